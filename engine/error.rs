@@ -1,0 +1,58 @@
+//! The engine's error: what was expected, what was found, what to do.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Result of every fallible function of the engine.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong, by who can mend it. The text of each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be opened, read or written.
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    /// The bytes are not a well-formed GGUF file.
+    #[error("not a usable GGUF file: {0}")]
+    Gguf(String),
+    /// The file is well-formed but describes no model this engine runs.
+    #[error("unsupported model: {0}")]
+    Model(String),
+    /// The vocabulary or the chat template is missing or malformed.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+    /// A request that cannot be served as asked: an option out of range, a prompt that is too long.
+    #[error("{0}")]
+    Request(String),
+    /// Weights, KV pages or workspace do not fit.
+    #[error("not enough memory: {0}")]
+    Memory(String),
+    /// The GPU, its driver or one of its libraries.
+    #[error("device: {0}")]
+    Device(String),
+    /// Standard output was closed by its reader; the program ends quietly.
+    #[error("standard output was closed")]
+    ClosedPipe,
+}
+
+impl Error {
+    /// An [`Error::Io`] that names its file.
+    pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        Self::Io { path: path.as_ref().to_owned(), source }
+    }
+
+    /// The exit status of the program that ends with this error; README lists them.
+    ///
+    /// 0 success, 1 input or output failed, 2 the command line or the request is wrong (clap uses 2 too), 3 the
+    /// model file is unusable, 4 the device failed or is missing, 5 not enough memory, 130 interrupted.
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::ClosedPipe => 0,
+            Self::Io { .. } => 1,
+            Self::Request(_) => 2,
+            Self::Gguf(_) | Self::Model(_) | Self::Tokenizer(_) => 3,
+            Self::Device(_) => 4,
+            Self::Memory(_) => 5,
+        })
+    }
+}

@@ -1,0 +1,2 @@
+//! The program: exit code and error print.
+fn main() {}
