@@ -187,7 +187,7 @@ fn every_instruction_set_gives_the_same_bits() {
     for Golden { model, file, .. } in goldens() {
         let (config, weights) = load(&model);
         let mut expected: Option<Vec<f32>> = None;
-        for isa in Isa::available().into_iter().filter(|&isa| fused || isa != Isa::Portable) {
+        for isa in Isa::available().into_iter().filter(|&isa| fused || isa != Isa::PORTABLE) {
             let found = whole(&mut runner_of(&config, &weights, isa, Dtype::F32), &IDS);
             match &expected {
                 Some(expected) => assert_same(&format!("{file}, {isa:?}"), &found, expected),

@@ -60,7 +60,7 @@ pub fn attention(
                 out,
                 element: PhantomData,
             };
-            // SAFETY: `isa` was detected.
+            // SAFETY: the kernel demands nothing else; its slices are checked.
             unsafe { isa.run(head) }
         });
     };

