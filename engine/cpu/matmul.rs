@@ -115,7 +115,7 @@ impl<E: Element> Kernel for FewRows<'_, E> {
                         add: k > 0,
                     };
                     // SAFETY: x_rows rows of x and w_rows of the weight are there.
-                    unsafe { tile.run::<L, E>(x_rows, w_rows) };
+                    unsafe { tile.run::<L, E, true>(x_rows, w_rows) };
                     i += x_rows;
                 }
             }
@@ -190,7 +190,7 @@ impl Kernel for ManyRows<'_> {
                     add: self.k > 0,
                 };
                 // SAFETY: x_rows rows of x and w_rows of the scratch are there.
-                unsafe { tile.run::<L, super::simd::F32>(x_rows, w_rows) };
+                unsafe { tile.run::<L, super::simd::F32, false>(x_rows, w_rows) };
                 o += w_rows;
             }
             i += x_rows;
@@ -227,21 +227,22 @@ struct Tile {
 }
 
 impl Tile {
-    /// Picks the unrolled loop.
+    /// Picks the unrolled loop. With `PREFETCH` it asks for the next rows of the weight as it goes: the processor's own
+    /// prefetching stops at every page, which cost a fifth of the memory's bandwidth.
     #[inline(always)]
-    unsafe fn run<L: Lanes, E: Element>(&self, x_rows: usize, w_rows: usize) {
+    unsafe fn run<L: Lanes, E: Element, const PREFETCH: bool>(&self, x_rows: usize, w_rows: usize) {
         // SAFETY: the caller's: rows are there, `out` is this task's own.
         unsafe {
             match (x_rows, w_rows) {
-                (1, 4) => self.unrolled::<L, E, 1, 4>(),
-                (2, 4) => self.unrolled::<L, E, 2, 4>(),
-                (3, 4) => self.unrolled::<L, E, 3, 4>(),
-                (4, 4) => self.unrolled::<L, E, 4, 4>(),
-                (5, 4) => self.unrolled::<L, E, 5, 4>(),
-                (6, 4) => self.unrolled::<L, E, 6, 4>(),
-                (1, 2) => self.unrolled::<L, E, 1, 2>(),
-                (2, 2) => self.unrolled::<L, E, 2, 2>(),
-                (3, 2) => self.unrolled::<L, E, 3, 2>(),
+                (1, 4) => self.unrolled::<L, E, 1, 4, PREFETCH>(),
+                (2, 4) => self.unrolled::<L, E, 2, 4, PREFETCH>(),
+                (3, 4) => self.unrolled::<L, E, 3, 4, PREFETCH>(),
+                (4, 4) => self.unrolled::<L, E, 4, 4, PREFETCH>(),
+                (5, 4) => self.unrolled::<L, E, 5, 4, PREFETCH>(),
+                (6, 4) => self.unrolled::<L, E, 6, 4, PREFETCH>(),
+                (1, 2) => self.unrolled::<L, E, 1, 2, PREFETCH>(),
+                (2, 2) => self.unrolled::<L, E, 2, 2, PREFETCH>(),
+                (3, 2) => self.unrolled::<L, E, 3, 2, PREFETCH>(),
                 _ => {
                     for i in 0..x_rows {
                         let row = Tile {
@@ -249,7 +250,7 @@ impl Tile {
                             out: self.out.add(i * self.out_stride),
                             ..*self
                         };
-                        row.unrolled::<L, E, 1, 1>();
+                        row.unrolled::<L, E, 1, 1, PREFETCH>();
                     }
                 }
             }
@@ -257,7 +258,7 @@ impl Tile {
     }
 
     #[inline(always)]
-    unsafe fn unrolled<L: Lanes, E: Element, const X: usize, const W: usize>(&self) {
+    unsafe fn unrolled<L: Lanes, E: Element, const X: usize, const W: usize, const PREFETCH: bool>(&self) {
         // SAFETY: reads len values of X rows and W weights, the last ones through a padded copy; writes X * W sums.
         unsafe {
             let mut sums = [[L::splat(0.0); W]; X];
@@ -266,7 +267,11 @@ impl Tile {
             while k < whole {
                 let mut w = [L::splat(0.0); W];
                 for (j, w) in w.iter_mut().enumerate() {
-                    *w = E::load(self.w.add(j * self.w_stride + k * E::SIZE));
+                    let from = self.w.add(j * self.w_stride + k * E::SIZE);
+                    if PREFETCH {
+                        L::prefetch(from.wrapping_add(W * self.w_stride));
+                    }
+                    *w = E::load(from);
                 }
                 for (i, sums) in sums.iter_mut().enumerate() {
                     let x = L::load_f32(self.x.add(i * self.x_stride + k).cast());

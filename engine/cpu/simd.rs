@@ -95,6 +95,9 @@ pub trait Lanes: Copy {
     unsafe fn load_f16(from: *const u8) -> Self;
     unsafe fn load_bf16(from: *const u8) -> Self;
     unsafe fn store(self, to: *mut f32);
+    /// Asks for the cache line at `address`, which need not be valid.
+    #[inline(always)]
+    unsafe fn prefetch(_address: *const u8) {}
     /// `self * b + c`, rounded once.
     unsafe fn mul_add(self, b: Self, c: Self) -> Self;
     /// Folds 16 lanes to 8, 4, 2 and 1: `(j, j + 8)`, `(j, j + 4)`, then neighbours.
@@ -351,6 +354,11 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn prefetch(address: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+        }
+
+        #[inline(always)]
         unsafe fn mul_add(self, b: Self, c: Self) -> Self {
             unsafe { Self(_mm256_fmadd_ps(self.0, b.0, c.0), _mm256_fmadd_ps(self.1, b.1, c.1)) }
         }
@@ -390,6 +398,11 @@ mod x86 {
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
             unsafe { _mm512_storeu_ps(to, self.0) }
+        }
+
+        #[inline(always)]
+        unsafe fn prefetch(address: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
         }
 
         #[inline(always)]
