@@ -226,7 +226,7 @@ macro_rules! attention_decode_split {
         /// # Safety
         /// Grid and block are as above, arrays are as described, `partials` and `statistics` overlap nothing, all of them
         /// aligned to 16 bytes.
-        #[kernel(max_threads = 256)]
+        #[kernel(max_threads = 256, min_blocks = 3)]
         pub unsafe fn $name(
             num_attention_heads: u32,
             num_key_value_heads: u32,

@@ -105,7 +105,7 @@ macro_rules! attention_prefill {
         /// # Safety
         /// Grid and block are as above, arrays are as described, `out` overlaps nothing, all of them aligned to 16
         /// bytes.
-        #[kernel(max_threads = 128)]
+        #[kernel(max_threads = 128, min_blocks = 5)]
         pub unsafe fn $name(
             num_attention_heads: u32,
             num_key_value_heads: u32,

@@ -70,6 +70,9 @@ struct Tile {
     queries: Shared<f32>,
     /// `[TILED_WARPS, PAGE_SIZE, TILED_WARP_QUERIES]`: the weight of each key for each query.
     weights: Shared<f32>,
+    /// `[TILED_QUERIES]`: keys that each query sees. Here since in registers they, and what follows from them, would crowd out
+    /// accumulators.
+    num_keys: Shared<u32>,
 }
 
 /// # Safety
@@ -128,9 +131,10 @@ unsafe fn segment<E: Group<N>, const HEAD_DIM: usize, const N: usize>(
     let warp_first = first + warp_id * TILED_WARP_QUERIES;
     let queries = tile.queries.add(warp_id * TILED_WARP_QUERIES * HEAD_DIM as u32);
     let weights = tile.weights.add(warp_id * crate::PAGE_SIZE * TILED_WARP_QUERIES);
+    let num_keys = tile.num_keys.add(warp_id * TILED_WARP_QUERIES);
     // Where query `i` of the warp is in `q` and `out`.
-    let place = |i: usize| {
-        let query = warp_first + i as u32;
+    let place = |i: u32| {
+        let query = warp_first + i;
         let (row, head_of_group) = divide(query, heads_per_group);
         let head = key_value_head * heads_per_group + head_of_group;
         (row as usize * shape.num_attention_heads as usize + head as usize) * HEAD_DIM
@@ -141,34 +145,50 @@ unsafe fn segment<E: Group<N>, const HEAD_DIM: usize, const N: usize>(
     unsafe {
         // Nobody reads the last segment's queries any more: each warp has only its own.
         warp::sync_warp(warp::FULL_MASK);
-        let mut num_keys = [0; QUERIES];
-        let mut split_mask = [0; QUERIES];
-        each_query!(i => {
-            let query = warp_first + i as u32;
+        let mut i = 0;
+        while i < TILED_WARP_QUERIES {
+            let query = warp_first + i;
+            let mut seen = 0;
             if query < stop {
-                num_keys[i] = sequence.num_keys(divide(query, heads_per_group).0);
-                stage_query::<HEAD_DIM>(q.add(place(i)), queries.add((i * HEAD_DIM) as u32));
+                seen = sequence.num_keys(divide(query, heads_per_group).0);
+                stage_query::<HEAD_DIM>(q.add(place(i)), queries.add(i * HEAD_DIM as u32));
             }
-            split_mask[i] = super::split_pages(num_keys[i]) - 1;
-        });
+            if lane == 0 {
+                num_keys.set(i, seen);
+            }
+            i += 1;
+        }
+        // What the warp's last query sees is the most.
+        let warp_keys = if warp_first < stop {
+            let last = (warp_first + TILED_WARP_QUERIES).min(stop) - 1;
+            sequence.num_keys(divide(last, heads_per_group).0)
+        } else {
+            0
+        };
         let mut partials = [Partial::<N>::EMPTY; QUERIES];
         let mut merged = [Merged::<N>::EMPTY; QUERIES];
 
         // The last row sees the most keys.
         let all_keys = sequence.num_keys(divide(stop - 1, heads_per_group).0);
-        let mut page = 0;
-        while page * crate::PAGE_SIZE < all_keys {
+        let mut first_key = 0;
+        while first_key < all_keys {
+            let page = first_key / crate::PAGE_SIZE;
             let start = sequence.page_offset(page, shape.num_key_value_heads, key_value_head, HEAD_DIM);
-            let first_key = page * crate::PAGE_SIZE;
             thread::sync_threads();
             tile.load_page::<E, HEAD_DIM>(k_pages.add(start), v_pages.add(start), all_keys - first_key);
             thread::sync_threads();
+
+            first_key += crate::PAGE_SIZE;
+            // The same in all lanes of the warp; it still comes to the barriers above for every page.
+            if page * crate::PAGE_SIZE >= warp_keys {
+                continue;
+            }
 
             // Lane `i` takes key `i`, for all queries of the warp.
             let scores = tile.scores::<E, HEAD_DIM>(queries);
             let mut key_weights = [0.0; QUERIES];
             each_query!(i => {
-                let seen = first_key + lane < num_keys[i];
+                let seen = page * crate::PAGE_SIZE + lane < num_keys.get(i as u32);
                 let score = if seen { scores[i].value() } else { f32::NEG_INFINITY };
                 key_weights[i] = partials[i].add_scores(score);
             });
@@ -190,10 +210,8 @@ unsafe fn segment<E: Group<N>, const HEAD_DIM: usize, const N: usize>(
                 });
             });
 
-            page += 1;
             each_query!(i => {
-                // The same in every lane.
-                if page & split_mask[i] == 0 {
+                if (page + 1) & (super::split_pages(num_keys.get(i as u32)) - 1) == 0 {
                     merged[i].take(&mut partials[i]);
                 }
             });
@@ -201,7 +219,7 @@ unsafe fn segment<E: Group<N>, const HEAD_DIM: usize, const N: usize>(
         each_query!(i => {
             merged[i].take(&mut partials[i]);
             if warp_first + (i as u32) < stop {
-                E::store_group(out.add(place(i) + lane as usize * N), merged[i].output());
+                E::store_group(out.add(place(i as u32) + lane as usize * N), merged[i].output());
             }
         });
     }
@@ -266,7 +284,7 @@ impl Tile {
 }
 
 macro_rules! attention_prefill_tiled {
-    ($($element:ident $size:literal: $($head_dim:literal $name:ident $plain:ident),*;)*) => { $($(
+    ($($element:ident $size:literal: $($head_dim:literal $min_blocks:literal $name:ident $plain:ident),*;)*) => { $($(
         #[doc = concat!("As [`", stringify!($plain), "`](super::prefill::", stringify!($plain), "), with the same bits, a tile of queries a block: each page of K and V is")]
         /// read from global memory once for 32 queries, and from shared memory once for 8.
         ///
@@ -279,7 +297,7 @@ macro_rules! attention_prefill_tiled {
         ///
         /// # Safety
         #[doc = concat!("As for [`", stringify!($plain), "`](super::prefill::", stringify!($plain), "), with this grid and block.")]
-        #[kernel(max_threads = 128)]
+        #[kernel(max_threads = 128, min_blocks = $min_blocks)]
         pub unsafe fn $name(
             num_tokens: u32,
             num_attention_heads: u32,
@@ -302,6 +320,7 @@ macro_rules! attention_prefill_tiled {
                 v: shared_array![[u32; 4]; 32 * $head_dim * $size / 16],
                 queries: shared_array![f32; TILED_QUERIES as usize * $head_dim],
                 weights: shared_array![f32; 32 * TILED_QUERIES as usize],
+                num_keys: shared_array![u32; TILED_QUERIES as usize],
             };
             // SAFETY: the kernel's own contract.
             unsafe { tiled::<$element, $head_dim, { $head_dim / 32 }>(&shape, &rows, q, k_pages, v_pages, out, tile) }
@@ -310,8 +329,8 @@ macro_rules! attention_prefill_tiled {
 }
 
 attention_prefill_tiled! {
-    f16 2: 64 attention_prefill_f16_tiled_h64 attention_prefill_f16_plain_h64,
-        128 attention_prefill_f16_tiled_h128 attention_prefill_f16_plain_h128;
-    bf16 2: 64 attention_prefill_bf16_tiled_h64 attention_prefill_bf16_plain_h64,
-        128 attention_prefill_bf16_tiled_h128 attention_prefill_bf16_plain_h128;
+    f16 2: 64 4 attention_prefill_f16_tiled_h64 attention_prefill_f16_plain_h64,
+        128 3 attention_prefill_f16_tiled_h128 attention_prefill_f16_plain_h128;
+    bf16 2: 64 4 attention_prefill_bf16_tiled_h64 attention_prefill_bf16_plain_h64,
+        128 3 attention_prefill_bf16_tiled_h128 attention_prefill_bf16_plain_h128;
 }
