@@ -78,18 +78,19 @@ unsafe fn vec4<E: crate::vector::Group<4>>(
 
 macro_rules! add_rms_norm {
     ($($element:ident: $plain:ident, $vec4:ident;)*) => { $(
-        /// `x += delta`, in place, then `out = x / sqrt(mean(x²) + eps) * weight`, row by row: one pass over the residual
-        /// stream instead of two.
+        /// `x += delta`, in place, then `out = x / sqrt(mean(x²) + eps) * weight`, row by row: one pass over
+        /// the residual stream instead of two.
         ///
         /// - `delta`: f32 `[num_rows, hidden_size]`
         /// - `weight`: f32 `[hidden_size]`
         /// - `x`: f32 `[num_rows, hidden_size]`
         #[doc = concat!("- `out`: ", stringify!($element), " `[num_rows, hidden_size]`")]
         ///
-        /// The same bits as the addition followed by `rms_norm`'s variant of the same name: same thread mapping, same order of the sum.
+        /// The same bits as the addition followed by `rms_norm`'s variant of the same name: same thread
+        /// mapping, same order of the sum.
         ///
-        /// Grid `[num_rows, 1, 1]`, exact: one block a row; block `[BLOCK_SIZE, 1, 1]`. Thread `t` takes columns `t`, `t + BLOCK_SIZE`, ….
-        /// Any `hidden_size`.
+        /// Grid `[num_rows, 1, 1]`, exact: one block a row; block `[BLOCK_SIZE, 1, 1]`. Thread `t` takes
+        /// columns `t`, `t + BLOCK_SIZE`, …. Any `hidden_size`.
         ///
         /// # Safety
         /// Grid and block are as above, arrays have these lengths and do not overlap.
@@ -108,8 +109,8 @@ macro_rules! add_rms_norm {
 
         #[doc = concat!("As [`", stringify!($plain), "`], thread `t` taking columns `4t .. 4t + 4`, …: loads of 16 bytes, a quarter of the instructions.")]
         ///
-        /// The order of the sum is another than the plain variant's, so results may differ in the last bit: choose by `hidden_size`,
-        /// never by the number of rows.
+        /// The order of the sum is another than the plain variant's, so results may differ in the last bit:
+        /// choose by `hidden_size`, never by the number of rows.
         ///
         /// # Safety
         #[doc = concat!("As for [`", stringify!($plain), "`]; `hidden_size` is a multiple of 4 and all pointers are aligned to 16 bytes.")]

@@ -5,8 +5,8 @@
 //! kernel's documentation states the grid and block that it needs; block and tile sizes are constants here, which
 //! the launch wrappers read.
 //!
-//! Matrices are row-major. Indices of rows and columns are u32; offsets of elements are 64 bits, since a vocabulary times a hidden size
-//! comes near 2^32.
+//! Matrices are row-major. Indices of rows and columns are u32; offsets of elements are 64 bits, since a
+//! vocabulary times a hidden size comes near 2^32.
 #![no_std]
 
 pub mod add;

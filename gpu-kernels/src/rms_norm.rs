@@ -81,8 +81,8 @@ macro_rules! rms_norm {
         /// f32 throughout, rounded once at the end. The sum of squares has a fixed order that depends on
         /// `hidden_size` alone: each thread adds its columns from left to right, then butterflies over the block.
         ///
-        /// Grid `[num_rows, 1, 1]`, exact: one block a row; block `[BLOCK_SIZE, 1, 1]`. Thread `t` takes columns `t`, `t + BLOCK_SIZE`, ….
-        /// Any `hidden_size`.
+        /// Grid `[num_rows, 1, 1]`, exact: one block a row; block `[BLOCK_SIZE, 1, 1]`. Thread `t` takes
+        /// columns `t`, `t + BLOCK_SIZE`, …. Any `hidden_size`.
         ///
         /// # Safety
         /// Grid and block are as above, arrays have these lengths, `out` overlaps nothing.
@@ -94,8 +94,8 @@ macro_rules! rms_norm {
 
         #[doc = concat!("As [`", stringify!($plain), "`], thread `t` taking columns `4t .. 4t + 4`, …: loads of 16 bytes, a quarter of the instructions.")]
         ///
-        /// The order of the sum is another than the plain variant's, so results may differ in the last bit: choose by `hidden_size`,
-        /// never by the number of rows.
+        /// The order of the sum is another than the plain variant's, so results may differ in the last bit:
+        /// choose by `hidden_size`, never by the number of rows.
         ///
         /// # Safety
         #[doc = concat!("As for [`", stringify!($plain), "`]; `hidden_size` is a multiple of 4 and all pointers are aligned to 16 bytes.")]

@@ -5,13 +5,13 @@ use cuda_std::prelude::*;
 /// Threads of a block.
 pub const BLOCK_SIZE: u32 = 256;
 
-/// Rotates every head of every row by its position, in place. With `h = head_dim / 2`, `p = positions[row]` and `j < h`:
-/// `(x[j], x[j + h]) = (x[j] cos[p, j] - x[j + h] sin[p, j], x[j + h] cos[p, j] + x[j] sin[p, j])`
-/// (Su et al. 2021, "RoFormer", in the rotate-half form of GPT-NeoX that Qwen2 uses).
+/// Rotates every head of every row by its position, in place. With `h = head_dim / 2`, `p = positions[row]` and
+/// `j < h`: `(x[j], x[j + h]) = (x[j] cos[p, j] - x[j + h] sin[p, j], x[j + h] cos[p, j] + x[j] sin[p, j])` (Su
+/// et al. 2021, "RoFormer", in the rotate-half form of GPT-NeoX that Qwen2 uses).
 ///
 /// - `positions`: u32 `[num_tokens]`, each below `max_positions`
-/// - `cos`, `sin`: f32 `[max_positions, head_dim / 2]`, of the angles `p * rope_theta^(-2j / head_dim)`; a table made in
-///   higher precision on the host, so that large positions lose nothing here
+/// - `cos`, `sin`: f32 `[max_positions, head_dim / 2]`, of the angles `p * rope_theta^(-2j / head_dim)`; a
+///   table made in higher precision on the host, so that large positions lose nothing here
 /// - `x`: f32 `[num_tokens, num_heads * head_dim]`
 ///
 /// Grid `[num_tokens, ceil(num_heads * head_dim / 2 / BLOCK_SIZE), 1]`, exact in the rows; block

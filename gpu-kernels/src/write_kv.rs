@@ -45,7 +45,8 @@ macro_rules! write_kv {
         /// `[BLOCK_SIZE, 1, 1]`. One thread an element of K and the same of V; a head's values stay neighbours.
         ///
         /// # Safety
-        /// Grid and block are as above, arrays have these lengths and do not overlap, slots are in range and different.
+        /// Grid and block are as above, arrays have these lengths and do not overlap, slots are in range and
+        /// different.
         #[kernel]
         pub unsafe fn $name(
             num_key_value_heads: u32,

@@ -43,8 +43,8 @@ struct Stage {
 }
 
 /// # Safety
-/// As for the kernels. `stage` has room for `PAGES` pages of K with padded rows and of V, and `MAX_WARPS` queries; `N` is
-/// `HEAD_DIM / 32`.
+/// As for the kernels. `stage` has room for `PAGES` pages of K with padded rows and of V, and `MAX_WARPS`
+/// queries; `N` is `HEAD_DIM / 32`.
 #[device]
 #[inline(always)]
 unsafe fn split<E: Group<N>, const HEAD_DIM: usize, const N: usize, const PAGES: u32>(
@@ -64,8 +64,9 @@ unsafe fn split<E: Group<N>, const HEAD_DIM: usize, const N: usize, const PAGES:
     let row = shape.first_row + thread::block_idx_x();
     let key_value_head = thread::block_idx_y();
     let split = thread::block_idx_z();
-    // SAFETY: the grid has one row of blocks a row of the batch; all reads and writes stay in the arrays that the kernel
-    // is given. Every return and every loop with a barrier in it depends only on what all threads of the block share.
+    // SAFETY: the grid has one row of blocks a row of the batch; all reads and writes stay in the arrays that
+    // the kernel is given. Every return and every loop with a barrier in it depends only on what all threads of
+    // the block share.
     unsafe {
         let sequence = rows.sequence_of(row);
         if sequence.num_rows() > shape.max_rows {
@@ -208,24 +209,26 @@ macro_rules! attention_decode_split {
         /// A merge kernel puts them together.
         ///
         #[doc = concat!("Arrays, arithmetic and idea: see the [module](super). K and V pages are ", stringify!($element), ". Computes the rows")]
-        /// `first_row .. first_row + grid.x`, except those of sequences that have more than `max_rows` rows in the batch:
-        /// `u32::MAX` computes all, 1 leaves longer sequences to the prefill kernels.
+        /// `first_row .. first_row + grid.x`, except those of sequences that have more than `max_rows` rows in
+        /// the batch: `u32::MAX` computes all, 1 leaves longer sequences to the prefill kernels.
         ///
-        /// - `num_splits`: third dimension of the grid and of the workspace, at least [`num_splits`](super::num_splits) of each row, which
-        ///   [`max_splits`](super::max_splits) of the longest sequence is
-        /// - `partials`: f32 `[grid.x, num_attention_heads, num_splits, head_dim]`, each split's weighted sum of values
-        /// - `statistics`: f32 `[grid.x, num_attention_heads, num_splits, 2]`, each split's largest score (to the base 2) and sum of
-        ///   weights
+        /// - `num_splits`: third dimension of the grid and of the workspace, at least
+        ///   [`num_splits`](super::num_splits) of each row, which [`max_splits`](super::max_splits) of the
+        ///   longest sequence is
+        /// - `partials`: f32 `[grid.x, num_attention_heads, num_splits, head_dim]`, each split's weighted sum
+        ///   of values
+        /// - `statistics`: f32 `[grid.x, num_attention_heads, num_splits, 2]`, each split's largest score (to
+        ///   the base 2) and sum of weights
         ///
         /// Splits that a row does not have are left as they were.
         ///
-        /// Grid `[rows, num_key_value_heads, num_splits]`, block `[32 * split_warps(num_attention_heads / num_key_value_heads), 1, 1]`. A block
-        /// reads its K and V once, into shared memory, for all query heads that share them; each warp takes one of
-        /// these heads, as in the plain prefill kernel.
+        /// Grid `[rows, num_key_value_heads, num_splits]`, block `[32 * split_warps(num_attention_heads /
+        /// num_key_value_heads), 1, 1]`. A block reads its K and V once, into shared memory, for all query
+        /// heads that share them; each warp takes one of these heads, as in the plain prefill kernel.
         ///
         /// # Safety
-        /// Grid and block are as above, arrays are as described, `partials` and `statistics` overlap nothing, all of them
-        /// aligned to 16 bytes.
+        /// Grid and block are as above, arrays are as described, `partials` and `statistics` overlap nothing,
+        /// all of them aligned to 16 bytes.
         #[kernel(max_threads = 256, min_blocks = 3)]
         pub unsafe fn $name(
             num_attention_heads: u32,
@@ -308,8 +311,8 @@ macro_rules! attention_decode_merge {
         /// Puts the splits of the split kernels together, in order: the attention of rows.
         ///
         #[doc = concat!("`out`: ", stringify!($element), " `[num_tokens, num_attention_heads * head_dim]`, of which the rows `first_row .. first_row + grid.x`")]
-        /// are written, except those of sequences that have more than `max_rows` rows in the batch. Everything else is
-        /// as it was for the split kernel; any head_dim.
+        /// are written, except those of sequences that have more than `max_rows` rows in the batch. Everything
+        /// else is as it was for the split kernel; any head_dim.
         ///
         /// Grid `[rows, num_attention_heads, 1]`, block `[head_dim, 1, 1]`: a thread a dimension.
         ///

@@ -99,8 +99,9 @@ macro_rules! attention_prefill {
         /// f32 in between, rounded once. Rows of sequences that have fewer than `min_rows` rows in the batch are
         /// skipped: 1 computes all, 2 leaves single rows to the decode kernels.
         ///
-        /// Grid `[num_tokens, ceil(num_attention_heads / WARPS), 1]`, exact in the rows; block `[BLOCK_SIZE, 1, 1]`. A warp computes one head of one
-        /// row, a page at a time: for the scores lane `i` takes key `i`, for the values `head_dim / 32` dimensions.
+        /// Grid `[num_tokens, ceil(num_attention_heads / WARPS), 1]`, exact in the rows; block `[BLOCK_SIZE, 1,
+        /// 1]`. A warp computes one head of one row, a page at a time: for the scores lane `i` takes key `i`,
+        /// for the values `head_dim / 32` dimensions.
         ///
         /// # Safety
         /// Grid and block are as above, arrays are as described, `out` overlaps nothing, all of them aligned to 16

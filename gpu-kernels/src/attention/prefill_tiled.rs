@@ -26,8 +26,8 @@ pub const TILED_BLOCK_SIZE: u32 = 32 * TILED_WARPS;
 #[device]
 const QUERIES: usize = TILED_WARP_QUERIES as usize;
 
-/// Repeats a block with `$i` = 0, 1, …, 7: one copy for each query of a warp. What is indexed by `$i` must be in registers, and
-/// the compiler does not unroll a loop as long as these.
+/// Repeats a block with `$i` = 0, 1, …, 7: one copy for each query of a warp. What is indexed by `$i` must be
+/// in registers, and the compiler does not unroll a loop as long as these.
 #[cfg(target_arch = "nvptx64")]
 macro_rules! each_query {
     ($i:ident => $body:block) => {
@@ -70,8 +70,8 @@ struct Tile {
     queries: Shared<f32>,
     /// `[TILED_WARPS, PAGE_SIZE, TILED_WARP_QUERIES]`: the weight of each key for each query.
     weights: Shared<f32>,
-    /// `[TILED_QUERIES]`: keys that each query sees. Here since in registers they, and what follows from them, would crowd out
-    /// accumulators.
+    /// `[TILED_QUERIES]`: keys that each query sees. Here since in registers they, and what follows from them,
+    /// would crowd out accumulators.
     num_keys: Shared<u32>,
 }
 
@@ -233,8 +233,8 @@ impl Tile {
         (((bytes + PADDING) / 16) as u32, (bytes / 16) as u32)
     }
 
-    /// Copies the first `keys` rows of a page; the threads of the block share the work. The rest becomes zero, since what weighs 0
-    /// must not be NaN.
+    /// Copies the first `keys` rows of a page; the threads of the block share the work. The rest becomes zero,
+    /// since what weighs 0 must not be NaN.
     ///
     /// # Safety
     /// `k` and `v` lead to a page, aligned to 16 bytes; barriers keep readers away.
@@ -288,12 +288,13 @@ macro_rules! attention_prefill_tiled {
         #[doc = concat!("As [`", stringify!($plain), "`](super::prefill::", stringify!($plain), "), with the same bits, a tile of queries a block: each page of K and V is")]
         /// read from global memory once for 32 queries, and from shared memory once for 8.
         ///
-        /// Query `t * heads_per_group + h` is head `h` of the group in row `t`, with `heads_per_group = num_attention_heads / num_key_value_heads`;
-        /// a tile is [`TILED_QUERIES`] of them in a row, whatever sequences they belong to. Below 2^32 in all.
+        /// Query `t * heads_per_group + h` is head `h` of the group in row `t`, with `heads_per_group =
+        /// num_attention_heads / num_key_value_heads`; a tile is [`TILED_QUERIES`] of them in a row, whatever
+        /// sequences they belong to. Below 2^32 in all.
         ///
-        /// Grid `[ceil(num_tokens * heads_per_group / TILED_QUERIES), num_key_value_heads, 1]`, exact; block `[TILED_BLOCK_SIZE, 1, 1]`. A warp
-        /// takes [`TILED_WARP_QUERIES`] queries, a page at a time: for the scores lane `i` takes key `i` against all of
-        /// them, for the values `head_dim / 32` dimensions.
+        /// Grid `[ceil(num_tokens * heads_per_group / TILED_QUERIES), num_key_value_heads, 1]`, exact; block
+        /// `[TILED_BLOCK_SIZE, 1, 1]`. A warp takes [`TILED_WARP_QUERIES`] queries, a page at a time: for the
+        /// scores lane `i` takes key `i` against all of them, for the values `head_dim / 32` dimensions.
         ///
         /// # Safety
         #[doc = concat!("As for [`", stringify!($plain), "`](super::prefill::", stringify!($plain), "), with this grid and block.")]
