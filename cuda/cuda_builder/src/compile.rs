@@ -1,0 +1,121 @@
+//! The inner cargo run: a kernel crate and its dependencies, for the device.
+
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::{Error, NvvmArch, TARGET, process, toolchain::Toolchain};
+
+/// What one run of the inner cargo needs.
+pub(crate) struct Compilation<'a> {
+    pub toolchain: &'a Toolchain,
+    pub sysroot: &'a Path,
+    pub manifest: &'a Path,
+    pub arch: NvvmArch,
+    pub flags: &'a [String],
+    pub line_info: bool,
+    pub target_dir: &'a Path,
+    pub build_args: &'a [String],
+}
+
+impl Compilation<'_> {
+    /// Compiles the crate and leaves its PTX, complete and not yet post-processed, in `ptx`.
+    pub fn run(&self, ptx: &Path) -> Result<(), Error> {
+        let mut cargo = self.cargo("rustc");
+        cargo.args(["--lib", "--crate-type", "cdylib", "--release", "--target", TARGET]);
+        cargo.arg("--target-dir").arg(self.target_dir);
+        // The profile is the builder's, whatever the workspace says about its host code.
+        let debug = if self.line_info { "line-tables-only" } else { "none" };
+        for setting in [
+            format!("debug=\"{debug}\""),
+            "strip=\"none\"".into(),
+            "opt-level=3".into(),
+            "lto=\"fat\"".into(),
+            "codegen-units=1".into(),
+            "panic=\"abort\"".into(),
+            "debug-assertions=false".into(),
+            "overflow-checks=false".into(),
+            "incremental=false".into(),
+        ] {
+            cargo.arg("--config").arg(format!("profile.release.{setting}"));
+        }
+        cargo.args(self.build_args);
+        // A linker that does nothing: LTO leaves one complete module, and its assembly is what is wanted.
+        cargo.args(["--", "-Clinker=true"]);
+        let mut emit = OsString::from("--emit=link=ignored,asm=");
+        emit.push(ptx);
+        cargo.arg(emit);
+        let output = process::output(&mut cargo)?;
+        if output.status.success() && ptx.is_file() {
+            return Ok(());
+        }
+        Err(Error::Kernels {
+            manifest: self.manifest.to_path_buf(),
+            arch: self.arch.target_cpu().into(),
+            output: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
+    /// The folders of the kernel crate and of every crate that it reaches by a path, macros included.
+    pub fn local_packages(&self) -> Vec<PathBuf> {
+        let mut cargo = self.cargo("tree");
+        cargo.args(["--target", TARGET, "--edges", "normal,build", "--prefix", "none", "--format", "{p}"]);
+        match process::stdout(&mut cargo) {
+            Ok(tree) => local_folders(&tree),
+            Err(_) => self.manifest.parent().map(Path::to_path_buf).into_iter().collect(),
+        }
+    }
+
+    fn cargo(&self, subcommand: &str) -> Command {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut command = self.toolchain.command(Path::new(&cargo));
+        for (name, _) in std::env::vars_os() {
+            if name.to_str().is_some_and(belongs_to_outer_build) {
+                command.env_remove(name);
+            }
+        }
+        let mut rustflags = self.flags.to_vec();
+        rustflags.push(format!("--sysroot={}", self.sysroot.display()));
+        command
+            .env("RUSTC", &self.toolchain.rustc)
+            .env("RUSTC_BOOTSTRAP", "1")
+            // Empty means none, also where a configuration file names one.
+            .env("RUSTC_WRAPPER", "")
+            .env("RUSTC_WORKSPACE_WRAPPER", "")
+            .env("CARGO_ENCODED_RUSTFLAGS", rustflags.join("\u{1f}"))
+            .arg(subcommand)
+            .arg("--manifest-path")
+            .arg(self.manifest);
+        command
+    }
+}
+
+/// Whether a variable describes the build that the build script is part of, and would mislead another one.
+///
+/// Kept are the settings of the user and the machine: where cargo's home is, how to reach the network, the jobserver.
+fn belongs_to_outer_build(name: &str) -> bool {
+    let kept = ["CARGO_HOME", "CARGO_MAKEFLAGS", "CARGO_INSTALL_ROOT"].contains(&name)
+        || ["CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTR", "CARGO_TERM_"]
+            .iter()
+            .any(|kept| name.starts_with(kept));
+    let cargo = ["CARGO", "RUSTFLAGS", "RUSTC", "RUSTDOC", "CLIPPY_", "DEP_"];
+    let script = ["TARGET", "HOST", "NUM_JOBS", "OPT_LEVEL", "PROFILE", "DEBUG", "OUT_DIR", "SYSROOT"];
+    !kept && (cargo.iter().any(|prefix| name.starts_with(prefix)) || script.contains(&name))
+}
+
+/// The folders in lines such as `gpu-kernels v0.1.0 (/path)` and `macros v0.1.0 (proc-macro) (/path) (*)`.
+fn local_folders(tree: &str) -> Vec<PathBuf> {
+    let mut folders: Vec<PathBuf> = tree
+        .lines()
+        .filter_map(|line| {
+            let start = line.find(" (/")? + 2;
+            let end = start + line[start..].rfind(if line.ends_with(" (*)") { ") (*)" } else { ")" })?;
+            Some(PathBuf::from(&line[start..end]))
+        })
+        .collect();
+    folders.sort();
+    folders.dedup();
+    folders
+}
