@@ -119,3 +119,44 @@ fn local_folders(tree: &str) -> Vec<PathBuf> {
     folders.dedup();
     folders
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn local_crates_are_found_in_the_dependency_tree() {
+        let tree = "\
+gpu-kernels v0.1.0 (/w/gpu kernels)
+cuda_std v0.1.0 (/w/cuda/cuda_std)
+half v2.7.1
+cuda_std_macros v0.1.0 (proc-macro) (/w/cuda/cuda_std_macros)
+syn v2.0.0
+cuda_std v0.1.0 (/w/cuda/cuda_std) (*)
+";
+        let expected = ["/w/cuda/cuda_std", "/w/cuda/cuda_std_macros", "/w/gpu kernels"].map(PathBuf::from);
+        assert_eq!(local_folders(tree), expected);
+    }
+
+    #[test]
+    fn the_outer_build_does_not_leak_into_the_inner_one() {
+        for name in [
+            "RUSTFLAGS",
+            "CARGO_ENCODED_RUSTFLAGS",
+            "CARGO_BUILD_TARGET",
+            "CARGO_PROFILE_RELEASE_LTO",
+            "RUSTC_WORKSPACE_WRAPPER",
+            "CLIPPY_ARGS",
+            "CARGO_FEATURE_GPU_TESTS",
+            "OUT_DIR",
+            "TARGET",
+        ] {
+            assert!(belongs_to_outer_build(name), "{name}");
+        }
+        for name in
+            ["CARGO_HOME", "CARGO_MAKEFLAGS", "CARGO_HTTP_PROXY", "CARGO_NET_OFFLINE", "RUSTUP_HOME", "PATH"]
+        {
+            assert!(!belongs_to_outer_build(name), "{name}");
+        }
+    }
+}
