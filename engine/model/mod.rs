@@ -4,6 +4,7 @@
 //! [`Ops`] and is the only [`Runner`]; the scheduler and the commands know `Box<dyn Runner>` and no device.
 
 pub mod check;
+pub mod open;
 pub mod qwen2;
 pub mod rope;
 
@@ -95,7 +96,7 @@ impl<O: Ops> ModelRunner<O> {
         config: &Config,
         ops_config: &OpsConfig,
         layout: KvLayout,
-        progress: &mut dyn FnMut(usize, usize),
+        progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
         let expected = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim);
         let found = (layout.num_layers, layout.num_key_value_heads, layout.head_dim);
