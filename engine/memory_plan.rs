@@ -1,6 +1,5 @@
 //! How much memory a model takes and how many KV pages what is left can hold: arithmetic alone, for both devices.
 
-use crate::batch::BatchLimits;
 use crate::config::Config;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -13,7 +12,8 @@ const MIB: f64 = 1024.0 * 1024.0;
 pub struct MemoryRequest {
     /// Weights as they lie on the device; 0 where they stay in the file's memory map.
     pub weights: usize,
-    /// Everything a step writes besides the KV cache: [`workspace_bytes`] and what the device adds.
+    /// Everything a step writes besides the KV cache: [`crate::model::qwen2::workspace_bytes`] and what the device
+    /// adds.
     pub workspace: usize,
     /// K and V of one page in all layers: [`KvLayout::page_bytes`].
     pub page_bytes: usize,
@@ -71,24 +71,6 @@ pub fn plan(free: usize, fraction: f64, request: &MemoryRequest) -> Result<Memor
     }
     let num_pages = fitting.min(pages_per_sequence.saturating_mul(max_num_sequences.max(1)));
     Ok(MemoryPlan { budget, weights, workspace, num_pages, kv_cache: num_pages * page_bytes })
-}
-
-/// Bytes of the work buffers of [`crate::model::qwen2`], of the batch's index arrays and of the RoPE table.
-/// `activation` is the format that matrix products read.
-pub fn workspace_bytes(
-    config: &Config,
-    limits: &BatchLimits,
-    max_model_len: usize,
-    activation: Dtype,
-) -> usize {
-    let Config { hidden_size, intermediate_size, vocab_size, head_dim, .. } = *config;
-    let (q, kv) = (config.q_size(), config.kv_size());
-    let BatchLimits { max_num_tokens: n, max_num_sequences: sequences, max_num_logits: logits, max_blocks } =
-        *limits;
-    let tensors = n * (2 * hidden_size + q + 2 * kv + 2 * intermediate_size) + logits * (hidden_size + vocab_size);
-    let activations = n * (hidden_size + q + intermediate_size) + logits * hidden_size;
-    let indices = 4 * n + 2 * sequences + 1 + sequences * max_blocks + logits;
-    4 * (tensors + indices + max_model_len * head_dim) + activation.size() * activations
 }
 
 /// The layout of a cache of `num_pages` pages for `config`.

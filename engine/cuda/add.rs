@@ -21,7 +21,11 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
     Variant {
         name: "vec4",
         eligible: |case| {
-            if case.count.is_multiple_of(4) { Ok(()) } else { Err("the number of values is not a multiple of 4") }
+            if case.count.is_multiple_of(4) {
+                Ok(())
+            } else {
+                Err("the number of values is not a multiple of 4")
+            }
         },
         // SAFETY: buffers are aligned to 256 bytes; any grid does.
         launch: |device, case| unsafe {

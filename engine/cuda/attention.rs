@@ -250,7 +250,9 @@ unsafe fn launch_split(
     let heads = case.num_attention_heads;
     let rows_at_once = case.places / (num_splits.max(1) as usize * heads as usize);
     if rows_at_once == 0 {
-        return Err(Error::Request(format!("{OP}: {max_keys} keys are more than the workspace was made for")));
+        return Err(Error::Request(format!(
+            "{OP}: {max_keys} keys are more than the workspace was made for"
+        )));
     }
     let warps = split_warps(heads / case.num_key_value_heads);
     let &Case { sequence_of_token, query_start, kv_len, block_table, partials, statistics, .. } = case;
@@ -420,8 +422,12 @@ mod tests {
 
     #[test]
     fn the_workspace_holds_a_row_of_the_longest_sequence_and_stays_small() {
-        let limits =
-            BatchLimits { max_num_tokens: 8192, max_num_sequences: 256, max_num_logits: 256, max_blocks: 1024 };
+        let limits = BatchLimits {
+            max_num_tokens: 8192,
+            max_num_sequences: 256,
+            max_num_logits: 256,
+            max_blocks: 1024,
+        };
         for (heads, head_dim, max_model_len) in [(14, 64, 32_768), (28, 128, 131_072), (2, 64, 33)] {
             let row = max_splits(max_model_len as u32) as usize * heads;
             assert!(places(&limits, max_model_len, heads, head_dim) >= row);

@@ -186,7 +186,9 @@ impl Shape {
         ];
         for (name, found, expected) in lengths {
             if found != expected {
-                return Err(Error::Request(format!("batch: {name} has {found} entries instead of {expected}")));
+                return Err(Error::Request(format!(
+                    "batch: {name} has {found} entries instead of {expected}"
+                )));
             }
         }
         for s in 0..sequences {
@@ -257,7 +259,8 @@ mod tests {
 
     /// One row, two rows, one row, one row.
     fn batch() -> Batch {
-        let row = |position, pages| SequenceRows { tokens: &[9], position, pages, logits: WantedLogits::Last };
+        let row =
+            |position, pages| SequenceRows { tokens: &[9], position, pages, logits: WantedLogits::Last };
         Batch::new(&[
             row(33, &[3, 1]),
             SequenceRows { tokens: &[4, 5], position: 0, pages: &[2], logits: WantedLogits::None },

@@ -6,8 +6,8 @@ use super::memory::DeviceBuffer;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use gpu_kernels::convert::{
-    BLOCK_SIZE, convert_bf16_f16_plain, convert_bf16_f32_plain, convert_f16_bf16_plain, convert_f16_f32_plain,
-    convert_f32_bf16_plain, convert_f32_f16_plain,
+    BLOCK_SIZE, convert_bf16_f16_plain, convert_bf16_f32_plain, convert_f16_bf16_plain,
+    convert_f16_f32_plain, convert_f32_bf16_plain, convert_f32_f16_plain,
 };
 
 /// Queues `out = x` for `count` values of two different formats, each rounded to the nearest.

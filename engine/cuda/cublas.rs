@@ -49,7 +49,11 @@ impl Cublas {
         unsafe {
             check(sys::cublasSetStream_v2(handle, device.stream().cast()), "setting cuBLAS's stream")?;
             check(
-                sys::cublasSetWorkspace_v2(handle, ptr::with_exposed_provenance_mut(address as usize), WORKSPACE_BYTES),
+                sys::cublasSetWorkspace_v2(
+                    handle,
+                    ptr::with_exposed_provenance_mut(address as usize),
+                    WORKSPACE_BYTES,
+                ),
                 "setting cuBLAS's workspace",
             )?;
             // f32 stays f32 (no TF32), and sums of f16 and bf16 products stay f32 until the end.

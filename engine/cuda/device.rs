@@ -156,7 +156,8 @@ impl Device {
             unsafe { driver::cuStreamCreate(&mut stream, driver::STREAM_NON_BLOCKING) },
             "creating a stream",
         )?;
-        let mut device = Self { info, module: ptr::null_mut(), stream, functions: RefCell::default(), context };
+        let mut device =
+            Self { info, module: ptr::null_mut(), stream, functions: RefCell::default(), context };
         device.module = load_module(ptx)?;
         Ok(device)
     }

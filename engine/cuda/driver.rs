@@ -57,8 +57,12 @@ unsafe extern "C" {
     pub(super) fn cuMemFree_v2(address: Address) -> Status;
     pub(super) fn cuMemAllocHost_v2(pointer: *mut *mut c_void, bytes: usize) -> Status;
     pub(super) fn cuMemFreeHost(pointer: *mut c_void) -> Status;
-    pub(super) fn cuMemcpyHtoDAsync_v2(to: Address, from: *const c_void, bytes: usize, on: CUstream)
-    -> Status;
+    pub(super) fn cuMemcpyHtoDAsync_v2(
+        to: Address,
+        from: *const c_void,
+        bytes: usize,
+        on: CUstream,
+    ) -> Status;
     pub(super) fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: Address, bytes: usize, on: CUstream) -> Status;
     pub(super) fn cuMemsetD8Async(to: Address, value: u8, bytes: usize, on: CUstream) -> Status;
 

@@ -130,8 +130,7 @@ impl<T: Plain> DeviceBuffer<T> {
         // pattern is a value.
         unsafe {
             let to: *mut c_void = values.as_mut_ptr() as *mut c_void;
-            let status =
-                driver::cuMemcpyDtoHAsync_v2(to, from, len * size_of::<T>(), self.device.stream());
+            let status = driver::cuMemcpyDtoHAsync_v2(to, from, len * size_of::<T>(), self.device.stream());
             check(status, "copying from the device")?;
             self.device.synchronize()?;
             values.set_len(len);

@@ -286,8 +286,7 @@ impl Ops for CudaOps {
         out: &mut Activation,
     ) -> Result<()> {
         let (workspace, num_attention_heads) = (&mut self.attention, self.num_attention_heads);
-        let operands =
-            attention::Attention { batch, layer, num_attention_heads, q, cache, workspace, out };
+        let operands = attention::Attention { batch, layer, num_attention_heads, q, cache, workspace, out };
         attention::attention(&self.device, &self.choice, operands)
     }
 

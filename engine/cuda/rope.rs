@@ -25,7 +25,12 @@ pub(super) struct RopeTable {
 impl RopeTable {
     /// # Errors
     /// [`Error::Model`] if `head_dim` is odd, [`Error::Memory`] from the device.
-    pub(super) fn new(device: &Rc<Device>, theta: f32, head_dim: usize, max_positions: usize) -> Result<Self> {
+    pub(super) fn new(
+        device: &Rc<Device>,
+        theta: f32,
+        head_dim: usize,
+        max_positions: usize,
+    ) -> Result<Self> {
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
             return Err(Error::Model(format!("head_dim must be even and positive, it is {head_dim}")));
         }

@@ -8,8 +8,8 @@ use crate::dtype::Dtype;
 use crate::error::Result;
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
 use gpu_kernels::silu_mul::{
-    BLOCK_SIZE, silu_mul_bf16_plain, silu_mul_bf16_vec4, silu_mul_f16_plain, silu_mul_f16_vec4, silu_mul_f32_plain,
-    silu_mul_f32_vec4,
+    BLOCK_SIZE, silu_mul_bf16_plain, silu_mul_bf16_vec4, silu_mul_f16_plain, silu_mul_f16_vec4,
+    silu_mul_f32_plain, silu_mul_f32_vec4,
 };
 
 pub(super) const OP: &str = "silu_mul";
@@ -27,7 +27,11 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
     Variant {
         name: "vec4",
         eligible: |case| {
-            if case.count.is_multiple_of(4) { Ok(()) } else { Err("the number of values is not a multiple of 4") }
+            if case.count.is_multiple_of(4) {
+                Ok(())
+            } else {
+                Err("the number of values is not a multiple of 4")
+            }
         },
         // SAFETY: buffers are aligned to 256 bytes; any grid does.
         launch: |device, case| unsafe {

@@ -251,7 +251,10 @@ mod tests {
     #[test]
     fn shapes_are_refused_with_both_numbers() {
         let text = expect("add", "x", (4, 7), 5, 8).unwrap_err().to_string();
-        assert!(text.contains("add: x") && text.contains("[at least 5, 8]") && text.contains("[4, 7]"), "{text}");
+        assert!(
+            text.contains("add: x") && text.contains("[at least 5, 8]") && text.contains("[4, 7]"),
+            "{text}"
+        );
         expect("add", "x", (5, 8), 3, 8).unwrap();
     }
 }

@@ -144,7 +144,8 @@ mod tests {
         assert_eq!(choice.get("rms_norm"), Some("plain"));
         assert_eq!(choice.get("matmul"), Some("plain"));
         assert_eq!(choice.get("add"), None);
-        for (text, expected) in [("norm=plain", "rms_norm"), ("rms_norm=fast", "plain"), ("rms_norm", "op=variant")]
+        for (text, expected) in
+            [("norm=plain", "rms_norm"), ("rms_norm=fast", "plain"), ("rms_norm", "op=variant")]
         {
             let error = KernelChoice::parse(text).unwrap_err().to_string();
             assert!(error.contains(expected), "{text}: {error}");
