@@ -17,6 +17,7 @@ pub mod convert;
 pub mod embed;
 pub mod gather_rows;
 pub mod read_bandwidth;
+pub mod matmul;
 pub mod rms_norm;
 pub mod rope;
 pub mod sampler;
