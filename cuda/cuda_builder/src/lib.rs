@@ -1,1 +1,161 @@
 //! Compiles a kernel crate to PTX with rustc's own `nvptx64-nvidia-cuda` target.
+//!
+//! The interface is Rust-CUDA's `cuda_builder`; the way is another one, see docs/rust-cuda.md. In a build script:
+//!
+//! ```no_run
+//! use cuda_builder::{CudaBuilder, NvvmArch};
+//!
+//! let out = std::path::PathBuf::from(std::env::var_os("OUT_DIR").unwrap());
+//! CudaBuilder::new("gpu-kernels").arch(NvvmArch::Compute80).copy_to(out.join("kernels.ptx")).build()?;
+//! # Ok::<(), cuda_builder::Error>(())
+//! ```
+//!
+//! It finds a compiler ([`toolchain`]), builds `core` for the device once, compiles the crate, refuses PTX that no
+//! driver could load, and writes the launch bounds into it. No CUDA toolkit is needed.
+
+mod arch;
+mod cache;
+mod compile;
+pub mod env;
+mod error;
+mod fetch;
+mod process;
+mod ptx;
+mod sysroot;
+pub mod toolchain;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+pub use arch::NvvmArch;
+pub use cache::folder as cache_folder;
+pub use error::Error;
+
+/// rustc's name of the device.
+const TARGET: &str = "nvptx64-nvidia-cuda";
+
+/// What [`CudaBuilder::build`] made.
+#[derive(Clone, Debug)]
+pub struct PtxFile {
+    /// Where the PTX lies: the path given to [`CudaBuilder::copy_to`], or one below `OUT_DIR`.
+    pub path: PathBuf,
+    pub arch: NvvmArch,
+    /// The kernels in it, in the order of the file.
+    pub entries: Vec<String>,
+}
+
+/// Compiles one kernel crate for one architecture.
+#[derive(Clone, Debug)]
+pub struct CudaBuilder {
+    kernel_crate: PathBuf,
+    arch: NvvmArch,
+    copy_to: Option<PathBuf>,
+    out_dir: Option<PathBuf>,
+    fma_contraction: bool,
+    line_info: bool,
+    build_args: Vec<String>,
+}
+
+impl CudaBuilder {
+    /// For the crate in the folder `kernel_crate`, relative to the package whose build script runs.
+    pub fn new(kernel_crate: impl AsRef<Path>) -> Self {
+        CudaBuilder {
+            kernel_crate: kernel_crate.as_ref().to_path_buf(),
+            arch: NvvmArch::Compute80,
+            copy_to: None,
+            out_dir: None,
+            fma_contraction: true,
+            line_info: false,
+            build_args: Vec::new(),
+        }
+    }
+
+    /// The architecture to compile for; `Compute80` if not called.
+    pub fn arch(mut self, arch: NvvmArch) -> Self {
+        self.arch = arch;
+        self
+    }
+
+    /// Where to put the PTX, for `include_str!`.
+    pub fn copy_to(mut self, path: impl AsRef<Path>) -> Self {
+        self.copy_to = Some(path.as_ref().to_path_buf());
+        self
+    }
+
+    /// Where to work; cargo's `OUT_DIR` if not called. For use outside of build scripts.
+    pub fn out_dir(mut self, path: impl AsRef<Path>) -> Self {
+        self.out_dir = Some(path.as_ref().to_path_buf());
+        self
+    }
+
+    /// Whether `a * b + c` becomes one fused operation; on if not called, as nvcc does.
+    pub fn fma_contraction(mut self, fuse: bool) -> Self {
+        self.fma_contraction = fuse;
+        self
+    }
+
+    /// Whether the PTX maps instructions to source lines, for profilers; off if not called.
+    pub fn generate_line_info(mut self, line_info: bool) -> Self {
+        self.line_info = line_info;
+        self
+    }
+
+    /// Further arguments for the cargo that compiles the kernel crate, such as `--features=wide`.
+    pub fn build_args(mut self, args: &[impl AsRef<str>]) -> Self {
+        self.build_args.extend(args.iter().map(|arg| arg.as_ref().to_string()));
+        self
+    }
+
+    /// Compiles the crate. Runs in a build script: it reads cargo's variables and prints `cargo:` lines.
+    pub fn build(self) -> Result<PtxFile, Error> {
+        for variable in env::ALL {
+            println!("cargo:rerun-if-env-changed={variable}");
+        }
+        let manifest = self.kernel_crate.join("Cargo.toml");
+        let manifest = manifest.canonicalize().map_err(|_| Error::NoKernelCrate { manifest })?;
+        let out_dir =
+            PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_else(|| std::env::temp_dir().into()));
+        let cache = cache::writable(&out_dir)?;
+        let search =
+            toolchain::Search { cache: Some(cache.clone()), ..toolchain::Search::from_environment() };
+        let toolchain = toolchain::find_or_fetch(&search)?;
+        let flags = sysroot::flags(self.arch, self.fma_contraction);
+        let sysroot = sysroot::build(&cache, &toolchain, self.arch, &flags)?;
+
+        let work = out_dir.join("cuda_builder").join(self.arch.target_cpu());
+        fs::create_dir_all(&work).map_err(Error::io("create the folder", &work))?;
+        let compilation = compile::Compilation {
+            toolchain: &toolchain,
+            sysroot: &sysroot,
+            manifest: &manifest,
+            arch: self.arch,
+            flags: &flags,
+            line_info: self.line_info,
+            target_dir: &work.join("target"),
+            build_args: &self.build_args,
+        };
+        for folder in compilation.local_packages() {
+            rerun_if_changed(&folder);
+        }
+        let raw = work.join("kernels.ptx");
+        compilation.run(&raw)?;
+        let text = fs::read_to_string(&raw).map_err(Error::io("read", &raw))?;
+        let module = ptx::finish(&text).map_err(|error| error.in_file(&raw))?;
+        let path = self.copy_to.unwrap_or_else(|| work.join("kernels.finished.ptx"));
+        fs::write(&path, module.text).map_err(Error::io("write", &path))?;
+        Ok(PtxFile { path, arch: self.arch, entries: module.entries })
+    }
+}
+
+/// Tells cargo to run the build script again when a source file of the package in `folder` changes.
+fn rerun_if_changed(folder: &Path) {
+    // Its own `target` and its tests are no input.
+    for name in ["Cargo.toml", "build.rs", "src"] {
+        let path = folder.join(name);
+        if path.exists() {
+            println!("cargo:rerun-if-changed={}", path.display());
+        }
+    }
+}
