@@ -48,7 +48,7 @@ unsafe fn vec4<E: crate::vector::Group<4>>(
     x: *mut f32,
     out: *mut E,
 ) {
-    use crate::vector::Group;
+    use crate::{grid::repeat, vector::Group};
     let start = crate::grid::offset(thread::block_idx_x(), hidden_size, 0);
     // SAFETY: the grid has a block a row; groups of 4 columns stay below `hidden_size`, a multiple of 4. A thread
     // reads back only what it wrote.
@@ -61,9 +61,7 @@ unsafe fn vec4<E: crate::vector::Group<4>>(
             let (a, b): ([f32; 4], [f32; 4]) = (f32::load_group(x.add(i)), f32::load_group(delta.add(i)));
             let values = [a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3]];
             f32::store_group(x.add(i), values);
-            for value in values {
-                sum = value.mul_add(value, sum);
-            }
+            repeat(4, |i| sum = values[i].mul_add(values[i], sum));
             column += 4 * thread::block_dim_x();
         }
         let scale = crate::rms_norm::scale(crate::reduce::block_sum(sum), hidden_size, eps);

@@ -45,7 +45,7 @@ unsafe fn vec4<E: crate::vector::Group<4>>(
     eps: f32,
     out: *mut E,
 ) {
-    use crate::vector::Group;
+    use crate::{grid::repeat, vector::Group};
     let start = crate::grid::offset(thread::block_idx_x(), hidden_size, 0);
     // SAFETY: the grid has a block a row; groups of 4 columns stay below `hidden_size`, a multiple of 4.
     unsafe {
@@ -54,9 +54,7 @@ unsafe fn vec4<E: crate::vector::Group<4>>(
         let mut column = 4 * thread::thread_idx_x();
         while column < hidden_size {
             let values: [f32; 4] = f32::load_group(x.add(column as usize));
-            for value in values {
-                sum = value.mul_add(value, sum);
-            }
+            repeat(4, |i| sum = values[i].mul_add(values[i], sum));
             column += 4 * thread::block_dim_x();
         }
         let scale = scale(crate::reduce::block_sum(sum), hidden_size, eps);

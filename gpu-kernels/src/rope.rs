@@ -28,10 +28,10 @@ pub unsafe fn rope_f32_plain(
     sin: *const f32,
     x: *mut f32,
 ) {
-    use crate::grid::{offset, row_and_column};
+    use crate::grid::{divide, offset, row_and_column};
     let half = head_dim / 2;
     let Some((row, pair)) = row_and_column(num_heads * half) else { return };
-    let (head, j) = (pair / half, pair % half);
+    let (head, j) = divide(pair, half);
     // SAFETY: the grid has one row of blocks a row of `x`; positions are rows of the tables.
     unsafe {
         let position = *positions.add(row as usize);

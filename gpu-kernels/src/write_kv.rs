@@ -17,10 +17,10 @@ unsafe fn plain<E: Element>(
     v_pages: *mut E,
 ) {
     use crate::PAGE_SIZE;
-    use crate::grid::{offset, row_and_column};
+    use crate::grid::{divide, offset, row_and_column};
     let cols = num_key_value_heads * head_dim;
     let Some((row, column)) = row_and_column(cols) else { return };
-    let (head, d) = (column / head_dim, column % head_dim);
+    let (head, d) = divide(column, head_dim);
     // SAFETY: the grid has one row of blocks a token; every slot is one of the layer's, and no two tokens share one.
     unsafe {
         let slot = *slots.add(row as usize);

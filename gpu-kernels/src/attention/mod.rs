@@ -26,6 +26,9 @@
 
 use cuda_std::prelude::*;
 
+#[device]
+use crate::{grid::repeat, vector::Group};
+
 pub mod decode;
 pub mod prefill;
 
@@ -186,18 +189,14 @@ impl<const N: usize> Partial<N> {
         let weight = (score - reference).exp2();
         self.max = max;
         self.sum = self.sum.mul_add(shrink, weight);
-        for acc in &mut self.acc {
-            *acc *= shrink;
-        }
+        repeat(N, |d| self.acc[d] *= shrink);
         weight
     }
 
     /// Takes in the value of one key, this lane's dimensions of it.
     #[inline(always)]
     pub fn add_value(&mut self, weight: f32, value: [f32; N]) {
-        for (acc, value) in self.acc.iter_mut().zip(value) {
-            *acc = weight.mul_add(value, *acc);
-        }
+        repeat(N, |d| self.acc[d] = weight.mul_add(value[d], self.acc[d]));
     }
 }
 
@@ -223,9 +222,7 @@ impl<const N: usize> Merged<N> {
         let (old, new) = ((self.max - reference).exp2(), (max - reference).exp2());
         self.max = new_max;
         self.sum = sum.mul_add(new, self.sum * old);
-        for (merged, acc) in self.acc.iter_mut().zip(acc) {
-            *merged = acc.mul_add(new, *merged * old);
-        }
+        repeat(N, |d| self.acc[d] = acc[d].mul_add(new, self.acc[d] * old));
     }
 
     /// Takes in what a warp holds and empties it.
@@ -240,7 +237,9 @@ impl<const N: usize> Merged<N> {
     /// The attention's output.
     #[inline(always)]
     pub fn output(&self) -> [f32; N] {
-        self.acc.map(|acc| acc / self.sum)
+        let mut output = self.acc;
+        repeat(N, |d| output[d] /= self.sum);
+        output
     }
 }
 
@@ -288,5 +287,49 @@ unsafe fn stage_query<const HEAD_DIM: usize>(q: *const f32, shared: Shared<f32>)
         // SAFETY: `d` is below HEAD_DIM.
         unsafe { shared.set(d, *q.add(d as usize) * query_scale::<HEAD_DIM>()) }
         d += 32;
+    }
+}
+
+/// Values that are loaded before the first of them is used, so that their latencies overlap.
+#[device]
+const AHEAD: usize = 4;
+
+/// A warp's query against the first `keys` keys of a page. `key_word(key, i)` loads 16-byte word `i` of a key, `value(key)` this
+/// lane's dimensions of a value; both are asked for keys below `keys` only. Where there are fewer keys than lanes, the
+/// last one stands in and is given the weight 0.
+///
+/// # Safety
+/// The query is complete in shared memory; all lanes of the warp call it together, with the same `keys`, at least 1.
+#[device]
+#[inline(always)]
+unsafe fn attend_page<E: Group<N>, const HEAD_DIM: usize, const N: usize>(
+    partial: &mut Partial<N>,
+    query: Shared<f32>,
+    keys: u32,
+    key_word: impl Fn(u32, usize) -> [u32; 4],
+    value: impl Fn(u32) -> [f32; N],
+) {
+    let lane = warp::lane_id();
+    let query = query.cast::<[f32; 4]>();
+    let mut score = Score::ZERO;
+    repeat(HEAD_DIM / E::LANES / AHEAD, |i| {
+        let mut words = [[0; 4]; AHEAD];
+        repeat(AHEAD, |j| words[j] = key_word(lane.min(keys - 1), AHEAD * i + j));
+        repeat(AHEAD, |j| {
+            let lanes = E::unpack(words[j]);
+            repeat(E::LANES / 4, |k| {
+                let quad = (AHEAD * i + j) * (E::LANES / 4) + k;
+                // SAFETY: inside the query.
+                score.add(unsafe { query.get(quad as u32) }, four(lanes.as_ref(), k));
+            });
+        });
+    });
+    let weight = partial.add_scores(if lane < keys { score.value() } else { f32::NEG_INFINITY });
+    let mut key = 0;
+    while key < keys {
+        let mut values = [[0.0; N]; 2 * AHEAD];
+        repeat(2 * AHEAD, |j| values[j] = value((key + j as u32).min(keys - 1)));
+        repeat(2 * AHEAD, |j| partial.add_value(warp::shuffle_idx(weight, key + j as u32), values[j]));
+        key += 2 * AHEAD as u32;
     }
 }
