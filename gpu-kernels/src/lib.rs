@@ -16,8 +16,11 @@ pub mod attention;
 pub mod convert;
 pub mod embed;
 pub mod gather_rows;
+pub mod read_bandwidth;
+pub mod matmul;
 pub mod rms_norm;
 pub mod rope;
+pub mod sampler;
 pub mod silu_mul;
 pub mod write_kv;
 

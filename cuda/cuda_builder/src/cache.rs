@@ -31,20 +31,18 @@ pub(crate) fn writable(out_dir: &Path) -> Result<PathBuf, Error> {
 ///
 /// A lock file keeps two builds from making it at once; the rename at the end keeps a half-made one (a killed build, a
 /// broken download) from being taken for whole.
-pub(crate) fn entry(
+pub(crate) fn entry<E: From<Error>>(
     cache: &Path,
     name: &str,
-    make: impl FnOnce(&Path) -> Result<(), Error>,
-) -> Result<PathBuf, Error> {
+    make: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<PathBuf, E> {
     let finished = cache.join(name);
     if finished.is_dir() {
         return Ok(finished);
     }
     let parent = finished.parent().unwrap_or(cache);
     fs::create_dir_all(parent).map_err(Error::io("create the folder", parent))?;
-    let lock_path = sibling(&finished, "lock");
-    let lock = fs::File::create(&lock_path).map_err(Error::io("create the lock file", &lock_path))?;
-    lock.lock().map_err(Error::io("lock", &lock_path))?;
+    let _lock = lock(&finished)?;
     if finished.is_dir() {
         return Ok(finished);
     }
@@ -57,6 +55,14 @@ pub(crate) fn entry(
     }
     fs::rename(&partial, &finished).map_err(Error::io("move into place", &finished))?;
     Ok(finished)
+}
+
+/// Waits for, and holds until dropped, the right to make the entry `path`. Ends with its process, however that ends.
+pub(crate) fn lock(path: &Path) -> Result<fs::File, Error> {
+    let path = sibling(path, "lock");
+    let file = fs::File::create(&path).map_err(Error::io("create the lock file", &path))?;
+    file.lock().map_err(Error::io("lock", &path))?;
+    Ok(file)
 }
 
 /// `path` with `.suffix` added to its name.
@@ -83,4 +89,57 @@ pub(crate) fn fingerprint<'a>(parts: impl IntoIterator<Item = &'a str>) -> Strin
         }
     }
     format!("{hash:016x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicU32, Ordering},
+        thread,
+    };
+
+    use super::*;
+
+    #[test]
+    fn an_interrupted_entry_is_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = folder.path();
+        fs::create_dir_all(cache.join("sysroots/x.partial")).unwrap();
+        fs::write(cache.join("sysroots/x.partial/half"), "").unwrap();
+        let error = entry(cache, "sysroots/x", |_| Err::<(), _>("no network".to_string())).unwrap_err();
+        assert_eq!(error, "no network");
+        assert!(!cache.join("sysroots/x").exists());
+        let path = entry(cache, "sysroots/x", |folder| {
+            assert!(!folder.join("half").exists());
+            fs::write(folder.join("whole"), "").map_err(Error::io("write", folder))
+        });
+        assert!(path.unwrap().join("whole").is_file());
+    }
+
+    #[test]
+    fn builds_at_the_same_time_make_an_entry_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = folder.path();
+        let made = AtomicU32::new(0);
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    entry(cache, "entry", |folder| {
+                        made.fetch_add(1, Ordering::Relaxed);
+                        thread::sleep(std::time::Duration::from_millis(20));
+                        fs::write(folder.join("file"), "whole").map_err(Error::io("write", folder))
+                    })
+                    .map(|path| assert_eq!(fs::read_to_string(path.join("file")).unwrap(), "whole"))
+                    .unwrap();
+                });
+            }
+        });
+        assert_eq!(made.into_inner(), 1);
+    }
+
+    #[test]
+    fn a_fingerprint_tells_lists_of_flags_apart() {
+        assert_ne!(fingerprint(["a", "b"]), fingerprint(["ab"]));
+        assert_eq!(fingerprint(["a"]), fingerprint(["a"]));
+    }
 }

@@ -11,6 +11,8 @@ pub enum Error {
     NoToolchain { findings: Vec<Finding> },
     /// The kernel crate has no `Cargo.toml` where [`crate::CudaBuilder::new`] was told to look.
     NoKernelCrate { manifest: PathBuf },
+    /// Neither cargo nor [`crate::CudaBuilder::out_dir`] said where to work.
+    NoOutDir,
     /// `core` does not compile with the device toolchain.
     Core { rustc: PathBuf, arch: String, output: String },
     /// The kernel crate does not compile; `output` is cargo's and rustc's own text.
@@ -58,6 +60,12 @@ impl fmt::Display for Error {
                  whose build script runs",
                 manifest.display()
             ),
+            Error::NoOutDir => {
+                write!(
+                    f,
+                    "OUT_DIR is not set: outside of a build script, say where to work with CudaBuilder::out_dir"
+                )
+            }
             Error::Core { rustc, arch, output } => {
                 write!(f, "{} could not compile its own `core` for {arch}:\n{output}", rustc.display())
             }
@@ -90,5 +98,11 @@ impl std::error::Error for Error {
             Error::Command { source, .. } | Error::Io { source, .. } => Some(source),
             _ => None,
         }
+    }
+}
+
+impl From<Error> for String {
+    fn from(error: Error) -> String {
+        error.to_string()
     }
 }

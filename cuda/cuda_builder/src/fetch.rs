@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use crate::{Error, cache, process, toolchain};
+use crate::{cache, process, toolchain};
 
 /// The cache folder's entry for Debian's packages: the unpacked root.
 const DEBIAN: &str = "toolchains/debian";
@@ -20,19 +20,17 @@ pub(crate) fn unpacked(cache: &Path) -> Option<PathBuf> {
 pub(crate) fn rust_src(cargo_rustc: Option<&Path>) -> Result<PathBuf, String> {
     let rustc = cargo_rustc.ok_or("cargo's compiler is not known")?;
     let sysroot = toolchain::sysroot(rustc)?;
-    // rustup's toolchains lie in a folder with the toolchain's name; a sysroot elsewhere is not rustup's to change.
-    let name = sysroot.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    // rustup's proxies name the toolchain; without them, it is a folder of that name among rustup's toolchains.
     let managed = sysroot.parent().and_then(Path::file_name).is_some_and(|folder| folder == "toolchains");
-    if !managed || name.is_empty() {
+    let folder = sysroot.file_name().filter(|_| managed).and_then(|name| name.to_str());
+    let Some(name) = std::env::var("RUSTUP_TOOLCHAIN").ok().or_else(|| folder.map(str::to_string)) else {
         return Err(format!("{} is not a toolchain of rustup", sysroot.display()));
-    }
-    announce(&format!(
-        "adding the component rust-src to the rustup toolchain {name}, to compile the GPU kernels"
-    ));
+    };
+    announce(&format!("adding rust-src to the rustup toolchain {name}, to compile the GPU kernels"));
     let mut rustup = Command::new("rustup");
-    rustup.args(["component", "add", "rust-src", "--toolchain", name]);
+    rustup.args(["component", "add", "rust-src", "--toolchain", &name]);
     // Without a network, rustup would wait for long before it says so.
-    rustup.env("RUSTUP_MAX_RETRIES", "1");
+    rustup.env("RUSTUP_MAX_RETRIES", "1").env("RUST_BACKTRACE", "0");
     process::stdout(&mut rustup)?;
     Ok(sysroot.join("bin/rustc"))
 }
@@ -42,14 +40,7 @@ pub(crate) fn rust_src(cargo_rustc: Option<&Path>) -> Result<PathBuf, String> {
 /// apt-get works with lists of its own, so that it needs neither root nor fresh lists on the machine; nothing is
 /// installed.
 pub(crate) fn debian(cache: &Path) -> Result<PathBuf, String> {
-    let mut reason = None;
-    let root = cache::entry(cache, DEBIAN, |root| {
-        debian_into(root).map_err(|error| {
-            reason = Some(error);
-            Error::NoToolchain { findings: Vec::new() }
-        })
-    })
-    .map_err(|error| reason.unwrap_or_else(|| error.to_string()))?;
+    let root = cache::entry(cache, DEBIAN, debian_into)?;
     Ok(root.join("usr/bin/rustc"))
 }
 
@@ -94,7 +85,9 @@ fn debian_into(root: &Path) -> Result<(), String> {
 /// The packages of a working compiler with its source. Those with a version in their name are asked for.
 fn packages(depends: &dyn Fn(&str) -> Result<String, String>) -> Result<Vec<String>, String> {
     let dependency = |package: &str, prefix: &str| {
-        let listed = depends(package)?;
+        let listed = depends(package).map_err(|error| {
+            format!("Debian's lists have no {package}, or could not be downloaded ({error})")
+        })?;
         let mut names = listed.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
         names
             .find(|name| name.starts_with(prefix))
@@ -102,6 +95,13 @@ fn packages(depends: &dyn Fn(&str) -> Result<String, String>) -> Result<Vec<Stri
             .ok_or_else(|| format!("Debian's {package} depends on no {prefix}*"))
     };
     let library = dependency("libstd-rust-web-dev", "libstd-rust-web-")?;
+    let version = library.trim_start_matches("libstd-rust-web-");
+    if toolchain::parse_version(&format!("rustc {version}"))
+        .is_some_and(|version| version < toolchain::MINIMUM)
+    {
+        let (major, minor) = toolchain::MINIMUM;
+        return Err(format!("Debian's rustc-web is {version}; {major}.{minor} or later is needed"));
+    }
     // The compiler proper is a library in that package, and links LLVM.
     let llvm = dependency(&library, "libllvm")?;
     Ok(["rustc-web", "libstd-rust-web-dev", "rust-web-src"]
@@ -114,4 +114,41 @@ fn packages(depends: &dyn Fn(&str) -> Result<String, String>) -> Result<Vec<Stri
 /// A line for the user: something is about to be downloaded.
 fn announce(what: &str) {
     println!("cargo:warning={what}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `apt-cache depends` answers, cut to the lines that matter.
+    fn depends(package: &str) -> Result<String, String> {
+        Ok(match package {
+            "libstd-rust-web-dev" => "libstd-rust-web-dev\n  Depends: libstd-rust-web-1.96\n  Conflicts: libstd-rust-dev\n",
+            "libstd-rust-web-1.96" => {
+                "libstd-rust-web-1.96\n  Depends: libc6\n  Depends: libgcc-s1\n  Depends: libllvm22\n  Depends: zlib1g\n"
+            }
+            _ => "",
+        }
+        .to_string())
+    }
+
+    #[test]
+    fn versions_in_package_names_are_asked_for() {
+        assert_eq!(
+            packages(&depends).unwrap(),
+            ["rustc-web", "libstd-rust-web-dev", "rust-web-src", "libstd-rust-web-1.96", "libllvm22"]
+        );
+    }
+
+    #[test]
+    fn an_old_pair_is_not_downloaded() {
+        let old = |_: &str| Ok("libstd-rust-web-dev\n  Depends: libstd-rust-web-1.85\n".to_string());
+        assert_eq!(packages(&old).unwrap_err(), "Debian's rustc-web is 1.85; 1.95 or later is needed");
+    }
+
+    #[test]
+    fn a_debian_without_the_pair_is_an_error_that_names_the_package() {
+        let error = packages(&|_| Ok(String::new())).unwrap_err();
+        assert_eq!(error, "Debian's libstd-rust-web-dev depends on no libstd-rust-web-*");
+    }
 }

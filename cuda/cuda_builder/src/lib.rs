@@ -52,6 +52,7 @@ pub struct CudaBuilder {
     kernel_crate: PathBuf,
     arch: NvvmArch,
     copy_to: Option<PathBuf>,
+    out_dir: Option<PathBuf>,
     fma_contraction: bool,
     line_info: bool,
     build_args: Vec<String>,
@@ -64,6 +65,7 @@ impl CudaBuilder {
             kernel_crate: kernel_crate.as_ref().to_path_buf(),
             arch: NvvmArch::Compute80,
             copy_to: None,
+            out_dir: None,
             fma_contraction: true,
             line_info: false,
             build_args: Vec::new(),
@@ -79,6 +81,12 @@ impl CudaBuilder {
     /// Where to put the PTX, for `include_str!`.
     pub fn copy_to(mut self, path: impl AsRef<Path>) -> Self {
         self.copy_to = Some(path.as_ref().to_path_buf());
+        self
+    }
+
+    /// Where to work; cargo's `OUT_DIR` if not called. For use outside of build scripts.
+    pub fn out_dir(mut self, path: impl AsRef<Path>) -> Self {
+        self.out_dir = Some(path.as_ref().to_path_buf());
         self
     }
 
@@ -107,10 +115,12 @@ impl CudaBuilder {
         }
         let manifest = self.kernel_crate.join("Cargo.toml");
         let manifest = manifest.canonicalize().map_err(|_| Error::NoKernelCrate { manifest })?;
-        let out_dir =
-            PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_else(|| std::env::temp_dir().into()));
+        let from_cargo = || std::env::var_os("OUT_DIR").map(PathBuf::from);
+        let out_dir = self.out_dir.or_else(from_cargo).ok_or(Error::NoOutDir)?;
         let cache = cache::writable(&out_dir)?;
-        let toolchain = toolchain::find_or_fetch(&toolchain::Search::from_environment(), &cache)?;
+        let search =
+            toolchain::Search { cache: Some(cache.clone()), ..toolchain::Search::from_environment() };
+        let toolchain = toolchain::find_or_fetch(&search)?;
         let flags = sysroot::flags(self.arch, self.fma_contraction);
         let sysroot = sysroot::build(&cache, &toolchain, self.arch, &flags)?;
 

@@ -136,3 +136,90 @@ fn unresolved_functions(text: &str) -> Vec<String> {
 
 /// Functions that every driver defines when it loads a module (CUDA C++ Programming Guide, "System calls").
 const DRIVER_FUNCTIONS: [&str; 4] = ["vprintf", "malloc", "free", "__assertfail"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MODULE: &str = "\
+.version 8.6
+.target sm_80
+.address_size 64
+
+.extern .shared .align 128 .b8 dyn_smem[];
+// launch_bounds scale_f32_plain 256 2
+// launch_bounds copy_f32_plain 1024 0
+
+.visible .entry scale_f32_plain(
+\t.param .u32 scale_f32_plain_param_0
+)
+{
+\tret;
+}
+.visible .entry copy_f32_plain()
+{
+\tret;
+}
+.visible .entry other()
+{
+\tret;
+}
+";
+
+    #[test]
+    fn launch_bounds_go_into_the_header_of_their_entry() {
+        let module = finish(MODULE).unwrap();
+        assert_eq!(module.entries, ["scale_f32_plain", "copy_f32_plain", "other"]);
+        assert!(module.text.contains("param_0\n)\n.maxntid 256\n.minnctapersm 2\n{\n"), "{}", module.text);
+        assert!(module.text.contains("copy_f32_plain()\n.maxntid 1024\n{\n"), "{}", module.text);
+        assert!(module.text.contains("other()\n{\n"), "{}", module.text);
+    }
+
+    #[test]
+    fn only_bounds_are_added() {
+        let kept = finish(MODULE).unwrap().text;
+        let kept: Vec<_> = kept.lines().filter(|line| !line.starts_with(".m")).collect();
+        assert_eq!(kept, MODULE.lines().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn unresolved_functions_are_refused_by_name() {
+        let text = "\
+.extern .func  (.param .b32 func_retval0) sinf
+(
+\t.param .b32 sinf_param_0
+)
+;
+.extern .func __divti3(.param .b64 a);
+.extern .func
+no_result
+;
+.extern .func (.param .b32 r) vprintf (.param .b64 a, .param .b64 b);
+.extern .shared .align 16 .b8 tile[];
+";
+        let Err(Problem::Unresolved(functions)) = finish(text) else { panic!("accepted") };
+        assert_eq!(functions, ["sinf", "__divti3", "no_result"]);
+        let error = Problem::Unresolved(functions).in_file(Path::new("k.ptx")).to_string();
+        assert!(
+            error.starts_with("k.ptx calls functions that nothing defines:\n  - sinf\n  - __divti3\n"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn bounds_that_make_no_sense_are_refused() {
+        let refused = |line: &str| match finish(&format!("{MODULE}{line}\n")) {
+            Err(Problem::Malformed(problem)) => problem,
+            other => panic!("{other:?}"),
+        };
+        assert!(refused("// launch_bounds ghost 32 0").contains("`ghost`, which is no kernel"));
+        assert!(refused("// launch_bounds other 2048 0").contains("2048 threads; a block has 1 to 1024"));
+        assert!(refused("// launch_bounds other many").contains("expected `// launch_bounds <entry>"));
+        assert!(refused("// launch_bounds copy_f32_plain 512 0").contains("two different launch bounds"));
+    }
+
+    #[test]
+    fn the_same_bounds_twice_are_the_same_bounds() {
+        assert!(finish(&format!("{MODULE}// launch_bounds copy_f32_plain 1024 0\n")).is_ok());
+    }
+}

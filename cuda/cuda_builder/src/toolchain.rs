@@ -89,6 +89,7 @@ pub(crate) struct Search {
     pub cargo: Option<PathBuf>,
     pub system: Vec<PathBuf>,
     pub cache: Option<PathBuf>,
+    pub offline: bool,
 }
 
 impl Search {
@@ -100,6 +101,7 @@ impl Search {
             cargo: Some(path("RUSTC").unwrap_or_else(|| PathBuf::from("rustc"))),
             system: vec!["/usr/bin/rustc".into(), "/usr/local/bin/rustc".into()],
             cache: cache::folder(),
+            offline: path(env::OFFLINE).is_some_and(|value| value != Path::new("0")),
         }
     }
 
@@ -116,12 +118,12 @@ impl Search {
             findings.push(Finding { place: Place::Cargo, result: inspect(rustc) });
         }
         for rustc in &self.system {
-            if found(&findings) {
+            if last(&findings).is_some() {
                 return findings;
             }
             findings.push(Finding { place: Place::System, result: inspect(rustc) });
         }
-        if let Some(cache) = self.cache.as_ref().filter(|_| !found(&findings)) {
+        if let Some(cache) = self.cache.as_ref().filter(|_| last(&findings).is_none()) {
             let result = match fetch::unpacked(cache) {
                 Some(root) => inspect(&root.join("usr/bin/rustc")),
                 None => Err(format!("nothing in {}", cache.display())),
@@ -132,42 +134,40 @@ impl Search {
     }
 }
 
-/// Whether the last step of a search found a toolchain.
-fn found(findings: &[Finding]) -> bool {
-    findings.last().is_some_and(|finding| finding.result.is_ok())
-}
-
 /// What a build would find here without downloading anything: each place in the order of the search, up to and
 /// including the first that has a toolchain. For a diagnosis such as `qernel doctor`.
 pub fn probe() -> Vec<Finding> {
     Search::from_environment().local()
 }
 
-/// A device toolchain: the first one found, or else one fetched into `cache`, unless [`env::OFFLINE`] forbids it.
-pub(crate) fn find_or_fetch(search: &Search, cache: &Path) -> Result<Toolchain, Error> {
+/// A device toolchain: the first one found, or else one fetched into the search's cache folder.
+pub(crate) fn find_or_fetch(search: &Search) -> Result<Toolchain, Error> {
+    if let Some(toolchain) = last(&search.local()) {
+        return Ok(toolchain.clone());
+    }
+    // One download serves every build that waits for it: whoever comes second finds it in the second look.
+    let _lock = search.cache.as_deref().map(|cache| cache::lock(&cache.join("toolchain"))).transpose()?;
     let mut findings = search.local();
-    let offline = std::env::var_os(env::OFFLINE).is_some_and(|value| !value.is_empty() && value != "0");
-    if !found(&findings) && search.variable.is_none() {
+    if search.variable.is_none() {
         for place in [Place::Rustup, Place::Debian] {
-            let result = match place {
-                _ if offline => Err(format!("not tried, because {} is set", env::OFFLINE)),
-                Place::Rustup => fetch::rust_src(search.cargo.as_deref()),
-                _ => fetch::debian(cache),
-            };
-            let result = result.and_then(|rustc| inspect(&rustc));
-            findings.push(Finding { place, result });
-            if found(&findings) {
+            if last(&findings).is_some() {
                 break;
             }
+            let fetched = match (place, &search.cache) {
+                _ if search.offline => Err(format!("not tried, because {} is set", env::OFFLINE)),
+                (Place::Rustup, _) => fetch::rust_src(search.cargo.as_deref()),
+                (_, Some(cache)) => fetch::debian(cache),
+                (_, None) => Err(format!("no folder to unpack into: neither {} nor HOME is set", env::CACHE)),
+            };
+            findings.push(Finding { place, result: fetched.and_then(|rustc| inspect(&rustc)) });
         }
     }
-    match findings.pop() {
-        Some(Finding { result: Ok(toolchain), .. }) => Ok(toolchain),
-        last => {
-            findings.extend(last);
-            Err(Error::NoToolchain { findings })
-        }
-    }
+    last(&findings).cloned().ok_or(Error::NoToolchain { findings })
+}
+
+/// The toolchain that a search ended with.
+fn last(findings: &[Finding]) -> Option<&Toolchain> {
+    findings.last().and_then(|finding| finding.result.as_ref().ok())
 }
 
 fn command(program: &Path, library_path: &[PathBuf]) -> Command {
@@ -216,7 +216,7 @@ pub(crate) fn sysroot(rustc: &Path) -> Result<PathBuf, String> {
 }
 
 /// `(major, minor)` of `rustc 1.96.0 (…)`.
-fn parse_version(version: &str) -> Option<(u32, u32)> {
+pub(crate) fn parse_version(version: &str) -> Option<(u32, u32)> {
     let mut numbers = version.strip_prefix("rustc ")?.split(['.', ' ', '-']).map(|part| part.parse().ok());
     Some((numbers.next()??, numbers.next()??))
 }
@@ -239,5 +239,120 @@ fn library_folders(rustc: &Path) -> Vec<PathBuf> {
         [machine, lib].into_iter().filter(|folder| folder.is_dir()).collect()
     } else {
         Vec::new()
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::{
+        fs,
+        os::unix::fs::PermissionsExt,
+        sync::{Mutex, MutexGuard, PoisonError},
+    };
+
+    use super::*;
+
+    /// One test at a time: a script that is being written while another test forks is "busy" and does not start.
+    fn alone() -> MutexGuard<'static, ()> {
+        static ALONE: Mutex<()> = Mutex::new(());
+        ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A folder with a `bin/rustc` that answers as one of `version` does, with or without its source.
+    fn fake(root: &Path, version: &str, source: bool) -> PathBuf {
+        let rustc = root.join("bin/rustc");
+        fs::create_dir_all(root.join("bin")).unwrap();
+        let sysroot = root.display();
+        let script = format!(
+            "#!/bin/sh\nif [ \"$1\" = -vV ]; then echo 'rustc {version} (fake)'; else echo '{sysroot}'; fi\n"
+        );
+        fs::write(&rustc, script).unwrap();
+        fs::set_permissions(&rustc, fs::Permissions::from_mode(0o755)).unwrap();
+        if source {
+            let core = root.join("lib/rustlib/src/rust/library/core/src");
+            fs::create_dir_all(&core).unwrap();
+            fs::write(core.join("lib.rs"), "").unwrap();
+        }
+        rustc
+    }
+
+    fn places(findings: &[Finding]) -> Vec<(Place, bool)> {
+        findings.iter().map(|finding| (finding.place, finding.result.is_ok())).collect()
+    }
+
+    #[test]
+    fn the_first_place_with_a_compiler_and_its_source_wins() {
+        use Place::{Cache, Cargo, System, Variable};
+        let _alone = alone();
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().to_path_buf();
+        let whole = fake(&root.join("whole"), "1.96.0", true);
+        let cache = root.join("cache");
+        fake(&cache.join("toolchains/debian/usr"), "1.97.0", true);
+        let mut search = Search {
+            variable: None,
+            cargo: Some(fake(&root.join("bare"), "1.95.0", false)),
+            system: vec![root.join("absent/rustc")],
+            cache: Some(cache),
+            offline: true,
+        };
+
+        let findings = search.local();
+        assert_eq!(places(&findings), [(Variable, false), (Cargo, false), (System, false), (Cache, true)]);
+        assert!(findings[1].to_string().contains("rustc 1.95.0 (fake) has no source in"), "{}", findings[1]);
+        assert!(findings[2].to_string().contains("there is no "), "{}", findings[2]);
+        assert_eq!(find_or_fetch(&search).unwrap().version, "rustc 1.97.0 (fake)");
+
+        search.system.push(whole.clone());
+        assert_eq!(find_or_fetch(&search).unwrap().rustc, whole);
+
+        search.cargo = Some(fake(&root.join("cargo"), "1.98.0-nightly", true));
+        assert_eq!(places(&search.local()), [(Variable, false), (Cargo, true)]);
+
+        search.variable = Some(whole);
+        assert_eq!(places(&search.local()), [(Variable, true)]);
+    }
+
+    #[test]
+    fn a_named_compiler_is_taken_or_refused_and_never_replaced() {
+        let _alone = alone();
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().to_path_buf();
+        let search = Search {
+            variable: Some(fake(&root.join("old"), "1.63.0", true)),
+            cargo: Some(fake(&root.join("new"), "1.96.0", true)),
+            cache: Some(root),
+            ..Search::default()
+        };
+        let error = find_or_fetch(&search).unwrap_err().to_string();
+        assert!(error.contains("is rustc 1.63.0 (fake); 1.95 or later is needed"), "{error}");
+        assert!(!error.contains("1.96.0"), "{error}");
+    }
+
+    #[test]
+    fn nothing_found_and_no_network_allowed_is_one_error_that_says_what_to_type() {
+        let _alone = alone();
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().to_path_buf();
+        let search =
+            Search { cargo: Some(root.join("rustc")), cache: Some(root), offline: true, ..Search::default() };
+        let error = find_or_fetch(&search).unwrap_err().to_string();
+        for expected in [
+            "no compiler for the GPU kernels",
+            "rustup component add rust-src: not tried, because CUDA_BUILDER_OFFLINE is set",
+            "Debian packages rustc-web and rust-web-src: not tried, because CUDA_BUILDER_OFFLINE is set",
+            "\n    rustup component add rust-src\n",
+            "CUDA_BUILDER_RUSTC=/path/to/bin/rustc",
+        ] {
+            assert!(error.contains(expected), "`{expected}` is not in:\n{error}");
+        }
+    }
+
+    #[test]
+    fn versions_are_read() {
+        let debian = "rustc 1.96.0 (ac68faa20 2026-05-25) (built from a source tarball)";
+        assert_eq!(parse_version(debian), Some((1, 96)));
+        assert_eq!(parse_version("rustc 1.98.0-nightly (abc 2026-07-01)"), Some((1, 98)));
+        assert_eq!(parse_version("gcc 12.2"), None);
     }
 }
