@@ -16,7 +16,7 @@
 //! 4. Splits are merged in order (as in Flash-Decoding, Dao et al. 2023); the result is divided by the merged sum.
 //!
 //! Every multiply-add is written as one, so that nothing is left to the compiler's choice; pages and splits without a
-//! visible key change nothing, not even a sign of infinity (see [`Partial`] and [`Merged`]).
+//! visible key change nothing and never make a NaN of infinities (see [`Partial`] and [`Merged`]).
 //!
 //! # Arrays that all kernels share
 //! - `q`: f32 `[num_tokens, num_attention_heads * head_dim]`
