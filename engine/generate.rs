@@ -109,6 +109,11 @@ impl Engine {
         &*self.runner
     }
 
+    /// The model, to measure it. Steps are the engine's own business.
+    pub fn runner_mut(&mut self) -> &mut dyn Runner {
+        &mut *self.runner
+    }
+
     /// The vocabulary, where there is one.
     pub fn tokenizer(&self) -> Option<&Arc<Tokenizer>> {
         self.tokenizer.as_ref()

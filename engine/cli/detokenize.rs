@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 /// Turn token ids into text
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct DetokenizeArgs {
     /// Ids, with spaces or commas between them; standard input, also as JSON, where none are given
     pub ids: Vec<String>,
     /// GGUF file; one that holds only a vocabulary is enough
@@ -26,7 +26,7 @@ pub struct Args {
 ///
 /// # Errors
 /// [`Error::Request`] where the input is not a list of ids of this vocabulary, and the errors of reading and writing.
-pub fn run(args: Args) -> Result<()> {
+pub fn run(args: DetokenizeArgs) -> Result<()> {
     let ids = if args.ids.is_empty() {
         parse_ids(&String::from_utf8_lossy(&read_stdin()?))?
     } else {

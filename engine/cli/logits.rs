@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 /// Print the ten largest logits after the last token as JSON, or save those of every position.
 #[derive(clap::Args, Debug)]
-pub struct Args {
+pub struct LogitsArgs {
     /// GGUF file of the model.
     #[arg(long)]
     pub model: PathBuf,
@@ -45,7 +45,7 @@ const TOP: usize = 10;
 ///
 /// # Errors
 /// Whatever is wrong with the file, the ids or the device; [`Error::Io`] if the output cannot be written.
-pub fn run(args: Args) -> Result<()> {
+pub fn run(args: LogitsArgs) -> Result<()> {
     let gguf = Gguf::open(&args.model)?;
     let config = Config::from_gguf(&gguf)?;
     let weights = Weights::from_gguf(&gguf, &config)?;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 /// Turn text into token ids
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct TokenizeArgs {
     /// The text; standard input, to the byte and with its last newline, where it is not given
     pub text: Option<String>,
     /// GGUF file; one that holds only a vocabulary is enough
@@ -26,7 +26,7 @@ pub struct Args {
 ///
 /// # Errors
 /// [`Error::Request`] where the text is not UTF-8, and the errors of reading the file and of writing.
-pub fn run(args: Args) -> Result<()> {
+pub fn run(args: TokenizeArgs) -> Result<()> {
     let text = match args.text {
         Some(text) => text,
         None => utf8(read_stdin()?)?,

@@ -23,21 +23,43 @@ pub struct Cublas {
     _device: Rc<Device>,
 }
 
+/// Refuses to go on where the library is not installed; cudarc would panic.
+fn find_library() -> Result<()> {
+    // SAFETY: loads a library whose initialisers do nothing unusual.
+    if unsafe { sys::is_culib_present() } {
+        return Ok(());
+    }
+    Err(Error::Device(
+        "libcublas.so is not found; install NVIDIA's package libcublas-13-0 (or libcublas-12-*, or `pip install \
+         nvidia-cublas`) and name its folder in LD_LIBRARY_PATH, or do without: --kernel matmul=plain"
+            .into(),
+    ))
+}
+
+/// Version of the installed library; no device is needed.
+///
+/// # Errors
+/// [`Error::Device`] if it is not installed.
+pub fn library_version() -> Result<String> {
+    use cudarc::cublas::sys::libraryPropertyType_t::{MAJOR_VERSION, MINOR_VERSION, PATCH_LEVEL};
+    find_library()?;
+    let mut parts = Vec::new();
+    for property in [MAJOR_VERSION, MINOR_VERSION, PATCH_LEVEL] {
+        let mut value = 0;
+        // SAFETY: writes one int.
+        check(unsafe { sys::cublasGetProperty(property, &mut value) }, "asking for cuBLAS's version")?;
+        parts.push(value.to_string());
+    }
+    Ok(parts.join("."))
+}
+
 impl Cublas {
     /// Opens the library.
     ///
     /// # Errors
     /// [`Error::Device`] that names the package if the library is not installed, or with the library's own reason.
     pub fn new(device: &Rc<Device>) -> Result<Self> {
-        // SAFETY: loads a library whose initialisers do nothing unusual.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(Error::Device(
-                "libcublas.so is not found; install NVIDIA's package libcublas-13-0 (or libcublas-12-*, or `pip \
-                 install nvidia-cublas`) and name its folder in LD_LIBRARY_PATH, or do without: --kernel \
-                 matmul=plain"
-                    .into(),
-            ));
-        }
+        find_library()?;
         let mut workspace = DeviceBuffer::zeroed(device, WORKSPACE_BYTES)?;
         let mut handle = ptr::null_mut();
         // SAFETY: writes the handle; the device's context is current.
@@ -61,17 +83,6 @@ impl Cublas {
             check(sys::cublasSetMathMode(handle, mode), "setting cuBLAS's precision")?;
         }
         Ok(cublas)
-    }
-
-    /// Version of the library, as `major * 10000 + minor * 100 + patch`.
-    ///
-    /// # Errors
-    /// [`Error::Device`] if the library does not answer.
-    pub fn version(&self) -> Result<i32> {
-        let mut version = 0;
-        // SAFETY: writes one int.
-        check(unsafe { sys::cublasGetVersion_v2(self.handle, &mut version) }, "asking for cuBLAS's version")?;
-        Ok(version)
     }
 
     /// Queues `out = x · weightᵀ`, all row-major: x `[n, cols]`, weight `[rows, cols]`, out f32 `[n, rows]`; sums

@@ -4,6 +4,9 @@
 //! would be undefined behaviour there. These declarations name the same symbols (exported by `cuda_driver`), so
 //! every code is just a number, and the driver itself names it.
 
+// Named so that the linker finds the driver's symbols in it.
+extern crate cuda_driver as _;
+
 use crate::error::{Error, Result};
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 

@@ -27,7 +27,7 @@ mod write_kv;
 
 pub use batch::CudaBatch;
 pub use convert::convert;
-pub use cublas::{Cublas, WORKSPACE_BYTES};
+pub use cublas::{Cublas, WORKSPACE_BYTES, library_version};
 pub use device::{Device, DeviceInfo, probe};
 pub use memory::{DeviceBuffer, PinnedBuffer, Plain, Uploader};
 pub use tensor::{Activation, KvCache, Tensor, Weight};
