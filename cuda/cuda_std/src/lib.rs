@@ -40,7 +40,7 @@
     target_arch = "nvptx64",
     allow(internal_features),
     feature(abi_unadjusted, allow_internal_unstable, asm_experimental_arch, core_intrinsics, f16),
-    feature(link_llvm_intrinsics)
+    feature(link_llvm_intrinsics, repr_simd, simd_ffi)
 )]
 
 mod bits;
@@ -59,7 +59,14 @@ pub use self::device::*;
 /// The modules that exist on the device only.
 #[cfg(target_arch = "nvptx64")]
 mod device {
+    mod access;
+    pub mod async_copy;
+    pub mod atomic;
     pub mod float;
+    pub mod grid;
+    pub mod mbarrier;
+    pub mod memory;
+    pub mod mma;
     pub mod shared;
     pub mod thread;
     pub mod warp;

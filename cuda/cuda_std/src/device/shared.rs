@@ -5,8 +5,8 @@
 
 use core::arch::{asm, global_asm};
 use core::marker::PhantomData;
-use core::mem::{MaybeUninit, transmute_copy};
 
+use super::access::{self, loads, stores};
 use crate::Bits;
 
 // One symbol for the whole module: every kernel's dynamic shared memory starts at the same place.
@@ -84,27 +84,8 @@ impl<T: Bits> Shared<T> {
     #[inline(always)]
     #[must_use]
     pub unsafe fn get(self, i: u32) -> T {
-        let address = self.add(i).address;
-        // SAFETY: the caller's promise; each arm loads exactly the bytes of T.
-        unsafe {
-            match size_of::<T>() {
-                1 => transmute_copy(&(load_16_of_8(address) as u8)),
-                2 => transmute_copy(&load_16(address)),
-                4 => transmute_copy(&load_32(address)),
-                8 => transmute_copy(&load_64(address)),
-                size => {
-                    const { check_size::<T>() }
-                    let mut value = MaybeUninit::<T>::uninit();
-                    let words = value.as_mut_ptr().cast::<[u32; 4]>();
-                    let mut chunk = 0;
-                    while chunk < size / 16 {
-                        words.add(chunk).write_unaligned(load_128(address + 16 * chunk as u32));
-                        chunk += 1;
-                    }
-                    value.assume_init()
-                }
-            }
-        }
+        // SAFETY: the caller's promise.
+        unsafe { access::load::<State, T>(self.add(i).address) }
     }
 
     /// Stores value `i` (`st.shared`, 16 bytes at a time at most).
@@ -113,97 +94,15 @@ impl<T: Bits> Shared<T> {
     /// As for [`get`](Self::get), and no thread reads the place at the same time.
     #[inline(always)]
     pub unsafe fn set(self, i: u32, value: T) {
-        let address = self.add(i).address;
-        // SAFETY: the caller's promise; each arm stores exactly the bytes of T.
-        unsafe {
-            match size_of::<T>() {
-                1 => store_8(address, transmute_copy::<T, u8>(&value)),
-                2 => store_16(address, transmute_copy(&value)),
-                4 => store_32(address, transmute_copy(&value)),
-                8 => store_64(address, transmute_copy(&value)),
-                size => {
-                    const { check_size::<T>() }
-                    let words = (&raw const value).cast::<[u32; 4]>();
-                    let mut chunk = 0;
-                    while chunk < size / 16 {
-                        store_128(address + 16 * chunk as u32, words.add(chunk).read_unaligned());
-                        chunk += 1;
-                    }
-                }
-            }
-        }
+        // SAFETY: the caller's promise.
+        unsafe { access::store::<State, T>(self.add(i).address, value) }
     }
 }
 
-/// What `ld.shared` and `st.shared` can move.
-const fn check_size<T>() {
-    assert!(
-        matches!(size_of::<T>(), 1 | 2 | 4 | 8) || size_of::<T>().is_multiple_of(16),
-        "a shared value must have 1, 2, 4, 8 or a multiple of 16 bytes"
-    );
-}
-
-// `readonly` without `pure`: the load may not be repeated, dropped or moved over a barrier or a store.
-macro_rules! scalar {
-    ($($load:ident, $store:ident, $t:ty, $value:ty, $class:ident, $suffix:literal;)*) => { $(
-        #[inline(always)]
-        unsafe fn $load(address: u32) -> $t {
-            let value: $t;
-            // SAFETY: the caller answers for the address.
-            unsafe {
-                asm!(
-                    concat!("ld.shared.", $suffix, " {}, [{}];"), out($class) value, in(reg32) address,
-                    options(readonly, nostack, preserves_flags)
-                );
-            }
-            value
-        }
-
-        #[inline(always)]
-        unsafe fn $store(address: u32, value: $value) {
-            // SAFETY: the caller answers for the address.
-            unsafe {
-                asm!(
-                    concat!("st.shared.", $suffix, " [{}], {};"), in(reg32) address, in($class) <$t>::from(value),
-                    options(nostack, preserves_flags)
-                );
-            }
-        }
-    )* };
-}
-
-scalar! {
-    load_16_of_8, store_8, u16, u8, reg16, "u8";
-    load_16, store_16, u16, u16, reg16, "b16";
-    load_32, store_32, u32, u32, reg32, "b32";
-    load_64, store_64, u64, u64, reg64, "b64";
-}
-
-#[inline(always)]
-unsafe fn load_128(address: u32) -> [u32; 4] {
-    let (a, b, c, d): (u32, u32, u32, u32);
-    // SAFETY: the caller answers for the address.
-    unsafe {
-        asm!(
-            "ld.shared.v4.b32 {{{}, {}, {}, {}}}, [{}];",
-            out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg32) address,
-            options(readonly, nostack, preserves_flags)
-        );
-    }
-    [a, b, c, d]
-}
-
-#[inline(always)]
-unsafe fn store_128(address: u32, [a, b, c, d]: [u32; 4]) {
-    // SAFETY: the caller answers for the address.
-    unsafe {
-        asm!(
-            "st.shared.v4.b32 [{}], {{{}, {}, {}, {}}};",
-            in(reg32) address, in(reg32) a, in(reg32) b, in(reg32) c, in(reg32) d,
-            options(nostack, preserves_flags)
-        );
-    }
-}
+/// The shared state space.
+struct State;
+loads!(State, u32, reg32, "", "ld.shared", "[{0}]", "");
+stores!(State, u32, reg32, "", "st.shared", "[{0}]", "");
 
 /// The block's dynamic shared memory, `LaunchConfig::shared_bytes` long, aligned to 128 bytes. Every call gives the
 /// same place, whatever its type.

@@ -35,6 +35,16 @@ pub fn activemask() -> u32 {
     nvvm::activemask()
 }
 
+/// Whether this lane is the one of `mask` that the hardware chose; exactly one is. sm_90.
+///
+/// # Safety
+/// As for [`sync_warp`].
+#[inline(always)]
+pub unsafe fn elect(mask: u32) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { nvvm::elect(mask) }.1
+}
+
 /// Waits for the lanes of `mask`; memory accesses of these lanes before it are seen by them after it.
 ///
 /// # Safety
