@@ -5,6 +5,8 @@
 //! every code is just a number, and the driver itself names it.
 
 use crate::error::{Error, Result};
+// Exports the driver's symbols that are declared here and in `cust`'s bindings.
+use cuda_driver as _;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
 /// A `CUresult`.

@@ -1,7 +1,7 @@
 //! What operations read and write on the device.
 
 use super::device::Device;
-use super::memory::{DeviceBuffer, Plain};
+use super::memory::DeviceBuffer;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::kv_cache::KvLayout;
@@ -226,11 +226,6 @@ pub(super) fn decode(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
         Dtype::F16 => pairs().map(|&two| f16::from_le_bytes(two).to_f32()).collect(),
         Dtype::Bf16 => pairs().map(|&two| bf16::from_le_bytes(two).to_f32()).collect(),
     }
-}
-
-/// Whether kernels that read 16 bytes at once may read rows of `cols` values.
-pub(super) fn rows_of_16_bytes<T: Plain>(cols: usize) -> bool {
-    (cols * size_of::<T>()).is_multiple_of(16)
 }
 
 #[cfg(test)]
