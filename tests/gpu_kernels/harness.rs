@@ -24,7 +24,8 @@ pub fn device() -> Option<Rc<Device>> {
     if let Err(error) = cuda::probe() {
         // Not `eprintln`, which the test harness hides.
         let test = std::thread::current().name().unwrap_or("?").to_owned();
-        writeln!(std::io::stderr(), "{test}: skipped: no CUDA device ({error})").ok();
+        let line = format!("{test}: skipped: no CUDA device ({error})\n");
+        std::io::stderr().write_all(line.as_bytes()).ok();
         return None;
     }
     Some(Rc::new(Device::open(None).expect("the device opens")))
