@@ -1,9 +1,11 @@
 //! How much memory a model takes and how many KV pages what is left can hold: arithmetic alone, for both devices.
 
+use crate::batch::BatchLimits;
 use crate::config::Config;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::kv_cache::{KvLayout, PAGE_SIZE};
+use crate::model::qwen2;
 
 const MIB: f64 = 1024.0 * 1024.0;
 
@@ -71,6 +73,23 @@ pub fn plan(free: usize, fraction: f64, request: &MemoryRequest) -> Result<Memor
     }
     let num_pages = fitting.min(pages_per_sequence.saturating_mul(max_num_sequences.max(1)));
     Ok(MemoryPlan { budget, weights, workspace, num_pages, kv_cache: num_pages * page_bytes })
+}
+
+/// Bytes of everything a step writes besides the KV cache: the work buffers of [`qwen2`], the batch's index arrays and the
+/// RoPE table. `activation` is the format that matrix products read.
+pub fn workspace_bytes(
+    config: &Config,
+    limits: &BatchLimits,
+    max_model_len: usize,
+    activation: Dtype,
+) -> usize {
+    let BatchLimits { max_num_tokens: n, max_num_sequences: sequences, max_num_logits: logits, max_blocks } =
+        *limits;
+    let buffers = usize::try_from(qwen2::workspace_bytes(config, limits, activation)).unwrap_or(usize::MAX);
+    let block_table = sequences.saturating_mul(max_blocks);
+    let indices = n.saturating_mul(4).saturating_add(2 * sequences + 1 + logits).saturating_add(block_table);
+    let rope_table = max_model_len.saturating_mul(config.head_dim);
+    buffers.saturating_add(indices.saturating_add(rope_table).saturating_mul(4))
 }
 
 /// The layout of a cache of `num_pages` pages for `config`.

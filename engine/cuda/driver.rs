@@ -75,6 +75,7 @@ unsafe extern "C" {
     pub(super) fn cuEventDestroy_v2(event: CUevent) -> Status;
     pub(super) fn cuEventRecord(event: CUevent, stream: CUstream) -> Status;
     pub(super) fn cuEventSynchronize(event: CUevent) -> Status;
+    pub(super) fn cuEventElapsedTime(milliseconds: *mut f32, from: CUevent, to: CUevent) -> Status;
 
     pub(super) fn cuModuleLoadDataEx(
         module: *mut CUmodule,

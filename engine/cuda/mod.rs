@@ -6,6 +6,7 @@
 mod add;
 mod add_bias;
 mod attention;
+mod bandwidth;
 mod batch;
 mod convert;
 mod cublas;
@@ -18,6 +19,7 @@ mod matmul;
 mod memory;
 mod rms_norm;
 mod rope;
+mod sampler;
 mod silu_mul;
 mod tensor;
 mod variant;
@@ -58,21 +60,19 @@ pub fn kernels() -> Vec<(&'static str, Vec<&'static str>)> {
 /// elements.
 pub fn compute_dtype(weights: &Weights) -> Dtype {
     let mut elements = [0usize; Dtype::ALL.len()];
-    let mut count = |matrix: &Matrix| {
-        let slot = Dtype::ALL.iter().position(|&dtype| dtype == matrix.dtype);
-        if let Some(slot) = slot {
+    for matrix in weights.matrices() {
+        if let Some(slot) = Dtype::ALL.iter().position(|&dtype| dtype == matrix.dtype) {
             elements[slot] += matrix.rows * matrix.cols;
         }
-    };
-    count(&weights.embed_tokens);
-    for layer in &weights.layers {
-        let projections = [&layer.q_proj.weight, &layer.k_proj.weight, &layer.v_proj.weight, &layer.o_proj];
-        projections.into_iter().for_each(&mut count);
-        [&layer.gate_proj, &layer.up_proj, &layer.down_proj].into_iter().for_each(&mut count);
     }
-    weights.lm_head.iter().for_each(&mut count);
     let most = (0..elements.len()).max_by_key(|&i| elements[i]).unwrap_or(0);
     Dtype::ALL[most]
+}
+
+/// Bytes of all weights once they are on the GPU: matrices in `dtype`, vectors in f32.
+pub fn weight_bytes(weights: &Weights, dtype: Dtype) -> usize {
+    let matrices: usize = weights.matrices().map(|matrix| matrix.rows * matrix.cols * dtype.size()).sum();
+    matrices + weights.vectors().map(size_of_val).sum::<usize>()
 }
 
 /// Bytes that the GPU takes for itself besides weights, pages and the work buffers of the model: cuBLAS's workspace,
@@ -94,6 +94,7 @@ pub struct CudaOps {
     uploader: Uploader,
     rope: rope::RopeTable,
     attention: attention::Workspace,
+    sampler: sampler::Sampler,
     num_attention_heads: usize,
     /// Of activations, matrices and KV pages.
     dtype: Dtype,
@@ -139,6 +140,7 @@ impl CudaOps {
                 num_attention_heads,
                 head_dim,
             )?,
+            sampler: sampler::Sampler::new(device)?,
             num_attention_heads,
             dtype,
         })
@@ -303,13 +305,20 @@ impl Ops for CudaOps {
     }
 
     fn sample(&mut self, logits: &mut Tensor, rows: &[SamplingRow]) -> Result<Vec<u32>> {
-        let mut values = self.read(rows.len(), logits)?;
-        let rows_of_values = values.chunks_mut(logits.cols().max(1)).zip(rows);
-        Ok(rows_of_values.map(|(values, row)| crate::cpu::sampler::sample(values, row)).collect())
+        self.sampler.sample(logits, rows)
     }
 
     fn read(&mut self, n: usize, x: &Tensor) -> Result<Vec<f32>> {
         x.expect("read", "x", n, x.cols())?;
         x.data.read(0, n * x.cols())
+    }
+
+    fn device_name(&self) -> String {
+        let info = self.device.info();
+        format!("{} (cuda:{})", info.name, info.ordinal)
+    }
+
+    fn read_bandwidth(&mut self) -> Result<f64> {
+        bandwidth::read_bandwidth(&self.device)
     }
 }

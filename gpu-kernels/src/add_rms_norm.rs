@@ -48,7 +48,7 @@ unsafe fn vec4<E: crate::vector::Group<4>>(
     x: *mut f32,
     out: *mut E,
 ) {
-    use crate::vector::Group;
+    use crate::{grid::repeat, vector::Group};
     let start = crate::grid::offset(thread::block_idx_x(), hidden_size, 0);
     // SAFETY: the grid has a block a row; groups of 4 columns stay below `hidden_size`, a multiple of 4. A thread
     // reads back only what it wrote.
@@ -61,9 +61,7 @@ unsafe fn vec4<E: crate::vector::Group<4>>(
             let (a, b): ([f32; 4], [f32; 4]) = (f32::load_group(x.add(i)), f32::load_group(delta.add(i)));
             let values = [a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3]];
             f32::store_group(x.add(i), values);
-            for value in values {
-                sum = value.mul_add(value, sum);
-            }
+            repeat(4, |i| sum = values[i].mul_add(values[i], sum));
             column += 4 * thread::block_dim_x();
         }
         let scale = crate::rms_norm::scale(crate::reduce::block_sum(sum), hidden_size, eps);
@@ -80,18 +78,19 @@ unsafe fn vec4<E: crate::vector::Group<4>>(
 
 macro_rules! add_rms_norm {
     ($($element:ident: $plain:ident, $vec4:ident;)*) => { $(
-        /// `x += delta`, in place, then `out = x / sqrt(mean(x²) + eps) * weight`, row by row: one pass over the residual
-        /// stream instead of two.
+        /// `x += delta`, in place, then `out = x / sqrt(mean(x²) + eps) * weight`, row by row: one pass over
+        /// the residual stream instead of two.
         ///
         /// - `delta`: f32 `[num_rows, hidden_size]`
         /// - `weight`: f32 `[hidden_size]`
         /// - `x`: f32 `[num_rows, hidden_size]`
         #[doc = concat!("- `out`: ", stringify!($element), " `[num_rows, hidden_size]`")]
         ///
-        /// The same bits as the addition followed by `rms_norm`'s variant of the same name: same thread mapping, same order of the sum.
+        /// The same bits as the addition followed by `rms_norm`'s variant of the same name: same thread
+        /// mapping, same order of the sum.
         ///
-        /// Grid `[num_rows, 1, 1]`, exact: one block a row; block `[BLOCK_SIZE, 1, 1]`. Thread `t` takes columns `t`, `t + BLOCK_SIZE`, ….
-        /// Any `hidden_size`.
+        /// Grid `[num_rows, 1, 1]`, exact: one block a row; block `[BLOCK_SIZE, 1, 1]`. Thread `t` takes
+        /// columns `t`, `t + BLOCK_SIZE`, …. Any `hidden_size`.
         ///
         /// # Safety
         /// Grid and block are as above, arrays have these lengths and do not overlap.
@@ -110,8 +109,8 @@ macro_rules! add_rms_norm {
 
         #[doc = concat!("As [`", stringify!($plain), "`], thread `t` taking columns `4t .. 4t + 4`, …: loads of 16 bytes, a quarter of the instructions.")]
         ///
-        /// The order of the sum is another than the plain variant's, so results may differ in the last bit: choose by `hidden_size`,
-        /// never by the number of rows.
+        /// The order of the sum is another than the plain variant's, so results may differ in the last bit:
+        /// choose by `hidden_size`, never by the number of rows.
         ///
         /// # Safety
         #[doc = concat!("As for [`", stringify!($plain), "`]; `hidden_size` is a multiple of 4 and all pointers are aligned to 16 bytes.")]

@@ -1,4 +1,4 @@
-//! How threads find their elements.
+//! How threads find their elements, and loops.
 
 use cuda_std::prelude::*;
 
@@ -30,4 +30,25 @@ pub fn row_and_column(cols: u32) -> Option<(u32, u32)> {
 #[inline(always)]
 pub fn offset(row: u32, cols: u32, column: u32) -> usize {
     row as usize * cols as usize + column as usize
+}
+
+/// Calls `body` with 0, 1, …, `count` - 1. With a constant `count` the loop is unrolled and arrays indexed by it stay
+/// in registers; `for` loops and iterator chains do not get there, since device code is compiled without the pass
+/// that would resolve their `Option`s (MIR's jump threading, see `cuda_std`), and end in local memory.
+#[device]
+#[inline(always)]
+pub fn repeat(count: usize, mut body: impl FnMut(usize)) {
+    let mut i = 0;
+    while i < count {
+        body(i);
+        i += 1;
+    }
+}
+
+/// `a / b` and `a % b` without the branch to a panic; 0 and `a` where `b` is 0, which no kernel's contract allows.
+#[device]
+#[inline(always)]
+pub fn divide(a: u32, b: u32) -> (u32, u32) {
+    let quotient = a.checked_div(b).unwrap_or(0);
+    (quotient, a - quotient * b)
 }

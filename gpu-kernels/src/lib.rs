@@ -5,8 +5,8 @@
 //! kernel's documentation states the grid and block that it needs; block and tile sizes are constants here, which
 //! the launch wrappers read.
 //!
-//! Matrices are row-major. Indices of rows and columns are u32; offsets of elements are 64 bits, since a vocabulary times a hidden size
-//! comes near 2^32.
+//! Matrices are row-major. Indices of rows and columns are u32; offsets of elements are 64 bits, since a
+//! vocabulary times a hidden size comes near 2^32.
 #![no_std]
 
 pub mod add;
@@ -17,8 +17,10 @@ pub mod convert;
 pub mod embed;
 pub mod gather_rows;
 pub mod matmul;
+pub mod read_bandwidth;
 pub mod rms_norm;
 pub mod rope;
+pub mod sampler;
 pub mod silu_mul;
 pub mod write_kv;
 

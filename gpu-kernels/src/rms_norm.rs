@@ -45,7 +45,7 @@ unsafe fn vec4<E: crate::vector::Group<4>>(
     eps: f32,
     out: *mut E,
 ) {
-    use crate::vector::Group;
+    use crate::{grid::repeat, vector::Group};
     let start = crate::grid::offset(thread::block_idx_x(), hidden_size, 0);
     // SAFETY: the grid has a block a row; groups of 4 columns stay below `hidden_size`, a multiple of 4.
     unsafe {
@@ -54,9 +54,7 @@ unsafe fn vec4<E: crate::vector::Group<4>>(
         let mut column = 4 * thread::thread_idx_x();
         while column < hidden_size {
             let values: [f32; 4] = f32::load_group(x.add(column as usize));
-            for value in values {
-                sum = value.mul_add(value, sum);
-            }
+            repeat(4, |i| sum = values[i].mul_add(values[i], sum));
             column += 4 * thread::block_dim_x();
         }
         let scale = scale(crate::reduce::block_sum(sum), hidden_size, eps);
@@ -83,8 +81,8 @@ macro_rules! rms_norm {
         /// f32 throughout, rounded once at the end. The sum of squares has a fixed order that depends on
         /// `hidden_size` alone: each thread adds its columns from left to right, then butterflies over the block.
         ///
-        /// Grid `[num_rows, 1, 1]`, exact: one block a row; block `[BLOCK_SIZE, 1, 1]`. Thread `t` takes columns `t`, `t + BLOCK_SIZE`, ….
-        /// Any `hidden_size`.
+        /// Grid `[num_rows, 1, 1]`, exact: one block a row; block `[BLOCK_SIZE, 1, 1]`. Thread `t` takes
+        /// columns `t`, `t + BLOCK_SIZE`, …. Any `hidden_size`.
         ///
         /// # Safety
         /// Grid and block are as above, arrays have these lengths, `out` overlaps nothing.
@@ -96,8 +94,8 @@ macro_rules! rms_norm {
 
         #[doc = concat!("As [`", stringify!($plain), "`], thread `t` taking columns `4t .. 4t + 4`, …: loads of 16 bytes, a quarter of the instructions.")]
         ///
-        /// The order of the sum is another than the plain variant's, so results may differ in the last bit: choose by `hidden_size`,
-        /// never by the number of rows.
+        /// The order of the sum is another than the plain variant's, so results may differ in the last bit:
+        /// choose by `hidden_size`, never by the number of rows.
         ///
         /// # Safety
         #[doc = concat!("As for [`", stringify!($plain), "`]; `hidden_size` is a multiple of 4 and all pointers are aligned to 16 bytes.")]

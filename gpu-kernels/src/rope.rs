@@ -5,13 +5,13 @@ use cuda_std::prelude::*;
 /// Threads of a block.
 pub const BLOCK_SIZE: u32 = 256;
 
-/// Rotates every head of every row by its position, in place. With `h = head_dim / 2`, `p = positions[row]` and `j < h`:
-/// `(x[j], x[j + h]) = (x[j] cos[p, j] - x[j + h] sin[p, j], x[j + h] cos[p, j] + x[j] sin[p, j])`
-/// (Su et al. 2021, "RoFormer", in the rotate-half form of GPT-NeoX that Qwen2 uses).
+/// Rotates every head of every row by its position, in place. With `h = head_dim / 2`, `p = positions[row]` and
+/// `j < h`: `(x[j], x[j + h]) = (x[j] cos[p, j] - x[j + h] sin[p, j], x[j + h] cos[p, j] + x[j] sin[p, j])` (Su
+/// et al. 2021, "RoFormer", in the rotate-half form of GPT-NeoX that Qwen2 uses).
 ///
 /// - `positions`: u32 `[num_tokens]`, each below `max_positions`
-/// - `cos`, `sin`: f32 `[max_positions, head_dim / 2]`, of the angles `p * rope_theta^(-2j / head_dim)`; a table made in
-///   higher precision on the host, so that large positions lose nothing here
+/// - `cos`, `sin`: f32 `[max_positions, head_dim / 2]`, of the angles `p * rope_theta^(-2j / head_dim)`; a
+///   table made in higher precision on the host, so that large positions lose nothing here
 /// - `x`: f32 `[num_tokens, num_heads * head_dim]`
 ///
 /// Grid `[num_tokens, ceil(num_heads * head_dim / 2 / BLOCK_SIZE), 1]`, exact in the rows; block
@@ -28,10 +28,10 @@ pub unsafe fn rope_f32_plain(
     sin: *const f32,
     x: *mut f32,
 ) {
-    use crate::grid::{offset, row_and_column};
+    use crate::grid::{divide, offset, row_and_column};
     let half = head_dim / 2;
     let Some((row, pair)) = row_and_column(num_heads * half) else { return };
-    let (head, j) = (pair / half, pair % half);
+    let (head, j) = divide(pair, half);
     // SAFETY: the grid has one row of blocks a row of `x`; positions are rows of the tables.
     unsafe {
         let position = *positions.add(row as usize);

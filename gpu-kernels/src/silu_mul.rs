@@ -38,8 +38,8 @@ unsafe fn vec4<E: crate::vector::Group<4>>(count: u64, gate: *const f32, up: *co
 
 macro_rules! silu_mul {
     ($($element:ident: $plain:ident, $vec4:ident;)*) => { $(
-        /// `out[i] = silu(gate[i]) * up[i]` for `i < count`, with `silu(x) = x / (1 + e^-x)`: SwiGLU's activation (Shazeer
-        /// 2020, "GLU variants improve Transformer").
+        /// `out[i] = silu(gate[i]) * up[i]` for `i < count`, with `silu(x) = x / (1 + e^-x)`: SwiGLU's
+        /// activation (Shazeer 2020, "GLU variants improve Transformer").
         ///
         /// - `gate`, `up`: f32 `[count]`
         #[doc = concat!("- `out`: ", stringify!($element), " `[count]`, computed in f32 and rounded once")]

@@ -66,12 +66,13 @@ impl Group<4> for f32 {
 
     #[inline(always)]
     fn split(word: Quad) -> [f32; 4] {
-        word.0.map(f32::from_bits)
+        let [a, b, c, d] = word.0;
+        [f32::from_bits(a), f32::from_bits(b), f32::from_bits(c), f32::from_bits(d)]
     }
 
     #[inline(always)]
-    fn join(values: [f32; 4]) -> Quad {
-        Quad(values.map(f32::to_bits))
+    fn join([a, b, c, d]: [f32; 4]) -> Quad {
+        Quad([a.to_bits(), b.to_bits(), c.to_bits(), d.to_bits()])
     }
 }
 

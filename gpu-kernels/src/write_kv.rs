@@ -17,10 +17,10 @@ unsafe fn plain<E: Element>(
     v_pages: *mut E,
 ) {
     use crate::PAGE_SIZE;
-    use crate::grid::{offset, row_and_column};
+    use crate::grid::{divide, offset, row_and_column};
     let cols = num_key_value_heads * head_dim;
     let Some((row, column)) = row_and_column(cols) else { return };
-    let (head, d) = (column / head_dim, column % head_dim);
+    let (head, d) = divide(column, head_dim);
     // SAFETY: the grid has one row of blocks a token; every slot is one of the layer's, and no two tokens share one.
     unsafe {
         let slot = *slots.add(row as usize);
@@ -45,7 +45,8 @@ macro_rules! write_kv {
         /// `[BLOCK_SIZE, 1, 1]`. One thread an element of K and the same of V; a head's values stay neighbours.
         ///
         /// # Safety
-        /// Grid and block are as above, arrays have these lengths and do not overlap, slots are in range and different.
+        /// Grid and block are as above, arrays have these lengths and do not overlap, slots are in range and
+        /// different.
         #[kernel]
         pub unsafe fn $name(
             num_key_value_heads: u32,

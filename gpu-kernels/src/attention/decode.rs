@@ -3,9 +3,12 @@
 use cuda_std::prelude::*;
 
 #[device]
-use super::{Merged, Partial, Rows, Score, four, stage_query};
+use super::{Merged, Partial, Rows, stage_query};
 #[device]
-use crate::vector::Group;
+use crate::{
+    grid::{divide, repeat},
+    vector::{Group, load_words},
+};
 
 /// The most warps of a block of the split kernels.
 pub const MAX_WARPS: u32 = 8;
@@ -40,8 +43,8 @@ struct Stage {
 }
 
 /// # Safety
-/// As for the kernels. `stage` has room for `PAGES` pages of K with padded rows and of V, and `MAX_WARPS` queries; `N` is
-/// `HEAD_DIM / 32`.
+/// As for the kernels. `stage` has room for `PAGES` pages of K with padded rows and of V, and `MAX_WARPS`
+/// queries; `N` is `HEAD_DIM / 32`.
 #[device]
 #[inline(always)]
 unsafe fn split<E: Group<N>, const HEAD_DIM: usize, const N: usize, const PAGES: u32>(
@@ -61,8 +64,9 @@ unsafe fn split<E: Group<N>, const HEAD_DIM: usize, const N: usize, const PAGES:
     let row = shape.first_row + thread::block_idx_x();
     let key_value_head = thread::block_idx_y();
     let split = thread::block_idx_z();
-    // SAFETY: the grid has one row of blocks a row of the batch; all reads and writes stay in the arrays that the kernel
-    // is given. Every return and every loop with a barrier in it depends only on what all threads of the block share.
+    // SAFETY: the grid has one row of blocks a row of the batch; all reads and writes stay in the arrays that
+    // the kernel is given. Every return and every loop with a barrier in it depends only on what all threads of
+    // the block share.
     unsafe {
         let sequence = rows.sequence_of(row);
         if sequence.num_rows() > shape.max_rows {
@@ -77,7 +81,7 @@ unsafe fn split<E: Group<N>, const HEAD_DIM: usize, const N: usize, const PAGES:
         }
         let end_page = (first_page + split_pages).min(num_pages);
 
-        let heads_per_group = shape.num_attention_heads / shape.num_key_value_heads;
+        let heads_per_group = divide(shape.num_attention_heads, shape.num_key_value_heads).0;
         let query = stage.queries.add(warp_id * HEAD_DIM as u32);
         let mut round = 0;
         while round < heads_per_group {
@@ -161,8 +165,8 @@ impl Stage {
             let (key, column) = (word / v_words, word % v_words);
             // SAFETY: inside the first `keys` rows; each word has one thread.
             unsafe {
-                let k_word = crate::vector::load_words(k.add(word as usize * E::LANES));
-                let v_word = crate::vector::load_words(v.add(word as usize * E::LANES));
+                let k_word = load_words(k.add(word as usize * E::LANES));
+                let v_word = load_words(v.add(word as usize * E::LANES));
                 k_stage.set(key * k_words + column, k_word);
                 v_stage.set(word, v_word);
             }
@@ -183,32 +187,18 @@ impl Stage {
         partial: &mut Partial<N>,
     ) {
         let (k_words, v_words) = const { Self::row_words::<E, HEAD_DIM>() };
-        let lane = warp::lane_id();
-        let query = query.cast::<[f32; 4]>();
-        // SAFETY: rows below `keys` are complete. Every lane has a row; what is in those beyond `keys` is not used.
+        let keys_of_page = self.k.add(i * crate::PAGE_SIZE * k_words);
+        // A row of V is 32 groups of N values.
+        let values = self.v.add(i * crate::PAGE_SIZE * v_words).cast::<E::Word>().add(warp::lane_id());
+        // SAFETY: rows below `keys` are complete.
         unsafe {
-            let key_row = self.k.add((i * crate::PAGE_SIZE + lane) * k_words);
-            let mut score = f32::NEG_INFINITY;
-            if lane < keys {
-                let mut sum = Score::ZERO;
-                for word in 0..v_words {
-                    let lanes = E::unpack(key_row.get(word));
-                    for j in 0..E::LANES / 4 {
-                        let quad = word * (E::LANES / 4) as u32 + j as u32;
-                        sum.add(query.get(quad), four(lanes.as_ref(), j));
-                    }
-                }
-                score = sum.value();
-            }
-            let weight = partial.add_scores(score);
-            let values = self.v.add(i * crate::PAGE_SIZE * v_words).cast::<E::Word>().add(lane);
-            let mut key = 0;
-            while key < keys {
-                // A row of V is 32 groups of N values.
-                let value = E::split(values.get(32 * key));
-                partial.add_value(warp::shuffle_idx(weight, key), value);
-                key += 1;
-            }
+            super::attend_page::<E, HEAD_DIM, N>(
+                partial,
+                query,
+                keys,
+                |key, word| keys_of_page.get(key * k_words + word as u32),
+                |key| E::split(values.get(32 * key)),
+            );
         }
     }
 }
@@ -219,25 +209,27 @@ macro_rules! attention_decode_split {
         /// A merge kernel puts them together.
         ///
         #[doc = concat!("Arrays, arithmetic and idea: see the [module](super). K and V pages are ", stringify!($element), ". Computes the rows")]
-        /// `first_row .. first_row + grid.x`, except those of sequences that have more than `max_rows` rows in the batch:
-        /// `u32::MAX` computes all, 1 leaves longer sequences to the prefill kernels.
+        /// `first_row .. first_row + grid.x`, except those of sequences that have more than `max_rows` rows in
+        /// the batch: `u32::MAX` computes all, 1 leaves longer sequences to the prefill kernels.
         ///
-        /// - `num_splits`: third dimension of the grid and of the workspace, at least [`num_splits`](super::num_splits) of each row, which
-        ///   [`max_splits`](super::max_splits) of the longest sequence is
-        /// - `partials`: f32 `[grid.x, num_attention_heads, num_splits, head_dim]`, each split's weighted sum of values
-        /// - `statistics`: f32 `[grid.x, num_attention_heads, num_splits, 2]`, each split's largest score (to the base 2) and sum of
-        ///   weights
+        /// - `num_splits`: third dimension of the grid and of the workspace, at least
+        ///   [`num_splits`](super::num_splits) of each row, which [`max_splits`](super::max_splits) of the
+        ///   longest sequence is
+        /// - `partials`: f32 `[grid.x, num_attention_heads, num_splits, head_dim]`, each split's weighted sum
+        ///   of values
+        /// - `statistics`: f32 `[grid.x, num_attention_heads, num_splits, 2]`, each split's largest score (to
+        ///   the base 2) and sum of weights
         ///
         /// Splits that a row does not have are left as they were.
         ///
-        /// Grid `[rows, num_key_value_heads, num_splits]`, block `[32 * split_warps(num_attention_heads / num_key_value_heads), 1, 1]`. A block
-        /// reads its K and V once, into shared memory, for all query heads that share them; each warp takes one of
-        /// these heads, as in the plain prefill kernel.
+        /// Grid `[rows, num_key_value_heads, num_splits]`, block `[32 * split_warps(num_attention_heads /
+        /// num_key_value_heads), 1, 1]`. A block reads its K and V once, into shared memory, for all query
+        /// heads that share them; each warp takes one of these heads, as in the plain prefill kernel.
         ///
         /// # Safety
-        /// Grid and block are as above, arrays are as described, `partials` and `statistics` overlap nothing, all of them
-        /// aligned to 16 bytes.
-        #[kernel(max_threads = 256)]
+        /// Grid and block are as above, arrays are as described, `partials` and `statistics` overlap nothing,
+        /// all of them aligned to 16 bytes.
+        #[kernel(max_threads = 256, min_blocks = 3)]
         pub unsafe fn $name(
             num_attention_heads: u32,
             num_key_value_heads: u32,
@@ -304,10 +296,11 @@ unsafe fn merge<E: Element>(
         let count = super::num_splits(sequence.num_keys(row)) as usize;
         let first = (thread::block_idx_x() as usize * heads + head) * shape.num_splits as usize;
         let mut merged = Merged::<1>::EMPTY;
-        for split in first..first + count {
+        repeat(count, |split| {
+            let split = first + split;
             let [max, sum]: [f32; 2] = f32::load_group(statistics.add(2 * split));
             merged.add_split(max, sum, [*partials.add(split * head_dim + d)]);
-        }
+        });
         let [value] = merged.output();
         *out.add((row as usize * heads + head) * head_dim + d) = E::from_f32(value);
     }
@@ -318,8 +311,8 @@ macro_rules! attention_decode_merge {
         /// Puts the splits of the split kernels together, in order: the attention of rows.
         ///
         #[doc = concat!("`out`: ", stringify!($element), " `[num_tokens, num_attention_heads * head_dim]`, of which the rows `first_row .. first_row + grid.x`")]
-        /// are written, except those of sequences that have more than `max_rows` rows in the batch. Everything else is
-        /// as it was for the split kernel; any head_dim.
+        /// are written, except those of sequences that have more than `max_rows` rows in the batch. Everything
+        /// else is as it was for the split kernel; any head_dim.
         ///
         /// Grid `[rows, num_attention_heads, 1]`, block `[head_dim, 1, 1]`: a thread a dimension.
         ///

@@ -1,30 +1,38 @@
 //! Causal grouped-query attention over pages, for ragged batches.
 //!
 //! # One arithmetic for all kernels
-//! A row of the batch gets the same bits from every kernel here, whatever else is in the batch, however a prompt was cut
-//! into chunks and whether its prefix was cached. For a row that sees `num_keys` keys (its position + 1), and one head:
+//! A row of the batch gets the same bits from every kernel here, whatever else is in the batch, however a
+//! prompt was cut into chunks and whether its prefix was cached (a zero may differ in sign). For a row that
+//! sees `num_keys` keys (its position + 1), and one head:
 //!
 //! 1. `q` is multiplied with `log2(e) / sqrt(head_dim)`, so that the softmax is one of powers of 2.
-//! 2. A score is two chains of fused multiply-adds, over even and over odd dimensions in ascending order, then their sum.
+//! 2. A score is two chains of fused multiply-adds, over even and over odd dimensions in ascending order, then
+//!    their sum.
 //! 3. The pages of the row are cut into splits of [`split_pages`]`(num_keys)` pages: a function of the row's own
 //!    length. In a split, pages follow each other in the online softmax of Milakov and Gimelshein 2018 ("Online
-//!    normalizer calculation for softmax"): key `i` of a page belongs to lane `i`, which sums the weights of its keys;
-//!    values are accumulated key by key, in order. At the end of a split the lanes' sums are added in a butterfly.
+//!    normalizer calculation for softmax"): key `i` of a page belongs to lane `i`, which sums the weights of
+//!    its keys; values are accumulated key by key, in order. At the end of a split the lanes' sums are added in
+//!    a butterfly.
 //! 4. Splits are merged in order (as in Flash-Decoding, Dao et al. 2023); the result is divided by the merged sum.
 //!
 //! Every multiply-add is written as one, so that nothing is left to the compiler's choice; pages and splits without a
-//! visible key change nothing, not even a sign of infinity (see [`Partial`] and [`Merged`]).
+//! visible key change nothing and never make a NaN of infinities (see [`Partial`] and [`Merged`]).
 //!
 //! # Arrays that all kernels share
 //! - `q`: f32 `[num_tokens, num_attention_heads * head_dim]`
 //! - `k_pages`, `v_pages`: one layer's `[num_pages, num_key_value_heads, PAGE_SIZE, head_dim]`
-//! - `sequence_of_token` `[num_tokens]`, `query_start` `[num_sequences + 1]`, `kv_len` `[num_sequences]` and `block_table` `[num_sequences, max_blocks]`, all
-//!   u32, as in `engine/batch.rs`. Row `r` of sequence `s` has the position `kv_len[s] - (query_start[s + 1] - r)`.
+//! - `sequence_of_token` `[num_tokens]`, `query_start` `[num_sequences + 1]`, `kv_len` `[num_sequences]` and
+//!   `block_table` `[num_sequences, max_blocks]`, all u32, as in `engine/batch.rs`. Row `r` of sequence `s` has
+//!   the position `kv_len[s] - (query_start[s + 1] - r)`.
 //!
-//! The rows' own K and V are in the pages already. `num_attention_heads` is any multiple of `num_key_value_heads`: query head `h`
-//! reads key-value head `h / (num_attention_heads / num_key_value_heads)`.
+//! The rows' own K and V are in the pages already. `num_attention_heads` is any multiple of
+//! `num_key_value_heads`: query head `h` reads key-value head `h / (num_attention_heads /
+//! num_key_value_heads)`.
 
 use cuda_std::prelude::*;
+
+#[device]
+use crate::{grid::repeat, vector::Group};
 
 pub mod decode;
 pub mod prefill;
@@ -175,8 +183,9 @@ impl<const N: usize> Partial<N> {
     /// No keys.
     pub const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: 0.0, acc: [0.0; N] };
 
-    /// Takes in the scores of a page, one a lane, -∞ for keys that the row does not see; returns the weight of this lane's
-    /// key. A page of which no key is seen changes nothing: the shrinking factor is 2^0 and the weights are 2^-∞.
+    /// Takes in the scores of a page, one a lane, -∞ for keys that the row does not see; returns the weight of
+    /// this lane's key. A page of which no key is seen changes nothing: the shrinking factor is 2^0 and the
+    /// weights are 2^-∞.
     ///
     /// All 32 lanes of the warp must call it together.
     #[inline(always)]
@@ -186,18 +195,14 @@ impl<const N: usize> Partial<N> {
         let weight = (score - reference).exp2();
         self.max = max;
         self.sum = self.sum.mul_add(shrink, weight);
-        for acc in &mut self.acc {
-            *acc *= shrink;
-        }
+        repeat(N, |d| self.acc[d] *= shrink);
         weight
     }
 
     /// Takes in the value of one key, this lane's dimensions of it.
     #[inline(always)]
     pub fn add_value(&mut self, weight: f32, value: [f32; N]) {
-        for (acc, value) in self.acc.iter_mut().zip(value) {
-            *acc = weight.mul_add(value, *acc);
-        }
+        repeat(N, |d| self.acc[d] = weight.mul_add(value[d], self.acc[d]));
     }
 }
 
@@ -215,17 +220,15 @@ impl<const N: usize> Merged<N> {
     /// No splits.
     pub const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: 0.0, acc: [0.0; N] };
 
-    /// Takes in the next split: its maximum, the sum of its weights over all lanes, its accumulators. A split without keys
-    /// (-∞, 0, 0) changes nothing: the factors are 2^0 and 2^-∞.
+    /// Takes in the next split: its maximum, the sum of its weights over all lanes, its accumulators. A split
+    /// without keys (-∞, 0, 0) changes nothing: the factors are 2^0 and 2^-∞.
     #[inline(always)]
     pub fn add_split(&mut self, max: f32, sum: f32, acc: [f32; N]) {
         let (new_max, reference) = new_maximum(self.max, max);
         let (old, new) = ((self.max - reference).exp2(), (max - reference).exp2());
         self.max = new_max;
         self.sum = sum.mul_add(new, self.sum * old);
-        for (merged, acc) in self.acc.iter_mut().zip(acc) {
-            *merged = acc.mul_add(new, *merged * old);
-        }
+        repeat(N, |d| self.acc[d] = acc[d].mul_add(new, self.acc[d] * old));
     }
 
     /// Takes in what a warp holds and empties it.
@@ -240,7 +243,9 @@ impl<const N: usize> Merged<N> {
     /// The attention's output.
     #[inline(always)]
     pub fn output(&self) -> [f32; N] {
-        self.acc.map(|acc| acc / self.sum)
+        let mut output = self.acc;
+        repeat(N, |d| output[d] /= self.sum);
+        output
     }
 }
 
@@ -288,5 +293,49 @@ unsafe fn stage_query<const HEAD_DIM: usize>(q: *const f32, shared: Shared<f32>)
         // SAFETY: `d` is below HEAD_DIM.
         unsafe { shared.set(d, *q.add(d as usize) * query_scale::<HEAD_DIM>()) }
         d += 32;
+    }
+}
+
+/// Values that are loaded before the first of them is used, so that their latencies overlap.
+#[device]
+const AHEAD: usize = 4;
+
+/// A warp's query against the first `keys` keys of a page. `key_word(key, i)` loads 16-byte word `i` of a key,
+/// `value(key)` this lane's dimensions of a value; both are asked for keys below `keys` only. Where there are
+/// fewer keys than lanes, the last one stands in and is given the weight 0.
+///
+/// # Safety
+/// The query is complete in shared memory; all lanes of the warp call it together, with the same `keys`, at least 1.
+#[device]
+#[inline(always)]
+unsafe fn attend_page<E: Group<N>, const HEAD_DIM: usize, const N: usize>(
+    partial: &mut Partial<N>,
+    query: Shared<f32>,
+    keys: u32,
+    key_word: impl Fn(u32, usize) -> [u32; 4],
+    value: impl Fn(u32) -> [f32; N],
+) {
+    let lane = warp::lane_id();
+    let query = query.cast::<[f32; 4]>();
+    let mut score = Score::ZERO;
+    repeat(HEAD_DIM / E::LANES / AHEAD, |i| {
+        let mut words = [[0; 4]; AHEAD];
+        repeat(AHEAD, |j| words[j] = key_word(lane.min(keys - 1), AHEAD * i + j));
+        repeat(AHEAD, |j| {
+            let lanes = E::unpack(words[j]);
+            repeat(E::LANES / 4, |k| {
+                let quad = (AHEAD * i + j) * (E::LANES / 4) + k;
+                // SAFETY: inside the query.
+                score.add(unsafe { query.get(quad as u32) }, four(lanes.as_ref(), k));
+            });
+        });
+    });
+    let weight = partial.add_scores(if lane < keys { score.value() } else { f32::NEG_INFINITY });
+    let mut key = 0;
+    while key < keys {
+        let mut values = [[0.0; N]; 2 * AHEAD];
+        repeat(2 * AHEAD, |j| values[j] = value((key + j as u32).min(keys - 1)));
+        repeat(2 * AHEAD, |j| partial.add_value(warp::shuffle_idx(weight, key + j as u32), values[j]));
+        key += 2 * AHEAD as u32;
     }
 }

@@ -3,9 +3,12 @@
 use cuda_std::prelude::*;
 
 #[device]
-use super::{Merged, Partial, Rows, Score, four, stage_query};
+use super::{Merged, Partial, Rows, stage_query};
 #[device]
-use crate::vector::Group;
+use crate::{
+    grid::divide,
+    vector::{Group, load_words},
+};
 
 /// Warps of a block, one query head each.
 pub const WARPS: u32 = 4;
@@ -19,6 +22,15 @@ struct Shape {
     num_attention_heads: u32,
     num_key_value_heads: u32,
     min_rows: u32,
+}
+
+#[device]
+impl Shape {
+    /// Query heads that share a key-value head.
+    #[inline(always)]
+    fn heads_per_group(&self) -> u32 {
+        divide(self.num_attention_heads, self.num_key_value_heads).0
+    }
 }
 
 /// # Safety
@@ -44,7 +56,7 @@ unsafe fn plain<E: Group<N>, const HEAD_DIM: usize, const N: usize>(
         if head >= shape.num_attention_heads || sequence.num_rows() < shape.min_rows {
             return;
         }
-        let key_value_head = head / (shape.num_attention_heads / shape.num_key_value_heads);
+        let key_value_head = divide(head, shape.heads_per_group()).0;
         let this_query = (row as usize * shape.num_attention_heads as usize + head as usize) * HEAD_DIM;
         let query = queries.add(warp_id * HEAD_DIM as u32);
         stage_query::<HEAD_DIM>(q.add(this_query), query);
@@ -60,50 +72,22 @@ unsafe fn plain<E: Group<N>, const HEAD_DIM: usize, const N: usize>(
             let start = sequence.page_offset(page, shape.num_key_value_heads, key_value_head, HEAD_DIM);
             let keys_here = (num_keys - page * crate::PAGE_SIZE).min(crate::PAGE_SIZE);
 
-            // A key a lane. The lanes meet again in the reduction of `add_scores`.
-            let mut score = f32::NEG_INFINITY;
-            if lane < keys_here {
-                score = global_score::<E, HEAD_DIM>(query, k_pages.add(start + lane as usize * HEAD_DIM));
-            }
-            let weight = partial.add_scores(score);
-
-            // N dimensions a lane; `keys_here` is the same in every lane.
-            let values = v_pages.add(start + lane as usize * N);
-            let mut key = 0;
-            while key < keys_here {
-                let value = E::load_group(values.add(key as usize * HEAD_DIM));
-                partial.add_value(warp::shuffle_idx(weight, key), value);
-                key += 1;
-            }
+            let (keys, values) = (k_pages.add(start), v_pages.add(start + lane as usize * N));
+            super::attend_page::<E, HEAD_DIM, N>(
+                &mut partial,
+                query,
+                keys_here,
+                |key, word| load_words(keys.add(key as usize * HEAD_DIM + word * E::LANES)),
+                |key| E::load_group(values.add(key as usize * HEAD_DIM)),
+            );
 
             page += 1;
-            if page % split_pages == 0 || page == num_pages {
+            if page & (split_pages - 1) == 0 || page == num_pages {
                 merged.take(&mut partial);
             }
         }
         E::store_group(out.add(this_query + lane as usize * N), merged.output());
     }
-}
-
-/// The score of a key in global memory.
-///
-/// # Safety
-/// `query` and `key` lead to `HEAD_DIM` values, aligned to 16 bytes.
-#[device]
-#[inline(always)]
-unsafe fn global_score<E: Element, const HEAD_DIM: usize>(query: Shared<f32>, key: *const E) -> f32 {
-    let query = query.cast::<[f32; 4]>();
-    let mut score = Score::ZERO;
-    for i in 0..HEAD_DIM / E::LANES {
-        // SAFETY: 16 bytes inside the key, and its E::LANES dimensions of the query.
-        unsafe {
-            let lanes = E::load(key.add(i * E::LANES));
-            for j in 0..E::LANES / 4 {
-                score.add(query.get((i * (E::LANES / 4) + j) as u32), four(lanes.as_ref(), j));
-            }
-        }
-    }
-    score.value()
 }
 
 macro_rules! attention_prefill {
@@ -115,13 +99,14 @@ macro_rules! attention_prefill {
         /// f32 in between, rounded once. Rows of sequences that have fewer than `min_rows` rows in the batch are
         /// skipped: 1 computes all, 2 leaves single rows to the decode kernels.
         ///
-        /// Grid `[num_tokens, ceil(num_attention_heads / WARPS), 1]`, exact in the rows; block `[BLOCK_SIZE, 1, 1]`. A warp computes one head of one
-        /// row, a page at a time: for the scores lane `i` takes key `i`, for the values `head_dim / 32` dimensions.
+        /// Grid `[num_tokens, ceil(num_attention_heads / WARPS), 1]`, exact in the rows; block `[BLOCK_SIZE, 1,
+        /// 1]`. A warp computes one head of one row, a page at a time: for the scores lane `i` takes key `i`,
+        /// for the values `head_dim / 32` dimensions.
         ///
         /// # Safety
         /// Grid and block are as above, arrays are as described, `out` overlaps nothing, all of them aligned to 16
         /// bytes.
-        #[kernel(max_threads = 128)]
+        #[kernel(max_threads = 128, min_blocks = 5)]
         pub unsafe fn $name(
             num_attention_heads: u32,
             num_key_value_heads: u32,
