@@ -1,5 +1,7 @@
 //! A ragged batch: the rows that one forward pass computes, from any number of sequences.
 
+use crate::kv_cache::{PAGE_SIZE, pages_for};
+
 /// What one step computes. Prefill, a chunk of a prefill and decode differ only in how many rows a sequence has.
 ///
 /// Sequence `s` owns the rows `query_start[s] .. query_start[s + 1]`; they are its newest tokens, so row `r` has the
@@ -26,7 +28,61 @@ pub struct Batch {
     pub logit_rows: Vec<u32>,
 }
 
+/// The rows that one sequence has in a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct SequenceRows<'a> {
+    /// The newest tokens, at least one.
+    pub tokens: &'a [u32],
+    /// Position of the first of them: how many tokens of the sequence are in the cache already.
+    pub position: usize,
+    /// The sequence's pages, at least `ceil((position + tokens.len()) / PAGE_SIZE)`.
+    pub pages: &'a [u32],
+    pub logits: WantedLogits,
+}
+
+/// Which rows of a sequence need logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WantedLogits {
+    /// None: a chunk of a prefill that is not the last.
+    None,
+    /// The last one, from which the next token is drawn.
+    Last,
+    /// Every one.
+    All,
+}
+
 impl Batch {
+    /// Puts the rows of several sequences into one batch, in the order given.
+    ///
+    /// # Panics
+    /// If a sequence has too few pages for its rows.
+    pub fn new(sequences: &[SequenceRows]) -> Self {
+        let kv_len = |rows: &SequenceRows| rows.position + rows.tokens.len();
+        let max_blocks = sequences.iter().map(|rows| pages_for(kv_len(rows))).max().unwrap_or(0);
+        let mut batch = Self { query_start: vec![0], max_blocks, ..Self::default() };
+        for (s, rows) in sequences.iter().enumerate() {
+            for (position, &token) in (rows.position..).zip(rows.tokens) {
+                batch.tokens.push(token);
+                batch.positions.push(position as u32);
+                batch.sequence_of_token.push(s as u32);
+                batch.slots.push(
+                    rows.pages[position / PAGE_SIZE] * PAGE_SIZE as u32 + (position % PAGE_SIZE) as u32,
+                );
+            }
+            let (start, end) = (batch.query_start[s], batch.tokens.len() as u32);
+            match rows.logits {
+                WantedLogits::None => {}
+                WantedLogits::Last => batch.logit_rows.push(end - 1),
+                WantedLogits::All => batch.logit_rows.extend(start..end),
+            }
+            batch.query_start.push(end);
+            batch.kv_len.push(kv_len(rows) as u32);
+            batch.block_table.extend_from_slice(&rows.pages[..pages_for(kv_len(rows))]);
+            batch.block_table.resize((s + 1) * max_blocks, 0);
+        }
+        batch
+    }
+
     /// Rows of the forward pass.
     pub fn num_tokens(&self) -> usize {
         self.tokens.len()
@@ -54,4 +110,31 @@ pub struct BatchLimits {
     pub max_num_logits: usize,
     /// Pages of one sequence: `ceil(max_model_len / page_size)`.
     pub max_blocks: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A decode row at position 33, a chunk of a prefill, and a short prompt.
+    #[test]
+    fn ragged_rows() {
+        let decode = SequenceRows { tokens: &[5], position: 33, pages: &[3, 1], logits: WantedLogits::Last };
+        let chunk =
+            SequenceRows { tokens: &[6, 7], position: 31, pages: &[2, 4, 9], logits: WantedLogits::None };
+        let prompt = SequenceRows { tokens: &[8, 9], position: 0, pages: &[7], logits: WantedLogits::All };
+        let batch = Batch::new(&[decode, chunk, prompt]);
+        let expected = Batch {
+            tokens: vec![5, 6, 7, 8, 9],
+            positions: vec![33, 31, 32, 0, 1],
+            sequence_of_token: vec![0, 1, 1, 2, 2],
+            slots: vec![33, 95, 128, 224, 225],
+            query_start: vec![0, 1, 3, 5],
+            kv_len: vec![34, 33, 2],
+            block_table: vec![3, 1, 2, 4, 7, 0],
+            max_blocks: 2,
+            logit_rows: vec![0, 3, 4],
+        };
+        assert_eq!(batch, expected);
+    }
 }

@@ -1,5 +1,21 @@
 //! GGUF metadata -> [`Config`]. The only file, with `weights.rs`, that knows GGUF's spellings.
 
+use crate::error::{Error, Result};
+use crate::gguf::{FromValue, Gguf};
+
+/// The architecture whose metadata and tensors are understood.
+const ARCHITECTURE: &str = "qwen2";
+
+/// llama.cpp's `rope_freq_base` where a file gives none.
+const DEFAULT_ROPE_THETA: f32 = 10_000.0;
+
+// The largest values accepted, far above any model, so that later products of them cannot overflow a u64.
+const MAX_WIDTH: u64 = 1 << 20;
+const MAX_LAYERS: u64 = 1 << 12;
+const MAX_HEADS: u64 = 1 << 12;
+const MAX_VOCAB_SIZE: u64 = 1 << 24;
+const MAX_CONTEXT: u64 = 1 << 24;
+
 /// The shape of a Qwen2 decoder, in Hugging Face's names.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Config {
@@ -7,7 +23,7 @@ pub struct Config {
     pub architecture: String,
     /// `general.name`, or the architecture where the file has none.
     pub name: String,
-    /// Rows of the embedding and of the head.
+    /// Rows of the embedding and of the head; at least the number of tokens in the vocabulary.
     pub vocab_size: usize,
     pub hidden_size: usize,
     pub intermediate_size: usize,
@@ -28,6 +44,64 @@ pub struct Config {
 }
 
 impl Config {
+    /// Reads the metadata of a Qwen2 model. A file without tensors (a vocabulary) gives the shape its metadata claims.
+    ///
+    /// # Errors
+    /// [`Error::Model`] for another architecture, for a feature that is not implemented, and for values that no
+    /// decoder can have; [`Error::Gguf`] for a value that is missing or has the wrong type.
+    pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
+        let architecture: &str = gguf.require("general.architecture")?;
+        if architecture != ARCHITECTURE {
+            return Err(Error::Model(format!(
+                "the file's architecture is `{architecture}`; only `{ARCHITECTURE}` (Qwen2, Qwen2.5) is implemented"
+            )));
+        }
+        let keys = Keys { gguf };
+
+        let hidden_size = keys.size("embedding_length", MAX_WIDTH)?;
+        let num_attention_heads = keys.size("attention.head_count", MAX_HEADS)?;
+        let num_key_value_heads =
+            keys.optional_size("attention.head_count_kv", MAX_HEADS)?.unwrap_or(num_attention_heads);
+        if !num_attention_heads.is_multiple_of(num_key_value_heads) {
+            return Err(Error::Model(format!(
+                "{num_attention_heads} attention heads cannot be shared out over {num_key_value_heads} KV heads; the \
+                 second must divide the first"
+            )));
+        }
+        let head_dim = head_dim(&keys, hidden_size, num_attention_heads)?;
+        refuse_unimplemented(&keys)?;
+
+        let rope_theta = keys.get::<f32>("rope.freq_base")?.unwrap_or(DEFAULT_ROPE_THETA);
+        if !(rope_theta.is_finite() && rope_theta >= 1.0) {
+            return Err(keys.invalid("rope.freq_base", rope_theta, "a finite number of at least 1"));
+        }
+        let rms_norm_eps = keys.require::<f32>("attention.layer_norm_rms_epsilon")?;
+        if !(rms_norm_eps > 0.0 && rms_norm_eps < 1.0) {
+            return Err(keys.invalid(
+                "attention.layer_norm_rms_epsilon",
+                rms_norm_eps,
+                "a number between 0 and 1",
+            ));
+        }
+
+        Ok(Self {
+            architecture: architecture.to_owned(),
+            name: gguf.get::<&str>("general.name")?.unwrap_or(architecture).to_owned(),
+            vocab_size: vocab_size(gguf)?,
+            hidden_size,
+            intermediate_size: keys.size("feed_forward_length", MAX_WIDTH)?,
+            num_hidden_layers: keys.size("block_count", MAX_LAYERS)?,
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            rope_theta,
+            rms_norm_eps,
+            max_position_embeddings: keys.size("context_length", MAX_CONTEXT)?,
+            tie_word_embeddings: gguf.tensor("output.weight").is_none(),
+            attention_bias: gguf.tensors().any(|tensor| tensor.name().ends_with(".attn_q.bias")),
+        })
+    }
+
     /// Values of one row of Q: `num_attention_heads * head_dim`.
     pub fn q_size(&self) -> usize {
         self.num_attention_heads * self.head_dim
@@ -37,4 +111,145 @@ impl Config {
     pub fn kv_size(&self) -> usize {
         self.num_key_value_heads * self.head_dim
     }
+}
+
+/// The metadata of the architecture: keys are given without its prefix.
+struct Keys<'a> {
+    gguf: &'a Gguf,
+}
+
+impl<'a> Keys<'a> {
+    fn full(key: &str) -> String {
+        format!("{ARCHITECTURE}.{key}")
+    }
+
+    fn get<T: FromValue<'a>>(&self, key: &str) -> Result<Option<T>> {
+        self.gguf.get(&Self::full(key))
+    }
+
+    fn require<T: FromValue<'a>>(&self, key: &str) -> Result<T> {
+        self.gguf.require(&Self::full(key))
+    }
+
+    /// A size that is there, from 1 to `max`.
+    fn size(&self, key: &str, max: u64) -> Result<usize> {
+        let value = self.require(key)?;
+        self.check_size(key, value, max)
+    }
+
+    fn optional_size(&self, key: &str, max: u64) -> Result<Option<usize>> {
+        self.get(key)?.map(|value| self.check_size(key, value, max)).transpose()
+    }
+
+    fn check_size(&self, key: &str, value: u64, max: u64) -> Result<usize> {
+        let size = usize::try_from(value).ok().filter(|_| (1..=max).contains(&value));
+        size.ok_or_else(|| self.invalid(key, value, &format!("1 to {max}")))
+    }
+
+    fn invalid(&self, key: &str, found: impl std::fmt::Display, expected: &str) -> Error {
+        Error::Model(format!("metadata `{}` is {found}; expected {expected}", Self::full(key)))
+    }
+}
+
+/// Values of one head: what the file says, or the hidden size shared out over the heads.
+fn head_dim(keys: &Keys<'_>, hidden_size: usize, num_attention_heads: usize) -> Result<usize> {
+    let head_dim = match keys.optional_size("attention.key_length", MAX_WIDTH)? {
+        Some(head_dim) => head_dim,
+        None if hidden_size.is_multiple_of(num_attention_heads) => hidden_size / num_attention_heads,
+        None => {
+            return Err(Error::Model(format!(
+                "a hidden size of {hidden_size} cannot be shared out over {num_attention_heads} attention heads"
+            )));
+        }
+    };
+    if !head_dim.is_multiple_of(2) {
+        return Err(Error::Model(format!(
+            "heads have {head_dim} values; rotary embedding needs an even number"
+        )));
+    }
+    if num_attention_heads as u64 * head_dim as u64 > MAX_WIDTH {
+        return Err(Error::Model(format!(
+            "{num_attention_heads} attention heads of {head_dim} values are too many; at most {MAX_WIDTH} in all"
+        )));
+    }
+    // V's heads, and the part of a head that is rotated, could have sizes of their own.
+    for key in ["attention.value_length", "rope.dimension_count"] {
+        if let Some(size) = keys.optional_size(key, MAX_WIDTH)?
+            && size != head_dim
+        {
+            return Err(keys.invalid(
+                key,
+                size,
+                &format!("{head_dim}, the size of a head; others are not implemented"),
+            ));
+        }
+    }
+    Ok(head_dim)
+}
+
+/// Refuses by name what would change the result and is not implemented.
+fn refuse_unimplemented(keys: &Keys<'_>) -> Result<()> {
+    // llama.cpp's defaults: linear scaling, and a factor of 0 stands for none. `rope.scale_linear` is the older key.
+    let scaling = keys.get::<&str>("rope.scaling.type")?.unwrap_or("linear");
+    let factor = match keys.get::<f32>("rope.scaling.factor")? {
+        Some(factor) => factor,
+        None => keys.get::<f32>("rope.scale_linear")?.unwrap_or(0.0),
+    };
+    let scaled = match scaling {
+        "none" => false,
+        "linear" => factor != 0.0 && factor != 1.0,
+        _ => true,
+    };
+    if scaled {
+        return Err(Error::Model(format!(
+            "the file asks for RoPE scaling `{scaling}` with factor {factor}, which is not implemented; use a \
+             conversion without `rope_scaling`"
+        )));
+    }
+    if keys.get::<bool>("attention.causal")? == Some(false) {
+        return Err(Error::Model("the file is an embedding model (its attention is not causal)".to_owned()));
+    }
+    if let (Some(window), Some(context)) =
+        (keys.get::<u64>("attention.sliding_window")?, keys.get::<u64>("context_length")?)
+        && (1..context).contains(&window)
+    {
+        return Err(Error::Model(format!(
+            "the file asks for a sliding attention window of {window} tokens, which is not implemented"
+        )));
+    }
+    Ok(())
+}
+
+/// Rows of the embedding, or the number of tokens where there is no embedding.
+fn vocab_size(gguf: &Gguf) -> Result<usize> {
+    const TOKENS: &str = "tokenizer.ggml.tokens";
+    let tokens = match gguf.value(TOKENS) {
+        Some(crate::gguf::Value::Array(array)) => Some(array.len() as u64),
+        Some(value) => {
+            return Err(Error::Gguf(format!(
+                "metadata `{TOKENS}`: expected array of string, found {}",
+                value.value_type()
+            )));
+        }
+        None => None,
+    };
+    // Shape checks belong to the weights; a vector here is an error there.
+    let rows = gguf.tensor("token_embd.weight").and_then(|tensor| tensor.shape().first().copied());
+    let vocab_size = match (rows, tokens) {
+        (Some(rows), Some(tokens)) if tokens > rows => {
+            return Err(Error::Model(format!(
+                "the vocabulary has {tokens} tokens, but the embedding `token_embd.weight` only {rows} rows"
+            )));
+        }
+        (Some(rows), _) => rows,
+        (None, Some(tokens)) => tokens,
+        (None, None) => {
+            return Err(Error::Model(format!(
+                "the file has neither an embedding (`token_embd.weight`) nor a vocabulary (`{TOKENS}`)"
+            )));
+        }
+    };
+    usize::try_from(vocab_size).ok().filter(|_| (1..=MAX_VOCAB_SIZE).contains(&vocab_size)).ok_or_else(|| {
+        Error::Model(format!("the vocabulary has {vocab_size} tokens; expected 1 to {MAX_VOCAB_SIZE}"))
+    })
 }

@@ -16,10 +16,12 @@ pub mod error;
 pub mod generate;
 pub mod gguf;
 pub mod kv_cache;
+pub mod memory_plan;
 pub mod model;
 pub mod ops;
 pub mod sampler;
 pub mod scheduler;
+pub mod testing;
 pub mod tokenizer;
 pub mod weights;
 

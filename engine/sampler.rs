@@ -1,5 +1,7 @@
 //! What a request asks of the sampler, in llama.cpp's names and with its meaning.
 
+use crate::error::{Error, Result};
+
 /// How the next token is chosen from the logits, in this order: penalties, top-k, top-p, min-p, temperature, draw.
 /// That is llama.cpp's default chain (`--samplers penalties;top_k;top_p;min_p;temperature`).
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -41,6 +43,39 @@ impl Default for SamplingParams {
     }
 }
 
+impl SamplingParams {
+    /// Whether the arg-max is taken, without a draw.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature <= 0.0
+    }
+
+    /// Whether any penalty changes a logit.
+    pub fn has_penalties(&self) -> bool {
+        self.repeat_last_n != 0
+            && (self.repeat_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0)
+    }
+
+    /// Refuses values without meaning, by the name of the option.
+    pub fn validate(&self) -> Result<()> {
+        let check = |ok: bool, option: &str, expected: &str, found: f32| {
+            if ok {
+                return Ok(());
+            }
+            Err(Error::Request(format!("{option}: expected {expected}, found {found}")))
+        };
+        check(self.temperature.is_finite(), "temperature", "a finite number", self.temperature)?;
+        check((0.0..=1.0).contains(&self.top_p), "top_p", "a number from 0 to 1", self.top_p)?;
+        check((0.0..=1.0).contains(&self.min_p), "min_p", "a number from 0 to 1", self.min_p)?;
+        let repeat = self.repeat_penalty;
+        check(repeat.is_finite() && repeat > 0.0, "repeat_penalty", "a finite number above 0", repeat)?;
+        check(self.repeat_last_n >= -1, "repeat_last_n", "-1, 0 or a count", self.repeat_last_n as f32)?;
+        let presence = self.presence_penalty;
+        check(presence.is_finite(), "presence_penalty", "a finite number", presence)?;
+        let frequency = self.frequency_penalty;
+        check(frequency.is_finite(), "frequency_penalty", "a finite number", frequency)
+    }
+}
+
 /// One row of a sampling step. The draw depends on the parameters, the logits, `position` and `index` alone, so it is
 /// the same alone and in a batch.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,4 +87,61 @@ pub struct SamplingRow {
     pub index: u32,
     /// Distinct tokens of the penalty window with their counts, ascending by token; empty where no penalty is on.
     pub counts: Vec<(u32, u32)>,
+}
+
+/// The counter-based generator Philox4x32-10: `counter` and `key` to four words, without any state.
+///
+/// Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. The kernel in
+/// `gpu-kernels/src/sampler.rs` computes the same words.
+pub fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+    const MULTIPLIERS: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
+    const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+    for _ in 0..10 {
+        let product0 = MULTIPLIERS[0] * u64::from(counter[0]);
+        let product1 = MULTIPLIERS[1] * u64::from(counter[2]);
+        counter = [
+            (product1 >> 32) as u32 ^ counter[1] ^ key[0],
+            product1 as u32,
+            (product0 >> 32) as u32 ^ counter[3] ^ key[1],
+            product0 as u32,
+        ];
+        key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
+    }
+    counter
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The known answers that the authors publish with Random123 (`tests/kat_vectors`, philox4x32 10).
+    #[test]
+    fn philox_gives_the_published_words() {
+        assert_eq!(philox4x32_10([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+        assert_eq!(
+            philox4x32_10([u32::MAX; 4], [u32::MAX; 2]),
+            [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
+        );
+        let pi = [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344];
+        let key = [0xa409_3822, 0x299f_31d0];
+        assert_eq!(philox4x32_10(pi, key), [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]);
+    }
+
+    #[test]
+    fn values_without_meaning_are_refused_by_name() {
+        let good = SamplingParams::default();
+        good.validate().unwrap();
+        let bad = [
+            (SamplingParams { temperature: f32::NAN, ..good.clone() }, "temperature"),
+            (SamplingParams { top_p: 1.5, ..good.clone() }, "top_p"),
+            (SamplingParams { min_p: -0.1, ..good.clone() }, "min_p"),
+            (SamplingParams { repeat_penalty: 0.0, ..good.clone() }, "repeat_penalty"),
+            (SamplingParams { repeat_last_n: -2, ..good.clone() }, "repeat_last_n"),
+            (SamplingParams { presence_penalty: f32::INFINITY, ..good.clone() }, "presence_penalty"),
+            (SamplingParams { frequency_penalty: f32::NAN, ..good }, "frequency_penalty"),
+        ];
+        for (params, name) in bad {
+            assert!(params.validate().unwrap_err().to_string().starts_with(name), "{name}");
+        }
+    }
 }

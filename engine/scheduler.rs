@@ -1,1 +1,327 @@
-//! (being built)
+//! Which tokens of which sequences run next: continuous batching over one pool of KV pages.
+//!
+//! Sequences run in the order in which they came. Every step takes one row of each sequence that is generating, then fills
+//! the rest of its rows with prompts, oldest first, in chunks; a sequence joins as soon as there are pages for all its
+//! tokens and leaves as soon as it ends. When a running sequence finds no page for its next token, the youngest
+//! running one gives its pages up, waits at the front of the queue and is computed anew.
+//!
+//! Three rules keep it simple: `running` before `waiting` is always the order of arrival, which is the order of ids; only
+//! running and kept sequences own pages; and nothing is marked as computed before [`Scheduler::complete`], so that a
+//! step that failed can be taken again.
+
+use crate::batch::{Batch, SequenceRows, WantedLogits};
+use crate::kv_cache::{PageList, PagePool, pages_for};
+use std::collections::VecDeque;
+
+/// Names a sequence for the life of its engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(pub u64);
+
+impl std::fmt::Display for SequenceId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// The most that one step may hold.
+#[derive(Clone, Copy, Debug)]
+pub struct StepLimits {
+    /// Rows of a step; also the longest chunk of a prompt.
+    pub max_num_tokens: usize,
+    /// Sequences that run at once.
+    pub max_num_sequences: usize,
+}
+
+/// A sequence's tokens and where they are.
+#[derive(Debug)]
+pub struct Sequence {
+    id: SequenceId,
+    /// The prompt, then what was generated.
+    tokens: Vec<u32>,
+    /// K and V of the first `num_cached` tokens are in `pages`.
+    num_cached: usize,
+    /// Tokens when it last joined: what is before is prefill, what comes after is decode.
+    prefill_len: usize,
+    /// Tokens of the prompt that a kept sequence had in the cache.
+    num_reused: usize,
+    pages: PageList,
+    continue_from: Option<SequenceId>,
+    /// It gave its pages up at least once.
+    preempted: bool,
+}
+
+impl Sequence {
+    /// The prompt, then what was generated.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Tokens of the prompt that were taken from a kept sequence instead of being computed.
+    pub fn num_reused(&self) -> usize {
+        self.num_reused
+    }
+
+    fn is_prefill(&self) -> bool {
+        self.num_cached < self.prefill_len
+    }
+}
+
+/// An ended sequence whose pages are left in the cache, for [`Scheduler::submit`]'s `continue_from`.
+struct Kept {
+    id: SequenceId,
+    /// The tokens that are in the pages.
+    tokens: Vec<u32>,
+    pages: PageList,
+}
+
+/// One step: what to compute and for whom.
+#[derive(Debug)]
+pub struct Step {
+    pub batch: Batch,
+    /// The sequences of `batch`, in its order.
+    pub parts: Vec<Part>,
+}
+
+/// The share of one sequence in a [`Step`].
+#[derive(Clone, Copy, Debug)]
+pub struct Part {
+    pub id: SequenceId,
+    pub num_rows: usize,
+    /// The rows are of a prompt (or of tokens computed anew); otherwise it is the one token generated last.
+    pub prefill: bool,
+    /// A token is drawn from the last row.
+    pub draws: bool,
+}
+
+/// See the [module](self).
+pub struct Scheduler {
+    limits: StepLimits,
+    pool: PagePool,
+    /// Oldest first.
+    waiting: VecDeque<Sequence>,
+    /// Oldest first.
+    running: Vec<Sequence>,
+    /// Ended longest ago first.
+    kept: VecDeque<Kept>,
+}
+
+impl Scheduler {
+    /// A scheduler of `num_pages` free pages.
+    ///
+    /// # Panics
+    /// If a limit is 0.
+    pub fn new(limits: StepLimits, num_pages: usize) -> Self {
+        // With a row for each running sequence, generating ones never crowd out a younger one's row for good, and one row
+        // at least is left for a prompt.
+        let max_num_sequences = limits.max_num_sequences.min(limits.max_num_tokens);
+        assert!(max_num_sequences > 0, "a step must hold a row and a sequence: {limits:?}");
+        let limits = StepLimits { max_num_sequences, ..limits };
+        Self {
+            limits,
+            pool: PagePool::new(num_pages),
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            kept: VecDeque::new(),
+        }
+    }
+
+    /// The pages and how many of them are free.
+    pub fn pool(&self) -> &PagePool {
+        &self.pool
+    }
+
+    /// Whether any sequence waits or runs.
+    pub fn has_work(&self) -> bool {
+        !(self.waiting.is_empty() && self.running.is_empty())
+    }
+
+    /// Queues a sequence. `id` must be larger than every earlier one, and the pool must be able to hold the sequence at
+    /// its longest. What the kept sequence `continue_from` has in common with `tokens` is not computed again if it is
+    /// still there when this sequence starts.
+    ///
+    /// # Panics
+    /// If `tokens` is empty.
+    pub fn submit(&mut self, id: SequenceId, tokens: Vec<u32>, continue_from: Option<SequenceId>) {
+        assert!(!tokens.is_empty(), "a sequence needs a token");
+        self.waiting.push_back(Sequence {
+            id,
+            prefill_len: tokens.len(),
+            tokens,
+            num_cached: 0,
+            num_reused: 0,
+            pages: PageList::default(),
+            continue_from,
+            preempted: false,
+        });
+    }
+
+    /// A sequence that waits or runs.
+    pub fn sequence(&self, id: SequenceId) -> Option<&Sequence> {
+        match self.running.binary_search_by_key(&id, |sequence| sequence.id) {
+            Ok(i) => Some(&self.running[i]),
+            Err(_) => self.waiting.iter().find(|sequence| sequence.id == id),
+        }
+    }
+
+    /// Chooses the next step; `None` if there is nothing to do. The step is to be computed and then given to
+    /// [`Scheduler::complete`], or dropped if that failed.
+    pub fn schedule(&mut self) -> Option<Step> {
+        let mut budget = self.limits.max_num_tokens;
+        let mut chosen = Vec::new(); // (index into running, rows)
+
+        // 1. One row of every sequence that is generating, oldest first. Only here may pages be missing, and only
+        // sequences younger than those already chosen give theirs up.
+        let num_running = self.running.len();
+        let mut i = 0;
+        while i < self.running.len() {
+            if !self.running[i].is_prefill() {
+                while !self.grow(i) && i < self.running.len() {
+                    self.make_room();
+                }
+                if i == self.running.len() {
+                    break; // It was itself the youngest.
+                }
+                chosen.push((i, 1));
+                budget -= 1;
+            }
+            i += 1;
+        }
+
+        // 2. Prompts that have begun.
+        let preempting = self.running.len() < num_running;
+        for (i, sequence) in self.running.iter().enumerate().filter(|(_, sequence)| sequence.is_prefill()) {
+            let num_rows = budget.min(sequence.prefill_len - sequence.num_cached);
+            if num_rows > 0 {
+                chosen.push((i, num_rows));
+                budget -= num_rows;
+            }
+        }
+
+        // 3. Those that wait, unless this very step had to make room.
+        while budget > 0 && !preempting && self.running.len() < self.limits.max_num_sequences && self.admit()
+        {
+            let sequence = &self.running[self.running.len() - 1];
+            let num_rows = budget.min(sequence.prefill_len - sequence.num_cached);
+            chosen.push((self.running.len() - 1, num_rows));
+            budget -= num_rows;
+        }
+        (!chosen.is_empty()).then(|| self.step(&chosen))
+    }
+
+    /// Records that `step` was computed and that `drawn` are the tokens of its drawing parts, in their order.
+    ///
+    /// # Panics
+    /// If `drawn` has another length, or a sequence of the step has ended meanwhile.
+    pub fn complete(&mut self, step: &Step, drawn: &[u32]) {
+        assert_eq!(drawn.len(), step.batch.num_logits(), "one token for each row of logits");
+        let mut drawn = drawn.iter();
+        for part in &step.parts {
+            let i =
+                self.running.binary_search_by_key(&part.id, |sequence| sequence.id).expect("it still runs");
+            let sequence = &mut self.running[i];
+            sequence.num_cached += part.num_rows;
+            sequence.tokens.extend(drawn.by_ref().take(usize::from(part.draws)));
+        }
+    }
+
+    /// Ends a sequence; with `keep` its pages stay until they are continued, released or needed by others. Returns its
+    /// tokens, `None` if it neither waits nor runs.
+    pub fn finish(&mut self, id: SequenceId, keep: bool) -> Option<Sequence> {
+        let mut sequence = match self.running.binary_search_by_key(&id, |sequence| sequence.id) {
+            Ok(i) => self.running.remove(i),
+            Err(_) => self.waiting.remove(self.waiting.iter().position(|sequence| sequence.id == id)?)?,
+        };
+        let mut pages = std::mem::take(&mut sequence.pages);
+        pages.truncate(sequence.num_cached, &mut self.pool);
+        if keep && sequence.num_cached > 0 {
+            let tokens = sequence.tokens[..sequence.num_cached].to_vec();
+            self.kept.push_back(Kept { id, tokens, pages });
+        } else {
+            pages.clear(&mut self.pool);
+        }
+        Some(sequence)
+    }
+
+    /// Gives the pages of a kept sequence back; nothing happens if it has none any more.
+    pub fn release(&mut self, id: SequenceId) {
+        if let Some(mut kept) = self.take_kept(id) {
+            kept.pages.clear(&mut self.pool);
+        }
+    }
+
+    /// Pages for all tokens of running sequence `i`.
+    fn grow(&mut self, i: usize) -> bool {
+        match self.running.get_mut(i) {
+            Some(sequence) => sequence.pages.grow(sequence.tokens.len(), &mut self.pool),
+            None => false,
+        }
+    }
+
+    /// Frees pages: of the sequence that was kept longest, or else of the youngest running one.
+    fn make_room(&mut self) {
+        if let Some(mut kept) = self.kept.pop_front() {
+            kept.pages.clear(&mut self.pool);
+        } else if let Some(mut sequence) = self.running.pop() {
+            sequence.pages.clear(&mut self.pool);
+            sequence.num_cached = 0;
+            sequence.preempted = true;
+            self.waiting.push_front(sequence);
+        }
+    }
+
+    /// Moves the oldest waiting sequence to the running ones if there are pages for all its tokens.
+    fn admit(&mut self) -> bool {
+        let Some(mut sequence) = self.waiting.pop_front() else { return false };
+        let source = sequence.continue_from.and_then(|id| self.take_kept(id));
+        // One token at least is computed, for its logits.
+        let num_reused = source.as_ref().map_or(0, |kept| {
+            let pairs = kept.tokens.iter().zip(&sequence.tokens[..sequence.tokens.len() - 1]);
+            pairs.take_while(|(kept, wanted)| kept == wanted).count()
+        });
+        // One that was crowded out comes back with a page to spare for each of the others, or it would be crowded out again.
+        let spare = if sequence.preempted { self.running.len() } else { 0 };
+        let needed = pages_for(sequence.tokens.len()) - pages_for(num_reused) + spare;
+        let excess = source.as_ref().map_or(0, |kept| kept.pages.pages().len() - pages_for(num_reused));
+        while self.pool.num_free() + excess < needed && !self.kept.is_empty() {
+            self.make_room();
+        }
+        if self.pool.num_free() + excess < needed {
+            self.kept.extend(source);
+            self.waiting.push_front(sequence);
+            return false;
+        }
+        if let Some(kept) = source {
+            sequence.pages = kept.pages;
+            sequence.pages.truncate(num_reused, &mut self.pool);
+            sequence.num_reused = num_reused;
+        }
+        sequence.num_cached = num_reused;
+        sequence.prefill_len = sequence.tokens.len();
+        self.running.push(sequence);
+        self.grow(self.running.len() - 1)
+    }
+
+    fn take_kept(&mut self, id: SequenceId) -> Option<Kept> {
+        self.kept.remove(self.kept.iter().position(|kept| kept.id == id)?)
+    }
+
+    /// The batch of the `(index into running, rows)` in `chosen`.
+    fn step(&self, chosen: &[(usize, usize)]) -> Step {
+        let mut rows = Vec::with_capacity(chosen.len());
+        let mut parts = Vec::with_capacity(chosen.len());
+        for &(i, num_rows) in chosen {
+            let Sequence { id, tokens, num_cached, pages, .. } = &self.running[i];
+            let end = num_cached + num_rows;
+            let draws = end == tokens.len();
+            let logits = if draws { WantedLogits::Last } else { WantedLogits::None };
+            rows.push(SequenceRows {
+                tokens: &tokens[*num_cached..end],
+                position: *num_cached,
+                pages: pages.pages(),
+                logits,
+            });
+            parts.push(Part { id: *id, num_rows, prefill: self.running[i].is_prefill(), draws });
+        }
+        Step { batch: Batch::new(&rows), parts }
+    }
+}

@@ -1,1 +1,4 @@
-//! (being built)
+//! The command line: one file a subcommand.
+
+pub mod inspect;
+pub mod logits;

@@ -1,1 +1,239 @@
-//! (being built)
+//! [`Ops`] on the CPU: the reference that GPU kernels are compared with, and the engine of a machine without a GPU.
+//!
+//! Everything is f32; weights stay in the file's format where they are, in the memory map, and are widened as they
+//! are read. Each operation is one file. Every reduction has an order that depends on its own length alone, never on
+//! the batch, on the number of threads or on the processor's vector width: see [`simd`] and [`matmul`].
+
+pub mod add;
+pub mod add_bias;
+pub mod attention;
+mod bandwidth;
+pub mod embed;
+pub mod gather_rows;
+pub mod kv;
+pub mod matmul;
+pub mod rms_norm;
+pub mod rope;
+pub mod sampler;
+pub mod silu_mul;
+pub mod simd;
+pub mod tensor;
+pub mod write_kv;
+
+use crate::batch::{Batch, BatchLimits};
+use crate::error::{Error, Result};
+use crate::kv_cache::KvLayout;
+use crate::model::OpsConfig;
+use crate::model::rope::rope_table;
+use crate::ops::Ops;
+use crate::sampler::SamplingRow;
+use crate::weights::Matrix;
+use kv::KvCache;
+use rayon::prelude::*;
+use simd::Isa;
+use tensor::Tensor;
+
+/// The decoder's operations on all cores (`RAYON_NUM_THREADS` limits them).
+pub struct CpuOps {
+    isa: Isa,
+    config: OpsConfig,
+    /// `[max_model_len, head_dim / 2]`
+    cos: Vec<f32>,
+    /// `[max_model_len, head_dim / 2]`
+    sin: Vec<f32>,
+}
+
+impl CpuOps {
+    /// Operations with the best instructions that this processor has.
+    ///
+    /// # Errors
+    /// As [`CpuOps::with_isa`].
+    pub fn new(config: &OpsConfig) -> Result<Self> {
+        Self::with_isa(config, Isa::best())
+    }
+
+    /// Operations with the instructions `isa`, for tests.
+    ///
+    /// # Errors
+    /// [`Error::Model`] if the heads do not fit each other; [`Error::Device`] if the processor lacks `isa`.
+    pub fn with_isa(config: &OpsConfig, isa: Isa) -> Result<Self> {
+        let OpsConfig { num_attention_heads, num_key_value_heads, head_dim, .. } = *config;
+        if num_key_value_heads == 0 || !num_attention_heads.is_multiple_of(num_key_value_heads) {
+            return Err(Error::Model(format!(
+                "{num_key_value_heads} key-value heads do not divide {num_attention_heads} attention heads"
+            )));
+        }
+        if head_dim == 0 || !head_dim.is_multiple_of(2) {
+            return Err(Error::Model(format!("head_dim must be even and positive, it is {head_dim}")));
+        }
+        if !Isa::available().contains(&isa) {
+            return Err(Error::Device(format!("this processor has no {isa:?}")));
+        }
+        let (cos, sin) = rope_table(config.rope_theta, head_dim, config.max_model_len);
+        Ok(Self { isa, config: config.clone(), cos, sin })
+    }
+}
+
+impl Ops for CpuOps {
+    type Tensor = Tensor;
+    type Activation = Tensor;
+    type Weight = Matrix;
+    type Vector = Vec<f32>;
+    type KvCache = KvCache;
+    type Batch = Batch;
+
+    fn new_tensor(&mut self, rows: usize, cols: usize) -> Result<Tensor> {
+        Tensor::new(rows, cols)
+    }
+
+    fn new_activation(&mut self, rows: usize, cols: usize) -> Result<Tensor> {
+        Tensor::new(rows, cols)
+    }
+
+    fn new_kv_cache(&mut self, layout: &KvLayout) -> Result<KvCache> {
+        KvCache::new(layout)
+    }
+
+    fn new_batch(&mut self, _limits: &BatchLimits) -> Result<Batch> {
+        Ok(Batch::default())
+    }
+
+    fn load_matrix(&mut self, matrix: &Matrix) -> Result<Matrix> {
+        let Matrix { name, dtype, rows, cols, data } = matrix;
+        let expected = rows.checked_mul(*cols).and_then(|values| values.checked_mul(dtype.size()));
+        if expected != Some(data.len()) {
+            return Err(Error::Model(format!(
+                "{name}: [{rows}, {cols}] of {dtype} does not take the {} bytes it has",
+                data.len()
+            )));
+        }
+        Ok(matrix.clone())
+    }
+
+    fn load_vector(&mut self, values: &[f32]) -> Result<Vec<f32>> {
+        Ok(values.to_vec())
+    }
+
+    fn upload(&mut self, host: &Batch, batch: &mut Batch) -> Result<()> {
+        batch.clone_from(host);
+        Ok(())
+    }
+
+    fn embed(&mut self, batch: &Batch, table: &Matrix, out: &mut Tensor) -> Result<()> {
+        embed::embed(self.isa, &batch.tokens, table, out)
+    }
+
+    fn rms_norm(
+        &mut self,
+        n: usize,
+        x: &Tensor,
+        weight: &Vec<f32>,
+        eps: f32,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        rms_norm::rms_norm(n, x, weight, eps, out)
+    }
+
+    fn add_rms_norm(
+        &mut self,
+        n: usize,
+        x: &mut Tensor,
+        delta: &Tensor,
+        weight: &Vec<f32>,
+        eps: f32,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        rms_norm::add_rms_norm(n, x, delta, weight, eps, out)
+    }
+
+    fn matmul(&mut self, n: usize, x: &Tensor, weight: &Matrix, out: &mut Tensor) -> Result<()> {
+        matmul::matmul(self.isa, n, x, weight, out)
+    }
+
+    fn add_bias(&mut self, n: usize, x: &mut Tensor, bias: &Vec<f32>) -> Result<()> {
+        add_bias::add_bias(n, x, bias)
+    }
+
+    fn rope(&mut self, batch: &Batch, x: &mut Tensor, num_heads: usize) -> Result<()> {
+        rope::rope(&batch.positions, &self.cos, &self.sin, self.config.head_dim, num_heads, x)
+    }
+
+    fn write_kv(
+        &mut self,
+        batch: &Batch,
+        layer: usize,
+        k: &Tensor,
+        v: &Tensor,
+        cache: &mut KvCache,
+    ) -> Result<()> {
+        write_kv::write_kv(&batch.slots, layer, k, v, cache)
+    }
+
+    fn attention(
+        &mut self,
+        batch: &Batch,
+        layer: usize,
+        q: &Tensor,
+        cache: &KvCache,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        attention::attention(self.isa, batch, layer, self.config.num_attention_heads, q, cache, out)
+    }
+
+    fn silu_mul(&mut self, n: usize, gate: &Tensor, up: &Tensor, out: &mut Tensor) -> Result<()> {
+        silu_mul::silu_mul(n, gate, up, out)
+    }
+
+    fn add(&mut self, n: usize, x: &mut Tensor, delta: &Tensor) -> Result<()> {
+        add::add(n, x, delta)
+    }
+
+    fn gather_rows(&mut self, batch: &Batch, x: &Tensor, out: &mut Tensor) -> Result<()> {
+        gather_rows::gather_rows(&batch.logit_rows, x, out)
+    }
+
+    fn sample(&mut self, logits: &mut Tensor, rows: &[SamplingRow]) -> Result<Vec<u32>> {
+        let vocab_size = logits.cols();
+        logits.expect("sample", "logits", rows.len(), vocab_size)?;
+        if vocab_size == 0 {
+            return Err(Error::Request("sample: the vocabulary is empty".into()));
+        }
+        let logits = logits.first_mut(rows.len()).par_chunks_mut(vocab_size);
+        Ok(logits.zip(rows).map(|(logits, row)| sampler::sample(logits, row)).collect())
+    }
+
+    fn read(&mut self, n: usize, x: &Tensor) -> Result<Vec<f32>> {
+        x.expect("read", "x", n, x.cols())?;
+        Ok(x.first(n).to_vec())
+    }
+
+    fn device_name(&self) -> String {
+        format!("CPU ({} threads, {})", rayon::current_num_threads(), self.isa.name())
+    }
+
+    fn read_bandwidth(&mut self) -> Result<f64> {
+        Ok(bandwidth::read_bandwidth())
+    }
+}
+
+/// Calls `f` with the index and the values of each row, on all cores where the rows together are worth waking them.
+fn for_each_row(rows: &mut [f32], cols: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+    /// Below this many values one core is done before another has started.
+    const WORTH_WAKING: usize = 1 << 15;
+    if cols == 0 {
+        return;
+    }
+    if rows.len() < WORTH_WAKING {
+        rows.chunks_exact_mut(cols).enumerate().for_each(|(i, row)| f(i, row));
+    } else {
+        rows.par_chunks_exact_mut(cols).enumerate().for_each(|(i, row)| f(i, row));
+    }
+}
+
+/// Refuses an index that is not below `limit`.
+fn expect_below(op: &str, what: &str, indices: &[u32], limit: usize) -> Result<()> {
+    match indices.iter().find(|&&index| index as usize >= limit) {
+        Some(index) => Err(Error::Request(format!("{op}: {what} {index} must be below {limit}"))),
+        None => Ok(()),
+    }
+}

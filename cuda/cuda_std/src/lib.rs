@@ -1,2 +1,107 @@
 //! What makes Rust a CUDA language on rustc's own `nvptx64-nvidia-cuda` target.
+//!
+//! A kernel crate starts with `use cuda_std::prelude::*;` and needs no `#![feature]` of its own:
+//!
+//! ```
+//! #![no_std]
+//! use cuda_std::prelude::*;
+//!
+//! /// `out[i] = a * x[i]` for `i < n`; any 1-d grid, one thread an element.
+//! ///
+//! /// # Safety
+//! /// `x` and `out` hold `n` values.
+//! #[kernel(max_threads = 256)]
+//! pub unsafe fn scale_f32_plain(n: u32, a: f32, x: *const f32, out: *mut f32) {
+//!     let i = thread::index_1d();
+//!     if i < n {
+//!         unsafe { *out.add(i as usize) = a * *x.add(i as usize) }
+//!     }
+//! }
+//! ```
+//!
+//! Compiled for `nvptx64` that is an entry point; compiled for the host it is a launcher with typed arguments
+//! ([`kernel`], [`launch`]). The device's modules exist on `nvptx64` only; items that name them are marked
+//! [`device`](macro@device). Names are those of Rust-CUDA's `cuda_std` where it has them.
+//!
+//! # Two routes to an instruction
+//! Every `asm!` and every LLVM intrinsic of the project is in this crate. An operation in which threads take part
+//! together (barrier, shuffle, vote, match, `redux`, `ldmatrix`, `mma`, `griddepcontrol`) is *convergent*: the compiler must not copy it
+//! into two branches nor move it under another condition. LLVM knows that of its own intrinsics and of no `asm!`, so
+//! these go through `intrinsics.rs`. What a thread does alone (loads, stores, atomics, copies, `mbarrier`, conversions) is `asm!` where Rust has
+//! no word for it. Each module states its route. `asm!` that touches memory is never `nomem` nor `pure`, so the compiler keeps
+//! it on its side of barriers and of other accesses. Device crates must be compiled with
+//! `-Zmir-enable-passes=-JumpThreading` (`cuda_builder` does): that pass copies even intrinsics (rust-lang/rust#137086).
+//!
+//! # Compute capability
+//! Everything works from sm_80 on unless its documentation says sm_90. A function that no kernel of a build
+//! calls leaves nothing in the PTX, so an sm_80 build may contain sm_90 code as long as only sm_90 kernels reach it.
 #![no_std]
+#![cfg_attr(
+    target_arch = "nvptx64",
+    allow(internal_features),
+    feature(abi_unadjusted, allow_internal_unstable, asm_experimental_arch, core_intrinsics, f16),
+    feature(link_llvm_intrinsics, repr_simd, simd_ffi)
+)]
+
+mod bits;
+mod element;
+pub mod launch;
+pub mod prelude;
+
+pub use bits::Bits;
+pub use cuda_std_macros::{device, kernel, shared_array};
+pub use element::{Element, PackedElement};
+pub use half;
+
+#[cfg(target_arch = "nvptx64")]
+pub use self::device::*;
+
+/// The modules that exist on the device only.
+#[cfg(target_arch = "nvptx64")]
+mod device {
+    mod access;
+    pub mod async_copy;
+    pub mod atomic;
+    pub mod float;
+    pub mod grid;
+    pub mod mbarrier;
+    pub mod memory;
+    pub mod mma;
+    pub mod shared;
+    pub mod thread;
+    pub mod warp;
+}
+
+#[cfg(target_arch = "nvptx64")]
+mod intrinsics;
+
+/// A panic on the device stops the grid: the launch ends with "unspecified launch failure".
+#[cfg(target_arch = "nvptx64")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    core::intrinsics::abort()
+}
+
+/// An `.entry`: written here because only this crate may name the unstable ABI.
+#[doc(hidden)]
+#[cfg(target_arch = "nvptx64")]
+#[macro_export]
+#[allow_internal_unstable(abi_ptx)]
+macro_rules! __kernel_entry {
+    ({ $($attribute:tt)* } { $($visibility:tt)* } $name:ident ($($inputs:tt)*) $body:block) => {
+        $($attribute)*
+        #[unsafe(no_mangle)]
+        $($visibility)* unsafe extern "ptx-kernel" fn $name($($inputs)*) $body
+    };
+}
+
+/// One line at the top of the PTX module.
+#[doc(hidden)]
+#[cfg(target_arch = "nvptx64")]
+#[macro_export]
+#[allow_internal_unstable(asm_experimental_arch)]
+macro_rules! __module_line {
+    ($line:literal) => {
+        ::core::arch::global_asm!($line, options(raw));
+    };
+}

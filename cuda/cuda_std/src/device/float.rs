@@ -1,0 +1,301 @@
+//! Floating point functions that `core` does not have.
+//!
+//! Route: LLVM intrinsics where the hardware has an instruction, this file's own exponential on top of them, and the
+//! crate `libm` for the rest (rustc links no libdevice, and LLVM cannot select `expf`, `logf`, `sinf`, `powf` for PTX).
+
+use core::intrinsics as rust;
+
+use crate::intrinsics as nvvm;
+
+/// Floating point functions by Rust-CUDA's names. Those of `std` mean what they mean there.
+pub trait GpuFloat: Copy + PartialOrd {
+    /// The largest integer that is not above `self`.
+    fn floor(self) -> Self;
+    /// The smallest integer that is not below `self`.
+    fn ceil(self) -> Self;
+    /// The nearest integer; halves go away from zero.
+    fn round(self) -> Self;
+    /// The nearest integer; halves go to the even one.
+    fn round_ties_even(self) -> Self;
+    /// The integer part.
+    fn trunc(self) -> Self;
+    /// What [`trunc`](Self::trunc) cuts off.
+    fn fract(self) -> Self;
+    /// `self * a + b`, rounded once.
+    fn mul_add(self, a: Self, b: Self) -> Self;
+    /// `self * a + b`, rounded once: CUDA's name for [`mul_add`](Self::mul_add).
+    #[inline(always)]
+    fn fma(self, a: Self, b: Self) -> Self {
+        self.mul_add(a, b)
+    }
+    /// The square root, rounded to nearest.
+    fn sqrt(self) -> Self;
+    /// `1 / sqrt(self)`; for `f32` the approximate instruction, relative error at most 2^-22.9.
+    fn rsqrt(self) -> Self;
+    /// `e^self`; for `f32` with an error of at most 2 units in the last place.
+    fn exp(self) -> Self;
+    /// `2^self`; for `f32` the approximate instruction, relative error at most 2^-22.
+    fn exp2(self) -> Self;
+    /// `e^self - 1`, accurate near zero.
+    fn exp_m1(self) -> Self;
+    /// The natural logarithm.
+    fn ln(self) -> Self;
+    /// `ln(1 + self)`, accurate near zero.
+    fn ln_1p(self) -> Self;
+    /// The logarithm to the base 2.
+    fn log2(self) -> Self;
+    /// The logarithm to the base 10.
+    fn log10(self) -> Self;
+    /// The logarithm to any base.
+    fn log(self, base: Self) -> Self;
+    /// `self^n`.
+    fn powf(self, n: Self) -> Self;
+    /// `self^n`.
+    fn powi(self, n: i32) -> Self;
+    /// The cube root.
+    fn cbrt(self) -> Self;
+    /// `sqrt(self² + other²)` without overflow on the way.
+    fn hypot(self, other: Self) -> Self;
+    /// Sine of an angle in radians, for any size of angle.
+    fn sin(self) -> Self;
+    /// Cosine of an angle in radians, for any size of angle.
+    fn cos(self) -> Self;
+    /// Sine and cosine.
+    fn sin_cos(self) -> (Self, Self);
+    /// Tangent.
+    fn tan(self) -> Self;
+    /// Arc sine.
+    fn asin(self) -> Self;
+    /// Arc cosine.
+    fn acos(self) -> Self;
+    /// Arc tangent.
+    fn atan(self) -> Self;
+    /// The angle of the point (`other`, `self`).
+    fn atan2(self, other: Self) -> Self;
+    /// Hyperbolic sine.
+    fn sinh(self) -> Self;
+    /// Hyperbolic cosine.
+    fn cosh(self) -> Self;
+    /// Hyperbolic tangent.
+    fn tanh(self) -> Self;
+    /// Inverse of [`sinh`](Self::sinh).
+    fn asinh(self) -> Self;
+    /// Inverse of [`cosh`](Self::cosh).
+    fn acosh(self) -> Self;
+    /// Inverse of [`tanh`](Self::tanh).
+    fn atanh(self) -> Self;
+}
+
+/// The hardware's quick versions for `f32`, by the names of CUDA's intrinsics.
+pub trait GpuFloatApprox {
+    /// `1 / self`: relative error at most 2^-23 or so; values below 2^-126 count as zero.
+    fn recip_approx(self) -> f32;
+    /// `e^self` as `2^(self · log2 e)`: relative error about 2^-21 near zero, growing with `|self|`.
+    fn exp_approx(self) -> f32;
+    /// The natural logarithm: absolute error about 2^-22, so not for arguments near 1.
+    fn ln_approx(self) -> f32;
+    /// The logarithm to the base 2: absolute error at most 2^-22.
+    fn log2_approx(self) -> f32;
+    /// Sine: absolute error 2^-20.9 in [-π, π], and useless far outside.
+    fn sin_approx(self) -> f32;
+    /// Cosine: absolute error 2^-20.9 in [-π, π], and useless far outside.
+    fn cos_approx(self) -> f32;
+}
+
+impl GpuFloatApprox for f32 {
+    #[inline(always)]
+    fn recip_approx(self) -> f32 {
+        nvvm::rcp_approx_ftz(self)
+    }
+
+    #[inline(always)]
+    fn exp_approx(self) -> f32 {
+        nvvm::ex2_approx(self * core::f32::consts::LOG2_E)
+    }
+
+    #[inline(always)]
+    fn ln_approx(self) -> f32 {
+        nvvm::lg2_approx(self) * core::f32::consts::LN_2
+    }
+
+    #[inline(always)]
+    fn log2_approx(self) -> f32 {
+        nvvm::lg2_approx(self)
+    }
+
+    #[inline(always)]
+    fn sin_approx(self) -> f32 {
+        nvvm::sin_approx(self)
+    }
+
+    #[inline(always)]
+    fn cos_approx(self) -> f32 {
+        nvvm::cos_approx(self)
+    }
+}
+
+/// `e^x` in about eight instructions. With `n` the integer nearest to `x / ln 2`, `e^x = 2^n · 2^((x - n ln 2) / ln 2)`; `n ln 2` is
+/// subtracted in two parts so that the remainder keeps its bits, and only it goes through the approximate `ex2`.
+#[inline(always)]
+fn exp_f32(x: f32) -> f32 {
+    // ln 2 as a float with 12 trailing zero bits, so that `n * LN_2_HIGH` is exact, and the rest.
+    const LN_2_HIGH: f32 = 0.693_115_234_375;
+    const LN_2_LOW: f32 = 3.194_618_3e-5;
+    // Beyond these the result is infinite or zero anyway, and n stays in range. A NaN passes `clamp` as it is.
+    let x = x.clamp(-104.0, 89.0);
+    // Adding 1.5 · 2^23 leaves no bits for a fraction: the sum's low bits are the rounded integer n.
+    const SHIFT: f32 = 12_582_912.0;
+    let shifted = fma(x, core::f32::consts::LOG2_E, SHIFT);
+    let n = shifted - SHIFT;
+    let r = fma(-n, LN_2_LOW, fma(-n, LN_2_HIGH, x));
+    // 2^n in two factors: n reaches -150 and 128, beyond the exponents of normal numbers.
+    let n = shifted.to_bits().wrapping_sub(SHIFT.to_bits()).cast_signed();
+    let half = n >> 1;
+    let rest = n.wrapping_sub(half);
+    let power = |e: i32| f32::from_bits(e.wrapping_add(127).cast_unsigned() << 23);
+    nvvm::ex2_approx(r * core::f32::consts::LOG2_E) * power(half) * power(rest)
+}
+
+#[inline(always)]
+fn fma(a: f32, b: f32, c: f32) -> f32 {
+    rust::fmaf32(a, b, c)
+}
+
+macro_rules! by {
+    ($($name:ident($($argument:ident),*) = $function:path;)*) => { $(
+        #[inline(always)]
+        fn $name(self $(, $argument: Self)*) -> Self {
+            $function(self $(, $argument)*)
+        }
+    )* };
+}
+
+impl GpuFloat for f32 {
+    by! {
+        floor() = rust::floorf32;
+        ceil() = rust::ceilf32;
+        round() = rust::roundf32;
+        round_ties_even() = rust::round_ties_even_f32;
+        trunc() = rust::truncf32;
+        mul_add(a, b) = fma;
+        sqrt() = rust::sqrtf32;
+        rsqrt() = nvvm::rsqrt_approx;
+        exp() = exp_f32;
+        exp2() = nvvm::ex2_approx;
+        exp_m1() = libm::expm1f;
+        ln() = libm::logf;
+        ln_1p() = libm::log1pf;
+        log2() = libm::log2f;
+        log10() = libm::log10f;
+        powf(n) = libm::powf;
+        cbrt() = libm::cbrtf;
+        hypot(other) = libm::hypotf;
+        sin() = libm::sinf;
+        cos() = libm::cosf;
+        tan() = libm::tanf;
+        asin() = libm::asinf;
+        acos() = libm::acosf;
+        atan() = libm::atanf;
+        atan2(other) = libm::atan2f;
+        sinh() = libm::sinhf;
+        cosh() = libm::coshf;
+        tanh() = libm::tanhf;
+        asinh() = libm::asinhf;
+        acosh() = libm::acoshf;
+        atanh() = libm::atanhf;
+    }
+
+    #[inline(always)]
+    fn fract(self) -> Self {
+        self - GpuFloat::trunc(self)
+    }
+
+    #[inline(always)]
+    fn log(self, base: Self) -> Self {
+        GpuFloat::ln(self) / GpuFloat::ln(base)
+    }
+
+    #[inline(always)]
+    fn powi(self, n: i32) -> Self {
+        power(self, n, 1.0)
+    }
+
+    #[inline(always)]
+    fn sin_cos(self) -> (Self, Self) {
+        libm::sincosf(self)
+    }
+}
+
+impl GpuFloat for f64 {
+    by! {
+        floor() = rust::floorf64;
+        ceil() = rust::ceilf64;
+        round() = rust::roundf64;
+        round_ties_even() = rust::round_ties_even_f64;
+        trunc() = rust::truncf64;
+        mul_add(a, b) = rust::fmaf64;
+        sqrt() = rust::sqrtf64;
+        exp() = libm::exp;
+        exp2() = libm::exp2;
+        exp_m1() = libm::expm1;
+        ln() = libm::log;
+        ln_1p() = libm::log1p;
+        log2() = libm::log2;
+        log10() = libm::log10;
+        powf(n) = libm::pow;
+        cbrt() = libm::cbrt;
+        hypot(other) = libm::hypot;
+        sin() = libm::sin;
+        cos() = libm::cos;
+        tan() = libm::tan;
+        asin() = libm::asin;
+        acos() = libm::acos;
+        atan() = libm::atan;
+        atan2(other) = libm::atan2;
+        sinh() = libm::sinh;
+        cosh() = libm::cosh;
+        tanh() = libm::tanh;
+        asinh() = libm::asinh;
+        acosh() = libm::acosh;
+        atanh() = libm::atanh;
+    }
+
+    #[inline(always)]
+    fn rsqrt(self) -> Self {
+        1.0 / rust::sqrtf64(self)
+    }
+
+    #[inline(always)]
+    fn fract(self) -> Self {
+        self - GpuFloat::trunc(self)
+    }
+
+    #[inline(always)]
+    fn log(self, base: Self) -> Self {
+        GpuFloat::ln(self) / GpuFloat::ln(base)
+    }
+
+    #[inline(always)]
+    fn powi(self, n: i32) -> Self {
+        power(self, n, 1.0)
+    }
+
+    #[inline(always)]
+    fn sin_cos(self) -> (Self, Self) {
+        libm::sincos(self)
+    }
+}
+
+/// `x^n` by squaring; `one` is 1.
+#[inline(always)]
+fn power<T: Copy + core::ops::Mul<Output = T> + core::ops::Div<Output = T>>(x: T, n: i32, one: T) -> T {
+    let (mut square, mut left, mut result) = (x, n.unsigned_abs(), one);
+    while left != 0 {
+        if left & 1 == 1 {
+            result = result * square;
+        }
+        square = square * square;
+        left >>= 1;
+    }
+    if n < 0 { one / result } else { result }
+}

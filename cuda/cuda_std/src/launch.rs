@@ -1,0 +1,109 @@
+//! The host's side of `#[kernel]`: device addresses that know their type, and what a launcher must be able to do.
+
+use core::ffi::c_void;
+use core::fmt;
+use core::marker::PhantomData;
+
+macro_rules! device_pointer {
+    ($(#[$doc:meta])* $name:ident, $pointer:ty) => {
+        $(#[$doc])*
+        #[repr(transparent)]
+        pub struct $name<T>(u64, PhantomData<$pointer>);
+
+        impl<T> $name<T> {
+            /// The pointer to a device address, as `cuMemAlloc` gives it.
+            pub const fn from_raw(address: u64) -> Self {
+                Self(address, PhantomData)
+            }
+
+            /// The device address.
+            pub const fn as_raw(self) -> u64 {
+                self.0
+            }
+
+            /// The pointer `elements` values of `T` further on.
+            #[allow(clippy::should_implement_trait)]
+            pub const fn add(self, elements: usize) -> Self {
+                Self::from_raw(self.0 + (elements * size_of::<T>()) as u64)
+            }
+
+            /// The same address as a pointer to another type.
+            pub const fn cast<U>(self) -> $name<U> {
+                $name::from_raw(self.0)
+            }
+        }
+
+        impl<T> Clone for $name<T> {
+            fn clone(&self) -> Self {
+                *self
+            }
+        }
+
+        impl<T> Copy for $name<T> {}
+
+        impl<T> fmt::Debug for $name<T> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({:#x})"), self.0)
+            }
+        }
+
+        // SAFETY: an address of the device; the host never reads through it.
+        unsafe impl<T> Send for $name<T> {}
+        // SAFETY: as above.
+        unsafe impl<T> Sync for $name<T> {}
+    };
+}
+
+device_pointer! {
+    /// An address in device memory that a kernel reads: the host's form of a `*const T` parameter.
+    DevicePtr, *const T
+}
+device_pointer! {
+    /// An address in device memory that a kernel writes: the host's form of a `*mut T` parameter.
+    DevicePtrMut, *mut T
+}
+
+impl<T> From<DevicePtrMut<T>> for DevicePtr<T> {
+    fn from(pointer: DevicePtrMut<T>) -> Self {
+        Self::from_raw(pointer.as_raw())
+    }
+}
+
+/// Grid, block and dynamic shared memory of one launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaunchConfig {
+    /// Blocks in x, y, z.
+    pub grid: [u32; 3],
+    /// Threads of a block in x, y, z.
+    pub block: [u32; 3],
+    /// Bytes of dynamic shared memory for each block.
+    pub shared_bytes: u32,
+}
+
+/// Starts kernels by name: a CUDA module and stream, or a test's recorder.
+pub trait Launcher {
+    /// Why a launch failed.
+    type Error;
+
+    /// Starts `kernel` with `params`, one pointer to each parameter's value in the order of the signature.
+    ///
+    /// # Errors
+    /// The kernel is not in the module, or the device refused the launch.
+    ///
+    /// # Safety
+    /// Each pointer leads to a live value of the type that the kernel declares at that place, and the kernel's own
+    /// contract holds for these values and `config`.
+    unsafe fn launch(
+        &self,
+        kernel: &'static str,
+        config: &LaunchConfig,
+        params: &mut [*mut c_void],
+    ) -> Result<(), Self::Error>;
+}
+
+/// What `#[kernel]` asks of a parameter's type, at compile time: `Copy`, and not aligned beyond what the compiler's
+/// PTX backend accepts.
+#[doc(hidden)]
+pub const fn check_parameter<T: Copy>() {
+    assert!(align_of::<T>() <= 16, "a kernel parameter must be aligned to at most 16 bytes");
+}

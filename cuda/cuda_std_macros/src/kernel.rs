@@ -1,0 +1,184 @@
+//! `#[kernel]`.
+
+use proc_macro2::{Span, TokenStream};
+use quote::{format_ident, quote, quote_spanned};
+use syn::parse::{Parse, ParseStream};
+use syn::punctuated::Punctuated;
+use syn::spanned::Spanned;
+use syn::{Error, FnArg, Ident, ItemFn, LitInt, Pat, ReturnType, Token, Type};
+
+/// The arguments of `#[kernel(…)]`; `None` where they are not given.
+#[derive(Default)]
+pub struct LaunchBounds {
+    max_threads: Option<u32>,
+    min_blocks: Option<u32>,
+}
+
+impl Parse for LaunchBounds {
+    fn parse(input: ParseStream) -> syn::Result<Self> {
+        let mut bounds = Self::default();
+        for (name, value) in
+            Punctuated::<(Ident, LitInt), Token![,]>::parse_terminated_with(input, |input| {
+                let name = input.parse()?;
+                input.parse::<Token![=]>()?;
+                Ok((name, input.parse()?))
+            })?
+        {
+            let (slot, limit) = match name.to_string().as_str() {
+                "max_threads" => (&mut bounds.max_threads, 1024),
+                "min_blocks" => (&mut bounds.min_blocks, 32),
+                _ => return Err(Error::new(name.span(), "expected `max_threads` or `min_blocks`")),
+            };
+            let number: u32 = value.base10_parse()?;
+            if number == 0 || number > limit {
+                return Err(Error::new(value.span(), format!("expected a number from 1 to {limit}")));
+            }
+            if slot.replace(number).is_some() {
+                return Err(Error::new(name.span(), format!("`{name}` is given twice")));
+            }
+        }
+        if bounds.min_blocks.is_some() && bounds.max_threads.is_none() {
+            return Err(input.error("`min_blocks` needs `max_threads` beside it"));
+        }
+        Ok(bounds)
+    }
+}
+
+/// A kernel's parameter as both sides need it.
+struct Parameter<'a> {
+    name: &'a Ident,
+    device_type: &'a Type,
+    host_type: TokenStream,
+}
+
+pub fn expand(bounds: &LaunchBounds, function: &ItemFn) -> syn::Result<TokenStream> {
+    check_signature(function)?;
+    let parameters = function.sig.inputs.iter().map(parameter).collect::<syn::Result<Vec<_>>>()?;
+    let entry = device_entry(bounds, function);
+    let launcher = host_launcher(function, &parameters);
+    Ok(quote!(#entry #launcher))
+}
+
+fn check_signature(function: &ItemFn) -> syn::Result<()> {
+    let signature = &function.sig;
+    let refuse = |span: Span, message: &str| Err(Error::new(span, message));
+    if signature.unsafety.is_none() {
+        return refuse(
+            signature.fn_token.span,
+            "a kernel must be an `unsafe fn`: nothing checks its pointers and its grid",
+        );
+    }
+    if !signature.generics.params.is_empty() {
+        return refuse(
+            signature.generics.span(),
+            "a kernel cannot be generic: write one entry per type, over a generic function",
+        );
+    }
+    if let ReturnType::Type(_, returned) = &signature.output {
+        return refuse(returned.span(), "a kernel returns nothing: write results through a pointer");
+    }
+    if let Some(token) = &signature.asyncness {
+        return refuse(token.span, "a kernel cannot be `async`");
+    }
+    if let Some(token) = &signature.constness {
+        return refuse(token.span, "a kernel cannot be `const`");
+    }
+    if let Some(abi) = &signature.abi {
+        return refuse(abi.span(), "`#[kernel]` sets the ABI itself");
+    }
+    if let Some(variadic) = &signature.variadic {
+        return refuse(variadic.span(), "a kernel cannot be variadic");
+    }
+    Ok(())
+}
+
+fn parameter(argument: &FnArg) -> syn::Result<Parameter<'_>> {
+    let FnArg::Typed(typed) = argument else {
+        return Err(Error::new(argument.span(), "a kernel is a free function and has no `self`"));
+    };
+    let Pat::Ident(pattern) = &*typed.pat else {
+        return Err(Error::new(typed.pat.span(), "expected a plain parameter name"));
+    };
+    let device_type = &*typed.ty;
+    let host_type = match device_type {
+        Type::Reference(_) => {
+            return Err(Error::new(
+                device_type.span(),
+                "expected a raw pointer: a reference's lifetime does not cross a launch",
+            ));
+        }
+        Type::Ptr(pointer) => {
+            let target = &pointer.elem;
+            if pointer.mutability.is_some() {
+                quote!(::cuda_std::launch::DevicePtrMut<#target>)
+            } else {
+                quote!(::cuda_std::launch::DevicePtr<#target>)
+            }
+        }
+        scalar => quote!(#scalar),
+    };
+    Ok(Parameter { name: &pattern.ident, device_type, host_type })
+}
+
+/// The `.entry`. `cuda_std::__kernel_entry!` writes the ABI, so that kernel crates need no `#![feature]` of their own.
+fn device_entry(bounds: &LaunchBounds, function: &ItemFn) -> TokenStream {
+    let ItemFn { attrs, vis, sig, block } = function;
+    let (name, inputs) = (&sig.ident, &sig.inputs);
+    let bounds = bounds.max_threads.map(|max_threads| {
+        let line = format!("// launch_bounds {name} {max_threads} {}", bounds.min_blocks.unwrap_or(0));
+        quote!(#[cfg(target_arch = "nvptx64")] ::cuda_std::__module_line!(#line);)
+    });
+    quote! {
+        #bounds
+        #[cfg(target_arch = "nvptx64")]
+        ::cuda_std::__kernel_entry! { { #(#attrs)* } { #vis } #name ( #inputs ) #block }
+    }
+}
+
+/// The launcher: copies every argument to its own variable and hands their addresses over, in order.
+fn host_launcher(function: &ItemFn, parameters: &[Parameter]) -> TokenStream {
+    let ItemFn { attrs, vis, sig, .. } = function;
+    let name = &sig.ident;
+    let entry = name.to_string();
+    // `mixed_site`: a kernel may have a parameter called `config` or `launcher` itself.
+    let launcher = Ident::new("launcher", Span::mixed_site());
+    let config = Ident::new("config", Span::mixed_site());
+    let values: Vec<_> =
+        (0..parameters.len()).map(|i| format_ident!("value_{i}", span = Span::mixed_site())).collect();
+    let names = parameters.iter().map(|p| p.name);
+    let arguments = parameters.iter().map(|p| {
+        let (name, host_type) = (p.name, &p.host_type);
+        quote!(#name: #host_type)
+    });
+    let checks = parameters.iter().map(|p| {
+        let device_type = p.device_type;
+        quote_spanned!(device_type.span()=> ::cuda_std::launch::check_parameter::<#device_type>();)
+    });
+    quote! {
+        #[cfg(not(target_arch = "nvptx64"))]
+        #(#attrs)*
+        #[doc = ""]
+        #[doc = "# Safety"]
+        #[doc = "The launch must keep what the kernel states about its grid, its block and its pointers; the pointers"]
+        #[doc = "must stay valid until the kernel has finished."]
+        #[allow(clippy::too_many_arguments)]
+        #vis unsafe fn #name<L: ::cuda_std::launch::Launcher>(
+            #launcher: &L,
+            #config: &::cuda_std::launch::LaunchConfig,
+            #(#arguments),*
+        ) -> ::core::result::Result<(), L::Error> {
+            const { #(#checks)* }
+            #(let mut #values = #names;)*
+            // SAFETY: the caller answers for the kernel's contract; name, number and types of the parameters come
+            // from the signature that the entry point was compiled from.
+            unsafe {
+                ::cuda_std::launch::Launcher::launch(
+                    #launcher,
+                    #entry,
+                    #config,
+                    &mut [#((&raw mut #values).cast::<::core::ffi::c_void>()),*],
+                )
+            }
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! `out = x · weightᵀ`, straight from the memory map, with the same bits for a row alone and in a batch.
+//!
+//! Every output is one dot product: `in_features` in chunks of [`CHUNK`], each chunk in sixteen lanes of fused
+//! multiply-adds folded in a fixed order, the chunks added in order. How many rows and weights share a pass through
+//! the registers changes nothing in that, so a token's values do not depend on what else is in the batch. A library
+//! product that blocks by the batch's size cannot promise this.
+//!
+//! A few rows (decode) are bound by memory: the weights are widened to f32 in registers and read once. Many rows
+//! (prefill) are bound by arithmetic: blocks of weights are widened once into a scratch that stays in the L2 cache.
+
+use super::simd::{Element, Isa, Kernel, LANES, Lanes, to_f32, with_element};
+use super::tensor::Tensor;
+use crate::error::Result;
+use crate::weights::Matrix;
+use rayon::prelude::*;
+use std::cell::RefCell;
+use std::marker::PhantomData;
+
+/// Values of `in_features` that are summed before the lanes are folded: 6 rows of it in f32 stay in a 32 KiB L1.
+const CHUNK: usize = 1024;
+
+/// Up to this many rows weights are widened in registers, above it in scratch.
+const FEW_ROWS: usize = 12;
+
+/// Weight rows of one task where there are few rows of `x`.
+const FEW_ROWS_BLOCK: usize = 64;
+
+/// Weight rows of one task where there are many: 32 * CHUNK f32 are 128 KiB of the L2 cache.
+const MANY_ROWS_BLOCK: usize = 32;
+
+/// Rows of the scratch are a cache line longer than a chunk: at a stride of 4 KiB they would all fall into the same
+/// sets of the L1 cache.
+const SCRATCH_STRIDE: usize = CHUNK + LANES;
+
+/// `out[i][o] = Σ x[i][k] * weight[o][k]` for the first `n` rows: `[n, in_features] -> [n, out_features]`.
+///
+/// # Errors
+/// [`crate::Error::Request`] if the shapes do not fit.
+pub fn matmul(isa: Isa, n: usize, x: &Tensor, weight: &Matrix, out: &mut Tensor) -> Result<()> {
+    x.expect("matmul", "x", n, weight.cols)?;
+    out.expect("matmul", "out", n, weight.rows)?;
+    let product = Product { x, weight, n, out: OutPtr(out.values_mut().as_mut_ptr()) };
+    if n <= FEW_ROWS {
+        (0..weight.rows.div_ceil(FEW_ROWS_BLOCK)).into_par_iter().for_each(|block| {
+            let first = block * FEW_ROWS_BLOCK;
+            let last = (first + FEW_ROWS_BLOCK).min(weight.rows);
+            with_element!(weight.dtype, E => {
+                // SAFETY: `isa` was detected; shapes were checked; blocks are disjoint.
+                unsafe { isa.run(FewRows::<E> { product: &product, first, last, element: PhantomData }) }
+            });
+        });
+    } else {
+        (0..weight.rows.div_ceil(MANY_ROWS_BLOCK)).into_par_iter().for_each(|block| {
+            let first = block * MANY_ROWS_BLOCK;
+            let last = (first + MANY_ROWS_BLOCK).min(weight.rows);
+            many_rows(isa, &product, first, last);
+        });
+    }
+    Ok(())
+}
+
+/// Where tasks write; each writes its own columns.
+#[derive(Clone, Copy)]
+struct OutPtr(*mut f32);
+
+// SAFETY: tasks write disjoint columns, and the borrow of `out` outlives them.
+unsafe impl Send for OutPtr {}
+// SAFETY: as above.
+unsafe impl Sync for OutPtr {}
+
+struct Product<'a> {
+    /// `[n, in_features]`
+    x: &'a Tensor,
+    /// `[out_features, in_features]`
+    weight: &'a Matrix,
+    n: usize,
+    /// `[n, out_features]`
+    out: OutPtr,
+}
+
+/// All rows of `x` with the weight rows `first..last`, from the file's format.
+struct FewRows<'a, E> {
+    product: &'a Product<'a>,
+    first: usize,
+    last: usize,
+    element: PhantomData<E>,
+}
+
+impl<E: Element> Kernel for FewRows<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        let Product { x, weight, n, out } = *self.product;
+        let (in_features, out_features) = (weight.cols, weight.rows);
+        let mut o = self.first;
+        while o < self.last {
+            let w_rows = weight_rows::<L>(self.last - o);
+            for k in (0..in_features).step_by(CHUNK) {
+                let mut i = 0;
+                while i < n {
+                    let x_rows = (n - i).min(max_x_rows::<L>());
+                    let tile = Tile {
+                        // SAFETY: i < n, k < in_features, o < out_features.
+                        x: unsafe { x.values().as_ptr().add(i * in_features + k) },
+                        x_stride: in_features,
+                        // SAFETY: as above, in bytes.
+                        w: unsafe { weight.data.as_ptr().add((o * in_features + k) * E::SIZE) },
+                        w_stride: in_features * E::SIZE,
+                        len: (in_features - k).min(CHUNK),
+                        // SAFETY: as above.
+                        out: unsafe { out.0.add(i * out_features + o) },
+                        out_stride: out_features,
+                        add: k > 0,
+                    };
+                    // SAFETY: x_rows rows of x and w_rows of the weight are there.
+                    unsafe { tile.run::<L, E>(x_rows, w_rows) };
+                    i += x_rows;
+                }
+            }
+            o += w_rows;
+        }
+    }
+}
+
+/// All rows of `x` with the weight rows `first..last`, widened to f32 chunk by chunk.
+fn many_rows(isa: Isa, product: &Product, first: usize, last: usize) {
+    thread_local! {
+        static SCRATCH: RefCell<Option<Tensor>> = const { RefCell::new(None) };
+    }
+    SCRATCH.with_borrow_mut(|scratch| {
+        let scratch = scratch.get_or_insert_with(|| {
+            Tensor::new(MANY_ROWS_BLOCK, SCRATCH_STRIDE).expect("128 KiB of scratch memory")
+        });
+        let in_features = product.weight.cols;
+        let size = product.weight.dtype.size();
+        for k in (0..in_features).step_by(CHUNK) {
+            let len = (in_features - k).min(CHUNK);
+            for o in first..last {
+                let bytes = &product.weight.data[(o * in_features + k) * size..][..len * size];
+                to_f32(
+                    isa,
+                    product.weight.dtype,
+                    bytes,
+                    &mut scratch.values_mut()[(o - first) * SCRATCH_STRIDE..][..len],
+                );
+            }
+            let chunk = ManyRows { product, scratch, first, last, k, len };
+            // SAFETY: `isa` was detected; shapes were checked; blocks are disjoint.
+            unsafe { isa.run(chunk) };
+        }
+    });
+}
+
+/// One chunk of `in_features` of [`many_rows`].
+struct ManyRows<'a> {
+    product: &'a Product<'a>,
+    /// `[MANY_ROWS_BLOCK, SCRATCH_STRIDE]`
+    scratch: &'a Tensor,
+    first: usize,
+    last: usize,
+    k: usize,
+    len: usize,
+}
+
+impl Kernel for ManyRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        let Product { x, weight, n, out } = *self.product;
+        let (in_features, out_features) = (weight.cols, weight.rows);
+        let mut i = 0;
+        while i < n {
+            let x_rows = (n - i).min(max_x_rows::<L>());
+            let mut o = self.first;
+            while o < self.last {
+                let w_rows = weight_rows::<L>(self.last - o);
+                let tile = Tile {
+                    // SAFETY: i < n, k < in_features.
+                    x: unsafe { x.values().as_ptr().add(i * in_features + self.k) },
+                    x_stride: in_features,
+                    w: self.scratch.row(o - self.first).as_ptr().cast(),
+                    w_stride: SCRATCH_STRIDE * size_of::<f32>(),
+                    len: self.len,
+                    // SAFETY: i < n, o < out_features.
+                    out: unsafe { out.0.add(i * out_features + o) },
+                    out_stride: out_features,
+                    add: self.k > 0,
+                };
+                // SAFETY: x_rows rows of x and w_rows of the scratch are there.
+                unsafe { tile.run::<L, super::simd::F32>(x_rows, w_rows) };
+                o += w_rows;
+            }
+            i += x_rows;
+        }
+    }
+}
+
+/// Rows of `x` that share a pass: with the weights of [`weight_rows`] their sums just fit the registers.
+const fn max_x_rows<L: Lanes>() -> usize {
+    if L::MANY_REGISTERS { 6 } else { 3 }
+}
+
+/// Weight rows that share a pass, of `left`.
+const fn weight_rows<L: Lanes>(left: usize) -> usize {
+    let rows = if L::MANY_REGISTERS { 4 } else { 2 };
+    if left >= rows { rows } else { 1 }
+}
+
+/// A few rows of `x` with a few rows of the weight over one chunk.
+struct Tile {
+    x: *const f32,
+    /// In values.
+    x_stride: usize,
+    w: *const u8,
+    /// In bytes.
+    w_stride: usize,
+    /// Values of the chunk.
+    len: usize,
+    out: *mut f32,
+    /// In values.
+    out_stride: usize,
+    /// Add to `out` instead of setting it: every chunk but the first.
+    add: bool,
+}
+
+impl Tile {
+    /// Picks the unrolled loop.
+    #[inline(always)]
+    unsafe fn run<L: Lanes, E: Element>(&self, x_rows: usize, w_rows: usize) {
+        // SAFETY: the caller's: rows are there, `out` is this task's own.
+        unsafe {
+            match (x_rows, w_rows) {
+                (1, 4) => self.unrolled::<L, E, 1, 4>(),
+                (2, 4) => self.unrolled::<L, E, 2, 4>(),
+                (3, 4) => self.unrolled::<L, E, 3, 4>(),
+                (4, 4) => self.unrolled::<L, E, 4, 4>(),
+                (5, 4) => self.unrolled::<L, E, 5, 4>(),
+                (6, 4) => self.unrolled::<L, E, 6, 4>(),
+                (1, 2) => self.unrolled::<L, E, 1, 2>(),
+                (2, 2) => self.unrolled::<L, E, 2, 2>(),
+                (3, 2) => self.unrolled::<L, E, 3, 2>(),
+                _ => {
+                    for i in 0..x_rows {
+                        let row = Tile {
+                            x: self.x.add(i * self.x_stride),
+                            out: self.out.add(i * self.out_stride),
+                            ..*self
+                        };
+                        row.unrolled::<L, E, 1, 1>();
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn unrolled<L: Lanes, E: Element, const X: usize, const W: usize>(&self) {
+        // SAFETY: reads len values of X rows and W weights, the last ones through a padded copy; writes X * W sums.
+        unsafe {
+            let mut sums = [[L::splat(0.0); W]; X];
+            let whole = self.len / LANES * LANES;
+            let mut k = 0;
+            while k < whole {
+                let mut w = [L::splat(0.0); W];
+                for (j, w) in w.iter_mut().enumerate() {
+                    *w = E::load(self.w.add(j * self.w_stride + k * E::SIZE));
+                }
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let x = L::load_f32(self.x.add(i * self.x_stride + k).cast());
+                    for (sum, w) in sums.iter_mut().zip(w) {
+                        *sum = x.mul_add(w, *sum);
+                    }
+                }
+                k += LANES;
+            }
+            if k < self.len {
+                let padded = |from: *const u8, size: usize, get: unsafe fn(*const u8) -> f32| {
+                    let mut values = [0f32; LANES];
+                    for (i, value) in values[..self.len - k].iter_mut().enumerate() {
+                        *value = get(from.add((k + i) * size));
+                    }
+                    L::load_f32(values.as_ptr().cast())
+                };
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let x = padded(self.x.add(i * self.x_stride).cast(), 4, super::simd::F32::get);
+                    for (j, sum) in sums.iter_mut().enumerate() {
+                        let w = padded(self.w.add(j * self.w_stride), E::SIZE, E::get);
+                        *sum = x.mul_add(w, *sum);
+                    }
+                }
+            }
+            for (i, sums) in sums.iter().enumerate() {
+                for (j, sum) in sums.iter().enumerate() {
+                    let out = &mut *self.out.add(i * self.out_stride + j);
+                    *out = if self.add { *out + sum.sum() } else { sum.sum() };
+                }
+            }
+        }
+    }
+}

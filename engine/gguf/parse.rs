@@ -1,0 +1,395 @@
+//! The walk over a file's bytes. Every length and count is compared with what is left of the file before it is used.
+
+use super::types::{GgmlType, ValueType};
+use super::value::{Array, Value};
+use super::{DEFAULT_ALIGNMENT, MAGIC};
+use std::ops::Range;
+
+/// What is wrong with the file.
+pub(super) type Parsed<T> = Result<T, String>;
+
+/// Arrays may be nested this deep. The specification sets no limit; no known file goes beyond 1.
+const MAX_ARRAY_DEPTH: u32 = 8;
+
+/// Dimensions of a tensor: `GGML_MAX_DIMS`.
+pub(super) const MAX_DIMS: usize = 4;
+
+/// A metadata entry; both ranges are byte offsets within the file.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub key: Range<usize>,
+    pub value_type: ValueType,
+    pub value: Range<usize>,
+}
+
+/// A line of the tensor table.
+#[derive(Clone, Debug)]
+pub(super) struct TensorEntry {
+    /// Where the name is, as byte offsets within the file.
+    pub name: Range<usize>,
+    /// ggml's dimensions, innermost first; only the first `num_dims` count.
+    pub ne: [u64; MAX_DIMS],
+    pub num_dims: usize,
+    pub ggml_type: GgmlType,
+    /// Where the data is, as byte offsets within the file. Empty where the type is unknown.
+    pub data: Range<usize>,
+}
+
+/// The parsed file, without its bytes.
+#[derive(Debug)]
+pub(super) struct Index {
+    pub version: u32,
+    pub alignment: u64,
+    pub entries: Vec<Entry>,
+    pub entries_by_key: Vec<usize>,
+    pub tensors: Vec<TensorEntry>,
+    pub tensors_by_name: Vec<usize>,
+}
+
+/// A position in a byte slice, little-endian.
+pub(super) struct Cursor<'a> {
+    data: &'a [u8],
+    position: usize,
+}
+
+impl<'a> Cursor<'a> {
+    pub fn new(data: &'a [u8]) -> Self {
+        Self { data, position: 0 }
+    }
+
+    fn remaining(&self) -> u64 {
+        (self.data.len() - self.position) as u64
+    }
+
+    fn take(&mut self, length: u64) -> Parsed<&'a [u8]> {
+        if length > self.remaining() {
+            return Err(format!(
+                "{length} bytes are needed at byte {}, but the file ends at byte {}; it may be incomplete",
+                self.position,
+                self.data.len()
+            ));
+        }
+        // Fits: it is at most the length of a slice.
+        let start = self.position;
+        self.position += length as usize;
+        Ok(&self.data[start..self.position])
+    }
+
+    fn array<const N: usize>(&mut self) -> Parsed<[u8; N]> {
+        let mut bytes = [0; N];
+        bytes.copy_from_slice(self.take(N as u64)?);
+        Ok(bytes)
+    }
+
+    fn u32(&mut self) -> Parsed<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Parsed<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn string(&mut self) -> Parsed<&'a [u8]> {
+        let length = self.u64()?;
+        self.take(length)
+    }
+
+    /// A string that must be UTF-8, as its range.
+    fn name(&mut self) -> Parsed<Range<usize>> {
+        let bytes = self.string()?;
+        std::str::from_utf8(bytes)
+            .map_err(|_| format!("{:?} is not UTF-8", String::from_utf8_lossy(bytes)))?;
+        Ok(self.position - bytes.len()..self.position)
+    }
+
+    fn value_type(&mut self) -> Parsed<ValueType> {
+        let id = self.u32()?;
+        ValueType::from_id(id).ok_or_else(|| format!("unknown value type {id}; GGUF has 0 to 12"))
+    }
+
+    /// A value of a known type; `depth` counts the arrays around it.
+    pub fn value(&mut self, value_type: ValueType, depth: u32) -> Parsed<Value<'a>> {
+        Ok(match value_type {
+            ValueType::U8 => Value::U8(u8::from_le_bytes(self.array()?)),
+            ValueType::I8 => Value::I8(i8::from_le_bytes(self.array()?)),
+            ValueType::U16 => Value::U16(u16::from_le_bytes(self.array()?)),
+            ValueType::I16 => Value::I16(i16::from_le_bytes(self.array()?)),
+            ValueType::U32 => Value::U32(self.u32()?),
+            ValueType::I32 => Value::I32(i32::from_le_bytes(self.array()?)),
+            ValueType::F32 => Value::F32(f32::from_le_bytes(self.array()?)),
+            ValueType::Bool => Value::Bool(check_bools(self.take(1)?)?[0] == 1),
+            ValueType::String => Value::String(self.string()?),
+            ValueType::Array => {
+                if depth == MAX_ARRAY_DEPTH {
+                    return Err(format!("arrays are nested more than {MAX_ARRAY_DEPTH} deep"));
+                }
+                let element = self.value_type()?;
+                let count = self.u64()?;
+                let start = self.position;
+                self.skip(element, count, depth + 1)?;
+                // Fits: every element takes at least one byte of the slice.
+                Value::Array(Array { element, len: count as usize, bytes: &self.data[start..self.position] })
+            }
+            ValueType::U64 => Value::U64(self.u64()?),
+            ValueType::I64 => Value::I64(i64::from_le_bytes(self.array()?)),
+            ValueType::F64 => Value::F64(f64::from_le_bytes(self.array()?)),
+        })
+    }
+
+    /// Checks and passes `count` elements of an array.
+    fn skip(&mut self, element: ValueType, count: u64, depth: u32) -> Parsed<()> {
+        let least = count.checked_mul(element.min_size()).filter(|&bytes| bytes <= self.remaining()).ok_or_else(|| {
+            format!(
+                "an array claims {count} values of type {element}, but only {} bytes of the file are left",
+                self.remaining()
+            )
+        })?;
+        if element.is_fixed_size() {
+            let bytes = self.take(least)?;
+            if element == ValueType::Bool {
+                check_bools(bytes)?;
+            }
+            return Ok(());
+        }
+        for _ in 0..count {
+            self.value(element, depth)?;
+        }
+        Ok(())
+    }
+}
+
+/// "0 is false and 1 is true, anything else is invalid", says the specification.
+fn check_bools(bytes: &[u8]) -> Parsed<&[u8]> {
+    match bytes.iter().find(|&&byte| byte > 1) {
+        Some(byte) => Err(format!("a bool is {byte}; it must be 0 or 1")),
+        None => Ok(bytes),
+    }
+}
+
+/// A name of the file as text. It was UTF-8 when the file was opened; should another process have changed the file
+/// since, the name is empty.
+pub(super) fn text<'a>(data: &'a [u8], range: &Range<usize>) -> &'a str {
+    std::str::from_utf8(&data[range.clone()]).unwrap_or_default()
+}
+
+/// Reads everything but the tensor data.
+pub(super) fn parse(data: &[u8]) -> Parsed<Index> {
+    let mut cursor = Cursor::new(data);
+    let version = header(&mut cursor)?;
+    let num_tensors = cursor.u64()?;
+    let num_entries = cursor.u64()?;
+
+    let (entries, entries_by_key) = metadata(&mut cursor, num_entries)?;
+    let alignment = alignment(data, &entries, &entries_by_key)?;
+    let (tensors, tensors_by_name) = tensors(&mut cursor, num_tensors, alignment)?;
+    Ok(Index { version, alignment, entries, entries_by_key, tensors, tensors_by_name })
+}
+
+/// Magic number and version.
+fn header(cursor: &mut Cursor<'_>) -> Parsed<u32> {
+    let found = cursor.data;
+    if found.len() < 8 {
+        return Err(format!("it has {} bytes, which is less than a header", found.len()));
+    }
+    if found.starts_with(b"version https://git-lfs") {
+        return Err("it is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`".to_owned());
+    }
+    let magic: [u8; 4] = cursor.array()?;
+    if magic.iter().rev().eq(&MAGIC) {
+        return Err(BIG_ENDIAN.to_owned());
+    }
+    if magic != MAGIC {
+        return Err(format!("it begins with {:?} instead of \"GGUF\"", String::from_utf8_lossy(&magic)));
+    }
+    match cursor.u32()? {
+        version @ (2 | 3) => Ok(version),
+        1 => Err(
+            "it has version 1, which only the first weeks of the format used; versions 2 and 3 are read. \
+                  Convert the model again with a current llama.cpp"
+                .to_owned(),
+        ),
+        // The version is the first number whose bytes the byte order turns around.
+        version if version != 0 && version & 0xffff == 0 => Err(BIG_ENDIAN.to_owned()),
+        version => Err(format!("it has version {version}; versions 2 and 3 are read")),
+    }
+}
+
+const BIG_ENDIAN: &str = "it is big-endian; only little-endian files are read. Convert it with gguf-py's \
+                          gguf_convert_endian.py, or convert the model again without --bigendian";
+
+/// The metadata, and its order by key.
+fn metadata(cursor: &mut Cursor<'_>, count: u64) -> Parsed<(Vec<Entry>, Vec<usize>)> {
+    // The shortest entry: an empty key, a type and one byte.
+    check_count(cursor, count, 8 + 4 + 1, "metadata values")?;
+    let mut entries = Vec::new();
+    for i in 0..count {
+        let key = cursor.name().map_err(|error| format!("key {i} of the metadata: {error}"))?;
+        let value = cursor.value_type().and_then(|value_type| {
+            let start = cursor.position;
+            cursor.value(value_type, 0)?;
+            Ok((value_type, start..cursor.position))
+        });
+        let (value_type, value) =
+            value.map_err(|error| format!("metadata `{}`: {error}", text(cursor.data, &key)))?;
+        entries.push(Entry { key, value_type, value });
+    }
+    let order = sorted_by_name(cursor.data, &entries, |entry| &entry.key)
+        .map_err(|name| format!("the metadata has the key `{name}` twice"))?;
+    Ok((entries, order))
+}
+
+/// `general.alignment`, or its default.
+fn alignment(data: &[u8], entries: &[Entry], order: &[usize]) -> Parsed<u64> {
+    let Some(entry) = find(data, entries, order, |entry| &entry.key, "general.alignment") else {
+        return Ok(DEFAULT_ALIGNMENT.into());
+    };
+    match Cursor::new(&data[entry.value.clone()]).value(entry.value_type, 0)? {
+        Value::U32(alignment) if alignment.is_power_of_two() => Ok(alignment.into()),
+        value => Err(format!(
+            "metadata `general.alignment`: expected a power of two as u32, found {} {value}",
+            entry.value_type
+        )),
+    }
+}
+
+/// The tensor table, and its order by name.
+fn tensors(cursor: &mut Cursor<'_>, count: u64, alignment: u64) -> Parsed<(Vec<TensorEntry>, Vec<usize>)> {
+    // The shortest line: an empty name, no dimension, a type and an offset.
+    check_count(cursor, count, 8 + 4 + 4 + 8, "tensors")?;
+    let mut tensors = Vec::new();
+    for i in 0..count {
+        let name = cursor.name().map_err(|error| format!("name of tensor {i}: {error}"))?;
+        let line = tensor(cursor, name.clone(), alignment);
+        tensors.push(line.map_err(|error| format!("tensor `{}`: {error}", text(cursor.data, &name)))?);
+    }
+    let order = sorted_by_name(cursor.data, &tensors, |tensor| &tensor.name)
+        .map_err(|name| format!("there are two tensors `{name}`"))?;
+
+    // Offsets count from the data section, which begins at the next multiple of the alignment.
+    let data_start = cursor.position as u64 + padding(cursor.position as u64, alignment);
+    for tensor in &mut tensors {
+        tensor.data = place(tensor, data_start, cursor.data.len() as u64)
+            .map_err(|error| format!("tensor `{}`: {error}", text(cursor.data, &tensor.name)))?;
+    }
+    check_overlaps(cursor.data, &tensors)?;
+    Ok((tensors, order))
+}
+
+/// One line of the tensor table; `data` holds the range relative to the data section.
+fn tensor(cursor: &mut Cursor<'_>, name: Range<usize>, alignment: u64) -> Parsed<TensorEntry> {
+    let claimed = cursor.u32()?;
+    let num_dims = usize::try_from(claimed)
+        .ok()
+        .filter(|&n| n <= MAX_DIMS)
+        .ok_or_else(|| format!("it has {claimed} dimensions; at most {MAX_DIMS} are allowed"))?;
+    let mut ne = [1; MAX_DIMS];
+    for n in &mut ne[..num_dims] {
+        *n = cursor.u64()?;
+    }
+    let ggml_type = GgmlType(cursor.u32()?);
+    let offset = cursor.u64()?;
+    if !offset.is_multiple_of(alignment) {
+        return Err(format!("its offset {offset} is not a multiple of the alignment {alignment}"));
+    }
+
+    // As in ggml, a tensor has at most 2^63 - 1 values.
+    let too_large = || format!("its dimensions {:?} overflow", &ne[..num_dims]);
+    let values = ne
+        .iter()
+        .try_fold(1_u64, |product, &n| product.checked_mul(n))
+        .filter(|&values| i64::try_from(values).is_ok())
+        .ok_or_else(too_large)?;
+    let bytes = match ggml_type.block() {
+        Some(block) if ne[0].is_multiple_of(block.values) => {
+            (values / block.values).checked_mul(block.bytes).ok_or_else(too_large)?
+        }
+        Some(block) => {
+            return Err(format!(
+                "its rows have {} values, which is not a multiple of the {} values of a {ggml_type} block",
+                ne[0], block.values
+            ));
+        }
+        None => 0,
+    };
+    let outside = || format!("its offset {offset} and its size of {bytes} bytes lie outside of any file");
+    let end = offset.checked_add(bytes).ok_or_else(outside)?;
+    let range = usize::try_from(offset).ok().zip(usize::try_from(end).ok()).ok_or_else(outside)?;
+    Ok(TensorEntry { name, ne, num_dims, ggml_type, data: range.0..range.1 })
+}
+
+/// Where a tensor's data is in the file.
+fn place(tensor: &TensorEntry, data_start: u64, file_size: u64) -> Parsed<Range<usize>> {
+    let start = data_start.checked_add(tensor.data.start as u64);
+    let end = data_start.checked_add(tensor.data.end as u64);
+    match start.zip(end) {
+        Some((start, end)) if end <= file_size => Ok(start as usize..end as usize),
+        // An empty tensor at the very end may lie in padding that was never written.
+        Some((start, end)) if start == end && data_start >= file_size => Ok(0..0),
+        _ => Err(format!(
+            "its {} bytes at offset {} of the data section, which begins at byte {data_start}, go beyond the end of \
+             the file at byte {file_size}; it may be incomplete",
+            tensor.data.len(),
+            tensor.data.start,
+        )),
+    }
+}
+
+/// No two tensors share bytes: no writer makes such files, a damaged table does.
+fn check_overlaps(data: &[u8], tensors: &[TensorEntry]) -> Parsed<()> {
+    let mut order: Vec<usize> = (0..tensors.len()).filter(|&i| !tensors[i].data.is_empty()).collect();
+    order.sort_unstable_by_key(|&i| tensors[i].data.start);
+    for pair in order.windows(2) {
+        let (first, second) = (&tensors[pair[0]], &tensors[pair[1]]);
+        if first.data.end > second.data.start {
+            return Err(format!(
+                "the data of the tensors `{}` and `{}` overlap",
+                text(data, &first.name),
+                text(data, &second.name)
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Bytes from `position` to the next multiple of `alignment`, a power of two.
+fn padding(position: u64, alignment: u64) -> u64 {
+    position.wrapping_neg() & (alignment - 1)
+}
+
+/// Refuses a count that the rest of the file cannot hold, at `least` bytes each.
+fn check_count(cursor: &Cursor<'_>, count: u64, least: u64, what: &str) -> Parsed<()> {
+    if count > cursor.remaining() / least {
+        return Err(format!(
+            "the header claims {count} {what}, but the {} bytes that follow cannot hold them; it may be incomplete",
+            cursor.remaining()
+        ));
+    }
+    Ok(())
+}
+
+/// Indices of `items` in the order of their names, or a name that occurs twice.
+fn sorted_by_name<'a, T>(
+    data: &'a [u8],
+    items: &[T],
+    name: impl Fn(&T) -> &Range<usize>,
+) -> Result<Vec<usize>, &'a str> {
+    let bytes = |i: usize| &data[name(&items[i]).clone()];
+    let mut order: Vec<usize> = (0..items.len()).collect();
+    order.sort_unstable_by(|&a, &b| bytes(a).cmp(bytes(b)));
+    match order.windows(2).find(|pair| bytes(pair[0]) == bytes(pair[1])) {
+        Some(pair) => Err(text(data, name(&items[pair[0]]))),
+        None => Ok(order),
+    }
+}
+
+/// The item of this name.
+pub(super) fn find<'i, T>(
+    data: &[u8],
+    items: &'i [T],
+    order: &[usize],
+    name: impl Fn(&T) -> &Range<usize>,
+    wanted: &str,
+) -> Option<&'i T> {
+    let found = order.binary_search_by(|&i| data[name(&items[i]).clone()].cmp(wanted.as_bytes()));
+    found.ok().map(|i| &items[order[i]])
+}

@@ -1,0 +1,229 @@
+//! Writes GGUF files: for tests, examples and tools. What the engine runs is read by [`super::Gguf`].
+
+use super::types::{GgmlType, ValueType};
+use std::io::{self, Write};
+
+/// A metadata value to be written.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    U8(u8),
+    I8(i8),
+    U16(u16),
+    I16(i16),
+    U32(u32),
+    I32(i32),
+    F32(f32),
+    Bool(bool),
+    String(Vec<u8>),
+    /// The element type, and the elements, which all have it.
+    Array(ValueType, Vec<Value>),
+    U64(u64),
+    I64(i64),
+    F64(f64),
+}
+
+impl Value {
+    /// Its type in the file.
+    pub fn value_type(&self) -> ValueType {
+        match self {
+            Self::U8(_) => ValueType::U8,
+            Self::I8(_) => ValueType::I8,
+            Self::U16(_) => ValueType::U16,
+            Self::I16(_) => ValueType::I16,
+            Self::U32(_) => ValueType::U32,
+            Self::I32(_) => ValueType::I32,
+            Self::F32(_) => ValueType::F32,
+            Self::Bool(_) => ValueType::Bool,
+            Self::String(_) => ValueType::String,
+            Self::Array(..) => ValueType::Array,
+            Self::U64(_) => ValueType::U64,
+            Self::I64(_) => ValueType::I64,
+            Self::F64(_) => ValueType::F64,
+        }
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::U8(v) => out.push(*v),
+            Self::I8(v) => out.extend(v.to_le_bytes()),
+            Self::U16(v) => out.extend(v.to_le_bytes()),
+            Self::I16(v) => out.extend(v.to_le_bytes()),
+            Self::U32(v) => out.extend(v.to_le_bytes()),
+            Self::I32(v) => out.extend(v.to_le_bytes()),
+            Self::F32(v) => out.extend(v.to_le_bytes()),
+            Self::Bool(v) => out.push(u8::from(*v)),
+            Self::String(v) => encode_string(v, out),
+            Self::Array(element, values) => {
+                out.extend((*element as u32).to_le_bytes());
+                out.extend((values.len() as u64).to_le_bytes());
+                values.iter().for_each(|value| value.encode(out));
+            }
+            Self::U64(v) => out.extend(v.to_le_bytes()),
+            Self::I64(v) => out.extend(v.to_le_bytes()),
+            Self::F64(v) => out.extend(v.to_le_bytes()),
+        }
+    }
+}
+
+fn encode_string(text: &[u8], out: &mut Vec<u8>) {
+    out.extend((text.len() as u64).to_le_bytes());
+    out.extend(text);
+}
+
+macro_rules! value_from {
+    ($($source:ty => $variant:ident),*) => {$(
+        impl From<$source> for Value {
+            fn from(value: $source) -> Self {
+                Self::$variant(value)
+            }
+        }
+
+        impl From<Vec<$source>> for Value {
+            fn from(values: Vec<$source>) -> Self {
+                Self::Array(ValueType::$variant, values.into_iter().map(Self::$variant).collect())
+            }
+        }
+    )*};
+}
+value_from!(u8 => U8, i8 => I8, u16 => U16, i16 => I16, u32 => U32, i32 => I32, f32 => F32, bool => Bool,
+    u64 => U64, i64 => I64, f64 => F64);
+
+impl From<&str> for Value {
+    fn from(value: &str) -> Self {
+        Self::String(value.as_bytes().to_vec())
+    }
+}
+
+impl From<String> for Value {
+    fn from(value: String) -> Self {
+        Self::String(value.into_bytes())
+    }
+}
+
+impl From<&[String]> for Value {
+    fn from(values: &[String]) -> Self {
+        Self::Array(ValueType::String, values.iter().map(|value| value.as_str().into()).collect())
+    }
+}
+
+/// A file in memory: version 3, little-endian, tensors in the order in which they were added.
+#[derive(Clone, Debug)]
+pub struct Writer {
+    version: u32,
+    alignment: u32,
+    metadata: Vec<(String, Value)>,
+    tensors: Vec<(String, Vec<u64>, GgmlType, Vec<u8>)>,
+}
+
+impl Default for Writer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Writer {
+    /// An empty file.
+    pub fn new() -> Self {
+        Self { version: 3, alignment: super::DEFAULT_ALIGNMENT, metadata: Vec::new(), tensors: Vec::new() }
+    }
+
+    /// Writes `version` into the header; 2 has the same layout as 3.
+    pub fn version(&mut self, version: u32) -> &mut Self {
+        self.version = version;
+        self
+    }
+
+    /// Pads tensors to `alignment` bytes and says so in the metadata.
+    ///
+    /// # Panics
+    /// If `alignment` is not a power of two.
+    pub fn alignment(&mut self, alignment: u32) -> &mut Self {
+        assert!(
+            alignment.is_power_of_two(),
+            "the alignment of tensors must be a power of two, not {alignment}"
+        );
+        self.alignment = alignment;
+        self.metadata("general.alignment", alignment)
+    }
+
+    /// Adds a metadata value.
+    pub fn metadata(&mut self, key: &str, value: impl Into<Value>) -> &mut Self {
+        self.metadata.push((key.to_owned(), value.into()));
+        self
+    }
+
+    /// Replaces or adds a metadata value.
+    pub fn set_metadata(&mut self, key: &str, value: impl Into<Value>) -> &mut Self {
+        self.remove_metadata(key);
+        self.metadata(key, value)
+    }
+
+    /// Removes a metadata value, if it is there.
+    pub fn remove_metadata(&mut self, key: &str) -> &mut Self {
+        self.metadata.retain(|(name, _)| name != key);
+        self
+    }
+
+    /// Adds a tensor of row-major shape `shape` (`[rows, cols]`; the file stores it reversed). The bytes are written
+    /// as they are, whatever their number.
+    pub fn tensor(&mut self, name: &str, shape: &[u64], ggml_type: GgmlType, data: Vec<u8>) -> &mut Self {
+        let ne = shape.iter().rev().copied().collect();
+        self.tensors.push((name.to_owned(), ne, ggml_type, data));
+        self
+    }
+
+    /// Removes a tensor, if it is there.
+    pub fn remove_tensor(&mut self, name: &str) -> &mut Self {
+        self.tensors.retain(|tensor| tensor.0 != name);
+        self
+    }
+
+    /// Everything before the tensor data, padded to the alignment.
+    fn header(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        out.extend(super::MAGIC);
+        out.extend(self.version.to_le_bytes());
+        out.extend((self.tensors.len() as u64).to_le_bytes());
+        out.extend((self.metadata.len() as u64).to_le_bytes());
+        for (key, value) in &self.metadata {
+            encode_string(key.as_bytes(), &mut out);
+            out.extend((value.value_type() as u32).to_le_bytes());
+            value.encode(&mut out);
+        }
+        let mut offset = 0;
+        for (name, ne, ggml_type, data) in &self.tensors {
+            encode_string(name.as_bytes(), &mut out);
+            out.extend((ne.len() as u32).to_le_bytes());
+            ne.iter().for_each(|n| out.extend(n.to_le_bytes()));
+            out.extend(ggml_type.0.to_le_bytes());
+            out.extend((offset as u64).to_le_bytes());
+            offset += self.padded(data.len());
+        }
+        out.resize(self.padded(out.len()), 0);
+        out
+    }
+
+    fn padded(&self, length: usize) -> usize {
+        length.next_multiple_of(self.alignment as usize)
+    }
+
+    /// Writes the file.
+    pub fn write_to(&self, out: &mut impl Write) -> io::Result<()> {
+        out.write_all(&self.header())?;
+        for (_, _, _, data) in &self.tensors {
+            out.write_all(data)?;
+            out.write_all(&vec![0; self.padded(data.len()) - data.len()])?;
+        }
+        Ok(())
+    }
+
+    /// The file's bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = self.header();
+        for (_, _, _, data) in &self.tensors {
+            out.extend(data);
+            out.resize(self.padded(out.len()), 0);
+        }
+        out
+    }
+}

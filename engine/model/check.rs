@@ -1,0 +1,147 @@
+//! What a batch must satisfy before a device may follow its indices.
+
+use crate::batch::{Batch, BatchLimits};
+use crate::error::{Error, Result};
+use crate::kv_cache::{KvLayout, PAGE_SIZE};
+
+/// Checks that `batch` is within `limits`, that its arrays agree with each other, and that every token, position,
+/// slot, page and row in it exists. Afterwards operations follow its indices unchecked, on a GPU too.
+///
+/// # Errors
+/// [`Error::Request`] that names the array, the index and both values.
+pub fn check_batch(
+    batch: &Batch,
+    limits: &BatchLimits,
+    layout: &KvLayout,
+    vocab_size: usize,
+    max_model_len: usize,
+) -> Result<()> {
+    let n = batch.num_tokens();
+    let sequences = batch.num_sequences();
+    at_most("rows", n, limits.max_num_tokens)?;
+    at_most("sequences", sequences, limits.max_num_sequences)?;
+    at_most("logit rows", batch.num_logits(), limits.max_num_logits)?;
+    at_most("block table columns", batch.max_blocks, limits.max_blocks)?;
+    if n == 0 {
+        return bad("it has no rows".into());
+    }
+    length("positions", batch.positions.len(), n)?;
+    length("sequence_of_token", batch.sequence_of_token.len(), n)?;
+    length("slots", batch.slots.len(), n)?;
+    length("query_start", batch.query_start.len(), sequences + 1)?;
+    length("block_table", batch.block_table.len(), sequences * batch.max_blocks)?;
+
+    all_below("tokens", &batch.tokens, vocab_size)?;
+    all_below("positions", &batch.positions, max_model_len)?;
+    all_below("slots", &batch.slots, layout.num_pages * PAGE_SIZE)?;
+    all_below("block_table", &batch.block_table, layout.num_pages)?;
+    all_below("logit_rows", &batch.logit_rows, n)?;
+    if !batch.logit_rows.is_sorted_by(|a, b| a < b) {
+        return bad("logit_rows is not ascending".into());
+    }
+    if batch.query_start[0] != 0 || batch.query_start[sequences] as usize != n {
+        return bad(format!("query_start does not run from 0 to {n}"));
+    }
+    for s in 0..sequences {
+        let (start, end) = (batch.query_start[s] as usize, batch.query_start[s + 1] as usize);
+        let kv_len = batch.kv_len[s] as usize;
+        if end < start || end > n || kv_len < end - start {
+            return bad(format!("sequence {s} has rows {start}..{end} and kv_len {kv_len}"));
+        }
+        if kv_len > batch.max_blocks * PAGE_SIZE {
+            return bad(format!("sequence {s} has kv_len {kv_len} on {} pages", batch.max_blocks));
+        }
+        let pages = &batch.block_table[s * batch.max_blocks..];
+        for row in start..end {
+            let position = kv_len - (end - row);
+            let slot = pages[position / PAGE_SIZE] as usize * PAGE_SIZE + position % PAGE_SIZE;
+            let found = (batch.sequence_of_token[row], batch.positions[row], batch.slots[row]);
+            let expected = (s as u32, position as u32, slot as u32);
+            if found != expected {
+                return bad(format!(
+                    "row {row} must have (sequence, position, slot) = {expected:?}, not {found:?}"
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn bad(what: String) -> Result<()> {
+    Err(Error::Request(format!("malformed batch: {what}")))
+}
+
+fn at_most(what: &str, found: usize, limit: usize) -> Result<()> {
+    if found > limit { bad(format!("{found} {what}, the limit is {limit}")) } else { Ok(()) }
+}
+
+fn length(what: &str, found: usize, expected: usize) -> Result<()> {
+    if found != expected { bad(format!("{what} has {found} entries instead of {expected}")) } else { Ok(()) }
+}
+
+fn all_below(what: &str, values: &[u32], limit: usize) -> Result<()> {
+    match values.iter().position(|&value| value as usize >= limit) {
+        Some(i) => bad(format!("{what}[{i}] is {}, it must be below {limit}", values[i])),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::Dtype;
+
+    const LIMITS: BatchLimits =
+        BatchLimits { max_num_tokens: 8, max_num_sequences: 2, max_num_logits: 2, max_blocks: 2 };
+    const LAYOUT: KvLayout =
+        KvLayout { dtype: Dtype::F32, num_layers: 1, num_pages: 4, num_key_value_heads: 1, head_dim: 4 };
+
+    /// A decode row at position 33 on pages 3 and 1, then a prefill of two rows on page 2.
+    fn batch() -> Batch {
+        Batch {
+            tokens: vec![5, 6, 7],
+            positions: vec![33, 0, 1],
+            sequence_of_token: vec![0, 1, 1],
+            slots: vec![33, 64, 65],
+            query_start: vec![0, 1, 3],
+            kv_len: vec![34, 2],
+            block_table: vec![3, 1, 2, 0],
+            max_blocks: 2,
+            logit_rows: vec![0, 2],
+        }
+    }
+
+    fn check(batch: &Batch) -> Result<()> {
+        check_batch(batch, &LIMITS, &LAYOUT, 10, 64)
+    }
+
+    #[test]
+    fn a_consistent_batch_passes() {
+        check(&batch()).unwrap();
+    }
+
+    #[test]
+    fn every_wrong_array_is_refused() {
+        let broken: [fn(&mut Batch); 14] = [
+            |b| b.tokens[0] = 10,
+            |b| b.tokens.clear(),
+            |b| b.positions[1] = 1,
+            |b| b.positions[0] = u32::MAX,
+            |b| b.sequence_of_token[2] = 0,
+            |b| b.slots[0] = 32,
+            |b| b.query_start[1] = 7,
+            |b| b.query_start[2] = 2,
+            |b| b.kv_len[0] = 65,
+            |b| b.kv_len[1] = 1,
+            |b| b.block_table[1] = 4,
+            |b| b.max_blocks = 3,
+            |b| b.logit_rows = vec![2, 0],
+            |b| b.logit_rows = vec![3],
+        ];
+        for (i, change) in broken.iter().enumerate() {
+            let mut batch = batch();
+            change(&mut batch);
+            assert!(matches!(check(&batch), Err(Error::Request(_))), "change {i} was not noticed");
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! Small models with random weights, for tests, examples and benchmarks: no file is needed to run the engine.
+
+use crate::dtype::Dtype;
+use crate::gguf::write::Writer;
+use crate::gguf::{GgmlType, Gguf};
+use bytes::Bytes;
+use half::{bf16, f16};
+
+/// A Qwen2 model with seeded random weights and a vocabulary of bytes, a few merges and the ChatML specials.
+///
+/// A tensor's values depend on `seed` and its name alone, so the same model can be had in several formats, tied and
+/// untied. Matrices have mean 0 and a variance of 1 / columns, norms lie near 1: activations keep their size through
+/// the layers and logits have a standard deviation of about 1, so that greedy choices have a margin.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TinyModel {
+    pub seed: u64,
+    /// Format of the matrices; norms and biases are f32, as llama.cpp's converter writes them.
+    pub dtype: Dtype,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub num_hidden_layers: usize,
+    pub num_attention_heads: usize,
+    pub num_key_value_heads: usize,
+    pub head_dim: usize,
+    pub max_position_embeddings: usize,
+    pub rope_theta: f32,
+    pub rms_norm_eps: f32,
+    pub tie_word_embeddings: bool,
+    pub attention_bias: bool,
+}
+
+impl Default for TinyModel {
+    /// Two layers, four heads of 64 values on two KV heads, f16, tied, with bias: about 2 MB.
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            dtype: Dtype::F16,
+            hidden_size: 256,
+            intermediate_size: 384,
+            num_hidden_layers: 2,
+            num_attention_heads: 4,
+            num_key_value_heads: 2,
+            head_dim: 64,
+            max_position_embeddings: 2048,
+            rope_theta: 1_000_000.0,
+            rms_norm_eps: 1e-6,
+            tie_word_embeddings: true,
+            attention_bias: true,
+        }
+    }
+}
+
+/// Pairs that the vocabulary merges, in order of priority; `Ġ` stands for a space.
+const MERGES: [(&str, &str); 28] = [
+    ("Ġ", "t"),
+    ("h", "e"),
+    ("i", "n"),
+    ("Ġ", "a"),
+    ("r", "e"),
+    ("o", "n"),
+    ("Ġt", "he"),
+    ("e", "r"),
+    ("Ġ", "s"),
+    ("Ġ", "w"),
+    ("a", "t"),
+    ("o", "u"),
+    ("l", "l"),
+    ("o", "r"),
+    ("e", "n"),
+    ("in", "g"),
+    ("Ġ", "o"),
+    ("a", "n"),
+    ("e", "s"),
+    ("Ġa", "n"),
+    ("Ġan", "d"),
+    ("H", "e"),
+    ("He", "ll"),
+    ("Hell", "o"),
+    ("Ġw", "or"),
+    ("l", "d"),
+    ("Ġwor", "ld"),
+    ("Ċ", "Ċ"),
+];
+
+/// Control tokens, after all others.
+const SPECIALS: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
+
+const CHAT_TEMPLATE: &str = "\
+{%- if messages[0].role != 'system' %}{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}\
+{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}{% endfor %}\
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}";
+
+/// `gguf.TokenType`: ordinary text, and control tokens that are never text.
+const TOKEN_NORMAL: i32 = 1;
+const TOKEN_CONTROL: i32 = 3;
+
+impl TinyModel {
+    /// Tokens of the vocabulary: 256 bytes, the merges' results, the specials.
+    pub const VOCAB_SIZE: usize = 256 + MERGES.len() + SPECIALS.len();
+
+    /// The token that ends a document, and the padding.
+    pub const ENDOFTEXT: u32 = (256 + MERGES.len()) as u32;
+
+    /// The token that begins a turn of ChatML.
+    pub const IM_START: u32 = Self::ENDOFTEXT + 1;
+
+    /// The token that ends a turn of ChatML; the model's end of sequence.
+    pub const IM_END: u32 = Self::ENDOFTEXT + 2;
+
+    /// The model, opened.
+    pub fn gguf(&self) -> Gguf {
+        Gguf::from_bytes(self.to_bytes()).expect("the writer's files are well-formed")
+    }
+
+    /// The model as a GGUF file.
+    pub fn to_bytes(&self) -> Bytes {
+        self.writer().to_bytes().into()
+    }
+
+    /// The model as a file that can still be changed.
+    pub fn writer(&self) -> Writer {
+        let mut writer = Writer::new();
+        self.write_metadata(&mut writer);
+        write_vocabulary(&mut writer);
+        self.write_tensors(&mut writer);
+        writer
+    }
+
+    /// Metadata and vocabulary without tensors.
+    pub fn vocabulary_only(&self) -> Writer {
+        let mut writer = Writer::new();
+        self.write_metadata(&mut writer);
+        write_vocabulary(&mut writer);
+        writer
+    }
+
+    fn write_metadata(&self, writer: &mut Writer) {
+        // `general.file_type`: llama.cpp's `llama_ftype`.
+        let file_type = match self.dtype {
+            Dtype::F32 => 0_u32,
+            Dtype::F16 => 1,
+            Dtype::Bf16 => 32,
+        };
+        writer
+            .metadata("general.architecture", "qwen2")
+            .metadata("general.type", "model")
+            .metadata("general.name", "tiny random Qwen2")
+            .metadata("general.size_label", "tiny")
+            .metadata("general.file_type", file_type)
+            .metadata("general.quantization_version", 2_u32)
+            .metadata("qwen2.block_count", self.num_hidden_layers as u32)
+            .metadata("qwen2.context_length", self.max_position_embeddings as u32)
+            .metadata("qwen2.embedding_length", self.hidden_size as u32)
+            .metadata("qwen2.feed_forward_length", self.intermediate_size as u32)
+            .metadata("qwen2.attention.head_count", self.num_attention_heads as u32)
+            .metadata("qwen2.attention.head_count_kv", self.num_key_value_heads as u32)
+            .metadata("qwen2.rope.freq_base", self.rope_theta)
+            .metadata("qwen2.attention.layer_norm_rms_epsilon", self.rms_norm_eps);
+        // Published files leave these out where the heads make up the hidden size.
+        if self.num_attention_heads * self.head_dim != self.hidden_size {
+            writer
+                .metadata("qwen2.attention.key_length", self.head_dim as u32)
+                .metadata("qwen2.attention.value_length", self.head_dim as u32);
+        }
+    }
+
+    fn write_tensors(&self, writer: &mut Writer) {
+        let (hidden, intermediate) = (self.hidden_size, self.intermediate_size);
+        let q_size = self.num_attention_heads * self.head_dim;
+        let kv_size = self.num_key_value_heads * self.head_dim;
+        let matrix = |writer: &mut Writer, name: &str, rows: usize, cols: usize| {
+            let data =
+                encode(self.dtype, Random::new(self.seed, name).take(rows * cols), (cols as f32).powf(-0.5));
+            writer.tensor(name, &[rows as u64, cols as u64], self.dtype.into(), data);
+        };
+        let vector = |writer: &mut Writer, name: &str, length: usize, mean: f32| {
+            let values = Random::new(self.seed, name).take(length);
+            let data = values.flat_map(|value| (mean + 0.1 * value).to_le_bytes()).collect();
+            writer.tensor(name, &[length as u64], GgmlType::F32, data);
+        };
+
+        matrix(writer, "token_embd.weight", Self::VOCAB_SIZE, hidden);
+        for i in 0..self.num_hidden_layers {
+            let name = |tensor: &str| format!("blk.{i}.{tensor}");
+            vector(writer, &name("attn_norm.weight"), hidden, 1.0);
+            for (projection, rows) in [("attn_q", q_size), ("attn_k", kv_size), ("attn_v", kv_size)] {
+                matrix(writer, &name(&format!("{projection}.weight")), rows, hidden);
+                if self.attention_bias {
+                    vector(writer, &name(&format!("{projection}.bias")), rows, 0.0);
+                }
+            }
+            matrix(writer, &name("attn_output.weight"), hidden, q_size);
+            vector(writer, &name("ffn_norm.weight"), hidden, 1.0);
+            matrix(writer, &name("ffn_gate.weight"), intermediate, hidden);
+            matrix(writer, &name("ffn_up.weight"), intermediate, hidden);
+            matrix(writer, &name("ffn_down.weight"), hidden, intermediate);
+        }
+        vector(writer, "output_norm.weight", hidden, 1.0);
+        if !self.tie_word_embeddings {
+            matrix(writer, "output.weight", Self::VOCAB_SIZE, hidden);
+        }
+    }
+}
+
+fn write_vocabulary(writer: &mut Writer) {
+    let mut tokens: Vec<String> = byte_characters().iter().map(char::to_string).collect();
+    tokens.extend(MERGES.iter().map(|(left, right)| format!("{left}{right}")));
+    let mut types = vec![TOKEN_NORMAL; tokens.len()];
+    tokens.extend(SPECIALS.map(str::to_owned));
+    types.resize(tokens.len(), TOKEN_CONTROL);
+    let merges: Vec<String> = MERGES.iter().map(|(left, right)| format!("{left} {right}")).collect();
+    writer
+        .metadata("tokenizer.ggml.model", "gpt2")
+        .metadata("tokenizer.ggml.pre", "qwen2")
+        .metadata("tokenizer.ggml.tokens", tokens.as_slice())
+        .metadata("tokenizer.ggml.token_type", types)
+        .metadata("tokenizer.ggml.merges", merges.as_slice())
+        .metadata("tokenizer.ggml.eos_token_id", TinyModel::IM_END)
+        .metadata("tokenizer.ggml.padding_token_id", TinyModel::ENDOFTEXT)
+        .metadata("tokenizer.ggml.bos_token_id", TinyModel::ENDOFTEXT)
+        .metadata("tokenizer.ggml.add_bos_token", false)
+        .metadata("tokenizer.chat_template", CHAT_TEMPLATE);
+}
+
+/// The printable character that stands for each byte in a byte-level vocabulary, in GPT-2's order: first the bytes
+/// that are printable in Latin-1 and stand for themselves, then the others as U+0100 and up.
+fn byte_characters() -> Vec<char> {
+    let printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    let own = (0..=u8::MAX).filter(printable).map(char::from);
+    own.chain((0x100..).map_while(char::from_u32)).take(256).collect()
+}
+
+/// Values times `scale`, in the format's bytes.
+fn encode(dtype: Dtype, values: impl Iterator<Item = f32>, scale: f32) -> Vec<u8> {
+    let values = values.map(|value| value * scale);
+    match dtype {
+        Dtype::F32 => values.flat_map(f32::to_le_bytes).collect(),
+        Dtype::F16 => values.flat_map(|value| f16::from_f32(value).to_le_bytes()).collect(),
+        Dtype::Bf16 => values.flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect(),
+    }
+}
+
+/// A stream of values with mean 0 and variance 1, the same on every machine: SplitMix64 (Steele, Lea and Flood 2014),
+/// four 16-bit uniforms of each output added up.
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// The stream of this seed and this name.
+    pub fn new(seed: u64, name: &str) -> Self {
+        // FNV-1a, so that the names' streams have nothing in common.
+        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+        });
+        Self(hash ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
+    /// Uniform over all 64-bit integers.
+    pub fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
+
+impl Iterator for Random {
+    type Item = f32;
+
+    fn next(&mut self) -> Option<f32> {
+        let bits = self.next_u64();
+        let sum: u32 = (0..4).map(|i| (bits >> (16 * i)) as u32 & 0xffff).sum();
+        // The sum has the mean 4 · 65535 / 2 and the variance 4 · (65536² - 1) / 12.
+        const DEVIATION: f32 = 37_837.23;
+        Some((sum as f32 - 131_070.0) / DEVIATION)
+    }
+}

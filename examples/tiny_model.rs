@@ -1,0 +1,93 @@
+//! Writes a Qwen2 model of a few megabytes with random weights: something to run the engine on without a download.
+//! Its answers are noise.
+//!
+//! ```text
+//! cargo run --release --example tiny_model -- tiny.gguf
+//! ```
+
+use clap::Parser;
+use qernel::dtype::Dtype;
+use qernel::testing::TinyModel;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Write a tiny Qwen2 GGUF file with random weights.
+#[derive(Parser)]
+struct Args {
+    /// The file to write.
+    output: PathBuf,
+    /// Format of the matrices.
+    #[arg(long, value_parser = parse_dtype, default_value = "f16")]
+    dtype: Dtype,
+    /// Give the head a matrix of its own.
+    #[arg(long)]
+    untied: bool,
+    /// Leave out the biases of Q, K and V.
+    #[arg(long)]
+    no_bias: bool,
+    /// Values of one attention head.
+    #[arg(long, default_value_t = 64, value_parser = size)]
+    head_dim: usize,
+    /// Attention heads; the hidden size is heads times head_dim.
+    #[arg(long, default_value_t = 4, value_parser = size)]
+    heads: usize,
+    /// KV heads; they divide the heads.
+    #[arg(long, default_value_t = 2, value_parser = size)]
+    kv_heads: usize,
+    /// Decoder layers.
+    #[arg(long, default_value_t = 2, value_parser = size)]
+    layers: usize,
+    /// Longest context in tokens.
+    #[arg(long, default_value_t = 2048, value_parser = size)]
+    context: usize,
+    /// Seed of the weights.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+fn parse_dtype(text: &str) -> Result<Dtype, String> {
+    Dtype::ALL
+        .into_iter()
+        .find(|dtype| dtype.name() == text)
+        .ok_or_else(|| "expected f32, f16 or bf16".to_owned())
+}
+
+fn size(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| (1..=1 << 16).contains(n)).ok_or_else(|| "expected 1 to 65536".to_owned())
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if !args.heads.is_multiple_of(args.kv_heads) || !args.head_dim.is_multiple_of(2) {
+        eprintln!("error: --kv-heads must divide --heads, and --head-dim must be even");
+        return ExitCode::from(2);
+    }
+    let hidden_size = args.heads * args.head_dim;
+    let model = TinyModel {
+        seed: args.seed,
+        dtype: args.dtype,
+        hidden_size,
+        intermediate_size: hidden_size * 3 / 2,
+        num_hidden_layers: args.layers,
+        num_attention_heads: args.heads,
+        num_key_value_heads: args.kv_heads,
+        head_dim: args.head_dim,
+        max_position_embeddings: args.context,
+        tie_word_embeddings: !args.untied,
+        attention_bias: !args.no_bias,
+        ..TinyModel::default()
+    };
+    let written = File::create(&args.output).map(BufWriter::new).and_then(|mut file| {
+        model.writer().write_to(&mut file)?;
+        file.flush()
+    });
+    match written {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}: {error}", args.output.display());
+            ExitCode::FAILURE
+        }
+    }
+}
