@@ -8,6 +8,8 @@
 extern crate cuda_driver as _;
 
 use crate::error::{Error, Result};
+// Exports the driver's symbols that are declared here and in `cust`'s bindings.
+use cuda_driver as _;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
 /// A `CUresult`.

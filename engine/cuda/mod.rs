@@ -156,7 +156,7 @@ impl CudaOps {
         self.dtype
     }
 
-    /// Uses another choice of kernels from now on; `None` where cuBLAS was not opened and is chosen now.
+    /// Uses another choice of kernels from now on.
     ///
     /// # Errors
     /// [`Error::Device`] if cuBLAS is needed now and not installed.

@@ -24,7 +24,8 @@ pub fn device() -> Option<Rc<Device>> {
     if let Err(error) = cuda::probe() {
         // Not `eprintln`, which the test harness hides.
         let test = std::thread::current().name().unwrap_or("?").to_owned();
-        writeln!(std::io::stderr(), "{test}: skipped: no CUDA device ({error})").ok();
+        let line = format!("{test}: skipped: no CUDA device ({error})\n");
+        std::io::stderr().write_all(line.as_bytes()).ok();
         return None;
     }
     Some(Rc::new(Device::open(None).expect("the device opens")))
@@ -128,8 +129,9 @@ pub fn assert_close(case: &str, found: &[f32], expected: &[f64], tolerance: impl
     let mut worst = (0, 0.0);
     for (i, (&found, &expected)) in values.iter().zip(expected).enumerate() {
         let (difference, tolerance) = ((f64::from(found) - expected).abs(), tolerance(i, expected));
-        // Not `>`: a NaN fails. Infinities of one sign are equal and their difference is NaN.
-        if !(difference <= tolerance) && f64::from(found) != expected {
+        // A NaN is not close. Infinities of one sign are equal and their difference is NaN.
+        let close = difference <= tolerance || f64::from(found) == expected;
+        if !close {
             let excess = if difference.is_nan() { f64::INFINITY } else { difference / tolerance };
             if excess > worst.1 {
                 worst = (i, excess);

@@ -130,7 +130,7 @@ fn matrices_of_other_formats_are_converted_when_they_are_loaded() {
 #[test]
 fn large_weights_arrive_whole() {
     let Some(device) = device() else { return };
-    let bytes: Vec<u8> = (0..70_000_003_u64).map(|i| (i * 0x9e37_79b9 >> 13) as u8).collect();
+    let bytes: Vec<u8> = (0..70_000_003_u64).map(|i| ((i * 0x9e37_79b9) >> 13) as u8).collect();
     let mut uploader = qernel::cuda::Uploader::new(&device).unwrap();
     let mut buffer = qernel::cuda::DeviceBuffer::<u8>::zeroed(&device, bytes.len() + 5).unwrap();
     uploader.upload(&bytes, &mut buffer).unwrap();

@@ -3,7 +3,6 @@
 //! A kernel crate starts with `use cuda_std::prelude::*;` and needs no `#![feature]` of its own:
 //!
 //! ```
-//! #![no_std]
 //! use cuda_std::prelude::*;
 //!
 //! /// `out[i] = a * x[i]` for `i < n`; any 1-d grid, one thread an element.
@@ -17,6 +16,7 @@
 //!         unsafe { *out.add(i as usize) = a * *x.add(i as usize) }
 //!     }
 //! }
+//! # fn main() {}
 //! ```
 //!
 //! Compiled for `nvptx64` that is an entry point; compiled for the host it is a launcher with typed arguments
@@ -45,6 +45,8 @@
 
 mod bits;
 mod element;
+#[cfg(any(test, target_arch = "nvptx64"))]
+mod exp;
 pub mod launch;
 pub mod prelude;
 

@@ -22,6 +22,9 @@ mod shared;
 /// be limited so that 2 blocks fit on a multiprocessor; `min_blocks` is optional. They travel to `cuda_builder` as a
 /// comment line `// launch_bounds <entry> <max_threads> <min_blocks or 0>` in the PTX.
 ///
+/// `#[kernel(requires = "sm_90")]` leaves the entry out of PTX for earlier architectures, so that it may use what only
+/// that one has; the launcher stays, and fails there because the module has no such kernel.
+///
 /// # Errors
 /// Refused at compile time: a function that is not `unsafe`, is generic, `const` or `async`, returns something, has a
 /// receiver, or takes a reference (lifetimes do not cross a launch), a pattern, or a value that is not `Copy`.
