@@ -3,12 +3,12 @@
 use proptest::prelude::*;
 use qernel::batch::{Batch, BatchLimits};
 use qernel::config::Config;
+use qernel::cpu::CpuOps;
 use qernel::dtype::Dtype;
 use qernel::generate::{Engine, EngineConfig, Event, FinishReason, Request, Usage};
 use qernel::gguf::Gguf;
 use qernel::kv_cache::{KvLayout, PAGE_SIZE};
-use qernel::model::open::{RunnerOptions, open_runner};
-use qernel::model::{Runner, check::check_batch};
+use qernel::model::{ModelRunner, OpsConfig, Runner, check::check_batch};
 use qernel::sampler::{SamplingParams, SamplingRow};
 use qernel::scheduler::SequenceId;
 use qernel::testing::TinyModel;
@@ -133,6 +133,14 @@ impl Runner for Mock {
 
     fn logits(&mut self, _: &Batch) -> Result<Vec<f32>> {
         unreachable!("the engine draws tokens only")
+    }
+
+    fn device_name(&self) -> String {
+        "mock".into()
+    }
+
+    fn read_bandwidth(&mut self) -> Result<f64> {
+        unreachable!("the engine measures nothing")
     }
 }
 
@@ -705,23 +713,26 @@ fn a_failed_step_is_taken_again_or_ends_the_request() {
 
 // With the real forward pass on the CPU.
 
-fn cpu_engine(options: &RunnerOptions) -> Engine {
+fn cpu_engine(shape: Shape) -> Engine {
     let gguf = TinyModel { dtype: Dtype::Bf16, ..TinyModel::default() }.gguf();
     let config = Config::from_gguf(&gguf).unwrap();
     let weights = Weights::from_gguf(&gguf, &config).unwrap();
-    let runner = open_runner("cpu", &weights, &config, options, &mut |_, _| ()).unwrap();
-    Engine::new(runner, Some(tokenizer()), EngineConfig::default()).unwrap()
+    let mock = Mock::new(shape, hash_model); // for its limits
+    let ops_config = OpsConfig::new(&config, shape.max_model_len, mock.limits);
+    let layout = KvLayout {
+        num_layers: config.num_hidden_layers,
+        num_key_value_heads: config.num_key_value_heads,
+        head_dim: config.head_dim,
+        ..mock.layout
+    };
+    let ops = CpuOps::new(&ops_config).unwrap();
+    let runner = ModelRunner::new(ops, &weights, &config, &ops_config, layout, &mut |_, _| ()).unwrap();
+    Engine::new(Box::new(runner), Some(tokenizer()), EngineConfig::default()).unwrap()
 }
 
 #[test]
 fn on_the_cpu_a_batch_changes_no_token() {
-    let options = RunnerOptions {
-        max_model_len: 256,
-        max_num_tokens: 256,
-        max_num_sequences: 1,
-        max_num_logits: 1,
-        kv_tokens: 256,
-    };
+    let shape = Shape { num_pages: 8, max_num_tokens: 256, max_num_sequences: 1, max_model_len: 256 };
     let requests: Vec<Request> = (0..12u32)
         .map(|i| {
             let sampling = SamplingParams {
@@ -734,16 +745,16 @@ fn on_the_cpu_a_batch_changes_no_token() {
             Request { sampling, max_tokens: Some(24), ignore_eos: true, ..Request::new(prompt) }
         })
         .collect();
-    let mut engine = cpu_engine(&options);
+    let mut engine = cpu_engine(shape);
     let never = AtomicBool::new(false);
     let alone: Vec<_> = (requests.iter().cloned())
         .map(|request| engine.run_to_end(request, &never, |_| ControlFlow::Continue(())).unwrap())
         .collect();
     // Little memory and short chunks: prompts are cut, sequences give their pages up.
-    let batched = RunnerOptions { max_num_tokens: 19, max_num_sequences: 6, kv_tokens: 192, ..options };
-    let mut engine = cpu_engine(&batched);
+    let mut engine = cpu_engine(Shape { max_num_tokens: 19, max_num_sequences: 6, ..shape });
     let ids: Vec<_> = requests.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
     let answers = run(&mut engine);
+    assert_eq!(engine.pool().num_free(), shape.num_pages);
     for (id, alone) in ids.iter().zip(&alone) {
         assert_eq!(answers[id].tokens, alone.tokens, "{id}");
         assert_eq!(answers[id].text, alone.text, "{id}");

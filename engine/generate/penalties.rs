@@ -3,8 +3,8 @@
 use crate::sampler::SamplingParams;
 use std::collections::BTreeMap;
 
-/// Counts of the tokens in the penalty window: the newest `repeat_last_n` of prompt and answer together (llama.cpp
-/// feeds the prompt to its sampler too, tools/main/main.cpp).
+/// Counts of the tokens in the penalty window: the newest `repeat_last_n` of prompt and answer together. llama.cpp's
+/// programs have its sampler accept the prompt too, for these penalties.
 #[derive(Clone, Debug)]
 pub(super) struct PenaltyWindow {
     length: usize,
