@@ -16,7 +16,8 @@ fn main() -> ExitCode {
     };
     // Side by side: each is one long link-time optimisation on one core.
     let results: Vec<_> = thread::scope(|scope| {
-        let threads: Vec<_> = ARCHITECTURES.map(|arch| scope.spawn(move || build(arch))).into_iter().collect();
+        let threads: Vec<_> =
+            ARCHITECTURES.map(|arch| scope.spawn(move || build(arch))).into_iter().collect();
         threads.into_iter().map(|thread| thread.join().expect("the builder does not panic")).collect()
     });
     match results.into_iter().collect::<Result<Vec<_>, _>>() {

@@ -19,7 +19,7 @@ pub fn rope(
     x: &mut Tensor,
 ) -> Result<()> {
     let half = head_dim / 2;
-    if half == 0 || head_dim % 2 != 0 || cos.len() != sin.len() {
+    if half == 0 || !head_dim.is_multiple_of(2) || cos.len() != sin.len() {
         return Err(Error::Request(format!("rope: no table for head_dim {head_dim}")));
     }
     expect_below("rope", "position", positions, cos.len() / half)?;

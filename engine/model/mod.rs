@@ -4,6 +4,7 @@
 //! [`Ops`] and is the only [`Runner`]; the scheduler and the commands know `Box<dyn Runner>` and no device.
 
 pub mod check;
+pub mod open;
 pub mod qwen2;
 pub mod rope;
 
@@ -70,6 +71,15 @@ pub trait Runner {
     /// # Errors
     /// As [`Runner::step`].
     fn logits(&mut self, batch: &Batch) -> Result<Vec<f32>>;
+
+    /// What it computes on, for people.
+    fn device_name(&self) -> String;
+
+    /// Bytes a second that the device reads from its memory, measured now: the ceiling of decoding.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] or [`Error::Device`] if it cannot be measured.
+    fn read_bandwidth(&mut self) -> Result<f64>;
 }
 
 /// The decoder on the device that `O` stands for.
@@ -95,7 +105,7 @@ impl<O: Ops> ModelRunner<O> {
         config: &Config,
         ops_config: &OpsConfig,
         layout: KvLayout,
-        progress: &mut dyn FnMut(usize, usize),
+        progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
         let expected = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim);
         let found = (layout.num_layers, layout.num_key_value_heads, layout.head_dim);
@@ -164,5 +174,13 @@ impl<O: Ops> Runner for ModelRunner<O> {
             return Ok(Vec::new());
         }
         self.ops.read(batch.num_logits(), self.model.logits())
+    }
+
+    fn device_name(&self) -> String {
+        self.ops.device_name()
+    }
+
+    fn read_bandwidth(&mut self) -> Result<f64> {
+        self.ops.read_bandwidth()
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::batch::BatchLimits;
 use crate::config::Config;
+use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::ops::Ops;
 use crate::weights::{LayerWeights, Linear, Matrix, Weights};
@@ -78,6 +79,18 @@ impl<O: Ops> Buffers<O> {
     }
 }
 
+/// Bytes of all buffers that [`Qwen2::load`] allocates for batches within `limits`, with activations in the format
+/// `activation`. The weights are [`Weights::num_bytes`], the pages are [`crate::kv_cache::KvLayout::page_bytes`].
+pub fn workspace_bytes(config: &Config, limits: &BatchLimits, activation: Dtype) -> u64 {
+    let Config { hidden_size, intermediate_size, vocab_size, .. } = *config;
+    let (q_size, kv_size) = (config.q_size(), config.kv_size());
+    let (n, rows) = (limits.max_num_tokens as u64, limits.max_num_logits as u64);
+    let tensors = n * (2 * hidden_size + q_size + 2 * kv_size + 2 * intermediate_size) as u64
+        + rows * (hidden_size + vocab_size) as u64;
+    let activations = n * (hidden_size + q_size + intermediate_size) as u64 + rows * hidden_size as u64;
+    tensors * Dtype::F32.size() as u64 + activations * activation.size() as u64
+}
+
 /// A loaded Qwen2 model with its work buffers.
 pub struct Qwen2<O: Ops> {
     config: Config,
@@ -100,9 +113,9 @@ impl<O: Ops> Qwen2<O> {
         weights: &Weights,
         config: &Config,
         limits: &BatchLimits,
-        progress: &mut dyn FnMut(usize, usize),
+        progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
-        let mut loader = Loader { ops, loaded: 0, total: weight_bytes(weights), progress };
+        let mut loader = Loader { ops, loaded: 0, total: weights.num_bytes(), progress };
         let embed_tokens = loader.matrix(&weights.embed_tokens)?;
         let layers = weights.layers.iter().map(|layer| loader.layer(layer)).collect::<Result<_>>()?;
         let norm = loader.vector(&weights.norm)?;
@@ -187,32 +200,12 @@ fn project<O: Ops>(
     }
 }
 
-/// Bytes of all tensors as [`Qwen2::load`] counts them: matrices as they are in the file, vectors as f32.
-pub fn weight_bytes(weights: &Weights) -> usize {
-    let linear = |l: &Linear| l.weight.data.len() + l.bias.as_ref().map_or(0, |b| size_of_val(b.as_slice()));
-    let layer = |l: &LayerWeights| {
-        size_of_val(l.input_layernorm.as_slice())
-            + linear(&l.q_proj)
-            + linear(&l.k_proj)
-            + linear(&l.v_proj)
-            + l.o_proj.data.len()
-            + size_of_val(l.post_attention_layernorm.as_slice())
-            + l.gate_proj.data.len()
-            + l.up_proj.data.len()
-            + l.down_proj.data.len()
-    };
-    weights.embed_tokens.data.len()
-        + weights.layers.iter().map(layer).sum::<usize>()
-        + size_of_val(weights.norm.as_slice())
-        + weights.lm_head.as_ref().map_or(0, |head| head.data.len())
-}
-
 /// Loads tensors one by one and reports how far it is.
 struct Loader<'a, O: Ops> {
     ops: &'a mut O,
-    loaded: usize,
-    total: usize,
-    progress: &'a mut dyn FnMut(usize, usize),
+    loaded: u64,
+    total: u64,
+    progress: &'a mut dyn FnMut(u64, u64),
 }
 
 impl<O: Ops> Loader<'_, O> {
@@ -249,7 +242,7 @@ impl<O: Ops> Loader<'_, O> {
     }
 
     fn advance(&mut self, bytes: usize) {
-        self.loaded += bytes;
+        self.loaded += bytes as u64;
         (self.progress)(self.loaded, self.total);
     }
 }
