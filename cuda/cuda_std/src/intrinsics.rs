@@ -1,7 +1,7 @@
 //! LLVM's own names for PTX instructions: the only way to state that an instruction is convergent.
 //!
-//! Names as in LLVM 22's `IntrinsicsNVVM.td`. The ABI `unadjusted` hands arguments over as LLVM types, so a `bool` is an
-//! `i1` and a `repr(C)` struct of scalars an LLVM struct.
+//! Names as in LLVM 22's `IntrinsicsNVVM.td`. The ABI `unadjusted` hands arguments over as LLVM types, so a
+//! `bool` is an `i1` and a `repr(C)` struct of scalars an LLVM struct.
 #![allow(improper_ctypes)]
 
 unsafe extern "unadjusted" {
@@ -96,6 +96,10 @@ unsafe extern "unadjusted" {
     #[link_name = "llvm.nvvm.redux.sync.xor"]
     pub fn redux_xor(value: u32, mask: u32) -> u32;
 
+    #[link_name = "llvm.nvvm.add.rn.f"]
+    pub safe fn add_rn(a: f32, b: f32) -> f32;
+    #[link_name = "llvm.nvvm.mul.rn.f"]
+    pub safe fn mul_rn(a: f32, b: f32) -> f32;
     #[link_name = "llvm.nvvm.ex2.approx.f32"]
     pub safe fn ex2_approx(x: f32) -> f32;
     #[link_name = "llvm.nvvm.lg2.approx.f"]
@@ -147,8 +151,8 @@ unsafe extern "unadjusted" {
     pub fn mma_k8_bf16(a0: u32, a1: u32, b: u32, c0: f32, c1: f32, c2: f32, c3: f32) -> Floats;
 }
 
-// Not `unadjusted`: for that ABI rustc refuses vectors on a target whose vector registers it does not know. Under the
-// Rust ABI the name `llvm.…` alone makes it pass them as LLVM's types.
+// Not `unadjusted`: for that ABI rustc refuses vectors on a target whose vector registers it does not know.
+// Under the Rust ABI the name `llvm.…` alone makes it pass them as LLVM's types.
 unsafe extern "Rust" {
     #[link_name = "llvm.nvvm.mma.m16n8k16.row.col.f32.f32"]
     pub fn mma_k16_f16(

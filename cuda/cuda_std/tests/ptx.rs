@@ -1,7 +1,7 @@
 //! What the kernels of `tests/kernels` look like in PTX.
 //!
-//! The PTX is made by the build script of that crate, with `cuda_builder`; no GPU is needed. Where `ptxas` is found (in
-//! `CUDA_STD_PTXAS`, or in the search path), it assembles the PTX as well.
+//! The PTX is made by the build script of that crate, with `cuda_builder`; no GPU is needed. Where `ptxas` is
+//! found (in `CUDA_STD_PTXAS`, or in the search path), it assembles the PTX as well.
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
@@ -38,6 +38,7 @@ fn barriers_are_as_many_as_in_the_source() {
 #[test]
 fn exchanges_are_as_many_as_in_the_source() {
     for (arch, ptx) in MODULES {
+        assert_eq!(count(ptx, "one_vote", &["vote.sync"]), 1, "{arch}:\n{}", entry(ptx, "one_vote"));
         for name in ["shfl.sync", "vote.sync", "redux.sync"] {
             let kernel = "one_of_each_exchange";
             assert_eq!(count(ptx, kernel, &[name]), 1, "{name}, {arch}:\n{}", entry(ptx, kernel));
@@ -98,6 +99,15 @@ fn instructions_are_the_ones_that_were_asked_for() {
                 "{kernel}, {arch}: {instruction} is there {found} times, expected {times} or more"
             );
         }
+    }
+}
+
+#[test]
+fn a_sum_over_the_warp_is_not_fused_with_its_summands() {
+    for (arch, ptx) in MODULES {
+        let (fused, plain) = (&["fma", "add.f32"], &["add.rn.f32"]);
+        assert_eq!(count(ptx, "sum_of_products", fused), 0, "{arch}");
+        assert_eq!(count(ptx, "sum_of_products", plain), 5, "{arch}");
     }
 }
 

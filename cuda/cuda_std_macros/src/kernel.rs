@@ -139,7 +139,8 @@ fn parameter(argument: &FnArg) -> syn::Result<Parameter<'_>> {
     Ok(Parameter { name: &pattern.ident, device_type, host_type })
 }
 
-/// The `.entry`. `cuda_std::__kernel_entry!` writes the ABI, so that kernel crates need no `#![feature]` of their own.
+/// The `.entry`. `cuda_std::__kernel_entry!` writes the ABI, so that kernel crates need no `#![feature]` of
+/// their own.
 fn device_entry(bounds: &LaunchBounds, function: &ItemFn) -> TokenStream {
     let ItemFn { attrs, vis, sig, block } = function;
     let (name, inputs) = (&sig.ident, &sig.inputs);
@@ -182,8 +183,8 @@ fn host_launcher(function: &ItemFn, parameters: &[Parameter]) -> TokenStream {
         #(#attrs)*
         #[doc = ""]
         #[doc = "# Safety"]
-        #[doc = "The launch must keep what the kernel states about its grid, its block and its pointers; the pointers"]
-        #[doc = "must stay valid until the kernel has finished."]
+        #[doc = "The launch must keep what the kernel states about its grid, its block and its pointers;"]
+        #[doc = "the pointers must stay valid until the kernel has finished."]
         #[allow(clippy::too_many_arguments)]
         #vis unsafe fn #name<L: ::cuda_std::launch::Launcher>(
             #launcher: &L,
@@ -192,8 +193,8 @@ fn host_launcher(function: &ItemFn, parameters: &[Parameter]) -> TokenStream {
         ) -> ::core::result::Result<(), L::Error> {
             const _: () = { #(#checks)* };
             #(let mut #values = #names;)*
-            // SAFETY: the caller answers for the kernel's contract; name, number and types of the parameters come
-            // from the signature that the entry point was compiled from.
+            // SAFETY: the caller answers for the kernel's contract; name, number and types of the parameters
+            // come from the signature that the entry point was compiled from.
             unsafe {
                 ::cuda_std::launch::Launcher::launch(
                     #launcher,

@@ -32,11 +32,14 @@ pub unsafe fn mixed_parameters(
 #[kernel]
 pub unsafe fn no_parameters() {}
 
+/// What `mixed_parameters` was given, pointers as addresses.
+type Mixed = (u8, u64, Shape, u64, f32, [u16; 3]);
+
 /// Reads the parameters back as `mixed_parameters` declares them, and keeps them.
 #[derive(Default)]
 struct Recorder {
     launches: RefCell<Vec<(&'static str, LaunchConfig, usize)>>,
-    mixed: RefCell<Option<(u8, u64, Shape, u64, f32, [u16; 3])>>,
+    mixed: RefCell<Option<Mixed>>,
 }
 
 impl Launcher for Recorder {
@@ -74,8 +77,8 @@ fn every_parameter_arrives_in_its_place() {
     let shape = Shape { rows: 3, columns: 5, scale: 0.25 };
     let (x, out) = (DevicePtr::from_raw(0x7f00_0000_1000), DevicePtrMut::from_raw(0x7f00_0000_2000));
     // SAFETY: nothing runs.
-    let Ok(()) = (unsafe { mixed_parameters(&recorder, &CONFIG, 7, x, shape, out, 1e-6, [1, 2, 3]) });
-    let Ok(()) = (unsafe { no_parameters(&recorder, &CONFIG) });
+    let Ok(()) = unsafe { mixed_parameters(&recorder, &CONFIG, 7, x, shape, out, 1e-6, [1, 2, 3]) };
+    let Ok(()) = unsafe { no_parameters(&recorder, &CONFIG) };
     let launches = [("mixed_parameters", CONFIG, 6), ("no_parameters", CONFIG, 0)];
     assert_eq!(*recorder.launches.borrow(), launches);
     let mixed = (7, 0x7f00_0000_1000, shape, 0x7f00_0000_2000, 1e-6, [1, 2, 3]);
@@ -94,8 +97,8 @@ fn device_pointers_count_in_elements() {
 #[test]
 fn elements_convert_on_the_host_as_on_the_device() {
     // Ties go to the even neighbour: 1 + 2^-8 lies between 1 and 1 + 2^-7, 1 + 2^-11 between 1 and 1 + 2^-10.
-    assert_eq!(<bf16 as Element>::from_f32(1.003_906_25).to_bits(), 0x3f80);
-    assert_eq!(<f16 as Element>::from_f32(1.000_488_281_25).to_bits(), 0x3c00);
+    assert_eq!(<bf16 as Element>::from_f32(1.0 + 2.0_f32.powi(-8)).to_bits(), 0x3f80);
+    assert_eq!(<f16 as Element>::from_f32(1.0 + 2.0_f32.powi(-11)).to_bits(), 0x3c00);
     let lanes = [1.0, -2.0, 0.5, 3.0, -4.0, 5.0, 0.25, 7.0];
     assert_eq!(<bf16 as Element>::unpack(<bf16 as Element>::pack(lanes)), lanes);
     assert_eq!(<f16 as Element>::unpack(<f16 as Element>::pack(lanes)), lanes);

@@ -4,8 +4,8 @@ use core::mem::{MaybeUninit, transmute_copy};
 
 use crate::Bits;
 
-/// One kind of load: a state space and its cache hints. A byte travels in a register of 16 bits, PTX having no
-/// smaller one.
+/// One kind of load: a state space and its cache hints. A byte travels in a register of 16 bits, PTX having
+/// no smaller one.
 pub trait Load {
     type Address: Address;
     unsafe fn load_8(address: Self::Address) -> u16;
@@ -102,8 +102,9 @@ pub unsafe fn store<S: Store, T: Bits>(address: S::Address, value: T) {
     }
 }
 
-/// The `ld` instructions of one state space with one set of hints. `readonly` without `pure`: a load is not repeated,
-/// dropped, or moved over a barrier or a store. `$open` and `$close` stand around the instruction; `{0}` is the address.
+/// The `ld` instructions of one state space with one set of hints. `readonly` without `pure`: a load is not
+/// repeated, dropped, or moved over a barrier or a store. `$open` and `$close` stand around the instruction;
+/// `{0}` is the address.
 macro_rules! loads {
     ($kind:ident, $address:ty, $class:ident, $open:literal, $instruction:literal, $place:literal, $close:literal) => {
         impl crate::device::access::Load for $kind {

@@ -1,7 +1,7 @@
 //! Copies that run while the thread goes on: `cp.async` (sm_80) and bulk copies (sm_90).
 //!
-//! Route: `asm!`; every one of these is a thread's own instruction. A copied byte may be read after the thread waited for its copies,
-//! and by other threads after a barrier on top of that.
+//! Route: `asm!`; every one of these is a thread's own instruction. A copied byte may be read after the
+//! thread waited for its copies, and by other threads after a barrier on top of that.
 
 use core::arch::asm;
 
@@ -15,8 +15,8 @@ macro_rules! copy {
         $(#[$doc])*
         ///
         /// # Safety
-        /// `from` leads to that many readable bytes in global memory, `to` to that many in the block's shared memory,
-        /// both aligned to their number; nobody touches `to` before the copy was waited for.
+        /// `from` leads to that many readable bytes in global memory, `to` to that many in the block's shared
+        /// memory, both aligned to their number; nobody touches `to` before the copy was waited for.
         #[inline(always)]
         pub unsafe fn $name<T: Bits, U>(to: Shared<T>, from: *const U) {
             // SAFETY: the caller's promise.
@@ -45,7 +45,8 @@ copy! {
     copy_16_l2_256, "cp.async.cg.shared.global.L2::256B", "16";
 }
 
-/// Copies the first `bytes` (0 to 16) of 16 bytes past L1 and sets the rest to zero: the ragged edge of a tile.
+/// Copies the first `bytes` (0 to 16) of 16 bytes past L1 and sets the rest to zero: the ragged edge of a
+/// tile.
 ///
 /// # Safety
 /// As for [`copy_16_l2`], but only `bytes` need to be readable.
@@ -81,14 +82,15 @@ pub fn wait_all() {
     unsafe { asm!("cp.async.wait_all;", options(nostack, preserves_flags)) }
 }
 
-/// Copies `bytes` to shared memory as one transfer, which counts as `bytes` at `barrier` when it is there. sm_90.
+/// Copies `bytes` to shared memory as one transfer, which counts as `bytes` at `barrier` when it is there.
+/// sm_90.
 ///
 /// One thread issues it, after [`Mbarrier::arrive_expect_tx`] for the same number.
 ///
 /// # Safety
-/// `from` leads to `bytes` readable bytes of global memory, `to` to as many in the block's shared memory; both
-/// addresses and `bytes` are multiples of 16; `barrier` is initialised; nobody touches `to` before the barrier's
-/// phase is complete.
+/// `from` leads to `bytes` readable bytes of global memory, `to` to as many in the block's shared memory;
+/// both addresses and `bytes` are multiples of 16; `barrier` is initialised; nobody touches `to` before the
+/// barrier's phase is complete.
 #[inline(always)]
 pub unsafe fn bulk_copy<T: Bits, U>(to: Shared<T>, from: *const U, bytes: u32, barrier: Mbarrier) {
     // SAFETY: the caller's promise.
@@ -130,8 +132,9 @@ pub unsafe fn bulk_copy_hinted<T: Bits, U>(
 /// What other threads wrote to `from` needs a [`fence_proxy_async`] by each of them and a barrier before it.
 ///
 /// # Safety
-/// `from` leads to `bytes` of the block's shared memory, `to` to as many writable bytes of global memory; both addresses and `bytes` are
-/// multiples of 16; `from` is not written before [`bulk_wait_group_read`] or [`bulk_wait_group`].
+/// `from` leads to `bytes` of the block's shared memory, `to` to as many writable bytes of global memory;
+/// both addresses and `bytes` are multiples of 16; `from` is not written before [`bulk_wait_group_read`] or
+/// [`bulk_wait_group`].
 #[inline(always)]
 pub unsafe fn bulk_store<T, U: Bits>(to: *mut T, from: Shared<U>, bytes: u32) {
     // SAFETY: the caller's promise.
@@ -180,7 +183,8 @@ pub unsafe fn bulk_prefetch_l2<T>(from: *const T, bytes: u32) {
     }
 }
 
-/// Orders this thread's ordinary accesses to shared memory against its later bulk copies (and the other way round). sm_90.
+/// Orders this thread's ordinary accesses to shared memory against its later bulk copies (and the other way
+/// round). sm_90.
 #[inline(always)]
 pub fn fence_proxy_async() {
     // SAFETY: orders memory accesses.

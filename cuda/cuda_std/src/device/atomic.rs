@@ -1,12 +1,14 @@
 //! Atomic operations with an ordering and a scope.
 //!
 //! Route: `asm!`, one thread's own accesses. rustc's atomics are not enough: LLVM drops the ordering of a
-//! read-modify-write on PTX (rust-lang/rust#136480), knows no scope below the system, and `core` has no float atomics.
+//! read-modify-write on PTX (rust-lang/rust#136480), knows no scope below the system, and `core` has no float
+//! atomics.
 //!
 //! Pointers may lead to global memory or to shared memory
-//! ([`Shared::as_mut_ptr`](crate::shared::Shared::as_mut_ptr)). Ordering and scope are constants at the call, so that
-//! the choice disappears when it is inlined. `SeqCst` is a `fence.sc` before an acquiring and releasing operation. An
-//! ordering that an operation does not have (a load that releases) is a panic, as in `core`.
+//! ([`Shared::as_mut_ptr`](crate::shared::Shared::as_mut_ptr)). Ordering and scope are constants at the call,
+//! so that the choice disappears when it is inlined. `SeqCst` is a `fence.sc` before an acquiring and
+//! releasing operation. An ordering that an operation does not have (a load that releases) is a panic, as in
+//! `core`.
 
 use core::arch::asm;
 pub use core::sync::atomic::Ordering;
@@ -56,7 +58,8 @@ macro_rules! choose_update {
     }};
 }
 
-/// Orders this thread's accesses before the fence against those after it (`fence.acq_rel`, for `SeqCst` `fence.sc`).
+/// Orders this thread's accesses before the fence against those after it (`fence.acq_rel`, for `SeqCst`
+/// `fence.sc`).
 ///
 /// # Panics
 /// With `Relaxed`, which is no fence.
@@ -114,8 +117,8 @@ pub trait AtomicWord: Bits {
 pub trait AtomicAdd: AtomicWord {
     /// Adds `value`, integers modulo their size, and returns what was there (`atom.add`).
     unsafe fn fetch_add(pointer: *mut Self, value: Self, order: Ordering, scope: Scope) -> Self;
-    /// Adds `value` without an answer (`red.add`): `Relaxed` or `Release`. The order in which several threads' floats are added is not fixed, so
-    /// their rounding is not reproducible.
+    /// Adds `value` without an answer (`red.add`): `Relaxed` or `Release`. The order in which several
+    /// threads' floats are added is not fixed, so their rounding is not reproducible.
     unsafe fn add(pointer: *mut Self, value: Self, order: Ordering, scope: Scope);
 }
 

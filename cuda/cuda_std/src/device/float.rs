@@ -1,7 +1,8 @@
 //! Floating point functions that `core` does not have.
 //!
-//! Route: LLVM intrinsics where the hardware has an instruction, the exponential of `exp.rs` on top of them, and the
-//! crate `libm` for the rest (rustc links no libdevice, and LLVM cannot select `expf`, `logf`, `sinf`, `powf` for PTX).
+//! Route: LLVM intrinsics where the hardware has an instruction, the exponential of `exp.rs` on top of them,
+//! and the crate `libm` for the rest (rustc links no libdevice, and LLVM cannot select `expf`, `logf`,
+//! `sinf`, `powf` for PTX).
 
 use core::intrinsics as rust;
 
@@ -86,8 +87,13 @@ pub trait GpuFloat: Copy + PartialOrd {
     fn atanh(self) -> Self;
 }
 
-/// The hardware's quick versions for `f32`, by the names of CUDA's intrinsics.
-pub trait GpuFloatApprox {
+/// What the hardware has for `f32` beside `std`'s functions: quick approximations, and operations that are
+/// not fused.
+pub trait GpuFloatIntrinsics {
+    /// `self + other`, never fused with a product (a plain `a * b + c` is, in kernels).
+    fn add_rn(self, other: f32) -> f32;
+    /// `self * other`, never fused with a sum.
+    fn mul_rn(self, other: f32) -> f32;
     /// `1 / self`: relative error at most 2^-23 or so; values below 2^-126 count as zero.
     fn recip_approx(self) -> f32;
     /// `e^self` as `2^(self · log2 e)`: relative error about 2^-21 near zero, growing with `|self|`.
@@ -102,7 +108,17 @@ pub trait GpuFloatApprox {
     fn cos_approx(self) -> f32;
 }
 
-impl GpuFloatApprox for f32 {
+impl GpuFloatIntrinsics for f32 {
+    #[inline(always)]
+    fn add_rn(self, other: f32) -> f32 {
+        nvvm::add_rn(self, other)
+    }
+
+    #[inline(always)]
+    fn mul_rn(self, other: f32) -> f32 {
+        nvvm::mul_rn(self, other)
+    }
+
     #[inline(always)]
     fn recip_approx(self) -> f32 {
         nvvm::rcp_approx_ftz(self)

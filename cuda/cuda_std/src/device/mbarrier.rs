@@ -8,9 +8,10 @@ use crate::shared::Shared;
 
 /// An `mbarrier` object: 8 bytes of shared memory, aligned to 8.
 ///
-/// It goes through phases of alternating parity, 0 first. A phase is complete when the expected arrivals have come and
-/// the expected bytes have landed; the next phase starts by itself with the same number of arrivals. All methods need the object to be
-/// initialised, and [`init`](Self::init) needs a block barrier behind it before other threads use it.
+/// It goes through phases of alternating parity, 0 first. A phase is complete when the expected arrivals have
+/// come and the expected bytes have landed; the next phase starts by itself with the same number of arrivals.
+/// All methods need the object to be initialised, and [`init`](Self::init) needs a block barrier behind it
+/// before other threads use it.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub struct Mbarrier {
@@ -104,7 +105,8 @@ impl Mbarrier {
         }
     }
 
-    /// Lets all `cp.async` that this thread issued so far arrive once, together, when they are done; the arrival is one of those that `init` counted.
+    /// Lets all `cp.async` that this thread issued so far arrive once, together, when they are done; the
+    /// arrival is one of those that `init` counted.
     ///
     /// # Safety
     /// The phase still expects an arrival.
@@ -172,7 +174,8 @@ impl Mbarrier {
     }
 }
 
-/// Makes initialised barriers visible to bulk copies, before the block barrier behind [`Mbarrier::init`]. sm_90.
+/// Makes initialised barriers visible to bulk copies, before the block barrier behind [`Mbarrier::init`].
+/// sm_90.
 #[inline(always)]
 pub fn fence_init() {
     // SAFETY: orders memory accesses.

@@ -1,8 +1,8 @@
 //! Loads and stores of global memory with cache hints, 1 to 16 bytes an instruction.
 //!
-//! Route: `asm!`, one thread's own accesses. Each function moves any [`Bits`] type of 1, 2, 4, 8 or n × 16 bytes:
-//! `load_nc::<[u32; 4]>` is one `ld.global.nc.v4.b32`. A plain `*pointer` is right wherever no hint is wanted: LLVM
-//! knows it and can combine and move it.
+//! Route: `asm!`, one thread's own accesses. Each function moves any [`Bits`] type of 1, 2, 4, 8 or n × 16
+//! bytes: `load_nc::<[u32; 4]>` is one `ld.global.nc.v4.b32`. A plain `*pointer` is right wherever no hint is
+//! wanted: LLVM knows it and can combine and move it.
 
 use core::arch::asm;
 
@@ -17,7 +17,8 @@ macro_rules! load {
         $(#[$doc])*
         ///
         /// # Safety
-        /// `pointer` leads to a readable T in global memory and is aligned to T's size, to 16 bytes if that is larger.
+        /// `pointer` leads to a readable T in global memory and is aligned to T's size, to 16 bytes if that
+        /// is larger.
         #[inline(always)]
         #[must_use]
         pub unsafe fn $name<T: Bits>(pointer: *const T) -> T {
@@ -35,7 +36,8 @@ macro_rules! store {
         $(#[$doc])*
         ///
         /// # Safety
-        /// `pointer` leads to a writable T in global memory and is aligned to T's size, to 16 bytes if that is larger.
+        /// `pointer` leads to a writable T in global memory and is aligned to T's size, to 16 bytes if that
+        /// is larger.
         #[inline(always)]
         pub unsafe fn $name<T: Bits>(pointer: *mut T, value: T) {
             // SAFETY: the caller's promise.
@@ -49,7 +51,8 @@ load! {
     load, Plain, "ld.global";
     /// Through the read-only path (`.nc`): the memory must not be written while the kernel runs.
     load_nc, NonCoherent, "ld.global.nc";
-    /// Read-only data that is used once: leaves nothing in L1 and fetches 128 bytes into L2 (`.nc.L1::no_allocate.L2::128B`).
+    /// Read-only data that is used once: leaves nothing in L1 and fetches 128 bytes into L2
+    /// (`.nc.L1::no_allocate.L2::128B`).
     load_nc_no_allocate, NonCoherentNoAllocate, "ld.global.nc.L1::no_allocate.L2::128B";
     /// As [`load_nc_no_allocate`], fetching 256 bytes into L2: for long sequential streams of weights.
     load_nc_no_allocate_256, NonCoherentNoAllocate256, "ld.global.nc.L1::no_allocate.L2::256B";
@@ -123,10 +126,12 @@ policy! {
     evict_unchanged, "createpolicy.fractional.L2::evict_unchanged.b64";
 }
 
-/// Loads 16 bytes of read-only data past L1, with a policy for L2 (`ld.global.nc.L1::no_allocate.L2::cache_hint.L2::256B`).
+/// Loads 16 bytes of read-only data past L1, with a policy for L2
+/// (`ld.global.nc.L1::no_allocate.L2::cache_hint.L2::256B`).
 ///
 /// # Safety
-/// `pointer` leads to 16 readable bytes in global memory, aligned to 16, that nobody writes while the kernel runs.
+/// `pointer` leads to 16 readable bytes in global memory, aligned to 16, that nobody writes while the kernel
+/// runs.
 #[inline(always)]
 #[must_use]
 pub unsafe fn load_nc_hinted(pointer: *const [u32; 4], policy: CachePolicy) -> [u32; 4] {

@@ -1,7 +1,7 @@
 //! Matrix products of one warp on tensor cores, and the loads that feed them.
 //!
-//! Route: LLVM intrinsics; all 32 lanes take part in each instruction. The shared address of `ldmatrix` goes through a
-//! generic pointer, since Rust has no other; ptxas turns it back into one `LDSM`.
+//! Route: LLVM intrinsics; all 32 lanes take part in each instruction. The shared address of `ldmatrix` goes
+//! through a generic pointer, since Rust has no other; ptxas turns it back into one `LDSM`.
 //!
 //! Fragments, for a lane with `row = lane / 4` and `pair = 2 * (lane % 4)` (PTX ISA, "Matrix Fragments for
 //! mma.m16n8k16"; two neighbouring elements share a register, the first in its low half):
@@ -19,12 +19,13 @@ macro_rules! ldmatrix {
     ($($(#[$doc:meta])* $name:ident, $intrinsic:ident, $count:literal, |$m:ident| $result:expr;)*) => { $(
         $(#[$doc])*
         ///
-        /// Lane `i` gives the address of row `i % 8` of matrix `i / 8`; a row is 8 elements of two bytes. The lane gets
-        /// elements `2 * (lane % 4)` and the next of row `lane / 4` of each matrix (with `trans` of its transpose).
+        /// Lane `i` gives the address of row `i % 8` of matrix `i / 8`; a row is 8 elements of two bytes. The
+        /// lane gets elements `2 * (lane % 4)` and the next of row `lane / 4` of each matrix (with `trans` of
+        /// its transpose).
         ///
         /// # Safety
-        /// All 32 lanes call it together; each of the first 8 × matrices lanes gives 16 bytes of the block's shared
-        /// memory, aligned to 16, that nobody writes at the same time.
+        /// All 32 lanes call it together; each of the first 8 × matrices lanes gives 16 bytes of the block's
+        /// shared memory, aligned to 16, that nobody writes at the same time.
         #[inline(always)]
         #[must_use]
         pub unsafe fn $name<T: Bits>(row: Shared<T>) -> [u32; $count] {
@@ -42,7 +43,8 @@ ldmatrix! {
     ldmatrix_x1_trans, ldmatrix_x1_trans, 1, |m| [m];
     /// Loads two 8 × 8 matrices.
     ldmatrix_x2, ldmatrix_x2, 2, |m| [m.0, m.1];
-    /// Loads two 8 × 8 matrices, transposed: `b` of [`mma_m16n8k16`](MmaElement::mma_m16n8k16) from a row-major tile.
+    /// Loads two 8 × 8 matrices, transposed: `b` of [`mma_m16n8k16`](MmaElement::mma_m16n8k16) from a
+    /// row-major tile.
     ldmatrix_x2_trans, ldmatrix_x2_trans, 2, |m| [m.0, m.1];
     /// Loads four 8 × 8 matrices: `a` of [`mma_m16n8k16`](MmaElement::mma_m16n8k16).
     ldmatrix_x4, ldmatrix_x4, 4, |m| [m.0, m.1, m.2, m.3];
@@ -59,7 +61,8 @@ pub trait MmaElement: PackedElement {
     #[must_use]
     unsafe fn mma_m16n8k16(a: [u32; 4], b: [u32; 2], c: [f32; 4]) -> [f32; 4];
 
-    /// `d = a · b + c` for 16 × 8 times 8 × 8: the first half of each fragment of `a` (two registers) and of `b` (one).
+    /// `d = a · b + c` for 16 × 8 times 8 × 8: the first half of each fragment of `a` (two registers) and of
+    /// `b` (one).
     ///
     /// # Safety
     /// All 32 lanes of the warp call it together.

@@ -1,7 +1,8 @@
 //! Shared memory as typed 32-bit addresses.
 //!
-//! Route: `asm!`. rustc has no shared address space, and a generic pointer to shared memory becomes generic loads that
-//! ptxas does not turn into shared ones; so hot paths carry a [`Shared`] and load and store through it.
+//! Route: `asm!`. rustc has no shared address space, and a generic pointer to shared memory becomes generic
+//! loads that ptxas does not turn into shared ones; so hot paths carry a [`Shared`] and load and store
+//! through it.
 
 use core::arch::{asm, global_asm};
 use core::marker::PhantomData;
@@ -14,8 +15,8 @@ global_asm!(".extern .shared .align 128 .b8 cuda_std_dynamic_shared[];");
 
 /// A typed place in the block's shared memory: a handle that is copied freely, like a pointer.
 ///
-/// The block's threads share what it leads to, so every access is `unsafe`: accesses of different threads to one
-/// place need a barrier between them unless all of them read.
+/// The block's threads share what it leads to, so every access is `unsafe`: accesses of different threads to
+/// one place need a barrier between them unless all of them read.
 #[repr(transparent)]
 pub struct Shared<T> {
     address: u32,
@@ -54,14 +55,16 @@ impl<T: Bits> Shared<T> {
         Self::from_address(self.address + elements * size_of::<T>() as u32)
     }
 
-    /// The same place as values of another type: `Shared<f32>` as `Shared<[f32; 4]>` for accesses of 16 bytes.
+    /// The same place as values of another type: `Shared<f32>` as `Shared<[f32; 4]>` for accesses of 16
+    /// bytes.
     #[inline(always)]
     #[must_use]
     pub const fn cast<U: Bits>(self) -> Shared<U> {
         Shared::from_address(self.address)
     }
 
-    /// A generic pointer to the place, for code that takes any pointer; slower than [`get`](Self::get) and [`set`](Self::set).
+    /// A generic pointer to the place, for code that takes any pointer; slower than [`get`](Self::get) and
+    /// [`set`](Self::set).
     #[inline(always)]
     #[must_use]
     pub fn as_mut_ptr(self) -> *mut T {
@@ -79,8 +82,8 @@ impl<T: Bits> Shared<T> {
     /// Loads value `i` (`ld.shared`, 16 bytes at a time at most).
     ///
     /// # Safety
-    /// The place belongs to the block's shared memory, has been written, is aligned to the value's size (to 16 if that is larger),
-    /// and no thread writes it at the same time.
+    /// The place belongs to the block's shared memory, has been written, is aligned to the value's size (to
+    /// 16 if that is larger), and no thread writes it at the same time.
     #[inline(always)]
     #[must_use]
     pub unsafe fn get(self, i: u32) -> T {
@@ -104,8 +107,8 @@ struct State;
 loads!(State, u32, reg32, "", "ld.shared", "[{0}]", "");
 stores!(State, u32, reg32, "", "st.shared", "[{0}]", "");
 
-/// The block's dynamic shared memory, `LaunchConfig::shared_bytes` long, aligned to 128 bytes. Every call gives the
-/// same place, whatever its type.
+/// The block's dynamic shared memory, `LaunchConfig::shared_bytes` long, aligned to 128 bytes. Every call
+/// gives the same place, whatever its type.
 #[inline(always)]
 #[must_use]
 pub fn dynamic_shared<T: Bits>() -> Shared<T> {
@@ -120,8 +123,8 @@ pub fn dynamic_shared<T: Bits>() -> Shared<T> {
     Shared::from_address(address)
 }
 
-/// What `shared_array!` expands to: a module-level variable, since a `.shared` inside `asm!` would become several
-/// variables where the compiler copies the statement.
+/// What `shared_array!` expands to: a module-level variable, since a `.shared` inside `asm!` would become
+/// several variables where the compiler copies the statement.
 #[doc(hidden)]
 #[macro_export]
 #[allow_internal_unstable(asm_experimental_arch)]

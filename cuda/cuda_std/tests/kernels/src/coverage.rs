@@ -1,5 +1,5 @@
-//! Kernels that call every function of `cuda_std`, so that all of them are compiled and assembled. The results mean
-//! nothing; everything is written out so that nothing is dropped.
+//! Kernels that call every function of `cuda_std`, so that all of them are compiled and assembled. The
+//! results mean nothing; everything is written out so that nothing is dropped.
 
 use cuda_std::prelude::*;
 #[device]
