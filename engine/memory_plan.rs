@@ -14,7 +14,7 @@ const MIB: f64 = 1024.0 * 1024.0;
 pub struct MemoryRequest {
     /// Weights as they lie on the device; 0 where they stay in the file's memory map.
     pub weights: usize,
-    /// Everything a step writes besides the KV cache: [`crate::model::qwen2::workspace_bytes`] and what the device
+    /// Everything a step writes besides the KV cache: [`workspace_bytes`] and what the device
     /// adds.
     pub workspace: usize,
     /// K and V of one page in all layers: [`KvLayout::page_bytes`].
