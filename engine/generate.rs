@@ -1,1 +1,381 @@
-//! (being built)
+//! The engine: requests in, events out.
+//!
+//! Each [`Engine::step`] asks the [scheduler](crate::scheduler) for a batch, lets the [`Runner`] compute it and draw a
+//! token for every sequence that is ready, and turns those tokens into [`Event`]s.
+
+mod penalties;
+mod request;
+mod text;
+
+pub use request::{Completion, Event, FinishReason, Request, Timings, Usage};
+pub use text::StopMatcher;
+
+use crate::error::{Error, Result};
+use crate::kv_cache::{PAGE_SIZE, PagePool, pages_for};
+use crate::model::Runner;
+use crate::sampler::SamplingRow;
+use crate::scheduler::{Part, Scheduler, SequenceId, StepLimits};
+use crate::tokenizer::Tokenizer;
+use penalties::PenaltyWindow;
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+use text::TextStream;
+
+/// How much the engine does at once, within what the runner was made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// Rows of a step, and so the longest chunk of a prompt. Fewer let sequences that are generating wait less for others'
+    /// prompts.
+    pub max_num_tokens: usize,
+    /// Sequences that run at once.
+    pub max_num_sequences: usize,
+}
+
+impl Default for EngineConfig {
+    /// All that the runner allows.
+    fn default() -> Self {
+        Self { max_num_tokens: usize::MAX, max_num_sequences: usize::MAX }
+    }
+}
+
+/// What the engine knows of a sequence besides its tokens.
+struct Generation {
+    request: Request,
+    prompt_tokens: usize,
+    completion_tokens: usize,
+    text: Option<TextStream>,
+    penalties: Option<PenaltyWindow>,
+    timings: Timings,
+}
+
+/// A model that serves any number of requests at once. See the [module](self).
+pub struct Engine {
+    runner: Box<dyn Runner>,
+    tokenizer: Option<Arc<Tokenizer>>,
+    scheduler: Scheduler,
+    /// Sequences that wait or run.
+    generations: HashMap<SequenceId, Generation>,
+    /// Events that no step has returned yet.
+    events: Vec<Event>,
+    next_id: u64,
+    max_model_len: usize,
+}
+
+impl Engine {
+    /// An engine over a loaded model. Without a tokenizer it knows token ids alone: no text, no stop strings and no
+    /// end-of-generation tokens.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if a limit is 0, [`Error::Memory`] if there is no KV page.
+    pub fn new(
+        runner: Box<dyn Runner>,
+        tokenizer: Option<Arc<Tokenizer>>,
+        config: EngineConfig,
+    ) -> Result<Self> {
+        let limits = *runner.limits();
+        let num_pages = runner.kv_layout().num_pages;
+        let step = StepLimits {
+            max_num_tokens: config.max_num_tokens.min(limits.max_num_tokens),
+            max_num_sequences: (config.max_num_sequences)
+                .min(limits.max_num_sequences)
+                .min(limits.max_num_logits),
+        };
+        if step.max_num_tokens == 0 || step.max_num_sequences == 0 {
+            return Err(Error::Request(format!(
+                "a step must have room for a token and a sequence, found {} and {}",
+                step.max_num_tokens, step.max_num_sequences
+            )));
+        }
+        if num_pages == 0 {
+            return Err(Error::Memory("the KV cache has no page; leave more memory free for it".into()));
+        }
+        let max_model_len = runner.max_model_len().min(num_pages.min(limits.max_blocks) * PAGE_SIZE);
+        Ok(Self {
+            runner,
+            tokenizer,
+            scheduler: Scheduler::new(step, num_pages),
+            generations: HashMap::new(),
+            events: Vec::new(),
+            next_id: 0,
+            max_model_len,
+        })
+    }
+
+    /// The model.
+    pub fn runner(&self) -> &dyn Runner {
+        &*self.runner
+    }
+
+    /// The model, to measure it. Steps are the engine's own business.
+    pub fn runner_mut(&mut self) -> &mut dyn Runner {
+        &mut *self.runner
+    }
+
+    /// The vocabulary, where there is one.
+    pub fn tokenizer(&self) -> Option<&Arc<Tokenizer>> {
+        self.tokenizer.as_ref()
+    }
+
+    /// The pages of the KV cache, kept ones counted as used.
+    pub fn pool(&self) -> &PagePool {
+        self.scheduler.pool()
+    }
+
+    /// Tokens of the longest sequence, prompt and answer together: the model's, or less where the pages are fewer.
+    pub fn max_model_len(&self) -> usize {
+        self.max_model_len
+    }
+
+    /// Whether a step would do or return anything.
+    pub fn has_work(&self) -> bool {
+        self.scheduler.has_work() || !self.events.is_empty()
+    }
+
+    /// Queues a request.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if it makes no sense or could not be served even alone; the text gives the numbers.
+    pub fn submit(&mut self, mut request: Request) -> Result<SequenceId> {
+        self.check(&request)?;
+        let id = SequenceId(self.next_id);
+        self.next_id += 1;
+        let prompt = std::mem::take(&mut request.prompt);
+        let stop = std::mem::take(&mut request.stop);
+        let text = match &self.tokenizer {
+            Some(tokenizer) if request.text || !stop.is_empty() => {
+                Some(TextStream::new(Arc::clone(tokenizer), stop, request.text))
+            }
+            _ => None,
+        };
+        let generation = Generation {
+            prompt_tokens: prompt.len(),
+            completion_tokens: 0,
+            text,
+            penalties: PenaltyWindow::new(&request.sampling, &prompt),
+            timings: Timings::default(),
+            request,
+        };
+        self.scheduler.submit(id, prompt, generation.request.continue_from);
+        self.generations.insert(id, generation);
+        Ok(id)
+    }
+
+    /// Computes one batch and returns what came of it, or nothing if there was nothing to do.
+    ///
+    /// # Errors
+    /// Whatever the runner says. No sequence has moved then: the same step is tried again by the next call, and
+    /// [`Engine::cancel`] ends sequences as ever.
+    pub fn step(&mut self) -> Result<Vec<Event>> {
+        let Some(step) = self.scheduler.schedule() else { return Ok(std::mem::take(&mut self.events)) };
+        let drawing = || step.parts.iter().filter(|part| part.draws);
+        let rows: Vec<SamplingRow> = drawing().map(|part| self.sampling_row(part.id)).collect();
+        let start = Instant::now();
+        let tokens = self.runner.step(&step.batch, &rows)?;
+        let seconds = start.elapsed().as_secs_f64();
+        self.scheduler.complete(&step, &tokens);
+        for part in &step.parts {
+            self.generations.entry(part.id).and_modify(|generation| generation.timings.add(part, seconds));
+        }
+        for (part, token) in drawing().zip(tokens) {
+            self.take_token(part.id, token);
+        }
+        Ok(std::mem::take(&mut self.events))
+    }
+
+    /// Ends a sequence; the next step returns its [`Event::Finished`]. `false` if it neither waits nor runs.
+    pub fn cancel(&mut self, id: SequenceId) -> bool {
+        let known = self.generations.contains_key(&id);
+        if known {
+            self.finish(id, FinishReason::Cancelled);
+        }
+        known
+    }
+
+    /// Gives the pages of a [kept](Request::keep) sequence back.
+    pub fn release(&mut self, id: SequenceId) {
+        self.scheduler.release(id);
+    }
+
+    /// Serves one request to its end and gives its events to `on_event` as they come. `cancel` is looked at before every
+    /// step; setting it, or breaking from `on_event`, ends the answer with [`FinishReason::Cancelled`] and what was made so
+    /// far; after a break `on_event` is not called again. Other sequences go on meanwhile, and their events are returned
+    /// by the next step.
+    ///
+    /// # Errors
+    /// As [`Engine::submit`] and [`Engine::step`]; the sequence has ended then.
+    pub fn run_to_end(
+        &mut self,
+        request: Request,
+        cancel: &AtomicBool,
+        mut on_event: impl FnMut(&Event) -> ControlFlow<()>,
+    ) -> Result<Completion> {
+        let id = self.submit(request)?;
+        let (mut tokens, mut text) = (Vec::new(), String::new());
+        let mut others = Vec::new();
+        let mut end = None;
+        let mut flow = ControlFlow::Continue(());
+        while end.is_none() {
+            if cancel.load(Ordering::Relaxed) || flow.is_break() {
+                self.cancel(id);
+            }
+            let events = match self.step() {
+                Ok(events) => events,
+                Err(error) => {
+                    self.cancel(id);
+                    self.events.retain(|event| event.id() != id);
+                    self.events.splice(..0, others);
+                    return Err(error);
+                }
+            };
+            for event in events {
+                if event.id() != id {
+                    others.push(event);
+                    continue;
+                }
+                if flow.is_continue() {
+                    flow = on_event(&event);
+                }
+                text += event.text();
+                match event {
+                    Event::Token { token, .. } => tokens.push(token),
+                    Event::Finished { reason, usage, timings, .. } => end = Some((reason, usage, timings)),
+                }
+            }
+        }
+        self.events.splice(..0, others);
+        let (reason, usage, timings) = end.expect("the loop ends with it");
+        Ok(Completion { id, tokens, text, reason, usage, timings })
+    }
+
+    /// Refuses what makes no sense or can never run.
+    fn check(&self, request: &Request) -> Result<()> {
+        let refuse = |what: String| Err(Error::Request(what));
+        let (prompt, max_model_len) = (request.prompt.len(), self.max_model_len);
+        if prompt == 0 {
+            return refuse("the prompt is empty; it needs at least one token".into());
+        }
+        let vocab_size = self.runner.vocab_size();
+        if let Some(i) = request.prompt.iter().position(|&token| token as usize >= vocab_size) {
+            return refuse(format!(
+                "token {i} of the prompt is {}, but the model has only tokens 0 to {}",
+                request.prompt[i],
+                vocab_size - 1
+            ));
+        }
+        request.sampling.validate()?;
+        if request.max_tokens == Some(0) {
+            return refuse("max_tokens is 0; at least 1 token must be asked for".into());
+        }
+        if request.stop.iter().any(String::is_empty) {
+            return refuse("a stop string is empty; it would end every answer before it begins".into());
+        }
+        if self.tokenizer.is_none() && (request.text || !request.stop.is_empty()) {
+            return refuse(
+                "the model file has no vocabulary, so neither text nor stop strings can be had".into(),
+            );
+        }
+        let model = self.runner.max_model_len();
+        let memory = if max_model_len < model {
+            format!(
+                " (the model allows {model}, but its KV cache has only {} pages of {PAGE_SIZE} tokens)",
+                self.pool().num_pages()
+            )
+        } else {
+            String::new()
+        };
+        if prompt >= max_model_len {
+            return refuse(format!(
+                "the prompt has {prompt} tokens, but the context is {max_model_len} tokens{memory}, of which at least one \
+                 is for the answer; shorten the prompt or enlarge the context"
+            ));
+        }
+        // Beyond the model's context an answer just ends early, as it always may; memory is worth an error.
+        let wanted = request.max_tokens.map_or(0, |max_tokens| prompt.saturating_add(max_tokens)).min(model);
+        if wanted > max_model_len {
+            return refuse(format!(
+                "prompt and answer may take {wanted} tokens ({} pages), but the largest context that fits is \
+                 {max_model_len} tokens{memory}; ask for at most {} tokens",
+                pages_for(wanted),
+                max_model_len - prompt
+            ));
+        }
+        Ok(())
+    }
+
+    /// What the sampler needs for the next token of a sequence.
+    fn sampling_row(&self, id: SequenceId) -> SamplingRow {
+        let generation = &self.generations[&id];
+        SamplingRow {
+            params: generation.request.sampling.clone(),
+            position: (generation.prompt_tokens + generation.completion_tokens) as u32,
+            index: generation.request.index,
+            counts: generation.penalties.as_ref().map_or_else(Vec::new, PenaltyWindow::counts),
+        }
+    }
+
+    /// Takes a token that was drawn for a sequence: its event, and the end if it is one.
+    fn take_token(&mut self, id: SequenceId, token: u32) {
+        let (Some(generation), Some(sequence)) = (self.generations.get_mut(&id), self.scheduler.sequence(id))
+        else {
+            return;
+        };
+        generation.completion_tokens += 1;
+        if let Some(penalties) = &mut generation.penalties {
+            penalties.advance(sequence.tokens());
+        }
+        let is_end = self.tokenizer.as_ref().is_some_and(|tokenizer| tokenizer.is_end_of_generation(token));
+        let is_end = is_end && !generation.request.ignore_eos;
+        let (text, stopped) = match &mut generation.text {
+            Some(stream) if !is_end => stream.push(token),
+            _ => (String::new(), false),
+        };
+        let reason = if is_end || stopped {
+            Some(FinishReason::Stop)
+        } else if Some(generation.completion_tokens) == generation.request.max_tokens {
+            Some(FinishReason::Length)
+        } else if sequence.tokens().len() >= self.max_model_len {
+            Some(FinishReason::Context)
+        } else {
+            None
+        };
+        self.events.push(Event::Token { id, index: generation.request.index, token, text });
+        if let Some(reason) = reason {
+            self.finish(id, reason);
+        }
+    }
+
+    /// Ends a sequence that waits or runs.
+    fn finish(&mut self, id: SequenceId, reason: FinishReason) {
+        let Some(mut generation) = self.generations.remove(&id) else { return };
+        let sequence = self.scheduler.finish(id, generation.request.keep);
+        let (text, stopped) = generation.text.as_mut().map(TextStream::finish).unwrap_or_default();
+        self.events.push(Event::Finished {
+            id,
+            index: generation.request.index,
+            text,
+            // A character that never became complete may complete a stop string as U+FFFD.
+            reason: if stopped { FinishReason::Stop } else { reason },
+            usage: Usage {
+                prompt_tokens: generation.prompt_tokens,
+                completion_tokens: generation.completion_tokens,
+                cached_tokens: sequence.map_or(0, |sequence| sequence.num_reused()),
+            },
+            timings: generation.timings,
+        });
+    }
+}
+
+impl Timings {
+    fn add(&mut self, part: &Part, seconds: f64) {
+        let (tokens, time) = if part.prefill {
+            (&mut self.prefill_tokens, &mut self.prefill_seconds)
+        } else {
+            (&mut self.decode_tokens, &mut self.decode_seconds)
+        };
+        *tokens += part.num_rows;
+        *time += seconds;
+    }
+}

@@ -130,4 +130,10 @@ pub trait Ops {
 
     /// The first `n` rows, copied to the host, row-major.
     fn read(&mut self, n: usize, x: &Self::Tensor) -> Result<Vec<f32>>;
+
+    /// What it computes on, for people.
+    fn device_name(&self) -> String;
+
+    /// Bytes a second that this device reads from its memory, measured now: the ceiling of decoding.
+    fn read_bandwidth(&mut self) -> Result<f64>;
 }

@@ -111,11 +111,11 @@ impl Scheduler {
     /// # Panics
     /// If a limit is 0.
     pub fn new(limits: StepLimits, num_pages: usize) -> Self {
-        // With a row for each running sequence, generating ones never crowd out a younger one's row for good, and one row
-        // at least is left for a prompt.
-        let max_num_sequences = limits.max_num_sequences.min(limits.max_num_tokens);
-        assert!(max_num_sequences > 0, "a step must hold a row and a sequence: {limits:?}");
-        let limits = StepLimits { max_num_sequences, ..limits };
+        let StepLimits { max_num_tokens, max_num_sequences } = limits;
+        assert!(
+            max_num_tokens.min(max_num_sequences) > 0,
+            "a step must hold a row and a sequence: {limits:?}"
+        );
         Self {
             limits,
             pool: PagePool::new(num_pages),
@@ -197,7 +197,8 @@ impl Scheduler {
             }
         }
 
-        // 3. Those that wait, unless this very step had to make room.
+        // 3. Those that wait, unless this very step had to make room. They join only while rows are left, so there is
+        // always a row for each running sequence.
         while budget > 0 && !preempting && self.running.len() < self.limits.max_num_sequences && self.admit()
         {
             let sequence = &self.running[self.running.len() - 1];

@@ -1,1 +1,236 @@
-//! (being built)
+//! GGUF vocabulary -> byte-level BPE of the `tokenizers` crate, and tokens -> text.
+//!
+//! Text is encoded in the steps of Qwen2's published tokenizer.json: added tokens are cut out, the rest is brought to
+//! Unicode's NFC, cut into words, and each word is merged by BPE over its bytes. So decoding what
+//! was encoded gives back the NFC of the text, which for most text is the text itself.
+
+mod stream;
+mod vocabulary;
+mod words;
+
+pub use stream::StreamDecoder;
+pub use vocabulary::{TokenKind, TokenizerParts, byte_to_char};
+
+use crate::error::{Error, Result};
+use crate::gguf::Gguf;
+use std::fmt;
+use tokenizers::models::bpe::BPE;
+use tokenizers::normalizers::NFC;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::{AddedToken, AddedVocabulary, Model, OffsetType, PreTokenizer};
+use words::Words;
+
+/// A model's vocabulary, both ways.
+pub struct Tokenizer {
+    model: BPE,
+    words: Words,
+    /// All added tokens, and those that are found even where special tokens are plain text.
+    added: AddedVocabulary,
+    user_defined: AddedVocabulary,
+    kinds: Vec<TokenKind>,
+    /// The bytes of token `id` are `bytes[ends[id - 1]..ends[id]]`.
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+    bos_token_id: Option<u32>,
+    eos_token_id: Option<u32>,
+    padding_token_id: Option<u32>,
+    end_of_generation: Vec<u32>,
+    add_bos_token: bool,
+    chat_template: Option<String>,
+}
+
+impl Tokenizer {
+    /// Builds the tokenizer from checked parts.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] where the vocabulary is of another kind than Qwen2's or contradicts itself: tokens twice,
+    /// merges of unknown tokens, ids out of range, a byte without a token.
+    pub fn new(parts: &TokenizerParts) -> Result<Self> {
+        parts.check_model()?;
+        let kinds = parts.kinds()?;
+        let ids = parts.ids(&kinds)?;
+        vocabulary::check_byte_tokens(&ids, &kinds)?;
+        parts.check_named_ids()?;
+        let merges = parts.merge_pairs(&ids, &kinds)?;
+
+        let (bytes, ends) = token_bytes(&parts.tokens, &kinds);
+        let mut end_of_generation: Vec<u32> = (parts.end_token_ids.iter().map(|&(_, id)| id))
+            .chain(parts.eos_token_id)
+            .chain(vocabulary::END_TOKEN_NAMES.iter().filter_map(|&name| ids.get(name).copied()))
+            .collect();
+        end_of_generation.sort_unstable();
+        end_of_generation.dedup();
+
+        // Added tokens are in BPE's vocabulary too, for `AddedVocabulary` to find their ids; no merge leads to them.
+        let model = BPE::builder().vocab_and_merges(ids, merges).build().map_err(fault)?;
+        let added = |wanted: &[TokenKind]| -> Result<AddedVocabulary> {
+            // Only these few: every added token is a pattern that is searched for in all text.
+            let tokens = (parts.tokens.iter().zip(&kinds)).filter(|(_, kind)| wanted.contains(kind));
+            let tokens = tokens
+                .map(|(&text, &kind)| AddedToken::from(text, kind == TokenKind::Control).normalized(false));
+            let mut added = AddedVocabulary::new();
+            added.add_tokens(tokens, &model, None::<&NFC>).map_err(fault)?;
+            Ok(added)
+        };
+        Ok(Self {
+            added: added(&[TokenKind::Control, TokenKind::UserDefined])?,
+            user_defined: added(&[TokenKind::UserDefined])?,
+            words: Words::new().map_err(|error| fault(Box::new(error)))?,
+            model,
+            kinds,
+            bytes,
+            ends,
+            bos_token_id: parts.bos_token_id,
+            eos_token_id: parts.eos_token_id,
+            padding_token_id: parts.padding_token_id,
+            end_of_generation,
+            add_bos_token: parts.add_bos_token,
+            chat_template: parts.chat_template.map(str::to_owned),
+        })
+    }
+
+    /// Builds the tokenizer of a model file, or of one that holds only a vocabulary.
+    ///
+    /// # Errors
+    /// As [`TokenizerParts::from_gguf`] and [`Tokenizer::new`].
+    pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
+        Self::new(&TokenizerParts::from_gguf(gguf)?)
+    }
+
+    /// Text -> ids. With `parse_special` the names of control tokens in the text become those tokens; without, they are
+    /// text like any other. Nothing is added: where [`Tokenizer::adds_bos`] says so, the caller puts BOS first.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] where the `tokenizers` crate fails.
+    pub fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<u32>> {
+        let added = if parse_special { &self.added } else { &self.user_defined };
+        let mut pieces = added.extract_and_normalize(Some(&NFC), text);
+        self.words.pre_tokenize(&mut pieces).map_err(fault)?;
+        ByteLevel::new(false, false, false).pre_tokenize(&mut pieces).map_err(fault)?;
+        pieces.tokenize(|word| self.model.tokenize(word.get())).map_err(fault)?;
+        let encoding = pieces.into_encoding(None, 0, OffsetType::None).map_err(fault)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Ids -> text. `skip_special` leaves control tokens out. Bytes that are no UTF-8 become U+FFFD;
+    /// [`Tokenizer::decode_bytes`] keeps them.
+    ///
+    /// # Errors
+    /// [`Error::Request`] where an id is outside the vocabulary.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        let bytes = self.decode_bytes(ids, skip_special)?;
+        Ok(String::from_utf8(bytes)
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+    }
+
+    /// Ids -> the exact bytes that they stand for.
+    ///
+    /// # Errors
+    /// [`Error::Request`] where an id is outside the vocabulary.
+    pub fn decode_bytes(&self, ids: &[u32], skip_special: bool) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        for &id in ids {
+            let token = self.token_bytes(id).ok_or_else(|| {
+                Error::Request(format!(
+                    "token id {id} is outside the vocabulary of {} tokens",
+                    self.vocab_size()
+                ))
+            })?;
+            if !(skip_special && self.is_special(id)) {
+                bytes.extend_from_slice(token);
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// The bytes of one token, perhaps only a part of a character; none for padding. `None` outside the vocabulary.
+    pub fn token_bytes(&self, id: u32) -> Option<&[u8]> {
+        let id = id as usize;
+        let end = *self.ends.get(id)?;
+        let start = if id == 0 { 0 } else { self.ends[id - 1] };
+        Some(&self.bytes[start..end])
+    }
+
+    /// What a token is for; `None` outside the vocabulary.
+    pub fn kind(&self, id: u32) -> Option<TokenKind> {
+        self.kinds.get(id as usize).copied()
+    }
+
+    /// Whether `id` is a control token, which plain output leaves out.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.kind(id) == Some(TokenKind::Control)
+    }
+
+    /// The id of an added token by its name, such as `<|im_start|>`.
+    pub fn added_token(&self, name: &str) -> Option<u32> {
+        self.added.get_vocab().get(name).copied()
+    }
+
+    /// The number of ids, padding included; at most the rows of the embedding.
+    pub fn vocab_size(&self) -> usize {
+        self.kinds.len()
+    }
+
+    pub fn bos_token_id(&self) -> Option<u32> {
+        self.bos_token_id
+    }
+
+    pub fn eos_token_id(&self) -> Option<u32> {
+        self.eos_token_id
+    }
+
+    pub fn padding_token_id(&self) -> Option<u32> {
+        self.padding_token_id
+    }
+
+    /// The tokens that end a generation, ascending: EOS, those of the keys for end of turn, end of message and filling
+    /// in the middle, and those that Qwen2 ends with by name (llama.cpp's rule, src/llama-vocab.cpp, `special_eog_ids`).
+    pub fn end_of_generation(&self) -> &[u32] {
+        &self.end_of_generation
+    }
+
+    /// Whether generation ends at `id`.
+    pub fn is_end_of_generation(&self, id: u32) -> bool {
+        self.end_of_generation.binary_search(&id).is_ok()
+    }
+
+    /// Whether a prompt that no template made begins with BOS. Qwen2's does not; DeepSeek's distillates' does.
+    pub fn adds_bos(&self) -> bool {
+        self.add_bos_token && self.bos_token_id.is_some()
+    }
+
+    /// The file's Jinja template; see [`crate::chat::ChatTemplate`].
+    pub fn chat_template(&self) -> Option<&str> {
+        self.chat_template.as_deref()
+    }
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("vocab_size", &self.vocab_size())
+            .field("added", &self.added.len())
+            .field("end_of_generation", &self.end_of_generation)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The bytes of all tokens, one after the other, and where each ends.
+fn token_bytes(tokens: &[&str], kinds: &[TokenKind]) -> (Vec<u8>, Vec<usize>) {
+    let alphabet = vocabulary::ByteAlphabet::new();
+    let mut bytes = Vec::new();
+    let mut ends = Vec::with_capacity(tokens.len());
+    for (text, kind) in tokens.iter().zip(kinds) {
+        match kind {
+            TokenKind::Normal => alphabet.decode_into(text, &mut bytes),
+            TokenKind::Control | TokenKind::UserDefined => bytes.extend_from_slice(text.as_bytes()),
+            TokenKind::Unused => {}
+        }
+        ends.push(bytes.len());
+    }
+    (bytes, ends)
+}
+
+fn fault(error: tokenizers::Error) -> Error {
+    Error::Tokenizer(error.to_string())
+}

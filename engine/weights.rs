@@ -84,6 +84,11 @@ impl Weights {
     /// [`Error::Model`], listing the tensors that are missing, that have a format other than F32, F16 and BF16, or
     /// that have another shape than the config says.
     pub fn from_gguf(gguf: &Gguf, config: &Config) -> Result<Self> {
+        if gguf.tensors().len() == 0 {
+            return Err(Error::Model(
+                "the file holds a vocabulary and no weights; it can tokenize only".to_owned(),
+            ));
+        }
         refuse_split_file(gguf)?;
         let mut loader = Loader { gguf, used: HashSet::new(), problems: Problems::default() };
         let embed_tokens = loader.matrix("token_embd.weight", config.vocab_size, config.hidden_size)?;

@@ -2,6 +2,7 @@
 
 use crate::batch::{Batch, SequenceRows, WantedLogits};
 use crate::config::Config;
+use crate::cuda::KernelChoice;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::kv_cache::pages_for;
@@ -13,7 +14,7 @@ use std::path::PathBuf;
 
 /// Print the ten largest logits after the last token as JSON, or save those of every position.
 #[derive(clap::Args, Debug)]
-pub struct Args {
+pub struct LogitsArgs {
     /// GGUF file of the model.
     #[arg(long)]
     pub model: PathBuf,
@@ -23,9 +24,12 @@ pub struct Args {
     /// Save the logits of every position as a NumPy file, f32 [num_tokens, vocab_size], and print nothing.
     #[arg(long, value_name = "FILE.npy")]
     pub save: Option<PathBuf>,
-    /// Where to run.
+    /// Where to compute: auto (a GPU if there is one), cuda, cuda:N or cpu.
     #[arg(long, default_value = "auto")]
     pub device: String,
+    /// Kernel variants by operation, such as rms_norm=plain,matmul=plain.
+    #[arg(long, value_name = "OP=VARIANT,…")]
+    pub kernel: Option<String>,
 }
 
 /// Rows of a step when all logits are wanted: they are 39 MB for a vocabulary of 152 k.
@@ -41,20 +45,21 @@ const TOP: usize = 10;
 ///
 /// # Errors
 /// Whatever is wrong with the file, the ids or the device; [`Error::Io`] if the output cannot be written.
-pub fn run(args: Args) -> Result<()> {
+pub fn run(args: LogitsArgs) -> Result<()> {
     let gguf = Gguf::open(&args.model)?;
     let config = Config::from_gguf(&gguf)?;
     let weights = Weights::from_gguf(&gguf, &config)?;
     let num_tokens = args.ids.len();
     let chunk = num_tokens.min(if args.save.is_some() { CHUNK_ALL } else { CHUNK_LAST });
     let options = RunnerOptions {
-        max_model_len: num_tokens,
+        device: args.device.parse()?,
+        max_model_len: Some(num_tokens),
         max_num_tokens: chunk,
-        max_num_sequences: 1,
         max_num_logits: if args.save.is_some() { chunk } else { 1 },
-        kv_tokens: num_tokens,
+        kernels: args.kernel.as_deref().map(KernelChoice::parse).transpose()?.unwrap_or_default(),
+        ..RunnerOptions::default()
     };
-    let mut runner = open_runner(&args.device, &weights, &config, &options, &mut |_, _| ())?;
+    let mut runner = open_runner(&weights, &config, &options, &mut |_, _| ())?;
     let pages: Vec<u32> = (0..pages_for(num_tokens) as u32).collect();
     let mut step = |position: usize, logits| {
         let tokens = &args.ids[position..num_tokens.min(position + chunk)];

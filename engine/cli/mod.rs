@@ -1,2 +1,74 @@
-//! (being built)
+//! The command line: one file a subcommand, the options that several share in `options.rs`.
+
+pub mod chat;
+pub mod completions;
+pub mod detokenize;
+pub mod doctor;
+pub mod generate;
+pub mod inspect;
+pub mod interrupt;
 pub mod logits;
+pub mod options;
+pub mod output;
+pub mod summary;
+pub mod tokenize;
+
+use crate::error::Result;
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// A Qwen inference engine whose GPU kernels are written in Rust.
+#[derive(Debug, Parser)]
+#[command(name = "qernel", version, arg_required_else_help = true)]
+#[command(
+    after_help = "Exit status: 0 success; 1 reading or writing failed; 2 the command line or the request is wrong; \
+                        3 the model file cannot be used; 4 the device failed or is missing; 5 not enough memory; \
+                        130 interrupted."
+)]
+pub struct Cli {
+    /// Log what the engine does on standard error (-v: information, -vv: debugging; RUST_LOG overrides)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Generate(Box<generate::GenerateArgs>),
+    Chat(Box<chat::ChatArgs>),
+    Inspect(inspect::InspectArgs),
+    Tokenize(tokenize::TokenizeArgs),
+    Detokenize(detokenize::DetokenizeArgs),
+    Logits(logits::LogitsArgs),
+    Doctor(doctor::DoctorArgs),
+    Completions(completions::CompletionsArgs),
+}
+
+/// Parses the command line and runs it. Errors carry their own exit code ([`crate::Error::exit_code`]).
+pub fn run() -> Result<ExitCode> {
+    let cli = Cli::parse();
+    start_logging(cli.verbose);
+    match cli.command {
+        Command::Generate(args) => return generate::run(*args),
+        Command::Chat(args) => return chat::run(*args),
+        Command::Inspect(args) => inspect::run(args)?,
+        Command::Tokenize(args) => tokenize::run(args)?,
+        Command::Detokenize(args) => detokenize::run(args)?,
+        Command::Logits(args) => logits::run(args)?,
+        Command::Doctor(args) => doctor::run(args)?,
+        Command::Completions(args) => completions::run(args)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn start_logging(verbose: u8) {
+    let default = match verbose {
+        0 => "warn",
+        1 => "info",
+        _ => "debug",
+    };
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| default.to_owned().into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+}

@@ -7,6 +7,7 @@
 pub mod add;
 pub mod add_bias;
 pub mod attention;
+mod bandwidth;
 pub mod embed;
 pub mod gather_rows;
 pub mod kv;
@@ -201,6 +202,14 @@ impl Ops for CpuOps {
     fn read(&mut self, n: usize, x: &Tensor) -> Result<Vec<f32>> {
         x.expect("read", "x", n, x.cols())?;
         Ok(x.first(n).to_vec())
+    }
+
+    fn device_name(&self) -> String {
+        format!("CPU ({} threads, {})", rayon::current_num_threads(), self.isa.name())
+    }
+
+    fn read_bandwidth(&mut self) -> Result<f64> {
+        Ok(bandwidth::read_bandwidth())
     }
 }
 

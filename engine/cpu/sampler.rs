@@ -1,14 +1,101 @@
-//! Picks the next token from one row of logits.
+//! The sampler on the CPU: the reference of `gpu-kernels/src/sampler.rs`.
 
-use crate::sampler::SamplingRow;
+use crate::sampler::{SamplingParams, SamplingRow, philox4x32_10};
 
-/// The arg-max of `logits`, the lowest token of equal ones; a NaN is never chosen.
-pub fn sample(logits: &mut [f32], _row: &SamplingRow) -> u32 {
-    let mut best = (f32::NEG_INFINITY, 0);
-    for (token, &logit) in logits.iter().enumerate() {
-        if logit > best.0 {
-            best = (logit, token);
+/// Draws one token from the logits of one row, which it overwrites. Order: penalties, top-k, top-p, min-p, temperature,
+/// draw (see [`SamplingParams`]). Ties are kept, and arg-max chosen, in the order of token ids. NaN counts as the
+/// smallest logit.
+pub fn sample(logits: &mut [f32], row: &SamplingRow) -> u32 {
+    apply_penalties(logits, &row.params, &row.counts);
+    if row.params.is_greedy() {
+        return argmax(logits);
+    }
+    let candidates = filter(logits, &row.params);
+    draw(&candidates, row)
+}
+
+/// The smallest id among the largest logits.
+pub fn argmax(logits: &[f32]) -> u32 {
+    let mut best = (0, f32::NEG_INFINITY);
+    for (id, &logit) in logits.iter().enumerate() {
+        if logit > best.1 {
+            best = (id, logit);
         }
     }
-    best.1 as u32
+    best.0 as u32
+}
+
+/// `logit = logit / repeat` where positive, `logit * repeat` where not, then minus `count * frequency + presence`, for
+/// every `(token, count)`.
+pub fn apply_penalties(logits: &mut [f32], params: &SamplingParams, counts: &[(u32, u32)]) {
+    for &(token, count) in counts {
+        let Some(logit) = logits.get_mut(token as usize) else { continue };
+        let scaled =
+            if *logit > 0.0 { *logit / params.repeat_penalty } else { *logit * params.repeat_penalty };
+        *logit = scaled - count as f32 * params.frequency_penalty - params.presence_penalty;
+    }
+}
+
+/// The candidates that top-k, top-p and min-p leave, as `(token, logit)`, largest logit first.
+pub fn filter(logits: &[f32], params: &SamplingParams) -> Vec<(u32, f32)> {
+    let mut candidates: Vec<(u32, f32)> = logits
+        .iter()
+        .enumerate()
+        .map(|(id, &logit)| (id as u32, if logit.is_nan() { f32::NEG_INFINITY } else { logit }))
+        .collect();
+    let descending = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    let k = usize::try_from(params.top_k).unwrap_or(0);
+    if 0 < k && k < candidates.len() {
+        candidates.select_nth_unstable_by(k - 1, descending);
+        candidates.truncate(k);
+    }
+    candidates.sort_unstable_by(descending);
+    let max = candidates.first().map_or(0.0, |c| c.1);
+
+    if params.top_p < 1.0 {
+        let weights: Vec<f64> = candidates.iter().map(|c| f64::from(c.1 - max).exp()).collect();
+        let target = weights.iter().sum::<f64>() * f64::from(params.top_p);
+        let mut sum = 0.0;
+        let reached = weights.iter().position(|weight| {
+            sum += weight;
+            sum >= target
+        });
+        candidates.truncate(reached.map_or(candidates.len(), |last| last + 1));
+    }
+    if params.min_p > 0.0 {
+        // The likeliest token always stays.
+        let threshold = max + params.min_p.ln();
+        let kept = candidates.iter().take_while(|c| c.1 >= threshold).count();
+        candidates.truncate(kept.max(1));
+    }
+    candidates
+}
+
+/// Draws in proportion to `exp(logit / temperature)`: the candidates in the order of their ids share `[0, 1)` and the
+/// generator's number falls into one share.
+fn draw(candidates: &[(u32, f32)], row: &SamplingRow) -> u32 {
+    let Some(&(best, max)) = candidates.first() else { return 0 };
+    let mut by_id: Vec<(u32, f64)> = candidates
+        .iter()
+        .map(|&(id, logit)| (id, f64::from((logit - max) / row.params.temperature).exp()))
+        .collect();
+    by_id.sort_unstable_by_key(|c| c.0);
+    let total: f64 = by_id.iter().map(|c| c.1).sum();
+    let target = uniform(row) * total;
+    let mut sum = 0.0;
+    by_id
+        .iter()
+        .find(|(_, weight)| {
+            sum += weight;
+            sum > target
+        })
+        .map_or(best, |c| c.0)
+}
+
+/// The row's number in `[0, 1)`: 24 bits of the generator's first word, keyed by the seed and counted by position and
+/// index, so that it depends on nothing else in the batch.
+pub fn uniform(row: &SamplingRow) -> f64 {
+    let seed = row.params.seed;
+    let words = philox4x32_10([row.position, row.index, 0, 0], [seed as u32, (seed >> 32) as u32]);
+    f64::from(words[0] >> 8) / f64::from(1 << 24)
 }

@@ -51,6 +51,17 @@ impl Isa {
         Self::available().pop().unwrap_or(Self::PORTABLE)
     }
 
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "no vector instructions",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => "AVX2",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => "AVX-512",
+        }
+    }
+
     /// Runs `kernel` compiled for these instructions.
     ///
     /// # Safety

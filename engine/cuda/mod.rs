@@ -1,1 +1,324 @@
-//! (being built)
+//! [`Ops`] on an NVIDIA GPU: Rust kernels, and cuBLAS for the large matrix products.
+//!
+//! One file an operation: it checks every precondition of its kernels and holds the only `unsafe` launch of them.
+//! Where an operation has several kernels, its file has a table of [`Variant`]s; `--kernel op=variant` picks one.
+
+mod add;
+mod add_bias;
+mod attention;
+mod bandwidth;
+mod batch;
+mod convert;
+mod cublas;
+mod device;
+mod driver;
+mod embed;
+mod gather_rows;
+mod launch;
+mod matmul;
+mod memory;
+mod rms_norm;
+mod rope;
+mod sampler;
+mod silu_mul;
+mod tensor;
+mod variant;
+mod write_kv;
+
+pub use batch::CudaBatch;
+pub use convert::convert;
+pub use cublas::{Cublas, WORKSPACE_BYTES, library_version};
+pub use device::{Device, DeviceInfo, probe};
+pub use memory::{DeviceBuffer, PinnedBuffer, Plain, Uploader};
+pub use tensor::{Activation, KvCache, Tensor, Weight};
+pub use variant::{KernelChoice, Variant, is_ineligible};
+
+use crate::batch::{Batch, BatchLimits};
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::kv_cache::KvLayout;
+use crate::model::OpsConfig;
+use crate::ops::Ops;
+use crate::sampler::SamplingRow;
+use crate::weights::{Matrix, Weights};
+use std::rc::Rc;
+
+/// Every operation that has kernels to choose from, with the names of its variants in order of preference.
+pub fn kernels() -> Vec<(&'static str, Vec<&'static str>)> {
+    use variant::names;
+    vec![
+        (add::OP, names(&add::VARIANTS)),
+        (rms_norm::FUSED, names(&rms_norm::FUSED_VARIANTS)),
+        (attention::OP, names(&attention::VARIANTS)),
+        (matmul::OP, names(&matmul::VARIANTS)),
+        (rms_norm::OP, names(&rms_norm::VARIANTS)),
+        (silu_mul::OP, names(&silu_mul::VARIANTS)),
+    ]
+}
+
+/// The format that a model's matrix products, activations and KV pages have on the GPU: that of most of its matrix
+/// elements.
+pub fn compute_dtype(weights: &Weights) -> Dtype {
+    let mut elements = [0usize; Dtype::ALL.len()];
+    for matrix in weights.matrices() {
+        if let Some(slot) = Dtype::ALL.iter().position(|&dtype| dtype == matrix.dtype) {
+            elements[slot] += matrix.rows * matrix.cols;
+        }
+    }
+    let most = (0..elements.len()).max_by_key(|&i| elements[i]).unwrap_or(0);
+    Dtype::ALL[most]
+}
+
+/// Bytes of all weights once they are on the GPU: matrices in `dtype`, vectors in f32.
+pub fn weight_bytes(weights: &Weights, dtype: Dtype) -> usize {
+    let matrices: usize = weights.matrices().map(|matrix| matrix.rows * matrix.cols * dtype.size()).sum();
+    matrices + weights.vectors().map(size_of_val).sum::<usize>()
+}
+
+/// Bytes that the GPU takes for itself besides weights, pages and the work buffers of the model: cuBLAS's workspace,
+/// the splits of attention, a margin for what the driver allocates on first use of each kernel.
+pub fn device_workspace_bytes(config: &OpsConfig) -> usize {
+    const MARGIN: usize = 64 << 20;
+    let OpsConfig { num_attention_heads, head_dim, max_model_len, limits, .. } = config;
+    WORKSPACE_BYTES
+        + MARGIN
+        + attention::Workspace::bytes(limits, *max_model_len, *num_attention_heads, *head_dim)
+}
+
+/// The decoder's operations on one GPU, queued on one stream.
+pub struct CudaOps {
+    device: Rc<Device>,
+    /// `None` where another matrix product was chosen.
+    cublas: Option<Cublas>,
+    choice: KernelChoice,
+    uploader: Uploader,
+    rope: rope::RopeTable,
+    attention: attention::Workspace,
+    sampler: sampler::Sampler,
+    num_attention_heads: usize,
+    /// Of activations, matrices and KV pages.
+    dtype: Dtype,
+}
+
+impl CudaOps {
+    /// Operations on `device`, with matrices and KV pages of `dtype` ([`compute_dtype`] of the model).
+    ///
+    /// # Errors
+    /// [`Error::Model`] if the heads do not fit each other or no attention kernel has this `head_dim`;
+    /// [`Error::Memory`], [`Error::Device`] from the device; the latter also if cuBLAS is needed and not installed.
+    pub fn new(device: &Rc<Device>, config: &OpsConfig, dtype: Dtype, choice: KernelChoice) -> Result<Self> {
+        let &OpsConfig {
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            rope_theta,
+            max_model_len,
+            ref limits,
+        } = config;
+        if num_key_value_heads == 0 || !num_attention_heads.is_multiple_of(num_key_value_heads) {
+            return Err(Error::Model(format!(
+                "{num_key_value_heads} key-value heads do not divide {num_attention_heads} attention heads"
+            )));
+        }
+        if !matches!(head_dim, 64 | 128) {
+            return Err(Error::Model(format!(
+                "the GPU's attention kernels take heads of 64 or 128 values, this model's have {head_dim}: use \
+                 --device cpu"
+            )));
+        }
+        let needs_cublas = choice.get(matmul::OP).is_none_or(|name| name == matmul::CUBLAS);
+        Ok(Self {
+            device: device.clone(),
+            cublas: if needs_cublas { Some(Cublas::new(device)?) } else { None },
+            choice,
+            uploader: Uploader::new(device)?,
+            rope: rope::RopeTable::new(device, rope_theta, head_dim, max_model_len)?,
+            attention: attention::Workspace::new(
+                device,
+                limits,
+                max_model_len,
+                num_attention_heads,
+                head_dim,
+            )?,
+            sampler: sampler::Sampler::new(device)?,
+            num_attention_heads,
+            dtype,
+        })
+    }
+
+    /// The device that the operations are queued on.
+    pub fn device(&self) -> &Rc<Device> {
+        &self.device
+    }
+
+    /// Format of activations, matrices and KV pages.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Uses another choice of kernels from now on.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if cuBLAS is needed now and not installed.
+    pub fn choose(&mut self, choice: KernelChoice) -> Result<()> {
+        let needs_cublas = choice.get(matmul::OP).is_none_or(|name| name == matmul::CUBLAS);
+        if needs_cublas && self.cublas.is_none() {
+            self.cublas = Some(Cublas::new(&self.device)?);
+        }
+        self.choice = choice;
+        Ok(())
+    }
+}
+
+impl Ops for CudaOps {
+    type Tensor = Tensor;
+    type Activation = Activation;
+    type Weight = Weight;
+    type Vector = DeviceBuffer<f32>;
+    type KvCache = KvCache;
+    type Batch = CudaBatch;
+
+    fn new_tensor(&mut self, rows: usize, cols: usize) -> Result<Tensor> {
+        Tensor::new(&self.device, rows, cols)
+    }
+
+    fn new_activation(&mut self, rows: usize, cols: usize) -> Result<Activation> {
+        Activation::new(&self.device, self.dtype, rows, cols)
+    }
+
+    fn new_kv_cache(&mut self, layout: &KvLayout) -> Result<KvCache> {
+        if layout.dtype != self.dtype {
+            return Err(Error::Request(format!(
+                "KV pages must be {}, the format of the weights, not {}",
+                self.dtype, layout.dtype
+            )));
+        }
+        KvCache::new(&self.device, layout)
+    }
+
+    fn new_batch(&mut self, limits: &BatchLimits) -> Result<CudaBatch> {
+        CudaBatch::new(&self.device, limits)
+    }
+
+    fn load_matrix(&mut self, matrix: &Matrix) -> Result<Weight> {
+        let &Matrix { ref name, dtype, rows, cols, ref data } = matrix;
+        let mut weight = Activation::new(&self.device, dtype, rows, cols)?;
+        if weight.data.len() != data.len() {
+            return Err(Error::Model(format!(
+                "{name}: [{rows}, {cols}] of {dtype} takes {} bytes, it has {}",
+                weight.data.len(),
+                data.len()
+            )));
+        }
+        self.uploader.upload(data, &mut weight.data)?;
+        if dtype == self.dtype {
+            return Ok(Weight(weight));
+        }
+        tracing::info!("{name} is converted from {dtype} to {}, the format of most weights", self.dtype);
+        let mut converted = Activation::new(&self.device, self.dtype, rows, cols)?;
+        convert(&self.device, rows * cols, dtype, &weight.data, self.dtype, &mut converted.data)?;
+        Ok(Weight(converted))
+    }
+
+    fn load_vector(&mut self, values: &[f32]) -> Result<DeviceBuffer<f32>> {
+        DeviceBuffer::from_slice(&self.device, values)
+    }
+
+    fn upload(&mut self, host: &Batch, batch: &mut CudaBatch) -> Result<()> {
+        batch.upload(host)
+    }
+
+    fn embed(&mut self, batch: &CudaBatch, table: &Weight, out: &mut Tensor) -> Result<()> {
+        embed::embed(&self.device, batch, table, out)
+    }
+
+    fn rms_norm(
+        &mut self,
+        n: usize,
+        x: &Tensor,
+        weight: &DeviceBuffer<f32>,
+        eps: f32,
+        out: &mut Activation,
+    ) -> Result<()> {
+        rms_norm::rms_norm(&self.device, &self.choice, n, x, weight, eps, out)
+    }
+
+    fn add_rms_norm(
+        &mut self,
+        n: usize,
+        x: &mut Tensor,
+        delta: &Tensor,
+        weight: &DeviceBuffer<f32>,
+        eps: f32,
+        out: &mut Activation,
+    ) -> Result<()> {
+        let operands = rms_norm::AddRmsNorm { x, delta, weight, eps, out };
+        rms_norm::add_rms_norm(&self.device, &self.choice, n, operands)
+    }
+
+    fn matmul(&mut self, n: usize, x: &Activation, weight: &Weight, out: &mut Tensor) -> Result<()> {
+        matmul::matmul(&self.device, self.cublas.as_ref(), &self.choice, n, x, weight, out)
+    }
+
+    fn add_bias(&mut self, n: usize, x: &mut Tensor, bias: &DeviceBuffer<f32>) -> Result<()> {
+        add_bias::add_bias(&self.device, n, x, bias)
+    }
+
+    fn rope(&mut self, batch: &CudaBatch, x: &mut Tensor, num_heads: usize) -> Result<()> {
+        rope::rope(&self.device, batch, &self.rope, num_heads, x)
+    }
+
+    fn write_kv(
+        &mut self,
+        batch: &CudaBatch,
+        layer: usize,
+        k: &Tensor,
+        v: &Tensor,
+        cache: &mut KvCache,
+    ) -> Result<()> {
+        write_kv::write_kv(&self.device, batch, layer, k, v, cache)
+    }
+
+    fn attention(
+        &mut self,
+        batch: &CudaBatch,
+        layer: usize,
+        q: &Tensor,
+        cache: &KvCache,
+        out: &mut Activation,
+    ) -> Result<()> {
+        let (workspace, num_attention_heads) = (&mut self.attention, self.num_attention_heads);
+        let operands = attention::Attention { batch, layer, num_attention_heads, q, cache, workspace, out };
+        attention::attention(&self.device, &self.choice, operands)
+    }
+
+    fn silu_mul(&mut self, n: usize, gate: &Tensor, up: &Tensor, out: &mut Activation) -> Result<()> {
+        silu_mul::silu_mul(&self.device, &self.choice, n, gate, up, out)
+    }
+
+    fn add(&mut self, n: usize, x: &mut Tensor, delta: &Tensor) -> Result<()> {
+        add::add(&self.device, &self.choice, n, x, delta)
+    }
+
+    fn gather_rows(&mut self, batch: &CudaBatch, x: &Tensor, out: &mut Tensor) -> Result<()> {
+        gather_rows::gather_rows(&self.device, batch, x, out)
+    }
+
+    fn sample(&mut self, logits: &mut Tensor, rows: &[SamplingRow]) -> Result<Vec<u32>> {
+        self.sampler.sample(logits, rows)
+    }
+
+    fn read(&mut self, n: usize, x: &Tensor) -> Result<Vec<f32>> {
+        x.expect("read", "x", n, x.cols())?;
+        x.data.read(0, n * x.cols())
+    }
+
+    fn device_name(&self) -> String {
+        let info = self.device.info();
+        format!("{} (cuda:{})", info.name, info.ordinal)
+    }
+
+    fn read_bandwidth(&mut self) -> Result<f64> {
+        bandwidth::read_bandwidth(&self.device)
+    }
+}

@@ -63,16 +63,22 @@ impl<'a> Cursor<'a> {
 
     fn take(&mut self, length: u64) -> Parsed<&'a [u8]> {
         if length > self.remaining() {
-            return Err(format!(
-                "{length} bytes are needed at byte {}, but the file ends at byte {}; it may be incomplete",
-                self.position,
-                self.data.len()
-            ));
+            return Err(self.too_short(length));
         }
         // Fits: it is at most the length of a slice.
         let start = self.position;
         self.position += length as usize;
         Ok(&self.data[start..self.position])
+    }
+
+    // Kept out of the loop over a vocabulary.
+    #[cold]
+    fn too_short(&self, length: u64) -> String {
+        format!(
+            "{length} bytes are needed at byte {}, but the file ends at byte {}; it may be incomplete",
+            self.position,
+            self.data.len()
+        )
     }
 
     fn array<const N: usize>(&mut self) -> Parsed<[u8; N]> {
@@ -97,8 +103,7 @@ impl<'a> Cursor<'a> {
     /// A string that must be UTF-8, as its range.
     fn name(&mut self) -> Parsed<Range<usize>> {
         let bytes = self.string()?;
-        std::str::from_utf8(bytes)
-            .map_err(|_| format!("{:?} is not UTF-8", String::from_utf8_lossy(bytes)))?;
+        std::str::from_utf8(bytes).map_err(|_| format!("{} is not UTF-8", shown(bytes)))?;
         Ok(self.position - bytes.len()..self.position)
     }
 
@@ -172,6 +177,13 @@ pub(super) fn text<'a>(data: &'a [u8], range: &Range<usize>) -> &'a str {
     std::str::from_utf8(&data[range.clone()]).unwrap_or_default()
 }
 
+/// A name for a message: cut where it is so long that it must be damage.
+fn shown(name: &[u8]) -> String {
+    const MAX_SHOWN: usize = 80;
+    let head = String::from_utf8_lossy(&name[..name.len().min(MAX_SHOWN)]);
+    format!("`{}{}`", head.escape_debug(), if name.len() > MAX_SHOWN { "…" } else { "" })
+}
+
 /// Reads everything but the tensor data.
 pub(super) fn parse(data: &[u8]) -> Parsed<Index> {
     let mut cursor = Cursor::new(data);
@@ -230,11 +242,11 @@ fn metadata(cursor: &mut Cursor<'_>, count: u64) -> Parsed<(Vec<Entry>, Vec<usiz
             Ok((value_type, start..cursor.position))
         });
         let (value_type, value) =
-            value.map_err(|error| format!("metadata `{}`: {error}", text(cursor.data, &key)))?;
+            value.map_err(|error| format!("metadata {}: {error}", shown(&cursor.data[key.clone()])))?;
         entries.push(Entry { key, value_type, value });
     }
     let order = sorted_by_name(cursor.data, &entries, |entry| &entry.key)
-        .map_err(|name| format!("the metadata has the key `{name}` twice"))?;
+        .map_err(|name| format!("the metadata has the key {name} twice"))?;
     Ok((entries, order))
 }
 
@@ -260,16 +272,16 @@ fn tensors(cursor: &mut Cursor<'_>, count: u64, alignment: u64) -> Parsed<(Vec<T
     for i in 0..count {
         let name = cursor.name().map_err(|error| format!("name of tensor {i}: {error}"))?;
         let line = tensor(cursor, name.clone(), alignment);
-        tensors.push(line.map_err(|error| format!("tensor `{}`: {error}", text(cursor.data, &name)))?);
+        tensors.push(line.map_err(|error| format!("tensor {}: {error}", shown(&cursor.data[name.clone()])))?);
     }
     let order = sorted_by_name(cursor.data, &tensors, |tensor| &tensor.name)
-        .map_err(|name| format!("there are two tensors `{name}`"))?;
+        .map_err(|name| format!("there are two tensors {name}"))?;
 
     // Offsets count from the data section, which begins at the next multiple of the alignment.
     let data_start = cursor.position as u64 + padding(cursor.position as u64, alignment);
     for tensor in &mut tensors {
         tensor.data = place(tensor, data_start, cursor.data.len() as u64)
-            .map_err(|error| format!("tensor `{}`: {error}", text(cursor.data, &tensor.name)))?;
+            .map_err(|error| format!("tensor {}: {error}", shown(&cursor.data[tensor.name.clone()])))?;
     }
     check_overlaps(cursor.data, &tensors)?;
     Ok((tensors, order))
@@ -342,9 +354,9 @@ fn check_overlaps(data: &[u8], tensors: &[TensorEntry]) -> Parsed<()> {
         let (first, second) = (&tensors[pair[0]], &tensors[pair[1]]);
         if first.data.end > second.data.start {
             return Err(format!(
-                "the data of the tensors `{}` and `{}` overlap",
-                text(data, &first.name),
-                text(data, &second.name)
+                "the data of the tensors {} and {} overlap",
+                shown(&data[first.name.clone()]),
+                shown(&data[second.name.clone()])
             ));
         }
     }
@@ -368,16 +380,12 @@ fn check_count(cursor: &Cursor<'_>, count: u64, least: u64, what: &str) -> Parse
 }
 
 /// Indices of `items` in the order of their names, or a name that occurs twice.
-fn sorted_by_name<'a, T>(
-    data: &'a [u8],
-    items: &[T],
-    name: impl Fn(&T) -> &Range<usize>,
-) -> Result<Vec<usize>, &'a str> {
+fn sorted_by_name<T>(data: &[u8], items: &[T], name: impl Fn(&T) -> &Range<usize>) -> Parsed<Vec<usize>> {
     let bytes = |i: usize| &data[name(&items[i]).clone()];
     let mut order: Vec<usize> = (0..items.len()).collect();
     order.sort_unstable_by(|&a, &b| bytes(a).cmp(bytes(b)));
     match order.windows(2).find(|pair| bytes(pair[0]) == bytes(pair[1])) {
-        Some(pair) => Err(text(data, name(&items[pair[0]]))),
+        Some(pair) => Err(shown(bytes(pair[0]))),
         None => Ok(order),
     }
 }

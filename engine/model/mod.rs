@@ -71,6 +71,15 @@ pub trait Runner {
     /// # Errors
     /// As [`Runner::step`].
     fn logits(&mut self, batch: &Batch) -> Result<Vec<f32>>;
+
+    /// What it computes on, for people.
+    fn device_name(&self) -> String;
+
+    /// Bytes a second that the device reads from its memory, measured now: the ceiling of decoding.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] or [`Error::Device`] if it cannot be measured.
+    fn read_bandwidth(&mut self) -> Result<f64>;
 }
 
 /// The decoder on the device that `O` stands for.
@@ -165,5 +174,13 @@ impl<O: Ops> Runner for ModelRunner<O> {
             return Ok(Vec::new());
         }
         self.ops.read(batch.num_logits(), self.model.logits())
+    }
+
+    fn device_name(&self) -> String {
+        self.ops.device_name()
+    }
+
+    fn read_bandwidth(&mut self) -> Result<f64> {
+        self.ops.read_bandwidth()
     }
 }

@@ -1,105 +1,228 @@
-//! Opens a model on a device.
+//! Opens a model on a device: what fits is worked out before anything is allocated.
 
-use super::{ModelRunner, OpsConfig, Runner, qwen2};
+use super::{ModelRunner, OpsConfig, Runner};
 use crate::batch::BatchLimits;
 use crate::config::Config;
 use crate::cpu::CpuOps;
+use crate::cuda::{self, CudaOps, Device, KernelChoice};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::kv_cache::{KvLayout, pages_for};
+use crate::kv_cache::{KvLayout, PAGE_SIZE, pages_for};
+use crate::memory_plan::{self, MemoryPlan, MemoryRequest};
 use crate::weights::Weights;
+use std::fmt;
+use std::rc::Rc;
+use std::str::FromStr;
 
-/// How large batches and contexts may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Where to compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first GPU if there is one that can be used, else the CPU.
+    #[default]
+    Auto,
+    /// `cuda`, or `cuda:N`.
+    Cuda(Option<u32>),
+    Cpu,
+}
+
+impl FromStr for DeviceChoice {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(None)),
+            _ => match text.strip_prefix("cuda:").map(str::parse) {
+                Some(Ok(ordinal)) => Ok(Self::Cuda(Some(ordinal))),
+                _ => Err(Error::Request(format!(
+                    "expected auto, cuda, cuda:N or cpu as the device, found {text:?}"
+                ))),
+            },
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cuda(None) => f.write_str("cuda"),
+            Self::Cuda(Some(ordinal)) => write!(f, "cuda:{ordinal}"),
+            Self::Cpu => f.write_str("cpu"),
+        }
+    }
+}
+
+/// How large batches and contexts may be, and what they are computed with.
+#[derive(Clone, Debug, PartialEq)]
 pub struct RunnerOptions {
-    /// Longest sequence in tokens; at most the model's `max_position_embeddings`.
-    pub max_model_len: usize,
+    pub device: DeviceChoice,
+    /// Longest sequence in tokens; `None`: what the model was made for, or less where less fits.
+    pub max_model_len: Option<usize>,
     /// Rows of a step; also the length of a prefill chunk.
     pub max_num_tokens: usize,
     /// Sequences of a step.
     pub max_num_sequences: usize,
     /// Logit rows of a step, where that is more than `max_num_sequences`.
     pub max_num_logits: usize,
-    /// Tokens that all sequences together may have in the KV cache.
-    pub kv_tokens: usize,
+    /// Share of the free memory to use, above 0 and at most 1.
+    pub memory_fraction: f64,
+    /// Kernel variants of the GPU.
+    pub kernels: KernelChoice,
 }
 
-/// Loads `weights` on the device that `device` names, `cpu` or `auto`, and allocates pages and work buffers.
-/// `progress` is called with the bytes of weights loaded so far and with their sum.
+impl Default for RunnerOptions {
+    /// One sequence at a time.
+    fn default() -> Self {
+        Self {
+            device: DeviceChoice::Auto,
+            max_model_len: None,
+            max_num_tokens: 512,
+            max_num_sequences: 1,
+            max_num_logits: 1,
+            memory_fraction: 0.9,
+            kernels: KernelChoice::default(),
+        }
+    }
+}
+
+/// A context is not made shorter than this without being asked for it.
+const SHORTEST_UNASKED: usize = 8 * PAGE_SIZE;
+
+/// Loads `weights` on the device and allocates pages and work buffers. `progress` is called with the bytes of weights
+/// loaded so far and with their sum.
 ///
 /// # Errors
-/// [`Error::Request`] for an unknown device or options out of range, [`Error::Memory`] where pages and buffers do not
-/// fit, [`Error::Device`] if the device fails.
+/// [`Error::Request`] for options out of range, [`Error::Memory`] with the numbers where weights, pages and work buffers do
+/// not fit, [`Error::Device`] if the device is missing or fails.
 pub fn open_runner(
-    device: &str,
     weights: &Weights,
     config: &Config,
     options: &RunnerOptions,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Box<dyn Runner>> {
-    let RunnerOptions { max_model_len, max_num_tokens, max_num_sequences, max_num_logits, kv_tokens } =
-        *options;
-    if max_model_len == 0 || max_model_len > config.max_position_embeddings {
+    if let Some(len) = options.max_model_len
+        && !(1..=config.max_position_embeddings).contains(&len)
+    {
         return Err(Error::Request(format!(
-            "a context of {max_model_len} tokens was asked for; this model takes 1 to {}",
+            "a context of {len} tokens was asked for; this model takes 1 to {}",
             config.max_position_embeddings
         )));
     }
-    if max_num_tokens == 0 || max_num_sequences == 0 {
+    if options.max_num_tokens == 0 || options.max_num_sequences == 0 {
         return Err(Error::Request("a step needs at least one row and one sequence".into()));
     }
+    match options.device {
+        DeviceChoice::Cpu => open_cpu(weights, config, options, progress),
+        DeviceChoice::Cuda(ordinal) => open_cuda(ordinal, weights, config, options, progress),
+        DeviceChoice::Auto => match cuda::probe().and_then(|devices| {
+            // A device that is too old is no reason to fail where nobody asked for it.
+            devices
+                .into_iter()
+                .find(|device| device.target().is_ok())
+                .ok_or_else(|| Error::Device("no GPU of compute capability 8.0 or later".into()))
+        }) {
+            Ok(device) => open_cuda(Some(device.ordinal), weights, config, options, progress),
+            Err(why) => {
+                tracing::info!("computing on the CPU: {why}");
+                open_cpu(weights, config, options, progress)
+            }
+        },
+    }
+}
+
+fn open_cpu(
+    weights: &Weights,
+    config: &Config,
+    options: &RunnerOptions,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Box<dyn Runner>> {
+    // Where the system does not say what is available, the allocator will.
+    let free = memory_plan::available_memory().unwrap_or(usize::MAX / 2);
+    let device = Room { free, weights: 0, dtype: Dtype::F32, extra: |_| 0 };
+    let (ops_config, layout) = fit(config, options, &device)?;
+    let ops = CpuOps::new(&ops_config)?;
+    Ok(Box::new(ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?))
+}
+
+fn open_cuda(
+    ordinal: Option<u32>,
+    weights: &Weights,
+    config: &Config,
+    options: &RunnerOptions,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Box<dyn Runner>> {
+    let device = Rc::new(Device::open(ordinal)?);
+    let dtype = cuda::compute_dtype(weights);
+    let (free, _) = device.memory_info()?;
+    let room = Room {
+        free,
+        weights: cuda::weight_bytes(weights, dtype),
+        dtype,
+        extra: cuda::device_workspace_bytes,
+    };
+    let (ops_config, layout) = fit(config, options, &room)?;
+    let ops = CudaOps::new(&device, &ops_config, dtype, options.kernels.clone())?;
+    Ok(Box::new(ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?))
+}
+
+/// What a device has and what a model takes there, in bytes.
+struct Room {
+    free: usize,
+    /// Weights that are copied to it; 0 where they stay in the file's memory map.
+    weights: usize,
+    /// Of activations and KV pages.
+    dtype: Dtype,
+    /// What the device takes besides the model's buffers.
+    extra: fn(&OpsConfig) -> usize,
+}
+
+/// The longest context and the number of pages that fit.
+fn fit(config: &Config, options: &RunnerOptions, room: &Room) -> Result<(OpsConfig, KvLayout)> {
+    let mut max_model_len = options.max_model_len.unwrap_or(config.max_position_embeddings);
+    loop {
+        match plan(config, options, room, max_model_len) {
+            Err(Error::Memory(_)) if options.max_model_len.is_none() && max_model_len > SHORTEST_UNASKED => {
+                max_model_len = (max_model_len / 2).max(SHORTEST_UNASKED);
+            }
+            Err(error) => return Err(error),
+            Ok((ops_config, plan)) => {
+                if max_model_len < options.max_model_len.unwrap_or(config.max_position_embeddings) {
+                    tracing::warn!(
+                        "a context of {max_model_len} tokens is what fits; the model was made for more"
+                    );
+                }
+                tracing::info!(?plan, max_model_len, "memory");
+                return Ok((ops_config, memory_plan::kv_layout(config, room.dtype, plan.num_pages)));
+            }
+        }
+    }
+}
+
+fn plan(
+    config: &Config,
+    options: &RunnerOptions,
+    room: &Room,
+    max_model_len: usize,
+) -> Result<(OpsConfig, MemoryPlan)> {
     let limits = BatchLimits {
-        max_num_tokens,
-        max_num_sequences,
-        max_num_logits: max_num_logits.max(max_num_sequences),
+        max_num_tokens: options.max_num_tokens,
+        max_num_sequences: options.max_num_sequences,
+        max_num_logits: options.max_num_logits.max(options.max_num_sequences),
         max_blocks: pages_for(max_model_len),
     };
     let ops_config = OpsConfig::new(config, max_model_len, limits);
-    let layout = |dtype| KvLayout {
-        dtype,
-        num_layers: config.num_hidden_layers,
-        // Sequences do not share pages, so each may leave its last one partly empty.
-        num_pages: pages_for(kv_tokens) + max_num_sequences,
-        num_key_value_heads: config.num_key_value_heads,
-        head_dim: config.head_dim,
+    let workspace = memory_plan::workspace_bytes(config, &limits, max_model_len, room.dtype);
+    let request = MemoryRequest {
+        weights: room.weights,
+        workspace: workspace.saturating_add((room.extra)(&ops_config)),
+        page_bytes: memory_plan::kv_layout(config, room.dtype, 1).page_bytes(),
+        max_model_len,
+        max_num_sequences: options.max_num_sequences,
     };
-    match device {
-        "cpu" | "auto" => {
-            let layout = layout(Dtype::F32);
-            if let Some(available) = available_memory() {
-                // The weights stay in the memory map, which the system may drop and read again.
-                let workspace = qwen2::workspace_bytes(config, &limits, Dtype::F32);
-                check_memory(workspace, &layout, available)?;
-            }
-            let ops = CpuOps::new(&ops_config)?;
-            Ok(Box::new(ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?))
-        }
-        _ => Err(Error::Request(format!("unknown device `{device}`: expected auto or cpu"))),
-    }
-}
-
-/// Compares what work buffers and pages take with what is available, all in bytes.
-fn check_memory(workspace: u64, layout: &KvLayout, available: u64) -> Result<()> {
-    let pages = layout.num_pages as u64 * layout.page_bytes() as u64;
-    if workspace.saturating_add(pages) <= available {
-        return Ok(());
-    }
-    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-    let fit = available.saturating_sub(workspace) / (layout.page_bytes() as u64).max(1);
-    Err(Error::Memory(format!(
-        "work buffers take {} MiB and KV pages {} MiB, {} MiB are available; the largest context that fits is {} tokens",
-        mib(workspace),
-        mib(pages),
-        available >> 20,
-        fit.saturating_mul(crate::kv_cache::PAGE_SIZE as u64)
-    )))
-}
-
-/// Bytes that the system can give without swapping, where it says so (Linux).
-fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+    let plan = memory_plan::plan(room.free, options.memory_fraction, &request)?;
+    Ok((ops_config, plan))
 }
 
 #[cfg(test)]
@@ -107,19 +230,41 @@ mod tests {
     use super::*;
     use crate::testing::TinyModel;
 
+    fn config() -> Config {
+        Config::from_gguf(&TinyModel::default().gguf()).unwrap()
+    }
+
+    fn room(free: usize) -> Room {
+        Room { free, weights: 1 << 20, dtype: Dtype::F16, extra: |_| 1 << 10 }
+    }
+
     #[test]
-    fn too_little_memory_names_the_context_that_fits() {
-        let layout = KvLayout {
-            dtype: Dtype::F32,
-            num_layers: 2,
-            num_pages: 100,
-            num_key_value_heads: 1,
-            head_dim: 64,
-        };
-        assert!(check_memory(1 << 20, &layout, (1 << 20) + 100 * 32_768).is_ok());
-        let error = check_memory(1 << 20, &layout, (1 << 20) + 3 * 32_768).unwrap_err();
-        assert!(error.to_string().ends_with("the largest context that fits is 96 tokens"), "{error}");
-        assert!(check_memory(u64::MAX, &layout, 1).is_err());
+    fn devices_have_names() {
+        for text in ["auto", "cpu", "cuda", "cuda:3"] {
+            assert_eq!(text.parse::<DeviceChoice>().unwrap().to_string(), text);
+        }
+        for bad in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "CPU"] {
+            assert!(matches!(bad.parse::<DeviceChoice>(), Err(Error::Request(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_whole_context_of_the_model_where_it_fits_and_a_shorter_one_where_not() {
+        let config = config();
+        let options = RunnerOptions { max_num_tokens: 8, ..RunnerOptions::default() };
+        let (ops, layout) = fit(&config, &options, &room(1 << 30)).unwrap();
+        assert_eq!(ops.max_model_len, config.max_position_embeddings);
+        assert_eq!(layout.num_pages, pages_for(config.max_position_embeddings));
+        let enough = plan(&config, &options, &room(1 << 30), 1024).unwrap().1;
+        let free = ((enough.weights + enough.workspace + enough.kv_cache) as f64 / 0.9) as usize + 2;
+        assert_eq!(fit(&config, &options, &room(free)).unwrap().0.max_model_len, 1024);
+    }
+
+    #[test]
+    fn a_context_that_was_asked_for_is_an_error_where_it_does_not_fit() {
+        let options = RunnerOptions { max_model_len: Some(2048), ..RunnerOptions::default() };
+        let error = fit(&config(), &options, &room(3 << 20)).unwrap_err();
+        assert!(matches!(&error, Error::Memory(text) if text.contains("2048 tokens")), "{error}");
     }
 
     #[test]
@@ -128,19 +273,23 @@ mod tests {
         let config = Config::from_gguf(&gguf).unwrap();
         let weights = Weights::from_gguf(&gguf, &config).unwrap();
         let fine = RunnerOptions {
-            max_model_len: 64,
+            device: DeviceChoice::Cpu,
+            max_model_len: Some(64),
             max_num_tokens: 8,
-            max_num_sequences: 1,
-            max_num_logits: 1,
-            kv_tokens: 64,
+            ..RunnerOptions::default()
         };
-        let open = |device: &str, options| open_runner(device, &weights, &config, &options, &mut |_, _| ());
-        assert!(open("cpu", fine).is_ok());
-        assert!(matches!(open("abacus", fine), Err(Error::Request(_))));
-        let too_long = RunnerOptions { max_model_len: 2049, ..fine };
-        assert!(matches!(open("cpu", too_long), Err(Error::Request(_))));
-        assert!(matches!(open("cpu", RunnerOptions { max_num_tokens: 0, ..fine }), Err(Error::Request(_))));
-        let too_large = RunnerOptions { kv_tokens: 1 << 50, ..fine };
-        assert!(matches!(open("cpu", too_large), Err(Error::Memory(_))));
+        let open = |options| open_runner(&weights, &config, &options, &mut |_, _| ());
+        assert!(open(fine.clone()).is_ok());
+        for bad in [
+            RunnerOptions { max_model_len: Some(2049), ..fine.clone() },
+            RunnerOptions { max_model_len: Some(0), ..fine.clone() },
+            RunnerOptions { max_num_tokens: 0, ..fine.clone() },
+            RunnerOptions { max_num_sequences: 0, ..fine.clone() },
+            RunnerOptions { memory_fraction: 0.0, ..fine.clone() },
+        ] {
+            assert!(matches!(open(bad.clone()), Err(Error::Request(_))), "{bad:?}");
+        }
+        let enormous = RunnerOptions { max_num_tokens: 1 << 40, ..fine };
+        assert!(matches!(open(enormous), Err(Error::Memory(_))));
     }
 }

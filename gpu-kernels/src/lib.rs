@@ -1,2 +1,32 @@
 //! The engine's GPU kernels: one operation a file, all its variants in it.
+//!
+//! Files have the names of the operations (`engine/ops.rs`), kernels are named `op_dtype_variant`. In each file the
+//! variant `plain` comes first: it takes every shape and is what the faster ones below it are compared with. A
+//! kernel's documentation states the grid and block that it needs; block and tile sizes are constants here, which
+//! the launch wrappers read.
+//!
+//! Matrices are row-major. Indices of rows and columns are u32; offsets of elements are 64 bits, since a
+//! vocabulary times a hidden size comes near 2^32.
 #![no_std]
+
+pub mod add;
+pub mod add_bias;
+pub mod add_rms_norm;
+pub mod attention;
+pub mod convert;
+pub mod embed;
+pub mod gather_rows;
+pub mod matmul;
+pub mod read_bandwidth;
+pub mod rms_norm;
+pub mod rope;
+pub mod sampler;
+pub mod silu_mul;
+pub mod write_kv;
+
+mod grid;
+mod reduce;
+mod vector;
+
+/// Tokens of a page of the KV cache. A warp's lanes each take one key of a page, so it is the warp's size.
+pub const PAGE_SIZE: u32 = 32;

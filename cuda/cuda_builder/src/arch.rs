@@ -45,13 +45,14 @@ impl NvvmArch {
         }
     }
 
-    /// The PTX version asked of the compiler: the one that the hazards in docs/rust-cuda.md were checked with, and a
-    /// later one only where the architecture does not exist in it.
+    /// The PTX version asked of the compiler: 8.0, which drivers from 525 on (CUDA 12.0) load and which has all that
+    /// Hopper can do, and a later one only where the architecture does not exist in it.
     pub(crate) fn ptx_feature(self) -> &'static str {
         match self {
-            NvvmArch::Compute103 | NvvmArch::Compute103a => "ptx88",
+            NvvmArch::Compute100 | NvvmArch::Compute100a => "ptx86",
             NvvmArch::Compute120 | NvvmArch::Compute120a => "ptx87",
-            _ => "ptx86",
+            NvvmArch::Compute103 | NvvmArch::Compute103a => "ptx88",
+            _ => "ptx80",
         }
     }
 }

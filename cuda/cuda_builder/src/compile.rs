@@ -1,9 +1,11 @@
 //! The inner cargo run: a kernel crate and its dependencies, for the device.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsString,
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, PoisonError},
 };
 
 use crate::{Error, NvvmArch, TARGET, process, toolchain::Toolchain};
@@ -48,13 +50,15 @@ impl Compilation<'_> {
         emit.push(ptx);
         cargo.arg(emit);
         let output = process::output(&mut cargo)?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
         if output.status.success() && ptx.is_file() {
+            forward_warnings(&said);
             return Ok(());
         }
         Err(Error::Kernels {
             manifest: self.manifest.to_path_buf(),
             arch: self.arch.target_cpu().into(),
-            output: String::from_utf8_lossy(&output.stderr).into_owned(),
+            output: said,
         })
     }
 
@@ -90,6 +94,29 @@ impl Compilation<'_> {
             .arg(self.manifest);
         command
     }
+}
+
+/// Shows each of rustc's warnings once in a line of the outer cargo, which hides what a build script prints.
+fn forward_warnings(said: &str) {
+    static SHOWN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let mut shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    for warning in warnings(said) {
+        if !shown.contains(&warning) {
+            println!("cargo:warning={warning}");
+            shown.insert(warning);
+        }
+    }
+}
+
+/// `message (file:line:column)` of each warning that has a place.
+fn warnings(said: &str) -> Vec<String> {
+    let lines: Vec<&str> = said.lines().collect();
+    let pairs = lines.windows(2).filter_map(|pair| {
+        let message = pair[0].strip_prefix("warning: ")?;
+        let place = pair[1].trim_start().strip_prefix("--> ")?;
+        Some(format!("{message} ({place})"))
+    });
+    pairs.collect()
 }
 
 /// Whether a variable describes the build that the build script is part of, and would mislead another one.
@@ -136,6 +163,21 @@ cuda_std v0.1.0 (/w/cuda/cuda_std) (*)
 ";
         let expected = ["/w/cuda/cuda_std", "/w/cuda/cuda_std_macros", "/w/gpu kernels"].map(PathBuf::from);
         assert_eq!(local_folders(tree), expected);
+    }
+
+    #[test]
+    fn warnings_are_cut_to_a_line_each() {
+        let said = "\
+   Compiling gpu-kernels v0.1.0 (/w/gpu-kernels)
+warning: unused variable: `x`
+  --> gpu-kernels/src/lib.rs:7:9
+   |
+7  |     let x = 1;
+   |         ^ help: if this is intentional, prefix it with an underscore: `_x`
+
+warning: `gpu-kernels` (lib) generated 1 warning
+";
+        assert_eq!(warnings(said), ["unused variable: `x` (gpu-kernels/src/lib.rs:7:9)"]);
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub(crate) fn rust_src(cargo_rustc: Option<&Path>) -> Result<PathBuf, String> {
     let mut rustup = Command::new("rustup");
     rustup.args(["component", "add", "rust-src", "--toolchain", &name]);
     // Without a network, rustup would wait for long before it says so.
-    rustup.env("RUSTUP_MAX_RETRIES", "1");
+    rustup.env("RUSTUP_MAX_RETRIES", "1").env("RUST_BACKTRACE", "0");
     process::stdout(&mut rustup)?;
     Ok(sysroot.join("bin/rustc"))
 }
@@ -85,7 +85,9 @@ fn debian_into(root: &Path) -> Result<(), String> {
 /// The packages of a working compiler with its source. Those with a version in their name are asked for.
 fn packages(depends: &dyn Fn(&str) -> Result<String, String>) -> Result<Vec<String>, String> {
     let dependency = |package: &str, prefix: &str| {
-        let listed = depends(package)?;
+        let listed = depends(package).map_err(|error| {
+            format!("Debian's lists have no {package}, or could not be downloaded ({error})")
+        })?;
         let mut names = listed.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
         names
             .find(|name| name.starts_with(prefix))
@@ -93,6 +95,13 @@ fn packages(depends: &dyn Fn(&str) -> Result<String, String>) -> Result<Vec<Stri
             .ok_or_else(|| format!("Debian's {package} depends on no {prefix}*"))
     };
     let library = dependency("libstd-rust-web-dev", "libstd-rust-web-")?;
+    let version = library.trim_start_matches("libstd-rust-web-");
+    if toolchain::parse_version(&format!("rustc {version}"))
+        .is_some_and(|version| version < toolchain::MINIMUM)
+    {
+        let (major, minor) = toolchain::MINIMUM;
+        return Err(format!("Debian's rustc-web is {version}; {major}.{minor} or later is needed"));
+    }
     // The compiler proper is a library in that package, and links LLVM.
     let llvm = dependency(&library, "libllvm")?;
     Ok(["rustc-web", "libstd-rust-web-dev", "rust-web-src"]
@@ -129,6 +138,12 @@ mod tests {
             packages(&depends).unwrap(),
             ["rustc-web", "libstd-rust-web-dev", "rust-web-src", "libstd-rust-web-1.96", "libllvm22"]
         );
+    }
+
+    #[test]
+    fn an_old_pair_is_not_downloaded() {
+        let old = |_: &str| Ok("libstd-rust-web-dev\n  Depends: libstd-rust-web-1.85\n".to_string());
+        assert_eq!(packages(&old).unwrap_err(), "Debian's rustc-web is 1.85; 1.95 or later is needed");
     }
 
     #[test]

@@ -115,8 +115,8 @@ impl CudaBuilder {
         }
         let manifest = self.kernel_crate.join("Cargo.toml");
         let manifest = manifest.canonicalize().map_err(|_| Error::NoKernelCrate { manifest })?;
-        let out_dir =
-            PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_else(|| std::env::temp_dir().into()));
+        let from_cargo = || std::env::var_os("OUT_DIR").map(PathBuf::from);
+        let out_dir = self.out_dir.or_else(from_cargo).ok_or(Error::NoOutDir)?;
         let cache = cache::writable(&out_dir)?;
         let search =
             toolchain::Search { cache: Some(cache.clone()), ..toolchain::Search::from_environment() };

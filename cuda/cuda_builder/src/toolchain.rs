@@ -216,7 +216,7 @@ pub(crate) fn sysroot(rustc: &Path) -> Result<PathBuf, String> {
 }
 
 /// `(major, minor)` of `rustc 1.96.0 (…)`.
-fn parse_version(version: &str) -> Option<(u32, u32)> {
+pub(crate) fn parse_version(version: &str) -> Option<(u32, u32)> {
     let mut numbers = version.strip_prefix("rustc ")?.split(['.', ' ', '-']).map(|part| part.parse().ok());
     Some((numbers.next()??, numbers.next()??))
 }

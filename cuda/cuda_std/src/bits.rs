@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 
-/// A value without padding or pointers for which every bit pattern is valid, so that memory instructions and shuffles can move it as
-/// registers of 1, 2, 4 or 8 bytes, or as several of 16.
+/// A value without padding or pointers for which every bit pattern is valid, so that memory instructions and
+/// shuffles can move it as registers of 1, 2, 4 or 8 bytes, or as several of 16.
 ///
 /// # Safety
 /// Every byte of the type is initialised, and every bit pattern is a value of it.

@@ -6,15 +6,15 @@ use crate::Bits;
 
 /// A tensor's element: stored as `Self`, computed with as `f32`.
 ///
-/// On the device the conversions are single instructions. Note that `half`'s inherent methods of the same names
-/// (`bf16::from_f32`, `f16::to_f32`, …) win over these where the type is known, and are software: write
+/// On the device the conversions are single instructions. Note that `half`'s inherent methods of the same
+/// names (`bf16::from_f32`, `f16::to_f32`, …) win over these where the type is known, and are software: write
 /// `Element::to_f32(x)` or be generic over `E: Element`.
 pub trait Element: Bits {
     /// Elements in 16 bytes: 8 for the half types, 4 for `f32`.
     const LANES: usize;
 
-    /// `[f32; Self::LANES]`. Go over it by index (`for i in 0..E::LANES`, `lanes.as_ref()[i]`): that is unrolled into
-    /// registers, while an array's iterator ends up in local memory.
+    /// `[f32; Self::LANES]`. Go over it by index (`for i in 0..E::LANES`, `lanes.as_ref()[i]`): that is
+    /// unrolled into registers, while an array's iterator ends up in local memory.
     type Lanes: Bits + AsRef<[f32]> + AsMut<[f32]>;
 
     /// The value, exactly.
@@ -147,8 +147,8 @@ macro_rules! half_element {
 half_element!(f16);
 half_element!(bf16);
 
-/// The device's conversions. Route: rustc's own `f16` for a single f16; `asm!` (pure, no memory, not convergent) for bf16, which rustc does not know,
-/// and for pairs, which are one instruction.
+/// The device's conversions. Route: rustc's own `f16` for a single f16; `asm!` (pure, no memory, not
+/// convergent) for bf16, which rustc does not know, and for pairs, which are one instruction.
 #[cfg(target_arch = "nvptx64")]
 mod convert {
     use core::arch::asm;

@@ -1,7 +1,7 @@
 //! LLVM's own names for PTX instructions: the only way to state that an instruction is convergent.
 //!
-//! Names as in LLVM 22's `IntrinsicsNVVM.td`. The ABI `unadjusted` hands arguments over as LLVM types, so a `bool` is an
-//! `i1` and a `repr(C)` struct of scalars an LLVM struct.
+//! Names as in LLVM 22's `IntrinsicsNVVM.td`. The ABI `unadjusted` hands arguments over as LLVM types, so a
+//! `bool` is an `i1` and a `repr(C)` struct of scalars an LLVM struct.
 #![allow(improper_ctypes)]
 
 unsafe extern "unadjusted" {
@@ -96,6 +96,10 @@ unsafe extern "unadjusted" {
     #[link_name = "llvm.nvvm.redux.sync.xor"]
     pub fn redux_xor(value: u32, mask: u32) -> u32;
 
+    #[link_name = "llvm.nvvm.add.rn.f"]
+    pub safe fn add_rn(a: f32, b: f32) -> f32;
+    #[link_name = "llvm.nvvm.mul.rn.f"]
+    pub safe fn mul_rn(a: f32, b: f32) -> f32;
     #[link_name = "llvm.nvvm.ex2.approx.f32"]
     pub safe fn ex2_approx(x: f32) -> f32;
     #[link_name = "llvm.nvvm.lg2.approx.f"]
@@ -108,4 +112,81 @@ unsafe extern "unadjusted" {
     pub safe fn sin_approx(x: f32) -> f32;
     #[link_name = "llvm.nvvm.cos.approx.f"]
     pub safe fn cos_approx(x: f32) -> f32;
+
+    #[link_name = "llvm.nvvm.elect.sync"]
+    pub fn elect(mask: u32) -> (u32, bool);
+
+    #[link_name = "llvm.nvvm.griddepcontrol.launch.dependents"]
+    pub safe fn griddepcontrol_launch_dependents();
+    #[link_name = "llvm.nvvm.griddepcontrol.wait"]
+    pub safe fn griddepcontrol_wait();
+
+    #[link_name = "llvm.nvvm.ldmatrix.sync.aligned.m8n8.x1.b16.p0"]
+    pub fn ldmatrix_x1(row: *const u8) -> u32;
+    #[link_name = "llvm.nvvm.ldmatrix.sync.aligned.m8n8.x1.trans.b16.p0"]
+    pub fn ldmatrix_x1_trans(row: *const u8) -> u32;
+    #[link_name = "llvm.nvvm.ldmatrix.sync.aligned.m8n8.x2.b16.p0"]
+    pub fn ldmatrix_x2(row: *const u8) -> (u32, u32);
+    #[link_name = "llvm.nvvm.ldmatrix.sync.aligned.m8n8.x2.trans.b16.p0"]
+    pub fn ldmatrix_x2_trans(row: *const u8) -> (u32, u32);
+    #[link_name = "llvm.nvvm.ldmatrix.sync.aligned.m8n8.x4.b16.p0"]
+    pub fn ldmatrix_x4(row: *const u8) -> Words;
+    #[link_name = "llvm.nvvm.ldmatrix.sync.aligned.m8n8.x4.trans.b16.p0"]
+    pub fn ldmatrix_x4_trans(row: *const u8) -> Words;
+
+    #[link_name = "llvm.nvvm.mma.m16n8k16.row.col.bf16"]
+    pub fn mma_k16_bf16(
+        a0: u32,
+        a1: u32,
+        a2: u32,
+        a3: u32,
+        b0: u32,
+        b1: u32,
+        c0: f32,
+        c1: f32,
+        c2: f32,
+        c3: f32,
+    ) -> Floats;
+    #[link_name = "llvm.nvvm.mma.m16n8k8.row.col.bf16"]
+    pub fn mma_k8_bf16(a0: u32, a1: u32, b: u32, c0: f32, c1: f32, c2: f32, c3: f32) -> Floats;
+}
+
+// Not `unadjusted`: for that ABI rustc refuses vectors on a target whose vector registers it does not know.
+// Under the Rust ABI the name `llvm.…` alone makes it pass them as LLVM's types.
+unsafe extern "Rust" {
+    #[link_name = "llvm.nvvm.mma.m16n8k16.row.col.f32.f32"]
+    pub fn mma_k16_f16(
+        a0: F16x2,
+        a1: F16x2,
+        a2: F16x2,
+        a3: F16x2,
+        b0: F16x2,
+        b1: F16x2,
+        c0: f32,
+        c1: f32,
+        c2: f32,
+        c3: f32,
+    ) -> Floats;
+    #[link_name = "llvm.nvvm.mma.m16n8k8.row.col.f32.f32"]
+    pub fn mma_k8_f16(a0: F16x2, a1: F16x2, b: F16x2, c0: f32, c1: f32, c2: f32, c3: f32) -> Floats;
+}
+
+/// LLVM's `{ i32, i32, i32, i32 }`.
+#[repr(C)]
+pub struct Words(pub u32, pub u32, pub u32, pub u32);
+
+/// LLVM's `{ float, float, float, float }`.
+#[repr(C)]
+pub struct Floats(pub f32, pub f32, pub f32, pub f32);
+
+/// LLVM's `<2 x half>`.
+#[repr(simd)]
+#[derive(Clone, Copy)]
+pub struct F16x2([f16; 2]);
+
+/// Two f16 from the register that holds them.
+#[inline(always)]
+pub fn f16x2(word: u32) -> F16x2 {
+    // SAFETY: four bytes either way, every pattern valid.
+    unsafe { core::mem::transmute(word) }
 }

@@ -1,4 +1,5 @@
-//! The host's side of `#[kernel]`: device addresses that know their type, and what a launcher must be able to do.
+//! The host's side of `#[kernel]`: device addresses that know their type, and what a launcher must be able to
+//! do.
 
 use core::ffi::c_void;
 use core::fmt;
@@ -91,8 +92,8 @@ pub trait Launcher {
     /// The kernel is not in the module, or the device refused the launch.
     ///
     /// # Safety
-    /// Each pointer leads to a live value of the type that the kernel declares at that place, and the kernel's own
-    /// contract holds for these values and `config`.
+    /// Each pointer leads to a live value of the type that the kernel declares at that place, and the
+    /// kernel's own contract holds for these values and `config`.
     unsafe fn launch(
         &self,
         kernel: &'static str,
@@ -101,8 +102,8 @@ pub trait Launcher {
     ) -> Result<(), Self::Error>;
 }
 
-/// What `#[kernel]` asks of a parameter's type, at compile time: `Copy`, and not aligned beyond what the compiler's
-/// PTX backend accepts.
+/// What `#[kernel]` asks of a parameter's type, at compile time: `Copy`, and not aligned beyond what the
+/// compiler's PTX backend accepts.
 #[doc(hidden)]
 pub const fn check_parameter<T: Copy>() {
     assert!(align_of::<T>() <= 16, "a kernel parameter must be aligned to at most 16 bytes");

@@ -3,7 +3,6 @@
 //! A kernel crate starts with `use cuda_std::prelude::*;` and needs no `#![feature]` of its own:
 //!
 //! ```
-//! #![no_std]
 //! use cuda_std::prelude::*;
 //!
 //! /// `out[i] = a * x[i]` for `i < n`; any 1-d grid, one thread an element.
@@ -17,6 +16,7 @@
 //!         unsafe { *out.add(i as usize) = a * *x.add(i as usize) }
 //!     }
 //! }
+//! # fn main() {}
 //! ```
 //!
 //! Compiled for `nvptx64` that is an entry point; compiled for the host it is a launcher with typed arguments
@@ -24,27 +24,31 @@
 //! [`device`](macro@device). Names are those of Rust-CUDA's `cuda_std` where it has them.
 //!
 //! # Two routes to an instruction
-//! Every `asm!` and every LLVM intrinsic of the project is in this crate. An operation in which threads take part
-//! together (barrier, shuffle, vote, match, `redux`, `ldmatrix`, `mma`, `griddepcontrol`) is *convergent*: the compiler must not copy it
-//! into two branches nor move it under another condition. LLVM knows that of its own intrinsics and of no `asm!`, so
-//! these go through `intrinsics.rs`. What a thread does alone (loads, stores, atomics, copies, `mbarrier`, conversions) is `asm!` where Rust has
-//! no word for it. Each module states its route. `asm!` that touches memory is never `nomem` nor `pure`, so the compiler keeps
-//! it on its side of barriers and of other accesses. Device crates must be compiled with
-//! `-Zmir-enable-passes=-JumpThreading` (`cuda_builder` does): that pass copies even intrinsics (rust-lang/rust#137086).
+//! Every `asm!` and every LLVM intrinsic of the project is in this crate. An operation in which threads take
+//! part together (barrier, shuffle, vote, match, `redux`, `ldmatrix`, `mma`) is *convergent*: the compiler
+//! must not copy it into two branches nor move it under another condition. LLVM knows that of its own
+//! intrinsics and of no `asm!`, so these go through `intrinsics.rs`. What a thread does alone (loads, stores,
+//! atomics, copies, `mbarrier`, conversions) is `asm!` where Rust has no word for it. Each module states its
+//! route. `asm!` that touches memory is never `nomem` nor `pure`, so the compiler keeps it on its side of
+//! barriers and of other accesses. Device crates must be compiled with `-Zmir-enable-passes=-JumpThreading`
+//! (`cuda_builder` does): that pass copies even intrinsics (rust-lang/rust#137086).
 //!
 //! # Compute capability
 //! Everything works from sm_80 on unless its documentation says sm_90. A function that no kernel of a build
-//! calls leaves nothing in the PTX, so an sm_80 build may contain sm_90 code as long as only sm_90 kernels reach it.
+//! calls leaves nothing in the PTX, so a build for sm_80 may contain sm_90 code as long as only kernels
+//! marked `#[kernel(requires = "sm_90")]` reach it; those are left out there.
 #![no_std]
 #![cfg_attr(
     target_arch = "nvptx64",
     allow(internal_features),
     feature(abi_unadjusted, allow_internal_unstable, asm_experimental_arch, core_intrinsics, f16),
-    feature(link_llvm_intrinsics)
+    feature(link_llvm_intrinsics, repr_simd, simd_ffi)
 )]
 
 mod bits;
 mod element;
+#[cfg(any(test, target_arch = "nvptx64"))]
+mod exp;
 pub mod launch;
 pub mod prelude;
 
@@ -59,7 +63,14 @@ pub use self::device::*;
 /// The modules that exist on the device only.
 #[cfg(target_arch = "nvptx64")]
 mod device {
+    mod access;
+    pub mod async_copy;
+    pub mod atomic;
     pub mod float;
+    pub mod grid;
+    pub mod mbarrier;
+    pub mod memory;
+    pub mod mma;
     pub mod shared;
     pub mod thread;
     pub mod warp;

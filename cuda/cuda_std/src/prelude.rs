@@ -6,7 +6,7 @@ pub use crate::launch::{DevicePtr, DevicePtrMut, LaunchConfig, Launcher};
 pub use crate::{Bits, Element, PackedElement, device, kernel, shared_array};
 #[cfg(target_arch = "nvptx64")]
 pub use crate::{
-    float::{GpuFloat, GpuFloatApprox},
+    float::{GpuFloat, GpuFloatIntrinsics},
     shared,
     shared::Shared,
     shared::dynamic_shared,

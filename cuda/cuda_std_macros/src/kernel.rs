@@ -5,35 +5,37 @@ use quote::{format_ident, quote, quote_spanned};
 use syn::parse::{Parse, ParseStream};
 use syn::punctuated::Punctuated;
 use syn::spanned::Spanned;
-use syn::{Error, FnArg, Ident, ItemFn, LitInt, Pat, ReturnType, Token, Type};
+use syn::{Error, FnArg, Ident, ItemFn, Lit, Pat, ReturnType, Token, Type};
 
 /// The arguments of `#[kernel(…)]`; `None` where they are not given.
 #[derive(Default)]
 pub struct LaunchBounds {
     max_threads: Option<u32>,
     min_blocks: Option<u32>,
+    requires: Option<String>,
 }
 
 impl Parse for LaunchBounds {
     fn parse(input: ParseStream) -> syn::Result<Self> {
         let mut bounds = Self::default();
-        for (name, value) in
-            Punctuated::<(Ident, LitInt), Token![,]>::parse_terminated_with(input, |input| {
-                let name = input.parse()?;
-                input.parse::<Token![=]>()?;
-                Ok((name, input.parse()?))
-            })?
-        {
-            let (slot, limit) = match name.to_string().as_str() {
-                "max_threads" => (&mut bounds.max_threads, 1024),
-                "min_blocks" => (&mut bounds.min_blocks, 32),
-                _ => return Err(Error::new(name.span(), "expected `max_threads` or `min_blocks`")),
+        let argument = |input: ParseStream| -> syn::Result<(Ident, Lit)> {
+            let name = input.parse()?;
+            input.parse::<Token![=]>()?;
+            Ok((name, input.parse()?))
+        };
+        for (name, value) in Punctuated::<_, Token![,]>::parse_terminated_with(input, argument)? {
+            let given_before = match name.to_string().as_str() {
+                "max_threads" => bounds.max_threads.replace(number(&value, 1024)?).is_some(),
+                "min_blocks" => bounds.min_blocks.replace(number(&value, 32)?).is_some(),
+                "requires" => bounds.requires.replace(architecture(&value)?).is_some(),
+                _ => {
+                    return Err(Error::new(
+                        name.span(),
+                        "expected `max_threads`, `min_blocks` or `requires`",
+                    ));
+                }
             };
-            let number: u32 = value.base10_parse()?;
-            if number == 0 || number > limit {
-                return Err(Error::new(value.span(), format!("expected a number from 1 to {limit}")));
-            }
-            if slot.replace(number).is_some() {
+            if given_before {
                 return Err(Error::new(name.span(), format!("`{name}` is given twice")));
             }
         }
@@ -41,6 +43,23 @@ impl Parse for LaunchBounds {
             return Err(input.error("`min_blocks` needs `max_threads` beside it"));
         }
         Ok(bounds)
+    }
+}
+
+fn number(value: &Lit, limit: u32) -> syn::Result<u32> {
+    let number = match value {
+        Lit::Int(literal) => literal.base10_parse::<u32>().ok(),
+        _ => None,
+    };
+    number
+        .filter(|number| (1..=limit).contains(number))
+        .ok_or_else(|| Error::new(value.span(), format!("expected a number from 1 to {limit}")))
+}
+
+fn architecture(value: &Lit) -> syn::Result<String> {
+    match value {
+        Lit::Str(literal) if literal.value().starts_with("sm_") => Ok(literal.value()),
+        _ => Err(Error::new(value.span(), "expected an architecture such as `\"sm_90\"`")),
     }
 }
 
@@ -120,17 +139,22 @@ fn parameter(argument: &FnArg) -> syn::Result<Parameter<'_>> {
     Ok(Parameter { name: &pattern.ident, device_type, host_type })
 }
 
-/// The `.entry`. `cuda_std::__kernel_entry!` writes the ABI, so that kernel crates need no `#![feature]` of their own.
+/// The `.entry`. `cuda_std::__kernel_entry!` writes the ABI, so that kernel crates need no `#![feature]` of
+/// their own.
 fn device_entry(bounds: &LaunchBounds, function: &ItemFn) -> TokenStream {
     let ItemFn { attrs, vis, sig, block } = function;
     let (name, inputs) = (&sig.ident, &sig.inputs);
-    let bounds = bounds.max_threads.map(|max_threads| {
+    let only_for = match &bounds.requires {
+        Some(architecture) => quote!(#[cfg(all(target_arch = "nvptx64", target_feature = #architecture))]),
+        None => quote!(#[cfg(target_arch = "nvptx64")]),
+    };
+    let line = bounds.max_threads.map(|max_threads| {
         let line = format!("// launch_bounds {name} {max_threads} {}", bounds.min_blocks.unwrap_or(0));
-        quote!(#[cfg(target_arch = "nvptx64")] ::cuda_std::__module_line!(#line);)
+        quote!(#only_for ::cuda_std::__module_line!(#line);)
     });
     quote! {
-        #bounds
-        #[cfg(target_arch = "nvptx64")]
+        #line
+        #only_for
         ::cuda_std::__kernel_entry! { { #(#attrs)* } { #vis } #name ( #inputs ) #block }
     }
 }
@@ -159,18 +183,18 @@ fn host_launcher(function: &ItemFn, parameters: &[Parameter]) -> TokenStream {
         #(#attrs)*
         #[doc = ""]
         #[doc = "# Safety"]
-        #[doc = "The launch must keep what the kernel states about its grid, its block and its pointers; the pointers"]
-        #[doc = "must stay valid until the kernel has finished."]
+        #[doc = "The launch must keep what the kernel states about its grid, its block and its pointers;"]
+        #[doc = "the pointers must stay valid until the kernel has finished."]
         #[allow(clippy::too_many_arguments)]
         #vis unsafe fn #name<L: ::cuda_std::launch::Launcher>(
             #launcher: &L,
             #config: &::cuda_std::launch::LaunchConfig,
             #(#arguments),*
         ) -> ::core::result::Result<(), L::Error> {
-            const { #(#checks)* }
+            const _: () = { #(#checks)* };
             #(let mut #values = #names;)*
-            // SAFETY: the caller answers for the kernel's contract; name, number and types of the parameters come
-            // from the signature that the entry point was compiled from.
+            // SAFETY: the caller answers for the kernel's contract; name, number and types of the parameters
+            // come from the signature that the entry point was compiled from.
             unsafe {
                 ::cuda_std::launch::Launcher::launch(
                     #launcher,

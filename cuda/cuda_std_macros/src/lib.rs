@@ -1,7 +1,7 @@
 //! `#[kernel]`, `#[device]` and `shared_array!`; used through `cuda_std::prelude`, never directly.
 //!
-//! The macros decide nothing about instructions: what needs an unstable feature or names an LLVM intrinsic is in
-//! `cuda_std`, in `macro_rules!` macros that these expand to.
+//! The macros decide nothing about instructions: what needs an unstable feature or names an LLVM intrinsic is
+//! in `cuda_std`, in `macro_rules!` macros that these expand to.
 
 use proc_macro::TokenStream;
 use quote::quote;
@@ -12,19 +12,23 @@ mod shared;
 
 /// Makes a function a kernel: an entry point on the device, a typed launcher on the host.
 ///
-/// On `nvptx64` the function becomes an `extern "ptx-kernel"` entry of the same name (unmangled, so it must be unique
-/// in the PTX module). On the host it becomes
-/// `unsafe fn name<L: Launcher>(launcher: &L, config: &LaunchConfig, …parameters) -> Result<(), L::Error>`: `*const T`
-/// turns into `DevicePtr<T>`, `*mut T` into `DevicePtrMut<T>`, every other type stays as it is and must be `Copy`
-/// with an alignment of at most 16. A launch with wrong arguments does not compile.
+/// On `nvptx64` the function becomes an `extern "ptx-kernel"` entry of the same name (unmangled, so it must
+/// be unique in the PTX module). On the host it becomes `unsafe fn name<L: Launcher>(launcher: &L, config:
+/// &LaunchConfig, …parameters) -> Result<(), L::Error>`: `*const T` turns into `DevicePtr<T>`, `*mut T` into
+/// `DevicePtrMut<T>`, every other type stays as it is and must be `Copy` with an alignment of at most 16. A
+/// launch with wrong arguments does not compile.
 ///
-/// `#[kernel(max_threads = 256, min_blocks = 2)]` promises a block of at most 256 threads and asks for registers to
-/// be limited so that 2 blocks fit on a multiprocessor; `min_blocks` is optional. They travel to `cuda_builder` as a
-/// comment line `// launch_bounds <entry> <max_threads> <min_blocks or 0>` in the PTX.
+/// `#[kernel(max_threads = 256, min_blocks = 2)]` promises a block of at most 256 threads and asks for
+/// registers to be limited so that 2 blocks fit on a multiprocessor; `min_blocks` is optional. They travel to
+/// `cuda_builder` as a comment line `// launch_bounds <entry> <max_threads> <min_blocks or 0>` in the PTX.
+///
+/// `#[kernel(requires = "sm_90")]` leaves the entry out of PTX for earlier architectures, so that it may use
+/// what only that one has; the launcher stays, and fails there because the module has no such kernel.
 ///
 /// # Errors
-/// Refused at compile time: a function that is not `unsafe`, is generic, `const` or `async`, returns something, has a
-/// receiver, or takes a reference (lifetimes do not cross a launch), a pattern, or a value that is not `Copy`.
+/// Refused at compile time: a function that is not `unsafe`, is generic, `const` or `async`, returns
+/// something, has a receiver, or takes a reference (lifetimes do not cross a launch), a pattern, or a value
+/// that is not `Copy`.
 #[proc_macro_attribute]
 pub fn kernel(attribute: TokenStream, item: TokenStream) -> TokenStream {
     let bounds = parse_macro_input!(attribute as kernel::LaunchBounds);
@@ -43,11 +47,13 @@ pub fn device(attribute: TokenStream, item: TokenStream) -> TokenStream {
     quote!(#[cfg(target_arch = "nvptx64")] #item).into()
 }
 
-/// `shared_array![T; N]`: a block's own array of `N` values of `T` in static shared memory, as `cuda_std::shared::Shared<T>`.
+/// `shared_array![T; N]`: a block's own array of `N` values of `T` in static shared memory, as
+/// `cuda_std::shared::Shared<T>`.
 ///
-/// Every place in the source where the macro stands is one array, aligned to 16 bytes and not initialised; reaching it twice gives the same
-/// array. `T` and `N` are resolved in the module around the function: neither may name a generic parameter or a constant inside
-/// the function. Kernels that do not reach the array pay nothing for it.
+/// Every place in the source where the macro stands is one array, aligned to 16 bytes and not initialised;
+/// reaching it twice gives the same array. `T` and `N` are resolved in the module around the function:
+/// neither may name a generic parameter or a constant inside the function. Kernels that do not reach the
+/// array pay nothing for it.
 #[proc_macro]
 pub fn shared_array(input: TokenStream) -> TokenStream {
     let array = parse_macro_input!(input as shared::SharedArray);

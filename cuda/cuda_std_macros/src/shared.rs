@@ -22,8 +22,8 @@ impl Parse for SharedArray {
     }
 }
 
-/// One PTX variable and a handle to it. The variable's name holds the crate's name and a count, so that arrays of
-/// several crates, and several arrays of one line, stay apart.
+/// One PTX variable and a handle to it. The variable's name holds the crate's name and a count, so that
+/// arrays of several crates, and several arrays of one line, stay apart.
 pub fn expand(array: &SharedArray) -> TokenStream {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);

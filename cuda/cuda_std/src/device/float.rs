@@ -1,7 +1,8 @@
 //! Floating point functions that `core` does not have.
 //!
-//! Route: LLVM intrinsics where the hardware has an instruction, this file's own exponential on top of them, and the
-//! crate `libm` for the rest (rustc links no libdevice, and LLVM cannot select `expf`, `logf`, `sinf`, `powf` for PTX).
+//! Route: LLVM intrinsics where the hardware has an instruction, the exponential of `exp.rs` on top of them,
+//! and the crate `libm` for the rest (rustc links no libdevice, and LLVM cannot select `expf`, `logf`,
+//! `sinf`, `powf` for PTX).
 
 use core::intrinsics as rust;
 
@@ -86,8 +87,13 @@ pub trait GpuFloat: Copy + PartialOrd {
     fn atanh(self) -> Self;
 }
 
-/// The hardware's quick versions for `f32`, by the names of CUDA's intrinsics.
-pub trait GpuFloatApprox {
+/// What the hardware has for `f32` beside `std`'s functions: quick approximations, and operations that are
+/// not fused.
+pub trait GpuFloatIntrinsics {
+    /// `self + other`, never fused with a product (a plain `a * b + c` is, in kernels).
+    fn add_rn(self, other: f32) -> f32;
+    /// `self * other`, never fused with a sum.
+    fn mul_rn(self, other: f32) -> f32;
     /// `1 / self`: relative error at most 2^-23 or so; values below 2^-126 count as zero.
     fn recip_approx(self) -> f32;
     /// `e^self` as `2^(self · log2 e)`: relative error about 2^-21 near zero, growing with `|self|`.
@@ -102,7 +108,17 @@ pub trait GpuFloatApprox {
     fn cos_approx(self) -> f32;
 }
 
-impl GpuFloatApprox for f32 {
+impl GpuFloatIntrinsics for f32 {
+    #[inline(always)]
+    fn add_rn(self, other: f32) -> f32 {
+        nvvm::add_rn(self, other)
+    }
+
+    #[inline(always)]
+    fn mul_rn(self, other: f32) -> f32 {
+        nvvm::mul_rn(self, other)
+    }
+
     #[inline(always)]
     fn recip_approx(self) -> f32 {
         nvvm::rcp_approx_ftz(self)
@@ -134,26 +150,9 @@ impl GpuFloatApprox for f32 {
     }
 }
 
-/// `e^x` in about eight instructions. With `n` the integer nearest to `x / ln 2`, `e^x = 2^n · 2^((x - n ln 2) / ln 2)`; `n ln 2` is
-/// subtracted in two parts so that the remainder keeps its bits, and only it goes through the approximate `ex2`.
 #[inline(always)]
-fn exp_f32(x: f32) -> f32 {
-    // ln 2 as a float with 12 trailing zero bits, so that `n * LN_2_HIGH` is exact, and the rest.
-    const LN_2_HIGH: f32 = 0.693_115_234_375;
-    const LN_2_LOW: f32 = 3.194_618_3e-5;
-    // Beyond these the result is infinite or zero anyway, and n stays in range. A NaN passes `clamp` as it is.
-    let x = x.clamp(-104.0, 89.0);
-    // Adding 1.5 · 2^23 leaves no bits for a fraction: the sum's low bits are the rounded integer n.
-    const SHIFT: f32 = 12_582_912.0;
-    let shifted = fma(x, core::f32::consts::LOG2_E, SHIFT);
-    let n = shifted - SHIFT;
-    let r = fma(-n, LN_2_LOW, fma(-n, LN_2_HIGH, x));
-    // 2^n in two factors: n reaches -150 and 128, beyond the exponents of normal numbers.
-    let n = shifted.to_bits().wrapping_sub(SHIFT.to_bits()).cast_signed();
-    let half = n >> 1;
-    let rest = n.wrapping_sub(half);
-    let power = |e: i32| f32::from_bits(e.wrapping_add(127).cast_unsigned() << 23);
-    nvvm::ex2_approx(r * core::f32::consts::LOG2_E) * power(half) * power(rest)
+fn exp(x: f32) -> f32 {
+    crate::exp::exp(x, fma, |x| nvvm::ex2_approx(x))
 }
 
 #[inline(always)]
@@ -180,7 +179,7 @@ impl GpuFloat for f32 {
         mul_add(a, b) = fma;
         sqrt() = rust::sqrtf32;
         rsqrt() = nvvm::rsqrt_approx;
-        exp() = exp_f32;
+        exp() = exp;
         exp2() = nvvm::ex2_approx;
         exp_m1() = libm::expm1f;
         ln() = libm::logf;

@@ -1,7 +1,11 @@
 //! The thread's place in its block and grid, and what synchronises a block.
 //!
-//! Route: LLVM intrinsics throughout, since barriers are convergent.
+//! Route: LLVM intrinsics for indices and barriers, which are convergent; `asm!` for fences, clocks and
+//! sleep, which are a thread's own.
 
+use core::arch::asm;
+
+use crate::atomic::{Ordering, Scope, fence};
 use crate::intrinsics as nvvm;
 
 macro_rules! index {
@@ -164,19 +168,20 @@ pub fn sync_threads_or(predicate: u32) -> u32 {
     nvvm::barrier_or(0, predicate != 0).into()
 }
 
-/// The hardware barrier `barrier` (0 to 15; 0 is [`sync_threads`]) for a part of the block: waits until `threads` threads, this one among them,
-/// have come to [`sync_named`] or [`arrive_named`] with it.
+/// The hardware barrier `barrier` (0 to 15; 0 is [`sync_threads`]) for a part of the block: waits until
+/// `threads` threads, this one among them, have come to [`sync_named`] or [`arrive_named`] with it.
 ///
 /// # Safety
-/// `threads` is a multiple of 32 and the same for everyone who uses the barrier in this phase; all lanes of a warp
-/// call it together.
+/// `threads` is a multiple of 32 and the same for everyone who uses the barrier in this phase; all lanes of a
+/// warp call it together.
 #[inline(always)]
 pub unsafe fn sync_named(barrier: u32, threads: u32) {
     // SAFETY: the caller's promise.
     unsafe { nvvm::barrier_sync_count(barrier, threads) }
 }
 
-/// Counts as arrived at the hardware barrier `barrier` without waiting: the producer's half of [`sync_named`].
+/// Counts as arrived at the hardware barrier `barrier` without waiting: the producer's half of
+/// [`sync_named`].
 ///
 /// # Safety
 /// As for [`sync_named`]; and this thread waits for the barrier before it arrives there again.
@@ -184,4 +189,63 @@ pub unsafe fn sync_named(barrier: u32, threads: u32) {
 pub unsafe fn arrive_named(barrier: u32, threads: u32) {
     // SAFETY: the caller's promise.
     unsafe { nvvm::barrier_arrive_count(barrier, threads) }
+}
+
+/// Orders this thread's memory accesses before it against those after it, as the block sees them.
+#[inline(always)]
+pub fn block_fence() {
+    fence(Ordering::SeqCst, Scope::Block);
+}
+
+/// Orders this thread's memory accesses before it against those after it, as the device sees them.
+#[inline(always)]
+pub fn device_fence() {
+    fence(Ordering::SeqCst, Scope::Device);
+}
+
+/// Rust-CUDA's other name for [`device_fence`]: a fence, not a barrier; that is
+/// [`GridBarrier`](crate::grid::GridBarrier).
+#[inline(always)]
+pub fn grid_fence() {
+    device_fence();
+}
+
+/// Orders this thread's memory accesses before it against those after it, as all devices and the host see
+/// them.
+#[inline(always)]
+pub fn system_fence() {
+    fence(Ordering::SeqCst, Scope::System);
+}
+
+/// Sleeps for about `nanos` nanoseconds (0 to twice as long, one millisecond at most).
+#[inline(always)]
+pub fn nanosleep(nanos: u32) {
+    // SAFETY: waits.
+    unsafe { asm!("nanosleep.u32 {};", in(reg32) nanos, options(nostack, preserves_flags)) }
+}
+
+macro_rules! counter {
+    ($($(#[$doc:meta])* $name:ident, $type:ty, $class:ident, $instruction:literal;)*) => { $(
+        $(#[$doc])*
+        #[inline(always)]
+        #[must_use]
+        pub fn $name() -> $type {
+            let value: $type;
+            // SAFETY: reads a register; not `pure`, since it changes, and a clobber of memory keeps it in its
+            // place.
+            unsafe { asm!($instruction, out($class) value, options(nostack, preserves_flags)) }
+            value
+        }
+    )* };
+}
+
+counter! {
+    /// Cycles of this multiprocessor, modulo 2^32.
+    clock, u32, reg32, "mov.u32 {}, %clock;";
+    /// Cycles of this multiprocessor.
+    clock64, u64, reg64, "mov.u64 {}, %clock64;";
+    /// Nanoseconds of a clock that the whole device shares; how often it moves on depends on the device.
+    globaltimer, u64, reg64, "mov.u64 {}, %globaltimer;";
+    /// The multiprocessor that the thread runs on right now.
+    multiprocessor_id, u32, reg32, "mov.u32 {}, %smid;";
 }

@@ -2,9 +2,10 @@
 //!
 //! Route: LLVM intrinsics throughout, since every operation here is convergent.
 //!
-//! The functions named `warp_…` are Rust-CUDA's, with a mask of participating lanes; they are `unsafe` since a lane
-//! outside its own mask, or a masked lane that never comes, is undefined behaviour of the hardware. The short names ([`shuffle_xor`],
-//! [`reduce_sum`], …) stand for all 32 lanes, which must call them together.
+//! The functions named `warp_…` are Rust-CUDA's, with a mask of participating lanes; they are `unsafe` since
+//! a lane outside its own mask, or a masked lane that never comes, is undefined behaviour of the hardware.
+//! The short names ([`shuffle_xor`], [`reduce_sum`], …) stand for all 32 lanes, which must call them
+//! together.
 
 use core::mem::{MaybeUninit, transmute_copy};
 
@@ -33,6 +34,16 @@ pub fn warp_id() -> u32 {
 #[must_use]
 pub fn activemask() -> u32 {
     nvvm::activemask()
+}
+
+/// Whether this lane is the one of `mask` that the hardware chose; exactly one is. sm_90.
+///
+/// # Safety
+/// As for [`sync_warp`].
+#[inline(always)]
+pub unsafe fn elect(mask: u32) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { nvvm::elect(mask) }.1
 }
 
 /// Waits for the lanes of `mask`; memory accesses of these lanes before it are seen by them after it.
@@ -186,7 +197,8 @@ pub unsafe fn warp_reduce<T: WarpReduceValue>(mask: u32, value: T, op: WarpReduc
     unsafe { T::reduce(mask, value, op) }
 }
 
-/// A value as the 32-bit registers that shuffles move. Smaller values are widened, larger ones take several shuffles.
+/// A value as the 32-bit registers that shuffles move. Smaller values are widened, larger ones take several
+/// shuffles.
 #[inline(always)]
 fn by_words<T: Bits>(value: T, mut exchange: impl FnMut(u32) -> u32) -> T {
     const { assert!(size_of::<T>() <= 4 && size_of::<T>() != 3 || size_of::<T>().is_multiple_of(4)) }
@@ -214,7 +226,8 @@ fn by_words<T: Bits>(value: T, mut exchange: impl FnMut(u32) -> u32) -> T {
     }
 }
 
-/// PTX's third shuffle operand: bits 8 to 12 cut the warp into segments of `width` lanes, bits 0 to 4 bound the source lane in a segment.
+/// PTX's third shuffle operand: bits 8 to 12 cut the warp into segments of `width` lanes, bits 0 to 4 bound
+/// the source lane in a segment.
 #[inline(always)]
 fn clamp(width: u32, bound: u32) -> u32 {
     ((32 - width) << 8) | bound
@@ -224,8 +237,9 @@ macro_rules! warp_shuffle {
     ($($(#[$doc:meta])* $name:ident, $intrinsic:ident, $lane:ident, $bound:expr;)*) => { $(
         $(#[$doc])*
         ///
-        /// `width` (a power of two up to 32) cuts the warp into segments that exchange among themselves. The second
-        /// value says whether the source lane was inside its segment; if not, the lane keeps its own value.
+        /// `width` (a power of two up to 32) cuts the warp into segments that exchange among themselves. The
+        /// second value says whether the source lane was inside its segment; if not, the lane keeps its own
+        /// value.
         ///
         /// # Safety
         /// As for [`sync_warp`]; what comes from a lane that is not in `mask` is unspecified.
@@ -262,8 +276,8 @@ macro_rules! shuffle {
         #[inline(always)]
         #[must_use]
         pub fn $name<T: Bits>(value: T, $lane: u32) -> T {
-            // SAFETY: a full mask; that all lanes come is this function's stated condition, and whatever a lane
-            // then reads is a value of T.
+            // SAFETY: a full mask; that all lanes come is this function's stated condition, and whatever a
+            // lane then reads is a value of T.
             by_words(value, |word| unsafe { nvvm::$intrinsic(FULL_MASK, word, $lane, $bound) })
         }
     )* };
@@ -280,8 +294,10 @@ shuffle! {
     shuffle_down, shfl_down, delta, 31;
 }
 
-/// Combines the values of all 32 lanes in a butterfly: with distance 16, 8, 4, 2, 1, in this order, so that the
-/// result does not vary between runs. Every lane gets it, the same bits if `combine` is commutative.
+/// Combines the values of all 32 lanes in a butterfly: with distance 16, 8, 4, 2, 1, in this order, so that
+/// the result does not vary between runs. Every lane gets it, the same bits if `combine` is commutative and
+/// nothing in it can be fused with how `value` was made (for floats,
+/// [`GpuFloatIntrinsics::add_rn`](crate::float::GpuFloatIntrinsics::add_rn)).
 ///
 /// All 32 lanes of the warp must call it together.
 #[inline(always)]
@@ -296,11 +312,14 @@ pub fn reduce<T: Bits>(value: T, combine: impl Fn(T, T) -> T) -> T {
 
 /// The sum over all 32 lanes, in the order of [`reduce`], in every lane.
 ///
+/// The additions are never fused with a product that `value` is: a lane and its partner would round
+/// differently.
+///
 /// All 32 lanes of the warp must call it together.
 #[inline(always)]
 #[must_use]
 pub fn reduce_sum(value: f32) -> f32 {
-    reduce(value, |a, b| a + b)
+    reduce(value, |a, b| nvvm::add_rn(a, b))
 }
 
 /// The largest value of all 32 lanes, in every lane. A NaN loses to every number.

@@ -1,0 +1,183 @@
+//! Barriers in shared memory that count arrivals and, from sm_90, bytes of asynchronous copies.
+//!
+//! Route: `asm!`; each operation is a thread's own access to shared memory, with a memory clobber.
+
+use core::arch::asm;
+
+use crate::shared::Shared;
+
+/// An `mbarrier` object: 8 bytes of shared memory, aligned to 8.
+///
+/// It goes through phases of alternating parity, 0 first. A phase is complete when the expected arrivals have
+/// come and the expected bytes have landed; the next phase starts by itself with the same number of arrivals.
+/// All methods need the object to be initialised, and [`init`](Self::init) needs a block barrier behind it
+/// before other threads use it.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Mbarrier {
+    address: u32,
+}
+
+impl Mbarrier {
+    /// The barrier in `place`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(place: Shared<u64>) -> Self {
+        Self { address: place.address() }
+    }
+
+    /// Its address in the shared state space.
+    #[inline(always)]
+    #[must_use]
+    pub const fn address(self) -> u32 {
+        self.address
+    }
+
+    /// Starts phase 0, which expects `arrivals` (1 to 2^20 - 1).
+    ///
+    /// # Safety
+    /// The place is the block's, one thread initialises it, and nobody uses it yet.
+    #[inline(always)]
+    pub unsafe fn init(self, arrivals: u32) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!(
+                "mbarrier.init.shared.b64 [{}], {};", in(reg32) self.address, in(reg32) arrivals,
+                options(nostack, preserves_flags)
+            );
+        }
+    }
+
+    /// Makes the place ordinary memory again.
+    ///
+    /// # Safety
+    /// Nobody uses the barrier any more.
+    #[inline(always)]
+    pub unsafe fn invalidate(self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!("mbarrier.inval.shared.b64 [{}];", in(reg32) self.address, options(nostack, preserves_flags));
+        }
+    }
+
+    /// Counts one arrival; what this thread wrote before is seen by those who then wait for the phase.
+    ///
+    /// # Safety
+    /// The phase still expects an arrival.
+    #[inline(always)]
+    pub unsafe fn arrive(self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!(
+                "{{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [{}]; }}", in(reg32) self.address,
+                options(nostack, preserves_flags)
+            );
+        }
+    }
+
+    /// Counts one arrival and lets the phase wait for `bytes` more of bulk copies. sm_90.
+    ///
+    /// # Safety
+    /// The phase still expects an arrival, and the copies will come.
+    #[inline(always)]
+    pub unsafe fn arrive_expect_tx(self, bytes: u32) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!(
+                "mbarrier.arrive.expect_tx.shared::cta.b64 _, [{}], {};", in(reg32) self.address, in(reg32) bytes,
+                options(nostack, preserves_flags)
+            );
+        }
+    }
+
+    /// Lets the phase wait for `bytes` more of bulk copies, without an arrival. sm_90.
+    ///
+    /// # Safety
+    /// The phase is not complete, and the copies will come.
+    #[inline(always)]
+    pub unsafe fn expect_tx(self, bytes: u32) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!(
+                "mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [{}], {};", in(reg32) self.address, in(reg32) bytes,
+                options(nostack, preserves_flags)
+            );
+        }
+    }
+
+    /// Lets all `cp.async` that this thread issued so far arrive once, together, when they are done; the
+    /// arrival is one of those that `init` counted.
+    ///
+    /// # Safety
+    /// The phase still expects an arrival.
+    #[inline(always)]
+    pub unsafe fn arrive_after_copies(self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!(
+                "cp.async.mbarrier.arrive.noinc.shared.b64 [{}];", in(reg32) self.address,
+                options(nostack, preserves_flags)
+            );
+        }
+    }
+
+    /// Whether the phase of this parity is complete; if so, what came before its arrivals is seen.
+    ///
+    /// # Safety
+    /// The barrier is initialised, and the phase is the current or the one before.
+    #[inline(always)]
+    #[must_use]
+    pub unsafe fn test_wait(self, parity: u32) -> bool {
+        let done: u32;
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!(
+                "{{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [{1}], {2}; selp.u32 {0}, 1, 0, p; }}",
+                out(reg32) done, in(reg32) self.address, in(reg32) parity, options(nostack, preserves_flags)
+            );
+        }
+        done != 0
+    }
+
+    /// [`test_wait`](Self::test_wait) that may sleep for a while before it says no. sm_90.
+    ///
+    /// # Safety
+    /// As for [`test_wait`](Self::test_wait).
+    #[inline(always)]
+    #[must_use]
+    pub unsafe fn try_wait(self, parity: u32) -> bool {
+        let done: u32;
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!(
+                "{{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [{1}], {2}; selp.u32 {0}, 1, 0, p; }}",
+                out(reg32) done, in(reg32) self.address, in(reg32) parity, options(nostack, preserves_flags)
+            );
+        }
+        done != 0
+    }
+
+    /// Waits for the phase of this parity: sleeping on sm_90, spinning before.
+    ///
+    /// # Safety
+    /// As for [`test_wait`](Self::test_wait).
+    #[inline(always)]
+    pub unsafe fn wait(self, parity: u32) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if cfg!(target_feature = "sm_90") {
+                while !self.try_wait(parity) {}
+            } else {
+                while !self.test_wait(parity) {}
+            }
+        }
+    }
+}
+
+/// Makes initialised barriers visible to bulk copies, before the block barrier behind [`Mbarrier::init`].
+/// sm_90.
+#[inline(always)]
+pub fn fence_init() {
+    // SAFETY: orders memory accesses.
+    unsafe { asm!("fence.mbarrier_init.release.cluster;", options(nostack, preserves_flags)) }
+}

@@ -1,0 +1,17 @@
+//! Kernels whose PTX the tests of `cuda_std` look at. None of them is meant to be launched.
+#![no_std]
+#![allow(clippy::missing_safety_doc)]
+
+mod convergence;
+mod coverage;
+
+pub use convergence::*;
+pub use coverage::*;
+
+/// This crate's PTX for sm_80.
+#[cfg(not(target_arch = "nvptx64"))]
+pub const PTX_SM_80: &str = include_str!(concat!(env!("OUT_DIR"), "/sm_80.ptx"));
+
+/// This crate's PTX for sm_90a.
+#[cfg(not(target_arch = "nvptx64"))]
+pub const PTX_SM_90A: &str = include_str!(concat!(env!("OUT_DIR"), "/sm_90a.ptx"));

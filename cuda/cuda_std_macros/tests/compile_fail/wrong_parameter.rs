@@ -1,0 +1,9 @@
+//! A parameter that is not `Copy`.
+use cuda_std::prelude::*;
+
+pub struct Owned(u32);
+
+#[kernel]
+pub unsafe fn owned(value: Owned) {}
+
+fn main() {}

@@ -1,0 +1,113 @@
+//! The host's side of `#[kernel]`: what a launcher is handed, and what does not compile.
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::ffi::c_void;
+
+use cuda_std::prelude::*;
+
+/// A parameter that is a structure.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shape {
+    rows: u32,
+    columns: u32,
+    scale: f64,
+}
+
+/// The parameters' names are those that the generated function uses itself.
+#[kernel(max_threads = 256)]
+#[allow(unused_variables)]
+pub unsafe fn mixed_parameters(
+    launcher: u8,
+    config: *const f32,
+    value_0: Shape,
+    out: *mut bf16,
+    epsilon: f32,
+    flags: [u16; 3],
+) {
+}
+
+/// No parameter at all.
+#[kernel]
+pub unsafe fn no_parameters() {}
+
+/// What `mixed_parameters` was given, pointers as addresses.
+type Mixed = (u8, u64, Shape, u64, f32, [u16; 3]);
+
+/// Reads the parameters back as `mixed_parameters` declares them, and keeps them.
+#[derive(Default)]
+struct Recorder {
+    launches: RefCell<Vec<(&'static str, LaunchConfig, usize)>>,
+    mixed: RefCell<Option<Mixed>>,
+}
+
+impl Launcher for Recorder {
+    type Error = Infallible;
+
+    unsafe fn launch(
+        &self,
+        kernel: &'static str,
+        config: &LaunchConfig,
+        params: &mut [*mut c_void],
+    ) -> Result<(), Infallible> {
+        self.launches.borrow_mut().push((kernel, *config, params.len()));
+        if let [launcher, pointer, shape, out, epsilon, flags] = *params {
+            // SAFETY: the types of `mixed_parameters`, in its order.
+            *self.mixed.borrow_mut() = Some(unsafe {
+                (
+                    *launcher.cast(),
+                    *pointer.cast(),
+                    *shape.cast(),
+                    *out.cast(),
+                    *epsilon.cast(),
+                    *flags.cast(),
+                )
+            });
+        }
+        Ok(())
+    }
+}
+
+const CONFIG: LaunchConfig = LaunchConfig { grid: [3, 2, 1], block: [128, 1, 1], shared_bytes: 64 };
+
+#[test]
+fn every_parameter_arrives_in_its_place() {
+    let recorder = Recorder::default();
+    let shape = Shape { rows: 3, columns: 5, scale: 0.25 };
+    let (x, out) = (DevicePtr::from_raw(0x7f00_0000_1000), DevicePtrMut::from_raw(0x7f00_0000_2000));
+    // SAFETY: nothing runs.
+    let Ok(()) = unsafe { mixed_parameters(&recorder, &CONFIG, 7, x, shape, out, 1e-6, [1, 2, 3]) };
+    let Ok(()) = unsafe { no_parameters(&recorder, &CONFIG) };
+    let launches = [("mixed_parameters", CONFIG, 6), ("no_parameters", CONFIG, 0)];
+    assert_eq!(*recorder.launches.borrow(), launches);
+    let mixed = (7, 0x7f00_0000_1000, shape, 0x7f00_0000_2000, 1e-6, [1, 2, 3]);
+    assert_eq!(*recorder.mixed.borrow(), Some(mixed));
+}
+
+#[test]
+fn device_pointers_count_in_elements() {
+    let pointer = DevicePtrMut::<f32>::from_raw(1024);
+    assert_eq!(pointer.add(3).as_raw(), 1036);
+    assert_eq!(pointer.cast::<bf16>().add(3).as_raw(), 1030);
+    assert_eq!(DevicePtr::from(pointer).as_raw(), 1024);
+    assert_eq!(format!("{pointer:?}"), "DevicePtrMut(0x400)");
+}
+
+#[test]
+fn elements_convert_on_the_host_as_on_the_device() {
+    // Ties go to the even neighbour: 1 + 2^-8 lies between 1 and 1 + 2^-7, 1 + 2^-11 between 1 and 1 + 2^-10.
+    assert_eq!(<bf16 as Element>::from_f32(1.0 + 2.0_f32.powi(-8)).to_bits(), 0x3f80);
+    assert_eq!(<f16 as Element>::from_f32(1.0 + 2.0_f32.powi(-11)).to_bits(), 0x3c00);
+    let lanes = [1.0, -2.0, 0.5, 3.0, -4.0, 5.0, 0.25, 7.0];
+    assert_eq!(<bf16 as Element>::unpack(<bf16 as Element>::pack(lanes)), lanes);
+    assert_eq!(<f16 as Element>::unpack(<f16 as Element>::pack(lanes)), lanes);
+    assert_eq!(<bf16 as PackedElement>::pack2(1.0, -2.0), 0xc000_3f80);
+    assert_eq!(<f16 as PackedElement>::unpack2(0xc000_3c00), (1.0, -2.0));
+    assert_eq!(<f32 as Element>::LANES, <f32 as Element>::splat(0.0).len());
+}
+
+#[test]
+fn wrong_launches_and_kernels_do_not_compile() {
+    trybuild::TestCases::new().compile_fail("tests/compile_fail/*.rs");
+}

@@ -1,0 +1,91 @@
+//! `qernel chat`: a conversation.
+
+use super::interrupt::Interrupt;
+use super::options::{ModelArgs, SamplingArgs};
+use super::output::{Output, Stream};
+use crate::chat::Message;
+use crate::error::{Error, Result};
+use crate::generate::{FinishReason, Request};
+use crate::scheduler::SequenceId;
+use std::io::{BufRead, IsTerminal};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+/// Talk with the model; its history stays in the KV cache
+///
+/// One line is one message. /clear forgets the conversation, /exit or the end of the input ends it. Ctrl-C ends the
+/// answer that is being made, and the program while it waits for a message.
+#[derive(Debug, clap::Args)]
+pub struct ChatArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Most tokens of one answer [default: until the model stops or the context is full]
+    #[arg(short = 'n', long, visible_alias = "n-predict", value_name = "TOKENS")]
+    max_tokens: Option<usize>,
+    /// System message
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+}
+
+/// Runs the command until its input ends.
+pub fn run(args: ChatArgs) -> Result<ExitCode> {
+    let params = args.sampling.params();
+    params.validate()?;
+    let model = args.model.open(1)?;
+    let (tokenizer, template) = (Arc::clone(&model.tokenizer), model.template()?);
+    let mut engine = model.into_engine()?;
+    let interrupt = Interrupt::install();
+    let mut out = Output::stdout();
+    let prompt = if std::io::stdin().is_terminal() { "> " } else { "" };
+
+    let start: Vec<Message> = args.system.iter().map(|text| Message::new("system", text)).collect();
+    let mut messages = start.clone();
+    let mut history: Option<SequenceId> = None;
+    let mut input = std::io::stdin().lock();
+    loop {
+        out.text(prompt)?;
+        let mut line = String::new();
+        if input.read_line(&mut line).map_err(|e| Error::io("standard input", e))? == 0 {
+            break;
+        }
+        let line = line.trim_end_matches(['\r', '\n']);
+        match line {
+            "" => continue,
+            "/exit" => break,
+            "/clear" => {
+                messages = start.clone();
+                if let Some(id) = history.take() {
+                    engine.release(id);
+                }
+                continue;
+            }
+            _ => {}
+        }
+        messages.push(Message::new("user", line));
+        let prompt = tokenizer.encode(&template.render(&messages, &[], true)?, true)?;
+        let request = Request {
+            sampling: params.clone(),
+            max_tokens: args.max_tokens,
+            keep: true,
+            continue_from: history.take(),
+            ..Request::new(prompt)
+        };
+        let mut stream = Stream::new(true);
+        let done =
+            interrupt.catch(|cancel| engine.run_to_end(request, cancel, |event| stream.event(event)))?;
+        stream.end()?;
+        tracing::info!(
+            "{} of {} prompt tokens were in the KV cache",
+            done.usage.cached_tokens,
+            done.usage.prompt_tokens
+        );
+        if done.reason == FinishReason::Context {
+            eprintln!("(the context of {} tokens is full; /clear starts anew)", engine.max_model_len());
+        }
+        history = Some(done.id);
+        messages.push(Message::new("assistant", done.text));
+    }
+    Ok(ExitCode::SUCCESS)
+}

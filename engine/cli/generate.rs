@@ -1,0 +1,125 @@
+//! `qernel generate`: text from a prompt.
+
+use super::interrupt::{EXIT_INTERRUPTED, Interrupt};
+use super::options::{ModelArgs, SamplingArgs, parse_ids};
+use super::output::{Output, Stream};
+use super::summary::Summary;
+use crate::chat::Message;
+use crate::error::{Error, Result};
+use crate::generate::{FinishReason, Request};
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Generate text from a prompt
+#[derive(Debug, clap::Args)]
+pub struct GenerateArgs {
+    /// The prompt; without it, --file or --ids, standard input is read
+    #[arg(conflicts_with_all = ["file", "ids"])]
+    prompt: Option<String>,
+    /// Read the prompt from a file
+    #[arg(short, long, value_name = "FILE", conflicts_with = "ids")]
+    file: Option<PathBuf>,
+    /// The prompt as token ids, such as 9707,11,1879, taken as they are: no chat template
+    #[arg(long, value_name = "IDS")]
+    ids: Option<String>,
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Most tokens to generate [default: until the model stops or the context is full]
+    #[arg(short = 'n', long, visible_alias = "n-predict", value_name = "TOKENS")]
+    max_tokens: Option<usize>,
+    /// End before this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Go on after an end-of-sequence token
+    #[arg(long)]
+    ignore_eos: bool,
+    /// Take the prompt as it is, without the chat template
+    #[arg(long)]
+    raw: bool,
+    /// System message of the chat template
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["raw", "ids"])]
+    system: Option<String>,
+    /// Print one JSON object at the end instead of streaming text
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+}
+
+/// Runs the command. An interrupted generation prints what was made so far and exits with 130.
+pub fn run(args: GenerateArgs) -> Result<ExitCode> {
+    let params = args.sampling.params();
+    params.validate()?;
+    let interrupt = Interrupt::install();
+    // A prompt that cannot be read is an error before a model is loaded for it.
+    let prompt = match &args.ids {
+        Some(ids) => Prompt::Ids(parse_ids(ids)?),
+        None => Prompt::Text(read_prompt(&args)?),
+    };
+    let model = args.model.open(1)?;
+    let prompt_ids = match prompt {
+        Prompt::Ids(ids) => ids,
+        Prompt::Text(text) if args.raw => model.encode_plain(&text)?,
+        Prompt::Text(text) => {
+            let mut messages = Vec::new();
+            if let Some(system) = &args.system {
+                messages.push(Message::new("system", system));
+            }
+            messages.push(Message::new("user", text));
+            let rendered = model.template()?.render(&messages, &[], true)?;
+            model.tokenizer.encode(&rendered, true)?
+        }
+    };
+    let facts = model.facts.clone();
+    let mut engine = model.into_engine()?;
+    let request = Request {
+        sampling: params,
+        max_tokens: args.max_tokens,
+        stop: args.stop,
+        ignore_eos: args.ignore_eos,
+        ..Request::new(prompt_ids.clone())
+    };
+
+    let mut stream = Stream::new(!args.json);
+    let done = interrupt.catch(|cancel| engine.run_to_end(request, cancel, |event| stream.event(event)))?;
+    stream.end()?;
+    let summary = Summary::new(&facts, engine.runner_mut(), &done.usage, &done.timings)?;
+    if args.json {
+        Output::stdout().json(&serde_json::json!({
+            "prompt_ids": prompt_ids,
+            "ids": done.tokens,
+            "text": done.text,
+            "finish_reason": done.reason,
+            "timings": summary,
+        }))?;
+    }
+    eprintln!("{summary}");
+    Ok(match done.reason {
+        FinishReason::Cancelled => ExitCode::from(EXIT_INTERRUPTED),
+        _ => ExitCode::SUCCESS,
+    })
+}
+
+enum Prompt {
+    Text(String),
+    Ids(Vec<u32>),
+}
+
+fn read_prompt(args: &GenerateArgs) -> Result<String> {
+    let (name, bytes) = match (&args.prompt, &args.file) {
+        (Some(prompt), _) => return Ok(prompt.clone()),
+        (None, Some(path)) => {
+            (path.display().to_string(), std::fs::read(path).map_err(|e| Error::io(path, e))?)
+        }
+        (None, None) => {
+            let mut bytes = Vec::new();
+            std::io::stdin().lock().read_to_end(&mut bytes).map_err(|e| Error::io("standard input", e))?;
+            ("standard input".to_owned(), bytes)
+        }
+    };
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        Error::Request(format!("{name}: expected UTF-8 text; byte {at} is not part of any character"))
+    })
+}

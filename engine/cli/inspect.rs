@@ -1,0 +1,298 @@
+//! `inspect`: what a GGUF file holds and how much memory it needs.
+
+use crate::config::Config;
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::gguf::{Gguf, Value};
+use crate::kv_cache::{KvLayout, PAGE_SIZE};
+use crate::weights::Weights;
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+
+/// Options of `inspect`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct InspectArgs {
+    /// The GGUF file; one that holds only a vocabulary will do.
+    #[arg(long, short, value_name = "FILE")]
+    pub model: PathBuf,
+    /// Tokens of context to count KV memory for [default: what the model was made for].
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
+    pub context: Option<u64>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs the command. A file that is well-formed but cannot be run is described all the same, with the reason.
+///
+/// # Errors
+/// [`Error::Io`] and [`Error::Gguf`] where the file cannot be read; [`Error::ClosedPipe`] where nobody reads on.
+pub fn run(args: InspectArgs) -> Result<()> {
+    let gguf = Gguf::open(&args.model)?;
+    let report = Report::new(&gguf, &args);
+    let text = match args.json {
+        true => serde_json::to_string_pretty(&report)
+            .map_err(|error| Error::io("standard output", error.into()))?,
+        false => report.to_string().trim_end().to_owned(),
+    };
+    writeln!(io::stdout().lock(), "{text}").map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => Error::ClosedPipe,
+        _ => Error::io("standard output", error),
+    })
+}
+
+/// Everything that is printed; the fields are those of `--json`.
+#[derive(Debug, serde::Serialize)]
+struct Report<'a> {
+    file: String,
+    file_bytes: u64,
+    gguf_version: u32,
+    alignment: u64,
+    architecture: Option<&'a str>,
+    config: Option<Config>,
+    /// There are no tensors.
+    vocabulary_only: bool,
+    /// Why the engine cannot run the file, if it cannot.
+    problem: Option<String>,
+    /// Tensors that the engine has no use for.
+    unused_tensors: Vec<String>,
+    memory: Option<Memory>,
+    sizes: Vec<TypeSize>,
+    num_tensors: usize,
+    tensor_bytes: u64,
+    #[serde(serialize_with = "metadata_as_json")]
+    metadata: Vec<(&'a str, Value<'a>)>,
+    tensors: Vec<TensorLine<'a>>,
+}
+
+#[derive(Debug, serde::Serialize)]
+struct TensorLine<'a> {
+    name: &'a str,
+    #[serde(rename = "type")]
+    ggml_type: String,
+    /// Row-major, outermost dimension first.
+    shape: Vec<u64>,
+    /// `null` where the type is unknown.
+    bytes: Option<u64>,
+}
+
+/// All tensors of one type.
+#[derive(Debug, serde::Serialize)]
+struct TypeSize {
+    #[serde(rename = "type")]
+    ggml_type: String,
+    num_tensors: usize,
+    bytes: u64,
+}
+
+/// What running the model takes, workspace apart.
+#[derive(Debug, serde::Serialize)]
+struct Memory {
+    /// `null` where the weights cannot be used.
+    weight_bytes: Option<u64>,
+    /// Format of the KV pages on a GPU: that of the weights.
+    kv_dtype: &'static str,
+    kv_bytes_per_token: u64,
+    context: u64,
+    /// Whole pages for `context` tokens of one sequence.
+    kv_bytes: u64,
+}
+
+impl<'a> Report<'a> {
+    fn new(gguf: &'a Gguf, args: &InspectArgs) -> Self {
+        let vocabulary_only = gguf.tensors().len() == 0;
+        let config = Config::from_gguf(gguf);
+        let weights = match &config {
+            Ok(config) if !vocabulary_only => Some(Weights::from_gguf(gguf, config)),
+            _ => None,
+        };
+        let failed = config.as_ref().err().or_else(|| weights.as_ref()?.as_ref().err());
+        let problem = failed.map(Error::to_string);
+        let weights = weights.and_then(Result::ok);
+        let config = config.ok();
+        let memory = config.as_ref().map(|config| Memory::new(config, weights.as_ref(), args.context));
+
+        let mut sizes = BTreeMap::new();
+        for tensor in gguf.tensors() {
+            let (num_tensors, bytes) = sizes.entry(tensor.ggml_type()).or_insert((0, 0));
+            *num_tensors += 1;
+            *bytes += tensor.num_bytes().unwrap_or(0);
+        }
+        let sizes: Vec<_> = sizes
+            .into_iter()
+            .map(|(ggml_type, (num_tensors, bytes))| TypeSize {
+                ggml_type: ggml_type.to_string(),
+                num_tensors,
+                bytes,
+            })
+            .collect();
+
+        Self {
+            file: args.model.display().to_string(),
+            file_bytes: gguf.file_size(),
+            gguf_version: gguf.version(),
+            alignment: gguf.alignment(),
+            architecture: gguf.get("general.architecture").ok().flatten(),
+            config,
+            vocabulary_only,
+            problem,
+            unused_tensors: weights.map(|weights| weights.unused).unwrap_or_default(),
+            memory,
+            num_tensors: gguf.tensors().len(),
+            tensor_bytes: sizes.iter().map(|size| size.bytes).sum(),
+            sizes,
+            metadata: gguf.metadata().collect(),
+            tensors: gguf
+                .tensors()
+                .map(|tensor| TensorLine {
+                    name: tensor.name(),
+                    ggml_type: tensor.ggml_type().to_string(),
+                    shape: tensor.shape(),
+                    bytes: tensor.num_bytes(),
+                })
+                .collect(),
+        }
+    }
+}
+
+impl Memory {
+    fn new(config: &Config, weights: Option<&Weights>, context: Option<u64>) -> Self {
+        let context = context.unwrap_or(config.max_position_embeddings as u64);
+        // Without weights: the format that most files have.
+        let first_layer = weights.and_then(|weights| weights.layers.first());
+        let dtype = first_layer.map_or(Dtype::F16, |layer| layer.k_proj.weight.dtype);
+        let layout = KvLayout {
+            dtype,
+            num_layers: config.num_hidden_layers,
+            num_pages: context.div_ceil(PAGE_SIZE as u64) as usize,
+            num_key_value_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+        };
+        Self {
+            weight_bytes: weights.map(Weights::num_bytes),
+            kv_dtype: dtype.name(),
+            kv_bytes_per_token: (layout.page_bytes() / PAGE_SIZE) as u64,
+            context,
+            kv_bytes: (layout.num_pages * layout.page_bytes()) as u64,
+        }
+    }
+}
+
+fn metadata_as_json<S: Serializer>(metadata: &[(&str, Value<'_>)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(metadata.iter().map(|(key, value)| (key, Json(value))))
+}
+
+/// Scalars and strings as they are; an array, which may have 150,000 elements, as its type and length.
+struct Json<'a>(&'a Value<'a>);
+
+impl Serialize for Json<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match *self.0 {
+            Value::U8(v) => v.serialize(serializer),
+            Value::I8(v) => v.serialize(serializer),
+            Value::U16(v) => v.serialize(serializer),
+            Value::I16(v) => v.serialize(serializer),
+            Value::U32(v) => v.serialize(serializer),
+            Value::I32(v) => v.serialize(serializer),
+            Value::F32(v) => v.serialize(serializer),
+            Value::Bool(v) => v.serialize(serializer),
+            Value::U64(v) => v.serialize(serializer),
+            Value::I64(v) => v.serialize(serializer),
+            Value::F64(v) => v.serialize(serializer),
+            Value::String(v) => String::from_utf8_lossy(v).serialize(serializer),
+            Value::Array(v) => {
+                let mut map = serializer.serialize_map(Some(2))?;
+                map.serialize_entry("array_of", &v.element_type().to_string())?;
+                map.serialize_entry("length", &v.len())?;
+                map.end()
+            }
+        }
+    }
+}
+
+/// As `1202.09 MiB`.
+struct Mib(u64);
+
+impl fmt::Display for Mib {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{:.2} MiB", self.0 as f64 / f64::from(1 << 20)))
+    }
+}
+
+impl fmt::Display for Report<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, gguf_version, alignment, .. } = self;
+        writeln!(f, "{file}: {}, GGUF version {gguf_version}, alignment {alignment}", Mib(self.file_bytes))?;
+        writeln!(f, "architecture: {}", self.architecture.unwrap_or("not given"))?;
+        match &self.problem {
+            Some(problem) => writeln!(f, "cannot be run: {problem}")?,
+            None if self.vocabulary_only => writeln!(f, "a vocabulary only: there are no tensors")?,
+            None => {}
+        }
+        if !self.unused_tensors.is_empty() {
+            writeln!(f, "not used: {}", self.unused_tensors.join(", "))?;
+        }
+
+        writeln!(f, "\nmetadata ({})", self.metadata.len())?;
+        let width = self.metadata.iter().map(|(key, _)| key.chars().count()).max().unwrap_or(0).min(48);
+        for (key, value) in &self.metadata {
+            writeln!(f, "  {key:width$}  {value}")?;
+        }
+        if !self.tensors.is_empty() {
+            writeln!(f, "\ntensors ({})", self.num_tensors)?;
+            let width =
+                self.tensors.iter().map(|tensor| tensor.name.chars().count()).max().unwrap_or(0).min(48);
+            for TensorLine { name, ggml_type, shape, bytes } in &self.tensors {
+                let mut size = String::new();
+                match bytes {
+                    Some(bytes) => write!(size, "{bytes}")?,
+                    None => size.push('?'),
+                }
+                writeln!(f, "  {name:width$}  {ggml_type:8} {:16} {size:>12} bytes", format!("{shape:?}"))?;
+            }
+            writeln!(f, "\nsizes")?;
+            for TypeSize { ggml_type, num_tensors, bytes } in &self.sizes {
+                writeln!(f, "  {ggml_type:8} {num_tensors:5} tensors {:>14}", Mib(*bytes))?;
+            }
+            writeln!(f, "  {:8} {:5} tensors {:>14}", "all", self.num_tensors, Mib(self.tensor_bytes))?;
+        }
+        if let Some(config) = &self.config {
+            writeln!(f, "\nconfig")?;
+            let rows: [(&str, &dyn fmt::Display); 13] = [
+                ("name", &config.name),
+                ("vocab_size", &config.vocab_size),
+                ("hidden_size", &config.hidden_size),
+                ("intermediate_size", &config.intermediate_size),
+                ("num_hidden_layers", &config.num_hidden_layers),
+                ("num_attention_heads", &config.num_attention_heads),
+                ("num_key_value_heads", &config.num_key_value_heads),
+                ("head_dim", &config.head_dim),
+                ("rope_theta", &config.rope_theta),
+                ("rms_norm_eps", &config.rms_norm_eps),
+                ("max_position_embeddings", &config.max_position_embeddings),
+                ("tie_word_embeddings", &config.tie_word_embeddings),
+                ("attention_bias", &config.attention_bias),
+            ];
+            for (name, value) in rows {
+                writeln!(f, "  {name:23}  {value}")?;
+            }
+        }
+        if let Some(memory) = &self.memory {
+            writeln!(f, "\nmemory needed, workspace apart")?;
+            let Memory { kv_dtype, kv_bytes_per_token, context, .. } = memory;
+            if let Some(bytes) = memory.weight_bytes {
+                writeln!(f, "  {:10} {:>14}", "weights", Mib(bytes))?;
+            }
+            writeln!(
+                f,
+                "  {:10} {:>14}  for {context} tokens at {kv_bytes_per_token} bytes each in {kv_dtype}",
+                "KV cache",
+                Mib(memory.kv_bytes)
+            )?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,219 @@
+//! Options that several subcommands share.
+
+use crate::chat::ChatTemplate;
+use crate::config::Config;
+use crate::cuda::KernelChoice;
+use crate::error::{Error, Result};
+use crate::generate::{Engine, EngineConfig};
+use crate::gguf::Gguf;
+use crate::model::Runner;
+use crate::model::open::{DeviceChoice, RunnerOptions, open_runner};
+use crate::sampler::SamplingParams;
+use crate::tokenizer::Tokenizer;
+use crate::weights::Weights;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Which model, where it runs and how much memory it may take.
+#[derive(Clone, Debug, Args)]
+pub struct ModelArgs {
+    /// GGUF file with the weights and the vocabulary
+    #[arg(short, long, value_name = "FILE", env = "QERNEL_MODEL")]
+    pub model: PathBuf,
+    /// Where to compute: auto (a GPU if there is one), cuda, cuda:N or cpu
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    pub device: DeviceChoice,
+    /// Longest context in tokens [default: what the model was made for, or what fits]
+    #[arg(short = 'c', long, value_name = "TOKENS")]
+    pub ctx_size: Option<usize>,
+    /// Rows of one step: prompts longer than this are prefilled in chunks
+    #[arg(short = 'b', long, default_value_t = 512, value_name = "TOKENS")]
+    pub batch_size: usize,
+    /// Share of the free GPU memory that weights, KV pages and workspace may take
+    #[arg(long, default_value_t = 0.9, value_name = "SHARE")]
+    pub gpu_memory_fraction: f64,
+    /// Kernel variants by operation, such as rms_norm=plain,attention=split
+    #[arg(long, value_name = "OP=VARIANT,…")]
+    pub kernel: Option<String>,
+}
+
+/// A model file, opened and loaded.
+pub struct Model {
+    pub tokenizer: Arc<Tokenizer>,
+    pub runner: Box<dyn Runner>,
+    pub facts: ModelFacts,
+}
+
+/// What the timing summary must know of a model.
+#[derive(Clone, Debug)]
+pub struct ModelFacts {
+    /// Opening the file and bringing the weights to the device, in seconds.
+    pub load_s: f64,
+    /// Bytes of weights that a decode step reads: all but an embedding that is not the head as well, of which one row
+    /// is read.
+    pub decode_weight_bytes: usize,
+}
+
+impl ModelArgs {
+    /// Opens the file and loads the model for at most `max_num_sequences` sequences at a time, with a progress bar where
+    /// standard error is a terminal.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the file, the options or the device.
+    pub fn open(&self, max_num_sequences: usize) -> Result<Model> {
+        let start = Instant::now();
+        let gguf = Gguf::open(&self.model)?;
+        let config = Config::from_gguf(&gguf)?;
+        let weights = Weights::from_gguf(&gguf, &config)?;
+        if !weights.unused.is_empty() {
+            tracing::warn!("tensors that the model has no use for: {}", weights.unused.join(", "));
+        }
+        let kernels = self.kernel.as_deref().map(KernelChoice::parse).transpose()?.unwrap_or_default();
+        let options = RunnerOptions {
+            device: self.device,
+            max_model_len: self.ctx_size,
+            max_num_tokens: self.batch_size,
+            max_num_sequences,
+            max_num_logits: max_num_sequences,
+            memory_fraction: self.gpu_memory_fraction,
+            kernels,
+        };
+        // The vocabulary is read by another core while the weights go up.
+        let (tokenizer, runner) = std::thread::scope(|scope| {
+            let tokenizer = scope.spawn(|| Tokenizer::from_gguf(&gguf));
+            let bar = progress_bar();
+            let runner = open_runner(&weights, &config, &options, &mut |loaded, total| {
+                bar.set_length(total);
+                bar.set_position(loaded);
+            });
+            bar.finish_and_clear();
+            (tokenizer.join(), runner)
+        });
+        let tokenizer = tokenizer.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let head = weights.lm_head.as_ref();
+        let unread = if head.is_some() { weights.embed_tokens.data.len() } else { 0 };
+        let facts = ModelFacts {
+            load_s: start.elapsed().as_secs_f64(),
+            decode_weight_bytes: weights.num_bytes() as usize - unread,
+        };
+        Ok(Model { tokenizer: Arc::new(tokenizer), runner: runner?, facts })
+    }
+}
+
+impl Model {
+    /// The file's chat template, or ChatML.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::from_tokenizer`].
+    pub fn template(&self) -> Result<ChatTemplate> {
+        ChatTemplate::from_tokenizer(&self.tokenizer)
+    }
+
+    /// The ids of a prompt that no template made.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        let bos = self.tokenizer.bos_token_id().filter(|_| self.tokenizer.adds_bos());
+        Ok(bos.into_iter().chain(self.tokenizer.encode(text, true)?).collect())
+    }
+
+    /// An engine over the model.
+    ///
+    /// # Errors
+    /// As [`Engine::new`].
+    pub fn into_engine(self) -> Result<Engine> {
+        Engine::new(self.runner, Some(self.tokenizer), EngineConfig::default())
+    }
+}
+
+fn progress_bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("loading {bar:40} {bytes}/{total_bytes} {bytes_per_sec}")
+        .expect("the template is well-formed");
+    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(10));
+    bar.with_style(style)
+}
+
+/// The sampling flags of llama.cpp, with its meaning, order (penalties, top-k, top-p, min-p, temperature) and defaults.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingArgs {
+    /// Temperature; 0 always takes the likeliest token
+    #[arg(long = "temp", alias = "temperature", default_value_t = 0.8, value_name = "T")]
+    pub temperature: f32,
+    /// Keep the K likeliest tokens; 0 keeps all
+    #[arg(long, default_value_t = 40, value_name = "K", allow_negative_numbers = true)]
+    pub top_k: i32,
+    /// Keep the likeliest tokens whose probabilities add up to P; 1 keeps all
+    #[arg(long, default_value_t = 0.95, value_name = "P")]
+    pub top_p: f32,
+    /// Keep tokens with at least this share of the likeliest one's probability; 0 keeps all
+    #[arg(long, default_value_t = 0.05, value_name = "P")]
+    pub min_p: f32,
+    /// Divide the logits of repeated tokens by it; 1 is off
+    #[arg(long, default_value_t = 1.0, value_name = "X")]
+    pub repeat_penalty: f32,
+    /// How many of the last tokens the penalties look at; 0 none, -1 the whole context
+    #[arg(long, default_value_t = 64, value_name = "N", allow_negative_numbers = true)]
+    pub repeat_last_n: i32,
+    /// Subtract from the logit of every token that has occurred; 0 is off
+    #[arg(long, default_value_t = 0.0, value_name = "X", allow_negative_numbers = true)]
+    pub presence_penalty: f32,
+    /// Subtract from a token's logit once for each time it has occurred; 0 is off
+    #[arg(long, default_value_t = 0.0, value_name = "X", allow_negative_numbers = true)]
+    pub frequency_penalty: f32,
+    /// Seed of the random generator; the same seed gives the same text [default: from the clock]
+    #[arg(short, long, value_name = "SEED")]
+    pub seed: Option<u64>,
+}
+
+impl SamplingArgs {
+    /// The sampler's parameters; without `--seed` the clock gives one.
+    pub fn params(&self) -> SamplingParams {
+        let from_clock = || {
+            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            since.as_nanos() as u64
+        };
+        SamplingParams {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repeat_penalty: self.repeat_penalty,
+            repeat_last_n: self.repeat_last_n,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            seed: self.seed.unwrap_or_else(from_clock),
+        }
+    }
+}
+
+/// Token ids as they are typed: separated by commas or white space.
+pub fn parse_ids(text: &str) -> Result<Vec<u32>> {
+    text.split(|c: char| c == ',' || c.is_whitespace())
+        .filter(|part| !part.is_empty())
+        .map(|part| {
+            part.parse().map_err(|_| {
+                Error::Request(format!("expected token ids such as 9707,11,1879; found {part:?}"))
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_may_be_separated_by_commas_and_white_space() {
+        assert_eq!(parse_ids("9707,11, 1879\n").unwrap(), [9707, 11, 1879]);
+        assert_eq!(parse_ids("").unwrap(), [0; 0]);
+        for bad in ["9707,-1", "a", "4294967296"] {
+            assert!(matches!(parse_ids(bad), Err(Error::Request(_))), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! How long it took, and how far that is from what the memory allows.
+
+use super::options::ModelFacts;
+use crate::error::Result;
+use crate::generate::{Timings, Usage};
+use crate::model::Runner;
+use serde::Serialize;
+use std::fmt;
+
+/// Timings of one request. Decode at batch 1 reads every weight once per token, so the bandwidth that was reached, as a
+/// share of the one measured on this device, says how much faster it could be.
+#[derive(Debug, Serialize)]
+pub struct Summary {
+    /// Where it ran.
+    pub device: String,
+    /// Opening the file and bringing the weights to the device, in seconds.
+    pub load_s: f64,
+    pub prompt_tokens: usize,
+    pub prefill_s: f64,
+    pub prefill_tokens_per_s: f64,
+    /// Tokens that decode steps made: all but the first, which prefill gives.
+    pub decode_tokens: usize,
+    pub decode_s: f64,
+    pub decode_tokens_per_s: f64,
+    /// Weights and cached K and V that one decode step reads, at the mean length of this request's steps.
+    pub bytes_per_token: u64,
+    /// Read bandwidth of the device, measured at the end of this run, in bytes per second.
+    pub measured_bandwidth: f64,
+    /// `bytes_per_token * decode_tokens_per_s / measured_bandwidth`
+    pub bandwidth_share: f64,
+}
+
+impl Summary {
+    /// Sums up a request; measures the device's read bandwidth, which takes a few hundredths of a second.
+    pub fn new(
+        facts: &ModelFacts,
+        runner: &mut dyn Runner,
+        usage: &Usage,
+        timings: &Timings,
+    ) -> Result<Self> {
+        let per_second =
+            |tokens: usize, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
+        let layout = runner.kv_layout();
+        let kv_bytes_per_position = layout.page_bytes() / crate::kv_cache::PAGE_SIZE;
+        let mean_kv_len = usage.prompt_tokens + usage.completion_tokens / 2;
+        let bytes_per_token = (facts.decode_weight_bytes + kv_bytes_per_position * mean_kv_len) as u64;
+        let decode_tokens_per_s = per_second(timings.decode_tokens, timings.decode_seconds);
+        let measured_bandwidth = runner.read_bandwidth()?;
+        Ok(Self {
+            device: runner.device_name(),
+            load_s: facts.load_s,
+            prompt_tokens: usage.prompt_tokens,
+            prefill_s: timings.prefill_seconds,
+            prefill_tokens_per_s: per_second(timings.prefill_tokens, timings.prefill_seconds),
+            decode_tokens: timings.decode_tokens,
+            decode_s: timings.decode_seconds,
+            decode_tokens_per_s,
+            bytes_per_token,
+            measured_bandwidth,
+            bandwidth_share: bytes_per_token as f64 * decode_tokens_per_s / measured_bandwidth,
+        })
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "device   {}", self.device)?;
+        writeln!(f, "load     {:.3} s", self.load_s)?;
+        writeln!(
+            f,
+            "prefill  {} tokens in {:.3} s, {:.1} tokens/s",
+            self.prompt_tokens, self.prefill_s, self.prefill_tokens_per_s
+        )?;
+        writeln!(
+            f,
+            "decode   {} tokens in {:.3} s, {:.1} tokens/s",
+            self.decode_tokens, self.decode_s, self.decode_tokens_per_s
+        )?;
+        write!(
+            f,
+            "memory   {:.1} MB a token, {:.1}% of the {:.1} GB/s measured",
+            self.bytes_per_token as f64 / 1e6,
+            100.0 * self.bandwidth_share,
+            self.measured_bandwidth / 1e9
+        )
+    }
+}

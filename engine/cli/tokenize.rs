@@ -1,0 +1,83 @@
+//! `qernel tokenize`: text -> token ids.
+
+use crate::error::{Error, Result};
+use crate::gguf::Gguf;
+use crate::tokenizer::Tokenizer;
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+
+/// Turn text into token ids
+#[derive(Debug, clap::Args)]
+pub struct TokenizeArgs {
+    /// The text; standard input, to the byte and with its last newline, where it is not given
+    pub text: Option<String>,
+    /// GGUF file; one that holds only a vocabulary is enough
+    #[arg(long, short, value_name = "FILE")]
+    pub model: PathBuf,
+    /// Print {"ids": [...]}
+    #[arg(long)]
+    pub json: bool,
+    /// Treat the names of special tokens as text
+    #[arg(long)]
+    pub no_special: bool,
+}
+
+/// Prints the ids of the text, on one line.
+///
+/// # Errors
+/// [`Error::Request`] where the text is not UTF-8, and the errors of reading the file and of writing.
+pub fn run(args: TokenizeArgs) -> Result<()> {
+    let text = match args.text {
+        Some(text) => text,
+        None => utf8(read_stdin()?)?,
+    };
+    let tokenizer = Tokenizer::from_gguf(&Gguf::open(&args.model)?)?;
+    let ids = tokenizer.encode(&text, !args.no_special)?;
+    let mut line = if args.json {
+        serde_json::json!({ "ids": ids }).to_string()
+    } else {
+        ids.iter().map(u32::to_string).collect::<Vec<_>>().join(" ")
+    };
+    line.push('\n');
+    write_stdout(line.as_bytes())
+}
+
+/// The model's words are cut between characters, so bytes that are no characters have no tokens of the model's making.
+fn utf8(bytes: Vec<u8>) -> Result<String> {
+    String::from_utf8(bytes).map_err(|error| {
+        let position = error.utf8_error().valid_up_to();
+        Error::Request(format!(
+            "standard input is not UTF-8: byte 0x{:02X} at offset {position} begins no character; convert it first, for \
+             example with `iconv -t UTF-8`",
+            error.as_bytes()[position]
+        ))
+    })
+}
+
+/// All of standard input.
+pub(super) fn read_stdin() -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    io::stdin().lock().read_to_end(&mut bytes).map_err(|error| Error::io("standard input", error))?;
+    Ok(bytes)
+}
+
+/// Writes and flushes; a reader that has gone away is [`Error::ClosedPipe`].
+pub(super) fn write_stdout(bytes: &[u8]) -> Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes).and_then(|()| out.flush()).map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => Error::ClosedPipe,
+        _ => Error::io("standard output", error),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn input_that_is_no_text_is_located() {
+        assert_eq!(utf8(b"a\0\r\n".to_vec()).unwrap(), "a\0\r\n");
+        let error = utf8(b"ab\xE4\xB8".to_vec()).unwrap_err().to_string();
+        assert!(error.contains("byte 0xE4 at offset 2"), "{error}");
+    }
+}

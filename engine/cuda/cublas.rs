@@ -1,0 +1,163 @@
+//! cuBLAS on the device's stream, through `cudarc`'s run-time bindings.
+
+use super::device::Device;
+use super::memory::DeviceBuffer;
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use cuda_std::launch::{DevicePtr, DevicePtrMut};
+use cudarc::cublas::sys;
+use std::ffi::CStr;
+use std::ptr;
+use std::rc::Rc;
+
+/// Scratch memory of the library, in bytes: what NVIDIA recommends for Hopper. It is fixed, for with one of its own
+/// making the library may add partial sums in another order from run to run.
+pub const WORKSPACE_BYTES: usize = 32 << 20;
+
+/// A cuBLAS handle.
+pub struct Cublas {
+    handle: sys::cublasHandle_t,
+    /// In use by the handle.
+    _workspace: DeviceBuffer<u8>,
+    /// The context outlives the handle.
+    _device: Rc<Device>,
+}
+
+/// Refuses to go on where the library is not installed; cudarc would panic.
+fn find_library() -> Result<()> {
+    // SAFETY: loads a library whose initialisers do nothing unusual.
+    if unsafe { sys::is_culib_present() } {
+        return Ok(());
+    }
+    Err(Error::Device(
+        "libcublas.so is not found; install NVIDIA's package libcublas-13-0 (or libcublas-12-*, or `pip install \
+         nvidia-cublas`) and name its folder in LD_LIBRARY_PATH, or do without: --kernel matmul=plain"
+            .into(),
+    ))
+}
+
+/// Version of the installed library; no device is needed.
+///
+/// # Errors
+/// [`Error::Device`] if it is not installed.
+pub fn library_version() -> Result<String> {
+    use cudarc::cublas::sys::libraryPropertyType_t::{MAJOR_VERSION, MINOR_VERSION, PATCH_LEVEL};
+    find_library()?;
+    let mut parts = Vec::new();
+    for property in [MAJOR_VERSION, MINOR_VERSION, PATCH_LEVEL] {
+        let mut value = 0;
+        // SAFETY: writes one int.
+        check(unsafe { sys::cublasGetProperty(property, &mut value) }, "asking for cuBLAS's version")?;
+        parts.push(value.to_string());
+    }
+    Ok(parts.join("."))
+}
+
+impl Cublas {
+    /// Opens the library.
+    ///
+    /// # Errors
+    /// [`Error::Device`] that names the package if the library is not installed, or with the library's own reason.
+    pub fn new(device: &Rc<Device>) -> Result<Self> {
+        find_library()?;
+        let mut workspace = DeviceBuffer::zeroed(device, WORKSPACE_BYTES)?;
+        let mut handle = ptr::null_mut();
+        // SAFETY: writes the handle; the device's context is current.
+        check(unsafe { sys::cublasCreate_v2(&mut handle) }, "starting cuBLAS")?;
+        let address = workspace.ptr_mut().as_raw();
+        let cublas = Self { handle, _workspace: workspace, _device: device.clone() };
+        // SAFETY: stream and workspace live as long as the handle. The stream is set first, for that resets the
+        // workspace.
+        unsafe {
+            check(sys::cublasSetStream_v2(handle, device.stream().cast()), "setting cuBLAS's stream")?;
+            check(
+                sys::cublasSetWorkspace_v2(
+                    handle,
+                    ptr::with_exposed_provenance_mut(address as usize),
+                    WORKSPACE_BYTES,
+                ),
+                "setting cuBLAS's workspace",
+            )?;
+            // f32 stays f32 (no TF32), and sums of f16 and bf16 products stay f32 until the end.
+            let mode = sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+            check(sys::cublasSetMathMode(handle, mode), "setting cuBLAS's precision")?;
+        }
+        Ok(cublas)
+    }
+
+    /// Queues `out = x · weightᵀ`, all row-major: x `[n, cols]`, weight `[rows, cols]`, out f32 `[n, rows]`; sums
+    /// in f32.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if a size is over `i32::MAX`, or with the library's reason.
+    ///
+    /// # Safety
+    /// The three ranges have these many values of `dtype` (out: f32) on this device, and out overlaps neither other.
+    #[allow(clippy::too_many_arguments)] // The mathematical signature of a matrix product.
+    pub unsafe fn matmul(
+        &self,
+        dtype: Dtype,
+        n: usize,
+        rows: usize,
+        cols: usize,
+        x: DevicePtr<u8>,
+        weight: DevicePtr<u8>,
+        out: DevicePtrMut<f32>,
+    ) -> Result<()> {
+        let int = |value: usize| {
+            i32::try_from(value).map_err(|_| Error::Device(format!("cuBLAS takes no dimension of {value}")))
+        };
+        let (n, rows, cols) = (int(n)?, int(rows)?, int(cols)?);
+        let format = match dtype {
+            Dtype::F32 => sys::cudaDataType_t::CUDA_R_32F,
+            Dtype::F16 => sys::cudaDataType_t::CUDA_R_16F,
+            Dtype::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
+        };
+        let (one, zero) = (1.0f32, 0.0f32);
+        // cuBLAS is column-major: it computes outᵀ [rows, n] = weight · xᵀ, where the stored weight is its transpose
+        // and the stored x is xᵀ already.
+        // SAFETY: the caller vouches for the ranges; alpha and beta are read before the call returns.
+        let status = unsafe {
+            sys::cublasGemmEx(
+                self.handle,
+                sys::cublasOperation_t::CUBLAS_OP_T,
+                sys::cublasOperation_t::CUBLAS_OP_N,
+                rows,
+                n,
+                cols,
+                ptr::from_ref(&one).cast(),
+                ptr::with_exposed_provenance(weight.as_raw() as usize),
+                format,
+                cols,
+                ptr::with_exposed_provenance(x.as_raw() as usize),
+                format,
+                cols,
+                ptr::from_ref(&zero).cast(),
+                ptr::with_exposed_provenance_mut(out.as_raw() as usize),
+                sys::cudaDataType_t::CUDA_R_32F,
+                rows,
+                sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            )
+        };
+        check(status, "cublasGemmEx")
+    }
+}
+
+impl Drop for Cublas {
+    fn drop(&mut self) {
+        // SAFETY: the handle is this value's own. A failure leaves nothing to do.
+        unsafe {
+            sys::cublasDestroy_v2(self.handle);
+        }
+    }
+}
+
+fn check(status: sys::cublasStatus_t, doing: &str) -> Result<()> {
+    if status == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS {
+        return Ok(());
+    }
+    // SAFETY: a constant string of the library.
+    let text = unsafe { CStr::from_ptr(sys::cublasGetStatusString(status)) };
+    Err(Error::Device(format!("{doing}: {}", text.to_string_lossy())))
+}

@@ -1,0 +1,26 @@
+//! The rows whose logits are wanted.
+
+use super::batch::{CudaBatch, expect_bound};
+use super::device::Device;
+use super::launch::{dimension, elements_of_rows};
+use super::tensor::Tensor;
+use crate::error::Result;
+use gpu_kernels::gather_rows::{BLOCK_SIZE, gather_rows_f32_plain};
+
+const OP: &str = "gather_rows";
+
+/// `out[i] = x[logit_rows[i]]`: `[num_logits, cols]`.
+pub(super) fn gather_rows(device: &Device, batch: &CudaBatch, x: &Tensor, out: &mut Tensor) -> Result<()> {
+    let n = batch.shape.num_logits;
+    out.expect(OP, "out", n, x.cols)?;
+    expect_bound(OP, "row", batch.shape.logit_row_bound, x.rows)?;
+    let (rows, cols) = (dimension(OP, n)?, dimension(OP, x.cols)?);
+    if rows == 0 || cols == 0 {
+        return Ok(());
+    }
+    // SAFETY: one row of blocks for each of the `n` rows of out; every index is a row of x, checked above.
+    unsafe {
+        let config = elements_of_rows(rows, cols, BLOCK_SIZE);
+        gather_rows_f32_plain(device, &config, cols, batch.logit_rows(), x.ptr(), out.ptr_mut())
+    }
+}

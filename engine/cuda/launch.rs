@@ -1,0 +1,49 @@
+//! What the launch wrappers share: grids, and the kernel of a dtype.
+
+use super::device::Device;
+use crate::error::{Error, Result};
+use cuda_std::launch::LaunchConfig;
+
+/// How a variant is launched: unsafe, for it relies on the checks that its operation made on the case.
+pub(super) type Launch<C> = unsafe fn(&Device, &C) -> Result<()>;
+
+/// Calls the kernel of the dtype with the same arguments.
+macro_rules! by_dtype {
+    ($dtype:expr, $f32:path, $f16:path, $bf16:path, ($($argument:expr),* $(,)?)) => {
+        match $dtype {
+            $crate::dtype::Dtype::F32 => $f32($($argument),*),
+            $crate::dtype::Dtype::F16 => $f16($($argument),*),
+            $crate::dtype::Dtype::Bf16 => $bf16($($argument),*),
+        }
+    };
+}
+pub(super) use by_dtype;
+
+/// `value` as kernels take dimensions.
+pub(super) fn dimension(op: &str, value: usize) -> Result<u32> {
+    u32::try_from(value).map_err(|_| Error::Request(format!("{op}: a dimension of {value} is over 32 bits")))
+}
+
+/// A one-dimensional grid for a grid-stride loop over `count` elements: a thread for each, but no more blocks than
+/// keep the device busy.
+pub(super) fn stride(device: &Device, count: usize, block_size: u32) -> LaunchConfig {
+    const BLOCKS_PER_MULTIPROCESSOR: usize = 8;
+    let busy = device.info().multiprocessors as usize * BLOCKS_PER_MULTIPROCESSOR;
+    let blocks = count.div_ceil(block_size as usize).clamp(1, busy.max(1));
+    LaunchConfig { grid: [blocks as u32, 1, 1], block: [block_size, 1, 1], shared_bytes: 0 }
+}
+
+/// A grid of `[rows, ceil(cols / block_size)]`: a thread for each element, no thread divides.
+pub(super) fn elements_of_rows(rows: u32, cols: u32, block_size: u32) -> LaunchConfig {
+    LaunchConfig { grid: [rows, cols.div_ceil(block_size), 1], block: [block_size, 1, 1], shared_bytes: 0 }
+}
+
+/// A grid of one block a row.
+pub(super) fn block_per_row(rows: u32, block_size: u32) -> LaunchConfig {
+    LaunchConfig { grid: [rows, 1, 1], block: [block_size, 1, 1], shared_bytes: 0 }
+}
+
+/// For variants that compute every case.
+pub(super) fn always<C>(_: &C) -> Result<(), &'static str> {
+    Ok(())
+}

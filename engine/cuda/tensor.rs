@@ -1,0 +1,255 @@
+//! What operations read and write on the device.
+
+use super::device::Device;
+use super::memory::DeviceBuffer;
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::kv_cache::KvLayout;
+use cuda_std::launch::{DevicePtr, DevicePtrMut};
+use half::{bf16, f16};
+use std::rc::Rc;
+
+/// f32 `[rows, cols]`, row-major.
+pub struct Tensor {
+    pub(super) data: DeviceBuffer<f32>,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+}
+
+/// `[rows, cols]` in a format of the weights, row-major: what matrix products read, and weights themselves.
+pub struct Activation {
+    pub(super) data: DeviceBuffer<u8>,
+    pub(super) dtype: Dtype,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+}
+
+/// A weight matrix `[out_features, in_features]`.
+pub struct Weight(pub(super) Activation);
+
+/// K and V pages of every layer, laid out as [`KvLayout`] says: all of K, then all of V.
+pub struct KvCache {
+    k: DeviceBuffer<u8>,
+    v: DeviceBuffer<u8>,
+    pub(super) layout: KvLayout,
+}
+
+/// `rows * cols`, or an error where that is more than the address space.
+pub(super) fn elements(rows: usize, cols: usize) -> Result<usize> {
+    rows.checked_mul(cols)
+        .ok_or_else(|| Error::Memory(format!("[{rows}, {cols}] values are more than the address space")))
+}
+
+/// Refuses a shape that has too few rows or other columns than the operation.
+fn expect(op: &str, name: &str, found: (usize, usize), n: usize, cols: usize) -> Result<()> {
+    if found.0 >= n && found.1 == cols {
+        return Ok(());
+    }
+    Err(Error::Request(format!(
+        "{op}: {name} must be [at least {n}, {cols}], it is [{}, {}]",
+        found.0, found.1
+    )))
+}
+
+impl Tensor {
+    pub(super) fn new(device: &Rc<Device>, rows: usize, cols: usize) -> Result<Self> {
+        Ok(Self { data: DeviceBuffer::zeroed(device, elements(rows, cols)?)?, rows, cols })
+    }
+
+    /// Rows it has room for.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Replaces the first values, row-major, and waits.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there are more than it holds.
+    pub fn write(&mut self, values: &[f32]) -> Result<()> {
+        self.data.write(0, values)
+    }
+
+    /// All values, row-major, after everything queued before.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if an earlier kernel failed.
+    pub fn to_host(&self) -> Result<Vec<f32>> {
+        self.data.read(0, self.data.len())
+    }
+
+    pub(super) fn expect(&self, op: &str, name: &str, n: usize, cols: usize) -> Result<()> {
+        expect(op, name, (self.rows, self.cols), n, cols)
+    }
+
+    pub(super) fn ptr(&self) -> DevicePtr<f32> {
+        self.data.ptr()
+    }
+
+    pub(super) fn ptr_mut(&mut self) -> DevicePtrMut<f32> {
+        self.data.ptr_mut()
+    }
+}
+
+impl Activation {
+    pub(super) fn new(device: &Rc<Device>, dtype: Dtype, rows: usize, cols: usize) -> Result<Self> {
+        let bytes = elements(elements(rows, cols)?, dtype.size())?;
+        Ok(Self { data: DeviceBuffer::zeroed(device, bytes)?, dtype, rows, cols })
+    }
+
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Rows it has room for.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Replaces the first values, row-major, each rounded to the nearest of this format, and waits.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there are more than it holds.
+    pub fn write(&mut self, values: &[f32]) -> Result<()> {
+        self.data.write(0, &encode(self.dtype, values))
+    }
+
+    /// All values, row-major, after everything queued before.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if an earlier kernel failed.
+    pub fn to_host(&self) -> Result<Vec<f32>> {
+        Ok(decode(self.dtype, &self.data.read(0, self.data.len())?))
+    }
+
+    pub(super) fn expect(&self, op: &str, name: &str, dtype: Dtype, n: usize, cols: usize) -> Result<()> {
+        expect(op, name, (self.rows, self.cols), n, cols)?;
+        if self.dtype == dtype {
+            return Ok(());
+        }
+        Err(Error::Request(format!("{op}: {name} must be {dtype}, it is {}", self.dtype)))
+    }
+
+    pub(super) fn ptr(&self) -> DevicePtr<u8> {
+        self.data.ptr()
+    }
+
+    pub(super) fn ptr_mut(&mut self) -> DevicePtrMut<u8> {
+        self.data.ptr_mut()
+    }
+}
+
+impl Weight {
+    pub fn dtype(&self) -> Dtype {
+        self.0.dtype
+    }
+}
+
+impl KvCache {
+    pub(super) fn new(device: &Rc<Device>, layout: &KvLayout) -> Result<Self> {
+        let values = elements(elements(layout.num_layers, layout.num_pages)?, layout.page_elements())?;
+        let bytes = elements(values, layout.dtype.size())?;
+        Ok(Self {
+            k: DeviceBuffer::zeroed(device, bytes)?,
+            v: DeviceBuffer::zeroed(device, bytes)?,
+            layout: *layout,
+        })
+    }
+
+    pub fn layout(&self) -> &KvLayout {
+        &self.layout
+    }
+
+    /// K and V of one layer, each `[num_pages, num_key_value_heads, PAGE_SIZE, head_dim]`.
+    pub(super) fn layer(&self, op: &str, layer: usize) -> Result<(DevicePtr<u8>, DevicePtr<u8>)> {
+        if layer >= self.layout.num_layers {
+            return Err(Error::Request(format!("{op}: layer {layer} of {}", self.layout.num_layers)));
+        }
+        let offset = layer * self.layout.num_pages * self.layout.page_elements() * self.layout.dtype.size();
+        Ok((self.k.ptr().add(offset), self.v.ptr().add(offset)))
+    }
+
+    /// As [`KvCache::layer`], to write.
+    pub(super) fn layer_mut(
+        &mut self,
+        op: &str,
+        layer: usize,
+    ) -> Result<(DevicePtrMut<u8>, DevicePtrMut<u8>)> {
+        let (k, v) = self.layer(op, layer)?;
+        Ok((DevicePtrMut::from_raw(k.as_raw()), DevicePtrMut::from_raw(v.as_raw())))
+    }
+
+    /// Sets every byte of the cache.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn fill(&mut self, byte: u8) -> Result<()> {
+        self.k.fill(byte)?;
+        self.v.fill(byte)
+    }
+
+    /// K and V of one layer as f32, in the order of [`KvCache::layout`], after everything queued before.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if there is no such layer, [`Error::Device`] if an earlier kernel failed.
+    pub fn read(&self, layer: usize) -> Result<(Vec<f32>, Vec<f32>)> {
+        self.layer("read", layer)?;
+        let bytes = self.layout.num_pages * self.layout.page_elements() * self.layout.dtype.size();
+        let values = |buffer: &DeviceBuffer<u8>| {
+            Ok::<_, Error>(decode(self.layout.dtype, &buffer.read(layer * bytes, bytes)?))
+        };
+        Ok((values(&self.k)?, values(&self.v)?))
+    }
+}
+
+/// The little-endian bytes of `values`, each rounded to the nearest of `dtype`.
+pub(super) fn encode(dtype: Dtype, values: &[f32]) -> Vec<u8> {
+    match dtype {
+        Dtype::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        Dtype::F16 => values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
+        Dtype::Bf16 => values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect(),
+    }
+}
+
+/// The values in little-endian `bytes`.
+pub(super) fn decode(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
+    let pairs = || bytes.as_chunks::<2>().0.iter();
+    match dtype {
+        Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|&four| f32::from_le_bytes(four)).collect(),
+        Dtype::F16 => pairs().map(|&two| f16::from_le_bytes(two).to_f32()).collect(),
+        Dtype::Bf16 => pairs().map(|&two| bf16::from_le_bytes(two).to_f32()).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_survive_their_format() {
+        let values = [0.0, -1.5, 0.25, 65504.0, f32::INFINITY];
+        for dtype in Dtype::ALL {
+            let bytes = encode(dtype, &values);
+            assert_eq!(bytes.len(), values.len() * dtype.size());
+            let expected = values.map(|v| if dtype == Dtype::Bf16 && v == 65504.0 { 65536.0 } else { v });
+            assert_eq!(decode(dtype, &bytes), expected, "{dtype}");
+        }
+    }
+
+    #[test]
+    fn shapes_are_refused_with_both_numbers() {
+        let text = expect("add", "x", (4, 7), 5, 8).unwrap_err().to_string();
+        assert!(
+            text.contains("add: x") && text.contains("[at least 5, 8]") && text.contains("[4, 7]"),
+            "{text}"
+        );
+        expect("add", "x", (5, 8), 3, 8).unwrap();
+    }
+}

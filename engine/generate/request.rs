@@ -1,0 +1,159 @@
+//! What goes into the engine and what comes out of it.
+
+use crate::sampler::SamplingParams;
+use crate::scheduler::SequenceId;
+use std::fmt;
+
+/// One answer that is asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// Token ids of the prompt, at least one; a conversation's whole history.
+    pub prompt: Vec<u32>,
+    pub sampling: SamplingParams,
+    /// Most tokens of the answer, at least 1; `None` goes on until the context is full.
+    pub max_tokens: Option<usize>,
+    /// Texts that end the answer, none of them empty. They are no part of it.
+    pub stop: Vec<String>,
+    /// Takes the model's end-of-generation tokens like any other.
+    pub ignore_eos: bool,
+    /// Which of several answers to one prompt this is (OpenAI's `n`); part of every random draw.
+    pub index: u32,
+    /// Whether events carry text. Without it, and without `stop`, nothing is decoded.
+    pub text: bool,
+    /// Leaves the pages in the cache when the sequence ends, for a later request's `continue_from`. They are given up when
+    /// others need them, or by [`Engine::release`](super::Engine::release).
+    pub keep: bool,
+    /// A kept sequence: what its tokens have in common with the beginning of `prompt` is not computed again, and its pages
+    /// become this sequence's. A saving only: where it is no longer kept, everything is computed.
+    pub continue_from: Option<SequenceId>,
+}
+
+impl Request {
+    /// Text that continues `prompt` until the model ends it, with the default sampling.
+    pub fn new(prompt: Vec<u32>) -> Self {
+        Self {
+            prompt,
+            sampling: SamplingParams::default(),
+            max_tokens: None,
+            stop: Vec::new(),
+            ignore_eos: false,
+            index: 0,
+            text: true,
+            keep: false,
+            continue_from: None,
+        }
+    }
+}
+
+/// What happened to a sequence. The text of all its events, one after the other, is the text of the answer.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A token was drawn.
+    Token {
+        id: SequenceId,
+        /// [`Request::index`]
+        index: u32,
+        token: u32,
+        /// Text that is certain with this token: whole characters, without what may yet become a stop string. Often empty,
+        /// and always for the token that ends the generation.
+        text: String,
+    },
+    /// The sequence has ended; no event of it follows.
+    Finished {
+        id: SequenceId,
+        /// [`Request::index`]
+        index: u32,
+        /// Text that was withheld until now.
+        text: String,
+        reason: FinishReason,
+        usage: Usage,
+        timings: Timings,
+    },
+}
+
+impl Event {
+    /// The sequence that it is about.
+    pub fn id(&self) -> SequenceId {
+        match self {
+            Self::Token { id, .. } | Self::Finished { id, .. } => *id,
+        }
+    }
+
+    /// What it adds to the text of the answer.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Token { text, .. } | Self::Finished { text, .. } => text,
+        }
+    }
+}
+
+/// Why a sequence ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FinishReason {
+    /// An end-of-generation token or a stop string.
+    Stop,
+    /// [`Request::max_tokens`]
+    Length,
+    /// The context is full.
+    Context,
+    /// [`Engine::cancel`](super::Engine::cancel)
+    Cancelled,
+}
+
+impl fmt::Display for FinishReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Context => "context",
+            Self::Cancelled => "cancelled",
+        })
+    }
+}
+
+/// Tokens of a sequence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Usage {
+    pub prompt_tokens: usize,
+    /// Tokens drawn, with the one that ended the generation.
+    pub completion_tokens: usize,
+    /// Tokens of the prompt that a kept sequence had in the cache.
+    pub cached_tokens: usize,
+}
+
+/// What a sequence cost. Seconds are the wall time of the steps that it took part in, so in a batch they count the work for
+/// others too; time spent waiting is not in them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Timings {
+    /// Prompt tokens computed, with those computed anew after the sequence had to give its pages up.
+    pub prefill_tokens: usize,
+    pub prefill_seconds: f64,
+    /// Steps that drew a token from the token before. The first token of an answer comes from the prefill.
+    pub decode_tokens: usize,
+    pub decode_seconds: f64,
+}
+
+impl Timings {
+    /// `None` where nothing was computed.
+    pub fn prefill_tokens_per_second(&self) -> Option<f64> {
+        (self.prefill_seconds > 0.0).then(|| self.prefill_tokens as f64 / self.prefill_seconds)
+    }
+
+    /// `None` where nothing was computed.
+    pub fn decode_tokens_per_second(&self) -> Option<f64> {
+        (self.decode_seconds > 0.0).then(|| self.decode_tokens as f64 / self.decode_seconds)
+    }
+}
+
+/// A whole answer: the events of one sequence, added up.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Completion {
+    pub id: SequenceId,
+    /// Tokens drawn, with the one that ended the generation.
+    pub tokens: Vec<u32>,
+    pub text: String,
+    pub reason: FinishReason,
+    pub usage: Usage,
+    pub timings: Timings,
+}

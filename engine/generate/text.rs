@@ -1,0 +1,135 @@
+//! Tokens -> text that is certain: whole characters, nothing that may still turn out to be a stop string.
+
+use crate::tokenizer::{StreamDecoder, Tokenizer};
+use std::sync::Arc;
+
+/// The text of one sequence while it is made.
+pub(super) struct TextStream {
+    decoder: StreamDecoder,
+    stop: StopMatcher,
+    /// Otherwise only stop strings are looked for.
+    wanted: bool,
+}
+
+impl TextStream {
+    pub fn new(tokenizer: Arc<Tokenizer>, stop: Vec<String>, wanted: bool) -> Self {
+        Self { decoder: StreamDecoder::new(tokenizer, true), stop: StopMatcher::new(stop), wanted }
+    }
+
+    /// The text that is certain with `token`, and whether a stop string ended it.
+    pub fn push(&mut self, token: u32) -> (String, bool) {
+        let text = self.decoder.push(token);
+        self.filter(&text)
+    }
+
+    /// Ends the text: what is left of it, and whether that held a stop string.
+    pub fn finish(&mut self) -> (String, bool) {
+        let rest = self.decoder.finish();
+        let (mut text, stopped) = self.filter(&rest);
+        if self.wanted {
+            text += &self.stop.finish();
+        }
+        (text, stopped)
+    }
+
+    fn filter(&mut self, text: &str) -> (String, bool) {
+        let (text, stopped) = self.stop.push(text);
+        (if self.wanted { text } else { String::new() }, stopped)
+    }
+}
+
+/// Finds stop strings in text that comes in pieces. Where the pieces are cut makes no difference: of all stop strings,
+/// the one that is complete first ends the text, of several complete at once the longest.
+#[derive(Clone, Debug)]
+pub struct StopMatcher {
+    stop: Vec<String>,
+    /// The end of the text so far, as far as a stop string may have begun in it.
+    withheld: String,
+    stopped: bool,
+}
+
+impl StopMatcher {
+    /// Empty strings are ignored.
+    pub fn new(mut stop: Vec<String>) -> Self {
+        stop.retain(|stop| !stop.is_empty());
+        Self { stop, withheld: String::new(), stopped: false }
+    }
+
+    /// Takes the next piece. Returns the text that is certain now, and whether a stop string has ended it: then it is the
+    /// text before that string, and everything later is ignored.
+    pub fn push(&mut self, text: &str) -> (String, bool) {
+        if self.stopped {
+            return (String::new(), true);
+        }
+        self.withheld.push_str(text);
+        let found = self.stop.iter().filter_map(|stop| {
+            let start = self.withheld.find(stop.as_str())?;
+            Some((start + stop.len(), start))
+        });
+        if let Some((_, start)) = found.min() {
+            self.withheld.truncate(start);
+            self.stopped = true;
+            return (std::mem::take(&mut self.withheld), true);
+        }
+        let rest = self.withheld.split_off(self.certain());
+        (std::mem::replace(&mut self.withheld, rest), false)
+    }
+
+    /// Ends the text: what was withheld is no stop string after all.
+    pub fn finish(&mut self) -> String {
+        std::mem::take(&mut self.withheld)
+    }
+
+    /// Bytes of `withheld` before the first place where a stop string may have begun.
+    fn certain(&self) -> usize {
+        let may_begin = |rest: &str| self.stop.iter().any(|stop| stop.starts_with(rest));
+        let starts = self.withheld.char_indices().map(|(start, _)| start);
+        starts.into_iter().find(|&start| may_begin(&self.withheld[start..])).unwrap_or(self.withheld.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(stop: &[&str], pieces: &[&str]) -> (Vec<String>, bool, String) {
+        let mut matcher = StopMatcher::new(stop.iter().map(|&stop| stop.to_owned()).collect());
+        let mut stopped = false;
+        let texts = pieces.iter().map(|piece| {
+            let (text, now) = matcher.push(piece);
+            stopped |= now;
+            text
+        });
+        (texts.collect(), stopped, matcher.finish())
+    }
+
+    #[test]
+    fn text_that_may_become_a_stop_string_waits() {
+        assert_eq!(
+            run(&["END"], &["a E", "N", "x"]),
+            (vec!["a ".into(), "".into(), "ENx".into()], false, "".into())
+        );
+        assert_eq!(
+            run(&["END"], &["a E", "N", "Dx"]),
+            (vec!["a ".into(), "".into(), "".into()], true, "".into())
+        );
+        assert_eq!(run(&["END"], &["EN"]), (vec!["".into()], false, "EN".into()));
+        // The first E is wrong, the second may be right.
+        assert_eq!(run(&["END"], &["EN", "END!"]), (vec!["".into(), "EN".into()], true, "".into()));
+        assert_eq!(
+            run(&["é!"], &["caf", "é", "s"]),
+            (vec!["caf".into(), "".into(), "és".into()], false, "".into())
+        );
+        assert_eq!(run(&[], &["as", "it is"]), (vec!["as".into(), "it is".into()], false, "".into()));
+    }
+
+    #[test]
+    fn the_first_complete_stop_string_ends_the_text() {
+        let whole = run(&["abcd", "bc"], &["xabcd"]);
+        assert_eq!((whole.0.concat(), whole.1), ("xa".into(), true));
+        let pieces = run(&["abcd", "bc"], &["x", "a", "b", "c", "d"]);
+        assert_eq!((pieces.0.concat(), pieces.1), ("xa".into(), true));
+        let longest = run(&["cd", "abcd"], &["xabcd"]);
+        assert_eq!((longest.0.concat(), longest.1), ("x".into(), true));
+    }
+}

@@ -1,0 +1,147 @@
+//! Matrix product with transposed weights, in an order of addition that does not depend on the number of rows.
+//!
+//! `out[i, o] = Σ_c x[i, c] · weight[o, c]`: x `[n, cols]` and weight `[rows, cols]` in one format, out f32
+//! `[n, rows]`, all row-major; products and sums in f32. The large products of the engine go through cuBLAS, which
+//! picks another algorithm for another `n`; these kernels give a row the same bits alone and in a batch, need
+//! no library, and are what cuBLAS is compared with.
+//!
+//! A warp computes [`ROWS_PER_WARP`] rows of x times one row of the weights: each lane adds its share of the columns
+//! in ascending order, then the lanes are added by a butterfly (the one-warp-per-row GEMV of many BLAS libraries).
+
+use cuda_std::prelude::*;
+
+/// Threads of a block.
+pub const BLOCK_THREADS: u32 = 256;
+/// Weight rows that a block computes: one a warp.
+pub const WARPS_PER_BLOCK: u32 = BLOCK_THREADS / 32;
+/// Rows of x that share one read of the weights.
+pub const ROWS_PER_WARP: u32 = 4;
+
+/// How a lane reads its share of a row.
+#[device]
+trait Step<E: Element> {
+    /// Columns that a lane reads at once.
+    const WIDTH: usize;
+    type Values: Copy;
+    /// # Safety
+    /// `WIDTH` values at `pointer`, aligned to `WIDTH` values.
+    unsafe fn load(pointer: *const E) -> Self::Values;
+    fn multiply_add(a: &Self::Values, b: &Self::Values, sum: f32) -> f32;
+}
+
+#[device]
+struct One;
+
+#[device]
+impl<E: Element> Step<E> for One {
+    const WIDTH: usize = 1;
+    type Values = f32;
+    #[inline(always)]
+    unsafe fn load(pointer: *const E) -> f32 {
+        unsafe { pointer.read() }.to_f32()
+    }
+    #[inline(always)]
+    fn multiply_add(a: &f32, b: &f32, sum: f32) -> f32 {
+        a.fma(*b, sum)
+    }
+}
+
+/// 16 bytes.
+#[device]
+struct Wide;
+
+#[device]
+impl<E: Element> Step<E> for Wide {
+    const WIDTH: usize = E::LANES;
+    type Values = E::Lanes;
+    #[inline(always)]
+    unsafe fn load(pointer: *const E) -> E::Lanes {
+        unsafe { E::load(pointer) }
+    }
+    #[inline(always)]
+    fn multiply_add(a: &E::Lanes, b: &E::Lanes, mut sum: f32) -> f32 {
+        let (a, b) = (a.as_ref(), b.as_ref());
+        for i in 0..E::LANES {
+            sum = a[i].fma(b[i], sum);
+        }
+        sum
+    }
+}
+
+/// # Safety
+/// As the kernels below.
+#[device]
+#[inline(always)]
+unsafe fn matmul<E: Element, S: Step<E>>(
+    n: u32,
+    rows: u32,
+    cols: u32,
+    x: *const E,
+    weight: *const E,
+    out: *mut f32,
+) {
+    const TILE: usize = ROWS_PER_WARP as usize;
+    let lane = thread::thread_idx_x() % 32;
+    let row = thread::block_idx_x() * WARPS_PER_BLOCK + thread::thread_idx_x() / 32;
+    if row >= rows {
+        return; // The whole warp: no shuffle below waits for it.
+    }
+    let first = thread::block_idx_y() * ROWS_PER_WARP;
+    let cols = cols as usize;
+    let weight = unsafe { weight.add(row as usize * cols) };
+    // Rows beyond the last are computed from the last and not stored: no branch inside the loop.
+    let mut x_rows = [x; TILE];
+    for i in 0..TILE {
+        let index = (first + i as u32).min(n - 1);
+        x_rows[i] = unsafe { x.add(index as usize * cols) };
+    }
+
+    let mut sums = [0.0f32; TILE];
+    let mut column = lane as usize * S::WIDTH;
+    while column < cols {
+        // SAFETY: `column + WIDTH <= cols`, since `WIDTH` divides both.
+        let w = unsafe { S::load(weight.add(column)) };
+        for i in 0..TILE {
+            let values = unsafe { S::load(x_rows[i].add(column)) };
+            sums[i] = S::multiply_add(&values, &w, sums[i]);
+        }
+        column += 32 * S::WIDTH;
+    }
+    for i in 0..TILE {
+        let sum = warp::reduce_sum(sums[i]);
+        let index = first + i as u32;
+        if lane == 0 && index < n {
+            // SAFETY: `index < n` and `row < rows`.
+            unsafe { *out.add(index as usize * rows as usize + row as usize) = sum };
+        }
+    }
+}
+
+macro_rules! matmul_kernels {
+    ($($plain:ident $wide:ident $element:ty;)*) => {$(
+        /// Any number of columns.
+        ///
+        /// # Safety
+        /// Grid `[ceil(rows / WARPS_PER_BLOCK), ceil(n / ROWS_PER_WARP), 1]`, block `[BLOCK_THREADS, 1, 1]`; `n` and
+        /// `rows` are not 0; the ranges have the sizes given above and do not overlap.
+        #[kernel(max_threads = 256)]
+        pub unsafe fn $plain(n: u32, rows: u32, cols: u32, x: *const $element, weight: *const $element, out: *mut f32) {
+            unsafe { matmul::<$element, One>(n, rows, cols, x, weight, out) }
+        }
+
+        /// Reads 16 bytes at once: `cols` is a multiple of the values in them.
+        ///
+        /// # Safety
+        /// As the plain kernel; `x` and `weight` are aligned to 16 bytes.
+        #[kernel(max_threads = 256)]
+        pub unsafe fn $wide(n: u32, rows: u32, cols: u32, x: *const $element, weight: *const $element, out: *mut f32) {
+            unsafe { matmul::<$element, Wide>(n, rows, cols, x, weight, out) }
+        }
+    )*};
+}
+
+matmul_kernels! {
+    matmul_f32_plain matmul_f32_gemv f32;
+    matmul_f16_plain matmul_f16_gemv f16;
+    matmul_bf16_plain matmul_bf16_gemv bf16;
+}

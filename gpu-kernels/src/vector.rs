@@ -1,0 +1,124 @@
+//! Loads and stores of a few neighbouring elements as one instruction.
+
+use cuda_std::prelude::*;
+
+/// `N` elements that move in one access of `N * size_of::<Self>()` bytes.
+#[device]
+pub trait Group<const N: usize>: Element {
+    /// A word of that size and alignment.
+    type Word: Bits;
+
+    /// The elements of a word in the order of their addresses.
+    fn split(word: Self::Word) -> [f32; N];
+
+    /// The word of `N` values, each rounded to nearest even.
+    fn join(values: [f32; N]) -> Self::Word;
+
+    /// Loads `N` elements.
+    ///
+    /// # Safety
+    /// `pointer` leads to `N` readable elements and is aligned to their size together.
+    #[inline(always)]
+    unsafe fn load_group(pointer: *const Self) -> [f32; N] {
+        // SAFETY: the caller's promise.
+        Self::split(unsafe { pointer.cast::<Self::Word>().read() })
+    }
+
+    /// Stores `N` elements.
+    ///
+    /// # Safety
+    /// `pointer` leads to `N` writable elements and is aligned to their size together.
+    #[inline(always)]
+    unsafe fn store_group(pointer: *mut Self, values: [f32; N]) {
+        // SAFETY: the caller's promise.
+        unsafe { pointer.cast::<Self::Word>().write(Self::join(values)) }
+    }
+}
+
+/// Four words that move together.
+#[device]
+#[derive(Clone, Copy)]
+#[repr(C, align(16))]
+pub struct Quad([u32; 4]);
+
+// SAFETY: four integers without padding.
+#[device]
+unsafe impl Bits for Quad {}
+
+#[device]
+impl Group<2> for f32 {
+    type Word = u64;
+
+    #[inline(always)]
+    fn split(word: u64) -> [f32; 2] {
+        [f32::from_bits(word as u32), f32::from_bits((word >> 32) as u32)]
+    }
+
+    #[inline(always)]
+    fn join([low, high]: [f32; 2]) -> u64 {
+        u64::from(low.to_bits()) | u64::from(high.to_bits()) << 32
+    }
+}
+
+#[device]
+impl Group<4> for f32 {
+    type Word = Quad;
+
+    #[inline(always)]
+    fn split(word: Quad) -> [f32; 4] {
+        let [a, b, c, d] = word.0;
+        [f32::from_bits(a), f32::from_bits(b), f32::from_bits(c), f32::from_bits(d)]
+    }
+
+    #[inline(always)]
+    fn join([a, b, c, d]: [f32; 4]) -> Quad {
+        Quad([a.to_bits(), b.to_bits(), c.to_bits(), d.to_bits()])
+    }
+}
+
+macro_rules! half_groups {
+    ($($t:ident),*) => { $(
+        #[device]
+        impl Group<2> for $t {
+            type Word = u32;
+
+            #[inline(always)]
+            fn split(word: u32) -> [f32; 2] {
+                Self::unpack2(word).into()
+            }
+
+            #[inline(always)]
+            fn join([low, high]: [f32; 2]) -> u32 {
+                Self::pack2(low, high)
+            }
+        }
+
+        #[device]
+        impl Group<4> for $t {
+            type Word = u64;
+
+            #[inline(always)]
+            fn split(word: u64) -> [f32; 4] {
+                let ((a, b), (c, d)) = (Self::unpack2(word as u32), Self::unpack2((word >> 32) as u32));
+                [a, b, c, d]
+            }
+
+            #[inline(always)]
+            fn join([a, b, c, d]: [f32; 4]) -> u64 {
+                u64::from(Self::pack2(a, b)) | u64::from(Self::pack2(c, d)) << 32
+            }
+        }
+    )* };
+}
+half_groups!(f16, bf16);
+
+/// Loads 16 bytes as they are.
+///
+/// # Safety
+/// `pointer` leads to 16 readable bytes and is aligned to 16.
+#[device]
+#[inline(always)]
+pub unsafe fn load_words<E>(pointer: *const E) -> [u32; 4] {
+    // SAFETY: the caller's promise.
+    unsafe { pointer.cast::<Quad>().read() }.0
+}

@@ -1,0 +1,226 @@
+//! The forward pass on the GPU against the same pass on the CPU, and against itself in other batches.
+//!
+//! Run with `cargo test --release --features gpu-tests`. Without a device each test says that it was skipped.
+#![cfg(feature = "gpu-tests")]
+
+use qernel::batch::{Batch, BatchLimits, SequenceRows, WantedLogits};
+use qernel::config::Config;
+use qernel::cpu::CpuOps;
+use qernel::cuda::{self, CudaOps, Device, KernelChoice};
+use qernel::dtype::Dtype;
+use qernel::kv_cache::pages_for;
+use qernel::memory_plan::kv_layout;
+use qernel::model::{ModelRunner, OpsConfig, Runner};
+use qernel::testing::{Random, TinyModel};
+use qernel::weights::Weights;
+use std::io::Write;
+use std::rc::Rc;
+
+const MAX_MODEL_LEN: usize = 512;
+const NUM_PAGES: usize = 64;
+const LIMITS: BatchLimits = BatchLimits {
+    max_num_tokens: 512,
+    max_num_sequences: 8,
+    max_num_logits: 512,
+    max_blocks: pages_for(MAX_MODEL_LEN),
+};
+
+/// The first GPU, or `None` after saying that the test is skipped. A GPU that cannot be opened fails the test.
+fn device() -> Option<Rc<Device>> {
+    if let Err(error) = cuda::probe() {
+        let test = std::thread::current().name().unwrap_or("?").to_owned();
+        let line = format!("{test}: skipped: no CUDA device ({error})\n");
+        std::io::stderr().write_all(line.as_bytes()).ok();
+        return None;
+    }
+    Some(Rc::new(Device::open(None).expect("the device opens")))
+}
+
+fn parts(model: &TinyModel) -> (Config, Weights, OpsConfig) {
+    let gguf = model.gguf();
+    let config = Config::from_gguf(&gguf).unwrap();
+    let weights = Weights::from_gguf(&gguf, &config).unwrap();
+    let ops_config = OpsConfig::new(&config, MAX_MODEL_LEN, LIMITS);
+    (config, weights, ops_config)
+}
+
+fn on_gpu(device: &Rc<Device>, model: &TinyModel, kernels: &str) -> Box<dyn Runner> {
+    let (config, weights, ops_config) = parts(model);
+    let dtype = cuda::compute_dtype(&weights);
+    assert_eq!(dtype, model.dtype);
+    let choice = KernelChoice::parse(kernels).unwrap();
+    let ops = CudaOps::new(device, &ops_config, dtype, choice).unwrap();
+    let layout = kv_layout(&config, dtype, NUM_PAGES);
+    Box::new(ModelRunner::new(ops, &weights, &config, &ops_config, layout, &mut |_, _| ()).unwrap())
+}
+
+fn on_cpu(model: &TinyModel) -> Box<dyn Runner> {
+    let (config, weights, ops_config) = parts(model);
+    let ops = CpuOps::new(&ops_config).unwrap();
+    let layout = kv_layout(&config, Dtype::F32, NUM_PAGES);
+    Box::new(ModelRunner::new(ops, &weights, &config, &ops_config, layout, &mut |_, _| ()).unwrap())
+}
+
+/// Random tokens of the vocabulary.
+fn tokens(seed: u64, count: usize) -> Vec<u32> {
+    let mut random = Random::new(seed, "tokens");
+    (0..count).map(|_| (random.next_u64() % TinyModel::VOCAB_SIZE as u64) as u32).collect()
+}
+
+/// Pages for sequence `s`: 16 of its own, in descending order.
+fn pages(s: usize) -> Vec<u32> {
+    (0..16).map(|i| (NUM_PAGES - 1 - 16 * s - i) as u32).collect()
+}
+
+/// The logits of all `tokens` of one sequence, computed in chunks of at most `chunk` rows.
+fn logits(runner: &mut dyn Runner, s: usize, tokens: &[u32], chunk: usize) -> Vec<f32> {
+    let pages = pages(s);
+    let mut logits = Vec::new();
+    for (i, chunk_tokens) in tokens.chunks(chunk).enumerate() {
+        let rows = SequenceRows {
+            tokens: chunk_tokens,
+            position: i * chunk,
+            pages: &pages,
+            logits: WantedLogits::All,
+        };
+        logits.extend(runner.logits(&Batch::new(&[rows])).unwrap());
+    }
+    logits
+}
+
+/// Mean squared error over mean square.
+fn nmse(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let square = |value: f32| f64::from(value) * f64::from(value);
+    let error: f64 = found.iter().zip(expected).map(|(found, expected)| square(found - expected)).sum();
+    error / expected.iter().map(|&value| square(value)).sum::<f64>()
+}
+
+/// What the project allows: for f32 only the order of additions and the exponential differ from the CPU's; the CPU
+/// keeps activations in f32 where the GPU rounds them to the format of the weights.
+fn allowed(dtype: Dtype) -> f64 {
+    match dtype {
+        Dtype::F32 => 1e-10,
+        Dtype::F16 => 1e-5,
+        Dtype::Bf16 => 4e-4,
+    }
+}
+
+fn assert_close(case: &str, dtype: Dtype, found: &[f32], expected: &[f32]) {
+    let error = nmse(found, expected);
+    assert!(error <= allowed(dtype), "{case}: normalised mean squared error {error:e}");
+}
+
+fn models() -> Vec<TinyModel> {
+    let mut models = Vec::new();
+    for dtype in Dtype::ALL {
+        for tie_word_embeddings in [true, false] {
+            models.push(TinyModel { dtype, tie_word_embeddings, ..TinyModel::default() });
+        }
+        // 7 heads on one, without bias; sizes that are no multiple of a vector.
+        models.push(TinyModel {
+            dtype,
+            hidden_size: 7 * 64,
+            intermediate_size: 610,
+            num_attention_heads: 7,
+            num_key_value_heads: 1,
+            attention_bias: false,
+            ..TinyModel::default()
+        });
+        models.push(TinyModel {
+            dtype,
+            head_dim: 128,
+            num_attention_heads: 2,
+            num_key_value_heads: 1,
+            ..TinyModel::default()
+        });
+    }
+    models
+}
+
+fn describe(model: &TinyModel) -> String {
+    let TinyModel { dtype, num_attention_heads, num_key_value_heads, head_dim, tie_word_embeddings, .. } =
+        model;
+    format!(
+        "{dtype}, {num_attention_heads}:{num_key_value_heads} heads of {head_dim}, tied {tie_word_embeddings}"
+    )
+}
+
+#[test]
+fn logits_agree_with_the_cpu() {
+    let Some(device) = device() else { return };
+    let tokens = tokens(1, 111);
+    for model in models() {
+        let expected = logits(&mut *on_cpu(&model), 0, &tokens, 512);
+        for kernels in ["", "matmul=gemv", "matmul=plain,attention=plain,rms_norm=plain"] {
+            if kernels == "matmul=gemv" && model.intermediate_size % 8 != 0 {
+                continue;
+            }
+            let case = format!("{} {kernels}", describe(&model));
+            let found = logits(&mut *on_gpu(&device, &model, kernels), 0, &tokens, 512);
+            assert_close(&case, model.dtype, &found, &expected);
+        }
+    }
+}
+
+#[test]
+fn prefill_in_chunks_and_token_by_token() {
+    let Some(device) = device() else { return };
+    let tokens = tokens(2, 70);
+    for model in models() {
+        let case = describe(&model);
+        // In a fixed order of addition a row's bits do not depend on the chunk it is in.
+        let runner = &mut *on_gpu(&device, &model, "matmul=plain");
+        let whole = logits(runner, 0, &tokens, 512);
+        for chunk in [1, 19, 33] {
+            let found = logits(runner, 1, &tokens, chunk);
+            assert!(same_bits(&found, &whole), "{case}: chunks of {chunk} change the bits");
+        }
+        // cuBLAS picks its algorithm by the number of rows: close, not the same bits.
+        let runner = &mut *on_gpu(&device, &model, "");
+        for chunk in [1, 19] {
+            let found = logits(runner, 1, &tokens, chunk);
+            assert_close(&format!("{case}: chunks of {chunk}"), model.dtype, &found, &whole);
+        }
+    }
+}
+
+#[test]
+fn ragged_batches_compute_what_each_sequence_gets_alone() {
+    let Some(device) = device() else { return };
+    let prompts = [tokens(3, 1), tokens(4, 111), tokens(5, 40)];
+    for model in models() {
+        let case = describe(&model);
+        for kernels in ["matmul=plain", ""] {
+            let runner = &mut *on_gpu(&device, &model, kernels);
+            let alone: Vec<_> = prompts.iter().map(|prompt| logits(runner, 3, prompt, 512)).collect();
+            // First the beginnings, then in one batch: a decode row, a chunk of 11 rows, a decode row.
+            logits(runner, 1, &prompts[1][..100], 512);
+            logits(runner, 2, &prompts[2][..39], 512);
+            let starts = [0, 100, 39];
+            let pages: Vec<_> = (0..3).map(pages).collect();
+            let parts: Vec<_> = (0..3)
+                .map(|s| SequenceRows {
+                    tokens: &prompts[s][starts[s]..],
+                    position: starts[s],
+                    pages: &pages[s],
+                    logits: WantedLogits::Last,
+                })
+                .collect();
+            let found = runner.logits(&Batch::new(&parts)).unwrap();
+            for (s, found) in found.chunks(TinyModel::VOCAB_SIZE).enumerate() {
+                let expected = &alone[s][alone[s].len() - TinyModel::VOCAB_SIZE..];
+                let case = format!("{case} {kernels}: sequence {s}");
+                if kernels.is_empty() {
+                    assert_close(&case, model.dtype, found, expected);
+                } else {
+                    assert!(same_bits(found, expected), "{case}: a batch changes the bits");
+                }
+            }
+        }
+    }
+}
+
+fn same_bits(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+}
