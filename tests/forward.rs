@@ -322,13 +322,14 @@ fn the_logits_command_saves_every_position() {
     let tiny = TinyModel::default();
     std::fs::write(&model, tiny.to_bytes()).unwrap();
     let ids: Vec<u32> = IDS.iter().chain(&IDS).copied().collect(); // 74 tokens are two chunks.
-    let args = qernel::cli::logits::Args {
-        model,
-        ids: ids.clone(),
-        save: Some(save.clone()),
-        device: "cpu".to_owned(),
-    };
-    qernel::cli::logits::run(args).unwrap();
+    let list = ids.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+    let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_qernel"));
+    command
+        .args(["logits", "--device", "cpu", "--ids", &list, "--model"])
+        .arg(&model)
+        .arg("--save")
+        .arg(&save);
+    command.assert().success().stdout("");
 
     let bytes = std::fs::read(&save).unwrap();
     assert!(bytes[..128].windows(17).any(|text| text == b"'shape': (74, 287"));

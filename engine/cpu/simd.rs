@@ -53,12 +53,12 @@ impl Isa {
 
     /// For people.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Portable => "no vector instructions",
+        match self.0 {
+            Instructions::Portable => "no vector instructions",
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => "AVX2",
+            Instructions::Avx2 => "AVX2",
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => "AVX-512",
+            Instructions::Avx512 => "AVX-512",
         }
     }
 
