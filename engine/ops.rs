@@ -35,6 +35,9 @@ pub trait Ops {
     fn new_tensor(&mut self, rows: usize, cols: usize) -> Result<Self::Tensor>;
     /// Allocates a zeroed `[rows, cols]`.
     fn new_activation(&mut self, rows: usize, cols: usize) -> Result<Self::Activation>;
+    /// Allocates a zeroed `[rows, cols]` for what norms and SwiGLU write; [`Ops::new_activation`], or in f32 where the
+    /// format of the weights is so coarse that rounding to it would dominate the error.
+    fn new_precise_activation(&mut self, rows: usize, cols: usize) -> Result<Self::Activation>;
     /// Allocates all pages.
     fn new_kv_cache(&mut self, layout: &KvLayout) -> Result<Self::KvCache>;
     /// Allocates room for any batch within `limits`.

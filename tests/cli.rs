@@ -205,7 +205,7 @@ fn errors_have_their_exit_codes_and_say_what_to_do() {
     };
     exits(qernel().args(["generate", "--model", "absent.gguf", "x"]), 1, "absent.gguf");
     exits(fixture.generate().args(["--top-p", "2", "x"]), 2, "top_p");
-    exits(fixture.generate().args(["--ids", "1,x"]), 2, "1,x");
+    exits(fixture.generate().args(["--ids", "1,x"]), 2, "found \"x\"");
     exits(fixture.generate().args(["--ids", "1,99999999"]), 2, "99999999");
     exits(fixture.generate().args(["--raw", ""]), 2, "empty");
     exits(fixture.generate().write_stdin(b"\xFF".as_slice()), 2, "UTF-8");
@@ -222,12 +222,12 @@ fn errors_have_their_exit_codes_and_say_what_to_do() {
 fn without_a_driver_the_gpu_is_refused_and_auto_takes_the_cpu() {
     let fixture = Fixture::new();
     let doctor = qernel().arg("doctor").assert().success().get_output().stdout.clone();
-    if !String::from_utf8(doctor).unwrap().contains("no GPU") {
+    if !String::from_utf8(doctor).unwrap().contains("no NVIDIA GPU") {
         eprintln!("skipped: this machine has a GPU");
         return;
     }
     let mut cuda = fixture.command("generate");
-    cuda.args(["--device", "cuda", "x"]).assert().code(4).stderr(predicate::str::contains("no GPU"));
+    cuda.args(["--device", "cuda", "x"]).assert().code(4).stderr(predicate::str::contains("no NVIDIA GPU"));
     let object = json(fixture.command("generate").args(["-n", "2", "--json", "--seed", "1", "x"]));
     assert!(text(&object["timings"]["device"]).contains("CPU"));
 }

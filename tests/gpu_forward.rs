@@ -135,7 +135,15 @@ fn models() -> Vec<TinyModel> {
             ..TinyModel::default()
         });
     }
+    if small() {
+        models.truncate(4);
+    }
     models
+}
+
+/// Whether the tests run where kernels are hundreds of times slower (`gpu-bundle/run --sanitizer`).
+fn small() -> bool {
+    std::env::var_os("QERNEL_TEST_SMALL").is_some()
 }
 
 fn describe(model: &TinyModel) -> String {
@@ -166,7 +174,7 @@ fn logits_agree_with_the_cpu() {
 #[test]
 fn prefill_in_chunks_and_token_by_token() {
     let Some(device) = device() else { return };
-    let tokens = tokens(2, 70);
+    let tokens = tokens(2, if small() { 20 } else { 70 });
     for model in models() {
         let case = describe(&model);
         // In a fixed order of addition a row's bits do not depend on the chunk it is in.

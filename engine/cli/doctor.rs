@@ -68,7 +68,7 @@ fn driver_and_devices() -> Vec<Check> {
         Err(error) => {
             return vec![Check::missing(
                 "GPU",
-                format!("no GPU: {error}"),
+                error.to_string(),
                 "install NVIDIA's driver (Debian: nvidia-driver in non-free; version 525 or newer); until then the CPU computes",
             )];
         }

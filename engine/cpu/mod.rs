@@ -87,6 +87,10 @@ impl Ops for CpuOps {
         Tensor::new(rows, cols)
     }
 
+    fn new_precise_activation(&mut self, rows: usize, cols: usize) -> Result<Tensor> {
+        Tensor::new(rows, cols)
+    }
+
     fn new_kv_cache(&mut self, layout: &KvLayout) -> Result<KvCache> {
         KvCache::new(layout)
     }

@@ -5,9 +5,10 @@ use super::launch::stride;
 use super::memory::DeviceBuffer;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use cuda_std::launch::DevicePtr;
 use gpu_kernels::convert::{
     BLOCK_SIZE, convert_bf16_f16_plain, convert_bf16_f32_plain, convert_f16_bf16_plain,
-    convert_f16_f32_plain, convert_f32_bf16_plain, convert_f32_f16_plain,
+    convert_f16_f32_plain, convert_f32_bf16_plain, convert_f32_f16_plain, split_f32_bf16_plain,
 };
 
 /// Queues `out = x` for `count` values of two different formats, each rounded to the nearest.
@@ -51,4 +52,34 @@ pub fn convert(
             }
         }
     }
+}
+
+/// Queues splitting `count` f32 values into two bf16 parts, the higher ones at the front of `parts` and the lower ones
+/// behind them; answers where both begin.
+///
+/// # Errors
+/// [`Error::Request`] if `parts` has not room for twice `count` values.
+///
+/// # Safety
+/// `x` has `count` values and does not overlap `parts`.
+pub(super) unsafe fn split(
+    device: &Device,
+    count: usize,
+    x: DevicePtr<f32>,
+    parts: &mut DeviceBuffer<u16>,
+) -> Result<[DevicePtr<u8>; 2]> {
+    // The lower half begins at a multiple of 16 bytes, as cuBLAS likes its matrices.
+    let second = count.next_multiple_of(8);
+    if second + count > parts.len() {
+        return Err(Error::Request(format!(
+            "split: {count} values need room for {} of bf16, there is room for {}",
+            second + count,
+            parts.len()
+        )));
+    }
+    let config = stride(device, count, BLOCK_SIZE);
+    let (high, low) = (parts.ptr_mut(), parts.ptr_mut().add(second));
+    // SAFETY: any grid does; the caller vouches for x, and the two halves of `parts` have room, checked above.
+    unsafe { split_f32_bf16_plain(device, &config, count as u64, x, high.cast(), low.cast())? };
+    Ok([high.cast().into(), low.cast().into()])
 }

@@ -85,8 +85,8 @@ impl Cublas {
         Ok(cublas)
     }
 
-    /// Queues `out = x · weightᵀ`, all row-major: x `[n, cols]`, weight `[rows, cols]`, out f32 `[n, rows]`; sums
-    /// in f32.
+    /// Queues `out = x · weightᵀ`, or with `accumulate` `out += x · weightᵀ`, all row-major: x `[n, cols]`, weight
+    /// `[rows, cols]`, out f32 `[n, rows]`; sums in f32.
     ///
     /// # Errors
     /// [`Error::Device`] if a size is over `i32::MAX`, or with the library's reason.
@@ -103,6 +103,7 @@ impl Cublas {
         x: DevicePtr<u8>,
         weight: DevicePtr<u8>,
         out: DevicePtrMut<f32>,
+        accumulate: bool,
     ) -> Result<()> {
         let int = |value: usize| {
             i32::try_from(value).map_err(|_| Error::Device(format!("cuBLAS takes no dimension of {value}")))
@@ -113,7 +114,7 @@ impl Cublas {
             Dtype::F16 => sys::cudaDataType_t::CUDA_R_16F,
             Dtype::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
         };
-        let (one, zero) = (1.0f32, 0.0f32);
+        let (alpha, beta) = (1.0f32, if accumulate { 1.0f32 } else { 0.0 });
         // cuBLAS is column-major: it computes outᵀ [rows, n] = weight · xᵀ, where the stored weight is its transpose
         // and the stored x is xᵀ already.
         // SAFETY: the caller vouches for the ranges; alpha and beta are read before the call returns.
@@ -125,14 +126,14 @@ impl Cublas {
                 rows,
                 n,
                 cols,
-                ptr::from_ref(&one).cast(),
+                ptr::from_ref(&alpha).cast(),
                 ptr::with_exposed_provenance(weight.as_raw() as usize),
                 format,
                 cols,
                 ptr::with_exposed_provenance(x.as_raw() as usize),
                 format,
                 cols,
-                ptr::from_ref(&zero).cast(),
+                ptr::from_ref(&beta).cast(),
                 ptr::with_exposed_provenance_mut(out.as_raw() as usize),
                 sys::cudaDataType_t::CUDA_R_32F,
                 rows,

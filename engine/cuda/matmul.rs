@@ -1,16 +1,19 @@
 //! Products with weights: cuBLAS, or kernels whose results do not depend on the other rows of the batch.
 
+use super::convert;
 use super::cublas::Cublas;
 use super::device::Device;
 use super::launch::{always, by_dtype, dimension};
+use super::memory::DeviceBuffer;
 use super::tensor::{Activation, Tensor, Weight};
 use super::variant::{KernelChoice, Variant, select};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
 use gpu_kernels::matmul::{
-    BLOCK_THREADS, ROWS_PER_WARP, WARPS_PER_BLOCK, matmul_bf16_gemv, matmul_bf16_plain, matmul_f16_gemv,
-    matmul_f16_plain, matmul_f32_gemv, matmul_f32_plain,
+    BLOCK_THREADS, ROWS_PER_WARP, WARPS_PER_BLOCK, matmul_bf16_f32_gemv, matmul_bf16_f32_plain,
+    matmul_bf16_gemv, matmul_bf16_plain, matmul_f16_gemv, matmul_f16_plain, matmul_f32_gemv,
+    matmul_f32_plain,
 };
 
 pub(super) const OP: &str = "matmul";
@@ -18,9 +21,17 @@ pub(super) const OP: &str = "matmul";
 /// The variant that goes through the library.
 pub(super) const CUBLAS: &str = "cublas";
 
-/// x `[n, cols]` and weight `[rows, cols]` of `dtype`, out f32 `[n, rows]`; out overlaps neither.
+/// Rows up to which f32 inputs with bf16 weights go through [`GEMV`], where nothing is asked for: a decode step is bound by
+/// reading the weights, and cuBLAS would read them twice.
+const FEW_ROWS: usize = 8;
+
+/// The variant that reads 16 bytes at once.
+const GEMV: &str = "gemv";
+
+/// weight `[rows, cols]` of `dtype`, x `[n, cols]` of `dtype` or f32, out f32 `[n, rows]`; out overlaps neither.
 pub(super) struct Case {
     dtype: Dtype,
+    x_dtype: Dtype,
     n: usize,
     rows: usize,
     cols: usize,
@@ -29,23 +40,39 @@ pub(super) struct Case {
     out: DevicePtrMut<f32>,
 }
 
-type Launch = unsafe fn(&Device, Option<&Cublas>, &Case) -> Result<()>;
+/// What a product may use besides its operands.
+pub(super) struct Tools<'a> {
+    pub device: &'a Device,
+    pub cublas: Option<&'a Cublas>,
+    /// Room for twice the values of x in bf16, where x is f32 and the weights are bf16.
+    pub parts: &'a mut DeviceBuffer<u16>,
+}
+
+type Launch = unsafe fn(&mut Tools, &Case) -> Result<()>;
 
 pub(super) const VARIANTS: [Variant<Case, Launch>; 3] = [
     Variant {
         name: CUBLAS,
         eligible: always,
-        launch: |_, cublas, case| {
-            let Some(cublas) = cublas else {
+        launch: |tools, case| {
+            let Some(cublas) = tools.cublas else {
                 return Err(Error::Device("cuBLAS was not opened: --kernel chose another matmul".into()));
             };
-            let &Case { dtype, n, rows, cols, x, weight, out } = case;
-            // SAFETY: the case's ranges have these sizes.
-            unsafe { cublas.matmul(dtype, n, rows, cols, x, weight, out) }
+            let &Case { dtype, n, rows, cols, x, weight, out, .. } = case;
+            if !case.is_mixed() {
+                // SAFETY: the case's ranges have these sizes.
+                return unsafe { cublas.matmul(dtype, n, rows, cols, x, weight, out, false) };
+            }
+            // SAFETY: as above; both parts have the shape of x.
+            unsafe {
+                let [high, low] = convert::split(tools.device, n * cols, x.cast(), tools.parts)?;
+                cublas.matmul(dtype, n, rows, cols, high, weight, out, false)?;
+                cublas.matmul(dtype, n, rows, cols, low, weight, out, true)
+            }
         },
     },
     Variant {
-        name: "gemv",
+        name: GEMV,
         eligible: |case| {
             if (case.cols * case.dtype.size()).is_multiple_of(16) {
                 Ok(())
@@ -54,9 +81,13 @@ pub(super) const VARIANTS: [Variant<Case, Launch>; 3] = [
             }
         },
         // SAFETY: rows are aligned to 16 bytes, since buffers are and a row is a multiple of that.
-        launch: |device, _, case| unsafe {
+        launch: |tools, case| unsafe {
             let (config, [n, rows, cols]) = config(case)?;
             let &Case { x, weight, out, .. } = case;
+            let device = tools.device;
+            if case.is_mixed() {
+                return matmul_bf16_f32_gemv(device, &config, n, rows, cols, x.cast(), weight.cast(), out);
+            }
             by_dtype!(
                 case.dtype,
                 matmul_f32_gemv,
@@ -70,9 +101,13 @@ pub(super) const VARIANTS: [Variant<Case, Launch>; 3] = [
         name: "plain",
         eligible: always,
         // SAFETY: the grid covers all rows; the case's ranges have the sizes that the kernel needs.
-        launch: |device, _, case| unsafe {
+        launch: |tools, case| unsafe {
             let (config, [n, rows, cols]) = config(case)?;
             let &Case { x, weight, out, .. } = case;
+            let device = tools.device;
+            if case.is_mixed() {
+                return matmul_bf16_f32_plain(device, &config, n, rows, cols, x.cast(), weight.cast(), out);
+            }
             by_dtype!(
                 case.dtype,
                 matmul_f32_plain,
@@ -84,6 +119,13 @@ pub(super) const VARIANTS: [Variant<Case, Launch>; 3] = [
     },
 ];
 
+impl Case {
+    /// Whether x is f32 and the weights are bf16.
+    fn is_mixed(&self) -> bool {
+        self.x_dtype != self.dtype
+    }
+}
+
 /// The grid of the Rust kernels, and `[n, rows, cols]` as they take them.
 fn config(case: &Case) -> Result<(LaunchConfig, [u32; 3])> {
     let (n, rows, cols) = (dimension(OP, case.n)?, dimension(OP, case.rows)?, dimension(OP, case.cols)?);
@@ -93,11 +135,13 @@ fn config(case: &Case) -> Result<(LaunchConfig, [u32; 3])> {
 
 /// `out = x · weightᵀ`: `[n, in_features] -> [n, out_features]`.
 ///
+/// Where x is f32 and the weights are bf16, nothing of x is lost to rounding: the Rust kernels multiply it as it is, and
+/// cuBLAS gets it in two parts of bf16.
+///
 /// cuBLAS picks another algorithm for another `n`, so a row's last bits may differ alone and in a batch; the variants
 /// `gemv` and `plain` give the same bits always (`--kernel matmul=gemv`).
 pub(super) fn matmul(
-    device: &Device,
-    cublas: Option<&Cublas>,
+    mut tools: Tools,
     choice: &KernelChoice,
     n: usize,
     x: &Activation,
@@ -105,15 +149,23 @@ pub(super) fn matmul(
     out: &mut Tensor,
 ) -> Result<()> {
     let &Activation { dtype, rows, cols, .. } = &weight.0;
-    x.expect(OP, "x", dtype, n, cols)?;
+    let mixed = dtype == Dtype::Bf16 && x.dtype == Dtype::F32;
+    let x_dtype = if mixed { x.dtype } else { dtype };
+    x.expect(OP, "x", x_dtype, n, cols)?;
     out.expect(OP, "out", n, rows)?;
     if n == 0 || rows == 0 {
         return Ok(());
     }
-    let case = Case { dtype, n, rows, cols, x: x.ptr(), weight: weight.0.ptr(), out: out.ptr_mut() };
-    let variant = select(OP, &VARIANTS, &case, choice.get(OP))?;
+    let case = Case { dtype, x_dtype, n, rows, cols, x: x.ptr(), weight: weight.0.ptr(), out: out.ptr_mut() };
+    let variant = select(OP, &VARIANTS, &case, choice.get(OP).or(preferred(&case)))?;
     // SAFETY: the shapes were checked; `out` is borrowed alone.
-    unsafe { (variant.launch)(device, cublas, &case) }
+    unsafe { (variant.launch)(&mut tools, &case) }
+}
+
+/// What is taken before the table's first where nothing is asked for.
+fn preferred(case: &Case) -> Option<&'static str> {
+    let gemv = &VARIANTS[1];
+    (case.is_mixed() && case.n <= FEW_ROWS && (gemv.eligible)(case).is_ok()).then_some(gemv.name)
 }
 
 #[cfg(test)]
@@ -123,10 +175,18 @@ mod tests {
     #[test]
     fn cublas_is_preferred_and_gemv_needs_whole_vectors() {
         let (x, weight, out) = (DevicePtr::from_raw(0), DevicePtr::from_raw(0), DevicePtrMut::from_raw(0));
-        let mut case = Case { dtype: Dtype::F16, n: 3, rows: 5, cols: 24, x, weight, out };
+        let mut case =
+            Case { dtype: Dtype::F16, x_dtype: Dtype::F16, n: 3, rows: 5, cols: 24, x, weight, out };
         assert_eq!(select(OP, &VARIANTS, &case, None).unwrap().name, CUBLAS);
         assert_eq!(select(OP, &VARIANTS, &case, Some("gemv")).unwrap().name, "gemv");
+        assert_eq!(preferred(&case), None);
+        (case.dtype, case.x_dtype) = (Dtype::Bf16, Dtype::F32);
+        assert_eq!(preferred(&case), Some(GEMV));
+        case.n = FEW_ROWS + 1;
+        assert_eq!(preferred(&case), None);
+        case.n = 3;
         case.cols = 20;
+        assert_eq!(preferred(&case), None);
         assert!(select(OP, &VARIANTS, &case, Some("gemv")).is_err());
         let (config, dimensions) = config(&case).unwrap();
         assert_eq!((config.grid, dimensions), ([1, 1, 1], [3, 5, 20]));

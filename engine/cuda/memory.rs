@@ -19,6 +19,8 @@ pub unsafe trait Plain: Copy + 'static {}
 // SAFETY: numbers of fixed size without padding, for which every bit pattern is a value.
 unsafe impl Plain for u8 {}
 // SAFETY: as above.
+unsafe impl Plain for u16 {}
+// SAFETY: as above.
 unsafe impl Plain for u32 {}
 // SAFETY: as above.
 unsafe impl Plain for f32 {}

@@ -34,6 +34,7 @@ pub use tensor::{Activation, KvCache, Tensor, Weight};
 pub use variant::{KernelChoice, Variant, is_ineligible};
 
 use crate::batch::{Batch, BatchLimits};
+use crate::config::Config;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::kv_cache::KvLayout;
@@ -75,6 +76,12 @@ pub fn weight_bytes(weights: &Weights, dtype: Dtype) -> usize {
     matrices + weights.vectors().map(size_of_val).sum::<usize>()
 }
 
+/// The format of what norms and SwiGLU hand to matrix products. bf16 keeps 8 bits: rounding these inputs to it causes about
+/// two thirds of the error of a bf16 model's logits (docs/precision.md), so they stay f32 there.
+pub fn precise_dtype(dtype: Dtype) -> Dtype {
+    if dtype == Dtype::Bf16 { Dtype::F32 } else { dtype }
+}
+
 /// Bytes that the GPU takes for itself besides weights, pages and the work buffers of the model: cuBLAS's workspace,
 /// the splits of attention, a margin for what the driver allocates on first use of each kernel.
 pub fn device_workspace_bytes(config: &OpsConfig) -> usize {
@@ -83,6 +90,12 @@ pub fn device_workspace_bytes(config: &OpsConfig) -> usize {
     WORKSPACE_BYTES
         + MARGIN
         + attention::Workspace::bytes(limits, *max_model_len, *num_attention_heads, *head_dim)
+}
+
+/// Bytes of the largest f32 activation split into two parts of bf16.
+pub fn split_bytes(config: &Config, limits: &BatchLimits) -> usize {
+    let widest = config.intermediate_size.max(config.hidden_size);
+    limits.max_num_tokens.max(limits.max_num_logits).saturating_mul(widest).saturating_mul(4)
 }
 
 /// The decoder's operations on one GPU, queued on one stream.
@@ -96,8 +109,10 @@ pub struct CudaOps {
     attention: attention::Workspace,
     sampler: sampler::Sampler,
     num_attention_heads: usize,
-    /// Of activations, matrices and KV pages.
+    /// Of matrices, KV pages and what attention writes.
     dtype: Dtype,
+    /// For [`matmul::Tools`]; grown with every activation that may need it.
+    parts: DeviceBuffer<u16>,
 }
 
 impl CudaOps {
@@ -143,6 +158,7 @@ impl CudaOps {
             sampler: sampler::Sampler::new(device)?,
             num_attention_heads,
             dtype,
+            parts: DeviceBuffer::zeroed(device, 1)?,
         })
     }
 
@@ -184,6 +200,17 @@ impl Ops for CudaOps {
 
     fn new_activation(&mut self, rows: usize, cols: usize) -> Result<Activation> {
         Activation::new(&self.device, self.dtype, rows, cols)
+    }
+
+    fn new_precise_activation(&mut self, rows: usize, cols: usize) -> Result<Activation> {
+        let dtype = precise_dtype(self.dtype);
+        if dtype != self.dtype {
+            let room = 2 * tensor::elements(rows, cols)?.next_multiple_of(8);
+            if room > self.parts.len() {
+                self.parts = DeviceBuffer::zeroed(&self.device, room)?;
+            }
+        }
+        Activation::new(&self.device, dtype, rows, cols)
     }
 
     fn new_kv_cache(&mut self, layout: &KvLayout) -> Result<KvCache> {
@@ -257,7 +284,9 @@ impl Ops for CudaOps {
     }
 
     fn matmul(&mut self, n: usize, x: &Activation, weight: &Weight, out: &mut Tensor) -> Result<()> {
-        matmul::matmul(&self.device, self.cublas.as_ref(), &self.choice, n, x, weight, out)
+        let tools =
+            matmul::Tools { device: &self.device, cublas: self.cublas.as_ref(), parts: &mut self.parts };
+        matmul::matmul(tools, &self.choice, n, x, weight, out)
     }
 
     fn add_bias(&mut self, n: usize, x: &mut Tensor, bias: &DeviceBuffer<f32>) -> Result<()> {

@@ -140,7 +140,7 @@ fn open_cpu(
 ) -> Result<Box<dyn Runner>> {
     // Where the system does not say what is available, the allocator will.
     let free = memory_plan::available_memory().unwrap_or(usize::MAX / 2);
-    let device = Room { free, weights: 0, dtype: Dtype::F32, extra: |_| 0 };
+    let device = Room { free, weights: 0, dtype: Dtype::F32, extra: |_, _| 0 };
     let (ops_config, layout) = fit(config, options, &device)?;
     let ops = CpuOps::new(&ops_config)?;
     Ok(Box::new(ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?))
@@ -160,7 +160,9 @@ fn open_cuda(
         free,
         weights: cuda::weight_bytes(weights, dtype),
         dtype,
-        extra: cuda::device_workspace_bytes,
+        extra: |config, ops_config| {
+            cuda::device_workspace_bytes(ops_config) + cuda::split_bytes(config, &ops_config.limits)
+        },
     };
     let (ops_config, layout) = fit(config, options, &room)?;
     let ops = CudaOps::new(&device, &ops_config, dtype, options.kernels.clone())?;
@@ -175,7 +177,7 @@ struct Room {
     /// Of activations and KV pages.
     dtype: Dtype,
     /// What the device takes besides the model's buffers.
-    extra: fn(&OpsConfig) -> usize,
+    extra: fn(&Config, &OpsConfig) -> usize,
 }
 
 /// The longest context and the number of pages that fit.
@@ -213,10 +215,11 @@ fn plan(
         max_blocks: pages_for(max_model_len),
     };
     let ops_config = OpsConfig::new(config, max_model_len, limits);
-    let workspace = memory_plan::workspace_bytes(config, &limits, max_model_len, room.dtype);
+    let activation = cuda::precise_dtype(room.dtype);
+    let workspace = memory_plan::workspace_bytes(config, &limits, max_model_len, activation);
     let request = MemoryRequest {
         weights: room.weights,
-        workspace: workspace.saturating_add((room.extra)(&ops_config)),
+        workspace: workspace.saturating_add((room.extra)(config, &ops_config)),
         page_bytes: memory_plan::kv_layout(config, room.dtype, 1).page_bytes(),
         max_model_len,
         max_num_sequences: options.max_num_sequences,
@@ -235,7 +238,7 @@ mod tests {
     }
 
     fn room(free: usize) -> Room {
-        Room { free, weights: 1 << 20, dtype: Dtype::F16, extra: |_| 1 << 10 }
+        Room { free, weights: 1 << 20, dtype: Dtype::F16, extra: |_, _| 1 << 10 }
     }
 
     #[test]

@@ -64,16 +64,16 @@ impl<O: Ops> Buffers<O> {
         Ok(Self {
             x: ops.new_tensor(n, config.hidden_size)?,
             delta: ops.new_tensor(n, config.hidden_size)?,
-            normed: ops.new_activation(n, config.hidden_size)?,
+            normed: ops.new_precise_activation(n, config.hidden_size)?,
             q: ops.new_tensor(n, config.q_size())?,
             k: ops.new_tensor(n, config.kv_size())?,
             v: ops.new_tensor(n, config.kv_size())?,
             attended: ops.new_activation(n, config.q_size())?,
             gate: ops.new_tensor(n, config.intermediate_size)?,
             up: ops.new_tensor(n, config.intermediate_size)?,
-            gated: ops.new_activation(n, config.intermediate_size)?,
+            gated: ops.new_precise_activation(n, config.intermediate_size)?,
             last: ops.new_tensor(rows, config.hidden_size)?,
-            last_normed: ops.new_activation(rows, config.hidden_size)?,
+            last_normed: ops.new_precise_activation(rows, config.hidden_size)?,
             logits: ops.new_tensor(rows, config.vocab_size)?,
         })
     }

@@ -39,3 +39,24 @@ convert! {
     convert_bf16_f32_plain: bf16, f32;
     convert_bf16_f16_plain: bf16, f16;
 }
+
+/// `high[i] = x[i]` rounded to bf16, `low[i]` what that left out, rounded to bf16 too, for `i < count`: together they hold 16
+/// of an f32's 24 bits, so that two products with bf16 matrices come near one with f32 inputs (the splitting of Ootomo and
+/// Yokota, "Recovering single precision accuracy from Tensor Cores", 2022, with bf16 in the place of f16).
+///
+/// Any grid `[blocks, 1, 1]` (a grid-stride loop) of blocks `[BLOCK_SIZE, 1, 1]`; one thread an element at a time.
+///
+/// # Safety
+/// The three arrays hold `count` values and do not overlap.
+#[kernel]
+pub unsafe fn split_f32_bf16_plain(count: u64, x: *const f32, high: *mut bf16, low: *mut bf16) {
+    crate::grid::stride_loop(count, |i| {
+        // SAFETY: indices are below `count`, each in one thread.
+        unsafe {
+            let value = *x.add(i);
+            let rounded = <bf16 as Element>::from_f32(value);
+            *high.add(i) = rounded;
+            *low.add(i) = <bf16 as Element>::from_f32(value - Element::to_f32(rounded));
+        }
+    });
+}

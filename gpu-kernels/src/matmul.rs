@@ -1,6 +1,6 @@
 //! Matrix product with transposed weights, in an order of addition that does not depend on the number of rows.
 //!
-//! `out[i, o] = Σ_c x[i, c] · weight[o, c]`: x `[n, cols]` and weight `[rows, cols]` in one format, out f32
+//! `out[i, o] = Σ_c x[i, c] · weight[o, c]`: x `[n, cols]` in the format of weight `[rows, cols]`, or f32; out f32
 //! `[n, rows]`, all row-major; products and sums in f32. The large products of the engine go through cuBLAS, which
 //! picks another algorithm for another `n`; these kernels give a row the same bits alone and in a batch, need
 //! no library, and are what cuBLAS is compared with.
@@ -17,15 +17,18 @@ pub const WARPS_PER_BLOCK: u32 = BLOCK_THREADS / 32;
 /// Rows of x that share one read of the weights.
 pub const ROWS_PER_WARP: u32 = 4;
 
-/// How a lane reads its share of a row.
+/// How a lane reads its share of a row of weights `E` and of inputs `X`.
 #[device]
-trait Step<E: Element> {
+trait Step<E: Element, X: Element> {
     /// Columns that a lane reads at once.
     const WIDTH: usize;
     type Values: Copy;
     /// # Safety
     /// `WIDTH` values at `pointer`, aligned to `WIDTH` values.
     unsafe fn load(pointer: *const E) -> Self::Values;
+    /// # Safety
+    /// `WIDTH` values at `pointer`, aligned to 16 bytes or, where one is read, to itself.
+    unsafe fn load_x(pointer: *const X) -> Self::Values;
     fn multiply_add(a: &Self::Values, b: &Self::Values, sum: f32) -> f32;
 }
 
@@ -33,11 +36,15 @@ trait Step<E: Element> {
 struct One;
 
 #[device]
-impl<E: Element> Step<E> for One {
+impl<E: Element, X: Element> Step<E, X> for One {
     const WIDTH: usize = 1;
     type Values = f32;
     #[inline(always)]
     unsafe fn load(pointer: *const E) -> f32 {
+        unsafe { pointer.read() }.to_f32()
+    }
+    #[inline(always)]
+    unsafe fn load_x(pointer: *const X) -> f32 {
         unsafe { pointer.read() }.to_f32()
     }
     #[inline(always)]
@@ -46,17 +53,29 @@ impl<E: Element> Step<E> for One {
     }
 }
 
-/// 16 bytes.
+/// 16 bytes of weights, and as many inputs.
 #[device]
 struct Wide;
 
 #[device]
-impl<E: Element> Step<E> for Wide {
+impl<E: Element, X: Element> Step<E, X> for Wide {
     const WIDTH: usize = E::LANES;
     type Values = E::Lanes;
     #[inline(always)]
     unsafe fn load(pointer: *const E) -> E::Lanes {
         unsafe { E::load(pointer) }
+    }
+    #[inline(always)]
+    unsafe fn load_x(pointer: *const X) -> E::Lanes {
+        let mut values = E::splat(0.0);
+        // An f32 input takes two loads for eight weights of two bytes.
+        for part in 0..E::LANES / X::LANES {
+            let lanes = unsafe { X::load(pointer.add(part * X::LANES)) };
+            for i in 0..X::LANES {
+                values.as_mut()[part * X::LANES + i] = lanes.as_ref()[i];
+            }
+        }
+        values
     }
     #[inline(always)]
     fn multiply_add(a: &E::Lanes, b: &E::Lanes, mut sum: f32) -> f32 {
@@ -72,11 +91,11 @@ impl<E: Element> Step<E> for Wide {
 /// As the kernels below.
 #[device]
 #[inline(always)]
-unsafe fn matmul<E: Element, S: Step<E>>(
+unsafe fn matmul<E: Element, X: Element, S: Step<E, X>>(
     n: u32,
     rows: u32,
     cols: u32,
-    x: *const E,
+    x: *const X,
     weight: *const E,
     out: *mut f32,
 ) {
@@ -102,7 +121,7 @@ unsafe fn matmul<E: Element, S: Step<E>>(
         // SAFETY: `column + WIDTH <= cols`, since `WIDTH` divides both.
         let w = unsafe { S::load(weight.add(column)) };
         for i in 0..TILE {
-            let values = unsafe { S::load(x_rows[i].add(column)) };
+            let values = unsafe { S::load_x(x_rows[i].add(column)) };
             sums[i] = S::multiply_add(&values, &w, sums[i]);
         }
         column += 32 * S::WIDTH;
@@ -118,15 +137,15 @@ unsafe fn matmul<E: Element, S: Step<E>>(
 }
 
 macro_rules! matmul_kernels {
-    ($($plain:ident $wide:ident $element:ty;)*) => {$(
+    ($($plain:ident $wide:ident $element:ty, $x:ty;)*) => {$(
         /// Any number of columns.
         ///
         /// # Safety
         /// Grid `[ceil(rows / WARPS_PER_BLOCK), ceil(n / ROWS_PER_WARP), 1]`, block `[BLOCK_THREADS, 1, 1]`; `n` and
         /// `rows` are not 0; the ranges have the sizes given above and do not overlap.
         #[kernel(max_threads = 256)]
-        pub unsafe fn $plain(n: u32, rows: u32, cols: u32, x: *const $element, weight: *const $element, out: *mut f32) {
-            unsafe { matmul::<$element, One>(n, rows, cols, x, weight, out) }
+        pub unsafe fn $plain(n: u32, rows: u32, cols: u32, x: *const $x, weight: *const $element, out: *mut f32) {
+            unsafe { matmul::<$element, $x, One>(n, rows, cols, x, weight, out) }
         }
 
         /// Reads 16 bytes at once: `cols` is a multiple of the values in them.
@@ -134,14 +153,15 @@ macro_rules! matmul_kernels {
         /// # Safety
         /// As the plain kernel; `x` and `weight` are aligned to 16 bytes.
         #[kernel(max_threads = 256)]
-        pub unsafe fn $wide(n: u32, rows: u32, cols: u32, x: *const $element, weight: *const $element, out: *mut f32) {
-            unsafe { matmul::<$element, Wide>(n, rows, cols, x, weight, out) }
+        pub unsafe fn $wide(n: u32, rows: u32, cols: u32, x: *const $x, weight: *const $element, out: *mut f32) {
+            unsafe { matmul::<$element, $x, Wide>(n, rows, cols, x, weight, out) }
         }
     )*};
 }
 
 matmul_kernels! {
-    matmul_f32_plain matmul_f32_gemv f32;
-    matmul_f16_plain matmul_f16_gemv f16;
-    matmul_bf16_plain matmul_bf16_gemv bf16;
+    matmul_f32_plain matmul_f32_gemv f32, f32;
+    matmul_f16_plain matmul_f16_gemv f16, f16;
+    matmul_bf16_plain matmul_bf16_gemv bf16, bf16;
+    matmul_bf16_f32_plain matmul_bf16_f32_gemv bf16, f32;
 }

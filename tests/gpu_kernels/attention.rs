@@ -216,10 +216,15 @@ fn ragged_batches_in_every_format_and_variant() {
     // Whole prompts, chunks behind a prefix, single rows between them; lengths around the ends of pages.
     let sequences =
         [(1, 1), (19, 19), (111, 1), (PAGE_SIZE, 1), (111, 19), (PAGE_SIZE + 1, 2), (989, 1), (64, 64)];
+    let sequences = &sequences[..if left_out(1 << 20) { 6 } else { sequences.len() }];
     for dtype in Dtype::ALL {
         for heads in ALL_HEADS {
             for sharpness in [1.0, 8.0] {
-                let mut setup = Setup::new(&device, dtype, heads, &sequences, sharpness);
+                // One case of each number of rounds and head_dim is enough to see a race.
+                if left_out(1 << 20) && (sharpness > 1.0 || ![(12, 1, 64), (4, 4, 128)].contains(&heads)) {
+                    continue;
+                }
+                let mut setup = Setup::new(&device, dtype, heads, sequences, sharpness);
                 check(&mut setup, sharpness, &mut variants);
             }
         }
@@ -231,8 +236,11 @@ fn ragged_batches_in_every_format_and_variant() {
 fn decode_only_batches() {
     let Some(device) = device() else { return };
     let mut variants = Variants::of("attention");
-    let sequences: Vec<Sequence> =
-        [1, 2, 31, 33, 64, 65, 127, 500, 989, 2049].map(|kv_len| (kv_len, 1)).into();
+    let sequences: Vec<Sequence> = [1, 2, 31, 33, 64, 65, 127, 500, 989, 2049]
+        .into_iter()
+        .filter(|&kv_len| !left_out(kv_len * 14 * 64))
+        .map(|kv_len| (kv_len, 1))
+        .collect();
     for dtype in Dtype::ALL {
         let mut setup = Setup::new(&device, dtype, (14, 2, 64), &sequences, 2.0);
         check(&mut setup, 2.0, &mut variants);
@@ -243,6 +251,9 @@ fn decode_only_batches() {
 #[test]
 fn the_last_positions_of_a_long_context() {
     let Some(device) = device() else { return };
+    if left_out(1 << 20) {
+        return;
+    }
     let mut variants = Variants::of("attention");
     let sequences = [(32_768, 1), (32_767, 3), (20_000, 1)];
     for dtype in Dtype::ALL {

@@ -19,6 +19,13 @@ pub const COLUMNS: [usize; 7] = [1, 19, 111, 989, 64, 896, 4864];
 /// Ragged numbers of rows.
 pub const ROWS: [usize; 4] = [1, 19, 111, 989];
 
+/// Whether a case of so many elements is left out: compute-sanitizer makes kernels hundreds of times slower, and
+/// `gpu-bundle/run --sanitizer` sets `QERNEL_TEST_SMALL` to keep to small cases there.
+pub fn left_out(elements: usize) -> bool {
+    const SMALL: usize = 100_000;
+    elements > SMALL && std::env::var_os("QERNEL_TEST_SMALL").is_some()
+}
+
 /// The first GPU, or `None` after saying that the test is skipped. A GPU that cannot be opened fails the test.
 pub fn device() -> Option<Rc<Device>> {
     if let Err(error) = cuda::probe() {

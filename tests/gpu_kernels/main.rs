@@ -10,3 +10,4 @@ mod matmul;
 mod pages;
 mod rms_norm;
 mod rope;
+mod sampler;

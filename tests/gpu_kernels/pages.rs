@@ -38,6 +38,9 @@ fn embed_takes_the_rows_of_the_tokens() {
         let ops = &mut plain_ops(&device, dtype);
         for cols in COLUMNS {
             let vocab_size = 989;
+            if left_out(vocab_size * cols) {
+                continue;
+            }
             let case = format!("embed {dtype} [{vocab_size}, {cols}]");
             let host = ragged(1, vocab_size as u64, 8);
             let table = rounded(dtype, &random(1, &case, vocab_size * cols));

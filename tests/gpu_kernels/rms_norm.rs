@@ -41,6 +41,9 @@ fn rms_norm_in_every_format_and_variant() {
         let ops = &mut plain_ops(&device, dtype);
         for n in [1, 19, 111] {
             for cols in COLUMNS {
+                if left_out(n * cols) {
+                    continue;
+                }
                 variants.each(ops, |ops, variant| {
                     let case = format!("rms_norm={variant} {dtype} [{n}, {cols}]");
                     let x = rows(&case, n, cols);
@@ -67,6 +70,9 @@ fn add_rms_norm_is_the_addition_then_the_norm() {
         let ops = &mut plain_ops(&device, dtype);
         for n in [1, 19, 111] {
             for cols in COLUMNS {
+                if left_out(n * cols) {
+                    continue;
+                }
                 variants.each(ops, |ops, variant| {
                     let case = format!("add_rms_norm={variant} {dtype} [{n}, {cols}]");
                     let x = rows(&case, n, cols);

@@ -88,6 +88,8 @@ unsafe fn split<E: Group<N>, const HEAD_DIM: usize, const N: usize, const PAGES:
             let head_of_group = round + warp_id;
             let has_head = head_of_group < heads_per_group;
             let head = key_value_head * heads_per_group + head_of_group;
+            // No lane reads the last round's query any more: each warp has only its own.
+            warp::sync_warp(warp::FULL_MASK);
             if has_head {
                 let this_query = row as usize * shape.num_attention_heads as usize + head as usize;
                 stage_query::<HEAD_DIM>(q.add(this_query * HEAD_DIM), query);
