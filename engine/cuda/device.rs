@@ -13,6 +13,9 @@ const PTX_SM_80: &str = include_str!(concat!(env!("OUT_DIR"), "/gpu-kernels.sm_8
 /// PTX for Hopper alone (compute capability 9.0): the `a` features do not run on any other device.
 const PTX_SM_90A: &str = include_str!(concat!(env!("OUT_DIR"), "/gpu-kernels.sm_90a.ptx"));
 
+/// Environment variable that makes a Hopper device run the PTX of older ones, `sm_80`: for tests.
+const PTX_TARGET: &str = "QERNEL_PTX_TARGET";
+
 /// Dynamic shared memory that every launch may use without asking.
 const SHARED_BYTES_DEFAULT: u32 = 48 * 1024;
 /// Room for what the driver's PTX compiler says.
@@ -148,7 +151,15 @@ impl Device {
                 devices.len()
             )));
         };
-        let ptx = if info.target()? == "sm_90a" { PTX_SM_90A } else { PTX_SM_80 };
+        let ptx = match (info.target()?, std::env::var(PTX_TARGET).as_deref()) {
+            ("sm_90a", Err(_) | Ok("sm_90a")) => PTX_SM_90A,
+            (_, Err(_) | Ok("sm_80")) => PTX_SM_80,
+            (target, Ok(asked)) => {
+                return Err(Error::Device(format!(
+                    "{PTX_TARGET}: expected sm_80 or what this device runs, {target}; found {asked:?}"
+                )));
+            }
+        };
         let context = retain_primary_context(&info)?;
         let mut stream = ptr::null_mut();
         // SAFETY: writes the handle; the context is current.
