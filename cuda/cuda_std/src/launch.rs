@@ -104,6 +104,20 @@ pub trait Launcher {
 
 /// What `#[kernel]` asks of a parameter's type, at compile time: `Copy`, and not aligned beyond what the
 /// compiler's PTX backend accepts.
+///
+/// ```
+/// #[repr(C, align(16))]
+/// #[derive(Clone, Copy)]
+/// struct Aligned([u32; 4]);
+/// const _: () = cuda_std::launch::check_parameter::<Aligned>();
+/// ```
+///
+/// ```compile_fail
+/// #[repr(C, align(32))]
+/// #[derive(Clone, Copy)]
+/// struct Aligned([u32; 8]);
+/// const _: () = cuda_std::launch::check_parameter::<Aligned>();
+/// ```
 #[doc(hidden)]
 pub const fn check_parameter<T: Copy>() {
     assert!(align_of::<T>() <= 16, "a kernel parameter must be aligned to at most 16 bytes");
