@@ -10,7 +10,7 @@ import re
 EXCEPTIONS = {}
 for _count, _words in {
     1: "our hour fire wire tire choir squire prayer drawer gnarled vague tongue league vogue rogue",
-    2: """cement crooked cruel fluent hundred jagged neon nephew poet poem quiet ruin sacred science wicked naked rugged
+    2: """cement rely crooked cruel fluent hundred jagged neon nephew poet poem quiet ruin sacred science wicked naked rugged
         create naive lion giant chaos diamond language persuade maybe every evening nineteen ninety somehow sometimes
         somewhere someone something sidewalk spaceship safety warehouse therefore eyebrow eyelid forehead hedgehog
         hedgerow notebook firefly carefree barefoot bracelet scarecrow horseshoe toward rhythm react bias riot fluid fuel""",
@@ -88,7 +88,7 @@ def with_s(base_count, base):
     return base_count + (1 if re.search(r"(s|x|z|ch|sh|[szcg]e)$", base) else 0)
 
 
-DOUBLING = set("run hum nod wag sniff dig slip skip knit begin stop drip tap hug spin nap chat swim sit get lap trot stir".split()) - {"sniff"}
+DOUBLING = set("run hum nod wag dig slip skip knit begin stop drip tap hug spin nap chat swim sit get lap trot stir blur dim span squat thin".split())
 
 
 def gerund(word):
