@@ -12,6 +12,7 @@ pub mod config;
 pub mod cpu;
 pub mod cuda;
 pub mod dtype;
+pub mod embedded;
 pub mod error;
 pub mod generate;
 pub mod gguf;

@@ -1,8 +1,8 @@
 //! `qernel detokenize`: token ids -> text.
 
+use super::options::open_gguf;
 use super::tokenize::{read_stdin, write_stdout};
 use crate::error::{Error, Result};
-use crate::gguf::Gguf;
 use crate::tokenizer::Tokenizer;
 use std::path::PathBuf;
 
@@ -11,9 +11,9 @@ use std::path::PathBuf;
 pub struct DetokenizeArgs {
     /// Ids, with spaces or commas between them; standard input, also as JSON, where none are given
     pub ids: Vec<String>,
-    /// GGUF file; one that holds only a vocabulary is enough
-    #[arg(long, short, value_name = "FILE")]
-    pub model: PathBuf,
+    /// GGUF file; one that holds only a vocabulary is enough [default: the small haiku model that the program carries]
+    #[arg(long, short, value_name = "FILE", env = "QERNEL_MODEL")]
+    pub model: Option<PathBuf>,
     /// Print {"text": ...}; bytes that are not UTF-8 become U+FFFD
     #[arg(long)]
     pub json: bool,
@@ -32,7 +32,7 @@ pub fn run(args: DetokenizeArgs) -> Result<()> {
     } else {
         parse_ids(&args.ids.join(" "))?
     };
-    let tokenizer = Tokenizer::from_gguf(&Gguf::open(&args.model)?)?;
+    let tokenizer = Tokenizer::from_gguf(&open_gguf(args.model.as_deref())?)?;
     if args.json {
         let text = tokenizer.decode(&ids, args.skip_special)?;
         write_stdout(format!("{}\n", serde_json::json!({ "text": text })).as_bytes())

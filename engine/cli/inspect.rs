@@ -1,7 +1,9 @@
 //! `inspect`: what a GGUF file holds and how much memory it needs.
 
+use super::options::open_gguf;
 use crate::config::Config;
 use crate::dtype::Dtype;
+use crate::embedded;
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, Value};
 use crate::kv_cache::{KvLayout, PAGE_SIZE};
@@ -15,9 +17,9 @@ use std::path::PathBuf;
 /// Options of `inspect`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct InspectArgs {
-    /// The GGUF file; one that holds only a vocabulary will do.
-    #[arg(long, short, value_name = "FILE")]
-    pub model: PathBuf,
+    /// The GGUF file; one that holds only a vocabulary will do [default: the small haiku model that the program carries].
+    #[arg(long, short, value_name = "FILE", env = "QERNEL_MODEL")]
+    pub model: Option<PathBuf>,
     /// Tokens of context to count KV memory for [default: what the model was made for].
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
     pub context: Option<u64>,
@@ -31,7 +33,7 @@ pub struct InspectArgs {
 /// # Errors
 /// [`Error::Io`] and [`Error::Gguf`] where the file cannot be read; [`Error::ClosedPipe`] where nobody reads on.
 pub fn run(args: InspectArgs) -> Result<()> {
-    let gguf = Gguf::open(&args.model)?;
+    let gguf = open_gguf(args.model.as_deref())?;
     let report = Report::new(&gguf, &args);
     let text = match args.json {
         true => serde_json::to_string_pretty(&report)
@@ -131,7 +133,7 @@ impl<'a> Report<'a> {
             .collect();
 
         Self {
-            file: args.model.display().to_string(),
+            file: args.model.as_ref().map_or(embedded::NAME.to_owned(), |path| path.display().to_string()),
             file_bytes: gguf.file_size(),
             gguf_version: gguf.version(),
             alignment: gguf.alignment(),

@@ -1,10 +1,10 @@
 //! `qernel logits`: token ids in, logits out, for comparing with other implementations.
 
+use super::options::open_gguf;
 use crate::batch::{Batch, SequenceRows, WantedLogits};
 use crate::config::Config;
 use crate::cuda::KernelChoice;
 use crate::error::{Error, Result};
-use crate::gguf::Gguf;
 use crate::kv_cache::pages_for;
 use crate::model::open::{RunnerOptions, open_runner};
 use crate::weights::Weights;
@@ -15,9 +15,9 @@ use std::path::PathBuf;
 /// Print the ten largest logits after the last token as JSON, or save those of every position.
 #[derive(clap::Args, Debug)]
 pub struct LogitsArgs {
-    /// GGUF file of the model.
-    #[arg(long)]
-    pub model: PathBuf,
+    /// GGUF file of the model [default: the small haiku model that the program carries].
+    #[arg(long, short, value_name = "FILE", env = "QERNEL_MODEL")]
+    pub model: Option<PathBuf>,
     /// Token ids, separated by commas.
     #[arg(long, value_delimiter = ',', required = true)]
     pub ids: Vec<u32>,
@@ -46,7 +46,7 @@ const TOP: usize = 10;
 /// # Errors
 /// Whatever is wrong with the file, the ids or the device; [`Error::Io`] if the output cannot be written.
 pub fn run(args: LogitsArgs) -> Result<()> {
-    let gguf = Gguf::open(&args.model)?;
+    let gguf = open_gguf(args.model.as_deref())?;
     let config = Config::from_gguf(&gguf)?;
     let weights = Weights::from_gguf(&gguf, &config)?;
     let num_tokens = args.ids.len();

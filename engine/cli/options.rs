@@ -3,6 +3,7 @@
 use crate::chat::ChatTemplate;
 use crate::config::Config;
 use crate::cuda::KernelChoice;
+use crate::embedded;
 use crate::error::{Error, Result};
 use crate::generate::{Engine, EngineConfig};
 use crate::gguf::Gguf;
@@ -13,7 +14,7 @@ use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -21,9 +22,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// Which model, where it runs and how much memory it may take.
 #[derive(Clone, Debug, Args)]
 pub struct ModelArgs {
-    /// GGUF file with the weights and the vocabulary
+    /// GGUF file with the weights and the vocabulary [default: the small haiku model that the program carries]
     #[arg(short, long, value_name = "FILE", env = "QERNEL_MODEL")]
-    pub model: PathBuf,
+    pub model: Option<PathBuf>,
     /// Where to compute: auto (a GPU if there is one), cuda, cuda:N or cpu
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
@@ -66,7 +67,7 @@ impl ModelArgs {
     /// Whatever is wrong with the file, the options or the device.
     pub fn open(&self, max_num_sequences: usize) -> Result<Model> {
         let start = Instant::now();
-        let gguf = Gguf::open(&self.model)?;
+        let gguf = open_gguf(self.model.as_deref())?;
         let config = Config::from_gguf(&gguf)?;
         let weights = Weights::from_gguf(&gguf, &config)?;
         if !weights.unused.is_empty() {
@@ -129,6 +130,14 @@ impl Model {
     pub fn into_engine(self) -> Result<Engine> {
         Engine::new(self.runner, Some(self.tokenizer), EngineConfig::default())
     }
+}
+
+/// The file that `--model` names, or the embedded model.
+///
+/// # Errors
+/// As [`Gguf::open`].
+pub fn open_gguf(model: Option<&Path>) -> Result<Gguf> {
+    model.map_or_else(embedded::haiku, Gguf::open)
 }
 
 fn progress_bar() -> ProgressBar {

@@ -1,7 +1,7 @@
 //! `qernel tokenize`: text -> token ids.
 
+use super::options::open_gguf;
 use crate::error::{Error, Result};
-use crate::gguf::Gguf;
 use crate::tokenizer::Tokenizer;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
@@ -11,9 +11,9 @@ use std::path::PathBuf;
 pub struct TokenizeArgs {
     /// The text; standard input, to the byte and with its last newline, where it is not given
     pub text: Option<String>,
-    /// GGUF file; one that holds only a vocabulary is enough
-    #[arg(long, short, value_name = "FILE")]
-    pub model: PathBuf,
+    /// GGUF file; one that holds only a vocabulary is enough [default: the small haiku model that the program carries]
+    #[arg(long, short, value_name = "FILE", env = "QERNEL_MODEL")]
+    pub model: Option<PathBuf>,
     /// Print {"ids": [...]}
     #[arg(long)]
     pub json: bool,
@@ -31,7 +31,7 @@ pub fn run(args: TokenizeArgs) -> Result<()> {
         Some(text) => text,
         None => utf8(read_stdin()?)?,
     };
-    let tokenizer = Tokenizer::from_gguf(&Gguf::open(&args.model)?)?;
+    let tokenizer = Tokenizer::from_gguf(&open_gguf(args.model.as_deref())?)?;
     let ids = tokenizer.encode(&text, !args.no_special)?;
     let mut line = if args.json {
         serde_json::json!({ "ids": ids }).to_string()
