@@ -211,7 +211,8 @@ def heldout_prompts():
 
 def syllable_table():
     """Every word the grammar can write and every word that can be asked for -> syllables."""
-    table = dict(tables()[4])
+    # Lines are counted in lower case: "I" must stand as "i".
+    table = {word.lower(): count for word, count in tables()[4].items()}
     for word in tables()[0]:
         table.setdefault(word, count_word(word))
     return dict(sorted(table.items()))
