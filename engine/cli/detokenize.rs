@@ -1,7 +1,8 @@
 //! `qernel detokenize`: token ids -> text.
 
 use super::options::open_gguf;
-use super::tokenize::{read_stdin, write_stdout};
+use super::output::Output;
+use super::tokenize::read_stdin;
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
 use std::path::PathBuf;
@@ -35,9 +36,9 @@ pub fn run(args: DetokenizeArgs) -> Result<()> {
     let tokenizer = Tokenizer::from_gguf(&open_gguf(args.model.as_deref())?)?;
     if args.json {
         let text = tokenizer.decode(&ids, args.skip_special)?;
-        write_stdout(format!("{}\n", serde_json::json!({ "text": text })).as_bytes())
+        Output::stdout().json(&serde_json::json!({ "text": text }))
     } else {
-        write_stdout(&tokenizer.decode_bytes(&ids, args.skip_special)?)
+        Output::stdout().bytes(&tokenizer.decode_bytes(&ids, args.skip_special)?)
     }
 }
 

@@ -4,10 +4,10 @@ use super::interrupt::{EXIT_INTERRUPTED, Interrupt};
 use super::options::{ModelArgs, SamplingArgs, parse_ids};
 use super::output::{Output, Stream};
 use super::summary::Summary;
+use super::tokenize::read_stdin;
 use crate::chat::Message;
 use crate::error::{Error, Result};
 use crate::generate::{FinishReason, Request};
-use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -112,11 +112,7 @@ fn read_prompt(args: &GenerateArgs) -> Result<String> {
         (None, Some(path)) => {
             (path.display().to_string(), std::fs::read(path).map_err(|e| Error::io(path, e))?)
         }
-        (None, None) => {
-            let mut bytes = Vec::new();
-            std::io::stdin().lock().read_to_end(&mut bytes).map_err(|e| Error::io("standard input", e))?;
-            ("standard input".to_owned(), bytes)
-        }
+        (None, None) => ("standard input".to_owned(), read_stdin()?),
     };
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();

@@ -1,6 +1,7 @@
 //! `inspect`: what a GGUF file holds and how much memory it needs.
 
 use super::options::open_gguf;
+use super::output::Output;
 use crate::config::Config;
 use crate::dtype::Dtype;
 use crate::embedded;
@@ -11,7 +12,6 @@ use crate::weights::Weights;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
-use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 /// Options of `inspect`.
@@ -40,10 +40,7 @@ pub fn run(args: InspectArgs) -> Result<()> {
             .map_err(|error| Error::io("standard output", error.into()))?,
         false => report.to_string().trim_end().to_owned(),
     };
-    writeln!(io::stdout().lock(), "{text}").map_err(|error| match error.kind() {
-        io::ErrorKind::BrokenPipe => Error::ClosedPipe,
-        _ => Error::io("standard output", error),
-    })
+    Output::stdout().line(&text)
 }
 
 /// Everything that is printed; the fields are those of `--json`.

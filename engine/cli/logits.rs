@@ -1,6 +1,7 @@
 //! `qernel logits`: token ids in, logits out, for comparing with other implementations.
 
 use super::options::open_gguf;
+use super::output::Output;
 use crate::batch::{Batch, SequenceRows, WantedLogits};
 use crate::config::Config;
 use crate::cuda::KernelChoice;
@@ -83,10 +84,7 @@ pub fn run(args: LogitsArgs) -> Result<()> {
         last = step(position, wanted)?;
     }
     let json = serde_json::json!({ "top": largest(&last), "logit_rms": root_mean_square(&last) });
-    writeln!(io::stdout(), "{json}").map_err(|error| match error.kind() {
-        io::ErrorKind::BrokenPipe => Error::ClosedPipe,
-        _ => Error::io("standard output", error),
-    })
+    Output::stdout().json(&json)
 }
 
 /// Header of a NumPy file, version 1.0, of f32 `[rows, cols]`, row-major: a Python dictionary, padded so that the

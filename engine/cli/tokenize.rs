@@ -1,9 +1,10 @@
 //! `qernel tokenize`: text -> token ids.
 
 use super::options::open_gguf;
+use super::output::Output;
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::PathBuf;
 
 /// Turn text into token ids
@@ -39,7 +40,7 @@ pub fn run(args: TokenizeArgs) -> Result<()> {
         ids.iter().map(u32::to_string).collect::<Vec<_>>().join(" ")
     };
     line.push('\n');
-    write_stdout(line.as_bytes())
+    Output::stdout().text(&line)
 }
 
 /// The model's words are cut between characters, so bytes that are no characters have no tokens of the model's making.
@@ -59,15 +60,6 @@ pub(super) fn read_stdin() -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     io::stdin().lock().read_to_end(&mut bytes).map_err(|error| Error::io("standard input", error))?;
     Ok(bytes)
-}
-
-/// Writes and flushes; a reader that has gone away is [`Error::ClosedPipe`].
-pub(super) fn write_stdout(bytes: &[u8]) -> Result<()> {
-    let mut out = io::stdout().lock();
-    out.write_all(bytes).and_then(|()| out.flush()).map_err(|error| match error.kind() {
-        io::ErrorKind::BrokenPipe => Error::ClosedPipe,
-        _ => Error::io("standard output", error),
-    })
 }
 
 #[cfg(test)]
