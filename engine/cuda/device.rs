@@ -3,6 +3,7 @@
 use super::driver::{self, CUfunction, CUmodule, CUstream, check};
 use crate::error::{Error, Result};
 use cuda_std::launch::{LaunchConfig, Launcher};
+use cudarc::driver::sys;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_int, c_void};
@@ -128,6 +129,8 @@ struct Function {
 /// It stays on the thread that made it, for the driver's current context is the thread's.
 pub struct Device {
     info: DeviceInfo,
+    /// Of the PTX in use.
+    target: &'static str,
     module: CUmodule,
     stream: CUstream,
     functions: RefCell<HashMap<&'static str, Function>>,
@@ -151,9 +154,9 @@ impl Device {
                 devices.len()
             )));
         };
-        let ptx = match (info.target()?, std::env::var(PTX_TARGET).as_deref()) {
-            ("sm_90a", Err(_) | Ok("sm_90a")) => PTX_SM_90A,
-            (_, Err(_) | Ok("sm_80")) => PTX_SM_80,
+        let (target, ptx) = match (info.target()?, std::env::var(PTX_TARGET).as_deref()) {
+            ("sm_90a", Err(_) | Ok("sm_90a")) => ("sm_90a", PTX_SM_90A),
+            (_, Err(_) | Ok("sm_80")) => ("sm_80", PTX_SM_80),
             (target, Ok(asked)) => {
                 return Err(Error::Device(format!(
                     "{PTX_TARGET}: expected sm_80 or what this device runs, {target}; found {asked:?}"
@@ -168,7 +171,7 @@ impl Device {
             "creating a stream",
         )?;
         let mut device =
-            Self { info, module: ptr::null_mut(), stream, functions: RefCell::default(), context };
+            Self { info, target, module: ptr::null_mut(), stream, functions: RefCell::default(), context };
         device.module = load_module(ptx)?;
         Ok(device)
     }
@@ -281,6 +284,53 @@ impl Launcher for Device {
             return Ok(());
         }
         check(status, &format!("launching {kernel} with {config:?}"))
+    }
+}
+
+/// Launches kernels that may start while the ones before them still run, and wait for them themselves
+/// (`griddepcontrol`, compute capability 9.0). On other devices they start when those have ended.
+pub(super) struct Dependent<'a>(pub &'a Device);
+
+impl Launcher for Dependent<'_> {
+    type Error = Error;
+
+    unsafe fn launch(
+        &self,
+        kernel: &'static str,
+        config: &LaunchConfig,
+        params: &mut [*mut c_void],
+    ) -> Result<()> {
+        let device = self.0;
+        if device.target != "sm_90a" {
+            // SAFETY: the caller's promise.
+            return unsafe { device.launch(kernel, config, params) };
+        }
+        let function = device.function(kernel)?;
+        if config.shared_bytes > SHARED_BYTES_DEFAULT {
+            device.allow_shared(kernel, function, config.shared_bytes)?;
+        }
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let launch = sys::CUlaunchConfig {
+            gridDimX: config.grid[0],
+            gridDimY: config.grid[1],
+            gridDimZ: config.grid[2],
+            blockDimX: config.block[0],
+            blockDimY: config.block[1],
+            blockDimZ: config.block[2],
+            sharedMemBytes: config.shared_bytes,
+            hStream: device.stream.cast(),
+            attrs: &mut attribute,
+            numAttrs: 1,
+        };
+        // SAFETY: the caller vouches for the parameters and the kernel's contract; function and stream are of this
+        // device, and the driver copies configuration and parameters before it returns.
+        let status =
+            unsafe { sys::cuLaunchKernelEx(&launch, function.cast(), params.as_mut_ptr(), ptr::null_mut()) };
+        check(status as driver::Status, &format!("launching {kernel} with {config:?}"))
     }
 }
 

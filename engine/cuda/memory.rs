@@ -230,6 +230,36 @@ impl PinnedBuffer {
     }
 }
 
+impl PinnedBuffer {
+    /// Queues copying `len` bytes at `from` to the front; [`PinnedBuffer::wait`] waits for it if
+    /// [`PinnedBuffer::copied`] was called behind.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the buffer is shorter, or from the driver.
+    ///
+    /// # Safety
+    /// `from` has `len` bytes and stays allocated until the copy is over.
+    pub unsafe fn copy_from(&mut self, len: usize, from: DevicePtr<u8>) -> Result<()> {
+        if len > self.len {
+            return Err(Error::Device(format!("{len} bytes into a pinned buffer of {}", self.len)));
+        }
+        // SAFETY: the caller vouches for the source; the target is not read before a wait.
+        let status = unsafe {
+            driver::cuMemcpyDtoHAsync_v2(self.bytes.as_ptr().cast(), from.as_raw(), len, self.device.stream())
+        };
+        check(status, "copying from the device")
+    }
+
+    /// Lets [`PinnedBuffer::wait`] wait for all that was queued so far.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn copied(&mut self) -> Result<()> {
+        // SAFETY: the event is this buffer's.
+        check(unsafe { driver::cuEventRecord(self.copied, self.device.stream()) }, "recording an event")
+    }
+}
+
 impl Drop for PinnedBuffer {
     fn drop(&mut self) {
         // SAFETY: both are this buffer's own; the wait lets the device finish reading.

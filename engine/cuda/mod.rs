@@ -13,7 +13,9 @@ mod cublas;
 mod device;
 mod driver;
 mod embed;
+mod fused;
 mod gather_rows;
+mod graph;
 mod launch;
 mod matmul;
 mod memory;
@@ -39,7 +41,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::kv_cache::KvLayout;
 use crate::model::OpsConfig;
-use crate::ops::Ops;
+use crate::ops::{Ops, Qkv};
 use crate::sampler::SamplingRow;
 use crate::weights::{Matrix, Weights};
 use std::rc::Rc;
@@ -50,6 +52,8 @@ pub fn kernels() -> Vec<(&'static str, Vec<&'static str>)> {
     vec![
         (add::OP, names(&add::VARIANTS)),
         (rms_norm::FUSED, names(&rms_norm::FUSED_VARIANTS)),
+        (fused::OP, fused::VARIANTS.to_vec()),
+        (graph::OP, graph::VARIANTS.to_vec()),
         (attention::OP, names(&attention::VARIANTS)),
         (matmul::OP, names(&matmul::VARIANTS)),
         (rms_norm::OP, names(&rms_norm::VARIANTS)),
@@ -98,6 +102,13 @@ pub fn split_bytes(config: &Config, limits: &BatchLimits) -> usize {
     limits.max_num_tokens.max(limits.max_num_logits).saturating_mul(widest).saturating_mul(4)
 }
 
+/// Everything that the launches of a step depend on.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct StepKey {
+    batch: batch::Bucket,
+    draw: (sampler::DrawShape, usize),
+}
+
 /// The decoder's operations on one GPU, queued on one stream.
 pub struct CudaOps {
     device: Rc<Device>,
@@ -108,6 +119,11 @@ pub struct CudaOps {
     rope: rope::RopeTable,
     attention: attention::Workspace,
     sampler: sampler::Sampler,
+    /// Columns of the logits of the last draw.
+    vocab_size: usize,
+    graphs: graph::Graphs<StepKey>,
+    /// Columns of the matrices that were loaded, each once.
+    widths: Vec<usize>,
     num_attention_heads: usize,
     /// Of matrices, KV pages and what attention writes.
     dtype: Dtype,
@@ -156,6 +172,9 @@ impl CudaOps {
                 head_dim,
             )?,
             sampler: sampler::Sampler::new(device)?,
+            vocab_size: 0,
+            graphs: graph::Graphs::new(device),
+            widths: Vec::new(),
             num_attention_heads,
             dtype,
             parts: DeviceBuffer::zeroed(device, 1)?,
@@ -182,6 +201,7 @@ impl CudaOps {
             self.cublas = Some(Cublas::new(&self.device)?);
         }
         self.choice = choice;
+        self.graphs.clear();
         Ok(())
     }
 }
@@ -229,6 +249,9 @@ impl Ops for CudaOps {
 
     fn load_matrix(&mut self, matrix: &Matrix) -> Result<Weight> {
         let &Matrix { ref name, dtype, rows, cols, ref data } = matrix;
+        if !self.widths.contains(&cols) {
+            self.widths.push(cols);
+        }
         let mut weight = Activation::new(&self.device, dtype, rows, cols)?;
         if weight.data.len() != data.len() {
             return Err(Error::Model(format!(
@@ -333,8 +356,85 @@ impl Ops for CudaOps {
         gather_rows::gather_rows(&self.device, batch, x, out)
     }
 
-    fn sample(&mut self, logits: &mut Tensor, rows: &[SamplingRow]) -> Result<Vec<u32>> {
-        self.sampler.sample(logits, rows)
+    fn is_fused(&self, batch: &CudaBatch) -> bool {
+        // Every row its sequence's only one: a decode step.
+        let (n, single) = (batch.shape.num_tokens, !batch.shape.has_multiple);
+        let chosen = self.choice.get(fused::OP).is_none_or(|name| name == fused::FUSED);
+        let replaced = [matmul::OP, rms_norm::OP, rms_norm::FUSED, silu_mul::OP, add::OP];
+        let separate = replaced.iter().any(|op| self.choice.get(op).is_some());
+        chosen && !separate && single && fused::is_eligible(n, self.dtype, &self.widths)
+    }
+
+    fn norm_qkv_rope(
+        &mut self,
+        batch: &CudaBatch,
+        layer: usize,
+        x: &Tensor,
+        weights: &Qkv<Weight, DeviceBuffer<f32>>,
+        q: &mut Tensor,
+        cache: &mut KvCache,
+    ) -> Result<()> {
+        fused::norm_qkv_rope(&self.device, batch, &self.rope, layer, x, weights, q, cache)
+    }
+
+    fn matmul_add(&mut self, n: usize, x: &Activation, weight: &Weight, out: &mut Tensor) -> Result<()> {
+        fused::matmul_add(&self.device, n, x, weight, out)
+    }
+
+    fn norm_gate_up(
+        &mut self,
+        n: usize,
+        x: &Tensor,
+        norm: &DeviceBuffer<f32>,
+        eps: f32,
+        gate: &Weight,
+        up: &Weight,
+        out: &mut Activation,
+    ) -> Result<()> {
+        fused::norm_gate_up(&self.device, n, x, norm, eps, gate, up, out)
+    }
+
+    fn norm_matmul(
+        &mut self,
+        n: usize,
+        x: &Tensor,
+        norm: &DeviceBuffer<f32>,
+        eps: f32,
+        weight: &Weight,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        fused::norm_matmul(&self.device, n, x, norm, eps, weight, out)
+    }
+
+    fn prepare_sampling(&mut self, logits: &Tensor, rows: &[SamplingRow]) -> Result<()> {
+        self.vocab_size = logits.cols();
+        self.sampler.prepare(logits, rows)
+    }
+
+    fn draw(&mut self, logits: &mut Tensor) -> Result<()> {
+        self.sampler.draw(logits)
+    }
+
+    fn drawn(&mut self) -> Result<Vec<u32>> {
+        self.sampler.drawn(self.vocab_size)
+    }
+
+    fn run_step(&mut self, batch: &CudaBatch, step: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
+        let replays = self.choice.get(graph::OP).is_none_or(|name| name == graph::GRAPH);
+        if !replays || !batch.is_bucketed() {
+            return step(self);
+        }
+        let key = StepKey { batch: batch.bucket(), draw: self.sampler.shape() };
+        if let Some(graph) = self.graphs.get(&key) {
+            return graph.launch();
+        }
+        if !self.graphs.seen(key.clone()) {
+            return step(self);
+        }
+        self.graphs.begin()?;
+        let recorded = step(self);
+        self.graphs.end(key.clone(), recorded)?;
+        self.graphs.get(&key).map_or(Ok(()), graph::Graph::launch)
     }
 
     fn read(&mut self, n: usize, x: &Tensor) -> Result<Vec<f32>> {

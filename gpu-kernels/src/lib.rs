@@ -15,6 +15,7 @@ pub mod add_rms_norm;
 pub mod attention;
 pub mod convert;
 pub mod embed;
+pub mod fused;
 pub mod gather_rows;
 pub mod matmul;
 pub mod read_bandwidth;
