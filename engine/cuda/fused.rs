@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::kv_cache::PAGE_SIZE;
 use crate::ops::Qkv;
 use cuda_std::launch::{DevicePtr, LaunchConfig};
-use gpu_kernels::fused::matmul_add::{self, *};
+use gpu_kernels::fused::matmul_add::*;
 use gpu_kernels::fused::norm_gate_up::{self, *};
 use gpu_kernels::fused::norm_matmul::{self, *};
 use gpu_kernels::fused::norm_qkv_rope::{self, *};
@@ -115,7 +115,7 @@ pub(super) fn norm_qkv_rope(
     let config = persistent(
         device,
         pairs.div_ceil(PAIRS_PER_BLOCK),
-        8,
+        2,
         norm_qkv_rope::BLOCK_SIZE,
         stage_bytes(rows, hidden),
     );
@@ -175,13 +175,11 @@ pub(super) fn matmul_add(
         return Err(Error::Request(format!("{OP}: x is {} and the weights are {dtype}", x.dtype)));
     }
     let long = cols >= LONG_COLS as usize;
-    let columns = matmul_add::BLOCK_SIZE / if long { LONG_LANES } else { SHORT_LANES };
+    let (block, lanes) = if long { (LONG_BLOCK_SIZE, LONG_LANES) } else { (SHORT_BLOCK_SIZE, SHORT_LANES) };
     let (n, rows, cols) = (dimension(OP, n)?, dimension(OP, rows)?, dimension(OP, cols)?);
-    let config = LaunchConfig {
-        grid: [rows.div_ceil(columns).max(1), 1, 1],
-        block: [matmul_add::BLOCK_SIZE, 1, 1],
-        shared_bytes: stage_bytes(n, cols),
-    };
+    let blocks = rows.div_ceil(block / lanes);
+    let resident = if long { 2 } else { 4 };
+    let config = persistent(device, blocks, resident, block, stage_bytes(n, cols));
     let device = &Dependent(device);
     let (weight, out) = (weight.0.ptr(), out.ptr_mut());
     macro_rules! call {

@@ -1,15 +1,16 @@
 //! The sampler: one launch per step of the chain, for all rows together.
 
-use super::device::Device;
+use super::device::{Dependent, Device};
 use super::launch::{block_per_row, dimension};
 use super::memory::{DeviceBuffer, PinnedBuffer};
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
 use crate::sampler::SamplingRow;
-use cuda_std::launch::{DevicePtr, DevicePtrMut};
+use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
+use gpu_kernels::argmax::{self, BLOCKS_PER_ROW, argmax_f32_split};
 use gpu_kernels::sampler::{
-    SAMPLER_THREADS, SamplerRow, argmax_f32_plain, categorical_f32_plain, min_p_f32_plain,
-    penalties_f32_plain, softmax_f32_plain, top_k_f32_plain, top_p_f32_plain,
+    SAMPLER_THREADS, SamplerRow, categorical_f32_plain, min_p_f32_plain, penalties_f32_plain,
+    softmax_f32_plain, top_k_f32_plain, top_p_f32_plain,
 };
 use std::rc::Rc;
 
@@ -36,6 +37,10 @@ pub struct Sampler {
     staging: PinnedBuffer,
     parameters: DeviceBuffer<u32>,
     out: DeviceBuffer<u32>,
+    /// For the arg-max: u64 `[rows, BLOCKS_PER_ROW]`.
+    partials: DeviceBuffer<u64>,
+    /// For the arg-max, which leaves zeros.
+    counters: DeviceBuffer<u32>,
     results: PinnedBuffer,
     shape: DrawShape,
     /// How often a buffer was made anew: what was recorded with the old addresses is out of date.
@@ -73,6 +78,8 @@ impl Sampler {
             staging: PinnedBuffer::new(device, 4)?,
             parameters: DeviceBuffer::zeroed(device, 1)?,
             out: DeviceBuffer::zeroed(device, 1)?,
+            partials: DeviceBuffer::zeroed(device, BLOCKS_PER_ROW as usize)?,
+            counters: DeviceBuffer::zeroed(device, 1)?,
             results: PinnedBuffer::new(device, 4)?,
             shape: DrawShape::default(),
             generation: 0,
@@ -96,6 +103,8 @@ impl Sampler {
             self.staging = PinnedBuffer::new(&self.device, 4 * words)?;
             self.parameters = DeviceBuffer::zeroed(&self.device, words)?;
             self.out = DeviceBuffer::zeroed(&self.device, results)?;
+            self.partials = DeviceBuffer::zeroed(&self.device, results * BLOCKS_PER_ROW as usize)?;
+            self.counters = DeviceBuffer::zeroed(&self.device, results)?;
             self.results = PinnedBuffer::new(&self.device, 4 * results)?;
             self.generation += 1;
         }
@@ -152,7 +161,11 @@ impl Sampler {
                 categorical_f32_plain(device, config, vocab, rows, logits.into(), out)?;
             }
             if shape.greedy {
-                argmax_f32_plain(device, config, vocab, rows, logits.into(), out)?;
+                let grid = [BLOCKS_PER_ROW, n, 1];
+                let config = LaunchConfig { grid, block: [argmax::BLOCK_SIZE, 1, 1], shared_bytes: 0 };
+                let (partials, counters) = (self.partials.ptr_mut(), self.counters.ptr_mut());
+                let device = &Dependent(device);
+                argmax_f32_split(device, &config, vocab, rows, logits.into(), partials, counters, out)?;
             }
             self.results.copy_from(4 * shape.rows, DevicePtr::from_raw(self.out.ptr().as_raw()))
         }

@@ -12,6 +12,7 @@
 pub mod add;
 pub mod add_bias;
 pub mod add_rms_norm;
+pub mod argmax;
 pub mod attention;
 pub mod convert;
 pub mod embed;

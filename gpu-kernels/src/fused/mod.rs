@@ -8,7 +8,8 @@
 //! A group of lanes computes [`Dot`] products of rows of weights with up to `N` rows of inputs. Inputs lie in shared
 //! memory as f32: of each 8 values the first four in one plane and the last four in another, so that neighbouring
 //! lanes read neighbouring 16 bytes. Each lane adds its share in ascending order, then a butterfly adds the
-//! lanes: the order depends on the number of columns alone, so a row has the same bits alone and among others.
+//! lanes: the order depends on the number of columns alone, so a row has the same bits alone and among others. Where a
+//! norm comes first, its weight is multiplied into the inputs and the row's scale into the products, so that one barrier does.
 //!
 //! Weights are f16 or bf16, rows of them multiples of 8 values; sums are f32.
 
@@ -38,7 +39,7 @@ pub const fn stage_bytes(n: u32, cols: u32) -> u32 {
 /// Lets the next kernel start; sm_90, nothing before.
 #[device]
 #[inline(always)]
-fn launch_dependents() {
+pub fn launch_dependents() {
     if cfg!(target_feature = "sm_90") {
         grid::launch_dependents();
     }
@@ -47,11 +48,15 @@ fn launch_dependents() {
 /// Waits for the kernel before this one; sm_90, nothing before, where a kernel starts when that has ended.
 #[device]
 #[inline(always)]
-fn wait_for_dependencies() {
+pub fn wait_for_dependencies() {
     if cfg!(target_feature = "sm_90") {
         grid::wait_for_dependencies();
     }
 }
+
+/// Quads that a thread loads before it uses the first of them, so that their latencies overlap.
+#[device]
+const AHEAD: usize = 2;
 
 /// Rows of inputs in shared memory.
 #[device]
@@ -84,38 +89,97 @@ impl Stage {
     #[inline(always)]
     unsafe fn copy<X: Group<4>>(self, n: u32, x: *const X) {
         let quads = 2 * self.words;
-        let mut i = thread::thread_idx_x();
-        while i < n * quads {
-            // SAFETY: inside the `n` rows; each quad has one thread.
-            unsafe { self.quads.set(self.place(i / quads, i % quads), X::load_group(x.add(4 * i as usize))) }
-            i += thread::block_dim_x();
+        let mut first = thread::thread_idx_x();
+        while first < n * quads {
+            let mut v = [[0.0; 4]; 2 * AHEAD];
+            repeat(2 * AHEAD, |i| {
+                let quad = first + i as u32 * thread::block_dim_x();
+                if quad < n * quads {
+                    // SAFETY: inside the `n` rows.
+                    v[i] = unsafe { X::load_group(x.add(4 * quad as usize)) };
+                }
+            });
+            repeat(2 * AHEAD, |i| {
+                let quad = first + i as u32 * thread::block_dim_x();
+                if quad < n * quads {
+                    // SAFETY: inside the stage; each quad has one thread.
+                    unsafe { self.quads.set(self.place(quad / quads, quad % quads), v[i]) }
+                }
+            });
+            first += 2 * AHEAD as u32 * thread::block_dim_x();
         }
     }
 
-    /// Copies `n` rows of `x`, each normalised: `x / sqrt(mean(x²) + eps) * weight`. Ends with a barrier.
+    /// Starts to load the part of a norm's weight that this thread needs first.
     ///
     /// # Safety
-    /// As [`Stage::copy`]; `weight` leads to a row. All threads of the block call it together, once in a launch.
+    /// `weight` leads to a row, aligned to 16 bytes.
     #[inline(always)]
-    unsafe fn copy_normed<const N: usize>(self, n: u32, x: *const f32, weight: *const f32, eps: f32) {
+    unsafe fn load_norm(self, weight: *const f32) -> [[f32; 4]; AHEAD] {
+        let mut quads = [[0.0; 4]; AHEAD];
+        repeat(AHEAD, |i| {
+            let quad = thread::thread_idx_x() + i as u32 * thread::block_dim_x();
+            if quad < 2 * self.words {
+                // SAFETY: inside the row.
+                quads[i] = unsafe { f32::load_group(weight.add(4 * quad as usize)) };
+            }
+        });
+        quads
+    }
+
+    /// Copies `n` rows of `x`, each multiplied with `weight`, and returns what makes them normalised rows:
+    /// `1 / sqrt(mean(x²) + eps)` for each, to multiply products with. Ends with a barrier.
+    ///
+    /// # Safety
+    /// As [`Stage::copy`]; `weight` leads to a row and `ahead` is its [`Stage::load_norm`]. All threads of the block call
+    /// it together, once in a launch.
+    #[inline(always)]
+    unsafe fn copy_normed<const N: usize>(
+        self,
+        n: u32,
+        x: *const f32,
+        weight: *const f32,
+        ahead: [[f32; 4]; AHEAD],
+        eps: f32,
+    ) -> [f32; N] {
         let sums = shared_array![f32; 32 * 4];
         let quads = 2 * self.words;
         let (lane, warp_id) = (warp::lane_id(), warp::warp_id());
         let num_warps = thread::block_dim_x() / 32;
-        // SAFETY: inside the rows; each quad and each sum has one thread until the barriers.
+        let mut squares = [0.0f32; N];
+        let mut w = ahead;
+        let mut first = thread::thread_idx_x();
+        // SAFETY: inside the rows; each quad and each sum has one thread until the barrier.
         unsafe {
-            let mut squares = [0.0f32; N];
-            repeat(N, |row| {
-                if (row as u32) < n {
-                    let mut quad = thread::thread_idx_x();
-                    while quad < quads {
-                        let v: [f32; 4] = f32::load_group(x.add((row as u32 * quads + quad) as usize * 4));
-                        repeat(4, |i| squares[row] = v[i].mul_add(v[i], squares[row]));
-                        self.quads.set(self.place(row as u32, quad), v);
-                        quad += thread::block_dim_x();
+            while first < quads {
+                let mut v = [[[0.0f32; 4]; N]; AHEAD];
+                repeat(AHEAD, |i| {
+                    let quad = first + i as u32 * thread::block_dim_x();
+                    repeat(N, |row| {
+                        if quad < quads && (row as u32) < n {
+                            v[i][row] = f32::load_group(x.add((row as u32 * quads + quad) as usize * 4));
+                        }
+                    });
+                });
+                repeat(AHEAD, |i| {
+                    let quad = first + i as u32 * thread::block_dim_x();
+                    repeat(N, |row| {
+                        if quad < quads && (row as u32) < n {
+                            let (x, w) = (v[i][row], w[i]);
+                            repeat(4, |j| squares[row] = x[j].mul_add(x[j], squares[row]));
+                            let product = [x[0] * w[0], x[1] * w[1], x[2] * w[2], x[3] * w[3]];
+                            self.quads.set(self.place(row as u32, quad), product);
+                        }
+                    });
+                });
+                first += AHEAD as u32 * thread::block_dim_x();
+                repeat(AHEAD, |i| {
+                    let quad = first + i as u32 * thread::block_dim_x();
+                    if quad < quads {
+                        w[i] = f32::load_group(weight.add(4 * quad as usize));
                     }
-                }
-            });
+                });
+            }
             repeat(N, |row| {
                 let sum = warp::reduce_sum(squares[row]);
                 if lane == 0 {
@@ -123,28 +187,13 @@ impl Stage {
                 }
             });
             thread::sync_threads();
+            let mut scales = [0.0; N];
             repeat(N, |row| {
-                if (row as u32) < n {
-                    let sum = if lane < num_warps { sums.get(row as u32 * 32 + lane) } else { 0.0 };
-                    let scale = crate::rms_norm::scale(warp::reduce_sum(sum), quads * 4, eps);
-                    let mut quad = thread::thread_idx_x();
-                    while quad < quads {
-                        let place = self.place(row as u32, quad);
-                        let (v, w) = (self.quads.get(place), f32::load_group(weight.add(quad as usize * 4)));
-                        let w: [f32; 4] = w;
-                        let normed = [
-                            v[0] * scale * w[0],
-                            v[1] * scale * w[1],
-                            v[2] * scale * w[2],
-                            v[3] * scale * w[3],
-                        ];
-                        self.quads.set(place, normed);
-                        quad += thread::block_dim_x();
-                    }
-                }
+                let sum = if lane < num_warps { sums.get(row as u32 * 32 + lane) } else { 0.0 };
+                scales[row] = crate::rms_norm::scale(warp::reduce_sum(sum), quads * 4, eps);
             });
+            scales
         }
-        thread::sync_threads();
     }
 }
 
@@ -196,7 +245,7 @@ impl<E: PackedElement, const R: usize, const C: usize, const LANES: u32> Dot<E, 
     /// # Safety
     /// As [`Dot::new`], with the same `words` and `lane`; the stage is complete.
     #[inline(always)]
-    unsafe fn shares<const N: usize>(mut self, lane: u32, stage: Stage) -> [[f32; N]; R] {
+    unsafe fn shares<const N: usize>(&mut self, lane: u32, stage: Stage) -> [[f32; N]; R] {
         let words = stage.words;
         let mut sums = [[0.0f32; N]; R];
         let mut first = lane;
@@ -234,24 +283,24 @@ impl<E: PackedElement, const R: usize, const C: usize, const LANES: u32> Dot<E, 
             unsafe { self.load(first, words) }
         }
     }
+}
 
-    /// The products, in every lane of the group; `LANES` is at most 32.
-    ///
-    /// # Safety
-    /// As [`Dot::shares`]; all lanes of the warp call it together.
-    #[inline(always)]
-    unsafe fn products<const N: usize>(self, lane: u32, stage: Stage) -> [[f32; N]; R] {
-        // SAFETY: the caller's promise.
-        let mut sums = unsafe { self.shares::<N>(lane, stage) };
-        repeat(R, |r| {
-            repeat(N, |n| {
-                let mut mask = LANES / 2;
-                while mask > 0 {
-                    sums[r][n] += warp::shuffle_xor(sums[r][n], mask);
-                    mask /= 2;
-                }
-            });
+/// The sums over a group of `LANES` lanes, at most 32, in every lane of it.
+///
+/// All lanes of the warp must call it together.
+#[device]
+#[inline(always)]
+fn sum_of_lanes<const R: usize, const N: usize, const LANES: u32>(
+    mut shares: [[f32; N]; R],
+) -> [[f32; N]; R] {
+    repeat(R, |r| {
+        repeat(N, |n| {
+            let mut mask = LANES / 2;
+            while mask > 0 {
+                shares[r][n] += warp::shuffle_xor(shares[r][n], mask);
+                mask /= 2;
+            }
         });
-        sums
-    }
+    });
+    shares
 }

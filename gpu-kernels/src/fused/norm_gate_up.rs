@@ -3,7 +3,7 @@
 use cuda_std::prelude::*;
 
 #[device]
-use super::{Dot, Stage, WORD, launch_dependents, wait_for_dependencies};
+use super::{Dot, Stage, WORD, launch_dependents, sum_of_lanes, wait_for_dependencies};
 #[device]
 use crate::grid::{offset, repeat};
 
@@ -43,23 +43,28 @@ unsafe fn norm_gate_up<E: PackedElement, O: Element, const N: usize>(
             Dot::<E, 2, 7, LANES>::new([gate.add(row), up.add(row)], words, lane)
         };
         let mut products = dot(first);
+        let ahead = stage.load_norm(norm);
         wait_for_dependencies();
-        stage.copy_normed::<N>(n, x, norm, eps);
+        let scales = stage.copy_normed::<N>(n, x, norm, ahead, eps);
         loop {
-            let sums = products.products::<N>(lane, stage);
             let column = first + group;
+            let shares = products.shares::<N>(lane, stage);
+            first += step;
+            // The next weights are under way while these products are added up.
+            if first < intermediate_size {
+                products = dot(first);
+            }
+            let sums = sum_of_lanes::<2, N, LANES>(shares);
             repeat(N, |i| {
                 if lane == i as u32 && lane < n && column < intermediate_size {
-                    let (gate, up) = (sums[0][i], sums[1][i]);
+                    let (gate, up) = (sums[0][i] * scales[i], sums[1][i] * scales[i]);
                     let value = gate / (1.0 + (-gate).exp()) * up;
                     *out.add(offset(i as u32, intermediate_size, column)) = O::from_f32(value);
                 }
             });
-            first += step;
             if first >= intermediate_size {
                 return;
             }
-            products = dot(first);
         }
     }
 }

@@ -3,7 +3,7 @@
 use cuda_std::prelude::*;
 
 #[device]
-use super::{Dot, Stage, WORD, launch_dependents, wait_for_dependencies};
+use super::{Dot, Stage, WORD, launch_dependents, sum_of_lanes, wait_for_dependencies};
 #[device]
 use crate::grid::{offset, repeat};
 
@@ -44,25 +44,31 @@ unsafe fn norm_matmul<E: PackedElement, const N: usize>(
             Dot::<E, { ROWS as usize }, 7, LANES>::new([row(0), row(1)], words, lane)
         };
         let mut products = dot(first);
+        let ahead = stage.load_norm(norm);
         wait_for_dependencies();
-        stage.copy_normed::<N>(n, x, norm, eps);
+        let scales = stage.copy_normed::<N>(n, x, norm, ahead, eps);
         let mut block_first = thread::block_idx_x() * COLUMNS_PER_BLOCK;
         loop {
-            let sums = products.products::<N>(lane, stage);
+            let shares = products.shares::<N>(lane, stage);
+            let this = first;
+            first += step;
+            block_first += step;
+            // The next weights are under way while these products are added up.
+            if block_first < rows {
+                products = dot(first);
+            }
+            let sums = sum_of_lanes::<{ ROWS as usize }, N, LANES>(shares);
             repeat(N, |i| {
                 repeat(ROWS as usize, |r| {
-                    let row = first + r as u32;
+                    let row = this + r as u32;
                     if lane == (i * ROWS as usize + r) as u32 && (i as u32) < n && row < rows {
-                        *out.add(offset(i as u32, rows, row)) = sums[r][i];
+                        *out.add(offset(i as u32, rows, row)) = sums[r][i] * scales[i];
                     }
                 });
             });
-            first += step;
-            block_first += step;
             if block_first >= rows {
                 return;
             }
-            products = dot(first);
         }
     }
 }

@@ -3,7 +3,7 @@
 use cuda_std::prelude::*;
 
 #[device]
-use super::{Dot, Stage, WORD, launch_dependents, wait_for_dependencies};
+use super::{Dot, Stage, WORD, launch_dependents, sum_of_lanes, wait_for_dependencies};
 #[device]
 use crate::{
     PAGE_SIZE,
@@ -11,9 +11,9 @@ use crate::{
 };
 
 /// Threads of a block.
-pub const BLOCK_SIZE: u32 = 64;
+pub const BLOCK_SIZE: u32 = 256;
 /// Lanes that compute a pair of values that are rotated together.
-pub const LANES: u32 = 16;
+pub const LANES: u32 = 32;
 /// Pairs that a block computes at a time.
 pub const PAIRS_PER_BLOCK: u32 = BLOCK_SIZE / LANES;
 
@@ -93,14 +93,21 @@ unsafe fn norm_qkv_rope<E: PackedElement, const N: usize>(
             let (head, j) = divide((first + group).min(num_pairs - 1), half);
             let (part, head) = shape.part(head);
             let row = choose(part, weights).add(offset(head * head_dim + j, hidden_size, 0));
-            Dot::<E, 2, 7, LANES>::new([row, row.add(offset(half, hidden_size, 0))], words, lane)
+            Dot::<E, 2, 4, LANES>::new([row, row.add(offset(half, hidden_size, 0))], words, lane)
         };
         let mut products = dot(first);
+        let ahead = stage.load_norm(norm);
         wait_for_dependencies();
-        stage.copy_normed::<N>(n, x, norm, eps);
+        let scales = stage.copy_normed::<N>(n, x, norm, ahead, eps);
         loop {
-            let sums = products.products::<N>(lane, stage);
             let pair = first + group;
+            let shares = products.shares::<N>(lane, stage);
+            first += step;
+            // The next weights are under way while these products are added up.
+            if first < num_pairs {
+                products = dot(first);
+            }
+            let sums = sum_of_lanes::<2, N, LANES>(shares);
             repeat(N, |i| {
                 if lane == i as u32 && lane < n && pair < num_pairs {
                     let (head, j) = divide(pair, half);
@@ -111,7 +118,7 @@ unsafe fn norm_qkv_rope<E: PackedElement, const N: usize>(
                         Part::K => k_bias,
                         Part::V => v_bias,
                     };
-                    let (mut a, mut b) = (sums[0][i], sums[1][i]);
+                    let (mut a, mut b) = (sums[0][i] * scales[i], sums[1][i] * scales[i]);
                     if !bias.is_null() {
                         let column = (head * head_dim + j) as usize;
                         a += *bias.add(column);
@@ -138,11 +145,9 @@ unsafe fn norm_qkv_rope<E: PackedElement, const N: usize>(
                     }
                 }
             });
-            first += step;
             if first >= num_pairs {
                 return;
             }
-            products = dot(first);
         }
     }
 }
@@ -166,7 +171,7 @@ macro_rules! norm_qkv_rope {
         /// # Safety
         /// Grid, block and arrays are as above, matrices and `x` aligned to 16 bytes; positions and slots are in range, slots
         /// different; what is written overlaps nothing. Of what the kernels before this one write, only `x` is read.
-        #[kernel(max_threads = 64, min_blocks = 4)]
+        #[kernel(max_threads = 256, min_blocks = 2)]
         pub unsafe fn $name(
             n: u32,
             hidden_size: u32,
