@@ -13,6 +13,18 @@ const PTX_SM_80: &str = include_str!(concat!(env!("OUT_DIR"), "/gpu-kernels.sm_8
 /// PTX for Hopper alone (compute capability 9.0): the `a` features do not run on any other device.
 const PTX_SM_90A: &str = include_str!(concat!(env!("OUT_DIR"), "/gpu-kernels.sm_90a.ptx"));
 
+/// The targets that the kernels are compiled for.
+pub const PTX_TARGETS: [&str; 2] = ["sm_80", "sm_90a"];
+
+/// The PTX of a target, `None` if the kernels are not compiled for it.
+pub fn ptx(target: &str) -> Option<&'static str> {
+    match target {
+        "sm_80" => Some(PTX_SM_80),
+        "sm_90a" => Some(PTX_SM_90A),
+        _ => None,
+    }
+}
+
 /// Environment variable that makes a Hopper device run the PTX of older ones, `sm_80`: for tests.
 const PTX_TARGET: &str = "QERNEL_PTX_TARGET";
 

@@ -53,6 +53,7 @@ type Launch = unsafe fn(&mut Tools, &Case) -> Result<()>;
 pub(super) const VARIANTS: [Variant<Case, Launch>; 3] = [
     Variant {
         name: CUBLAS,
+        kernels: &["split_f32_*_plain"],
         eligible: always,
         launch: |tools, case| {
             let Some(cublas) = tools.cublas else {
@@ -73,6 +74,7 @@ pub(super) const VARIANTS: [Variant<Case, Launch>; 3] = [
     },
     Variant {
         name: GEMV,
+        kernels: &[],
         eligible: |case| {
             if (case.cols * case.dtype.size()).is_multiple_of(16) {
                 Ok(())
@@ -99,6 +101,7 @@ pub(super) const VARIANTS: [Variant<Case, Launch>; 3] = [
     },
     Variant {
         name: "plain",
+        kernels: &[],
         eligible: always,
         // SAFETY: the grid covers all rows; the case's ranges have the sizes that the kernel needs.
         launch: |tools, case| unsafe {

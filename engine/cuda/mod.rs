@@ -28,10 +28,10 @@ mod write_kv;
 pub use batch::CudaBatch;
 pub use convert::convert;
 pub use cublas::{Cublas, WORKSPACE_BYTES, library_version};
-pub use device::{Device, DeviceInfo, probe};
+pub use device::{Device, DeviceInfo, PTX_TARGETS, probe, ptx};
 pub use memory::{DeviceBuffer, PinnedBuffer, Plain, Uploader};
 pub use tensor::{Activation, KvCache, Tensor, Weight};
-pub use variant::{KernelChoice, Variant, is_ineligible};
+pub use variant::{KernelChoice, Operation, Variant, VariantInfo, is_ineligible, kernel_dtype};
 
 use crate::batch::{Batch, BatchLimits};
 use crate::config::Config;
@@ -44,17 +44,41 @@ use crate::sampler::SamplingRow;
 use crate::weights::{Matrix, Weights};
 use std::rc::Rc;
 
+/// Every operation that has kernels, in the order of their names.
+pub fn operations() -> Vec<Operation> {
+    vec![
+        Operation::of(add::OP, &add::VARIANTS),
+        Operation::single("add_bias", &[]),
+        Operation::of(rms_norm::FUSED, &rms_norm::FUSED_VARIANTS),
+        Operation::of(attention::OP, &attention::VARIANTS),
+        Operation::single("convert", &["convert_*_plain", "split_*_plain"]),
+        Operation::single("embed", &[]),
+        Operation::single("gather_rows", &[]),
+        Operation::of(matmul::OP, &matmul::VARIANTS),
+        Operation::single("read_bandwidth", &[]),
+        Operation::of(rms_norm::OP, &rms_norm::VARIANTS),
+        Operation::single("rope", &[]),
+        Operation::single(
+            "sample",
+            &[
+                "penalties_*_plain",
+                "top_k_*_plain",
+                "top_p_*_plain",
+                "min_p_*_plain",
+                "softmax_*_plain",
+                "categorical_*_plain",
+                "argmax_*_plain",
+            ],
+        ),
+        Operation::of(silu_mul::OP, &silu_mul::VARIANTS),
+        Operation::single("write_kv", &[]),
+    ]
+}
+
 /// Every operation that has kernels to choose from, with the names of its variants in order of preference.
 pub fn kernels() -> Vec<(&'static str, Vec<&'static str>)> {
-    use variant::names;
-    vec![
-        (add::OP, names(&add::VARIANTS)),
-        (rms_norm::FUSED, names(&rms_norm::FUSED_VARIANTS)),
-        (attention::OP, names(&attention::VARIANTS)),
-        (matmul::OP, names(&matmul::VARIANTS)),
-        (rms_norm::OP, names(&rms_norm::VARIANTS)),
-        (silu_mul::OP, names(&silu_mul::VARIANTS)),
-    ]
+    let names = |op: &Operation| op.variants.iter().map(|variant| variant.name).collect();
+    operations().iter().filter(|op| op.selectable).map(|op| (op.name, names(op))).collect()
 }
 
 /// The format that a model's matrix products, activations and KV pages have on the GPU: that of most of its matrix

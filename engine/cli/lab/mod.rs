@@ -1,0 +1,26 @@
+//! `lab`: the kernel laboratory, one file a subcommand.
+
+mod list;
+
+use crate::error::Result;
+use clap::Subcommand;
+use std::process::ExitCode;
+
+/// The kernel laboratory: list kernels, check them against references, time them
+#[derive(Debug, clap::Args)]
+pub struct LabArgs {
+    #[command(subcommand)]
+    command: LabCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum LabCommand {
+    List(list::ListArgs),
+}
+
+/// Runs a subcommand. What is found wrong with a kernel is an exit code, not an error.
+pub fn run(args: LabArgs) -> Result<ExitCode> {
+    match args.command {
+        LabCommand::List(args) => list::run(args),
+    }
+}

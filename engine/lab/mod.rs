@@ -1,0 +1,6 @@
+//! The kernel laboratory: what the kernels of this build are, whether they are right, and how fast.
+//!
+//! [`kernels`] knows the operations, their variants and what the compiler made of each kernel. The `lab` subcommands
+//! (`engine/cli/lab/`) and the tests of the kernels are loops over what this module offers.
+
+pub mod kernels;
