@@ -26,11 +26,11 @@ mod variant;
 mod write_kv;
 
 pub use batch::CudaBatch;
-pub use convert::convert;
+pub use convert::{convert, split_to_bf16};
 pub use cublas::{Cublas, WORKSPACE_BYTES, library_version};
 pub use device::{Device, DeviceInfo, PTX_TARGETS, probe, ptx};
 pub use memory::{DeviceBuffer, PinnedBuffer, Plain, Uploader};
-pub use tensor::{Activation, KvCache, Tensor, Weight};
+pub use tensor::{Activation, KvCache, Tensor, Weight, encode};
 pub use variant::{KernelChoice, Operation, Variant, VariantInfo, is_ineligible, kernel_dtype};
 
 use crate::batch::{Batch, BatchLimits};

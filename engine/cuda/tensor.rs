@@ -210,7 +210,7 @@ impl KvCache {
 }
 
 /// The little-endian bytes of `values`, each rounded to the nearest of `dtype`.
-pub(super) fn encode(dtype: Dtype, values: &[f32]) -> Vec<u8> {
+pub fn encode(dtype: Dtype, values: &[f32]) -> Vec<u8> {
     match dtype {
         Dtype::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
         Dtype::F16 => values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),

@@ -1,6 +1,13 @@
 //! The kernel laboratory: what the kernels of this build are, whether they are right, and how fast.
 //!
-//! [`kernels`] knows the operations, their variants and what the compiler made of each kernel. The `lab` subcommands
-//! (`engine/cli/lab/`) and the tests of the kernels are loops over what this module offers.
+//! [`cases`] has a file for each operation: the shapes it is checked with and timed in, inputs drawn from a seed, a
+//! reference in f64 and the tolerance with its reason. [`check`] runs them over every variant of an operation's table in
+//! `engine/cuda/`. The `lab` subcommands (`engine/cli/lab/`) and the tests of the kernels are loops over these.
 
+pub mod case;
+pub mod cases;
+pub mod check;
+pub mod device;
+pub mod findings;
 pub mod kernels;
+pub mod values;

@@ -1,6 +1,8 @@
 //! `lab`: the kernel laboratory, one file a subcommand.
 
+mod check;
 mod list;
+mod table;
 
 use crate::error::Result;
 use clap::Subcommand;
@@ -15,12 +17,14 @@ pub struct LabArgs {
 
 #[derive(Debug, Subcommand)]
 enum LabCommand {
+    Check(check::CheckArgs),
     List(list::ListArgs),
 }
 
 /// Runs a subcommand. What is found wrong with a kernel is an exit code, not an error.
 pub fn run(args: LabArgs) -> Result<ExitCode> {
     match args.command {
+        LabCommand::Check(args) => check::run(args),
         LabCommand::List(args) => list::run(args),
     }
 }
