@@ -10,4 +10,5 @@ pub mod check;
 pub mod device;
 pub mod findings;
 pub mod kernels;
+pub mod resources;
 pub mod values;

@@ -36,7 +36,7 @@ macro_rules! check_each {
 }
 
 check_each! {
-    add add_bias add_rms_norm attention convert embed gather_rows matmul rms_norm rope silu_mul write_kv
+    add add_bias add_rms_norm attention convert embed gather_rows matmul read_bandwidth rms_norm rope silu_mul write_kv
 }
 
 #[test]

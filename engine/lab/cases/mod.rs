@@ -7,6 +7,7 @@ mod convert;
 mod embed;
 mod gather_rows;
 pub mod matmul;
+mod read_bandwidth;
 mod rms_norm;
 mod rope;
 mod sample;
@@ -22,7 +23,7 @@ use crate::ops::Ops;
 use crate::testing::Random;
 
 /// The cases of all operations, in the order of their names.
-pub const ALL: [Cases; 13] = [
+pub const ALL: [Cases; 14] = [
     add::CASES,
     add_bias::CASES,
     rms_norm::FUSED,
@@ -31,6 +32,7 @@ pub const ALL: [Cases; 13] = [
     embed::CASES,
     gather_rows::CASES,
     matmul::CASES,
+    read_bandwidth::CASES,
     rms_norm::ALONE,
     rope::CASES,
     sample::CASES,
@@ -102,7 +104,7 @@ mod tests {
 
     #[test]
     fn every_operation_has_cases_and_some_of_them_are_small() {
-        for op in crate::cuda::operations().iter().filter(|op| op.name != "read_bandwidth") {
+        for op in crate::cuda::operations() {
             let cases = (of(op.name).unwrap().checks)();
             assert!(cases.iter().any(|case| case.work <= SMALL_WORK), "{}", op.name);
             let mut names = HashSet::new();
