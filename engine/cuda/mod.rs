@@ -32,6 +32,7 @@ pub use batch::CudaBatch;
 pub use convert::{convert, split_to_bf16};
 pub use cublas::{Cublas, WORKSPACE_BYTES, library_version};
 pub use device::{Device, DeviceInfo, PTX_TARGETS, probe, ptx};
+pub use matmul::preferred_matmul;
 pub use memory::{DeviceBuffer, PinnedBuffer, Plain, Uploader};
 pub use resources::Resources;
 pub use tensor::{Activation, KvCache, Tensor, Weight, encode};

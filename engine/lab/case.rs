@@ -81,6 +81,11 @@ pub trait Instance {
     /// [`crate::Error::Device`] if the launch failed.
     fn compare(&mut self, ops: &mut CudaOps, variant: &str, findings: &mut Findings) -> Result<()>;
 
+    /// The variant that the engine takes for it, where that is not the first of the table that can compute it.
+    fn default_variant(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Whether launching again and again without a reset takes the same time each.
     fn repeats(&self) -> bool {
         true

@@ -1,7 +1,9 @@
 //! `lab`: the kernel laboratory, one file a subcommand.
 
+mod bench;
 mod check;
 mod list;
+mod report;
 mod table;
 
 use crate::error::Result;
@@ -17,13 +19,17 @@ pub struct LabArgs {
 
 #[derive(Debug, Subcommand)]
 enum LabCommand {
-    Check(check::CheckArgs),
     List(list::ListArgs),
+    Check(check::CheckArgs),
+    Bench(bench::BenchArgs),
+    Report(report::ReportArgs),
 }
 
 /// Runs a subcommand. What is found wrong with a kernel is an exit code, not an error.
 pub fn run(args: LabArgs) -> Result<ExitCode> {
     match args.command {
+        LabCommand::Bench(args) => bench::run(args),
+        LabCommand::Report(args) => report::run(args),
         LabCommand::Check(args) => check::run(args),
         LabCommand::List(args) => list::run(args),
     }

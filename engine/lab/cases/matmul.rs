@@ -173,6 +173,11 @@ impl Instance for Matmul {
         ops.matmul(self.shape[0], &self.x, &self.weight, &mut self.out)
     }
 
+    fn default_variant(&self) -> Option<&'static str> {
+        let [n, _, cols] = self.shape;
+        crate::cuda::preferred_matmul(self.weight.dtype(), self.x.dtype(), n, cols)
+    }
+
     fn compare(&mut self, ops: &mut CudaOps, variant: &str, findings: &mut Findings) -> Result<()> {
         let [n, rows, _] = self.shape;
         let found = self.out.to_host()?;
