@@ -109,17 +109,24 @@ impl Verdict {
 /// nothing of it.
 const BETWEEN_RUNS: f64 = 0.01;
 
+/// The share of the way to the 10th and to the 90th percentile that a median may move from run to run: where samples of one
+/// run scatter, so do runs.
+const OF_SPREAD: f64 = 0.5;
+
 /// A smaller relative difference is none.
 const SAME_WITHIN: f64 = 0.03;
 
 /// Compares the time of `new` with that of `old`.
 ///
-/// The ratio of the medians lies between those of the bounds of their intervals. Where that range is on one side of 1, it is
+/// Each median has an interval: that of its confidence, but at least 1 % and half of the way to the 10th and the 90th percentile
+/// on each side. The ratio of the medians lies between those of the bounds of their intervals. Where that range is on one side of 1, it is
 /// FASTER or SLOWER; where it is inside of 1 ± 3 %, SAME; else UNCLEAR.
 pub fn compare(new: &Stats, old: &Stats) -> Verdict {
     let bounds = |stats: &Stats| {
-        let low = stats.low.min(stats.median * (1.0 - BETWEEN_RUNS));
-        let high = stats.high.max(stats.median * (1.0 + BETWEEN_RUNS));
+        let Stats { median, p10, p90, .. } = stats;
+        let below = (median * BETWEEN_RUNS).max((median - p10) * OF_SPREAD);
+        let above = (median * BETWEEN_RUNS).max((p90 - median) * OF_SPREAD);
+        let (low, high) = (stats.low.min(median - below), stats.high.max(median + above));
         (low, high)
     };
     let ((new_low, new_high), (old_low, old_high)) = (bounds(new), bounds(old));
@@ -201,6 +208,10 @@ mod tests {
         assert_eq!(verdict(1.0, 0.3), Verdict::Unclear, "too noisy to say that they are the same");
         assert_eq!(verdict(0.98, 0.3), Verdict::Unclear);
         assert_eq!(compare(&old, &old), Verdict::Same);
+        // Many samples make the interval of a median narrow, but not the scatter from run to run.
+        let noisy = |seed, mean| Stats::of(&samples(seed, 1000, mean, 0.1));
+        assert_eq!(compare(&noisy(1, 0.95), &noisy(2, 1.0)), Verdict::Unclear);
+        assert_eq!(compare(&noisy(1, 0.8), &noisy(2, 1.0)), Verdict::Faster);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::lab::case::{Session, Workload};
 use crate::lab::device::LabDevice;
 use crate::lab::kernels;
 use crate::lab::report;
-use crate::lab::run::{Run, Timing};
+use crate::lab::run::{LeftOut, Run, Timing};
 use crate::lab::stats::StopRule;
 use crate::lab::workload::{LIKE, like};
 use crate::weights::Weights;
@@ -148,10 +148,17 @@ fn print(out: &mut Output, run: &Run, baseline: Option<&Run>) -> Result<()> {
     out.line(&format!("{}; shapes of {}, seed {}", run.device, run.model, run.seed))?;
     out.line(&format!("ceilings: {:.2} TB/s, {rate}\n", ceilings.bytes_per_s / 1e12))?;
     out.text(&table(run).to_string())?;
+    let mut told = Vec::new();
     for left_out in &run.left_out {
-        let what = if left_out.wrong { "WRONG, not timed" } else { "not timed" };
-        let (op, variant, dtype, shape) = (&left_out.op, &left_out.variant, &left_out.dtype, &left_out.shape);
-        out.line(&format!("\n{what}: {op}={variant} {dtype} {shape}: {}", left_out.why))?;
+        let LeftOut { op, variant, dtype, shape, wrong, why } = left_out;
+        // What is wrong is told of each shape, what is not eligible or installed once.
+        if !wrong && told.contains(&(op, variant, why)) {
+            continue;
+        }
+        told.push((op, variant, why));
+        let what = if *wrong { "WRONG, not timed" } else { "not timed" };
+        let why = why.split("; ").next().unwrap_or_default();
+        out.line(&format!("\n{what}: {op}={variant} {dtype} {shape}: {why}"))?;
     }
     if let Some(baseline) = baseline {
         out.line(&format!("\nbaseline: {}, {}", baseline.device, baseline.date))?;
@@ -179,8 +186,11 @@ fn table(run: &Run) -> Table {
         "of ceiling",
         "<bound",
         "x fastest",
-        "x cuBLAS",
     ];
+    let with_cublas = run.timings.iter().any(|timing| run.times_cublas(timing).is_some());
+    if with_cublas {
+        titles.push("x cuBLAS");
+    }
     let compared = run.timings.iter().any(|timing| timing.baseline.is_some());
     if compared {
         titles.extend(["x baseline", "<verdict", "x warm", "<verdict"]);
@@ -203,8 +213,10 @@ fn table(run: &Run) -> Table {
             format!("{:.1} %", timing.ceiling_percent),
             timing.bound.name().to_owned(),
             format!("{:.2}", run.times_fastest(timing)),
-            run.times_cublas(timing).map_or(String::new(), |times| format!("{times:.2}")),
         ];
+        if with_cublas {
+            cells.push(run.times_cublas(timing).map_or(String::new(), |times| format!("{times:.2}")));
+        }
         if let (true, Some(baseline)) = (compared, &timing.baseline) {
             for change in [&baseline.cold, &baseline.warm] {
                 cells.extend([format!("{:.3}", change.ratio), change.verdict.name().to_owned()]);

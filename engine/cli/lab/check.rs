@@ -40,6 +40,9 @@ pub(super) fn dtype(text: &str) -> std::result::Result<Dtype, String> {
         .ok_or_else(|| format!("expected f32, f16 or bf16, found {text:?}"))
 }
 
+/// Failures that are printed in full.
+const SHOWN: usize = 10;
+
 /// What `--json` prints.
 #[derive(Serialize)]
 struct Report<'a> {
@@ -81,12 +84,15 @@ pub(super) fn run(args: CheckArgs) -> Result<ExitCode> {
     }
     out.line(&format!("{}, seed {}", device::describe(&device), args.seed))?;
     out.text(&table(&summaries).to_string())?;
-    for result in &failures {
+    for result in failures.iter().take(SHOWN) {
         let CaseResult { op, variant, dtype, shape, seed, notes, .. } = result;
         out.line(&format!("\nFAILED {op}={variant} {dtype} {shape}, seed {seed}"))?;
         for note in notes {
             out.line(&format!("    {note}"))?;
         }
+    }
+    if failures.len() > SHOWN {
+        out.line(&format!("\n… and {} more: --json has them all", failures.len() - SHOWN))?;
     }
     for summary in summaries.iter().filter(|summary| summary.passed + summary.failed == 0) {
         let Summary { op, variant, dtype, .. } = summary;
@@ -130,8 +136,12 @@ fn table(summaries: &[Summary]) -> Table {
             summary.dtype.to_owned(),
             verdict.to_owned(),
             (summary.passed + summary.failed).to_string(),
-            worst.map_or(String::new(), |worst| format!("{:.3}", worst.worst_error)),
-            worst.map_or(String::new(), |_| format!("{:.2e}", summary.absolute_error)),
+            place.as_ref().and(worst).map_or(String::new(), |worst| format!("{:.3}", worst.worst_error)),
+            match summary.absolute_error {
+                0.0 if summary.failed > 0 || worst.is_none() => String::new(),
+                0.0 => "0".to_owned(),
+                error => format!("{error:.2e}"),
+            },
             place.unwrap_or_default(),
         ]);
     }

@@ -143,7 +143,7 @@ struct Attention {
     batch: CudaBatch,
     q: Tensor,
     out: Activation,
-    /// The first variant that computed it, and its results.
+    /// The first variant that was right, and its results.
     first: Option<(String, Vec<f32>)>,
 }
 
@@ -277,9 +277,12 @@ impl Instance for Attention {
 
         // All kernels share one arithmetic: the same bits from each.
         match &self.first {
-            None => self.first = Some((variant.to_owned(), found[..n * q_size].to_vec())),
+            None if findings.passed() => {
+                self.first = Some((variant.to_owned(), found[..n * q_size].to_vec()))
+            }
+            None => {}
             Some((name, _)) if name == variant => {}
-            Some((_, first)) => findings.same_bits("out, against the first variant", &found, first),
+            Some((_, first)) => findings.same_bits("out, against another variant", &found, first),
         }
         let all_alike = self.sequences.len() > 1 && self.sequences.iter().all(|s| *s == self.sequences[0]);
         let some = if all_alike { 1 } else { self.sequences.len() };
