@@ -175,7 +175,7 @@ pub fn run(
         }
         // An operation's word on its own results, or an emulator's on a kernel. A device that faulted fails here.
         Err(error @ (Error::Request(_) | Error::Device(_))) => {
-            session.device().synchronize()?;
+            session.device().synchronize().map_err(|fault| at(&result, &fault))?;
             findings.failures.push(error.to_string());
         }
         Err(error) => return Err(error),
@@ -187,6 +187,12 @@ pub fn run(
     result.worst_at = findings.worst.map(|worst| (worst.of, worst.index));
     result.notes = findings.failures;
     Ok(result)
+}
+
+/// A fault of the device, with the case that it came in: nothing more can be run on it.
+fn at(result: &CaseResult, fault: &Error) -> Error {
+    let CaseResult { op, variant, dtype, shape, seed, .. } = result;
+    Error::Device(format!("{op}={variant} {dtype} {shape}, seed {seed}: {fault}"))
 }
 
 /// All results of one variant in one dtype.

@@ -17,8 +17,6 @@ const MAX_WARPS: u32 = 64;
 pub struct Facts {
     /// `sm_80` or `sm_90a`.
     pub target: &'static str,
-    /// Threads of a block that the kernel is compiled for; `None`: it does not say.
-    pub max_threads: Option<u32>,
     /// `driver` or `ptxas`.
     pub source: &'static str,
     #[serde(flatten)]
@@ -75,6 +73,11 @@ impl Source {
         }
     }
 
+    /// Threads of a block that `kernel` is compiled for, `None` where it does not say.
+    pub fn max_threads(&self, kernel: &str, target: &'static str) -> Option<u32> {
+        self.blocks.get(&(target, kernel.to_owned())).copied()
+    }
+
     /// What is known of `kernel`, for each of its targets of which something is.
     pub fn facts(&self, kernel: &Kernel) -> Vec<Facts> {
         kernel.targets.iter().filter_map(|target| self.facts_for(&kernel.name, target)).collect()
@@ -82,7 +85,7 @@ impl Source {
 
     fn facts_for(&self, kernel: &str, target: &'static str) -> Option<Facts> {
         let key = (target, kernel.to_owned());
-        let max_threads = self.blocks.get(&key).copied();
+        let max_threads = self.max_threads(kernel, target);
         let threads = max_threads.unwrap_or(USUAL_BLOCK);
         let device = self.device.as_ref().filter(|device| device.info().target().ok() == Some(target));
         let (source, resources) = match (device, self.ptxas.get(&key)) {
@@ -92,7 +95,7 @@ impl Source {
         };
         let warps = resources.blocks_per_multiprocessor * threads.div_ceil(32);
         let occupancy = f64::from(warps) / f64::from(MAX_WARPS);
-        Some(Facts { target, max_threads, source, resources, occupancy })
+        Some(Facts { target, source, resources, occupancy })
     }
 }
 

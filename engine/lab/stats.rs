@@ -87,7 +87,7 @@ impl StopRule {
 pub enum Verdict {
     Faster,
     Slower,
-    /// They differ by less than [`SAME_WITHIN`], whatever the spread.
+    /// They differ by less than 3 %, whatever the spread.
     Same,
     /// The spread is larger than the difference.
     Unclear,

@@ -51,6 +51,8 @@ struct Entry {
     dtype: String,
     /// The architectures that it is compiled for: it runs on those and, but for `sm_90a`, on later ones.
     targets: Vec<&'static str>,
+    /// Threads of a block that it is compiled for, null where it does not say.
+    max_threads: Option<u32>,
     facts: Vec<Facts>,
 }
 
@@ -69,6 +71,7 @@ pub(super) fn run(args: ListArgs) -> Result<ExitCode> {
             .unwrap_or_default()
             .to_owned(),
         targets: kernel.targets.clone(),
+        max_threads: kernel.targets.first().and_then(|target| source.max_threads(&kernel.name, target)),
         facts: source.facts(kernel),
     };
     let operations = operations
@@ -136,9 +139,7 @@ fn table(list: &List) -> Table {
                         number(|facts| {
                             facts.resources.spill_bytes.map_or("?".to_owned(), |bytes| bytes.to_string())
                         }),
-                        number(|facts| {
-                            facts.max_threads.map_or("any".to_owned(), |threads| threads.to_string())
-                        }),
+                        kernel.max_threads.map_or("any".to_owned(), |threads| threads.to_string()),
                         number(|facts| facts.resources.blocks_per_multiprocessor.to_string()),
                         number(|facts| format!("{:.0} %", facts.occupancy * 100.0)),
                     ]);

@@ -13,6 +13,7 @@ use crate::lab::findings::{Difference, Findings};
 use crate::lab::values::*;
 use crate::ops::Ops;
 use crate::sampler::{SamplingParams, SamplingRow};
+use rayon::prelude::*;
 
 pub const CASES: Cases = Cases { op: "sample", checks, timings };
 
@@ -149,8 +150,8 @@ fn case(
                     row(i, &SamplingParams { seed: params.seed.wrapping_add(seed), ..params.clone() })
                 })
                 .collect();
-            let draw = |(l, row): (&[f32], _)| cpu::sampler::sample(&mut l.to_vec(), row);
-            let expected = values.chunks(vocab_size).zip(&rows).map(draw).collect();
+            let draw = |(l, row): (&[f32], &SamplingRow)| cpu::sampler::sample(&mut l.to_vec(), row);
+            let expected = values.par_chunks(vocab_size).zip(&rows).map(draw).collect();
             let logits = tensor(ops, n, vocab_size, &values)?;
             Ok(Box::new(Sample { allowed, rows, values, expected, logits, drawn: Vec::new() }))
         }),
