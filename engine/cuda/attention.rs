@@ -126,9 +126,29 @@ fn merges(case: &Case) -> Result<(), &'static str> {
     Ok(())
 }
 
+const SPLIT_KERNELS: [&str; 3] = [
+    "attention_decode_split_*_plain_h64",
+    "attention_decode_split_*_plain_h128",
+    "attention_decode_merge_*_plain",
+];
+const MERGED_KERNELS: [&str; 2] = ["attention_decode_*_merged_h64", "attention_decode_*_merged_h128"];
+const TILED_KERNELS: [&str; 2] = ["attention_prefill_*_tiled_h64", "attention_prefill_*_tiled_h128"];
+const PLAIN_KERNELS: [&str; 2] = ["attention_prefill_*_plain_h64", "attention_prefill_*_plain_h128"];
+
 pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 5] = [
     Variant {
         name: "auto",
+        kernels: &[
+            MERGED_KERNELS[0],
+            MERGED_KERNELS[1],
+            SPLIT_KERNELS[0],
+            SPLIT_KERNELS[1],
+            SPLIT_KERNELS[2],
+            TILED_KERNELS[0],
+            TILED_KERNELS[1],
+            PLAIN_KERNELS[0],
+            PLAIN_KERNELS[1],
+        ],
         eligible: known_head_dim,
         // SAFETY: every row is in one of the two sets: one row, or more, in its sequence.
         launch: |device, case| unsafe {
@@ -142,12 +162,14 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 5] = [
     },
     Variant {
         name: "tiled",
+        kernels: &TILED_KERNELS,
         eligible: tiles,
         // SAFETY: the case is whole.
         launch: |device, case| unsafe { launch_tiled(device, case, 1) },
     },
     Variant {
         name: "merged",
+        kernels: &MERGED_KERNELS,
         eligible: merges,
         // SAFETY: the case is whole.
         launch: |device, case| unsafe {
@@ -156,6 +178,7 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 5] = [
     },
     Variant {
         name: "split",
+        kernels: &SPLIT_KERNELS,
         eligible: known_head_dim,
         // SAFETY: the case is whole.
         launch: |device, case| unsafe {
@@ -164,6 +187,7 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 5] = [
     },
     Variant {
         name: "plain",
+        kernels: &PLAIN_KERNELS,
         eligible: known_head_dim,
         // SAFETY: the case is whole.
         launch: |device, case| unsafe { launch_plain(device, case, 1) },

@@ -14,6 +14,18 @@ const PTX_SM_80: &str = include_str!(concat!(env!("OUT_DIR"), "/gpu-kernels.sm_8
 /// PTX for Hopper alone (compute capability 9.0): the `a` features do not run on any other device.
 const PTX_SM_90A: &str = include_str!(concat!(env!("OUT_DIR"), "/gpu-kernels.sm_90a.ptx"));
 
+/// The targets that the kernels are compiled for.
+pub const PTX_TARGETS: [&str; 2] = ["sm_80", "sm_90a"];
+
+/// The PTX of a target, `None` if the kernels are not compiled for it.
+pub fn ptx(target: &str) -> Option<&'static str> {
+    match target {
+        "sm_80" => Some(PTX_SM_80),
+        "sm_90a" => Some(PTX_SM_90A),
+        _ => None,
+    }
+}
+
 /// Environment variable that makes a Hopper device run the PTX of older ones, `sm_80`: for tests.
 const PTX_TARGET: &str = "QERNEL_PTX_TARGET";
 
@@ -131,7 +143,7 @@ pub struct Device {
     info: DeviceInfo,
     /// Of the PTX in use.
     target: &'static str,
-    module: CUmodule,
+    pub(super) module: CUmodule,
     stream: CUstream,
     functions: RefCell<HashMap<&'static str, Function>>,
     /// Released last: fields drop in this order.

@@ -16,12 +16,19 @@ use gpu_kernels::fused::matmul_add::*;
 use gpu_kernels::fused::norm_gate_up::{self, *};
 use gpu_kernels::fused::norm_matmul::{self, *};
 use gpu_kernels::fused::norm_qkv_rope::{self, *};
-use gpu_kernels::fused::{MAX_ROWS, WORD, stage_bytes};
+use gpu_kernels::fused::{WORD, stage_bytes};
+
+/// The most rows that the fused kernels take.
+pub const MAX_ROWS: usize = gpu_kernels::fused::MAX_ROWS as usize;
 
 /// How a layer is computed: `fused`, or `separate` operations.
 pub(super) const OP: &str = "layer";
 pub(super) const FUSED: &str = "fused";
 pub(super) const VARIANTS: [&str; 2] = [FUSED, "separate"];
+
+/// Of [`matmul_add`].
+pub(super) const MATMUL_ADD_KERNELS: [&str; 4] =
+    ["matmul_add_*_short_one", "matmul_add_*_long_one", "matmul_add_*_short_few", "matmul_add_*_long_few"];
 
 /// The most shared memory that staged rows may take: two blocks of such size fit on a multiprocessor.
 const MAX_STAGE_BYTES: u32 = 100 << 10;
@@ -31,7 +38,7 @@ pub(super) fn is_eligible(n: usize, dtype: Dtype, widths: &[usize]) -> bool {
     let fits = |&width: &usize| {
         width.is_multiple_of(WORD as usize) && n * width * 4 <= MAX_STAGE_BYTES as usize && width > 0
     };
-    (1..=MAX_ROWS as usize).contains(&n) && dtype != Dtype::F32 && widths.iter().all(fits)
+    (1..=MAX_ROWS).contains(&n) && dtype != Dtype::F32 && widths.iter().all(fits)
 }
 
 /// Calls the kernel of the dtype for one row or for few.

@@ -53,6 +53,7 @@ type Launch = unsafe fn(&mut Tools, &Case) -> Result<()>;
 pub(super) const VARIANTS: [Variant<Case, Launch>; 3] = [
     Variant {
         name: CUBLAS,
+        kernels: &["split_f32_*_plain"],
         eligible: always,
         launch: |tools, case| {
             let Some(cublas) = tools.cublas else {
@@ -73,6 +74,7 @@ pub(super) const VARIANTS: [Variant<Case, Launch>; 3] = [
     },
     Variant {
         name: GEMV,
+        kernels: &[],
         eligible: |case| {
             if (case.cols * case.dtype.size()).is_multiple_of(16) {
                 Ok(())
@@ -99,6 +101,7 @@ pub(super) const VARIANTS: [Variant<Case, Launch>; 3] = [
     },
     Variant {
         name: "plain",
+        kernels: &[],
         eligible: always,
         // SAFETY: the grid covers all rows; the case's ranges have the sizes that the kernel needs.
         launch: |tools, case| unsafe {
@@ -166,6 +169,12 @@ pub(super) fn matmul(
 fn preferred(case: &Case) -> Option<&'static str> {
     let gemv = &VARIANTS[1];
     (case.is_mixed() && case.n <= FEW_ROWS && (gemv.eligible)(case).is_ok()).then_some(gemv.name)
+}
+
+/// The variant that is taken before the table's first for x `[n, cols]` where nothing is asked for.
+pub fn preferred_matmul(dtype: Dtype, x_dtype: Dtype, n: usize, cols: usize) -> Option<&'static str> {
+    let (x, weight, out) = (DevicePtr::from_raw(0), DevicePtr::from_raw(0), DevicePtrMut::from_raw(0));
+    preferred(&Case { dtype, x_dtype, n, rows: 1, cols, x, weight, out })
 }
 
 #[cfg(test)]

@@ -19,21 +19,28 @@ mod graph;
 mod launch;
 mod matmul;
 mod memory;
+mod resources;
 mod rms_norm;
 mod rope;
 mod sampler;
 mod silu_mul;
 mod tensor;
+mod timer;
 mod variant;
 mod write_kv;
 
+pub use bandwidth::{Memory, read_bandwidth};
 pub use batch::CudaBatch;
-pub use convert::convert;
+pub use convert::{convert, split_to_bf16};
 pub use cublas::{Cublas, WORKSPACE_BYTES, library_version};
-pub use device::{Device, DeviceInfo, probe};
+pub use device::{Device, DeviceInfo, PTX_TARGETS, probe, ptx};
+pub use fused::MAX_ROWS as FUSED_MAX_ROWS;
+pub use matmul::preferred_matmul;
 pub use memory::{DeviceBuffer, PinnedBuffer, Plain, Uploader};
-pub use tensor::{Activation, KvCache, Tensor, Weight};
-pub use variant::{KernelChoice, Variant, is_ineligible};
+pub use resources::Resources;
+pub use tensor::{Activation, KvCache, Tensor, Weight, encode};
+pub use timer::Timer;
+pub use variant::{KernelChoice, Operation, Variant, VariantInfo, is_ineligible, kernel_dtype};
 
 use crate::batch::{Batch, BatchLimits};
 use crate::config::Config;
@@ -46,19 +53,47 @@ use crate::sampler::SamplingRow;
 use crate::weights::{Matrix, Weights};
 use std::rc::Rc;
 
+/// Every operation that has kernels, in the order of their names.
+pub fn operations() -> Vec<Operation> {
+    vec![
+        Operation::of(add::OP, &add::VARIANTS),
+        Operation::single("add_bias", &[]),
+        Operation::of(rms_norm::FUSED, &rms_norm::FUSED_VARIANTS),
+        Operation::of(attention::OP, &attention::VARIANTS),
+        Operation::single("convert", &["convert_*_plain", "split_*_plain"]),
+        Operation::single("embed", &[]),
+        Operation::single("gather_rows", &[]),
+        Operation::choice(fused::OP, &fused::VARIANTS),
+        Operation::of(matmul::OP, &matmul::VARIANTS),
+        Operation::single("matmul_add", &fused::MATMUL_ADD_KERNELS),
+        Operation::single("norm_gate_up", &["norm_gate_up_*_one", "norm_gate_up_*_few"]),
+        Operation::single("norm_matmul", &["norm_matmul_*_one", "norm_matmul_*_few"]),
+        Operation::single("norm_qkv_rope", &["norm_qkv_rope_*_one", "norm_qkv_rope_*_few"]),
+        Operation::single("read_bandwidth", &[]),
+        Operation::of(rms_norm::OP, &rms_norm::VARIANTS),
+        Operation::single("rope", &[]),
+        Operation::single(
+            "sample",
+            &[
+                "penalties_*_plain",
+                "top_k_*_plain",
+                "top_p_*_plain",
+                "min_p_*_plain",
+                "softmax_*_plain",
+                "categorical_*_plain",
+                "argmax_*_split",
+            ],
+        ),
+        Operation::of(silu_mul::OP, &silu_mul::VARIANTS),
+        Operation::choice(graph::OP, &graph::VARIANTS),
+        Operation::single("write_kv", &[]),
+    ]
+}
+
 /// Every operation that has kernels to choose from, with the names of its variants in order of preference.
 pub fn kernels() -> Vec<(&'static str, Vec<&'static str>)> {
-    use variant::names;
-    vec![
-        (add::OP, names(&add::VARIANTS)),
-        (rms_norm::FUSED, names(&rms_norm::FUSED_VARIANTS)),
-        (fused::OP, fused::VARIANTS.to_vec()),
-        (graph::OP, graph::VARIANTS.to_vec()),
-        (attention::OP, names(&attention::VARIANTS)),
-        (matmul::OP, names(&matmul::VARIANTS)),
-        (rms_norm::OP, names(&rms_norm::VARIANTS)),
-        (silu_mul::OP, names(&silu_mul::VARIANTS)),
-    ]
+    let names = |op: &Operation| op.variants.iter().map(|variant| variant.name).collect();
+    operations().iter().filter(|op| op.selectable).map(|op| (op.name, names(op))).collect()
 }
 
 /// The format that a model's matrix products, activations and KV pages have on the GPU: that of most of its matrix
