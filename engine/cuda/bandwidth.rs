@@ -56,8 +56,7 @@ impl Memory {
                 "measuring the bandwidth needs a buffer larger than the L2 cache; only {free} bytes are free"
             )));
         }
-        Self::of_words(device, &[])
-            .and_then(|memory| Ok(Self { buffer: DeviceBuffer::zeroed(device, bytes / 4)?, ..memory }))
+        Self::over(device, DeviceBuffer::zeroed(device, bytes / 4)?)
     }
 
     /// A buffer of these words; those behind the last multiple of four are not read.
@@ -65,13 +64,13 @@ impl Memory {
     /// # Errors
     /// [`Error::Memory`] if there is no room.
     pub fn of_words(device: &Rc<Device>, words: &[u32]) -> Result<Self> {
+        Self::over(device, DeviceBuffer::from_slice(device, words)?)
+    }
+
+    fn over(device: &Rc<Device>, buffer: DeviceBuffer<u32>) -> Result<Self> {
         let blocks = device.info().multiprocessors * 4;
-        Ok(Self {
-            device: device.clone(),
-            buffer: DeviceBuffer::from_slice(device, words)?,
-            out: DeviceBuffer::zeroed(device, blocks as usize)?,
-            blocks,
-        })
+        let out = DeviceBuffer::zeroed(device, blocks as usize)?;
+        Ok(Self { device: device.clone(), buffer, out, blocks })
     }
 
     /// The exclusive or of all words that the last read has seen.

@@ -128,7 +128,16 @@ pub fn verify(
             wrong.push(format!("{op}={} computed no case: {why}", variant.name));
         }
     }
-    if wrong.is_empty() { Ok(results) } else { Err(wrong.join("\n")) }
+    if wrong.is_empty() {
+        return Ok(results);
+    }
+    const SHOWN: usize = 20;
+    let more = wrong.len().saturating_sub(SHOWN);
+    wrong.truncate(SHOWN);
+    if more > 0 {
+        wrong.push(format!("… and {more} more"));
+    }
+    Err(wrong.join("\n"))
 }
 
 /// One case with one variant.
