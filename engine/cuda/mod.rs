@@ -28,7 +28,7 @@ mod write_kv;
 pub use batch::CudaBatch;
 pub use convert::convert;
 pub use cublas::{Cublas, WORKSPACE_BYTES, library_version};
-pub use device::{Device, DeviceInfo, PTX_TARGETS, probe, ptx};
+pub use device::{Device, DeviceInfo, PTX_FILE, PTX_TARGETS, probe, ptx, ptx_with_lines};
 pub use memory::{DeviceBuffer, PinnedBuffer, Plain, Uploader};
 pub use tensor::{Activation, KvCache, Tensor, Weight};
 pub use variant::{KernelChoice, Operation, Variant, VariantInfo, is_ineligible, kernel_dtype};
