@@ -1,6 +1,8 @@
 //! `lab`: the kernel laboratory, one file a subcommand.
 
 mod list;
+mod new;
+mod ptx;
 
 use crate::error::Result;
 use clap::Subcommand;
@@ -16,11 +18,15 @@ pub struct LabArgs {
 #[derive(Debug, Subcommand)]
 enum LabCommand {
     List(list::ListArgs),
+    New(new::NewArgs),
+    Ptx(ptx::PtxArgs),
 }
 
 /// Runs a subcommand. What is found wrong with a kernel is an exit code, not an error.
 pub fn run(args: LabArgs) -> Result<ExitCode> {
     match args.command {
         LabCommand::List(args) => list::run(args),
+        LabCommand::New(args) => new::run(args),
+        LabCommand::Ptx(args) => ptx::run(args),
     }
 }
