@@ -152,7 +152,7 @@ struct Function {
 /// It stays on the thread that made it, for the driver's current context is the thread's.
 pub struct Device {
     info: DeviceInfo,
-    module: CUmodule,
+    pub(super) module: CUmodule,
     stream: CUstream,
     functions: RefCell<HashMap<&'static str, Function>>,
     /// Released last: fields drop in this order.

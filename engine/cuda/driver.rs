@@ -36,6 +36,9 @@ pub(super) const ATTRIBUTE_CAPABILITY_MINOR: c_int = 76;
 pub(super) const ATTRIBUTE_SHARED_OPT_IN: c_int = 97;
 
 // `CUfunction_attribute`
+pub(super) const FUNCTION_SHARED_BYTES: c_int = 1;
+pub(super) const FUNCTION_LOCAL_BYTES: c_int = 3;
+pub(super) const FUNCTION_REGISTERS: c_int = 4;
 pub(super) const FUNCTION_MAX_DYNAMIC_SHARED: c_int = 8;
 
 // `CUjit_option`
@@ -94,6 +97,13 @@ unsafe extern "C" {
         name: *const c_char,
     ) -> Status;
     pub(super) fn cuFuncSetAttribute(function: CUfunction, attribute: c_int, value: c_int) -> Status;
+    pub(super) fn cuFuncGetAttribute(value: *mut c_int, attribute: c_int, function: CUfunction) -> Status;
+    pub(super) fn cuOccupancyMaxActiveBlocksPerMultiprocessor(
+        blocks: *mut c_int,
+        function: CUfunction,
+        block_size: c_int,
+        dynamic_shared_bytes: usize,
+    ) -> Status;
     pub(super) fn cuLaunchKernel(
         function: CUfunction,
         grid_x: c_uint,

@@ -171,6 +171,12 @@ fn preferred(case: &Case) -> Option<&'static str> {
     (case.is_mixed() && case.n <= FEW_ROWS && (gemv.eligible)(case).is_ok()).then_some(gemv.name)
 }
 
+/// The variant that is taken before the table's first for x `[n, cols]` where nothing is asked for.
+pub fn preferred_matmul(dtype: Dtype, x_dtype: Dtype, n: usize, cols: usize) -> Option<&'static str> {
+    let (x, weight, out) = (DevicePtr::from_raw(0), DevicePtr::from_raw(0), DevicePtrMut::from_raw(0));
+    preferred(&Case { dtype, x_dtype, n, rows: 1, cols, x, weight, out })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,20 +17,26 @@ mod gather_rows;
 mod launch;
 mod matmul;
 mod memory;
+mod resources;
 mod rms_norm;
 mod rope;
 mod sampler;
 mod silu_mul;
 mod tensor;
+mod timer;
 mod variant;
 mod write_kv;
 
+pub use bandwidth::{Memory, read_bandwidth};
 pub use batch::CudaBatch;
-pub use convert::convert;
+pub use convert::{convert, split_to_bf16};
 pub use cublas::{Cublas, WORKSPACE_BYTES, library_version};
 pub use device::{Device, DeviceInfo, PTX_FILE, PTX_TARGETS, probe, ptx, ptx_with_lines};
+pub use matmul::preferred_matmul;
 pub use memory::{DeviceBuffer, PinnedBuffer, Plain, Uploader};
-pub use tensor::{Activation, KvCache, Tensor, Weight};
+pub use resources::Resources;
+pub use tensor::{Activation, KvCache, Tensor, Weight, encode};
+pub use timer::Timer;
 pub use variant::{KernelChoice, Operation, Variant, VariantInfo, is_ineligible, kernel_dtype};
 
 use crate::batch::{Batch, BatchLimits};

@@ -12,10 +12,13 @@ pub struct Kernel {
 
 /// Names of the entry points of a PTX module, in its order.
 pub fn entries(ptx: &str) -> impl Iterator<Item = &str> {
-    ptx.lines().filter_map(|line| {
-        let (_, name) = line.split_once(".entry ")?;
-        Some(name.trim_end().trim_end_matches(['(', ')']))
-    })
+    ptx.split(".entry ").skip(1).filter_map(entry_name)
+}
+
+/// The name at the beginning of what follows `.entry`.
+pub fn entry_name(text: &str) -> Option<&str> {
+    let end = text.find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '$' | '.')))?;
+    Some(&text[..end])
 }
 
 /// Every kernel of the embedded modules, in the order of their names.

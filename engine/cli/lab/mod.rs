@@ -1,8 +1,12 @@
 //! `lab`: the kernel laboratory, one file a subcommand.
 
+mod bench;
+mod check;
 mod list;
 mod new;
 mod ptx;
+mod report;
+mod table;
 
 use crate::error::Result;
 use clap::Subcommand;
@@ -20,11 +24,17 @@ enum LabCommand {
     List(list::ListArgs),
     New(new::NewArgs),
     Ptx(ptx::PtxArgs),
+    Check(check::CheckArgs),
+    Bench(bench::BenchArgs),
+    Report(report::ReportArgs),
 }
 
 /// Runs a subcommand. What is found wrong with a kernel is an exit code, not an error.
 pub fn run(args: LabArgs) -> Result<ExitCode> {
     match args.command {
+        LabCommand::Bench(args) => bench::run(args),
+        LabCommand::Report(args) => report::run(args),
+        LabCommand::Check(args) => check::run(args),
         LabCommand::List(args) => list::run(args),
         LabCommand::New(args) => new::run(args),
         LabCommand::Ptx(args) => ptx::run(args),
