@@ -1,26 +1,11 @@
 //! NVIDIA's assembler and disassembler, where they are installed: what a kernel takes of a multiprocessor, and its SASS.
 
 use super::ptx::Sources;
+use super::resources::compiled;
 use crate::error::{Error, Result};
-use serde::Serialize;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-/// What ptxas says that a kernel takes.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Resources {
-    pub kernel: String,
-    /// Of a thread.
-    pub registers: u32,
-    /// Bytes of static shared memory of a block.
-    pub shared_bytes: u32,
-    /// Bytes of local memory of a thread.
-    pub stack_bytes: u32,
-    /// Bytes that a thread stores to local memory for want of registers.
-    pub spill_stores: u32,
-    /// Bytes that it loads back.
-    pub spill_loads: u32,
-}
 
 /// A program of the CUDA toolkit on `PATH`.
 pub fn tool(name: &str) -> Option<PathBuf> {
@@ -41,11 +26,11 @@ pub fn required_tool(name: &str) -> Result<PathBuf> {
     })
 }
 
-/// A PTX module, assembled for `arch` into `cubin`; what each kernel takes.
+/// Assembles a PTX module for `arch` into `cubin`; for each kernel, what it takes in words.
 ///
 /// # Errors
 /// [`Error::Request`] with what ptxas says of the module, [`Error::Io`] if files cannot be written or ptxas not started.
-pub fn assemble(ptxas: &Path, ptx: &str, arch: &str, cubin: &Path) -> Result<Vec<Resources>> {
+pub fn assemble(ptxas: &Path, ptx: &str, arch: &str, cubin: &Path) -> Result<BTreeMap<String, String>> {
     let source = cubin.with_extension("ptx");
     std::fs::write(&source, ptx).map_err(|error| Error::io(&source, error))?;
     let mut command = Command::new(ptxas);
@@ -62,45 +47,27 @@ pub fn assemble(ptxas: &Path, ptx: &str, arch: &str, cubin: &Path) -> Result<Vec
             said.trim()
         )));
     }
-    Ok(resources(&said))
+    let words = compiled(&said).map(|(kernel, found)| {
+        let words = format!(
+            "{} registers, {} bytes of static shared memory, {} bytes of stack, {} bytes of spills",
+            found.registers, found.shared_bytes, found.stack_bytes, found.spill_bytes
+        );
+        (kernel, words)
+    });
+    Ok(words.collect())
 }
 
-/// Reads what `ptxas -v` prints.
-fn resources(said: &str) -> Vec<Resources> {
-    let mut all: Vec<Resources> = Vec::new();
-    for line in said.lines() {
-        if let Some((_, rest)) = line.split_once("Compiling entry function '") {
-            let kernel = rest.split('\'').next().unwrap_or_default().to_owned();
-            all.push(Resources { kernel, ..Resources::default() });
-            continue;
-        }
-        let Some(last) = all.last_mut() else { continue };
-        // The number before a phrase: `32 registers`.
-        let number = |phrase: &str| {
-            let before = line.split_once(phrase)?.0.trim_end();
-            before.rsplit(|c: char| !c.is_ascii_digit()).next()?.parse::<u32>().ok()
-        };
-        for (phrase, field) in [
-            (" registers", &mut last.registers),
-            (" bytes smem", &mut last.shared_bytes),
-            (" bytes stack frame", &mut last.stack_bytes),
-            (" bytes spill stores", &mut last.spill_stores),
-            (" bytes spill loads", &mut last.spill_loads),
-        ] {
-            if let Some(value) = number(phrase) {
-                *field = value;
-            }
-        }
-    }
-    all
-}
-
-/// The instructions of one kernel of a cubin, with labels, and with a comment for each source line where the cubin knows
-/// them.
+/// The instructions of one kernel of a cubin, with labels, and with a comment for each source line where it was assembled
+/// `with_lines`.
 ///
 /// # Errors
 /// [`Error::Io`] if nvdisasm cannot be started, [`Error::Request`] with what it says.
-pub fn disassemble(nvdisasm: &Path, cubin: &Path, kernel: &str, sources: &mut Sources) -> Result<String> {
+pub fn disassemble(
+    nvdisasm: &Path,
+    cubin: &Path,
+    kernel: &str,
+    with_lines: Option<&mut Sources>,
+) -> Result<String> {
     let mut command = Command::new(nvdisasm);
     let output =
         command.args(["-c", "-g"]).arg(cubin).output().map_err(|error| Error::io(nvdisasm, error))?;
@@ -111,11 +78,11 @@ pub fn disassemble(nvdisasm: &Path, cubin: &Path, kernel: &str, sources: &mut So
             nvdisasm.display()
         )));
     }
-    Ok(instructions(&String::from_utf8_lossy(&output.stdout), kernel, sources))
+    Ok(instructions(&String::from_utf8_lossy(&output.stdout), kernel, with_lines))
 }
 
 /// The part of nvdisasm's output that is the kernel's.
-fn instructions(listing: &str, kernel: &str, sources: &mut Sources) -> String {
+fn instructions(listing: &str, kernel: &str, mut sources: Option<&mut Sources>) -> String {
     let label = format!(".text.{kernel}:");
     let mut out = String::new();
     let mut shown = String::new();
@@ -123,7 +90,7 @@ fn instructions(listing: &str, kernel: &str, sources: &mut Sources) -> String {
         if line.trim_start().starts_with(".section") || line.starts_with("//---") {
             break;
         }
-        if let Some((path, number)) = place(line) {
+        if let (Some((path, number)), Some(sources)) = (place(line), &mut sources) {
             let comment = sources.line(path, number);
             if comment != shown {
                 out.push_str(&format!("        // {comment}\n"));
@@ -149,30 +116,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn resources_are_read_from_what_ptxas_prints() {
-        let said = "\
-ptxas info    : 0 bytes gmem
-ptxas info    : Compiling entry function 'a' for 'sm_90a'
-ptxas info    : Function properties for a
-    16 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
-ptxas info    : Used 255 registers, used 1 barriers, 16 bytes cumulative stack size, 34944 bytes smem
-ptxas info    : Compile time = 1.0 ms
-ptxas info    : Compiling entry function 'b' for 'sm_90a'
-ptxas info    : Used 14 registers, used 0 barriers
-";
-        let a = Resources {
-            kernel: "a".into(),
-            registers: 255,
-            shared_bytes: 34_944,
-            stack_bytes: 16,
-            spill_stores: 8,
-            spill_loads: 12,
-        };
-        let b = Resources { kernel: "b".into(), registers: 14, ..Resources::default() };
-        assert_eq!(resources(said), [a, b]);
-    }
-
-    #[test]
     fn a_kernels_instructions_are_cut_out_of_a_listing() {
         let listing = "\
 .text.a:
@@ -194,6 +137,6 @@ b:
 .L_x_1:
         /*0010*/                   EXIT ;
 ";
-        assert_eq!(instructions(listing, "b", &mut Sources::new(None, None)), expected);
+        assert_eq!(instructions(listing, "b", Some(&mut Sources::new(None, None))), expected);
     }
 }

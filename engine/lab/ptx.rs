@@ -69,13 +69,10 @@ impl<'a> Module<'a> {
                 out.push('\n');
             }
         }
-        let used: BTreeSet<u32> = kept
-            .iter()
-            .flat_map(|&index| &self.items[index].lines)
-            .filter_map(|line| location(line))
-            .map(|(file, _)| file)
-            .collect();
-        for (number, path) in self.files.iter().filter(|(number, _)| used.contains(number)) {
+        // All files before the last that is named: nvdisasm crashes where numbers are missing.
+        let lines = kept.iter().flat_map(|&index| &self.items[index].lines);
+        let last = lines.filter_map(|line| location(line)).map(|(file, _)| file).max().unwrap_or(0);
+        for (number, path) in self.files.range(..=last) {
             out.push_str(&format!("\t.file\t{number} \"{path}\"\n"));
         }
         out

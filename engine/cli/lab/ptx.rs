@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::lab::assembler::{assemble, disassemble, required_tool, tool};
 use crate::lab::ptx::{Module, Sources, find};
 use crate::lab::source::Checkout;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -100,13 +101,13 @@ fn show_sass(
     let folder = temporary_folder()?;
     let cubin = folder.path().join("kernel.cubin");
     out.line(&describe(&assemble(&ptxas, run, arch, &cubin)?, kernel))?;
-    let plain = disassemble(&nvdisasm, &cubin, kernel, sources)?;
+    let plain = disassemble(&nvdisasm, &cubin, kernel, None)?;
     if args.no_source || !module.has_lines() {
         return out.text(&plain);
     }
     let cubin = folder.path().join("lines.cubin");
     assemble(&ptxas, &module.only(|name| name == kernel), arch, &cubin)?;
-    let with_lines = disassemble(&nvdisasm, &cubin, kernel, sources)?;
+    let with_lines = disassemble(&nvdisasm, &cubin, kernel, Some(sources))?;
     let (expected, found) = (operations(&plain), operations(&with_lines));
     if expected != found {
         out.line(&format!(
@@ -126,14 +127,8 @@ fn operations(listing: &str) -> Vec<&str> {
     lines.map(|line| line.split("`(.L").next().unwrap_or(line)).collect()
 }
 
-fn describe(resources: &[crate::lab::assembler::Resources], kernel: &str) -> String {
-    let Some(found) = resources.iter().find(|found| found.kernel == kernel) else {
-        return "// ptxas said nothing of its resources".into();
-    };
-    format!(
-        "// {} registers, {} bytes of static shared memory, {} bytes of stack, spills: {} bytes stored, {} loaded",
-        found.registers, found.shared_bytes, found.stack_bytes, found.spill_stores, found.spill_loads
-    )
+fn describe(words: &BTreeMap<String, String>, kernel: &str) -> String {
+    format!("// {}", words.get(kernel).map_or("ptxas said nothing of its resources", String::as_str))
 }
 
 /// The module that the first GPU runs, or the one for all.
