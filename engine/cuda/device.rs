@@ -8,6 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::ptr;
+use std::sync::OnceLock;
 
 /// PTX for every device of compute capability 8.0 and later.
 const PTX_SM_80: &str = include_str!(concat!(env!("OUT_DIR"), "/gpu-kernels.sm_80.ptx"));
@@ -17,14 +18,25 @@ const PTX_SM_90A: &str = include_str!(concat!(env!("OUT_DIR"), "/gpu-kernels.sm_
 /// The targets that the kernels are compiled for.
 pub const PTX_TARGETS: [&str; 2] = ["sm_80", "sm_90a"];
 
-/// The PTX of a target, `None` if the kernels are not compiled for it.
+/// The PTX of a target as it is run, `None` if the kernels are not compiled for it.
 pub fn ptx(target: &str) -> Option<&'static str> {
+    static STRIPPED: [OnceLock<String>; PTX_TARGETS.len()] = [const { OnceLock::new() }; PTX_TARGETS.len()];
+    let index = PTX_TARGETS.iter().position(|&known| known == target)?;
+    let with_lines = ptx_with_lines(target)?;
+    Some(STRIPPED[index].get_or_init(|| cuda_builder::without_line_info(with_lines)))
+}
+
+/// The PTX of a target with the source line of every instruction (`.loc`), for people; `None` as for [`ptx`].
+pub fn ptx_with_lines(target: &str) -> Option<&'static str> {
     match target {
         "sm_80" => Some(PTX_SM_80),
         "sm_90a" => Some(PTX_SM_90A),
         _ => None,
     }
 }
+
+/// Environment variable that names a file of PTX to run instead of the embedded one: `lab watch` sets it.
+pub const PTX_FILE: &str = "QERNEL_PTX_FILE";
 
 /// Environment variable that makes a Hopper device run the PTX of older ones, `sm_80`: for tests.
 const PTX_TARGET: &str = "QERNEL_PTX_TARGET";
@@ -141,8 +153,8 @@ struct Function {
 /// It stays on the thread that made it, for the driver's current context is the thread's.
 pub struct Device {
     info: DeviceInfo,
-    /// Of the PTX in use.
-    target: &'static str,
+    /// Whether the kernels are compiled for Hopper, where they may start while those before them still run.
+    is_hopper: bool,
     pub(super) module: CUmodule,
     stream: CUstream,
     functions: RefCell<HashMap<&'static str, Function>>,
@@ -158,23 +170,34 @@ impl Device {
     /// [`Error::Device`] if there is no such device, it is too old, or the driver refuses the kernels; the text has
     /// the driver's compile log.
     pub fn open(ordinal: Option<u32>) -> Result<Self> {
-        let devices = probe()?;
-        let wanted = ordinal.unwrap_or(0);
-        let Some(info) = devices.iter().find(|info| info.ordinal == wanted).cloned() else {
-            return Err(Error::Device(format!(
-                "cuda:{wanted} does not exist; this machine has {} device(s), numbered from 0",
-                devices.len()
-            )));
-        };
-        let (target, ptx) = match (info.target()?, std::env::var(PTX_TARGET).as_deref()) {
-            ("sm_90a", Err(_) | Ok("sm_90a")) => ("sm_90a", PTX_SM_90A),
-            (_, Err(_) | Ok("sm_80")) => ("sm_80", PTX_SM_80),
+        let info = find(ordinal)?;
+        if let Some(path) = std::env::var_os(PTX_FILE) {
+            let ptx = std::fs::read_to_string(&path).map_err(|error| Error::io(path, error))?;
+            return Self::open_info(info, &ptx);
+        }
+        let target = match (info.target()?, std::env::var(PTX_TARGET).as_deref()) {
+            ("sm_90a", Err(_) | Ok("sm_90a")) => "sm_90a",
+            (_, Err(_) | Ok("sm_80")) => "sm_80",
             (target, Ok(asked)) => {
                 return Err(Error::Device(format!(
                     "{PTX_TARGET}: expected sm_80 or what this device runs, {target}; found {asked:?}"
                 )));
             }
         };
+        Self::open_info(info, ptx(target).expect("the kernels are compiled for both"))
+    }
+
+    /// [`Device::open`] with other kernels than those that the program carries, such as `lab watch` has just compiled.
+    /// A launch of one that is not in `ptx` is an error.
+    ///
+    /// # Errors
+    /// As [`Device::open`].
+    pub fn open_with_ptx(ordinal: Option<u32>, ptx: &str) -> Result<Self> {
+        Self::open_info(find(ordinal)?, ptx)
+    }
+
+    fn open_info(info: DeviceInfo, ptx: &str) -> Result<Self> {
+        let is_hopper = ptx.contains(".target sm_90");
         let context = retain_primary_context(&info)?;
         let mut stream = ptr::null_mut();
         // SAFETY: writes the handle; the context is current.
@@ -183,7 +206,7 @@ impl Device {
             "creating a stream",
         )?;
         let mut device =
-            Self { info, target, module: ptr::null_mut(), stream, functions: RefCell::default(), context };
+            Self { info, is_hopper, module: ptr::null_mut(), stream, functions: RefCell::default(), context };
         device.module = load_module(ptx)?;
         Ok(device)
     }
@@ -313,7 +336,7 @@ impl Launcher for Dependent<'_> {
         params: &mut [*mut c_void],
     ) -> Result<()> {
         let device = self.0;
-        if device.target != "sm_90a" {
+        if !device.is_hopper {
             // SAFETY: the caller's promise.
             return unsafe { device.launch(kernel, config, params) };
         }
@@ -359,6 +382,18 @@ impl Drop for Device {
     }
 }
 
+/// `cuda:N`, or the first device.
+fn find(ordinal: Option<u32>) -> Result<DeviceInfo> {
+    let devices = probe()?;
+    let wanted = ordinal.unwrap_or(0);
+    devices.iter().find(|info| info.ordinal == wanted).cloned().ok_or_else(|| {
+        Error::Device(format!(
+            "cuda:{wanted} does not exist; this machine has {} device(s), numbered from 0",
+            devices.len()
+        ))
+    })
+}
+
 /// Retains the primary context and makes it current.
 fn retain_primary_context(info: &DeviceInfo) -> Result<cust::context::Context> {
     let doing = || format!("creating a context on {} (cuda:{})", info.name, info.ordinal);
@@ -383,7 +418,7 @@ fn retain_primary_context(info: &DeviceInfo) -> Result<cust::context::Context> {
 
 /// Compiles PTX for the current context's device.
 fn load_module(ptx: &str) -> Result<CUmodule> {
-    let ptx = CString::new(ptx).map_err(|_| Error::Device("the embedded PTX has a zero byte".into()))?;
+    let ptx = CString::new(ptx).map_err(|_| Error::Device("the PTX has a zero byte".into()))?;
     let mut log = vec![0u8; JIT_LOG_BYTES];
     let mut options = [driver::JIT_ERROR_LOG, driver::JIT_ERROR_LOG_BYTES];
     // The driver takes integer options by value, in the pointer's place.

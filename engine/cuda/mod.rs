@@ -33,7 +33,7 @@ pub use bandwidth::{Memory, read_bandwidth};
 pub use batch::CudaBatch;
 pub use convert::{convert, split_to_bf16};
 pub use cublas::{Cublas, WORKSPACE_BYTES, library_version};
-pub use device::{Device, DeviceInfo, PTX_TARGETS, probe, ptx};
+pub use device::{Device, DeviceInfo, PTX_FILE, PTX_TARGETS, probe, ptx, ptx_with_lines};
 pub use fused::MAX_ROWS as FUSED_MAX_ROWS;
 pub use matmul::preferred_matmul;
 pub use memory::{DeviceBuffer, PinnedBuffer, Plain, Uploader};
@@ -59,6 +59,7 @@ pub fn operations() -> Vec<Operation> {
         Operation::of(add::OP, &add::VARIANTS),
         Operation::single("add_bias", &[]),
         Operation::of(rms_norm::FUSED, &rms_norm::FUSED_VARIANTS),
+        Operation::of(sampler::ARGMAX, &sampler::ARGMAX_VARIANTS),
         Operation::of(attention::OP, &attention::VARIANTS),
         Operation::single("convert", &["convert_*_plain", "split_*_plain"]),
         Operation::single("embed", &[]),
@@ -81,7 +82,6 @@ pub fn operations() -> Vec<Operation> {
                 "min_p_*_plain",
                 "softmax_*_plain",
                 "categorical_*_plain",
-                "argmax_*_split",
             ],
         ),
         Operation::of(silu_mul::OP, &silu_mul::VARIANTS),
@@ -447,7 +447,7 @@ impl Ops for CudaOps {
     }
 
     fn draw(&mut self, logits: &mut Tensor) -> Result<()> {
-        self.sampler.draw(logits)
+        self.sampler.draw(&self.choice, logits)
     }
 
     fn drawn(&mut self) -> Result<Vec<u32>> {

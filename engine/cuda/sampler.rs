@@ -1,20 +1,64 @@
 //! The sampler: one launch per step of the chain, for all rows together.
 
 use super::device::{Dependent, Device};
-use super::launch::{block_per_row, dimension};
+use super::launch::{Launch, always, block_per_row, dimension};
 use super::memory::{DeviceBuffer, PinnedBuffer};
 use super::tensor::Tensor;
+use super::variant::{KernelChoice, Variant, select};
 use crate::error::{Error, Result};
 use crate::sampler::SamplingRow;
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
 use gpu_kernels::argmax::{self, BLOCKS_PER_ROW, argmax_f32_split};
 use gpu_kernels::sampler::{
-    SAMPLER_THREADS, SamplerRow, categorical_f32_plain, min_p_f32_plain, penalties_f32_plain,
-    softmax_f32_plain, top_k_f32_plain, top_p_f32_plain,
+    SAMPLER_THREADS, SamplerRow, argmax_f32_plain, categorical_f32_plain, min_p_f32_plain,
+    penalties_f32_plain, softmax_f32_plain, top_k_f32_plain, top_p_f32_plain,
 };
 use std::rc::Rc;
 
 const OP: &str = "sample";
+pub(super) const ARGMAX: &str = "argmax";
+
+/// Greedy rows: f32 logits `[rows, vocab_size]`, parameters and a place in `out` for each.
+pub(super) struct ArgmaxCase {
+    rows: u32,
+    vocab_size: u32,
+    parameters: DevicePtr<SamplerRow>,
+    logits: DevicePtr<f32>,
+    /// u64 `[rows, BLOCKS_PER_ROW]`
+    partials: DevicePtrMut<u64>,
+    /// `[rows]`, zeros
+    counters: DevicePtrMut<u32>,
+    out: DevicePtrMut<u32>,
+}
+
+pub(super) const ARGMAX_VARIANTS: [Variant<ArgmaxCase, Launch<ArgmaxCase>>; 2] = [
+    Variant {
+        name: "split",
+        kernels: &[],
+        eligible: always,
+        launch: |device, case| {
+            let grid = [BLOCKS_PER_ROW, case.rows, 1];
+            let config = LaunchConfig { grid, block: [argmax::BLOCK_SIZE, 1, 1], shared_bytes: 0 };
+            let &ArgmaxCase { vocab_size, parameters, logits, partials, counters, out, .. } = case;
+            let device = &Dependent(device);
+            // SAFETY: all blocks of each row; the caller vouches for the case.
+            unsafe {
+                argmax_f32_split(device, &config, vocab_size, parameters, logits, partials, counters, out)
+            }
+        },
+    },
+    Variant {
+        name: "plain",
+        kernels: &[],
+        eligible: always,
+        launch: |device, case| {
+            let config = block_per_row(case.rows, SAMPLER_THREADS);
+            let &ArgmaxCase { vocab_size, parameters, logits, out, .. } = case;
+            // SAFETY: a block for each row; the caller vouches for the case.
+            unsafe { argmax_f32_plain(device, &config, vocab_size, parameters, logits, out) }
+        },
+    },
+];
 
 /// What decides which kernels a draw takes and where they find their parameters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -124,7 +168,7 @@ impl Sampler {
     }
 
     /// Queues drawing one token per prepared row of `logits` `[rows, vocab_size]`, which it overwrites.
-    pub(super) fn draw(&mut self, logits: &mut Tensor) -> Result<()> {
+    pub(super) fn draw(&mut self, choice: &KernelChoice, logits: &mut Tensor) -> Result<()> {
         let shape = self.shape.clone();
         let vocab_size = logits.cols();
         logits.expect(OP, "logits", shape.rows, vocab_size)?;
@@ -161,11 +205,17 @@ impl Sampler {
                 categorical_f32_plain(device, config, vocab, rows, logits.into(), out)?;
             }
             if shape.greedy {
-                let grid = [BLOCKS_PER_ROW, n, 1];
-                let config = LaunchConfig { grid, block: [argmax::BLOCK_SIZE, 1, 1], shared_bytes: 0 };
-                let (partials, counters) = (self.partials.ptr_mut(), self.counters.ptr_mut());
-                let device = &Dependent(device);
-                argmax_f32_split(device, &config, vocab, rows, logits.into(), partials, counters, out)?;
+                let case = ArgmaxCase {
+                    rows: n,
+                    vocab_size: vocab,
+                    parameters: rows,
+                    logits: logits.into(),
+                    partials: self.partials.ptr_mut(),
+                    counters: self.counters.ptr_mut(),
+                    out,
+                };
+                let variant = select(ARGMAX, &ARGMAX_VARIANTS, &case, choice.get(ARGMAX))?;
+                (variant.launch)(device, &case)?;
             }
             self.results.copy_from(4 * shape.rows, DevicePtr::from_raw(self.out.ptr().as_raw()))
         }

@@ -37,11 +37,11 @@ pub struct Source {
 
 /// What `ptxas -v` says of a kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Compiled {
-    registers: u32,
-    shared_bytes: u32,
-    stack_bytes: u32,
-    spill_bytes: u32,
+pub(super) struct Compiled {
+    pub registers: u32,
+    pub shared_bytes: u32,
+    pub stack_bytes: u32,
+    pub spill_bytes: u32,
 }
 
 impl Source {
@@ -147,7 +147,7 @@ fn ptxas(target: &str, ptx: &str) -> Option<String> {
 }
 
 /// The kernels of a log of `ptxas -v`.
-fn compiled(log: &str) -> impl Iterator<Item = (String, Compiled)> {
+pub(super) fn compiled(log: &str) -> impl Iterator<Item = (String, Compiled)> {
     log.split("Compiling entry function '").skip(1).filter_map(|part| {
         let (name, rest) = part.split_once('\'')?;
         let number_before = |what: &str| -> u32 {

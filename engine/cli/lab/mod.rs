@@ -3,6 +3,8 @@
 mod bench;
 mod check;
 mod list;
+mod new;
+mod ptx;
 mod report;
 mod table;
 
@@ -20,6 +22,8 @@ pub struct LabArgs {
 #[derive(Debug, Subcommand)]
 enum LabCommand {
     List(list::ListArgs),
+    New(new::NewArgs),
+    Ptx(ptx::PtxArgs),
     Check(check::CheckArgs),
     Bench(bench::BenchArgs),
     Report(report::ReportArgs),
@@ -32,5 +36,7 @@ pub fn run(args: LabArgs) -> Result<ExitCode> {
         LabCommand::Report(args) => report::run(args),
         LabCommand::Check(args) => check::run(args),
         LabCommand::List(args) => list::run(args),
+        LabCommand::New(args) => new::run(args),
+        LabCommand::Ptx(args) => ptx::run(args),
     }
 }

@@ -24,10 +24,11 @@ use crate::ops::Ops;
 use crate::testing::Random;
 
 /// The cases of all operations, in the order of their names.
-pub const ALL: [Cases; 18] = [
+pub const ALL: [Cases; 19] = [
     add::CASES,
     add_bias::CASES,
     rms_norm::FUSED,
+    sample::ARGMAX,
     attention::CASES,
     convert::CASES,
     embed::CASES,
