@@ -2,7 +2,7 @@
 
 use super::driver::{self, CUfunction, CUmodule, CUstream, check};
 use crate::error::{Error, Result};
-use cuda_std::launch::{LaunchConfig, Launcher};
+use cuda_std::launch::{Kernel, LaunchConfig, Launcher};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_int, c_void};
@@ -251,10 +251,11 @@ impl Launcher for Device {
 
     unsafe fn launch(
         &self,
-        kernel: &'static str,
+        kernel: &'static Kernel,
         config: &LaunchConfig,
         params: &mut [*mut c_void],
     ) -> Result<()> {
+        let kernel = kernel.name;
         let function = self.function(kernel)?;
         if config.shared_bytes > SHARED_BYTES_DEFAULT {
             self.allow_shared(kernel, function, config.shared_bytes)?;
