@@ -2,7 +2,7 @@
 
 use super::driver::{self, CUfunction, CUmodule, CUstream, check};
 use crate::error::{Error, Result};
-use cuda_std::launch::{LaunchConfig, Launcher};
+use cuda_std::launch::{Kernel, LaunchConfig, Launcher};
 use cudarc::driver::sys;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -289,10 +289,11 @@ impl Launcher for Device {
 
     unsafe fn launch(
         &self,
-        kernel: &'static str,
+        kernel: &'static Kernel,
         config: &LaunchConfig,
         params: &mut [*mut c_void],
     ) -> Result<()> {
+        let kernel = kernel.name;
         let function = self.function(kernel)?;
         if config.shared_bytes > SHARED_BYTES_DEFAULT {
             self.allow_shared(kernel, function, config.shared_bytes)?;
@@ -331,7 +332,7 @@ impl Launcher for Dependent<'_> {
 
     unsafe fn launch(
         &self,
-        kernel: &'static str,
+        kernel: &'static Kernel,
         config: &LaunchConfig,
         params: &mut [*mut c_void],
     ) -> Result<()> {
@@ -340,6 +341,7 @@ impl Launcher for Dependent<'_> {
             // SAFETY: the caller's promise.
             return unsafe { device.launch(kernel, config, params) };
         }
+        let kernel = kernel.name;
         let function = device.function(kernel)?;
         if config.shared_bytes > SHARED_BYTES_DEFAULT {
             device.allow_shared(kernel, function, config.shared_bytes)?;

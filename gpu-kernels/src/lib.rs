@@ -8,6 +8,8 @@
 //! Matrices are row-major. Indices of rows and columns are u32; offsets of elements are 64 bits, since a
 //! vocabulary times a hidden size comes near 2^32.
 #![no_std]
+// Kernels index their arrays: an iterator would put them into local memory (see `grid::repeat`).
+#![allow(clippy::needless_range_loop, clippy::too_many_arguments)]
 
 pub mod add;
 pub mod add_bias;

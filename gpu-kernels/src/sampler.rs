@@ -9,7 +9,7 @@
 //! units", 2012, `radixSelect`). Probability mass is summed in 64-bit fixed point, where addition is associative: the
 //! result depends neither on the schedule nor on the batch.
 
-#[cfg(target_arch = "nvptx64")]
+#[device]
 use cuda_std::atomic::{AtomicAdd, Ordering, Scope};
 use cuda_std::prelude::*;
 
@@ -57,7 +57,7 @@ const MASS_ONE: f32 = 68_719_476_736.0;
 #[device]
 pub fn order_key(value: f32) -> u32 {
     let bits = value.to_bits();
-    if value != value {
+    if value.is_nan() {
         0
     } else if bits >> 31 == 1 {
         !bits
