@@ -46,12 +46,7 @@ impl<T: Plain> DeviceBuffer<T> {
         let bytes = len.checked_mul(size_of::<T>()).ok_or_else(|| {
             Error::Memory(format!("{len} values of {} bytes are more than the address space", size_of::<T>()))
         })?;
-        let mut address = 0;
-        // SAFETY: writes the address. A size of 0 is refused by the driver, so an empty buffer takes a byte.
-        check(
-            unsafe { driver::cuMemAlloc_v2(&mut address, bytes.max(1)) },
-            &format!("allocating {bytes} bytes on {}", device.info().name),
-        )?;
+        let address = device.allocate(bytes)?;
         let mut buffer = Self { address, len, device: device.clone(), marker: PhantomData };
         buffer.fill(0)?;
         Ok(buffer)
@@ -94,10 +89,7 @@ impl<T: Plain> DeviceBuffer<T> {
     /// [`Error::Device`].
     pub fn fill(&mut self, byte: u8) -> Result<()> {
         // SAFETY: the range is this buffer's.
-        check(
-            unsafe { driver::cuMemsetD8Async(self.address, byte, self.size(), self.device.stream()) },
-            "filling device memory",
-        )
+        unsafe { self.device.fill(self.address, byte, self.size()) }
     }
 
     /// Copies `values` to `offset..` and waits for it.
@@ -106,19 +98,8 @@ impl<T: Plain> DeviceBuffer<T> {
     /// [`Error::Device`] if the range is outside the buffer or the copy fails.
     pub fn write(&mut self, offset: usize, values: &[T]) -> Result<()> {
         let to = self.range(offset, values.len())?;
-        // SAFETY: both ranges have that many bytes; the source outlives the copy, for it is waited for.
-        check(
-            unsafe {
-                driver::cuMemcpyHtoDAsync_v2(
-                    to,
-                    values.as_ptr().cast(),
-                    size_of_val(values),
-                    self.device.stream(),
-                )
-            },
-            "copying to the device",
-        )?;
-        self.device.synchronize()
+        // SAFETY: both ranges have that many bytes, which are values without padding.
+        unsafe { self.device.write(to, values.as_ptr().cast(), size_of_val(values)) }
     }
 
     /// Copies the values from `offset..offset + len` to the host, after everything queued before.
@@ -131,10 +112,7 @@ impl<T: Plain> DeviceBuffer<T> {
         // SAFETY: the vector has room for `len` values, and all of them are written before the wait ends; every bit
         // pattern is a value.
         unsafe {
-            let to: *mut c_void = values.as_mut_ptr() as *mut c_void;
-            let status = driver::cuMemcpyDtoHAsync_v2(to, from, len * size_of::<T>(), self.device.stream());
-            check(status, "copying from the device")?;
-            self.device.synchronize()?;
+            self.device.read(from, values.as_mut_ptr().cast(), len * size_of::<T>())?;
             values.set_len(len);
         }
         Ok(values)
@@ -154,11 +132,8 @@ impl<T: Plain> DeviceBuffer<T> {
 
 impl<T> Drop for DeviceBuffer<T> {
     fn drop(&mut self) {
-        // SAFETY: the address is this buffer's, and what is queued on the stream may still use it until the wait.
-        unsafe {
-            driver::cuStreamSynchronize(self.device.stream());
-            driver::cuMemFree_v2(self.address);
-        }
+        // SAFETY: the address is this buffer's own.
+        unsafe { self.device.free(self.address) }
     }
 }
 
@@ -246,7 +221,8 @@ const CHUNK: usize = 16 << 20;
 
 /// Brings weights to the device: the host fills one pinned buffer while the device reads the other.
 pub struct Uploader {
-    buffers: [PinnedBuffer; 2],
+    /// `None` where the device is emulated: its memory is the host's.
+    buffers: Option<[PinnedBuffer; 2]>,
     next: usize,
 }
 
@@ -256,7 +232,9 @@ impl Uploader {
     /// # Errors
     /// [`Error::Memory`] if the system will not lock that much.
     pub fn new(device: &Rc<Device>) -> Result<Self> {
-        Ok(Self { buffers: [PinnedBuffer::new(device, CHUNK)?, PinnedBuffer::new(device, CHUNK)?], next: 0 })
+        let pinned = || PinnedBuffer::new(device, CHUNK);
+        let buffers = if device.is_emulated() { None } else { Some([pinned()?, pinned()?]) };
+        Ok(Self { buffers, next: 0 })
     }
 
     /// Queues copying `bytes` to the front of `target`.
@@ -265,8 +243,9 @@ impl Uploader {
     /// [`Error::Device`] if the target is shorter, or from the driver.
     pub fn upload(&mut self, bytes: &[u8], target: &mut DeviceBuffer<u8>) -> Result<()> {
         target.range(0, bytes.len())?;
+        let Some(buffers) = &mut self.buffers else { return target.write(0, bytes) };
         for (i, chunk) in bytes.chunks(CHUNK).enumerate() {
-            let buffer = &mut self.buffers[self.next];
+            let buffer = &mut buffers[self.next];
             let staged = &mut buffer.wait()?[..chunk.len()];
             // Several threads: one alone, taking page faults of the memory map, is slower than the bus.
             staged

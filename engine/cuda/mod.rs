@@ -13,7 +13,9 @@ mod cublas;
 mod device;
 mod driver;
 mod embed;
+mod emulated;
 mod gather_rows;
+mod gpu;
 mod launch;
 mod matmul;
 mod memory;
@@ -98,6 +100,12 @@ pub fn split_bytes(config: &Config, limits: &BatchLimits) -> usize {
     limits.max_num_tokens.max(limits.max_num_logits).saturating_mul(widest).saturating_mul(4)
 }
 
+/// cuBLAS, if the choice of kernels may come to it and the device has it.
+fn open_cublas(device: &Rc<Device>, choice: &KernelChoice) -> Result<Option<Cublas>> {
+    let needed = choice.get(matmul::OP).is_none_or(|name| name == matmul::CUBLAS);
+    if needed && !device.is_emulated() { Cublas::new(device).map(Some) } else { Ok(None) }
+}
+
 /// The decoder's operations on one GPU, queued on one stream.
 pub struct CudaOps {
     device: Rc<Device>,
@@ -141,10 +149,9 @@ impl CudaOps {
                  --device cpu"
             )));
         }
-        let needs_cublas = choice.get(matmul::OP).is_none_or(|name| name == matmul::CUBLAS);
         Ok(Self {
             device: device.clone(),
-            cublas: if needs_cublas { Some(Cublas::new(device)?) } else { None },
+            cublas: open_cublas(device, &choice)?,
             choice,
             uploader: Uploader::new(device)?,
             rope: rope::RopeTable::new(device, rope_theta, head_dim, max_model_len)?,
@@ -177,9 +184,8 @@ impl CudaOps {
     /// # Errors
     /// [`Error::Device`] if cuBLAS is needed now and not installed.
     pub fn choose(&mut self, choice: KernelChoice) -> Result<()> {
-        let needs_cublas = choice.get(matmul::OP).is_none_or(|name| name == matmul::CUBLAS);
-        if needs_cublas && self.cublas.is_none() {
-            self.cublas = Some(Cublas::new(&self.device)?);
+        if self.cublas.is_none() {
+            self.cublas = open_cublas(&self.device, &choice)?;
         }
         self.choice = choice;
         Ok(())
@@ -344,10 +350,16 @@ impl Ops for CudaOps {
 
     fn device_name(&self) -> String {
         let info = self.device.info();
+        if self.device.is_emulated() {
+            return info.name.clone();
+        }
         format!("{} (cuda:{})", info.name, info.ordinal)
     }
 
-    fn read_bandwidth(&mut self) -> Result<f64> {
-        bandwidth::read_bandwidth(&self.device)
+    fn read_bandwidth(&mut self) -> Result<Option<f64>> {
+        if self.device.is_emulated() {
+            return Ok(None);
+        }
+        bandwidth::read_bandwidth(&self.device).map(Some)
     }
 }
