@@ -242,6 +242,7 @@ pub trait Ops {
     /// What it computes on, for people.
     fn device_name(&self) -> String;
 
-    /// Bytes a second that this device reads from its memory, measured now: the ceiling of decoding.
-    fn read_bandwidth(&mut self) -> Result<f64>;
+    /// Bytes a second that this device reads from its memory, measured now: the ceiling of decoding. `None` for a device
+    /// whose speed means nothing.
+    fn read_bandwidth(&mut self) -> Result<Option<f64>>;
 }

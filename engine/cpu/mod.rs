@@ -228,8 +228,8 @@ impl Ops for CpuOps {
         format!("CPU ({} threads, {})", rayon::current_num_threads(), self.isa.name())
     }
 
-    fn read_bandwidth(&mut self) -> Result<f64> {
-        Ok(bandwidth::read_bandwidth())
+    fn read_bandwidth(&mut self) -> Result<Option<f64>> {
+        Ok(Some(bandwidth::read_bandwidth()))
     }
 }
 

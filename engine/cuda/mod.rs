@@ -13,8 +13,10 @@ mod cublas;
 mod device;
 mod driver;
 mod embed;
+mod emulated;
 mod fused;
 mod gather_rows;
+mod gpu;
 mod graph;
 mod launch;
 mod matmul;
@@ -144,6 +146,12 @@ struct StepKey {
     draw: (sampler::DrawShape, usize),
 }
 
+/// cuBLAS, if the choice of kernels may come to it and the device has it.
+fn open_cublas(device: &Rc<Device>, choice: &KernelChoice) -> Result<Option<Cublas>> {
+    let needed = choice.get(matmul::OP).is_none_or(|name| name == matmul::CUBLAS);
+    if needed && !device.is_emulated() { Cublas::new(device).map(Some) } else { Ok(None) }
+}
+
 /// The decoder's operations on one GPU, queued on one stream.
 pub struct CudaOps {
     device: Rc<Device>,
@@ -192,10 +200,9 @@ impl CudaOps {
                  --device cpu"
             )));
         }
-        let needs_cublas = choice.get(matmul::OP).is_none_or(|name| name == matmul::CUBLAS);
         Ok(Self {
             device: device.clone(),
-            cublas: if needs_cublas { Some(Cublas::new(device)?) } else { None },
+            cublas: open_cublas(device, &choice)?,
             choice,
             uploader: Uploader::new(device)?,
             rope: rope::RopeTable::new(device, rope_theta, head_dim, max_model_len)?,
@@ -231,9 +238,8 @@ impl CudaOps {
     /// # Errors
     /// [`Error::Device`] if cuBLAS is needed now and not installed.
     pub fn choose(&mut self, choice: KernelChoice) -> Result<()> {
-        let needs_cublas = choice.get(matmul::OP).is_none_or(|name| name == matmul::CUBLAS);
-        if needs_cublas && self.cublas.is_none() {
-            self.cublas = Some(Cublas::new(&self.device)?);
+        if self.cublas.is_none() {
+            self.cublas = open_cublas(&self.device, &choice)?;
         }
         self.choice = choice;
         self.graphs.clear();
@@ -479,10 +485,16 @@ impl Ops for CudaOps {
 
     fn device_name(&self) -> String {
         let info = self.device.info();
+        if self.device.is_emulated() {
+            return info.name.clone();
+        }
         format!("{} (cuda:{})", info.name, info.ordinal)
     }
 
-    fn read_bandwidth(&mut self) -> Result<f64> {
-        bandwidth::read_bandwidth(&self.device)
+    fn read_bandwidth(&mut self) -> Result<Option<f64>> {
+        if self.device.is_emulated() {
+            return Ok(None);
+        }
+        bandwidth::read_bandwidth(&self.device).map(Some)
     }
 }

@@ -75,11 +75,12 @@ pub trait Runner {
     /// What it computes on, for people.
     fn device_name(&self) -> String;
 
-    /// Bytes a second that the device reads from its memory, measured now: the ceiling of decoding.
+    /// Bytes a second that the device reads from its memory, measured now: the ceiling of decoding. `None` for a
+    /// device whose speed means nothing.
     ///
     /// # Errors
     /// [`Error::Memory`] or [`Error::Device`] if it cannot be measured.
-    fn read_bandwidth(&mut self) -> Result<f64>;
+    fn read_bandwidth(&mut self) -> Result<Option<f64>>;
 }
 
 /// The decoder on the device that `O` stands for.
@@ -183,7 +184,7 @@ impl<O: Ops> Runner for ModelRunner<O> {
         self.ops.device_name()
     }
 
-    fn read_bandwidth(&mut self) -> Result<f64> {
+    fn read_bandwidth(&mut self) -> Result<Option<f64>> {
         self.ops.read_bandwidth()
     }
 }
