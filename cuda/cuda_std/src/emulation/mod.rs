@@ -82,8 +82,9 @@ pub(crate) use mbarrier::offset as counter_offset;
 pub(crate) use messages::Access;
 pub use report::{Defect, Other, Report};
 pub(crate) use shadow::{ATOMICALLY, READ, WRITE};
-pub(crate) use tensor::Format;
 pub use tensor::{BLOCK_PRODUCTS, EXTRA_BITS};
+#[doc(hidden)]
+pub use tensor::{Format, HOPPER, Model, multiply};
 pub(crate) use thread::{Place, Thread, current, current_or_none};
 pub(crate) use warp::{Operation, Reduce, Shuffle};
 

@@ -196,7 +196,7 @@ impl Cell {
             // A slot that is free, this thread's own, or ordered before: overwrite it. If both hold reads that
             // others do at the same time, either will do to catch a later write.
             let first = self.reads[0].load(Relaxed);
-            let replaces = |read: u64| read == 0 || same_thread(read, stamp) || thread.is_after(read);
+            let replaces = |read: u64| read == 0 || same_thread(read, stamp) || thread.is_plainly_after(read);
             if replaces(first) || !replaces(self.reads[1].load(Relaxed)) {
                 self.reads[0].store(stamp, Relaxed);
             } else {
