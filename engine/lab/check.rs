@@ -2,7 +2,6 @@
 
 use super::case::{Case, Instance, Session, choose};
 use super::cases;
-use super::device;
 use super::findings::Findings;
 use super::kernels::operation;
 use crate::cuda::{self, Device, Operation, is_ineligible};
