@@ -84,7 +84,7 @@ macro_rules! plain_kernels {
         /// `hidden_size` alone: each thread adds its columns from left to right, then butterflies over the block.
         ///
         /// Grid `[num_rows, 1, 1]`, exact: one block a row; block `[BLOCK_SIZE, 1, 1]`. Thread `t` takes
-        /// columns `t`, `t + BLOCK_SIZE`, …. Any `hidden_size`.
+        /// columns `t`, `t + BLOCK_SIZE`, …. Any `hidden_size`. Written to be read: a row is read twice, value by value.
         ///
         /// # Safety
         /// Grid and block are as above, arrays have these lengths, `out` overlaps nothing.
@@ -104,7 +104,7 @@ plain_kernels! {
 
 macro_rules! vec4_kernels {
     ($($element:ident $name:ident;)*) => { $(
-        #[doc = concat!("As [`rms_norm_", stringify!($element), "_plain`], thread `t` taking columns `4t .. 4t + 4`, …: loads of 16 bytes, a quarter of the instructions.")]
+        #[doc = concat!("As [`rms_norm_", stringify!($element), "_plain`], thread `t` taking columns `4t .. 4t + 4`, …: loads of 16 bytes, a quarter of the instructions, and four times the bytes in flight for each load that is waited for.")]
         ///
         /// The order of the sum is another than the plain variant's, so results may differ in the last bit:
         /// choose by `hidden_size`, never by the number of rows.
