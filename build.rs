@@ -12,7 +12,8 @@ fn main() -> ExitCode {
     let out_dir = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let build = &|arch: NvvmArch| {
         let ptx = out_dir.join(format!("gpu-kernels.{}.ptx", arch.target_cpu()));
-        CudaBuilder::new("gpu-kernels").arch(arch).copy_to(ptx).build()
+        // With source lines, for `lab ptx`; engine/cuda/device.rs takes them out of what is run.
+        CudaBuilder::new("gpu-kernels").arch(arch).generate_line_info(true).copy_to(ptx).build()
     };
     // Side by side: each is one long link-time optimisation on one core.
     let results: Vec<_> = thread::scope(|scope| {

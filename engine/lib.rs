@@ -17,6 +17,7 @@ pub mod error;
 pub mod generate;
 pub mod gguf;
 pub mod kv_cache;
+pub mod lab;
 pub mod memory_plan;
 pub mod model;
 pub mod ops;

@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod generate;
 pub mod inspect;
 pub mod interrupt;
+pub mod lab;
 pub mod logits;
 pub mod options;
 pub mod output;
@@ -43,6 +44,7 @@ enum Command {
     Detokenize(detokenize::DetokenizeArgs),
     Logits(logits::LogitsArgs),
     Doctor(doctor::DoctorArgs),
+    Lab(lab::LabArgs),
     Completions(completions::CompletionsArgs),
 }
 
@@ -53,6 +55,7 @@ pub fn run() -> Result<ExitCode> {
     match cli.command {
         Command::Generate(args) => return generate::run(*args),
         Command::Chat(args) => return chat::run(*args),
+        Command::Lab(args) => return lab::run(args),
         Command::Inspect(args) => inspect::run(args)?,
         Command::Tokenize(args) => tokenize::run(args)?,
         Command::Detokenize(args) => detokenize::run(args)?,

@@ -1,8 +1,8 @@
-//! The read bandwidth of the device, measured.
+//! The read bandwidth of the device, measured; and reading much memory to put other things out of the L2 cache.
 
 use super::device::Device;
-use super::driver::{self, check};
 use super::memory::DeviceBuffer;
+use super::timer::Timer;
 use crate::error::{Error, Result};
 use cuda_std::launch::LaunchConfig;
 use gpu_kernels::read_bandwidth::{READ_THREADS, read_bandwidth_u32_plain};
@@ -17,79 +17,91 @@ const PASSES: usize = 5;
 ///
 /// # Errors
 /// [`Error::Memory`] if there is no room for a buffer larger than the L2, [`Error::Device`] from the device.
-pub(super) fn read_bandwidth(device: &Rc<Device>) -> Result<f64> {
-    let (free, _) = device.memory_info()?;
-    let bytes = BYTES.min(free / 2) & !0xFFFF;
-    if bytes < 2 * device.info().l2_cache {
-        return Err(Error::Memory(format!(
-            "measuring the bandwidth needs a buffer larger than the L2 cache; only {free} bytes are free"
-        )));
-    }
-    let buffer: DeviceBuffer<u32> = DeviceBuffer::zeroed(device, bytes / 4)?;
-    let blocks = device.info().multiprocessors * 4;
-    let mut out: DeviceBuffer<u32> = DeviceBuffer::zeroed(device, blocks as usize)?;
-    let config = LaunchConfig { grid: [blocks, 1, 1], block: [READ_THREADS, 1, 1], shared_bytes: 0 };
-    let mut timer = Timer::new(device)?;
+pub fn read_bandwidth(device: &Rc<Device>) -> Result<f64> {
+    let mut memory = Memory::new(device, BYTES)?;
+    let mut timer = Timer::new(device, 1)?;
     let mut fastest = f64::INFINITY;
     // The first pass also loads the kernel; it is not counted.
     for pass in 0..=PASSES {
-        timer.start()?;
-        // SAFETY: the buffer has `bytes / 16` words, aligned as every allocation is; `out` has one value a block.
-        unsafe {
-            let words = buffer.ptr().cast();
-            read_bandwidth_u32_plain(&**device, &config, (bytes / 16) as u64, words, out.ptr_mut())?;
-        }
-        let seconds = timer.stop()?;
+        timer.start(0)?;
+        memory.read()?;
+        timer.stop(0)?;
+        let seconds = timer.seconds(0)?;
         if pass > 0 {
             fastest = fastest.min(seconds);
         }
     }
-    Ok(bytes as f64 / fastest)
+    Ok(memory.bytes() as f64 / fastest)
 }
 
-/// Time between two points of the device's stream, by the device's clock.
-struct Timer {
+/// A buffer larger than the L2 cache: reading it leaves nothing else there.
+pub struct Memory {
     device: Rc<Device>,
-    from: driver::CUevent,
-    to: driver::CUevent,
+    buffer: DeviceBuffer<u32>,
+    out: DeviceBuffer<u32>,
+    blocks: u32,
 }
 
-impl Timer {
-    fn new(device: &Rc<Device>) -> Result<Self> {
-        let mut timer = Self { device: device.clone(), from: std::ptr::null_mut(), to: std::ptr::null_mut() };
-        // SAFETY: each call writes one handle; drop destroys those that were made.
-        unsafe {
-            check(driver::cuEventCreate(&mut timer.from, 0), "creating an event")?;
-            check(driver::cuEventCreate(&mut timer.to, 0), "creating an event")?;
+impl Memory {
+    /// A buffer of `bytes`, or of half of what is free where that is less, and of more than twice the L2 cache.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if there is no room for a buffer larger than the L2.
+    pub fn new(device: &Rc<Device>, bytes: usize) -> Result<Self> {
+        let (free, _) = device.memory_info()?;
+        let least = 2 * device.info().l2_cache;
+        let bytes = bytes.max(least + 0xFFFF).min(free / 2) & !0xFFFF;
+        if bytes < least {
+            return Err(Error::Memory(format!(
+                "measuring the bandwidth needs a buffer larger than the L2 cache; only {free} bytes are free"
+            )));
         }
-        Ok(timer)
+        Self::over(device, DeviceBuffer::zeroed(device, bytes / 4)?)
     }
 
-    fn start(&mut self) -> Result<()> {
-        // SAFETY: event and stream are alive.
-        check(unsafe { driver::cuEventRecord(self.from, self.device.stream()) }, "recording an event")
+    /// A buffer of these words; those behind the last multiple of four are not read.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if there is no room.
+    pub fn of_words(device: &Rc<Device>, words: &[u32]) -> Result<Self> {
+        Self::over(device, DeviceBuffer::from_slice(device, words)?)
     }
 
-    /// Waits, and answers the seconds since `start`.
-    fn stop(&mut self) -> Result<f64> {
-        let mut milliseconds = 0.0f32;
-        // SAFETY: events and stream are alive; the last call writes one float.
+    fn over(device: &Rc<Device>, buffer: DeviceBuffer<u32>) -> Result<Self> {
+        let blocks = device.info().multiprocessors * 4;
+        let out = DeviceBuffer::zeroed(device, blocks as usize)?;
+        Ok(Self { device: device.clone(), buffer, out, blocks })
+    }
+
+    /// The exclusive or of all words that the last read has seen.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if it failed.
+    pub fn seen(&self) -> Result<u32> {
+        Ok(self.out.read(0, self.out.len())?.into_iter().fold(0, |seen, word| seen ^ word))
+    }
+
+    /// Bytes that [`Memory::read`] reads.
+    pub fn bytes(&self) -> usize {
+        self.buffer.size()
+    }
+
+    /// Queues reading all of it.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn read(&mut self) -> Result<()> {
+        let config = LaunchConfig { grid: [self.blocks, 1, 1], block: [READ_THREADS, 1, 1], shared_bytes: 0 };
+        let words = (self.bytes() / 16) as u64;
+        // SAFETY: the buffer has `bytes / 16` words, aligned as every allocation is; `out` has one value a block.
         unsafe {
-            check(driver::cuEventRecord(self.to, self.device.stream()), "recording an event")?;
-            check(driver::cuEventSynchronize(self.to), "waiting for the device")?;
-            check(driver::cuEventElapsedTime(&mut milliseconds, self.from, self.to), "reading the time")?;
-        }
-        Ok(f64::from(milliseconds) / 1e3)
-    }
-}
-
-impl Drop for Timer {
-    fn drop(&mut self) {
-        for event in [self.from, self.to] {
-            if !event.is_null() {
-                // SAFETY: the event is this timer's own.
-                unsafe { driver::cuEventDestroy_v2(event) };
-            }
+            read_bandwidth_u32_plain(
+                &*self.device,
+                &config,
+                words,
+                self.buffer.ptr().cast(),
+                self.out.ptr_mut(),
+            )
         }
     }
 }

@@ -54,6 +54,24 @@ pub fn convert(
     }
 }
 
+/// Queues splitting `count` f32 values into two parts of bf16 whose sum keeps 16 bits: the higher ones at the front of `parts`,
+/// the lower ones from `count.next_multiple_of(8)` on.
+///
+/// # Errors
+/// [`Error::Request`] if a buffer is too short.
+pub fn split_to_bf16(
+    device: &Device,
+    count: usize,
+    x: &DeviceBuffer<f32>,
+    parts: &mut DeviceBuffer<u16>,
+) -> Result<()> {
+    if count > x.len() {
+        return Err(Error::Request(format!("split: {count} values of a buffer that has {}", x.len())));
+    }
+    // SAFETY: x has `count` values, checked above; two buffers do not overlap.
+    unsafe { split(device, count, x.ptr(), parts) }.map(|_| ())
+}
+
 /// Queues splitting `count` f32 values into two bf16 parts, the higher ones at the front of `parts` and the lower ones
 /// behind them; answers where both begin.
 ///

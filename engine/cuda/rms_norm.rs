@@ -79,11 +79,13 @@ macro_rules! launch_fused {
 pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
     Variant {
         name: "vec4",
+        kernels: &[],
         eligible: groups_of_4,
         launch: launch_alone!(rms_norm_f32_vec4, rms_norm_f16_vec4, rms_norm_bf16_vec4),
     },
     Variant {
         name: "plain",
+        kernels: &[],
         eligible: always,
         launch: launch_alone!(rms_norm_f32_plain, rms_norm_f16_plain, rms_norm_bf16_plain),
     },
@@ -92,11 +94,13 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
 pub(super) const FUSED_VARIANTS: [Variant<FusedCase, Launch<FusedCase>>; 2] = [
     Variant {
         name: "vec4",
+        kernels: &[],
         eligible: |case| groups_of_4(&case.norm),
         launch: launch_fused!(add_rms_norm_f32_vec4, add_rms_norm_f16_vec4, add_rms_norm_bf16_vec4),
     },
     Variant {
         name: "plain",
+        kernels: &[],
         eligible: always,
         launch: launch_fused!(add_rms_norm_f32_plain, add_rms_norm_f16_plain, add_rms_norm_bf16_plain),
     },

@@ -26,6 +26,7 @@ pub(super) struct Case {
 pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
     Variant {
         name: "vec4",
+        kernels: &[],
         eligible: |case| {
             if case.count.is_multiple_of(4) {
                 Ok(())
@@ -47,6 +48,7 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
     },
     Variant {
         name: "plain",
+        kernels: &[],
         eligible: always,
         // SAFETY: any grid does.
         launch: |device, case| unsafe {

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::kv_cache::KvLayout;
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
 use half::{bf16, f16};
+use rayon::prelude::*;
 use std::rc::Rc;
 
 /// f32 `[rows, cols]`, row-major.
@@ -210,12 +211,20 @@ impl KvCache {
 }
 
 /// The little-endian bytes of `values`, each rounded to the nearest of `dtype`.
-pub(super) fn encode(dtype: Dtype, values: &[f32]) -> Vec<u8> {
-    match dtype {
-        Dtype::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-        Dtype::F16 => values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
-        Dtype::Bf16 => values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect(),
+pub fn encode(dtype: Dtype, values: &[f32]) -> Vec<u8> {
+    // In parts, for several threads: the weights of a large model are a thousand million values.
+    const PART: usize = 1 << 16;
+    fn each<const N: usize>(to: &mut [u8], from: &[f32], bytes: impl Fn(f32) -> [u8; N]) {
+        to.as_chunks_mut().0.iter_mut().zip(from).for_each(|(to, &value)| *to = bytes(value));
     }
+    let mut bytes = vec![0; values.len() * dtype.size()];
+    let parts = bytes.par_chunks_mut(PART * dtype.size()).zip(values.par_chunks(PART));
+    parts.for_each(|(to, from)| match dtype {
+        Dtype::F32 => each(to, from, f32::to_le_bytes),
+        Dtype::F16 => each(to, from, |value| f16::from_f32(value).to_le_bytes()),
+        Dtype::Bf16 => each(to, from, |value| bf16::from_f32(value).to_le_bytes()),
+    });
+    bytes
 }
 
 /// The values in little-endian `bytes`.

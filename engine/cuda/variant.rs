@@ -1,5 +1,6 @@
 //! Choosing one of the kernels that compute an operation: plain code on the CPU, without a device.
 
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 
@@ -7,6 +8,9 @@ use std::collections::BTreeMap;
 pub struct Variant<C, F> {
     /// The last part of the kernels' names, and what `--kernel op=name` takes.
     pub name: &'static str,
+    /// Patterns of the names of the kernels that it launches, `*` standing for any text that begins with the dtype. Empty
+    /// where they are named `op_dtype_variant`, as most are.
+    pub kernels: &'static [&'static str],
     /// `Err` says why this variant cannot compute the case.
     pub eligible: fn(&C) -> Result<(), &'static str>,
     /// Launches it.
@@ -99,9 +103,84 @@ impl KernelChoice {
     }
 }
 
-/// Names of a table's variants, in order of preference.
-pub(super) fn names<C, F>(variants: &[Variant<C, F>]) -> Vec<&'static str> {
-    variants.iter().map(|variant| variant.name).collect()
+/// An operation and the ways to compute it, for people and for the laboratory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operation {
+    pub name: &'static str,
+    /// In order of preference; never empty.
+    pub variants: Vec<VariantInfo>,
+    /// Whether `--kernel` takes its name: it has a table of variants.
+    pub selectable: bool,
+}
+
+/// What is known of a variant without a case for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VariantInfo {
+    pub name: &'static str,
+    /// Patterns of its kernels' names, see [`Variant::kernels`]; empty where the operation puts others together.
+    pub kernels: Vec<String>,
+}
+
+impl Operation {
+    /// An operation with a table.
+    pub(super) fn of<C, F>(name: &'static str, variants: &[Variant<C, F>]) -> Self {
+        let info = |variant: &Variant<C, F>| VariantInfo::new(name, variant.name, variant.kernels);
+        Self { name, variants: variants.iter().map(info).collect(), selectable: true }
+    }
+
+    /// An operation that there is one way to compute, called `plain`.
+    pub(super) fn single(name: &'static str, kernels: &[&str]) -> Self {
+        Self { name, variants: vec![VariantInfo::new(name, "plain", kernels)], selectable: false }
+    }
+
+    /// A choice between ways to put operations together, which has no kernels of its own.
+    pub(super) fn choice(name: &'static str, variants: &[&'static str]) -> Self {
+        let info = |&name: &&'static str| VariantInfo { name, kernels: Vec::new() };
+        Self { name, variants: variants.iter().map(info).collect(), selectable: true }
+    }
+
+    /// Whether it has kernels, or is a choice between ways to put operations together.
+    pub fn has_kernels(&self) -> bool {
+        self.variants.iter().any(|variant| !variant.kernels.is_empty())
+    }
+
+    /// The variant of that name.
+    ///
+    /// # Errors
+    /// [`Error::Request`] that lists what exists.
+    pub fn variant(&self, name: &str) -> Result<&VariantInfo> {
+        self.variants.iter().find(|variant| variant.name == name).ok_or_else(|| {
+            let names: Vec<_> = self.variants.iter().map(|variant| variant.name).collect();
+            let op = self.name;
+            Error::Request(format!("{op} has no variant {name:?}; the variants are {}", names.join(", ")))
+        })
+    }
+}
+
+impl VariantInfo {
+    fn new(op: &str, name: &'static str, kernels: &[&str]) -> Self {
+        let kernels = match kernels {
+            [] => vec![format!("{op}_*_{name}")],
+            patterns => patterns.iter().map(|&pattern| pattern.to_owned()).collect(),
+        };
+        Self { name, kernels }
+    }
+
+    /// Whether the kernel of that name is one of this variant's.
+    pub fn launches(&self, kernel: &str) -> bool {
+        self.kernels.iter().any(|pattern| kernel_dtype(pattern, kernel).is_some())
+    }
+}
+
+/// What `*` of `pattern` stands for in `kernel`: its dtype, and that of its inputs where they are another (`bf16_f32`).
+/// A kernel without a `*` in its pattern has the dtype "".
+pub fn kernel_dtype<'a>(pattern: &str, kernel: &'a str) -> Option<&'a str> {
+    let Some((before, after)) = pattern.split_once('*') else {
+        return (pattern == kernel).then_some("");
+    };
+    let dtype = kernel.strip_prefix(before)?.strip_suffix(after)?;
+    let known = |part: &str| Dtype::ALL.iter().any(|dtype| dtype.name() == part);
+    (dtype == "u32" || dtype.split('_').all(known)).then_some(dtype)
 }
 
 #[cfg(test)]
@@ -111,10 +190,11 @@ mod tests {
     const TABLE: [Variant<usize, ()>; 2] = [
         Variant {
             name: "vec4",
+            kernels: &[],
             eligible: |cols| if cols % 4 == 0 { Ok(()) } else { Err("cols is not a multiple of 4") },
             launch: (),
         },
-        Variant { name: "plain", eligible: |_| Ok(()), launch: () },
+        Variant { name: "plain", kernels: &[], eligible: |_| Ok(()), launch: () },
     ];
 
     #[test]
@@ -136,6 +216,17 @@ mod tests {
     fn where_nothing_is_eligible_every_reason_is_given() {
         let error = select("op", &TABLE[..1], &7, None).err().unwrap();
         assert!(error.to_string().contains("vec4: cols is not a multiple of 4"), "{error}");
+    }
+
+    #[test]
+    fn kernels_are_found_by_their_names() {
+        let op = Operation::of("op", &TABLE);
+        assert_eq!(op.variants[0].kernels, ["op_*_vec4"]);
+        assert!(op.variant("plain").unwrap().launches("op_bf16_plain"));
+        assert!(!op.variants[1].launches("op_bf16_vec4"));
+        assert!(!op.variants[1].launches("op_fused_f32_plain"), "another operation that begins alike");
+        assert_eq!(kernel_dtype("matmul_*_gemv", "matmul_bf16_f32_gemv"), Some("bf16_f32"));
+        assert!(op.variant("vec8").unwrap_err().to_string().contains("vec4, plain"));
     }
 
     #[test]

@@ -76,8 +76,8 @@ unsafe fn vec4<E: crate::vector::Group<4>>(
     }
 }
 
-macro_rules! add_rms_norm {
-    ($($element:ident: $plain:ident, $vec4:ident;)*) => { $(
+macro_rules! plain_kernels {
+    ($($element:ident $name:ident;)*) => { $(
         /// `x += delta`, in place, then `out = x / sqrt(mean(x²) + eps) * weight`, row by row: one pass over
         /// the residual stream instead of two.
         ///
@@ -95,7 +95,7 @@ macro_rules! add_rms_norm {
         /// # Safety
         /// Grid and block are as above, arrays have these lengths and do not overlap.
         #[kernel]
-        pub unsafe fn $plain(
+        pub unsafe fn $name(
             hidden_size: u32,
             delta: *const f32,
             weight: *const f32,
@@ -106,16 +106,26 @@ macro_rules! add_rms_norm {
             // SAFETY: the kernel's own contract.
             unsafe { plain(hidden_size, delta, weight, eps, x, out) }
         }
+    )* };
+}
 
-        #[doc = concat!("As [`", stringify!($plain), "`], thread `t` taking columns `4t .. 4t + 4`, …: loads of 16 bytes, a quarter of the instructions.")]
+plain_kernels! {
+    f32 add_rms_norm_f32_plain;
+    f16 add_rms_norm_f16_plain;
+    bf16 add_rms_norm_bf16_plain;
+}
+
+macro_rules! vec4_kernels {
+    ($($element:ident $name:ident;)*) => { $(
+        #[doc = concat!("As [`add_rms_norm_", stringify!($element), "_plain`], thread `t` taking columns `4t .. 4t + 4`, …: loads of 16 bytes, a quarter of the instructions.")]
         ///
         /// The order of the sum is another than the plain variant's, so results may differ in the last bit:
         /// choose by `hidden_size`, never by the number of rows.
         ///
         /// # Safety
-        #[doc = concat!("As for [`", stringify!($plain), "`]; `hidden_size` is a multiple of 4 and all pointers are aligned to 16 bytes.")]
+        #[doc = concat!("As for [`add_rms_norm_", stringify!($element), "_plain`]; `hidden_size` is a multiple of 4 and all pointers are aligned to 16 bytes.")]
         #[kernel]
-        pub unsafe fn $vec4(
+        pub unsafe fn $name(
             hidden_size: u32,
             delta: *const f32,
             weight: *const f32,
@@ -129,8 +139,8 @@ macro_rules! add_rms_norm {
     )* };
 }
 
-add_rms_norm! {
-    f32: add_rms_norm_f32_plain, add_rms_norm_f32_vec4;
-    f16: add_rms_norm_f16_plain, add_rms_norm_f16_vec4;
-    bf16: add_rms_norm_bf16_plain, add_rms_norm_bf16_vec4;
+vec4_kernels! {
+    f32 add_rms_norm_f32_vec4;
+    f16 add_rms_norm_f16_vec4;
+    bf16 add_rms_norm_bf16_vec4;
 }

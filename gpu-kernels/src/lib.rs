@@ -14,9 +14,11 @@
 pub mod add;
 pub mod add_bias;
 pub mod add_rms_norm;
+pub mod argmax;
 pub mod attention;
 pub mod convert;
 pub mod embed;
+pub mod fused;
 pub mod gather_rows;
 pub mod matmul;
 pub mod read_bandwidth;

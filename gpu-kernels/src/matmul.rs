@@ -136,32 +136,43 @@ unsafe fn matmul<E: Element, X: Element, S: Step<E, X>>(
     }
 }
 
-macro_rules! matmul_kernels {
-    ($($plain:ident $wide:ident $element:ty, $x:ty;)*) => {$(
+macro_rules! plain_kernels {
+    ($($name:ident $element:ty, $x:ty;)*) => {$(
         /// Any number of columns.
         ///
         /// # Safety
         /// Grid `[ceil(rows / WARPS_PER_BLOCK), ceil(n / ROWS_PER_WARP), 1]`, block `[BLOCK_THREADS, 1, 1]`; `n` and
         /// `rows` are not 0; the ranges have the sizes given above and do not overlap.
         #[kernel(max_threads = 256)]
-        pub unsafe fn $plain(n: u32, rows: u32, cols: u32, x: *const $x, weight: *const $element, out: *mut f32) {
+        pub unsafe fn $name(n: u32, rows: u32, cols: u32, x: *const $x, weight: *const $element, out: *mut f32) {
             unsafe { matmul::<$element, $x, One>(n, rows, cols, x, weight, out) }
         }
+    )*};
+}
 
+plain_kernels! {
+    matmul_f32_plain f32, f32;
+    matmul_f16_plain f16, f16;
+    matmul_bf16_plain bf16, bf16;
+    matmul_bf16_f32_plain bf16, f32;
+}
+
+macro_rules! gemv_kernels {
+    ($($name:ident $element:ty, $x:ty;)*) => {$(
         /// Reads 16 bytes at once: `cols` is a multiple of the values in them.
         ///
         /// # Safety
         /// As the plain kernel; `x` and `weight` are aligned to 16 bytes.
         #[kernel(max_threads = 256)]
-        pub unsafe fn $wide(n: u32, rows: u32, cols: u32, x: *const $x, weight: *const $element, out: *mut f32) {
+        pub unsafe fn $name(n: u32, rows: u32, cols: u32, x: *const $x, weight: *const $element, out: *mut f32) {
             unsafe { matmul::<$element, $x, Wide>(n, rows, cols, x, weight, out) }
         }
     )*};
 }
 
-matmul_kernels! {
-    matmul_f32_plain matmul_f32_gemv f32, f32;
-    matmul_f16_plain matmul_f16_gemv f16, f16;
-    matmul_bf16_plain matmul_bf16_gemv bf16, bf16;
-    matmul_bf16_f32_plain matmul_bf16_f32_gemv bf16, f32;
+gemv_kernels! {
+    matmul_f32_gemv f32, f32;
+    matmul_f16_gemv f16, f16;
+    matmul_bf16_gemv bf16, bf16;
+    matmul_bf16_f32_gemv bf16, f32;
 }

@@ -69,8 +69,8 @@ unsafe fn vec4<E: crate::vector::Group<4>>(
     }
 }
 
-macro_rules! rms_norm {
-    ($($element:ident: $plain:ident, $vec4:ident;)*) => { $(
+macro_rules! plain_kernels {
+    ($($element:ident $name:ident;)*) => { $(
         /// `out = x / sqrt(mean(x²) + eps) * weight`, row by row (Zhang and Sennrich 2019, "Root mean square layer
         /// normalization").
         ///
@@ -87,28 +87,38 @@ macro_rules! rms_norm {
         /// # Safety
         /// Grid and block are as above, arrays have these lengths, `out` overlaps nothing.
         #[kernel]
-        pub unsafe fn $plain(hidden_size: u32, x: *const f32, weight: *const f32, eps: f32, out: *mut $element) {
+        pub unsafe fn $name(hidden_size: u32, x: *const f32, weight: *const f32, eps: f32, out: *mut $element) {
             // SAFETY: the kernel's own contract.
             unsafe { plain(hidden_size, x, weight, eps, out) }
         }
+    )* };
+}
 
-        #[doc = concat!("As [`", stringify!($plain), "`], thread `t` taking columns `4t .. 4t + 4`, …: loads of 16 bytes, a quarter of the instructions.")]
+plain_kernels! {
+    f32 rms_norm_f32_plain;
+    f16 rms_norm_f16_plain;
+    bf16 rms_norm_bf16_plain;
+}
+
+macro_rules! vec4_kernels {
+    ($($element:ident $name:ident;)*) => { $(
+        #[doc = concat!("As [`rms_norm_", stringify!($element), "_plain`], thread `t` taking columns `4t .. 4t + 4`, …: loads of 16 bytes, a quarter of the instructions.")]
         ///
         /// The order of the sum is another than the plain variant's, so results may differ in the last bit:
         /// choose by `hidden_size`, never by the number of rows.
         ///
         /// # Safety
-        #[doc = concat!("As for [`", stringify!($plain), "`]; `hidden_size` is a multiple of 4 and all pointers are aligned to 16 bytes.")]
+        #[doc = concat!("As for [`rms_norm_", stringify!($element), "_plain`]; `hidden_size` is a multiple of 4 and all pointers are aligned to 16 bytes.")]
         #[kernel]
-        pub unsafe fn $vec4(hidden_size: u32, x: *const f32, weight: *const f32, eps: f32, out: *mut $element) {
+        pub unsafe fn $name(hidden_size: u32, x: *const f32, weight: *const f32, eps: f32, out: *mut $element) {
             // SAFETY: the kernel's own contract.
             unsafe { vec4(hidden_size, x, weight, eps, out) }
         }
     )* };
 }
 
-rms_norm! {
-    f32: rms_norm_f32_plain, rms_norm_f32_vec4;
-    f16: rms_norm_f16_plain, rms_norm_f16_vec4;
-    bf16: rms_norm_bf16_plain, rms_norm_bf16_vec4;
+vec4_kernels! {
+    f32 rms_norm_f32_vec4;
+    f16 rms_norm_f16_vec4;
+    bf16 rms_norm_bf16_vec4;
 }

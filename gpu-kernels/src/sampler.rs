@@ -55,7 +55,7 @@ const MASS_ONE: f32 = 68_719_476_736.0;
 
 /// Image of a float whose unsigned order is the float's order; NaN becomes the smallest.
 #[device]
-fn order_key(value: f32) -> u32 {
+pub fn order_key(value: f32) -> u32 {
     let bits = value.to_bits();
     if value.is_nan() {
         0
@@ -571,7 +571,7 @@ pub unsafe fn argmax_f32_plain(vocab_size: u32, rows: *const SamplerRow, logits:
 
 /// Largest value over the warp; all lanes must call it and all get it.
 #[device]
-fn warp_max(mut value: u64) -> u64 {
+pub fn warp_max(mut value: u64) -> u64 {
     let mut mask = 16;
     while mask > 0 {
         let other = warp::shuffle_xor(value, mask);

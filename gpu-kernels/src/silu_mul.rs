@@ -36,8 +36,8 @@ unsafe fn vec4<E: crate::vector::Group<4>>(count: u64, gate: *const f32, up: *co
     });
 }
 
-macro_rules! silu_mul {
-    ($($element:ident: $plain:ident, $vec4:ident;)*) => { $(
+macro_rules! plain_kernels {
+    ($($element:ident $name:ident;)*) => { $(
         /// `out[i] = silu(gate[i]) * up[i]` for `i < count`, with `silu(x) = x / (1 + e^-x)`: SwiGLU's
         /// activation (Shazeer 2020, "GLU variants improve Transformer").
         ///
@@ -50,25 +50,35 @@ macro_rules! silu_mul {
         /// # Safety
         /// The arrays hold `count` values; `out` overlaps nothing.
         #[kernel]
-        pub unsafe fn $plain(count: u64, gate: *const f32, up: *const f32, out: *mut $element) {
+        pub unsafe fn $name(count: u64, gate: *const f32, up: *const f32, out: *mut $element) {
             // SAFETY: the kernel's own contract.
             unsafe { plain(count, gate, up, out) }
         }
+    )* };
+}
 
-        #[doc = concat!("As [`", stringify!($plain), "`], four values at a time: loads of 16 bytes, a quarter of the instructions.")]
+plain_kernels! {
+    f32 silu_mul_f32_plain;
+    f16 silu_mul_f16_plain;
+    bf16 silu_mul_bf16_plain;
+}
+
+macro_rules! vec4_kernels {
+    ($($element:ident $name:ident;)*) => { $(
+        #[doc = concat!("As [`silu_mul_", stringify!($element), "_plain`], four values at a time: loads of 16 bytes, a quarter of the instructions.")]
         ///
         /// # Safety
-        #[doc = concat!("As for [`", stringify!($plain), "`]; `count` is a multiple of 4 and all pointers are aligned to 16 bytes.")]
+        #[doc = concat!("As for [`silu_mul_", stringify!($element), "_plain`]; `count` is a multiple of 4 and all pointers are aligned to 16 bytes.")]
         #[kernel]
-        pub unsafe fn $vec4(count: u64, gate: *const f32, up: *const f32, out: *mut $element) {
+        pub unsafe fn $name(count: u64, gate: *const f32, up: *const f32, out: *mut $element) {
             // SAFETY: the kernel's own contract.
             unsafe { vec4(count, gate, up, out) }
         }
     )* };
 }
 
-silu_mul! {
-    f32: silu_mul_f32_plain, silu_mul_f32_vec4;
-    f16: silu_mul_f16_plain, silu_mul_f16_vec4;
-    bf16: silu_mul_bf16_plain, silu_mul_bf16_vec4;
+vec4_kernels! {
+    f32 silu_mul_f32_vec4;
+    f16 silu_mul_f16_vec4;
+    bf16 silu_mul_bf16_vec4;
 }

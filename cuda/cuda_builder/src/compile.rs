@@ -23,13 +23,14 @@ pub(crate) struct Compilation<'a> {
 }
 
 impl Compilation<'_> {
-    /// Compiles the crate and leaves its PTX, complete and not yet post-processed, in `ptx`.
-    pub fn run(&self, ptx: &Path) -> Result<(), Error> {
+    /// Compiles the crate and leaves its PTX, complete and not yet post-processed, in `ptx`; what cargo said.
+    pub fn run(&self, ptx: &Path) -> Result<String, Error> {
         let mut cargo = self.cargo("rustc");
         cargo.args(["--lib", "--crate-type", "cdylib", "--release", "--target", TARGET]);
         cargo.arg("--target-dir").arg(self.target_dir);
         // The profile is the builder's, whatever the workspace says about its host code.
-        let debug = if self.line_info { "line-tables-only" } else { "none" };
+        // Directives only: ptxas refuses the DWARF sections that rustc writes for `line-tables-only`.
+        let debug = if self.line_info { "line-directives-only" } else { "none" };
         for setting in [
             format!("debug=\"{debug}\""),
             "strip=\"none\"".into(),
@@ -52,8 +53,7 @@ impl Compilation<'_> {
         let output = process::output(&mut cargo)?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         if output.status.success() && ptx.is_file() {
-            forward_warnings(&said);
-            return Ok(());
+            return Ok(said);
         }
         Err(Error::Kernels {
             manifest: self.manifest.to_path_buf(),
@@ -97,7 +97,7 @@ impl Compilation<'_> {
 }
 
 /// Shows each of rustc's warnings once in a line of the outer cargo, which hides what a build script prints.
-fn forward_warnings(said: &str) {
+pub(crate) fn forward_warnings(said: &str) {
     static SHOWN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     let mut shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner);
     for warning in warnings(said) {

@@ -32,6 +32,7 @@ use std::{
 pub use arch::NvvmArch;
 pub use cache::folder as cache_folder;
 pub use error::Error;
+pub use ptx::without_line_info;
 
 /// rustc's name of the device.
 const TARGET: &str = "nvptx64-nvidia-cuda";
@@ -84,7 +85,7 @@ impl CudaBuilder {
         self
     }
 
-    /// Where to work; cargo's `OUT_DIR` if not called. For use outside of build scripts.
+    /// Where to work; cargo's `OUT_DIR` if not called. For use outside of build scripts: no `cargo:` lines are printed.
     pub fn out_dir(mut self, path: impl AsRef<Path>) -> Self {
         self.out_dir = Some(path.as_ref().to_path_buf());
         self
@@ -96,7 +97,10 @@ impl CudaBuilder {
         self
     }
 
-    /// Whether the PTX maps instructions to source lines, for profilers; off if not called.
+    /// Whether the PTX maps instructions to source lines (`.loc`), for profilers and people; off if not called.
+    ///
+    /// The instructions stay the same, but ptxas schedules some kernels differently where it finds lines:
+    /// [`without_line_info`] gives the module as it is without.
     pub fn generate_line_info(mut self, line_info: bool) -> Self {
         self.line_info = line_info;
         self
@@ -108,10 +112,13 @@ impl CudaBuilder {
         self
     }
 
-    /// Compiles the crate. Runs in a build script: it reads cargo's variables and prints `cargo:` lines.
+    /// Compiles the crate. In a build script it reads cargo's variables and prints `cargo:` lines.
     pub fn build(self) -> Result<PtxFile, Error> {
-        for variable in env::ALL {
-            println!("cargo:rerun-if-env-changed={variable}");
+        let in_build_script = self.out_dir.is_none();
+        if in_build_script {
+            for variable in env::ALL {
+                println!("cargo:rerun-if-env-changed={variable}");
+            }
         }
         let manifest = self.kernel_crate.join("Cargo.toml");
         let manifest = manifest.canonicalize().map_err(|_| Error::NoKernelCrate { manifest })?;
@@ -136,11 +143,16 @@ impl CudaBuilder {
             target_dir: &work.join("target"),
             build_args: &self.build_args,
         };
-        for folder in compilation.local_packages() {
-            rerun_if_changed(&folder);
+        if in_build_script {
+            for folder in compilation.local_packages() {
+                rerun_if_changed(&folder);
+            }
         }
         let raw = work.join("kernels.ptx");
-        compilation.run(&raw)?;
+        let warnings = compilation.run(&raw)?;
+        if in_build_script {
+            compile::forward_warnings(&warnings);
+        }
         let text = fs::read_to_string(&raw).map_err(Error::io("read", &raw))?;
         let module = ptx::finish(&text).map_err(|error| error.in_file(&raw))?;
         let path = self.copy_to.unwrap_or_else(|| work.join("kernels.finished.ptx"));

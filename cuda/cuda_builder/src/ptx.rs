@@ -75,6 +75,21 @@ pub(crate) fn finish(text: &str) -> Result<Module, Problem> {
     Ok(Module { text: out, entries })
 }
 
+/// `ptx` as it is compiled without [line information](crate::CudaBuilder::generate_line_info): no `.file`, `.loc`, nor
+/// the labels and the empty debug section that come with them.
+///
+/// A module is run without: where ptxas finds lines it schedules some kernels differently.
+pub fn without_line_info(ptx: &str) -> String {
+    const LEFT_OUT: [&str; 5] = [".loc\t", ".file\t", ".section\t.debug_macinfo", "$L__tmp", "$L__func_"];
+    let stays = |line: &&str| !LEFT_OUT.iter().any(|start| line.trim_start().starts_with(start));
+    let mut out = String::with_capacity(ptx.len());
+    for line in ptx.lines().filter(stays) {
+        out.push_str(line);
+        out.push('\n');
+    }
+    out
+}
+
 /// The name in `.visible .entry name(`.
 fn entry_name(line: &str) -> Option<&str> {
     let (before, after) = line.split_once(".entry ")?;
@@ -165,6 +180,42 @@ mod tests {
 \tret;
 }
 ";
+
+    #[test]
+    fn line_information_is_taken_out_and_nothing_else() {
+        let with = "\
+.target sm_80
+.visible .entry a(
+)
+{
+\t.reg .b32 \t%r<2>;
+$L__func_begin0:
+\t.loc\t1 103 0
+\tld.param.b32 \t%r1, [a_param_0];
+$L__tmp7:
+\t.loc\t2 17 13
+$L__BB0_2:
+\tret;
+$L__tmp8:
+$L__func_end0:
+}
+\t.file\t1 \"/w/src/lib.rs\"
+\t.section\t.debug_macinfo\t{\t}
+";
+        let without = "\
+.target sm_80
+.visible .entry a(
+)
+{
+\t.reg .b32 \t%r<2>;
+\tld.param.b32 \t%r1, [a_param_0];
+$L__BB0_2:
+\tret;
+}
+";
+        assert_eq!(without_line_info(with), without);
+        assert_eq!(without_line_info(without), without);
+    }
 
     #[test]
     fn launch_bounds_go_into_the_header_of_their_entry() {

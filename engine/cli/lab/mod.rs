@@ -1,0 +1,42 @@
+//! `lab`: the kernel laboratory, one file a subcommand.
+
+mod bench;
+mod check;
+mod list;
+mod new;
+mod ptx;
+mod report;
+mod table;
+
+use crate::error::Result;
+use clap::Subcommand;
+use std::process::ExitCode;
+
+/// The kernel laboratory: list kernels, check them against references, time them
+#[derive(Debug, clap::Args)]
+pub struct LabArgs {
+    #[command(subcommand)]
+    command: LabCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum LabCommand {
+    List(list::ListArgs),
+    New(new::NewArgs),
+    Ptx(ptx::PtxArgs),
+    Check(check::CheckArgs),
+    Bench(bench::BenchArgs),
+    Report(report::ReportArgs),
+}
+
+/// Runs a subcommand. What is found wrong with a kernel is an exit code, not an error.
+pub fn run(args: LabArgs) -> Result<ExitCode> {
+    match args.command {
+        LabCommand::Bench(args) => bench::run(args),
+        LabCommand::Report(args) => report::run(args),
+        LabCommand::Check(args) => check::run(args),
+        LabCommand::List(args) => list::run(args),
+        LabCommand::New(args) => new::run(args),
+        LabCommand::Ptx(args) => ptx::run(args),
+    }
+}

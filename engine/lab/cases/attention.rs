@@ -1,0 +1,326 @@
+//! Attention of ragged batches over shuffled pages, short and as long as the context.
+
+use super::batch_of;
+use crate::batch::BatchLimits;
+use crate::cuda::{Activation, CudaBatch, CudaOps, KvCache, Tensor};
+use crate::dtype::Dtype;
+use crate::error::Result;
+use crate::kv_cache::{KvLayout, PAGE_SIZE, pages_for};
+use crate::lab::case::{Case, Cases, Cost, Instance, Workload};
+use crate::lab::findings::Findings;
+use crate::lab::values::*;
+use crate::model::OpsConfig;
+use crate::ops::Ops;
+use rayon::prelude::*;
+use std::ops::Range;
+
+pub const CASES: Cases = Cases { op: "attention", checks, timings };
+
+/// Of two layers, the one that is used.
+const LAYER: usize = 1;
+/// NaN in every format.
+const POISON: u8 = 0xFF;
+
+/// Rows up to which a timing is of that many sequences with a row each; more are one sequence's prefill.
+const DECODE_ROWS: usize = 64;
+
+/// A reference of more products of q with k than this is computed for some of the rows only.
+const WHOLE_REFERENCE: usize = 1 << 28;
+/// For how many, then.
+const SOME_ROWS: usize = 32;
+
+/// Tokens in the cache, and how many of them are rows of the batch.
+type Sequence = (usize, usize);
+
+/// Heads, key-value heads, head_dim.
+type Heads = (usize, usize, usize);
+
+fn checks() -> Vec<Case> {
+    let all_heads =
+        [(14, 2, 64), (28, 4, 128), (7, 1, 64), (1, 1, 64), (1, 1, 128), (12, 1, 64), (4, 4, 128)];
+    // Whole prompts, chunks behind a prefix, single rows between them; lengths around the ends of pages.
+    let ragged =
+        [(1, 1), (19, 19), (111, 1), (PAGE_SIZE, 1), (111, 19), (PAGE_SIZE + 1, 2), (989, 1), (64, 64)];
+    let decode = [1, 2, 31, 33, 64, 65, 127, 500, 989, 2049].map(|kv_len| (kv_len, 1));
+    let mut cases = Vec::new();
+    for dtype in Dtype::ALL {
+        for heads in all_heads {
+            cases.extend([1.0, 8.0].map(|sharpness| case(dtype, heads, &ragged, sharpness, "")));
+        }
+        // Enough of each head_dim and number of rounds to see a race, and small enough for an emulator.
+        cases.extend([(12, 1, 64), (4, 4, 128)].map(|heads| case(dtype, heads, &ragged[..6], 1.0, "")));
+        cases.extend([6, 10].map(|count| case(dtype, (14, 2, 64), &decode[..count], 2.0, "")));
+        // The last positions of a long context.
+        let long = [(32_768, 1), (32_767, 3), (20_000, 1)];
+        cases.extend([(2, 1, 64), (4, 2, 128)].map(|heads| case(dtype, heads, &long, 2.0, "")));
+    }
+    cases
+}
+
+/// Decode steps of a few sequences, prefill of many rows of one.
+fn timings(workload: &Workload) -> Vec<Case> {
+    let config = &workload.config;
+    let heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
+    let mut cases = Vec::new();
+    for &context in &workload.contexts {
+        for &rows in workload.rows.iter().filter(|&&rows| rows <= context.max(DECODE_ROWS)) {
+            cases.push(if rows <= DECODE_ROWS {
+                case(workload.dtype, heads, &vec![(context, 1); rows], 2.0, "decode")
+            } else {
+                case(workload.dtype, heads, &[(context, rows)], 2.0, "prefill")
+            });
+        }
+    }
+    cases
+}
+
+/// `sharpness` is the standard deviation of the scores, about.
+fn case(dtype: Dtype, heads: Heads, sequences: &[Sequence], sharpness: f32, name: &str) -> Case {
+    let (num_attention_heads, num_key_value_heads, head_dim) = heads;
+    let longest = sequences.iter().map(|s| s.0).max().unwrap_or(1);
+    let total: usize = sequences.iter().map(|s| s.0).sum();
+    let rows: usize = sequences.iter().map(|s| s.1).sum();
+    let limits = BatchLimits {
+        max_num_tokens: total,
+        max_num_sequences: sequences.len(),
+        max_num_logits: sequences.len(),
+        max_blocks: pages_for(longest),
+    };
+    let config = OpsConfig {
+        num_attention_heads,
+        num_key_value_heads,
+        head_dim,
+        rope_theta: 1e6,
+        max_model_len: longest,
+        limits,
+    };
+    let scores: usize = sequences.iter().map(|&(kv_len, rows)| visible(kv_len, rows)).sum();
+    let products = scores * num_attention_heads * head_dim;
+    let kv_bytes = 2 * total * num_key_value_heads * head_dim * dtype.size();
+    let row_bytes = rows * num_attention_heads * head_dim * (4 + dtype.size());
+    let lengths = match sequences {
+        [(kv_len, 1)] => format!("1 x {kv_len}"),
+        [(kv_len, rows)] => format!("{rows} rows of {kv_len}"),
+        [first, rest @ ..] if rest.iter().all(|s| s == first) => format!("{} x {}", sequences.len(), first.0),
+        _ => format!("{sequences:?}"),
+    };
+    let space = if name.is_empty() { "" } else { " " };
+    let owned = sequences.to_vec();
+    Case {
+        dtype,
+        shape: format!(
+            "{name}{space}{lengths}, {num_attention_heads}:{num_key_value_heads} heads of {head_dim}, sharpness {sharpness}"
+        ),
+        // A multiply-add is one of many in a thread, and there are two for each product.
+        work: products / 16,
+        cost: Cost { bytes: (kv_bytes + row_bytes) as f64, flops: 4.0 * products as f64 },
+        config: config.clone(),
+        prepare: Box::new(move |ops, seed| {
+            Ok(Box::new(Attention::new(ops, seed, &config, owned.clone(), sharpness)?))
+        }),
+    }
+}
+
+/// Keys that the last `rows` rows of `kv_len` tokens see in all.
+fn visible(kv_len: usize, rows: usize) -> usize {
+    (0..rows).map(|row| kv_len - rows + row + 1).sum()
+}
+
+/// A cache that holds random K and V of some sequences on shuffled pages, NaN elsewhere.
+struct Attention {
+    heads: Heads,
+    sharpness: f32,
+    dtype: Dtype,
+    limits: BatchLimits,
+    sequences: Vec<Sequence>,
+    /// Pages of each sequence.
+    pages: Vec<Vec<u32>>,
+    /// For each sequence `[rows, num_attention_heads * head_dim]`
+    host_q: Vec<Vec<f32>>,
+    /// Rows of the batch that are compared, and what they should be.
+    expected: Vec<(usize, Vec<f64>)>,
+    cache: KvCache,
+    batch: CudaBatch,
+    q: Tensor,
+    out: Activation,
+    /// The first variant that was right, and its results.
+    first: Option<(String, Vec<f32>)>,
+}
+
+impl Attention {
+    fn new(
+        ops: &mut CudaOps,
+        seed: u64,
+        config: &OpsConfig,
+        sequences: Vec<Sequence>,
+        sharpness: f32,
+    ) -> Result<Self> {
+        let heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
+        let (dtype, limits) = (ops.dtype(), config.limits);
+        let (q_size, kv_size) = (heads.0 * heads.2, heads.1 * heads.2);
+        let num_pages = sequences.iter().map(|s| pages_for(s.0)).sum::<usize>() + 3;
+        let mut free = shuffled(seed, "pages", num_pages);
+        let pages: Vec<_> = sequences.iter().map(|s| free.split_off(free.len() - pages_for(s.0))).collect();
+        let values = |name: &str| -> Vec<Vec<f32>> {
+            let of = |(i, s): (usize, &Sequence)| {
+                rounded(dtype, random(seed, &format!("{name} of sequence {i}"), s.0 * kv_size))
+            };
+            sequences.iter().enumerate().map(of).collect()
+        };
+        let (k, v) = (values("k"), values("v"));
+        let q = |(i, s): (usize, &Sequence)| -> Vec<f32> {
+            let values = random(seed, &format!("q of sequence {i}"), s.1 * q_size);
+            values.iter().map(|value| value * sharpness).collect()
+        };
+        let host_q: Vec<Vec<f32>> = sequences.iter().enumerate().map(q).collect();
+
+        let layout =
+            KvLayout { dtype, num_layers: 2, num_pages, num_key_value_heads: heads.1, head_dim: heads.2 };
+        let mut cache = ops.new_kv_cache(&layout)?;
+        cache.fill(POISON)?;
+        // All tokens go through write_kv, as rows of one large batch.
+        let everything: Vec<_> =
+            sequences.iter().zip(&pages).map(|(s, pages)| (s.0, 0, &pages[..])).collect();
+        let (host, batch) = batch_of(ops, &limits, &everything)?;
+        let total = host.num_tokens();
+        let (k_rows, v_rows) =
+            (tensor(ops, total, kv_size, &k.concat())?, tensor(ops, total, kv_size, &v.concat())?);
+        ops.write_kv(&batch, LAYER, &k_rows, &v_rows, &mut cache)?;
+
+        let last: Vec<_> =
+            sequences.iter().zip(&pages).map(|(s, pages)| (s.1, s.0 - s.1, &pages[..])).collect();
+        let (host, batch) = batch_of(ops, &limits, &last)?;
+        let n = host.num_tokens();
+        let scores: usize = sequences.iter().map(|s| visible(s.0, s.1)).sum();
+        let every = if scores * q_size <= WHOLE_REFERENCE { 1 } else { n.div_ceil(SOME_ROWS) };
+        let mut compared = Vec::new();
+        let mut row_of_batch = 0;
+        for (s, &(kv_len, rows)) in sequences.iter().enumerate() {
+            for row in 0..rows {
+                if row_of_batch % every == 0 || row_of_batch == n - 1 {
+                    compared.push((row_of_batch, s, row, kv_len - rows + row + 1));
+                }
+                row_of_batch += 1;
+            }
+        }
+        let expected = compared
+            .into_par_iter()
+            .map(|(place, s, row, visible)| {
+                (place, reference(heads, &host_q[s][row * q_size..][..q_size], &k[s], &v[s], visible))
+            })
+            .collect();
+        let q = tensor(ops, n, q_size, &host_q.concat())?;
+        let out = poisoned_activation(ops, n, q_size)?;
+        Ok(Self {
+            heads,
+            sharpness,
+            dtype,
+            limits,
+            sequences,
+            pages,
+            host_q,
+            expected,
+            cache,
+            batch,
+            q,
+            out,
+            first: None,
+        })
+    }
+
+    /// The attention of the rows of one sequence as a batch of its own.
+    fn alone(&self, ops: &mut CudaOps, s: usize) -> Result<Vec<f32>> {
+        let (kv_len, rows) = self.sequences[s];
+        let (_, batch) = batch_of(ops, &self.limits, &[(rows, kv_len - rows, &self.pages[s])])?;
+        let q_size = self.heads.0 * self.heads.2;
+        let q = tensor(ops, rows, q_size, &self.host_q[s])?;
+        let mut out = poisoned_activation(ops, rows, q_size)?;
+        ops.attention(&batch, LAYER, &q, &self.cache, &mut out)?;
+        out.to_host()
+    }
+
+    /// Where the rows of a sequence are among the results.
+    fn places(&self, s: usize) -> Range<usize> {
+        let q_size = self.heads.0 * self.heads.2;
+        let before: usize = self.sequences[..s].iter().map(|s| s.1).sum();
+        before * q_size..(before + self.sequences[s].1) * q_size
+    }
+}
+
+impl Instance for Attention {
+    fn reset(&mut self, _: &mut CudaOps) -> Result<()> {
+        fill_activation(&mut self.out, &[])
+    }
+
+    fn launch(&mut self, ops: &mut CudaOps) -> Result<()> {
+        ops.attention(&self.batch, LAYER, &self.q, &self.cache, &mut self.out)
+    }
+
+    fn compare(&mut self, ops: &mut CudaOps, variant: &str, findings: &mut Findings) -> Result<()> {
+        let q_size = self.heads.0 * self.heads.2;
+        let n: usize = self.sequences.iter().map(|s| s.1).sum();
+        let (dtype, sharpness) = (self.dtype, f64::from(self.sharpness.max(1.0)));
+        let found = self.out.to_host()?;
+        // A score of magnitude up to 6 * sharpness is off by a few units of roundoff of that, and the weights by as much
+        // relatively: outputs, averages of values up to 4, by 2^-18 for each unit of sharpness. Then the last rounding.
+        let tolerance =
+            |expected: f64| expected.abs() * unit(dtype) + smallest(dtype) + 2f64.powi(-18) * 4.0 * sharpness;
+        for (row, expected) in &self.expected {
+            let values = found[row * q_size..][..q_size].iter().copied();
+            let first = row * q_size;
+            let values = values.enumerate().map(|(i, value)| (first + i, value));
+            findings.places("out", values, |i| (expected[i - first], tolerance(expected[i - first])));
+        }
+        findings.untouched("out", &found[n * q_size..]);
+        let poison = found[..n * q_size].iter().position(|value| value.is_nan());
+        findings.expect(poison.is_none(), || format!("out: not a number at {}", poison.unwrap_or_default()));
+
+        // All kernels share one arithmetic: the same bits from each.
+        match &self.first {
+            None if findings.passed() => {
+                self.first = Some((variant.to_owned(), found[..n * q_size].to_vec()))
+            }
+            None => {}
+            Some((name, _)) if name == variant => {}
+            Some((_, first)) => findings.same_bits("out, against another variant", &found, first),
+        }
+        let all_alike = self.sequences.len() > 1 && self.sequences.iter().all(|s| *s == self.sequences[0]);
+        let some = if all_alike { 1 } else { self.sequences.len() };
+        for s in (0..some).filter(|_| self.sequences.len() > 1) {
+            let alone = self.alone(ops, s)?;
+            findings.same_bits("a sequence alone, against the batch", &alone, &found[self.places(s)]);
+        }
+        Ok(())
+    }
+}
+
+/// One row of attention in f64, from the definition: q `[heads * head_dim]`, k and v `[kv_len, kv_heads * head_dim]`, of
+/// which the row sees the first `visible`.
+fn reference(
+    (heads, kv_heads, head_dim): Heads,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    visible: usize,
+) -> Vec<f64> {
+    let mut out = vec![0.0; heads * head_dim];
+    for (head, out) in out.chunks_mut(head_dim).enumerate() {
+        let kv_head = head / (heads / kv_heads);
+        let q = &q[head * head_dim..][..head_dim];
+        let at = |t: usize| (t * kv_heads + kv_head) * head_dim;
+        let score = |t: usize| {
+            let products = q.iter().zip(&k[at(t)..]).map(|(&q, &k)| f64::from(q) * f64::from(k));
+            products.sum::<f64>() / (head_dim as f64).sqrt()
+        };
+        let scores: Vec<f64> = (0..visible).map(score).collect();
+        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = scores.iter().map(|score| (score - max).exp()).sum();
+        for (t, score) in scores.iter().enumerate() {
+            let weight = (score - max).exp() / sum;
+            for (out, &v) in out.iter_mut().zip(&v[at(t)..]) {
+                *out += weight * f64::from(v);
+            }
+        }
+    }
+    out
+}

@@ -1,0 +1,104 @@
+//! Rows of the embedding.
+
+use super::{LIMITS, ragged};
+use crate::batch::{Batch, BatchLimits, SequenceRows, WantedLogits};
+use crate::cuda::{CudaBatch, CudaOps, Tensor, Weight};
+use crate::dtype::Dtype;
+use crate::error::Result;
+use crate::kv_cache::pages_for;
+use crate::lab::case::{Case, Cases, Cost, Instance, Workload, plain_config};
+use crate::lab::findings::Findings;
+use crate::lab::values::*;
+use crate::ops::Ops;
+use crate::testing::Random;
+
+pub const CASES: Cases = Cases { op: "embed", checks, timings };
+
+fn checks() -> Vec<Case> {
+    const VOCAB_SIZE: usize = 989;
+    let host = |seed| ragged(seed, VOCAB_SIZE, 8);
+    let of = |dtype| COLUMNS.map(|cols| case(dtype, VOCAB_SIZE, cols, 131, LIMITS, Box::new(host)));
+    Dtype::ALL.into_iter().flat_map(of).collect()
+}
+
+fn timings(workload: &Workload) -> Vec<Case> {
+    let (vocab_size, cols) = (workload.config.vocab_size, workload.config.hidden_size);
+    let of = |&n: &usize| {
+        let max_blocks = pages_for(n);
+        let limits = BatchLimits { max_num_tokens: n, max_num_sequences: 1, max_num_logits: 1, max_blocks };
+        let host = move |seed| {
+            let mut random = Random::new(seed, "tokens");
+            let tokens: Vec<u32> = (0..n).map(|_| (random.next_u64() % vocab_size as u64) as u32).collect();
+            let pages: Vec<u32> = (0..max_blocks as u32).collect();
+            let logits = WantedLogits::Last;
+            Batch::new(&[SequenceRows { tokens: &tokens, position: 0, pages: &pages, logits }])
+        };
+        case(workload.dtype, vocab_size, cols, n, limits, Box::new(host))
+    };
+    workload.rows.iter().map(of).collect()
+}
+
+fn case(
+    dtype: Dtype,
+    vocab_size: usize,
+    cols: usize,
+    n: usize,
+    limits: BatchLimits,
+    host: Box<dyn Fn(u64) -> Batch>,
+) -> Case {
+    Case {
+        dtype,
+        shape: format!("[{n}, {cols}] of [{vocab_size}, {cols}]"),
+        work: n * cols,
+        cost: Cost { bytes: (n * (cols * (dtype.size() + 4) + 4)) as f64, flops: 0.0 },
+        config: plain_config(),
+        prepare: Box::new(move |ops, seed| {
+            let name = format!("embed [{vocab_size}, {cols}]");
+            let table = rounded(dtype, random(seed, &name, vocab_size * cols));
+            let host = host(seed);
+            let mut batch = ops.new_batch(&limits)?;
+            ops.upload(&host, &mut batch)?;
+            let row = |&token: &u32| table[token as usize * cols..][..cols].to_vec();
+            Ok(Box::new(Embed {
+                vocab_size,
+                expected: host.tokens.iter().flat_map(row).collect(),
+                table: weight(ops, dtype, vocab_size, cols, &table)?,
+                out: poisoned(ops, host.num_tokens(), cols)?,
+                host,
+                batch,
+            }))
+        }),
+    }
+}
+
+struct Embed {
+    vocab_size: usize,
+    host: Batch,
+    batch: CudaBatch,
+    table: Weight,
+    expected: Vec<f32>,
+    out: Tensor,
+}
+
+impl Instance for Embed {
+    fn reset(&mut self, _: &mut CudaOps) -> Result<()> {
+        fill_tensor(&mut self.out, &[])
+    }
+
+    fn launch(&mut self, ops: &mut CudaOps) -> Result<()> {
+        ops.embed(&self.batch, &self.table, &mut self.out)
+    }
+
+    fn compare(&mut self, ops: &mut CudaOps, _: &str, findings: &mut Findings) -> Result<()> {
+        // Widening is exact: the same bits.
+        findings.same_bits("out", &self.out.to_host()?, &self.expected);
+
+        let mut outside = self.host.clone();
+        let last = outside.tokens.len() - 1;
+        outside.tokens[last] = self.vocab_size as u32;
+        ops.upload(&outside, &mut self.batch)?;
+        let refused = ops.embed(&self.batch, &self.table, &mut self.out).is_err();
+        findings.expect(refused, || "a token behind the table was not refused".into());
+        ops.upload(&self.host, &mut self.batch)
+    }
+}

@@ -1,0 +1,123 @@
+//! The cases of every operation, one file each.
+
+mod add;
+mod add_bias;
+mod attention;
+mod convert;
+mod embed;
+mod fused;
+mod gather_rows;
+pub mod matmul;
+mod read_bandwidth;
+mod rms_norm;
+mod rope;
+mod sample;
+mod silu_mul;
+mod write_kv;
+
+use super::case::Cases;
+use super::values::shuffled;
+use crate::batch::{Batch, BatchLimits, SequenceRows, WantedLogits};
+use crate::cuda::{CudaBatch, CudaOps};
+use crate::error::Result;
+use crate::ops::Ops;
+use crate::testing::Random;
+
+/// The cases of all operations, in the order of their names.
+pub const ALL: [Cases; 19] = [
+    add::CASES,
+    add_bias::CASES,
+    rms_norm::FUSED,
+    sample::ARGMAX,
+    attention::CASES,
+    convert::CASES,
+    embed::CASES,
+    gather_rows::CASES,
+    matmul::CASES,
+    fused::MATMUL_ADD,
+    fused::NORM_GATE_UP,
+    fused::NORM_MATMUL,
+    fused::NORM_QKV_ROPE,
+    read_bandwidth::CASES,
+    rms_norm::ALONE,
+    rope::CASES,
+    sample::CASES,
+    silu_mul::CASES,
+    write_kv::CASES,
+];
+
+/// The cases of one operation.
+///
+/// # Errors
+/// [`crate::Error::Request`] that lists what exists.
+pub fn of(op: &str) -> Result<&'static Cases> {
+    const ALL_STATIC: &[Cases] = &ALL;
+    ALL_STATIC.iter().find(|cases| cases.op == op).ok_or_else(|| {
+        let names: Vec<_> = ALL.iter().map(|cases| cases.op).collect();
+        crate::Error::Request(format!(
+            "there are no cases of an operation {op:?}; the operations are {}",
+            names.join(", ")
+        ))
+    })
+}
+
+/// The limits of [`ragged`] batches.
+const LIMITS: BatchLimits =
+    BatchLimits { max_num_tokens: 256, max_num_sequences: 4, max_num_logits: 256, max_blocks: 8 };
+
+/// Sequences of 1, 111 and 19 rows with random tokens on shuffled pages, at least eight; every logit row is wanted.
+fn ragged(seed: u64, vocab_size: usize, num_pages: usize) -> Batch {
+    let mut random = Random::new(seed, "ragged batch");
+    let pages = shuffled(seed, "pages of the ragged batch", num_pages);
+    let tokens: Vec<u32> = (0..111).map(|_| (random.next_u64() % vocab_size as u64) as u32).collect();
+    let part = |rows: usize, position, pages| SequenceRows {
+        tokens: &tokens[..rows],
+        position,
+        pages,
+        logits: WantedLogits::All,
+    };
+    Batch::new(&[part(1, 70, &pages[..3]), part(111, 5, &pages[3..7]), part(19, 0, &pages[7..8])])
+}
+
+/// A batch of sequences given by their rows, the position of the first row and their pages; here and on the device.
+fn batch_of(
+    ops: &mut CudaOps,
+    limits: &BatchLimits,
+    sequences: &[(usize, usize, &[u32])],
+) -> Result<(Batch, CudaBatch)> {
+    let longest = sequences.iter().map(|s| s.0).max().unwrap_or(0);
+    let tokens = vec![0; longest];
+    let parts: Vec<_> = sequences
+        .iter()
+        .map(|&(rows, position, pages)| SequenceRows {
+            tokens: &tokens[..rows],
+            position,
+            pages,
+            logits: WantedLogits::None,
+        })
+        .collect();
+    let host = Batch::new(&parts);
+    let mut batch = ops.new_batch(limits)?;
+    ops.upload(&host, &mut batch)?;
+    Ok((host, batch))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::case::SMALL_WORK;
+    use std::collections::HashSet;
+
+    #[test]
+    fn every_operation_has_cases_and_some_of_them_are_small() {
+        for op in crate::cuda::operations().iter().filter(|op| op.has_kernels()) {
+            let cases = (of(op.name).unwrap().checks)();
+            assert!(cases.iter().any(|case| case.work <= SMALL_WORK), "{}", op.name);
+            let mut names = HashSet::new();
+            for case in &cases {
+                assert!(names.insert((case.dtype, &case.shape)), "{}: {} twice", op.name, case.shape);
+            }
+        }
+        assert!(of("norm").is_err());
+    }
+}
