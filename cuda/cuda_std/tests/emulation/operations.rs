@@ -390,3 +390,26 @@ fn asynchronous_copies_arrive() {
         }
     }
 }
+
+#[test]
+fn kernels_that_a_gpu_is_compared_on_run_here() {
+    use cuda_std_test_kernels::{
+        compare_approximate, compare_atomics, compare_exact, compare_ldmatrix, compare_mma,
+    };
+    let e = &emulator(7);
+    let words: Vec<u32> = (0..64 * 10).map(|i: u32| i.wrapping_mul(0x9e37_79b9)).collect();
+    let words = || buffer(e, &words);
+    let exact = buffer(e, &[[0u32; 20]; 64]);
+    let matrices = buffer(e, &[[0u32; 14]; 32]);
+    unsafe {
+        compare_exact(e, &grid(2, 32), 64, words().cast().into(), exact).unwrap();
+        compare_approximate(e, &grid(2, 32), 64, words().cast().into(), buffer(e, &[[0.0; 8]; 64])).unwrap();
+        compare_atomics(e, &grid(2, 32), words().cast(), buffer(e, &[[0u32; 10]; 64])).unwrap();
+        compare_mma(e, &grid(2, 32), words().cast().into(), buffer(e, &[[[0.0; 8]; 2]; 64])).unwrap();
+        compare_ldmatrix(e, &grid(1, 32), matrices).unwrap();
+    }
+    let first = values(e, exact, 1)[0];
+    assert_eq!(f32::from_bits(first[6]), 1.0, "0 * y + 1");
+    // Lane 5 has elements 2 and 3 of row 1, which lane 1 gave as the row of lane 2.
+    assert_eq!(values(e, matrices, 6)[5][0], (2 * 8 + 2) | ((2 * 8 + 3) << 16));
+}
