@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod list;
+mod model;
 mod new;
 mod ptx;
 mod report;
@@ -24,6 +25,7 @@ enum LabCommand {
     List(list::ListArgs),
     New(new::NewArgs),
     Ptx(ptx::PtxArgs),
+    Model(model::ModelArgs),
     Check(check::CheckArgs),
     Bench(bench::BenchArgs),
     Report(report::ReportArgs),
@@ -38,5 +40,6 @@ pub fn run(args: LabArgs) -> Result<ExitCode> {
         LabCommand::List(args) => list::run(args),
         LabCommand::New(args) => new::run(args),
         LabCommand::Ptx(args) => ptx::run(args),
+        LabCommand::Model(args) => model::run(args),
     }
 }
