@@ -22,4 +22,5 @@ pub mod source;
 pub mod stats;
 pub mod timed_ops;
 pub mod values;
+pub mod watch;
 pub mod workload;

@@ -8,6 +8,7 @@ mod new;
 mod ptx;
 mod report;
 mod table;
+mod watch;
 
 use crate::error::Result;
 use clap::Subcommand;
@@ -26,6 +27,7 @@ enum LabCommand {
     New(new::NewArgs),
     Ptx(ptx::PtxArgs),
     Model(model::ModelArgs),
+    Watch(watch::WatchArgs),
     Check(check::CheckArgs),
     Bench(bench::BenchArgs),
     Report(report::ReportArgs),
@@ -41,5 +43,6 @@ pub fn run(args: LabArgs) -> Result<ExitCode> {
         LabCommand::New(args) => new::run(args),
         LabCommand::Ptx(args) => ptx::run(args),
         LabCommand::Model(args) => model::run(args),
+        LabCommand::Watch(args) => watch::run(args),
     }
 }
