@@ -9,10 +9,30 @@
 //! CPU), and so are cached K and V.
 
 use crate::batch::{Batch, BatchLimits};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kv_cache::KvLayout;
 use crate::sampler::SamplingRow;
 use crate::weights::Matrix;
+
+/// What [`Ops::norm_qkv_rope`] reads of a layer.
+pub struct Qkv<'a, W, V> {
+    /// Of the norm before the projections.
+    pub norm: &'a V,
+    pub eps: f32,
+    /// `[num_attention_heads * head_dim, hidden_size]`
+    pub q: &'a W,
+    /// `[num_key_value_heads * head_dim, hidden_size]`
+    pub k: &'a W,
+    /// `[num_key_value_heads * head_dim, hidden_size]`
+    pub v: &'a W,
+    pub q_bias: Option<&'a V>,
+    pub k_bias: Option<&'a V>,
+    pub v_bias: Option<&'a V>,
+}
+
+fn not_fused(op: &str) -> Result<()> {
+    Err(Error::Device(format!("{op}: this device computes it in separate operations")))
+}
 
 /// The operations of a decoder on one device.
 pub trait Ops {
@@ -128,8 +148,93 @@ pub trait Ops {
     /// `out[i] = x[logit_rows[i]]`: `[num_logits, cols]`.
     fn gather_rows(&mut self, batch: &Self::Batch, x: &Self::Tensor, out: &mut Self::Tensor) -> Result<()>;
 
+    // The same in fewer steps, where a device has them for a batch.
+
+    /// Whether the fused operations below take this batch and are the faster way; elsewhere they are an error.
+    fn is_fused(&self, _batch: &Self::Batch) -> bool {
+        false
+    }
+
+    /// Q, K and V of every row from `x`: norm, projections, biases, rotation; K and V go to their slots in `layer`.
+    #[allow(unused_variables)]
+    fn norm_qkv_rope(
+        &mut self,
+        batch: &Self::Batch,
+        layer: usize,
+        x: &Self::Tensor,
+        weights: &Qkv<Self::Weight, Self::Vector>,
+        q: &mut Self::Tensor,
+        cache: &mut Self::KvCache,
+    ) -> Result<()> {
+        not_fused("norm_qkv_rope")
+    }
+
+    /// `out += x · weightᵀ`: `[n, in_features] -> [n, out_features]`.
+    #[allow(unused_variables)]
+    fn matmul_add(
+        &mut self,
+        n: usize,
+        x: &Self::Activation,
+        weight: &Self::Weight,
+        out: &mut Self::Tensor,
+    ) -> Result<()> {
+        not_fused("matmul_add")
+    }
+
+    /// `y = rms_norm(x); out = silu(y · gateᵀ) * (y · upᵀ)`: `[n, intermediate_size]`.
+    #[allow(unused_variables, clippy::too_many_arguments)]
+    fn norm_gate_up(
+        &mut self,
+        n: usize,
+        x: &Self::Tensor,
+        norm: &Self::Vector,
+        eps: f32,
+        gate: &Self::Weight,
+        up: &Self::Weight,
+        out: &mut Self::Activation,
+    ) -> Result<()> {
+        not_fused("norm_gate_up")
+    }
+
+    /// `out = rms_norm(x) · weightᵀ`: `[n, in_features] -> [n, out_features]`.
+    #[allow(unused_variables)]
+    fn norm_matmul(
+        &mut self,
+        n: usize,
+        x: &Self::Tensor,
+        norm: &Self::Vector,
+        eps: f32,
+        weight: &Self::Weight,
+        out: &mut Self::Tensor,
+    ) -> Result<()> {
+        not_fused("norm_matmul")
+    }
+
+    // Sampling.
+
+    /// Takes what the next draw needs; `logits` are what it will draw from.
+    fn prepare_sampling(&mut self, logits: &Self::Tensor, rows: &[SamplingRow]) -> Result<()>;
+
+    /// Draws one token per prepared row of `logits` `[rows, vocab_size]`, which it may overwrite.
+    fn draw(&mut self, logits: &mut Self::Tensor) -> Result<()>;
+
+    /// The tokens of the last draw.
+    fn drawn(&mut self) -> Result<Vec<u32>>;
+
     /// Draws one token per row of `logits` `[rows.len(), vocab_size]`, which it may overwrite.
-    fn sample(&mut self, logits: &mut Self::Tensor, rows: &[SamplingRow]) -> Result<Vec<u32>>;
+    fn sample(&mut self, logits: &mut Self::Tensor, rows: &[SamplingRow]) -> Result<Vec<u32>> {
+        self.prepare_sampling(logits, rows)?;
+        self.draw(logits)?;
+        self.drawn()
+    }
+
+    /// Does what `step` does, for the uploaded batch and the prepared draw. A device may record what it queues and, for a
+    /// batch of the same shape, replay that instead of calling `step`: so `step` queues operations of one step on the
+    /// same buffers each time and does nothing else.
+    fn run_step(&mut self, batch: &Self::Batch, step: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
+        let _ = batch;
+        step(self)
+    }
 
     /// The first `n` rows, copied to the host, row-major.
     fn read(&mut self, n: usize, x: &Self::Tensor) -> Result<Vec<f32>>;
@@ -137,6 +242,7 @@ pub trait Ops {
     /// What it computes on, for people.
     fn device_name(&self) -> String;
 
-    /// Bytes a second that this device reads from its memory, measured now: the ceiling of decoding.
-    fn read_bandwidth(&mut self) -> Result<f64>;
+    /// Bytes a second that this device reads from its memory, measured now: the ceiling of decoding. `None` for a device
+    /// whose speed means nothing.
+    fn read_bandwidth(&mut self) -> Result<Option<f64>>;
 }

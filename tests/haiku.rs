@@ -1,8 +1,14 @@
 //! The haiku test, end to end through the real binary with the model that it carries: on the CPU, without a file.
 
+#[path = "../models/haiku/verse.rs"]
+mod verse;
+
 use assert_cmd::Command;
 use qernel::embedded;
 use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Seeds that the haiku test tries.
+const SEEDS: u64 = 12;
 
 fn qernel(args: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qernel"));
@@ -43,34 +49,51 @@ fn spelled(number: u64) -> String {
     }
 }
 
-fn haiku(word: &str, seed: &str) -> String {
+fn haiku(word: &str, seed: u64) -> String {
     let prompt = format!("Write a haiku about the sea with the word {word}");
-    qernel(&["generate", "--device", "cpu", "--temp", "0.7", "--seed", seed, &prompt])
+    let text =
+        qernel(&["generate", "--device", "cpu", "--temp", "0.7", "--seed", &seed.to_string(), &prompt]);
+    text.trim_end().to_owned()
 }
 
-/// Whether `word` stands in `text` as a word: "two" does not stand in "forty-two".
-fn has_word(text: &str, word: &str) -> bool {
-    let words = text.split(|c: char| !(c.is_alphanumeric() || c == '-' || c == '\''));
-    words.map(str::to_lowercase).any(|found| found == word)
-}
-
-/// The word is not known before the test runs, so no text that somebody wrote down can pass.
-///
-/// The model promises the word in at least 97 of 100 haiku, not in each, so one of four seeds may miss it; the test prints
-/// what it got.
+/// The word is not known before the test runs, so no text that somebody wrote down can pass; and by the rule that kept
+/// answers out of the corpus (`corpus.py`, `answer_held_out`) no text that the model has read.
 #[test]
-fn a_haiku_has_the_minute_in_it_and_depends_on_the_seed_alone() {
+fn a_haiku_has_the_minute_in_it_and_is_no_text_of_the_corpus() {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let word = spelled(seconds / 60 % 60);
-    let texts = ["1", "2", "3", "4"].map(|seed| haiku(&word, seed));
-    println!("{word}:\n{}", texts.join("\n"));
-    for text in &texts {
-        assert_eq!(text.trim_end().lines().count(), 3, "{text}");
+    // One text in four could stand in the corpus, so the first two seeds will not always do.
+    let mut unread = Vec::new();
+    for seed in 1..=SEEDS {
+        let text = haiku(&word, seed);
+        println!("{word}, seed {seed}:\n{text}");
+        assert_eq!(text.lines().count(), 3, "seed {seed}: {text}");
+        assert!(verse::has_word(&text, &word), "seed {seed}: {word:?} does not stand in:\n{text}");
+        if verse::is_held_out(&text) {
+            unread.push((seed, text));
+        }
+        if unread.len() == 2 {
+            break;
+        }
     }
-    let with_word = texts.iter().filter(|text| has_word(text, &word)).count();
-    assert!(with_word >= 3, "{word:?} stands in {with_word} of 4:\n{}", texts.join("\n"));
-    assert_ne!(texts[0], texts[1]);
-    assert_eq!(haiku(&word, "1"), texts[0]);
+    let [(seed, first), (_, second)] = &unread[..] else {
+        panic!("{word:?}: {} of {SEEDS} seeds gave a text that is certainly not in the corpus", unread.len())
+    };
+    assert_ne!(first, second);
+    assert_eq!(&haiku(&word, *seed), first);
+}
+
+/// The rule itself, with what it says of texts of the corpus and of others.
+#[test]
+fn the_rule_that_keeps_answers_out_of_the_corpus_is_the_generators() {
+    // The third example that the generator writes.
+    let read = "still the curve flickers\nfifty-seven, says the field\nunder abstract sums";
+    let unread = "no line of the corpus\nis as this one, for its hash\nbegins with a one";
+    assert!(!verse::is_held_out(read));
+    assert!(verse::is_held_out(unread));
+    let generator = include_str!("../models/haiku/corpus.py");
+    assert!(generator.contains("hashlib.sha256(answer.encode()).digest()[0] >= 64"));
+    assert!(generator.contains("if out and not answer_held_out(answer):"));
 }
 
 /// Inference happens: the logits are those of the weights in the file.

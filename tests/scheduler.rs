@@ -139,7 +139,7 @@ impl Runner for Mock {
         "mock".into()
     }
 
-    fn read_bandwidth(&mut self) -> Result<f64> {
+    fn read_bandwidth(&mut self) -> Result<Option<f64>> {
         unreachable!("the engine measures nothing")
     }
 }

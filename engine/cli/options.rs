@@ -25,7 +25,7 @@ pub struct ModelArgs {
     /// GGUF file with the weights and the vocabulary [default: the small haiku model that the program carries]
     #[arg(short, long, value_name = "FILE", env = "QERNEL_MODEL")]
     pub model: Option<PathBuf>,
-    /// Where to compute: auto (a GPU if there is one), cuda, cuda:N or cpu
+    /// Where to compute: auto (a GPU if there is one), cuda, cuda:N, cpu or emulated
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
     /// Longest context in tokens [default: what the model was made for, or what fits]

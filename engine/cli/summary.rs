@@ -24,10 +24,10 @@ pub struct Summary {
     pub decode_tokens_per_s: f64,
     /// Weights and cached K and V that one decode step reads, at the mean length of this request's steps.
     pub bytes_per_token: u64,
-    /// Read bandwidth of the device, measured at the end of this run, in bytes per second.
-    pub measured_bandwidth: f64,
+    /// Read bandwidth of the device, measured at the end of this run, in bytes per second; an emulated one has none.
+    pub measured_bandwidth: Option<f64>,
     /// `bytes_per_token * decode_tokens_per_s / measured_bandwidth`
-    pub bandwidth_share: f64,
+    pub bandwidth_share: Option<f64>,
 }
 
 impl Summary {
@@ -57,7 +57,8 @@ impl Summary {
             decode_tokens_per_s,
             bytes_per_token,
             measured_bandwidth,
-            bandwidth_share: bytes_per_token as f64 * decode_tokens_per_s / measured_bandwidth,
+            bandwidth_share: measured_bandwidth
+                .map(|measured| bytes_per_token as f64 * decode_tokens_per_s / measured),
         })
     }
 }
@@ -76,12 +77,10 @@ impl fmt::Display for Summary {
             "decode   {} tokens in {:.3} s, {:.1} tokens/s",
             self.decode_tokens, self.decode_s, self.decode_tokens_per_s
         )?;
-        write!(
-            f,
-            "memory   {:.1} MB a token, {:.1}% of the {:.1} GB/s measured",
-            self.bytes_per_token as f64 / 1e6,
-            100.0 * self.bandwidth_share,
-            self.measured_bandwidth / 1e9
-        )
+        write!(f, "memory   {:.1} MB a token", self.bytes_per_token as f64 / 1e6)?;
+        if let (Some(share), Some(measured)) = (self.bandwidth_share, self.measured_bandwidth) {
+            write!(f, ", {:.1}% of the {:.1} GB/s measured", 100.0 * share, measured / 1e9)?;
+        }
+        Ok(())
     }
 }

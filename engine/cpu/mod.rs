@@ -41,6 +41,10 @@ pub struct CpuOps {
     cos: Vec<f32>,
     /// `[max_model_len, head_dim / 2]`
     sin: Vec<f32>,
+    /// For the next draw.
+    sampling: Vec<SamplingRow>,
+    /// Of the last draw.
+    drawn: Vec<u32>,
 }
 
 impl CpuOps {
@@ -67,7 +71,7 @@ impl CpuOps {
             return Err(Error::Model(format!("head_dim must be even and positive, it is {head_dim}")));
         }
         let (cos, sin) = rope_table(config.rope_theta, head_dim, config.max_model_len);
-        Ok(Self { isa, config: config.clone(), cos, sin })
+        Ok(Self { isa, config: config.clone(), cos, sin, sampling: Vec::new(), drawn: Vec::new() })
     }
 }
 
@@ -193,14 +197,26 @@ impl Ops for CpuOps {
         gather_rows::gather_rows(&batch.logit_rows, x, out)
     }
 
-    fn sample(&mut self, logits: &mut Tensor, rows: &[SamplingRow]) -> Result<Vec<u32>> {
+    fn prepare_sampling(&mut self, logits: &Tensor, rows: &[SamplingRow]) -> Result<()> {
         let vocab_size = logits.cols();
         logits.expect("sample", "logits", rows.len(), vocab_size)?;
         if vocab_size == 0 {
             return Err(Error::Request("sample: the vocabulary is empty".into()));
         }
+        self.sampling = rows.to_vec();
+        Ok(())
+    }
+
+    fn draw(&mut self, logits: &mut Tensor) -> Result<()> {
+        let (rows, vocab_size) = (&self.sampling, logits.cols().max(1));
+        logits.expect("sample", "logits", rows.len(), vocab_size)?;
         let logits = logits.first_mut(rows.len()).par_chunks_mut(vocab_size);
-        Ok(logits.zip(rows).map(|(logits, row)| sampler::sample(logits, row)).collect())
+        self.drawn = logits.zip(rows).map(|(logits, row)| sampler::sample(logits, row)).collect();
+        Ok(())
+    }
+
+    fn drawn(&mut self) -> Result<Vec<u32>> {
+        Ok(std::mem::take(&mut self.drawn))
     }
 
     fn read(&mut self, n: usize, x: &Tensor) -> Result<Vec<f32>> {
@@ -212,8 +228,8 @@ impl Ops for CpuOps {
         format!("CPU ({} threads, {})", rayon::current_num_threads(), self.isa.name())
     }
 
-    fn read_bandwidth(&mut self) -> Result<f64> {
-        Ok(bandwidth::read_bandwidth())
+    fn read_bandwidth(&mut self) -> Result<Option<f64>> {
+        Ok(Some(bandwidth::read_bandwidth()))
     }
 }
 

@@ -5,7 +5,7 @@
 //! multiprocessor something to do; the others go tile by tile.
 
 use super::batch::{CudaBatch, expect_bound};
-use super::device::Device;
+use super::device::{Dependent, Device};
 use super::launch::{Launch, by_dtype, dimension};
 use super::memory::DeviceBuffer;
 use super::tensor::{Activation, KvCache, Tensor};
@@ -15,6 +15,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
 use gpu_kernels::attention::decode::*;
+use gpu_kernels::attention::decode_merged::*;
 use gpu_kernels::attention::prefill::{self, *};
 use gpu_kernels::attention::*;
 use std::ops::Range;
@@ -31,6 +32,8 @@ pub(super) struct Workspace {
     partials: DeviceBuffer<f32>,
     /// f32 `[rows, num_attention_heads, num_splits, 2]`
     statistics: DeviceBuffer<f32>,
+    /// For the merged kernel, which leaves zeros: u32 `[rows, num_key_value_heads]`, at most one for each place.
+    counters: DeviceBuffer<u32>,
     /// Room, counted in `[head_dim]` partials.
     places: usize,
 }
@@ -55,6 +58,7 @@ impl Workspace {
         Ok(Self {
             partials: DeviceBuffer::zeroed(device, places * head_dim)?,
             statistics: DeviceBuffer::zeroed(device, places * 2)?,
+            counters: DeviceBuffer::zeroed(device, places)?,
             places,
         })
     }
@@ -66,7 +70,7 @@ impl Workspace {
         num_heads: usize,
         head_dim: usize,
     ) -> usize {
-        4 * (head_dim + 2) * places(limits, max_model_len, num_heads, head_dim)
+        4 * (head_dim + 3) * places(limits, max_model_len, num_heads, head_dim)
     }
 }
 
@@ -94,6 +98,7 @@ pub(super) struct Case {
     out: DevicePtrMut<u8>,
     partials: DevicePtrMut<f32>,
     statistics: DevicePtrMut<f32>,
+    counters: DevicePtrMut<u32>,
     /// Room in the workspace, in partials of `[head_dim]`; at least one row of the longest sequence fits.
     places: usize,
 }
@@ -109,18 +114,33 @@ fn tiles(case: &Case) -> Result<(), &'static str> {
     if case.dtype == Dtype::F32 { Err("there are no tiles of f32") } else { Ok(()) }
 }
 
+/// One warp a head of a group, in one block.
+fn merges(case: &Case) -> Result<(), &'static str> {
+    known_head_dim(case)?;
+    if case.dtype == Dtype::F32 {
+        return Err("pages of f32 are too large for it");
+    }
+    if case.num_attention_heads / case.num_key_value_heads > MAX_WARPS {
+        return Err("more than 8 heads share K and V");
+    }
+    Ok(())
+}
+
 const SPLIT_KERNELS: [&str; 3] = [
     "attention_decode_split_*_plain_h64",
     "attention_decode_split_*_plain_h128",
     "attention_decode_merge_*_plain",
 ];
+const MERGED_KERNELS: [&str; 2] = ["attention_decode_*_merged_h64", "attention_decode_*_merged_h128"];
 const TILED_KERNELS: [&str; 2] = ["attention_prefill_*_tiled_h64", "attention_prefill_*_tiled_h128"];
 const PLAIN_KERNELS: [&str; 2] = ["attention_prefill_*_plain_h64", "attention_prefill_*_plain_h128"];
 
-pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 4] = [
+pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 5] = [
     Variant {
         name: "auto",
         kernels: &[
+            MERGED_KERNELS[0],
+            MERGED_KERNELS[1],
             SPLIT_KERNELS[0],
             SPLIT_KERNELS[1],
             SPLIT_KERNELS[2],
@@ -132,7 +152,8 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 4] = [
         eligible: known_head_dim,
         // SAFETY: every row is in one of the two sets: one row, or more, in its sequence.
         launch: |device, case| unsafe {
-            launch_split(device, case, case.single_rows.clone(), 1, case.max_kv_single)?;
+            let single = if merges(case).is_ok() { launch_merged } else { launch_split };
+            single(device, case, case.single_rows.clone(), 1, case.max_kv_single)?;
             if !case.has_multiple {
                 return Ok(());
             }
@@ -145,6 +166,15 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 4] = [
         eligible: tiles,
         // SAFETY: the case is whole.
         launch: |device, case| unsafe { launch_tiled(device, case, 1) },
+    },
+    Variant {
+        name: "merged",
+        kernels: &MERGED_KERNELS,
+        eligible: merges,
+        // SAFETY: the case is whole.
+        launch: |device, case| unsafe {
+            launch_merged(device, case, 0..case.num_tokens as usize, u32::MAX, case.max_kv)
+        },
     },
     Variant {
         name: "split",
@@ -268,12 +298,7 @@ unsafe fn launch_split(
 ) -> Result<()> {
     let num_splits = max_splits(max_keys);
     let heads = case.num_attention_heads;
-    let rows_at_once = case.places / (num_splits.max(1) as usize * heads as usize);
-    if rows_at_once == 0 {
-        return Err(Error::Request(format!(
-            "{OP}: {max_keys} keys are more than the workspace was made for"
-        )));
-    }
+    let rows_at_once = rows_at_once(case, num_splits, max_keys)?;
     let warps = split_warps(heads / case.num_key_value_heads);
     let &Case { sequence_of_token, query_start, kv_len, block_table, partials, statistics, .. } = case;
     for first in rows.clone().step_by(rows_at_once) {
@@ -342,6 +367,73 @@ unsafe fn launch_split(
     Ok(())
 }
 
+/// Splits that the last block of each row merges; otherwise as [`launch_split`].
+///
+/// # Safety
+/// As [`launch_plain`]; the case [`merges`].
+unsafe fn launch_merged(
+    device: &Device,
+    case: &Case,
+    rows: Range<usize>,
+    max_rows: u32,
+    max_keys: u32,
+) -> Result<()> {
+    let num_splits = max_splits(max_keys);
+    let heads = case.num_attention_heads;
+    let rows_at_once = rows_at_once(case, num_splits, max_keys)?;
+    let block = 32 * (heads / case.num_key_value_heads);
+    for first in rows.clone().step_by(rows_at_once) {
+        let count = dimension(OP, (rows.end - first).min(rows_at_once))?;
+        let first = dimension(OP, first)?;
+        let grid = [count, case.num_key_value_heads, num_splits];
+        let config = LaunchConfig { grid, block: [block, 1, 1], shared_bytes: 0 };
+        macro_rules! call {
+            ($kernel:path) => {
+                // SAFETY: a block for each row, key-value head and split; the workspace has room for `count` rows. The
+                // caller vouches for the arrays.
+                unsafe {
+                    $kernel(
+                        &Dependent(device),
+                        &config,
+                        heads,
+                        case.num_key_value_heads,
+                        first,
+                        max_rows,
+                        num_splits,
+                        case.sequence_of_token,
+                        case.query_start,
+                        case.kv_len,
+                        case.block_table,
+                        case.max_blocks,
+                        case.q,
+                        case.k_pages.cast(),
+                        case.v_pages.cast(),
+                        case.partials,
+                        case.statistics,
+                        case.counters,
+                        case.out.cast(),
+                    )
+                }
+            };
+        }
+        match (case.dtype, case.head_dim) {
+            (Dtype::F16, 64) => call!(attention_decode_f16_merged_h64),
+            (Dtype::F16, _) => call!(attention_decode_f16_merged_h128),
+            (_, 64) => call!(attention_decode_bf16_merged_h64),
+            _ => call!(attention_decode_bf16_merged_h128),
+        }?;
+    }
+    Ok(())
+}
+
+/// Rows whose splits have room in the workspace.
+fn rows_at_once(case: &Case, num_splits: u32, max_keys: u32) -> Result<usize> {
+    match case.places / (num_splits.max(1) as usize * case.num_attention_heads as usize) {
+        0 => Err(Error::Request(format!("{OP}: {max_keys} keys are more than the workspace was made for"))),
+        rows => Ok(rows),
+    }
+}
+
 /// The operands of [`attention`].
 pub(super) struct Attention<'a> {
     pub batch: &'a CudaBatch,
@@ -393,6 +485,7 @@ pub(super) fn attention(device: &Device, choice: &KernelChoice, operands: Attent
         out: out.ptr_mut(),
         partials: workspace.partials.ptr_mut(),
         statistics: workspace.statistics.ptr_mut(),
+        counters: workspace.counters.ptr_mut(),
         places: workspace.places,
     };
     let variant = select(OP, &VARIANTS, &case, choice.get(OP))?;
@@ -427,6 +520,7 @@ mod tests {
             out: DevicePtrMut::from_raw(0),
             partials: DevicePtrMut::from_raw(0),
             statistics: DevicePtrMut::from_raw(0),
+            counters: DevicePtrMut::from_raw(0),
             places: 14,
         }
     }

@@ -13,6 +13,17 @@ use std::rc::Rc;
 const ALIGNMENT: usize = 4;
 /// How many arrays there are, for the room that alignment takes.
 const ARRAYS: usize = 8;
+/// The fewest pages a sequence that a decode step has room for.
+const MIN_BUCKET_BLOCKS: usize = 8;
+
+/// What the launches of a decode step depend on: steps of one bucket have their arrays at the same places and the same
+/// grids, whatever the lengths of their sequences.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Bucket {
+    num_tokens: usize,
+    num_logits: usize,
+    max_blocks: usize,
+}
 
 /// The index arrays of the newest upload, and what launches must know of them on the host.
 pub struct CudaBatch {
@@ -84,7 +95,7 @@ impl CudaBatch {
         shape.slots = writer.put(&batch.slots);
         shape.query_start = writer.put(&batch.query_start);
         shape.kv_len = writer.put(&batch.kv_len);
-        shape.block_table = writer.put(&batch.block_table);
+        shape.block_table = writer.put_rows(&batch.block_table, batch.max_blocks, shape.max_blocks);
         shape.logit_rows = writer.put(&batch.logit_rows);
         let bytes = writer.used * 4;
         let target = DevicePtrMut::from_raw(self.indices.ptr_mut().as_raw());
@@ -92,6 +103,17 @@ impl CudaBatch {
         unsafe { self.staging.copy_to(bytes, target)? };
         self.shape = shape;
         Ok(())
+    }
+
+    /// Whether every sequence has one row, so that the step is one of its [`Bucket`].
+    pub(super) fn is_bucketed(&self) -> bool {
+        self.shape.is_bucketed()
+    }
+
+    /// The bucket of a step of which every sequence has one row.
+    pub(super) fn bucket(&self) -> Bucket {
+        let Shape { num_tokens, num_logits, max_blocks, .. } = self.shape;
+        Bucket { num_tokens, num_logits, max_blocks }
     }
 
     fn array(&self, range: &Range<usize>) -> DevicePtr<u32> {
@@ -158,6 +180,22 @@ impl Writer<'_> {
         self.used = end;
         start..end
     }
+
+    /// Copies rows of `cols` values to rows of `stride`, the rest of which is 0.
+    fn put_rows(&mut self, values: &[u32], cols: usize, stride: usize) -> Range<usize> {
+        if cols == stride || cols == 0 {
+            return self.put(values);
+        }
+        let start = self.used.next_multiple_of(ALIGNMENT);
+        let end = start + values.len() / cols * stride;
+        let target = self.bytes[start * 4..end * 4].as_chunks_mut::<4>().0;
+        for (to, row) in target.chunks_mut(stride).zip(values.chunks(cols)) {
+            let padded = row.iter().chain(std::iter::repeat(&0));
+            to.iter_mut().zip(padded).for_each(|(to, value)| *to = value.to_ne_bytes());
+        }
+        self.used = end;
+        start..end
+    }
 }
 
 impl Shape {
@@ -210,7 +248,7 @@ impl Shape {
             return Err(Error::Request(format!("batch: query_start must run from 0 to {n}")));
         }
         let bound = |values: &[u32]| values.iter().max().map_or(0, |&value| value as usize + 1);
-        Ok(Self {
+        Ok((Self {
             num_tokens: n,
             num_sequences: sequences,
             num_logits: batch.num_logits(),
@@ -222,6 +260,23 @@ impl Shape {
             logit_row_bound: bound(&batch.logit_rows),
             ..Self::single_rows(batch)
         })
+        .in_bucket(limits))
+    }
+
+    fn is_bucketed(&self) -> bool {
+        !self.has_multiple && self.num_tokens > 0
+    }
+
+    /// The same with the room of its bucket for the block table, if every sequence has one row: the least power of two, or
+    /// all that the limits allow. Attention looks at each row's own length and ignores the rest.
+    fn in_bucket(mut self, limits: &BatchLimits) -> Self {
+        if self.is_bucketed() {
+            self.max_blocks =
+                self.max_blocks.next_power_of_two().max(MIN_BUCKET_BLOCKS).min(limits.max_blocks);
+            self.max_kv = self.max_blocks * PAGE_SIZE;
+            self.max_kv_single = self.max_kv;
+        }
+        self
     }
 
     /// What attention must know of sequences with one row and with more.

@@ -1,11 +1,12 @@
-//! One GPU: its properties, the primary context, the stream that everything runs on, and the module of kernels.
+//! The device that kernels run on: a GPU, or one that is emulated on the CPU. What is known of it, its memory, launches.
 
-use super::driver::{self, CUfunction, CUmodule, CUstream, check};
+use super::driver::{self, CUmodule, CUstream, check};
+use super::emulated::Emulated;
+use super::gpu::Gpu;
 use crate::error::{Error, Result};
-use cuda_std::launch::{LaunchConfig, Launcher};
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
-use std::ffi::{CStr, CString, c_int, c_void};
+use cuda_std::emulation;
+use cuda_std::launch::{Kernel, LaunchConfig, Launcher};
+use std::ffi::{CStr, c_int, c_void};
 use std::ptr;
 use std::sync::OnceLock;
 
@@ -39,11 +40,6 @@ pub const PTX_FILE: &str = "QERNEL_PTX_FILE";
 
 /// Environment variable that makes a Hopper device run the PTX of older ones, `sm_80`: for tests.
 const PTX_TARGET: &str = "QERNEL_PTX_TARGET";
-
-/// Dynamic shared memory that every launch may use without asking.
-const SHARED_BYTES_DEFAULT: u32 = 48 * 1024;
-/// Room for what the driver's PTX compiler says.
-const JIT_LOG_BYTES: usize = 16 * 1024;
 
 /// What is known of a GPU without using it.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -139,24 +135,16 @@ fn describe(ordinal: c_int, driver_version: (u32, u32)) -> Result<DeviceInfo> {
     })
 }
 
-/// A kernel of the module.
-#[derive(Clone)]
-struct Function {
-    raw: CUfunction,
-    /// Dynamic shared memory in bytes that it may be launched with.
-    shared_limit: Cell<u32>,
+/// Where memory lies and kernels run.
+enum Backend {
+    Gpu(Gpu),
+    Emulated(Emulated),
 }
 
-/// A GPU in use: the primary context (the one that cuBLAS works in too), one stream, the kernels.
-///
-/// It stays on the thread that made it, for the driver's current context is the thread's.
+/// A device in use. It stays on the thread that made it.
 pub struct Device {
     info: DeviceInfo,
-    pub(super) module: CUmodule,
-    stream: CUstream,
-    functions: RefCell<HashMap<&'static str, Function>>,
-    /// Released last: fields drop in this order.
-    context: cust::context::Context,
+    backend: Backend,
 }
 
 impl Device {
@@ -194,17 +182,19 @@ impl Device {
     }
 
     fn open_info(info: DeviceInfo, ptx: &str) -> Result<Self> {
-        let context = retain_primary_context(&info)?;
-        let mut stream = ptr::null_mut();
-        // SAFETY: writes the handle; the context is current.
-        check(
-            unsafe { driver::cuStreamCreate(&mut stream, driver::STREAM_NON_BLOCKING) },
-            "creating a stream",
-        )?;
-        let mut device =
-            Self { info, module: ptr::null_mut(), stream, functions: RefCell::default(), context };
-        device.module = load_module(ptx)?;
-        Ok(device)
+        let backend = Backend::Gpu(Gpu::open(&info, ptx)?);
+        Ok(Self { info, backend })
+    }
+
+    /// A device whose kernels run on the CPU, thread by thread, and are checked while they do (see
+    /// [`cuda_std::emulation`]). It has no cuBLAS and no speed worth measuring.
+    pub fn emulated(options: emulation::Options) -> Self {
+        Self { info: Emulated::info(), backend: Backend::Emulated(Emulated::new(options)) }
+    }
+
+    /// Whether the device is emulated.
+    pub fn is_emulated(&self) -> bool {
+        matches!(self.backend, Backend::Emulated(_))
     }
 
     /// Properties of the device.
@@ -212,14 +202,28 @@ impl Device {
         &self.info
     }
 
-    /// The stream that every operation is queued on, for libraries that take one.
+    /// The stream that every operation is queued on, for libraries that take one; null where the device is emulated.
     pub fn stream(&self) -> CUstream {
-        self.stream
+        match &self.backend {
+            Backend::Gpu(gpu) => gpu.stream(),
+            Backend::Emulated(_) => ptr::null_mut(),
+        }
     }
 
-    /// The primary context, retained as long as this device lives.
-    pub fn context(&self) -> &cust::context::Context {
-        &self.context
+    /// The primary context, retained as long as this device lives; `None` where the device is emulated.
+    pub fn context(&self) -> Option<&cust::context::Context> {
+        match &self.backend {
+            Backend::Gpu(gpu) => Some(gpu.context()),
+            Backend::Emulated(_) => None,
+        }
+    }
+
+    /// The module of kernels; null where the device is emulated.
+    pub(super) fn module(&self) -> CUmodule {
+        match &self.backend {
+            Backend::Gpu(gpu) => gpu.module(),
+            Backend::Emulated(_) => ptr::null_mut(),
+        }
     }
 
     /// Waits for everything that was queued; a fault of an earlier kernel shows here.
@@ -227,8 +231,10 @@ impl Device {
     /// # Errors
     /// [`Error::Device`] with the driver's name of the fault.
     pub fn synchronize(&self) -> Result<()> {
-        // SAFETY: the stream is this device's.
-        check(unsafe { driver::cuStreamSynchronize(self.stream) }, "waiting for the device")
+        match &self.backend {
+            Backend::Gpu(gpu) => gpu.synchronize(),
+            Backend::Emulated(_) => Ok(()),
+        }
     }
 
     /// Bytes of device memory: free now, and in all.
@@ -236,47 +242,86 @@ impl Device {
     /// # Errors
     /// [`Error::Device`] if the driver does not answer.
     pub fn memory_info(&self) -> Result<(usize, usize)> {
-        let (mut free, mut total) = (0, 0);
-        // SAFETY: writes two sizes; the context is current on this thread.
-        check(unsafe { driver::cuMemGetInfo_v2(&mut free, &mut total) }, "asking for free memory")?;
-        Ok((free, total))
+        match &self.backend {
+            Backend::Gpu(gpu) => gpu.memory_info(),
+            Backend::Emulated(emulated) => Ok(emulated.memory_info()),
+        }
     }
 
-    /// The kernel of that name, looked up in the module once.
-    fn function(&self, name: &'static str) -> Result<CUfunction> {
-        if let Some(function) = self.functions.borrow().get(name) {
-            return Ok(function.raw);
+    /// The address of `bytes` new bytes, aligned to 256.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if the device has not enough.
+    pub(super) fn allocate(&self, bytes: usize) -> Result<u64> {
+        match &self.backend {
+            Backend::Gpu(gpu) => gpu.allocate(bytes),
+            Backend::Emulated(emulated) => emulated.allocate(bytes),
         }
-        let c_name = CString::new(name).map_err(|_| Error::Device(format!("kernel name {name:?}")))?;
-        let mut raw = ptr::null_mut();
-        // SAFETY: the module is loaded, the name ends with a zero, the handle is written.
-        check(
-            unsafe { driver::cuModuleGetFunction(&mut raw, self.module, c_name.as_ptr()) },
-            &format!("looking up the kernel {name}"),
-        )?;
-        self.functions
-            .borrow_mut()
-            .insert(name, Function { raw, shared_limit: Cell::new(SHARED_BYTES_DEFAULT) });
-        Ok(raw)
     }
 
-    /// Lets the kernel have `bytes` of dynamic shared memory, if that is more than it may have already.
-    fn allow_shared(&self, name: &'static str, raw: CUfunction, bytes: u32) -> Result<()> {
-        let functions = self.functions.borrow();
-        let limit = &functions[name].shared_limit;
-        if bytes <= limit.get() {
-            return Ok(());
+    /// Gives memory back, after everything that was queued.
+    ///
+    /// # Safety
+    /// The address is of [`Device::allocate`] and not used afterwards.
+    pub(super) unsafe fn free(&self, address: u64) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match &self.backend {
+                Backend::Gpu(gpu) => gpu.free(address),
+                Backend::Emulated(emulated) => emulated.free(address),
+            }
         }
-        // SAFETY: the function is of this module.
-        check(
-            unsafe { driver::cuFuncSetAttribute(raw, driver::FUNCTION_MAX_DYNAMIC_SHARED, bytes as c_int) },
-            &format!(
-                "asking for {bytes} bytes of shared memory for {name} (the device has {})",
-                self.info.shared_memory_per_block
-            ),
-        )?;
-        limit.set(bytes);
-        Ok(())
+    }
+
+    /// Queues setting `bytes` bytes to `byte`.
+    ///
+    /// # Safety
+    /// The range is allocated.
+    pub(super) unsafe fn fill(&self, to: u64, byte: u8, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match &self.backend {
+                Backend::Gpu(gpu) => gpu.fill(to, byte, bytes),
+                Backend::Emulated(emulated) => {
+                    emulated.fill(to, byte, bytes);
+                    Ok(())
+                }
+            }
+        }
+    }
+
+    /// Copies to the device and waits for it.
+    ///
+    /// # Safety
+    /// Both ranges are allocated and initialised.
+    pub(super) unsafe fn write(&self, to: u64, from: *const c_void, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match &self.backend {
+                Backend::Gpu(gpu) => gpu.write(to, from, bytes),
+                Backend::Emulated(emulated) => {
+                    emulated.write(to, from, bytes);
+                    Ok(())
+                }
+            }
+        }
+    }
+
+    /// Copies from the device, after everything queued before, and waits for it.
+    ///
+    /// # Safety
+    /// Both ranges are allocated.
+    pub(super) unsafe fn read(&self, from: u64, to: *mut c_void, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match &self.backend {
+                Backend::Gpu(gpu) => gpu.read(from, to, bytes),
+                Backend::Emulated(emulated) => {
+                    emulated.read(from, to, bytes);
+                    Ok(())
+                }
+            }
+        }
     }
 }
 
@@ -285,48 +330,39 @@ impl Launcher for Device {
 
     unsafe fn launch(
         &self,
-        kernel: &'static str,
+        kernel: &'static Kernel,
         config: &LaunchConfig,
         params: &mut [*mut c_void],
     ) -> Result<()> {
-        let function = self.function(kernel)?;
-        if config.shared_bytes > SHARED_BYTES_DEFAULT {
-            self.allow_shared(kernel, function, config.shared_bytes)?;
+        // SAFETY: the caller vouches for the parameters and the kernel's contract.
+        unsafe {
+            match &self.backend {
+                Backend::Gpu(gpu) => gpu.launch(kernel.name, config, params),
+                Backend::Emulated(emulated) => emulated.launch(kernel, config, params),
+            }
         }
-        let ([gx, gy, gz], [bx, by, bz]) = (config.grid, config.block);
-        // SAFETY: the caller vouches for the parameters and the kernel's contract; function and stream are of this
-        // device, and the driver copies the parameters before it returns.
-        let status = unsafe {
-            driver::cuLaunchKernel(
-                function,
-                gx,
-                gy,
-                gz,
-                bx,
-                by,
-                bz,
-                config.shared_bytes,
-                self.stream,
-                params.as_mut_ptr(),
-                ptr::null_mut(),
-            )
-        };
-        if status == driver::SUCCESS {
-            return Ok(());
-        }
-        check(status, &format!("launching {kernel} with {config:?}"))
     }
 }
 
-impl Drop for Device {
-    fn drop(&mut self) {
-        // SAFETY: both handles are this device's own and are not used again. Failures leave nothing to do.
+/// Launches kernels that may start while the ones before them still run, and wait for them themselves
+/// (`griddepcontrol`, compute capability 9.0). On other devices they start when those have ended.
+pub(super) struct Dependent<'a>(pub &'a Device);
+
+impl Launcher for Dependent<'_> {
+    type Error = Error;
+
+    unsafe fn launch(
+        &self,
+        kernel: &'static Kernel,
+        config: &LaunchConfig,
+        params: &mut [*mut c_void],
+    ) -> Result<()> {
+        // SAFETY: the caller vouches for the parameters and the kernel's contract.
         unsafe {
-            driver::cuStreamSynchronize(self.stream);
-            if !self.module.is_null() {
-                driver::cuModuleUnload(self.module);
+            match &self.0.backend {
+                Backend::Gpu(gpu) => gpu.launch_dependent(kernel.name, config, params),
+                Backend::Emulated(emulated) => emulated.launch(kernel, config, params),
             }
-            driver::cuStreamDestroy_v2(self.stream);
         }
     }
 }
@@ -340,55 +376,6 @@ fn find(ordinal: Option<u32>) -> Result<DeviceInfo> {
             "cuda:{wanted} does not exist; this machine has {} device(s), numbered from 0",
             devices.len()
         ))
-    })
-}
-
-/// Retains the primary context and makes it current.
-fn retain_primary_context(info: &DeviceInfo) -> Result<cust::context::Context> {
-    let doing = || format!("creating a context on {} (cuda:{})", info.name, info.ordinal);
-    let mut raw = ptr::null_mut();
-    let mut device = 0;
-    // SAFETY: each call writes one handle. This is the call that fails where a device is taken by another process
-    // or broken, with codes that cust does not know; so it is made here first, and cust's own cannot fail then.
-    unsafe {
-        check(driver::cuDeviceGet(&mut device, info.ordinal as c_int), &doing())?;
-        check(driver::cuDevicePrimaryCtxRetain(&mut raw, device), &doing())?;
-    }
-    let context = cust::device::Device::get_device(info.ordinal).and_then(cust::context::Context::new);
-    // SAFETY: gives back the reference taken above; cust's own keeps the context alive and current.
-    unsafe {
-        driver::cuDevicePrimaryCtxRelease_v2(device);
-    }
-    let context = context.map_err(|error| Error::Device(format!("{}: {error}", doing())))?;
-    // SAFETY: the context is alive.
-    check(unsafe { driver::cuCtxSetCurrent(context.as_raw()) }, &doing())?;
-    Ok(context)
-}
-
-/// Compiles PTX for the current context's device.
-fn load_module(ptx: &str) -> Result<CUmodule> {
-    let ptx = CString::new(ptx).map_err(|_| Error::Device("the PTX has a zero byte".into()))?;
-    let mut log = vec![0u8; JIT_LOG_BYTES];
-    let mut options = [driver::JIT_ERROR_LOG, driver::JIT_ERROR_LOG_BYTES];
-    // The driver takes integer options by value, in the pointer's place.
-    let mut values = [log.as_mut_ptr().cast::<c_void>(), ptr::without_provenance_mut(JIT_LOG_BYTES)];
-    let mut module = ptr::null_mut();
-    // SAFETY: the image ends with a zero; options and values have two entries; the log has the given size.
-    let status = unsafe {
-        driver::cuModuleLoadDataEx(
-            &mut module,
-            ptx.as_ptr().cast(),
-            2,
-            options.as_mut_ptr(),
-            values.as_mut_ptr(),
-        )
-    };
-    check(status, "loading the kernels").map(|()| module).map_err(|error| {
-        let log = CStr::from_bytes_until_nul(&log).map(CStr::to_string_lossy).unwrap_or_default();
-        match error {
-            Error::Device(what) if !log.trim().is_empty() => Error::Device(format!("{what}\n{}", log.trim())),
-            error => error,
-        }
     })
 }
 

@@ -16,7 +16,7 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 pub(super) type Status = u32;
 /// A `CUdeviceptr`.
 pub(super) type Address = u64;
-pub(super) use cust::sys::{CUcontext, CUevent, CUfunction, CUmodule, CUstream};
+pub(super) use cust::sys::{CUcontext, CUevent, CUfunction, CUgraph, CUgraphExec, CUmodule, CUstream};
 
 pub(super) const SUCCESS: Status = 0;
 const OUT_OF_MEMORY: Status = 2;
@@ -25,6 +25,8 @@ const NO_DEVICE: Status = 100;
 
 /// `CU_STREAM_NON_BLOCKING`: no implicit waiting for the legacy default stream.
 pub(super) const STREAM_NON_BLOCKING: c_uint = 1;
+/// `CU_STREAM_CAPTURE_MODE_RELAXED`: other calls are allowed while a stream is recorded.
+pub(super) const CAPTURE_RELAXED: c_uint = 2;
 /// `CU_EVENT_DISABLE_TIMING`
 pub(super) const EVENT_DISABLE_TIMING: c_uint = 2;
 
@@ -77,6 +79,12 @@ unsafe extern "C" {
     pub(super) fn cuStreamCreate(stream: *mut CUstream, flags: c_uint) -> Status;
     pub(super) fn cuStreamDestroy_v2(stream: CUstream) -> Status;
     pub(super) fn cuStreamSynchronize(stream: CUstream) -> Status;
+    pub(super) fn cuStreamBeginCapture_v2(stream: CUstream, mode: c_uint) -> Status;
+    pub(super) fn cuStreamEndCapture(stream: CUstream, graph: *mut CUgraph) -> Status;
+    pub(super) fn cuGraphInstantiateWithFlags(exec: *mut CUgraphExec, graph: CUgraph, flags: u64) -> Status;
+    pub(super) fn cuGraphLaunch(exec: CUgraphExec, stream: CUstream) -> Status;
+    pub(super) fn cuGraphExecDestroy(exec: CUgraphExec) -> Status;
+    pub(super) fn cuGraphDestroy(graph: CUgraph) -> Status;
     pub(super) fn cuEventCreate(event: *mut CUevent, flags: c_uint) -> Status;
     pub(super) fn cuEventDestroy_v2(event: CUevent) -> Status;
     pub(super) fn cuEventRecord(event: CUevent, stream: CUstream) -> Status;

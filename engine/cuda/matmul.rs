@@ -38,6 +38,8 @@ pub(super) struct Case {
     x: DevicePtr<u8>,
     weight: DevicePtr<u8>,
     out: DevicePtrMut<f32>,
+    /// Whether cuBLAS was opened.
+    has_cublas: bool,
 }
 
 /// What a product may use besides its operands.
@@ -54,7 +56,9 @@ pub(super) const VARIANTS: [Variant<Case, Launch>; 3] = [
     Variant {
         name: CUBLAS,
         kernels: &["split_f32_*_plain"],
-        eligible: always,
+        eligible: |case| {
+            if case.has_cublas { Ok(()) } else { Err("cuBLAS is not open: the device is emulated") }
+        },
         launch: |tools, case| {
             let Some(cublas) = tools.cublas else {
                 return Err(Error::Device("cuBLAS was not opened: --kernel chose another matmul".into()));
@@ -159,7 +163,17 @@ pub(super) fn matmul(
     if n == 0 || rows == 0 {
         return Ok(());
     }
-    let case = Case { dtype, x_dtype, n, rows, cols, x: x.ptr(), weight: weight.0.ptr(), out: out.ptr_mut() };
+    let case = Case {
+        dtype,
+        x_dtype,
+        n,
+        rows,
+        cols,
+        x: x.ptr(),
+        weight: weight.0.ptr(),
+        out: out.ptr_mut(),
+        has_cublas: tools.cublas.is_some(),
+    };
     let variant = select(OP, &VARIANTS, &case, choice.get(OP).or(preferred(&case)))?;
     // SAFETY: the shapes were checked; `out` is borrowed alone.
     unsafe { (variant.launch)(&mut tools, &case) }
@@ -174,7 +188,7 @@ fn preferred(case: &Case) -> Option<&'static str> {
 /// The variant that is taken before the table's first for x `[n, cols]` where nothing is asked for.
 pub fn preferred_matmul(dtype: Dtype, x_dtype: Dtype, n: usize, cols: usize) -> Option<&'static str> {
     let (x, weight, out) = (DevicePtr::from_raw(0), DevicePtr::from_raw(0), DevicePtrMut::from_raw(0));
-    preferred(&Case { dtype, x_dtype, n, rows: 1, cols, x, weight, out })
+    preferred(&Case { dtype, x_dtype, n, rows: 1, cols, x, weight, out, has_cublas: true })
 }
 
 #[cfg(test)]
@@ -184,8 +198,17 @@ mod tests {
     #[test]
     fn cublas_is_preferred_and_gemv_needs_whole_vectors() {
         let (x, weight, out) = (DevicePtr::from_raw(0), DevicePtr::from_raw(0), DevicePtrMut::from_raw(0));
-        let mut case =
-            Case { dtype: Dtype::F16, x_dtype: Dtype::F16, n: 3, rows: 5, cols: 24, x, weight, out };
+        let mut case = Case {
+            dtype: Dtype::F16,
+            x_dtype: Dtype::F16,
+            n: 3,
+            rows: 5,
+            cols: 24,
+            x,
+            weight,
+            out,
+            has_cublas: true,
+        };
         assert_eq!(select(OP, &VARIANTS, &case, None).unwrap().name, CUBLAS);
         assert_eq!(select(OP, &VARIANTS, &case, Some("gemv")).unwrap().name, "gemv");
         assert_eq!(preferred(&case), None);

@@ -6,7 +6,6 @@ use crate::error::{Error, Result};
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
 use half::{bf16, f16};
 use rayon::prelude::*;
-use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 use std::rc::Rc;
@@ -22,6 +21,8 @@ unsafe impl Plain for u8 {}
 unsafe impl Plain for u16 {}
 // SAFETY: as above.
 unsafe impl Plain for u32 {}
+// SAFETY: as above.
+unsafe impl Plain for u64 {}
 // SAFETY: as above.
 unsafe impl Plain for f32 {}
 // SAFETY: as above; a wrapper of u16.
@@ -46,12 +47,7 @@ impl<T: Plain> DeviceBuffer<T> {
         let bytes = len.checked_mul(size_of::<T>()).ok_or_else(|| {
             Error::Memory(format!("{len} values of {} bytes are more than the address space", size_of::<T>()))
         })?;
-        let mut address = 0;
-        // SAFETY: writes the address. A size of 0 is refused by the driver, so an empty buffer takes a byte.
-        check(
-            unsafe { driver::cuMemAlloc_v2(&mut address, bytes.max(1)) },
-            &format!("allocating {bytes} bytes on {}", device.info().name),
-        )?;
+        let address = device.allocate(bytes)?;
         let mut buffer = Self { address, len, device: device.clone(), marker: PhantomData };
         buffer.fill(0)?;
         Ok(buffer)
@@ -94,10 +90,7 @@ impl<T: Plain> DeviceBuffer<T> {
     /// [`Error::Device`].
     pub fn fill(&mut self, byte: u8) -> Result<()> {
         // SAFETY: the range is this buffer's.
-        check(
-            unsafe { driver::cuMemsetD8Async(self.address, byte, self.size(), self.device.stream()) },
-            "filling device memory",
-        )
+        unsafe { self.device.fill(self.address, byte, self.size()) }
     }
 
     /// Copies `values` to `offset..` and waits for it.
@@ -106,19 +99,8 @@ impl<T: Plain> DeviceBuffer<T> {
     /// [`Error::Device`] if the range is outside the buffer or the copy fails.
     pub fn write(&mut self, offset: usize, values: &[T]) -> Result<()> {
         let to = self.range(offset, values.len())?;
-        // SAFETY: both ranges have that many bytes; the source outlives the copy, for it is waited for.
-        check(
-            unsafe {
-                driver::cuMemcpyHtoDAsync_v2(
-                    to,
-                    values.as_ptr().cast(),
-                    size_of_val(values),
-                    self.device.stream(),
-                )
-            },
-            "copying to the device",
-        )?;
-        self.device.synchronize()
+        // SAFETY: both ranges have that many bytes, which are values without padding.
+        unsafe { self.device.write(to, values.as_ptr().cast(), size_of_val(values)) }
     }
 
     /// Copies the values from `offset..offset + len` to the host, after everything queued before.
@@ -127,14 +109,11 @@ impl<T: Plain> DeviceBuffer<T> {
     /// [`Error::Device`] if the range is outside the buffer or an earlier kernel failed.
     pub fn read(&self, offset: usize, len: usize) -> Result<Vec<T>> {
         let from = self.range(offset, len)?;
-        let mut values = Vec::with_capacity(len);
+        let mut values: Vec<T> = Vec::with_capacity(len);
         // SAFETY: the vector has room for `len` values, and all of them are written before the wait ends; every bit
         // pattern is a value.
         unsafe {
-            let to: *mut c_void = values.as_mut_ptr() as *mut c_void;
-            let status = driver::cuMemcpyDtoHAsync_v2(to, from, len * size_of::<T>(), self.device.stream());
-            check(status, "copying from the device")?;
-            self.device.synchronize()?;
+            self.device.read(from, values.as_mut_ptr().cast(), len * size_of::<T>())?;
             values.set_len(len);
         }
         Ok(values)
@@ -154,19 +133,17 @@ impl<T: Plain> DeviceBuffer<T> {
 
 impl<T> Drop for DeviceBuffer<T> {
     fn drop(&mut self) {
-        // SAFETY: the address is this buffer's, and what is queued on the stream may still use it until the wait.
-        unsafe {
-            driver::cuStreamSynchronize(self.device.stream());
-            driver::cuMemFree_v2(self.address);
-        }
+        // SAFETY: the address is this buffer's own.
+        unsafe { self.device.free(self.address) }
     }
 }
 
-/// Page-locked host memory, which the device reads by itself, at the full speed of the bus.
+/// Page-locked host memory, which the device reads and writes by itself, at the full speed of the bus. For an emulated
+/// device, ordinary memory.
 pub struct PinnedBuffer {
     bytes: NonNull<u8>,
     len: usize,
-    /// Recorded after the last copy out of it.
+    /// Recorded after the last copy; null where the device is emulated, whose copies are over when they return.
     copied: CUevent,
     device: Rc<Device>,
 }
@@ -177,6 +154,10 @@ impl PinnedBuffer {
     /// # Errors
     /// [`Error::Memory`] if the system will not lock that much.
     pub fn new(device: &Rc<Device>, len: usize) -> Result<Self> {
+        if device.is_emulated() {
+            let bytes = NonNull::from(Box::leak(vec![0u8; len].into_boxed_slice())).cast();
+            return Ok(Self { bytes, len, copied: ptr::null_mut(), device: device.clone() });
+        }
         let mut bytes = ptr::null_mut();
         let mut copied = ptr::null_mut();
         // SAFETY: each call writes one handle; the first is given back if the second fails.
@@ -196,13 +177,15 @@ impl PinnedBuffer {
         Ok(Self { bytes, len, copied, device: device.clone() })
     }
 
-    /// The bytes, once the device no longer reads them.
+    /// The bytes, once the device no longer reads or writes them.
     ///
     /// # Errors
     /// [`Error::Device`] if an earlier copy or kernel failed.
     pub fn wait(&mut self) -> Result<&mut [u8]> {
-        // SAFETY: the event is this buffer's; one that was never recorded counts as complete.
-        check(unsafe { driver::cuEventSynchronize(self.copied) }, "waiting for a copy")?;
+        if !self.copied.is_null() {
+            // SAFETY: the event is this buffer's; one that was never recorded counts as complete.
+            check(unsafe { driver::cuEventSynchronize(self.copied) }, "waiting for a copy")?;
+        }
         // SAFETY: `len` initialised bytes that nothing else refers to; the device is done with them.
         Ok(unsafe { std::slice::from_raw_parts_mut(self.bytes.as_ptr(), self.len) })
     }
@@ -215,25 +198,66 @@ impl PinnedBuffer {
     /// # Safety
     /// `to` has `len` bytes and stays allocated until the copy is over.
     pub unsafe fn copy_to(&mut self, len: usize, to: DevicePtrMut<u8>) -> Result<()> {
-        if len > self.len {
-            return Err(Error::Device(format!("{len} bytes from a pinned buffer of {}", self.len)));
+        self.expect_room(len)?;
+        let from = self.bytes.as_ptr().cast();
+        if self.copied.is_null() {
+            // SAFETY: the caller vouches for the target.
+            return unsafe { self.device.write(to.as_raw(), from, len) };
         }
         // SAFETY: the caller vouches for the target; the source is read before `wait` or drop goes on.
-        unsafe {
-            let stream = self.device.stream();
-            check(
-                driver::cuMemcpyHtoDAsync_v2(to.as_raw(), self.bytes.as_ptr().cast(), len, stream),
-                "copying to the device",
-            )?;
-            check(driver::cuEventRecord(self.copied, stream), "recording an event")
+        let status = unsafe { driver::cuMemcpyHtoDAsync_v2(to.as_raw(), from, len, self.device.stream()) };
+        check(status, "copying to the device")?;
+        self.copied()
+    }
+
+    /// Queues copying `len` bytes at `from` to the front; [`PinnedBuffer::wait`] waits for it if
+    /// [`PinnedBuffer::copied`] was called behind.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the buffer is shorter, or from the driver.
+    ///
+    /// # Safety
+    /// `from` has `len` bytes and stays allocated until the copy is over.
+    pub unsafe fn copy_from(&mut self, len: usize, from: DevicePtr<u8>) -> Result<()> {
+        self.expect_room(len)?;
+        let to = self.bytes.as_ptr().cast();
+        if self.copied.is_null() {
+            // SAFETY: the caller vouches for the source.
+            return unsafe { self.device.read(from.as_raw(), to, len) };
         }
+        // SAFETY: the caller vouches for the source; the target is not read before a wait.
+        let status = unsafe { driver::cuMemcpyDtoHAsync_v2(to, from.as_raw(), len, self.device.stream()) };
+        check(status, "copying from the device")
+    }
+
+    /// Lets [`PinnedBuffer::wait`] wait for all that was queued so far.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn copied(&mut self) -> Result<()> {
+        if self.copied.is_null() {
+            return Ok(());
+        }
+        // SAFETY: the event is this buffer's.
+        check(unsafe { driver::cuEventRecord(self.copied, self.device.stream()) }, "recording an event")
+    }
+
+    fn expect_room(&self, len: usize) -> Result<()> {
+        if len <= self.len {
+            return Ok(());
+        }
+        Err(Error::Device(format!("{len} bytes of a pinned buffer of {}", self.len)))
     }
 }
 
 impl Drop for PinnedBuffer {
     fn drop(&mut self) {
-        // SAFETY: both are this buffer's own; the wait lets the device finish reading.
+        // SAFETY: both are this buffer's own; the wait lets the device finish with it.
         unsafe {
+            if self.copied.is_null() {
+                drop(Box::from_raw(ptr::slice_from_raw_parts_mut(self.bytes.as_ptr(), self.len)));
+                return;
+            }
             driver::cuStreamSynchronize(self.device.stream());
             driver::cuEventDestroy_v2(self.copied);
             driver::cuMemFreeHost(self.bytes.as_ptr().cast());

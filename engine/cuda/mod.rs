@@ -13,7 +13,11 @@ mod cublas;
 mod device;
 mod driver;
 mod embed;
+mod emulated;
+mod fused;
 mod gather_rows;
+mod gpu;
+mod graph;
 mod launch;
 mod matmul;
 mod memory;
@@ -32,6 +36,7 @@ pub use batch::CudaBatch;
 pub use convert::{convert, split_to_bf16};
 pub use cublas::{Cublas, WORKSPACE_BYTES, library_version};
 pub use device::{Device, DeviceInfo, PTX_FILE, PTX_TARGETS, probe, ptx, ptx_with_lines};
+pub use fused::MAX_ROWS as FUSED_MAX_ROWS;
 pub use matmul::preferred_matmul;
 pub use memory::{DeviceBuffer, PinnedBuffer, Plain, Uploader};
 pub use resources::Resources;
@@ -45,7 +50,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::kv_cache::KvLayout;
 use crate::model::OpsConfig;
-use crate::ops::Ops;
+use crate::ops::{Ops, Qkv};
 use crate::sampler::SamplingRow;
 use crate::weights::{Matrix, Weights};
 use std::rc::Rc;
@@ -56,11 +61,17 @@ pub fn operations() -> Vec<Operation> {
         Operation::of(add::OP, &add::VARIANTS),
         Operation::single("add_bias", &[]),
         Operation::of(rms_norm::FUSED, &rms_norm::FUSED_VARIANTS),
+        Operation::of(sampler::ARGMAX, &sampler::ARGMAX_VARIANTS),
         Operation::of(attention::OP, &attention::VARIANTS),
         Operation::single("convert", &["convert_*_plain", "split_*_plain"]),
         Operation::single("embed", &[]),
         Operation::single("gather_rows", &[]),
+        Operation::choice(fused::OP, &fused::VARIANTS),
         Operation::of(matmul::OP, &matmul::VARIANTS),
+        Operation::single("matmul_add", &fused::MATMUL_ADD_KERNELS),
+        Operation::single("norm_gate_up", &["norm_gate_up_*_one", "norm_gate_up_*_few"]),
+        Operation::single("norm_matmul", &["norm_matmul_*_one", "norm_matmul_*_few"]),
+        Operation::single("norm_qkv_rope", &["norm_qkv_rope_*_one", "norm_qkv_rope_*_few"]),
         Operation::single("read_bandwidth", &[]),
         Operation::of(rms_norm::OP, &rms_norm::VARIANTS),
         Operation::single("rope", &[]),
@@ -73,10 +84,10 @@ pub fn operations() -> Vec<Operation> {
                 "min_p_*_plain",
                 "softmax_*_plain",
                 "categorical_*_plain",
-                "argmax_*_plain",
             ],
         ),
         Operation::of(silu_mul::OP, &silu_mul::VARIANTS),
+        Operation::choice(graph::OP, &graph::VARIANTS),
         Operation::single("write_kv", &[]),
     ]
 }
@@ -128,6 +139,19 @@ pub fn split_bytes(config: &Config, limits: &BatchLimits) -> usize {
     limits.max_num_tokens.max(limits.max_num_logits).saturating_mul(widest).saturating_mul(4)
 }
 
+/// Everything that the launches of a step depend on.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct StepKey {
+    batch: batch::Bucket,
+    draw: (sampler::DrawShape, usize),
+}
+
+/// cuBLAS, if the choice of kernels may come to it and the device has it.
+fn open_cublas(device: &Rc<Device>, choice: &KernelChoice) -> Result<Option<Cublas>> {
+    let needed = choice.get(matmul::OP).is_none_or(|name| name == matmul::CUBLAS);
+    if needed && !device.is_emulated() { Cublas::new(device).map(Some) } else { Ok(None) }
+}
+
 /// The decoder's operations on one GPU, queued on one stream.
 pub struct CudaOps {
     device: Rc<Device>,
@@ -138,6 +162,11 @@ pub struct CudaOps {
     rope: rope::RopeTable,
     attention: attention::Workspace,
     sampler: sampler::Sampler,
+    /// Columns of the logits of the last draw.
+    vocab_size: usize,
+    graphs: graph::Graphs<StepKey>,
+    /// Columns of the matrices that were loaded, each once.
+    widths: Vec<usize>,
     num_attention_heads: usize,
     /// Of matrices, KV pages and what attention writes.
     dtype: Dtype,
@@ -171,10 +200,9 @@ impl CudaOps {
                  --device cpu"
             )));
         }
-        let needs_cublas = choice.get(matmul::OP).is_none_or(|name| name == matmul::CUBLAS);
         Ok(Self {
             device: device.clone(),
-            cublas: if needs_cublas { Some(Cublas::new(device)?) } else { None },
+            cublas: open_cublas(device, &choice)?,
             choice,
             uploader: Uploader::new(device)?,
             rope: rope::RopeTable::new(device, rope_theta, head_dim, max_model_len)?,
@@ -186,6 +214,9 @@ impl CudaOps {
                 head_dim,
             )?,
             sampler: sampler::Sampler::new(device)?,
+            vocab_size: 0,
+            graphs: graph::Graphs::new(device),
+            widths: Vec::new(),
             num_attention_heads,
             dtype,
             parts: DeviceBuffer::zeroed(device, 1)?,
@@ -207,11 +238,11 @@ impl CudaOps {
     /// # Errors
     /// [`Error::Device`] if cuBLAS is needed now and not installed.
     pub fn choose(&mut self, choice: KernelChoice) -> Result<()> {
-        let needs_cublas = choice.get(matmul::OP).is_none_or(|name| name == matmul::CUBLAS);
-        if needs_cublas && self.cublas.is_none() {
-            self.cublas = Some(Cublas::new(&self.device)?);
+        if self.cublas.is_none() {
+            self.cublas = open_cublas(&self.device, &choice)?;
         }
         self.choice = choice;
+        self.graphs.clear();
         Ok(())
     }
 }
@@ -259,6 +290,9 @@ impl Ops for CudaOps {
 
     fn load_matrix(&mut self, matrix: &Matrix) -> Result<Weight> {
         let &Matrix { ref name, dtype, rows, cols, ref data } = matrix;
+        if !self.widths.contains(&cols) {
+            self.widths.push(cols);
+        }
         let mut weight = Activation::new(&self.device, dtype, rows, cols)?;
         if weight.data.len() != data.len() {
             return Err(Error::Model(format!(
@@ -363,8 +397,85 @@ impl Ops for CudaOps {
         gather_rows::gather_rows(&self.device, batch, x, out)
     }
 
-    fn sample(&mut self, logits: &mut Tensor, rows: &[SamplingRow]) -> Result<Vec<u32>> {
-        self.sampler.sample(logits, rows)
+    fn is_fused(&self, batch: &CudaBatch) -> bool {
+        // Every row its sequence's only one: a decode step.
+        let (n, single) = (batch.shape.num_tokens, !batch.shape.has_multiple);
+        let chosen = self.choice.get(fused::OP).is_none_or(|name| name == fused::FUSED);
+        let replaced = [matmul::OP, rms_norm::OP, rms_norm::FUSED, silu_mul::OP, add::OP];
+        let separate = replaced.iter().any(|op| self.choice.get(op).is_some());
+        chosen && !separate && single && fused::is_eligible(n, self.dtype, &self.widths)
+    }
+
+    fn norm_qkv_rope(
+        &mut self,
+        batch: &CudaBatch,
+        layer: usize,
+        x: &Tensor,
+        weights: &Qkv<Weight, DeviceBuffer<f32>>,
+        q: &mut Tensor,
+        cache: &mut KvCache,
+    ) -> Result<()> {
+        fused::norm_qkv_rope(&self.device, batch, &self.rope, layer, x, weights, q, cache)
+    }
+
+    fn matmul_add(&mut self, n: usize, x: &Activation, weight: &Weight, out: &mut Tensor) -> Result<()> {
+        fused::matmul_add(&self.device, n, x, weight, out)
+    }
+
+    fn norm_gate_up(
+        &mut self,
+        n: usize,
+        x: &Tensor,
+        norm: &DeviceBuffer<f32>,
+        eps: f32,
+        gate: &Weight,
+        up: &Weight,
+        out: &mut Activation,
+    ) -> Result<()> {
+        fused::norm_gate_up(&self.device, n, x, norm, eps, gate, up, out)
+    }
+
+    fn norm_matmul(
+        &mut self,
+        n: usize,
+        x: &Tensor,
+        norm: &DeviceBuffer<f32>,
+        eps: f32,
+        weight: &Weight,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        fused::norm_matmul(&self.device, n, x, norm, eps, weight, out)
+    }
+
+    fn prepare_sampling(&mut self, logits: &Tensor, rows: &[SamplingRow]) -> Result<()> {
+        self.vocab_size = logits.cols();
+        self.sampler.prepare(logits, rows)
+    }
+
+    fn draw(&mut self, logits: &mut Tensor) -> Result<()> {
+        self.sampler.draw(&self.choice, logits)
+    }
+
+    fn drawn(&mut self) -> Result<Vec<u32>> {
+        self.sampler.drawn(self.vocab_size)
+    }
+
+    fn run_step(&mut self, batch: &CudaBatch, step: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
+        let replays = self.choice.get(graph::OP).is_none_or(|name| name == graph::GRAPH);
+        if !replays || !batch.is_bucketed() {
+            return step(self);
+        }
+        let key = StepKey { batch: batch.bucket(), draw: self.sampler.shape() };
+        if let Some(graph) = self.graphs.get(&key) {
+            return graph.launch();
+        }
+        if !self.graphs.seen(key.clone()) {
+            return step(self);
+        }
+        self.graphs.begin()?;
+        let recorded = step(self);
+        self.graphs.end(key.clone(), recorded)?;
+        self.graphs.get(&key).map_or(Ok(()), graph::Graph::launch)
     }
 
     fn read(&mut self, n: usize, x: &Tensor) -> Result<Vec<f32>> {
@@ -374,10 +485,16 @@ impl Ops for CudaOps {
 
     fn device_name(&self) -> String {
         let info = self.device.info();
+        if self.device.is_emulated() {
+            return info.name.clone();
+        }
         format!("{} (cuda:{})", info.name, info.ordinal)
     }
 
-    fn read_bandwidth(&mut self) -> Result<f64> {
-        bandwidth::read_bandwidth(&self.device)
+    fn read_bandwidth(&mut self) -> Result<Option<f64>> {
+        if self.device.is_emulated() {
+            return Ok(None);
+        }
+        bandwidth::read_bandwidth(&self.device).map(Some)
     }
 }

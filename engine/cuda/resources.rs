@@ -31,7 +31,7 @@ impl Device {
         let mut function = ptr::null_mut();
         // SAFETY: the module is loaded, the name ends with a zero, the handle is written.
         check(
-            unsafe { driver::cuModuleGetFunction(&mut function, self.module, name.as_ptr()) },
+            unsafe { driver::cuModuleGetFunction(&mut function, self.module(), name.as_ptr()) },
             &format!("looking up the kernel {kernel}"),
         )?;
         let attribute = |attribute: c_int| {

@@ -15,11 +15,11 @@ const OP: &str = "rope";
 /// [`rope_table`] on the device.
 pub(super) struct RopeTable {
     /// `[max_positions, head_dim / 2]`
-    cos: DeviceBuffer<f32>,
+    pub cos: DeviceBuffer<f32>,
     /// `[max_positions, head_dim / 2]`
-    sin: DeviceBuffer<f32>,
-    head_dim: usize,
-    max_positions: usize,
+    pub sin: DeviceBuffer<f32>,
+    pub head_dim: usize,
+    pub max_positions: usize,
 }
 
 impl RopeTable {

@@ -1,11 +1,14 @@
 //! The sampler: one launch per step of the chain, for all rows together.
 
-use super::device::Device;
-use super::launch::{block_per_row, dimension};
-use super::memory::{DeviceBuffer, Plain};
+use super::device::{Dependent, Device};
+use super::launch::{Launch, always, block_per_row, dimension};
+use super::memory::{DeviceBuffer, PinnedBuffer};
 use super::tensor::Tensor;
+use super::variant::{KernelChoice, Variant, select};
 use crate::error::{Error, Result};
 use crate::sampler::SamplingRow;
+use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
+use gpu_kernels::argmax::{self, BLOCKS_PER_ROW, argmax_f32_split};
 use gpu_kernels::sampler::{
     SAMPLER_THREADS, SamplerRow, argmax_f32_plain, categorical_f32_plain, min_p_f32_plain,
     penalties_f32_plain, softmax_f32_plain, top_k_f32_plain, top_p_f32_plain,
@@ -13,81 +16,216 @@ use gpu_kernels::sampler::{
 use std::rc::Rc;
 
 const OP: &str = "sample";
+pub(super) const ARGMAX: &str = "argmax";
 
-// SAFETY: thirteen numbers of four bytes, for which every bit pattern is a value, without padding.
-unsafe impl Plain for SamplerRow {}
+/// Greedy rows: f32 logits `[rows, vocab_size]`, parameters and a place in `out` for each.
+pub(super) struct ArgmaxCase {
+    rows: u32,
+    vocab_size: u32,
+    parameters: DevicePtr<SamplerRow>,
+    logits: DevicePtr<f32>,
+    /// u64 `[rows, BLOCKS_PER_ROW]`
+    partials: DevicePtrMut<u64>,
+    /// `[rows]`, zeros
+    counters: DevicePtrMut<u32>,
+    out: DevicePtrMut<u32>,
+}
 
-/// The parameters of a step's rows on the device. Buffers grow with the number of rows and of penalised tokens.
+pub(super) const ARGMAX_VARIANTS: [Variant<ArgmaxCase, Launch<ArgmaxCase>>; 2] = [
+    Variant {
+        name: "split",
+        kernels: &[],
+        eligible: always,
+        launch: |device, case| {
+            let grid = [BLOCKS_PER_ROW, case.rows, 1];
+            let config = LaunchConfig { grid, block: [argmax::BLOCK_SIZE, 1, 1], shared_bytes: 0 };
+            let &ArgmaxCase { vocab_size, parameters, logits, partials, counters, out, .. } = case;
+            let device = &Dependent(device);
+            // SAFETY: all blocks of each row; the caller vouches for the case.
+            unsafe {
+                argmax_f32_split(device, &config, vocab_size, parameters, logits, partials, counters, out)
+            }
+        },
+    },
+    Variant {
+        name: "plain",
+        kernels: &[],
+        eligible: always,
+        launch: |device, case| {
+            let config = block_per_row(case.rows, SAMPLER_THREADS);
+            let &ArgmaxCase { vocab_size, parameters, logits, out, .. } = case;
+            // SAFETY: a block for each row; the caller vouches for the case.
+            unsafe { argmax_f32_plain(device, &config, vocab_size, parameters, logits, out) }
+        },
+    },
+];
+
+/// What decides which kernels a draw takes and where they find their parameters.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct DrawShape {
+    rows: usize,
+    /// Room for penalised tokens; 0 where nothing is penalised.
+    penalised: usize,
+    top_k: bool,
+    top_p: bool,
+    min_p: bool,
+    /// Whether a row draws at random.
+    random: bool,
+    /// Whether a row takes the arg-max.
+    greedy: bool,
+}
+
+/// The parameters of a step's rows on the device: rows, penalised tokens, their counts. Buffers grow with both numbers.
 pub struct Sampler {
     device: Rc<Device>,
-    rows: DeviceBuffer<SamplerRow>,
-    tokens: DeviceBuffer<u32>,
-    counts: DeviceBuffer<u32>,
+    staging: PinnedBuffer,
+    parameters: DeviceBuffer<u32>,
     out: DeviceBuffer<u32>,
+    /// For the arg-max: u64 `[rows, BLOCKS_PER_ROW]`.
+    partials: DeviceBuffer<u64>,
+    /// For the arg-max, which leaves zeros.
+    counters: DeviceBuffer<u32>,
+    results: PinnedBuffer,
+    shape: DrawShape,
+    /// How often a buffer was made anew: what was recorded with the old addresses is out of date.
+    generation: usize,
+}
+
+/// Numbers of four bytes in a [`SamplerRow`].
+const ROW_WORDS: usize = size_of::<SamplerRow>() / 4;
+
+impl DrawShape {
+    fn of(rows: &[SamplerRow], penalised: usize, vocab: u32) -> Self {
+        let random = || rows.iter().filter(|row| row.temperature > 0.0);
+        Self {
+            rows: rows.len(),
+            penalised: if penalised == 0 { 0 } else { penalised.next_power_of_two() },
+            top_k: random().any(|row| row.top_k > 0 && row.top_k < vocab),
+            top_p: random().any(|row| row.top_p < 1.0),
+            min_p: random().any(|row| row.min_p_ln > f32::NEG_INFINITY),
+            random: random().next().is_some(),
+            greedy: rows.iter().any(|row| row.temperature <= 0.0),
+        }
+    }
+
+    /// Where tokens and counts begin, and where the counts end, in numbers of four bytes.
+    fn places(&self) -> [usize; 3] {
+        let tokens = (self.rows * ROW_WORDS).next_multiple_of(4);
+        [tokens, tokens + self.penalised, tokens + 2 * self.penalised]
+    }
 }
 
 impl Sampler {
     pub(super) fn new(device: &Rc<Device>) -> Result<Self> {
         Ok(Self {
             device: device.clone(),
-            rows: DeviceBuffer::zeroed(device, 1)?,
-            tokens: DeviceBuffer::zeroed(device, 1)?,
-            counts: DeviceBuffer::zeroed(device, 1)?,
+            staging: PinnedBuffer::new(device, 4)?,
+            parameters: DeviceBuffer::zeroed(device, 1)?,
             out: DeviceBuffer::zeroed(device, 1)?,
+            partials: DeviceBuffer::zeroed(device, BLOCKS_PER_ROW as usize)?,
+            counters: DeviceBuffer::zeroed(device, 1)?,
+            results: PinnedBuffer::new(device, 4)?,
+            shape: DrawShape::default(),
+            generation: 0,
         })
     }
 
-    /// Draws one token per row of `logits` `[rows.len(), vocab_size]`, which it overwrites, and waits for them.
-    pub(super) fn sample(&mut self, logits: &mut Tensor, rows: &[SamplingRow]) -> Result<Vec<u32>> {
+    /// What was prepared, and the generation of the buffers.
+    pub(super) fn shape(&self) -> (DrawShape, usize) {
+        (self.shape.clone(), self.generation)
+    }
+
+    /// Queues bringing the parameters of the next draw to the device.
+    pub(super) fn prepare(&mut self, logits: &Tensor, rows: &[SamplingRow]) -> Result<()> {
         let vocab_size = logits.cols();
         logits.expect(OP, "logits", rows.len(), vocab_size)?;
-        let (n, vocab) = (dimension(OP, rows.len())?, dimension(OP, vocab_size)?);
-        if n == 0 || vocab == 0 {
-            return Ok(Vec::new());
+        let (packed, tokens, counts) = pack(rows, vocab_size)?;
+        let shape = DrawShape::of(&packed, tokens.len(), dimension(OP, vocab_size)?);
+        let [tokens_at, counts_at, end] = shape.places();
+        if end > self.parameters.len() || rows.len() > self.out.len() {
+            let (words, results) = (end.next_power_of_two(), rows.len().next_power_of_two());
+            self.staging = PinnedBuffer::new(&self.device, 4 * words)?;
+            self.parameters = DeviceBuffer::zeroed(&self.device, words)?;
+            self.out = DeviceBuffer::zeroed(&self.device, results)?;
+            self.partials = DeviceBuffer::zeroed(&self.device, results * BLOCKS_PER_ROW as usize)?;
+            self.counters = DeviceBuffer::zeroed(&self.device, results)?;
+            self.results = PinnedBuffer::new(&self.device, 4 * results)?;
+            self.generation += 1;
         }
-        let (parameters, tokens, counts) = pack(rows, vocab_size)?;
-        replace(&self.device, &mut self.rows, &parameters)?;
-        replace(&self.device, &mut self.tokens, &tokens)?;
-        replace(&self.device, &mut self.counts, &counts)?;
-        // A row that no kernel writes (logits that are all NaN or -inf leave no mass) is found by its poison.
-        replace(&self.device, &mut self.out, &vec![u32::MAX; rows.len()])?;
+        let staged = self.staging.wait()?;
+        let mut put = |at: usize, words: &mut dyn Iterator<Item = u32>| {
+            let target = staged[4 * at..].as_chunks_mut::<4>().0;
+            target.iter_mut().zip(words).for_each(|(to, word)| *to = word.to_ne_bytes());
+        };
+        put(0, &mut packed.iter().flat_map(row_words));
+        put(tokens_at, &mut tokens.into_iter());
+        put(counts_at, &mut counts.into_iter());
+        let target = DevicePtrMut::from_raw(self.parameters.ptr_mut().as_raw());
+        // SAFETY: both buffers have room for `end` numbers, and live in this value.
+        unsafe { self.staging.copy_to(4 * end, target)? };
+        self.shape = shape;
+        Ok(())
+    }
 
+    /// Queues drawing one token per prepared row of `logits` `[rows, vocab_size]`, which it overwrites.
+    pub(super) fn draw(&mut self, choice: &KernelChoice, logits: &mut Tensor) -> Result<()> {
+        let shape = self.shape.clone();
+        let vocab_size = logits.cols();
+        logits.expect(OP, "logits", shape.rows, vocab_size)?;
+        let (n, vocab) = (dimension(OP, shape.rows)?, dimension(OP, vocab_size)?);
+        if n == 0 || vocab == 0 {
+            return Ok(());
+        }
+        // A row that no kernel writes (logits that are all NaN or -inf leave no mass) is found by its poison.
+        self.out.fill(0xFF)?;
         let device = &*self.device;
         let config = &block_per_row(n, SAMPLER_THREADS);
-        let draws = || parameters.iter().filter(|row| row.temperature > 0.0);
-        // SAFETY: one block of SAMPLER_THREADS a row; `rows` and `out` have one entry a row, `logits` at least `n` rows of
-        // `vocab` values; `pack` keeps every penalised token below `vocab` and its ranges inside the two arrays.
+        let [tokens_at, counts_at, _] = shape.places();
+        // SAFETY: one block of SAMPLER_THREADS a row; there are parameters and a place in `out` for each row, `logits` has at
+        // least `n` rows of `vocab` values; `pack` keeps every penalised token below `vocab` and its ranges inside the
+        // two arrays.
         unsafe {
-            let (rows, logits, out) = (self.rows.ptr(), logits.ptr_mut(), self.out.ptr_mut());
-            if !tokens.is_empty() {
-                penalties_f32_plain(
-                    device,
-                    config,
-                    vocab,
-                    rows,
-                    self.tokens.ptr(),
-                    self.counts.ptr(),
-                    logits,
-                )?;
+            let (words, logits, out) = (self.parameters.ptr(), logits.ptr_mut(), self.out.ptr_mut());
+            let rows: DevicePtr<SamplerRow> = words.cast();
+            if shape.penalised > 0 {
+                let (tokens, counts) = (words.add(tokens_at), words.add(counts_at));
+                penalties_f32_plain(device, config, vocab, rows, tokens, counts, logits)?;
             }
-            if draws().any(|row| row.top_k > 0 && row.top_k < vocab) {
+            if shape.top_k {
                 top_k_f32_plain(device, config, vocab, rows, logits)?;
             }
-            if draws().any(|row| row.top_p < 1.0) {
+            if shape.top_p {
                 top_p_f32_plain(device, config, vocab, rows, logits)?;
             }
-            if draws().any(|row| row.min_p_ln > f32::NEG_INFINITY) {
+            if shape.min_p {
                 min_p_f32_plain(device, config, vocab, rows, logits)?;
             }
-            if draws().next().is_some() {
+            if shape.random {
                 softmax_f32_plain(device, config, vocab, rows, logits)?;
                 categorical_f32_plain(device, config, vocab, rows, logits.into(), out)?;
             }
-            if parameters.iter().any(|row| row.temperature <= 0.0) {
-                argmax_f32_plain(device, config, vocab, rows, logits.into(), out)?;
+            if shape.greedy {
+                let case = ArgmaxCase {
+                    rows: n,
+                    vocab_size: vocab,
+                    parameters: rows,
+                    logits: logits.into(),
+                    partials: self.partials.ptr_mut(),
+                    counters: self.counters.ptr_mut(),
+                    out,
+                };
+                let variant = select(ARGMAX, &ARGMAX_VARIANTS, &case, choice.get(ARGMAX))?;
+                (variant.launch)(device, &case)?;
             }
+            self.results.copy_from(4 * shape.rows, DevicePtr::from_raw(self.out.ptr().as_raw()))
         }
-        let drawn = self.out.read(0, rows.len())?;
+    }
+
+    /// Waits for the tokens of the last draw.
+    pub(super) fn drawn(&mut self, vocab_size: usize) -> Result<Vec<u32>> {
+        self.results.copied()?;
+        let bytes = &self.results.wait()?[..4 * self.shape.rows];
+        let drawn: Vec<u32> = bytes.as_chunks::<4>().0.iter().map(|&word| u32::from_ne_bytes(word)).collect();
         match drawn.iter().position(|&token| token as usize >= vocab_size) {
             None => Ok(drawn),
             Some(row) => Err(Error::Device(format!(
@@ -96,6 +234,25 @@ impl Sampler {
             ))),
         }
     }
+}
+
+/// A row as the device reads it: thirteen numbers of four bytes.
+fn row_words(row: &SamplerRow) -> [u32; ROW_WORDS] {
+    [
+        row.temperature.to_bits(),
+        row.top_k,
+        row.top_p.to_bits(),
+        row.min_p_ln.to_bits(),
+        row.repeat_penalty.to_bits(),
+        row.presence_penalty.to_bits(),
+        row.frequency_penalty.to_bits(),
+        row.counts_start,
+        row.counts_end,
+        row.seed_low,
+        row.seed_high,
+        row.position,
+        row.index,
+    ]
 }
 
 /// The rows as the kernels take them, with the penalised tokens of all rows and their counts one after the other.
@@ -128,14 +285,6 @@ fn pack(rows: &[SamplingRow], vocab_size: usize) -> Result<(Vec<SamplerRow>, Vec
     });
     let packed = packed.collect::<Result<_>>()?;
     Ok((packed, tokens, counts))
-}
-
-/// Writes `values` to the front of `buffer`, which is made larger where it must be.
-fn replace<T: Plain>(device: &Rc<Device>, buffer: &mut DeviceBuffer<T>, values: &[T]) -> Result<()> {
-    if values.len() > buffer.len() {
-        *buffer = DeviceBuffer::zeroed(device, values.len().next_power_of_two())?;
-    }
-    if values.is_empty() { Ok(()) } else { buffer.write(0, values) }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::device::Device;
 use super::driver::{self, check};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use std::rc::Rc;
 
 /// Stop-watches for stretches of the device's stream: several may be queued before the first is read.
@@ -18,6 +18,9 @@ impl Timer {
     /// # Errors
     /// [`crate::Error::Device`].
     pub fn new(device: &Rc<Device>, laps: usize) -> Result<Self> {
+        if device.is_emulated() {
+            return Err(Error::Device("the device is emulated: its speed means nothing".into()));
+        }
         let mut timer = Self { device: device.clone(), laps: Vec::new() };
         for _ in 0..laps {
             timer.laps.push([std::ptr::null_mut(); 2]);

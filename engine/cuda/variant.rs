@@ -117,7 +117,7 @@ pub struct Operation {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VariantInfo {
     pub name: &'static str,
-    /// Patterns of its kernels' names, see [`Variant::kernels`]; never empty.
+    /// Patterns of its kernels' names, see [`Variant::kernels`]; empty where the operation puts others together.
     pub kernels: Vec<String>,
 }
 
@@ -131,6 +131,17 @@ impl Operation {
     /// An operation that there is one way to compute, called `plain`.
     pub(super) fn single(name: &'static str, kernels: &[&str]) -> Self {
         Self { name, variants: vec![VariantInfo::new(name, "plain", kernels)], selectable: false }
+    }
+
+    /// A choice between ways to put operations together, which has no kernels of its own.
+    pub(super) fn choice(name: &'static str, variants: &[&'static str]) -> Self {
+        let info = |&name: &&'static str| VariantInfo { name, kernels: Vec::new() };
+        Self { name, variants: variants.iter().map(info).collect(), selectable: true }
+    }
+
+    /// Whether it has kernels, or is a choice between ways to put operations together.
+    pub fn has_kernels(&self) -> bool {
+        self.variants.iter().any(|variant| !variant.kernels.is_empty())
     }
 
     /// The variant of that name.

@@ -44,7 +44,7 @@ const MAX_IN_A_ROW: usize = 200;
 /// no time; [`Error::Memory`] and [`Error::Device`] where the device cannot go on. A wrong kernel is left out of the timings
 /// and is named in the run.
 pub fn bench(session: &mut Session, options: &BenchOptions, progress: &mut dyn FnMut(&str)) -> Result<Run> {
-    if device::is_emulated(session.device()) {
+    if session.device().is_emulated() {
         return Err(nothing_to_time());
     }
     let mut wanted = Vec::new();

@@ -2,7 +2,6 @@
 
 use super::case::{Case, Instance, Session, choose};
 use super::cases;
-use super::device;
 use super::findings::Findings;
 use super::kernels::operation;
 use crate::cuda::{self, Device, Operation, is_ineligible};
@@ -122,7 +121,7 @@ pub fn verify(
         .collect();
     for variant in operation(op).map_err(|e| e.to_string())?.variants {
         let of_variant = || results.iter().filter(|result| result.variant == variant.name);
-        let missing_library = variant.name == "cublas" && device::is_emulated(device);
+        let missing_library = variant.name == "cublas" && device.is_emulated();
         if of_variant().all(|result| result.outcome == Outcome::Skipped) && !missing_library {
             let why = of_variant().find_map(|result| result.notes.first()).map_or("", String::as_str);
             wrong.push(format!("{op}={} computed no case: {why}", variant.name));

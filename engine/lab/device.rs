@@ -3,6 +3,7 @@
 use super::case::SMALL_WORK;
 use crate::cuda::{self, Device};
 use crate::error::{Error, Result};
+use cuda_std::emulation;
 use std::rc::Rc;
 use std::str::FromStr;
 
@@ -43,26 +44,21 @@ impl LabDevice {
             Self::Auto if cuda::probe().is_err() => Self::Emulated.open(),
             Self::Auto => Self::Cuda(None).open(),
             Self::Cuda(ordinal) => Device::open(ordinal).map(Rc::new),
-            Self::Emulated => Err(Error::Device(
-                "there is no GPU, and this build has no emulation: run this on a machine with an NVIDIA GPU"
-                    .into(),
-            )),
+            Self::Emulated => Ok(Rc::new(Device::emulated(emulation::Options::default()))),
         }
     }
 }
 
 /// The most work of a case that `device` should be given.
 pub fn max_work(device: &Device) -> Option<usize> {
-    is_emulated(device).then_some(SMALL_WORK)
-}
-
-/// Whether kernels run on the host.
-pub fn is_emulated(_: &Device) -> bool {
-    false
+    device.is_emulated().then_some(SMALL_WORK)
 }
 
 /// The device, for people.
 pub fn describe(device: &Device) -> String {
     let info = device.info();
+    if device.is_emulated() {
+        return info.name.clone();
+    }
     format!("{} (cuda:{})", info.name, info.ordinal)
 }

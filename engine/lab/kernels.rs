@@ -65,7 +65,12 @@ mod tests {
     fn every_kernel_belongs_to_a_variant_and_every_variant_has_kernels() {
         let all = all();
         let operations = cuda::operations();
-        let variants = || operations.iter().flat_map(|op| op.variants.iter().map(move |v| (op.name, v)));
+        let variants = || {
+            operations
+                .iter()
+                .filter(|op| op.has_kernels())
+                .flat_map(|op| op.variants.iter().map(move |v| (op.name, v)))
+        };
         for kernel in &all {
             assert!(variants().any(|(_, v)| v.launches(&kernel.name)), "{} has no variant", kernel.name);
         }

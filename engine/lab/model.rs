@@ -21,9 +21,14 @@ use std::time::Instant;
 /// Logit rows of a step: they are 39 MB for a vocabulary of 152 k.
 const LOGIT_ROWS: usize = 64;
 
+/// Decode steps whose operations are timed.
+const TIMED_STEPS: usize = 16;
+
 /// What is run.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    /// The variants to compare with: the default ones, or some of them fixed.
+    pub against: KernelChoice,
     /// Tokens that are prefilled, and whose logits are compared.
     pub prompt: Vec<u32>,
     /// Tokens that are generated after them, greedily.
@@ -41,7 +46,7 @@ pub struct Report {
     pub prompt_tokens: usize,
     pub decode_tokens: usize,
     pub repetitions: usize,
-    /// With the default variants.
+    /// With the variants that are compared with: the default ones if nothing else was asked for.
     pub default: Measured,
     /// With the ones asked for; `None` where none was.
     pub chosen: Option<Measured>,
@@ -117,8 +122,16 @@ impl Choose for CudaOps {
     }
 }
 
-/// Measures a model on the device of `options`, whose kernels are compared with the default ones. On the CPU, which has
-/// no variants, they are ignored.
+impl<O: Ops + Choose> Choose for TimedOps<O> {
+    fn choose(&mut self, choice: &KernelChoice) -> Result<()> {
+        self.inner_mut().choose(choice)
+    }
+}
+
+/// Measures a model on the device of `options`, whose kernels are compared with those of the plan. On the CPU, which has
+/// no variants, both are ignored.
+///
+/// The model is loaded twice, one after the other: as the engine runs it, and with a stop-watch around each operation.
 ///
 /// # Errors
 /// [`Error::Request`] for a plan that the model cannot run, or a variant that cannot compute it; what opening the model or
@@ -138,7 +151,7 @@ pub fn measure(weights: &Weights, config: &Config, options: &RunnerOptions, plan
             config.max_position_embeddings
         )));
     }
-    let chosen = options.kernels.clone();
+    let asked = options.kernels.clone();
     let options = RunnerOptions {
         max_model_len: Some(len),
         max_num_tokens: plan.batch_size.min(plan.prompt.len()),
@@ -148,37 +161,46 @@ pub fn measure(weights: &Weights, config: &Config, options: &RunnerOptions, plan
         kernels: KernelChoice::default(),
         ..options.clone()
     };
+    let mut choices = vec![plan.against.clone()];
     let quiet = &mut |_, _| ();
     match open_device(options.device)? {
         None => {
             let (ops_config, layout) = fit_cpu(config, &options)?;
+            let ops = CpuOps::new(&ops_config)?;
+            let runner = ModelRunner::new(ops, weights, config, &ops_config, layout, quiet)?;
+            let whole = Bench { runner, plan }.whole(&choices)?;
             let stopwatch = Rc::new(RefCell::new(Stopwatch::host()));
             let ops = TimedOps::new(CpuOps::new(&ops_config)?, stopwatch.clone());
             let runner = ModelRunner::new(ops, weights, config, &ops_config, layout, quiet)?;
-            Bench { runner, stopwatch, plan }.report(None)
+            let shares = Bench { runner, plan }.shares(&choices, &stopwatch)?;
+            Ok(report(plan, whole, shares))
         }
         Some(device) => {
+            if asked != plan.against && asked != KernelChoice::default() {
+                choices.push(asked);
+            }
             let (ops_config, layout) = fit_cuda(&device, weights, config, &options)?;
-            let stopwatch = if super::device::is_emulated(&device) {
-                Stopwatch::host()
-            } else {
-                Stopwatch::events(&device)
-            };
+            let ops = CudaOps::new(&device, &ops_config, layout.dtype, KernelChoice::default())?;
+            let runner = ModelRunner::new(ops, weights, config, &ops_config, layout, quiet)?;
+            let whole = Bench { runner, plan }.whole(&choices)?;
+            let host = device.is_emulated();
+            let stopwatch = if host { Stopwatch::host() } else { Stopwatch::events(&device) };
             let stopwatch = Rc::new(RefCell::new(stopwatch));
-            let ops = CudaOps::new(&device, &ops_config, layout.dtype, options.kernels.clone())?;
+            let ops = CudaOps::new(&device, &ops_config, layout.dtype, KernelChoice::default())?;
             let ops = TimedOps::new(ops, stopwatch.clone());
             let runner = ModelRunner::new(ops, weights, config, &ops_config, layout, quiet)?;
-            let chosen = (chosen != KernelChoice::default()).then_some(chosen);
-            Bench { runner, stopwatch, plan }.report(chosen)
+            let shares = Bench { runner, plan }.shares(&choices, &stopwatch)?;
+            Ok(report(plan, whole, shares))
         }
     }
 }
 
-/// A loaded model and what is to be done with it.
-struct Bench<'a, O: Ops> {
-    runner: ModelRunner<TimedOps<O>>,
-    stopwatch: Rc<RefCell<Stopwatch>>,
-    plan: &'a Plan,
+/// What was measured of the model as the engine runs it.
+struct Whole {
+    device: String,
+    /// Of each choice.
+    repetitions: Vec<Vec<Repetition>>,
+    agreement: Option<Agreement>,
 }
 
 /// Seconds of one repetition, and what it said.
@@ -188,45 +210,60 @@ struct Repetition {
     tokens: Vec<u32>,
 }
 
+fn report(plan: &Plan, whole: Whole, shares: Vec<[Shares; 2]>) -> Report {
+    let both = whole.repetitions.into_iter().zip(shares);
+    let mut measured = both.map(|(repetitions, [prefill, decode])| {
+        let prefills: Vec<f64> = repetitions.iter().map(|repetition| repetition.prefill_s).collect();
+        let step = |repetition: &Repetition| repetition.decode_s / plan.decode_tokens as f64;
+        let steps: Vec<f64> = repetitions.iter().map(step).collect();
+        let (prefill_s, decode_step_s) = (Stats::of(&prefills), Stats::of(&steps));
+        Measured {
+            prefill_s,
+            decode_step_s,
+            prefill_tokens_per_s: plan.prompt.len() as f64 / prefill_s.median,
+            decode_tokens_per_s: 1.0 / decode_step_s.median,
+            prefill,
+            decode,
+            tokens: repetitions.into_iter().next().map(|repetition| repetition.tokens).unwrap_or_default(),
+        }
+    });
+    Report {
+        device: whole.device,
+        prompt_tokens: plan.prompt.len(),
+        decode_tokens: plan.decode_tokens,
+        repetitions: plan.repetitions,
+        default: measured.next().expect("the default is always measured"),
+        chosen: measured.next(),
+        agreement: whole.agreement,
+    }
+}
+
+/// A loaded model and what is to be done with it.
+struct Bench<'a, O: Ops> {
+    runner: ModelRunner<O>,
+    plan: &'a Plan,
+}
+
 impl<O: Ops + Choose> Bench<'_, O> {
-    fn report(mut self, chosen: Option<KernelChoice>) -> Result<Report> {
-        let choices: Vec<KernelChoice> =
-            [Some(KernelChoice::default()), chosen].into_iter().flatten().collect();
-        // The first run of a kernel loads it; turns are taken, so that whatever drifts does so for both.
+    /// Times whole prefills and continuations with each choice, and compares the answers of the first two.
+    fn whole(mut self, choices: &[KernelChoice]) -> Result<Whole> {
         let mut repetitions: Vec<Vec<Repetition>> = choices.iter().map(|_| Vec::new()).collect();
-        for i in 0..=self.plan.repetitions {
+        // Turns are taken, so that whatever drifts does so for both.
+        for _ in 0..self.plan.repetitions {
             for (choice, repetitions) in choices.iter().zip(&mut repetitions) {
-                self.choose(choice)?;
-                let repetition = self.run()?;
-                if i > 0 {
-                    repetitions.push(repetition);
-                }
+                self.runner.ops_mut().choose(choice)?;
+                // The first run after a choice loads kernels and records the steps that the second one replays.
+                self.run()?;
+                repetitions.push(self.run()?);
             }
         }
-        let mut measured = Vec::new();
-        for (choice, repetitions) in choices.iter().zip(repetitions) {
-            self.choose(choice)?;
-            measured.push(self.measured(repetitions)?);
-        }
-        let mut measured = measured.into_iter();
-        let (default, chosen) = (measured.next().expect("the default is always measured"), measured.next());
-        let agreement = match (&chosen, choices.get(1)) {
-            (Some(chosen), Some(choice)) => Some(self.agreement(choice, &default.tokens, &chosen.tokens)?),
+        let agreement = match (choices, &repetitions[..]) {
+            ([default, chosen], [a, b]) => {
+                Some(self.agreement([default, chosen], [&a[0].tokens, &b[0].tokens])?)
+            }
             _ => None,
         };
-        Ok(Report {
-            device: self.runner.device_name(),
-            prompt_tokens: self.plan.prompt.len(),
-            decode_tokens: self.plan.decode_tokens,
-            repetitions: self.plan.repetitions,
-            default,
-            chosen,
-            agreement,
-        })
-    }
-
-    fn choose(&mut self, choice: &KernelChoice) -> Result<()> {
-        self.runner.ops_mut().inner_mut().choose(choice)
+        Ok(Whole { device: self.runner.device_name(), repetitions, agreement })
     }
 
     /// A prefill and a greedy continuation.
@@ -283,41 +320,8 @@ impl<O: Ops + Choose> Bench<'_, O> {
         (sequence * count..(sequence + 1) * count).map(|page| page as u32).collect()
     }
 
-    /// Sums up `repetitions` and times each operation of one more.
-    fn measured(&mut self, repetitions: Vec<Repetition>) -> Result<Measured> {
-        let plan = self.plan;
-        let prefills: Vec<f64> = repetitions.iter().map(|repetition| repetition.prefill_s).collect();
-        let step = |repetition: &Repetition| repetition.decode_s / plan.decode_tokens as f64;
-        let steps: Vec<f64> = repetitions.iter().map(step).collect();
-        let (prefill_s, decode_step_s) = (Stats::of(&prefills), Stats::of(&steps));
-
-        let first = self.prefill()?;
-        let (_, prefill) = self.timed(1, |bench| bench.prefill())?;
-        let count = plan.decode_tokens.min(16);
-        let (_, decode) = self.timed(count, |bench| bench.decode(first, count))?;
-        Ok(Measured {
-            prefill_s,
-            decode_step_s,
-            prefill_tokens_per_s: plan.prompt.len() as f64 / prefill_s.median,
-            decode_tokens_per_s: 1.0 / decode_step_s.median,
-            prefill,
-            decode,
-            tokens: repetitions.into_iter().next().map(|repetition| repetition.tokens).unwrap_or_default(),
-        })
-    }
-
-    /// Does something with the stop-watch running, and divides what it says by `count`.
-    fn timed<T>(&mut self, count: usize, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<(T, Shares)> {
-        self.stopwatch.borrow_mut().run();
-        let start = Instant::now();
-        let result = work(self)?;
-        let seconds = start.elapsed().as_secs_f64();
-        let laps = self.stopwatch.borrow_mut().take()?;
-        Ok((result, shares(&laps, seconds, count as f64)))
-    }
-
-    /// Compares the logits of every position of the prompt, with the default variants and with `choice`.
-    fn agreement(&mut self, choice: &KernelChoice, default: &[u32], chosen: &[u32]) -> Result<Agreement> {
+    /// Compares the logits of every position of the prompt.
+    fn agreement(&mut self, choices: [&KernelChoice; 2], greedy: [&[u32]; 2]) -> Result<Agreement> {
         let plan = self.plan;
         let vocab_size = self.runner.vocab_size();
         let chunk = LOGIT_ROWS.min(plan.batch_size).min(plan.prompt.len());
@@ -326,8 +330,8 @@ impl<O: Ops + Choose> Bench<'_, O> {
         for position in (0..plan.prompt.len()).step_by(chunk) {
             let tokens = &plan.prompt[position..plan.prompt.len().min(position + chunk)];
             let mut logits = Vec::new();
-            for (sequence, choice) in [&KernelChoice::default(), choice].into_iter().enumerate() {
-                self.choose(choice)?;
+            for (sequence, choice) in choices.into_iter().enumerate() {
+                self.runner.ops_mut().choose(choice)?;
                 let pages = self.pages(sequence);
                 let rows = SequenceRows { tokens, position, pages: &pages, logits: WantedLogits::All };
                 logits.push(self.runner.logits(&Batch::new(&[rows]))?);
@@ -340,6 +344,7 @@ impl<O: Ops + Choose> Bench<'_, O> {
         let positions = divergences.len();
         // A NaN is the largest of all.
         let worst = (0..positions).max_by(|&a, &b| divergences[a].total_cmp(&divergences[b])).unwrap_or(0);
+        let [default, chosen] = greedy;
         Ok(Agreement {
             positions,
             kl_mean: divergences.iter().sum::<f64>() / positions as f64,
@@ -348,6 +353,36 @@ impl<O: Ops + Choose> Bench<'_, O> {
             same_argmax: same as f64 / positions as f64,
             common_prefix: default.iter().zip(chosen).take_while(|(a, b)| a == b).count(),
         })
+    }
+}
+
+impl<O: Ops + Choose> Bench<'_, TimedOps<O>> {
+    /// Where the time of a prefill and of a decode step goes, with each choice.
+    fn shares(
+        mut self,
+        choices: &[KernelChoice],
+        stopwatch: &RefCell<Stopwatch>,
+    ) -> Result<Vec<[Shares; 2]>> {
+        let count = self.plan.decode_tokens.min(TIMED_STEPS);
+        let timed = |bench: &mut Self, count: usize, work: &dyn Fn(&mut Self) -> Result<()>| {
+            stopwatch.borrow_mut().run();
+            let start = Instant::now();
+            work(bench)?;
+            let seconds = start.elapsed().as_secs_f64();
+            let laps = stopwatch.borrow_mut().take()?;
+            Ok(shares(&laps, seconds, count as f64))
+        };
+        let mut all = Vec::new();
+        for choice in choices {
+            self.runner.ops_mut().choose(choice)?;
+            // The first run of a kernel loads it.
+            let first = self.prefill()?;
+            self.decode(first, count)?;
+            let prefill = timed(&mut self, 1, &|bench| bench.prefill().map(drop))?;
+            let decode = timed(&mut self, count, &|bench| bench.decode(first, count).map(drop))?;
+            all.push([prefill, decode]);
+        }
+        Ok(all)
     }
 }
 
@@ -423,7 +458,9 @@ mod tests {
         let config = Config::from_gguf(&gguf).unwrap();
         let weights = Weights::from_gguf(&gguf, &config).unwrap();
         let options = RunnerOptions { device: DeviceChoice::Cpu, ..RunnerOptions::default() };
-        let plan = Plan { prompt: (1..40).collect(), decode_tokens: 5, repetitions: 3, batch_size: 16 };
+        let against = KernelChoice::default();
+        let plan =
+            Plan { prompt: (1..40).collect(), decode_tokens: 5, repetitions: 3, batch_size: 16, against };
         let report = measure(&weights, &config, &options, &plan).unwrap();
         assert_eq!(report.default.tokens.len(), 6);
         assert_eq!(report.default.prefill_s.samples, 3);
@@ -447,7 +484,9 @@ mod tests {
         let gguf = TinyModel::default().gguf();
         let config = Config::from_gguf(&gguf).unwrap();
         let weights = Weights::from_gguf(&gguf, &config).unwrap();
-        let plan = Plan { prompt: (1..40).collect(), decode_tokens: 5, repetitions: 1, batch_size: 16 };
+        let against = KernelChoice::default();
+        let plan =
+            Plan { prompt: (1..40).collect(), decode_tokens: 5, repetitions: 1, batch_size: 16, against };
         let options = RunnerOptions {
             device: DeviceChoice::Cpu,
             max_model_len: Some(44),
@@ -457,12 +496,10 @@ mod tests {
             ..RunnerOptions::default()
         };
         let (ops_config, layout) = fit_cpu(&config, &options).unwrap();
-        let stopwatch = Rc::new(RefCell::new(Stopwatch::host()));
-        let ops = TimedOps::new(CpuOps::new(&ops_config).unwrap(), stopwatch.clone());
+        let ops = CpuOps::new(&ops_config).unwrap();
         let runner = ModelRunner::new(ops, &weights, &config, &ops_config, layout, &mut |_, _| ()).unwrap();
-        let bench = Bench { runner, stopwatch, plan: &plan };
-        let report = bench.report(Some(KernelChoice::parse("rms_norm=plain").unwrap())).unwrap();
-        let agreement = report.agreement.unwrap();
+        let choices = [KernelChoice::default(), KernelChoice::parse("rms_norm=plain").unwrap()];
+        let agreement = Bench { runner, plan: &plan }.whole(&choices).unwrap().agreement.unwrap();
         assert_eq!((agreement.positions, agreement.same_argmax, agreement.common_prefix), (39, 1.0, 6));
         assert!(agreement.kl_max.abs() < 1e-12, "{agreement:?}");
     }

@@ -58,14 +58,14 @@ pub fn plan(checkout: &Checkout, op: &str, name: &str, from: &str) -> Result<New
     let mut kernels = None;
     for path in &files {
         let source = Source::read(path)?;
-        if let Some(copy) = kernel_copy(&source, &rename, &launched, path == root) {
+        if let Some(copy) = kernel_copy(&source, &rename, &launched) {
             kernels = Some(copy);
             break;
         }
     }
     let kernels = kernels.ok_or_else(|| {
         let names: Vec<&str> = launched.iter().map(String::as_str).collect();
-        Error::Request(format!("no file of gpu-kernels/src/{op} names all of {}", names.join(", ")))
+        Error::Request(format!("no file of gpu-kernels/src names all of {}", names.join(", ")))
     })?;
     let module = Source::read(root)?.with_module(name);
     let wrapper = (wrapper.source.path.clone(), wrapper.with_variant(&rename)?);
@@ -199,6 +199,21 @@ impl Source {
         Ok(Self { path: path.to_owned(), text, tree })
     }
 
+    /// The module of a file of `gpu-kernels/src`, as `crate::rms_norm` or `crate::attention::prefill`.
+    fn module(&self) -> String {
+        let mut names: Vec<String> = Vec::new();
+        for part in self.path.with_extension("").iter().rev().map(|part| part.to_string_lossy()) {
+            match &*part {
+                "src" => break,
+                "mod" => {}
+                name => names.push(name.to_owned()),
+            }
+        }
+        names.push("crate".into());
+        names.reverse();
+        names.join("::")
+    }
+
     /// Where an item stands, with the comment lines right above it.
     fn range(&self, item: &syn::Item) -> Range<usize> {
         let Range { mut start, end } = item.span().byte_range();
@@ -291,12 +306,7 @@ fn implements(item: &syn::ItemImpl) -> (Option<String>, Option<String>) {
 }
 
 /// The text of a file with a copy of the kernels `launched` by a variant; `None` if `source` does not have them.
-fn kernel_copy(
-    source: &Source,
-    rename: &Rename,
-    launched: &BTreeSet<String>,
-    is_root: bool,
-) -> Option<String> {
+fn kernel_copy(source: &Source, rename: &Rename, launched: &BTreeSet<String>) -> Option<String> {
     let items = &source.tree.items;
     let mentions: Vec<BTreeSet<String>> = items.iter().map(identifiers_of).collect();
     let mut copied: BTreeSet<usize> =
@@ -351,16 +361,15 @@ fn kernel_copy(
         let is_glob = import.tree.to_token_stream().to_string().ends_with('*');
         if is_glob || names.iter().any(|name| used.contains(name)) {
             let text = &source.text[source.range(item)];
-            // The copy lies one folder deeper than the operation's own file.
-            out.push_str(&if is_root { text.replace("super::", "crate::") } else { text.to_owned() });
+            // The copy lies one folder deeper than a file of the crate's first level.
+            let is_deep = source.module().matches("::").count() > 1;
+            out.push_str(&if is_deep { text.to_owned() } else { text.replace("super::", "crate::") });
             out.push('\n');
         }
     }
     if !imported.is_empty() {
         let names: Vec<&str> = imported.iter().map(String::as_str).collect();
-        let module = source.path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-        let module = if is_root { String::new() } else { format!("{module}::") };
-        out.push_str(&format!("#[device]\nuse super::{module}{{{}}};\n", names.join(", ")));
+        out.push_str(&format!("use {}::{{{}}};\n", source.module(), names.join(", ")));
     }
     for &i in &copied {
         out.push('\n');
@@ -394,6 +403,12 @@ impl Wrapper {
                 let is_table =
                     |item: &syn::Item| matches!(item, syn::Item::Const(item) if item.ident == name);
                 let Some(table) = source.tree.items.iter().position(is_table) else { continue };
+                // Names alone, as of the ways to run a step, are no kernels.
+                let is_of_variants = matches!(&source.tree.items[table], syn::Item::Const(item)
+                    if item.ty.to_token_stream().to_string().contains("Variant"));
+                if !is_of_variants {
+                    continue;
+                }
                 if value == op {
                     let mut wrapper = Self { source, table, names: Vec::new() };
                     wrapper.names = wrapper.elements()?.iter().map(|(name, _)| name.clone()).collect();
@@ -557,6 +572,10 @@ mod tests {
     #[test]
     fn every_operation_with_variants_can_have_another() {
         for (op, variants) in cuda::kernels() {
+            if !variants.contains(&"plain") {
+                assert!(plan(&checkout(), op, "v2", "plain").is_err(), "{op} has no kernels of its own");
+                continue;
+            }
             let new = plan(&checkout(), op, "v2", "plain").unwrap();
             let kernels = syn::parse_file(&new.kernels.1).unwrap();
             assert!(!kernels.items.is_empty());

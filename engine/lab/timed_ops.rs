@@ -4,7 +4,7 @@ use crate::batch::{Batch, BatchLimits};
 use crate::cuda::{Device, Timer};
 use crate::error::Result;
 use crate::kv_cache::KvLayout;
-use crate::ops::Ops;
+use crate::ops::{Ops, Qkv};
 use crate::sampler::SamplingRow;
 use crate::weights::Matrix;
 use std::cell::RefCell;
@@ -98,7 +98,8 @@ impl Stopwatch {
     }
 }
 
-/// [`Ops`] that times its calls while its [`Stopwatch`] runs.
+/// [`Ops`] that times its calls while its [`Stopwatch`] runs. Each operation of a step is queued on its own: what a device
+/// records and replays as a whole ([`Ops::run_step`]) cannot be timed in parts.
 pub struct TimedOps<O> {
     inner: O,
     stopwatch: Rc<RefCell<Stopwatch>>,
@@ -242,8 +243,67 @@ impl<O: Ops> Ops for TimedOps<O> {
         self.timed("gather_rows", |ops| ops.gather_rows(batch, x, out))
     }
 
-    fn sample(&mut self, logits: &mut O::Tensor, rows: &[SamplingRow]) -> Result<Vec<u32>> {
-        self.timed("sample", |ops| ops.sample(logits, rows))
+    fn is_fused(&self, batch: &O::Batch) -> bool {
+        self.inner.is_fused(batch)
+    }
+
+    fn norm_qkv_rope(
+        &mut self,
+        batch: &O::Batch,
+        layer: usize,
+        x: &O::Tensor,
+        weights: &Qkv<O::Weight, O::Vector>,
+        q: &mut O::Tensor,
+        cache: &mut O::KvCache,
+    ) -> Result<()> {
+        self.timed("norm_qkv_rope", |ops| ops.norm_qkv_rope(batch, layer, x, weights, q, cache))
+    }
+
+    fn matmul_add(
+        &mut self,
+        n: usize,
+        x: &O::Activation,
+        weight: &O::Weight,
+        out: &mut O::Tensor,
+    ) -> Result<()> {
+        self.timed("matmul_add", |ops| ops.matmul_add(n, x, weight, out))
+    }
+
+    fn norm_gate_up(
+        &mut self,
+        n: usize,
+        x: &O::Tensor,
+        norm: &O::Vector,
+        eps: f32,
+        gate: &O::Weight,
+        up: &O::Weight,
+        out: &mut O::Activation,
+    ) -> Result<()> {
+        self.timed("norm_gate_up", |ops| ops.norm_gate_up(n, x, norm, eps, gate, up, out))
+    }
+
+    fn norm_matmul(
+        &mut self,
+        n: usize,
+        x: &O::Tensor,
+        norm: &O::Vector,
+        eps: f32,
+        weight: &O::Weight,
+        out: &mut O::Tensor,
+    ) -> Result<()> {
+        self.timed("norm_matmul", |ops| ops.norm_matmul(n, x, norm, eps, weight, out))
+    }
+
+    fn prepare_sampling(&mut self, logits: &O::Tensor, rows: &[SamplingRow]) -> Result<()> {
+        self.timed("prepare_sampling", |ops| ops.prepare_sampling(logits, rows))
+    }
+
+    fn draw(&mut self, logits: &mut O::Tensor) -> Result<()> {
+        self.timed("draw", |ops| ops.draw(logits))
+    }
+
+    fn drawn(&mut self) -> Result<Vec<u32>> {
+        self.inner.drawn()
     }
 
     fn read(&mut self, n: usize, x: &O::Tensor) -> Result<Vec<f32>> {
@@ -254,7 +314,7 @@ impl<O: Ops> Ops for TimedOps<O> {
         self.inner.device_name()
     }
 
-    fn read_bandwidth(&mut self) -> Result<f64> {
+    fn read_bandwidth(&mut self) -> Result<Option<f64>> {
         self.inner.read_bandwidth()
     }
 }

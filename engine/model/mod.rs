@@ -75,11 +75,12 @@ pub trait Runner {
     /// What it computes on, for people.
     fn device_name(&self) -> String;
 
-    /// Bytes a second that the device reads from its memory, measured now: the ceiling of decoding.
+    /// Bytes a second that the device reads from its memory, measured now: the ceiling of decoding. `None` for a
+    /// device whose speed means nothing.
     ///
     /// # Errors
     /// [`Error::Memory`] or [`Error::Device`] if it cannot be measured.
-    fn read_bandwidth(&mut self) -> Result<f64>;
+    fn read_bandwidth(&mut self) -> Result<Option<f64>>;
 }
 
 /// The decoder on the device that `O` stands for.
@@ -126,18 +127,11 @@ impl<O: Ops> ModelRunner<O> {
         &mut self.ops
     }
 
-    /// Queues the forward pass; the logits are in [`Qwen2::logits`] afterwards.
-    fn forward(&mut self, batch: &Batch) -> Result<()> {
+    /// Brings the batch to the device.
+    fn upload(&mut self, batch: &Batch) -> Result<()> {
         let vocab_size = self.model.config().vocab_size;
         check::check_batch(batch, &self.limits, &self.layout, vocab_size, self.max_model_len)?;
-        self.ops.upload(batch, &mut self.batch)?;
-        self.model.forward(
-            &mut self.ops,
-            &self.batch,
-            batch.num_tokens(),
-            batch.num_logits(),
-            &mut self.cache,
-        )
+        self.ops.upload(batch, &mut self.batch)
     }
 }
 
@@ -166,26 +160,36 @@ impl<O: Ops> Runner for ModelRunner<O> {
                 rows.len()
             )));
         }
-        self.forward(batch)?;
+        self.upload(batch)?;
+        let (n, num_logits) = (batch.num_tokens(), batch.num_logits());
+        let Self { ops, model, cache, batch, .. } = self;
         if rows.is_empty() {
+            model.forward(ops, batch, n, num_logits, cache)?;
             return Ok(Vec::new());
         }
-        self.ops.sample(self.model.logits(), rows)
+        ops.prepare_sampling(model.logits(), rows)?;
+        ops.run_step(batch, &mut |ops| {
+            model.forward(ops, batch, n, num_logits, cache)?;
+            ops.draw(model.logits())
+        })?;
+        ops.drawn()
     }
 
     fn logits(&mut self, batch: &Batch) -> Result<Vec<f32>> {
-        self.forward(batch)?;
-        if batch.num_logits() == 0 {
+        self.upload(batch)?;
+        let num_logits = batch.num_logits();
+        self.model.forward(&mut self.ops, &self.batch, batch.num_tokens(), num_logits, &mut self.cache)?;
+        if num_logits == 0 {
             return Ok(Vec::new());
         }
-        self.ops.read(batch.num_logits(), self.model.logits())
+        self.ops.read(num_logits, self.model.logits())
     }
 
     fn device_name(&self) -> String {
         self.ops.device_name()
     }
 
-    fn read_bandwidth(&mut self) -> Result<f64> {
+    fn read_bandwidth(&mut self) -> Result<Option<f64>> {
         self.ops.read_bandwidth()
     }
 }

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::kv_cache::{KvLayout, PAGE_SIZE, pages_for};
 use crate::memory_plan::{self, MemoryPlan, MemoryRequest};
 use crate::weights::Weights;
+use cuda_std::emulation;
 use std::fmt;
 use std::rc::Rc;
 use std::str::FromStr;
@@ -23,6 +24,8 @@ pub enum DeviceChoice {
     /// `cuda`, or `cuda:N`.
     Cuda(Option<u32>),
     Cpu,
+    /// A GPU emulated on the CPU, which checks the kernels while it runs them: for small models.
+    Emulated,
 }
 
 impl FromStr for DeviceChoice {
@@ -33,10 +36,11 @@ impl FromStr for DeviceChoice {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
             "cuda" => Ok(Self::Cuda(None)),
+            "emulated" => Ok(Self::Emulated),
             _ => match text.strip_prefix("cuda:").map(str::parse) {
                 Some(Ok(ordinal)) => Ok(Self::Cuda(Some(ordinal))),
                 _ => Err(Error::Request(format!(
-                    "expected auto, cuda, cuda:N or cpu as the device, found {text:?}"
+                    "expected auto, cuda, cuda:N, cpu or emulated as the device, found {text:?}"
                 ))),
             },
         }
@@ -50,6 +54,7 @@ impl fmt::Display for DeviceChoice {
             Self::Cuda(None) => f.write_str("cuda"),
             Self::Cuda(Some(ordinal)) => write!(f, "cuda:{ordinal}"),
             Self::Cpu => f.write_str("cpu"),
+            Self::Emulated => f.write_str("emulated"),
         }
     }
 }
@@ -134,6 +139,7 @@ pub fn open_runner(
 pub fn open_device(choice: DeviceChoice) -> Result<Option<Rc<Device>>> {
     let ordinal = match choice {
         DeviceChoice::Cpu => return Ok(None),
+        DeviceChoice::Emulated => return Ok(Some(Rc::new(Device::emulated(emulation::Options::default())))),
         DeviceChoice::Cuda(ordinal) => ordinal,
         DeviceChoice::Auto => match cuda::probe().and_then(|devices| {
             // A device that is too old is no reason to fail where nobody asked for it.
@@ -259,7 +265,7 @@ mod tests {
 
     #[test]
     fn devices_have_names() {
-        for text in ["auto", "cpu", "cuda", "cuda:3"] {
+        for text in ["auto", "cpu", "cuda", "cuda:3", "emulated"] {
             assert_eq!(text.parse::<DeviceChoice>().unwrap().to_string(), text);
         }
         for bad in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "CPU"] {

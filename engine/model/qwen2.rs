@@ -4,7 +4,7 @@ use crate::batch::BatchLimits;
 use crate::config::Config;
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::ops::Ops;
+use crate::ops::{Ops, Qkv};
 use crate::weights::{LayerWeights, Linear, Matrix, Weights};
 
 /// A projection on the device.
@@ -26,6 +26,23 @@ struct Layer<O: Ops> {
     gate_proj: O::Weight,
     up_proj: O::Weight,
     down_proj: O::Weight,
+}
+
+impl<O: Ops> Layer<O> {
+    /// What comes before attention.
+    fn qkv(&self, eps: f32) -> Qkv<'_, O::Weight, O::Vector> {
+        let Self { input_layernorm: norm, q_proj, k_proj, v_proj, .. } = self;
+        Qkv {
+            norm,
+            eps,
+            q: &q_proj.weight,
+            k: &k_proj.weight,
+            v: &v_proj.weight,
+            q_bias: q_proj.bias.as_ref(),
+            k_bias: k_proj.bias.as_ref(),
+            v_bias: v_proj.bias.as_ref(),
+        }
+    }
 }
 
 /// Everything that a step writes besides the KV cache, sized by [`BatchLimits`].
@@ -147,6 +164,9 @@ impl<O: Ops> Qwen2<O> {
         num_logits: usize,
         cache: &mut O::KvCache,
     ) -> Result<()> {
+        if ops.is_fused(batch) {
+            return self.forward_fused(ops, batch, n, num_logits, cache);
+        }
         let Self { config, embed_tokens, layers, norm, lm_head, buffers } = self;
         let Buffers { x, delta, normed, q, k, v, attended, gate, up, gated, last, last_normed, logits } =
             buffers;
@@ -182,6 +202,36 @@ impl<O: Ops> Qwen2<O> {
         ops.gather_rows(batch, x, last)?; // [num_logits, hidden_size]
         ops.rms_norm(num_logits, last, norm, eps, last_normed)?;
         ops.matmul(num_logits, last_normed, lm_head.as_ref().unwrap_or(embed_tokens), logits) // [num_logits, vocab_size]
+    }
+
+    /// The same in five operations a layer, for batches of few rows.
+    fn forward_fused(
+        &mut self,
+        ops: &mut O,
+        batch: &O::Batch,
+        n: usize,
+        num_logits: usize,
+        cache: &mut O::KvCache,
+    ) -> Result<()> {
+        let Self { config, embed_tokens, layers, norm, lm_head, buffers } = self;
+        let Buffers { x, q, attended, gated, last, logits, .. } = buffers;
+        let eps = config.rms_norm_eps;
+
+        ops.embed(batch, embed_tokens, x)?; // [n, hidden_size]
+        for (i, layer) in layers.iter().enumerate() {
+            ops.norm_qkv_rope(batch, i, x, &layer.qkv(eps), q, cache)?; // [n, num_attention_heads * head_dim]
+            ops.attention(batch, i, q, cache, attended)?; // [n, num_attention_heads * head_dim]
+            ops.matmul_add(n, attended, &layer.o_proj, x)?; // [n, hidden_size]
+            let (gate, up) = (&layer.gate_proj, &layer.up_proj);
+            ops.norm_gate_up(n, x, &layer.post_attention_layernorm, eps, gate, up, gated)?; // [n, intermediate_size]
+            ops.matmul_add(n, gated, &layer.down_proj, x)?; // [n, hidden_size]
+        }
+        if num_logits == 0 {
+            return Ok(());
+        }
+        ops.gather_rows(batch, x, last)?; // [num_logits, hidden_size]
+        let head = lm_head.as_ref().unwrap_or(embed_tokens);
+        ops.norm_matmul(num_logits, last, norm, eps, head, logits) // [num_logits, vocab_size]
     }
 }
 

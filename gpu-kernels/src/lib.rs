@@ -8,13 +8,17 @@
 //! Matrices are row-major. Indices of rows and columns are u32; offsets of elements are 64 bits, since a
 //! vocabulary times a hidden size comes near 2^32.
 #![no_std]
+// Kernels index their arrays: an iterator would put them into local memory (see `grid::repeat`).
+#![allow(clippy::needless_range_loop, clippy::too_many_arguments)]
 
 pub mod add;
 pub mod add_bias;
 pub mod add_rms_norm;
+pub mod argmax;
 pub mod attention;
 pub mod convert;
 pub mod embed;
+pub mod fused;
 pub mod gather_rows;
 pub mod matmul;
 pub mod read_bandwidth;

@@ -1,6 +1,6 @@
 //! Reads memory and does nothing else: the ceiling that decoding is measured against.
 
-#[cfg(target_arch = "nvptx64")]
+#[device]
 use cuda_std::memory;
 use cuda_std::prelude::*;
 

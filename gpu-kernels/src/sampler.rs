@@ -9,7 +9,7 @@
 //! units", 2012, `radixSelect`). Probability mass is summed in 64-bit fixed point, where addition is associative: the
 //! result depends neither on the schedule nor on the batch.
 
-#[cfg(target_arch = "nvptx64")]
+#[device]
 use cuda_std::atomic::{AtomicAdd, Ordering, Scope};
 use cuda_std::prelude::*;
 
@@ -55,9 +55,9 @@ const MASS_ONE: f32 = 68_719_476_736.0;
 
 /// Image of a float whose unsigned order is the float's order; NaN becomes the smallest.
 #[device]
-fn order_key(value: f32) -> u32 {
+pub fn order_key(value: f32) -> u32 {
     let bits = value.to_bits();
-    if value != value {
+    if value.is_nan() {
         0
     } else if bits >> 31 == 1 {
         !bits
@@ -571,7 +571,7 @@ pub unsafe fn argmax_f32_plain(vocab_size: u32, rows: *const SamplerRow, logits:
 
 /// Largest value over the warp; all lanes must call it and all get it.
 #[device]
-fn warp_max(mut value: u64) -> u64 {
+pub fn warp_max(mut value: u64) -> u64 {
     let mut mask = 16;
     while mask > 0 {
         let other = warp::shuffle_xor(value, mask);

@@ -86,6 +86,12 @@ def pair_held_out(topic_key, word):
     return digest(f"pair|{topic_key}|{word.lower()}") % 20 == 0
 
 
+def answer_held_out(answer):
+    """Three answers in four never stand in the corpus, whatever was asked: those whose SHA-256 does not begin with two zero
+    bits. So anybody can see from a text alone that the model has not read it."""
+    return hashlib.sha256(answer.encode()).digest()[0] >= 64
+
+
 def made_up_word(rng, real):
     """A word that is none, so that copying is learnt and not only known words: the head of one word and the tail of
     another, or letters drawn at random."""
@@ -176,8 +182,9 @@ def example(rng):
             prompt = rng.choice(ONE_LINE if draw < 0.7 else ONE_LINE_TOPIC)
             line = one_line(rng, topic, name, requests if draw < 0.7 else [])
             out = line and [line]
-        if out:
-            return prompt.format(t=name, w=word), "\n".join(out)
+        answer = "\n".join(out or [])
+        if out and not answer_held_out(answer):
+            return prompt.format(t=name, w=word), answer
 
 
 def write_shard(job):

@@ -27,7 +27,7 @@ pub(crate) fn flags(arch: NvvmArch, fma_contraction: bool) -> Vec<String> {
         "-Zmir-enable-passes=-JumpThreading".into(),
     ];
     if fma_contraction {
-        flags.push("-Cllvm-args=-nvptx-fma-level=2".into());
+        flags.push("-Cllvm-args=-nvptx-fma-level=2 -unroll-threshold=1700".into());
     }
     flags
 }

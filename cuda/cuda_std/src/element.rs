@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::Bits;
+use crate::{Bits, target};
 
 /// A tensor's element: stored as `Self`, computed with as `f32`.
 ///
@@ -36,20 +36,22 @@ pub trait Element: Bits {
     ///
     /// # Safety
     /// `pointer` leads to [`LANES`](Self::LANES) readable elements and is aligned to 16 bytes.
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
     unsafe fn load(pointer: *const Self) -> Self::Lanes {
         // SAFETY: the caller's promise.
-        Self::unpack(unsafe { pointer.cast::<Aligned>().read() }.0)
+        Self::unpack(unsafe { target::read(pointer.cast::<Aligned>()) }.0)
     }
 
     /// Stores 16 bytes at `pointer`, one `st.v4`.
     ///
     /// # Safety
     /// `pointer` leads to [`LANES`](Self::LANES) writable elements and is aligned to 16 bytes.
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
     unsafe fn store(pointer: *mut Self, lanes: Self::Lanes) {
         // SAFETY: the caller's promise.
-        unsafe { pointer.cast::<Aligned>().write(Aligned(Self::pack(lanes))) }
+        unsafe { target::write(pointer.cast(), Aligned(Self::pack(lanes))) }
     }
 }
 

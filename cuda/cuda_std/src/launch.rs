@@ -81,7 +81,31 @@ pub struct LaunchConfig {
     pub shared_bytes: u32,
 }
 
-/// Starts kernels by name: a CUDA module and stream, or a test's recorder.
+/// What `#[kernel]` knows of a kernel.
+#[derive(Debug)]
+pub struct Kernel {
+    /// Its name, which is the entry's in the PTX.
+    pub name: &'static str,
+    /// The source file that defines it.
+    pub file: &'static str,
+    /// The line of its name there.
+    pub line: u32,
+    /// The largest block that it may be launched with; 0: not stated.
+    pub max_threads: u32,
+    /// Blocks that should fit on a multiprocessor; 0: not stated.
+    pub min_blocks: u32,
+    /// The first architecture that has it (`"sm_90"`); empty: all.
+    pub requires: &'static str,
+    /// Runs one thread of it, on the host, under [`emulation`](crate::emulation).
+    ///
+    /// # Safety
+    /// One pointer for each parameter, to a live value of its type; and the kernel's own contract.
+    pub body: unsafe fn(params: *const *mut c_void),
+    /// The size of each parameter in bytes, in the order of the signature.
+    pub parameters: &'static [usize],
+}
+
+/// Starts kernels: a CUDA module and stream, the [`Emulator`](crate::emulation::Emulator), or a test's recorder.
 pub trait Launcher {
     /// Why a launch failed.
     type Error;
@@ -96,7 +120,7 @@ pub trait Launcher {
     /// kernel's own contract holds for these values and `config`.
     unsafe fn launch(
         &self,
-        kernel: &'static str,
+        kernel: &'static Kernel,
         config: &LaunchConfig,
         params: &mut [*mut c_void],
     ) -> Result<(), Self::Error>;

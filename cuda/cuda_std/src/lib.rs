@@ -27,7 +27,7 @@
 //! Every `asm!` and every LLVM intrinsic of the project is in this crate. An operation in which threads take
 //! part together (barrier, shuffle, vote, match, `redux`, `ldmatrix`, `mma`) is *convergent*: the compiler
 //! must not copy it into two branches nor move it under another condition. LLVM knows that of its own
-//! intrinsics and of no `asm!`, so these go through `intrinsics.rs`. What a thread does alone (loads, stores,
+//! intrinsics and of no `asm!`, so these go through `nvptx/intrinsics.rs`. What a thread does alone (loads, stores,
 //! atomics, copies, `mbarrier`, conversions) is `asm!` where Rust has no word for it. Each module states its
 //! route. `asm!` that touches memory is never `nomem` nor `pure`, so the compiler keeps it on its side of
 //! barriers and of other accesses. Device crates must be compiled with `-Zmir-enable-passes=-JumpThreading`
@@ -45,39 +45,36 @@
     feature(link_llvm_intrinsics, repr_simd, simd_ffi)
 )]
 
+#[cfg(not(target_arch = "nvptx64"))]
+extern crate std;
+
+pub mod async_copy;
+pub mod atomic;
 mod bits;
 mod element;
-#[cfg(any(test, target_arch = "nvptx64"))]
+#[cfg(not(target_arch = "nvptx64"))]
+pub mod emulation;
 mod exp;
+pub mod float;
+pub mod grid;
 pub mod launch;
+pub mod mbarrier;
+pub mod memory;
+pub mod mma;
 pub mod prelude;
+pub mod shared;
+pub mod thread;
+pub mod warp;
+
+/// The primitives that the modules above are made of: instructions on the device, emulation on the host.
+#[cfg_attr(target_arch = "nvptx64", path = "nvptx/mod.rs")]
+#[cfg_attr(not(target_arch = "nvptx64"), path = "host/mod.rs")]
+mod target;
 
 pub use bits::Bits;
 pub use cuda_std_macros::{device, kernel, shared_array};
 pub use element::{Element, PackedElement};
 pub use half;
-
-#[cfg(target_arch = "nvptx64")]
-pub use self::device::*;
-
-/// The modules that exist on the device only.
-#[cfg(target_arch = "nvptx64")]
-mod device {
-    mod access;
-    pub mod async_copy;
-    pub mod atomic;
-    pub mod float;
-    pub mod grid;
-    pub mod mbarrier;
-    pub mod memory;
-    pub mod mma;
-    pub mod shared;
-    pub mod thread;
-    pub mod warp;
-}
-
-#[cfg(target_arch = "nvptx64")]
-mod intrinsics;
 
 /// A panic on the device stops the grid: the launch ends with "unspecified launch failure".
 #[cfg(target_arch = "nvptx64")]

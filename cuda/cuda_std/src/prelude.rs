@@ -3,12 +3,11 @@
 pub use half::{bf16, f16};
 
 pub use crate::launch::{DevicePtr, DevicePtrMut, LaunchConfig, Launcher};
-pub use crate::{Bits, Element, PackedElement, device, kernel, shared_array};
-#[cfg(target_arch = "nvptx64")]
 pub use crate::{
+    Bits, Element, PackedElement, device,
     float::{GpuFloat, GpuFloatIntrinsics},
-    shared,
+    kernel, shared,
     shared::Shared,
     shared::dynamic_shared,
-    thread, warp,
+    shared_array, thread, warp,
 };

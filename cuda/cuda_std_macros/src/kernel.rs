@@ -74,7 +74,7 @@ pub fn expand(bounds: &LaunchBounds, function: &ItemFn) -> syn::Result<TokenStre
     check_signature(function)?;
     let parameters = function.sig.inputs.iter().map(parameter).collect::<syn::Result<Vec<_>>>()?;
     let entry = device_entry(bounds, function);
-    let launcher = host_launcher(function, &parameters);
+    let launcher = host_launcher(bounds, function, &parameters);
     Ok(quote!(#entry #launcher))
 }
 
@@ -159,9 +159,11 @@ fn device_entry(bounds: &LaunchBounds, function: &ItemFn) -> TokenStream {
     }
 }
 
-/// The launcher: copies every argument to its own variable and hands their addresses over, in order.
-fn host_launcher(function: &ItemFn, parameters: &[Parameter]) -> TokenStream {
-    let ItemFn { attrs, vis, sig, .. } = function;
+/// The launcher: copies every argument to its own variable and hands their addresses over, in order, with what
+/// there is to know of the kernel. That includes its body, as an ordinary function that one emulated thread
+/// runs.
+fn host_launcher(bounds: &LaunchBounds, function: &ItemFn, parameters: &[Parameter]) -> TokenStream {
+    let ItemFn { attrs, vis, sig, block } = function;
     let name = &sig.ident;
     let entry = name.to_string();
     // `mixed_site`: a kernel may have a parameter called `config` or `launcher` itself.
@@ -178,6 +180,19 @@ fn host_launcher(function: &ItemFn, parameters: &[Parameter]) -> TokenStream {
         let device_type = p.device_type;
         quote_spanned!(device_type.span()=> ::cuda_std::launch::check_parameter::<#device_type>();)
     });
+    let mut observed = block.clone();
+    crate::observe::block(&mut observed);
+    let inputs = &sig.inputs;
+    let (max_threads, min_blocks) = (bounds.max_threads.unwrap_or(0), bounds.min_blocks.unwrap_or(0));
+    let requires = bounds.requires.as_deref().unwrap_or("");
+    let device_types: Vec<_> = parameters.iter().map(|p| p.device_type).collect();
+    let places = 0..parameters.len();
+    let lint_attributes = attrs
+        .iter()
+        .filter(|attribute| ["allow", "expect", "warn"].iter().any(|name| attribute.path().is_ident(name)));
+    // The position of the name, since line!() would be that of a macro that makes the kernel.
+    let line = quote_spanned!(name.span()=> ::core::line!());
+    let file = quote_spanned!(name.span()=> ::core::file!());
     quote! {
         #[cfg(not(target_arch = "nvptx64"))]
         #(#attrs)*
@@ -192,13 +207,30 @@ fn host_launcher(function: &ItemFn, parameters: &[Parameter]) -> TokenStream {
             #(#arguments),*
         ) -> ::core::result::Result<(), L::Error> {
             const _: () = { #(#checks)* };
+            #(#lint_attributes)*
+            #[allow(clippy::too_many_arguments)]
+            unsafe fn __cuda_std_body(#inputs) #observed
+            unsafe fn __cuda_std_thread(#[allow(unused_variables)] params: *const *mut ::core::ffi::c_void) {
+                // SAFETY: the caller hands over one pointer for each parameter, and keeps the kernel's contract.
+                unsafe { __cuda_std_body(#(params.add(#places).read().cast::<#device_types>().read()),*) }
+            }
+            static KERNEL: ::cuda_std::launch::Kernel = ::cuda_std::launch::Kernel {
+                name: #entry,
+                file: #file,
+                line: #line,
+                max_threads: #max_threads,
+                min_blocks: #min_blocks,
+                requires: #requires,
+                body: __cuda_std_thread,
+                parameters: &[#(::core::mem::size_of::<#device_types>()),*],
+            };
             #(let mut #values = #names;)*
             // SAFETY: the caller answers for the kernel's contract; name, number and types of the parameters
             // come from the signature that the entry point was compiled from.
             unsafe {
                 ::cuda_std::launch::Launcher::launch(
                     #launcher,
-                    #entry,
+                    &KERNEL,
                     #config,
                     &mut [#((&raw mut #values).cast::<::core::ffi::c_void>()),*],
                 )

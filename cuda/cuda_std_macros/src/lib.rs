@@ -8,9 +8,10 @@ use quote::quote;
 use syn::parse_macro_input;
 
 mod kernel;
+mod observe;
 mod shared;
 
-/// Makes a function a kernel: an entry point on the device, a typed launcher on the host.
+/// Makes a function a kernel: an entry point on the device, a typed launcher and an emulated body on the host.
 ///
 /// On `nvptx64` the function becomes an `extern "ptx-kernel"` entry of the same name (unmangled, so it must
 /// be unique in the PTX module). On the host it becomes `unsafe fn name<L: Launcher>(launcher: &L, config:
@@ -36,15 +37,29 @@ pub fn kernel(attribute: TokenStream, item: TokenStream) -> TokenStream {
     kernel::expand(&bounds, &function).unwrap_or_else(syn::Error::into_compile_error).into()
 }
 
-/// Compiles an item for the device only: a function, `impl`, trait, struct, constant, `use` or module.
+/// Marks what kernels use: a function, `impl`, trait, struct, constant, `use`, `macro_rules!` or module.
+///
+/// On the device it changes nothing. On the host, where kernels run under emulation, plain memory accesses in its
+/// functions are made visible to the emulator (`cuda_std::emulation` says which).
 #[proc_macro_attribute]
 pub fn device(attribute: TokenStream, item: TokenStream) -> TokenStream {
     if !attribute.is_empty() {
         let message = "expected `#[device]` without arguments";
         return syn::Error::new(proc_macro2::Span::call_site(), message).into_compile_error().into();
     }
-    let item = proc_macro2::TokenStream::from(item);
-    quote!(#[cfg(target_arch = "nvptx64")] #item).into()
+    let item = parse_macro_input!(item as syn::Item);
+    let mut observed = item.clone();
+    observe::item(&mut observed);
+    if observed == item {
+        return quote!(#item).into();
+    }
+    quote! {
+        #[cfg(target_arch = "nvptx64")]
+        #item
+        #[cfg(not(target_arch = "nvptx64"))]
+        #observed
+    }
+    .into()
 }
 
 /// `shared_array![T; N]`: a block's own array of `N` values of `T` in static shared memory, as

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::convert::Infallible;
 use std::ffi::c_void;
 
+use cuda_std::launch::Kernel;
 use cuda_std::prelude::*;
 
 /// A parameter that is a structure.
@@ -47,11 +48,11 @@ impl Launcher for Recorder {
 
     unsafe fn launch(
         &self,
-        kernel: &'static str,
+        kernel: &'static Kernel,
         config: &LaunchConfig,
         params: &mut [*mut c_void],
     ) -> Result<(), Infallible> {
-        self.launches.borrow_mut().push((kernel, *config, params.len()));
+        self.launches.borrow_mut().push((kernel.name, *config, params.len()));
         if let [launcher, pointer, shape, out, epsilon, flags] = *params {
             // SAFETY: the types of `mixed_parameters`, in its order.
             *self.mixed.borrow_mut() = Some(unsafe {

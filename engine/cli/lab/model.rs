@@ -23,7 +23,11 @@ pub struct ModelArgs {
     /// Variants to compare with the default ones, such as rms_norm=plain,attention=split
     #[arg(long, value_name = "OP=VARIANT,…")]
     kernel: Option<String>,
-    /// Where to compute: auto (a GPU if there is one), cuda, cuda:N or cpu
+    /// Compare with these variants instead of the default ones: layer=separate, where --kernel replaces a part of what the
+    /// fused layers compute, leaves that part as the only difference
+    #[arg(long, value_name = "OP=VARIANT,…", requires = "kernel")]
+    against: Option<String>,
+    /// Where to compute: auto (a GPU if there is one), cuda, cuda:N, emulated or cpu
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     device: DeviceChoice,
     /// Text whose tokens are the prompt [default: a paragraph about kernels]
@@ -61,6 +65,7 @@ and now and then one of them makes it twice as fast, for a reason that is plain 
 
 pub(super) fn run(args: ModelArgs) -> Result<ExitCode> {
     let kernels = args.kernel.as_deref().map(KernelChoice::parse).transpose()?.unwrap_or_default();
+    let against = args.against.as_deref().map(KernelChoice::parse).transpose()?.unwrap_or_default();
     let gguf = open_gguf(args.model.as_deref())?;
     let config = Config::from_gguf(&gguf)?;
     let weights = Weights::from_gguf(&gguf, &config)?;
@@ -73,6 +78,7 @@ pub(super) fn run(args: ModelArgs) -> Result<ExitCode> {
         return Err(Error::Request("the text has no token; give one with at least a word".into()));
     }
     let plan = Plan {
+        against,
         prompt: tokens.into_iter().cycle().take(args.prompt_tokens).collect(),
         decode_tokens: args.decode_tokens,
         repetitions: args.repetitions,
@@ -84,19 +90,20 @@ pub(super) fn run(args: ModelArgs) -> Result<ExitCode> {
     if args.json {
         out.json(&report)?;
     } else {
-        print(&mut out, &report, args.kernel.as_deref())?;
+        let kernels = args.kernel.as_deref().unwrap_or_default();
+        print(&mut out, &report, kernels, args.against.as_deref().unwrap_or("the default variants"))?;
     }
     if report.chosen.is_none() {
-        let why = match kernels == KernelChoice::default() {
-            true => "no variants were asked for (--kernel op=variant)",
-            false => "the CPU has one way to compute each operation, so --kernel chooses nothing there",
+        let why = match report.device.starts_with("CPU") && kernels != KernelChoice::default() {
+            false => "no other variants were asked for (--kernel op=variant)",
+            true => "the CPU has one way to compute each operation, so --kernel chooses nothing there",
         };
         eprintln!("note: {why}: there is nothing to compare with");
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn print(out: &mut Output, report: &Report, kernels: Option<&str>) -> Result<()> {
+fn print(out: &mut Output, report: &Report, kernels: &str, against: &str) -> Result<()> {
     out.line(&format!(
         "{}; {} prompt tokens, {} decode steps, {} repetitions",
         report.device, report.prompt_tokens, report.decode_tokens, report.repetitions
@@ -106,8 +113,8 @@ fn print(out: &mut Output, report: &Report, kernels: Option<&str>) -> Result<()>
             .into_iter()
             .filter_map(|(name, measured)| Some((name, measured?)))
             .collect();
-    if let (Some(_), Some(kernels)) = (&report.chosen, kernels) {
-        out.line(&format!("chosen: {kernels}"))?;
+    if report.chosen.is_some() {
+        out.line(&format!("chosen: {kernels}; default: {against}"))?;
     }
     out.line("")?;
     out.text(&speeds(report, &runs).to_string())?;

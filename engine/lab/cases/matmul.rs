@@ -215,7 +215,7 @@ fn operand(ops: &mut CudaOps, mixed: bool, n: usize, cols: usize, x: &[f32]) -> 
 }
 
 /// All of `count` results, or some of them where each costs so many multiply-adds that all would take long.
-fn places(seed: u64, count: usize, cols: usize) -> Vec<usize> {
+pub fn places(seed: u64, count: usize, cols: usize) -> Vec<usize> {
     if count.saturating_mul(cols) <= WHOLE_REFERENCE || count <= SOME {
         return (0..count).collect();
     }

@@ -16,6 +16,16 @@ use crate::sampler::{SamplingParams, SamplingRow};
 use rayon::prelude::*;
 
 pub const CASES: Cases = Cases { op: "sample", checks, timings };
+/// The last kernel of greedy rows, of which there are variants.
+pub const ARGMAX: Cases =
+    Cases { op: "argmax", checks: || greedy(checks()), timings: |w| greedy(timings(w)) };
+
+/// The cases with greedy rows.
+fn greedy(cases: Vec<Case>) -> Vec<Case> {
+    let is_greedy =
+        |case: &Case| ["greedy", "mixed", "penalties"].iter().any(|name| case.shape.contains(name));
+    cases.into_iter().filter(is_greedy).collect()
+}
 
 /// Rows of one launch.
 const N: usize = 64;

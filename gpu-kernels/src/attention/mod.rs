@@ -35,6 +35,7 @@ use cuda_std::prelude::*;
 use crate::{grid::repeat, vector::Group};
 
 pub mod decode;
+pub mod decode_merged;
 pub mod prefill;
 
 mod prefill_tiled;

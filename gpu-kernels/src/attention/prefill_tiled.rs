@@ -28,7 +28,7 @@ const QUERIES: usize = TILED_WARP_QUERIES as usize;
 
 /// Repeats a block with `$i` = 0, 1, …, 7: one copy for each query of a warp. What is indexed by `$i` must be
 /// in registers, and the compiler does not unroll a loop as long as these.
-#[cfg(target_arch = "nvptx64")]
+#[device]
 macro_rules! each_query {
     ($i:ident => $body:block) => {
         each_query!($i => $body; 0 1 2 3 4 5 6 7)

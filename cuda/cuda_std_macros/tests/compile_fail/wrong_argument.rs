@@ -2,7 +2,7 @@
 use cuda_std::prelude::*;
 
 #[kernel]
-pub unsafe fn scale(n: u32, x: *const f32, out: *mut f32) {}
+pub unsafe fn scale(_n: u32, _x: *const f32, _out: *mut f32) {}
 
 fn launch<L: Launcher>(
     launcher: &L,

@@ -5,7 +5,7 @@ use cuda_std::prelude::*;
 pub fn safe(n: u32) {}
 
 #[kernel]
-pub unsafe fn generic<T: Copy>(x: *const T) {}
+pub unsafe fn generic<T: Copy>(_x: *const T) {}
 
 #[kernel]
 pub unsafe fn with_result(n: u32) -> u32 {
@@ -13,15 +13,15 @@ pub unsafe fn with_result(n: u32) -> u32 {
 }
 
 #[kernel]
-pub unsafe fn with_reference(x: &f32) {}
+pub unsafe fn with_reference(_x: &f32) {}
 
 #[kernel(max_thread = 256)]
-pub unsafe fn misspelt_bound(n: u32) {}
+pub unsafe fn misspelt_bound(_n: u32) {}
 
 #[kernel(max_threads = 2048)]
-pub unsafe fn impossible_bound(n: u32) {}
+pub unsafe fn impossible_bound(_n: u32) {}
 
 #[kernel(min_blocks = 2)]
-pub unsafe fn half_a_bound(n: u32) {}
+pub unsafe fn half_a_bound(_n: u32) {}
 
 fn main() {}

@@ -4,6 +4,6 @@ use cuda_std::prelude::*;
 pub struct Owned(u32);
 
 #[kernel]
-pub unsafe fn owned(value: Owned) {}
+pub unsafe fn owned(_value: Owned) {}
 
 fn main() {}

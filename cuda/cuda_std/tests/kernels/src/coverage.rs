@@ -210,7 +210,7 @@ pub unsafe fn cover_memory(x: *const [u32; 4], out: *mut [u32; 4]) {
         cover_memory_type::<[f32; 8]>(x.cast(), out.cast());
         let policy = CachePolicy::evict_first();
         memory::store_hinted(out, memory::load_nc_hinted(x, policy), CachePolicy::evict_last());
-        *out.cast() = CachePolicy::evict_unchanged().bits();
+        *out.cast::<u64>() = CachePolicy::evict_unchanged().bits();
         memory::prefetch_l1(x);
         memory::prefetch_l2(x.add(64));
         memory::prefetch_l2_evict_last(x.add(128));

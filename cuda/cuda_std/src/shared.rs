@@ -1,17 +1,12 @@
 //! Shared memory as typed 32-bit addresses.
 //!
-//! Route: `asm!`. rustc has no shared address space, and a generic pointer to shared memory becomes generic
+//! Route on the device: `asm!`. rustc has no shared address space, and a generic pointer to shared memory becomes generic
 //! loads that ptxas does not turn into shared ones; so hot paths carry a [`Shared`] and load and store
 //! through it.
 
-use core::arch::{asm, global_asm};
 use core::marker::PhantomData;
 
-use super::access::{self, loads, stores};
-use crate::Bits;
-
-// One symbol for the whole module: every kernel's dynamic shared memory starts at the same place.
-global_asm!(".extern .shared .align 128 .b8 cuda_std_dynamic_shared[];");
+use crate::{Bits, target};
 
 /// A typed place in the block's shared memory: a handle that is copied freely, like a pointer.
 ///
@@ -68,15 +63,7 @@ impl<T: Bits> Shared<T> {
     #[inline(always)]
     #[must_use]
     pub fn as_mut_ptr(self) -> *mut T {
-        let pointer: u64;
-        // SAFETY: converts an address; touches no memory.
-        unsafe {
-            asm!(
-                "cvta.shared.u64 {}, {};", out(reg64) pointer, in(reg64) u64::from(self.address),
-                options(pure, nomem, nostack, preserves_flags)
-            );
-        }
-        pointer as *mut T
+        target::shared::pointer(self.address).cast()
     }
 
     /// Loads value `i` (`ld.shared`, 16 bytes at a time at most).
@@ -84,68 +71,35 @@ impl<T: Bits> Shared<T> {
     /// # Safety
     /// The place belongs to the block's shared memory, has been written, is aligned to the value's size (to
     /// 16 if that is larger), and no thread writes it at the same time.
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
     #[must_use]
     pub unsafe fn get(self, i: u32) -> T {
         // SAFETY: the caller's promise.
-        unsafe { access::load::<State, T>(self.add(i).address) }
+        unsafe { target::shared::load(self.add(i).address) }
     }
 
     /// Stores value `i` (`st.shared`, 16 bytes at a time at most).
     ///
     /// # Safety
     /// As for [`get`](Self::get), and no thread reads the place at the same time.
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
     pub unsafe fn set(self, i: u32, value: T) {
         // SAFETY: the caller's promise.
-        unsafe { access::store::<State, T>(self.add(i).address, value) }
+        unsafe { target::shared::store(self.add(i).address, value) }
     }
 }
-
-/// The shared state space.
-struct State;
-loads!(State, u32, reg32, "", "ld.shared", "[{0}]", "");
-stores!(State, u32, reg32, "", "st.shared", "[{0}]", "");
 
 /// The block's dynamic shared memory, `LaunchConfig::shared_bytes` long, aligned to 128 bytes. Every call
 /// gives the same place, whatever its type.
 #[inline(always)]
 #[must_use]
 pub fn dynamic_shared<T: Bits>() -> Shared<T> {
-    let address: u32;
-    // SAFETY: the address of a symbol that this module defines; touches no memory.
-    unsafe {
-        asm!(
-            "mov.u32 {}, cuda_std_dynamic_shared;", out(reg32) address,
-            options(pure, nomem, nostack, preserves_flags)
-        );
-    }
-    Shared::from_address(address)
+    Shared::from_address(target::shared::dynamic())
 }
 
-/// What `shared_array!` expands to: a module-level variable, since a `.shared` inside `asm!` would become
-/// several variables where the compiler copies the statement.
+/// For `shared_array!` on the host.
 #[doc(hidden)]
-#[macro_export]
-#[allow_internal_unstable(asm_experimental_arch)]
-macro_rules! __shared_array {
-    ($name:literal, $element:ty, $length:expr) => {{
-        mod variable {
-            #[allow(unused_imports)]
-            use super::*;
-            ::core::arch::global_asm!(
-                concat!(".shared .align 16 .b8 ", $name, "[{}];"),
-                const { size_of::<$element>() * ($length) },
-            );
-        }
-        let address: u32;
-        // SAFETY: the address of the symbol above; touches no memory.
-        unsafe {
-            ::core::arch::asm!(
-                concat!("mov.u32 {}, ", $name, ";"), out(reg32) address,
-                options(pure, nomem, nostack, preserves_flags)
-            );
-        }
-        $crate::shared::Shared::<$element>::from_address(address)
-    }};
-}
+#[cfg(not(target_arch = "nvptx64"))]
+pub use target::shared::array as array_address;

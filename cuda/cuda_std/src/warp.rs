@@ -1,6 +1,6 @@
 //! The 32 threads that run together: votes, matches, shuffles, reductions.
 //!
-//! Route: LLVM intrinsics throughout, since every operation here is convergent.
+//! Route on the device: LLVM intrinsics throughout, since every operation here is convergent.
 //!
 //! The functions named `warp_…` are Rust-CUDA's, with a mask of participating lanes; they are `unsafe` since
 //! a lane outside its own mask, or a masked lane that never comes, is undefined behaviour of the hardware.
@@ -10,7 +10,7 @@
 use core::mem::{MaybeUninit, transmute_copy};
 
 use crate::Bits;
-use crate::intrinsics as nvvm;
+use crate::target;
 
 /// All 32 lanes.
 pub const FULL_MASK: u32 = u32::MAX;
@@ -19,71 +19,76 @@ pub const FULL_MASK: u32 = u32::MAX;
 #[inline(always)]
 #[must_use]
 pub fn lane_id() -> u32 {
-    nvvm::laneid()
+    target::laneid()
 }
 
 /// The warp's index in a block that is one-dimensional.
 #[inline(always)]
 #[must_use]
 pub fn warp_id() -> u32 {
-    nvvm::tid_x() / 32
+    target::tid_x() / 32
 }
 
 /// A mask of the lanes that execute this very instruction together; says nothing about the next one.
 #[inline(always)]
 #[must_use]
 pub fn activemask() -> u32 {
-    nvvm::activemask()
+    target::activemask()
 }
 
 /// Whether this lane is the one of `mask` that the hardware chose; exactly one is. sm_90.
 ///
 /// # Safety
 /// As for [`sync_warp`].
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 #[inline(always)]
 pub unsafe fn elect(mask: u32) -> bool {
     // SAFETY: the caller's promise.
-    unsafe { nvvm::elect(mask) }.1
+    unsafe { target::elect(mask) }.1
 }
 
 /// Waits for the lanes of `mask`; memory accesses of these lanes before it are seen by them after it.
 ///
 /// # Safety
 /// This lane is in `mask`, and every lane of `mask` comes to a `sync_warp` with the same mask.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 #[inline(always)]
 pub unsafe fn sync_warp(mask: u32) {
     // SAFETY: the caller's promise.
-    unsafe { nvvm::bar_warp_sync(mask) }
+    unsafe { target::bar_warp_sync(mask) }
 }
 
 /// Whether `predicate` holds in every lane of `mask`.
 ///
 /// # Safety
 /// As for [`sync_warp`].
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 #[inline(always)]
 pub unsafe fn warp_vote_all(mask: u32, predicate: bool) -> bool {
     // SAFETY: the caller's promise.
-    unsafe { nvvm::vote_all(mask, predicate) }
+    unsafe { target::vote_all(mask, predicate) }
 }
 
 /// Whether `predicate` holds in a lane of `mask`.
 ///
 /// # Safety
 /// As for [`sync_warp`].
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 #[inline(always)]
 pub unsafe fn warp_vote_any(mask: u32, predicate: bool) -> bool {
     // SAFETY: the caller's promise.
-    unsafe { nvvm::vote_any(mask, predicate) }
+    unsafe { target::vote_any(mask, predicate) }
 }
 
 /// A bit for each lane of `mask` in which `predicate` holds.
 ///
 /// # Safety
 /// As for [`sync_warp`].
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 #[inline(always)]
 pub unsafe fn warp_vote_ballot(mask: u32, predicate: bool) -> u32 {
     // SAFETY: the caller's promise.
-    unsafe { nvvm::vote_ballot(mask, predicate) }
+    unsafe { target::vote_ballot(mask, predicate) }
 }
 
 /// A value of 32 or 64 bits that lanes compare, bit by bit.
@@ -100,14 +105,15 @@ impl WarpMatchValue for f64 {}
 ///
 /// # Safety
 /// As for [`sync_warp`].
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 #[inline(always)]
 pub unsafe fn warp_match_any<T: WarpMatchValue>(mask: u32, value: T) -> u32 {
     // SAFETY: the caller's promise; a `WarpMatchValue` has 4 or 8 bytes, each of them initialised.
     unsafe {
         if size_of::<T>() == 4 {
-            nvvm::match_any_32(mask, transmute_copy(&value))
+            target::match_any_32(mask, transmute_copy(&value))
         } else {
-            nvvm::match_any_64(mask, transmute_copy(&value))
+            target::match_any_64(mask, transmute_copy(&value))
         }
     }
 }
@@ -116,14 +122,15 @@ pub unsafe fn warp_match_any<T: WarpMatchValue>(mask: u32, value: T) -> u32 {
 ///
 /// # Safety
 /// As for [`sync_warp`].
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 #[inline(always)]
 pub unsafe fn warp_match_all<T: WarpMatchValue>(mask: u32, value: T) -> Option<u32> {
     // SAFETY: as in `warp_match_any`.
     let (lanes, all) = unsafe {
         if size_of::<T>() == 4 {
-            nvvm::match_all_32(mask, transmute_copy(&value))
+            target::match_all_32(mask, transmute_copy(&value))
         } else {
-            nvvm::match_all_64(mask, transmute_copy(&value))
+            target::match_all_64(mask, transmute_copy(&value))
         }
     };
     all.then_some(lanes)
@@ -156,30 +163,32 @@ pub trait WarpReduceValue: Bits {
 }
 
 impl WarpReduceValue for u32 {
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
     unsafe fn reduce(mask: u32, value: Self, op: WarpReductionOp) -> Self {
         // SAFETY: the caller's promise.
         unsafe {
             match op {
-                WarpReductionOp::Add => nvvm::redux_add(value, mask),
-                WarpReductionOp::Min => nvvm::redux_umin(value, mask),
-                WarpReductionOp::Max => nvvm::redux_umax(value, mask),
-                WarpReductionOp::And => nvvm::redux_and(value, mask),
-                WarpReductionOp::Or => nvvm::redux_or(value, mask),
-                WarpReductionOp::Xor => nvvm::redux_xor(value, mask),
+                WarpReductionOp::Add => target::redux_add(value, mask),
+                WarpReductionOp::Min => target::redux_umin(value, mask),
+                WarpReductionOp::Max => target::redux_umax(value, mask),
+                WarpReductionOp::And => target::redux_and(value, mask),
+                WarpReductionOp::Or => target::redux_or(value, mask),
+                WarpReductionOp::Xor => target::redux_xor(value, mask),
             }
         }
     }
 }
 
 impl WarpReduceValue for i32 {
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
     unsafe fn reduce(mask: u32, value: Self, op: WarpReductionOp) -> Self {
         // SAFETY: the caller's promise.
         unsafe {
             match op {
-                WarpReductionOp::Min => nvvm::redux_min(value, mask),
-                WarpReductionOp::Max => nvvm::redux_max(value, mask),
+                WarpReductionOp::Min => target::redux_min(value, mask),
+                WarpReductionOp::Max => target::redux_max(value, mask),
                 // The rest does not depend on the sign.
                 _ => u32::reduce(mask, value.cast_unsigned(), op).cast_signed(),
             }
@@ -191,6 +200,7 @@ impl WarpReduceValue for i32 {
 ///
 /// # Safety
 /// As for [`sync_warp`].
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 #[inline(always)]
 pub unsafe fn warp_reduce<T: WarpReduceValue>(mask: u32, value: T, op: WarpReductionOp) -> T {
     // SAFETY: the caller's promise.
@@ -198,32 +208,40 @@ pub unsafe fn warp_reduce<T: WarpReduceValue>(mask: u32, value: T, op: WarpReduc
 }
 
 /// A value as the 32-bit registers that shuffles move. Smaller values are widened, larger ones take several
-/// shuffles.
-#[inline(always)]
-fn by_words<T: Bits>(value: T, mut exchange: impl FnMut(u32) -> u32) -> T {
-    const { assert!(size_of::<T>() <= 4 && size_of::<T>() != 3 || size_of::<T>().is_multiple_of(4)) }
-    let mut out = MaybeUninit::<T>::uninit();
-    let from = (&raw const value).cast::<u8>();
-    let to = out.as_mut_ptr().cast::<u8>();
-    // SAFETY: offsets stay inside T, and `Bits` has no byte that is not initialised and no invalid pattern.
-    unsafe {
-        match size_of::<T>() {
-            1 => to.write(exchange(from.read().into()) as u8),
-            2 => {
-                let word = exchange(from.cast::<u16>().read_unaligned().into());
-                to.cast::<u16>().write_unaligned(word as u16);
-            }
-            size => {
-                let mut i = 0;
-                while i < size / 4 {
-                    let word = exchange(from.cast::<u32>().add(i).read_unaligned());
-                    to.cast::<u32>().add(i).write_unaligned(word);
-                    i += 1;
+/// shuffles. A macro, so that on the host an exchange knows the line that asked for it.
+macro_rules! by_words {
+    ($t:ident, $value:expr, |$word:ident| $exchange:expr) => {{
+        const { assert!(size_of::<$t>() <= 4 && size_of::<$t>() != 3 || size_of::<$t>().is_multiple_of(4)) }
+        let value = $value;
+        let mut out = MaybeUninit::<$t>::uninit();
+        let from = (&raw const value).cast::<u8>();
+        let to = out.as_mut_ptr().cast::<u8>();
+        // SAFETY: offsets stay inside the value, and `Bits` has no byte that is not initialised and no invalid
+        // pattern.
+        unsafe {
+            match size_of::<$t>() {
+                1 => {
+                    let $word: u32 = from.read().into();
+                    to.write($exchange as u8);
+                }
+                2 => {
+                    let $word: u32 = from.cast::<u16>().read_unaligned().into();
+                    let word: u32 = $exchange;
+                    to.cast::<u16>().write_unaligned(word as u16);
+                }
+                size => {
+                    let mut i = 0;
+                    while i < size / 4 {
+                        let $word = from.cast::<u32>().add(i).read_unaligned();
+                        let word: u32 = $exchange;
+                        to.cast::<u32>().add(i).write_unaligned(word);
+                        i += 1;
+                    }
                 }
             }
+            out.assume_init()
         }
-        out.assume_init()
-    }
+    }};
 }
 
 /// PTX's third shuffle operand: bits 8 to 12 cut the warp into segments of `width` lanes, bits 0 to 4 bound
@@ -243,12 +261,13 @@ macro_rules! warp_shuffle {
         ///
         /// # Safety
         /// As for [`sync_warp`]; what comes from a lane that is not in `mask` is unspecified.
+        #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
         #[inline(always)]
         pub unsafe fn $name<T: Bits>(mask: u32, value: T, $lane: u32, width: u32) -> (T, bool) {
             let mut inside = false;
-            let value = by_words(value, |word| {
-                // SAFETY: the caller's promise.
-                let (word, in_range) = unsafe { nvvm::$intrinsic(mask, word, $lane, clamp(width, $bound)) };
+            let value = by_words!(T, value, |word| {
+                // The caller's promise.
+                let (word, in_range) = target::$intrinsic(mask, word, $lane, clamp(width, $bound));
                 inside = in_range;
                 word
             });
@@ -273,12 +292,13 @@ macro_rules! shuffle {
         $(#[$doc])*
         ///
         /// All 32 lanes of the warp must call it together.
+        #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
         #[inline(always)]
         #[must_use]
         pub fn $name<T: Bits>(value: T, $lane: u32) -> T {
-            // SAFETY: a full mask; that all lanes come is this function's stated condition, and whatever a
-            // lane then reads is a value of T.
-            by_words(value, |word| unsafe { nvvm::$intrinsic(FULL_MASK, word, $lane, $bound) })
+            // A full mask; that all lanes come is this function's stated condition, and whatever a lane then
+            // reads is a value of T.
+            by_words!(T, value, |word| target::$intrinsic(FULL_MASK, word, $lane, $bound))
         }
     )* };
 }
@@ -300,6 +320,7 @@ shuffle! {
 /// [`GpuFloatIntrinsics::add_rn`](crate::float::GpuFloatIntrinsics::add_rn)).
 ///
 /// All 32 lanes of the warp must call it together.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 #[inline(always)]
 #[must_use]
 pub fn reduce<T: Bits>(value: T, combine: impl Fn(T, T) -> T) -> T {
@@ -316,15 +337,19 @@ pub fn reduce<T: Bits>(value: T, combine: impl Fn(T, T) -> T) -> T {
 /// differently.
 ///
 /// All 32 lanes of the warp must call it together.
+// A closure: the device's intrinsics are no Rust functions.
+#[allow(clippy::redundant_closure)]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 #[inline(always)]
 #[must_use]
 pub fn reduce_sum(value: f32) -> f32 {
-    reduce(value, |a, b| nvvm::add_rn(a, b))
+    reduce(value, |a, b| target::add_rn(a, b))
 }
 
 /// The largest value of all 32 lanes, in every lane. A NaN loses to every number.
 ///
 /// All 32 lanes of the warp must call it together.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 #[inline(always)]
 #[must_use]
 pub fn reduce_max(value: f32) -> f32 {
@@ -334,6 +359,7 @@ pub fn reduce_max(value: f32) -> f32 {
 /// The smallest value of all 32 lanes, in every lane. A NaN loses to every number.
 ///
 /// All 32 lanes of the warp must call it together.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 #[inline(always)]
 #[must_use]
 pub fn reduce_min(value: f32) -> f32 {

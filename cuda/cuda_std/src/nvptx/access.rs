@@ -107,7 +107,7 @@ pub unsafe fn store<S: Store, T: Bits>(address: S::Address, value: T) {
 /// `{0}` is the address.
 macro_rules! loads {
     ($kind:ident, $address:ty, $class:ident, $open:literal, $instruction:literal, $place:literal, $close:literal) => {
-        impl crate::device::access::Load for $kind {
+        impl crate::target::access::Load for $kind {
             type Address = $address;
             loads!(@scalar load_8, u16, reg16, ".b8", $address, $class, $open, $instruction, $place, $close);
             loads!(@scalar load_16, u16, reg16, ".b16", $address, $class, $open, $instruction, $place, $close);
@@ -150,7 +150,7 @@ macro_rules! loads {
 /// The `st` instructions of one state space with one set of hints.
 macro_rules! stores {
     ($kind:ident, $address:ty, $class:ident, $open:literal, $instruction:literal, $place:literal, $close:literal) => {
-        impl crate::device::access::Store for $kind {
+        impl crate::target::access::Store for $kind {
             type Address = $address;
             stores!(@scalar store_8, u16, reg16, ".b8", $address, $class, $open, $instruction, $place, $close);
             stores!(@scalar store_16, u16, reg16, ".b16", $address, $class, $open, $instruction, $place, $close);

@@ -1,6 +1,6 @@
 //! Matrix products of one warp on tensor cores, and the loads that feed them.
 //!
-//! Route: LLVM intrinsics; all 32 lanes take part in each instruction. The shared address of `ldmatrix` goes
+//! Route on the device: LLVM intrinsics; all 32 lanes take part in each instruction. The shared address of `ldmatrix` goes
 //! through a generic pointer, since Rust has no other; ptxas turns it back into one `LDSM`.
 //!
 //! Fragments, for a lane with `row = lane / 4` and `pair = 2 * (lane % 4)` (PTX ISA, "Matrix Fragments for
@@ -11,8 +11,8 @@
 
 use half::{bf16, f16};
 
-use crate::intrinsics as nvvm;
 use crate::shared::Shared;
+use crate::target;
 use crate::{Bits, PackedElement};
 
 macro_rules! ldmatrix {
@@ -26,11 +26,12 @@ macro_rules! ldmatrix {
         /// # Safety
         /// All 32 lanes call it together; each of the first 8 × matrices lanes gives 16 bytes of the block's
         /// shared memory, aligned to 16, that nobody writes at the same time.
+        #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
         #[inline(always)]
         #[must_use]
         pub unsafe fn $name<T: Bits>(row: Shared<T>) -> [u32; $count] {
             // SAFETY: the caller's promise.
-            let $m = unsafe { nvvm::$intrinsic(row.as_mut_ptr().cast_const().cast()) };
+            let $m = unsafe { target::$intrinsic(row.as_mut_ptr().cast_const().cast()) };
             $result
         }
     )* };
@@ -71,35 +72,39 @@ pub trait MmaElement: PackedElement {
 }
 
 impl MmaElement for bf16 {
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
     unsafe fn mma_m16n8k16(a: [u32; 4], b: [u32; 2], c: [f32; 4]) -> [f32; 4] {
         // SAFETY: the caller's promise.
-        let d = unsafe { nvvm::mma_k16_bf16(a[0], a[1], a[2], a[3], b[0], b[1], c[0], c[1], c[2], c[3]) };
+        let d = unsafe { target::mma_k16_bf16(a[0], a[1], a[2], a[3], b[0], b[1], c[0], c[1], c[2], c[3]) };
         [d.0, d.1, d.2, d.3]
     }
 
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
     unsafe fn mma_m16n8k8(a: [u32; 2], b: u32, c: [f32; 4]) -> [f32; 4] {
         // SAFETY: the caller's promise.
-        let d = unsafe { nvvm::mma_k8_bf16(a[0], a[1], b, c[0], c[1], c[2], c[3]) };
+        let d = unsafe { target::mma_k8_bf16(a[0], a[1], b, c[0], c[1], c[2], c[3]) };
         [d.0, d.1, d.2, d.3]
     }
 }
 
 impl MmaElement for f16 {
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
     unsafe fn mma_m16n8k16(a: [u32; 4], b: [u32; 2], c: [f32; 4]) -> [f32; 4] {
-        let ([a0, a1, a2, a3], [b0, b1]) = (a.map(nvvm::f16x2), b.map(nvvm::f16x2));
+        let ([a0, a1, a2, a3], [b0, b1]) = (a.map(target::f16x2), b.map(target::f16x2));
         // SAFETY: the caller's promise.
-        let d = unsafe { nvvm::mma_k16_f16(a0, a1, a2, a3, b0, b1, c[0], c[1], c[2], c[3]) };
+        let d = unsafe { target::mma_k16_f16(a0, a1, a2, a3, b0, b1, c[0], c[1], c[2], c[3]) };
         [d.0, d.1, d.2, d.3]
     }
 
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
     unsafe fn mma_m16n8k8(a: [u32; 2], b: u32, c: [f32; 4]) -> [f32; 4] {
-        let ([a0, a1], b) = (a.map(nvvm::f16x2), nvvm::f16x2(b));
+        let ([a0, a1], b) = (a.map(target::f16x2), target::f16x2(b));
         // SAFETY: the caller's promise.
-        let d = unsafe { nvvm::mma_k8_f16(a0, a1, b, c[0], c[1], c[2], c[3]) };
+        let d = unsafe { target::mma_k8_f16(a0, a1, b, c[0], c[1], c[2], c[3]) };
         [d.0, d.1, d.2, d.3]
     }
 }

@@ -1,11 +1,11 @@
 //! What whole grids do: a barrier over all blocks, and overlap with the next kernel.
 //!
-//! Route: the barrier is made of [`thread::sync_threads`] and `atomic`. `griddepcontrol` is an LLVM intrinsic
+//! Route on the device: the barrier is made of [`thread::sync_threads`] and `atomic`. `griddepcontrol` is an LLVM intrinsic
 //! that may touch any memory, so that the compiler keeps loads and stores on their side of it; it is not
 //! convergent and need not be, since each thread acts for itself.
 
 use crate::atomic::{AtomicAdd, AtomicWord, Ordering, Scope};
-use crate::{intrinsics as nvvm, thread};
+use crate::{target, thread};
 
 /// A barrier for all threads of a grid, in one word of global memory, used any number of times.
 ///
@@ -36,6 +36,7 @@ impl GridBarrier {
     /// # Safety
     /// All blocks of the grid are resident at the same time (the launch is cooperative, or the grid is small
     /// enough), and every thread of each calls it.
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
     pub unsafe fn sync(self) {
         // SAFETY: the caller's promise here and in `new`.
@@ -49,6 +50,7 @@ impl GridBarrier {
     ///
     /// # Safety
     /// As for [`sync`](Self::sync), with one [`wait`](Self::wait) for each call.
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
     #[must_use]
     pub unsafe fn arrive(self) -> GridArrival {
@@ -68,6 +70,7 @@ impl GridBarrier {
     ///
     /// # Safety
     /// As for [`arrive`](Self::arrive).
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
     pub unsafe fn wait(self, arrival: GridArrival) {
         if thread::index_in_block() == 0 {
@@ -91,12 +94,12 @@ pub struct GridArrival {
 /// Says nothing about memory: what the next kernel reads, it reads after [`wait_for_dependencies`].
 #[inline(always)]
 pub fn launch_dependents() {
-    nvvm::griddepcontrol_launch_dependents();
+    target::griddepcontrol_launch_dependents();
 }
 
 /// Waits until the kernels before this one have finished and their memory is visible, if this one was
 /// launched as a programmatic dependent; otherwise nothing. sm_90.
 #[inline(always)]
 pub fn wait_for_dependencies() {
-    nvvm::griddepcontrol_wait();
+    target::griddepcontrol_wait();
 }

@@ -1,12 +1,10 @@
 //! The thread's place in its block and grid, and what synchronises a block.
 //!
-//! Route: LLVM intrinsics for indices and barriers, which are convergent; `asm!` for fences, clocks and
+//! Route on the device: LLVM intrinsics for indices and barriers, which are convergent; `asm!` for fences, clocks and
 //! sleep, which are a thread's own.
 
-use core::arch::asm;
-
 use crate::atomic::{Ordering, Scope, fence};
-use crate::intrinsics as nvvm;
+use crate::target;
 
 macro_rules! index {
     ($($(#[$doc:meta])* $name:ident = $register:ident;)*) => { $(
@@ -14,7 +12,7 @@ macro_rules! index {
         #[inline(always)]
         #[must_use]
         pub fn $name() -> u32 {
-            nvvm::$register()
+            target::$register()
         }
     )* };
 }
@@ -145,27 +143,31 @@ pub const fn warp_size() -> u32 {
 /// Waits until every thread of the block is here; memory accesses of the block before it are seen after it.
 ///
 /// Every thread of the block must come to the same call; where some do not, the block hangs.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 #[inline(always)]
 pub fn sync_threads() {
-    nvvm::barrier_sync(0);
+    target::barrier_sync(0);
 }
 
 /// [`sync_threads`], and in how many threads `predicate` is not zero.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 #[inline(always)]
 pub fn sync_threads_count(predicate: u32) -> u32 {
-    nvvm::barrier_popc(0, predicate != 0)
+    target::barrier_popc(0, predicate != 0)
 }
 
 /// [`sync_threads`], and 1 if `predicate` is not zero in every thread, otherwise 0.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 #[inline(always)]
 pub fn sync_threads_and(predicate: u32) -> u32 {
-    nvvm::barrier_and(0, predicate != 0).into()
+    target::barrier_and(0, predicate != 0).into()
 }
 
 /// [`sync_threads`], and 1 if `predicate` is not zero in at least one thread, otherwise 0.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 #[inline(always)]
 pub fn sync_threads_or(predicate: u32) -> u32 {
-    nvvm::barrier_or(0, predicate != 0).into()
+    target::barrier_or(0, predicate != 0).into()
 }
 
 /// The hardware barrier `barrier` (0 to 15; 0 is [`sync_threads`]) for a part of the block: waits until
@@ -174,10 +176,11 @@ pub fn sync_threads_or(predicate: u32) -> u32 {
 /// # Safety
 /// `threads` is a multiple of 32 and the same for everyone who uses the barrier in this phase; all lanes of a
 /// warp call it together.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 #[inline(always)]
 pub unsafe fn sync_named(barrier: u32, threads: u32) {
     // SAFETY: the caller's promise.
-    unsafe { nvvm::barrier_sync_count(barrier, threads) }
+    unsafe { target::barrier_sync_count(barrier, threads) }
 }
 
 /// Counts as arrived at the hardware barrier `barrier` without waiting: the producer's half of
@@ -185,10 +188,11 @@ pub unsafe fn sync_named(barrier: u32, threads: u32) {
 ///
 /// # Safety
 /// As for [`sync_named`]; and this thread waits for the barrier before it arrives there again.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 #[inline(always)]
 pub unsafe fn arrive_named(barrier: u32, threads: u32) {
     // SAFETY: the caller's promise.
-    unsafe { nvvm::barrier_arrive_count(barrier, threads) }
+    unsafe { target::barrier_arrive_count(barrier, threads) }
 }
 
 /// Orders this thread's memory accesses before it against those after it, as the block sees them.
@@ -220,32 +224,27 @@ pub fn system_fence() {
 /// Sleeps for about `nanos` nanoseconds (0 to twice as long, one millisecond at most).
 #[inline(always)]
 pub fn nanosleep(nanos: u32) {
-    // SAFETY: waits.
-    unsafe { asm!("nanosleep.u32 {};", in(reg32) nanos, options(nostack, preserves_flags)) }
+    target::nanosleep(nanos);
 }
 
 macro_rules! counter {
-    ($($(#[$doc:meta])* $name:ident, $type:ty, $class:ident, $instruction:literal;)*) => { $(
+    ($($(#[$doc:meta])* $name:ident, $type:ty;)*) => { $(
         $(#[$doc])*
         #[inline(always)]
         #[must_use]
         pub fn $name() -> $type {
-            let value: $type;
-            // SAFETY: reads a register; not `pure`, since it changes, and a clobber of memory keeps it in its
-            // place.
-            unsafe { asm!($instruction, out($class) value, options(nostack, preserves_flags)) }
-            value
+            target::$name()
         }
     )* };
 }
 
 counter! {
     /// Cycles of this multiprocessor, modulo 2^32.
-    clock, u32, reg32, "mov.u32 {}, %clock;";
+    clock, u32;
     /// Cycles of this multiprocessor.
-    clock64, u64, reg64, "mov.u64 {}, %clock64;";
+    clock64, u64;
     /// Nanoseconds of a clock that the whole device shares; how often it moves on depends on the device.
-    globaltimer, u64, reg64, "mov.u64 {}, %globaltimer;";
+    globaltimer, u64;
     /// The multiprocessor that the thread runs on right now.
-    multiprocessor_id, u32, reg32, "mov.u32 {}, %smid;";
+    multiprocessor_id, u32;
 }

@@ -1,10 +1,9 @@
 //! Barriers in shared memory that count arrivals and, from sm_90, bytes of asynchronous copies.
 //!
-//! Route: `asm!`; each operation is a thread's own access to shared memory, with a memory clobber.
-
-use core::arch::asm;
+//! Route on the device: `asm!`; each operation is a thread's own access to shared memory, with a memory clobber.
 
 use crate::shared::Shared;
+use crate::target::mbarrier as target;
 
 /// An `mbarrier` object: 8 bytes of shared memory, aligned to 8.
 ///
@@ -37,72 +36,55 @@ impl Mbarrier {
     ///
     /// # Safety
     /// The place is the block's, one thread initialises it, and nobody uses it yet.
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
     pub unsafe fn init(self, arrivals: u32) {
         // SAFETY: the caller's promise.
-        unsafe {
-            asm!(
-                "mbarrier.init.shared.b64 [{}], {};", in(reg32) self.address, in(reg32) arrivals,
-                options(nostack, preserves_flags)
-            );
-        }
+        unsafe { target::init(self.address, arrivals) }
     }
 
     /// Makes the place ordinary memory again.
     ///
     /// # Safety
     /// Nobody uses the barrier any more.
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
     pub unsafe fn invalidate(self) {
         // SAFETY: the caller's promise.
-        unsafe {
-            asm!("mbarrier.inval.shared.b64 [{}];", in(reg32) self.address, options(nostack, preserves_flags));
-        }
+        unsafe { target::invalidate(self.address) }
     }
 
     /// Counts one arrival; what this thread wrote before is seen by those who then wait for the phase.
     ///
     /// # Safety
     /// The phase still expects an arrival.
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
     pub unsafe fn arrive(self) {
         // SAFETY: the caller's promise.
-        unsafe {
-            asm!(
-                "{{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [{}]; }}", in(reg32) self.address,
-                options(nostack, preserves_flags)
-            );
-        }
+        unsafe { target::arrive(self.address) }
     }
 
     /// Counts one arrival and lets the phase wait for `bytes` more of bulk copies. sm_90.
     ///
     /// # Safety
     /// The phase still expects an arrival, and the copies will come.
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
     pub unsafe fn arrive_expect_tx(self, bytes: u32) {
         // SAFETY: the caller's promise.
-        unsafe {
-            asm!(
-                "mbarrier.arrive.expect_tx.shared::cta.b64 _, [{}], {};", in(reg32) self.address, in(reg32) bytes,
-                options(nostack, preserves_flags)
-            );
-        }
+        unsafe { target::arrive_expect_tx(self.address, bytes) }
     }
 
     /// Lets the phase wait for `bytes` more of bulk copies, without an arrival. sm_90.
     ///
     /// # Safety
     /// The phase is not complete, and the copies will come.
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
     pub unsafe fn expect_tx(self, bytes: u32) {
         // SAFETY: the caller's promise.
-        unsafe {
-            asm!(
-                "mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [{}], {};", in(reg32) self.address, in(reg32) bytes,
-                options(nostack, preserves_flags)
-            );
-        }
+        unsafe { target::expect_tx(self.address, bytes) }
     }
 
     /// Lets all `cp.async` that this thread issued so far arrive once, together, when they are done; the
@@ -110,57 +92,42 @@ impl Mbarrier {
     ///
     /// # Safety
     /// The phase still expects an arrival.
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
     pub unsafe fn arrive_after_copies(self) {
         // SAFETY: the caller's promise.
-        unsafe {
-            asm!(
-                "cp.async.mbarrier.arrive.noinc.shared.b64 [{}];", in(reg32) self.address,
-                options(nostack, preserves_flags)
-            );
-        }
+        unsafe { target::arrive_after_copies(self.address) }
     }
 
     /// Whether the phase of this parity is complete; if so, what came before its arrivals is seen.
     ///
     /// # Safety
     /// The barrier is initialised, and the phase is the current or the one before.
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
     #[must_use]
     pub unsafe fn test_wait(self, parity: u32) -> bool {
-        let done: u32;
         // SAFETY: the caller's promise.
-        unsafe {
-            asm!(
-                "{{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [{1}], {2}; selp.u32 {0}, 1, 0, p; }}",
-                out(reg32) done, in(reg32) self.address, in(reg32) parity, options(nostack, preserves_flags)
-            );
-        }
-        done != 0
+        unsafe { target::test_wait(self.address, parity) }
     }
 
     /// [`test_wait`](Self::test_wait) that may sleep for a while before it says no. sm_90.
     ///
     /// # Safety
     /// As for [`test_wait`](Self::test_wait).
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
     #[must_use]
     pub unsafe fn try_wait(self, parity: u32) -> bool {
-        let done: u32;
         // SAFETY: the caller's promise.
-        unsafe {
-            asm!(
-                "{{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [{1}], {2}; selp.u32 {0}, 1, 0, p; }}",
-                out(reg32) done, in(reg32) self.address, in(reg32) parity, options(nostack, preserves_flags)
-            );
-        }
-        done != 0
+        unsafe { target::try_wait(self.address, parity) }
     }
 
     /// Waits for the phase of this parity: sleeping on sm_90, spinning before.
     ///
     /// # Safety
     /// As for [`test_wait`](Self::test_wait).
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
     pub unsafe fn wait(self, parity: u32) {
         // SAFETY: the caller's promise.
@@ -178,6 +145,5 @@ impl Mbarrier {
 /// sm_90.
 #[inline(always)]
 pub fn fence_init() {
-    // SAFETY: orders memory accesses.
-    unsafe { asm!("fence.mbarrier_init.release.cluster;", options(nostack, preserves_flags)) }
+    target::fence_init();
 }

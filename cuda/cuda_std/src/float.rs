@@ -1,12 +1,10 @@
 //! Floating point functions that `core` does not have.
 //!
-//! Route: LLVM intrinsics where the hardware has an instruction, the exponential of `exp.rs` on top of them,
+//! Route on the device: LLVM intrinsics where the hardware has an instruction, the exponential of `exp.rs` on top of them,
 //! and the crate `libm` for the rest (rustc links no libdevice, and LLVM cannot select `expf`, `logf`,
 //! `sinf`, `powf` for PTX).
 
-use core::intrinsics as rust;
-
-use crate::intrinsics as nvvm;
+use crate::target::{self, math};
 
 /// Floating point functions by Rust-CUDA's names. Those of `std` mean what they mean there.
 pub trait GpuFloat: Copy + PartialOrd {
@@ -111,53 +109,55 @@ pub trait GpuFloatIntrinsics {
 impl GpuFloatIntrinsics for f32 {
     #[inline(always)]
     fn add_rn(self, other: f32) -> f32 {
-        nvvm::add_rn(self, other)
+        target::add_rn(self, other)
     }
 
     #[inline(always)]
     fn mul_rn(self, other: f32) -> f32 {
-        nvvm::mul_rn(self, other)
+        target::mul_rn(self, other)
     }
 
     #[inline(always)]
     fn recip_approx(self) -> f32 {
-        nvvm::rcp_approx_ftz(self)
+        target::rcp_approx_ftz(self)
     }
 
     #[inline(always)]
     fn exp_approx(self) -> f32 {
-        nvvm::ex2_approx(self * core::f32::consts::LOG2_E)
+        target::ex2_approx(self * core::f32::consts::LOG2_E)
     }
 
     #[inline(always)]
     fn ln_approx(self) -> f32 {
-        nvvm::lg2_approx(self) * core::f32::consts::LN_2
+        target::lg2_approx(self) * core::f32::consts::LN_2
     }
 
     #[inline(always)]
     fn log2_approx(self) -> f32 {
-        nvvm::lg2_approx(self)
+        target::lg2_approx(self)
     }
 
     #[inline(always)]
     fn sin_approx(self) -> f32 {
-        nvvm::sin_approx(self)
+        target::sin_approx(self)
     }
 
     #[inline(always)]
     fn cos_approx(self) -> f32 {
-        nvvm::cos_approx(self)
+        target::cos_approx(self)
     }
 }
 
+// A closure: the device's intrinsics are no Rust functions.
+#[allow(clippy::redundant_closure)]
 #[inline(always)]
 fn exp(x: f32) -> f32 {
-    crate::exp::exp(x, fma, |x| nvvm::ex2_approx(x))
+    crate::exp::exp(x, fma, |x| target::ex2_approx(x))
 }
 
 #[inline(always)]
 fn fma(a: f32, b: f32, c: f32) -> f32 {
-    rust::fmaf32(a, b, c)
+    math::fmaf32(a, b, c)
 }
 
 macro_rules! by {
@@ -171,16 +171,16 @@ macro_rules! by {
 
 impl GpuFloat for f32 {
     by! {
-        floor() = rust::floorf32;
-        ceil() = rust::ceilf32;
-        round() = rust::roundf32;
-        round_ties_even() = rust::round_ties_even_f32;
-        trunc() = rust::truncf32;
+        floor() = math::floorf32;
+        ceil() = math::ceilf32;
+        round() = math::roundf32;
+        round_ties_even() = math::round_ties_even_f32;
+        trunc() = math::truncf32;
         mul_add(a, b) = fma;
-        sqrt() = rust::sqrtf32;
-        rsqrt() = nvvm::rsqrt_approx;
+        sqrt() = math::sqrtf32;
+        rsqrt() = target::rsqrt_approx;
         exp() = exp;
-        exp2() = nvvm::ex2_approx;
+        exp2() = target::ex2_approx;
         exp_m1() = libm::expm1f;
         ln() = libm::logf;
         ln_1p() = libm::log1pf;
@@ -227,13 +227,13 @@ impl GpuFloat for f32 {
 
 impl GpuFloat for f64 {
     by! {
-        floor() = rust::floorf64;
-        ceil() = rust::ceilf64;
-        round() = rust::roundf64;
-        round_ties_even() = rust::round_ties_even_f64;
-        trunc() = rust::truncf64;
-        mul_add(a, b) = rust::fmaf64;
-        sqrt() = rust::sqrtf64;
+        floor() = math::floorf64;
+        ceil() = math::ceilf64;
+        round() = math::roundf64;
+        round_ties_even() = math::round_ties_even_f64;
+        trunc() = math::truncf64;
+        mul_add(a, b) = math::fmaf64;
+        sqrt() = math::sqrtf64;
         exp() = libm::exp;
         exp2() = libm::exp2;
         exp_m1() = libm::expm1;
@@ -261,7 +261,7 @@ impl GpuFloat for f64 {
 
     #[inline(always)]
     fn rsqrt(self) -> Self {
-        1.0 / rust::sqrtf64(self)
+        1.0 / math::sqrtf64(self)
     }
 
     #[inline(always)]

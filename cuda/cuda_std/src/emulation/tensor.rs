@@ -1,0 +1,122 @@
+//! The arithmetic of `mma.sync` with `f32` sums.
+//!
+//! NVIDIA does not specify it. What is known was found by probing: Fasi, Higham, Mikaitis and Pranesh, "Numerical
+//! behavior of NVIDIA tensor cores" (PeerJ Computer Science, 2021) for V100, T4 and A100; Li et al., "FTTN:
+//! feature-targeted testing for numerical properties of NVIDIA and AMD matrix accelerators" (2024) and Khattak
+//! and Mikaitis, "Accurate models of NVIDIA tensor cores" (2025) for Hopper. Products are exact. The products of
+//! a block and the running sum are aligned to the largest exponent among them, cut off below a fixed number of
+//! bits, and added as integers; the sum is cut off to `f32`, toward zero.
+
+use half::{bf16, f16};
+
+/// Products that are added at once with the running sum.
+pub const BLOCK_PRODUCTS: usize = 16;
+/// Bits kept below the last place of an `f32` with the largest exponent; Hopper has 2, A100 has 1.
+pub const EXTRA_BITS: i32 = 2;
+
+/// Formats of `a` and `b`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    F16,
+    Bf16,
+}
+
+impl Format {
+    fn widen(self, bits: u16) -> f32 {
+        match self {
+            Self::F16 => f16::from_bits(bits).to_f32(),
+            Self::Bf16 => bf16::from_bits(bits).to_f32(),
+        }
+    }
+}
+
+/// `d = a · b + c` of a warp, `depth` 8 or 16: each lane's words a, b, c in, d out, in the fragments' layout.
+pub fn multiply(format: Format, depth: usize, words: &[[u32; 10]; 32]) -> [[u32; 4]; 32] {
+    let a_words = depth / 4;
+    let b_words = depth / 8;
+    let half = |word: u32, high: usize| format.widen((word >> (16 * high)) as u16);
+    let mut d = [[0; 4]; 32];
+    for (lane, d) in d.iter_mut().enumerate() {
+        for (i, d) in d.iter_mut().enumerate() {
+            let (row, column) = (lane / 4 + 8 * (i / 2), 2 * (lane % 4) + i % 2);
+            let mut products = [(0.0, 0.0); 16];
+            for (k, product) in products[..depth].iter_mut().enumerate() {
+                // Which lane and word hold a[row][k] and b[k][column].
+                let a = words[4 * (row % 8) + k % 8 / 2][row / 8 + 2 * (k / 8)];
+                let b = words[4 * column + k % 8 / 2][a_words + k / 8];
+                *product = (half(a, k % 2), half(b, k % 2));
+            }
+            let mut sum = f32::from_bits(words[lane][a_words + b_words + i]);
+            for block in products[..depth].chunks(BLOCK_PRODUCTS) {
+                sum = add_block(sum, block);
+            }
+            *d = sum.to_bits();
+        }
+    }
+    d
+}
+
+/// The running sum and a block of products, added as the tensor cores do.
+pub fn add_block(sum: f32, products: &[(f32, f32)]) -> f32 {
+    // A product of two 11-bit significands fits f64 exactly, bf16's range included.
+    let terms = || products.iter().map(|&(a, b)| f64::from(a) * f64::from(b)).chain([f64::from(sum)]);
+    if terms().any(|term| !term.is_finite()) {
+        let (mut plus, mut minus, mut nan) = (false, false, false);
+        for term in terms() {
+            plus |= term == f64::INFINITY;
+            minus |= term == f64::NEG_INFINITY;
+            nan |= term.is_nan();
+        }
+        return match (nan || plus && minus, plus) {
+            // The only NaN that the hardware makes.
+            (true, _) => f32::from_bits(0x7fff_ffff),
+            (false, true) => f32::INFINITY,
+            (false, false) => f32::NEG_INFINITY,
+        };
+    }
+    let Some(largest) = products
+        .iter()
+        .filter(|(a, b)| *a != 0.0 && *b != 0.0)
+        // The product's exponent before it is normalised: significands in [1, 2) give one in [1, 4).
+        .map(|&(a, b)| exponent(a.into()) + exponent(b.into()))
+        .chain((sum != 0.0).then(|| exponent(sum.into()).max(-126)))
+        .max()
+    else {
+        return 0.0;
+    };
+    let unit = largest - 23 - EXTRA_BITS;
+    // Cut off toward zero, one by one; at most 17 terms below 2^(2 + 23 + EXTRA_BITS) fit easily.
+    let total: i64 = terms().map(|term| scale(term, -unit) as i64).sum();
+    truncate(total, unit)
+}
+
+/// The exponent of a finite number that is not 0, as if it were normalised.
+fn exponent(value: f64) -> i32 {
+    (value.to_bits() >> 52 & 0x7ff) as i32 - 1023
+}
+
+/// `value · 2^by`, exactly: two steps, since one factor may be out of range.
+fn scale(value: f64, by: i32) -> f64 {
+    let power = |e: i32| f64::from_bits(((e + 1023) as u64) << 52);
+    value * power(by / 2) * power(by - by / 2)
+}
+
+/// `total · 2^unit` as an `f32`, rounded toward zero.
+fn truncate(total: i64, unit: i32) -> f32 {
+    if total == 0 {
+        return 0.0;
+    }
+    let magnitude = total.unsigned_abs();
+    let top = 63 - magnitude.leading_zeros() as i32;
+    // The last place of the result, subnormal results included.
+    let place = (top + unit - 23).max(-149);
+    let shift = place - unit;
+    let kept = if shift > 0 { magnitude >> shift.min(63) << shift.min(63) } else { magnitude };
+    let value = scale(kept as f64, unit);
+    let value = if value >= f64::from(f32::MAX) * (1.0 + f64::from(f32::EPSILON) / 4.0) {
+        f32::INFINITY
+    } else {
+        value as f32
+    };
+    if total < 0 { -value } else { value }
+}

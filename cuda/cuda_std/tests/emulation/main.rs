@@ -1,0 +1,6 @@
+//! Kernels run under emulation: that every operation gives what the PTX ISA says (`operations`), that each kind of
+//! defect is found with its line (`defects`), and that correct kernels are left alone whatever the schedule.
+
+mod defects;
+mod operations;
+mod support;

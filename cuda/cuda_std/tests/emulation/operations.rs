@@ -1,0 +1,246 @@
+//! Every operation gives what the PTX ISA says.
+
+use cuda_std::atomic::{AtomicAdd, AtomicInteger, AtomicWord, Ordering, Scope};
+use cuda_std::grid::GridBarrier;
+use cuda_std::prelude::*;
+
+use super::support::{buffer, emulator, grid, values};
+
+/// Places in a grid of 2 × 3 × 2 blocks of 4 × 2 × 3 threads.
+#[kernel]
+unsafe fn places(out: *mut [u32; 8]) {
+    let place = [
+        thread::index(),
+        thread::index_in_block(),
+        thread::index_of_block(),
+        thread::index_1d(),
+        thread::index_2d().1,
+        thread::index_3d().2,
+        warp::lane_id(),
+        u32::from(thread::first()),
+    ];
+    unsafe { *out.add(thread::index() as usize) = place }
+}
+
+#[test]
+fn threads_know_their_places() {
+    let e = &emulator(2);
+    let out = buffer(e, &[[0u32; 8]; 12 * 24]);
+    let config = LaunchConfig { grid: [2, 3, 2], block: [4, 2, 3], shared_bytes: 0 };
+    unsafe { places(e, &config, out) }.unwrap();
+    for (i, place) in values(e, out, 12 * 24).into_iter().enumerate() {
+        let (block, thread) = (i / 24, i % 24);
+        let (x, y, z) =
+            (block % 2 * 4 + thread % 4, block / 2 % 3 * 2 + thread / 4 % 2, block / 6 * 3 + thread / 8);
+        let expected = [i, thread, block, x, y, z, thread % 32, usize::from(i == 0)];
+        assert_eq!(place.map(|value| value as usize), expected);
+    }
+}
+
+/// What barriers count, and what they order.
+#[kernel]
+unsafe fn barriers(out: *mut u32) {
+    let tile = shared_array![u32; 96];
+    let i = thread::thread_idx_x();
+    unsafe {
+        tile.set(i, i);
+        let count = thread::sync_threads_count(i % 3);
+        let and = thread::sync_threads_and(u32::from(i < 95));
+        let or = thread::sync_threads_or(u32::from(i == 95));
+        let mut seen = tile.get(95 - i);
+        thread::sync_threads();
+        // Two warps hand over to the third.
+        if i < 64 {
+            tile.set(i, 2 * i);
+            thread::arrive_named(3, 96);
+        } else {
+            thread::sync_named(3, 96);
+            seen += tile.get(i - 64);
+        }
+        *out.add(i as usize) = count * 10000 + and * 2000 + or * 1000 + seen;
+    }
+}
+
+#[test]
+fn barriers_count_and_order() {
+    for seed in 0..20 {
+        let e = &emulator(seed);
+        let out = buffer(e, &[0u32; 96]);
+        unsafe { barriers(e, &grid(1, 96), out) }.unwrap();
+        let expected = (0..96).map(|i| 640_000 + 1000 + 95 - i + if i >= 64 { 2 * (i - 64) } else { 0 });
+        assert_eq!(values(e, out, 96), expected.collect::<Vec<u32>>());
+    }
+}
+
+/// All shuffles, one lane's results in a row.
+#[kernel]
+unsafe fn shuffles(out: *mut [u32; 10]) {
+    let lane = warp::lane_id();
+    unsafe {
+        let (up, up_in) = warp::warp_shuffle_up(warp::FULL_MASK, lane, 3, 8);
+        let (down, down_in) = warp::warp_shuffle_down(warp::FULL_MASK, lane, 5, 16);
+        let (xor, xor_in) = warp::warp_shuffle_xor(warp::FULL_MASK, lane, 9, 8);
+        let (index, index_in) = warp::warp_shuffle_idx(warp::FULL_MASK, lane, 13, 8);
+        let wide = warp::shuffle_xor([u64::from(lane) << 40, 7], 31);
+        let narrow = warp::shuffle_down(lane as u8, 1);
+        let inside =
+            u32::from(up_in) | u32::from(down_in) << 1 | u32::from(xor_in) << 2 | u32::from(index_in) << 3;
+        let sum = warp::reduce_sum(lane as f32) as u32;
+        let largest = warp::reduce(lane, u32::max);
+        *out.add(lane as usize) = [
+            up,
+            down,
+            xor,
+            index,
+            (wide[0] >> 40) as u32,
+            wide[1] as u32,
+            narrow.into(),
+            inside,
+            sum,
+            largest,
+        ];
+    }
+}
+
+#[test]
+fn shuffles_move_values() {
+    let e = &emulator(1);
+    let out = buffer(e, &[[0u32; 10]; 32]);
+    unsafe { shuffles(e, &grid(1, 32), out) }.unwrap();
+    for (lane, got) in (0u32..).zip(values(e, out, 32)) {
+        let (up_in, down_in) = (lane % 8 >= 3, lane % 16 + 5 < 16);
+        let expected = [
+            if up_in { lane - 3 } else { lane },
+            if down_in { lane + 5 } else { lane },
+            // Beyond the segment's end, but a lower lane is always in range.
+            if lane ^ 9 <= (lane | 7) { lane ^ 9 } else { lane },
+            lane / 8 * 8 + 5,
+            31 - lane,
+            7,
+            if lane < 31 { lane + 1 } else { 31 },
+            u32::from(up_in) | u32::from(down_in) << 1 | u32::from((lane ^ 9) <= (lane | 7)) << 2 | 8,
+            496,
+            31,
+        ];
+        assert_eq!(got, expected, "lane {lane}");
+    }
+}
+
+/// Votes, matches and reductions.
+#[kernel]
+unsafe fn votes(out: *mut [u32; 12]) {
+    use warp::WarpReductionOp::{Add, And, Max, Min, Or, Xor};
+    let lane = warp::lane_id();
+    let odd = 0xaaaa_aaaa;
+    unsafe {
+        let value = lane / 10;
+        let signed = lane.cast_signed() - 16;
+        let partial = if lane % 2 == 1 { warp::warp_vote_ballot(odd, lane > 20) } else { 0 };
+        *out.add(lane as usize) = [
+            u32::from(warp::warp_vote_all(warp::FULL_MASK, lane < 32)),
+            u32::from(warp::warp_vote_any(warp::FULL_MASK, lane == 33)),
+            warp::warp_vote_ballot(warp::FULL_MASK, lane.is_multiple_of(3)),
+            partial,
+            warp::warp_match_any(warp::FULL_MASK, u64::from(value) << 33),
+            warp::warp_match_all(warp::FULL_MASK, 1.5f32).unwrap_or(0)
+                ^ warp::warp_match_all(warp::FULL_MASK, value).unwrap_or(0),
+            warp::warp_reduce(warp::FULL_MASK, lane, Add),
+            warp::warp_reduce(warp::FULL_MASK, signed, Min).cast_unsigned(),
+            warp::warp_reduce(warp::FULL_MASK, signed.cast_unsigned(), Max),
+            warp::warp_reduce(warp::FULL_MASK, lane | 64, And),
+            warp::warp_reduce(warp::FULL_MASK, lane, Or) + warp::warp_reduce(warp::FULL_MASK, lane, Xor),
+            u32::from(warp::elect(warp::FULL_MASK)),
+        ];
+    }
+}
+
+#[test]
+fn votes_matches_and_reductions() {
+    let e = &emulator(5);
+    let out = buffer(e, &[[0u32; 12]; 32]);
+    unsafe { votes(e, &grid(1, 32), out) }.unwrap();
+    let got = values(e, out, 32);
+    for (lane, got) in (0u32..).zip(&got) {
+        let same = [0x3ff, 0xf_fc00, 0x3ff0_0000, 0xc000_0000][lane as usize / 10];
+        let partial = if lane % 2 == 1 { 0xaaa0_0000 } else { 0 };
+        let expected =
+            [1, 0, 0x4924_9249, partial, same, u32::MAX, 496, (-16i32).cast_unsigned(), u32::MAX, 64, 31];
+        assert_eq!(got[..11], expected, "lane {lane}");
+    }
+    assert_eq!(got.iter().map(|got| got[11]).sum::<u32>(), 1);
+}
+
+/// Atomics of all kinds, by all threads of a grid.
+#[kernel]
+unsafe fn atomics(words: *mut u32, wide: *mut i64, floats: *mut f32) {
+    use Ordering::{AcqRel, Relaxed, SeqCst};
+    let i = thread::index_1d();
+    unsafe {
+        u32::fetch_add(words, i, AcqRel, Scope::Device);
+        u32::fetch_min(words.add(1), i + 5, Relaxed, Scope::System);
+        u32::fetch_max(words.add(2), i, SeqCst, Scope::Device);
+        u32::fetch_and(words.add(3), !(1 << (i % 32)), Relaxed, Scope::Device);
+        u32::fetch_or(words.add(4), 1 << (i % 32), Relaxed, Scope::Device);
+        u32::fetch_xor(words.add(5), i, Relaxed, Scope::Device);
+        i64::fetch_min(wide, -i64::from(i), Relaxed, Scope::Device);
+        i64::fetch_add(wide.add(1), -1 << 40, Relaxed, Scope::Device);
+        f32::add(floats, 0.5, Ordering::Relaxed, Scope::Device);
+        // A lock by exchange, a counter under it, and a ticket by compare-and-exchange.
+        while u32::exchange(words.add(6), 1, Ordering::Acquire, Scope::Device) != 0 {}
+        *words.add(7) += 1;
+        u32::store(words.add(6), 0, Ordering::Release, Scope::Device);
+        let mut seen = u32::load(words.add(8), Relaxed, Scope::Device);
+        loop {
+            let old = u32::compare_exchange(words.add(8), seen, seen + 2, Relaxed, Scope::Device);
+            if old == seen {
+                break;
+            }
+            seen = old;
+        }
+    }
+}
+
+#[test]
+fn atomics_are_atomic() {
+    for seed in 0..20 {
+        let e = &emulator(seed);
+        let words = buffer(e, &[0, u32::MAX, 0, u32::MAX, 0, 0, 0, 0, 0u32]);
+        let (wide, floats) = (buffer(e, &[0i64; 2]), buffer(e, &[0.0f32]));
+        unsafe { atomics(e, &grid(5, 40), words, wide, floats) }.unwrap();
+        let xor = (0..200).fold(0, |a, b| a ^ b);
+        assert_eq!(values(e, words, 9), [199 * 100, 5, 199, 0, u32::MAX, xor, 0, 200, 400]);
+        assert_eq!(values(e, wide, 2), [-199, -200 << 40]);
+        assert_eq!(values(e, floats, 1), [100.0]);
+    }
+}
+
+/// Blocks exchange values through global memory, several times.
+#[kernel]
+unsafe fn exchange_over_grid(rounds: u32, word: *mut u32, out: *mut u32) {
+    let blocks = thread::grid_dim_x();
+    let (block, i) = (thread::block_idx_x(), thread::thread_idx_x());
+    unsafe {
+        let barrier = GridBarrier::new(word);
+        let mut round = 0;
+        while round < rounds {
+            let next = (block + 1) % blocks * 32 + i;
+            let value = *out.add(next as usize);
+            barrier.sync();
+            *out.add((block * 32 + i) as usize) = value + 1;
+            let arrival = barrier.arrive();
+            barrier.wait(arrival);
+            round += 1;
+        }
+    }
+}
+
+#[test]
+fn a_barrier_over_the_grid() {
+    for seed in 0..20 {
+        let e = &emulator(seed);
+        let out = buffer(e, &(0..37 * 32).collect::<Vec<u32>>());
+        unsafe { exchange_over_grid(e, &grid(37, 32), 3, buffer(e, &[0u32]), out) }.unwrap();
+        let expected = (0..37 * 32).map(|i| (i + 3 * 32) % (37 * 32) + 3);
+        assert_eq!(values(e, out, 37 * 32), expected.collect::<Vec<u32>>());
+    }
+}

@@ -1,0 +1,105 @@
+//! A device that is emulated on the CPU, behind [`Device`](super::Device).
+
+use super::device::DeviceInfo;
+use crate::error::{Error, Result};
+use cuda_std::emulation::{Emulator, Options};
+use cuda_std::launch::{Kernel, LaunchConfig, Launcher};
+use std::cell::Cell;
+use std::ffi::c_void;
+
+/// Memory that an emulated device has: for small models and kernel tests.
+const TOTAL_MEMORY: usize = 8 << 30;
+
+/// The emulator and how much of its memory is in use.
+pub(super) struct Emulated {
+    emulator: Emulator,
+    allocated: Cell<usize>,
+    sizes: std::cell::RefCell<std::collections::HashMap<u64, usize>>,
+}
+
+impl Emulated {
+    pub(super) fn new(options: Options) -> Self {
+        Self { emulator: Emulator::new(options), allocated: Cell::default(), sizes: Default::default() }
+    }
+
+    /// A small Hopper: few multiprocessors, so that grids sized by the device stay small.
+    pub(super) fn info() -> DeviceInfo {
+        DeviceInfo {
+            ordinal: 0,
+            name: "emulated device".into(),
+            compute_capability: (9, 0),
+            multiprocessors: 2,
+            total_memory: TOTAL_MEMORY,
+            l2_cache: 50 << 20,
+            shared_memory_per_block: 227 << 10,
+            driver_version: (0, 0),
+        }
+    }
+
+    pub(super) fn memory_info(&self) -> (usize, usize) {
+        (TOTAL_MEMORY - self.allocated.get(), TOTAL_MEMORY)
+    }
+
+    pub(super) fn allocate(&self, bytes: usize) -> Result<u64> {
+        let (free, total) = self.memory_info();
+        if bytes > free {
+            return Err(Error::Memory(format!(
+                "allocating {bytes} bytes on the emulated device: {free} of its {total} bytes are free"
+            )));
+        }
+        let address = self.emulator.allocate(bytes);
+        self.allocated.set(self.allocated.get() + bytes);
+        self.sizes.borrow_mut().insert(address, bytes);
+        Ok(address)
+    }
+
+    /// # Safety
+    /// The address is of [`Emulated::allocate`] and not used afterwards.
+    pub(super) unsafe fn free(&self, address: u64) {
+        let bytes = self.sizes.borrow_mut().remove(&address).unwrap_or(0);
+        self.allocated.set(self.allocated.get() - bytes);
+        // SAFETY: the caller's promise.
+        unsafe { self.emulator.free(address) }
+    }
+
+    /// # Safety
+    /// The range is allocated.
+    pub(super) unsafe fn fill(&self, to: u64, byte: u8, bytes: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { self.emulator.fill(to, byte, bytes) }
+    }
+
+    /// # Safety
+    /// Both ranges are allocated and initialised.
+    pub(super) unsafe fn write(&self, to: u64, from: *const c_void, bytes: usize) {
+        if bytes > 0 {
+            // SAFETY: the caller's promise.
+            unsafe { self.emulator.write(to, std::slice::from_raw_parts(from.cast(), bytes)) }
+        }
+    }
+
+    /// # Safety
+    /// Both ranges are allocated.
+    pub(super) unsafe fn read(&self, from: u64, to: *mut c_void, bytes: usize) {
+        if bytes > 0 {
+            // SAFETY: the caller's promise; the target is set to zero first, so that it is initialised.
+            unsafe {
+                std::ptr::write_bytes(to.cast::<u8>(), 0, bytes);
+                self.emulator.read(from, std::slice::from_raw_parts_mut(to.cast(), bytes));
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Launcher::launch`].
+    pub(super) unsafe fn launch(
+        &self,
+        kernel: &'static Kernel,
+        config: &LaunchConfig,
+        params: &mut [*mut c_void],
+    ) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.emulator.launch(kernel, config, params) }
+            .map_err(|report| Error::Device(report.to_string()))
+    }
+}

@@ -1,0 +1,125 @@
+//! The arg-max of rows of logits by several blocks each: the greedy row of the sampler
+//! ([`argmax_f32_plain`](crate::sampler::argmax_f32_plain)) where one block would take longer than the head's product.
+
+use cuda_std::prelude::*;
+
+use crate::sampler::SamplerRow;
+#[device]
+use crate::{
+    fused::{launch_dependents, wait_for_dependencies},
+    grid::repeat,
+    sampler::{order_key, warp_max},
+};
+#[device]
+use cuda_std::{
+    atomic::{AtomicAdd, Ordering, Scope},
+    memory,
+};
+
+/// Threads of a block.
+pub const BLOCK_SIZE: u32 = 256;
+/// Blocks of a row.
+pub const BLOCKS_PER_ROW: u32 = 64;
+
+/// Logits that a thread loads before it compares the first of them.
+#[device]
+const AHEAD: usize = 4;
+
+/// The largest of `value` over the block, in every thread. The block is of [`BLOCK_SIZE`] threads.
+///
+/// # Safety
+/// All threads of the block call it together.
+#[device]
+#[inline(always)]
+unsafe fn block_max(value: u64, bests: Shared<u64>) -> u64 {
+    let lane = warp::lane_id();
+    let best = warp_max(value);
+    // SAFETY: each warp writes its own place; the barriers order it against the readers before and after.
+    unsafe {
+        thread::sync_threads();
+        if lane == 0 {
+            bests.set(warp::warp_id(), best);
+        }
+        thread::sync_threads();
+        warp_max(if lane < BLOCK_SIZE / 32 { bests.get(lane) } else { 0 })
+    }
+}
+
+/// The smallest id among the largest logits of each greedy row; NaN counts as the smallest logit.
+///
+/// - `rows`: `[num_rows]`; `logits`: f32 `[num_rows, vocab_size]`
+/// - `partials`: u64 `[num_rows, BLOCKS_PER_ROW]`, scratch
+/// - `counters`: u32 `[num_rows]`, 0 before the first launch, and again after each
+/// - `out`: `[num_rows]`; rows that are not greedy are left alone
+///
+/// Grid `[BLOCKS_PER_ROW, num_rows, 1]`, block `[BLOCK_SIZE, 1, 1]`. Each block finds the best of every
+/// `BLOCKS_PER_ROW`-th part of its row; the last one to finish compares those.
+///
+/// # Safety
+/// Grid, block and arrays are as above and do not overlap.
+#[kernel(max_threads = 256)]
+pub unsafe fn argmax_f32_split(
+    vocab_size: u32,
+    rows: *const SamplerRow,
+    logits: *const f32,
+    partials: *mut u64,
+    counters: *mut u32,
+    out: *mut u32,
+) {
+    launch_dependents();
+    let bests = shared_array![u64; 32];
+    let is_last = shared_array![u32; 1];
+    let (block, row) = (thread::block_idx_x(), thread::block_idx_y() as usize);
+    // SAFETY: every index is below `vocab_size`; each block writes its own partial, and only the last one reads them.
+    unsafe {
+        wait_for_dependencies();
+        if (*rows.add(row)).temperature > 0.0 {
+            return;
+        }
+        let logits = logits.add(row * vocab_size as usize);
+        let partials = partials.add(row * BLOCKS_PER_ROW as usize);
+        let mut best = 0u64;
+        let stride = BLOCKS_PER_ROW * BLOCK_SIZE;
+        let mut first = block * BLOCK_SIZE + thread::thread_idx_x();
+        while first < vocab_size {
+            let mut values = [f32::NEG_INFINITY; AHEAD];
+            repeat(AHEAD, |i| {
+                let id = first + i as u32 * stride;
+                if id < vocab_size {
+                    values[i] = *logits.add(id as usize);
+                }
+            });
+            repeat(AHEAD, |i| {
+                let id = first + i as u32 * stride;
+                // The larger logit wins, then the smaller id: one comparison of 64-bit integers.
+                let candidate = u64::from(order_key(values[i])) << 32 | u64::from(!id);
+                if id < vocab_size && candidate > best {
+                    best = candidate;
+                }
+            });
+            first += AHEAD as u32 * stride;
+        }
+        best = block_max(best, bests);
+        if thread::thread_idx_x() == 0 {
+            memory::store(partials.add(block as usize), best);
+            let before = u32::fetch_add(counters.add(row), 1, Ordering::AcqRel, Scope::Device);
+            is_last.set(0, (before + 1 == BLOCKS_PER_ROW).into());
+        }
+        thread::sync_threads();
+        if is_last.get(0) == 0 {
+            return;
+        }
+        let thread = thread::thread_idx_x();
+        // Past L1, which may hold older values.
+        let partial = if thread < BLOCKS_PER_ROW {
+            memory::load_l2(partials.add(thread as usize).cast_const())
+        } else {
+            0
+        };
+        best = block_max(partial, bests);
+        if thread == 0 {
+            *out.add(row) = !(best as u32);
+            *counters.add(row) = 0;
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! Attention of single rows, split over the keys, whose splits the last block of each row merges: one kernel where
+//! [`decode`](super::decode) has two.
+
+use cuda_std::prelude::*;
+
+#[device]
+use super::{Merged, Partial, Rows, Sequence, attend_page, decode::MAX_WARPS, stage_query};
+#[device]
+use crate::{
+    PAGE_SIZE,
+    fused::{launch_dependents, wait_for_dependencies},
+    grid::{divide, repeat},
+    vector::Group,
+};
+#[device]
+use cuda_std::{
+    async_copy,
+    atomic::{AtomicAdd, Ordering, Scope},
+    memory,
+};
+
+/// Bytes that a row of K in shared memory is longer than the key: with them, 16-byte accesses of 8 lanes to 8
+/// neighbouring rows touch every bank once.
+#[device]
+const PADDING: usize = 16;
+
+/// Stages: while one is computed on, the next is copied.
+#[device]
+const STAGES: usize = 2;
+
+/// Splits that are loaded before the first of them is merged, so that their latencies overlap.
+#[device]
+const MERGED_AT_ONCE: usize = 8;
+
+/// What a launch computes; see the kernels.
+#[device]
+struct Launch<E> {
+    num_attention_heads: u32,
+    num_key_value_heads: u32,
+    first_row: u32,
+    max_rows: u32,
+    num_splits: u32,
+    q: *const f32,
+    k_pages: *const E,
+    v_pages: *const E,
+    partials: *mut f32,
+    statistics: *mut f32,
+    counters: *mut u32,
+    out: *mut E,
+}
+
+/// Room in shared memory for `STAGES` times `PAGES` pages and one query a warp.
+#[device]
+#[derive(Clone, Copy)]
+struct Stages {
+    k: Shared<[u32; 4]>,
+    v: Shared<[u32; 4]>,
+    queries: Shared<f32>,
+    is_last: Shared<u32>,
+}
+
+/// The keys and values that one block reads.
+#[device]
+struct Source<'a, E> {
+    launch: &'a Launch<E>,
+    sequence: Sequence,
+    key_value_head: u32,
+    stages: Stages,
+}
+
+#[device]
+impl<E: Element> Source<'_, E> {
+    /// 16-byte words of a row of K in shared memory, and of V.
+    const fn row_words<const HEAD_DIM: usize>() -> (u32, u32) {
+        let bytes = HEAD_DIM * size_of::<E>();
+        (((bytes + PADDING) / 16) as u32, (bytes / 16) as u32)
+    }
+
+    /// Starts to copy keys `from .. end`, counted from the first of page `first_page`, and their values to the stage that
+    /// begins at key `place`; the threads of the block share the work.
+    ///
+    /// # Safety
+    /// The sequence has these keys, the stage has room for them, and nobody reads it.
+    #[inline(always)]
+    unsafe fn copy<const HEAD_DIM: usize>(&self, place: u32, first_page: u32, from: u32, end: u32) {
+        let (k_words, v_words) = const { Self::row_words::<HEAD_DIM>() };
+        let mut word = from * v_words + thread::thread_idx_x();
+        while word < end * v_words {
+            let (key, column) = (word / v_words, word % v_words);
+            // SAFETY: the caller's promise; each word has one thread.
+            unsafe {
+                let page = self.sequence.page_offset(
+                    first_page + key / PAGE_SIZE,
+                    self.launch.num_key_value_heads,
+                    self.key_value_head,
+                    HEAD_DIM,
+                );
+                let source = page + (key % PAGE_SIZE) as usize * HEAD_DIM + column as usize * E::LANES;
+                let k = self.stages.k.add((place + key) * k_words + column);
+                let v = self.stages.v.add(place * v_words + word);
+                async_copy::copy_16_l2(k, self.launch.k_pages.add(source));
+                async_copy::copy_16_l2(v, self.launch.v_pages.add(source));
+            }
+            word += thread::block_dim_x();
+        }
+    }
+}
+
+/// # Safety
+/// As for the kernels. `N` is `HEAD_DIM / 32`.
+#[device]
+#[inline(always)]
+unsafe fn attend<E: Group<N>, const HEAD_DIM: usize, const N: usize, const PAGES: u32>(
+    launch: &Launch<E>,
+    rows: &Rows,
+    stages: Stages,
+) where
+    f32: Group<N>,
+{
+    launch_dependents();
+    let (lane, warp_id) = (warp::lane_id(), warp::warp_id());
+    let row_of_launch = thread::block_idx_x();
+    let row = launch.first_row + row_of_launch;
+    let (key_value_head, split) = (thread::block_idx_y(), thread::block_idx_z());
+    // SAFETY: the grid has one row of blocks a row of the batch; all reads and writes stay in the arrays that the
+    // kernel is given. Every return and every loop with a barrier in it depends only on what all threads of the block share.
+    unsafe {
+        let sequence = rows.sequence_of(row);
+        if sequence.num_rows() > launch.max_rows {
+            return;
+        }
+        let num_keys = sequence.num_keys(row);
+        let num_pages = num_keys.div_ceil(PAGE_SIZE);
+        let split_pages = super::split_pages(num_keys);
+        let first_page = split * split_pages;
+        if first_page >= num_pages {
+            return;
+        }
+        let end_page = (first_page + split_pages).min(num_pages);
+        let source = Source { launch, sequence, key_value_head, stages };
+        let keys_of = |page: u32| {
+            (num_keys - page * PAGE_SIZE).min(PAGES * PAGE_SIZE).min((end_page - page) * PAGE_SIZE)
+        };
+        let place_of = |stage: u32| stage * PAGES * PAGE_SIZE;
+
+        // The kernel before this one writes the row's query and its newest key; all other keys are there.
+        let keys = keys_of(first_page);
+        let newest = num_keys - 1 - first_page * PAGE_SIZE;
+        source.copy::<HEAD_DIM>(0, first_page, 0, keys.min(newest));
+        wait_for_dependencies();
+        if newest < keys {
+            source.copy::<HEAD_DIM>(0, first_page, newest, keys);
+        }
+        async_copy::commit_group();
+
+        let heads_per_group = divide(launch.num_attention_heads, launch.num_key_value_heads).0;
+        let head = key_value_head * heads_per_group + warp_id;
+        let query = stages.queries.add(warp_id * HEAD_DIM as u32);
+        let this_query = row as usize * launch.num_attention_heads as usize + head as usize;
+        stage_query::<HEAD_DIM>(launch.q.add(this_query * HEAD_DIM), query);
+
+        let (k_words, v_words) = const { Source::<E>::row_words::<HEAD_DIM>() };
+        let mut partial = Partial::<N>::EMPTY;
+        let (mut page, mut stage) = (first_page, 0);
+        while page < end_page {
+            let next = page + PAGES;
+            if next < end_page {
+                source.copy::<HEAD_DIM>(place_of(1 - stage), next, 0, keys_of(next));
+            }
+            async_copy::commit_group();
+            // All but the newest group: this stage is complete, for every thread after the barrier.
+            async_copy::wait_group::<1>();
+            thread::sync_threads();
+            let keys = keys_of(page);
+            let place = place_of(stage);
+            let mut first = 0;
+            while first < keys {
+                let keys_of_page = stages.k.add((place + first) * k_words);
+                // A row of V is 32 groups of N values.
+                let values = stages.v.add((place + first) * v_words).cast::<E::Word>().add(lane);
+                attend_page::<E, HEAD_DIM, N>(
+                    &mut partial,
+                    query,
+                    (keys - first).min(PAGE_SIZE),
+                    |key, word| keys_of_page.get(key * k_words + word as u32),
+                    |key| E::split(values.get(32 * key)),
+                );
+                first += PAGE_SIZE;
+            }
+            // Nobody reads this stage any more when the next but one is copied to it.
+            thread::sync_threads();
+            stage = 1 - stage;
+            page = next;
+        }
+
+        let sum = warp::reduce_sum(partial.sum);
+        let count = num_pages.div_ceil(split_pages);
+        let mut merged = Merged::<N>::EMPTY;
+        if count == 1 {
+            merged.add_split(partial.max, sum, partial.acc);
+        } else {
+            let first = (row_of_launch as usize * launch.num_attention_heads as usize + head as usize)
+                * launch.num_splits as usize;
+            let place = first + split as usize;
+            <f32 as Group<N>>::store_group(
+                launch.partials.add(place * HEAD_DIM + lane as usize * N),
+                partial.acc,
+            );
+            if lane == 0 {
+                <f32 as Group<2>>::store_group(launch.statistics.add(2 * place), [partial.max, sum]);
+            }
+            let counter =
+                launch.counters.add((row_of_launch * launch.num_key_value_heads + key_value_head) as usize);
+            if !is_last(counter, count, stages.is_last) {
+                return;
+            }
+            merge(&mut merged, launch, first, count as usize, lane);
+        }
+        let to = (row as usize * launch.num_attention_heads as usize + head as usize) * HEAD_DIM;
+        E::store_group(launch.out.add(to + lane as usize * N), merged.output());
+    }
+}
+
+/// Whether this block is the last of `count` to come here; what the others wrote before is then visible to it. Leaves the
+/// counter at 0.
+///
+/// # Safety
+/// All threads of the block call it together; `counter` was 0 before the first of the blocks.
+#[device]
+#[inline(always)]
+unsafe fn is_last(counter: *mut u32, count: u32, shared: Shared<u32>) -> bool {
+    // SAFETY: one thread touches the counter; the barriers order it against the others' writes and reads.
+    unsafe {
+        thread::sync_threads();
+        if thread::thread_idx_x() == 0 {
+            let before = u32::fetch_add(counter, 1, Ordering::AcqRel, Scope::Device);
+            let is_last = before + 1 == count;
+            if is_last {
+                memory::store(counter, 0);
+            }
+            shared.set(0, is_last.into());
+        }
+        thread::sync_threads();
+        shared.get(0) != 0
+    }
+}
+
+/// Merges the splits of one head in order; a warp's lanes each take their dimensions.
+///
+/// # Safety
+/// The splits `first .. first + count` are written and visible.
+#[device]
+#[inline(always)]
+unsafe fn merge<E, const N: usize>(
+    merged: &mut Merged<N>,
+    launch: &Launch<E>,
+    first: usize,
+    count: usize,
+    lane: u32,
+) where
+    f32: Group<N>,
+{
+    let mut split = 0;
+    while split < count {
+        let mut statistics = [[0.0f32; 2]; MERGED_AT_ONCE];
+        let mut partials = [[0.0f32; N]; MERGED_AT_ONCE];
+        repeat(MERGED_AT_ONCE, |i| {
+            // The last one stands in for those that do not exist.
+            let place = first + (split + i).min(count - 1);
+            // SAFETY: inside the splits. Past L1, which may hold older values.
+            unsafe {
+                statistics[i] = memory::load_l2(launch.statistics.add(2 * place).cast::<[f32; 2]>());
+                partials[i] =
+                    memory::load_l2(launch.partials.add((place * 32 + lane as usize) * N).cast::<[f32; N]>());
+            }
+        });
+        repeat(MERGED_AT_ONCE, |i| {
+            if split + i < count {
+                merged.add_split(statistics[i][0], statistics[i][1], partials[i]);
+            }
+        });
+        split += MERGED_AT_ONCE;
+    }
+}
+
+macro_rules! attention_decode_merged {
+    ($($element:ident $size:literal: $($head_dim:literal $pages:literal $name:ident),*;)*) => { $($(
+        #[doc = concat!("`softmax(q · kᵀ / sqrt(", stringify!($head_dim), ")) · v` of rows of a batch, in splits, one block each; the last block of a row merges them.")]
+        ///
+        #[doc = concat!("Arrays, arithmetic and idea: see the [module](super). K and V pages and `out` are ", stringify!($element), ". Computes the rows")]
+        /// `first_row .. first_row + grid.x`, except those of sequences that have more than `max_rows` rows in the batch.
+        ///
+        /// - `num_splits`, `partials`, `statistics`: as for the split kernels of [`decode`](super::decode)
+        /// - `counters`: u32 `[grid.x, num_key_value_heads]`, 0 before the first launch, and again after each
+        #[doc = concat!("- `out`: ", stringify!($element), " `[num_tokens, num_attention_heads * head_dim]`")]
+        ///
+        /// Grid `[rows, num_key_value_heads, num_splits]`, block `[32 * heads_per_group, 1, 1]` with `heads_per_group =
+        /// num_attention_heads / num_key_value_heads`, at most [`MAX_WARPS`](super::decode::MAX_WARPS). A block copies its K and V
+        /// to shared memory, pages ahead of their use, for all query heads that share them; each warp takes one head.
+        ///
+        /// # Safety
+        /// Grid and block are as above, arrays are as described, what is written overlaps nothing, all of it aligned to 16
+        /// bytes. Of what the kernels before this one write, only `q` and the newest key and value of each row are read.
+        #[kernel(max_threads = 256, min_blocks = 3)]
+        pub unsafe fn $name(
+            num_attention_heads: u32,
+            num_key_value_heads: u32,
+            first_row: u32,
+            max_rows: u32,
+            num_splits: u32,
+            sequence_of_token: *const u32,
+            query_start: *const u32,
+            kv_len: *const u32,
+            block_table: *const u32,
+            max_blocks: u32,
+            q: *const f32,
+            k_pages: *const $element,
+            v_pages: *const $element,
+            partials: *mut f32,
+            statistics: *mut f32,
+            counters: *mut u32,
+            out: *mut $element,
+        ) {
+            let launch = Launch {
+                num_attention_heads,
+                num_key_value_heads,
+                first_row,
+                max_rows,
+                num_splits,
+                q,
+                k_pages,
+                v_pages,
+                partials,
+                statistics,
+                counters,
+                out,
+            };
+            let rows = Rows { sequence_of_token, query_start, kv_len, block_table, max_blocks };
+            let stages = Stages {
+                k: shared_array![[u32; 4]; STAGES * $pages * 32 * ($head_dim * $size + PADDING) / 16],
+                v: shared_array![[u32; 4]; STAGES * $pages * 32 * $head_dim * $size / 16],
+                queries: shared_array![f32; MAX_WARPS as usize * $head_dim],
+                is_last: shared_array![u32; 1],
+            };
+            // SAFETY: the kernel's own contract.
+            unsafe { attend::<$element, $head_dim, { $head_dim / 32 }, $pages>(&launch, &rows, stages) }
+        }
+    )*)* };
+}
+
+// Pages of a stage: as many as fit twice in 48 KiB. There are no kernels of f32: their pages are too large.
+attention_decode_merged! {
+    f16 2: 64 2 attention_decode_f16_merged_h64, 128 1 attention_decode_f16_merged_h128;
+    bf16 2: 64 2 attention_decode_bf16_merged_h64, 128 1 attention_decode_bf16_merged_h128;
+}

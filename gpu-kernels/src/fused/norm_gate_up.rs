@@ -1,0 +1,109 @@
+//! The first half of the MLP: norm, gate and up projections, SwiGLU.
+
+use cuda_std::prelude::*;
+
+#[device]
+use super::{Dot, Stage, WORD, launch_dependents, sum_of_lanes, wait_for_dependencies};
+#[device]
+use crate::grid::{offset, repeat};
+
+/// Threads of a block.
+pub const BLOCK_SIZE: u32 = 256;
+/// Lanes that compute one column of the output.
+pub const LANES: u32 = 16;
+/// Columns of the output that a block computes at a time.
+pub const COLUMNS_PER_BLOCK: u32 = BLOCK_SIZE / LANES;
+
+/// # Safety
+/// As the kernels.
+#[device]
+#[inline(always)]
+unsafe fn norm_gate_up<E: PackedElement, O: Element, const N: usize>(
+    n: u32,
+    hidden_size: u32,
+    intermediate_size: u32,
+    x: *const f32,
+    norm: *const f32,
+    eps: f32,
+    gate: *const E,
+    up: *const E,
+    out: *mut O,
+) {
+    launch_dependents();
+    let lane = thread::thread_idx_x() % LANES;
+    let words = hidden_size / WORD;
+    let stage = Stage::new(words);
+    let step = thread::grid_dim_x() * COLUMNS_PER_BLOCK;
+    let mut first = thread::block_idx_x() * COLUMNS_PER_BLOCK;
+    let group = thread::thread_idx_x() / LANES;
+    // SAFETY: rows below `intermediate_size`; groups beyond the last column compute it again and do not store.
+    unsafe {
+        let dot = |first: u32| {
+            let row = offset((first + group).min(intermediate_size - 1), hidden_size, 0);
+            Dot::<E, 2, 7, LANES>::new([gate.add(row), up.add(row)], words, lane)
+        };
+        let mut products = dot(first);
+        let ahead = stage.load_norm(norm);
+        wait_for_dependencies();
+        let scales = stage.copy_normed::<N>(n, x, norm, ahead, eps);
+        loop {
+            let column = first + group;
+            let shares = products.shares::<N>(lane, stage);
+            first += step;
+            // The next weights are under way while these products are added up.
+            if first < intermediate_size {
+                products = dot(first);
+            }
+            let sums = sum_of_lanes::<2, N, LANES>(shares);
+            repeat(N, |i| {
+                if lane == i as u32 && lane < n && column < intermediate_size {
+                    let (gate, up) = (sums[0][i] * scales[i], sums[1][i] * scales[i]);
+                    let value = gate / (1.0 + (-gate).exp()) * up;
+                    *out.add(offset(i as u32, intermediate_size, column)) = O::from_f32(value);
+                }
+            });
+            if first >= intermediate_size {
+                return;
+            }
+        }
+    }
+}
+
+macro_rules! norm_gate_up {
+    ($($name:ident: $rows:literal, $element:ident, $out:ident;)*) => { $(
+        #[doc = concat!("`out = silu(y · gateᵀ) * (y · upᵀ)` with `y = x / sqrt(mean(x²) + eps) * norm`, for at most ", stringify!($rows), " rows.")]
+        ///
+        /// - `x`: f32 `[n, hidden_size]`; `norm`: f32 `[hidden_size]`
+        #[doc = concat!("- `gate`, `up`: ", stringify!($element), " `[intermediate_size, hidden_size]`")]
+        #[doc = concat!("- `out`: ", stringify!($out), " `[n, intermediate_size]`")]
+        ///
+        /// Grid `[blocks, 1, 1]`, any number of them from 1 to `ceil(intermediate_size / COLUMNS_PER_BLOCK)`; block
+        /// `[BLOCK_SIZE, 1, 1]`; dynamic shared memory [`stage_bytes`](super::stage_bytes) of `n` rows of `hidden_size`, a multiple of 8.
+        ///
+        /// # Safety
+        /// Grid, block and arrays are as above, aligned to 16 bytes; `out` overlaps nothing. Of what the kernels before this
+        /// one write, only `x` is read.
+        #[kernel(max_threads = 256, min_blocks = 2)]
+        pub unsafe fn $name(
+            n: u32,
+            hidden_size: u32,
+            intermediate_size: u32,
+            x: *const f32,
+            norm: *const f32,
+            eps: f32,
+            gate: *const $element,
+            up: *const $element,
+            out: *mut $out,
+        ) {
+            // SAFETY: the kernel's own contract.
+            unsafe { norm_gate_up::<$element, $out, $rows>(n, hidden_size, intermediate_size, x, norm, eps, gate, up, out) }
+        }
+    )* };
+}
+
+norm_gate_up! {
+    norm_gate_up_f16_one: 1, f16, f16;
+    norm_gate_up_bf16_one: 1, bf16, f32;
+    norm_gate_up_f16_few: 4, f16, f16;
+    norm_gate_up_bf16_few: 4, bf16, f32;
+}
