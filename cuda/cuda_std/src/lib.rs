@@ -20,8 +20,14 @@
 //! ```
 //!
 //! Compiled for `nvptx64` that is an entry point; compiled for the host it is a launcher with typed arguments
-//! ([`kernel`], [`launch`]). The device's modules exist on `nvptx64` only; items that name them are marked
-//! [`device`](macro@device). Names are those of Rust-CUDA's `cuda_std` where it has them.
+//! ([`kernel`], [`launch`]), which a CUDA stream takes or, where there is no GPU, the
+//! [`Emulator`](emulation::Emulator). Functions and types that kernels use are marked [`device`](macro@device).
+//! Names are those of Rust-CUDA's `cuda_std` where it has them.
+//!
+//! # Two targets
+//! Every operation exists on both, with one documentation. The public modules are common; what they are made of
+//! is in `nvptx/` as instructions and in `host/` as emulation, function by function. How emulation works,
+//! what it finds and what it cannot see is in [`emulation`].
 //!
 //! # Two routes to an instruction
 //! Every `asm!` and every LLVM intrinsic of the project is in this crate. An operation in which threads take

@@ -152,6 +152,13 @@ unsafe fn segment<E: Group<N>, const HEAD_DIM: usize, const N: usize>(
             if query < stop {
                 seen = sequence.num_keys(divide(query, heads_per_group).0);
                 stage_query::<HEAD_DIM>(q.add(place(i)), queries.add(i * HEAD_DIM as u32));
+            } else {
+                // Scores are computed for it with the others', and weigh 0.
+                let mut d = lane;
+                while d < HEAD_DIM as u32 {
+                    queries.set(i * HEAD_DIM as u32 + d, 0.0);
+                    d += 32;
+                }
             }
             if lane == 0 {
                 num_keys.set(i, seen);

@@ -38,7 +38,7 @@ unsafe fn matmul_add<E: PackedElement, X: Group<4>, const N: usize, const C: usi
     let sums_of_warps = shared_array![f32; 16 * 4];
     let lane = thread::thread_idx_x() % LANES;
     let words = cols / WORD;
-    let stage = Stage::new(words);
+    let stage = Stage::new(n, words);
     let rows_per_block = thread::block_dim_x() / LANES;
     let group = thread::thread_idx_x() / LANES;
     let step = thread::grid_dim_x() * rows_per_block;
@@ -52,7 +52,7 @@ unsafe fn matmul_add<E: PackedElement, X: Group<4>, const N: usize, const C: usi
         };
         let mut products = dot(first);
         wait_for_dependencies();
-        stage.copy(n, x);
+        stage.copy(x);
         thread::sync_threads();
         loop {
             let row = first + group;

@@ -64,16 +64,29 @@ const AHEAD: usize = 2;
 struct Stage {
     /// Quads: for each row the first plane, then the second.
     quads: Shared<[f32; 4]>,
+    /// Rows, at least one.
+    rows: u32,
     /// Words of a row.
     words: u32,
 }
 
 #[device]
 impl Stage {
-    /// The block's dynamic shared memory, for rows of `words` words.
+    /// The block's dynamic shared memory, for `rows` rows of `words` words.
     #[inline(always)]
-    fn new(words: u32) -> Self {
-        Self { quads: dynamic_shared(), words }
+    fn new(rows: u32, words: u32) -> Self {
+        Self { quads: dynamic_shared(), rows, words }
+    }
+
+    /// Word `word` of row `row`, or of the last row where there are fewer.
+    ///
+    /// # Safety
+    /// The stage is complete, and its rows have more than `word` words.
+    #[inline(always)]
+    unsafe fn get(self, row: u32, word: u32) -> ([f32; 4], [f32; 4]) {
+        let first = 2 * row.min(self.rows - 1) * self.words + word;
+        // SAFETY: the caller's promise.
+        unsafe { (self.quads.get(first), self.quads.get(first + self.words)) }
     }
 
     /// The place of quad `quad` (values `4 quad ..`) of row `row`.
@@ -82,12 +95,13 @@ impl Stage {
         (2 * row + quad % 2) * self.words + quad / 2
     }
 
-    /// Copies `n` rows of `x`; the threads of the block share the work. A barrier must follow.
+    /// Copies the rows of `x`; the threads of the block share the work. A barrier must follow.
     ///
     /// # Safety
-    /// `x` leads to `n` rows, aligned to 16 bytes; the shared memory has room for them.
+    /// `x` leads to that many rows, aligned to 16 bytes; the shared memory has room for them.
     #[inline(always)]
-    unsafe fn copy<X: Group<4>>(self, n: u32, x: *const X) {
+    unsafe fn copy<X: Group<4>>(self, x: *const X) {
+        let n = self.rows;
         let quads = 2 * self.words;
         let mut first = thread::thread_idx_x();
         while first < n * quads {
@@ -127,7 +141,7 @@ impl Stage {
         quads
     }
 
-    /// Copies `n` rows of `x`, each multiplied with `weight`, and returns what makes them normalised rows:
+    /// Copies the rows of `x`, each multiplied with `weight`, and returns what makes them normalised rows:
     /// `1 / sqrt(mean(x²) + eps)` for each, to multiply products with. Ends with a barrier.
     ///
     /// # Safety
@@ -136,13 +150,13 @@ impl Stage {
     #[inline(always)]
     unsafe fn copy_normed<const N: usize>(
         self,
-        n: u32,
         x: *const f32,
         weight: *const f32,
         ahead: [[f32; 4]; AHEAD],
         eps: f32,
     ) -> [f32; N] {
         let sums = shared_array![f32; 32 * 4];
+        let n = self.rows;
         let quads = 2 * self.words;
         let (lane, warp_id) = (warp::lane_id(), warp::warp_id());
         let num_warps = thread::block_dim_x() / 32;
@@ -262,12 +276,7 @@ impl<E: PackedElement, const R: usize, const C: usize, const LANES: u32> Dot<E, 
                     });
                     repeat(N, |n| {
                         // SAFETY: inside the stage.
-                        let (low, high) = unsafe {
-                            (
-                                stage.quads.get(2 * n as u32 * words + word),
-                                stage.quads.get((2 * n as u32 + 1) * words + word),
-                            )
-                        };
+                        let (low, high) = unsafe { stage.get(n as u32, word) };
                         repeat(R, |r| {
                             repeat(4, |i| sums[r][n] = w[r][i].mul_add(low[i], sums[r][n]));
                             repeat(4, |i| sums[r][n] = w[r][4 + i].mul_add(high[i], sums[r][n]));

@@ -32,7 +32,7 @@ unsafe fn norm_gate_up<E: PackedElement, O: Element, const N: usize>(
     launch_dependents();
     let lane = thread::thread_idx_x() % LANES;
     let words = hidden_size / WORD;
-    let stage = Stage::new(words);
+    let stage = Stage::new(n, words);
     let step = thread::grid_dim_x() * COLUMNS_PER_BLOCK;
     let mut first = thread::block_idx_x() * COLUMNS_PER_BLOCK;
     let group = thread::thread_idx_x() / LANES;
@@ -45,7 +45,7 @@ unsafe fn norm_gate_up<E: PackedElement, O: Element, const N: usize>(
         let mut products = dot(first);
         let ahead = stage.load_norm(norm);
         wait_for_dependencies();
-        let scales = stage.copy_normed::<N>(n, x, norm, ahead, eps);
+        let scales = stage.copy_normed::<N>(x, norm, ahead, eps);
         loop {
             let column = first + group;
             let shares = products.shares::<N>(lane, stage);

@@ -33,7 +33,7 @@ unsafe fn norm_matmul<E: PackedElement, const N: usize>(
     launch_dependents();
     let lane = thread::thread_idx_x() % LANES;
     let words = cols / WORD;
-    let stage = Stage::new(words);
+    let stage = Stage::new(n, words);
     let step = thread::grid_dim_x() * COLUMNS_PER_BLOCK;
     let mut first = thread::block_idx_x() * COLUMNS_PER_BLOCK + thread::thread_idx_x() / LANES * ROWS;
     // SAFETY: rows below `rows`; groups beyond the last row compute it again and do not store. Every lane of a warp
@@ -46,7 +46,7 @@ unsafe fn norm_matmul<E: PackedElement, const N: usize>(
         let mut products = dot(first);
         let ahead = stage.load_norm(norm);
         wait_for_dependencies();
-        let scales = stage.copy_normed::<N>(n, x, norm, ahead, eps);
+        let scales = stage.copy_normed::<N>(x, norm, ahead, eps);
         let mut block_first = thread::block_idx_x() * COLUMNS_PER_BLOCK;
         loop {
             let shares = products.shares::<N>(lane, stage);

@@ -77,7 +77,7 @@ unsafe fn norm_qkv_rope<E: PackedElement, const N: usize>(
     let half = head_dim / 2;
     let lane = thread::thread_idx_x() % LANES;
     let words = hidden_size / WORD;
-    let stage = Stage::new(words);
+    let stage = Stage::new(n, words);
     let num_pairs = (num_attention_heads + 2 * num_key_value_heads) * half;
     let step = thread::grid_dim_x() * PAIRS_PER_BLOCK;
     let group = thread::thread_idx_x() / LANES;
@@ -98,7 +98,7 @@ unsafe fn norm_qkv_rope<E: PackedElement, const N: usize>(
         let mut products = dot(first);
         let ahead = stage.load_norm(norm);
         wait_for_dependencies();
-        let scales = stage.copy_normed::<N>(n, x, norm, ahead, eps);
+        let scales = stage.copy_normed::<N>(x, norm, ahead, eps);
         loop {
             let pair = first + group;
             let shares = products.shares::<N>(lane, stage);

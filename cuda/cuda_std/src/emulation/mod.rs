@@ -70,20 +70,22 @@ mod panics;
 mod random;
 mod report;
 mod shadow;
+mod shared;
 mod site;
 mod tensor;
 mod thread;
 mod warp;
 
 pub(crate) use barrier::Reduction;
-pub(crate) use block::SHARED_BASE;
-pub use block::SHARED_LIMIT;
 pub(crate) use mbarrier::offset as counter_offset;
 pub(crate) use messages::Access;
 pub use report::{Defect, Other, Report};
 pub(crate) use shadow::{ATOMICALLY, READ, WRITE};
-pub(crate) use tensor::Format;
+pub(crate) use shared::SHARED_BASE;
+pub use shared::SHARED_LIMIT;
 pub use tensor::{BLOCK_PRODUCTS, EXTRA_BITS};
+#[doc(hidden)]
+pub use tensor::{Format, HOPPER, Model, multiply};
 pub(crate) use thread::{Place, Thread, current, current_or_none};
 pub(crate) use warp::{Operation, Reduce, Shuffle};
 

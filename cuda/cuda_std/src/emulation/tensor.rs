@@ -30,8 +30,20 @@ impl Format {
     }
 }
 
+/// How the tensor cores add, as far as it differs between generations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Model {
+    /// Products that are added at once with the running sum.
+    pub block_products: usize,
+    /// Bits kept below the last place of an `f32` with the largest exponent.
+    pub extra_bits: i32,
+}
+
+/// What is emulated.
+pub const HOPPER: Model = Model { block_products: BLOCK_PRODUCTS, extra_bits: EXTRA_BITS };
+
 /// `d = a · b + c` of a warp, `depth` 8 or 16: each lane's words a, b, c in, d out, in the fragments' layout.
-pub fn multiply(format: Format, depth: usize, words: &[[u32; 10]; 32]) -> [[u32; 4]; 32] {
+pub fn multiply(model: Model, format: Format, depth: usize, words: &[[u32; 10]; 32]) -> [[u32; 4]; 32] {
     let a_words = depth / 4;
     let b_words = depth / 8;
     let half = |word: u32, high: usize| format.widen((word >> (16 * high)) as u16);
@@ -47,8 +59,8 @@ pub fn multiply(format: Format, depth: usize, words: &[[u32; 10]; 32]) -> [[u32;
                 *product = (half(a, k % 2), half(b, k % 2));
             }
             let mut sum = f32::from_bits(words[lane][a_words + b_words + i]);
-            for block in products[..depth].chunks(BLOCK_PRODUCTS) {
-                sum = add_block(sum, block);
+            for block in products[..depth].chunks(model.block_products) {
+                sum = add_block(model, sum, block);
             }
             *d = sum.to_bits();
         }
@@ -57,7 +69,7 @@ pub fn multiply(format: Format, depth: usize, words: &[[u32; 10]; 32]) -> [[u32;
 }
 
 /// The running sum and a block of products, added as the tensor cores do.
-pub fn add_block(sum: f32, products: &[(f32, f32)]) -> f32 {
+fn add_block(model: Model, sum: f32, products: &[(f32, f32)]) -> f32 {
     // A product of two 11-bit significands fits f64 exactly, bf16's range included.
     let terms = || products.iter().map(|&(a, b)| f64::from(a) * f64::from(b)).chain([f64::from(sum)]);
     if terms().any(|term| !term.is_finite()) {
@@ -84,7 +96,7 @@ pub fn add_block(sum: f32, products: &[(f32, f32)]) -> f32 {
     else {
         return 0.0;
     };
-    let unit = largest - 23 - EXTRA_BITS;
+    let unit = largest - 23 - model.extra_bits;
     // Cut off toward zero, one by one; at most 17 terms below 2^(2 + 23 + EXTRA_BITS) fit easily.
     let total: i64 = terms().map(|term| scale(term, -unit) as i64).sum();
     truncate(total, unit)
@@ -119,4 +131,38 @@ fn truncate(total: i64, unit: i32) -> f32 {
         value as f32
     };
     if total < 0 { -value } else { value }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn add(sum: f32, products: &[(f32, f32)]) -> f32 {
+        add_block(HOPPER, sum, products)
+    }
+
+    #[test]
+    fn small_products_are_cut_off_one_by_one_and_the_sum_once_more() {
+        let small = |e: i32| [(2f32.powi(e), 0.5); 16];
+        // 2^-25 is the last bit that is kept beside 1: four of them make a last place.
+        assert_eq!(add(1.0, &small(-24)[..3]), 1.0);
+        assert_eq!(add(1.0, &small(-24)[..4]), 1.0 + f32::EPSILON);
+        assert_eq!(add(1.0, &small(-25)), 1.0);
+        // Toward zero on both sides.
+        assert_eq!(add(-1.0, &small(-24)[..3]), -1.0 + f32::EPSILON);
+        assert_eq!(add(-1.0, &[(-2f32.powi(-24), 1.0)]), -1.0);
+    }
+
+    #[test]
+    fn special_values_are_as_in_ieee_754_with_one_nan() {
+        let (infinity, nan) = (f32::INFINITY, 0x7fff_ffff);
+        assert_eq!(add(0.0, &[(infinity, -1.0)]), -infinity);
+        assert_eq!(add(0.0, &[(infinity, 0.0)]).to_bits(), nan);
+        assert_eq!(add(infinity, &[(-infinity, 1.0)]).to_bits(), nan);
+        assert_eq!(add(f32::MAX, &[(f32::MAX, 1.0)]), infinity);
+        assert_eq!(add(0.0, &[(-0.0, 1.0), (1.0, 0.0)]).to_bits(), 0);
+        // Subnormal sums are exact.
+        assert_eq!(add(f32::from_bits(3), &[(2f32.powi(-140), 2f32.powi(-9))]).to_bits(), 4);
+        assert_eq!(add(1.0, &[(3.0, 5.0), (-2.0, 8.0)]).to_bits(), 0);
+    }
 }

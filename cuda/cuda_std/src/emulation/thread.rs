@@ -9,11 +9,12 @@ use std::sync::Arc;
 
 use corosensei::Yielder;
 
-use super::block::{Block, SHARED_BASE};
+use super::block::Block;
 use super::copies::Copies;
 use super::order::Knowledge;
 use super::report::Defect;
 use super::shadow::{self, CLOCK_SHIFT, Conflict, INITIALISED, PENDING, READ, THREAD_SHIFT, WRITE};
+use super::shared::SHARED_BASE;
 use crate::Bits;
 
 std::thread_local! {
@@ -150,6 +151,12 @@ impl Thread {
     /// Whether something orders the access of `stamp` before what this thread does now.
     #[inline(always)]
     pub fn is_after(&self, stamp: u64) -> bool {
+        self.is_plainly_after(stamp) || self.knows(stamp)
+    }
+
+    /// Whether the block's or the warp's barriers order the access of `stamp`, or it is this thread's own.
+    #[inline(always)]
+    pub fn is_plainly_after(&self, stamp: u64) -> bool {
         let (clock, number, _) = shadow::parts(stamp);
         let block = self.block();
         let other = number.wrapping_sub(block.first_thread.get());
@@ -162,11 +169,12 @@ impl Thread {
                 return clock != PENDING;
             }
         }
-        self.knows(clock, number)
+        false
     }
 
     #[cold]
-    fn knows(&self, clock: u32, number: u32) -> bool {
+    fn knows(&self, stamp: u64) -> bool {
+        let (clock, number, _) = shadow::parts(stamp);
         let owner = number / self.block().size.get();
         let covers = |known: &RefCell<Option<Arc<Knowledge>>>| {
             known.borrow().as_ref().is_some_and(|known| known.covers(owner, number, clock))

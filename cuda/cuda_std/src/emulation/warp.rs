@@ -209,7 +209,7 @@ impl Thread {
             Operation::Mma { format, depth } => {
                 let mut words = [[0; 10]; 32];
                 lanes().for_each(|lane| words[lane] = *io(lane));
-                let d = tensor::multiply(format, depth as usize, &words);
+                let d = tensor::multiply(tensor::HOPPER, format, depth as usize, &words);
                 lanes().for_each(|lane| io(lane)[..4].copy_from_slice(&d[lane]));
             }
         }

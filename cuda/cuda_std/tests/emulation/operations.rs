@@ -244,3 +244,172 @@ fn a_barrier_over_the_grid() {
         assert_eq!(values(e, out, 37 * 32), expected.collect::<Vec<u32>>());
     }
 }
+
+/// `out = a · b + 1` for a row-major `a` (16 × 16) and `b` (16 × 8), by way of shared memory.
+#[kernel]
+unsafe fn product(a: *const bf16, b: *const bf16, out: *mut f32) {
+    use cuda_std::mma::{self, MmaElement};
+    let (left, right) = (shared_array![bf16; 256], shared_array![bf16; 128]);
+    let lane = warp::lane_id();
+    unsafe {
+        let mut i = lane;
+        while i < 256 {
+            left.set(i, *a.add(i as usize));
+            if i < 128 {
+                right.set(i, *b.add(i as usize));
+            }
+            i += 32;
+        }
+        warp::sync_warp(warp::FULL_MASK);
+        let a = mma::ldmatrix_x4(left.add(lane % 16 * 16 + lane / 16 * 8));
+        let b = mma::ldmatrix_x2_trans(right.add(lane % 16 * 8));
+        let d = bf16::mma_m16n8k16(a, b, [1.0; 4]);
+        let (row, column) = (lane / 4, lane % 4 * 2);
+        let at = |row: u32, column: u32| out.add((row * 8 + column) as usize);
+        *at(row, column) = d[0];
+        *at(row, column + 1) = d[1];
+        *at(row + 8, column) = d[2];
+        *at(row + 8, column + 1) = d[3];
+    }
+}
+
+#[test]
+fn fragments_make_a_matrix_product() {
+    let (a, b) =
+        (|row: usize, k: usize| (row * 3 + k * 5) % 17, |k: usize, column: usize| (k * 7 + column) % 13);
+    let e = &emulator(0);
+    let left: Vec<_> = (0..256).map(|i| bf16::from_f32(a(i / 16, i % 16) as f32)).collect();
+    let right: Vec<_> = (0..128).map(|i| bf16::from_f32(b(i / 8, i % 8) as f32)).collect();
+    let out = buffer(e, &[0.0f32; 128]);
+    unsafe { product(e, &grid(1, 32), buffer(e, &left).into(), buffer(e, &right).into(), out) }.unwrap();
+    let sum = |i: usize| 1 + (0..16).map(|k| a(i / 8, k) * b(k, i % 8)).sum::<usize>();
+    assert_eq!(values(e, out, 128), (0..128).map(|i| sum(i) as f32).collect::<Vec<_>>());
+}
+
+/// A ring of two stages: one warp copies with bulk copies, two warps add up.
+#[kernel]
+unsafe fn pipeline(stages: u32, x: *const u32, out: *mut u32) {
+    use cuda_std::{async_copy, mbarrier::Mbarrier};
+    let (full, empty) = (shared_array![u64; 2], shared_array![u64; 2]);
+    let tile = dynamic_shared::<u32>();
+    let i = thread::thread_idx_x();
+    unsafe {
+        if i == 0 {
+            let mut slot = 0;
+            while slot < 2 {
+                Mbarrier::new(full.add(slot)).init(1);
+                Mbarrier::new(empty.add(slot)).init(64);
+                slot += 1;
+            }
+            cuda_std::mbarrier::fence_init();
+        }
+        thread::sync_threads();
+        let mut stage = 0;
+        let mut sum = 0;
+        while stage < stages {
+            let (slot, phase) = (stage % 2, stage / 2 % 2);
+            let (full, empty) = (Mbarrier::new(full.add(slot)), Mbarrier::new(empty.add(slot)));
+            if i == 64 {
+                if stage >= 2 {
+                    empty.wait(phase ^ 1);
+                }
+                full.arrive_expect_tx(256);
+                async_copy::bulk_copy(tile.add(64 * slot), x.add(64 * stage as usize), 256, full);
+            } else if i < 64 {
+                full.wait(phase);
+                sum += tile.get(64 * slot + (i ^ 1));
+                empty.arrive();
+            }
+            stage += 1;
+        }
+        if i < 64 {
+            *out.add(i as usize) = sum;
+        }
+    }
+}
+
+#[test]
+fn a_pipeline_of_bulk_copies() {
+    for seed in 0..40 {
+        let e = &emulator(seed);
+        let x: Vec<u32> = (0..64 * 7).map(|i| i * i).collect();
+        let out = buffer(e, &[0u32; 64]);
+        let config = LaunchConfig { shared_bytes: 512, ..grid(1, 96) };
+        unsafe { pipeline(e, &config, 7, buffer(e, &x).into(), out) }.unwrap();
+        let expected = (0..64).map(|i| (0..7).map(|stage| x[64 * stage + (i ^ 1)]).sum());
+        assert_eq!(values(e, out, 64), expected.collect::<Vec<u32>>(), "seed {seed}");
+    }
+}
+
+/// Copies of all sizes, ragged ones, and an arrival after copies.
+#[kernel]
+unsafe fn copies(x: *const u8, out: *mut [u32; 4]) {
+    use cuda_std::{async_copy, mbarrier::Mbarrier};
+    let tile = shared_array![[u32; 4]; 160];
+    let barrier = Mbarrier::new(shared_array![u64; 1]);
+    let i = thread::thread_idx_x();
+    unsafe {
+        if i == 0 {
+            barrier.init(32);
+        }
+        thread::sync_threads();
+        let (place, from) = (tile.add(5 * i), x.add(16 * i as usize));
+        place.set(0, [0; 4]);
+        place.set(1, [0; 4]);
+        async_copy::copy_4(place, from);
+        async_copy::copy_8(place.add(1), from);
+        async_copy::copy_16(place.add(2), from);
+        async_copy::commit_group();
+        async_copy::copy_16_l2(place.add(3), from);
+        async_copy::copy_16_or_zero(place.add(4), from, i % 17);
+        barrier.arrive_after_copies();
+        barrier.wait(0);
+        let mut word = 0;
+        while word < 5 {
+            *out.add((5 * i + word) as usize) = tile.get(5 * (i ^ 1) + word);
+            word += 1;
+        }
+    }
+}
+
+#[test]
+fn asynchronous_copies_arrive() {
+    for seed in 0..20 {
+        let e = &emulator(seed);
+        let x: Vec<u8> = (0..512).map(|i| (i % 251) as u8 + 1).collect();
+        let out = buffer(e, &[[0u32; 4]; 160]);
+        unsafe { copies(e, &grid(1, 32), buffer(e, &x).into(), out) }.unwrap();
+        for (i, row) in values(e, out, 160).chunks(5).enumerate() {
+            let source = &x[16 * (i ^ 1)..][..16];
+            for (word, bytes) in row.iter().zip([4, 8, 16, 16, (i ^ 1) % 17]) {
+                let mut expected = [0; 16];
+                expected[..bytes].copy_from_slice(&source[..bytes]);
+                let got: Vec<u8> = word.iter().flat_map(|word| word.to_le_bytes()).collect();
+                assert_eq!(got, expected, "seed {seed}, thread {i}");
+            }
+        }
+    }
+}
+
+#[test]
+fn kernels_that_a_gpu_is_compared_on_run_here() {
+    use cuda_std_test_kernels::{
+        compare_approximate, compare_atomics, compare_exact, compare_ldmatrix, compare_mma,
+    };
+    let e = &emulator(7);
+    let words: Vec<u32> = (0..64 * 10).map(|i: u32| i.wrapping_mul(0x9e37_79b9)).collect();
+    let words = || buffer(e, &words);
+    let exact = buffer(e, &[[0u32; 20]; 64]);
+    let matrices = buffer(e, &[[0u32; 14]; 32]);
+    unsafe {
+        compare_exact(e, &grid(2, 32), 64, words().cast().into(), exact).unwrap();
+        compare_approximate(e, &grid(2, 32), 64, words().cast().into(), buffer(e, &[[0.0; 8]; 64])).unwrap();
+        compare_atomics(e, &grid(2, 32), words().cast(), buffer(e, &[[0u32; 10]; 64])).unwrap();
+        compare_mma(e, &grid(2, 32), words().cast().into(), buffer(e, &[[[0.0; 8]; 2]; 64])).unwrap();
+        compare_ldmatrix(e, &grid(1, 32), matrices).unwrap();
+    }
+    let first = values(e, exact, 1)[0];
+    assert_eq!(f32::from_bits(first[6]), 1.0, "0 * y + 1");
+    // Lane 5 has elements 2 and 3 of row 1, which lane 1 gave as the row of lane 2.
+    assert_eq!(values(e, matrices, 6)[5][0], (2 * 8 + 2) | ((2 * 8 + 3) << 16));
+}

@@ -1,10 +1,13 @@
-//! Kernels whose PTX the tests of `cuda_std` look at. None of them is meant to be launched.
+//! Kernels of the tests of `cuda_std`. Those of `compare` run on a GPU and under emulation; of the others only the PTX is
+//! looked at.
 #![no_std]
 #![allow(clippy::missing_safety_doc)]
 
+mod compare;
 mod convergence;
 mod coverage;
 
+pub use compare::*;
 pub use convergence::*;
 pub use coverage::*;
 

@@ -1,0 +1,387 @@
+//! The emulator against a GPU: what is exact or has its rounding specified agrees bit for bit, what the hardware
+//! approximates within the bounds that `cuda_std` states. Needs the feature `gpu-tests` and a GPU of compute capability
+//! 9.0 (the tensor cores of others add differently); without one the test says so and passes.
+//!
+//! `cargo test --release --features gpu-tests --test gpu_emulation -- --nocapture`
+#![cfg(feature = "gpu-tests")]
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::fmt::Debug;
+
+use cuda_driver as _;
+use cuda_std::emulation::{Emulator, Format, HOPPER, Model, Options, multiply};
+use cuda_std::launch::{DevicePtr, DevicePtrMut, Kernel, LaunchConfig, Launcher};
+use cuda_std_test_kernels::{
+    APPROXIMATE, EXACT, PTX_SM_90A, compare_approximate, compare_atomics, compare_exact, compare_ldmatrix,
+    compare_mma, compare_warp,
+};
+use cust::memory::{CopyDestination, DeviceBuffer};
+use cust::module::Module;
+use cust::sys;
+
+/// Where kernels run: the GPU or the emulator.
+trait Machine: Launcher<Error: Debug> {
+    fn upload(&self, bytes: &[u8]) -> u64;
+    fn download(&self, from: u64, bytes: &mut [u8]);
+}
+
+impl Machine for Emulator {
+    fn upload(&self, bytes: &[u8]) -> u64 {
+        let address = self.allocate(bytes.len());
+        // SAFETY: just allocated.
+        unsafe { self.write(address, bytes) };
+        address
+    }
+
+    fn download(&self, from: u64, bytes: &mut [u8]) {
+        // SAFETY: nothing runs.
+        unsafe { self.read(from, bytes) }
+    }
+}
+
+/// The first GPU.
+struct Gpu {
+    buffers: RefCell<HashMap<u64, DeviceBuffer<u8>>>,
+    module: Module,
+    _context: cust::context::Context,
+}
+
+impl Gpu {
+    fn open() -> Option<Self> {
+        let context = cust::quick_init().inspect_err(|error| eprintln!("skipped: no GPU ({error})")).ok()?;
+        let device = cust::device::Device::get_device(0).expect("the context has a device");
+        let major = device
+            .get_attribute(cust::device::DeviceAttribute::ComputeCapabilityMajor)
+            .expect("a device has a compute capability");
+        if major != 9 {
+            eprintln!("skipped: compute capability {major} is not 9");
+            return None;
+        }
+        let module = Module::from_ptx(PTX_SM_90A, &[]).expect("the PTX loads");
+        Some(Self { buffers: RefCell::default(), module, _context: context })
+    }
+}
+
+impl Launcher for Gpu {
+    type Error = sys::CUresult;
+
+    unsafe fn launch(
+        &self,
+        kernel: &'static Kernel,
+        config: &LaunchConfig,
+        params: &mut [*mut c_void],
+    ) -> Result<(), sys::CUresult> {
+        let function = self.module.get_function(kernel.name).expect("the module has the kernel");
+        let ([gx, gy, gz], [bx, by, bz]) = (config.grid, config.block);
+        // SAFETY: the caller vouches for the parameters; then it is waited for.
+        let result = unsafe {
+            match sys::cuLaunchKernel(
+                function.to_raw(),
+                gx,
+                gy,
+                gz,
+                bx,
+                by,
+                bz,
+                config.shared_bytes,
+                std::ptr::null_mut(),
+                params.as_mut_ptr(),
+                std::ptr::null_mut(),
+            ) {
+                sys::CUresult::CUDA_SUCCESS => sys::cuCtxSynchronize(),
+                refused => refused,
+            }
+        };
+        if result == sys::CUresult::CUDA_SUCCESS { Ok(()) } else { Err(result) }
+    }
+}
+
+impl Machine for Gpu {
+    fn upload(&self, bytes: &[u8]) -> u64 {
+        let buffer = DeviceBuffer::from_slice(bytes).expect("memory");
+        let address = buffer.as_device_ptr().as_raw();
+        self.buffers.borrow_mut().insert(address, buffer);
+        address
+    }
+
+    fn download(&self, from: u64, bytes: &mut [u8]) {
+        let buffers = self.buffers.borrow();
+        buffers[&from].index(0..bytes.len()).copy_to(bytes).expect("a copy");
+    }
+}
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
+    }
+
+    /// Any pattern, often a special one.
+    fn bits(&mut self) -> u32 {
+        const SPECIAL: [u32; 12] = [
+            0,
+            1,
+            0x8000_0000,
+            0x7f80_0000,
+            0xff80_0000,
+            0x7fc0_0000,
+            0x0080_0000,
+            0x007f_ffff,
+            0x3f80_0000,
+            0x7f7f_ffff,
+            0x4b00_0001,
+            0x3f00_0000,
+        ];
+        let word = self.next();
+        match word % 8 {
+            0 => SPECIAL[(word >> 40) as usize % SPECIAL.len()],
+            // Moderate exponents, so that sums and roundings matter.
+            1..=4 => (word >> 32) as u32 & 0x807f_ffff | (117 + (word >> 8) as u32 % 20) << 23,
+            _ => (word >> 32) as u32,
+        }
+    }
+
+    /// A finite number of moderate size.
+    fn float(&mut self, largest: f32) -> f32 {
+        ((self.next() >> 40) as f32 / 8_388_608.0 - 1.0) * largest
+    }
+}
+
+/// Words of a launch's output.
+fn run(
+    machine: &impl Machine,
+    input: &[u32],
+    output_words: usize,
+    launch: impl FnOnce(u64, u64),
+) -> Vec<u32> {
+    let bytes = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+    let (from, to) = (machine.upload(&bytes(input)), machine.upload(&vec![0; 4 * output_words]));
+    launch(from, to);
+    let mut out = vec![0; 4 * output_words];
+    machine.download(to, &mut out);
+    out.chunks(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect()
+}
+
+/// A launch on both machines.
+macro_rules! both {
+    ($gpu:expr, $input:expr, $words:expr, $config:expr, |$from:ident, $to:ident| $kernel:ident($($argument:expr),*)) => {{
+        let emulator = Emulator::new(Options::default());
+        let config: LaunchConfig = $config;
+        // SAFETY: the buffers have the sizes that the kernel asks for.
+        let on_gpu = run($gpu, $input, $words, |$from, $to| unsafe {
+            $kernel($gpu, &config, $($argument),*).expect("the GPU runs it")
+        });
+        // SAFETY: as above.
+        let emulated = run(&emulator, $input, $words, |$from, $to| unsafe {
+            $kernel(&emulator, &config, $($argument),*).expect("the emulator runs it")
+        });
+        (on_gpu, emulated)
+    }};
+}
+
+fn grid(blocks: u32, threads: u32) -> LaunchConfig {
+    LaunchConfig { grid: [blocks, 1, 1], block: [threads, 1, 1], shared_bytes: 0 }
+}
+
+/// Compares columns of results bit by bit; says for each how many differ.
+fn same_bits(
+    what: &str,
+    columns: usize,
+    names: &[&str],
+    input: &[u32],
+    gpu: &[u32],
+    emulated: &[u32],
+) -> usize {
+    let per_row = input.len() / (gpu.len() / columns).max(1);
+    let mut differing = 0;
+    for column in 0..columns {
+        let name = names.get(column).copied().unwrap_or("");
+        let wrong: Vec<_> = (column..gpu.len()).step_by(columns).filter(|&i| gpu[i] != emulated[i]).collect();
+        if let Some(&first) = wrong.first() {
+            let row = first / columns;
+            println!(
+                "{what}, column {column} {name}: {} of {} differ; row {row}: input {:x?}, GPU {:#010x}, emulator {:#010x}",
+                wrong.len(),
+                gpu.len() / columns,
+                &input[row * per_row..(row + 1) * per_row],
+                gpu[first],
+                emulated[first]
+            );
+        }
+        differing += wrong.len();
+    }
+    differing
+}
+
+#[test]
+fn exact_operations_have_the_same_bits() {
+    let Some(gpu) = &Gpu::open() else { return };
+    let mut random = Random(1);
+    let n = 1 << 16;
+    let pairs: Vec<u32> = (0..2 * n).map(|_| random.bits()).collect();
+    let (on_gpu, emulated) = both!(gpu, &pairs, 20 * n, grid(256, 256), |from, to| compare_exact(
+        n as u32,
+        DevicePtr::from_raw(from),
+        DevicePtrMut::from_raw(to)
+    ));
+    let mut differing = same_bits("exact", 20, &EXACT, &pairs, &on_gpu, &emulated);
+
+    let words: Vec<u32> = (0..32 * 512).map(|_| random.bits()).collect();
+    let (on_gpu, emulated) = both!(gpu, &words, 24 * words.len(), grid(512, 32), |from, to| compare_warp(
+        DevicePtr::from_raw(from),
+        DevicePtrMut::from_raw(to)
+    ));
+    differing += same_bits("warp", 24, &[], &words, &on_gpu, &emulated);
+
+    let (on_gpu, emulated) =
+        both!(gpu, &[0], 14 * 32, grid(1, 32), |_from, to| compare_ldmatrix(DevicePtrMut::from_raw(to)));
+    differing += same_bits("ldmatrix", 14, &[], &[], &on_gpu, &emulated);
+
+    let words: Vec<u32> = (0..3 * 64 * 64).map(|_| random.bits()).collect();
+    let (on_gpu, emulated) = both!(gpu, &words, 10 * 64 * 64, grid(64, 64), |from, to| compare_atomics(
+        DevicePtrMut::from_raw(from),
+        DevicePtrMut::from_raw(to)
+    ));
+    differing += same_bits("atomics", 10, &[], &words, &on_gpu, &emulated);
+    assert_eq!(differing, 0, "results differ; see above");
+}
+
+#[test]
+fn approximations_are_within_their_bounds() {
+    let Some(gpu) = &Gpu::open() else { return };
+    let mut random = Random(2);
+    let n = 1 << 16;
+    let x: Vec<f32> = (0..n)
+        .map(|i| match i % 4 {
+            0 => random.float(std::f32::consts::PI),
+            1 => random.float(80.0),
+            2 => random.float(1.0).abs() + 1e-3,
+            _ => f32::from_bits(random.bits()),
+        })
+        .collect();
+    let bits: Vec<u32> = x.iter().map(|x| x.to_bits()).collect();
+    let (on_gpu, emulated) = both!(gpu, &bits, 8 * n, grid(256, 256), |from, to| compare_approximate(
+        n as u32,
+        DevicePtr::from_raw(from),
+        DevicePtrMut::from_raw(to)
+    ));
+    let mut worst = [(0.0f64, 0.0f32, 0.0f32, 0.0f32); 8];
+    for (i, (&gpu, &emulated)) in on_gpu.iter().zip(&emulated).enumerate() {
+        let (x, column, a, b) = (x[i / 8], i % 8, f32::from_bits(gpu), f32::from_bits(emulated));
+        let (difference, size) =
+            ((f64::from(a) - f64::from(b)).abs(), f64::from(b).abs().max(f64::from(f32::MIN_POSITIVE)));
+        // The stated bound, and half a unit in the last place, which the emulator's own rounding is off.
+        let half_unit = size * 2f64.powi(-24);
+        let bound = half_unit
+            + match column {
+                0 => size * 2f64.powi(-22),
+                1 => size * 2f64.powf(-22.9),
+                2 => size * 2f64.powi(-22),
+                3 => size * 2f64.powi(-23),
+                4 => size * 2f64.powi(-21) * f64::from(x).abs().max(1.0),
+                5 => 2f64.powi(-22),
+                _ if x.abs() > std::f32::consts::PI => continue,
+                _ => 2f64.powf(-20.9),
+            };
+        let same = gpu == emulated || (a.is_nan() && b.is_nan()) || a == b;
+        let error = if same { 0.0 } else { difference / bound };
+        if error.is_nan() || error > worst[column].0 {
+            worst[column] = (error, x, a, b);
+        }
+    }
+    for (name, (error, x, gpu, emulated)) in APPROXIMATE.iter().zip(worst) {
+        println!("{name}: at worst {error:.3} of the bound, at {x:e}: GPU {gpu:e}, emulator {emulated:e}");
+    }
+    for (name, worst) in APPROXIMATE.iter().zip(worst) {
+        assert!(worst.0 <= 1.0, "{name} is beyond its bound; see above");
+    }
+}
+
+/// Fragments of random numbers in two formats, with exponents near each other and far apart.
+fn fragments(warps: usize) -> Vec<u32> {
+    let mut random = Random(3);
+    let mut words = Vec::new();
+    for warp in 0..warps {
+        for _lane in 0..32 {
+            for place in 0..10 {
+                let spread = [1.0, 64.0, 3e4][warp % 3];
+                let mut value = || match random.next() % 16 {
+                    0 => 0.0,
+                    1 => random.float(1.0) / spread,
+                    _ => random.float(spread.sqrt()),
+                };
+                words.push(if place >= 6 {
+                    (value() * [1.0, 1e-3, 1e3][warp / 3 % 3]).to_bits()
+                } else {
+                    // Halves that are moderate numbers in f16 as well as in bf16: its upper bits.
+                    let (low, high) = (half::f16::from_f32(value()), half::f16::from_f32(value()));
+                    u32::from(low.to_bits()) | u32::from(high.to_bits()) << 16
+                });
+            }
+        }
+    }
+    words
+}
+
+#[test]
+fn tensor_cores_have_the_same_bits() {
+    let Some(gpu) = &Gpu::open() else { return };
+    let warps = 900;
+    let words = fragments(warps);
+    let (on_gpu, emulated) =
+        both!(gpu, &words, 16 * 32 * warps, grid(warps as u32, 32), |from, to| compare_mma(
+            DevicePtr::from_raw(from),
+            DevicePtrMut::from_raw(to)
+        ));
+    let differing = same_bits("mma", 16, &[], &words, &on_gpu, &emulated);
+    if differing == 0 {
+        println!("mma: {} results have the same bits", on_gpu.len());
+        return;
+    }
+    // Which parameters would fit, for whoever has a GPU of another generation.
+    for (format, name) in [(Format::F16, "f16"), (Format::Bf16, "bf16")] {
+        for depth in [16, 8] {
+            for block_products in [4, 8, 16] {
+                for extra_bits in 0..=4 {
+                    let model = Model { block_products, extra_bits };
+                    let first = if depth == 8 { 4 } else { 0 } + if format == Format::Bf16 { 8 } else { 0 };
+                    let wrong =
+                        (0..warps).map(|warp| mismatches(model, format, depth, &words, warp, first, &on_gpu));
+                    let wrong: usize = wrong.sum();
+                    println!("{name}, k = {depth}, {model:?}: {wrong} of {} differ", 128 * warps);
+                }
+            }
+        }
+    }
+    panic!("{differing} results differ from {HOPPER:?}; see above");
+}
+
+/// How many results of a warp differ from a model's.
+fn mismatches(
+    model: Model,
+    format: Format,
+    depth: usize,
+    words: &[u32],
+    warp: usize,
+    first: usize,
+    gpu: &[u32],
+) -> usize {
+    let mut lanes = [[0; 10]; 32];
+    for (lane, io) in lanes.iter_mut().enumerate() {
+        let own = &words[(32 * warp + lane) * 10..][..10];
+        io.copy_from_slice(own);
+        if depth == 8 {
+            // a0, a1, b0 and c, as `compare_mma` uses them.
+            *io = [own[0], own[1], own[4], own[6], own[7], own[8], own[9], 0, 0, 0];
+        }
+    }
+    let d = multiply(model, format, depth, &lanes);
+    (0..128).filter(|i| d[i / 4][i % 4] != gpu[(32 * warp + i / 4) * 16 + first + i % 4]).count()
+}
