@@ -154,7 +154,7 @@ impl Rename<'_> {
         word.strip_prefix(self.op).is_some_and(|rest| rest.starts_with('_')) && self.word(word) != word
     }
 
-    /// `text` with the name replaced in what is copied with it: kernels, what is `defined` in the copy, the name alone.
+    /// `text` with the name replaced in what is copied with it: kernels, and what is `defined` in the copy.
     /// Other identifiers may have the same word in them and mean something else.
     fn text(&self, text: &str, defined: &BTreeSet<String>) -> String {
         let part_of_word = |c: char| c.is_alphanumeric() || c == '_';
@@ -165,10 +165,10 @@ impl Rename<'_> {
         while !rest.is_empty() {
             let end = rest.find(|c| !part_of_word(c)).unwrap_or(rest.len());
             let (word, after) = rest.split_at(end);
-            let is_copied = word == self.from
-                || self.is_kernel(word)
-                || defined.contains(word)
-                || is_end_of_pattern(word);
+            // A method or an item of another module may have the same name.
+            let is_qualified = out.ends_with("::") || out.ends_with('.');
+            let is_copied =
+                self.is_kernel(word) || is_end_of_pattern(word) || (defined.contains(word) && !is_qualified);
             out.push_str(&if is_copied { self.word(word) } else { word.to_owned() });
             let end = after.find(part_of_word).unwrap_or(after.len());
             out.push_str(&after[..end]);
@@ -555,7 +555,7 @@ mod tests {
     #[test]
     fn names_are_replaced_in_what_is_copied_alone() {
         let rename = Rename { op: "attention", from: "plain", to: "v2" };
-        let defined = BTreeSet::from(["PLAIN_KERNELS".to_owned(), "launch_plain".to_owned()]);
+        let defined = BTreeSet::from(["PLAIN_KERNELS", "launch_plain", "plain"].map(str::to_owned));
         for (text, expected) in [
             ("plain(x)", "v2(x)"),
             ("attention_prefill_f32_plain_h64", "attention_prefill_f32_v2_h64"),
@@ -563,6 +563,7 @@ mod tests {
             ("&PLAIN_KERNELS, launch_plain", "&V2_KERNELS, launch_v2"),
             ("explain plainly, the plain one", "explain plainly, the v2 one"),
             ("super::plain_pages", "super::plain_pages"),
+            ("E::plain(x).plain()", "E::plain(x).plain()"),
             ("…plain…", "…v2…"),
         ] {
             assert_eq!(rename.text(text, &defined), expected);
