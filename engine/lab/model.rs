@@ -320,15 +320,18 @@ impl<O: Ops + Choose> Bench<'_, O> {
         (sequence * count..(sequence + 1) * count).map(|page| page as u32).collect()
     }
 
-    /// Compares the logits of every position of the prompt.
+    /// Compares the logits of every position of the prompt: its first half as a prompt, the second token by token, as
+    /// a decode step computes them.
     fn agreement(&mut self, choices: [&KernelChoice; 2], greedy: [&[u32]; 2]) -> Result<Agreement> {
         let plan = self.plan;
         let vocab_size = self.runner.vocab_size();
         let chunk = LOGIT_ROWS.min(plan.batch_size).min(plan.prompt.len());
         let mut divergences = Vec::new();
         let mut same = 0;
-        for position in (0..plan.prompt.len()).step_by(chunk) {
-            let tokens = &plan.prompt[position..plan.prompt.len().min(position + chunk)];
+        let (mut position, half) = (0, plan.prompt.len() / 2);
+        while position < plan.prompt.len() {
+            let count = if position < half { chunk.min(half - position) } else { 1 };
+            let tokens = &plan.prompt[position..position + count];
             let mut logits = Vec::new();
             for (sequence, choice) in choices.into_iter().enumerate() {
                 self.runner.ops_mut().choose(choice)?;
@@ -340,6 +343,7 @@ impl<O: Ops + Choose> Bench<'_, O> {
                 divergences.push(kl_divergence(p, q));
                 same += usize::from(argmax(p) == argmax(q));
             }
+            position += count;
         }
         let positions = divergences.len();
         // A NaN is the largest of all.
