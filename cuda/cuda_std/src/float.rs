@@ -7,6 +7,12 @@
 use crate::target::{self, math};
 
 /// Floating point functions by Rust-CUDA's names. Those of `std` mean what they mean there.
+///
+/// # Which NaN
+/// For `f32` the methods from [`floor`](Self::floor) to [`exp2`](Self::exp2) give 0x7fff_ffff for every NaN, on
+/// the host as on an H200 (the PTX ISA promises no bits). Which NaN the others give is unspecified, as are those of
+/// `f64` and of Rust's own operators and inherent methods (`/`, `f32::max`, …); so is the sign of `f32::max` and
+/// `f32::min` of two zeros. On the host inherent methods (`x.floor()`) win over this trait's.
 pub trait GpuFloat: Copy + PartialOrd {
     /// The largest integer that is not above `self`.
     fn floor(self) -> Self;
@@ -86,7 +92,7 @@ pub trait GpuFloat: Copy + PartialOrd {
 }
 
 /// What the hardware has for `f32` beside `std`'s functions: quick approximations, and operations that are
-/// not fused.
+/// not fused. Every NaN that they give is 0x7fff_ffff, as on an H200.
 pub trait GpuFloatIntrinsics {
     /// `self + other`, never fused with a product (a plain `a * b + c` is, in kernels).
     fn add_rn(self, other: f32) -> f32;
@@ -129,7 +135,7 @@ impl GpuFloatIntrinsics for f32 {
 
     #[inline(always)]
     fn ln_approx(self) -> f32 {
-        target::lg2_approx(self) * core::f32::consts::LN_2
+        math::canonical(target::lg2_approx(self) * core::f32::consts::LN_2)
     }
 
     #[inline(always)]
@@ -152,7 +158,7 @@ impl GpuFloatIntrinsics for f32 {
 #[allow(clippy::redundant_closure)]
 #[inline(always)]
 fn exp(x: f32) -> f32 {
-    crate::exp::exp(x, fma, |x| target::ex2_approx(x))
+    math::canonical(crate::exp::exp(x, fma, |x| target::ex2_approx(x)))
 }
 
 #[inline(always)]
@@ -206,7 +212,7 @@ impl GpuFloat for f32 {
 
     #[inline(always)]
     fn fract(self) -> Self {
-        self - GpuFloat::trunc(self)
+        math::canonical(self - GpuFloat::trunc(self))
     }
 
     #[inline(always)]
