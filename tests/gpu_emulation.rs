@@ -307,7 +307,8 @@ fn approximations_are_within_their_bounds() {
                 2 => size * 2f64.powi(-22),
                 3 => size * 2f64.powi(-23),
                 4 => size * 2f64.powi(-21) * f64::from(x).abs().max(1.0),
-                5 => 2f64.powi(-22),
+                5 if x > 0.5 && x < 2.0 => 2f64.powi(-22),
+                5 => size * 2f64.powi(-22),
                 _ if x.abs() > std::f32::consts::PI => continue,
                 _ => 2f64.powf(-20.9),
             };

@@ -102,9 +102,11 @@ pub trait GpuFloatIntrinsics {
     fn recip_approx(self) -> f32;
     /// `e^self` as `2^(self · log2 e)`: relative error about 2^-21 near zero, growing with `|self|`.
     fn exp_approx(self) -> f32;
-    /// The natural logarithm: absolute error about 2^-22, so not for arguments near 1.
+    /// The natural logarithm, as `log2_approx(self) · ln 2`: its errors, so not for arguments near 1.
     fn ln_approx(self) -> f32;
-    /// The logarithm to the base 2: absolute error at most 2^-22.
+    /// The logarithm to the base 2: absolute error at most 2^-22 for arguments between 0.5 and 2, relative error at
+    /// most 2^-22 for all others (PTX ISA). That includes subnormal ones, of which the hardware takes the logarithm
+    /// of a multiple and rounds once more: an H200 was seen a unit in the last place off.
     fn log2_approx(self) -> f32;
     /// Sine: absolute error 2^-20.9 in [-π, π], and useless far outside.
     fn sin_approx(self) -> f32;
