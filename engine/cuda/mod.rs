@@ -462,7 +462,7 @@ impl Ops for CudaOps {
 
     fn run_step(&mut self, batch: &CudaBatch, step: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
         let replays = self.choice.get(graph::OP).is_none_or(|name| name == graph::GRAPH);
-        if !replays || !batch.is_bucketed() {
+        if !replays || !batch.is_bucketed() || self.device.is_emulated() {
             return step(self);
         }
         let key = StepKey { batch: batch.bucket(), draw: self.sampler.shape() };

@@ -48,22 +48,27 @@ pub fn plan(checkout: &Checkout, op: &str, name: &str, from: &str) -> Result<New
             checkout.short(&target)
         )));
     }
-    let rename = Rename { from, to: name };
+    let rename = Rename { op, from, to: name };
+    let launched = wrapper.kernels(&rename)?;
+    if launched.is_empty() {
+        return Err(Error::Request(format!(
+            "{op}={from} launches no kernel that is named after it, so there is nothing to copy"
+        )));
+    }
     let mut kernels = None;
     for path in &files {
         let source = Source::read(path)?;
-        if let Some(copy) = kernel_copy(&source, op, &rename, path == root) {
+        if let Some(copy) = kernel_copy(&source, &rename, &launched) {
             kernels = Some(copy);
             break;
         }
     }
     let kernels = kernels.ok_or_else(|| {
-        Error::Request(format!(
-            "no kernel of {op} is named after a variant {from}: what can be copied is a variant with kernels of its own"
-        ))
+        let names: Vec<&str> = launched.iter().map(String::as_str).collect();
+        Error::Request(format!("no file of gpu-kernels/src names all of {}", names.join(", ")))
     })?;
     let module = Source::read(root)?.with_module(name);
-    let wrapper = (wrapper.source.path.clone(), wrapper.with_variant(op, &rename)?);
+    let wrapper = (wrapper.source.path.clone(), wrapper.with_variant(&rename)?);
     let new = NewVariant {
         op: op.into(),
         name: name.into(),
@@ -132,26 +137,39 @@ fn check_name(name: &str) -> Result<()> {
 
 /// From one variant's names to another's.
 struct Rename<'a> {
+    op: &'a str,
     from: &'a str,
     to: &'a str,
 }
 
 impl Rename<'_> {
-    /// Whether an identifier has the variant's name in it: `plain`, `rms_norm_f32_plain`, `PLAIN_KERNELS`.
-    fn concerns(&self, identifier: &str) -> bool {
-        self.text(identifier) != identifier
+    /// An identifier with the variant's name in it, under the new name: `plain`, `rms_norm_f32_plain`, `PLAIN_KERNELS`.
+    fn word(&self, word: &str) -> String {
+        let lower = replace_part(word, self.from, self.to);
+        replace_part(&lower, &self.from.to_uppercase(), &self.to.to_uppercase())
     }
 
-    /// `text` with the name replaced wherever it stands as a word, or between underscores in one.
-    fn text(&self, text: &str) -> String {
-        let upper = (self.from.to_uppercase(), self.to.to_uppercase());
+    /// Whether an identifier is the name of a kernel of the variant.
+    fn is_kernel(&self, word: &str) -> bool {
+        word.strip_prefix(self.op).is_some_and(|rest| rest.starts_with('_')) && self.word(word) != word
+    }
+
+    /// `text` with the name replaced in what is copied with it: kernels, and what is `defined` in the copy.
+    /// Other identifiers may have the same word in them and mean something else.
+    fn text(&self, text: &str, defined: &BTreeSet<String>) -> String {
         let part_of_word = |c: char| c.is_alphanumeric() || c == '_';
+        // The second half of a pattern of kernel names: `op_*_plain`.
+        let is_end_of_pattern = |word: &str| word.starts_with('_');
         let mut out = String::with_capacity(text.len());
         let mut rest = text;
         while !rest.is_empty() {
             let end = rest.find(|c| !part_of_word(c)).unwrap_or(rest.len());
             let (word, after) = rest.split_at(end);
-            out.push_str(&replace_part(&replace_part(word, self.from, self.to), &upper.0, &upper.1));
+            // A method or an item of another module may have the same name.
+            let is_qualified = out.ends_with("::") || out.ends_with('.');
+            let is_copied =
+                self.is_kernel(word) || is_end_of_pattern(word) || (defined.contains(word) && !is_qualified);
+            out.push_str(&if is_copied { self.word(word) } else { word.to_owned() });
             let end = after.find(part_of_word).unwrap_or(after.len());
             out.push_str(&after[..end]);
             rest = &after[end..];
@@ -179,6 +197,21 @@ impl Source {
         let tree = syn::parse_file(&text)
             .map_err(|error| Error::Request(format!("{} cannot be read as Rust: {error}", path.display())))?;
         Ok(Self { path: path.to_owned(), text, tree })
+    }
+
+    /// The module of a file of `gpu-kernels/src`, as `crate::rms_norm` or `crate::attention::prefill`.
+    fn module(&self) -> String {
+        let mut names: Vec<String> = Vec::new();
+        for part in self.path.with_extension("").iter().rev().map(|part| part.to_string_lossy()) {
+            match &*part {
+                "src" => break,
+                "mod" => {}
+                name => names.push(name.to_owned()),
+            }
+        }
+        names.push("crate".into());
+        names.reverse();
+        names.join("::")
     }
 
     /// Where an item stands, with the comment lines right above it.
@@ -272,18 +305,14 @@ fn implements(item: &syn::ItemImpl) -> (Option<String>, Option<String>) {
     (of_type, last.map(|segment| segment.ident.to_string()))
 }
 
-/// The text of a file with a copy of the variant's kernels; `None` if `source` has none of that name.
-fn kernel_copy(source: &Source, op: &str, rename: &Rename, is_root: bool) -> Option<String> {
+/// The text of a file with a copy of the kernels `launched` by a variant; `None` if `source` does not have them.
+fn kernel_copy(source: &Source, rename: &Rename, launched: &BTreeSet<String>) -> Option<String> {
     let items = &source.tree.items;
     let mentions: Vec<BTreeSet<String>> = items.iter().map(identifiers_of).collect();
-    let is_use = |i: usize| matches!(items[i], syn::Item::Use(_) | syn::Item::Mod(_));
-    let mut copied: BTreeSet<usize> = (0..items.len())
-        .filter(|&i| !is_use(i) && mentions[i].iter().any(|name| rename.concerns(name)))
-        .collect();
-    // A function alone is no kernel: the names of kernels are those of the operation.
-    let prefix = format!("{op}_");
-    let is_kernel = |name: &String| name.starts_with(&prefix) && rename.concerns(name);
-    if !copied.iter().any(|&i| mentions[i].iter().any(is_kernel)) {
+    let mut copied: BTreeSet<usize> =
+        (0..items.len()).filter(|&i| mentions[i].iter().any(|name| launched.contains(name))).collect();
+    let all: BTreeSet<&String> = copied.iter().flat_map(|&i| &mentions[i]).collect();
+    if !launched.iter().all(|name| all.contains(name)) {
         return None;
     }
     // Private items come along; public ones are imported.
@@ -320,7 +349,8 @@ fn kernel_copy(source: &Source, op: &str, rename: &Rename, is_root: bool) -> Opt
         copied.extend(more);
     }
 
-    let (from, to) = (rename.from, rename.to);
+    let Rename { op, from, to } = rename;
+    let defined = copied.iter().filter_map(|&i| name_of(&items[i])).map(|(name, _)| name).collect();
     let mut out = format!(
         "//! {op}, variant `{to}`: a copy of `{from}`. Say here what it does otherwise, why, and what that brought.\n\n"
     );
@@ -331,20 +361,19 @@ fn kernel_copy(source: &Source, op: &str, rename: &Rename, is_root: bool) -> Opt
         let is_glob = import.tree.to_token_stream().to_string().ends_with('*');
         if is_glob || names.iter().any(|name| used.contains(name)) {
             let text = &source.text[source.range(item)];
-            // The copy lies one folder deeper than the operation's own file.
-            out.push_str(&if is_root { text.replace("super::", "crate::") } else { text.to_owned() });
+            // The copy lies one folder deeper than a file of the crate's first level.
+            let is_deep = source.module().matches("::").count() > 1;
+            out.push_str(&if is_deep { text.to_owned() } else { text.replace("super::", "crate::") });
             out.push('\n');
         }
     }
     if !imported.is_empty() {
         let names: Vec<&str> = imported.iter().map(String::as_str).collect();
-        let module = source.path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-        let module = if is_root { String::new() } else { format!("{module}::") };
-        out.push_str(&format!("#[device]\nuse super::{module}{{{}}};\n", names.join(", ")));
+        out.push_str(&format!("use {}::{{{}}};\n", source.module(), names.join(", ")));
     }
     for &i in &copied {
         out.push('\n');
-        out.push_str(&rename.text(&source.text[source.range(&items[i])]));
+        out.push_str(&rename.text(&source.text[source.range(&items[i])], &defined));
         out.push('\n');
     }
     Some(out)
@@ -374,6 +403,12 @@ impl Wrapper {
                 let is_table =
                     |item: &syn::Item| matches!(item, syn::Item::Const(item) if item.ident == name);
                 let Some(table) = source.tree.items.iter().position(is_table) else { continue };
+                // Names alone, as of the ways to run a step, are no kernels.
+                let is_of_variants = matches!(&source.tree.items[table], syn::Item::Const(item)
+                    if item.ty.to_token_stream().to_string().contains("Variant"));
+                if !is_of_variants {
+                    continue;
+                }
                 if value == op {
                     let mut wrapper = Self { source, table, names: Vec::new() };
                     wrapper.names = wrapper.elements()?.iter().map(|(name, _)| name.clone()).collect();
@@ -420,26 +455,52 @@ impl Wrapper {
         constants.find(|(name, _)| *name == constant).map(|(_, value)| value)
     }
 
-    /// The file's text with a copy of the entry behind it, and copies of the functions and constants that are its own.
-    fn with_variant(&self, op: &str, rename: &Rename) -> Result<String> {
-        let (text, items) = (&self.source.text, &self.source.tree.items);
-        let (item, array) = self.table()?;
+    /// The entry of a variant.
+    fn entry(&self, rename: &Rename) -> Result<&syn::ExprStruct> {
         let elements = self.elements()?;
-        let (_, entry) = elements.iter().find(|(name, _)| name == rename.from).ok_or_else(|| {
-            let known = self.names.join(", ");
-            Error::Request(format!("{op} has no variant {}; the variants are {known}", rename.from))
-        })?;
+        let found = elements.iter().find(|(name, _)| name == rename.from).map(|(_, entry)| *entry);
+        found.ok_or_else(|| {
+            let (op, from, known) = (rename.op, rename.from, self.names.join(", "));
+            Error::Request(format!("{op} has no variant {from}; the variants are {known}"))
+        })
+    }
+
+    /// Functions and constants that are the variant's own: the entry uses them, and they have its name.
+    fn helpers(&self, rename: &Rename) -> Result<Vec<(String, &syn::Item)>> {
+        let used = identifiers_of(self.entry(rename)?);
+        let is_own = |name: &String| used.contains(name) && rename.word(name) != *name;
+        let items = self.source.tree.items.iter().filter(|item| string_constant(item).is_none());
+        Ok(items.filter_map(|item| Some((name_of(item)?.0, item))).filter(|(name, _)| is_own(name)).collect())
+    }
+
+    /// The kernels that the variant launches and that are named after it.
+    fn kernels(&self, rename: &Rename) -> Result<BTreeSet<String>> {
+        let mut names = identifiers_of(self.entry(rename)?);
+        for (_, item) in self.helpers(rename)? {
+            names.extend(identifiers_of(item));
+        }
+        names.retain(|name| rename.is_kernel(name));
+        Ok(names)
+    }
+
+    /// The file's text with a copy of the entry behind it, and copies of the functions and constants that are its own.
+    fn with_variant(&self, rename: &Rename) -> Result<String> {
+        let text = &self.source.text;
+        let (item, array) = self.table()?;
+        let entry = self.entry(rename)?;
+        let helpers = self.helpers(rename)?;
+        let defined = helpers.iter().map(|(name, _)| name.clone()).collect();
         let mut edits: Vec<(Range<usize>, String)> = Vec::new();
 
         // The name may be a constant, which is not the copy's.
         let range = entry.span().byte_range();
-        let name = name_field(entry).map(|name| name.span().byte_range()).unwrap_or(range.clone());
-        let (before, after) = (&text[range.start..name.start], &text[name.end..range.end]);
-        let copy = format!("{}\"{}\"{}", rename.text(before), rename.to, rename.text(after));
-        // Behind the comma, so that the one that computes every case stays the choice where nothing else is eligible.
-        let comma = text[range.end..]
-            .find(|c: char| !c.is_whitespace())
-            .filter(|&at| text[range.end + at..].starts_with(','));
+        let name = name_field(entry).map_or(range.clone(), |name| name.span().byte_range());
+        let before = rename.text(&text[range.start..name.start], &defined);
+        let after = rename.text(&text[name.end..range.end], &defined);
+        let copy = format!("{before}\"{}\"{after}", rename.to);
+        // Behind the one that is copied: a table's last computes every case, so nothing changes where none is asked for.
+        let rest = &text[range.end..];
+        let comma = rest.find(|c: char| !c.is_whitespace()).filter(|&at| rest[at..].starts_with(','));
         let end = comma.map_or(range.end, |at| range.end + at + 1);
         let separator = if comma.is_some() { "" } else { "," };
         edits.push((end..end, format!("{separator}\n    {copy},")));
@@ -448,23 +509,17 @@ impl Wrapper {
         if let syn::Type::Array(of) = &*item.ty {
             edits.push((of.len.span().byte_range(), (array.elems.len() + 1).to_string()));
         }
-
-        // Functions and constants with the variant's name.
-        let used = identifiers_of(entry);
-        for item in items {
-            if let Some((name, _)) = name_of(item)
-                && used.contains(&name)
-                && rename.concerns(&name)
-                && string_constant(item).is_none()
-            {
-                let range = self.source.range(item);
-                edits.push((range.end..range.end, format!("\n\n{}", rename.text(&text[range]))));
-            }
+        for (_, item) in helpers {
+            let range = self.source.range(item);
+            edits.push((range.end..range.end, format!("\n\n{}", rename.text(&text[range], &defined))));
         }
 
-        let is_import = |item: &syn::Item| matches!(item, syn::Item::Use(import) if import.tree.to_token_stream().to_string().starts_with("gpu_kernels"));
+        let is_import = |item: &syn::Item| {
+            let syn::Item::Use(import) = item else { return false };
+            import.tree.to_token_stream().to_string().starts_with("gpu_kernels")
+        };
         let at = self.source.after_last(is_import);
-        edits.push((at..at, format!("\nuse gpu_kernels::{op}::{}::*;", rename.to)));
+        edits.push((at..at, format!("\nuse gpu_kernels::{}::{}::*;", rename.op, rename.to)));
 
         edits.sort_by_key(|(range, _)| std::cmp::Reverse(range.start));
         let mut out = text.clone();
@@ -498,23 +553,30 @@ mod tests {
     }
 
     #[test]
-    fn names_are_replaced_as_words_and_between_underscores() {
-        let rename = Rename { from: "plain", to: "v2" };
+    fn names_are_replaced_in_what_is_copied_alone() {
+        let rename = Rename { op: "attention", from: "plain", to: "v2" };
+        let defined = BTreeSet::from(["PLAIN_KERNELS", "launch_plain", "plain"].map(str::to_owned));
         for (text, expected) in [
             ("plain(x)", "v2(x)"),
-            ("rms_norm_f32_plain", "rms_norm_f32_v2"),
+            ("attention_prefill_f32_plain_h64", "attention_prefill_f32_v2_h64"),
             ("attention_prefill_*_plain_h64", "attention_prefill_*_v2_h64"),
-            ("PLAIN_KERNELS[0]", "V2_KERNELS[0]"),
+            ("&PLAIN_KERNELS, launch_plain", "&V2_KERNELS, launch_v2"),
             ("explain plainly, the plain one", "explain plainly, the v2 one"),
+            ("super::plain_pages", "super::plain_pages"),
+            ("E::plain(x).plain()", "E::plain(x).plain()"),
             ("…plain…", "…v2…"),
         ] {
-            assert_eq!(rename.text(text), expected);
+            assert_eq!(rename.text(text, &defined), expected);
         }
     }
 
     #[test]
     fn every_operation_with_variants_can_have_another() {
         for (op, variants) in cuda::kernels() {
+            if !variants.contains(&"plain") {
+                assert!(plan(&checkout(), op, "v2", "plain").is_err(), "{op} has no kernels of its own");
+                continue;
+            }
             let new = plan(&checkout(), op, "v2", "plain").unwrap();
             let kernels = syn::parse_file(&new.kernels.1).unwrap();
             assert!(!kernels.items.is_empty());
@@ -540,9 +602,12 @@ mod tests {
 
     #[test]
     fn another_variant_than_the_plain_one_can_be_the_start() {
-        for (op, from) in [("rms_norm", "vec4"), ("add", "vec4"), ("silu_mul", "vec4"), ("matmul", "gemv")] {
+        for (op, from) in [("rms_norm", "vec4"), ("add", "vec4"), ("matmul", "gemv"), ("attention", "tiled")]
+        {
             let new = plan(&checkout(), op, "wide", from).unwrap();
-            assert!(!new.kernels.1.contains(&format!("_{from}")), "{}", new.kernels.1);
+            let kernels = &new.kernels.1;
+            assert!(kernels.contains("f32_wide") || kernels.contains("f16_wide"), "{kernels}");
+            assert!(!kernels.contains(&format!("f16_{from}")), "{kernels}");
             assert!(new.wrapper.1.contains("name: \"wide\""));
         }
     }
@@ -554,7 +619,7 @@ mod tests {
         assert!(refused("norm", "v2", "plain").contains("rms_norm"));
         assert!(refused("rms_norm", "vec4", "plain").contains("already"));
         assert!(refused("rms_norm", "v2", "fast").contains("fast"));
-        assert!(refused("matmul", "v2", "cublas").contains("kernels of its own"));
+        assert!(refused("matmul", "v2", "cublas").contains("named after it"));
         for bad in ["", "V2", "2v", "a-b", "fn", "v_", "f32", "x_bf16", "../x"] {
             plan(&checkout(), "rms_norm", bad, "plain").unwrap_err();
         }

@@ -50,7 +50,8 @@ impl Checkout {
         path.strip_prefix(&self.root).unwrap_or(path).display()
     }
 
-    /// The file of an operation's kernels, and those of its folder beside it, where its other variants are.
+    /// The file of an operation's kernels, those of its folder beside it, where its other variants are, and then all others
+    /// of the crate's first level.
     ///
     /// # Errors
     /// [`Error::Request`] if there is none of that name.
@@ -64,14 +65,15 @@ impl Checkout {
                     self.root.display()
                 ))
             })?;
-        let mut others: Vec<PathBuf> = match std::fs::read_dir(&folder) {
-            Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
-            Err(_) => Vec::new(),
-        };
-        others.retain(|path| path.extension().is_some_and(|end| end == "rs") && *path != root);
-        others.sort();
-        others.insert(0, root);
-        Ok(others)
+        let mut files = vec![root];
+        for folder in [folder, self.path("gpu-kernels/src")] {
+            for file in rust_files(&folder).unwrap_or_default() {
+                if !files.contains(&file) {
+                    files.push(file);
+                }
+            }
+        }
+        Ok(files)
     }
 
     /// The launch wrappers, one file or more operations each.
@@ -80,12 +82,16 @@ impl Checkout {
     /// [`Error::Io`] if the folder cannot be read.
     pub fn wrapper_files(&self) -> Result<Vec<PathBuf>> {
         let folder = self.path("engine/cuda");
-        let entries = std::fs::read_dir(&folder).map_err(|error| Error::io(&folder, error))?;
-        let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-        files.retain(|path| path.extension().is_some_and(|end| end == "rs"));
-        files.sort();
-        Ok(files)
+        rust_files(&folder).map_err(|error| Error::io(&folder, error))
     }
+}
+
+/// The Rust files of a folder, in the order of their names.
+fn rust_files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(folder)?.flatten().map(|entry| entry.path()).collect();
+    files.retain(|path| path.extension().is_some_and(|end| end == "rs"));
+    files.sort();
+    Ok(files)
 }
 
 #[cfg(test)]

@@ -122,6 +122,11 @@ impl<O: Ops> ModelRunner<O> {
         Ok(Self { ops, model, cache, batch, limits, layout, max_model_len: ops_config.max_model_len })
     }
 
+    /// The operations, to choose other kernels for the next step.
+    pub fn ops_mut(&mut self) -> &mut O {
+        &mut self.ops
+    }
+
     /// Brings the batch to the device.
     fn upload(&mut self, batch: &Batch) -> Result<()> {
         let vocab_size = self.model.config().vocab_size;

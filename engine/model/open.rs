@@ -118,12 +118,29 @@ pub fn open_runner(
     if options.max_num_tokens == 0 || options.max_num_sequences == 0 {
         return Err(Error::Request("a step needs at least one row and one sequence".into()));
     }
-    match options.device {
-        DeviceChoice::Cpu => open_cpu(weights, config, options, progress),
-        DeviceChoice::Cuda(ordinal) => open_cuda(Device::open(ordinal)?, weights, config, options, progress),
-        DeviceChoice::Emulated => {
-            open_cuda(Device::emulated(emulation::Options::default()), weights, config, options, progress)
+    match open_device(options.device)? {
+        None => {
+            let (ops_config, layout) = fit_cpu(config, options)?;
+            let ops = CpuOps::new(&ops_config)?;
+            Ok(Box::new(ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?))
         }
+        Some(device) => {
+            let (ops_config, layout) = fit_cuda(&device, weights, config, options)?;
+            let ops = CudaOps::new(&device, &ops_config, layout.dtype, options.kernels.clone())?;
+            Ok(Box::new(ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?))
+        }
+    }
+}
+
+/// Opens the device that was chosen; `None` is the CPU.
+///
+/// # Errors
+/// [`Error::Device`] if the device that was asked for is missing or fails.
+pub fn open_device(choice: DeviceChoice) -> Result<Option<Rc<Device>>> {
+    let ordinal = match choice {
+        DeviceChoice::Cpu => return Ok(None),
+        DeviceChoice::Emulated => return Ok(Some(Rc::new(Device::emulated(emulation::Options::default())))),
+        DeviceChoice::Cuda(ordinal) => ordinal,
         DeviceChoice::Auto => match cuda::probe().and_then(|devices| {
             // A device that is too old is no reason to fail where nobody asked for it.
             devices
@@ -131,37 +148,36 @@ pub fn open_runner(
                 .find(|device| device.target().is_ok())
                 .ok_or_else(|| Error::Device("no GPU of compute capability 8.0 or later".into()))
         }) {
-            Ok(info) => open_cuda(Device::open(Some(info.ordinal))?, weights, config, options, progress),
+            Ok(device) => Some(device.ordinal),
             Err(why) => {
                 tracing::info!("computing on the CPU: {why}");
-                open_cpu(weights, config, options, progress)
+                return Ok(None);
             }
         },
-    }
+    };
+    Ok(Some(Rc::new(Device::open(ordinal)?)))
 }
 
-fn open_cpu(
-    weights: &Weights,
-    config: &Config,
-    options: &RunnerOptions,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<Box<dyn Runner>> {
+/// The largest batch, the longest context and the KV cache that fit in the host's memory.
+///
+/// # Errors
+/// [`Error::Memory`] with the numbers where they do not.
+pub fn fit_cpu(config: &Config, options: &RunnerOptions) -> Result<(OpsConfig, KvLayout)> {
     // Where the system does not say what is available, the allocator will.
     let free = memory_plan::available_memory().unwrap_or(usize::MAX / 2);
-    let device = Room { free, weights: 0, dtype: Dtype::F32, extra: |_, _| 0 };
-    let (ops_config, layout) = fit(config, options, &device)?;
-    let ops = CpuOps::new(&ops_config)?;
-    Ok(Box::new(ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?))
+    fit(config, options, &Room { free, weights: 0, dtype: Dtype::F32, extra: |_, _| 0 })
 }
 
-fn open_cuda(
-    device: Device,
+/// As [`fit_cpu`], in the memory of `device`; pages are in the format that matrices get there.
+///
+/// # Errors
+/// As [`fit_cpu`]; [`Error::Device`].
+pub fn fit_cuda(
+    device: &Device,
     weights: &Weights,
     config: &Config,
     options: &RunnerOptions,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<Box<dyn Runner>> {
-    let device = Rc::new(device);
+) -> Result<(OpsConfig, KvLayout)> {
     let dtype = cuda::compute_dtype(weights);
     let (free, _) = device.memory_info()?;
     let room = Room {
@@ -172,9 +188,7 @@ fn open_cuda(
             cuda::device_workspace_bytes(ops_config) + cuda::split_bytes(config, &ops_config.limits)
         },
     };
-    let (ops_config, layout) = fit(config, options, &room)?;
-    let ops = CudaOps::new(&device, &ops_config, dtype, options.kernels.clone())?;
-    Ok(Box::new(ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?))
+    fit(config, options, &room)
 }
 
 /// What a device has and what a model takes there, in bytes.

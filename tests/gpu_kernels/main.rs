@@ -36,7 +36,8 @@ macro_rules! check_each {
 }
 
 check_each! {
-    add add_bias add_rms_norm attention convert embed gather_rows matmul read_bandwidth rms_norm rope silu_mul write_kv
+    add add_bias add_rms_norm argmax attention convert embed gather_rows matmul matmul_add norm_gate_up norm_matmul
+    norm_qkv_rope read_bandwidth rms_norm rope silu_mul write_kv
 }
 
 #[test]

@@ -3,10 +3,12 @@
 mod bench;
 mod check;
 mod list;
+mod model;
 mod new;
 mod ptx;
 mod report;
 mod table;
+mod watch;
 
 use crate::error::Result;
 use clap::Subcommand;
@@ -24,6 +26,8 @@ enum LabCommand {
     List(list::ListArgs),
     New(new::NewArgs),
     Ptx(ptx::PtxArgs),
+    Model(model::ModelArgs),
+    Watch(watch::WatchArgs),
     Check(check::CheckArgs),
     Bench(bench::BenchArgs),
     Report(report::ReportArgs),
@@ -38,5 +42,7 @@ pub fn run(args: LabArgs) -> Result<ExitCode> {
         LabCommand::List(args) => list::run(args),
         LabCommand::New(args) => new::run(args),
         LabCommand::Ptx(args) => ptx::run(args),
+        LabCommand::Model(args) => model::run(args),
+        LabCommand::Watch(args) => watch::run(args),
     }
 }

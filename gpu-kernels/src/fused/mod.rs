@@ -16,7 +16,10 @@
 use cuda_std::prelude::*;
 
 #[device]
-use crate::{grid::repeat, vector::Group};
+use crate::{
+    grid::{divide, repeat},
+    vector::Group,
+};
 #[device]
 use cuda_std::{grid, memory};
 
@@ -117,7 +120,10 @@ impl Stage {
                 let quad = first + i as u32 * thread::block_dim_x();
                 if quad < n * quads {
                     // SAFETY: inside the stage; each quad has one thread.
-                    unsafe { self.quads.set(self.place(quad / quads, quad % quads), v[i]) }
+                    unsafe {
+                        let (row, quad) = divide(quad, quads);
+                        self.quads.set(self.place(row, quad), v[i]);
+                    }
                 }
             });
             first += 2 * AHEAD as u32 * thread::block_dim_x();

@@ -24,18 +24,11 @@ use super::panics;
 use super::random::Random;
 use super::report::Defect;
 use super::shadow::Shadow;
+use super::shared::{SHARED_ROOM, SharedRange};
 use super::site::SiteCache;
 use super::thread::{self, Place, Status, Thread};
 use super::warp::Exchange;
 
-/// Shared memory that a block of an H200 can have, in bytes.
-pub const SHARED_LIMIT: u32 = 227 * 1024;
-/// Where shared addresses start: on the device the first KiB is the system's.
-pub const SHARED_BASE: u32 = 1024;
-/// Room between two shared arrays, so that running out of one is seen.
-const GAP: u32 = 256;
-/// Room for the arrays and the gaps between them.
-const SHARED_ROOM: usize = 2 * SHARED_LIMIT as usize;
 /// Stack of an emulated thread: enough for a panic message with a backtrace. Pages never touched take no memory.
 const STACK_BYTES: usize = 256 * 1024;
 
@@ -44,14 +37,8 @@ type Fiber = Coroutine<(), (), (), DefaultStack>;
 std::thread_local! {
     /// Stacks of ended threads, for the next ones.
     static STACKS: RefCell<Vec<DefaultStack>> = const { RefCell::new(Vec::new()) };
-}
-
-/// An array in shared memory: its `shared_array!`, and where it lies.
-#[derive(Clone, Copy)]
-pub struct SharedRange {
-    key: usize,
-    offset: u32,
-    bytes: u32,
+    /// The last launch's block, for the next one's.
+    static SPARE: RefCell<Option<Box<Block>>> = const { RefCell::new(None) };
 }
 
 /// What became of a block.
@@ -72,6 +59,7 @@ enum Order {
 }
 
 pub struct Block {
+    dimensions: [u32; 3],
     launch: Cell<*const Launch>,
     /// Over the grid, x fastest.
     pub index: Cell<u32>,
@@ -107,21 +95,32 @@ pub struct Block {
     pub events: RefCell<Vec<Event>>,
     pub messages: RefCell<HashMap<usize, Message>>,
 
-    memory: Box<[Cell<u128>]>,
+    pub memory: Box<[Cell<u128>]>,
     pub shared_shadow: Shadow,
-    ranges: RefCell<Vec<SharedRange>>,
+    pub ranges: RefCell<Vec<SharedRange>>,
     /// End of the last range.
-    shared_end: Cell<u32>,
-    shared_bytes: Cell<u32>,
+    pub shared_end: Cell<u32>,
+    pub shared_bytes: Cell<u32>,
     pub generation: Cell<u32>,
     pub sites: SiteCache,
 }
 
 impl Block {
-    /// Room for blocks of `size` threads.
-    pub fn new(dimensions: [u32; 3]) -> Box<Self> {
+    /// Room for blocks of these dimensions: what an earlier launch left, if it fits.
+    pub fn take(dimensions: [u32; 3]) -> Box<Self> {
+        let spare = SPARE.take().filter(|block| block.dimensions == dimensions);
+        spare.unwrap_or_else(|| Self::new(dimensions))
+    }
+
+    /// Leaves a finished block for later launches.
+    pub fn leave(self: Box<Self>) {
+        SPARE.set(Some(self));
+    }
+
+    fn new(dimensions: [u32; 3]) -> Box<Self> {
         let size = dimensions.iter().product::<u32>();
         let mut block = Box::new(Self {
+            dimensions,
             launch: Cell::new(ptr::null()),
             index: Cell::new(0),
             position: Cell::new([0; 3]),
@@ -434,89 +433,6 @@ impl Block {
         }
         text
     }
-
-    /// The address of shared memory's first byte.
-    #[inline(always)]
-    pub fn shared_start(&self) -> usize {
-        self.memory.as_ptr() as usize
-    }
-
-    /// Whether a generic address is one of shared memory.
-    pub fn is_shared(&self, address: usize) -> bool {
-        address.wrapping_sub(self.shared_start()) < SHARED_ROOM
-    }
-
-    /// A pointer to a shared address.
-    #[inline(always)]
-    pub fn shared_at<T>(&self, address: u32) -> *mut T {
-        (self.shared_start() + address.wrapping_sub(SHARED_BASE) as usize) as *mut T
-    }
-
-    /// The shared address of a generic one.
-    pub fn shared_address(&self, pointer: *const u8) -> u32 {
-        (pointer as usize).wrapping_sub(self.shared_start()).wrapping_add(SHARED_BASE as usize) as u32
-    }
-
-    /// Bytes of it, gaps included.
-    pub const fn shared_room(&self) -> usize {
-        SHARED_ROOM
-    }
-
-    /// Whether a range lies in the dynamic shared memory or in one array.
-    #[inline(always)]
-    pub fn shared_holds(&self, offset: usize, size: usize) -> bool {
-        let inside =
-            |start: u32, bytes: u32| offset >= start as usize && offset + size <= (start + bytes) as usize;
-        inside(0, self.launch().config.shared_bytes)
-            || self.ranges.borrow().iter().any(|range| inside(range.offset, range.bytes))
-    }
-
-    /// The shared address of the array that `key` stands for.
-    pub fn shared_array(&self, key: usize, bytes: usize, place: Place) -> u32 {
-        let mut ranges = self.ranges.borrow_mut();
-        if let Some(range) = ranges.iter().find(|range| range.key == key) {
-            return SHARED_BASE + range.offset;
-        }
-        let bytes = bytes as u32;
-        let total = self.shared_bytes.get() + bytes.next_multiple_of(16);
-        if total > SHARED_LIMIT {
-            drop(ranges);
-            let detail = format!(
-                "{total} bytes of shared memory are more than the {SHARED_LIMIT} that a block can have"
-            );
-            thread::current().fail(Defect::InvalidLaunch, place, detail);
-        }
-        self.shared_bytes.set(total);
-        // A multiple of 16 and of nothing more: all that a shared array promises.
-        let offset = (self.shared_end.get() + GAP).next_multiple_of(32) + 16;
-        self.shared_end.set(offset + bytes);
-        ranges.push(SharedRange { key, offset, bytes });
-        SHARED_BASE + offset
-    }
-
-    pub fn describe_shared(&self, offset: usize) -> String {
-        for range in &*self.ranges.borrow() {
-            if (range.offset..range.offset + range.bytes).contains(&(offset as u32)) {
-                return format!("byte {} of a shared array of {}", offset as u32 - range.offset, range.bytes);
-            }
-        }
-        format!("byte {offset} of dynamic shared memory")
-    }
-
-    pub fn describe_outside(&self, offset: usize, size: usize) -> String {
-        let near = self.ranges.borrow().iter().rev().find(|range| range.offset as usize <= offset).copied();
-        match near {
-            Some(range) => format!(
-                "{size} bytes at byte {} of a shared array of {}",
-                offset - range.offset as usize,
-                range.bytes
-            ),
-            None => format!(
-                "{size} bytes at byte {offset} of dynamic shared memory, of which the launch has {}",
-                self.launch().config.shared_bytes
-            ),
-        }
-    }
 }
 
 impl Drop for Block {
@@ -525,7 +441,9 @@ impl Drop for Block {
             if let Some(mut fiber) = fiber.take() {
                 // SAFETY: a stopped kernel owns nothing that needs dropping: it is `no_std` code on plain values.
                 unsafe { fiber.force_reset() };
-                STACKS.with_borrow_mut(|stacks| stacks.push(fiber.into_stack()));
+                let stack = fiber.into_stack();
+                // Where the thread of the host ends, too, there is nothing to keep it for.
+                let _ = STACKS.try_with(|stacks| stacks.borrow_mut().push(stack));
             }
         }
     }

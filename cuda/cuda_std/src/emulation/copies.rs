@@ -11,10 +11,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::vec::Vec;
 
-use super::block::{Block, SHARED_BASE};
+use super::block::Block;
 use super::mbarrier;
 use super::order::Knowledge;
 use super::shadow::{CLOCK_SHIFT, PENDING, READ, SITE_SHIFT, WRITE};
+use super::shared::SHARED_BASE;
 use super::thread::{Place, Thread};
 
 /// A copy to shared memory that has been issued.

@@ -10,11 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::vec::Vec;
 
 use super::Options;
-use super::block::{Block, Outcome, SHARED_LIMIT};
+use super::block::{Block, Outcome};
 use super::messages::Messages;
 use super::random::Random;
 use super::report::{Defect, Other, Report};
 use super::shadow::{self, Shadow};
+use super::shared::SHARED_LIMIT;
 use super::site;
 use super::thread::Place;
 use crate::launch::{Kernel, LaunchConfig};
@@ -227,7 +228,7 @@ impl Launch {
             let started = if next < self.blocks
                 && self.next_block.compare_exchange(next, next + 1, Relaxed, Relaxed).is_ok()
             {
-                let block = spare.take().unwrap_or_else(|| Block::new(self.config.block));
+                let block = spare.take().unwrap_or_else(|| Block::take(self.config.block));
                 self.moved.fetch_add(1, SeqCst);
                 let index = u64::from(self.first_block) + u64::from(next) * u64::from(self.stride);
                 block.start(self, (index % u64::from(self.blocks)) as u32);
@@ -264,6 +265,9 @@ impl Launch {
                 quiet = 0;
                 std::thread::yield_now();
             }
+        }
+        if let Some(block) = spare {
+            block.leave();
         }
         // This worker has nothing left that could move.
         self.idle[worker].store(u64::MAX, SeqCst);

@@ -3,10 +3,11 @@
 use std::format;
 use std::sync::Arc;
 
-use super::block::{Block, SHARED_BASE};
+use super::block::Block;
 use super::order::Knowledge;
 use super::report::Defect;
 use super::shadow::{ATOMICALLY, READ, UPDATE, WRITE};
+use super::shared::SHARED_BASE;
 use super::thread::{Place, Status, Thread};
 
 /// The state of an `mbarrier`.

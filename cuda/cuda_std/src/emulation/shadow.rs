@@ -1,7 +1,8 @@
 //! Shadow memory: who touched which bytes last.
 //!
-//! A [`Cell`] stands for two bytes. It holds the last write and two reads that nothing orders against each
-//! other, each as one word:
+//! A [`Cell`] stands for 16, 4 or 2 bytes: the most that all accesses of its page (512 bytes) so far allow, so that
+//! wide accesses take one cell. It holds the last write and two reads that nothing orders against each other,
+//! each as one word:
 //!
 //! | bits | |
 //! | --- | --- |
@@ -9,13 +10,13 @@
 //! | 17 to 41 | the thread, numbered over the grid |
 //! | 3 to 16 | where in the source ([`site`](super::site)) |
 //! | 2 | atomic |
-//! | 0, 1 | which of the two bytes |
+//! | 0, 1 | which of two bytes; both in larger cells |
 //!
 //! Workers update cells without locks; a lost update can hide a race, never invent one, since what a thread
 //! knows of others reached it through real synchronisation. Cells belong to one launch (for shared memory: one
 //! block): each page has the generation it was last cleared for, and is cleared when it is first touched.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
+use core::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::boxed::Box;
 
@@ -34,8 +35,10 @@ const _: () = assert!(SITE_SHIFT + SITE_BITS == THREAD_SHIFT);
 
 /// Bytes that a page stands for.
 const PAGE: usize = 512;
-/// In place of a generation, while a worker clears the page.
-const CLEARING: u32 = u32::MAX;
+/// Bytes that a cell stands for, by level.
+const GRANULES: [usize; 3] = [16, 4, 2];
+/// A page's state while a worker clears or splits it; otherwise its generation, times 4, plus its level.
+const BUSY: u64 = u64::MAX;
 
 /// The kinds of access, as bits.
 pub const READ: u8 = 1;
@@ -53,9 +56,9 @@ struct Cell {
 
 /// Cells for a range of memory.
 pub struct Shadow {
-    cells: *mut Cell,
-    layout: Layout,
-    generations: Box<[AtomicU32]>,
+    /// The cells of each level. Pages of memory that are never touched are never there.
+    levels: [*mut Cell; 3],
+    pages: Box<[AtomicU64]>,
 }
 
 // SAFETY: all access to the cells is atomic.
@@ -75,13 +78,28 @@ impl Shadow {
     /// Cells for `bytes` bytes; those never touched take no memory.
     pub fn new(bytes: usize) -> Self {
         let pages = bytes.div_ceil(PAGE).max(1);
-        let layout = Layout::array::<Cell>(pages * PAGE / 2).expect("fits the address space");
-        // SAFETY: the layout is not empty; all-zero bytes are cells.
-        let cells = unsafe { alloc_zeroed(layout) }.cast::<Cell>();
-        if cells.is_null() {
-            handle_alloc_error(layout);
-        }
-        Self { cells, layout, generations: (0..pages).map(|_| AtomicU32::new(0)).collect() }
+        let levels = GRANULES.map(|granule| {
+            let layout = Self::layout(pages, granule);
+            // SAFETY: the layout is not empty; all-zero bytes are cells.
+            let cells = unsafe { alloc_zeroed(layout) }.cast::<Cell>();
+            if cells.is_null() {
+                handle_alloc_error(layout);
+            }
+            cells
+        });
+        Self { levels, pages: (0..pages).map(|_| AtomicU64::new(0)).collect() }
+    }
+
+    fn layout(pages: usize, granule: usize) -> Layout {
+        Layout::array::<Cell>(pages * PAGE / granule).expect("fits the address space")
+    }
+
+    /// The cells of a page at a level.
+    #[inline(always)]
+    fn cells(&self, page: usize, level: usize) -> &[Cell] {
+        let count = PAGE / GRANULES[level];
+        // SAFETY: every level has this many cells for each page.
+        unsafe { core::slice::from_raw_parts(self.levels[level].add(page * count), count) }
     }
 
     /// Notes an access of `KIND` and checks it against earlier ones. `offset + size` is inside the range.
@@ -97,64 +115,93 @@ impl Shadow {
         thread: &Thread,
         site: u32,
     ) -> Result<(), (Conflict, usize)> {
-        self.renew(offset, size, generation);
         let atomic = if KIND & ATOMICALLY != 0 { ATOMIC } else { 0 };
         let stamp = thread.stamp.get() | u64::from(site) << SITE_SHIFT | atomic;
-        let (first, last) = (offset / 2, (offset + size - 1) / 2);
-        for index in first..=last {
-            let mut bytes = BOTH_BYTES;
-            if (offset | size) & 1 != 0 {
-                bytes &= if index * 2 < offset { 2 } else { 3 };
-                bytes &= if index * 2 + 2 > offset + size { 1 } else { 3 };
+        let end = offset + size;
+        let mut start = offset;
+        while start < end {
+            let page = start / PAGE;
+            let stop = end.min((page + 1) * PAGE);
+            let level = self.prepare(page, start | stop, generation);
+            let granule = GRANULES[level];
+            let (first, last) = (start % PAGE / granule, (stop - 1) % PAGE / granule);
+            for (index, cell) in self.cells(page, level)[first..=last].iter().enumerate() {
+                let mut bytes = BOTH_BYTES;
+                let here = page * PAGE + (first + index) * granule;
+                if (start | stop) & 1 != 0 {
+                    bytes &= if here < start { 2 } else { 3 };
+                    bytes &= if here + 2 > stop { 1 } else { 3 };
+                }
+                if let Err(conflict) = cell.touch::<KIND>(stamp | bytes, thread) {
+                    return Err((conflict, here.max(offset)));
+                }
             }
-            // SAFETY: the index is inside the range.
-            let cell = unsafe { &*self.cells.add(index) };
-            if let Err(conflict) = cell.touch::<KIND>(stamp | bytes, thread) {
-                return Err((conflict, (index * 2).max(offset)));
-            }
+            start = stop;
         }
         Ok(())
     }
 
     /// Sets the last write of every cell of a range, without a check.
     pub fn mark(&self, offset: usize, size: usize, generation: u32, stamp: u64) {
-        self.renew(offset, size, generation);
-        for index in offset / 2..(offset + size).div_ceil(2) {
-            // SAFETY: the index is inside the range.
-            unsafe { &*self.cells.add(index) }.write.store(stamp | BOTH_BYTES, Relaxed);
+        let (mut start, end) = (offset, offset + size);
+        while start < end {
+            let page = start / PAGE;
+            let stop = end.min((page + 1) * PAGE);
+            let level = self.prepare(page, start | stop, generation);
+            let granule = GRANULES[level];
+            for cell in &self.cells(page, level)[start % PAGE / granule..=(stop - 1) % PAGE / granule] {
+                cell.write.store(stamp | BOTH_BYTES, Relaxed);
+            }
+            start = stop;
         }
     }
 
-    /// Clears the pages of a range that were last used by another generation.
-    #[inline]
-    fn renew(&self, offset: usize, size: usize, generation: u32) {
-        for page in offset / PAGE..=(offset + size - 1) / PAGE {
-            if self.generations[page].load(Acquire) != generation {
-                self.clear(page, generation);
-            }
+    /// The level of a page, after it was made ready for `generation` and for accesses whose bounds are multiples of
+    /// what `bounds` is.
+    #[inline(always)]
+    fn prepare(&self, page: usize, bounds: usize, generation: u32) -> usize {
+        let needed = if bounds & 15 == 0 {
+            0
+        } else if bounds & 3 == 0 {
+            1
+        } else {
+            2
+        };
+        let state = self.pages[page].load(Acquire);
+        let level = (state & 3) as usize;
+        if state >> 2 == u64::from(generation) && level >= needed {
+            return level;
         }
+        self.renew(page, needed, generation)
     }
 
     #[cold]
-    fn clear(&self, page: usize, generation: u32) {
-        let state = &self.generations[page];
-        let mut seen = state.load(Acquire);
-        while seen != generation {
-            if seen == CLEARING {
+    fn renew(&self, page: usize, needed: usize, generation: u32) -> usize {
+        let place = &self.pages[page];
+        let mut state = place.load(Acquire);
+        loop {
+            let (current, level) = (state >> 2 == u64::from(generation), (state & 3) as usize);
+            if state == BUSY {
                 core::hint::spin_loop();
-                seen = state.load(Acquire);
-            } else if let Err(now) = state.compare_exchange(seen, CLEARING, Acquire, Acquire) {
-                seen = now;
+                state = place.load(Acquire);
+            } else if current && level >= needed {
+                return level;
+            } else if let Err(now) = place.compare_exchange(state, BUSY, Acquire, Acquire) {
+                state = now;
             } else {
-                for index in page * PAGE / 2..(page + 1) * PAGE / 2 {
-                    // SAFETY: the index is inside the range.
-                    let cell = unsafe { &*self.cells.add(index) };
-                    cell.write.store(0, Relaxed);
-                    cell.reads[0].store(0, Relaxed);
-                    cell.reads[1].store(0, Relaxed);
+                let cells = self.cells(page, needed);
+                if current {
+                    // Each cell's history is that of all its parts.
+                    let old = self.cells(page, level);
+                    let parts = cells.len() / old.len();
+                    for (index, cell) in cells.iter().enumerate() {
+                        cell.copy(&old[index / parts]);
+                    }
+                } else {
+                    cells.iter().for_each(Cell::clear);
                 }
-                state.store(generation, Release);
-                return;
+                place.store(u64::from(generation) << 2 | needed as u64, Release);
+                return needed;
             }
         }
     }
@@ -162,12 +209,26 @@ impl Shadow {
 
 impl Drop for Shadow {
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout in `new`.
-        unsafe { dealloc(self.cells.cast(), self.layout) }
+        for (cells, granule) in self.levels.into_iter().zip(GRANULES) {
+            // SAFETY: allocated with this layout in `new`.
+            unsafe { dealloc(cells.cast(), Self::layout(self.pages.len(), granule)) }
+        }
     }
 }
 
 impl Cell {
+    fn clear(&self) {
+        self.write.store(0, Relaxed);
+        self.reads.iter().for_each(|read| read.store(0, Relaxed));
+    }
+
+    fn copy(&self, from: &Self) {
+        self.write.store(from.write.load(Relaxed), Relaxed);
+        for (to, from) in self.reads.iter().zip(&from.reads) {
+            to.store(from.load(Relaxed), Relaxed);
+        }
+    }
+
     #[inline(always)]
     fn touch<const KIND: u8>(&self, stamp: u64, thread: &Thread) -> Result<(), Conflict> {
         let concerns = |earlier: u64| {

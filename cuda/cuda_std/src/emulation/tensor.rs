@@ -132,3 +132,37 @@ fn truncate(total: i64, unit: i32) -> f32 {
     };
     if total < 0 { -value } else { value }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn add(sum: f32, products: &[(f32, f32)]) -> f32 {
+        add_block(HOPPER, sum, products)
+    }
+
+    #[test]
+    fn small_products_are_cut_off_one_by_one_and_the_sum_once_more() {
+        let small = |e: i32| [(2f32.powi(e), 0.5); 16];
+        // 2^-25 is the last bit that is kept beside 1: four of them make a last place.
+        assert_eq!(add(1.0, &small(-24)[..3]), 1.0);
+        assert_eq!(add(1.0, &small(-24)[..4]), 1.0 + f32::EPSILON);
+        assert_eq!(add(1.0, &small(-25)), 1.0);
+        // Toward zero on both sides.
+        assert_eq!(add(-1.0, &small(-24)[..3]), -1.0 + f32::EPSILON);
+        assert_eq!(add(-1.0, &[(-2f32.powi(-24), 1.0)]), -1.0);
+    }
+
+    #[test]
+    fn special_values_are_as_in_ieee_754_with_one_nan() {
+        let (infinity, nan) = (f32::INFINITY, 0x7fff_ffff);
+        assert_eq!(add(0.0, &[(infinity, -1.0)]), -infinity);
+        assert_eq!(add(0.0, &[(infinity, 0.0)]).to_bits(), nan);
+        assert_eq!(add(infinity, &[(-infinity, 1.0)]).to_bits(), nan);
+        assert_eq!(add(f32::MAX, &[(f32::MAX, 1.0)]), infinity);
+        assert_eq!(add(0.0, &[(-0.0, 1.0), (1.0, 0.0)]).to_bits(), 0);
+        // Subnormal sums are exact.
+        assert_eq!(add(f32::from_bits(3), &[(2f32.powi(-140), 2f32.powi(-9))]).to_bits(), 4);
+        assert_eq!(add(1.0, &[(3.0, 5.0), (-2.0, 8.0)]).to_bits(), 0);
+    }
+}

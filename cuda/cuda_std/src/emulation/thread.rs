@@ -9,11 +9,12 @@ use std::sync::Arc;
 
 use corosensei::Yielder;
 
-use super::block::{Block, SHARED_BASE};
+use super::block::Block;
 use super::copies::Copies;
 use super::order::Knowledge;
 use super::report::Defect;
 use super::shadow::{self, CLOCK_SHIFT, Conflict, INITIALISED, PENDING, READ, THREAD_SHIFT, WRITE};
+use super::shared::SHARED_BASE;
 use crate::Bits;
 
 std::thread_local! {

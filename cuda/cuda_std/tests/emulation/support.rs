@@ -1,6 +1,6 @@
 //! Buffers and launches for the tests.
 
-use cuda_std::emulation::{Emulator, Options};
+use cuda_std::emulation::{Defect, Emulator, Options, Report};
 use cuda_std::prelude::*;
 
 /// A device with a seed.
@@ -38,4 +38,54 @@ pub fn values<T: Bits + Default>(emulator: &Emulator, buffer: DevicePtrMut<T>, c
         emulator.read(buffer.as_raw(), bytes);
     }
     values
+}
+
+/// Zeros.
+pub fn zeros(emulator: &Emulator, count: usize) -> DevicePtrMut<u32> {
+    buffer(emulator, &vec![0u32; count])
+}
+
+/// The line of `kernel` in a source text that ends with `mark`.
+pub fn line(source: &str, kernel: &str, mark: &str) -> u32 {
+    let start = source.lines().position(|line| line.contains(&format!("unsafe fn {kernel}("))).expect(kernel);
+    let found = source.lines().enumerate().skip(start).find(|(_, line)| line.ends_with(mark)).expect(mark);
+    found.0 as u32 + 1
+}
+
+/// Runs a launch with a few seeds; all must report `defect` at the line of `kernel` that is marked in `source`.
+pub fn caught_in(
+    source: &str,
+    kernel: &str,
+    defect: Defect,
+    launch: impl Fn(&Emulator) -> Result<(), Report>,
+) {
+    for seed in 0..8 {
+        let report = launch(&emulator(seed)).expect_err(kernel);
+        let text = report.to_string();
+        assert_eq!(report.defect, defect, "{text}");
+        assert_eq!(report.kernel, kernel, "{text}");
+        assert!(report.file.contains("tests/emulation/"), "{text}");
+        let here = line(source, kernel, "// HERE");
+        if let Some(other) = &report.other
+            && defect == Defect::Race
+        {
+            // Which of the two comes first depends on the schedule.
+            let pair = [here, line(source, kernel, "// OTHER")];
+            assert!([[report.line, other.line], [other.line, report.line]].contains(&pair), "{text}");
+        } else {
+            assert_eq!(report.line, here, "{text}");
+        }
+    }
+}
+
+/// Seeds over which a correct kernel must be left alone.
+const SEEDS: u64 = 100;
+
+/// Runs a launch with many seeds; none may report anything.
+pub fn clean(launch: impl Fn(&Emulator) -> Result<(), Report>) {
+    for seed in 0..SEEDS {
+        if let Err(report) = launch(&emulator(seed)) {
+            panic!("{report}");
+        }
+    }
 }

@@ -1,70 +1,31 @@
-//! One planted defect of each kind, each caught by name and line, and beside it the same kernel done right, which is
-//! left alone over 100 seeds.
+//! Planted defects of memory, each caught by name and line, and beside each the same kernel done right, which is left
+//! alone over 100 seeds.
 //!
 //! A line that a report must name ends in `// HERE`, or `// OTHER` for the earlier access of a race.
 
-use cuda_std::atomic::{AtomicAdd, AtomicWord, Ordering, Scope};
+use cuda_std::atomic::{AtomicAdd, Ordering, Scope};
 use cuda_std::emulation::{Defect, Emulator, Report};
 use cuda_std::mbarrier::Mbarrier;
 use cuda_std::prelude::*;
 use cuda_std::{async_copy, memory, mma};
 
-use super::support::{buffer, emulator, grid, with_shared};
+use super::support::{buffer, clean, emulator, grid, line, with_shared, zeros};
 
-const SOURCE: &str = include_str!("defects.rs");
-/// Seeds over which a correct kernel must be left alone.
-const SEEDS: u64 = 100;
-
-/// The line of kernel `kernel` that ends with `mark`.
-fn line(kernel: &str, mark: &str) -> u32 {
-    let start = SOURCE.lines().position(|line| line.contains(&format!("unsafe fn {kernel}("))).unwrap();
-    let found = SOURCE.lines().enumerate().skip(start).find(|(_, line)| line.ends_with(mark)).unwrap();
-    found.0 as u32 + 1
-}
-
-/// Runs a launch with a few seeds; all must report `defect` at the line of `kernel` that is marked.
 fn caught(kernel: &str, defect: Defect, launch: impl Fn(&Emulator) -> Result<(), Report>) {
-    for seed in 0..8 {
-        let report = launch(&emulator(seed)).expect_err(kernel);
-        let text = report.to_string();
-        assert_eq!(report.defect, defect, "{text}");
-        assert_eq!(report.kernel, kernel, "{text}");
-        assert!(report.file.ends_with("emulation/defects.rs"), "{text}");
-        let place = (report.line, report.other.as_ref().map(|other| other.line));
-        let here = line(kernel, "// HERE");
-        if defect == Defect::Race {
-            // Which of the two comes first depends on the schedule.
-            let (this, other) = (report.line, place.1.expect("a race has two sides"));
-            let pair = [here, line(kernel, "// OTHER")];
-            assert!(pair == [this, other] || pair == [other, this], "{text}");
-        } else {
-            assert_eq!(report.line, here, "{text}");
-        }
-    }
+    super::support::caught_in(include_str!("memory.rs"), kernel, defect, launch);
 }
 
-/// Runs a launch with many seeds; none may report anything.
-fn clean(launch: impl Fn(&Emulator) -> Result<(), Report>) {
-    for seed in 0..SEEDS {
-        if let Err(report) = launch(&emulator(seed)) {
-            panic!("{report}");
-        }
-    }
-}
-
-fn zeros(emulator: &Emulator, count: usize) -> DevicePtrMut<u32> {
-    buffer(emulator, &vec![0u32; count])
-}
-
-// A race in shared memory: no barrier between writing and reading a neighbour's element.
+// A race in shared memory: no barrier between reading a neighbour's element and overwriting it.
 
 #[kernel]
 unsafe fn race_shared(out: *mut u32) {
     let tile = shared_array![u32; 64];
     let i = thread::thread_idx_x();
     unsafe {
-        tile.set(i, i); // OTHER
+        tile.set(i, i);
+        thread::sync_threads();
         *out.add(i as usize) = tile.get(63 - i); // HERE
+        tile.set(i, 0); // OTHER
     }
 }
 
@@ -76,31 +37,14 @@ unsafe fn race_shared_clean(out: *mut u32) {
         tile.set(i, i);
         thread::sync_threads();
         *out.add(i as usize) = tile.get(63 - i);
+        thread::sync_threads();
+        tile.set(i, 0);
     }
 }
 
 #[test]
 fn a_race_in_shared_memory() {
-    // Nobody has written the element before the first thread reads it, unless it is its own: so fill it first.
-    #[kernel]
-    unsafe fn race_shared_reuse(out: *mut u32) {
-        let tile = shared_array![u32; 64];
-        let i = thread::thread_idx_x();
-        unsafe {
-            tile.set(i, i);
-            thread::sync_threads();
-            *out.add(i as usize) = tile.get(63 - i); // HERE
-            tile.set(i, 0); // OTHER
-        }
-    }
-    caught("race_shared_reuse", Defect::Race, |e| unsafe {
-        race_shared_reuse(e, &grid(1, 64), zeros(e, 64))
-    });
-    let report = unsafe { race_shared(&emulator(0), &grid(1, 64), zeros(&emulator(0), 64)) }.unwrap_err();
-    assert!(
-        matches!(report.defect, Defect::Race | Defect::UninitialisedShared | Defect::OutOfBounds),
-        "{report}"
-    );
+    caught("race_shared", Defect::Race, |e| unsafe { race_shared(e, &grid(1, 64), zeros(e, 64)) });
     clean(|e| unsafe { race_shared_clean(e, &grid(1, 64), zeros(e, 64)) });
 }
 
@@ -132,18 +76,7 @@ unsafe fn race_warp_clean(out: *mut u32) {
 #[test]
 fn a_race_in_a_warp() {
     caught("race_warp", Defect::Race, |e| unsafe { race_warp(e, &grid(1, 32), zeros(e, 64)) });
-    clean(|e| {
-        unsafe { race_warp_clean(e, &grid(2, 32), zeros(e, 64)) }.map_or_else(
-            |report| {
-                if report.defect == Defect::Race && report.block != report.other.as_ref().unwrap().block {
-                    Ok(())
-                } else {
-                    Err(report)
-                }
-            },
-            Ok,
-        )
-    });
+    clean(|e| unsafe { race_warp_clean(e, &grid(1, 32), zeros(e, 64)) });
 }
 
 // A race between blocks: the last block adds up what the others left, without an acquire.
@@ -219,128 +152,9 @@ unsafe fn race_half_clean(out: *mut u16, bytes: *mut u8) {
 
 #[test]
 fn a_race_of_half_words() {
-    let report = unsafe { race_half(&emulator(3), &grid(1, 32), buffer(&emulator(3), &[0u16; 16])) };
-    assert!(report.is_err());
+    let report = |e: &Emulator| unsafe { race_half(e, &grid(1, 32), buffer(e, &[0u16; 16])) };
+    assert_eq!(report(&emulator(3)).unwrap_err().defect, Defect::Race);
     clean(|e| unsafe { race_half_clean(e, &grid(1, 64), buffer(e, &[0u16; 64]), buffer(e, &[0u8; 64])) });
-}
-
-// A barrier that half of the block does not reach.
-
-#[kernel]
-unsafe fn divergent_barrier(out: *mut u32) {
-    let i = thread::thread_idx_x();
-    if i < 32 {
-        thread::sync_threads(); // HERE
-    }
-    unsafe { *out.add(i as usize) = i }
-}
-
-#[kernel]
-unsafe fn divergent_barrier_clean(out: *mut u32) {
-    let i = thread::thread_idx_x();
-    if i < 32 {
-        unsafe { thread::sync_named(1, 32) };
-    }
-    thread::sync_threads();
-    unsafe { *out.add(i as usize) = i }
-}
-
-/// Lanes of one warp at two barriers.
-#[kernel]
-unsafe fn divergent_barrier_warp(out: *mut u32) {
-    let i = thread::thread_idx_x();
-    if i.is_multiple_of(2) {
-        thread::sync_threads(); // HERE
-    } else {
-        thread::sync_threads(); // OTHER
-    }
-    unsafe { *out.add(i as usize) = i }
-}
-
-#[test]
-fn a_barrier_that_not_all_reach() {
-    caught("divergent_barrier", Defect::DivergentBarrier, |e| unsafe {
-        divergent_barrier(e, &grid(1, 64), zeros(e, 64))
-    });
-    clean(|e| unsafe { divergent_barrier_clean(e, &grid(1, 64), zeros(e, 64)) });
-    let report =
-        unsafe { divergent_barrier_warp(&emulator(0), &grid(1, 64), zeros(&emulator(0), 64)) }.unwrap_err();
-    assert_eq!(report.defect, Defect::DivergentBarrier, "{report}");
-}
-
-// A shuffle with half of its lanes, and one that reads a lane that has ended.
-
-#[kernel]
-unsafe fn absent_lanes(out: *mut u32) {
-    let i = thread::thread_idx_x();
-    let mut value = i;
-    if i < 16 {
-        value = warp::shuffle_xor(value, 1); // HERE
-    }
-    thread::sync_threads();
-    unsafe { *out.add(i as usize) = value }
-}
-
-#[kernel]
-unsafe fn absent_lanes_ended(out: *mut u32) {
-    let i = thread::thread_idx_x();
-    if i >= 16 {
-        return;
-    }
-    let value = warp::shuffle_xor(i, 16); // HERE
-    unsafe { *out.add(i as usize) = value }
-}
-
-#[kernel]
-unsafe fn absent_lanes_clean(out: *mut u32) {
-    let i = thread::thread_idx_x();
-    let mut value = i;
-    if i < 16 {
-        value = unsafe { warp::warp_shuffle_xor(0xffff, value, 1, 32) }.0;
-    }
-    thread::sync_threads();
-    unsafe { *out.add(i as usize) = value }
-}
-
-#[test]
-fn a_shuffle_with_absent_lanes() {
-    caught("absent_lanes", Defect::AbsentLanes, |e| unsafe { absent_lanes(e, &grid(1, 32), zeros(e, 32)) });
-    caught("absent_lanes_ended", Defect::AbsentLanes, |e| unsafe {
-        absent_lanes_ended(e, &grid(1, 32), zeros(e, 32))
-    });
-    clean(|e| unsafe { absent_lanes_clean(e, &grid(1, 32), zeros(e, 32)) });
-}
-
-// A wait for a flag that nobody sets.
-
-#[kernel]
-unsafe fn deadlock(flag: *mut u32) {
-    unsafe {
-        if thread::block_idx_x() == 1 {
-            u32::store(flag, 1, Ordering::Release, Scope::Device);
-        }
-        while u32::load(flag, Ordering::Acquire, Scope::Device) != 2 {} // HERE
-    }
-}
-
-#[kernel]
-unsafe fn deadlock_clean(flag: *mut u32, data: *mut u32) {
-    unsafe {
-        if thread::block_idx_x() == 1 {
-            *data = 5;
-            u32::store(flag, 2, Ordering::Release, Scope::Device);
-        }
-        while u32::load(flag, Ordering::Acquire, Scope::Device) != 2 {}
-        if *data != 5 {
-            *flag.add(100) = 0;
-        }
-    }
-}
-
-#[test]
-fn a_wait_that_never_ends() {
-    caught("deadlock", Defect::Deadlock, |e| unsafe { deadlock(e, &grid(3, 32), zeros(e, 1)) });
-    clean(|e| unsafe { deadlock_clean(e, &grid(5, 1), zeros(e, 1), zeros(e, 1)) });
 }
 
 // A read of shared memory that nobody wrote.
@@ -556,98 +370,12 @@ fn a_copy_that_was_not_waited_for() {
         let e = emulator(seed);
         let report = unsafe { unfinished_bulk(&e, &config, x(&e).into(), x(&e)) }.unwrap_err();
         assert!(matches!(report.defect, Defect::UnfinishedCopy | Defect::Race), "{report}");
-        assert_eq!(report.line, line("unfinished_bulk", "// HERE"), "{report}");
+        assert_eq!(report.line, line(include_str!("memory.rs"), "unfinished_bulk", "// HERE"), "{report}");
     }
     clean(|e| unsafe { unfinished_bulk_clean(e, &config, x(e).into(), x(e)) });
 }
 
-// More arrivals than an mbarrier expects; one that was never initialised.
-
-#[kernel]
-unsafe fn barrier_misuse(out: *mut u32) {
-    let barrier = Mbarrier::new(shared_array![u64; 1]);
-    let i = thread::thread_idx_x();
-    unsafe {
-        if i == 0 {
-            barrier.init(31);
-            barrier.arrive_expect_tx(16);
-        }
-        thread::sync_threads();
-        barrier.arrive(); // HERE
-        *out.add(i as usize) = i;
-    }
-}
-
-#[test]
-fn an_mbarrier_used_against_its_rules() {
-    caught("barrier_misuse", Defect::BarrierMisuse, |e| unsafe {
-        barrier_misuse(e, &grid(1, 32), zeros(e, 32))
-    });
-}
-
-// A panic.
-
-#[kernel]
-unsafe fn panics(n: u32, out: *mut u32) {
-    let table = [1, 2, 3, 4];
-    let i = thread::thread_idx_x();
-    unsafe { *out.add(i as usize) = table[(i % n) as usize] } // HERE
-}
-
-#[test]
-fn a_panic() {
-    caught("panics", Defect::Panic, |e| unsafe { panics(e, &grid(1, 32), 5, zeros(e, 32)) });
-    clean(|e| unsafe { panics(e, &grid(1, 32), 4, zeros(e, 32)) });
-}
-
-// Launches that a driver refuses.
-
-#[kernel(max_threads = 64)]
-unsafe fn bounded(out: *mut u32) {
-    unsafe { *out = 1 }
-}
-
-#[kernel]
-unsafe fn large_parameter(x: [u64; 600], out: *mut u64) {
-    unsafe { *out = x[7] }
-}
-
-#[kernel]
-unsafe fn much_shared(out: *mut u32) {
-    let tile = shared_array![u32; 40000]; // HERE
-    unsafe {
-        tile.set(0, 0);
-        *out = tile.get(0);
-    }
-}
-
-#[test]
-fn launches_that_a_driver_refuses() {
-    let refused = |result: Result<(), Report>, word: &str| {
-        let report = result.unwrap_err();
-        assert_eq!(report.defect, Defect::InvalidLaunch);
-        assert!(report.detail.contains(word), "{report}");
-    };
-    let e = &emulator(0);
-    unsafe {
-        refused(bounded(e, &grid(1, 65), zeros(e, 1)), "max_threads = 64");
-        refused(bounded(e, &grid(0, 64), zeros(e, 1)), "at least 1");
-        refused(panics(e, &grid(1, 1025), 4, zeros(e, 1)), "1024");
-        refused(bounded(e, &with_shared(grid(1, 1), 232_449), zeros(e, 1)), "232448");
-        refused(large_parameter(e, &grid(1, 1), [0; 600], buffer(e, &[0u64])), "4096");
-        refused(much_shared(e, &with_shared(grid(1, 1), 100_000), zeros(e, 1)), "260000");
-        much_shared(e, &with_shared(grid(1, 1), 1000), zeros(e, 1)).unwrap();
-    }
-}
-
-#[test]
-fn names_are_stable_and_different() {
-    let names: std::collections::BTreeSet<_> = Defect::ALL.iter().map(|defect| defect.name()).collect();
-    assert_eq!(names.len(), Defect::ALL.len());
-    assert_eq!(Defect::DivergentBarrier.to_string(), "divergent-barrier");
-}
-
-// Unused here but for its address: `ldmatrix` outside shared memory.
+// A row of `ldmatrix` behind its array.
 
 #[kernel]
 unsafe fn ldmatrix_outside(out: *mut u32) {
@@ -667,5 +395,5 @@ fn a_matrix_row_outside_shared_memory() {
     let e = &emulator(0);
     let report = unsafe { ldmatrix_outside(e, &grid(1, 32), zeros(e, 32)) }.unwrap_err();
     assert_eq!(report.defect, Defect::OutOfBounds, "{report}");
-    assert_eq!(report.line, line("ldmatrix_outside", "// HERE"), "{report}");
+    assert_eq!(report.line, line(include_str!("memory.rs"), "ldmatrix_outside", "// HERE"), "{report}");
 }

@@ -1,0 +1,207 @@
+//! `lab model`: the running model with other kernels.
+
+use super::table::Table;
+use crate::cli::options::open_gguf;
+use crate::cli::output::Output;
+use crate::config::Config;
+use crate::cuda::KernelChoice;
+use crate::error::{Error, Result};
+use crate::lab::model::{Measured, Plan, Report, measure};
+use crate::lab::stats::Stats;
+use crate::model::open::{DeviceChoice, RunnerOptions};
+use crate::tokenizer::Tokenizer;
+use crate::weights::Weights;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Run a model with other kernels than the default ones: its speed, where its time goes, and whether its answers change
+#[derive(Debug, clap::Args)]
+pub struct ModelArgs {
+    /// GGUF file of the model [default: the small haiku model that the program carries]
+    #[arg(short, long, value_name = "FILE", env = "QERNEL_MODEL")]
+    model: Option<PathBuf>,
+    /// Variants to compare with the default ones, such as rms_norm=plain,attention=split
+    #[arg(long, value_name = "OP=VARIANT,…")]
+    kernel: Option<String>,
+    /// Compare with these variants instead of the default ones: layer=separate, where --kernel replaces a part of what the
+    /// fused layers compute, leaves that part as the only difference
+    #[arg(long, value_name = "OP=VARIANT,…", requires = "kernel")]
+    against: Option<String>,
+    /// Where to compute: auto (a GPU if there is one), cuda, cuda:N, emulated or cpu
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    device: DeviceChoice,
+    /// Text whose tokens are the prompt [default: a paragraph about kernels]
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// Tokens of the prompt: the text is cut, or repeated
+    #[arg(long, default_value_t = 256, value_name = "TOKENS")]
+    prompt_tokens: usize,
+    /// Decode steps after it
+    #[arg(short = 'n', long, default_value_t = 64, value_name = "TOKENS")]
+    decode_tokens: usize,
+    /// How often both are timed
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    repetitions: usize,
+    /// Rows of a prefill step
+    #[arg(short = 'b', long, default_value_t = 512, value_name = "TOKENS")]
+    batch_size: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// The prompt where none is given.
+const TEXT: &str = "\
+A kernel is a small program that thousands of threads run at the same time, each on its own piece of the data. It is
+written once, for one thread: the thread asks for its number, works out which elements are its own, loads them, computes
+and stores the result. What makes it fast is seldom the arithmetic. Threads that stand beside each other should read
+values that stand beside each other, for then one transaction with the memory serves all of them. A value that is needed
+twice should be kept where it is near, in a register or in the memory that the threads of a block share. And while some
+threads wait for their data, others should have something to do. Whoever writes a kernel therefore counts bytes before
+operations, asks how far the measured time is from the time that the memory needs at least, and changes one thing at a
+time: wider loads, another order of the loops, fewer barriers. Most of these changes bring nothing, some make it slower,
+and now and then one of them makes it twice as fast, for a reason that is plain once it has been seen.
+";
+
+pub(super) fn run(args: ModelArgs) -> Result<ExitCode> {
+    let kernels = args.kernel.as_deref().map(KernelChoice::parse).transpose()?.unwrap_or_default();
+    let against = args.against.as_deref().map(KernelChoice::parse).transpose()?.unwrap_or_default();
+    let gguf = open_gguf(args.model.as_deref())?;
+    let config = Config::from_gguf(&gguf)?;
+    let weights = Weights::from_gguf(&gguf, &config)?;
+    let text = match &args.text {
+        Some(path) => std::fs::read_to_string(path).map_err(|error| Error::io(path, error))?,
+        None => TEXT.to_owned(),
+    };
+    let tokens = Tokenizer::from_gguf(&gguf)?.encode(&text, false)?;
+    if tokens.is_empty() {
+        return Err(Error::Request("the text has no token; give one with at least a word".into()));
+    }
+    let plan = Plan {
+        against,
+        prompt: tokens.into_iter().cycle().take(args.prompt_tokens).collect(),
+        decode_tokens: args.decode_tokens,
+        repetitions: args.repetitions,
+        batch_size: args.batch_size,
+    };
+    let options = RunnerOptions { device: args.device, kernels: kernels.clone(), ..RunnerOptions::default() };
+    let report = measure(&weights, &config, &options, &plan)?;
+    let mut out = Output::stdout();
+    if args.json {
+        out.json(&report)?;
+    } else {
+        let kernels = args.kernel.as_deref().unwrap_or_default();
+        print(&mut out, &report, kernels, args.against.as_deref().unwrap_or("the default variants"))?;
+    }
+    if report.chosen.is_none() {
+        let why = match report.device.starts_with("CPU") && kernels != KernelChoice::default() {
+            false => "no other variants were asked for (--kernel op=variant)",
+            true => "the CPU has one way to compute each operation, so --kernel chooses nothing there",
+        };
+        eprintln!("note: {why}: there is nothing to compare with");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(out: &mut Output, report: &Report, kernels: &str, against: &str) -> Result<()> {
+    out.line(&format!(
+        "{}; {} prompt tokens, {} decode steps, {} repetitions",
+        report.device, report.prompt_tokens, report.decode_tokens, report.repetitions
+    ))?;
+    let runs: Vec<(&str, &Measured)> =
+        [("default", Some(&report.default)), ("chosen", report.chosen.as_ref())]
+            .into_iter()
+            .filter_map(|(name, measured)| Some((name, measured?)))
+            .collect();
+    if report.chosen.is_some() {
+        out.line(&format!("chosen: {kernels}; default: {against}"))?;
+    }
+    out.line("")?;
+    out.text(&speeds(report, &runs).to_string())?;
+    for (what, is_prefill) in [("prefill", true), ("decode step", false)] {
+        out.line("")?;
+        out.text(&shares(what, is_prefill, &runs).to_string())?;
+        for (name, run) in &runs {
+            let (shares, untimed) = if is_prefill {
+                (&run.prefill, run.prefill_s.median)
+            } else {
+                (&run.decode, run.decode_step_s.median)
+            };
+            let sum: f64 = shares.operations.iter().map(|share| share.seconds).sum();
+            out.line(&format!(
+                "{name}: operations {} µs in sum; the whole took {} µs while each was timed, {} µs untimed",
+                us(sum),
+                us(shares.timed_s),
+                us(untimed)
+            ))?;
+        }
+    }
+    if let Some(agreement) = &report.agreement {
+        out.line(&format!(
+            "\nKL divergence from the default: mean {:.3e}, largest {:.3e} at position {} of {}",
+            agreement.kl_mean, agreement.kl_max, agreement.kl_max_at, agreement.positions
+        ))?;
+        out.line(&format!(
+            "same likeliest token at {:.2} % of positions; greedy continuations have their first {} of {} tokens in common",
+            100.0 * agreement.same_argmax,
+            agreement.common_prefix,
+            report.decode_tokens + 1
+        ))?;
+    }
+    Ok(())
+}
+
+/// Tokens a second of each run.
+fn speeds(report: &Report, runs: &[(&str, &Measured)]) -> Table {
+    let mut table = Table::new(&["", "<", "<", "prefill tokens/s", "± %", "decode tokens/s", "± %"]);
+    let spread = |stats: &Stats| format!("{:.1}", 50.0 * (stats.p90 - stats.p10) / stats.median);
+    for (name, run) in runs {
+        table.row([
+            (*name).to_owned(),
+            String::new(),
+            String::new(),
+            format!("{:.1}", run.prefill_tokens_per_s),
+            spread(&run.prefill_s),
+            format!("{:.1}", run.decode_tokens_per_s),
+            spread(&run.decode_step_s),
+        ]);
+    }
+    if let Some(chosen) = &report.chosen {
+        let times = |new: f64, old: f64| format!("x {:.3}", new / old);
+        table.row([
+            "chosen / default".to_owned(),
+            String::new(),
+            String::new(),
+            times(chosen.prefill_tokens_per_s, report.default.prefill_tokens_per_s),
+            String::new(),
+            times(chosen.decode_tokens_per_s, report.default.decode_tokens_per_s),
+            String::new(),
+        ]);
+    }
+    table
+}
+
+/// Where the time goes.
+fn shares(what: &str, is_prefill: bool, runs: &[(&str, &Measured)]) -> Table {
+    let mut titles = vec![what.to_owned(), "<".into(), "<".into(), "calls".into()];
+    for (name, _) in runs {
+        titles.extend([format!("{name} µs"), "share".to_owned()]);
+    }
+    let mut table = Table::new(&titles.iter().map(String::as_str).collect::<Vec<_>>());
+    let of = |run: &Measured| if is_prefill { run.prefill.clone() } else { run.decode.clone() };
+    for share in of(runs[0].1).operations {
+        let mut cells =
+            vec![share.op.to_owned(), String::new(), String::new(), format!("{:.0}", share.calls)];
+        for (_, run) in runs {
+            let found = of(run).operations.into_iter().find(|other| other.op == share.op);
+            cells.push(found.as_ref().map_or(String::new(), |found| us(found.seconds)));
+            cells.push(found.map_or(String::new(), |found| format!("{:.1} %", 100.0 * found.share)));
+        }
+        table.row(cells);
+    }
+    table
+}
+
+fn us(seconds: f64) -> String {
+    format!("{:.1}", seconds * 1e6)
+}

@@ -1,0 +1,510 @@
+//! A whole model with other kernels than the default ones: what that does to its speed and to its answers.
+
+use super::stats::Stats;
+use super::timed_ops::{Laps, Stopwatch, TimedOps};
+use crate::batch::{Batch, SequenceRows, WantedLogits};
+use crate::config::Config;
+use crate::cpu::CpuOps;
+use crate::cuda::{CudaOps, KernelChoice};
+use crate::error::{Error, Result};
+use crate::kv_cache::pages_for;
+use crate::model::open::{RunnerOptions, fit_cpu, fit_cuda, open_device};
+use crate::model::{ModelRunner, Runner};
+use crate::ops::Ops;
+use crate::sampler::{SamplingParams, SamplingRow};
+use crate::weights::Weights;
+use serde::Serialize;
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Instant;
+
+/// Logit rows of a step: they are 39 MB for a vocabulary of 152 k.
+const LOGIT_ROWS: usize = 64;
+
+/// Decode steps whose operations are timed.
+const TIMED_STEPS: usize = 16;
+
+/// What is run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The variants to compare with: the default ones, or some of them fixed.
+    pub against: KernelChoice,
+    /// Tokens that are prefilled, and whose logits are compared.
+    pub prompt: Vec<u32>,
+    /// Tokens that are generated after them, greedily.
+    pub decode_tokens: usize,
+    /// How often both are timed.
+    pub repetitions: usize,
+    /// Rows of a prefill step.
+    pub batch_size: usize,
+}
+
+/// Everything that was measured. All tokens are of one sequence.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    pub device: String,
+    pub prompt_tokens: usize,
+    pub decode_tokens: usize,
+    pub repetitions: usize,
+    /// With the variants that are compared with: the default ones if nothing else was asked for.
+    pub default: Measured,
+    /// With the ones asked for; `None` where none was.
+    pub chosen: Option<Measured>,
+    pub agreement: Option<Agreement>,
+}
+
+/// One choice of kernels.
+#[derive(Clone, Debug, Serialize)]
+pub struct Measured {
+    /// Seconds of a whole prefill, over the repetitions.
+    pub prefill_s: Stats,
+    /// Seconds of a decode step: the mean of each repetition, over the repetitions.
+    pub decode_step_s: Stats,
+    pub prefill_tokens_per_s: f64,
+    pub decode_tokens_per_s: f64,
+    /// Where the time of a prefill goes.
+    pub prefill: Shares,
+    /// Where the time of a decode step goes.
+    pub decode: Shares,
+    /// The tokens that were generated.
+    pub tokens: Vec<u32>,
+}
+
+/// Time by operation. Timing each call costs something itself, so the sum is not the time of an untimed run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Shares {
+    /// Seconds on the host's clock while each operation was timed.
+    pub timed_s: f64,
+    /// Largest first.
+    pub operations: Vec<Share>,
+}
+
+/// All calls of an operation in one prefill or one decode step.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Share {
+    pub op: &'static str,
+    pub calls: f64,
+    pub seconds: f64,
+    /// Of the sum over all operations.
+    pub share: f64,
+}
+
+/// How alike the answers of two choices are.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Agreement {
+    /// Positions that were compared.
+    pub positions: usize,
+    /// Kullback-Leibler divergence of the chosen variants' distribution from the default's, in nats, over the positions.
+    pub kl_mean: f64,
+    pub kl_max: f64,
+    /// Where the largest one is.
+    pub kl_max_at: usize,
+    /// Share of positions whose likeliest token is the same.
+    pub same_argmax: f64,
+    /// Tokens that two greedy continuations begin with in common.
+    pub common_prefix: usize,
+}
+
+/// Operations that may have kernels to choose from.
+trait Choose {
+    fn choose(&mut self, choice: &KernelChoice) -> Result<()>;
+}
+
+impl Choose for CpuOps {
+    fn choose(&mut self, _: &KernelChoice) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Choose for CudaOps {
+    fn choose(&mut self, choice: &KernelChoice) -> Result<()> {
+        CudaOps::choose(self, choice.clone())
+    }
+}
+
+impl<O: Ops + Choose> Choose for TimedOps<O> {
+    fn choose(&mut self, choice: &KernelChoice) -> Result<()> {
+        self.inner_mut().choose(choice)
+    }
+}
+
+/// Measures a model on the device of `options`, whose kernels are compared with those of the plan. On the CPU, which has
+/// no variants, both are ignored.
+///
+/// The model is loaded twice, one after the other: as the engine runs it, and with a stop-watch around each operation.
+///
+/// # Errors
+/// [`Error::Request`] for a plan that the model cannot run, or a variant that cannot compute it; what opening the model or
+/// the device says.
+pub fn measure(weights: &Weights, config: &Config, options: &RunnerOptions, plan: &Plan) -> Result<Report> {
+    let len = plan.prompt.len() + plan.decode_tokens;
+    if plan.prompt.is_empty() || plan.decode_tokens == 0 || plan.repetitions == 0 || plan.batch_size == 0 {
+        return Err(Error::Request(
+            "at least one prompt token, decode token, repetition and row is needed".into(),
+        ));
+    }
+    if len > config.max_position_embeddings {
+        return Err(Error::Request(format!(
+            "{} prompt tokens and {} decode tokens are more than this model's context of {}",
+            plan.prompt.len(),
+            plan.decode_tokens,
+            config.max_position_embeddings
+        )));
+    }
+    let asked = options.kernels.clone();
+    let options = RunnerOptions {
+        max_model_len: Some(len),
+        max_num_tokens: plan.batch_size.min(plan.prompt.len()),
+        // Two choices of kernels, each with pages of its own.
+        max_num_sequences: 2,
+        max_num_logits: LOGIT_ROWS,
+        kernels: KernelChoice::default(),
+        ..options.clone()
+    };
+    let mut choices = vec![plan.against.clone()];
+    let quiet = &mut |_, _| ();
+    match open_device(options.device)? {
+        None => {
+            let (ops_config, layout) = fit_cpu(config, &options)?;
+            let ops = CpuOps::new(&ops_config)?;
+            let runner = ModelRunner::new(ops, weights, config, &ops_config, layout, quiet)?;
+            let whole = Bench { runner, plan }.whole(&choices)?;
+            let stopwatch = Rc::new(RefCell::new(Stopwatch::host()));
+            let ops = TimedOps::new(CpuOps::new(&ops_config)?, stopwatch.clone());
+            let runner = ModelRunner::new(ops, weights, config, &ops_config, layout, quiet)?;
+            let shares = Bench { runner, plan }.shares(&choices, &stopwatch)?;
+            Ok(report(plan, whole, shares))
+        }
+        Some(device) => {
+            if asked != plan.against && asked != KernelChoice::default() {
+                choices.push(asked);
+            }
+            let (ops_config, layout) = fit_cuda(&device, weights, config, &options)?;
+            let ops = CudaOps::new(&device, &ops_config, layout.dtype, KernelChoice::default())?;
+            let runner = ModelRunner::new(ops, weights, config, &ops_config, layout, quiet)?;
+            let whole = Bench { runner, plan }.whole(&choices)?;
+            let host = device.is_emulated();
+            let stopwatch = if host { Stopwatch::host() } else { Stopwatch::events(&device) };
+            let stopwatch = Rc::new(RefCell::new(stopwatch));
+            let ops = CudaOps::new(&device, &ops_config, layout.dtype, KernelChoice::default())?;
+            let ops = TimedOps::new(ops, stopwatch.clone());
+            let runner = ModelRunner::new(ops, weights, config, &ops_config, layout, quiet)?;
+            let shares = Bench { runner, plan }.shares(&choices, &stopwatch)?;
+            Ok(report(plan, whole, shares))
+        }
+    }
+}
+
+/// What was measured of the model as the engine runs it.
+struct Whole {
+    device: String,
+    /// Of each choice.
+    repetitions: Vec<Vec<Repetition>>,
+    agreement: Option<Agreement>,
+}
+
+/// Seconds of one repetition, and what it said.
+struct Repetition {
+    prefill_s: f64,
+    decode_s: f64,
+    tokens: Vec<u32>,
+}
+
+fn report(plan: &Plan, whole: Whole, shares: Vec<[Shares; 2]>) -> Report {
+    let both = whole.repetitions.into_iter().zip(shares);
+    let mut measured = both.map(|(repetitions, [prefill, decode])| {
+        let prefills: Vec<f64> = repetitions.iter().map(|repetition| repetition.prefill_s).collect();
+        let step = |repetition: &Repetition| repetition.decode_s / plan.decode_tokens as f64;
+        let steps: Vec<f64> = repetitions.iter().map(step).collect();
+        let (prefill_s, decode_step_s) = (Stats::of(&prefills), Stats::of(&steps));
+        Measured {
+            prefill_s,
+            decode_step_s,
+            prefill_tokens_per_s: plan.prompt.len() as f64 / prefill_s.median,
+            decode_tokens_per_s: 1.0 / decode_step_s.median,
+            prefill,
+            decode,
+            tokens: repetitions.into_iter().next().map(|repetition| repetition.tokens).unwrap_or_default(),
+        }
+    });
+    Report {
+        device: whole.device,
+        prompt_tokens: plan.prompt.len(),
+        decode_tokens: plan.decode_tokens,
+        repetitions: plan.repetitions,
+        default: measured.next().expect("the default is always measured"),
+        chosen: measured.next(),
+        agreement: whole.agreement,
+    }
+}
+
+/// A loaded model and what is to be done with it.
+struct Bench<'a, O: Ops> {
+    runner: ModelRunner<O>,
+    plan: &'a Plan,
+}
+
+impl<O: Ops + Choose> Bench<'_, O> {
+    /// Times whole prefills and continuations with each choice, and compares the answers of the first two.
+    fn whole(mut self, choices: &[KernelChoice]) -> Result<Whole> {
+        let mut repetitions: Vec<Vec<Repetition>> = choices.iter().map(|_| Vec::new()).collect();
+        // Turns are taken, so that whatever drifts does so for both.
+        for _ in 0..self.plan.repetitions {
+            for (choice, repetitions) in choices.iter().zip(&mut repetitions) {
+                self.runner.ops_mut().choose(choice)?;
+                // The first run after a choice loads kernels and records the steps that the second one replays.
+                self.run()?;
+                repetitions.push(self.run()?);
+            }
+        }
+        let agreement = match (choices, &repetitions[..]) {
+            ([default, chosen], [a, b]) => {
+                Some(self.agreement([default, chosen], [&a[0].tokens, &b[0].tokens])?)
+            }
+            _ => None,
+        };
+        Ok(Whole { device: self.runner.device_name(), repetitions, agreement })
+    }
+
+    /// A prefill and a greedy continuation.
+    fn run(&mut self) -> Result<Repetition> {
+        let start = Instant::now();
+        let first = self.prefill()?;
+        let prefill_s = start.elapsed().as_secs_f64();
+        let start = Instant::now();
+        let tokens = self.decode(first, self.plan.decode_tokens)?;
+        Ok(Repetition { prefill_s, decode_s: start.elapsed().as_secs_f64(), tokens })
+    }
+
+    /// Prefills the prompt; the token that follows it.
+    fn prefill(&mut self) -> Result<u32> {
+        let plan = self.plan;
+        let mut token = 0;
+        for position in (0..plan.prompt.len()).step_by(plan.batch_size) {
+            let end = plan.prompt.len().min(position + plan.batch_size);
+            let is_last = end == plan.prompt.len();
+            let logits = if is_last { WantedLogits::Last } else { WantedLogits::None };
+            if let Some(drawn) = self.step(&plan.prompt[position..end], position, logits)? {
+                token = drawn;
+            }
+        }
+        Ok(token)
+    }
+
+    /// `first`, and the tokens that `count` steps after the prompt draw.
+    fn decode(&mut self, first: u32, count: usize) -> Result<Vec<u32>> {
+        let mut tokens = vec![first];
+        for i in 0..count {
+            let token = self.step(&[tokens[i]], self.plan.prompt.len() + i, WantedLogits::Last)?;
+            tokens.extend(token);
+        }
+        Ok(tokens)
+    }
+
+    fn step(&mut self, tokens: &[u32], position: usize, logits: WantedLogits) -> Result<Option<u32>> {
+        let pages = self.pages(0);
+        let batch = Batch::new(&[SequenceRows { tokens, position, pages: &pages, logits }]);
+        let greedy = SamplingRow {
+            params: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+            position: (position + tokens.len()) as u32,
+            index: 0,
+            counts: Vec::new(),
+        };
+        let rows = if batch.num_logits() > 0 { vec![greedy] } else { Vec::new() };
+        Ok(self.runner.step(&batch, &rows)?.first().copied())
+    }
+
+    /// Pages of the first or the second of two sequences.
+    fn pages(&self, sequence: usize) -> Vec<u32> {
+        let count = pages_for(self.runner.max_model_len());
+        (sequence * count..(sequence + 1) * count).map(|page| page as u32).collect()
+    }
+
+    /// Compares the logits of every position of the prompt: its first half as a prompt, the second token by token, as
+    /// a decode step computes them.
+    fn agreement(&mut self, choices: [&KernelChoice; 2], greedy: [&[u32]; 2]) -> Result<Agreement> {
+        let plan = self.plan;
+        let vocab_size = self.runner.vocab_size();
+        let chunk = LOGIT_ROWS.min(plan.batch_size).min(plan.prompt.len());
+        let mut divergences = Vec::new();
+        let mut same = 0;
+        let (mut position, half) = (0, plan.prompt.len() / 2);
+        while position < plan.prompt.len() {
+            let count = if position < half { chunk.min(half - position) } else { 1 };
+            let tokens = &plan.prompt[position..position + count];
+            let mut logits = Vec::new();
+            for (sequence, choice) in choices.into_iter().enumerate() {
+                self.runner.ops_mut().choose(choice)?;
+                let pages = self.pages(sequence);
+                let rows = SequenceRows { tokens, position, pages: &pages, logits: WantedLogits::All };
+                logits.push(self.runner.logits(&Batch::new(&[rows]))?);
+            }
+            for (p, q) in logits[0].chunks(vocab_size).zip(logits[1].chunks(vocab_size)) {
+                divergences.push(kl_divergence(p, q));
+                same += usize::from(argmax(p) == argmax(q));
+            }
+            position += count;
+        }
+        let positions = divergences.len();
+        // A NaN is the largest of all.
+        let worst = (0..positions).max_by(|&a, &b| divergences[a].total_cmp(&divergences[b])).unwrap_or(0);
+        let [default, chosen] = greedy;
+        Ok(Agreement {
+            positions,
+            kl_mean: divergences.iter().sum::<f64>() / positions as f64,
+            kl_max: divergences[worst],
+            kl_max_at: worst,
+            same_argmax: same as f64 / positions as f64,
+            common_prefix: default.iter().zip(chosen).take_while(|(a, b)| a == b).count(),
+        })
+    }
+}
+
+impl<O: Ops + Choose> Bench<'_, TimedOps<O>> {
+    /// Where the time of a prefill and of a decode step goes, with each choice.
+    fn shares(
+        mut self,
+        choices: &[KernelChoice],
+        stopwatch: &RefCell<Stopwatch>,
+    ) -> Result<Vec<[Shares; 2]>> {
+        let count = self.plan.decode_tokens.min(TIMED_STEPS);
+        let timed = |bench: &mut Self, count: usize, work: &dyn Fn(&mut Self) -> Result<()>| {
+            stopwatch.borrow_mut().run();
+            let start = Instant::now();
+            work(bench)?;
+            let seconds = start.elapsed().as_secs_f64();
+            let laps = stopwatch.borrow_mut().take()?;
+            Ok(shares(&laps, seconds, count as f64))
+        };
+        let mut all = Vec::new();
+        for choice in choices {
+            self.runner.ops_mut().choose(choice)?;
+            // The first run of a kernel loads it.
+            let first = self.prefill()?;
+            self.decode(first, count)?;
+            let prefill = timed(&mut self, 1, &|bench| bench.prefill().map(drop))?;
+            let decode = timed(&mut self, count, &|bench| bench.decode(first, count).map(drop))?;
+            all.push([prefill, decode]);
+        }
+        Ok(all)
+    }
+}
+
+/// Laps by operation, each divided by `count`.
+fn shares(laps: &Laps, timed_s: f64, count: f64) -> Shares {
+    let mut operations: Vec<Share> = Vec::new();
+    for &(op, seconds) in laps {
+        let place = operations.iter().position(|share| share.op == op).unwrap_or_else(|| {
+            operations.push(Share { op, calls: 0.0, seconds: 0.0, share: 0.0 });
+            operations.len() - 1
+        });
+        operations[place].calls += 1.0 / count;
+        operations[place].seconds += seconds / count;
+    }
+    let sum: f64 = operations.iter().map(|share| share.seconds).sum();
+    for share in &mut operations {
+        share.share = if sum > 0.0 { share.seconds / sum } else { 0.0 };
+    }
+    operations.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+    Shares { timed_s: timed_s / count, operations }
+}
+
+/// `Σ p ln(p / q)` of the distributions that two rows of logits stand for, in nats; in f64, and never below 0 but for
+/// rounding.
+fn kl_divergence(p: &[f32], q: &[f32]) -> f64 {
+    let log_sum = |logits: &[f32]| {
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
+        f64::from(max) + sum.ln()
+    };
+    let (p_sum, q_sum) = (log_sum(p), log_sum(q));
+    let terms = p.iter().zip(q).map(|(&p, &q)| {
+        let (p, q) = (f64::from(p) - p_sum, f64::from(q) - q_sum);
+        p.exp() * (p - q)
+    });
+    terms.sum()
+}
+
+/// Index of the largest value, the first of equal ones.
+fn argmax(values: &[f32]) -> usize {
+    (0..values.len()).rev().max_by(|&a, &b| values[a].total_cmp(&values[b])).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::open::DeviceChoice;
+    use crate::testing::TinyModel;
+
+    #[test]
+    fn divergence_is_zero_for_shifted_logits_and_known_for_two_classes() {
+        assert!(kl_divergence(&[1.0, 2.0, 3.0], &[11.0, 12.0, 13.0]).abs() < 1e-12);
+        // p = (1/2, 1/2), q = (1/4, 3/4): ln 2 - ln(3)/2.
+        let found = kl_divergence(&[0.0, 0.0], &[0.0, 3f32.ln()]);
+        assert!((found - (2f64.ln() - 3f64.ln() / 2.0)).abs() < 1e-7, "{found}");
+        assert!(kl_divergence(&[0.0, 0.0], &[0.0, f32::NAN]).is_nan());
+    }
+
+    #[test]
+    fn calls_are_added_up_by_operation() {
+        let laps = vec![("matmul", 2.0), ("add", 1.0), ("matmul", 5.0)];
+        let shares = shares(&laps, 10.0, 2.0);
+        assert_eq!(shares.timed_s, 5.0);
+        assert_eq!(shares.operations[0], Share { op: "matmul", calls: 1.0, seconds: 3.5, share: 0.875 });
+        assert_eq!(shares.operations[1].op, "add");
+        assert_eq!(argmax(&[1.0, 3.0, 3.0]), 1);
+    }
+
+    #[test]
+    fn a_model_on_the_cpu_is_measured_and_its_operations_counted() {
+        let model = TinyModel::default();
+        let gguf = model.gguf();
+        let config = Config::from_gguf(&gguf).unwrap();
+        let weights = Weights::from_gguf(&gguf, &config).unwrap();
+        let options = RunnerOptions { device: DeviceChoice::Cpu, ..RunnerOptions::default() };
+        let against = KernelChoice::default();
+        let plan =
+            Plan { prompt: (1..40).collect(), decode_tokens: 5, repetitions: 3, batch_size: 16, against };
+        let report = measure(&weights, &config, &options, &plan).unwrap();
+        assert_eq!(report.default.tokens.len(), 6);
+        assert_eq!(report.default.prefill_s.samples, 3);
+        assert!(report.chosen.is_none() && report.agreement.is_none());
+        // Seven products a layer, and the head.
+        let calls =
+            |shares: &Shares, op| shares.operations.iter().find(|share| share.op == op).unwrap().calls;
+        let layers = model.num_hidden_layers as f64;
+        assert!((calls(&report.default.decode, "matmul") - (7.0 * layers + 1.0)).abs() < 1e-9);
+        // Three chunks of which the last has logits.
+        assert_eq!(calls(&report.default.prefill, "matmul"), 3.0 * 7.0 * layers + 1.0);
+        let sum: f64 = report.default.decode.operations.iter().map(|share| share.share).sum();
+        assert!((sum - 1.0).abs() < 1e-9);
+        let too_long = Plan { decode_tokens: 5000, ..plan };
+        assert!(matches!(measure(&weights, &config, &options, &too_long), Err(Error::Request(_))));
+    }
+
+    /// The choice between operations is the device's; here both choices compute the same, so they must agree fully.
+    #[test]
+    fn equal_kernels_agree_fully() {
+        let gguf = TinyModel::default().gguf();
+        let config = Config::from_gguf(&gguf).unwrap();
+        let weights = Weights::from_gguf(&gguf, &config).unwrap();
+        let against = KernelChoice::default();
+        let plan =
+            Plan { prompt: (1..40).collect(), decode_tokens: 5, repetitions: 1, batch_size: 16, against };
+        let options = RunnerOptions {
+            device: DeviceChoice::Cpu,
+            max_model_len: Some(44),
+            max_num_tokens: 16,
+            max_num_sequences: 2,
+            max_num_logits: LOGIT_ROWS,
+            ..RunnerOptions::default()
+        };
+        let (ops_config, layout) = fit_cpu(&config, &options).unwrap();
+        let ops = CpuOps::new(&ops_config).unwrap();
+        let runner = ModelRunner::new(ops, &weights, &config, &ops_config, layout, &mut |_, _| ()).unwrap();
+        let choices = [KernelChoice::default(), KernelChoice::parse("rms_norm=plain").unwrap()];
+        let agreement = Bench { runner, plan: &plan }.whole(&choices).unwrap().agreement.unwrap();
+        assert_eq!((agreement.positions, agreement.same_argmax, agreement.common_prefix), (39, 1.0, 6));
+        assert!(agreement.kl_max.abs() < 1e-12, "{agreement:?}");
+    }
+}

@@ -1,0 +1,197 @@
+//! From a saved kernel to its PTX: what `lab watch` compiles, and when.
+
+use super::ptx::Module;
+use super::source::Checkout;
+use crate::cuda;
+use crate::error::{Error, Result};
+use cuda_builder::{CudaBuilder, NvvmArch};
+use notify::{RecursiveMode, Watcher};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+/// Folders whose files make kernels.
+const FOLDERS: [&str; 3] = ["gpu-kernels/src", "cuda/cuda_std/src", "cuda/cuda_std_macros/src"];
+
+/// An editor writes a file in several steps: changes that follow each other so closely are one.
+const SETTLED: Duration = Duration::from_millis(150);
+
+/// Compiles the kernels of a checkout for one target, keeping what did not change.
+pub struct Rebuild {
+    kernel_crate: PathBuf,
+    folder: PathBuf,
+    arch: NvvmArch,
+}
+
+impl Rebuild {
+    /// For `target`, one of [`cuda::PTX_TARGETS`]; what is kept between compilations lies in the checkout's `target/`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for another target.
+    pub fn new(checkout: &Checkout, target: &str) -> Result<Self> {
+        let known = [NvvmArch::Compute80, NvvmArch::Compute90a];
+        let arch = known.into_iter().find(|arch| arch.target_cpu() == target).ok_or_else(|| {
+            Error::Request(format!(
+                "expected {} as the target, found {target:?}",
+                cuda::PTX_TARGETS.join(" or ")
+            ))
+        })?;
+        let folder = checkout.path("target/lab");
+        Ok(Self { kernel_crate: checkout.path("gpu-kernels"), folder, arch })
+    }
+
+    /// Compiles; the PTX, with source lines. `Ok(Err(…))` is what the compiler says of the kernels.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if files cannot be written, [`Error::Device`] if there is no device compiler.
+    pub fn run(&self) -> Result<Result<String, String>> {
+        std::fs::create_dir_all(&self.folder).map_err(|error| Error::io(&self.folder, error))?;
+        let ptx = self.folder.join(format!("gpu-kernels.{}.ptx", self.arch.target_cpu()));
+        let builder = CudaBuilder::new(&self.kernel_crate).arch(self.arch).out_dir(&self.folder);
+        match builder.generate_line_info(true).copy_to(&ptx).build() {
+            Ok(built) => {
+                std::fs::read_to_string(&built.path).map(Ok).map_err(|error| Error::io(&built.path, error))
+            }
+            Err(cuda_builder::Error::Kernels { output, .. }) => Ok(Err(output)),
+            Err(error @ (cuda_builder::Error::Unresolved { .. } | cuda_builder::Error::Ptx { .. })) => {
+                Ok(Err(error.to_string()))
+            }
+            Err(error) => Err(Error::Device(error.to_string())),
+        }
+    }
+
+    /// Writes what the driver is to load: the module without source lines and without the kernels of other operations that
+    /// have variants. A driver takes two seconds for all of them, most of it for attention's.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be written.
+    pub fn write_reduced(&self, ptx: &str, op: &str) -> Result<PathBuf> {
+        let reduced = self.folder.join(format!("{op}.{}.ptx", self.arch.target_cpu()));
+        let text = cuda_builder::without_line_info(&reduced_to(ptx, op));
+        std::fs::write(&reduced, text).map_err(|error| Error::io(&reduced, error))?;
+        Ok(reduced)
+    }
+}
+
+/// The module without the kernels of other operations than `op` that have variants to choose from.
+pub fn reduced_to(ptx: &str, op: &str) -> String {
+    let operations = cuda::operations();
+    let is_others = |kernel: &str| {
+        // `add_rms_norm_f32_plain` begins as a kernel of `add` does: the longest name decides.
+        let of = operations.iter().filter(|other| kernel.starts_with(&format!("{}_", other.name)));
+        of.max_by_key(|other| other.name.len()).is_some_and(|other| other.selectable && other.name != op)
+    };
+    Module::parse(ptx).only(|kernel| !is_others(kernel))
+}
+
+/// Waits for changes in the folders that kernels are made from.
+pub struct Changes {
+    events: Receiver<PathBuf>,
+    // Dropped, it stops watching.
+    _watcher: notify::RecommendedWatcher,
+}
+
+impl Changes {
+    /// Begins to watch.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the system refuses to.
+    pub fn of(checkout: &Checkout) -> Result<Self> {
+        let (sender, events) = channel();
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |error: notify::Error| Error::io(path, std::io::Error::other(error))
+        };
+        let root = checkout.root();
+        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            let Ok(event) = event else { return };
+            if matches!(event.kind, notify::EventKind::Access(_)) {
+                return;
+            }
+            for path in event.paths.into_iter().filter(|path| is_source(path)) {
+                // Nobody listens any more: the program is ending.
+                let _ = sender.send(path);
+            }
+        })
+        .map_err(failed(root))?;
+        for folder in FOLDERS {
+            let folder = checkout.path(folder);
+            watcher.watch(&folder, RecursiveMode::Recursive).map_err(failed(&folder))?;
+        }
+        Ok(Self { events, _watcher: watcher })
+    }
+
+    /// The files that changed once they have settled; `None` if `ended` said so first.
+    pub fn next(&self, ended: impl Fn() -> bool) -> Option<Vec<PathBuf>> {
+        let mut changed: Vec<PathBuf> = Vec::new();
+        let mut last = Instant::now();
+        loop {
+            if ended() {
+                return None;
+            }
+            match self.events.recv_timeout(Duration::from_millis(50)) {
+                Ok(path) => {
+                    last = Instant::now();
+                    if !changed.contains(&path) {
+                        changed.push(path);
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) if changed.is_empty() || last.elapsed() < SETTLED => {}
+                Err(RecvTimeoutError::Timeout) => return Some(changed),
+            }
+        }
+    }
+}
+
+/// Not an editor's temporary file.
+fn is_source(path: &Path) -> bool {
+    let hidden =
+        path.file_name().and_then(|name| name.to_str()).is_none_or(|name| name.starts_with(['.', '#']));
+    !hidden && path.extension().is_some_and(|end| end == "rs")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::kernels::entries;
+
+    #[test]
+    fn a_reduced_module_has_the_operation_and_what_every_operation_needs() {
+        let all = cuda::ptx("sm_80").unwrap();
+        let reduced = reduced_to(all, "rms_norm");
+        let names: Vec<&str> = entries(&reduced).collect();
+        for needed in
+            ["rms_norm_bf16_plain", "convert_f16_f32_plain", "read_bandwidth_u32_plain", "rope_f32_plain"]
+        {
+            assert!(names.contains(&needed), "{needed}");
+        }
+        for left_out in ["add_rms_norm_bf16_plain", "attention_prefill_f16_tiled_h64", "add_f32_plain"] {
+            assert!(!names.contains(&left_out), "{left_out}");
+        }
+        assert!(reduced.len() < all.len() / 2);
+        assert!(
+            entries(&reduced_to(all, "attention")).any(|name| name == "attention_decode_merge_f32_plain")
+        );
+    }
+
+    #[test]
+    fn a_saved_file_is_reported_once_and_temporary_files_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        for inside in FOLDERS.iter().chain(&["engine/cuda"]) {
+            std::fs::create_dir_all(folder.path().join(inside)).unwrap();
+        }
+        let kernels = folder.path().join("gpu-kernels/src");
+        std::fs::write(kernels.join("lib.rs"), "").unwrap();
+        let changes = Changes::of(&Checkout::around(folder.path()).unwrap()).unwrap();
+        std::fs::write(kernels.join(".add.rs.swp"), "x").unwrap();
+        for text in ["x", "xy"] {
+            std::fs::write(kernels.join("add.rs"), text).unwrap();
+        }
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let changed = changes.next(|| Instant::now() > deadline).expect("the change is seen");
+        assert_eq!(changed.len(), 1);
+        assert!(changed[0].ends_with("add.rs"));
+        assert_eq!(changes.next(|| true), None);
+    }
+}

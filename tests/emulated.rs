@@ -1,0 +1,138 @@
+//! Every kernel in every format and variant, and the forward pass, on an emulated device: the same cases as on a GPU, as
+//! far as they are small, with every access checked (see `cuda_std::emulation`). No GPU is needed.
+//!
+//! `QERNEL_TEST_SEEDS=100` repeats the cases with so many seeds, of which inputs and schedules are drawn;
+//! `QERNEL_TEST_WORK` leaves out cases of more work.
+
+use qernel::batch::{Batch, BatchLimits, SequenceRows, WantedLogits};
+use qernel::config::Config;
+use qernel::cpu::CpuOps;
+use qernel::cuda::{CudaOps, Device, KernelChoice};
+use qernel::dtype::Dtype;
+use qernel::kv_cache::pages_for;
+use qernel::lab::case::SMALL_WORK;
+use qernel::lab::check::verify;
+use qernel::memory_plan::kv_layout;
+use qernel::model::{ModelRunner, OpsConfig, Runner};
+use qernel::ops::Ops;
+use qernel::sampler::{SamplingParams, SamplingRow};
+use qernel::testing::{Random, TinyModel};
+use qernel::weights::Weights;
+use std::rc::Rc;
+
+fn setting(name: &str, default: usize) -> usize {
+    std::env::var(name).map_or(default, |text| text.parse().expect("a number"))
+}
+
+fn device(seed: u64) -> Rc<Device> {
+    Rc::new(Device::emulated(cuda_std::emulation::Options { seed, check: true }))
+}
+
+fn check(op: &str) {
+    let work = setting("QERNEL_TEST_WORK", SMALL_WORK);
+    for seed in 1..=setting("QERNEL_TEST_SEEDS", 1) as u64 {
+        let results = verify(&device(seed), op, seed, Some(work)).unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert!(!results.is_empty(), "{op} has no case of {work} work");
+    }
+}
+
+/// A test for each operation, so that one filter on the command line runs one of them.
+macro_rules! check_each {
+    ($($op:ident)*) => {
+        $(
+            #[test]
+            fn $op() {
+                check(stringify!($op));
+            }
+        )*
+
+        #[test]
+        fn no_operation_is_left_out() {
+            let tested = [$(stringify!($op)),*];
+            for cases in &qernel::lab::cases::ALL {
+                assert!(tested.contains(&cases.op), "{} has no test here", cases.op);
+            }
+        }
+    };
+}
+
+check_each! {
+    add add_bias add_rms_norm argmax attention convert embed gather_rows matmul matmul_add norm_gate_up norm_matmul
+    norm_qkv_rope read_bandwidth rms_norm rope sample silu_mul write_kv
+}
+
+const MAX_MODEL_LEN: usize = 128;
+const NUM_PAGES: usize = 8;
+const LIMITS: BatchLimits = BatchLimits {
+    max_num_tokens: 64,
+    max_num_sequences: 4,
+    max_num_logits: 64,
+    max_blocks: pages_for(MAX_MODEL_LEN),
+};
+
+fn runner<O: Ops + 'static>(
+    model: &TinyModel,
+    dtype: Dtype,
+    ops: impl Fn(&OpsConfig) -> O,
+) -> Box<dyn Runner> {
+    let gguf = model.gguf();
+    let config = Config::from_gguf(&gguf).unwrap();
+    let weights = Weights::from_gguf(&gguf, &config).unwrap();
+    let ops_config = OpsConfig::new(&config, MAX_MODEL_LEN, LIMITS);
+    let layout = kv_layout(&config, dtype, NUM_PAGES);
+    let runner =
+        ModelRunner::new(ops(&ops_config), &weights, &config, &ops_config, layout, &mut |_, _| ()).unwrap();
+    Box::new(runner)
+}
+
+/// The logits of a prompt, and of three more tokens one by one, the last two beside another sequence.
+fn logits(runner: &mut dyn Runner) -> Vec<f32> {
+    let mut random = Random::new(7, "tokens");
+    let tokens: Vec<u32> =
+        (0..40).map(|_| (random.next_u64() % TinyModel::VOCAB_SIZE as u64) as u32).collect();
+    let part = |range: std::ops::Range<usize>, pages| SequenceRows {
+        tokens: &tokens[range.clone()],
+        position: range.start,
+        pages,
+        logits: WantedLogits::All,
+    };
+    let (first, second): (&[u32], &[u32]) = (&[5, 0], &[3]);
+    let batches = [
+        vec![part(0..37, first)],
+        vec![part(37..38, first)],
+        vec![part(38..39, first), part(0..1, second)],
+        vec![part(39..40, first), part(1..2, second)],
+    ];
+    batches.iter().flat_map(|parts| runner.logits(&Batch::new(parts)).unwrap()).collect()
+}
+
+/// The whole model, prefill and decode, fused and separate: what the GPU runs, on the emulated device.
+#[test]
+fn the_forward_pass_agrees_with_the_cpu() {
+    for (dtype, allowed) in [(Dtype::F16, 1e-5), (Dtype::Bf16, 4e-4), (Dtype::F32, 1e-10)] {
+        let model = TinyModel { dtype, ..TinyModel::default() };
+        let expected = logits(&mut *runner(&model, Dtype::F32, |config| CpuOps::new(config).unwrap()));
+        for kernels in ["", "layer=separate"] {
+            let choice = KernelChoice::parse(kernels).unwrap();
+            let ops = |config: &OpsConfig| CudaOps::new(&device(3), config, dtype, choice.clone()).unwrap();
+            let mut runner = runner(&model, dtype, ops);
+            let found = logits(&mut *runner);
+            let error: f64 =
+                found.iter().zip(&expected).map(|(a, b)| f64::from(a - b) * f64::from(a - b)).sum();
+            let size: f64 = expected.iter().map(|&b| f64::from(b) * f64::from(b)).sum();
+            assert!(error / size <= allowed, "{dtype} {kernels:?}: {:e}", error / size);
+
+            // Steps of the engine: draws included.
+            let rows = SequenceRows { tokens: &[1, 2], position: 0, pages: &[6], logits: WantedLogits::Last };
+            let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+            let row = SamplingRow { params: greedy, position: 2, index: 0, counts: Vec::new() };
+            let drawn = runner.step(&Batch::new(&[rows]), std::slice::from_ref(&row)).unwrap();
+            assert!(drawn.len() == 1 && (drawn[0] as usize) < TinyModel::VOCAB_SIZE);
+            for position in 2..5 {
+                let pages = &[6][..];
+                let rows = SequenceRows { tokens: &drawn, position, pages, logits: WantedLogits::Last };
+                runner.step(&Batch::new(&[rows]), std::slice::from_ref(&row)).unwrap();
+            }
+        }
+    }
+}
