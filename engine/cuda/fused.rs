@@ -31,7 +31,7 @@ pub(super) const MATMUL_ADD_KERNELS: [&str; 4] =
     ["matmul_add_*_short_one", "matmul_add_*_long_one", "matmul_add_*_short_few", "matmul_add_*_long_few"];
 
 /// The most shared memory that staged rows may take: two blocks of such size fit on a multiprocessor.
-const MAX_STAGE_BYTES: u32 = 100 << 10;
+pub(super) const MAX_STAGE_BYTES: u32 = 100 << 10;
 
 /// Whether the kernels take `n` rows of a model with these widths.
 pub(super) fn is_eligible(n: usize, dtype: Dtype, widths: &[usize]) -> bool {

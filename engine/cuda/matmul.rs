@@ -2,7 +2,8 @@
 
 use super::convert;
 use super::cublas::Cublas;
-use super::device::Device;
+use super::device::{Dependent, Device};
+use super::fused::MAX_STAGE_BYTES;
 use super::launch::{always, by_dtype, dimension};
 use super::memory::DeviceBuffer;
 use super::tensor::{Activation, Tensor, Weight};
@@ -10,6 +11,8 @@ use super::variant::{KernelChoice, Variant, select};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
+use gpu_kernels::fused::{WORD, stage_bytes};
+use gpu_kernels::matmul::ahead::{self, *};
 use gpu_kernels::matmul::{
     BLOCK_THREADS, ROWS_PER_WARP, WARPS_PER_BLOCK, matmul_bf16_f32_gemv, matmul_bf16_f32_plain,
     matmul_bf16_gemv, matmul_bf16_plain, matmul_f16_gemv, matmul_f16_plain, matmul_f32_gemv,
@@ -24,6 +27,9 @@ pub(super) const CUBLAS: &str = "cublas";
 /// Rows up to which f32 inputs with bf16 weights go through [`GEMV`], where nothing is asked for: a decode step is bound by
 /// reading the weights, and cuBLAS would read them twice.
 const FEW_ROWS: usize = 8;
+
+/// Blocks of the variant `ahead` that a multiprocessor runs at a time.
+const BLOCKS_PER_MULTIPROCESSOR: u32 = 2;
 
 /// The variant that reads 16 bytes at once.
 const GEMV: &str = "gemv";
@@ -40,6 +46,8 @@ pub(super) struct Case {
     out: DevicePtrMut<f32>,
     /// Whether cuBLAS was opened.
     has_cublas: bool,
+    /// The most shared memory that a block may have for rows of x.
+    stage_limit: usize,
 }
 
 /// What a product may use besides its operands.
@@ -52,7 +60,7 @@ pub(super) struct Tools<'a> {
 
 type Launch = unsafe fn(&mut Tools, &Case) -> Result<()>;
 
-pub(super) const VARIANTS: [Variant<Case, Launch>; 3] = [
+pub(super) const VARIANTS: [Variant<Case, Launch>; 4] = [
     Variant {
         name: CUBLAS,
         kernels: &["split_f32_*_plain"],
@@ -73,6 +81,43 @@ pub(super) const VARIANTS: [Variant<Case, Launch>; 3] = [
                 let [high, low] = convert::split(tools.device, n * cols, x.cast(), tools.parts)?;
                 cublas.matmul(dtype, n, rows, cols, high, weight, out, false)?;
                 cublas.matmul(dtype, n, rows, cols, low, weight, out, true)
+            }
+        },
+    },
+    Variant {
+        name: "ahead",
+        kernels: &["matmul_*_ahead_one", "matmul_*_ahead_few"],
+        eligible: |case| {
+            if case.dtype == Dtype::F32 {
+                Err("the weights are f32")
+            } else if case.cols == 0 || !case.cols.is_multiple_of(WORD as usize) {
+                Err("a row is not a multiple of 16 bytes")
+            } else if case.cols * 4 > case.stage_limit {
+                Err("a row of x does not fit in shared memory")
+            } else {
+                Ok(())
+            }
+        },
+        launch: |tools, case| {
+            let config = ahead_config(tools.device, case)?;
+            let (n, rows, cols) =
+                (dimension(OP, case.n)?, dimension(OP, case.rows)?, dimension(OP, case.cols)?);
+            let &Case { x, weight, out, .. } = case;
+            let device = &Dependent(tools.device);
+            macro_rules! call {
+                ($kernel:path) => {
+                    // SAFETY: a group of lanes for each row of weights, room for the rows of x; rows are aligned to 16 bytes,
+                    // since buffers are and a row is a multiple of that. No kernel writes weights.
+                    unsafe { $kernel(device, &config, n, rows, cols, x.cast(), weight.cast(), out) }
+                };
+            }
+            match (case.dtype, case.is_mixed(), rows_of_x(case)) {
+                (Dtype::F16, _, 1) => call!(matmul_f16_ahead_one),
+                (Dtype::F16, _, _) => call!(matmul_f16_ahead_few),
+                (_, true, 1) => call!(matmul_bf16_f32_ahead_one),
+                (_, true, _) => call!(matmul_bf16_f32_ahead_few),
+                (_, false, 1) => call!(matmul_bf16_ahead_one),
+                (_, false, _) => call!(matmul_bf16_ahead_few),
             }
         },
     },
@@ -140,13 +185,30 @@ fn config(case: &Case) -> Result<(LaunchConfig, [u32; 3])> {
     Ok((LaunchConfig { grid, block: [BLOCK_THREADS, 1, 1], shared_bytes: 0 }, [n, rows, cols]))
 }
 
+/// Rows of x that a block of the variant `ahead` takes: few where they fit in shared memory, else one. A row's bits are the same.
+fn rows_of_x(case: &Case) -> u32 {
+    let few = (ahead::FEW as usize).min(case.n);
+    if few > 1 && few * case.cols * 4 <= case.stage_limit { ahead::FEW } else { 1 }
+}
+
+/// The grid of the variant `ahead`: as many blocks as there is work for, but no more than the device runs at a time.
+fn ahead_config(device: &Device, case: &Case) -> Result<LaunchConfig> {
+    let (n, rows, cols) = (dimension(OP, case.n)?, dimension(OP, case.rows)?, dimension(OP, case.cols)?);
+    let rows_of_x = rows_of_x(case);
+    let groups = n.div_ceil(rows_of_x);
+    let resident = device.info().multiprocessors * BLOCKS_PER_MULTIPROCESSOR;
+    let blocks = rows.div_ceil(COLUMNS_PER_BLOCK).min(resident.div_ceil(groups)).max(1);
+    let shared_bytes = stage_bytes(rows_of_x.min(n), cols);
+    Ok(LaunchConfig { grid: [blocks, groups, 1], block: [ahead::BLOCK_SIZE, 1, 1], shared_bytes })
+}
+
 /// `out = x · weightᵀ`: `[n, in_features] -> [n, out_features]`.
 ///
 /// Where x is f32 and the weights are bf16, nothing of x is lost to rounding: the Rust kernels multiply it as it is, and
 /// cuBLAS gets it in two parts of bf16.
 ///
 /// cuBLAS picks another algorithm for another `n`, so a row's last bits may differ alone and in a batch; the variants
-/// `gemv` and `plain` give the same bits always (`--kernel matmul=gemv`).
+/// `ahead`, `gemv` and `plain` give the same bits always (`--kernel matmul=gemv`).
 pub(super) fn matmul(
     mut tools: Tools,
     choice: &KernelChoice,
@@ -173,6 +235,7 @@ pub(super) fn matmul(
         weight: weight.0.ptr(),
         out: out.ptr_mut(),
         has_cublas: tools.cublas.is_some(),
+        stage_limit: tools.device.info().shared_memory_per_block.min(MAX_STAGE_BYTES as usize),
     };
     let variant = select(OP, &VARIANTS, &case, choice.get(OP).or(preferred(&case)))?;
     // SAFETY: the shapes were checked; `out` is borrowed alone.
@@ -181,14 +244,18 @@ pub(super) fn matmul(
 
 /// What is taken before the table's first where nothing is asked for.
 fn preferred(case: &Case) -> Option<&'static str> {
-    let gemv = &VARIANTS[1];
-    (case.is_mixed() && case.n <= FEW_ROWS && (gemv.eligible)(case).is_ok()).then_some(gemv.name)
+    if !case.is_mixed() || case.n > FEW_ROWS {
+        return None;
+    }
+    let gemv = VARIANTS.iter().find(|variant| variant.name == GEMV)?;
+    (gemv.eligible)(case).is_ok().then_some(gemv.name)
 }
 
 /// The variant that is taken before the table's first for x `[n, cols]` where nothing is asked for.
 pub fn preferred_matmul(dtype: Dtype, x_dtype: Dtype, n: usize, cols: usize) -> Option<&'static str> {
     let (x, weight, out) = (DevicePtr::from_raw(0), DevicePtr::from_raw(0), DevicePtrMut::from_raw(0));
-    preferred(&Case { dtype, x_dtype, n, rows: 1, cols, x, weight, out, has_cublas: true })
+    let stage_limit = MAX_STAGE_BYTES as usize;
+    preferred(&Case { dtype, x_dtype, n, rows: 1, cols, x, weight, out, has_cublas: true, stage_limit })
 }
 
 #[cfg(test)]
@@ -208,6 +275,7 @@ mod tests {
             weight,
             out,
             has_cublas: true,
+            stage_limit: MAX_STAGE_BYTES as usize,
         };
         assert_eq!(select(OP, &VARIANTS, &case, None).unwrap().name, CUBLAS);
         assert_eq!(select(OP, &VARIANTS, &case, Some("gemv")).unwrap().name, "gemv");
@@ -222,5 +290,30 @@ mod tests {
         assert!(select(OP, &VARIANTS, &case, Some("gemv")).is_err());
         let (config, dimensions) = config(&case).unwrap();
         assert_eq!((config.grid, dimensions), ([1, 1, 1], [3, 5, 20]));
+    }
+    #[test]
+    fn ahead_takes_few_rows_of_x_where_they_fit_and_one_where_not() {
+        let (x, weight, out) = (DevicePtr::from_raw(0), DevicePtr::from_raw(0), DevicePtrMut::from_raw(0));
+        let case = |dtype, n, cols| Case {
+            dtype,
+            x_dtype: dtype,
+            n,
+            rows: 5,
+            cols,
+            x,
+            weight,
+            out,
+            has_cublas: true,
+            stage_limit: 100 << 10,
+        };
+        for (n, cols, rows_of_a_block) in [(1, 896, 1), (2, 896, 4), (9, 6400, 4), (9, 6408, 1), (3, 8536, 1)]
+        {
+            let case = case(Dtype::Bf16, n, cols);
+            assert!(select(OP, &VARIANTS, &case, Some("ahead")).is_ok());
+            assert_eq!(rows_of_x(&case), rows_of_a_block, "{n} rows of {cols}");
+        }
+        for (dtype, cols) in [(Dtype::F32, 896), (Dtype::F16, 20), (Dtype::F16, 25_608)] {
+            assert!(select(OP, &VARIANTS, &case(dtype, 1, cols), Some("ahead")).is_err());
+        }
     }
 }

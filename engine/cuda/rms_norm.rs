@@ -10,6 +10,7 @@ use crate::dtype::Dtype;
 use crate::error::Result;
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
 use gpu_kernels::add_rms_norm::{self as fused, *};
+use gpu_kernels::rms_norm::registers::*;
 use gpu_kernels::rms_norm::{self as alone, *};
 
 pub(super) const OP: &str = "rms_norm";
@@ -36,6 +37,12 @@ pub(super) struct FusedCase {
 /// What reads four values at once may read: the sum's order depends on `hidden_size` alone, never on the batch.
 fn groups_of_4(case: &Case) -> Result<(), &'static str> {
     if case.hidden_size.is_multiple_of(4) { Ok(()) } else { Err("hidden_size is not a multiple of 4") }
+}
+
+/// What keeps a row in registers may read.
+fn fits_in_registers(case: &Case) -> Result<(), &'static str> {
+    groups_of_4(case)?;
+    if case.hidden_size <= MAX_HIDDEN_SIZE { Ok(()) } else { Err("hidden_size is over 4096") }
 }
 
 macro_rules! launch_alone {
@@ -76,12 +83,18 @@ macro_rules! launch_fused {
     };
 }
 
-pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
+pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 3] = [
     Variant {
         name: "vec4",
         kernels: &[],
         eligible: groups_of_4,
         launch: launch_alone!(rms_norm_f32_vec4, rms_norm_f16_vec4, rms_norm_bf16_vec4),
+    },
+    Variant {
+        name: "registers",
+        kernels: &[],
+        eligible: fits_in_registers,
+        launch: launch_alone!(rms_norm_f32_registers, rms_norm_f16_registers, rms_norm_bf16_registers),
     },
     Variant {
         name: "plain",
@@ -191,5 +204,14 @@ mod tests {
         assert_eq!(select(OP, &VARIANTS, &case(896), None).unwrap().name, "vec4");
         assert_eq!(select(OP, &VARIANTS, &case(111), None).unwrap().name, "plain");
         assert!(select(OP, &VARIANTS, &case(111), Some("vec4")).is_err());
+    }
+
+    #[test]
+    fn registers_hold_rows_of_a_bounded_length() {
+        for (hidden_size, fits) in
+            [(896, true), (MAX_HIDDEN_SIZE, true), (MAX_HIDDEN_SIZE + 4, false), (897, false)]
+        {
+            assert_eq!(select(OP, &VARIANTS, &case(hidden_size), Some("registers")).is_ok(), fits);
+        }
     }
 }

@@ -10,6 +10,8 @@
 
 use cuda_std::prelude::*;
 
+pub mod ahead;
+
 /// Threads of a block.
 pub const BLOCK_THREADS: u32 = 256;
 /// Weight rows that a block computes: one a warp.

@@ -2,6 +2,8 @@
 
 use cuda_std::prelude::*;
 
+pub mod registers;
+
 /// Threads of a block.
 pub const BLOCK_SIZE: u32 = 256;
 

@@ -62,7 +62,8 @@ pub trait AtomicWord: Bits {
 /// Every method needs a pointer to a live value, aligned to its size: that is their safety condition.
 #[allow(clippy::missing_safety_doc)]
 pub trait AtomicAdd: AtomicWord {
-    /// Adds `value`, integers modulo their size, and returns what was there (`atom.add`).
+    /// Adds `value`, integers modulo their size, and returns what was there (`atom.add`). A sum of `f32` that is
+    /// NaN is 0x7fff_ffff; which NaN one of `f64` is, is unspecified.
     unsafe fn fetch_add(pointer: *mut Self, value: Self, order: Ordering, scope: Scope) -> Self;
     /// Adds `value` without an answer (`red.add`): `Relaxed` or `Release`. The order in which several
     /// threads' floats are added is not fixed, so their rounding is not reproducible.

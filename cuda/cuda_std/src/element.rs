@@ -17,10 +17,11 @@ pub trait Element: Bits {
     /// unrolled into registers, while an array's iterator ends up in local memory.
     type Lanes: Bits + AsRef<[f32]> + AsMut<[f32]>;
 
-    /// The value, exactly.
+    /// The value, exactly. A NaN of f16 becomes 0x7fff_ffff, while one of bf16 keeps its bits, moved up by 16.
     fn to_f32(self) -> f32;
 
-    /// The nearest element; ties go to the even one, NaN stays NaN.
+    /// The nearest element; ties go to the even one. Any NaN becomes 0x7fff (`f32`, whose conversion to itself does
+    /// nothing, apart).
     fn from_f32(value: f32) -> Self;
 
     /// The [`LANES`](Self::LANES) elements in 16 bytes of memory, in the order of their addresses.
@@ -221,18 +222,18 @@ mod convert {
     }
 }
 
-/// The host's conversions: `half`'s.
+/// The host's conversions: `half`'s, with the bits that the device's give a NaN.
 #[cfg(not(target_arch = "nvptx64"))]
 mod convert {
     macro_rules! host {
-        ($t:ident) => {
+        ($t:ident, |$bits:ident| $widen:expr) => {
             pub mod $t {
-                pub fn widen(bits: u16) -> f32 {
-                    half::$t::from_bits(bits).to_f32()
+                pub fn widen($bits: u16) -> f32 {
+                    $widen
                 }
 
                 pub fn narrow(value: f32) -> u16 {
-                    half::$t::from_f32(value).to_bits()
+                    if value.is_nan() { 0x7fff } else { half::$t::from_f32(value).to_bits() }
                 }
 
                 pub fn widen2(word: u32) -> (f32, f32) {
@@ -245,6 +246,6 @@ mod convert {
             }
         };
     }
-    host!(f16);
-    host!(bf16);
+    host!(f16, |bits| crate::target::math::canonical(half::f16::from_bits(bits).to_f32()));
+    host!(bf16, |bits| f32::from_bits(u32::from(bits) << 16));
 }

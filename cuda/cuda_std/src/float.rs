@@ -7,6 +7,12 @@
 use crate::target::{self, math};
 
 /// Floating point functions by Rust-CUDA's names. Those of `std` mean what they mean there.
+///
+/// # Which NaN
+/// For `f32` the methods from [`floor`](Self::floor) to [`exp2`](Self::exp2) give 0x7fff_ffff for every NaN, on
+/// the host as on an H200 (the PTX ISA promises no bits). Which NaN the others give is unspecified, as are those of
+/// `f64` and of Rust's own operators and inherent methods (`/`, `f32::max`, …); so is the sign of `f32::max` and
+/// `f32::min` of two zeros. On the host inherent methods (`x.floor()`) win over this trait's.
 pub trait GpuFloat: Copy + PartialOrd {
     /// The largest integer that is not above `self`.
     fn floor(self) -> Self;
@@ -86,7 +92,7 @@ pub trait GpuFloat: Copy + PartialOrd {
 }
 
 /// What the hardware has for `f32` beside `std`'s functions: quick approximations, and operations that are
-/// not fused.
+/// not fused. Every NaN that they give is 0x7fff_ffff, as on an H200.
 pub trait GpuFloatIntrinsics {
     /// `self + other`, never fused with a product (a plain `a * b + c` is, in kernels).
     fn add_rn(self, other: f32) -> f32;
@@ -96,9 +102,11 @@ pub trait GpuFloatIntrinsics {
     fn recip_approx(self) -> f32;
     /// `e^self` as `2^(self · log2 e)`: relative error about 2^-21 near zero, growing with `|self|`.
     fn exp_approx(self) -> f32;
-    /// The natural logarithm: absolute error about 2^-22, so not for arguments near 1.
+    /// The natural logarithm, as `log2_approx(self) · ln 2`: its errors, so not for arguments near 1.
     fn ln_approx(self) -> f32;
-    /// The logarithm to the base 2: absolute error at most 2^-22.
+    /// The logarithm to the base 2: absolute error at most 2^-22 for arguments between 0.5 and 2, relative error at
+    /// most 2^-22 for all others (PTX ISA). That includes subnormal ones, of which the hardware takes the logarithm
+    /// of a multiple and rounds once more: an H200 was seen a unit in the last place off.
     fn log2_approx(self) -> f32;
     /// Sine: absolute error 2^-20.9 in [-π, π], and useless far outside.
     fn sin_approx(self) -> f32;
@@ -129,7 +137,7 @@ impl GpuFloatIntrinsics for f32 {
 
     #[inline(always)]
     fn ln_approx(self) -> f32 {
-        target::lg2_approx(self) * core::f32::consts::LN_2
+        math::canonical(target::lg2_approx(self) * core::f32::consts::LN_2)
     }
 
     #[inline(always)]
@@ -152,7 +160,7 @@ impl GpuFloatIntrinsics for f32 {
 #[allow(clippy::redundant_closure)]
 #[inline(always)]
 fn exp(x: f32) -> f32 {
-    crate::exp::exp(x, fma, |x| target::ex2_approx(x))
+    math::canonical(crate::exp::exp(x, fma, |x| target::ex2_approx(x)))
 }
 
 #[inline(always)]
@@ -206,7 +214,7 @@ impl GpuFloat for f32 {
 
     #[inline(always)]
     fn fract(self) -> Self {
-        self - GpuFloat::trunc(self)
+        math::canonical(self - GpuFloat::trunc(self))
     }
 
     #[inline(always)]

@@ -346,22 +346,22 @@ pub fn reduce_sum(value: f32) -> f32 {
     reduce(value, |a, b| target::add_rn(a, b))
 }
 
-/// The largest value of all 32 lanes, in every lane. A NaN loses to every number.
+/// The largest value of all 32 lanes, in every lane. A NaN loses to every number, -0 to +0.
 ///
 /// All 32 lanes of the warp must call it together.
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 #[inline(always)]
 #[must_use]
 pub fn reduce_max(value: f32) -> f32 {
-    reduce(value, f32::max)
+    reduce(value, target::math::maxf32)
 }
 
-/// The smallest value of all 32 lanes, in every lane. A NaN loses to every number.
+/// The smallest value of all 32 lanes, in every lane. A NaN loses to every number, +0 to -0.
 ///
 /// All 32 lanes of the warp must call it together.
 #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 #[inline(always)]
 #[must_use]
 pub fn reduce_min(value: f32) -> f32 {
-    reduce(value, f32::min)
+    reduce(value, target::math::minf32)
 }

@@ -24,7 +24,7 @@ const SOME: usize = 4096;
 type Shape = [usize; 3];
 
 fn checks() -> Vec<Case> {
-    const SHAPES: [Shape; 10] = [
+    const SHAPES: [Shape; 13] = [
         [1, 1, 1],
         [1, 19, 111],
         [19, 111, 19],
@@ -35,9 +35,13 @@ fn checks() -> Vec<Case> {
         [19, 130, 896],
         [5, 896, 4864],
         [111, 130, 64],
+        // Few rows of x, whole and in parts of what a kernel takes at once; rows longer than what it loads at once.
+        [2, 70, 896],
+        [6, 19, 64],
+        [4, 37, 2056],
     ];
     // Norms and SwiGLU hand f32 to products with bf16 weights: nothing of it may be rounded to bf16.
-    const MIXED: [Shape; 7] = [
+    const MIXED: [Shape; 8] = [
         [1, 19, 111],
         [3, 989, 64],
         [3, 19, 64],
@@ -45,6 +49,7 @@ fn checks() -> Vec<Case> {
         [9, 130, 896],
         [9, 19, 111],
         [111, 896, 4864],
+        [6, 37, 2056],
     ];
     let plain = Dtype::ALL.into_iter().flat_map(|dtype| SHAPES.map(|shape| case(dtype, dtype, shape, "")));
     plain.chain(MIXED.map(|shape| case(Dtype::Bf16, Dtype::F32, shape, ""))).collect()

@@ -16,11 +16,15 @@ pub const FUSED: Cases =
 
 const EPS: f32 = 1e-6;
 
+/// Rows of more than one group of 4 columns a thread: 3588 fills some of the last threads, 4096 all.
+const LONG_COLUMNS: [usize; 2] = [3588, 4096];
+
 fn checks(fused: bool) -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in Dtype::ALL {
         for n in [1, 19, 111] {
             cases.extend(COLUMNS.map(|cols| case(dtype, n, cols, fused)));
+            cases.extend(LONG_COLUMNS.map(|cols| case(dtype, n, cols, fused)));
         }
     }
     cases

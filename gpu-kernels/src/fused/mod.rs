@@ -16,7 +16,10 @@
 use cuda_std::prelude::*;
 
 #[device]
-use crate::{grid::repeat, vector::Group};
+use crate::{
+    grid::{divide, repeat},
+    vector::Group,
+};
 #[device]
 use cuda_std::{grid, memory};
 
@@ -61,7 +64,7 @@ const AHEAD: usize = 2;
 /// Rows of inputs in shared memory.
 #[device]
 #[derive(Clone, Copy)]
-struct Stage {
+pub(crate) struct Stage {
     /// Quads: for each row the first plane, then the second.
     quads: Shared<[f32; 4]>,
     /// Rows, at least one.
@@ -74,7 +77,7 @@ struct Stage {
 impl Stage {
     /// The block's dynamic shared memory, for `rows` rows of `words` words.
     #[inline(always)]
-    fn new(rows: u32, words: u32) -> Self {
+    pub(crate) fn new(rows: u32, words: u32) -> Self {
         Self { quads: dynamic_shared(), rows, words }
     }
 
@@ -100,7 +103,7 @@ impl Stage {
     /// # Safety
     /// `x` leads to that many rows, aligned to 16 bytes; the shared memory has room for them.
     #[inline(always)]
-    unsafe fn copy<X: Group<4>>(self, x: *const X) {
+    pub(crate) unsafe fn copy<X: Group<4>>(self, x: *const X) {
         let n = self.rows;
         let quads = 2 * self.words;
         let mut first = thread::thread_idx_x();
@@ -117,7 +120,10 @@ impl Stage {
                 let quad = first + i as u32 * thread::block_dim_x();
                 if quad < n * quads {
                     // SAFETY: inside the stage; each quad has one thread.
-                    unsafe { self.quads.set(self.place(quad / quads, quad % quads), v[i]) }
+                    unsafe {
+                        let (row, quad) = divide(quad, quads);
+                        self.quads.set(self.place(row, quad), v[i]);
+                    }
                 }
             });
             first += 2 * AHEAD as u32 * thread::block_dim_x();
@@ -214,7 +220,7 @@ impl Stage {
 /// The products of `R` rows of weights with up to `N` rows of inputs, computed by `LANES` neighbouring lanes that take
 /// `C` words each at a time.
 #[device]
-struct Dot<E, const R: usize, const C: usize, const LANES: u32> {
+pub(crate) struct Dot<E, const R: usize, const C: usize, const LANES: u32> {
     /// This lane's first word of each row.
     rows: [*const E; R],
     /// The words that were loaded last.
@@ -228,7 +234,7 @@ impl<E: PackedElement, const R: usize, const C: usize, const LANES: u32> Dot<E, 
     /// # Safety
     /// Each of `rows` leads to `words` words, aligned to 16 bytes; `lane` is below `LANES`.
     #[inline(always)]
-    unsafe fn new(rows: [*const E; R], words: u32, lane: u32) -> Self {
+    pub(crate) unsafe fn new(rows: [*const E; R], words: u32, lane: u32) -> Self {
         let mut dot = Self { rows, chunk: [[[0; 4]; C]; R] };
         // SAFETY: the caller's promise.
         unsafe { dot.load(lane, words) }
@@ -259,7 +265,7 @@ impl<E: PackedElement, const R: usize, const C: usize, const LANES: u32> Dot<E, 
     /// # Safety
     /// As [`Dot::new`], with the same `words` and `lane`; the stage is complete.
     #[inline(always)]
-    unsafe fn shares<const N: usize>(&mut self, lane: u32, stage: Stage) -> [[f32; N]; R] {
+    pub(crate) unsafe fn shares<const N: usize>(&mut self, lane: u32, stage: Stage) -> [[f32; N]; R] {
         let words = stage.words;
         let mut sums = [[0.0f32; N]; R];
         let mut first = lane;
@@ -299,7 +305,7 @@ impl<E: PackedElement, const R: usize, const C: usize, const LANES: u32> Dot<E, 
 /// All lanes of the warp must call it together.
 #[device]
 #[inline(always)]
-fn sum_of_lanes<const R: usize, const N: usize, const LANES: u32>(
+pub(crate) fn sum_of_lanes<const R: usize, const N: usize, const LANES: u32>(
     mut shares: [[f32; N]; R],
 ) -> [[f32; N]; R] {
     repeat(R, |r| {

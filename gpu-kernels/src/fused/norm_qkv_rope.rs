@@ -82,17 +82,21 @@ unsafe fn norm_qkv_rope<E: PackedElement, const N: usize>(
     let step = thread::grid_dim_x() * PAIRS_PER_BLOCK;
     let group = thread::thread_idx_x() / LANES;
     let mut first = thread::block_idx_x() * PAIRS_PER_BLOCK;
-    let choose = |part: Part, [q, k, v]: [*const E; 3]| match part {
-        Part::Q => q,
-        Part::K => k,
-        Part::V => v,
-    };
+    // Selected by comparisons, so that the pointers stay in registers: an array that is indexed would be memory.
+    let ([q_weight, k_weight, v_weight], [q_bias, k_bias, v_bias]) = (weights, biases);
     // SAFETY: every pair is of one of the projections; groups beyond the last pair compute it again and do not store.
     unsafe {
         let dot = |first: u32| {
             let (head, j) = divide((first + group).min(num_pairs - 1), half);
             let (part, head) = shape.part(head);
-            let row = choose(part, weights).add(offset(head * head_dim + j, hidden_size, 0));
+            let weight = if part == Part::Q {
+                q_weight
+            } else if part == Part::K {
+                k_weight
+            } else {
+                v_weight
+            };
+            let row = weight.add(offset(head * head_dim + j, hidden_size, 0));
             Dot::<E, 2, 4, LANES>::new([row, row.add(offset(half, hidden_size, 0))], words, lane)
         };
         let mut products = dot(first);
@@ -112,11 +116,12 @@ unsafe fn norm_qkv_rope<E: PackedElement, const N: usize>(
                 if lane == i as u32 && lane < n && pair < num_pairs {
                     let (head, j) = divide(pair, half);
                     let (part, head) = shape.part(head);
-                    let [q_bias, k_bias, v_bias] = biases;
-                    let bias = match part {
-                        Part::Q => q_bias,
-                        Part::K => k_bias,
-                        Part::V => v_bias,
+                    let bias = if part == Part::Q {
+                        q_bias
+                    } else if part == Part::K {
+                        k_bias
+                    } else {
+                        v_bias
                     };
                     let (mut a, mut b) = (sums[0][i] * scales[i], sums[1][i] * scales[i]);
                     if !bias.is_null() {

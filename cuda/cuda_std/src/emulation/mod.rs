@@ -49,6 +49,9 @@
 //! - Sums of products are fused on the device where Rust does not ask for it (`a * b + c`), and here only where it
 //!   does (`mul_add`). `std`'s functions (`exp`, `sin`, …) hide [`GpuFloat`](crate::float::GpuFloat)'s
 //!   of the same name; both keep the bounds that are stated there.
+//! - Operations of `cuda_std` give the NaN that an H200 gives (see [`GpuFloat`](crate::float::GpuFloat)); Rust's own
+//!   operators and methods (`/`, `f32::max`, `f32::floor`, …) give the host's, and the host's choice between
+//!   zeros of different sign in `f32::max` and `f32::min`. Rust specifies neither, so no kernel may rely on them.
 //! - One byte is not told from its neighbour where several threads write single bytes of one pair.
 
 use core::cell::{Cell, RefCell};

@@ -4,7 +4,7 @@
 use core::panic::Location;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
-use super::math::flush;
+use super::math::{canonical, flush};
 use crate::atomic::{AtomicAdd, AtomicInteger, AtomicWord, Ordering, Scope};
 use crate::emulation::{Access, current};
 
@@ -169,7 +169,8 @@ add! {
 
 /// `atom.add.f32`: in global memory subnormal numbers count as zero, in shared memory they do not (PTX ISA).
 fn sum(pointer: *const f32, old: f32, value: f32) -> f32 {
-    if current().block().is_shared(pointer as usize) { old + value } else { flush(flush(old) + flush(value)) }
+    let shared = current().block().is_shared(pointer as usize);
+    canonical(if shared { old + value } else { flush(flush(old) + flush(value)) })
 }
 
 macro_rules! integer {

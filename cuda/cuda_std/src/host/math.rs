@@ -1,30 +1,36 @@
 //! Floating point: `std`'s for what is exact, and the nearest values to the true ones for what the hardware
 //! approximates.
 
-macro_rules! exact {
-    ($($name:ident = $t:ty, $method:ident;)*) => { $(
+/// The only NaN that the hardware's instructions for `f32` make. The PTX ISA leaves it open; an H200 gives this one.
+const NAN: f32 = f32::from_bits(0x7fff_ffff);
+
+/// The hardware's NaN for any other.
+#[inline]
+pub fn canonical(x: f32) -> f32 {
+    if x.is_nan() { NAN } else { x }
+}
+
+macro_rules! roundings {
+    ($($single:ident, $double:ident = $method:ident;)*) => { $(
         #[inline]
-        pub fn $name(x: $t) -> $t {
+        pub fn $single(x: f32) -> f32 {
+            canonical(x.$method())
+        }
+
+        #[inline]
+        pub fn $double(x: f64) -> f64 {
             x.$method()
         }
     )* };
 }
 
-exact! {
-    floorf32 = f32, floor;
-    floorf64 = f64, floor;
-    ceilf32 = f32, ceil;
-    ceilf64 = f64, ceil;
-    roundf32 = f32, round;
-    roundf64 = f64, round;
-    round_ties_even_f32 = f32, round_ties_even;
-    round_ties_even_f64 = f64, round_ties_even;
-    truncf32 = f32, trunc;
-    truncf64 = f64, trunc;
+roundings! {
+    floorf32, floorf64 = floor;
+    ceilf32, ceilf64 = ceil;
+    roundf32, roundf64 = round;
+    round_ties_even_f32, round_ties_even_f64 = round_ties_even;
+    truncf32, truncf64 = trunc;
 }
-
-/// The hardware's NaN: a root or a sum makes no other.
-const NAN: f32 = f32::from_bits(0x7fff_ffff);
 
 #[inline]
 pub fn sqrtf32(x: f32) -> f32 {
@@ -54,6 +60,19 @@ pub fn add_rn(a: f32, b: f32) -> f32 {
 #[inline]
 pub fn mul_rn(a: f32, b: f32) -> f32 {
     canonical(a * b)
+}
+
+/// `max.f32`: a number before a NaN, and +0 is larger than -0.
+#[inline]
+pub fn maxf32(a: f32, b: f32) -> f32 {
+    // What is equal has the same bits, zeros of different sign apart.
+    if a == b { f32::from_bits(a.to_bits() & b.to_bits()) } else { canonical(a.max(b)) }
+}
+
+/// `min.f32`, as [`maxf32`].
+#[inline]
+pub fn minf32(a: f32, b: f32) -> f32 {
+    if a == b { f32::from_bits(a.to_bits() | b.to_bits()) } else { canonical(a.min(b)) }
 }
 
 #[inline]
@@ -87,13 +106,31 @@ pub fn cos_approx(x: f32) -> f32 {
     canonical(f64::from(x).cos() as f32)
 }
 
-#[inline]
-fn canonical(x: f32) -> f32 {
-    if x.is_nan() { NAN } else { x }
-}
-
 /// Zero of the same sign for a subnormal number.
 #[inline]
 pub fn flush(x: f32) -> f32 {
     if x.is_subnormal() { 0.0_f32.copysign(x) } else { x }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn max_and_min_have_the_bits_of_an_h200() {
+        let nans = [f32::from_bits(0xffd4_605a), f32::from_bits(0x7fec_0a3f), f32::from_bits(0x7f80_0001)];
+        for nan in nans {
+            assert_eq!(
+                [maxf32(nan, -1.0), maxf32(-1.0, nan), minf32(nan, -1.0), minf32(-1.0, nan)],
+                [-1.0; 4]
+            );
+            for other in nans {
+                assert_eq!([maxf32(nan, other), minf32(nan, other)].map(f32::to_bits), [0x7fff_ffff; 2]);
+            }
+        }
+        for (a, b) in [(0.0, -0.0), (-0.0, 0.0)] {
+            assert_eq!([maxf32(a, b), minf32(a, b)].map(f32::to_bits), [0, 0x8000_0000]);
+        }
+        assert_eq!([maxf32(-2.0, -2.0), minf32(-2.0, 3.0), maxf32(-2.0, 3.0)], [-2.0, -2.0, 3.0]);
+    }
 }

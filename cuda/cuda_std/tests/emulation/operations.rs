@@ -394,22 +394,96 @@ fn asynchronous_copies_arrive() {
 #[test]
 fn kernels_that_a_gpu_is_compared_on_run_here() {
     use cuda_std_test_kernels::{
-        compare_approximate, compare_atomics, compare_exact, compare_ldmatrix, compare_mma,
+        compare_approximate, compare_atomics, compare_exact, compare_ldmatrix, compare_mma, compare_warp,
     };
     let e = &emulator(7);
     let words: Vec<u32> = (0..64 * 10).map(|i: u32| i.wrapping_mul(0x9e37_79b9)).collect();
     let words = || buffer(e, &words);
-    let exact = buffer(e, &[[0u32; 20]; 64]);
+    let exact = buffer(e, &[[0u32; 21]; 64]);
     let matrices = buffer(e, &[[0u32; 14]; 32]);
+    let lanes = buffer(e, &[[0u32; 26]; 64]);
     unsafe {
         compare_exact(e, &grid(2, 32), 64, words().cast().into(), exact).unwrap();
         compare_approximate(e, &grid(2, 32), 64, words().cast().into(), buffer(e, &[[0.0; 8]; 64])).unwrap();
         compare_atomics(e, &grid(2, 32), words().cast(), buffer(e, &[[0u32; 10]; 64])).unwrap();
         compare_mma(e, &grid(2, 32), words().cast().into(), buffer(e, &[[[0.0; 8]; 2]; 64])).unwrap();
         compare_ldmatrix(e, &grid(1, 32), matrices).unwrap();
+        compare_warp(e, &grid(2, 32), words().cast().into(), lanes).unwrap();
     }
     let first = values(e, exact, 1)[0];
     assert_eq!(f32::from_bits(first[6]), 1.0, "0 * y + 1");
     // Lane 5 has elements 2 and 3 of row 1, which lane 1 gave as the row of lane 2.
     assert_eq!(values(e, matrices, 6)[5][0], (2 * 8 + 2) | ((2 * 8 + 3) << 16));
+}
+
+#[test]
+fn nan_has_the_bits_that_an_h200_gives() {
+    use cuda_std_test_kernels::{EXACT, compare_atomics, compare_exact, compare_warp};
+    // Inputs and results from a run of the test `gpu_emulation`.
+    const NAN: u32 = 0x7fff_ffff;
+    let e = &emulator(3);
+    let pairs = [
+        [0x7fc0_0000, 0],
+        [0xffd4_605a, 0x7fec_0a3f],
+        [0x7f80_0001, 0xff80_0000],
+        [0xf85a_587b, 0x7fc0_0000],
+        [0x7f7f_ffff, 0x43c2_ce17],
+        [0x3af5_7f86, 0x4178_0067],
+    ];
+    let out = buffer(e, &[[0u32; 21]; 6]);
+    unsafe { compare_exact(e, &grid(1, 32), 6, buffer(e, &pairs).into(), out) }.unwrap();
+    let rows = values(e, out, 6);
+    let column = |name: &str| EXACT.iter().position(|column| *column == name).unwrap();
+    let names = [
+        "floor",
+        "ceil",
+        "round",
+        "round_ties_even",
+        "trunc",
+        "fract",
+        "sqrt",
+        "mul_add",
+        "add_rn",
+        "mul_rn",
+    ];
+    for name in names {
+        assert_eq!([0, 1, 2].map(|row: usize| rows[row][column(name)]), [NAN; 3], "{name}");
+    }
+    for half in ["to f16", "to bf16"] {
+        assert_eq!([0, 1, 2].map(|row: usize| rows[row][column(half)]), [0x7fff; 3], "{half}");
+    }
+    assert_eq!(rows[4][column("from f16")], NAN);
+    assert_eq!(rows[5][column("from bf16")], 0x7f86_0000);
+    assert_eq!(rows[3][column("pack f16")], 0x7fff_fc00);
+    assert_eq!(rows[3][column("pack bf16")], 0x7fff_f85a);
+
+    let words = buffer(e, &[[0x5aad_1eb5u32, 0xffee_ddfd, 0xbf66_69cb]; 64]);
+    let out = buffer(e, &[[0u32; 10]; 64]);
+    unsafe { compare_atomics(e, &grid(1, 64), words, out) }.unwrap();
+    assert_eq!(values(e, out, 1)[0][..2], [NAN; 2]);
+
+    // An even word in lane 7 makes zeros of the signs in all lanes, an odd one NaN.
+    for (word, expected) in [(0u32, [0, 0x8000_0000]), (1, [NAN; 2])] {
+        let words: Vec<u32> = (0..32).map(|lane| lane << 31 | word).collect();
+        let out = buffer(e, &[[0u32; 26]; 32]);
+        unsafe { compare_warp(e, &grid(1, 32), buffer(e, &words).into(), out) }.unwrap();
+        for lane in values(e, out, 32) {
+            assert_eq!(lane[24..], expected);
+        }
+    }
+    for x in [f32::NAN, f32::from_bits(0xff80_0001)] {
+        let given = [
+            GpuFloat::exp(x),
+            GpuFloat::exp2(x),
+            GpuFloat::rsqrt(x),
+            x.recip_approx(),
+            x.exp_approx(),
+            x.ln_approx(),
+            x.log2_approx(),
+            x.sin_approx(),
+            x.cos_approx(),
+            GpuFloat::fract(f32::INFINITY),
+        ];
+        assert_eq!(given.map(f32::to_bits), [NAN; 10]);
+    }
 }

@@ -9,7 +9,7 @@ use cuda_std::{
 };
 
 /// Results of [`compare_exact`] for each pair of inputs.
-pub const EXACT: [&str; 20] = [
+pub const EXACT: [&str; 21] = [
     "floor",
     "ceil",
     "round",
@@ -30,6 +30,7 @@ pub const EXACT: [&str; 20] = [
     "pack bf16",
     "to i32",
     "from u32",
+    "fract",
 ];
 
 /// Results of [`compare_approximate`].
@@ -41,7 +42,7 @@ pub const APPROXIMATE: [&str; 8] =
 /// # Safety
 /// `pairs` and `out` hold `n` elements.
 #[kernel]
-pub unsafe fn compare_exact(n: u32, pairs: *const [u32; 2], out: *mut [u32; 20]) {
+pub unsafe fn compare_exact(n: u32, pairs: *const [u32; 2], out: *mut [u32; 21]) {
     let i = thread::index_1d();
     if i >= n {
         return;
@@ -73,6 +74,7 @@ pub unsafe fn compare_exact(n: u32, pairs: *const [u32; 2], out: *mut [u32; 20])
             <bf16 as PackedElement>::pack2(x, y),
             (x as i32).cast_unsigned(),
             (a as f32).to_bits(),
+            GpuFloat::fract(x).to_bits(),
         ];
     }
 }
@@ -103,12 +105,12 @@ pub unsafe fn compare_approximate(n: u32, x: *const f32, out: *mut [f32; 8]) {
     }
 }
 
-/// Warp operations on random values: `out` holds 24 words a lane.
+/// Warp operations on random values: `out` holds 26 words a lane.
 ///
 /// # Safety
 /// One warp a block; `x` and `out` hold an element for each thread.
 #[kernel]
-pub unsafe fn compare_warp(x: *const u32, out: *mut [u32; 24]) {
+pub unsafe fn compare_warp(x: *const u32, out: *mut [u32; 26]) {
     use warp::WarpReductionOp::{Add, And, Max, Min, Or, Xor};
     let mask = warp::FULL_MASK;
     // SAFETY: all lanes come to everything; elements are the threads' own.
@@ -121,6 +123,8 @@ pub unsafe fn compare_warp(x: *const u32, out: *mut [u32; 24]) {
         let (index, xor) =
             (warp::warp_shuffle_idx(mask, value, value, 4), warp::warp_shuffle_xor(mask, value, by, 32));
         let signed = value.cast_signed();
+        // Either zeros of both signs in all lanes, or NaN of all kinds.
+        let float = f32::from_bits(if by % 2 == 0 { value & 0x8000_0000 } else { value | 0x7fc0_0000 });
         *out.add(thread::index_1d() as usize) = [
             down.0,
             u32::from(down.1),
@@ -146,6 +150,8 @@ pub unsafe fn compare_warp(x: *const u32, out: *mut [u32; 24]) {
             warp::warp_reduce(mask, value & 0xff00, Or),
             warp::warp_reduce(mask, value, Xor),
             warp::reduce_sum(value as f32).to_bits(),
+            warp::reduce_max(float).to_bits(),
+            warp::reduce_min(float).to_bits(),
         ];
     }
 }
