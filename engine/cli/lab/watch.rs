@@ -57,7 +57,7 @@ pub(super) fn run(args: WatchArgs) -> Result<ExitCode> {
     let interrupt = Interrupt::install();
     let mut rounds = Rounds {
         checkout: checkout.clone(),
-        rebuild: Rebuild::new(&checkout, target)?,
+        rebuild: Rebuild::new(&checkout, target, op.name)?,
         // Asked for now: a build may replace the file while this runs.
         program: std::env::current_exe().map_err(|error| Error::io("the program itself", error))?,
         has_device: device.is_some(),
@@ -130,7 +130,7 @@ impl Rounds {
         if !self.has_device {
             return self.emulate(start);
         }
-        let reduced = self.rebuild.write_reduced(&ptx, op.name)?;
+        let reduced = self.rebuild.write_for_driver(&ptx)?;
         let began = Instant::now();
         let right = self.check(&[(cuda::PTX_FILE, reduced.as_os_str())])?;
         let checked_s = began.elapsed().as_secs_f64();
