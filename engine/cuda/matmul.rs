@@ -24,7 +24,7 @@ pub(super) const OP: &str = "matmul";
 /// The variant that goes through the library.
 pub(super) const CUBLAS: &str = "cublas";
 
-/// Rows up to which f32 inputs with bf16 weights go through [`GEMV`], where nothing is asked for: a decode step is bound by
+/// Rows up to which f32 inputs with bf16 weights go through [`AHEAD`] or [`GEMV`], where nothing is asked for: a decode step is bound by
 /// reading the weights, and cuBLAS would read them twice.
 const FEW_ROWS: usize = 8;
 
@@ -33,6 +33,9 @@ const BLOCKS_PER_MULTIPROCESSOR: u32 = 2;
 
 /// The variant that reads 16 bytes at once.
 const GEMV: &str = "gemv";
+
+/// The variant that has many of these reads in flight.
+const AHEAD: &str = "ahead";
 
 /// weight `[rows, cols]` of `dtype`, x `[n, cols]` of `dtype` or f32, out f32 `[n, rows]`; out overlaps neither.
 pub(super) struct Case {
@@ -85,7 +88,7 @@ pub(super) const VARIANTS: [Variant<Case, Launch>; 4] = [
         },
     },
     Variant {
-        name: "ahead",
+        name: AHEAD,
         kernels: &["matmul_*_ahead_one", "matmul_*_ahead_few"],
         eligible: |case| {
             if case.dtype == Dtype::F32 {
@@ -247,8 +250,9 @@ fn preferred(case: &Case) -> Option<&'static str> {
     if !case.is_mixed() || case.n > FEW_ROWS {
         return None;
     }
-    let gemv = VARIANTS.iter().find(|variant| variant.name == GEMV)?;
-    (gemv.eligible)(case).is_ok().then_some(gemv.name)
+    let known = |name| VARIANTS.iter().find(|variant: &&Variant<Case, Launch>| variant.name == name);
+    let eligible = |variant: &&Variant<Case, Launch>| (variant.eligible)(case).is_ok();
+    [AHEAD, GEMV].into_iter().filter_map(known).find(eligible).map(|variant| variant.name)
 }
 
 /// The variant that is taken before the table's first for x `[n, cols]` where nothing is asked for.
@@ -281,7 +285,7 @@ mod tests {
         assert_eq!(select(OP, &VARIANTS, &case, Some("gemv")).unwrap().name, "gemv");
         assert_eq!(preferred(&case), None);
         (case.dtype, case.x_dtype) = (Dtype::Bf16, Dtype::F32);
-        assert_eq!(preferred(&case), Some(GEMV));
+        assert_eq!(preferred(&case), Some(AHEAD));
         case.n = FEW_ROWS + 1;
         assert_eq!(preferred(&case), None);
         case.n = 3;

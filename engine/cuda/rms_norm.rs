@@ -85,16 +85,16 @@ macro_rules! launch_fused {
 
 pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 3] = [
     Variant {
-        name: "vec4",
-        kernels: &[],
-        eligible: groups_of_4,
-        launch: launch_alone!(rms_norm_f32_vec4, rms_norm_f16_vec4, rms_norm_bf16_vec4),
-    },
-    Variant {
         name: "registers",
         kernels: &[],
         eligible: fits_in_registers,
         launch: launch_alone!(rms_norm_f32_registers, rms_norm_f16_registers, rms_norm_bf16_registers),
+    },
+    Variant {
+        name: "vec4",
+        kernels: &[],
+        eligible: groups_of_4,
+        launch: launch_alone!(rms_norm_f32_vec4, rms_norm_f16_vec4, rms_norm_bf16_vec4),
     },
     Variant {
         name: "plain",
@@ -201,7 +201,8 @@ mod tests {
 
     #[test]
     fn the_choice_depends_on_hidden_size_alone() {
-        assert_eq!(select(OP, &VARIANTS, &case(896), None).unwrap().name, "vec4");
+        assert_eq!(select(OP, &VARIANTS, &case(896), None).unwrap().name, "registers");
+        assert_eq!(select(OP, &VARIANTS, &case(8192), None).unwrap().name, "vec4");
         assert_eq!(select(OP, &VARIANTS, &case(111), None).unwrap().name, "plain");
         assert!(select(OP, &VARIANTS, &case(111), Some("vec4")).is_err());
     }

@@ -1,6 +1,5 @@
 //! From a saved kernel to its PTX: what `lab watch` compiles, and when.
 
-use super::ptx::Module;
 use super::source::Checkout;
 use crate::cuda;
 use crate::error::{Error, Result};
@@ -21,14 +20,16 @@ pub struct Rebuild {
     kernel_crate: PathBuf,
     folder: PathBuf,
     arch: NvvmArch,
+    left_out: Vec<String>,
 }
 
 impl Rebuild {
-    /// For `target`, one of [`cuda::PTX_TARGETS`]; what is kept between compilations lies in the checkout's `target/`.
+    /// For `target`, one of [`cuda::PTX_TARGETS`], without the kernels that `op` has no need of; what is kept between
+    /// compilations lies in the checkout's `target/`.
     ///
     /// # Errors
     /// [`Error::Request`] for another target.
-    pub fn new(checkout: &Checkout, target: &str) -> Result<Self> {
+    pub fn new(checkout: &Checkout, target: &str, op: &str) -> Result<Self> {
         let known = [NvvmArch::Compute80, NvvmArch::Compute90a];
         let arch = known.into_iter().find(|arch| arch.target_cpu() == target).ok_or_else(|| {
             Error::Request(format!(
@@ -36,8 +37,11 @@ impl Rebuild {
                 cuda::PTX_TARGETS.join(" or ")
             ))
         })?;
-        let folder = checkout.path("target/lab");
-        Ok(Self { kernel_crate: checkout.path("gpu-kernels"), folder, arch })
+        let left_out = left_out(op);
+        // What is left out decides what cargo may keep: most operations share a folder.
+        let name = if EXPENSIVE.contains(&op) { op } else { "common" };
+        let folder = checkout.path("target/lab").join(name);
+        Ok(Self { kernel_crate: checkout.path("gpu-kernels"), folder, arch, left_out })
     }
 
     /// Compiles; the PTX, with source lines. `Ok(Err(…))` is what the compiler says of the kernels.
@@ -48,7 +52,7 @@ impl Rebuild {
         std::fs::create_dir_all(&self.folder).map_err(|error| Error::io(&self.folder, error))?;
         let ptx = self.folder.join(format!("gpu-kernels.{}.ptx", self.arch.target_cpu()));
         let builder = CudaBuilder::new(&self.kernel_crate).arch(self.arch).out_dir(&self.folder);
-        match builder.generate_line_info(true).copy_to(&ptx).build() {
+        match builder.leave_out(&self.left_out).generate_line_info(true).copy_to(&ptx).build() {
             Ok(built) => {
                 std::fs::read_to_string(&built.path).map(Ok).map_err(|error| Error::io(&built.path, error))
             }
@@ -60,28 +64,33 @@ impl Rebuild {
         }
     }
 
-    /// Writes what the driver is to load: the module without source lines and without the kernels of other operations that
-    /// have variants. A driver takes two seconds for all of them, most of it for attention's.
+    /// Writes what the driver is to load: the module without source lines.
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be written.
-    pub fn write_reduced(&self, ptx: &str, op: &str) -> Result<PathBuf> {
-        let reduced = self.folder.join(format!("{op}.{}.ptx", self.arch.target_cpu()));
-        let text = cuda_builder::without_line_info(&reduced_to(ptx, op));
-        std::fs::write(&reduced, text).map_err(|error| Error::io(&reduced, error))?;
-        Ok(reduced)
+    pub fn write_for_driver(&self, ptx: &str) -> Result<PathBuf> {
+        let path = self.folder.join(format!("run.{}.ptx", self.arch.target_cpu()));
+        std::fs::write(&path, cuda_builder::without_line_info(ptx))
+            .map_err(|error| Error::io(&path, error))?;
+        Ok(path)
     }
 }
 
-/// The module without the kernels of other operations than `op` that have variants to choose from.
-pub fn reduced_to(ptx: &str, op: &str) -> String {
-    let operations = cuda::operations();
-    let is_others = |kernel: &str| {
-        // `add_rms_norm_f32_plain` begins as a kernel of `add` does: the longest name decides.
-        let of = operations.iter().filter(|other| kernel.starts_with(&format!("{}_", other.name)));
-        of.max_by_key(|other| other.name.len()).is_some_and(|other| other.selectable && other.name != op)
-    };
-    Module::parse(ptx).only(|kernel| !is_others(kernel))
+/// Operations whose kernels take a compiler and a driver most of the time that they take for all, and that no other
+/// operation's check needs.
+const EXPENSIVE: [&str; 7] =
+    ["attention", "argmax", "sample", "matmul_add", "norm_gate_up", "norm_matmul", "norm_qkv_rope"];
+
+/// What the names of kernels begin with that are not needed for checking and timing `op`.
+pub fn left_out(op: &str) -> Vec<String> {
+    let others =
+        cuda::operations().into_iter().filter(|other| other.name != op && EXPENSIVE.contains(&other.name));
+    let patterns = others.flat_map(|other| other.variants).flat_map(|variant| variant.kernels);
+    let mut prefixes: Vec<String> =
+        patterns.filter_map(|pattern| pattern.split_once('*').map(|(prefix, _)| prefix.to_owned())).collect();
+    prefixes.sort();
+    prefixes.dedup();
+    prefixes
 }
 
 /// Waits for changes in the folders that kernels are made from.
@@ -157,22 +166,28 @@ mod tests {
     use crate::lab::kernels::entries;
 
     #[test]
-    fn a_reduced_module_has_the_operation_and_what_every_operation_needs() {
+    fn what_an_operation_needs_is_compiled() {
         let all = cuda::ptx("sm_80").unwrap();
-        let reduced = reduced_to(all, "rms_norm");
-        let names: Vec<&str> = entries(&reduced).collect();
-        for needed in
-            ["rms_norm_bf16_plain", "convert_f16_f32_plain", "read_bandwidth_u32_plain", "rope_f32_plain"]
-        {
-            assert!(names.contains(&needed), "{needed}");
+        for (op, needed, not_needed) in [
+            ("add_rms_norm", "rms_norm_bf16_plain", "norm_matmul_f16_one"),
+            ("matmul", "split_f32_bf16_plain", "attention_prefill_f16_tiled_h64"),
+            ("attention", "attention_decode_merge_f32_plain", "top_p_f32_plain"),
+            ("norm_qkv_rope", "matmul_bf16_gemv", "argmax_f32_plain"),
+        ] {
+            let left_out = left_out(op);
+            let compiled = |kernel: &str| !left_out.iter().any(|prefix| kernel.starts_with(prefix));
+            assert!(entries(all).any(|name| name == needed) && compiled(needed), "{op} needs {needed}");
+            assert!(
+                entries(all).any(|name| name == not_needed) && !compiled(not_needed),
+                "{op}: {not_needed}"
+            );
+            let info = cuda::operations().into_iter().find(|other| other.name == op).unwrap();
+            let own = entries(all).filter(|name| info.variants.iter().any(|variant| variant.launches(name)));
+            for kernel in own {
+                // cuBLAS's variant of matmul launches a conversion.
+                assert!(compiled(kernel), "{op}: its own {kernel}");
+            }
         }
-        for left_out in ["add_rms_norm_bf16_plain", "attention_prefill_f16_tiled_h64", "add_f32_plain"] {
-            assert!(!names.contains(&left_out), "{left_out}");
-        }
-        assert!(reduced.len() < all.len() / 2);
-        assert!(
-            entries(&reduced_to(all, "attention")).any(|name| name == "attention_decode_merge_f32_plain")
-        );
     }
 
     #[test]

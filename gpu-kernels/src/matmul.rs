@@ -7,6 +7,9 @@
 //!
 //! A warp computes [`ROWS_PER_WARP`] rows of x times one row of the weights: each lane adds its share of the columns
 //! in ascending order, then the lanes are added by a butterfly (the one-warp-per-row GEMV of many BLAS libraries).
+//!
+//! Measured on an H200, one row of f32 times bf16 `[151936, 896]`: `plain` 182 µs (two bytes a load), `gemv` 164 (16 bytes a load, but
+//! one at a time for each lane: a third of the memory's rate), `ahead` 67 (93 % of it), cuBLAS 141. See docs/kernel-lab.md.
 
 use cuda_std::prelude::*;
 

@@ -1,4 +1,7 @@
 //! Root mean square normalisation.
+//!
+//! Measured on an H200, one row of 896 in bf16, launches in a row: `plain` 3.23 µs, `vec4` 2.32 (a quarter of the instructions, the same
+//! waits), `registers` 2.13 (one wait for the memory less); 512 rows: 3.91, 2.88, 2.79. See docs/kernel-lab.md.
 
 use cuda_std::prelude::*;
 

@@ -18,6 +18,8 @@ pub(crate) struct Compilation<'a> {
     pub arch: NvvmArch,
     pub flags: &'a [String],
     pub line_info: bool,
+    /// Beginnings of names, separated by commas.
+    pub left_out: &'a str,
     pub target_dir: &'a Path,
     pub build_args: &'a [String],
 }
@@ -85,6 +87,8 @@ impl Compilation<'_> {
         command
             .env("RUSTC", &self.toolchain.rustc)
             .env("RUSTC_BOOTSTRAP", "1")
+            // Read by `#[kernel]`.
+            .env("CUDA_BUILDER_LEAVE_OUT", self.left_out)
             // Empty means none, also where a configuration file names one.
             .env("RUSTC_WRAPPER", "")
             .env("RUSTC_WORKSPACE_WRAPPER", "")

