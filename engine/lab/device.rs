@@ -35,16 +35,16 @@ impl FromStr for LabDevice {
 }
 
 impl LabDevice {
-    /// Opens it.
+    /// Opens it; the schedules of an emulated device are drawn from `seed`.
     ///
     /// # Errors
     /// [`Error::Device`] if there is no such device.
-    pub fn open(self) -> Result<Rc<Device>> {
+    pub fn open(self, seed: u64) -> Result<Rc<Device>> {
         match self {
-            Self::Auto if cuda::probe().is_err() => Self::Emulated.open(),
-            Self::Auto => Self::Cuda(None).open(),
+            Self::Auto if cuda::probe().is_err() => Self::Emulated.open(seed),
+            Self::Auto => Self::Cuda(None).open(seed),
             Self::Cuda(ordinal) => Device::open(ordinal).map(Rc::new),
-            Self::Emulated => Ok(Rc::new(Device::emulated(emulation::Options::default()))),
+            Self::Emulated => Ok(Rc::new(Device::emulated(emulation::Options { seed, check: true }))),
         }
     }
 }

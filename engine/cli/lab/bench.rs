@@ -100,7 +100,7 @@ pub(super) fn run(args: BenchArgs) -> Result<ExitCode> {
     };
     let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
     spinner.enable_steady_tick(Duration::from_millis(100));
-    let device = args.device.open()?;
+    let device = args.device.open(args.seed)?;
     let run = bench(&mut Session::new(&device), &options, &mut |what| spinner.set_message(what.to_owned()));
     spinner.finish_and_clear();
     let mut run = run?;

@@ -63,7 +63,7 @@ pub(super) fn run(args: CheckArgs) -> Result<ExitCode> {
         let op = crate::lab::kernels::operation(op)?;
         variant.as_deref().map(|name| op.variant(name)).transpose()?;
     }
-    let device = args.device.open()?;
+    let device = args.device.open(args.seed)?;
     let options = CheckOptions {
         op,
         variant: args.variant,
