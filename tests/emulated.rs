@@ -4,6 +4,9 @@
 //! `QERNEL_TEST_SEEDS=100` repeats the cases with so many seeds, of which inputs and schedules are drawn;
 //! `QERNEL_TEST_WORK` leaves out cases of more work.
 
+#[path = "gpu_kernels/operations.rs"]
+mod operations;
+
 use qernel::batch::{Batch, BatchLimits, SequenceRows, WantedLogits};
 use qernel::config::Config;
 use qernel::cpu::CpuOps;
@@ -36,30 +39,7 @@ fn check(op: &str) {
     }
 }
 
-/// A test for each operation, so that one filter on the command line runs one of them.
-macro_rules! check_each {
-    ($($op:ident)*) => {
-        $(
-            #[test]
-            fn $op() {
-                check(stringify!($op));
-            }
-        )*
-
-        #[test]
-        fn no_operation_is_left_out() {
-            let tested = [$(stringify!($op)),*];
-            for cases in &qernel::lab::cases::ALL {
-                assert!(tested.contains(&cases.op), "{} has no test here", cases.op);
-            }
-        }
-    };
-}
-
-check_each! {
-    add add_bias add_rms_norm argmax attention convert embed gather_rows matmul matmul_add norm_gate_up norm_matmul
-    norm_qkv_rope read_bandwidth rms_norm rope sample silu_mul write_kv
-}
+operations::check_each!();
 
 const MAX_MODEL_LEN: usize = 128;
 const NUM_PAGES: usize = 8;

@@ -172,15 +172,6 @@ impl Device {
         Self::open_info(info, ptx(target).expect("the kernels are compiled for both"))
     }
 
-    /// [`Device::open`] with other kernels than those that the program carries, such as `lab watch` has just compiled.
-    /// A launch of one that is not in `ptx` is an error.
-    ///
-    /// # Errors
-    /// As [`Device::open`].
-    pub fn open_with_ptx(ordinal: Option<u32>, ptx: &str) -> Result<Self> {
-        Self::open_info(find(ordinal)?, ptx)
-    }
-
     fn open_info(info: DeviceInfo, ptx: &str) -> Result<Self> {
         let backend = Backend::Gpu(Gpu::open(&info, ptx)?);
         Ok(Self { info, backend })
@@ -207,14 +198,6 @@ impl Device {
         match &self.backend {
             Backend::Gpu(gpu) => gpu.stream(),
             Backend::Emulated(_) => ptr::null_mut(),
-        }
-    }
-
-    /// The primary context, retained as long as this device lives; `None` where the device is emulated.
-    pub fn context(&self) -> Option<&cust::context::Context> {
-        match &self.backend {
-            Backend::Gpu(gpu) => Some(gpu.context()),
-            Backend::Emulated(_) => None,
         }
     }
 

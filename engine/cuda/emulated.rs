@@ -4,22 +4,19 @@ use super::device::DeviceInfo;
 use crate::error::{Error, Result};
 use cuda_std::emulation::{Emulator, Options};
 use cuda_std::launch::{Kernel, LaunchConfig, Launcher};
-use std::cell::Cell;
 use std::ffi::c_void;
 
 /// Memory that an emulated device has: for small models and kernel tests.
 const TOTAL_MEMORY: usize = 8 << 30;
 
-/// The emulator and how much of its memory is in use.
+/// The emulator, with memory that ends.
 pub(super) struct Emulated {
     emulator: Emulator,
-    allocated: Cell<usize>,
-    sizes: std::cell::RefCell<std::collections::HashMap<u64, usize>>,
 }
 
 impl Emulated {
     pub(super) fn new(options: Options) -> Self {
-        Self { emulator: Emulator::new(options), allocated: Cell::default(), sizes: Default::default() }
+        Self { emulator: Emulator::new(options) }
     }
 
     /// A small Hopper: few multiprocessors, so that grids sized by the device stay small.
@@ -37,7 +34,7 @@ impl Emulated {
     }
 
     pub(super) fn memory_info(&self) -> (usize, usize) {
-        (TOTAL_MEMORY - self.allocated.get(), TOTAL_MEMORY)
+        (TOTAL_MEMORY - self.emulator.allocated_bytes(), TOTAL_MEMORY)
     }
 
     pub(super) fn allocate(&self, bytes: usize) -> Result<u64> {
@@ -47,17 +44,12 @@ impl Emulated {
                 "allocating {bytes} bytes on the emulated device: {free} of its {total} bytes are free"
             )));
         }
-        let address = self.emulator.allocate(bytes);
-        self.allocated.set(self.allocated.get() + bytes);
-        self.sizes.borrow_mut().insert(address, bytes);
-        Ok(address)
+        Ok(self.emulator.allocate(bytes))
     }
 
     /// # Safety
     /// The address is of [`Emulated::allocate`] and not used afterwards.
     pub(super) unsafe fn free(&self, address: u64) {
-        let bytes = self.sizes.borrow_mut().remove(&address).unwrap_or(0);
-        self.allocated.set(self.allocated.get() - bytes);
         // SAFETY: the caller's promise.
         unsafe { self.emulator.free(address) }
     }

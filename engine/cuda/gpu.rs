@@ -6,8 +6,9 @@ use super::driver::{self, CUfunction, CUmodule, CUstream, check};
 use crate::error::{Error, Result};
 use cuda_std::launch::LaunchConfig;
 use cudarc::driver::sys;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::ptr;
 
@@ -17,11 +18,10 @@ const SHARED_BYTES_DEFAULT: u32 = 48 * 1024;
 const JIT_LOG_BYTES: usize = 16 * 1024;
 
 /// A kernel of the module.
-#[derive(Clone)]
 struct Function {
     raw: CUfunction,
     /// Dynamic shared memory in bytes that it may be launched with.
-    shared_limit: Cell<u32>,
+    shared_limit: u32,
 }
 
 /// The primary context (the one that cuBLAS works in too), one stream, the kernels.
@@ -34,7 +34,7 @@ pub(super) struct Gpu {
     /// Whether the kernels are compiled for Hopper, where they may start while those before them still run.
     is_hopper: bool,
     /// Released last: fields drop in this order.
-    context: cust::context::Context,
+    _context: cust::context::Context,
 }
 
 impl Gpu {
@@ -52,7 +52,7 @@ impl Gpu {
             stream,
             functions: RefCell::default(),
             is_hopper: ptx.contains(".target sm_90"),
-            context,
+            _context: context,
         };
         gpu.module = load_module(ptx)?;
         Ok(gpu)
@@ -64,10 +64,6 @@ impl Gpu {
 
     pub(super) fn stream(&self) -> CUstream {
         self.stream
-    }
-
-    pub(super) fn context(&self) -> &cust::context::Context {
-        &self.context
     }
 
     pub(super) fn synchronize(&self) -> Result<()> {
@@ -129,38 +125,29 @@ impl Gpu {
         self.synchronize()
     }
 
-    /// The kernel of that name, looked up in the module once.
-    fn function(&self, name: &'static str) -> Result<CUfunction> {
-        if let Some(function) = self.functions.borrow().get(name) {
-            return Ok(function.raw);
+    /// The kernel of that name, looked up in the module once, allowed to have `shared_bytes` of dynamic shared memory.
+    fn function(&self, name: &'static str, shared_bytes: u32) -> Result<CUfunction> {
+        let mut functions = self.functions.borrow_mut();
+        let function = match functions.entry(name) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => place.insert(Function {
+                raw: find_function(self.module, name)?,
+                shared_limit: SHARED_BYTES_DEFAULT,
+            }),
+        };
+        if shared_bytes > function.shared_limit {
+            // SAFETY: the function is of this module.
+            let status = unsafe {
+                driver::cuFuncSetAttribute(
+                    function.raw,
+                    driver::FUNCTION_MAX_DYNAMIC_SHARED,
+                    shared_bytes as c_int,
+                )
+            };
+            check(status, &format!("asking for {shared_bytes} bytes of shared memory for {name}"))?;
+            function.shared_limit = shared_bytes;
         }
-        let c_name = CString::new(name).map_err(|_| Error::Device(format!("kernel name {name:?}")))?;
-        let mut raw = ptr::null_mut();
-        // SAFETY: the module is loaded, the name ends with a zero, the handle is written.
-        check(
-            unsafe { driver::cuModuleGetFunction(&mut raw, self.module, c_name.as_ptr()) },
-            &format!("looking up the kernel {name}"),
-        )?;
-        self.functions
-            .borrow_mut()
-            .insert(name, Function { raw, shared_limit: Cell::new(SHARED_BYTES_DEFAULT) });
-        Ok(raw)
-    }
-
-    /// Lets the kernel have `bytes` of dynamic shared memory, if that is more than it may have already.
-    fn allow_shared(&self, name: &'static str, raw: CUfunction, bytes: u32) -> Result<()> {
-        let functions = self.functions.borrow();
-        let limit = &functions[name].shared_limit;
-        if bytes <= limit.get() {
-            return Ok(());
-        }
-        // SAFETY: the function is of this module.
-        check(
-            unsafe { driver::cuFuncSetAttribute(raw, driver::FUNCTION_MAX_DYNAMIC_SHARED, bytes as c_int) },
-            &format!("asking for {bytes} bytes of shared memory for {name}"),
-        )?;
-        limit.set(bytes);
-        Ok(())
+        Ok(function.raw)
     }
 
     /// Lets the kernel start while the ones before it still run, where the device can.
@@ -177,10 +164,7 @@ impl Gpu {
             // SAFETY: the caller's promise.
             return unsafe { self.launch(kernel, config, params) };
         }
-        let function = self.function(kernel)?;
-        if config.shared_bytes > SHARED_BYTES_DEFAULT {
-            self.allow_shared(kernel, function, config.shared_bytes)?;
-        }
+        let function = self.function(kernel, config.shared_bytes)?;
         let mut attribute = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
@@ -213,10 +197,7 @@ impl Gpu {
         config: &LaunchConfig,
         params: &mut [*mut c_void],
     ) -> Result<()> {
-        let function = self.function(kernel)?;
-        if config.shared_bytes > SHARED_BYTES_DEFAULT {
-            self.allow_shared(kernel, function, config.shared_bytes)?;
-        }
+        let function = self.function(kernel, config.shared_bytes)?;
         let ([gx, gy, gz], [bx, by, bz]) = (config.grid, config.block);
         // SAFETY: the caller vouches for the parameters and the kernel's contract; function and stream are of this
         // device, and the driver copies the parameters before it returns.
@@ -275,6 +256,18 @@ fn retain_primary_context(info: &DeviceInfo) -> Result<cust::context::Context> {
     // SAFETY: the context is alive.
     check(unsafe { driver::cuCtxSetCurrent(context.as_raw()) }, &doing())?;
     Ok(context)
+}
+
+/// The kernel of that name in a module of the current context.
+pub(super) fn find_function(module: CUmodule, name: &str) -> Result<CUfunction> {
+    let c_name = CString::new(name).map_err(|_| Error::Device(format!("kernel name {name:?}")))?;
+    let mut raw = ptr::null_mut();
+    // SAFETY: the module is loaded, the name ends with a zero, the handle is written.
+    check(
+        unsafe { driver::cuModuleGetFunction(&mut raw, module, c_name.as_ptr()) },
+        &format!("looking up the kernel {name}"),
+    )?;
+    Ok(raw)
 }
 
 /// Compiles PTX for the current context's device.

@@ -2,9 +2,9 @@
 
 use super::device::Device;
 use super::driver::{self, check};
-use crate::error::{Error, Result};
-use std::ffi::{CString, c_int};
-use std::ptr;
+use super::gpu::find_function;
+use crate::error::Result;
+use std::ffi::c_int;
 
 /// What one kernel takes of a multiprocessor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -25,15 +25,9 @@ impl Device {
     /// The resources of the kernel of that name, launched in blocks of `block_size` threads without dynamic shared memory.
     ///
     /// # Errors
-    /// [`Error::Device`] if the module has no such kernel.
+    /// [`crate::Error::Device`] if the module has no such kernel.
     pub fn resources(&self, kernel: &str, block_size: u32) -> Result<Resources> {
-        let name = CString::new(kernel).map_err(|_| Error::Device(format!("kernel name {kernel:?}")))?;
-        let mut function = ptr::null_mut();
-        // SAFETY: the module is loaded, the name ends with a zero, the handle is written.
-        check(
-            unsafe { driver::cuModuleGetFunction(&mut function, self.module(), name.as_ptr()) },
-            &format!("looking up the kernel {kernel}"),
-        )?;
+        let function = find_function(self.module(), kernel)?;
         let attribute = |attribute: c_int| {
             let mut value = 0;
             // SAFETY: writes one int; the function is of this module.

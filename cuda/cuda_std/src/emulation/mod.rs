@@ -181,6 +181,12 @@ impl Emulator {
         address as u64
     }
 
+    /// Bytes of all buffers that are in use.
+    #[must_use]
+    pub fn allocated_bytes(&self) -> usize {
+        self.memory.borrow().iter().map(|allocation| allocation.bytes).sum()
+    }
+
     /// Gives a buffer back.
     ///
     /// # Panics
