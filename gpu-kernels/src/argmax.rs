@@ -7,14 +7,11 @@ use crate::sampler::SamplerRow;
 #[device]
 use crate::{
     fused::{launch_dependents, wait_for_dependencies},
-    grid::repeat,
+    grid::{is_last_block, repeat},
     sampler::{order_key, warp_max},
 };
 #[device]
-use cuda_std::{
-    atomic::{AtomicAdd, Ordering, Scope},
-    memory,
-};
+use cuda_std::memory;
 
 /// Threads of a block.
 pub const BLOCK_SIZE: u32 = 256;
@@ -102,11 +99,8 @@ pub unsafe fn argmax_f32_split(
         best = block_max(best, bests);
         if thread::thread_idx_x() == 0 {
             memory::store(partials.add(block as usize), best);
-            let before = u32::fetch_add(counters.add(row), 1, Ordering::AcqRel, Scope::Device);
-            is_last.set(0, (before + 1 == BLOCKS_PER_ROW).into());
         }
-        thread::sync_threads();
-        if is_last.get(0) == 0 {
+        if !is_last_block(counters.add(row), BLOCKS_PER_ROW, is_last) {
             return;
         }
         let thread = thread::thread_idx_x();
@@ -119,7 +113,6 @@ pub unsafe fn argmax_f32_split(
         best = block_max(partial, bests);
         if thread == 0 {
             *out.add(row) = !(best as u32);
-            *counters.add(row) = 0;
         }
     }
 }

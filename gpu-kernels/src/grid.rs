@@ -1,6 +1,11 @@
-//! How threads find their elements, and loops.
+//! How threads find their elements, loops, and which block ends last.
 
 use cuda_std::prelude::*;
+#[device]
+use cuda_std::{
+    atomic::{AtomicAdd, Ordering, Scope},
+    memory,
+};
 
 /// Calls `body` with every index below `count` that belongs to this thread, for any one-dimensional grid: thread `t`
 /// of `T` takes `t`, `t + T`, `t + 2T`, …
@@ -51,4 +56,29 @@ pub fn repeat(count: usize, mut body: impl FnMut(usize)) {
 pub fn divide(a: u32, b: u32) -> (u32, u32) {
     let quotient = a.checked_div(b).unwrap_or(0);
     (quotient, a - quotient * b)
+}
+
+/// Whether this block is the last of `count` to come here; what the others wrote before is then visible to it. Leaves the
+/// counter at 0.
+///
+/// # Safety
+/// All threads of the block call it together; `counter` was 0 before the first of the blocks, `shared` has one value that
+/// nobody else uses.
+#[device]
+#[inline(always)]
+pub unsafe fn is_last_block(counter: *mut u32, count: u32, shared: Shared<u32>) -> bool {
+    // SAFETY: one thread touches the counter; the barriers order it against the others' writes and reads.
+    unsafe {
+        thread::sync_threads();
+        if thread::thread_idx_x() == 0 {
+            let before = u32::fetch_add(counter, 1, Ordering::AcqRel, Scope::Device);
+            let is_last = before + 1 == count;
+            if is_last {
+                memory::store(counter, 0);
+            }
+            shared.set(0, is_last.into());
+        }
+        thread::sync_threads();
+        shared.get(0) != 0
+    }
 }

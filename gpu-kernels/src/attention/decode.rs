@@ -6,7 +6,7 @@
 use cuda_std::prelude::*;
 
 #[device]
-use super::{Merged, Partial, Rows, stage_query};
+use super::{Merged, PADDING, Partial, Rows, row_words, stage_query};
 #[device]
 use crate::{
     grid::{divide, repeat},
@@ -21,11 +21,6 @@ pub const MAX_WARPS: u32 = 8;
 pub const fn split_warps(heads_per_group: u32) -> u32 {
     if heads_per_group < MAX_WARPS { heads_per_group } else { MAX_WARPS }
 }
-
-/// Bytes that a row of K in shared memory is longer than the key: with them, 16-byte accesses of 8 lanes to 8
-/// neighbouring rows touch every bank once.
-#[device]
-const PADDING: usize = 16;
 
 #[device]
 struct Shape {
@@ -144,12 +139,6 @@ unsafe fn split<E: Group<N>, const HEAD_DIM: usize, const N: usize, const PAGES:
 
 #[device]
 impl Stage {
-    /// 16-byte words of a row of K, and of V.
-    const fn row_words<E, const HEAD_DIM: usize>() -> (u32, u32) {
-        let bytes = HEAD_DIM * size_of::<E>();
-        (((bytes + PADDING) / 16) as u32, (bytes / 16) as u32)
-    }
-
     /// Copies the first `keys` rows of a page to place `i` of the stage; the threads of the block share the work.
     ///
     /// # Safety
@@ -162,7 +151,7 @@ impl Stage {
         v: *const E,
         keys: u32,
     ) {
-        let (k_words, v_words) = const { Self::row_words::<E, HEAD_DIM>() };
+        let (k_words, v_words) = const { row_words::<E, HEAD_DIM>() };
         let (k_stage, v_stage) =
             (self.k.add(i * crate::PAGE_SIZE * k_words), self.v.add(i * crate::PAGE_SIZE * v_words));
         let mut word = thread::thread_idx_x();
@@ -191,7 +180,7 @@ impl Stage {
         keys: u32,
         partial: &mut Partial<N>,
     ) {
-        let (k_words, v_words) = const { Self::row_words::<E, HEAD_DIM>() };
+        let (k_words, v_words) = const { row_words::<E, HEAD_DIM>() };
         let keys_of_page = self.k.add(i * crate::PAGE_SIZE * k_words);
         // A row of V is 32 groups of N values.
         let values = self.v.add(i * crate::PAGE_SIZE * v_words).cast::<E::Word>().add(warp::lane_id());

@@ -7,25 +7,18 @@
 use cuda_std::prelude::*;
 
 #[device]
-use super::{Merged, Partial, Rows, Sequence, attend_page, decode::MAX_WARPS, stage_query};
+use super::{
+    Merged, PADDING, Partial, Rows, Sequence, attend_page, decode::MAX_WARPS, row_words, stage_query,
+};
 #[device]
 use crate::{
     PAGE_SIZE,
     fused::{launch_dependents, wait_for_dependencies},
-    grid::{divide, repeat},
+    grid::{divide, is_last_block, repeat},
     vector::Group,
 };
 #[device]
-use cuda_std::{
-    async_copy,
-    atomic::{AtomicAdd, Ordering, Scope},
-    memory,
-};
-
-/// Bytes that a row of K in shared memory is longer than the key: with them, 16-byte accesses of 8 lanes to 8
-/// neighbouring rows touch every bank once.
-#[device]
-const PADDING: usize = 16;
+use cuda_std::{async_copy, memory};
 
 /// Stages: while one is computed on, the next is copied.
 #[device]
@@ -73,12 +66,6 @@ struct Source<'a, E> {
 
 #[device]
 impl<E: Element> Source<'_, E> {
-    /// 16-byte words of a row of K in shared memory, and of V.
-    const fn row_words<const HEAD_DIM: usize>() -> (u32, u32) {
-        let bytes = HEAD_DIM * size_of::<E>();
-        (((bytes + PADDING) / 16) as u32, (bytes / 16) as u32)
-    }
-
     /// Starts to copy keys `from .. end`, counted from the first of page `first_page`, and their values to the stage that
     /// begins at key `place`; the threads of the block share the work.
     ///
@@ -86,7 +73,7 @@ impl<E: Element> Source<'_, E> {
     /// The sequence has these keys, the stage has room for them, and nobody reads it.
     #[inline(always)]
     unsafe fn copy<const HEAD_DIM: usize>(&self, place: u32, first_page: u32, from: u32, end: u32) {
-        let (k_words, v_words) = const { Self::row_words::<HEAD_DIM>() };
+        let (k_words, v_words) = const { row_words::<E, HEAD_DIM>() };
         let mut word = from * v_words + thread::thread_idx_x();
         while word < end * v_words {
             let (key, column) = (word / v_words, word % v_words);
@@ -162,7 +149,7 @@ unsafe fn attend<E: Group<N>, const HEAD_DIM: usize, const N: usize, const PAGES
         let this_query = row as usize * launch.num_attention_heads as usize + head as usize;
         stage_query::<HEAD_DIM>(launch.q.add(this_query * HEAD_DIM), query);
 
-        let (k_words, v_words) = const { Source::<E>::row_words::<HEAD_DIM>() };
+        let (k_words, v_words) = const { row_words::<E, HEAD_DIM>() };
         let mut partial = Partial::<N>::EMPTY;
         let (mut page, mut stage) = (first_page, 0);
         while page < end_page {
@@ -214,37 +201,13 @@ unsafe fn attend<E: Group<N>, const HEAD_DIM: usize, const N: usize, const PAGES
             }
             let counter =
                 launch.counters.add((row_of_launch * launch.num_key_value_heads + key_value_head) as usize);
-            if !is_last(counter, count, stages.is_last) {
+            if !is_last_block(counter, count, stages.is_last) {
                 return;
             }
             merge(&mut merged, launch, first, count as usize, lane);
         }
         let to = (row as usize * launch.num_attention_heads as usize + head as usize) * HEAD_DIM;
         E::store_group(launch.out.add(to + lane as usize * N), merged.output());
-    }
-}
-
-/// Whether this block is the last of `count` to come here; what the others wrote before is then visible to it. Leaves the
-/// counter at 0.
-///
-/// # Safety
-/// All threads of the block call it together; `counter` was 0 before the first of the blocks.
-#[device]
-#[inline(always)]
-unsafe fn is_last(counter: *mut u32, count: u32, shared: Shared<u32>) -> bool {
-    // SAFETY: one thread touches the counter; the barriers order it against the others' writes and reads.
-    unsafe {
-        thread::sync_threads();
-        if thread::thread_idx_x() == 0 {
-            let before = u32::fetch_add(counter, 1, Ordering::AcqRel, Scope::Device);
-            let is_last = before + 1 == count;
-            if is_last {
-                memory::store(counter, 0);
-            }
-            shared.set(0, is_last.into());
-        }
-        thread::sync_threads();
-        shared.get(0) != 0
     }
 }
 

@@ -250,6 +250,18 @@ impl<const N: usize> Merged<N> {
     }
 }
 
+/// Bytes that a row of K in shared memory is longer than the key: with them, 16-byte accesses of 8 lanes to 8
+/// neighbouring rows touch every bank once.
+#[device]
+const PADDING: usize = 16;
+
+/// 16-byte words of a row of K in shared memory, and of V.
+#[device]
+const fn row_words<E, const HEAD_DIM: usize>() -> (u32, u32) {
+    let bytes = HEAD_DIM * size_of::<E>();
+    (((bytes + PADDING) / 16) as u32, (bytes / 16) as u32)
+}
+
 /// A score in the making: the two chains of fused multiply-adds.
 #[device]
 #[derive(Clone, Copy)]

@@ -3,7 +3,7 @@
 use cuda_std::prelude::*;
 
 #[device]
-use super::{Merged, Partial, Rows, Score, Sequence, four, stage_query};
+use super::{Merged, PADDING, Partial, Rows, Score, Sequence, four, row_words, stage_query};
 #[device]
 use crate::{
     grid::{divide, repeat},
@@ -45,10 +45,6 @@ macro_rules! each_query {
 /// Keys whose values are read before the first is used.
 #[device]
 const KEYS_AHEAD: usize = 2;
-
-/// Bytes that a row of K in shared memory is longer than the key; see `decode.rs`.
-#[device]
-const PADDING: usize = 16;
 
 #[device]
 struct Shape {
@@ -234,12 +230,6 @@ unsafe fn segment<E: Group<N>, const HEAD_DIM: usize, const N: usize>(
 
 #[device]
 impl Tile {
-    /// 16-byte words of a row of K, and of V.
-    const fn row_words<E, const HEAD_DIM: usize>() -> (u32, u32) {
-        let bytes = HEAD_DIM * size_of::<E>();
-        (((bytes + PADDING) / 16) as u32, (bytes / 16) as u32)
-    }
-
     /// Copies the first `keys` rows of a page; the threads of the block share the work. The rest becomes zero,
     /// since what weighs 0 must not be NaN.
     ///
@@ -247,7 +237,7 @@ impl Tile {
     /// `k` and `v` lead to a page, aligned to 16 bytes; barriers keep readers away.
     #[inline(always)]
     unsafe fn load_page<E: Element, const HEAD_DIM: usize>(self, k: *const E, v: *const E, keys: u32) {
-        let (k_words, v_words) = const { Self::row_words::<E, HEAD_DIM>() };
+        let (k_words, v_words) = const { row_words::<E, HEAD_DIM>() };
         let mut word = thread::thread_idx_x();
         while word < crate::PAGE_SIZE * v_words {
             let (key, column) = (word / v_words, word % v_words);
@@ -271,7 +261,7 @@ impl Tile {
     /// Page and queries are complete.
     #[inline(always)]
     unsafe fn scores<E: Element, const HEAD_DIM: usize>(self, queries: Shared<f32>) -> [Score; QUERIES] {
-        let (k_words, v_words) = const { Self::row_words::<E, HEAD_DIM>() };
+        let (k_words, v_words) = const { row_words::<E, HEAD_DIM>() };
         let key_row = self.k.add(warp::lane_id() * k_words);
         let mut scores = [Score::ZERO; QUERIES];
         repeat(v_words as usize, |word| {

@@ -17,7 +17,7 @@ use cuda_std::prelude::*;
 
 #[device]
 use crate::{
-    grid::{divide, repeat},
+    grid::{divide, offset, repeat},
     vector::Group,
 };
 #[device]
@@ -318,4 +318,72 @@ pub(crate) fn sum_of_lanes<const R: usize, const N: usize, const LANES: u32>(
         });
     });
     shares
+}
+
+/// Threads of a block of [`matmul`].
+pub(crate) const MATMUL_BLOCK_SIZE: u32 = 256;
+/// Lanes that compute [`MATMUL_ROWS`] columns of its output.
+pub(crate) const MATMUL_LANES: u32 = 16;
+/// Rows of weights that share one read of the inputs.
+pub(crate) const MATMUL_ROWS: u32 = 2;
+/// Words of each row that a lane has in flight: with 16 lanes, all of a row of 896 columns.
+#[device]
+const MATMUL_AHEAD: usize = 7;
+
+/// `out = x · weightᵀ` for the first `n` of `N` rows, by any number of blocks along x: weight `[rows, cols]`, out `[n, rows]`.
+/// `stage_inputs` is called once the first weights are on their way; it waits for what it needs, completes the
+/// stage for every thread, and returns what each row's products are multiplied with.
+///
+/// # Safety
+/// Blocks of [`MATMUL_BLOCK_SIZE`] threads; arrays have these sizes and are aligned to 16 bytes, `rows` is not 0; all threads of the
+/// block call it together.
+#[device]
+#[inline(always)]
+pub(crate) unsafe fn matmul<E: PackedElement, const N: usize>(
+    n: u32,
+    rows: u32,
+    cols: u32,
+    weight: *const E,
+    out: *mut f32,
+    stage_inputs: impl FnOnce(Stage) -> [f32; N],
+) {
+    const ROWS: usize = MATMUL_ROWS as usize;
+    let lane = thread::thread_idx_x() % MATMUL_LANES;
+    let words = cols / WORD;
+    let stage = Stage::new(n, words);
+    let columns_per_block = MATMUL_BLOCK_SIZE / MATMUL_LANES * MATMUL_ROWS;
+    let step = thread::grid_dim_x() * columns_per_block;
+    let mut block_first = thread::block_idx_x() * columns_per_block;
+    let group = thread::thread_idx_x() / MATMUL_LANES * MATMUL_ROWS;
+    // SAFETY: rows below `rows`; groups beyond the last row compute it again and do not store. Every lane of a warp
+    // makes the same number of rounds.
+    unsafe {
+        let dot = |block_first: u32| {
+            let row = |r: u32| weight.add(offset((block_first + group + r).min(rows - 1), cols, 0));
+            Dot::<E, ROWS, MATMUL_AHEAD, MATMUL_LANES>::new([row(0), row(1)], words, lane)
+        };
+        let mut products = dot(block_first);
+        let scales = stage_inputs(stage);
+        loop {
+            let shares = products.shares::<N>(lane, stage);
+            let first = block_first + group;
+            block_first += step;
+            // The next weights are under way while these products are added up.
+            if block_first < rows {
+                products = dot(block_first);
+            }
+            let sums = sum_of_lanes::<ROWS, N, MATMUL_LANES>(shares);
+            repeat(N, |i| {
+                repeat(ROWS, |r| {
+                    let row = first + r as u32;
+                    if lane == (i * ROWS + r) as u32 && (i as u32) < n && row < rows {
+                        *out.add(offset(i as u32, rows, row)) = sums[r][i] * scales[i];
+                    }
+                });
+            });
+            if block_first >= rows {
+                return;
+            }
+        }
+    }
 }

@@ -2,19 +2,14 @@
 
 use cuda_std::prelude::*;
 
+use super::{MATMUL_BLOCK_SIZE, MATMUL_LANES, MATMUL_ROWS};
 #[device]
-use super::{Dot, Stage, WORD, launch_dependents, sum_of_lanes, wait_for_dependencies};
-#[device]
-use crate::grid::{offset, repeat};
+use super::{launch_dependents, matmul, wait_for_dependencies};
 
 /// Threads of a block.
-pub const BLOCK_SIZE: u32 = 256;
-/// Lanes that compute [`ROWS`] columns of the output.
-pub const LANES: u32 = 16;
-/// Rows of weights that share one read of the inputs.
-pub const ROWS: u32 = 2;
+pub const BLOCK_SIZE: u32 = MATMUL_BLOCK_SIZE;
 /// Columns of the output that a block computes at a time.
-pub const COLUMNS_PER_BLOCK: u32 = BLOCK_SIZE / LANES * ROWS;
+pub const COLUMNS_PER_BLOCK: u32 = BLOCK_SIZE / MATMUL_LANES * MATMUL_ROWS;
 
 /// # Safety
 /// As the kernels.
@@ -31,45 +26,13 @@ unsafe fn norm_matmul<E: PackedElement, const N: usize>(
     out: *mut f32,
 ) {
     launch_dependents();
-    let lane = thread::thread_idx_x() % LANES;
-    let words = cols / WORD;
-    let stage = Stage::new(n, words);
-    let step = thread::grid_dim_x() * COLUMNS_PER_BLOCK;
-    let mut first = thread::block_idx_x() * COLUMNS_PER_BLOCK + thread::thread_idx_x() / LANES * ROWS;
-    // SAFETY: rows below `rows`; groups beyond the last row compute it again and do not store. Every lane of a warp
-    // makes the same number of rounds.
+    // SAFETY: the kernels' contract; the stage has room for `n` rows.
     unsafe {
-        let dot = |first: u32| {
-            let row = |r: u32| weight.add(offset((first + r).min(rows - 1), cols, 0));
-            Dot::<E, { ROWS as usize }, 7, LANES>::new([row(0), row(1)], words, lane)
-        };
-        let mut products = dot(first);
-        let ahead = stage.load_norm(norm);
-        wait_for_dependencies();
-        let scales = stage.copy_normed::<N>(x, norm, ahead, eps);
-        let mut block_first = thread::block_idx_x() * COLUMNS_PER_BLOCK;
-        loop {
-            let shares = products.shares::<N>(lane, stage);
-            let this = first;
-            first += step;
-            block_first += step;
-            // The next weights are under way while these products are added up.
-            if block_first < rows {
-                products = dot(first);
-            }
-            let sums = sum_of_lanes::<{ ROWS as usize }, N, LANES>(shares);
-            repeat(N, |i| {
-                repeat(ROWS as usize, |r| {
-                    let row = this + r as u32;
-                    if lane == (i * ROWS as usize + r) as u32 && (i as u32) < n && row < rows {
-                        *out.add(offset(i as u32, rows, row)) = sums[r][i] * scales[i];
-                    }
-                });
-            });
-            if block_first >= rows {
-                return;
-            }
-        }
+        matmul::<E, N>(n, rows, cols, weight, out, |stage| {
+            let ahead = stage.load_norm(norm);
+            wait_for_dependencies();
+            stage.copy_normed::<N>(x, norm, ahead, eps)
+        });
     }
 }
 

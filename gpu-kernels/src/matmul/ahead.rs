@@ -10,10 +10,11 @@
 //! - x is converted once for the block, into shared memory, and each value read from there serves two rows of weights;
 //! - the grid is what the device runs at a time, so x is staged once a block, not once every few rows.
 
+use crate::fused::{MATMUL_BLOCK_SIZE, MATMUL_LANES, MATMUL_ROWS};
 #[device]
 use crate::{
-    fused::{Dot, Stage, WORD, launch_dependents, sum_of_lanes, wait_for_dependencies},
-    grid::{offset, repeat},
+    fused::{launch_dependents, matmul, wait_for_dependencies},
+    grid::offset,
     vector::Group,
 };
 use cuda_std::prelude::*;
@@ -21,15 +22,9 @@ use cuda_std::prelude::*;
 /// Rows of x that a block of the kernels `few` takes.
 pub const FEW: u32 = 4;
 /// Threads of a block.
-pub const BLOCK_SIZE: u32 = 256;
-/// Lanes that compute [`ROWS`] columns of the output.
-pub const LANES: u32 = 16;
-/// Rows of weights that share one read of x.
-pub const ROWS: u32 = 2;
+pub const BLOCK_SIZE: u32 = MATMUL_BLOCK_SIZE;
 /// Columns of the output that a block computes at a time.
-pub const COLUMNS_PER_BLOCK: u32 = BLOCK_SIZE / LANES * ROWS;
-/// Words of each row that a lane has in flight.
-const AHEAD: usize = 7;
+pub const COLUMNS_PER_BLOCK: u32 = BLOCK_SIZE / MATMUL_LANES * MATMUL_ROWS;
 
 /// # Safety
 /// As the kernels.
@@ -44,47 +39,17 @@ unsafe fn ahead<E: PackedElement, X: Group<4>, const N: usize>(
     out: *mut f32,
 ) {
     launch_dependents();
-    let lane = thread::thread_idx_x() % LANES;
-    let words = cols / WORD;
     let first_x = thread::block_idx_y() * N as u32;
     let n = (n - first_x).min(N as u32);
-    let stage = Stage::new(n, words);
-    let step = thread::grid_dim_x() * COLUMNS_PER_BLOCK;
-    let mut block_first = thread::block_idx_x() * COLUMNS_PER_BLOCK;
-    let group = thread::thread_idx_x() / LANES * ROWS;
-    // SAFETY: rows below `rows`; groups beyond the last row compute it again and do not store. Every lane of a warp
-    // makes the same number of rounds.
+    // SAFETY: the kernels' contract; rows `first_x ..` of x and out; the stage has room for `n` rows.
     unsafe {
         let (x, out) = (x.add(offset(first_x, cols, 0)), out.add(offset(first_x, rows, 0)));
-        let dot = |block_first: u32| {
-            let row = |r: u32| weight.add(offset((block_first + group + r).min(rows - 1), cols, 0));
-            Dot::<E, { ROWS as usize }, AHEAD, LANES>::new([row(0), row(1)], words, lane)
-        };
-        let mut products = dot(block_first);
-        wait_for_dependencies();
-        stage.copy(x);
-        thread::sync_threads();
-        loop {
-            let shares = products.shares::<N>(lane, stage);
-            let first = block_first + group;
-            block_first += step;
-            // The next weights are under way while these products are added up.
-            if block_first < rows {
-                products = dot(block_first);
-            }
-            let sums = sum_of_lanes::<{ ROWS as usize }, N, LANES>(shares);
-            repeat(N, |i| {
-                repeat(ROWS as usize, |r| {
-                    let row = first + r as u32;
-                    if lane == (i * ROWS as usize + r) as u32 && (i as u32) < n && row < rows {
-                        *out.add(offset(i as u32, rows, row)) = sums[r][i];
-                    }
-                });
-            });
-            if block_first >= rows {
-                return;
-            }
-        }
+        matmul::<E, N>(n, rows, cols, weight, out, |stage| {
+            wait_for_dependencies();
+            stage.copy(x);
+            thread::sync_threads();
+            [1.0; N]
+        });
     }
 }
 
