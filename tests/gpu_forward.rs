@@ -44,10 +44,14 @@ fn parts(model: &TinyModel) -> (Config, Weights, OpsConfig) {
     (config, weights, ops_config)
 }
 
+/// The model with matrices in the format of its file.
 fn on_gpu(device: &Rc<Device>, model: &TinyModel, kernels: &str) -> Box<dyn Runner> {
+    assert_eq!(cuda::compute_dtype(&parts(model).1), model.dtype);
+    on_gpu_as(device, model, model.dtype, kernels)
+}
+
+fn on_gpu_as(device: &Rc<Device>, model: &TinyModel, dtype: Dtype, kernels: &str) -> Box<dyn Runner> {
     let (config, weights, ops_config) = parts(model);
-    let dtype = cuda::compute_dtype(&weights);
-    assert_eq!(dtype, model.dtype);
     let choice = KernelChoice::parse(kernels).unwrap();
     let ops = CudaOps::new(device, &ops_config, dtype, choice).unwrap();
     let layout = kv_layout(&config, dtype, NUM_PAGES);
@@ -167,6 +171,26 @@ fn logits_agree_with_the_cpu() {
             let case = format!("{} {kernels}", describe(&model));
             let found = logits(&mut *on_gpu(&device, &model, kernels), 0, &tokens, 512);
             assert_close(&case, model.dtype, &found, &expected);
+        }
+    }
+}
+
+/// What the engine does where nothing else is asked for: as precise as a file in f16.
+#[test]
+fn bf16_models_held_as_f16_agree_with_the_cpu() {
+    let Some(device) = device() else { return };
+    let tokens = tokens(1, 111);
+    for model in models().into_iter().filter(|model| model.dtype == Dtype::Bf16) {
+        let expected = logits(&mut *on_cpu(&model), 0, &tokens, 512);
+        // All at once, and in steps of one token, which are fused.
+        for chunk in [512, 1] {
+            let found = logits(&mut *on_gpu_as(&device, &model, Dtype::F16, ""), 0, &tokens, chunk);
+            assert_close(
+                &format!("{} as f16, chunks of {chunk}", describe(&model)),
+                Dtype::F16,
+                &found,
+                &expected,
+            );
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::weights::Matrix;
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::marker::PhantomData;
+use std::slice;
 
 /// Values of `in_features` that are summed before the lanes are folded: 6 rows of it in f32 stay in a 32 KiB L1.
 const CHUNK: usize = 1024;
@@ -38,26 +39,46 @@ const SCRATCH_STRIDE: usize = CHUNK + LANES;
 /// # Errors
 /// [`crate::Error::Request`] if the shapes do not fit.
 pub fn matmul(isa: Isa, n: usize, x: &Tensor, weight: &Matrix, out: &mut Tensor) -> Result<()> {
-    x.expect("matmul", "x", n, weight.cols)?;
-    out.expect("matmul", "out", n, weight.rows)?;
-    let product = Product { x, weight, n, out: OutPtr(out.values_mut().as_mut_ptr()) };
+    matmul_stacked(isa, n, x, slice::from_ref(weight), out)
+}
+
+/// As [`matmul`] with the rows of all `weights`, one matrix below the other.
+///
+/// # Errors
+/// As [`matmul`].
+pub fn matmul_stacked(isa: Isa, n: usize, x: &Tensor, weights: &[Matrix], out: &mut Tensor) -> Result<()> {
+    out.expect("matmul", "out", n, weights.iter().map(|weight| weight.rows).sum())?;
+    let out_stride = out.cols();
+    let mut first = 0;
+    for weight in weights {
+        x.expect("matmul", "x", n, weight.cols)?;
+        // SAFETY: the columns of `out` are those of all weights, checked above.
+        let out = unsafe { OutPtr(out.values_mut().as_mut_ptr().add(first)) };
+        multiply(isa, &Product { x, weight, n, out, out_stride });
+        first += weight.rows;
+    }
+    Ok(())
+}
+
+/// The shapes fit.
+fn multiply(isa: Isa, product: &Product) {
+    let &Product { weight, n, .. } = product;
     if n <= FEW_ROWS {
         (0..weight.rows.div_ceil(FEW_ROWS_BLOCK)).into_par_iter().for_each(|block| {
             let first = block * FEW_ROWS_BLOCK;
             let last = (first + FEW_ROWS_BLOCK).min(weight.rows);
             with_element!(weight.dtype, E => {
                 // SAFETY: shapes were checked; blocks are disjoint.
-                unsafe { isa.run(FewRows::<E> { product: &product, first, last, element: PhantomData }) }
+                unsafe { isa.run(FewRows::<E> { product, first, last, element: PhantomData }) }
             });
         });
     } else {
         (0..weight.rows.div_ceil(MANY_ROWS_BLOCK)).into_par_iter().for_each(|block| {
             let first = block * MANY_ROWS_BLOCK;
             let last = (first + MANY_ROWS_BLOCK).min(weight.rows);
-            many_rows(isa, &product, first, last);
+            many_rows(isa, product, first, last);
         });
     }
-    Ok(())
 }
 
 /// Where tasks write; each writes its own columns.
@@ -77,6 +98,8 @@ struct Product<'a> {
     n: usize,
     /// `[n, out_features]`
     out: OutPtr,
+    /// From one row of `out` to the next, in values.
+    out_stride: usize,
 }
 
 /// All rows of `x` with the weight rows `first..last`, from the file's format.
@@ -92,8 +115,8 @@ impl<E: Element> Kernel for FewRows<'_, E> {
 
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        let Product { x, weight, n, out } = *self.product;
-        let (in_features, out_features) = (weight.cols, weight.rows);
+        let Product { x, weight, n, out, out_stride } = *self.product;
+        let in_features = weight.cols;
         let mut o = self.first;
         while o < self.last {
             let w_rows = weight_rows::<L>(self.last - o);
@@ -110,8 +133,8 @@ impl<E: Element> Kernel for FewRows<'_, E> {
                         w_stride: in_features * E::SIZE,
                         len: (in_features - k).min(CHUNK),
                         // SAFETY: as above.
-                        out: unsafe { out.0.add(i * out_features + o) },
-                        out_stride: out_features,
+                        out: unsafe { out.0.add(i * out_stride + o) },
+                        out_stride,
                         add: k > 0,
                     };
                     // SAFETY: x_rows rows of x and w_rows of the weight are there.
@@ -169,8 +192,8 @@ impl Kernel for ManyRows<'_> {
 
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        let Product { x, weight, n, out } = *self.product;
-        let (in_features, out_features) = (weight.cols, weight.rows);
+        let Product { x, weight, n, out, out_stride } = *self.product;
+        let in_features = weight.cols;
         let mut i = 0;
         while i < n {
             let x_rows = (n - i).min(max_x_rows::<L>());
@@ -185,8 +208,8 @@ impl Kernel for ManyRows<'_> {
                     w_stride: SCRATCH_STRIDE * size_of::<f32>(),
                     len: self.len,
                     // SAFETY: i < n, o < out_features.
-                    out: unsafe { out.0.add(i * out_features + o) },
-                    out_stride: out_features,
+                    out: unsafe { out.0.add(i * out_stride + o) },
+                    out_stride,
                     add: self.k > 0,
                 };
                 // SAFETY: x_rows rows of x and w_rows of the scratch are there.

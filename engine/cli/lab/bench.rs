@@ -16,6 +16,7 @@ use crate::lab::report;
 use crate::lab::run::{LeftOut, Run, Timing};
 use crate::lab::stats::StopRule;
 use crate::lab::workload::{LIKE, like};
+use crate::model::open::DtypeChoice;
 use crate::weights::Weights;
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use std::path::PathBuf;
@@ -122,12 +123,12 @@ pub(super) fn run(args: BenchArgs) -> Result<ExitCode> {
 
 fn workload(args: &BenchArgs) -> Result<Workload> {
     let (config, dtype) = match &args.model {
-        None => (like(&args.like)?, Dtype::Bf16),
+        None => (like(&args.like)?, DtypeChoice::Auto.preferred(Dtype::Bf16)),
         Some(path) => {
             let gguf = open_gguf(Some(path))?;
             let config = Config::from_gguf(&gguf)?;
             let dtype = cuda::compute_dtype(&Weights::from_gguf(&gguf, &config)?);
-            (config, dtype)
+            (config, DtypeChoice::Auto.preferred(dtype))
         }
     };
     let counts = |values: &[u32]| values.iter().map(|&value| value as usize).collect();

@@ -52,7 +52,14 @@ fn checks() -> Vec<Case> {
         [6, 37, 2056],
     ];
     let plain = Dtype::ALL.into_iter().flat_map(|dtype| SHAPES.map(|shape| case(dtype, dtype, shape, "")));
-    plain.chain(MIXED.map(|shape| case(Dtype::Bf16, Dtype::F32, shape, ""))).collect()
+    let mixed = MIXED.map(|shape| case(Dtype::Bf16, Dtype::F32, shape, ""));
+    // Into what the next operation reads value by value: f16 where the library multiplies f16, else f32.
+    const ROUNDED: [Shape; 3] = [[1, 19, 111], [19, 130, 896], [111, 1024, 64]];
+    let rounded = Dtype::ALL.into_iter().flat_map(|dtype| {
+        let x_dtype = crate::cuda::precise_dtype(dtype);
+        ROUNDED.map(|shape| product(dtype, x_dtype, shape, "", true))
+    });
+    plain.chain(mixed).chain(rounded).collect()
 }
 
 /// Every projection of the model.
@@ -64,16 +71,16 @@ fn timings(workload: &Workload) -> Vec<Case> {
     // What norms and SwiGLU write, and what attention writes.
     let precise = crate::cuda::precise_dtype(workload.dtype);
     let projections = [
-        ("q_proj", q_size, hidden, precise),
-        ("k_proj", kv_size, hidden, precise),
-        ("o_proj", hidden, q_size, workload.dtype),
-        ("gate_proj", intermediate, hidden, precise),
-        ("down_proj", hidden, intermediate, precise),
-        ("lm_head", config.vocab_size, hidden, precise),
+        ("qkv_proj", q_size + 2 * kv_size, hidden, precise, false),
+        ("o_proj", hidden, q_size, workload.dtype, false),
+        ("gate_up_proj", 2 * intermediate, hidden, precise, true),
+        ("down_proj", hidden, intermediate, precise, false),
+        ("lm_head", config.vocab_size, hidden, precise, false),
     ];
     let mut cases = Vec::new();
-    for (name, rows, cols, x_dtype) in projections {
-        cases.extend(workload.rows.iter().map(|&n| case(workload.dtype, x_dtype, [n, rows, cols], name)));
+    for (name, rows, cols, x_dtype, rounded) in projections {
+        let of = |&n: &usize| product(workload.dtype, x_dtype, [n, rows, cols], name, rounded);
+        cases.extend(workload.rows.iter().map(of));
     }
     cases
 }
@@ -84,18 +91,24 @@ pub fn largest(dtype: Dtype) -> Case {
 }
 
 fn case(dtype: Dtype, x_dtype: Dtype, shape: Shape, name: &'static str) -> Case {
+    product(dtype, x_dtype, shape, name, false)
+}
+
+/// A product in f32, or one that is `rounded` where the device thinks it better.
+fn product(dtype: Dtype, x_dtype: Dtype, shape: Shape, name: &'static str, is_rounded: bool) -> Case {
     let [n, rows, cols] = shape;
+    let rounded = if is_rounded { ", rounded" } else { "" };
     let x_format = if x_dtype == dtype { String::new() } else { format!(" {x_dtype}") };
     let space = if name.is_empty() { "" } else { " " };
     let bytes = n * cols * x_dtype.size() + rows * cols * dtype.size() + n * rows * 4;
     Case {
         dtype,
-        shape: format!("{name}{space}x{x_format} [{n}, {cols}], weight [{rows}, {cols}]"),
+        shape: format!("{name}{space}x{x_format} [{n}, {cols}], weight [{rows}, {cols}]{rounded}"),
         // A multiply-add is one of many in a thread.
         work: n * rows * cols / 16,
         cost: Cost { bytes: bytes as f64, flops: 2.0 * (n * rows) as f64 * cols as f64 },
         config: plain_config(),
-        prepare: Box::new(move |ops, seed| Ok(Box::new(Matmul::new(ops, seed, x_dtype, shape)?))),
+        prepare: Box::new(move |ops, seed| Ok(Box::new(Matmul::new(ops, seed, x_dtype, shape, is_rounded)?))),
     }
 }
 
@@ -111,10 +124,12 @@ struct Matmul {
     x: Activation,
     weight: Weight,
     out: Tensor,
+    /// In the place of `out`.
+    rounded: Option<Activation>,
 }
 
 impl Matmul {
-    fn new(ops: &mut CudaOps, seed: u64, x_dtype: Dtype, shape: Shape) -> Result<Self> {
+    fn new(ops: &mut CudaOps, seed: u64, x_dtype: Dtype, shape: Shape, is_rounded: bool) -> Result<Self> {
         let [n, rows, cols] = shape;
         let dtype = ops.dtype();
         let name = format!("matmul {shape:?}");
@@ -140,7 +155,16 @@ impl Matmul {
             host_x,
             weight: weight(ops, dtype, rows, cols, &host_weight)?,
             out: poisoned(ops, n, rows)?,
+            rounded: is_rounded.then(|| ops.new_product(n + GUARD_ROWS, rows)).transpose()?,
         })
+    }
+
+    /// The results, and what rounding them once more may cost each.
+    fn found(&self) -> Result<(Vec<f32>, Dtype)> {
+        match &self.rounded {
+            Some(rounded) => Ok((rounded.to_host()?, rounded.dtype())),
+            None => Ok((self.out.to_host()?, Dtype::F32)),
+        }
     }
 
     /// The results of some rows of x, computed alone.
@@ -152,7 +176,7 @@ impl Matmul {
         out.to_host()
     }
 
-    fn compare_found(&self, of: &'static str, found: &[f32], findings: &mut Findings) {
+    fn compare_found(&self, of: &'static str, found: &[f32], format: Dtype, findings: &mut Findings) {
         let [n, rows, cols] = self.shape;
         // Errors of single additions in f32 go in both directions and grow with the root of their number; tensor cores
         // truncate, which costs a factor of two. Two parts of bf16 keep 16 bits of an f32 input.
@@ -161,7 +185,10 @@ impl Matmul {
         let values = self.places.iter().map(|&place| (place, found[place]));
         findings.places(of, values, |place| {
             let i = self.places.binary_search(&place).expect("one of the places");
-            (self.expected[i].0, self.expected[i].1 * relative)
+            let (sum, magnitude) = self.expected[i];
+            let rounding =
+                if format == Dtype::F32 { 0.0 } else { sum.abs() * unit(format) + smallest(format) };
+            (sum, magnitude * relative + rounding)
         });
         findings.untouched(of, &found[n * rows..]);
         let poison = found[..n * rows].iter().position(|value| value.is_nan());
@@ -171,10 +198,18 @@ impl Matmul {
 
 impl Instance for Matmul {
     fn reset(&mut self, _: &mut CudaOps) -> Result<()> {
+        if let Some(rounded) = &mut self.rounded {
+            // Not a number in f32 and, half by half, in f16.
+            rounded.set_dtype(Dtype::F32)?;
+            rounded.write(&vec![f32::from_bits(u32::MAX); rounded.rows() * rounded.cols()])?;
+        }
         fill_tensor(&mut self.out, &[])
     }
 
     fn launch(&mut self, ops: &mut CudaOps) -> Result<()> {
+        if let Some(rounded) = &mut self.rounded {
+            return ops.matmul_rounded(self.shape[0], &self.x, &self.weight, rounded);
+        }
         ops.matmul(self.shape[0], &self.x, &self.weight, &mut self.out)
     }
 
@@ -185,8 +220,8 @@ impl Instance for Matmul {
 
     fn compare(&mut self, ops: &mut CudaOps, variant: &str, findings: &mut Findings) -> Result<()> {
         let [n, rows, _] = self.shape;
-        let found = self.out.to_host()?;
-        self.compare_found("out", &found, findings);
+        let (found, format) = self.found()?;
+        self.compare_found("out", &found, format, findings);
         let x_dtype = self.x.dtype();
         findings.expect(!self.mixed || x_dtype == Dtype::F32, || format!("x: expected f32, found {x_dtype}"));
         if variant == CUBLAS {
@@ -195,7 +230,8 @@ impl Instance for Matmul {
                 self.reset(ops)?;
                 ops.choose(KernelChoice::default())?;
                 self.launch(ops)?;
-                self.compare_found("out by default", &self.out.to_host()?, findings);
+                let (found, format) = self.found()?;
+                self.compare_found("out by default", &found, format, findings);
             }
             return Ok(());
         }
