@@ -277,7 +277,7 @@ pub trait Ops {
         self.drawn()
     }
 
-    /// Does what `step` does, for the uploaded batch and the prepared draw. A device may record what it queues and, for a
+    /// Does what `step` does, for the uploaded batch and, where it has logits, the prepared draw. A device may record what it queues and, for a
     /// batch of the same shape, replay that instead of calling `step`: so `step` queues operations of one step on the
     /// same buffers each time and does nothing else.
     fn run_step(&mut self, batch: &Self::Batch, step: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {

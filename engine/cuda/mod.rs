@@ -151,7 +151,8 @@ pub fn split_bytes(config: &Config, limits: &BatchLimits, dtype: Dtype) -> usize
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct StepKey {
     batch: batch::Bucket,
-    draw: (sampler::DrawShape, usize),
+    /// `None` where nothing is drawn.
+    draw: Option<(sampler::DrawShape, usize)>,
 }
 
 /// cuBLAS, if the choice of kernels may come to it and the device has it.
@@ -552,20 +553,27 @@ impl Ops for CudaOps {
 
     fn run_step(&mut self, batch: &CudaBatch, step: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
         let replays = self.choice.get(graph::OP).is_none_or(|name| name == graph::GRAPH);
-        if !replays || !batch.is_bucketed() || self.device.is_emulated() {
-            return step(self);
+        let bucket = batch.bucket().filter(|_| replays && !self.device.is_emulated());
+        let Some(bucket) = bucket else { return step(self) };
+        let draw = bucket.has_logits().then(|| self.sampler.shape());
+        let key = StepKey { batch: bucket, draw };
+        if self.graphs.launch(&key)? {
+            return Ok(());
         }
-        let key = StepKey { batch: batch.bucket(), draw: self.sampler.shape() };
-        if let Some(graph) = self.graphs.get(&key) {
-            return graph.launch();
-        }
-        if !self.graphs.seen(key.clone()) {
+        if !self.graphs.seen(&key) {
             return step(self);
         }
         self.graphs.begin()?;
         let recorded = step(self);
-        self.graphs.end(key.clone(), recorded)?;
-        self.graphs.get(&key).map_or(Ok(()), graph::Graph::launch)
+        match self.graphs.end(key.clone(), recorded) {
+            Ok(()) => self.graphs.launch(&key).map(drop),
+            // A graph takes memory that nobody planned for; without it the step is only slower.
+            Err(Error::Memory(why)) => {
+                tracing::warn!("a step is not recorded as a graph: {why}");
+                step(self)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn read(&mut self, n: usize, x: &Tensor) -> Result<Vec<f32>> {
