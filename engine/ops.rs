@@ -116,19 +116,17 @@ pub trait Ops {
         out: &mut Self::Activation,
     ) -> Result<()>;
 
-    /// `x += delta; out = rms_norm(x)`: the residual addition fused with the norm that follows it.
-    fn add_rms_norm(
-        &mut self,
-        n: usize,
-        x: &mut Self::Tensor,
-        delta: &Self::Tensor,
-        weight: &Self::Vector,
-        eps: f32,
-        out: &mut Self::Activation,
-    ) -> Result<()>;
-
     /// `out = x · weightᵀ`: `[n, in_features] -> [n, out_features]`, accumulated in f32.
     fn matmul(
+        &mut self,
+        n: usize,
+        x: &Self::Activation,
+        weight: &Self::Weight,
+        out: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// `out += x · weightᵀ`: [`Ops::matmul`] added to what is there, f32 throughout.
+    fn matmul_accumulate(
         &mut self,
         n: usize,
         x: &Self::Activation,
@@ -144,23 +142,6 @@ pub trait Ops {
         x: &Self::Activation,
         weight: &Self::Weight,
         out: &mut Self::Activation,
-    ) -> Result<()>;
-
-    /// `x[i] += bias`, row by row.
-    fn add_bias(&mut self, n: usize, x: &mut Self::Tensor, bias: &Self::Vector) -> Result<()>;
-
-    /// Rotates every head of every row by its position, in place (rotate-half: value `j` pairs with
-    /// `j + head_dim / 2`). `x` is `[num_tokens, num_heads * head_dim]`.
-    fn rope(&mut self, batch: &Self::Batch, x: &mut Self::Tensor, num_heads: usize) -> Result<()>;
-
-    /// Writes the rows of K and V, `[num_tokens, num_key_value_heads * head_dim]`, to their slots in `layer`.
-    fn write_kv(
-        &mut self,
-        batch: &Self::Batch,
-        layer: usize,
-        k: &Self::Tensor,
-        v: &Self::Tensor,
-        cache: &mut Self::KvCache,
     ) -> Result<()>;
 
     /// What is between the product of Q, K and V and attention: of each row `[q; k; v]` of `qkv`, biases are added, Q and K
@@ -190,9 +171,6 @@ pub trait Ops {
     /// `out = silu(gate) * up`, where each row of `gate_up` is `[gate; up]`: `[n, 2 * intermediate_size] -> [n,
     /// intermediate_size]`.
     fn silu_mul(&mut self, n: usize, gate_up: &Self::Activation, out: &mut Self::Activation) -> Result<()>;
-
-    /// `x += delta`: `[n, cols]`.
-    fn add(&mut self, n: usize, x: &mut Self::Tensor, delta: &Self::Tensor) -> Result<()>;
 
     /// `out[i] = x[logit_rows[i]]`: `[num_logits, cols]`.
     fn gather_rows(&mut self, batch: &Self::Batch, x: &Self::Tensor, out: &mut Self::Tensor) -> Result<()>;
@@ -259,6 +237,39 @@ pub trait Ops {
         not_fused("norm_matmul")
     }
 
+    // Simple parts of operations above, for the laboratory: the model does not call them by themselves.
+
+    /// `x[i] += bias`, row by row.
+    fn add_bias(&mut self, n: usize, x: &mut Self::Tensor, bias: &Self::Vector) -> Result<()>;
+
+    /// Rotates every head of every row by its position, in place (rotate-half: value `j` pairs with
+    /// `j + head_dim / 2`). `x` is `[num_tokens, num_heads * head_dim]`.
+    fn rope(&mut self, batch: &Self::Batch, x: &mut Self::Tensor, num_heads: usize) -> Result<()>;
+
+    /// Writes the rows of K and V, `[num_tokens, num_key_value_heads * head_dim]`, to their slots in `layer`.
+    fn write_kv(
+        &mut self,
+        batch: &Self::Batch,
+        layer: usize,
+        k: &Self::Tensor,
+        v: &Self::Tensor,
+        cache: &mut Self::KvCache,
+    ) -> Result<()>;
+
+    /// `x += delta`: `[n, cols]`.
+    fn add(&mut self, n: usize, x: &mut Self::Tensor, delta: &Self::Tensor) -> Result<()>;
+
+    /// `x += delta; out = rms_norm(x)`: the residual addition fused with the norm that follows it.
+    fn add_rms_norm(
+        &mut self,
+        n: usize,
+        x: &mut Self::Tensor,
+        delta: &Self::Tensor,
+        weight: &Self::Vector,
+        eps: f32,
+        out: &mut Self::Activation,
+    ) -> Result<()>;
+
     // Sampling.
 
     /// Takes what the next draw needs; `logits` are what it will draw from.
@@ -277,9 +288,9 @@ pub trait Ops {
         self.drawn()
     }
 
-    /// Does what `step` does, for the uploaded batch and, where it has logits, the prepared draw. A device may record what it queues and, for a
-    /// batch of the same shape, replay that instead of calling `step`: so `step` queues operations of one step on the
-    /// same buffers each time and does nothing else.
+    /// Does what `step` does, for the uploaded batch and, where it has logits, the prepared draw. A device may record what
+    /// it queues and, for a batch of the same shape, replay that instead of calling `step`: so `step` queues operations of
+    /// one step on the same buffers each time and does nothing else.
     fn run_step(&mut self, batch: &Self::Batch, step: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
         let _ = batch;
         step(self)

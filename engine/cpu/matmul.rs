@@ -39,14 +39,21 @@ const SCRATCH_STRIDE: usize = CHUNK + LANES;
 /// # Errors
 /// [`crate::Error::Request`] if the shapes do not fit.
 pub fn matmul(isa: Isa, n: usize, x: &Tensor, weight: &Matrix, out: &mut Tensor) -> Result<()> {
-    matmul_stacked(isa, n, x, slice::from_ref(weight), out)
+    matmul_stacked(isa, n, x, slice::from_ref(weight), false, out)
 }
 
-/// As [`matmul`] with the rows of all `weights`, one matrix below the other.
+/// As [`matmul`] with the rows of all `weights`, one matrix below the other; with `accumulate` added to what is in `out`.
 ///
 /// # Errors
 /// As [`matmul`].
-pub fn matmul_stacked(isa: Isa, n: usize, x: &Tensor, weights: &[Matrix], out: &mut Tensor) -> Result<()> {
+pub fn matmul_stacked(
+    isa: Isa,
+    n: usize,
+    x: &Tensor,
+    weights: &[Matrix],
+    accumulate: bool,
+    out: &mut Tensor,
+) -> Result<()> {
     out.expect("matmul", "out", n, weights.iter().map(|weight| weight.rows).sum())?;
     let out_stride = out.cols();
     let mut first = 0;
@@ -54,7 +61,7 @@ pub fn matmul_stacked(isa: Isa, n: usize, x: &Tensor, weights: &[Matrix], out: &
         x.expect("matmul", "x", n, weight.cols)?;
         // SAFETY: the columns of `out` are those of all weights, checked above.
         let out = unsafe { OutPtr(out.values_mut().as_mut_ptr().add(first)) };
-        multiply(isa, &Product { x, weight, n, out, out_stride });
+        multiply(isa, &Product { x, weight, n, out, out_stride, accumulate });
         first += weight.rows;
     }
     Ok(())
@@ -100,6 +107,8 @@ struct Product<'a> {
     out: OutPtr,
     /// From one row of `out` to the next, in values.
     out_stride: usize,
+    /// Add to `out` instead of setting it.
+    accumulate: bool,
 }
 
 /// All rows of `x` with the weight rows `first..last`, from the file's format.
@@ -115,7 +124,7 @@ impl<E: Element> Kernel for FewRows<'_, E> {
 
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        let Product { x, weight, n, out, out_stride } = *self.product;
+        let Product { x, weight, n, out, out_stride, accumulate } = *self.product;
         let in_features = weight.cols;
         let mut o = self.first;
         while o < self.last {
@@ -135,7 +144,7 @@ impl<E: Element> Kernel for FewRows<'_, E> {
                         // SAFETY: as above.
                         out: unsafe { out.0.add(i * out_stride + o) },
                         out_stride,
-                        add: k > 0,
+                        add: accumulate || k > 0,
                     };
                     // SAFETY: x_rows rows of x and w_rows of the weight are there.
                     unsafe { tile.run::<L, E, true>(x_rows, w_rows) };
@@ -192,7 +201,7 @@ impl Kernel for ManyRows<'_> {
 
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        let Product { x, weight, n, out, out_stride } = *self.product;
+        let Product { x, weight, n, out, out_stride, accumulate } = *self.product;
         let in_features = weight.cols;
         let mut i = 0;
         while i < n {
@@ -210,7 +219,7 @@ impl Kernel for ManyRows<'_> {
                     // SAFETY: i < n, o < out_features.
                     out: unsafe { out.0.add(i * out_stride + o) },
                     out_stride,
-                    add: self.k > 0,
+                    add: accumulate || self.k > 0,
                 };
                 // SAFETY: x_rows rows of x and w_rows of the scratch are there.
                 unsafe { tile.run::<L, super::simd::F32, false>(x_rows, w_rows) };
@@ -412,6 +421,32 @@ mod tests {
                         "{dtype} {isa:?} [{rows}, {cols}]: {n} rows differ"
                     );
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn stacked_weights_are_multiplied_one_below_the_other_and_added_where_asked() {
+        let isa = Isa::best();
+        for n in [1, 13] {
+            let x = random("x", n, 1100);
+            let parts = [1, 2, 3].map(|i| weight(Dtype::F16, 7 * i, 1100).0);
+            let mut out = Tensor::new(n, 42).unwrap();
+            matmul_stacked(isa, n, &x, &parts, false, &mut out).unwrap();
+            let mut first = 0;
+            for part in &parts {
+                let mut alone = Tensor::new(n, part.rows).unwrap();
+                matmul(isa, n, &x, part, &mut alone).unwrap();
+                for i in 0..n {
+                    assert_eq!(&out.row(i)[first..][..part.rows], alone.row(i), "{n} rows, row {i}");
+                }
+                first += part.rows;
+            }
+            let mut sum = Tensor::new(n, 42).unwrap();
+            sum.values_mut().fill(1.0);
+            matmul_stacked(isa, n, &x, &parts, true, &mut sum).unwrap();
+            for (sum, out) in sum.values().iter().zip(out.values()) {
+                assert!((sum - out - 1.0).abs() <= 1e-5 * (1.0 + out.abs()), "{sum} instead of {out} + 1");
             }
         }
     }

@@ -170,7 +170,11 @@ impl Ops for CpuOps {
     }
 
     fn matmul(&mut self, n: usize, x: &Tensor, weight: &Weight, out: &mut Tensor) -> Result<()> {
-        matmul::matmul_stacked(self.isa, n, x, &weight.0, out)
+        matmul::matmul_stacked(self.isa, n, x, &weight.0, false, out)
+    }
+
+    fn matmul_accumulate(&mut self, n: usize, x: &Tensor, weight: &Weight, out: &mut Tensor) -> Result<()> {
+        matmul::matmul_stacked(self.isa, n, x, &weight.0, true, out)
     }
 
     fn matmul_rounded(&mut self, n: usize, x: &Tensor, weight: &Weight, out: &mut Tensor) -> Result<()> {

@@ -1,5 +1,6 @@
 //! Products with weights: cuBLAS, or kernels whose results do not depend on the other rows of the batch.
 
+use super::add;
 use super::convert;
 use super::cublas::{Cublas, Product};
 use super::device::{Dependent, Device};
@@ -18,6 +19,7 @@ use gpu_kernels::matmul::{
     matmul_bf16_gemv, matmul_bf16_plain, matmul_f16_gemv, matmul_f16_plain, matmul_f32_gemv,
     matmul_f32_plain,
 };
+use std::rc::Rc;
 
 pub(super) const OP: &str = "matmul";
 
@@ -49,6 +51,8 @@ pub(super) struct Case {
     out: DevicePtrMut<u8>,
     /// f32; f16 for the library alone, where the weights are f16.
     out_dtype: Dtype,
+    /// Whether the library adds to `out`.
+    accumulate: bool,
     /// Whether cuBLAS was opened.
     has_cublas: bool,
     /// The most shared memory that a block may have for rows of x.
@@ -57,10 +61,34 @@ pub(super) struct Case {
 
 /// What a product may use besides its operands.
 pub(super) struct Tools<'a> {
-    pub device: &'a Device,
+    pub device: &'a Rc<Device>,
     pub cublas: Option<&'a Cublas>,
     /// Room for twice the values of x in bf16, where x is f32 and the weights are bf16.
     pub parts: &'a mut DeviceBuffer<u16>,
+    pub scratch: &'a mut Scratch,
+}
+
+/// Where products go that are added to something by another kernel. It grows, for they are the exception.
+#[derive(Default)]
+pub(super) struct Scratch {
+    tensor: Option<Tensor>,
+    /// Whether it has moved: what was recorded with its address is out of date.
+    pub has_moved: bool,
+}
+
+impl Scratch {
+    /// Room for `[n, cols]`.
+    fn room(&mut self, device: &Rc<Device>, n: usize, cols: usize) -> Result<&mut Tensor> {
+        let fits = |tensor: &Tensor| tensor.rows >= n && tensor.cols == cols;
+        if !self.tensor.as_ref().is_some_and(fits) {
+            self.tensor = None;
+            self.has_moved = true;
+        }
+        match &mut self.tensor {
+            Some(tensor) => Ok(tensor),
+            none => Ok(none.insert(Tensor::new(device, n, cols)?)),
+        }
+    }
 }
 
 type Launch = unsafe fn(&mut Tools, &Case) -> Result<()>;
@@ -76,8 +104,8 @@ pub(super) const VARIANTS: [Variant<Case, Launch>; 4] = [
             let Some(cublas) = tools.cublas else {
                 return Err(Error::Device("cuBLAS was not opened: --kernel chose another matmul".into()));
             };
-            let &Case { dtype, n, rows, cols, x, weight, out, out_dtype, .. } = case;
-            let product = Product { dtype, n, rows, cols, x, weight, out, out_dtype, accumulate: false };
+            let &Case { dtype, n, rows, cols, x, weight, out, out_dtype, accumulate, .. } = case;
+            let product = Product { dtype, n, rows, cols, x, weight, out, out_dtype, accumulate };
             if !case.is_mixed() {
                 // SAFETY: the case's ranges have these sizes.
                 return unsafe { cublas.matmul(&product) };
@@ -141,7 +169,7 @@ pub(super) const VARIANTS: [Variant<Case, Launch>; 4] = [
         launch: |tools, case| unsafe {
             let (config, [n, rows, cols]) = config(case)?;
             let &Case { x, weight, out, .. } = case;
-            let device = tools.device;
+            let device: &Device = tools.device;
             if case.is_mixed() {
                 return matmul_bf16_f32_gemv(
                     device,
@@ -171,7 +199,7 @@ pub(super) const VARIANTS: [Variant<Case, Launch>; 4] = [
         launch: |tools, case| unsafe {
             let (config, [n, rows, cols]) = config(case)?;
             let &Case { x, weight, out, .. } = case;
-            let device = tools.device;
+            let device: &Device = tools.device;
             if case.is_mixed() {
                 return matmul_bf16_f32_plain(
                     device,
@@ -251,6 +279,33 @@ pub(super) fn matmul(
     unsafe { (variant.launch)(&mut tools, &case) }
 }
 
+/// As [`matmul`], added to what is in `out`: by the library itself, or by another kernel.
+pub(super) fn matmul_accumulate(
+    mut tools: Tools,
+    choice: &KernelChoice,
+    n: usize,
+    x: &Activation,
+    weight: &Weight,
+    out: &mut Tensor,
+) -> Result<()> {
+    let rows = weight.0.rows;
+    out.expect(OP, "out", n, rows)?;
+    let mut case = case(&tools, n, x, weight, out.ptr_mut().cast())?;
+    if n == 0 || rows == 0 {
+        return Ok(());
+    }
+    let variant = select(OP, &VARIANTS, &case, choice.get(OP).or(preferred(&case)))?;
+    if variant.name == CUBLAS {
+        case.accumulate = true;
+        // SAFETY: as in `matmul`.
+        return unsafe { (variant.launch)(&mut tools, &case) };
+    }
+    case.out = tools.scratch.room(tools.device, n, rows)?.ptr_mut().cast();
+    // SAFETY: as in `matmul`; the scratch has room.
+    unsafe { (variant.launch)(&mut tools, &case)? };
+    add::add(tools.device, choice, n, out, tools.scratch.room(tools.device, n, rows)?)
+}
+
 /// As [`matmul`], with `out` in f16 where cuBLAS multiplies f16, since that halves what is written and what the next
 /// operation reads, and in f32 elsewhere.
 pub(super) fn matmul_rounded(
@@ -292,6 +347,7 @@ fn case(tools: &Tools, n: usize, x: &Activation, weight: &Weight, out: DevicePtr
         weight: weight.0.ptr(),
         out,
         out_dtype: Dtype::F32,
+        accumulate: false,
         has_cublas: tools.cublas.is_some(),
         stage_limit: tools.device.info().shared_memory_per_block.min(MAX_STAGE_BYTES as usize),
     })
@@ -321,6 +377,7 @@ pub fn preferred_matmul(dtype: Dtype, x_dtype: Dtype, n: usize, cols: usize) -> 
         weight,
         out,
         out_dtype: Dtype::F32,
+        accumulate: false,
         has_cublas: true,
         stage_limit,
     })
@@ -343,6 +400,7 @@ mod tests {
             weight,
             out,
             out_dtype: Dtype::F32,
+            accumulate: false,
             has_cublas: true,
             stage_limit: MAX_STAGE_BYTES as usize,
         };
@@ -373,6 +431,7 @@ mod tests {
             weight,
             out,
             out_dtype: Dtype::F32,
+            accumulate: false,
             has_cublas: true,
             stage_limit: 100 << 10,
         };

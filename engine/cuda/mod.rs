@@ -181,6 +181,7 @@ pub struct CudaOps {
     dtype: Dtype,
     /// For [`matmul::Tools`]; grown with every activation that may need it.
     parts: DeviceBuffer<u16>,
+    scratch: matmul::Scratch,
     /// Of the weights that were converted to f16.
     range: F16Range,
 }
@@ -231,6 +232,7 @@ impl CudaOps {
             num_attention_heads,
             dtype,
             parts: DeviceBuffer::zeroed(device, 1)?,
+            scratch: matmul::Scratch::default(),
             range: F16Range::new(device)?,
         })
     }
@@ -260,8 +262,8 @@ impl CudaOps {
 
     /// What matrix products use besides their operands, and what was chosen for them.
     fn products(&mut self) -> (matmul::Tools<'_>, &KernelChoice) {
-        let Self { device, cublas, parts, choice, .. } = self;
-        (matmul::Tools { device, cublas: cublas.as_ref(), parts }, choice)
+        let Self { device, cublas, parts, scratch, choice, .. } = self;
+        (matmul::Tools { device, cublas: cublas.as_ref(), parts, scratch }, choice)
     }
 
     /// Queues bringing a matrix to `target`, which has as many values of `self.dtype`.
@@ -418,6 +420,21 @@ impl Ops for CudaOps {
     fn matmul(&mut self, n: usize, x: &Activation, weight: &Weight, out: &mut Tensor) -> Result<()> {
         let (tools, choice) = self.products();
         matmul::matmul(tools, choice, n, x, weight, out)
+    }
+
+    fn matmul_accumulate(
+        &mut self,
+        n: usize,
+        x: &Activation,
+        weight: &Weight,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        let (tools, choice) = self.products();
+        matmul::matmul_accumulate(tools, choice, n, x, weight, out)?;
+        if std::mem::take(&mut self.scratch.has_moved) {
+            self.graphs.clear();
+        }
+        Ok(())
     }
 
     fn matmul_rounded(

@@ -207,6 +207,16 @@ impl<O: Ops> Ops for TimedOps<O> {
         self.timed("matmul", |ops| ops.matmul(n, x, weight, out))
     }
 
+    fn matmul_accumulate(
+        &mut self,
+        n: usize,
+        x: &O::Activation,
+        weight: &O::Weight,
+        out: &mut O::Tensor,
+    ) -> Result<()> {
+        self.timed("matmul", |ops| ops.matmul_accumulate(n, x, weight, out))
+    }
+
     fn matmul_rounded(
         &mut self,
         n: usize,

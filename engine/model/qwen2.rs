@@ -38,8 +38,6 @@ impl<O: Ops> Layer<O> {
 struct Buffers<O: Ops> {
     /// The residual stream `[max_num_tokens, hidden_size]`.
     x: O::Tensor,
-    /// What a block adds to it `[max_num_tokens, hidden_size]`.
-    delta: O::Tensor,
     /// A norm's output `[max_num_tokens, hidden_size]`.
     normed: O::Activation,
     /// `[max_num_tokens, (num_attention_heads + 2 num_key_value_heads) * head_dim]`
@@ -65,7 +63,6 @@ impl<O: Ops> Buffers<O> {
         let (n, rows) = (limits.max_num_tokens, limits.max_num_logits);
         Ok(Self {
             x: ops.new_tensor(n, config.hidden_size)?,
-            delta: ops.new_tensor(n, config.hidden_size)?,
             normed: ops.new_precise_activation(n, config.hidden_size)?,
             qkv: ops.new_tensor(n, config.q_size() + 2 * config.kv_size())?,
             q: ops.new_tensor(n, config.q_size())?,
@@ -85,7 +82,7 @@ pub fn workspace_bytes(config: &Config, limits: &BatchLimits, activation: Dtype)
     let Config { hidden_size, intermediate_size, vocab_size, .. } = *config;
     let (q_size, kv_size) = (config.q_size(), config.kv_size());
     let (n, rows) = (limits.max_num_tokens as u64, limits.max_num_logits as u64);
-    let tensors = n * (2 * (hidden_size + q_size + kv_size + intermediate_size)) as u64
+    let tensors = n * (hidden_size + 2 * (q_size + kv_size + intermediate_size)) as u64
         + rows * (hidden_size + vocab_size) as u64;
     let activations = n * (hidden_size + q_size + intermediate_size) as u64 + rows * hidden_size as u64;
     tensors * Dtype::F32.size() as u64 + activations * activation.size() as u64
@@ -152,32 +149,25 @@ impl<O: Ops> Qwen2<O> {
             return self.forward_fused(ops, batch, n, num_logits, cache);
         }
         let Self { config, embed_tokens, layers, norm, lm_head, buffers } = self;
-        let Buffers { x, delta, normed, qkv, q, attended, gate_up, gated, last, last_normed, logits } =
-            buffers;
+        let Buffers { x, normed, qkv, q, attended, gate_up, gated, last, last_normed, logits } = buffers;
         let eps = config.rms_norm_eps;
 
         ops.embed(batch, embed_tokens, x)?; // [n, hidden_size]
         for (i, layer) in layers.iter().enumerate() {
-            if i == 0 {
-                ops.rms_norm(n, x, &layer.input_layernorm, eps, normed)?;
-            } else {
-                ops.add_rms_norm(n, x, delta, &layer.input_layernorm, eps, normed)?;
-            }
-
+            ops.rms_norm(n, x, &layer.input_layernorm, eps, normed)?;
             ops.matmul(n, normed, &layer.qkv_proj.whole, qkv)?; // [n, (heads + 2 key-value heads) * head_dim]
             ops.bias_rope_kv(batch, i, qkv, &layer.qkv_bias(), q, cache)?; // [n, num_attention_heads * head_dim]
             ops.attention(batch, i, q, cache, attended)?; // [n, num_attention_heads * head_dim]
-            ops.matmul(n, attended, &layer.o_proj, delta)?; // [n, hidden_size]
+            ops.matmul_accumulate(n, attended, &layer.o_proj, x)?; // [n, hidden_size]
 
-            ops.add_rms_norm(n, x, delta, &layer.post_attention_layernorm, eps, normed)?;
+            ops.rms_norm(n, x, &layer.post_attention_layernorm, eps, normed)?;
             ops.matmul_rounded(n, normed, &layer.gate_up_proj.whole, gate_up)?; // [n, 2 * intermediate_size]
             ops.silu_mul(n, gate_up, gated)?; // [n, intermediate_size]
-            ops.matmul(n, gated, &layer.down_proj, delta)?; // [n, hidden_size]
+            ops.matmul_accumulate(n, gated, &layer.down_proj, x)?; // [n, hidden_size]
         }
         if num_logits == 0 {
             return Ok(()); // A chunk of a prefill that is not the last: only its K and V are wanted.
         }
-        ops.add(n, x, delta)?;
         ops.gather_rows(batch, x, last)?; // [num_logits, hidden_size]
         ops.rms_norm(num_logits, last, norm, eps, last_normed)?;
         ops.matmul(num_logits, last_normed, lm_head.as_ref().unwrap_or(embed_tokens), logits) // [num_logits, vocab_size]

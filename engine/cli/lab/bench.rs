@@ -31,7 +31,7 @@ pub struct BenchArgs {
     /// Only this variant
     #[arg(long)]
     variant: Option<String>,
-    /// Format of the weights: f32, f16 or bf16 [default: the model's, or bf16]
+    /// Format of the weights: f32, f16 or bf16 [default: the model's, but f16 for bf16, as on a GPU]
     #[arg(long, value_parser = dtype)]
     dtype: Option<Dtype>,
     /// GGUF file whose shapes to time

@@ -20,6 +20,17 @@ const WHOLE_REFERENCE: usize = 1 << 29;
 /// For how many, then.
 const SOME: usize = 4096;
 
+/// What becomes of a product.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Out {
+    /// Written in f32.
+    Written,
+    /// Written in f16 where the device thinks it better, else in f32.
+    Rounded,
+    /// Added to what is there, in f32.
+    Added,
+}
+
 /// `[n, rows, cols]`: x `[n, cols]`, weight `[rows, cols]`.
 type Shape = [usize; 3];
 
@@ -53,13 +64,13 @@ fn checks() -> Vec<Case> {
     ];
     let plain = Dtype::ALL.into_iter().flat_map(|dtype| SHAPES.map(|shape| case(dtype, dtype, shape, "")));
     let mixed = MIXED.map(|shape| case(Dtype::Bf16, Dtype::F32, shape, ""));
-    // Into what the next operation reads value by value: f16 where the library multiplies f16, else f32.
-    const ROUNDED: [Shape; 3] = [[1, 19, 111], [19, 130, 896], [111, 1024, 64]];
-    let rounded = Dtype::ALL.into_iter().flat_map(|dtype| {
+    const SOME_SHAPES: [Shape; 3] = [[1, 19, 111], [19, 130, 896], [111, 1024, 64]];
+    let others = Dtype::ALL.into_iter().flat_map(|dtype| {
         let x_dtype = crate::cuda::precise_dtype(dtype);
-        ROUNDED.map(|shape| product(dtype, x_dtype, shape, "", true))
+        let of = move |out| SOME_SHAPES.map(|shape| product(dtype, x_dtype, shape, "", out));
+        [Out::Rounded, Out::Added].into_iter().flat_map(of)
     });
-    plain.chain(mixed).chain(rounded).collect()
+    plain.chain(mixed).chain(others).collect()
 }
 
 /// Every projection of the model.
@@ -71,15 +82,15 @@ fn timings(workload: &Workload) -> Vec<Case> {
     // What norms and SwiGLU write, and what attention writes.
     let precise = crate::cuda::precise_dtype(workload.dtype);
     let projections = [
-        ("qkv_proj", q_size + 2 * kv_size, hidden, precise, false),
-        ("o_proj", hidden, q_size, workload.dtype, false),
-        ("gate_up_proj", 2 * intermediate, hidden, precise, true),
-        ("down_proj", hidden, intermediate, precise, false),
-        ("lm_head", config.vocab_size, hidden, precise, false),
+        ("qkv_proj", q_size + 2 * kv_size, hidden, precise, Out::Written),
+        ("o_proj", hidden, q_size, workload.dtype, Out::Added),
+        ("gate_up_proj", 2 * intermediate, hidden, precise, Out::Rounded),
+        ("down_proj", hidden, intermediate, precise, Out::Added),
+        ("lm_head", config.vocab_size, hidden, precise, Out::Written),
     ];
     let mut cases = Vec::new();
-    for (name, rows, cols, x_dtype, rounded) in projections {
-        let of = |&n: &usize| product(workload.dtype, x_dtype, [n, rows, cols], name, rounded);
+    for (name, rows, cols, x_dtype, out) in projections {
+        let of = |&n: &usize| product(workload.dtype, x_dtype, [n, rows, cols], name, out);
         cases.extend(workload.rows.iter().map(of));
     }
     cases
@@ -91,24 +102,27 @@ pub fn largest(dtype: Dtype) -> Case {
 }
 
 fn case(dtype: Dtype, x_dtype: Dtype, shape: Shape, name: &'static str) -> Case {
-    product(dtype, x_dtype, shape, name, false)
+    product(dtype, x_dtype, shape, name, Out::Written)
 }
 
-/// A product in f32, or one that is `rounded` where the device thinks it better.
-fn product(dtype: Dtype, x_dtype: Dtype, shape: Shape, name: &'static str, is_rounded: bool) -> Case {
+fn product(dtype: Dtype, x_dtype: Dtype, shape: Shape, name: &'static str, out: Out) -> Case {
     let [n, rows, cols] = shape;
-    let rounded = if is_rounded { ", rounded" } else { "" };
+    let becomes = match out {
+        Out::Written => "",
+        Out::Rounded => ", rounded",
+        Out::Added => ", added",
+    };
     let x_format = if x_dtype == dtype { String::new() } else { format!(" {x_dtype}") };
     let space = if name.is_empty() { "" } else { " " };
     let bytes = n * cols * x_dtype.size() + rows * cols * dtype.size() + n * rows * 4;
     Case {
         dtype,
-        shape: format!("{name}{space}x{x_format} [{n}, {cols}], weight [{rows}, {cols}]{rounded}"),
+        shape: format!("{name}{space}x{x_format} [{n}, {cols}], weight [{rows}, {cols}]{becomes}"),
         // A multiply-add is one of many in a thread.
         work: n * rows * cols / 16,
         cost: Cost { bytes: bytes as f64, flops: 2.0 * (n * rows) as f64 * cols as f64 },
         config: plain_config(),
-        prepare: Box::new(move |ops, seed| Ok(Box::new(Matmul::new(ops, seed, x_dtype, shape, is_rounded)?))),
+        prepare: Box::new(move |ops, seed| Ok(Box::new(Matmul::new(ops, seed, x_dtype, shape, out)?))),
     }
 }
 
@@ -126,23 +140,27 @@ struct Matmul {
     out: Tensor,
     /// In the place of `out`.
     rounded: Option<Activation>,
+    /// What is in `out` before.
+    before: Option<Vec<f32>>,
 }
 
 impl Matmul {
-    fn new(ops: &mut CudaOps, seed: u64, x_dtype: Dtype, shape: Shape, is_rounded: bool) -> Result<Self> {
+    fn new(ops: &mut CudaOps, seed: u64, x_dtype: Dtype, shape: Shape, out: Out) -> Result<Self> {
         let [n, rows, cols] = shape;
         let dtype = ops.dtype();
         let name = format!("matmul {shape:?}");
         let host_x = rounded(x_dtype, random(seed, &name, n * cols));
         let host_weight = rounded(dtype, random(seed, &format!("{name}: weight"), rows * cols));
         let places = places(seed, n * rows, cols);
+        let before = (out == Out::Added).then(|| random(seed, &format!("{name}: before"), n * rows));
         let expected = places
             .par_iter()
             .map(|place| {
                 let x = &host_x[place / rows * cols..][..cols];
                 let weight = &host_weight[place % rows * cols..][..cols];
                 let products = x.iter().zip(weight).map(|(&x, &w)| f64::from(x) * f64::from(w));
-                products.fold((0.0, 0.0), |(sum, magnitude), p| (sum + p, magnitude + p.abs()))
+                let before = before.as_ref().map_or(0.0, |before| f64::from(before[*place]));
+                products.fold((before, before.abs()), |(sum, magnitude), p| (sum + p, magnitude + p.abs()))
             })
             .collect();
         let mixed = x_dtype != dtype;
@@ -155,7 +173,8 @@ impl Matmul {
             host_x,
             weight: weight(ops, dtype, rows, cols, &host_weight)?,
             out: poisoned(ops, n, rows)?,
-            rounded: is_rounded.then(|| ops.new_product(n + GUARD_ROWS, rows)).transpose()?,
+            rounded: (out == Out::Rounded).then(|| ops.new_product(n + GUARD_ROWS, rows)).transpose()?,
+            before,
         })
     }
 
@@ -203,12 +222,15 @@ impl Instance for Matmul {
             rounded.set_dtype(Dtype::F32)?;
             rounded.write(&vec![f32::from_bits(u32::MAX); rounded.rows() * rounded.cols()])?;
         }
-        fill_tensor(&mut self.out, &[])
+        fill_tensor(&mut self.out, self.before.as_deref().unwrap_or_default())
     }
 
     fn launch(&mut self, ops: &mut CudaOps) -> Result<()> {
         if let Some(rounded) = &mut self.rounded {
             return ops.matmul_rounded(self.shape[0], &self.x, &self.weight, rounded);
+        }
+        if self.before.is_some() {
+            return ops.matmul_accumulate(self.shape[0], &self.x, &self.weight, &mut self.out);
         }
         ops.matmul(self.shape[0], &self.x, &self.weight, &mut self.out)
     }
@@ -233,6 +255,9 @@ impl Instance for Matmul {
                 let (found, format) = self.found()?;
                 self.compare_found("out by default", &found, format, findings);
             }
+            return Ok(());
+        }
+        if self.before.is_some() {
             return Ok(());
         }
         // Rows have the same bits alone and in a batch.
