@@ -53,6 +53,13 @@ pub fn library_version() -> Result<String> {
     Ok(parts.join("."))
 }
 
+/// Starts to load the library on another thread, if it is installed: its files are hundreds of megabytes, and opening the
+/// device meanwhile takes as long.
+pub fn preload() {
+    // Whether it is there is found out by whoever needs it; the thread ends by itself.
+    drop(std::thread::spawn(library_version));
+}
+
 impl Cublas {
     /// Opens the library.
     ///

@@ -35,7 +35,7 @@ mod write_kv;
 pub use bandwidth::{Memory, read_bandwidth};
 pub use batch::CudaBatch;
 pub use convert::{F16Range, convert, split_to_bf16};
-pub use cublas::{Cublas, Product, WORKSPACE_BYTES, library_version};
+pub use cublas::{Cublas, Product, WORKSPACE_BYTES, library_version, preload as preload_cublas};
 pub use device::{Device, DeviceInfo, PTX_FILE, PTX_TARGETS, probe, ptx, ptx_with_lines};
 pub use fused::MAX_ROWS as FUSED_MAX_ROWS;
 pub use matmul::preferred_matmul;

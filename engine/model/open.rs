@@ -230,6 +230,7 @@ pub fn open_device(choice: DeviceChoice) -> Result<Option<Rc<Device>>> {
             }
         },
     };
+    cuda::preload_cublas();
     Ok(Some(Rc::new(Device::open(ordinal)?)))
 }
 
