@@ -60,6 +60,22 @@ pub struct ModelFacts {
     /// Bytes of weights that a decode step reads: all but an embedding that is not the head as well, of which one row
     /// is read.
     pub decode_weight_bytes: usize,
+    pub opening: Opening,
+}
+
+/// When the parts of opening a model had ended; each but the vocabulary follows the one before.
+#[derive(Clone, Copy, Debug)]
+pub struct Opening {
+    /// The file was mapped and its header read.
+    pub file: Instant,
+    /// The device was open, its kernels loaded, and the first tensor on it.
+    pub device: Instant,
+    /// All tensors were there.
+    pub weights: Instant,
+    /// The vocabulary was read, beside all of this.
+    pub vocabulary: Instant,
+    /// KV pages and work buffers were allocated too, and the vocabulary was there.
+    pub ready: Instant,
 }
 
 impl ModelArgs {
@@ -87,23 +103,30 @@ impl ModelArgs {
             memory_fraction: self.gpu_memory_fraction,
             kernels,
         };
+        let file = Instant::now();
+        let mut first_and_last_tensor = None;
         // The vocabulary is read by another core while the weights go up.
         let (tokenizer, runner) = std::thread::scope(|scope| {
-            let tokenizer = scope.spawn(|| Tokenizer::from_gguf(&gguf));
+            let tokenizer = scope.spawn(|| (Tokenizer::from_gguf(&gguf), Instant::now()));
             let bar = progress_bar();
             let runner = open_runner(&weights, &config, &options, &mut |loaded, total| {
+                let now = Instant::now();
+                first_and_last_tensor.get_or_insert((now, now)).1 = now;
                 bar.set_length(total);
                 bar.set_position(loaded);
             });
             bar.finish_and_clear();
             (tokenizer.join(), runner)
         });
-        let tokenizer = tokenizer.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let (tokenizer, vocabulary) = tokenizer.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let (tokenizer, ready) = (tokenizer?, Instant::now());
+        let (device, loaded) = first_and_last_tensor.unwrap_or((ready, ready));
         let head = weights.lm_head.as_ref();
         let unread = if head.is_some() { weights.embed_tokens.data.len() } else { 0 };
         let facts = ModelFacts {
             load_s: start.elapsed().as_secs_f64(),
             decode_weight_bytes: weights.num_bytes() as usize - unread,
+            opening: Opening { file, device, weights: loaded, vocabulary, ready },
         };
         Ok(Model { tokenizer: Arc::new(tokenizer), runner: runner?, facts })
     }
