@@ -1,8 +1,8 @@
 //! Causal grouped-query attention over pages.
 //!
-//! All kernels give a row the same bits (see `gpu-kernels/src/attention/mod.rs`), so which one computes it is a
-//! question of speed alone: rows that are their sequence's only one are split over the keys, to give every
-//! multiprocessor something to do; the others go tile by tile.
+//! Rows that are their sequence's only one are split over the keys, to give every multiprocessor something to do; the others go
+//! tile by tile, on tensor cores unless pages are f32. All kernels that do not use tensor cores give a row the same bits,
+//! and so do those that do (see `gpu-kernels/src/attention/mod.rs`); the two differ by the roundings of queries and weights.
 
 use super::batch::{CudaBatch, expect_bound};
 use super::device::{Dependent, Device};
@@ -17,6 +17,7 @@ use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
 use gpu_kernels::attention::decode::*;
 use gpu_kernels::attention::decode_merged::*;
 use gpu_kernels::attention::prefill::{self, *};
+use gpu_kernels::attention::prefill_mma::*;
 use gpu_kernels::attention::*;
 use std::ops::Range;
 use std::rc::Rc;
@@ -114,6 +115,12 @@ fn tiles(case: &Case) -> Result<(), &'static str> {
     if case.dtype == Dtype::F32 { Err("there are no tiles of f32") } else { Ok(()) }
 }
 
+/// What tensor cores multiply.
+fn multiplies(case: &Case) -> Result<(), &'static str> {
+    known_head_dim(case)?;
+    if case.dtype == Dtype::F32 { Err("tensor cores do not multiply pages of f32") } else { Ok(()) }
+}
+
 /// One warp a head of a group, in one block.
 fn merges(case: &Case) -> Result<(), &'static str> {
     known_head_dim(case)?;
@@ -133,9 +140,11 @@ const SPLIT_KERNELS: [&str; 3] = [
 ];
 const MERGED_KERNELS: [&str; 2] = ["attention_decode_*_merged_h64", "attention_decode_*_merged_h128"];
 const TILED_KERNELS: [&str; 2] = ["attention_prefill_*_tiled_h64", "attention_prefill_*_tiled_h128"];
+const MMA32_KERNELS: [&str; 2] = ["attention_prefill_*_mma32_h64", "attention_prefill_*_mma32_h128"];
+const MMA16_KERNELS: [&str; 2] = ["attention_prefill_*_mma16_h64", "attention_prefill_*_mma16_h128"];
 const PLAIN_KERNELS: [&str; 2] = ["attention_prefill_*_plain_h64", "attention_prefill_*_plain_h128"];
 
-pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 5] = [
+pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 7] = [
     Variant {
         name: "auto",
         kernels: &[
@@ -144,8 +153,10 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 5] = [
             SPLIT_KERNELS[0],
             SPLIT_KERNELS[1],
             SPLIT_KERNELS[2],
-            TILED_KERNELS[0],
-            TILED_KERNELS[1],
+            MMA32_KERNELS[0],
+            MMA32_KERNELS[1],
+            MMA16_KERNELS[0],
+            MMA16_KERNELS[1],
             PLAIN_KERNELS[0],
             PLAIN_KERNELS[1],
         ],
@@ -157,8 +168,26 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 5] = [
             if !case.has_multiple {
                 return Ok(());
             }
-            if tiles(case).is_ok() { launch_tiled(device, case, 2) } else { launch_plain(device, case, 2) }
+            if multiplies(case).is_ok() {
+                launch_mma(device, case, 2, mma_blocks(case, device.info().multiprocessors))
+            } else {
+                launch_plain(device, case, 2)
+            }
         },
+    },
+    Variant {
+        name: "mma32",
+        kernels: &MMA32_KERNELS,
+        eligible: multiplies,
+        // SAFETY: the case is whole.
+        launch: |device, case| unsafe { launch_mma(device, case, 1, 2) },
+    },
+    Variant {
+        name: "mma16",
+        kernels: &MMA16_KERNELS,
+        eligible: multiplies,
+        // SAFETY: the case is whole.
+        launch: |device, case| unsafe { launch_mma(device, case, 1, 1) },
     },
     Variant {
         name: "tiled",
@@ -282,6 +311,66 @@ unsafe fn launch_tiled(device: &Device, case: &Case, min_rows: u32) -> Result<()
         (Dtype::Bf16, _) => call!(attention_prefill_bf16_tiled_h128),
         (Dtype::F32, _) => Err(Error::Request(format!("{OP}: there are no tiles of f32"))),
     }
+}
+
+/// Tiles of queries on tensor cores, `blocks` (1 or 2) times 16 a warp, for sequences of at least `min_rows` rows.
+///
+/// # Safety
+/// As [`launch_plain`]; `dtype` is not f32.
+unsafe fn launch_mma(device: &Device, case: &Case, min_rows: u32, blocks: u32) -> Result<()> {
+    let config = LaunchConfig {
+        grid: [dimension(OP, mma_grid(case, blocks))?, 1, 1],
+        block: [MMA_BLOCK_SIZE, 1, 1],
+        shared_bytes: mma_shared_bytes(blocks, case.head_dim as u32),
+    };
+    macro_rules! call {
+        ($kernel:path) => {
+            // SAFETY: the tiles cover all queries; the caller vouches for the arrays.
+            unsafe {
+                $kernel(
+                    device,
+                    &config,
+                    case.num_tokens,
+                    case.num_attention_heads,
+                    case.num_key_value_heads,
+                    min_rows,
+                    case.sequence_of_token,
+                    case.query_start,
+                    case.kv_len,
+                    case.block_table,
+                    case.max_blocks,
+                    case.q,
+                    case.k_pages.cast(),
+                    case.v_pages.cast(),
+                    case.out.cast(),
+                )
+            }
+        };
+    }
+    match (case.dtype, case.head_dim, blocks) {
+        (Dtype::F16, 64, 1) => call!(attention_prefill_f16_mma16_h64),
+        (Dtype::F16, 64, _) => call!(attention_prefill_f16_mma32_h64),
+        (Dtype::F16, _, 1) => call!(attention_prefill_f16_mma16_h128),
+        (Dtype::F16, _, _) => call!(attention_prefill_f16_mma32_h128),
+        (Dtype::Bf16, 64, 1) => call!(attention_prefill_bf16_mma16_h64),
+        (Dtype::Bf16, 64, _) => call!(attention_prefill_bf16_mma32_h64),
+        (Dtype::Bf16, _, 1) => call!(attention_prefill_bf16_mma16_h128),
+        (Dtype::Bf16, _, _) => call!(attention_prefill_bf16_mma32_h128),
+        (Dtype::F32, ..) => Err(Error::Request(format!("{OP}: tensor cores do not multiply pages of f32"))),
+    }
+}
+
+/// Blocks of [`launch_mma`].
+fn mma_grid(case: &Case, blocks: u32) -> usize {
+    let group = (case.num_attention_heads / case.num_key_value_heads) as usize;
+    let tiles = (case.num_tokens as usize * group).div_ceil(mma_queries(blocks) as usize);
+    tiles * case.num_key_value_heads as usize
+}
+
+/// How many times 16 queries a warp takes: 2, which reads keys and values half as often, but 1 where that would leave
+/// multiprocessors with less than the two blocks that they have room for. The bits are the same.
+fn mma_blocks(case: &Case, multiprocessors: u32) -> u32 {
+    if mma_grid(case, 2) < 2 * multiprocessors as usize { 1 } else { 2 }
 }
 
 /// Splits and their merge, for `rows` whose sequences have at most `max_rows` rows and `max_keys` keys; as many rows
@@ -530,8 +619,18 @@ mod tests {
         assert_eq!(select(OP, &VARIANTS, &case(Dtype::F32, 64), None).unwrap().name, "auto");
         assert!(select(OP, &VARIANTS, &case(Dtype::F32, 64), Some("tiled")).is_err());
         assert!(select(OP, &VARIANTS, &case(Dtype::Bf16, 128), Some("tiled")).is_ok());
+        assert!(select(OP, &VARIANTS, &case(Dtype::F32, 64), Some("mma32")).is_err());
+        assert!(select(OP, &VARIANTS, &case(Dtype::F16, 128), Some("mma32")).is_ok());
         let error = select(OP, &VARIANTS, &case(Dtype::Bf16, 96), None).err().unwrap();
         assert!(error.to_string().contains("neither 64 nor 128"), "{error}");
+    }
+
+    #[test]
+    fn small_batches_get_the_kernel_with_more_blocks() {
+        let prompt = |num_tokens| Case { num_tokens, ..case(Dtype::Bf16, 64) };
+        // 7 heads a group: 128 queries a tile are 18 tokens.
+        assert_eq!((mma_grid(&prompt(512), 2), mma_grid(&prompt(512), 1)), (56, 112));
+        assert_eq!([512, 2048, 8192].map(|tokens| mma_blocks(&prompt(tokens), 132)), [1, 1, 2]);
     }
 
     #[test]
