@@ -117,8 +117,15 @@ fn tiles(case: &Case) -> Result<(), &'static str> {
 
 /// What tensor cores multiply.
 fn multiplies(case: &Case) -> Result<(), &'static str> {
+    const MAX_TILES: usize = 65_535;
     known_head_dim(case)?;
-    if case.dtype == Dtype::F32 { Err("tensor cores do not multiply pages of f32") } else { Ok(()) }
+    if case.dtype == Dtype::F32 {
+        return Err("tensor cores do not multiply pages of f32");
+    }
+    if MmaTile::Mma16.grid(case)[1] > MAX_TILES {
+        return Err("more than 65,535 tiles of queries");
+    }
+    Ok(())
 }
 
 /// One warp a head of a group, in one block.
@@ -141,10 +148,11 @@ const SPLIT_KERNELS: [&str; 3] = [
 const MERGED_KERNELS: [&str; 2] = ["attention_decode_*_merged_h64", "attention_decode_*_merged_h128"];
 const TILED_KERNELS: [&str; 2] = ["attention_prefill_*_tiled_h64", "attention_prefill_*_tiled_h128"];
 const MMA32_KERNELS: [&str; 2] = ["attention_prefill_*_mma32_h64", "attention_prefill_*_mma32_h128"];
+const MMA32P_KERNELS: [&str; 2] = ["attention_prefill_*_mma32p_h64", "attention_prefill_*_mma32p_h128"];
 const MMA16_KERNELS: [&str; 2] = ["attention_prefill_*_mma16_h64", "attention_prefill_*_mma16_h128"];
 const PLAIN_KERNELS: [&str; 2] = ["attention_prefill_*_plain_h64", "attention_prefill_*_plain_h128"];
 
-pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 7] = [
+pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 8] = [
     Variant {
         name: "auto",
         kernels: &[
@@ -169,7 +177,7 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 7] = [
                 return Ok(());
             }
             if multiplies(case).is_ok() {
-                launch_mma(device, case, 2, mma_blocks(case, device.info().multiprocessors))
+                launch_mma(device, case, 2, MmaTile::best(case, device.info().multiprocessors))
             } else {
                 launch_plain(device, case, 2)
             }
@@ -180,14 +188,21 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 7] = [
         kernels: &MMA32_KERNELS,
         eligible: multiplies,
         // SAFETY: the case is whole.
-        launch: |device, case| unsafe { launch_mma(device, case, 1, 2) },
+        launch: |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma32) },
+    },
+    Variant {
+        name: "mma32p",
+        kernels: &MMA32P_KERNELS,
+        eligible: multiplies,
+        // SAFETY: the case is whole.
+        launch: |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma32p) },
     },
     Variant {
         name: "mma16",
         kernels: &MMA16_KERNELS,
         eligible: multiplies,
         // SAFETY: the case is whole.
-        launch: |device, case| unsafe { launch_mma(device, case, 1, 1) },
+        launch: |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma16) },
     },
     Variant {
         name: "tiled",
@@ -313,15 +328,53 @@ unsafe fn launch_tiled(device: &Device, case: &Case, min_rows: u32) -> Result<()
     }
 }
 
-/// Tiles of queries on tensor cores, `blocks` (1 or 2) times 16 a warp, for sequences of at least `min_rows` rows.
+/// What a warp of the tensor core kernels takes at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum MmaTile {
+    /// 32 queries, 64 keys.
+    Mma32,
+    /// 32 queries, a page of keys.
+    Mma32p,
+    /// 16 queries, 64 keys.
+    Mma16,
+}
+
+impl MmaTile {
+    /// 16 queries of a warp, and 8 keys: how many times.
+    fn size(self) -> (u32, u32) {
+        match self {
+            Self::Mma32 => (2, 8),
+            Self::Mma32p => (2, 4),
+            Self::Mma16 => (1, 8),
+        }
+    }
+
+    /// Key-value heads and tiles of queries.
+    fn grid(self, case: &Case) -> [usize; 2] {
+        let group = (case.num_attention_heads / case.num_key_value_heads) as usize;
+        let tiles = (case.num_tokens as usize * group).div_ceil(mma_queries(self.size().0) as usize);
+        [case.num_key_value_heads as usize, tiles]
+    }
+
+    /// The one to take: 32 queries read keys and values half as often as 16, but not where that would leave multiprocessors
+    /// with less than the two blocks that they have room for. The bits are the same.
+    fn best(case: &Case, multiprocessors: u32) -> Self {
+        let [heads, tiles] = Self::Mma32.grid(case);
+        if heads * tiles < 2 * multiprocessors as usize { Self::Mma16 } else { Self::Mma32 }
+    }
+}
+
+/// Tiles of queries on tensor cores, for sequences of at least `min_rows` rows.
 ///
 /// # Safety
-/// As [`launch_plain`]; `dtype` is not f32.
-unsafe fn launch_mma(device: &Device, case: &Case, min_rows: u32, blocks: u32) -> Result<()> {
+/// As [`launch_plain`]; the case can be [`multiplied`](multiplies).
+unsafe fn launch_mma(device: &Device, case: &Case, min_rows: u32, tile: MmaTile) -> Result<()> {
+    let [heads, tiles] = tile.grid(case);
+    let (blocks, columns) = tile.size();
     let config = LaunchConfig {
-        grid: [dimension(OP, mma_grid(case, blocks))?, 1, 1],
+        grid: [dimension(OP, heads)?, dimension(OP, tiles)?, 1],
         block: [MMA_BLOCK_SIZE, 1, 1],
-        shared_bytes: mma_shared_bytes(blocks, case.head_dim as u32),
+        shared_bytes: mma_shared_bytes(blocks, columns, case.head_dim as u32),
     };
     macro_rules! call {
         ($kernel:path) => {
@@ -331,7 +384,7 @@ unsafe fn launch_mma(device: &Device, case: &Case, min_rows: u32, blocks: u32) -
                     device,
                     &config,
                     case.num_tokens,
-                    case.num_attention_heads,
+                    case.num_attention_heads / case.num_key_value_heads,
                     case.num_key_value_heads,
                     min_rows,
                     case.sequence_of_token,
@@ -347,30 +400,31 @@ unsafe fn launch_mma(device: &Device, case: &Case, min_rows: u32, blocks: u32) -
             }
         };
     }
-    match (case.dtype, case.head_dim, blocks) {
-        (Dtype::F16, 64, 1) => call!(attention_prefill_f16_mma16_h64),
-        (Dtype::F16, 64, _) => call!(attention_prefill_f16_mma32_h64),
-        (Dtype::F16, _, 1) => call!(attention_prefill_f16_mma16_h128),
-        (Dtype::F16, _, _) => call!(attention_prefill_f16_mma32_h128),
-        (Dtype::Bf16, 64, 1) => call!(attention_prefill_bf16_mma16_h64),
-        (Dtype::Bf16, 64, _) => call!(attention_prefill_bf16_mma32_h64),
-        (Dtype::Bf16, _, 1) => call!(attention_prefill_bf16_mma16_h128),
-        (Dtype::Bf16, _, _) => call!(attention_prefill_bf16_mma32_h128),
-        (Dtype::F32, ..) => Err(Error::Request(format!("{OP}: tensor cores do not multiply pages of f32"))),
+    macro_rules! by_element {
+        ($f16:path, $bf16:path) => {
+            if case.dtype == Dtype::F16 { call!($f16) } else { call!($bf16) }
+        };
     }
-}
-
-/// Blocks of [`launch_mma`].
-fn mma_grid(case: &Case, blocks: u32) -> usize {
-    let group = (case.num_attention_heads / case.num_key_value_heads) as usize;
-    let tiles = (case.num_tokens as usize * group).div_ceil(mma_queries(blocks) as usize);
-    tiles * case.num_key_value_heads as usize
-}
-
-/// How many times 16 queries a warp takes: 2, which reads keys and values half as often, but 1 where that would leave
-/// multiprocessors with less than the two blocks that they have room for. The bits are the same.
-fn mma_blocks(case: &Case, multiprocessors: u32) -> u32 {
-    if mma_grid(case, 2) < 2 * multiprocessors as usize { 1 } else { 2 }
+    match (tile, case.head_dim) {
+        (MmaTile::Mma32, 64) => {
+            by_element!(attention_prefill_f16_mma32_h64, attention_prefill_bf16_mma32_h64)
+        }
+        (MmaTile::Mma32, _) => {
+            by_element!(attention_prefill_f16_mma32_h128, attention_prefill_bf16_mma32_h128)
+        }
+        (MmaTile::Mma32p, 64) => {
+            by_element!(attention_prefill_f16_mma32p_h64, attention_prefill_bf16_mma32p_h64)
+        }
+        (MmaTile::Mma32p, _) => {
+            by_element!(attention_prefill_f16_mma32p_h128, attention_prefill_bf16_mma32p_h128)
+        }
+        (MmaTile::Mma16, 64) => {
+            by_element!(attention_prefill_f16_mma16_h64, attention_prefill_bf16_mma16_h64)
+        }
+        (MmaTile::Mma16, _) => {
+            by_element!(attention_prefill_f16_mma16_h128, attention_prefill_bf16_mma16_h128)
+        }
+    }
 }
 
 /// Splits and their merge, for `rows` whose sequences have at most `max_rows` rows and `max_keys` keys; as many rows
@@ -629,8 +683,10 @@ mod tests {
     fn small_batches_get_the_kernel_with_more_blocks() {
         let prompt = |num_tokens| Case { num_tokens, ..case(Dtype::Bf16, 64) };
         // 7 heads a group: 128 queries a tile are 18 tokens.
-        assert_eq!((mma_grid(&prompt(512), 2), mma_grid(&prompt(512), 1)), (56, 112));
-        assert_eq!([512, 2048, 8192].map(|tokens| mma_blocks(&prompt(tokens), 132)), [1, 1, 2]);
+        assert_eq!([MmaTile::Mma32, MmaTile::Mma16].map(|tile| tile.grid(&prompt(512))), [[2, 28], [2, 56]]);
+        let best = |tokens| MmaTile::best(&prompt(tokens), 132);
+        assert_eq!([512, 2048, 8192].map(best), [MmaTile::Mma16, MmaTile::Mma16, MmaTile::Mma32]);
+        assert!(multiplies(&prompt(1 << 20)).is_err(), "more tiles than a grid has");
     }
 
     #[test]

@@ -8,17 +8,24 @@
 //!
 //! 1. `q` is multiplied with [`query_scale`](super::query_scale) and rounded to the pages' format, the softmax is one of
 //!    powers of 2; scores are the tensor cores' sums in f32, 16 dimensions after the other.
-//! 2. Keys are taken in tiles of [`MMA_KEYS`], counted from position 0. What scores are relative to is the largest score of the
-//!    first tile, and becomes that of a later tile where this is more than [`REFERENCE_STEP`] larger; then sum and output are
-//!    scaled down. So weights are below 2^8, which all formats hold, and are hardly ever rescaled (the idea is
+//! 2. Keys are taken in steps of 64 (in `mma32p`: of 32), counted from position 0. What scores are relative to is the largest
+//!    score of the first step, and becomes that of a later step where this is more than [`REFERENCE_STEP`] larger; then sum and
+//!    output are scaled down. So weights are below 2^8, which all formats hold, and are hardly ever rescaled (the idea is
 //!    FlashAttention-4's).
 //! 3. Weights are summed in f32, each lane of four its own keys, then across them; as factors of the values they are rounded to
 //!    the pages' format. 16 keys after the other are added to the output in f32.
 //!
-//! Nothing of this depends on other rows: a row of `mma`'s result depends on that row of its operands alone, and tiles begin at
-//! the same keys for all. Keys that a row does not see have the score -∞ and the weight 0; a tile of which it sees none
+//! Nothing of this depends on other rows: a row of `mma`'s result depends on that row of its operands alone, and steps begin at
+//! the same keys for all. Keys that a row does not see have the score -∞ and the weight 0; a step of which it sees none
 //! changes nothing, neither reference nor sum nor output. So a row has the same bits whatever is in its tile, its batch or its
-//! chunk, in blocks of 64 queries and of 128; they are not those of the kernels in `super`, which do not round.
+//! chunk, from `mma16` and from `mma32`; `mma32p` has others, and so have the kernels in `super`, which do not round.
+//!
+//! # Three variants
+//! A matrix of 8 keys that `ldmatrix` loads is multiplied with 16 queries in `mma16` and with 32 in the others, which so read half as
+//! much of the shared memory, but with tiles of 128 queries leave multiprocessors idle on short prompts. For heads of 64 `mma32` takes
+//! 248 registers, so 2 blocks run on a multiprocessor of an H200; `mma32p`, with half the scores at a time, takes 168, so 3 do, but
+//! there the queries must be read from shared memory too. With heads of 128, `mma32` keeps some words that are used once a
+//! sequence or tile in local memory.
 //!
 //! # Keys and values
 //! Tiles are copied with `cp.async` some stages ahead. 16-byte words of a row are stored at their column exclusive-or the row
@@ -63,14 +70,14 @@ pub const fn mma_stages(head_dim: u32) -> u32 {
 }
 
 /// Whether queries wait in shared memory, where there are not enough registers for them.
-const fn queries_in_shared(blocks: u32, head_dim: u32) -> bool {
-    head_dim == 128 && blocks <= 2
+const fn queries_in_shared(blocks: u32, columns: u32, head_dim: u32) -> bool {
+    blocks == 2 && (head_dim == 128 || columns == 4)
 }
 
-/// Bytes of dynamic shared memory.
-pub const fn mma_shared_bytes(blocks: u32, head_dim: u32) -> u32 {
+/// Bytes of dynamic shared memory, where warps have `blocks` times 16 queries and steps `columns` times 8 keys.
+pub const fn mma_shared_bytes(blocks: u32, columns: u32, head_dim: u32) -> u32 {
     let row = 2 * head_dim;
-    let queries = if queries_in_shared(blocks, head_dim) { mma_queries(blocks) * row } else { 0 };
+    let queries = if queries_in_shared(blocks, columns, head_dim) { mma_queries(blocks) * row } else { 0 };
     mma_stages(head_dim) * 2 * MMA_KEYS * row + queries
 }
 
@@ -78,13 +85,9 @@ pub const fn mma_shared_bytes(blocks: u32, head_dim: u32) -> u32 {
 #[device]
 const TILE_PAGES: usize = (MMA_KEYS / crate::PAGE_SIZE) as usize;
 
-/// Columns of 8 keys in a tile's scores.
+/// Scores of 16 queries and a step's keys, 8 a column, as accumulators of `mma`.
 #[device]
-const KEY_COLUMNS: usize = MMA_KEYS as usize / 8;
-
-/// Scores of 16 queries and a tile's keys, as accumulators of `mma`.
-#[device]
-type Scores = [[f32; 4]; KEY_COLUMNS];
+type Scores<const COLUMNS: usize> = [[f32; 4]; COLUMNS];
 
 /// Repeats a block with `$i` = 0, 1, … below `$count`, 2, 4 or 8 times at most. What is indexed by `$i` must be in registers,
 /// and the compiler does not unroll a loop as long as these.
@@ -105,7 +108,7 @@ macro_rules! each {
 #[device]
 struct Shape {
     num_tokens: u32,
-    num_attention_heads: u32,
+    heads_per_group: u32,
     num_key_value_heads: u32,
     min_rows: u32,
 }
@@ -120,6 +123,7 @@ unsafe fn attention<
     const K: usize,
     const N: usize,
     const BLOCKS: usize,
+    const COLUMNS: usize,
 >(
     shape: &Shape,
     rows: &Rows,
@@ -130,11 +134,9 @@ unsafe fn attention<
 ) {
     const { assert!(K * 16 == HEAD_DIM && N * 8 == HEAD_DIM) }
     let queries = const { mma_queries(BLOCKS as u32) };
-    let heads_per_group = divide(shape.num_attention_heads, shape.num_key_value_heads).0;
-    let (tile, key_value_head) = divide(thread::block_idx_x(), shape.num_key_value_heads);
-    let num_tiles = divide(thread::grid_dim_x(), shape.num_key_value_heads).0;
+    let heads_per_group = shape.heads_per_group;
     // The last tiles have the most keys, so they start first.
-    let begin = (num_tiles - 1 - tile) * queries;
+    let begin = (thread::grid_dim_y() - 1 - thread::block_idx_y()) * queries;
     let end = (begin + queries).min(shape.num_tokens * heads_per_group);
     let mut first = begin;
     // Queries of several sequences in one tile: one sequence after the other. All threads of the block agree on every
@@ -149,17 +151,16 @@ unsafe fn attention<
                     blocks: sequence.blocks,
                     // Wraps where the sequence has no more keys than rows before it in the batch.
                     keys_before: sequence.kv_len.wrapping_sub(sequence.end).wrapping_add(1),
-                    num_attention_heads: shape.num_attention_heads,
                     num_key_value_heads: shape.num_key_value_heads,
                     heads_per_group,
-                    key_value_head,
+                    key_value_head: thread::block_idx_x(),
                     stop,
                     q,
                     k_pages,
                     v_pages,
                     out,
                 };
-                segment.attend::<K, N, BLOCKS>(first);
+                segment.attend::<K, N, BLOCKS, COLUMNS>(first);
             }
             first = stop;
         }
@@ -173,7 +174,6 @@ struct Segment<E, const HEAD_DIM: usize> {
     blocks: *const u32,
     /// Keys that a row sees, less its number in the batch, modulo 2^32.
     keys_before: u32,
-    num_attention_heads: u32,
     num_key_value_heads: u32,
     heads_per_group: u32,
     key_value_head: u32,
@@ -202,15 +202,15 @@ impl<const N: usize> Queries<N> {
     /// No keys.
     const EMPTY: Self = Self { reference: [f32::NEG_INFINITY; 2], sum: [0.0; 2], acc: [[0.0; 4]; N] };
 
-    /// Takes in the scores of a tile: sets the references and returns what sum and output are to be scaled with.
+    /// Takes in the scores of a step: sets the references and returns what sum and output are to be scaled with.
     ///
-    /// All 32 lanes of the warp must call it together. The first tile must have a key that the row sees.
+    /// All 32 lanes of the warp must call it together. The first step must have a key that the row sees.
     #[inline(always)]
-    fn refer(&mut self, scores: &Scores) -> [f32; 2] {
+    fn refer<const COLUMNS: usize>(&mut self, scores: &Scores<COLUMNS>) -> [f32; 2] {
         let mut shrink = [1.0; 2];
         repeat(2, |half| {
             let mut max = f32::NEG_INFINITY;
-            repeat(KEY_COLUMNS, |n| max = max.max(scores[n][2 * half].max(scores[n][2 * half + 1])));
+            repeat(COLUMNS, |n| max = max.max(scores[n][2 * half].max(scores[n][2 * half + 1])));
             max = max.max(warp::shuffle_xor(max, 1));
             max = max.max(warp::shuffle_xor(max, 2));
             let reference = self.reference[half];
@@ -232,9 +232,13 @@ impl<const N: usize> Queries<N> {
         });
     }
 
-    /// The weights of keys `16 i ..` of the tile, as `a` of `mma`; adds them to the sum.
+    /// The weights of keys `16 i ..` of the step, as `a` of `mma`; adds them to the sum.
     #[inline(always)]
-    fn weights<E: PackedElement>(&mut self, scores: &Scores, i: usize) -> [u32; 4] {
+    fn weights<E: PackedElement, const COLUMNS: usize>(
+        &mut self,
+        scores: &Scores<COLUMNS>,
+        i: usize,
+    ) -> [u32; 4] {
         let [upper, lower] = self.reference;
         let mut columns = [[0.0; 4]; 2];
         repeat(2, |n| {
@@ -309,6 +313,25 @@ impl<const HEAD_DIM: usize> Stages<HEAD_DIM> {
     }
 }
 
+/// Dimensions `16 i ..` of 16 queries, of which a lane is given its first dimensions of two, as `a` of `mma`.
+///
+/// # Safety
+/// The queries are readable, aligned to 8 bytes.
+#[device]
+#[inline(always)]
+unsafe fn query_words<E: PackedElement, const HEAD_DIM: usize>(rows: [*const f32; 2], i: usize) -> [u32; 4] {
+    let scale = query_scale::<HEAD_DIM>();
+    let mut words = [0; 4];
+    repeat(2, |half| {
+        repeat(2, |right| {
+            // SAFETY: the caller's promise.
+            let [a, b] = unsafe { <f32 as Group<2>>::load_group(rows[half].add(16 * i + 8 * right)) };
+            words[half + 2 * right] = E::pack2(a * scale, b * scale);
+        });
+    });
+    words
+}
+
 /// The word `2 i` columns right of one of the first two of a row: its place exclusive-or `2 i`. Stages are aligned to 8 words, so
 /// the address is.
 #[device]
@@ -329,8 +352,8 @@ impl<E: MmaElement + Group<2, Word = u32>, const HEAD_DIM: usize> Segment<E, HEA
     #[inline(always)]
     fn place(&self, query: u32) -> usize {
         let (row, head_of_group) = divide(query, self.heads_per_group);
-        let head = self.key_value_head * self.heads_per_group + head_of_group;
-        (row as usize * self.num_attention_heads as usize + head as usize) * HEAD_DIM
+        let group = row as usize * self.num_key_value_heads as usize + self.key_value_head as usize;
+        (group * self.heads_per_group as usize + head_of_group as usize) * HEAD_DIM
     }
 
     /// The pages of the tile from `first_key` on; for pages without a key, the last that has some.
@@ -364,37 +387,27 @@ impl<E: MmaElement + Group<2, Word = u32>, const HEAD_DIM: usize> Segment<E, HEA
         unsafe { stages.copy(stage, k, v, keys) }
     }
 
-    /// Dimensions `16 i ..` of 16 queries from `first` on, as `a` of `mma`. For queries behind the last, that one.
-    ///
-    /// # Safety
-    /// Queries below `stop` are in `q`.
+    /// This lane's first dimensions of its two rows of 16 queries from `first` on. For queries behind the last, that one.
     #[inline(always)]
-    unsafe fn query(&self, first: u32, i: usize) -> [u32; 4] {
+    fn query_rows(&self, first: u32) -> [*const f32; 2] {
         let (row, pair) = (warp::lane_id() / 4, 2 * (warp::lane_id() % 4));
-        let scale = query_scale::<HEAD_DIM>();
-        let mut words = [0; 4];
+        let mut rows = [self.q; 2];
         repeat(2, |half| {
             let query = (first + row + 8 * half as u32).min(self.stop - 1);
-            // SAFETY: the caller's promise.
-            let values = unsafe { self.q.add(self.place(query) + 16 * i + pair as usize) };
-            repeat(2, |right| {
-                // SAFETY: the dimensions of the lane, 8 bytes aligned to 8.
-                let [a, b] = unsafe { <f32 as Group<2>>::load_group(values.add(8 * right)) };
-                words[half + 2 * right] = E::pack2(a * scale, b * scale);
-            });
+            rows[half] = rows[half].wrapping_add(self.place(query) + pair as usize);
         });
-        words
+        rows
     }
 
-    /// Sets scores to -∞ of keys that a query does not see, for 16 queries from `first` on and the tile from `tile_key` on.
+    /// Sets scores to -∞ of keys that a query does not see, for 16 queries from `first` on and the step from `first_key` on.
     #[inline(always)]
-    fn mask(&self, scores: &mut Scores, tile_key: u32, first: u32) {
+    fn mask<const COLUMNS: usize>(&self, scores: &mut Scores<COLUMNS>, first_key: u32, first: u32) {
         let (row, pair) = (warp::lane_id() / 4, 2 * (warp::lane_id() % 4));
         repeat(2, |half| {
             let query = (first + row + 8 * half as u32).min(self.stop - 1);
-            // Keys of the tile, from this lane's first on, that the query sees.
-            let seen = self.num_keys(query).saturating_sub(tile_key + pair);
-            repeat(KEY_COLUMNS, |n| {
+            // Keys of the step, from this lane's first on, that the query sees.
+            let seen = self.num_keys(query).saturating_sub(first_key + pair);
+            repeat(COLUMNS, |n| {
                 repeat(2, |i| {
                     if (8 * n + i) as u32 >= seen {
                         scores[n][2 * half + i] = f32::NEG_INFINITY;
@@ -404,18 +417,22 @@ impl<E: MmaElement + Group<2, Word = u32>, const HEAD_DIM: usize> Segment<E, HEA
         });
     }
 
-    /// The queries from `first` on, as many as a block has.
+    /// The queries from `first` on, as many as a block has; 8 `COLUMNS` keys a step.
     ///
     /// # Safety
     /// As for [`attention`]; all threads of the block call it together with the same values.
     #[inline(always)]
-    unsafe fn attend<const K: usize, const N: usize, const BLOCKS: usize>(&self, first: u32) {
+    unsafe fn attend<const K: usize, const N: usize, const BLOCKS: usize, const COLUMNS: usize>(
+        &self,
+        first: u32,
+    ) {
+        let step_keys = const { 8 * COLUMNS as u32 };
         let (lane, warp_id) = (warp::lane_id(), warp::warp_id());
         let stages = Stages::<HEAD_DIM> { words: dynamic_shared() };
         let row_words = Stages::<HEAD_DIM>::ROW;
         let warp_first = first + warp_id * 16 * BLOCKS as u32;
         // Behind the stages, where they are there: each lane's own words of the queries.
-        let in_shared = const { queries_in_shared(BLOCKS as u32, HEAD_DIM as u32) };
+        let in_shared = const { queries_in_shared(BLOCKS as u32, COLUMNS as u32, HEAD_DIM as u32) };
         let shared_queries = stages
             .words
             .add(Stages::<HEAD_DIM>::COUNT * 2 * Stages::<HEAD_DIM>::TILE)
@@ -445,9 +462,9 @@ impl<E: MmaElement + Group<2, Word = u32>, const HEAD_DIM: usize> Segment<E, HEA
 
             let mut queries = [[[0; 4]; K]; BLOCKS];
             repeat(BLOCKS, |m| {
-                let block = warp_first + 16 * m as u32;
+                let rows = self.query_rows(warp_first + 16 * m as u32);
                 repeat(K, |i| {
-                    let words = self.query(block, i);
+                    let words = query_words::<E, HEAD_DIM>(rows, i);
                     if in_shared {
                         shared_queries.set(32 * (m * K + i) as u32, words);
                     } else {
@@ -489,61 +506,63 @@ impl<E: MmaElement + Group<2, Word = u32>, const HEAD_DIM: usize> Segment<E, HEA
                     }
                 }
                 async_copy::commit_group();
-                let keys = stages.keys(stage).add(k_word);
-                let values = stages.keys(stage).add(Stages::<HEAD_DIM>::TILE + v_word);
+                let mut keys = stages.keys(stage).add(k_word);
+                let mut values = stages.keys(stage).add(Stages::<HEAD_DIM>::TILE + v_word);
                 stage = if stage + 1 == Stages::<HEAD_DIM>::COUNT { 0 } else { stage + 1 };
-                let tile_key = first_key;
-                first_key += MMA_KEYS;
                 // The same in all lanes of the warp; it still comes to the barriers above for every tile.
-                if tile_key >= warp_keys {
-                    continue;
-                }
-
-                // Scores: 16 dimensions at a time, and 16 keys.
-                let mut scores = [[[0.0; 4]; KEY_COLUMNS]; BLOCKS];
-                each!(8: i < K => {
-                    let mut a = [[0; 4]; BLOCKS];
-                    repeat(BLOCKS, |m| {
-                        a[m] = if in_shared { shared_queries.get(32 * (m * K + i) as u32) } else { queries[m][i] };
-                    });
-                    let column = column_pair(keys, i as u32);
-                    each!(4: n < KEY_COLUMNS / 2 => {
-                        let [b0, b1, b2, b3] = mma::ldmatrix_x4(column.add(16 * n as u32 * row_words));
+                let mut step_key = first_key;
+                first_key += MMA_KEYS;
+                while step_key < first_key.min(warp_keys) {
+                    // Scores: 16 dimensions at a time, and 16 keys.
+                    let mut scores = [[[0.0; 4]; COLUMNS]; BLOCKS];
+                    each!(8: i < K => {
+                        let mut a = [[0; 4]; BLOCKS];
                         repeat(BLOCKS, |m| {
-                            scores[m][2 * n] = E::mma_m16n8k16(a[m], [b0, b1], scores[m][2 * n]);
-                            scores[m][2 * n + 1] = E::mma_m16n8k16(a[m], [b2, b3], scores[m][2 * n + 1]);
+                            a[m] = if in_shared { shared_queries.get(32 * (m * K + i) as u32) } else { queries[m][i] };
+                        });
+                        let column = column_pair(keys, i as u32);
+                        each!(4: n < COLUMNS / 2 => {
+                            let [b0, b1, b2, b3] = mma::ldmatrix_x4(column.add(16 * n as u32 * row_words));
+                            repeat(BLOCKS, |m| {
+                                scores[m][2 * n] = E::mma_m16n8k16(a[m], [b0, b1], scores[m][2 * n]);
+                                scores[m][2 * n + 1] = E::mma_m16n8k16(a[m], [b2, b3], scores[m][2 * n + 1]);
+                            });
                         });
                     });
-                });
 
-                if first_key + 16 * BLOCKS as u32 > warp_keys {
-                    each!(2: m < BLOCKS => {
-                        self.mask(&mut scores[m], tile_key, warp_first + 16 * m as u32);
-                    });
-                }
+                    if step_key + step_keys + 16 * BLOCKS as u32 > warp_keys {
+                        each!(2: m < BLOCKS => {
+                            self.mask(&mut scores[m], step_key, warp_first + 16 * m as u32);
+                        });
+                    }
 
-                let mut shrink = [[1.0; 2]; BLOCKS];
-                repeat(BLOCKS, |m| shrink[m] = state[m].refer(&scores[m]));
-                let mut changed = false;
-                repeat(BLOCKS, |m| changed |= shrink[m][0] != 1.0 || shrink[m][1] != 1.0);
-                if warp::warp_vote_any(warp::FULL_MASK, changed) {
-                    each!(2: m < BLOCKS => { state[m].shrink(shrink[m]) });
-                }
+                    let mut shrink = [[1.0; 2]; BLOCKS];
+                    repeat(BLOCKS, |m| shrink[m] = state[m].refer(&scores[m]));
+                    let mut changed = false;
+                    repeat(BLOCKS, |m| changed |= shrink[m][0] != 1.0 || shrink[m][1] != 1.0);
+                    if warp::warp_vote_any(warp::FULL_MASK, changed) {
+                        each!(2: m < BLOCKS => { state[m].shrink(shrink[m]) });
+                    }
 
-                // Values: 16 keys at a time, and 16 dimensions.
-                each!(4: i < KEY_COLUMNS / 2 => {
-                    let mut a = [[0; 4]; BLOCKS];
-                    repeat(BLOCKS, |m| a[m] = state[m].weights::<E>(&scores[m], i));
-                    each!(8: n < N / 2 => {
-                        let column = column_pair(values, n as u32);
-                        let [b0, b1, b2, b3] = mma::ldmatrix_x4_trans(column.add(16 * i as u32 * row_words));
-                        repeat(BLOCKS, |m| {
-                            let acc = &mut state[m].acc;
-                            acc[2 * n] = E::mma_m16n8k16(a[m], [b0, b1], acc[2 * n]);
-                            acc[2 * n + 1] = E::mma_m16n8k16(a[m], [b2, b3], acc[2 * n + 1]);
+                    // Values: 16 keys at a time, and 16 dimensions.
+                    each!(4: i < COLUMNS / 2 => {
+                        let mut a = [[0; 4]; BLOCKS];
+                        repeat(BLOCKS, |m| a[m] = state[m].weights::<E, COLUMNS>(&scores[m], i));
+                        each!(8: n < N / 2 => {
+                            let column = column_pair(values, n as u32);
+                            let [b0, b1, b2, b3] = mma::ldmatrix_x4_trans(column.add(16 * i as u32 * row_words));
+                            repeat(BLOCKS, |m| {
+                                let acc = &mut state[m].acc;
+                                acc[2 * n] = E::mma_m16n8k16(a[m], [b0, b1], acc[2 * n]);
+                                acc[2 * n + 1] = E::mma_m16n8k16(a[m], [b2, b3], acc[2 * n + 1]);
+                            });
                         });
                     });
-                });
+
+                    step_key += step_keys;
+                    keys = keys.add(step_keys * row_words);
+                    values = values.add(step_keys * row_words);
+                }
             }
 
             each!(2: m < BLOCKS => {
@@ -580,18 +599,17 @@ impl<E: MmaElement + Group<2, Word = u32>, const HEAD_DIM: usize> Segment<E, HEA
 }
 
 macro_rules! attention_prefill_mma {
-    ($($element:ident: $($head_dim:literal $blocks:literal $min_blocks:literal $name:ident),*;)*) => { $($(
+    ($($element:ident: $($head_dim:literal $blocks:literal $columns:literal $min_blocks:literal $name:ident),*;)*) => { $($(
         #[doc = concat!("`softmax(q · kᵀ / sqrt(", stringify!($head_dim), ")) · v` on tensor cores for the rows of all sequences that have at least")]
         #[doc = concat!("`min_rows` in the batch, ", stringify!($head_dim), " dimensions a head, a warp for ", stringify!($blocks), " times 16 queries.")]
         ///
         /// Arrays: see [`super`]; arithmetic: see the module. `out` is
         #[doc = concat!(stringify!($element), " `[num_tokens, num_attention_heads * head_dim]`; other rows of it are left alone.")]
         ///
-        /// Query `t * heads_per_group + h` is head `h` of the group in row `t`, with `heads_per_group =
-        /// num_attention_heads / num_key_value_heads`, below 2^32 in all; a tile is [`mma_queries`] of them in a row, whatever
-        /// sequences they belong to.
+        /// `heads_per_group` is `num_attention_heads / num_key_value_heads`. Query `t * heads_per_group + h` is head `h` of the
+        /// group in row `t`, below 2^32 in all; a tile is [`mma_queries`] of them in a row, whatever sequences they belong to.
         ///
-        /// Grid `[ceil(num_tokens * heads_per_group / mma_queries) * num_key_value_heads, 1, 1]`, exact; block
+        /// Grid `[num_key_value_heads, ceil(num_tokens * heads_per_group / mma_queries), 1]`, exact; block
         /// `[MMA_BLOCK_SIZE, 1, 1]`; dynamic shared memory [`mma_shared_bytes`].
         ///
         /// # Safety
@@ -599,7 +617,7 @@ macro_rules! attention_prefill_mma {
         #[kernel(max_threads = 128, min_blocks = $min_blocks)]
         pub unsafe fn $name(
             num_tokens: u32,
-            num_attention_heads: u32,
+            heads_per_group: u32,
             num_key_value_heads: u32,
             min_rows: u32,
             sequence_of_token: *const u32,
@@ -612,11 +630,11 @@ macro_rules! attention_prefill_mma {
             v_pages: *const $element,
             out: *mut $element,
         ) {
-            let shape = Shape { num_tokens, num_attention_heads, num_key_value_heads, min_rows };
+            let shape = Shape { num_tokens, heads_per_group, num_key_value_heads, min_rows };
             let rows = Rows { sequence_of_token, query_start, kv_len, block_table, max_blocks };
             // SAFETY: the kernel's own contract.
             unsafe {
-                attention::<$element, $head_dim, { $head_dim / 16 }, { $head_dim / 8 }, $blocks>(
+                attention::<$element, $head_dim, { $head_dim / 16 }, { $head_dim / 8 }, $blocks, $columns>(
                     &shape, &rows, q, k_pages, v_pages, out,
                 )
             }
@@ -625,8 +643,10 @@ macro_rules! attention_prefill_mma {
 }
 
 attention_prefill_mma! {
-    f16: 64 2 2 attention_prefill_f16_mma32_h64, 64 1 4 attention_prefill_f16_mma16_h64,
-        128 2 2 attention_prefill_f16_mma32_h128, 128 1 3 attention_prefill_f16_mma16_h128;
-    bf16: 64 2 2 attention_prefill_bf16_mma32_h64, 64 1 4 attention_prefill_bf16_mma16_h64,
-        128 2 2 attention_prefill_bf16_mma32_h128, 128 1 3 attention_prefill_bf16_mma16_h128;
+    f16: 64 2 8 2 attention_prefill_f16_mma32_h64, 128 2 8 2 attention_prefill_f16_mma32_h128,
+        64 2 4 3 attention_prefill_f16_mma32p_h64, 128 2 4 2 attention_prefill_f16_mma32p_h128,
+        64 1 8 3 attention_prefill_f16_mma16_h64, 128 1 8 2 attention_prefill_f16_mma16_h128;
+    bf16: 64 2 8 2 attention_prefill_bf16_mma32_h64, 128 2 8 2 attention_prefill_bf16_mma32_h128,
+        64 2 4 3 attention_prefill_bf16_mma32p_h64, 128 2 4 2 attention_prefill_bf16_mma32p_h128,
+        64 1 8 3 attention_prefill_bf16_mma16_h64, 128 1 8 2 attention_prefill_bf16_mma16_h128;
 }
