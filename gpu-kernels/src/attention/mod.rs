@@ -36,6 +36,7 @@ use crate::{grid::repeat, vector::Group};
 
 pub mod decode;
 pub mod decode_merged;
+pub mod decode_mma;
 pub mod prefill;
 
 mod prefill_tiled;

@@ -49,7 +49,8 @@ unsafe fn matmul_add<const N: usize>(
         let before = if is_adding { memory::load_l2(residual.cast_const()) } else { 0.0 };
         let sum = inputs.multiply(weights);
         if lane % 4 < N as u32 {
-            sums_of_warps.set((warp::warp_id() * N as u32 + lane % 4) * COLUMNS_PER_BLOCK + row_of_lane(), sum);
+            sums_of_warps
+                .set((warp::warp_id() * N as u32 + lane % 4) * COLUMNS_PER_BLOCK + row_of_lane(), sum);
         }
         thread::sync_threads();
         if is_adding {

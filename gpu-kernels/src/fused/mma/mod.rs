@@ -255,7 +255,8 @@ impl<const N: usize> Normed<N> {
                 let mut unscale = 1.0;
                 repeat(N, |i| {
                     repeat(4, |j| squares[i] = x[i][j].mul_add(x[i][j], squares[i]));
-                    let inverse = stage_parts(staged.add(2 * i as u32 * COLUMN_BYTES), product(x[i], self.weight));
+                    let inverse =
+                        stage_parts(staged.add(2 * i as u32 * COLUMN_BYTES), product(x[i], self.weight));
                     if column_of_lane == i as u32 {
                         unscale = inverse;
                     }
