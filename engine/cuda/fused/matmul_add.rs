@@ -4,14 +4,14 @@ use super::super::device::{Dependent, Device};
 use super::super::launch::{Launch, always, dimension};
 use super::super::tensor::{Activation, Tensor, Weight};
 use super::super::variant::{KernelChoice, Variant, select};
-use super::{expect_eligible, f16_only, persistent};
+use super::{expect_eligible, f16_only, persistent, rows_of_kernel, stream};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
+use cuda_std::launch::{DevicePtr, DevicePtrMut};
 use gpu_kernels::fused::matmul_add::*;
 use gpu_kernels::fused::mma::matmul_add::{self as mma, *};
-use gpu_kernels::fused::mma::{MAX_MATMUL_WARPS, num_warps};
-use gpu_kernels::fused::stage_bytes;
+use gpu_kernels::fused::mma::{MAX_MATMUL_WARPS, matmul_shared_bytes, num_rounds, num_warps};
+use gpu_kernels::fused::{WORD, stage_bytes};
 
 pub(super) const OP: &str = "matmul_add";
 
@@ -28,15 +28,16 @@ pub(super) struct Case {
     out: DevicePtrMut<f32>,
 }
 
-/// Calls `$kernel` with the case's arguments.
+/// Calls `$kernel` with the case's arguments and, before the arrays, the `$depth` of those that stream.
 macro_rules! call {
-    ($kernel:path, $device:expr, $config:expr, $case:expr) => {
+    ($kernel:path, $device:expr, $config:expr, $case:expr $(, $depth:expr)?) => {
         $kernel(
             &Dependent($device),
             $config,
             $case.n,
             $case.rows,
             $case.cols,
+            $($depth,)?
             $case.x.cast(),
             $case.weight.cast(),
             $case.out,
@@ -49,14 +50,16 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
         name: "mma",
         kernels: &["matmul_add_*_mma_one", "matmul_add_*_mma_few"],
         eligible: |case| f16_only(case.dtype),
-        // SAFETY: a block for each tile; the case is whole.
+        // SAFETY: any grid does; the case is whole.
         launch: |device, case| unsafe {
-            let blocks = case.rows.div_ceil(mma::COLUMNS_PER_BLOCK).max(1);
-            let warps = num_warps(case.cols.div_ceil(2), MAX_MATMUL_WARPS);
-            let config = LaunchConfig { grid: [blocks, 1, 1], block: [32 * warps, 1, 1], shared_bytes: 0 };
+            let tiles = case.rows.div_ceil(mma::COLUMNS_PER_TILE);
+            let half = case.cols.div_ceil(2).next_multiple_of(WORD);
+            let warps = num_warps(half, MAX_MATMUL_WARPS);
+            let shared_bytes = matmul_shared_bytes(warps, rows_of_kernel(case.n));
+            let (config, depth) = stream(device, tiles, num_rounds(half, warps), warps, shared_bytes);
             match case.n {
-                1 => call!(matmul_add_f16_mma_one, device, &config, case),
-                _ => call!(matmul_add_f16_mma_few, device, &config, case),
+                1 => call!(matmul_add_f16_mma_one, device, &config, case, depth),
+                _ => call!(matmul_add_f16_mma_few, device, &config, case, depth),
             }
         },
     },

@@ -7,7 +7,7 @@ use super::super::memory::DeviceBuffer;
 use super::super::precise_dtype;
 use super::super::tensor::{Activation, Tensor, Weight};
 use super::super::variant::{KernelChoice, Variant, select};
-use super::{expect_eligible, f16_only, persistent, tiles};
+use super::{expect_eligible, f16_only, norm_stream, persistent};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
@@ -31,15 +31,16 @@ pub(super) struct Case {
     out: DevicePtrMut<u8>,
 }
 
-/// Calls `$kernel` with the case's arguments.
+/// Calls `$kernel` with the case's arguments and, before the arrays, the `$depth` of those that stream.
 macro_rules! call {
-    ($kernel:path, $device:expr, $config:expr, $case:expr) => {
+    ($kernel:path, $device:expr, $config:expr, $case:expr $(, $depth:expr)?) => {
         $kernel(
             &Dependent($device),
             $config,
             $case.n,
             $case.hidden_size,
             $case.intermediate_size,
+            $($depth,)?
             $case.x,
             $case.norm,
             $case.eps,
@@ -55,13 +56,13 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
         name: "mma",
         kernels: &["norm_gate_up_*_mma_one", "norm_gate_up_*_mma_few"],
         eligible: |case| f16_only(case.dtype),
-        // SAFETY: a block for each tile; the case is whole.
+        // SAFETY: any grid does; the case is whole.
         launch: |device, case| unsafe {
-            let blocks = case.intermediate_size.div_ceil(mma::COLUMNS_PER_BLOCK);
-            let config = tiles(blocks, case.hidden_size, case.n);
+            let tiles = case.intermediate_size.div_ceil(mma::COLUMNS_PER_TILE);
+            let (config, depth) = norm_stream(device, tiles, case.hidden_size, case.n);
             match case.n {
-                1 => call!(norm_gate_up_f16_mma_one, device, &config, case),
-                _ => call!(norm_gate_up_f16_mma_few, device, &config, case),
+                1 => call!(norm_gate_up_f16_mma_one, device, &config, case, depth),
+                _ => call!(norm_gate_up_f16_mma_few, device, &config, case, depth),
             }
         },
     },

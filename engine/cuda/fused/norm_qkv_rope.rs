@@ -8,7 +8,7 @@ use super::super::memory::DeviceBuffer;
 use super::super::rope::RopeTable;
 use super::super::tensor::{KvCache, Tensor, Weight};
 use super::super::variant::{KernelChoice, Variant, select};
-use super::{expect_eligible, f16_only, persistent, tiles};
+use super::{expect_eligible, f16_only, persistent, tile_a_block};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::kv_cache::PAGE_SIZE;
@@ -43,9 +43,9 @@ pub(super) struct Case {
     v_pages: DevicePtrMut<u8>,
 }
 
-/// Calls `$kernel` with the case's arguments.
+/// Calls `$kernel` with the case's arguments and, before the arrays, the `$depth` of those that stream.
 macro_rules! call {
-    ($kernel:path, $device:expr, $config:expr, $case:expr) => {
+    ($kernel:path, $device:expr, $config:expr, $case:expr $(, $depth:expr)?) => {
         $kernel(
             &Dependent($device),
             $config,
@@ -54,6 +54,7 @@ macro_rules! call {
             $case.heads,
             $case.kv_heads,
             $case.head_dim,
+            $($depth,)?
             $case.x,
             $case.norm,
             $case.eps,
@@ -93,10 +94,10 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
         },
         // SAFETY: a block for each tile; the case is whole.
         launch: |device, case| unsafe {
-            let config = tiles(pairs(case) / mma::PAIRS_PER_BLOCK, case.hidden_size, case.n);
+            let (config, depth) = tile_a_block(pairs(case) / mma::PAIRS_PER_BLOCK, case.hidden_size, case.n);
             match case.n {
-                1 => call!(norm_qkv_rope_f16_mma_one, device, &config, case),
-                _ => call!(norm_qkv_rope_f16_mma_few, device, &config, case),
+                1 => call!(norm_qkv_rope_f16_mma_one, device, &config, case, depth),
+                _ => call!(norm_qkv_rope_f16_mma_few, device, &config, case, depth),
             }
         },
     },

@@ -2,19 +2,19 @@
 
 use cuda_std::prelude::*;
 
-use super::MAX_MATMUL_WARPS;
+use super::stream_bytes;
 #[device]
-use super::{Halves, Weights, halves, row_of_lane};
+use super::{Halves, Stream, Tiles, halves, row_of_lane};
 #[device]
 use crate::{
     fused::{WORD, launch_dependents, wait_for_dependencies},
-    grid::{offset, repeat},
+    grid::offset,
 };
 #[device]
 use cuda_std::memory;
 
-/// Columns of the output that a block computes.
-pub const COLUMNS_PER_BLOCK: u32 = 8;
+/// Columns of the output of a tile.
+pub const COLUMNS_PER_TILE: u32 = 8;
 
 /// # Safety
 /// As the kernels.
@@ -24,49 +24,44 @@ unsafe fn matmul_add<const N: usize>(
     n: u32,
     rows: u32,
     cols: u32,
+    depth: u32,
     x: *const f16,
     weight: *const f16,
     out: *mut f32,
-    sums_of_warps: Shared<f32>,
 ) {
     launch_dependents();
-    let first = thread::block_idx_x() * COLUMNS_PER_BLOCK;
     let words = cols / WORD;
-    let num_warps = thread::block_dim_x() / 32;
-    let (lane, thread) = (warp::lane_id(), thread::thread_idx_x());
-    // Threads that add the warps' sums: one for each input row and each column of the block.
-    let (row_of_thread, column) = (thread / COLUMNS_PER_BLOCK, first + thread % COLUMNS_PER_BLOCK);
-    let is_adding = row_of_thread < n && column < rows;
-    // SAFETY: rows below `rows`; those that stand in for rows beyond the last are not stored. The barrier orders the sums of the
-    // warps against their reader, and one thread reads and writes each place of the residual.
+    let halves = halves(words);
+    let tiles = Tiles::new(rows.div_ceil(COLUMNS_PER_TILE), halves[0]);
+    let shared = dynamic_shared::<u8>();
+    // SAFETY: rows below `rows`; those that stand in for rows beyond the last are not stored. One thread reads and writes each
+    // place of the residual.
     unsafe {
-        let halves = halves(words);
-        let row = weight.add(offset((first + row_of_lane()).min(rows - 1), cols, 0));
-        let weights = Weights::new([row, row.add((halves[0] * WORD) as usize)], halves);
+        let weights = Stream::new(tiles, depth, shared, |tile| {
+            let row = (tile * COLUMNS_PER_TILE + row_of_lane()).min(rows - 1);
+            let row = weight.add(offset(row, cols, 0));
+            ([row, row.add((halves[0] * WORD) as usize)], halves)
+        });
         wait_for_dependencies();
         let inputs = Halves::<N>::new(n, words, x);
-        let residual = out.add(offset(row_of_thread, rows, column));
-        let before = if is_adding { memory::load_l2(residual.cast_const()) } else { 0.0 };
-        let sum = inputs.multiply(weights);
-        if lane % 4 < N as u32 {
-            sums_of_warps
-                .set((warp::warp_id() * N as u32 + lane % 4) * COLUMNS_PER_BLOCK + row_of_lane(), sum);
-        }
-        thread::sync_threads();
-        if is_adding {
-            let mut sum = 0.0;
-            let mut first = 0;
-            while first < num_warps {
-                repeat(10, |w| {
-                    let w = first + w as u32;
-                    if w < num_warps {
-                        sum += sums_of_warps.get(w * N as u32 * COLUMNS_PER_BLOCK + thread);
-                    }
-                });
-                first += 10;
+        // Of the first tile, so that it need not be waited for in the end: thread `8 i + r` has column `r` of row `i`.
+        let (i, r) = (thread::thread_idx_x() / COLUMNS_PER_TILE, thread::thread_idx_x() % COLUMNS_PER_TILE);
+        let first = thread::block_idx_x();
+        let column = first * COLUMNS_PER_TILE + r;
+        let residual = if i < n && column < rows {
+            memory::load_l2(out.add(offset(i, rows, column)).cast_const())
+        } else {
+            0.0
+        };
+        let shared = shared.add(stream_bytes(thread::block_dim_x() / 32, depth));
+        inputs.multiply(weights, n, shared.cast(), |tile, i, r, product| {
+            let column = tile * COLUMNS_PER_TILE + r;
+            if column < rows {
+                let out = out.add(offset(i, rows, column));
+                *out = if tile == first && tiles.count <= thread::grid_dim_x() { residual } else { *out }
+                    + product;
             }
-            *residual = before + sum;
-        }
+        });
     }
 }
 
@@ -77,18 +72,18 @@ macro_rules! matmul_add {
         /// - `x`: f16 `[n, cols]`; `weight`: f16 `[rows, cols]`
         /// - `out`: f32 `[n, rows]`
         ///
-        /// Grid `[ceil(rows / COLUMNS_PER_BLOCK), 1, 1]`; block `[32 * warps, 1, 1]`, warps from 2 to
-        /// [`MAX_MATMUL_WARPS`](super::MAX_MATMUL_WARPS) ([`num_warps`](super::num_warps) of half the columns). `cols` is a
-        /// multiple of 8.
+        /// Grid `[blocks, 1, 1]`, any number of them from 1 to `ceil(rows / COLUMNS_PER_TILE)`; block `[32 * warps, 1, 1]`, warps from 2
+        /// to [`MAX_MATMUL_WARPS`](super::MAX_MATMUL_WARPS) ([`num_warps`](super::num_warps) of half the columns); dynamic shared
+        /// memory [`stream_bytes`] of `depth` (1 to [`MAX_DEPTH`](super::MAX_DEPTH)) and these warps, and
+        #[doc = concat!("[`matmul_shared_bytes`](super::matmul_shared_bytes) of ", stringify!($rows), " rows. `cols` is a multiple of 8.")]
         ///
         /// # Safety
         /// Grid, block and arrays are as above, aligned to 16 bytes, and do not overlap. Of what the kernels before this one
         /// write, only `x` and `out` are read.
-        #[kernel(max_threads = 640, min_blocks = 1)]
-        pub unsafe fn $name(n: u32, rows: u32, cols: u32, x: *const f16, weight: *const f16, out: *mut f32) {
-            let sums = shared_array![f32; (MAX_MATMUL_WARPS * COLUMNS_PER_BLOCK) as usize * $rows];
+        #[kernel(max_threads = 640)]
+        pub unsafe fn $name(n: u32, rows: u32, cols: u32, depth: u32, x: *const f16, weight: *const f16, out: *mut f32) {
             // SAFETY: the kernel's own contract.
-            unsafe { matmul_add::<$rows>(n, rows, cols, x, weight, out, sums) }
+            unsafe { matmul_add::<$rows>(n, rows, cols, depth, x, weight, out) }
         }
     )* };
 }

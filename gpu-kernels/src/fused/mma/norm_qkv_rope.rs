@@ -2,8 +2,9 @@
 
 use cuda_std::prelude::*;
 
+use super::stream_bytes;
 #[device]
-use super::{Normed, Weights, row_of_lane};
+use super::{Normed, Stream, Tiles, row_of_lane};
 #[device]
 use crate::{
     PAGE_SIZE,
@@ -41,6 +42,7 @@ enum Part {
 #[inline(always)]
 unsafe fn norm_qkv_rope<const N: usize>(
     shape: Shape,
+    depth: u32,
     x: *const f32,
     norm: *const f32,
     eps: f32,
@@ -58,6 +60,7 @@ unsafe fn norm_qkv_rope<const N: usize>(
     let (half, words) = (head_dim / 2, hidden_size / WORD);
     let (head, first) = divide(thread::block_idx_x(), half / PAIRS_PER_BLOCK);
     let first = first * PAIRS_PER_BLOCK;
+    let shared = dynamic_shared::<u8>();
     // The same for the whole block.
     let ([q_weight, k_weight, v_weight], [q_bias, k_bias, v_bias]) = (weights, biases);
     let (part, head, weight, bias) = if head < num_attention_heads {
@@ -70,7 +73,9 @@ unsafe fn norm_qkv_rope<const N: usize>(
     // SAFETY: the grid has a block for each eight pairs of each head.
     unsafe {
         let row = weight.add(offset(head * head_dim + first + row_of_lane(), hidden_size, 0));
-        let weights = Weights::new([row, row.add(offset(half, hidden_size, 0))], [words; 2]);
+        let rows = [row, row.add(offset(half, hidden_size, 0))];
+        let tiles = Tiles::new(thread::grid_dim_x(), words);
+        let weights = Stream::new(tiles, depth, shared, |_| (rows, [words; 2]));
         let inputs = Normed::<N>::new(n, hidden_size, x, norm);
 
         // What the thread that finishes a pair needs besides, fetched while the kernel before this one runs.
@@ -90,7 +95,8 @@ unsafe fn norm_qkv_rope<const N: usize>(
         }
 
         wait_for_dependencies();
-        inputs.multiply(weights, eps, |i, r, a, b| {
+        let shared = shared.add(stream_bytes(thread::block_dim_x() / 32, depth));
+        inputs.multiply(weights, eps, shared, |_, i, r, a, b| {
             let (a, b) = (a + add[0], b + add[1]);
             let [cos, sin] = rotate;
             let (a, b) = (a.mul_add(cos, -(b * sin)), b.mul_add(cos, a * sin));
@@ -126,7 +132,7 @@ macro_rules! norm_qkv_rope {
         ///
         /// Grid `[(num_attention_heads + 2 num_key_value_heads) * head_dim / 2 / PAIRS_PER_BLOCK, 1, 1]`, `head_dim` a multiple of
         /// 16; block `[32 * warps, 1, 1]`, warps from 2 to [`MAX_NORM_WARPS`](super::MAX_NORM_WARPS)
-        #[doc = concat!("([`num_warps`](super::num_warps)); dynamic shared memory [`norm_shared_bytes`](super::norm_shared_bytes) of these warps and ", stringify!($rows), " rows.")]
+        #[doc = concat!("([`num_warps`](super::num_warps)); dynamic shared memory [`stream_bytes`] of `depth` (1 to [`MAX_DEPTH`](super::MAX_DEPTH)) and these warps, and [`norm_shared_bytes`](super::norm_shared_bytes) of ", stringify!($rows), " rows.")]
         /// `hidden_size` is a multiple of 8.
         ///
         /// # Safety
@@ -139,6 +145,7 @@ macro_rules! norm_qkv_rope {
             num_attention_heads: u32,
             num_key_value_heads: u32,
             head_dim: u32,
+            depth: u32,
             x: *const f32,
             norm: *const f32,
             eps: f32,
@@ -161,7 +168,7 @@ macro_rules! norm_qkv_rope {
             // SAFETY: the kernel's own contract.
             unsafe {
                 norm_qkv_rope::<$rows>(
-                    shape, x, norm, eps, weights, biases, positions, slots, cos, sin, q, [k_pages, v_pages],
+                    shape, depth, x, norm, eps, weights, biases, positions, slots, cos, sin, q, [k_pages, v_pages],
                 )
             }
         }
