@@ -165,10 +165,6 @@ impl Gpu {
             return unsafe { self.launch(kernel, config, params) };
         }
         let function = self.function(kernel, config.shared_bytes)?;
-        if std::env::var_os("QERNEL_CARVEOUT").is_some() {
-            // SAFETY: experiment
-            unsafe { driver::cuFuncSetAttribute(function, 9, 100) };
-        }
         let mut attribute = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],

@@ -4,13 +4,13 @@ use super::super::device::{Dependent, Device};
 use super::super::launch::{Launch, always, dimension};
 use super::super::tensor::{Activation, Tensor, Weight};
 use super::super::variant::{KernelChoice, Variant, select};
-use super::{expect_eligible, f16_only, persistent, rows_of_kernel, stream};
+use super::{StreamShape, expect_eligible, f16_only, persistent, rows_of_kernel};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
 use gpu_kernels::fused::matmul_add::*;
 use gpu_kernels::fused::mma::matmul_add::{self as mma, *};
-use gpu_kernels::fused::mma::{MAX_MATMUL_WARPS, matmul_shared_bytes, num_rounds, num_warps};
+use gpu_kernels::fused::mma::{MAX_MATMUL_WARPS, batch, matmul_shared_bytes};
 use gpu_kernels::fused::{WORD, stage_bytes};
 
 pub(super) const OP: &str = "matmul_add";
@@ -54,9 +54,10 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
         launch: |device, case| unsafe {
             let tiles = case.rows.div_ceil(mma::COLUMNS_PER_TILE);
             let half = case.cols.div_ceil(2).next_multiple_of(WORD);
-            let warps = num_warps(half, MAX_MATMUL_WARPS);
-            let shared_bytes = matmul_shared_bytes(warps, rows_of_kernel(case.n));
-            let (config, depth) = stream(device, tiles, num_rounds(half, warps), warps, shared_bytes);
+            let shape = StreamShape::new(device, tiles, half, MAX_MATMUL_WARPS);
+            let batch = batch(tiles, shape.blocks);
+            let (config, depth) =
+                shape.config(matmul_shared_bytes(shape.warps, rows_of_kernel(case.n), batch));
             match case.n {
                 1 => call!(matmul_add_f16_mma_one, device, &config, case, depth),
                 _ => call!(matmul_add_f16_mma_few, device, &config, case, depth),

@@ -17,9 +17,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use cuda_std::launch::LaunchConfig;
 use gpu_kernels::fused::WORD;
-use gpu_kernels::fused::mma::{
-    MAX_DEPTH, MAX_NORM_WARPS, norm_shared_bytes, num_rounds, num_warps, stream_bytes,
-};
+use gpu_kernels::fused::mma::{MAX_DEPTH, batch, norm_shared_bytes, num_rounds, num_warps, stream_bytes};
 
 /// The most rows that the fused kernels take.
 pub const MAX_ROWS: usize = gpu_kernels::fused::MAX_ROWS as usize;
@@ -91,34 +89,40 @@ fn f16_only(dtype: Dtype) -> Result<(), &'static str> {
     if dtype == Dtype::F16 { Ok(()) } else { Err("the weights are not f16") }
 }
 
-/// The most shared memory of a block whose weights go through it: with it, what comes after still fits beside it.
-const MAX_STREAM_BYTES: u32 = 150 << 10;
+/// The most shared memory of a block whose weights go through it: with it, the next kernel's still fit beside it.
+const MAX_STREAM_BYTES: u32 = 148 << 10;
 
-/// The grid of a kernel that streams `tiles` tiles of rows of weights, and how many parts of them a block has under way: as many as
-/// there are, or fit.
-fn stream(device: &Device, tiles: u32, rounds: u32, warps: u32, shared_bytes: u32) -> (LaunchConfig, u32) {
-    let blocks = tiles.clamp(1, device.info().multiprocessors.max(1));
-    let parts = tiles.div_ceil(blocks).saturating_mul(rounds);
-    let room = MAX_STREAM_BYTES.saturating_sub(shared_bytes) / stream_bytes(warps, 1);
-    let depth = parts.min(room).clamp(1, MAX_DEPTH);
-    let shared_bytes = stream_bytes(warps, depth) + shared_bytes;
-    (LaunchConfig { grid: [blocks, 1, 1], block: [32 * warps, 1, 1], shared_bytes }, depth)
+/// The shape of a launch that streams tiles of rows of weights.
+struct StreamShape {
+    tiles: u32,
+    blocks: u32,
+    warps: u32,
+    rounds: u32,
 }
 
-/// [`stream`] for rows of `cols` columns that `n` normed rows are multiplied with.
-fn norm_stream(device: &Device, tiles: u32, cols: u32, n: u32) -> (LaunchConfig, u32) {
-    let warps = num_warps(cols, MAX_NORM_WARPS);
-    let rounds = num_rounds(cols, warps);
-    stream(device, tiles, rounds, warps, norm_shared_bytes(warps, rounds, rows_of_kernel(n)))
-}
+impl StreamShape {
+    /// `tiles` tiles of rows of `cols` columns, by blocks of at most `max_warps` warps: one a multiprocessor.
+    fn new(device: &Device, tiles: u32, cols: u32, max_warps: u32) -> Self {
+        let warps = num_warps(cols, max_warps);
+        let blocks = tiles.clamp(1, device.info().multiprocessors.max(1));
+        Self { tiles, blocks, warps, rounds: num_rounds(cols, warps) }
+    }
 
-/// The same with a block for each tile.
-fn tile_a_block(tiles: u32, cols: u32, n: u32) -> (LaunchConfig, u32) {
-    let warps = num_warps(cols, MAX_NORM_WARPS);
-    let rounds = num_rounds(cols, warps);
-    let depth = rounds.min(MAX_DEPTH);
-    let shared_bytes = stream_bytes(warps, depth) + norm_shared_bytes(warps, rounds, rows_of_kernel(n));
-    (LaunchConfig { grid: [tiles.max(1), 1, 1], block: [32 * warps, 1, 1], shared_bytes }, depth)
+    /// The launch, where a block needs `shared_bytes` besides, and how many parts it has in shared memory: as many as there are, or
+    /// fit.
+    fn config(&self, shared_bytes: u32) -> (LaunchConfig, u32) {
+        let parts = self.tiles.div_ceil(self.blocks).saturating_mul(self.rounds);
+        let room = MAX_STREAM_BYTES.saturating_sub(shared_bytes) / stream_bytes(self.warps, 1);
+        let depth = parts.min(room).clamp(1, MAX_DEPTH);
+        let shared_bytes = stream_bytes(self.warps, depth) + shared_bytes;
+        (LaunchConfig { grid: [self.blocks, 1, 1], block: [32 * self.warps, 1, 1], shared_bytes }, depth)
+    }
+
+    /// The launch for `n` rows that are normed.
+    fn normed(&self, n: u32) -> (LaunchConfig, u32) {
+        let batch = batch(self.tiles, self.blocks);
+        self.config(norm_shared_bytes(self.warps, self.rounds, rows_of_kernel(n), batch))
+    }
 }
 
 /// Rows that the kernel for `n` rows has room for.

@@ -7,10 +7,11 @@ use super::super::memory::DeviceBuffer;
 use super::super::precise_dtype;
 use super::super::tensor::{Activation, Tensor, Weight};
 use super::super::variant::{KernelChoice, Variant, select};
-use super::{expect_eligible, f16_only, norm_stream, persistent};
+use super::{StreamShape, expect_eligible, f16_only, persistent};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
+use gpu_kernels::fused::mma::MAX_NORM_WARPS;
 use gpu_kernels::fused::mma::norm_gate_up::{self as mma, *};
 use gpu_kernels::fused::norm_gate_up::{self as lanes, *};
 use gpu_kernels::fused::stage_bytes;
@@ -59,7 +60,8 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
         // SAFETY: any grid does; the case is whole.
         launch: |device, case| unsafe {
             let tiles = case.intermediate_size.div_ceil(mma::COLUMNS_PER_TILE);
-            let (config, depth) = norm_stream(device, tiles, case.hidden_size, case.n);
+            let shape = StreamShape::new(device, tiles, case.hidden_size, MAX_NORM_WARPS);
+            let (config, depth) = shape.normed(case.n);
             match case.n {
                 1 => call!(norm_gate_up_f16_mma_one, device, &config, case, depth),
                 _ => call!(norm_gate_up_f16_mma_few, device, &config, case, depth),

@@ -8,12 +8,13 @@ use super::super::memory::DeviceBuffer;
 use super::super::rope::RopeTable;
 use super::super::tensor::{KvCache, Tensor, Weight};
 use super::super::variant::{KernelChoice, Variant, select};
-use super::{expect_eligible, f16_only, persistent, tile_a_block};
+use super::{StreamShape, expect_eligible, f16_only, persistent};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::kv_cache::PAGE_SIZE;
 use crate::ops::Qkv;
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
+use gpu_kernels::fused::mma::MAX_NORM_WARPS;
 use gpu_kernels::fused::mma::norm_qkv_rope::{self as mma, *};
 use gpu_kernels::fused::norm_qkv_rope::{self as lanes, *};
 use gpu_kernels::fused::stage_bytes;
@@ -94,7 +95,10 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
         },
         // SAFETY: a block for each tile; the case is whole.
         launch: |device, case| unsafe {
-            let (config, depth) = tile_a_block(pairs(case) / mma::PAIRS_PER_BLOCK, case.hidden_size, case.n);
+            let tiles = pairs(case) / mma::PAIRS_PER_BLOCK;
+            let mut shape = StreamShape::new(device, tiles, case.hidden_size, MAX_NORM_WARPS);
+            shape.blocks = tiles.max(1);
+            let (config, depth) = shape.normed(case.n);
             match case.n {
                 1 => call!(norm_qkv_rope_f16_mma_one, device, &config, case, depth),
                 _ => call!(norm_qkv_rope_f16_mma_few, device, &config, case, depth),

@@ -75,7 +75,7 @@ macro_rules! matmul_add {
         /// Grid `[blocks, 1, 1]`, any number of them from 1 to `ceil(rows / COLUMNS_PER_TILE)`; block `[32 * warps, 1, 1]`, warps from 2
         /// to [`MAX_MATMUL_WARPS`](super::MAX_MATMUL_WARPS) ([`num_warps`](super::num_warps) of half the columns); dynamic shared
         /// memory [`stream_bytes`] of `depth` (1 to [`MAX_DEPTH`](super::MAX_DEPTH)) and these warps, and
-        #[doc = concat!("[`matmul_shared_bytes`](super::matmul_shared_bytes) of ", stringify!($rows), " rows. `cols` is a multiple of 8.")]
+        #[doc = concat!("[`matmul_shared_bytes`](super::matmul_shared_bytes) of ", stringify!($rows), " rows and a [`batch`](super::batch) of tiles. `cols` is a multiple of 8.")]
         ///
         /// # Safety
         /// Grid, block and arrays are as above, aligned to 16 bytes, and do not overlap. Of what the kernels before this one

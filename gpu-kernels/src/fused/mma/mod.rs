@@ -9,7 +9,7 @@
 //!
 //! # A block streams tiles
 //! A tile is 16 rows, a part of it what the block takes in one round. Its words go to shared memory with `cp.async`, up to
-//! [`MAX_DEPTH`] parts ahead ([`Stream`]). Each lane copies what it will read itself, so no barrier comes between,
+//! [`MAX_DEPTH`] parts ahead ([`Stream`]), but never many at once: what another kernel waits for would queue behind them. Each lane copies what it will read itself, so no barrier comes between,
 //! and the first parts are under way before the kernel waits for its inputs: while a chain of small kernels waits for one another, the memory
 //! is kept busy by the weights of those to come.
 //!
@@ -57,8 +57,11 @@ pub const COLS_PER_WARP: u32 = 128;
 const PART_BYTES: u32 = 16 * COLS_PER_WARP * 2;
 /// The most parts that a block has under way.
 pub const MAX_DEPTH: u32 = 8;
-/// Tiles whose sums are kept until the warps' are added.
-const BATCH: u32 = 8;
+/// The most tiles whose sums are kept until the warps' are added.
+const MAX_BATCH: u32 = 8;
+/// Bytes that a block has on their way while it fills its shared memory. With 132 multiprocessors, about what the memory's
+/// latency takes to be hidden; with more, whatever else is read waits behind them.
+const IN_FLIGHT_BYTES: u32 = 40 << 10;
 /// The most warps of a block that norms its inputs.
 pub const MAX_NORM_WARPS: u32 = 16;
 /// The most warps of a block of [`matmul_add`].
@@ -76,6 +79,12 @@ pub const fn num_warps(cols: u32, max: u32) -> u32 {
 pub const fn num_rounds(cols: u32, warps: u32) -> u32 {
     let rounds = cols.div_ceil(COLS_PER_WARP * warps);
     if rounds == 0 { 1 } else { rounds }
+}
+
+/// Tiles whose sums a block keeps, of `tiles` that `blocks` blocks share.
+pub const fn batch(tiles: u32, blocks: u32) -> u32 {
+    let of_block = tiles.div_ceil(blocks);
+    if of_block < MAX_BATCH { of_block } else { MAX_BATCH }
 }
 
 /// Bytes of dynamic shared memory for `depth` parts of a block of `warps` warps.
@@ -133,7 +142,7 @@ pub(super) struct Stream<R> {
 
 #[device]
 impl<R: Fn(u32) -> ([*const f16; 2], [u32; 2])> Stream<R> {
-    /// Starts to copy the first `depth` parts.
+    /// Copies the first `depth` parts, a little at a time; the last of it is still under way in the end.
     ///
     /// # Safety
     /// `shared` has [`stream_bytes`] of that depth, 1 to [`MAX_DEPTH`]; the rows have that many words and are aligned to 16 bytes.
@@ -142,13 +151,38 @@ impl<R: Fn(u32) -> ([*const f16; 2], [u32; 2])> Stream<R> {
         let first = shared.cast::<[u32; 4]>().add(warp::warp_id() * (PART_BYTES / 16) + warp::lane_id());
         let num_tiles = tiles.of_block();
         let mut stream = Self { tiles, rows_of, depth, first, next: [0; 3], place: 0, num_tiles };
+        let chunks = IN_FLIGHT_BYTES / (PART_BYTES / CHUNKS as u32) / (thread::block_dim_x() / 32);
         let mut part = 0;
         while part < depth {
             // SAFETY: the caller's promise.
-            unsafe { stream.copy() }
+            unsafe {
+                stream.copy(|| {
+                    async_copy::commit_group();
+                    match chunks {
+                        0 | 1 => async_copy::wait_group::<0>(),
+                        2 => async_copy::wait_group::<1>(),
+                        3 | 4 => async_copy::wait_group::<2>(),
+                        5 | 6 => async_copy::wait_group::<4>(),
+                        7..12 => async_copy::wait_group::<6>(),
+                        _ => async_copy::wait_group::<11>(),
+                    }
+                });
+            }
             part += 1;
         }
         stream
+    }
+
+    /// Waits for what [`Stream::new`] has copied; once, before the first part is read.
+    #[inline(always)]
+    fn begin(&self) {
+        async_copy::wait_all();
+        // A group for each part, so that the oldest that may be under way is always the part that is read next.
+        let mut part = 1;
+        while part < self.depth {
+            async_copy::commit_group();
+            part += 1;
+        }
     }
 
     /// Where this lane's words of the part at `place` are.
@@ -157,12 +191,12 @@ impl<R: Fn(u32) -> ([*const f16; 2], [u32; 2])> Stream<R> {
         self.first.add(place * (thread::block_dim_x() / 32) * (PART_BYTES / 16))
     }
 
-    /// Starts to copy the next part, if there is one; words beyond the rows become 0.
+    /// Starts to copy the next part, if there is one; words beyond the rows become 0. Calls `after_chunk` after each chunk.
     ///
     /// # Safety
     /// As [`Stream::new`]; this lane has read what its place held.
     #[inline(always)]
-    unsafe fn copy(&mut self) {
+    unsafe fn copy(&mut self, after_chunk: impl Fn()) {
         let [tile, round, place] = self.next;
         if tile < self.num_tiles {
             let (rows, words) = (self.rows_of)(self.tiles.tile(tile));
@@ -178,14 +212,13 @@ impl<R: Fn(u32) -> ([*const f16; 2], [u32; 2])> Stream<R> {
                         async_copy::copy_16_or_zero(to.add((2 * u + i) as u32 * 32), from, bytes);
                     }
                 });
+                after_chunk();
             });
             let is_last = round + 1 == self.tiles.rounds;
             let next_place = if place + 1 == self.depth { 0 } else { place + 1 };
             self.next =
                 [if is_last { tile + 1 } else { tile }, if is_last { 0 } else { round + 1 }, next_place];
         }
-        // A group each time, so that the oldest is always the part that is read next.
-        async_copy::commit_group();
     }
 
     /// Waits for the part that comes next.
@@ -224,7 +257,8 @@ impl<R: Fn(u32) -> ([*const f16; 2], [u32; 2])> Stream<R> {
                     sums[i] = f16::mma_m16n8k16(a, [inputs[2 * i], inputs[2 * i + 1]], sums[i]);
                 });
             });
-            self.copy();
+            self.copy(|| ());
+            async_copy::commit_group();
         }
         sums
     }
@@ -263,9 +297,9 @@ fn words_per_round() -> u32 {
 const COLUMN_BYTES: u32 = COLS_PER_WARP * 2 + 64;
 
 /// Bytes of dynamic shared memory behind the stream for a block of `warps` warps that norms `rows` rows in `rounds` rounds: the
-/// staged inputs, what they were divided by, the sums of each warp, and its sums of squares.
-pub const fn norm_shared_bytes(warps: u32, rounds: u32, rows: u32) -> u32 {
-    warps * rows * (rounds * (2 * COLUMN_BYTES + 4) + (BATCH * 16 + 1) * 4)
+/// staged inputs, what they were divided by, the sums of each warp for a [`batch`] of tiles, and its sums of squares.
+pub const fn norm_shared_bytes(warps: u32, rounds: u32, rows: u32, batch: u32) -> u32 {
+    warps * rows * (rounds * (2 * COLUMN_BYTES + 4) + (batch * 16 + 1) * 4)
 }
 
 /// Up to `N` rows of inputs that are to be normed, as the second operand.
@@ -373,11 +407,12 @@ impl<const N: usize> Normed<N> {
                 });
                 round += 1;
             }
+            weights.begin();
             sync_warp(FULL_MASK);
 
             let mut done = 0;
             while done < weights.num_tiles {
-                let batch = (weights.num_tiles - done).min(BATCH);
+                let batch = (weights.num_tiles - done).min(MAX_BATCH);
                 let mut tile = 0;
                 while tile < batch {
                     // Of input row `column_of_lane`: with weights of rows `row` and `row + 8`.
@@ -545,9 +580,10 @@ impl<const N: usize> Halves<N> {
         // SAFETY: the caller's promise; each warp writes its own sums, which barriers order against the readers.
         unsafe {
             let mut inputs = self.load(0);
+            weights.begin();
             let mut done = 0;
             while done < weights.num_tiles {
-                let batch = (weights.num_tiles - done).min(BATCH);
+                let batch = (weights.num_tiles - done).min(MAX_BATCH);
                 let mut tile = 0;
                 while tile < batch {
                     let mut total = 0.0;
@@ -598,9 +634,9 @@ impl<const N: usize> Halves<N> {
     }
 }
 
-/// Bytes of dynamic shared memory behind the stream for a block of `warps` warps that multiplies `rows` rows: their sums.
-pub const fn matmul_shared_bytes(warps: u32, rows: u32) -> u32 {
-    warps * rows * BATCH * 8 * 4
+/// Bytes of dynamic shared memory behind the stream for a block of `warps` warps that multiplies `rows` rows: their sums for a [`batch`] of tiles.
+pub const fn matmul_shared_bytes(warps: u32, rows: u32, batch: u32) -> u32 {
+    warps * rows * batch * 8 * 4
 }
 
 /// Words of the two halves of a row of `words` words.

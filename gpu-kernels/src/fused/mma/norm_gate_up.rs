@@ -65,7 +65,7 @@ macro_rules! norm_gate_up {
         /// Grid `[blocks, 1, 1]`, any number of them from 1 to `ceil(intermediate_size / COLUMNS_PER_TILE)`; block
         /// `[32 * warps, 1, 1]`, warps from 2 to [`MAX_NORM_WARPS`](super::MAX_NORM_WARPS) ([`num_warps`](super::num_warps)); dynamic shared
         /// memory [`stream_bytes`] of `depth` (1 to [`MAX_DEPTH`](super::MAX_DEPTH)) and these warps, and
-        #[doc = concat!("[`norm_shared_bytes`](super::norm_shared_bytes) of ", stringify!($rows), " rows. `hidden_size` is a multiple of 8.")]
+        #[doc = concat!("[`norm_shared_bytes`](super::norm_shared_bytes) of ", stringify!($rows), " rows and a [`batch`](super::batch) of tiles. `hidden_size` is a multiple of 8.")]
         ///
         /// # Safety
         /// Grid, block and arrays are as above, aligned to 16 bytes; `out` overlaps nothing. Of what the kernels before this

@@ -132,7 +132,7 @@ macro_rules! norm_qkv_rope {
         ///
         /// Grid `[(num_attention_heads + 2 num_key_value_heads) * head_dim / 2 / PAIRS_PER_BLOCK, 1, 1]`, `head_dim` a multiple of
         /// 16; block `[32 * warps, 1, 1]`, warps from 2 to [`MAX_NORM_WARPS`](super::MAX_NORM_WARPS)
-        #[doc = concat!("([`num_warps`](super::num_warps)); dynamic shared memory [`stream_bytes`] of `depth` (1 to [`MAX_DEPTH`](super::MAX_DEPTH)) and these warps, and [`norm_shared_bytes`](super::norm_shared_bytes) of ", stringify!($rows), " rows.")]
+        #[doc = concat!("([`num_warps`](super::num_warps)); dynamic shared memory [`stream_bytes`] of `depth` (1 to [`MAX_DEPTH`](super::MAX_DEPTH)) and these warps, and [`norm_shared_bytes`](super::norm_shared_bytes) of ", stringify!($rows), " rows and a [`batch`](super::batch) of tiles.")]
         /// `hidden_size` is a multiple of 8.
         ///
         /// # Safety
