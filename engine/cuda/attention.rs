@@ -16,6 +16,9 @@ use crate::error::{Error, Result};
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
 use gpu_kernels::attention::decode::*;
 use gpu_kernels::attention::decode_merged::*;
+use gpu_kernels::attention::decode_mma::{
+    self, MAX_GROUP, attention_decode_f16_mma_h64, attention_decode_f16_mma_h128,
+};
 use gpu_kernels::attention::prefill::{self, *};
 use gpu_kernels::attention::prefill_mma::*;
 use gpu_kernels::attention::*;
@@ -140,6 +143,19 @@ fn merges(case: &Case) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// Rows on tensor cores: queries of a group as rows of one instruction.
+fn decodes_on_tensor_cores(case: &Case) -> Result<(), &'static str> {
+    known_head_dim(case)?;
+    if case.dtype != Dtype::F16 {
+        return Err("the pages are not f16");
+    }
+    if case.num_attention_heads / case.num_key_value_heads > MAX_GROUP {
+        return Err("more than 8 heads share K and V");
+    }
+    Ok(())
+}
+
+const DECODE_MMA_KERNELS: [&str; 2] = ["attention_decode_*_mma_h64", "attention_decode_*_mma_h128"];
 const SPLIT_KERNELS: [&str; 3] = [
     "attention_decode_split_*_plain_h64",
     "attention_decode_split_*_plain_h128",
@@ -152,10 +168,12 @@ const MMA32P_KERNELS: [&str; 2] = ["attention_prefill_*_mma32p_h64", "attention_
 const MMA16_KERNELS: [&str; 2] = ["attention_prefill_*_mma16_h64", "attention_prefill_*_mma16_h128"];
 const PLAIN_KERNELS: [&str; 2] = ["attention_prefill_*_plain_h64", "attention_prefill_*_plain_h128"];
 
-pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 8] = [
+pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 9] = [
     Variant {
         name: "auto",
         kernels: &[
+            DECODE_MMA_KERNELS[0],
+            DECODE_MMA_KERNELS[1],
             MERGED_KERNELS[0],
             MERGED_KERNELS[1],
             SPLIT_KERNELS[0],
@@ -171,7 +189,13 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 8] = [
         eligible: known_head_dim,
         // SAFETY: every row is in one of the two sets: one row, or more, in its sequence.
         launch: |device, case| unsafe {
-            let single = if merges(case).is_ok() { launch_merged } else { launch_split };
+            let single = if decodes_on_tensor_cores(case).is_ok() {
+                launch_decode_mma
+            } else if merges(case).is_ok() {
+                launch_merged
+            } else {
+                launch_split
+            };
             single(device, case, case.single_rows.clone(), 1, case.max_kv_single)?;
             if !case.has_multiple {
                 return Ok(());
@@ -210,6 +234,15 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 8] = [
         eligible: tiles,
         // SAFETY: the case is whole.
         launch: |device, case| unsafe { launch_tiled(device, case, 1) },
+    },
+    Variant {
+        name: "decode_mma",
+        kernels: &DECODE_MMA_KERNELS,
+        eligible: decodes_on_tensor_cores,
+        // SAFETY: the case is whole.
+        launch: |device, case| unsafe {
+            launch_decode_mma(device, case, 0..case.num_tokens as usize, u32::MAX, case.max_kv)
+        },
     },
     Variant {
         name: "merged",
@@ -521,10 +554,61 @@ unsafe fn launch_merged(
     max_rows: u32,
     max_keys: u32,
 ) -> Result<()> {
-    let num_splits = max_splits(max_keys);
+    let block = 32 * (case.num_attention_heads / case.num_key_value_heads);
+    // SAFETY: the caller's promise.
+    unsafe {
+        launch_merging(device, case, rows, max_rows, max_keys, [block, max_splits(max_keys)], Merging::Lanes)
+    }
+}
+
+/// The same on tensor cores.
+///
+/// # Safety
+/// As [`launch_plain`]; the case [`decodes_on_tensor_cores`].
+unsafe fn launch_decode_mma(
+    device: &Device,
+    case: &Case,
+    rows: Range<usize>,
+    max_rows: u32,
+    max_keys: u32,
+) -> Result<()> {
+    let num_splits = decode_mma::max_splits(max_keys);
+    // SAFETY: the caller's promise.
+    unsafe {
+        launch_merging(
+            device,
+            case,
+            rows,
+            max_rows,
+            max_keys,
+            [decode_mma::BLOCK_SIZE, num_splits],
+            Merging::TensorCores,
+        )
+    }
+}
+
+/// The kernels whose last block of a row merges its splits.
+#[derive(Clone, Copy, PartialEq)]
+enum Merging {
+    Lanes,
+    TensorCores,
+}
+
+/// [`launch_merged`] or [`launch_decode_mma`], with blocks of `block` threads and `num_splits` splits a row.
+///
+/// # Safety
+/// As these.
+unsafe fn launch_merging(
+    device: &Device,
+    case: &Case,
+    rows: Range<usize>,
+    max_rows: u32,
+    max_keys: u32,
+    [block, num_splits]: [u32; 2],
+    kernel: Merging,
+) -> Result<()> {
     let heads = case.num_attention_heads;
     let rows_at_once = rows_at_once(case, num_splits, max_keys)?;
-    let block = 32 * (heads / case.num_key_value_heads);
     for first in rows.clone().step_by(rows_at_once) {
         let count = dimension(OP, (rows.end - first).min(rows_at_once))?;
         let first = dimension(OP, first)?;
@@ -560,6 +644,8 @@ unsafe fn launch_merged(
             };
         }
         match (case.dtype, case.head_dim) {
+            (_, 64) if kernel == Merging::TensorCores => call!(attention_decode_f16_mma_h64),
+            _ if kernel == Merging::TensorCores => call!(attention_decode_f16_mma_h128),
             (Dtype::F16, 64) => call!(attention_decode_f16_merged_h64),
             (Dtype::F16, _) => call!(attention_decode_f16_merged_h128),
             (_, 64) => call!(attention_decode_bf16_merged_h64),

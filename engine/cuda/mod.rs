@@ -58,7 +58,7 @@ use std::rc::Rc;
 
 /// Every operation that has kernels, in the order of their names.
 pub fn operations() -> Vec<Operation> {
-    vec![
+    let mut operations = vec![
         Operation::of(add::OP, &add::VARIANTS),
         Operation::single("add_bias", &[]),
         Operation::of(rms_norm::FUSED, &rms_norm::FUSED_VARIANTS),
@@ -73,10 +73,6 @@ pub fn operations() -> Vec<Operation> {
         Operation::single("gather_rows", &[]),
         Operation::choice(fused::OP, &fused::VARIANTS),
         Operation::of(matmul::OP, &matmul::VARIANTS),
-        Operation::single("matmul_add", &fused::MATMUL_ADD_KERNELS),
-        Operation::single("norm_gate_up", &["norm_gate_up_*_one", "norm_gate_up_*_few"]),
-        Operation::single("norm_matmul", &["norm_matmul_*_one", "norm_matmul_*_few"]),
-        Operation::single("norm_qkv_rope", &["norm_qkv_rope_*_one", "norm_qkv_rope_*_few"]),
         Operation::single("read_bandwidth", &[]),
         Operation::of(rms_norm::OP, &rms_norm::VARIANTS),
         Operation::single("rope", &[]),
@@ -94,7 +90,10 @@ pub fn operations() -> Vec<Operation> {
         Operation::of(silu_mul::OP, &silu_mul::VARIANTS),
         Operation::choice(graph::OP, &graph::VARIANTS),
         Operation::single("write_kv", &[]),
-    ]
+    ];
+    operations.extend(fused::operations());
+    operations.sort_by_key(|operation| operation.name);
+    operations
 }
 
 /// Every operation that has kernels to choose from, with the names of its variants in order of preference.
@@ -523,11 +522,11 @@ impl Ops for CudaOps {
         q: &mut Tensor,
         cache: &mut KvCache,
     ) -> Result<()> {
-        fused::norm_qkv_rope(&self.device, batch, &self.rope, layer, x, weights, q, cache)
+        fused::norm_qkv_rope(&self.device, &self.choice, batch, &self.rope, layer, x, weights, q, cache)
     }
 
     fn matmul_add(&mut self, n: usize, x: &Activation, weight: &Weight, out: &mut Tensor) -> Result<()> {
-        fused::matmul_add(&self.device, n, x, weight, out)
+        fused::matmul_add(&self.device, &self.choice, n, x, weight, out)
     }
 
     fn norm_gate_up(
@@ -540,7 +539,7 @@ impl Ops for CudaOps {
         up: &Weight,
         out: &mut Activation,
     ) -> Result<()> {
-        fused::norm_gate_up(&self.device, n, x, norm, eps, gate, up, out)
+        fused::norm_gate_up(&self.device, &self.choice, n, x, norm, eps, gate, up, out)
     }
 
     fn norm_matmul(

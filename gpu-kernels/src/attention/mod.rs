@@ -37,6 +37,7 @@ use crate::{grid::repeat, vector::Group};
 
 pub mod decode;
 pub mod decode_merged;
+pub mod decode_mma;
 pub mod prefill;
 
 pub mod prefill_mma;
