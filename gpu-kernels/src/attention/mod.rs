@@ -39,6 +39,8 @@ pub mod decode;
 pub mod decode_merged;
 pub mod prefill;
 
+mod mma_softmax;
+mod mma_stages;
 pub mod prefill_mma;
 mod prefill_tiled;
 
