@@ -40,6 +40,8 @@ pub mod decode_merged;
 pub mod decode_mma;
 pub mod prefill;
 
+mod mma_softmax;
+mod mma_stages;
 pub mod prefill_mma;
 mod prefill_tiled;
 
