@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::generate::{Engine, EngineConfig};
 use crate::gguf::Gguf;
 use crate::model::Runner;
-use crate::model::open::{DeviceChoice, RunnerOptions, open_runner};
+use crate::model::open::{DeviceChoice, DtypeChoice, RunnerOptions, open_runner};
 use crate::sampler::SamplingParams;
 use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
@@ -28,6 +28,9 @@ pub struct ModelArgs {
     /// Where to compute: auto (a GPU if there is one), cuda, cuda:N, cpu or emulated
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
+    /// Format of matrices on a GPU: auto (the file's, but f16 for bf16 if no weight is beyond its range), f16 or bf16
+    #[arg(long, default_value = "auto", value_name = "DTYPE")]
+    pub dtype: DtypeChoice,
     /// Longest context in tokens [default: what the model was made for, or what fits]
     #[arg(short = 'c', long, value_name = "TOKENS")]
     pub ctx_size: Option<usize>,
@@ -92,6 +95,7 @@ impl ModelArgs {
         let kernels = self.kernel.as_deref().map(KernelChoice::parse).transpose()?.unwrap_or_default();
         let options = RunnerOptions {
             device: self.device,
+            dtype: self.dtype,
             max_model_len: self.ctx_size,
             max_num_tokens: self.batch_size,
             max_num_sequences,

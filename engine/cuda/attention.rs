@@ -1,8 +1,8 @@
 //! Causal grouped-query attention over pages.
 //!
-//! All kernels give a row the same bits (see `gpu-kernels/src/attention/mod.rs`), so which one computes it is a
-//! question of speed alone: rows that are their sequence's only one are split over the keys, to give every
-//! multiprocessor something to do; the others go tile by tile.
+//! Rows that are their sequence's only one are split over the keys, to give every multiprocessor something to do; the others go
+//! tile by tile, on tensor cores unless pages are f32. All kernels that do not use tensor cores give a row the same bits,
+//! and so do those that do (see `gpu-kernels/src/attention/mod.rs`); the two differ by the roundings of queries and weights.
 
 use super::batch::{CudaBatch, expect_bound};
 use super::device::{Dependent, Device};
@@ -16,10 +16,17 @@ use crate::error::{Error, Result};
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
 use gpu_kernels::attention::decode::*;
 use gpu_kernels::attention::decode_merged::*;
+use gpu_kernels::attention::decode_mma::{
+    self, MAX_GROUP, attention_decode_f16_mma_h64, attention_decode_f16_mma_h128,
+};
 use gpu_kernels::attention::prefill::{self, *};
 use gpu_kernels::attention::*;
 use std::ops::Range;
 use std::rc::Rc;
+
+mod mma;
+
+use mma::{MmaTile, launch_mma, multiplies};
 
 pub(super) const OP: &str = "attention";
 
@@ -126,6 +133,19 @@ fn merges(case: &Case) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// Rows on tensor cores: queries of a group as rows of one instruction.
+fn decodes_on_tensor_cores(case: &Case) -> Result<(), &'static str> {
+    known_head_dim(case)?;
+    if case.dtype != Dtype::F16 {
+        return Err("the pages are not f16");
+    }
+    if case.num_attention_heads / case.num_key_value_heads > MAX_GROUP {
+        return Err("more than 8 heads share K and V");
+    }
+    Ok(())
+}
+
+const DECODE_MMA_KERNELS: [&str; 2] = ["attention_decode_*_mma_h64", "attention_decode_*_mma_h128"];
 const SPLIT_KERNELS: [&str; 3] = [
     "attention_decode_split_*_plain_h64",
     "attention_decode_split_*_plain_h128",
@@ -133,32 +153,70 @@ const SPLIT_KERNELS: [&str; 3] = [
 ];
 const MERGED_KERNELS: [&str; 2] = ["attention_decode_*_merged_h64", "attention_decode_*_merged_h128"];
 const TILED_KERNELS: [&str; 2] = ["attention_prefill_*_tiled_h64", "attention_prefill_*_tiled_h128"];
+const MMA32_KERNELS: [&str; 2] = ["attention_prefill_*_mma32_h64", "attention_prefill_*_mma32_h128"];
+const MMA32P_KERNELS: [&str; 2] = ["attention_prefill_*_mma32p_h64", "attention_prefill_*_mma32p_h128"];
+const MMA16_KERNELS: [&str; 2] = ["attention_prefill_*_mma16_h64", "attention_prefill_*_mma16_h128"];
 const PLAIN_KERNELS: [&str; 2] = ["attention_prefill_*_plain_h64", "attention_prefill_*_plain_h128"];
 
-pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 5] = [
+pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 9] = [
     Variant {
         name: "auto",
         kernels: &[
+            DECODE_MMA_KERNELS[0],
+            DECODE_MMA_KERNELS[1],
             MERGED_KERNELS[0],
             MERGED_KERNELS[1],
             SPLIT_KERNELS[0],
             SPLIT_KERNELS[1],
             SPLIT_KERNELS[2],
-            TILED_KERNELS[0],
-            TILED_KERNELS[1],
+            MMA32_KERNELS[0],
+            MMA32_KERNELS[1],
+            MMA16_KERNELS[0],
+            MMA16_KERNELS[1],
             PLAIN_KERNELS[0],
             PLAIN_KERNELS[1],
         ],
         eligible: known_head_dim,
         // SAFETY: every row is in one of the two sets: one row, or more, in its sequence.
         launch: |device, case| unsafe {
-            let single = if merges(case).is_ok() { launch_merged } else { launch_split };
+            let single = if decodes_on_tensor_cores(case).is_ok() {
+                launch_decode_mma
+            } else if merges(case).is_ok() {
+                launch_merged
+            } else {
+                launch_split
+            };
             single(device, case, case.single_rows.clone(), 1, case.max_kv_single)?;
             if !case.has_multiple {
                 return Ok(());
             }
-            if tiles(case).is_ok() { launch_tiled(device, case, 2) } else { launch_plain(device, case, 2) }
+            if multiplies(case).is_ok() {
+                launch_mma(device, case, 2, MmaTile::best(case, device.info().multiprocessors))
+            } else {
+                launch_plain(device, case, 2)
+            }
         },
+    },
+    Variant {
+        name: "mma32",
+        kernels: &MMA32_KERNELS,
+        eligible: multiplies,
+        // SAFETY: the case is whole.
+        launch: |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma32) },
+    },
+    Variant {
+        name: "mma32p",
+        kernels: &MMA32P_KERNELS,
+        eligible: multiplies,
+        // SAFETY: the case is whole.
+        launch: |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma32p) },
+    },
+    Variant {
+        name: "mma16",
+        kernels: &MMA16_KERNELS,
+        eligible: multiplies,
+        // SAFETY: the case is whole.
+        launch: |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma16) },
     },
     Variant {
         name: "tiled",
@@ -166,6 +224,15 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 5] = [
         eligible: tiles,
         // SAFETY: the case is whole.
         launch: |device, case| unsafe { launch_tiled(device, case, 1) },
+    },
+    Variant {
+        name: "decode_mma",
+        kernels: &DECODE_MMA_KERNELS,
+        eligible: decodes_on_tensor_cores,
+        // SAFETY: the case is whole.
+        launch: |device, case| unsafe {
+            launch_decode_mma(device, case, 0..case.num_tokens as usize, u32::MAX, case.max_kv)
+        },
     },
     Variant {
         name: "merged",
@@ -378,10 +445,61 @@ unsafe fn launch_merged(
     max_rows: u32,
     max_keys: u32,
 ) -> Result<()> {
-    let num_splits = max_splits(max_keys);
+    let block = 32 * (case.num_attention_heads / case.num_key_value_heads);
+    // SAFETY: the caller's promise.
+    unsafe {
+        launch_merging(device, case, rows, max_rows, max_keys, [block, max_splits(max_keys)], Merging::Lanes)
+    }
+}
+
+/// The same on tensor cores.
+///
+/// # Safety
+/// As [`launch_plain`]; the case [`decodes_on_tensor_cores`].
+unsafe fn launch_decode_mma(
+    device: &Device,
+    case: &Case,
+    rows: Range<usize>,
+    max_rows: u32,
+    max_keys: u32,
+) -> Result<()> {
+    let num_splits = decode_mma::max_splits(max_keys);
+    // SAFETY: the caller's promise.
+    unsafe {
+        launch_merging(
+            device,
+            case,
+            rows,
+            max_rows,
+            max_keys,
+            [decode_mma::BLOCK_SIZE, num_splits],
+            Merging::TensorCores,
+        )
+    }
+}
+
+/// The kernels whose last block of a row merges its splits.
+#[derive(Clone, Copy, PartialEq)]
+enum Merging {
+    Lanes,
+    TensorCores,
+}
+
+/// [`launch_merged`] or [`launch_decode_mma`], with blocks of `block` threads and `num_splits` splits a row.
+///
+/// # Safety
+/// As these.
+unsafe fn launch_merging(
+    device: &Device,
+    case: &Case,
+    rows: Range<usize>,
+    max_rows: u32,
+    max_keys: u32,
+    [block, num_splits]: [u32; 2],
+    kernel: Merging,
+) -> Result<()> {
     let heads = case.num_attention_heads;
     let rows_at_once = rows_at_once(case, num_splits, max_keys)?;
-    let block = 32 * (heads / case.num_key_value_heads);
     for first in rows.clone().step_by(rows_at_once) {
         let count = dimension(OP, (rows.end - first).min(rows_at_once))?;
         let first = dimension(OP, first)?;
@@ -417,6 +535,8 @@ unsafe fn launch_merged(
             };
         }
         match (case.dtype, case.head_dim) {
+            (_, 64) if kernel == Merging::TensorCores => call!(attention_decode_f16_mma_h64),
+            _ if kernel == Merging::TensorCores => call!(attention_decode_f16_mma_h128),
             (Dtype::F16, 64) => call!(attention_decode_f16_merged_h64),
             (Dtype::F16, _) => call!(attention_decode_f16_merged_h128),
             (_, 64) => call!(attention_decode_bf16_merged_h64),
@@ -498,7 +618,7 @@ pub(super) fn attention(device: &Device, choice: &KernelChoice, operands: Attent
 mod tests {
     use super::*;
 
-    fn case(dtype: Dtype, head_dim: usize) -> Case {
+    pub(super) fn case(dtype: Dtype, head_dim: usize) -> Case {
         Case {
             dtype,
             head_dim,
@@ -530,6 +650,8 @@ mod tests {
         assert_eq!(select(OP, &VARIANTS, &case(Dtype::F32, 64), None).unwrap().name, "auto");
         assert!(select(OP, &VARIANTS, &case(Dtype::F32, 64), Some("tiled")).is_err());
         assert!(select(OP, &VARIANTS, &case(Dtype::Bf16, 128), Some("tiled")).is_ok());
+        assert!(select(OP, &VARIANTS, &case(Dtype::F32, 64), Some("mma32")).is_err());
+        assert!(select(OP, &VARIANTS, &case(Dtype::F16, 128), Some("mma32")).is_ok());
         let error = select(OP, &VARIANTS, &case(Dtype::Bf16, 96), None).err().unwrap();
         assert!(error.to_string().contains("neither 64 nor 128"), "{error}");
     }

@@ -164,7 +164,7 @@ impl<O: Ops> Runner for ModelRunner<O> {
         let (n, num_logits) = (batch.num_tokens(), batch.num_logits());
         let Self { ops, model, cache, batch, .. } = self;
         if rows.is_empty() {
-            model.forward(ops, batch, n, num_logits, cache)?;
+            ops.run_step(batch, &mut |ops| model.forward(ops, batch, n, num_logits, cache))?;
             return Ok(Vec::new());
         }
         ops.prepare_sampling(model.logits(), rows)?;

@@ -33,6 +33,8 @@ macro_rules! embed {
         /// Grid and block are as above, arrays have these lengths, `out` overlaps nothing, tokens are in range.
         #[kernel]
         pub unsafe fn $name(hidden_size: u32, tokens: *const u32, table: *const $element, out: *mut f32) {
+            // The first kernel of a step: the next may fetch its weights.
+            crate::fused::launch_dependents();
             // SAFETY: the kernel's own contract.
             unsafe { plain(hidden_size, tokens, table, out) }
         }
