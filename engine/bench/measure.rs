@@ -236,7 +236,7 @@ mod tests {
         let options = RunnerOptions {
             device: DeviceChoice::Cpu,
             max_model_len: Some(max_model_len),
-            max_num_tokens: 16,
+            max_num_tokens: Some(16),
             max_num_sequences,
             max_num_logits: max_num_sequences,
             ..RunnerOptions::default()

@@ -34,9 +34,9 @@ pub struct ModelArgs {
     /// Longest context in tokens [default: what the model was made for, or what fits]
     #[arg(short = 'c', long, value_name = "TOKENS")]
     pub ctx_size: Option<usize>,
-    /// Rows of one step: prompts longer than this are prefilled in chunks
-    #[arg(short = 'b', long, default_value_t = 512, value_name = "TOKENS")]
-    pub batch_size: usize,
+    /// Rows of one step: prompts longer than this are prefilled in chunks [default: 512, on a GPU up to 8192 as memory allows]
+    #[arg(short = 'b', long, value_name = "TOKENS")]
+    pub batch_size: Option<usize>,
     /// Share of the free GPU memory that weights, KV pages and workspace may take
     #[arg(long, default_value_t = 0.9, value_name = "SHARE")]
     pub gpu_memory_fraction: f64,

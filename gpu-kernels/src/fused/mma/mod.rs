@@ -153,7 +153,8 @@ impl<R: Fn(u32) -> ([*const f16; 2], [u32; 2])> Stream<R> {
     pub(super) unsafe fn new(tiles: Tiles, depth: u32, shared: Shared<u8>, rows_of: R) -> Self {
         let first = shared.cast::<[u32; 4]>().add(warp::warp_id() * (PART_BYTES / 16) + warp::lane_id());
         let num_tiles = tiles.of_block();
-        let mut stream = Self { tiles, rows_of, depth, first, next: [0; 3], place: 0, num_tiles, first_parts: depth };
+        let mut stream =
+            Self { tiles, rows_of, depth, first, next: [0; 3], place: 0, num_tiles, first_parts: depth };
         let chunks = IN_FLIGHT_BYTES / (PART_BYTES / CHUNKS as u32) / (thread::block_dim_x() / 32);
         let mut part = 0;
         while part < depth {
