@@ -151,7 +151,9 @@ pub fn split_bytes(config: &Config, limits: &BatchLimits, dtype: Dtype) -> usize
 struct StepKey {
     batch: batch::Bucket,
     /// `None` where nothing is drawn.
-    draw: Option<(sampler::DrawShape, usize)>,
+    draw: Option<sampler::DrawShape>,
+    /// Of the sampler's buffers, which the first kernel reads too.
+    generation: usize,
 }
 
 /// cuBLAS, if the choice of kernels may come to it and the device has it.
@@ -389,7 +391,7 @@ impl Ops for CudaOps {
     }
 
     fn embed(&mut self, batch: &CudaBatch, table: &Weight, out: &mut Tensor) -> Result<()> {
-        embed::embed(&self.device, batch, table, out)
+        embed::embed(&self.device, batch, self.sampler.last_drawn(), table, out)
     }
 
     fn rms_norm(
@@ -563,16 +565,29 @@ impl Ops for CudaOps {
         self.sampler.draw(&self.choice, logits)
     }
 
+    fn fetch_drawn(&mut self) -> Result<()> {
+        self.sampler.fetch()
+    }
+
     fn drawn(&mut self) -> Result<Vec<u32>> {
         self.sampler.drawn(self.vocab_size)
     }
 
+    fn forget_drawn(&mut self) {
+        self.sampler.forget();
+    }
+
+    fn runs_ahead(&self) -> bool {
+        self.choice.get(graph::OP).is_none_or(|name| name == graph::AHEAD)
+    }
+
     fn run_step(&mut self, batch: &CudaBatch, step: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
-        let replays = self.choice.get(graph::OP).is_none_or(|name| name == graph::GRAPH);
+        let replays =
+            self.choice.get(graph::OP).is_none_or(|name| [graph::AHEAD, graph::GRAPH].contains(&name));
         let bucket = batch.bucket().filter(|_| replays && !self.device.is_emulated());
         let Some(bucket) = bucket else { return step(self) };
         let draw = bucket.has_logits().then(|| self.sampler.shape());
-        let key = StepKey { batch: bucket, draw };
+        let key = StepKey { batch: bucket, draw, generation: self.sampler.generation() };
         if self.graphs.launch(&key)? {
             return Ok(());
         }

@@ -16,6 +16,7 @@ use crate::ops::Ops;
 use crate::sampler::SamplingRow;
 use crate::weights::Weights;
 use qwen2::Qwen2;
+use std::collections::VecDeque;
 
 /// What an implementation of [`Ops`] must know of the model and of the largest batch before the first operation.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,6 +67,33 @@ pub trait Runner {
     /// row; [`Error::Device`] if the device fails.
     fn step(&mut self, batch: &Batch, rows: &[SamplingRow]) -> Result<Vec<u32>>;
 
+    /// Whether a step may be [queued](Runner::queue) before the tokens of the one before are known.
+    fn runs_ahead(&self) -> bool {
+        false
+    }
+
+    /// Queues what [`Runner::step`] does. Rows may take the tokens of the step queued last ([`Batch::drawn_rows`]), whether or
+    /// not those were taken; such a step draws for no more rows than that one.
+    ///
+    /// # Errors
+    /// As [`Runner::step`]; [`Error::Request`] if two steps are waiting, a row of the last draw is missing, or the device does
+    /// not run ahead. What is queued is to be [discarded](Runner::discard) then.
+    fn queue(&mut self, batch: &Batch, rows: &[SamplingRow]) -> Result<()> {
+        let _ = (batch, rows);
+        Err(Error::Request("this runner does not run ahead".into()))
+    }
+
+    /// Waits for the oldest queued step and takes its tokens.
+    ///
+    /// # Errors
+    /// As [`Runner::step`]; [`Error::Request`] if none is queued.
+    fn take(&mut self) -> Result<Vec<u32>> {
+        Err(Error::Request("no step is queued".into()))
+    }
+
+    /// Drops the tokens of all queued steps. What they write to the cache is written before what later steps do.
+    fn discard(&mut self) {}
+
     /// Runs one forward pass and returns the logits of `batch.logit_rows`, row-major `[num_logits, vocab_size]`.
     ///
     /// # Errors
@@ -92,6 +120,10 @@ pub struct ModelRunner<O: Ops> {
     limits: BatchLimits,
     layout: KvLayout,
     max_model_len: usize,
+    /// Logit rows of the steps whose tokens were not taken, oldest first.
+    queued: VecDeque<usize>,
+    /// Rows whose drawn tokens the next step may take from the device.
+    last_drawn: usize,
 }
 
 impl<O: Ops> ModelRunner<O> {
@@ -119,12 +151,42 @@ impl<O: Ops> ModelRunner<O> {
         let model = Qwen2::load(&mut ops, weights, config, &limits, progress)?;
         let cache = ops.new_kv_cache(&layout)?;
         let batch = ops.new_batch(&limits)?;
-        Ok(Self { ops, model, cache, batch, limits, layout, max_model_len: ops_config.max_model_len })
+        Ok(Self {
+            ops,
+            model,
+            cache,
+            batch,
+            limits,
+            layout,
+            max_model_len: ops_config.max_model_len,
+            queued: VecDeque::new(),
+            last_drawn: 0,
+        })
     }
 
     /// The operations, to choose other kernels for the next step.
     pub fn ops_mut(&mut self) -> &mut O {
         &mut self.ops
+    }
+
+    /// Refuses rows that take tokens which are not on the device.
+    fn check_drawn(&self, batch: &Batch, last_drawn: usize) -> Result<()> {
+        let needed = batch.num_drawn();
+        if needed == 0 {
+            return Ok(());
+        }
+        if !self.ops.runs_ahead() {
+            return Err(Error::Request("this device takes tokens from the host alone".into()));
+        }
+        // More rows than before could move the buffer that the tokens are in.
+        if needed.max(batch.num_logits()) > last_drawn {
+            return Err(Error::Request(format!(
+                "a batch that takes row {} of the last draw and draws {} tokens: the last draw had {last_drawn} rows",
+                needed - 1,
+                batch.num_logits()
+            )));
+        }
+        Ok(())
     }
 
     /// Brings the batch to the device.
@@ -153,6 +215,17 @@ impl<O: Ops> Runner for ModelRunner<O> {
     }
 
     fn step(&mut self, batch: &Batch, rows: &[SamplingRow]) -> Result<Vec<u32>> {
+        self.discard();
+        self.queue(batch, rows)?;
+        self.take()
+    }
+
+    fn runs_ahead(&self) -> bool {
+        self.ops.runs_ahead()
+    }
+
+    fn queue(&mut self, batch: &Batch, rows: &[SamplingRow]) -> Result<()> {
+        let last_drawn = std::mem::take(&mut self.last_drawn);
         if rows.len() != batch.num_logits() {
             return Err(Error::Request(format!(
                 "a step needs one sampling row per logit row: {} expected, {} given",
@@ -160,19 +233,36 @@ impl<O: Ops> Runner for ModelRunner<O> {
                 rows.len()
             )));
         }
+        self.check_drawn(batch, last_drawn)?;
         self.upload(batch)?;
         let (n, num_logits) = (batch.num_tokens(), batch.num_logits());
         let Self { ops, model, cache, batch, .. } = self;
         if rows.is_empty() {
             ops.run_step(batch, &mut |ops| model.forward(ops, batch, n, num_logits, cache))?;
-            return Ok(Vec::new());
+        } else {
+            ops.prepare_sampling(model.logits(), rows)?;
+            ops.run_step(batch, &mut |ops| {
+                model.forward(ops, batch, n, num_logits, cache)?;
+                ops.draw(model.logits())
+            })?;
+            ops.fetch_drawn()?;
         }
-        ops.prepare_sampling(model.logits(), rows)?;
-        ops.run_step(batch, &mut |ops| {
-            model.forward(ops, batch, n, num_logits, cache)?;
-            ops.draw(model.logits())
-        })?;
-        ops.drawn()
+        self.queued.push_back(num_logits);
+        self.last_drawn = num_logits;
+        Ok(())
+    }
+
+    fn take(&mut self) -> Result<Vec<u32>> {
+        match self.queued.pop_front() {
+            None => Err(Error::Request("no step is queued whose tokens could be taken".into())),
+            Some(0) => Ok(Vec::new()),
+            Some(_) => self.ops.drawn(),
+        }
+    }
+
+    fn discard(&mut self) {
+        self.queued.clear();
+        self.ops.forget_drawn();
     }
 
     fn logits(&mut self, batch: &Batch) -> Result<Vec<f32>> {

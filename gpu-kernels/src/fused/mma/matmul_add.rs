@@ -80,7 +80,8 @@ macro_rules! matmul_add {
         /// # Safety
         /// Grid, block and arrays are as above, aligned to 16 bytes, and do not overlap. Of what the kernels before this one
         /// write, only `x` and `out` are read.
-        #[kernel(max_threads = 640)]
+        // More than it is launched with: few enough registers that `norm_gate_up` fits beside it.
+        #[kernel(max_threads = 1024)]
         pub unsafe fn $name(n: u32, rows: u32, cols: u32, depth: u32, x: *const f16, weight: *const f16, out: *mut f32) {
             // SAFETY: the kernel's own contract.
             unsafe { matmul_add::<$rows>(n, rows, cols, depth, x, weight, out) }
