@@ -45,6 +45,21 @@ pub struct ModelArgs {
     pub kernel: Option<String>,
 }
 
+/// How requests are served.
+#[derive(Clone, Debug, Args)]
+pub struct EngineArgs {
+    /// Compute every prompt from its first token, even if the KV cache still has its beginning from an earlier one
+    #[arg(long)]
+    pub no_prefix_cache: bool,
+}
+
+impl EngineArgs {
+    /// What these options ask for.
+    pub fn config(&self) -> EngineConfig {
+        EngineConfig { prefix_cache: !self.no_prefix_cache, ..EngineConfig::default() }
+    }
+}
+
 /// A model file, opened and loaded.
 pub struct Model {
     pub tokenizer: Arc<Tokenizer>,
@@ -150,12 +165,20 @@ impl Model {
         Ok(bos.into_iter().chain(self.tokenizer.encode(text, true)?).collect())
     }
 
-    /// An engine over the model.
+    /// An engine over the model, with all that it allows.
     ///
     /// # Errors
     /// As [`Engine::new`].
     pub fn into_engine(self) -> Result<Engine> {
-        Engine::new(self.runner, Some(self.tokenizer), EngineConfig::default())
+        self.into_engine_with(EngineConfig::default())
+    }
+
+    /// An engine over the model, as `config` says.
+    ///
+    /// # Errors
+    /// As [`Engine::new`].
+    pub fn into_engine_with(self, config: EngineConfig) -> Result<Engine> {
+        Engine::new(self.runner, Some(self.tokenizer), config)
     }
 }
 

@@ -20,12 +20,6 @@ pub struct Request {
     pub index: u32,
     /// Whether events carry text. Without it, and without `stop`, nothing is decoded.
     pub text: bool,
-    /// Leaves the pages in the cache when the sequence ends, for a later request's `continue_from`. They are given up when
-    /// others need them, or by [`Engine::release`](super::Engine::release).
-    pub keep: bool,
-    /// A kept sequence: what its tokens have in common with the beginning of `prompt` is not computed again, and its pages
-    /// become this sequence's. A saving only: where it is no longer kept, everything is computed.
-    pub continue_from: Option<SequenceId>,
 }
 
 impl Request {
@@ -39,8 +33,6 @@ impl Request {
             ignore_eos: false,
             index: 0,
             text: true,
-            keep: false,
-            continue_from: None,
         }
     }
 }
@@ -118,7 +110,7 @@ pub struct Usage {
     pub prompt_tokens: usize,
     /// Tokens drawn, with the one that ended the generation.
     pub completion_tokens: usize,
-    /// Tokens of the prompt that a kept sequence had in the cache.
+    /// Tokens of the prompt that were in the KV cache already, from sequences before, and not computed.
     pub cached_tokens: usize,
 }
 
