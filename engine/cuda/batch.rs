@@ -343,12 +343,12 @@ impl Shape {
         !self.rows.has_multiple && self.num_tokens > 0
     }
 
-    /// The same with the room of its bucket for the block table, if every sequence has one row: the least power of two, or
-    /// all that the limits allow. Attention looks at each row's own length and ignores the rest.
+    /// The same with the room of its bucket for the block table, if every sequence has one row: eight buckets from one power of two to
+    /// the next, or all that the limits allow. Attention looks at each row's own length and ignores the rest.
     fn in_bucket(mut self, limits: &BatchLimits) -> Self {
         if self.is_decode() {
-            self.max_blocks =
-                self.max_blocks.next_power_of_two().max(MIN_BUCKET_BLOCKS).min(limits.max_blocks);
+            let step = (self.max_blocks.next_power_of_two() / 16).max(MIN_BUCKET_BLOCKS);
+            self.max_blocks = self.max_blocks.next_multiple_of(step).min(limits.max_blocks);
             self.max_kv = self.max_blocks * PAGE_SIZE;
             self.rows.max_kv_single = self.max_kv;
         }

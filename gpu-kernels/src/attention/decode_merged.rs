@@ -204,27 +204,20 @@ unsafe fn attend<E: Group<N>, const HEAD_DIM: usize, const N: usize, const PAGES
             if !is_last_block(counter, count, stages.is_last) {
                 return;
             }
-            merge_splits::<N, MERGED_AT_ONCE>(
-                &mut merged,
-                launch.partials,
-                launch.statistics,
-                first,
-                count as usize,
-                lane,
-            );
+            merge_splits(&mut merged, launch.partials, launch.statistics, first, count as usize, lane);
         }
         let to = (row as usize * launch.num_attention_heads as usize + head as usize) * HEAD_DIM;
         E::store_group(launch.out.add(to + lane as usize * N), merged.output());
     }
 }
 
-/// Merges the splits of one head in order, loading `AT_ONCE` at a time; a warp's lanes each take their dimensions.
+/// Merges the splits of one head in order; a warp's lanes each take their dimensions.
 ///
 /// # Safety
 /// The splits `first .. first + count` are written and visible.
 #[device]
 #[inline(always)]
-pub(super) unsafe fn merge_splits<const N: usize, const AT_ONCE: usize>(
+unsafe fn merge_splits<const N: usize>(
     merged: &mut Merged<N>,
     partials: *const f32,
     statistics: *const f32,
@@ -236,9 +229,9 @@ pub(super) unsafe fn merge_splits<const N: usize, const AT_ONCE: usize>(
 {
     let mut split = 0;
     while split < count {
-        let mut sums = [[0.0f32; 2]; AT_ONCE];
-        let mut accs = [[0.0f32; N]; AT_ONCE];
-        repeat(AT_ONCE, |i| {
+        let mut sums = [[0.0f32; 2]; MERGED_AT_ONCE];
+        let mut accs = [[0.0f32; N]; MERGED_AT_ONCE];
+        repeat(MERGED_AT_ONCE, |i| {
             // The last one stands in for those that do not exist.
             let place = first + (split + i).min(count - 1);
             // SAFETY: inside the splits. Past L1, which may hold older values.
@@ -247,12 +240,12 @@ pub(super) unsafe fn merge_splits<const N: usize, const AT_ONCE: usize>(
                 accs[i] = memory::load_l2(partials.add((place * 32 + lane as usize) * N).cast::<[f32; N]>());
             }
         });
-        repeat(AT_ONCE, |i| {
+        repeat(MERGED_AT_ONCE, |i| {
             if split + i < count {
                 merged.add_split(sums[i][0], sums[i][1], accs[i]);
             }
         });
-        split += AT_ONCE;
+        split += MERGED_AT_ONCE;
     }
 }
 

@@ -15,7 +15,7 @@ use cuda_std::prelude::*;
 
 use super::{MAX_SPLITS, Merged};
 #[device]
-use super::{Rows, Sequence, decode_merged::merge_splits, new_maximum, query_scale};
+use super::{Rows, Sequence, new_maximum, query_scale};
 #[device]
 use crate::{
     fused::{launch_dependents, wait_for_dependencies},
@@ -47,9 +47,9 @@ pub const fn max_splits(max_keys: u32) -> u32 {
 #[device]
 const KEY_TILES: usize = 4;
 
-/// Splits that are loaded before the first of them is merged, so that their latencies overlap.
+/// Splits that are loaded before the first of them is merged, so that their latencies overlap: those of 10 thousand keys.
 #[device]
-const MERGED_AT_ONCE: usize = 16;
+const MERGED_AT_ONCE: usize = 40;
 
 /// f32 values from one head's output to the next in shared memory.
 const fn padded(head_dim: u32) -> u32 {
@@ -230,6 +230,59 @@ impl<const TILES: usize> Softmax<TILES> {
     }
 }
 
+/// Merges the `count` splits of one head; a warp's lanes each take their dimensions.
+///
+/// # Safety
+/// The splits `first .. first + count`, at most [`MAX_SPLITS`], are written and visible; all lanes of the warp call it together.
+#[device]
+#[inline(always)]
+unsafe fn merge_splits<E, const N: usize>(
+    merged: &mut Merged<N>,
+    launch: &Launch<E>,
+    first: usize,
+    count: u32,
+) where
+    f32: Group<N>,
+{
+    let lane = warp::lane_id();
+    // Of splits `lane` and `lane + 32`. Past L1, which may hold older values.
+    let mut statistics = [[f32::NEG_INFINITY, 0.0]; 2];
+    repeat(2, |i| {
+        let split = lane + 32 * i as u32;
+        if split < count {
+            let place = launch.statistics.cast_const().cast::<[f32; 2]>();
+            // SAFETY: inside the splits.
+            statistics[i] = unsafe { memory::load_l2(place.add(first + split as usize)) };
+        }
+    });
+    let mut weights = [0.0; 2];
+    let (mut max, mut sum, mut acc) = (0.0, 0.0, [0.0f32; N]);
+    let mut split = 0;
+    while split < count {
+        let mut accs = [[0.0f32; N]; MERGED_AT_ONCE];
+        repeat(MERGED_AT_ONCE, |i| {
+            if split + (i as u32) < count {
+                let place = launch.partials.cast_const().cast::<[f32; N]>();
+                // SAFETY: inside the splits.
+                accs[i] =
+                    unsafe { memory::load_l2(place.add((first + split as usize + i) * 32 + lane as usize)) };
+            }
+        });
+        if split == 0 {
+            max = warp::reduce_max(statistics[0][0].max(statistics[1][0]));
+            repeat(2, |i| weights[i] = (statistics[i][0] - max).exp2());
+            sum = warp::reduce_sum(statistics[0][1] * weights[0] + statistics[1][1] * weights[1]);
+        }
+        repeat(MERGED_AT_ONCE, |i| {
+            let split = split + i as u32;
+            let weight = warp::shuffle_idx(if split < 32 { weights[0] } else { weights[1] }, split % 32);
+            repeat(N, |d| acc[d] = weight.mul_add(accs[i][d], acc[d]));
+        });
+        split += MERGED_AT_ONCE as u32;
+    }
+    merged.add_split(max, sum, acc);
+}
+
 /// # Safety
 /// As for the kernels. `WORDS` is `HEAD_DIM / 32`, as `N` is; `HALVES` is `HEAD_DIM / 64`, `TILES` `HEAD_DIM / 8`.
 #[device]
@@ -376,14 +429,7 @@ unsafe fn attend<
                 return;
             }
             if has_head {
-                merge_splits::<N, MERGED_AT_ONCE>(
-                    &mut merged,
-                    launch.partials,
-                    launch.statistics,
-                    first,
-                    count as usize,
-                    lane,
-                );
+                merge_splits(&mut merged, launch, first, count);
             }
         }
         if has_head {
