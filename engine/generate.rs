@@ -124,6 +124,11 @@ impl Engine {
         self.scheduler.pool()
     }
 
+    /// How many sequences wait and how many run.
+    pub fn num_sequences(&self) -> (usize, usize) {
+        self.scheduler.num_sequences()
+    }
+
     /// Tokens of the longest sequence, prompt and answer together: the model's, or less where the pages are fewer.
     pub fn max_model_len(&self) -> usize {
         self.max_model_len
@@ -154,7 +159,10 @@ impl Engine {
             prompt_tokens: prompt.len(),
             completion_tokens: 0,
             text,
-            penalties: PenaltyWindow::new(&request.sampling, &prompt),
+            penalties: PenaltyWindow::new(
+                &request.sampling,
+                if request.penalize_prompt { &prompt } else { &[] },
+            ),
             timings: Timings::default(),
             request,
         };
@@ -324,7 +332,8 @@ impl Engine {
         };
         generation.completion_tokens += 1;
         if let Some(penalties) = &mut generation.penalties {
-            penalties.advance(sequence.tokens());
+            let skipped = if generation.request.penalize_prompt { 0 } else { generation.prompt_tokens };
+            penalties.advance(&sequence.tokens()[skipped..]);
         }
         let is_end = self.tokenizer.as_ref().is_some_and(|tokenizer| tokenizer.is_end_of_generation(token));
         let is_end = is_end && !generation.request.ignore_eos;

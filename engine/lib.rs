@@ -23,6 +23,7 @@ pub mod model;
 pub mod ops;
 pub mod sampler;
 pub mod scheduler;
+pub mod server;
 pub mod testing;
 pub mod tokenizer;
 pub mod weights;

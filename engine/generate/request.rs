@@ -10,6 +10,8 @@ pub struct Request {
     /// Token ids of the prompt, at least one; a conversation's whole history.
     pub prompt: Vec<u32>,
     pub sampling: SamplingParams,
+    /// Whether the sampler's penalties look at the prompt too, as llama.cpp's do, or at the answer alone, as OpenAI's.
+    pub penalize_prompt: bool,
     /// Most tokens of the answer, at least 1; `None` goes on until the context is full.
     pub max_tokens: Option<usize>,
     /// Texts that end the answer, none of them empty. They are no part of it.
@@ -34,6 +36,7 @@ impl Request {
         Self {
             prompt,
             sampling: SamplingParams::default(),
+            penalize_prompt: true,
             max_tokens: None,
             stop: Vec::new(),
             ignore_eos: false,
@@ -88,7 +91,7 @@ impl Event {
 }
 
 /// Why a sequence ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum FinishReason {
     /// An end-of-generation token or a stop string.
@@ -113,7 +116,7 @@ impl fmt::Display for FinishReason {
 }
 
 /// Tokens of a sequence.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct Usage {
     pub prompt_tokens: usize,
     /// Tokens drawn, with the one that ended the generation.
@@ -124,7 +127,7 @@ pub struct Usage {
 
 /// What a sequence cost. Seconds are the wall time of the steps that it took part in, so in a batch they count the work for
 /// others too; time spent waiting is not in them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, utoipa::ToSchema)]
 pub struct Timings {
     /// Prompt tokens computed, with those computed anew after the sequence had to give its pages up.
     pub prefill_tokens: usize,
