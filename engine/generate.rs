@@ -3,17 +3,19 @@
 //! Each [`Engine::step`] asks the [scheduler](crate::scheduler) for a batch, lets the [`Runner`] compute it and draw a
 //! token for every sequence that is ready, and turns those tokens into [`Event`]s.
 
+mod constraint;
 mod penalties;
 mod request;
 mod text;
 
+pub use constraint::TokenConstraint;
 pub use request::{Completion, Event, FinishReason, Request, Timings, Usage};
 pub use text::StopMatcher;
 
 use crate::error::{Error, Result};
 use crate::kv_cache::{PAGE_SIZE, PagePool, pages_for};
 use crate::model::Runner;
-use crate::sampler::SamplingRow;
+use crate::sampler::{Logprobs, SamplingRow, TokenMask};
 use crate::scheduler::{Part, Scheduler, SequenceId, StepLimits};
 use crate::tokenizer::Tokenizer;
 use penalties::PenaltyWindow;
@@ -48,7 +50,14 @@ struct Generation {
     completion_tokens: usize,
     text: Option<TextStream>,
     penalties: Option<PenaltyWindow>,
+    constraint: Option<Constrained>,
     timings: Timings,
+}
+
+/// A constraint and what it allows for the next token.
+struct Constrained {
+    constraint: Box<dyn TokenConstraint>,
+    allowed: Arc<TokenMask>,
 }
 
 /// A model that serves any number of requests at once. See the [module](self).
@@ -143,8 +152,26 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Request`] if it makes no sense or could not be served even alone; the text gives the numbers.
-    pub fn submit(&mut self, mut request: Request) -> Result<SequenceId> {
+    pub fn submit(&mut self, request: Request) -> Result<SequenceId> {
+        self.submit_constrained(request, None)
+    }
+
+    /// Queues a request whose answer may only consist of what `constraint` allows. A constraint that fails ends the answer
+    /// with [`FinishReason::Constraint`].
+    ///
+    /// # Errors
+    /// As [`Engine::submit`], and what `constraint` says before the first token.
+    pub fn submit_constrained(
+        &mut self,
+        mut request: Request,
+        constraint: Option<Box<dyn TokenConstraint>>,
+    ) -> Result<SequenceId> {
         self.check(&request)?;
+        let constraint = constraint.map(|mut constraint| {
+            let allowed = Arc::new(constraint.allowed()?);
+            Ok(Constrained { constraint, allowed })
+        });
+        let constraint = constraint.transpose()?;
         let id = SequenceId(self.next_id);
         self.next_id += 1;
         let prompt = std::mem::take(&mut request.prompt);
@@ -163,6 +190,7 @@ impl Engine {
                 &request.sampling,
                 if request.penalize_prompt { &prompt } else { &[] },
             ),
+            constraint,
             timings: Timings::default(),
             request,
         };
@@ -187,8 +215,9 @@ impl Engine {
         for part in &step.parts {
             self.generations.entry(part.id).and_modify(|generation| generation.timings.add(part, seconds));
         }
-        for (part, token) in drawing().zip(tokens) {
-            self.take_token(part.id, token);
+        let logprobs = self.runner.take_logprobs().into_iter().chain(std::iter::repeat(None));
+        for ((part, token), logprobs) in drawing().zip(tokens).zip(logprobs) {
+            self.take_token(part.id, token, logprobs);
         }
         Ok(std::mem::take(&mut self.events))
     }
@@ -321,11 +350,13 @@ impl Engine {
             position: (generation.prompt_tokens + generation.completion_tokens) as u32,
             index: generation.request.index,
             counts: generation.penalties.as_ref().map_or_else(Vec::new, PenaltyWindow::counts),
+            allowed: generation.constraint.as_ref().map(|constrained| Arc::clone(&constrained.allowed)),
+            logprobs: generation.request.logprobs,
         }
     }
 
     /// Takes a token that was drawn for a sequence: its event, and the end if it is one.
-    fn take_token(&mut self, id: SequenceId, token: u32) {
+    fn take_token(&mut self, id: SequenceId, token: u32, logprobs: Option<Logprobs>) {
         let (Some(generation), Some(sequence)) = (self.generations.get_mut(&id), self.scheduler.sequence(id))
         else {
             return;
@@ -348,9 +379,9 @@ impl Engine {
         } else if sequence.tokens().len() >= self.max_model_len {
             Some(FinishReason::Context)
         } else {
-            None
+            generation.constraint.as_mut().and_then(|constrained| constrained.advance(id, token))
         };
-        self.events.push(Event::Token { id, index: generation.request.index, token, text });
+        self.events.push(Event::Token { id, index: generation.request.index, token, text, logprobs });
         if let Some(reason) = reason {
             self.finish(id, reason);
         }
@@ -374,6 +405,22 @@ impl Engine {
             },
             timings: generation.timings,
         });
+    }
+}
+
+impl Constrained {
+    /// Moves on by a token, and says if that cannot be.
+    fn advance(&mut self, id: SequenceId, token: u32) -> Option<FinishReason> {
+        match self.constraint.accept(token).and_then(|()| self.constraint.allowed()) {
+            Ok(allowed) => {
+                self.allowed = Arc::new(allowed);
+                None
+            }
+            Err(error) => {
+                tracing::warn!("sequence {id} cannot go on as it must: {error}");
+                Some(FinishReason::Constraint)
+            }
+        }
     }
 }
 

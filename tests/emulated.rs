@@ -105,7 +105,7 @@ fn the_forward_pass_agrees_with_the_cpu() {
             // Steps of the engine: draws included.
             let rows = SequenceRows { tokens: &[1, 2], position: 0, pages: &[6], logits: WantedLogits::Last };
             let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-            let row = SamplingRow { params: greedy, position: 2, index: 0, counts: Vec::new() };
+            let row = SamplingRow::new(greedy, 2);
             let drawn = runner.step(&Batch::new(&[rows]), std::slice::from_ref(&row)).unwrap();
             assert!(drawn.len() == 1 && (drawn[0] as usize) < TinyModel::VOCAB_SIZE);
             for position in 2..5 {

@@ -4,6 +4,7 @@ use super::options::ModelArgs;
 use crate::embedded;
 use crate::error::Result;
 use crate::server::{LoadedModel, Server, ServerConfig};
+use clap::value_parser;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -47,13 +48,13 @@ pub struct ServeArgs {
     #[arg(long, default_value_t = 4 << 20, value_name = "BYTES")]
     max_body: usize,
     /// Seconds that an answer may take
-    #[arg(long, default_value_t = 600, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 600, value_name = "SECONDS", value_parser = value_parser!(u64).range(1..=31_536_000))]
     timeout: u64,
     /// Seconds that a client may take to send a request's head, its body, or to take any of its answer
-    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = value_parser!(u64).range(1..=31_536_000))]
     io_timeout: u64,
     /// Seconds that answers have left when the server is told to stop
-    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = value_parser!(u64).range(1..=31_536_000))]
     shutdown_timeout: u64,
 }
 
@@ -73,6 +74,7 @@ pub fn run(args: ServeArgs) -> Result<ExitCode> {
         request_timeout: seconds(args.timeout),
         io_timeout: seconds(args.io_timeout),
         shutdown_timeout: seconds(args.shutdown_timeout),
+        ..ServerConfig::default()
     })?;
     tracing::info!("listening on http://{}", server.local_addr()?);
     let (model, name) = (args.model, args.model_name);

@@ -1,6 +1,6 @@
 //! What goes into the engine and what comes out of it.
 
-use crate::sampler::SamplingParams;
+use crate::sampler::{Logprobs, SamplingParams};
 use crate::scheduler::SequenceId;
 use std::fmt;
 
@@ -20,6 +20,9 @@ pub struct Request {
     pub ignore_eos: bool,
     /// Which of several answers to one prompt this is (OpenAI's `n`); part of every random draw.
     pub index: u32,
+    /// The number of likeliest tokens whose log-probabilities each token's event has besides its own; `None`: not even its
+    /// own.
+    pub logprobs: Option<usize>,
     /// Whether events carry text. Without it, and without `stop`, nothing is decoded.
     pub text: bool,
     /// Leaves the pages in the cache when the sequence ends, for a later request's `continue_from`. They are given up when
@@ -41,6 +44,7 @@ impl Request {
             stop: Vec::new(),
             ignore_eos: false,
             index: 0,
+            logprobs: None,
             text: true,
             keep: false,
             continue_from: None,
@@ -60,6 +64,8 @@ pub enum Event {
         /// Text that is certain with this token: whole characters, without what may yet become a stop string. Often empty,
         /// and always for the token that ends the generation.
         text: String,
+        /// Where [`Request::logprobs`] asks for them.
+        logprobs: Option<Logprobs>,
     },
     /// The sequence has ended; no event of it follows.
     Finished {
@@ -102,6 +108,8 @@ pub enum FinishReason {
     Context,
     /// [`Engine::cancel`](super::Engine::cancel)
     Cancelled,
+    /// What its tokens are bound to could not be followed any further.
+    Constraint,
 }
 
 impl fmt::Display for FinishReason {
@@ -111,6 +119,7 @@ impl fmt::Display for FinishReason {
             Self::Length => "length",
             Self::Context => "context",
             Self::Cancelled => "cancelled",
+            Self::Constraint => "constraint",
         })
     }
 }

@@ -13,9 +13,10 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::kv_cache::KvLayout;
 use crate::ops::Ops;
-use crate::sampler::SamplingRow;
+use crate::sampler::{Logprobs, SamplingRow};
 use crate::weights::Weights;
 use qwen2::Qwen2;
+use rayon::prelude::*;
 
 /// What an implementation of [`Ops`] must know of the model and of the largest batch before the first operation.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,6 +67,11 @@ pub trait Runner {
     /// row; [`Error::Device`] if the device fails.
     fn step(&mut self, batch: &Batch, rows: &[SamplingRow]) -> Result<Vec<u32>>;
 
+    /// The log-probabilities of the last step, one entry for each of its rows; `None` where the row asked for none.
+    fn take_logprobs(&mut self) -> Vec<Option<Logprobs>> {
+        Vec::new()
+    }
+
     /// Runs one forward pass and returns the logits of `batch.logit_rows`, row-major `[num_logits, vocab_size]`.
     ///
     /// # Errors
@@ -92,6 +98,8 @@ pub struct ModelRunner<O: Ops> {
     limits: BatchLimits,
     layout: KvLayout,
     max_model_len: usize,
+    /// Of the last step.
+    logprobs: Vec<Option<Logprobs>>,
 }
 
 impl<O: Ops> ModelRunner<O> {
@@ -119,7 +127,8 @@ impl<O: Ops> ModelRunner<O> {
         let model = Qwen2::load(&mut ops, weights, config, &limits, progress)?;
         let cache = ops.new_kv_cache(&layout)?;
         let batch = ops.new_batch(&limits)?;
-        Ok(Self { ops, model, cache, batch, limits, layout, max_model_len: ops_config.max_model_len })
+        let max_model_len = ops_config.max_model_len;
+        Ok(Self { ops, model, cache, batch, limits, layout, max_model_len, logprobs: Vec::new() })
     }
 
     /// The operations, to choose other kernels for the next step.
@@ -162,17 +171,38 @@ impl<O: Ops> Runner for ModelRunner<O> {
         }
         self.upload(batch)?;
         let (n, num_logits) = (batch.num_tokens(), batch.num_logits());
-        let Self { ops, model, cache, batch, .. } = self;
+        let Self { ops, model, cache, batch, logprobs, .. } = self;
+        logprobs.clear();
         if rows.is_empty() {
             model.forward(ops, batch, n, num_logits, cache)?;
             return Ok(Vec::new());
         }
         ops.prepare_sampling(model.logits(), rows)?;
+        if rows.iter().any(|row| row.logprobs.is_some()) {
+            // Drawing overwrites the logits, so they are read before; a recorded step has no pause for that.
+            model.forward(ops, batch, n, num_logits, cache)?;
+            let wanted = rows.iter().enumerate().map(|(i, row)| {
+                row.logprobs.map(|count| Ok((count, ops.read_row(i, model.logits())?))).transpose()
+            });
+            let wanted: Vec<Option<(usize, Vec<f32>)>> = wanted.collect::<Result<_>>()?;
+            ops.draw(model.logits())?;
+            let drawn = ops.drawn()?;
+            *logprobs = wanted
+                .into_par_iter()
+                .zip(&drawn)
+                .map(|(row, &token)| row.map(|(count, logits)| Logprobs::of(&logits, token, count)))
+                .collect();
+            return Ok(drawn);
+        }
         ops.run_step(batch, &mut |ops| {
             model.forward(ops, batch, n, num_logits, cache)?;
             ops.draw(model.logits())
         })?;
         ops.drawn()
+    }
+
+    fn take_logprobs(&mut self) -> Vec<Option<Logprobs>> {
+        std::mem::take(&mut self.logprobs)
     }
 
     fn logits(&mut self, batch: &Batch) -> Result<Vec<f32>> {

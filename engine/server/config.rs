@@ -19,6 +19,8 @@ pub struct ServerConfig {
     pub max_queue: usize,
     /// Open connections; what comes then is answered with 503.
     pub max_connections: usize,
+    /// Events that may wait for a client to take them; one that lets more pile up loses its answer.
+    pub max_pending_events: usize,
     /// Bytes of a request's body.
     pub max_body_bytes: usize,
     /// Answers to one request: prompts times `n`.
@@ -41,6 +43,7 @@ impl Default for ServerConfig {
             max_running: 64,
             max_queue: 256,
             max_connections: 1024,
+            max_pending_events: 4096,
             max_body_bytes: 4 << 20,
             max_choices: 16,
             request_timeout: Duration::from_secs(600),

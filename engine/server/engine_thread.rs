@@ -4,11 +4,13 @@
 //! Between two steps the thread takes new requests in, ends those whose client has left, and passes the last step's events
 //! on. It never waits for a client: whoever does not take events in time loses the answer.
 
+use super::config::ServerConfig;
 use super::error::ApiError;
+use super::grammar::{Grammar, Grammars};
 use super::metrics::{Metrics, Rejection};
 use crate::chat::ChatTemplate;
 use crate::error::{Error, Result};
-use crate::generate::{Engine, Event, Request};
+use crate::generate::{Engine, Event, FinishReason, Request, TokenConstraint};
 use crate::scheduler::SequenceId;
 use crate::tokenizer::Tokenizer;
 use std::collections::HashMap;
@@ -33,11 +35,32 @@ pub struct ModelInfo {
     pub template: Option<ChatTemplate>,
     pub max_model_len: usize,
     pub device: String,
+    /// Made when first asked for: a large vocabulary takes its time.
+    grammars: OnceLock<Result<Grammars, String>>,
+}
+
+impl ModelInfo {
+    /// What makes grammars over the vocabulary. The first call may take a second.
+    ///
+    /// # Errors
+    /// 500 where the vocabulary is not fit.
+    pub fn grammars(&self) -> Result<&Grammars, ApiError> {
+        let grammars =
+            self.grammars.get_or_init(|| Grammars::new(&self.tokenizer).map_err(|error| error.to_string()));
+        grammars.as_ref().map_err(ApiError::server)
+    }
+}
+
+/// One sequence that is asked for.
+pub struct Wanted {
+    pub request: Request,
+    /// What the answer must be.
+    pub grammar: Option<Grammar>,
 }
 
 /// One request to be answered: one or more sequences.
 struct Submission {
-    choices: Vec<Request>,
+    choices: Vec<Wanted>,
     room: OwnedSemaphorePermit,
     updates: mpsc::Sender<Update>,
     /// When it came.
@@ -53,9 +76,6 @@ enum Update {
     /// No more comes.
     Failed(ApiError),
 }
-
-/// Updates that may wait for a connection to take them.
-const MAX_UPDATES: usize = 4096;
 
 /// The way to the engine's thread.
 pub struct EngineHandle {
@@ -106,6 +126,7 @@ impl EngineHandle {
                 template,
                 max_model_len: engine.max_model_len(),
                 device: engine.runner().device_name(),
+                grammars: OnceLock::new(),
             };
             tracing::info!(model = info.name, device = info.device, context = info.max_model_len, "ready");
             let _ = of_thread.model.set(info);
@@ -145,6 +166,11 @@ impl EngineHandle {
         }
     }
 
+    /// Sequences that may wait and run.
+    pub fn max_sequences(&self) -> usize {
+        self.max_sequences
+    }
+
     /// Room for `choices` sequences.
     ///
     /// # Errors
@@ -161,14 +187,16 @@ impl EngineHandle {
     /// Hands a request to the engine and waits until it is accepted. Dropping the answer ends it.
     ///
     /// # Errors
-    /// 400 where the engine refuses it, 503 where there is no engine any more, 504 after `time`.
+    /// 400 where the engine refuses it, 503 where there is no engine any more, 504 after the time that an answer has.
     pub async fn submit(
         &self,
         room: OwnedSemaphorePermit,
-        choices: Vec<Request>,
-        time: Duration,
+        choices: Vec<Wanted>,
+        config: &ServerConfig,
     ) -> Result<Answer, ApiError> {
-        let (updates, receiver) = mpsc::channel(MAX_UPDATES);
+        let time = config.request_timeout;
+        // The last words of all sequences always have room.
+        let (updates, receiver) = mpsc::channel(config.max_pending_events + 2 * choices.len());
         let start = Instant::now();
         let mut answer = Answer { receiver, left: choices.len(), deadline: start + time, time };
         let stopped = |_| ApiError::unavailable("stopped", "the engine has stopped");
@@ -297,10 +325,12 @@ impl EngineThread {
         let Submission { choices, mut room, updates, start } = submission;
         let siblings = choices.len();
         let mut ids = Vec::with_capacity(siblings);
-        for (choice, request) in choices.into_iter().enumerate() {
-            self.shared.metrics.prompt_tokens(request.prompt.len());
-            match self.engine.submit(request) {
+        for (choice, Wanted { request, grammar }) in choices.into_iter().enumerate() {
+            let prompt_tokens = request.prompt.len();
+            let constraint = grammar.map(|grammar| Box::new(grammar) as Box<dyn TokenConstraint>);
+            match self.engine.submit_constrained(request, constraint) {
                 Ok(id) => {
+                    self.shared.metrics.prompt_tokens(prompt_tokens);
                     ids.push(id);
                     let updates = updates.clone();
                     let active =
@@ -346,7 +376,10 @@ impl EngineThread {
         };
         // Room is left for the last word of each sibling.
         let too_slow = finished.is_none() && active.updates.capacity() <= active.siblings;
-        let update = if too_slow {
+        let update = if finished == Some(FinishReason::Constraint) {
+            let message = "the answer was ended: what response_format asks for takes too long to follow";
+            Update::Failed(ApiError::server(message))
+        } else if too_slow {
             metrics.rejected(Rejection::SlowReader);
             self.engine.cancel(id);
             Update::Failed(ApiError::server("the answer was ended because its reader is too slow"))

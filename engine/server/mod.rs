@@ -17,6 +17,7 @@ mod config;
 mod connection;
 mod engine_thread;
 mod error;
+mod grammar;
 mod metrics;
 mod openapi;
 mod sse;

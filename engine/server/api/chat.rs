@@ -1,15 +1,18 @@
 //! `/v1/chat/completions`: OpenAI's interface of conversations.
 
+use super::logprobs::{self, ChatLogprobs, TokenLogprob};
 use super::models::unix_seconds;
 use super::openai::{OpenAiFinish, OpenAiUsage, openai_request};
 use super::{Stop, collect};
 use crate::chat::ChatTemplate;
 use crate::generate::{Event, Request, Usage};
 use crate::server::body::{JsonBody, Unsupported};
-use crate::server::engine_thread::ModelInfo;
+use crate::server::engine_thread::{ModelInfo, Wanted};
 use crate::server::error::{ApiError, ErrorResponse};
+use crate::server::grammar::Grammar;
 use crate::server::sse::{self, Encoder, EventStream};
 use crate::server::{App, random_id};
+use crate::tokenizer::Tokenizer;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -31,12 +34,61 @@ openai_request! {
         /// The older name of `max_completion_tokens`.
         #[schema(minimum = 1)]
         pub max_tokens: Option<usize>,
+        /// Whether to answer with the log-probabilities of the tokens. [default: false]
+        pub logprobs: Option<bool>,
+        /// How many likeliest tokens to show in the place of each.
+        #[schema(maximum = 20)]
+        pub top_logprobs: Option<usize>,
+        pub response_format: Option<ResponseFormat>,
         /// Functions that the model may ask for: the chat template tells the model of them.
         pub tools: Option<Vec<Tool>>,
         /// `auto`, or `none` to leave the tools out. [default: auto]
         pub tool_choice: Option<ToolChoice>,
         /// Not supported.
         pub logit_bias: Option<Unsupported>,
+    }
+}
+
+/// What the answer must be.
+#[derive(Deserialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ResponseFormat {
+    /// Anything.
+    Text {},
+    /// A JSON object.
+    JsonObject {},
+    /// JSON that satisfies a schema.
+    JsonSchema { json_schema: JsonSchema },
+}
+
+/// A schema, always followed strictly.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct JsonSchema {
+    /// A name for people.
+    #[allow(dead_code)]
+    name: String,
+    /// A description for people.
+    #[allow(dead_code)]
+    description: Option<String>,
+    /// The schema; without one, any object.
+    schema: Option<Map<String, Value>>,
+    /// The answer always follows the schema.
+    #[allow(dead_code)]
+    strict: Option<bool>,
+}
+
+impl ResponseFormat {
+    /// The grammar of the answer, if it must have one.
+    fn grammar(self, model: &ModelInfo) -> Result<Option<Grammar>, ApiError> {
+        match self {
+            Self::Text {} => Ok(None),
+            Self::JsonObject {} => model.grammars()?.object().map(Some),
+            Self::JsonSchema { json_schema } => match json_schema.schema {
+                Some(schema) => model.grammars()?.schema(schema).map(Some),
+                None => model.grammars()?.object().map(Some),
+            },
+        }
     }
 }
 
@@ -173,6 +225,9 @@ pub struct ChatCompletion {
 pub struct ChatChoice {
     index: usize,
     message: AnswerMessage,
+    /// Null unless asked for.
+    #[schema(required)]
+    logprobs: Option<ChatLogprobs>,
     finish_reason: OpenAiFinish,
 }
 
@@ -207,6 +262,9 @@ pub struct ChatChunk {
 pub struct ChunkChoice {
     index: usize,
     delta: Delta,
+    /// Null unless asked for.
+    #[schema(required)]
+    logprobs: Option<ChatLogprobs>,
     #[schema(required)]
     finish_reason: Option<OpenAiFinish>,
 }
@@ -247,7 +305,8 @@ pub async fn chat_completions(
     State(app): State<Arc<App>>,
     JsonBody(request): JsonBody<ChatRequest>,
 ) -> Result<Response, ApiError> {
-    let model = app.model(request.model.as_deref())?.name.clone();
+    let info = app.model(request.model.as_deref())?;
+    let (model, tokenizer) = (info.name.clone(), Arc::clone(&info.tokenizer));
     let (sampling, stream, n) = (request.sampling(), request.stream()?, request.n.unwrap_or(1));
     let max_tokens = match (request.max_completion_tokens, request.max_tokens) {
         (Some(new), Some(old)) if new != old => {
@@ -257,6 +316,20 @@ pub async fn chat_completions(
         (new, old) => new.or(old),
     };
     let stop = Stop::texts(request.stop)?;
+    let logprobs = match (request.logprobs.unwrap_or(false), request.top_logprobs) {
+        (true, count) => logprobs::check("top_logprobs", Some(count.unwrap_or(0)))?,
+        (false, None) => None,
+        (false, Some(_)) => {
+            let message = "top_logprobs: set `logprobs` too, or leave it out";
+            return Err(ApiError::field("top_logprobs", message));
+        }
+    };
+    let ignore_eos = request.ignore_eos.unwrap_or(false);
+    let format = request.response_format.unwrap_or(ResponseFormat::Text {});
+    if ignore_eos && !matches!(format, ResponseFormat::Text {}) {
+        let message = "ignore_eos: an answer that must be JSON ends where the JSON does";
+        return Err(ApiError::field("ignore_eos", message));
+    }
     if request.messages.is_empty() {
         return Err(ApiError::field("messages", "messages: a conversation has at least one message"));
     }
@@ -274,30 +347,41 @@ pub async fn chat_completions(
         let model = blocking.engine.model()?;
         let tools: Vec<Value> = tools.iter().map(|tool| json!(tool)).collect();
         let text = template(model)?.render(&messages, &tools, true)?;
-        Ok(model.tokenizer.encode(&text, true)?)
+        Ok((model.tokenizer.encode(&text, true)?, format.grammar(model)?))
     });
-    let prompt = prompt.await?;
-    let choice = |index| Request {
-        sampling: sampling.clone(),
-        penalize_prompt: false,
-        max_tokens,
-        stop: stop.clone(),
-        ignore_eos: request.ignore_eos.unwrap_or(false),
-        index,
-        ..Request::new(prompt.clone())
+    let (prompt, grammar) = prompt.await?;
+    let choice = |index| Wanted {
+        request: Request {
+            sampling: sampling.clone(),
+            penalize_prompt: false,
+            max_tokens,
+            stop: stop.clone(),
+            ignore_eos,
+            index,
+            logprobs,
+            ..Request::new(prompt.clone())
+        },
+        grammar: grammar.clone(),
     };
     let answer = app.submit(room, (0..n as u32).map(choice).collect()).await?;
 
     let (id, created) = (random_id("chatcmpl-"), unix_seconds(SystemTime::now()));
     if let Some(include_usage) = stream {
         let usages = vec![Usage::default(); n];
-        return Ok(sse::respond(answer, Chunks { id, created, model, include_usage, usages }));
+        let chunks = Chunks { id, created, model, include_usage, usages, tokenizer, ignore_eos };
+        return Ok(sse::respond(answer, chunks));
     }
     let choices = collect(answer, n).await?;
     let usage = OpenAiUsage::of(&choices, n);
     let choices = choices.into_iter().enumerate().map(|(index, choice)| ChatChoice {
         index,
         message: AnswerMessage { role: "assistant", content: choice.text, refusal: None },
+        logprobs: logprobs.map(|_| {
+            let found = choice.logprobs.iter();
+            let found = found.filter(|(token, _)| ignore_eos || !tokenizer.is_end_of_generation(*token));
+            let content = found.map(|(token, found)| TokenLogprob::new(&tokenizer, *token, found)).collect();
+            ChatLogprobs { content, refusal: None }
+        }),
         finish_reason: choice.reason.map_or(OpenAiFinish::Stop, OpenAiFinish::from),
     });
     let choices = choices.collect();
@@ -355,6 +439,8 @@ struct Chunks {
     model: String,
     include_usage: bool,
     usages: Vec<Usage>,
+    tokenizer: Arc<Tokenizer>,
+    ignore_eos: bool,
 }
 
 impl Chunks {
@@ -368,21 +454,33 @@ impl Encoder for Chunks {
     fn start(&mut self, out: &mut EventStream) {
         for index in 0..self.usages.len() {
             let delta = Delta { role: Some("assistant"), content: Some(String::new()) };
-            out.data(&self.chunk(vec![ChunkChoice { index, delta, finish_reason: None }], None));
+            out.data(
+                &self.chunk(vec![ChunkChoice { index, delta, logprobs: None, finish_reason: None }], None),
+            );
         }
     }
 
     fn event(&mut self, index: usize, event: Event, out: &mut EventStream) {
+        let mut logprobs = None;
         let (text, finish_reason) = match event {
-            Event::Token { text, .. } if text.is_empty() => return,
-            Event::Token { text, .. } => (text, None),
+            Event::Token { token, text, logprobs: found, .. } => {
+                // The token that ends an answer is no part of it.
+                let found = found.filter(|_| self.ignore_eos || !self.tokenizer.is_end_of_generation(token));
+                if text.is_empty() && found.is_none() {
+                    return;
+                }
+                let content = found.iter().map(|found| TokenLogprob::new(&self.tokenizer, token, found));
+                logprobs =
+                    found.is_some().then(|| ChatLogprobs { content: content.collect(), refusal: None });
+                (text, None)
+            }
             Event::Finished { text, reason, usage, .. } => {
                 self.usages[index] = usage;
                 (text, Some(reason.into()))
             }
         };
         let delta = Delta { role: None, content: (!text.is_empty()).then_some(text) };
-        out.data(&self.chunk(vec![ChunkChoice { index, delta, finish_reason }], None));
+        out.data(&self.chunk(vec![ChunkChoice { index, delta, logprobs, finish_reason }], None));
     }
 
     fn end(&mut self, out: &mut EventStream) {

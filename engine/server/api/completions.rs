@@ -1,10 +1,12 @@
 //! `/v1/completions`: OpenAI's older interface, text to text without a template.
 
+use super::logprobs::{self, CompletionLogprobs, CompletionWriter};
 use super::models::unix_seconds;
 use super::openai::{OpenAiFinish, OpenAiUsage, openai_request};
 use super::{Stop, collect};
 use crate::generate::{Event, Request, Usage};
 use crate::server::body::{JsonBody, Unsupported};
+use crate::server::engine_thread::Wanted;
 use crate::server::error::{ApiError, ErrorResponse};
 use crate::server::sse::{self, Encoder, EventStream};
 use crate::server::{App, random_id};
@@ -33,6 +35,9 @@ openai_request! {
         /// Most tokens of an answer. [default: 16]
         #[schema(minimum = 1)]
         pub max_tokens: Option<usize>,
+        /// Log-probabilities of the tokens, and of so many likeliest ones in the place of each.
+        #[schema(maximum = 20)]
+        pub logprobs: Option<usize>,
         /// Not supported.
         pub best_of: Option<Unsupported>,
         /// Not supported.
@@ -68,6 +73,9 @@ pub struct CompletionChoice {
     /// The prompt's number times `n`, and which of its answers it is.
     index: usize,
     text: String,
+    /// Null unless asked for.
+    #[schema(required)]
+    logprobs: Option<CompletionLogprobs>,
     #[schema(required)]
     finish_reason: Option<OpenAiFinish>,
 }
@@ -87,7 +95,9 @@ pub async fn completions(
     State(app): State<Arc<App>>,
     JsonBody(request): JsonBody<CompletionRequest>,
 ) -> Result<Response, ApiError> {
-    let model = app.model(request.model.as_deref())?.name.clone();
+    let info = app.model(request.model.as_deref())?;
+    let (model, tokenizer) = (info.name.clone(), &info.tokenizer);
+    let logprobs = logprobs::check("logprobs", request.logprobs)?;
     let (sampling, stream, n) = (request.sampling(), request.stream()?, request.n.unwrap_or(1));
     let stop = Stop::texts(request.stop)?;
     let count = match &request.prompt {
@@ -114,29 +124,39 @@ pub async fn completions(
     let choices = prompts.iter().flat_map(|prompt| {
         let stop = &stop;
         let sampling = &sampling;
-        (0..n as u32).map(move |index| Request {
-            sampling: sampling.clone(),
-            penalize_prompt: false,
-            max_tokens: Some(request.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS)),
-            stop: stop.clone(),
-            ignore_eos: request.ignore_eos.unwrap_or(false),
-            index,
-            ..Request::new(prompt.clone())
+        (0..n as u32).map(move |index| Wanted {
+            request: Request {
+                sampling: sampling.clone(),
+                penalize_prompt: false,
+                max_tokens: Some(request.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS)),
+                stop: stop.clone(),
+                ignore_eos: request.ignore_eos.unwrap_or(false),
+                index,
+                logprobs,
+                ..Request::new(prompt.clone())
+            },
+            grammar: None,
         })
     });
-    let choices: Vec<Request> = choices.collect();
+    let choices: Vec<Wanted> = choices.collect();
     let total = choices.len();
     let answer = app.submit(room, choices).await?;
     let (id, created) = (random_id("cmpl-"), unix_seconds(SystemTime::now()));
     if let Some(include_usage) = stream {
         let usages = vec![Usage::default(); total];
-        return Ok(sse::respond(answer, Chunks { id, created, model, n, include_usage, usages }));
+        let writers = (0..total).map(|_| logprobs.map(|_| CompletionWriter::new(tokenizer))).collect();
+        return Ok(sse::respond(answer, Chunks { id, created, model, n, include_usage, usages, writers }));
     }
     let choices = collect(answer, total).await?;
     let usage = Some(OpenAiUsage::of(&choices, n));
     let choices = choices.into_iter().enumerate().map(|(index, choice)| CompletionChoice {
         index,
         text: choice.text,
+        logprobs: logprobs.map(|_| {
+            let (mut writer, mut written) = (CompletionWriter::new(tokenizer), Default::default());
+            choice.logprobs.iter().for_each(|(token, found)| writer.push(*token, found, &mut written));
+            written
+        }),
         finish_reason: choice.reason.map(OpenAiFinish::from),
     });
     let choices = choices.collect();
@@ -157,6 +177,8 @@ struct Chunks {
     n: usize,
     include_usage: bool,
     usages: Vec<Usage>,
+    /// Of log-probabilities, one for each choice.
+    writers: Vec<Option<CompletionWriter>>,
 }
 
 impl Chunks {
@@ -170,15 +192,23 @@ impl Encoder for Chunks {
     fn start(&mut self, _: &mut EventStream) {}
 
     fn event(&mut self, index: usize, event: Event, out: &mut EventStream) {
+        let mut logprobs = None;
         let (text, finish_reason) = match event {
-            Event::Token { text, .. } if text.is_empty() => return,
-            Event::Token { text, .. } => (text, None),
+            Event::Token { token, text, logprobs: found, .. } => {
+                if let (Some(writer), Some(found)) = (&mut self.writers[index], found) {
+                    writer.push(token, &found, logprobs.get_or_insert_default());
+                }
+                if text.is_empty() && logprobs.is_none() {
+                    return;
+                }
+                (text, None)
+            }
             Event::Finished { text, reason, usage, .. } => {
                 self.usages[index] = usage;
                 (text, Some(reason.into()))
             }
         };
-        out.data(&self.chunk(vec![CompletionChoice { index, text, finish_reason }], None));
+        out.data(&self.chunk(vec![CompletionChoice { index, text, logprobs, finish_reason }], None));
     }
 
     fn end(&mut self, out: &mut EventStream) {

@@ -1,13 +1,17 @@
 //! `/v1/generate`: the engine's own interface, with the names and defaults of the command line.
 
+use super::completions::plain;
+use super::logprobs::{self, TokenLogprob};
 use super::{Choice, Stop, collect};
 use crate::chat::Message;
 use crate::generate::{Event, FinishReason, Request, Timings, Usage};
 use crate::sampler::SamplingParams;
 use crate::server::body::JsonBody;
+use crate::server::engine_thread::Wanted;
 use crate::server::error::{ApiError, ErrorResponse};
 use crate::server::sse::{self, Encoder, EventStream};
 use crate::server::{App, random_u64};
+use crate::tokenizer::Tokenizer;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -58,6 +62,9 @@ pub struct GenerateRequest {
     frequency_penalty: Option<f32>,
     /// The same seed gives the same answer. [default: random]
     seed: Option<u64>,
+    /// Log-probabilities of the tokens, and of so many likeliest ones in the place of each.
+    #[schema(maximum = 20)]
+    logprobs: Option<usize>,
 }
 
 /// A whole answer.
@@ -66,6 +73,9 @@ pub struct GenerateResponse {
     text: String,
     /// The tokens of the answer, with the one that ended it.
     ids: Vec<u32>,
+    /// Of `ids`, where they are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<Vec<TokenLogprob>>,
     finish_reason: FinishReason,
     /// The seed that gives this answer again.
     seed: u64,
@@ -81,6 +91,9 @@ pub struct TokenEvent {
     id: u32,
     /// Text that is certain with this token: whole characters, often none.
     text: String,
+    /// Where they are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<TokenLogprob>,
 }
 
 /// Data of the event `end`.
@@ -120,10 +133,7 @@ impl GenerateRequest {
         let model = app.engine.model()?;
         match (self.prompt.take(), self.ids.take()) {
             (None, Some(ids)) => Ok(ids),
-            (Some(prompt), None) if raw => {
-                let bos = model.tokenizer.bos_token_id().filter(|_| model.tokenizer.adds_bos());
-                Ok(bos.into_iter().chain(app.encode(prompt, true).await?).collect())
-            }
+            (Some(prompt), None) if raw => plain(app, prompt).await,
             (Some(prompt), None) => {
                 let system = self.system.take().map(|text| Message::new("system", text));
                 let messages: Vec<_> = system.into_iter().chain([Message::new("user", prompt)]).collect();
@@ -152,31 +162,49 @@ pub async fn generate(
 ) -> Result<Response, ApiError> {
     let sampling = request.sampling();
     let seed = sampling.seed;
+    let logprobs = logprobs::check("logprobs", request.logprobs)?;
+    let stop = Stop::texts(request.stop.take())?;
     let room = app.reserve("n", 1)?;
     let prompt = request.prompt(&app).await?;
     let answer = app
         .submit(
             room,
-            vec![Request {
-                sampling,
-                max_tokens: request.max_tokens,
-                stop: Stop::texts(request.stop)?,
-                ignore_eos: request.ignore_eos.unwrap_or(false),
-                ..Request::new(prompt)
+            vec![Wanted {
+                request: Request {
+                    sampling,
+                    max_tokens: request.max_tokens,
+                    stop,
+                    ignore_eos: request.ignore_eos.unwrap_or(false),
+                    logprobs,
+                    ..Request::new(prompt)
+                },
+                grammar: None,
             }],
         )
         .await?;
+    let tokenizer = Arc::clone(&app.engine.model()?.tokenizer);
     if request.stream.unwrap_or(false) {
-        return Ok(sse::respond(answer, TokenEvents { index: 0, seed }));
+        return Ok(sse::respond(answer, TokenEvents { index: 0, seed, tokenizer }));
     }
-    let Choice { tokens, text, reason, usage, timings } = collect(answer, 1).await?.remove(0);
-    let finish_reason = reason.unwrap_or(FinishReason::Cancelled);
-    Ok(Json(GenerateResponse { text, ids: tokens, finish_reason, seed, usage, timings }).into_response())
+    let Choice { tokens, text, logprobs: found, reason, usage, timings } =
+        collect(answer, 1).await?.remove(0);
+    let found = found.iter().map(|(token, logprobs)| TokenLogprob::new(&tokenizer, *token, logprobs));
+    let response = GenerateResponse {
+        text,
+        ids: tokens,
+        logprobs: logprobs.map(|_| found.collect()),
+        finish_reason: reason.unwrap_or(FinishReason::Cancelled),
+        seed,
+        usage,
+        timings,
+    };
+    Ok(Json(response).into_response())
 }
 
 struct TokenEvents {
     index: usize,
     seed: u64,
+    tokenizer: Arc<Tokenizer>,
 }
 
 impl Encoder for TokenEvents {
@@ -184,8 +212,9 @@ impl Encoder for TokenEvents {
 
     fn event(&mut self, _: usize, event: Event, out: &mut EventStream) {
         match event {
-            Event::Token { token, text, .. } => {
-                out.named("token", &TokenEvent { index: self.index, id: token, text });
+            Event::Token { token, text, logprobs, .. } => {
+                let logprobs = logprobs.map(|logprobs| TokenLogprob::new(&self.tokenizer, token, &logprobs));
+                out.named("token", &TokenEvent { index: self.index, id: token, text, logprobs });
                 self.index += 1;
             }
             Event::Finished { text, reason, usage, timings, .. } => {

@@ -4,15 +4,17 @@ pub mod chat;
 pub mod completions;
 pub mod generate;
 pub mod health;
+pub mod logprobs;
 pub mod models;
 pub mod openai;
 pub mod page;
 pub mod tokens;
 
 use super::App;
-use super::engine_thread::{Answer, ModelInfo};
+use super::engine_thread::{Answer, ModelInfo, Wanted};
 use super::error::ApiError;
-use crate::generate::{Event, FinishReason, Request, Timings, Usage};
+use crate::generate::{Event, FinishReason, Timings, Usage};
+use crate::sampler::Logprobs;
 use axum::Router;
 use axum::routing::{get, post};
 use serde::Deserialize;
@@ -89,7 +91,7 @@ impl App {
 
     /// Room for the answers to one request.
     fn reserve(&self, param: &str, choices: usize) -> Result<OwnedSemaphorePermit, ApiError> {
-        let max = self.config.max_choices;
+        let max = self.config.max_choices.min(self.engine.max_sequences());
         if !(1..=max).contains(&choices) {
             let message = format!("{param}: expected 1 to {max} answers to a request, found {choices}");
             return Err(ApiError::field(param, message));
@@ -97,8 +99,8 @@ impl App {
         self.engine.reserve(choices)
     }
 
-    async fn submit(&self, room: OwnedSemaphorePermit, choices: Vec<Request>) -> Result<Answer, ApiError> {
-        self.engine.submit(room, choices, self.config.request_timeout).await
+    async fn submit(&self, room: OwnedSemaphorePermit, choices: Vec<Wanted>) -> Result<Answer, ApiError> {
+        self.engine.submit(room, choices, &self.config).await
     }
 
     /// The model that a request names, or the only one there is.
@@ -116,6 +118,8 @@ impl App {
 pub struct Choice {
     pub tokens: Vec<u32>,
     pub text: String,
+    /// Of the tokens, where they were asked for.
+    pub logprobs: Vec<(u32, Logprobs)>,
     pub reason: Option<FinishReason>,
     pub usage: Usage,
     pub timings: Timings,
@@ -128,7 +132,10 @@ async fn collect(mut answer: Answer, count: usize) -> Result<Vec<Choice>, ApiErr
         let choice = &mut choices[index];
         choice.text += event.text();
         match event {
-            Event::Token { token, .. } => choice.tokens.push(token),
+            Event::Token { token, logprobs, .. } => {
+                choice.tokens.push(token);
+                choice.logprobs.extend(logprobs.map(|logprobs| (token, logprobs)));
+            }
             Event::Finished { reason, usage, timings, .. } => {
                 choice.reason = Some(reason);
                 choice.usage = usage;

@@ -151,7 +151,7 @@ pub enum OpenAiFinish {
 impl From<FinishReason> for OpenAiFinish {
     fn from(reason: FinishReason) -> Self {
         match reason {
-            FinishReason::Stop | FinishReason::Cancelled => Self::Stop,
+            FinishReason::Stop | FinishReason::Cancelled | FinishReason::Constraint => Self::Stop,
             FinishReason::Length | FinishReason::Context => Self::Length,
         }
     }
