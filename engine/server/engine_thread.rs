@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tracing::Span;
 
 /// A model ready to be served. Made on the engine's thread, which it never leaves.
 pub struct LoadedModel {
@@ -65,6 +66,8 @@ struct Submission {
     updates: mpsc::Sender<Update>,
     /// When it came.
     start: Instant,
+    /// Its request in the log.
+    span: Span,
 }
 
 /// What the engine's thread says of a submission.
@@ -197,10 +200,10 @@ impl EngineHandle {
         let time = config.request_timeout;
         // The last words of all sequences always have room.
         let (updates, receiver) = mpsc::channel(config.max_pending_events + 2 * choices.len());
-        let start = Instant::now();
+        let (start, span) = (Instant::now(), Span::current());
         let mut answer = Answer { receiver, left: choices.len(), deadline: start + time, time };
         let stopped = |_| ApiError::unavailable("stopped", "the engine has stopped");
-        self.submissions.try_send(Submission { choices, room, updates, start }).map_err(stopped)?;
+        self.submissions.try_send(Submission { choices, room, updates, start, span }).map_err(stopped)?;
         match answer.update().await? {
             Update::Failed(error) => Err(error),
             _ => Ok(answer),
@@ -282,6 +285,8 @@ struct Active {
     newest: Option<Instant>,
     /// Sequences of its submission, each of which still has a last word.
     siblings: usize,
+    /// Its request in the log.
+    span: Span,
 }
 
 struct EngineThread {
@@ -322,7 +327,7 @@ impl EngineThread {
     }
 
     fn join(&mut self, submission: Submission) {
-        let Submission { choices, mut room, updates, start } = submission;
+        let Submission { choices, mut room, updates, start, span } = submission;
         let siblings = choices.len();
         let mut ids = Vec::with_capacity(siblings);
         for (choice, Wanted { request, grammar }) in choices.into_iter().enumerate() {
@@ -333,8 +338,8 @@ impl EngineThread {
                     self.shared.metrics.prompt_tokens(prompt_tokens);
                     ids.push(id);
                     let updates = updates.clone();
-                    let active =
-                        Active { choice, updates, _room: room.split(1), start, newest: None, siblings };
+                    let (_room, span) = (room.split(1), span.clone());
+                    let active = Active { choice, updates, _room, start, newest: None, siblings, span };
                     self.active.insert(id, active);
                 }
                 Err(error) => {
@@ -353,7 +358,8 @@ impl EngineThread {
     /// Ends the sequences whose client has left.
     fn end_abandoned(&mut self) {
         let left = self.active.extract_if(|_, active| active.updates.is_closed());
-        for (id, _) in left {
+        for (id, Active { choice, span, .. }) in left {
+            span.in_scope(|| tracing::info!(choice, "its client left"));
             self.engine.cancel(id);
             self.shared.metrics.cancelled();
         }
@@ -372,7 +378,11 @@ impl EngineThread {
                 }
                 None
             }
-            Event::Finished { reason, .. } => Some(*reason),
+            Event::Finished { reason, usage, .. } => {
+                let (choice, tokens) = (active.choice, usage.completion_tokens);
+                active.span.in_scope(|| tracing::info!(choice, tokens, %reason, "finished"));
+                Some(*reason)
+            }
         };
         // Room is left for the last word of each sibling.
         let too_slow = finished.is_none() && active.updates.capacity() <= active.siblings;

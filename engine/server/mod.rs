@@ -76,6 +76,10 @@ impl Server {
             }
         }
         let address = format!("{}:{}", config.host, config.port);
+        let is_local = ["127.0.0.1", "::1", "localhost"].contains(&config.host.as_str());
+        if !is_local && config.api_key.is_none() {
+            tracing::warn!("anybody who reaches {address} may use the model; --api-key asks for a key");
+        }
         let listener = TcpListener::bind((config.host.as_str(), config.port))
             .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
             .map_err(|error| Error::io(&address, error))?;

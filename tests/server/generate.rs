@@ -104,6 +104,12 @@ fn text_to_tokens_and_back() {
     assert_eq!((outside.status, outside.json()["error"]["param"].as_str()), (400, Some("ids")));
 }
 
+/// The minute of the hour, spelled out.
+pub fn minute() -> String {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    spelled(seconds / 60 % 60)
+}
+
 /// A number below sixty, spelled out.
 fn spelled(number: u64) -> String {
     const SMALL: [&str; 20] = [
@@ -140,8 +146,7 @@ fn spelled(number: u64) -> String {
 #[test]
 fn a_haiku_over_http_has_the_minute_in_it() {
     let server = start(config());
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    let word = spelled(seconds / 60 % 60);
+    let word = minute();
     let haiku = |seed: u64| {
         let content = format!("Write a haiku about the sea with the word {word}");
         let messages = json!([{"role": "user", "content": content}]);

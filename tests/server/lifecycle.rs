@@ -133,3 +133,31 @@ fn a_port_that_is_taken_is_an_error() {
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains(&port));
 }
+
+/// The command that README shows for it, run as it stands there.
+#[test]
+fn the_call_in_the_readme_gives_a_haiku() {
+    let readme = include_str!("../../README.md");
+    let call = &readme[readme.find("curl http://127.0.0.1:8080/v1/chat").expect("README shows a call")..];
+    let call = &call[..call.find("```").unwrap()];
+    if Command::new("curl").arg("--version").output().is_err() {
+        println!("there is no curl on this machine; the call was not tried");
+        return;
+    }
+    let server = start(config());
+    let command = format!("{call} --silent --show-error")
+        .replace("127.0.0.1:8080", &server.address.to_string())
+        .replace('\n', " ");
+    // The word is not known beforehand.
+    let word = crate::generate::minute();
+    let answers = (0..5).map(|_| {
+        let output = Command::new("sh").args(["-c", &command.replace("forty-two", &word)]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let answer: Value =
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text} {output:?}"));
+        answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
+    });
+    let answers: Vec<String> = answers.collect();
+    let good = |text: &&String| text.lines().count() == 3 && text.contains(word.as_str());
+    assert!(answers.iter().filter(good).count() >= 3, "{answers:?}");
+}
