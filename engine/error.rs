@@ -21,6 +21,9 @@ pub enum Error {
     /// The vocabulary or the chat template is missing or malformed.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
+    /// Numbers of the file that the format asked for does not have.
+    #[error("{0}")]
+    Range(String),
     /// A request that cannot be served as asked: an option out of range, a prompt that is too long.
     #[error("{0}")]
     Request(String),
@@ -50,7 +53,7 @@ impl Error {
             Self::ClosedPipe => 0,
             Self::Io { .. } => 1,
             Self::Request(_) => 2,
-            Self::Gguf(_) | Self::Model(_) | Self::Tokenizer(_) => 3,
+            Self::Gguf(_) | Self::Model(_) | Self::Tokenizer(_) | Self::Range(_) => 3,
             Self::Device(_) => 4,
             Self::Memory(_) => 5,
         })

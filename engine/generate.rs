@@ -205,11 +205,20 @@ impl Engine {
     /// Whatever the runner says. No sequence has moved then: the same step is tried again by the next call, and
     /// [`Engine::cancel`] ends sequences as ever.
     pub fn step(&mut self) -> Result<Vec<Event>> {
+        self.step_while(&mut || ())
+    }
+
+    /// As [`Engine::step`], and does `meanwhile` while the device computes, or before it where the CPU does. It is not done
+    /// where nothing is computed, and may not be where the step fails.
+    ///
+    /// # Errors
+    /// As [`Engine::step`].
+    pub fn step_while(&mut self, meanwhile: &mut dyn FnMut()) -> Result<Vec<Event>> {
         let Some(step) = self.scheduler.schedule() else { return Ok(std::mem::take(&mut self.events)) };
         let drawing = || step.parts.iter().filter(|part| part.draws);
         let rows: Vec<SamplingRow> = drawing().map(|part| self.sampling_row(part.id)).collect();
         let start = Instant::now();
-        let tokens = self.runner.step(&step.batch, &rows)?;
+        let tokens = self.runner.step_while(&step.batch, &rows, meanwhile)?;
         let seconds = start.elapsed().as_secs_f64();
         self.scheduler.complete(&step, &tokens);
         for part in &step.parts {

@@ -6,6 +6,7 @@
 //! [`generate::Event`]s.
 
 pub mod batch;
+pub mod bench;
 pub mod chat;
 pub mod cli;
 pub mod config;

@@ -6,7 +6,8 @@
 //!
 //! Number formats: the residual stream, Q, K and V before they are cached, norms, softmax and logits are f32
 //! ([`Ops::Tensor`]); what a matrix product reads is in the format of the weights ([`Ops::Activation`], f32 on the
-//! CPU), and so are cached K and V.
+//! CPU), and so are cached K and V. Numbers beyond the range of f16 become its largest where the separate operations round
+//! to it.
 
 use crate::batch::{Batch, BatchLimits};
 use crate::error::{Error, Result};
@@ -28,6 +29,24 @@ pub struct Qkv<'a, W, V> {
     pub q_bias: Option<&'a V>,
     pub k_bias: Option<&'a V>,
     pub v_bias: Option<&'a V>,
+}
+
+/// Matrices one below the other, to be multiplied at once, and each of them by itself.
+pub struct Stacked<W> {
+    /// `[sum of the rows, cols]`
+    pub whole: W,
+    /// In the order in which they were given; no copies where the device has memory of its own.
+    pub parts: Vec<W>,
+}
+
+/// The biases of a layer's projections.
+pub struct QkvBias<'a, V> {
+    /// `[num_attention_heads * head_dim]`
+    pub q: Option<&'a V>,
+    /// `[num_key_value_heads * head_dim]`
+    pub k: Option<&'a V>,
+    /// `[num_key_value_heads * head_dim]`
+    pub v: Option<&'a V>,
 }
 
 fn not_fused(op: &str) -> Result<()> {
@@ -58,12 +77,24 @@ pub trait Ops {
     /// Allocates a zeroed `[rows, cols]` for what norms and SwiGLU write; [`Ops::new_activation`], or in f32 where the
     /// format of the weights is so coarse that rounding to it would dominate the error.
     fn new_precise_activation(&mut self, rows: usize, cols: usize) -> Result<Self::Activation>;
+    /// Allocates a zeroed `[rows, cols]` for [`Ops::matmul_rounded`]: what a product writes and the next operation reads
+    /// value by value.
+    fn new_product(&mut self, rows: usize, cols: usize) -> Result<Self::Activation>;
     /// Allocates all pages.
     fn new_kv_cache(&mut self, layout: &KvLayout) -> Result<Self::KvCache>;
     /// Allocates room for any batch within `limits`.
     fn new_batch(&mut self, limits: &BatchLimits) -> Result<Self::Batch>;
     /// Brings a matrix of the file to the device.
     fn load_matrix(&mut self, matrix: &Matrix) -> Result<Self::Weight>;
+    /// Brings matrices of as many columns each to the device, one below the other.
+    fn load_stacked(&mut self, matrices: &[&Matrix]) -> Result<Stacked<Self::Weight>>;
+    /// Called after the last matrix.
+    ///
+    /// # Errors
+    /// [`Error::Range`] if a weight is beyond the range of the format that the device computes with.
+    fn finish_loading(&mut self) -> Result<()> {
+        Ok(())
+    }
     /// Brings a vector to the device.
     fn load_vector(&mut self, values: &[f32]) -> Result<Self::Vector>;
 
@@ -85,17 +116,6 @@ pub trait Ops {
         out: &mut Self::Activation,
     ) -> Result<()>;
 
-    /// `x += delta; out = rms_norm(x)`: the residual addition fused with the norm that follows it.
-    fn add_rms_norm(
-        &mut self,
-        n: usize,
-        x: &mut Self::Tensor,
-        delta: &Self::Tensor,
-        weight: &Self::Vector,
-        eps: f32,
-        out: &mut Self::Activation,
-    ) -> Result<()>;
-
     /// `out = x · weightᵀ`: `[n, in_features] -> [n, out_features]`, accumulated in f32.
     fn matmul(
         &mut self,
@@ -105,20 +125,35 @@ pub trait Ops {
         out: &mut Self::Tensor,
     ) -> Result<()>;
 
-    /// `x[i] += bias`, row by row.
-    fn add_bias(&mut self, n: usize, x: &mut Self::Tensor, bias: &Self::Vector) -> Result<()>;
+    /// `out += x · weightᵀ`: [`Ops::matmul`] added to what is there, f32 throughout.
+    fn matmul_accumulate(
+        &mut self,
+        n: usize,
+        x: &Self::Activation,
+        weight: &Self::Weight,
+        out: &mut Self::Tensor,
+    ) -> Result<()>;
 
-    /// Rotates every head of every row by its position, in place (rotate-half: value `j` pairs with
-    /// `j + head_dim / 2`). `x` is `[num_tokens, num_heads * head_dim]`.
-    fn rope(&mut self, batch: &Self::Batch, x: &mut Self::Tensor, num_heads: usize) -> Result<()>;
+    /// As [`Ops::matmul`] into an [`Ops::new_product`], whose format the device chooses: f32, or f16 (beyond whose range a
+    /// result is infinite) where the weights are f16.
+    fn matmul_rounded(
+        &mut self,
+        n: usize,
+        x: &Self::Activation,
+        weight: &Self::Weight,
+        out: &mut Self::Activation,
+    ) -> Result<()>;
 
-    /// Writes the rows of K and V, `[num_tokens, num_key_value_heads * head_dim]`, to their slots in `layer`.
-    fn write_kv(
+    /// What is between the product of Q, K and V and attention: of each row `[q; k; v]` of `qkv`, biases are added, Q and K
+    /// are rotated as by [`Ops::rope`], Q goes to `q` and K and V to their slots in `layer`. `qkv` is `[num_tokens,
+    /// (num_attention_heads + 2 num_key_value_heads) * head_dim]`.
+    fn bias_rope_kv(
         &mut self,
         batch: &Self::Batch,
         layer: usize,
-        k: &Self::Tensor,
-        v: &Self::Tensor,
+        qkv: &Self::Tensor,
+        bias: &QkvBias<Self::Vector>,
+        q: &mut Self::Tensor,
         cache: &mut Self::KvCache,
     ) -> Result<()>;
 
@@ -133,17 +168,9 @@ pub trait Ops {
         out: &mut Self::Activation,
     ) -> Result<()>;
 
-    /// `out = silu(gate) * up`: `[n, intermediate_size]`.
-    fn silu_mul(
-        &mut self,
-        n: usize,
-        gate: &Self::Tensor,
-        up: &Self::Tensor,
-        out: &mut Self::Activation,
-    ) -> Result<()>;
-
-    /// `x += delta`: `[n, cols]`.
-    fn add(&mut self, n: usize, x: &mut Self::Tensor, delta: &Self::Tensor) -> Result<()>;
+    /// `out = silu(gate) * up`, where each row of `gate_up` is `[gate; up]`: `[n, 2 * intermediate_size] -> [n,
+    /// intermediate_size]`.
+    fn silu_mul(&mut self, n: usize, gate_up: &Self::Activation, out: &mut Self::Activation) -> Result<()>;
 
     /// `out[i] = x[logit_rows[i]]`: `[num_logits, cols]`.
     fn gather_rows(&mut self, batch: &Self::Batch, x: &Self::Tensor, out: &mut Self::Tensor) -> Result<()>;
@@ -210,6 +237,39 @@ pub trait Ops {
         not_fused("norm_matmul")
     }
 
+    // Simple parts of operations above, for the laboratory: the model does not call them by themselves.
+
+    /// `x[i] += bias`, row by row.
+    fn add_bias(&mut self, n: usize, x: &mut Self::Tensor, bias: &Self::Vector) -> Result<()>;
+
+    /// Rotates every head of every row by its position, in place (rotate-half: value `j` pairs with
+    /// `j + head_dim / 2`). `x` is `[num_tokens, num_heads * head_dim]`.
+    fn rope(&mut self, batch: &Self::Batch, x: &mut Self::Tensor, num_heads: usize) -> Result<()>;
+
+    /// Writes the rows of K and V, `[num_tokens, num_key_value_heads * head_dim]`, to their slots in `layer`.
+    fn write_kv(
+        &mut self,
+        batch: &Self::Batch,
+        layer: usize,
+        k: &Self::Tensor,
+        v: &Self::Tensor,
+        cache: &mut Self::KvCache,
+    ) -> Result<()>;
+
+    /// `x += delta`: `[n, cols]`.
+    fn add(&mut self, n: usize, x: &mut Self::Tensor, delta: &Self::Tensor) -> Result<()>;
+
+    /// `x += delta; out = rms_norm(x)`: the residual addition fused with the norm that follows it.
+    fn add_rms_norm(
+        &mut self,
+        n: usize,
+        x: &mut Self::Tensor,
+        delta: &Self::Tensor,
+        weight: &Self::Vector,
+        eps: f32,
+        out: &mut Self::Activation,
+    ) -> Result<()>;
+
     // Sampling.
 
     /// Takes what the next draw needs; `logits` are what it will draw from.
@@ -228,12 +288,17 @@ pub trait Ops {
         self.drawn()
     }
 
-    /// Does what `step` does, for the uploaded batch and the prepared draw. A device may record what it queues and, for a
-    /// batch of the same shape, replay that instead of calling `step`: so `step` queues operations of one step on the
-    /// same buffers each time and does nothing else.
+    /// Does what `step` does, for the uploaded batch and, where it has logits, the prepared draw. A device may record what
+    /// it queues and, for a batch of the same shape, replay that instead of calling `step`: so `step` queues operations of
+    /// one step on the same buffers each time and does nothing else.
     fn run_step(&mut self, batch: &Self::Batch, step: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
         let _ = batch;
         step(self)
+    }
+
+    /// Whether operations are only queued when they return, so that the host has time until it asks for what came of them.
+    fn is_queue(&self) -> bool {
+        false
     }
 
     /// The first `n` rows, copied to the host, row-major.

@@ -12,10 +12,12 @@ use qernel::config::Config;
 use qernel::cpu::CpuOps;
 use qernel::cuda::{CudaOps, Device, KernelChoice};
 use qernel::dtype::Dtype;
+use qernel::error::Error;
 use qernel::kv_cache::pages_for;
 use qernel::lab::case::SMALL_WORK;
 use qernel::lab::check::verify;
 use qernel::memory_plan::kv_layout;
+use qernel::model::open::{DeviceChoice, DtypeChoice, RunnerOptions, open_runner};
 use qernel::model::{ModelRunner, OpsConfig, Runner};
 use qernel::ops::Ops;
 use qernel::sampler::{SamplingParams, SamplingRow};
@@ -89,8 +91,15 @@ fn logits(runner: &mut dyn Runner) -> Vec<f32> {
 /// The whole model, prefill and decode, fused and separate: what the GPU runs, on the emulated device.
 #[test]
 fn the_forward_pass_agrees_with_the_cpu() {
-    for (dtype, allowed) in [(Dtype::F16, 1e-5), (Dtype::Bf16, 4e-4), (Dtype::F32, 1e-10)] {
-        let model = TinyModel { dtype, ..TinyModel::default() };
+    // Of the file, and on the device.
+    let formats = [
+        (Dtype::F16, Dtype::F16, 1e-5),
+        (Dtype::Bf16, Dtype::F16, 1e-5),
+        (Dtype::Bf16, Dtype::Bf16, 4e-4),
+        (Dtype::F32, Dtype::F32, 1e-10),
+    ];
+    for (file, dtype, allowed) in formats {
+        let model = TinyModel { dtype: file, ..TinyModel::default() };
         let expected = logits(&mut *runner(&model, Dtype::F32, |config| CpuOps::new(config).unwrap()));
         for kernels in ["", "layer=separate"] {
             let choice = KernelChoice::parse(kernels).unwrap();
@@ -100,7 +109,7 @@ fn the_forward_pass_agrees_with_the_cpu() {
             let error: f64 =
                 found.iter().zip(&expected).map(|(a, b)| f64::from(a - b) * f64::from(a - b)).sum();
             let size: f64 = expected.iter().map(|&b| f64::from(b) * f64::from(b)).sum();
-            assert!(error / size <= allowed, "{dtype} {kernels:?}: {:e}", error / size);
+            assert!(error / size <= allowed, "{file} as {dtype} {kernels:?}: {:e}", error / size);
 
             // Steps of the engine: draws included.
             let rows = SequenceRows { tokens: &[1, 2], position: 0, pages: &[6], logits: WantedLogits::Last };
@@ -115,4 +124,34 @@ fn the_forward_pass_agrees_with_the_cpu() {
             }
         }
     }
+}
+
+/// A bf16 weight that f16 does not have: `auto` holds all as bf16 then, `f16` is refused.
+#[test]
+fn weights_beyond_the_range_of_f16_are_found() {
+    let model = TinyModel { dtype: Dtype::Bf16, ..TinyModel::default() };
+    let gguf = model.gguf();
+    let config = Config::from_gguf(&gguf).unwrap();
+    let ordinary = Weights::from_gguf(&gguf, &config).unwrap();
+    let mut beyond = ordinary.clone();
+    let matrix = &mut beyond.layers[1].up_proj;
+    let mut data = matrix.data.to_vec();
+    data[10..12].copy_from_slice(&half::bf16::from_f32(-131_072.0).to_le_bytes());
+    matrix.data = data.into();
+
+    let held_as = |weights: &Weights, dtype: DtypeChoice| {
+        let options = RunnerOptions {
+            device: DeviceChoice::Emulated,
+            dtype,
+            max_model_len: Some(32),
+            max_num_tokens: 8,
+            ..RunnerOptions::default()
+        };
+        open_runner(weights, &config, &options, &mut |_, _| ()).map(|runner| runner.kv_layout().dtype)
+    };
+    assert_eq!(held_as(&ordinary, DtypeChoice::Auto).unwrap(), Dtype::F16);
+    assert_eq!(held_as(&ordinary, DtypeChoice::Bf16).unwrap(), Dtype::Bf16);
+    assert_eq!(held_as(&beyond, DtypeChoice::Auto).unwrap(), Dtype::Bf16);
+    let error = held_as(&beyond, DtypeChoice::F16).unwrap_err();
+    assert!(matches!(&error, Error::Range(text) if text.contains("1.31072e5")), "{error}");
 }

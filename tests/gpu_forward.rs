@@ -44,10 +44,14 @@ fn parts(model: &TinyModel) -> (Config, Weights, OpsConfig) {
     (config, weights, ops_config)
 }
 
+/// The model with matrices in the format of its file.
 fn on_gpu(device: &Rc<Device>, model: &TinyModel, kernels: &str) -> Box<dyn Runner> {
+    assert_eq!(cuda::compute_dtype(&parts(model).1), model.dtype);
+    on_gpu_as(device, model, model.dtype, kernels)
+}
+
+fn on_gpu_as(device: &Rc<Device>, model: &TinyModel, dtype: Dtype, kernels: &str) -> Box<dyn Runner> {
     let (config, weights, ops_config) = parts(model);
-    let dtype = cuda::compute_dtype(&weights);
-    assert_eq!(dtype, model.dtype);
     let choice = KernelChoice::parse(kernels).unwrap();
     let ops = CudaOps::new(device, &ops_config, dtype, choice).unwrap();
     let layout = kv_layout(&config, dtype, NUM_PAGES);
@@ -171,6 +175,26 @@ fn logits_agree_with_the_cpu() {
     }
 }
 
+/// What the engine does where nothing else is asked for: as precise as a file in f16.
+#[test]
+fn bf16_models_held_as_f16_agree_with_the_cpu() {
+    let Some(device) = device() else { return };
+    let tokens = tokens(1, 111);
+    for model in models().into_iter().filter(|model| model.dtype == Dtype::Bf16) {
+        let expected = logits(&mut *on_cpu(&model), 0, &tokens, 512);
+        // All at once, and in steps of one token, which are fused.
+        for chunk in [512, 1] {
+            let found = logits(&mut *on_gpu_as(&device, &model, Dtype::F16, ""), 0, &tokens, chunk);
+            assert_close(
+                &format!("{} as f16, chunks of {chunk}", describe(&model)),
+                Dtype::F16,
+                &found,
+                &expected,
+            );
+        }
+    }
+}
+
 #[test]
 fn prefill_in_chunks_and_token_by_token() {
     let Some(device) = device() else { return };
@@ -178,7 +202,7 @@ fn prefill_in_chunks_and_token_by_token() {
     for model in models() {
         let case = describe(&model);
         // In a fixed order of addition a row's bits do not depend on the chunk it is in.
-        let runner = &mut *on_gpu(&device, &model, "matmul=plain");
+        let runner = &mut *on_gpu(&device, &model, fixed_order(&model));
         let whole = logits(runner, 0, &tokens, 512);
         for chunk in [1, 19, 33] {
             let found = logits(runner, 1, &tokens, chunk);
@@ -199,7 +223,7 @@ fn ragged_batches_compute_what_each_sequence_gets_alone() {
     let prompts = [tokens(3, 1), tokens(4, 111), tokens(5, 40)];
     for model in models() {
         let case = describe(&model);
-        for kernels in ["matmul=plain", ""] {
+        for kernels in [fixed_order(&model), ""] {
             let runner = &mut *on_gpu(&device, &model, kernels);
             let alone: Vec<_> = prompts.iter().map(|prompt| logits(runner, 3, prompt, 512)).collect();
             // First the beginnings, then in one batch: a decode row, a chunk of 11 rows, a decode row.
@@ -227,6 +251,12 @@ fn ragged_batches_compute_what_each_sequence_gets_alone() {
             }
         }
     }
+}
+
+/// Kernels that add in an order of their own, not one that depends on the number of rows: tensor cores for attention of single
+/// rows too.
+fn fixed_order(model: &TinyModel) -> &'static str {
+    if model.dtype == Dtype::F32 { "matmul=plain" } else { "matmul=plain,attention=mma16" }
 }
 
 fn same_bits(a: &[f32], b: &[f32]) -> bool {

@@ -66,7 +66,7 @@ fn list_says_what_nobody_can_tell() {
     }
     let text = output(&mut lab(&["list", "silu_mul"]));
     assert!(
-        text.contains("silu_mul_bf16_vec4") && text.contains("sm_90a") && !text.contains("rms_norm"),
+        text.contains("silu_mul_f16_f32_vec8") && text.contains("sm_90a") && !text.contains("rms_norm"),
         "{text}"
     );
     assert!(text.contains("unknown: no driver or ptxas"), "{text}");

@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::cuda::KernelChoice;
 use crate::error::{Error, Result};
 use crate::kv_cache::pages_for;
-use crate::model::open::{RunnerOptions, open_runner};
+use crate::model::open::{DtypeChoice, RunnerOptions, open_runner};
 use crate::weights::Weights;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -28,6 +28,9 @@ pub struct LogitsArgs {
     /// Where to compute: auto (a GPU if there is one), cuda, cuda:N or cpu.
     #[arg(long, default_value = "auto")]
     pub device: String,
+    /// Format of matrices on a GPU: auto (the file's, but f16 for bf16 if no weight is beyond its range), f16 or bf16.
+    #[arg(long, default_value = "auto", value_name = "DTYPE")]
+    pub dtype: DtypeChoice,
     /// Kernel variants by operation, such as rms_norm=plain,matmul=plain.
     #[arg(long, value_name = "OP=VARIANT,…")]
     pub kernel: Option<String>,
@@ -54,6 +57,7 @@ pub fn run(args: LogitsArgs) -> Result<()> {
     let chunk = num_tokens.min(if args.save.is_some() { CHUNK_ALL } else { CHUNK_LAST });
     let options = RunnerOptions {
         device: args.device.parse()?,
+        dtype: args.dtype,
         max_model_len: Some(num_tokens),
         max_num_tokens: chunk,
         max_num_logits: if args.save.is_some() { chunk } else { 1 },

@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand, the options that several share in `options.rs`.
 
+pub mod bench;
 pub mod chat;
 pub mod completions;
 pub mod detokenize;
@@ -56,6 +57,7 @@ enum Command {
     Detokenize(detokenize::DetokenizeArgs),
     Logits(logits::LogitsArgs),
     Doctor(doctor::DoctorArgs),
+    Bench(Box<bench::BenchArgs>),
     Lab(lab::LabArgs),
     Completions(completions::CompletionsArgs),
 }
@@ -68,6 +70,7 @@ pub fn run() -> Result<ExitCode> {
         Command::Generate(args) => return generate::run(*args),
         Command::Chat(args) => return chat::run(*args),
         Command::Serve(args) => return serve::run(*args),
+        Command::Bench(args) => return bench::run(*args),
         Command::Lab(args) => return lab::run(args),
         Command::Inspect(args) => inspect::run(args)?,
         Command::Tokenize(args) => tokenize::run(args)?,

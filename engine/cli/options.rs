@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::generate::{Engine, EngineConfig};
 use crate::gguf::Gguf;
 use crate::model::Runner;
-use crate::model::open::{DeviceChoice, RunnerOptions, open_runner};
+use crate::model::open::{DeviceChoice, DtypeChoice, RunnerOptions, open_runner};
 use crate::sampler::SamplingParams;
 use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
@@ -28,6 +28,9 @@ pub struct ModelArgs {
     /// Where to compute: auto (a GPU if there is one), cuda, cuda:N, cpu or emulated
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
+    /// Format of matrices on a GPU: auto (the file's, but f16 for bf16 if no weight is beyond its range), f16 or bf16
+    #[arg(long, default_value = "auto", value_name = "DTYPE")]
+    pub dtype: DtypeChoice,
     /// Longest context in tokens [default: what the model was made for, or what fits]
     #[arg(short = 'c', long, value_name = "TOKENS")]
     pub ctx_size: Option<usize>,
@@ -57,6 +60,22 @@ pub struct ModelFacts {
     /// Bytes of weights that a decode step reads: all but an embedding that is not the head as well, of which one row
     /// is read.
     pub decode_weight_bytes: usize,
+    pub opening: Opening,
+}
+
+/// When the parts of opening a model had ended; each but the vocabulary follows the one before.
+#[derive(Clone, Copy, Debug)]
+pub struct Opening {
+    /// The file was mapped and its header read.
+    pub file: Instant,
+    /// The device was open, its kernels loaded, and the first tensor on it.
+    pub device: Instant,
+    /// All tensors were there.
+    pub weights: Instant,
+    /// The vocabulary was read, beside all of this.
+    pub vocabulary: Instant,
+    /// KV pages and work buffers were allocated too, and the vocabulary was there.
+    pub ready: Instant,
 }
 
 impl ModelArgs {
@@ -76,6 +95,7 @@ impl ModelArgs {
         let kernels = self.kernel.as_deref().map(KernelChoice::parse).transpose()?.unwrap_or_default();
         let options = RunnerOptions {
             device: self.device,
+            dtype: self.dtype,
             max_model_len: self.ctx_size,
             max_num_tokens: self.batch_size,
             max_num_sequences,
@@ -83,23 +103,30 @@ impl ModelArgs {
             memory_fraction: self.gpu_memory_fraction,
             kernels,
         };
+        let file = Instant::now();
+        let mut first_and_last_tensor = None;
         // The vocabulary is read by another core while the weights go up.
         let (tokenizer, runner) = std::thread::scope(|scope| {
-            let tokenizer = scope.spawn(|| Tokenizer::from_gguf(&gguf));
+            let tokenizer = scope.spawn(|| (Tokenizer::from_gguf(&gguf), Instant::now()));
             let bar = progress_bar();
             let runner = open_runner(&weights, &config, &options, &mut |loaded, total| {
+                let now = Instant::now();
+                first_and_last_tensor.get_or_insert((now, now)).1 = now;
                 bar.set_length(total);
                 bar.set_position(loaded);
             });
             bar.finish_and_clear();
             (tokenizer.join(), runner)
         });
-        let tokenizer = tokenizer.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let (tokenizer, vocabulary) = tokenizer.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let (tokenizer, ready) = (tokenizer?, Instant::now());
+        let (device, loaded) = first_and_last_tensor.unwrap_or((ready, ready));
         let head = weights.lm_head.as_ref();
         let unread = if head.is_some() { weights.embed_tokens.data.len() } else { 0 };
         let facts = ModelFacts {
             load_s: start.elapsed().as_secs_f64(),
             decode_weight_bytes: weights.num_bytes() as usize - unread,
+            opening: Opening { file, device, weights: loaded, vocabulary, ready },
         };
         Ok(Model { tokenizer: Arc::new(tokenizer), runner: runner?, facts })
     }

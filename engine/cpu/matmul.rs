@@ -16,6 +16,7 @@ use crate::weights::Matrix;
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::marker::PhantomData;
+use std::slice;
 
 /// Values of `in_features` that are summed before the lanes are folded: 6 rows of it in f32 stay in a 32 KiB L1.
 const CHUNK: usize = 1024;
@@ -38,26 +39,53 @@ const SCRATCH_STRIDE: usize = CHUNK + LANES;
 /// # Errors
 /// [`crate::Error::Request`] if the shapes do not fit.
 pub fn matmul(isa: Isa, n: usize, x: &Tensor, weight: &Matrix, out: &mut Tensor) -> Result<()> {
-    x.expect("matmul", "x", n, weight.cols)?;
-    out.expect("matmul", "out", n, weight.rows)?;
-    let product = Product { x, weight, n, out: OutPtr(out.values_mut().as_mut_ptr()) };
+    matmul_stacked(isa, n, x, slice::from_ref(weight), false, out)
+}
+
+/// As [`matmul`] with the rows of all `weights`, one matrix below the other; with `accumulate` added to what is in `out`.
+///
+/// # Errors
+/// As [`matmul`].
+pub fn matmul_stacked(
+    isa: Isa,
+    n: usize,
+    x: &Tensor,
+    weights: &[Matrix],
+    accumulate: bool,
+    out: &mut Tensor,
+) -> Result<()> {
+    out.expect("matmul", "out", n, weights.iter().map(|weight| weight.rows).sum())?;
+    let out_stride = out.cols();
+    let mut first = 0;
+    for weight in weights {
+        x.expect("matmul", "x", n, weight.cols)?;
+        // SAFETY: the columns of `out` are those of all weights, checked above.
+        let out = unsafe { OutPtr(out.values_mut().as_mut_ptr().add(first)) };
+        multiply(isa, &Product { x, weight, n, out, out_stride, accumulate });
+        first += weight.rows;
+    }
+    Ok(())
+}
+
+/// The shapes fit.
+fn multiply(isa: Isa, product: &Product) {
+    let &Product { weight, n, .. } = product;
     if n <= FEW_ROWS {
         (0..weight.rows.div_ceil(FEW_ROWS_BLOCK)).into_par_iter().for_each(|block| {
             let first = block * FEW_ROWS_BLOCK;
             let last = (first + FEW_ROWS_BLOCK).min(weight.rows);
             with_element!(weight.dtype, E => {
                 // SAFETY: shapes were checked; blocks are disjoint.
-                unsafe { isa.run(FewRows::<E> { product: &product, first, last, element: PhantomData }) }
+                unsafe { isa.run(FewRows::<E> { product, first, last, element: PhantomData }) }
             });
         });
     } else {
         (0..weight.rows.div_ceil(MANY_ROWS_BLOCK)).into_par_iter().for_each(|block| {
             let first = block * MANY_ROWS_BLOCK;
             let last = (first + MANY_ROWS_BLOCK).min(weight.rows);
-            many_rows(isa, &product, first, last);
+            many_rows(isa, product, first, last);
         });
     }
-    Ok(())
 }
 
 /// Where tasks write; each writes its own columns.
@@ -77,6 +105,10 @@ struct Product<'a> {
     n: usize,
     /// `[n, out_features]`
     out: OutPtr,
+    /// From one row of `out` to the next, in values.
+    out_stride: usize,
+    /// Add to `out` instead of setting it.
+    accumulate: bool,
 }
 
 /// All rows of `x` with the weight rows `first..last`, from the file's format.
@@ -92,8 +124,8 @@ impl<E: Element> Kernel for FewRows<'_, E> {
 
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        let Product { x, weight, n, out } = *self.product;
-        let (in_features, out_features) = (weight.cols, weight.rows);
+        let Product { x, weight, n, out, out_stride, accumulate } = *self.product;
+        let in_features = weight.cols;
         let mut o = self.first;
         while o < self.last {
             let w_rows = weight_rows::<L>(self.last - o);
@@ -110,9 +142,9 @@ impl<E: Element> Kernel for FewRows<'_, E> {
                         w_stride: in_features * E::SIZE,
                         len: (in_features - k).min(CHUNK),
                         // SAFETY: as above.
-                        out: unsafe { out.0.add(i * out_features + o) },
-                        out_stride: out_features,
-                        add: k > 0,
+                        out: unsafe { out.0.add(i * out_stride + o) },
+                        out_stride,
+                        add: accumulate || k > 0,
                     };
                     // SAFETY: x_rows rows of x and w_rows of the weight are there.
                     unsafe { tile.run::<L, E, true>(x_rows, w_rows) };
@@ -169,8 +201,8 @@ impl Kernel for ManyRows<'_> {
 
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        let Product { x, weight, n, out } = *self.product;
-        let (in_features, out_features) = (weight.cols, weight.rows);
+        let Product { x, weight, n, out, out_stride, accumulate } = *self.product;
+        let in_features = weight.cols;
         let mut i = 0;
         while i < n {
             let x_rows = (n - i).min(max_x_rows::<L>());
@@ -185,9 +217,9 @@ impl Kernel for ManyRows<'_> {
                     w_stride: SCRATCH_STRIDE * size_of::<f32>(),
                     len: self.len,
                     // SAFETY: i < n, o < out_features.
-                    out: unsafe { out.0.add(i * out_features + o) },
-                    out_stride: out_features,
-                    add: self.k > 0,
+                    out: unsafe { out.0.add(i * out_stride + o) },
+                    out_stride,
+                    add: accumulate || self.k > 0,
                 };
                 // SAFETY: x_rows rows of x and w_rows of the scratch are there.
                 unsafe { tile.run::<L, super::simd::F32, false>(x_rows, w_rows) };
@@ -389,6 +421,32 @@ mod tests {
                         "{dtype} {isa:?} [{rows}, {cols}]: {n} rows differ"
                     );
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn stacked_weights_are_multiplied_one_below_the_other_and_added_where_asked() {
+        let isa = Isa::best();
+        for n in [1, 13] {
+            let x = random("x", n, 1100);
+            let parts = [1, 2, 3].map(|i| weight(Dtype::F16, 7 * i, 1100).0);
+            let mut out = Tensor::new(n, 42).unwrap();
+            matmul_stacked(isa, n, &x, &parts, false, &mut out).unwrap();
+            let mut first = 0;
+            for part in &parts {
+                let mut alone = Tensor::new(n, part.rows).unwrap();
+                matmul(isa, n, &x, part, &mut alone).unwrap();
+                for i in 0..n {
+                    assert_eq!(&out.row(i)[first..][..part.rows], alone.row(i), "{n} rows, row {i}");
+                }
+                first += part.rows;
+            }
+            let mut sum = Tensor::new(n, 42).unwrap();
+            sum.values_mut().fill(1.0);
+            matmul_stacked(isa, n, &x, &parts, true, &mut sum).unwrap();
+            for (sum, out) in sum.values().iter().zip(out.values()) {
+                assert!((sum - out - 1.0).abs() <= 1e-5 * (1.0 + out.abs()), "{sum} instead of {out} + 1");
             }
         }
     }

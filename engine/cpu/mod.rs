@@ -8,6 +8,7 @@ pub mod add;
 pub mod add_bias;
 pub mod attention;
 mod bandwidth;
+pub mod bias_rope_kv;
 pub mod embed;
 pub mod gather_rows;
 pub mod kv;
@@ -25,7 +26,7 @@ use crate::error::{Error, Result};
 use crate::kv_cache::KvLayout;
 use crate::model::OpsConfig;
 use crate::model::rope::rope_table;
-use crate::ops::Ops;
+use crate::ops::{Ops, QkvBias, Stacked};
 use crate::sampler::SamplingRow;
 use crate::weights::Matrix;
 use kv::KvCache;
@@ -75,10 +76,14 @@ impl CpuOps {
     }
 }
 
+/// Matrices of the file one below the other, `[sum of the rows, cols]`; most are one.
+#[derive(Clone, Debug)]
+pub struct Weight(Vec<Matrix>);
+
 impl Ops for CpuOps {
     type Tensor = Tensor;
     type Activation = Tensor;
-    type Weight = Matrix;
+    type Weight = Weight;
     type Vector = Vec<f32>;
     type KvCache = KvCache;
     type Batch = Batch;
@@ -95,6 +100,10 @@ impl Ops for CpuOps {
         Tensor::new(rows, cols)
     }
 
+    fn new_product(&mut self, rows: usize, cols: usize) -> Result<Tensor> {
+        Tensor::new(rows, cols)
+    }
+
     fn new_kv_cache(&mut self, layout: &KvLayout) -> Result<KvCache> {
         KvCache::new(layout)
     }
@@ -103,7 +112,7 @@ impl Ops for CpuOps {
         Ok(Batch::default())
     }
 
-    fn load_matrix(&mut self, matrix: &Matrix) -> Result<Matrix> {
+    fn load_matrix(&mut self, matrix: &Matrix) -> Result<Weight> {
         let Matrix { name, dtype, rows, cols, data } = matrix;
         let expected = rows.checked_mul(*cols).and_then(|values| values.checked_mul(dtype.size()));
         if expected != Some(data.len()) {
@@ -112,7 +121,13 @@ impl Ops for CpuOps {
                 data.len()
             )));
         }
-        Ok(matrix.clone())
+        Ok(Weight(vec![matrix.clone()]))
+    }
+
+    fn load_stacked(&mut self, matrices: &[&Matrix]) -> Result<Stacked<Weight>> {
+        let parts = matrices.iter().map(|matrix| self.load_matrix(matrix)).collect::<Result<Vec<_>>>()?;
+        let whole = Weight(parts.iter().flat_map(|part| part.0.iter().cloned()).collect());
+        Ok(Stacked { whole, parts })
     }
 
     fn load_vector(&mut self, values: &[f32]) -> Result<Vec<f32>> {
@@ -124,7 +139,10 @@ impl Ops for CpuOps {
         Ok(())
     }
 
-    fn embed(&mut self, batch: &Batch, table: &Matrix, out: &mut Tensor) -> Result<()> {
+    fn embed(&mut self, batch: &Batch, table: &Weight, out: &mut Tensor) -> Result<()> {
+        let [table] = &table.0[..] else {
+            return Err(Error::Request("embed: the table is one matrix, not several".into()));
+        };
         embed::embed(self.isa, &batch.tokens, table, out)
     }
 
@@ -151,8 +169,16 @@ impl Ops for CpuOps {
         rms_norm::add_rms_norm(n, x, delta, weight, eps, out)
     }
 
-    fn matmul(&mut self, n: usize, x: &Tensor, weight: &Matrix, out: &mut Tensor) -> Result<()> {
-        matmul::matmul(self.isa, n, x, weight, out)
+    fn matmul(&mut self, n: usize, x: &Tensor, weight: &Weight, out: &mut Tensor) -> Result<()> {
+        matmul::matmul_stacked(self.isa, n, x, &weight.0, false, out)
+    }
+
+    fn matmul_accumulate(&mut self, n: usize, x: &Tensor, weight: &Weight, out: &mut Tensor) -> Result<()> {
+        matmul::matmul_stacked(self.isa, n, x, &weight.0, true, out)
+    }
+
+    fn matmul_rounded(&mut self, n: usize, x: &Tensor, weight: &Weight, out: &mut Tensor) -> Result<()> {
+        self.matmul(n, x, weight, out)
     }
 
     fn add_bias(&mut self, n: usize, x: &mut Tensor, bias: &Vec<f32>) -> Result<()> {
@@ -174,6 +200,19 @@ impl Ops for CpuOps {
         write_kv::write_kv(&batch.slots, layer, k, v, cache)
     }
 
+    fn bias_rope_kv(
+        &mut self,
+        batch: &Batch,
+        layer: usize,
+        qkv: &Tensor,
+        bias: &QkvBias<Vec<f32>>,
+        q: &mut Tensor,
+        cache: &mut KvCache,
+    ) -> Result<()> {
+        let angles = bias_rope_kv::Angles { cos: &self.cos, sin: &self.sin };
+        bias_rope_kv::bias_rope_kv(batch, layer, angles, qkv, bias, q, cache)
+    }
+
     fn attention(
         &mut self,
         batch: &Batch,
@@ -185,8 +224,8 @@ impl Ops for CpuOps {
         attention::attention(self.isa, batch, layer, self.config.num_attention_heads, q, cache, out)
     }
 
-    fn silu_mul(&mut self, n: usize, gate: &Tensor, up: &Tensor, out: &mut Tensor) -> Result<()> {
-        silu_mul::silu_mul(n, gate, up, out)
+    fn silu_mul(&mut self, n: usize, gate_up: &Tensor, out: &mut Tensor) -> Result<()> {
+        silu_mul::silu_mul(n, gate_up, out)
     }
 
     fn add(&mut self, n: usize, x: &mut Tensor, delta: &Tensor) -> Result<()> {

@@ -26,13 +26,18 @@ pub fn rope(
     x.expect("rope", "x", positions.len(), num_heads * head_dim)?;
     for_each_row(x.first_mut(positions.len()), num_heads * head_dim, |i, x| {
         let at = positions[i] as usize * half;
-        let (cos, sin) = (&cos[at..][..half], &sin[at..][..half]);
-        for head in x.chunks_exact_mut(head_dim) {
-            let (a, b) = head.split_at_mut(half);
-            for j in 0..half {
-                (a[j], b[j]) = (a[j] * cos[j] - b[j] * sin[j], b[j] * cos[j] + a[j] * sin[j]);
-            }
-        }
+        rotate(&cos[at..][..half], &sin[at..][..half], x);
     });
     Ok(())
+}
+
+/// Rotates the heads of a row by the angles of one position, `[head_dim / 2]` cosines and sines.
+pub(super) fn rotate(cos: &[f32], sin: &[f32], x: &mut [f32]) {
+    let half = cos.len();
+    for head in x.chunks_exact_mut(2 * half) {
+        let (a, b) = head.split_at_mut(half);
+        for j in 0..half {
+            (a[j], b[j]) = (a[j] * cos[j] - b[j] * sin[j], b[j] * cos[j] + a[j] * sin[j]);
+        }
+    }
 }

@@ -1,8 +1,8 @@
 //! Causal grouped-query attention over pages.
 //!
-//! All kernels give a row the same bits (see `gpu-kernels/src/attention/mod.rs`), so which one computes it is a
-//! question of speed alone: rows that are their sequence's only one are split over the keys, to give every
-//! multiprocessor something to do; the others go tile by tile.
+//! Rows that are their sequence's only one are split over the keys, to give every multiprocessor something to do; the others go
+//! tile by tile, on tensor cores unless pages are f32. All kernels that do not use tensor cores give a row the same bits,
+//! and so do those that do (see `gpu-kernels/src/attention/mod.rs`); the two differ by the roundings of queries and weights.
 
 use super::batch::{CudaBatch, expect_bound};
 use super::device::{Dependent, Device};
@@ -17,6 +17,7 @@ use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
 use gpu_kernels::attention::decode::*;
 use gpu_kernels::attention::decode_merged::*;
 use gpu_kernels::attention::prefill::{self, *};
+use gpu_kernels::attention::prefill_mma::*;
 use gpu_kernels::attention::*;
 use std::ops::Range;
 use std::rc::Rc;
@@ -114,6 +115,19 @@ fn tiles(case: &Case) -> Result<(), &'static str> {
     if case.dtype == Dtype::F32 { Err("there are no tiles of f32") } else { Ok(()) }
 }
 
+/// What tensor cores multiply.
+fn multiplies(case: &Case) -> Result<(), &'static str> {
+    const MAX_TILES: usize = 65_535;
+    known_head_dim(case)?;
+    if case.dtype == Dtype::F32 {
+        return Err("tensor cores do not multiply pages of f32");
+    }
+    if MmaTile::Mma16.grid(case)[1] > MAX_TILES {
+        return Err("more than 65,535 tiles of queries");
+    }
+    Ok(())
+}
+
 /// One warp a head of a group, in one block.
 fn merges(case: &Case) -> Result<(), &'static str> {
     known_head_dim(case)?;
@@ -133,9 +147,12 @@ const SPLIT_KERNELS: [&str; 3] = [
 ];
 const MERGED_KERNELS: [&str; 2] = ["attention_decode_*_merged_h64", "attention_decode_*_merged_h128"];
 const TILED_KERNELS: [&str; 2] = ["attention_prefill_*_tiled_h64", "attention_prefill_*_tiled_h128"];
+const MMA32_KERNELS: [&str; 2] = ["attention_prefill_*_mma32_h64", "attention_prefill_*_mma32_h128"];
+const MMA32P_KERNELS: [&str; 2] = ["attention_prefill_*_mma32p_h64", "attention_prefill_*_mma32p_h128"];
+const MMA16_KERNELS: [&str; 2] = ["attention_prefill_*_mma16_h64", "attention_prefill_*_mma16_h128"];
 const PLAIN_KERNELS: [&str; 2] = ["attention_prefill_*_plain_h64", "attention_prefill_*_plain_h128"];
 
-pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 5] = [
+pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 8] = [
     Variant {
         name: "auto",
         kernels: &[
@@ -144,8 +161,10 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 5] = [
             SPLIT_KERNELS[0],
             SPLIT_KERNELS[1],
             SPLIT_KERNELS[2],
-            TILED_KERNELS[0],
-            TILED_KERNELS[1],
+            MMA32_KERNELS[0],
+            MMA32_KERNELS[1],
+            MMA16_KERNELS[0],
+            MMA16_KERNELS[1],
             PLAIN_KERNELS[0],
             PLAIN_KERNELS[1],
         ],
@@ -157,8 +176,33 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 5] = [
             if !case.has_multiple {
                 return Ok(());
             }
-            if tiles(case).is_ok() { launch_tiled(device, case, 2) } else { launch_plain(device, case, 2) }
+            if multiplies(case).is_ok() {
+                launch_mma(device, case, 2, MmaTile::best(case, device.info().multiprocessors))
+            } else {
+                launch_plain(device, case, 2)
+            }
         },
+    },
+    Variant {
+        name: "mma32",
+        kernels: &MMA32_KERNELS,
+        eligible: multiplies,
+        // SAFETY: the case is whole.
+        launch: |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma32) },
+    },
+    Variant {
+        name: "mma32p",
+        kernels: &MMA32P_KERNELS,
+        eligible: multiplies,
+        // SAFETY: the case is whole.
+        launch: |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma32p) },
+    },
+    Variant {
+        name: "mma16",
+        kernels: &MMA16_KERNELS,
+        eligible: multiplies,
+        // SAFETY: the case is whole.
+        launch: |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma16) },
     },
     Variant {
         name: "tiled",
@@ -281,6 +325,105 @@ unsafe fn launch_tiled(device: &Device, case: &Case, min_rows: u32) -> Result<()
         (Dtype::Bf16, 64) => call!(attention_prefill_bf16_tiled_h64),
         (Dtype::Bf16, _) => call!(attention_prefill_bf16_tiled_h128),
         (Dtype::F32, _) => Err(Error::Request(format!("{OP}: there are no tiles of f32"))),
+    }
+}
+
+/// What a warp of the tensor core kernels takes at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum MmaTile {
+    /// 32 queries, 64 keys.
+    Mma32,
+    /// 32 queries, a page of keys.
+    Mma32p,
+    /// 16 queries, 64 keys.
+    Mma16,
+}
+
+impl MmaTile {
+    /// 16 queries of a warp, and 8 keys: how many times.
+    fn size(self) -> (u32, u32) {
+        match self {
+            Self::Mma32 => (2, 8),
+            Self::Mma32p => (2, 4),
+            Self::Mma16 => (1, 8),
+        }
+    }
+
+    /// Key-value heads and tiles of queries.
+    fn grid(self, case: &Case) -> [usize; 2] {
+        let group = (case.num_attention_heads / case.num_key_value_heads) as usize;
+        let tiles = (case.num_tokens as usize * group).div_ceil(mma_queries(self.size().0) as usize);
+        [case.num_key_value_heads as usize, tiles]
+    }
+
+    /// The one to take: 32 queries read keys and values half as often as 16, but not where that would leave multiprocessors
+    /// with less than the two blocks that they have room for. The bits are the same.
+    fn best(case: &Case, multiprocessors: u32) -> Self {
+        let [heads, tiles] = Self::Mma32.grid(case);
+        if heads * tiles < 2 * multiprocessors as usize { Self::Mma16 } else { Self::Mma32 }
+    }
+}
+
+/// Tiles of queries on tensor cores, for sequences of at least `min_rows` rows.
+///
+/// # Safety
+/// As [`launch_plain`]; the case can be [`multiplied`](multiplies).
+unsafe fn launch_mma(device: &Device, case: &Case, min_rows: u32, tile: MmaTile) -> Result<()> {
+    let [heads, tiles] = tile.grid(case);
+    let (blocks, columns) = tile.size();
+    let config = LaunchConfig {
+        grid: [dimension(OP, heads)?, dimension(OP, tiles)?, 1],
+        block: [MMA_BLOCK_SIZE, 1, 1],
+        shared_bytes: mma_shared_bytes(blocks, columns, case.head_dim as u32),
+    };
+    macro_rules! call {
+        ($kernel:path) => {
+            // SAFETY: the tiles cover all queries; the caller vouches for the arrays.
+            unsafe {
+                $kernel(
+                    device,
+                    &config,
+                    case.num_tokens,
+                    case.num_attention_heads / case.num_key_value_heads,
+                    case.num_key_value_heads,
+                    min_rows,
+                    case.sequence_of_token,
+                    case.query_start,
+                    case.kv_len,
+                    case.block_table,
+                    case.max_blocks,
+                    case.q,
+                    case.k_pages.cast(),
+                    case.v_pages.cast(),
+                    case.out.cast(),
+                )
+            }
+        };
+    }
+    macro_rules! by_element {
+        ($f16:path, $bf16:path) => {
+            if case.dtype == Dtype::F16 { call!($f16) } else { call!($bf16) }
+        };
+    }
+    match (tile, case.head_dim) {
+        (MmaTile::Mma32, 64) => {
+            by_element!(attention_prefill_f16_mma32_h64, attention_prefill_bf16_mma32_h64)
+        }
+        (MmaTile::Mma32, _) => {
+            by_element!(attention_prefill_f16_mma32_h128, attention_prefill_bf16_mma32_h128)
+        }
+        (MmaTile::Mma32p, 64) => {
+            by_element!(attention_prefill_f16_mma32p_h64, attention_prefill_bf16_mma32p_h64)
+        }
+        (MmaTile::Mma32p, _) => {
+            by_element!(attention_prefill_f16_mma32p_h128, attention_prefill_bf16_mma32p_h128)
+        }
+        (MmaTile::Mma16, 64) => {
+            by_element!(attention_prefill_f16_mma16_h64, attention_prefill_bf16_mma16_h64)
+        }
+        (MmaTile::Mma16, _) => {
+            by_element!(attention_prefill_f16_mma16_h128, attention_prefill_bf16_mma16_h128)
+        }
     }
 }
 
@@ -530,8 +673,20 @@ mod tests {
         assert_eq!(select(OP, &VARIANTS, &case(Dtype::F32, 64), None).unwrap().name, "auto");
         assert!(select(OP, &VARIANTS, &case(Dtype::F32, 64), Some("tiled")).is_err());
         assert!(select(OP, &VARIANTS, &case(Dtype::Bf16, 128), Some("tiled")).is_ok());
+        assert!(select(OP, &VARIANTS, &case(Dtype::F32, 64), Some("mma32")).is_err());
+        assert!(select(OP, &VARIANTS, &case(Dtype::F16, 128), Some("mma32")).is_ok());
         let error = select(OP, &VARIANTS, &case(Dtype::Bf16, 96), None).err().unwrap();
         assert!(error.to_string().contains("neither 64 nor 128"), "{error}");
+    }
+
+    #[test]
+    fn small_batches_get_the_kernel_with_more_blocks() {
+        let prompt = |num_tokens| Case { num_tokens, ..case(Dtype::Bf16, 64) };
+        // 7 heads a group: 128 queries a tile are 18 tokens.
+        assert_eq!([MmaTile::Mma32, MmaTile::Mma16].map(|tile| tile.grid(&prompt(512))), [[2, 28], [2, 56]]);
+        let best = |tokens| MmaTile::best(&prompt(tokens), 132);
+        assert_eq!([512, 2048, 8192].map(best), [MmaTile::Mma16, MmaTile::Mma16, MmaTile::Mma32]);
+        assert!(multiplies(&prompt(1 << 20)).is_err(), "more tiles than a grid has");
     }
 
     #[test]

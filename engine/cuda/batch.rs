@@ -16,13 +16,18 @@ const ARRAYS: usize = 8;
 /// The fewest pages a sequence that a decode step has room for.
 const MIN_BUCKET_BLOCKS: usize = 8;
 
-/// What the launches of a decode step depend on: steps of one bucket have their arrays at the same places and the same
-/// grids, whatever the lengths of their sequences.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Bucket {
-    num_tokens: usize,
-    num_logits: usize,
-    max_blocks: usize,
+/// What the launches of a step depend on: steps of one bucket have their arrays at the same places and the same grids.
+///
+/// Decode steps with as many sequences are of one bucket for nearly any length of them ([`Shape::in_bucket`]). Steps with a
+/// prefill are where all their lengths are the same: chunks of a long prompt are those of another.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Bucket(Shape);
+
+impl Bucket {
+    /// Whether rows of the step have logits.
+    pub(super) fn has_logits(&self) -> bool {
+        self.0.num_logits > 0
+    }
 }
 
 /// The index arrays of the newest upload, and what launches must know of them on the host.
@@ -34,7 +39,7 @@ pub struct CudaBatch {
 }
 
 /// Counts, bounds and the places of the arrays.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Shape {
     pub num_tokens: usize,
     pub num_sequences: usize,
@@ -105,15 +110,9 @@ impl CudaBatch {
         Ok(())
     }
 
-    /// Whether every sequence has one row, so that the step is one of its [`Bucket`].
-    pub(super) fn is_bucketed(&self) -> bool {
-        self.shape.is_bucketed()
-    }
-
-    /// The bucket of a step of which every sequence has one row.
-    pub(super) fn bucket(&self) -> Bucket {
-        let Shape { num_tokens, num_logits, max_blocks, .. } = self.shape;
-        Bucket { num_tokens, num_logits, max_blocks }
+    /// Of the uploaded step; `None` where it has no rows.
+    pub(super) fn bucket(&self) -> Option<Bucket> {
+        (self.shape.num_tokens > 0).then(|| self.shape.bucket())
     }
 
     fn array(&self, range: &Range<usize>) -> DevicePtr<u32> {
@@ -263,14 +262,27 @@ impl Shape {
         .in_bucket(limits))
     }
 
-    fn is_bucketed(&self) -> bool {
+    /// All but the bounds, which launches check and nothing else.
+    fn bucket(&self) -> Bucket {
+        Bucket(Self {
+            token_bound: 0,
+            position_bound: 0,
+            slot_bound: 0,
+            page_bound: 0,
+            logit_row_bound: 0,
+            ..self.clone()
+        })
+    }
+
+    /// Whether every sequence has one row.
+    fn is_decode(&self) -> bool {
         !self.has_multiple && self.num_tokens > 0
     }
 
     /// The same with the room of its bucket for the block table, if every sequence has one row: the least power of two, or
     /// all that the limits allow. Attention looks at each row's own length and ignores the rest.
     fn in_bucket(mut self, limits: &BatchLimits) -> Self {
-        if self.is_bucketed() {
+        if self.is_decode() {
             self.max_blocks =
                 self.max_blocks.next_power_of_two().max(MIN_BUCKET_BLOCKS).min(limits.max_blocks);
             self.max_kv = self.max_blocks * PAGE_SIZE;
@@ -308,6 +320,7 @@ pub(super) fn expect_bound(op: &str, what: &str, bound: usize, limit: usize) -> 
 mod tests {
     use super::*;
     use crate::batch::{SequenceRows, WantedLogits};
+    use crate::kv_cache::pages_for;
 
     const LIMITS: BatchLimits =
         BatchLimits { max_num_tokens: 8, max_num_sequences: 4, max_num_logits: 4, max_blocks: 3 };
@@ -334,6 +347,27 @@ mod tests {
         let prefill = SequenceRows { tokens: &[1, 2], position: 3, pages: &[0], logits: WantedLogits::None };
         let shape = Shape::check(&Batch::new(&[prefill]), &LIMITS).unwrap();
         assert_eq!((shape.single_rows, shape.max_kv, shape.has_multiple), (0..0, 5, true));
+    }
+
+    #[test]
+    fn decode_steps_share_a_bucket_whatever_their_lengths() {
+        let limits = BatchLimits { max_blocks: 64, ..LIMITS };
+        let bucket = |rows: &[(usize, usize)]| {
+            let pages: Vec<u32> = (0..64).collect();
+            let parts = rows.iter().map(|&(count, position)| SequenceRows {
+                tokens: &[7, 8, 9][..count],
+                position,
+                pages: &pages[..pages_for(position + count)],
+                logits: WantedLogits::Last,
+            });
+            Shape::check(&Batch::new(&parts.collect::<Vec<_>>()), &limits).unwrap().bucket()
+        };
+        assert_eq!(bucket(&[(1, 3), (1, 40)]), bucket(&[(1, 250), (1, 0)]), "lengths up to 8 pages");
+        assert_ne!(bucket(&[(1, 3), (1, 40)]), bucket(&[(1, 256), (1, 0)]), "more pages");
+        assert_ne!(bucket(&[(1, 3)]), bucket(&[(1, 3), (1, 3)]), "more sequences");
+        assert_eq!(bucket(&[(3, 0), (1, 40)]), bucket(&[(3, 0), (1, 40)]));
+        assert_ne!(bucket(&[(3, 0)]), bucket(&[(3, 1)]), "a prefill that reads another length");
+        assert_ne!(bucket(&[(3, 0)]), bucket(&[(2, 1)]), "fewer rows that read the same length");
     }
 
     #[test]

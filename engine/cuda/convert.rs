@@ -5,11 +5,13 @@ use super::launch::stride;
 use super::memory::DeviceBuffer;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use cuda_std::launch::DevicePtr;
+use cuda_std::launch::{DevicePtr, DevicePtrMut};
 use gpu_kernels::convert::{
     BLOCK_SIZE, convert_bf16_f16_plain, convert_bf16_f32_plain, convert_f16_bf16_plain,
-    convert_f16_f32_plain, convert_f32_bf16_plain, convert_f32_f16_plain, split_f32_bf16_plain,
+    convert_f16_f32_plain, convert_f32_bf16_plain, convert_f32_f16_plain, narrow_bf16_f16_plain,
+    narrow_bf16_f16_vec8, narrow_f32_f16_plain, split_f32_bf16_plain,
 };
+use std::rc::Rc;
 
 /// Queues `out = x` for `count` values of two different formats, each rounded to the nearest.
 ///
@@ -23,16 +25,7 @@ pub fn convert(
     to: Dtype,
     out: &mut DeviceBuffer<u8>,
 ) -> Result<()> {
-    let fits = |buffer: &DeviceBuffer<u8>, dtype: Dtype| {
-        count.checked_mul(dtype.size()).is_some_and(|bytes| bytes <= buffer.len())
-    };
-    if !fits(x, from) || !fits(out, to) {
-        return Err(Error::Request(format!(
-            "convert: {count} values from {} bytes of {from} to {} bytes of {to}",
-            x.len(),
-            out.len()
-        )));
-    }
+    expect_room(count, from, x, to, out)?;
     if count == 0 {
         return Ok(());
     }
@@ -52,6 +45,112 @@ pub fn convert(
             }
         }
     }
+}
+
+/// Whether weights converted to f16 were in its range, found while they are converted.
+pub struct F16Range {
+    /// The bits of the largest magnitude beyond it, 0 where there is none.
+    beyond: DeviceBuffer<u32>,
+}
+
+impl F16Range {
+    /// # Errors
+    /// [`Error::Memory`] from the device.
+    pub fn new(device: &Rc<Device>) -> Result<Self> {
+        Ok(Self { beyond: DeviceBuffer::zeroed(device, 1)? })
+    }
+
+    /// Queues `out = x` for `count` weights of f32 or bf16, each rounded to the nearest f16.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if a buffer is too short or x has another format.
+    pub fn narrow(
+        &mut self,
+        device: &Device,
+        count: usize,
+        from: Dtype,
+        x: &DeviceBuffer<u8>,
+        out: &mut DeviceBuffer<u8>,
+    ) -> Result<()> {
+        expect_room(count, from, x, Dtype::F16, out)?;
+        // SAFETY: both have room, and a `&` and a `&mut` are not the same buffer.
+        unsafe { self.launch(device, count, from, x.ptr(), out.ptr_mut()) }
+    }
+
+    /// Queues converting `count` weights of bf16 where they are.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the buffer is too short.
+    pub fn narrow_in_place(
+        &mut self,
+        device: &Device,
+        count: usize,
+        weights: &mut DeviceBuffer<u8>,
+    ) -> Result<()> {
+        expect_room(count, Dtype::Bf16, weights, Dtype::F16, weights)?;
+        // SAFETY: both formats take two bytes; the kernel may convert in place.
+        unsafe { self.launch(device, count, Dtype::Bf16, weights.ptr(), weights.ptr_mut()) }
+    }
+
+    /// # Safety
+    /// Both ranges have `count` values; they do not overlap, or x is bf16 and they are the same.
+    unsafe fn launch(
+        &mut self,
+        device: &Device,
+        count: usize,
+        from: Dtype,
+        x: DevicePtr<u8>,
+        out: DevicePtrMut<u8>,
+    ) -> Result<()> {
+        if count == 0 {
+            return Ok(());
+        }
+        let beyond = self.beyond.ptr_mut();
+        let is_aligned = count.is_multiple_of(8) && (x.as_raw() | out.as_raw()).is_multiple_of(16);
+        let wide = from == Dtype::Bf16 && is_aligned;
+        let config = stride(device, if wide { count / 8 } else { count }, BLOCK_SIZE);
+        let (count, out) = (count as u64, out.cast());
+        // SAFETY: any grid does; the caller vouches for the ranges, `beyond` is borrowed alone.
+        unsafe {
+            match from {
+                Dtype::Bf16 if wide => narrow_bf16_f16_vec8(device, &config, count, x.cast(), out, beyond),
+                Dtype::Bf16 => narrow_bf16_f16_plain(device, &config, count, x.cast(), out, beyond),
+                Dtype::F32 => narrow_f32_f16_plain(device, &config, count, x.cast(), out, beyond),
+                Dtype::F16 => Err(Error::Request("convert: from f16 to itself".into())),
+            }
+        }
+    }
+
+    /// The largest magnitude so far that f16 rounds to infinity (a NaN, if there is one), `None` where all were in range;
+    /// waits for what was queued.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if an earlier kernel failed.
+    pub fn beyond(&self) -> Result<Option<f32>> {
+        let bits = self.beyond.read(0, 1)?;
+        Ok(bits.first().filter(|&&bits| bits != 0).map(|&bits| f32::from_bits(bits)))
+    }
+}
+
+/// Refuses buffers that have not `count` values of these formats.
+fn expect_room(
+    count: usize,
+    from: Dtype,
+    x: &DeviceBuffer<u8>,
+    to: Dtype,
+    out: &DeviceBuffer<u8>,
+) -> Result<()> {
+    let fits = |buffer: &DeviceBuffer<u8>, dtype: Dtype| {
+        count.checked_mul(dtype.size()).is_some_and(|bytes| bytes <= buffer.len())
+    };
+    if fits(x, from) && fits(out, to) {
+        return Ok(());
+    }
+    Err(Error::Request(format!(
+        "convert: {count} values from {} bytes of {from} to {} bytes of {to}",
+        x.len(),
+        out.len()
+    )))
 }
 
 /// Queues splitting `count` f32 values into two parts of bf16 whose sum keeps 16 bits: the higher ones at the front of `parts`,

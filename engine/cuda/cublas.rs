@@ -53,6 +53,13 @@ pub fn library_version() -> Result<String> {
     Ok(parts.join("."))
 }
 
+/// Starts to load the library on another thread, if it is installed: its files are hundreds of megabytes, and opening the
+/// device meanwhile takes as long.
+pub fn preload() {
+    // Whether it is there is found out by whoever needs it; the thread ends by itself.
+    drop(std::thread::spawn(library_version));
+}
+
 impl Cublas {
     /// Opens the library.
     ///
@@ -85,35 +92,19 @@ impl Cublas {
         Ok(cublas)
     }
 
-    /// Queues `out = x · weightᵀ`, or with `accumulate` `out += x · weightᵀ`, all row-major: x `[n, cols]`, weight
-    /// `[rows, cols]`, out f32 `[n, rows]`; sums in f32.
+    /// Queues the product; sums in f32.
     ///
     /// # Errors
     /// [`Error::Device`] if a size is over `i32::MAX`, or with the library's reason.
     ///
     /// # Safety
-    /// The three ranges have these many values of `dtype` (out: f32) on this device, and out overlaps neither other.
-    #[allow(clippy::too_many_arguments)] // The mathematical signature of a matrix product.
-    pub unsafe fn matmul(
-        &self,
-        dtype: Dtype,
-        n: usize,
-        rows: usize,
-        cols: usize,
-        x: DevicePtr<u8>,
-        weight: DevicePtr<u8>,
-        out: DevicePtrMut<f32>,
-        accumulate: bool,
-    ) -> Result<()> {
+    /// The three ranges have the values that [`Product`] says on this device, and out overlaps neither other.
+    pub unsafe fn matmul(&self, product: &Product) -> Result<()> {
         let int = |value: usize| {
             i32::try_from(value).map_err(|_| Error::Device(format!("cuBLAS takes no dimension of {value}")))
         };
-        let (n, rows, cols) = (int(n)?, int(rows)?, int(cols)?);
-        let format = match dtype {
-            Dtype::F32 => sys::cudaDataType_t::CUDA_R_32F,
-            Dtype::F16 => sys::cudaDataType_t::CUDA_R_16F,
-            Dtype::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
-        };
+        let &Product { dtype, x, weight, out, out_dtype, accumulate, .. } = product;
+        let (n, rows, cols) = (int(product.n)?, int(product.rows)?, int(product.cols)?);
         let (alpha, beta) = (1.0f32, if accumulate { 1.0f32 } else { 0.0 });
         // cuBLAS is column-major: it computes outᵀ [rows, n] = weight · xᵀ, where the stored weight is its transpose
         // and the stored x is xᵀ already.
@@ -128,20 +119,47 @@ impl Cublas {
                 cols,
                 ptr::from_ref(&alpha).cast(),
                 ptr::with_exposed_provenance(weight.as_raw() as usize),
-                format,
+                format(dtype),
                 cols,
                 ptr::with_exposed_provenance(x.as_raw() as usize),
-                format,
+                format(dtype),
                 cols,
                 ptr::from_ref(&beta).cast(),
                 ptr::with_exposed_provenance_mut(out.as_raw() as usize),
-                sys::cudaDataType_t::CUDA_R_32F,
+                format(out_dtype),
                 rows,
                 sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
                 sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )
         };
         check(status, "cublasGemmEx")
+    }
+}
+
+/// `out = x · weightᵀ`, or with `accumulate` `out += x · weightᵀ`, all row-major.
+#[derive(Clone, Copy)]
+pub struct Product {
+    /// Of x and weight.
+    pub dtype: Dtype,
+    pub n: usize,
+    pub rows: usize,
+    pub cols: usize,
+    /// `[n, cols]`
+    pub x: DevicePtr<u8>,
+    /// `[rows, cols]`
+    pub weight: DevicePtr<u8>,
+    /// `[n, rows]`
+    pub out: DevicePtrMut<u8>,
+    /// f32, or that of x and weight.
+    pub out_dtype: Dtype,
+    pub accumulate: bool,
+}
+
+fn format(dtype: Dtype) -> sys::cudaDataType_t {
+    match dtype {
+        Dtype::F32 => sys::cudaDataType_t::CUDA_R_32F,
+        Dtype::F16 => sys::cudaDataType_t::CUDA_R_16F,
+        Dtype::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
     }
 }
 

@@ -3,56 +3,65 @@
 use super::device::Device;
 use super::driver::{self, CUgraphExec, check};
 use crate::error::Result;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::ptr;
 use std::rc::Rc;
 
-/// How a decode step is queued: replayed as a `graph`, or as `launches` one by one.
+/// How a step is queued: replayed as a `graph`, or as `launches` one by one.
 pub(super) const OP: &str = "step";
 pub(super) const GRAPH: &str = "graph";
 pub(super) const VARIANTS: [&str; 2] = [GRAPH, "launches"];
 
-/// Graphs that are kept at most; when there are more, all are given up. A few shapes of batches make up nearly all steps.
-const MAX_GRAPHS: usize = 64;
+/// Graphs that are kept at most; the one that was not used for longest makes room for another. A few shapes of batches make up
+/// nearly all steps.
+const MAX_GRAPHS: usize = 128;
 
-/// What was queued for a shape of batch.
-enum Entry {
-    /// Seen once: queued launch by launch, which also lets libraries and kernels initialise themselves.
-    Seen,
-    Recorded(Graph),
-}
+/// Shapes that were seen once and are remembered; when there are more, all are forgotten.
+const MAX_SEEN: usize = 1024;
 
 /// The graphs of one device, by everything that their launches depend on but memory contents.
+///
+/// A shape is recorded when it comes a second time. The first time it is queued launch by launch, which also lets libraries
+/// and kernels initialise themselves.
 pub(super) struct Graphs<K> {
-    entries: HashMap<K, Entry>,
+    recorded: HashMap<K, Entry>,
+    seen: HashSet<K>,
+    /// Launches of graphs so far.
+    clock: u64,
     device: Rc<Device>,
 }
 
-impl<K: Eq + Hash> Graphs<K> {
+struct Entry {
+    graph: Graph,
+    last_used: u64,
+}
+
+impl<K: Clone + Eq + Hash> Graphs<K> {
     pub(super) fn new(device: &Rc<Device>) -> Self {
-        Self { entries: HashMap::new(), device: device.clone() }
+        Self { recorded: HashMap::new(), seen: HashSet::new(), clock: 0, device: device.clone() }
     }
 
     /// Forgets all graphs: addresses in them may be out of date.
     pub(super) fn clear(&mut self) {
-        self.entries.clear();
+        self.recorded.clear();
+        self.seen.clear();
     }
 
-    /// The graph of `key`, if one was recorded.
-    pub(super) fn get(&self, key: &K) -> Option<&Graph> {
-        match self.entries.get(key) {
-            Some(Entry::Recorded(graph)) => Some(graph),
-            _ => None,
-        }
+    /// Queues the graph of `key`, if one was recorded; answers whether.
+    pub(super) fn launch(&mut self, key: &K) -> Result<bool> {
+        let Some(entry) = self.recorded.get_mut(key) else { return Ok(false) };
+        self.clock += 1;
+        entry.last_used = self.clock;
+        entry.graph.launch().map(|()| true)
     }
 
     /// Whether `key` was seen before; notes that it was.
-    pub(super) fn seen(&mut self, key: K) -> bool {
-        if self.entries.len() >= MAX_GRAPHS {
-            self.entries.clear();
+    pub(super) fn seen(&mut self, key: &K) -> bool {
+        if self.seen.len() >= MAX_SEEN {
+            self.seen.clear();
         }
-        self.entries.insert(key, Entry::Seen).is_some()
+        !self.seen.insert(key.clone())
     }
 
     /// Starts to record what is queued from now on, instead of running it.
@@ -78,21 +87,32 @@ impl<K: Eq + Hash> Graphs<K> {
             driver::cuGraphDestroy(graph);
             check(status, "making a graph")?;
         }
+        if let Some(oldest) = oldest(&self.recorded, |entry| entry.last_used) {
+            self.recorded.remove(&oldest);
+        }
         let graph = Graph { exec, device: self.device.clone() };
-        self.entries.insert(key, Entry::Recorded(graph));
+        self.recorded.insert(key, Entry { graph, last_used: self.clock });
         Ok(())
     }
 }
 
+/// What to give up before another graph is kept: the one that was not used for longest, if there is no room.
+fn oldest<K: Clone, E>(entries: &HashMap<K, E>, last_used: impl Fn(&E) -> u64) -> Option<K> {
+    if entries.len() < MAX_GRAPHS {
+        return None;
+    }
+    entries.iter().min_by_key(|(_, entry)| last_used(entry)).map(|(key, _)| key.clone())
+}
+
 /// Launches that are queued together.
-pub(super) struct Graph {
+struct Graph {
     exec: CUgraphExec,
     device: Rc<Device>,
 }
 
 impl Graph {
     /// Queues them.
-    pub(super) fn launch(&self) -> Result<()> {
+    fn launch(&self) -> Result<()> {
         // SAFETY: graph and stream are alive.
         check(unsafe { driver::cuGraphLaunch(self.exec, self.device.stream()) }, "launching a graph")
     }
@@ -105,5 +125,18 @@ impl Drop for Graph {
             driver::cuStreamSynchronize(self.device.stream());
             driver::cuGraphExecDestroy(self.exec);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_graph_that_was_not_used_for_longest_makes_room() {
+        let mut entries: HashMap<usize, u64> = (0..MAX_GRAPHS - 1).map(|i| (i, 1000 - i as u64)).collect();
+        assert_eq!(oldest(&entries, |&used| used), None);
+        entries.insert(MAX_GRAPHS, 5);
+        assert_eq!(oldest(&entries, |&used| used), Some(MAX_GRAPHS));
     }
 }

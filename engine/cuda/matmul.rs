@@ -1,7 +1,8 @@
 //! Products with weights: cuBLAS, or kernels whose results do not depend on the other rows of the batch.
 
+use super::add;
 use super::convert;
-use super::cublas::Cublas;
+use super::cublas::{Cublas, Product};
 use super::device::{Dependent, Device};
 use super::fused::MAX_STAGE_BYTES;
 use super::launch::{always, by_dtype, dimension};
@@ -18,6 +19,7 @@ use gpu_kernels::matmul::{
     matmul_bf16_gemv, matmul_bf16_plain, matmul_f16_gemv, matmul_f16_plain, matmul_f32_gemv,
     matmul_f32_plain,
 };
+use std::rc::Rc;
 
 pub(super) const OP: &str = "matmul";
 
@@ -37,7 +39,7 @@ const GEMV: &str = "gemv";
 /// The variant that has many of these reads in flight.
 const AHEAD: &str = "ahead";
 
-/// weight `[rows, cols]` of `dtype`, x `[n, cols]` of `dtype` or f32, out f32 `[n, rows]`; out overlaps neither.
+/// weight `[rows, cols]` of `dtype`, x `[n, cols]` of `dtype` or f32, out `[n, rows]` of `out_dtype`; out overlaps neither.
 pub(super) struct Case {
     dtype: Dtype,
     x_dtype: Dtype,
@@ -46,7 +48,11 @@ pub(super) struct Case {
     cols: usize,
     x: DevicePtr<u8>,
     weight: DevicePtr<u8>,
-    out: DevicePtrMut<f32>,
+    out: DevicePtrMut<u8>,
+    /// f32; f16 for the library alone, where the weights are f16.
+    out_dtype: Dtype,
+    /// Whether the library adds to `out`.
+    accumulate: bool,
     /// Whether cuBLAS was opened.
     has_cublas: bool,
     /// The most shared memory that a block may have for rows of x.
@@ -55,10 +61,34 @@ pub(super) struct Case {
 
 /// What a product may use besides its operands.
 pub(super) struct Tools<'a> {
-    pub device: &'a Device,
+    pub device: &'a Rc<Device>,
     pub cublas: Option<&'a Cublas>,
     /// Room for twice the values of x in bf16, where x is f32 and the weights are bf16.
     pub parts: &'a mut DeviceBuffer<u16>,
+    pub scratch: &'a mut Scratch,
+}
+
+/// Where products go that are added to something by another kernel. It grows, for they are the exception.
+#[derive(Default)]
+pub(super) struct Scratch {
+    tensor: Option<Tensor>,
+    /// Whether it has moved: what was recorded with its address is out of date.
+    pub has_moved: bool,
+}
+
+impl Scratch {
+    /// Room for `[n, cols]`.
+    fn room(&mut self, device: &Rc<Device>, n: usize, cols: usize) -> Result<&mut Tensor> {
+        let fits = |tensor: &Tensor| tensor.rows >= n && tensor.cols == cols;
+        if !self.tensor.as_ref().is_some_and(fits) {
+            self.tensor = None;
+            self.has_moved = true;
+        }
+        match &mut self.tensor {
+            Some(tensor) => Ok(tensor),
+            none => Ok(none.insert(Tensor::new(device, n, cols)?)),
+        }
+    }
 }
 
 type Launch = unsafe fn(&mut Tools, &Case) -> Result<()>;
@@ -74,16 +104,17 @@ pub(super) const VARIANTS: [Variant<Case, Launch>; 4] = [
             let Some(cublas) = tools.cublas else {
                 return Err(Error::Device("cuBLAS was not opened: --kernel chose another matmul".into()));
             };
-            let &Case { dtype, n, rows, cols, x, weight, out, .. } = case;
+            let &Case { dtype, n, rows, cols, x, weight, out, out_dtype, accumulate, .. } = case;
+            let product = Product { dtype, n, rows, cols, x, weight, out, out_dtype, accumulate };
             if !case.is_mixed() {
                 // SAFETY: the case's ranges have these sizes.
-                return unsafe { cublas.matmul(dtype, n, rows, cols, x, weight, out, false) };
+                return unsafe { cublas.matmul(&product) };
             }
             // SAFETY: as above; both parts have the shape of x.
             unsafe {
                 let [high, low] = convert::split(tools.device, n * cols, x.cast(), tools.parts)?;
-                cublas.matmul(dtype, n, rows, cols, high, weight, out, false)?;
-                cublas.matmul(dtype, n, rows, cols, low, weight, out, true)
+                cublas.matmul(&Product { x: high, ..product })?;
+                cublas.matmul(&Product { x: low, accumulate: true, ..product })
             }
         },
     },
@@ -111,7 +142,7 @@ pub(super) const VARIANTS: [Variant<Case, Launch>; 4] = [
                 ($kernel:path) => {
                     // SAFETY: a group of lanes for each row of weights, room for the rows of x; rows are aligned to 16 bytes,
                     // since buffers are and a row is a multiple of that. No kernel writes weights.
-                    unsafe { $kernel(device, &config, n, rows, cols, x.cast(), weight.cast(), out) }
+                    unsafe { $kernel(device, &config, n, rows, cols, x.cast(), weight.cast(), out.cast()) }
                 };
             }
             match (case.dtype, case.is_mixed(), rows_of_x(case)) {
@@ -138,16 +169,25 @@ pub(super) const VARIANTS: [Variant<Case, Launch>; 4] = [
         launch: |tools, case| unsafe {
             let (config, [n, rows, cols]) = config(case)?;
             let &Case { x, weight, out, .. } = case;
-            let device = tools.device;
+            let device: &Device = tools.device;
             if case.is_mixed() {
-                return matmul_bf16_f32_gemv(device, &config, n, rows, cols, x.cast(), weight.cast(), out);
+                return matmul_bf16_f32_gemv(
+                    device,
+                    &config,
+                    n,
+                    rows,
+                    cols,
+                    x.cast(),
+                    weight.cast(),
+                    out.cast(),
+                );
             }
             by_dtype!(
                 case.dtype,
                 matmul_f32_gemv,
                 matmul_f16_gemv,
                 matmul_bf16_gemv,
-                (device, &config, n, rows, cols, x.cast(), weight.cast(), out)
+                (device, &config, n, rows, cols, x.cast(), weight.cast(), out.cast())
             )
         },
     },
@@ -159,16 +199,25 @@ pub(super) const VARIANTS: [Variant<Case, Launch>; 4] = [
         launch: |tools, case| unsafe {
             let (config, [n, rows, cols]) = config(case)?;
             let &Case { x, weight, out, .. } = case;
-            let device = tools.device;
+            let device: &Device = tools.device;
             if case.is_mixed() {
-                return matmul_bf16_f32_plain(device, &config, n, rows, cols, x.cast(), weight.cast(), out);
+                return matmul_bf16_f32_plain(
+                    device,
+                    &config,
+                    n,
+                    rows,
+                    cols,
+                    x.cast(),
+                    weight.cast(),
+                    out.cast(),
+                );
             }
             by_dtype!(
                 case.dtype,
                 matmul_f32_plain,
                 matmul_f16_plain,
                 matmul_bf16_plain,
-                (device, &config, n, rows, cols, x.cast(), weight.cast(), out)
+                (device, &config, n, rows, cols, x.cast(), weight.cast(), out.cast())
             )
         },
     },
@@ -220,15 +269,75 @@ pub(super) fn matmul(
     weight: &Weight,
     out: &mut Tensor,
 ) -> Result<()> {
+    out.expect(OP, "out", n, weight.0.rows)?;
+    let case = case(&tools, n, x, weight, out.ptr_mut().cast())?;
+    if n == 0 || case.rows == 0 {
+        return Ok(());
+    }
+    let variant = select(OP, &VARIANTS, &case, choice.get(OP).or(preferred(&case)))?;
+    // SAFETY: the shapes were checked; `out` is borrowed alone.
+    unsafe { (variant.launch)(&mut tools, &case) }
+}
+
+/// As [`matmul`], added to what is in `out`: by the library itself, or by another kernel.
+pub(super) fn matmul_accumulate(
+    mut tools: Tools,
+    choice: &KernelChoice,
+    n: usize,
+    x: &Activation,
+    weight: &Weight,
+    out: &mut Tensor,
+) -> Result<()> {
+    let rows = weight.0.rows;
+    out.expect(OP, "out", n, rows)?;
+    let mut case = case(&tools, n, x, weight, out.ptr_mut().cast())?;
+    if n == 0 || rows == 0 {
+        return Ok(());
+    }
+    let variant = select(OP, &VARIANTS, &case, choice.get(OP).or(preferred(&case)))?;
+    if variant.name == CUBLAS {
+        case.accumulate = true;
+        // SAFETY: as in `matmul`.
+        return unsafe { (variant.launch)(&mut tools, &case) };
+    }
+    case.out = tools.scratch.room(tools.device, n, rows)?.ptr_mut().cast();
+    // SAFETY: as in `matmul`; the scratch has room.
+    unsafe { (variant.launch)(&mut tools, &case)? };
+    add::add(tools.device, choice, n, out, tools.scratch.room(tools.device, n, rows)?)
+}
+
+/// As [`matmul`], with `out` in f16 where cuBLAS multiplies f16, since that halves what is written and what the next
+/// operation reads, and in f32 elsewhere.
+pub(super) fn matmul_rounded(
+    mut tools: Tools,
+    choice: &KernelChoice,
+    n: usize,
+    x: &Activation,
+    weight: &Weight,
+    out: &mut Activation,
+) -> Result<()> {
+    out.set_dtype(Dtype::F32)?;
+    out.expect(OP, "out", Dtype::F32, n, weight.0.rows)?;
+    let mut case = case(&tools, n, x, weight, out.ptr_mut())?;
+    if n == 0 || case.rows == 0 {
+        return Ok(());
+    }
+    let variant = select(OP, &VARIANTS, &case, choice.get(OP).or(preferred(&case)))?;
+    if variant.name == CUBLAS && case.dtype == Dtype::F16 {
+        case.out_dtype = Dtype::F16;
+        out.set_dtype(Dtype::F16)?;
+    }
+    // SAFETY: as in `matmul`; there is room for f32, so there is for f16.
+    unsafe { (variant.launch)(&mut tools, &case) }
+}
+
+/// Checks x and the weight; `out` has room for the product in f32.
+fn case(tools: &Tools, n: usize, x: &Activation, weight: &Weight, out: DevicePtrMut<u8>) -> Result<Case> {
     let &Activation { dtype, rows, cols, .. } = &weight.0;
     let mixed = dtype == Dtype::Bf16 && x.dtype == Dtype::F32;
     let x_dtype = if mixed { x.dtype } else { dtype };
     x.expect(OP, "x", x_dtype, n, cols)?;
-    out.expect(OP, "out", n, rows)?;
-    if n == 0 || rows == 0 {
-        return Ok(());
-    }
-    let case = Case {
+    Ok(Case {
         dtype,
         x_dtype,
         n,
@@ -236,13 +345,12 @@ pub(super) fn matmul(
         cols,
         x: x.ptr(),
         weight: weight.0.ptr(),
-        out: out.ptr_mut(),
+        out,
+        out_dtype: Dtype::F32,
+        accumulate: false,
         has_cublas: tools.cublas.is_some(),
         stage_limit: tools.device.info().shared_memory_per_block.min(MAX_STAGE_BYTES as usize),
-    };
-    let variant = select(OP, &VARIANTS, &case, choice.get(OP).or(preferred(&case)))?;
-    // SAFETY: the shapes were checked; `out` is borrowed alone.
-    unsafe { (variant.launch)(&mut tools, &case) }
+    })
 }
 
 /// What is taken before the table's first where nothing is asked for.
@@ -259,7 +367,20 @@ fn preferred(case: &Case) -> Option<&'static str> {
 pub fn preferred_matmul(dtype: Dtype, x_dtype: Dtype, n: usize, cols: usize) -> Option<&'static str> {
     let (x, weight, out) = (DevicePtr::from_raw(0), DevicePtr::from_raw(0), DevicePtrMut::from_raw(0));
     let stage_limit = MAX_STAGE_BYTES as usize;
-    preferred(&Case { dtype, x_dtype, n, rows: 1, cols, x, weight, out, has_cublas: true, stage_limit })
+    preferred(&Case {
+        dtype,
+        x_dtype,
+        n,
+        rows: 1,
+        cols,
+        x,
+        weight,
+        out,
+        out_dtype: Dtype::F32,
+        accumulate: false,
+        has_cublas: true,
+        stage_limit,
+    })
 }
 
 #[cfg(test)]
@@ -278,6 +399,8 @@ mod tests {
             x,
             weight,
             out,
+            out_dtype: Dtype::F32,
+            accumulate: false,
             has_cublas: true,
             stage_limit: MAX_STAGE_BYTES as usize,
         };
@@ -307,6 +430,8 @@ mod tests {
             x,
             weight,
             out,
+            out_dtype: Dtype::F32,
+            accumulate: false,
             has_cublas: true,
             stage_limit: 100 << 10,
         };

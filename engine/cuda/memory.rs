@@ -30,11 +30,25 @@ unsafe impl Plain for f16 {}
 // SAFETY: as above; a wrapper of u16.
 unsafe impl Plain for bf16 {}
 
-/// `len` values in device memory, aligned to 256 bytes, freed on drop.
+/// Memory of the device, freed on drop.
+struct Allocation {
+    address: u64,
+    device: Rc<Device>,
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        // SAFETY: the address is this allocation's own.
+        unsafe { self.device.free(self.address) }
+    }
+}
+
+/// `len` values in device memory, aligned to 256 bytes, freed on drop; a [`part`](DeviceBuffer::part) of another buffer is
+/// aligned as its offset is, and freed with the last of both.
 pub struct DeviceBuffer<T> {
     address: u64,
     len: usize,
-    device: Rc<Device>,
+    memory: Rc<Allocation>,
     marker: PhantomData<T>,
 }
 
@@ -47,10 +61,22 @@ impl<T: Plain> DeviceBuffer<T> {
         let bytes = len.checked_mul(size_of::<T>()).ok_or_else(|| {
             Error::Memory(format!("{len} values of {} bytes are more than the address space", size_of::<T>()))
         })?;
-        let address = device.allocate(bytes)?;
-        let mut buffer = Self { address, len, device: device.clone(), marker: PhantomData };
+        let memory = Rc::new(Allocation { address: device.allocate(bytes)?, device: device.clone() });
+        let mut buffer = Self { address: memory.address, len, memory, marker: PhantomData };
         buffer.fill(0)?;
         Ok(buffer)
+    }
+
+    /// The `len` values from `offset` on, in the same memory.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the range is outside the buffer.
+    ///
+    /// # Safety
+    /// While one of both is written, nothing reads or writes what they share through the other.
+    pub(super) unsafe fn part(&self, offset: usize, len: usize) -> Result<Self> {
+        let address = self.range(offset, len)?;
+        Ok(Self { address, len, memory: self.memory.clone(), marker: PhantomData })
     }
 
     /// Allocates a copy of `values`.
@@ -90,7 +116,7 @@ impl<T: Plain> DeviceBuffer<T> {
     /// [`Error::Device`].
     pub fn fill(&mut self, byte: u8) -> Result<()> {
         // SAFETY: the range is this buffer's.
-        unsafe { self.device.fill(self.address, byte, self.size()) }
+        unsafe { self.memory.device.fill(self.address, byte, self.size()) }
     }
 
     /// Copies `values` to `offset..` and waits for it.
@@ -100,7 +126,7 @@ impl<T: Plain> DeviceBuffer<T> {
     pub fn write(&mut self, offset: usize, values: &[T]) -> Result<()> {
         let to = self.range(offset, values.len())?;
         // SAFETY: both ranges have that many bytes, which are values without padding.
-        unsafe { self.device.write(to, values.as_ptr().cast(), size_of_val(values)) }
+        unsafe { self.memory.device.write(to, values.as_ptr().cast(), size_of_val(values)) }
     }
 
     /// Copies the values from `offset..offset + len` to the host, after everything queued before.
@@ -113,7 +139,7 @@ impl<T: Plain> DeviceBuffer<T> {
         // SAFETY: the vector has room for `len` values, and all of them are written before the wait ends; every bit
         // pattern is a value.
         unsafe {
-            self.device.read(from, values.as_mut_ptr().cast(), len * size_of::<T>())?;
+            self.memory.device.read(from, values.as_mut_ptr().cast(), len * size_of::<T>())?;
             values.set_len(len);
         }
         Ok(values)
@@ -128,13 +154,6 @@ impl<T: Plain> DeviceBuffer<T> {
                 self.len
             ))),
         }
-    }
-}
-
-impl<T> Drop for DeviceBuffer<T> {
-    fn drop(&mut self) {
-        // SAFETY: the address is this buffer's own.
-        unsafe { self.device.free(self.address) }
     }
 }
 

@@ -8,6 +8,7 @@ mod add_bias;
 mod attention;
 mod bandwidth;
 mod batch;
+mod bias_rope_kv;
 mod convert;
 mod cublas;
 mod device;
@@ -33,8 +34,8 @@ mod write_kv;
 
 pub use bandwidth::{Memory, read_bandwidth};
 pub use batch::CudaBatch;
-pub use convert::{convert, split_to_bf16};
-pub use cublas::{Cublas, WORKSPACE_BYTES, library_version};
+pub use convert::{F16Range, convert, split_to_bf16};
+pub use cublas::{Cublas, Product, WORKSPACE_BYTES, library_version, preload as preload_cublas};
 pub use device::{Device, DeviceInfo, PTX_FILE, PTX_TARGETS, probe, ptx, ptx_with_lines};
 pub use fused::MAX_ROWS as FUSED_MAX_ROWS;
 pub use matmul::preferred_matmul;
@@ -50,7 +51,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::kv_cache::KvLayout;
 use crate::model::OpsConfig;
-use crate::ops::{Ops, Qkv};
+use crate::ops::{Ops, Qkv, QkvBias, Stacked};
 use crate::sampler::SamplingRow;
 use crate::weights::{Matrix, Weights};
 use std::rc::Rc;
@@ -63,7 +64,11 @@ pub fn operations() -> Vec<Operation> {
         Operation::of(rms_norm::FUSED, &rms_norm::FUSED_VARIANTS),
         Operation::of(sampler::ARGMAX, &sampler::ARGMAX_VARIANTS),
         Operation::of(attention::OP, &attention::VARIANTS),
-        Operation::single("convert", &["convert_*_plain", "split_*_plain"]),
+        Operation::of(bias_rope_kv::OP, &bias_rope_kv::VARIANTS),
+        Operation::single(
+            "convert",
+            &["convert_*_plain", "narrow_*_plain", "narrow_*_vec8", "split_*_plain"],
+        ),
         Operation::single("embed", &[]),
         Operation::single("gather_rows", &[]),
         Operation::choice(fused::OP, &fused::VARIANTS),
@@ -98,8 +103,8 @@ pub fn kernels() -> Vec<(&'static str, Vec<&'static str>)> {
     operations().iter().filter(|op| op.selectable).map(|op| (op.name, names(op))).collect()
 }
 
-/// The format that a model's matrix products, activations and KV pages have on the GPU: that of most of its matrix
-/// elements.
+/// The format of most of a model's matrix elements. Its matrix products, activations and KV pages have it on the GPU too, but
+/// where that is bf16: see [`crate::model::open::DtypeChoice`].
 pub fn compute_dtype(weights: &Weights) -> Dtype {
     let mut elements = [0usize; Dtype::ALL.len()];
     for matrix in weights.matrices() {
@@ -133,8 +138,11 @@ pub fn device_workspace_bytes(config: &OpsConfig) -> usize {
         + attention::Workspace::bytes(limits, *max_model_len, *num_attention_heads, *head_dim)
 }
 
-/// Bytes of the largest f32 activation split into two parts of bf16.
-pub fn split_bytes(config: &Config, limits: &BatchLimits) -> usize {
+/// Bytes of the largest f32 activation split into two parts of bf16, which products with matrices of `dtype` need.
+pub fn split_bytes(config: &Config, limits: &BatchLimits, dtype: Dtype) -> usize {
+    if precise_dtype(dtype) == dtype {
+        return 0;
+    }
     let widest = config.intermediate_size.max(config.hidden_size);
     limits.max_num_tokens.max(limits.max_num_logits).saturating_mul(widest).saturating_mul(4)
 }
@@ -143,7 +151,8 @@ pub fn split_bytes(config: &Config, limits: &BatchLimits) -> usize {
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct StepKey {
     batch: batch::Bucket,
-    draw: (sampler::DrawShape, usize),
+    /// `None` where nothing is drawn.
+    draw: Option<(sampler::DrawShape, usize)>,
 }
 
 /// cuBLAS, if the choice of kernels may come to it and the device has it.
@@ -172,10 +181,13 @@ pub struct CudaOps {
     dtype: Dtype,
     /// For [`matmul::Tools`]; grown with every activation that may need it.
     parts: DeviceBuffer<u16>,
+    scratch: matmul::Scratch,
+    /// Of the weights that were converted to f16.
+    range: F16Range,
 }
 
 impl CudaOps {
-    /// Operations on `device`, with matrices and KV pages of `dtype` ([`compute_dtype`] of the model).
+    /// Operations on `device`, with matrices and KV pages of `dtype`.
     ///
     /// # Errors
     /// [`Error::Model`] if the heads do not fit each other or no attention kernel has this `head_dim`;
@@ -220,6 +232,8 @@ impl CudaOps {
             num_attention_heads,
             dtype,
             parts: DeviceBuffer::zeroed(device, 1)?,
+            scratch: matmul::Scratch::default(),
+            range: F16Range::new(device)?,
         })
     }
 
@@ -244,6 +258,42 @@ impl CudaOps {
         self.choice = choice;
         self.graphs.clear();
         Ok(())
+    }
+
+    /// What matrix products use besides their operands, and what was chosen for them.
+    fn products(&mut self) -> (matmul::Tools<'_>, &KernelChoice) {
+        let Self { device, cublas, parts, scratch, choice, .. } = self;
+        (matmul::Tools { device, cublas: cublas.as_ref(), parts, scratch }, choice)
+    }
+
+    /// Queues bringing a matrix to `target`, which has as many values of `self.dtype`.
+    fn load(&mut self, matrix: &Matrix, target: &mut DeviceBuffer<u8>) -> Result<()> {
+        let &Matrix { ref name, dtype, rows, cols, ref data } = matrix;
+        if !self.widths.contains(&cols) {
+            self.widths.push(cols);
+        }
+        let count = tensor::elements(rows, cols)?;
+        if tensor::elements(count, dtype.size())? != data.len() {
+            return Err(Error::Model(format!(
+                "{name}: [{rows}, {cols}] of {dtype} takes {} bytes, it has {}",
+                count * dtype.size(),
+                data.len()
+            )));
+        }
+        if dtype == self.dtype {
+            return self.uploader.upload(data, target);
+        }
+        tracing::debug!("{name} is converted from {dtype} to {}", self.dtype);
+        if (dtype, self.dtype) == (Dtype::Bf16, Dtype::F16) {
+            self.uploader.upload(data, target)?;
+            return self.range.narrow_in_place(&self.device, count, target);
+        }
+        let mut raw = DeviceBuffer::zeroed(&self.device, data.len())?;
+        self.uploader.upload(data, &mut raw)?;
+        match self.dtype {
+            Dtype::F16 => self.range.narrow(&self.device, count, dtype, &raw, target),
+            to => convert(&self.device, count, dtype, &raw, to, target),
+        }
     }
 }
 
@@ -274,6 +324,11 @@ impl Ops for CudaOps {
         Activation::new(&self.device, dtype, rows, cols)
     }
 
+    fn new_product(&mut self, rows: usize, cols: usize) -> Result<Activation> {
+        // Room for what a product without cuBLAS writes.
+        Activation::new(&self.device, Dtype::F32, rows, cols)
+    }
+
     fn new_kv_cache(&mut self, layout: &KvLayout) -> Result<KvCache> {
         if layout.dtype != self.dtype {
             return Err(Error::Request(format!(
@@ -289,26 +344,41 @@ impl Ops for CudaOps {
     }
 
     fn load_matrix(&mut self, matrix: &Matrix) -> Result<Weight> {
-        let &Matrix { ref name, dtype, rows, cols, ref data } = matrix;
-        if !self.widths.contains(&cols) {
-            self.widths.push(cols);
-        }
-        let mut weight = Activation::new(&self.device, dtype, rows, cols)?;
-        if weight.data.len() != data.len() {
+        let mut weight = Activation::new(&self.device, self.dtype, matrix.rows, matrix.cols)?;
+        self.load(matrix, &mut weight.data)?;
+        Ok(Weight(weight))
+    }
+
+    fn load_stacked(&mut self, matrices: &[&Matrix]) -> Result<Stacked<Weight>> {
+        let cols = matrices.first().map_or(0, |matrix| matrix.cols);
+        if let Some(other) = matrices.iter().find(|matrix| matrix.cols != cols) {
             return Err(Error::Model(format!(
-                "{name}: [{rows}, {cols}] of {dtype} takes {} bytes, it has {}",
-                weight.data.len(),
-                data.len()
+                "{}: expected {cols} columns, found {}",
+                other.name, other.cols
             )));
         }
-        self.uploader.upload(data, &mut weight.data)?;
-        if dtype == self.dtype {
-            return Ok(Weight(weight));
+        let rows = matrices.iter().map(|matrix| matrix.rows).sum();
+        let whole = Activation::new(&self.device, self.dtype, rows, cols)?;
+        let mut parts = Vec::new();
+        let mut end = 0;
+        for matrix in matrices {
+            let bytes = tensor::elements(matrix.rows, cols)? * self.dtype.size();
+            // SAFETY: the parts do not overlap, and nothing writes weights after this.
+            let mut data = unsafe { whole.data.part(end, bytes)? };
+            end += bytes;
+            self.load(matrix, &mut data)?;
+            parts.push(Weight(Activation { data, dtype: self.dtype, rows: matrix.rows, cols }));
         }
-        tracing::info!("{name} is converted from {dtype} to {}, the format of most weights", self.dtype);
-        let mut converted = Activation::new(&self.device, self.dtype, rows, cols)?;
-        convert(&self.device, rows * cols, dtype, &weight.data, self.dtype, &mut converted.data)?;
-        Ok(Weight(converted))
+        Ok(Stacked { whole: Weight(whole), parts })
+    }
+
+    fn finish_loading(&mut self) -> Result<()> {
+        match self.range.beyond()? {
+            None => Ok(()),
+            Some(magnitude) => Err(Error::Range(format!(
+                "a weight of magnitude {magnitude:e} is beyond the range of f16, 65504: use --dtype bf16"
+            ))),
+        }
     }
 
     fn load_vector(&mut self, values: &[f32]) -> Result<DeviceBuffer<f32>> {
@@ -348,9 +418,34 @@ impl Ops for CudaOps {
     }
 
     fn matmul(&mut self, n: usize, x: &Activation, weight: &Weight, out: &mut Tensor) -> Result<()> {
-        let tools =
-            matmul::Tools { device: &self.device, cublas: self.cublas.as_ref(), parts: &mut self.parts };
-        matmul::matmul(tools, &self.choice, n, x, weight, out)
+        let (tools, choice) = self.products();
+        matmul::matmul(tools, choice, n, x, weight, out)
+    }
+
+    fn matmul_accumulate(
+        &mut self,
+        n: usize,
+        x: &Activation,
+        weight: &Weight,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        let (tools, choice) = self.products();
+        matmul::matmul_accumulate(tools, choice, n, x, weight, out)?;
+        if std::mem::take(&mut self.scratch.has_moved) {
+            self.graphs.clear();
+        }
+        Ok(())
+    }
+
+    fn matmul_rounded(
+        &mut self,
+        n: usize,
+        x: &Activation,
+        weight: &Weight,
+        out: &mut Activation,
+    ) -> Result<()> {
+        let (tools, choice) = self.products();
+        matmul::matmul_rounded(tools, choice, n, x, weight, out)
     }
 
     fn add_bias(&mut self, n: usize, x: &mut Tensor, bias: &DeviceBuffer<f32>) -> Result<()> {
@@ -372,6 +467,19 @@ impl Ops for CudaOps {
         write_kv::write_kv(&self.device, batch, layer, k, v, cache)
     }
 
+    fn bias_rope_kv(
+        &mut self,
+        batch: &CudaBatch,
+        layer: usize,
+        qkv: &Tensor,
+        bias: &QkvBias<DeviceBuffer<f32>>,
+        q: &mut Tensor,
+        cache: &mut KvCache,
+    ) -> Result<()> {
+        let operands = bias_rope_kv::BiasRopeKv { batch, table: &self.rope, layer, qkv, bias, q, cache };
+        bias_rope_kv::bias_rope_kv(&self.device, &self.choice, operands)
+    }
+
     fn attention(
         &mut self,
         batch: &CudaBatch,
@@ -385,8 +493,8 @@ impl Ops for CudaOps {
         attention::attention(&self.device, &self.choice, operands)
     }
 
-    fn silu_mul(&mut self, n: usize, gate: &Tensor, up: &Tensor, out: &mut Activation) -> Result<()> {
-        silu_mul::silu_mul(&self.device, &self.choice, n, gate, up, out)
+    fn silu_mul(&mut self, n: usize, gate_up: &Activation, out: &mut Activation) -> Result<()> {
+        silu_mul::silu_mul(&self.device, &self.choice, n, gate_up, out)
     }
 
     fn add(&mut self, n: usize, x: &mut Tensor, delta: &Tensor) -> Result<()> {
@@ -401,7 +509,7 @@ impl Ops for CudaOps {
         // Every row its sequence's only one: a decode step.
         let (n, single) = (batch.shape.num_tokens, !batch.shape.has_multiple);
         let chosen = self.choice.get(fused::OP).is_none_or(|name| name == fused::FUSED);
-        let replaced = [matmul::OP, rms_norm::OP, rms_norm::FUSED, silu_mul::OP, add::OP];
+        let replaced = [matmul::OP, rms_norm::OP, rms_norm::FUSED, silu_mul::OP, bias_rope_kv::OP, add::OP];
         let separate = replaced.iter().any(|op| self.choice.get(op).is_some());
         chosen && !separate && single && fused::is_eligible(n, self.dtype, &self.widths)
     }
@@ -462,20 +570,31 @@ impl Ops for CudaOps {
 
     fn run_step(&mut self, batch: &CudaBatch, step: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
         let replays = self.choice.get(graph::OP).is_none_or(|name| name == graph::GRAPH);
-        if !replays || !batch.is_bucketed() || self.device.is_emulated() {
-            return step(self);
+        let bucket = batch.bucket().filter(|_| replays && !self.device.is_emulated());
+        let Some(bucket) = bucket else { return step(self) };
+        let draw = bucket.has_logits().then(|| self.sampler.shape());
+        let key = StepKey { batch: bucket, draw };
+        if self.graphs.launch(&key)? {
+            return Ok(());
         }
-        let key = StepKey { batch: batch.bucket(), draw: self.sampler.shape() };
-        if let Some(graph) = self.graphs.get(&key) {
-            return graph.launch();
-        }
-        if !self.graphs.seen(key.clone()) {
+        if !self.graphs.seen(&key) {
             return step(self);
         }
         self.graphs.begin()?;
         let recorded = step(self);
-        self.graphs.end(key.clone(), recorded)?;
-        self.graphs.get(&key).map_or(Ok(()), graph::Graph::launch)
+        match self.graphs.end(key.clone(), recorded) {
+            Ok(()) => self.graphs.launch(&key).map(drop),
+            // A graph takes memory that nobody planned for; without it the step is only slower.
+            Err(Error::Memory(why)) => {
+                tracing::warn!("a step is not recorded as a graph: {why}");
+                step(self)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn is_queue(&self) -> bool {
+        !self.device.is_emulated()
     }
 
     fn read(&mut self, n: usize, x: &Tensor) -> Result<Vec<f32>> {

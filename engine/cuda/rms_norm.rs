@@ -1,7 +1,7 @@
 //! Root mean square normalisation, alone and fused with the residual addition before it.
 
 use super::add_bias::expect_vector;
-use super::device::Device;
+use super::device::{Dependent, Device};
 use super::launch::{Launch, always, block_per_row, by_dtype, dimension};
 use super::memory::DeviceBuffer;
 use super::tensor::{Activation, Tensor};
@@ -9,12 +9,19 @@ use super::variant::{KernelChoice, Variant, select};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
-use gpu_kernels::add_rms_norm::{self as fused, *};
+use gpu_kernels::add_rms_norm::{
+    self as fused, add_rms_norm_bf16_plain, add_rms_norm_bf16_registers, add_rms_norm_bf16_vec4,
+    add_rms_norm_f16_plain, add_rms_norm_f16_registers, add_rms_norm_f16_vec4, add_rms_norm_f32_plain,
+    add_rms_norm_f32_registers, add_rms_norm_f32_vec4,
+};
 use gpu_kernels::rms_norm::registers::*;
 use gpu_kernels::rms_norm::{self as alone, *};
 
 pub(super) const OP: &str = "rms_norm";
 pub(super) const FUSED: &str = "add_rms_norm";
+
+// One eligibility stands for both operations.
+const _: () = assert!(MAX_HIDDEN_SIZE == fused::MAX_HIDDEN_SIZE);
 
 /// x and out `[rows, hidden_size]`, out of `dtype`; weight `[hidden_size]`; nothing overlaps.
 pub(super) struct Case {
@@ -50,6 +57,7 @@ macro_rules! launch_alone {
         |device, case| {
             let config = block_per_row(case.rows, alone::BLOCK_SIZE);
             let &Case { hidden_size, x, weight, eps, out, .. } = case;
+            let device = &Dependent(device);
             // SAFETY: a block for each row; the caller and `eligible` vouch for the case.
             unsafe {
                 by_dtype!(
@@ -69,6 +77,7 @@ macro_rules! launch_fused {
         |device, case| {
             let config = block_per_row(case.norm.rows, fused::BLOCK_SIZE);
             let &FusedCase { delta, x, norm: Case { hidden_size, weight, eps, out, .. } } = case;
+            let device = &Dependent(device);
             // SAFETY: a block for each row; the caller and `eligible` vouch for the case.
             unsafe {
                 by_dtype!(
@@ -104,7 +113,17 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 3] = [
     },
 ];
 
-pub(super) const FUSED_VARIANTS: [Variant<FusedCase, Launch<FusedCase>>; 2] = [
+pub(super) const FUSED_VARIANTS: [Variant<FusedCase, Launch<FusedCase>>; 3] = [
+    Variant {
+        name: "registers",
+        kernels: &[],
+        eligible: |case| fits_in_registers(&case.norm),
+        launch: launch_fused!(
+            add_rms_norm_f32_registers,
+            add_rms_norm_f16_registers,
+            add_rms_norm_bf16_registers
+        ),
+    },
     Variant {
         name: "vec4",
         kernels: &[],

@@ -8,7 +8,7 @@ use super::variant::{KernelChoice, Variant, select};
 use crate::error::{Error, Result};
 use crate::sampler::SamplingRow;
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
-use gpu_kernels::argmax::{self, BLOCKS_PER_ROW, argmax_f32_split};
+use gpu_kernels::argmax::{self, MAX_BLOCKS_PER_ROW, argmax_f32_split};
 use gpu_kernels::sampler::{
     NO_MASK, SAMPLER_THREADS, SamplerRow, argmax_f32_plain, categorical_f32_plain, mask_f32_plain,
     min_p_f32_plain, penalties_f32_plain, softmax_f32_plain, top_k_f32_plain, top_p_f32_plain,
@@ -24,11 +24,19 @@ pub(super) struct ArgmaxCase {
     vocab_size: u32,
     parameters: DevicePtr<SamplerRow>,
     logits: DevicePtr<f32>,
-    /// u64 `[rows, BLOCKS_PER_ROW]`
+    /// u64 `[rows, MAX_BLOCKS_PER_ROW]`
     partials: DevicePtrMut<u64>,
     /// `[rows]`, zeros
     counters: DevicePtrMut<u32>,
     out: DevicePtrMut<u32>,
+}
+
+/// Blocks that share a row: all that there may be where rows are few; where they are many, what keeps each multiprocessor
+/// busy, since a block of its own has a fixed cost.
+fn blocks_per_row(device: &Device, rows: u32) -> u32 {
+    const BLOCKS_PER_MULTIPROCESSOR: u32 = 16;
+    let busy = device.info().multiprocessors * BLOCKS_PER_MULTIPROCESSOR;
+    busy.div_ceil(rows.max(1)).clamp(1, MAX_BLOCKS_PER_ROW)
 }
 
 pub(super) const ARGMAX_VARIANTS: [Variant<ArgmaxCase, Launch<ArgmaxCase>>; 2] = [
@@ -37,7 +45,7 @@ pub(super) const ARGMAX_VARIANTS: [Variant<ArgmaxCase, Launch<ArgmaxCase>>; 2] =
         kernels: &[],
         eligible: always,
         launch: |device, case| {
-            let grid = [BLOCKS_PER_ROW, case.rows, 1];
+            let grid = [blocks_per_row(device, case.rows), case.rows, 1];
             let config = LaunchConfig { grid, block: [argmax::BLOCK_SIZE, 1, 1], shared_bytes: 0 };
             let &ArgmaxCase { vocab_size, parameters, logits, partials, counters, out, .. } = case;
             let device = &Dependent(device);
@@ -83,7 +91,7 @@ pub struct Sampler {
     staging: PinnedBuffer,
     parameters: DeviceBuffer<u32>,
     out: DeviceBuffer<u32>,
-    /// For the arg-max: u64 `[rows, BLOCKS_PER_ROW]`.
+    /// For the arg-max: u64 `[rows, MAX_BLOCKS_PER_ROW]`.
     partials: DeviceBuffer<u64>,
     /// For the arg-max, which leaves zeros.
     counters: DeviceBuffer<u32>,
@@ -127,7 +135,7 @@ impl Sampler {
             staging: PinnedBuffer::new(device, 4)?,
             parameters: DeviceBuffer::zeroed(device, 1)?,
             out: DeviceBuffer::zeroed(device, 1)?,
-            partials: DeviceBuffer::zeroed(device, BLOCKS_PER_ROW as usize)?,
+            partials: DeviceBuffer::zeroed(device, MAX_BLOCKS_PER_ROW as usize)?,
             counters: DeviceBuffer::zeroed(device, 1)?,
             results: PinnedBuffer::new(device, 4)?,
             shape: DrawShape::default(),
@@ -152,7 +160,7 @@ impl Sampler {
             self.staging = PinnedBuffer::new(&self.device, 4 * words)?;
             self.parameters = DeviceBuffer::zeroed(&self.device, words)?;
             self.out = DeviceBuffer::zeroed(&self.device, results)?;
-            self.partials = DeviceBuffer::zeroed(&self.device, results * BLOCKS_PER_ROW as usize)?;
+            self.partials = DeviceBuffer::zeroed(&self.device, results * MAX_BLOCKS_PER_ROW as usize)?;
             self.counters = DeviceBuffer::zeroed(&self.device, results)?;
             self.results = PinnedBuffer::new(&self.device, 4 * results)?;
             self.generation += 1;

@@ -127,7 +127,24 @@ impl Activation {
     /// # Errors
     /// [`Error::Device`] if an earlier kernel failed.
     pub fn to_host(&self) -> Result<Vec<f32>> {
-        Ok(decode(self.dtype, &self.data.read(0, self.data.len())?))
+        Ok(decode(self.dtype, &self.data.read(0, self.rows * self.cols * self.dtype.size())?))
+    }
+
+    /// Holds values of `dtype` from now on, which has what was written before undefined.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if there is not room for them.
+    pub fn set_dtype(&mut self, dtype: Dtype) -> Result<()> {
+        if self.rows * self.cols * dtype.size() > self.data.len() {
+            return Err(Error::Request(format!(
+                "[{}, {}] of {dtype} do not fit in {} bytes",
+                self.rows,
+                self.cols,
+                self.data.len()
+            )));
+        }
+        self.dtype = dtype;
+        Ok(())
     }
 
     pub(super) fn expect(&self, op: &str, name: &str, dtype: Dtype, n: usize, cols: usize) -> Result<()> {

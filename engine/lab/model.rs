@@ -465,13 +465,13 @@ mod tests {
         assert_eq!(report.default.tokens.len(), 6);
         assert_eq!(report.default.prefill_s.samples, 3);
         assert!(report.chosen.is_none() && report.agreement.is_none());
-        // Seven products a layer, and the head.
+        // Four products a layer, and the head.
         let calls =
             |shares: &Shares, op| shares.operations.iter().find(|share| share.op == op).unwrap().calls;
         let layers = model.num_hidden_layers as f64;
-        assert!((calls(&report.default.decode, "matmul") - (7.0 * layers + 1.0)).abs() < 1e-9);
+        assert!((calls(&report.default.decode, "matmul") - (4.0 * layers + 1.0)).abs() < 1e-9);
         // Three chunks of which the last has logits.
-        assert_eq!(calls(&report.default.prefill, "matmul"), 3.0 * 7.0 * layers + 1.0);
+        assert_eq!(calls(&report.default.prefill, "matmul"), 3.0 * 4.0 * layers + 1.0);
         let sum: f64 = report.default.decode.operations.iter().map(|share| share.share).sum();
         assert!((sum - 1.0).abs() < 1e-9);
         let too_long = Plan { decode_tokens: 5000, ..plan };

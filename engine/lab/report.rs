@@ -1,11 +1,12 @@
 //! A run as one page of HTML: no scripts, nothing loaded from elsewhere, for light and dark screens of any width.
 
-mod chart;
+pub(crate) mod chart;
 
 use super::run::{Change, Run, Timing};
 use std::fmt::{self, Write};
 
-const STYLE: &str = include_str!("report/style.css");
+/// Colours and classes of pages and charts.
+pub(crate) const STYLE: &str = include_str!("report/style.css");
 
 /// The page of a run: for each operation a roofline, bars and a table.
 pub fn page(run: &Run) -> String {
@@ -188,7 +189,7 @@ fn seconds(seconds: f64) -> String {
 }
 
 /// Text as HTML.
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

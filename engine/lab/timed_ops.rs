@@ -4,7 +4,7 @@ use crate::batch::{Batch, BatchLimits};
 use crate::cuda::{Device, Timer};
 use crate::error::Result;
 use crate::kv_cache::KvLayout;
-use crate::ops::{Ops, Qkv};
+use crate::ops::{Ops, Qkv, QkvBias, Stacked};
 use crate::sampler::SamplingRow;
 use crate::weights::Matrix;
 use std::cell::RefCell;
@@ -144,6 +144,10 @@ impl<O: Ops> Ops for TimedOps<O> {
         self.inner.new_precise_activation(rows, cols)
     }
 
+    fn new_product(&mut self, rows: usize, cols: usize) -> Result<O::Activation> {
+        self.inner.new_product(rows, cols)
+    }
+
     fn new_kv_cache(&mut self, layout: &KvLayout) -> Result<O::KvCache> {
         self.inner.new_kv_cache(layout)
     }
@@ -154,6 +158,14 @@ impl<O: Ops> Ops for TimedOps<O> {
 
     fn load_matrix(&mut self, matrix: &Matrix) -> Result<O::Weight> {
         self.inner.load_matrix(matrix)
+    }
+
+    fn load_stacked(&mut self, matrices: &[&Matrix]) -> Result<Stacked<O::Weight>> {
+        self.inner.load_stacked(matrices)
+    }
+
+    fn finish_loading(&mut self) -> Result<()> {
+        self.inner.finish_loading()
     }
 
     fn load_vector(&mut self, values: &[f32]) -> Result<O::Vector> {
@@ -195,6 +207,26 @@ impl<O: Ops> Ops for TimedOps<O> {
         self.timed("matmul", |ops| ops.matmul(n, x, weight, out))
     }
 
+    fn matmul_accumulate(
+        &mut self,
+        n: usize,
+        x: &O::Activation,
+        weight: &O::Weight,
+        out: &mut O::Tensor,
+    ) -> Result<()> {
+        self.timed("matmul", |ops| ops.matmul_accumulate(n, x, weight, out))
+    }
+
+    fn matmul_rounded(
+        &mut self,
+        n: usize,
+        x: &O::Activation,
+        weight: &O::Weight,
+        out: &mut O::Activation,
+    ) -> Result<()> {
+        self.timed("matmul", |ops| ops.matmul_rounded(n, x, weight, out))
+    }
+
     fn add_bias(&mut self, n: usize, x: &mut O::Tensor, bias: &O::Vector) -> Result<()> {
         self.timed("add_bias", |ops| ops.add_bias(n, x, bias))
     }
@@ -214,6 +246,18 @@ impl<O: Ops> Ops for TimedOps<O> {
         self.timed("write_kv", |ops| ops.write_kv(batch, layer, k, v, cache))
     }
 
+    fn bias_rope_kv(
+        &mut self,
+        batch: &O::Batch,
+        layer: usize,
+        qkv: &O::Tensor,
+        bias: &QkvBias<O::Vector>,
+        q: &mut O::Tensor,
+        cache: &mut O::KvCache,
+    ) -> Result<()> {
+        self.timed("bias_rope_kv", |ops| ops.bias_rope_kv(batch, layer, qkv, bias, q, cache))
+    }
+
     fn attention(
         &mut self,
         batch: &O::Batch,
@@ -225,14 +269,8 @@ impl<O: Ops> Ops for TimedOps<O> {
         self.timed("attention", |ops| ops.attention(batch, layer, q, cache, out))
     }
 
-    fn silu_mul(
-        &mut self,
-        n: usize,
-        gate: &O::Tensor,
-        up: &O::Tensor,
-        out: &mut O::Activation,
-    ) -> Result<()> {
-        self.timed("silu_mul", |ops| ops.silu_mul(n, gate, up, out))
+    fn silu_mul(&mut self, n: usize, gate_up: &O::Activation, out: &mut O::Activation) -> Result<()> {
+        self.timed("silu_mul", |ops| ops.silu_mul(n, gate_up, out))
     }
 
     fn add(&mut self, n: usize, x: &mut O::Tensor, delta: &O::Tensor) -> Result<()> {

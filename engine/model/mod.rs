@@ -67,6 +67,21 @@ pub trait Runner {
     /// row; [`Error::Device`] if the device fails.
     fn step(&mut self, batch: &Batch, rows: &[SamplingRow]) -> Result<Vec<u32>>;
 
+    /// As [`Runner::step`], and does `meanwhile` while a device of its own computes, or before the step where there is none.
+    /// A step that fails may not have done it.
+    ///
+    /// # Errors
+    /// As [`Runner::step`].
+    fn step_while(
+        &mut self,
+        batch: &Batch,
+        rows: &[SamplingRow],
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<Vec<u32>> {
+        meanwhile();
+        self.step(batch, rows)
+    }
+
     /// The log-probabilities of the last step, one entry for each of its rows; `None` where the row asked for none.
     fn take_logprobs(&mut self) -> Vec<Option<Logprobs>> {
         Vec::new()
@@ -162,6 +177,15 @@ impl<O: Ops> Runner for ModelRunner<O> {
     }
 
     fn step(&mut self, batch: &Batch, rows: &[SamplingRow]) -> Result<Vec<u32>> {
+        self.step_while(batch, rows, &mut || ())
+    }
+
+    fn step_while(
+        &mut self,
+        batch: &Batch,
+        rows: &[SamplingRow],
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<Vec<u32>> {
         if rows.len() != batch.num_logits() {
             return Err(Error::Request(format!(
                 "a step needs one sampling row per logit row: {} expected, {} given",
@@ -173,14 +197,24 @@ impl<O: Ops> Runner for ModelRunner<O> {
         let (n, num_logits) = (batch.num_tokens(), batch.num_logits());
         let Self { ops, model, cache, batch, logprobs, .. } = self;
         logprobs.clear();
+        let is_queue = ops.is_queue();
+        if !is_queue {
+            meanwhile();
+        }
         if rows.is_empty() {
-            model.forward(ops, batch, n, num_logits, cache)?;
+            ops.run_step(batch, &mut |ops| model.forward(ops, batch, n, num_logits, cache))?;
+            if is_queue {
+                meanwhile();
+            }
             return Ok(Vec::new());
         }
         ops.prepare_sampling(model.logits(), rows)?;
         if rows.iter().any(|row| row.logprobs.is_some()) {
             // Drawing overwrites the logits, so they are read before; a recorded step has no pause for that.
             model.forward(ops, batch, n, num_logits, cache)?;
+            if is_queue {
+                meanwhile();
+            }
             let wanted = rows.iter().enumerate().map(|(i, row)| {
                 row.logprobs.map(|count| Ok((count, ops.read_row(i, model.logits())?))).transpose()
             });
@@ -198,6 +232,9 @@ impl<O: Ops> Runner for ModelRunner<O> {
             model.forward(ops, batch, n, num_logits, cache)?;
             ops.draw(model.logits())
         })?;
+        if is_queue {
+            meanwhile();
+        }
         ops.drawn()
     }
 

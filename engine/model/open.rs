@@ -59,10 +59,67 @@ impl fmt::Display for DeviceChoice {
     }
 }
 
+/// The format that matrices have on a GPU. The CPU computes with them as the file has them.
+///
+/// bf16 keeps 8 bits, so inputs of its products would have to stay f32 and be multiplied in two parts
+/// (docs/precision.md). As f16 a bf16 weight of magnitude 2^-17 to 65504 is the same number, smaller ones are off by at most
+/// 2^-25, and inputs keep 11 bits: one product does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DtypeChoice {
+    /// That of most of the file's matrices; for bf16 f16, if no weight is beyond its range.
+    #[default]
+    Auto,
+    F16,
+    Bf16,
+}
+
+impl DtypeChoice {
+    /// The format to load matrices in that are `file` for the most part.
+    pub fn preferred(self, file: Dtype) -> Dtype {
+        match self {
+            Self::Auto if file == Dtype::Bf16 => Dtype::F16,
+            Self::Auto => file,
+            Self::F16 => Dtype::F16,
+            Self::Bf16 => Dtype::Bf16,
+        }
+    }
+
+    /// The format to load them in where [`DtypeChoice::preferred`] turned out to have too small a range; `None` where that is
+    /// an error.
+    pub fn fallback(self, file: Dtype) -> Option<Self> {
+        (self == Self::Auto && file == Dtype::Bf16).then_some(Self::Bf16)
+    }
+}
+
+impl FromStr for DtypeChoice {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "f16" => Ok(Self::F16),
+            "bf16" => Ok(Self::Bf16),
+            _ => Err(Error::Request(format!("expected auto, f16 or bf16 as the dtype, found {text:?}"))),
+        }
+    }
+}
+
+impl fmt::Display for DtypeChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
 /// How large batches and contexts may be, and what they are computed with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunnerOptions {
     pub device: DeviceChoice,
+    /// Of matrices on a GPU.
+    pub dtype: DtypeChoice,
     /// Longest sequence in tokens; `None`: what the model was made for, or less where less fits.
     pub max_model_len: Option<usize>,
     /// Rows of a step; also the length of a prefill chunk.
@@ -82,6 +139,7 @@ impl Default for RunnerOptions {
     fn default() -> Self {
         Self {
             device: DeviceChoice::Auto,
+            dtype: DtypeChoice::Auto,
             max_model_len: None,
             max_num_tokens: 512,
             max_num_sequences: 1,
@@ -124,12 +182,29 @@ pub fn open_runner(
             let ops = CpuOps::new(&ops_config)?;
             Ok(Box::new(ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?))
         }
-        Some(device) => {
-            let (ops_config, layout) = fit_cuda(&device, weights, config, options)?;
-            let ops = CudaOps::new(&device, &ops_config, layout.dtype, options.kernels.clone())?;
-            Ok(Box::new(ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?))
-        }
+        Some(device) => match open_cuda(&device, weights, config, options, progress) {
+            Err(Error::Range(why)) => {
+                let Some(dtype) = options.dtype.fallback(cuda::compute_dtype(weights)) else {
+                    return Err(Error::Range(why));
+                };
+                tracing::warn!("{why}; loading the weights as {dtype}");
+                open_cuda(&device, weights, config, &RunnerOptions { dtype, ..options.clone() }, progress)
+            }
+            opened => opened,
+        },
     }
+}
+
+fn open_cuda(
+    device: &Rc<Device>,
+    weights: &Weights,
+    config: &Config,
+    options: &RunnerOptions,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Box<dyn Runner>> {
+    let (ops_config, layout) = fit_cuda(device, weights, config, options)?;
+    let ops = CudaOps::new(device, &ops_config, layout.dtype, options.kernels.clone())?;
+    Ok(Box::new(ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?))
 }
 
 /// Opens the device that was chosen; `None` is the CPU.
@@ -155,6 +230,7 @@ pub fn open_device(choice: DeviceChoice) -> Result<Option<Rc<Device>>> {
             }
         },
     };
+    cuda::preload_cublas();
     Ok(Some(Rc::new(Device::open(ordinal)?)))
 }
 
@@ -165,10 +241,10 @@ pub fn open_device(choice: DeviceChoice) -> Result<Option<Rc<Device>>> {
 pub fn fit_cpu(config: &Config, options: &RunnerOptions) -> Result<(OpsConfig, KvLayout)> {
     // Where the system does not say what is available, the allocator will.
     let free = memory_plan::available_memory().unwrap_or(usize::MAX / 2);
-    fit(config, options, &Room { free, weights: 0, dtype: Dtype::F32, extra: |_, _| 0 })
+    fit(config, options, &Room { free, weights: 0, dtype: Dtype::F32, extra: |_, _, _| 0 })
 }
 
-/// As [`fit_cpu`], in the memory of `device`; pages are in the format that matrices get there.
+/// As [`fit_cpu`], in the memory of `device`; pages are in the format that matrices get there, [`DtypeChoice::preferred`].
 ///
 /// # Errors
 /// As [`fit_cpu`]; [`Error::Device`].
@@ -178,14 +254,14 @@ pub fn fit_cuda(
     config: &Config,
     options: &RunnerOptions,
 ) -> Result<(OpsConfig, KvLayout)> {
-    let dtype = cuda::compute_dtype(weights);
+    let dtype = options.dtype.preferred(cuda::compute_dtype(weights));
     let (free, _) = device.memory_info()?;
     let room = Room {
         free,
         weights: cuda::weight_bytes(weights, dtype),
         dtype,
-        extra: |config, ops_config| {
-            cuda::device_workspace_bytes(ops_config) + cuda::split_bytes(config, &ops_config.limits)
+        extra: |config, ops_config, dtype| {
+            cuda::device_workspace_bytes(ops_config) + cuda::split_bytes(config, &ops_config.limits, dtype)
         },
     };
     fit(config, options, &room)
@@ -199,7 +275,7 @@ struct Room {
     /// Of activations and KV pages.
     dtype: Dtype,
     /// What the device takes besides the model's buffers.
-    extra: fn(&Config, &OpsConfig) -> usize,
+    extra: fn(&Config, &OpsConfig, Dtype) -> usize,
 }
 
 /// The longest context and the number of pages that fit.
@@ -241,7 +317,7 @@ fn plan(
     let workspace = memory_plan::workspace_bytes(config, &limits, max_model_len, activation);
     let request = MemoryRequest {
         weights: room.weights,
-        workspace: workspace.saturating_add((room.extra)(config, &ops_config)),
+        workspace: workspace.saturating_add((room.extra)(config, &ops_config, room.dtype)),
         page_bytes: memory_plan::kv_layout(config, room.dtype, 1).page_bytes(),
         max_model_len,
         max_num_sequences: options.max_num_sequences,
@@ -260,7 +336,7 @@ mod tests {
     }
 
     fn room(free: usize) -> Room {
-        Room { free, weights: 1 << 20, dtype: Dtype::F16, extra: |_, _| 1 << 10 }
+        Room { free, weights: 1 << 20, dtype: Dtype::F16, extra: |_, _, _| 1 << 10 }
     }
 
     #[test]
@@ -271,6 +347,19 @@ mod tests {
         for bad in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "CPU"] {
             assert!(matches!(bad.parse::<DeviceChoice>(), Err(Error::Request(_))), "{bad}");
         }
+    }
+
+    #[test]
+    fn bf16_is_held_as_f16_where_nothing_else_is_asked_for() {
+        use DtypeChoice::{Auto, Bf16, F16};
+        assert_eq!(Dtype::ALL.map(|file| Auto.preferred(file)), [Dtype::F32, Dtype::F16, Dtype::F16]);
+        assert_eq!((F16.preferred(Dtype::Bf16), Bf16.preferred(Dtype::F16)), (Dtype::F16, Dtype::Bf16));
+        assert_eq!(Auto.fallback(Dtype::Bf16), Some(Bf16));
+        assert_eq!((Auto.fallback(Dtype::F16), F16.fallback(Dtype::Bf16)), (None, None));
+        for text in ["auto", "f16", "bf16"] {
+            assert_eq!(text.parse::<DtypeChoice>().unwrap().to_string(), text);
+        }
+        assert!(matches!("float16".parse::<DtypeChoice>(), Err(Error::Request(_))));
     }
 
     #[test]

@@ -4,44 +4,33 @@ use crate::batch::BatchLimits;
 use crate::config::Config;
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::ops::{Ops, Qkv};
+use crate::ops::{Ops, Qkv, QkvBias, Stacked};
 use crate::weights::{LayerWeights, Linear, Matrix, Weights};
-
-/// A projection on the device.
-struct Projection<O: Ops> {
-    /// `[out_features, in_features]`
-    weight: O::Weight,
-    /// `[out_features]`
-    bias: Option<O::Vector>,
-}
 
 /// One decoder layer on the device; shapes as in [`LayerWeights`].
 struct Layer<O: Ops> {
     input_layernorm: O::Vector,
-    q_proj: Projection<O>,
-    k_proj: Projection<O>,
-    v_proj: Projection<O>,
+    /// Of Q, K and V.
+    qkv_proj: Stacked<O::Weight>,
+    /// Of Q, K and V.
+    qkv_bias: [Option<O::Vector>; 3],
     o_proj: O::Weight,
     post_attention_layernorm: O::Vector,
-    gate_proj: O::Weight,
-    up_proj: O::Weight,
+    gate_up_proj: Stacked<O::Weight>,
     down_proj: O::Weight,
 }
 
 impl<O: Ops> Layer<O> {
     /// What comes before attention.
     fn qkv(&self, eps: f32) -> Qkv<'_, O::Weight, O::Vector> {
-        let Self { input_layernorm: norm, q_proj, k_proj, v_proj, .. } = self;
-        Qkv {
-            norm,
-            eps,
-            q: &q_proj.weight,
-            k: &k_proj.weight,
-            v: &v_proj.weight,
-            q_bias: q_proj.bias.as_ref(),
-            k_bias: k_proj.bias.as_ref(),
-            v_bias: v_proj.bias.as_ref(),
-        }
+        let [q, k, v] = [0, 1, 2].map(|i| &self.qkv_proj.parts[i]);
+        let QkvBias { q: q_bias, k: k_bias, v: v_bias } = self.qkv_bias();
+        Qkv { norm: &self.input_layernorm, eps, q, k, v, q_bias, k_bias, v_bias }
+    }
+
+    fn qkv_bias(&self) -> QkvBias<'_, O::Vector> {
+        let [q, k, v] = self.qkv_bias.each_ref().map(Option::as_ref);
+        QkvBias { q, k, v }
     }
 }
 
@@ -49,22 +38,16 @@ impl<O: Ops> Layer<O> {
 struct Buffers<O: Ops> {
     /// The residual stream `[max_num_tokens, hidden_size]`.
     x: O::Tensor,
-    /// What a block adds to it `[max_num_tokens, hidden_size]`.
-    delta: O::Tensor,
     /// A norm's output `[max_num_tokens, hidden_size]`.
     normed: O::Activation,
+    /// `[max_num_tokens, (num_attention_heads + 2 num_key_value_heads) * head_dim]`
+    qkv: O::Tensor,
     /// `[max_num_tokens, num_attention_heads * head_dim]`
     q: O::Tensor,
-    /// `[max_num_tokens, num_key_value_heads * head_dim]`
-    k: O::Tensor,
-    /// `[max_num_tokens, num_key_value_heads * head_dim]`
-    v: O::Tensor,
     /// `[max_num_tokens, num_attention_heads * head_dim]`
     attended: O::Activation,
-    /// `[max_num_tokens, intermediate_size]`
-    gate: O::Tensor,
-    /// `[max_num_tokens, intermediate_size]`
-    up: O::Tensor,
+    /// `[max_num_tokens, 2 * intermediate_size]`
+    gate_up: O::Activation,
     /// `[max_num_tokens, intermediate_size]`
     gated: O::Activation,
     /// Rows whose logits are wanted `[max_num_logits, hidden_size]`.
@@ -80,14 +63,11 @@ impl<O: Ops> Buffers<O> {
         let (n, rows) = (limits.max_num_tokens, limits.max_num_logits);
         Ok(Self {
             x: ops.new_tensor(n, config.hidden_size)?,
-            delta: ops.new_tensor(n, config.hidden_size)?,
             normed: ops.new_precise_activation(n, config.hidden_size)?,
+            qkv: ops.new_tensor(n, config.q_size() + 2 * config.kv_size())?,
             q: ops.new_tensor(n, config.q_size())?,
-            k: ops.new_tensor(n, config.kv_size())?,
-            v: ops.new_tensor(n, config.kv_size())?,
             attended: ops.new_activation(n, config.q_size())?,
-            gate: ops.new_tensor(n, config.intermediate_size)?,
-            up: ops.new_tensor(n, config.intermediate_size)?,
+            gate_up: ops.new_product(n, 2 * config.intermediate_size)?,
             gated: ops.new_precise_activation(n, config.intermediate_size)?,
             last: ops.new_tensor(rows, config.hidden_size)?,
             last_normed: ops.new_precise_activation(rows, config.hidden_size)?,
@@ -102,7 +82,7 @@ pub fn workspace_bytes(config: &Config, limits: &BatchLimits, activation: Dtype)
     let Config { hidden_size, intermediate_size, vocab_size, .. } = *config;
     let (q_size, kv_size) = (config.q_size(), config.kv_size());
     let (n, rows) = (limits.max_num_tokens as u64, limits.max_num_logits as u64);
-    let tensors = n * (2 * hidden_size + q_size + 2 * kv_size + 2 * intermediate_size) as u64
+    let tensors = n * (hidden_size + 2 * (q_size + kv_size + intermediate_size)) as u64
         + rows * (hidden_size + vocab_size) as u64;
     let activations = n * (hidden_size + q_size + intermediate_size) as u64 + rows * hidden_size as u64;
     tensors * Dtype::F32.size() as u64 + activations * activation.size() as u64
@@ -137,6 +117,7 @@ impl<O: Ops> Qwen2<O> {
         let layers = weights.layers.iter().map(|layer| loader.layer(layer)).collect::<Result<_>>()?;
         let norm = loader.vector(&weights.norm)?;
         let lm_head = weights.lm_head.as_ref().map(|head| loader.matrix(head)).transpose()?;
+        ops.finish_loading()?;
         let buffers = Buffers::new(ops, config, limits)?;
         Ok(Self { config: config.clone(), embed_tokens, layers, norm, lm_head, buffers })
     }
@@ -168,37 +149,25 @@ impl<O: Ops> Qwen2<O> {
             return self.forward_fused(ops, batch, n, num_logits, cache);
         }
         let Self { config, embed_tokens, layers, norm, lm_head, buffers } = self;
-        let Buffers { x, delta, normed, q, k, v, attended, gate, up, gated, last, last_normed, logits } =
-            buffers;
+        let Buffers { x, normed, qkv, q, attended, gate_up, gated, last, last_normed, logits } = buffers;
         let eps = config.rms_norm_eps;
 
         ops.embed(batch, embed_tokens, x)?; // [n, hidden_size]
         for (i, layer) in layers.iter().enumerate() {
-            if i == 0 {
-                ops.rms_norm(n, x, &layer.input_layernorm, eps, normed)?;
-            } else {
-                ops.add_rms_norm(n, x, delta, &layer.input_layernorm, eps, normed)?;
-            }
-
-            project(ops, n, normed, &layer.q_proj, q)?; // [n, num_attention_heads * head_dim]
-            project(ops, n, normed, &layer.k_proj, k)?; // [n, num_key_value_heads * head_dim]
-            project(ops, n, normed, &layer.v_proj, v)?; // [n, num_key_value_heads * head_dim]
-            ops.rope(batch, q, config.num_attention_heads)?;
-            ops.rope(batch, k, config.num_key_value_heads)?;
-            ops.write_kv(batch, i, k, v, cache)?;
+            ops.rms_norm(n, x, &layer.input_layernorm, eps, normed)?;
+            ops.matmul(n, normed, &layer.qkv_proj.whole, qkv)?; // [n, (heads + 2 key-value heads) * head_dim]
+            ops.bias_rope_kv(batch, i, qkv, &layer.qkv_bias(), q, cache)?; // [n, num_attention_heads * head_dim]
             ops.attention(batch, i, q, cache, attended)?; // [n, num_attention_heads * head_dim]
-            ops.matmul(n, attended, &layer.o_proj, delta)?; // [n, hidden_size]
+            ops.matmul_accumulate(n, attended, &layer.o_proj, x)?; // [n, hidden_size]
 
-            ops.add_rms_norm(n, x, delta, &layer.post_attention_layernorm, eps, normed)?;
-            ops.matmul(n, normed, &layer.gate_proj, gate)?; // [n, intermediate_size]
-            ops.matmul(n, normed, &layer.up_proj, up)?; // [n, intermediate_size]
-            ops.silu_mul(n, gate, up, gated)?;
-            ops.matmul(n, gated, &layer.down_proj, delta)?; // [n, hidden_size]
+            ops.rms_norm(n, x, &layer.post_attention_layernorm, eps, normed)?;
+            ops.matmul_rounded(n, normed, &layer.gate_up_proj.whole, gate_up)?; // [n, 2 * intermediate_size]
+            ops.silu_mul(n, gate_up, gated)?; // [n, intermediate_size]
+            ops.matmul_accumulate(n, gated, &layer.down_proj, x)?; // [n, hidden_size]
         }
         if num_logits == 0 {
             return Ok(()); // A chunk of a prefill that is not the last: only its K and V are wanted.
         }
-        ops.add(n, x, delta)?;
         ops.gather_rows(batch, x, last)?; // [num_logits, hidden_size]
         ops.rms_norm(num_logits, last, norm, eps, last_normed)?;
         ops.matmul(num_logits, last_normed, lm_head.as_ref().unwrap_or(embed_tokens), logits) // [num_logits, vocab_size]
@@ -222,7 +191,7 @@ impl<O: Ops> Qwen2<O> {
             ops.norm_qkv_rope(batch, i, x, &layer.qkv(eps), q, cache)?; // [n, num_attention_heads * head_dim]
             ops.attention(batch, i, q, cache, attended)?; // [n, num_attention_heads * head_dim]
             ops.matmul_add(n, attended, &layer.o_proj, x)?; // [n, hidden_size]
-            let (gate, up) = (&layer.gate_proj, &layer.up_proj);
+            let [gate, up] = [0, 1].map(|i| &layer.gate_up_proj.parts[i]);
             ops.norm_gate_up(n, x, &layer.post_attention_layernorm, eps, gate, up, gated)?; // [n, intermediate_size]
             ops.matmul_add(n, gated, &layer.down_proj, x)?; // [n, hidden_size]
         }
@@ -232,21 +201,6 @@ impl<O: Ops> Qwen2<O> {
         ops.gather_rows(batch, x, last)?; // [num_logits, hidden_size]
         let head = lm_head.as_ref().unwrap_or(embed_tokens);
         ops.norm_matmul(num_logits, last, norm, eps, head, logits) // [num_logits, vocab_size]
-    }
-}
-
-/// `out = x · weightᵀ + bias`
-fn project<O: Ops>(
-    ops: &mut O,
-    n: usize,
-    x: &O::Activation,
-    projection: &Projection<O>,
-    out: &mut O::Tensor,
-) -> Result<()> {
-    ops.matmul(n, x, &projection.weight, out)?;
-    match &projection.bias {
-        Some(bias) => ops.add_bias(n, out, bias),
-        None => Ok(()),
     }
 }
 
@@ -271,22 +225,26 @@ impl<O: Ops> Loader<'_, O> {
         Ok(vector)
     }
 
-    fn projection(&mut self, linear: &Linear) -> Result<Projection<O>> {
-        let weight = self.matrix(&linear.weight)?;
-        let bias = linear.bias.as_ref().map(|bias| self.vector(bias)).transpose()?;
-        Ok(Projection { weight, bias })
+    /// The weights of several projections of the same inputs.
+    fn stacked(&mut self, matrices: &[&Matrix]) -> Result<Stacked<O::Weight>> {
+        let stacked = self.ops.load_stacked(matrices)?;
+        matrices.iter().for_each(|matrix| self.advance(matrix.data.len()));
+        Ok(stacked)
+    }
+
+    fn bias(&mut self, linear: &Linear) -> Result<Option<O::Vector>> {
+        linear.bias.as_ref().map(|bias| self.vector(bias)).transpose()
     }
 
     fn layer(&mut self, layer: &LayerWeights) -> Result<Layer<O>> {
+        let LayerWeights { q_proj, k_proj, v_proj, gate_proj, up_proj, .. } = layer;
         Ok(Layer {
             input_layernorm: self.vector(&layer.input_layernorm)?,
-            q_proj: self.projection(&layer.q_proj)?,
-            k_proj: self.projection(&layer.k_proj)?,
-            v_proj: self.projection(&layer.v_proj)?,
+            qkv_proj: self.stacked(&[&q_proj.weight, &k_proj.weight, &v_proj.weight])?,
+            qkv_bias: [self.bias(q_proj)?, self.bias(k_proj)?, self.bias(v_proj)?],
             o_proj: self.matrix(&layer.o_proj)?,
             post_attention_layernorm: self.vector(&layer.post_attention_layernorm)?,
-            gate_proj: self.matrix(&layer.gate_proj)?,
-            up_proj: self.matrix(&layer.up_proj)?,
+            gate_up_proj: self.stacked(&[gate_proj, up_proj])?,
             down_proj: self.matrix(&layer.down_proj)?,
         })
     }

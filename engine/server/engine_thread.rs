@@ -133,7 +133,8 @@ impl EngineHandle {
             };
             tracing::info!(model = info.name, device = info.device, context = info.max_model_len, "ready");
             let _ = of_thread.model.set(info);
-            EngineThread { engine, shared: of_thread, active: HashMap::new() }.run(incoming);
+            let delivery = Delivery { shared: of_thread, active: HashMap::new(), lost: Vec::new() };
+            EngineThread { engine, delivery, made: (Vec::new(), Instant::now()) }.run(incoming);
             Ok(())
         })?;
         let room = Arc::new(Semaphore::new(max_sequences));
@@ -289,10 +290,19 @@ struct Active {
     span: Span,
 }
 
-struct EngineThread {
-    engine: Engine,
+/// The way of events to those who wait for them.
+struct Delivery {
     shared: Arc<Shared>,
     active: HashMap<SequenceId, Active>,
+    /// Sequences that nobody waits for any more.
+    lost: Vec<SequenceId>,
+}
+
+struct EngineThread {
+    engine: Engine,
+    delivery: Delivery,
+    /// What the last step made, and when.
+    made: (Vec<Event>, Instant),
 }
 
 impl EngineThread {
@@ -300,6 +310,8 @@ impl EngineThread {
     fn run(mut self, mut incoming: mpsc::Receiver<Submission>) {
         loop {
             if !self.engine.has_work() {
+                self.delivery.pass_on(&mut self.made);
+                self.observe();
                 match incoming.blocking_recv() {
                     Some(submission) => self.join(submission),
                     None => return,
@@ -310,20 +322,25 @@ impl EngineThread {
             }
             self.end_abandoned();
             self.observe();
-            match self.engine.step() {
-                Ok(events) => {
-                    let made = events.iter().filter(|event| matches!(event, Event::Token { .. })).count();
-                    // A step without tokens may not have asked the device.
-                    if made > 0 {
-                        self.set_fault(None);
-                        self.shared.metrics.tokens_made(made);
-                    }
-                    events.into_iter().for_each(|event| self.pass_on(event));
-                }
+            // A GPU computes the next step while the events of the last one go out.
+            let Self { engine, delivery, made } = &mut self;
+            let events = engine.step_while(&mut || delivery.pass_on(made));
+            delivery.pass_on(made);
+            match events {
+                Ok(events) => self.take(events),
                 Err(error) => self.fail(&error),
             }
-            self.observe();
         }
+    }
+
+    fn take(&mut self, events: Vec<Event>) {
+        let count = events.iter().filter(|event| matches!(event, Event::Token { .. })).count();
+        // A step without tokens may not have asked the device.
+        if count > 0 {
+            self.delivery.set_fault(None);
+            self.delivery.shared.metrics.tokens_made(count);
+        }
+        self.made = (events, Instant::now());
     }
 
     fn join(&mut self, submission: Submission) {
@@ -335,16 +352,16 @@ impl EngineThread {
             let constraint = grammar.map(|grammar| Box::new(grammar) as Box<dyn TokenConstraint>);
             match self.engine.submit_constrained(request, constraint) {
                 Ok(id) => {
-                    self.shared.metrics.prompt_tokens(prompt_tokens);
+                    self.delivery.shared.metrics.prompt_tokens(prompt_tokens);
                     ids.push(id);
                     let updates = updates.clone();
                     let (_room, span) = (room.split(1), span.clone());
                     let active = Active { choice, updates, _room, start, newest: None, siblings, span };
-                    self.active.insert(id, active);
+                    self.delivery.active.insert(id, active);
                 }
                 Err(error) => {
                     for id in ids {
-                        self.active.remove(&id);
+                        self.delivery.active.remove(&id);
                         self.engine.cancel(id);
                     }
                     let _ = updates.try_send(Update::Failed(error.into()));
@@ -355,26 +372,56 @@ impl EngineThread {
         let _ = updates.try_send(Update::Accepted);
     }
 
-    /// Ends the sequences whose client has left.
+    /// Ends the sequences whose client has left or listens no more.
     fn end_abandoned(&mut self) {
-        let left = self.active.extract_if(|_, active| active.updates.is_closed());
-        for (id, Active { choice, span, .. }) in left {
-            span.in_scope(|| tracing::info!(choice, "its client left"));
+        let Delivery { shared, active, lost } = &mut self.delivery;
+        for (id, Active { choice, span, .. }) in active.extract_if(|_, active| active.updates.is_closed()) {
+            // One that has ended meanwhile was completed, if in vain.
+            if self.engine.cancel(id) {
+                span.in_scope(|| tracing::info!(choice, "its client left"));
+                shared.metrics.cancelled();
+            }
+        }
+        for id in lost.drain(..) {
             self.engine.cancel(id);
-            self.shared.metrics.cancelled();
         }
     }
 
-    fn pass_on(&mut self, event: Event) {
+    /// Nothing that runs can be completed.
+    fn fail(&mut self, error: &Error) {
+        tracing::error!("a step failed: {error}");
+        self.delivery.set_fault(Some(error.to_string()));
+        for (id, active) in self.delivery.active.drain() {
+            self.engine.cancel(id);
+            let _ = active.updates.try_send(Update::Failed(ApiError::server(error.to_string())));
+            self.delivery.shared.metrics.failed();
+        }
+    }
+
+    fn observe(&self) {
+        let (waiting, running) = self.engine.num_sequences();
+        self.delivery.shared.metrics.engine(waiting, running, self.engine.pool());
+    }
+}
+
+impl Delivery {
+    /// Sends out what a step made, and empties it.
+    fn pass_on(&mut self, made: &mut (Vec<Event>, Instant)) {
+        let (events, at) = made;
+        for event in events.drain(..) {
+            self.pass_on_one(event, *at);
+        }
+    }
+
+    fn pass_on_one(&mut self, event: Event, at: Instant) {
         let id = event.id();
         let Some(active) = self.active.get_mut(&id) else { return };
         let metrics = &self.shared.metrics;
         let finished = match &event {
             Event::Token { .. } => {
-                let now = Instant::now();
-                match active.newest.replace(now) {
-                    None => metrics.first_token(now - active.start),
-                    Some(before) => metrics.next_token(now - before),
+                match active.newest.replace(at) {
+                    None => metrics.first_token(at - active.start),
+                    Some(before) => metrics.next_token(at - before),
                 }
                 None
             }
@@ -391,39 +438,23 @@ impl EngineThread {
             Update::Failed(ApiError::server(message))
         } else if too_slow {
             metrics.rejected(Rejection::SlowReader);
-            self.engine.cancel(id);
+            self.lost.push(id);
             Update::Failed(ApiError::server("the answer was ended because its reader is too slow"))
         } else {
             Update::Event(active.choice, event)
         };
+        // A closed channel is seen before the next step.
         let sent = active.updates.try_send(update);
+        debug_assert!(!matches!(sent, Err(TrySendError::Full(_))), "there is room for the last word");
         if let Some(reason) = finished {
-            metrics.finished(reason, active.start.elapsed());
+            metrics.finished(reason, at - active.start);
         }
         if finished.is_some() || too_slow {
             self.active.remove(&id);
-        }
-        // A closed channel is seen before the next step.
-        debug_assert!(!matches!(sent, Err(TrySendError::Full(_))), "there is room for the last word");
-    }
-
-    /// Nothing that runs can be completed.
-    fn fail(&mut self, error: &Error) {
-        tracing::error!("a step failed: {error}");
-        self.set_fault(Some(error.to_string()));
-        for (id, active) in self.active.drain() {
-            self.engine.cancel(id);
-            let _ = active.updates.try_send(Update::Failed(ApiError::server(error.to_string())));
-            self.shared.metrics.failed();
         }
     }
 
     fn set_fault(&self, fault: Option<String>) {
         *self.shared.fault.lock().unwrap_or_else(PoisonError::into_inner) = fault;
-    }
-
-    fn observe(&self) {
-        let (waiting, running) = self.engine.num_sequences();
-        self.shared.metrics.engine(waiting, running, self.engine.pool());
     }
 }

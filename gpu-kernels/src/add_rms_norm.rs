@@ -2,12 +2,21 @@
 
 use cuda_std::prelude::*;
 
+#[device]
+use crate::{
+    fused::{launch_dependents, wait_for_dependencies},
+    grid::{offset, repeat},
+    reduce::block_sum,
+    rms_norm::scale,
+    vector::{Group, Saturate},
+};
+
 /// Threads of a block.
 pub const BLOCK_SIZE: u32 = 256;
 
 #[device]
 #[inline(always)]
-unsafe fn plain<E: Element>(
+unsafe fn plain<E: Saturate>(
     hidden_size: u32,
     delta: *const f32,
     weight: *const f32,
@@ -15,7 +24,9 @@ unsafe fn plain<E: Element>(
     x: *mut f32,
     out: *mut E,
 ) {
-    let start = crate::grid::offset(thread::block_idx_x(), hidden_size, 0);
+    launch_dependents();
+    wait_for_dependencies();
+    let start = offset(thread::block_idx_x(), hidden_size, 0);
     // SAFETY: the grid has a block a row; columns stay below `hidden_size`. A thread reads back only what it wrote.
     unsafe {
         let (delta, x, out) = (delta.add(start), x.add(start), out.add(start));
@@ -28,11 +39,11 @@ unsafe fn plain<E: Element>(
             sum = value.mul_add(value, sum);
             column += thread::block_dim_x();
         }
-        let scale = crate::rms_norm::scale(crate::reduce::block_sum(sum), hidden_size, eps);
+        let scale = scale(block_sum(sum), hidden_size, eps);
         let mut column = thread::thread_idx_x();
         while column < hidden_size {
             let i = column as usize;
-            *out.add(i) = E::from_f32(*x.add(i) * scale * *weight.add(i));
+            *out.add(i) = E::round(*x.add(i) * scale * *weight.add(i));
             column += thread::block_dim_x();
         }
     }
@@ -40,7 +51,7 @@ unsafe fn plain<E: Element>(
 
 #[device]
 #[inline(always)]
-unsafe fn vec4<E: crate::vector::Group<4>>(
+unsafe fn vec4<E: Group<4>>(
     hidden_size: u32,
     delta: *const f32,
     weight: *const f32,
@@ -48,8 +59,9 @@ unsafe fn vec4<E: crate::vector::Group<4>>(
     x: *mut f32,
     out: *mut E,
 ) {
-    use crate::{grid::repeat, vector::Group};
-    let start = crate::grid::offset(thread::block_idx_x(), hidden_size, 0);
+    launch_dependents();
+    wait_for_dependencies();
+    let start = offset(thread::block_idx_x(), hidden_size, 0);
     // SAFETY: the grid has a block a row; groups of 4 columns stay below `hidden_size`, a multiple of 4. A thread
     // reads back only what it wrote.
     unsafe {
@@ -64,15 +76,76 @@ unsafe fn vec4<E: crate::vector::Group<4>>(
             repeat(4, |i| sum = values[i].mul_add(values[i], sum));
             column += 4 * thread::block_dim_x();
         }
-        let scale = crate::rms_norm::scale(crate::reduce::block_sum(sum), hidden_size, eps);
+        let scale = scale(block_sum(sum), hidden_size, eps);
         let mut column = 4 * thread::thread_idx_x();
         while column < hidden_size {
             let i = column as usize;
             let (v, w): ([f32; 4], [f32; 4]) = (f32::load_group(x.add(i)), f32::load_group(weight.add(i)));
             let normed = [v[0] * scale * w[0], v[1] * scale * w[1], v[2] * scale * w[2], v[3] * scale * w[3]];
-            E::store_group(out.add(i), normed);
+            E::store_saturated(out.add(i), normed);
             column += 4 * thread::block_dim_x();
         }
+    }
+}
+
+/// Groups of 4 columns that a thread of the variant `registers` keeps.
+const GROUPS: usize = 4;
+
+/// The longest row that the variant `registers` takes: what [`BLOCK_SIZE`] threads keep.
+pub const MAX_HIDDEN_SIZE: u32 = 4 * GROUPS as u32 * BLOCK_SIZE;
+
+#[device]
+#[inline(always)]
+unsafe fn registers<E: Group<4>>(
+    hidden_size: u32,
+    delta: *const f32,
+    weight: *const f32,
+    eps: f32,
+    x: *mut f32,
+    out: *mut E,
+) {
+    launch_dependents();
+    let start = offset(thread::block_idx_x(), hidden_size, 0);
+    let column = |group: usize| 4 * (thread::thread_idx_x() + group as u32 * BLOCK_SIZE);
+    // SAFETY: the grid has a block a row; groups of 4 columns stay below `hidden_size`, a multiple of 4.
+    unsafe {
+        let (delta, x, out) = (delta.add(start), x.add(start), out.add(start));
+        let (mut v, mut d, mut w) = ([[0.0f32; 4]; GROUPS], [[0.0f32; 4]; GROUPS], [[0.0f32; 4]; GROUPS]);
+        repeat(GROUPS, |i| {
+            if column(i) < hidden_size {
+                w[i] = f32::load_group(weight.add(column(i) as usize));
+            }
+        });
+        // As in rms_norm's variant of this name: the loads are not to move behind the sum.
+        warp::sync_warp(u32::MAX);
+        wait_for_dependencies();
+        repeat(GROUPS, |i| {
+            if column(i) < hidden_size {
+                v[i] = f32::load_group(x.add(column(i) as usize));
+                d[i] = f32::load_group(delta.add(column(i) as usize));
+            }
+        });
+        let mut sum = 0.0;
+        repeat(GROUPS, |i| {
+            repeat(4, |j| {
+                v[i][j] += d[i][j];
+                sum = v[i][j].mul_add(v[i][j], sum);
+            })
+        });
+        repeat(GROUPS, |i| {
+            if column(i) < hidden_size {
+                f32::store_group(x.add(column(i) as usize), v[i]);
+            }
+        });
+        let scale = scale(block_sum(sum), hidden_size, eps);
+        repeat(GROUPS, |i| {
+            if column(i) < hidden_size {
+                let (v, w) = (v[i], w[i]);
+                let normed =
+                    [v[0] * scale * w[0], v[1] * scale * w[1], v[2] * scale * w[2], v[3] * scale * w[3]];
+                E::store_saturated(out.add(column(i) as usize), normed);
+            }
+        });
     }
 }
 
@@ -143,4 +216,32 @@ vec4_kernels! {
     f32 add_rms_norm_f32_vec4;
     f16 add_rms_norm_f16_vec4;
     bf16 add_rms_norm_bf16_vec4;
+}
+
+macro_rules! registers_kernels {
+    ($($element:ident $name:ident;)*) => { $(
+        #[doc = concat!("As [`add_rms_norm_", stringify!($element), "_vec4`], with the same thread mapping and order of the sum, the row in registers between: it and")]
+        /// `delta` and the weight are asked for before the first is used, and read once.
+        ///
+        /// # Safety
+        #[doc = concat!("As for [`add_rms_norm_", stringify!($element), "_vec4`]; `hidden_size` is at most [`MAX_HIDDEN_SIZE`].")]
+        #[kernel(max_threads = 256)]
+        pub unsafe fn $name(
+            hidden_size: u32,
+            delta: *const f32,
+            weight: *const f32,
+            eps: f32,
+            x: *mut f32,
+            out: *mut $element,
+        ) {
+            // SAFETY: the kernel's own contract.
+            unsafe { registers(hidden_size, delta, weight, eps, x, out) }
+        }
+    )* };
+}
+
+registers_kernels! {
+    f32 add_rms_norm_f32_registers;
+    f16 add_rms_norm_f16_registers;
+    bf16 add_rms_norm_bf16_registers;
 }

@@ -15,8 +15,8 @@ use cuda_std::memory;
 
 /// Threads of a block.
 pub const BLOCK_SIZE: u32 = 256;
-/// Blocks of a row.
-pub const BLOCKS_PER_ROW: u32 = 64;
+/// The most blocks of a row.
+pub const MAX_BLOCKS_PER_ROW: u32 = 64;
 
 /// Logits that a thread loads before it compares the first of them.
 #[device]
@@ -45,12 +45,12 @@ unsafe fn block_max(value: u64, bests: Shared<u64>) -> u64 {
 /// The smallest id among the largest logits of each greedy row; NaN counts as the smallest logit.
 ///
 /// - `rows`: `[num_rows]`; `logits`: f32 `[num_rows, vocab_size]`
-/// - `partials`: u64 `[num_rows, BLOCKS_PER_ROW]`, scratch
+/// - `partials`: u64 `[num_rows, blocks]`, scratch
 /// - `counters`: u32 `[num_rows]`, 0 before the first launch, and again after each
 /// - `out`: `[num_rows]`; rows that are not greedy are left alone
 ///
-/// Grid `[BLOCKS_PER_ROW, num_rows, 1]`, block `[BLOCK_SIZE, 1, 1]`. Each block finds the best of every
-/// `BLOCKS_PER_ROW`-th part of its row; the last one to finish compares those.
+/// Grid `[blocks, num_rows, 1]`, at most [`MAX_BLOCKS_PER_ROW`] blocks a row, block `[BLOCK_SIZE, 1, 1]`. Each block finds the
+/// best of every `blocks`-th part of its row; the last one to finish compares those.
 ///
 /// # Safety
 /// Grid, block and arrays are as above and do not overlap.
@@ -67,6 +67,7 @@ pub unsafe fn argmax_f32_split(
     let bests = shared_array![u64; 32];
     let is_last = shared_array![u32; 1];
     let (block, row) = (thread::block_idx_x(), thread::block_idx_y() as usize);
+    let blocks = thread::grid_dim_x();
     // SAFETY: every index is below `vocab_size`; each block writes its own partial, and only the last one reads them.
     unsafe {
         wait_for_dependencies();
@@ -74,9 +75,9 @@ pub unsafe fn argmax_f32_split(
             return;
         }
         let logits = logits.add(row * vocab_size as usize);
-        let partials = partials.add(row * BLOCKS_PER_ROW as usize);
+        let partials = partials.add(row * blocks as usize);
         let mut best = 0u64;
-        let stride = BLOCKS_PER_ROW * BLOCK_SIZE;
+        let stride = blocks * BLOCK_SIZE;
         let mut first = block * BLOCK_SIZE + thread::thread_idx_x();
         while first < vocab_size {
             let mut values = [f32::NEG_INFINITY; AHEAD];
@@ -100,16 +101,13 @@ pub unsafe fn argmax_f32_split(
         if thread::thread_idx_x() == 0 {
             memory::store(partials.add(block as usize), best);
         }
-        if !is_last_block(counters.add(row), BLOCKS_PER_ROW, is_last) {
+        if !is_last_block(counters.add(row), blocks, is_last) {
             return;
         }
         let thread = thread::thread_idx_x();
         // Past L1, which may hold older values.
-        let partial = if thread < BLOCKS_PER_ROW {
-            memory::load_l2(partials.add(thread as usize).cast_const())
-        } else {
-            0
-        };
+        let partial =
+            if thread < blocks { memory::load_l2(partials.add(thread as usize).cast_const()) } else { 0 };
         best = block_max(partial, bests);
         if thread == 0 {
             *out.add(row) = !(best as u32);

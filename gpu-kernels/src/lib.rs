@@ -16,6 +16,7 @@ pub mod add_bias;
 pub mod add_rms_norm;
 pub mod argmax;
 pub mod attention;
+pub mod bias_rope_kv;
 pub mod convert;
 pub mod embed;
 pub mod fused;

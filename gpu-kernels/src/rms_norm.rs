@@ -7,6 +7,12 @@ use cuda_std::prelude::*;
 
 pub mod registers;
 
+#[device]
+use crate::{
+    fused::{launch_dependents, wait_for_dependencies},
+    vector::Saturate,
+};
+
 /// Threads of a block.
 pub const BLOCK_SIZE: u32 = 256;
 
@@ -19,7 +25,9 @@ pub fn scale(sum_of_squares: f32, hidden_size: u32, eps: f32) -> f32 {
 
 #[device]
 #[inline(always)]
-unsafe fn plain<E: Element>(hidden_size: u32, x: *const f32, weight: *const f32, eps: f32, out: *mut E) {
+unsafe fn plain<E: Saturate>(hidden_size: u32, x: *const f32, weight: *const f32, eps: f32, out: *mut E) {
+    launch_dependents();
+    wait_for_dependencies();
     let start = crate::grid::offset(thread::block_idx_x(), hidden_size, 0);
     // SAFETY: the grid has a block a row; columns stay below `hidden_size`.
     unsafe {
@@ -35,7 +43,7 @@ unsafe fn plain<E: Element>(hidden_size: u32, x: *const f32, weight: *const f32,
         let mut column = thread::thread_idx_x();
         while column < hidden_size {
             let i = column as usize;
-            *out.add(i) = E::from_f32(*x.add(i) * scale * *weight.add(i));
+            *out.add(i) = E::round(*x.add(i) * scale * *weight.add(i));
             column += thread::block_dim_x();
         }
     }
@@ -51,6 +59,8 @@ unsafe fn vec4<E: crate::vector::Group<4>>(
     out: *mut E,
 ) {
     use crate::{grid::repeat, vector::Group};
+    launch_dependents();
+    wait_for_dependencies();
     let start = crate::grid::offset(thread::block_idx_x(), hidden_size, 0);
     // SAFETY: the grid has a block a row; groups of 4 columns stay below `hidden_size`, a multiple of 4.
     unsafe {
@@ -68,7 +78,7 @@ unsafe fn vec4<E: crate::vector::Group<4>>(
             let i = column as usize;
             let (v, w): ([f32; 4], [f32; 4]) = (f32::load_group(x.add(i)), f32::load_group(weight.add(i)));
             let normed = [v[0] * scale * w[0], v[1] * scale * w[1], v[2] * scale * w[2], v[3] * scale * w[3]];
-            E::store_group(out.add(i), normed);
+            E::store_saturated(out.add(i), normed);
             column += 4 * thread::block_dim_x();
         }
     }
@@ -83,7 +93,7 @@ macro_rules! plain_kernels {
         /// - `weight`: f32 `[hidden_size]`
         #[doc = concat!("- `out`: ", stringify!($element), " `[num_rows, hidden_size]`")]
         ///
-        /// f32 throughout, rounded once at the end. The sum of squares has a fixed order that depends on
+        /// f32 throughout, rounded once at the end, no f16 to infinity. The sum of squares has a fixed order that depends on
         /// `hidden_size` alone: each thread adds its columns from left to right, then butterflies over the block.
         ///
         /// Grid `[num_rows, 1, 1]`, exact: one block a row; block `[BLOCK_SIZE, 1, 1]`. Thread `t` takes

@@ -2,83 +2,103 @@
 
 use cuda_std::prelude::*;
 
-/// Threads of a block.
-pub const BLOCK_SIZE: u32 = 256;
+#[device]
+use crate::{
+    fused::{launch_dependents, wait_for_dependencies},
+    grid::{offset, repeat, row_and_column},
+    vector::{Saturate, load8, store8},
+};
 
-/// `gate / (1 + e^-gate) * up`. Where `e^-gate` overflows, the quotient is a zero as it should be.
+/// Threads of a block.
+pub const BLOCK_SIZE: u32 = 128;
+
+/// `gate / (1 + e^-gate) * up`. Where `e^-gate` overflows, the quotient is a zero as it should be. Where the product before
+/// rounded to `X`, what it left infinite counts as the largest number.
 #[device]
 #[inline(always)]
-fn value(gate: f32, up: f32) -> f32 {
+fn value<X: Saturate>(gate: f32, up: f32) -> f32 {
+    let (gate, up) = (X::saturate(gate), X::saturate(up));
     gate / (1.0 + (-gate).exp()) * up
 }
 
 #[device]
 #[inline(always)]
-unsafe fn plain<E: Element>(count: u64, gate: *const f32, up: *const f32, out: *mut E) {
-    // SAFETY: indices are below `count`, each in one thread.
-    crate::grid::stride_loop(count, |i| unsafe {
-        *out.add(i) = E::from_f32(value(*gate.add(i), *up.add(i)))
-    });
+unsafe fn plain<E: Saturate, X: Saturate>(intermediate_size: u32, gate_up: *const X, out: *mut E) {
+    launch_dependents();
+    wait_for_dependencies();
+    let Some((row, column)) = row_and_column(intermediate_size) else { return };
+    // SAFETY: the grid has one row of blocks a row of `out`.
+    unsafe {
+        let gate = gate_up.add(offset(row, 2 * intermediate_size, column));
+        let up = gate.add(intermediate_size as usize);
+        let to = out.add(offset(row, intermediate_size, column));
+        *to = E::round(value::<X>((*gate).to_f32(), (*up).to_f32()));
+    }
 }
 
 #[device]
 #[inline(always)]
-unsafe fn vec4<E: crate::vector::Group<4>>(count: u64, gate: *const f32, up: *const f32, out: *mut E) {
-    use crate::vector::Group;
-    crate::grid::stride_loop(count / 4, |i| {
-        // SAFETY: groups are inside the arrays and aligned, each in one thread.
-        unsafe {
-            let (g, u): ([f32; 4], [f32; 4]) =
-                (f32::load_group(gate.add(4 * i)), f32::load_group(up.add(4 * i)));
-            let values = [value(g[0], u[0]), value(g[1], u[1]), value(g[2], u[2]), value(g[3], u[3])];
-            E::store_group(out.add(4 * i), values);
-        }
-    });
+unsafe fn vec8<E: Saturate, X: Saturate>(intermediate_size: u32, gate_up: *const X, out: *mut E) {
+    launch_dependents();
+    wait_for_dependencies();
+    let Some((row, group)) = row_and_column(intermediate_size / 8) else { return };
+    // SAFETY: as above; groups are whole and aligned.
+    unsafe {
+        let gate = gate_up.add(offset(row, 2 * intermediate_size, 8 * group));
+        let (g, u) = (load8(gate), load8(gate.add(intermediate_size as usize)));
+        let mut values = [0.0; 8];
+        repeat(8, |i| values[i] = value::<X>(g[i], u[i]));
+        store8(out.add(offset(row, intermediate_size, 8 * group)), values);
+    }
 }
 
 macro_rules! plain_kernels {
-    ($($element:ident $name:ident;)*) => { $(
-        /// `out[i] = silu(gate[i]) * up[i]` for `i < count`, with `silu(x) = x / (1 + e^-x)`: SwiGLU's
-        /// activation (Shazeer 2020, "GLU variants improve Transformer").
+    ($($name:ident: $element:ident, $x:ident;)*) => { $(
+        /// `out[i] = silu(gate[i]) * up[i]`, row by row, with `silu(x) = x / (1 + e^-x)`: SwiGLU's activation (Shazeer
+        /// 2020, "GLU variants improve Transformer").
         ///
-        /// - `gate`, `up`: f32 `[count]`
-        #[doc = concat!("- `out`: ", stringify!($element), " `[count]`, computed in f32 and rounded once")]
+        #[doc = concat!("- `gate_up`: ", stringify!($x), " `[num_rows, 2 * intermediate_size]`, each row gate and then up")]
+        #[doc = concat!("- `out`: ", stringify!($element), " `[num_rows, intermediate_size]`, computed in f32 and rounded once, no f16 to infinity")]
         ///
-        /// Any grid `[blocks, 1, 1]` (a grid-stride loop) of blocks `[BLOCK_SIZE, 1, 1]`; one thread an element at a
-        /// time.
+        /// Grid `[num_rows, ceil(intermediate_size / BLOCK_SIZE), 1]`, exact in the rows; block `[BLOCK_SIZE, 1, 1]`.
+        /// One thread an element.
         ///
         /// # Safety
-        /// The arrays hold `count` values; `out` overlaps nothing.
-        #[kernel]
-        pub unsafe fn $name(count: u64, gate: *const f32, up: *const f32, out: *mut $element) {
+        /// Grid and block are as above, arrays have these lengths and do not overlap.
+        #[kernel(max_threads = 128)]
+        pub unsafe fn $name(intermediate_size: u32, gate_up: *const $x, out: *mut $element) {
             // SAFETY: the kernel's own contract.
-            unsafe { plain(count, gate, up, out) }
+            unsafe { plain(intermediate_size, gate_up, out) }
         }
     )* };
 }
 
 plain_kernels! {
-    f32 silu_mul_f32_plain;
-    f16 silu_mul_f16_plain;
-    bf16 silu_mul_bf16_plain;
+    silu_mul_f32_plain: f32, f32;
+    silu_mul_f16_plain: f16, f16;
+    silu_mul_f16_f32_plain: f16, f32;
+    silu_mul_bf16_f32_plain: bf16, f32;
 }
 
-macro_rules! vec4_kernels {
-    ($($element:ident $name:ident;)*) => { $(
-        #[doc = concat!("As [`silu_mul_", stringify!($element), "_plain`], four values at a time: loads of 16 bytes, a quarter of the instructions.")]
+macro_rules! vec8_kernels {
+    ($($name:ident: $element:ident, $x:ident;)*) => { $(
+        /// As the plain kernel, eight values at a time: loads and stores of 16 bytes.
+        ///
+        /// Grid `[num_rows, ceil(intermediate_size / 8 / BLOCK_SIZE), 1]`, exact in the rows; block `[BLOCK_SIZE, 1, 1]`.
         ///
         /// # Safety
-        #[doc = concat!("As for [`silu_mul_", stringify!($element), "_plain`]; `count` is a multiple of 4 and all pointers are aligned to 16 bytes.")]
-        #[kernel]
-        pub unsafe fn $name(count: u64, gate: *const f32, up: *const f32, out: *mut $element) {
+        /// As for the plain kernel; `intermediate_size` is a multiple of 8 and both pointers are aligned to 16 bytes.
+        #[kernel(max_threads = 128)]
+        pub unsafe fn $name(intermediate_size: u32, gate_up: *const $x, out: *mut $element) {
             // SAFETY: the kernel's own contract.
-            unsafe { vec4(count, gate, up, out) }
+            unsafe { vec8(intermediate_size, gate_up, out) }
         }
     )* };
 }
 
-vec4_kernels! {
-    f32 silu_mul_f32_vec4;
-    f16 silu_mul_f16_vec4;
-    bf16 silu_mul_bf16_vec4;
+vec8_kernels! {
+    silu_mul_f32_vec8: f32, f32;
+    silu_mul_f16_vec8: f16, f16;
+    silu_mul_f16_f32_vec8: f16, f32;
+    silu_mul_bf16_f32_vec8: bf16, f32;
 }

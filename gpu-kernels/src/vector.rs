@@ -2,9 +2,50 @@
 
 use cuda_std::prelude::*;
 
+/// A format that results are rounded to.
+#[device]
+pub trait Saturate: Element {
+    /// `value`, or the largest number of this format with its sign where it is beyond that; NaN stays. The formats with the
+    /// range of f32 leave everything as it is.
+    fn saturate(value: f32) -> f32;
+
+    /// The nearest of this format, never infinite for a format of a smaller range than f32's.
+    #[inline(always)]
+    fn round(value: f32) -> Self {
+        Self::from_f32(Self::saturate(value))
+    }
+}
+
+#[device]
+impl Saturate for f32 {
+    #[inline(always)]
+    fn saturate(value: f32) -> f32 {
+        value
+    }
+}
+
+#[device]
+impl Saturate for bf16 {
+    #[inline(always)]
+    fn saturate(value: f32) -> f32 {
+        value
+    }
+}
+
+#[device]
+impl Saturate for f16 {
+    #[inline(always)]
+    fn saturate(value: f32) -> f32 {
+        const LARGEST: f32 = 65_504.0;
+        // Not `min` and `max`, which lose a NaN.
+        let below = if value > LARGEST { LARGEST } else { value };
+        if below < -LARGEST { -LARGEST } else { below }
+    }
+}
+
 /// `N` elements that move in one access of `N * size_of::<Self>()` bytes.
 #[device]
-pub trait Group<const N: usize>: Element {
+pub trait Group<const N: usize>: Saturate {
     /// A word of that size and alignment.
     type Word: Bits;
 
@@ -13,6 +54,13 @@ pub trait Group<const N: usize>: Element {
 
     /// The word of `N` values, each rounded to nearest even.
     fn join(values: [f32; N]) -> Self::Word;
+
+    /// The word of `N` values, each rounded by [`Saturate::round`].
+    #[inline(always)]
+    fn join_saturated(mut values: [f32; N]) -> Self::Word {
+        crate::grid::repeat(N, |i| values[i] = Self::saturate(values[i]));
+        Self::join(values)
+    }
 
     /// Loads `N` elements.
     ///
@@ -33,6 +81,49 @@ pub trait Group<const N: usize>: Element {
         // SAFETY: the caller's promise.
         unsafe { pointer.cast::<Self::Word>().write(Self::join(values)) }
     }
+
+    /// As [`Group::store_group`], rounded by [`Saturate::round`].
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    unsafe fn store_saturated(pointer: *mut Self, values: [f32; N]) {
+        // SAFETY: the caller's promise.
+        unsafe { pointer.cast::<Self::Word>().write(Self::join_saturated(values)) }
+    }
+}
+
+/// Loads eight elements, 16 bytes at a time.
+///
+/// # Safety
+/// `pointer` leads to eight readable elements and is aligned to 16 bytes.
+#[device]
+#[inline(always)]
+pub unsafe fn load8<E: Element>(pointer: *const E) -> [f32; 8] {
+    use crate::grid::repeat;
+    let mut values = [0.0; 8];
+    repeat(8 / E::LANES, |part| {
+        // SAFETY: the caller's promise.
+        let lanes = unsafe { E::load(pointer.add(part * E::LANES)) };
+        repeat(E::LANES, |i| values[part * E::LANES + i] = lanes.as_ref()[i]);
+    });
+    values
+}
+
+/// Stores eight elements rounded by [`Saturate::round`], 16 bytes at a time.
+///
+/// # Safety
+/// `pointer` leads to eight writable elements and is aligned to 16 bytes.
+#[device]
+#[inline(always)]
+pub unsafe fn store8<E: Saturate>(pointer: *mut E, values: [f32; 8]) {
+    use crate::grid::repeat;
+    repeat(8 / E::LANES, |part| {
+        let mut lanes = E::splat(0.0);
+        repeat(E::LANES, |i| lanes.as_mut()[i] = E::saturate(values[part * E::LANES + i]));
+        // SAFETY: the caller's promise.
+        unsafe { E::store(pointer.add(part * E::LANES), lanes) }
+    });
 }
 
 /// Four words that move together.

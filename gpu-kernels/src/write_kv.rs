@@ -5,6 +5,16 @@ use cuda_std::prelude::*;
 /// Threads of a block.
 pub const BLOCK_SIZE: u32 = 256;
 
+/// Where a head of the token in `slot` begins in the pages of a layer.
+#[device]
+#[inline(always)]
+pub fn place(slot: u32, head: u32, num_key_value_heads: u32, head_dim: u32) -> usize {
+    use crate::PAGE_SIZE;
+    let (page, place) = (slot / PAGE_SIZE, slot % PAGE_SIZE);
+    let head_of_page = page as usize * num_key_value_heads as usize + head as usize;
+    (head_of_page * PAGE_SIZE as usize + place as usize) * head_dim as usize
+}
+
 #[device]
 #[inline(always)]
 unsafe fn plain<E: Element>(
@@ -16,7 +26,6 @@ unsafe fn plain<E: Element>(
     k_pages: *mut E,
     v_pages: *mut E,
 ) {
-    use crate::PAGE_SIZE;
     use crate::grid::{divide, offset, row_and_column};
     let cols = num_key_value_heads * head_dim;
     let Some((row, column)) = row_and_column(cols) else { return };
@@ -24,9 +33,7 @@ unsafe fn plain<E: Element>(
     // SAFETY: the grid has one row of blocks a token; every slot is one of the layer's, and no two tokens share one.
     unsafe {
         let slot = *slots.add(row as usize);
-        let (page, place) = (slot / PAGE_SIZE, slot % PAGE_SIZE);
-        let head_of_page = page as usize * num_key_value_heads as usize + head as usize;
-        let to = (head_of_page * PAGE_SIZE as usize + place as usize) * head_dim as usize + d as usize;
+        let to = place(slot, head, num_key_value_heads, head_dim) + d as usize;
         let from = offset(row, cols, column);
         *k_pages.add(to) = E::from_f32(*k.add(from));
         *v_pages.add(to) = E::from_f32(*v.add(from));

@@ -6,7 +6,7 @@ use qernel::cli::options::ModelArgs;
 use qernel::error::{Error, Result};
 use qernel::kv_cache::KvLayout;
 use qernel::model::Runner;
-use qernel::model::open::DeviceChoice;
+use qernel::model::open::{DeviceChoice, DtypeChoice};
 use qernel::sampler::{Logprobs, SamplingRow};
 use qernel::server::{LoadedModel, Server, ServerConfig};
 use serde_json::Value;
@@ -85,6 +85,7 @@ pub fn model_args() -> ModelArgs {
     ModelArgs {
         model: None,
         device: DeviceChoice::Cpu,
+        dtype: DtypeChoice::default(),
         ctx_size: None,
         batch_size: 512,
         gpu_memory_fraction: 0.9,

@@ -100,6 +100,9 @@ pub trait GpuFloatIntrinsics {
     fn mul_rn(self, other: f32) -> f32;
     /// `1 / self`: relative error at most 2^-23 or so; values below 2^-126 count as zero.
     fn recip_approx(self) -> f32;
+    /// `2^self`: relative error at most 2^-22 or so, without what [`exp2`](GpuFloat::exp2) does for subnormal numbers: they
+    /// count as zero, before and after.
+    fn exp2_approx(self) -> f32;
     /// `e^self` as `2^(self · log2 e)`: relative error about 2^-21 near zero, growing with `|self|`.
     fn exp_approx(self) -> f32;
     /// The natural logarithm, as `log2_approx(self) · ln 2`: its errors, so not for arguments near 1.
@@ -128,6 +131,11 @@ impl GpuFloatIntrinsics for f32 {
     #[inline(always)]
     fn recip_approx(self) -> f32 {
         target::rcp_approx_ftz(self)
+    }
+
+    #[inline(always)]
+    fn exp2_approx(self) -> f32 {
+        target::ex2_approx_ftz(self)
     }
 
     #[inline(always)]

@@ -16,6 +16,7 @@ use crate::lab::report;
 use crate::lab::run::{LeftOut, Run, Timing};
 use crate::lab::stats::StopRule;
 use crate::lab::workload::{LIKE, like};
+use crate::model::open::DtypeChoice;
 use crate::weights::Weights;
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use std::path::PathBuf;
@@ -30,7 +31,7 @@ pub struct BenchArgs {
     /// Only this variant
     #[arg(long)]
     variant: Option<String>,
-    /// Format of the weights: f32, f16 or bf16 [default: the model's, or bf16]
+    /// Format of the weights: f32, f16 or bf16 [default: the model's, but f16 for bf16, as on a GPU]
     #[arg(long, value_parser = dtype)]
     dtype: Option<Dtype>,
     /// GGUF file whose shapes to time
@@ -122,12 +123,12 @@ pub(super) fn run(args: BenchArgs) -> Result<ExitCode> {
 
 fn workload(args: &BenchArgs) -> Result<Workload> {
     let (config, dtype) = match &args.model {
-        None => (like(&args.like)?, Dtype::Bf16),
+        None => (like(&args.like)?, DtypeChoice::Auto.preferred(Dtype::Bf16)),
         Some(path) => {
             let gguf = open_gguf(Some(path))?;
             let config = Config::from_gguf(&gguf)?;
             let dtype = cuda::compute_dtype(&Weights::from_gguf(&gguf, &config)?);
-            (config, dtype)
+            (config, DtypeChoice::Auto.preferred(dtype))
         }
     };
     let counts = |values: &[u32]| values.iter().map(|&value| value as usize).collect();

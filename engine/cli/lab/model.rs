@@ -8,7 +8,7 @@ use crate::cuda::KernelChoice;
 use crate::error::{Error, Result};
 use crate::lab::model::{Measured, Plan, Report, Share, measure};
 use crate::lab::stats::Stats;
-use crate::model::open::{DeviceChoice, RunnerOptions};
+use crate::model::open::{DeviceChoice, DtypeChoice, RunnerOptions};
 use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
 use std::path::PathBuf;
@@ -30,6 +30,9 @@ pub struct ModelArgs {
     /// Where to compute: auto (a GPU if there is one), cuda, cuda:N, emulated or cpu
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     device: DeviceChoice,
+    /// Format of matrices on a GPU: auto (the file's, but f16 for bf16), f16 or bf16
+    #[arg(long, default_value = "auto", value_name = "DTYPE")]
+    dtype: DtypeChoice,
     /// Text whose tokens are the prompt [default: a paragraph about kernels]
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
@@ -84,7 +87,12 @@ pub(super) fn run(args: ModelArgs) -> Result<ExitCode> {
         repetitions: args.repetitions,
         batch_size: args.batch_size,
     };
-    let options = RunnerOptions { device: args.device, kernels: kernels.clone(), ..RunnerOptions::default() };
+    let options = RunnerOptions {
+        device: args.device,
+        dtype: args.dtype,
+        kernels: kernels.clone(),
+        ..RunnerOptions::default()
+    };
     let report = measure(&weights, &config, &options, &plan)?;
     let mut out = Output::stdout();
     if args.json {

@@ -12,6 +12,7 @@ use crate::lab::values::*;
 use crate::model::OpsConfig;
 use crate::ops::Ops;
 use rayon::prelude::*;
+use std::collections::HashMap;
 use std::ops::Range;
 
 pub const CASES: Cases = Cases { op: "attention", checks, timings };
@@ -50,6 +51,17 @@ fn checks() -> Vec<Case> {
         // Enough of each head_dim and number of rounds to see a race, and small enough for an emulator.
         cases.extend([(12, 1, 64), (4, 4, 128)].map(|heads| case(dtype, heads, &ragged[..6], 1.0, "")));
         cases.extend([6, 10].map(|count| case(dtype, (14, 2, 64), &decode[..count], 2.0, "")));
+        // Tiles of 64 keys and of 64 or 128 queries: ends on, before and behind them, a prompt of several tiles.
+        let tiles = [(64, 64), (65, 65), (127, 127), (128, 64), (193, 130), (300, 300), (2, 2)];
+        for heads in [(7, 1, 64), (9, 1, 64), (2, 1, 128), (14, 2, 64), (28, 4, 128)] {
+            cases.push(case(dtype, heads, &tiles, 4.0, ""));
+        }
+        // Some that an emulator can be given, with few heads and with more than a group has anywhere.
+        for heads in [(3, 1, 64), (17, 1, 64), (2, 1, 128)] {
+            cases.push(case(dtype, heads, &[(70, 20), (33, 3), (9, 9), (40, 1)], 4.0, ""));
+        }
+        cases.push(case(dtype, (7, 1, 64), &[(160, 37)], 1.0, ""));
+        cases.extend([(1, 1, 64), (1, 1, 128)].map(|heads| case(dtype, heads, &[(330, 21)], 1.0, "")));
         // The last positions of a long context.
         let long = [(32_768, 1), (32_767, 3), (20_000, 1)];
         cases.extend([(2, 1, 64), (4, 2, 128)].map(|heads| case(dtype, heads, &long, 2.0, "")));
@@ -126,6 +138,40 @@ fn visible(kv_len: usize, rows: usize) -> usize {
     (0..rows).map(|row| kv_len - rows + row + 1).sum()
 }
 
+/// What rounds in a kernel, beside its result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Arithmetic {
+    /// Nothing: sums of f32.
+    Plain,
+    /// Factors of tensor cores: scaled queries, and weights.
+    TensorCores,
+    /// As these, in steps of a page.
+    TensorCoresByPage,
+}
+
+impl Arithmetic {
+    /// Of a variant's kernel for a sequence of `rows` rows.
+    fn of(variant: &str, dtype: Dtype, rows: usize) -> Self {
+        match variant {
+            "mma16" | "mma32" => Self::TensorCores,
+            "mma32p" => Self::TensorCoresByPage,
+            "auto" if rows > 1 && dtype != Dtype::F32 => Self::TensorCores,
+            _ => Self::Plain,
+        }
+    }
+}
+
+/// A row as it should be.
+struct Expected {
+    row_of_batch: usize,
+    /// Its sequence and how many keys it sees.
+    sequence: usize,
+    visible: usize,
+    plain: RowReference,
+    /// With the queries that tensor cores are given.
+    rounded: RowReference,
+}
+
 /// A cache that holds random K and V of some sequences on shuffled pages, NaN elsewhere.
 struct Attention {
     heads: Heads,
@@ -138,13 +184,13 @@ struct Attention {
     /// For each sequence `[rows, num_attention_heads * head_dim]`
     host_q: Vec<Vec<f32>>,
     /// Rows of the batch that are compared, and what they should be.
-    expected: Vec<(usize, Vec<f64>)>,
+    expected: Vec<Expected>,
     cache: KvCache,
     batch: CudaBatch,
     q: Tensor,
     out: Activation,
-    /// The first variant that was right, and its results.
-    first: Option<(String, Vec<f32>)>,
+    /// For each arithmetic and sequence the first variant that was right, and its results.
+    first: HashMap<(Arithmetic, usize), (String, Vec<f32>)>,
 }
 
 impl Attention {
@@ -205,8 +251,14 @@ impl Attention {
         }
         let expected = compared
             .into_par_iter()
-            .map(|(place, s, row, visible)| {
-                (place, reference(heads, &host_q[s][row * q_size..][..q_size], &k[s], &v[s], visible))
+            .map(|(row_of_batch, sequence, row, visible)| {
+                let q = &host_q[sequence][row * q_size..][..q_size];
+                let of = |q: Vec<f64>| reference(heads, &q, &k[sequence], &v[sequence], visible);
+                let scale = std::f64::consts::LOG2_E / (heads.2 as f64).sqrt();
+                let plain = of(q.iter().map(|&q| f64::from(q) * scale).collect());
+                let scaled: Vec<f32> = q.iter().map(|&q| q * scale as f32).collect();
+                let rounded = of(rounded(dtype, scaled).into_iter().map(f64::from).collect());
+                Expected { row_of_batch, sequence, visible, plain, rounded }
             })
             .collect();
         let q = tensor(ops, n, q_size, &host_q.concat())?;
@@ -224,19 +276,44 @@ impl Attention {
             batch,
             q,
             out,
-            first: None,
+            first: HashMap::new(),
         })
     }
 
-    /// The attention of the rows of one sequence as a batch of its own.
-    fn alone(&self, ops: &mut CudaOps, s: usize) -> Result<Vec<f32>> {
+    /// The attention of some of the rows of one sequence as a batch of its own: a chunk of its prompt.
+    fn alone(&self, ops: &mut CudaOps, s: usize, chunk: Range<usize>) -> Result<Vec<f32>> {
         let (kv_len, rows) = self.sequences[s];
-        let (_, batch) = batch_of(ops, &self.limits, &[(rows, kv_len - rows, &self.pages[s])])?;
+        let first = kv_len - rows + chunk.start;
+        let pages = &self.pages[s][..pages_for(first + chunk.len())];
+        let (_, batch) = batch_of(ops, &self.limits, &[(chunk.len(), first, pages)])?;
         let q_size = self.heads.0 * self.heads.2;
-        let q = tensor(ops, rows, q_size, &self.host_q[s])?;
-        let mut out = poisoned_activation(ops, rows, q_size)?;
+        let values = &self.host_q[s][chunk.start * q_size..chunk.end * q_size];
+        let q = tensor(ops, chunk.len(), q_size, values)?;
+        let mut out = poisoned_activation(ops, chunk.len(), q_size)?;
         ops.attention(&batch, LAYER, &q, &self.cache, &mut out)?;
         out.to_host()
+    }
+
+    /// How far off the results of a row may be: of dimension `i` of it.
+    fn tolerance(&self, expected: &Expected, arithmetic: Arithmetic, i: usize) -> f64 {
+        let (dtype, sharpness) = (self.dtype, f64::from(self.sharpness.max(1.0)));
+        let last = |value: f64| value.abs() * unit(dtype) + smallest(dtype);
+        match arithmetic {
+            // A score of magnitude up to 6 * sharpness is off by a few units of roundoff of that, and the weights by as much
+            // relatively: outputs, averages of values up to 4, by 2^-18 for each unit of sharpness. Then the last rounding.
+            Arithmetic::Plain => last(expected.plain.out[i]) + 2f64.powi(-18) * 4.0 * sharpness,
+            // Each weight is rounded once more, relatively or, where it is very small, by an absolute amount beside the
+            // largest, which is 1 at least. Tensor cores cut sums off instead of rounding them: scores are worse by three
+            // bits, and each addition of 16 keys takes up to 2^-21 of the sum.
+            Arithmetic::TensorCores | Arithmetic::TensorCoresByPage => {
+                let RowReference { out, magnitude, all } = &expected.rounded;
+                let cut_off = expected.visible.div_ceil(16) as f64 * 2f64.powi(-21);
+                last(out[i])
+                    + magnitude[i] * (unit(dtype) + cut_off)
+                    + all[i] * smallest(dtype)
+                    + 2f64.powi(-15) * 4.0 * sharpness
+            }
+        }
     }
 
     /// Where the rows of a sequence are among the results.
@@ -259,68 +336,95 @@ impl Instance for Attention {
     fn compare(&mut self, ops: &mut CudaOps, variant: &str, findings: &mut Findings) -> Result<()> {
         let q_size = self.heads.0 * self.heads.2;
         let n: usize = self.sequences.iter().map(|s| s.1).sum();
-        let (dtype, sharpness) = (self.dtype, f64::from(self.sharpness.max(1.0)));
         let found = self.out.to_host()?;
-        // A score of magnitude up to 6 * sharpness is off by a few units of roundoff of that, and the weights by as much
-        // relatively: outputs, averages of values up to 4, by 2^-18 for each unit of sharpness. Then the last rounding.
-        let tolerance =
-            |expected: f64| expected.abs() * unit(dtype) + smallest(dtype) + 2f64.powi(-18) * 4.0 * sharpness;
-        for (row, expected) in &self.expected {
-            let values = found[row * q_size..][..q_size].iter().copied();
-            let first = row * q_size;
+        let arithmetic = |s: usize| Arithmetic::of(variant, self.dtype, self.sequences[s].1);
+        for expected in &self.expected {
+            let first = expected.row_of_batch * q_size;
+            let values = found[first..][..q_size].iter().copied();
             let values = values.enumerate().map(|(i, value)| (first + i, value));
-            findings.places("out", values, |i| (expected[i - first], tolerance(expected[i - first])));
+            let arithmetic = arithmetic(expected.sequence);
+            let row = match arithmetic {
+                Arithmetic::Plain => &expected.plain,
+                Arithmetic::TensorCores | Arithmetic::TensorCoresByPage => &expected.rounded,
+            };
+            findings.places("out", values, |i| {
+                (row.out[i - first], self.tolerance(expected, arithmetic, i - first))
+            });
         }
         findings.untouched("out", &found[n * q_size..]);
         let poison = found[..n * q_size].iter().position(|value| value.is_nan());
         findings.expect(poison.is_none(), || format!("out: not a number at {}", poison.unwrap_or_default()));
 
-        // All kernels share one arithmetic: the same bits from each.
-        match &self.first {
-            None if findings.passed() => {
-                self.first = Some((variant.to_owned(), found[..n * q_size].to_vec()))
+        // The same bits from all kernels of one arithmetic.
+        for s in 0..self.sequences.len() {
+            let values = &found[self.places(s)];
+            match self.first.get(&(arithmetic(s), s)) {
+                Some((name, first)) if name != variant => {
+                    findings.same_bits("a sequence, against another variant", values, first);
+                }
+                None if findings.passed() => {
+                    self.first.insert((arithmetic(s), s), (variant.to_owned(), values.to_vec()));
+                }
+                _ => {}
             }
-            None => {}
-            Some((name, _)) if name == variant => {}
-            Some((_, first)) => findings.same_bits("out, against another variant", &found, first),
         }
         let all_alike = self.sequences.len() > 1 && self.sequences.iter().all(|s| *s == self.sequences[0]);
         let some = if all_alike { 1 } else { self.sequences.len() };
         for s in (0..some).filter(|_| self.sequences.len() > 1) {
-            let alone = self.alone(ops, s)?;
+            let alone = self.alone(ops, s, 0..self.sequences[s].1)?;
             findings.same_bits("a sequence alone, against the batch", &alone, &found[self.places(s)]);
+        }
+        // Two chunks of several rows each, at an odd place.
+        for (s, &(_, rows)) in self.sequences.iter().enumerate().take(some).filter(|(_, s)| s.1 >= 4) {
+            let cut = ((rows / 2) | 1).min(rows - 2);
+            let mut chunks = self.alone(ops, s, 0..cut)?;
+            chunks.truncate(cut * q_size);
+            chunks.extend(self.alone(ops, s, cut..rows)?);
+            findings.same_bits("two chunks, against the whole", &chunks, &found[self.places(s)]);
         }
         Ok(())
     }
 }
 
-/// One row of attention in f64, from the definition: q `[heads * head_dim]`, k and v `[kv_len, kv_heads * head_dim]`, of
-/// which the row sees the first `visible`.
+/// One row in f64, each `[heads * head_dim]`.
+struct RowReference {
+    out: Vec<f64>,
+    /// The output if no value were negative: what a relative error of the weights makes of itself at most.
+    magnitude: Vec<f64>,
+    /// The sum of the values' magnitudes, with the weights 1, over the sum of weights of which the largest is 1.
+    all: Vec<f64>,
+}
+
+/// One row of attention in f64, from the definition: q `[heads * head_dim]`, multiplied with `log2(e) / sqrt(head_dim)`, k and v
+/// `[kv_len, kv_heads * head_dim]`, of which the row sees the first `visible`.
 fn reference(
     (heads, kv_heads, head_dim): Heads,
-    q: &[f32],
+    q: &[f64],
     k: &[f32],
     v: &[f32],
     visible: usize,
-) -> Vec<f64> {
-    let mut out = vec![0.0; heads * head_dim];
-    for (head, out) in out.chunks_mut(head_dim).enumerate() {
+) -> RowReference {
+    let zeros = vec![0.0; heads * head_dim];
+    let (mut out, mut magnitude, mut all) = (zeros.clone(), zeros.clone(), zeros);
+    for head in 0..heads {
+        let dims = head * head_dim..(head + 1) * head_dim;
+        let (out, magnitude, all) =
+            (&mut out[dims.clone()], &mut magnitude[dims.clone()], &mut all[dims.clone()]);
         let kv_head = head / (heads / kv_heads);
         let q = &q[head * head_dim..][..head_dim];
         let at = |t: usize| (t * kv_heads + kv_head) * head_dim;
-        let score = |t: usize| {
-            let products = q.iter().zip(&k[at(t)..]).map(|(&q, &k)| f64::from(q) * f64::from(k));
-            products.sum::<f64>() / (head_dim as f64).sqrt()
-        };
+        let score = |t: usize| q.iter().zip(&k[at(t)..]).map(|(&q, &k)| q * f64::from(k)).sum::<f64>();
         let scores: Vec<f64> = (0..visible).map(score).collect();
         let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let sum: f64 = scores.iter().map(|score| (score - max).exp()).sum();
+        let sum: f64 = scores.iter().map(|score| (score - max).exp2()).sum();
         for (t, score) in scores.iter().enumerate() {
-            let weight = (score - max).exp() / sum;
-            for (out, &v) in out.iter_mut().zip(&v[at(t)..]) {
-                *out += weight * f64::from(v);
+            let weight = (score - max).exp2() / sum;
+            for (i, &v) in v[at(t)..][..head_dim].iter().enumerate() {
+                out[i] += weight * f64::from(v);
+                magnitude[i] += weight * f64::from(v).abs();
+                all[i] += f64::from(v).abs() / sum;
             }
         }
     }
-    out
+    RowReference { out, magnitude, all }
 }

@@ -1,6 +1,6 @@
 //! Conversion between number formats, and splitting f32 into two parts of bf16.
 
-use crate::cuda::{CudaOps, DeviceBuffer, convert, encode, split_to_bf16};
+use crate::cuda::{CudaOps, DeviceBuffer, F16Range, convert, encode, split_to_bf16};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::lab::case::{Case, Cases, Cost, Instance, Workload, plain_config};
@@ -23,6 +23,9 @@ fn checks() -> Vec<Case> {
         }
     }
     cases.extend(COUNTS.map(split_case));
+    for count in COUNTS.into_iter().chain([64, 4096]) {
+        cases.extend([Weights::InPlace, Weights::Bf16, Weights::F32].map(|from| narrow_case(from, count)));
+    }
     cases
 }
 
@@ -146,6 +149,102 @@ impl Instance for Split {
         // A rounding to nearest even, an exact difference, and another rounding: the same bits.
         compare_bytes(findings, &found[..second], &self.high, 2);
         compare_bytes(findings, &found[second..], &self.low, 2);
+        Ok(())
+    }
+}
+
+/// What weights are converted to f16 from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Weights {
+    /// bf16, where they are.
+    InPlace,
+    Bf16,
+    F32,
+}
+
+fn narrow_case(from: Weights, count: usize) -> Case {
+    let dtype = if from == Weights::F32 { Dtype::F32 } else { Dtype::Bf16 };
+    let place = if from == Weights::InPlace { ", in place" } else { "" };
+    Case {
+        dtype,
+        shape: format!("{count} weights to f16{place}"),
+        work: count,
+        cost: Cost { bytes: (count * (dtype.size() + 2)) as f64, flops: 0.0 },
+        config: plain_config(),
+        prepare: Box::new(move |ops, seed| {
+            let name = format!("narrow {count} from {dtype}");
+            let ordinary = rounded(dtype, random(seed, &name, count));
+            let special = rounded(dtype, inputs(seed, &name, count));
+            Ok(Box::new(Narrow {
+                from,
+                count,
+                ordinary: encode(dtype, &ordinary),
+                special: encode(dtype, &special),
+                expected: encode(Dtype::F16, &ordinary),
+                largest: special.iter().fold(0.0f32, |largest, value| largest.max(value.abs())),
+                x: DeviceBuffer::zeroed(ops.device(), count * dtype.size())?,
+                out: DeviceBuffer::zeroed(ops.device(), count * dtype.size() + GUARD)?,
+                range: F16Range::new(ops.device())?,
+            }))
+        }),
+    }
+}
+
+struct Narrow {
+    from: Weights,
+    count: usize,
+    /// Weights in the range of f16, and some beyond.
+    ordinary: Vec<u8>,
+    special: Vec<u8>,
+    /// Of the ordinary ones.
+    expected: Vec<u8>,
+    /// Of the special ones.
+    largest: f32,
+    x: DeviceBuffer<u8>,
+    out: DeviceBuffer<u8>,
+    range: F16Range,
+}
+
+impl Narrow {
+    fn run(&mut self, ops: &mut CudaOps) -> Result<()> {
+        let Self { count, x, out, range, .. } = self;
+        match self.from {
+            Weights::InPlace => range.narrow_in_place(ops.device(), *count, out),
+            Weights::Bf16 => range.narrow(ops.device(), *count, Dtype::Bf16, x, out),
+            Weights::F32 => range.narrow(ops.device(), *count, Dtype::F32, x, out),
+        }
+    }
+
+    fn put(&mut self, weights: &[u8]) -> Result<()> {
+        self.out.fill(POISON)?;
+        if self.from == Weights::InPlace { self.out.write(0, weights) } else { self.x.write(0, weights) }
+    }
+}
+
+impl Instance for Narrow {
+    fn reset(&mut self, ops: &mut CudaOps) -> Result<()> {
+        self.range = F16Range::new(ops.device())?;
+        self.put(&self.ordinary.clone())
+    }
+
+    fn launch(&mut self, ops: &mut CudaOps) -> Result<()> {
+        self.run(ops)
+    }
+
+    fn repeats(&self) -> bool {
+        self.from != Weights::InPlace
+    }
+
+    fn compare(&mut self, ops: &mut CudaOps, _: &str, findings: &mut Findings) -> Result<()> {
+        let found = self.out.read(0, self.expected.len() + GUARD)?;
+        compare_bytes(findings, &found, &self.expected, 2);
+        let beyond = self.range.beyond()?;
+        findings.expect(beyond.is_none(), || format!("{beyond:?} is said to be beyond the range of f16"));
+        self.put(&self.special.clone())?;
+        self.run(ops)?;
+        let (beyond, largest) = (self.range.beyond()?, self.largest);
+        let expected = (largest >= 65_520.0).then_some(largest);
+        findings.expect(beyond == expected, || format!("beyond: found {beyond:?}, expected {expected:?}"));
         Ok(())
     }
 }

@@ -20,6 +20,17 @@ const WHOLE_REFERENCE: usize = 1 << 29;
 /// For how many, then.
 const SOME: usize = 4096;
 
+/// What becomes of a product.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Out {
+    /// Written in f32.
+    Written,
+    /// Written in f16 where the device thinks it better, else in f32.
+    Rounded,
+    /// Added to what is there, in f32.
+    Added,
+}
+
 /// `[n, rows, cols]`: x `[n, cols]`, weight `[rows, cols]`.
 type Shape = [usize; 3];
 
@@ -52,7 +63,14 @@ fn checks() -> Vec<Case> {
         [6, 37, 2056],
     ];
     let plain = Dtype::ALL.into_iter().flat_map(|dtype| SHAPES.map(|shape| case(dtype, dtype, shape, "")));
-    plain.chain(MIXED.map(|shape| case(Dtype::Bf16, Dtype::F32, shape, ""))).collect()
+    let mixed = MIXED.map(|shape| case(Dtype::Bf16, Dtype::F32, shape, ""));
+    const SOME_SHAPES: [Shape; 3] = [[1, 19, 111], [19, 130, 896], [111, 1024, 64]];
+    let others = Dtype::ALL.into_iter().flat_map(|dtype| {
+        let x_dtype = crate::cuda::precise_dtype(dtype);
+        let of = move |out| SOME_SHAPES.map(|shape| product(dtype, x_dtype, shape, "", out));
+        [Out::Rounded, Out::Added].into_iter().flat_map(of)
+    });
+    plain.chain(mixed).chain(others).collect()
 }
 
 /// Every projection of the model.
@@ -64,16 +82,16 @@ fn timings(workload: &Workload) -> Vec<Case> {
     // What norms and SwiGLU write, and what attention writes.
     let precise = crate::cuda::precise_dtype(workload.dtype);
     let projections = [
-        ("q_proj", q_size, hidden, precise),
-        ("k_proj", kv_size, hidden, precise),
-        ("o_proj", hidden, q_size, workload.dtype),
-        ("gate_proj", intermediate, hidden, precise),
-        ("down_proj", hidden, intermediate, precise),
-        ("lm_head", config.vocab_size, hidden, precise),
+        ("qkv_proj", q_size + 2 * kv_size, hidden, precise, Out::Written),
+        ("o_proj", hidden, q_size, workload.dtype, Out::Added),
+        ("gate_up_proj", 2 * intermediate, hidden, precise, Out::Rounded),
+        ("down_proj", hidden, intermediate, precise, Out::Added),
+        ("lm_head", config.vocab_size, hidden, precise, Out::Written),
     ];
     let mut cases = Vec::new();
-    for (name, rows, cols, x_dtype) in projections {
-        cases.extend(workload.rows.iter().map(|&n| case(workload.dtype, x_dtype, [n, rows, cols], name)));
+    for (name, rows, cols, x_dtype, out) in projections {
+        let of = |&n: &usize| product(workload.dtype, x_dtype, [n, rows, cols], name, out);
+        cases.extend(workload.rows.iter().map(of));
     }
     cases
 }
@@ -84,18 +102,27 @@ pub fn largest(dtype: Dtype) -> Case {
 }
 
 fn case(dtype: Dtype, x_dtype: Dtype, shape: Shape, name: &'static str) -> Case {
+    product(dtype, x_dtype, shape, name, Out::Written)
+}
+
+fn product(dtype: Dtype, x_dtype: Dtype, shape: Shape, name: &'static str, out: Out) -> Case {
     let [n, rows, cols] = shape;
+    let becomes = match out {
+        Out::Written => "",
+        Out::Rounded => ", rounded",
+        Out::Added => ", added",
+    };
     let x_format = if x_dtype == dtype { String::new() } else { format!(" {x_dtype}") };
     let space = if name.is_empty() { "" } else { " " };
     let bytes = n * cols * x_dtype.size() + rows * cols * dtype.size() + n * rows * 4;
     Case {
         dtype,
-        shape: format!("{name}{space}x{x_format} [{n}, {cols}], weight [{rows}, {cols}]"),
+        shape: format!("{name}{space}x{x_format} [{n}, {cols}], weight [{rows}, {cols}]{becomes}"),
         // A multiply-add is one of many in a thread.
         work: n * rows * cols / 16,
         cost: Cost { bytes: bytes as f64, flops: 2.0 * (n * rows) as f64 * cols as f64 },
         config: plain_config(),
-        prepare: Box::new(move |ops, seed| Ok(Box::new(Matmul::new(ops, seed, x_dtype, shape)?))),
+        prepare: Box::new(move |ops, seed| Ok(Box::new(Matmul::new(ops, seed, x_dtype, shape, out)?))),
     }
 }
 
@@ -111,23 +138,29 @@ struct Matmul {
     x: Activation,
     weight: Weight,
     out: Tensor,
+    /// In the place of `out`.
+    rounded: Option<Activation>,
+    /// What is in `out` before.
+    before: Option<Vec<f32>>,
 }
 
 impl Matmul {
-    fn new(ops: &mut CudaOps, seed: u64, x_dtype: Dtype, shape: Shape) -> Result<Self> {
+    fn new(ops: &mut CudaOps, seed: u64, x_dtype: Dtype, shape: Shape, out: Out) -> Result<Self> {
         let [n, rows, cols] = shape;
         let dtype = ops.dtype();
         let name = format!("matmul {shape:?}");
         let host_x = rounded(x_dtype, random(seed, &name, n * cols));
         let host_weight = rounded(dtype, random(seed, &format!("{name}: weight"), rows * cols));
         let places = places(seed, n * rows, cols);
+        let before = (out == Out::Added).then(|| random(seed, &format!("{name}: before"), n * rows));
         let expected = places
             .par_iter()
             .map(|place| {
                 let x = &host_x[place / rows * cols..][..cols];
                 let weight = &host_weight[place % rows * cols..][..cols];
                 let products = x.iter().zip(weight).map(|(&x, &w)| f64::from(x) * f64::from(w));
-                products.fold((0.0, 0.0), |(sum, magnitude), p| (sum + p, magnitude + p.abs()))
+                let before = before.as_ref().map_or(0.0, |before| f64::from(before[*place]));
+                products.fold((before, before.abs()), |(sum, magnitude), p| (sum + p, magnitude + p.abs()))
             })
             .collect();
         let mixed = x_dtype != dtype;
@@ -140,7 +173,17 @@ impl Matmul {
             host_x,
             weight: weight(ops, dtype, rows, cols, &host_weight)?,
             out: poisoned(ops, n, rows)?,
+            rounded: (out == Out::Rounded).then(|| ops.new_product(n + GUARD_ROWS, rows)).transpose()?,
+            before,
         })
+    }
+
+    /// The results, and what rounding them once more may cost each.
+    fn found(&self) -> Result<(Vec<f32>, Dtype)> {
+        match &self.rounded {
+            Some(rounded) => Ok((rounded.to_host()?, rounded.dtype())),
+            None => Ok((self.out.to_host()?, Dtype::F32)),
+        }
     }
 
     /// The results of some rows of x, computed alone.
@@ -152,7 +195,7 @@ impl Matmul {
         out.to_host()
     }
 
-    fn compare_found(&self, of: &'static str, found: &[f32], findings: &mut Findings) {
+    fn compare_found(&self, of: &'static str, found: &[f32], format: Dtype, findings: &mut Findings) {
         let [n, rows, cols] = self.shape;
         // Errors of single additions in f32 go in both directions and grow with the root of their number; tensor cores
         // truncate, which costs a factor of two. Two parts of bf16 keep 16 bits of an f32 input.
@@ -161,7 +204,10 @@ impl Matmul {
         let values = self.places.iter().map(|&place| (place, found[place]));
         findings.places(of, values, |place| {
             let i = self.places.binary_search(&place).expect("one of the places");
-            (self.expected[i].0, self.expected[i].1 * relative)
+            let (sum, magnitude) = self.expected[i];
+            let rounding =
+                if format == Dtype::F32 { 0.0 } else { sum.abs() * unit(format) + smallest(format) };
+            (sum, magnitude * relative + rounding)
         });
         findings.untouched(of, &found[n * rows..]);
         let poison = found[..n * rows].iter().position(|value| value.is_nan());
@@ -171,10 +217,21 @@ impl Matmul {
 
 impl Instance for Matmul {
     fn reset(&mut self, _: &mut CudaOps) -> Result<()> {
-        fill_tensor(&mut self.out, &[])
+        if let Some(rounded) = &mut self.rounded {
+            // Not a number in f32 and, half by half, in f16.
+            rounded.set_dtype(Dtype::F32)?;
+            rounded.write(&vec![f32::from_bits(u32::MAX); rounded.rows() * rounded.cols()])?;
+        }
+        fill_tensor(&mut self.out, self.before.as_deref().unwrap_or_default())
     }
 
     fn launch(&mut self, ops: &mut CudaOps) -> Result<()> {
+        if let Some(rounded) = &mut self.rounded {
+            return ops.matmul_rounded(self.shape[0], &self.x, &self.weight, rounded);
+        }
+        if self.before.is_some() {
+            return ops.matmul_accumulate(self.shape[0], &self.x, &self.weight, &mut self.out);
+        }
         ops.matmul(self.shape[0], &self.x, &self.weight, &mut self.out)
     }
 
@@ -185,8 +242,8 @@ impl Instance for Matmul {
 
     fn compare(&mut self, ops: &mut CudaOps, variant: &str, findings: &mut Findings) -> Result<()> {
         let [n, rows, _] = self.shape;
-        let found = self.out.to_host()?;
-        self.compare_found("out", &found, findings);
+        let (found, format) = self.found()?;
+        self.compare_found("out", &found, format, findings);
         let x_dtype = self.x.dtype();
         findings.expect(!self.mixed || x_dtype == Dtype::F32, || format!("x: expected f32, found {x_dtype}"));
         if variant == CUBLAS {
@@ -195,8 +252,12 @@ impl Instance for Matmul {
                 self.reset(ops)?;
                 ops.choose(KernelChoice::default())?;
                 self.launch(ops)?;
-                self.compare_found("out by default", &self.out.to_host()?, findings);
+                let (found, format) = self.found()?;
+                self.compare_found("out by default", &found, format, findings);
             }
+            return Ok(());
+        }
+        if self.before.is_some() {
             return Ok(());
         }
         // Rows have the same bits alone and in a batch.

@@ -3,6 +3,7 @@
 mod add;
 mod add_bias;
 mod attention;
+mod bias_rope_kv;
 mod convert;
 mod embed;
 mod fused;
@@ -24,12 +25,13 @@ use crate::ops::Ops;
 use crate::testing::Random;
 
 /// The cases of all operations, in the order of their names.
-pub const ALL: [Cases; 19] = [
+pub const ALL: [Cases; 20] = [
     add::CASES,
     add_bias::CASES,
     rms_norm::FUSED,
     sample::ARGMAX,
     attention::CASES,
+    bias_rope_kv::CASES,
     convert::CASES,
     embed::CASES,
     gather_rows::CASES,

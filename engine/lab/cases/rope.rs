@@ -106,6 +106,12 @@ impl Instance for Rope {
 
 /// The rotation in f64, from exact angles.
 fn reference(x: &[f32], positions: &[u32], theta: f32, heads: usize, head_dim: usize) -> Vec<f64> {
+    let x: Vec<f64> = x.iter().map(|&value| f64::from(value)).collect();
+    rotate(&x, positions, theta, heads, head_dim)
+}
+
+/// As [`reference`], of values in f64.
+pub(super) fn rotate(x: &[f64], positions: &[u32], theta: f32, heads: usize, head_dim: usize) -> Vec<f64> {
     let half = head_dim / 2;
     let mut out = vec![0.0; x.len()];
     for (row, &position) in positions.iter().enumerate() {
@@ -114,7 +120,7 @@ fn reference(x: &[f32], positions: &[u32], theta: f32, heads: usize, head_dim: u
             let (sin, cos) = (f64::from(position) * frequency).sin_cos();
             for head in 0..heads {
                 let first = (row * heads + head) * head_dim;
-                let (a, b) = (f64::from(x[first + j]), f64::from(x[first + j + half]));
+                let (a, b) = (x[first + j], x[first + j + half]);
                 out[first + j] = a * cos - b * sin;
                 out[first + j + half] = b * cos + a * sin;
             }

@@ -8,7 +8,7 @@ use std::fmt::{self, Write};
 const COLOURS: usize = 8;
 
 /// The colour of the variant in that place.
-pub(super) fn colour(place: usize) -> String {
+pub(crate) fn colour(place: usize) -> String {
     format!("var(--c{})", place % COLOURS)
 }
 
@@ -77,7 +77,7 @@ const TOP: f64 = 12.0;
 const BOTTOM: f64 = 46.0;
 
 /// A logarithmic axis over whole decades.
-struct Axis {
+pub(crate) struct Axis {
     /// Exponents of its ends.
     from: i32,
     to: i32,
@@ -88,19 +88,19 @@ struct Axis {
 
 impl Axis {
     /// From the decade of the least value to that of the largest.
-    fn new(values: impl Iterator<Item = f64> + Clone, start: f64, end: f64) -> Self {
+    pub fn new(values: impl Iterator<Item = f64> + Clone, start: f64, end: f64) -> Self {
         let least = values.clone().fold(f64::INFINITY, f64::min);
         let largest = values.fold(0.0, f64::max);
         let (from, to) = (least.log10().floor() as i32, largest.log10().ceil() as i32);
         Self { from, to: to.max(from + 1), start, end }
     }
 
-    fn place(&self, value: f64) -> f64 {
+    pub fn place(&self, value: f64) -> f64 {
         let share = (value.log10() - f64::from(self.from)) / f64::from(self.to - self.from);
         self.start + share * (self.end - self.start)
     }
 
-    fn decades(&self) -> impl Iterator<Item = (f64, i32)> + '_ {
+    pub fn decades(&self) -> impl Iterator<Item = (f64, i32)> + '_ {
         (self.from..=self.to).map(|exponent| (self.place(10f64.powi(exponent)), exponent))
     }
 
@@ -114,7 +114,7 @@ impl Axis {
 }
 
 /// `0.01`, `100`, `1e5`
-fn power_of_ten(exponent: i32) -> String {
+pub(crate) fn power_of_ten(exponent: i32) -> String {
     match exponent {
         0..=3 => 10u32.pow(exponent as u32).to_string(),
         -3..0 => format!("{:.*}", exponent.unsigned_abs() as usize, 10f64.powi(exponent)),

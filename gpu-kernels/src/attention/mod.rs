@@ -1,9 +1,10 @@
 //! Causal grouped-query attention over pages, for ragged batches.
 //!
-//! # One arithmetic for all kernels
-//! A row of the batch gets the same bits from every kernel here, whatever else is in the batch, however a
-//! prompt was cut into chunks and whether its prefix was cached (a zero may differ in sign). For a row that
-//! sees `num_keys` keys (its position + 1), and one head:
+//! # One arithmetic for all kernels, but for those of tensor cores
+//! A row of the batch gets the same bits from every kernel of one kind, whatever else is in the batch, however a
+//! prompt was cut into chunks and whether its prefix was cached (a zero may differ in sign). There are two kinds: the kernels
+//! `mma` round queries and weights to the pages' format, see [`prefill_mma`] for their arithmetic; the others
+//! round nothing but the result. For a row that sees `num_keys` keys (its position + 1), and one head, these compute:
 //!
 //! 1. `q` is multiplied with `log2(e) / sqrt(head_dim)`, so that the softmax is one of powers of 2.
 //! 2. A score is two chains of fused multiply-adds, over even and over odd dimensions in ascending order, then
@@ -38,6 +39,7 @@ pub mod decode;
 pub mod decode_merged;
 pub mod prefill;
 
+pub mod prefill_mma;
 mod prefill_tiled;
 
 pub use prefill_tiled::*;

@@ -8,7 +8,11 @@
 #[device]
 use super::scale;
 #[device]
-use crate::{grid::repeat, vector::Group};
+use crate::{
+    fused::{launch_dependents, wait_for_dependencies},
+    grid::repeat,
+    vector::Group,
+};
 use cuda_std::prelude::*;
 
 /// Groups of 4 columns that a thread keeps.
@@ -20,6 +24,7 @@ pub const MAX_HIDDEN_SIZE: u32 = 4 * GROUPS as u32 * super::BLOCK_SIZE;
 #[device]
 #[inline(always)]
 unsafe fn registers<E: Group<4>>(hidden_size: u32, x: *const f32, weight: *const f32, eps: f32, out: *mut E) {
+    launch_dependents();
     let start = crate::grid::offset(thread::block_idx_x(), hidden_size, 0);
     let column = |group: usize| 4 * (thread::thread_idx_x() + group as u32 * super::BLOCK_SIZE);
     // SAFETY: the grid has a block a row; groups of 4 columns stay below `hidden_size`, a multiple of 4.
@@ -34,6 +39,8 @@ unsafe fn registers<E: Group<4>>(hidden_size: u32, x: *const f32, weight: *const
         // Where nothing stands between, the assembler moves these loads behind the sum, to wait for the memory a second time.
         // It becomes no instruction of its own on compute capability 9.0.
         warp::sync_warp(u32::MAX);
+        // The weight is there at any time, x once the kernel before this one has ended.
+        wait_for_dependencies();
         repeat(GROUPS, |i| {
             if column(i) < hidden_size {
                 v[i] = f32::load_group(x.add(column(i) as usize));
@@ -48,7 +55,7 @@ unsafe fn registers<E: Group<4>>(hidden_size: u32, x: *const f32, weight: *const
                 let (v, w) = (v[i], w[i]);
                 let normed =
                     [v[0] * scale * w[0], v[1] * scale * w[1], v[2] * scale * w[2], v[3] * scale * w[3]];
-                E::store_group(out.add(column(i) as usize), normed);
+                E::store_saturated(out.add(column(i) as usize), normed);
             }
         });
     }

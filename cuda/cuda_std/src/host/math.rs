@@ -80,6 +80,12 @@ pub fn ex2_approx(x: f32) -> f32 {
     canonical(f64::from(x).exp2() as f32)
 }
 
+/// Subnormal numbers are zero, before and after.
+#[inline]
+pub fn ex2_approx_ftz(x: f32) -> f32 {
+    canonical(flush(f64::from(flush(x)).exp2() as f32))
+}
+
 #[inline]
 pub fn lg2_approx(x: f32) -> f32 {
     canonical(f64::from(x).log2() as f32)

@@ -14,7 +14,8 @@ pub mod shared;
 
 pub use lanes::*;
 pub use math::{
-    add_rn, cos_approx, ex2_approx, lg2_approx, mul_rn, rcp_approx_ftz, rsqrt_approx, sin_approx,
+    add_rn, cos_approx, ex2_approx, ex2_approx_ftz, lg2_approx, mul_rn, rcp_approx_ftz, rsqrt_approx,
+    sin_approx,
 };
 
 use core::panic::Location;

@@ -102,6 +102,8 @@ unsafe extern "unadjusted" {
     pub safe fn mul_rn(a: f32, b: f32) -> f32;
     #[link_name = "llvm.nvvm.ex2.approx.f32"]
     pub safe fn ex2_approx(x: f32) -> f32;
+    #[link_name = "llvm.nvvm.ex2.approx.ftz.f32"]
+    pub safe fn ex2_approx_ftz(x: f32) -> f32;
     #[link_name = "llvm.nvvm.lg2.approx.f"]
     pub safe fn lg2_approx(x: f32) -> f32;
     #[link_name = "llvm.nvvm.rsqrt.approx.f"]

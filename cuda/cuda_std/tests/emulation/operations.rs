@@ -404,7 +404,7 @@ fn kernels_that_a_gpu_is_compared_on_run_here() {
     let lanes = buffer(e, &[[0u32; 26]; 64]);
     unsafe {
         compare_exact(e, &grid(2, 32), 64, words().cast().into(), exact).unwrap();
-        compare_approximate(e, &grid(2, 32), 64, words().cast().into(), buffer(e, &[[0.0; 8]; 64])).unwrap();
+        compare_approximate(e, &grid(2, 32), 64, words().cast().into(), buffer(e, &[[0.0; 9]; 64])).unwrap();
         compare_atomics(e, &grid(2, 32), words().cast(), buffer(e, &[[0u32; 10]; 64])).unwrap();
         compare_mma(e, &grid(2, 32), words().cast().into(), buffer(e, &[[[0.0; 8]; 2]; 64])).unwrap();
         compare_ldmatrix(e, &grid(1, 32), matrices).unwrap();
@@ -473,6 +473,7 @@ fn nan_has_the_bits_that_an_h200_gives() {
     }
     for x in [f32::NAN, f32::from_bits(0xff80_0001)] {
         let given = [
+            x.exp2_approx(),
             GpuFloat::exp(x),
             GpuFloat::exp2(x),
             GpuFloat::rsqrt(x),
@@ -484,6 +485,11 @@ fn nan_has_the_bits_that_an_h200_gives() {
             x.cos_approx(),
             GpuFloat::fract(f32::INFINITY),
         ];
-        assert_eq!(given.map(f32::to_bits), [NAN; 10]);
+        assert_eq!(given.map(f32::to_bits), [NAN; 11]);
     }
+    let subnormal = f32::MIN_POSITIVE / 2.0;
+    assert_eq!(
+        [-127.0, -126.0, subnormal, 3.0, f32::NEG_INFINITY].map(f32::exp2_approx),
+        [0.0, f32::MIN_POSITIVE, 1.0, 8.0, 0.0]
+    );
 }

@@ -34,8 +34,17 @@ pub const EXACT: [&str; 21] = [
 ];
 
 /// Results of [`compare_approximate`].
-pub const APPROXIMATE: [&str; 8] =
-    ["exp2", "rsqrt", "exp", "recip_approx", "exp_approx", "log2_approx", "sin_approx", "cos_approx"];
+pub const APPROXIMATE: [&str; 9] = [
+    "exp2",
+    "rsqrt",
+    "exp",
+    "recip_approx",
+    "exp_approx",
+    "log2_approx",
+    "sin_approx",
+    "cos_approx",
+    "exp2_approx",
+];
 
 /// Exact functions of pairs of numbers, as bits; thread `i` takes pair `i`.
 ///
@@ -84,7 +93,7 @@ pub unsafe fn compare_exact(n: u32, pairs: *const [u32; 2], out: *mut [u32; 21])
 /// # Safety
 /// `x` and `out` hold `n` elements.
 #[kernel]
-pub unsafe fn compare_approximate(n: u32, x: *const f32, out: *mut [f32; 8]) {
+pub unsafe fn compare_approximate(n: u32, x: *const f32, out: *mut [f32; 9]) {
     let i = thread::index_1d();
     if i >= n {
         return;
@@ -101,6 +110,7 @@ pub unsafe fn compare_approximate(n: u32, x: *const f32, out: *mut [f32; 8]) {
             x.log2_approx(),
             x.sin_approx(),
             x.cos_approx(),
+            x.exp2_approx(),
         ];
     }
 }

@@ -131,6 +131,7 @@ pub unsafe fn cover_float(x: f32, y: f32, z: f64, out: *mut u32) {
     sink.put([
         x.recip_approx(),
         x.exp_approx(),
+        x.exp2_approx(),
         x.ln_approx(),
         x.log2_approx(),
         x.sin_approx(),

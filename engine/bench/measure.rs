@@ -1,0 +1,320 @@
+//! Runs a test on an engine, as any caller of the engine would.
+//!
+//! What comes before the timed part is a request of its own whose pages are [kept](Request::keep); each repetition
+//! [continues](Request::continue_from) from there, so a depth is prefilled once and not once a repetition. A test of
+//! decoding begins when all its sequences have drawn their first token in one step, and from then on each step takes one
+//! row of each of them.
+//!
+//! Timed is everything between two steps of the engine that a user pays for: scheduling, the batch's upload, the forward
+//! pass, sampling, detokenisation, stop strings, events. Writing text to a terminal or a socket is not.
+
+use super::plan::Test;
+use crate::error::{Error, Result};
+use crate::generate::{Engine, Event, Request};
+use crate::sampler::{SamplingParams, philox4x32_10};
+use crate::scheduler::SequenceId;
+use std::time::Instant;
+
+/// What one repetition took.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sample {
+    /// The whole timed part, in seconds.
+    pub seconds: f64,
+    /// Every step of the timed part, in seconds.
+    pub steps: Vec<f64>,
+    /// What of `seconds` the engine took and not the model: scheduling, detokenisation, events.
+    pub engine_seconds: f64,
+}
+
+/// The timed part of a test on sequences of random tokens.
+pub struct Bench<'a> {
+    engine: &'a mut Engine,
+    sampling: SamplingParams,
+    /// The latest kept sequences: the first `depth` tokens of each are those of [`Bench::tokens`].
+    kept: Vec<SequenceId>,
+    depth: usize,
+    /// Counts repetitions, so that no two prompts after a depth begin alike: the cache would serve the second.
+    round: u32,
+}
+
+/// Sets the generator's counters for prompts apart from those of draws.
+const PROMPTS: u32 = 0x6265_6e63;
+
+impl<'a> Bench<'a> {
+    /// A bench on an engine that serves nobody else meanwhile. `sampling.seed` also gives the prompts.
+    pub fn new(engine: &'a mut Engine, sampling: SamplingParams) -> Self {
+        Self { engine, sampling, kept: Vec::new(), depth: 0, round: 0 }
+    }
+
+    /// Why the engine cannot run a test; `None` if it can.
+    pub fn obstacle(&self, test: &Test) -> Option<String> {
+        let (context, longest) = (test.context(), self.engine.max_model_len());
+        let (pages, num_pages) = (test.pages(), self.engine.pool().num_pages());
+        if context > longest {
+            Some(format!(
+                "it takes {context} tokens of context, and {longest} are what the model and the memory allow; lower {}",
+                test.options()
+            ))
+        } else if pages > num_pages {
+            Some(format!(
+                "its {} sequences of {context} tokens take {pages} KV pages, and {num_pages} fit into the memory; lower {}",
+                test.n_parallel,
+                test.options()
+            ))
+        } else {
+            None
+        }
+    }
+
+    /// Runs a test, `warm_up` times untimed and then `repetitions` times.
+    ///
+    /// # Errors
+    /// Whatever the engine says.
+    pub fn run(&mut self, test: &Test, warm_up: usize, repetitions: usize) -> Result<Vec<Sample>> {
+        let mut samples = Vec::with_capacity(repetitions);
+        while samples.len() < warm_up + repetitions {
+            self.fill_to(test)?;
+            let sample = match self.repetition(test)? {
+                Some(sample) => sample,
+                // Longer sequences of an earlier test had left too few pages: without them there are enough.
+                None => {
+                    self.forget();
+                    self.fill_to(test)?;
+                    self.repetition(test)?.ok_or_else(|| {
+                        Error::Memory(format!("{test}: the KV cache does not keep what it was filled with"))
+                    })?
+                }
+            };
+            samples.push(sample);
+        }
+        Ok(samples.split_off(warm_up))
+    }
+
+    /// Brings the cache to the depth of a test, for all its sequences.
+    fn fill_to(&mut self, test: &Test) -> Result<()> {
+        if test.n_depth != self.depth {
+            self.forget();
+            self.depth = test.n_depth;
+        }
+        if test.n_depth == 0 {
+            return Ok(());
+        }
+        for sequence in self.kept.len()..test.n_parallel {
+            let prompt = self.tokens(sequence, test.n_depth);
+            let request = Request { max_tokens: Some(1), keep: true, ..self.request(prompt) };
+            self.kept.push(self.engine.submit(request)?);
+        }
+        while self.engine.has_work() {
+            self.engine.step()?;
+        }
+        Ok(())
+    }
+
+    /// Gives the kept pages back.
+    fn forget(&mut self) {
+        for id in self.kept.drain(..) {
+            self.engine.release(id);
+        }
+    }
+
+    /// One repetition; `None` if the cache had lost what it was filled with.
+    fn repetition(&mut self, test: &Test) -> Result<Option<Sample>> {
+        self.round += 1;
+        let requests: Vec<Request> = (0..test.n_parallel)
+            .map(|sequence| Request {
+                max_tokens: Some(test.n_gen + 1),
+                keep: test.n_depth > 0,
+                continue_from: self.kept.get(sequence).copied(),
+                ..self.request(self.prompt(test, sequence))
+            })
+            .collect();
+        // Of a prompt that is wholly in the cache the last token is computed again, for its logits.
+        let expected = if test.n_prompt > 0 { test.n_depth } else { test.start() - 1 };
+
+        let mut texts = vec![String::new(); test.n_parallel];
+        let mut tokens: Vec<Vec<u32>> = vec![Vec::new(); test.n_parallel];
+        let mut start = Instant::now();
+        let mut ids = Vec::with_capacity(test.n_parallel);
+        for request in requests {
+            ids.push(self.engine.submit(request)?);
+        }
+        let first = ids[0].0;
+        if test.is_decode() {
+            let events = self.engine.step()?;
+            if events.len() != test.n_parallel {
+                self.abandon(&ids)?;
+                return Ok(None);
+            }
+            start = Instant::now();
+        }
+        let (mut steps, mut left) = (Vec::with_capacity(test.n_gen + 1), test.n_parallel);
+        let mut last = start;
+        let (mut reused, mut model_seconds) = (true, 0.0);
+        while left > 0 {
+            for event in self.engine.step()? {
+                let place = (event.id().0 - first) as usize;
+                texts[place] += event.text();
+                match event {
+                    Event::Token { token, .. } => tokens[place].push(token),
+                    Event::Finished { usage, timings, .. } => {
+                        left -= 1;
+                        reused &= usage.cached_tokens == expected || test.n_depth == 0;
+                        // All sequences take the same steps; the first prefill step of a decode test is not timed.
+                        let prefill = if test.is_decode() { 0.0 } else { timings.prefill_seconds };
+                        model_seconds = timings.decode_seconds + prefill;
+                    }
+                }
+            }
+            let now = Instant::now();
+            steps.push(now.duration_since(last).as_secs_f64());
+            last = now;
+        }
+        let seconds = last.duration_since(start).as_secs_f64();
+        if test.n_depth > 0 {
+            self.kept.splice(..ids.len(), ids);
+        }
+        let engine_seconds = (seconds - model_seconds).max(0.0);
+        Ok(reused.then_some(Sample { seconds, steps, engine_seconds }))
+    }
+
+    /// Ends sequences that did not start together.
+    fn abandon(&mut self, ids: &[SequenceId]) -> Result<()> {
+        for &id in ids {
+            self.engine.cancel(id);
+        }
+        while self.engine.has_work() {
+            self.engine.step()?;
+        }
+        self.kept.splice(..ids.len().min(self.kept.len()), ids.iter().copied());
+        Ok(())
+    }
+
+    fn request(&self, prompt: Vec<u32>) -> Request {
+        Request { sampling: self.sampling.clone(), ignore_eos: true, ..Request::new(prompt) }
+    }
+
+    /// The tokens before the timed part, then the timed prompt.
+    fn prompt(&self, test: &Test, sequence: usize) -> Vec<u32> {
+        let mut prompt = self.tokens(sequence, test.start());
+        let vocab_size = self.engine.runner().vocab_size();
+        // Consecutive rounds begin with consecutive tokens, which differ.
+        let place = self.tokens(sequence, 1)[0] as usize + self.round as usize;
+        let new = (0..test.n_prompt).map(|i| match i {
+            0 => (place % vocab_size) as u32,
+            _ => self.token(sequence, i, self.round),
+        });
+        prompt.extend(new);
+        prompt
+    }
+
+    /// The first `count` random tokens of a sequence.
+    fn tokens(&self, sequence: usize, count: usize) -> Vec<u32> {
+        (0..count).map(|i| self.token(sequence, i, 0)).collect()
+    }
+
+    fn token(&self, sequence: usize, i: usize, round: u32) -> u32 {
+        let seed = self.sampling.seed;
+        let words =
+            philox4x32_10([i as u32, sequence as u32, round, PROMPTS], [seed as u32, (seed >> 32) as u32]);
+        (u64::from(words[0]) % self.engine.runner().vocab_size() as u64) as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::generate::EngineConfig;
+    use crate::model::open::{DeviceChoice, RunnerOptions, open_runner};
+    use crate::testing::TinyModel;
+    use crate::weights::Weights;
+
+    fn engine(max_model_len: usize, max_num_sequences: usize) -> Engine {
+        let gguf = TinyModel::default().gguf();
+        let config = Config::from_gguf(&gguf).unwrap();
+        let weights = Weights::from_gguf(&gguf, &config).unwrap();
+        let options = RunnerOptions {
+            device: DeviceChoice::Cpu,
+            max_model_len: Some(max_model_len),
+            max_num_tokens: 16,
+            max_num_sequences,
+            max_num_logits: max_num_sequences,
+            ..RunnerOptions::default()
+        };
+        let runner = open_runner(&weights, &config, &options, &mut |_, _| ()).unwrap();
+        let tokenizer = crate::tokenizer::Tokenizer::from_gguf(&gguf).unwrap();
+        Engine::new(runner, Some(tokenizer.into()), EngineConfig::default()).unwrap()
+    }
+
+    fn greedy() -> SamplingParams {
+        SamplingParams { temperature: 0.0, ..SamplingParams::default() }
+    }
+
+    #[test]
+    fn each_step_takes_all_sequences_and_nothing_else_is_timed() {
+        let mut engine = engine(128, 4);
+        let mut bench = Bench::new(&mut engine, greedy());
+        for (n_prompt, n_gen, n_depth, n_parallel, steps) in [
+            (40, 0, 0, 1, 3), // 16 rows a step
+            (0, 5, 0, 1, 5),
+            (0, 5, 0, 4, 5),
+            (33, 0, 50, 1, 3),
+            (0, 6, 50, 1, 6),
+            (0, 6, 50, 3, 6),
+            (20, 4, 50, 1, 6),
+            (0, 2, 7, 2, 2),
+        ] {
+            let test = Test { n_prompt, n_gen, n_depth, n_parallel };
+            assert_eq!(bench.obstacle(&test), None);
+            let samples = bench.run(&test, 1, 3).unwrap();
+            assert_eq!(samples.len(), 3);
+            for sample in samples {
+                assert_eq!(sample.steps.len(), steps, "{test}");
+                assert!((sample.steps.iter().sum::<f64>() - sample.seconds).abs() < 1e-6);
+                assert!(sample.engine_seconds < sample.seconds);
+            }
+        }
+        bench.forget();
+        assert_eq!(engine.pool().num_free(), engine.pool().num_pages(), "no page is left behind");
+    }
+
+    /// The pool holds one sequence of full length, and the earlier test leaves its kept one longer than this one needs.
+    #[test]
+    fn pages_that_an_earlier_test_left_are_made_free() {
+        let mut engine = engine(256, 2);
+        let num_pages = engine.pool().num_pages();
+        let mut bench = Bench::new(&mut engine, greedy());
+        let long = Test { n_prompt: 190, n_gen: 0, n_depth: 64, n_parallel: 1 };
+        let wide = Test { n_prompt: 0, n_gen: 185, n_depth: 64, n_parallel: 2 };
+        assert_eq!(wide.pages(), num_pages);
+        assert_eq!(bench.run(&long, 0, 2).unwrap().len(), 2);
+        assert_eq!(bench.run(&wide, 0, 2).unwrap()[1].steps.len(), 185);
+    }
+
+    #[test]
+    fn what_does_not_fit_names_its_options() {
+        let mut engine = engine(64, 2);
+        let bench = Bench::new(&mut engine, greedy());
+        let fits = Test { n_prompt: 0, n_gen: 31, n_depth: 32, n_parallel: 2 };
+        assert_eq!(bench.obstacle(&fits), None);
+        let long = bench.obstacle(&Test { n_gen: 32, ..fits }).unwrap();
+        assert!(long.contains("65 tokens") && long.contains("-n, -d or -b"), "{long}");
+        let wide = bench.obstacle(&Test { n_parallel: 3, ..fits }).unwrap();
+        assert!(wide.contains("6 KV pages, and 4 fit"), "{wide}");
+    }
+
+    #[test]
+    fn prompts_come_from_the_seed_and_no_two_rounds_begin_alike() {
+        let mut engine = engine(64, 1);
+        let mut bench = Bench::new(&mut engine, greedy());
+        let test = Test { n_prompt: 5, n_gen: 0, n_depth: 3, n_parallel: 1 };
+        let first = bench.prompt(&test, 0);
+        assert_eq!(first.len(), 8);
+        assert_eq!(first, bench.prompt(&test, 0));
+        assert_ne!(first, bench.prompt(&test, 1));
+        bench.round += 1;
+        let second = bench.prompt(&test, 0);
+        assert_eq!(first[..3], second[..3]);
+        assert_ne!(first[3], second[3]);
+    }
+}

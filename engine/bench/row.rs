@@ -1,0 +1,224 @@
+//! What is printed of a test: llama-bench's fields under its names, and ours.
+
+use super::compare::Comparison;
+use super::measure::Sample;
+use super::plan::Test;
+use super::start_up;
+use crate::lab::stats::Stats;
+use serde::Serialize;
+
+/// What is the same for all rows of a run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Facts {
+    pub engine: &'static str,
+    pub build_number: &'static str,
+    pub cpu_info: String,
+    /// Empty where the CPU computes.
+    pub gpu_info: String,
+    pub backends: &'static str,
+    pub model_filename: String,
+    pub model_type: String,
+    /// Bytes of all tensors.
+    pub model_size: u64,
+    pub model_n_params: u64,
+    /// Rows of a step; llama-bench knows a logical and a physical size, which are one here.
+    pub n_batch: usize,
+    pub n_ubatch: usize,
+    pub n_threads: usize,
+    pub type_k: &'static str,
+    pub type_v: &'static str,
+    /// Kernel variants that were asked for.
+    pub kernel: String,
+    /// How tokens are drawn.
+    pub sampling: String,
+    /// What is timed besides the forward pass.
+    pub included: &'static str,
+    /// Bytes a second, measured in this run before the tests; an emulated device has none.
+    pub read_bandwidth: Option<f64>,
+    /// Weights that a decode step reads, in bytes.
+    #[serde(skip)]
+    pub decode_weight_bytes: usize,
+    /// K and V of one position of one sequence in all layers, in bytes.
+    #[serde(skip)]
+    pub kv_bytes_per_position: usize,
+    #[serde(flatten)]
+    pub start_up: Option<start_up::Summary>,
+}
+
+/// A test's results.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    #[serde(flatten)]
+    pub facts: Facts,
+    pub test: String,
+    pub n_prompt: usize,
+    pub n_gen: usize,
+    pub n_depth: usize,
+    pub n_parallel: usize,
+    /// UTC
+    pub test_time: String,
+    pub avg_ns: u64,
+    pub stddev_ns: u64,
+    /// Tokens a second of all sequences together.
+    pub avg_ts: f64,
+    pub stddev_ts: f64,
+    pub median_ns: u64,
+    pub median_ts: f64,
+    /// Median of all steps of all repetitions, in microseconds; of a prompt, steps are its chunks.
+    pub step_us: f64,
+    /// A tenth of the steps are faster.
+    pub step_us_p10: f64,
+    /// A tenth of the steps are slower.
+    pub step_us_p90: f64,
+    /// Of the median repetition.
+    pub us_per_token: f64,
+    /// What of a step's time the engine takes around the model, on average.
+    pub engine_us_per_step: f64,
+    /// Weights, and K and V of all sequences, that a decode step reads on average; `null` for tests with a prompt.
+    pub bytes_per_step: Option<u64>,
+    pub bytes_per_token: Option<u64>,
+    /// What a step takes at `read_bandwidth`.
+    pub floor_us: Option<f64>,
+    /// `floor_us` over the mean step of the median repetition.
+    pub bandwidth_percent: Option<f64>,
+    pub samples_ns: Vec<u64>,
+    pub samples_ts: Vec<f64>,
+    #[serde(flatten)]
+    pub comparison: Option<Comparison>,
+}
+
+impl Row {
+    /// Sums up the repetitions of a test.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn new(facts: &Facts, test: &Test, samples: &[Sample]) -> Self {
+        let seconds: Vec<f64> = samples.iter().map(|sample| sample.seconds).collect();
+        let ns: Vec<f64> = seconds.iter().map(|seconds| seconds * 1e9).collect();
+        let num_tokens = test.num_tokens() as f64;
+        let ts: Vec<f64> = seconds.iter().map(|seconds| num_tokens / seconds).collect();
+        let steps: Vec<f64> = samples.iter().flat_map(|sample| &sample.steps).copied().collect();
+        let step = Stats::of(&steps);
+        let engine_seconds: f64 = samples.iter().map(|sample| sample.engine_seconds).sum();
+        let bytes_per_step = test.is_decode().then(|| {
+            let kv = test.n_parallel as f64 * test.mean_kv_len() * facts.kv_bytes_per_position as f64;
+            facts.decode_weight_bytes as u64 + kv.round() as u64
+        });
+        let floor_us =
+            bytes_per_step.zip(facts.read_bandwidth).map(|(bytes, rate)| bytes as f64 / rate * 1e6);
+        let mean_step_us = median(&seconds) * 1e6 / test.n_gen.max(1) as f64;
+        Self {
+            facts: facts.clone(),
+            test: test.to_string(),
+            n_prompt: test.n_prompt,
+            n_gen: test.n_gen,
+            n_depth: test.n_depth,
+            n_parallel: test.n_parallel,
+            test_time: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            avg_ns: mean(&ns).round() as u64,
+            stddev_ns: standard_deviation(&ns).round() as u64,
+            avg_ts: mean(&ts),
+            stddev_ts: standard_deviation(&ts),
+            median_ns: median(&ns).round() as u64,
+            median_ts: median(&ts),
+            step_us: step.median * 1e6,
+            step_us_p10: step.p10 * 1e6,
+            step_us_p90: step.p90 * 1e6,
+            us_per_token: median(&seconds) * 1e6 / num_tokens,
+            engine_us_per_step: engine_seconds * 1e6 / steps.len() as f64,
+            bytes_per_step,
+            bytes_per_token: bytes_per_step.map(|bytes| bytes / test.n_parallel as u64),
+            floor_us,
+            bandwidth_percent: floor_us.map(|floor| 100.0 * floor / mean_step_us),
+            samples_ns: ns.iter().map(|ns| ns.round() as u64).collect(),
+            samples_ts: ts,
+            comparison: None,
+        }
+    }
+}
+
+/// The arithmetic mean; 0 of nothing.
+pub fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
+}
+
+/// The middle value, or the mean of the two; 0 of nothing.
+pub fn median(values: &[f64]) -> f64 {
+    if values.is_empty() { 0.0 } else { Stats::of(values).median }
+}
+
+/// Of a sample (divided by n - 1), as llama-bench has it; 0 of fewer than two values.
+pub fn standard_deviation(values: &[f64]) -> f64 {
+    if values.len() < 2 {
+        return 0.0;
+    }
+    let mean = mean(values);
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    (squares / (values.len() - 1) as f64).sqrt()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub fn facts() -> Facts {
+        Facts {
+            engine: "qernel",
+            build_number: "0",
+            cpu_info: "a CPU".into(),
+            gpu_info: String::new(),
+            backends: "CPU",
+            model_filename: "m.gguf".into(),
+            model_type: "m f16".into(),
+            model_size: 3 << 29,
+            model_n_params: 494_000_000,
+            n_batch: 512,
+            n_ubatch: 512,
+            n_threads: 2,
+            type_k: "f32",
+            type_v: "f32",
+            kernel: String::new(),
+            sampling: "greedy".into(),
+            included: "sampling, detokenisation",
+            read_bandwidth: Some(1e9),
+            decode_weight_bytes: 1_000_000,
+            kv_bytes_per_position: 100,
+            start_up: None,
+        }
+    }
+
+    pub fn row(test: &Test, seconds: &[f64]) -> Row {
+        let samples: Vec<Sample> = seconds
+            .iter()
+            .map(|&seconds| Sample {
+                seconds,
+                steps: vec![seconds / 4.0; 4],
+                engine_seconds: seconds / 100.0,
+            })
+            .collect();
+        Row::new(&facts(), test, &samples)
+    }
+
+    #[test]
+    fn a_row_sums_up_its_samples() {
+        let test = Test { n_prompt: 0, n_gen: 4, n_depth: 100, n_parallel: 2 };
+        let row = row(&test, &[0.01, 0.02, 0.03]);
+        assert_eq!((row.avg_ns, row.median_ns, row.stddev_ns), (20_000_000, 20_000_000, 10_000_000));
+        assert_eq!(row.samples_ns, [10_000_000, 20_000_000, 30_000_000]);
+        // Eight tokens: 800, 400 and 267 a second.
+        assert!((row.median_ts - 400.0).abs() < 1e-9 && (row.avg_ts - 488.889).abs() < 1e-3);
+        assert!((row.step_us - 5000.0).abs() < 1e-9 && (row.us_per_token - 2500.0).abs() < 1e-9);
+        // Steps read 101 to 104 positions of two sequences.
+        assert_eq!(row.bytes_per_step, Some(1_000_000 + 2 * 10_250));
+        assert_eq!(row.bytes_per_token, Some(510_250));
+        assert!((row.floor_us.unwrap() - 1020.5).abs() < 1e-9);
+        assert!((row.bandwidth_percent.unwrap() - 20.41).abs() < 1e-9);
+        assert!((row.engine_us_per_step - 50.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn statistics_of_few_values() {
+        assert_eq!((mean(&[]), median(&[]), standard_deviation(&[3.0])), (0.0, 0.0, 0.0));
+        assert_eq!(standard_deviation(&[1.0, 3.0]), 2f64.sqrt());
+    }
+}

@@ -1,0 +1,84 @@
+//! What is between the product of Q, K and V and attention: biases, rotation, the pages of K and V.
+
+use super::kv::KvCache;
+use super::rope::rotate;
+use super::tensor::Tensor;
+use super::write_kv::write_row;
+use super::{expect_below, for_each_row};
+use crate::batch::Batch;
+use crate::error::{Error, Result};
+use crate::kv_cache::{KvLayout, PAGE_SIZE};
+use crate::ops::QkvBias;
+
+const OP: &str = "bias_rope_kv";
+
+/// Cosines and sines, [`crate::model::rope::rope_table`].
+#[derive(Clone, Copy)]
+pub struct Angles<'a> {
+    /// `[max_positions, head_dim / 2]`
+    pub cos: &'a [f32],
+    /// `[max_positions, head_dim / 2]`
+    pub sin: &'a [f32],
+}
+
+/// Of each row `[q; k; v]` of `qkv`: biases are added, Q and K rotated by the row's position, Q goes to `q` `[num_tokens,
+/// num_attention_heads * head_dim]`, K and V to the row's slot in `layer`, rounded to the format of the cache.
+///
+/// # Errors
+/// [`Error::Request`] if a position, a slot or the layer is out of range or the shapes do not fit.
+pub fn bias_rope_kv(
+    batch: &Batch,
+    layer: usize,
+    angles: Angles,
+    qkv: &Tensor,
+    bias: &QkvBias<Vec<f32>>,
+    q: &mut Tensor,
+    cache: &mut KvCache,
+) -> Result<()> {
+    let layout = *cache.layout();
+    let KvLayout { num_pages, num_key_value_heads, head_dim, .. } = layout;
+    let (n, half) = (batch.num_tokens(), head_dim / 2);
+    let (q_size, kv_size) = (q.cols(), num_key_value_heads * head_dim);
+    cache.expect_layer(OP, layer)?;
+    expect_below(OP, "slot", &batch.slots, num_pages * PAGE_SIZE)?;
+    expect_below(OP, "position", &batch.positions, angles.cos.len() / half.max(1))?;
+    q.expect(OP, "q", n, q_size)?;
+    qkv.expect(OP, "qkv", n, q_size + 2 * kv_size)?;
+    for (name, bias, size) in [("q", bias.q, q_size), ("k", bias.k, kv_size), ("v", bias.v, kv_size)] {
+        if let Some(bias) = bias.filter(|bias| bias.len() != size) {
+            return Err(Error::Request(format!("{OP}: {name} has {size} columns and {} biases", bias.len())));
+        }
+    }
+    if half == 0 || !q_size.is_multiple_of(head_dim) {
+        return Err(Error::Request(format!("{OP}: {q_size} columns of q are no heads of {head_dim}")));
+    }
+    let angles = |i: usize| {
+        let at = batch.positions[i] as usize * half;
+        (&angles.cos[at..][..half], &angles.sin[at..][..half])
+    };
+    for_each_row(q.first_mut(n), q_size, |i, q| {
+        set(q, &qkv.row(i)[..q_size], bias.q);
+        let (cos, sin) = angles(i);
+        rotate(cos, sin, q);
+    });
+    let (k_pages, v_pages) = cache.layer_mut(layer);
+    let mut row = vec![0.0; kv_size];
+    for (i, &slot) in batch.slots.iter().enumerate() {
+        let (k, v) = qkv.row(i)[q_size..].split_at(kv_size);
+        set(&mut row, k, bias.k);
+        let (cos, sin) = angles(i);
+        rotate(cos, sin, &mut row);
+        write_row(&layout, slot, &row, k_pages);
+        set(&mut row, v, bias.v);
+        write_row(&layout, slot, &row, v_pages);
+    }
+    Ok(())
+}
+
+/// `to = from + bias`
+fn set(to: &mut [f32], from: &[f32], bias: Option<&Vec<f32>>) {
+    to.copy_from_slice(from);
+    if let Some(bias) = bias {
+        to.iter_mut().zip(bias).for_each(|(to, bias)| *to += bias);
+    }
+}

@@ -1,0 +1,176 @@
+//! Biases, rotation and the pages of K and V: what is between the product of Q, K and V and attention.
+
+use super::add_bias::expect_vector;
+use super::batch::{CudaBatch, expect_bound};
+use super::device::{Dependent, Device};
+use super::launch::{Launch, always, by_dtype, dimension};
+use super::memory::DeviceBuffer;
+use super::rope::RopeTable;
+use super::tensor::{KvCache, Tensor};
+use super::variant::{KernelChoice, Variant, select};
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::kv_cache::PAGE_SIZE;
+use crate::ops::QkvBias;
+use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
+use gpu_kernels::bias_rope_kv::{
+    MAX_BLOCK_SIZE, bias_rope_kv_bf16_plain, bias_rope_kv_bf16_vec4, bias_rope_kv_f16_plain,
+    bias_rope_kv_f16_vec4, bias_rope_kv_f32_plain, bias_rope_kv_f32_vec4,
+};
+
+pub(super) const OP: &str = "bias_rope_kv";
+
+/// Arrays as the kernels describe them; pages of `dtype`, biases null where there are none.
+pub(super) struct Case {
+    dtype: Dtype,
+    rows: u32,
+    num_attention_heads: u32,
+    num_key_value_heads: u32,
+    head_dim: u32,
+    positions: DevicePtr<u32>,
+    slots: DevicePtr<u32>,
+    cos: DevicePtr<f32>,
+    sin: DevicePtr<f32>,
+    qkv: DevicePtr<f32>,
+    q_bias: DevicePtr<f32>,
+    k_bias: DevicePtr<f32>,
+    v_bias: DevicePtr<f32>,
+    q: DevicePtrMut<f32>,
+    k_pages: DevicePtrMut<u8>,
+    v_pages: DevicePtrMut<u8>,
+}
+
+/// A grid of `[rows, blocks]` with `threads` threads a row, in blocks of nearly the same size.
+fn threads_of_rows(rows: u32, threads: u32) -> LaunchConfig {
+    let blocks = threads.div_ceil(MAX_BLOCK_SIZE).max(1);
+    let block = threads.div_ceil(blocks).next_multiple_of(32).clamp(32, MAX_BLOCK_SIZE);
+    LaunchConfig { grid: [rows, threads.div_ceil(block), 1], block: [block, 1, 1], shared_bytes: 0 }
+}
+
+macro_rules! launch {
+    ($pairs_per_thread:literal, $f32:path, $f16:path, $bf16:path) => {
+        |device, case| {
+            let heads = case.num_attention_heads + 2 * case.num_key_value_heads;
+            let config = threads_of_rows(case.rows, heads * (case.head_dim / 2 / $pairs_per_thread));
+            let device = &Dependent(device);
+            // SAFETY: a row of blocks for each row, a thread for each group of pairs; the caller and `eligible` vouch for
+            // the case.
+            unsafe {
+                by_dtype!(
+                    case.dtype,
+                    $f32,
+                    $f16,
+                    $bf16,
+                    (
+                        device,
+                        &config,
+                        case.num_attention_heads,
+                        case.num_key_value_heads,
+                        case.head_dim,
+                        case.positions,
+                        case.slots,
+                        case.cos,
+                        case.sin,
+                        case.qkv,
+                        case.q_bias,
+                        case.k_bias,
+                        case.v_bias,
+                        case.q,
+                        case.k_pages.cast(),
+                        case.v_pages.cast(),
+                    )
+                )
+            }
+        }
+    };
+}
+
+pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
+    Variant {
+        name: "vec4",
+        kernels: &[],
+        eligible: |case| {
+            if case.head_dim.is_multiple_of(8) { Ok(()) } else { Err("head_dim is not a multiple of 8") }
+        },
+        launch: launch!(4, bias_rope_kv_f32_vec4, bias_rope_kv_f16_vec4, bias_rope_kv_bf16_vec4),
+    },
+    Variant {
+        name: "plain",
+        kernels: &[],
+        eligible: always,
+        launch: launch!(1, bias_rope_kv_f32_plain, bias_rope_kv_f16_plain, bias_rope_kv_bf16_plain),
+    },
+];
+
+/// The operands of [`bias_rope_kv`].
+pub(super) struct BiasRopeKv<'a> {
+    pub batch: &'a CudaBatch,
+    pub table: &'a RopeTable,
+    pub layer: usize,
+    pub qkv: &'a Tensor,
+    pub bias: &'a QkvBias<'a, DeviceBuffer<f32>>,
+    pub q: &'a mut Tensor,
+    pub cache: &'a mut KvCache,
+}
+
+/// [`crate::ops::Ops::bias_rope_kv`]
+pub(super) fn bias_rope_kv(device: &Device, choice: &KernelChoice, operands: BiasRopeKv) -> Result<()> {
+    let BiasRopeKv { batch, table, layer, qkv, bias, q, cache } = operands;
+    let (n, layout) = (batch.shape.num_tokens, cache.layout);
+    let (q_size, kv_size) = (q.cols, layout.num_key_value_heads * layout.head_dim);
+    q.expect(OP, "q", n, q_size)?;
+    qkv.expect(OP, "qkv", n, q_size + 2 * kv_size)?;
+    if layout.head_dim != table.head_dim || !q_size.is_multiple_of(table.head_dim) {
+        return Err(Error::Request(format!(
+            "{OP}: q has {q_size} columns and K heads of {}, which are no heads of {}",
+            layout.head_dim, table.head_dim
+        )));
+    }
+    let biases = [("q", bias.q, q_size), ("k", bias.k, kv_size), ("v", bias.v, kv_size)];
+    for (name, bias, size) in biases {
+        bias.map_or(Ok(()), |bias| expect_vector(OP, name, bias, size))?;
+    }
+    expect_bound(OP, "position", batch.shape.position_bound, table.max_positions)?;
+    expect_bound(OP, "slot", batch.shape.slot_bound, layout.num_pages * PAGE_SIZE)?;
+    let (k_pages, v_pages) = cache.layer_mut(OP, layer)?;
+    if n == 0 {
+        return Ok(());
+    }
+    let [q_bias, k_bias, v_bias] =
+        biases.map(|(_, bias, _)| bias.map_or(DevicePtr::from_raw(0), DeviceBuffer::ptr));
+    let case = Case {
+        dtype: layout.dtype,
+        rows: dimension(OP, n)?,
+        num_attention_heads: dimension(OP, q_size / table.head_dim)?,
+        num_key_value_heads: dimension(OP, layout.num_key_value_heads)?,
+        head_dim: dimension(OP, table.head_dim)?,
+        positions: batch.positions(),
+        slots: batch.slots(),
+        cos: table.cos.ptr(),
+        sin: table.sin.ptr(),
+        qkv: qkv.ptr(),
+        q_bias,
+        k_bias,
+        v_bias,
+        q: q.ptr_mut(),
+        k_pages,
+        v_pages,
+    };
+    let variant = select(OP, &VARIANTS, &case, choice.get(OP))?;
+    // SAFETY: shapes, positions and slots were checked; q and the pages are borrowed alone. Two rows with the same slot would
+    // race for its value, which is wrong but stays inside the page.
+    unsafe { (variant.launch)(device, &case) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_has_its_threads_in_blocks_of_nearly_the_same_size() {
+        for (threads, blocks, block) in [(144, 1, 160), (576, 3, 192), (36 * 64, 9, 256), (1, 1, 32)] {
+            let config = threads_of_rows(5, threads);
+            assert_eq!((config.grid, config.block), ([5, blocks, 1], [block, 1, 1]), "{threads} threads");
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Biases, rotation and the pages of K and V, against the same in f64.
+
+use super::ragged;
+use super::rope::rotate;
+use crate::batch::{Batch, BatchLimits, SequenceRows, WantedLogits};
+use crate::cuda::{CudaBatch, CudaOps, DeviceBuffer, KvCache, Tensor};
+use crate::dtype::Dtype;
+use crate::error::Result;
+use crate::kv_cache::{KvLayout, PAGE_SIZE, pages_for};
+use crate::lab::case::{Case, Cases, Cost, Instance, Workload};
+use crate::lab::findings::Findings;
+use crate::lab::values::*;
+use crate::model::OpsConfig;
+use crate::ops::{Ops, QkvBias};
+
+pub const CASES: Cases = Cases { op: "bias_rope_kv", checks, timings };
+
+/// The layer that is written, of two where the other must stay as it is.
+const LAYER: usize = 1;
+const LAYERS: usize = 2;
+/// NaN in every format.
+const POISON: u8 = 0xFF;
+
+/// Heads of Q, heads of K and of V, values of each.
+type Heads = (usize, usize, usize);
+
+fn checks() -> Vec<Case> {
+    let shapes = [((14, 2, 64), true), ((3, 1, 64), false), ((2, 2, 128), true)];
+    let of = |dtype| {
+        shapes.map(|(heads, biased)| case(dtype, heads, biased, 131, 9, Box::new(|seed| ragged(seed, 10, 9))))
+    };
+    Dtype::ALL.into_iter().flat_map(of).collect()
+}
+
+fn timings(workload: &Workload) -> Vec<Case> {
+    let config = &workload.config;
+    let heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
+    let of = |&n: &usize| {
+        let num_pages = pages_for(n);
+        let host = move |seed| {
+            let pages = shuffled(seed, "pages", num_pages);
+            let tokens = vec![0; n];
+            let rows =
+                SequenceRows { tokens: &tokens, position: 0, pages: &pages, logits: WantedLogits::None };
+            Batch::new(&[rows])
+        };
+        case(workload.dtype, heads, config.attention_bias, n, num_pages, Box::new(host))
+    };
+    workload.rows.iter().map(of).collect()
+}
+
+fn case(
+    dtype: Dtype,
+    heads: Heads,
+    biased: bool,
+    n: usize,
+    num_pages: usize,
+    host: Box<dyn Fn(u64) -> Batch>,
+) -> Case {
+    let (q_heads, kv_heads, head_dim) = heads;
+    let (q_size, kv_size) = (q_heads * head_dim, kv_heads * head_dim);
+    let values = n * (q_size + 2 * kv_size);
+    let limits = BatchLimits {
+        max_num_tokens: n.max(256),
+        max_num_sequences: 4,
+        max_num_logits: n.max(256),
+        max_blocks: num_pages.max(8),
+    };
+    let config = OpsConfig {
+        num_attention_heads: q_heads,
+        num_key_value_heads: kv_heads,
+        head_dim,
+        rope_theta: 1e6,
+        max_model_len: n.max(256),
+        limits,
+    };
+    let bias = if biased { "" } else { ", no bias" };
+    let bytes = values * 4 + n * (q_size * 4 + 2 * kv_size * dtype.size() + head_dim * 4 + 8);
+    Case {
+        dtype,
+        shape: format!("{n} rows, {q_heads}:{kv_heads} heads of {head_dim}{bias}"),
+        work: values,
+        cost: Cost { bytes: bytes as f64, flops: 4.0 * values as f64 },
+        config: config.clone(),
+        prepare: Box::new(move |ops, seed| {
+            let layout =
+                KvLayout { dtype, num_layers: LAYERS, num_pages, num_key_value_heads: kv_heads, head_dim };
+            let setup = Setup { heads, biased, layout, host: host(seed) };
+            Ok(Box::new(BiasRopeKv::new(ops, seed, &config, setup)?))
+        }),
+    }
+}
+
+/// What a case is made of.
+struct Setup {
+    heads: Heads,
+    biased: bool,
+    layout: KvLayout,
+    host: Batch,
+}
+
+struct BiasRopeKv {
+    dtype: Dtype,
+    batch: CudaBatch,
+    qkv: Tensor,
+    /// Of Q, K and V.
+    bias: [Option<DeviceBuffer<f32>>; 3],
+    q: Tensor,
+    cache: KvCache,
+    /// Exact values, and the tolerance of each in units of roundoff of f32.
+    expected_q: Vec<(f64, f64)>,
+    /// All pages of K and of V of the layer; `None` where nothing is written.
+    expected_pages: [Vec<Option<(f64, f64)>>; 2],
+}
+
+impl BiasRopeKv {
+    fn new(ops: &mut CudaOps, seed: u64, config: &OpsConfig, setup: Setup) -> Result<Self> {
+        let Setup { heads: (q_heads, kv_heads, head_dim), biased, layout, host } = setup;
+        let (n, q_size, kv_size) = (host.num_tokens(), q_heads * head_dim, kv_heads * head_dim);
+        let cols = q_size + 2 * kv_size;
+        let name = format!("bias_rope_kv [{n}, {cols}]");
+        let input = random(seed, &name, n * cols);
+        let biases: Vec<f32> = match biased {
+            true => random(seed, &format!("{name}: bias"), cols).iter().map(|bias| 10.0 * bias).collect(),
+            false => vec![0.0; cols],
+        };
+        let sums: Vec<f64> =
+            input.iter().enumerate().map(|(i, x)| f64::from(*x) + f64::from(biases[i % cols])).collect();
+        // Q and K are rotated, all heads of a row alike; V is not.
+        let rotated = rotate(&sums, &host.positions, config.rope_theta, q_heads + 2 * kv_heads, head_dim);
+        let half = head_dim / 2;
+        // The sum with the bias rounds once, which the rotation passes on; then as in `rope`.
+        let exact = |row: usize, column: usize| {
+            let i = row * cols + column;
+            if column >= q_size + kv_size {
+                return (sums[i], sums[i].abs());
+            }
+            let partner = if column % head_dim < half { i + half } else { i - half };
+            (rotated[i], 4.0 * (sums[i].abs() + sums[partner].abs()))
+        };
+        let expected_q = (0..n * q_size).map(|i| exact(i / q_size, i % q_size)).collect();
+        let pages = |first: usize| {
+            let mut pages = vec![None; layout.num_pages * layout.page_elements()];
+            for (row, &slot) in host.slots.iter().enumerate() {
+                let (page, place) = (slot as usize / PAGE_SIZE, slot as usize % PAGE_SIZE);
+                for column in 0..kv_size {
+                    let (head, d) = (column / head_dim, column % head_dim);
+                    let to = ((page * kv_heads + head) * PAGE_SIZE + place) * head_dim + d;
+                    pages[to] = Some(exact(row, first + column));
+                }
+            }
+            pages
+        };
+        let expected_pages = [pages(q_size), pages(q_size + kv_size)];
+        let mut bias = [None, None, None];
+        for (bias, range) in
+            bias.iter_mut().zip([0..q_size, q_size..q_size + kv_size, q_size + kv_size..cols])
+        {
+            *bias = biased.then(|| ops.load_vector(&biases[range])).transpose()?;
+        }
+        let mut batch = ops.new_batch(&config.limits)?;
+        ops.upload(&host, &mut batch)?;
+        Ok(Self {
+            dtype: layout.dtype,
+            batch,
+            qkv: tensor(ops, n, cols, &input)?,
+            bias,
+            q: poisoned(ops, n, q_size)?,
+            cache: ops.new_kv_cache(&layout)?,
+            expected_q,
+            expected_pages,
+        })
+    }
+}
+
+impl Instance for BiasRopeKv {
+    fn reset(&mut self, _: &mut CudaOps) -> Result<()> {
+        fill_tensor(&mut self.q, &[])?;
+        self.cache.fill(POISON)
+    }
+
+    fn launch(&mut self, ops: &mut CudaOps) -> Result<()> {
+        let [q, k, v] = self.bias.each_ref().map(Option::as_ref);
+        let Self { batch, qkv, cache, .. } = self;
+        ops.bias_rope_kv(batch, LAYER, qkv, &QkvBias { q, k, v }, &mut self.q, cache)
+    }
+
+    fn compare(&mut self, ops: &mut CudaOps, _: &str, findings: &mut Findings) -> Result<()> {
+        let f32_unit = unit(Dtype::F32);
+        let expected: Vec<f64> = self.expected_q.iter().map(|place| place.0).collect();
+        findings.close("q", &self.q.to_host()?, &expected, |i, _| self.expected_q[i].1 * f32_unit);
+        let (k, v) = self.cache.read(LAYER)?;
+        for (name, found, expected) in [("k", k, &self.expected_pages[0]), ("v", v, &self.expected_pages[1])]
+        {
+            let written = found.iter().enumerate().filter(|(i, _)| expected[*i].is_some());
+            findings.places(name, written.map(|(i, value)| (i, *value)), |i| {
+                let (exact, tolerance) = expected[i].unwrap_or_default();
+                (exact, tolerance * f32_unit + exact.abs() * unit(self.dtype) + smallest(self.dtype))
+            });
+            let untouched = found.iter().zip(expected).all(|(value, e)| e.is_some() || value.is_nan());
+            findings.expect(untouched, || format!("{name}: wrote outside of its slots"));
+        }
+        let (k, v) = self.cache.read(0)?;
+        findings.expect(k.iter().chain(&v).all(|value| value.is_nan()), || "layer 0 was written".into());
+        let [q, k, v] = self.bias.each_ref().map(Option::as_ref);
+        let bias = QkvBias { q, k, v };
+        let refused = ops.bias_rope_kv(&self.batch, LAYERS, &self.qkv, &bias, &mut self.q, &mut self.cache);
+        findings.expect(refused.is_err(), || format!("layer {LAYERS} of {LAYERS} was not refused"));
+        Ok(())
+    }
+}

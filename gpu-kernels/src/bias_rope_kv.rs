@@ -1,0 +1,248 @@
+//! What is between the product of Q, K and V and attention: biases, rotation, the pages of K and V.
+//!
+//! Each row `[q; k; v]` of `qkv` gets its biases, Q and K are rotated as in [`rope`](crate::rope), Q goes to `q`, K and V to
+//! their slots in the pages of one layer as in [`write_kv`](crate::write_kv): one pass over what takes five. All kernels have the
+//! same parameters and contract:
+//!
+//! - `positions`, `slots`: u32 `[num_tokens]`, slots all different
+//! - `cos`, `sin`: f32 `[max_positions, head_dim / 2]`
+//! - `qkv`: f32 `[num_tokens, (num_attention_heads + 2 num_key_value_heads) * head_dim]`
+//! - `q_bias`: f32 `[num_attention_heads * head_dim]`; `k_bias`, `v_bias`: f32 `[num_key_value_heads * head_dim]`; null where
+//!   there is none
+//! - `q`: f32 `[num_tokens, num_attention_heads * head_dim]`
+//! - `k_pages`, `v_pages`: in the format of the kernel's name, `[num_pages, num_key_value_heads, PAGE_SIZE, head_dim]`;
+//!   rounded to nearest even, no f16 to infinity
+//!
+//! Grid `[num_tokens, blocks, 1]`, exact in the rows; block `[threads, 1, 1]`, at most [`MAX_BLOCK_SIZE`]. A thread takes `pairs`
+//! neighbouring pairs of values that are `head_dim / 2` apart, as Q's and K's rotation pairs them; there are threads for all.
+//!
+//! Safety: grid and block are as above, arrays have these lengths and do not overlap, positions and slots are in range.
+
+use cuda_std::prelude::*;
+
+#[device]
+use crate::{
+    fused::{launch_dependents, wait_for_dependencies},
+    grid::{divide, offset, repeat, row_and_column},
+    vector::{Group, Saturate},
+    write_kv::place,
+};
+
+/// The most threads of a block.
+pub const MAX_BLOCK_SIZE: u32 = 256;
+
+/// Which head of which of Q, K and V a head of a row is.
+#[device]
+#[derive(Clone, Copy)]
+struct Head {
+    is_q: bool,
+    is_v: bool,
+    /// Among those of its own.
+    index: u32,
+}
+
+#[device]
+impl Head {
+    #[inline(always)]
+    fn new(head: u32, num_attention_heads: u32, num_key_value_heads: u32) -> Self {
+        let is_q = head < num_attention_heads;
+        let is_v = head >= num_attention_heads + num_key_value_heads;
+        let before = if is_q {
+            0
+        } else if is_v {
+            num_attention_heads + num_key_value_heads
+        } else {
+            num_attention_heads
+        };
+        Self { is_q, is_v, index: head - before }
+    }
+
+    /// Its own of three pointers.
+    #[inline(always)]
+    fn pick(self, q: *const f32, k: *const f32, v: *const f32) -> *const f32 {
+        if self.is_q {
+            q
+        } else if self.is_v {
+            v
+        } else {
+            k
+        }
+    }
+}
+
+#[device]
+#[inline(always)]
+unsafe fn plain<E: Saturate>(
+    num_attention_heads: u32,
+    num_key_value_heads: u32,
+    head_dim: u32,
+    positions: *const u32,
+    slots: *const u32,
+    cos: *const f32,
+    sin: *const f32,
+    qkv: *const f32,
+    q_bias: *const f32,
+    k_bias: *const f32,
+    v_bias: *const f32,
+    q: *mut f32,
+    k_pages: *mut E,
+    v_pages: *mut E,
+) {
+    launch_dependents();
+    wait_for_dependencies();
+    let half = head_dim / 2;
+    let heads = num_attention_heads + 2 * num_key_value_heads;
+    let Some((row, pair)) = row_and_column(heads * half) else { return };
+    let (head, j) = divide(pair, half);
+    let part = Head::new(head, num_attention_heads, num_key_value_heads);
+    // SAFETY: the grid has one row of blocks a token; positions are rows of the tables, slots of the layer's pages.
+    unsafe {
+        let from = qkv.add(offset(row, heads * head_dim, head * head_dim + j));
+        let (mut a, mut b) = (*from, *from.add(half as usize));
+        let bias = part.pick(q_bias, k_bias, v_bias);
+        if !bias.is_null() {
+            let bias = bias.add(offset(part.index, head_dim, j));
+            a += *bias;
+            b += *bias.add(half as usize);
+        }
+        if !part.is_v {
+            let angle = offset(*positions.add(row as usize), half, j);
+            let (cos, sin) = (*cos.add(angle), *sin.add(angle));
+            (a, b) = (a.mul_add(cos, -(b * sin)), b.mul_add(cos, a * sin));
+        }
+        if part.is_q {
+            let to = q.add(offset(row, num_attention_heads * head_dim, head * head_dim + j));
+            *to = a;
+            *to.add(half as usize) = b;
+        } else {
+            let pages = if part.is_v { v_pages } else { k_pages };
+            let slot = *slots.add(row as usize);
+            let to = pages.add(place(slot, part.index, num_key_value_heads, head_dim) + j as usize);
+            *to = E::round(a);
+            *to.add(half as usize) = E::round(b);
+        }
+    }
+}
+
+#[device]
+#[inline(always)]
+unsafe fn vec4<E: Group<4>>(
+    num_attention_heads: u32,
+    num_key_value_heads: u32,
+    head_dim: u32,
+    positions: *const u32,
+    slots: *const u32,
+    cos: *const f32,
+    sin: *const f32,
+    qkv: *const f32,
+    q_bias: *const f32,
+    k_bias: *const f32,
+    v_bias: *const f32,
+    q: *mut f32,
+    k_pages: *mut E,
+    v_pages: *mut E,
+) {
+    launch_dependents();
+    wait_for_dependencies();
+    let half = head_dim / 2;
+    let heads = num_attention_heads + 2 * num_key_value_heads;
+    let Some((row, group)) = row_and_column(heads * (half / 4)) else { return };
+    let (head, j) = divide(group, half / 4);
+    let j = 4 * j;
+    let part = Head::new(head, num_attention_heads, num_key_value_heads);
+    // SAFETY: as in the plain kernel; groups of four are whole and aligned.
+    unsafe {
+        let from = qkv.add(offset(row, heads * head_dim, head * head_dim + j));
+        let (mut a, mut b): ([f32; 4], [f32; 4]) =
+            (f32::load_group(from), f32::load_group(from.add(half as usize)));
+        let bias = part.pick(q_bias, k_bias, v_bias);
+        if !bias.is_null() {
+            let bias = bias.add(offset(part.index, head_dim, j));
+            let (low, high): ([f32; 4], [f32; 4]) =
+                (f32::load_group(bias), f32::load_group(bias.add(half as usize)));
+            repeat(4, |i| {
+                a[i] += low[i];
+                b[i] += high[i];
+            });
+        }
+        if !part.is_v {
+            let angle = offset(*positions.add(row as usize), half, j);
+            let (cos, sin): ([f32; 4], [f32; 4]) =
+                (f32::load_group(cos.add(angle)), f32::load_group(sin.add(angle)));
+            repeat(4, |i| {
+                (a[i], b[i]) = (a[i].mul_add(cos[i], -(b[i] * sin[i])), b[i].mul_add(cos[i], a[i] * sin[i]));
+            });
+        }
+        if part.is_q {
+            let to = q.add(offset(row, num_attention_heads * head_dim, head * head_dim + j));
+            f32::store_group(to, a);
+            f32::store_group(to.add(half as usize), b);
+        } else {
+            let pages = if part.is_v { v_pages } else { k_pages };
+            let slot = *slots.add(row as usize);
+            let to = pages.add(place(slot, part.index, num_key_value_heads, head_dim) + j as usize);
+            E::store_saturated(to, a);
+            E::store_saturated(to.add(half as usize), b);
+        }
+    }
+}
+
+macro_rules! kernels {
+    ($body:ident, $doc:literal, $($name:ident: $element:ident;)*) => { $(
+        #[doc = $doc]
+        #[kernel(max_threads = 256)]
+        pub unsafe fn $name(
+            num_attention_heads: u32,
+            num_key_value_heads: u32,
+            head_dim: u32,
+            positions: *const u32,
+            slots: *const u32,
+            cos: *const f32,
+            sin: *const f32,
+            qkv: *const f32,
+            q_bias: *const f32,
+            k_bias: *const f32,
+            v_bias: *const f32,
+            q: *mut f32,
+            k_pages: *mut $element,
+            v_pages: *mut $element,
+        ) {
+            // SAFETY: the kernel's own contract.
+            unsafe {
+                $body(
+                    num_attention_heads,
+                    num_key_value_heads,
+                    head_dim,
+                    positions,
+                    slots,
+                    cos,
+                    sin,
+                    qkv,
+                    q_bias,
+                    k_bias,
+                    v_bias,
+                    q,
+                    k_pages,
+                    v_pages,
+                )
+            }
+        }
+    )* };
+}
+
+kernels! {
+    plain,
+    "One thread a pair: `pairs` is 1, `head_dim` even. See the module for the rest.\n\n# Safety\nAs the module says.",
+    bias_rope_kv_f32_plain: f32;
+    bias_rope_kv_f16_plain: f16;
+    bias_rope_kv_bf16_plain: bf16;
+}
+
+kernels! {
+    vec4,
+    "Loads of 16 bytes, a quarter of the instructions: `pairs` is 4, `head_dim` a multiple of 8, all pointers aligned to 16 \
+     bytes. See the module for the rest.\n\n# Safety\nAs the module says.",
+    bias_rope_kv_f32_vec4: f32;
+    bias_rope_kv_f16_vec4: f16;
+    bias_rope_kv_bf16_vec4: bf16;
+}
