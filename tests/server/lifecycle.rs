@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 #[test]
@@ -66,8 +67,8 @@ fn stopping_waits_for_answers_as_long_as_it_may() {
 
 struct Program {
     child: Child,
-    /// What it says on standard error, line by line.
-    log: BufReader<std::process::ChildStderr>,
+    /// Reads what it says on standard error to the end: a full pipe would make it wait.
+    log: JoinHandle<String>,
     address: String,
 }
 
@@ -77,20 +78,15 @@ impl Program {
         command.args(["serve", "--port", "0", "--device", "cpu"]).args(args);
         command.env_remove("QERNEL_MODEL").env_remove("QERNEL_API_KEY").env_remove("RUST_LOG");
         let mut child = command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap());
-        let mut line = String::new();
-        let address = loop {
-            line.clear();
-            assert_ne!(log.read_line(&mut line).unwrap(), 0, "it ended without listening");
-            if let Some((_, address)) = line.split_once("listening on http://") {
-                break address
-                    .trim_end_matches(|c: char| !c.is_ascii_digit())
-                    .split('"')
-                    .next()
-                    .unwrap()
-                    .to_owned();
-            }
-        };
+        let mut lines = BufReader::new(child.stderr.take().unwrap());
+        let mut first = String::new();
+        lines.read_line(&mut first).unwrap();
+        let (_, address) = first.split_once("listening on http://").expect("it says first where it listens");
+        let address = address.split(|c: char| c == '"' || c.is_whitespace()).next().unwrap().to_owned();
+        let log = std::thread::spawn(move || {
+            lines.read_to_string(&mut first).unwrap();
+            first
+        });
         Self { child, log, address }
     }
 
@@ -113,8 +109,7 @@ fn signals_end_the_program_with_0_and_the_log_is_json() {
         program.signal(signal);
         assert_eq!(events.last().unwrap().name, "end", "what runs is completed");
         assert_eq!(program.child.wait().unwrap().code(), Some(0), "{signal}");
-        let mut log = String::new();
-        program.log.read_to_string(&mut log).unwrap();
+        let log = program.log.join().unwrap();
         let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let answered = lines.iter().find(|line| line["span"]["id"] == "mine-42").expect("the request's line");
         assert_eq!((&answered["status"], &answered["span"]["path"]), (&json!(200), &json!("/v1/generate")));
