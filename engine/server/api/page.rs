@@ -1,8 +1,7 @@
 //! `/`: the chat page.
 
-use crate::server::error::{ApiError, ErrorResponse};
-use axum::extract::Path;
-use axum::http::{StatusCode, header};
+use crate::server::error::ErrorResponse;
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
 
 /// What the page may do: nothing but talk to this server.
@@ -18,24 +17,22 @@ pub async fn index() -> Response {
     serve("text/html; charset=utf-8", include_str!("../page/index.html"))
 }
 
-/// A file that the chat page uses.
-#[utoipa::path(get, path = "/page/{file}", tag = "server",
-    params(("file" = String, Path, description = "`chat.css` or `chat.js`.")),
-    responses(
-        (status = 200, description = "The file.", content(
-            (String = "text/css"),
-            (String = "text/javascript"),
-        )),
-        (status = 401, description = "The API key is missing.", body = ErrorResponse),
-        (status = 404, description = "There is no such file.", body = ErrorResponse),
-    )
-)]
-pub async fn file(Path(file): Path<String>) -> Result<Response, ApiError> {
-    match file.as_str() {
-        "chat.css" => Ok(serve("text/css; charset=utf-8", include_str!("../page/chat.css"))),
-        "chat.js" => Ok(serve("text/javascript; charset=utf-8", include_str!("../page/chat.js"))),
-        _ => Err(ApiError::refused(StatusCode::NOT_FOUND, None, "the page has no such file")),
-    }
+/// How the chat page looks.
+#[utoipa::path(get, path = "/page/chat.css", tag = "server", responses(
+    (status = 200, description = "The style sheet.", body = String, content_type = "text/css"),
+    (status = 401, description = "The API key is missing.", body = ErrorResponse),
+))]
+pub async fn style() -> Response {
+    serve("text/css; charset=utf-8", include_str!("../page/chat.css"))
+}
+
+/// What the chat page does.
+#[utoipa::path(get, path = "/page/chat.js", tag = "server", responses(
+    (status = 200, description = "The script.", body = String, content_type = "text/javascript"),
+    (status = 401, description = "The API key is missing.", body = ErrorResponse),
+))]
+pub async fn script() -> Response {
+    serve("text/javascript; charset=utf-8", include_str!("../page/chat.js"))
 }
 
 fn serve(media_type: &'static str, text: &'static str) -> Response {
