@@ -74,8 +74,14 @@ with sync_playwright() as playwright:
     endless = lambda route: route.continue_(post_data={**route.request.post_data_json, "ignore_eos": True})
     page.route("**/v1/chat/completions", endless)
     ask(page, "Write a haiku about the moon with the word two")
-    page.wait_for_function("document.querySelectorAll('.turn.assistant')[1]?.textContent.length > 20")
-    page.get_by_role("button", name="Stop").click()
+    # The small model fills its context within half a second: the click comes from within the page.
+    page.wait_for_function(
+        """() => {
+            const begun = document.querySelectorAll(".turn.assistant")[1]?.textContent.length > 20;
+            if (begun) document.getElementById("stop").click();
+            return begun;
+        }"""
+    )
     expect(page.locator("#status")).to_have_text("stopped")
     page.unroute("**/v1/chat/completions", endless)
 
