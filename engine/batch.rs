@@ -2,6 +2,9 @@
 
 use crate::kv_cache::{PAGE_SIZE, pages_for};
 
+/// In [`Batch::drawn_rows`]: the row's token is in [`Batch::tokens`].
+pub use gpu_kernels::embed::GIVEN;
+
 /// What one step computes. Prefill, a chunk of a prefill and decode differ only in how many rows a sequence has.
 ///
 /// Sequence `s` owns the rows `query_start[s] .. query_start[s + 1]`; they are its newest tokens, so row `r` has the
@@ -10,6 +13,9 @@ use crate::kv_cache::{PAGE_SIZE, pages_for};
 pub struct Batch {
     /// `[num_tokens]` token ids.
     pub tokens: Vec<u32>,
+    /// `[num_tokens]` row of the draw before, where the row's token is the one drawn there and the host does not know it yet;
+    /// [`GIVEN`] elsewhere.
+    pub drawn_rows: Vec<u32>,
     /// `[num_tokens]` position of each token in its own sequence.
     pub positions: Vec<u32>,
     /// `[num_tokens]` index of the sequence that each row belongs to.
@@ -63,6 +69,7 @@ impl Batch {
         for (s, rows) in sequences.iter().enumerate() {
             for (position, &token) in (rows.position..).zip(rows.tokens) {
                 batch.tokens.push(token);
+                batch.drawn_rows.push(GIVEN);
                 batch.positions.push(position as u32);
                 batch.sequence_of_token.push(s as u32);
                 batch.slots.push(
@@ -91,6 +98,12 @@ impl Batch {
     /// Sequences that have rows in it.
     pub fn num_sequences(&self) -> usize {
         self.kv_len.len()
+    }
+
+    /// Rows that the draw before must have had: one more than the largest of `drawn_rows`, 0 where every token is given.
+    pub fn num_drawn(&self) -> usize {
+        let rows = self.drawn_rows.iter().filter(|&&row| row != GIVEN);
+        rows.max().map_or(0, |&row| row as usize + 1)
     }
 
     /// Rows of the logits.
@@ -126,6 +139,7 @@ mod tests {
         let batch = Batch::new(&[decode, chunk, prompt]);
         let expected = Batch {
             tokens: vec![5, 6, 7, 8, 9],
+            drawn_rows: vec![GIVEN; 5],
             positions: vec![33, 31, 32, 0, 1],
             sequence_of_token: vec![0, 1, 1, 2, 2],
             slots: vec![33, 95, 128, 224, 225],
@@ -135,6 +149,8 @@ mod tests {
             max_blocks: 2,
             logit_rows: vec![0, 3, 4],
         };
-        assert_eq!(batch, expected);
+        assert_eq!((batch.num_drawn(), &batch), (0, &expected));
+        let taken = Batch { drawn_rows: vec![2, GIVEN, GIVEN, 0, GIVEN], ..batch };
+        assert_eq!(taken.num_drawn(), 3);
     }
 }

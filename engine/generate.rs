@@ -2,6 +2,9 @@
 //!
 //! Each [`Engine::step`] asks the [scheduler](crate::scheduler) for a batch, lets the [`Runner`] compute it and draw a
 //! token for every sequence that is ready, and turns those tokens into [`Event`]s.
+//!
+//! Where the runner can, a decode step is queued before the tokens of the one before have been read, so that the device does
+//! not wait for the host. A row that is computed for a sequence which then turns out to have ended is thrown away.
 
 mod constraint;
 mod penalties;
@@ -16,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::kv_cache::{PAGE_SIZE, PagePool, pages_for};
 use crate::model::Runner;
 use crate::sampler::{Logprobs, SamplingRow, TokenMask};
-use crate::scheduler::{Part, Scheduler, SequenceId, StepLimits};
+use crate::scheduler::{Part, Scheduler, SequenceId, Step, StepLimits};
 use crate::tokenizer::Tokenizer;
 use penalties::PenaltyWindow;
 use std::collections::HashMap;
@@ -60,11 +63,38 @@ struct Constrained {
     allowed: Arc<TokenMask>,
 }
 
+impl Generation {
+    /// Whether what the sampler is given for a token depends on the tokens before it, or its logits are read by the host.
+    fn needs_its_tokens(&self) -> bool {
+        self.penalties.is_some() || self.constraint.is_some() || self.request.logprobs.is_some()
+    }
+
+    /// What the sampler needs for the token behind the next `ahead` ones.
+    fn sampling_row(&self, ahead: usize) -> SamplingRow {
+        SamplingRow {
+            params: self.request.sampling.clone(),
+            position: (self.prompt_tokens + self.completion_tokens + ahead) as u32,
+            index: self.request.index,
+            counts: self.penalties.as_ref().map_or_else(Vec::new, PenaltyWindow::counts),
+            allowed: self.constraint.as_ref().map(|constrained| Arc::clone(&constrained.allowed)),
+            logprobs: self.request.logprobs,
+        }
+    }
+
+    /// Whether another token may follow the one that is drawn next.
+    fn continues(&self, max_model_len: usize) -> bool {
+        let drawn = self.completion_tokens + 1;
+        Some(drawn) != self.request.max_tokens && self.prompt_tokens + drawn < max_model_len
+    }
+}
+
 /// A model that serves any number of requests at once. See the [module](self).
 pub struct Engine {
     runner: Box<dyn Runner>,
     tokenizer: Option<Arc<Tokenizer>>,
     scheduler: Scheduler,
+    /// Queued behind the step whose tokens were read last.
+    in_flight: Option<Step>,
     /// Sequences that wait or run.
     generations: HashMap<SequenceId, Generation>,
     /// Events that no step has returned yet.
@@ -106,6 +136,7 @@ impl Engine {
             runner,
             tokenizer,
             scheduler: Scheduler::new(step, num_pages),
+            in_flight: None,
             generations: HashMap::new(),
             events: Vec::new(),
             next_id: 0,
@@ -214,21 +245,73 @@ impl Engine {
     /// # Errors
     /// As [`Engine::step`].
     pub fn step_while(&mut self, meanwhile: &mut dyn FnMut()) -> Result<Vec<Event>> {
-        let Some(step) = self.scheduler.schedule() else { return Ok(std::mem::take(&mut self.events)) };
-        let drawing = || step.parts.iter().filter(|part| part.draws);
-        let rows: Vec<SamplingRow> = drawing().map(|part| self.sampling_row(part.id)).collect();
-        let start = Instant::now();
-        let tokens = self.runner.step_while(&step.batch, &rows, meanwhile)?;
-        let seconds = start.elapsed().as_secs_f64();
+        let computed = self.compute(meanwhile).inspect_err(|_| self.discard())?;
+        let Some((step, tokens, seconds)) = computed else { return Ok(std::mem::take(&mut self.events)) };
         self.scheduler.complete(&step, &tokens);
         for part in &step.parts {
             self.generations.entry(part.id).and_modify(|generation| generation.timings.add(part, seconds));
         }
         let logprobs = self.runner.take_logprobs().into_iter().chain(std::iter::repeat(None));
-        for ((part, token), logprobs) in drawing().zip(tokens).zip(logprobs) {
+        let drawing = step.parts.iter().filter(|part| part.draws);
+        for ((part, token), logprobs) in drawing.zip(tokens).zip(logprobs) {
             self.take_token(part.id, token, logprobs);
         }
         Ok(std::mem::take(&mut self.events))
+    }
+
+    /// The next step with its tokens and the seconds that were spent on it, `None` if there is nothing to do. The step behind
+    /// it is in flight then if it can be.
+    fn compute(&mut self, meanwhile: &mut dyn FnMut()) -> Result<Option<(Step, Vec<u32>, f64)>> {
+        if self.in_flight.as_ref().is_some_and(|step| !self.is_wanted(step)) {
+            self.discard();
+        }
+        let mut start = Instant::now();
+        let step = match self.in_flight.take() {
+            Some(step) => step,
+            None => {
+                let Some(step) = self.scheduler.schedule() else { return Ok(None) };
+                let rows = self.sampling_rows(&step, 0);
+                if !self.runner.runs_ahead() {
+                    meanwhile();
+                    start = Instant::now();
+                    let tokens = self.runner.step(&step.batch, &rows)?;
+                    return Ok(Some((step, tokens, start.elapsed().as_secs_f64())));
+                }
+                start = Instant::now();
+                self.runner.queue(&step.batch, &rows)?;
+                step
+            }
+        };
+        if let Some(next) = self.schedule_ahead(&step) {
+            self.runner.queue(&next.batch, &self.sampling_rows(&next, 1))?;
+            self.in_flight = Some(next);
+        }
+        meanwhile();
+        let tokens = self.runner.take()?;
+        Ok(Some((step, tokens, start.elapsed().as_secs_f64())))
+    }
+
+    /// The step behind `step` if it is known without the tokens that `step` draws.
+    fn schedule_ahead(&mut self, step: &Step) -> Option<Step> {
+        let Self { scheduler, generations, max_model_len, .. } = self;
+        let mut parts = step.parts.iter().filter_map(|part| generations.get(&part.id));
+        if parts.any(Generation::needs_its_tokens) {
+            return None;
+        }
+        scheduler.schedule_ahead(step, |id| {
+            generations.get(&id).is_some_and(|generation| generation.continues(*max_model_len))
+        })
+    }
+
+    /// Whether a sequence of the step has not ended.
+    fn is_wanted(&self, step: &Step) -> bool {
+        step.parts.iter().any(|part| self.generations.contains_key(&part.id))
+    }
+
+    /// Forgets what is queued; no sequence has moved.
+    fn discard(&mut self) {
+        self.in_flight = None;
+        self.runner.discard();
     }
 
     /// Ends a sequence; the next step returns its [`Event::Finished`]. `false` if it neither waits nor runs.
@@ -351,17 +434,10 @@ impl Engine {
         Ok(())
     }
 
-    /// What the sampler needs for the next token of a sequence.
-    fn sampling_row(&self, id: SequenceId) -> SamplingRow {
-        let generation = &self.generations[&id];
-        SamplingRow {
-            params: generation.request.sampling.clone(),
-            position: (generation.prompt_tokens + generation.completion_tokens) as u32,
-            index: generation.request.index,
-            counts: generation.penalties.as_ref().map_or_else(Vec::new, PenaltyWindow::counts),
-            allowed: generation.constraint.as_ref().map(|constrained| Arc::clone(&constrained.allowed)),
-            logprobs: generation.request.logprobs,
-        }
+    /// What the sampler needs for the tokens of a step, before which each sequence draws `ahead` others.
+    fn sampling_rows(&self, step: &Step, ahead: usize) -> Vec<SamplingRow> {
+        let drawing = step.parts.iter().filter(|part| part.draws);
+        drawing.map(|part| self.generations[&part.id].sampling_row(ahead)).collect()
     }
 
     /// Takes a token that was drawn for a sequence: its event, and the end if it is one.

@@ -2,7 +2,7 @@
 //!
 //! [`crate::cpu`] and [`crate::cuda`] implement [`Ops`]; [`crate::model::qwen2`] is written against it. Every
 //! operation works on the first `n` rows of buffers that were allocated once for [`BatchLimits`]. Operations on a
-//! GPU are queued; only [`Ops::sample`] and [`Ops::read`] wait.
+//! GPU are queued; only [`Ops::drawn`], [`Ops::sample`] and [`Ops::read`] wait.
 //!
 //! Number formats: the residual stream, Q, K and V before they are cached, norms, softmax and logits are f32
 //! ([`Ops::Tensor`]); what a matrix product reads is in the format of the weights ([`Ops::Activation`], f32 on the
@@ -103,7 +103,8 @@ pub trait Ops {
     /// Copies a batch's index arrays to the device.
     fn upload(&mut self, host: &Batch, batch: &mut Self::Batch) -> Result<()>;
 
-    /// `out[i] = table[tokens[i]]`: `[n, hidden_size]`.
+    /// `out[i] = table[tokens[i]]`: `[n, hidden_size]`; where [`Batch::drawn_rows`] says so and the device
+    /// [runs ahead](Ops::runs_ahead), with the token of that row of the last draw.
     fn embed(&mut self, batch: &Self::Batch, table: &Self::Weight, out: &mut Self::Tensor) -> Result<()>;
 
     /// `out = x / sqrt(mean(x²) + eps) * weight`, row by row: `[n, hidden_size]`.
@@ -278,13 +279,28 @@ pub trait Ops {
     /// Draws one token per prepared row of `logits` `[rows, vocab_size]`, which it may overwrite.
     fn draw(&mut self, logits: &mut Self::Tensor) -> Result<()>;
 
-    /// The tokens of the last draw.
+    /// Queues bringing the tokens of the last draw to the host.
+    fn fetch_drawn(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Waits for the tokens of the draw that was fetched first of those not read yet, whatever was queued behind it.
     fn drawn(&mut self) -> Result<Vec<u32>>;
+
+    /// Drops draws that were fetched and not read.
+    fn forget_drawn(&mut self) {}
+
+    /// Whether the next step may be queued before the tokens of the last one are read: [`Ops::embed`] takes them from the
+    /// device then, and the tokens of two draws may be on their way.
+    fn runs_ahead(&self) -> bool {
+        false
+    }
 
     /// Draws one token per row of `logits` `[rows.len(), vocab_size]`, which it may overwrite.
     fn sample(&mut self, logits: &mut Self::Tensor, rows: &[SamplingRow]) -> Result<Vec<u32>> {
         self.prepare_sampling(logits, rows)?;
         self.draw(logits)?;
+        self.fetch_drawn()?;
         self.drawn()
     }
 
@@ -294,11 +310,6 @@ pub trait Ops {
     fn run_step(&mut self, batch: &Self::Batch, step: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
         let _ = batch;
         step(self)
-    }
-
-    /// Whether operations are only queued when they return, so that the host has time until it asks for what came of them.
-    fn is_queue(&self) -> bool {
-        false
     }
 
     /// The first `n` rows, copied to the host, row-major.

@@ -214,19 +214,66 @@ impl Scheduler {
         (!chosen.is_empty()).then(|| self.step(&chosen))
     }
 
-    /// Records that `step` was computed and that `drawn` are the tokens of its drawing parts, in their order.
+    /// The step behind `step`, whose tokens are not known yet: a row for each of its sequences that has not ended and, as
+    /// `continues` says, will not end with that token, which the row takes from the device.
+    ///
+    /// `None` where what to compute next depends on more than that: `step` is not the decoding of all that runs, somebody
+    /// waits, or pages are missing. The step is to be given to [`Scheduler::complete`] behind `step`, before anything else
+    /// is scheduled, or dropped.
+    pub fn schedule_ahead(&mut self, step: &Step, continues: impl Fn(SequenceId) -> bool) -> Option<Step> {
+        if !self.waiting.is_empty() || step.parts.iter().any(|part| part.prefill || !part.draws) {
+            return None;
+        }
+        let ids = || step.parts.iter().map(|part| part.id).zip(0u32..);
+        if self.running.iter().any(|sequence| ids().all(|(id, _)| id != sequence.id)) {
+            return None;
+        }
+        let mut drawn_rows = Vec::with_capacity(step.parts.len());
+        let mut rows = Vec::with_capacity(step.parts.len());
+        for (id, drawn_row) in ids().filter(|&(id, _)| continues(id)) {
+            let Ok(i) = self.running.binary_search_by_key(&id, |sequence| sequence.id) else { continue };
+            let Sequence { tokens, pages, .. } = &mut self.running[i];
+            if !pages.grow(tokens.len() + 1, &mut self.pool) {
+                return None; // Pages taken so far are those that the sequences need next anyway.
+            }
+            drawn_rows.push(drawn_row);
+            rows.push(i);
+        }
+        if rows.is_empty() {
+            return None;
+        }
+        let parts =
+            rows.iter().map(|&i| Part { id: self.running[i].id, num_rows: 1, prefill: false, draws: true });
+        let parts = parts.collect();
+        let rows: Vec<SequenceRows> = (rows.iter().map(|&i| &self.running[i]))
+            .map(|Sequence { tokens, pages, .. }| SequenceRows {
+                tokens: &[0], // Its place is taken by the one that `step` draws.
+                position: tokens.len(),
+                pages: pages.pages(),
+                logits: WantedLogits::Last,
+            })
+            .collect();
+        Some(Step { batch: Batch { drawn_rows, ..Batch::new(&rows) }, parts })
+    }
+
+    /// Records that `step` was computed and that `drawn` are the tokens of its drawing parts, in their order. What it was for
+    /// sequences that have ended meanwhile is dropped.
     ///
     /// # Panics
-    /// If `drawn` has another length, or a sequence of the step has ended meanwhile.
+    /// If `drawn` has another length.
     pub fn complete(&mut self, step: &Step, drawn: &[u32]) {
         assert_eq!(drawn.len(), step.batch.num_logits(), "one token for each row of logits");
         let mut drawn = drawn.iter();
         for part in &step.parts {
-            let i =
-                self.running.binary_search_by_key(&part.id, |sequence| sequence.id).expect("it still runs");
-            let sequence = &mut self.running[i];
-            sequence.num_cached += part.num_rows;
-            sequence.tokens.extend(drawn.by_ref().take(usize::from(part.draws)));
+            let drawn = drawn.by_ref().take(usize::from(part.draws));
+            match self.running.binary_search_by_key(&part.id, |sequence| sequence.id) {
+                Ok(i) => {
+                    let sequence = &mut self.running[i];
+                    sequence.num_cached += part.num_rows;
+                    sequence.tokens.extend(drawn);
+                }
+                Err(_) => drop(drawn.count()),
+            }
         }
     }
 

@@ -109,6 +109,8 @@ fn a_stored_run_stands_beside_and_is_drawn() {
     let ratio = rows[0]["median_ts"].as_f64().unwrap() / first["median_ts"].as_f64().unwrap();
     assert!((rows[0]["compare_ratio"].as_f64().unwrap() - ratio).abs() < 1e-6 * ratio);
     assert_eq!((&rows[1]["compare_engine"], &rows[2]["compare_engine"]), (&"qernel".into(), &Value::Null));
+    let other = fixture.bench(&format!("-p 9 -n 0 --compare {}", stored.display())).assert().success();
+    other.stderr(predicate::str::contains("no row of these tests"));
     let drawing = std::fs::read_to_string(&svg).unwrap();
     assert!(drawing.starts_with("<svg") && drawing.contains("tg5") && drawing.trim_end().ends_with("</svg>"));
 }

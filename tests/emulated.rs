@@ -13,6 +13,7 @@ use qernel::cpu::CpuOps;
 use qernel::cuda::{CudaOps, Device, KernelChoice};
 use qernel::dtype::Dtype;
 use qernel::error::Error;
+use qernel::generate::{Engine, EngineConfig, Event, FinishReason, Request};
 use qernel::kv_cache::pages_for;
 use qernel::lab::case::SMALL_WORK;
 use qernel::lab::check::verify;
@@ -23,6 +24,7 @@ use qernel::ops::Ops;
 use qernel::sampler::{SamplingParams, SamplingRow};
 use qernel::testing::{Random, TinyModel};
 use qernel::weights::Weights;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 fn setting(name: &str, default: usize) -> usize {
@@ -123,6 +125,87 @@ fn the_forward_pass_agrees_with_the_cpu() {
                 runner.step(&Batch::new(&[rows]), std::slice::from_ref(&row)).unwrap();
             }
         }
+    }
+}
+
+/// Tokens and the end of each answer, of sequences of different lengths, greedy and at random, of which one is cancelled and
+/// one comes later, with penalties.
+fn answers(kernels: &str) -> BTreeMap<u64, (Vec<u32>, Option<FinishReason>)> {
+    let choice = KernelChoice::parse(kernels).unwrap();
+    let ops = |config: &OpsConfig| CudaOps::new(&device(5), config, Dtype::F16, choice.clone()).unwrap();
+    let model = TinyModel { dtype: Dtype::F16, ..TinyModel::default() };
+    let runner = runner(&model, Dtype::F16, ops);
+    assert_eq!(runner.runs_ahead(), kernels.is_empty());
+    let mut engine = Engine::new(runner, None, EngineConfig::default()).unwrap();
+    let request = |prompt: &[u32], temperature: f32, repeat_penalty: f32, max_tokens| {
+        let seed = prompt[0].into();
+        let sampling = SamplingParams { temperature, repeat_penalty, seed, ..SamplingParams::default() };
+        Request { sampling, text: false, max_tokens: Some(max_tokens), ..Request::new(prompt.to_vec()) }
+    };
+    engine.submit(request(&[1, 2, 3], 0.0, 1.0, 9)).unwrap();
+    engine.submit(request(&[4; 30], 0.9, 1.0, 5)).unwrap();
+    let cancelled = engine.submit(request(&[7; 2], 1.5, 1.0, 40)).unwrap();
+    let mut answers = BTreeMap::<u64, (Vec<u32>, Option<FinishReason>)>::new();
+    let mut steps = 0;
+    while engine.has_work() {
+        if steps == 6 {
+            engine.submit(request(&[9; 4], 0.7, 1.3, 4)).unwrap();
+        }
+        if answers.get(&cancelled.0).is_some_and(|answer| answer.0.len() == 4) {
+            engine.cancel(cancelled);
+        }
+        for event in engine.step().unwrap() {
+            let answer = answers.entry(event.id().0).or_default();
+            match event {
+                Event::Token { token, .. } => answer.0.push(token),
+                Event::Finished { reason, .. } => answer.1 = Some(reason),
+            }
+        }
+        steps += 1;
+    }
+    assert_eq!(engine.pool().num_free(), NUM_PAGES);
+    answers
+}
+
+/// Steps that take their tokens from the device give what steps do that wait for them.
+#[test]
+fn running_ahead_changes_no_token() {
+    let ahead = answers("");
+    let lengths: Vec<usize> = ahead.values().map(|answer| answer.0.len()).collect();
+    assert_eq!(lengths, [9, 5, 4, 4]);
+    assert_eq!(ahead[&2].1, Some(FinishReason::Cancelled));
+    assert_eq!(ahead, answers("step=graph"));
+}
+
+/// Rows that nobody drew, more rows than were drawn, and a third step before the first was taken.
+#[test]
+fn what_is_not_on_the_device_is_refused() {
+    let ops =
+        |config: &OpsConfig| CudaOps::new(&device(3), config, Dtype::F16, KernelChoice::default()).unwrap();
+    let mut runner = runner(&TinyModel { dtype: Dtype::F16, ..TinyModel::default() }, Dtype::F16, ops);
+    let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+    let row = SamplingRow::new(greedy, 2);
+    let at = |position, pages| SequenceRows { tokens: &[3], position, pages, logits: WantedLogits::Last };
+    let behind = |position| Batch { drawn_rows: vec![0], ..Batch::new(&[at(position, &[6])]) };
+    let row = std::slice::from_ref(&row);
+    assert!(matches!(runner.queue(&behind(0), row), Err(Error::Request(_))), "nothing was drawn");
+    assert!(matches!(runner.take(), Err(Error::Request(_))), "nothing is queued");
+
+    runner.queue(&Batch::new(&[at(0, &[6])]), row).unwrap();
+    let wide = Batch { drawn_rows: vec![0, 0], ..Batch::new(&[at(1, &[6]), at(0, &[5])]) };
+    let error = runner.queue(&wide, &[row[0].clone(), row[0].clone()]).unwrap_err();
+    assert!(error.to_string().contains("the last draw had 1 rows"), "{error}");
+    runner.discard();
+
+    let first = runner.step(&Batch::new(&[at(0, &[6])]), row).unwrap();
+    runner.queue(&behind(1), row).unwrap();
+    runner.queue(&behind(2), row).unwrap();
+    assert!(matches!(runner.queue(&behind(3), row), Err(Error::Request(_))), "two steps are queued");
+    let second = runner.take().unwrap();
+    let third = runner.take().unwrap();
+    for (token, position, expected) in [(first[0], 1, &second), (second[0], 2, &third)] {
+        let rows = SequenceRows { tokens: &[token], ..at(position, &[6]) };
+        assert_eq!(&runner.step(&Batch::new(&[rows]), row).unwrap(), expected);
     }
 }
 

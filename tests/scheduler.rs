@@ -1,7 +1,7 @@
 //! The engine without a model: scheduling, pages, stops and texts, against a plain loop over one sequence.
 
 use proptest::prelude::*;
-use qernel::batch::{Batch, BatchLimits};
+use qernel::batch::{Batch, BatchLimits, GIVEN};
 use qernel::config::Config;
 use qernel::cpu::CpuOps;
 use qernel::dtype::Dtype;
@@ -16,7 +16,7 @@ use qernel::tokenizer::Tokenizer;
 use qernel::weights::Weights;
 use qernel::{Error, Result};
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,6 +38,16 @@ struct Mock {
     failures: Rc<Cell<usize>>,
     /// Rows of each step, sequence by sequence.
     steps: Rc<RefCell<Vec<Vec<usize>>>>,
+    /// Takes a step before the tokens of the one before are taken, as a GPU does.
+    ahead: bool,
+    /// Tokens of the steps that were not taken.
+    queued: VecDeque<Result<Vec<u32>>>,
+    /// Of the step queued last.
+    drawn: Vec<u32>,
+    /// Every other failure shows only when the tokens are taken.
+    fails_late: bool,
+    /// Steps that were queued while another one was.
+    num_ahead: Rc<Cell<usize>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +83,11 @@ impl Mock {
             slots: vec![(u32::MAX, u32::MAX); shape.num_pages * PAGE_SIZE],
             failures: Rc::default(),
             steps: Rc::default(),
+            ahead: false,
+            queued: VecDeque::new(),
+            drawn: Vec::new(),
+            fails_late: false,
+            num_ahead: Rc::default(),
         }
     }
 }
@@ -96,7 +111,7 @@ impl Runner for Mock {
 
     fn step(&mut self, batch: &Batch, rows: &[SamplingRow]) -> Result<Vec<u32>> {
         check_batch(batch, &self.limits, &self.layout, self.vocab_size(), self.max_model_len)?;
-        assert_eq!(rows.len(), batch.num_logits());
+        assert_eq!((rows.len(), batch.num_drawn()), (batch.num_logits(), 0));
         let counts: Vec<_> = batch.query_start.windows(2).map(|ends| (ends[1] - ends[0]) as usize).collect();
         assert!(counts.iter().all(|&rows| rows > 0), "a sequence without rows: {batch:?}");
         let mut owned = HashSet::new();
@@ -129,6 +144,42 @@ impl Runner for Mock {
             (self.next)(&visible, sampling)
         };
         Ok(batch.logit_rows.iter().zip(rows).map(draw).collect())
+    }
+
+    fn runs_ahead(&self) -> bool {
+        self.ahead
+    }
+
+    fn queue(&mut self, batch: &Batch, rows: &[SamplingRow]) -> Result<()> {
+        assert!(self.ahead && self.queued.len() < 2, "{} steps are queued", self.queued.len());
+        let drawn = std::mem::take(&mut self.drawn);
+        let mut batch = batch.clone();
+        for (token, row) in batch.tokens.iter_mut().zip(&mut batch.drawn_rows) {
+            if *row != GIVEN {
+                *token = drawn[*row as usize];
+                *row = GIVEN;
+            }
+        }
+        self.fails_late ^= self.failures.get() > 0;
+        if self.fails_late && self.failures.get() > 0 {
+            let failures = self.failures.replace(0);
+            self.drawn = self.step(&batch, rows)?;
+            self.failures.set(failures - 1);
+            self.queued.push_back(Err(Error::Device("the cable was pulled later".into())));
+        } else {
+            self.drawn = self.step(&batch, rows)?;
+            self.queued.push_back(Ok(self.drawn.clone()));
+        }
+        self.num_ahead.set(self.num_ahead.get() + self.queued.len() - 1);
+        Ok(())
+    }
+
+    fn take(&mut self) -> Result<Vec<u32>> {
+        self.queued.pop_front().expect("a step is queued")
+    }
+
+    fn discard(&mut self) {
+        self.queued.clear();
     }
 
     fn logits(&mut self, _: &Batch) -> Result<Vec<f32>> {
@@ -338,10 +389,11 @@ fn shape() -> impl Strategy<Value = Shape> {
     )
 }
 
-/// Whatever arrives, ends, is cancelled, kept, continued or fails, in whatever chunks and with however few pages: every
+/// Whatever arrives, ends, is cancelled, kept, continued or fails, in whatever chunks and with however few pages, with steps
+/// ahead or one after the other: every
 /// sequence gets what it would have got alone, and in the end every page is free.
-fn any_schedule_gives_the_same(shape: Shape, actions: Vec<Action>) {
-    let mock = Mock::new(shape, hash_model);
+fn any_schedule_gives_the_same(shape: Shape, ahead: bool, actions: Vec<Action>) {
+    let mock = Mock { ahead, ..Mock::new(shape, hash_model) };
     let failures = Rc::clone(&mock.failures);
     let mut engine = engine(mock);
     let max_model_len = shape.max_model_len.min(shape.num_pages * PAGE_SIZE);
@@ -424,8 +476,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn batched_equals_alone(shape in shape(), actions in prop::collection::vec(action(), 1..25)) {
-        any_schedule_gives_the_same(shape, actions);
+    fn batched_equals_alone(
+        shape in shape(),
+        ahead in any::<bool>(),
+        actions in prop::collection::vec(action(), 1..25),
+    ) {
+        any_schedule_gives_the_same(shape, ahead, actions);
     }
 }
 
@@ -452,6 +508,58 @@ fn generating_sequences_come_first_and_prompts_fill_the_rest() {
     }
     let expected: [&[usize]; 8] = [&[3], &[1, 7], &[1, 7], &[1, 6, 1], &[1, 4], &[1, 1], &[1, 1], &[1]];
     assert_eq!(*steps.borrow(), expected);
+}
+
+/// Of one sequence that ends by itself, one that is cut off, and one that joins: how many rows each step has, and how many of
+/// the steps were queued before the tokens before were known.
+#[test]
+fn decode_steps_are_queued_ahead_until_something_else_comes() {
+    let rows_of_steps = |ahead| {
+        let answer = |visible: &[u32], _: &SamplingRow| {
+            // The prompt of ones ends by itself after three tokens.
+            if visible[0] == 1 && visible.len() == 5 { TinyModel::IM_END } else { 5 }
+        };
+        let mock = Mock { ahead, ..Mock::new(ROOMY, answer) };
+        let (steps, num_ahead) = (Rc::clone(&mock.steps), Rc::clone(&mock.num_ahead));
+        let mut engine = engine(mock);
+        engine.submit(greedy(vec![1; 3], 50)).unwrap();
+        engine.submit(greedy(vec![2; 3], 8)).unwrap();
+        let mut answers = HashMap::new();
+        for _ in 0..3 {
+            collect(engine.step().unwrap(), &mut answers);
+        }
+        engine.submit(greedy(vec![3; 4], 2)).unwrap();
+        while engine.has_work() {
+            collect(engine.step().unwrap(), &mut answers);
+        }
+        assert_eq!(engine.step().unwrap(), []);
+        let lengths = [0, 1, 2].map(|id| answers[&SequenceId(id)].tokens.len());
+        assert_eq!(lengths, [3, 8, 2]);
+        (steps.take(), num_ahead.get())
+    };
+    let waiting: [&[usize]; 8] = [&[3, 3], &[1, 1], &[1, 1], &[1, 4], &[1, 1], &[1], &[1], &[1]];
+    let (steps, num_ahead) = rows_of_steps(false);
+    assert_eq!((steps, num_ahead), (waiting.map(<[_]>::to_vec).to_vec(), 0));
+    // The first ends while a row of it is in flight, which is thrown away; the third joins behind that step.
+    let queued: [&[usize]; 8] = [&[3, 3], &[1, 1], &[1, 1], &[1, 1], &[1, 4], &[1, 1], &[1], &[1]];
+    let (steps, num_ahead) = rows_of_steps(true);
+    assert_eq!(steps, queued.map(<[_]>::to_vec));
+    assert_eq!(num_ahead, 4);
+}
+
+#[test]
+fn penalties_need_the_tokens_before() {
+    let mock = Mock { ahead: true, ..Mock::new(ROOMY, hash_model) };
+    let num_ahead = Rc::clone(&mock.num_ahead);
+    let mut engine = engine(mock);
+    let mut request = Request { ignore_eos: true, ..greedy(vec![4; 9], 20) };
+    engine.submit(request.clone()).unwrap();
+    run(&mut engine);
+    assert_eq!(num_ahead.get(), 18, "all but the prompt and the step behind it, which follows a prefill");
+    request.sampling.repeat_penalty = 1.5;
+    let id = engine.submit(request.clone()).unwrap();
+    assert_eq!(run(&mut engine)[&id].tokens, expected(&request, 512).0);
+    assert_eq!(num_ahead.get(), 18);
 }
 
 #[test]

@@ -5,7 +5,9 @@
     llama_cpp.py MODEL.gguf --qernel target/release/qernel [--rounds 5] [--threads 2] [--out peer.jsonl]
 
 A round is one process of each: qernel, llama.cpp, llama.cpp, qernel (then the other way round), so that what else the machine
-does falls on both. Both take random tokens of a fixed seed; a decode step of either ends with the arg-max over the
+does falls on both; with `--quiet 5`, a round in which other processes took more than 5 % of the processors does not count
+(llama.cpp's threads wait for each other by spinning, so others cost it more). Where it is never quiet, `--processor-time`
+compares the user time of one thread, of which what a process does besides the test is subtracted. Both take random tokens of a fixed seed; a decode step of either ends with the arg-max over the
 vocabulary. Prints the ratio of every pair of one round, and their median with the smallest and the largest. `--out` takes
 llama.cpp's rows for `qernel bench --compare`.
 """
@@ -117,25 +119,59 @@ def rows(command, threads):
     return {row["test"]: row for row in map(json.loads, done.stdout.splitlines())}
 
 
+class Others:
+    """The share of the processors that processes other than our children take."""
+
+    def __init__(self):
+        self.begin = self.now()
+
+    @staticmethod
+    def now():
+        children = os.times()
+        fields = [int(field) for field in pathlib.Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        ticks = os.sysconf("SC_CLK_TCK")
+        idle = fields[3] + fields[4]
+        return sum(fields) / ticks, idle / ticks, children.children_user + children.children_system
+
+    def percent(self):
+        total, idle, children = (end - begin for begin, end in zip(self.begin, self.now()))
+        return max(0.0, 100 * (total - idle - children) / max(total, 1e-9))
+
+
 def compare(args):
     common = ["-p", str(args.n_prompt), "-n", str(args.n_gen), "-d", str(args.depth), "-r", str(args.repetitions)]
     ours = [args.qernel, "bench", "-m", args.model, "--device", "cpu", *common, "--starts", "0", "-o", "jsonl"]
     theirs = [sys.executable, __file__, args.model, *common, "--threads", str(args.threads), "--measure"]
     pairs = {}
     peer = {}
-    for number in range(args.rounds):
+    number, end = 0, time.monotonic() + args.patience
+    while number < args.rounds:
+        others = Others()
         order = [ours, theirs, theirs, ours] if number % 2 == 0 else [theirs, ours, ours, theirs]
         results = [(command is ours, rows(command, args.threads)) for command in order]
+        busy = others.percent()
+        counts = busy <= args.quiet
+        if not counts and time.monotonic() > end:
+            break
+        number += counts
         for test in results[0][1]:
             speeds = {True: [], False: []}
             for is_ours, result in results:
                 speeds[is_ours].extend(result[test]["samples_ts"])
-                if not is_ours:
+                if counts and not is_ours:
                     peer.setdefault(test, result[test] | {"samples_ts": []})["samples_ts"] += result[test]["samples_ts"]
             qernel, llama = statistics.median(speeds[True]), statistics.median(speeds[False])
-            pairs.setdefault(test, []).append((qernel, llama))
-            print(f"round {number + 1} {test}: qernel {qernel:.2f}, llama.cpp {llama:.2f} tokens/s, x {qernel / llama:.3f}", flush=True)
-    print("\n| test | qernel t/s | llama.cpp t/s | qernel / llama.cpp: median (least to largest of rounds) |\n| --- | ---: | ---: | ---: |")
+            if counts:
+                pairs.setdefault(test, []).append((qernel, llama))
+            print(
+                f"{f'round {number}' if counts else 'not counted'} (others {busy:.0f} %) {test}: "
+                f"qernel {qernel:.2f}, llama.cpp {llama:.2f} tokens/s, x {qernel / llama:.3f}",
+                flush=True,
+            )
+    if not pairs:
+        sys.exit("no round was quiet enough")
+    print("\n| test | qernel t/s | llama.cpp t/s | qernel / llama.cpp: median (least to largest of rounds) |")
+    print("| --- | ---: | ---: | ---: |")
     for test, speeds in pairs.items():
         ratios = [qernel / llama for qernel, llama in speeds]
         print(
@@ -151,6 +187,25 @@ def compare(args):
         pathlib.Path(args.out).write_text("".join(json.dumps(row) + "\n" for row in peer.values()))
 
 
+def processor_time(args):
+    """Milliseconds of user time a token on one thread: the difference between many and few tokens."""
+
+    def seconds(command, n_prompt, n_gen):
+        before = os.times().children_user
+        rows([*command, "-p", str(n_prompt), "-n", str(n_gen), "-d", str(args.depth), "-r", "1"], 1)
+        return os.times().children_user - before
+
+    ours = [args.qernel, "bench", "-m", args.model, "--device", "cpu", "--starts", "0", "-o", "jsonl"]
+    theirs = [sys.executable, __file__, args.model, "--threads", "1", "--measure"]
+    print("| user time of one thread | qernel ms/token | llama.cpp ms/token | qernel's speed / llama.cpp's |\n| --- | ---: | ---: | ---: |")
+    for number in range(args.rounds):
+        for name, few, many in [("decode", (0, 4), (0, 4 + args.n_gen)), ("prefill", (16, 0), (16 + args.n_prompt, 0))]:
+            # Each test runs twice, the first time to warm up.
+            tokens = 2 * (sum(many) - sum(few))
+            mine, other = (1e3 * (seconds(c, *many) - seconds(c, *few)) / tokens for c in (ours, theirs))
+            print(f"| {name}, round {number + 1} | {mine:.2f} | {other:.2f} | {other / mine:.2f} |", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -160,11 +215,15 @@ def main():
     parser.add_argument("-d", "--depth", type=int, default=0)
     parser.add_argument("-r", "--repetitions", type=int, default=2, help="timed ones of each test in a process")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quiet", type=float, default=100, help="percent of the processors that others may take")
+    parser.add_argument("--patience", type=float, default=600, help="seconds after which it waits for no quieter round")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--out", help="llama.cpp's rows as JSON lines")
+    parser.add_argument("--processor-time", action="store_true", help="compare user time of one thread instead")
     parser.add_argument("--measure", action="store_true", help="time llama.cpp alone and print its rows")
     args = parser.parse_args()
-    measure(args) if args.measure else compare(args)
+    way = measure if args.measure else processor_time if args.processor_time else compare
+    way(args)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ pub struct Row {
     pub step_us_p90: f64,
     /// Of the median repetition.
     pub us_per_token: f64,
-    /// What of a step's time the engine takes around the model, on average.
+    /// What of a step's time the engine takes around the model: on average over a repetition, the median of those.
     pub engine_us_per_step: f64,
     /// Weights, and K and V of all sequences, that a decode step reads on average; `null` for tests with a prompt.
     pub bytes_per_step: Option<u64>,
@@ -99,7 +99,8 @@ impl Row {
         let ts: Vec<f64> = seconds.iter().map(|seconds| num_tokens / seconds).collect();
         let steps: Vec<f64> = samples.iter().flat_map(|sample| &sample.steps).copied().collect();
         let step = Stats::of(&steps);
-        let engine_seconds: f64 = samples.iter().map(|sample| sample.engine_seconds).sum();
+        let engine: Vec<f64> =
+            samples.iter().map(|sample| sample.engine_seconds * 1e6 / sample.steps.len() as f64).collect();
         let bytes_per_step = test.is_decode().then(|| {
             let kv = test.n_parallel as f64 * test.mean_kv_len() * facts.kv_bytes_per_position as f64;
             facts.decode_weight_bytes as u64 + kv.round() as u64
@@ -125,7 +126,7 @@ impl Row {
             step_us_p10: step.p10 * 1e6,
             step_us_p90: step.p90 * 1e6,
             us_per_token: median(&seconds) * 1e6 / num_tokens,
-            engine_us_per_step: engine_seconds * 1e6 / steps.len() as f64,
+            engine_us_per_step: median(&engine),
             bytes_per_step,
             bytes_per_token: bytes_per_step.map(|bytes| bytes / test.n_parallel as u64),
             floor_us,

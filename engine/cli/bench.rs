@@ -151,6 +151,12 @@ impl Session<'_> {
         if self.args.output != Format::Md {
             eprint!("{}", notes(self.facts));
         }
+        if self.stored.is_some() && rows.iter().all(|row| row.comparison.is_none()) {
+            eprintln!(
+                "the stored run has no row of these tests with a model of {} parameters",
+                self.facts.model_n_params
+            );
+        }
         self.print_engine_share(&rows);
         Ok(rows)
     }

@@ -16,11 +16,17 @@ use crate::error::{Error, Result};
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
 use gpu_kernels::attention::decode::*;
 use gpu_kernels::attention::decode_merged::*;
+use gpu_kernels::attention::decode_mma::{
+    self, MAX_GROUP, attention_decode_f16_mma_h64, attention_decode_f16_mma_h128,
+};
 use gpu_kernels::attention::prefill::{self, *};
-use gpu_kernels::attention::prefill_mma::*;
 use gpu_kernels::attention::*;
 use std::ops::Range;
 use std::rc::Rc;
+
+mod mma;
+
+use mma::{MmaTile, launch_mma, multiplies};
 
 pub(super) const OP: &str = "attention";
 
@@ -115,19 +121,6 @@ fn tiles(case: &Case) -> Result<(), &'static str> {
     if case.dtype == Dtype::F32 { Err("there are no tiles of f32") } else { Ok(()) }
 }
 
-/// What tensor cores multiply.
-fn multiplies(case: &Case) -> Result<(), &'static str> {
-    const MAX_TILES: usize = 65_535;
-    known_head_dim(case)?;
-    if case.dtype == Dtype::F32 {
-        return Err("tensor cores do not multiply pages of f32");
-    }
-    if MmaTile::Mma16.grid(case)[1] > MAX_TILES {
-        return Err("more than 65,535 tiles of queries");
-    }
-    Ok(())
-}
-
 /// One warp a head of a group, in one block.
 fn merges(case: &Case) -> Result<(), &'static str> {
     known_head_dim(case)?;
@@ -140,6 +133,19 @@ fn merges(case: &Case) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// Rows on tensor cores: queries of a group as rows of one instruction.
+fn decodes_on_tensor_cores(case: &Case) -> Result<(), &'static str> {
+    known_head_dim(case)?;
+    if case.dtype != Dtype::F16 {
+        return Err("the pages are not f16");
+    }
+    if case.num_attention_heads / case.num_key_value_heads > MAX_GROUP {
+        return Err("more than 8 heads share K and V");
+    }
+    Ok(())
+}
+
+const DECODE_MMA_KERNELS: [&str; 2] = ["attention_decode_*_mma_h64", "attention_decode_*_mma_h128"];
 const SPLIT_KERNELS: [&str; 3] = [
     "attention_decode_split_*_plain_h64",
     "attention_decode_split_*_plain_h128",
@@ -152,10 +158,12 @@ const MMA32P_KERNELS: [&str; 2] = ["attention_prefill_*_mma32p_h64", "attention_
 const MMA16_KERNELS: [&str; 2] = ["attention_prefill_*_mma16_h64", "attention_prefill_*_mma16_h128"];
 const PLAIN_KERNELS: [&str; 2] = ["attention_prefill_*_plain_h64", "attention_prefill_*_plain_h128"];
 
-pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 8] = [
+pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 9] = [
     Variant {
         name: "auto",
         kernels: &[
+            DECODE_MMA_KERNELS[0],
+            DECODE_MMA_KERNELS[1],
             MERGED_KERNELS[0],
             MERGED_KERNELS[1],
             SPLIT_KERNELS[0],
@@ -171,7 +179,13 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 8] = [
         eligible: known_head_dim,
         // SAFETY: every row is in one of the two sets: one row, or more, in its sequence.
         launch: |device, case| unsafe {
-            let single = if merges(case).is_ok() { launch_merged } else { launch_split };
+            let single = if decodes_on_tensor_cores(case).is_ok() {
+                launch_decode_mma
+            } else if merges(case).is_ok() {
+                launch_merged
+            } else {
+                launch_split
+            };
             single(device, case, case.single_rows.clone(), 1, case.max_kv_single)?;
             if !case.has_multiple {
                 return Ok(());
@@ -210,6 +224,15 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 8] = [
         eligible: tiles,
         // SAFETY: the case is whole.
         launch: |device, case| unsafe { launch_tiled(device, case, 1) },
+    },
+    Variant {
+        name: "decode_mma",
+        kernels: &DECODE_MMA_KERNELS,
+        eligible: decodes_on_tensor_cores,
+        // SAFETY: the case is whole.
+        launch: |device, case| unsafe {
+            launch_decode_mma(device, case, 0..case.num_tokens as usize, u32::MAX, case.max_kv)
+        },
     },
     Variant {
         name: "merged",
@@ -328,105 +351,6 @@ unsafe fn launch_tiled(device: &Device, case: &Case, min_rows: u32) -> Result<()
     }
 }
 
-/// What a warp of the tensor core kernels takes at a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum MmaTile {
-    /// 32 queries, 64 keys.
-    Mma32,
-    /// 32 queries, a page of keys.
-    Mma32p,
-    /// 16 queries, 64 keys.
-    Mma16,
-}
-
-impl MmaTile {
-    /// 16 queries of a warp, and 8 keys: how many times.
-    fn size(self) -> (u32, u32) {
-        match self {
-            Self::Mma32 => (2, 8),
-            Self::Mma32p => (2, 4),
-            Self::Mma16 => (1, 8),
-        }
-    }
-
-    /// Key-value heads and tiles of queries.
-    fn grid(self, case: &Case) -> [usize; 2] {
-        let group = (case.num_attention_heads / case.num_key_value_heads) as usize;
-        let tiles = (case.num_tokens as usize * group).div_ceil(mma_queries(self.size().0) as usize);
-        [case.num_key_value_heads as usize, tiles]
-    }
-
-    /// The one to take: 32 queries read keys and values half as often as 16, but not where that would leave multiprocessors
-    /// with less than the two blocks that they have room for. The bits are the same.
-    fn best(case: &Case, multiprocessors: u32) -> Self {
-        let [heads, tiles] = Self::Mma32.grid(case);
-        if heads * tiles < 2 * multiprocessors as usize { Self::Mma16 } else { Self::Mma32 }
-    }
-}
-
-/// Tiles of queries on tensor cores, for sequences of at least `min_rows` rows.
-///
-/// # Safety
-/// As [`launch_plain`]; the case can be [`multiplied`](multiplies).
-unsafe fn launch_mma(device: &Device, case: &Case, min_rows: u32, tile: MmaTile) -> Result<()> {
-    let [heads, tiles] = tile.grid(case);
-    let (blocks, columns) = tile.size();
-    let config = LaunchConfig {
-        grid: [dimension(OP, heads)?, dimension(OP, tiles)?, 1],
-        block: [MMA_BLOCK_SIZE, 1, 1],
-        shared_bytes: mma_shared_bytes(blocks, columns, case.head_dim as u32),
-    };
-    macro_rules! call {
-        ($kernel:path) => {
-            // SAFETY: the tiles cover all queries; the caller vouches for the arrays.
-            unsafe {
-                $kernel(
-                    device,
-                    &config,
-                    case.num_tokens,
-                    case.num_attention_heads / case.num_key_value_heads,
-                    case.num_key_value_heads,
-                    min_rows,
-                    case.sequence_of_token,
-                    case.query_start,
-                    case.kv_len,
-                    case.block_table,
-                    case.max_blocks,
-                    case.q,
-                    case.k_pages.cast(),
-                    case.v_pages.cast(),
-                    case.out.cast(),
-                )
-            }
-        };
-    }
-    macro_rules! by_element {
-        ($f16:path, $bf16:path) => {
-            if case.dtype == Dtype::F16 { call!($f16) } else { call!($bf16) }
-        };
-    }
-    match (tile, case.head_dim) {
-        (MmaTile::Mma32, 64) => {
-            by_element!(attention_prefill_f16_mma32_h64, attention_prefill_bf16_mma32_h64)
-        }
-        (MmaTile::Mma32, _) => {
-            by_element!(attention_prefill_f16_mma32_h128, attention_prefill_bf16_mma32_h128)
-        }
-        (MmaTile::Mma32p, 64) => {
-            by_element!(attention_prefill_f16_mma32p_h64, attention_prefill_bf16_mma32p_h64)
-        }
-        (MmaTile::Mma32p, _) => {
-            by_element!(attention_prefill_f16_mma32p_h128, attention_prefill_bf16_mma32p_h128)
-        }
-        (MmaTile::Mma16, 64) => {
-            by_element!(attention_prefill_f16_mma16_h64, attention_prefill_bf16_mma16_h64)
-        }
-        (MmaTile::Mma16, _) => {
-            by_element!(attention_prefill_f16_mma16_h128, attention_prefill_bf16_mma16_h128)
-        }
-    }
-}
-
 /// Splits and their merge, for `rows` whose sequences have at most `max_rows` rows and `max_keys` keys; as many rows
 /// at once as the workspace has room for.
 ///
@@ -521,10 +445,61 @@ unsafe fn launch_merged(
     max_rows: u32,
     max_keys: u32,
 ) -> Result<()> {
-    let num_splits = max_splits(max_keys);
+    let block = 32 * (case.num_attention_heads / case.num_key_value_heads);
+    // SAFETY: the caller's promise.
+    unsafe {
+        launch_merging(device, case, rows, max_rows, max_keys, [block, max_splits(max_keys)], Merging::Lanes)
+    }
+}
+
+/// The same on tensor cores.
+///
+/// # Safety
+/// As [`launch_plain`]; the case [`decodes_on_tensor_cores`].
+unsafe fn launch_decode_mma(
+    device: &Device,
+    case: &Case,
+    rows: Range<usize>,
+    max_rows: u32,
+    max_keys: u32,
+) -> Result<()> {
+    let num_splits = decode_mma::max_splits(max_keys);
+    // SAFETY: the caller's promise.
+    unsafe {
+        launch_merging(
+            device,
+            case,
+            rows,
+            max_rows,
+            max_keys,
+            [decode_mma::BLOCK_SIZE, num_splits],
+            Merging::TensorCores,
+        )
+    }
+}
+
+/// The kernels whose last block of a row merges its splits.
+#[derive(Clone, Copy, PartialEq)]
+enum Merging {
+    Lanes,
+    TensorCores,
+}
+
+/// [`launch_merged`] or [`launch_decode_mma`], with blocks of `block` threads and `num_splits` splits a row.
+///
+/// # Safety
+/// As these.
+unsafe fn launch_merging(
+    device: &Device,
+    case: &Case,
+    rows: Range<usize>,
+    max_rows: u32,
+    max_keys: u32,
+    [block, num_splits]: [u32; 2],
+    kernel: Merging,
+) -> Result<()> {
     let heads = case.num_attention_heads;
     let rows_at_once = rows_at_once(case, num_splits, max_keys)?;
-    let block = 32 * (heads / case.num_key_value_heads);
     for first in rows.clone().step_by(rows_at_once) {
         let count = dimension(OP, (rows.end - first).min(rows_at_once))?;
         let first = dimension(OP, first)?;
@@ -560,6 +535,8 @@ unsafe fn launch_merged(
             };
         }
         match (case.dtype, case.head_dim) {
+            (_, 64) if kernel == Merging::TensorCores => call!(attention_decode_f16_mma_h64),
+            _ if kernel == Merging::TensorCores => call!(attention_decode_f16_mma_h128),
             (Dtype::F16, 64) => call!(attention_decode_f16_merged_h64),
             (Dtype::F16, _) => call!(attention_decode_f16_merged_h128),
             (_, 64) => call!(attention_decode_bf16_merged_h64),
@@ -641,7 +618,7 @@ pub(super) fn attention(device: &Device, choice: &KernelChoice, operands: Attent
 mod tests {
     use super::*;
 
-    fn case(dtype: Dtype, head_dim: usize) -> Case {
+    pub(super) fn case(dtype: Dtype, head_dim: usize) -> Case {
         Case {
             dtype,
             head_dim,
@@ -677,16 +654,6 @@ mod tests {
         assert!(select(OP, &VARIANTS, &case(Dtype::F16, 128), Some("mma32")).is_ok());
         let error = select(OP, &VARIANTS, &case(Dtype::Bf16, 96), None).err().unwrap();
         assert!(error.to_string().contains("neither 64 nor 128"), "{error}");
-    }
-
-    #[test]
-    fn small_batches_get_the_kernel_with_more_blocks() {
-        let prompt = |num_tokens| Case { num_tokens, ..case(Dtype::Bf16, 64) };
-        // 7 heads a group: 128 queries a tile are 18 tokens.
-        assert_eq!([MmaTile::Mma32, MmaTile::Mma16].map(|tile| tile.grid(&prompt(512))), [[2, 28], [2, 56]]);
-        let best = |tokens| MmaTile::best(&prompt(tokens), 132);
-        assert_eq!([512, 2048, 8192].map(best), [MmaTile::Mma16, MmaTile::Mma16, MmaTile::Mma32]);
-        assert!(multiplies(&prompt(1 << 20)).is_err(), "more tiles than a grid has");
     }
 
     #[test]

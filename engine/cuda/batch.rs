@@ -12,7 +12,7 @@ use std::rc::Rc;
 /// Arrays begin at multiples of this many u32: 16 bytes.
 const ALIGNMENT: usize = 4;
 /// How many arrays there are, for the room that alignment takes.
-const ARRAYS: usize = 8;
+const ARRAYS: usize = 9;
 /// The fewest pages a sequence that a decode step has room for.
 const MIN_BUCKET_BLOCKS: usize = 8;
 
@@ -55,11 +55,13 @@ pub(super) struct Shape {
     pub has_multiple: bool,
     /// One more than the largest entry of each array; 0 where it is empty.
     pub token_bound: usize,
+    pub drawn_bound: usize,
     pub position_bound: usize,
     pub slot_bound: usize,
     pub page_bound: usize,
     pub logit_row_bound: usize,
     tokens: Range<usize>,
+    drawn_rows: Range<usize>,
     positions: Range<usize>,
     sequence_of_token: Range<usize>,
     slots: Range<usize>,
@@ -72,7 +74,7 @@ pub(super) struct Shape {
 impl CudaBatch {
     pub(super) fn new(device: &Rc<Device>, limits: &BatchLimits) -> Result<Self> {
         let BatchLimits { max_num_tokens, max_num_sequences, max_num_logits, max_blocks } = *limits;
-        let capacity = 4 * max_num_tokens
+        let capacity = 5 * max_num_tokens
             + 2 * max_num_sequences
             + 1
             + super::tensor::elements(max_num_sequences, max_blocks)?
@@ -95,6 +97,7 @@ impl CudaBatch {
         let mut shape = Shape::check(batch, &self.limits)?;
         let mut writer = Writer { bytes: self.staging.wait()?, used: 0 };
         shape.tokens = writer.put(&batch.tokens);
+        shape.drawn_rows = writer.put(&batch.drawn_rows);
         shape.positions = writer.put(&batch.positions);
         shape.sequence_of_token = writer.put(&batch.sequence_of_token);
         shape.slots = writer.put(&batch.slots);
@@ -122,6 +125,11 @@ impl CudaBatch {
     /// `[num_tokens]`
     pub(super) fn tokens(&self) -> DevicePtr<u32> {
         self.array(&self.shape.tokens)
+    }
+
+    /// `[num_tokens]`
+    pub(super) fn drawn_rows(&self) -> DevicePtr<u32> {
+        self.array(&self.shape.drawn_rows)
     }
 
     /// `[num_tokens]`
@@ -215,6 +223,7 @@ impl Shape {
             )));
         }
         let lengths = [
+            ("drawn_rows", batch.drawn_rows.len(), n),
             ("positions", batch.positions.len(), n),
             ("sequence_of_token", batch.sequence_of_token.len(), n),
             ("slots", batch.slots.len(), n),
@@ -253,6 +262,7 @@ impl Shape {
             num_logits: batch.num_logits(),
             max_blocks,
             token_bound: bound(&batch.tokens),
+            drawn_bound: batch.num_drawn(),
             position_bound: bound(&batch.positions),
             slot_bound: bound(&batch.slots),
             page_bound: bound(&batch.block_table),
@@ -266,6 +276,7 @@ impl Shape {
     fn bucket(&self) -> Bucket {
         Bucket(Self {
             token_bound: 0,
+            drawn_bound: 0,
             position_bound: 0,
             slot_bound: 0,
             page_bound: 0,
@@ -372,7 +383,8 @@ mod tests {
 
     #[test]
     fn contradictions_are_refused() {
-        let changes: [fn(&mut Batch); 9] = [
+        let changes: [fn(&mut Batch); 10] = [
+            |b| b.drawn_rows.clear(),
             |b| b.positions[0] = 32,
             |b| b.sequence_of_token[1] = 0,
             |b| b.slots.push(0),

@@ -42,6 +42,7 @@ pub(super) const FUNCTION_SHARED_BYTES: c_int = 1;
 pub(super) const FUNCTION_LOCAL_BYTES: c_int = 3;
 pub(super) const FUNCTION_REGISTERS: c_int = 4;
 pub(super) const FUNCTION_MAX_DYNAMIC_SHARED: c_int = 8;
+pub(super) const FUNCTION_SHARED_CARVEOUT: c_int = 9;
 
 // `CUjit_option`
 pub(super) const JIT_ERROR_LOG: c_uint = 5;

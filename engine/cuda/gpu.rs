@@ -17,11 +17,16 @@ const SHARED_BYTES_DEFAULT: u32 = 48 * 1024;
 /// Room for what the driver's PTX compiler says.
 const JIT_LOG_BYTES: usize = 16 * 1024;
 
+/// For [`driver::FUNCTION_SHARED_CARVEOUT`]: per cent.
+const ALL_SHARED: c_int = 100;
+
 /// A kernel of the module.
 struct Function {
     raw: CUfunction,
     /// Dynamic shared memory in bytes that it may be launched with.
     shared_limit: u32,
+    /// Whether it was told to run beside others, see [`Gpu::launch_dependent`].
+    is_chained: bool,
 }
 
 /// The primary context (the one that cuBLAS works in too), one stream, the kernels.
@@ -125,14 +130,16 @@ impl Gpu {
         self.synchronize()
     }
 
-    /// The kernel of that name, looked up in the module once, allowed to have `shared_bytes` of dynamic shared memory.
-    fn function(&self, name: &'static str, shared_bytes: u32) -> Result<CUfunction> {
+    /// The kernel of that name, looked up in the module once, allowed to have `shared_bytes` of dynamic shared memory and, if
+    /// `chained`, fit to run beside others.
+    fn function(&self, name: &'static str, shared_bytes: u32, chained: bool) -> Result<CUfunction> {
         let mut functions = self.functions.borrow_mut();
         let function = match functions.entry(name) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(place) => place.insert(Function {
                 raw: find_function(self.module, name)?,
                 shared_limit: SHARED_BYTES_DEFAULT,
+                is_chained: false,
             }),
         };
         if shared_bytes > function.shared_limit {
@@ -147,10 +154,19 @@ impl Gpu {
             check(status, &format!("asking for {shared_bytes} bytes of shared memory for {name}"))?;
             function.shared_limit = shared_bytes;
         }
+        if chained && !function.is_chained {
+            // SAFETY: the function is of this module.
+            let status = unsafe {
+                driver::cuFuncSetAttribute(function.raw, driver::FUNCTION_SHARED_CARVEOUT, ALL_SHARED)
+            };
+            check(status, &format!("asking for all shared memory beside {name}"))?;
+            function.is_chained = true;
+        }
         Ok(function.raw)
     }
 
-    /// Lets the kernel start while the ones before it still run, where the device can.
+    /// Lets the kernel start while the ones before it still run, where the device can. For that, all such kernels want the same
+    /// division of a multiprocessor's memory between L1 and shared: it changes only where nothing runs.
     ///
     /// # Safety
     /// As [`Launcher::launch`](cuda_std::launch::Launcher::launch); the kernel waits itself for those before it.
@@ -164,7 +180,7 @@ impl Gpu {
             // SAFETY: the caller's promise.
             return unsafe { self.launch(kernel, config, params) };
         }
-        let function = self.function(kernel, config.shared_bytes)?;
+        let function = self.function(kernel, config.shared_bytes, true)?;
         let mut attribute = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
@@ -197,7 +213,7 @@ impl Gpu {
         config: &LaunchConfig,
         params: &mut [*mut c_void],
     ) -> Result<()> {
-        let function = self.function(kernel, config.shared_bytes)?;
+        let function = self.function(kernel, config.shared_bytes, false)?;
         let ([gx, gy, gz], [bx, by, bz]) = (config.grid, config.block);
         // SAFETY: the caller vouches for the parameters and the kernel's contract; function and stream are of this
         // device, and the driver copies the parameters before it returns.

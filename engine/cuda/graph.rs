@@ -8,10 +8,12 @@ use std::hash::Hash;
 use std::ptr;
 use std::rc::Rc;
 
-/// How a step is queued: replayed as a `graph`, or as `launches` one by one.
+/// How a step is queued: replayed as a graph `ahead` of the tokens of the step before, which stay on the device; as a `graph`
+/// once those are known; or then as `launches` one by one.
 pub(super) const OP: &str = "step";
+pub(super) const AHEAD: &str = "ahead";
 pub(super) const GRAPH: &str = "graph";
-pub(super) const VARIANTS: [&str; 2] = [GRAPH, "launches"];
+pub(super) const VARIANTS: [&str; 3] = [AHEAD, GRAPH, "launches"];
 
 /// Graphs that are kept at most; the one that was not used for longest makes room for another. A few shapes of batches make up
 /// nearly all steps.

@@ -58,7 +58,7 @@ use std::rc::Rc;
 
 /// Every operation that has kernels, in the order of their names.
 pub fn operations() -> Vec<Operation> {
-    vec![
+    let mut operations = vec![
         Operation::of(add::OP, &add::VARIANTS),
         Operation::single("add_bias", &[]),
         Operation::of(rms_norm::FUSED, &rms_norm::FUSED_VARIANTS),
@@ -73,10 +73,6 @@ pub fn operations() -> Vec<Operation> {
         Operation::single("gather_rows", &[]),
         Operation::choice(fused::OP, &fused::VARIANTS),
         Operation::of(matmul::OP, &matmul::VARIANTS),
-        Operation::single("matmul_add", &fused::MATMUL_ADD_KERNELS),
-        Operation::single("norm_gate_up", &["norm_gate_up_*_one", "norm_gate_up_*_few"]),
-        Operation::single("norm_matmul", &["norm_matmul_*_one", "norm_matmul_*_few"]),
-        Operation::single("norm_qkv_rope", &["norm_qkv_rope_*_one", "norm_qkv_rope_*_few"]),
         Operation::single("read_bandwidth", &[]),
         Operation::of(rms_norm::OP, &rms_norm::VARIANTS),
         Operation::single("rope", &[]),
@@ -94,7 +90,10 @@ pub fn operations() -> Vec<Operation> {
         Operation::of(silu_mul::OP, &silu_mul::VARIANTS),
         Operation::choice(graph::OP, &graph::VARIANTS),
         Operation::single("write_kv", &[]),
-    ]
+    ];
+    operations.extend(fused::operations());
+    operations.sort_by_key(|operation| operation.name);
+    operations
 }
 
 /// Every operation that has kernels to choose from, with the names of its variants in order of preference.
@@ -152,7 +151,9 @@ pub fn split_bytes(config: &Config, limits: &BatchLimits, dtype: Dtype) -> usize
 struct StepKey {
     batch: batch::Bucket,
     /// `None` where nothing is drawn.
-    draw: Option<(sampler::DrawShape, usize)>,
+    draw: Option<sampler::DrawShape>,
+    /// Of the sampler's buffers, which the first kernel reads too.
+    generation: usize,
 }
 
 /// cuBLAS, if the choice of kernels may come to it and the device has it.
@@ -390,7 +391,7 @@ impl Ops for CudaOps {
     }
 
     fn embed(&mut self, batch: &CudaBatch, table: &Weight, out: &mut Tensor) -> Result<()> {
-        embed::embed(&self.device, batch, table, out)
+        embed::embed(&self.device, batch, self.sampler.last_drawn(), table, out)
     }
 
     fn rms_norm(
@@ -523,11 +524,11 @@ impl Ops for CudaOps {
         q: &mut Tensor,
         cache: &mut KvCache,
     ) -> Result<()> {
-        fused::norm_qkv_rope(&self.device, batch, &self.rope, layer, x, weights, q, cache)
+        fused::norm_qkv_rope(&self.device, &self.choice, batch, &self.rope, layer, x, weights, q, cache)
     }
 
     fn matmul_add(&mut self, n: usize, x: &Activation, weight: &Weight, out: &mut Tensor) -> Result<()> {
-        fused::matmul_add(&self.device, n, x, weight, out)
+        fused::matmul_add(&self.device, &self.choice, n, x, weight, out)
     }
 
     fn norm_gate_up(
@@ -540,7 +541,7 @@ impl Ops for CudaOps {
         up: &Weight,
         out: &mut Activation,
     ) -> Result<()> {
-        fused::norm_gate_up(&self.device, n, x, norm, eps, gate, up, out)
+        fused::norm_gate_up(&self.device, &self.choice, n, x, norm, eps, gate, up, out)
     }
 
     fn norm_matmul(
@@ -564,16 +565,29 @@ impl Ops for CudaOps {
         self.sampler.draw(&self.choice, logits)
     }
 
+    fn fetch_drawn(&mut self) -> Result<()> {
+        self.sampler.fetch()
+    }
+
     fn drawn(&mut self) -> Result<Vec<u32>> {
         self.sampler.drawn(self.vocab_size)
     }
 
+    fn forget_drawn(&mut self) {
+        self.sampler.forget();
+    }
+
+    fn runs_ahead(&self) -> bool {
+        self.choice.get(graph::OP).is_none_or(|name| name == graph::AHEAD)
+    }
+
     fn run_step(&mut self, batch: &CudaBatch, step: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
-        let replays = self.choice.get(graph::OP).is_none_or(|name| name == graph::GRAPH);
+        let replays =
+            self.choice.get(graph::OP).is_none_or(|name| [graph::AHEAD, graph::GRAPH].contains(&name));
         let bucket = batch.bucket().filter(|_| replays && !self.device.is_emulated());
         let Some(bucket) = bucket else { return step(self) };
         let draw = bucket.has_logits().then(|| self.sampler.shape());
-        let key = StepKey { batch: bucket, draw };
+        let key = StepKey { batch: bucket, draw, generation: self.sampler.generation() };
         if self.graphs.launch(&key)? {
             return Ok(());
         }
@@ -591,10 +605,6 @@ impl Ops for CudaOps {
             }
             Err(error) => Err(error),
         }
-    }
-
-    fn is_queue(&self) -> bool {
-        !self.device.is_emulated()
     }
 
     fn read(&mut self, n: usize, x: &Tensor) -> Result<Vec<f32>> {

@@ -13,6 +13,7 @@ use gpu_kernels::sampler::{
     NO_MASK, SAMPLER_THREADS, SamplerRow, argmax_f32_plain, categorical_f32_plain, mask_f32_plain,
     min_p_f32_plain, penalties_f32_plain, softmax_f32_plain, top_k_f32_plain, top_p_f32_plain,
 };
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 const OP: &str = "sample";
@@ -95,11 +96,25 @@ pub struct Sampler {
     partials: DeviceBuffer<u64>,
     /// For the arg-max, which leaves zeros.
     counters: DeviceBuffer<u32>,
-    results: PinnedBuffer,
+    /// Oldest first: draws whose tokens are on their way to the host.
+    fetched: VecDeque<Fetched>,
+    /// Buffers whose tokens were read.
+    spare: Vec<Fetched>,
     shape: DrawShape,
     /// How often a buffer was made anew: what was recorded with the old addresses is out of date.
     generation: usize,
 }
+
+/// The tokens of a draw on the host.
+struct Fetched {
+    tokens: PinnedBuffer,
+    /// Tokens that it has room for.
+    room: usize,
+    rows: usize,
+}
+
+/// Draws whose tokens the host has not read: of the step that runs and of the one behind it.
+const MAX_FETCHED: usize = 2;
 
 /// Numbers of four bytes in a [`SamplerRow`].
 const ROW_WORDS: usize = size_of::<SamplerRow>() / 4;
@@ -137,15 +152,26 @@ impl Sampler {
             out: DeviceBuffer::zeroed(device, 1)?,
             partials: DeviceBuffer::zeroed(device, MAX_BLOCKS_PER_ROW as usize)?,
             counters: DeviceBuffer::zeroed(device, 1)?,
-            results: PinnedBuffer::new(device, 4)?,
+            fetched: VecDeque::new(),
+            spare: Vec::new(),
             shape: DrawShape::default(),
             generation: 0,
         })
     }
 
-    /// What was prepared, and the generation of the buffers.
-    pub(super) fn shape(&self) -> (DrawShape, usize) {
-        (self.shape.clone(), self.generation)
+    /// What was prepared.
+    pub(super) fn shape(&self) -> DrawShape {
+        self.shape.clone()
+    }
+
+    /// How often a buffer was made anew.
+    pub(super) fn generation(&self) -> usize {
+        self.generation
+    }
+
+    /// The tokens of the last draw on the device; those of a draw that found none are beyond every vocabulary.
+    pub(super) fn last_drawn(&self) -> &DeviceBuffer<u32> {
+        &self.out
     }
 
     /// Queues bringing the parameters of the next draw to the device.
@@ -155,14 +181,18 @@ impl Sampler {
         let Packed { rows: packed, tokens, counts, masks } = pack(rows, vocab_size)?;
         let shape = DrawShape::of(&packed, tokens.len(), masks.len(), dimension(OP, vocab_size)?);
         let [tokens_at, counts_at, masks_at, end] = shape.places();
-        if end > self.parameters.len() || rows.len() > self.out.len() {
-            let (words, results) = (end.next_power_of_two(), rows.len().next_power_of_two());
+        if end > self.parameters.len() {
+            let words = end.next_power_of_two();
             self.staging = PinnedBuffer::new(&self.device, 4 * words)?;
             self.parameters = DeviceBuffer::zeroed(&self.device, words)?;
+            self.generation += 1;
+        }
+        // Only where rows are more than ever before: what was drawn last is lost then.
+        if rows.len() > self.out.len() {
+            let results = rows.len().next_power_of_two();
             self.out = DeviceBuffer::zeroed(&self.device, results)?;
             self.partials = DeviceBuffer::zeroed(&self.device, results * MAX_BLOCKS_PER_ROW as usize)?;
             self.counters = DeviceBuffer::zeroed(&self.device, results)?;
-            self.results = PinnedBuffer::new(&self.device, 4 * results)?;
             self.generation += 1;
         }
         let staged = self.staging.wait()?;
@@ -234,15 +264,51 @@ impl Sampler {
                 let variant = select(ARGMAX, &ARGMAX_VARIANTS, &case, choice.get(ARGMAX))?;
                 (variant.launch)(device, &case)?;
             }
-            self.results.copy_from(4 * shape.rows, DevicePtr::from_raw(self.out.ptr().as_raw()))
         }
+        Ok(())
     }
 
-    /// Waits for the tokens of the last draw.
+    /// Queues bringing the tokens of the last draw to the host. It is no part of a draw, which may be replayed with the
+    /// addresses of the first time: each goes to a buffer of its own, so that the next draw may run before it is read.
+    pub(super) fn fetch(&mut self) -> Result<()> {
+        if self.fetched.len() >= MAX_FETCHED {
+            return Err(Error::Request(format!(
+                "{MAX_FETCHED} draws are waiting already: read the first of them"
+            )));
+        }
+        let rows = self.shape.rows;
+        let mut fetched = match self.spare.pop() {
+            Some(spare) if spare.room >= rows => spare,
+            _ => {
+                let room = rows.next_power_of_two();
+                Fetched { tokens: PinnedBuffer::new(&self.device, 4 * room)?, room, rows }
+            }
+        };
+        fetched.rows = rows;
+        if rows > 0 {
+            let out = DevicePtr::from_raw(self.out.ptr().as_raw());
+            // SAFETY: `out` has a place for each row; where it is made anew, freeing it waits for what was queued.
+            unsafe { fetched.tokens.copy_from(4 * rows, out)? };
+            fetched.tokens.copied()?;
+        }
+        self.fetched.push_back(fetched);
+        Ok(())
+    }
+
+    /// Drops draws that were fetched and not read.
+    pub(super) fn forget(&mut self) {
+        // Whatever is still on its way comes before what the buffers are used for next.
+        self.spare.extend(self.fetched.drain(..));
+    }
+
+    /// Waits for the tokens of the oldest draw that was fetched.
     pub(super) fn drawn(&mut self, vocab_size: usize) -> Result<Vec<u32>> {
-        self.results.copied()?;
-        let bytes = &self.results.wait()?[..4 * self.shape.rows];
+        let Some(mut fetched) = self.fetched.pop_front() else {
+            return Err(Error::Request("no draw is waiting to be read".into()));
+        };
+        let bytes = &fetched.tokens.wait()?[..4 * fetched.rows];
         let drawn: Vec<u32> = bytes.as_chunks::<4>().0.iter().map(|&word| u32::from_ne_bytes(word)).collect();
+        self.spare.push(fetched);
         match drawn.iter().position(|&token| token as usize >= vocab_size) {
             None => Ok(drawn),
             Some(row) => Err(Error::Device(format!(

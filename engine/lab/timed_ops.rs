@@ -340,8 +340,20 @@ impl<O: Ops> Ops for TimedOps<O> {
         self.timed("draw", |ops| ops.draw(logits))
     }
 
+    fn fetch_drawn(&mut self) -> Result<()> {
+        self.inner.fetch_drawn()
+    }
+
     fn drawn(&mut self) -> Result<Vec<u32>> {
         self.inner.drawn()
+    }
+
+    fn forget_drawn(&mut self) {
+        self.inner.forget_drawn();
+    }
+
+    fn runs_ahead(&self) -> bool {
+        self.inner.runs_ahead()
     }
 
     fn read(&mut self, n: usize, x: &O::Tensor) -> Result<Vec<f32>> {

@@ -25,6 +25,7 @@ pub fn check_batch(
     if n == 0 {
         return bad("it has no rows".into());
     }
+    length("drawn_rows", batch.drawn_rows.len(), n)?;
     length("positions", batch.positions.len(), n)?;
     length("sequence_of_token", batch.sequence_of_token.len(), n)?;
     length("slots", batch.slots.len(), n)?;
@@ -89,6 +90,7 @@ fn all_below(what: &str, values: &[u32], limit: usize) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batch::GIVEN;
     use crate::dtype::Dtype;
 
     const LIMITS: BatchLimits =
@@ -100,6 +102,7 @@ mod tests {
     fn batch() -> Batch {
         Batch {
             tokens: vec![5, 6, 7],
+            drawn_rows: vec![GIVEN; 3],
             positions: vec![33, 0, 1],
             sequence_of_token: vec![0, 1, 1],
             slots: vec![33, 64, 65],
@@ -122,9 +125,10 @@ mod tests {
 
     #[test]
     fn every_wrong_array_is_refused() {
-        let broken: [fn(&mut Batch); 14] = [
+        let broken: [fn(&mut Batch); 15] = [
             |b| b.tokens[0] = 10,
             |b| b.tokens.clear(),
+            |b| b.drawn_rows.clear(),
             |b| b.positions[1] = 1,
             |b| b.positions[0] = u32::MAX,
             |b| b.sequence_of_token[2] = 0,

@@ -17,6 +17,7 @@ use crate::sampler::{Logprobs, SamplingRow};
 use crate::weights::Weights;
 use qwen2::Qwen2;
 use rayon::prelude::*;
+use std::collections::VecDeque;
 
 /// What an implementation of [`Ops`] must know of the model and of the largest batch before the first operation.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,25 +68,38 @@ pub trait Runner {
     /// row; [`Error::Device`] if the device fails.
     fn step(&mut self, batch: &Batch, rows: &[SamplingRow]) -> Result<Vec<u32>>;
 
-    /// As [`Runner::step`], and does `meanwhile` while a device of its own computes, or before the step where there is none.
-    /// A step that fails may not have done it.
-    ///
-    /// # Errors
-    /// As [`Runner::step`].
-    fn step_while(
-        &mut self,
-        batch: &Batch,
-        rows: &[SamplingRow],
-        meanwhile: &mut dyn FnMut(),
-    ) -> Result<Vec<u32>> {
-        meanwhile();
-        self.step(batch, rows)
-    }
-
-    /// The log-probabilities of the last step, one entry for each of its rows; `None` where the row asked for none.
+    /// The log-probabilities of the step whose tokens were given last, one entry for each of its rows; `None` where the row
+    /// asked for none.
     fn take_logprobs(&mut self) -> Vec<Option<Logprobs>> {
         Vec::new()
     }
+
+    /// Whether a step may be [queued](Runner::queue) before the tokens of the one before are known.
+    fn runs_ahead(&self) -> bool {
+        false
+    }
+
+    /// Queues what [`Runner::step`] does. Rows may take the tokens of the step queued last ([`Batch::drawn_rows`]), whether or
+    /// not those were taken; such a step draws for no more rows than that one.
+    ///
+    /// # Errors
+    /// As [`Runner::step`]; [`Error::Request`] if two steps are waiting, a row of the last draw is missing, or the device does
+    /// not run ahead. What is queued is to be [discarded](Runner::discard) then.
+    fn queue(&mut self, batch: &Batch, rows: &[SamplingRow]) -> Result<()> {
+        let _ = (batch, rows);
+        Err(Error::Request("this runner does not run ahead".into()))
+    }
+
+    /// Waits for the oldest queued step and takes its tokens.
+    ///
+    /// # Errors
+    /// As [`Runner::step`]; [`Error::Request`] if none is queued.
+    fn take(&mut self) -> Result<Vec<u32>> {
+        Err(Error::Request("no step is queued".into()))
+    }
+
+    /// Drops the tokens of all queued steps. What they write to the cache is written before what later steps do.
+    fn discard(&mut self) {}
 
     /// Runs one forward pass and returns the logits of `batch.logit_rows`, row-major `[num_logits, vocab_size]`.
     ///
@@ -104,6 +118,13 @@ pub trait Runner {
     fn read_bandwidth(&mut self) -> Result<Option<f64>>;
 }
 
+/// A step whose tokens were not taken.
+struct Queued {
+    num_logits: usize,
+    /// Where log-probabilities are wanted, one entry for each row: how many, and its logits.
+    logits: Vec<Option<(usize, Vec<f32>)>>,
+}
+
 /// The decoder on the device that `O` stands for.
 pub struct ModelRunner<O: Ops> {
     ops: O,
@@ -113,7 +134,11 @@ pub struct ModelRunner<O: Ops> {
     limits: BatchLimits,
     layout: KvLayout,
     max_model_len: usize,
-    /// Of the last step.
+    /// The steps whose tokens were not taken, oldest first.
+    queued: VecDeque<Queued>,
+    /// Rows whose drawn tokens the next step may take from the device.
+    last_drawn: usize,
+    /// Of the step whose tokens were taken last.
     logprobs: Vec<Option<Logprobs>>,
 }
 
@@ -142,13 +167,43 @@ impl<O: Ops> ModelRunner<O> {
         let model = Qwen2::load(&mut ops, weights, config, &limits, progress)?;
         let cache = ops.new_kv_cache(&layout)?;
         let batch = ops.new_batch(&limits)?;
-        let max_model_len = ops_config.max_model_len;
-        Ok(Self { ops, model, cache, batch, limits, layout, max_model_len, logprobs: Vec::new() })
+        Ok(Self {
+            ops,
+            model,
+            cache,
+            batch,
+            limits,
+            layout,
+            max_model_len: ops_config.max_model_len,
+            queued: VecDeque::new(),
+            last_drawn: 0,
+            logprobs: Vec::new(),
+        })
     }
 
     /// The operations, to choose other kernels for the next step.
     pub fn ops_mut(&mut self) -> &mut O {
         &mut self.ops
+    }
+
+    /// Refuses rows that take tokens which are not on the device.
+    fn check_drawn(&self, batch: &Batch, last_drawn: usize) -> Result<()> {
+        let needed = batch.num_drawn();
+        if needed == 0 {
+            return Ok(());
+        }
+        if !self.ops.runs_ahead() {
+            return Err(Error::Request("this device takes tokens from the host alone".into()));
+        }
+        // More rows than before could move the buffer that the tokens are in.
+        if needed.max(batch.num_logits()) > last_drawn {
+            return Err(Error::Request(format!(
+                "a batch that takes row {} of the last draw and draws {} tokens: the last draw had {last_drawn} rows",
+                needed - 1,
+                batch.num_logits()
+            )));
+        }
+        Ok(())
     }
 
     /// Brings the batch to the device.
@@ -177,15 +232,17 @@ impl<O: Ops> Runner for ModelRunner<O> {
     }
 
     fn step(&mut self, batch: &Batch, rows: &[SamplingRow]) -> Result<Vec<u32>> {
-        self.step_while(batch, rows, &mut || ())
+        self.discard();
+        self.queue(batch, rows)?;
+        self.take()
     }
 
-    fn step_while(
-        &mut self,
-        batch: &Batch,
-        rows: &[SamplingRow],
-        meanwhile: &mut dyn FnMut(),
-    ) -> Result<Vec<u32>> {
+    fn runs_ahead(&self) -> bool {
+        self.ops.runs_ahead()
+    }
+
+    fn queue(&mut self, batch: &Batch, rows: &[SamplingRow]) -> Result<()> {
+        let last_drawn = std::mem::take(&mut self.last_drawn);
         if rows.len() != batch.num_logits() {
             return Err(Error::Request(format!(
                 "a step needs one sampling row per logit row: {} expected, {} given",
@@ -193,49 +250,51 @@ impl<O: Ops> Runner for ModelRunner<O> {
                 rows.len()
             )));
         }
+        self.check_drawn(batch, last_drawn)?;
         self.upload(batch)?;
         let (n, num_logits) = (batch.num_tokens(), batch.num_logits());
-        let Self { ops, model, cache, batch, logprobs, .. } = self;
-        logprobs.clear();
-        let is_queue = ops.is_queue();
-        if !is_queue {
-            meanwhile();
-        }
+        let Self { ops, model, cache, batch, .. } = self;
+        let mut logits = Vec::new();
         if rows.is_empty() {
             ops.run_step(batch, &mut |ops| model.forward(ops, batch, n, num_logits, cache))?;
-            if is_queue {
-                meanwhile();
-            }
-            return Ok(Vec::new());
-        }
-        ops.prepare_sampling(model.logits(), rows)?;
-        if rows.iter().any(|row| row.logprobs.is_some()) {
+        } else if rows.iter().any(|row| row.logprobs.is_some()) {
             // Drawing overwrites the logits, so they are read before; a recorded step has no pause for that.
+            ops.prepare_sampling(model.logits(), rows)?;
             model.forward(ops, batch, n, num_logits, cache)?;
-            if is_queue {
-                meanwhile();
+            for (i, row) in rows.iter().enumerate() {
+                let wanted = row.logprobs.map(|count| Ok((count, ops.read_row(i, model.logits())?)));
+                logits.push(wanted.transpose()?);
             }
-            let wanted = rows.iter().enumerate().map(|(i, row)| {
-                row.logprobs.map(|count| Ok((count, ops.read_row(i, model.logits())?))).transpose()
-            });
-            let wanted: Vec<Option<(usize, Vec<f32>)>> = wanted.collect::<Result<_>>()?;
             ops.draw(model.logits())?;
-            let drawn = ops.drawn()?;
-            *logprobs = wanted
-                .into_par_iter()
-                .zip(&drawn)
-                .map(|(row, &token)| row.map(|(count, logits)| Logprobs::of(&logits, token, count)))
-                .collect();
-            return Ok(drawn);
+            ops.fetch_drawn()?;
+        } else {
+            ops.prepare_sampling(model.logits(), rows)?;
+            ops.run_step(batch, &mut |ops| {
+                model.forward(ops, batch, n, num_logits, cache)?;
+                ops.draw(model.logits())
+            })?;
+            ops.fetch_drawn()?;
         }
-        ops.run_step(batch, &mut |ops| {
-            model.forward(ops, batch, n, num_logits, cache)?;
-            ops.draw(model.logits())
-        })?;
-        if is_queue {
-            meanwhile();
-        }
-        ops.drawn()
+        self.queued.push_back(Queued { num_logits, logits });
+        self.last_drawn = num_logits;
+        Ok(())
+    }
+
+    fn take(&mut self) -> Result<Vec<u32>> {
+        let Some(Queued { num_logits, logits }) = self.queued.pop_front() else {
+            return Err(Error::Request("no step is queued whose tokens could be taken".into()));
+        };
+        let drawn = if num_logits == 0 { Vec::new() } else { self.ops.drawn()? };
+        let of_row = |(row, &token): (Option<(usize, Vec<f32>)>, &u32)| {
+            row.map(|(count, logits)| Logprobs::of(&logits, token, count))
+        };
+        self.logprobs = logits.into_par_iter().zip(&drawn).map(of_row).collect();
+        Ok(drawn)
+    }
+
+    fn discard(&mut self) {
+        self.queued.clear();
+        self.ops.forget_drawn();
     }
 
     fn take_logprobs(&mut self) -> Vec<Option<Logprobs>> {

@@ -198,8 +198,11 @@ impl<O: Ops> Qwen2<O> {
         if num_logits == 0 {
             return Ok(());
         }
-        ops.gather_rows(batch, x, last)?; // [num_logits, hidden_size]
         let head = lm_head.as_ref().unwrap_or(embed_tokens);
+        if num_logits == n {
+            return ops.norm_matmul(n, x, norm, eps, head, logits); // Every row is wanted, in order.
+        }
+        ops.gather_rows(batch, x, last)?; // [num_logits, hidden_size]
         ops.norm_matmul(num_logits, last, norm, eps, head, logits) // [num_logits, vocab_size]
     }
 }

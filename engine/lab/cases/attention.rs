@@ -147,12 +147,16 @@ enum Arithmetic {
     TensorCores,
     /// As these, in steps of a page.
     TensorCoresByPage,
+    /// Factors of tensor cores in two parts each, which are nearly as good as f32.
+    TensorCoresInParts,
 }
 
 impl Arithmetic {
-    /// Of a variant's kernel for a sequence of `rows` rows.
-    fn of(variant: &str, dtype: Dtype, rows: usize) -> Self {
+    /// Of a variant's kernel for a sequence of `rows` rows, where `group` query heads share a key.
+    fn of(variant: &str, dtype: Dtype, rows: usize, group: usize) -> Self {
         match variant {
+            "decode_mma" => Self::TensorCoresInParts,
+            "auto" if rows == 1 && dtype == Dtype::F16 && group <= 8 => Self::TensorCoresInParts,
             "mma16" | "mma32" => Self::TensorCores,
             "mma32p" => Self::TensorCoresByPage,
             "auto" if rows > 1 && dtype != Dtype::F32 => Self::TensorCores,
@@ -301,7 +305,9 @@ impl Attention {
         match arithmetic {
             // A score of magnitude up to 6 * sharpness is off by a few units of roundoff of that, and the weights by as much
             // relatively: outputs, averages of values up to 4, by 2^-18 for each unit of sharpness. Then the last rounding.
-            Arithmetic::Plain => last(expected.plain.out[i]) + 2f64.powi(-18) * 4.0 * sharpness,
+            Arithmetic::Plain | Arithmetic::TensorCoresInParts => {
+                last(expected.plain.out[i]) + 2f64.powi(-18) * 4.0 * sharpness
+            }
             // Each weight is rounded once more, relatively or, where it is very small, by an absolute amount beside the
             // largest, which is 1 at least. Tensor cores cut sums off instead of rounding them: scores are worse by three
             // bits, and each addition of 16 keys takes up to 2^-21 of the sum.
@@ -337,14 +343,15 @@ impl Instance for Attention {
         let q_size = self.heads.0 * self.heads.2;
         let n: usize = self.sequences.iter().map(|s| s.1).sum();
         let found = self.out.to_host()?;
-        let arithmetic = |s: usize| Arithmetic::of(variant, self.dtype, self.sequences[s].1);
+        let group = self.heads.0 / self.heads.1;
+        let arithmetic = |s: usize| Arithmetic::of(variant, self.dtype, self.sequences[s].1, group);
         for expected in &self.expected {
             let first = expected.row_of_batch * q_size;
             let values = found[first..][..q_size].iter().copied();
             let values = values.enumerate().map(|(i, value)| (first + i, value));
             let arithmetic = arithmetic(expected.sequence);
             let row = match arithmetic {
-                Arithmetic::Plain => &expected.plain,
+                Arithmetic::Plain | Arithmetic::TensorCoresInParts => &expected.plain,
                 Arithmetic::TensorCores | Arithmetic::TensorCoresByPage => &expected.rounded,
             };
             findings.places("out", values, |i| {

@@ -1,7 +1,7 @@
 //! Rows of the embedding.
 
 use super::{LIMITS, ragged};
-use crate::batch::{Batch, BatchLimits, SequenceRows, WantedLogits};
+use crate::batch::{Batch, BatchLimits, GIVEN, SequenceRows, WantedLogits};
 use crate::cuda::{CudaBatch, CudaOps, Tensor, Weight};
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -10,6 +10,7 @@ use crate::lab::case::{Case, Cases, Cost, Instance, Workload, plain_config};
 use crate::lab::findings::Findings;
 use crate::lab::values::*;
 use crate::ops::Ops;
+use crate::sampler::{SamplingParams, SamplingRow};
 use crate::testing::Random;
 
 pub const CASES: Cases = Cases { op: "embed", checks, timings };
@@ -55,13 +56,21 @@ fn case(
         prepare: Box::new(move |ops, seed| {
             let name = format!("embed [{vocab_size}, {cols}]");
             let table = rounded(dtype, random(seed, &name, vocab_size * cols));
-            let host = host(seed);
+            let mut host = host(seed);
+            let drawn = draw(ops, seed, vocab_size)?;
+            // Every third row takes its token from the device.
+            for (i, row) in host.drawn_rows.iter_mut().enumerate().skip(1).step_by(3) {
+                *row = (i % drawn.len()) as u32;
+            }
             let mut batch = ops.new_batch(&limits)?;
             ops.upload(&host, &mut batch)?;
-            let row = |&token: &u32| table[token as usize * cols..][..cols].to_vec();
+            let row = |(&given, &row): (&u32, &u32)| {
+                let token = if row == GIVEN { given } else { drawn[row as usize] };
+                table[token as usize * cols..][..cols].to_vec()
+            };
             Ok(Box::new(Embed {
                 vocab_size,
-                expected: host.tokens.iter().flat_map(row).collect(),
+                expected: host.tokens.iter().zip(&host.drawn_rows).flat_map(row).collect(),
                 table: weight(ops, dtype, vocab_size, cols, &table)?,
                 out: poisoned(ops, host.num_tokens(), cols)?,
                 host,
@@ -69,6 +78,20 @@ fn case(
             }))
         }),
     }
+}
+
+/// Draws a few tokens that are known: of each row of logits one is larger than the others.
+fn draw(ops: &mut CudaOps, seed: u64, vocab_size: usize) -> Result<Vec<u32>> {
+    const ROWS: usize = 5;
+    let mut random = Random::new(seed, "drawn tokens");
+    let tokens: Vec<u32> = (0..ROWS).map(|_| (random.next_u64() % vocab_size as u64) as u32).collect();
+    let mut values = vec![0.0; ROWS * vocab_size];
+    tokens.iter().enumerate().for_each(|(row, &token)| values[row * vocab_size + token as usize] = 1.0);
+    let mut logits = tensor(ops, ROWS, vocab_size, &values)?;
+    let params = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+    let row = SamplingRow::new(params, 0);
+    ops.sample(&mut logits, &vec![row; ROWS])?;
+    Ok(tokens)
 }
 
 struct Embed {
@@ -99,6 +122,12 @@ impl Instance for Embed {
         ops.upload(&outside, &mut self.batch)?;
         let refused = ops.embed(&self.batch, &self.table, &mut self.out).is_err();
         findings.expect(refused, || "a token behind the table was not refused".into());
+
+        let mut outside = self.host.clone();
+        outside.drawn_rows[last] = 1 << 20;
+        ops.upload(&outside, &mut self.batch)?;
+        let refused = ops.embed(&self.batch, &self.table, &mut self.out).is_err();
+        findings.expect(refused, || "a row behind the last draw was not refused".into());
         ops.upload(&self.host, &mut self.batch)
     }
 }

@@ -204,22 +204,30 @@ unsafe fn attend<E: Group<N>, const HEAD_DIM: usize, const N: usize, const PAGES
             if !is_last_block(counter, count, stages.is_last) {
                 return;
             }
-            merge(&mut merged, launch, first, count as usize, lane);
+            merge_splits::<N, MERGED_AT_ONCE>(
+                &mut merged,
+                launch.partials,
+                launch.statistics,
+                first,
+                count as usize,
+                lane,
+            );
         }
         let to = (row as usize * launch.num_attention_heads as usize + head as usize) * HEAD_DIM;
         E::store_group(launch.out.add(to + lane as usize * N), merged.output());
     }
 }
 
-/// Merges the splits of one head in order; a warp's lanes each take their dimensions.
+/// Merges the splits of one head in order, loading `AT_ONCE` at a time; a warp's lanes each take their dimensions.
 ///
 /// # Safety
 /// The splits `first .. first + count` are written and visible.
 #[device]
 #[inline(always)]
-unsafe fn merge<E, const N: usize>(
+pub(super) unsafe fn merge_splits<const N: usize, const AT_ONCE: usize>(
     merged: &mut Merged<N>,
-    launch: &Launch<E>,
+    partials: *const f32,
+    statistics: *const f32,
     first: usize,
     count: usize,
     lane: u32,
@@ -228,24 +236,23 @@ unsafe fn merge<E, const N: usize>(
 {
     let mut split = 0;
     while split < count {
-        let mut statistics = [[0.0f32; 2]; MERGED_AT_ONCE];
-        let mut partials = [[0.0f32; N]; MERGED_AT_ONCE];
-        repeat(MERGED_AT_ONCE, |i| {
+        let mut sums = [[0.0f32; 2]; AT_ONCE];
+        let mut accs = [[0.0f32; N]; AT_ONCE];
+        repeat(AT_ONCE, |i| {
             // The last one stands in for those that do not exist.
             let place = first + (split + i).min(count - 1);
             // SAFETY: inside the splits. Past L1, which may hold older values.
             unsafe {
-                statistics[i] = memory::load_l2(launch.statistics.add(2 * place).cast::<[f32; 2]>());
-                partials[i] =
-                    memory::load_l2(launch.partials.add((place * 32 + lane as usize) * N).cast::<[f32; N]>());
+                sums[i] = memory::load_l2(statistics.add(2 * place).cast::<[f32; 2]>());
+                accs[i] = memory::load_l2(partials.add((place * 32 + lane as usize) * N).cast::<[f32; N]>());
             }
         });
-        repeat(MERGED_AT_ONCE, |i| {
+        repeat(AT_ONCE, |i| {
             if split + i < count {
-                merged.add_split(statistics[i][0], statistics[i][1], partials[i]);
+                merged.add_split(sums[i][0], sums[i][1], accs[i]);
             }
         });
-        split += MERGED_AT_ONCE;
+        split += AT_ONCE;
     }
 }
 

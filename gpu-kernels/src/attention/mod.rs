@@ -37,8 +37,11 @@ use crate::{grid::repeat, vector::Group};
 
 pub mod decode;
 pub mod decode_merged;
+pub mod decode_mma;
 pub mod prefill;
 
+mod mma_softmax;
+mod mma_stages;
 pub mod prefill_mma;
 mod prefill_tiled;
 

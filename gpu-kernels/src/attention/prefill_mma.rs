@@ -35,7 +35,12 @@
 use cuda_std::prelude::*;
 
 #[device]
-use super::{Rows, query_scale};
+use super::{
+    Rows,
+    mma_softmax::{Queries, Scores},
+    mma_stages::{Stages, TILE_PAGES, column_pair},
+    query_scale,
+};
 #[device]
 use crate::{
     grid::{divide, repeat},
@@ -80,14 +85,6 @@ pub const fn mma_shared_bytes(blocks: u32, columns: u32, head_dim: u32) -> u32 {
     let queries = if queries_in_shared(blocks, columns, head_dim) { mma_queries(blocks) * row } else { 0 };
     mma_stages(head_dim) * 2 * MMA_KEYS * row + queries
 }
-
-/// Pages of a tile.
-#[device]
-const TILE_PAGES: usize = (MMA_KEYS / crate::PAGE_SIZE) as usize;
-
-/// Scores of 16 queries and a step's keys, 8 a column, as accumulators of `mma`.
-#[device]
-type Scores<const COLUMNS: usize> = [[f32; 4]; COLUMNS];
 
 /// Repeats a block with `$i` = 0, 1, … below `$count`, 2, 4 or 8 times at most. What is indexed by `$i` must be in registers,
 /// and the compiler does not unroll a loop as long as these.
@@ -185,134 +182,6 @@ struct Segment<E, const HEAD_DIM: usize> {
     out: *mut E,
 }
 
-/// 16 queries of a warp. Of rows, a lane has two: `lane / 4` and 8 more.
-#[device]
-#[derive(Clone, Copy)]
-struct Queries<const N: usize> {
-    /// What scores are relative to, of each of the two rows.
-    reference: [f32; 2],
-    /// The sums of this lane's weights.
-    sum: [f32; 2],
-    /// Accumulators of the output, 8 dimensions each.
-    acc: [[f32; 4]; N],
-}
-
-#[device]
-impl<const N: usize> Queries<N> {
-    /// No keys.
-    const EMPTY: Self = Self { reference: [f32::NEG_INFINITY; 2], sum: [0.0; 2], acc: [[0.0; 4]; N] };
-
-    /// Takes in the scores of a step: sets the references and returns what sum and output are to be scaled with.
-    ///
-    /// All 32 lanes of the warp must call it together. The first step must have a key that the row sees.
-    #[inline(always)]
-    fn refer<const COLUMNS: usize>(&mut self, scores: &Scores<COLUMNS>) -> [f32; 2] {
-        let mut shrink = [1.0; 2];
-        repeat(2, |half| {
-            let mut max = f32::NEG_INFINITY;
-            repeat(COLUMNS, |n| max = max.max(scores[n][2 * half].max(scores[n][2 * half + 1])));
-            max = max.max(warp::shuffle_xor(max, 1));
-            max = max.max(warp::shuffle_xor(max, 2));
-            let reference = self.reference[half];
-            if max > reference + REFERENCE_STEP {
-                self.reference[half] = max;
-                shrink[half] = (reference - max).exp2_approx();
-            }
-        });
-        shrink
-    }
-
-    /// Scales what was summed for other references.
-    #[inline(always)]
-    fn shrink(&mut self, [upper, lower]: [f32; 2]) {
-        self.sum = [self.sum[0] * upper, self.sum[1] * lower];
-        repeat(N, |n| {
-            let [a, b, c, d] = self.acc[n];
-            self.acc[n] = [a * upper, b * upper, c * lower, d * lower];
-        });
-    }
-
-    /// The weights of keys `16 i ..` of the step, as `a` of `mma`; adds them to the sum.
-    #[inline(always)]
-    fn weights<E: PackedElement, const COLUMNS: usize>(
-        &mut self,
-        scores: &Scores<COLUMNS>,
-        i: usize,
-    ) -> [u32; 4] {
-        let [upper, lower] = self.reference;
-        let mut columns = [[0.0; 4]; 2];
-        repeat(2, |n| {
-            let [a, b, c, d] = scores[2 * i + n];
-            let (a, b) = ((a - upper).exp2_approx(), (b - upper).exp2_approx());
-            let (c, d) = ((c - lower).exp2_approx(), (d - lower).exp2_approx());
-            self.sum = [self.sum[0] + (a + b), self.sum[1] + (c + d)];
-            columns[n] = [a, b, c, d];
-        });
-        let [left, right] = columns;
-        [
-            E::pack2(left[0], left[1]),
-            E::pack2(left[2], left[3]),
-            E::pack2(right[0], right[1]),
-            E::pack2(right[2], right[3]),
-        ]
-    }
-}
-
-/// This lane's view of the stages in shared memory.
-#[device]
-#[derive(Clone, Copy)]
-struct Stages<const HEAD_DIM: usize> {
-    /// Stages, each a tile of K and one of V.
-    words: Shared<[u32; 4]>,
-}
-
-#[device]
-impl<const HEAD_DIM: usize> Stages<HEAD_DIM> {
-    /// 16-byte words of a row.
-    const ROW: u32 = HEAD_DIM as u32 / 8;
-    /// Of a tile of K or of V.
-    const TILE: u32 = MMA_KEYS * Self::ROW;
-    /// Of a page.
-    const PAGE: u32 = crate::PAGE_SIZE * Self::ROW;
-    /// How many there are.
-    const COUNT: u32 = mma_stages(HEAD_DIM as u32);
-
-    /// The tile of K in a stage; that of V is behind it.
-    #[inline(always)]
-    fn keys(self, stage: u32) -> Shared<[u32; 4]> {
-        self.words.add(stage * 2 * Self::TILE)
-    }
-
-    /// Starts copying the pages at `k` and `v` to a stage, of whose tile the sequence has the first `keys` keys; the threads of
-    /// the block share the work.
-    ///
-    /// # Safety
-    /// `k` and `v` lead to `keys` rows, page by page, aligned to 16 bytes; nobody uses the stage.
-    #[inline(always)]
-    unsafe fn copy<E>(self, stage: u32, k: [*const E; TILE_PAGES], v: [*const E; TILE_PAGES], keys: u32) {
-        let thread = thread::thread_idx_x();
-        let (row, column) = (thread / Self::ROW, thread % Self::ROW);
-        let rows_at_once = const { MMA_BLOCK_SIZE / Self::ROW };
-        // Rows of one thread are multiples of 8 apart: their columns are swapped alike.
-        const { assert!((MMA_BLOCK_SIZE / Self::ROW).is_multiple_of(8)) }
-        let to = self.keys(stage).add(row * Self::ROW + (column ^ (row % 8)));
-        repeat(TILE_PAGES, |page| {
-            repeat((Self::PAGE / MMA_BLOCK_SIZE) as usize, |i| {
-                let word = i as u32 * MMA_BLOCK_SIZE;
-                let key = page as u32 * crate::PAGE_SIZE + row + i as u32 * rows_at_once;
-                let bytes = if key < keys { 16 } else { 0 };
-                let to = to.add(page as u32 * Self::PAGE + word);
-                let from = (thread + word) as usize * 8;
-                // SAFETY: inside the page, whose rows from `keys` on are not read; each word has one thread.
-                unsafe {
-                    async_copy::copy_16_or_zero(to, k[page].wrapping_add(from), bytes);
-                    async_copy::copy_16_or_zero(to.add(Self::TILE), v[page].wrapping_add(from), bytes);
-                }
-            });
-        });
-    }
-}
-
 /// Dimensions `16 i ..` of 16 queries, of which a lane is given its first dimensions of two, as `a` of `mma`.
 ///
 /// # Safety
@@ -330,14 +199,6 @@ unsafe fn query_words<E: PackedElement, const HEAD_DIM: usize>(rows: [*const f32
         });
     });
     words
-}
-
-/// The word `2 i` columns right of one of the first two of a row: its place exclusive-or `2 i`. Stages are aligned to 8 words, so
-/// the address is.
-#[device]
-#[inline(always)]
-fn column_pair(word: Shared<[u32; 4]>, i: u32) -> Shared<[u32; 4]> {
-    Shared::<[u32; 4]>::from_address(word.address() ^ (i % 4 * 2 * 16)).add(i / 4 * 8)
 }
 
 #[device]

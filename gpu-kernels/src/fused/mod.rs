@@ -24,6 +24,7 @@ use crate::{
 use cuda_std::{grid, memory};
 
 pub mod matmul_add;
+pub mod mma;
 pub mod norm_gate_up;
 pub mod norm_matmul;
 pub mod norm_qkv_rope;

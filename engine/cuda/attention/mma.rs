@@ -1,0 +1,137 @@
+//! Launches of the tensor core kernels.
+
+use super::{Case, OP, known_head_dim};
+use crate::cuda::device::Device;
+use crate::cuda::launch::dimension;
+use crate::dtype::Dtype;
+use crate::error::Result;
+use cuda_std::launch::LaunchConfig;
+use gpu_kernels::attention::prefill_mma::*;
+
+/// What tensor cores multiply.
+pub(super) fn multiplies(case: &Case) -> Result<(), &'static str> {
+    const MAX_TILES: usize = 65_535;
+    known_head_dim(case)?;
+    if case.dtype == Dtype::F32 {
+        return Err("tensor cores do not multiply pages of f32");
+    }
+    if MmaTile::Mma16.grid(case)[1] > MAX_TILES {
+        return Err("more than 65,535 tiles of queries");
+    }
+    Ok(())
+}
+
+/// What a warp of the tensor core kernels takes at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MmaTile {
+    /// 32 queries, 64 keys.
+    Mma32,
+    /// 32 queries, a page of keys.
+    Mma32p,
+    /// 16 queries, 64 keys.
+    Mma16,
+}
+
+impl MmaTile {
+    /// 16 queries of a warp, and 8 keys: how many times.
+    fn size(self) -> (u32, u32) {
+        match self {
+            Self::Mma32 => (2, 8),
+            Self::Mma32p => (2, 4),
+            Self::Mma16 => (1, 8),
+        }
+    }
+
+    /// Key-value heads and tiles of queries.
+    fn grid(self, case: &Case) -> [usize; 2] {
+        let group = (case.num_attention_heads / case.num_key_value_heads) as usize;
+        let tiles = (case.num_tokens as usize * group).div_ceil(mma_queries(self.size().0) as usize);
+        [case.num_key_value_heads as usize, tiles]
+    }
+
+    /// The one to take: 32 queries read keys and values half as often as 16, but not where that would leave multiprocessors
+    /// with less than the two blocks that they have room for. The bits are the same.
+    pub(super) fn best(case: &Case, multiprocessors: u32) -> Self {
+        let [heads, tiles] = Self::Mma32.grid(case);
+        if heads * tiles < 2 * multiprocessors as usize { Self::Mma16 } else { Self::Mma32 }
+    }
+}
+
+/// Tiles of queries on tensor cores, for sequences of at least `min_rows` rows.
+///
+/// # Safety
+/// As [`super::launch_plain`]; the case can be [`multiplied`](multiplies).
+pub(super) unsafe fn launch_mma(device: &Device, case: &Case, min_rows: u32, tile: MmaTile) -> Result<()> {
+    let [heads, tiles] = tile.grid(case);
+    let (blocks, columns) = tile.size();
+    let config = LaunchConfig {
+        grid: [dimension(OP, heads)?, dimension(OP, tiles)?, 1],
+        block: [MMA_BLOCK_SIZE, 1, 1],
+        shared_bytes: mma_shared_bytes(blocks, columns, case.head_dim as u32),
+    };
+    macro_rules! call {
+        ($kernel:path) => {
+            // SAFETY: the tiles cover all queries; the caller vouches for the arrays.
+            unsafe {
+                $kernel(
+                    device,
+                    &config,
+                    case.num_tokens,
+                    case.num_attention_heads / case.num_key_value_heads,
+                    case.num_key_value_heads,
+                    min_rows,
+                    case.sequence_of_token,
+                    case.query_start,
+                    case.kv_len,
+                    case.block_table,
+                    case.max_blocks,
+                    case.q,
+                    case.k_pages.cast(),
+                    case.v_pages.cast(),
+                    case.out.cast(),
+                )
+            }
+        };
+    }
+    macro_rules! by_element {
+        ($f16:path, $bf16:path) => {
+            if case.dtype == Dtype::F16 { call!($f16) } else { call!($bf16) }
+        };
+    }
+    match (tile, case.head_dim) {
+        (MmaTile::Mma32, 64) => {
+            by_element!(attention_prefill_f16_mma32_h64, attention_prefill_bf16_mma32_h64)
+        }
+        (MmaTile::Mma32, _) => {
+            by_element!(attention_prefill_f16_mma32_h128, attention_prefill_bf16_mma32_h128)
+        }
+        (MmaTile::Mma32p, 64) => {
+            by_element!(attention_prefill_f16_mma32p_h64, attention_prefill_bf16_mma32p_h64)
+        }
+        (MmaTile::Mma32p, _) => {
+            by_element!(attention_prefill_f16_mma32p_h128, attention_prefill_bf16_mma32p_h128)
+        }
+        (MmaTile::Mma16, 64) => {
+            by_element!(attention_prefill_f16_mma16_h64, attention_prefill_bf16_mma16_h64)
+        }
+        (MmaTile::Mma16, _) => {
+            by_element!(attention_prefill_f16_mma16_h128, attention_prefill_bf16_mma16_h128)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::case;
+    use super::*;
+
+    #[test]
+    fn small_batches_get_the_kernel_with_more_blocks() {
+        let prompt = |num_tokens| Case { num_tokens, ..case(Dtype::Bf16, 64) };
+        // 7 heads a group: 128 queries a tile are 18 tokens.
+        assert_eq!([MmaTile::Mma32, MmaTile::Mma16].map(|tile| tile.grid(&prompt(512))), [[2, 28], [2, 56]]);
+        let best = |tokens| MmaTile::best(&prompt(tokens), 132);
+        assert_eq!([512, 2048, 8192].map(best), [MmaTile::Mma16, MmaTile::Mma16, MmaTile::Mma32]);
+        assert!(multiplies(&prompt(1 << 20)).is_err(), "more tiles than a grid has");
+    }
+}

@@ -1,0 +1,469 @@
+//! Attention of single rows on tensor cores: a warp takes a page of 32 keys for all query heads that share them.
+//!
+//! `mma.m16n8k16` has 16 rows and a group of heads at most 8, so each query takes two: `q = high + low`, two f16, which together are nearly as
+//! good as f32. So do the weights of the values. (Two bf16 would be worth 16 bits: there are no kernels for pages of bf16.) K and V go
+//! from memory straight to the registers that the instruction takes: its sums do not care in which order
+//! dimensions come, as long as queries and keys agree, and dimensions of the output may be any. A lane with `r = lane / 4` and
+//! `c = lane % 4` loads of keys `8 t + r` the 16-byte words `4 j + c` (second operand of `q · kᵀ`: dimensions along k, keys along
+//! n), and of values `16 s + 8 u + 2 c` and the next one the words `r + 8 h`, whose halves it pairs (second operand of `p · v`: keys along k;
+//! dimension `64 h + 8 r + t` is column `r` of tile `8 h + t`).
+//!
+//! A block's warps take pages in turn; they are merged in shared memory, and the splits of a row by its last block, as in
+//! [`decode_merged`](super::decode_merged). All pages but that of the newest key are loaded while the kernel before this one runs.
+
+use cuda_std::prelude::*;
+
+use super::{MAX_SPLITS, Merged};
+#[device]
+use super::{Rows, Sequence, decode_merged::merge_splits, new_maximum, query_scale};
+#[device]
+use crate::{
+    fused::{launch_dependents, wait_for_dependencies},
+    grid::{divide, is_last_block, offset, repeat},
+    vector::{Group, load_words},
+};
+#[device]
+use cuda_std::{memory, mma::MmaElement};
+
+/// Warps of a block.
+pub const WARPS: u32 = 8;
+/// Threads of a block.
+pub const BLOCK_SIZE: u32 = 32 * WARPS;
+/// The most query heads that share a key.
+pub const MAX_GROUP: u32 = 8;
+
+/// Pages of each split of a row that sees `num_keys` keys: a power of two times the block's warps.
+pub const fn split_pages(num_keys: u32) -> u32 {
+    WARPS * num_keys.div_ceil(crate::PAGE_SIZE * WARPS).div_ceil(MAX_SPLITS).next_power_of_two()
+}
+
+/// The most splits of any row that sees at most `max_keys` keys.
+pub const fn max_splits(max_keys: u32) -> u32 {
+    let splits = max_keys.div_ceil(crate::PAGE_SIZE * WARPS);
+    if splits < MAX_SPLITS { splits } else { MAX_SPLITS }
+}
+
+/// Eight keys that are columns of one instruction.
+#[device]
+const KEY_TILES: usize = 4;
+
+/// Splits that are loaded before the first of them is merged, so that their latencies overlap.
+#[device]
+const MERGED_AT_ONCE: usize = 16;
+
+/// f32 values from one head's output to the next in shared memory.
+const fn padded(head_dim: u32) -> u32 {
+    head_dim + 8
+}
+
+/// What a launch computes; see the kernels.
+#[device]
+struct Launch<E> {
+    num_attention_heads: u32,
+    num_key_value_heads: u32,
+    first_row: u32,
+    max_rows: u32,
+    num_splits: u32,
+    q: *const f32,
+    k_pages: *const E,
+    v_pages: *const E,
+    partials: *mut f32,
+    statistics: *mut f32,
+    counters: *mut u32,
+    out: *mut E,
+}
+
+/// A page in the registers of a warp. `WORDS` is the number of 16-byte words of a key that a lane has, `HALVES` that of a value.
+#[device]
+struct Page<const WORDS: usize, const HALVES: usize> {
+    k: [[[u32; 4]; WORDS]; KEY_TILES],
+    /// Of value `16 s + 8 u + 2 c + i`.
+    v: [[[[[u32; 4]; HALVES]; 2]; 2]; 2],
+}
+
+#[device]
+impl<const WORDS: usize, const HALVES: usize> Page<WORDS, HALVES> {
+    const EMPTY: Self = Self { k: [[[0; 4]; WORDS]; KEY_TILES], v: [[[[[0; 4]; HALVES]; 2]; 2]; 2] };
+
+    /// Starts to load keys `from ..` of a page of which `keys` are to be read, at least 1; the last one stands in for those beyond.
+    ///
+    /// # Safety
+    /// `k` and `v` lead to the page's keys and values, of which the first `keys` are written.
+    #[inline(always)]
+    unsafe fn load<E: Element>(&mut self, k: *const E, v: *const E, from: u32, keys: u32) {
+        let (r, c) = (warp::lane_id() / 4, warp::lane_id() % 4);
+        let word = |base: *const E, key: u32, word: u32| {
+            let words = (WORDS * 4) as u32;
+            // SAFETY: inside the page.
+            unsafe { load_words(base.add((key.min(keys - 1) * words + word) as usize * 8)) }
+        };
+        repeat(KEY_TILES, |t| {
+            let key = 8 * t as u32 + r;
+            if key >= from {
+                repeat(WORDS, |j| self.k[t][j] = word(k, key, 4 * j as u32 + c));
+            }
+        });
+        repeat(2, |s| {
+            repeat(2, |u| {
+                repeat(2, |i| {
+                    let key = (16 * s + 8 * u + i) as u32 + 2 * c;
+                    if key >= from {
+                        repeat(HALVES, |h| self.v[s][u][i][h] = word(v, key, 8 * h as u32 + r));
+                    }
+                });
+            });
+        });
+    }
+}
+
+/// Query head `r` in the registers of a warp: for word `4 j + c` of it two first operands.
+#[device]
+struct Query<const WORDS: usize>([[[u32; 4]; 2]; WORDS]);
+
+/// `[high, low]` of two values.
+#[device]
+#[inline(always)]
+fn parts<E: PackedElement>(a: f32, b: f32) -> [u32; 2] {
+    let high = E::pack2(a, b);
+    let (high_a, high_b) = E::unpack2(high);
+    [high, E::pack2(a - high_a, b - high_b)]
+}
+
+#[device]
+impl<const WORDS: usize> Query<WORDS> {
+    /// # Safety
+    /// `q` leads to the head's values, aligned to 16 bytes; the kernel before this one has ended.
+    #[inline(always)]
+    unsafe fn load<E: PackedElement>(q: *const f32, scale: f32) -> Self {
+        let mut query = Self([[[0; 4]; 2]; WORDS]);
+        let c = warp::lane_id() % 4;
+        repeat(WORDS, |j| {
+            repeat(2, |i| {
+                // SAFETY: inside the head.
+                let v =
+                    unsafe { memory::load_l2(q.add(8 * (4 * j + c as usize) + 4 * i).cast::<[f32; 4]>()) };
+                let [high_0, low_0] = parts::<E>(v[0] * scale, v[1] * scale);
+                let [high_1, low_1] = parts::<E>(v[2] * scale, v[3] * scale);
+                query.0[j][i] = [high_0, low_0, high_1, low_1];
+            });
+        });
+        query
+    }
+}
+
+/// The online softmax of head `r`, as far as this lane has seen it.
+#[device]
+struct Softmax<const TILES: usize> {
+    /// The largest score so far, the same in the head's four lanes.
+    max: f32,
+    /// The sum of this lane's weights, relative to `max`.
+    sum: f32,
+    /// Relative to `max`, with the weights' high parts (0, 1) and low parts (2, 3).
+    acc: [[f32; 4]; TILES],
+}
+
+#[device]
+impl<const TILES: usize> Softmax<TILES> {
+    const EMPTY: Self = Self { max: f32::NEG_INFINITY, sum: 0.0, acc: [[0.0; 4]; TILES] };
+
+    /// Takes in the first `keys` keys of a page.
+    ///
+    /// # Safety
+    /// All lanes of the warp call it together.
+    #[inline(always)]
+    unsafe fn add_page<E: MmaElement, const WORDS: usize, const HALVES: usize>(
+        &mut self,
+        query: &Query<WORDS>,
+        page: &Page<WORDS, HALVES>,
+        keys: u32,
+    ) {
+        let c = warp::lane_id() % 4;
+        let mut scores = [[0.0f32; 2]; KEY_TILES];
+        repeat(KEY_TILES, |t| {
+            let mut sums = [[0.0f32; 4]; 2];
+            repeat(WORDS, |j| {
+                repeat(2, |i| {
+                    let k = page.k[t][j];
+                    // SAFETY: the caller's promise.
+                    sums[i] = unsafe { E::mma_m16n8k16(query.0[j][i], [k[2 * i], k[2 * i + 1]], sums[i]) };
+                });
+            });
+            repeat(2, |i| {
+                let score = (sums[0][i] + sums[1][i]) + (sums[0][2 + i] + sums[1][2 + i]);
+                let key = (8 * t + i) as u32 + 2 * c;
+                scores[t][i] = if key < keys { score } else { f32::NEG_INFINITY };
+            });
+        });
+
+        let mut largest = f32::NEG_INFINITY;
+        repeat(KEY_TILES, |t| largest = largest.max(scores[t][0]).max(scores[t][1]));
+        largest = largest.max(warp::shuffle_xor(largest, 1));
+        largest = largest.max(warp::shuffle_xor(largest, 2));
+        let (max, reference) = new_maximum(self.max, largest);
+        let shrink = (self.max - reference).exp2();
+        self.max = max;
+        self.sum *= shrink;
+        repeat(TILES, |t| repeat(4, |i| self.acc[t][i] *= shrink));
+
+        repeat(2, |s| {
+            let mut weights = [0; 4];
+            repeat(2, |u| {
+                let [a, b] = scores[2 * s + u];
+                let (a, b) = ((a - reference).exp2(), (b - reference).exp2());
+                self.sum += a + b;
+                [weights[2 * u], weights[2 * u + 1]] = parts::<E>(a, b);
+            });
+            repeat(HALVES, |h| {
+                repeat(8, |t| {
+                    let mut b = [0; 2];
+                    repeat(2, |u| {
+                        let [first, second] = page.v[s][u];
+                        let (x, y) = (first[h][t / 2], second[h][t / 2]);
+                        b[u] = if t % 2 == 0 { x & 0xffff | y << 16 } else { x >> 16 | y & 0xffff_0000 };
+                    });
+                    let acc = &mut self.acc[8 * h + t];
+                    // SAFETY: the caller's promise.
+                    *acc = unsafe { E::mma_m16n8k16(weights, b, *acc) };
+                });
+            });
+        });
+    }
+}
+
+/// # Safety
+/// As for the kernels. `WORDS` is `HEAD_DIM / 32`, as `N` is; `HALVES` is `HEAD_DIM / 64`, `TILES` `HEAD_DIM / 8`.
+#[device]
+#[inline(always)]
+unsafe fn attend<
+    E: MmaElement + Group<N>,
+    const HEAD_DIM: usize,
+    const N: usize,
+    const HALVES: usize,
+    const TILES: usize,
+>(
+    launch: &Launch<E>,
+    rows: &Rows,
+    outputs: Shared<f32>,
+    statistics: Shared<[f32; 2]>,
+    is_last: Shared<u32>,
+) where
+    f32: Group<N>,
+{
+    launch_dependents();
+    let (lane, warp_id) = (warp::lane_id(), warp::warp_id());
+    let (r, c) = (lane / 4, lane % 4);
+    let row_of_launch = thread::block_idx_x();
+    let row = launch.first_row + row_of_launch;
+    let (key_value_head, split) = (thread::block_idx_y(), thread::block_idx_z());
+    // SAFETY: the grid has one row of blocks a row of the batch; all reads and writes stay in the arrays that the
+    // kernel is given. Every return and every barrier depends only on what all threads of the block share.
+    unsafe {
+        let sequence: Sequence = rows.sequence_of(row);
+        if sequence.num_rows() > launch.max_rows {
+            return;
+        }
+        let num_keys = sequence.num_keys(row);
+        let num_pages = num_keys.div_ceil(PAGE_KEYS);
+        let split_pages = split_pages(num_keys);
+        let first_page = split * split_pages;
+        if first_page >= num_pages {
+            return;
+        }
+        let end_page = (first_page + split_pages).min(num_pages);
+        let heads_per_group = divide(launch.num_attention_heads, launch.num_key_value_heads).0;
+        let page_of = |index: u32| {
+            let start = sequence.page_offset(index, launch.num_key_value_heads, key_value_head, HEAD_DIM);
+            (launch.k_pages.add(start), launch.v_pages.add(start))
+        };
+
+        // The kernel before this one writes the row's query and its newest key; all other keys are there.
+        let mut index = first_page + warp_id;
+        let mut page = Page::<N, HALVES>::EMPTY;
+        let mut keys = 0;
+        let mut loaded = 0;
+        let (mut k, mut v) = (launch.k_pages, launch.v_pages);
+        if index < end_page {
+            keys = (num_keys - index * PAGE_KEYS).min(PAGE_KEYS);
+            loaded = keys.min(num_keys - 1 - index * PAGE_KEYS);
+            (k, v) = page_of(index);
+            if loaded > 0 {
+                page.load(k, v, 0, loaded);
+            }
+        }
+        wait_for_dependencies();
+        if loaded < keys {
+            page.load(k, v, loaded, keys);
+        }
+        let head = key_value_head * heads_per_group + r.min(heads_per_group - 1);
+        let query = Query::<N>::load::<E>(
+            launch.q.add(offset(row, launch.num_attention_heads, head) * HEAD_DIM),
+            query_scale::<HEAD_DIM>(),
+        );
+        let mut softmax = Softmax::<TILES>::EMPTY;
+        // The same for all lanes of the warp.
+        while index < end_page {
+            softmax.add_page::<E, N, HALVES>(&query, &page, keys);
+            index += WARPS;
+            if index < end_page {
+                keys = (num_keys - index * PAGE_KEYS).min(PAGE_KEYS);
+                (k, v) = page_of(index);
+                page.load(k, v, 0, keys);
+            }
+        }
+
+        let mut sum = softmax.sum;
+        sum += warp::shuffle_xor(sum, 1);
+        sum += warp::shuffle_xor(sum, 2);
+        let stride = padded(HEAD_DIM as u32);
+        let place = warp_id * MAX_GROUP + r;
+        if c == 0 {
+            statistics.set(place, [softmax.max, sum]);
+        }
+        repeat(HALVES, |h| {
+            // Columns 2 c and 2 c + 1 of eight tiles: 16 neighbouring dimensions.
+            repeat(2, |i| {
+                repeat(2, |j| {
+                    let mut quad = [0.0; 4];
+                    repeat(4, |k| {
+                        let acc = softmax.acc[8 * h + 4 * j + k];
+                        quad[k] = acc[i] + acc[2 + i];
+                    });
+                    let dimension = 64 * h as u32 + 16 * c + (8 * i + 4 * j) as u32;
+                    outputs.add(place * stride + dimension).cast::<[f32; 4]>().set(0, quad);
+                });
+            });
+        });
+        thread::sync_threads();
+
+        // A warp a head: it merges what the warps found, then, if it is the last block of its row, the splits.
+        let has_head = warp_id < heads_per_group;
+        let head = key_value_head * heads_per_group + warp_id.min(heads_per_group - 1);
+        let mut of_block = [[0.0f32; 2]; WARPS as usize];
+        let mut max = f32::NEG_INFINITY;
+        repeat(WARPS as usize, |w| {
+            of_block[w] = statistics.get(w as u32 * MAX_GROUP + warp_id);
+            max = max.max(of_block[w][0]);
+        });
+        let (mut sum, mut acc) = (0.0f32, [0.0f32; N]);
+        repeat(WARPS as usize, |w| {
+            // The first warp of a split has a page, so there is a maximum; warps without one weigh nothing.
+            let weight = (of_block[w][0] - max).exp2();
+            sum = of_block[w][1].mul_add(weight, sum);
+            repeat(N, |d| {
+                let place = (w as u32 * MAX_GROUP + warp_id) * stride + lane * N as u32 + d as u32;
+                acc[d] = outputs.get(place).mul_add(weight, acc[d]);
+            });
+        });
+        let count = num_pages.div_ceil(split_pages);
+        let mut merged = Merged::<N>::EMPTY;
+        if count == 1 {
+            merged.add_split(max, sum, acc);
+        } else {
+            let first = offset(row_of_launch, launch.num_attention_heads, head) * launch.num_splits as usize;
+            let place = first + split as usize;
+            if has_head {
+                <f32 as Group<N>>::store_group(
+                    launch.partials.add(place * HEAD_DIM + lane as usize * N),
+                    acc,
+                );
+                if lane == 0 {
+                    <f32 as Group<2>>::store_group(launch.statistics.add(2 * place), [max, sum]);
+                }
+            }
+            let counter =
+                launch.counters.add((row_of_launch * launch.num_key_value_heads + key_value_head) as usize);
+            if !is_last_block(counter, count, is_last) {
+                return;
+            }
+            if has_head {
+                merge_splits::<N, MERGED_AT_ONCE>(
+                    &mut merged,
+                    launch.partials,
+                    launch.statistics,
+                    first,
+                    count as usize,
+                    lane,
+                );
+            }
+        }
+        if has_head {
+            let to = offset(row, launch.num_attention_heads, head) * HEAD_DIM;
+            E::store_group(launch.out.add(to + lane as usize * N), merged.output());
+        }
+    }
+}
+
+/// Keys of a page.
+#[device]
+const PAGE_KEYS: u32 = crate::PAGE_SIZE;
+
+macro_rules! attention_decode_mma {
+    ($($name:ident: $element:ident $head_dim:literal;)*) => { $(
+        #[doc = concat!("`softmax(q · kᵀ / sqrt(", stringify!($head_dim), ")) · v` of rows of a batch on tensor cores, in splits, one block each; the last block of a row merges them.")]
+        ///
+        #[doc = concat!("Arrays and idea: see the [module](self) and its [parent](super). K and V pages and `out` are ", stringify!($element), ". Computes the rows")]
+        /// `first_row .. first_row + grid.x`, except those of sequences that have more than `max_rows` rows in the batch.
+        ///
+        /// - `num_splits`: at least [`max_splits`] of the longest row
+        #[doc = concat!("- `partials`: f32 `[grid.x, num_attention_heads, num_splits, ", stringify!($head_dim), "]`; `statistics`: f32 `[grid.x, num_attention_heads, num_splits, 2]`: scratch")]
+        /// - `counters`: u32 `[grid.x, num_key_value_heads]`, 0 before the first launch, and again after each
+        #[doc = concat!("- `out`: ", stringify!($element), " `[num_tokens, num_attention_heads * head_dim]`")]
+        ///
+        /// Grid `[rows, num_key_value_heads, num_splits]`, block `[BLOCK_SIZE, 1, 1]`; at most [`MAX_GROUP`] query heads share a key.
+        ///
+        /// # Safety
+        /// Grid and block are as above, arrays are as described, what is written overlaps nothing, all of it aligned to 16
+        /// bytes. Of what the kernels before this one write, only `q` and the newest key and value of each row are read.
+        #[kernel(max_threads = 256)]
+        pub unsafe fn $name(
+            num_attention_heads: u32,
+            num_key_value_heads: u32,
+            first_row: u32,
+            max_rows: u32,
+            num_splits: u32,
+            sequence_of_token: *const u32,
+            query_start: *const u32,
+            kv_len: *const u32,
+            block_table: *const u32,
+            max_blocks: u32,
+            q: *const f32,
+            k_pages: *const $element,
+            v_pages: *const $element,
+            partials: *mut f32,
+            statistics: *mut f32,
+            counters: *mut u32,
+            out: *mut $element,
+        ) {
+            let launch = Launch {
+                num_attention_heads,
+                num_key_value_heads,
+                first_row,
+                max_rows,
+                num_splits,
+                q,
+                k_pages,
+                v_pages,
+                partials,
+                statistics,
+                counters,
+                out,
+            };
+            let rows = Rows { sequence_of_token, query_start, kv_len, block_table, max_blocks };
+            let outputs = shared_array![f32; (WARPS * MAX_GROUP * padded($head_dim)) as usize];
+            let statistics = shared_array![[f32; 2]; (WARPS * MAX_GROUP) as usize];
+            let is_last = shared_array![u32; 1];
+            // SAFETY: the kernel's own contract.
+            unsafe {
+                attend::<$element, $head_dim, { $head_dim / 32 }, { $head_dim / 64 }, { $head_dim / 8 }>(
+                    &launch, &rows, outputs, statistics, is_last,
+                )
+            }
+        }
+    )* };
+}
+
+// Two values of bf16 are not enough for what the other kernels promise.
+attention_decode_mma! {
+    attention_decode_f16_mma_h64: f16 64;
+    attention_decode_f16_mma_h128: f16 128;
+}
