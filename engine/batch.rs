@@ -90,6 +90,26 @@ impl Batch {
         batch
     }
 
+    /// The rows whose logits are wanted as a batch of their own, over the same sequences. They are the last rows of their sequences,
+    /// as [`WantedLogits`] has them.
+    pub fn wanted(&self) -> Self {
+        let of = |values: &[u32]| self.logit_rows.iter().map(|&row| values[row as usize]).collect();
+        let sequence_of_token: Vec<u32> = of(&self.sequence_of_token);
+        let first_of = |s: usize| sequence_of_token.partition_point(|&of_row| (of_row as usize) < s) as u32;
+        Self {
+            tokens: of(&self.tokens),
+            drawn_rows: of(&self.drawn_rows),
+            positions: of(&self.positions),
+            slots: of(&self.slots),
+            query_start: (0..=self.num_sequences()).map(first_of).collect(),
+            kv_len: self.kv_len.clone(),
+            block_table: self.block_table.clone(),
+            max_blocks: self.max_blocks,
+            logit_rows: (0..self.num_logits() as u32).collect(),
+            sequence_of_token,
+        }
+    }
+
     /// Rows of the forward pass.
     pub fn num_tokens(&self) -> usize {
         self.tokens.len()
@@ -128,6 +148,24 @@ pub struct BatchLimits {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn wanted_rows_are_a_batch_of_the_same_sequences() {
+        let rows = |tokens, position, pages, logits| SequenceRows { tokens, position, pages, logits };
+        let batch = Batch::new(&[
+            rows(&[1, 2, 3], 30, &[4, 5], WantedLogits::Last),
+            rows(&[6, 7], 0, &[2], WantedLogits::None),
+            rows(&[8, 9], 3, &[0], WantedLogits::All),
+        ]);
+        let wanted = batch.wanted();
+        assert_eq!((&wanted.tokens[..], &wanted.positions[..]), (&[3, 8, 9][..], &[32, 3, 4][..]));
+        assert_eq!(
+            (&wanted.sequence_of_token[..], &wanted.query_start[..]),
+            (&[0, 2, 2][..], &[0, 1, 1, 3][..])
+        );
+        assert_eq!((&wanted.kv_len, &wanted.slots[..]), (&batch.kv_len, &[5 * 32, 3, 4][..]));
+        assert_eq!(wanted.logit_rows, [0, 1, 2]);
+    }
 
     /// A decode row at position 33, a chunk of a prefill, and a short prompt.
     #[test]

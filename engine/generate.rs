@@ -37,12 +37,15 @@ pub struct EngineConfig {
     pub max_num_tokens: usize,
     /// Sequences that run at once.
     pub max_num_sequences: usize,
+    /// Whether requests that begin as earlier ones did take what those have computed from the KV cache. What they answer is
+    /// the same, up to the rounding of steps of other sizes on a GPU.
+    pub prefix_cache: bool,
 }
 
 impl Default for EngineConfig {
-    /// All that the runner allows.
+    /// All that the runner allows, with the prefix cache.
     fn default() -> Self {
-        Self { max_num_tokens: usize::MAX, max_num_sequences: usize::MAX }
+        Self { max_num_tokens: usize::MAX, max_num_sequences: usize::MAX, prefix_cache: true }
     }
 }
 
@@ -135,7 +138,7 @@ impl Engine {
         Ok(Self {
             runner,
             tokenizer,
-            scheduler: Scheduler::new(step, num_pages),
+            scheduler: Scheduler::new(step, num_pages, config.prefix_cache),
             in_flight: None,
             generations: HashMap::new(),
             events: Vec::new(),
@@ -159,7 +162,7 @@ impl Engine {
         self.tokenizer.as_ref()
     }
 
-    /// The pages of the KV cache, kept ones counted as used.
+    /// The pages of the KV cache: how many sequences use, how many are free, and how many of those the prefix cache knows.
     pub fn pool(&self) -> &PagePool {
         self.scheduler.pool()
     }
@@ -225,7 +228,7 @@ impl Engine {
             timings: Timings::default(),
             request,
         };
-        self.scheduler.submit(id, prompt, generation.request.continue_from);
+        self.scheduler.submit(id, prompt);
         self.generations.insert(id, generation);
         Ok(id)
     }
@@ -321,11 +324,6 @@ impl Engine {
             self.finish(id, FinishReason::Cancelled);
         }
         known
-    }
-
-    /// Gives the pages of a [kept](Request::keep) sequence back.
-    pub fn release(&mut self, id: SequenceId) {
-        self.scheduler.release(id);
     }
 
     /// Serves one request to its end and gives its events to `on_event` as they come. `cancel` is looked at before every
@@ -475,7 +473,7 @@ impl Engine {
     /// Ends a sequence that waits or runs.
     fn finish(&mut self, id: SequenceId, reason: FinishReason) {
         let Some(mut generation) = self.generations.remove(&id) else { return };
-        let sequence = self.scheduler.finish(id, generation.request.keep);
+        let sequence = self.scheduler.finish(id);
         let (text, stopped) = generation.text.as_mut().map(TextStream::finish).unwrap_or_default();
         self.events.push(Event::Finished {
             id,

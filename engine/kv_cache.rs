@@ -1,6 +1,7 @@
 //! Pages of the KV cache and the tables that map a sequence to them.
 
 use crate::dtype::Dtype;
+use crate::prefix_cache::{Prefix, PrefixCache};
 
 /// Tokens of a page.
 pub const PAGE_SIZE: usize = 32;
@@ -33,23 +34,33 @@ pub const fn pages_for(num_tokens: usize) -> usize {
     num_tokens.div_ceil(PAGE_SIZE)
 }
 
-/// Who uses which page of the cache. It is made once with the cache; pages are known by their number alone, so it is the
-/// same for every device.
+/// Who uses which page of the cache, and what is in those that nobody uses any more. It is made once with the cache; pages
+/// are known by their number alone, so it is the same for every device.
 ///
-/// Each page counts its users: a [`PageList`] is one, and a page may be [shared](PageList::share). A page is free when it
-/// has none.
+/// Each page counts its users: a [`PageList`] is one. A page without a user is free, but where the [prefix
+/// cache](crate::prefix_cache) knows what is in it, it is handed out only when no other is left.
 #[derive(Debug)]
 pub struct PagePool {
     /// `[num_pages]` users of each page.
     users: Vec<u32>,
-    /// Free pages; the last is handed out next, so that a page that is still in a cache nearby comes back first.
-    free: Vec<u32>,
+    /// Pages without a user or a known content; the last is handed out next, so that a page that is still in a cache nearby
+    /// comes back first.
+    unknown: Vec<u32>,
+    prefixes: PrefixCache,
+    /// Whether anything is made known to `prefixes`.
+    prefix_cache: bool,
 }
 
 impl PagePool {
-    /// `num_pages` free pages, as in [`KvLayout::num_pages`].
-    pub fn new(num_pages: usize) -> Self {
-        Self { users: vec![0; num_pages], free: (0..num_pages as u32).rev().collect() }
+    /// `num_pages` free pages, as in [`KvLayout::num_pages`]. Without `prefix_cache` no page outlives its sequence and none
+    /// is shared.
+    pub fn new(num_pages: usize, prefix_cache: bool) -> Self {
+        Self {
+            users: vec![0; num_pages],
+            unknown: (0..num_pages as u32).rev().collect(),
+            prefixes: PrefixCache::new(num_pages),
+            prefix_cache,
+        }
     }
 
     /// All pages.
@@ -57,54 +68,103 @@ impl PagePool {
         self.users.len()
     }
 
-    /// Pages without a user.
-    pub fn num_free(&self) -> usize {
-        self.free.len()
+    /// Pages that sequences use, each counted once.
+    pub fn num_used(&self) -> usize {
+        self.num_pages() - self.num_free()
     }
 
-    /// A free page for one user, `None` if there is none.
-    pub fn allocate(&mut self) -> Option<u32> {
-        let page = self.free.pop()?;
+    /// Pages that no sequence uses, those of [`PagePool::num_cached`] too: all may be had.
+    pub fn num_free(&self) -> usize {
+        self.unknown.len() + self.prefixes.num_idle()
+    }
+
+    /// Free pages whose content is known: a sequence that begins with it takes them as they are.
+    pub fn num_cached(&self) -> usize {
+        self.prefixes.num_idle()
+    }
+
+    /// A free page for one user, `None` if there is none. Of pages with a known content the one is taken that nobody has
+    /// used for longest.
+    fn allocate(&mut self) -> Option<u32> {
+        let page = self.unknown.pop().or_else(|| self.prefixes.evict())?;
         self.users[page as usize] = 1;
         Some(page)
     }
 
-    /// Adds a user to a page that has one.
+    /// Adds a user to a page with a known content.
     ///
     /// # Panics
-    /// If the page is free.
-    pub fn retain(&mut self, page: u32) {
-        let users = &mut self.users[page as usize];
-        assert!(*users > 0, "page {page} is free, it cannot get another user");
-        *users += 1;
+    /// If nothing is known of the page.
+    fn retain(&mut self, page: u32) {
+        if self.users[page as usize] == 0 {
+            self.prefixes.set_used(page);
+        }
+        self.users[page as usize] += 1;
     }
 
     /// Takes a user from a page; the last one's leaving frees it.
     ///
     /// # Panics
     /// If the page is free.
-    pub fn release(&mut self, page: u32) {
+    fn release(&mut self, page: u32) {
         let users = &mut self.users[page as usize];
         assert!(*users > 0, "page {page} is released twice");
         *users -= 1;
-        if *users == 0 {
-            self.free.push(page);
+        if *users > 0 {
+            return;
+        }
+        if self.prefixes.knows(page) {
+            self.prefixes.set_idle(page);
+        } else {
+            self.unknown.push(page);
         }
     }
 }
 
 /// The pages of one sequence: its token at `position` is on page `position / PAGE_SIZE` of the list.
 ///
+/// Only pages that are full are shared, and nobody writes to those. So copying on write is a rule of allocation: what a
+/// sequence writes goes to pages that it alone has, and where it leaves a beginning that it shares in the middle of a page,
+/// it computes that page's tokens into one of its own.
+///
 /// A list must be [cleared](PageList::clear) into its pool; dropping it loses its pages.
 #[derive(Debug, Default)]
 pub struct PageList {
     pages: Vec<u32>,
+    /// Full pages that the prefix cache knows, the first of the list.
+    num_known: usize,
+    /// What is in them.
+    prefix: Prefix,
 }
 
 impl PageList {
     /// The pages in the order of positions: a row of [`crate::batch::Batch::block_table`].
     pub fn pages(&self) -> &[u32] {
         &self.pages
+    }
+
+    /// Fills an empty list with the pages that hold the longest known beginning of `tokens`. Returns how many tokens that is.
+    ///
+    /// The unfinished last page of a sequence that has ended becomes this one's, which writes on in it: a conversation goes
+    /// on from its very last token.
+    ///
+    /// # Panics
+    /// If the list has pages.
+    pub fn reuse(&mut self, tokens: &[u32], pool: &mut PagePool) -> usize {
+        assert!(self.pages.is_empty(), "a sequence begins once");
+        for chunk in tokens.as_chunks().0 {
+            let Some((page, prefix)) = pool.prefixes.find(self.prefix, chunk) else { break };
+            pool.retain(page);
+            self.pages.push(page);
+            (self.num_known, self.prefix) = (self.pages.len(), prefix);
+        }
+        let num_full = self.num_known * PAGE_SIZE;
+        let Some((page, common)) = pool.prefixes.find_tail(self.prefix, &tokens[num_full..]) else {
+            return num_full;
+        };
+        pool.retain(page);
+        self.pages.push(page);
+        num_full + common
     }
 
     /// Takes pages from `pool` until there is room for `num_tokens` tokens. `false`, and nothing is taken, if `pool` has
@@ -118,25 +178,38 @@ impl PageList {
         true
     }
 
-    /// Gives the pages behind the first `num_tokens` tokens back.
-    pub fn truncate(&mut self, num_tokens: usize, pool: &mut PagePool) {
-        for page in self.pages.drain(pages_for(num_tokens).min(self.pages.len())..) {
+    /// Makes known which of the pages are full. `computed` are all tokens of the sequence whose K and V are in the pages.
+    pub fn remember(&mut self, computed: &[u32], pool: &mut PagePool) {
+        if !pool.prefix_cache {
+            return;
+        }
+        for chunk in &computed.as_chunks().0[self.num_known..] {
+            let page = self.pages[self.num_known];
+            self.prefix = match pool.prefixes.find(self.prefix, chunk) {
+                // Another sequence has computed the same: from now on both use its page.
+                Some((known, prefix)) => {
+                    pool.retain(known);
+                    pool.release(page);
+                    self.pages[self.num_known] = known;
+                    prefix
+                }
+                None => pool.prefixes.insert(page, self.prefix, chunk),
+            };
+            self.num_known += 1;
+        }
+    }
+
+    /// Gives all pages back, the last first. What is in them stays known until others need them; `computed` as in
+    /// [`PageList::remember`].
+    pub fn clear(&mut self, computed: &[u32], pool: &mut PagePool) {
+        self.remember(computed, pool);
+        let tail = computed.as_chunks::<PAGE_SIZE>().1;
+        if pool.prefix_cache && !tail.is_empty() {
+            pool.prefixes.insert_tail(self.pages[self.num_known], self.prefix, tail);
+        }
+        for page in std::mem::take(self).pages.into_iter().rev() {
             pool.release(page);
         }
-    }
-
-    /// Gives all pages back.
-    pub fn clear(&mut self, pool: &mut PagePool) {
-        self.truncate(0, pool);
-    }
-
-    /// A second list of the full pages among the first `num_tokens` tokens. Nobody may write to those any more.
-    pub fn share(&self, num_tokens: usize, pool: &mut PagePool) -> Self {
-        let pages = self.pages[..(num_tokens / PAGE_SIZE).min(self.pages.len())].to_vec();
-        for &page in &pages {
-            pool.retain(page);
-        }
-        Self { pages }
     }
 }
 
@@ -144,42 +217,117 @@ impl PageList {
 mod tests {
     use super::*;
 
-    #[test]
-    fn lists_take_what_they_need_and_give_it_back() {
-        let mut pool = PagePool::new(4);
-        let (mut a, mut b) = (PageList::default(), PageList::default());
-        assert!(a.grow(1, &mut pool) && a.grow(PAGE_SIZE, &mut pool));
-        assert_eq!((a.pages().len(), pool.num_free()), (1, 3));
-        assert!(b.grow(PAGE_SIZE + 1, &mut pool));
-        assert_eq!((b.pages().len(), pool.num_free()), (2, 1));
-        assert!(!a.grow(3 * PAGE_SIZE, &mut pool), "two pages are missing, one is free");
-        assert_eq!((a.pages().len(), pool.num_free()), (1, 1));
-        assert!(a.grow(2 * PAGE_SIZE, &mut pool));
-        assert!(a.pages().iter().all(|page| !b.pages().contains(page)));
-        b.truncate(PAGE_SIZE, &mut pool);
-        assert_eq!((b.pages().len(), pool.num_free()), (1, 1));
-        a.clear(&mut pool);
-        b.clear(&mut pool);
-        assert_eq!(pool.num_free(), 4);
+    /// `count` tokens that begin as any other such sequence does.
+    fn tokens(count: usize) -> Vec<u32> {
+        (0..count as u32).collect()
     }
 
     #[test]
-    fn a_shared_page_is_free_when_its_last_user_leaves() {
-        let mut pool = PagePool::new(3);
-        let mut a = PageList::default();
-        assert!(a.grow(2 * PAGE_SIZE + 5, &mut pool));
-        let mut b = a.share(2 * PAGE_SIZE + 5, &mut pool);
-        assert_eq!(b.pages(), &a.pages()[..2], "the page that is still being written is not shared");
-        a.clear(&mut pool);
-        assert_eq!(pool.num_free(), 1);
-        b.clear(&mut pool);
-        assert_eq!(pool.num_free(), 3);
+    fn lists_take_what_they_need_and_give_it_back() {
+        for prefix_cache in [false, true] {
+            let mut pool = PagePool::new(4, prefix_cache);
+            let (mut a, mut b) = (PageList::default(), PageList::default());
+            assert!(a.grow(1, &mut pool) && a.grow(PAGE_SIZE, &mut pool));
+            assert_eq!((a.pages().len(), pool.num_free()), (1, 3));
+            assert!(b.grow(PAGE_SIZE + 1, &mut pool));
+            assert_eq!((b.pages().len(), pool.num_free()), (2, 1));
+            assert!(!a.grow(3 * PAGE_SIZE, &mut pool), "two pages are missing, one is free");
+            assert_eq!((a.pages().len(), pool.num_free()), (1, 1));
+            assert!(a.grow(2 * PAGE_SIZE, &mut pool));
+            assert!(a.pages().iter().all(|page| !b.pages().contains(page)));
+            a.clear(&tokens(40), &mut pool);
+            b.clear(&[], &mut pool);
+            assert_eq!((pool.num_free(), pool.num_used()), (4, 0));
+            assert_eq!(pool.num_cached(), if prefix_cache { 2 } else { 0 });
+            assert_eq!(b.reuse(&tokens(50), &mut pool), if prefix_cache { 40 } else { 0 });
+        }
+    }
+
+    #[test]
+    fn full_pages_are_shared_and_the_last_one_goes_to_the_first_who_continues_it() {
+        let mut pool = PagePool::new(6, true);
+        let (mut a, mut b, mut c) = (PageList::default(), PageList::default(), PageList::default());
+        let all = tokens(3 * PAGE_SIZE);
+        assert!(a.grow(70, &mut pool));
+        a.remember(&all[..70], &mut pool);
+        assert_eq!(b.reuse(&all[..80], &mut pool), 64, "the page that is still being written is not shared");
+        assert_eq!(b.pages(), &a.pages()[..2]);
+        let last = a.pages()[2];
+        a.clear(&all[..70], &mut pool);
+        assert_eq!((pool.num_used(), pool.num_cached(), pool.num_free()), (2, 1, 4));
+        assert_eq!(c.reuse(&all[..80], &mut pool), 70);
+        assert_eq!((&c.pages()[..2], c.pages()[2]), (b.pages(), last));
+        assert_eq!(a.reuse(&all[..80], &mut pool), 64, "it is written to again");
+        for list in [&mut a, &mut b] {
+            list.clear(&all[..64], &mut pool);
+        }
+        c.clear(&all[..80], &mut pool);
+        assert_eq!((pool.num_used(), pool.num_cached()), (0, 3));
+    }
+
+    #[test]
+    fn who_leaves_a_shared_beginning_within_a_page_gets_a_page_of_its_own() {
+        let mut pool = PagePool::new(4, true);
+        let (mut a, mut b) = (PageList::default(), PageList::default());
+        let mut other = tokens(64);
+        assert!(a.grow(64, &mut pool));
+        a.remember(&tokens(64), &mut pool);
+        other[40] = 7;
+        assert_eq!(b.reuse(&other, &mut pool), 32);
+        assert!(b.grow(64, &mut pool));
+        assert_eq!(b.pages()[0], a.pages()[0]);
+        assert_ne!(b.pages()[1], a.pages()[1]);
+    }
+
+    #[test]
+    fn what_two_computed_at_once_is_held_once() {
+        let mut pool = PagePool::new(4, true);
+        let (mut a, mut b) = (PageList::default(), PageList::default());
+        for list in [&mut a, &mut b] {
+            assert!(list.grow(40, &mut pool));
+        }
+        assert_eq!(pool.num_used(), 4);
+        for list in [&mut a, &mut b] {
+            list.remember(&tokens(40), &mut pool);
+        }
+        assert_eq!((pool.num_used(), a.pages()[0]), (3, b.pages()[0]));
+        assert_ne!(a.pages()[1], b.pages()[1]);
+        for list in [&mut a, &mut b] {
+            list.clear(&tokens(40), &mut pool);
+        }
+        assert_eq!((pool.num_used(), pool.num_cached()), (0, 2));
+    }
+
+    #[test]
+    fn the_end_of_what_was_used_longest_ago_is_evicted_first() {
+        let mut pool = PagePool::new(4, true);
+        let (mut a, mut b, mut c) = (PageList::default(), PageList::default(), PageList::default());
+        let (old, new) = (tokens(64), vec![9; 64]);
+        for (list, tokens) in [(&mut a, &old), (&mut b, &new)] {
+            assert!(list.grow(64, &mut pool));
+            list.clear(tokens, &mut pool);
+        }
+        // Whoever looks for what is there makes it the newest.
+        let known = |tokens: &[u32], pool: &mut PagePool| {
+            let mut list = PageList::default();
+            let count = list.reuse(tokens, pool);
+            list.clear(&tokens[..count], pool);
+            count
+        };
+        assert!(c.grow(1, &mut pool));
+        assert_eq!((known(&old, &mut pool), known(&new, &mut pool)), (32, 64));
+        assert!(c.grow(33, &mut pool));
+        assert_eq!((known(&new, &mut pool), known(&old, &mut pool)), (64, 0));
+        assert!(c.grow(65, &mut pool));
+        assert_eq!(known(&new, &mut pool), 32);
+        assert!(!c.grow(160, &mut pool), "what is in use is never evicted for a list that cannot be served");
+        assert_eq!(known(&new, &mut pool), 32);
     }
 
     #[test]
     #[should_panic(expected = "released twice")]
     fn a_page_is_released_once() {
-        let mut pool = PagePool::new(1);
+        let mut pool = PagePool::new(1, true);
         let page = pool.allocate().unwrap();
         pool.release(page);
         pool.release(page);

@@ -22,6 +22,7 @@ pub mod lab;
 pub mod memory_plan;
 pub mod model;
 pub mod ops;
+pub mod prefix_cache;
 pub mod sampler;
 pub mod scheduler;
 pub mod server;

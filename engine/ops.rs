@@ -169,6 +169,16 @@ pub trait Ops {
         out: &mut Self::Activation,
     ) -> Result<()>;
 
+    /// The same for the rows whose logits are wanted alone: `q` and `out` have a row for each of them.
+    fn attention_of_wanted(
+        &mut self,
+        batch: &Self::Batch,
+        layer: usize,
+        q: &Self::Tensor,
+        cache: &Self::KvCache,
+        out: &mut Self::Activation,
+    ) -> Result<()>;
+
     /// `out = silu(gate) * up`, where each row of `gate_up` is `[gate; up]`: `[n, 2 * intermediate_size] -> [n,
     /// intermediate_size]`.
     fn silu_mul(&mut self, n: usize, gate_up: &Self::Activation, out: &mut Self::Activation) -> Result<()>;

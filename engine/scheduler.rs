@@ -5,8 +5,11 @@
 //! tokens and leaves as soon as it ends. When a running sequence finds no page for its next token, the youngest
 //! running one gives its pages up, waits at the front of the queue and is computed anew.
 //!
+//! What a sequence has computed stays known when it gives its pages up, whether it has ended or not, until somebody needs the
+//! pages ([`crate::prefix_cache`]). A sequence that joins takes what is known of its beginning and computes the rest.
+//!
 //! Three rules keep it simple: `running` before `waiting` is always the order of arrival, which is the order of ids; only
-//! running and kept sequences own pages; and nothing is marked as computed before [`Scheduler::complete`], so that a
+//! running sequences own pages; and nothing is marked as computed, or known, before [`Scheduler::complete`], so that a
 //! step that failed can be taken again.
 
 use crate::batch::{Batch, SequenceRows, WantedLogits};
@@ -42,10 +45,9 @@ pub struct Sequence {
     num_cached: usize,
     /// Tokens when it last joined: what is before is prefill, what comes after is decode.
     prefill_len: usize,
-    /// Tokens of the prompt that a kept sequence had in the cache.
+    /// Tokens of the prompt that were in the cache when it first joined.
     num_reused: usize,
     pages: PageList,
-    continue_from: Option<SequenceId>,
     /// It gave its pages up at least once.
     preempted: bool,
 }
@@ -56,7 +58,7 @@ impl Sequence {
         &self.tokens
     }
 
-    /// Tokens of the prompt that were taken from a kept sequence instead of being computed.
+    /// Tokens of the prompt that were in the cache already and not computed.
     pub fn num_reused(&self) -> usize {
         self.num_reused
     }
@@ -64,14 +66,12 @@ impl Sequence {
     fn is_prefill(&self) -> bool {
         self.num_cached < self.prefill_len
     }
-}
 
-/// An ended sequence whose pages are left in the cache, for [`Scheduler::submit`]'s `continue_from`.
-struct Kept {
-    id: SequenceId,
-    /// The tokens that are in the pages.
-    tokens: Vec<u32>,
-    pages: PageList,
+    /// Has nothing computed any more; what it had stays known to the pool.
+    fn give_up_pages(&mut self, pool: &mut PagePool) {
+        self.pages.clear(&self.tokens[..self.num_cached], pool);
+        self.num_cached = 0;
+    }
 }
 
 /// One step: what to compute and for whom.
@@ -101,16 +101,14 @@ pub struct Scheduler {
     waiting: VecDeque<Sequence>,
     /// Oldest first.
     running: Vec<Sequence>,
-    /// Ended longest ago first.
-    kept: VecDeque<Kept>,
 }
 
 impl Scheduler {
-    /// A scheduler of `num_pages` free pages.
+    /// A scheduler of `num_pages` free pages, whose sequences share what they have in common if `prefix_cache`.
     ///
     /// # Panics
     /// If a limit is 0.
-    pub fn new(limits: StepLimits, num_pages: usize) -> Self {
+    pub fn new(limits: StepLimits, num_pages: usize, prefix_cache: bool) -> Self {
         let StepLimits { max_num_tokens, max_num_sequences } = limits;
         assert!(
             max_num_tokens.min(max_num_sequences) > 0,
@@ -118,14 +116,13 @@ impl Scheduler {
         );
         Self {
             limits,
-            pool: PagePool::new(num_pages),
+            pool: PagePool::new(num_pages, prefix_cache),
             waiting: VecDeque::new(),
             running: Vec::new(),
-            kept: VecDeque::new(),
         }
     }
 
-    /// The pages and how many of them are free.
+    /// The pages, and how many of them are used, free and cached.
     pub fn pool(&self) -> &PagePool {
         &self.pool
     }
@@ -141,12 +138,11 @@ impl Scheduler {
     }
 
     /// Queues a sequence. `id` must be larger than every earlier one, and the pool must be able to hold the sequence at
-    /// its longest. What the kept sequence `continue_from` has in common with `tokens` is not computed again if it is
-    /// still there when this sequence starts.
+    /// its longest.
     ///
     /// # Panics
     /// If `tokens` is empty.
-    pub fn submit(&mut self, id: SequenceId, tokens: Vec<u32>, continue_from: Option<SequenceId>) {
+    pub fn submit(&mut self, id: SequenceId, tokens: Vec<u32>) {
         assert!(!tokens.is_empty(), "a sequence needs a token");
         self.waiting.push_back(Sequence {
             id,
@@ -155,7 +151,6 @@ impl Scheduler {
             num_cached: 0,
             num_reused: 0,
             pages: PageList::default(),
-            continue_from,
             preempted: false,
         });
     }
@@ -181,7 +176,7 @@ impl Scheduler {
         while i < self.running.len() {
             if !self.running[i].is_prefill() {
                 while !self.grow(i) && i < self.running.len() {
-                    self.make_room();
+                    self.preempt_youngest();
                 }
                 if i == self.running.len() {
                     break; // It was itself the youngest.
@@ -270,6 +265,9 @@ impl Scheduler {
                 Ok(i) => {
                     let sequence = &mut self.running[i];
                     sequence.num_cached += part.num_rows;
+                    // A step that is in flight may still read pages that this or the end of a sequence gives back, or write
+                    // behind their known tokens: the device comes to it before any step that uses them otherwise.
+                    sequence.pages.remember(&sequence.tokens[..sequence.num_cached], &mut self.pool);
                     sequence.tokens.extend(drawn);
                 }
                 Err(_) => drop(drawn.count()),
@@ -277,29 +275,14 @@ impl Scheduler {
         }
     }
 
-    /// Ends a sequence; with `keep` its pages stay until they are continued, released or needed by others. Returns its
-    /// tokens, `None` if it neither waits nor runs.
-    pub fn finish(&mut self, id: SequenceId, keep: bool) -> Option<Sequence> {
+    /// Ends a sequence and gives its pages back. Returns it, `None` if it neither waits nor runs.
+    pub fn finish(&mut self, id: SequenceId) -> Option<Sequence> {
         let mut sequence = match self.running.binary_search_by_key(&id, |sequence| sequence.id) {
             Ok(i) => self.running.remove(i),
             Err(_) => self.waiting.remove(self.waiting.iter().position(|sequence| sequence.id == id)?)?,
         };
-        let mut pages = std::mem::take(&mut sequence.pages);
-        pages.truncate(sequence.num_cached, &mut self.pool);
-        if keep && sequence.num_cached > 0 {
-            let tokens = sequence.tokens[..sequence.num_cached].to_vec();
-            self.kept.push_back(Kept { id, tokens, pages });
-        } else {
-            pages.clear(&mut self.pool);
-        }
+        sequence.give_up_pages(&mut self.pool);
         Some(sequence)
-    }
-
-    /// Gives the pages of a kept sequence back; nothing happens if it has none any more.
-    pub fn release(&mut self, id: SequenceId) {
-        if let Some(mut kept) = self.take_kept(id) {
-            kept.pages.clear(&mut self.pool);
-        }
     }
 
     /// Pages for all tokens of running sequence `i`.
@@ -310,13 +293,10 @@ impl Scheduler {
         }
     }
 
-    /// Frees pages: of the sequence that was kept longest, or else of the youngest running one.
-    fn make_room(&mut self) {
-        if let Some(mut kept) = self.kept.pop_front() {
-            kept.pages.clear(&mut self.pool);
-        } else if let Some(mut sequence) = self.running.pop() {
-            sequence.pages.clear(&mut self.pool);
-            sequence.num_cached = 0;
+    /// Frees the pages of the youngest running sequence and puts it at the front of the queue.
+    fn preempt_youngest(&mut self) {
+        if let Some(mut sequence) = self.running.pop() {
+            sequence.give_up_pages(&mut self.pool);
             sequence.preempted = true;
             self.waiting.push_front(sequence);
         }
@@ -324,38 +304,27 @@ impl Scheduler {
 
     /// Moves the oldest waiting sequence to the running ones if there are pages for all its tokens.
     fn admit(&mut self) -> bool {
-        let Some(mut sequence) = self.waiting.pop_front() else { return false };
-        let source = sequence.continue_from.and_then(|id| self.take_kept(id));
-        // One token at least is computed, for its logits.
-        let num_reused = source.as_ref().map_or(0, |kept| {
-            let pairs = kept.tokens.iter().zip(&sequence.tokens[..sequence.tokens.len() - 1]);
-            pairs.take_while(|(kept, wanted)| kept == wanted).count()
-        });
+        let Some(sequence) = self.waiting.front_mut() else { return false };
         // One that was crowded out comes back with a page to spare for each of the others, or it would be crowded out again.
         let spare = if sequence.preempted { self.running.len() } else { 0 };
-        let needed = pages_for(sequence.tokens.len()) - pages_for(num_reused) + spare;
-        let excess = source.as_ref().map_or(0, |kept| kept.pages.pages().len() - pages_for(num_reused));
-        while self.pool.num_free() + excess < needed && !self.kept.is_empty() {
-            self.make_room();
-        }
-        if self.pool.num_free() + excess < needed {
-            self.kept.extend(source);
-            self.waiting.push_front(sequence);
+        // The page of its last token is never a shared one: without a free page there is no need to look for the others.
+        if self.pool.num_free() <= spare {
             return false;
         }
-        if let Some(kept) = source {
-            sequence.pages = kept.pages;
-            sequence.pages.truncate(num_reused, &mut self.pool);
-            sequence.num_reused = num_reused;
+        // One token at least is computed, for its logits.
+        let known = &sequence.tokens[..sequence.tokens.len() - 1];
+        sequence.num_cached = sequence.pages.reuse(known, &mut self.pool);
+        let missing = pages_for(sequence.tokens.len()) - sequence.pages.pages().len();
+        if self.pool.num_free() < missing + spare {
+            sequence.give_up_pages(&mut self.pool);
+            return false;
         }
-        sequence.num_cached = num_reused;
+        if !sequence.preempted {
+            sequence.num_reused = sequence.num_cached;
+        }
         sequence.prefill_len = sequence.tokens.len();
-        self.running.push(sequence);
+        self.running.extend(self.waiting.pop_front());
         self.grow(self.running.len() - 1)
-    }
-
-    fn take_kept(&mut self, id: SequenceId) -> Option<Kept> {
-        self.kept.remove(self.kept.iter().position(|kept| kept.id == id)?)
     }
 
     /// The batch of the `(index into running, rows)` in `chosen`.

@@ -189,12 +189,27 @@ fn text_goes_to_ids_and_back_to_the_byte() {
 #[test]
 fn chat_answers_line_by_line() {
     let fixture = Fixture::new();
-    let mut command = fixture.command("chat");
-    command
-        .args(["--device", "cpu", "-n", "4", "--temp", "0"])
-        .write_stdin("Hello\nAgain\n/clear\nHello\n/exit\n");
-    let output = command.assert().success().get_output().stdout.clone();
-    assert!(!output.is_empty());
+    let chat = |args: &[&str]| {
+        let mut command = fixture.command("chat");
+        command
+            .env("RUST_LOG", "info")
+            .args(["--device", "cpu", "-n", "4", "--temp", "0"])
+            .args(args)
+            .write_stdin("Hello\nAgain\n/clear\nHello\n/exit\n");
+        let output = command.assert().success().get_output().clone();
+        assert!(!output.stdout.is_empty());
+        let log = String::from_utf8(output.stderr).unwrap();
+        let lines =
+            log.lines().filter_map(|line| line.split_once(" of ").filter(|_| line.contains("KV cache")));
+        let cached: Vec<usize> =
+            lines.map(|(line, _)| line.rsplit(' ').next().unwrap().parse().expect(&log)).collect();
+        (output.stdout, cached)
+    };
+    let (with, cached) = chat(&[]);
+    assert!(cached.len() == 3 && cached[0] == 0 && cached[1] > 0, "{cached:?}");
+    let (without, cached) = chat(&["--no-prefix-cache"]);
+    assert_eq!(cached, [0; 3]);
+    assert_eq!(with, without);
 }
 
 #[test]

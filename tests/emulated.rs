@@ -227,7 +227,7 @@ fn weights_beyond_the_range_of_f16_are_found() {
             device: DeviceChoice::Emulated,
             dtype,
             max_model_len: Some(32),
-            max_num_tokens: 8,
+            max_num_tokens: Some(8),
             ..RunnerOptions::default()
         };
         open_runner(weights, &config, &options, &mut |_, _| ()).map(|runner| runner.kv_layout().dtype)

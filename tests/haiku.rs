@@ -1,10 +1,21 @@
-//! The haiku test, end to end through the real binary with the model that it carries: on the CPU, without a file.
+//! The haiku test, end to end through the real binary with the model that it carries, and what else is seen best with that
+//! model: on the CPU, without a file.
 
 #[path = "../models/haiku/verse.rs"]
 mod verse;
 
 use assert_cmd::Command;
+use qernel::chat::{ChatTemplate, Message};
+use qernel::config::Config;
 use qernel::embedded;
+use qernel::generate::{Engine, EngineConfig, Event, Request};
+use qernel::kv_cache::PAGE_SIZE;
+use qernel::model::open::{DeviceChoice, RunnerOptions, open_runner};
+use qernel::tokenizer::Tokenizer;
+use qernel::weights::Weights;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Seeds that the haiku test tries.
@@ -133,4 +144,65 @@ fn the_embedded_model_is_what_every_command_takes_without_a_file() {
     let ids = qernel(&["tokenize", text]);
     let ids: Vec<&str> = ids.split_whitespace().collect();
     assert_eq!(qernel(&[&["detokenize"], &ids[..]].concat()), text);
+}
+
+/// Two requests that have more than two pages in common, one after the other and then both at once: the same texts with the
+/// prefix cache and without, and with it only what is new is computed.
+#[test]
+fn the_prefix_cache_saves_work_and_changes_no_text() {
+    let gguf = embedded::haiku().unwrap();
+    let config = Config::from_gguf(&gguf).unwrap();
+    let weights = Weights::from_gguf(&gguf, &config).unwrap();
+    let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf).unwrap());
+    let options = RunnerOptions {
+        device: DeviceChoice::Cpu,
+        max_num_sequences: 2,
+        max_num_logits: 2,
+        ..RunnerOptions::default()
+    };
+    let engine = |prefix_cache| {
+        let runner = open_runner(&weights, &config, &options, &mut |_, _| ()).unwrap();
+        let config = EngineConfig { prefix_cache, ..EngineConfig::default() };
+        Engine::new(runner, Some(Arc::clone(&tokenizer)), config).unwrap()
+    };
+    let template = ChatTemplate::from_tokenizer(&tokenizer).unwrap();
+    let begin = "Write a haiku about the sea. ".repeat(12);
+    let requests = ["forty-two", "nine"].map(|word| {
+        let text = format!("{begin}Write a haiku about the sea with the word {word}");
+        let text = template.render(&[Message::new("user", &text)], &[], true).unwrap();
+        Request { max_tokens: Some(40), ..Request::new(tokenizer.encode(&text, true).unwrap()) }
+    });
+    let pairs = requests[0].prompt.iter().zip(&requests[1].prompt);
+    let common = pairs.take_while(|(a, b)| a == b).count();
+    assert!(common > 2 * PAGE_SIZE, "{common} tokens in common");
+
+    let serve = |engine: &mut Engine, request: &Request| {
+        let never = AtomicBool::new(false);
+        engine.run_to_end(request.clone(), &never, |_| ControlFlow::Continue(())).unwrap()
+    };
+    let mut without = engine(false);
+    let expected = requests.each_ref().map(|request| serve(&mut without, request));
+    let mut with = engine(true);
+    let found = requests.each_ref().map(|request| serve(&mut with, request));
+    for (found, expected) in found.iter().zip(&expected) {
+        assert!(!expected.text.is_empty());
+        assert_eq!((&found.tokens, &found.text), (&expected.tokens, &expected.text));
+        assert_eq!(expected.usage.cached_tokens, 0);
+    }
+    assert_eq!(found[0].usage.cached_tokens, 0);
+    assert_eq!(found[1].usage.cached_tokens, common / PAGE_SIZE * PAGE_SIZE);
+    assert_eq!(found[1].timings.prefill_tokens + found[1].usage.cached_tokens, requests[1].prompt.len());
+
+    let ids = requests.each_ref().map(|request| with.submit(request.clone()).unwrap());
+    let mut texts = ids.map(|_| String::new());
+    while with.has_work() {
+        for event in with.step().unwrap() {
+            texts[usize::from(event.id() == ids[1])] += event.text();
+            if let Event::Finished { usage, .. } = event {
+                assert!(usage.cached_tokens >= common / PAGE_SIZE * PAGE_SIZE);
+            }
+        }
+    }
+    assert_eq!(texts.each_ref(), expected.each_ref().map(|expected| &expected.text));
+    assert_eq!((with.pool().num_used(), without.pool().num_used()), (0, 0));
 }

@@ -5,7 +5,7 @@ use qernel::batch::{Batch, BatchLimits, GIVEN};
 use qernel::config::Config;
 use qernel::cpu::CpuOps;
 use qernel::dtype::Dtype;
-use qernel::generate::{Engine, EngineConfig, Event, FinishReason, Request, Usage};
+use qernel::generate::{Completion, Engine, EngineConfig, Event, FinishReason, Request, Usage};
 use qernel::gguf::Gguf;
 use qernel::kv_cache::{KvLayout, PAGE_SIZE};
 use qernel::model::{ModelRunner, OpsConfig, Runner, check::check_batch};
@@ -25,15 +25,23 @@ use std::sync::{Arc, LazyLock};
 /// The next token of a "model", from all tokens that it sees and from what the sampler is given.
 type Next = Box<dyn Fn(&[u32], &SamplingRow) -> u32>;
 
+/// What a slot of the mock's cache holds: like K and V of a real model it depends on all tokens up to its own.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Slot {
+    token: u32,
+    /// A hash of all tokens up to this one.
+    history: u64,
+}
+
 /// A runner whose cache holds the tokens themselves. It sees a sequence only through its block table, so a page or a slot
-/// that is lost, shared, stale or out of order changes what comes out.
+/// that is lost, stale, out of order, of another sequence or written while it is shared is found or changes what comes out.
 struct Mock {
     limits: BatchLimits,
     layout: KvLayout,
     max_model_len: usize,
     next: Next,
-    /// Token and position of every slot; what was never written is neither.
-    slots: Vec<(u32, u32)>,
+    /// Every slot; `None` where nothing was written yet.
+    slots: Vec<Option<Slot>>,
     /// Steps that fail before the next one that does not.
     failures: Rc<Cell<usize>>,
     /// Rows of each step, sequence by sequence.
@@ -60,6 +68,15 @@ struct Shape {
 
 const ROOMY: Shape = Shape { num_pages: 64, max_num_tokens: 64, max_num_sequences: 8, max_model_len: 512 };
 
+/// The hash of no token.
+const START: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// The hash of what `history` is the hash of, and then `word` (FNV-1a).
+fn hash(history: u64, word: u32) -> u64 {
+    let bytes = word.to_le_bytes();
+    bytes.into_iter().fold(history, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
 impl Mock {
     fn new(shape: Shape, next: impl Fn(&[u32], &SamplingRow) -> u32 + 'static) -> Self {
         let layout = KvLayout {
@@ -80,7 +97,7 @@ impl Mock {
             layout,
             max_model_len: shape.max_model_len,
             next: Box::new(next),
-            slots: vec![(u32::MAX, u32::MAX); shape.num_pages * PAGE_SIZE],
+            slots: vec![None; shape.num_pages * PAGE_SIZE],
             failures: Rc::default(),
             steps: Rc::default(),
             ahead: false,
@@ -114,14 +131,27 @@ impl Runner for Mock {
         assert_eq!((rows.len(), batch.num_drawn()), (batch.num_logits(), 0));
         let counts: Vec<_> = batch.query_start.windows(2).map(|ends| (ends[1] - ends[0]) as usize).collect();
         assert!(counts.iter().all(|&rows| rows > 0), "a sequence without rows: {batch:?}");
-        let mut owned = HashSet::new();
+        let slot_of = |s: usize, position: usize| {
+            let page = batch.block_table[s * batch.max_blocks + position / PAGE_SIZE] as usize;
+            page * PAGE_SIZE + position % PAGE_SIZE
+        };
+        // A page that is written has one reader.
+        let mut readers: HashMap<u32, usize> = HashMap::new();
         for (s, &kv_len) in batch.kv_len.iter().enumerate() {
-            for page in &batch.block_table[s * batch.max_blocks..][..(kv_len as usize).div_ceil(PAGE_SIZE)] {
-                assert!(owned.insert(page), "page {page} belongs to two sequences: {batch:?}");
+            for &page in &batch.block_table[s * batch.max_blocks..][..(kv_len as usize).div_ceil(PAGE_SIZE)] {
+                *readers.entry(page).or_default() += 1;
             }
         }
         for row in 0..batch.num_tokens() {
-            self.slots[batch.slots[row] as usize] = (batch.tokens[row], batch.positions[row]);
+            let (s, position) = (batch.sequence_of_token[row] as usize, batch.positions[row] as usize);
+            let slot = batch.slots[row] as usize;
+            assert_eq!(readers[&((slot / PAGE_SIZE) as u32)], 1, "written while shared: {batch:?}");
+            assert_eq!(slot, slot_of(s, position));
+            let before =
+                position.checked_sub(1).map(|before| self.slots[slot_of(s, before)].expect("written"));
+            let token = batch.tokens[row];
+            let history = hash(before.map_or(START, |before| before.history), token);
+            self.slots[slot] = Some(Slot { token, history });
         }
         if self.failures.get() > 0 {
             self.failures.set(self.failures.get() - 1);
@@ -129,15 +159,14 @@ impl Runner for Mock {
         }
         self.steps.borrow_mut().push(counts);
         let draw = |(&row, sampling): (&u32, &SamplingRow)| {
-            let pages =
-                &batch.block_table[batch.sequence_of_token[row as usize] as usize * batch.max_blocks..];
-            let visible: Vec<u32> = (0..=batch.positions[row as usize])
+            let s = batch.sequence_of_token[row as usize] as usize;
+            let mut history = START;
+            let visible: Vec<u32> = (0..=batch.positions[row as usize] as usize)
                 .map(|position| {
-                    let slot = pages[position as usize / PAGE_SIZE] as usize * PAGE_SIZE
-                        + position as usize % PAGE_SIZE;
-                    let (token, written) = self.slots[slot];
-                    assert_eq!(written, position, "slot {slot} does not hold position {position}");
-                    token
+                    let slot = self.slots[slot_of(s, position)].expect("it was written");
+                    history = hash(history, slot.token);
+                    assert_eq!(slot.history, history, "position {position} is of another sequence");
+                    slot.token
                 })
                 .collect();
             assert_eq!(sampling.position as usize, visible.len());
@@ -204,7 +233,12 @@ fn tokenizer() -> Arc<Tokenizer> {
 }
 
 fn engine(mock: Mock) -> Engine {
-    Engine::new(Box::new(mock), Some(tokenizer()), EngineConfig::default()).unwrap()
+    engine_with(mock, true)
+}
+
+fn engine_with(mock: Mock, prefix_cache: bool) -> Engine {
+    let config = EngineConfig { prefix_cache, ..EngineConfig::default() };
+    Engine::new(Box::new(mock), Some(tokenizer()), config).unwrap()
 }
 
 /// FNV-1a over everything that may influence a token, folded into a few letters, both halves of `é`, pieces of several
@@ -213,10 +247,7 @@ fn hash_model(visible: &[u32], row: &SamplingRow) -> u32 {
     let seed = [row.params.seed as u32, row.position, row.index];
     let counts = row.counts.iter().flat_map(|&(token, count)| [token, count]);
     let words = visible.iter().copied().chain(seed).chain(counts);
-    let hash = words
-        .flat_map(u32::to_le_bytes)
-        .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    let hash = (hash >> 32) as u32;
+    let hash = (words.fold(START, hash) >> 32) as u32;
     if hash.is_multiple_of(41) {
         return TinyModel::IM_END;
     }
@@ -328,7 +359,6 @@ enum Action {
     /// Continues the given one of the sequences so far: so many of its tokens, then the request's prompt.
     Continue(prop::sample::Index, usize, Box<Request>),
     Cancel(prop::sample::Index),
-    Release(prop::sample::Index),
     Steps(usize),
     Fail,
 }
@@ -347,8 +377,8 @@ fn request() -> impl Strategy<Value = Request> {
     let max_tokens = prop_oneof![Just(None), (1..90usize).prop_map(Some)];
     let stop =
         prop::collection::vec(prop::sample::select(vec!["ab", "aba", "c the", "bé", "th", "zz"]), 0..2);
-    (prompt, sampling, max_tokens, stop, any::<(bool, bool, bool, bool)>(), 0..3u32).prop_map(
-        |(prompt, sampling, max_tokens, stop, (ignore_eos, text, keep, penalize_prompt), index)| Request {
+    (prompt, sampling, max_tokens, stop, any::<(bool, bool, bool)>(), 0..3u32).prop_map(
+        |(prompt, sampling, max_tokens, stop, (ignore_eos, text, penalize_prompt), index)| Request {
             prompt,
             sampling,
             max_tokens,
@@ -358,8 +388,6 @@ fn request() -> impl Strategy<Value = Request> {
             penalize_prompt,
             logprobs: None,
             text,
-            keep,
-            continue_from: None,
         },
     )
 }
@@ -371,7 +399,6 @@ fn action() -> impl Strategy<Value = Action> {
         4 => (index(), 0..200usize, request())
             .prop_map(|(index, len, request)| Action::Continue(index, len, Box::new(request))),
         1 => index().prop_map(Action::Cancel),
-        1 => index().prop_map(Action::Release),
         6 => (1..40usize).prop_map(Action::Steps),
         1 => Just(Action::Fail),
     ]
@@ -389,13 +416,13 @@ fn shape() -> impl Strategy<Value = Shape> {
     )
 }
 
-/// Whatever arrives, ends, is cancelled, kept, continued or fails, in whatever chunks and with however few pages, with steps
-/// ahead or one after the other: every
-/// sequence gets what it would have got alone, and in the end every page is free.
-fn any_schedule_gives_the_same(shape: Shape, ahead: bool, actions: Vec<Action>) {
+/// Whatever arrives, ends, is cancelled, continued or fails, in whatever chunks, with however few pages, with steps ahead or
+/// one after the other, with the prefix cache and without: every sequence gets what it would have got alone, and in the end
+/// every page is free.
+fn any_schedule_gives_the_same(shape: Shape, ahead: bool, prefix_cache: bool, actions: Vec<Action>) {
     let mock = Mock { ahead, ..Mock::new(shape, hash_model) };
     let failures = Rc::clone(&mock.failures);
-    let mut engine = engine(mock);
+    let mut engine = engine_with(mock, prefix_cache);
     let max_model_len = shape.max_model_len.min(shape.num_pages * PAGE_SIZE);
     assert_eq!(engine.max_model_len(), max_model_len);
     let mut requests: Vec<(SequenceId, Request)> = Vec::new();
@@ -424,7 +451,7 @@ fn any_schedule_gives_the_same(shape: Shape, ahead: bool, actions: Vec<Action>) 
                 prompt.extend(answers.get(id).map_or(&[][..], |answer: &Answer| &answer.tokens));
                 prompt.truncate(len);
                 prompt.append(&mut request.prompt);
-                *request = Request { prompt, continue_from: Some(*id), ..*request };
+                *request = Request { prompt, ..*request };
                 submit(&mut engine, &mut requests, *request);
             }
             Action::Cancel(index) if !requests.is_empty() => {
@@ -433,8 +460,7 @@ fn any_schedule_gives_the_same(shape: Shape, ahead: bool, actions: Vec<Action>) 
                     cancelled.insert(id);
                 }
             }
-            Action::Release(index) if !requests.is_empty() => engine.release(index.get(&requests).0),
-            Action::Cancel(_) | Action::Release(_) => {}
+            Action::Cancel(_) => {}
             Action::Steps(steps) => {
                 for _ in 0..steps {
                     collect(engine.step().unwrap_or_default(), &mut answers);
@@ -457,7 +483,7 @@ fn any_schedule_gives_the_same(shape: Shape, ahead: bool, actions: Vec<Action>) 
         let (found, usage) = answer.end.expect("it ended");
         assert_eq!(usage.prompt_tokens, request.prompt.len());
         assert!(usage.cached_tokens < request.prompt.len());
-        assert!(request.continue_from.is_some() || usage.cached_tokens == 0);
+        assert!(prefix_cache || usage.cached_tokens == 0);
         if cancelled.contains(id) && found == FinishReason::Cancelled {
             assert!(tokens.starts_with(&answer.tokens), "{id}: {:?} instead of {tokens:?}", answer.tokens);
             // Nothing is withheld any more: what might have become a stop string did not.
@@ -467,9 +493,10 @@ fn any_schedule_gives_the_same(shape: Shape, ahead: bool, actions: Vec<Action>) 
         } else {
             assert_eq!((&answer.tokens, &answer.text, found), (&tokens, &text, reason), "{id}");
         }
-        engine.release(*id);
     }
-    assert_eq!(engine.pool().num_free(), shape.num_pages, "pages were lost");
+    let pool = engine.pool();
+    assert_eq!((pool.num_used(), pool.num_free()), (0, shape.num_pages), "pages were lost");
+    assert!(pool.num_cached() <= if prefix_cache { shape.num_pages } else { 0 });
 }
 
 proptest! {
@@ -479,9 +506,10 @@ proptest! {
     fn batched_equals_alone(
         shape in shape(),
         ahead in any::<bool>(),
+        prefix_cache in prop::bool::weighted(0.8),
         actions in prop::collection::vec(action(), 1..25),
     ) {
-        any_schedule_gives_the_same(shape, ahead, actions);
+        any_schedule_gives_the_same(shape, ahead, prefix_cache, actions);
     }
 }
 
@@ -566,9 +594,9 @@ fn penalties_need_the_tokens_before() {
 fn nobody_overtakes() {
     // The second needs three of four pages and waits for the first; the third would fit but came later.
     let mut engine = engine(Mock::new(Shape { num_pages: 4, ..ROOMY }, hash_model));
-    let request = |len, max_tokens| Request { ignore_eos: true, ..greedy(vec![2; len], max_tokens) };
-    let ids = [(40, 20), (90, 1), (10, 1)]
-        .map(|(len, max_tokens)| engine.submit(request(len, max_tokens)).unwrap());
+    let ids = [(2, 40, 20), (3, 90, 1), (4, 10, 1)].map(|(token, len, max_tokens)| {
+        engine.submit(Request { ignore_eos: true, ..greedy(vec![token; len], max_tokens) }).unwrap()
+    });
     let mut ended = Vec::new();
     while engine.has_work() {
         ended.extend(engine.step().unwrap().iter().filter_map(|event| match event {
@@ -583,7 +611,13 @@ fn nobody_overtakes() {
 fn the_youngest_gives_its_pages_up_and_nothing_else_changes() {
     // Three prompts of one page each and a pool of four pages: all start, then all need a second page.
     let shape = Shape { num_pages: 4, max_model_len: 128, ..ROOMY };
-    let mut engine = engine(Mock::new(shape, hash_model));
+    // The second gives two pages up for one that the first needs: the end of what it had is lost, the other page is still there.
+    assert_eq!(run_crowded(shape, false) - run_crowded(shape, true), PAGE_SIZE);
+}
+
+/// Tokens of the second sequence that were computed before it drew one, the first time and anew.
+fn run_crowded(shape: Shape, prefix_cache: bool) -> usize {
+    let mut engine = engine_with(Mock::new(shape, hash_model), prefix_cache);
     let requests = [3, 4, 5].map(|token| Request { ignore_eos: true, ..greedy(vec![token; 30], 60) });
     let ids = requests.each_ref().map(|request| engine.submit(request.clone()).unwrap());
     let mut prefill_tokens = HashMap::new();
@@ -606,6 +640,7 @@ fn the_youngest_gives_its_pages_up_and_nothing_else_changes() {
     assert_eq!(prefill_tokens[&ids[0]], 30, "the oldest is never interrupted");
     assert!(prefill_tokens[&ids[2]] > 30, "the youngest was computed anew");
     assert_eq!(engine.pool().num_free(), 4);
+    prefill_tokens[&ids[1]]
 }
 
 #[test]
@@ -680,57 +715,82 @@ fn every_limit_has_its_reason() {
     assert_eq!(reason(Request { text: false, ..endless }), (FinishReason::Context, 30, String::new()));
 }
 
-#[test]
-fn a_conversation_computes_only_what_is_new() {
-    let mut engine = engine(Mock::new(ROOMY, hash_model));
-    let never = AtomicBool::new(false);
-    let say = |engine: &mut Engine, prompt: &[u32], continue_from| {
-        let request = Request { ignore_eos: true, keep: true, continue_from, ..greedy(prompt.to_vec(), 20) };
-        let alone = expected(&request, 512);
-        let completion = engine.run_to_end(request, &never, |_| ControlFlow::Continue(())).unwrap();
-        assert_eq!((&completion.tokens, &completion.text), (&alone.0, &alone.1));
-        assert_eq!(completion.timings.prefill_tokens + completion.usage.cached_tokens, prompt.len());
-        completion
-    };
-    let first = say(&mut engine, &[5; 50], None);
-    assert_eq!(first.usage.cached_tokens, 0);
-    assert_eq!(
-        engine.pool().num_free(),
-        64 - 3,
-        "69 tokens are in the cache: the last one was never computed"
-    );
-
-    let history = [&[5; 50], &first.tokens[..], &[9; 7]].concat();
-    let second = say(&mut engine, &history, Some(first.id));
-    assert_eq!(second.usage.cached_tokens, 69);
-    // The first one's pages are the second one's now.
-    assert_eq!(say(&mut engine, &[5; 50], Some(first.id)).usage.cached_tokens, 0);
-
-    // An edited history is computed from where it differs; the same prompt once more still needs its last token.
-    let edited = [&history[..60], &[8; 40]].concat();
-    let third = say(&mut engine, &edited, Some(second.id));
-    assert_eq!(third.usage.cached_tokens, if history[60] == 8 { 61 } else { 60 });
-    let fourth = say(&mut engine, &edited, Some(third.id));
-    assert_eq!(fourth.usage.cached_tokens, 99);
-    engine.release(fourth.id);
-    assert_eq!(say(&mut engine, &edited, Some(fourth.id)).usage.cached_tokens, 0);
+/// Serves one request, checks its answer, and returns it.
+fn serve(engine: &mut Engine, prompt: &[u32], max_tokens: usize) -> Completion {
+    let request = Request { ignore_eos: true, ..greedy(prompt.to_vec(), max_tokens) };
+    let alone = expected(&request, engine.max_model_len());
+    let completion =
+        engine.run_to_end(request, &AtomicBool::new(false), |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!((&completion.tokens, &completion.text), (&alone.0, &alone.1));
+    assert_eq!(completion.timings.prefill_tokens + completion.usage.cached_tokens, prompt.len());
+    assert_eq!(engine.pool().num_used(), 0);
+    completion
 }
 
 #[test]
-fn kept_pages_are_given_up_for_others() {
-    let mut engine = engine(Mock::new(Shape { num_pages: 4, max_model_len: 128, ..ROOMY }, hash_model));
-    let request = |len| Request { ignore_eos: true, keep: true, ..greedy(vec![6; len], 10) };
-    let first = engine.submit(request(80)).unwrap();
-    run(&mut engine);
-    assert_eq!(engine.pool().num_free(), 1);
-    engine.submit(request(50)).unwrap();
-    run(&mut engine);
-    assert_eq!(engine.pool().num_free(), 2, "two pages of the second, none of the first");
-    let again = Request { continue_from: Some(first), ..request(80) };
-    let id = engine.submit(again.clone()).unwrap();
-    let answer = &run(&mut engine)[&id];
-    assert_eq!(answer.tokens, expected(&again, 128).0);
-    assert_eq!(answer.end.unwrap().1.cached_tokens, 0);
+fn a_conversation_computes_only_what_is_new() {
+    let mut engine = engine(Mock::new(ROOMY, hash_model));
+    let first = serve(&mut engine, &[5; 50], 20);
+    assert_eq!(first.usage.cached_tokens, 0);
+    assert_eq!(engine.pool().num_cached(), 3, "69 tokens are in the cache: the last one was never computed");
+
+    let history = [&[5; 50], &first.tokens[..], &[9; 7]].concat();
+    assert_eq!(serve(&mut engine, &history, 20).usage.cached_tokens, 69);
+
+    // An edited history is computed from the page on where it differs.
+    let edited = [&history[..60], &[8; 40]].concat();
+    assert_eq!(serve(&mut engine, &edited, 20).usage.cached_tokens, 32);
+    // The same once more has its full pages, and of the unfinished one all but the last token, which is always computed.
+    assert_eq!(serve(&mut engine, &edited, 20).usage.cached_tokens, 99);
+    // The first conversation is where it was left.
+    assert_eq!(serve(&mut engine, &history, 20).usage.cached_tokens, 64);
+
+    let mut without = engine_with(Mock::new(ROOMY, hash_model), false);
+    for _ in 0..2 {
+        assert_eq!(serve(&mut without, &history, 20).usage.cached_tokens, 0);
+        assert_eq!(without.pool().num_cached(), 0);
+    }
+}
+
+#[test]
+fn sequences_that_begin_alike_share_pages_while_they_run() {
+    let mut engine = engine(Mock::new(Shape { max_num_tokens: 128, ..ROOMY }, hash_model));
+    let request = |last| {
+        let prompt = [&[5; 70][..], &[last]].concat();
+        Request { ignore_eos: true, ..greedy(prompt, 20) }
+    };
+    let mut answers = HashMap::new();
+    let first = engine.submit(request(0)).unwrap();
+    collect(engine.step().unwrap(), &mut answers);
+    assert_eq!(engine.pool().num_used(), 3);
+    let ids: Vec<_> = (1..6).map(|last| engine.submit(request(last)).unwrap()).collect();
+    collect(engine.step().unwrap(), &mut answers);
+    assert_eq!(engine.pool().num_used(), 3 + 5, "two full pages of all, and each one's last");
+    while engine.has_work() {
+        collect(engine.step().unwrap(), &mut answers);
+    }
+    for (last, id) in (1..).zip(&ids) {
+        assert_eq!(answers[id].tokens, expected(&request(last), 512).0);
+        assert_eq!(answers[id].end.unwrap().1.cached_tokens, 64);
+    }
+    assert_eq!(answers[&first].end.unwrap().1.cached_tokens, 0);
+    assert_eq!(engine.pool().num_used(), 0);
+}
+
+#[test]
+fn what_nobody_used_for_longest_is_given_up_for_others() {
+    let mut engine = engine(Mock::new(Shape { num_pages: 8, max_model_len: 256, ..ROOMY }, hash_model));
+    for token in [1, 2] {
+        serve(&mut engine, &[token; 100], 10); // 4 pages each
+    }
+    assert_eq!((engine.pool().num_free(), engine.pool().num_cached()), (8, 8));
+    assert_eq!(serve(&mut engine, &[1; 97], 1).usage.cached_tokens, 96);
+    // Three pages, and the oldest three are now the end of the second.
+    serve(&mut engine, &[3; 60], 10);
+    assert_eq!(engine.pool().num_cached(), 8);
+    assert_eq!(serve(&mut engine, &[2; 97], 1).usage.cached_tokens, 32);
+    // Those of the first were used before the third's.
+    assert_eq!(serve(&mut engine, &[1; 97], 1).usage.cached_tokens, 32);
 }
 
 #[test]
@@ -823,7 +883,7 @@ fn a_failed_step_is_taken_again_or_ends_the_request() {
 
 // With the real forward pass on the CPU.
 
-fn cpu_engine(shape: Shape) -> Engine {
+fn cpu_engine(shape: Shape, prefix_cache: bool) -> Engine {
     let gguf = TinyModel { dtype: Dtype::Bf16, ..TinyModel::default() }.gguf();
     let config = Config::from_gguf(&gguf).unwrap();
     let weights = Weights::from_gguf(&gguf, &config).unwrap();
@@ -837,11 +897,12 @@ fn cpu_engine(shape: Shape) -> Engine {
     };
     let ops = CpuOps::new(&ops_config).unwrap();
     let runner = ModelRunner::new(ops, &weights, &config, &ops_config, layout, &mut |_, _| ()).unwrap();
-    Engine::new(Box::new(runner), Some(tokenizer()), EngineConfig::default()).unwrap()
+    let config = EngineConfig { prefix_cache, ..EngineConfig::default() };
+    Engine::new(Box::new(runner), Some(tokenizer()), config).unwrap()
 }
 
 #[test]
-fn on_the_cpu_a_batch_changes_no_token() {
+fn on_the_cpu_neither_a_batch_nor_the_prefix_cache_changes_a_token() {
     let shape = Shape { num_pages: 8, max_num_tokens: 256, max_num_sequences: 1, max_model_len: 256 };
     let requests: Vec<Request> = (0..12u32)
         .map(|i| {
@@ -851,22 +912,33 @@ fn on_the_cpu_a_batch_changes_no_token() {
                 seed: i.into(),
                 ..Default::default()
             };
-            let prompt = (0..5 + 13 * i).map(|j| (j * j + 31 * i) % 256).collect();
+            // Odd ones begin as the one before does.
+            let prompt = (0..5 + 13 * i).map(|j| (j * j + 31 * (i / 2)) % 256).collect();
             Request { sampling, max_tokens: Some(24), ignore_eos: true, ..Request::new(prompt) }
         })
         .collect();
-    let mut engine = cpu_engine(shape);
+    let mut engine = cpu_engine(shape, false);
     let never = AtomicBool::new(false);
     let alone: Vec<_> = (requests.iter().cloned())
         .map(|request| engine.run_to_end(request, &never, |_| ControlFlow::Continue(())).unwrap())
         .collect();
-    // Little memory and short chunks: prompts are cut, sequences give their pages up.
-    let mut engine = cpu_engine(Shape { max_num_tokens: 19, max_num_sequences: 6, ..shape });
-    let ids: Vec<_> = requests.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
-    let answers = run(&mut engine);
-    assert_eq!(engine.pool().num_free(), shape.num_pages);
-    for (id, alone) in ids.iter().zip(&alone) {
-        assert_eq!(answers[id].tokens, alone.tokens, "{id}");
-        assert_eq!(answers[id].text, alone.text, "{id}");
+    // Little memory and short chunks: prompts are cut, sequences give their pages up. Twice, so that the second time much of
+    // it is in the cache.
+    for prefix_cache in [false, true] {
+        let shape = Shape { max_num_tokens: 19, max_num_sequences: 6, ..shape };
+        let mut engine = cpu_engine(shape, prefix_cache);
+        let mut cached_tokens = 0;
+        for _ in 0..2 {
+            let ids: Vec<_> =
+                requests.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
+            let answers = run(&mut engine);
+            assert_eq!(engine.pool().num_free(), shape.num_pages);
+            for (id, alone) in ids.iter().zip(&alone) {
+                assert_eq!(answers[id].tokens, alone.tokens, "{id}");
+                assert_eq!(answers[id].text, alone.text, "{id}");
+                cached_tokens += answers[id].end.unwrap().1.cached_tokens;
+            }
+        }
+        assert_eq!(cached_tokens > 0, prefix_cache, "{cached_tokens}");
     }
 }

@@ -1,8 +1,8 @@
 //! Runs a test on an engine, as any caller of the engine would.
 //!
-//! What comes before the timed part is a request of its own whose pages are [kept](Request::keep); each repetition
-//! [continues](Request::continue_from) from there, so a depth is prefilled once and not once a repetition. A test of
-//! decoding begins when all its sequences have drawn their first token in one step, and from then on each step takes one
+//! What comes before the timed part is a request of its own, before every repetition, which leaves it in the
+//! [prefix cache](crate::prefix_cache); there it also finds what the one before has left of it, so a depth is prefilled once
+//! and not once a repetition. A test of decoding begins when all its sequences have drawn their first token in one step, and from then on each step takes one
 //! row of each of them.
 //!
 //! Timed is everything between two steps of the engine that a user pays for: scheduling, the batch's upload, the forward
@@ -30,11 +30,14 @@ pub struct Sample {
 pub struct Bench<'a> {
     engine: &'a mut Engine,
     sampling: SamplingParams,
-    /// The latest kept sequences: the first `depth` tokens of each are those of [`Bench::tokens`].
-    kept: Vec<SequenceId>,
-    depth: usize,
     /// Counts repetitions, so that no two prompts after a depth begin alike: the cache would serve the second.
     round: u32,
+}
+
+/// Tokens of each sequence that are in the cache before a repetition. Of a test of decoding's prompt the last is computed, for
+/// its logits.
+fn cached_tokens(test: &Test) -> usize {
+    if test.is_decode() { test.start() - 1 } else { test.n_depth }
 }
 
 /// Sets the generator's counters for prompts apart from those of draws.
@@ -43,7 +46,7 @@ const PROMPTS: u32 = 0x6265_6e63;
 impl<'a> Bench<'a> {
     /// A bench on an engine that serves nobody else meanwhile. `sampling.seed` also gives the prompts.
     pub fn new(engine: &'a mut Engine, sampling: SamplingParams) -> Self {
-        Self { engine, sampling, kept: Vec::new(), depth: 0, round: 0 }
+        Self { engine, sampling, round: 0 }
     }
 
     /// Why the engine cannot run a test; `None` if it can.
@@ -74,47 +77,28 @@ impl<'a> Bench<'a> {
         let mut samples = Vec::with_capacity(repetitions);
         while samples.len() < warm_up + repetitions {
             self.fill_to(test)?;
-            let sample = match self.repetition(test)? {
-                Some(sample) => sample,
-                // Longer sequences of an earlier test had left too few pages: without them there are enough.
-                None => {
-                    self.forget();
-                    self.fill_to(test)?;
-                    self.repetition(test)?.ok_or_else(|| {
-                        Error::Memory(format!("{test}: the KV cache does not keep what it was filled with"))
-                    })?
-                }
-            };
+            let sample = self.repetition(test)?.ok_or_else(|| {
+                Error::Memory(format!("{test}: the KV cache does not keep what it was filled with"))
+            })?;
             samples.push(sample);
         }
         Ok(samples.split_off(warm_up))
     }
 
-    /// Brings the cache to the depth of a test, for all its sequences.
+    /// Brings what a test does not compute into the cache, for all its sequences.
     fn fill_to(&mut self, test: &Test) -> Result<()> {
-        if test.n_depth != self.depth {
-            self.forget();
-            self.depth = test.n_depth;
-        }
-        if test.n_depth == 0 {
+        let cached = cached_tokens(test);
+        if cached == 0 {
             return Ok(());
         }
-        for sequence in self.kept.len()..test.n_parallel {
-            let prompt = self.tokens(sequence, test.n_depth);
-            let request = Request { max_tokens: Some(1), keep: true, ..self.request(prompt) };
-            self.kept.push(self.engine.submit(request)?);
+        for sequence in 0..test.n_parallel {
+            let prompt = self.tokens(sequence, cached);
+            self.engine.submit(Request { max_tokens: Some(1), ..self.request(prompt) })?;
         }
         while self.engine.has_work() {
             self.engine.step()?;
         }
         Ok(())
-    }
-
-    /// Gives the kept pages back.
-    fn forget(&mut self) {
-        for id in self.kept.drain(..) {
-            self.engine.release(id);
-        }
     }
 
     /// One repetition; `None` if the cache had lost what it was filled with.
@@ -123,13 +107,9 @@ impl<'a> Bench<'a> {
         let requests: Vec<Request> = (0..test.n_parallel)
             .map(|sequence| Request {
                 max_tokens: Some(test.n_gen + 1),
-                keep: test.n_depth > 0,
-                continue_from: self.kept.get(sequence).copied(),
                 ..self.request(self.prompt(test, sequence))
             })
             .collect();
-        // Of a prompt that is wholly in the cache the last token is computed again, for its logits.
-        let expected = if test.n_prompt > 0 { test.n_depth } else { test.start() - 1 };
 
         let mut texts = vec![String::new(); test.n_parallel];
         let mut tokens: Vec<Vec<u32>> = vec![Vec::new(); test.n_parallel];
@@ -158,7 +138,7 @@ impl<'a> Bench<'a> {
                     Event::Token { token, .. } => tokens[place].push(token),
                     Event::Finished { usage, timings, .. } => {
                         left -= 1;
-                        reused &= usage.cached_tokens == expected || test.n_depth == 0;
+                        reused &= usage.cached_tokens == cached_tokens(test);
                         // All sequences take the same steps; the first prefill step of a decode test is not timed.
                         let prefill = if test.is_decode() { 0.0 } else { timings.prefill_seconds };
                         model_seconds = timings.decode_seconds + prefill;
@@ -170,9 +150,6 @@ impl<'a> Bench<'a> {
             last = now;
         }
         let seconds = last.duration_since(start).as_secs_f64();
-        if test.n_depth > 0 {
-            self.kept.splice(..ids.len(), ids);
-        }
         let engine_seconds = (seconds - model_seconds).max(0.0);
         Ok(reused.then_some(Sample { seconds, steps, engine_seconds }))
     }
@@ -185,7 +162,6 @@ impl<'a> Bench<'a> {
         while self.engine.has_work() {
             self.engine.step()?;
         }
-        self.kept.splice(..ids.len().min(self.kept.len()), ids.iter().copied());
         Ok(())
     }
 
@@ -236,7 +212,7 @@ mod tests {
         let options = RunnerOptions {
             device: DeviceChoice::Cpu,
             max_model_len: Some(max_model_len),
-            max_num_tokens: 16,
+            max_num_tokens: Some(16),
             max_num_sequences,
             max_num_logits: max_num_sequences,
             ..RunnerOptions::default()
@@ -274,11 +250,10 @@ mod tests {
                 assert!(sample.engine_seconds < sample.seconds);
             }
         }
-        bench.forget();
         assert_eq!(engine.pool().num_free(), engine.pool().num_pages(), "no page is left behind");
     }
 
-    /// The pool holds one sequence of full length, and the earlier test leaves its kept one longer than this one needs.
+    /// The pool holds one sequence of full length, and the earlier test leaves more in the cache than this one needs.
     #[test]
     fn pages_that_an_earlier_test_left_are_made_free() {
         let mut engine = engine(256, 2);

@@ -94,7 +94,7 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
 
     let max_parallel = tests.iter().map(|test| test.n_parallel).max().unwrap_or(1);
     let mut model = args.model.clone();
-    model.batch_size = model.batch_size.max(max_parallel);
+    model.batch_size = model.batch_size.map(|rows| rows.max(max_parallel));
     let model = model.open(max_parallel)?;
     facts.decode_weight_bytes = model.facts.decode_weight_bytes;
     let mut engine = model.into_engine()?;

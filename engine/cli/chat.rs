@@ -1,12 +1,11 @@
 //! `qernel chat`: a conversation.
 
 use super::interrupt::Interrupt;
-use super::options::{ModelArgs, SamplingArgs};
+use super::options::{EngineArgs, ModelArgs, SamplingArgs};
 use super::output::{Output, Stream};
 use crate::chat::Message;
 use crate::error::{Error, Result};
 use crate::generate::{FinishReason, Request};
-use crate::scheduler::SequenceId;
 use std::io::{BufRead, IsTerminal};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -19,6 +18,8 @@ use std::sync::Arc;
 pub struct ChatArgs {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
     /// Most tokens of one answer [default: until the model stops or the context is full]
     #[arg(short = 'n', long, visible_alias = "n-predict", value_name = "TOKENS")]
     max_tokens: Option<usize>,
@@ -35,14 +36,13 @@ pub fn run(args: ChatArgs) -> Result<ExitCode> {
     params.validate()?;
     let model = args.model.open(1)?;
     let (tokenizer, template) = (Arc::clone(&model.tokenizer), model.template()?);
-    let mut engine = model.into_engine()?;
+    let mut engine = model.into_engine_with(args.engine.config())?;
     let interrupt = Interrupt::install();
     let mut out = Output::stdout();
     let prompt = if std::io::stdin().is_terminal() { "> " } else { "" };
 
     let start: Vec<Message> = args.system.iter().map(|text| Message::new("system", text)).collect();
     let mut messages = start.clone();
-    let mut history: Option<SequenceId> = None;
     let mut input = std::io::stdin().lock();
     loop {
         out.text(prompt)?;
@@ -56,22 +56,14 @@ pub fn run(args: ChatArgs) -> Result<ExitCode> {
             "/exit" => break,
             "/clear" => {
                 messages = start.clone();
-                if let Some(id) = history.take() {
-                    engine.release(id);
-                }
                 continue;
             }
             _ => {}
         }
         messages.push(Message::new("user", line));
         let prompt = tokenizer.encode(&template.render(&messages, &[], true)?, true)?;
-        let request = Request {
-            sampling: params.clone(),
-            max_tokens: args.max_tokens,
-            keep: true,
-            continue_from: history.take(),
-            ..Request::new(prompt)
-        };
+        let request =
+            Request { sampling: params.clone(), max_tokens: args.max_tokens, ..Request::new(prompt) };
         let mut stream = Stream::new(true);
         let done =
             interrupt.catch(|cancel| engine.run_to_end(request, cancel, |event| stream.event(event)))?;
@@ -84,7 +76,6 @@ pub fn run(args: ChatArgs) -> Result<ExitCode> {
         if done.reason == FinishReason::Context {
             eprintln!("(the context of {} tokens is full; /clear starts anew)", engine.max_model_len());
         }
-        history = Some(done.id);
         messages.push(Message::new("assistant", done.text));
     }
     Ok(ExitCode::SUCCESS)

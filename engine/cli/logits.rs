@@ -59,7 +59,7 @@ pub fn run(args: LogitsArgs) -> Result<()> {
         device: args.device.parse()?,
         dtype: args.dtype,
         max_model_len: Some(num_tokens),
-        max_num_tokens: chunk,
+        max_num_tokens: Some(chunk),
         max_num_logits: if args.save.is_some() { chunk } else { 1 },
         kernels: args.kernel.as_deref().map(KernelChoice::parse).transpose()?.unwrap_or_default(),
         ..RunnerOptions::default()

@@ -34,15 +34,30 @@ pub struct ModelArgs {
     /// Longest context in tokens [default: what the model was made for, or what fits]
     #[arg(short = 'c', long, value_name = "TOKENS")]
     pub ctx_size: Option<usize>,
-    /// Rows of one step: prompts longer than this are prefilled in chunks
-    #[arg(short = 'b', long, default_value_t = 512, value_name = "TOKENS")]
-    pub batch_size: usize,
+    /// Rows of one step: prompts longer than this are prefilled in chunks [default: 512, on a GPU up to 8192 as memory allows]
+    #[arg(short = 'b', long, value_name = "TOKENS")]
+    pub batch_size: Option<usize>,
     /// Share of the free GPU memory that weights, KV pages and workspace may take
     #[arg(long, default_value_t = 0.9, value_name = "SHARE")]
     pub gpu_memory_fraction: f64,
     /// Kernel variants by operation, such as rms_norm=plain,attention=split
     #[arg(long, value_name = "OP=VARIANT,…")]
     pub kernel: Option<String>,
+}
+
+/// How requests are served.
+#[derive(Clone, Debug, Args)]
+pub struct EngineArgs {
+    /// Compute every prompt from its first token, even if the KV cache still has its beginning from an earlier one
+    #[arg(long)]
+    pub no_prefix_cache: bool,
+}
+
+impl EngineArgs {
+    /// What these options ask for.
+    pub fn config(&self) -> EngineConfig {
+        EngineConfig { prefix_cache: !self.no_prefix_cache, ..EngineConfig::default() }
+    }
 }
 
 /// A model file, opened and loaded.
@@ -150,12 +165,20 @@ impl Model {
         Ok(bos.into_iter().chain(self.tokenizer.encode(text, true)?).collect())
     }
 
-    /// An engine over the model.
+    /// An engine over the model, with all that it allows.
     ///
     /// # Errors
     /// As [`Engine::new`].
     pub fn into_engine(self) -> Result<Engine> {
-        Engine::new(self.runner, Some(self.tokenizer), EngineConfig::default())
+        self.into_engine_with(EngineConfig::default())
+    }
+
+    /// An engine over the model, as `config` says.
+    ///
+    /// # Errors
+    /// As [`Engine::new`].
+    pub fn into_engine_with(self, config: EngineConfig) -> Result<Engine> {
+        Engine::new(self.runner, Some(self.tokenizer), config)
     }
 }
 

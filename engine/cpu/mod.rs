@@ -224,6 +224,17 @@ impl Ops for CpuOps {
         attention::attention(self.isa, batch, layer, self.config.num_attention_heads, q, cache, out)
     }
 
+    fn attention_of_wanted(
+        &mut self,
+        batch: &Batch,
+        layer: usize,
+        q: &Tensor,
+        cache: &KvCache,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        self.attention(&batch.wanted(), layer, q, cache, out)
+    }
+
     fn silu_mul(&mut self, n: usize, gate_up: &Tensor, out: &mut Tensor) -> Result<()> {
         silu_mul::silu_mul(n, gate_up, out)
     }

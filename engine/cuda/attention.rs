@@ -4,7 +4,7 @@
 //! tile by tile, on tensor cores unless pages are f32. All kernels that do not use tensor cores give a row the same bits,
 //! and so do those that do (see `gpu-kernels/src/attention/mod.rs`); the two differ by the roundings of queries and weights.
 
-use super::batch::{CudaBatch, expect_bound};
+use super::batch::{BatchRows, CudaBatch, expect_bound};
 use super::device::{Dependent, Device};
 use super::launch::{Launch, by_dtype, dimension};
 use super::memory::DeviceBuffer;
@@ -557,6 +557,8 @@ fn rows_at_once(case: &Case, num_splits: u32, max_keys: u32) -> Result<usize> {
 /// The operands of [`attention`].
 pub(super) struct Attention<'a> {
     pub batch: &'a CudaBatch,
+    /// Of the batch: all, or those whose logits are wanted.
+    pub rows: BatchRows<'a>,
     pub layer: usize,
     pub num_attention_heads: usize,
     pub q: &'a Tensor,
@@ -567,7 +569,7 @@ pub(super) struct Attention<'a> {
 
 /// `softmax(q · kᵀ / sqrt(head_dim)) · v`: `[num_tokens, num_attention_heads * head_dim]`.
 pub(super) fn attention(device: &Device, choice: &KernelChoice, operands: Attention) -> Result<()> {
-    let Attention { batch, layer, num_attention_heads, q, cache, workspace, out } = operands;
+    let Attention { batch, rows, layer, num_attention_heads, q, cache, workspace, out } = operands;
     let shape = &batch.shape;
     let layout = &cache.layout;
     let (num_key_value_heads, head_dim) = (layout.num_key_value_heads, layout.head_dim);
@@ -577,25 +579,26 @@ pub(super) fn attention(device: &Device, choice: &KernelChoice, operands: Attent
         )));
     }
     let cols = num_attention_heads * head_dim;
-    q.expect(OP, "q", shape.num_tokens, cols)?;
-    out.expect(OP, "out", layout.dtype, shape.num_tokens, cols)?;
+    let n = rows.split.num_rows;
+    q.expect(OP, "q", n, cols)?;
+    out.expect(OP, "out", layout.dtype, n, cols)?;
     expect_bound(OP, "page", shape.page_bound, layout.num_pages)?;
     let (k_pages, v_pages) = cache.layer(OP, layer)?;
-    if shape.num_tokens == 0 || num_attention_heads == 0 {
+    if n == 0 || num_attention_heads == 0 {
         return Ok(());
     }
     let case = Case {
         dtype: layout.dtype,
         head_dim,
-        num_tokens: dimension(OP, shape.num_tokens)?,
+        num_tokens: dimension(OP, n)?,
         num_attention_heads: dimension(OP, num_attention_heads)?,
         num_key_value_heads: dimension(OP, num_key_value_heads)?,
-        single_rows: shape.single_rows.clone(),
-        max_kv_single: dimension(OP, shape.max_kv_single)?,
+        single_rows: rows.split.single_rows.clone(),
+        max_kv_single: dimension(OP, rows.split.max_kv_single)?,
         max_kv: dimension(OP, shape.max_kv)?,
-        has_multiple: shape.has_multiple,
-        sequence_of_token: batch.sequence_of_token(),
-        query_start: batch.query_start(),
+        has_multiple: rows.split.has_multiple,
+        sequence_of_token: rows.sequence_of_token,
+        query_start: rows.query_start,
         kv_len: batch.kv_len(),
         block_table: batch.block_table(),
         max_blocks: dimension(OP, shape.max_blocks)?,

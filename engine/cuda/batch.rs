@@ -12,7 +12,7 @@ use std::rc::Rc;
 /// Arrays begin at multiples of this many u32: 16 bytes.
 const ALIGNMENT: usize = 4;
 /// How many arrays there are, for the room that alignment takes.
-const ARRAYS: usize = 9;
+const ARRAYS: usize = 11;
 /// The fewest pages a sequence that a decode step has room for.
 const MIN_BUCKET_BLOCKS: usize = 8;
 
@@ -45,14 +45,11 @@ pub(super) struct Shape {
     pub num_sequences: usize,
     pub num_logits: usize,
     pub max_blocks: usize,
-    /// From the first row that is its sequence's only one to behind the last such.
-    pub single_rows: Range<usize>,
-    /// Tokens in the cache of the longest sequence that has one row.
-    pub max_kv_single: usize,
     /// Tokens in the cache of the longest sequence.
     pub max_kv: usize,
-    /// Whether a sequence has more than one row.
-    pub has_multiple: bool,
+    pub rows: RowSplit,
+    /// Of the rows whose logits are wanted, where these are some but not all, and the last of their sequences; else 0 rows.
+    pub wanted: RowSplit,
     /// One more than the largest entry of each array; 0 where it is empty.
     pub token_bound: usize,
     pub drawn_bound: usize,
@@ -69,16 +66,39 @@ pub(super) struct Shape {
     kv_len: Range<usize>,
     block_table: Range<usize>,
     logit_rows: Range<usize>,
+    wanted_sequence_of_token: Range<usize>,
+    wanted_query_start: Range<usize>,
+}
+
+/// Which rows are their sequence's only one: attention has kernels for them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct RowSplit {
+    pub num_rows: usize,
+    /// From the first row that is its sequence's only one to behind the last such.
+    pub single_rows: Range<usize>,
+    /// Tokens in the cache of the longest sequence that has one row.
+    pub max_kv_single: usize,
+    /// Whether a sequence has more than one row.
+    pub has_multiple: bool,
+}
+
+/// All rows of a batch or some, as attention sees them.
+pub(super) struct BatchRows<'a> {
+    pub split: &'a RowSplit,
+    /// `[num_rows]`
+    pub sequence_of_token: DevicePtr<u32>,
+    /// `[num_sequences + 1]`
+    pub query_start: DevicePtr<u32>,
 }
 
 impl CudaBatch {
     pub(super) fn new(device: &Rc<Device>, limits: &BatchLimits) -> Result<Self> {
         let BatchLimits { max_num_tokens, max_num_sequences, max_num_logits, max_blocks } = *limits;
         let capacity = 5 * max_num_tokens
-            + 2 * max_num_sequences
-            + 1
+            + 3 * max_num_sequences
+            + 2
             + super::tensor::elements(max_num_sequences, max_blocks)?
-            + max_num_logits
+            + 2 * max_num_logits
             + ARRAYS * ALIGNMENT;
         Ok(Self {
             staging: PinnedBuffer::new(device, capacity * 4)?,
@@ -105,6 +125,11 @@ impl CudaBatch {
         shape.kv_len = writer.put(&batch.kv_len);
         shape.block_table = writer.put_rows(&batch.block_table, batch.max_blocks, shape.max_blocks);
         shape.logit_rows = writer.put(&batch.logit_rows);
+        if shape.wanted.num_rows > 0 {
+            let wanted = batch.wanted();
+            shape.wanted_sequence_of_token = writer.put(&wanted.sequence_of_token);
+            shape.wanted_query_start = writer.put(&wanted.query_start);
+        }
         let bytes = writer.used * 4;
         let target = DevicePtrMut::from_raw(self.indices.ptr_mut().as_raw());
         // SAFETY: `indices` has as many bytes as `staging`, and both live in this value.
@@ -120,6 +145,21 @@ impl CudaBatch {
 
     fn array(&self, range: &Range<usize>) -> DevicePtr<u32> {
         self.indices.ptr().add(range.start)
+    }
+
+    /// All rows.
+    pub(super) fn rows(&self) -> BatchRows<'_> {
+        let (sequence_of_token, query_start) = (self.sequence_of_token(), self.query_start());
+        BatchRows { split: &self.shape.rows, sequence_of_token, query_start }
+    }
+
+    /// The rows whose logits are wanted, where these are some but not all, and the last of their sequences; else none.
+    pub(super) fn wanted_rows(&self) -> BatchRows<'_> {
+        BatchRows {
+            split: &self.shape.wanted,
+            sequence_of_token: self.array(&self.shape.wanted_sequence_of_token),
+            query_start: self.array(&self.shape.wanted_query_start),
+        }
     }
 
     /// `[num_tokens]`
@@ -255,6 +295,12 @@ impl Shape {
         if batch.query_start[0] != 0 || batch.query_start[sequences] as usize != n {
             return Err(Error::Request(format!("batch: query_start must run from 0 to {n}")));
         }
+        let is_last_of_sequence = |i: usize, row: usize| {
+            let next = batch.logit_rows.get(i + 1).map_or(n, |&next| next as usize);
+            row < n && next > row && (next == row + 1 || batch.query_start.contains(&(row as u32 + 1)))
+        };
+        let wanted_are_last =
+            batch.logit_rows.iter().enumerate().all(|(i, &row)| is_last_of_sequence(i, row as usize));
         let bound = |values: &[u32]| values.iter().max().map_or(0, |&value| value as usize + 1);
         Ok((Self {
             num_tokens: n,
@@ -267,7 +313,14 @@ impl Shape {
             slot_bound: bound(&batch.slots),
             page_bound: bound(&batch.block_table),
             logit_row_bound: bound(&batch.logit_rows),
-            ..Self::single_rows(batch)
+            max_kv: batch.kv_len.iter().max().map_or(0, |&len| len as usize),
+            rows: RowSplit::of(batch),
+            wanted: if wanted_are_last && (1..n).contains(&batch.num_logits()) {
+                RowSplit::of(&batch.wanted())
+            } else {
+                RowSplit::default()
+            },
+            ..Self::default()
         })
         .in_bucket(limits))
     }
@@ -287,7 +340,7 @@ impl Shape {
 
     /// Whether every sequence has one row.
     fn is_decode(&self) -> bool {
-        !self.has_multiple && self.num_tokens > 0
+        !self.rows.has_multiple && self.num_tokens > 0
     }
 
     /// The same with the room of its bucket for the block table, if every sequence has one row: the least power of two, or
@@ -297,25 +350,25 @@ impl Shape {
             self.max_blocks =
                 self.max_blocks.next_power_of_two().max(MIN_BUCKET_BLOCKS).min(limits.max_blocks);
             self.max_kv = self.max_blocks * PAGE_SIZE;
-            self.max_kv_single = self.max_kv;
+            self.rows.max_kv_single = self.max_kv;
         }
         self
     }
+}
 
-    /// What attention must know of sequences with one row and with more.
-    fn single_rows(batch: &Batch) -> Self {
-        let mut shape = Self::default();
+impl RowSplit {
+    fn of(batch: &Batch) -> Self {
+        let mut split = Self { num_rows: batch.num_tokens(), ..Self::default() };
         for (s, &kv_len) in batch.kv_len.iter().enumerate() {
             let (start, end) = (batch.query_start[s] as usize, batch.query_start[s + 1] as usize);
-            shape.max_kv = shape.max_kv.max(kv_len as usize);
             if end - start == 1 {
-                let first = if shape.single_rows.is_empty() { start } else { shape.single_rows.start };
-                shape.single_rows = first..end;
-                shape.max_kv_single = shape.max_kv_single.max(kv_len as usize);
+                let first = if split.single_rows.is_empty() { start } else { split.single_rows.start };
+                split.single_rows = first..end;
+                split.max_kv_single = split.max_kv_single.max(kv_len as usize);
             }
-            shape.has_multiple |= end - start > 1;
+            split.has_multiple |= end - start > 1;
         }
-        shape
+        split
     }
 }
 
@@ -351,13 +404,13 @@ mod tests {
     #[test]
     fn single_rows_and_bounds_are_known_on_the_host() {
         let shape = Shape::check(&batch(), &LIMITS).unwrap();
-        assert_eq!(shape.single_rows, 0..5);
-        assert_eq!((shape.max_kv_single, shape.max_kv, shape.has_multiple), (34, 34, true));
+        assert_eq!(shape.rows.single_rows, 0..5);
+        assert_eq!((shape.rows.max_kv_single, shape.max_kv, shape.rows.has_multiple), (34, 34, true));
         assert_eq!((shape.token_bound, shape.position_bound, shape.page_bound), (10, 34, 8));
         assert_eq!((shape.slot_bound, shape.logit_row_bound), (7 * PAGE_SIZE + 1, 5));
         let prefill = SequenceRows { tokens: &[1, 2], position: 3, pages: &[0], logits: WantedLogits::None };
         let shape = Shape::check(&Batch::new(&[prefill]), &LIMITS).unwrap();
-        assert_eq!((shape.single_rows, shape.max_kv, shape.has_multiple), (0..0, 5, true));
+        assert_eq!((shape.rows.single_rows, shape.max_kv, shape.rows.has_multiple), (0..0, 5, true));
     }
 
     #[test]

@@ -490,7 +490,30 @@ impl Ops for CudaOps {
         out: &mut Activation,
     ) -> Result<()> {
         let (workspace, num_attention_heads) = (&mut self.attention, self.num_attention_heads);
-        let operands = attention::Attention { batch, layer, num_attention_heads, q, cache, workspace, out };
+        let rows = batch.rows();
+        let operands =
+            attention::Attention { batch, rows, layer, num_attention_heads, q, cache, workspace, out };
+        attention::attention(&self.device, &self.choice, operands)
+    }
+
+    fn attention_of_wanted(
+        &mut self,
+        batch: &CudaBatch,
+        layer: usize,
+        q: &Tensor,
+        cache: &KvCache,
+        out: &mut Activation,
+    ) -> Result<()> {
+        let (workspace, num_attention_heads) = (&mut self.attention, self.num_attention_heads);
+        let rows = batch.wanted_rows();
+        if rows.split.num_rows != batch.shape.num_logits {
+            return Err(Error::Request(
+                "attention: the rows whose logits are wanted must be some, and the last of their sequences"
+                    .to_owned(),
+            ));
+        }
+        let operands =
+            attention::Attention { batch, rows, layer, num_attention_heads, q, cache, workspace, out };
         attention::attention(&self.device, &self.choice, operands)
     }
 
@@ -508,7 +531,7 @@ impl Ops for CudaOps {
 
     fn is_fused(&self, batch: &CudaBatch) -> bool {
         // Every row its sequence's only one: a decode step.
-        let (n, single) = (batch.shape.num_tokens, !batch.shape.has_multiple);
+        let (n, single) = (batch.shape.num_tokens, !batch.shape.rows.has_multiple);
         let chosen = self.choice.get(fused::OP).is_none_or(|name| name == fused::FUSED);
         let replaced = [matmul::OP, rms_norm::OP, rms_norm::FUSED, silu_mul::OP, bias_rope_kv::OP, add::OP];
         let separate = replaced.iter().any(|op| self.choice.get(op).is_some());

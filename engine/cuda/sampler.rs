@@ -90,6 +90,8 @@ pub(super) struct DrawShape {
 pub struct Sampler {
     device: Rc<Device>,
     staging: PinnedBuffer,
+    /// What `parameters` begins with.
+    uploaded: Vec<u32>,
     parameters: DeviceBuffer<u32>,
     out: DeviceBuffer<u32>,
     /// For the arg-max: u64 `[rows, MAX_BLOCKS_PER_ROW]`.
@@ -148,6 +150,7 @@ impl Sampler {
         Ok(Self {
             device: device.clone(),
             staging: PinnedBuffer::new(device, 4)?,
+            uploaded: Vec::new(),
             parameters: DeviceBuffer::zeroed(device, 1)?,
             out: DeviceBuffer::zeroed(device, 1)?,
             partials: DeviceBuffer::zeroed(device, MAX_BLOCKS_PER_ROW as usize)?,
@@ -185,6 +188,7 @@ impl Sampler {
             let words = end.next_power_of_two();
             self.staging = PinnedBuffer::new(&self.device, 4 * words)?;
             self.parameters = DeviceBuffer::zeroed(&self.device, words)?;
+            self.uploaded.clear();
             self.generation += 1;
         }
         // Only where rows are more than ever before: what was drawn last is lost then.
@@ -195,18 +199,22 @@ impl Sampler {
             self.counters = DeviceBuffer::zeroed(&self.device, results)?;
             self.generation += 1;
         }
-        let staged = self.staging.wait()?;
-        let mut put = |at: usize, words: &mut dyn Iterator<Item = u32>| {
-            let target = staged[4 * at..].as_chunks_mut::<4>().0;
-            target.iter_mut().zip(words).for_each(|(to, word)| *to = word.to_ne_bytes());
-        };
-        put(0, &mut packed.iter().flat_map(row_words));
-        put(tokens_at, &mut tokens.into_iter());
-        put(counts_at, &mut counts.into_iter());
-        put(masks_at, &mut masks.into_iter());
-        let target = DevicePtrMut::from_raw(self.parameters.ptr_mut().as_raw());
-        // SAFETY: both buffers have room for `end` numbers, and live in this value.
-        unsafe { self.staging.copy_to(4 * end, target)? };
+        let mut words: Vec<u32> = packed.iter().flat_map(row_words).collect();
+        for (at, part) in [(tokens_at, tokens), (counts_at, counts), (masks_at, masks)] {
+            words.resize(at, 0);
+            words.extend(part);
+        }
+        words.resize(end, 0);
+        // Those of greedy rows are the same step after step, and a copy would keep the device waiting.
+        if words != self.uploaded {
+            self.uploaded.clear();
+            let staged = self.staging.wait()?.as_chunks_mut::<4>().0;
+            staged.iter_mut().zip(&words).for_each(|(to, word)| *to = word.to_ne_bytes());
+            let target = DevicePtrMut::from_raw(self.parameters.ptr_mut().as_raw());
+            // SAFETY: both buffers have room for `end` numbers, and live in this value.
+            unsafe { self.staging.copy_to(4 * end, target)? };
+            self.uploaded = words;
+        }
         self.shape = shape;
         Ok(())
     }
@@ -370,6 +378,9 @@ fn pack(rows: &[SamplingRow], vocab_size: usize) -> Result<Packed> {
             }
         };
         let params = &row.params;
+        // The arg-max needs no random number.
+        let (seed, position, index) =
+            if params.is_greedy() { (0, 0, 0) } else { (params.seed, row.position, row.index) };
         Ok(SamplerRow {
             temperature: params.temperature,
             top_k: u32::try_from(params.top_k).unwrap_or(0),
@@ -380,10 +391,10 @@ fn pack(rows: &[SamplingRow], vocab_size: usize) -> Result<Packed> {
             frequency_penalty: params.frequency_penalty,
             counts_start: start,
             counts_end: dimension(OP, tokens.len())?,
-            seed_low: params.seed as u32,
-            seed_high: (params.seed >> 32) as u32,
-            position: row.position,
-            index: row.index,
+            seed_low: seed as u32,
+            seed_high: (seed >> 32) as u32,
+            position,
+            index,
             mask_start,
         })
     });
@@ -416,5 +427,19 @@ mod tests {
         assert_eq!(rows.iter().map(|row| row.mask_start).collect::<Vec<_>>(), [0, NO_MASK, 2]);
         assert_eq!((rows[0].top_k, rows[0].min_p_ln), (0, f32::NEG_INFINITY));
         assert_eq!((rows[0].seed_low, rows[0].seed_high, rows[0].position, rows[0].index), (2, 1, 7, 1));
+    }
+
+    /// Then they need not be brought to the device again.
+    #[test]
+    fn greedy_rows_are_the_same_in_every_step() {
+        let row = |position: u32| {
+            let params =
+                SamplingParams { temperature: 0.0, seed: position.into(), ..SamplingParams::default() };
+            SamplingRow { index: position, ..SamplingRow::new(params, position) }
+        };
+        let words = |position| {
+            pack(&[row(position)], 10).unwrap().rows.iter().flat_map(row_words).collect::<Vec<_>>()
+        };
+        assert_eq!(words(3), words(4));
     }
 }

@@ -25,12 +25,6 @@ pub struct Request {
     pub logprobs: Option<usize>,
     /// Whether events carry text. Without it, and without `stop`, nothing is decoded.
     pub text: bool,
-    /// Leaves the pages in the cache when the sequence ends, for a later request's `continue_from`. They are given up when
-    /// others need them, or by [`Engine::release`](super::Engine::release).
-    pub keep: bool,
-    /// A kept sequence: what its tokens have in common with the beginning of `prompt` is not computed again, and its pages
-    /// become this sequence's. A saving only: where it is no longer kept, everything is computed.
-    pub continue_from: Option<SequenceId>,
 }
 
 impl Request {
@@ -46,8 +40,6 @@ impl Request {
             index: 0,
             logprobs: None,
             text: true,
-            keep: false,
-            continue_from: None,
         }
     }
 }
@@ -130,7 +122,7 @@ pub struct Usage {
     pub prompt_tokens: usize,
     /// Tokens drawn, with the one that ended the generation.
     pub completion_tokens: usize,
-    /// Tokens of the prompt that a kept sequence had in the cache.
+    /// Tokens of the prompt that were in the KV cache already, from sequences before, and not computed.
     pub cached_tokens: usize,
 }
 

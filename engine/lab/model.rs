@@ -154,7 +154,7 @@ pub fn measure(weights: &Weights, config: &Config, options: &RunnerOptions, plan
     let asked = options.kernels.clone();
     let options = RunnerOptions {
         max_model_len: Some(len),
-        max_num_tokens: plan.batch_size.min(plan.prompt.len()),
+        max_num_tokens: Some(plan.batch_size.min(plan.prompt.len())),
         // Two choices of kernels, each with pages of its own.
         max_num_sequences: 2,
         max_num_logits: LOGIT_ROWS,
@@ -470,8 +470,8 @@ mod tests {
             |shares: &Shares, op| shares.operations.iter().find(|share| share.op == op).unwrap().calls;
         let layers = model.num_hidden_layers as f64;
         assert!((calls(&report.default.decode, "matmul") - (4.0 * layers + 1.0)).abs() < 1e-9);
-        // Three chunks of which the last has logits.
-        assert_eq!(calls(&report.default.prefill, "matmul"), 3.0 * 4.0 * layers + 1.0);
+        // Three chunks: the last has logits, the others end with the last layer's K and V.
+        assert_eq!(calls(&report.default.prefill, "matmul"), 3.0 * 4.0 * layers - 2.0 * 3.0 + 1.0);
         let sum: f64 = report.default.decode.operations.iter().map(|share| share.share).sum();
         assert!((sum - 1.0).abs() < 1e-9);
         let too_long = Plan { decode_tokens: 5000, ..plan };
@@ -490,7 +490,7 @@ mod tests {
         let options = RunnerOptions {
             device: DeviceChoice::Cpu,
             max_model_len: Some(44),
-            max_num_tokens: 16,
+            max_num_tokens: Some(16),
             max_num_sequences: 2,
             max_num_logits: LOGIT_ROWS,
             ..RunnerOptions::default()

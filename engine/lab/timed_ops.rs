@@ -269,6 +269,17 @@ impl<O: Ops> Ops for TimedOps<O> {
         self.timed("attention", |ops| ops.attention(batch, layer, q, cache, out))
     }
 
+    fn attention_of_wanted(
+        &mut self,
+        batch: &O::Batch,
+        layer: usize,
+        q: &O::Tensor,
+        cache: &O::KvCache,
+        out: &mut O::Activation,
+    ) -> Result<()> {
+        self.timed("attention", |ops| ops.attention_of_wanted(batch, layer, q, cache, out))
+    }
+
     fn silu_mul(&mut self, n: usize, gate_up: &O::Activation, out: &mut O::Activation) -> Result<()> {
         self.timed("silu_mul", |ops| ops.silu_mul(n, gate_up, out))
     }

@@ -122,8 +122,9 @@ pub struct RunnerOptions {
     pub dtype: DtypeChoice,
     /// Longest sequence in tokens; `None`: what the model was made for, or less where less fits.
     pub max_model_len: Option<usize>,
-    /// Rows of a step; also the length of a prefill chunk.
-    pub max_num_tokens: usize,
+    /// Rows of a step; also the length of a prefill chunk. `None`: 512 on the CPU; on a GPU up to 8192, as long as their buffers
+    /// take no more than a sixteenth of its free memory.
+    pub max_num_tokens: Option<usize>,
     /// Sequences of a step.
     pub max_num_sequences: usize,
     /// Logit rows of a step, where that is more than `max_num_sequences`.
@@ -141,7 +142,7 @@ impl Default for RunnerOptions {
             device: DeviceChoice::Auto,
             dtype: DtypeChoice::Auto,
             max_model_len: None,
-            max_num_tokens: 512,
+            max_num_tokens: None,
             max_num_sequences: 1,
             max_num_logits: 1,
             memory_fraction: 0.9,
@@ -173,7 +174,7 @@ pub fn open_runner(
             config.max_position_embeddings
         )));
     }
-    if options.max_num_tokens == 0 || options.max_num_sequences == 0 {
+    if options.max_num_tokens == Some(0) || options.max_num_sequences == 0 {
         return Err(Error::Request("a step needs at least one row and one sequence".into()));
     }
     match open_device(options.device)? {
@@ -241,7 +242,8 @@ pub fn open_device(choice: DeviceChoice) -> Result<Option<Rc<Device>>> {
 pub fn fit_cpu(config: &Config, options: &RunnerOptions) -> Result<(OpsConfig, KvLayout)> {
     // Where the system does not say what is available, the allocator will.
     let free = memory_plan::available_memory().unwrap_or(usize::MAX / 2);
-    fit(config, options, &Room { free, weights: 0, dtype: Dtype::F32, extra: |_, _, _| 0 })
+    let max_num_tokens = CPU_NUM_TOKENS;
+    fit(config, options, &Room { free, weights: 0, dtype: Dtype::F32, max_num_tokens, extra: |_, _, _| 0 })
 }
 
 /// As [`fit_cpu`], in the memory of `device`; pages are in the format that matrices get there, [`DtypeChoice::preferred`].
@@ -260,11 +262,31 @@ pub fn fit_cuda(
         free,
         weights: cuda::weight_bytes(weights, dtype),
         dtype,
+        max_num_tokens: gpu_num_tokens(free, config, dtype),
         extra: |config, ops_config, dtype| {
             cuda::device_workspace_bytes(ops_config) + cuda::split_bytes(config, &ops_config.limits, dtype)
         },
     };
     fit(config, options, &room)
+}
+
+/// Rows of a step where nobody asks for more or fewer.
+const CPU_NUM_TOKENS: usize = 512;
+/// The same on a GPU that has room for them: large products are the faster ones.
+const GPU_NUM_TOKENS: usize = 8192;
+
+/// Rows of a step whose buffers take no more than a sixteenth of `free` bytes, at least [`CPU_NUM_TOKENS`].
+fn gpu_num_tokens(free: usize, config: &Config, dtype: Dtype) -> usize {
+    let mut rows = GPU_NUM_TOKENS;
+    let bytes = |rows| {
+        let limits =
+            BatchLimits { max_num_tokens: rows, max_num_sequences: 1, max_num_logits: 1, max_blocks: 1 };
+        memory_plan::workspace_bytes(config, &limits, 1, cuda::precise_dtype(dtype))
+    };
+    while rows > CPU_NUM_TOKENS && bytes(rows) > free / 16 {
+        rows /= 2;
+    }
+    rows
 }
 
 /// What a device has and what a model takes there, in bytes.
@@ -274,6 +296,8 @@ struct Room {
     weights: usize,
     /// Of activations and KV pages.
     dtype: Dtype,
+    /// Rows of a step where the options leave them open.
+    max_num_tokens: usize,
     /// What the device takes besides the model's buffers.
     extra: fn(&Config, &OpsConfig, Dtype) -> usize,
 }
@@ -307,7 +331,7 @@ fn plan(
     max_model_len: usize,
 ) -> Result<(OpsConfig, MemoryPlan)> {
     let limits = BatchLimits {
-        max_num_tokens: options.max_num_tokens,
+        max_num_tokens: options.max_num_tokens.unwrap_or(room.max_num_tokens),
         max_num_sequences: options.max_num_sequences,
         max_num_logits: options.max_num_logits.max(options.max_num_sequences),
         max_blocks: pages_for(max_model_len),
@@ -336,7 +360,7 @@ mod tests {
     }
 
     fn room(free: usize) -> Room {
-        Room { free, weights: 1 << 20, dtype: Dtype::F16, extra: |_, _, _| 1 << 10 }
+        Room { free, weights: 1 << 20, dtype: Dtype::F16, max_num_tokens: 8, extra: |_, _, _| 1 << 10 }
     }
 
     #[test]
@@ -365,7 +389,7 @@ mod tests {
     #[test]
     fn the_whole_context_of_the_model_where_it_fits_and_a_shorter_one_where_not() {
         let config = config();
-        let options = RunnerOptions { max_num_tokens: 8, ..RunnerOptions::default() };
+        let options = RunnerOptions { max_num_tokens: Some(8), ..RunnerOptions::default() };
         let (ops, layout) = fit(&config, &options, &room(1 << 30)).unwrap();
         assert_eq!(ops.max_model_len, config.max_position_embeddings);
         assert_eq!(layout.num_pages, pages_for(config.max_position_embeddings));
@@ -389,7 +413,7 @@ mod tests {
         let fine = RunnerOptions {
             device: DeviceChoice::Cpu,
             max_model_len: Some(64),
-            max_num_tokens: 8,
+            max_num_tokens: Some(8),
             ..RunnerOptions::default()
         };
         let open = |options| open_runner(&weights, &config, &options, &mut |_, _| ());
@@ -397,13 +421,13 @@ mod tests {
         for bad in [
             RunnerOptions { max_model_len: Some(2049), ..fine.clone() },
             RunnerOptions { max_model_len: Some(0), ..fine.clone() },
-            RunnerOptions { max_num_tokens: 0, ..fine.clone() },
+            RunnerOptions { max_num_tokens: Some(0), ..fine.clone() },
             RunnerOptions { max_num_sequences: 0, ..fine.clone() },
             RunnerOptions { memory_fraction: 0.0, ..fine.clone() },
         ] {
             assert!(matches!(open(bad.clone()), Err(Error::Request(_))), "{bad:?}");
         }
-        let enormous = RunnerOptions { max_num_tokens: 1 << 40, ..fine };
+        let enormous = RunnerOptions { max_num_tokens: Some(1 << 40), ..fine };
         assert!(matches!(open(enormous), Err(Error::Memory(_))));
     }
 }

@@ -52,6 +52,8 @@ struct Buffers<O: Ops> {
     gated: O::Activation,
     /// Rows whose logits are wanted `[max_num_logits, hidden_size]`.
     last: O::Tensor,
+    /// Their queries `[max_num_logits, num_attention_heads * head_dim]`.
+    last_q: O::Tensor,
     /// `[max_num_logits, hidden_size]`
     last_normed: O::Activation,
     /// `[max_num_logits, vocab_size]`
@@ -70,6 +72,7 @@ impl<O: Ops> Buffers<O> {
             gate_up: ops.new_product(n, 2 * config.intermediate_size)?,
             gated: ops.new_precise_activation(n, config.intermediate_size)?,
             last: ops.new_tensor(rows, config.hidden_size)?,
+            last_q: ops.new_tensor(rows, config.q_size())?,
             last_normed: ops.new_precise_activation(rows, config.hidden_size)?,
             logits: ops.new_tensor(rows, config.vocab_size)?,
         })
@@ -83,7 +86,7 @@ pub fn workspace_bytes(config: &Config, limits: &BatchLimits, activation: Dtype)
     let (q_size, kv_size) = (config.q_size(), config.kv_size());
     let (n, rows) = (limits.max_num_tokens as u64, limits.max_num_logits as u64);
     let tensors = n * (hidden_size + 2 * (q_size + kv_size + intermediate_size)) as u64
-        + rows * (hidden_size + vocab_size) as u64;
+        + rows * (hidden_size + q_size + vocab_size) as u64;
     let activations = n * (hidden_size + q_size + intermediate_size) as u64 + rows * hidden_size as u64;
     tensors * Dtype::F32.size() as u64 + activations * activation.size() as u64
 }
@@ -149,7 +152,8 @@ impl<O: Ops> Qwen2<O> {
             return self.forward_fused(ops, batch, n, num_logits, cache);
         }
         let Self { config, embed_tokens, layers, norm, lm_head, buffers } = self;
-        let Buffers { x, normed, qkv, q, attended, gate_up, gated, last, last_normed, logits } = buffers;
+        let Buffers { x, normed, qkv, q, attended, gate_up, gated, last, last_q, last_normed, logits } =
+            buffers;
         let eps = config.rms_norm_eps;
 
         ops.embed(batch, embed_tokens, x)?; // [n, hidden_size]
@@ -157,7 +161,23 @@ impl<O: Ops> Qwen2<O> {
             ops.rms_norm(n, x, &layer.input_layernorm, eps, normed)?;
             ops.matmul(n, normed, &layer.qkv_proj.whole, qkv)?; // [n, (heads + 2 key-value heads) * head_dim]
             ops.bias_rope_kv(batch, i, qkv, &layer.qkv_bias(), q, cache)?; // [n, num_attention_heads * head_dim]
-            ops.attention(batch, i, q, cache, attended)?; // [n, num_attention_heads * head_dim]
+
+            // Behind the last keys and values rows have nothing to do with each other: those whose logits are wanted go on alone.
+            let (x, q, n, some) = if i + 1 == layers.len() && num_logits < n {
+                if num_logits == 0 {
+                    return Ok(()); // A chunk of a prefill that is not the last.
+                }
+                ops.gather_rows(batch, x, last)?; // [num_logits, hidden_size]
+                ops.gather_rows(batch, q, last_q)?; // [num_logits, num_attention_heads * head_dim]
+                (&mut *last, &*last_q, num_logits, true)
+            } else {
+                (&mut *x, &*q, n, false)
+            };
+            if some {
+                ops.attention_of_wanted(batch, i, q, cache, attended)?; // [n, num_attention_heads * head_dim]
+            } else {
+                ops.attention(batch, i, q, cache, attended)?; // [n, num_attention_heads * head_dim]
+            }
             ops.matmul_accumulate(n, attended, &layer.o_proj, x)?; // [n, hidden_size]
 
             ops.rms_norm(n, x, &layer.post_attention_layernorm, eps, normed)?;
@@ -165,11 +185,8 @@ impl<O: Ops> Qwen2<O> {
             ops.silu_mul(n, gate_up, gated)?; // [n, intermediate_size]
             ops.matmul_accumulate(n, gated, &layer.down_proj, x)?; // [n, hidden_size]
         }
-        if num_logits == 0 {
-            return Ok(()); // A chunk of a prefill that is not the last: only its K and V are wanted.
-        }
-        ops.gather_rows(batch, x, last)?; // [num_logits, hidden_size]
-        ops.rms_norm(num_logits, last, norm, eps, last_normed)?;
+        let x = if num_logits < n { last } else { x };
+        ops.rms_norm(num_logits, x, norm, eps, last_normed)?;
         ops.matmul(num_logits, last_normed, lm_head.as_ref().unwrap_or(embed_tokens), logits) // [num_logits, vocab_size]
     }
 

@@ -26,6 +26,7 @@ pub struct Metrics {
     running: Gauge,
     pages: Gauge,
     used_pages: Gauge,
+    cached_pages: Gauge,
     connections: Gauge,
     prompt_tokens: Counter,
     completion_tokens: Counter,
@@ -65,6 +66,7 @@ impl Default for Metrics {
             running: Gauge::default(),
             pages: Gauge::default(),
             used_pages: Gauge::default(),
+            cached_pages: Gauge::default(),
             connections: Gauge::default(),
             prompt_tokens: Counter::default(),
             completion_tokens: Counter::default(),
@@ -84,6 +86,7 @@ impl Default for Metrics {
         add(r, "requests_running", "Sequences in the batch", &metrics.running);
         add(r, "kv_pages", "Pages of the KV cache", &metrics.pages);
         add(r, "kv_pages_used", "Pages that hold a sequence", &metrics.used_pages);
+        add(r, "kv_pages_cached", "Free pages that the prefix cache knows", &metrics.cached_pages);
         add(r, "connections", "Open connections", &metrics.connections);
         add(r, "prompt_tokens", "Tokens of accepted prompts", &metrics.prompt_tokens);
         add(r, "completion_tokens", "Tokens made", &metrics.completion_tokens);
@@ -123,7 +126,8 @@ impl Metrics {
         self.waiting.set(waiting as i64);
         self.running.set(running as i64);
         self.pages.set(pool.num_pages() as i64);
-        self.used_pages.set((pool.num_pages() - pool.num_free()) as i64);
+        self.cached_pages.set(pool.num_cached() as i64);
+        self.used_pages.set(pool.num_used() as i64);
     }
 
     pub fn prompt_tokens(&self, count: usize) {

@@ -87,7 +87,7 @@ pub fn model_args() -> ModelArgs {
         device: DeviceChoice::Cpu,
         dtype: DtypeChoice::default(),
         ctx_size: None,
-        batch_size: 512,
+        batch_size: Some(512),
         gpu_memory_fraction: 0.9,
         kernel: None,
     }
@@ -275,6 +275,13 @@ impl Connection {
         let mut line = String::new();
         self.stream.read_line(&mut line).unwrap();
         line.trim_end().to_owned()
+    }
+
+    /// The status, if the server says one before it closes.
+    pub fn status(&mut self) -> Option<u16> {
+        let mut line = String::new();
+        self.stream.read_line(&mut line).ok()?;
+        line.split(' ').nth(1)?.parse().ok()
     }
 
     /// Status and headers.

@@ -13,6 +13,11 @@ fn chat(body: Value) -> Value {
     whole
 }
 
+/// A usage without what the cache had of it: the second of two equal requests finds more there.
+fn counts(usage: &Value) -> [&Value; 3] {
+    ["prompt_tokens", "completion_tokens", "total_tokens"].map(|name| &usage[name])
+}
+
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
 
@@ -50,7 +55,7 @@ fn a_chat_whole_and_streamed() {
     let mut events: Vec<_> = server.stream(CHAT, chat(options)).events().collect();
     assert_eq!(events.pop().unwrap().data, "[DONE]");
     let last = events.pop().unwrap().json();
-    assert_eq!((&last["choices"], &last["usage"]), (&json!([]), usage));
+    assert_eq!((&last["choices"], counts(&last["usage"])), (&json!([]), counts(usage)));
     let mut texts = vec![String::new(); 3];
     let mut ends = [0; 3];
     for event in &events {
@@ -158,7 +163,7 @@ fn completions_of_several_prompts() {
     streamed["stream_options"] = json!({"include_usage": true});
     let mut events: Vec<_> = server.stream(COMPLETIONS, streamed).events().collect();
     assert_eq!(events.pop().unwrap().data, "[DONE]");
-    assert_eq!(events.pop().unwrap().json()["usage"], whole["usage"]);
+    assert_eq!(counts(&events.pop().unwrap().json()["usage"]), counts(&whole["usage"]));
     let mut texts = vec![String::new(); 4];
     for event in events {
         let choice = &event.json()["choices"][0];

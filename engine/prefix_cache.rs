@@ -1,0 +1,226 @@
+//! What is in the pages of the KV cache: an index from the beginning of a sequence to the pages that hold it.
+//!
+//! A full page is known by what comes before it and by its own 32 tokens. What comes before is named by a [`Prefix`], a number
+//! that is given once and never again to the content of one page and so, by the same rule, to all tokens up to its end.
+//! That is a hash chained from page to page in which two prefixes cannot collide: the map compares all of a page's tokens
+//! and the number before them.
+//!
+//! Pages that nobody uses wait here, the one that has waited longest leaving first when a page is needed. Sequences give
+//! their last pages back first and use no page without those before it, so a page is never evicted before those that
+//! follow it.
+
+use crate::kv_cache::PAGE_SIZE;
+use std::collections::{BTreeMap, HashMap};
+
+/// The tokens up to the end of a full page; the default is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Prefix(u64);
+
+/// A full page: what is before it, and its tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    before: Prefix,
+    tokens: [u32; PAGE_SIZE],
+}
+
+#[derive(Debug)]
+enum Content {
+    /// Written to the end and never again, so any number of sequences may read it.
+    Full(Box<Key>),
+    /// The last page of a sequence that has ended. Whoever goes on from it writes to it, so it has no user while it is here.
+    Tail { before: Prefix, tokens: Vec<u32> },
+}
+
+/// See the [module](self). Pages are known by number.
+#[derive(Debug)]
+pub struct PrefixCache {
+    /// `[num_pages]` what is known of each page.
+    contents: Vec<Option<Content>>,
+    full: HashMap<Key, (u32, Prefix)>,
+    /// Tails by what is before them.
+    tails: HashMap<Prefix, Vec<u32>>,
+    /// Known pages without a user, by the time since when.
+    idle: BTreeMap<u64, u32>,
+    /// `[num_pages]` the page's key in `idle`, where it is there.
+    idle_since: Vec<u64>,
+    /// Counts what became idle.
+    clock: u64,
+    /// The prefix that was named last.
+    last_prefix: u64,
+}
+
+impl PrefixCache {
+    /// A cache that knows none of `num_pages` pages.
+    pub fn new(num_pages: usize) -> Self {
+        Self {
+            contents: (0..num_pages).map(|_| None).collect(),
+            full: HashMap::new(),
+            tails: HashMap::new(),
+            idle: BTreeMap::new(),
+            idle_since: vec![0; num_pages],
+            clock: 0,
+            last_prefix: 0,
+        }
+    }
+
+    /// Known pages that nobody uses.
+    pub fn num_idle(&self) -> usize {
+        self.idle.len()
+    }
+
+    /// Whether anything is known of a page.
+    pub fn knows(&self, page: u32) -> bool {
+        self.contents[page as usize].is_some()
+    }
+
+    /// The page that holds `tokens` after `before`, and the prefix that ends with it.
+    pub fn find(&self, before: Prefix, tokens: &[u32; PAGE_SIZE]) -> Option<(u32, Prefix)> {
+        self.full.get(&Key { before, tokens: *tokens }).copied()
+    }
+
+    /// The tail after `before` that has most in common with `tokens`, and how many tokens that is. One of both must go on
+    /// where the other ends: nobody's tail is worth less than a few tokens of somebody else's.
+    pub fn find_tail(&self, before: Prefix, tokens: &[u32]) -> Option<(u32, usize)> {
+        let common = |&page: &u32| {
+            let tail = self.tail(page);
+            let common = tail.iter().zip(tokens).take_while(|(a, b)| a == b).count();
+            (common > 0 && common == tail.len().min(tokens.len())).then_some((page, common))
+        };
+        self.tails.get(&before)?.iter().filter_map(common).max_by_key(|&(_, common)| common)
+    }
+
+    /// Makes a page known that holds `tokens` after `before`, which no page does yet. Returns the prefix that ends with it.
+    pub fn insert(&mut self, page: u32, before: Prefix, tokens: &[u32; PAGE_SIZE]) -> Prefix {
+        self.last_prefix += 1;
+        let (key, prefix) = (Key { before, tokens: *tokens }, Prefix(self.last_prefix));
+        let earlier = self.full.insert(key, (page, prefix));
+        assert!(earlier.is_none() && !self.knows(page), "page {page} is known already");
+        self.contents[page as usize] = Some(Content::Full(Box::new(key)));
+        prefix
+    }
+
+    /// Makes a page known that its last user is about to leave, with fewer tokens than it has room for. Of equal ones the
+    /// first is enough.
+    pub fn insert_tail(&mut self, page: u32, before: Prefix, tokens: &[u32]) {
+        assert!(!self.knows(page), "page {page} is known already");
+        let tails = self.tails.get(&before).map_or(&[][..], Vec::as_slice);
+        if !tails.iter().any(|&other| self.tail(other) == tokens) {
+            self.tails.entry(before).or_default().push(page);
+            self.contents[page as usize] = Some(Content::Tail { before, tokens: tokens.to_vec() });
+        }
+    }
+
+    /// A known page has lost its last user.
+    pub fn set_idle(&mut self, page: u32) {
+        self.clock += 1;
+        self.idle_since[page as usize] = self.clock;
+        self.idle.insert(self.clock, page);
+    }
+
+    /// An idle page gets a user. A tail is its alone from now on, and forgotten.
+    pub fn set_used(&mut self, page: u32) {
+        let idle = self.idle.remove(&self.idle_since[page as usize]);
+        assert_eq!(idle, Some(page), "page {page} is free, it cannot get another user");
+        if matches!(self.contents[page as usize], Some(Content::Tail { .. })) {
+            self.forget(page);
+        }
+    }
+
+    /// Forgets the page that has been idle longest, and returns it.
+    pub fn evict(&mut self) -> Option<u32> {
+        let (_, page) = self.idle.pop_first()?;
+        self.forget(page);
+        Some(page)
+    }
+
+    fn forget(&mut self, page: u32) {
+        match self.contents[page as usize].take() {
+            Some(Content::Full(key)) => {
+                self.full.remove(&key);
+            }
+            Some(Content::Tail { before, .. }) => {
+                if let Some(tails) = self.tails.get_mut(&before) {
+                    tails.retain(|&tail| tail != page);
+                    if tails.is_empty() {
+                        self.tails.remove(&before);
+                    }
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// The tokens of a tail.
+    fn tail(&self, page: u32) -> &[u32] {
+        match &self.contents[page as usize] {
+            Some(Content::Tail { tokens, .. }) => tokens,
+            _ => &[],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_known_by_all_tokens_before_it() {
+        let mut cache = PrefixCache::new(4);
+        let (ones, twos) = ([1; PAGE_SIZE], [2; PAGE_SIZE]);
+        let start = Prefix::default();
+        let one = cache.insert(3, start, &ones);
+        let one_two = cache.insert(1, one, &twos);
+        let two = cache.insert(0, start, &twos);
+        assert_eq!(cache.find(start, &ones), Some((3, one)));
+        assert_eq!(cache.find(one, &twos), Some((1, one_two)));
+        assert_eq!(cache.find(start, &twos), Some((0, two)));
+        assert_eq!(cache.find(two, &ones), None);
+        let mut other = ones;
+        other[PAGE_SIZE - 1] = 9;
+        assert_eq!(cache.find(start, &other), None);
+    }
+
+    #[test]
+    fn the_longest_idle_page_is_evicted_and_forgotten() {
+        let mut cache = PrefixCache::new(3);
+        let start = Prefix::default();
+        let pages: Vec<[u32; PAGE_SIZE]> = (0..3).map(|i| [i; PAGE_SIZE]).collect();
+        for page in [2, 0, 1] {
+            cache.insert(page, start, &pages[page as usize]);
+            cache.set_idle(page);
+        }
+        cache.set_used(2);
+        cache.set_idle(2);
+        assert_eq!(cache.num_idle(), 3);
+        for page in [0, 1, 2] {
+            assert!(cache.find(start, &pages[page as usize]).is_some());
+            assert_eq!(cache.evict(), Some(page));
+            assert_eq!(cache.find(start, &pages[page as usize]), None);
+        }
+        assert_eq!((cache.evict(), cache.num_idle()), (None, 0));
+    }
+
+    #[test]
+    fn a_tail_goes_to_one_that_continues_it() {
+        let mut cache = PrefixCache::new(4);
+        let start = Prefix::default();
+        for (page, tail) in [(0, &[1, 2, 3][..]), (1, &[1, 2]), (2, &[1, 2, 3]), (3, &[7])] {
+            cache.insert_tail(page, start, tail);
+            assert_eq!(cache.knows(page), page != 2, "one of two equal tails is enough");
+            if cache.knows(page) {
+                cache.set_idle(page);
+            }
+        }
+        assert_eq!(cache.find_tail(start, &[1, 2, 3, 4]), Some((0, 3)));
+        assert_eq!(cache.find_tail(start, &[1, 2, 4]), Some((1, 2)));
+        assert_eq!(cache.find_tail(start, &[1]).map(|(_, common)| common), Some(1));
+        assert_eq!(cache.find_tail(start, &[7, 1]), Some((3, 1)));
+        for none in [&[][..], &[2], &[1, 3]] {
+            assert_eq!(cache.find_tail(start, none), None);
+        }
+        cache.set_used(0);
+        assert_eq!(cache.find_tail(start, &[1, 2, 3, 4]), Some((1, 2)), "it is no longer offered");
+        assert_eq!(cache.evict(), Some(1));
+        assert_eq!(cache.find_tail(start, &[1, 2, 3, 4]), None);
+    }
+}
