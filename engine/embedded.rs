@@ -8,6 +8,9 @@ use bytes::Bytes;
 /// What stands for the file name where the embedded model is described.
 pub const NAME: &str = "haiku (embedded)";
 
+/// What clients of the server call it.
+pub const SHORT_NAME: &str = "haiku";
+
 /// Bytes that begin where a page could: tensors then lie as they do in a memory-mapped file, whose alignment plain
 /// `include_bytes!` does not promise.
 #[repr(C, align(4096))]

@@ -6,17 +6,19 @@
 //! Where the runner can, a decode step is queued before the tokens of the one before have been read, so that the device does
 //! not wait for the host. A row that is computed for a sequence which then turns out to have ended is thrown away.
 
+mod constraint;
 mod penalties;
 mod request;
 mod text;
 
+pub use constraint::TokenConstraint;
 pub use request::{Completion, Event, FinishReason, Request, Timings, Usage};
 pub use text::StopMatcher;
 
 use crate::error::{Error, Result};
 use crate::kv_cache::{PAGE_SIZE, PagePool, pages_for};
 use crate::model::Runner;
-use crate::sampler::SamplingRow;
+use crate::sampler::{Logprobs, SamplingRow, TokenMask};
 use crate::scheduler::{Part, Scheduler, SequenceId, Step, StepLimits};
 use crate::tokenizer::Tokenizer;
 use penalties::PenaltyWindow;
@@ -54,13 +56,20 @@ struct Generation {
     completion_tokens: usize,
     text: Option<TextStream>,
     penalties: Option<PenaltyWindow>,
+    constraint: Option<Constrained>,
     timings: Timings,
 }
 
+/// A constraint and what it allows for the next token.
+struct Constrained {
+    constraint: Box<dyn TokenConstraint>,
+    allowed: Arc<TokenMask>,
+}
+
 impl Generation {
-    /// Whether what the sampler is given for a token depends on the tokens before it.
+    /// Whether what the sampler is given for a token depends on the tokens before it, or its logits are read by the host.
     fn needs_its_tokens(&self) -> bool {
-        self.penalties.is_some()
+        self.penalties.is_some() || self.constraint.is_some() || self.request.logprobs.is_some()
     }
 
     /// What the sampler needs for the token behind the next `ahead` ones.
@@ -70,6 +79,8 @@ impl Generation {
             position: (self.prompt_tokens + self.completion_tokens + ahead) as u32,
             index: self.request.index,
             counts: self.penalties.as_ref().map_or_else(Vec::new, PenaltyWindow::counts),
+            allowed: self.constraint.as_ref().map(|constrained| Arc::clone(&constrained.allowed)),
+            logprobs: self.request.logprobs,
         }
     }
 
@@ -156,6 +167,11 @@ impl Engine {
         self.scheduler.pool()
     }
 
+    /// How many sequences wait and how many run.
+    pub fn num_sequences(&self) -> (usize, usize) {
+        self.scheduler.num_sequences()
+    }
+
     /// Tokens of the longest sequence, prompt and answer together: the model's, or less where the pages are fewer.
     pub fn max_model_len(&self) -> usize {
         self.max_model_len
@@ -170,8 +186,26 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Request`] if it makes no sense or could not be served even alone; the text gives the numbers.
-    pub fn submit(&mut self, mut request: Request) -> Result<SequenceId> {
+    pub fn submit(&mut self, request: Request) -> Result<SequenceId> {
+        self.submit_constrained(request, None)
+    }
+
+    /// Queues a request whose answer may only consist of what `constraint` allows. A constraint that fails ends the answer
+    /// with [`FinishReason::Constraint`].
+    ///
+    /// # Errors
+    /// As [`Engine::submit`], and what `constraint` says before the first token.
+    pub fn submit_constrained(
+        &mut self,
+        mut request: Request,
+        constraint: Option<Box<dyn TokenConstraint>>,
+    ) -> Result<SequenceId> {
         self.check(&request)?;
+        let constraint = constraint.map(|mut constraint| {
+            let allowed = Arc::new(constraint.allowed()?);
+            Ok(Constrained { constraint, allowed })
+        });
+        let constraint = constraint.transpose()?;
         let id = SequenceId(self.next_id);
         self.next_id += 1;
         let prompt = std::mem::take(&mut request.prompt);
@@ -186,7 +220,11 @@ impl Engine {
             prompt_tokens: prompt.len(),
             completion_tokens: 0,
             text,
-            penalties: PenaltyWindow::new(&request.sampling, &prompt),
+            penalties: PenaltyWindow::new(
+                &request.sampling,
+                if request.penalize_prompt { &prompt } else { &[] },
+            ),
+            constraint,
             timings: Timings::default(),
             request,
         };
@@ -201,21 +239,32 @@ impl Engine {
     /// Whatever the runner says. No sequence has moved then: the same step is tried again by the next call, and
     /// [`Engine::cancel`] ends sequences as ever.
     pub fn step(&mut self) -> Result<Vec<Event>> {
-        let computed = self.compute().inspect_err(|_| self.discard())?;
+        self.step_while(&mut || ())
+    }
+
+    /// As [`Engine::step`], and does `meanwhile` while the device computes, or before it where the CPU does. It is not done
+    /// where nothing is computed, and may not be where the step fails.
+    ///
+    /// # Errors
+    /// As [`Engine::step`].
+    pub fn step_while(&mut self, meanwhile: &mut dyn FnMut()) -> Result<Vec<Event>> {
+        let computed = self.compute(meanwhile).inspect_err(|_| self.discard())?;
         let Some((step, tokens, seconds)) = computed else { return Ok(std::mem::take(&mut self.events)) };
         self.scheduler.complete(&step, &tokens);
         for part in &step.parts {
             self.generations.entry(part.id).and_modify(|generation| generation.timings.add(part, seconds));
         }
-        for (part, token) in step.parts.iter().filter(|part| part.draws).zip(tokens) {
-            self.take_token(part.id, token);
+        let logprobs = self.runner.take_logprobs().into_iter().chain(std::iter::repeat(None));
+        let drawing = step.parts.iter().filter(|part| part.draws);
+        for ((part, token), logprobs) in drawing.zip(tokens).zip(logprobs) {
+            self.take_token(part.id, token, logprobs);
         }
         Ok(std::mem::take(&mut self.events))
     }
 
     /// The next step with its tokens and the seconds that were spent on it, `None` if there is nothing to do. The step behind
     /// it is in flight then if it can be.
-    fn compute(&mut self) -> Result<Option<(Step, Vec<u32>, f64)>> {
+    fn compute(&mut self, meanwhile: &mut dyn FnMut()) -> Result<Option<(Step, Vec<u32>, f64)>> {
         if self.in_flight.as_ref().is_some_and(|step| !self.is_wanted(step)) {
             self.discard();
         }
@@ -225,11 +274,13 @@ impl Engine {
             None => {
                 let Some(step) = self.scheduler.schedule() else { return Ok(None) };
                 let rows = self.sampling_rows(&step, 0);
-                start = Instant::now();
                 if !self.runner.runs_ahead() {
+                    meanwhile();
+                    start = Instant::now();
                     let tokens = self.runner.step(&step.batch, &rows)?;
                     return Ok(Some((step, tokens, start.elapsed().as_secs_f64())));
                 }
+                start = Instant::now();
                 self.runner.queue(&step.batch, &rows)?;
                 step
             }
@@ -238,6 +289,7 @@ impl Engine {
             self.runner.queue(&next.batch, &self.sampling_rows(&next, 1))?;
             self.in_flight = Some(next);
         }
+        meanwhile();
         let tokens = self.runner.take()?;
         Ok(Some((step, tokens, start.elapsed().as_secs_f64())))
     }
@@ -387,14 +439,15 @@ impl Engine {
     }
 
     /// Takes a token that was drawn for a sequence: its event, and the end if it is one.
-    fn take_token(&mut self, id: SequenceId, token: u32) {
+    fn take_token(&mut self, id: SequenceId, token: u32, logprobs: Option<Logprobs>) {
         let (Some(generation), Some(sequence)) = (self.generations.get_mut(&id), self.scheduler.sequence(id))
         else {
             return;
         };
         generation.completion_tokens += 1;
         if let Some(penalties) = &mut generation.penalties {
-            penalties.advance(sequence.tokens());
+            let skipped = if generation.request.penalize_prompt { 0 } else { generation.prompt_tokens };
+            penalties.advance(&sequence.tokens()[skipped..]);
         }
         let is_end = self.tokenizer.as_ref().is_some_and(|tokenizer| tokenizer.is_end_of_generation(token));
         let is_end = is_end && !generation.request.ignore_eos;
@@ -409,9 +462,9 @@ impl Engine {
         } else if sequence.tokens().len() >= self.max_model_len {
             Some(FinishReason::Context)
         } else {
-            None
+            generation.constraint.as_mut().and_then(|constrained| constrained.advance(id, token))
         };
-        self.events.push(Event::Token { id, index: generation.request.index, token, text });
+        self.events.push(Event::Token { id, index: generation.request.index, token, text, logprobs });
         if let Some(reason) = reason {
             self.finish(id, reason);
         }
@@ -435,6 +488,22 @@ impl Engine {
             },
             timings: generation.timings,
         });
+    }
+}
+
+impl Constrained {
+    /// Moves on by a token, and says if that cannot be.
+    fn advance(&mut self, id: SequenceId, token: u32) -> Option<FinishReason> {
+        match self.constraint.accept(token).and_then(|()| self.constraint.allowed()) {
+            Ok(allowed) => {
+                self.allowed = Arc::new(allowed);
+                None
+            }
+            Err(error) => {
+                tracing::warn!("sequence {id} cannot go on as it must: {error}");
+                Some(FinishReason::Constraint)
+            }
+        }
     }
 }
 

@@ -25,6 +25,7 @@ pub mod ops;
 pub mod prefix_cache;
 pub mod sampler;
 pub mod scheduler;
+pub mod server;
 pub mod testing;
 pub mod tokenizer;
 pub mod weights;

@@ -325,6 +325,9 @@ pub trait Ops {
     /// The first `n` rows, copied to the host, row-major.
     fn read(&mut self, n: usize, x: &Self::Tensor) -> Result<Vec<f32>>;
 
+    /// One row, copied to the host.
+    fn read_row(&mut self, row: usize, x: &Self::Tensor) -> Result<Vec<f32>>;
+
     /// What it computes on, for people.
     fn device_name(&self) -> String;
 

@@ -1,8 +1,9 @@
 //! What a request asks of the sampler, in llama.cpp's names and with its meaning.
 
 use crate::error::{Error, Result};
+use std::sync::Arc;
 
-/// How the next token is chosen from the logits, in this order: penalties, top-k, top-p, min-p, temperature, draw.
+/// How the next token is chosen from the logits, in this order: allowed tokens, penalties, top-k, top-p, min-p, temperature, draw.
 /// That is llama.cpp's default chain (`--samplers penalties;top_k;top_p;min_p;temperature`).
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct SamplingParams {
@@ -87,6 +88,72 @@ pub struct SamplingRow {
     pub index: u32,
     /// Distinct tokens of the penalty window with their counts, ascending by token; empty where no penalty is on.
     pub counts: Vec<(u32, u32)>,
+    /// The tokens that may be drawn; `None`: all.
+    pub allowed: Option<Arc<TokenMask>>,
+    /// The number of likeliest tokens whose log-probabilities are wanted besides the drawn one's; `None`: not even that.
+    pub logprobs: Option<usize>,
+}
+
+impl SamplingRow {
+    /// A row without penalised tokens that may draw any token.
+    pub fn new(params: SamplingParams, position: u32) -> Self {
+        Self { params, position, index: 0, counts: Vec::new(), allowed: None, logprobs: None }
+    }
+}
+
+/// A set of tokens, one bit each: token `id` is bit `id % 32` of word `id / 32`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenMask {
+    words: Vec<u32>,
+}
+
+impl TokenMask {
+    /// The set of these words. Tokens beyond them are not in it.
+    pub fn from_words(words: Vec<u32>) -> Self {
+        Self { words }
+    }
+
+    /// Its words.
+    pub fn words(&self) -> &[u32] {
+        &self.words
+    }
+
+    /// Whether `token` is in it.
+    pub fn contains(&self, token: u32) -> bool {
+        self.words.get(token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1)
+    }
+}
+
+/// Natural logarithms of what the model, before penalties, filters and temperature, gave for probabilities.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logprobs {
+    /// Of the drawn token.
+    pub drawn: f32,
+    /// Of the likeliest tokens, as many as were asked for, likeliest first, ties in the order of ids.
+    pub top: Vec<(u32, f32)>,
+}
+
+impl Logprobs {
+    /// Those of a row of logits and of the token drawn from it.
+    pub fn of(logits: &[f32], drawn: u32, count: usize) -> Self {
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).filter(|e| !e.is_nan()).sum();
+        let log_sum = f64::from(max) + sum.ln();
+        let logprob = |logit: f32| (f64::from(logit) - log_sum) as f32;
+        let mut ids: Vec<u32> =
+            (0..logits.len() as u32).filter(|&id| !logits[id as usize].is_nan()).collect();
+        let order = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+        let count = count.min(ids.len());
+        if 0 < count && count < ids.len() {
+            ids.select_nth_unstable_by(count - 1, order);
+        }
+        ids.truncate(count);
+        ids.sort_unstable_by(order);
+        Self {
+            drawn: logits.get(drawn as usize).map_or(f32::NEG_INFINITY, |&logit| logprob(logit)),
+            top: ids.into_iter().map(|id| (id, logprob(logits[id as usize]))).collect(),
+        }
+    }
 }
 
 /// The counter-based generator Philox4x32-10: `counter` and `key` to four words, without any state.
@@ -125,6 +192,26 @@ mod tests {
         let pi = [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344];
         let key = [0xa409_3822, 0x299f_31d0];
         assert_eq!(philox4x32_10(pi, key), [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]);
+    }
+
+    #[test]
+    fn logprobs_are_of_the_softmax_of_the_logits() {
+        let logits = [1.0, 3.0, f32::NEG_INFINITY, 3.0, 0.5];
+        let sum: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
+        let expected = |logit: f32| (f64::from(logit) - sum.ln()) as f32;
+        let found = Logprobs::of(&logits, 4, 3);
+        assert!((found.drawn - expected(0.5)).abs() < 1e-6);
+        assert_eq!(found.top.iter().map(|top| top.0).collect::<Vec<_>>(), [1, 3, 0]);
+        assert!(found.top.iter().all(|&(id, p)| (p - expected(logits[id as usize])).abs() < 1e-6));
+        assert_eq!(Logprobs::of(&logits, 0, 0).top, []);
+        assert_eq!(Logprobs::of(&logits, 0, 99).top.len(), 5);
+    }
+
+    #[test]
+    fn a_mask_holds_the_tokens_of_its_bits() {
+        let mask = TokenMask::from_words(vec![1 << 31 | 1, 2]);
+        let inside: Vec<u32> = (0..99).filter(|&token| mask.contains(token)).collect();
+        assert_eq!(inside, [0, 31, 33]);
     }
 
     #[test]

@@ -127,6 +127,11 @@ impl Scheduler {
         &self.pool
     }
 
+    /// How many sequences wait and how many run.
+    pub fn num_sequences(&self) -> (usize, usize) {
+        (self.waiting.len(), self.running.len())
+    }
+
     /// Whether any sequence waits or runs.
     pub fn has_work(&self) -> bool {
         !(self.waiting.is_empty() && self.running.is_empty())

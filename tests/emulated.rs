@@ -116,7 +116,7 @@ fn the_forward_pass_agrees_with_the_cpu() {
             // Steps of the engine: draws included.
             let rows = SequenceRows { tokens: &[1, 2], position: 0, pages: &[6], logits: WantedLogits::Last };
             let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-            let row = SamplingRow { params: greedy, position: 2, index: 0, counts: Vec::new() };
+            let row = SamplingRow::new(greedy, 2);
             let drawn = runner.step(&Batch::new(&[rows]), std::slice::from_ref(&row)).unwrap();
             assert!(drawn.len() == 1 && (drawn[0] as usize) < TinyModel::VOCAB_SIZE);
             for position in 2..5 {
@@ -184,7 +184,7 @@ fn what_is_not_on_the_device_is_refused() {
         |config: &OpsConfig| CudaOps::new(&device(3), config, Dtype::F16, KernelChoice::default()).unwrap();
     let mut runner = runner(&TinyModel { dtype: Dtype::F16, ..TinyModel::default() }, Dtype::F16, ops);
     let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-    let row = SamplingRow { params: greedy, position: 2, index: 0, counts: Vec::new() };
+    let row = SamplingRow::new(greedy, 2);
     let at = |position, pages| SequenceRows { tokens: &[3], position, pages, logits: WantedLogits::Last };
     let behind = |position| Batch { drawn_rows: vec![0], ..Batch::new(&[at(position, &[6])]) };
     let row = std::slice::from_ref(&row);

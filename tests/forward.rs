@@ -147,7 +147,7 @@ fn assert_same(what: &str, found: &[f32], expected: &[f32]) {
 
 fn greedy() -> SamplingRow {
     let params = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-    SamplingRow { params, position: 0, index: 0, counts: Vec::new() }
+    SamplingRow::new(params, 0)
 }
 
 #[test]

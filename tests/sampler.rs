@@ -10,7 +10,7 @@ fn plain() -> SamplingParams {
 }
 
 fn row(params: SamplingParams, position: u32) -> SamplingRow {
-    SamplingRow { params, position, index: 0, counts: Vec::new() }
+    SamplingRow::new(params, position)
 }
 
 /// `exp(l / temperature)`, normalised, in f64.
@@ -136,12 +136,8 @@ fn filtered_draws_follow_the_renormalised_distribution() {
 #[test]
 fn seed_position_and_index_each_change_the_draw() {
     let at = |seed, position, index| {
-        uniform(&SamplingRow {
-            params: SamplingParams { seed, ..plain() },
-            position,
-            index,
-            counts: Vec::new(),
-        })
+        let params = SamplingParams { seed, ..plain() };
+        uniform(&SamplingRow { index, ..SamplingRow::new(params, position) })
     };
     let numbers = [at(0, 0, 0), at(1, 0, 0), at(1 << 32, 0, 0), at(0, 1, 0), at(0, 0, 1)];
     for (i, a) in numbers.iter().enumerate() {

@@ -271,19 +271,19 @@ fn expected(request: &Request, max_model_len: usize) -> (Vec<u32>, String, Finis
     let tokenizer = tokenizer();
     let mut tokens = request.prompt.clone();
     loop {
+        let counted = if request.penalize_prompt { &tokens[..] } else { &tokens[request.prompt.len()..] };
         let window = match request.sampling.repeat_last_n {
-            -1 => &tokens[..],
-            n => &tokens[tokens.len().saturating_sub(n as usize)..],
+            -1 => counted,
+            n => &counted[counted.len().saturating_sub(n as usize)..],
         };
         let mut counts = BTreeMap::new();
         if request.sampling.has_penalties() {
             window.iter().for_each(|&token| *counts.entry(token).or_default() += 1);
         }
         let row = SamplingRow {
-            params: request.sampling.clone(),
-            position: tokens.len() as u32,
             index: request.index,
             counts: counts.into_iter().collect(),
+            ..SamplingRow::new(request.sampling.clone(), tokens.len() as u32)
         };
         tokens.push(hash_model(&tokens, &row));
         let answer = &tokens[request.prompt.len()..];
@@ -377,14 +377,16 @@ fn request() -> impl Strategy<Value = Request> {
     let max_tokens = prop_oneof![Just(None), (1..90usize).prop_map(Some)];
     let stop =
         prop::collection::vec(prop::sample::select(vec!["ab", "aba", "c the", "bé", "th", "zz"]), 0..2);
-    (prompt, sampling, max_tokens, stop, any::<(bool, bool)>(), 0..3u32).prop_map(
-        |(prompt, sampling, max_tokens, stop, (ignore_eos, text), index)| Request {
+    (prompt, sampling, max_tokens, stop, any::<(bool, bool, bool)>(), 0..3u32).prop_map(
+        |(prompt, sampling, max_tokens, stop, (ignore_eos, text, penalize_prompt), index)| Request {
             prompt,
             sampling,
             max_tokens,
             stop: stop.into_iter().map(str::to_owned).collect(),
             ignore_eos,
             index,
+            penalize_prompt,
+            logprobs: None,
             text,
         },
     )

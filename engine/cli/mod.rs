@@ -12,11 +12,12 @@ pub mod lab;
 pub mod logits;
 pub mod options;
 pub mod output;
+pub mod serve;
 pub mod summary;
 pub mod tokenize;
 
 use crate::error::Result;
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
@@ -32,14 +33,25 @@ pub struct Cli {
     /// Log what the engine does on standard error (-v: information, -vv: debugging; RUST_LOG overrides)
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
+    /// Write the log as text or as one JSON object a line
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
     #[command(subcommand)]
     command: Command,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     Generate(Box<generate::GenerateArgs>),
     Chat(Box<chat::ChatArgs>),
+    Serve(Box<serve::ServeArgs>),
     Inspect(inspect::InspectArgs),
     Tokenize(tokenize::TokenizeArgs),
     Detokenize(detokenize::DetokenizeArgs),
@@ -53,10 +65,11 @@ enum Command {
 /// Parses the command line and runs it. Errors carry their own exit code ([`crate::Error::exit_code`]).
 pub fn run() -> Result<ExitCode> {
     let cli = Cli::parse();
-    start_logging(cli.verbose);
+    start_logging(cli.verbose, cli.log_format, matches!(cli.command, Command::Serve(_)));
     match cli.command {
         Command::Generate(args) => return generate::run(*args),
         Command::Chat(args) => return chat::run(*args),
+        Command::Serve(args) => return serve::run(*args),
         Command::Bench(args) => return bench::run(*args),
         Command::Lab(args) => return lab::run(args),
         Command::Inspect(args) => inspect::run(args)?,
@@ -69,15 +82,19 @@ pub fn run() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn start_logging(verbose: u8) {
+fn start_logging(verbose: u8, format: LogFormat, is_server: bool) {
     let default = match verbose {
+        0 if is_server => "info",
         0 => "warn",
         1 => "info",
         _ => "debug",
     };
     let filter =
         tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| default.to_owned().into());
-    let colour = std::io::stderr().is_terminal();
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    log.with_ansi(colour).without_time().init();
+    match format {
+        LogFormat::Json => log.json().flatten_event(true).with_span_list(false).init(),
+        LogFormat::Text if is_server => log.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).without_time().init(),
+    }
 }

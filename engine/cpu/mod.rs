@@ -274,6 +274,11 @@ impl Ops for CpuOps {
         Ok(x.first(n).to_vec())
     }
 
+    fn read_row(&mut self, row: usize, x: &Tensor) -> Result<Vec<f32>> {
+        x.expect("read_row", "x", row + 1, x.cols())?;
+        Ok(x.first(row + 1)[row * x.cols()..].to_vec())
+    }
+
     fn device_name(&self) -> String {
         format!("CPU ({} threads, {})", rayon::current_num_threads(), self.isa.name())
     }

@@ -1,17 +1,29 @@
 //! The sampler on the CPU: the reference of `gpu-kernels/src/sampler.rs`.
 
-use crate::sampler::{SamplingParams, SamplingRow, philox4x32_10};
+use crate::sampler::{SamplingParams, SamplingRow, TokenMask, philox4x32_10};
 
-/// Draws one token from the logits of one row, which it overwrites. Order: penalties, top-k, top-p, min-p, temperature,
+/// Draws one token from the logits of one row, which it overwrites. Order: allowed tokens, penalties, top-k, top-p, min-p, temperature,
 /// draw (see [`SamplingParams`]). Ties are kept, and arg-max chosen, in the order of token ids. NaN counts as the
 /// smallest logit.
 pub fn sample(logits: &mut [f32], row: &SamplingRow) -> u32 {
+    if let Some(allowed) = &row.allowed {
+        keep_allowed(logits, allowed);
+    }
     apply_penalties(logits, &row.params, &row.counts);
     if row.params.is_greedy() {
         return argmax(logits);
     }
     let candidates = filter(logits, &row.params);
     draw(&candidates, row)
+}
+
+/// Replaces the logits of tokens outside `allowed` by -inf.
+pub fn keep_allowed(logits: &mut [f32], allowed: &TokenMask) {
+    for (id, logit) in logits.iter_mut().enumerate() {
+        if !allowed.contains(id as u32) {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
 }
 
 /// The smallest id among the largest logits.

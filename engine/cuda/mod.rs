@@ -635,6 +635,11 @@ impl Ops for CudaOps {
         x.data.read(0, n * x.cols())
     }
 
+    fn read_row(&mut self, row: usize, x: &Tensor) -> Result<Vec<f32>> {
+        x.expect("read_row", "x", row + 1, x.cols())?;
+        x.data.read(row * x.cols(), x.cols())
+    }
+
     fn device_name(&self) -> String {
         let info = self.device.info();
         if self.device.is_emulated() {

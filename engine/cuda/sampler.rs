@@ -10,8 +10,8 @@ use crate::sampler::SamplingRow;
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
 use gpu_kernels::argmax::{self, MAX_BLOCKS_PER_ROW, argmax_f32_split};
 use gpu_kernels::sampler::{
-    SAMPLER_THREADS, SamplerRow, argmax_f32_plain, categorical_f32_plain, min_p_f32_plain,
-    penalties_f32_plain, softmax_f32_plain, top_k_f32_plain, top_p_f32_plain,
+    NO_MASK, SAMPLER_THREADS, SamplerRow, argmax_f32_plain, categorical_f32_plain, mask_f32_plain,
+    min_p_f32_plain, penalties_f32_plain, softmax_f32_plain, top_k_f32_plain, top_p_f32_plain,
 };
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -75,6 +75,8 @@ pub(super) struct DrawShape {
     rows: usize,
     /// Room for penalised tokens; 0 where nothing is penalised.
     penalised: usize,
+    /// Room for words of masks; 0 where every token may be drawn.
+    masks: usize,
     top_k: bool,
     top_p: bool,
     min_p: bool,
@@ -120,11 +122,13 @@ const MAX_FETCHED: usize = 2;
 const ROW_WORDS: usize = size_of::<SamplerRow>() / 4;
 
 impl DrawShape {
-    fn of(rows: &[SamplerRow], penalised: usize, vocab: u32) -> Self {
+    fn of(rows: &[SamplerRow], penalised: usize, masks: usize, vocab: u32) -> Self {
         let random = || rows.iter().filter(|row| row.temperature > 0.0);
+        let room = |words: usize| if words == 0 { 0 } else { words.next_power_of_two() };
         Self {
             rows: rows.len(),
-            penalised: if penalised == 0 { 0 } else { penalised.next_power_of_two() },
+            penalised: room(penalised),
+            masks: room(masks),
             top_k: random().any(|row| row.top_k > 0 && row.top_k < vocab),
             top_p: random().any(|row| row.top_p < 1.0),
             min_p: random().any(|row| row.min_p_ln > f32::NEG_INFINITY),
@@ -133,10 +137,11 @@ impl DrawShape {
         }
     }
 
-    /// Where tokens and counts begin, and where the counts end, in numbers of four bytes.
-    fn places(&self) -> [usize; 3] {
+    /// Where tokens, counts and masks begin, and where the masks end, in numbers of four bytes.
+    fn places(&self) -> [usize; 4] {
         let tokens = (self.rows * ROW_WORDS).next_multiple_of(4);
-        [tokens, tokens + self.penalised, tokens + 2 * self.penalised]
+        let masks = tokens + 2 * self.penalised;
+        [tokens, tokens + self.penalised, masks, masks + self.masks]
     }
 }
 
@@ -176,9 +181,9 @@ impl Sampler {
     pub(super) fn prepare(&mut self, logits: &Tensor, rows: &[SamplingRow]) -> Result<()> {
         let vocab_size = logits.cols();
         logits.expect(OP, "logits", rows.len(), vocab_size)?;
-        let (packed, tokens, counts) = pack(rows, vocab_size)?;
-        let shape = DrawShape::of(&packed, tokens.len(), dimension(OP, vocab_size)?);
-        let [tokens_at, counts_at, end] = shape.places();
+        let Packed { rows: packed, tokens, counts, masks } = pack(rows, vocab_size)?;
+        let shape = DrawShape::of(&packed, tokens.len(), masks.len(), dimension(OP, vocab_size)?);
+        let [tokens_at, counts_at, masks_at, end] = shape.places();
         if end > self.parameters.len() {
             let words = end.next_power_of_two();
             self.staging = PinnedBuffer::new(&self.device, 4 * words)?;
@@ -195,10 +200,10 @@ impl Sampler {
             self.generation += 1;
         }
         let mut words: Vec<u32> = packed.iter().flat_map(row_words).collect();
-        words.resize(tokens_at, 0);
-        words.extend(tokens);
-        words.resize(counts_at, 0);
-        words.extend(counts);
+        for (at, part) in [(tokens_at, tokens), (counts_at, counts), (masks_at, masks)] {
+            words.resize(at, 0);
+            words.extend(part);
+        }
         words.resize(end, 0);
         // Those of greedy rows are the same step after step, and a copy would keep the device waiting.
         if words != self.uploaded {
@@ -227,13 +232,16 @@ impl Sampler {
         self.out.fill(0xFF)?;
         let device = &*self.device;
         let config = &block_per_row(n, SAMPLER_THREADS);
-        let [tokens_at, counts_at, _] = shape.places();
+        let [tokens_at, counts_at, masks_at, _] = shape.places();
         // SAFETY: one block of SAMPLER_THREADS a row; there are parameters and a place in `out` for each row, `logits` has at
-        // least `n` rows of `vocab` values; `pack` keeps every penalised token below `vocab` and its ranges inside the
-        // two arrays.
+        // least `n` rows of `vocab` values; `pack` keeps every penalised token below `vocab`, its ranges inside the two
+        // arrays, and a whole mask behind each start of one.
         unsafe {
             let (words, logits, out) = (self.parameters.ptr(), logits.ptr_mut(), self.out.ptr_mut());
             let rows: DevicePtr<SamplerRow> = words.cast();
+            if shape.masks > 0 {
+                mask_f32_plain(device, config, vocab, rows, words.add(masks_at), logits)?;
+            }
             if shape.penalised > 0 {
                 let (tokens, counts) = (words.add(tokens_at), words.add(counts_at));
                 penalties_f32_plain(device, config, vocab, rows, tokens, counts, logits)?;
@@ -319,7 +327,7 @@ impl Sampler {
     }
 }
 
-/// A row as the device reads it: thirteen numbers of four bytes.
+/// A row as the device reads it: fourteen numbers of four bytes.
 fn row_words(row: &SamplerRow) -> [u32; ROW_WORDS] {
     [
         row.temperature.to_bits(),
@@ -335,12 +343,22 @@ fn row_words(row: &SamplerRow) -> [u32; ROW_WORDS] {
         row.seed_high,
         row.position,
         row.index,
+        row.mask_start,
     ]
 }
 
-/// The rows as the kernels take them, with the penalised tokens of all rows and their counts one after the other.
-fn pack(rows: &[SamplingRow], vocab_size: usize) -> Result<(Vec<SamplerRow>, Vec<u32>, Vec<u32>)> {
-    let (mut tokens, mut counts) = (Vec::new(), Vec::new());
+/// Rows as the kernels take them, with what belongs to all rows one after the other.
+struct Packed {
+    rows: Vec<SamplerRow>,
+    /// Penalised tokens, and their counts.
+    tokens: Vec<u32>,
+    counts: Vec<u32>,
+    /// `ceil(vocab_size / 32)` words for each row that has a mask.
+    masks: Vec<u32>,
+}
+
+fn pack(rows: &[SamplingRow], vocab_size: usize) -> Result<Packed> {
+    let (mut tokens, mut counts, mut masks) = (Vec::new(), Vec::new(), Vec::new());
     let packed = rows.iter().map(|row| {
         let start = dimension(OP, tokens.len())?;
         // As on the CPU, a token outside the vocabulary has no logit to change.
@@ -349,6 +367,16 @@ fn pack(rows: &[SamplingRow], vocab_size: usize) -> Result<(Vec<SamplerRow>, Vec
             tokens.push(token);
             counts.push(count);
         }
+        let mask_start = match &row.allowed {
+            None => NO_MASK,
+            Some(allowed) => {
+                let start = dimension(OP, masks.len())?;
+                // Tokens beyond the words of a mask are not in it.
+                let words = allowed.words().iter().copied().chain(std::iter::repeat(0));
+                masks.extend(words.take(vocab_size.div_ceil(32)));
+                start
+            }
+        };
         let params = &row.params;
         // The arg-max needs no random number.
         let (seed, position, index) =
@@ -367,35 +395,36 @@ fn pack(rows: &[SamplingRow], vocab_size: usize) -> Result<(Vec<SamplerRow>, Vec
             seed_high: (seed >> 32) as u32,
             position,
             index,
+            mask_start,
         })
     });
-    let packed = packed.collect::<Result<_>>()?;
-    Ok((packed, tokens, counts))
+    let rows = packed.collect::<Result<_>>()?;
+    Ok(Packed { rows, tokens, counts, masks })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sampler::SamplingParams;
+    use crate::sampler::{SamplingParams, TokenMask};
+    use std::sync::Arc;
 
     #[test]
-    fn rows_share_the_arrays_of_penalised_tokens() {
-        let row = |counts: &[(u32, u32)]| SamplingRow {
-            params: SamplingParams {
-                top_k: -1,
-                min_p: 0.0,
-                seed: 0x1_0000_0002,
-                ..SamplingParams::default()
-            },
-            position: 7,
-            index: 1,
-            counts: counts.to_vec(),
+    fn rows_share_the_arrays_of_penalised_tokens_and_masks() {
+        let row = |counts: &[(u32, u32)], mask: Option<&[u32]>| {
+            let params =
+                SamplingParams { top_k: -1, min_p: 0.0, seed: 0x1_0000_0002, ..SamplingParams::default() };
+            let allowed = mask.map(|words| Arc::new(TokenMask::from_words(words.to_vec())));
+            SamplingRow { index: 1, counts: counts.to_vec(), allowed, ..SamplingRow::new(params, 7) }
         };
-        let (rows, tokens, counts) =
-            pack(&[row(&[(3, 1), (99, 5)]), row(&[]), row(&[(1, 2), (4, 4)])], 10).unwrap();
-        assert_eq!((tokens, counts), (vec![3, 1, 4], vec![1, 2, 4]));
+        let rows =
+            [row(&[(3, 1), (99, 5)], Some(&[6])), row(&[], None), row(&[(1, 2), (4, 4)], Some(&[1, 2, 3]))];
+        let packed = pack(&rows, 40).unwrap();
+        assert_eq!((packed.tokens, packed.counts), (vec![3, 1, 4], vec![1, 2, 4]));
+        assert_eq!(packed.masks, [6, 0, 1, 2]);
+        let rows = packed.rows;
         let ranges: Vec<_> = rows.iter().map(|row| row.counts_start..row.counts_end).collect();
         assert_eq!(ranges, [0..1, 1..1, 1..3]);
+        assert_eq!(rows.iter().map(|row| row.mask_start).collect::<Vec<_>>(), [0, NO_MASK, 2]);
         assert_eq!((rows[0].top_k, rows[0].min_p_ln), (0, f32::NEG_INFINITY));
         assert_eq!((rows[0].seed_low, rows[0].seed_high, rows[0].position, rows[0].index), (2, 1, 7, 1));
     }
@@ -403,14 +432,14 @@ mod tests {
     /// Then they need not be brought to the device again.
     #[test]
     fn greedy_rows_are_the_same_in_every_step() {
-        let row = |position: u32| SamplingRow {
-            params: SamplingParams { temperature: 0.0, seed: position.into(), ..SamplingParams::default() },
-            position,
-            index: position,
-            counts: Vec::new(),
+        let row = |position: u32| {
+            let params =
+                SamplingParams { temperature: 0.0, seed: position.into(), ..SamplingParams::default() };
+            SamplingRow { index: position, ..SamplingRow::new(params, position) }
         };
-        let words =
-            |position| pack(&[row(position)], 10).unwrap().0.iter().flat_map(row_words).collect::<Vec<_>>();
+        let words = |position| {
+            pack(&[row(position)], 10).unwrap().rows.iter().flat_map(row_words).collect::<Vec<_>>()
+        };
         assert_eq!(words(3), words(4));
     }
 }

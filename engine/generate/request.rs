@@ -1,6 +1,6 @@
 //! What goes into the engine and what comes out of it.
 
-use crate::sampler::SamplingParams;
+use crate::sampler::{Logprobs, SamplingParams};
 use crate::scheduler::SequenceId;
 use std::fmt;
 
@@ -10,6 +10,8 @@ pub struct Request {
     /// Token ids of the prompt, at least one; a conversation's whole history.
     pub prompt: Vec<u32>,
     pub sampling: SamplingParams,
+    /// Whether the sampler's penalties look at the prompt too, as llama.cpp's do, or at the answer alone, as OpenAI's.
+    pub penalize_prompt: bool,
     /// Most tokens of the answer, at least 1; `None` goes on until the context is full.
     pub max_tokens: Option<usize>,
     /// Texts that end the answer, none of them empty. They are no part of it.
@@ -18,6 +20,9 @@ pub struct Request {
     pub ignore_eos: bool,
     /// Which of several answers to one prompt this is (OpenAI's `n`); part of every random draw.
     pub index: u32,
+    /// The number of likeliest tokens whose log-probabilities each token's event has besides its own; `None`: not even its
+    /// own.
+    pub logprobs: Option<usize>,
     /// Whether events carry text. Without it, and without `stop`, nothing is decoded.
     pub text: bool,
 }
@@ -28,10 +33,12 @@ impl Request {
         Self {
             prompt,
             sampling: SamplingParams::default(),
+            penalize_prompt: true,
             max_tokens: None,
             stop: Vec::new(),
             ignore_eos: false,
             index: 0,
+            logprobs: None,
             text: true,
         }
     }
@@ -49,6 +56,8 @@ pub enum Event {
         /// Text that is certain with this token: whole characters, without what may yet become a stop string. Often empty,
         /// and always for the token that ends the generation.
         text: String,
+        /// Where [`Request::logprobs`] asks for them.
+        logprobs: Option<Logprobs>,
     },
     /// The sequence has ended; no event of it follows.
     Finished {
@@ -80,7 +89,7 @@ impl Event {
 }
 
 /// Why a sequence ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum FinishReason {
     /// An end-of-generation token or a stop string.
@@ -91,6 +100,8 @@ pub enum FinishReason {
     Context,
     /// [`Engine::cancel`](super::Engine::cancel)
     Cancelled,
+    /// What its tokens are bound to could not be followed any further.
+    Constraint,
 }
 
 impl fmt::Display for FinishReason {
@@ -100,12 +111,13 @@ impl fmt::Display for FinishReason {
             Self::Length => "length",
             Self::Context => "context",
             Self::Cancelled => "cancelled",
+            Self::Constraint => "constraint",
         })
     }
 }
 
 /// Tokens of a sequence.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct Usage {
     pub prompt_tokens: usize,
     /// Tokens drawn, with the one that ended the generation.
@@ -116,7 +128,7 @@ pub struct Usage {
 
 /// What a sequence cost. Seconds are the wall time of the steps that it took part in, so in a batch they count the work for
 /// others too; time spent waiting is not in them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, utoipa::ToSchema)]
 pub struct Timings {
     /// Prompt tokens computed, with those computed anew after the sequence had to give its pages up.
     pub prefill_tokens: usize,

@@ -304,12 +304,8 @@ impl<O: Ops + Choose> Bench<'_, O> {
     fn step(&mut self, tokens: &[u32], position: usize, logits: WantedLogits) -> Result<Option<u32>> {
         let pages = self.pages(0);
         let batch = Batch::new(&[SequenceRows { tokens, position, pages: &pages, logits }]);
-        let greedy = SamplingRow {
-            params: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-            position: (position + tokens.len()) as u32,
-            index: 0,
-            counts: Vec::new(),
-        };
+        let params = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+        let greedy = SamplingRow::new(params, (position + tokens.len()) as u32);
         let rows = if batch.num_logits() > 0 { vec![greedy] } else { Vec::new() };
         Ok(self.runner.step(&batch, &rows)?.first().copied())
     }

@@ -371,6 +371,10 @@ impl<O: Ops> Ops for TimedOps<O> {
         self.inner.read(n, x)
     }
 
+    fn read_row(&mut self, row: usize, x: &O::Tensor) -> Result<Vec<f32>> {
+        self.inner.read_row(row, x)
+    }
+
     fn device_name(&self) -> String {
         self.inner.device_name()
     }

@@ -13,9 +13,10 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::kv_cache::KvLayout;
 use crate::ops::Ops;
-use crate::sampler::SamplingRow;
+use crate::sampler::{Logprobs, SamplingRow};
 use crate::weights::Weights;
 use qwen2::Qwen2;
+use rayon::prelude::*;
 use std::collections::VecDeque;
 
 /// What an implementation of [`Ops`] must know of the model and of the largest batch before the first operation.
@@ -67,6 +68,12 @@ pub trait Runner {
     /// row; [`Error::Device`] if the device fails.
     fn step(&mut self, batch: &Batch, rows: &[SamplingRow]) -> Result<Vec<u32>>;
 
+    /// The log-probabilities of the step whose tokens were given last, one entry for each of its rows; `None` where the row
+    /// asked for none.
+    fn take_logprobs(&mut self) -> Vec<Option<Logprobs>> {
+        Vec::new()
+    }
+
     /// Whether a step may be [queued](Runner::queue) before the tokens of the one before are known.
     fn runs_ahead(&self) -> bool {
         false
@@ -111,6 +118,13 @@ pub trait Runner {
     fn read_bandwidth(&mut self) -> Result<Option<f64>>;
 }
 
+/// A step whose tokens were not taken.
+struct Queued {
+    num_logits: usize,
+    /// Where log-probabilities are wanted, one entry for each row: how many, and its logits.
+    logits: Vec<Option<(usize, Vec<f32>)>>,
+}
+
 /// The decoder on the device that `O` stands for.
 pub struct ModelRunner<O: Ops> {
     ops: O,
@@ -120,10 +134,12 @@ pub struct ModelRunner<O: Ops> {
     limits: BatchLimits,
     layout: KvLayout,
     max_model_len: usize,
-    /// Logit rows of the steps whose tokens were not taken, oldest first.
-    queued: VecDeque<usize>,
+    /// The steps whose tokens were not taken, oldest first.
+    queued: VecDeque<Queued>,
     /// Rows whose drawn tokens the next step may take from the device.
     last_drawn: usize,
+    /// Of the step whose tokens were taken last.
+    logprobs: Vec<Option<Logprobs>>,
 }
 
 impl<O: Ops> ModelRunner<O> {
@@ -161,6 +177,7 @@ impl<O: Ops> ModelRunner<O> {
             max_model_len: ops_config.max_model_len,
             queued: VecDeque::new(),
             last_drawn: 0,
+            logprobs: Vec::new(),
         })
     }
 
@@ -237,8 +254,19 @@ impl<O: Ops> Runner for ModelRunner<O> {
         self.upload(batch)?;
         let (n, num_logits) = (batch.num_tokens(), batch.num_logits());
         let Self { ops, model, cache, batch, .. } = self;
+        let mut logits = Vec::new();
         if rows.is_empty() {
             ops.run_step(batch, &mut |ops| model.forward(ops, batch, n, num_logits, cache))?;
+        } else if rows.iter().any(|row| row.logprobs.is_some()) {
+            // Drawing overwrites the logits, so they are read before; a recorded step has no pause for that.
+            ops.prepare_sampling(model.logits(), rows)?;
+            model.forward(ops, batch, n, num_logits, cache)?;
+            for (i, row) in rows.iter().enumerate() {
+                let wanted = row.logprobs.map(|count| Ok((count, ops.read_row(i, model.logits())?)));
+                logits.push(wanted.transpose()?);
+            }
+            ops.draw(model.logits())?;
+            ops.fetch_drawn()?;
         } else {
             ops.prepare_sampling(model.logits(), rows)?;
             ops.run_step(batch, &mut |ops| {
@@ -247,22 +275,30 @@ impl<O: Ops> Runner for ModelRunner<O> {
             })?;
             ops.fetch_drawn()?;
         }
-        self.queued.push_back(num_logits);
+        self.queued.push_back(Queued { num_logits, logits });
         self.last_drawn = num_logits;
         Ok(())
     }
 
     fn take(&mut self) -> Result<Vec<u32>> {
-        match self.queued.pop_front() {
-            None => Err(Error::Request("no step is queued whose tokens could be taken".into())),
-            Some(0) => Ok(Vec::new()),
-            Some(_) => self.ops.drawn(),
-        }
+        let Some(Queued { num_logits, logits }) = self.queued.pop_front() else {
+            return Err(Error::Request("no step is queued whose tokens could be taken".into()));
+        };
+        let drawn = if num_logits == 0 { Vec::new() } else { self.ops.drawn()? };
+        let of_row = |(row, &token): (Option<(usize, Vec<f32>)>, &u32)| {
+            row.map(|(count, logits)| Logprobs::of(&logits, token, count))
+        };
+        self.logprobs = logits.into_par_iter().zip(&drawn).map(of_row).collect();
+        Ok(drawn)
     }
 
     fn discard(&mut self) {
         self.queued.clear();
         self.ops.forget_drawn();
+    }
+
+    fn take_logprobs(&mut self) -> Vec<Option<Logprobs>> {
+        std::mem::take(&mut self.logprobs)
     }
 
     fn logits(&mut self, batch: &Batch) -> Result<Vec<f32>> {

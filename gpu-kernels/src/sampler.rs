@@ -1,6 +1,6 @@
 //! The sampler: one block per row of logits, one kernel per step of the chain.
 //!
-//! `penalties -> top_k -> top_p -> min_p -> softmax -> categorical`, or `penalties -> argmax` for a greedy row. A filter
+//! `mask -> penalties -> top_k -> top_p -> min_p -> softmax -> categorical`, or `mask -> penalties -> argmax` for a greedy row. A filter
 //! keeps a logit as it is or replaces it by -inf; a row whose parameter switches a filter off is left alone, so rows of
 //! different requests share a launch. The reference is `engine/cpu/sampler.rs`.
 //!
@@ -43,7 +43,12 @@ pub struct SamplerRow {
     pub position: u32,
     /// Which of several answers to one prompt this is.
     pub index: u32,
+    /// First word of the row's mask in the array of masks; [`NO_MASK`]: every token may be drawn.
+    pub mask_start: u32,
 }
+
+/// In place of a row's mask.
+pub const NO_MASK: u32 = u32::MAX;
 
 #[device]
 const WARPS: u32 = SAMPLER_THREADS / 32;
@@ -251,6 +256,31 @@ unsafe fn drop_below(logits: *mut f32, vocab_size: u32, key: u32) {
         let mut i = thread::thread_idx_x();
         while i < vocab_size {
             if order_key(*logits.add(i as usize)) < key {
+                *logits.add(i as usize) = f32::NEG_INFINITY;
+            }
+            i += SAMPLER_THREADS;
+        }
+    }
+}
+
+/// Replaces the logits of tokens that a row may not draw by -inf.
+///
+/// - `rows`: `[num_rows]`; `masks`: `[masked rows, ceil(vocab_size / 32)]`, token `id` being bit `id % 32` of word
+///   `id / 32`; `logits`: f32 `[num_rows, vocab_size]`, in place.
+/// - Grid: `num_rows` blocks of [`SAMPLER_THREADS`]; a thread takes every 1024th token, so a warp reads one word of the
+///   mask at a time. Rows with [`NO_MASK`] are left alone.
+#[kernel(max_threads = 1024)]
+pub unsafe fn mask_f32_plain(vocab_size: u32, rows: *const SamplerRow, masks: *const u32, logits: *mut f32) {
+    unsafe {
+        let row = &*rows.add(thread::block_idx_x() as usize);
+        if row.mask_start == NO_MASK {
+            return;
+        }
+        let mask = masks.add(row.mask_start as usize);
+        let logits = logits.add(thread::block_idx_x() as usize * vocab_size as usize);
+        let mut i = thread::thread_idx_x();
+        while i < vocab_size {
+            if *mask.add((i / 32) as usize) >> (i % 32) & 1 == 0 {
                 *logits.add(i as usize) = f32::NEG_INFINITY;
             }
             i += SAMPLER_THREADS;

@@ -127,7 +127,7 @@ fn row(position: usize) -> SamplingRow {
         seed: 11,
         ..SamplingParams::default()
     };
-    SamplingRow { params, position: position as u32, index: (position % 3) as u32, counts: Vec::new() }
+    SamplingRow { index: (position % 3) as u32, ..SamplingRow::new(params, position as u32) }
 }
 
 #[test]

@@ -89,7 +89,7 @@ fn draw(ops: &mut CudaOps, seed: u64, vocab_size: usize) -> Result<Vec<u32>> {
     tokens.iter().enumerate().for_each(|(row, &token)| values[row * vocab_size + token as usize] = 1.0);
     let mut logits = tensor(ops, ROWS, vocab_size, &values)?;
     let params = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-    let row = SamplingRow { params, position: 0, index: 0, counts: Vec::new() };
+    let row = SamplingRow::new(params, 0);
     ops.sample(&mut logits, &vec![row; ROWS])?;
     Ok(tokens)
 }

@@ -12,8 +12,9 @@ use crate::lab::case::{Case, Cases, Cost, Instance, Workload, plain_config};
 use crate::lab::findings::{Difference, Findings};
 use crate::lab::values::*;
 use crate::ops::Ops;
-use crate::sampler::{SamplingParams, SamplingRow};
+use crate::sampler::{SamplingParams, SamplingRow, TokenMask};
 use rayon::prelude::*;
+use std::sync::Arc;
 
 pub const CASES: Cases = Cases { op: "sample", checks, timings };
 /// The last kernel of greedy rows, of which there are variants.
@@ -23,7 +24,7 @@ pub const ARGMAX: Cases =
 /// The cases with greedy rows.
 fn greedy(cases: Vec<Case>) -> Vec<Case> {
     let is_greedy =
-        |case: &Case| ["greedy", "mixed", "penalties"].iter().any(|name| case.shape.contains(name));
+        |case: &Case| ["greedy", "mixed", "penalties", "masked"].iter().any(|name| case.shape.contains(name));
     cases.into_iter().filter(is_greedy).collect()
 }
 
@@ -87,6 +88,16 @@ fn checks() -> Vec<Case> {
         counts: (0..i as u32).filter(|token| token % 2 == 0).map(|token| (token, 1 + token % 3)).collect(),
         ..row(params, i, 0)
     }));
+    // Every third row may draw all tokens, the others a third of them; the last word of a mask is not whole.
+    let masked = vec![SamplingParams { temperature: 0.0, ..plain() }, plain(), SamplingParams::default()];
+    for vocab_size in [19, 989] {
+        cases.push(case("masked", N, vocab_size, Logits::Normal, 1, masked.clone(), move |i, params| {
+            let word = |w: usize| 0x9249_2492u32.rotate_left((i + w) as u32);
+            let words = (0..vocab_size.div_ceil(32)).map(word).collect();
+            let allowed = (i % 3 != 0).then(|| Arc::new(TokenMask::from_words(words)));
+            SamplingRow { allowed, ..row(params, i, 0) }
+        }));
+    }
     for vocab_size in [1200, 4864] {
         for (name, params) in [
             ("ties, top_k", SamplingParams { top_k: vocab_size as i32 / 7, ..plain() }),
@@ -123,7 +134,7 @@ fn timings(workload: &Workload) -> Vec<Case> {
 /// Rows of different positions and sequences; `seed` is added to the parameters' own.
 fn row(params: &SamplingParams, i: usize, seed: u64) -> SamplingRow {
     let params = SamplingParams { seed: params.seed.wrapping_add(seed), ..params.clone() };
-    SamplingRow { params, position: i as u32, index: (i % 3) as u32, counts: Vec::new() }
+    SamplingRow { index: (i % 3) as u32, ..SamplingRow::new(params, i as u32) }
 }
 
 /// Rows that take their parameters in turn.

@@ -1,0 +1,128 @@
+//! `qernel serve`: the HTTP server.
+
+use super::options::ModelArgs;
+use crate::embedded;
+use crate::error::Result;
+use crate::server::{LoadedModel, Server, ServerConfig};
+use clap::value_parser;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Serve the model over HTTP: OpenAI's interface, the engine's own, and a chat page
+///
+/// Ctrl-C or SIGTERM stops accepting, lets what runs be completed, and ends the program with status 0; a second one ends
+/// it at once.
+#[derive(Debug, clap::Args)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Address to listen on
+    #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
+    host: String,
+    /// Port to listen on; 0 takes a free one
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+    /// Key that clients must show (every path but /health)
+    #[arg(long, value_name = "KEY", env = "QERNEL_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
+    /// What clients call the model [default: the name of its file]
+    #[arg(long, value_name = "NAME")]
+    model_name: Option<String>,
+    /// Let pages of this origin call the server (* for any); may be given several times
+    #[arg(long, value_name = "ORIGIN")]
+    cors: Vec<String>,
+    /// Sequences that run at once
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    parallel: usize,
+    /// Sequences that may wait besides; what comes then is answered with 429
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    max_queue: usize,
+    /// Open connections; what comes then is answered with 503
+    #[arg(long, default_value_t = 1024, value_name = "N")]
+    max_connections: usize,
+    /// Answers to one request (n times its prompts)
+    #[arg(long, default_value_t = 16, value_name = "N")]
+    max_n: usize,
+    /// Bytes of a request's body
+    #[arg(long, default_value_t = 4 << 20, value_name = "BYTES")]
+    max_body: usize,
+    /// Seconds that an answer may take
+    #[arg(long, default_value_t = 600, value_name = "SECONDS", value_parser = value_parser!(u64).range(1..=31_536_000))]
+    timeout: u64,
+    /// Seconds that a client may take to send a request's head, its body, or to take any of its answer
+    #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = value_parser!(u64).range(1..=31_536_000))]
+    io_timeout: u64,
+    /// Seconds that answers have left when the server is told to stop
+    #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = value_parser!(u64).range(1..=31_536_000))]
+    shutdown_timeout: u64,
+}
+
+/// Runs the server until a signal stops it.
+pub fn run(args: ServeArgs) -> Result<ExitCode> {
+    let seconds = Duration::from_secs;
+    let server = Server::bind(ServerConfig {
+        host: args.host,
+        port: args.port,
+        api_key: args.api_key,
+        cors: args.cors,
+        max_running: args.parallel,
+        max_queue: args.max_queue,
+        max_connections: args.max_connections,
+        max_body_bytes: args.max_body,
+        max_choices: args.max_n,
+        request_timeout: seconds(args.timeout),
+        io_timeout: seconds(args.io_timeout),
+        shutdown_timeout: seconds(args.shutdown_timeout),
+        ..ServerConfig::default()
+    })?;
+    tracing::info!("listening on http://{}", server.local_addr()?);
+    let (model, name) = (args.model, args.model_name);
+    let open = move || {
+        let name = name.unwrap_or_else(|| default_name(model.model.as_deref()));
+        let loaded = model.open(args.parallel)?;
+        let template = loaded.template().inspect_err(|error| tracing::warn!("no chat: {error}")).ok();
+        Ok(LoadedModel { engine: loaded.into_engine()?, template, name })
+    };
+    server.run(open, stop_signal())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What clients call a model: its file's name without the ending.
+fn default_name(model: Option<&Path>) -> String {
+    match model.and_then(Path::file_stem) {
+        Some(stem) => stem.to_string_lossy().into_owned(),
+        None => embedded::SHORT_NAME.into(),
+    }
+}
+
+/// Done when the program is told to stop; told again, it ends at once.
+async fn stop_signal() {
+    signal().await;
+    tokio::spawn(async {
+        signal().await;
+        std::process::exit(i32::from(super::interrupt::EXIT_INTERRUPTED));
+    });
+}
+
+#[cfg(unix)]
+async fn signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = match signal(SignalKind::terminate()) {
+        Ok(terminate) => terminate,
+        Err(error) => {
+            tracing::warn!("SIGTERM ends the program at once: {error}");
+            let _ = tokio::signal::ctrl_c().await;
+            return;
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => (),
+        _ = terminate.recv() => (),
+    }
+}
+
+#[cfg(not(unix))]
+async fn signal() {
+    let _ = tokio::signal::ctrl_c().await;
+}

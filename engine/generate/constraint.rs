@@ -1,0 +1,19 @@
+//! What an answer may consist of, decided token by token.
+
+use crate::error::Result;
+use crate::sampler::TokenMask;
+
+/// A grammar, or anything else that knows after each token which may come next.
+pub trait TokenConstraint {
+    /// The tokens that may be drawn now. An answer that is complete allows the tokens that end it.
+    ///
+    /// # Errors
+    /// What keeps that from being known; the answer ends then.
+    fn allowed(&mut self) -> Result<TokenMask>;
+
+    /// Takes the token that was drawn, one of those allowed.
+    ///
+    /// # Errors
+    /// As [`TokenConstraint::allowed`].
+    fn accept(&mut self, token: u32) -> Result<()>;
+}

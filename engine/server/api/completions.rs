@@ -1,0 +1,220 @@
+//! `/v1/completions`: OpenAI's older interface, text to text without a template.
+
+use super::logprobs::{self, CompletionLogprobs, CompletionWriter};
+use super::models::unix_seconds;
+use super::openai::{OpenAiFinish, OpenAiUsage, openai_request};
+use super::{Stop, collect};
+use crate::generate::{Event, Request, Usage};
+use crate::server::body::{JsonBody, Unsupported};
+use crate::server::engine_thread::Wanted;
+use crate::server::error::{ApiError, ErrorResponse};
+use crate::server::sse::{self, Encoder, EventStream};
+use crate::server::{App, random_id};
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::time::SystemTime;
+use utoipa::ToSchema;
+
+/// One prompt or several, as text or as token ids.
+#[derive(Deserialize, ToSchema)]
+#[serde(untagged, expecting = "a string, a list of strings, a list of token ids, or a list of such lists")]
+pub enum Prompt {
+    Text(String),
+    Texts(Vec<String>),
+    Ids(Vec<u32>),
+    IdLists(Vec<Vec<u32>>),
+}
+
+openai_request! {
+    /// What is to be completed.
+    pub struct CompletionRequest {
+        pub prompt: Prompt,
+        /// Most tokens of an answer. [default: 16]
+        #[schema(minimum = 1)]
+        pub max_tokens: Option<usize>,
+        /// Log-probabilities of the tokens, and of so many likeliest ones in the place of each.
+        #[schema(maximum = 20)]
+        pub logprobs: Option<usize>,
+        /// Not supported.
+        pub best_of: Option<Unsupported>,
+        /// Not supported.
+        pub echo: Option<Unsupported>,
+        /// Not supported.
+        pub logit_bias: Option<Unsupported>,
+        /// Not supported.
+        pub suffix: Option<Unsupported>,
+    }
+}
+
+/// Tokens of an answer whose length nobody named, as in OpenAI's interface.
+const DEFAULT_MAX_TOKENS: usize = 16;
+
+/// Completed prompts, or a chunk of them.
+#[derive(Serialize, ToSchema)]
+pub struct Completion {
+    id: String,
+    /// `text_completion`
+    object: &'static str,
+    /// Seconds since 1970.
+    created: u64,
+    model: String,
+    choices: Vec<CompletionChoice>,
+    /// Of the whole answer; in a stream only in the last chunk, and only where it is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<OpenAiUsage>,
+}
+
+/// One answer, or a piece of it.
+#[derive(Serialize, ToSchema)]
+pub struct CompletionChoice {
+    /// The prompt's number times `n`, and which of its answers it is.
+    index: usize,
+    text: String,
+    /// Null unless asked for.
+    #[schema(required)]
+    logprobs: Option<CompletionLogprobs>,
+    #[schema(required)]
+    finish_reason: Option<OpenAiFinish>,
+}
+
+/// Completes prompts.
+#[utoipa::path(post, path = "/v1/completions", tag = "OpenAI", request_body = CompletionRequest, responses(
+    (status = 200, description = "The answers; with `stream`, chunks of them as events.", content(
+        (Completion = "application/json"),
+        (String = "text/event-stream"),
+    )),
+    (status = "4XX", description = "The request is wrong, or the queue is full (429).", body = ErrorResponse),
+    (status = 500, description = "The device failed.", body = ErrorResponse),
+    (status = 503, description = "The model is being loaded.", body = ErrorResponse),
+    (status = 504, description = "It took too long.", body = ErrorResponse),
+))]
+pub async fn completions(
+    State(app): State<Arc<App>>,
+    JsonBody(request): JsonBody<CompletionRequest>,
+) -> Result<Response, ApiError> {
+    let info = app.model(request.model.as_deref())?;
+    let (model, tokenizer) = (info.name.clone(), &info.tokenizer);
+    let logprobs = logprobs::check("logprobs", request.logprobs)?;
+    let (sampling, stream, n) = (request.sampling(), request.stream()?, request.n.unwrap_or(1));
+    let stop = Stop::texts(request.stop)?;
+    let count = match &request.prompt {
+        Prompt::Text(_) | Prompt::Ids(_) => 1,
+        Prompt::Texts(texts) => texts.len(),
+        Prompt::IdLists(lists) => lists.len(),
+    };
+    if count == 0 {
+        return Err(ApiError::field("prompt", "prompt: the list is empty"));
+    }
+    let room = app.reserve("n", n.saturating_mul(count))?;
+    let prompts = match request.prompt {
+        Prompt::Ids(ids) => vec![ids],
+        Prompt::IdLists(lists) => lists,
+        Prompt::Text(text) => vec![plain(&app, text).await?],
+        Prompt::Texts(texts) => {
+            let mut prompts = Vec::with_capacity(count);
+            for text in texts {
+                prompts.push(plain(&app, text).await?);
+            }
+            prompts
+        }
+    };
+    let choices = prompts.iter().flat_map(|prompt| {
+        let stop = &stop;
+        let sampling = &sampling;
+        (0..n as u32).map(move |index| Wanted {
+            request: Request {
+                sampling: sampling.clone(),
+                penalize_prompt: false,
+                max_tokens: Some(request.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS)),
+                stop: stop.clone(),
+                ignore_eos: request.ignore_eos.unwrap_or(false),
+                index,
+                logprobs,
+                ..Request::new(prompt.clone())
+            },
+            grammar: None,
+        })
+    });
+    let choices: Vec<Wanted> = choices.collect();
+    let total = choices.len();
+    let answer = app.submit(room, choices).await?;
+    let (id, created) = (random_id("cmpl-"), unix_seconds(SystemTime::now()));
+    if let Some(include_usage) = stream {
+        let usages = vec![Usage::default(); total];
+        let writers = (0..total).map(|_| logprobs.map(|_| CompletionWriter::new(tokenizer))).collect();
+        return Ok(sse::respond(answer, Chunks { id, created, model, n, include_usage, usages, writers }));
+    }
+    let choices = collect(answer, total).await?;
+    let usage = Some(OpenAiUsage::of(&choices, n));
+    let choices = choices.into_iter().enumerate().map(|(index, choice)| CompletionChoice {
+        index,
+        text: choice.text,
+        logprobs: logprobs.map(|_| {
+            let (mut writer, mut written) = (CompletionWriter::new(tokenizer), Default::default());
+            choice.logprobs.iter().for_each(|(token, found)| writer.push(*token, found, &mut written));
+            written
+        }),
+        finish_reason: choice.reason.map(OpenAiFinish::from),
+    });
+    let choices = choices.collect();
+    Ok(Json(Completion { id, object: "text_completion", created, model, choices, usage }).into_response())
+}
+
+/// The ids of a prompt that no template made.
+pub async fn plain(app: &Arc<App>, text: String) -> Result<Vec<u32>, ApiError> {
+    let tokenizer = &app.engine.model()?.tokenizer;
+    let bos = tokenizer.bos_token_id().filter(|_| tokenizer.adds_bos());
+    Ok(bos.into_iter().chain(app.encode(text, true).await?).collect())
+}
+
+struct Chunks {
+    id: String,
+    created: u64,
+    model: String,
+    n: usize,
+    include_usage: bool,
+    usages: Vec<Usage>,
+    /// Of log-probabilities, one for each choice.
+    writers: Vec<Option<CompletionWriter>>,
+}
+
+impl Chunks {
+    fn chunk(&self, choices: Vec<CompletionChoice>, usage: Option<OpenAiUsage>) -> Completion {
+        let (id, created, model) = (self.id.clone(), self.created, self.model.clone());
+        Completion { id, object: "text_completion", created, model, choices, usage }
+    }
+}
+
+impl Encoder for Chunks {
+    fn start(&mut self, _: &mut EventStream) {}
+
+    fn event(&mut self, index: usize, event: Event, out: &mut EventStream) {
+        let mut logprobs = None;
+        let (text, finish_reason) = match event {
+            Event::Token { token, text, logprobs: found, .. } => {
+                if let (Some(writer), Some(found)) = (&mut self.writers[index], found) {
+                    writer.push(token, &found, logprobs.get_or_insert_default());
+                }
+                if text.is_empty() && logprobs.is_none() {
+                    return;
+                }
+                (text, None)
+            }
+            Event::Finished { text, reason, usage, .. } => {
+                self.usages[index] = usage;
+                (text, Some(reason.into()))
+            }
+        };
+        out.data(&self.chunk(vec![CompletionChoice { index, text, logprobs, finish_reason }], None));
+    }
+
+    fn end(&mut self, out: &mut EventStream) {
+        if self.include_usage {
+            out.data(&self.chunk(Vec::new(), Some(OpenAiUsage::sum(&self.usages, self.n))));
+        }
+        out.done();
+    }
+}

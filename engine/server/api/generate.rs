@@ -1,0 +1,228 @@
+//! `/v1/generate`: the engine's own interface, with the names and defaults of the command line.
+
+use super::completions::plain;
+use super::logprobs::{self, TokenLogprob};
+use super::{Choice, Stop, collect};
+use crate::chat::Message;
+use crate::generate::{Event, FinishReason, Request, Timings, Usage};
+use crate::sampler::SamplingParams;
+use crate::server::body::JsonBody;
+use crate::server::engine_thread::Wanted;
+use crate::server::error::{ApiError, ErrorResponse};
+use crate::server::sse::{self, Encoder, EventStream};
+use crate::server::{App, random_u64};
+use crate::tokenizer::Tokenizer;
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use utoipa::ToSchema;
+
+/// What is to be generated. Sampling fields have llama.cpp's names, meaning, order and defaults.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GenerateRequest {
+    /// The prompt as text. Either this or `ids`.
+    prompt: Option<String>,
+    /// The prompt as token ids, taken as they are.
+    ids: Option<Vec<u32>>,
+    /// Takes `prompt` as it is instead of as the user's message in the model's chat template. [default: false]
+    raw: Option<bool>,
+    /// System message of the chat template.
+    system: Option<String>,
+    /// Most tokens to generate. [default: until the model stops or the context is full]
+    #[schema(minimum = 1)]
+    max_tokens: Option<usize>,
+    /// Texts that end the answer; they are no part of it.
+    stop: Option<Stop>,
+    /// Goes on after an end-of-sequence token. [default: false]
+    ignore_eos: Option<bool>,
+    /// Whether to answer with Server-Sent Events: `token` for every token, `end` after the last. [default: false]
+    stream: Option<bool>,
+    /// 0 always takes the likeliest token. [default: 0.8]
+    temperature: Option<f32>,
+    /// Keeps the likeliest tokens; 0 or less keeps all. [default: 40]
+    top_k: Option<i32>,
+    /// Keeps the likeliest tokens whose probabilities add up to it. [default: 0.95]
+    #[schema(minimum = 0, maximum = 1)]
+    top_p: Option<f32>,
+    /// Keeps tokens with at least this share of the likeliest one's probability. [default: 0.05]
+    #[schema(minimum = 0, maximum = 1)]
+    min_p: Option<f32>,
+    /// Divides the logits of repeated tokens. [default: 1]
+    #[schema(exclusive_minimum = 0)]
+    repeat_penalty: Option<f32>,
+    /// How many of the last tokens the penalties look at; 0 none, -1 the whole context. [default: 64]
+    #[schema(minimum = -1)]
+    repeat_last_n: Option<i32>,
+    /// Subtracted from the logit of every token that has occurred. [default: 0]
+    presence_penalty: Option<f32>,
+    /// Subtracted from a token's logit once for each time it has occurred. [default: 0]
+    frequency_penalty: Option<f32>,
+    /// The same seed gives the same answer. [default: random]
+    seed: Option<u64>,
+    /// Log-probabilities of the tokens, and of so many likeliest ones in the place of each.
+    #[schema(maximum = 20)]
+    logprobs: Option<usize>,
+}
+
+/// A whole answer.
+#[derive(Serialize, ToSchema)]
+pub struct GenerateResponse {
+    text: String,
+    /// The tokens of the answer, with the one that ended it.
+    ids: Vec<u32>,
+    /// Of `ids`, where they are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<Vec<TokenLogprob>>,
+    finish_reason: FinishReason,
+    /// The seed that gives this answer again.
+    seed: u64,
+    usage: Usage,
+    timings: Timings,
+}
+
+/// Data of the event `token`.
+#[derive(Serialize, ToSchema)]
+pub struct TokenEvent {
+    /// Which token of the answer it is, from 0.
+    index: usize,
+    id: u32,
+    /// Text that is certain with this token: whole characters, often none.
+    text: String,
+    /// Where they are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<TokenLogprob>,
+}
+
+/// Data of the event `end`.
+#[derive(Serialize, ToSchema)]
+pub struct EndEvent {
+    /// Text that was withheld until now.
+    text: String,
+    finish_reason: FinishReason,
+    /// The seed that gives this answer again.
+    seed: u64,
+    usage: Usage,
+    timings: Timings,
+}
+
+impl GenerateRequest {
+    fn sampling(&self) -> SamplingParams {
+        let default = SamplingParams::default();
+        SamplingParams {
+            temperature: self.temperature.unwrap_or(default.temperature),
+            top_k: self.top_k.unwrap_or(default.top_k),
+            top_p: self.top_p.unwrap_or(default.top_p),
+            min_p: self.min_p.unwrap_or(default.min_p),
+            repeat_penalty: self.repeat_penalty.unwrap_or(default.repeat_penalty),
+            repeat_last_n: self.repeat_last_n.unwrap_or(default.repeat_last_n),
+            presence_penalty: self.presence_penalty.unwrap_or(default.presence_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(default.frequency_penalty),
+            seed: self.seed.unwrap_or_else(random_u64),
+        }
+    }
+
+    /// The ids of the prompt.
+    async fn prompt(&mut self, app: &Arc<App>) -> Result<Vec<u32>, ApiError> {
+        let raw = self.raw.unwrap_or(false);
+        if self.system.is_some() && (raw || self.ids.is_some()) {
+            return Err(ApiError::field("system", "system: a prompt without template has no system message"));
+        }
+        let model = app.engine.model()?;
+        match (self.prompt.take(), self.ids.take()) {
+            (None, Some(ids)) => Ok(ids),
+            (Some(prompt), None) if raw => plain(app, prompt).await,
+            (Some(prompt), None) => {
+                let system = self.system.take().map(|text| Message::new("system", text));
+                let messages: Vec<_> = system.into_iter().chain([Message::new("user", prompt)]).collect();
+                let template = super::chat::template(model)?;
+                app.encode(template.render(&messages, &[], true)?, true).await
+            }
+            _ => Err(ApiError::field("prompt", "expected either `prompt` or `ids`")),
+        }
+    }
+}
+
+/// Text from a prompt.
+#[utoipa::path(post, path = "/v1/generate", tag = "qernel", request_body = GenerateRequest, responses(
+    (status = 200, description = "The answer; with `stream`, as events.", content(
+        (GenerateResponse = "application/json"),
+        (String = "text/event-stream"),
+    )),
+    (status = "4XX", description = "The request is wrong, or the queue is full (429).", body = ErrorResponse),
+    (status = 500, description = "The device failed.", body = ErrorResponse),
+    (status = 503, description = "The model is being loaded.", body = ErrorResponse),
+    (status = 504, description = "It took too long.", body = ErrorResponse),
+))]
+pub async fn generate(
+    State(app): State<Arc<App>>,
+    JsonBody(mut request): JsonBody<GenerateRequest>,
+) -> Result<Response, ApiError> {
+    let sampling = request.sampling();
+    let seed = sampling.seed;
+    let logprobs = logprobs::check("logprobs", request.logprobs)?;
+    let stop = Stop::texts(request.stop.take())?;
+    let room = app.reserve("n", 1)?;
+    let prompt = request.prompt(&app).await?;
+    let answer = app
+        .submit(
+            room,
+            vec![Wanted {
+                request: Request {
+                    sampling,
+                    max_tokens: request.max_tokens,
+                    stop,
+                    ignore_eos: request.ignore_eos.unwrap_or(false),
+                    logprobs,
+                    ..Request::new(prompt)
+                },
+                grammar: None,
+            }],
+        )
+        .await?;
+    let tokenizer = Arc::clone(&app.engine.model()?.tokenizer);
+    if request.stream.unwrap_or(false) {
+        return Ok(sse::respond(answer, TokenEvents { index: 0, seed, tokenizer }));
+    }
+    let Choice { tokens, text, logprobs: found, reason, usage, timings } =
+        collect(answer, 1).await?.remove(0);
+    let found = found.iter().map(|(token, logprobs)| TokenLogprob::new(&tokenizer, *token, logprobs));
+    let response = GenerateResponse {
+        text,
+        ids: tokens,
+        logprobs: logprobs.map(|_| found.collect()),
+        finish_reason: reason.unwrap_or(FinishReason::Cancelled),
+        seed,
+        usage,
+        timings,
+    };
+    Ok(Json(response).into_response())
+}
+
+struct TokenEvents {
+    index: usize,
+    seed: u64,
+    tokenizer: Arc<Tokenizer>,
+}
+
+impl Encoder for TokenEvents {
+    fn start(&mut self, _: &mut EventStream) {}
+
+    fn event(&mut self, _: usize, event: Event, out: &mut EventStream) {
+        match event {
+            Event::Token { token, text, logprobs, .. } => {
+                let logprobs = logprobs.map(|logprobs| TokenLogprob::new(&self.tokenizer, token, &logprobs));
+                out.named("token", &TokenEvent { index: self.index, id: token, text, logprobs });
+                self.index += 1;
+            }
+            Event::Finished { text, reason, usage, timings, .. } => {
+                let seed = self.seed;
+                out.named("end", &EndEvent { text, finish_reason: reason, seed, usage, timings });
+            }
+        }
+    }
+
+    fn end(&mut self, _: &mut EventStream) {}
+}

@@ -1,0 +1,113 @@
+//! Log-probabilities in the forms that the endpoints have for them.
+
+use crate::sampler::Logprobs;
+use crate::server::error::ApiError;
+use crate::tokenizer::{StreamDecoder, Tokenizer};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use std::sync::Arc;
+use utoipa::ToSchema;
+
+/// Most tokens beside the drawn one.
+const MAX_TOP: usize = 20;
+
+/// The count, if it is not too large.
+///
+/// # Errors
+/// 400, by the name of the field.
+pub fn check(field: &str, count: Option<usize>) -> Result<Option<usize>, ApiError> {
+    match count {
+        Some(count) if count > MAX_TOP => {
+            let message = format!("{field}: expected at most {MAX_TOP} tokens, found {count}");
+            Err(ApiError::field(field, message))
+        }
+        count => Ok(count),
+    }
+}
+
+/// A token and how likely the model thought it, before penalties, filters and temperature.
+#[derive(Clone, Serialize, ToSchema)]
+pub struct TokenLogprob {
+    /// Its text; what is no whole character is shown as U+FFFD.
+    pub token: String,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// The likeliest tokens in its place.
+    pub top_logprobs: Vec<TopLogprob>,
+}
+
+/// A token that could have been drawn.
+#[derive(Clone, Serialize, ToSchema)]
+pub struct TopLogprob {
+    pub token: String,
+    pub logprob: f32,
+    pub bytes: Vec<u8>,
+}
+
+/// JSON has no infinity; OpenAI writes this.
+fn finite(logprob: f32) -> f32 {
+    logprob.max(-9999.0)
+}
+
+impl TokenLogprob {
+    pub fn new(tokenizer: &Tokenizer, token: u32, logprobs: &Logprobs) -> Self {
+        let name = |token| {
+            let bytes = tokenizer.token_bytes(token).unwrap_or_default().to_vec();
+            (String::from_utf8_lossy(&bytes).into_owned(), bytes)
+        };
+        let top = logprobs.top.iter().map(|&(id, logprob)| {
+            let (token, bytes) = name(id);
+            TopLogprob { token, logprob: finite(logprob), bytes }
+        });
+        let (text, bytes) = name(token);
+        Self { token: text, logprob: finite(logprobs.drawn), bytes, top_logprobs: top.collect() }
+    }
+}
+
+/// Log-probabilities of a chat's answer.
+#[derive(Default, Serialize, ToSchema)]
+pub struct ChatLogprobs {
+    pub content: Vec<TokenLogprob>,
+    /// Always null.
+    #[schema(required)]
+    pub refusal: Option<Vec<TokenLogprob>>,
+}
+
+/// Log-probabilities of a completion: lists of one entry a token.
+#[derive(Default, Serialize, ToSchema)]
+pub struct CompletionLogprobs {
+    pub tokens: Vec<String>,
+    pub token_logprobs: Vec<f32>,
+    /// Token to log-probability.
+    #[schema(value_type = Vec<std::collections::HashMap<String, f32>>)]
+    pub top_logprobs: Vec<Map<String, Value>>,
+    /// Characters of the answer before the token.
+    pub text_offset: Vec<usize>,
+}
+
+/// Writes [`CompletionLogprobs`], all at once or piece by piece.
+pub struct CompletionWriter {
+    tokenizer: Arc<Tokenizer>,
+    decoder: StreamDecoder,
+    offset: usize,
+}
+
+impl CompletionWriter {
+    pub fn new(tokenizer: &Arc<Tokenizer>) -> Self {
+        let decoder = StreamDecoder::new(Arc::clone(tokenizer), true);
+        Self { tokenizer: Arc::clone(tokenizer), decoder, offset: 0 }
+    }
+
+    /// Adds the next token.
+    pub fn push(&mut self, token: u32, logprobs: &Logprobs, to: &mut CompletionLogprobs) {
+        let TokenLogprob { token: text, logprob, top_logprobs, .. } =
+            TokenLogprob::new(&self.tokenizer, token, logprobs);
+        to.tokens.push(text);
+        to.token_logprobs.push(logprob);
+        to.top_logprobs.push(top_logprobs.into_iter().map(|top| (top.token, top.logprob.into())).collect());
+        to.text_offset.push(self.offset);
+        self.offset += self.decoder.push(token).chars().count();
+    }
+}

@@ -1,0 +1,148 @@
+//! The endpoints, one file each, and what they share.
+
+pub mod chat;
+pub mod completions;
+pub mod generate;
+pub mod health;
+pub mod logprobs;
+pub mod models;
+pub mod openai;
+pub mod page;
+pub mod tokens;
+
+use super::App;
+use super::engine_thread::{Answer, ModelInfo, Wanted};
+use super::error::ApiError;
+use crate::generate::{Event, FinishReason, Timings, Usage};
+use crate::sampler::Logprobs;
+use axum::Router;
+use axum::routing::{get, post};
+use serde::Deserialize;
+use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
+use utoipa::ToSchema;
+
+/// Every path of the server.
+pub fn routes() -> Router<Arc<App>> {
+    Router::new()
+        .route("/", get(page::index))
+        .route("/page/chat.css", get(page::style))
+        .route("/page/chat.js", get(page::script))
+        .route("/v1/generate", post(generate::generate))
+        .route("/v1/completions", post(completions::completions))
+        .route("/v1/chat/completions", post(chat::chat_completions))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{model}", get(models::retrieve))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
+        .route("/health", get(health::health))
+        .route("/metrics", get(health::metrics))
+        .route("/openapi.json", get(super::openapi::openapi))
+}
+
+/// Texts that end an answer.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(untagged, expecting = "a string or a list of strings")]
+pub enum Stop {
+    One(String),
+    Many(Vec<String>),
+}
+
+/// Most texts that end an answer, and their longest.
+const MAX_STOPS: usize = 16;
+const MAX_STOP_BYTES: usize = 1024;
+
+impl Stop {
+    /// The texts.
+    ///
+    /// # Errors
+    /// 400 where they are too many, too long or empty.
+    pub fn texts(stop: Option<Self>) -> Result<Vec<String>, ApiError> {
+        let texts = match stop {
+            None => return Ok(Vec::new()),
+            Some(Self::One(text)) => vec![text],
+            Some(Self::Many(texts)) => texts,
+        };
+        let refuse = |what: String| Err(ApiError::field("stop", format!("stop: {what}")));
+        if texts.len() > MAX_STOPS {
+            return refuse(format!("expected at most {MAX_STOPS} texts, found {}", texts.len()));
+        }
+        match texts.iter().map(String::len).find(|len| !(1..=MAX_STOP_BYTES).contains(len)) {
+            Some(len) => refuse(format!("expected texts of 1 to {MAX_STOP_BYTES} bytes, found one of {len}")),
+            None => Ok(texts),
+        }
+    }
+}
+
+impl App {
+    /// Text -> ids, on a thread where that may take its time.
+    async fn encode(self: &Arc<Self>, text: String, parse_special: bool) -> Result<Vec<u32>, ApiError> {
+        let app = Arc::clone(self);
+        self.blocking(move || Ok(app.engine.model()?.tokenizer.encode(&text, parse_special)?)).await
+    }
+
+    /// Runs `work` where it keeps no connection waiting.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let failed = |error| ApiError::server(format!("the request could not be worked on: {error}"));
+        tokio::task::spawn_blocking(work).await.map_err(failed)?
+    }
+
+    /// Room for the answers to one request.
+    fn reserve(&self, param: &str, choices: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+        let max = self.config.max_choices.min(self.engine.max_sequences());
+        if !(1..=max).contains(&choices) {
+            let message = format!("{param}: expected 1 to {max} answers to a request, found {choices}");
+            return Err(ApiError::field(param, message));
+        }
+        self.engine.reserve(choices)
+    }
+
+    async fn submit(&self, room: OwnedSemaphorePermit, choices: Vec<Wanted>) -> Result<Answer, ApiError> {
+        self.engine.submit(room, choices, &self.config).await
+    }
+
+    /// The model that a request names, or the only one there is.
+    fn model(&self, name: Option<&str>) -> Result<&ModelInfo, ApiError> {
+        let model = self.engine.model()?;
+        match name {
+            Some(name) if name != model.name => Err(models::unknown(name, model)),
+            _ => Ok(model),
+        }
+    }
+}
+
+/// A whole answer of one sequence.
+#[derive(Default)]
+pub struct Choice {
+    pub tokens: Vec<u32>,
+    pub text: String,
+    /// Of the tokens, where they were asked for.
+    pub logprobs: Vec<(u32, Logprobs)>,
+    pub reason: Option<FinishReason>,
+    pub usage: Usage,
+    pub timings: Timings,
+}
+
+/// Waits for all of an answer.
+async fn collect(mut answer: Answer, count: usize) -> Result<Vec<Choice>, ApiError> {
+    let mut choices: Vec<Choice> = std::iter::repeat_with(Choice::default).take(count).collect();
+    while let Some((index, event)) = answer.next().await? {
+        let choice = &mut choices[index];
+        choice.text += event.text();
+        match event {
+            Event::Token { token, logprobs, .. } => {
+                choice.tokens.push(token);
+                choice.logprobs.extend(logprobs.map(|logprobs| (token, logprobs)));
+            }
+            Event::Finished { reason, usage, timings, .. } => {
+                choice.reason = Some(reason);
+                choice.usage = usage;
+                choice.timings = timings;
+            }
+        }
+    }
+    Ok(choices)
+}

@@ -1,0 +1,158 @@
+//! What OpenAI's two endpoints share: the sampling fields, usage, names.
+
+use super::Choice;
+use crate::generate::FinishReason;
+use crate::server::error::ApiError;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Declares a request with the fields that both endpoints take. (serde's `flatten` would lose which field a fault is in.)
+macro_rules! openai_request {
+    ($(#[$attribute:meta])* pub struct $name:ident { $($specific:tt)* }) => {
+        $(#[$attribute])*
+        #[derive(serde::Deserialize, utoipa::ToSchema)]
+        #[serde(deny_unknown_fields)]
+        #[allow(dead_code)] // Fields that are not supported are only there to be refused.
+        pub struct $name {
+            $($specific)*
+            /// The model's name; there is one. [default: that one]
+            pub model: Option<String>,
+            /// How many answers to each prompt. [default: 1]
+            #[schema(minimum = 1)]
+            pub n: Option<usize>,
+            /// Texts that end the answer; they are no part of it.
+            pub stop: Option<crate::server::api::Stop>,
+            /// Whether to answer with Server-Sent Events. [default: false]
+            pub stream: Option<bool>,
+            pub stream_options: Option<crate::server::api::openai::StreamOptions>,
+            /// The same seed gives the same answer. [default: random]
+            pub seed: Option<i64>,
+            /// 0 always takes the likeliest token. [default: 1]
+            #[schema(minimum = 0)]
+            pub temperature: Option<f32>,
+            /// Keeps the likeliest tokens whose probabilities add up to it. [default: 1]
+            #[schema(minimum = 0, maximum = 1)]
+            pub top_p: Option<f32>,
+            /// Subtracted from the logit of every token that has occurred in the answer. [default: 0]
+            pub presence_penalty: Option<f32>,
+            /// Subtracted from a token's logit once for each time it has occurred in the answer. [default: 0]
+            pub frequency_penalty: Option<f32>,
+            /// Keeps the likeliest tokens; 0 or less keeps all. Not OpenAI's. [default: 0]
+            pub top_k: Option<i32>,
+            /// Keeps tokens with at least this share of the likeliest one's probability. Not OpenAI's. [default: 0]
+            #[schema(minimum = 0, maximum = 1)]
+            pub min_p: Option<f32>,
+            /// Divides the logits of tokens that have occurred in the answer. Not OpenAI's. [default: 1]
+            #[schema(exclusive_minimum = 0)]
+            pub repeat_penalty: Option<f32>,
+            /// Goes on after an end-of-sequence token. Not OpenAI's. [default: false]
+            pub ignore_eos: Option<bool>,
+            /// Who asks: a name for the server's log.
+            pub user: Option<String>,
+        }
+
+        impl $name {
+            /// The sampler's parameters, with OpenAI's defaults; penalties look at the answer alone.
+            fn sampling(&self) -> crate::sampler::SamplingParams {
+                if let Some(user) = &self.user {
+                    tracing::info!(user, "asked");
+                }
+                crate::sampler::SamplingParams {
+                    temperature: self.temperature.unwrap_or(1.0),
+                    top_k: self.top_k.unwrap_or(0),
+                    top_p: self.top_p.unwrap_or(1.0),
+                    min_p: self.min_p.unwrap_or(0.0),
+                    repeat_penalty: self.repeat_penalty.unwrap_or(1.0),
+                    repeat_last_n: -1,
+                    presence_penalty: self.presence_penalty.unwrap_or(0.0),
+                    frequency_penalty: self.frequency_penalty.unwrap_or(0.0),
+                    seed: self.seed.map_or_else(crate::server::random_u64, |seed| seed as u64),
+                }
+            }
+
+            /// Whether a stream was asked for; `Some(true)` if it is to end with the usage.
+            fn stream(&self) -> Result<Option<bool>, crate::server::error::ApiError> {
+                crate::server::api::openai::stream(self.stream, self.stream_options.as_ref())
+            }
+        }
+    };
+}
+pub(super) use openai_request;
+
+/// How a stream is to be.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StreamOptions {
+    /// Whether the last chunk has the usage of the whole answer, and no choices. [default: false]
+    include_usage: Option<bool>,
+}
+
+/// Whether a stream is asked for, and whether it ends with the usage.
+///
+/// # Errors
+/// 400 where there are options without a stream.
+pub fn stream(stream: Option<bool>, options: Option<&StreamOptions>) -> Result<Option<bool>, ApiError> {
+    match (stream.unwrap_or(false), options) {
+        (true, options) => Ok(Some(options.and_then(|options| options.include_usage).unwrap_or(false))),
+        (false, None) => Ok(None),
+        (false, Some(_)) => {
+            let message = "stream_options: only a stream has options; set `stream` too, or leave them out";
+            Err(ApiError::field("stream_options", message))
+        }
+    }
+}
+
+/// Tokens that a request took.
+#[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]
+pub struct OpenAiUsage {
+    pub prompt_tokens: usize,
+    pub completion_tokens: usize,
+    pub total_tokens: usize,
+    pub prompt_tokens_details: PromptDetails,
+}
+
+/// Where the tokens of prompts came from.
+#[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]
+pub struct PromptDetails {
+    /// Tokens that were in the KV cache already.
+    pub cached_tokens: usize,
+}
+
+impl OpenAiUsage {
+    /// The sum over choices; each prompt of `n` choices counts once.
+    pub fn sum(usages: &[crate::generate::Usage], n: usize) -> Self {
+        let prompt_tokens = usages.iter().step_by(n).map(|usage| usage.prompt_tokens).sum();
+        let cached_tokens = usages.iter().step_by(n).map(|usage| usage.cached_tokens).sum();
+        let completion_tokens = usages.iter().map(|usage| usage.completion_tokens).sum();
+        Self {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+            prompt_tokens_details: PromptDetails { cached_tokens },
+        }
+    }
+
+    /// The usage of whole choices.
+    pub fn of(choices: &[Choice], n: usize) -> Self {
+        Self::sum(&choices.iter().map(|choice| choice.usage).collect::<Vec<_>>(), n)
+    }
+}
+
+/// Why an answer ended, in OpenAI's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OpenAiFinish {
+    /// The model ended it, or a stop text.
+    Stop,
+    /// It was as long as it may be.
+    Length,
+}
+
+impl From<FinishReason> for OpenAiFinish {
+    fn from(reason: FinishReason) -> Self {
+        match reason {
+            FinishReason::Stop | FinishReason::Cancelled | FinishReason::Constraint => Self::Stop,
+            FinishReason::Length | FinishReason::Context => Self::Length,
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! `/tokenize` and `/detokenize`.
+
+use crate::server::App;
+use crate::server::body::JsonBody;
+use crate::server::error::{ApiError, ErrorResponse};
+use axum::Json;
+use axum::extract::State;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use utoipa::ToSchema;
+
+/// Text to be cut into tokens.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TokenizeRequest {
+    text: String,
+    /// Whether the names of special tokens become those tokens. [default: true]
+    parse_special: Option<bool>,
+}
+
+/// The tokens of a text.
+#[derive(Serialize, ToSchema)]
+pub struct TokenizeResponse {
+    ids: Vec<u32>,
+    count: usize,
+}
+
+/// Tokens to be put together.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DetokenizeRequest {
+    ids: Vec<u32>,
+    /// Whether special tokens are left out. [default: false]
+    skip_special: Option<bool>,
+}
+
+/// The text of tokens.
+#[derive(Serialize, ToSchema)]
+pub struct DetokenizeResponse {
+    text: String,
+}
+
+/// Text to token ids. Nothing is added, no template and no BOS.
+#[utoipa::path(post, path = "/tokenize", tag = "qernel", request_body = TokenizeRequest, responses(
+    (status = 200, description = "The ids.", body = TokenizeResponse),
+    (status = "4XX", description = "The request is wrong.", body = ErrorResponse),
+    (status = 503, description = "The model is being loaded.", body = ErrorResponse),
+))]
+pub async fn tokenize(
+    State(app): State<Arc<App>>,
+    JsonBody(request): JsonBody<TokenizeRequest>,
+) -> Result<Json<TokenizeResponse>, ApiError> {
+    let ids = app.encode(request.text, request.parse_special.unwrap_or(true)).await?;
+    Ok(Json(TokenizeResponse { count: ids.len(), ids }))
+}
+
+/// Token ids to text; bytes that are no characters become U+FFFD.
+#[utoipa::path(post, path = "/detokenize", tag = "qernel", request_body = DetokenizeRequest, responses(
+    (status = 200, description = "The text.", body = DetokenizeResponse),
+    (status = "4XX", description = "The request is wrong.", body = ErrorResponse),
+    (status = 503, description = "The model is being loaded.", body = ErrorResponse),
+))]
+pub async fn detokenize(
+    State(app): State<Arc<App>>,
+    JsonBody(request): JsonBody<DetokenizeRequest>,
+) -> Result<Json<DetokenizeResponse>, ApiError> {
+    let text = app.engine.model()?.tokenizer.decode(&request.ids, request.skip_special.unwrap_or(false));
+    let named = |error: crate::Error| ApiError::field("ids", format!("ids: {error}"));
+    Ok(Json(DetokenizeResponse { text: text.map_err(named)? }))
+}

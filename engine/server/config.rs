@@ -1,0 +1,54 @@
+//! What the server is told when it starts.
+
+use std::time::Duration;
+
+/// Limits and names of a server. Every bound here is what keeps its memory bounded too.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Address or host name to listen on.
+    pub host: String,
+    /// Port to listen on; 0 takes a free one.
+    pub port: u16,
+    /// What clients must show, as `Authorization: Bearer KEY` or as the password of basic authentication.
+    pub api_key: Option<String>,
+    /// Origins whose pages may call the server (`*`: any). None: browsers keep other pages out.
+    pub cors: Vec<String>,
+    /// Sequences that run at once.
+    pub max_running: usize,
+    /// Sequences that may wait besides those that run; what comes then is answered with 429.
+    pub max_queue: usize,
+    /// Open connections; what comes then is answered with 503.
+    pub max_connections: usize,
+    /// Events that may wait for a client to take them; one that lets more pile up loses its answer.
+    pub max_pending_events: usize,
+    /// Bytes of a request's body.
+    pub max_body_bytes: usize,
+    /// Answers to one request: prompts times `n`.
+    pub max_choices: usize,
+    /// From a request's acceptance to the end of its answer.
+    pub request_timeout: Duration,
+    /// For the head of a request, for its body, and for a client to take any of what was sent.
+    pub io_timeout: Duration,
+    /// From the signal to stop until what still runs is ended.
+    pub shutdown_timeout: Duration,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            host: "127.0.0.1".into(),
+            port: 8080,
+            api_key: None,
+            cors: Vec::new(),
+            max_running: 64,
+            max_queue: 256,
+            max_connections: 1024,
+            max_pending_events: 4096,
+            max_body_bytes: 4 << 20,
+            max_choices: 16,
+            request_timeout: Duration::from_secs(600),
+            io_timeout: Duration::from_secs(30),
+            shutdown_timeout: Duration::from_secs(30),
+        }
+    }
+}

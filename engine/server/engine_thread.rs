@@ -1,0 +1,460 @@
+//! The one thread that owns the engine. Connections hand it requests over a bounded channel; each gets its events over one
+//! of its own.
+//!
+//! Between two steps the thread takes new requests in, ends those whose client has left, and passes the last step's events
+//! on. It never waits for a client: whoever does not take events in time loses the answer.
+
+use super::config::ServerConfig;
+use super::error::ApiError;
+use super::grammar::{Grammar, Grammars};
+use super::metrics::{Metrics, Rejection};
+use crate::chat::ChatTemplate;
+use crate::error::{Error, Result};
+use crate::generate::{Engine, Event, FinishReason, Request, TokenConstraint};
+use crate::scheduler::SequenceId;
+use crate::tokenizer::Tokenizer;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tracing::Span;
+
+/// A model ready to be served. Made on the engine's thread, which it never leaves.
+pub struct LoadedModel {
+    pub engine: Engine,
+    /// `None` where the file has none and ChatML cannot stand in: chat is refused then.
+    pub template: Option<ChatTemplate>,
+    /// What clients call it.
+    pub name: String,
+}
+
+/// What connections know of the model.
+pub struct ModelInfo {
+    pub name: String,
+    pub tokenizer: Arc<Tokenizer>,
+    pub template: Option<ChatTemplate>,
+    pub max_model_len: usize,
+    pub device: String,
+    /// Made when first asked for: a large vocabulary takes its time.
+    grammars: OnceLock<Result<Grammars, String>>,
+}
+
+impl ModelInfo {
+    /// What makes grammars over the vocabulary. The first call may take a second.
+    ///
+    /// # Errors
+    /// 500 where the vocabulary is not fit.
+    pub fn grammars(&self) -> Result<&Grammars, ApiError> {
+        let grammars =
+            self.grammars.get_or_init(|| Grammars::new(&self.tokenizer).map_err(|error| error.to_string()));
+        grammars.as_ref().map_err(ApiError::server)
+    }
+}
+
+/// One sequence that is asked for.
+pub struct Wanted {
+    pub request: Request,
+    /// What the answer must be.
+    pub grammar: Option<Grammar>,
+}
+
+/// One request to be answered: one or more sequences.
+struct Submission {
+    choices: Vec<Wanted>,
+    room: OwnedSemaphorePermit,
+    updates: mpsc::Sender<Update>,
+    /// When it came.
+    start: Instant,
+    /// Its request in the log.
+    span: Span,
+}
+
+/// What the engine's thread says of a submission.
+enum Update {
+    /// All its sequences wait or run.
+    Accepted,
+    /// Something happened to the sequence of this index.
+    Event(usize, Event),
+    /// No more comes.
+    Failed(ApiError),
+}
+
+/// The way to the engine's thread.
+pub struct EngineHandle {
+    submissions: mpsc::Sender<Submission>,
+    room: Arc<Semaphore>,
+    max_sequences: usize,
+    shared: Arc<Shared>,
+}
+
+/// What the thread tells everybody.
+struct Shared {
+    model: OnceLock<ModelInfo>,
+    /// Why the last step failed.
+    fault: Mutex<Option<String>>,
+    metrics: Arc<Metrics>,
+}
+
+/// Whether answers can be had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    Loading,
+    Ready,
+    /// The device failed; the next requests show whether it still does.
+    Degraded(String),
+    Stopped,
+}
+
+impl EngineHandle {
+    /// Starts the thread. `open` is called on it; its error, or the thread's end, is what the returned receiver gets.
+    pub fn start(
+        open: impl FnOnce() -> Result<LoadedModel> + Send + 'static,
+        max_sequences: usize,
+        metrics: Arc<Metrics>,
+    ) -> std::io::Result<(Self, std::thread::JoinHandle<Result<()>>)> {
+        // Each submission holds room for a sequence at least, so the channel is never full.
+        let (submissions, incoming) = mpsc::channel(max_sequences);
+        let shared = Arc::new(Shared { model: OnceLock::new(), fault: Mutex::default(), metrics });
+        let of_thread = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
+            let LoadedModel { mut engine, template, name } = open()?;
+            answer_once(&mut engine)?;
+            let Some(tokenizer) = engine.tokenizer().cloned() else {
+                return Err(Error::Tokenizer("a server needs a model file with a vocabulary".into()));
+            };
+            let info = ModelInfo {
+                name,
+                tokenizer,
+                template,
+                max_model_len: engine.max_model_len(),
+                device: engine.runner().device_name(),
+                grammars: OnceLock::new(),
+            };
+            tracing::info!(model = info.name, device = info.device, context = info.max_model_len, "ready");
+            let _ = of_thread.model.set(info);
+            let delivery = Delivery { shared: of_thread, active: HashMap::new(), lost: Vec::new() };
+            EngineThread { engine, delivery, made: (Vec::new(), Instant::now()) }.run(incoming);
+            Ok(())
+        })?;
+        let room = Arc::new(Semaphore::new(max_sequences));
+        Ok((Self { submissions, room, max_sequences, shared }, thread))
+    }
+
+    /// The model.
+    ///
+    /// # Errors
+    /// 503 while it is being loaded.
+    pub fn model(&self) -> Result<&ModelInfo, ApiError> {
+        let loading = || ApiError::unavailable("loading", "the model is being loaded; try again");
+        self.shared.model.get().ok_or_else(loading)
+    }
+
+    /// Done when there is no engine any more.
+    pub fn stopped(&self) -> impl Future<Output = ()> + use<> {
+        let submissions = self.submissions.clone();
+        async move { submissions.closed().await }
+    }
+
+    /// Whether answers can be had, now.
+    pub fn health(&self) -> Health {
+        if self.submissions.is_closed() {
+            return Health::Stopped;
+        }
+        if self.shared.model.get().is_none() {
+            return Health::Loading;
+        }
+        match &*self.shared.fault.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(reason) => Health::Degraded(reason.clone()),
+            None => Health::Ready,
+        }
+    }
+
+    /// Sequences that may wait and run.
+    pub fn max_sequences(&self) -> usize {
+        self.max_sequences
+    }
+
+    /// Room for `choices` sequences.
+    ///
+    /// # Errors
+    /// 429 where there is none.
+    pub fn reserve(&self, choices: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+        let full = |_| {
+            self.shared.metrics.rejected(Rejection::QueueFull);
+            ApiError::queue_full(self.max_sequences)
+        };
+        let choices = u32::try_from(choices).unwrap_or(u32::MAX);
+        Arc::clone(&self.room).try_acquire_many_owned(choices).map_err(full)
+    }
+
+    /// Hands a request to the engine and waits until it is accepted. Dropping the answer ends it.
+    ///
+    /// # Errors
+    /// 400 where the engine refuses it, 503 where there is no engine any more, 504 after the time that an answer has.
+    pub async fn submit(
+        &self,
+        room: OwnedSemaphorePermit,
+        choices: Vec<Wanted>,
+        config: &ServerConfig,
+    ) -> Result<Answer, ApiError> {
+        let time = config.request_timeout;
+        // The last words of all sequences always have room.
+        let (updates, receiver) = mpsc::channel(config.max_pending_events + 2 * choices.len());
+        let (start, span) = (Instant::now(), Span::current());
+        let mut answer = Answer { receiver, left: choices.len(), deadline: start + time, time };
+        let stopped = |_| ApiError::unavailable("stopped", "the engine has stopped");
+        self.submissions.try_send(Submission { choices, room, updates, start, span }).map_err(stopped)?;
+        match answer.update().await? {
+            Update::Failed(error) => Err(error),
+            _ => Ok(answer),
+        }
+    }
+}
+
+/// The model answers: a token of it can be had.
+fn answer_once(engine: &mut Engine) -> Result<()> {
+    let request = Request { max_tokens: Some(1), text: false, ..Request::new(vec![0]) };
+    engine.run_to_end(request, &false.into(), |_| std::ops::ControlFlow::Continue(()))?;
+    Ok(())
+}
+
+/// The events of one submission, as they come. Dropping it ends its sequences before the next step.
+pub struct Answer {
+    receiver: mpsc::Receiver<Update>,
+    /// Sequences that have not ended.
+    left: usize,
+    deadline: Instant,
+    time: Duration,
+}
+
+impl Answer {
+    /// The next event and the index of its sequence; `None` when all have ended.
+    ///
+    /// # Errors
+    /// What kept the answer from being completed; nothing comes after it.
+    pub async fn next(&mut self) -> Result<Option<(usize, Event)>, ApiError> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        let update = self.update().await;
+        self.take(update)
+    }
+
+    /// The next event if it is there already.
+    pub fn try_next(&mut self) -> Result<Option<(usize, Event)>, ApiError> {
+        match self.receiver.try_recv() {
+            Ok(update) if self.left > 0 => self.take(Ok(update)),
+            _ => Ok(None),
+        }
+    }
+
+    fn take(&mut self, update: Result<Update, ApiError>) -> Result<Option<(usize, Event)>, ApiError> {
+        match update {
+            Ok(Update::Event(choice, event)) => {
+                self.left -= usize::from(matches!(event, Event::Finished { .. }));
+                Ok(Some((choice, event)))
+            }
+            Ok(Update::Accepted) => Ok(None),
+            Ok(Update::Failed(error)) | Err(error) => {
+                self.left = 0;
+                self.receiver.close();
+                Err(error)
+            }
+        }
+    }
+
+    async fn update(&mut self) -> Result<Update, ApiError> {
+        match tokio::time::timeout_at(self.deadline.into(), self.receiver.recv()).await {
+            Ok(Some(update)) => Ok(update),
+            Ok(None) => {
+                Err(ApiError::unavailable("stopped", "the engine stopped before the answer was complete"))
+            }
+            Err(_) => Err(ApiError::timeout(self.time.as_secs())),
+        }
+    }
+}
+
+/// A sequence that waits or runs.
+struct Active {
+    choice: usize,
+    updates: mpsc::Sender<Update>,
+    /// Held until it ends.
+    _room: Option<OwnedSemaphorePermit>,
+    start: Instant,
+    /// When its newest token came.
+    newest: Option<Instant>,
+    /// Sequences of its submission, each of which still has a last word.
+    siblings: usize,
+    /// Its request in the log.
+    span: Span,
+}
+
+/// The way of events to those who wait for them.
+struct Delivery {
+    shared: Arc<Shared>,
+    active: HashMap<SequenceId, Active>,
+    /// Sequences that nobody waits for any more.
+    lost: Vec<SequenceId>,
+}
+
+struct EngineThread {
+    engine: Engine,
+    delivery: Delivery,
+    /// What the last step made, and when.
+    made: (Vec<Event>, Instant),
+}
+
+impl EngineThread {
+    /// Serves until every sender of submissions is gone.
+    fn run(mut self, mut incoming: mpsc::Receiver<Submission>) {
+        loop {
+            if !self.engine.has_work() {
+                self.delivery.pass_on(&mut self.made);
+                self.observe();
+                match incoming.blocking_recv() {
+                    Some(submission) => self.join(submission),
+                    None => return,
+                }
+            }
+            while let Ok(submission) = incoming.try_recv() {
+                self.join(submission);
+            }
+            self.end_abandoned();
+            self.observe();
+            // A GPU computes the next step while the events of the last one go out.
+            let Self { engine, delivery, made } = &mut self;
+            let events = engine.step_while(&mut || delivery.pass_on(made));
+            delivery.pass_on(made);
+            match events {
+                Ok(events) => self.take(events),
+                Err(error) => self.fail(&error),
+            }
+        }
+    }
+
+    fn take(&mut self, events: Vec<Event>) {
+        let count = events.iter().filter(|event| matches!(event, Event::Token { .. })).count();
+        // A step without tokens may not have asked the device.
+        if count > 0 {
+            self.delivery.set_fault(None);
+            self.delivery.shared.metrics.tokens_made(count);
+        }
+        self.made = (events, Instant::now());
+    }
+
+    fn join(&mut self, submission: Submission) {
+        let Submission { choices, mut room, updates, start, span } = submission;
+        let siblings = choices.len();
+        let mut ids = Vec::with_capacity(siblings);
+        for (choice, Wanted { request, grammar }) in choices.into_iter().enumerate() {
+            let prompt_tokens = request.prompt.len();
+            let constraint = grammar.map(|grammar| Box::new(grammar) as Box<dyn TokenConstraint>);
+            match self.engine.submit_constrained(request, constraint) {
+                Ok(id) => {
+                    self.delivery.shared.metrics.prompt_tokens(prompt_tokens);
+                    ids.push(id);
+                    let updates = updates.clone();
+                    let (_room, span) = (room.split(1), span.clone());
+                    let active = Active { choice, updates, _room, start, newest: None, siblings, span };
+                    self.delivery.active.insert(id, active);
+                }
+                Err(error) => {
+                    for id in ids {
+                        self.delivery.active.remove(&id);
+                        self.engine.cancel(id);
+                    }
+                    let _ = updates.try_send(Update::Failed(error.into()));
+                    return;
+                }
+            }
+        }
+        let _ = updates.try_send(Update::Accepted);
+    }
+
+    /// Ends the sequences whose client has left or listens no more.
+    fn end_abandoned(&mut self) {
+        let Delivery { shared, active, lost } = &mut self.delivery;
+        for (id, Active { choice, span, .. }) in active.extract_if(|_, active| active.updates.is_closed()) {
+            // One that has ended meanwhile was completed, if in vain.
+            if self.engine.cancel(id) {
+                span.in_scope(|| tracing::info!(choice, "its client left"));
+                shared.metrics.cancelled();
+            }
+        }
+        for id in lost.drain(..) {
+            self.engine.cancel(id);
+        }
+    }
+
+    /// Nothing that runs can be completed.
+    fn fail(&mut self, error: &Error) {
+        tracing::error!("a step failed: {error}");
+        self.delivery.set_fault(Some(error.to_string()));
+        for (id, active) in self.delivery.active.drain() {
+            self.engine.cancel(id);
+            let _ = active.updates.try_send(Update::Failed(ApiError::server(error.to_string())));
+            self.delivery.shared.metrics.failed();
+        }
+    }
+
+    fn observe(&self) {
+        let (waiting, running) = self.engine.num_sequences();
+        self.delivery.shared.metrics.engine(waiting, running, self.engine.pool());
+    }
+}
+
+impl Delivery {
+    /// Sends out what a step made, and empties it.
+    fn pass_on(&mut self, made: &mut (Vec<Event>, Instant)) {
+        let (events, at) = made;
+        for event in events.drain(..) {
+            self.pass_on_one(event, *at);
+        }
+    }
+
+    fn pass_on_one(&mut self, event: Event, at: Instant) {
+        let id = event.id();
+        let Some(active) = self.active.get_mut(&id) else { return };
+        let metrics = &self.shared.metrics;
+        let finished = match &event {
+            Event::Token { .. } => {
+                match active.newest.replace(at) {
+                    None => metrics.first_token(at - active.start),
+                    Some(before) => metrics.next_token(at - before),
+                }
+                None
+            }
+            Event::Finished { reason, usage, .. } => {
+                let (choice, tokens) = (active.choice, usage.completion_tokens);
+                active.span.in_scope(|| tracing::info!(choice, tokens, %reason, "finished"));
+                Some(*reason)
+            }
+        };
+        // Room is left for the last word of each sibling.
+        let too_slow = finished.is_none() && active.updates.capacity() <= active.siblings;
+        let update = if finished == Some(FinishReason::Constraint) {
+            let message = "the answer was ended: what response_format asks for takes too long to follow";
+            Update::Failed(ApiError::server(message))
+        } else if too_slow {
+            metrics.rejected(Rejection::SlowReader);
+            self.lost.push(id);
+            Update::Failed(ApiError::server("the answer was ended because its reader is too slow"))
+        } else {
+            Update::Event(active.choice, event)
+        };
+        // A closed channel is seen before the next step.
+        let sent = active.updates.try_send(update);
+        debug_assert!(!matches!(sent, Err(TrySendError::Full(_))), "there is room for the last word");
+        if let Some(reason) = finished {
+            metrics.finished(reason, at - active.start);
+        }
+        if finished.is_some() || too_slow {
+            self.active.remove(&id);
+        }
+    }
+
+    fn set_fault(&self, fault: Option<String>) {
+        *self.shared.fault.lock().unwrap_or_else(PoisonError::into_inner) = fault;
+    }
+}

@@ -1,0 +1,194 @@
+//! The HTTP server: many connections, one engine.
+//!
+//! ```text
+//! connection -> router -> api::* -> EngineHandle -> engine thread: Engine::submit, Engine::step
+//!                            ^-- Answer (a bounded channel of events) --'
+//! ```
+//!
+//! Tokio's threads parse, tokenise and write; the engine's thread ([`engine_thread`]) computes. A dropped [`Answer`] is
+//! how a client's leaving reaches the engine.
+//!
+//! [`Answer`]: engine_thread::Answer
+
+mod api;
+mod auth;
+mod body;
+mod config;
+mod connection;
+mod engine_thread;
+mod error;
+mod grammar;
+mod metrics;
+mod openapi;
+mod sse;
+mod trace;
+
+pub use config::ServerConfig;
+pub use engine_thread::LoadedModel;
+pub use openapi::document as openapi_document;
+
+use crate::error::{Error, Result};
+use axum::Router;
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::middleware::from_fn_with_state;
+use engine_thread::EngineHandle;
+use error::ApiError;
+use metrics::Metrics;
+use std::future::Future;
+use std::hash::{BuildHasher, RandomState};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::SystemTime;
+use tower_http::cors::{AllowOrigin, CorsLayer};
+
+/// What every handler sees.
+pub struct App {
+    config: ServerConfig,
+    engine: EngineHandle,
+    metrics: Arc<Metrics>,
+    started: SystemTime,
+}
+
+/// A server that has its port and not yet a model.
+pub struct Server {
+    config: ServerConfig,
+    listener: TcpListener,
+}
+
+impl Server {
+    /// Takes the port.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the address cannot be had, [`Error::Request`] where the configuration makes no sense.
+    pub fn bind(config: ServerConfig) -> Result<Self> {
+        cors(&config.cors)?;
+        if config.api_key.as_deref() == Some("") {
+            return Err(Error::Request("the API key is empty; leave it out or give one".into()));
+        }
+        for (name, value) in [
+            ("--parallel", config.max_running),
+            ("--max-connections", config.max_connections),
+            ("--max-body", config.max_body_bytes),
+            ("--max-n", config.max_choices),
+        ] {
+            if value == 0 {
+                return Err(Error::Request(format!("{name} is 0; the server would answer nothing")));
+            }
+        }
+        let address = format!("{}:{}", config.host, config.port);
+        let is_local = ["127.0.0.1", "::1", "localhost"].contains(&config.host.as_str());
+        if !is_local && config.api_key.is_none() {
+            tracing::warn!("anybody who reaches {address} may use the model; --api-key asks for a key");
+        }
+        let listener = TcpListener::bind((config.host.as_str(), config.port))
+            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+            .map_err(|error| Error::io(&address, error))?;
+        Ok(Self { config, listener })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// [`Error::Io`] from the system.
+    pub fn local_addr(&self) -> Result<SocketAddr> {
+        self.listener.local_addr().map_err(|error| Error::io("the server's socket", error))
+    }
+
+    /// Loads the model with `open` on a thread of its own and answers until `stop` is done and what then runs is complete
+    /// or out of time. While the model loads, `/health` says so and the rest answers 503.
+    ///
+    /// # Errors
+    /// Those of `open`; [`Error::Io`] where the system refuses threads or sockets.
+    pub fn run(
+        self,
+        open: impl FnOnce() -> Result<LoadedModel> + Send + 'static,
+        stop: impl Future<Output = ()>,
+    ) -> Result<()> {
+        let Self { config, listener } = self;
+        let io = |error| Error::io("the server's runtime", error);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8))
+            .max_blocking_threads(4)
+            .thread_name("http")
+            .enable_all()
+            .build()
+            .map_err(io)?;
+        let metrics = Arc::new(Metrics::default());
+        let max_sequences = config.max_running.saturating_add(config.max_queue);
+        let max_sequences = max_sequences.min(tokio::sync::Semaphore::MAX_PERMITS);
+        let (engine, thread) = EngineHandle::start(open, max_sequences, Arc::clone(&metrics)).map_err(io)?;
+        let cors = cors(&config.cors)?;
+        let app = Arc::new(App { config, engine, metrics, started: SystemTime::now() });
+        let router = router(&app, cors);
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener).map_err(io)?;
+            // Without an engine there is nothing to wait for.
+            let stopped = app.engine.stopped();
+            let stop = async {
+                tokio::select! {
+                    () = stop => (),
+                    () = stopped => (),
+                }
+            };
+            connection::serve(listener, router, Arc::clone(&app), stop).await;
+            Ok(())
+        })?;
+        // What still runs is dropped here, and with it the last sender: the engine's thread ends after its step.
+        runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+        drop(app);
+        thread.join().unwrap_or_else(|_| Err(Error::Device("the engine's thread panicked".into())))
+    }
+}
+
+fn router(app: &Arc<App>, cors: Option<CorsLayer>) -> Router {
+    let router = api::routes()
+        .fallback(async || {
+            ApiError::refused(StatusCode::NOT_FOUND, None, "there is nothing at this path; see /openapi.json")
+        })
+        .method_not_allowed_fallback(async || {
+            ApiError::refused(
+                StatusCode::METHOD_NOT_ALLOWED,
+                None,
+                "this path takes another method; see /openapi.json",
+            )
+        })
+        .layer(from_fn_with_state(Arc::clone(app), auth::require_key));
+    let router = match cors {
+        // A browser asks without the key whether it may ask with it.
+        Some(cors) => router.layer(cors),
+        None => router,
+    };
+    router.layer(from_fn_with_state(Arc::clone(app), trace::trace)).with_state(Arc::clone(app))
+}
+
+fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
+    if origins.is_empty() {
+        return Ok(None);
+    }
+    let origin = if origins.iter().any(|origin| origin == "*") {
+        AllowOrigin::any()
+    } else {
+        let parse = |origin: &String| {
+            let fault = || {
+                Error::Request(format!(
+                    "--cors: expected an origin such as https://example.org, found {origin:?}"
+                ))
+            };
+            origin.contains("://").then(|| HeaderValue::from_str(origin).ok()).flatten().ok_or_else(fault)
+        };
+        AllowOrigin::list(origins.iter().map(parse).collect::<Result<Vec<_>>>()?)
+    };
+    let layer = CorsLayer::new().allow_origin(origin).allow_methods([Method::GET, Method::POST]);
+    let headers = [header::AUTHORIZATION, header::CONTENT_TYPE, trace::REQUEST_ID];
+    Ok(Some(layer.allow_headers(headers).expose_headers([trace::REQUEST_ID])))
+}
+
+/// A name that nothing else has: 128 bits from the keys that the system gave the standard library's hasher.
+fn random_id(prefix: &str) -> String {
+    format!("{prefix}{:016x}{:016x}", random_u64(), random_u64())
+}
+
+/// 64 random bits.
+fn random_u64() -> u64 {
+    RandomState::new().hash_one(0)
+}

@@ -1,0 +1,192 @@
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+
+/** The conversation as the server gets it, without the system message. */
+let messages = [];
+/** Ends the answer that is being made; null where none is. */
+let running = null;
+
+/** Fields of the form that are numbers of the request. */
+const NUMBERS = ["temperature", "top_p", "top_k", "min_p", "repeat_penalty", "max_tokens", "seed"];
+
+function say(text, wrong = false) {
+  $("status").textContent = text;
+  $("status").classList.toggle("wrong", wrong);
+}
+
+function addTurn(role, text) {
+  $("empty")?.remove();
+  const turn = document.createElement("div");
+  turn.className = `turn ${role}`;
+  turn.textContent = text;
+  $("conversation").append(turn);
+  scrollDown();
+  return turn;
+}
+
+function scrollDown() {
+  const log = $("conversation");
+  log.scrollTop = log.scrollHeight;
+}
+
+/** The body of the request, or null where a field is not filled in properly. */
+function request() {
+  const system = $("system").value.trim();
+  const body = {
+    messages: system ? [{ role: "system", content: system }, ...messages] : messages,
+    stream: true,
+    stream_options: { include_usage: true },
+  };
+  for (const name of NUMBERS) {
+    const input = $(name);
+    if (!input.checkValidity()) {
+      $("sampling").open = true;
+      input.reportValidity();
+      return null;
+    }
+    if (input.value !== "") body[name] = Number(input.value);
+  }
+  return body;
+}
+
+/** The data of Server-Sent Events, as they come. */
+async function* events(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let buffer = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    buffer += value;
+    for (let end; (end = buffer.indexOf("\n\n")) >= 0; buffer = buffer.slice(end + 2)) {
+      const lines = buffer.slice(0, end).split("\n").filter((line) => line.startsWith("data: "));
+      const data = lines.map((line) => line.slice(6)).join("\n");
+      if (data) yield data;
+    }
+  }
+}
+
+/** What an answer that is an error says. */
+async function fault(response) {
+  try {
+    return (await response.json()).error.message;
+  } catch {
+    return `the server answered ${response.status}`;
+  }
+}
+
+/** Streams an answer into `turn`; returns its text and how it ended. */
+async function stream(body, turn, signal) {
+  const response = await fetch("v1/chat/completions", {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify(body),
+    signal,
+  });
+  if (!response.ok) throw new Error(await fault(response));
+  const answer = { text: "", reason: null, tokens: 0, seconds: 0 };
+  let first = null;
+  let pieces = 0;
+  for await (const data of events(response)) {
+    if (data === "[DONE]") break;
+    const chunk = JSON.parse(data);
+    if (chunk.error) throw new Error(chunk.error.message);
+    if (chunk.usage) answer.tokens = chunk.usage.completion_tokens;
+    const choice = chunk.choices[0];
+    if (!choice) continue;
+    answer.reason = choice.finish_reason ?? answer.reason;
+    const piece = choice.delta.content;
+    if (!piece) continue;
+    first ??= performance.now();
+    pieces += 1;
+    answer.text += piece;
+    turn.textContent = answer.text;
+    answer.seconds = (performance.now() - first) / 1000;
+    if (pieces > 1) say(`${pieces} tokens, ${rate(pieces - 1, answer.seconds)}`);
+    scrollDown();
+  }
+  return answer;
+}
+
+function rate(tokens, seconds) {
+  return seconds > 0 ? `${(tokens / seconds).toFixed(1)} tokens/s` : "";
+}
+
+function setRunning(controller) {
+  running = controller;
+  $("send").hidden = controller !== null;
+  $("stop").hidden = controller === null;
+  $("clear").disabled = controller !== null;
+}
+
+async function ask() {
+  const text = $("message").value.trim();
+  if (!text || running) return;
+  messages.push({ role: "user", content: text });
+  const body = request();
+  if (!body) {
+    messages.pop();
+    return;
+  }
+  const question = addTurn("user", text);
+  const turn = addTurn("assistant", "");
+  turn.classList.add("unfinished");
+  $("message").value = "";
+  say("waiting…");
+  setRunning(new AbortController());
+  try {
+    const answer = await stream(body, turn, running.signal);
+    messages.push({ role: "assistant", content: answer.text });
+    const length = answer.reason === "length" ? ", cut off by the limit" : "";
+    say(`${answer.tokens} tokens, ${rate(answer.tokens - 1, answer.seconds)}${length}`);
+  } catch (error) {
+    if (error.name === "AbortError") {
+      messages.push({ role: "assistant", content: turn.textContent });
+      say("stopped");
+    } else {
+      // The question may be asked again.
+      messages.pop();
+      if (!turn.textContent) {
+        turn.remove();
+        question.remove();
+        $("message").value = text;
+      }
+      say(error.message, true);
+    }
+  } finally {
+    turn.classList.remove("unfinished");
+    setRunning(null);
+    $("message").focus();
+  }
+}
+
+async function showModel() {
+  try {
+    const response = await fetch("v1/models");
+    if (!response.ok) throw new Error(await fault(response));
+    const model = (await response.json()).data[0];
+    $("model").textContent = `${model.id} · ${model.device} · ${model.max_model_len} tokens`;
+  } catch (error) {
+    $("model").textContent = error.message;
+    setTimeout(showModel, 2000);
+  }
+}
+
+$("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  ask();
+});
+$("stop").addEventListener("click", () => running?.abort());
+$("clear").addEventListener("click", () => {
+  messages = [];
+  $("conversation").replaceChildren();
+  say("");
+  $("message").focus();
+});
+$("message").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    ask();
+  }
+});
+showModel();

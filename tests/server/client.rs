@@ -1,0 +1,384 @@
+//! A server in this process, and a client of raw sockets that can also behave badly.
+
+use qernel::batch::{Batch, BatchLimits};
+use qernel::chat::ChatTemplate;
+use qernel::cli::options::ModelArgs;
+use qernel::error::{Error, Result};
+use qernel::kv_cache::KvLayout;
+use qernel::model::Runner;
+use qernel::model::open::{DeviceChoice, DtypeChoice};
+use qernel::sampler::{Logprobs, SamplingRow};
+use qernel::server::{LoadedModel, Server, ServerConfig};
+use serde_json::Value;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Long enough that only a hanging server is slower.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a test does to the model while it is served.
+#[derive(Default)]
+pub struct Control {
+    /// Every step fails.
+    pub fail: AtomicBool,
+    /// Milliseconds that every step takes more.
+    pub pause: AtomicU64,
+    /// Steps computed so far.
+    pub steps: AtomicU64,
+}
+
+/// The embedded model under a test's control.
+struct Controlled {
+    inner: Box<dyn Runner>,
+    control: Arc<Control>,
+}
+
+impl Runner for Controlled {
+    fn limits(&self) -> &BatchLimits {
+        self.inner.limits()
+    }
+
+    fn kv_layout(&self) -> &KvLayout {
+        self.inner.kv_layout()
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.inner.vocab_size()
+    }
+
+    fn max_model_len(&self) -> usize {
+        self.inner.max_model_len()
+    }
+
+    fn step(&mut self, batch: &Batch, rows: &[SamplingRow]) -> Result<Vec<u32>> {
+        std::thread::sleep(Duration::from_millis(self.control.pause.load(Ordering::Relaxed)));
+        if self.control.fail.load(Ordering::Relaxed) {
+            return Err(Error::Device("the cable was pulled".into()));
+        }
+        self.control.steps.fetch_add(1, Ordering::Relaxed);
+        self.inner.step(batch, rows)
+    }
+
+    fn take_logprobs(&mut self) -> Vec<Option<Logprobs>> {
+        self.inner.take_logprobs()
+    }
+
+    fn logits(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+        self.inner.logits(batch)
+    }
+
+    fn device_name(&self) -> String {
+        self.inner.device_name()
+    }
+
+    fn read_bandwidth(&mut self) -> Result<Option<f64>> {
+        self.inner.read_bandwidth()
+    }
+}
+
+/// The model that the binary carries, on the CPU.
+pub fn model_args() -> ModelArgs {
+    ModelArgs {
+        model: None,
+        device: DeviceChoice::Cpu,
+        dtype: DtypeChoice::default(),
+        ctx_size: None,
+        batch_size: Some(512),
+        gpu_memory_fraction: 0.9,
+        kernel: None,
+    }
+}
+
+/// Opens it for a server.
+pub fn open(parallel: usize, control: Arc<Control>) -> Result<LoadedModel> {
+    let mut model = model_args().open(parallel)?;
+    let template: Option<ChatTemplate> = model.template().ok();
+    model.runner = Box::new(Controlled { inner: model.runner, control });
+    Ok(LoadedModel { engine: model.into_engine()?, template, name: "haiku".into() })
+}
+
+/// A server that runs until it is dropped.
+pub struct Running {
+    pub address: SocketAddr,
+    pub control: Arc<Control>,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+/// The configuration that most tests take: a free port.
+pub fn config() -> ServerConfig {
+    ServerConfig { port: 0, ..ServerConfig::default() }
+}
+
+/// Starts a server and waits until it is ready.
+pub fn start(config: ServerConfig) -> Running {
+    let running = start_with(config, open);
+    running.wait_until("ready", |running| running.get("/health").status == 200);
+    running
+}
+
+/// Starts a server with a model opened in another way.
+pub fn start_with(
+    config: ServerConfig,
+    open: impl FnOnce(usize, Arc<Control>) -> Result<LoadedModel> + Send + 'static,
+) -> Running {
+    let control = Arc::new(Control::default());
+    let of_server = Arc::clone(&control);
+    let parallel = config.max_running;
+    let server = Server::bind(config).unwrap();
+    let address = server.local_addr().unwrap();
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    let thread = std::thread::spawn(move || {
+        server.run(move || open(parallel, of_server), async {
+            let _ = stopped.await;
+        })
+    });
+    Running { address, control, stop: Some(stop), thread: Some(thread) }
+}
+
+impl Running {
+    /// A server in another process.
+    pub fn at(address: &str) -> Self {
+        Self { address: address.parse().unwrap(), control: Arc::default(), stop: None, thread: None }
+    }
+
+    /// Stops it as a signal does and waits for its end.
+    pub fn stop(mut self) -> Result<()> {
+        drop(self.stop.take());
+        self.thread.take().expect("it runs").join().unwrap()
+    }
+
+    pub fn get(&self, path: &str) -> Response {
+        self.send("GET", path, &[], "").response()
+    }
+
+    pub fn post(&self, path: &str, body: impl ToString) -> Response {
+        self.stream(path, body).response()
+    }
+
+    /// Posts JSON and leaves the answer to be read.
+    pub fn stream(&self, path: &str, body: impl ToString) -> Connection {
+        self.send("POST", path, &[("content-type", "application/json")], &body.to_string())
+    }
+
+    pub fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Connection {
+        let mut text = format!("{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n");
+        for (name, value) in headers {
+            text += &format!("{name}: {value}\r\n");
+        }
+        if method == "POST" {
+            text += &format!("content-length: {}\r\n", body.len());
+        }
+        let mut connection = self.connect();
+        connection.write((text + "\r\n" + body).as_bytes());
+        connection
+    }
+
+    pub fn connect(&self) -> Connection {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Connection { stream: BufReader::new(stream) }
+    }
+
+    /// A value of `/metrics`; 0 where there is none yet.
+    pub fn metric(&self, name: &str) -> f64 {
+        let text = self.get("/metrics").text();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// Waits for a condition that must come.
+    pub fn wait_until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+        let start = Instant::now();
+        while !condition(self) {
+            assert!(start.elapsed() < PATIENCE, "{what} never came");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Waits until nothing waits, runs or holds a page.
+    pub fn wait_until_idle(&self) {
+        self.wait_until("idleness", |running| {
+            let text = running.get("/metrics").text();
+            ["requests_waiting", "requests_running", "kv_pages_used"]
+                .iter()
+                .all(|name| text.contains(&format!("qernel_{name} 0\n")))
+        });
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take()
+            && !std::thread::panicking()
+        {
+            thread.join().unwrap().unwrap();
+        }
+    }
+}
+
+/// An open connection.
+pub struct Connection {
+    stream: BufReader<TcpStream>,
+}
+
+/// A whole answer.
+#[derive(Debug)]
+pub struct Response {
+    pub status: u16,
+    headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Response {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8(self.body.clone()).unwrap()
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+    }
+
+    /// The body of a good answer.
+    pub fn good(&self) -> Value {
+        assert_eq!(self.status, 200, "{}", self.text());
+        self.json()
+    }
+}
+
+impl Connection {
+    pub fn write(&mut self, bytes: &[u8]) {
+        self.stream.get_mut().write_all(bytes).unwrap();
+    }
+
+    /// Writes as far as the server takes it; a server may answer and close before it has read everything.
+    pub fn write_some(&mut self, bytes: &[u8]) {
+        let _ = self.stream.get_mut().write_all(bytes);
+    }
+
+    /// Whether the server has closed without another word.
+    pub fn is_closed(&mut self) -> bool {
+        !matches!(self.stream.fill_buf(), Ok(bytes) if !bytes.is_empty())
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stream.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    /// The status, if the server says one before it closes.
+    pub fn status(&mut self) -> Option<u16> {
+        let mut line = String::new();
+        self.stream.read_line(&mut line).ok()?;
+        line.split(' ').nth(1)?.parse().ok()
+    }
+
+    /// Status and headers.
+    pub fn head(&mut self) -> Response {
+        let status = self.line();
+        let status = status.split(' ').nth(1).unwrap_or_else(|| panic!("no status in {status:?}"));
+        let status = status.parse().unwrap();
+        let mut headers = Vec::new();
+        loop {
+            let line = self.line();
+            let Some((name, value)) = line.split_once(": ") else { break };
+            headers.push((name.to_ascii_lowercase(), value.to_owned()));
+        }
+        Response { status, headers, body: Vec::new() }
+    }
+
+    /// The next chunk of a chunked body; empty at its end.
+    fn chunk(&mut self) -> Vec<u8> {
+        let size = self.line();
+        let size =
+            usize::from_str_radix(&size, 16).unwrap_or_else(|_| panic!("no size of a chunk: {size:?}"));
+        let mut bytes = vec![0; size + 2];
+        self.stream.read_exact(&mut bytes).unwrap();
+        bytes.truncate(size);
+        bytes
+    }
+
+    pub fn response(mut self) -> Response {
+        let mut response = self.head();
+        if response.header("transfer-encoding") == Some("chunked") {
+            loop {
+                let chunk = self.chunk();
+                if chunk.is_empty() {
+                    break;
+                }
+                response.body.extend(chunk);
+            }
+        } else {
+            let length = response.header("content-length").map_or(0, |length| length.parse().unwrap());
+            response.body.resize(length, 0);
+            self.stream.read_exact(&mut response.body).unwrap();
+        }
+        response
+    }
+
+    /// The events of a stream that has begun well.
+    pub fn events(mut self) -> Events {
+        let head = self.head();
+        if head.status != 200 {
+            let length: usize = head.header("content-length").unwrap().parse().unwrap();
+            let mut body = vec![0; length];
+            self.stream.read_exact(&mut body).unwrap();
+            panic!("{}: {}", head.status, String::from_utf8_lossy(&body));
+        }
+        assert_eq!(head.header("content-type"), Some("text/event-stream; charset=utf-8"));
+        Events { connection: self, buffer: String::new() }
+    }
+}
+
+/// Server-Sent Events as they come.
+pub struct Events {
+    connection: Connection,
+    buffer: String,
+}
+
+/// One event: its name, empty where it has none, and its data.
+#[derive(Debug, PartialEq)]
+pub struct SseEvent {
+    pub name: String,
+    pub data: String,
+}
+
+impl SseEvent {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.data).unwrap_or_else(|error| panic!("{error}: {}", self.data))
+    }
+}
+
+impl Iterator for Events {
+    type Item = SseEvent;
+
+    fn next(&mut self) -> Option<SseEvent> {
+        loop {
+            if let Some((event, rest)) = self.buffer.split_once("\n\n") {
+                let field = |name: &str| {
+                    event.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().to_owned()
+                };
+                let event = SseEvent { name: field("event: "), data: field("data: ") };
+                self.buffer = rest.to_owned();
+                return Some(event);
+            }
+            let chunk = self.connection.chunk();
+            if chunk.is_empty() {
+                assert_eq!(self.buffer, "", "the stream ends within an event");
+                return None;
+            }
+            self.buffer += std::str::from_utf8(&chunk).expect("events are cut between characters");
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Bounds: the queue, time, connections; and what happens to sequences nobody waits for.
+
+use crate::client::*;
+use serde_json::{Value, json};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// An answer that ends with the context only: 490 tokens.
+fn endless(stream: bool) -> Value {
+    json!({"prompt": "Write a haiku about the sea", "ignore_eos": true, "stream": stream})
+}
+
+#[test]
+fn a_client_that_leaves_frees_its_pages_within_a_step() {
+    let server = start(config());
+    server.control.pause.store(20, Ordering::Relaxed);
+    // Streaming and not, one by one: a reader of events sees its own sequence begin.
+    let mut events = server.stream("/v1/generate", endless(true)).events();
+    events.next().unwrap();
+    assert!(server.metric("qernel_kv_pages_used") > 0.0);
+    drop(events);
+    let left_at = server.control.steps.load(Ordering::Relaxed);
+    server.wait_until_idle();
+    // The step that ran, and the one that began before the closed socket was seen.
+    let more = server.control.steps.load(Ordering::Relaxed) - left_at;
+    assert!(more <= 2, "{more} steps after the client had left");
+
+    let waiting = server.stream("/v1/generate", endless(false));
+    server.wait_until("running", |server| server.metric("qernel_requests_running") == 1.0);
+    drop(waiting);
+    server.wait_until_idle();
+    assert_eq!(server.metric("qernel_requests_cancelled_total"), 2.0);
+    server.wait_until("no connection but this one", |server| server.metric("qernel_connections") == 1.0);
+}
+
+#[test]
+fn a_full_queue_is_said_at_once() {
+    let mut small = config();
+    (small.max_running, small.max_queue) = (1, 1);
+    let server = start(small);
+    server.control.pause.store(10, Ordering::Relaxed);
+    let first = server.stream("/v1/generate", endless(true)).events();
+    let second = server.stream("/v1/generate", endless(true));
+    server.wait_until("a queue", |server| server.metric("qernel_requests_waiting") == 1.0);
+    let third = server.post("/v1/generate", endless(true));
+    assert_eq!((third.status, third.header("retry-after")), (429, Some("1")));
+    assert_eq!(third.json()["error"]["code"], "queue_full");
+    assert_eq!(server.metric("qernel_requests_rejected_total{reason=\"queue_full\"}"), 1.0);
+    drop(first);
+    // The second comes to its turn; then there is room for another.
+    assert_eq!(second.events().next().unwrap().name, "token");
+    server.wait_until_idle();
+    server.control.pause.store(0, Ordering::Relaxed);
+    assert_eq!(server.post("/v1/generate", endless(false)).status, 200);
+}
+
+#[test]
+fn answers_have_an_end() {
+    let mut hasty = config();
+    hasty.request_timeout = Duration::from_millis(300);
+    let server = start(hasty);
+    server.control.pause.store(30, Ordering::Relaxed);
+    let late = server.post("/v1/generate", endless(false));
+    assert_eq!((late.status, late.json()["error"]["code"].as_str()), (504, Some("timeout")));
+    let last = server.stream("/v1/generate", endless(true)).events().last().unwrap();
+    assert_eq!((last.name.as_str(), last.json()["error"]["code"].as_str()), ("error", Some("timeout")));
+    server.wait_until_idle();
+}
+
+#[test]
+fn connections_are_counted() {
+    let mut few = config();
+    few.max_connections = 3;
+    let server = start(few);
+    let held: Vec<_> = (0..3).map(|_| server.connect()).collect();
+    std::thread::sleep(Duration::from_millis(50));
+    let turned_away = server.connect().response();
+    assert_eq!((turned_away.status, turned_away.header("retry-after")), (503, Some("5")));
+    assert_eq!(turned_away.json()["error"]["code"], "too_many_connections");
+    drop(held);
+    server.wait_until("room", |server| {
+        let mut connection = server.connect();
+        connection.write_some(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        connection.status() == Some(200)
+    });
+}
+
+#[test]
+fn a_failing_device_is_said_and_forgotten_when_it_works_again() {
+    let server = start(config());
+    server.control.pause.store(5, Ordering::Relaxed);
+    let mut events = server.stream("/v1/generate", endless(true)).events();
+    events.next().unwrap();
+    server.control.fail.store(true, Ordering::Relaxed);
+    let last = events.last().unwrap();
+    assert_eq!(last.name, "error");
+    assert!(last.data.contains("the cable was pulled"));
+    let health = server.get("/health");
+    assert_eq!((health.status, &health.json()["status"]), (503, &json!("degraded")));
+    assert!(health.json()["reason"].as_str().unwrap().contains("the cable was pulled"));
+    assert_eq!(server.post("/v1/generate", endless(false)).status, 500);
+    server.wait_until_idle();
+    assert_eq!(server.get("/health").status, 503);
+    server.control.fail.store(false, Ordering::Relaxed);
+    let body = json!({"prompt": "x", "max_tokens": 2});
+    assert_eq!(server.post("/v1/generate", body).status, 200);
+    assert_eq!(server.get("/health").good()["status"], "ready");
+    assert_eq!(server.metric("qernel_requests_failed_total"), 2.0);
+}

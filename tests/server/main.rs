@@ -1,0 +1,12 @@
+//! The HTTP server with the model that the binary carries, on the CPU, over real sockets. `tests/clients/` has what needs
+//! Python: OpenAI's own client and schemathesis.
+
+mod client;
+mod formats;
+mod generate;
+mod hostile;
+mod lifecycle;
+mod limits;
+mod load;
+mod openai;
+mod refusals;
