@@ -79,6 +79,7 @@ pub fn operations() -> Vec<Operation> {
         Operation::single(
             "sample",
             &[
+                "mask_*_plain",
                 "penalties_*_plain",
                 "top_k_*_plain",
                 "top_p_*_plain",
