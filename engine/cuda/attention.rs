@@ -179,14 +179,14 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 9] = [
         eligible: known_head_dim,
         // SAFETY: every row is in one of the two sets: one row, or more, in its sequence.
         launch: |device, case| unsafe {
-            let single = if decodes_on_tensor_cores(case).is_ok() {
-                launch_decode_mma
+            let (rows, max_keys) = (case.single_rows.clone(), case.max_kv_single);
+            if decodes_on_tensor_cores(case).is_ok() {
+                launch_merging(device, case, Merging::TensorCores, rows, 1, max_keys)?;
             } else if merges(case).is_ok() {
-                launch_merged
+                launch_merging(device, case, Merging::Lanes, rows, 1, max_keys)?;
             } else {
-                launch_split
-            };
-            single(device, case, case.single_rows.clone(), 1, case.max_kv_single)?;
+                launch_split(device, case, rows, 1, max_keys)?;
+            }
             if !case.has_multiple {
                 return Ok(());
             }
@@ -231,7 +231,14 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 9] = [
         eligible: decodes_on_tensor_cores,
         // SAFETY: the case is whole.
         launch: |device, case| unsafe {
-            launch_decode_mma(device, case, 0..case.num_tokens as usize, u32::MAX, case.max_kv)
+            launch_merging(
+                device,
+                case,
+                Merging::TensorCores,
+                0..case.num_tokens as usize,
+                u32::MAX,
+                case.max_kv,
+            )
         },
     },
     Variant {
@@ -240,7 +247,7 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 9] = [
         eligible: merges,
         // SAFETY: the case is whole.
         launch: |device, case| unsafe {
-            launch_merged(device, case, 0..case.num_tokens as usize, u32::MAX, case.max_kv)
+            launch_merging(device, case, Merging::Lanes, 0..case.num_tokens as usize, u32::MAX, case.max_kv)
         },
     },
     Variant {
@@ -434,70 +441,38 @@ unsafe fn launch_split(
     Ok(())
 }
 
-/// Splits that the last block of each row merges; otherwise as [`launch_split`].
-///
-/// # Safety
-/// As [`launch_plain`]; the case [`merges`].
-unsafe fn launch_merged(
-    device: &Device,
-    case: &Case,
-    rows: Range<usize>,
-    max_rows: u32,
-    max_keys: u32,
-) -> Result<()> {
-    let block = 32 * (case.num_attention_heads / case.num_key_value_heads);
-    // SAFETY: the caller's promise.
-    unsafe {
-        launch_merging(device, case, rows, max_rows, max_keys, [block, max_splits(max_keys)], Merging::Lanes)
-    }
-}
-
-/// The same on tensor cores.
-///
-/// # Safety
-/// As [`launch_plain`]; the case [`decodes_on_tensor_cores`].
-unsafe fn launch_decode_mma(
-    device: &Device,
-    case: &Case,
-    rows: Range<usize>,
-    max_rows: u32,
-    max_keys: u32,
-) -> Result<()> {
-    let num_splits = decode_mma::max_splits(max_keys);
-    // SAFETY: the caller's promise.
-    unsafe {
-        launch_merging(
-            device,
-            case,
-            rows,
-            max_rows,
-            max_keys,
-            [decode_mma::BLOCK_SIZE, num_splits],
-            Merging::TensorCores,
-        )
-    }
-}
-
 /// The kernels whose last block of a row merges its splits.
 #[derive(Clone, Copy, PartialEq)]
 enum Merging {
+    /// Where the case [`merges`].
     Lanes,
+    /// Where the case [`decodes_on_tensor_cores`].
     TensorCores,
 }
 
-/// [`launch_merged`] or [`launch_decode_mma`], with blocks of `block` threads and `num_splits` splits a row.
+impl Merging {
+    /// Threads of a block, and splits of rows of at most `max_keys` keys.
+    fn block_and_splits(self, case: &Case, max_keys: u32) -> (u32, u32) {
+        match self {
+            Self::Lanes => (32 * (case.num_attention_heads / case.num_key_value_heads), max_splits(max_keys)),
+            Self::TensorCores => (decode_mma::BLOCK_SIZE, decode_mma::max_splits(max_keys)),
+        }
+    }
+}
+
+/// Splits that the last block of each row merges; otherwise as [`launch_split`].
 ///
 /// # Safety
-/// As these.
+/// As [`launch_plain`]; the case is one for `kernel`.
 unsafe fn launch_merging(
     device: &Device,
     case: &Case,
+    kernel: Merging,
     rows: Range<usize>,
     max_rows: u32,
     max_keys: u32,
-    [block, num_splits]: [u32; 2],
-    kernel: Merging,
 ) -> Result<()> {
+    let (block, num_splits) = kernel.block_and_splits(case, max_keys);
     let heads = case.num_attention_heads;
     let rows_at_once = rows_at_once(case, num_splits, max_keys)?;
     for first in rows.clone().step_by(rows_at_once) {

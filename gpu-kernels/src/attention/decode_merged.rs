@@ -28,21 +28,21 @@ const STAGES: usize = 2;
 #[device]
 const MERGED_AT_ONCE: usize = 8;
 
-/// What a launch computes; see the kernels.
+/// What a launch computes, here and in [`decode_mma`](super::decode_mma); see the kernels.
 #[device]
-struct Launch<E> {
-    num_attention_heads: u32,
-    num_key_value_heads: u32,
-    first_row: u32,
-    max_rows: u32,
-    num_splits: u32,
-    q: *const f32,
-    k_pages: *const E,
-    v_pages: *const E,
-    partials: *mut f32,
-    statistics: *mut f32,
-    counters: *mut u32,
-    out: *mut E,
+pub(super) struct Launch<E> {
+    pub(super) num_attention_heads: u32,
+    pub(super) num_key_value_heads: u32,
+    pub(super) first_row: u32,
+    pub(super) max_rows: u32,
+    pub(super) num_splits: u32,
+    pub(super) q: *const f32,
+    pub(super) k_pages: *const E,
+    pub(super) v_pages: *const E,
+    pub(super) partials: *mut f32,
+    pub(super) statistics: *mut f32,
+    pub(super) counters: *mut u32,
+    pub(super) out: *mut E,
 }
 
 /// Room in shared memory for `STAGES` times `PAGES` pages and one query a warp.

@@ -15,9 +15,10 @@ use cuda_std::prelude::*;
 
 use super::{MAX_SPLITS, Merged};
 #[device]
-use super::{Rows, Sequence, new_maximum, query_scale};
+use super::{Rows, Sequence, decode_merged::Launch, new_maximum, query_scale};
 #[device]
 use crate::{
+    PAGE_SIZE,
     fused::{launch_dependents, wait_for_dependencies},
     grid::{divide, is_last_block, offset, repeat},
     vector::{Group, load_words},
@@ -54,23 +55,6 @@ const MERGED_AT_ONCE: usize = 40;
 /// f32 values from one head's output to the next in shared memory.
 const fn padded(head_dim: u32) -> u32 {
     head_dim + 8
-}
-
-/// What a launch computes; see the kernels.
-#[device]
-struct Launch<E> {
-    num_attention_heads: u32,
-    num_key_value_heads: u32,
-    first_row: u32,
-    max_rows: u32,
-    num_splits: u32,
-    q: *const f32,
-    k_pages: *const E,
-    v_pages: *const E,
-    partials: *mut f32,
-    statistics: *mut f32,
-    counters: *mut u32,
-    out: *mut E,
 }
 
 /// A page in the registers of a warp. `WORDS` is the number of 16-byte words of a key that a lane has, `HALVES` that of a value.
@@ -316,7 +300,7 @@ unsafe fn attend<
             return;
         }
         let num_keys = sequence.num_keys(row);
-        let num_pages = num_keys.div_ceil(PAGE_KEYS);
+        let num_pages = num_keys.div_ceil(PAGE_SIZE);
         let split_pages = split_pages(num_keys);
         let first_page = split * split_pages;
         if first_page >= num_pages {
@@ -336,8 +320,8 @@ unsafe fn attend<
         let mut loaded = 0;
         let (mut k, mut v) = (launch.k_pages, launch.v_pages);
         if index < end_page {
-            keys = (num_keys - index * PAGE_KEYS).min(PAGE_KEYS);
-            loaded = keys.min(num_keys - 1 - index * PAGE_KEYS);
+            keys = (num_keys - index * PAGE_SIZE).min(PAGE_SIZE);
+            loaded = keys.min(num_keys - 1 - index * PAGE_SIZE);
             (k, v) = page_of(index);
             if loaded > 0 {
                 page.load(k, v, 0, loaded);
@@ -358,7 +342,7 @@ unsafe fn attend<
             softmax.add_page::<E, N, HALVES>(&query, &page, keys);
             index += WARPS;
             if index < end_page {
-                keys = (num_keys - index * PAGE_KEYS).min(PAGE_KEYS);
+                keys = (num_keys - index * PAGE_SIZE).min(PAGE_SIZE);
                 (k, v) = page_of(index);
                 page.load(k, v, 0, keys);
             }
@@ -438,10 +422,6 @@ unsafe fn attend<
         }
     }
 }
-
-/// Keys of a page.
-#[device]
-const PAGE_KEYS: u32 = crate::PAGE_SIZE;
 
 macro_rules! attention_decode_mma {
     ($($name:ident: $element:ident $head_dim:literal;)*) => { $(
