@@ -5,12 +5,13 @@
 //! ```
 //!
 //! Each client asks anew as soon as it has its answer. Prompts are random tokens, no two alike; draws are greedy and do not
-//! end early.
+//! end early. At each number of clients both ways are warmed up first and then take turns. Clients and server share the machine's
+//! cores, so what the server costs includes what its clients do.
 
 use clap::Parser;
 use qernel::cli::options::ModelArgs;
 use qernel::error::Result;
-use qernel::generate::{Event, Request};
+use qernel::generate::{Engine, Event, Request};
 use qernel::sampler::{SamplingParams, philox4x32_10};
 use qernel::server::{LoadedModel, Server, ServerConfig};
 use std::collections::HashMap;
@@ -27,9 +28,12 @@ struct Args {
     /// Clients that ask at once
     #[arg(long, value_delimiter = ',', default_values_t = [1, 8, 64, 256])]
     clients: Vec<usize>,
-    /// Answers to each client
-    #[arg(long, default_value_t = 3)]
+    /// Answers to each client in a repetition
+    #[arg(long, default_value_t = 2)]
     rounds: usize,
+    /// Repetitions, after one that does not count
+    #[arg(short, long, default_value_t = 5)]
+    repetitions: usize,
     /// Tokens of a prompt
     #[arg(long, default_value_t = 512)]
     prompt_tokens: usize,
@@ -41,11 +45,11 @@ struct Args {
     json: bool,
 }
 
-/// What a run took.
-#[derive(Default, serde::Serialize)]
+/// What the repetitions of a run came to.
+#[derive(serde::Serialize)]
 struct Figures {
-    seconds: f64,
-    tokens_per_second: f64,
+    /// Of each repetition.
+    tokens_per_second: Vec<f64>,
     /// Milliseconds from a request to its first token: median and 99th percentile.
     first_token_ms: [f64; 2],
     /// Milliseconds from one token to the next.
@@ -58,17 +62,31 @@ struct Times {
     tokens: Vec<Instant>,
 }
 
-fn figures(start: Instant, times: &[Times]) -> Figures {
-    let seconds = start.elapsed().as_secs_f64();
-    let ms = |from: Instant, to: Instant| (to - from).as_secs_f64() * 1e3;
-    let first = times.iter().map(|times| ms(times.start, times.tokens[0])).collect();
-    let next = times.iter().flat_map(|times| times.tokens.windows(2).map(|pair| ms(pair[0], pair[1])));
-    let tokens: usize = times.iter().map(|times| times.tokens.len()).sum();
-    Figures {
-        seconds,
-        tokens_per_second: tokens as f64 / seconds,
-        first_token_ms: percentiles(first),
-        next_token_ms: percentiles(next.collect()),
+/// One repetition.
+struct Run {
+    seconds: f64,
+    answers: Vec<Times>,
+}
+
+impl Figures {
+    fn new(runs: &[Run]) -> Self {
+        let ms = |from: Instant, to: Instant| (to - from).as_secs_f64() * 1e3;
+        let answers = || runs.iter().flat_map(|run| &run.answers);
+        let first = answers().map(|times| ms(times.start, times.tokens[0]));
+        let next = answers().flat_map(|times| times.tokens.windows(2).map(|pair| ms(pair[0], pair[1])));
+        let tokens = |run: &Run| run.answers.iter().map(|times| times.tokens.len()).sum::<usize>();
+        Self {
+            tokens_per_second: runs.iter().map(|run| tokens(run) as f64 / run.seconds).collect(),
+            first_token_ms: percentiles(first.collect()),
+            next_token_ms: percentiles(next.collect()),
+        }
+    }
+
+    /// Tokens a second of the repetition in the middle, the slowest and the fastest.
+    fn rate(&self) -> [f64; 3] {
+        let mut rates = self.tokens_per_second.clone();
+        rates.sort_unstable_by(f64::total_cmp);
+        [rates.len() / 2, 0, rates.len() - 1].map(|i| rates[i])
     }
 }
 
@@ -88,44 +106,38 @@ fn greedy() -> SamplingParams {
     SamplingParams { temperature: 0.0, ..SamplingParams::default() }
 }
 
-/// Every request directly to the engine; also the size of the vocabulary.
-fn raw(args: &Args) -> Result<(usize, Vec<Figures>)> {
-    let most = args.clients.iter().copied().max().unwrap_or(1);
-    let mut engine = args.model.open(most)?.into_engine()?;
+/// The requests from `first` on, directly to the engine.
+fn raw(engine: &mut Engine, args: &Args, clients: usize, first: usize) -> Result<Run> {
     let vocab_size = engine.runner().vocab_size();
-    let mut all = Vec::new();
-    for &clients in &args.clients {
-        let total = clients * args.rounds;
-        let mut next = 0;
-        let mut running = HashMap::new();
-        let mut done = Vec::new();
-        let start = Instant::now();
-        while done.len() < total {
-            while running.len() < clients && next < total {
-                let request = Request {
-                    sampling: greedy(),
-                    max_tokens: Some(args.max_tokens),
-                    ignore_eos: true,
-                    ..Request::new(prompt(next, args.prompt_tokens, vocab_size))
-                };
-                let times = Times { start: Instant::now(), tokens: Vec::new() };
-                running.insert(engine.submit(request)?, times);
-                next += 1;
-            }
-            let events = engine.step()?;
-            let now = Instant::now();
-            for event in events {
-                match event {
-                    Event::Token { id, .. } => {
-                        running.entry(id).and_modify(|times| times.tokens.push(now));
-                    }
-                    Event::Finished { id, .. } => done.extend(running.remove(&id)),
+    let end = first + clients * args.rounds;
+    let mut next = first;
+    let mut running = HashMap::new();
+    let mut answers = Vec::new();
+    let start = Instant::now();
+    while first + answers.len() < end {
+        while running.len() < clients && next < end {
+            let request = Request {
+                sampling: greedy(),
+                max_tokens: Some(args.max_tokens),
+                ignore_eos: true,
+                ..Request::new(prompt(next, args.prompt_tokens, vocab_size))
+            };
+            let times = Times { start: Instant::now(), tokens: Vec::new() };
+            running.insert(engine.submit(request)?, times);
+            next += 1;
+        }
+        let events = engine.step()?;
+        let now = Instant::now();
+        for event in events {
+            match event {
+                Event::Token { id, .. } => {
+                    running.entry(id).and_modify(|times| times.tokens.push(now));
                 }
+                Event::Finished { id, .. } => answers.extend(running.remove(&id)),
             }
         }
-        all.push(figures(start, &done));
     }
-    Ok((vocab_size, all))
+    Ok(Run { seconds: start.elapsed().as_secs_f64(), answers })
 }
 
 /// One request over HTTP.
@@ -159,11 +171,36 @@ fn ask(address: SocketAddr, ids: &[u32], max_tokens: usize) -> std::io::Result<T
     }
 }
 
-/// Every request over HTTP.
-fn served(args: &Args, vocab_size: usize) -> Result<Vec<Figures>> {
+/// The requests from `first` on, over HTTP.
+fn served(address: SocketAddr, args: &Args, vocab_size: usize, clients: usize, first: usize) -> Run {
+    let next = AtomicUsize::new(first);
+    let client = || {
+        let mut done = Vec::new();
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            if i >= first + clients * args.rounds {
+                return done;
+            }
+            match ask(address, &prompt(i, args.prompt_tokens, vocab_size), args.max_tokens) {
+                Ok(times) => done.push(times),
+                Err(error) => panic!("request {i}: {error}"),
+            }
+        }
+    };
+    let start = Instant::now();
+    let answers = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..clients).map(|_| scope.spawn(client)).collect();
+        clients.into_iter().flat_map(|client| client.join().expect("no request fails")).collect()
+    });
+    Run { seconds: start.elapsed().as_secs_f64(), answers }
+}
+
+/// Both ways at every number of clients, in turns.
+fn measure(args: &Args) -> Result<Vec<[Figures; 2]>> {
     let most = args.clients.iter().copied().max().unwrap_or(1);
-    let config = ServerConfig { port: 0, max_running: most, ..ServerConfig::default() };
-    let server = Server::bind(config)?;
+    let mut engine = args.model.open(most)?.into_engine()?;
+    let vocab_size = engine.runner().vocab_size();
+    let server = Server::bind(ServerConfig { port: 0, max_running: most, ..ServerConfig::default() })?;
     let address = server.local_addr()?;
     let model = args.model.clone();
     let open = move || {
@@ -180,31 +217,21 @@ fn served(args: &Args, vocab_size: usize) -> Result<Vec<Figures>> {
         while !running.is_finished() && !is_ready(address) {
             std::thread::sleep(Duration::from_millis(20));
         }
+        let mut first = 0;
         let mut all = Vec::new();
-        for &clients in &args.clients {
-            if running.is_finished() {
-                break;
+        for &clients in args.clients.iter().take_while(|_| !running.is_finished()) {
+            let mut runs = [Vec::new(), Vec::new()];
+            for repetition in 0..=args.repetitions {
+                let pair = [
+                    raw(&mut engine, args, clients, first)?,
+                    served(address, args, vocab_size, clients, first),
+                ];
+                first += clients * args.rounds;
+                if repetition > 0 {
+                    runs.iter_mut().zip(pair).for_each(|(runs, run)| runs.push(run));
+                }
             }
-            let next = AtomicUsize::new(0);
-            let start = Instant::now();
-            let times: Vec<Times> = std::thread::scope(|scope| {
-                let client = || {
-                    let mut done = Vec::new();
-                    loop {
-                        let i = next.fetch_add(1, Ordering::Relaxed);
-                        if i >= clients * args.rounds {
-                            return done;
-                        }
-                        match ask(address, &prompt(i, args.prompt_tokens, vocab_size), args.max_tokens) {
-                            Ok(times) => done.push(times),
-                            Err(error) => panic!("request {i}: {error}"),
-                        }
-                    }
-                };
-                let clients: Vec<_> = (0..clients).map(|_| scope.spawn(client)).collect();
-                clients.into_iter().flat_map(|client| client.join().expect("no request fails")).collect()
-            });
-            all.push(figures(start, &times));
+            all.push(runs.map(|runs| Figures::new(&runs)));
         }
         drop(stop);
         running.join().expect("the server does not panic").map(|()| all)
@@ -221,28 +248,32 @@ fn is_ready(address: SocketAddr) -> bool {
 }
 
 fn main() -> Result<()> {
-    let args = Args::parse();
-    let (vocab_size, raw) = raw(&args)?;
-    let served = served(&args, vocab_size)?;
+    let mut args = Args::parse();
+    args.repetitions = args.repetitions.max(1);
+    let all = measure(&args)?;
     if args.json {
-        println!("{}", serde_json::json!({"clients": args.clients, "raw": raw, "served": served}));
+        let rows = args.clients.iter().zip(&all);
+        let rows: Vec<_> = rows
+            .map(|(clients, [raw, served])| serde_json::json!({"clients": clients, "raw": raw, "served": served}))
+            .collect();
+        println!("{}", serde_json::json!(rows));
         return Ok(());
     }
     println!(
-        "clients  tokens/s raw  served   cost  first token ms raw  served (p50, p99)  next token ms raw  served"
+        "| clients | | tokens/s (slowest to fastest) | cost | first token, ms: p50 | p99 | next token, ms: p50 | p99 |"
     );
-    for ((clients, raw), served) in args.clients.iter().zip(&raw).zip(&served) {
-        let cost = 100.0 * (1.0 - served.tokens_per_second / raw.tokens_per_second);
-        let pair = |[p50, p99]: [f64; 2]| format!("{p50:8.2} {p99:8.2}");
-        println!(
-            "{clients:7}  {:12.0} {:7.0} {cost:5.1}%  {}  {}  {}  {}",
-            raw.tokens_per_second,
-            served.tokens_per_second,
-            pair(raw.first_token_ms),
-            pair(served.first_token_ms),
-            pair(raw.next_token_ms),
-            pair(served.next_token_ms),
-        );
+    println!("| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |");
+    for (clients, [raw, served]) in args.clients.iter().zip(&all) {
+        let cost = 100.0 * (1.0 - served.rate()[0] / raw.rate()[0]);
+        for (name, figures, cost) in [("raw", raw, String::new()), ("served", served, format!("{cost:.1} %"))]
+        {
+            let [rate, slowest, fastest] = figures.rate();
+            let [[first, first_p99], [next, next_p99]] = [figures.first_token_ms, figures.next_token_ms];
+            println!(
+                "| {clients} | {name} | {rate:.0} ({slowest:.0} to {fastest:.0}) | {cost} | {first:.2} | {first_p99:.2} | \
+                 {next:.2} | {next_p99:.2} |"
+            );
+        }
     }
     Ok(())
 }

@@ -81,7 +81,13 @@ impl Server {
             tracing::warn!("anybody who reaches {address} may use the model; --api-key asks for a key");
         }
         let listener = TcpListener::bind((config.host.as_str(), config.port))
-            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+            .and_then(|listener| {
+                // The standard library asks for 128: clients that come at once beyond that would knock again after a second.
+                let backlog = i32::try_from(config.max_connections).unwrap_or(i32::MAX);
+                socket2::SockRef::from(&listener).listen(backlog.max(128))?;
+                listener.set_nonblocking(true)?;
+                Ok(listener)
+            })
             .map_err(|error| Error::io(&address, error))?;
         Ok(Self { config, listener })
     }

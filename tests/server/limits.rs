@@ -1,7 +1,9 @@
 //! Bounds: the queue, time, connections; and what happens to sequences nobody waits for.
 
 use crate::client::*;
+use qernel::server::Server;
 use serde_json::{Value, json};
+use std::net::TcpStream;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -83,6 +85,19 @@ fn connections_are_counted() {
         connection.write_some(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         connection.status() == Some(200)
     });
+}
+
+/// A system that knows no longer queue than the standard library asks for (128) leaves nothing to be tested.
+#[test]
+fn clients_that_come_at_once_are_all_let_in() {
+    let server = Server::bind(config()).unwrap();
+    let address = server.local_addr().unwrap();
+    let longest = std::fs::read_to_string("/proc/sys/net/core/somaxconn");
+    let clients = longest.map_or(0, |longest| longest.trim().parse().unwrap()).min(300);
+    // Nobody accepts yet.
+    let connect = |_| TcpStream::connect_timeout(&address, Duration::from_millis(900));
+    let connected = (0..clients).map(connect).collect::<Result<Vec<_>, _>>();
+    assert_eq!(connected.unwrap().len(), clients);
 }
 
 #[test]
