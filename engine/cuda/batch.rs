@@ -24,6 +24,11 @@ const MIN_BUCKET_BLOCKS: usize = 8;
 pub(super) struct Bucket(Shape);
 
 impl Bucket {
+    /// Whether every sequence has one row.
+    pub(super) fn is_decode(&self) -> bool {
+        self.0.is_decode()
+    }
+
     /// Whether rows of the step have logits.
     pub(super) fn has_logits(&self) -> bool {
         self.0.num_logits > 0

@@ -615,7 +615,9 @@ impl Ops for CudaOps {
         if self.graphs.launch(&key)? {
             return Ok(());
         }
-        if !self.graphs.seen(&key) {
+        let record_at =
+            if key.batch.is_decode() { graph::RECORD_DECODE_AT } else { graph::RECORD_PREFILL_AT };
+        if self.graphs.count(&key) < record_at {
             return step(self);
         }
         self.graphs.begin()?;

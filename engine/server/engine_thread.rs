@@ -119,7 +119,7 @@ impl EngineHandle {
         let of_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
             let LoadedModel { mut engine, template, name } = open()?;
-            answer_once(&mut engine)?;
+            warm_up(&mut engine)?;
             let Some(tokenizer) = engine.tokenizer().cloned() else {
                 return Err(Error::Tokenizer("a server needs a model file with a vocabulary".into()));
             };
@@ -212,10 +212,19 @@ impl EngineHandle {
     }
 }
 
-/// The model answers: a token of it can be had.
-fn answer_once(engine: &mut Engine) -> Result<()> {
-    let request = Request { max_tokens: Some(1), text: false, ..Request::new(vec![0]) };
-    engine.run_to_end(request, &false.into(), |_| std::ops::ControlFlow::Continue(()))?;
+/// The model answers: tokens of it can be had. On a GPU prompts of several lengths let kernels and cuBLAS initialise
+/// themselves, which would else take up to 0.1 s of the first requests' time.
+fn warm_up(engine: &mut Engine) -> Result<()> {
+    let lengths: &[usize] = if engine.runner().runs_ahead() { &[1, 32, 256, 2048] } else { &[1] };
+    let vocab_size = engine.runner().vocab_size();
+    let max_model_len = engine.max_model_len();
+    let lengths = lengths.iter().enumerate().filter(|&(_, &length)| length < max_model_len);
+    for (i, &length) in lengths {
+        // Each of another token, so that none takes what another has computed.
+        let prompt = vec![(i % vocab_size) as u32; length];
+        let request = Request { max_tokens: Some(1), text: false, ..Request::new(prompt) };
+        engine.run_to_end(request, &false.into(), |_| std::ops::ControlFlow::Continue(()))?;
+    }
     Ok(())
 }
 
