@@ -76,18 +76,7 @@ pub fn operations() -> Vec<Operation> {
         Operation::single("read_bandwidth", &[]),
         Operation::of(rms_norm::OP, &rms_norm::VARIANTS),
         Operation::single("rope", &[]),
-        Operation::single(
-            "sample",
-            &[
-                "mask_*_plain",
-                "penalties_*_plain",
-                "top_k_*_plain",
-                "top_p_*_plain",
-                "min_p_*_plain",
-                "softmax_*_plain",
-                "categorical_*_plain",
-            ],
-        ),
+        Operation::of(sampler::OP, &sampler::VARIANTS),
         Operation::of(silu_mul::OP, &silu_mul::VARIANTS),
         Operation::choice(graph::OP, &graph::VARIANTS),
         Operation::single("write_kv", &[]),
@@ -582,7 +571,7 @@ impl Ops for CudaOps {
 
     fn prepare_sampling(&mut self, logits: &Tensor, rows: &[SamplingRow]) -> Result<()> {
         self.vocab_size = logits.cols();
-        self.sampler.prepare(logits, rows)
+        self.sampler.prepare(&self.choice, logits, rows)
     }
 
     fn draw(&mut self, logits: &mut Tensor) -> Result<()> {

@@ -68,13 +68,21 @@ fn checks(kind: Kind) -> Vec<Case> {
         [1, 4864, 896],
         [4, 4864, 896],
     ];
-    DTYPES.into_iter().flat_map(|dtype| SHAPES.map(|shape| normed_case(kind, dtype, shape))).collect()
+    let of = |dtype| SHAPES.map(|shape| normed_case(kind, dtype, shape, 1.0));
+    let mut cases: Vec<Case> = DTYPES.into_iter().flat_map(of).collect();
+    if kind == Kind::GateUp {
+        // Most results are beyond the range of f16.
+        cases.extend(DTYPES.map(|dtype| normed_case(kind, dtype, [2, 111, 104], 1000.0)));
+    }
+    cases
 }
 
 fn timings(kind: Kind, workload: &Workload) -> Vec<Case> {
     let config = &workload.config;
     let rows = if kind == Kind::Head { config.vocab_size } else { config.intermediate_size };
-    few_rows(workload).map(|n| normed_case(kind, workload.dtype, [n, rows, config.hidden_size])).collect()
+    few_rows(workload)
+        .map(|n| normed_case(kind, workload.dtype, [n, rows, config.hidden_size], 1.0))
+        .collect()
 }
 
 /// Those numbers of rows of the workload that the kernels take.
@@ -82,20 +90,22 @@ fn few_rows(workload: &Workload) -> impl Iterator<Item = usize> {
     workload.rows.iter().copied().filter(|&n| n <= crate::cuda::FUSED_MAX_ROWS)
 }
 
-fn normed_case(kind: Kind, dtype: Dtype, shape: Shape) -> Case {
+/// `scale` is that of the norm's weight.
+fn normed_case(kind: Kind, dtype: Dtype, shape: Shape, scale: f32) -> Case {
     let [n, rows, cols] = shape;
+    let large = if scale > 1.0 { ", large" } else { "" };
     let matrices = if kind == Kind::GateUp { 2 } else { 1 };
     let out_size = if kind == Kind::GateUp { precise_dtype(dtype).size() } else { 4 };
     Case {
         dtype,
-        shape: format!("x [{n}, {cols}], weight [{rows}, {cols}]"),
+        shape: format!("x [{n}, {cols}], weight [{rows}, {cols}]{large}"),
         work: matrices * n * rows * cols / 8,
         cost: Cost {
             bytes: (matrices * rows * cols * dtype.size() + n * (4 * cols + rows * out_size)) as f64,
             flops: 2.0 * (matrices * n * rows) as f64 * cols as f64,
         },
         config: plain_config(),
-        prepare: Box::new(move |ops, seed| Ok(Box::new(Normed::new(ops, seed, kind, shape)?))),
+        prepare: Box::new(move |ops, seed| Ok(Box::new(Normed::new(ops, seed, kind, shape, scale)?))),
     }
 }
 
@@ -117,11 +127,14 @@ struct Normed {
 }
 
 impl Normed {
-    fn new(ops: &mut CudaOps, seed: u64, kind: Kind, shape: Shape) -> Result<Self> {
+    fn new(ops: &mut CudaOps, seed: u64, kind: Kind, shape: Shape, scale: f32) -> Result<Self> {
         let [n, rows, cols] = shape;
         let (dtype, name) = (ops.dtype(), format!("fused {shape:?}"));
         let host_x = random(seed, &name, n * cols);
-        let host_norm = random(seed, &format!("{name}: norm"), cols);
+        let host_norm: Vec<f32> =
+            random(seed, &format!("{name}: norm"), cols).iter().map(|w| w * scale).collect();
+        let gated = ops.new_precise_activation(n + GUARD_ROWS, rows)?;
+        let largest = if gated.dtype() == Dtype::F16 { 65504.0 } else { f64::INFINITY };
         let matrix = |what: &str| {
             rounded(
                 dtype,
@@ -145,7 +158,7 @@ impl Normed {
                 let silu = sum / (1.0 + (-sum).exp());
                 // The derivative of SiLU is below 1.1; its exponential and quotient cost 2^-20.
                 let error = 1.1 * tolerance * up.abs() + silu.abs() * up_magnitude * relative(cols);
-                (silu * up, error + (silu * up).abs() * 2f64.powi(-20))
+                ((silu * up).clamp(-largest, largest), error + (silu * up).abs() * 2f64.powi(-20))
             })
             .collect();
         Ok(Self {
@@ -158,7 +171,7 @@ impl Normed {
             norm: ops.load_vector(&host_norm)?,
             weights: hosts.iter().map(|host| weight(ops, dtype, rows, cols, host)).collect::<Result<_>>()?,
             out: poisoned(ops, n, rows)?,
-            gated: ops.new_precise_activation(n + GUARD_ROWS, rows)?,
+            gated,
         })
     }
 

@@ -9,6 +9,7 @@ use super::{Normed, Stream, Tiles, row_of_lane};
 use crate::{
     fused::{WORD, launch_dependents, wait_for_dependencies},
     grid::offset,
+    vector::Saturate,
 };
 
 /// Columns of the output of a tile, whose first eight rows are of `gate`, the others of `up`.
@@ -48,7 +49,7 @@ unsafe fn norm_gate_up<const N: usize>(
             let column = tile * COLUMNS_PER_TILE + r;
             if column < intermediate_size {
                 let value = gate / (1.0 + (-gate).exp()) * up;
-                *out.add(offset(i, intermediate_size, column)) = Element::from_f32(value);
+                *out.add(offset(i, intermediate_size, column)) = f16::round(value);
             }
         });
     }

@@ -10,6 +10,7 @@ use crate::{
     PAGE_SIZE,
     fused::{WORD, launch_dependents, wait_for_dependencies},
     grid::{divide, offset},
+    vector::Saturate,
 };
 
 /// Pairs of values that are rotated together, of one head, that a block computes: the tile's first eight rows are their first values,
@@ -111,8 +112,8 @@ unsafe fn norm_qkv_rope<const N: usize>(
                 let [k_pages, v_pages] = pages;
                 let pages = if part == Part::K { k_pages } else { v_pages };
                 let to = pages.add(place * head_dim as usize + (first + r) as usize);
-                *to = Element::from_f32(a);
-                *to.add(half) = Element::from_f32(b);
+                *to = f16::round(a);
+                *to.add(half) = f16::round(b);
             }
         });
     }
