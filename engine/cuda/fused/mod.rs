@@ -12,15 +12,20 @@ pub(super) use norm_matmul::norm_matmul;
 pub(super) use norm_qkv_rope::norm_qkv_rope;
 
 use super::device::Device;
-use super::variant::Operation;
+use super::variant::{KernelChoice, Operation};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use cuda_std::launch::LaunchConfig;
 use gpu_kernels::fused::WORD;
-use gpu_kernels::fused::mma::{MAX_DEPTH, batch, norm_shared_bytes, num_rounds, num_warps, stream_bytes};
+use gpu_kernels::fused::mma::{
+    self, MAX_DEPTH, MAX_NORM_WARPS, MIN_WARPS_OF_EIGHT, batch, norm_shared_bytes, num_rounds, num_warps,
+    stream_bytes,
+};
 
-/// The most rows that the fused kernels take.
-pub const MAX_ROWS: usize = gpu_kernels::fused::MAX_ROWS as usize;
+/// The most rows that the fused kernels take: those on tensor cores.
+const MAX_ROWS: usize = mma::MAX_ROWS as usize;
+/// The most rows that all of them take.
+const FEW_ROWS: usize = gpu_kernels::fused::MAX_ROWS as usize;
 
 /// How a layer is computed: `fused`, or `separate` operations.
 pub(super) const OP: &str = "layer";
@@ -35,40 +40,75 @@ pub(super) fn operations() -> [Operation; 4] {
     [
         Operation::of(matmul_add::OP, &matmul_add::VARIANTS),
         Operation::of(norm_gate_up::OP, &norm_gate_up::VARIANTS),
-        Operation::single("norm_matmul", &["norm_matmul_*_one", "norm_matmul_*_few"]),
+        Operation::of(norm_matmul::OP, &norm_matmul::VARIANTS),
         Operation::of(norm_qkv_rope::OP, &norm_qkv_rope::VARIANTS),
     ]
 }
 
-/// Whether the kernels take `n` rows of a model with these widths.
-pub(super) fn is_eligible(n: usize, dtype: Dtype, widths: &[usize]) -> bool {
-    let fits = |&width: &usize| {
-        width.is_multiple_of(WORD as usize) && n * width * 4 <= MAX_STAGE_BYTES as usize && width > 0
-    };
-    (1..=MAX_ROWS).contains(&n) && dtype != Dtype::F32 && widths.iter().all(fits)
+/// Whether the kernels take `n` rows of a model with these widths, the first of which is normed.
+pub(super) fn is_eligible(
+    choice: &KernelChoice,
+    n: usize,
+    dtype: Dtype,
+    hidden_size: usize,
+    widths: &[usize],
+) -> bool {
+    let whole_words = |&width: &usize| width.is_multiple_of(WORD as usize) && width > 0;
+    let fits = |&width: &usize| n * width * 4 <= MAX_STAGE_BYTES as usize;
+    let replaced = [norm_qkv_rope::OP, norm_gate_up::OP, norm_matmul::OP, matmul_add::OP];
+    let replaced = || replaced.iter().any(|op| choice.get(op).is_some_and(|name| name != MMA));
+    widths.iter().all(whole_words)
+        && match n {
+            0 => false,
+            1..=FEW_ROWS => dtype != Dtype::F32 && widths.iter().all(fits),
+            _ => n <= MAX_ROWS && takes_eight(dtype, hidden_size).is_ok() && !replaced(),
+        }
 }
 
-/// Calls the kernel of the dtype for one row or for few.
-macro_rules! by_rows {
-    ($n:expr, $dtype:expr, $f16_one:path, $bf16_one:path, $f16_few:path, $bf16_few:path, ($($argument:expr),* $(,)?)) => {
-        match ($n, $dtype) {
-            (1, $crate::dtype::Dtype::F16) => $f16_one($($argument),*),
-            (1, _) => $bf16_one($($argument),*),
-            (_, $crate::dtype::Dtype::F16) => $f16_few($($argument),*),
-            _ => $bf16_few($($argument),*),
-        }
-    };
+/// The most rows that there are kernels for, with weights of `dtype`.
+pub fn max_rows(dtype: Dtype) -> usize {
+    if dtype == Dtype::F16 { MAX_ROWS } else { FEW_ROWS }
 }
-use by_rows;
+
+/// The variants on tensor cores.
+const MMA: &str = "mma";
+
+/// Whether more than [`FEW_ROWS`] rows can be normed: their parts must fit into shared memory beside weights.
+fn takes_eight(dtype: Dtype, hidden_size: usize) -> Result<(), &'static str> {
+    const MAX_BLOCK_BYTES: u32 = 160 << 10;
+    let Ok(cols) = u32::try_from(hidden_size) else { return Err("rows are too long") };
+    let warps = num_warps(cols, MAX_NORM_WARPS);
+    let bytes = norm_shared_bytes(warps, num_rounds(cols, warps), mma::MAX_ROWS, mma::MAX_BATCH);
+    f16_only(dtype)?;
+    if warps < MIN_WARPS_OF_EIGHT {
+        return Err("rows are too short for more than four of them");
+    }
+    if stream_bytes(warps, 1).saturating_add(bytes) > MAX_BLOCK_BYTES {
+        return Err("more than four rows of this length do not fit into shared memory");
+    }
+    Ok(())
+}
+
+/// For variants by lanes.
+fn few_only(n: u32) -> Result<(), &'static str> {
+    if n as usize <= FEW_ROWS { Ok(()) } else { Err("it takes at most 4 rows") }
+}
+
+/// For variants on tensor cores that norm `n` rows.
+fn normed_by_mma(n: u32, dtype: Dtype, hidden_size: u32) -> Result<(), &'static str> {
+    if n as usize <= FEW_ROWS { f16_only(dtype) } else { takes_eight(dtype, hidden_size as usize) }
+}
 
 /// Refuses what the kernels do not take.
 fn expect_eligible(op: &str, n: usize, dtype: Dtype, width: usize) -> Result<()> {
-    if is_eligible(n, dtype, &[width]) {
+    let fits = n > FEW_ROWS || n * width * 4 <= MAX_STAGE_BYTES as usize;
+    let words = width.is_multiple_of(WORD as usize) && width > 0;
+    if (1..=max_rows(dtype)).contains(&n) && dtype != Dtype::F32 && words && fits {
         return Ok(());
     }
     Err(Error::Request(format!(
-        "{op}: the fused kernels take 1 to {MAX_ROWS} rows of f16 or bf16 weights with multiples of {WORD} columns, not {n} \
-         rows of {dtype} with {width}"
+        "{op}: the fused kernels take 1 to {FEW_ROWS} rows of bf16 weights, 1 to {MAX_ROWS} of f16, with multiples of {WORD} \
+         columns, not {n} rows of {dtype} with {width}"
     )))
 }
 
@@ -127,5 +167,9 @@ impl StreamShape {
 
 /// Rows that the kernel for `n` rows has room for.
 fn rows_of_kernel(n: u32) -> u32 {
-    if n == 1 { 1 } else { gpu_kernels::fused::MAX_ROWS }
+    match n {
+        1 => 1,
+        2..=gpu_kernels::fused::MAX_ROWS => gpu_kernels::fused::MAX_ROWS,
+        _ => mma::MAX_ROWS,
+    }
 }
