@@ -4,7 +4,7 @@ use super::super::device::{Dependent, Device};
 use super::super::launch::{Launch, dimension};
 use super::super::tensor::{Activation, Tensor, Weight};
 use super::super::variant::{KernelChoice, Variant, select};
-use super::{MMA, StreamShape, expect_eligible, f16_only, few_only, persistent, rows_of_kernel};
+use super::{MMA, StreamShape, expect_eligible, f16_only, lanes_fit, persistent, rows_of_kernel};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
@@ -73,7 +73,7 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
             "matmul_add_*_short_few",
             "matmul_add_*_long_few",
         ],
-        eligible: |case| few_only(case.n),
+        eligible: |case| lanes_fit(case.n, case.cols),
         // SAFETY: any grid does; the case is whole.
         launch: |device, case| unsafe {
             let long = case.cols >= LONG_COLS;

@@ -16,11 +16,11 @@ use super::variant::{KernelChoice, Operation};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use cuda_std::launch::LaunchConfig;
-use gpu_kernels::fused::WORD;
 use gpu_kernels::fused::mma::{
     self, MAX_DEPTH, MAX_NORM_WARPS, MIN_WARPS_OF_EIGHT, batch, norm_shared_bytes, num_rounds, num_warps,
     stream_bytes,
 };
+use gpu_kernels::fused::{WORD, stage_bytes};
 
 /// The most rows that the fused kernels take: those on tensor cores.
 const MAX_ROWS: usize = mma::MAX_ROWS as usize;
@@ -45,7 +45,7 @@ pub(super) fn operations() -> [Operation; 4] {
     ]
 }
 
-/// Whether the kernels take `n` rows of a model with these widths, the first of which is normed.
+/// Whether the kernels take `n` rows of a model with these widths, of which `hidden_size` is normed.
 pub(super) fn is_eligible(
     choice: &KernelChoice,
     n: usize,
@@ -53,17 +53,27 @@ pub(super) fn is_eligible(
     hidden_size: usize,
     widths: &[usize],
 ) -> bool {
-    let whole_words = |&width: &usize| width.is_multiple_of(WORD as usize) && width > 0;
-    let fits = |&width: &usize| n * width * 4 <= MAX_STAGE_BYTES as usize;
-    let replaced = [norm_qkv_rope::OP, norm_gate_up::OP, norm_matmul::OP, matmul_add::OP];
-    let replaced = || replaced.iter().any(|op| choice.get(op).is_some_and(|name| name != MMA));
-    widths.iter().all(whole_words)
-        && match n {
-            0 => false,
-            1..=FEW_ROWS => dtype != Dtype::F32 && widths.iter().all(fits),
-            _ => n <= MAX_ROWS && takes_eight(dtype, hidden_size).is_ok() && !replaced(),
+    let takes = |op, cols: usize, mma_fits: Fits| {
+        let (Ok(n), Ok(cols)) = (u32::try_from(n), u32::try_from(cols)) else { return false };
+        let mma = dtype == Dtype::F16 && mma_fits(n, cols).is_ok();
+        let lanes = lanes_fit(n, cols).is_ok();
+        match choice.get(op) {
+            None => mma || lanes,
+            Some(MMA) => mma,
+            Some(_) => lanes,
         }
+    };
+    (1..=max_rows(dtype)).contains(&n)
+        && dtype != Dtype::F32
+        && widths.iter().all(|width| width.is_multiple_of(WORD as usize) && *width > 0)
+        && takes(norm_qkv_rope::OP, hidden_size, norm_fits)
+        && takes(norm_gate_up::OP, hidden_size, norm_fits)
+        && takes(norm_matmul::OP, hidden_size, |_, cols| norm_fits(mma::MAX_ROWS, cols))
+        && widths.iter().all(|&width| takes(matmul_add::OP, width, |_, _| Ok(())))
 }
+
+/// Whether kernels take that many rows of that many values.
+type Fits = fn(u32, u32) -> Result<(), &'static str>;
 
 /// The most rows that there are kernels for, with weights of `dtype`.
 pub fn max_rows(dtype: Dtype) -> usize {
@@ -73,37 +83,34 @@ pub fn max_rows(dtype: Dtype) -> usize {
 /// The variants on tensor cores.
 const MMA: &str = "mma";
 
-/// Whether more than [`FEW_ROWS`] rows can be normed: their parts must fit into shared memory beside weights.
-fn takes_eight(dtype: Dtype, hidden_size: usize) -> Result<(), &'static str> {
-    const MAX_BLOCK_BYTES: u32 = 160 << 10;
-    let Ok(cols) = u32::try_from(hidden_size) else { return Err("rows are too long") };
-    let warps = num_warps(cols, MAX_NORM_WARPS);
-    let bytes = norm_shared_bytes(warps, num_rounds(cols, warps), mma::MAX_ROWS, mma::MAX_BATCH);
-    f16_only(dtype)?;
-    if warps < MIN_WARPS_OF_EIGHT {
-        return Err("rows are too short for more than four of them");
+/// Whether `n` rows of `cols` values can be staged by lanes.
+fn lanes_fit(n: u32, cols: u32) -> Result<(), &'static str> {
+    if n as usize > FEW_ROWS {
+        Err("it takes at most 4 rows")
+    } else if stage_bytes(n, cols) > MAX_STAGE_BYTES {
+        Err("the rows do not fit into shared memory")
+    } else {
+        Ok(())
     }
-    if stream_bytes(warps, 1).saturating_add(bytes) > MAX_BLOCK_BYTES {
-        return Err("more than four rows of this length do not fit into shared memory");
-    }
-    Ok(())
 }
 
-/// For variants by lanes.
-fn few_only(n: u32) -> Result<(), &'static str> {
-    if n as usize <= FEW_ROWS { Ok(()) } else { Err("it takes at most 4 rows") }
-}
-
-/// For variants on tensor cores that norm `n` rows.
-fn normed_by_mma(n: u32, dtype: Dtype, hidden_size: u32) -> Result<(), &'static str> {
-    if n as usize <= FEW_ROWS { f16_only(dtype) } else { takes_eight(dtype, hidden_size as usize) }
+/// Whether `n` rows of `cols` values can be normed on tensor cores: their parts must fit into shared memory beside weights.
+fn norm_fits(n: u32, cols: u32) -> Result<(), &'static str> {
+    let (warps, rows) = (num_warps(cols, MAX_NORM_WARPS), rows_of_kernel(n));
+    let bytes = norm_shared_bytes(warps, num_rounds(cols, warps), rows, mma::MAX_BATCH);
+    if rows == mma::MAX_ROWS && warps < MIN_WARPS_OF_EIGHT {
+        Err("rows are too short for more than four of them")
+    } else if stream_bytes(warps, 1).saturating_add(bytes) > MAX_BLOCK_BYTES {
+        Err("the rows do not fit into shared memory")
+    } else {
+        Ok(())
+    }
 }
 
 /// Refuses what the kernels do not take.
 fn expect_eligible(op: &str, n: usize, dtype: Dtype, width: usize) -> Result<()> {
-    let fits = n > FEW_ROWS || n * width * 4 <= MAX_STAGE_BYTES as usize;
     let words = width.is_multiple_of(WORD as usize) && width > 0;
-    if (1..=max_rows(dtype)).contains(&n) && dtype != Dtype::F32 && words && fits {
+    if (1..=max_rows(dtype)).contains(&n) && dtype != Dtype::F32 && words {
         return Ok(());
     }
     Err(Error::Request(format!(
@@ -128,6 +135,9 @@ fn persistent(
 fn f16_only(dtype: Dtype) -> Result<(), &'static str> {
     if dtype == Dtype::F16 { Ok(()) } else { Err("the weights are not f16") }
 }
+
+/// The most shared memory of a block: devices of compute capability 8.0 have 163 KiB.
+const MAX_BLOCK_BYTES: u32 = 160 << 10;
 
 /// The most shared memory of a block whose weights go through it: with it, the next kernel's still fit beside it.
 const MAX_STREAM_BYTES: u32 = 148 << 10;

@@ -7,7 +7,7 @@ use super::super::memory::DeviceBuffer;
 use super::super::precise_dtype;
 use super::super::tensor::{Activation, Tensor, Weight};
 use super::super::variant::{KernelChoice, Variant, select};
-use super::{MMA, StreamShape, expect_eligible, few_only, normed_by_mma, persistent};
+use super::{MMA, StreamShape, expect_eligible, f16_only, lanes_fit, norm_fits, persistent};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
@@ -56,7 +56,7 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
     Variant {
         name: MMA,
         kernels: &["norm_gate_up_*_mma_one", "norm_gate_up_*_mma_few", "norm_gate_up_*_mma_eight"],
-        eligible: |case| normed_by_mma(case.n, case.dtype, case.hidden_size),
+        eligible: |case| f16_only(case.dtype).and_then(|()| norm_fits(case.n, case.hidden_size)),
         // SAFETY: any grid does; the case is whole.
         launch: |device, case| unsafe {
             let tiles = case.intermediate_size.div_ceil(mma::COLUMNS_PER_TILE);
@@ -72,7 +72,7 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
     Variant {
         name: "lanes",
         kernels: &["norm_gate_up_*_one", "norm_gate_up_*_few"],
-        eligible: |case| few_only(case.n),
+        eligible: |case| lanes_fit(case.n, case.hidden_size),
         // SAFETY: any grid does; the case is whole.
         launch: |device, case| unsafe {
             let blocks = case.intermediate_size.div_ceil(lanes::COLUMNS_PER_BLOCK);

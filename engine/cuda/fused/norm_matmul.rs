@@ -6,7 +6,7 @@ use super::super::launch::{Launch, dimension};
 use super::super::memory::DeviceBuffer;
 use super::super::tensor::{Activation, Tensor, Weight};
 use super::super::variant::{KernelChoice, Variant, select};
-use super::{MMA, StreamShape, expect_eligible, few_only, persistent, takes_eight};
+use super::{MMA, StreamShape, expect_eligible, f16_only, lanes_fit, norm_fits, persistent};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
@@ -53,7 +53,7 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
     Variant {
         name: "lanes",
         kernels: &["norm_matmul_*_one", "norm_matmul_*_few"],
-        eligible: |case| few_only(case.n),
+        eligible: |case| lanes_fit(case.n, case.cols),
         // SAFETY: any grid does; the case is whole.
         launch: |device, case| unsafe {
             let blocks = case.rows.div_ceil(lanes::COLUMNS_PER_BLOCK);
@@ -70,7 +70,7 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
     Variant {
         name: MMA,
         kernels: &["norm_matmul_*_mma_eight"],
-        eligible: |case| takes_eight(case.dtype, case.cols as usize),
+        eligible: |case| f16_only(case.dtype).and_then(|()| norm_fits(kernels::MAX_ROWS, case.cols)),
         // SAFETY: any grid does; the case is whole.
         launch: |device, case| unsafe {
             let tiles = case.rows.div_ceil(mma::COLUMNS_PER_TILE);

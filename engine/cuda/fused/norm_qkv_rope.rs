@@ -8,7 +8,7 @@ use super::super::memory::DeviceBuffer;
 use super::super::rope::RopeTable;
 use super::super::tensor::{KvCache, Tensor, Weight};
 use super::super::variant::{KernelChoice, Variant, select};
-use super::{MMA, StreamShape, expect_eligible, few_only, normed_by_mma, persistent};
+use super::{MMA, StreamShape, expect_eligible, f16_only, lanes_fit, norm_fits, persistent};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::kv_cache::PAGE_SIZE;
@@ -86,7 +86,8 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
         name: MMA,
         kernels: &["norm_qkv_rope_*_mma_one", "norm_qkv_rope_*_mma_few", "norm_qkv_rope_*_mma_eight"],
         eligible: |case| {
-            normed_by_mma(case.n, case.dtype, case.hidden_size)?;
+            f16_only(case.dtype)?;
+            norm_fits(case.n, case.hidden_size)?;
             if (case.head_dim / 2).is_multiple_of(mma::PAIRS_PER_BLOCK) {
                 Ok(())
             } else {
@@ -109,7 +110,7 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
     Variant {
         name: "lanes",
         kernels: &["norm_qkv_rope_*_one", "norm_qkv_rope_*_few"],
-        eligible: |case| few_only(case.n),
+        eligible: |case| lanes_fit(case.n, case.hidden_size),
         // SAFETY: any grid does; the case is whole.
         launch: |device, case| unsafe {
             let blocks = pairs(case).div_ceil(lanes::PAIRS_PER_BLOCK);
