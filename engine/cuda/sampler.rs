@@ -14,7 +14,9 @@ use gpu_kernels::sampler::filters::{
     mask_f32_plain, min_p_f32_plain, penalties_f32_plain, top_k_f32_plain, top_p_f32_plain,
 };
 use gpu_kernels::sampler::split::{self, draw_f32_split};
-use gpu_kernels::sampler::{DRAW_ANY, DRAW_CANDIDATES, DRAW_PLAIN, NO_MASK, SAMPLER_THREADS, SamplerRow};
+use gpu_kernels::sampler::{
+    DRAW_ANY, DRAW_CANDIDATES, DRAW_FILTERED, DRAW_PLAIN, NO_MASK, SAMPLER_THREADS, SamplerRow,
+};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
@@ -405,6 +407,7 @@ struct Packed {
 /// Rows are drawn by several blocks where these can and `may_split`.
 fn pack(rows: &[SamplingRow], vocab_size: usize, may_split: bool) -> Result<Packed> {
     let vocab = dimension(OP, vocab_size)?;
+    let may_split = may_split && split::is_eligible(vocab);
     let (mut tokens, mut counts, mut masks) = (Vec::new(), Vec::new(), Vec::new());
     let packed = rows.iter().map(|row| {
         let start = dimension(OP, tokens.len())?;
@@ -429,18 +432,13 @@ fn pack(rows: &[SamplingRow], vocab_size: usize, may_split: bool) -> Result<Pack
         let (seed, position, index) =
             if params.is_greedy() { (0, 0, 0) } else { (params.seed, row.position, row.index) };
         let top_k = u32::try_from(params.top_k).unwrap_or(0).min(vocab);
-        let draw = if !may_split || params.is_greedy() {
-            DRAW_PLAIN
-        } else if top_k > 0 && split::takes_candidates(vocab, top_k) {
-            DRAW_CANDIDATES
-        } else if (top_k == 0 || top_k == vocab)
-            && params.top_p >= 1.0
-            && params.min_p <= 0.0
-            && split::takes_any(vocab)
-        {
-            DRAW_ANY
-        } else {
-            DRAW_PLAIN
+        let filters = params.top_p < 1.0 || params.min_p > 0.0;
+        let draw = match top_k {
+            _ if !may_split || params.is_greedy() => DRAW_PLAIN,
+            1.. if top_k <= split::max_top_k(vocab) => DRAW_CANDIDATES,
+            1.. if top_k < vocab => DRAW_PLAIN,
+            _ if filters => DRAW_FILTERED,
+            _ => DRAW_ANY,
         };
         Ok(SamplerRow {
             temperature: params.temperature,

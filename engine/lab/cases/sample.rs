@@ -36,6 +36,8 @@ const N: usize = 64;
 enum Logits {
     /// Normal with variance 4, near that of a trained model's logits.
     Normal,
+    /// Normal with variance 64: few tokens have most of the probability, as a trained model is often sure.
+    Sharp,
     /// Seven different values, so that thresholds fall on ties; a third of the logits are -inf.
     Ties,
 }
@@ -66,6 +68,20 @@ fn checks() -> Vec<Case> {
             let rows = move |i, params: &SamplingParams| row(params, i, i as u64);
             let params = vec![params.clone()];
             cases.push(case(name, N, vocab_size, Logits::Normal, u32::from(!exact), params, rows));
+        }
+    }
+    let both = SamplingParams { temperature: 0.7, top_p: 0.95, min_p: 0.02, ..plain() };
+    let sharp = [
+        ("sharp, top_p 0.9", SamplingParams { top_p: 0.9, ..plain() }),
+        ("sharp, min_p 0.01", SamplingParams { min_p: 0.01, ..plain() }),
+        ("sharp, top_p and min_p", both),
+    ];
+    for vocab_size in [989, 9000, 151_936] {
+        for (name, params) in &sharp {
+            let params = vec![params.clone()];
+            cases.push(case(name, N, vocab_size, Logits::Sharp, 1, params, |i, params| {
+                row(params, i, i as u64)
+            }));
         }
     }
     // Rows of one launch may ask for different things.
@@ -159,6 +175,7 @@ fn case(
             let values = random(seed, &format!("logits: {name}, {n}, {vocab_size}"), n * vocab_size);
             let values: Vec<f32> = match logits {
                 Logits::Normal => values.iter().map(|l| 2.0 * l).collect(),
+                Logits::Sharp => values.iter().map(|l| 8.0 * l).collect(),
                 Logits::Ties => {
                     let tie =
                         |l: &f32| if *l < -0.4 { f32::NEG_INFINITY } else { (l * 2.0).round().min(4.0) };

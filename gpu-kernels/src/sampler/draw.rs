@@ -3,7 +3,7 @@
 use cuda_std::prelude::*;
 
 #[device]
-use super::{MASS_ONE, WARPS, order_key, philox, warp_inclusive_sum, warp_max};
+use super::{MASS_ONE, WARPS, order_key, philox, share, warp_inclusive_sum, warp_max};
 use super::{SAMPLER_THREADS, SamplerRow};
 
 /// Largest value over the block; every thread gets it. All threads of the block must call it.
@@ -98,49 +98,63 @@ pub unsafe fn categorical_f32_plain(
         if !row.draws_plainly() {
             return;
         }
-        let warp = thread::thread_idx_x() / 32;
-        let lane = warp::lane_id();
-        let part = vocab_size.div_ceil(WARPS);
-        let start = warp * part;
+        let number = philox(row.position, row.index, row.seed_low, row.seed_high) >> 8;
+        let weight = |i: u32| (*probabilities.add(i as usize) * MASS_ONE) as u64;
+        draw_by_weight(vocab_size, number, weight, out.add(thread::block_idx_x() as usize));
+    }
+}
+
+/// Writes the id in whose share of the sum of all weights `number` of 2^24 falls, if the sum is not 0: shares follow one another in the
+/// order of ids. All threads of the block, at most 1024, must call it.
+#[device]
+pub(super) unsafe fn draw_by_weight(
+    vocab_size: u32,
+    number: u32,
+    weight: impl Fn(u32) -> u64,
+    out: *mut u32,
+) {
+    unsafe {
+        let (warp_id, lane) = (warp::warp_id(), warp::lane_id());
+        let num_warps = thread::block_dim_x() / 32;
+        let part = vocab_size.div_ceil(num_warps);
+        let start = warp_id * part;
         let end = if start + part < vocab_size { start + part } else { vocab_size };
 
         let mut own = 0u64;
         let mut i = start + lane;
         while i < end {
-            own += (*probabilities.add(i as usize) * MASS_ONE) as u64;
+            own += weight(i);
             i += 32;
         }
         let sums = shared_array![u64; 32];
         let sum = warp_inclusive_sum(own);
         if lane == 31 {
-            sums.set(warp, sum);
+            sums.set(warp_id, sum);
         }
         thread::sync_threads();
 
         let mut before = 0;
         let mut total = 0;
         let mut w = 0;
-        while w < WARPS {
-            if w == warp {
+        while w < num_warps {
+            if w == warp_id {
                 before = total;
             }
             total += sums.get(w);
             w += 1;
         }
-        let number = philox(row.position, row.index, row.seed_low, row.seed_high) >> 8;
-        let target = (u64::from(number) * total) >> 24;
-        if target < before || target >= before + sums.get(warp) {
+        let target = share(total, number);
+        if target < before || target >= before + sums.get(warp_id) {
             return;
         }
         let mut base = start;
         while base < end {
             let i = base + lane;
-            let weight = if i < end { (*probabilities.add(i as usize) * MASS_ONE) as u64 } else { 0 };
-            let through = before + warp_inclusive_sum(weight);
+            let through = before + warp_inclusive_sum(if i < end { weight(i) } else { 0 });
             let reached = warp::warp_vote_ballot(warp::FULL_MASK, through > target);
             if reached != 0 {
                 if lane == 0 {
-                    *out.add(thread::block_idx_x() as usize) = base + reached.trailing_zeros();
+                    *out = base + reached.trailing_zeros();
                 }
                 return;
             }

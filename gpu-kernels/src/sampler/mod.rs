@@ -3,7 +3,7 @@
 //! different requests share a launch. The reference is `engine/cpu/sampler.rs`.
 //!
 //! [`filters`] and [`draw`] are the plain chain, with one block a row. [`split`] does all from top_k on in one kernel with
-//! several blocks a row, for rows that need no more than a few candidates or no filter.
+//! several blocks a row.
 //!
 //! Probability mass is summed in 64-bit fixed point, where addition is associative: the result depends neither on the schedule
 //! nor on the batch.
@@ -46,7 +46,7 @@ pub struct SamplerRow {
     pub index: u32,
     /// First word of the row's mask in the array of masks; [`NO_MASK`]: every token may be drawn.
     pub mask_start: u32,
-    /// Who draws if the row is not greedy: [`DRAW_PLAIN`], [`DRAW_CANDIDATES`] or [`DRAW_ANY`].
+    /// Who draws if the row is not greedy: [`DRAW_PLAIN`], [`DRAW_CANDIDATES`], [`DRAW_ANY`] or [`DRAW_FILTERED`].
     pub draw: u32,
 }
 
@@ -56,6 +56,8 @@ pub const DRAW_PLAIN: u32 = 0;
 pub const DRAW_CANDIDATES: u32 = 1;
 /// [`split`] draws, from all logits: the row has no filter.
 pub const DRAW_ANY: u32 = 2;
+/// [`split`] draws, from what `top_p` and `min_p` leave of all logits.
+pub const DRAW_FILTERED: u32 = 3;
 
 /// In place of a row's mask.
 pub const NO_MASK: u32 = u32::MAX;
