@@ -118,13 +118,14 @@ pub fn precise_dtype(dtype: Dtype) -> Dtype {
 }
 
 /// Bytes that the GPU takes for itself besides weights, pages and the work buffers of the model: cuBLAS's workspace,
-/// the splits of attention, a margin for what the driver allocates on first use of each kernel.
+/// the splits of attention, what several blocks find of a row of logits, a margin for what the driver allocates on first use of each kernel.
 pub fn device_workspace_bytes(config: &OpsConfig) -> usize {
     const MARGIN: usize = 64 << 20;
     let OpsConfig { num_attention_heads, head_dim, max_model_len, limits, .. } = config;
     WORKSPACE_BYTES
         + MARGIN
         + attention::Workspace::bytes(limits, *max_model_len, *num_attention_heads, *head_dim)
+        + sampler::workspace_bytes(limits)
 }
 
 /// Bytes of the largest f32 activation split into two parts of bf16, which products with matrices of `dtype` need.

@@ -5,6 +5,7 @@ use super::launch::{Launch, always, block_per_row, dimension};
 use super::memory::{DeviceBuffer, PinnedBuffer};
 use super::tensor::{self, Tensor};
 use super::variant::{KernelChoice, Variant, select};
+use crate::batch::BatchLimits;
 use crate::error::{Error, Result};
 use crate::sampler::SamplingRow;
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
@@ -146,6 +147,12 @@ const MAX_FETCHED: usize = 2;
 
 /// Numbers of four bytes in a [`SamplerRow`].
 const ROW_WORDS: usize = size_of::<SamplerRow>() / 4;
+
+/// Bytes that draws by several blocks take for batches within `limits`, at most.
+pub(super) fn workspace_bytes(limits: &BatchLimits) -> usize {
+    let rows = limits.max_num_sequences.min(limits.max_num_logits);
+    rows.next_power_of_two().saturating_mul(split::PARTIALS_PER_ROW as usize * size_of::<u64>())
+}
 
 impl DrawShape {
     fn of(rows: &[SamplerRow], penalised: usize, masks: usize, vocab: u32) -> Self {

@@ -29,7 +29,7 @@ fn greedy(cases: Vec<Case>) -> Vec<Case> {
 }
 
 /// Rows of one launch.
-const N: usize = 64;
+const N: usize = 24;
 
 /// How logits are drawn.
 #[derive(Clone, Copy)]
