@@ -159,7 +159,7 @@ impl Logprobs {
 /// The counter-based generator Philox4x32-10: `counter` and `key` to four words, without any state.
 ///
 /// Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. The kernel in
-/// `gpu-kernels/src/sampler.rs` computes the same words.
+/// `gpu-kernels/src/sampler` computes the same words.
 pub fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     const MULTIPLIERS: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
     const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];

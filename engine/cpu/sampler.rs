@@ -1,4 +1,4 @@
-//! The sampler on the CPU: the reference of `gpu-kernels/src/sampler.rs`.
+//! The sampler on the CPU: the reference of `gpu-kernels/src/sampler`.
 
 use crate::sampler::{SamplingParams, SamplingRow, TokenMask, philox4x32_10};
 

@@ -5,6 +5,7 @@
 
 mod add;
 mod add_bias;
+mod argmax;
 mod attention;
 mod bandwidth;
 mod batch;
@@ -62,7 +63,7 @@ pub fn operations() -> Vec<Operation> {
         Operation::of(add::OP, &add::VARIANTS),
         Operation::single("add_bias", &[]),
         Operation::of(rms_norm::FUSED, &rms_norm::FUSED_VARIANTS),
-        Operation::of(sampler::ARGMAX, &sampler::ARGMAX_VARIANTS),
+        Operation::of(argmax::OP, &argmax::VARIANTS),
         Operation::of(attention::OP, &attention::VARIANTS),
         Operation::of(bias_rope_kv::OP, &bias_rope_kv::VARIANTS),
         Operation::single(

@@ -1,7 +1,8 @@
 //! The sampler: one launch per step of the chain, for all rows together.
 
+use super::argmax;
 use super::device::{Dependent, Device};
-use super::launch::{Launch, always, block_per_row, dimension};
+use super::launch::{always, block_per_row, dimension};
 use super::memory::{DeviceBuffer, PinnedBuffer};
 use super::tensor::{self, Tensor};
 use super::variant::{KernelChoice, Variant, select};
@@ -9,8 +10,8 @@ use crate::batch::BatchLimits;
 use crate::error::{Error, Result};
 use crate::sampler::SamplingRow;
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
-use gpu_kernels::argmax::{self, MAX_BLOCKS_PER_ROW, argmax_f32_split};
-use gpu_kernels::sampler::draw::{argmax_f32_plain, categorical_f32_plain, softmax_f32_plain};
+use gpu_kernels::argmax::MAX_BLOCKS_PER_ROW;
+use gpu_kernels::sampler::draw::{categorical_f32_plain, softmax_f32_plain};
 use gpu_kernels::sampler::filters::{
     mask_f32_plain, min_p_f32_plain, penalties_f32_plain, top_k_f32_plain, top_p_f32_plain,
 };
@@ -22,7 +23,6 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 pub(super) const OP: &str = "sample";
-pub(super) const ARGMAX: &str = "argmax";
 
 /// Who draws for rows that are not greedy, which each row says for itself ([`pack`]): what it draws depends on no other row.
 pub(super) const VARIANTS: [Variant<(), ()>; 2] = [
@@ -43,56 +43,6 @@ pub(super) const VARIANTS: [Variant<(), ()>; 2] = [
     },
 ];
 const SPLIT: &str = "split";
-
-/// Greedy rows: f32 logits `[rows, vocab_size]`, parameters and a place in `out` for each.
-pub(super) struct ArgmaxCase {
-    rows: u32,
-    vocab_size: u32,
-    parameters: DevicePtr<SamplerRow>,
-    logits: DevicePtr<f32>,
-    /// u64 `[rows, MAX_BLOCKS_PER_ROW]`
-    partials: DevicePtrMut<u64>,
-    /// `[rows]`, zeros
-    counters: DevicePtrMut<u32>,
-    out: DevicePtrMut<u32>,
-}
-
-/// Blocks that share a row: all that there may be where rows are few; where they are many, what keeps each multiprocessor
-/// busy, since a block of its own has a fixed cost.
-fn blocks_per_row(device: &Device, rows: u32) -> u32 {
-    const BLOCKS_PER_MULTIPROCESSOR: u32 = 16;
-    let busy = device.info().multiprocessors * BLOCKS_PER_MULTIPROCESSOR;
-    busy.div_ceil(rows.max(1)).clamp(1, MAX_BLOCKS_PER_ROW)
-}
-
-pub(super) const ARGMAX_VARIANTS: [Variant<ArgmaxCase, Launch<ArgmaxCase>>; 2] = [
-    Variant {
-        name: "split",
-        kernels: &[],
-        eligible: always,
-        launch: |device, case| {
-            let grid = [blocks_per_row(device, case.rows), case.rows, 1];
-            let config = LaunchConfig { grid, block: [argmax::BLOCK_SIZE, 1, 1], shared_bytes: 0 };
-            let &ArgmaxCase { vocab_size, parameters, logits, partials, counters, out, .. } = case;
-            let device = &Dependent(device);
-            // SAFETY: all blocks of each row; the caller vouches for the case.
-            unsafe {
-                argmax_f32_split(device, &config, vocab_size, parameters, logits, partials, counters, out)
-            }
-        },
-    },
-    Variant {
-        name: "plain",
-        kernels: &[],
-        eligible: always,
-        launch: |device, case| {
-            let config = block_per_row(case.rows, SAMPLER_THREADS);
-            let &ArgmaxCase { vocab_size, parameters, logits, out, .. } = case;
-            // SAFETY: a block for each row; the caller vouches for the case.
-            unsafe { argmax_f32_plain(device, &config, vocab_size, parameters, logits, out) }
-        },
-    },
-];
 
 /// What decides which kernels a draw takes and where they find their parameters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -313,7 +263,7 @@ impl Sampler {
                 categorical_f32_plain(device, config, vocab, rows, logits.into(), out)?;
             }
             if shape.greedy {
-                let case = ArgmaxCase {
+                let case = argmax::Case {
                     rows: n,
                     vocab_size: vocab,
                     parameters: rows,
@@ -322,7 +272,7 @@ impl Sampler {
                     counters: self.counters.ptr_mut(),
                     out,
                 };
-                let variant = select(ARGMAX, &ARGMAX_VARIANTS, &case, choice.get(ARGMAX))?;
+                let variant = select(argmax::OP, &argmax::VARIANTS, &case, choice.get(argmax::OP))?;
                 (variant.launch)(device, &case)?;
             }
         }

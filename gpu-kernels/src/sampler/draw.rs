@@ -3,7 +3,7 @@
 use cuda_std::prelude::*;
 
 #[device]
-use super::{MASS_ONE, WARPS, order_key, philox, share, warp_inclusive_sum, warp_max};
+use super::{MASS_ONE, WARPS, philox, share, warp_inclusive_sum};
 use super::{SAMPLER_THREADS, SamplerRow};
 
 /// Largest value over the block; every thread gets it. All threads of the block must call it.
@@ -160,43 +160,6 @@ pub(super) unsafe fn draw_by_weight(
             }
             before = warp::shuffle_idx(through, 31);
             base += 32;
-        }
-    }
-}
-
-/// The id of the largest logit of each greedy row, the smallest id among equals; NaN counts as the smallest value.
-///
-/// - `rows`: `[num_rows]`; `logits`: f32 `[num_rows, vocab_size]`; `out`: `[num_rows]`.
-/// - Grid: `num_rows` blocks of [`SAMPLER_THREADS`]. Rows that are not greedy are left alone.
-#[kernel(max_threads = 1024)]
-pub unsafe fn argmax_f32_plain(vocab_size: u32, rows: *const SamplerRow, logits: *const f32, out: *mut u32) {
-    unsafe {
-        let row = *rows.add(thread::block_idx_x() as usize);
-        let logits = logits.add(thread::block_idx_x() as usize * vocab_size as usize);
-        if row.temperature > 0.0 {
-            return;
-        }
-        let thread = thread::thread_idx_x();
-        // The larger logit wins, then the smaller id: one comparison of 64-bit integers.
-        let mut best = 0u64;
-        let mut i = thread;
-        while i < vocab_size {
-            let candidate = u64::from(order_key(*logits.add(i as usize))) << 32 | u64::from(!i);
-            if candidate > best {
-                best = candidate;
-            }
-            i += SAMPLER_THREADS;
-        }
-        let bests = shared_array![u64; 32];
-        best = warp_max(best);
-        if warp::lane_id() == 0 {
-            bests.set(thread / 32, best);
-        }
-        thread::sync_threads();
-        let lane = warp::lane_id();
-        best = warp_max(if lane < WARPS { bests.get(lane) } else { 0 });
-        if thread == 0 {
-            *out.add(thread::block_idx_x() as usize) = !(best as u32);
         }
     }
 }

@@ -198,7 +198,7 @@ unsafe fn bound_of_largest(keys: &[u64; PER_THREAD], count: u32) -> u64 {
                     found.set(1, missing - above);
                 }
             } else if thread >= 256 {
-                histograms.set((shift % 16 * 32 ^ 256) + thread - 256, 0);
+                histograms.set(((shift % 16 * 32) ^ 256) + thread - 256, 0);
             }
             thread::sync_threads();
             let bin = found.get(0);
