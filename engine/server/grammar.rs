@@ -1,4 +1,4 @@
-//! Answers in JSON: schemas become grammars, grammars become sets of tokens that may come next.
+//! Answers of a given form: schemas become grammars, grammars become sets of tokens that may come next.
 
 use super::error::ApiError;
 use crate::error::{Error, Result};
@@ -16,7 +16,7 @@ pub struct Grammars {
     factory: ParserFactory,
 }
 
-/// A schema's grammar at its beginning; clones of it begin anew.
+/// A grammar at its beginning; clones of it begin anew.
 #[derive(Clone)]
 pub struct Grammar(Matcher);
 
@@ -55,29 +55,39 @@ impl Grammars {
         Ok(Self { factory })
     }
 
-    /// Any object.
-    pub fn object(&self) -> Result<Grammar, ApiError> {
-        self.schema(Map::from_iter([("type".into(), "object".into())]))
-    }
-
-    /// What satisfies a schema.
+    /// What satisfies a schema, which is the value of the request's field `param`.
     ///
     /// # Errors
     /// 400 where the schema is malformed, uses what is not supported, or is too large.
-    pub fn schema(&self, mut schema: Map<String, Value>) -> Result<Grammar, ApiError> {
-        let param = "response_format.json_schema.schema";
-        let options = json!({"whitespace_pattern": WHITE_SPACE});
-        if schema.insert("x-guidance".into(), options).is_some() {
-            return Err(ApiError::field(param, format!("{param}: `x-guidance` is not supported")));
-        }
-        let schema = Value::Object(schema);
-        let parser = self.factory.create_parser(TopLevelGrammar::from_json_schema(schema));
-        let matcher = Matcher::new(parser);
-        match matcher.get_error() {
-            None => Ok(Grammar(matcher)),
-            Some(error) => Err(ApiError::field(param, format!("{param}: {error}"))),
-        }
+    pub fn schema(&self, param: &str, schema: Map<String, Value>) -> Result<Grammar, ApiError> {
+        let grammar = TopLevelGrammar::from_json_schema(with_options(param, schema)?);
+        self.compile(grammar).map_err(|error| ApiError::field(param, format!("{param}: {error}")))
     }
+
+    /// A grammar in llguidance's dialect of Lark.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn lark(&self, source: String) -> Result<Grammar, String> {
+        self.compile(TopLevelGrammar::from_lark(source))
+    }
+
+    fn compile(&self, grammar: TopLevelGrammar) -> Result<Grammar, String> {
+        let matcher = Matcher::new(self.factory.create_parser(grammar));
+        matcher.get_error().map_or(Ok(Grammar(matcher)), Err)
+    }
+}
+
+/// A schema with what llguidance is to know besides, wherever a grammar has it.
+///
+/// # Errors
+/// 400 where the schema says that itself.
+pub fn with_options(param: &str, mut schema: Map<String, Value>) -> Result<Value, ApiError> {
+    let options = json!({"whitespace_pattern": WHITE_SPACE});
+    if schema.insert("x-guidance".into(), options).is_some() {
+        return Err(ApiError::field(param, format!("{param}: `x-guidance` is not supported")));
+    }
+    Ok(schema.into())
 }
 
 /// The bytes of a token; special ones are marked, so that no text can be made of them.
@@ -102,5 +112,5 @@ impl TokenConstraint for Grammar {
 }
 
 fn fault(error: impl std::fmt::Display) -> Error {
-    Error::Request(format!("response_format: {error}"))
+    Error::Request(format!("the answer's grammar: {error}"))
 }

@@ -10,3 +10,4 @@ mod limits;
 mod load;
 mod openai;
 mod refusals;
+mod tools;

@@ -1,15 +1,17 @@
 //! `/v1/chat/completions`: OpenAI's interface of conversations.
 
 use super::logprobs::{self, ChatLogprobs, TokenLogprob};
+use super::messages::ChatMessage;
 use super::models::unix_seconds;
 use super::openai::{OpenAiFinish, OpenAiUsage, openai_request};
+use super::tool_calls::{CallParser, Piece};
+use super::tools::{Tool, ToolCall, ToolCallDelta, ToolChoice, ToolUse};
 use super::{Stop, collect};
 use crate::chat::ChatTemplate;
-use crate::generate::{Event, Request, Usage};
+use crate::generate::{Event, FinishReason, Request, Usage};
 use crate::server::body::{JsonBody, Unsupported};
 use crate::server::engine_thread::{ModelInfo, Wanted};
 use crate::server::error::{ApiError, ErrorResponse};
-use crate::server::grammar::Grammar;
 use crate::server::sse::{self, Encoder, EventStream};
 use crate::server::{App, random_id};
 use crate::tokenizer::Tokenizer;
@@ -18,7 +20,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use std::sync::Arc;
 use std::time::SystemTime;
 use utoipa::ToSchema;
@@ -40,10 +42,12 @@ openai_request! {
         #[schema(maximum = 20)]
         pub top_logprobs: Option<usize>,
         pub response_format: Option<ResponseFormat>,
-        /// Functions that the model may ask for: the chat template tells the model of them.
+        /// Functions that the model may call: the chat template tells the model of them.
         pub tools: Option<Vec<Tool>>,
-        /// `auto`, or `none` to leave the tools out. [default: auto]
+        /// Whether it calls them, and which. [default: auto]
         pub tool_choice: Option<ToolChoice>,
+        /// Whether an answer may have more than one call. [default: true]
+        pub parallel_tool_calls: Option<bool>,
         /// Not supported.
         pub logit_bias: Option<Unsupported>,
     }
@@ -79,132 +83,17 @@ pub struct JsonSchema {
 }
 
 impl ResponseFormat {
-    /// The grammar of the answer, if it must have one.
-    fn grammar(self, model: &ModelInfo) -> Result<Option<Grammar>, ApiError> {
+    /// The schema of the answer, if it must have one, and the field that names it.
+    fn schema(self) -> Option<(&'static str, Map<String, Value>)> {
+        let object = || Map::from_iter([("type".into(), "object".into())]);
         match self {
-            Self::Text {} => Ok(None),
-            Self::JsonObject {} => model.grammars()?.object().map(Some),
-            Self::JsonSchema { json_schema } => match json_schema.schema {
-                Some(schema) => model.grammars()?.schema(schema).map(Some),
-                None => model.grammars()?.object().map(Some),
-            },
+            Self::Text {} => None,
+            Self::JsonObject {} => Some(("response_format", object())),
+            Self::JsonSchema { json_schema } => {
+                Some(("response_format.json_schema.schema", json_schema.schema.unwrap_or_else(object)))
+            }
         }
     }
-}
-
-/// One turn of a conversation.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[allow(dead_code)] // Fields that are not supported are only there to be refused.
-pub struct ChatMessage {
-    role: Role,
-    /// What was said. Only an assistant's turn with tool calls may do without.
-    content: Option<Content>,
-    /// Functions that the assistant asked for.
-    tool_calls: Option<Vec<ToolCall>>,
-    /// Which call a tool's turn answers.
-    tool_call_id: Option<String>,
-    /// Not supported.
-    name: Option<Unsupported>,
-    /// Not supported.
-    refusal: Option<Unsupported>,
-    /// Not supported.
-    annotations: Option<Unsupported>,
-    /// Not supported.
-    audio: Option<Unsupported>,
-    /// Not supported.
-    function_call: Option<Unsupported>,
-}
-
-/// Whose turn it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// The same as `system`.
-    Developer,
-    System,
-    User,
-    Assistant,
-    Tool,
-}
-
-/// What was said, in one piece or several.
-#[derive(Deserialize, ToSchema)]
-#[serde(untagged, expecting = "a string or a list of text parts")]
-pub enum Content {
-    Text(String),
-    Parts(Vec<TextPart>),
-}
-
-/// A piece of what was said. Images and sound are not supported.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct TextPart {
-    #[serde(rename = "type")]
-    #[allow(dead_code)] // There is one.
-    kind: TextKind,
-    text: String,
-}
-
-#[derive(Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum TextKind {
-    Text,
-}
-
-/// A function that the model may ask for.
-#[derive(Clone, Deserialize, Serialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Tool {
-    #[serde(rename = "type")]
-    kind: FunctionKind,
-    function: Function,
-}
-
-#[derive(Clone, Copy, Deserialize, Serialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum FunctionKind {
-    Function,
-}
-
-/// What a function is for and what it takes.
-#[derive(Clone, Deserialize, Serialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Function {
-    name: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    description: Option<String>,
-    /// JSON schema of its arguments.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    parameters: Option<Map<String, Value>>,
-}
-
-/// A call that the assistant asked for.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ToolCall {
-    id: Option<String>,
-    #[serde(rename = "type")]
-    #[allow(dead_code)] // There is one.
-    kind: FunctionKind,
-    function: CalledFunction,
-}
-
-/// A function and its arguments.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct CalledFunction {
-    name: String,
-    /// JSON, as text.
-    arguments: String,
-}
-
-/// Whether the model may call tools.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum ToolChoice {
-    Auto,
-    None,
 }
 
 /// A continued conversation.
@@ -236,10 +125,16 @@ pub struct ChatChoice {
 pub struct AnswerMessage {
     /// `assistant`
     role: &'static str,
-    content: String,
+    /// Null where the model said nothing but calls.
+    #[schema(required)]
+    content: Option<String>,
     /// Always null: the server does not judge.
     #[schema(required)]
     refusal: Option<String>,
+    /// Only there if the model calls tools.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false, min_items = 1)]
+    tool_calls: Vec<ToolCall>,
 }
 
 /// A piece of an answer, as an event's data.
@@ -276,6 +171,9 @@ pub struct Delta {
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<String>,
+    /// Each call comes whole, in one piece.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tool_calls: Option<[ToolCallDelta; 1]>,
 }
 
 /// The model's template.
@@ -325,9 +223,16 @@ pub async fn chat_completions(
         }
     };
     let ignore_eos = request.ignore_eos.unwrap_or(false);
-    let format = request.response_format.unwrap_or(ResponseFormat::Text {});
-    if ignore_eos && !matches!(format, ResponseFormat::Text {}) {
-        let message = "ignore_eos: an answer that must be JSON ends where the JSON does";
+    let tools = ToolUse::new(request.tools, request.tool_choice, request.parallel_tool_calls)?;
+    let format = request.response_format.and_then(ResponseFormat::schema);
+    if format.is_some() && tools.as_ref().is_some_and(ToolUse::is_forced) {
+        let message =
+            "tool_choice: an answer that must be a call cannot be JSON too, as `response_format` asks";
+        return Err(ApiError::field("tool_choice", message));
+    }
+    if ignore_eos && (format.is_some() || tools.as_ref().is_some_and(ToolUse::is_constrained)) {
+        let message =
+            "ignore_eos: an answer that must be JSON, or whose calls are constrained, ends where those do";
         return Err(ApiError::field("ignore_eos", message));
     }
     if request.messages.is_empty() {
@@ -336,18 +241,21 @@ pub async fn chat_completions(
     let messages = request.messages.into_iter().enumerate();
     let messages: Vec<Value> =
         messages.map(|(i, message)| message.for_template(i)).collect::<Result<_, _>>()?;
-    let tools = match request.tool_choice {
-        Some(ToolChoice::None) => Vec::new(),
-        _ => request.tools.unwrap_or_default(),
-    };
 
     let room = app.reserve("n", n)?;
     let blocking = Arc::clone(&app);
+    let has_tools = tools.is_some();
     let prompt = app.blocking(move || {
         let model = blocking.engine.model()?;
-        let tools: Vec<Value> = tools.iter().map(|tool| json!(tool)).collect();
-        let text = template(model)?.render(&messages, &tools, true)?;
-        Ok((model.tokenizer.encode(&text, true)?, format.grammar(model)?))
+        let text = render(template(model)?, &messages, tools.as_ref())?;
+        let grammar = match (tools, format) {
+            (Some(tools), format) if tools.is_constrained() || format.is_some() => {
+                Some(tools.calls()?.grammar(model.grammars()?, format)?)
+            }
+            (_, Some((param, schema))) => Some(model.grammars()?.schema(param, schema)?),
+            (_, None) => None,
+        };
+        Ok((model.tokenizer.encode(&text, true)?, grammar))
     });
     let (prompt, grammar) = prompt.await?;
     let choice = |index| Wanted {
@@ -366,70 +274,111 @@ pub async fn chat_completions(
     let answer = app.submit(room, (0..n as u32).map(choice).collect()).await?;
 
     let (id, created) = (random_id("chatcmpl-"), unix_seconds(SystemTime::now()));
+    let voice = |_| Voice { parser: has_tools.then(CallParser::default), num_calls: 0 };
+    let voices = (0..n).map(voice);
     if let Some(include_usage) = stream {
-        let usages = vec![Usage::default(); n];
-        let chunks = Chunks { id, created, model, include_usage, usages, tokenizer, ignore_eos };
+        let (voices, usages) = (voices.collect(), vec![Usage::default(); n]);
+        let chunks = Chunks { id, created, model, include_usage, usages, voices, tokenizer, ignore_eos };
         return Ok(sse::respond(answer, chunks));
     }
     let choices = collect(answer, n).await?;
     let usage = OpenAiUsage::of(&choices, n);
-    let choices = choices.into_iter().enumerate().map(|(index, choice)| ChatChoice {
-        index,
-        message: AnswerMessage { role: "assistant", content: choice.text, refusal: None },
-        logprobs: logprobs.map(|_| {
-            let found = choice.logprobs.iter();
-            let found = found.filter(|(token, _)| ignore_eos || !tokenizer.is_end_of_generation(*token));
-            let content = found.map(|(token, found)| TokenLogprob::new(&tokenizer, *token, found)).collect();
-            ChatLogprobs { content, refusal: None }
-        }),
-        finish_reason: choice.reason.map_or(OpenAiFinish::Stop, OpenAiFinish::from),
-    });
+    let choices =
+        choices.into_iter().zip(voices).enumerate().map(|(index, (choice, mut voice))| ChatChoice {
+            index,
+            message: voice.message(choice.text),
+            logprobs: logprobs.map(|_| {
+                let found = choice.logprobs.iter();
+                let found = found.filter(|(token, _)| ignore_eos || !tokenizer.is_end_of_generation(*token));
+                let content =
+                    found.map(|(token, found)| TokenLogprob::new(&tokenizer, *token, found)).collect();
+                ChatLogprobs { content, refusal: None }
+            }),
+            finish_reason: voice.finish(choice.reason.unwrap_or(FinishReason::Stop)),
+        });
     let choices = choices.collect();
     Ok(Json(ChatCompletion { id, object: "chat.completion", created, model, choices, usage }).into_response())
 }
 
-impl ChatMessage {
-    /// The message as templates written for Hugging Face's transformers expect it.
-    fn for_template(self, index: usize) -> Result<Value, ApiError> {
-        let refuse = |field: &str, what: &str| {
-            let param = format!("messages[{index}].{field}");
-            let message = format!("{param}: {what}");
-            Err(ApiError::field(param, message))
-        };
-        let role = match self.role {
-            Role::Developer | Role::System => "system",
-            Role::User => "user",
-            Role::Assistant => "assistant",
-            Role::Tool => "tool",
-        };
-        let content = match self.content {
-            Some(Content::Text(text)) => text,
-            Some(Content::Parts(parts)) => parts.into_iter().map(|part| part.text).collect(),
-            None if self.role == Role::Assistant && self.tool_calls.is_some() => String::new(),
-            None => return refuse("content", "expected a string or a list of text parts, found nothing"),
-        };
-        let mut message = Map::from_iter([("role".into(), role.into()), ("content".into(), content.into())]);
-        if let Some(calls) = self.tool_calls {
-            if self.role != Role::Assistant {
-                return refuse("tool_calls", "only the assistant calls tools");
-            }
-            let mut rendered = Vec::with_capacity(calls.len());
-            for (i, call) in calls.into_iter().enumerate() {
-                let Ok(arguments) = serde_json::from_str::<Value>(&call.function.arguments) else {
-                    return refuse(&format!("tool_calls[{i}].function.arguments"), "expected JSON as text");
-                };
-                let function = json!({"name": call.function.name, "arguments": arguments});
-                rendered.push(json!({"id": call.id, "type": "function", "function": function}));
-            }
-            message.insert("tool_calls".into(), rendered.into());
+/// The prompt of a conversation.
+///
+/// # Errors
+/// 400 where the template refuses the conversation, or leaves out the tools or what was called.
+fn render(template: &ChatTemplate, messages: &[Value], tools: Option<&ToolUse>) -> Result<String, ApiError> {
+    let for_template = tools.map(ToolUse::for_template).unwrap_or_default();
+    let text = template.render(messages, &for_template, true)?;
+    let refuse = |param: String| {
+        let message = format!(
+            "{param}: the model's chat template leaves them out, so the model would not know of them; do so too, or take \
+             a model that was made for tools"
+        );
+        Err(ApiError::field(param, message))
+    };
+    if tools.is_some() && template.render(messages, &[], true).is_ok_and(|without| without == text) {
+        return refuse("tools".into());
+    }
+    let has_calls = |message: &Value| message["tool_calls"].as_array().is_some_and(|calls| !calls.is_empty());
+    if let Some(i) = messages.iter().position(has_calls) {
+        let mut without = messages.to_vec();
+        without[i]["tool_calls"] = Value::Null;
+        if template.render(&without, &for_template, true).is_ok_and(|without| without == text) {
+            return refuse(format!("messages[{i}].tool_calls"));
         }
-        if let Some(id) = self.tool_call_id {
-            if self.role != Role::Tool {
-                return refuse("tool_call_id", "only a tool's message answers a call");
+    }
+    Ok(text)
+}
+
+/// One answer's text on its way to content and calls.
+struct Voice {
+    /// Where the request has tools.
+    parser: Option<CallParser>,
+    /// Calls so far.
+    num_calls: usize,
+}
+
+impl Voice {
+    /// What the next piece of text makes certain, in order; with `end` all of it.
+    fn deltas(&mut self, text: String, end: bool) -> Vec<Delta> {
+        let pieces = match &mut self.parser {
+            None if text.is_empty() => Vec::new(),
+            None => vec![Piece::Text(text)],
+            Some(parser) => {
+                let mut pieces = parser.push(&text);
+                if end {
+                    pieces.extend(parser.finish());
+                }
+                pieces
             }
-            message.insert("tool_call_id".into(), id.into());
+        };
+        let deltas = pieces.into_iter().filter_map(|piece| match piece {
+            Piece::Blank(_) => None,
+            Piece::Text(text) => Some(Delta { content: Some(text), ..Delta::default() }),
+            Piece::Call(call) => {
+                self.num_calls += 1;
+                let call = ToolCallDelta::new(self.num_calls - 1, call);
+                Some(Delta { tool_calls: Some([call]), ..Delta::default() })
+            }
+        });
+        deltas.collect()
+    }
+
+    /// The whole answer.
+    fn message(&mut self, text: String) -> AnswerMessage {
+        let (mut content, mut tool_calls) = (String::new(), Vec::new());
+        for delta in self.deltas(text, true) {
+            content += &delta.content.unwrap_or_default();
+            tool_calls.extend(delta.tool_calls.into_iter().flatten().map(ToolCall::from));
         }
-        Ok(message.into())
+        let content = (!content.is_empty() || tool_calls.is_empty()).then_some(content);
+        AnswerMessage { role: "assistant", content, refusal: None, tool_calls }
+    }
+
+    /// Why the answer ended.
+    fn finish(&self, reason: FinishReason) -> OpenAiFinish {
+        match reason.into() {
+            OpenAiFinish::Stop if self.num_calls > 0 => OpenAiFinish::ToolCalls,
+            reason => reason,
+        }
     }
 }
 
@@ -439,6 +388,7 @@ struct Chunks {
     model: String,
     include_usage: bool,
     usages: Vec<Usage>,
+    voices: Vec<Voice>,
     tokenizer: Arc<Tokenizer>,
     ignore_eos: bool,
 }
@@ -452,8 +402,10 @@ impl Chunks {
 
 impl Encoder for Chunks {
     fn start(&mut self, out: &mut EventStream) {
-        for index in 0..self.usages.len() {
-            let delta = Delta { role: Some("assistant"), content: Some(String::new()) };
+        for (index, voice) in self.voices.iter().enumerate() {
+            // An answer of nothing but calls has no content, not even an empty one.
+            let content = voice.parser.is_none().then(String::new);
+            let delta = Delta { role: Some("assistant"), content, tool_calls: None };
             out.data(
                 &self.chunk(vec![ChunkChoice { index, delta, logprobs: None, finish_reason: None }], None),
             );
@@ -462,25 +414,31 @@ impl Encoder for Chunks {
 
     fn event(&mut self, index: usize, event: Event, out: &mut EventStream) {
         let mut logprobs = None;
-        let (text, finish_reason) = match event {
+        let (mut deltas, mut finish_reason) = match event {
             Event::Token { token, text, logprobs: found, .. } => {
                 // The token that ends an answer is no part of it.
                 let found = found.filter(|_| self.ignore_eos || !self.tokenizer.is_end_of_generation(token));
-                if text.is_empty() && found.is_none() {
-                    return;
-                }
-                let content = found.iter().map(|found| TokenLogprob::new(&self.tokenizer, token, found));
-                logprobs =
-                    found.is_some().then(|| ChatLogprobs { content: content.collect(), refusal: None });
-                (text, None)
+                logprobs = found.map(|found| {
+                    let content = vec![TokenLogprob::new(&self.tokenizer, token, &found)];
+                    ChatLogprobs { content, refusal: None }
+                });
+                (self.voices[index].deltas(text, false), None)
             }
             Event::Finished { text, reason, usage, .. } => {
                 self.usages[index] = usage;
-                (text, Some(reason.into()))
+                let deltas = self.voices[index].deltas(text, true);
+                (deltas, Some(self.voices[index].finish(reason)))
             }
         };
-        let delta = Delta { role: None, content: (!text.is_empty()).then_some(text) };
-        out.data(&self.chunk(vec![ChunkChoice { index, delta, logprobs, finish_reason }], None));
+        if deltas.is_empty() && (logprobs.is_some() || finish_reason.is_some()) {
+            deltas.push(Delta::default());
+        }
+        let count = deltas.len();
+        for (i, delta) in deltas.into_iter().enumerate() {
+            let finish_reason = finish_reason.take_if(|_| i + 1 == count);
+            let choice = ChunkChoice { index, delta, logprobs: logprobs.take(), finish_reason };
+            out.data(&self.chunk(vec![choice], None));
+        }
     }
 
     fn end(&mut self, out: &mut EventStream) {

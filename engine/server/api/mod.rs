@@ -5,10 +5,14 @@ pub mod completions;
 pub mod generate;
 pub mod health;
 pub mod logprobs;
+pub mod messages;
 pub mod models;
 pub mod openai;
 pub mod page;
 pub mod tokens;
+pub mod tool_calls;
+pub mod tool_grammar;
+pub mod tools;
 
 use super::App;
 use super::engine_thread::{Answer, ModelInfo, Wanted};

@@ -146,6 +146,8 @@ pub enum OpenAiFinish {
     Stop,
     /// It was as long as it may be.
     Length,
+    /// The model calls tools; in chats alone.
+    ToolCalls,
 }
 
 impl From<FinishReason> for OpenAiFinish {

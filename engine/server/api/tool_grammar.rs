@@ -1,0 +1,172 @@
+//! Grammars of answers that call tools, in the form that [`tool_calls`](super::tool_calls) finds.
+
+use super::tool_calls::{CLOSE, OPEN};
+use crate::server::error::ApiError;
+use crate::server::grammar::{Grammar, Grammars, with_options};
+use serde_json::{Map, Value};
+use std::fmt::Write;
+
+/// What calls there may be.
+pub struct Calls {
+    /// Name, the request's field with the schema of the arguments, and that schema.
+    pub functions: Vec<(String, String, Map<String, Value>)>,
+    /// There is nothing but calls.
+    pub is_forced: bool,
+    /// One or more of them.
+    pub parallel: bool,
+}
+
+impl Calls {
+    /// The grammar of an answer in which every call follows its function's schema. What is not a call is any text, or JSON
+    /// that satisfies `format`.
+    ///
+    /// # Errors
+    /// 400 where a schema is malformed, uses what is not supported, or is too large.
+    pub fn grammar(
+        self,
+        grammars: &Grammars,
+        format: Option<(&str, Map<String, Value>)>,
+    ) -> Result<Grammar, ApiError> {
+        let source = self.source(format.clone())?;
+        grammars.lark(source).or_else(|error| {
+            // llguidance does not say which schema it is.
+            for (_, param, schema) in self.functions {
+                grammars.schema(&param, schema)?;
+            }
+            if let Some((param, schema)) = format {
+                grammars.schema(param, schema)?;
+            }
+            Err(ApiError::field("tools", format!("tools: {error}")))
+        })
+    }
+
+    /// The grammar in llguidance's dialect of Lark.
+    fn source(&self, format: Option<(&str, Map<String, Value>)>) -> Result<String, ApiError> {
+        let calls = if self.parallel { r#"open call ("\n" open call)*"# } else { "open call" };
+        let mut source = match format {
+            _ if self.is_forced => format!("start: {calls}\n"),
+            Some((param, schema)) => {
+                format!("start: {calls} | answer\nanswer: %json {}\n", with_options(param, schema)?)
+            }
+            // Text goes on to where a block begins, or to the answer's end.
+            None if self.parallel => "start: (until_open call)* [TEXT]\n".to_owned(),
+            None => "start: until_open call | [TEXT]\n".to_owned(),
+        };
+        source += &format!("open: {OPEN:?}\nuntil_open[lazy]: /(?s:.*){OPEN}/\n");
+        source += &format!("TEXT: /(?s:.+)/ & ~/(?s:.*){OPEN}(?s:.*)/\n");
+        let names: Vec<String> = (0..self.functions.len()).map(|i| format!("call_{i}")).collect();
+        source += &format!("call: {}\n", names.join(" | "));
+        for ((name, param, schema), rule) in self.functions.iter().zip(names) {
+            // A string of Lark is one of JSON, and so is the name in the call.
+            let before =
+                Value::from(format!("\n{{\"name\": {}, \"arguments\": ", Value::from(name.as_str())));
+            let after = Value::from(format!("}}\n{CLOSE}"));
+            let schema = with_options(param, schema.clone())?;
+            let _ = writeln!(source, "{rule}: {before} %json {schema} {after}");
+        }
+        Ok(source)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::generate::TokenConstraint;
+    use crate::gguf::Gguf;
+    use crate::testing::TinyModel;
+    use crate::tokenizer::Tokenizer;
+    use serde_json::json;
+
+    /// `gguf.TokenType`: a word that was added to the vocabulary, as `<tool_call>` was to Qwen's.
+    const USER_DEFINED: i32 = 4;
+
+    fn tokenizer(has_token: bool) -> Tokenizer {
+        let mut writer = TinyModel::default().vocabulary_only();
+        if has_token {
+            let gguf = Gguf::from_bytes(writer.to_bytes().into()).unwrap();
+            let tokens: Vec<&str> = gguf.require("tokenizer.ggml.tokens").unwrap();
+            let mut tokens: Vec<String> = tokens.into_iter().map(str::to_owned).collect();
+            let mut kinds: Vec<i32> = gguf.require("tokenizer.ggml.token_type").unwrap();
+            tokens.push(OPEN.into());
+            kinds.push(USER_DEFINED);
+            writer.set_metadata("tokenizer.ggml.tokens", tokens.as_slice());
+            writer.set_metadata("tokenizer.ggml.token_type", kinds);
+        }
+        Tokenizer::from_gguf(&Gguf::from_bytes(writer.to_bytes().into()).unwrap()).unwrap()
+    }
+
+    fn calls(is_forced: bool, parallel: bool) -> Calls {
+        let of = |name: &str, properties: Value| {
+            let schema = json!({"type": "object", "properties": properties, "required": ["at"],
+                                "additionalProperties": false, "$defs": {"n": {"type": "integer"}}});
+            (name.to_owned(), "tools".to_owned(), schema.as_object().unwrap().clone())
+        };
+        let functions = vec![
+            of("sea", json!({"at": {"$ref": "#/$defs/n"}})),
+            of("a \"\\x41\" é", json!({"at": {"enum": ["</tool_call>"]}})),
+        ];
+        Calls { functions, is_forced, parallel }
+    }
+
+    /// Whether the answer is one of the grammar's, token by token.
+    fn follows(grammar: &Grammar, tokenizer: &Tokenizer, answer: &str) -> bool {
+        let mut grammar = grammar.clone();
+        let end = tokenizer.end_of_generation()[0];
+        let ids = tokenizer.encode(answer, false).unwrap();
+        let is_allowed = |grammar: &mut Grammar, id| grammar.allowed().unwrap().contains(id);
+        let goes = |grammar: &mut Grammar, id| is_allowed(grammar, id) && grammar.accept(id).is_ok();
+        ids.into_iter().all(|id| goes(&mut grammar, id)) && is_allowed(&mut grammar, end)
+    }
+
+    const SEA: &str = "<tool_call>\n{\"name\": \"sea\", \"arguments\": {\"at\": 7}}\n</tool_call>";
+
+    #[test]
+    fn what_may_be_said() {
+        let other = r#"{"name": "a \"\\x41\" é", "arguments": {"at": "</tool_call>"}}"#;
+        let other = format!("{OPEN}\n{other}\n{CLOSE}");
+        let two = format!("{SEA}\n{other}");
+        let with_text = format!("Hello <é>\n{SEA}");
+        let wrong = SEA.replace('7', "\"x\"");
+        let unknown = SEA.replace("sea", "sun");
+        let all = ["", "Hello <tool é", SEA, &other, &two, &with_text, &wrong, &unknown, r#"{"n": 1}"#];
+        let format = json!({"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}});
+        let format = ("response_format", format.as_object().unwrap().clone());
+        for has_token in [false, true] {
+            let tokenizer = tokenizer(has_token);
+            assert_eq!(tokenizer.added_token(OPEN).is_some(), has_token);
+            let grammars = Grammars::new(&tokenizer).unwrap();
+            for (is_forced, parallel, format, expected) in [
+                (true, true, None, [false, false, true, true, true, false, false, false, false]),
+                (true, false, None, [false, false, true, true, false, false, false, false, false]),
+                (false, true, None, [true, true, true, true, true, true, false, false, true]),
+                (false, false, None, [true, true, true, true, false, true, false, false, true]),
+                (
+                    false,
+                    true,
+                    Some(format.clone()),
+                    [false, false, true, true, true, false, false, false, true],
+                ),
+            ] {
+                let grammar = calls(is_forced, parallel).grammar(&grammars, format).unwrap();
+                let found = all.map(|answer| follows(&grammar, &tokenizer, answer));
+                assert_eq!(found, expected, "forced {is_forced}, parallel {parallel}: {all:#?}");
+                // A token of the vocabulary is a way to begin a call, and so is its spelling.
+                let mut grammar = grammar;
+                let allowed = grammar.allowed().unwrap();
+                assert!(tokenizer.added_token(OPEN).is_none_or(|id| allowed.contains(id)));
+                assert!(allowed.contains(tokenizer.encode("<", false).unwrap()[0]));
+            }
+        }
+    }
+
+    #[test]
+    fn the_schema_that_is_wrong_is_named() {
+        let tokenizer = tokenizer(false);
+        let grammars = Grammars::new(&tokenizer).unwrap();
+        let mut calls = calls(true, true);
+        let wrong = json!({"type": "object", "properties": {"a": {"type": "nonsense"}}, "required": ["a"]});
+        calls.functions.push(("f".into(), "tools[2]".into(), wrong.as_object().unwrap().clone()));
+        let error = calls.grammar(&grammars, None).err().unwrap();
+        assert_eq!(error.body.param.as_deref(), Some("tools[2]"));
+    }
+}
