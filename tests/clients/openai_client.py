@@ -93,10 +93,56 @@ def formats():
         assert isinstance(json.loads(free.message.content), dict)
 
 
+class Sail(pydantic.BaseModel):
+    days: int = pydantic.Field(ge=0, le=9)
+
+
 def tools():
-    weather = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
-    # The haiku model's template knows no tools; that they reach a template that does is tested in tests/server.
-    assert chat(tools=[weather], max_tokens=3).usage.prompt_tokens > 0
+    sail, fish = openai.pydantic_function_tool(Sail), {"type": "function", "function": {"name": "fish"}}
+    forced = dict(tools=[sail, fish], tool_choice="required", parallel_tool_calls=False)
+    answers = chat(n=4, **forced)
+    for choice in answers.choices:
+        assert choice.finish_reason == "tool_calls" and choice.message.content is None, choice
+        (call,) = choice.message.tool_calls
+        given = json.loads(call.function.arguments)
+        assert Sail(**given) if call.function.name == "Sail" else (call.function.name, given) == ("fish", {}), call
+
+    names, arguments, reasons = [""] * 4, [""] * 4, [None] * 4
+    for chunk in chat(n=4, stream=True, **forced):
+        for choice in chunk.choices:
+            assert not choice.delta.content
+            reasons[choice.index] = choice.finish_reason or reasons[choice.index]
+            for call in choice.delta.tool_calls or []:
+                assert call.index == 0 and call.id and call.type == "function"
+                names[choice.index] += call.function.name
+                arguments[choice.index] += call.function.arguments
+    whole = [choice.message.tool_calls[0].function for choice in answers.choices]
+    assert names == [call.name for call in whole] and arguments == [call.arguments for call in whole]
+    assert reasons == ["tool_calls"] * 4
+
+    # The client's own ways: it adds up a stream, and reads arguments into a class.
+    named = {"type": "function", "function": {"name": "Sail"}}
+    settings = dict(model="haiku", messages=MESSAGES, tools=[sail], tool_choice=named, seed=1, max_tokens=100)
+    with client.chat.completions.stream(**settings, parallel_tool_calls=False) as stream:
+        streamed = stream.get_final_completion().choices[0].message
+    parsed = client.chat.completions.parse(**settings, parallel_tool_calls=False).choices[0].message
+    for message in (streamed, parsed):
+        (call,) = message.tool_calls
+        assert message.content is None and isinstance(call.function.parsed_arguments, Sail), message
+
+    # What was called and what came of it go back.
+    called = answers.choices[0].message
+    turns = [*MESSAGES, called, {"role": "tool", "tool_call_id": called.tool_calls[0].id, "content": "a gale"}]
+    again = client.chat.completions.create(model="haiku", messages=turns, tools=[sail], max_tokens=3, seed=1)
+    assert again.usage.completion_tokens > 0
+
+    # A model that does not call says what it says, also where its calls would be constrained.
+    free, strict = chat(tools=[fish]).choices[0], chat(tools=[sail]).choices[0]
+    for choice in (free, strict):
+        assert choice.finish_reason == "stop" and choice.message.content and not choice.message.tool_calls, choice
+    expect(openai.BadRequestError, lambda: chat(tool_choice="required"), param="tool_choice")
+    walk = {"type": "function", "function": {"name": "walk"}}
+    expect(openai.BadRequestError, lambda: chat(tools=[sail], tool_choice=walk), param="tool_choice.function.name")
 
 
 def errors():

@@ -8,13 +8,17 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 work=target/clients
 mkdir -p "$work"
-if [ ! -x "$work/venv/bin/python" ]; then
+if ! cmp --silent tests/clients/requirements.txt "$work/requirements.txt"; then
     python3 -m venv "$work/venv"
     "$work/venv/bin/pip" install --quiet --requirement tests/clients/requirements.txt
+    cp tests/clients/requirements.txt "$work"
 fi
 cargo build --release --locked --quiet
+# The haiku model with a template that has a place for tools; without tools it says what the embedded one says.
+"$work/venv/bin/gguf-new-metadata" --force --chat-template-file tests/data/tools.jinja models/haiku/haiku.gguf \
+    "$work/haiku.gguf" 2> "$work/haiku.log" > /dev/null || { cat "$work/haiku.log" >&2; exit 1; }
 key=sesame
-target/release/qernel serve --device cpu --port 0 --api-key $key --max-n 8 2> "$work/server.log" &
+target/release/qernel serve --model "$work/haiku.gguf" --device cpu --port 0 --api-key $key --max-n 8 2> "$work/server.log" &
 server=$!
 trap 'kill $server 2> /dev/null || true' EXIT
 for _ in $(seq 100); do

@@ -285,6 +285,13 @@ fn contradictions_are_refused_by_name() {
         assert_eq!(refused.status, 400, "{more}: {}", refused.text());
         assert_eq!(refused.json()["error"]["param"], param, "{more}: {}", refused.text());
     }
+    // What is understood is documented.
+    let schemas = &server.get("/openapi.json").good()["components"]["schemas"];
+    assert!(
+        ["name", "description", "parameters", "strict"]
+            .iter()
+            .all(|name| !schemas["Function"]["properties"][name].is_null())
+    );
     // A schema is only compiled where it is followed.
     let free = json!({"tools": parameters(json!({"type": "object", "properties": {"a": {"type": "nonsense"}}})), "max_tokens": 1});
     assert_eq!(server.post(CHAT, body(free)).status, 200);

@@ -274,19 +274,19 @@ pub async fn chat_completions(
     let answer = app.submit(room, (0..n as u32).map(choice).collect()).await?;
 
     let (id, created) = (random_id("chatcmpl-"), unix_seconds(SystemTime::now()));
-    let voice = |_| Voice { parser: has_tools.then(CallParser::default), num_calls: 0 };
-    let voices = (0..n).map(voice);
+    let parser = |_| ChoiceParser { calls: has_tools.then(CallParser::default), num_calls: 0 };
+    let parsers = (0..n).map(parser);
     if let Some(include_usage) = stream {
-        let (voices, usages) = (voices.collect(), vec![Usage::default(); n]);
-        let chunks = Chunks { id, created, model, include_usage, usages, voices, tokenizer, ignore_eos };
+        let (parsers, usages) = (parsers.collect(), vec![Usage::default(); n]);
+        let chunks = Chunks { id, created, model, include_usage, usages, parsers, tokenizer, ignore_eos };
         return Ok(sse::respond(answer, chunks));
     }
     let choices = collect(answer, n).await?;
     let usage = OpenAiUsage::of(&choices, n);
     let choices =
-        choices.into_iter().zip(voices).enumerate().map(|(index, (choice, mut voice))| ChatChoice {
+        choices.into_iter().zip(parsers).enumerate().map(|(index, (choice, mut parser))| ChatChoice {
             index,
-            message: voice.message(choice.text),
+            message: parser.message(choice.text),
             logprobs: logprobs.map(|_| {
                 let found = choice.logprobs.iter();
                 let found = found.filter(|(token, _)| ignore_eos || !tokenizer.is_end_of_generation(*token));
@@ -294,7 +294,7 @@ pub async fn chat_completions(
                     found.map(|(token, found)| TokenLogprob::new(&tokenizer, *token, found)).collect();
                 ChatLogprobs { content, refusal: None }
             }),
-            finish_reason: voice.finish(choice.reason.unwrap_or(FinishReason::Stop)),
+            finish_reason: parser.finish(choice.reason.unwrap_or(FinishReason::Stop)),
         });
     let choices = choices.collect();
     Ok(Json(ChatCompletion { id, object: "chat.completion", created, model, choices, usage }).into_response())
@@ -329,23 +329,23 @@ fn render(template: &ChatTemplate, messages: &[Value], tools: Option<&ToolUse>) 
 }
 
 /// One answer's text on its way to content and calls.
-struct Voice {
+struct ChoiceParser {
     /// Where the request has tools.
-    parser: Option<CallParser>,
+    calls: Option<CallParser>,
     /// Calls so far.
     num_calls: usize,
 }
 
-impl Voice {
+impl ChoiceParser {
     /// What the next piece of text makes certain, in order; with `end` all of it.
     fn deltas(&mut self, text: String, end: bool) -> Vec<Delta> {
-        let pieces = match &mut self.parser {
+        let pieces = match &mut self.calls {
             None if text.is_empty() => Vec::new(),
             None => vec![Piece::Text(text)],
-            Some(parser) => {
-                let mut pieces = parser.push(&text);
+            Some(calls) => {
+                let mut pieces = calls.push(&text);
                 if end {
-                    pieces.extend(parser.finish());
+                    pieces.extend(calls.finish());
                 }
                 pieces
             }
@@ -388,7 +388,7 @@ struct Chunks {
     model: String,
     include_usage: bool,
     usages: Vec<Usage>,
-    voices: Vec<Voice>,
+    parsers: Vec<ChoiceParser>,
     tokenizer: Arc<Tokenizer>,
     ignore_eos: bool,
 }
@@ -402,9 +402,9 @@ impl Chunks {
 
 impl Encoder for Chunks {
     fn start(&mut self, out: &mut EventStream) {
-        for (index, voice) in self.voices.iter().enumerate() {
+        for (index, parser) in self.parsers.iter().enumerate() {
             // An answer of nothing but calls has no content, not even an empty one.
-            let content = voice.parser.is_none().then(String::new);
+            let content = parser.calls.is_none().then(String::new);
             let delta = Delta { role: Some("assistant"), content, tool_calls: None };
             out.data(
                 &self.chunk(vec![ChunkChoice { index, delta, logprobs: None, finish_reason: None }], None),
@@ -422,12 +422,12 @@ impl Encoder for Chunks {
                     let content = vec![TokenLogprob::new(&self.tokenizer, token, &found)];
                     ChatLogprobs { content, refusal: None }
                 });
-                (self.voices[index].deltas(text, false), None)
+                (self.parsers[index].deltas(text, false), None)
             }
             Event::Finished { text, reason, usage, .. } => {
                 self.usages[index] = usage;
-                let deltas = self.voices[index].deltas(text, true);
-                (deltas, Some(self.voices[index].finish(reason)))
+                let deltas = self.parsers[index].deltas(text, true);
+                (deltas, Some(self.parsers[index].finish(reason)))
             }
         };
         if deltas.is_empty() && (logprobs.is_some() || finish_reason.is_some()) {

@@ -10,10 +10,11 @@ use std::collections::HashSet;
 use utoipa::ToSchema;
 
 /// A function that the model may call.
-#[derive(Clone, Deserialize, Serialize, ToSchema)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Tool {
     #[serde(rename = "type")]
+    #[allow(dead_code)] // There is one.
     kind: FunctionKind,
     function: Function,
 }
@@ -36,7 +37,7 @@ pub struct Function {
     parameters: Option<Map<String, Value>>,
     /// Whether calls must follow the schema. Those that `tool_choice` forces always do; if one function asks for it, calls of
     /// all do. [default: false]
-    #[serde(skip_serializing)] // No template was trained with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
     strict: Option<bool>,
 }
 
@@ -188,7 +189,9 @@ impl ToolUse {
 
     /// The tools as templates expect them.
     pub fn for_template(&self) -> Vec<Value> {
-        self.tools.iter().map(|tool| json!(tool)).collect()
+        // No model was trained to see `strict`.
+        let functions = self.tools.iter().map(|tool| Function { strict: None, ..tool.function.clone() });
+        functions.map(|function| json!({"type": "function", "function": function})).collect()
     }
 
     /// What the grammar of the answer is made of.
