@@ -8,6 +8,7 @@ use super::config::ServerConfig;
 use super::error::ApiError;
 use super::grammar::{Grammar, Grammars};
 use super::metrics::{Metrics, Rejection};
+use super::work::Room;
 use crate::chat::ChatTemplate;
 use crate::error::{Error, Result};
 use crate::generate::{Engine, Event, FinishReason, Request, TokenConstraint};
@@ -35,6 +36,8 @@ pub struct ModelInfo {
     pub tokenizer: Arc<Tokenizer>,
     pub template: Option<ChatTemplate>,
     pub max_model_len: usize,
+    /// A text with more bytes has more tokens than the context.
+    pub max_prompt_bytes: usize,
     pub device: String,
     /// Made when first asked for: a large vocabulary takes its time.
     grammars: OnceLock<Result<Grammars, String>>,
@@ -52,6 +55,9 @@ impl ModelInfo {
     }
 }
 
+/// The tokenizer composes characters first (NFC), of which a text has at most so many times the bytes.
+const MOST_COMPOSED: usize = 3;
+
 /// One sequence that is asked for.
 pub struct Wanted {
     pub request: Request,
@@ -62,10 +68,8 @@ pub struct Wanted {
 /// One request to be answered: one or more sequences.
 struct Submission {
     choices: Vec<Wanted>,
-    room: OwnedSemaphorePermit,
+    room: Room,
     updates: mpsc::Sender<Update>,
-    /// When it came.
-    start: Instant,
     /// Its request in the log.
     span: Span,
 }
@@ -123,11 +127,16 @@ impl EngineHandle {
             let Some(tokenizer) = engine.tokenizer().cloned() else {
                 return Err(Error::Tokenizer("a server needs a model file with a vocabulary".into()));
             };
+            let longest = (0..tokenizer.vocab_size() as u32)
+                .filter_map(|id| tokenizer.token_bytes(id))
+                .map(<[u8]>::len);
+            let max_bytes = longest.max().unwrap_or(0).saturating_mul(engine.max_model_len());
             let info = ModelInfo {
                 name,
                 tokenizer,
                 template,
                 max_model_len: engine.max_model_len(),
+                max_prompt_bytes: max_bytes.saturating_mul(MOST_COMPOSED),
                 device: engine.runner().device_name(),
                 grammars: OnceLock::new(),
             };
@@ -179,13 +188,13 @@ impl EngineHandle {
     ///
     /// # Errors
     /// 429 where there is none.
-    pub fn reserve(&self, choices: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+    pub fn reserve(&self, choices: usize) -> Result<Room, ApiError> {
         let full = |_| {
             self.shared.metrics.rejected(Rejection::QueueFull);
             ApiError::queue_full(self.max_sequences)
         };
         let choices = u32::try_from(choices).unwrap_or(u32::MAX);
-        Arc::clone(&self.room).try_acquire_many_owned(choices).map_err(full)
+        Arc::clone(&self.room).try_acquire_many_owned(choices).map(Room::new).map_err(full)
     }
 
     /// Hands a request to the engine and waits until it is accepted. Dropping the answer ends it.
@@ -194,17 +203,17 @@ impl EngineHandle {
     /// 400 where the engine refuses it, 503 where there is no engine any more, 504 after the time that an answer has.
     pub async fn submit(
         &self,
-        room: OwnedSemaphorePermit,
+        room: Room,
         choices: Vec<Wanted>,
         config: &ServerConfig,
     ) -> Result<Answer, ApiError> {
         let time = config.request_timeout;
         // The last words of all sequences always have room.
         let (updates, receiver) = mpsc::channel(config.max_pending_events + 2 * choices.len());
-        let (start, span) = (Instant::now(), Span::current());
-        let mut answer = Answer { receiver, left: choices.len(), deadline: start + time, time };
+        let span = Span::current();
+        let mut answer = Answer { receiver, left: choices.len(), deadline: room.start + time, time };
         let stopped = |_| ApiError::unavailable("stopped", "the engine has stopped");
-        self.submissions.try_send(Submission { choices, room, updates, start, span }).map_err(stopped)?;
+        self.submissions.try_send(Submission { choices, room, updates, span }).map_err(stopped)?;
         match answer.update().await? {
             Update::Failed(error) => Err(error),
             _ => Ok(answer),
@@ -297,6 +306,8 @@ struct Active {
     siblings: usize,
     /// Its request in the log.
     span: Span,
+    /// The field of the request that constrains it.
+    param: &'static str,
 }
 
 /// The way of events to those who wait for them.
@@ -353,11 +364,12 @@ impl EngineThread {
     }
 
     fn join(&mut self, submission: Submission) {
-        let Submission { choices, mut room, updates, start, span } = submission;
+        let Submission { choices, room: Room { permits: mut room, start }, updates, span } = submission;
         let siblings = choices.len();
         let mut ids = Vec::with_capacity(siblings);
         for (choice, Wanted { request, grammar }) in choices.into_iter().enumerate() {
             let prompt_tokens = request.prompt.len();
+            let param = grammar.as_ref().map_or("response_format", Grammar::param);
             let constraint = grammar.map(|grammar| Box::new(grammar) as Box<dyn TokenConstraint>);
             match self.engine.submit_constrained(request, constraint) {
                 Ok(id) => {
@@ -365,7 +377,8 @@ impl EngineThread {
                     ids.push(id);
                     let updates = updates.clone();
                     let (_room, span) = (room.split(1), span.clone());
-                    let active = Active { choice, updates, _room, start, newest: None, siblings, span };
+                    let active =
+                        Active { choice, updates, _room, start, newest: None, siblings, span, param };
                     self.delivery.active.insert(id, active);
                 }
                 Err(error) => {
@@ -443,8 +456,11 @@ impl Delivery {
         // Room is left for the last word of each sibling.
         let too_slow = finished.is_none() && active.updates.capacity() <= active.siblings;
         let update = if finished == Some(FinishReason::Constraint) {
-            let message = "the answer was ended: what response_format asks for takes too long to follow";
-            Update::Failed(ApiError::server(message))
+            let param = active.param;
+            let message = format!(
+                "{param}: the answer was ended, because what it asks for takes too much work to follow"
+            );
+            Update::Failed(ApiError::field(param, message))
         } else if too_slow {
             metrics.rejected(Rejection::SlowReader);
             self.lost.push(id);

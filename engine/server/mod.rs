@@ -20,8 +20,10 @@ mod error;
 mod grammar;
 mod metrics;
 mod openapi;
+mod schema;
 mod sse;
 mod trace;
+mod work;
 
 pub use config::ServerConfig;
 pub use engine_thread::LoadedModel;
@@ -40,11 +42,13 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::SystemTime;
 use tower_http::cors::{AllowOrigin, CorsLayer};
+use work::Work;
 
 /// What every handler sees.
 pub struct App {
     config: ServerConfig,
     engine: EngineHandle,
+    work: Work,
     metrics: Arc<Metrics>,
     started: SystemTime,
 }
@@ -114,7 +118,7 @@ impl Server {
         let io = |error| Error::io("the server's runtime", error);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8))
-            .max_blocking_threads(4)
+            .max_blocking_threads(work::TEXT_THREADS)
             .thread_name("http")
             .enable_all()
             .build()
@@ -124,7 +128,8 @@ impl Server {
         let max_sequences = max_sequences.min(tokio::sync::Semaphore::MAX_PERMITS);
         let (engine, thread) = EngineHandle::start(open, max_sequences, Arc::clone(&metrics)).map_err(io)?;
         let cors = cors(&config.cors)?;
-        let app = Arc::new(App { config, engine, metrics, started: SystemTime::now() });
+        let work = Work::new(config.request_timeout);
+        let app = Arc::new(App { config, engine, work, metrics, started: SystemTime::now() });
         let router = router(&app, cors);
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::from_std(listener).map_err(io)?;

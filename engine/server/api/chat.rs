@@ -243,21 +243,24 @@ pub async fn chat_completions(
         messages.map(|(i, message)| message.for_template(i)).collect::<Result<_, _>>()?;
 
     let room = app.reserve("n", n)?;
-    let blocking = Arc::clone(&app);
     let has_tools = tools.is_some();
-    let prompt = app.blocking(move || {
-        let model = blocking.engine.model()?;
-        let text = render(template(model)?, &messages, tools.as_ref())?;
-        let grammar = match (tools, format) {
-            (Some(tools), format) if tools.is_constrained() || format.is_some() => {
-                Some(tools.calls()?.grammar(model.grammars()?, format)?)
+    let calls = tools.as_ref().filter(|tools| tools.is_constrained() || format.is_some());
+    let calls = calls.map(ToolUse::calls).transpose()?;
+    let render = move |model: &ModelInfo| render(template(model)?, &messages, tools.as_ref());
+    let (mut room, prompt) = app.encode(room, render).await?;
+    let mut grammar = None;
+    if calls.is_some() || format.is_some() {
+        let of_thread = Arc::clone(&app);
+        let compile = move || {
+            let grammars = of_thread.engine.model()?.grammars()?;
+            match (calls, format) {
+                (Some(calls), format) => calls.grammar(grammars, format).map(Some),
+                (None, Some((param, schema))) => grammars.schema(param, schema).map(Some),
+                (None, None) => Ok(None),
             }
-            (_, Some((param, schema))) => Some(model.grammars()?.schema(param, schema)?),
-            (_, None) => None,
         };
-        Ok((model.tokenizer.encode(&text, true)?, grammar))
-    });
-    let (prompt, grammar) = prompt.await?;
+        (room, grammar) = app.work.grammar(room, compile).await?;
+    }
     let choice = |index| Wanted {
         request: Request {
             sampling: sampling.clone(),
