@@ -124,6 +124,9 @@ impl TokenConstraint for Grammar {
     }
 }
 
+/// How errors of a grammar begin that show only when an answer is made.
+pub const FAULT: &str = "the answer's grammar: ";
+
 fn fault(error: impl std::fmt::Display) -> Error {
-    Error::Request(format!("the answer's grammar: {error}"))
+    Error::Request(format!("{FAULT}{error}"))
 }

@@ -156,3 +156,24 @@ fn everyday_schemas_are_followed() {
         assert_eq!(answer.status, 200, "{schema}: {}", answer.text());
     }
 }
+
+/// Bounds of the grammar itself, which show when the answer has begun.
+#[test]
+fn an_answer_that_cannot_be_followed_is_the_requests_fault() {
+    let server = start(config());
+    let many = json!({"type": "object", "properties": members(600, |i| (format!("k{i}"), json!({"type": "string"})))});
+    let pattern = json!({"type": "string", "pattern": format!("^{}$", "a?".repeat(1500))});
+    for schema in [many, pattern] {
+        let refused = ask(&server, &schema);
+        assert_eq!(refused.status, 400, "{}", refused.text());
+        assert_eq!(refused.json()["error"]["param"], "response_format", "{}", refused.text());
+    }
+    let schema = json!({"type": "object", "properties": members(600, |i| (format!("k{i}"), json!({"type": "string"})))});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}});
+    let messages = json!([{"role": "user", "content": "hello"}]);
+    let body = json!({"messages": messages, "response_format": format, "stream": true});
+    let last = server.stream("/v1/chat/completions", body).events().last().unwrap();
+    assert_eq!((last.name.as_str(), &last.json()["error"]["param"]), ("error", &json!("response_format")));
+    assert_eq!(last.json()["error"]["type"], "invalid_request_error");
+    server.wait_until_idle();
+}

@@ -3,7 +3,7 @@
 use super::logprobs::{self, ChatLogprobs, TokenLogprob};
 use super::messages::ChatMessage;
 use super::models::unix_seconds;
-use super::openai::{OpenAiFinish, OpenAiUsage, openai_request};
+use super::openai::{OpenAiFinish, OpenAiUsage, log_user, openai_request};
 use super::tool_calls::{CallParser, Piece};
 use super::tools::{Tool, ToolCall, ToolCallDelta, ToolChoice, ToolUse};
 use super::{Stop, collect};
@@ -205,7 +205,7 @@ pub async fn chat_completions(
 ) -> Result<Response, ApiError> {
     let info = app.model(request.model.as_deref())?;
     let (model, tokenizer) = (info.name.clone(), Arc::clone(&info.tokenizer));
-    let (sampling, stream, n) = (request.sampling(), request.stream()?, request.n.unwrap_or(1));
+    let (sampling, stream, n) = (request.sampling()?, request.stream()?, request.n.unwrap_or(1));
     let max_tokens = match (request.max_completion_tokens, request.max_tokens) {
         (Some(new), Some(old)) if new != old => {
             let message = format!("max_tokens: {old} contradicts max_completion_tokens, which is {new}");
@@ -275,6 +275,7 @@ pub async fn chat_completions(
         grammar: grammar.clone(),
     };
     let answer = app.submit(room, (0..n as u32).map(choice).collect()).await?;
+    log_user(request.user.as_deref());
 
     let (id, created) = (random_id("chatcmpl-"), unix_seconds(SystemTime::now()));
     let parser = |_| ChoiceParser { calls: has_tools.then(CallParser::default), num_calls: 0 };

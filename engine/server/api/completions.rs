@@ -2,7 +2,7 @@
 
 use super::logprobs::{self, CompletionLogprobs, CompletionWriter};
 use super::models::unix_seconds;
-use super::openai::{OpenAiFinish, OpenAiUsage, openai_request};
+use super::openai::{OpenAiFinish, OpenAiUsage, log_user, openai_request};
 use super::{Stop, collect};
 use crate::generate::{Event, Request, Usage};
 use crate::server::body::{JsonBody, Unsupported};
@@ -99,7 +99,7 @@ pub async fn completions(
     let info = app.model(request.model.as_deref())?;
     let (model, tokenizer) = (info.name.clone(), &info.tokenizer);
     let logprobs = logprobs::check("logprobs", request.logprobs)?;
-    let (sampling, stream, n) = (request.sampling(), request.stream()?, request.n.unwrap_or(1));
+    let (sampling, stream, n) = (request.sampling()?, request.stream()?, request.n.unwrap_or(1));
     let stop = Stop::texts(request.stop)?;
     let count = match &request.prompt {
         Prompt::Text(_) | Prompt::Ids(_) => 1,
@@ -148,6 +148,7 @@ pub async fn completions(
     let choices: Vec<Wanted> = choices.collect();
     let total = choices.len();
     let answer = app.submit(room, choices).await?;
+    log_user(request.user.as_deref());
     let (id, created) = (random_id("cmpl-"), unix_seconds(SystemTime::now()));
     if let Some(include_usage) = stream {
         let usages = vec![Usage::default(); total];

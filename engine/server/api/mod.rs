@@ -15,7 +15,8 @@ pub mod tool_grammar;
 pub mod tools;
 
 use super::App;
-use super::engine_thread::{Answer, ModelInfo, Wanted};
+use super::answer::Answer;
+use super::engine_thread::{ModelInfo, Wanted};
 use super::error::ApiError;
 use super::work::Room;
 use crate::generate::{Event, FinishReason, Timings, Usage};
@@ -36,7 +37,7 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/v1/completions", post(completions::completions))
         .route("/v1/chat/completions", post(chat::chat_completions))
         .route("/v1/models", get(models::list))
-        .route("/v1/models/{model}", get(models::retrieve))
+        .route("/v1/models/{*model}", get(models::retrieve))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .route("/health", get(health::health))
