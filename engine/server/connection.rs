@@ -21,6 +21,8 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Sleep, sleep};
 use tower_service::Service;
 
+/// Connections beyond the bound that are told so at once.
+const MAX_TURNED_AWAY: usize = 32;
 /// What is left to a connection without a request when the server stops: the end of an answer may still be on its way.
 const GRACE: Duration = Duration::from_millis(300);
 /// How long it may take until a client's leaving is seen where bytes stand before it that nobody reads.
@@ -35,6 +37,7 @@ const TOO_MANY: &str = concat!(
 /// Serves `router` until `stop` is done, then waits for what runs, at most as long as the configuration says.
 pub async fn serve(listener: TcpListener, router: Router, app: Arc<App>, stop: impl Future<Output = ()>) {
     let room = Arc::new(Semaphore::new(app.config.max_connections));
+    let turned_away = Arc::new(Semaphore::new(MAX_TURNED_AWAY));
     let (stopping, told) = watch::channel(false);
     // Nothing is sent: it ends when every connection has dropped its sender.
     let (open, mut all_ended) = mpsc::channel::<Infallible>(1);
@@ -55,7 +58,13 @@ pub async fn serve(listener: TcpListener, router: Router, app: Arc<App>, stop: i
         };
         let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
             app.metrics.rejected(super::metrics::Rejection::Connections);
-            tokio::spawn(turn_away(stream));
+            // Those beyond are closed without a word: they take file descriptors, too.
+            if let Ok(permit) = Arc::clone(&turned_away).try_acquire_owned() {
+                tokio::spawn(async move {
+                    turn_away(stream).await;
+                    drop(permit);
+                });
+            }
             continue;
         };
         let _ = stream.set_nodelay(true);

@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 /// Work of all schemas of a request together.
 const MAX_WORK: u64 = 10_000;
 /// Bytes of all schemas of a request together, as JSON without blanks.
-const MAX_BYTES: usize = 64 << 10;
+const MAX_BYTES: usize = 128 << 10;
 /// Each is a step of llguidance's recursion.
 const MAX_REFS: usize = 500;
 /// Bytes of a pattern or of a value: each token of an answer costs time that grows with them.

@@ -6,8 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-/// Threads that tokenise and render templates.
-pub const TEXT_THREADS: usize = 4;
+/// Threads that tokenise and render templates for prompts.
+const PROMPT_THREADS: usize = 4;
+/// Threads that tokenise for `/tokenize`, whose texts may be longer than any prompt.
+const TOKENIZE_THREADS: usize = 2;
+/// Both, which take the runtime's threads for work that blocks.
+pub const TEXT_THREADS: usize = PROMPT_THREADS + TOKENIZE_THREADS;
 /// Threads that compile grammars: slow schemas must not keep texts waiting.
 const GRAMMAR_THREADS: usize = 2;
 /// llguidance recurses for each property and reference. The largest schema that is let through needs about a fifth of it;
@@ -31,7 +35,8 @@ impl Room {
 
 /// Turns on the threads.
 pub struct Work {
-    texts: Arc<Semaphore>,
+    prompts: Arc<Semaphore>,
+    tokenize: Arc<Semaphore>,
     grammars: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
     /// From a request's acceptance on.
@@ -41,7 +46,13 @@ pub struct Work {
 impl Work {
     pub fn new(time: Duration) -> Self {
         let of = |permits| Arc::new(Semaphore::new(permits));
-        Self { texts: of(TEXT_THREADS), grammars: of(GRAMMAR_THREADS), waiting: of(MAX_WAITING), time }
+        Self {
+            prompts: of(PROMPT_THREADS),
+            tokenize: of(TOKENIZE_THREADS),
+            grammars: of(GRAMMAR_THREADS),
+            waiting: of(MAX_WAITING),
+            time,
+        }
     }
 
     /// Room for a request that asks for no sequence.
@@ -53,20 +64,28 @@ impl Work {
         room.map(Room::new).map_err(|_| ApiError::busy(MAX_WAITING))
     }
 
-    /// Reads or writes text. The room goes along, so that it stays taken while the thread is.
+    /// Makes and tokenises a prompt. The room goes along, so that it stays taken while the thread is.
     ///
     /// # Errors
     /// Those of `work`, and 504 where the request's time is over.
-    pub async fn text<T: Send + 'static>(
+    pub async fn prompt<T: Send + 'static>(
         &self,
         room: Room,
         work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
     ) -> Result<(Room, T), ApiError> {
-        let run = |job: Job| {
-            tokio::task::spawn_blocking(job);
-            Ok(())
-        };
-        self.run(&self.texts, room, work, run).await
+        self.run(&self.prompts, room, work, spawn_blocking).await
+    }
+
+    /// Tokenises what is no prompt.
+    ///
+    /// # Errors
+    /// Those of `work`, and 504 where the request's time is over.
+    pub async fn tokenize<T: Send + 'static>(
+        &self,
+        room: Room,
+        work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<(Room, T), ApiError> {
+        self.run(&self.tokenize, room, work, spawn_blocking).await
     }
 
     /// Compiles a grammar, on a stack that is large enough.
@@ -118,6 +137,12 @@ impl Work {
 
 type Job = Box<dyn FnOnce() + Send>;
 
+/// A turn is a thread: nothing waits in the runtime's queue.
+fn spawn_blocking(job: Job) -> Result<(), ApiError> {
+    tokio::task::spawn_blocking(job);
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,7 +169,7 @@ mod tests {
             let (work, end) = (Arc::clone(work), Arc::clone(end));
             tokio::spawn(async move {
                 let room = work.reserve().unwrap();
-                let _ = work.text(room, move || Ok(end.lock().unwrap().recv())).await;
+                let _ = work.tokenize(room, move || Ok(end.lock().unwrap().recv())).await;
             })
         };
         (0..count).map(start).collect()
@@ -162,25 +187,26 @@ mod tests {
             let work = Arc::new(Work::new(Duration::from_millis(200)));
             let (tell, end) = mpsc::channel();
             let end = Arc::new(std::sync::Mutex::new(end));
-            let running = hold(&work, TEXT_THREADS, &end);
-            until(|| work.texts.available_permits() == 0).await;
-            let waiting = hold(&work, MAX_WAITING - TEXT_THREADS, &end);
+            let running = hold(&work, TOKENIZE_THREADS, &end);
+            until(|| work.tokenize.available_permits() == 0).await;
+            let waiting = hold(&work, MAX_WAITING - TOKENIZE_THREADS, &end);
             until(|| work.waiting.available_permits() == 0).await;
             let full = work.reserve().err().unwrap();
             assert_eq!((full.status.as_u16(), full.retry_after), (429, Some(1)));
 
             // Those that wait are gone with their clients; those that run keep room and turn until they are done.
             waiting.iter().chain(&running).for_each(tokio::task::JoinHandle::abort);
-            until(|| work.waiting.available_permits() == MAX_WAITING - TEXT_THREADS).await;
-            assert_eq!(work.texts.available_permits(), 0);
-            let late = work.text(work.reserve().unwrap(), || Ok(())).await.err().unwrap();
+            until(|| work.waiting.available_permits() == MAX_WAITING - TOKENIZE_THREADS).await;
+            assert_eq!(work.tokenize.available_permits(), 0);
+            let late = work.tokenize(work.reserve().unwrap(), || Ok(())).await.err().unwrap();
             assert_eq!(late.status.as_u16(), 504);
-            // Grammars have threads of their own.
+            // Prompts and grammars have threads of their own.
+            assert!(work.prompt(work.reserve().unwrap(), || Ok(())).await.is_ok());
             assert!(work.grammar(work.reserve().unwrap(), || Ok(())).await.is_ok());
 
-            (0..TEXT_THREADS).for_each(|_| tell.send(()).unwrap());
+            (0..TOKENIZE_THREADS).for_each(|_| tell.send(()).unwrap());
             until(|| work.waiting.available_permits() == MAX_WAITING).await;
-            assert!(work.text(work.reserve().unwrap(), || Ok(())).await.is_ok());
+            assert!(work.tokenize(work.reserve().unwrap(), || Ok(())).await.is_ok());
             let panicked =
                 work.grammar(work.reserve().unwrap(), || -> Result<(), _> { panic!("as it should") }).await;
             assert_eq!(panicked.err().unwrap().status.as_u16(), 500);

@@ -103,7 +103,7 @@ impl App {
             }
             Ok(model.tokenizer.encode(&text, true)?)
         };
-        self.work.text(room, encode).await
+        self.work.prompt(room, encode).await
     }
 
     /// Room for the answers to one request.

@@ -56,7 +56,7 @@ pub async fn tokenize(
     let of_thread = Arc::clone(&app);
     let parse_special = request.parse_special.unwrap_or(true);
     let encode = move || Ok(of_thread.engine.model()?.tokenizer.encode(&request.text, parse_special)?);
-    let (_room, ids) = app.work.text(room, encode).await?;
+    let (_room, ids) = app.work.tokenize(room, encode).await?;
     Ok(Json(TokenizeResponse { count: ids.len(), ids }))
 }
 
