@@ -188,8 +188,9 @@ pub trait Ops {
 
     // The same in fewer steps, where a device has them for a batch.
 
-    /// Whether the fused operations below take this batch and are the faster way; elsewhere they are an error.
-    fn is_fused(&self, _batch: &Self::Batch) -> bool {
+    /// Whether the fused operations below take this batch, for a model of this `hidden_size`, and are the faster way; elsewhere
+    /// they are an error.
+    fn is_fused(&self, _batch: &Self::Batch, _hidden_size: usize) -> bool {
         false
     }
 

@@ -37,7 +37,7 @@ pub use batch::CudaBatch;
 pub use convert::{F16Range, convert, split_to_bf16};
 pub use cublas::{Cublas, Product, WORKSPACE_BYTES, library_version, preload as preload_cublas};
 pub use device::{Device, DeviceInfo, PTX_FILE, PTX_TARGETS, probe, ptx, ptx_with_lines};
-pub use fused::MAX_ROWS as FUSED_MAX_ROWS;
+pub use fused::max_rows as fused_max_rows;
 pub use matmul::preferred_matmul;
 pub use memory::{DeviceBuffer, PinnedBuffer, Plain, Uploader};
 pub use resources::Resources;
@@ -76,18 +76,7 @@ pub fn operations() -> Vec<Operation> {
         Operation::single("read_bandwidth", &[]),
         Operation::of(rms_norm::OP, &rms_norm::VARIANTS),
         Operation::single("rope", &[]),
-        Operation::single(
-            "sample",
-            &[
-                "mask_*_plain",
-                "penalties_*_plain",
-                "top_k_*_plain",
-                "top_p_*_plain",
-                "min_p_*_plain",
-                "softmax_*_plain",
-                "categorical_*_plain",
-            ],
-        ),
+        Operation::of(sampler::OP, &sampler::VARIANTS),
         Operation::of(silu_mul::OP, &silu_mul::VARIANTS),
         Operation::choice(graph::OP, &graph::VARIANTS),
         Operation::single("write_kv", &[]),
@@ -530,13 +519,16 @@ impl Ops for CudaOps {
         gather_rows::gather_rows(&self.device, batch, x, out)
     }
 
-    fn is_fused(&self, batch: &CudaBatch) -> bool {
+    fn is_fused(&self, batch: &CudaBatch, hidden_size: usize) -> bool {
         // Every row its sequence's only one: a decode step.
         let (n, single) = (batch.shape.num_tokens, !batch.shape.rows.has_multiple);
         let chosen = self.choice.get(fused::OP).is_none_or(|name| name == fused::FUSED);
         let replaced = [matmul::OP, rms_norm::OP, rms_norm::FUSED, silu_mul::OP, bias_rope_kv::OP, add::OP];
         let separate = replaced.iter().any(|op| self.choice.get(op).is_some());
-        chosen && !separate && single && fused::is_eligible(n, self.dtype, &self.widths)
+        chosen
+            && !separate
+            && single
+            && fused::is_eligible(&self.choice, n, self.dtype, hidden_size, &self.widths)
     }
 
     fn norm_qkv_rope(
@@ -577,12 +569,12 @@ impl Ops for CudaOps {
         weight: &Weight,
         out: &mut Tensor,
     ) -> Result<()> {
-        fused::norm_matmul(&self.device, n, x, norm, eps, weight, out)
+        fused::norm_matmul(&self.device, &self.choice, n, x, norm, eps, weight, out)
     }
 
     fn prepare_sampling(&mut self, logits: &Tensor, rows: &[SamplingRow]) -> Result<()> {
         self.vocab_size = logits.cols();
-        self.sampler.prepare(logits, rows)
+        self.sampler.prepare(&self.choice, logits, rows)
     }
 
     fn draw(&mut self, logits: &mut Tensor) -> Result<()> {

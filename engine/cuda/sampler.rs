@@ -3,21 +3,43 @@
 use super::device::{Dependent, Device};
 use super::launch::{Launch, always, block_per_row, dimension};
 use super::memory::{DeviceBuffer, PinnedBuffer};
-use super::tensor::Tensor;
+use super::tensor::{self, Tensor};
 use super::variant::{KernelChoice, Variant, select};
 use crate::error::{Error, Result};
 use crate::sampler::SamplingRow;
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
 use gpu_kernels::argmax::{self, MAX_BLOCKS_PER_ROW, argmax_f32_split};
-use gpu_kernels::sampler::{
-    NO_MASK, SAMPLER_THREADS, SamplerRow, argmax_f32_plain, categorical_f32_plain, mask_f32_plain,
-    min_p_f32_plain, penalties_f32_plain, softmax_f32_plain, top_k_f32_plain, top_p_f32_plain,
+use gpu_kernels::sampler::draw::{argmax_f32_plain, categorical_f32_plain, softmax_f32_plain};
+use gpu_kernels::sampler::filters::{
+    mask_f32_plain, min_p_f32_plain, penalties_f32_plain, top_k_f32_plain, top_p_f32_plain,
 };
+use gpu_kernels::sampler::split::{self, draw_f32_split};
+use gpu_kernels::sampler::{DRAW_ANY, DRAW_CANDIDATES, DRAW_PLAIN, NO_MASK, SAMPLER_THREADS, SamplerRow};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-const OP: &str = "sample";
+pub(super) const OP: &str = "sample";
 pub(super) const ARGMAX: &str = "argmax";
+
+/// Who draws for rows that are not greedy, which each row says for itself ([`pack`]): what it draws depends on no other row.
+pub(super) const VARIANTS: [Variant<(), ()>; 2] = [
+    Variant { name: SPLIT, kernels: &["draw_*_split"], eligible: always, launch: () },
+    Variant {
+        name: "plain",
+        kernels: &[
+            "mask_*_plain",
+            "penalties_*_plain",
+            "top_k_*_plain",
+            "top_p_*_plain",
+            "min_p_*_plain",
+            "softmax_*_plain",
+            "categorical_*_plain",
+        ],
+        eligible: always,
+        launch: (),
+    },
+];
+const SPLIT: &str = "split";
 
 /// Greedy rows: f32 logits `[rows, vocab_size]`, parameters and a place in `out` for each.
 pub(super) struct ArgmaxCase {
@@ -80,8 +102,10 @@ pub(super) struct DrawShape {
     top_k: bool,
     top_p: bool,
     min_p: bool,
-    /// Whether a row draws at random.
-    random: bool,
+    /// Whether a row draws at random by the plain chain.
+    plain: bool,
+    /// Whether a row draws at random by several blocks.
+    split: bool,
     /// Whether a row takes the arg-max.
     greedy: bool,
 }
@@ -94,9 +118,9 @@ pub struct Sampler {
     uploaded: Vec<u32>,
     parameters: DeviceBuffer<u32>,
     out: DeviceBuffer<u32>,
-    /// For the arg-max: u64 `[rows, MAX_BLOCKS_PER_ROW]`.
+    /// For kernels with several blocks a row: u64 `[rows, MAX_BLOCKS_PER_ROW]`, or [`split::PARTIALS_PER_ROW`] once such rows came.
     partials: DeviceBuffer<u64>,
-    /// For the arg-max, which leaves zeros.
+    /// For the same, which leave zeros.
     counters: DeviceBuffer<u32>,
     /// Oldest first: draws whose tokens are on their way to the host.
     fetched: VecDeque<Fetched>,
@@ -124,15 +148,17 @@ const ROW_WORDS: usize = size_of::<SamplerRow>() / 4;
 impl DrawShape {
     fn of(rows: &[SamplerRow], penalised: usize, masks: usize, vocab: u32) -> Self {
         let random = || rows.iter().filter(|row| row.temperature > 0.0);
+        let plain = || random().filter(|row| row.draw == DRAW_PLAIN);
         let room = |words: usize| if words == 0 { 0 } else { words.next_power_of_two() };
         Self {
             rows: rows.len(),
             penalised: room(penalised),
             masks: room(masks),
-            top_k: random().any(|row| row.top_k > 0 && row.top_k < vocab),
-            top_p: random().any(|row| row.top_p < 1.0),
-            min_p: random().any(|row| row.min_p_ln > f32::NEG_INFINITY),
-            random: random().next().is_some(),
+            top_k: plain().any(|row| row.top_k > 0 && row.top_k < vocab),
+            top_p: plain().any(|row| row.top_p < 1.0),
+            min_p: plain().any(|row| row.min_p_ln > f32::NEG_INFINITY),
+            plain: plain().next().is_some(),
+            split: random().any(|row| row.draw != DRAW_PLAIN),
             greedy: rows.iter().any(|row| row.temperature <= 0.0),
         }
     }
@@ -178,10 +204,16 @@ impl Sampler {
     }
 
     /// Queues bringing the parameters of the next draw to the device.
-    pub(super) fn prepare(&mut self, logits: &Tensor, rows: &[SamplingRow]) -> Result<()> {
+    pub(super) fn prepare(
+        &mut self,
+        choice: &KernelChoice,
+        logits: &Tensor,
+        rows: &[SamplingRow],
+    ) -> Result<()> {
         let vocab_size = logits.cols();
         logits.expect(OP, "logits", rows.len(), vocab_size)?;
-        let Packed { rows: packed, tokens, counts, masks } = pack(rows, vocab_size)?;
+        let may_split = select(OP, &VARIANTS, &(), choice.get(OP))?.name == SPLIT;
+        let Packed { rows: packed, tokens, counts, masks } = pack(rows, vocab_size, may_split)?;
         let shape = DrawShape::of(&packed, tokens.len(), masks.len(), dimension(OP, vocab_size)?);
         let [tokens_at, counts_at, masks_at, end] = shape.places();
         if end > self.parameters.len() {
@@ -195,8 +227,13 @@ impl Sampler {
         if rows.len() > self.out.len() {
             let results = rows.len().next_power_of_two();
             self.out = DeviceBuffer::zeroed(&self.device, results)?;
-            self.partials = DeviceBuffer::zeroed(&self.device, results * MAX_BLOCKS_PER_ROW as usize)?;
             self.counters = DeviceBuffer::zeroed(&self.device, results)?;
+            self.generation += 1;
+        }
+        let per_row = if shape.split { split::PARTIALS_PER_ROW } else { MAX_BLOCKS_PER_ROW };
+        let partials = tensor::elements(rows.len().next_power_of_two(), per_row as usize)?;
+        if partials > self.partials.len() {
+            self.partials = DeviceBuffer::zeroed(&self.device, partials)?;
             self.generation += 1;
         }
         let mut words: Vec<u32> = packed.iter().flat_map(row_words).collect();
@@ -235,7 +272,7 @@ impl Sampler {
         let [tokens_at, counts_at, masks_at, _] = shape.places();
         // SAFETY: one block of SAMPLER_THREADS a row; there are parameters and a place in `out` for each row, `logits` has at
         // least `n` rows of `vocab` values; `pack` keeps every penalised token below `vocab`, its ranges inside the two
-        // arrays, and a whole mask behind each start of one.
+        // arrays, a whole mask behind each start of one, and has rows drawn by several blocks only where these can.
         unsafe {
             let (words, logits, out) = (self.parameters.ptr(), logits.ptr_mut(), self.out.ptr_mut());
             let rows: DevicePtr<SamplerRow> = words.cast();
@@ -255,7 +292,14 @@ impl Sampler {
             if shape.min_p {
                 min_p_f32_plain(device, config, vocab, rows, logits)?;
             }
-            if shape.random {
+            if shape.split {
+                let grid = [split::num_slices(vocab), n, 1];
+                let config = LaunchConfig { grid, block: [split::BLOCK_SIZE, 1, 1], shared_bytes: 0 };
+                let (partials, counters) = (self.partials.ptr_mut(), self.counters.ptr_mut());
+                let device = &Dependent(device);
+                draw_f32_split(device, &config, vocab, rows, logits.into(), partials, counters, out)?;
+            }
+            if shape.plain {
                 softmax_f32_plain(device, config, vocab, rows, logits)?;
                 categorical_f32_plain(device, config, vocab, rows, logits.into(), out)?;
             }
@@ -327,7 +371,7 @@ impl Sampler {
     }
 }
 
-/// A row as the device reads it: fourteen numbers of four bytes.
+/// A row as the device reads it: fifteen numbers of four bytes.
 fn row_words(row: &SamplerRow) -> [u32; ROW_WORDS] {
     [
         row.temperature.to_bits(),
@@ -344,6 +388,7 @@ fn row_words(row: &SamplerRow) -> [u32; ROW_WORDS] {
         row.position,
         row.index,
         row.mask_start,
+        row.draw,
     ]
 }
 
@@ -357,7 +402,9 @@ struct Packed {
     masks: Vec<u32>,
 }
 
-fn pack(rows: &[SamplingRow], vocab_size: usize) -> Result<Packed> {
+/// Rows are drawn by several blocks where these can and `may_split`.
+fn pack(rows: &[SamplingRow], vocab_size: usize, may_split: bool) -> Result<Packed> {
+    let vocab = dimension(OP, vocab_size)?;
     let (mut tokens, mut counts, mut masks) = (Vec::new(), Vec::new(), Vec::new());
     let packed = rows.iter().map(|row| {
         let start = dimension(OP, tokens.len())?;
@@ -381,9 +428,23 @@ fn pack(rows: &[SamplingRow], vocab_size: usize) -> Result<Packed> {
         // The arg-max needs no random number.
         let (seed, position, index) =
             if params.is_greedy() { (0, 0, 0) } else { (params.seed, row.position, row.index) };
+        let top_k = u32::try_from(params.top_k).unwrap_or(0).min(vocab);
+        let draw = if !may_split || params.is_greedy() {
+            DRAW_PLAIN
+        } else if top_k > 0 && split::takes_candidates(vocab, top_k) {
+            DRAW_CANDIDATES
+        } else if (top_k == 0 || top_k == vocab)
+            && params.top_p >= 1.0
+            && params.min_p <= 0.0
+            && split::takes_any(vocab)
+        {
+            DRAW_ANY
+        } else {
+            DRAW_PLAIN
+        };
         Ok(SamplerRow {
             temperature: params.temperature,
-            top_k: u32::try_from(params.top_k).unwrap_or(0),
+            top_k,
             top_p: params.top_p,
             min_p_ln: if params.min_p > 0.0 { params.min_p.ln() } else { f32::NEG_INFINITY },
             repeat_penalty: params.repeat_penalty,
@@ -391,6 +452,7 @@ fn pack(rows: &[SamplingRow], vocab_size: usize) -> Result<Packed> {
             frequency_penalty: params.frequency_penalty,
             counts_start: start,
             counts_end: dimension(OP, tokens.len())?,
+            draw,
             seed_low: seed as u32,
             seed_high: (seed >> 32) as u32,
             position,
@@ -418,7 +480,7 @@ mod tests {
         };
         let rows =
             [row(&[(3, 1), (99, 5)], Some(&[6])), row(&[], None), row(&[(1, 2), (4, 4)], Some(&[1, 2, 3]))];
-        let packed = pack(&rows, 40).unwrap();
+        let packed = pack(&rows, 40, true).unwrap();
         assert_eq!((packed.tokens, packed.counts), (vec![3, 1, 4], vec![1, 2, 4]));
         assert_eq!(packed.masks, [6, 0, 1, 2]);
         let rows = packed.rows;
@@ -438,7 +500,7 @@ mod tests {
             SamplingRow { index: position, ..SamplingRow::new(params, position) }
         };
         let words = |position| {
-            pack(&[row(position)], 10).unwrap().rows.iter().flat_map(row_words).collect::<Vec<_>>()
+            pack(&[row(position)], 10, true).unwrap().rows.iter().flat_map(row_words).collect::<Vec<_>>()
         };
         assert_eq!(words(3), words(4));
     }

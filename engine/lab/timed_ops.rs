@@ -292,8 +292,8 @@ impl<O: Ops> Ops for TimedOps<O> {
         self.timed("gather_rows", |ops| ops.gather_rows(batch, x, out))
     }
 
-    fn is_fused(&self, batch: &O::Batch) -> bool {
-        self.inner.is_fused(batch)
+    fn is_fused(&self, batch: &O::Batch, hidden_size: usize) -> bool {
+        self.inner.is_fused(batch, hidden_size)
     }
 
     fn norm_qkv_rope(

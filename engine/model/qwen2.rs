@@ -148,7 +148,7 @@ impl<O: Ops> Qwen2<O> {
         num_logits: usize,
         cache: &mut O::KvCache,
     ) -> Result<()> {
-        if ops.is_fused(batch) {
+        if ops.is_fused(batch, self.config.hidden_size) {
             return self.forward_fused(ops, batch, n, num_logits, cache);
         }
         let Self { config, embed_tokens, layers, norm, lm_head, buffers } = self;

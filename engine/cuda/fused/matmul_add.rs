@@ -1,17 +1,17 @@
 //! Projections back to the residual stream.
 
 use super::super::device::{Dependent, Device};
-use super::super::launch::{Launch, always, dimension};
+use super::super::launch::{Launch, dimension};
 use super::super::tensor::{Activation, Tensor, Weight};
 use super::super::variant::{KernelChoice, Variant, select};
-use super::{StreamShape, expect_eligible, f16_only, persistent, rows_of_kernel};
+use super::{MMA, StreamShape, expect_eligible, f16_only, lanes_fit, persistent, rows_of_kernel};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
 use gpu_kernels::fused::matmul_add::*;
 use gpu_kernels::fused::mma::matmul_add::{self as mma, *};
 use gpu_kernels::fused::mma::{MAX_MATMUL_WARPS, batch, matmul_shared_bytes};
-use gpu_kernels::fused::{WORD, stage_bytes};
+use gpu_kernels::fused::{MAX_ROWS as FEW, WORD, stage_bytes};
 
 pub(super) const OP: &str = "matmul_add";
 
@@ -47,8 +47,8 @@ macro_rules! call {
 
 pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
     Variant {
-        name: "mma",
-        kernels: &["matmul_add_*_mma_one", "matmul_add_*_mma_few"],
+        name: MMA,
+        kernels: &["matmul_add_*_mma_one", "matmul_add_*_mma_few", "matmul_add_*_mma_eight"],
         eligible: |case| f16_only(case.dtype),
         // SAFETY: any grid does; the case is whole.
         launch: |device, case| unsafe {
@@ -60,7 +60,8 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
                 shape.config(matmul_shared_bytes(shape.warps, rows_of_kernel(case.n), batch));
             match case.n {
                 1 => call!(matmul_add_f16_mma_one, device, &config, case, depth),
-                _ => call!(matmul_add_f16_mma_few, device, &config, case, depth),
+                2..=FEW => call!(matmul_add_f16_mma_few, device, &config, case, depth),
+                _ => call!(matmul_add_f16_mma_eight, device, &config, case, depth),
             }
         },
     },
@@ -72,7 +73,7 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
             "matmul_add_*_short_few",
             "matmul_add_*_long_few",
         ],
-        eligible: always,
+        eligible: |case| lanes_fit(case.n, case.cols),
         // SAFETY: any grid does; the case is whole.
         launch: |device, case| unsafe {
             let long = case.cols >= LONG_COLS;

@@ -12,15 +12,20 @@ pub(super) use norm_matmul::norm_matmul;
 pub(super) use norm_qkv_rope::norm_qkv_rope;
 
 use super::device::Device;
-use super::variant::Operation;
+use super::variant::{KernelChoice, Operation};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use cuda_std::launch::LaunchConfig;
-use gpu_kernels::fused::WORD;
-use gpu_kernels::fused::mma::{MAX_DEPTH, batch, norm_shared_bytes, num_rounds, num_warps, stream_bytes};
+use gpu_kernels::fused::mma::{
+    self, MAX_DEPTH, MAX_NORM_WARPS, MIN_WARPS_OF_EIGHT, batch, norm_shared_bytes, num_rounds, num_warps,
+    stream_bytes,
+};
+use gpu_kernels::fused::{WORD, stage_bytes};
 
-/// The most rows that the fused kernels take.
-pub const MAX_ROWS: usize = gpu_kernels::fused::MAX_ROWS as usize;
+/// The most rows that the fused kernels take: those on tensor cores.
+const MAX_ROWS: usize = mma::MAX_ROWS as usize;
+/// The most rows that all of them take.
+const FEW_ROWS: usize = gpu_kernels::fused::MAX_ROWS as usize;
 
 /// How a layer is computed: `fused`, or `separate` operations.
 pub(super) const OP: &str = "layer";
@@ -35,40 +40,82 @@ pub(super) fn operations() -> [Operation; 4] {
     [
         Operation::of(matmul_add::OP, &matmul_add::VARIANTS),
         Operation::of(norm_gate_up::OP, &norm_gate_up::VARIANTS),
-        Operation::single("norm_matmul", &["norm_matmul_*_one", "norm_matmul_*_few"]),
+        Operation::of(norm_matmul::OP, &norm_matmul::VARIANTS),
         Operation::of(norm_qkv_rope::OP, &norm_qkv_rope::VARIANTS),
     ]
 }
 
-/// Whether the kernels take `n` rows of a model with these widths.
-pub(super) fn is_eligible(n: usize, dtype: Dtype, widths: &[usize]) -> bool {
-    let fits = |&width: &usize| {
-        width.is_multiple_of(WORD as usize) && n * width * 4 <= MAX_STAGE_BYTES as usize && width > 0
-    };
-    (1..=MAX_ROWS).contains(&n) && dtype != Dtype::F32 && widths.iter().all(fits)
-}
-
-/// Calls the kernel of the dtype for one row or for few.
-macro_rules! by_rows {
-    ($n:expr, $dtype:expr, $f16_one:path, $bf16_one:path, $f16_few:path, $bf16_few:path, ($($argument:expr),* $(,)?)) => {
-        match ($n, $dtype) {
-            (1, $crate::dtype::Dtype::F16) => $f16_one($($argument),*),
-            (1, _) => $bf16_one($($argument),*),
-            (_, $crate::dtype::Dtype::F16) => $f16_few($($argument),*),
-            _ => $bf16_few($($argument),*),
+/// Whether the kernels take `n` rows of a model with these widths, of which `hidden_size` is normed.
+pub(super) fn is_eligible(
+    choice: &KernelChoice,
+    n: usize,
+    dtype: Dtype,
+    hidden_size: usize,
+    widths: &[usize],
+) -> bool {
+    let takes = |op, cols: usize, mma_fits: Fits| {
+        let (Ok(n), Ok(cols)) = (u32::try_from(n), u32::try_from(cols)) else { return false };
+        let mma = dtype == Dtype::F16 && mma_fits(n, cols).is_ok();
+        let lanes = lanes_fit(n, cols).is_ok();
+        match choice.get(op) {
+            None => mma || lanes,
+            Some(MMA) => mma,
+            Some(_) => lanes,
         }
     };
+    (1..=max_rows(dtype)).contains(&n)
+        && dtype != Dtype::F32
+        && widths.iter().all(|width| width.is_multiple_of(WORD as usize) && *width > 0)
+        && takes(norm_qkv_rope::OP, hidden_size, norm_fits)
+        && takes(norm_gate_up::OP, hidden_size, norm_fits)
+        && takes(norm_matmul::OP, hidden_size, |_, cols| norm_fits(mma::MAX_ROWS, cols))
+        && widths.iter().all(|&width| takes(matmul_add::OP, width, |_, _| Ok(())))
 }
-use by_rows;
+
+/// Whether kernels take that many rows of that many values.
+type Fits = fn(u32, u32) -> Result<(), &'static str>;
+
+/// The most rows that there are kernels for, with weights of `dtype`.
+pub fn max_rows(dtype: Dtype) -> usize {
+    if dtype == Dtype::F16 { MAX_ROWS } else { FEW_ROWS }
+}
+
+/// The variants on tensor cores.
+const MMA: &str = "mma";
+
+/// Whether `n` rows of `cols` values can be staged by lanes.
+fn lanes_fit(n: u32, cols: u32) -> Result<(), &'static str> {
+    if n as usize > FEW_ROWS {
+        Err("it takes at most 4 rows")
+    } else if stage_bytes(n, cols) > MAX_STAGE_BYTES {
+        Err("the rows do not fit into shared memory")
+    } else {
+        Ok(())
+    }
+}
+
+/// Whether `n` rows of `cols` values can be normed on tensor cores: their parts must fit into shared memory beside weights.
+fn norm_fits(n: u32, cols: u32) -> Result<(), &'static str> {
+    let (warps, rows) = (num_warps(cols, MAX_NORM_WARPS), rows_of_kernel(n));
+    let bytes = norm_shared_bytes(warps, num_rounds(cols, warps), rows, mma::MAX_BATCH);
+    if rows == mma::MAX_ROWS && warps < MIN_WARPS_OF_EIGHT {
+        Err("rows are too short for more than four of them")
+    } else if stream_bytes(warps, 1).saturating_add(bytes) > MAX_BLOCK_BYTES {
+        Err("the rows do not fit into shared memory")
+    } else {
+        Ok(())
+    }
+}
 
 /// Refuses what the kernels do not take.
 fn expect_eligible(op: &str, n: usize, dtype: Dtype, width: usize) -> Result<()> {
-    if is_eligible(n, dtype, &[width]) {
+    let words = width.is_multiple_of(WORD as usize) && width > 0;
+    if (1..=max_rows(dtype)).contains(&n) && dtype != Dtype::F32 && words {
         return Ok(());
     }
     Err(Error::Request(format!(
-        "{op}: the fused kernels take 1 to {MAX_ROWS} rows of f16 or bf16 weights with multiples of {WORD} columns, not {n} \
-         rows of {dtype} with {width}"
+        "{op}: the fused kernels take 1 to {FEW_ROWS} rows of bf16 weights, 1 to {MAX_ROWS} of f16, with multiples of {WORD} \
+         columns, not {n} rows of {dtype} with {width}"
     )))
 }
 
@@ -88,6 +135,9 @@ fn persistent(
 fn f16_only(dtype: Dtype) -> Result<(), &'static str> {
     if dtype == Dtype::F16 { Ok(()) } else { Err("the weights are not f16") }
 }
+
+/// The most shared memory of a block: devices of compute capability 8.0 have 163 KiB.
+const MAX_BLOCK_BYTES: u32 = 160 << 10;
 
 /// The most shared memory of a block whose weights go through it: with it, the next kernel's still fit beside it.
 const MAX_STREAM_BYTES: u32 = 148 << 10;
@@ -127,5 +177,9 @@ impl StreamShape {
 
 /// Rows that the kernel for `n` rows has room for.
 fn rows_of_kernel(n: u32) -> u32 {
-    if n == 1 { 1 } else { gpu_kernels::fused::MAX_ROWS }
+    match n {
+        1 => 1,
+        2..=gpu_kernels::fused::MAX_ROWS => gpu_kernels::fused::MAX_ROWS,
+        _ => mma::MAX_ROWS,
+    }
 }

@@ -2,19 +2,19 @@
 
 use super::super::add_bias::expect_vector;
 use super::super::device::{Dependent, Device};
-use super::super::launch::{Launch, always, dimension};
+use super::super::launch::{Launch, dimension};
 use super::super::memory::DeviceBuffer;
 use super::super::precise_dtype;
 use super::super::tensor::{Activation, Tensor, Weight};
 use super::super::variant::{KernelChoice, Variant, select};
-use super::{StreamShape, expect_eligible, f16_only, persistent};
+use super::{MMA, StreamShape, expect_eligible, f16_only, lanes_fit, norm_fits, persistent};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
 use gpu_kernels::fused::mma::MAX_NORM_WARPS;
 use gpu_kernels::fused::mma::norm_gate_up::{self as mma, *};
 use gpu_kernels::fused::norm_gate_up::{self as lanes, *};
-use gpu_kernels::fused::stage_bytes;
+use gpu_kernels::fused::{MAX_ROWS as FEW, stage_bytes};
 
 pub(super) const OP: &str = "norm_gate_up";
 
@@ -54,9 +54,9 @@ macro_rules! call {
 
 pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
     Variant {
-        name: "mma",
-        kernels: &["norm_gate_up_*_mma_one", "norm_gate_up_*_mma_few"],
-        eligible: |case| f16_only(case.dtype),
+        name: MMA,
+        kernels: &["norm_gate_up_*_mma_one", "norm_gate_up_*_mma_few", "norm_gate_up_*_mma_eight"],
+        eligible: |case| f16_only(case.dtype).and_then(|()| norm_fits(case.n, case.hidden_size)),
         // SAFETY: any grid does; the case is whole.
         launch: |device, case| unsafe {
             let tiles = case.intermediate_size.div_ceil(mma::COLUMNS_PER_TILE);
@@ -64,14 +64,15 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
             let (config, depth) = shape.normed(case.n);
             match case.n {
                 1 => call!(norm_gate_up_f16_mma_one, device, &config, case, depth),
-                _ => call!(norm_gate_up_f16_mma_few, device, &config, case, depth),
+                2..=FEW => call!(norm_gate_up_f16_mma_few, device, &config, case, depth),
+                _ => call!(norm_gate_up_f16_mma_eight, device, &config, case, depth),
             }
         },
     },
     Variant {
         name: "lanes",
         kernels: &["norm_gate_up_*_one", "norm_gate_up_*_few"],
-        eligible: always,
+        eligible: |case| lanes_fit(case.n, case.hidden_size),
         // SAFETY: any grid does; the case is whole.
         launch: |device, case| unsafe {
             let blocks = case.intermediate_size.div_ceil(lanes::COLUMNS_PER_BLOCK);

@@ -3,12 +3,12 @@
 use super::super::add_bias::expect_vector;
 use super::super::batch::{CudaBatch, expect_bound};
 use super::super::device::{Dependent, Device};
-use super::super::launch::{Launch, always, dimension};
+use super::super::launch::{Launch, dimension};
 use super::super::memory::DeviceBuffer;
 use super::super::rope::RopeTable;
 use super::super::tensor::{KvCache, Tensor, Weight};
 use super::super::variant::{KernelChoice, Variant, select};
-use super::{StreamShape, expect_eligible, f16_only, persistent};
+use super::{MMA, StreamShape, expect_eligible, f16_only, lanes_fit, norm_fits, persistent};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::kv_cache::PAGE_SIZE;
@@ -17,7 +17,7 @@ use cuda_std::launch::{DevicePtr, DevicePtrMut};
 use gpu_kernels::fused::mma::MAX_NORM_WARPS;
 use gpu_kernels::fused::mma::norm_qkv_rope::{self as mma, *};
 use gpu_kernels::fused::norm_qkv_rope::{self as lanes, *};
-use gpu_kernels::fused::stage_bytes;
+use gpu_kernels::fused::{MAX_ROWS as FEW, stage_bytes};
 
 pub(super) const OP: &str = "norm_qkv_rope";
 
@@ -83,10 +83,11 @@ fn pairs(case: &Case) -> u32 {
 
 pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
     Variant {
-        name: "mma",
-        kernels: &["norm_qkv_rope_*_mma_one", "norm_qkv_rope_*_mma_few"],
+        name: MMA,
+        kernels: &["norm_qkv_rope_*_mma_one", "norm_qkv_rope_*_mma_few", "norm_qkv_rope_*_mma_eight"],
         eligible: |case| {
             f16_only(case.dtype)?;
+            norm_fits(case.n, case.hidden_size)?;
             if (case.head_dim / 2).is_multiple_of(mma::PAIRS_PER_BLOCK) {
                 Ok(())
             } else {
@@ -101,14 +102,15 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
             let (config, depth) = shape.normed(case.n);
             match case.n {
                 1 => call!(norm_qkv_rope_f16_mma_one, device, &config, case, depth),
-                _ => call!(norm_qkv_rope_f16_mma_few, device, &config, case, depth),
+                2..=FEW => call!(norm_qkv_rope_f16_mma_few, device, &config, case, depth),
+                _ => call!(norm_qkv_rope_f16_mma_eight, device, &config, case, depth),
             }
         },
     },
     Variant {
         name: "lanes",
         kernels: &["norm_qkv_rope_*_one", "norm_qkv_rope_*_few"],
-        eligible: always,
+        eligible: |case| lanes_fit(case.n, case.hidden_size),
         // SAFETY: any grid does; the case is whole.
         launch: |device, case| unsafe {
             let blocks = pairs(case).div_ceil(lanes::PAIRS_PER_BLOCK);

@@ -2,7 +2,7 @@
 
 use super::{batch_of, matmul::places};
 use crate::batch::BatchLimits;
-use crate::cuda::{Activation, CudaBatch, CudaOps, KvCache, Tensor, Weight, precise_dtype};
+use crate::cuda::{Activation, CudaBatch, CudaOps, KvCache, Tensor, Weight, fused_max_rows, precise_dtype};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::kv_cache::{KvLayout, PAGE_SIZE};
@@ -58,7 +58,7 @@ enum Kind {
 type Shape = [usize; 3];
 
 fn checks(kind: Kind) -> Vec<Case> {
-    const SHAPES: [Shape; 8] = [
+    const SHAPES: [Shape; 12] = [
         [1, 1, 8],
         [1, 19, 64],
         [2, 111, 104],
@@ -67,35 +67,55 @@ fn checks(kind: Kind) -> Vec<Case> {
         [1, 16, 3584],
         [1, 4864, 896],
         [4, 4864, 896],
+        [5, 37, 896],
+        [6, 19, 1000],
+        [8, 1, 400],
+        [8, 4864, 896],
     ];
-    DTYPES.into_iter().flat_map(|dtype| SHAPES.map(|shape| normed_case(kind, dtype, shape))).collect()
+    let of = |dtype| shapes(&SHAPES, dtype).map(move |shape| normed_case(kind, dtype, shape, 1.0));
+    let mut cases: Vec<Case> = DTYPES.into_iter().flat_map(of).collect();
+    if kind == Kind::GateUp {
+        // Most results are beyond the range of f16.
+        cases.extend(DTYPES.map(|dtype| normed_case(kind, dtype, [2, 111, 104], 1000.0)));
+    }
+    cases
 }
 
 fn timings(kind: Kind, workload: &Workload) -> Vec<Case> {
     let config = &workload.config;
     let rows = if kind == Kind::Head { config.vocab_size } else { config.intermediate_size };
-    few_rows(workload).map(|n| normed_case(kind, workload.dtype, [n, rows, config.hidden_size])).collect()
+    few_rows(workload)
+        .map(|n| normed_case(kind, workload.dtype, [n, rows, config.hidden_size], 1.0))
+        .collect()
+}
+
+/// Those shapes, beginning with the number of rows, that there are kernels for.
+fn shapes<const N: usize>(all: &[[usize; N]], dtype: Dtype) -> impl Iterator<Item = [usize; N]> {
+    all.iter().copied().filter(move |shape| shape[0] <= fused_max_rows(dtype))
 }
 
 /// Those numbers of rows of the workload that the kernels take.
 fn few_rows(workload: &Workload) -> impl Iterator<Item = usize> {
-    workload.rows.iter().copied().filter(|&n| n <= crate::cuda::FUSED_MAX_ROWS)
+    let most = fused_max_rows(workload.dtype);
+    workload.rows.iter().copied().filter(move |&n| n <= most)
 }
 
-fn normed_case(kind: Kind, dtype: Dtype, shape: Shape) -> Case {
+/// `scale` is that of the norm's weight.
+fn normed_case(kind: Kind, dtype: Dtype, shape: Shape, scale: f32) -> Case {
     let [n, rows, cols] = shape;
+    let large = if scale > 1.0 { ", large" } else { "" };
     let matrices = if kind == Kind::GateUp { 2 } else { 1 };
     let out_size = if kind == Kind::GateUp { precise_dtype(dtype).size() } else { 4 };
     Case {
         dtype,
-        shape: format!("x [{n}, {cols}], weight [{rows}, {cols}]"),
+        shape: format!("x [{n}, {cols}], weight [{rows}, {cols}]{large}"),
         work: matrices * n * rows * cols / 8,
         cost: Cost {
             bytes: (matrices * rows * cols * dtype.size() + n * (4 * cols + rows * out_size)) as f64,
             flops: 2.0 * (matrices * n * rows) as f64 * cols as f64,
         },
         config: plain_config(),
-        prepare: Box::new(move |ops, seed| Ok(Box::new(Normed::new(ops, seed, kind, shape)?))),
+        prepare: Box::new(move |ops, seed| Ok(Box::new(Normed::new(ops, seed, kind, shape, scale)?))),
     }
 }
 
@@ -117,11 +137,14 @@ struct Normed {
 }
 
 impl Normed {
-    fn new(ops: &mut CudaOps, seed: u64, kind: Kind, shape: Shape) -> Result<Self> {
+    fn new(ops: &mut CudaOps, seed: u64, kind: Kind, shape: Shape, scale: f32) -> Result<Self> {
         let [n, rows, cols] = shape;
         let (dtype, name) = (ops.dtype(), format!("fused {shape:?}"));
         let host_x = random(seed, &name, n * cols);
-        let host_norm = random(seed, &format!("{name}: norm"), cols);
+        let host_norm: Vec<f32> =
+            random(seed, &format!("{name}: norm"), cols).iter().map(|w| w * scale).collect();
+        let gated = ops.new_precise_activation(n + GUARD_ROWS, rows)?;
+        let largest = if gated.dtype() == Dtype::F16 { 65504.0 } else { f64::INFINITY };
         let matrix = |what: &str| {
             rounded(
                 dtype,
@@ -145,7 +168,7 @@ impl Normed {
                 let silu = sum / (1.0 + (-sum).exp());
                 // The derivative of SiLU is below 1.1; its exponential and quotient cost 2^-20.
                 let error = 1.1 * tolerance * up.abs() + silu.abs() * up_magnitude * relative(cols);
-                (silu * up, error + (silu * up).abs() * 2f64.powi(-20))
+                ((silu * up).clamp(-largest, largest), error + (silu * up).abs() * 2f64.powi(-20))
             })
             .collect();
         Ok(Self {
@@ -158,7 +181,7 @@ impl Normed {
             norm: ops.load_vector(&host_norm)?,
             weights: hosts.iter().map(|host| weight(ops, dtype, rows, cols, host)).collect::<Result<_>>()?,
             out: poisoned(ops, n, rows)?,
-            gated: ops.new_precise_activation(n + GUARD_ROWS, rows)?,
+            gated,
         })
     }
 
@@ -214,7 +237,7 @@ impl Instance for Normed {
 }
 
 fn matmul_add_checks() -> Vec<Case> {
-    const SHAPES: [Shape; 8] = [
+    const SHAPES: [Shape; 11] = [
         [1, 1, 8],
         [1, 19, 64],
         [2, 111, 104],
@@ -223,10 +246,13 @@ fn matmul_add_checks() -> Vec<Case> {
         [4, 9, 4864],
         [1, 896, 896],
         [4, 896, 4864],
+        [5, 19, 104],
+        [7, 37, 896],
+        [8, 896, 4864],
     ];
     let mut cases = Vec::new();
     for dtype in DTYPES {
-        for shape in SHAPES {
+        for shape in shapes(&SHAPES, dtype) {
             cases.push(matmul_add_case(dtype, dtype, shape, ""));
             if precise_dtype(dtype) != dtype {
                 cases.push(matmul_add_case(dtype, precise_dtype(dtype), shape, ""));
@@ -333,11 +359,19 @@ impl Instance for MatmulAdd {
 type QkvShape = [usize; 5];
 
 fn qkv_checks() -> Vec<Case> {
-    const SHAPES: [QkvShape; 5] =
-        [[1, 8, 1, 1, 64], [2, 104, 3, 1, 64], [4, 64, 2, 2, 128], [3, 896, 14, 2, 64], [1, 3584, 4, 1, 128]];
+    const SHAPES: [QkvShape; 8] = [
+        [1, 8, 1, 1, 64],
+        [2, 104, 3, 1, 64],
+        [4, 64, 2, 2, 128],
+        [3, 896, 14, 2, 64],
+        [1, 3584, 4, 1, 128],
+        [5, 400, 3, 1, 64],
+        [7, 896, 2, 2, 128],
+        [8, 896, 14, 2, 64],
+    ];
     let mut cases = Vec::new();
     for dtype in DTYPES {
-        for shape in SHAPES {
+        for shape in shapes(&SHAPES, dtype) {
             cases.extend([true, false].map(|bias| qkv_case(dtype, shape, bias)));
         }
     }
@@ -368,7 +402,7 @@ fn qkv_case(dtype: Dtype, shape: QkvShape, bias: bool) -> Case {
             head_dim,
             rope_theta: 1e6,
             max_model_len: 64,
-            limits: BatchLimits { max_num_tokens: 4, max_num_sequences: 4, max_num_logits: 4, max_blocks: 2 },
+            limits: BatchLimits { max_num_tokens: 8, max_num_sequences: 8, max_num_logits: 8, max_blocks: 2 },
         },
         prepare: Box::new(move |ops, seed| Ok(Box::new(NormQkvRope::new(ops, seed, shape, bias)?))),
     }
@@ -395,7 +429,7 @@ impl NormQkvRope {
         let pages = shuffled(seed, &name, 2 * n);
         let sequences: Vec<_> = (0..n).map(|s| (1, (17 * s + 5) % 64, &pages[2 * s..2 * s + 2])).collect();
         let limits =
-            BatchLimits { max_num_tokens: 4, max_num_sequences: 4, max_num_logits: 4, max_blocks: 2 };
+            BatchLimits { max_num_tokens: 8, max_num_sequences: 8, max_num_logits: 8, max_blocks: 2 };
         let (batch_host, batch) = batch_of(ops, &limits, &sequences)?;
         let host_x = random(seed, &name, n * hidden_size);
         let host_norm = random(seed, &format!("{name}: norm"), hidden_size);

@@ -5,7 +5,10 @@ use cuda_std::prelude::*;
 #[device]
 use super::{Dot, Stage, WORD, launch_dependents, sum_of_lanes, wait_for_dependencies};
 #[device]
-use crate::grid::{offset, repeat};
+use crate::{
+    grid::{offset, repeat},
+    vector::Saturate,
+};
 
 /// Threads of a block.
 pub const BLOCK_SIZE: u32 = 256;
@@ -18,7 +21,7 @@ pub const COLUMNS_PER_BLOCK: u32 = BLOCK_SIZE / LANES;
 /// As the kernels.
 #[device]
 #[inline(always)]
-unsafe fn norm_gate_up<E: PackedElement, O: Element, const N: usize>(
+unsafe fn norm_gate_up<E: PackedElement, O: Saturate, const N: usize>(
     n: u32,
     hidden_size: u32,
     intermediate_size: u32,
@@ -59,7 +62,7 @@ unsafe fn norm_gate_up<E: PackedElement, O: Element, const N: usize>(
                 if lane == i as u32 && lane < n && column < intermediate_size {
                     let (gate, up) = (sums[0][i] * scales[i], sums[1][i] * scales[i]);
                     let value = gate / (1.0 + (-gate).exp()) * up;
-                    *out.add(offset(i as u32, intermediate_size, column)) = O::from_f32(value);
+                    *out.add(offset(i as u32, intermediate_size, column)) = O::round(value);
                 }
             });
             if first >= intermediate_size {

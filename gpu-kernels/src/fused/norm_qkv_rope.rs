@@ -8,6 +8,7 @@ use super::{Dot, Stage, WORD, launch_dependents, sum_of_lanes, wait_for_dependen
 use crate::{
     PAGE_SIZE,
     grid::{divide, offset, repeat},
+    vector::Saturate,
 };
 
 /// Threads of a block.
@@ -57,7 +58,7 @@ impl Shape {
 /// As the kernels.
 #[device]
 #[inline(always)]
-unsafe fn norm_qkv_rope<E: PackedElement, const N: usize>(
+unsafe fn norm_qkv_rope<E: PackedElement + Saturate, const N: usize>(
     shape: Shape,
     x: *const f32,
     norm: *const f32,
@@ -82,7 +83,6 @@ unsafe fn norm_qkv_rope<E: PackedElement, const N: usize>(
     let step = thread::grid_dim_x() * PAIRS_PER_BLOCK;
     let group = thread::thread_idx_x() / LANES;
     let mut first = thread::block_idx_x() * PAIRS_PER_BLOCK;
-    // Selected by comparisons, so that the pointers stay in registers: an array that is indexed would be memory.
     let ([q_weight, k_weight, v_weight], [q_bias, k_bias, v_bias]) = (weights, biases);
     // SAFETY: every pair is of one of the projections; groups beyond the last pair compute it again and do not store.
     unsafe {
@@ -145,8 +145,8 @@ unsafe fn norm_qkv_rope<E: PackedElement, const N: usize>(
                         let place = head_of_page * PAGE_SIZE as usize + (slot % PAGE_SIZE) as usize;
                         let pages = if part == Part::K { k_pages } else { v_pages };
                         let to = pages.add(place * head_dim as usize + j as usize);
-                        *to = E::from_f32(a);
-                        *to.add(half as usize) = E::from_f32(b);
+                        *to = E::round(a);
+                        *to.add(half as usize) = E::round(b);
                     }
                 }
             });

@@ -20,7 +20,7 @@ pub const COLUMNS_PER_TILE: u32 = 8;
 /// As the kernels.
 #[device]
 #[inline(always)]
-unsafe fn matmul_add<const N: usize>(
+unsafe fn matmul_add<const N: usize, const G: usize>(
     n: u32,
     rows: u32,
     cols: u32,
@@ -43,7 +43,7 @@ unsafe fn matmul_add<const N: usize>(
             ([row, row.add((halves[0] * WORD) as usize)], halves)
         });
         wait_for_dependencies();
-        let inputs = Halves::<N>::new(n, words, x);
+        let inputs = Halves::<N, G>::new(n, words, x);
         // Of the first tile, so that it need not be waited for in the end: thread `8 i + r` has column `r` of row `i`.
         let (i, r) = (thread::thread_idx_x() / COLUMNS_PER_TILE, thread::thread_idx_x() % COLUMNS_PER_TILE);
         let first = thread::block_idx_x();
@@ -66,7 +66,7 @@ unsafe fn matmul_add<const N: usize>(
 }
 
 macro_rules! matmul_add {
-    ($($name:ident: $rows:literal;)*) => { $(
+    ($($name:ident: $rows:literal, $groups:literal, $threads:literal;)*) => { $(
         #[doc = concat!("`out += x · weightᵀ`, for at most ", stringify!($rows), " rows.")]
         ///
         /// - `x`: f16 `[n, cols]`; `weight`: f16 `[rows, cols]`
@@ -80,16 +80,17 @@ macro_rules! matmul_add {
         /// # Safety
         /// Grid, block and arrays are as above, aligned to 16 bytes, and do not overlap. Of what the kernels before this one
         /// write, only `x` and `out` are read.
-        // More than it is launched with: few enough registers that `norm_gate_up` fits beside it.
-        #[kernel(max_threads = 1024)]
+        #[kernel(max_threads = $threads)]
         pub unsafe fn $name(n: u32, rows: u32, cols: u32, depth: u32, x: *const f16, weight: *const f16, out: *mut f32) {
             // SAFETY: the kernel's own contract.
-            unsafe { matmul_add::<$rows>(n, rows, cols, depth, x, weight, out) }
+            unsafe { matmul_add::<$rows, $groups>(n, rows, cols, depth, x, weight, out) }
         }
     )* };
 }
 
+// More threads than the first are launched with: few enough registers that `norm_gate_up` fits beside them.
 matmul_add! {
-    matmul_add_f16_mma_one: 1;
-    matmul_add_f16_mma_few: 4;
+    matmul_add_f16_mma_one: 1, 1, 1024;
+    matmul_add_f16_mma_few: 4, 1, 1024;
+    matmul_add_f16_mma_eight: 8, 2, 640;
 }

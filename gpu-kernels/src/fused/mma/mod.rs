@@ -19,6 +19,8 @@
 //! but for 2^-22 of it, and each has a column ([`Normed`]). Where inputs are f16 to begin with, the two columns instead take
 //! two halves of the row, with the weights' rows `r + 8` being the second halves of rows `r` ([`Halves`]).
 //!
+//! Four rows of inputs fill an instruction; eight take two for each piece of weights.
+//!
 //! Weights are f16, sums f32. A row's bits depend on the number of columns alone, not on the other rows.
 
 use cuda_std::prelude::*;
@@ -39,6 +41,7 @@ use cuda_std::{
 
 pub mod matmul_add;
 pub mod norm_gate_up;
+pub mod norm_matmul;
 pub mod norm_qkv_rope;
 
 /// Words of each row that a lane takes in a round.
@@ -58,7 +61,7 @@ const PART_BYTES: u32 = 16 * COLS_PER_WARP * 2;
 /// The most parts that a block has under way.
 pub const MAX_DEPTH: u32 = 8;
 /// The most tiles whose sums are kept until the warps' are added.
-const MAX_BATCH: u32 = 8;
+pub const MAX_BATCH: u32 = 8;
 /// Bytes that a block has on their way while it fills its shared memory: about what hides the memory's latency where each
 /// multiprocessor has such a block. Whatever else a multiprocessor reads waits behind them: on an H200 a decode step of
 /// Qwen2.5-0.5B takes 411 µs with 30 to 40 KiB, 434 with 80, 453 with no limit, 455 with 20.
@@ -69,6 +72,10 @@ pub const MAX_NORM_WARPS: u32 = 16;
 pub const MAX_MATMUL_WARPS: u32 = 20;
 /// The fewest warps of a block: a thread for each of four rows of inputs and each of a tile's 16 rows of weights.
 const MIN_WARPS: u32 = 2;
+/// The most rows of inputs: those of two instructions, four each.
+pub const MAX_ROWS: u32 = 8;
+/// The fewest warps of a block that norms [`MAX_ROWS`] rows.
+pub const MIN_WARPS_OF_EIGHT: u32 = 2 * MIN_WARPS;
 
 /// Warps of a block for rows of `cols` columns: as few rounds as `max` warps need, evenly shared.
 pub const fn num_warps(cols: u32, max: u32) -> u32 {
@@ -236,34 +243,43 @@ impl<R: Fn(u32) -> ([*const f16; 2], [u32; 2])> Stream<R> {
         }
     }
 
-    /// The part that comes next times the second operands that belong to its words, then starts to copy another one to its place.
+    /// The part that comes next times each of `G` second operands that belong to its words, then starts to copy another one to
+    /// its place.
     ///
     /// # Safety
     /// All lanes of the warp call it together, once for each part.
     #[inline(always)]
-    unsafe fn multiply(&mut self, inputs: impl Fn(usize) -> [u32; 4]) -> [f32; 4] {
+    unsafe fn multiply<const G: usize>(
+        &mut self,
+        inputs: impl Fn(usize, usize) -> [u32; 4],
+    ) -> [[f32; 4]; G] {
         self.wait();
         // Several, so that an instruction need not wait for the one before it.
-        let mut sums = [[0.0f32; 4]; 4];
+        let mut sums = [[[0.0f32; 4]; 4]; G];
         let part = self.at(self.place);
         self.place = if self.place + 1 == self.depth { 0 } else { self.place + 1 };
         // SAFETY: the caller's promise; this lane's copies of the part have ended.
         unsafe {
             repeat(CHUNKS, |u| {
                 let (low, high) = (part.get(2 * u as u32 * 32), part.get((2 * u as u32 + 1) * 32));
-                let inputs = inputs(u);
-                repeat(2, |i| {
-                    let a = [low[2 * i], high[2 * i], low[2 * i + 1], high[2 * i + 1]];
-                    let sum = &mut sums[2 * (u % 2) + i];
-                    *sum = f16::mma_m16n8k16(a, [inputs[2 * i], inputs[2 * i + 1]], *sum);
+                repeat(G, |g| {
+                    let inputs = inputs(u, g);
+                    repeat(2, |i| {
+                        let a = [low[2 * i], high[2 * i], low[2 * i + 1], high[2 * i + 1]];
+                        let sum = &mut sums[g][2 * (u % 2) + i];
+                        *sum = f16::mma_m16n8k16(a, [inputs[2 * i], inputs[2 * i + 1]], *sum);
+                    });
                 });
             });
             self.copy(|| ());
             async_copy::commit_group();
         }
-        let mut sum = [0.0; 4];
-        repeat(4, |i| sum[i] = (sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]));
-        sum
+        let mut totals = [[0.0; 4]; G];
+        repeat(G, |g| {
+            let [a, b, c, d] = sums[g];
+            repeat(4, |i| totals[g][i] = (a[i] + b[i]) + (c[i] + d[i]));
+        });
+        totals
     }
 }
 
@@ -305,9 +321,9 @@ pub const fn norm_shared_bytes(warps: u32, rounds: u32, rows: u32, batch: u32) -
     warps * rows * (rounds * (2 * COLUMN_BYTES + 4) + (batch * 16 + 1) * 4)
 }
 
-/// Up to `N` rows of inputs that are to be normed, as the second operand.
+/// Up to `N` rows of inputs that are to be normed, as `G` second operands of four rows each.
 #[device]
-pub(super) struct Normed<const N: usize> {
+pub(super) struct Normed<const N: usize, const G: usize> {
     n: u32,
     cols: u32,
     x: *const f32,
@@ -317,7 +333,7 @@ pub(super) struct Normed<const N: usize> {
 }
 
 #[device]
-impl<const N: usize> Normed<N> {
+impl<const N: usize, const G: usize> Normed<N, G> {
     /// Starts to load the norm's weight.
     ///
     /// # Safety
@@ -368,7 +384,7 @@ impl<const N: usize> Normed<N> {
     ///
     /// # Safety
     /// The kernel before this one has ended. All threads of the block call it together, once in a launch; the block has 2 to
-    /// [`MAX_NORM_WARPS`] warps, and `shared` leads to [`norm_shared_bytes`]. `finish` is called by thread `16 i + r`, for a block
+    /// [`MAX_NORM_WARPS`] warps, for eight rows at least [`MIN_WARPS_OF_EIGHT`], and `shared` leads to [`norm_shared_bytes`]. `finish` is called by thread `16 i + r`, for a block
     /// with one tile.
     #[inline(always)]
     pub(super) unsafe fn multiply<R: Fn(u32) -> ([*const f16; 2], [u32; 2])>(
@@ -417,29 +433,36 @@ impl<const N: usize> Normed<N> {
                 let batch = (weights.num_tiles - done).min(MAX_BATCH);
                 let mut tile = 0;
                 while tile < batch {
-                    // Of input row `column_of_lane`: with weights of rows `row` and `row + 8`.
-                    let mut totals = [0.0f32; 2];
+                    // Of input row `4 g + column_of_lane`: with weights of rows `row` and `row + 8`.
+                    let mut totals = [[0.0f32; 2]; G];
                     let mut round = 0;
                     while round < rounds {
-                        let columns = stage.add((round * 2 * rows + row) * COLUMN_BYTES).cast::<[u32; 4]>();
-                        let sums = weights.multiply(|u| {
-                            if row < 2 * rows {
+                        let columns = stage.add((round * 2 * rows + row) * COLUMN_BYTES);
+                        let sums = weights.multiply::<G>(|u, g| {
+                            if 8 * g as u32 + row < 2 * rows {
+                                let columns = columns.add(8 * g as u32 * COLUMN_BYTES).cast::<[u32; 4]>();
                                 columns.get(u as u32 * WORDS_PER_CHUNK + column_of_lane)
                             } else {
                                 [0; 4]
                             }
                         });
-                        let scale = scales_of_warp.get(round * rows + column_of_lane.min(rows - 1));
-                        // The products with the high and the low parts.
-                        totals[0] += (sums[0] + sums[1]) * scale;
-                        totals[1] += (sums[2] + sums[3]) * scale;
+                        repeat(G, |g| {
+                            let i = (4 * g as u32 + column_of_lane).min(rows - 1);
+                            let scale = scales_of_warp.get(round * rows + i);
+                            // The products with the high and the low parts.
+                            totals[g][0] += (sums[g][0] + sums[g][1]) * scale;
+                            totals[g][1] += (sums[g][2] + sums[g][3]) * scale;
+                        });
                         round += 1;
                     }
-                    if column_of_lane < rows {
-                        let place = ((tile * num_warps + warp_id) * rows + column_of_lane) * 16 + row;
-                        sums_of_warps.set(place, totals[0]);
-                        sums_of_warps.set(place + 8, totals[1]);
-                    }
+                    repeat(G, |g| {
+                        let i = 4 * g as u32 + column_of_lane;
+                        if i < rows {
+                            let place = ((tile * num_warps + warp_id) * rows + i) * 16 + row;
+                            sums_of_warps.set(place, totals[g][0]);
+                            sums_of_warps.set(place + 8, totals[g][1]);
+                        }
+                    });
                     tile += 1;
                 }
                 if done == 0 {
@@ -521,28 +544,36 @@ unsafe fn stage_parts(column: Shared<u8>, values: [f32; 4]) -> f32 {
     }
 }
 
-/// This lane's words of up to `N` rows of f16 inputs, cut in two halves of which each is a column.
+/// This lane's words of up to `N` rows of f16 inputs, cut in two halves of which each is a column of one of `G` second operands.
 #[device]
 #[derive(Clone, Copy)]
-pub(super) struct Halves<const N: usize> {
-    /// The half of the row that is this lane's column.
-    row: *const f16,
-    /// 0 where the column has none.
-    words: u32,
+pub(super) struct Halves<const N: usize, const G: usize> {
+    /// The halves of the rows that are this lane's columns.
+    rows: [*const f16; G],
+    /// 0 where a column has none.
+    words: [u32; G],
 }
 
 #[device]
-impl<const N: usize> Halves<N> {
+impl<const N: usize, const G: usize> Halves<N, G> {
     /// # Safety
     /// `x` leads to `n` rows of `words` words, aligned to 16 bytes.
     #[inline(always)]
     pub(super) unsafe fn new(n: u32, words: u32, x: *const f16) -> Self {
-        let (row, half) = (row_of_lane() / 2, row_of_lane() % 2);
+        let half = row_of_lane() % 2;
         let [first, second] = halves(words);
         let words_of_half = if half == 0 { first } else { second };
-        let start = (row.min(n - 1) * words + half * first) * WORD;
-        // SAFETY: inside the rows.
-        Self { row: unsafe { x.add(start as usize) }, words: if row < n { words_of_half } else { 0 } }
+        let mut inputs = Self { rows: [x; G], words: [0; G] };
+        repeat(G, |g| {
+            let row = 4 * g as u32 + row_of_lane() / 2;
+            if row < n {
+                let start = (row * words + half * first) * WORD;
+                // SAFETY: inside the rows.
+                inputs.rows[g] = unsafe { x.add(start as usize) };
+                inputs.words[g] = words_of_half;
+            }
+        });
+        inputs
     }
 
     /// The words of a round.
@@ -550,14 +581,16 @@ impl<const N: usize> Halves<N> {
     /// # Safety
     /// As [`Halves::new`]; the kernel before this one has ended.
     #[inline(always)]
-    unsafe fn load(&self, round: u32) -> [[u32; 4]; CHUNKS] {
-        let mut words = [[0; 4]; CHUNKS];
-        repeat(CHUNKS, |u| {
-            let word = first_word() + round * words_per_round() + u as u32 * WORDS_PER_CHUNK;
-            if word < self.words {
-                // SAFETY: inside the half.
-                words[u] = unsafe { load_words(self.row.add((word * WORD) as usize)) };
-            }
+    unsafe fn load(&self, round: u32) -> [[[u32; 4]; CHUNKS]; G] {
+        let mut words = [[[0; 4]; CHUNKS]; G];
+        repeat(G, |g| {
+            repeat(CHUNKS, |u| {
+                let word = first_word() + round * words_per_round() + u as u32 * WORDS_PER_CHUNK;
+                if word < self.words[g] {
+                    // SAFETY: inside the half.
+                    words[g][u] = unsafe { load_words(self.rows[g].add((word * WORD) as usize)) };
+                }
+            });
         });
         words
     }
@@ -587,21 +620,24 @@ impl<const N: usize> Halves<N> {
                 let batch = (weights.num_tiles - done).min(MAX_BATCH);
                 let mut tile = 0;
                 while tile < batch {
-                    let mut total = 0.0;
+                    let mut totals = [0.0; G];
                     let mut round = 0;
                     while round < rounds {
-                        let sums = weights.multiply(|u| inputs[u]);
+                        let sums = weights.multiply::<G>(|u, g| inputs[g][u]);
                         // First halves with first halves, second with second; the other two mean nothing.
-                        total += sums[0] + sums[3];
+                        repeat(G, |g| totals[g] += sums[g][0] + sums[g][3]);
                         round += 1;
                         if rounds > 1 {
                             inputs = self.load(if round == rounds { 0 } else { round });
                         }
                     }
-                    if lane_of_row() < rows {
-                        let place = ((tile * num_warps + warp_id) * rows + lane_of_row()) * 8 + row_of_lane();
-                        sums_of_warps.set(place, total);
-                    }
+                    repeat(G, |g| {
+                        let i = 4 * g as u32 + lane_of_row();
+                        if i < rows {
+                            let place = ((tile * num_warps + warp_id) * rows + i) * 8 + row_of_lane();
+                            sums_of_warps.set(place, totals[g]);
+                        }
+                    });
                     tile += 1;
                 }
                 thread::sync_threads();

@@ -9,6 +9,7 @@ use super::{Normed, Stream, Tiles, row_of_lane};
 use crate::{
     fused::{WORD, launch_dependents, wait_for_dependencies},
     grid::offset,
+    vector::Saturate,
 };
 
 /// Columns of the output of a tile, whose first eight rows are of `gate`, the others of `up`.
@@ -18,7 +19,7 @@ pub const COLUMNS_PER_TILE: u32 = 8;
 /// As the kernels.
 #[device]
 #[inline(always)]
-unsafe fn norm_gate_up<const N: usize>(
+unsafe fn norm_gate_up<const N: usize, const G: usize>(
     n: u32,
     hidden_size: u32,
     intermediate_size: u32,
@@ -41,21 +42,21 @@ unsafe fn norm_gate_up<const N: usize>(
             let row = offset(column.min(intermediate_size - 1), hidden_size, 0);
             ([gate.add(row), up.add(row)], [words; 2])
         });
-        let inputs = Normed::<N>::new(n, hidden_size, x, norm);
+        let inputs = Normed::<N, G>::new(n, hidden_size, x, norm);
         wait_for_dependencies();
         let shared = shared.add(stream_bytes(thread::block_dim_x() / 32, depth));
         inputs.multiply(weights, eps, shared, |tile, i, r, gate, up| {
             let column = tile * COLUMNS_PER_TILE + r;
             if column < intermediate_size {
                 let value = gate / (1.0 + (-gate).exp()) * up;
-                *out.add(offset(i, intermediate_size, column)) = Element::from_f32(value);
+                *out.add(offset(i, intermediate_size, column)) = f16::round(value);
             }
         });
     }
 }
 
 macro_rules! norm_gate_up {
-    ($($name:ident: $rows:literal;)*) => { $(
+    ($($name:ident: $rows:literal, $groups:literal;)*) => { $(
         #[doc = concat!("`out = silu(y · gateᵀ) * (y · upᵀ)` with `y = x / sqrt(mean(x²) + eps) * norm`, for at most ", stringify!($rows), " rows.")]
         ///
         /// - `x`: f32 `[n, hidden_size]`; `norm`: f32 `[hidden_size]`
@@ -84,12 +85,13 @@ macro_rules! norm_gate_up {
             out: *mut f16,
         ) {
             // SAFETY: the kernel's own contract.
-            unsafe { norm_gate_up::<$rows>(n, hidden_size, intermediate_size, depth, x, norm, eps, gate, up, out) }
+            unsafe { norm_gate_up::<$rows, $groups>(n, hidden_size, intermediate_size, depth, x, norm, eps, gate, up, out) }
         }
     )* };
 }
 
 norm_gate_up! {
-    norm_gate_up_f16_mma_one: 1;
-    norm_gate_up_f16_mma_few: 4;
+    norm_gate_up_f16_mma_one: 1, 1;
+    norm_gate_up_f16_mma_few: 4, 1;
+    norm_gate_up_f16_mma_eight: 8, 2;
 }

@@ -10,6 +10,7 @@ use crate::{
     PAGE_SIZE,
     fused::{WORD, launch_dependents, wait_for_dependencies},
     grid::{divide, offset},
+    vector::Saturate,
 };
 
 /// Pairs of values that are rotated together, of one head, that a block computes: the tile's first eight rows are their first values,
@@ -40,7 +41,7 @@ enum Part {
 /// As the kernels.
 #[device]
 #[inline(always)]
-unsafe fn norm_qkv_rope<const N: usize>(
+unsafe fn norm_qkv_rope<const N: usize, const G: usize>(
     shape: Shape,
     depth: u32,
     x: *const f32,
@@ -76,7 +77,7 @@ unsafe fn norm_qkv_rope<const N: usize>(
         let rows = [row, row.add(offset(half, hidden_size, 0))];
         let tiles = Tiles::new(thread::grid_dim_x(), words);
         let weights = Stream::new(tiles, depth, shared, |_| (rows, [words; 2]));
-        let inputs = Normed::<N>::new(n, hidden_size, x, norm);
+        let inputs = Normed::<N, G>::new(n, hidden_size, x, norm);
 
         // What the thread that finishes a pair needs besides, fetched while the kernel before this one runs.
         let (i, r) = (thread::thread_idx_x() / 16 % N as u32, thread::thread_idx_x() % 8);
@@ -111,15 +112,15 @@ unsafe fn norm_qkv_rope<const N: usize>(
                 let [k_pages, v_pages] = pages;
                 let pages = if part == Part::K { k_pages } else { v_pages };
                 let to = pages.add(place * head_dim as usize + (first + r) as usize);
-                *to = Element::from_f32(a);
-                *to.add(half) = Element::from_f32(b);
+                *to = f16::round(a);
+                *to.add(half) = f16::round(b);
             }
         });
     }
 }
 
 macro_rules! norm_qkv_rope {
-    ($($name:ident: $rows:literal;)*) => { $(
+    ($($name:ident: $rows:literal, $groups:literal;)*) => { $(
         #[doc = concat!("Q, K and V of at most ", stringify!($rows), " rows: projections of `x / sqrt(mean(x²) + eps) * norm` with their biases, Q and K")]
         /// rotated as [`rope_f32_plain`](crate::rope::rope_f32_plain) does, K and V written to their slots.
         ///
@@ -167,7 +168,7 @@ macro_rules! norm_qkv_rope {
             let (weights, biases) = ([q_weight, k_weight, v_weight], [q_bias, k_bias, v_bias]);
             // SAFETY: the kernel's own contract.
             unsafe {
-                norm_qkv_rope::<$rows>(
+                norm_qkv_rope::<$rows, $groups>(
                     shape, depth, x, norm, eps, weights, biases, positions, slots, cos, sin, q, [k_pages, v_pages],
                 )
             }
@@ -176,6 +177,7 @@ macro_rules! norm_qkv_rope {
 }
 
 norm_qkv_rope! {
-    norm_qkv_rope_f16_mma_one: 1;
-    norm_qkv_rope_f16_mma_few: 4;
+    norm_qkv_rope_f16_mma_one: 1, 1;
+    norm_qkv_rope_f16_mma_few: 4, 1;
+    norm_qkv_rope_f16_mma_eight: 8, 2;
 }
