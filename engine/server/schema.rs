@@ -125,12 +125,15 @@ impl Weight {
         let patterns = self.patterns.saturating_add(other.patterns);
         let met = self.work.saturating_mul(other.alternatives);
         let met = met.saturating_add(other.work.saturating_mul(self.alternatives));
+        let multiple = self.multiple.saturating_mul(other.multiple);
+        let new_multiple = if self.multiple > 1 && other.multiple > 1 { multiple / 4 } else { 0 };
+        let each = pairs(patterns).saturating_add(new_multiple);
         Self {
             // Everything is moved, and pairs of patterns are compared, each time that something is joined.
-            work: met.saturating_add(met / 16).saturating_add(pairs(patterns).saturating_mul(alternatives)),
+            work: met.saturating_add(met / 16).saturating_add(each.saturating_mul(alternatives)),
             alternatives,
             regexes: self.regexes.saturating_add(other.regexes),
-            multiple: self.multiple.saturating_mul(other.multiple),
+            multiple,
             patterns,
             ..self.beside(other)
         }
@@ -223,6 +226,7 @@ impl<'a> Walk<'a> {
                 for schema in *schemas {
                     union = union.or(self.weigh(schema, follow)?);
                 }
+                union.alternatives = union.alternatives.max(1);
                 if *exclusive {
                     // Each is compared with each.
                     union.work = union.work.saturating_add(union.work.saturating_mul(union.work) / 4000);
