@@ -7,7 +7,10 @@ use crate::server::{LoadedModel, Server, ServerConfig};
 use clap::value_parser;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tokio::sync::Notify;
 
 /// Serve the model over HTTP: OpenAI's interface, the engine's own, and a chat page
 ///
@@ -96,33 +99,19 @@ fn default_name(model: Option<&Path>) -> String {
     }
 }
 
-/// Done when the program is told to stop; told again, it ends at once.
-async fn stop_signal() {
-    signal().await;
-    tokio::spawn(async {
-        signal().await;
-        std::process::exit(i32::from(super::interrupt::EXIT_INTERRUPTED));
-    });
-}
-
-#[cfg(unix)]
-async fn signal() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = match signal(SignalKind::terminate()) {
-        Ok(terminate) => terminate,
-        Err(error) => {
-            tracing::warn!("SIGTERM ends the program at once: {error}");
-            let _ = tokio::signal::ctrl_c().await;
-            return;
+/// Done when the program is told to stop. Told again, it ends at once: the handler runs on a thread of its own, which nothing
+/// that the server does can hold up.
+fn stop_signal() -> impl Future<Output = ()> {
+    let stop = Arc::new(Notify::new());
+    let (tell, told) = (Arc::clone(&stop), AtomicBool::new(false));
+    let installed = ctrlc::set_handler(move || {
+        if told.swap(true, Ordering::SeqCst) {
+            std::process::exit(i32::from(super::interrupt::EXIT_INTERRUPTED));
         }
-    };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => (),
-        _ = terminate.recv() => (),
+        tell.notify_one();
+    });
+    if let Err(error) = installed {
+        tracing::warn!("signals end the program at once: {error}");
     }
-}
-
-#[cfg(not(unix))]
-async fn signal() {
-    let _ = tokio::signal::ctrl_c().await;
+    async move { stop.notified().await }
 }

@@ -2,6 +2,7 @@
 
 use super::App;
 use super::error::ApiError;
+use crate::error::{Error, Result};
 use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
@@ -11,6 +12,28 @@ use base64::Engine as _;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use subtle::ConstantTimeEq;
+
+/// Whether clients can show the key in a header.
+///
+/// # Errors
+/// [`Error::Request`] where they cannot.
+pub fn check(key: &str) -> Result<()> {
+    let refuse = |what| {
+        Err(Error::Request(format!(
+            "the API key {what}, so that no client could show it as `Bearer KEY`; take another"
+        )))
+    };
+    if key.is_empty() {
+        return Err(Error::Request("the API key is empty; leave it out or give one".into()));
+    }
+    if !key.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()) {
+        return refuse("has characters that are not printable ASCII");
+    }
+    if key.trim() != key {
+        return refuse("begins or ends with a blank");
+    }
+    Ok(())
+}
 
 /// Lets through who shows the key; `/health` is open to all.
 pub async fn require_key(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
@@ -70,5 +93,15 @@ mod tests {
             assert!(!shows(bad), "{bad}");
         }
         assert!(!shows_key(&HeaderMap::new(), "secret"));
+    }
+
+    #[test]
+    fn keys_that_no_header_can_have() {
+        for good in ["secret", "two words", "~!\"#%:"] {
+            assert!(check(good).is_ok(), "{good}");
+        }
+        for bad in ["", " ", " secret", "secret ", "s\u{e9}cret", "sec\nret", "sec\tret"] {
+            assert!(check(bad).is_err(), "{bad:?}");
+        }
     }
 }

@@ -29,6 +29,8 @@ pub struct ServerConfig {
     pub request_timeout: Duration,
     /// For the head of a request, for its body, and for a client to take any of what was sent.
     pub io_timeout: Duration,
+    /// Between two attempts to compute something after a step has failed, while nobody asks for anything.
+    pub recovery_interval: Duration,
     /// From the signal to stop until what still runs is ended.
     pub shutdown_timeout: Duration,
 }
@@ -48,6 +50,7 @@ impl Default for ServerConfig {
             max_choices: 16,
             request_timeout: Duration::from_secs(600),
             io_timeout: Duration::from_secs(30),
+            recovery_interval: Duration::from_secs(5),
             shutdown_timeout: Duration::from_secs(30),
         }
     }

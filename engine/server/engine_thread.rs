@@ -4,10 +4,12 @@
 //! Between two steps the thread takes new requests in, ends those whose client has left, and passes the last step's events
 //! on. It never waits for a client: whoever does not take events in time loses the answer.
 
+use super::answer::{Answer, Update};
 use super::config::ServerConfig;
 use super::error::ApiError;
-use super::grammar::{Grammar, Grammars};
+use super::grammar::{self, Grammar, Grammars};
 use super::metrics::{Metrics, Rejection};
+use super::work::Room;
 use crate::chat::ChatTemplate;
 use crate::error::{Error, Result};
 use crate::generate::{Engine, Event, FinishReason, Request, TokenConstraint};
@@ -16,7 +18,7 @@ use crate::tokenizer::Tokenizer;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::mpsc::error::{TryRecvError, TrySendError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::Span;
 
@@ -35,6 +37,8 @@ pub struct ModelInfo {
     pub tokenizer: Arc<Tokenizer>,
     pub template: Option<ChatTemplate>,
     pub max_model_len: usize,
+    /// A text with more bytes has more tokens than the context.
+    pub max_prompt_bytes: usize,
     pub device: String,
     /// Made when first asked for: a large vocabulary takes its time.
     grammars: OnceLock<Result<Grammars, String>>,
@@ -52,6 +56,12 @@ impl ModelInfo {
     }
 }
 
+/// How long a request may wait at most while the thread looks after a device that failed.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// The tokenizer composes characters first (NFC), of which a text has at most so many times the bytes.
+const MOST_COMPOSED: usize = 3;
+
 /// One sequence that is asked for.
 pub struct Wanted {
     pub request: Request,
@@ -62,22 +72,10 @@ pub struct Wanted {
 /// One request to be answered: one or more sequences.
 struct Submission {
     choices: Vec<Wanted>,
-    room: OwnedSemaphorePermit,
+    room: Room,
     updates: mpsc::Sender<Update>,
-    /// When it came.
-    start: Instant,
     /// Its request in the log.
     span: Span,
-}
-
-/// What the engine's thread says of a submission.
-enum Update {
-    /// All its sequences wait or run.
-    Accepted,
-    /// Something happened to the sequence of this index.
-    Event(usize, Event),
-    /// No more comes.
-    Failed(ApiError),
 }
 
 /// The way to the engine's thread.
@@ -110,9 +108,11 @@ impl EngineHandle {
     /// Starts the thread. `open` is called on it; its error, or the thread's end, is what the returned receiver gets.
     pub fn start(
         open: impl FnOnce() -> Result<LoadedModel> + Send + 'static,
-        max_sequences: usize,
+        config: &ServerConfig,
         metrics: Arc<Metrics>,
     ) -> std::io::Result<(Self, std::thread::JoinHandle<Result<()>>)> {
+        let max_sequences = config.max_running.saturating_add(config.max_queue).min(Semaphore::MAX_PERMITS);
+        let recovery_interval = config.recovery_interval;
         // Each submission holds room for a sequence at least, so the channel is never full.
         let (submissions, incoming) = mpsc::channel(max_sequences);
         let shared = Arc::new(Shared { model: OnceLock::new(), fault: Mutex::default(), metrics });
@@ -123,18 +123,24 @@ impl EngineHandle {
             let Some(tokenizer) = engine.tokenizer().cloned() else {
                 return Err(Error::Tokenizer("a server needs a model file with a vocabulary".into()));
             };
+            let longest = (0..tokenizer.vocab_size() as u32)
+                .filter_map(|id| tokenizer.token_bytes(id))
+                .map(<[u8]>::len);
+            let max_bytes = longest.max().unwrap_or(0).saturating_mul(engine.max_model_len());
             let info = ModelInfo {
                 name,
                 tokenizer,
                 template,
                 max_model_len: engine.max_model_len(),
+                max_prompt_bytes: max_bytes.saturating_mul(MOST_COMPOSED),
                 device: engine.runner().device_name(),
                 grammars: OnceLock::new(),
             };
             tracing::info!(model = info.name, device = info.device, context = info.max_model_len, "ready");
             let _ = of_thread.model.set(info);
             let delivery = Delivery { shared: of_thread, active: HashMap::new(), lost: Vec::new() };
-            EngineThread { engine, delivery, made: (Vec::new(), Instant::now()) }.run(incoming);
+            EngineThread { engine, delivery, made: (Vec::new(), Instant::now()), recovery_interval }
+                .run(incoming);
             Ok(())
         })?;
         let room = Arc::new(Semaphore::new(max_sequences));
@@ -179,13 +185,13 @@ impl EngineHandle {
     ///
     /// # Errors
     /// 429 where there is none.
-    pub fn reserve(&self, choices: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+    pub fn reserve(&self, choices: usize) -> Result<Room, ApiError> {
         let full = |_| {
             self.shared.metrics.rejected(Rejection::QueueFull);
             ApiError::queue_full(self.max_sequences)
         };
         let choices = u32::try_from(choices).unwrap_or(u32::MAX);
-        Arc::clone(&self.room).try_acquire_many_owned(choices).map_err(full)
+        Arc::clone(&self.room).try_acquire_many_owned(choices).map(Room::new).map_err(full)
     }
 
     /// Hands a request to the engine and waits until it is accepted. Dropping the answer ends it.
@@ -194,17 +200,17 @@ impl EngineHandle {
     /// 400 where the engine refuses it, 503 where there is no engine any more, 504 after the time that an answer has.
     pub async fn submit(
         &self,
-        room: OwnedSemaphorePermit,
+        room: Room,
         choices: Vec<Wanted>,
         config: &ServerConfig,
     ) -> Result<Answer, ApiError> {
         let time = config.request_timeout;
         // The last words of all sequences always have room.
         let (updates, receiver) = mpsc::channel(config.max_pending_events + 2 * choices.len());
-        let (start, span) = (Instant::now(), Span::current());
-        let mut answer = Answer { receiver, left: choices.len(), deadline: start + time, time };
+        let span = Span::current();
+        let mut answer = Answer::new(receiver, choices.len(), room.start + time, time);
         let stopped = |_| ApiError::unavailable("stopped", "the engine has stopped");
-        self.submissions.try_send(Submission { choices, room, updates, start, span }).map_err(stopped)?;
+        self.submissions.try_send(Submission { choices, room, updates, span }).map_err(stopped)?;
         match answer.update().await? {
             Update::Failed(error) => Err(error),
             _ => Ok(answer),
@@ -221,67 +227,16 @@ fn warm_up(engine: &mut Engine) -> Result<()> {
     let lengths = lengths.iter().enumerate().filter(|&(_, &length)| length < max_model_len);
     for (i, &length) in lengths {
         // Each of another token, so that none takes what another has computed.
-        let prompt = vec![(i % vocab_size) as u32; length];
-        let request = Request { max_tokens: Some(1), text: false, ..Request::new(prompt) };
-        engine.run_to_end(request, &false.into(), |_| std::ops::ControlFlow::Continue(()))?;
+        make_token(engine, (i % vocab_size) as u32, length)?;
     }
     Ok(())
 }
 
-/// The events of one submission, as they come. Dropping it ends its sequences before the next step.
-pub struct Answer {
-    receiver: mpsc::Receiver<Update>,
-    /// Sequences that have not ended.
-    left: usize,
-    deadline: Instant,
-    time: Duration,
-}
-
-impl Answer {
-    /// The next event and the index of its sequence; `None` when all have ended.
-    ///
-    /// # Errors
-    /// What kept the answer from being completed; nothing comes after it.
-    pub async fn next(&mut self) -> Result<Option<(usize, Event)>, ApiError> {
-        if self.left == 0 {
-            return Ok(None);
-        }
-        let update = self.update().await;
-        self.take(update)
-    }
-
-    /// The next event if it is there already.
-    pub fn try_next(&mut self) -> Result<Option<(usize, Event)>, ApiError> {
-        match self.receiver.try_recv() {
-            Ok(update) if self.left > 0 => self.take(Ok(update)),
-            _ => Ok(None),
-        }
-    }
-
-    fn take(&mut self, update: Result<Update, ApiError>) -> Result<Option<(usize, Event)>, ApiError> {
-        match update {
-            Ok(Update::Event(choice, event)) => {
-                self.left -= usize::from(matches!(event, Event::Finished { .. }));
-                Ok(Some((choice, event)))
-            }
-            Ok(Update::Accepted) => Ok(None),
-            Ok(Update::Failed(error)) | Err(error) => {
-                self.left = 0;
-                self.receiver.close();
-                Err(error)
-            }
-        }
-    }
-
-    async fn update(&mut self) -> Result<Update, ApiError> {
-        match tokio::time::timeout_at(self.deadline.into(), self.receiver.recv()).await {
-            Ok(Some(update)) => Ok(update),
-            Ok(None) => {
-                Err(ApiError::unavailable("stopped", "the engine stopped before the answer was complete"))
-            }
-            Err(_) => Err(ApiError::timeout(self.time.as_secs())),
-        }
-    }
+/// One token behind a prompt of `length` times another.
+fn make_token(engine: &mut Engine, token: u32, length: usize) -> Result<()> {
+    let request = Request { max_tokens: Some(1), text: false, ..Request::new(vec![token; length]) };
+    engine.run_to_end(request, &false.into(), |_| std::ops::ControlFlow::Continue(()))?;
+    Ok(())
 }
 
 /// A sequence that waits or runs.
@@ -297,6 +252,8 @@ struct Active {
     siblings: usize,
     /// Its request in the log.
     span: Span,
+    /// The field of the request that constrains it.
+    param: &'static str,
 }
 
 /// The way of events to those who wait for them.
@@ -312,6 +269,7 @@ struct EngineThread {
     delivery: Delivery,
     /// What the last step made, and when.
     made: (Vec<Event>, Instant),
+    recovery_interval: Duration,
 }
 
 impl EngineThread {
@@ -321,7 +279,7 @@ impl EngineThread {
             if !self.engine.has_work() {
                 self.delivery.pass_on(&mut self.made);
                 self.observe();
-                match incoming.blocking_recv() {
+                match self.idle(&mut incoming) {
                     Some(submission) => self.join(submission),
                     None => return,
                 }
@@ -332,7 +290,7 @@ impl EngineThread {
             self.end_abandoned();
             self.observe();
             // A GPU computes the next step while the events of the last one go out.
-            let Self { engine, delivery, made } = &mut self;
+            let Self { engine, delivery, made, .. } = &mut self;
             let events = engine.step_while(&mut || delivery.pass_on(made));
             delivery.pass_on(made);
             match events {
@@ -340,6 +298,30 @@ impl EngineThread {
                 Err(error) => self.fail(&error),
             }
         }
+    }
+
+    /// Waits for a submission; `None` when no more can come. After a failed step it looks meanwhile whether the device works
+    /// again: those who ask for the server's health would else keep everybody away.
+    fn idle(&mut self, incoming: &mut mpsc::Receiver<Submission>) -> Option<Submission> {
+        let mut last_attempt = Instant::now();
+        while self.delivery.has_fault() {
+            match incoming.try_recv() {
+                Ok(submission) => return Some(submission),
+                Err(TryRecvError::Disconnected) => return None,
+                Err(TryRecvError::Empty) => std::thread::sleep(LOOK_AGAIN.min(self.recovery_interval)),
+            }
+            if last_attempt.elapsed() >= self.recovery_interval {
+                let fault = make_token(&mut self.engine, 0, 1).err().map(|error| error.to_string());
+                match &fault {
+                    Some(fault) => tracing::debug!("the device still fails: {fault}"),
+                    None => tracing::info!("the device works again"),
+                }
+                self.delivery.set_fault(fault);
+                self.observe();
+                last_attempt = Instant::now();
+            }
+        }
+        incoming.blocking_recv()
     }
 
     fn take(&mut self, events: Vec<Event>) {
@@ -353,11 +335,12 @@ impl EngineThread {
     }
 
     fn join(&mut self, submission: Submission) {
-        let Submission { choices, mut room, updates, start, span } = submission;
+        let Submission { choices, room: Room { permits: mut room, start }, updates, span } = submission;
         let siblings = choices.len();
         let mut ids = Vec::with_capacity(siblings);
         for (choice, Wanted { request, grammar }) in choices.into_iter().enumerate() {
             let prompt_tokens = request.prompt.len();
+            let param = grammar.as_ref().map_or("response_format", Grammar::param);
             let constraint = grammar.map(|grammar| Box::new(grammar) as Box<dyn TokenConstraint>);
             match self.engine.submit_constrained(request, constraint) {
                 Ok(id) => {
@@ -365,7 +348,8 @@ impl EngineThread {
                     ids.push(id);
                     let updates = updates.clone();
                     let (_room, span) = (room.split(1), span.clone());
-                    let active = Active { choice, updates, _room, start, newest: None, siblings, span };
+                    let active =
+                        Active { choice, updates, _room, start, newest: None, siblings, span, param };
                     self.delivery.active.insert(id, active);
                 }
                 Err(error) => {
@@ -373,7 +357,13 @@ impl EngineThread {
                         self.delivery.active.remove(&id);
                         self.engine.cancel(id);
                     }
-                    let _ = updates.try_send(Update::Failed(error.into()));
+                    let error = match error {
+                        Error::Request(message) if message.starts_with(grammar::FAULT) => {
+                            ApiError::field(param, format!("{param}: {message}"))
+                        }
+                        error => error.into(),
+                    };
+                    let _ = updates.try_send(Update::Failed(error));
                     return;
                 }
             }
@@ -443,8 +433,11 @@ impl Delivery {
         // Room is left for the last word of each sibling.
         let too_slow = finished.is_none() && active.updates.capacity() <= active.siblings;
         let update = if finished == Some(FinishReason::Constraint) {
-            let message = "the answer was ended: what response_format asks for takes too long to follow";
-            Update::Failed(ApiError::server(message))
+            let param = active.param;
+            let message = format!(
+                "{param}: the answer was ended, because what it asks for takes too much work to follow"
+            );
+            Update::Failed(ApiError::field(param, message))
         } else if too_slow {
             metrics.rejected(Rejection::SlowReader);
             self.lost.push(id);
@@ -461,6 +454,10 @@ impl Delivery {
         if finished.is_some() || too_slow {
             self.active.remove(&id);
         }
+    }
+
+    fn has_fault(&self) -> bool {
+        self.shared.fault.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     fn set_fault(&self, fault: Option<String>) {

@@ -76,6 +76,14 @@ impl ApiError {
         Self { retry_after: Some(1), ..error }
     }
 
+    /// 429 for what needs no sequence.
+    pub fn busy(max: usize) -> Self {
+        let message =
+            format!("{max} requests wait to be worked on, the most that this server takes; try again");
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("queue_full"), message);
+        Self { retry_after: Some(1), ..error }
+    }
+
     /// 503: not now.
     pub fn unavailable(code: &'static str, message: impl Into<String>) -> Self {
         let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", Some(code), message.into());

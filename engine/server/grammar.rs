@@ -1,6 +1,7 @@
 //! Answers of a given form: schemas become grammars, grammars become sets of tokens that may come next.
 
 use super::error::ApiError;
+use super::schema::Budget;
 use crate::error::{Error, Result};
 use crate::generate::TokenConstraint;
 use crate::sampler::TokenMask;
@@ -18,7 +19,11 @@ pub struct Grammars {
 
 /// A grammar at its beginning; clones of it begin anew.
 #[derive(Clone)]
-pub struct Grammar(Matcher);
+pub struct Grammar {
+    matcher: Matcher,
+    /// The field of the request that asks for it.
+    param: &'static str,
+}
 
 /// White space between tokens of JSON: a model that is bound to JSON may not go on with blanks for ever.
 const WHITE_SPACE: &str = r"[ \n]{1,16}";
@@ -44,7 +49,8 @@ impl Grammars {
         let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
         let mut factory = ParserFactory::new_simple(&environment).map_err(fault)?;
         factory.quiet();
-        // A client's schema may cost about 20 ms and 20 MB to begin with, and about 10 ms a token.
+        // What it takes to come to a grammar is bounded by its schema's weight (see `schema`); these bound the grammar, what its
+        // lexer may grow to, and each token's mask: 0.1 s at worst, where nothing comes of it but an error.
         *factory.limits_mut() = ParserLimits {
             max_lexer_states: 10_000,
             max_grammar_size: 100_000,
@@ -60,34 +66,41 @@ impl Grammars {
     /// # Errors
     /// 400 where the schema is malformed, uses what is not supported, or is too large.
     pub fn schema(&self, param: &str, schema: Map<String, Value>) -> Result<Grammar, ApiError> {
-        let grammar = TopLevelGrammar::from_json_schema(with_options(param, schema)?);
-        self.compile(grammar).map_err(|error| ApiError::field(param, format!("{param}: {error}")))
+        let schema = with_options(param, schema, &mut Budget::default())?;
+        let grammar = self.compile("response_format", TopLevelGrammar::from_json_schema(schema));
+        grammar.map_err(|error| ApiError::field(param, format!("{param}: {error}")))
     }
 
-    /// A grammar in llguidance's dialect of Lark.
+    /// A grammar in llguidance's dialect of Lark, for calls of `tools`.
     ///
     /// # Errors
     /// What is wrong with it.
     pub fn lark(&self, source: String) -> Result<Grammar, String> {
-        self.compile(TopLevelGrammar::from_lark(source))
+        self.compile("tools", TopLevelGrammar::from_lark(source))
     }
 
-    fn compile(&self, grammar: TopLevelGrammar) -> Result<Grammar, String> {
+    fn compile(&self, param: &'static str, grammar: TopLevelGrammar) -> Result<Grammar, String> {
         let matcher = Matcher::new(self.factory.create_parser(grammar));
-        matcher.get_error().map_or(Ok(Grammar(matcher)), Err)
+        matcher.get_error().map_or(Ok(Grammar { matcher, param }), Err)
     }
 }
 
-/// A schema with what llguidance is to know besides, wherever a grammar has it.
+impl Grammar {
+    /// The field of the request that asks for it.
+    pub fn param(&self) -> &'static str {
+        self.param
+    }
+}
+
+/// A schema with what llguidance is to know besides, wherever a grammar has it. Its cost is taken off the request's budget.
 ///
 /// # Errors
-/// 400 where the schema says that itself.
-pub fn with_options(param: &str, mut schema: Map<String, Value>) -> Result<Value, ApiError> {
-    let options = json!({"whitespace_pattern": WHITE_SPACE});
-    if schema.insert("x-guidance".into(), options).is_some() {
-        return Err(ApiError::field(param, format!("{param}: `x-guidance` is not supported")));
-    }
-    Ok(schema.into())
+/// 400 where it uses what is not supported, or is too large.
+pub fn with_options(param: &str, schema: Map<String, Value>, budget: &mut Budget) -> Result<Value, ApiError> {
+    let mut schema = Value::Object(schema);
+    budget.take(&schema).map_err(|error| ApiError::field(param, format!("{param}: {error}")))?;
+    schema["x-guidance"] = json!({"whitespace_pattern": WHITE_SPACE});
+    Ok(schema)
 }
 
 /// The bytes of a token; special ones are marked, so that no text can be made of them.
@@ -102,15 +115,18 @@ fn word(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
 
 impl TokenConstraint for Grammar {
     fn allowed(&mut self) -> Result<TokenMask> {
-        let mask = self.0.compute_mask_or_eos().map_err(fault)?;
+        let mask = self.matcher.compute_mask_or_eos().map_err(fault)?;
         Ok(TokenMask::from_words(mask.as_slice().to_vec()))
     }
 
     fn accept(&mut self, token: u32) -> Result<()> {
-        self.0.consume_token(token).map_err(fault)
+        self.matcher.consume_token(token).map_err(fault)
     }
 }
 
+/// How errors of a grammar begin that show only when an answer is made.
+pub const FAULT: &str = "the answer's grammar: ";
+
 fn fault(error: impl std::fmt::Display) -> Error {
-    Error::Request(format!("the answer's grammar: {error}"))
+    Error::Request(format!("{FAULT}{error}"))
 }

@@ -8,8 +8,9 @@
 //! Tokio's threads parse, tokenise and write; the engine's thread ([`engine_thread`]) computes. A dropped [`Answer`] is
 //! how a client's leaving reaches the engine.
 //!
-//! [`Answer`]: engine_thread::Answer
+//! [`Answer`]: answer::Answer
 
+mod answer;
 mod api;
 mod auth;
 mod body;
@@ -17,11 +18,14 @@ mod config;
 mod connection;
 mod engine_thread;
 mod error;
+mod files;
 mod grammar;
 mod metrics;
 mod openapi;
+mod schema;
 mod sse;
 mod trace;
+mod work;
 
 pub use config::ServerConfig;
 pub use engine_thread::LoadedModel;
@@ -31,20 +35,25 @@ use crate::error::{Error, Result};
 use axum::Router;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::from_fn_with_state;
-use engine_thread::EngineHandle;
+use engine_thread::{EngineHandle, Health};
 use error::ApiError;
 use metrics::Metrics;
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::time::SystemTime;
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use std::time::{Duration, Instant, SystemTime};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
+use work::Work;
+
+/// What a step may take that is under way when everything else has ended.
+const LAST_STEP: Duration = Duration::from_secs(5);
 
 /// What every handler sees.
 pub struct App {
     config: ServerConfig,
     engine: EngineHandle,
+    work: Work,
     metrics: Arc<Metrics>,
     started: SystemTime,
 }
@@ -60,10 +69,10 @@ impl Server {
     ///
     /// # Errors
     /// [`Error::Io`] where the address cannot be had, [`Error::Request`] where the configuration makes no sense.
-    pub fn bind(config: ServerConfig) -> Result<Self> {
+    pub fn bind(mut config: ServerConfig) -> Result<Self> {
         cors(&config.cors)?;
-        if config.api_key.as_deref() == Some("") {
-            return Err(Error::Request("the API key is empty; leave it out or give one".into()));
+        if let Some(key) = &config.api_key {
+            auth::check(key)?;
         }
         for (name, value) in [
             ("--parallel", config.max_running),
@@ -75,6 +84,7 @@ impl Server {
                 return Err(Error::Request(format!("{name} is 0; the server would answer nothing")));
             }
         }
+        config.max_connections = files::bound(config.max_connections);
         let address = format!("{}:{}", config.host, config.port);
         let is_local = ["127.0.0.1", "::1", "localhost"].contains(&config.host.as_str());
         if !is_local && config.api_key.is_none() {
@@ -114,17 +124,16 @@ impl Server {
         let io = |error| Error::io("the server's runtime", error);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8))
-            .max_blocking_threads(4)
+            .max_blocking_threads(work::TEXT_THREADS)
             .thread_name("http")
             .enable_all()
             .build()
             .map_err(io)?;
         let metrics = Arc::new(Metrics::default());
-        let max_sequences = config.max_running.saturating_add(config.max_queue);
-        let max_sequences = max_sequences.min(tokio::sync::Semaphore::MAX_PERMITS);
-        let (engine, thread) = EngineHandle::start(open, max_sequences, Arc::clone(&metrics)).map_err(io)?;
+        let (engine, thread) = EngineHandle::start(open, &config, Arc::clone(&metrics)).map_err(io)?;
         let cors = cors(&config.cors)?;
-        let app = Arc::new(App { config, engine, metrics, started: SystemTime::now() });
+        let work = Work::new(config.request_timeout);
+        let app = Arc::new(App { config, engine, work, metrics, started: SystemTime::now() });
         let router = router(&app, cors);
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::from_std(listener).map_err(io)?;
@@ -139,9 +148,19 @@ impl Server {
             connection::serve(listener, router, Arc::clone(&app), stop).await;
             Ok(())
         })?;
-        // What still runs is dropped here, and with it the last sender: the engine's thread ends after its step.
-        runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+        // What still runs is dropped here, and with it the last sender: the engine's thread ends after its step. One that
+        // loads the model is not waited for.
+        let patience = if app.engine.health() == Health::Loading { Duration::ZERO } else { LAST_STEP };
+        runtime.shutdown_timeout(Duration::from_secs(1));
         drop(app);
+        let start = Instant::now();
+        while !thread.is_finished() {
+            if start.elapsed() >= patience {
+                tracing::warn!("the engine is still at work; it is left to the end of the program");
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
         thread.join().unwrap_or_else(|_| Err(Error::Device("the engine's thread panicked".into())))
     }
 }
@@ -185,8 +204,9 @@ fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
         AllowOrigin::list(origins.iter().map(parse).collect::<Result<Vec<_>>>()?)
     };
     let layer = CorsLayer::new().allow_origin(origin).allow_methods([Method::GET, Method::POST]);
-    let headers = [header::AUTHORIZATION, header::CONTENT_TYPE, trace::REQUEST_ID];
-    Ok(Some(layer.allow_headers(headers).expose_headers([trace::REQUEST_ID])))
+    // Clients of OpenAI's interface send headers of their own; none of them means anything here.
+    let layer = layer.allow_headers(AllowHeaders::mirror_request());
+    Ok(Some(layer.expose_headers([trace::REQUEST_ID, header::RETRY_AFTER])))
 }
 
 /// A name that nothing else has: 128 bits from the keys that the system gave the standard library's hasher.

@@ -1,6 +1,6 @@
 //! Answers as Server-Sent Events.
 
-use super::engine_thread::Answer;
+use super::answer::Answer;
 use super::error::{ApiError, ErrorResponse};
 use crate::generate::Event;
 use axum::body::Body;

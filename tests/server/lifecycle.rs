@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[test]
 fn while_the_model_loads_only_health_and_the_page_answer() {
@@ -60,8 +60,30 @@ fn stopping_waits_for_answers_as_long_as_it_may() {
     server.control.pause.store(50, Ordering::Relaxed);
     let mut connection = server.stream("/v1/generate", &body);
     assert_eq!(connection.head().status, 200);
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     server.stop().unwrap();
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+}
+
+#[test]
+fn stopping_waits_for_requests_alone() {
+    let server = start(config());
+    let mut half = server.connect();
+    half.write(b"GET /hea");
+    let _idle = server.connect();
+    let start = Instant::now();
+    server.stop().unwrap();
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    assert!(half.is_closed());
+
+    let (_never, wait) = mpsc::channel::<()>();
+    let loading = start_with(config(), move |parallel, control| {
+        let _ = wait.recv();
+        open(parallel, control)
+    });
+    let start = Instant::now();
+    assert_eq!(loading.get("/health").status, 503);
+    loading.stop().unwrap();
     assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
 }
 
@@ -74,14 +96,20 @@ struct Program {
 
 impl Program {
     fn start(args: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_qernel"));
+        Self::start_by(Command::new(env!("CARGO_BIN_EXE_qernel")), args)
+    }
+
+    /// With a command that runs the program.
+    fn start_by(mut command: Command, args: &[&str]) -> Self {
         command.args(["serve", "--port", "0", "--device", "cpu"]).args(args);
         command.env_remove("QERNEL_MODEL").env_remove("QERNEL_API_KEY").env_remove("RUST_LOG");
         let mut child = command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap());
         let mut first = String::new();
-        lines.read_line(&mut first).unwrap();
-        let (_, address) = first.split_once("listening on http://").expect("it says first where it listens");
+        while !first.contains("listening on http://") {
+            assert!(lines.read_line(&mut first).unwrap() > 0, "it does not say where it listens: {first}");
+        }
+        let (_, address) = first.split_once("listening on http://").unwrap();
         let address = address.split(|c: char| c == '"' || c.is_whitespace()).next().unwrap().to_owned();
         let log = std::thread::spawn(move || {
             lines.read_to_string(&mut first).unwrap();
@@ -117,6 +145,57 @@ fn signals_end_the_program_with_0_and_the_log_is_json() {
         program.child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
         assert_eq!(stdout, "");
     }
+}
+
+#[cfg(unix)]
+#[test]
+fn signals_end_a_program_that_loads_and_a_second_one_any() {
+    let directory = tempfile::tempdir().unwrap();
+    let fifo = directory.path().join("model.gguf");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let mut loading = Program::start(&["--model", fifo.to_str().unwrap()]);
+    let start = Instant::now();
+    loading.signal("-TERM");
+    assert_eq!(loading.child.wait().unwrap().code(), Some(0));
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+
+    let mut program = Program::start(&[]);
+    let client = Running::at(&program.address);
+    client.wait_until("ready", |server| server.get("/health").status == 200);
+    let messages = json!([{"role": "user", "content": "x"}]);
+    let forger = json!({"messages": messages, "user": "x\nforged\u{1b}[2J", "ignore_eos": true, "stream": true, "n": 16});
+    let mut events = client.stream("/v1/chat/completions", forger).events();
+    events.next().unwrap();
+    program.signal("-INT");
+    // Signals that come together may count as one.
+    client.wait_until("the port closed", |server| std::net::TcpStream::connect(server.address).is_err());
+    program.signal("-TERM");
+    assert_eq!(program.child.wait().unwrap().code(), Some(130));
+    let log = program.log.join().unwrap();
+    assert!(log.contains("forged") && !log.lines().any(|line| line.starts_with("forged")), "{log}");
+    assert!(!log.contains('\u{1b}'), "{log}");
+}
+
+#[cfg(unix)]
+#[test]
+fn connections_are_as_many_as_there_are_file_descriptors_for() {
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 100 && exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_qernel")]);
+    let mut program = Program::start_by(command, &[]);
+    let client = Running::at(&program.address);
+    client.wait_until("ready", |server| server.get("/health").status == 200);
+    let held: Vec<_> = (0..36).map(|_| client.connect()).collect();
+    client.wait_until("a full server", |server| server.get("/health").status == 503);
+    drop(held);
+    client.wait_until("room", |server| {
+        let mut connection = server.connect();
+        connection.write_some(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        connection.status() == Some(200)
+    });
+    program.signal("-TERM");
+    assert_eq!(program.child.wait().unwrap().code(), Some(0));
+    let log = program.log.join().unwrap();
+    assert!(log.contains("--max-connections is 36 instead of 1024"), "{log}");
 }
 
 #[test]

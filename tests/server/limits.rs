@@ -5,7 +5,7 @@ use qernel::server::Server;
 use serde_json::{Value, json};
 use std::net::TcpStream;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// An answer that ends with the context only: 490 tokens.
 fn endless(stream: bool) -> Value {
@@ -33,6 +33,49 @@ fn a_client_that_leaves_frees_its_pages_within_a_step() {
     server.wait_until_idle();
     assert_eq!(server.metric("qernel_requests_cancelled_total"), 2.0);
     server.wait_until("no connection but this one", |server| server.metric("qernel_connections") == 1.0);
+}
+
+/// What follows a request keeps hyper from reading on, and so from seeing the end.
+#[test]
+fn a_client_that_leaves_unread_bytes_behind_is_seen_to_leave() {
+    let server = start(config());
+    server.control.pause.store(20, Ordering::Relaxed);
+    let body = endless(false).to_string();
+    for behind in ["\r\n", "GET /health HTTP/1.1\r\nhost: x\r\n\r\n"] {
+        let mut connection = server.connect();
+        let head = format!(
+            "POST /v1/generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        connection.write((head + &body + behind).as_bytes());
+        server.wait_until("running", |server| server.metric("qernel_requests_running") == 1.0);
+        let left_at = server.control.steps.load(Ordering::Relaxed);
+        drop(connection);
+        server.wait_until_idle();
+        let more = server.control.steps.load(Ordering::Relaxed) - left_at;
+        assert!(more <= 3, "{more} steps after the client had left {behind:?} behind");
+    }
+    assert_eq!(server.metric("qernel_requests_cancelled_total"), 2.0);
+}
+
+#[test]
+fn abandoned_texts_are_not_worked_on() {
+    let server = start(config());
+    let text = json!({"text": "the sea ".repeat(200_000)}).to_string();
+    for _ in 0..30 {
+        let mut connection = server.connect();
+        let head = format!(
+            "POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            text.len()
+        );
+        connection.write((head + &text).as_bytes());
+    }
+    let start = Instant::now();
+    assert_eq!(server.post("/v1/generate", json!({"prompt": "x", "max_tokens": 1})).status, 200);
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    // More than the context can be is not tokenised at all.
+    let long = server.post("/v1/generate", json!({"prompt": "the sea ".repeat(200_000)}));
+    assert!(long.status == 400 && long.text().contains("bytes"), "{}", long.text());
 }
 
 #[test]
@@ -121,4 +164,18 @@ fn a_failing_device_is_said_and_forgotten_when_it_works_again() {
     assert_eq!(server.post("/v1/generate", body).status, 200);
     assert_eq!(server.get("/health").good()["status"], "ready");
     assert_eq!(server.metric("qernel_requests_failed_total"), 2.0);
+}
+
+#[test]
+fn a_device_that_works_again_is_found_without_a_request() {
+    let mut eager = config();
+    eager.recovery_interval = Duration::from_millis(20);
+    let server = start(eager);
+    server.control.fail.store(true, Ordering::Relaxed);
+    assert_eq!(server.post("/v1/generate", endless(false)).status, 500);
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(server.get("/health").status, 503);
+    server.control.fail.store(false, Ordering::Relaxed);
+    server.wait_until("health", |server| server.get("/health").status == 200);
+    server.wait_until_idle();
 }

@@ -10,4 +10,5 @@ mod limits;
 mod load;
 mod openai;
 mod refusals;
+mod schemas;
 mod tools;

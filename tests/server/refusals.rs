@@ -1,6 +1,7 @@
 //! What is wrong is refused with the right status, by name, in OpenAI's form.
 
 use crate::client::*;
+use qernel::server::Server;
 use serde_json::{Value, json};
 
 const GENERATE: &str = "/v1/generate";
@@ -26,6 +27,9 @@ fn wrong_fields_are_refused_by_name() {
         (CHAT, json!({"messages": user, "logit_bias": {"1": 2}}), "logit_bias"),
         (CHAT, json!({"messages": user, "store": true}), "store"),
         (CHAT, json!({"messages": user, "n": 17}), "n"),
+        (CHAT, json!({"messages": user, "temperature": -1}), "temperature"),
+        (COMPLETIONS, json!({"prompt": "x", "temperature": -0.1}), "temperature"),
+        (CHAT, json!({"messages": user, "user": "u".repeat(257)}), "user"),
         (CHAT, json!({"messages": user, "n": 0}), "n"),
         (CHAT, json!({"messages": user, "stream_options": {}}), "stream_options"),
         (CHAT, json!({"messages": user, "stream": true, "stream_options": {"x": 1}}), "stream_options.x"),
@@ -134,6 +138,12 @@ fn paths_and_methods() {
     assert_eq!((wrong.status, wrong.header("allow")), (405, Some("POST")));
     assert_eq!(error(wrong), "invalid_request_error");
     assert_eq!(server.get("/page/nothing").status, 404);
+    for (path, status, param) in
+        [("/v1/models/%FF", 400, "model"), ("/v1/models/someone/model", 404, "model")]
+    {
+        let refused = server.get(path);
+        assert_eq!((refused.status, &refused.json()["error"]["param"]), (status, &json!(param)), "{path}");
+    }
 }
 
 #[test]
@@ -158,14 +168,29 @@ fn the_key_opens_everything_and_health_is_open() {
 }
 
 #[test]
+fn a_key_that_nobody_could_show_is_refused() {
+    for key in ["", " sesame", "s\u{e9}same", "ses\name"] {
+        let mut bad = config();
+        bad.api_key = Some(key.into());
+        let error = Server::bind(bad).err().expect(key);
+        assert!(error.to_string().contains("API key"), "{error}");
+    }
+}
+
+#[test]
 fn other_sites_are_let_in_by_name_only() {
     let preflight = |server: &Running, origin: &str| {
         let headers = [
             ("origin", origin),
             ("access-control-request-method", "POST"),
-            ("access-control-request-headers", "authorization,content-type"),
+            ("access-control-request-headers", "authorization,content-type,x-stainless-lang"),
         ];
         let response = server.send("OPTIONS", CHAT, &headers, "").response();
+        let allowed = response.header("access-control-allow-headers").unwrap_or_default();
+        assert_eq!(
+            allowed.contains("x-stainless-lang"),
+            response.header("access-control-allow-methods").is_some()
+        );
         response.header("access-control-allow-origin").map(str::to_owned)
     };
     assert_eq!(preflight(&start(config()), "https://example.org"), None);
@@ -175,6 +200,9 @@ fn other_sites_are_let_in_by_name_only() {
     let server = start(open);
     assert_eq!(preflight(&server, "https://example.org").as_deref(), Some("https://example.org"));
     assert_eq!(preflight(&server, "https://example.com"), None);
+    let headers = [("origin", "https://example.org"), ("authorization", "Bearer sesame")];
+    let answer = server.send("GET", "/v1/models", &headers, "").response();
+    assert!(answer.header("access-control-expose-headers").unwrap().contains("retry-after"));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::logprobs::{self, ChatLogprobs, TokenLogprob};
 use super::messages::ChatMessage;
 use super::models::unix_seconds;
-use super::openai::{OpenAiFinish, OpenAiUsage, openai_request};
+use super::openai::{OpenAiFinish, OpenAiUsage, log_user, openai_request};
 use super::tool_calls::{CallParser, Piece};
 use super::tools::{Tool, ToolCall, ToolCallDelta, ToolChoice, ToolUse};
 use super::{Stop, collect};
@@ -205,7 +205,7 @@ pub async fn chat_completions(
 ) -> Result<Response, ApiError> {
     let info = app.model(request.model.as_deref())?;
     let (model, tokenizer) = (info.name.clone(), Arc::clone(&info.tokenizer));
-    let (sampling, stream, n) = (request.sampling(), request.stream()?, request.n.unwrap_or(1));
+    let (sampling, stream, n) = (request.sampling()?, request.stream()?, request.n.unwrap_or(1));
     let max_tokens = match (request.max_completion_tokens, request.max_tokens) {
         (Some(new), Some(old)) if new != old => {
             let message = format!("max_tokens: {old} contradicts max_completion_tokens, which is {new}");
@@ -243,21 +243,24 @@ pub async fn chat_completions(
         messages.map(|(i, message)| message.for_template(i)).collect::<Result<_, _>>()?;
 
     let room = app.reserve("n", n)?;
-    let blocking = Arc::clone(&app);
     let has_tools = tools.is_some();
-    let prompt = app.blocking(move || {
-        let model = blocking.engine.model()?;
-        let text = render(template(model)?, &messages, tools.as_ref())?;
-        let grammar = match (tools, format) {
-            (Some(tools), format) if tools.is_constrained() || format.is_some() => {
-                Some(tools.calls()?.grammar(model.grammars()?, format)?)
+    let calls = tools.as_ref().filter(|tools| tools.is_constrained() || format.is_some());
+    let calls = calls.map(ToolUse::calls).transpose()?;
+    let render = move |model: &ModelInfo| render(template(model)?, &messages, tools.as_ref());
+    let (mut room, prompt) = app.encode(room, render).await?;
+    let mut grammar = None;
+    if calls.is_some() || format.is_some() {
+        let of_thread = Arc::clone(&app);
+        let compile = move || {
+            let grammars = of_thread.engine.model()?.grammars()?;
+            match (calls, format) {
+                (Some(calls), format) => calls.grammar(grammars, format).map(Some),
+                (None, Some((param, schema))) => grammars.schema(param, schema).map(Some),
+                (None, None) => Ok(None),
             }
-            (_, Some((param, schema))) => Some(model.grammars()?.schema(param, schema)?),
-            (_, None) => None,
         };
-        Ok((model.tokenizer.encode(&text, true)?, grammar))
-    });
-    let (prompt, grammar) = prompt.await?;
+        (room, grammar) = app.work.grammar(room, compile).await?;
+    }
     let choice = |index| Wanted {
         request: Request {
             sampling: sampling.clone(),
@@ -272,6 +275,7 @@ pub async fn chat_completions(
         grammar: grammar.clone(),
     };
     let answer = app.submit(room, (0..n as u32).map(choice).collect()).await?;
+    log_user(request.user.as_deref());
 
     let (id, created) = (random_id("chatcmpl-"), unix_seconds(SystemTime::now()));
     let parser = |_| ChoiceParser { calls: has_tools.then(CallParser::default), num_calls: 0 };

@@ -2,13 +2,14 @@
 
 use super::logprobs::{self, CompletionLogprobs, CompletionWriter};
 use super::models::unix_seconds;
-use super::openai::{OpenAiFinish, OpenAiUsage, openai_request};
+use super::openai::{OpenAiFinish, OpenAiUsage, log_user, openai_request};
 use super::{Stop, collect};
 use crate::generate::{Event, Request, Usage};
 use crate::server::body::{JsonBody, Unsupported};
 use crate::server::engine_thread::Wanted;
 use crate::server::error::{ApiError, ErrorResponse};
 use crate::server::sse::{self, Encoder, EventStream};
+use crate::server::work::Room;
 use crate::server::{App, random_id};
 use axum::Json;
 use axum::extract::State;
@@ -98,7 +99,7 @@ pub async fn completions(
     let info = app.model(request.model.as_deref())?;
     let (model, tokenizer) = (info.name.clone(), &info.tokenizer);
     let logprobs = logprobs::check("logprobs", request.logprobs)?;
-    let (sampling, stream, n) = (request.sampling(), request.stream()?, request.n.unwrap_or(1));
+    let (sampling, stream, n) = (request.sampling()?, request.stream()?, request.n.unwrap_or(1));
     let stop = Stop::texts(request.stop)?;
     let count = match &request.prompt {
         Prompt::Text(_) | Prompt::Ids(_) => 1,
@@ -108,15 +109,21 @@ pub async fn completions(
     if count == 0 {
         return Err(ApiError::field("prompt", "prompt: the list is empty"));
     }
-    let room = app.reserve("n", n.saturating_mul(count))?;
+    let mut room = app.reserve("n", n.saturating_mul(count))?;
     let prompts = match request.prompt {
         Prompt::Ids(ids) => vec![ids],
         Prompt::IdLists(lists) => lists,
-        Prompt::Text(text) => vec![plain(&app, text).await?],
+        Prompt::Text(text) => {
+            let prompt;
+            (room, prompt) = plain(&app, room, text).await?;
+            vec![prompt]
+        }
         Prompt::Texts(texts) => {
             let mut prompts = Vec::with_capacity(count);
             for text in texts {
-                prompts.push(plain(&app, text).await?);
+                let prompt;
+                (room, prompt) = plain(&app, room, text).await?;
+                prompts.push(prompt);
             }
             prompts
         }
@@ -141,6 +148,7 @@ pub async fn completions(
     let choices: Vec<Wanted> = choices.collect();
     let total = choices.len();
     let answer = app.submit(room, choices).await?;
+    log_user(request.user.as_deref());
     let (id, created) = (random_id("cmpl-"), unix_seconds(SystemTime::now()));
     if let Some(include_usage) = stream {
         let usages = vec![Usage::default(); total];
@@ -164,10 +172,11 @@ pub async fn completions(
 }
 
 /// The ids of a prompt that no template made.
-pub async fn plain(app: &Arc<App>, text: String) -> Result<Vec<u32>, ApiError> {
+pub async fn plain(app: &Arc<App>, room: Room, text: String) -> Result<(Room, Vec<u32>), ApiError> {
     let tokenizer = &app.engine.model()?.tokenizer;
     let bos = tokenizer.bos_token_id().filter(|_| tokenizer.adds_bos());
-    Ok(bos.into_iter().chain(app.encode(text, true).await?).collect())
+    let (room, ids) = app.encode(room, |_| Ok(text)).await?;
+    Ok((room, bos.into_iter().chain(ids).collect()))
 }
 
 struct Chunks {

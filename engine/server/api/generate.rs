@@ -7,9 +7,10 @@ use crate::chat::Message;
 use crate::generate::{Event, FinishReason, Request, Timings, Usage};
 use crate::sampler::SamplingParams;
 use crate::server::body::JsonBody;
-use crate::server::engine_thread::Wanted;
+use crate::server::engine_thread::{ModelInfo, Wanted};
 use crate::server::error::{ApiError, ErrorResponse};
 use crate::server::sse::{self, Encoder, EventStream};
+use crate::server::work::Room;
 use crate::server::{App, random_u64};
 use crate::tokenizer::Tokenizer;
 use axum::Json;
@@ -125,20 +126,21 @@ impl GenerateRequest {
     }
 
     /// The ids of the prompt.
-    async fn prompt(&mut self, app: &Arc<App>) -> Result<Vec<u32>, ApiError> {
+    async fn prompt(&mut self, app: &Arc<App>, room: Room) -> Result<(Room, Vec<u32>), ApiError> {
         let raw = self.raw.unwrap_or(false);
         if self.system.is_some() && (raw || self.ids.is_some()) {
             return Err(ApiError::field("system", "system: a prompt without template has no system message"));
         }
-        let model = app.engine.model()?;
         match (self.prompt.take(), self.ids.take()) {
-            (None, Some(ids)) => Ok(ids),
-            (Some(prompt), None) if raw => plain(app, prompt).await,
+            (None, Some(ids)) => Ok((room, ids)),
+            (Some(prompt), None) if raw => plain(app, room, prompt).await,
             (Some(prompt), None) => {
                 let system = self.system.take().map(|text| Message::new("system", text));
                 let messages: Vec<_> = system.into_iter().chain([Message::new("user", prompt)]).collect();
-                let template = super::chat::template(model)?;
-                app.encode(template.render(&messages, &[], true)?, true).await
+                let render = move |model: &ModelInfo| {
+                    Ok(super::chat::template(model)?.render(&messages, &[], true)?)
+                };
+                app.encode(room, render).await
             }
             _ => Err(ApiError::field("prompt", "expected either `prompt` or `ids`")),
         }
@@ -160,12 +162,13 @@ pub async fn generate(
     State(app): State<Arc<App>>,
     JsonBody(mut request): JsonBody<GenerateRequest>,
 ) -> Result<Response, ApiError> {
+    app.engine.model()?;
     let sampling = request.sampling();
     let seed = sampling.seed;
     let logprobs = logprobs::check("logprobs", request.logprobs)?;
     let stop = Stop::texts(request.stop.take())?;
     let room = app.reserve("n", 1)?;
-    let prompt = request.prompt(&app).await?;
+    let (room, prompt) = request.prompt(&app, room).await?;
     let answer = app
         .submit(
             room,

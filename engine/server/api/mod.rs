@@ -15,15 +15,16 @@ pub mod tool_grammar;
 pub mod tools;
 
 use super::App;
-use super::engine_thread::{Answer, ModelInfo, Wanted};
+use super::answer::Answer;
+use super::engine_thread::{ModelInfo, Wanted};
 use super::error::ApiError;
+use super::work::Room;
 use crate::generate::{Event, FinishReason, Timings, Usage};
 use crate::sampler::Logprobs;
 use axum::Router;
 use axum::routing::{get, post};
 use serde::Deserialize;
 use std::sync::Arc;
-use tokio::sync::OwnedSemaphorePermit;
 use utoipa::ToSchema;
 
 /// Every path of the server.
@@ -36,7 +37,7 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/v1/completions", post(completions::completions))
         .route("/v1/chat/completions", post(chat::chat_completions))
         .route("/v1/models", get(models::list))
-        .route("/v1/models/{model}", get(models::retrieve))
+        .route("/v1/models/{*model}", get(models::retrieve))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .route("/health", get(health::health))
@@ -79,23 +80,34 @@ impl Stop {
 }
 
 impl App {
-    /// Text -> ids, on a thread where that may take its time.
-    async fn encode(self: &Arc<Self>, text: String, parse_special: bool) -> Result<Vec<u32>, ApiError> {
+    /// Makes a prompt's text and tokenises it, where that may take its time.
+    ///
+    /// # Errors
+    /// Those of `text`; 400 where it is longer than any that the context can hold.
+    async fn encode(
+        self: &Arc<Self>,
+        room: Room,
+        text: impl FnOnce(&ModelInfo) -> Result<String, ApiError> + Send + 'static,
+    ) -> Result<(Room, Vec<u32>), ApiError> {
         let app = Arc::clone(self);
-        self.blocking(move || Ok(app.engine.model()?.tokenizer.encode(&text, parse_special)?)).await
-    }
-
-    /// Runs `work` where it keeps no connection waiting.
-    async fn blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-    ) -> Result<T, ApiError> {
-        let failed = |error| ApiError::server(format!("the request could not be worked on: {error}"));
-        tokio::task::spawn_blocking(work).await.map_err(failed)?
+        let encode = move || {
+            let model = app.engine.model()?;
+            let text = text(model)?;
+            if text.len() > model.max_prompt_bytes {
+                return Err(ApiError::invalid(format!(
+                    "the prompt has {} bytes, which is more than the {} tokens of the context can be; shorten the prompt or \
+                     enlarge the context",
+                    text.len(),
+                    model.max_model_len
+                )));
+            }
+            Ok(model.tokenizer.encode(&text, true)?)
+        };
+        self.work.prompt(room, encode).await
     }
 
     /// Room for the answers to one request.
-    fn reserve(&self, param: &str, choices: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+    fn reserve(&self, param: &str, choices: usize) -> Result<Room, ApiError> {
         let max = self.config.max_choices.min(self.engine.max_sequences());
         if !(1..=max).contains(&choices) {
             let message = format!("{param}: expected 1 to {max} answers to a request, found {choices}");
@@ -104,7 +116,7 @@ impl App {
         self.engine.reserve(choices)
     }
 
-    async fn submit(&self, room: OwnedSemaphorePermit, choices: Vec<Wanted>) -> Result<Answer, ApiError> {
+    async fn submit(&self, room: Room, choices: Vec<Wanted>) -> Result<Answer, ApiError> {
         self.engine.submit(room, choices, &self.config).await
     }
 

@@ -4,6 +4,7 @@ use crate::server::App;
 use crate::server::engine_thread::ModelInfo;
 use crate::server::error::{ApiError, ErrorResponse};
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use serde::Serialize;
@@ -77,6 +78,7 @@ pub async fn list(State(app): State<Arc<App>>) -> Result<Json<ModelList>, ApiErr
     params(("model" = String, Path, description = "Its name.")),
     responses(
         (status = 200, description = "The model.", body = Model),
+        (status = 400, description = "The path is no UTF-8.", body = ErrorResponse),
         (status = 401, description = "The API key is missing.", body = ErrorResponse),
         (status = 404, description = "There is no such model.", body = ErrorResponse),
         (status = 503, description = "It is being loaded.", body = ErrorResponse),
@@ -84,7 +86,9 @@ pub async fn list(State(app): State<Arc<App>>) -> Result<Json<ModelList>, ApiErr
 )]
 pub async fn retrieve(
     State(app): State<Arc<App>>,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Model>, ApiError> {
+    let Path(name) =
+        name.map_err(|error| ApiError::field("model", format!("model: {}", error.body_text())))?;
     Ok(Json(Model::new(&app, app.model(Some(&name))?)))
 }

@@ -47,17 +47,19 @@ macro_rules! openai_request {
             pub repeat_penalty: Option<f32>,
             /// Goes on after an end-of-sequence token. Not OpenAI's. [default: false]
             pub ignore_eos: Option<bool>,
-            /// Who asks: a name for the server's log.
+            /// Who asks: a name for the server's log, of at most 256 bytes.
+            #[schema(max_length = 256)]
             pub user: Option<String>,
         }
 
         impl $name {
             /// The sampler's parameters, with OpenAI's defaults; penalties look at the answer alone.
-            fn sampling(&self) -> crate::sampler::SamplingParams {
-                if let Some(user) = &self.user {
-                    tracing::info!(user, "asked");
-                }
-                crate::sampler::SamplingParams {
+            ///
+            /// # Errors
+            /// 400 where OpenAI's interface knows no such value.
+            fn sampling(&self) -> Result<crate::sampler::SamplingParams, crate::server::error::ApiError> {
+                crate::server::api::openai::check(self.temperature, self.user.as_deref())?;
+                Ok(crate::sampler::SamplingParams {
                     temperature: self.temperature.unwrap_or(1.0),
                     top_k: self.top_k.unwrap_or(0),
                     top_p: self.top_p.unwrap_or(1.0),
@@ -67,7 +69,7 @@ macro_rules! openai_request {
                     presence_penalty: self.presence_penalty.unwrap_or(0.0),
                     frequency_penalty: self.frequency_penalty.unwrap_or(0.0),
                     seed: self.seed.map_or_else(crate::server::random_u64, |seed| seed as u64),
-                }
+                })
             }
 
             /// Whether a stream was asked for; `Some(true)` if it is to end with the usage.
@@ -78,6 +80,34 @@ macro_rules! openai_request {
     };
 }
 pub(super) use openai_request;
+
+/// Bytes of the longest name of who asks.
+const MAX_USER_BYTES: usize = 256;
+
+/// Refuses what OpenAI's interface does not know, though the sampler may.
+///
+/// # Errors
+/// 400, by name.
+pub fn check(temperature: Option<f32>, user: Option<&str>) -> Result<(), ApiError> {
+    if let Some(temperature) = temperature.filter(|temperature| *temperature < 0.0) {
+        let message = format!("temperature: expected 0 or more, found {temperature}");
+        return Err(ApiError::field("temperature", message));
+    }
+    match user.map(str::len).filter(|len| *len > MAX_USER_BYTES) {
+        Some(len) => {
+            let message = format!("user: expected at most {MAX_USER_BYTES} bytes, found {len}");
+            Err(ApiError::field("user", message))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Says in the log who asked for an answer that has been accepted. As a field's value it is escaped there.
+pub fn log_user(user: Option<&str>) {
+    if let Some(user) = user {
+        tracing::info!(user, "asked");
+    }
+}
 
 /// How a stream is to be.
 #[derive(Deserialize, ToSchema)]

@@ -3,6 +3,7 @@
 use crate::server::App;
 use crate::server::body::JsonBody;
 use crate::server::error::{ApiError, ErrorResponse};
+use crate::server::metrics::Rejection;
 use axum::Json;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
@@ -43,14 +44,19 @@ pub struct DetokenizeResponse {
 /// Text to token ids. Nothing is added, no template and no BOS.
 #[utoipa::path(post, path = "/tokenize", tag = "qernel", request_body = TokenizeRequest, responses(
     (status = 200, description = "The ids.", body = TokenizeResponse),
-    (status = "4XX", description = "The request is wrong.", body = ErrorResponse),
+    (status = "4XX", description = "The request is wrong, or too many wait (429).", body = ErrorResponse),
     (status = 503, description = "The model is being loaded.", body = ErrorResponse),
 ))]
 pub async fn tokenize(
     State(app): State<Arc<App>>,
     JsonBody(request): JsonBody<TokenizeRequest>,
 ) -> Result<Json<TokenizeResponse>, ApiError> {
-    let ids = app.encode(request.text, request.parse_special.unwrap_or(true)).await?;
+    app.engine.model()?;
+    let room = app.work.reserve().inspect_err(|_| app.metrics.rejected(Rejection::QueueFull))?;
+    let of_thread = Arc::clone(&app);
+    let parse_special = request.parse_special.unwrap_or(true);
+    let encode = move || Ok(of_thread.engine.model()?.tokenizer.encode(&request.text, parse_special)?);
+    let (_room, ids) = app.work.tokenize(room, encode).await?;
     Ok(Json(TokenizeResponse { count: ids.len(), ids }))
 }
 

@@ -3,6 +3,7 @@
 use super::tool_calls::{CLOSE, OPEN};
 use crate::server::error::ApiError;
 use crate::server::grammar::{Grammar, Grammars, with_options};
+use crate::server::schema::Budget;
 use serde_json::{Map, Value};
 use std::fmt::Write;
 
@@ -42,11 +43,15 @@ impl Calls {
 
     /// The grammar in llguidance's dialect of Lark.
     fn source(&self, format: Option<(&str, Map<String, Value>)>) -> Result<String, ApiError> {
+        let mut budget = Budget::default();
         let calls = if self.parallel { r#"open call ("\n" open call)*"# } else { "open call" };
         let mut source = match format {
             _ if self.is_forced => format!("start: {calls}\n"),
             Some((param, schema)) => {
-                format!("start: {calls} | answer\nanswer: %json {}\n", with_options(param, schema)?)
+                format!(
+                    "start: {calls} | answer\nanswer: %json {}\n",
+                    with_options(param, schema, &mut budget)?
+                )
             }
             // Text goes on to where a block begins, or to the answer's end.
             None if self.parallel => "start: (until_open call)* [TEXT]\n".to_owned(),
@@ -61,7 +66,11 @@ impl Calls {
             let before =
                 Value::from(format!("\n{{\"name\": {}, \"arguments\": ", Value::from(name.as_str())));
             let after = Value::from(format!("}}\n{CLOSE}"));
-            let schema = with_options(param, schema.clone())?;
+            let schema = with_options(param, schema.clone(), &mut budget)?;
+            // The call around the arguments.
+            budget
+                .work(10 + name.len() as u64 / 8)
+                .map_err(|error| ApiError::field("tools", format!("tools: {error}")))?;
             let _ = writeln!(source, "{rule}: {before} %json {schema} {after}");
         }
         Ok(source)
