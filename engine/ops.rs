@@ -186,6 +186,12 @@ pub trait Ops {
     /// `out[i] = x[logit_rows[i]]`: `[num_logits, cols]`.
     fn gather_rows(&mut self, batch: &Self::Batch, x: &Self::Tensor, out: &mut Self::Tensor) -> Result<()>;
 
+    /// With how many rows to multiply matrices where `n` are wanted: a device may take a rounded number, of the same shape as
+    /// others, faster than each number for the first time. Rows beyond `n` mean nothing; the caller has room for them.
+    fn product_rows(&self, n: usize) -> usize {
+        n
+    }
+
     // The same in fewer steps, where a device has them for a batch.
 
     /// Whether the fused operations below take this batch, for a model of this `hidden_size`, and are the faster way; elsewhere

@@ -23,10 +23,25 @@ const MIN_BUCKET_BLOCKS: usize = 8;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Bucket(Shape);
 
+/// What a step does.
+pub(super) enum StepKind {
+    /// Every sequence has one row.
+    Decode,
+    /// Every sequence has several.
+    Prefill,
+    Mixed,
+}
+
 impl Bucket {
-    /// Whether every sequence has one row.
-    pub(super) fn is_decode(&self) -> bool {
-        self.0.is_decode()
+    /// What the step does.
+    pub(super) fn kind(&self) -> StepKind {
+        if self.0.is_decode() {
+            StepKind::Decode
+        } else if self.0.rows.single_rows.is_empty() {
+            StepKind::Prefill
+        } else {
+            StepKind::Mixed
+        }
     }
 
     /// Whether rows of the step have logits.

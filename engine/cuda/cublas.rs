@@ -14,6 +14,18 @@ use std::rc::Rc;
 /// making the library may add partial sums in another order from run to run.
 pub const WORKSPACE_BYTES: usize = 32 << 20;
 
+/// `n` rows or a few more. The library takes 1 to 2 ms to choose a kernel for a number of rows that it has not seen, and prompts have
+/// any length. Its kernels work in tiles of rows, so most of those that are added cost nothing.
+pub fn rounded_rows(n: usize) -> usize {
+    let step = match n {
+        0..=16 => 1,
+        17..=256 => 16,
+        257..=1024 => 64,
+        _ => 128,
+    };
+    n.next_multiple_of(step)
+}
+
 /// A cuBLAS handle.
 pub struct Cublas {
     handle: sys::cublasHandle_t,

@@ -24,10 +24,10 @@ const MAX_SEEN: usize = 1024;
 
 /// Which time that its shape comes a decode step is recorded. The first time libraries and kernels initialise themselves.
 pub(super) const RECORD_DECODE_AT: u32 = 2;
-/// The same for a step with a prefill. A recording takes about 2 ms; a replay saves 0.2 ms of hundreds of launches whose kernels
-/// are long enough to hide most of the rest, where it saves more than half of a decode step. Where prompts differ, their shapes hardly
-/// ever come again.
-pub(super) const RECORD_PREFILL_AT: u32 = 12;
+/// The same for a step of prompts alone. A recording takes about 2 ms; a replay saves 0.2 ms of hundreds of launches whose kernels are
+/// long enough to hide most of the rest, where it saves more than half of a decode step. What comes a third time is a full chunk, or
+/// prompts of one length. Steps with prompts and decoding hardly ever come again, and are never recorded.
+pub(super) const RECORD_PREFILL_AT: u32 = 3;
 
 /// The graphs of one device, by everything that their launches depend on but memory contents. A shape is queued launch by launch
 /// until it has come often enough to be recorded.

@@ -36,7 +36,9 @@ mod write_kv;
 pub use bandwidth::{Memory, read_bandwidth};
 pub use batch::CudaBatch;
 pub use convert::{F16Range, convert, split_to_bf16};
-pub use cublas::{Cublas, Product, WORKSPACE_BYTES, library_version, preload as preload_cublas};
+pub use cublas::{
+    Cublas, Product, WORKSPACE_BYTES, library_version, preload as preload_cublas, rounded_rows,
+};
 pub use device::{Device, DeviceInfo, PTX_FILE, PTX_TARGETS, probe, ptx, ptx_with_lines};
 pub use fused::max_rows as fused_max_rows;
 pub use matmul::preferred_matmul;
@@ -521,6 +523,10 @@ impl Ops for CudaOps {
         gather_rows::gather_rows(&self.device, batch, x, out)
     }
 
+    fn product_rows(&self, n: usize) -> usize {
+        if self.cublas.is_some() { cublas::rounded_rows(n) } else { n }
+    }
+
     fn is_fused(&self, batch: &CudaBatch, hidden_size: usize) -> bool {
         // Every row its sequence's only one: a decode step.
         let (n, single) = (batch.shape.num_tokens, !batch.shape.rows.has_multiple);
@@ -609,8 +615,11 @@ impl Ops for CudaOps {
         if self.graphs.launch(&key)? {
             return Ok(());
         }
-        let record_at =
-            if key.batch.is_decode() { graph::RECORD_DECODE_AT } else { graph::RECORD_PREFILL_AT };
+        let record_at = match key.batch.kind() {
+            batch::StepKind::Decode => graph::RECORD_DECODE_AT,
+            batch::StepKind::Prefill => graph::RECORD_PREFILL_AT,
+            batch::StepKind::Mixed => return step(self),
+        };
         if self.graphs.count(&key) < record_at {
             return step(self);
         }

@@ -292,6 +292,10 @@ impl<O: Ops> Ops for TimedOps<O> {
         self.timed("gather_rows", |ops| ops.gather_rows(batch, x, out))
     }
 
+    fn product_rows(&self, n: usize) -> usize {
+        self.inner.product_rows(n)
+    }
+
     fn is_fused(&self, batch: &O::Batch, hidden_size: usize) -> bool {
         self.inner.is_fused(batch, hidden_size)
     }

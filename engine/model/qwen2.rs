@@ -100,6 +100,8 @@ pub struct Qwen2<O: Ops> {
     /// `None` where the head is `embed_tokens`.
     lm_head: Option<O::Weight>,
     buffers: Buffers<O>,
+    /// Of the batches that the buffers have room for.
+    limits: BatchLimits,
 }
 
 impl<O: Ops> Qwen2<O> {
@@ -122,7 +124,7 @@ impl<O: Ops> Qwen2<O> {
         let lm_head = weights.lm_head.as_ref().map(|head| loader.matrix(head)).transpose()?;
         ops.finish_loading()?;
         let buffers = Buffers::new(ops, config, limits)?;
-        Ok(Self { config: config.clone(), embed_tokens, layers, norm, lm_head, buffers })
+        Ok(Self { config: config.clone(), embed_tokens, layers, norm, lm_head, buffers, limits: *limits })
     }
 
     /// The shape of the model.
@@ -151,43 +153,46 @@ impl<O: Ops> Qwen2<O> {
         if ops.is_fused(batch, self.config.hidden_size) {
             return self.forward_fused(ops, batch, n, num_logits, cache);
         }
-        let Self { config, embed_tokens, layers, norm, lm_head, buffers } = self;
+        let Self { config, embed_tokens, layers, norm, lm_head, buffers, limits } = self;
         let Buffers { x, normed, qkv, q, attended, gate_up, gated, last, last_q, last_normed, logits } =
             buffers;
         let eps = config.rms_norm_eps;
+        // Products may have a few rows more, which nobody reads.
+        let rows = ops.product_rows(n).min(limits.max_num_tokens);
+        let wanted_rows = ops.product_rows(num_logits).min(limits.max_num_logits);
 
         ops.embed(batch, embed_tokens, x)?; // [n, hidden_size]
         for (i, layer) in layers.iter().enumerate() {
             ops.rms_norm(n, x, &layer.input_layernorm, eps, normed)?;
-            ops.matmul(n, normed, &layer.qkv_proj.whole, qkv)?; // [n, (heads + 2 key-value heads) * head_dim]
+            ops.matmul(rows, normed, &layer.qkv_proj.whole, qkv)?; // [n, (heads + 2 key-value heads) * head_dim]
             ops.bias_rope_kv(batch, i, qkv, &layer.qkv_bias(), q, cache)?; // [n, num_attention_heads * head_dim]
 
             // Behind the last keys and values rows have nothing to do with each other: those whose logits are wanted go on alone.
-            let (x, q, n, some) = if i + 1 == layers.len() && num_logits < n {
+            let (x, q, n, rows, some) = if i + 1 == layers.len() && num_logits < n {
                 if num_logits == 0 {
                     return Ok(()); // A chunk of a prefill that is not the last.
                 }
                 ops.gather_rows(batch, x, last)?; // [num_logits, hidden_size]
                 ops.gather_rows(batch, q, last_q)?; // [num_logits, num_attention_heads * head_dim]
-                (&mut *last, &*last_q, num_logits, true)
+                (&mut *last, &*last_q, num_logits, wanted_rows, true)
             } else {
-                (&mut *x, &*q, n, false)
+                (&mut *x, &*q, n, rows, false)
             };
             if some {
                 ops.attention_of_wanted(batch, i, q, cache, attended)?; // [n, num_attention_heads * head_dim]
             } else {
                 ops.attention(batch, i, q, cache, attended)?; // [n, num_attention_heads * head_dim]
             }
-            ops.matmul_accumulate(n, attended, &layer.o_proj, x)?; // [n, hidden_size]
+            ops.matmul_accumulate(rows, attended, &layer.o_proj, x)?; // [n, hidden_size]
 
             ops.rms_norm(n, x, &layer.post_attention_layernorm, eps, normed)?;
-            ops.matmul_rounded(n, normed, &layer.gate_up_proj.whole, gate_up)?; // [n, 2 * intermediate_size]
+            ops.matmul_rounded(rows, normed, &layer.gate_up_proj.whole, gate_up)?; // [n, 2 * intermediate_size]
             ops.silu_mul(n, gate_up, gated)?; // [n, intermediate_size]
-            ops.matmul_accumulate(n, gated, &layer.down_proj, x)?; // [n, hidden_size]
+            ops.matmul_accumulate(rows, gated, &layer.down_proj, x)?; // [n, hidden_size]
         }
         let x = if num_logits < n { last } else { x };
         ops.rms_norm(num_logits, x, norm, eps, last_normed)?;
-        ops.matmul(num_logits, last_normed, lm_head.as_ref().unwrap_or(embed_tokens), logits) // [num_logits, vocab_size]
+        ops.matmul(wanted_rows, last_normed, lm_head.as_ref().unwrap_or(embed_tokens), logits) // [num_logits, vocab_size]
     }
 
     /// The same in five operations a layer, for batches of few rows.
@@ -199,7 +204,7 @@ impl<O: Ops> Qwen2<O> {
         num_logits: usize,
         cache: &mut O::KvCache,
     ) -> Result<()> {
-        let Self { config, embed_tokens, layers, norm, lm_head, buffers } = self;
+        let Self { config, embed_tokens, layers, norm, lm_head, buffers, .. } = self;
         let Buffers { x, q, attended, gated, last, logits, .. } = buffers;
         let eps = config.rms_norm_eps;
 
