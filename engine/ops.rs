@@ -192,6 +192,11 @@ pub trait Ops {
         n
     }
 
+    /// Prepares for products of up to `most` rows, of the shapes that were there so far: for what takes its time when it comes first.
+    fn rehearse(&mut self, _most: usize) -> Result<()> {
+        Ok(())
+    }
+
     // The same in fewer steps, where a device has them for a batch.
 
     /// Whether the fused operations below take this batch, for a model of this `hidden_size`, and are the faster way; elsewhere

@@ -1,11 +1,13 @@
 //! cuBLAS on the device's stream, through `cudarc`'s run-time bindings.
 
 use super::device::Device;
+use super::driver;
 use super::memory::DeviceBuffer;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
 use cudarc::cublas::sys;
+use std::cell::RefCell;
 use std::ffi::CStr;
 use std::ptr;
 use std::rc::Rc;
@@ -14,8 +16,8 @@ use std::rc::Rc;
 /// making the library may add partial sums in another order from run to run.
 pub const WORKSPACE_BYTES: usize = 32 << 20;
 
-/// `n` rows or a few more. The library takes 1 to 2 ms to choose a kernel for a number of rows that it has not seen, and prompts have
-/// any length. Its kernels work in tiles of rows, so most of those that are added cost nothing.
+/// `n` rows or a few more. The library takes 1 to 2 ms to choose a kernel for a number of rows that it has not seen
+/// ([`Cublas::rehearse`]), and prompts have any length. Its kernels work in tiles of rows, so most of those that are added cost nothing.
 pub fn rounded_rows(n: usize) -> usize {
     let step = match n {
         0..=16 => 1,
@@ -30,9 +32,11 @@ pub fn rounded_rows(n: usize) -> usize {
 pub struct Cublas {
     handle: sys::cublasHandle_t,
     /// In use by the handle.
-    _workspace: DeviceBuffer<u8>,
+    workspace: DeviceBuffer<u8>,
     /// The context outlives the handle.
-    _device: Rc<Device>,
+    device: Rc<Device>,
+    /// A product of each shape that was there so far.
+    known: RefCell<Vec<Product>>,
 }
 
 /// Refuses to go on where the library is not installed; cudarc would panic.
@@ -84,7 +88,7 @@ impl Cublas {
         // SAFETY: writes the handle; the device's context is current.
         check(unsafe { sys::cublasCreate_v2(&mut handle) }, "starting cuBLAS")?;
         let address = workspace.ptr_mut().as_raw();
-        let cublas = Self { handle, _workspace: workspace, _device: device.clone() };
+        let cublas = Self { handle, workspace, device: device.clone(), known: RefCell::default() };
         // SAFETY: stream and workspace live as long as the handle. The stream is set first, for that resets the
         // workspace.
         unsafe {
@@ -117,6 +121,9 @@ impl Cublas {
         };
         let &Product { dtype, x, weight, out, out_dtype, accumulate, .. } = product;
         let (n, rows, cols) = (int(product.n)?, int(product.rows)?, int(product.cols)?);
+        if !self.known.borrow().iter().any(|known| known.shape() == product.shape()) {
+            self.known.borrow_mut().push(*product);
+        }
         let (alpha, beta) = (1.0f32, if accumulate { 1.0f32 } else { 0.0 });
         // cuBLAS is column-major: it computes outᵀ [rows, n] = weight · xᵀ, where the stored weight is its transpose
         // and the stored x is xᵀ already.
@@ -145,6 +152,45 @@ impl Cublas {
             )
         };
         check(status, "cublasGemmEx")
+    }
+}
+
+impl Cublas {
+    /// Lets the library choose kernels for products with `n` rows of all shapes that were there so far: they are recorded and thrown
+    /// away, which computes nothing.
+    ///
+    /// # Errors
+    /// [`Error::Device`] with the library's or the driver's reason.
+    pub fn rehearse(&self, n: usize) -> Result<()> {
+        let known = self.known.borrow().clone();
+        let mut graph = ptr::null_mut();
+        // SAFETY: the stream is the device's; what is recorded never runs, so that it does not matter what its pointers lead to. The call
+        // that ends recording writes one handle, which is destroyed.
+        unsafe {
+            let stream = self.device.stream();
+            let status = driver::cuStreamBeginCapture_v2(stream, driver::CAPTURE_RELAXED);
+            driver::check(status, "starting to rehearse products")?;
+            let queued =
+                known.iter().try_for_each(|product| self.matmul(&product.of_shape(n, self.workspace.ptr())));
+            let status = driver::cuStreamEndCapture(stream, &mut graph);
+            if !graph.is_null() {
+                driver::cuGraphDestroy(graph);
+            }
+            queued?;
+            driver::check(status, "rehearsing products")
+        }
+    }
+}
+
+impl Product {
+    /// Everything but its rows and where they are.
+    fn shape(&self) -> (Dtype, usize, usize, Dtype, bool) {
+        (self.dtype, self.rows, self.cols, self.out_dtype, self.accumulate)
+    }
+
+    /// One of the same shape with `n` rows, of what lies at `place`.
+    fn of_shape(&self, n: usize, place: DevicePtr<u8>) -> Self {
+        Self { n, x: place, weight: place, out: DevicePtrMut::from_raw(place.as_raw()), ..*self }
     }
 }
 

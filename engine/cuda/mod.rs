@@ -36,9 +36,7 @@ mod write_kv;
 pub use bandwidth::{Memory, read_bandwidth};
 pub use batch::CudaBatch;
 pub use convert::{F16Range, convert, split_to_bf16};
-pub use cublas::{
-    Cublas, Product, WORKSPACE_BYTES, library_version, preload as preload_cublas, rounded_rows,
-};
+pub use cublas::{Cublas, Product, WORKSPACE_BYTES, library_version, preload as preload_cublas};
 pub use device::{Device, DeviceInfo, PTX_FILE, PTX_TARGETS, probe, ptx, ptx_with_lines};
 pub use fused::max_rows as fused_max_rows;
 pub use matmul::preferred_matmul;
@@ -521,6 +519,17 @@ impl Ops for CudaOps {
 
     fn gather_rows(&mut self, batch: &CudaBatch, x: &Tensor, out: &mut Tensor) -> Result<()> {
         gather_rows::gather_rows(&self.device, batch, x, out)
+    }
+
+    fn rehearse(&mut self, most: usize) -> Result<()> {
+        let Some(cublas) = &self.cublas else { return Ok(()) };
+        let mut n = 1;
+        while n <= most {
+            n = cublas::rounded_rows(n).min(most);
+            cublas.rehearse(n)?;
+            n += 1;
+        }
+        Ok(())
     }
 
     fn product_rows(&self, n: usize) -> usize {

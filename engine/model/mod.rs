@@ -98,6 +98,14 @@ pub trait Runner {
         Err(Error::Request("no step is queued".into()))
     }
 
+    /// Prepares for steps of any size, after a few of different sizes: for what takes its time when it comes first.
+    ///
+    /// # Errors
+    /// As [`Runner::step`].
+    fn rehearse(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// Drops the tokens of all queued steps. What they write to the cache is written before what later steps do.
     fn discard(&mut self) {}
 
@@ -239,6 +247,10 @@ impl<O: Ops> Runner for ModelRunner<O> {
 
     fn runs_ahead(&self) -> bool {
         self.ops.runs_ahead()
+    }
+
+    fn rehearse(&mut self) -> Result<()> {
+        self.ops.rehearse(self.limits.max_num_tokens)
     }
 
     fn queue(&mut self, batch: &Batch, rows: &[SamplingRow]) -> Result<()> {

@@ -11,7 +11,6 @@ use super::grammar::{self, Grammar, Grammars};
 use super::metrics::{Metrics, Rejection};
 use super::work::Room;
 use crate::chat::ChatTemplate;
-use crate::cuda::rounded_rows;
 use crate::error::{Error, Result};
 use crate::generate::{Engine, Event, FinishReason, Request, TokenConstraint};
 use crate::scheduler::SequenceId;
@@ -220,23 +219,16 @@ impl EngineHandle {
 }
 
 /// The model answers: tokens of it can be had. On a GPU prompts of several lengths let kernels and cuBLAS initialise
-/// themselves, which would else take up to 0.1 s of the first requests' time, and 6 ms of each with another rounded length.
+/// themselves, which would else take up to 0.1 s of the first requests' time, and 6 ms of each step with another rounded number of
+/// rows.
 fn warm_up(engine: &mut Engine) -> Result<()> {
-    const LONGEST: usize = 1024;
-    let vocab_size = engine.runner().vocab_size() as u32;
-    let longest = if engine.runner().runs_ahead() {
-        LONGEST.min(engine.max_model_len().saturating_sub(1)).max(1)
-    } else {
-        1
-    };
-    let (mut length, mut token) = (1, 0);
-    while length <= longest {
+    let lengths: &[usize] = if engine.runner().runs_ahead() { &[1, 32, 256] } else { &[1] };
+    let (vocab_size, max_model_len) = (engine.runner().vocab_size(), engine.max_model_len());
+    for (i, &length) in lengths.iter().enumerate().filter(|&(_, &length)| length < max_model_len) {
         // Each of another token, so that none takes what another has computed.
-        make_token(engine, token % vocab_size, length)?;
-        token += 1;
-        length = rounded_rows(length) + 1;
+        make_token(engine, (i % vocab_size) as u32, length)?;
     }
-    Ok(())
+    engine.runner_mut().rehearse()
 }
 
 /// One token behind a prompt of `length` times another.
