@@ -28,7 +28,7 @@ pub(super) const OP: &str = "sample";
 pub(super) const VARIANTS: [Variant<(), ()>; 2] = [
     Variant { name: SPLIT, kernels: &["draw_*_split"], eligible: always, launch: () },
     Variant {
-        name: "plain",
+        name: "chain",
         kernels: &[
             "mask_*_plain",
             "penalties_*_plain",
