@@ -73,15 +73,20 @@ with sync_playwright() as playwright:
     # Stop ends a stream; the page goes on working. The answer is made endless on its way to the server.
     endless = lambda route: route.continue_(post_data={**route.request.post_data_json, "ignore_eos": True})
     page.route("**/v1/chat/completions", endless)
-    ask(page, "Write a haiku about the moon with the word two")
-    # The small model fills its context within half a second: the click comes from within the page.
-    page.wait_for_function(
+    # The small model fills its context within half a second: the click comes from within the page, with the first words.
+    page.evaluate(
         """() => {
-            const begun = document.querySelectorAll(".turn.assistant")[1]?.textContent.length > 20;
-            if (begun) document.getElementById("stop").click();
-            return begun;
+            const observer = new MutationObserver(() => {
+                const answer = document.querySelectorAll(".turn.assistant")[1];
+                if (answer?.textContent.length > 20) {
+                    observer.disconnect();
+                    document.getElementById("stop").click();
+                }
+            });
+            observer.observe(document.body, {subtree: true, childList: true, characterData: true});
         }"""
     )
+    ask(page, "Write a haiku about the moon with the word two")
     expect(page.locator("#status")).to_have_text("stopped")
     page.unroute("**/v1/chat/completions", endless)
 
