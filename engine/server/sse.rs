@@ -12,6 +12,17 @@ use serde::Serialize;
 use std::convert::Infallible;
 use std::time::Duration;
 use tokio::time::timeout;
+use utoipa::ToSchema;
+
+/// One event of a stream, for the OpenAPI document.
+#[derive(ToSchema)]
+#[allow(dead_code)] // Events are written as they come.
+pub struct ServerSentEvent {
+    /// What it is, where it is no `message`.
+    event: Option<String>,
+    /// JSON, or `[DONE]`.
+    data: String,
+}
 
 /// What stands between an answer's events and the stream.
 pub trait Encoder: Send + 'static {

@@ -12,7 +12,7 @@ use crate::generate::{Event, FinishReason, Request, Usage};
 use crate::server::body::{JsonBody, Unsupported};
 use crate::server::engine_thread::{ModelInfo, Wanted};
 use crate::server::error::{ApiError, ErrorResponse};
-use crate::server::sse::{self, Encoder, EventStream};
+use crate::server::sse::{self, Encoder, EventStream, ServerSentEvent};
 use crate::server::{App, random_id};
 use crate::tokenizer::Tokenizer;
 use axum::Json;
@@ -192,7 +192,7 @@ pub fn template(model: &ModelInfo) -> Result<&ChatTemplate, ApiError> {
 #[utoipa::path(post, path = "/v1/chat/completions", tag = "OpenAI", request_body = ChatRequest, responses(
     (status = 200, description = "The answers; with `stream`, chunks (`ChatChunk`) as events.", content(
         (ChatCompletion = "application/json"),
-        (String = "text/event-stream"),
+        (ServerSentEvent = "text/event-stream"),
     )),
     (status = "4XX", description = "The request is wrong, or the queue is full (429).", body = ErrorResponse),
     (status = 500, description = "The device failed.", body = ErrorResponse),

@@ -8,7 +8,7 @@ use crate::generate::{Event, Request, Usage};
 use crate::server::body::{JsonBody, Unsupported};
 use crate::server::engine_thread::Wanted;
 use crate::server::error::{ApiError, ErrorResponse};
-use crate::server::sse::{self, Encoder, EventStream};
+use crate::server::sse::{self, Encoder, EventStream, ServerSentEvent};
 use crate::server::work::Room;
 use crate::server::{App, random_id};
 use axum::Json;
@@ -85,7 +85,7 @@ pub struct CompletionChoice {
 #[utoipa::path(post, path = "/v1/completions", tag = "OpenAI", request_body = CompletionRequest, responses(
     (status = 200, description = "The answers; with `stream`, chunks of them as events.", content(
         (Completion = "application/json"),
-        (String = "text/event-stream"),
+        (ServerSentEvent = "text/event-stream"),
     )),
     (status = "4XX", description = "The request is wrong, or the queue is full (429).", body = ErrorResponse),
     (status = 500, description = "The device failed.", body = ErrorResponse),

@@ -9,7 +9,7 @@ use crate::sampler::SamplingParams;
 use crate::server::body::JsonBody;
 use crate::server::engine_thread::{ModelInfo, Wanted};
 use crate::server::error::{ApiError, ErrorResponse};
-use crate::server::sse::{self, Encoder, EventStream};
+use crate::server::sse::{self, Encoder, EventStream, ServerSentEvent};
 use crate::server::work::Room;
 use crate::server::{App, random_u64};
 use crate::tokenizer::Tokenizer;
@@ -151,7 +151,7 @@ impl GenerateRequest {
 #[utoipa::path(post, path = "/v1/generate", tag = "qernel", request_body = GenerateRequest, responses(
     (status = 200, description = "The answer; with `stream`, as events.", content(
         (GenerateResponse = "application/json"),
-        (String = "text/event-stream"),
+        (ServerSentEvent = "text/event-stream"),
     )),
     (status = "4XX", description = "The request is wrong, or the queue is full (429).", body = ErrorResponse),
     (status = 500, description = "The device failed.", body = ErrorResponse),
