@@ -9,7 +9,6 @@ use qernel::generate::Request;
 use qernel::sampler::SamplingParams;
 use serde_json::{Value, json};
 use std::ops::ControlFlow;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 const PROMPT: &str = "Write a haiku about the sea with the word forty-two";
 
@@ -105,49 +104,11 @@ fn text_to_tokens_and_back() {
     assert_eq!((outside.status, outside.json()["error"]["param"].as_str()), (400, Some("ids")));
 }
 
-/// The minute of the hour, spelled out.
-pub fn minute() -> String {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    spelled(seconds / 60 % 60)
-}
-
-/// A number below sixty, spelled out.
-fn spelled(number: u64) -> String {
-    const SMALL: [&str; 20] = [
-        "zero",
-        "one",
-        "two",
-        "three",
-        "four",
-        "five",
-        "six",
-        "seven",
-        "eight",
-        "nine",
-        "ten",
-        "eleven",
-        "twelve",
-        "thirteen",
-        "fourteen",
-        "fifteen",
-        "sixteen",
-        "seventeen",
-        "eighteen",
-        "nineteen",
-    ];
-    const TENS: [&str; 6] = ["", "", "twenty", "thirty", "forty", "fifty"];
-    match (number / 10, number % 10) {
-        (0 | 1, _) => SMALL[number as usize].to_owned(),
-        (tens, 0) => TENS[tens as usize].to_owned(),
-        (tens, ones) => format!("{}-{}", TENS[tens as usize], SMALL[ones as usize]),
-    }
-}
-
 /// As `tests/haiku.rs` on the command line: the word is the minute of the hour, so it is not known beforehand.
 #[test]
 fn a_haiku_over_http_has_the_minute_in_it() {
     let server = start(config());
-    let word = minute();
+    let word = crate::minute::minute();
     let haiku = |seed: u64| {
         let content = format!("Write a haiku about the sea with the word {word}");
         let messages = json!([{"role": "user", "content": content}]);

@@ -223,7 +223,7 @@ fn the_call_in_the_readme_gives_a_haiku() {
         .replace("127.0.0.1:8080", &server.address.to_string())
         .replace('\n', " ");
     // The word is not known beforehand.
-    let word = crate::generate::minute();
+    let word = crate::minute::minute();
     let answers = (0..5).map(|_| {
         let output = Command::new("sh").args(["-c", &command.replace("forty-two", &word)]).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();

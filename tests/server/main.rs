@@ -8,6 +8,8 @@ mod hostile;
 mod lifecycle;
 mod limits;
 mod load;
+#[path = "../common/minute.rs"]
+mod minute;
 mod openai;
 mod refusals;
 mod schemas;
