@@ -1,6 +1,6 @@
 //! A ragged batch: the rows that one forward pass computes, from any number of sequences.
 
-use crate::kv_cache::{PAGE_SIZE, pages_for};
+use crate::kv_layout::{PAGE_SIZE, pages_for};
 
 /// In [`Batch::drawn_rows`]: the row's token is in [`Batch::tokens`].
 pub use gpu_kernels::embed::GIVEN;

@@ -16,7 +16,8 @@ pub use request::{Completion, Event, FinishReason, Request, Timings, Usage};
 pub use text::StopMatcher;
 
 use crate::error::{Error, Result};
-use crate::kv_cache::{PAGE_SIZE, PagePool, pages_for};
+use crate::kv_cache::PagePool;
+use crate::kv_layout::{PAGE_SIZE, pages_for};
 use crate::model::Runner;
 use crate::sampler::{Logprobs, SamplingRow, TokenMask};
 use crate::scheduler::{Part, Scheduler, SequenceId, Step, StepLimits};

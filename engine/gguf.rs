@@ -4,6 +4,7 @@
 //! copies nothing but the table of contents, a few dozen bytes for each metadata value and each tensor. Strings,
 //! arrays and tensor data are read where they are, when they are asked for.
 
+mod cursor;
 mod parse;
 mod types;
 mod value;
@@ -14,7 +15,8 @@ pub use value::{Array, FromValue, Value};
 
 use crate::error::{Error, Result};
 use bytes::Bytes;
-use parse::{Cursor, Index, TensorEntry, text};
+use cursor::Cursor;
+use parse::{Index, TensorEntry, text};
 use std::fmt;
 use std::fs::File;
 use std::path::Path;

@@ -1,38 +1,7 @@
 //! Pages of the KV cache and the tables that map a sequence to them.
 
-use crate::dtype::Dtype;
+use crate::kv_layout::{PAGE_SIZE, pages_for};
 use crate::prefix_cache::{Prefix, PrefixCache};
-
-/// Tokens of a page.
-pub const PAGE_SIZE: usize = 32;
-
-/// Shape of the cache. For each layer, K and V are each `[num_pages, num_key_value_heads, PAGE_SIZE, head_dim]`: the
-/// values of one head of one page are contiguous.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KvLayout {
-    pub dtype: Dtype,
-    pub num_layers: usize,
-    pub num_pages: usize,
-    pub num_key_value_heads: usize,
-    pub head_dim: usize,
-}
-
-impl KvLayout {
-    /// Values of K (or of V) of one page of one layer.
-    pub const fn page_elements(&self) -> usize {
-        self.num_key_value_heads * PAGE_SIZE * self.head_dim
-    }
-
-    /// Bytes of one page: K and V of all layers.
-    pub const fn page_bytes(&self) -> usize {
-        2 * self.num_layers * self.page_elements() * self.dtype.size()
-    }
-}
-
-/// Pages that hold `num_tokens` tokens.
-pub const fn pages_for(num_tokens: usize) -> usize {
-    num_tokens.div_ceil(PAGE_SIZE)
-}
 
 /// Who uses which page of the cache, and what is in those that nobody uses any more. It is made once with the cache; pages
 /// are known by their number alone, so it is the same for every device.

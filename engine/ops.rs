@@ -10,10 +10,39 @@
 //! to it.
 
 use crate::batch::{Batch, BatchLimits};
+use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::kv_cache::KvLayout;
+use crate::kv_layout::KvLayout;
 use crate::sampler::SamplingRow;
 use crate::weights::Matrix;
+
+/// What an implementation of [`Ops`] must know of the model and of the largest batch before the first operation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OpsConfig {
+    pub num_attention_heads: usize,
+    /// Divides `num_attention_heads`.
+    pub num_key_value_heads: usize,
+    /// Values of one head of Q, K and V; even.
+    pub head_dim: usize,
+    pub rope_theta: f32,
+    /// Longest sequence in tokens; rows of the [`rope_table`](crate::rope::rope_table).
+    pub max_model_len: usize,
+    pub limits: BatchLimits,
+}
+
+impl OpsConfig {
+    /// The part of `config` that operations need, for sequences of at most `max_model_len` tokens.
+    pub fn new(config: &Config, max_model_len: usize, limits: BatchLimits) -> Self {
+        Self {
+            num_attention_heads: config.num_attention_heads,
+            num_key_value_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            rope_theta: config.rope_theta,
+            max_model_len,
+            limits,
+        }
+    }
+}
 
 /// What [`Ops::norm_qkv_rope`] reads of a layer.
 pub struct Qkv<'a, W, V> {

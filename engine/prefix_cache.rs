@@ -9,7 +9,7 @@
 //! their last pages back first and use no page without those before it, so a page is never evicted before those that
 //! follow it.
 
-use crate::kv_cache::PAGE_SIZE;
+use crate::kv_layout::PAGE_SIZE;
 use std::collections::{BTreeMap, HashMap};
 
 /// The tokens up to the end of a full page; the default is none.

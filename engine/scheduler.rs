@@ -13,7 +13,8 @@
 //! step that failed can be taken again.
 
 use crate::batch::{Batch, SequenceRows, WantedLogits};
-use crate::kv_cache::{PageList, PagePool, pages_for};
+use crate::kv_cache::{PageList, PagePool};
+use crate::kv_layout::pages_for;
 use std::collections::VecDeque;
 
 /// Names a sequence for the life of its engine.

@@ -14,9 +14,9 @@ mod verse;
 
 use clap::Parser;
 use qernel::chat::Message;
-use qernel::cli::options::{Model, ModelArgs};
 use qernel::error::{Error, Result};
 use qernel::generate::{Engine, Event, Request};
+use qernel::load::{DeviceChoice, Model, RunnerOptions};
 use qernel::sampler::SamplingParams;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -34,8 +34,12 @@ const MAX_TOKENS: usize = 72;
 /// Count what the haiku model's answers to held-out prompts keep.
 #[derive(Parser)]
 struct Args {
-    #[command(flatten)]
-    model: ModelArgs,
+    /// GGUF file of the model [default: the small haiku model that the program carries]
+    #[arg(short, long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// Where to compute: auto (a GPU if there is one), cuda, cuda:N or cpu
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    device: DeviceChoice,
     /// Answers to each prompt, with seeds 0, 1, …
     #[arg(long, default_value_t = 4)]
     seeds: u64,
@@ -178,7 +182,11 @@ fn run(args: &Args) -> Result<()> {
 
 /// The answers: all prompts with seed 0, then with seed 1, …
 fn answers(args: &Args, prompts: &[Prompt]) -> Result<Vec<String>> {
-    let model = args.model.open(MAX_NUM_SEQUENCES)?;
+    let model = Model::open(
+        args.model.as_deref(),
+        &RunnerOptions { device: args.device, ..RunnerOptions::for_sequences(MAX_NUM_SEQUENCES) },
+        &mut |_, _| (),
+    )?;
     let template = model.template()?;
     let mut requests = Vec::new();
     for seed in 0..args.seeds {

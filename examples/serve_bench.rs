@@ -9,22 +9,27 @@
 //! cores, so what the server costs includes what its clients do.
 
 use clap::Parser;
-use qernel::cli::options::ModelArgs;
 use qernel::error::Result;
 use qernel::generate::{Engine, Event, Request};
+use qernel::load::{DeviceChoice, Model, RunnerOptions};
 use qernel::sampler::{SamplingParams, philox4x32_10};
 use qernel::server::{LoadedModel, Server, ServerConfig};
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Measure what the server costs beside the raw engine.
 #[derive(Parser)]
 struct Args {
-    #[command(flatten)]
-    model: ModelArgs,
+    /// GGUF file of the model [default: the small haiku model that the program carries]
+    #[arg(short, long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// Where to compute: auto (a GPU if there is one), cuda, cuda:N or cpu
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    device: DeviceChoice,
     /// Clients that ask at once
     #[arg(long, value_delimiter = ',', default_values_t = [1, 8, 64, 256])]
     clients: Vec<usize>,
@@ -198,19 +203,20 @@ fn served(address: SocketAddr, args: &Args, vocab_size: usize, clients: usize, f
 /// Both ways at every number of clients, in turns.
 fn measure(args: &Args) -> Result<Vec<[Figures; 2]>> {
     let most = args.clients.iter().copied().max().unwrap_or(1);
-    let mut engine = args.model.open(most)?.into_engine()?;
+    let (path, device) = (args.model.clone(), args.device);
+    let open = move || -> Result<Engine> {
+        let options = RunnerOptions { device, ..RunnerOptions::for_sequences(most) };
+        Model::open(path.as_deref(), &options, &mut |_, _| ())?.into_engine()
+    };
+    let mut engine = open()?;
     let vocab_size = engine.runner().vocab_size();
     let server = Server::bind(ServerConfig { port: 0, max_running: most, ..ServerConfig::default() })?;
     let address = server.local_addr()?;
-    let model = args.model.clone();
-    let open = move || {
-        let engine = model.open(most)?.into_engine()?;
-        Ok(LoadedModel { engine, template: None, name: "bench".into() })
-    };
+    let serve = move || Ok(LoadedModel { engine: open()?, template: None, name: "bench".into() });
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     std::thread::scope(|scope| {
         let running = scope.spawn(move || {
-            server.run(open, async {
+            server.run(serve, async {
                 let _ = stopped.await;
             })
         });

@@ -4,7 +4,7 @@ use assert_cmd::Command;
 use predicates::prelude::*;
 use qernel::lab::report;
 use qernel::lab::run::Run;
-use qernel::lab::stats::Verdict;
+use qernel::stats::Verdict;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;

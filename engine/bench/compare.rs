@@ -1,8 +1,9 @@
 //! A stored run beside this one: of `qernel bench`, of the scripts in `benches/peers/` or of llama-bench.
 
 use super::plan;
-use super::row::{Row, mean, median, standard_deviation};
+use super::row::Row;
 use crate::error::{Error, Result};
+use crate::stats::{mean, median, standard_deviation};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 

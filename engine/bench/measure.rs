@@ -201,7 +201,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::generate::EngineConfig;
-    use crate::model::open::{DeviceChoice, RunnerOptions, open_runner};
+    use crate::load::{DeviceChoice, RunnerOptions, open_runner};
     use crate::testing::TinyModel;
     use crate::weights::Weights;
 

@@ -1,7 +1,7 @@
 //! Which tests are run, what they are called and what they need.
 
 use crate::error::{Error, Result};
-use crate::kv_cache::pages_for;
+use crate::kv_layout::pages_for;
 use std::fmt;
 use std::str::FromStr;
 

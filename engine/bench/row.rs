@@ -4,7 +4,7 @@ use super::compare::Comparison;
 use super::measure::Sample;
 use super::plan::Test;
 use super::start_up;
-use crate::lab::stats::Stats;
+use crate::stats::{Stats, mean, median, standard_deviation};
 use serde::Serialize;
 
 /// What is the same for all rows of a run.
@@ -138,26 +138,6 @@ impl Row {
     }
 }
 
-/// The arithmetic mean; 0 of nothing.
-pub fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len().max(1) as f64
-}
-
-/// The middle value, or the mean of the two; 0 of nothing.
-pub fn median(values: &[f64]) -> f64 {
-    if values.is_empty() { 0.0 } else { Stats::of(values).median }
-}
-
-/// Of a sample (divided by n - 1), as llama-bench has it; 0 of fewer than two values.
-pub fn standard_deviation(values: &[f64]) -> f64 {
-    if values.len() < 2 {
-        return 0.0;
-    }
-    let mean = mean(values);
-    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-    (squares / (values.len() - 1) as f64).sqrt()
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -215,11 +195,5 @@ pub(super) mod tests {
         assert!((row.floor_us.unwrap() - 1020.5).abs() < 1e-9);
         assert!((row.bandwidth_percent.unwrap() - 20.41).abs() < 1e-9);
         assert!((row.engine_us_per_step - 50.0).abs() < 1e-9);
-    }
-
-    #[test]
-    fn statistics_of_few_values() {
-        assert_eq!((mean(&[]), median(&[]), standard_deviation(&[3.0])), (0.0, 0.0, 0.0));
-        assert_eq!(standard_deviation(&[1.0, 3.0]), 2f64.sqrt());
     }
 }

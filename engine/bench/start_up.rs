@@ -1,12 +1,12 @@
 //! From the start of a program to its first token.
 //!
-//! The bench starts itself anew for it, with the same model options and [`ModelArgs`](crate::cli::options::ModelArgs)
-//! opened as `generate` opens it. The clock runs from before the process is created, so that `exec` and the dynamic linker
+//! The bench starts itself anew for it, with the same model options, and
+//! opens its [`Model`](crate::load::Model) as `generate` does. The clock runs from before the process is created, so that `exec` and the dynamic linker
 //! count; both processes read the system's clock.
 
-use super::row::{mean, median, standard_deviation};
-use crate::cli::options::Opening;
 use crate::error::{Error, Result};
+use crate::load::Opening;
+use crate::stats::{mean, median, standard_deviation};
 use serde::{Deserialize, Serialize};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};

@@ -1,6 +1,6 @@
 //! `qernel bench`: how fast a model runs.
 
-use super::options::{ModelArgs, SamplingArgs, open_gguf};
+use super::options::{ModelArgs, SamplingArgs};
 use super::output::Output;
 use crate::bench::compare::{self, Stored};
 use crate::bench::measure::Bench;
@@ -13,7 +13,8 @@ use crate::config::Config;
 use crate::embedded;
 use crate::error::{Error, Result};
 use crate::generate::{Engine, Request};
-use crate::kv_cache::PAGE_SIZE;
+use crate::kv_layout::PAGE_SIZE;
+use crate::load::open_gguf;
 use crate::sampler::SamplingParams;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,9 +1,9 @@
 //! `qernel detokenize`: token ids -> text.
 
-use super::options::open_gguf;
 use super::output::Output;
 use super::tokenize::read_stdin;
 use crate::error::{Error, Result};
+use crate::load::open_gguf;
 use crate::tokenizer::Tokenizer;
 use std::path::PathBuf;
 

@@ -1,13 +1,13 @@
 //! `inspect`: what a GGUF file holds and how much memory it needs.
 
-use super::options::open_gguf;
 use super::output::Output;
 use crate::config::Config;
 use crate::dtype::Dtype;
 use crate::embedded;
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, Value};
-use crate::kv_cache::{KvLayout, PAGE_SIZE};
+use crate::kv_layout::{KvLayout, PAGE_SIZE};
+use crate::load::open_gguf;
 use crate::weights::Weights;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use std::collections::BTreeMap;

@@ -1,13 +1,12 @@
 //! `qernel logits`: token ids in, logits out, for comparing with other implementations.
 
-use super::options::open_gguf;
 use super::output::Output;
 use crate::batch::{Batch, SequenceRows, WantedLogits};
 use crate::config::Config;
 use crate::cuda::KernelChoice;
 use crate::error::{Error, Result};
-use crate::kv_cache::pages_for;
-use crate::model::open::{DtypeChoice, RunnerOptions, open_runner};
+use crate::kv_layout::pages_for;
+use crate::load::{DtypeChoice, RunnerOptions, open_gguf, open_runner};
 use crate::weights::Weights;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};

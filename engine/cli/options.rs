@@ -1,22 +1,13 @@
 //! Options that several subcommands share.
 
-use crate::chat::ChatTemplate;
-use crate::config::Config;
 use crate::cuda::KernelChoice;
-use crate::embedded;
 use crate::error::{Error, Result};
-use crate::generate::{Engine, EngineConfig};
-use crate::gguf::Gguf;
-use crate::model::Runner;
-use crate::model::open::{DeviceChoice, DtypeChoice, RunnerOptions, open_runner};
+use crate::generate::EngineConfig;
+use crate::load::{DeviceChoice, DtypeChoice, Model, RunnerOptions};
 use crate::sampler::SamplingParams;
-use crate::tokenizer::Tokenizer;
-use crate::weights::Weights;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Instant;
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Which model, where it runs and how much memory it may take.
@@ -60,39 +51,6 @@ impl EngineArgs {
     }
 }
 
-/// A model file, opened and loaded.
-pub struct Model {
-    pub tokenizer: Arc<Tokenizer>,
-    pub runner: Box<dyn Runner>,
-    pub facts: ModelFacts,
-}
-
-/// What the timing summary must know of a model.
-#[derive(Clone, Debug)]
-pub struct ModelFacts {
-    /// Opening the file and bringing the weights to the device, in seconds.
-    pub load_s: f64,
-    /// Bytes of weights that a decode step reads: all but an embedding that is not the head as well, of which one row
-    /// is read.
-    pub decode_weight_bytes: usize,
-    pub opening: Opening,
-}
-
-/// When the parts of opening a model had ended; each but the vocabulary follows the one before.
-#[derive(Clone, Copy, Debug)]
-pub struct Opening {
-    /// The file was mapped and its header read.
-    pub file: Instant,
-    /// The device was open, its kernels loaded, and the first tensor on it.
-    pub device: Instant,
-    /// All tensors were there.
-    pub weights: Instant,
-    /// The vocabulary was read, beside all of this.
-    pub vocabulary: Instant,
-    /// KV pages and work buffers were allocated too, and the vocabulary was there.
-    pub ready: Instant,
-}
-
 impl ModelArgs {
     /// Opens the file and loads the model for at most `max_num_sequences` sequences at a time, with a progress bar where
     /// standard error is a terminal.
@@ -100,13 +58,6 @@ impl ModelArgs {
     /// # Errors
     /// Whatever is wrong with the file, the options or the device.
     pub fn open(&self, max_num_sequences: usize) -> Result<Model> {
-        let start = Instant::now();
-        let gguf = open_gguf(self.model.as_deref())?;
-        let config = Config::from_gguf(&gguf)?;
-        let weights = Weights::from_gguf(&gguf, &config)?;
-        if !weights.unused.is_empty() {
-            tracing::warn!("tensors that the model has no use for: {}", weights.unused.join(", "));
-        }
         let kernels = self.kernel.as_deref().map(KernelChoice::parse).transpose()?.unwrap_or_default();
         let options = RunnerOptions {
             device: self.device,
@@ -118,76 +69,14 @@ impl ModelArgs {
             memory_fraction: self.gpu_memory_fraction,
             kernels,
         };
-        let file = Instant::now();
-        let mut first_and_last_tensor = None;
-        // The vocabulary is read by another core while the weights go up.
-        let (tokenizer, runner) = std::thread::scope(|scope| {
-            let tokenizer = scope.spawn(|| (Tokenizer::from_gguf(&gguf), Instant::now()));
-            let bar = progress_bar();
-            let runner = open_runner(&weights, &config, &options, &mut |loaded, total| {
-                let now = Instant::now();
-                first_and_last_tensor.get_or_insert((now, now)).1 = now;
-                bar.set_length(total);
-                bar.set_position(loaded);
-            });
-            bar.finish_and_clear();
-            (tokenizer.join(), runner)
+        let bar = progress_bar();
+        let model = Model::open(self.model.as_deref(), &options, &mut |loaded, total| {
+            bar.set_length(total);
+            bar.set_position(loaded);
         });
-        let (tokenizer, vocabulary) = tokenizer.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        let (tokenizer, ready) = (tokenizer?, Instant::now());
-        let (device, loaded) = first_and_last_tensor.unwrap_or((ready, ready));
-        let head = weights.lm_head.as_ref();
-        let unread = if head.is_some() { weights.embed_tokens.data.len() } else { 0 };
-        let facts = ModelFacts {
-            load_s: start.elapsed().as_secs_f64(),
-            decode_weight_bytes: weights.num_bytes() as usize - unread,
-            opening: Opening { file, device, weights: loaded, vocabulary, ready },
-        };
-        Ok(Model { tokenizer: Arc::new(tokenizer), runner: runner?, facts })
+        bar.finish_and_clear();
+        model
     }
-}
-
-impl Model {
-    /// The file's chat template, or ChatML.
-    ///
-    /// # Errors
-    /// As [`ChatTemplate::from_tokenizer`].
-    pub fn template(&self) -> Result<ChatTemplate> {
-        ChatTemplate::from_tokenizer(&self.tokenizer)
-    }
-
-    /// The ids of a prompt that no template made.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::encode`].
-    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
-        let bos = self.tokenizer.bos_token_id().filter(|_| self.tokenizer.adds_bos());
-        Ok(bos.into_iter().chain(self.tokenizer.encode(text, true)?).collect())
-    }
-
-    /// An engine over the model, with all that it allows.
-    ///
-    /// # Errors
-    /// As [`Engine::new`].
-    pub fn into_engine(self) -> Result<Engine> {
-        self.into_engine_with(EngineConfig::default())
-    }
-
-    /// An engine over the model, as `config` says.
-    ///
-    /// # Errors
-    /// As [`Engine::new`].
-    pub fn into_engine_with(self, config: EngineConfig) -> Result<Engine> {
-        Engine::new(self.runner, Some(self.tokenizer), config)
-    }
-}
-
-/// The file that `--model` names, or the embedded model.
-///
-/// # Errors
-/// As [`Gguf::open`].
-pub fn open_gguf(model: Option<&Path>) -> Result<Gguf> {
-    model.map_or_else(embedded::haiku, Gguf::open)
 }
 
 fn progress_bar() -> ProgressBar {

@@ -1,8 +1,8 @@
 //! How long it took, and how far that is from what the memory allows.
 
-use super::options::ModelFacts;
 use crate::error::Result;
 use crate::generate::{Timings, Usage};
+use crate::load::ModelFacts;
 use crate::model::Runner;
 use serde::Serialize;
 use std::fmt;
@@ -41,7 +41,7 @@ impl Summary {
         let per_second =
             |tokens: usize, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
         let layout = runner.kv_layout();
-        let kv_bytes_per_position = layout.page_bytes() / crate::kv_cache::PAGE_SIZE;
+        let kv_bytes_per_position = layout.page_bytes() / crate::kv_layout::PAGE_SIZE;
         let mean_kv_len = usage.prompt_tokens + usage.completion_tokens / 2;
         let bytes_per_token = (facts.decode_weight_bytes + kv_bytes_per_position * mean_kv_len) as u64;
         let decode_tokens_per_s = per_second(timings.decode_tokens, timings.decode_seconds);

@@ -1,8 +1,8 @@
 //! `qernel tokenize`: text -> token ids.
 
-use super::options::open_gguf;
 use super::output::Output;
 use crate::error::{Error, Result};
+use crate::load::open_gguf;
 use crate::tokenizer::Tokenizer;
 use std::io::{self, Read};
 use std::path::PathBuf;

@@ -10,7 +10,7 @@ use super::simd::{Element, Isa, Kernel, LANES, Lanes, with_element};
 use super::tensor::Tensor;
 use crate::batch::Batch;
 use crate::error::{Error, Result};
-use crate::kv_cache::{KvLayout, PAGE_SIZE};
+use crate::kv_layout::{KvLayout, PAGE_SIZE};
 use rayon::prelude::*;
 use std::marker::PhantomData;
 

@@ -7,12 +7,12 @@ use super::write_kv::write_row;
 use super::{expect_below, for_each_row};
 use crate::batch::Batch;
 use crate::error::{Error, Result};
-use crate::kv_cache::{KvLayout, PAGE_SIZE};
+use crate::kv_layout::{KvLayout, PAGE_SIZE};
 use crate::ops::QkvBias;
 
 const OP: &str = "bias_rope_kv";
 
-/// Cosines and sines, [`crate::model::rope::rope_table`].
+/// Cosines and sines, [`crate::rope::rope_table`].
 #[derive(Clone, Copy)]
 pub struct Angles<'a> {
     /// `[max_positions, head_dim / 2]`

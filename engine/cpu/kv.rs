@@ -3,7 +3,7 @@
 use super::simd::with_element;
 use super::tensor::Bytes;
 use crate::error::{Error, Result};
-use crate::kv_cache::{KvLayout, PAGE_SIZE};
+use crate::kv_layout::{KvLayout, PAGE_SIZE};
 
 /// The pages. Memory is taken from the system when a page is first written.
 pub struct KvCache {

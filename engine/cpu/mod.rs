@@ -23,10 +23,9 @@ pub mod write_kv;
 
 use crate::batch::{Batch, BatchLimits};
 use crate::error::{Error, Result};
-use crate::kv_cache::KvLayout;
-use crate::model::OpsConfig;
-use crate::model::rope::rope_table;
-use crate::ops::{Ops, QkvBias, Stacked};
+use crate::kv_layout::KvLayout;
+use crate::ops::{Ops, OpsConfig, QkvBias, Stacked};
+use crate::rope::rope_table;
 use crate::sampler::SamplingRow;
 use crate::weights::Matrix;
 use kv::KvCache;

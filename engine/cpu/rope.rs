@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 
 /// Rotates every head of row `i` by `positions[i]`: with `j < head_dim / 2` and the angle of that position and `j`,
 /// `(x[j], x[j + half]) = (x[j] cos - x[j + half] sin, x[j + half] cos + x[j] sin)`. `x` is
-/// `[positions.len(), num_heads * head_dim]`; `cos` and `sin` are [`crate::model::rope::rope_table`].
+/// `[positions.len(), num_heads * head_dim]`; `cos` and `sin` are [`crate::rope::rope_table`].
 ///
 /// # Errors
 /// [`Error::Request`] if a position is beyond the table or the shapes do not fit.

@@ -5,7 +5,7 @@ use super::kv::KvCache;
 use super::simd::{Element, with_element};
 use super::tensor::Tensor;
 use crate::error::Result;
-use crate::kv_cache::{KvLayout, PAGE_SIZE};
+use crate::kv_layout::{KvLayout, PAGE_SIZE};
 
 /// Row `i` of `k` and `v`, `[slots.len(), num_key_value_heads * head_dim]`, goes to page `slots[i] / PAGE_SIZE`,
 /// offset `slots[i] % PAGE_SIZE` of `layer`, rounded to the format of the cache.

@@ -4,7 +4,7 @@ use super::device::Device;
 use super::memory::{DeviceBuffer, PinnedBuffer};
 use crate::batch::{Batch, BatchLimits};
 use crate::error::{Error, Result};
-use crate::kv_cache::PAGE_SIZE;
+use crate::kv_layout::PAGE_SIZE;
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
 use std::ops::Range;
 use std::rc::Rc;
@@ -404,7 +404,7 @@ pub(super) fn expect_bound(op: &str, what: &str, bound: usize, limit: usize) -> 
 mod tests {
     use super::*;
     use crate::batch::{SequenceRows, WantedLogits};
-    use crate::kv_cache::pages_for;
+    use crate::kv_layout::pages_for;
 
     const LIMITS: BatchLimits =
         BatchLimits { max_num_tokens: 8, max_num_sequences: 4, max_num_logits: 4, max_blocks: 3 };

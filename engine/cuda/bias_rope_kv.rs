@@ -10,7 +10,7 @@ use super::tensor::{KvCache, Tensor};
 use super::variant::{KernelChoice, Variant, select};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::kv_cache::PAGE_SIZE;
+use crate::kv_layout::PAGE_SIZE;
 use crate::ops::QkvBias;
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
 use gpu_kernels::bias_rope_kv::{

@@ -1,6 +1,6 @@
 //! A device that is emulated on the CPU, behind [`Device`](super::Device).
 
-use super::device::DeviceInfo;
+use super::device_info::DeviceInfo;
 use crate::error::{Error, Result};
 use cuda_std::emulation::{Emulator, Options};
 use cuda_std::launch::{Kernel, LaunchConfig, Launcher};

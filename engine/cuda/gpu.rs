@@ -1,7 +1,7 @@
 //! A GPU in use behind [`Device`](super::Device): context, stream, the module of kernels, memory. Everything here talks to
 //! the driver.
 
-use super::device::DeviceInfo;
+use super::device_info::DeviceInfo;
 use super::driver::{self, CUfunction, CUmodule, CUstream, check};
 use crate::error::{Error, Result};
 use cuda_std::launch::LaunchConfig;

@@ -13,6 +13,7 @@ mod bias_rope_kv;
 mod convert;
 mod cublas;
 mod device;
+mod device_info;
 mod driver;
 mod embed;
 mod emulated;
@@ -37,7 +38,8 @@ pub use bandwidth::{Memory, read_bandwidth};
 pub use batch::CudaBatch;
 pub use convert::{F16Range, convert, split_to_bf16};
 pub use cublas::{Cublas, Product, WORKSPACE_BYTES, library_version, preload as preload_cublas};
-pub use device::{Device, DeviceInfo, PTX_FILE, PTX_TARGETS, probe, ptx, ptx_with_lines};
+pub use device::{Device, PTX_FILE, PTX_TARGETS, probe, ptx, ptx_with_lines};
+pub use device_info::DeviceInfo;
 pub use fused::max_rows as fused_max_rows;
 pub use matmul::preferred_matmul;
 pub use memory::{DeviceBuffer, PinnedBuffer, Plain, Uploader};
@@ -50,9 +52,8 @@ use crate::batch::{Batch, BatchLimits};
 use crate::config::Config;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::kv_cache::KvLayout;
-use crate::model::OpsConfig;
-use crate::ops::{Ops, Qkv, QkvBias, Stacked};
+use crate::kv_layout::KvLayout;
+use crate::ops::{Ops, OpsConfig, Qkv, QkvBias, Stacked};
 use crate::sampler::SamplingRow;
 use crate::weights::{Matrix, Weights};
 use std::rc::Rc;
@@ -94,7 +95,7 @@ pub fn kernels() -> Vec<(&'static str, Vec<&'static str>)> {
 }
 
 /// The format of most of a model's matrix elements. Its matrix products, activations and KV pages have it on the GPU too, but
-/// where that is bf16: see [`crate::model::open::DtypeChoice`].
+/// where that is bf16 and whoever loads it prefers f16.
 pub fn compute_dtype(weights: &Weights) -> Dtype {
     let mut elements = [0usize; Dtype::ALL.len()];
     for matrix in weights.matrices() {

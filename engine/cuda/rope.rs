@@ -6,7 +6,7 @@ use super::launch::{dimension, elements_of_rows};
 use super::memory::DeviceBuffer;
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
-use crate::model::rope::rope_table;
+use crate::rope::rope_table;
 use gpu_kernels::rope::{BLOCK_SIZE, rope_f32_plain};
 use std::rc::Rc;
 

@@ -4,7 +4,7 @@ use super::device::Device;
 use super::memory::DeviceBuffer;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::kv_cache::KvLayout;
+use crate::kv_layout::KvLayout;
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
 use half::{bf16, f16};
 use rayon::prelude::*;

@@ -5,7 +5,7 @@ use super::device::Device;
 use super::launch::{by_dtype, dimension, elements_of_rows};
 use super::tensor::{KvCache, Tensor};
 use crate::error::Result;
-use crate::kv_cache::PAGE_SIZE;
+use crate::kv_layout::PAGE_SIZE;
 use gpu_kernels::write_kv::{BLOCK_SIZE, write_kv_bf16_plain, write_kv_f16_plain, write_kv_f32_plain};
 
 const OP: &str = "write_kv";

@@ -1,6 +1,6 @@
 //! Metadata values, decoded from the file's bytes when they are asked for.
 
-use super::parse::Cursor;
+use super::cursor::Cursor;
 use super::types::ValueType;
 use std::fmt;
 

@@ -5,10 +5,10 @@ use super::cases;
 use super::check::{CaseResult, CheckOptions, Outcome, check, run};
 use super::kernels::operation;
 use super::run::{Ceilings, LeftOut, Run, Timing, VERSION};
-use super::stats::{Stats, StopRule};
 use super::{cases::matmul, device};
 use crate::cuda::{self, CudaOps, Memory, Timer};
 use crate::error::{Error, Result};
+use crate::stats::{Stats, StopRule};
 use std::time::Instant;
 
 /// What to time.

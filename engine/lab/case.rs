@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::cuda::{CudaOps, Device, KernelChoice};
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::model::OpsConfig;
+use crate::ops::OpsConfig;
 use std::rc::Rc;
 
 /// The most [`Case::work`] of a case that an emulator or a sanitizer, hundreds of times slower than the device, should

@@ -19,7 +19,6 @@ pub mod report;
 pub mod resources;
 pub mod run;
 pub mod source;
-pub mod stats;
 pub mod timed_ops;
 pub mod values;
 pub mod watch;

@@ -1,17 +1,16 @@
 //! A whole model with other kernels than the default ones: what that does to its speed and to its answers.
 
-use super::stats::Stats;
 use super::timed_ops::{Laps, Stopwatch, TimedOps};
 use crate::batch::{Batch, SequenceRows, WantedLogits};
 use crate::config::Config;
 use crate::cpu::CpuOps;
-use crate::cuda::{CudaOps, KernelChoice};
+use crate::cuda::{CudaOps, Device, KernelChoice};
 use crate::error::{Error, Result};
-use crate::kv_cache::pages_for;
-use crate::model::open::{RunnerOptions, fit_cpu, fit_cuda, open_device};
+use crate::kv_layout::{KvLayout, pages_for};
 use crate::model::{ModelRunner, Runner};
-use crate::ops::Ops;
+use crate::ops::{Ops, OpsConfig};
 use crate::sampler::{SamplingParams, SamplingRow};
+use crate::stats::Stats;
 use crate::weights::Weights;
 use serde::Serialize;
 use std::cell::RefCell;
@@ -19,7 +18,10 @@ use std::rc::Rc;
 use std::time::Instant;
 
 /// Logit rows of a step: they are 39 MB for a vocabulary of 152 k.
-const LOGIT_ROWS: usize = 64;
+pub const LOGIT_ROWS: usize = 64;
+
+/// Sequences: two choices of kernels, each with pages of its own.
+pub const NUM_SEQUENCES: usize = 2;
 
 /// Decode steps whose operations are timed.
 const TIMED_STEPS: usize = 16;
@@ -128,67 +130,92 @@ impl<O: Ops + Choose> Choose for TimedOps<O> {
     }
 }
 
-/// Measures a model on the device of `options`, whose kernels are compared with those of the plan. On the CPU, which has
-/// no variants, both are ignored.
+/// Where a model is measured, and what fits there.
+pub struct Place {
+    /// `None` is the CPU.
+    pub device: Option<Rc<Device>>,
+    /// For [`NUM_SEQUENCES`] sequences of [`Plan::max_model_len`] tokens, and steps of [`Plan::max_num_tokens`] rows and
+    /// [`LOGIT_ROWS`] logit rows.
+    pub ops_config: OpsConfig,
+    pub layout: KvLayout,
+}
+
+impl Plan {
+    /// Tokens of the sequence that is measured.
+    pub fn max_model_len(&self) -> usize {
+        self.prompt.len() + self.decode_tokens
+    }
+
+    /// Rows of its largest step.
+    pub fn max_num_tokens(&self) -> usize {
+        self.batch_size.min(self.prompt.len())
+    }
+
+    /// Refuses what a model cannot run.
+    ///
+    /// # Errors
+    /// [`Error::Request`] where nothing is to be measured, or more tokens than the model's context.
+    pub fn check(&self, config: &Config) -> Result<()> {
+        if self.prompt.is_empty() || self.decode_tokens == 0 || self.repetitions == 0 || self.batch_size == 0
+        {
+            return Err(Error::Request(
+                "at least one prompt token, decode token, repetition and row is needed".into(),
+            ));
+        }
+        if self.max_model_len() > config.max_position_embeddings {
+            return Err(Error::Request(format!(
+                "{} prompt tokens and {} decode tokens are more than this model's context of {}",
+                self.prompt.len(),
+                self.decode_tokens,
+                config.max_position_embeddings
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Measures a model with the kernels `asked`, and compares them with those of the plan. On the CPU, which has no variants,
+/// both are ignored.
 ///
 /// The model is loaded twice, one after the other: as the engine runs it, and with a stop-watch around each operation.
 ///
 /// # Errors
-/// [`Error::Request`] for a plan that the model cannot run, or a variant that cannot compute it; what opening the model or
-/// the device says.
-pub fn measure(weights: &Weights, config: &Config, options: &RunnerOptions, plan: &Plan) -> Result<Report> {
-    let len = plan.prompt.len() + plan.decode_tokens;
-    if plan.prompt.is_empty() || plan.decode_tokens == 0 || plan.repetitions == 0 || plan.batch_size == 0 {
-        return Err(Error::Request(
-            "at least one prompt token, decode token, repetition and row is needed".into(),
-        ));
-    }
-    if len > config.max_position_embeddings {
-        return Err(Error::Request(format!(
-            "{} prompt tokens and {} decode tokens are more than this model's context of {}",
-            plan.prompt.len(),
-            plan.decode_tokens,
-            config.max_position_embeddings
-        )));
-    }
-    let asked = options.kernels.clone();
-    let options = RunnerOptions {
-        max_model_len: Some(len),
-        max_num_tokens: Some(plan.batch_size.min(plan.prompt.len())),
-        // Two choices of kernels, each with pages of its own.
-        max_num_sequences: 2,
-        max_num_logits: LOGIT_ROWS,
-        kernels: KernelChoice::default(),
-        ..options.clone()
-    };
+/// As [`Plan::check`]; [`Error::Request`] for a variant that cannot compute the model; what the device says.
+pub fn measure(
+    weights: &Weights,
+    config: &Config,
+    place: &Place,
+    asked: &KernelChoice,
+    plan: &Plan,
+) -> Result<Report> {
+    plan.check(config)?;
     let mut choices = vec![plan.against.clone()];
     let quiet = &mut |_, _| ();
-    match open_device(options.device)? {
+    let Place { device, ops_config, layout } = place;
+    match device {
         None => {
-            let (ops_config, layout) = fit_cpu(config, &options)?;
-            let ops = CpuOps::new(&ops_config)?;
-            let runner = ModelRunner::new(ops, weights, config, &ops_config, layout, quiet)?;
+            let ops = CpuOps::new(ops_config)?;
+            let runner = ModelRunner::new(ops, weights, config, ops_config, *layout, quiet)?;
             let whole = Bench { runner, plan }.whole(&choices)?;
             let stopwatch = Rc::new(RefCell::new(Stopwatch::host()));
-            let ops = TimedOps::new(CpuOps::new(&ops_config)?, stopwatch.clone());
-            let runner = ModelRunner::new(ops, weights, config, &ops_config, layout, quiet)?;
+            let ops = TimedOps::new(CpuOps::new(ops_config)?, stopwatch.clone());
+            let runner = ModelRunner::new(ops, weights, config, ops_config, *layout, quiet)?;
             let shares = Bench { runner, plan }.shares(&choices, &stopwatch)?;
             Ok(report(plan, whole, shares))
         }
         Some(device) => {
-            if asked != plan.against && asked != KernelChoice::default() {
-                choices.push(asked);
+            if *asked != plan.against && *asked != KernelChoice::default() {
+                choices.push(asked.clone());
             }
-            let (ops_config, layout) = fit_cuda(&device, weights, config, &options)?;
-            let ops = CudaOps::new(&device, &ops_config, layout.dtype, KernelChoice::default())?;
-            let runner = ModelRunner::new(ops, weights, config, &ops_config, layout, quiet)?;
+            let ops = CudaOps::new(device, ops_config, layout.dtype, KernelChoice::default())?;
+            let runner = ModelRunner::new(ops, weights, config, ops_config, *layout, quiet)?;
             let whole = Bench { runner, plan }.whole(&choices)?;
             let host = device.is_emulated();
-            let stopwatch = if host { Stopwatch::host() } else { Stopwatch::events(&device) };
+            let stopwatch = if host { Stopwatch::host() } else { Stopwatch::events(device) };
             let stopwatch = Rc::new(RefCell::new(stopwatch));
-            let ops = CudaOps::new(&device, &ops_config, layout.dtype, KernelChoice::default())?;
+            let ops = CudaOps::new(device, ops_config, layout.dtype, KernelChoice::default())?;
             let ops = TimedOps::new(ops, stopwatch.clone());
-            let runner = ModelRunner::new(ops, weights, config, &ops_config, layout, quiet)?;
+            let runner = ModelRunner::new(ops, weights, config, ops_config, *layout, quiet)?;
             let shares = Bench { runner, plan }.shares(&choices, &stopwatch)?;
             Ok(report(plan, whole, shares))
         }
@@ -429,8 +456,28 @@ fn argmax(values: &[f32]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::open::DeviceChoice;
+    use crate::batch::BatchLimits;
+    use crate::dtype::Dtype;
     use crate::testing::TinyModel;
+
+    /// The CPU, with room for the plan.
+    fn cpu(config: &Config, plan: &Plan) -> Place {
+        let pages = pages_for(plan.max_model_len());
+        let limits = BatchLimits {
+            max_num_tokens: plan.max_num_tokens(),
+            max_num_sequences: NUM_SEQUENCES,
+            max_num_logits: LOGIT_ROWS,
+            max_blocks: pages,
+        };
+        let layout = KvLayout {
+            dtype: Dtype::F32,
+            num_layers: config.num_hidden_layers,
+            num_pages: NUM_SEQUENCES * pages,
+            num_key_value_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+        };
+        Place { device: None, ops_config: OpsConfig::new(config, plan.max_model_len(), limits), layout }
+    }
 
     #[test]
     fn divergence_is_zero_for_shifted_logits_and_known_for_two_classes() {
@@ -457,11 +504,11 @@ mod tests {
         let gguf = model.gguf();
         let config = Config::from_gguf(&gguf).unwrap();
         let weights = Weights::from_gguf(&gguf, &config).unwrap();
-        let options = RunnerOptions { device: DeviceChoice::Cpu, ..RunnerOptions::default() };
         let against = KernelChoice::default();
         let plan =
             Plan { prompt: (1..40).collect(), decode_tokens: 5, repetitions: 3, batch_size: 16, against };
-        let report = measure(&weights, &config, &options, &plan).unwrap();
+        let (place, asked) = (cpu(&config, &plan), KernelChoice::default());
+        let report = measure(&weights, &config, &place, &asked, &plan).unwrap();
         assert_eq!(report.default.tokens.len(), 6);
         assert_eq!(report.default.prefill_s.samples, 3);
         assert!(report.chosen.is_none() && report.agreement.is_none());
@@ -475,7 +522,7 @@ mod tests {
         let sum: f64 = report.default.decode.operations.iter().map(|share| share.share).sum();
         assert!((sum - 1.0).abs() < 1e-9);
         let too_long = Plan { decode_tokens: 5000, ..plan };
-        assert!(matches!(measure(&weights, &config, &options, &too_long), Err(Error::Request(_))));
+        assert!(matches!(measure(&weights, &config, &place, &asked, &too_long), Err(Error::Request(_))));
     }
 
     /// The choice between operations is the device's; here both choices compute the same, so they must agree fully.
@@ -487,15 +534,7 @@ mod tests {
         let against = KernelChoice::default();
         let plan =
             Plan { prompt: (1..40).collect(), decode_tokens: 5, repetitions: 1, batch_size: 16, against };
-        let options = RunnerOptions {
-            device: DeviceChoice::Cpu,
-            max_model_len: Some(44),
-            max_num_tokens: Some(16),
-            max_num_sequences: 2,
-            max_num_logits: LOGIT_ROWS,
-            ..RunnerOptions::default()
-        };
-        let (ops_config, layout) = fit_cpu(&config, &options).unwrap();
+        let Place { ops_config, layout, .. } = cpu(&config, &plan);
         let ops = CpuOps::new(&ops_config).unwrap();
         let runner = ModelRunner::new(ops, &weights, &config, &ops_config, layout, &mut |_, _| ()).unwrap();
         let choices = [KernelChoice::default(), KernelChoice::parse("rms_norm=plain").unwrap()];

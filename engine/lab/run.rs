@@ -1,8 +1,8 @@
 //! A run of `lab bench`, as it is stored: what `--json` prints, `--baseline` and `lab report` read.
 
 use super::case::Cost;
-use super::stats::{Stats, Verdict, compare};
 use crate::error::{Error, Result};
+use crate::stats::{Stats, Verdict, compare};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 use std::path::Path;

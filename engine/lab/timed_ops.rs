@@ -3,7 +3,7 @@
 use crate::batch::{Batch, BatchLimits};
 use crate::cuda::{Device, Timer};
 use crate::error::Result;
-use crate::kv_cache::KvLayout;
+use crate::kv_layout::KvLayout;
 use crate::ops::{Ops, Qkv, QkvBias, Stacked};
 use crate::sampler::SamplingRow;
 use crate::weights::Matrix;

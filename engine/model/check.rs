@@ -2,7 +2,7 @@
 
 use crate::batch::{Batch, BatchLimits};
 use crate::error::{Error, Result};
-use crate::kv_cache::{KvLayout, PAGE_SIZE};
+use crate::kv_layout::{KvLayout, PAGE_SIZE};
 
 /// Checks that `batch` is within `limits`, that its arrays agree with each other, and that every token, position,
 /// slot, page and row in it exists. Afterwards operations follow its indices unchecked, on a GPU too.

@@ -80,7 +80,7 @@ impl<O: Ops> Buffers<O> {
 }
 
 /// Bytes of all buffers that [`Qwen2::load`] allocates for batches within `limits`, with activations in the format
-/// `activation`. The weights are [`Weights::num_bytes`], the pages are [`crate::kv_cache::KvLayout::page_bytes`].
+/// `activation`. The weights are [`Weights::num_bytes`], the pages are [`crate::kv_layout::KvLayout::page_bytes`].
 pub fn workspace_bytes(config: &Config, limits: &BatchLimits, activation: Dtype) -> u64 {
     let Config { hidden_size, intermediate_size, vocab_size, .. } = *config;
     let (q_size, kv_size) = (config.q_size(), config.kv_size());

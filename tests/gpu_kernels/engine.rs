@@ -5,7 +5,7 @@ use bytes::Bytes;
 use qernel::batch::{Batch, BatchLimits, SequenceRows, WantedLogits};
 use qernel::cuda::{DeviceBuffer, Uploader, encode};
 use qernel::dtype::Dtype;
-use qernel::kv_cache::KvLayout;
+use qernel::kv_layout::KvLayout;
 use qernel::lab::findings::Findings;
 use qernel::lab::values::*;
 use qernel::ops::Ops;

@@ -2,11 +2,10 @@
 
 use qernel::batch::{Batch, BatchLimits};
 use qernel::chat::ChatTemplate;
-use qernel::cli::options::ModelArgs;
 use qernel::error::{Error, Result};
-use qernel::kv_cache::KvLayout;
+use qernel::kv_layout::KvLayout;
+use qernel::load::{DeviceChoice, Model, RunnerOptions};
 use qernel::model::Runner;
-use qernel::model::open::{DeviceChoice, DtypeChoice};
 use qernel::sampler::{Logprobs, SamplingRow};
 use qernel::server::{LoadedModel, Server, ServerConfig};
 use serde_json::Value;
@@ -81,21 +80,14 @@ impl Runner for Controlled {
 }
 
 /// The model that the binary carries, on the CPU.
-pub fn model_args() -> ModelArgs {
-    ModelArgs {
-        model: None,
-        device: DeviceChoice::Cpu,
-        dtype: DtypeChoice::default(),
-        ctx_size: None,
-        batch_size: Some(512),
-        gpu_memory_fraction: 0.9,
-        kernel: None,
-    }
+pub fn open_model(parallel: usize) -> Result<Model> {
+    let options = RunnerOptions { device: DeviceChoice::Cpu, ..RunnerOptions::for_sequences(parallel) };
+    Model::open(None, &options, &mut |_, _| ())
 }
 
 /// Opens it for a server.
 pub fn open(parallel: usize, control: Arc<Control>) -> Result<LoadedModel> {
-    let mut model = model_args().open(parallel)?;
+    let mut model = open_model(parallel)?;
     let template: Option<ChatTemplate> = model.template().ok();
     model.runner = Box::new(Controlled { inner: model.runner, control });
     Ok(LoadedModel { engine: model.into_engine()?, template, name: "haiku".into() })

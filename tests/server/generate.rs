@@ -14,7 +14,7 @@ const PROMPT: &str = "Write a haiku about the sea with the word forty-two";
 
 /// What the engine answers without a server.
 fn by_hand(params: SamplingParams) -> (Vec<u32>, String) {
-    let model = model_args().open(1).unwrap();
+    let model = open_model(1).unwrap();
     let text = model.template().unwrap().render(&[Message::new("user", PROMPT)], &[], true).unwrap();
     let prompt = model.tokenizer.encode(&text, true).unwrap();
     let request = Request { sampling: params, ..Request::new(prompt) };

@@ -2,7 +2,6 @@
 
 use super::check::dtype;
 use super::table::Table;
-use crate::cli::options::open_gguf;
 use crate::cli::output::Output;
 use crate::config::Config;
 use crate::cuda;
@@ -14,9 +13,9 @@ use crate::lab::device::LabDevice;
 use crate::lab::kernels;
 use crate::lab::report;
 use crate::lab::run::{LeftOut, Run, Timing};
-use crate::lab::stats::StopRule;
 use crate::lab::workload::{LIKE, like};
-use crate::model::open::DtypeChoice;
+use crate::load::{DtypeChoice, open_gguf};
+use crate::stats::StopRule;
 use crate::weights::Weights;
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use std::path::PathBuf;

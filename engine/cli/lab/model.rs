@@ -1,14 +1,13 @@
 //! `lab model`: the running model with other kernels.
 
 use super::table::Table;
-use crate::cli::options::open_gguf;
 use crate::cli::output::Output;
 use crate::config::Config;
 use crate::cuda::KernelChoice;
 use crate::error::{Error, Result};
-use crate::lab::model::{Measured, Plan, Report, Share, measure};
-use crate::lab::stats::Stats;
-use crate::model::open::{DeviceChoice, DtypeChoice, RunnerOptions};
+use crate::lab::model::{LOGIT_ROWS, Measured, NUM_SEQUENCES, Place, Plan, Report, Share, measure};
+use crate::load::{DeviceChoice, DtypeChoice, RunnerOptions, fit_cpu, fit_cuda, open_device, open_gguf};
+use crate::stats::Stats;
 use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
 use std::path::PathBuf;
@@ -87,13 +86,22 @@ pub(super) fn run(args: ModelArgs) -> Result<ExitCode> {
         repetitions: args.repetitions,
         batch_size: args.batch_size,
     };
+    plan.check(&config)?;
     let options = RunnerOptions {
         device: args.device,
         dtype: args.dtype,
-        kernels: kernels.clone(),
+        max_model_len: Some(plan.max_model_len()),
+        max_num_tokens: Some(plan.max_num_tokens()),
+        max_num_sequences: NUM_SEQUENCES,
+        max_num_logits: LOGIT_ROWS,
         ..RunnerOptions::default()
     };
-    let report = measure(&weights, &config, &options, &plan)?;
+    let device = open_device(options.device)?;
+    let (ops_config, layout) = match &device {
+        None => fit_cpu(&config, &options)?,
+        Some(device) => fit_cuda(device, &weights, &config, &options)?,
+    };
+    let report = measure(&weights, &config, &Place { device, ops_config, layout }, &kernels, &plan)?;
     let mut out = Output::stdout();
     if args.json {
         out.json(&report)?;

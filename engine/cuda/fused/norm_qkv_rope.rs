@@ -11,7 +11,7 @@ use super::super::variant::{KernelChoice, Variant, select};
 use super::{MMA, StreamShape, expect_eligible, f16_only, lanes_fit, norm_fits, persistent};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::kv_cache::PAGE_SIZE;
+use crate::kv_layout::PAGE_SIZE;
 use crate::ops::Qkv;
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
 use gpu_kernels::fused::mma::MAX_NORM_WARPS;

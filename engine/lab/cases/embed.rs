@@ -5,7 +5,7 @@ use crate::batch::{Batch, BatchLimits, GIVEN, SequenceRows, WantedLogits};
 use crate::cuda::{CudaBatch, CudaOps, Tensor, Weight};
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::kv_cache::pages_for;
+use crate::kv_layout::pages_for;
 use crate::lab::case::{Case, Cases, Cost, Instance, Workload, plain_config};
 use crate::lab::findings::Findings;
 use crate::lab::values::*;

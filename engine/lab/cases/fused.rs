@@ -5,12 +5,11 @@ use crate::batch::BatchLimits;
 use crate::cuda::{Activation, CudaBatch, CudaOps, KvCache, Tensor, Weight, fused_max_rows, precise_dtype};
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::kv_cache::{KvLayout, PAGE_SIZE};
+use crate::kv_layout::{KvLayout, PAGE_SIZE};
 use crate::lab::case::{Case, Cases, Cost, Instance, Workload, plain_config};
 use crate::lab::findings::Findings;
 use crate::lab::values::*;
-use crate::model::OpsConfig;
-use crate::ops::{Ops, Qkv};
+use crate::ops::{Ops, OpsConfig, Qkv};
 use rayon::prelude::*;
 
 pub const MATMUL_ADD: Cases =

@@ -5,12 +5,11 @@ use crate::batch::BatchLimits;
 use crate::cuda::{CudaBatch, CudaOps, Tensor};
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::kv_cache::pages_for;
+use crate::kv_layout::pages_for;
 use crate::lab::case::{Case, Cases, Cost, Instance, Workload};
 use crate::lab::findings::Findings;
 use crate::lab::values::*;
-use crate::model::OpsConfig;
-use crate::ops::Ops;
+use crate::ops::{Ops, OpsConfig};
 
 pub const CASES: Cases = Cases { op: "rope", checks, timings };
 

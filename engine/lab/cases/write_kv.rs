@@ -5,12 +5,11 @@ use crate::batch::{Batch, BatchLimits, SequenceRows, WantedLogits};
 use crate::cuda::{CudaBatch, CudaOps, KvCache, Tensor};
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::kv_cache::{KvLayout, PAGE_SIZE, pages_for};
+use crate::kv_layout::{KvLayout, PAGE_SIZE, pages_for};
 use crate::lab::case::{Case, Cases, Cost, Instance, Workload};
 use crate::lab::findings::Findings;
 use crate::lab::values::*;
-use crate::model::OpsConfig;
-use crate::ops::Ops;
+use crate::ops::{Ops, OpsConfig};
 
 pub const CASES: Cases = Cases { op: "write_kv", checks, timings };
 

@@ -52,6 +52,26 @@ fn quantile(sorted: &[f64], q: f64) -> f64 {
     sorted[below] + (sorted[above] - sorted[below]) * place.fract()
 }
 
+/// The arithmetic mean; 0 of nothing.
+pub fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
+}
+
+/// The middle value, or the mean of the two; 0 of nothing.
+pub fn median(values: &[f64]) -> f64 {
+    if values.is_empty() { 0.0 } else { Stats::of(values).median }
+}
+
+/// Of a sample (divided by n - 1), as llama-bench has it; 0 of fewer than two values.
+pub fn standard_deviation(values: &[f64]) -> f64 {
+    if values.len() < 2 {
+        return 0.0;
+    }
+    let mean = mean(values);
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    (squares / (values.len() - 1) as f64).sqrt()
+}
+
 /// When enough has been sampled.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StopRule {
@@ -225,5 +245,11 @@ mod tests {
             };
             assert_eq!(compare(&b, &a), expected, "seed {seed}");
         }
+    }
+
+    #[test]
+    fn statistics_of_few_values() {
+        assert_eq!((mean(&[]), median(&[]), standard_deviation(&[3.0])), (0.0, 0.0, 0.0));
+        assert_eq!(standard_deviation(&[1.0, 3.0]), 2f64.sqrt());
     }
 }

@@ -1,14 +1,15 @@
 //! Opens a model on a device: what fits is worked out before anything is allocated.
 
-use super::{ModelRunner, OpsConfig, Runner};
+use super::memory_plan::{self, MemoryPlan, MemoryRequest};
 use crate::batch::BatchLimits;
 use crate::config::Config;
 use crate::cpu::CpuOps;
 use crate::cuda::{self, CudaOps, Device, KernelChoice};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::kv_cache::{KvLayout, PAGE_SIZE, pages_for};
-use crate::memory_plan::{self, MemoryPlan, MemoryRequest};
+use crate::kv_layout::{KvLayout, PAGE_SIZE, pages_for};
+use crate::model::{ModelRunner, Runner};
+use crate::ops::OpsConfig;
 use crate::weights::Weights;
 use cuda_std::emulation;
 use std::fmt;
@@ -133,6 +134,13 @@ pub struct RunnerOptions {
     pub memory_fraction: f64,
     /// Kernel variants of the GPU.
     pub kernels: KernelChoice,
+}
+
+impl RunnerOptions {
+    /// The defaults for `count` sequences at a time.
+    pub fn for_sequences(count: usize) -> Self {
+        Self { max_num_sequences: count, max_num_logits: count, ..Self::default() }
+    }
 }
 
 impl Default for RunnerOptions {

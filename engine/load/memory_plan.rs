@@ -4,7 +4,7 @@ use crate::batch::BatchLimits;
 use crate::config::Config;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::kv_cache::{KvLayout, PAGE_SIZE};
+use crate::kv_layout::{KvLayout, PAGE_SIZE};
 use crate::model::qwen2;
 
 const MIB: f64 = 1024.0 * 1024.0;

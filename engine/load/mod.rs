@@ -1,0 +1,140 @@
+//! From a file to a model that runs: opens it, chooses a device, works out what fits, loads.
+//!
+//! [`Model::open`] does all of it; [`open_runner`] is the part after the file was read, for whoever has a [`Weights`] already.
+
+mod memory_plan;
+mod runner;
+
+pub use memory_plan::kv_layout;
+pub use runner::{DeviceChoice, DtypeChoice, RunnerOptions, fit_cpu, fit_cuda, open_device, open_runner};
+
+use crate::chat::ChatTemplate;
+use crate::config::Config;
+use crate::embedded;
+use crate::error::Result;
+use crate::generate::{Engine, EngineConfig};
+use crate::gguf::Gguf;
+use crate::model::Runner;
+use crate::tokenizer::Tokenizer;
+use crate::weights::Weights;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A model file, opened and loaded.
+pub struct Model {
+    pub tokenizer: Arc<Tokenizer>,
+    pub runner: Box<dyn Runner>,
+    pub facts: ModelFacts,
+}
+
+/// What the timing summary must know of a model.
+#[derive(Clone, Debug)]
+pub struct ModelFacts {
+    /// Opening the file and bringing the weights to the device, in seconds.
+    pub load_s: f64,
+    /// Bytes of weights that a decode step reads: all but an embedding that is not the head as well, of which one row
+    /// is read.
+    pub decode_weight_bytes: usize,
+    pub opening: Opening,
+}
+
+/// When the parts of opening a model had ended; each but the vocabulary follows the one before.
+#[derive(Clone, Copy, Debug)]
+pub struct Opening {
+    /// The file was mapped and its header read.
+    pub file: Instant,
+    /// The device was open, its kernels loaded, and the first tensor on it.
+    pub device: Instant,
+    /// All tensors were there.
+    pub weights: Instant,
+    /// The vocabulary was read, beside all of this.
+    pub vocabulary: Instant,
+    /// KV pages and work buffers were allocated too, and the vocabulary was there.
+    pub ready: Instant,
+}
+
+impl Model {
+    /// Opens the file, or the embedded model where none is named, and loads it. `progress` is called with the bytes of weights
+    /// loaded so far and with their sum.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the file, the options or the device.
+    pub fn open(
+        path: Option<&Path>,
+        options: &RunnerOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
+        let start = Instant::now();
+        let gguf = open_gguf(path)?;
+        let config = Config::from_gguf(&gguf)?;
+        let weights = Weights::from_gguf(&gguf, &config)?;
+        if !weights.unused.is_empty() {
+            tracing::warn!("tensors that the model has no use for: {}", weights.unused.join(", "));
+        }
+        let file = Instant::now();
+        let mut first_and_last_tensor = None;
+        // The vocabulary is read by another core while the weights go up.
+        let (tokenizer, runner) = std::thread::scope(|scope| {
+            let tokenizer = scope.spawn(|| (Tokenizer::from_gguf(&gguf), Instant::now()));
+            let runner = open_runner(&weights, &config, options, &mut |loaded, total| {
+                let now = Instant::now();
+                first_and_last_tensor.get_or_insert((now, now)).1 = now;
+                progress(loaded, total);
+            });
+            (tokenizer.join(), runner)
+        });
+        let (tokenizer, vocabulary) = tokenizer.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let (tokenizer, ready) = (tokenizer?, Instant::now());
+        let (device, loaded) = first_and_last_tensor.unwrap_or((ready, ready));
+        let head = weights.lm_head.as_ref();
+        let unread = if head.is_some() { weights.embed_tokens.data.len() } else { 0 };
+        let facts = ModelFacts {
+            load_s: start.elapsed().as_secs_f64(),
+            decode_weight_bytes: weights.num_bytes() as usize - unread,
+            opening: Opening { file, device, weights: loaded, vocabulary, ready },
+        };
+        Ok(Self { tokenizer: Arc::new(tokenizer), runner: runner?, facts })
+    }
+
+    /// The file's chat template, or ChatML.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::from_tokenizer`].
+    pub fn template(&self) -> Result<ChatTemplate> {
+        ChatTemplate::from_tokenizer(&self.tokenizer)
+    }
+
+    /// The ids of a prompt that no template made.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        let bos = self.tokenizer.bos_token_id().filter(|_| self.tokenizer.adds_bos());
+        Ok(bos.into_iter().chain(self.tokenizer.encode(text, true)?).collect())
+    }
+
+    /// An engine over the model, with all that it allows.
+    ///
+    /// # Errors
+    /// As [`Engine::new`].
+    pub fn into_engine(self) -> Result<Engine> {
+        self.into_engine_with(EngineConfig::default())
+    }
+
+    /// An engine over the model, as `config` says.
+    ///
+    /// # Errors
+    /// As [`Engine::new`].
+    pub fn into_engine_with(self, config: EngineConfig) -> Result<Engine> {
+        Engine::new(self.runner, Some(self.tokenizer), config)
+    }
+}
+
+/// The file that `--model` names, or the embedded model.
+///
+/// # Errors
+/// As [`Gguf::open`].
+pub fn open_gguf(model: Option<&Path>) -> Result<Gguf> {
+    model.map_or_else(embedded::haiku, Gguf::open)
+}
