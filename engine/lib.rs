@@ -1,36 +1,20 @@
 //! qernel: a Qwen inference engine whose GPU kernels are written in Rust.
 //!
-//! The way of a request: [`generate::Engine::submit`] hands it to the [`scheduler`], which forms a ragged
-//! [`batch::Batch`]; [`model`] runs the decoder over it through one of the two implementations of [`ops::Ops`]
-//! ([`cpu`], [`cuda`]); the [`sampler`] picks the next token of every sequence; the engine turns it into
-//! [`generate::Event`]s.
+//! [`load::Model::open`] turns a file into a [`generate::Engine`], which runs requests on a GPU ([`cuda`]) or on the CPU ([`cpu`]).
+//! The way of a request through it is told in `qernel_core`, whose rooms stand here under the same names, beside those of
+//! the other crates below `engine/`.
 
-pub mod batch;
 pub mod bench;
-pub mod chat;
 pub mod cli;
-pub mod config;
-pub mod cpu;
-pub mod cuda;
-pub mod dtype;
 pub mod embedded;
-pub mod error;
-pub mod generate;
-pub mod gguf;
-pub mod kv_cache;
-pub mod kv_layout;
-pub mod lab;
 pub mod load;
-pub mod model;
-pub mod ops;
-pub mod prefix_cache;
-pub mod rope;
-pub mod sampler;
-pub mod scheduler;
-pub mod server;
-pub mod stats;
-pub mod testing;
-pub mod tokenizer;
-pub mod weights;
 
-pub use error::{Error, Result};
+pub use qernel_core::{
+    Error, Result, batch, chat, config, cpu, drawing, dtype, error, generate, gguf, kv_cache, kv_layout,
+    model, ops, prefix_cache, rope, sampler, scheduler, stats, testing, tokenizer, weights,
+};
+pub use qernel_cuda as cuda;
+#[cfg(feature = "lab")]
+pub use qernel_lab as lab;
+pub use qernel_ptx as ptx;
+pub use qernel_server as server;

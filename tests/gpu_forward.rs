@@ -34,7 +34,7 @@ fn device() -> Option<Rc<Device>> {
         std::io::stderr().write_all(line.as_bytes()).ok();
         return None;
     }
-    Some(Rc::new(Device::open(None).expect("the device opens")))
+    Some(Rc::new(Device::open(None, qernel::ptx::ptx).expect("the device opens")))
 }
 
 fn parts(model: &TinyModel) -> (Config, Weights, OpsConfig) {

@@ -24,7 +24,7 @@ fn repository() -> &'static Path {
 /// What of the repository a kernel is compiled from, in a folder of its own.
 fn copy_of_the_source() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    for name in ["Cargo.toml", "Cargo.lock", "build.rs", "rustfmt.toml", "rust-toolchain.toml"] {
+    for name in ["Cargo.toml", "Cargo.lock", "rustfmt.toml", "rust-toolchain.toml"] {
         fs::copy(repository().join(name), folder.path().join(name)).unwrap();
     }
     for name in ["gpu-kernels", "cuda", "engine"] {

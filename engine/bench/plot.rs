@@ -1,8 +1,7 @@
 //! Tokens a second of every test as one SVG, for light and dark screens.
 
 use super::row::{Facts, Row};
-use crate::lab::report::chart::{Axis, colour, power_of_ten};
-use crate::lab::report::{STYLE, escape};
+use crate::drawing::{Axis, STYLE, colour, escape, power_of_ten};
 use std::fmt::{self, Write};
 
 const WIDTH: f64 = 760.0;

@@ -104,7 +104,14 @@ fn cublas() -> Vec<Check> {
     }]
 }
 
+/// Needed to build the project, not to run it: a program without the laboratory does not know how it is built.
+#[cfg(not(feature = "lab"))]
+fn device_compiler() -> Vec<Check> {
+    Vec::new()
+}
+
 /// Needed to build the project, not to run it.
+#[cfg(feature = "lab")]
 fn device_compiler() -> Vec<Check> {
     let findings = cuda_builder::toolchain::probe();
     let text = findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");

@@ -8,6 +8,7 @@ pub mod doctor;
 pub mod generate;
 pub mod inspect;
 pub mod interrupt;
+#[cfg(feature = "lab")]
 pub mod lab;
 pub mod logits;
 pub mod options;
@@ -58,6 +59,7 @@ enum Command {
     Logits(logits::LogitsArgs),
     Doctor(doctor::DoctorArgs),
     Bench(Box<bench::BenchArgs>),
+    #[cfg(feature = "lab")]
     Lab(lab::LabArgs),
     Completions(completions::CompletionsArgs),
 }
@@ -71,6 +73,7 @@ pub fn run() -> Result<ExitCode> {
         Command::Chat(args) => return chat::run(*args),
         Command::Serve(args) => return serve::run(*args),
         Command::Bench(args) => return bench::run(*args),
+        #[cfg(feature = "lab")]
         Command::Lab(args) => return lab::run(args),
         Command::Inspect(args) => inspect::run(args)?,
         Command::Tokenize(args) => tokenize::run(args)?,

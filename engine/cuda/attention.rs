@@ -10,7 +10,6 @@ use super::launch::{Launch, by_dtype, dimension};
 use super::memory::DeviceBuffer;
 use super::tensor::{Activation, KvCache, Tensor};
 use super::variant::{KernelChoice, Variant, select};
-use crate::batch::BatchLimits;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
@@ -21,6 +20,7 @@ use gpu_kernels::attention::decode_mma::{
 };
 use gpu_kernels::attention::prefill::{self, *};
 use gpu_kernels::attention::*;
+use qernel_core::batch::BatchLimits;
 use std::ops::Range;
 use std::rc::Rc;
 

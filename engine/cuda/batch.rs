@@ -2,10 +2,10 @@
 
 use super::device::Device;
 use super::memory::{DeviceBuffer, PinnedBuffer};
-use crate::batch::{Batch, BatchLimits};
 use crate::error::{Error, Result};
 use crate::kv_layout::PAGE_SIZE;
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
+use qernel_core::batch::{Batch, BatchLimits};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -403,8 +403,8 @@ pub(super) fn expect_bound(op: &str, what: &str, bound: usize, limit: usize) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::{SequenceRows, WantedLogits};
     use crate::kv_layout::pages_for;
+    use qernel_core::batch::{SequenceRows, WantedLogits};
 
     const LIMITS: BatchLimits =
         BatchLimits { max_num_tokens: 8, max_num_sequences: 4, max_num_logits: 4, max_blocks: 3 };

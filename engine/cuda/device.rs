@@ -9,32 +9,9 @@ use cuda_std::emulation;
 use cuda_std::launch::{Kernel, LaunchConfig, Launcher};
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr;
-use std::sync::OnceLock;
 
-/// PTX for every device of compute capability 8.0 and later.
-const PTX_SM_80: &str = include_str!(concat!(env!("OUT_DIR"), "/gpu-kernels.sm_80.ptx"));
-/// PTX for Hopper alone (compute capability 9.0): the `a` features do not run on any other device.
-const PTX_SM_90A: &str = include_str!(concat!(env!("OUT_DIR"), "/gpu-kernels.sm_90a.ptx"));
-
-/// The targets that the kernels are compiled for.
-pub const PTX_TARGETS: [&str; 2] = ["sm_80", "sm_90a"];
-
-/// The PTX of a target as it is run, `None` if the kernels are not compiled for it.
-pub fn ptx(target: &str) -> Option<&'static str> {
-    static STRIPPED: [OnceLock<String>; PTX_TARGETS.len()] = [const { OnceLock::new() }; PTX_TARGETS.len()];
-    let index = PTX_TARGETS.iter().position(|&known| known == target)?;
-    let with_lines = ptx_with_lines(target)?;
-    Some(STRIPPED[index].get_or_init(|| cuda_builder::without_line_info(with_lines)))
-}
-
-/// The PTX of a target with the source line of every instruction (`.loc`), for people; `None` as for [`ptx`].
-pub fn ptx_with_lines(target: &str) -> Option<&'static str> {
-    match target {
-        "sm_80" => Some(PTX_SM_80),
-        "sm_90a" => Some(PTX_SM_90A),
-        _ => None,
-    }
-}
+/// The PTX of a target, `sm_80` or `sm_90a`: see [`Device::open`].
+pub type Ptx = fn(&str) -> Option<&'static str>;
 
 /// Environment variable that names a file of PTX to run instead of the embedded one: `lab watch` sets it.
 pub const PTX_FILE: &str = "QERNEL_PTX_FILE";
@@ -105,12 +82,12 @@ pub struct Device {
 
 impl Device {
     /// Opens `cuda:N`, or the first device where `ordinal` is `None`, and compiles the kernels for it (the driver
-    /// keeps the result in its cache).
+    /// keeps the result in its cache). `ptx` gives them for the target that [`DeviceInfo::target`] names, or for an older one.
     ///
     /// # Errors
     /// [`Error::Device`] if there is no such device, it is too old, or the driver refuses the kernels; the text has
     /// the driver's compile log.
-    pub fn open(ordinal: Option<u32>) -> Result<Self> {
+    pub fn open(ordinal: Option<u32>, ptx: Ptx) -> Result<Self> {
         let info = find(ordinal)?;
         if let Some(path) = std::env::var_os(PTX_FILE) {
             let ptx = std::fs::read_to_string(&path).map_err(|error| Error::io(path, error))?;
@@ -125,7 +102,9 @@ impl Device {
                 )));
             }
         };
-        Self::open_info(info, ptx(target).expect("the kernels are compiled for both"))
+        let text =
+            ptx(target).ok_or_else(|| Error::Device(format!("the kernels are not compiled for {target}")))?;
+        Self::open_info(info, text)
     }
 
     fn open_info(info: DeviceInfo, ptx: &str) -> Result<Self> {

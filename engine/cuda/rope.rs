@@ -6,8 +6,8 @@ use super::launch::{dimension, elements_of_rows};
 use super::memory::DeviceBuffer;
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
-use crate::rope::rope_table;
 use gpu_kernels::rope::{BLOCK_SIZE, rope_f32_plain};
+use qernel_core::rope::rope_table;
 use std::rc::Rc;
 
 const OP: &str = "rope";

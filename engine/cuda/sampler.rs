@@ -6,9 +6,7 @@ use super::launch::{always, block_per_row, dimension};
 use super::memory::{DeviceBuffer, PinnedBuffer};
 use super::tensor::{self, Tensor};
 use super::variant::{KernelChoice, Variant, select};
-use crate::batch::BatchLimits;
 use crate::error::{Error, Result};
-use crate::sampler::SamplingRow;
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
 use gpu_kernels::argmax::MAX_BLOCKS_PER_ROW;
 use gpu_kernels::sampler::draw::{categorical_f32_plain, softmax_f32_plain};
@@ -19,6 +17,8 @@ use gpu_kernels::sampler::split::{self, draw_f32_split};
 use gpu_kernels::sampler::{
     DRAW_ANY, DRAW_CANDIDATES, DRAW_FILTERED, DRAW_PLAIN, NO_MASK, SAMPLER_THREADS, SamplerRow,
 };
+use qernel_core::batch::BatchLimits;
+use qernel_core::sampler::SamplingRow;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
@@ -422,7 +422,7 @@ fn pack(rows: &[SamplingRow], vocab_size: usize, may_split: bool) -> Result<Pack
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sampler::{SamplingParams, TokenMask};
+    use qernel_core::sampler::{SamplingParams, TokenMask};
     use std::sync::Arc;
 
     #[test]

@@ -43,7 +43,7 @@ impl LabDevice {
         match self {
             Self::Auto if cuda::probe().is_err() => Self::Emulated.open(seed),
             Self::Auto => Self::Cuda(None).open(seed),
-            Self::Cuda(ordinal) => Device::open(ordinal).map(Rc::new),
+            Self::Cuda(ordinal) => Device::open(ordinal, qernel_ptx::ptx).map(Rc::new),
             Self::Emulated => Ok(Rc::new(Device::emulated(emulation::Options { seed, check: true }))),
         }
     }

@@ -24,8 +24,8 @@ pub fn entry_name(text: &str) -> Option<&str> {
 /// Every kernel of the embedded modules, in the order of their names.
 pub fn all() -> Vec<Kernel> {
     let mut kernels: Vec<Kernel> = Vec::new();
-    for target in cuda::PTX_TARGETS {
-        for name in entries(cuda::ptx(target).unwrap_or_default()) {
+    for target in qernel_ptx::TARGETS {
+        for name in entries(qernel_ptx::ptx(target).unwrap_or_default()) {
             match kernels.iter_mut().find(|kernel| kernel.name == name) {
                 Some(kernel) => kernel.targets.push(target),
                 None => kernels.push(Kernel { name: name.to_owned(), targets: vec![target] }),

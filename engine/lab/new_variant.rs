@@ -549,7 +549,7 @@ mod tests {
     use crate::cuda;
 
     fn checkout() -> Checkout {
-        Checkout::around(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap()
+        Checkout::around(lab::source::built_in()).unwrap()
     }
 
     #[test]

@@ -202,7 +202,7 @@ impl Sources {
     /// Sources of the checkout in `root`; paths below the folder that this program was built in are looked for there.
     /// Files that have changed since `built_at` are remembered.
     pub fn new(root: Option<&Path>, built_at: Option<std::time::SystemTime>) -> Self {
-        let built_in = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+        let built_in = lab::source::built_in().to_owned();
         let root = root.map_or_else(|| built_in.clone(), Path::to_path_buf);
         Self { built_in, root, files: HashMap::new(), changed: BTreeSet::new(), built_at }
     }
@@ -297,7 +297,6 @@ fn glob(pattern: &str, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cuda;
 
     const MODULE: &str = "\
 .version 8.0
@@ -378,8 +377,8 @@ $L__tmp0:
 
     #[test]
     fn every_embedded_kernel_can_be_taken_out() {
-        for target in cuda::PTX_TARGETS {
-            let text = cuda::ptx_with_lines(target).unwrap();
+        for target in qernel_ptx::TARGETS {
+            let text = qernel_ptx::ptx_with_lines(target).unwrap();
             let module = Module::parse(text);
             let names: Vec<_> = module.entries().collect();
             assert_eq!(names, crate::lab::kernels::entries(text).collect::<Vec<_>>());
@@ -390,7 +389,7 @@ $L__tmp0:
                 assert_eq!(one.entries().collect::<Vec<_>>(), [*name]);
             }
         }
-        let module = Module::parse(cuda::ptx_with_lines("sm_80").unwrap());
+        let module = Module::parse(qernel_ptx::ptx_with_lines("sm_80").unwrap());
         let text = module.annotated("rms_norm_bf16_vec4", &mut Sources::new(None, None));
         assert!(text.contains("// gpu-kernels/src/rms_norm.rs:"), "{text}");
         assert!(text.contains("while column < hidden_size {"), "the source is shown");
@@ -399,8 +398,9 @@ $L__tmp0:
 
     #[test]
     fn what_is_run_has_no_lines_and_the_same_instructions() {
-        for target in cuda::PTX_TARGETS {
-            let (run, shown) = (cuda::ptx(target).unwrap(), cuda::ptx_with_lines(target).unwrap());
+        for target in qernel_ptx::TARGETS {
+            let (run, shown) =
+                (qernel_ptx::ptx(target).unwrap(), qernel_ptx::ptx_with_lines(target).unwrap());
             assert!(!run.contains("\t.loc\t") && shown.contains("\t.loc\t"));
             let instructions =
                 |text: &str| text.lines().filter(|line| line.trim_end().ends_with(';')).count();

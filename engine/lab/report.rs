@@ -1,12 +1,10 @@
 //! A run as one page of HTML: no scripts, nothing loaded from elsewhere, for light and dark screens of any width.
 
-pub(crate) mod chart;
+mod chart;
 
 use super::run::{Change, Run, Timing};
+use crate::drawing::{STYLE, colour, escape};
 use std::fmt::{self, Write};
-
-/// Colours and classes of pages and charts.
-pub(crate) const STYLE: &str = include_str!("report/style.css");
 
 /// The page of a run: for each operation a roofline, bars and a table.
 pub fn page(run: &Run) -> String {
@@ -64,7 +62,7 @@ fn operation(out: &mut String, run: &Run, op: &str) -> fmt::Result {
     writeln!(out, "<section id=\"{0}\">\n<h2>{0}</h2>", escape(op))?;
     writeln!(out, "<ul class=\"legend\">")?;
     for (i, variant) in variants.iter().enumerate() {
-        writeln!(out, "<li><i style=\"background:{}\"></i>{}</li>", chart::colour(i), escape(variant))?;
+        writeln!(out, "<li><i style=\"background:{}\"></i>{}</li>", colour(i), escape(variant))?;
     }
     writeln!(out, "</ul>\n<div class=\"charts\">\n<div class=\"panel\">\n<h3>Time, shorter is better</h3>")?;
     chart::bars(out, run, &shapes, &variants)?;
@@ -188,21 +186,6 @@ fn seconds(seconds: f64) -> String {
     format!("{value:.digits$} {unit}")
 }
 
-/// Text as HTML.
-pub(crate) fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            _ => escaped.push(c),
-        }
-    }
-    escaped
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -211,10 +194,5 @@ mod tests {
     fn times_have_three_digits() {
         let texts = [1.234e-6, 12.34e-6, 123.4e-6, 1.5e-3, 99.96e-6, 2.0].map(seconds);
         assert_eq!(texts, ["1.23 µs", "12.3 µs", "123 µs", "1.50 ms", "100 µs", "2.00 s"]);
-    }
-
-    #[test]
-    fn text_cannot_become_markup() {
-        assert_eq!(escape("<a href=\"x\">&"), "&lt;a href=&quot;x&quot;&gt;&amp;");
     }
 }

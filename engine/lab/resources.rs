@@ -47,11 +47,11 @@ pub(super) struct Compiled {
 impl Source {
     /// Opens the first GPU, and asks `ptxas` about the targets that it does not run.
     pub fn find() -> Self {
-        let device = cuda::probe().ok().and_then(|_| Device::open(None).ok());
+        let device = cuda::probe().ok().and_then(|_| Device::open(None, qernel_ptx::ptx).ok());
         let target = device.as_ref().and_then(|device| device.info().target().ok());
         let mut source = Self { device, ptxas: BTreeMap::new(), has_ptxas: false, blocks: BTreeMap::new() };
-        for name in cuda::PTX_TARGETS {
-            let ptx = cuda::ptx(name).unwrap_or_default();
+        for name in qernel_ptx::TARGETS {
+            let ptx = qernel_ptx::ptx(name).unwrap_or_default();
             source.blocks.extend(max_threads(ptx).map(|(kernel, threads)| ((name, kernel), threads)));
             if target == Some(name) {
                 continue;
@@ -217,8 +217,8 @@ ptxas info    : Used 15 registers, used 1 barriers, 256 bytes smem
 
     #[test]
     fn kernels_that_state_their_blocks_are_found_in_the_ptx() {
-        for target in cuda::PTX_TARGETS {
-            let stated: BTreeMap<_, _> = max_threads(cuda::ptx(target).unwrap()).collect();
+        for target in qernel_ptx::TARGETS {
+            let stated: BTreeMap<_, _> = max_threads(qernel_ptx::ptx(target).unwrap()).collect();
             assert_eq!(stated.get("matmul_bf16_gemv"), Some(&256));
             assert_eq!(stated.get("argmax_f32_plain"), Some(&1024));
             assert_eq!(stated.get("add_f32_plain"), None);

@@ -3,6 +3,12 @@
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 
+/// The folder of the repository that this program was built in.
+pub fn built_in() -> &'static Path {
+    // This crate is two folders below.
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new(""))
+}
+
 /// The folder of the repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checkout {
@@ -100,7 +106,7 @@ mod tests {
 
     #[test]
     fn the_checkout_is_found_from_inside_and_only_there() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let root = built_in();
         let checkout = Checkout::around(&root.join("engine/lab")).unwrap();
         assert_eq!(checkout.root(), root);
         let files = checkout.kernel_files("attention").unwrap();

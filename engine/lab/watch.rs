@@ -24,7 +24,7 @@ pub struct Rebuild {
 }
 
 impl Rebuild {
-    /// For `target`, one of [`cuda::PTX_TARGETS`], without the kernels that `op` has no need of; what is kept between
+    /// For `target`, one of [`qernel_ptx::TARGETS`], without the kernels that `op` has no need of; what is kept between
     /// compilations lies in the checkout's `target/`.
     ///
     /// # Errors
@@ -34,7 +34,7 @@ impl Rebuild {
         let arch = known.into_iter().find(|arch| arch.target_cpu() == target).ok_or_else(|| {
             Error::Request(format!(
                 "expected {} as the target, found {target:?}",
-                cuda::PTX_TARGETS.join(" or ")
+                qernel_ptx::TARGETS.join(" or ")
             ))
         })?;
         let left_out = left_out(op);
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn what_an_operation_needs_is_compiled() {
-        let all = cuda::ptx("sm_80").unwrap();
+        let all = qernel_ptx::ptx("sm_80").unwrap();
         for (op, needed, not_needed) in [
             ("add_rms_norm", "rms_norm_bf16_plain", "norm_matmul_f16_one"),
             ("matmul", "split_f32_bf16_plain", "attention_prefill_f16_tiled_h64"),

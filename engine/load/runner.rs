@@ -240,7 +240,7 @@ pub fn open_device(choice: DeviceChoice) -> Result<Option<Rc<Device>>> {
         },
     };
     cuda::preload_cublas();
-    Ok(Some(Rc::new(Device::open(ordinal)?)))
+    Ok(Some(Rc::new(Device::open(ordinal, crate::ptx::ptx)?)))
 }
 
 /// The largest batch, the longest context and the KV cache that fit in the host's memory.

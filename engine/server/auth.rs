@@ -2,13 +2,13 @@
 
 use super::App;
 use super::error::ApiError;
-use crate::error::{Error, Result};
 use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
+use qernel_core::error::{Error, Result};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use subtle::ConstantTimeEq;

@@ -1,10 +1,10 @@
 //! Errors as OpenAI's clients expect them.
 
-use crate::error::Error;
 use axum::Json;
 use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use qernel_core::error::Error;
 use serde::Serialize;
 use utoipa::ToSchema;
 

@@ -2,12 +2,12 @@
 
 use super::error::ApiError;
 use super::schema::Budget;
-use crate::error::{Error, Result};
-use crate::generate::TokenConstraint;
-use crate::sampler::TokenMask;
-use crate::tokenizer::{TokenKind, Tokenizer};
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::{Matcher, ParserFactory};
+use qernel_core::error::{Error, Result};
+use qernel_core::generate::TokenConstraint;
+use qernel_core::sampler::TokenMask;
+use qernel_core::tokenizer::{TokenKind, Tokenizer};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};

@@ -1,13 +1,13 @@
 //! What Prometheus may know.
 
-use crate::generate::FinishReason;
-use crate::kv_cache::PagePool;
 use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry};
+use qernel_core::generate::FinishReason;
+use qernel_core::kv_cache::PagePool;
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};

@@ -2,12 +2,12 @@
 
 use super::answer::Answer;
 use super::error::{ApiError, ErrorResponse};
-use crate::generate::Event;
 use axum::body::Body;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream;
+use qernel_core::generate::Event;
 use serde::Serialize;
 use std::convert::Infallible;
 use std::time::Duration;

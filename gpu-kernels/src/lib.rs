@@ -1,6 +1,6 @@
 //! The engine's GPU kernels: one operation a file, all its variants in it.
 //!
-//! Files have the names of the operations (`engine/ops.rs`), kernels are named `op_dtype_variant`. In each file the
+//! Files have the names of the operations (`engine/core/ops.rs`), kernels are named `op_dtype_variant`. In each file the
 //! variant `plain` comes first: it takes every shape and is what the faster ones below it are compared with. A
 //! kernel's documentation states the grid and block that it needs; block and tile sizes are constants here, which
 //! the launch wrappers read.

@@ -15,7 +15,7 @@ pub fn device() -> Option<Rc<Device>> {
         std::io::stderr().write_all(line.as_bytes()).ok();
         return None;
     }
-    Some(Rc::new(Device::open(None).expect("the device opens")))
+    Some(Rc::new(Device::open(None, qernel::ptx::ptx).expect("the device opens")))
 }
 
 /// The most work of a case: compute-sanitizer makes kernels hundreds of times slower, and `gpu-bundle/run --sanitizer` sets

@@ -16,7 +16,7 @@ pub struct PtxArgs {
     /// Name of a kernel, its beginning, or a pattern with * and ? (`lab list` has the names)
     kernel: String,
     /// Which of the embedded modules [default: the one that this machine's GPU runs, else sm_80]
-    #[arg(long, value_name = "ARCH", value_parser = clap::builder::PossibleValuesParser::new(cuda::PTX_TARGETS))]
+    #[arg(long, value_name = "ARCH", value_parser = clap::builder::PossibleValuesParser::new(crate::ptx::TARGETS))]
     arch: Option<String>,
     /// Read this module instead of an embedded one
     #[arg(long, value_name = "FILE", conflicts_with = "arch")]
@@ -38,7 +38,7 @@ pub(super) fn run(args: PtxArgs) -> Result<ExitCode> {
         }
         None => {
             let target = args.arch.as_deref().unwrap_or_else(|| target_of_this_machine());
-            cuda::ptx_with_lines(target).expect("clap lets only known targets through")
+            crate::ptx::ptx_with_lines(target).expect("clap lets only known targets through")
         }
     };
     let module = Module::parse(text);
@@ -131,7 +131,7 @@ fn describe(words: &BTreeMap<String, String>, kernel: &str) -> String {
 /// The module that the first GPU runs, or the one for all.
 fn target_of_this_machine() -> &'static str {
     let devices = cuda::probe().unwrap_or_default();
-    devices.first().and_then(|device| device.target().ok()).unwrap_or(cuda::PTX_TARGETS[0])
+    devices.first().and_then(|device| device.target().ok()).unwrap_or(crate::ptx::TARGETS[0])
 }
 
 fn temporary_folder() -> Result<tempfile::TempDir> {

@@ -52,7 +52,7 @@ pub(super) fn run(args: WatchArgs) -> Result<ExitCode> {
     let device = cuda::probe().ok().and_then(|devices| devices.into_iter().next());
     let target = match &device {
         Some(device) => device.target()?,
-        None => cuda::PTX_TARGETS[0],
+        None => crate::ptx::TARGETS[0],
     };
     let interrupt = Interrupt::install();
     let mut rounds = Rounds {

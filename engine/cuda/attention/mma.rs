@@ -1,10 +1,10 @@
 //! Launches of the tensor core kernels.
 
 use super::{Case, OP, known_head_dim};
-use crate::cuda::device::Device;
-use crate::cuda::launch::dimension;
+use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::Result;
+use crate::launch::dimension;
 use cuda_std::launch::LaunchConfig;
 use gpu_kernels::attention::prefill_mma::*;
 

@@ -1,9 +1,9 @@
 //! `/health` and `/metrics`.
 
-use crate::server::App;
-use crate::server::engine_thread::Health;
-use crate::server::error::ErrorResponse;
-use crate::server::metrics::CONTENT_TYPE;
+use crate::App;
+use crate::engine_thread::Health;
+use crate::error::ErrorResponse;
+use crate::metrics::CONTENT_TYPE;
 use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};

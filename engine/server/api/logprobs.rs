@@ -1,8 +1,8 @@
 //! Log-probabilities in the forms that the endpoints have for them.
 
-use crate::sampler::Logprobs;
-use crate::server::error::ApiError;
-use crate::tokenizer::{StreamDecoder, Tokenizer};
+use crate::error::ApiError;
+use qernel_core::sampler::Logprobs;
+use qernel_core::tokenizer::{StreamDecoder, Tokenizer};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! The turns of a conversation, as requests have them and as chat templates expect them.
 
 use super::tools::{CalledFunction, FunctionKind};
-use crate::server::body::Unsupported;
-use crate::server::error::ApiError;
+use crate::body::Unsupported;
+use crate::error::ApiError;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;

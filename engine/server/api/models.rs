@@ -1,8 +1,8 @@
 //! `/v1/models`.
 
-use crate::server::App;
-use crate::server::engine_thread::ModelInfo;
-use crate::server::error::{ApiError, ErrorResponse};
+use crate::App;
+use crate::engine_thread::ModelInfo;
+use crate::error::{ApiError, ErrorResponse};
 use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};

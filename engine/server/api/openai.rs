@@ -1,8 +1,8 @@
 //! What OpenAI's two endpoints share: the sampling fields, usage, names.
 
 use super::Choice;
-use crate::generate::FinishReason;
-use crate::server::error::ApiError;
+use crate::error::ApiError;
+use qernel_core::generate::FinishReason;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -21,10 +21,10 @@ macro_rules! openai_request {
             #[schema(minimum = 1)]
             pub n: Option<usize>,
             /// Texts that end the answer; they are no part of it.
-            pub stop: Option<crate::server::api::Stop>,
+            pub stop: Option<crate::api::Stop>,
             /// Whether to answer with Server-Sent Events. [default: false]
             pub stream: Option<bool>,
-            pub stream_options: Option<crate::server::api::openai::StreamOptions>,
+            pub stream_options: Option<crate::api::openai::StreamOptions>,
             /// The same seed gives the same answer. [default: random]
             pub seed: Option<i64>,
             /// 0 always takes the likeliest token. [default: 1]
@@ -57,9 +57,9 @@ macro_rules! openai_request {
             ///
             /// # Errors
             /// 400 where OpenAI's interface knows no such value.
-            fn sampling(&self) -> Result<crate::sampler::SamplingParams, crate::server::error::ApiError> {
-                crate::server::api::openai::check(self.temperature, self.user.as_deref())?;
-                Ok(crate::sampler::SamplingParams {
+            fn sampling(&self) -> Result<qernel_core::sampler::SamplingParams, crate::error::ApiError> {
+                crate::api::openai::check(self.temperature, self.user.as_deref())?;
+                Ok(qernel_core::sampler::SamplingParams {
                     temperature: self.temperature.unwrap_or(1.0),
                     top_k: self.top_k.unwrap_or(0),
                     top_p: self.top_p.unwrap_or(1.0),
@@ -68,13 +68,13 @@ macro_rules! openai_request {
                     repeat_last_n: -1,
                     presence_penalty: self.presence_penalty.unwrap_or(0.0),
                     frequency_penalty: self.frequency_penalty.unwrap_or(0.0),
-                    seed: self.seed.map_or_else(crate::server::random_u64, |seed| seed as u64),
+                    seed: self.seed.map_or_else(crate::random_u64, |seed| seed as u64),
                 })
             }
 
             /// Whether a stream was asked for; `Some(true)` if it is to end with the usage.
-            fn stream(&self) -> Result<Option<bool>, crate::server::error::ApiError> {
-                crate::server::api::openai::stream(self.stream, self.stream_options.as_ref())
+            fn stream(&self) -> Result<Option<bool>, crate::error::ApiError> {
+                crate::api::openai::stream(self.stream, self.stream_options.as_ref())
             }
         }
     };
@@ -150,7 +150,7 @@ pub struct PromptDetails {
 
 impl OpenAiUsage {
     /// The sum over choices; each prompt of `n` choices counts once.
-    pub fn sum(usages: &[crate::generate::Usage], n: usize) -> Self {
+    pub fn sum(usages: &[qernel_core::generate::Usage], n: usize) -> Self {
         let prompt_tokens = usages.iter().step_by(n).map(|usage| usage.prompt_tokens).sum();
         let cached_tokens = usages.iter().step_by(n).map(|usage| usage.cached_tokens).sum();
         let completion_tokens = usages.iter().map(|usage| usage.completion_tokens).sum();

@@ -1,6 +1,6 @@
 //! `/`: the chat page.
 
-use crate::server::error::ErrorResponse;
+use crate::error::ErrorResponse;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 

@@ -1,9 +1,9 @@
 //! `/tokenize` and `/detokenize`.
 
-use crate::server::App;
-use crate::server::body::JsonBody;
-use crate::server::error::{ApiError, ErrorResponse};
-use crate::server::metrics::Rejection;
+use crate::App;
+use crate::body::JsonBody;
+use crate::error::{ApiError, ErrorResponse};
+use crate::metrics::Rejection;
 use axum::Json;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
@@ -71,6 +71,6 @@ pub async fn detokenize(
     JsonBody(request): JsonBody<DetokenizeRequest>,
 ) -> Result<Json<DetokenizeResponse>, ApiError> {
     let text = app.engine.model()?.tokenizer.decode(&request.ids, request.skip_special.unwrap_or(false));
-    let named = |error: crate::Error| ApiError::field("ids", format!("ids: {error}"));
+    let named = |error: qernel_core::Error| ApiError::field("ids", format!("ids: {error}"));
     Ok(Json(DetokenizeResponse { text: text.map_err(named)? }))
 }

@@ -1,9 +1,9 @@
 //! Grammars of answers that call tools, in the form that [`tool_calls`](super::tool_calls) finds.
 
 use super::tool_calls::{CLOSE, OPEN};
-use crate::server::error::ApiError;
-use crate::server::grammar::{Grammar, Grammars, with_options};
-use crate::server::schema::Budget;
+use crate::error::ApiError;
+use crate::grammar::{Grammar, Grammars, with_options};
+use crate::schema::Budget;
 use serde_json::{Map, Value};
 use std::fmt::Write;
 
@@ -80,10 +80,10 @@ impl Calls {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::generate::TokenConstraint;
-    use crate::gguf::Gguf;
-    use crate::testing::TinyModel;
-    use crate::tokenizer::Tokenizer;
+    use qernel_core::generate::TokenConstraint;
+    use qernel_core::gguf::Gguf;
+    use qernel_core::testing::TinyModel;
+    use qernel_core::tokenizer::Tokenizer;
     use serde_json::json;
 
     /// `gguf.TokenType`: a word that was added to the vocabulary, as `<tool_call>` was to Qwen's.

@@ -2,8 +2,8 @@
 
 use super::tool_calls::Call;
 use super::tool_grammar::Calls;
-use crate::server::error::ApiError;
-use crate::server::random_id;
+use crate::error::ApiError;
+use crate::random_id;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::HashSet;

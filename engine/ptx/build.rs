@@ -1,4 +1,4 @@
-//! gpu-kernels -> PTX for each architecture, embedded by the engine; nothing else.
+//! gpu-kernels -> PTX for each architecture, embedded by this crate; nothing else.
 
 use std::{path::PathBuf, process::ExitCode, thread};
 
@@ -12,8 +12,8 @@ fn main() -> ExitCode {
     let out_dir = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let build = &|arch: NvvmArch| {
         let ptx = out_dir.join(format!("gpu-kernels.{}.ptx", arch.target_cpu()));
-        // With source lines, for `lab ptx`; engine/cuda/device.rs takes them out of what is run.
-        CudaBuilder::new("gpu-kernels").arch(arch).generate_line_info(true).copy_to(ptx).build()
+        // With source lines, for `lab ptx`; they are taken out of what is run.
+        CudaBuilder::new("../../gpu-kernels").arch(arch).generate_line_info(true).copy_to(ptx).build()
     };
     // Side by side: each is one long link-time optimisation on one core.
     let results: Vec<_> = thread::scope(|scope| {

@@ -1,6 +1,6 @@
 //! Every operation of the decoder, stated once, with its shapes.
 //!
-//! [`crate::cpu`] and [`crate::cuda`] implement [`Ops`]; [`crate::model::qwen2`] is written against it. Every
+//! [`crate::cpu`] and the crate `qernel-cuda` implement [`Ops`]; [`crate::model::qwen2`] is written against it. Every
 //! operation works on the first `n` rows of buffers that were allocated once for [`BatchLimits`]. Operations on a
 //! GPU are queued; only [`Ops::drawn`], [`Ops::sample`] and [`Ops::read`] wait.
 //!

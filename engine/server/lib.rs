@@ -31,13 +31,13 @@ pub use config::ServerConfig;
 pub use engine_thread::LoadedModel;
 pub use openapi::document as openapi_document;
 
-use crate::error::{Error, Result};
 use axum::Router;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::from_fn_with_state;
 use engine_thread::{EngineHandle, Health};
 use error::ApiError;
 use metrics::Metrics;
+use qernel_core::error::{Error, Result};
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{SocketAddr, TcpListener};

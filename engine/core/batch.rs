@@ -3,7 +3,7 @@
 use crate::kv_layout::{PAGE_SIZE, pages_for};
 
 /// In [`Batch::drawn_rows`]: the row's token is in [`Batch::tokens`].
-pub use gpu_kernels::embed::GIVEN;
+pub const GIVEN: u32 = u32::MAX;
 
 /// What one step computes. Prefill, a chunk of a prefill and decode differ only in how many rows a sequence has.
 ///

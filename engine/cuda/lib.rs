@@ -34,11 +34,14 @@ mod timer;
 mod variant;
 mod write_kv;
 
+// The rooms of the core, under the names that they have there.
+use qernel_core::{config, dtype, error, kv_layout, ops, weights};
+
 pub use bandwidth::{Memory, read_bandwidth};
 pub use batch::CudaBatch;
 pub use convert::{F16Range, convert, split_to_bf16};
 pub use cublas::{Cublas, Product, WORKSPACE_BYTES, library_version, preload as preload_cublas};
-pub use device::{Device, PTX_FILE, PTX_TARGETS, probe, ptx, ptx_with_lines};
+pub use device::{Device, PTX_FILE, Ptx, probe};
 pub use device_info::DeviceInfo;
 pub use fused::max_rows as fused_max_rows;
 pub use matmul::preferred_matmul;
@@ -48,14 +51,14 @@ pub use tensor::{Activation, KvCache, Tensor, Weight, encode};
 pub use timer::Timer;
 pub use variant::{KernelChoice, Operation, Variant, VariantInfo, is_ineligible, kernel_dtype};
 
-use crate::batch::{Batch, BatchLimits};
 use crate::config::Config;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::kv_layout::KvLayout;
 use crate::ops::{Ops, OpsConfig, Qkv, QkvBias, Stacked};
-use crate::sampler::SamplingRow;
 use crate::weights::{Matrix, Weights};
+use qernel_core::batch::{Batch, BatchLimits};
+use qernel_core::sampler::SamplingRow;
 use std::rc::Rc;
 
 /// Every operation that has kernels, in the order of their names.

@@ -1,0 +1,30 @@
+//! The engine of qernel without its devices of other makers and without a network: from the bytes of a model file to
+//! the events of a request.
+//!
+//! The way of a request: [`generate::Engine::submit`] hands it to the [`scheduler`], which forms a ragged
+//! [`batch::Batch`]; [`model`] runs the decoder over it through an implementation of [`ops::Ops`], of which [`cpu`] is one; the
+//! [`sampler`] picks the next token of every sequence; the engine turns it into [`generate::Event`]s.
+
+pub mod batch;
+pub mod chat;
+pub mod config;
+pub mod cpu;
+pub mod drawing;
+pub mod dtype;
+pub mod error;
+pub mod generate;
+pub mod gguf;
+pub mod kv_cache;
+pub mod kv_layout;
+pub mod model;
+pub mod ops;
+pub mod prefix_cache;
+pub mod rope;
+pub mod sampler;
+pub mod scheduler;
+pub mod stats;
+pub mod testing;
+pub mod tokenizer;
+pub mod weights;
+
+pub use error::{Error, Result};
