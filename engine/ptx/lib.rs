@@ -1,30 +1,102 @@
 //! The PTX of the kernels in `gpu-kernels`, which the build script compiles.
 //!
-//! It is a crate of its own so that it is compiled beside everything that launches kernels.
+//! It is a crate of its own so that it is compiled beside everything that launches kernels. The program carries one text,
+//! deflated, and what the others add to it.
 
+mod delta;
+
+use miniz_oxide::inflate::decompress_to_vec;
 use std::sync::OnceLock;
 
-/// PTX for every device of compute capability 8.0 and later.
-const PTX_SM_80: &str = include_str!(concat!(env!("OUT_DIR"), "/gpu-kernels.sm_80.ptx"));
-/// PTX for Hopper alone (compute capability 9.0): the `a` features do not run on any other device.
-const PTX_SM_90A: &str = include_str!(concat!(env!("OUT_DIR"), "/gpu-kernels.sm_90a.ptx"));
-
-/// The targets that the kernels are compiled for.
+/// The targets that the kernels are compiled for: the first for every device of compute capability 8.0 and later, the second
+/// for Hopper alone (compute capability 9.0), as `a` features do not run on any other device.
 pub const TARGETS: [&str; 2] = ["sm_80", "sm_90a"];
+
+/// The PTX of the first target as it is run.
+static FIRST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/first.deflate"));
+/// What makes the PTX of the second target of it.
+static SECOND: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/second.deflate"));
+/// What the source lines add to the PTX of each target.
+static LINES: [&[u8]; TARGETS.len()] = [
+    include_bytes!(concat!(env!("OUT_DIR"), "/first.lines.deflate")),
+    include_bytes!(concat!(env!("OUT_DIR"), "/second.lines.deflate")),
+];
+
+/// One text for each target, unpacked when it is first asked for.
+type Texts = [OnceLock<String>; TARGETS.len()];
 
 /// The PTX of a target as it is run, `None` if the kernels are not compiled for it.
 pub fn ptx(target: &str) -> Option<&'static str> {
-    static STRIPPED: [OnceLock<String>; TARGETS.len()] = [const { OnceLock::new() }; TARGETS.len()];
-    let index = TARGETS.iter().position(|&known| known == target)?;
-    let with_lines = ptx_with_lines(target)?;
-    Some(STRIPPED[index].get_or_init(|| cuda_builder::without_line_info(with_lines)))
+    static TEXTS: Texts = [const { OnceLock::new() }; TARGETS.len()];
+    let index = index(target)?;
+    Some(TEXTS[index].get_or_init(|| match index {
+        0 => inflate(FIRST),
+        _ => patch(&inflate(FIRST), SECOND),
+    }))
 }
 
 /// The PTX of a target with the source line of every instruction (`.loc`), for people; `None` as for [`ptx`].
 pub fn ptx_with_lines(target: &str) -> Option<&'static str> {
-    match target {
-        "sm_80" => Some(PTX_SM_80),
-        "sm_90a" => Some(PTX_SM_90A),
-        _ => None,
+    static TEXTS: Texts = [const { OnceLock::new() }; TARGETS.len()];
+    let (index, plain) = (index(target)?, ptx(target)?);
+    Some(TEXTS[index].get_or_init(|| patch(plain, LINES[index])))
+}
+
+fn index(target: &str) -> Option<usize> {
+    TARGETS.iter().position(|&known| known == target)
+}
+
+// What is unpacked here was packed by this crate's build script and comes from no file.
+
+fn inflate(packed: &[u8]) -> String {
+    let bytes = decompress_to_vec(packed).expect("the build script deflated it");
+    String::from_utf8(bytes).expect("PTX is text")
+}
+
+fn patch(base: &str, delta: &[u8]) -> String {
+    delta::decode(base, &inflate(delta)).expect("the build script made it for this text")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round_trip(base: &str, text: &str) -> usize {
+        let delta = delta::encode(base, text);
+        assert_eq!(delta::decode(base, &delta).as_deref(), Some(text), "{delta}");
+        delta.len()
+    }
+
+    #[test]
+    fn a_delta_makes_the_text_of_its_base() {
+        let numbers = |range: std::ops::Range<u32>| range.map(|i| format!("{i}\n")).collect::<String>();
+        let base = numbers(0..1000);
+        assert_eq!(round_trip(&base, &base), "1000\n".len());
+        assert_eq!(round_trip(&base, &base.replace("500\n", "500\nmore\n")), "501\n+more\n499\n".len());
+        assert_eq!(round_trip(&base, &base.replace("500\n", "else\n")), "500\n+else\n499 1\n".len());
+        // Parts in another order, one of them twice.
+        let moved = numbers(600..700) + &numbers(0..50) + &numbers(600..700);
+        assert!(round_trip(&base, &moved) < 40);
+        round_trip(&base, "");
+        round_trip("", &base);
+        round_trip(&base, "+7\n-3\n\n12 1\n");
+    }
+
+    #[test]
+    fn what_is_no_delta_of_the_base_is_refused() {
+        for bad in ["3", "1 1 1", "x", "-1", "1 -1", "2 1", "18446744073709551615", "1 9223372036854775807"] {
+            assert_eq!(delta::decode("a\nb\n", bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn every_target_is_unpacked_and_its_lines_are_all_that_is_added() {
+        for target in TARGETS {
+            let (plain, lines) = (ptx(target).unwrap(), ptx_with_lines(target).unwrap());
+            assert!(plain.contains(&format!(".target {target}")) && !plain.contains("\t.loc\t"));
+            assert!(lines.contains("\t.loc\t"));
+            assert_eq!(cuda_builder::without_line_info(lines), plain);
+        }
+        assert_eq!((ptx("sm_75"), ptx_with_lines("sm_75")), (None, None));
     }
 }
