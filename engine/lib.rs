@@ -6,8 +6,6 @@
 
 pub mod bench;
 pub mod cli;
-pub mod embedded;
-pub mod load;
 
 pub use qernel_core::{
     Error, Result, batch, chat, config, cpu, drawing, dtype, error, generate, gguf, kv_cache, kv_layout,
@@ -16,5 +14,6 @@ pub use qernel_core::{
 pub use qernel_cuda as cuda;
 #[cfg(feature = "lab")]
 pub use qernel_lab as lab;
+pub use qernel_load::{self as load, embedded};
 pub use qernel_ptx as ptx;
 pub use qernel_server as server;

@@ -1,11 +1,11 @@
 //! How much memory a model takes and how many KV pages what is left can hold: arithmetic alone, for both devices.
 
-use crate::batch::BatchLimits;
-use crate::config::Config;
-use crate::dtype::Dtype;
-use crate::error::{Error, Result};
-use crate::kv_layout::{KvLayout, PAGE_SIZE};
-use crate::model::qwen2;
+use qernel_core::batch::BatchLimits;
+use qernel_core::config::Config;
+use qernel_core::dtype::Dtype;
+use qernel_core::error::{Error, Result};
+use qernel_core::kv_layout::{KvLayout, PAGE_SIZE};
+use qernel_core::model::qwen2;
 
 const MIB: f64 = 1024.0 * 1024.0;
 

@@ -1,17 +1,17 @@
 //! Opens a model on a device: what fits is worked out before anything is allocated.
 
 use super::memory_plan::{self, MemoryPlan, MemoryRequest};
-use crate::batch::BatchLimits;
-use crate::config::Config;
-use crate::cpu::CpuOps;
-use crate::cuda::{self, CudaOps, Device, KernelChoice};
-use crate::dtype::Dtype;
-use crate::error::{Error, Result};
-use crate::kv_layout::{KvLayout, PAGE_SIZE, pages_for};
-use crate::model::{ModelRunner, Runner};
-use crate::ops::OpsConfig;
-use crate::weights::Weights;
 use cuda_std::emulation;
+use qernel_core::batch::BatchLimits;
+use qernel_core::config::Config;
+use qernel_core::cpu::CpuOps;
+use qernel_core::dtype::Dtype;
+use qernel_core::error::{Error, Result};
+use qernel_core::kv_layout::{KvLayout, PAGE_SIZE, pages_for};
+use qernel_core::model::{ModelRunner, Runner};
+use qernel_core::ops::OpsConfig;
+use qernel_core::weights::Weights;
+use qernel_cuda::{self as cuda, CudaOps, Device, KernelChoice};
 use std::fmt;
 use std::rc::Rc;
 use std::str::FromStr;
@@ -240,7 +240,7 @@ pub fn open_device(choice: DeviceChoice) -> Result<Option<Rc<Device>>> {
         },
     };
     cuda::preload_cublas();
-    Ok(Some(Rc::new(Device::open(ordinal, crate::ptx::ptx)?)))
+    Ok(Some(Rc::new(Device::open(ordinal, qernel_ptx::ptx)?)))
 }
 
 /// The largest batch, the longest context and the KV cache that fit in the host's memory.
@@ -361,7 +361,7 @@ fn plan(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::TinyModel;
+    use qernel_core::testing::TinyModel;
 
     fn config() -> Config {
         Config::from_gguf(&TinyModel::default().gguf()).unwrap()

@@ -2,21 +2,21 @@
 //!
 //! [`Model::open`] does all of it; [`open_runner`] is the part after the file was read, for whoever has a [`Weights`] already.
 
+pub mod embedded;
 mod memory_plan;
 mod runner;
 
 pub use memory_plan::kv_layout;
 pub use runner::{DeviceChoice, DtypeChoice, RunnerOptions, fit_cpu, fit_cuda, open_device, open_runner};
 
-use crate::chat::ChatTemplate;
-use crate::config::Config;
-use crate::embedded;
-use crate::error::Result;
-use crate::generate::{Engine, EngineConfig};
-use crate::gguf::Gguf;
-use crate::model::Runner;
-use crate::tokenizer::Tokenizer;
-use crate::weights::Weights;
+use qernel_core::chat::ChatTemplate;
+use qernel_core::config::Config;
+use qernel_core::error::Result;
+use qernel_core::generate::{Engine, EngineConfig};
+use qernel_core::gguf::Gguf;
+use qernel_core::model::Runner;
+use qernel_core::tokenizer::Tokenizer;
+use qernel_core::weights::Weights;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;

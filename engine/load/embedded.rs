@@ -1,9 +1,9 @@
 //! The model that the binary carries: it needs no file, no network, and takes the same way through the engine as any
 //! other GGUF file.
 
-use crate::error::Result;
-use crate::gguf::Gguf;
 use bytes::Bytes;
+use qernel_core::error::Result;
+use qernel_core::gguf::Gguf;
 
 /// What stands for the file name where the embedded model is described.
 pub const NAME: &str = "haiku (embedded)";
@@ -16,7 +16,7 @@ pub const SHORT_NAME: &str = "haiku";
 #[repr(C, align(4096))]
 struct Aligned<T: ?Sized>(T);
 
-static HAIKU: &Aligned<[u8]> = &Aligned(*include_bytes!("../models/haiku/haiku.gguf"));
+static HAIKU: &Aligned<[u8]> = &Aligned(*include_bytes!("../../models/haiku/haiku.gguf"));
 
 /// The GGUF file of [`haiku`].
 pub fn haiku_bytes() -> &'static [u8] {
@@ -27,7 +27,7 @@ pub fn haiku_bytes() -> &'static [u8] {
 /// copied.
 ///
 /// # Errors
-/// [`Error::Gguf`](crate::Error::Gguf) as [`Gguf::from_bytes`].
+/// [`Error::Gguf`](qernel_core::Error::Gguf) as [`Gguf::from_bytes`].
 pub fn haiku() -> Result<Gguf> {
     Gguf::from_bytes(Bytes::from_static(haiku_bytes()))
 }
