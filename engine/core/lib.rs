@@ -1,4 +1,4 @@
-//! The engine of qernel without its devices of other makers and without a network: from the bytes of a model file to
+//! The engine of qernel without GPUs and without a network: from the bytes of a model file to
 //! the events of a request.
 //!
 //! The way of a request: [`generate::Engine::submit`] hands it to the [`scheduler`], which forms a ragged
