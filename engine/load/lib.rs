@@ -136,5 +136,5 @@ impl Model {
 /// # Errors
 /// As [`Gguf::open`].
 pub fn open_gguf(model: Option<&Path>) -> Result<Gguf> {
-    model.map_or_else(embedded::haiku, Gguf::open)
+    model.map_or_else(crate::embedded::haiku, Gguf::open)
 }
