@@ -41,6 +41,7 @@ use qernel_core::error::{Error, Result};
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{SocketAddr, TcpListener};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
@@ -119,6 +120,15 @@ impl Server {
         self,
         open: impl FnOnce() -> Result<LoadedModel> + Send + 'static,
         stop: impl Future<Output = ()>,
+    ) -> Result<()> {
+        // Compiled once, here, and not again for each caller's types.
+        self.run_until(Box::new(open), std::pin::pin!(stop))
+    }
+
+    fn run_until(
+        self,
+        open: Box<dyn FnOnce() -> Result<LoadedModel> + Send>,
+        stop: Pin<&mut dyn Future<Output = ()>>,
     ) -> Result<()> {
         let Self { config, listener } = self;
         let io = |error| Error::io("the server's runtime", error);
