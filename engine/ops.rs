@@ -260,38 +260,10 @@ pub trait Ops {
         not_fused("norm_matmul")
     }
 
-    // Simple parts of operations above, for the laboratory: the model does not call them by themselves.
-
-    /// `x[i] += bias`, row by row.
-    fn add_bias(&mut self, n: usize, x: &mut Self::Tensor, bias: &Self::Vector) -> Result<()>;
-
-    /// Rotates every head of every row by its position, in place (rotate-half: value `j` pairs with
-    /// `j + head_dim / 2`). `x` is `[num_tokens, num_heads * head_dim]`.
-    fn rope(&mut self, batch: &Self::Batch, x: &mut Self::Tensor, num_heads: usize) -> Result<()>;
-
-    /// Writes the rows of K and V, `[num_tokens, num_key_value_heads * head_dim]`, to their slots in `layer`.
-    fn write_kv(
-        &mut self,
-        batch: &Self::Batch,
-        layer: usize,
-        k: &Self::Tensor,
-        v: &Self::Tensor,
-        cache: &mut Self::KvCache,
-    ) -> Result<()>;
+    // A part of an operation above, which the model does not call by itself.
 
     /// `x += delta`: `[n, cols]`.
     fn add(&mut self, n: usize, x: &mut Self::Tensor, delta: &Self::Tensor) -> Result<()>;
-
-    /// `x += delta; out = rms_norm(x)`: the residual addition fused with the norm that follows it.
-    fn add_rms_norm(
-        &mut self,
-        n: usize,
-        x: &mut Self::Tensor,
-        delta: &Self::Tensor,
-        weight: &Self::Vector,
-        eps: f32,
-        out: &mut Self::Activation,
-    ) -> Result<()>;
 
     // Sampling.
 

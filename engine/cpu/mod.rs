@@ -5,7 +5,6 @@
 //! the batch, on the number of threads or on the processor's vector width: see [`simd`] and [`matmul`].
 
 pub mod add;
-pub mod add_bias;
 pub mod attention;
 mod bandwidth;
 pub mod bias_rope_kv;
@@ -14,12 +13,10 @@ pub mod gather_rows;
 pub mod kv;
 pub mod matmul;
 pub mod rms_norm;
-pub mod rope;
 pub mod sampler;
 pub mod silu_mul;
 pub mod simd;
 pub mod tensor;
-pub mod write_kv;
 
 use crate::batch::{Batch, BatchLimits};
 use crate::error::{Error, Result};
@@ -157,18 +154,6 @@ impl Ops for CpuOps {
         rms_norm::rms_norm(n, x, weight, eps, out)
     }
 
-    fn add_rms_norm(
-        &mut self,
-        n: usize,
-        x: &mut Tensor,
-        delta: &Tensor,
-        weight: &Vec<f32>,
-        eps: f32,
-        out: &mut Tensor,
-    ) -> Result<()> {
-        rms_norm::add_rms_norm(n, x, delta, weight, eps, out)
-    }
-
     fn matmul(&mut self, n: usize, x: &Tensor, weight: &Weight, out: &mut Tensor) -> Result<()> {
         matmul::matmul_stacked(self.isa, n, x, &weight.0, false, out)
     }
@@ -179,25 +164,6 @@ impl Ops for CpuOps {
 
     fn matmul_rounded(&mut self, n: usize, x: &Tensor, weight: &Weight, out: &mut Tensor) -> Result<()> {
         self.matmul(n, x, weight, out)
-    }
-
-    fn add_bias(&mut self, n: usize, x: &mut Tensor, bias: &Vec<f32>) -> Result<()> {
-        add_bias::add_bias(n, x, bias)
-    }
-
-    fn rope(&mut self, batch: &Batch, x: &mut Tensor, num_heads: usize) -> Result<()> {
-        rope::rope(&batch.positions, &self.cos, &self.sin, self.config.head_dim, num_heads, x)
-    }
-
-    fn write_kv(
-        &mut self,
-        batch: &Batch,
-        layer: usize,
-        k: &Tensor,
-        v: &Tensor,
-        cache: &mut KvCache,
-    ) -> Result<()> {
-        write_kv::write_kv(&batch.slots, layer, k, v, cache)
     }
 
     fn bias_rope_kv(

@@ -1,9 +1,8 @@
 //! Biases, rotation and the pages of K and V: what is between the product of Q, K and V and attention.
 
-use super::add_bias::expect_vector;
 use super::batch::{CudaBatch, expect_bound};
 use super::device::{Dependent, Device};
-use super::launch::{Launch, always, by_dtype, dimension};
+use super::launch::{Launch, always, by_dtype, dimension, expect_vector};
 use super::memory::DeviceBuffer;
 use super::rope::RopeTable;
 use super::tensor::{KvCache, Tensor};
@@ -19,6 +18,9 @@ use gpu_kernels::bias_rope_kv::{
 };
 
 pub(super) const OP: &str = "bias_rope_kv";
+
+// The layout is stated in `kv_cache.rs` and compiled into the kernels.
+const _: () = assert!(gpu_kernels::PAGE_SIZE as usize == PAGE_SIZE);
 
 /// Arrays as the kernels describe them; pages of `dtype`, biases null where there are none.
 pub(super) struct Case {

@@ -1,6 +1,7 @@
 //! What the launch wrappers share: grids, and the kernel of a dtype.
 
 use super::device::Device;
+use super::memory::DeviceBuffer;
 use crate::error::{Error, Result};
 use cuda_std::launch::LaunchConfig;
 
@@ -22,6 +23,14 @@ pub(super) use by_dtype;
 /// `value` as kernels take dimensions.
 pub(super) fn dimension(op: &str, value: usize) -> Result<u32> {
     u32::try_from(value).map_err(|_| Error::Request(format!("{op}: a dimension of {value} is over 32 bits")))
+}
+
+/// The error of a vector that has another length than the rows it goes with.
+pub(super) fn expect_vector(op: &str, name: &str, vector: &DeviceBuffer<f32>, cols: usize) -> Result<()> {
+    if vector.len() == cols {
+        return Ok(());
+    }
+    Err(Error::Request(format!("{op}: {name} must have {cols} values, it has {}", vector.len())))
 }
 
 /// A one-dimensional grid for a grid-stride loop over `count` elements: a thread for each, but no more blocks than

@@ -4,7 +4,6 @@
 //! Where an operation has several kernels, its file has a table of [`Variant`]s; `--kernel op=variant` picks one.
 
 mod add;
-mod add_bias;
 mod argmax;
 mod attention;
 mod bandwidth;
@@ -31,7 +30,6 @@ mod silu_mul;
 mod tensor;
 mod timer;
 mod variant;
-mod write_kv;
 
 pub use bandwidth::{Memory, read_bandwidth};
 pub use batch::CudaBatch;
@@ -61,8 +59,6 @@ use std::rc::Rc;
 pub fn operations() -> Vec<Operation> {
     let mut operations = vec![
         Operation::of(add::OP, &add::VARIANTS),
-        Operation::single("add_bias", &[]),
-        Operation::of(rms_norm::FUSED, &rms_norm::FUSED_VARIANTS),
         Operation::of(argmax::OP, &argmax::VARIANTS),
         Operation::of(attention::OP, &attention::VARIANTS),
         Operation::of(bias_rope_kv::OP, &bias_rope_kv::VARIANTS),
@@ -76,11 +72,9 @@ pub fn operations() -> Vec<Operation> {
         Operation::of(matmul::OP, &matmul::VARIANTS),
         Operation::single("read_bandwidth", &[]),
         Operation::of(rms_norm::OP, &rms_norm::VARIANTS),
-        Operation::single("rope", &[]),
         Operation::of(sampler::OP, &sampler::VARIANTS),
         Operation::of(silu_mul::OP, &silu_mul::VARIANTS),
         Operation::choice(graph::OP, &graph::VARIANTS),
-        Operation::single("write_kv", &[]),
     ];
     operations.extend(fused::operations());
     operations.sort_by_key(|operation| operation.name);
@@ -397,19 +391,6 @@ impl Ops for CudaOps {
         rms_norm::rms_norm(&self.device, &self.choice, n, x, weight, eps, out)
     }
 
-    fn add_rms_norm(
-        &mut self,
-        n: usize,
-        x: &mut Tensor,
-        delta: &Tensor,
-        weight: &DeviceBuffer<f32>,
-        eps: f32,
-        out: &mut Activation,
-    ) -> Result<()> {
-        let operands = rms_norm::AddRmsNorm { x, delta, weight, eps, out };
-        rms_norm::add_rms_norm(&self.device, &self.choice, n, operands)
-    }
-
     fn matmul(&mut self, n: usize, x: &Activation, weight: &Weight, out: &mut Tensor) -> Result<()> {
         let (tools, choice) = self.products();
         matmul::matmul(tools, choice, n, x, weight, out)
@@ -439,25 +420,6 @@ impl Ops for CudaOps {
     ) -> Result<()> {
         let (tools, choice) = self.products();
         matmul::matmul_rounded(tools, choice, n, x, weight, out)
-    }
-
-    fn add_bias(&mut self, n: usize, x: &mut Tensor, bias: &DeviceBuffer<f32>) -> Result<()> {
-        add_bias::add_bias(&self.device, n, x, bias)
-    }
-
-    fn rope(&mut self, batch: &CudaBatch, x: &mut Tensor, num_heads: usize) -> Result<()> {
-        rope::rope(&self.device, batch, &self.rope, num_heads, x)
-    }
-
-    fn write_kv(
-        &mut self,
-        batch: &CudaBatch,
-        layer: usize,
-        k: &Tensor,
-        v: &Tensor,
-        cache: &mut KvCache,
-    ) -> Result<()> {
-        write_kv::write_kv(&self.device, batch, layer, k, v, cache)
     }
 
     fn bias_rope_kv(
@@ -540,7 +502,7 @@ impl Ops for CudaOps {
         // Every row its sequence's only one: a decode step.
         let (n, single) = (batch.shape.num_tokens, !batch.shape.rows.has_multiple);
         let chosen = self.choice.get(fused::OP).is_none_or(|name| name == fused::FUSED);
-        let replaced = [matmul::OP, rms_norm::OP, rms_norm::FUSED, silu_mul::OP, bias_rope_kv::OP, add::OP];
+        let replaced = [matmul::OP, rms_norm::OP, silu_mul::OP, bias_rope_kv::OP, add::OP];
         let separate = replaced.iter().any(|op| self.choice.get(op).is_some());
         chosen
             && !separate

@@ -213,6 +213,23 @@ impl KvCache {
         self.v.fill(byte)
     }
 
+    /// Sets K and V of one layer, in the order of [`KvCache::layout`], each rounded to the nearest of its format.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if there is no such layer, or there are more values than it has.
+    pub fn write(&mut self, layer: usize, k: &[f32], v: &[f32]) -> Result<()> {
+        self.layer("write", layer)?;
+        let values = self.layout.num_pages * self.layout.page_elements();
+        if k.len() > values || v.len() > values {
+            let given = k.len().max(v.len());
+            return Err(Error::Request(format!("write: {given} values for {values} of a layer")));
+        }
+        let dtype = self.layout.dtype;
+        let offset = layer * values * dtype.size();
+        self.k.write(offset, &encode(dtype, k))?;
+        self.v.write(offset, &encode(dtype, v))
+    }
+
     /// K and V of one layer as f32, in the order of [`KvCache::layout`], after everything queued before.
     ///
     /// # Errors

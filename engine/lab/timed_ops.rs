@@ -191,18 +191,6 @@ impl<O: Ops> Ops for TimedOps<O> {
         self.timed("rms_norm", |ops| ops.rms_norm(n, x, weight, eps, out))
     }
 
-    fn add_rms_norm(
-        &mut self,
-        n: usize,
-        x: &mut O::Tensor,
-        delta: &O::Tensor,
-        weight: &O::Vector,
-        eps: f32,
-        out: &mut O::Activation,
-    ) -> Result<()> {
-        self.timed("add_rms_norm", |ops| ops.add_rms_norm(n, x, delta, weight, eps, out))
-    }
-
     fn matmul(&mut self, n: usize, x: &O::Activation, weight: &O::Weight, out: &mut O::Tensor) -> Result<()> {
         self.timed("matmul", |ops| ops.matmul(n, x, weight, out))
     }
@@ -225,25 +213,6 @@ impl<O: Ops> Ops for TimedOps<O> {
         out: &mut O::Activation,
     ) -> Result<()> {
         self.timed("matmul", |ops| ops.matmul_rounded(n, x, weight, out))
-    }
-
-    fn add_bias(&mut self, n: usize, x: &mut O::Tensor, bias: &O::Vector) -> Result<()> {
-        self.timed("add_bias", |ops| ops.add_bias(n, x, bias))
-    }
-
-    fn rope(&mut self, batch: &O::Batch, x: &mut O::Tensor, num_heads: usize) -> Result<()> {
-        self.timed("rope", |ops| ops.rope(batch, x, num_heads))
-    }
-
-    fn write_kv(
-        &mut self,
-        batch: &O::Batch,
-        layer: usize,
-        k: &O::Tensor,
-        v: &O::Tensor,
-        cache: &mut O::KvCache,
-    ) -> Result<()> {
-        self.timed("write_kv", |ops| ops.write_kv(batch, layer, k, v, cache))
     }
 
     fn bias_rope_kv(

@@ -169,7 +169,7 @@ mod tests {
     fn what_an_operation_needs_is_compiled() {
         let all = cuda::ptx("sm_80").unwrap();
         for (op, needed, not_needed) in [
-            ("add_rms_norm", "rms_norm_bf16_plain", "norm_matmul_f16_one"),
+            ("rms_norm", "rms_norm_bf16_plain", "norm_matmul_f16_one"),
             ("matmul", "split_f32_bf16_plain", "attention_prefill_f16_tiled_h64"),
             ("attention", "attention_decode_merge_f32_plain", "top_p_f32_plain"),
             ("norm_qkv_rope", "matmul_bf16_gemv", "argmax_f32_plain"),

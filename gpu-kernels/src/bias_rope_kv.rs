@@ -1,11 +1,14 @@
 //! What is between the product of Q, K and V and attention: biases, rotation, the pages of K and V.
 //!
-//! Each row `[q; k; v]` of `qkv` gets its biases, Q and K are rotated as in [`rope`](crate::rope), Q goes to `q`, K and V to
-//! their slots in the pages of one layer as in [`write_kv`](crate::write_kv): one pass over what takes five. All kernels have the
-//! same parameters and contract:
+//! Each row `[q; k; v]` of `qkv` gets its biases, Q and K are rotated by the row's position, Q goes to `q`, K and V to their slots in the
+//! pages of one layer: one pass over what would take five. With `h = head_dim / 2`, `p = positions[row]` and `j < h` the rotation of
+//! a head is `(x[j], x[j + h]) = (x[j] cos[p, j] - x[j + h] sin[p, j], x[j + h] cos[p, j] + x[j] sin[p, j])` (Su et al. 2021,
+//! "RoFormer", in the rotate-half form of GPT-NeoX that Qwen2 uses). All kernels have the same parameters and contract:
 //!
-//! - `positions`, `slots`: u32 `[num_tokens]`, slots all different
-//! - `cos`, `sin`: f32 `[max_positions, head_dim / 2]`
+//! - `positions`: u32 `[num_tokens]`, each below `max_positions`
+//! - `slots`: u32 `[num_tokens]`, `page * PAGE_SIZE + place`, all different
+//! - `cos`, `sin`: f32 `[max_positions, head_dim / 2]`, of the angles `p * rope_theta^(-2j / head_dim)`; a table made in higher
+//!   precision on the host, so that large positions lose nothing here
 //! - `qkv`: f32 `[num_tokens, (num_attention_heads + 2 num_key_value_heads) * head_dim]`
 //! - `q_bias`: f32 `[num_attention_heads * head_dim]`; `k_bias`, `v_bias`: f32 `[num_key_value_heads * head_dim]`; null where
 //!   there is none
@@ -25,11 +28,20 @@ use crate::{
     fused::{launch_dependents, wait_for_dependencies},
     grid::{divide, offset, repeat, row_and_column},
     vector::{Group, Saturate},
-    write_kv::place,
 };
 
 /// The most threads of a block.
 pub const MAX_BLOCK_SIZE: u32 = 256;
+
+/// Where a head of the token in `slot` begins in the pages of a layer.
+#[device]
+#[inline(always)]
+pub fn place(slot: u32, head: u32, num_key_value_heads: u32, head_dim: u32) -> usize {
+    use crate::PAGE_SIZE;
+    let (page, place) = (slot / PAGE_SIZE, slot % PAGE_SIZE);
+    let head_of_page = page as usize * num_key_value_heads as usize + head as usize;
+    (head_of_page * PAGE_SIZE as usize + place as usize) * head_dim as usize
+}
 
 /// Which head of which of Q, K and V a head of a row is.
 #[device]

@@ -12,8 +12,6 @@
 #![allow(clippy::needless_range_loop, clippy::too_many_arguments)]
 
 pub mod add;
-pub mod add_bias;
-pub mod add_rms_norm;
 pub mod argmax;
 pub mod attention;
 pub mod bias_rope_kv;
@@ -24,10 +22,8 @@ pub mod gather_rows;
 pub mod matmul;
 pub mod read_bandwidth;
 pub mod rms_norm;
-pub mod rope;
 pub mod sampler;
 pub mod silu_mul;
-pub mod write_kv;
 
 mod grid;
 mod reduce;

@@ -5,8 +5,8 @@
 macro_rules! check_each {
     () => {
         $crate::operations::check_each! {
-            add add_bias add_rms_norm argmax attention bias_rope_kv convert embed gather_rows matmul matmul_add
-            norm_gate_up norm_matmul norm_qkv_rope read_bandwidth rms_norm rope sample silu_mul write_kv
+            add argmax attention bias_rope_kv convert embed gather_rows matmul matmul_add
+            norm_gate_up norm_matmul norm_qkv_rope read_bandwidth rms_norm sample silu_mul
         }
     };
     ($($op:ident)*) => {

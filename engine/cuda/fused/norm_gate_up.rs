@@ -1,8 +1,7 @@
 //! The first half of the MLP.
 
-use super::super::add_bias::expect_vector;
 use super::super::device::{Dependent, Device};
-use super::super::launch::{Launch, dimension};
+use super::super::launch::{Launch, dimension, expect_vector};
 use super::super::memory::DeviceBuffer;
 use super::super::precise_dtype;
 use super::super::tensor::{Activation, Tensor, Weight};

@@ -1,9 +1,8 @@
 //! What comes before attention.
 
-use super::super::add_bias::expect_vector;
 use super::super::batch::{CudaBatch, expect_bound};
 use super::super::device::{Dependent, Device};
-use super::super::launch::{Launch, dimension};
+use super::super::launch::{Launch, dimension, expect_vector};
 use super::super::memory::DeviceBuffer;
 use super::super::rope::RopeTable;
 use super::super::tensor::{KvCache, Tensor, Weight};

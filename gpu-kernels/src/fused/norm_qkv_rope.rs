@@ -160,7 +160,7 @@ unsafe fn norm_qkv_rope<E: PackedElement + Saturate, const N: usize>(
 macro_rules! norm_qkv_rope {
     ($($name:ident: $rows:literal, $element:ident;)*) => { $(
         #[doc = concat!("Q, K and V of at most ", stringify!($rows), " rows: projections of `x / sqrt(mean(x²) + eps) * norm` with their biases, Q and K")]
-        /// rotated as [`rope_f32_plain`](crate::rope::rope_f32_plain) does, K and V written to their slots.
+        /// rotated as in [`bias_rope_kv`](crate::bias_rope_kv), K and V written to their slots.
         ///
         /// - `x`: f32 `[n, hidden_size]`; `norm`: f32 `[hidden_size]`
         #[doc = concat!("- `q_weight`: ", stringify!($element), " `[num_attention_heads * head_dim, hidden_size]`; `k_weight`, `v_weight`: `[num_key_value_heads * head_dim, hidden_size]`")]

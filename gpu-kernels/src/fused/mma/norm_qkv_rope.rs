@@ -122,7 +122,7 @@ unsafe fn norm_qkv_rope<const N: usize, const G: usize>(
 macro_rules! norm_qkv_rope {
     ($($name:ident: $rows:literal, $groups:literal;)*) => { $(
         #[doc = concat!("Q, K and V of at most ", stringify!($rows), " rows: projections of `x / sqrt(mean(x²) + eps) * norm` with their biases, Q and K")]
-        /// rotated as [`rope_f32_plain`](crate::rope::rope_f32_plain) does, K and V written to their slots.
+        /// rotated as in [`bias_rope_kv`](crate::bias_rope_kv), K and V written to their slots.
         ///
         /// - `x`: f32 `[n, hidden_size]`; `norm`: f32 `[hidden_size]`
         /// - `q_weight`: f16 `[num_attention_heads * head_dim, hidden_size]`; `k_weight`, `v_weight`: `[num_key_value_heads * head_dim, hidden_size]`
