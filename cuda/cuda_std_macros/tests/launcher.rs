@@ -108,6 +108,78 @@ fn elements_convert_on_the_host_as_on_the_device() {
     assert_eq!(<f32 as Element>::LANES, <f32 as Element>::splat(0.0).len());
 }
 
+/// Arguments of two types and a value.
+#[kernel_args]
+pub struct Scale<E, X> {
+    pub n: u32,
+    pub x: *const X,
+    pub factor: f32,
+    /// Where it goes.
+    pub out: *mut E,
+}
+
+/// What is launched with one struct.
+///
+/// # Safety
+/// Nothing runs.
+#[kernel((E, X) = [(f16, f16), bf16_wide: (bf16, f32)], (N, B) = [one: (1, 2), few: (4, 1)], name = "scale_{E}_{N}", max_threads = 256, min_blocks = B)]
+pub unsafe fn scale<E: Element, X: Element, const N: usize>(
+    a: Scale<E, X>,
+    #[shared(N * size_of::<E>())] _room: Shared<u32>,
+) {
+    unsafe { *a.out = E::from_f32((*a.x).to_f32() * a.factor * N as f32) }
+}
+
+#[test]
+fn entries_are_named_and_found_by_their_values() {
+    let names: Vec<_> = scale.instances().iter().map(|instance| instance.kernel.name).collect();
+    assert_eq!(names, ["scale_f16_one", "scale_f16_few", "scale_bf16_wide_one", "scale_bf16_wide_few"]);
+    let name = |values: &[_]| scale.get(values).map(|entry| entry.kernel().name);
+    assert_eq!(name(&["bf16".into(), "f32".into(), 4_u32.into()]), Some("scale_bf16_wide_few"));
+    assert_eq!(name(&["bf16".into()]), Some("scale_bf16_wide_one"));
+    assert_eq!(name(&["bf16".into(), "f16".into()]), None);
+    let kernel = scale.get(&["f16".into(), "f16".into(), 4_u32.into()]).unwrap().kernel();
+    assert_eq!((kernel.max_threads, kernel.min_blocks, kernel.parameters), (256, 1, &[4, 8, 4, 8][..]));
+}
+
+/// Keeps the parameters of a launch as bytes.
+#[derive(Default)]
+struct Bytes(RefCell<Vec<Vec<u8>>>);
+
+impl Launcher for Bytes {
+    type Error = Infallible;
+
+    unsafe fn launch(
+        &self,
+        kernel: &'static Kernel,
+        _: &LaunchConfig,
+        params: &mut [*mut c_void],
+    ) -> Result<(), Infallible> {
+        let parameters = params.iter().zip(kernel.parameters);
+        // SAFETY: each pointer leads to a value of that size.
+        let bytes =
+            parameters.map(|(p, &size)| unsafe { std::slice::from_raw_parts(p.cast(), size).to_vec() });
+        *self.0.borrow_mut() = bytes.collect();
+        Ok(())
+    }
+}
+
+#[test]
+fn fields_are_parameters_of_their_own() {
+    let recorder = Bytes::default();
+    let (x, out) = (DevicePtr::from_raw(0x1000), DevicePtrMut::from_raw(0x2000));
+    let entry = scale.get(&["f16".into()]).unwrap();
+    // SAFETY: nothing runs.
+    let Ok(()) = unsafe { entry.launch(&recorder, &CONFIG, ScaleArgs { n: 7, x, factor: 0.5, out }) };
+    let expected = [
+        7_u32.to_ne_bytes().to_vec(),
+        0x1000_u64.to_ne_bytes().to_vec(),
+        0.5_f32.to_ne_bytes().to_vec(),
+        0x2000_u64.to_ne_bytes().to_vec(),
+    ];
+    assert_eq!(*recorder.0.borrow(), expected);
+}
+
 #[test]
 fn wrong_launches_and_kernels_do_not_compile() {
     trybuild::TestCases::new().compile_fail("tests/compile_fail/*.rs");
