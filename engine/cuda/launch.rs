@@ -2,8 +2,9 @@
 
 use super::device::Device;
 use super::memory::DeviceBuffer;
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use cuda_std::launch::LaunchConfig;
+use cuda_std::launch::{Arguments, Kernels, LaunchConfig, Launcher, Value};
 
 /// How a variant is launched: unsafe, for it relies on the checks that its operation made on the case.
 pub(super) type Launch<C> = unsafe fn(&Device, &C) -> Result<()>;
@@ -19,6 +20,34 @@ macro_rules! by_dtype {
     };
 }
 pub(super) use by_dtype;
+
+impl From<Dtype> for Value {
+    fn from(dtype: Dtype) -> Self {
+        Self::Type(dtype.name())
+    }
+}
+
+/// Launches the entry of `kernels` that was made for `values`.
+///
+/// # Errors
+/// [`Error::Request`] if there is none, or what the device says.
+///
+/// # Safety
+/// The kernel's own contract, with the pointers to `u8` leading to values of the entry's types.
+pub(super) unsafe fn launch<A: Arguments>(
+    device: &impl Launcher<Error = Error>,
+    kernels: &Kernels<A>,
+    values: &[Value],
+    config: &LaunchConfig,
+    arguments: A,
+) -> Result<()> {
+    let entry = kernels.get(values).ok_or_else(|| {
+        let name = kernels.instances().first().map_or("", |instance| instance.kernel.name);
+        Error::Request(format!("{name}: there is no such kernel for {values:?}"))
+    })?;
+    // SAFETY: the caller's promise.
+    unsafe { entry.launch(device, config, arguments) }
+}
 
 /// `value` as kernels take dimensions.
 pub(super) fn dimension(op: &str, value: usize) -> Result<u32> {

@@ -1,58 +1,45 @@
 //! Root mean square normalisation.
 
 use super::device::{Dependent, Device};
-use super::launch::{Launch, always, block_per_row, by_dtype, dimension, expect_vector};
+use super::launch::{Launch, always, block_per_row, dimension, expect_vector, launch};
 use super::memory::DeviceBuffer;
 use super::tensor::{Activation, Tensor};
 use super::variant::{KernelChoice, Variant, select};
 use crate::dtype::Dtype;
 use crate::error::Result;
-use cuda_std::launch::{DevicePtr, DevicePtrMut};
-use gpu_kernels::rms_norm::registers::*;
-use gpu_kernels::rms_norm::*;
+use cuda_std::launch::Kernels;
+use gpu_kernels::rms_norm::{BLOCK_SIZE, MAX_HIDDEN_SIZE, RmsNormArgs, plain, registers, vec4};
 
 pub(super) const OP: &str = "rms_norm";
 
-/// x and out `[rows, hidden_size]`, out of `dtype`; weight `[hidden_size]`; nothing overlaps.
+/// What the kernels take for `rows` rows, out of `dtype`; nothing overlaps.
 pub(super) struct Case {
     dtype: Dtype,
     rows: u32,
-    hidden_size: u32,
-    x: DevicePtr<f32>,
-    weight: DevicePtr<f32>,
-    eps: f32,
-    out: DevicePtrMut<u8>,
+    arguments: RmsNormArgs,
 }
 
 /// What reads four values at once may read: the sum's order depends on `hidden_size` alone, never on the batch.
 fn groups_of_4(case: &Case) -> Result<(), &'static str> {
-    if case.hidden_size.is_multiple_of(4) { Ok(()) } else { Err("hidden_size is not a multiple of 4") }
+    if case.arguments.hidden_size.is_multiple_of(4) {
+        Ok(())
+    } else {
+        Err("hidden_size is not a multiple of 4")
+    }
 }
 
 /// What keeps a row in registers may read.
 fn fits_in_registers(case: &Case) -> Result<(), &'static str> {
     groups_of_4(case)?;
-    if case.hidden_size <= MAX_HIDDEN_SIZE { Ok(()) } else { Err("hidden_size is over 4096") }
+    if case.arguments.hidden_size <= MAX_HIDDEN_SIZE { Ok(()) } else { Err("hidden_size is over 4096") }
 }
 
-macro_rules! launch {
-    ($f32:path, $f16:path, $bf16:path) => {
-        |device, case| {
-            let config = block_per_row(case.rows, BLOCK_SIZE);
-            let &Case { hidden_size, x, weight, eps, out, .. } = case;
-            let device = &Dependent(device);
-            // SAFETY: a block for each row; the caller and `eligible` vouch for the case.
-            unsafe {
-                by_dtype!(
-                    case.dtype,
-                    $f32,
-                    $f16,
-                    $bf16,
-                    (device, &config, hidden_size, x, weight, eps, out.cast())
-                )
-            }
-        }
-    };
+/// # Safety
+/// The case is one for the kernel.
+unsafe fn launch_rows(device: &Device, kernels: &Kernels<RmsNormArgs>, case: &Case) -> Result<()> {
+    let config = block_per_row(case.rows, BLOCK_SIZE);
+    // SAFETY: a block for each row; the caller vouches for the case.
+    unsafe { launch(&Dependent(device), kernels, &[case.dtype.into()], &config, case.arguments) }
 }
 
 pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 3] = [
@@ -60,19 +47,19 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 3] = [
         name: "registers",
         kernels: &[],
         eligible: fits_in_registers,
-        launch: launch!(rms_norm_f32_registers, rms_norm_f16_registers, rms_norm_bf16_registers),
+        launch: |device, case| unsafe { launch_rows(device, &registers, case) },
     },
     Variant {
         name: "vec4",
         kernels: &[],
         eligible: groups_of_4,
-        launch: launch!(rms_norm_f32_vec4, rms_norm_f16_vec4, rms_norm_bf16_vec4),
+        launch: |device, case| unsafe { launch_rows(device, &vec4, case) },
     },
     Variant {
         name: "plain",
         kernels: &[],
         eligible: always,
-        launch: launch!(rms_norm_f32_plain, rms_norm_f16_plain, rms_norm_bf16_plain),
+        launch: |device, case| unsafe { launch_rows(device, &plain, case) },
     },
 ];
 
@@ -83,7 +70,8 @@ fn case(n: usize, x: &Tensor, weight: &DeviceBuffer<f32>, eps: f32, out: &mut Ac
     expect_vector(OP, "weight", weight, x.cols)?;
     out.expect(OP, "out", dtype, n, x.cols)?;
     let (rows, hidden_size) = (dimension(OP, n)?, dimension(OP, x.cols)?);
-    Ok(Case { dtype, rows, hidden_size, x: x.ptr(), weight: weight.ptr(), eps, out: out.ptr_mut() })
+    let (x, weight, out) = (x.ptr(), weight.ptr(), out.ptr_mut());
+    Ok(Case { dtype, rows, arguments: RmsNormArgs { hidden_size, x, weight, eps, out } })
 }
 
 /// `out = x / sqrt(mean(x²) + eps) * weight`: `[n, hidden_size]`.
@@ -97,7 +85,7 @@ pub(super) fn rms_norm(
     out: &mut Activation,
 ) -> Result<()> {
     let case = case(n, x, weight, eps, out)?;
-    if case.rows == 0 || case.hidden_size == 0 {
+    if case.rows == 0 || case.arguments.hidden_size == 0 {
         return Ok(());
     }
     let variant = select(OP, &VARIANTS, &case, choice.get(OP))?;
@@ -108,17 +96,12 @@ pub(super) fn rms_norm(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cuda_std::launch::{DevicePtr, DevicePtrMut};
 
     fn case(hidden_size: u32) -> Case {
-        Case {
-            dtype: Dtype::Bf16,
-            rows: 1,
-            hidden_size,
-            x: DevicePtr::from_raw(0),
-            weight: DevicePtr::from_raw(0),
-            eps: 1e-6,
-            out: DevicePtrMut::from_raw(0),
-        }
+        let (x, out) = (DevicePtr::from_raw(0), DevicePtrMut::from_raw(0));
+        let arguments = RmsNormArgs { hidden_size, x, weight: x, eps: 1e-6, out };
+        Case { dtype: Dtype::Bf16, rows: 1, arguments }
     }
 
     #[test]
