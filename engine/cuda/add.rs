@@ -1,20 +1,29 @@
 //! The residual addition.
 
 use super::device::Device;
-use super::launch::{Launch, always, stride};
+use super::launch::{Launch, always, launch, stride};
 use super::tensor::Tensor;
 use super::variant::{KernelChoice, Variant, select};
 use crate::error::Result;
-use cuda_std::launch::{DevicePtr, DevicePtrMut};
-use gpu_kernels::add::{BLOCK_SIZE, add_f32_plain, add_f32_vec4};
+use cuda_std::launch::Kernels;
+use gpu_kernels::add::{AddArgs, BLOCK_SIZE, plain, vec4};
 
 pub(super) const OP: &str = "add";
 
 /// `count` values at both addresses, which do not overlap.
-pub(super) struct Case {
-    count: usize,
-    delta: DevicePtr<f32>,
-    x: DevicePtrMut<f32>,
+pub(super) type Case = AddArgs;
+
+/// # Safety
+/// The case is one for the kernel, which takes `values` at a time.
+unsafe fn launch_groups(
+    device: &Device,
+    kernels: &Kernels<AddArgs>,
+    case: &Case,
+    values: usize,
+) -> Result<()> {
+    let config = stride(device, case.count as usize / values, BLOCK_SIZE);
+    // SAFETY: any grid does; the caller vouches for the case. Buffers are aligned to 256 bytes.
+    unsafe { launch(device, kernels, &[], &config, *case) }
 }
 
 pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
@@ -28,21 +37,13 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
                 Err("the number of values is not a multiple of 4")
             }
         },
-        // SAFETY: buffers are aligned to 256 bytes; any grid does.
-        launch: |device, case| unsafe {
-            let config = stride(device, case.count / 4, BLOCK_SIZE);
-            add_f32_vec4(device, &config, case.count as u64, case.delta, case.x)
-        },
+        launch: |device, case| unsafe { launch_groups(device, &vec4, case, 4) },
     },
     Variant {
         name: "plain",
         kernels: &[],
         eligible: always,
-        // SAFETY: any grid does.
-        launch: |device, case| unsafe {
-            let config = stride(device, case.count, BLOCK_SIZE);
-            add_f32_plain(device, &config, case.count as u64, case.delta, case.x)
-        },
+        launch: |device, case| unsafe { launch_groups(device, &plain, case, 1) },
     },
 ];
 
@@ -57,7 +58,7 @@ pub(super) fn add(
     let cols = x.cols;
     x.expect(OP, "x", n, cols)?;
     delta.expect(OP, "delta", n, cols)?;
-    let case = Case { count: n * cols, delta: delta.ptr(), x: x.ptr_mut() };
+    let case = AddArgs { count: (n * cols) as u64, delta: delta.ptr(), x: x.ptr_mut() };
     if case.count == 0 {
         return Ok(());
     }

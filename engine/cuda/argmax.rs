@@ -1,25 +1,18 @@
 //! The token of greedy rows.
 
 use super::device::{Dependent, Device};
-use super::launch::{Launch, always, block_per_row};
+use super::launch::{Launch, always, block_per_row, launch};
 use super::variant::Variant;
-use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
-use gpu_kernels::argmax::{BLOCK_SIZE, MAX_BLOCKS_PER_ROW, argmax_f32_plain, argmax_f32_split};
-use gpu_kernels::sampler::{SAMPLER_THREADS, SamplerRow};
+use cuda_std::launch::LaunchConfig;
+use gpu_kernels::argmax::{ArgmaxArgs, BLOCK_SIZE, MAX_BLOCKS_PER_ROW, plain, split};
+use gpu_kernels::sampler::SAMPLER_THREADS;
 
 pub(super) const OP: &str = "argmax";
 
-/// Greedy rows: f32 logits `[rows, vocab_size]`, parameters and a place in `out` for each.
+/// Greedy rows, with room for [`MAX_BLOCKS_PER_ROW`] partials and a counter for each.
 pub(super) struct Case {
     pub(super) rows: u32,
-    pub(super) vocab_size: u32,
-    pub(super) parameters: DevicePtr<SamplerRow>,
-    pub(super) logits: DevicePtr<f32>,
-    /// u64 `[rows, MAX_BLOCKS_PER_ROW]`
-    pub(super) partials: DevicePtrMut<u64>,
-    /// `[rows]`, zeros
-    pub(super) counters: DevicePtrMut<u32>,
-    pub(super) out: DevicePtrMut<u32>,
+    pub(super) arguments: ArgmaxArgs,
 }
 
 /// Blocks that share a row: all that there may be where rows are few; where they are many, what keeps each multiprocessor
@@ -38,12 +31,8 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
         launch: |device, case| {
             let grid = [blocks_per_row(device, case.rows), case.rows, 1];
             let config = LaunchConfig { grid, block: [BLOCK_SIZE, 1, 1], shared_bytes: 0 };
-            let &Case { vocab_size, parameters, logits, partials, counters, out, .. } = case;
-            let device = &Dependent(device);
             // SAFETY: all blocks of each row; the caller vouches for the case.
-            unsafe {
-                argmax_f32_split(device, &config, vocab_size, parameters, logits, partials, counters, out)
-            }
+            unsafe { launch(&Dependent(device), &split, &[], &config, case.arguments) }
         },
     },
     Variant {
@@ -52,9 +41,8 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
         eligible: always,
         launch: |device, case| {
             let config = block_per_row(case.rows, SAMPLER_THREADS);
-            let &Case { vocab_size, parameters, logits, out, .. } = case;
             // SAFETY: a block for each row; the caller vouches for the case.
-            unsafe { argmax_f32_plain(device, &config, vocab_size, parameters, logits, out) }
+            unsafe { launch(device, &plain, &[], &config, case.arguments) }
         },
     },
 ];

@@ -2,11 +2,11 @@
 
 use super::batch::{CudaBatch, expect_bound};
 use super::device::Device;
-use super::launch::{by_dtype, dimension, elements_of_rows};
+use super::launch::{dimension, elements_of_rows, launch};
 use super::memory::DeviceBuffer;
 use super::tensor::{Tensor, Weight};
 use crate::error::Result;
-use gpu_kernels::embed::{BLOCK_SIZE, embed_bf16_plain, embed_f16_plain, embed_f32_plain};
+use gpu_kernels::embed::{BLOCK_SIZE, EmbedArgs, plain};
 
 const OP: &str = "embed";
 
@@ -28,17 +28,16 @@ pub(super) fn embed(
         return Ok(());
     }
     let config = elements_of_rows(rows, cols, BLOCK_SIZE);
-    let (tokens, drawn_rows, drawn) = (batch.tokens(), batch.drawn_rows(), drawn.ptr());
-    let (table, dtype) = (table.0.ptr(), table.dtype());
+    let arguments = EmbedArgs {
+        hidden_size: cols,
+        vocab_size,
+        tokens: batch.tokens(),
+        drawn_rows: batch.drawn_rows(),
+        drawn: drawn.ptr(),
+        table: table.0.ptr(),
+        out: out.ptr_mut(),
+    };
     // SAFETY: one row of blocks for each of the `n` tokens; every row of the draw has a place in `drawn`, and a given token is a
     // row of the table, checked above, so that it has one; the kernel checks what was drawn.
-    unsafe {
-        by_dtype!(
-            dtype,
-            embed_f32_plain,
-            embed_f16_plain,
-            embed_bf16_plain,
-            (device, &config, cols, vocab_size, tokens, drawn_rows, drawn, table.cast(), out.ptr_mut())
-        )
-    }
+    unsafe { launch(device, &plain, &[table.dtype().into()], &config, arguments) }
 }

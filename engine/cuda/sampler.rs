@@ -10,7 +10,7 @@ use crate::batch::BatchLimits;
 use crate::error::{Error, Result};
 use crate::sampler::SamplingRow;
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
-use gpu_kernels::argmax::MAX_BLOCKS_PER_ROW;
+use gpu_kernels::argmax::{ArgmaxArgs, MAX_BLOCKS_PER_ROW};
 use gpu_kernels::sampler::draw::{categorical_f32_plain, softmax_f32_plain};
 use gpu_kernels::sampler::filters::{
     mask_f32_plain, min_p_f32_plain, penalties_f32_plain, top_k_f32_plain, top_p_f32_plain,
@@ -263,15 +263,15 @@ impl Sampler {
                 categorical_f32_plain(device, config, vocab, rows, logits.into(), out)?;
             }
             if shape.greedy {
-                let case = argmax::Case {
-                    rows: n,
+                let arguments = ArgmaxArgs {
                     vocab_size: vocab,
-                    parameters: rows,
+                    rows,
                     logits: logits.into(),
                     partials: self.partials.ptr_mut(),
                     counters: self.counters.ptr_mut(),
                     out,
                 };
+                let case = argmax::Case { rows: n, arguments };
                 let variant = select(argmax::OP, &argmax::VARIANTS, &case, choice.get(argmax::OP))?;
                 (variant.launch)(device, &case)?;
             }

@@ -1,60 +1,35 @@
 //! The gated activation of the MLP.
 
 use super::device::{Dependent, Device};
-use super::launch::{Launch, always, dimension, elements_of_rows};
+use super::launch::{Launch, always, dimension, elements_of_rows, launch};
 use super::tensor::Activation;
 use super::variant::{KernelChoice, Variant, select};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use cuda_std::launch::{DevicePtr, DevicePtrMut};
-use gpu_kernels::silu_mul::{
-    BLOCK_SIZE, silu_mul_bf16_f32_plain, silu_mul_bf16_f32_vec8, silu_mul_f16_f32_plain,
-    silu_mul_f16_f32_vec8, silu_mul_f16_plain, silu_mul_f16_vec8, silu_mul_f32_plain, silu_mul_f32_vec8,
-};
+use cuda_std::launch::{Kernels, Value};
+use gpu_kernels::silu_mul::{BLOCK_SIZE, SiluMulArgs, plain, vec8};
 
 pub(super) const OP: &str = "silu_mul";
 
-/// gate_up `[rows, 2 * intermediate_size]`, out `[rows, intermediate_size]`, in formats that there is a kernel for; they do not
-/// overlap.
+/// What the kernels take for `rows` rows, in formats that there is a kernel for: of out, and of gate_up.
 pub(super) struct Case {
-    formats: Formats,
+    formats: [Dtype; 2],
     rows: u32,
-    intermediate_size: u32,
-    gate_up: DevicePtr<u8>,
-    out: DevicePtrMut<u8>,
+    arguments: SiluMulArgs,
 }
 
-/// Of out and gate_up.
-#[derive(Clone, Copy)]
-enum Formats {
-    F32,
-    F16,
-    F16F32,
-    Bf16F32,
-}
-
-/// Calls the kernel of the formats.
-macro_rules! launch {
-    ($per_thread:literal, $f32:path, $f16:path, $f16_f32:path, $bf16_f32:path) => {
-        |device, case| {
-            let &Case { formats, rows, intermediate_size, gate_up, out } = case;
-            let config = elements_of_rows(rows, intermediate_size / $per_thread, BLOCK_SIZE);
-            let device = &Dependent(device);
-            // SAFETY: one row of blocks for each row; the caller and `eligible` vouch for the case.
-            unsafe {
-                match formats {
-                    Formats::F32 => $f32(device, &config, intermediate_size, gate_up.cast(), out.cast()),
-                    Formats::F16 => $f16(device, &config, intermediate_size, gate_up.cast(), out.cast()),
-                    Formats::F16F32 => {
-                        $f16_f32(device, &config, intermediate_size, gate_up.cast(), out.cast())
-                    }
-                    Formats::Bf16F32 => {
-                        $bf16_f32(device, &config, intermediate_size, gate_up.cast(), out.cast())
-                    }
-                }
-            }
-        }
-    };
+/// # Safety
+/// The case is one for the kernel, which takes `values` at a time.
+unsafe fn launch_groups(
+    device: &Device,
+    kernels: &Kernels<SiluMulArgs>,
+    case: &Case,
+    values: u32,
+) -> Result<()> {
+    let config = elements_of_rows(case.rows, case.arguments.intermediate_size / values, BLOCK_SIZE);
+    let formats = case.formats.map(Value::from);
+    // SAFETY: one row of blocks for each row; the caller vouches for the case.
+    unsafe { launch(&Dependent(device), kernels, &formats, &config, case.arguments) }
 }
 
 pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
@@ -62,31 +37,19 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
         name: "vec8",
         kernels: &[],
         eligible: |case| {
-            if case.intermediate_size.is_multiple_of(8) {
+            if case.arguments.intermediate_size.is_multiple_of(8) {
                 Ok(())
             } else {
                 Err("intermediate_size is not a multiple of 8")
             }
         },
-        launch: launch!(
-            8,
-            silu_mul_f32_vec8,
-            silu_mul_f16_vec8,
-            silu_mul_f16_f32_vec8,
-            silu_mul_bf16_f32_vec8
-        ),
+        launch: |device, case| unsafe { launch_groups(device, &vec8, case, 8) },
     },
     Variant {
         name: "plain",
         kernels: &[],
         eligible: always,
-        launch: launch!(
-            1,
-            silu_mul_f32_plain,
-            silu_mul_f16_plain,
-            silu_mul_f16_f32_plain,
-            silu_mul_bf16_f32_plain
-        ),
+        launch: |device, case| unsafe { launch_groups(device, &plain, case, 1) },
     },
 ];
 
@@ -98,19 +61,16 @@ pub(super) fn silu_mul(
     gate_up: &Activation,
     out: &mut Activation,
 ) -> Result<()> {
-    let formats = match (out.dtype, gate_up.dtype) {
-        (Dtype::F32, Dtype::F32) => Formats::F32,
-        (Dtype::F16, Dtype::F16) => Formats::F16,
-        (Dtype::F16, Dtype::F32) => Formats::F16F32,
-        (Dtype::Bf16, Dtype::F32) => Formats::Bf16F32,
-        (to, from) => {
-            return Err(Error::Request(format!("{OP}: there is no kernel from {from} to {to}")));
-        }
-    };
+    let formats = [out.dtype, gate_up.dtype];
+    if plain.get(&formats.map(Value::from)).is_none() {
+        let [to, from] = formats;
+        return Err(Error::Request(format!("{OP}: there is no kernel from {from} to {to}")));
+    }
     gate_up.expect(OP, "gate_up", gate_up.dtype, n, 2 * out.cols)?;
     out.expect(OP, "out", out.dtype, n, out.cols)?;
     let (rows, intermediate_size) = (dimension(OP, n)?, dimension(OP, out.cols)?);
-    let case = Case { formats, rows, intermediate_size, gate_up: gate_up.ptr(), out: out.ptr_mut() };
+    let arguments = SiluMulArgs { intermediate_size, gate_up: gate_up.ptr(), out: out.ptr_mut() };
+    let case = Case { formats, rows, arguments };
     if rows == 0 || intermediate_size == 0 {
         return Ok(());
     }

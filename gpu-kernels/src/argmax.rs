@@ -43,26 +43,29 @@ unsafe fn block_max(value: u64, bests: Shared<u64>) -> u64 {
 }
 
 /// The smallest id among the largest logits of each greedy row; NaN counts as the smallest logit.
-///
-/// - `rows`: `[num_rows]`; `logits`: f32 `[num_rows, vocab_size]`
-/// - `partials`: u64 `[num_rows, blocks]`, scratch
-/// - `counters`: u32 `[num_rows]`, 0 before the first launch, and again after each
-/// - `out`: `[num_rows]`; rows that are not greedy are left alone
-///
+#[kernel_args]
+pub struct Argmax {
+    pub vocab_size: u32,
+    /// `[num_rows]`
+    pub rows: *const SamplerRow,
+    /// f32 `[num_rows, vocab_size]`
+    pub logits: *const f32,
+    /// u64 `[num_rows, blocks]`, scratch of [`split`]
+    pub partials: *mut u64,
+    /// u32 `[num_rows]`, of [`split`]: 0 before the first launch, and again after each
+    pub counters: *mut u32,
+    /// `[num_rows]`; rows that are not greedy are left alone
+    pub out: *mut u32,
+}
+
 /// Grid `[blocks, num_rows, 1]`, at most [`MAX_BLOCKS_PER_ROW`] blocks a row, block `[BLOCK_SIZE, 1, 1]`. Each block finds the
 /// best of every `blocks`-th part of its row; the last one to finish compares those.
 ///
 /// # Safety
 /// Grid, block and arrays are as above and do not overlap.
-#[kernel(max_threads = 256)]
-pub unsafe fn argmax_f32_split(
-    vocab_size: u32,
-    rows: *const SamplerRow,
-    logits: *const f32,
-    partials: *mut u64,
-    counters: *mut u32,
-    out: *mut u32,
-) {
+#[kernel(E = [f32], name = "argmax_{E}_split", max_threads = 256)]
+pub unsafe fn split(a: Argmax) {
+    let Argmax { vocab_size, rows, logits, partials, counters, out } = a;
     launch_dependents();
     let bests = shared_array![u64; 32];
     let is_last = shared_array![u32; 1];
@@ -115,12 +118,13 @@ pub unsafe fn argmax_f32_split(
     }
 }
 
-/// The id of the largest logit of each greedy row, the smallest id among equals; NaN counts as the smallest value.
+/// Grid: `num_rows` blocks of [`SAMPLER_THREADS`].
 ///
-/// - `rows`: `[num_rows]`; `logits`: f32 `[num_rows, vocab_size]`; `out`: `[num_rows]`.
-/// - Grid: `num_rows` blocks of [`SAMPLER_THREADS`]. Rows that are not greedy are left alone.
-#[kernel(max_threads = 1024)]
-pub unsafe fn argmax_f32_plain(vocab_size: u32, rows: *const SamplerRow, logits: *const f32, out: *mut u32) {
+/// # Safety
+/// Grid, block and arrays are as above and do not overlap; there need be no `partials` and `counters`.
+#[kernel(E = [f32], name = "argmax_{E}_plain", max_threads = 1024)]
+pub unsafe fn plain(a: Argmax) {
+    let Argmax { vocab_size, rows, logits, out, .. } = a;
     unsafe {
         let row = *rows.add(thread::block_idx_x() as usize);
         let logits = logits.add(thread::block_idx_x() as usize * vocab_size as usize);
