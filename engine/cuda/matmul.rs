@@ -5,20 +5,16 @@ use super::convert;
 use super::cublas::{Cublas, Product};
 use super::device::{Dependent, Device};
 use super::fused::MAX_STAGE_BYTES;
-use super::launch::{always, by_dtype, dimension};
+use super::launch::{always, dimension, launch};
 use super::memory::DeviceBuffer;
 use super::tensor::{Activation, Tensor, Weight};
 use super::variant::{KernelChoice, Variant, select};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
+use cuda_std::launch::{DevicePtr, DevicePtrMut, Kernels, LaunchConfig, Value};
 use gpu_kernels::fused::{WORD, stage_bytes};
-use gpu_kernels::matmul::ahead::{self, *};
-use gpu_kernels::matmul::{
-    BLOCK_THREADS, ROWS_PER_WARP, WARPS_PER_BLOCK, matmul_bf16_f32_gemv, matmul_bf16_f32_plain,
-    matmul_bf16_gemv, matmul_bf16_plain, matmul_f16_gemv, matmul_f16_plain, matmul_f32_gemv,
-    matmul_f32_plain,
-};
+use gpu_kernels::matmul::ahead::{self, COLUMNS_PER_BLOCK};
+use gpu_kernels::matmul::{BLOCK_THREADS, MatmulArgs, ROWS_PER_WARP, WARPS_PER_BLOCK, gemv, plain};
 use std::rc::Rc;
 
 pub(super) const OP: &str = "matmul";
@@ -134,25 +130,11 @@ pub(super) const VARIANTS: [Variant<Case, Launch>; 4] = [
         },
         launch: |tools, case| {
             let config = ahead_config(tools.device, case)?;
-            let (n, rows, cols) =
-                (dimension(OP, case.n)?, dimension(OP, case.rows)?, dimension(OP, case.cols)?);
-            let &Case { x, weight, out, .. } = case;
-            let device = &Dependent(tools.device);
-            macro_rules! call {
-                ($kernel:path) => {
-                    // SAFETY: a group of lanes for each row of weights, room for the rows of x; rows are aligned to 16 bytes,
-                    // since buffers are and a row is a multiple of that. No kernel writes weights.
-                    unsafe { $kernel(device, &config, n, rows, cols, x.cast(), weight.cast(), out.cast()) }
-                };
-            }
-            match (case.dtype, case.is_mixed(), rows_of_x(case)) {
-                (Dtype::F16, _, 1) => call!(matmul_f16_ahead_one),
-                (Dtype::F16, _, _) => call!(matmul_f16_ahead_few),
-                (_, true, 1) => call!(matmul_bf16_f32_ahead_one),
-                (_, true, _) => call!(matmul_bf16_f32_ahead_few),
-                (_, false, 1) => call!(matmul_bf16_ahead_one),
-                (_, false, _) => call!(matmul_bf16_ahead_few),
-            }
+            let [weights, x] = formats(case);
+            let values = [weights, x, rows_of_x(case).into()];
+            // SAFETY: a group of lanes for each row of weights, room for the rows of x; rows are aligned to 16 bytes, since buffers
+            // are and a row is a multiple of that. No kernel writes weights.
+            unsafe { launch(&Dependent(tools.device), &ahead::ahead, &values, &config, arguments(case)?) }
         },
     },
     Variant {
@@ -166,60 +148,14 @@ pub(super) const VARIANTS: [Variant<Case, Launch>; 4] = [
             }
         },
         // SAFETY: rows are aligned to 16 bytes, since buffers are and a row is a multiple of that.
-        launch: |tools, case| unsafe {
-            let (config, [n, rows, cols]) = config(case)?;
-            let &Case { x, weight, out, .. } = case;
-            let device: &Device = tools.device;
-            if case.is_mixed() {
-                return matmul_bf16_f32_gemv(
-                    device,
-                    &config,
-                    n,
-                    rows,
-                    cols,
-                    x.cast(),
-                    weight.cast(),
-                    out.cast(),
-                );
-            }
-            by_dtype!(
-                case.dtype,
-                matmul_f32_gemv,
-                matmul_f16_gemv,
-                matmul_bf16_gemv,
-                (device, &config, n, rows, cols, x.cast(), weight.cast(), out.cast())
-            )
-        },
+        launch: |tools, case| unsafe { launch_warps(tools, &gemv, case) },
     },
     Variant {
         name: "plain",
         kernels: &[],
         eligible: always,
-        // SAFETY: the grid covers all rows; the case's ranges have the sizes that the kernel needs.
-        launch: |tools, case| unsafe {
-            let (config, [n, rows, cols]) = config(case)?;
-            let &Case { x, weight, out, .. } = case;
-            let device: &Device = tools.device;
-            if case.is_mixed() {
-                return matmul_bf16_f32_plain(
-                    device,
-                    &config,
-                    n,
-                    rows,
-                    cols,
-                    x.cast(),
-                    weight.cast(),
-                    out.cast(),
-                );
-            }
-            by_dtype!(
-                case.dtype,
-                matmul_f32_plain,
-                matmul_f16_plain,
-                matmul_bf16_plain,
-                (device, &config, n, rows, cols, x.cast(), weight.cast(), out.cast())
-            )
-        },
+        // SAFETY: any rows do.
+        launch: |tools, case| unsafe { launch_warps(tools, &plain, case) },
     },
 ];
 
@@ -230,11 +166,33 @@ impl Case {
     }
 }
 
-/// The grid of the Rust kernels, and `[n, rows, cols]` as they take them.
-fn config(case: &Case) -> Result<(LaunchConfig, [u32; 3])> {
+/// Launches a kernel whose warps have a row of weights each.
+///
+/// # Safety
+/// The case is one for the kernel.
+unsafe fn launch_warps(tools: &Tools, kernels: &Kernels<MatmulArgs>, case: &Case) -> Result<()> {
+    let arguments = arguments(case)?;
+    let device: &Device = tools.device;
+    // SAFETY: the grid covers all rows; the case's ranges have the sizes that the kernel needs.
+    unsafe { launch(device, kernels, &formats(case), &config(&arguments), arguments) }
+}
+
+/// What the Rust kernels take.
+fn arguments(case: &Case) -> Result<MatmulArgs> {
+    let &Case { x, weight, out, .. } = case;
     let (n, rows, cols) = (dimension(OP, case.n)?, dimension(OP, case.rows)?, dimension(OP, case.cols)?);
-    let grid = [rows.div_ceil(WARPS_PER_BLOCK), n.div_ceil(ROWS_PER_WARP), 1];
-    Ok((LaunchConfig { grid, block: [BLOCK_THREADS, 1, 1], shared_bytes: 0 }, [n, rows, cols]))
+    Ok(MatmulArgs { n, rows, cols, x, weight, out: out.cast() })
+}
+
+/// Of the weights and of x.
+fn formats(case: &Case) -> [Value; 2] {
+    [case.dtype.into(), case.x_dtype.into()]
+}
+
+/// The grid of kernels whose warps have a row of weights each.
+fn config(arguments: &MatmulArgs) -> LaunchConfig {
+    let grid = [arguments.rows.div_ceil(WARPS_PER_BLOCK), arguments.n.div_ceil(ROWS_PER_WARP), 1];
+    LaunchConfig { grid, block: [BLOCK_THREADS, 1, 1], shared_bytes: 0 }
 }
 
 /// Rows of x that a block of the variant `ahead` takes: few where they fit in shared memory, else one. A row's bits are the same.
@@ -415,8 +373,7 @@ mod tests {
         case.cols = 20;
         assert_eq!(preferred(&case), None);
         assert!(select(OP, &VARIANTS, &case, Some("gemv")).is_err());
-        let (config, dimensions) = config(&case).unwrap();
-        assert_eq!((config.grid, dimensions), ([1, 1, 1], [3, 5, 20]));
+        assert_eq!(config(&arguments(&case).unwrap()).grid, [1, 1, 1]);
     }
     #[test]
     fn ahead_takes_few_rows_of_x_where_they_fit_and_one_where_not() {

@@ -15,7 +15,7 @@ use super::device::Device;
 use super::variant::{KernelChoice, Operation};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use cuda_std::launch::LaunchConfig;
+use cuda_std::launch::{LaunchConfig, Value};
 use gpu_kernels::fused::mma::{
     self, MAX_DEPTH, MAX_NORM_WARPS, MIN_WARPS_OF_EIGHT, batch, norm_shared_bytes, num_rounds, num_warps,
     stream_bytes,
@@ -173,6 +173,12 @@ impl StreamShape {
         let batch = batch(self.tiles, self.blocks);
         self.config(norm_shared_bytes(self.warps, self.rounds, rows_of_kernel(n), batch))
     }
+}
+
+/// What the kernel for `n` rows was made for, where weights and others have these formats.
+fn values(formats: &[Dtype], n: u32) -> Vec<Value> {
+    let formats = formats.iter().map(|&format| Value::from(format));
+    formats.chain([Value::from(rows_of_kernel(n))]).collect()
 }
 
 /// Rows that the kernel for `n` rows has room for.

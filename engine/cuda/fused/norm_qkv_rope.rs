@@ -2,82 +2,34 @@
 
 use super::super::batch::{CudaBatch, expect_bound};
 use super::super::device::{Dependent, Device};
-use super::super::launch::{Launch, dimension, expect_vector};
+use super::super::launch::{Launch, dimension, expect_vector, launch};
 use super::super::memory::DeviceBuffer;
 use super::super::rope::RopeTable;
 use super::super::tensor::{KvCache, Tensor, Weight};
 use super::super::variant::{KernelChoice, Variant, select};
-use super::{MMA, StreamShape, expect_eligible, f16_only, lanes_fit, norm_fits, persistent};
+use super::{MMA, StreamShape, expect_eligible, f16_only, lanes_fit, norm_fits, persistent, values};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::kv_cache::PAGE_SIZE;
 use crate::ops::Qkv;
-use cuda_std::launch::{DevicePtr, DevicePtrMut};
-use gpu_kernels::fused::mma::MAX_NORM_WARPS;
-use gpu_kernels::fused::mma::norm_qkv_rope::{self as mma, *};
-use gpu_kernels::fused::norm_qkv_rope::{self as lanes, *};
-use gpu_kernels::fused::{MAX_ROWS as FEW, stage_bytes};
+use cuda_std::launch::DevicePtr;
+use gpu_kernels::fused::mma::{MAX_NORM_WARPS, norm_qkv_rope as mma};
+use gpu_kernels::fused::norm_qkv_rope::{BLOCK_SIZE, NormQkvRopeArgs, PAIRS_PER_BLOCK, lanes};
+use gpu_kernels::fused::stage_bytes;
 
 pub(super) const OP: &str = "norm_qkv_rope";
 
-/// Arrays as the kernels describe them, of 1 to [`MAX_ROWS`](super::MAX_ROWS) rows; weights and pages of `dtype`.
+/// What the kernels take, of 1 to [`MAX_ROWS`](super::MAX_ROWS) rows; weights and pages of `dtype`.
 pub(super) struct Case {
     dtype: Dtype,
-    n: u32,
-    hidden_size: u32,
-    heads: u32,
-    kv_heads: u32,
-    head_dim: u32,
-    x: DevicePtr<f32>,
-    norm: DevicePtr<f32>,
-    eps: f32,
-    /// Of Q, K and V.
-    weights: [DevicePtr<u8>; 3],
-    biases: [DevicePtr<f32>; 3],
-    positions: DevicePtr<u32>,
-    slots: DevicePtr<u32>,
-    cos: DevicePtr<f32>,
-    sin: DevicePtr<f32>,
-    q: DevicePtrMut<f32>,
-    k_pages: DevicePtrMut<u8>,
-    v_pages: DevicePtrMut<u8>,
-}
-
-/// Calls `$kernel` with the case's arguments and, before the arrays, the `$depth` of those that stream.
-macro_rules! call {
-    ($kernel:path, $device:expr, $config:expr, $case:expr $(, $depth:expr)?) => {
-        $kernel(
-            &Dependent($device),
-            $config,
-            $case.n,
-            $case.hidden_size,
-            $case.heads,
-            $case.kv_heads,
-            $case.head_dim,
-            $($depth,)?
-            $case.x,
-            $case.norm,
-            $case.eps,
-            $case.weights[0].cast(),
-            $case.weights[1].cast(),
-            $case.weights[2].cast(),
-            $case.biases[0],
-            $case.biases[1],
-            $case.biases[2],
-            $case.positions,
-            $case.slots,
-            $case.cos,
-            $case.sin,
-            $case.q,
-            $case.k_pages.cast(),
-            $case.v_pages.cast(),
-        )
-    };
+    /// `depth` is yet to be chosen.
+    arguments: NormQkvRopeArgs,
 }
 
 /// Pairs of values that are rotated together.
 fn pairs(case: &Case) -> u32 {
-    (case.heads + 2 * case.kv_heads) * case.head_dim / 2
+    let NormQkvRopeArgs { num_attention_heads, num_key_value_heads, head_dim, .. } = case.arguments;
+    (num_attention_heads + 2 * num_key_value_heads) * head_dim / 2
 }
 
 pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
@@ -86,44 +38,45 @@ pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
         kernels: &["norm_qkv_rope_*_mma_one", "norm_qkv_rope_*_mma_few", "norm_qkv_rope_*_mma_eight"],
         eligible: |case| {
             f16_only(case.dtype)?;
-            norm_fits(case.n, case.hidden_size)?;
-            if (case.head_dim / 2).is_multiple_of(mma::PAIRS_PER_BLOCK) {
+            norm_fits(case.arguments.n, case.arguments.hidden_size)?;
+            if (case.arguments.head_dim / 2).is_multiple_of(mma::PAIRS_PER_BLOCK) {
                 Ok(())
             } else {
                 Err("head_dim is not a multiple of 16")
             }
         },
-        // SAFETY: a block for each tile; the case is whole.
-        launch: |device, case| unsafe {
-            let tiles = pairs(case) / mma::PAIRS_PER_BLOCK;
-            let mut shape = StreamShape::new(device, tiles, case.hidden_size, MAX_NORM_WARPS);
-            shape.blocks = tiles.max(1);
-            let (config, depth) = shape.normed(case.n);
-            match case.n {
-                1 => call!(norm_qkv_rope_f16_mma_one, device, &config, case, depth),
-                2..=FEW => call!(norm_qkv_rope_f16_mma_few, device, &config, case, depth),
-                _ => call!(norm_qkv_rope_f16_mma_eight, device, &config, case, depth),
-            }
-        },
+        launch: launch_mma,
     },
     Variant {
         name: "lanes",
         kernels: &["norm_qkv_rope_*_one", "norm_qkv_rope_*_few"],
-        eligible: |case| lanes_fit(case.n, case.hidden_size),
-        // SAFETY: any grid does; the case is whole.
-        launch: |device, case| unsafe {
-            let blocks = pairs(case).div_ceil(lanes::PAIRS_PER_BLOCK);
-            let shared_bytes = stage_bytes(case.n, case.hidden_size);
-            let config = persistent(device, blocks, 2, lanes::BLOCK_SIZE, shared_bytes);
-            match (case.n, case.dtype) {
-                (1, Dtype::F16) => call!(norm_qkv_rope_f16_one, device, &config, case),
-                (1, _) => call!(norm_qkv_rope_bf16_one, device, &config, case),
-                (_, Dtype::F16) => call!(norm_qkv_rope_f16_few, device, &config, case),
-                _ => call!(norm_qkv_rope_bf16_few, device, &config, case),
-            }
-        },
+        eligible: |case| lanes_fit(case.arguments.n, case.arguments.hidden_size),
+        launch: launch_lanes,
     },
 ];
+
+/// # Safety
+/// The case is whole, its weights f16.
+unsafe fn launch_mma(device: &Device, case: &Case) -> Result<()> {
+    let NormQkvRopeArgs { n, hidden_size, .. } = case.arguments;
+    let tiles = pairs(case) / mma::PAIRS_PER_BLOCK;
+    let mut shape = StreamShape::new(device, tiles, hidden_size, MAX_NORM_WARPS);
+    shape.blocks = tiles.max(1);
+    let (config, depth) = shape.normed(n);
+    let arguments = NormQkvRopeArgs { depth, ..case.arguments };
+    // SAFETY: a block for each tile; the caller vouches for the case.
+    unsafe { launch(&Dependent(device), &mma::mma, &values(&[case.dtype], n), &config, arguments) }
+}
+
+/// # Safety
+/// The case is whole, of few rows.
+unsafe fn launch_lanes(device: &Device, case: &Case) -> Result<()> {
+    let NormQkvRopeArgs { n, hidden_size, .. } = case.arguments;
+    let blocks = pairs(case).div_ceil(PAIRS_PER_BLOCK);
+    let config = persistent(device, blocks, 2, BLOCK_SIZE, stage_bytes(n, hidden_size));
+    // SAFETY: any grid does; the caller vouches for the case.
+    unsafe { launch(&Dependent(device), &lanes, &values(&[case.dtype], n), &config, case.arguments) }
+}
 
 /// [`crate::ops::Ops::norm_qkv_rope`]
 #[allow(clippy::too_many_arguments)] // The operation has these operands.
@@ -165,18 +118,22 @@ pub(in super::super) fn norm_qkv_rope(
     }
     let (k_pages, v_pages) = cache.layer_mut(OP, layer)?;
     let bias = |bias: Option<&DeviceBuffer<f32>>| bias.map_or(DevicePtr::from_raw(0), DeviceBuffer::ptr);
-    let case = Case {
-        dtype,
+    let arguments = NormQkvRopeArgs {
         n: dimension(OP, n)?,
         hidden_size: dimension(OP, hidden_size)?,
-        heads: dimension(OP, q.cols / head_dim)?,
-        kv_heads: dimension(OP, layout.num_key_value_heads)?,
+        num_attention_heads: dimension(OP, q.cols / head_dim)?,
+        num_key_value_heads: dimension(OP, layout.num_key_value_heads)?,
         head_dim: dimension(OP, head_dim)?,
+        depth: 0,
         x: x.ptr(),
         norm: weights.norm.ptr(),
         eps: weights.eps,
-        weights: [weights.q, weights.k, weights.v].map(|weight| weight.0.ptr()),
-        biases: [weights.q_bias, weights.k_bias, weights.v_bias].map(bias),
+        q_weight: weights.q.0.ptr(),
+        k_weight: weights.k.0.ptr(),
+        v_weight: weights.v.0.ptr(),
+        q_bias: bias(weights.q_bias),
+        k_bias: bias(weights.k_bias),
+        v_bias: bias(weights.v_bias),
         positions: batch.positions(),
         slots: batch.slots(),
         cos: table.cos.ptr(),
@@ -185,6 +142,7 @@ pub(in super::super) fn norm_qkv_rope(
         k_pages,
         v_pages,
     };
+    let case = Case { dtype, arguments };
     let variant = select(OP, &VARIANTS, &case, choice.get(OP))?;
     // SAFETY: the shapes, positions and slots were checked; q and the pages are borrowed alone.
     unsafe { (variant.launch)(device, &case) }
