@@ -3,10 +3,10 @@
 use super::device::Device;
 use super::launch::{Launch, always, launch, stride};
 use super::tensor::Tensor;
-use super::variant::{KernelChoice, Variant, select};
+use super::variant::{KernelChoice, select, variants};
 use crate::error::Result;
 use cuda_std::launch::Kernels;
-use gpu_kernels::add::{AddArgs, BLOCK_SIZE, plain, vec4};
+use gpu_kernels::add::*;
 
 pub(super) const OP: &str = "add";
 
@@ -17,8 +17,8 @@ pub(super) type Case = AddArgs;
 /// The case is one for the kernel, which takes `values` at a time.
 unsafe fn launch_groups(
     device: &Device,
-    kernels: &Kernels<AddArgs>,
     case: &Case,
+    kernels: &Kernels<AddArgs>,
     values: usize,
 ) -> Result<()> {
     let config = stride(device, case.count as usize / values, BLOCK_SIZE);
@@ -26,26 +26,14 @@ unsafe fn launch_groups(
     unsafe { launch(device, kernels, &[], &config, *case) }
 }
 
-pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
-    Variant {
-        name: "vec4",
-        kernels: &[],
-        eligible: |case| {
-            if case.count.is_multiple_of(4) {
-                Ok(())
-            } else {
-                Err("the number of values is not a multiple of 4")
-            }
-        },
-        launch: |device, case| unsafe { launch_groups(device, &vec4, case, 4) },
-    },
-    Variant {
-        name: "plain",
-        kernels: &[],
-        eligible: always,
-        launch: |device, case| unsafe { launch_groups(device, &plain, case, 1) },
-    },
-];
+variants! { Case, Launch<Case>;
+    "vec4" [vec4]: groups_of_4 => |device, case| unsafe { launch_groups(device, case, vec4(), 4) };
+    "plain" [plain]: always => |device, case| unsafe { launch_groups(device, case, plain(), 1) };
+}
+
+fn groups_of_4(case: &Case) -> Result<(), &'static str> {
+    if case.count.is_multiple_of(4) { Ok(()) } else { Err("the number of values is not a multiple of 4") }
+}
 
 /// `x += delta`: `[n, cols]`.
 pub(super) fn add(
@@ -62,7 +50,7 @@ pub(super) fn add(
     if case.count == 0 {
         return Ok(());
     }
-    let variant = select(OP, &VARIANTS, &case, choice.get(OP))?;
+    let variant = select(OP, VARIANTS, &case, choice.get(OP))?;
     // SAFETY: both tensors have `n` rows of `cols` values; a `&mut` and a `&` are not the same tensor.
     unsafe { (variant.launch)(device, &case) }
 }

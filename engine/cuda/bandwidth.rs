@@ -99,6 +99,6 @@ impl Memory {
             out: self.out.ptr_mut(),
         };
         // SAFETY: the buffer has `bytes / 16` words, aligned as every allocation is; `out` has one value a block.
-        unsafe { launch(&*self.device, &plain, &[], &config, arguments) }
+        unsafe { launch(&*self.device, plain(), &[], &config, arguments) }
     }
 }

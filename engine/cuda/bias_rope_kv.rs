@@ -6,13 +6,13 @@ use super::launch::{Launch, always, dimension, expect_vector, launch};
 use super::memory::DeviceBuffer;
 use super::rope::RopeTable;
 use super::tensor::{KvCache, Tensor};
-use super::variant::{KernelChoice, Variant, select};
+use super::variant::{KernelChoice, select, variants};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::kv_cache::PAGE_SIZE;
 use crate::ops::QkvBias;
 use cuda_std::launch::{DevicePtr, Kernels, LaunchConfig};
-use gpu_kernels::bias_rope_kv::{BiasRopeKvArgs, MAX_BLOCK_SIZE, plain, vec4};
+use gpu_kernels::bias_rope_kv::*;
 
 pub(super) const OP: &str = "bias_rope_kv";
 
@@ -37,8 +37,8 @@ fn threads_of_rows(rows: u32, threads: u32) -> LaunchConfig {
 /// The case is one for the kernel, whose threads take `pairs` pairs.
 unsafe fn launch_pairs(
     device: &Device,
-    kernels: &Kernels<BiasRopeKvArgs>,
     case: &Case,
+    kernels: &Kernels<BiasRopeKvArgs>,
     pairs: u32,
 ) -> Result<()> {
     let BiasRopeKvArgs { num_attention_heads, num_key_value_heads, head_dim, .. } = case.arguments;
@@ -48,26 +48,14 @@ unsafe fn launch_pairs(
     unsafe { launch(&Dependent(device), kernels, &[case.dtype.into()], &config, case.arguments) }
 }
 
-pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
-    Variant {
-        name: "vec4",
-        kernels: &[],
-        eligible: |case| {
-            if case.arguments.head_dim.is_multiple_of(8) {
-                Ok(())
-            } else {
-                Err("head_dim is not a multiple of 8")
-            }
-        },
-        launch: |device, case| unsafe { launch_pairs(device, &vec4, case, 4) },
-    },
-    Variant {
-        name: "plain",
-        kernels: &[],
-        eligible: always,
-        launch: |device, case| unsafe { launch_pairs(device, &plain, case, 1) },
-    },
-];
+variants! { Case, Launch<Case>;
+    "vec4" [vec4]: groups_of_4 => |device, case| unsafe { launch_pairs(device, case, vec4(), 4) };
+    "plain" [plain]: always => |device, case| unsafe { launch_pairs(device, case, plain(), 1) };
+}
+
+fn groups_of_4(case: &Case) -> Result<(), &'static str> {
+    if case.arguments.head_dim.is_multiple_of(8) { Ok(()) } else { Err("head_dim is not a multiple of 8") }
+}
 
 /// The operands of [`bias_rope_kv`].
 pub(super) struct BiasRopeKv<'a> {
@@ -122,7 +110,7 @@ pub(super) fn bias_rope_kv(device: &Device, choice: &KernelChoice, operands: Bia
         v_pages,
     };
     let case = Case { dtype: layout.dtype, rows: dimension(OP, n)?, arguments };
-    let variant = select(OP, &VARIANTS, &case, choice.get(OP))?;
+    let variant = select(OP, VARIANTS, &case, choice.get(OP))?;
     // SAFETY: shapes, positions and slots were checked; q and the pages are borrowed alone. Two rows with the same slot would
     // race for its value, which is wrong but stays inside the page.
     unsafe { (variant.launch)(device, &case) }

@@ -5,9 +5,17 @@ use super::launch::{launch, stride};
 use super::memory::DeviceBuffer;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use cuda_std::launch::{DevicePtr, DevicePtrMut};
+use cuda_std::launch::{DevicePtr, DevicePtrMut, Instance};
 use gpu_kernels::convert::{self as kernels, BLOCK_SIZE, ConvertArgs, NarrowArgs, SplitArgs};
 use std::rc::Rc;
+
+/// All that there are.
+pub(super) const KERNELS: [&[Instance]; 4] = [
+    kernels::plain().instances(),
+    kernels::narrow().instances(),
+    kernels::narrow_vec8().instances(),
+    kernels::split().instances(),
+];
 
 /// Queues `out = x` for `count` values of two different formats, each rounded to the nearest.
 ///
@@ -31,7 +39,7 @@ pub fn convert(
     let config = stride(device, count, BLOCK_SIZE);
     let arguments = ConvertArgs { count: count as u64, x: x.ptr(), out: out.ptr_mut() };
     // SAFETY: any grid does; both buffers have `count` values, aligned to 256 bytes, and are not the same.
-    unsafe { launch(device, &kernels::plain, &[from.into(), to.into()], &config, arguments) }
+    unsafe { launch(device, kernels::plain(), &[from.into(), to.into()], &config, arguments) }
 }
 
 /// Whether weights converted to f16 were in its range, found while they are converted.
@@ -96,7 +104,7 @@ impl F16Range {
         let is_aligned = count.is_multiple_of(8) && (x.as_raw() | out.as_raw()).is_multiple_of(16);
         let wide = from == Dtype::Bf16 && is_aligned;
         let config = stride(device, if wide { count / 8 } else { count }, BLOCK_SIZE);
-        let kernel = if wide { &kernels::narrow_vec8 } else { &kernels::narrow };
+        let kernel = if wide { kernels::narrow_vec8() } else { kernels::narrow() };
         let arguments = NarrowArgs { count: count as u64, x, out: out.cast(), beyond };
         // SAFETY: any grid does; the caller vouches for the ranges, `beyond` is borrowed alone.
         unsafe { launch(device, kernel, &[from.into()], &config, arguments) }
@@ -180,7 +188,7 @@ pub(super) unsafe fn split(
     // SAFETY: any grid does; the caller vouches for x, and the two halves of `parts` have room, checked above.
     unsafe {
         let arguments = SplitArgs { count: count as u64, x, high: high.cast(), low: low.cast() };
-        launch(device, &kernels::split, &[], &config, arguments)?;
+        launch(device, kernels::split(), &[], &config, arguments)?;
     }
     Ok([high.cast().into(), low.cast().into()])
 }

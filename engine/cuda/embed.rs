@@ -39,5 +39,5 @@ pub(super) fn embed(
     };
     // SAFETY: one row of blocks for each of the `n` tokens; every row of the draw has a place in `drawn`, and a given token is a
     // row of the table, checked above, so that it has one; the kernel checks what was drawn.
-    unsafe { launch(device, &plain, &[table.dtype().into()], &config, arguments) }
+    unsafe { launch(device, plain(), &[table.dtype().into()], &config, arguments) }
 }

@@ -21,5 +21,5 @@ pub(super) fn gather_rows(device: &Device, batch: &CudaBatch, x: &Tensor, out: &
     let config = elements_of_rows(rows, cols, BLOCK_SIZE);
     let arguments = GatherRowsArgs { cols, rows: batch.logit_rows(), x: x.ptr(), out: out.ptr_mut() };
     // SAFETY: one row of blocks for each of the `n` rows of out; every index is a row of x, checked above.
-    unsafe { launch(device, &plain, &[], &config, arguments) }
+    unsafe { launch(device, plain(), &[], &config, arguments) }
 }

@@ -1,4 +1,4 @@
-//! What the launch wrappers share: grids, and the kernel of a dtype.
+//! What the launch wrappers share: grids, and launching the kernel of a dtype.
 
 use super::device::Device;
 use super::memory::DeviceBuffer;
@@ -8,18 +8,6 @@ use cuda_std::launch::{Arguments, Kernels, LaunchConfig, Launcher, Value};
 
 /// How a variant is launched: unsafe, for it relies on the checks that its operation made on the case.
 pub(super) type Launch<C> = unsafe fn(&Device, &C) -> Result<()>;
-
-/// Calls the kernel of the dtype with the same arguments.
-macro_rules! by_dtype {
-    ($dtype:expr, $f32:path, $f16:path, $bf16:path, ($($argument:expr),* $(,)?)) => {
-        match $dtype {
-            $crate::dtype::Dtype::F32 => $f32($($argument),*),
-            $crate::dtype::Dtype::F16 => $f16($($argument),*),
-            $crate::dtype::Dtype::Bf16 => $bf16($($argument),*),
-        }
-    };
-}
-pub(super) use by_dtype;
 
 impl From<Dtype> for Value {
     fn from(dtype: Dtype) -> Self {

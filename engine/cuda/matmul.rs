@@ -8,10 +8,11 @@ use super::fused::MAX_STAGE_BYTES;
 use super::launch::{always, dimension, launch};
 use super::memory::DeviceBuffer;
 use super::tensor::{Activation, Tensor, Weight};
-use super::variant::{KernelChoice, Variant, select};
+use super::variant::{KernelChoice, Variant, select, variants};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use cuda_std::launch::{DevicePtr, DevicePtrMut, Kernels, LaunchConfig, Value};
+use gpu_kernels::convert as convert_kernels;
 use gpu_kernels::fused::{WORD, stage_bytes};
 use gpu_kernels::matmul::ahead::{self, COLUMNS_PER_BLOCK};
 use gpu_kernels::matmul::{BLOCK_THREADS, MatmulArgs, ROWS_PER_WARP, WARPS_PER_BLOCK, gemv, plain};
@@ -89,75 +90,64 @@ impl Scratch {
 
 type Launch = unsafe fn(&mut Tools, &Case) -> Result<()>;
 
-pub(super) const VARIANTS: [Variant<Case, Launch>; 4] = [
-    Variant {
-        name: CUBLAS,
-        kernels: &["split_f32_*_plain"],
-        eligible: |case| {
-            if case.has_cublas { Ok(()) } else { Err("cuBLAS is not open: the device is emulated") }
-        },
-        launch: |tools, case| {
-            let Some(cublas) = tools.cublas else {
-                return Err(Error::Device("cuBLAS was not opened: --kernel chose another matmul".into()));
-            };
-            let &Case { dtype, n, rows, cols, x, weight, out, out_dtype, accumulate, .. } = case;
-            let product = Product { dtype, n, rows, cols, x, weight, out, out_dtype, accumulate };
-            if !case.is_mixed() {
-                // SAFETY: the case's ranges have these sizes.
-                return unsafe { cublas.matmul(&product) };
-            }
-            // SAFETY: as above; both parts have the shape of x.
-            unsafe {
-                let [high, low] = convert::split(tools.device, n * cols, x.cast(), tools.parts)?;
-                cublas.matmul(&Product { x: high, ..product })?;
-                cublas.matmul(&Product { x: low, accumulate: true, ..product })
-            }
-        },
-    },
-    Variant {
-        name: AHEAD,
-        kernels: &["matmul_*_ahead_one", "matmul_*_ahead_few"],
-        eligible: |case| {
-            if case.dtype == Dtype::F32 {
-                Err("the weights are f32")
-            } else if case.cols == 0 || !case.cols.is_multiple_of(WORD as usize) {
-                Err("a row is not a multiple of 16 bytes")
-            } else if case.cols * 4 > case.stage_limit {
-                Err("a row of x does not fit in shared memory")
-            } else {
-                Ok(())
-            }
-        },
-        launch: |tools, case| {
-            let config = ahead_config(tools.device, case)?;
-            let [weights, x] = formats(case);
-            let values = [weights, x, rows_of_x(case).into()];
-            // SAFETY: a group of lanes for each row of weights, room for the rows of x; rows are aligned to 16 bytes, since buffers
-            // are and a row is a multiple of that. No kernel writes weights.
-            unsafe { launch(&Dependent(tools.device), &ahead::ahead, &values, &config, arguments(case)?) }
-        },
-    },
-    Variant {
-        name: GEMV,
-        kernels: &[],
-        eligible: |case| {
-            if (case.cols * case.dtype.size()).is_multiple_of(16) {
-                Ok(())
-            } else {
-                Err("a row is not a multiple of 16 bytes")
-            }
-        },
-        // SAFETY: rows are aligned to 16 bytes, since buffers are and a row is a multiple of that.
-        launch: |tools, case| unsafe { launch_warps(tools, &gemv, case) },
-    },
-    Variant {
-        name: "plain",
-        kernels: &[],
-        eligible: always,
-        // SAFETY: any rows do.
-        launch: |tools, case| unsafe { launch_warps(tools, &plain, case) },
-    },
-];
+variants! { Case, Launch;
+    CUBLAS [convert_kernels::split]: is_open => launch_cublas;
+    AHEAD [ahead::ahead]: fits_in_stage => |tools, case| unsafe { launch_ahead(tools, case, ahead::ahead()) };
+    GEMV [gemv]: whole_words => |tools, case| unsafe { launch_warps(tools, case, gemv()) };
+    "plain" [plain]: always => |tools, case| unsafe { launch_warps(tools, case, plain()) };
+}
+
+fn is_open(case: &Case) -> Result<(), &'static str> {
+    if case.has_cublas { Ok(()) } else { Err("cuBLAS is not open: the device is emulated") }
+}
+
+fn whole_words(case: &Case) -> Result<(), &'static str> {
+    let is_whole = (case.cols * case.dtype.size()).is_multiple_of(16);
+    if is_whole { Ok(()) } else { Err("a row is not a multiple of 16 bytes") }
+}
+
+fn fits_in_stage(case: &Case) -> Result<(), &'static str> {
+    if case.dtype == Dtype::F32 {
+        Err("the weights are f32")
+    } else if case.cols == 0 || !case.cols.is_multiple_of(WORD as usize) {
+        Err("a row is not a multiple of 16 bytes")
+    } else if case.cols * 4 > case.stage_limit {
+        Err("a row of x does not fit in shared memory")
+    } else {
+        Ok(())
+    }
+}
+
+/// # Safety
+/// The case's ranges have the sizes that it says.
+unsafe fn launch_cublas(tools: &mut Tools, case: &Case) -> Result<()> {
+    let Some(cublas) = tools.cublas else {
+        return Err(Error::Device("cuBLAS was not opened: --kernel chose another matmul".into()));
+    };
+    let &Case { dtype, n, rows, cols, x, weight, out, out_dtype, accumulate, .. } = case;
+    let product = Product { dtype, n, rows, cols, x, weight, out, out_dtype, accumulate };
+    if !case.is_mixed() {
+        // SAFETY: the case's ranges have these sizes.
+        return unsafe { cublas.matmul(&product) };
+    }
+    // SAFETY: as above; both parts have the shape of x.
+    unsafe {
+        let [high, low] = convert::split(tools.device, n * cols, x.cast(), tools.parts)?;
+        cublas.matmul(&Product { x: high, ..product })?;
+        cublas.matmul(&Product { x: low, accumulate: true, ..product })
+    }
+}
+
+/// # Safety
+/// The case's ranges have the sizes that it says, and it [`fits_in_stage`].
+unsafe fn launch_ahead(tools: &Tools, case: &Case, kernels: &Kernels<MatmulArgs>) -> Result<()> {
+    let config = ahead_config(tools.device, case)?;
+    let [weights, x] = formats(case);
+    let values = [weights, x, rows_of_x(case).into()];
+    // SAFETY: a group of lanes for each row of weights, room for the rows of x; rows are aligned to 16 bytes, since buffers are and a
+    // row is a multiple of that. No kernel writes weights.
+    unsafe { launch(&Dependent(tools.device), kernels, &values, &config, arguments(case)?) }
+}
 
 impl Case {
     /// Whether x is f32 and the weights are bf16.
@@ -169,11 +159,11 @@ impl Case {
 /// Launches a kernel whose warps have a row of weights each.
 ///
 /// # Safety
-/// The case is one for the kernel.
-unsafe fn launch_warps(tools: &Tools, kernels: &Kernels<MatmulArgs>, case: &Case) -> Result<()> {
+/// The case's ranges have the sizes that it says; for `gemv` its rows are [`whole_words`].
+unsafe fn launch_warps(tools: &Tools, case: &Case, kernels: &Kernels<MatmulArgs>) -> Result<()> {
     let arguments = arguments(case)?;
     let device: &Device = tools.device;
-    // SAFETY: the grid covers all rows; the case's ranges have the sizes that the kernel needs.
+    // SAFETY: the grid covers all rows; buffers are aligned, so whole words are. The caller vouches for the ranges.
     unsafe { launch(device, kernels, &formats(case), &config(&arguments), arguments) }
 }
 
@@ -232,7 +222,7 @@ pub(super) fn matmul(
     if n == 0 || case.rows == 0 {
         return Ok(());
     }
-    let variant = select(OP, &VARIANTS, &case, choice.get(OP).or(preferred(&case)))?;
+    let variant = select(OP, VARIANTS, &case, choice.get(OP).or(preferred(&case)))?;
     // SAFETY: the shapes were checked; `out` is borrowed alone.
     unsafe { (variant.launch)(&mut tools, &case) }
 }
@@ -252,7 +242,7 @@ pub(super) fn matmul_accumulate(
     if n == 0 || rows == 0 {
         return Ok(());
     }
-    let variant = select(OP, &VARIANTS, &case, choice.get(OP).or(preferred(&case)))?;
+    let variant = select(OP, VARIANTS, &case, choice.get(OP).or(preferred(&case)))?;
     if variant.name == CUBLAS {
         case.accumulate = true;
         // SAFETY: as in `matmul`.
@@ -280,7 +270,7 @@ pub(super) fn matmul_rounded(
     if n == 0 || case.rows == 0 {
         return Ok(());
     }
-    let variant = select(OP, &VARIANTS, &case, choice.get(OP).or(preferred(&case)))?;
+    let variant = select(OP, VARIANTS, &case, choice.get(OP).or(preferred(&case)))?;
     if variant.name == CUBLAS && case.dtype == Dtype::F16 {
         case.out_dtype = Dtype::F16;
         out.set_dtype(Dtype::F16)?;
@@ -362,8 +352,8 @@ mod tests {
             has_cublas: true,
             stage_limit: MAX_STAGE_BYTES as usize,
         };
-        assert_eq!(select(OP, &VARIANTS, &case, None).unwrap().name, CUBLAS);
-        assert_eq!(select(OP, &VARIANTS, &case, Some("gemv")).unwrap().name, "gemv");
+        assert_eq!(select(OP, VARIANTS, &case, None).unwrap().name, CUBLAS);
+        assert_eq!(select(OP, VARIANTS, &case, Some("gemv")).unwrap().name, "gemv");
         assert_eq!(preferred(&case), None);
         (case.dtype, case.x_dtype) = (Dtype::Bf16, Dtype::F32);
         assert_eq!(preferred(&case), Some(AHEAD));
@@ -372,7 +362,7 @@ mod tests {
         case.n = 3;
         case.cols = 20;
         assert_eq!(preferred(&case), None);
-        assert!(select(OP, &VARIANTS, &case, Some("gemv")).is_err());
+        assert!(select(OP, VARIANTS, &case, Some("gemv")).is_err());
         assert_eq!(config(&arguments(&case).unwrap()).grid, [1, 1, 1]);
     }
     #[test]
@@ -395,11 +385,11 @@ mod tests {
         for (n, cols, rows_of_a_block) in [(1, 896, 1), (2, 896, 4), (9, 6400, 4), (9, 6408, 1), (3, 8536, 1)]
         {
             let case = case(Dtype::Bf16, n, cols);
-            assert!(select(OP, &VARIANTS, &case, Some("ahead")).is_ok());
+            assert!(select(OP, VARIANTS, &case, Some("ahead")).is_ok());
             assert_eq!(rows_of_x(&case), rows_of_a_block, "{n} rows of {cols}");
         }
         for (dtype, cols) in [(Dtype::F32, 896), (Dtype::F16, 20), (Dtype::F16, 25_608)] {
-            assert!(select(OP, &VARIANTS, &case(dtype, 1, cols), Some("ahead")).is_err());
+            assert!(select(OP, VARIANTS, &case(dtype, 1, cols), Some("ahead")).is_err());
         }
     }
 }

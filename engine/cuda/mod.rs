@@ -42,7 +42,7 @@ pub use memory::{DeviceBuffer, PinnedBuffer, Plain, Uploader};
 pub use resources::Resources;
 pub use tensor::{Activation, KvCache, Tensor, Weight, encode};
 pub use timer::Timer;
-pub use variant::{KernelChoice, Operation, Variant, VariantInfo, is_ineligible, kernel_dtype};
+pub use variant::{KernelChoice, Operation, Variant, VariantInfo, is_ineligible};
 
 use crate::batch::{Batch, BatchLimits};
 use crate::config::Config;
@@ -58,22 +58,19 @@ use std::rc::Rc;
 /// Every operation that has kernels, in the order of their names.
 pub fn operations() -> Vec<Operation> {
     let mut operations = vec![
-        Operation::of(add::OP, &add::VARIANTS),
-        Operation::of(argmax::OP, &argmax::VARIANTS),
-        Operation::of(attention::OP, &attention::VARIANTS),
-        Operation::of(bias_rope_kv::OP, &bias_rope_kv::VARIANTS),
-        Operation::single(
-            "convert",
-            &["convert_*_plain", "narrow_*_plain", "narrow_*_vec8", "split_*_plain"],
-        ),
-        Operation::single("embed", &[]),
-        Operation::single("gather_rows", &[]),
+        Operation::of(add::OP, add::VARIANTS),
+        Operation::of(argmax::OP, argmax::VARIANTS),
+        Operation::of(attention::OP, attention::VARIANTS),
+        Operation::of(bias_rope_kv::OP, bias_rope_kv::VARIANTS),
+        Operation::single("convert", &convert::KERNELS),
+        Operation::single("embed", &[gpu_kernels::embed::plain().instances()]),
+        Operation::single("gather_rows", &[gpu_kernels::gather_rows::plain().instances()]),
         Operation::choice(fused::OP, &fused::VARIANTS),
-        Operation::of(matmul::OP, &matmul::VARIANTS),
-        Operation::single("read_bandwidth", &[]),
-        Operation::of(rms_norm::OP, &rms_norm::VARIANTS),
-        Operation::of(sampler::OP, &sampler::VARIANTS),
-        Operation::of(silu_mul::OP, &silu_mul::VARIANTS),
+        Operation::of(matmul::OP, matmul::VARIANTS),
+        Operation::single("read_bandwidth", &[gpu_kernels::read_bandwidth::plain().instances()]),
+        Operation::of(rms_norm::OP, rms_norm::VARIANTS),
+        Operation::of(sampler::OP, sampler::VARIANTS),
+        Operation::of(silu_mul::OP, silu_mul::VARIANTS),
         Operation::choice(graph::OP, &graph::VARIANTS),
     ];
     operations.extend(fused::operations());

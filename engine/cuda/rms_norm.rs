@@ -4,11 +4,11 @@ use super::device::{Dependent, Device};
 use super::launch::{Launch, always, block_per_row, dimension, expect_vector, launch};
 use super::memory::DeviceBuffer;
 use super::tensor::{Activation, Tensor};
-use super::variant::{KernelChoice, Variant, select};
+use super::variant::{KernelChoice, select, variants};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use cuda_std::launch::Kernels;
-use gpu_kernels::rms_norm::{BLOCK_SIZE, MAX_HIDDEN_SIZE, RmsNormArgs, plain, registers, vec4};
+use gpu_kernels::rms_norm::*;
 
 pub(super) const OP: &str = "rms_norm";
 
@@ -36,32 +36,17 @@ fn fits_in_registers(case: &Case) -> Result<(), &'static str> {
 
 /// # Safety
 /// The case is one for the kernel.
-unsafe fn launch_rows(device: &Device, kernels: &Kernels<RmsNormArgs>, case: &Case) -> Result<()> {
+unsafe fn launch_rows(device: &Device, case: &Case, kernels: &Kernels<RmsNormArgs>) -> Result<()> {
     let config = block_per_row(case.rows, BLOCK_SIZE);
     // SAFETY: a block for each row; the caller vouches for the case.
     unsafe { launch(&Dependent(device), kernels, &[case.dtype.into()], &config, case.arguments) }
 }
 
-pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 3] = [
-    Variant {
-        name: "registers",
-        kernels: &[],
-        eligible: fits_in_registers,
-        launch: |device, case| unsafe { launch_rows(device, &registers, case) },
-    },
-    Variant {
-        name: "vec4",
-        kernels: &[],
-        eligible: groups_of_4,
-        launch: |device, case| unsafe { launch_rows(device, &vec4, case) },
-    },
-    Variant {
-        name: "plain",
-        kernels: &[],
-        eligible: always,
-        launch: |device, case| unsafe { launch_rows(device, &plain, case) },
-    },
-];
+variants! { Case, Launch<Case>;
+    "registers" [registers]: fits_in_registers => |device, case| unsafe { launch_rows(device, case, registers()) };
+    "vec4" [vec4]: groups_of_4 => |device, case| unsafe { launch_rows(device, case, vec4()) };
+    "plain" [plain]: always => |device, case| unsafe { launch_rows(device, case, plain()) };
+}
 
 /// Checks the shapes.
 fn case(n: usize, x: &Tensor, weight: &DeviceBuffer<f32>, eps: f32, out: &mut Activation) -> Result<Case> {
@@ -88,7 +73,7 @@ pub(super) fn rms_norm(
     if case.rows == 0 || case.arguments.hidden_size == 0 {
         return Ok(());
     }
-    let variant = select(OP, &VARIANTS, &case, choice.get(OP))?;
+    let variant = select(OP, VARIANTS, &case, choice.get(OP))?;
     // SAFETY: the shapes were checked; `out` is borrowed alone.
     unsafe { (variant.launch)(device, &case) }
 }
@@ -106,10 +91,10 @@ mod tests {
 
     #[test]
     fn the_choice_depends_on_hidden_size_alone() {
-        assert_eq!(select(OP, &VARIANTS, &case(896), None).unwrap().name, "registers");
-        assert_eq!(select(OP, &VARIANTS, &case(8192), None).unwrap().name, "vec4");
-        assert_eq!(select(OP, &VARIANTS, &case(111), None).unwrap().name, "plain");
-        assert!(select(OP, &VARIANTS, &case(111), Some("vec4")).is_err());
+        assert_eq!(select(OP, VARIANTS, &case(896), None).unwrap().name, "registers");
+        assert_eq!(select(OP, VARIANTS, &case(8192), None).unwrap().name, "vec4");
+        assert_eq!(select(OP, VARIANTS, &case(111), None).unwrap().name, "plain");
+        assert!(select(OP, VARIANTS, &case(111), Some("vec4")).is_err());
     }
 
     #[test]
@@ -117,7 +102,7 @@ mod tests {
         for (hidden_size, fits) in
             [(896, true), (MAX_HIDDEN_SIZE, true), (MAX_HIDDEN_SIZE + 4, false), (897, false)]
         {
-            assert_eq!(select(OP, &VARIANTS, &case(hidden_size), Some("registers")).is_ok(), fits);
+            assert_eq!(select(OP, VARIANTS, &case(hidden_size), Some("registers")).is_ok(), fits);
         }
     }
 }

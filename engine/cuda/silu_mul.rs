@@ -3,11 +3,11 @@
 use super::device::{Dependent, Device};
 use super::launch::{Launch, always, dimension, elements_of_rows, launch};
 use super::tensor::Activation;
-use super::variant::{KernelChoice, Variant, select};
+use super::variant::{KernelChoice, select, variants};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use cuda_std::launch::{Kernels, Value};
-use gpu_kernels::silu_mul::{BLOCK_SIZE, SiluMulArgs, plain, vec8};
+use gpu_kernels::silu_mul::*;
 
 pub(super) const OP: &str = "silu_mul";
 
@@ -22,8 +22,8 @@ pub(super) struct Case {
 /// The case is one for the kernel, which takes `values` at a time.
 unsafe fn launch_groups(
     device: &Device,
-    kernels: &Kernels<SiluMulArgs>,
     case: &Case,
+    kernels: &Kernels<SiluMulArgs>,
     values: u32,
 ) -> Result<()> {
     let config = elements_of_rows(case.rows, case.arguments.intermediate_size / values, BLOCK_SIZE);
@@ -32,26 +32,15 @@ unsafe fn launch_groups(
     unsafe { launch(&Dependent(device), kernels, &formats, &config, case.arguments) }
 }
 
-pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
-    Variant {
-        name: "vec8",
-        kernels: &[],
-        eligible: |case| {
-            if case.arguments.intermediate_size.is_multiple_of(8) {
-                Ok(())
-            } else {
-                Err("intermediate_size is not a multiple of 8")
-            }
-        },
-        launch: |device, case| unsafe { launch_groups(device, &vec8, case, 8) },
-    },
-    Variant {
-        name: "plain",
-        kernels: &[],
-        eligible: always,
-        launch: |device, case| unsafe { launch_groups(device, &plain, case, 1) },
-    },
-];
+variants! { Case, Launch<Case>;
+    "vec8" [vec8]: groups_of_8 => |device, case| unsafe { launch_groups(device, case, vec8(), 8) };
+    "plain" [plain]: always => |device, case| unsafe { launch_groups(device, case, plain(), 1) };
+}
+
+fn groups_of_8(case: &Case) -> Result<(), &'static str> {
+    let is_multiple = case.arguments.intermediate_size.is_multiple_of(8);
+    if is_multiple { Ok(()) } else { Err("intermediate_size is not a multiple of 8") }
+}
 
 /// `out = silu(gate) * up`, each row of `gate_up` being `[gate; up]`: `[n, intermediate_size]`.
 pub(super) fn silu_mul(
@@ -62,7 +51,7 @@ pub(super) fn silu_mul(
     out: &mut Activation,
 ) -> Result<()> {
     let formats = [out.dtype, gate_up.dtype];
-    if plain.get(&formats.map(Value::from)).is_none() {
+    if plain().get(&formats.map(Value::from)).is_none() {
         let [to, from] = formats;
         return Err(Error::Request(format!("{OP}: there is no kernel from {from} to {to}")));
     }
@@ -74,7 +63,7 @@ pub(super) fn silu_mul(
     if rows == 0 || intermediate_size == 0 {
         return Ok(());
     }
-    let variant = select(OP, &VARIANTS, &case, choice.get(OP))?;
+    let variant = select(OP, VARIANTS, &case, choice.get(OP))?;
     // SAFETY: both have `n` rows, checked above; `out` is borrowed alone.
     unsafe { (variant.launch)(device, &case) }
 }

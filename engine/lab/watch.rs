@@ -85,12 +85,11 @@ const EXPENSIVE: [&str; 7] =
 pub fn left_out(op: &str) -> Vec<String> {
     let others =
         cuda::operations().into_iter().filter(|other| other.name != op && EXPENSIVE.contains(&other.name));
-    let patterns = others.flat_map(|other| other.variants).flat_map(|variant| variant.kernels);
-    let mut prefixes: Vec<String> =
-        patterns.filter_map(|pattern| pattern.split_once('*').map(|(prefix, _)| prefix.to_owned())).collect();
-    prefixes.sort();
-    prefixes.dedup();
-    prefixes
+    let kernels = others.flat_map(|other| other.variants).flat_map(|variant| variant.kernels);
+    let mut names: Vec<String> = kernels.map(|kernel| kernel.name.to_owned()).collect();
+    names.sort();
+    names.dedup();
+    names
 }
 
 /// Waits for changes in the folders that kernels are made from.

@@ -3,7 +3,7 @@
 
 use cuda_std::prelude::*;
 
-use crate::sampler::{SAMPLER_THREADS, SamplerRow};
+use crate::sampler::{Draw, SAMPLER_THREADS};
 #[device]
 use crate::{
     fused::{launch_dependents, wait_for_dependencies},
@@ -42,30 +42,17 @@ unsafe fn block_max(value: u64, bests: Shared<u64>) -> u64 {
     }
 }
 
-/// The smallest id among the largest logits of each greedy row; NaN counts as the smallest logit.
-#[kernel_args]
-pub struct Argmax {
-    pub vocab_size: u32,
-    /// `[num_rows]`
-    pub rows: *const SamplerRow,
-    /// f32 `[num_rows, vocab_size]`
-    pub logits: *const f32,
-    /// u64 `[num_rows, blocks]`, scratch of [`split`]
-    pub partials: *mut u64,
-    /// u32 `[num_rows]`, of [`split`]: 0 before the first launch, and again after each
-    pub counters: *mut u32,
-    /// `[num_rows]`; rows that are not greedy are left alone
-    pub out: *mut u32,
-}
-
+/// The smallest id among the largest logits of each greedy row; NaN counts as the smallest logit. Other rows are left alone.
+///
+/// There are as many partials a row as blocks.
+///
 /// Grid `[blocks, num_rows, 1]`, at most [`MAX_BLOCKS_PER_ROW`] blocks a row, block `[BLOCK_SIZE, 1, 1]`. Each block finds the
 /// best of every `blocks`-th part of its row; the last one to finish compares those.
 ///
 /// # Safety
-/// Grid, block and arrays are as above and do not overlap.
+/// Grid and block are as above, arrays as [`Draw`] says, and do not overlap.
 #[kernel(E = [f32], name = "argmax_{E}_split", max_threads = 256)]
-pub unsafe fn split(a: Argmax) {
-    let Argmax { vocab_size, rows, logits, partials, counters, out } = a;
+pub unsafe fn split(Draw { vocab_size, rows, logits, partials, counters, out }: Draw) {
     launch_dependents();
     let bests = shared_array![u64; 32];
     let is_last = shared_array![u32; 1];
@@ -118,13 +105,12 @@ pub unsafe fn split(a: Argmax) {
     }
 }
 
-/// Grid: `num_rows` blocks of [`SAMPLER_THREADS`].
+/// As [`split`], with one block a row. Grid: `num_rows` blocks of [`SAMPLER_THREADS`].
 ///
 /// # Safety
 /// Grid, block and arrays are as above and do not overlap; there need be no `partials` and `counters`.
 #[kernel(E = [f32], name = "argmax_{E}_plain", max_threads = 1024)]
-pub unsafe fn plain(a: Argmax) {
-    let Argmax { vocab_size, rows, logits, out, .. } = a;
+pub unsafe fn plain(Draw { vocab_size, rows, logits, out, .. }: Draw) {
     unsafe {
         let row = *rows.add(thread::block_idx_x() as usize);
         let logits = logits.add(thread::block_idx_x() as usize * vocab_size as usize);

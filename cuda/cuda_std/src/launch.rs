@@ -120,6 +120,12 @@ pub unsafe trait Arguments: Copy {
     fn addresses(&mut self) -> Self::Addresses;
 }
 
+/// The type of field `INDEX` of a [`kernel_args`](crate::kernel_args) struct, on the device.
+#[doc(hidden)]
+pub trait Field<const INDEX: usize> {
+    type Type;
+}
+
 /// A [`kernel_args`](crate::kernel_args) struct as kernels take it.
 ///
 /// # Safety

@@ -82,15 +82,27 @@ fn mentions(of: &Type, parameters: &[&Ident]) -> bool {
 fn entry_macro(name: &Ident, parameters: &[&Ident], fields: &[Field]) -> TokenStream {
     let hidden = format_ident!("__kernel_args_{name}");
     let types: Vec<_> = parameters.iter().map(|parameter| quote!($#parameter:ty)).collect();
-    let inputs = fields.iter().map(|field| {
-        let (name, device_type) = (field.name, field.device_type);
-        let device_type = crate::substitute::idents(quote!(#device_type), &mut |ident| {
-            parameters.contains(&ident).then(|| quote!($#ident))
-        });
-        quote!(#name: #device_type)
+    let of =
+        |types: &[TokenStream]| if types.is_empty() { quote!(#name) } else { quote!(#name<#(#types),*>) };
+    let generic = of(&parameters.iter().map(|parameter| quote!(#parameter)).collect::<Vec<_>>());
+    let chosen = of(&parameters.iter().map(|parameter| quote!($#parameter)).collect::<Vec<_>>());
+    // By way of a trait, since types of fields need not be known where kernels are.
+    let inputs = fields.iter().enumerate().map(|(i, field)| {
+        let name = field.name;
+        quote!(#name: <#chosen as ::cuda_std::launch::Field<#i>>::Type)
+    });
+    let impls = fields.iter().enumerate().map(|(i, field)| {
+        let device_type = field.device_type;
+        quote! {
+            #[cfg(target_arch = "nvptx64")]
+            impl<#(#parameters),*> ::cuda_std::launch::Field<#i> for #generic {
+                type Type = #device_type;
+            }
+        }
     });
     let names = fields.iter().map(|field| field.name);
     quote! {
+        #(#impls)*
         #[cfg(target_arch = "nvptx64")]
         macro_rules! #hidden {
             ($entry:ident, [#(#types),*], $body:path, ($($shared:expr),*)) => {

@@ -93,12 +93,16 @@ impl Kernel {
         Ok(quote! {
             #[cfg(not(target_arch = "nvptx64"))]
             #(#docs)*
-            #[allow(non_upper_case_globals)]
-            #vis static #name: ::cuda_std::launch::Kernels<<#any as ::cuda_std::launch::KernelArgs>::Host> = {
+            #vis const fn #name() -> &'static ::cuda_std::launch::Kernels<
+                <#any as ::cuda_std::launch::KernelArgs>::Host
+            > {
                 #(#lints)*
                 #signature #observed
-                ::cuda_std::launch::Kernels::new(&[#(#entries),*])
-            };
+                static KERNELS: ::cuda_std::launch::Kernels<
+                    <#any as ::cuda_std::launch::KernelArgs>::Host
+                > = ::cuda_std::launch::Kernels::new(&[#(#entries),*]);
+                &KERNELS
+            }
         })
     }
 

@@ -58,7 +58,7 @@ mod substitute;
 ///
 /// # fn launch<L: Launcher>(launcher: &L, config: &LaunchConfig, x: DevicePtr<u8>, out: DevicePtrMut<u8>) -> Result<(), L::Error> {
 /// // The host has all four as one value, and launches them with one struct.
-/// let entry = scale.get(&["bf16".into(), 2_u32.into()]).expect("there is a list for each");
+/// let entry = scale().get(&["bf16".into(), 2_u32.into()]).expect("there is a list for each");
 /// assert_eq!(entry.kernel().name, "scale_bf16_twice");
 /// // SAFETY: the kernel's contract.
 /// unsafe { entry.launch(launcher, config, ScaleArgs { n: 8, x, out }) }

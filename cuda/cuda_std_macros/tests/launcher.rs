@@ -132,13 +132,13 @@ pub unsafe fn scale<E: Element, X: Element, const N: usize>(
 
 #[test]
 fn entries_are_named_and_found_by_their_values() {
-    let names: Vec<_> = scale.instances().iter().map(|instance| instance.kernel.name).collect();
+    let names: Vec<_> = scale().instances().iter().map(|instance| instance.kernel.name).collect();
     assert_eq!(names, ["scale_f16_one", "scale_f16_few", "scale_bf16_wide_one", "scale_bf16_wide_few"]);
-    let name = |values: &[_]| scale.get(values).map(|entry| entry.kernel().name);
+    let name = |values: &[_]| scale().get(values).map(|entry| entry.kernel().name);
     assert_eq!(name(&["bf16".into(), "f32".into(), 4_u32.into()]), Some("scale_bf16_wide_few"));
     assert_eq!(name(&["bf16".into()]), Some("scale_bf16_wide_one"));
     assert_eq!(name(&["bf16".into(), "f16".into()]), None);
-    let kernel = scale.get(&["f16".into(), "f16".into(), 4_u32.into()]).unwrap().kernel();
+    let kernel = scale().get(&["f16".into(), "f16".into(), 4_u32.into()]).unwrap().kernel();
     assert_eq!((kernel.max_threads, kernel.min_blocks, kernel.parameters), (256, 1, &[4, 8, 4, 8][..]));
 }
 
@@ -168,7 +168,7 @@ impl Launcher for Bytes {
 fn fields_are_parameters_of_their_own() {
     let recorder = Bytes::default();
     let (x, out) = (DevicePtr::from_raw(0x1000), DevicePtrMut::from_raw(0x2000));
-    let entry = scale.get(&["f16".into()]).unwrap();
+    let entry = scale().get(&["f16".into()]).unwrap();
     // SAFETY: nothing runs.
     let Ok(()) = unsafe { entry.launch(&recorder, &CONFIG, ScaleArgs { n: 7, x, factor: 0.5, out }) };
     let expected = [

@@ -2,7 +2,7 @@
 
 use super::table::Table;
 use crate::cli::output::Output;
-use crate::cuda::{self, kernel_dtype};
+use crate::cuda;
 use crate::error::Result;
 use crate::lab::kernels::{self, Kernel};
 use crate::lab::resources::{Facts, Source};
@@ -67,9 +67,9 @@ pub(super) fn run(args: ListArgs) -> Result<ExitCode> {
         dtype: variant
             .kernels
             .iter()
-            .find_map(|pattern| kernel_dtype(pattern, &kernel.name))
-            .unwrap_or_default()
-            .to_owned(),
+            .find(|own| own.name == kernel.name)
+            .map(|own| own.dtype.clone())
+            .unwrap_or_default(),
         targets: kernel.targets.clone(),
         max_threads: kernel.targets.first().and_then(|target| source.max_threads(&kernel.name, target)),
         facts: source.facts(kernel),

@@ -3,10 +3,11 @@
 use super::super::device::{Dependent, Device};
 use super::super::launch::{Launch, dimension, launch};
 use super::super::tensor::{Activation, Tensor, Weight};
-use super::super::variant::{KernelChoice, Variant, select};
+use super::super::variant::{KernelChoice, select, variants};
 use super::{MMA, StreamShape, expect_eligible, f16_only, lanes_fit, persistent, rows_of_kernel, values};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use cuda_std::launch::Kernels;
 use gpu_kernels::fused::matmul_add::*;
 use gpu_kernels::fused::mma::{MAX_MATMUL_WARPS, batch, matmul_add as mma, matmul_shared_bytes};
 use gpu_kernels::fused::{WORD, stage_bytes};
@@ -21,29 +22,22 @@ pub(super) struct Case {
     arguments: MatmulAddArgs,
 }
 
-pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
-    Variant {
-        name: MMA,
-        kernels: &["matmul_add_*_mma_one", "matmul_add_*_mma_few", "matmul_add_*_mma_eight"],
-        eligible: |case| f16_only(case.formats[0]),
-        launch: launch_mma,
-    },
-    Variant {
-        name: "lanes",
-        kernels: &[
-            "matmul_add_*_short_one",
-            "matmul_add_*_long_one",
-            "matmul_add_*_short_few",
-            "matmul_add_*_long_few",
-        ],
-        eligible: |case| lanes_fit(case.arguments.n, case.arguments.cols),
-        launch: launch_lanes,
-    },
-];
+variants! { Case, Launch<Case>;
+    MMA [mma::mma]: f16_weights => |device, case| unsafe { launch_mma(device, case, mma::mma()) };
+    "lanes" [short, long]: few_rows => launch_lanes;
+}
+
+fn f16_weights(case: &Case) -> Result<(), &'static str> {
+    f16_only(case.formats[0])
+}
+
+fn few_rows(case: &Case) -> Result<(), &'static str> {
+    lanes_fit(case.arguments.n, case.arguments.cols)
+}
 
 /// # Safety
 /// The case is whole, and its formats are f16.
-unsafe fn launch_mma(device: &Device, case: &Case) -> Result<()> {
+unsafe fn launch_mma(device: &Device, case: &Case, kernels: &Kernels<MatmulAddArgs>) -> Result<()> {
     let MatmulAddArgs { n, rows, cols, .. } = case.arguments;
     let tiles = rows.div_ceil(mma::COLUMNS_PER_TILE);
     let half = cols.div_ceil(2).next_multiple_of(WORD);
@@ -52,7 +46,7 @@ unsafe fn launch_mma(device: &Device, case: &Case) -> Result<()> {
     let (config, depth) = shape.config(matmul_shared_bytes(shape.warps, rows_of_kernel(n), batch));
     let arguments = MatmulAddArgs { depth, ..case.arguments };
     // SAFETY: any grid does; the caller vouches for the case.
-    unsafe { launch(&Dependent(device), &mma::mma, &values(&case.formats[..1], n), &config, arguments) }
+    unsafe { launch(&Dependent(device), kernels, &values(&case.formats[..1], n), &config, arguments) }
 }
 
 /// # Safety
@@ -60,9 +54,9 @@ unsafe fn launch_mma(device: &Device, case: &Case) -> Result<()> {
 unsafe fn launch_lanes(device: &Device, case: &Case) -> Result<()> {
     let MatmulAddArgs { n, rows, cols, .. } = case.arguments;
     let (kernels, block, lanes, resident) = if cols >= LONG_COLS {
-        (&long, LONG_BLOCK_SIZE, LONG_LANES, 2)
+        (long(), LONG_BLOCK_SIZE, LONG_LANES, 2)
     } else {
-        (&short, SHORT_BLOCK_SIZE, SHORT_LANES, 4)
+        (short(), SHORT_BLOCK_SIZE, SHORT_LANES, 4)
     };
     let blocks = rows.div_ceil(block / lanes);
     let config = persistent(device, blocks, resident, block, stage_bytes(n, cols));
@@ -96,7 +90,7 @@ pub(in super::super) fn matmul_add(
         out: out.ptr_mut(),
     };
     let case = Case { formats: [dtype, x.dtype], arguments };
-    let variant = select(OP, &VARIANTS, &case, choice.get(OP))?;
+    let variant = select(OP, VARIANTS, &case, choice.get(OP))?;
     // SAFETY: the shapes were checked, out is borrowed alone.
     unsafe { (variant.launch)(device, &case) }
 }

@@ -38,10 +38,10 @@ pub(super) const MAX_STAGE_BYTES: u32 = 100 << 10;
 /// The operations of this module, in the order of their names.
 pub(super) fn operations() -> [Operation; 4] {
     [
-        Operation::of(matmul_add::OP, &matmul_add::VARIANTS),
-        Operation::of(norm_gate_up::OP, &norm_gate_up::VARIANTS),
-        Operation::of(norm_matmul::OP, &norm_matmul::VARIANTS),
-        Operation::of(norm_qkv_rope::OP, &norm_qkv_rope::VARIANTS),
+        Operation::of(matmul_add::OP, matmul_add::VARIANTS),
+        Operation::of(norm_gate_up::OP, norm_gate_up::VARIANTS),
+        Operation::of(norm_matmul::OP, norm_matmul::VARIANTS),
+        Operation::of(norm_qkv_rope::OP, norm_qkv_rope::VARIANTS),
     ]
 }
 

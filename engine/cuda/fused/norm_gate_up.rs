@@ -5,10 +5,11 @@ use super::super::launch::{Launch, dimension, expect_vector, launch};
 use super::super::memory::DeviceBuffer;
 use super::super::precise_dtype;
 use super::super::tensor::{Activation, Tensor, Weight};
-use super::super::variant::{KernelChoice, Variant, select};
+use super::super::variant::{KernelChoice, select, variants};
 use super::{MMA, StreamShape, expect_eligible, f16_only, lanes_fit, norm_fits, persistent, values};
 use crate::dtype::Dtype;
 use crate::error::Result;
+use cuda_std::launch::Kernels;
 use gpu_kernels::fused::mma::{MAX_NORM_WARPS, norm_gate_up as mma};
 use gpu_kernels::fused::norm_gate_up::{BLOCK_SIZE, COLUMNS_PER_BLOCK, NormGateUpArgs, lanes};
 use gpu_kernels::fused::stage_bytes;
@@ -23,43 +24,39 @@ pub(super) struct Case {
     arguments: NormGateUpArgs,
 }
 
-pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
-    Variant {
-        name: MMA,
-        kernels: &["norm_gate_up_*_mma_one", "norm_gate_up_*_mma_few", "norm_gate_up_*_mma_eight"],
-        eligible: |case| {
-            f16_only(case.formats[0])?;
-            norm_fits(case.arguments.n, case.arguments.hidden_size)
-        },
-        launch: launch_mma,
-    },
-    Variant {
-        name: "lanes",
-        kernels: &["norm_gate_up_*_one", "norm_gate_up_*_few"],
-        eligible: |case| lanes_fit(case.arguments.n, case.arguments.hidden_size),
-        launch: launch_lanes,
-    },
-];
+variants! { Case, Launch<Case>;
+    MMA [mma::mma]: f16_rows => |device, case| unsafe { launch_mma(device, case, mma::mma()) };
+    "lanes" [lanes]: few_rows => |device, case| unsafe { launch_lanes(device, case, lanes()) };
+}
+
+fn f16_rows(case: &Case) -> Result<(), &'static str> {
+    f16_only(case.formats[0])?;
+    norm_fits(case.arguments.n, case.arguments.hidden_size)
+}
+
+fn few_rows(case: &Case) -> Result<(), &'static str> {
+    lanes_fit(case.arguments.n, case.arguments.hidden_size)
+}
 
 /// # Safety
 /// The case is whole, and its formats are f16.
-unsafe fn launch_mma(device: &Device, case: &Case) -> Result<()> {
+unsafe fn launch_mma(device: &Device, case: &Case, kernels: &Kernels<NormGateUpArgs>) -> Result<()> {
     let NormGateUpArgs { n, hidden_size, intermediate_size, .. } = case.arguments;
     let tiles = intermediate_size.div_ceil(mma::COLUMNS_PER_TILE);
     let (config, depth) = StreamShape::new(device, tiles, hidden_size, MAX_NORM_WARPS).normed(n);
     let arguments = NormGateUpArgs { depth, ..case.arguments };
     // SAFETY: any grid does; the caller vouches for the case.
-    unsafe { launch(&Dependent(device), &mma::mma, &values(&case.formats[..1], n), &config, arguments) }
+    unsafe { launch(&Dependent(device), kernels, &values(&case.formats[..1], n), &config, arguments) }
 }
 
 /// # Safety
 /// The case is whole, of few rows.
-unsafe fn launch_lanes(device: &Device, case: &Case) -> Result<()> {
+unsafe fn launch_lanes(device: &Device, case: &Case, kernels: &Kernels<NormGateUpArgs>) -> Result<()> {
     let NormGateUpArgs { n, hidden_size, intermediate_size, .. } = case.arguments;
     let blocks = intermediate_size.div_ceil(COLUMNS_PER_BLOCK);
     let config = persistent(device, blocks, 2, BLOCK_SIZE, stage_bytes(n, hidden_size));
     // SAFETY: any grid does; the caller vouches for the case.
-    unsafe { launch(&Dependent(device), &lanes, &values(&case.formats, n), &config, case.arguments) }
+    unsafe { launch(&Dependent(device), kernels, &values(&case.formats, n), &config, case.arguments) }
 }
 
 /// `y = rms_norm(x); out = silu(y · gateᵀ) * (y · upᵀ)`: `[n, intermediate_size]`.
@@ -94,7 +91,7 @@ pub(in super::super) fn norm_gate_up(
         out: out.ptr_mut(),
     };
     let case = Case { formats: [dtype, out.dtype], arguments };
-    let variant = select(OP, &VARIANTS, &case, choice.get(OP))?;
+    let variant = select(OP, VARIANTS, &case, choice.get(OP))?;
     // SAFETY: the shapes were checked; out is borrowed alone.
     unsafe { (variant.launch)(device, &case) }
 }

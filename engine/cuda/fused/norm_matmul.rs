@@ -4,11 +4,12 @@ use super::super::device::{Dependent, Device};
 use super::super::launch::{Launch, dimension, expect_vector, launch};
 use super::super::memory::DeviceBuffer;
 use super::super::tensor::{Activation, Tensor, Weight};
-use super::super::variant::{KernelChoice, Variant, select};
+use super::super::variant::{KernelChoice, select, variants};
 use super::{MMA, StreamShape, expect_eligible, f16_only, lanes_fit, norm_fits, persistent, values};
 use crate::dtype::Dtype;
 use crate::error::Result;
-use gpu_kernels::fused::mma::{self as kernels, MAX_NORM_WARPS, norm_matmul as mma};
+use cuda_std::launch::Kernels;
+use gpu_kernels::fused::mma::{MAX_NORM_WARPS, MAX_ROWS, norm_matmul as mma};
 use gpu_kernels::fused::norm_matmul::{BLOCK_SIZE, COLUMNS_PER_BLOCK, NormMatmulArgs, lanes};
 use gpu_kernels::fused::stage_bytes;
 
@@ -21,44 +22,40 @@ pub(super) struct Case {
     arguments: NormMatmulArgs,
 }
 
-pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
-    Variant {
-        name: "lanes",
-        kernels: &["norm_matmul_*_one", "norm_matmul_*_few"],
-        eligible: |case| lanes_fit(case.arguments.n, case.arguments.cols),
-        launch: launch_lanes,
-    },
-    Variant {
-        name: MMA,
-        kernels: &["norm_matmul_*_mma_eight"],
-        eligible: |case| {
-            f16_only(case.dtype)?;
-            norm_fits(kernels::MAX_ROWS, case.arguments.cols)
-        },
-        launch: launch_mma,
-    },
-];
+variants! { Case, Launch<Case>;
+    "lanes" [lanes]: few_rows => |device, case| unsafe { launch_lanes(device, case, lanes()) };
+    MMA [mma::mma]: f16_rows => |device, case| unsafe { launch_mma(device, case, mma::mma()) };
+}
+
+fn few_rows(case: &Case) -> Result<(), &'static str> {
+    lanes_fit(case.arguments.n, case.arguments.cols)
+}
+
+fn f16_rows(case: &Case) -> Result<(), &'static str> {
+    f16_only(case.dtype)?;
+    norm_fits(MAX_ROWS, case.arguments.cols)
+}
 
 /// # Safety
 /// The case is whole, of few rows.
-unsafe fn launch_lanes(device: &Device, case: &Case) -> Result<()> {
+unsafe fn launch_lanes(device: &Device, case: &Case, kernels: &Kernels<NormMatmulArgs>) -> Result<()> {
     let NormMatmulArgs { n, rows, cols, .. } = case.arguments;
     let config = persistent(device, rows.div_ceil(COLUMNS_PER_BLOCK), 2, BLOCK_SIZE, stage_bytes(n, cols));
     // SAFETY: any grid does; the caller vouches for the case.
-    unsafe { launch(&Dependent(device), &lanes, &values(&[case.dtype], n), &config, case.arguments) }
+    unsafe { launch(&Dependent(device), kernels, &values(&[case.dtype], n), &config, case.arguments) }
 }
 
 /// # Safety
 /// The case is whole, its weights f16.
-unsafe fn launch_mma(device: &Device, case: &Case) -> Result<()> {
+unsafe fn launch_mma(device: &Device, case: &Case, kernels: &Kernels<NormMatmulArgs>) -> Result<()> {
     // There is one kernel, for the most rows.
-    let n = kernels::MAX_ROWS;
+    let n = MAX_ROWS;
     let NormMatmulArgs { rows, cols, .. } = case.arguments;
     let tiles = rows.div_ceil(mma::COLUMNS_PER_TILE);
     let (config, depth) = StreamShape::new(device, tiles, cols, MAX_NORM_WARPS).normed(n);
     let arguments = NormMatmulArgs { depth, ..case.arguments };
     // SAFETY: any grid does; the caller vouches for the case.
-    unsafe { launch(&Dependent(device), &mma::mma, &values(&[case.dtype], n), &config, arguments) }
+    unsafe { launch(&Dependent(device), kernels, &values(&[case.dtype], n), &config, arguments) }
 }
 
 /// `out = rms_norm(x) · weightᵀ`: `[n, in_features] -> [n, out_features]`.
@@ -90,7 +87,7 @@ pub(in super::super) fn norm_matmul(
         out: out.ptr_mut(),
     };
     let case = Case { dtype, arguments };
-    let variant = select(OP, &VARIANTS, &case, choice.get(OP))?;
+    let variant = select(OP, VARIANTS, &case, choice.get(OP))?;
     // SAFETY: the shapes were checked; out is borrowed alone.
     unsafe { (variant.launch)(device, &case) }
 }

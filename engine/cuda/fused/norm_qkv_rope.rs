@@ -6,13 +6,13 @@ use super::super::launch::{Launch, dimension, expect_vector, launch};
 use super::super::memory::DeviceBuffer;
 use super::super::rope::RopeTable;
 use super::super::tensor::{KvCache, Tensor, Weight};
-use super::super::variant::{KernelChoice, Variant, select};
+use super::super::variant::{KernelChoice, select, variants};
 use super::{MMA, StreamShape, expect_eligible, f16_only, lanes_fit, norm_fits, persistent, values};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::kv_cache::PAGE_SIZE;
 use crate::ops::Qkv;
-use cuda_std::launch::DevicePtr;
+use cuda_std::launch::{DevicePtr, Kernels};
 use gpu_kernels::fused::mma::{MAX_NORM_WARPS, norm_qkv_rope as mma};
 use gpu_kernels::fused::norm_qkv_rope::{BLOCK_SIZE, NormQkvRopeArgs, PAIRS_PER_BLOCK, lanes};
 use gpu_kernels::fused::stage_bytes;
@@ -32,32 +32,25 @@ fn pairs(case: &Case) -> u32 {
     (num_attention_heads + 2 * num_key_value_heads) * head_dim / 2
 }
 
-pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
-    Variant {
-        name: MMA,
-        kernels: &["norm_qkv_rope_*_mma_one", "norm_qkv_rope_*_mma_few", "norm_qkv_rope_*_mma_eight"],
-        eligible: |case| {
-            f16_only(case.dtype)?;
-            norm_fits(case.arguments.n, case.arguments.hidden_size)?;
-            if (case.arguments.head_dim / 2).is_multiple_of(mma::PAIRS_PER_BLOCK) {
-                Ok(())
-            } else {
-                Err("head_dim is not a multiple of 16")
-            }
-        },
-        launch: launch_mma,
-    },
-    Variant {
-        name: "lanes",
-        kernels: &["norm_qkv_rope_*_one", "norm_qkv_rope_*_few"],
-        eligible: |case| lanes_fit(case.arguments.n, case.arguments.hidden_size),
-        launch: launch_lanes,
-    },
-];
+variants! { Case, Launch<Case>;
+    MMA [mma::mma]: f16_heads => |device, case| unsafe { launch_mma(device, case, mma::mma()) };
+    "lanes" [lanes]: few_rows => |device, case| unsafe { launch_lanes(device, case, lanes()) };
+}
+
+fn f16_heads(case: &Case) -> Result<(), &'static str> {
+    f16_only(case.dtype)?;
+    norm_fits(case.arguments.n, case.arguments.hidden_size)?;
+    let is_multiple = (case.arguments.head_dim / 2).is_multiple_of(mma::PAIRS_PER_BLOCK);
+    if is_multiple { Ok(()) } else { Err("head_dim is not a multiple of 16") }
+}
+
+fn few_rows(case: &Case) -> Result<(), &'static str> {
+    lanes_fit(case.arguments.n, case.arguments.hidden_size)
+}
 
 /// # Safety
 /// The case is whole, its weights f16.
-unsafe fn launch_mma(device: &Device, case: &Case) -> Result<()> {
+unsafe fn launch_mma(device: &Device, case: &Case, kernels: &Kernels<NormQkvRopeArgs>) -> Result<()> {
     let NormQkvRopeArgs { n, hidden_size, .. } = case.arguments;
     let tiles = pairs(case) / mma::PAIRS_PER_BLOCK;
     let mut shape = StreamShape::new(device, tiles, hidden_size, MAX_NORM_WARPS);
@@ -65,17 +58,17 @@ unsafe fn launch_mma(device: &Device, case: &Case) -> Result<()> {
     let (config, depth) = shape.normed(n);
     let arguments = NormQkvRopeArgs { depth, ..case.arguments };
     // SAFETY: a block for each tile; the caller vouches for the case.
-    unsafe { launch(&Dependent(device), &mma::mma, &values(&[case.dtype], n), &config, arguments) }
+    unsafe { launch(&Dependent(device), kernels, &values(&[case.dtype], n), &config, arguments) }
 }
 
 /// # Safety
 /// The case is whole, of few rows.
-unsafe fn launch_lanes(device: &Device, case: &Case) -> Result<()> {
+unsafe fn launch_lanes(device: &Device, case: &Case, kernels: &Kernels<NormQkvRopeArgs>) -> Result<()> {
     let NormQkvRopeArgs { n, hidden_size, .. } = case.arguments;
     let blocks = pairs(case).div_ceil(PAIRS_PER_BLOCK);
     let config = persistent(device, blocks, 2, BLOCK_SIZE, stage_bytes(n, hidden_size));
     // SAFETY: any grid does; the caller vouches for the case.
-    unsafe { launch(&Dependent(device), &lanes, &values(&[case.dtype], n), &config, case.arguments) }
+    unsafe { launch(&Dependent(device), kernels, &values(&[case.dtype], n), &config, case.arguments) }
 }
 
 /// [`crate::ops::Ops::norm_qkv_rope`]
@@ -143,7 +136,7 @@ pub(in super::super) fn norm_qkv_rope(
         v_pages,
     };
     let case = Case { dtype, arguments };
-    let variant = select(OP, &VARIANTS, &case, choice.get(OP))?;
+    let variant = select(OP, VARIANTS, &case, choice.get(OP))?;
     // SAFETY: the shapes, positions and slots were checked; q and the pages are borrowed alone.
     unsafe { (variant.launch)(device, &case) }
 }

@@ -2,9 +2,9 @@
 
 use cuda_std::prelude::*;
 
+use super::{Chain, SAMPLER_THREADS};
 #[device]
 use super::{MASS_ONE, WARPS, philox, share, warp_inclusive_sum};
-use super::{SAMPLER_THREADS, SamplerRow};
 
 /// Largest value over the block; every thread gets it. All threads of the block must call it.
 #[device]
@@ -41,10 +41,12 @@ pub(super) unsafe fn row_max(logits: *const f32, vocab_size: u32) -> f32 {
 
 /// `probability = exp((logit - max) / temperature) / sum`, row by row, in place; -inf and NaN become 0.
 ///
-/// - `rows`: `[num_rows]`; `logits`: f32 `[num_rows, vocab_size]`; f32 accumulation in a fixed order.
-/// - Grid: `num_rows` blocks of [`SAMPLER_THREADS`]. Greedy rows are left alone.
-#[kernel(max_threads = 1024)]
-pub unsafe fn softmax_f32_plain(vocab_size: u32, rows: *const SamplerRow, logits: *mut f32) {
+/// f32 accumulation in a fixed order. Greedy rows are left alone.
+///
+/// # Safety
+/// Grid and arrays are as [`Chain`] says.
+#[kernel(E = [f32], name = "softmax_{E}_plain", max_threads = 1024)]
+pub unsafe fn softmax(Chain { vocab_size, rows, logits, .. }: Chain) {
     unsafe {
         let row = *rows.add(thread::block_idx_x() as usize);
         let logits = logits.add(thread::block_idx_x() as usize * vocab_size as usize);
@@ -82,17 +84,15 @@ pub unsafe fn softmax_f32_plain(vocab_size: u32, rows: *const SamplerRow, logits
 /// Draws a token per row: the ids in order share `[0, 1)` by their probabilities, and the generator's number, 24 bits of
 /// the first word of Philox4x32-10 keyed by the seed and counted by `(position, index, 0, 0)`, falls into one share.
 ///
-/// - `rows`: `[num_rows]`; `probabilities`: f32 `[num_rows, vocab_size]`, summing to about 1; `out`: `[num_rows]`.
-/// - Grid: `num_rows` blocks of [`SAMPLER_THREADS`]; each warp sums one contiguous part of the row, then the warp in
-///   whose part the number falls finds the token. Greedy rows are left alone.
-#[kernel(max_threads = 1024)]
-pub unsafe fn categorical_f32_plain(
-    vocab_size: u32,
-    rows: *const SamplerRow,
-    probabilities: *const f32,
-    out: *mut u32,
-) {
+/// Each warp sums one contiguous part of the row, then the warp in whose part the number falls finds the token. Greedy rows are
+/// left alone.
+///
+/// # Safety
+/// Grid and arrays are as [`Chain`] says; a row's `logits` are probabilities that sum to about 1.
+#[kernel(E = [f32], name = "categorical_{E}_plain", max_threads = 1024)]
+pub unsafe fn categorical(Chain { vocab_size, rows, logits, out, .. }: Chain) {
     unsafe {
+        let probabilities = logits.cast_const();
         let row = *rows.add(thread::block_idx_x() as usize);
         let probabilities = probabilities.add(thread::block_idx_x() as usize * vocab_size as usize);
         if !row.draws_plainly() {

@@ -9,7 +9,7 @@
 use cuda_std::atomic::{AtomicAdd, Ordering, Scope};
 use cuda_std::prelude::*;
 
-use super::{NO_MASK, SAMPLER_THREADS, SamplerRow};
+use super::{Chain, NO_MASK, SAMPLER_THREADS};
 #[device]
 use super::{WARPS, draw::row_max, from_order_key, mass, order_key, warp_exclusive_sum};
 
@@ -147,12 +147,12 @@ unsafe fn drop_below(logits: *mut f32, vocab_size: u32, key: u32) {
 
 /// Replaces the logits of tokens that a row may not draw by -inf.
 ///
-/// - `rows`: `[num_rows]`; `masks`: `[masked rows, ceil(vocab_size / 32)]`, token `id` being bit `id % 32` of word
-///   `id / 32`; `logits`: f32 `[num_rows, vocab_size]`, in place.
-/// - Grid: `num_rows` blocks of [`SAMPLER_THREADS`]; a thread takes every 1024th token, so a warp reads one word of the
-///   mask at a time. Rows with [`NO_MASK`] are left alone.
-#[kernel(max_threads = 1024)]
-pub unsafe fn mask_f32_plain(vocab_size: u32, rows: *const SamplerRow, masks: *const u32, logits: *mut f32) {
+/// A thread takes every 1024th token, so a warp reads one word of the mask at a time. Rows with [`NO_MASK`] are left alone.
+///
+/// # Safety
+/// Grid and arrays are as [`Chain`] says.
+#[kernel(E = [f32], name = "mask_{E}_plain", max_threads = 1024)]
+pub unsafe fn mask(Chain { vocab_size, rows, masks, logits, .. }: Chain) {
     unsafe {
         let row = &*rows.add(thread::block_idx_x() as usize);
         if row.mask_start == NO_MASK {
@@ -176,17 +176,12 @@ pub unsafe fn mask_f32_plain(vocab_size: u32, rows: *const SamplerRow, masks: *c
 /// minus `count * frequency + presence` (llama.cpp's `llama_sampler_penalties`; the repetition penalty is that of
 /// Keskar et al., CTRL, 2019).
 ///
-/// - `rows`: `[num_rows]`; `tokens`, `counts`: `[sum of the rows' lengths]`, distinct tokens within a row, ids below
-///   `vocab_size`; `logits`: f32 `[num_rows, vocab_size]`.
-/// - Grid: `num_rows` blocks of [`SAMPLER_THREADS`]; a thread takes every 1024th token of its row.
-#[kernel(max_threads = 1024)]
-pub unsafe fn penalties_f32_plain(
-    vocab_size: u32,
-    rows: *const SamplerRow,
-    tokens: *const u32,
-    counts: *const u32,
-    logits: *mut f32,
-) {
+/// A thread takes every 1024th token of its row.
+///
+/// # Safety
+/// Grid and arrays are as [`Chain`] says.
+#[kernel(E = [f32], name = "penalties_{E}_plain", max_threads = 1024)]
+pub unsafe fn penalties(Chain { vocab_size, rows, tokens, counts, logits, .. }: Chain) {
     unsafe {
         let row = &*rows.add(thread::block_idx_x() as usize);
         let logits = logits.add(thread::block_idx_x() as usize * vocab_size as usize);
@@ -203,11 +198,12 @@ pub unsafe fn penalties_f32_plain(
 
 /// Keeps the `top_k` largest logits of each row, ties in the order of ids, and replaces the others by -inf.
 ///
-/// - `rows`: `[num_rows]`; `logits`: f32 `[num_rows, vocab_size]`, in place.
-/// - Grid: `num_rows` blocks of [`SAMPLER_THREADS`]. Greedy rows and rows with `top_k` 0 or at least `vocab_size` are
-///   left alone.
-#[kernel(max_threads = 1024)]
-pub unsafe fn top_k_f32_plain(vocab_size: u32, rows: *const SamplerRow, logits: *mut f32) {
+/// Greedy rows and rows with `top_k` 0 or at least `vocab_size` are left alone.
+///
+/// # Safety
+/// Grid and arrays are as [`Chain`] says.
+#[kernel(E = [f32], name = "top_k_{E}_plain", max_threads = 1024)]
+pub unsafe fn top_k(Chain { vocab_size, rows, logits, .. }: Chain) {
     unsafe {
         let row = *rows.add(thread::block_idx_x() as usize);
         let logits = logits.add(thread::block_idx_x() as usize * vocab_size as usize);
@@ -229,12 +225,13 @@ pub unsafe fn top_k_f32_plain(vocab_size: u32, rows: *const SamplerRow, logits: 
 /// left) add up to `top_p`, ties in the order of ids, and replaces the others by -inf (Holtzman et al., "The curious
 /// case of neural text degeneration", 2020).
 ///
-/// - `rows`: `[num_rows]`; `logits`: f32 `[num_rows, vocab_size]`, in place.
-/// - Probabilities are summed in fixed point of 2^-36 relative to the largest: tokens less likely than that count as
-///   impossible.
-/// - Grid: `num_rows` blocks of [`SAMPLER_THREADS`]. Greedy rows and rows with `top_p` of 1 or more are left alone.
-#[kernel(max_threads = 1024)]
-pub unsafe fn top_p_f32_plain(vocab_size: u32, rows: *const SamplerRow, logits: *mut f32) {
+/// Probabilities are summed in fixed point of 2^-36 relative to the largest: tokens less likely than that count as
+/// impossible. Greedy rows and rows with `top_p` of 1 or more are left alone.
+///
+/// # Safety
+/// Grid and arrays are as [`Chain`] says.
+#[kernel(E = [f32], name = "top_p_{E}_plain", max_threads = 1024)]
+pub unsafe fn top_p(Chain { vocab_size, rows, logits, .. }: Chain) {
     unsafe {
         let row = *rows.add(thread::block_idx_x() as usize);
         let logits = logits.add(thread::block_idx_x() as usize * vocab_size as usize);
@@ -289,10 +286,12 @@ pub unsafe fn top_p_f32_plain(vocab_size: u32, rows: *const SamplerRow, logits: 
 /// Replaces logits that are more than `-min_p_ln` below the row's largest by -inf: keeps the tokens with at least
 /// `min_p` times the largest probability.
 ///
-/// - `rows`: `[num_rows]`; `logits`: f32 `[num_rows, vocab_size]`, in place.
-/// - Grid: `num_rows` blocks of [`SAMPLER_THREADS`]. Greedy rows and rows with `min_p_ln` of -inf are left alone.
-#[kernel(max_threads = 1024)]
-pub unsafe fn min_p_f32_plain(vocab_size: u32, rows: *const SamplerRow, logits: *mut f32) {
+/// Greedy rows and rows with `min_p_ln` of -inf are left alone.
+///
+/// # Safety
+/// Grid and arrays are as [`Chain`] says.
+#[kernel(E = [f32], name = "min_p_{E}_plain", max_threads = 1024)]
+pub unsafe fn min_p(Chain { vocab_size, rows, logits, .. }: Chain) {
     unsafe {
         let row = *rows.add(thread::block_idx_x() as usize);
         let logits = logits.add(thread::block_idx_x() as usize * vocab_size as usize);

@@ -50,6 +50,41 @@ pub struct SamplerRow {
     pub draw: u32,
 }
 
+/// What the kernels of the plain chain take; each looks at what its step needs. The grid is `num_rows` blocks of
+/// [`SAMPLER_THREADS`].
+#[kernel_args]
+pub struct Chain {
+    pub vocab_size: u32,
+    /// `[num_rows]`
+    pub rows: *const SamplerRow,
+    /// `[masked rows, ceil(vocab_size / 32)]`, token `id` being bit `id % 32` of word `id / 32`
+    pub masks: *const u32,
+    /// Penalised tokens: `[sum of the rows' lengths]`, distinct within a row, below `vocab_size`
+    pub tokens: *const u32,
+    /// How often each was said
+    pub counts: *const u32,
+    /// f32 `[num_rows, vocab_size]`, in place; from `softmax` on probabilities
+    pub logits: *mut f32,
+    /// `[num_rows]`
+    pub out: *mut u32,
+}
+
+/// What the kernels take that draw with several blocks a row.
+#[kernel_args]
+pub struct Draw {
+    pub vocab_size: u32,
+    /// `[num_rows]`
+    pub rows: *const SamplerRow,
+    /// f32 `[num_rows, vocab_size]`
+    pub logits: *const f32,
+    /// u64, as many for each row as the kernel says: scratch
+    pub partials: *mut u64,
+    /// u32 `[num_rows]`, 0 before the first launch, and again after each
+    pub counters: *mut u32,
+    /// `[num_rows]`; rows that the kernel does not draw for, and those without any mass, are left alone
+    pub out: *mut u32,
+}
+
 /// The plain chain draws.
 pub const DRAW_PLAIN: u32 = 0;
 /// [`split`] draws, from the `top_k` largest logits.

@@ -12,7 +12,7 @@ mod slices;
 
 use cuda_std::prelude::*;
 
-use super::SamplerRow;
+use super::Draw;
 #[device]
 use super::{DRAW_ANY, DRAW_CANDIDATES, DRAW_FILTERED, DRAW_PLAIN, order_key, philox, warp_inclusive_sum};
 #[device]
@@ -55,26 +55,16 @@ pub const PARTIALS_PER_ROW: u32 = SLICE + 2 * BLOCK_SIZE;
 /// Draws a token for each row that asks this kernel to, as `top_k`, `top_p`, `min_p`, `softmax` and `categorical` of the plain chain
 /// would.
 ///
-/// - `rows`: `[num_rows]`; `logits`: f32 `[num_rows, vocab_size]`
-/// - `partials`: u64 `[num_rows, PARTIALS_PER_ROW]`, scratch
-/// - `counters`: u32 `[num_rows]`, 0 before the first launch, and again after each
-/// - `out`: `[num_rows]`; other rows, and those without any mass, are left alone
+/// There are [`PARTIALS_PER_ROW`] partials a row.
 ///
 /// Grid `[num_slices(vocab_size), num_rows, 1]`, block `[BLOCK_SIZE, 1, 1]`. Probabilities are summed in fixed point of 2^-36
 /// relative to the largest.
 ///
 /// # Safety
-/// Grid, block and arrays are as above and do not overlap; rows ask for it only where it [`is_eligible`], and those that are
+/// Grid and block are as above, arrays as [`Draw`] says, and do not overlap; rows ask for it only where it [`is_eligible`], and those that are
 /// [`DRAW_CANDIDATES`] have a `top_k` of at most [`max_top_k`].
-#[kernel(max_threads = 512)]
-pub unsafe fn draw_f32_split(
-    vocab_size: u32,
-    rows: *const SamplerRow,
-    logits: *const f32,
-    partials: *mut u64,
-    counters: *mut u32,
-    out: *mut u32,
-) {
+#[kernel(E = [f32], name = "draw_{E}_split", max_threads = 512)]
+pub unsafe fn split(Draw { vocab_size, rows, logits, partials, counters, out }: Draw) {
     launch_dependents();
     let is_last = shared_array![u32; 1];
     let (slice, row_id) = (thread::block_idx_x(), thread::block_idx_y() as usize);
