@@ -16,7 +16,7 @@ use gpu_kernels::attention::decode::{MAX_WARPS, merge, split, split_warps};
 use gpu_kernels::attention::decode_merged::merged;
 use gpu_kernels::attention::decode_mma::{self, MAX_GROUP};
 use gpu_kernels::attention::prefill_mma::{mma16, mma32, mma32p};
-use gpu_kernels::attention::prefill_tiled::{TILED_BLOCK_SIZE, TILED_QUERIES, tiled};
+use gpu_kernels::attention::prefill_tiled::*;
 use gpu_kernels::attention::{AttentionArgs, max_splits, prefill};
 use std::ops::Range;
 

@@ -15,7 +15,7 @@ use cuda_std::launch::{DevicePtr, DevicePtrMut, Kernels, LaunchConfig, Value};
 use gpu_kernels::convert as convert_kernels;
 use gpu_kernels::fused::{WORD, stage_bytes};
 use gpu_kernels::matmul::ahead::{self, COLUMNS_PER_BLOCK};
-use gpu_kernels::matmul::{BLOCK_THREADS, MatmulArgs, ROWS_PER_WARP, WARPS_PER_BLOCK, gemv, plain};
+use gpu_kernels::matmul::*;
 use std::rc::Rc;
 
 pub(super) const OP: &str = "matmul";

@@ -1,8 +1,8 @@
 //! The engine's GPU kernels: one operation a file, all its variants in it.
 //!
-//! Files have the names of the operations (`engine/ops.rs`), kernels are named `op_dtype_variant`. In each file the
-//! variant `plain` comes first: it takes every shape and is what the faster ones below it are compared with. A
-//! kernel's documentation states the grid and block that it needs; block and tile sizes are constants here, which
+//! Files have the names of the operations (`engine/ops.rs`), functions those of variants, and entries are named
+//! `op_dtype_variant`. An operation's kernels share a struct of arguments, which says what is computed. The variant `plain` comes
+//! first: it takes every shape and is what the faster ones below it are compared with. A kernel's documentation states the grid and block that it needs; block and tile sizes are constants here, which
 //! the launch wrappers read.
 //!
 //! Matrices are row-major. Indices of rows and columns are u32; offsets of elements are 64 bits, since a

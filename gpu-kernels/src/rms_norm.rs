@@ -7,7 +7,7 @@ use cuda_std::prelude::*;
 
 mod registers;
 
-pub use registers::{MAX_HIDDEN_SIZE, registers};
+pub use registers::*;
 
 #[device]
 use crate::{

@@ -11,7 +11,7 @@ use crate::dtype::Dtype;
 use crate::error::Result;
 use cuda_std::launch::Kernels;
 use gpu_kernels::fused::mma::{MAX_NORM_WARPS, norm_gate_up as mma};
-use gpu_kernels::fused::norm_gate_up::{BLOCK_SIZE, COLUMNS_PER_BLOCK, NormGateUpArgs, lanes};
+use gpu_kernels::fused::norm_gate_up::*;
 use gpu_kernels::fused::stage_bytes;
 
 pub(super) const OP: &str = "norm_gate_up";

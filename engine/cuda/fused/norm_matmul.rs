@@ -10,7 +10,7 @@ use crate::dtype::Dtype;
 use crate::error::Result;
 use cuda_std::launch::Kernels;
 use gpu_kernels::fused::mma::{MAX_NORM_WARPS, MAX_ROWS, norm_matmul as mma};
-use gpu_kernels::fused::norm_matmul::{BLOCK_SIZE, COLUMNS_PER_BLOCK, NormMatmulArgs, lanes};
+use gpu_kernels::fused::norm_matmul::*;
 use gpu_kernels::fused::stage_bytes;
 
 pub(super) const OP: &str = "norm_matmul";

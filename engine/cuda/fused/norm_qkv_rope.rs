@@ -14,7 +14,7 @@ use crate::kv_cache::PAGE_SIZE;
 use crate::ops::Qkv;
 use cuda_std::launch::{DevicePtr, Kernels};
 use gpu_kernels::fused::mma::{MAX_NORM_WARPS, norm_qkv_rope as mma};
-use gpu_kernels::fused::norm_qkv_rope::{BLOCK_SIZE, NormQkvRopeArgs, PAIRS_PER_BLOCK, lanes};
+use gpu_kernels::fused::norm_qkv_rope::*;
 use gpu_kernels::fused::stage_bytes;
 
 pub(super) const OP: &str = "norm_qkv_rope";
