@@ -8,7 +8,8 @@ use crate::sampler::{Draw, SAMPLER_THREADS};
 use crate::{
     fused::{launch_dependents, wait_for_dependencies},
     grid::{is_last_block, repeat},
-    sampler::{order_key, warp_max},
+    reduce::{self, Max},
+    sampler::order_key,
 };
 #[device]
 use cuda_std::memory;
@@ -21,26 +22,6 @@ pub const MAX_BLOCKS_PER_ROW: u32 = 64;
 /// Logits that a thread loads before it compares the first of them.
 #[device]
 const AHEAD: usize = 4;
-
-/// The largest of `value` over the block, in every thread. The block is of [`BLOCK_SIZE`] threads.
-///
-/// # Safety
-/// All threads of the block call it together.
-#[device]
-#[inline(always)]
-unsafe fn block_max(value: u64, bests: Shared<u64>) -> u64 {
-    let lane = warp::lane_id();
-    let best = warp_max(value);
-    // SAFETY: each warp writes its own place; the barriers order it against the readers before and after.
-    unsafe {
-        thread::sync_threads();
-        if lane == 0 {
-            bests.set(warp::warp_id(), best);
-        }
-        thread::sync_threads();
-        warp_max(if lane < BLOCK_SIZE / 32 { bests.get(lane) } else { 0 })
-    }
-}
 
 /// The smallest id among the largest logits of each greedy row; NaN counts as the smallest logit. Other rows are left alone.
 ///
@@ -87,7 +68,7 @@ pub unsafe fn split(Draw { vocab_size, rows, logits, partials, counters, out }: 
             });
             first += AHEAD as u32 * stride;
         }
-        best = block_max(best, bests);
+        best = reduce::block::<Max, u64>(best, bests, BLOCK_SIZE / 32);
         if thread::thread_idx_x() == 0 {
             memory::store(partials.add(block as usize), best);
         }
@@ -98,7 +79,9 @@ pub unsafe fn split(Draw { vocab_size, rows, logits, partials, counters, out }: 
         // Past L1, which may hold older values.
         let partial =
             if thread < blocks { memory::load_l2(partials.add(thread as usize).cast_const()) } else { 0 };
-        best = block_max(partial, bests);
+        // Everybody has read the warps' values.
+        thread::sync_threads();
+        best = reduce::block::<Max, u64>(partial, bests, BLOCK_SIZE / 32);
         if thread == 0 {
             *out.add(row) = !(best as u32);
         }
@@ -129,13 +112,7 @@ pub unsafe fn plain(Draw { vocab_size, rows, logits, out, .. }: Draw) {
             i += SAMPLER_THREADS;
         }
         let bests = shared_array![u64; 32];
-        best = warp_max(best);
-        if warp::lane_id() == 0 {
-            bests.set(thread / 32, best);
-        }
-        thread::sync_threads();
-        let lane = warp::lane_id();
-        best = warp_max(if lane < SAMPLER_THREADS / 32 { bests.get(lane) } else { 0 });
+        best = reduce::block::<Max, u64>(best, bests, SAMPLER_THREADS / 32);
         if thread == 0 {
             *out.add(thread::block_idx_x() as usize) = !(best as u32);
         }

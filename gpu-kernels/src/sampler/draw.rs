@@ -4,23 +4,9 @@ use cuda_std::prelude::*;
 
 use super::{Chain, SAMPLER_THREADS};
 #[device]
-use super::{MASS_ONE, WARPS, philox, share, warp_inclusive_sum};
-
-/// Largest value over the block; every thread gets it. All threads of the block must call it.
+use super::{MASS_ONE, WARPS, philox, share};
 #[device]
-unsafe fn block_max(value: f32) -> f32 {
-    unsafe {
-        let partial = shared_array![f32; 32];
-        let value = warp::reduce_max(value);
-        thread::sync_threads();
-        if warp::lane_id() == 0 {
-            partial.set(thread::thread_idx_x() / 32, value);
-        }
-        thread::sync_threads();
-        let lane = warp::lane_id();
-        warp::reduce_max(if lane < WARPS { partial.get(lane) } else { f32::NEG_INFINITY })
-    }
-}
+use crate::reduce::{self, Max, Sum, block_scan, warp_inclusive_sum};
 
 /// Largest logit of a row; NaN is skipped.
 #[device]
@@ -35,7 +21,9 @@ pub(super) unsafe fn row_max(logits: *const f32, vocab_size: u32) -> f32 {
             }
             i += SAMPLER_THREADS;
         }
-        block_max(max)
+        let of_warps = shared_array![f32; 32];
+        thread::sync_threads();
+        reduce::block::<Max, f32>(max, of_warps, WARPS)
     }
 }
 
@@ -66,13 +54,7 @@ pub unsafe fn softmax(Chain { vocab_size, rows, logits, .. }: Chain) {
             i += SAMPLER_THREADS;
         }
         let partial = shared_array![f32; 32];
-        let sum = warp::reduce_sum(sum);
-        if warp::lane_id() == 0 {
-            partial.set(thread / 32, sum);
-        }
-        thread::sync_threads();
-        let lane = warp::lane_id();
-        let total = warp::reduce_sum(if lane < WARPS { partial.get(lane) } else { 0.0 });
+        let total = reduce::block::<Sum, f32>(sum, partial, WARPS);
         i = thread;
         while i < vocab_size {
             *logits.add(i as usize) /= total;
@@ -127,24 +109,12 @@ pub(super) unsafe fn draw_by_weight(
             i += 32;
         }
         let sums = shared_array![u64; 32];
-        let sum = warp_inclusive_sum(own);
-        if lane == 31 {
-            sums.set(warp_id, sum);
-        }
-        thread::sync_threads();
-
-        let mut before = 0;
-        let mut total = 0;
-        let mut w = 0;
-        while w < num_warps {
-            if w == warp_id {
-                before = total;
-            }
-            total += sums.get(w);
-            w += 1;
-        }
+        let (before, total) = block_scan(own, sums, num_warps);
+        // Whether it falls into this warp's part.
+        let through_warp = warp::shuffle_idx(before + own, 31);
+        let mut before = warp::shuffle_idx(before, 0);
         let target = share(total, number);
-        if target < before || target >= before + sums.get(warp_id) {
+        if target < before || target >= through_warp {
             return;
         }
         let mut base = start;

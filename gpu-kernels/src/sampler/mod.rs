@@ -14,6 +14,8 @@ pub mod draw;
 pub mod filters;
 pub mod split;
 
+mod radix;
+
 /// Threads of a block of every kernel of the plain chain.
 pub const SAMPLER_THREADS: u32 = 1024;
 
@@ -128,41 +130,6 @@ fn mass(logit: f32, max: f32) -> u64 {
 #[device]
 pub fn from_order_key(key: u32) -> f32 {
     f32::from_bits(if key >> 31 == 1 { key & 0x7FFF_FFFF } else { !key })
-}
-
-/// Sum over the lower lanes of the warp; all lanes must call it.
-#[device]
-fn warp_exclusive_sum(value: u64) -> u64 {
-    warp_inclusive_sum(value) - value
-}
-
-/// Sum over this and the lower lanes of the warp; all lanes must call it.
-#[device]
-fn warp_inclusive_sum(mut value: u64) -> u64 {
-    let lane = warp::lane_id();
-    let mut delta = 1;
-    while delta < 32 {
-        let lower = warp::shuffle_up(value, delta);
-        if lane >= delta {
-            value += lower;
-        }
-        delta *= 2;
-    }
-    value
-}
-
-/// Largest value over the warp; all lanes must call it and all get it.
-#[device]
-pub fn warp_max(mut value: u64) -> u64 {
-    let mut mask = 16;
-    while mask > 0 {
-        let other = warp::shuffle_xor(value, mask);
-        if other > value {
-            value = other;
-        }
-        mask /= 2;
-    }
-    value
 }
 
 /// First word of Philox4x32-10 for the counter `(position, index, 0, 0)` (Salmon et al., "Parallel random numbers: as easy

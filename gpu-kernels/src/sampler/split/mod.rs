@@ -14,11 +14,12 @@ use cuda_std::prelude::*;
 
 use super::Draw;
 #[device]
-use super::{DRAW_ANY, DRAW_CANDIDATES, DRAW_FILTERED, DRAW_PLAIN, order_key, philox, warp_inclusive_sum};
+use super::{DRAW_ANY, DRAW_CANDIDATES, DRAW_FILTERED, DRAW_PLAIN, order_key, philox};
 #[device]
 use crate::{
     fused::{launch_dependents, wait_for_dependencies},
-    grid::{is_last_block, repeat},
+    grid::is_last_block,
+    reduce::{self, Max, block_scan},
 };
 #[device]
 use slices::Slices;
@@ -131,38 +132,18 @@ fn key(logit: f32, id: u32) -> u64 {
 #[device]
 #[inline(always)]
 unsafe fn block_max(value: f32) -> f32 {
-    unsafe {
-        let of_warps = shared_array![f32; 16];
-        let value = warp::reduce_max(value);
-        thread::sync_threads();
-        if warp::lane_id() == 0 {
-            of_warps.set(warp::warp_id(), value);
-        }
-        thread::sync_threads();
-        warp::reduce_max(of_warps.get(warp::lane_id() % (BLOCK_SIZE / 32)))
-    }
+    let of_warps = shared_array![f32; 16];
+    thread::sync_threads();
+    // SAFETY: the barrier stands between this and the last time.
+    unsafe { reduce::block::<Max, f32>(value, of_warps, BLOCK_SIZE / 32) }
 }
 
 /// The sum over the threads before this one, and over the block; all must call it.
 #[device]
 #[inline(always)]
 unsafe fn block_sums(value: u64) -> (u64, u64) {
-    unsafe {
-        let of_warps = shared_array![u64; 16];
-        let through = warp_inclusive_sum(value);
-        thread::sync_threads();
-        if warp::lane_id() == 31 {
-            of_warps.set(warp::warp_id(), through);
-        }
-        thread::sync_threads();
-        let (mut before, mut total) = (through - value, 0);
-        repeat(BLOCK_SIZE as usize / 32, |w| {
-            let sum = of_warps.get(w as u32);
-            total += sum;
-            if (w as u32) < warp::warp_id() {
-                before += sum;
-            }
-        });
-        (before, total)
-    }
+    let of_warps = shared_array![u64; 16];
+    thread::sync_threads();
+    // SAFETY: the barrier stands between this and the last time.
+    unsafe { block_scan(value, of_warps, BLOCK_SIZE / 32) }
 }
