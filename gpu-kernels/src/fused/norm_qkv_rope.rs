@@ -6,7 +6,7 @@ use cuda_std::prelude::*;
 use super::{Dot, Stage, WORD, launch_dependents, sum_of_lanes, wait_for_dependencies};
 #[device]
 use crate::{
-    PAGE_SIZE,
+    bias_rope_kv::place,
     grid::{divide, offset, repeat},
     vector::Saturate,
 };
@@ -65,7 +65,7 @@ pub struct NormQkvRope<E> {
 /// Which projection a head belongs to, and the head's number in it.
 #[device]
 #[derive(Clone, Copy, PartialEq)]
-enum Part {
+pub(super) enum Part {
     Q,
     K,
     V,
@@ -171,12 +171,9 @@ pub unsafe fn lanes<E: PackedElement + Saturate, const N: usize>(a: NormQkvRope<
                         *to = a;
                         *to.add(half as usize) = b;
                     } else {
-                        let slot = *slots.add(i);
-                        let head_of_page =
-                            (slot / PAGE_SIZE) as usize * num_key_value_heads as usize + head as usize;
-                        let place = head_of_page * PAGE_SIZE as usize + (slot % PAGE_SIZE) as usize;
+                        let place = place(*slots.add(i), head, num_key_value_heads, head_dim);
                         let pages = if part == Part::K { k_pages } else { v_pages };
-                        let to = pages.add(place * head_dim as usize + j as usize);
+                        let to = pages.add(place + j as usize);
                         *to = E::round(a);
                         *to.add(half as usize) = E::round(b);
                     }

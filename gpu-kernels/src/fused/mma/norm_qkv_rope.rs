@@ -3,12 +3,14 @@
 use cuda_std::prelude::*;
 
 use super::super::norm_qkv_rope::NormQkvRope;
+#[device]
+use super::super::norm_qkv_rope::Part;
 use super::stream_bytes;
 #[device]
 use super::{Normed, Stream, Tiles, row_of_lane};
 #[device]
 use crate::{
-    PAGE_SIZE,
+    bias_rope_kv::place,
     fused::{WORD, launch_dependents, wait_for_dependencies},
     grid::{divide, offset},
     vector::Saturate,
@@ -17,15 +19,6 @@ use crate::{
 /// Pairs of values that are rotated together, of one head, that a block computes: the tile's first eight rows are their first values,
 /// the others their second ones.
 pub const PAIRS_PER_BLOCK: u32 = 8;
-
-/// One of the three projections: where its results go.
-#[device]
-#[derive(Clone, Copy, PartialEq)]
-enum Part {
-    Q,
-    K,
-    V,
-}
 
 /// At most `N` rows, as `G` second operands.
 ///
@@ -99,11 +92,10 @@ pub unsafe fn mma<const N: usize, const G: usize>(a: NormQkvRope<f16>) {
                 *to = a;
                 *to.add(half) = b;
             } else {
-                let head_of_page = (slot / PAGE_SIZE) as usize * num_key_value_heads as usize + head as usize;
-                let place = head_of_page * PAGE_SIZE as usize + (slot % PAGE_SIZE) as usize;
+                let place = place(slot, head, num_key_value_heads, head_dim);
                 let [k_pages, v_pages] = pages;
                 let pages = if part == Part::K { k_pages } else { v_pages };
-                let to = pages.add(place * head_dim as usize + (first + r) as usize);
+                let to = pages.add(place + (first + r) as usize);
                 *to = f16::round(a);
                 *to.add(half) = f16::round(b);
             }
