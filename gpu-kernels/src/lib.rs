@@ -9,7 +9,7 @@
 //! vocabulary times a hidden size comes near 2^32.
 #![no_std]
 // Kernels index their arrays: an iterator would put them into local memory (see `grid::repeat`).
-#![allow(clippy::needless_range_loop, clippy::too_many_arguments)]
+#![allow(clippy::needless_range_loop)]
 
 pub mod add;
 pub mod argmax;

@@ -32,11 +32,11 @@ pub fn expand(arguments: &ItemStruct) -> syn::Result<TokenStream> {
 }
 
 fn type_parameters(generics: &Generics) -> syn::Result<Vec<&Ident>> {
-    let parameter = |parameter| match parameter {
-        &GenericParam::Type(ref of) => Ok(&of.ident),
+    let of_types = generics.params.iter().map(|parameter| match parameter {
+        GenericParam::Type(of) => Ok(&of.ident),
         other => Err(Error::new(other.span(), "a kernel's arguments are generic over types alone")),
-    };
-    generics.params.iter().map(parameter).collect()
+    });
+    of_types.collect()
 }
 
 fn field<'a>(field: &'a syn::Field, parameters: &[&Ident]) -> syn::Result<Field<'a>> {

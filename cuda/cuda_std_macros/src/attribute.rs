@@ -33,7 +33,7 @@ struct Alternative {
 /// What a name stands for in one entry.
 #[derive(Clone)]
 pub enum Value {
-    Type(Type),
+    Type(Box<Type>),
     Number(LitInt),
 }
 
@@ -198,7 +198,11 @@ impl Alternative {
 
 impl Parse for Value {
     fn parse(input: ParseStream) -> syn::Result<Self> {
-        Ok(if input.peek(LitInt) { Self::Number(input.parse()?) } else { Self::Type(input.parse()?) })
+        Ok(if input.peek(LitInt) {
+            Self::Number(input.parse()?)
+        } else {
+            Self::Type(Box::new(input.parse()?))
+        })
     }
 }
 
@@ -216,10 +220,12 @@ impl Value {
     pub fn text(&self) -> String {
         match self {
             Self::Number(number) => number.base10_digits().to_owned(),
-            Self::Type(Type::Path(path)) => {
-                path.path.segments.last().map(|segment| segment.ident.to_string()).unwrap_or_default()
-            }
-            Self::Type(other) => other.to_token_stream().to_string(),
+            Self::Type(of) => match &**of {
+                Type::Path(path) => {
+                    path.path.segments.last().map(|segment| segment.ident.to_string()).unwrap_or_default()
+                }
+                other => other.to_token_stream().to_string(),
+            },
         }
     }
 }

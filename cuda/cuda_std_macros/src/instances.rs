@@ -127,6 +127,8 @@ impl Kernel {
             }
         });
         let thread = quote! {{
+            // Lengths are computed from a list's numbers, 1 among them.
+            #[allow(clippy::identity_op)]
             unsafe fn __cuda_std_thread(params: *const *mut ::core::ffi::c_void) {
                 // SAFETY: the caller hands over one pointer for each field, and keeps the kernel's contract.
                 unsafe { #body(#arguments::read(params) #(, #shared)*) }
