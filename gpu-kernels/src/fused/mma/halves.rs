@@ -136,7 +136,7 @@ impl<const N: usize, const G: usize> Halves<N, G> {
     }
 }
 
-/// Bytes of dynamic shared memory behind the stream for a block of `warps` warps that multiplies `rows` rows: their sums for a [`batch`] of tiles.
+/// Bytes of dynamic shared memory behind the stream for a block of `warps` warps that multiplies `rows` rows: their sums for a [`batch`](super::batch) of tiles.
 pub const fn matmul_shared_bytes(warps: u32, rows: u32, batch: u32) -> u32 {
     warps * rows * batch * 8 * 4
 }

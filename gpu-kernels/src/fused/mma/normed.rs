@@ -18,7 +18,7 @@ use cuda_std::{
 const COLUMN_BYTES: u32 = COLS_PER_WARP * 2 + 64;
 
 /// Bytes of dynamic shared memory behind the stream for a block of `warps` warps that norms `rows` rows in `rounds` rounds: the
-/// staged inputs, what they were divided by, the sums of each warp for a [`batch`] of tiles, and its sums of squares.
+/// staged inputs, what they were divided by, the sums of each warp for a [`batch`](super::batch) of tiles, and its sums of squares.
 pub const fn norm_shared_bytes(warps: u32, rounds: u32, rows: u32, batch: u32) -> u32 {
     warps * rows * (rounds * (2 * COLUMN_BYTES + 4) + (batch * 16 + 1) * 4)
 }
