@@ -1,7 +1,7 @@
 //! cuBLAS on the device's stream, through `cudarc`'s run-time bindings.
 
 use super::device::Device;
-use super::driver;
+use super::graph::{begin_recording, end_recording};
 use super::memory::DeviceBuffer;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -163,22 +163,14 @@ impl Cublas {
     /// [`Error::Device`] with the library's or the driver's reason.
     pub fn rehearse(&self, n: usize) -> Result<()> {
         let known = self.known.borrow().clone();
-        let mut graph = ptr::null_mut();
-        // SAFETY: the stream is the device's; what is recorded never runs, so that it does not matter what its pointers lead to. The call
-        // that ends recording writes one handle, which is destroyed.
-        unsafe {
-            let stream = self.device.stream();
-            let status = driver::cuStreamBeginCapture_v2(stream, driver::CAPTURE_RELAXED);
-            driver::check(status, "starting to rehearse products")?;
-            let queued =
-                known.iter().try_for_each(|product| self.matmul(&product.of_shape(n, self.workspace.ptr())));
-            let status = driver::cuStreamEndCapture(stream, &mut graph);
-            if !graph.is_null() {
-                driver::cuGraphDestroy(graph);
-            }
-            queued?;
-            driver::check(status, "rehearsing products")
-        }
+        begin_recording(&self.device)?;
+        // SAFETY: what is recorded never runs, so that it does not matter what its pointers lead to.
+        let queued = known
+            .iter()
+            .try_for_each(|product| unsafe { self.matmul(&product.of_shape(n, self.workspace.ptr())) });
+        let recording = end_recording(&self.device);
+        queued?;
+        recording.map(drop)
     }
 }
 
