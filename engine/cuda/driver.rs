@@ -1,9 +1,6 @@
 //! What a call of the driver says when it fails. Calls go through `cust`, or, where it has none, through its bindings
 //! (`cust::sys`); both call the functions of `cuda_driver`, which keeps the code as the driver gave it.
 
-// Named so that the linker finds the driver's symbols in it.
-extern crate cuda_driver as _;
-
 use crate::error::{Error, Result};
 use cudarc::driver::sys::CUlaunchConfig;
 use cust::error::{CudaError, CudaResult};

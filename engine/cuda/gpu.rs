@@ -297,3 +297,6 @@ fn compile_log(ptx: &CStr) -> String {
     }
     CStr::from_bytes_until_nul(&log).map(|log| log.to_string_lossy().trim().to_owned()).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,25 +1,36 @@
 //! A program that uses `cust` links, starts and is told that there is no device, on a machine without a driver; with one,
 //! which the test makes itself, every argument reaches it, and every answer comes back as one that the bindings know.
 
-use std::{
-    path::Path,
-    process::{Command, Output},
-    ptr,
-};
+use std::{process::Command, ptr};
 
 use cust::error::CudaError;
 use cust_raw::CUresult;
 
-/// Runs `test` of this binary in a process of its own, with `library_path` for the loader.
-fn run_alone(test: &str, library_path: &Path) -> Output {
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--ignored", "--nocapture"])
-        .env("LD_LIBRARY_PATH", library_path)
-        .output()
-        .unwrap()
+/// Set where a test runs in a process of its own, with a driver of its own.
+const ALONE: &str = "CUDA_DRIVER_TEST_ALONE";
+
+fn is_alone() -> bool {
+    std::env::var_os(ALONE).is_some()
 }
 
-fn succeeded(output: &Output) {
+/// Runs `test` of this binary once more, with [`FAKE_DRIVER`].
+fn run_alone(test: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("fake_driver.rs");
+    std::fs::write(&source, FAKE_DRIVER).unwrap();
+    let compiled = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
+        .args(["--edition", "2024", "--crate-type", "cdylib", "-o"])
+        .arg(folder.path().join("libcuda.so.1"))
+        .arg(&source)
+        .output()
+        .unwrap();
+    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env("LD_LIBRARY_PATH", folder.path())
+        .env(ALONE, "1")
+        .output()
+        .unwrap();
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
     assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
     assert!(text(&output.stdout).contains("1 passed"), "the test did not run: {}", text(&output.stdout));
@@ -43,7 +54,7 @@ fn cust_reports_no_device_or_finds_one() {
     }
 }
 
-/// The driver's part in the next test, compiled to a `libcuda.so.1`: `cuInit` and `cuCtxSetLimit` answer with
+/// The driver's part in the next tests, compiled to a `libcuda.so.1`: `cuInit` and `cuCtxSetLimit` answer with
 /// the code that they are given, the launches with 0 if all arguments arrived.
 const FAKE_DRIVER: &str = r#"
 #[unsafe(no_mangle)]
@@ -86,24 +97,10 @@ pub extern "C" fn cuMemsetD8Async(to: u64, value: u8, bytes: usize, stream: u64)
 
 #[test]
 #[cfg(target_os = "linux")]
-fn arguments_reach_the_driver_and_answers_are_ones_that_the_bindings_know() {
-    let folder = tempfile::tempdir().unwrap();
-    let source = folder.path().join("fake_driver.rs");
-    std::fs::write(&source, FAKE_DRIVER).unwrap();
-    let compiled = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
-        .args(["--edition", "2024", "--crate-type", "cdylib", "-o"])
-        .arg(folder.path().join("libcuda.so.1"))
-        .arg(&source)
-        .output()
-        .unwrap();
-    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
-    succeeded(&run_alone("every_argument_reaches_the_driver", folder.path()));
-    succeeded(&run_alone("every_code_becomes_one_that_the_bindings_know", folder.path()));
-}
-
-#[test]
-#[ignore = "run by the test above, with a driver of its own"]
 fn every_argument_reaches_the_driver() {
+    if !is_alone() {
+        return run_alone("every_argument_reaches_the_driver");
+    }
     unsafe extern "C" {
         fn cuLaunchKernelEx(
             config: *const (),
@@ -149,8 +146,11 @@ fn every_argument_reaches_the_driver() {
 }
 
 #[test]
-#[ignore = "run by the test above, with a driver of its own"]
+#[cfg(target_os = "linux")]
 fn every_code_becomes_one_that_the_bindings_know() {
+    if !is_alone() {
+        return run_alone("every_code_becomes_one_that_the_bindings_know");
+    }
     use cust::context::{CurrentContext, ResourceLimit};
     let mut known = 0;
     for code in (0..=1200).chain([4242, 100_100, i32::MAX as u32, 1 << 31, u32::MAX]) {
