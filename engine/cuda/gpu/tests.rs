@@ -1,9 +1,10 @@
 //! What is asked of the driver, and in which order, by a driver of the test's own: device memory is the host's, and every call
 //! writes a line.
 
-use crate::cuda::device::{Dependent, Device, PTX_FILE};
-use crate::cuda::graph::Graphs;
-use crate::cuda::{DeviceBuffer, PinnedBuffer, Timer};
+use super::super::device::{Dependent, Device, PTX_FILE};
+use super::super::graph::Graphs;
+use super::super::memory::{DeviceBuffer, PinnedBuffer};
+use super::super::timer::Timer;
 use crate::error::Error;
 use cuda_std::launch::LaunchConfig;
 use gpu_kernels::read_bandwidth::read_bandwidth_u32_plain;
@@ -20,8 +21,9 @@ const ALONE: &str = "QERNEL_TEST_FAKE_DRIVER";
 fn run_alone(test: &str, ptx: &str) -> Vec<(String, String)> {
     let folder = tempfile::tempdir().unwrap();
     install(folder.path(), ptx);
+    let (_, module) = module_path!().split_once("::").unwrap();
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", &format!("cuda::gpu::tests::{test}"), "--nocapture"])
+        .args(["--exact", &format!("{module}::{test}"), "--nocapture"])
         .env("LD_LIBRARY_PATH", folder.path())
         .env(PTX_FILE, folder.path().join("kernels.ptx"))
         .env(ALONE, "1")
