@@ -1,5 +1,83 @@
 //! The host's side of `#[kernel]`: device addresses that know their type, and what a launcher must be able to
 //! do.
+//!
+//! # What the compiler sees
+//! A launch whose arguments are those of the kernel compiles:
+//! ```
+//! use cuda_std::prelude::*;
+//!
+//! #[kernel]
+//! pub unsafe fn scale(_n: u32, _x: *const f32, _out: *mut f32) {}
+//!
+//! fn launch<L: Launcher>(
+//!     launcher: &L, config: &LaunchConfig,
+//!     x: DevicePtr<f32>, halves: DevicePtr<f16>, out: DevicePtrMut<f32>,
+//! ) -> Result<(), L::Error> {
+//!     unsafe { scale(launcher, config, 1, x, out) }
+//! }
+//! # fn main() {}
+//! ```
+//! One with a pointer to another type does not,
+//! ```compile_fail
+//! # use cuda_std::prelude::*;
+//! # #[kernel]
+//! # pub unsafe fn scale(_n: u32, _x: *const f32, _out: *mut f32) {}
+//! # fn launch<L: Launcher>(
+//! #     launcher: &L, config: &LaunchConfig,
+//! #     x: DevicePtr<f32>, halves: DevicePtr<f16>, out: DevicePtrMut<f32>,
+//! # ) -> Result<(), L::Error> {
+//! unsafe { scale(launcher, config, 1, halves, out) }
+//! # }
+//! # fn main() {}
+//! ```
+//! nor one with a pointer to read where the kernel writes,
+//! ```compile_fail
+//! # use cuda_std::prelude::*;
+//! # #[kernel]
+//! # pub unsafe fn scale(_n: u32, _x: *const f32, _out: *mut f32) {}
+//! # fn launch<L: Launcher>(
+//! #     launcher: &L, config: &LaunchConfig,
+//! #     x: DevicePtr<f32>, halves: DevicePtr<f16>, out: DevicePtrMut<f32>,
+//! # ) -> Result<(), L::Error> {
+//! unsafe { scale(launcher, config, 1, x, x) }
+//! # }
+//! # fn main() {}
+//! ```
+//! with a number of another type,
+//! ```compile_fail
+//! # use cuda_std::prelude::*;
+//! # #[kernel]
+//! # pub unsafe fn scale(_n: u32, _x: *const f32, _out: *mut f32) {}
+//! # fn launch<L: Launcher>(
+//! #     launcher: &L, config: &LaunchConfig,
+//! #     x: DevicePtr<f32>, halves: DevicePtr<f16>, out: DevicePtrMut<f32>,
+//! # ) -> Result<(), L::Error> {
+//! unsafe { scale(launcher, config, 1.0, x, out) }
+//! # }
+//! # fn main() {}
+//! ```
+//! or without one of its arguments.
+//! ```compile_fail
+//! # use cuda_std::prelude::*;
+//! # #[kernel]
+//! # pub unsafe fn scale(_n: u32, _x: *const f32, _out: *mut f32) {}
+//! # fn launch<L: Launcher>(
+//! #     launcher: &L, config: &LaunchConfig,
+//! #     x: DevicePtr<f32>, halves: DevicePtr<f16>, out: DevicePtrMut<f32>,
+//! # ) -> Result<(), L::Error> {
+//! unsafe { scale(launcher, config, 1, x) }
+//! # }
+//! # fn main() {}
+//! ```
+//! A parameter that is not `Copy` makes no kernel:
+//! ```compile_fail
+//! # use cuda_std::prelude::*;
+//! pub struct Owned(u32);
+//!
+//! #[kernel]
+//! pub unsafe fn owned(_value: Owned) {}
+//! # fn main() {}
+//! ```
 
 use core::ffi::c_void;
 use core::fmt;

@@ -9,6 +9,8 @@ use syn::parse_macro_input;
 
 mod kernel;
 mod observe;
+#[cfg(test)]
+mod refusals;
 mod shared;
 
 /// Makes a function a kernel: an entry point on the device, a typed launcher and an emulated body on the host.
