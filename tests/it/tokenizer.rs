@@ -27,7 +27,7 @@ fn qwen2(test: &str) -> Option<Arc<Tokenizer>> {
 #[test]
 fn qwen2_ids_equal_those_of_the_python_package() {
     let Some(tokenizer) = qwen2("qwen2_ids_equal_those_of_the_python_package") else { return };
-    let golden: serde_json::Value = serde_json::from_str(include_str!("data/tokenizer_golden.json")).unwrap();
+    let golden: serde_json::Value = serde_json::from_str(include_str!("../data/tokenizer_golden.json")).unwrap();
     let ids_of = |value: &serde_json::Value| -> Vec<u32> { serde_json::from_value(value.clone()).unwrap() };
     let cases = golden["cases"].as_array().unwrap();
     assert!(cases.len() > 300);

@@ -21,13 +21,13 @@ fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// What of the repository a kernel is compiled from, in a folder of its own.
+/// What of the repository a kernel is compiled from, in a folder of its own; with the tests, which `Cargo.toml` names.
 fn copy_of_the_source() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     for name in ["Cargo.toml", "Cargo.lock", "build.rs", "rustfmt.toml", "rust-toolchain.toml"] {
         fs::copy(repository().join(name), folder.path().join(name)).unwrap();
     }
-    for name in ["gpu-kernels", "cuda", "engine"] {
+    for name in ["gpu-kernels", "cuda", "engine", "tests"] {
         copy(&repository().join(name), &folder.path().join(name));
     }
     folder

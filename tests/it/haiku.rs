@@ -1,9 +1,9 @@
 //! The haiku test, end to end through the real binary with the model that it carries, and what else is seen best with that
 //! model: on the CPU, without a file.
 
-#[path = "common/minute.rs"]
+#[path = "../common/minute.rs"]
 mod minute;
-#[path = "../models/haiku/verse.rs"]
+#[path = "../../models/haiku/verse.rs"]
 mod verse;
 
 use assert_cmd::Command;
@@ -70,7 +70,7 @@ fn the_rule_that_keeps_answers_out_of_the_corpus_is_the_generators() {
     let unread = "no line of the corpus\nis as this one, for its hash\nbegins with a one";
     assert!(!verse::is_held_out(read));
     assert!(verse::is_held_out(unread));
-    let generator = include_str!("../models/haiku/corpus.py");
+    let generator = include_str!("../../models/haiku/corpus.py");
     assert!(generator.contains("hashlib.sha256(answer.encode()).digest()[0] >= 64"));
     assert!(generator.contains("if out and not answer_held_out(answer):"));
 }
