@@ -4,9 +4,12 @@
 //! `QERNEL_TEST_SEEDS=100` repeats the cases with so many seeds, of which inputs and schedules are drawn;
 //! `QERNEL_TEST_WORK` leaves out cases of more work.
 
+#[path = "common/compare.rs"]
+mod compare;
 #[path = "gpu_kernels/operations.rs"]
 mod operations;
 
+use compare::nmse;
 use qernel::batch::{Batch, BatchLimits, SequenceRows, WantedLogits};
 use qernel::config::Config;
 use qernel::cpu::CpuOps;
@@ -108,10 +111,8 @@ fn the_forward_pass_agrees_with_the_cpu() {
             let ops = |config: &OpsConfig| CudaOps::new(&device(3), config, dtype, choice.clone()).unwrap();
             let mut runner = runner(&model, dtype, ops);
             let found = logits(&mut *runner);
-            let error: f64 =
-                found.iter().zip(&expected).map(|(a, b)| f64::from(a - b) * f64::from(a - b)).sum();
-            let size: f64 = expected.iter().map(|&b| f64::from(b) * f64::from(b)).sum();
-            assert!(error / size <= allowed, "{file} as {dtype} {kernels:?}: {:e}", error / size);
+            let error = nmse(&found, &expected);
+            assert!(error <= allowed, "{file} as {dtype} {kernels:?}: {error:e}");
 
             // Steps of the engine: draws included.
             let rows = SequenceRows { tokens: &[1, 2], position: 0, pages: &[6], logits: WantedLogits::Last };

@@ -1,8 +1,14 @@
 //! The forward pass on the GPU against the same pass on the CPU, and against itself in other batches.
 //!
-//! Run with `cargo test --release --features gpu-tests`. Without a device each test says that it was skipped.
-#![cfg(feature = "gpu-tests")]
+//! Run with `cargo test --release --features gpu-tests`, where there is a GPU (`tests/common/gpu.rs`).
 
+#[path = "common/compare.rs"]
+mod compare;
+#[path = "common/gpu.rs"]
+mod gpu;
+
+use compare::nmse;
+use gpu::device;
 use qernel::batch::{Batch, BatchLimits, SequenceRows, WantedLogits};
 use qernel::config::Config;
 use qernel::cpu::CpuOps;
@@ -13,7 +19,6 @@ use qernel::memory_plan::kv_layout;
 use qernel::model::{ModelRunner, OpsConfig, Runner};
 use qernel::testing::{Random, TinyModel};
 use qernel::weights::Weights;
-use std::io::Write;
 use std::rc::Rc;
 
 const MAX_MODEL_LEN: usize = 512;
@@ -24,17 +29,6 @@ const LIMITS: BatchLimits = BatchLimits {
     max_num_logits: 512,
     max_blocks: pages_for(MAX_MODEL_LEN),
 };
-
-/// The first GPU, or `None` after saying that the test is skipped. A GPU that cannot be opened fails the test.
-fn device() -> Option<Rc<Device>> {
-    if let Err(error) = cuda::probe() {
-        let test = std::thread::current().name().unwrap_or("?").to_owned();
-        let line = format!("{test}: skipped: no CUDA device ({error})\n");
-        std::io::stderr().write_all(line.as_bytes()).ok();
-        return None;
-    }
-    Some(Rc::new(Device::open(None).expect("the device opens")))
-}
 
 fn parts(model: &TinyModel) -> (Config, Weights, OpsConfig) {
     let gguf = model.gguf();
@@ -90,14 +84,6 @@ fn logits(runner: &mut dyn Runner, s: usize, tokens: &[u32], chunk: usize) -> Ve
         logits.extend(runner.logits(&Batch::new(&[rows])).unwrap());
     }
     logits
-}
-
-/// Mean squared error over mean square.
-fn nmse(found: &[f32], expected: &[f32]) -> f64 {
-    assert_eq!(found.len(), expected.len());
-    let square = |value: f32| f64::from(value) * f64::from(value);
-    let error: f64 = found.iter().zip(expected).map(|(found, expected)| square(found - expected)).sum();
-    error / expected.iter().map(|&value| square(value)).sum::<f64>()
 }
 
 /// What the project allows: for f32 only the order of additions and the exponential differ from the CPU's; the CPU

@@ -1,5 +1,6 @@
 //! What the engine does around the launches: refusing, loading, converting, drawing, measuring.
 
+use crate::gpu::device;
 use crate::harness::*;
 use bytes::Bytes;
 use qernel::batch::{Batch, BatchLimits, SequenceRows, WantedLogits};

@@ -1,5 +1,6 @@
 //! The forward pass on the CPU: against another implementation, and against itself in other batches.
 
+use crate::compare::nmse;
 use qernel::batch::{Batch, BatchLimits, SequenceRows, WantedLogits};
 use qernel::config::Config;
 use qernel::cpu::CpuOps;
@@ -120,13 +121,6 @@ fn read_npy(path: &Path) -> Vec<f64> {
 
 fn golden(file: &str) -> Vec<f64> {
     read_npy(&PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/forward").join(file))
-}
-
-/// `Σ (found - expected)² / Σ expected²`
-fn nmse(found: &[f32], expected: &[f64]) -> f64 {
-    assert_eq!(found.len(), expected.len());
-    let difference: f64 = found.iter().zip(expected).map(|(&f, e)| (f64::from(f) - e).powi(2)).sum();
-    difference / expected.iter().map(|e| e * e).sum::<f64>()
 }
 
 /// Fails with the first place where the bits differ.

@@ -3,6 +3,8 @@
 
 mod bench;
 mod cli;
+#[path = "../common/compare.rs"]
+mod compare;
 mod forward;
 mod haiku;
 mod lab;
