@@ -44,7 +44,9 @@ pub use memory::{DeviceBuffer, PinnedBuffer, Plain, Uploader};
 pub use resources::Resources;
 pub use tensor::{Activation, KvCache, Tensor, Weight, encode};
 pub use timer::Timer;
-pub use variant::{KernelChoice, Operation, Variant, VariantInfo, is_ineligible, kernel_dtype};
+pub use variant::{
+    ALIASES, KernelChoice, Operation, Variant, VariantInfo, is_ineligible, kernel_dtype, operation_name,
+};
 
 use crate::batch::{Batch, BatchLimits};
 use crate::config::Config;

@@ -57,6 +57,23 @@ pub fn is_ineligible(error: &Error) -> bool {
     matches!(error, Error::Request(text) if text.contains(CANNOT_RUN))
 }
 
+/// Names that operations have elsewhere, and where those lead: for `lab` and `--kernel`.
+pub const ALIASES: [(&str, &str); 5] = [
+    ("gqa_attention", "attention"),
+    ("rmsnorm", "rms_norm"),
+    ("rope", "bias_rope_kv"),
+    ("sampling", "sample"),
+    ("swiglu", "silu_mul"),
+];
+
+/// The name of the operation that `name` means: of one of that name, else what an alias leads to, else `name` itself.
+pub fn operation_name(name: &str) -> &str {
+    if super::operations().iter().any(|op| op.name == name) {
+        return name;
+    }
+    ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, op)| op)
+}
+
 /// The variants asked for by name: `--kernel rms_norm=plain,matmul=plain`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KernelChoice(BTreeMap<&'static str, &'static str>);
@@ -83,7 +100,8 @@ impl KernelChoice {
     /// [`Error::Request`] that lists what exists.
     pub fn set(&mut self, op: &str, variant: &str) -> Result<()> {
         let all = super::kernels();
-        let Some((op, variants)) = all.iter().find(|(name, _)| *name == op) else {
+        let named = operation_name(op);
+        let Some((op, variants)) = all.iter().find(|(name, _)| *name == named) else {
             let ops: Vec<_> = all.iter().map(|(name, _)| *name).collect();
             return Err(Error::Request(format!("--kernel {op}: the operations are {}", ops.join(", "))));
         };
@@ -227,6 +245,20 @@ mod tests {
         assert!(!op.variants[1].launches("op_fused_f32_plain"), "another operation that begins alike");
         assert_eq!(kernel_dtype("matmul_*_gemv", "matmul_bf16_f32_gemv"), Some("bf16_f32"));
         assert!(op.variant("vec8").unwrap_err().to_string().contains("vec4, plain"));
+    }
+
+    #[test]
+    fn an_alias_leads_to_an_operation_that_can_be_chosen() {
+        for (alias, op) in ALIASES {
+            assert!(crate::cuda::kernels().iter().any(|(name, _)| *name == op), "{alias} leads to {op}");
+            assert_eq!(operation_name(op), op);
+        }
+        assert_eq!(operation_name("swiglu"), "silu_mul");
+        assert_eq!(operation_name("norm"), "norm");
+        assert_eq!(
+            KernelChoice::parse("rmsnorm=plain").unwrap(),
+            KernelChoice::parse("rms_norm=plain").unwrap()
+        );
     }
 
     #[test]

@@ -59,6 +59,28 @@ fn list_names_every_variant_in_order_of_preference() {
     }
 }
 
+/// The names that an engine's operations have in papers and other engines.
+#[test]
+fn other_names_lead_to_their_operations() {
+    for (alias, op) in [
+        ("swiglu", "silu_mul"),
+        ("rmsnorm", "rms_norm"),
+        ("gqa_attention", "attention"),
+        ("sampling", "sample"),
+    ] {
+        let list: Value = serde_json::from_str(&output(&mut lab(&["list", alias, "--json"]))).unwrap();
+        assert_eq!(
+            (&list["operations"][0]["name"], &list["operations"][0]["aliases"][0]),
+            (&op.into(), &alias.into())
+        );
+        assert!(output(&mut lab(&["list"])).contains(&format!("{alias} for {op}")));
+    }
+    let check = ["check", "swiglu", "--variant", "plain", "--dtype", "f32", "--device", "emulated"];
+    assert!(output(&mut lab(&check)).contains("silu_mul"));
+    // Where it leads depends on whether there is an operation of that name.
+    lab(&["list", "rope"]).assert().success().stdout(predicate::str::contains("rope"));
+}
+
 #[test]
 fn list_says_what_nobody_can_tell() {
     if has_gpu() {

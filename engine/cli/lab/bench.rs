@@ -27,6 +27,7 @@ use std::time::Duration;
 #[derive(Debug, clap::Args)]
 pub struct BenchArgs {
     /// The operation, or all
+    #[arg(value_parser = super::op_name)]
     op: String,
     /// Only this variant
     #[arg(long)]

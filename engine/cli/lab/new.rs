@@ -10,6 +10,7 @@ use std::process::ExitCode;
 #[derive(Debug, clap::Args)]
 pub struct NewArgs {
     /// The operation (`lab list` has the names)
+    #[arg(value_parser = super::op_name)]
     op: String,
     /// Name of the new variant, the last part of its kernels' names
     variant: String,
