@@ -334,6 +334,11 @@ pub trait Ops {
         step(self)
     }
 
+    /// How often a recorded step was replayed so far.
+    fn num_replays(&self) -> u64 {
+        0
+    }
+
     /// The first `n` rows, copied to the host, row-major.
     fn read(&mut self, n: usize, x: &Self::Tensor) -> Result<Vec<f32>>;
 

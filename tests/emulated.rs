@@ -6,6 +6,9 @@
 
 #[path = "common/compare.rs"]
 mod compare;
+#[allow(dead_code, reason = "a choir is too much for emulation")]
+#[path = "common/life.rs"]
+mod life;
 #[path = "gpu_kernels/operations.rs"]
 mod operations;
 
@@ -16,7 +19,6 @@ use qernel::cpu::CpuOps;
 use qernel::cuda::{CudaOps, Device, KernelChoice};
 use qernel::dtype::Dtype;
 use qernel::error::Error;
-use qernel::generate::{Engine, EngineConfig, Event, FinishReason, Request};
 use qernel::kv_cache::pages_for;
 use qernel::lab::case::SMALL_WORK;
 use qernel::lab::check::verify;
@@ -27,7 +29,6 @@ use qernel::ops::Ops;
 use qernel::sampler::{SamplingParams, SamplingRow};
 use qernel::testing::{Random, TinyModel};
 use qernel::weights::Weights;
-use std::collections::BTreeMap;
 use std::rc::Rc;
 
 fn setting(name: &str, default: usize) -> usize {
@@ -129,53 +130,30 @@ fn the_forward_pass_agrees_with_the_cpu() {
     }
 }
 
-/// Tokens and the end of each answer, of sequences of different lengths, greedy and at random, of which one is cancelled and
-/// one comes later, with penalties.
-fn answers(kernels: &str) -> BTreeMap<u64, (Vec<u32>, Option<FinishReason>)> {
-    let choice = KernelChoice::parse(kernels).unwrap();
-    let ops = |config: &OpsConfig| CudaOps::new(&device(5), config, Dtype::F16, choice.clone()).unwrap();
-    let model = TinyModel { dtype: Dtype::F16, ..TinyModel::default() };
-    let runner = runner(&model, Dtype::F16, ops);
-    assert_eq!(runner.runs_ahead(), kernels.is_empty());
-    let mut engine = Engine::new(runner, None, EngineConfig::default()).unwrap();
-    let request = |prompt: &[u32], temperature: f32, repeat_penalty: f32, max_tokens| {
-        let seed = prompt[0].into();
-        let sampling = SamplingParams { temperature, repeat_penalty, seed, ..SamplingParams::default() };
-        Request { sampling, text: false, max_tokens: Some(max_tokens), ..Request::new(prompt.to_vec()) }
-    };
-    engine.submit(request(&[1, 2, 3], 0.0, 1.0, 9)).unwrap();
-    engine.submit(request(&[4; 30], 0.9, 1.0, 5)).unwrap();
-    let cancelled = engine.submit(request(&[7; 2], 1.5, 1.0, 40)).unwrap();
-    let mut answers = BTreeMap::<u64, (Vec<u32>, Option<FinishReason>)>::new();
-    let mut steps = 0;
-    while engine.has_work() {
-        if steps == 6 {
-            engine.submit(request(&[9; 4], 0.7, 1.3, 4)).unwrap();
-        }
-        if answers.get(&cancelled.0).is_some_and(|answer| answer.0.len() == 4) {
-            engine.cancel(cancelled);
-        }
-        for event in engine.step().unwrap() {
-            let answer = answers.entry(event.id().0).or_default();
-            match event {
-                Event::Token { token, .. } => answer.0.push(token),
-                Event::Finished { reason, .. } => answer.1 = Some(reason),
-            }
-        }
-        steps += 1;
-    }
-    assert_eq!(engine.pool().num_free(), NUM_PAGES);
-    answers
-}
-
 /// Steps that take their tokens from the device give what steps do that wait for them.
 #[test]
 fn running_ahead_changes_no_token() {
-    let ahead = answers("");
-    let lengths: Vec<usize> = ahead.values().map(|answer| answer.0.len()).collect();
-    assert_eq!(lengths, [9, 5, 4, 4]);
-    assert_eq!(ahead[&2].1, Some(FinishReason::Cancelled));
-    assert_eq!(ahead, answers("step=graph"));
+    // One small layer: emulation takes its time.
+    let model = TinyModel {
+        dtype: Dtype::F16,
+        hidden_size: 128,
+        intermediate_size: 192,
+        num_hidden_layers: 1,
+        num_attention_heads: 2,
+        num_key_value_heads: 1,
+        ..TinyModel::default()
+    };
+    let lives = [("", true), ("step=graph", false)].map(|(kernels, ahead)| {
+        let choice = KernelChoice::parse(kernels).unwrap();
+        let ops = |config: &OpsConfig| CudaOps::new(&device(5), config, Dtype::F16, choice.clone()).unwrap();
+        let mut engine = life::engine(&model, Dtype::F16, life::CROWDED, ops);
+        assert_eq!(engine.runner().runs_ahead(), ahead);
+        let life = life::crowd(&mut engine);
+        life::assert_crowded(&life);
+        assert_eq!(engine.runner().num_replays(), 0, "nothing is recorded in emulation");
+        life
+    });
+    assert_eq!(lives[0].answers, lives[1].answers);
 }
 
 /// Rows that nobody drew, more rows than were drawn, and a third step before the first was taken.

@@ -56,6 +56,11 @@ impl<K: Clone + Eq + Hash> Graphs<K> {
         self.seen.clear();
     }
 
+    /// Launches of graphs so far.
+    pub(super) fn num_launches(&self) -> u64 {
+        self.clock
+    }
+
     /// Queues the graph of `key`, if one was recorded; answers whether.
     pub(super) fn launch(&mut self, key: &K) -> Result<bool> {
         let Some(entry) = self.recorded.get_mut(key) else { return Ok(false) };

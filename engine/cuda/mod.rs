@@ -647,6 +647,10 @@ impl Ops for CudaOps {
         }
     }
 
+    fn num_replays(&self) -> u64 {
+        self.graphs.num_launches()
+    }
+
     fn read(&mut self, n: usize, x: &Tensor) -> Result<Vec<f32>> {
         x.expect("read", "x", n, x.cols())?;
         x.data.read(0, n * x.cols())

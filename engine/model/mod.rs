@@ -74,6 +74,11 @@ pub trait Runner {
         Vec::new()
     }
 
+    /// Steps so far that the device replayed as it had recorded them, instead of being told every operation.
+    fn num_replays(&self) -> u64 {
+        0
+    }
+
     /// Whether a step may be [queued](Runner::queue) before the tokens of the one before are known.
     fn runs_ahead(&self) -> bool {
         false
@@ -243,6 +248,10 @@ impl<O: Ops> Runner for ModelRunner<O> {
         self.discard();
         self.queue(batch, rows)?;
         self.take()
+    }
+
+    fn num_replays(&self) -> u64 {
+        self.ops.num_replays()
     }
 
     fn runs_ahead(&self) -> bool {

@@ -5,10 +5,13 @@ mod bench;
 mod cli;
 #[path = "../common/compare.rs"]
 mod compare;
+mod engine;
 mod forward;
 mod haiku;
 mod lab;
 mod lab_tools;
+#[path = "../common/life.rs"]
+mod life;
 mod model_file;
 mod sampler;
 mod scheduler;
