@@ -30,7 +30,10 @@ struct Args {
     /// Values of one attention head.
     #[arg(long, default_value_t = 64, value_parser = size)]
     head_dim: usize,
-    /// Attention heads; the hidden size is heads times head_dim.
+    /// Values of a row between layers [default: heads times head_dim].
+    #[arg(long, value_parser = size)]
+    hidden: Option<usize>,
+    /// Attention heads.
     #[arg(long, default_value_t = 4, value_parser = size)]
     heads: usize,
     /// KV heads; they divide the heads.
@@ -64,7 +67,7 @@ fn main() -> ExitCode {
         eprintln!("error: --kv-heads must divide --heads, and --head-dim must be even");
         return ExitCode::from(2);
     }
-    let hidden_size = args.heads * args.head_dim;
+    let hidden_size = args.hidden.unwrap_or(args.heads * args.head_dim);
     let model = TinyModel {
         seed: args.seed,
         dtype: args.dtype,

@@ -61,12 +61,7 @@ fn every_combination_is_a_row_with_the_fields_of_llama_bench() {
         let number = |name: &str| row[name].as_f64().unwrap_or_else(|| panic!("{name} in {row}"));
         for name in [
             "avg_ns",
-            "stddev_ns",
             "avg_ts",
-            "stddev_ts",
-            "n_prompt",
-            "n_gen",
-            "n_depth",
             "n_batch",
             "n_threads",
             "model_size",
@@ -77,8 +72,15 @@ fn every_combination_is_a_row_with_the_fields_of_llama_bench() {
             "us_per_token",
             "read_bandwidth",
         ] {
-            assert!(number(name) >= 0.0, "{name}");
+            assert!(number(name) > 0.0, "{name} in {row}");
         }
+        // Of two samples: half of what lies between them, times the root of two.
+        for (samples, deviation) in [("samples_ns", "stddev_ns"), ("samples_ts", "stddev_ts")] {
+            let of = |i: usize| row[samples][i].as_f64().unwrap();
+            let expected = (of(0) - of(1)).abs() / 2f64.sqrt();
+            assert!((number(deviation) - expected).abs() <= 1e-3 * of(0), "{deviation} in {row}");
+        }
+        assert!(number("n_prompt") + number("n_gen") > 0.0 && [0.0, 50.0].contains(&number("n_depth")));
         assert_eq!((row["samples_ns"].as_array().unwrap().len(), row["backends"].as_str()), (2, Some("CPU")));
         assert_eq!(row["sampling"], "greedy");
         // Tokens a second are of all sequences.

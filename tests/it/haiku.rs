@@ -64,15 +64,12 @@ fn a_haiku_has_the_minute_in_it_and_is_no_text_of_the_corpus() {
 
 /// The rule itself, with what it says of texts of the corpus and of others.
 #[test]
-fn the_rule_that_keeps_answers_out_of_the_corpus_is_the_generators() {
+fn the_rule_that_keeps_answers_out_of_the_corpus_tells_texts_apart() {
     // The third example that the generator writes.
     let read = "still the curve flickers\nfifty-seven, says the field\nunder abstract sums";
     let unread = "no line of the corpus\nis as this one, for its hash\nbegins with a one";
     assert!(!verse::is_held_out(read));
     assert!(verse::is_held_out(unread));
-    let generator = include_str!("../../models/haiku/corpus.py");
-    assert!(generator.contains("hashlib.sha256(answer.encode()).digest()[0] >= 64"));
-    assert!(generator.contains("if out and not answer_held_out(answer):"));
 }
 
 /// Inference happens: the logits are those of the weights in the file.

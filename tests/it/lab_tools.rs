@@ -131,15 +131,20 @@ fn watch_shows_a_compile_error_and_fails_and_passes_once_it_is_mended() {
     let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("lab_watch");
     fs::create_dir_all(&kept).unwrap();
     std::os::unix::fs::symlink(&kept, folder.path().join("target")).unwrap();
-    let path = folder.path().join("gpu-kernels/src/add.rs");
+    // What `lab new` writes compiles: an error is found in its file, and without it there is none.
+    output(lab(&["new", "add", "v2"]).current_dir(folder.path()));
+    let path = folder.path().join("gpu-kernels/src/add/v2.rs");
     let source = fs::read_to_string(&path).unwrap();
+    assert!(source.contains("*delta.add(i)"), "{source}");
     fs::write(&path, source.replace("*delta.add(i)", "*delta.add(planted)")).unwrap();
     let watch = || {
         let mut command = lab(&["watch", "add", "--variant", "plain", "--once", "--compile-only"]);
         command.current_dir(folder.path());
         command
     };
-    let says = predicate::str::contains("do not compile").and(predicate::str::contains("planted"));
+    let says = predicate::str::contains("do not compile")
+        .and(predicate::str::contains("planted"))
+        .and(predicate::str::contains("v2.rs"));
     watch().assert().code(1).stdout(says);
     fs::write(&path, source).unwrap();
     watch().assert().success().stdout(predicate::str::contains("compiled in"));

@@ -326,7 +326,8 @@ fn collect(events: Vec<Event>, answers: &mut HashMap<SequenceId, Answer>) {
             Event::Finished { reason, usage, timings, .. } => {
                 assert_eq!(usage.completion_tokens, answer.tokens.len());
                 assert!(timings.decode_tokens <= usage.completion_tokens);
-                assert!(timings.prefill_seconds >= 0.0 && timings.decode_seconds >= 0.0);
+                assert_eq!(timings.prefill_seconds > 0.0, timings.prefill_tokens > 0, "{timings:?}");
+                assert_eq!(timings.decode_seconds > 0.0, timings.decode_tokens > 0, "{timings:?}");
                 answer.end = Some((reason, usage));
             }
         }

@@ -107,7 +107,8 @@ fn check_long_runs(tokenizer: &Tokenizer) {
 #[test]
 #[ignore = "needs QERNEL_VOCAB, a GGUF file with Qwen2's vocabulary"]
 fn qwen2_s_whole_vocabulary_does_the_same() {
-    let path = std::env::var_os("QERNEL_VOCAB").expect("QERNEL_VOCAB names a GGUF file with Qwen2's vocabulary");
+    let path =
+        std::env::var_os("QERNEL_VOCAB").expect("QERNEL_VOCAB names a GGUF file with Qwen2's vocabulary");
     let whole = Arc::new(Tokenizer::from_gguf(&Gguf::open(path).unwrap()).unwrap());
     let part = qwen2();
     for id in (0..QWEN2_SIZE).filter(|&id| part.kind(id) != Some(TokenKind::Unused)) {
