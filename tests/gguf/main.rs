@@ -1,6 +1,11 @@
 //! The GGUF parser: well-formed, hostile and damaged files, all built in memory.
 
+mod memory;
+mod parts;
+
 use bytes::Bytes;
+use memory::peak_allocation;
+use parts::*;
 use proptest::prelude::*;
 use qernel::config::Config;
 use qernel::dtype::Dtype;
@@ -8,50 +13,6 @@ use qernel::gguf::write::{Value as Written, Writer};
 use qernel::gguf::{Block, GgmlType, Gguf, Value, ValueType};
 use qernel::testing::TinyModel;
 use qernel::weights::Weights;
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
-/// Counts the bytes that the current thread holds, to prove that no length in a file is believed.
-struct CountingAllocator;
-
-thread_local! {
-    static HELD: Cell<isize> = const { Cell::new(0) };
-    static PEAK: Cell<isize> = const { Cell::new(0) };
-}
-
-fn count(bytes: isize) {
-    // A thread that is ending has no counters any more.
-    let _ = HELD.try_with(|held| {
-        held.set(held.get() + bytes);
-        PEAK.try_with(|peak| peak.set(peak.get().max(held.get())))
-    });
-}
-
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for CountingAllocator {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        count(-(layout.size() as isize));
-        // SAFETY: the caller keeps the contract of `dealloc`.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: CountingAllocator = CountingAllocator;
-
-/// The most bytes that `work` held at once beyond what was held before.
-fn peak_allocation<T>(work: impl FnOnce() -> T) -> (T, usize) {
-    let before = HELD.get();
-    PEAK.set(before);
-    let result = work();
-    (result, usize::try_from(PEAK.get() - before).unwrap_or(0))
-}
 
 /// Parses, and checks that the memory taken is within what the file's length explains: its table of contents takes at
 /// most 80 bytes for a tensor's 24, three times that while it grows, and messages have a bounded length.
@@ -71,53 +32,6 @@ fn assert_error(bytes: &[u8], expected: &str) {
     let message = error(bytes);
     assert!(message.contains(expected), "expected an error with {expected:?}, found {message:?}");
 }
-
-// Parts of a file, for those that the writer would not write.
-
-fn string(text: impl AsRef<[u8]>) -> Vec<u8> {
-    [&(text.as_ref().len() as u64).to_le_bytes(), text.as_ref()].concat()
-}
-
-fn header(version: u32, num_tensors: u64, num_entries: u64) -> Vec<u8> {
-    [b"GGUF".as_slice(), &version.to_le_bytes(), &num_tensors.to_le_bytes(), &num_entries.to_le_bytes()]
-        .concat()
-}
-
-fn entry(key: impl AsRef<[u8]>, value_type: u32, value: &[u8]) -> Vec<u8> {
-    [string(key).as_slice(), &value_type.to_le_bytes(), value].concat()
-}
-
-fn array(element: u32, count: u64, elements: &[u8]) -> Vec<u8> {
-    [element.to_le_bytes().as_slice(), &count.to_le_bytes(), elements].concat()
-}
-
-fn tensor(name: &str, ne: &[u64], ggml_type: u32, offset: u64) -> Vec<u8> {
-    let ne_bytes = ne.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>();
-    let name = string(name);
-    [
-        &name,
-        (ne.len() as u32).to_le_bytes().as_slice(),
-        &ne_bytes,
-        &ggml_type.to_le_bytes(),
-        &offset.to_le_bytes(),
-    ]
-    .concat()
-}
-
-fn file(entries: &[Vec<u8>], tensors: &[Vec<u8>], data_bytes: usize) -> Vec<u8> {
-    let mut bytes = header(3, tensors.len() as u64, entries.len() as u64);
-    bytes.extend(entries.concat());
-    bytes.extend(tensors.concat());
-    bytes.resize(bytes.len().next_multiple_of(32) + data_bytes, 0);
-    bytes
-}
-
-const U8: u32 = ValueType::U8 as u32;
-const U32: u32 = ValueType::U32 as u32;
-const U64: u32 = ValueType::U64 as u32;
-const BOOL: u32 = ValueType::Bool as u32;
-const STRING: u32 = ValueType::String as u32;
-const ARRAY: u32 = ValueType::Array as u32;
 
 /// A model of a few kilobytes.
 fn smallest_model() -> TinyModel {
