@@ -8,8 +8,8 @@ pub mod bench;
 pub mod cli;
 
 pub use qernel_core::{
-    Error, Result, batch, chat, config, cpu, drawing, dtype, error, generate, gguf, kv_cache, kv_layout,
-    model, ops, prefix_cache, rope, sampler, scheduler, stats, testing, tokenizer, weights,
+    Error, Result, batch, chat, config, cpu, drawing, dtype, error, formats, generate, gguf, kv_cache,
+    kv_layout, model, ops, prefix_cache, rope, sampler, scheduler, stats, testing, tokenizer, weights,
 };
 pub use qernel_cuda as cuda;
 #[cfg(feature = "lab")]

@@ -1,4 +1,4 @@
-//! Writes a Qwen2 model of a few megabytes with random weights: something to run the engine on without a download.
+//! Writes a model of a few megabytes with random weights: something to run the engine on without a download.
 //! Its answers are noise.
 //!
 //! ```text
@@ -6,21 +6,25 @@
 //! ```
 
 use clap::Parser;
-use qernel::dtype::Dtype;
+use qernel::formats::MatrixFormat;
+use qernel::model::ARCHITECTURES;
 use qernel::testing::TinyModel;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Write a tiny Qwen2 GGUF file with random weights.
+/// Write a tiny GGUF file with random weights.
 #[derive(Parser)]
 struct Args {
     /// The file to write.
     output: PathBuf,
-    /// Format of the matrices.
-    #[arg(long, value_parser = parse_dtype, default_value = "f16")]
-    dtype: Dtype,
+    /// Format of the matrices; of blocks, rows must be whole ones.
+    #[arg(long, value_parser = parse_format, default_value = "f16")]
+    format: MatrixFormat,
+    /// Architecture of the model.
+    #[arg(long, value_parser = parse_architecture, default_value = "qwen2")]
+    arch: &'static str,
     /// Give the head a matrix of its own.
     #[arg(long)]
     untied: bool,
@@ -30,7 +34,10 @@ struct Args {
     /// Values of one attention head.
     #[arg(long, default_value_t = 64, value_parser = size)]
     head_dim: usize,
-    /// Attention heads; the hidden size is heads times head_dim.
+    /// Values of a row between layers [default: heads times head_dim].
+    #[arg(long, value_parser = size)]
+    hidden: Option<usize>,
+    /// Attention heads.
     #[arg(long, default_value_t = 4, value_parser = size)]
     heads: usize,
     /// KV heads; they divide the heads.
@@ -47,11 +54,17 @@ struct Args {
     seed: u64,
 }
 
-fn parse_dtype(text: &str) -> Result<Dtype, String> {
-    Dtype::ALL
-        .into_iter()
-        .find(|dtype| dtype.name() == text)
-        .ok_or_else(|| "expected f32, f16 or bf16".to_owned())
+fn parse_format(text: &str) -> Result<MatrixFormat, String> {
+    let found = MatrixFormat::ALL.iter().copied().find(|format| format.name() == text);
+    found.ok_or_else(|| {
+        let names: Vec<_> = MatrixFormat::ALL.iter().map(|format| format.name()).collect();
+        format!("expected {}", names.join(", "))
+    })
+}
+
+fn parse_architecture(text: &str) -> Result<&'static str, String> {
+    let found = ARCHITECTURES.iter().copied().find(|&known| known == text);
+    found.ok_or_else(|| format!("expected {}", ARCHITECTURES.join(", ")))
 }
 
 fn size(text: &str) -> Result<usize, String> {
@@ -64,10 +77,11 @@ fn main() -> ExitCode {
         eprintln!("error: --kv-heads must divide --heads, and --head-dim must be even");
         return ExitCode::from(2);
     }
-    let hidden_size = args.heads * args.head_dim;
+    let hidden_size = args.hidden.unwrap_or(args.heads * args.head_dim);
     let model = TinyModel {
         seed: args.seed,
-        dtype: args.dtype,
+        architecture: args.arch,
+        format: args.format,
         hidden_size,
         intermediate_size: hidden_size * 3 / 2,
         num_hidden_layers: args.layers,

@@ -4,26 +4,31 @@
 //! `QERNEL_TEST_SEEDS=100` repeats the cases with so many seeds, of which inputs and schedules are drawn;
 //! `QERNEL_TEST_WORK` leaves out cases of more work.
 
+#[path = "common/compare.rs"]
+mod compare;
+#[allow(dead_code, reason = "a choir is too much for emulation")]
+#[path = "common/life.rs"]
+mod life;
 #[path = "gpu_kernels/operations.rs"]
 mod operations;
 
+use compare::nmse;
 use qernel::batch::{Batch, BatchLimits, SequenceRows, WantedLogits};
 use qernel::config::Config;
 use qernel::cpu::CpuOps;
 use qernel::cuda::{CudaOps, Device, KernelChoice};
 use qernel::dtype::Dtype;
 use qernel::error::Error;
-use qernel::generate::{Engine, EngineConfig, Event, FinishReason, Request};
+use qernel::formats::MatrixFormat;
 use qernel::kv_layout::pages_for;
 use qernel::lab::case::SMALL_WORK;
 use qernel::lab::check::verify;
 use qernel::load::{DeviceChoice, DtypeChoice, RunnerOptions, kv_layout, open_runner};
-use qernel::model::{ModelRunner, Runner};
+use qernel::model::{ARCHITECTURES, ModelRunner, Runner};
 use qernel::ops::{Ops, OpsConfig};
 use qernel::sampler::{SamplingParams, SamplingRow};
 use qernel::testing::{Random, TinyModel};
 use qernel::weights::Weights;
-use std::collections::BTreeMap;
 use std::rc::Rc;
 
 fn setting(name: &str, default: usize) -> usize {
@@ -42,7 +47,8 @@ fn check(op: &str) {
     }
 }
 
-operations::check_each!();
+use operations::check_each;
+qernel::cuda::for_each_operation!(check_each);
 
 const MAX_MODEL_LEN: usize = 128;
 const NUM_PAGES: usize = 8;
@@ -62,7 +68,7 @@ fn runner<O: Ops + 'static>(
     let config = Config::from_gguf(&gguf).unwrap();
     let weights = Weights::from_gguf(&gguf, &config).unwrap();
     let ops_config = OpsConfig::new(&config, MAX_MODEL_LEN, LIMITS);
-    let layout = kv_layout(&config, dtype, NUM_PAGES);
+    let layout = kv_layout(&config, dtype, NUM_PAGES).unwrap();
     let runner =
         ModelRunner::new(ops(&ops_config), &weights, &config, &ops_config, layout, &mut |_, _| ()).unwrap();
     Box::new(runner)
@@ -99,18 +105,25 @@ fn the_forward_pass_agrees_with_the_cpu() {
         (Dtype::Bf16, Dtype::Bf16, 4e-4),
         (Dtype::F32, Dtype::F32, 1e-10),
     ];
-    for (file, dtype, allowed) in formats {
-        let model = TinyModel { dtype: file, ..TinyModel::default() };
+    let floats = formats.map(|(file, dtype, allowed)| {
+        (TinyModel { format: file.into(), ..TinyModel::default() }, dtype, allowed)
+    });
+    // Every architecture, and every format in blocks, whose products read f16.
+    let architectures =
+        ARCHITECTURES.iter().map(|&architecture| TinyModel { architecture, ..TinyModel::default() });
+    let blocks = MatrixFormat::ALL.iter().filter(|format| format.float().is_none());
+    let blocks = blocks.map(|&format| TinyModel { format, ..TinyModel::default() });
+    let others = architectures.chain(blocks).map(|model| (model, Dtype::F16, 1e-5));
+    for (model, dtype, allowed) in floats.into_iter().chain(others) {
+        let file = format!("{} {}", model.architecture, model.format);
         let expected = logits(&mut *runner(&model, Dtype::F32, |config| CpuOps::new(config).unwrap()));
         for kernels in ["", "layer=separate"] {
             let choice = KernelChoice::parse(kernels).unwrap();
             let ops = |config: &OpsConfig| CudaOps::new(&device(3), config, dtype, choice.clone()).unwrap();
             let mut runner = runner(&model, dtype, ops);
             let found = logits(&mut *runner);
-            let error: f64 =
-                found.iter().zip(&expected).map(|(a, b)| f64::from(a - b) * f64::from(a - b)).sum();
-            let size: f64 = expected.iter().map(|&b| f64::from(b) * f64::from(b)).sum();
-            assert!(error / size <= allowed, "{file} as {dtype} {kernels:?}: {:e}", error / size);
+            let error = nmse(&found, &expected);
+            assert!(error <= allowed, "{file} as {dtype} {kernels:?}: {error:e}");
 
             // Steps of the engine: draws included.
             let rows = SequenceRows { tokens: &[1, 2], position: 0, pages: &[6], logits: WantedLogits::Last };
@@ -127,53 +140,30 @@ fn the_forward_pass_agrees_with_the_cpu() {
     }
 }
 
-/// Tokens and the end of each answer, of sequences of different lengths, greedy and at random, of which one is cancelled and
-/// one comes later, with penalties.
-fn answers(kernels: &str) -> BTreeMap<u64, (Vec<u32>, Option<FinishReason>)> {
-    let choice = KernelChoice::parse(kernels).unwrap();
-    let ops = |config: &OpsConfig| CudaOps::new(&device(5), config, Dtype::F16, choice.clone()).unwrap();
-    let model = TinyModel { dtype: Dtype::F16, ..TinyModel::default() };
-    let runner = runner(&model, Dtype::F16, ops);
-    assert_eq!(runner.runs_ahead(), kernels.is_empty());
-    let mut engine = Engine::new(runner, None, EngineConfig::default()).unwrap();
-    let request = |prompt: &[u32], temperature: f32, repeat_penalty: f32, max_tokens| {
-        let seed = prompt[0].into();
-        let sampling = SamplingParams { temperature, repeat_penalty, seed, ..SamplingParams::default() };
-        Request { sampling, text: false, max_tokens: Some(max_tokens), ..Request::new(prompt.to_vec()) }
-    };
-    engine.submit(request(&[1, 2, 3], 0.0, 1.0, 9)).unwrap();
-    engine.submit(request(&[4; 30], 0.9, 1.0, 5)).unwrap();
-    let cancelled = engine.submit(request(&[7; 2], 1.5, 1.0, 40)).unwrap();
-    let mut answers = BTreeMap::<u64, (Vec<u32>, Option<FinishReason>)>::new();
-    let mut steps = 0;
-    while engine.has_work() {
-        if steps == 6 {
-            engine.submit(request(&[9; 4], 0.7, 1.3, 4)).unwrap();
-        }
-        if answers.get(&cancelled.0).is_some_and(|answer| answer.0.len() == 4) {
-            engine.cancel(cancelled);
-        }
-        for event in engine.step().unwrap() {
-            let answer = answers.entry(event.id().0).or_default();
-            match event {
-                Event::Token { token, .. } => answer.0.push(token),
-                Event::Finished { reason, .. } => answer.1 = Some(reason),
-            }
-        }
-        steps += 1;
-    }
-    assert_eq!(engine.pool().num_free(), NUM_PAGES);
-    answers
-}
-
 /// Steps that take their tokens from the device give what steps do that wait for them.
 #[test]
 fn running_ahead_changes_no_token() {
-    let ahead = answers("");
-    let lengths: Vec<usize> = ahead.values().map(|answer| answer.0.len()).collect();
-    assert_eq!(lengths, [9, 5, 4, 4]);
-    assert_eq!(ahead[&2].1, Some(FinishReason::Cancelled));
-    assert_eq!(ahead, answers("step=graph"));
+    // One small layer: emulation takes its time.
+    let model = TinyModel {
+        format: MatrixFormat::F16,
+        hidden_size: 128,
+        intermediate_size: 192,
+        num_hidden_layers: 1,
+        num_attention_heads: 2,
+        num_key_value_heads: 1,
+        ..TinyModel::default()
+    };
+    let lives = [("", true), ("step=graph", false)].map(|(kernels, ahead)| {
+        let choice = KernelChoice::parse(kernels).unwrap();
+        let ops = |config: &OpsConfig| CudaOps::new(&device(5), config, Dtype::F16, choice.clone()).unwrap();
+        let mut engine = life::engine(&model, Dtype::F16, life::CROWDED, ops);
+        assert_eq!(engine.runner().runs_ahead(), ahead);
+        let life = life::crowd(&mut engine);
+        life::assert_crowded(&life);
+        assert_eq!(engine.runner().num_replays(), 0, "nothing is recorded in emulation");
+        life
+    });
+    assert_eq!(lives[0].answers, lives[1].answers);
 }
 
 /// Rows that nobody drew, more rows than were drawn, and a third step before the first was taken.
@@ -181,7 +171,8 @@ fn running_ahead_changes_no_token() {
 fn what_is_not_on_the_device_is_refused() {
     let ops =
         |config: &OpsConfig| CudaOps::new(&device(3), config, Dtype::F16, KernelChoice::default()).unwrap();
-    let mut runner = runner(&TinyModel { dtype: Dtype::F16, ..TinyModel::default() }, Dtype::F16, ops);
+    let mut runner =
+        runner(&TinyModel { format: MatrixFormat::F16, ..TinyModel::default() }, Dtype::F16, ops);
     let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
     let row = SamplingRow::new(greedy, 2);
     let at = |position, pages| SequenceRows { tokens: &[3], position, pages, logits: WantedLogits::Last };
@@ -211,15 +202,16 @@ fn what_is_not_on_the_device_is_refused() {
 /// A bf16 weight that f16 does not have: `auto` holds all as bf16 then, `f16` is refused.
 #[test]
 fn weights_beyond_the_range_of_f16_are_found() {
-    let model = TinyModel { dtype: Dtype::Bf16, ..TinyModel::default() };
+    let model = TinyModel { format: MatrixFormat::Bf16, ..TinyModel::default() };
     let gguf = model.gguf();
     let config = Config::from_gguf(&gguf).unwrap();
     let ordinary = Weights::from_gguf(&gguf, &config).unwrap();
     let mut beyond = ordinary.clone();
-    let matrix = &mut beyond.layers[1].up_proj;
+    let mut matrix = ordinary.matrix("blk.1.ffn_up.weight").unwrap().clone();
     let mut data = matrix.data.to_vec();
     data[10..12].copy_from_slice(&half::bf16::from_f32(-131_072.0).to_le_bytes());
     matrix.data = data.into();
+    beyond.replace(matrix).unwrap();
 
     let held_as = |weights: &Weights, dtype: DtypeChoice| {
         let options = RunnerOptions {

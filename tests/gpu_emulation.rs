@@ -1,10 +1,12 @@
 //! The emulator against a GPU: what is exact or has its rounding specified agrees bit for bit (what Rust leaves open
 //! apart, see `left_open`), what the hardware approximates within the bounds that `cuda_std` states. Needs the
-//! feature `gpu-tests` and a GPU of compute capability 9.0 (the tensor cores of others add differently); without
-//! one the test says so and passes.
+//! feature `gpu-tests` and a GPU (`tests/common/gpu.rs`), of compute capability 9.0: the tensor cores of others add
+//! differently, and there the tests say that they are skipped.
 //!
 //! `cargo test --release --features gpu-tests --test gpu_emulation -- --nocapture`
-#![cfg(feature = "gpu-tests")]
+
+#[path = "common/gpu.rs"]
+mod gpu;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -21,6 +23,7 @@ use cuda_std_test_kernels::{
 use cust::memory::{CopyDestination, DeviceBuffer};
 use cust::module::Module;
 use cust::sys;
+use qernel::testing::Random;
 
 /// Where kernels run: the GPU or the emulator.
 trait Machine: Launcher<Error: Debug> {
@@ -51,15 +54,12 @@ struct Gpu {
 
 impl Gpu {
     fn open() -> Option<Self> {
-        let context = cust::quick_init().inspect_err(|error| eprintln!("skipped: no GPU ({error})")).ok()?;
-        let device = cust::device::Device::get_device(0).expect("the context has a device");
-        let major = device
-            .get_attribute(cust::device::DeviceAttribute::ComputeCapabilityMajor)
-            .expect("a device has a compute capability");
+        let (major, minor) = gpu::first()?.compute_capability;
         if major != 9 {
-            eprintln!("skipped: compute capability {major} is not 9");
+            gpu::skip(&format!("compute capability {major}.{minor}, and what is emulated is 9.0"));
             return None;
         }
+        let context = cust::quick_init().expect("a context");
         let module = Module::from_ptx(PTX_SM_90A, &[]).expect("the PTX loads");
         Some(Self { buffers: RefCell::default(), module, _context: context })
     }
@@ -113,46 +113,34 @@ impl Machine for Gpu {
     }
 }
 
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
+/// Any pattern, often a special one.
+fn any_bits(random: &mut Random) -> u32 {
+    const SPECIAL: [u32; 12] = [
+        0,
+        1,
+        0x8000_0000,
+        0x7f80_0000,
+        0xff80_0000,
+        0x7fc0_0000,
+        0x0080_0000,
+        0x007f_ffff,
+        0x3f80_0000,
+        0x7f7f_ffff,
+        0x4b00_0001,
+        0x3f00_0000,
+    ];
+    let word = random.next_u64();
+    match word % 8 {
+        0 => SPECIAL[(word >> 40) as usize % SPECIAL.len()],
+        // Moderate exponents, so that sums and roundings matter.
+        1..=4 => (word >> 32) as u32 & 0x807f_ffff | (117 + (word >> 8) as u32 % 20) << 23,
+        _ => (word >> 32) as u32,
     }
+}
 
-    /// Any pattern, often a special one.
-    fn bits(&mut self) -> u32 {
-        const SPECIAL: [u32; 12] = [
-            0,
-            1,
-            0x8000_0000,
-            0x7f80_0000,
-            0xff80_0000,
-            0x7fc0_0000,
-            0x0080_0000,
-            0x007f_ffff,
-            0x3f80_0000,
-            0x7f7f_ffff,
-            0x4b00_0001,
-            0x3f00_0000,
-        ];
-        let word = self.next();
-        match word % 8 {
-            0 => SPECIAL[(word >> 40) as usize % SPECIAL.len()],
-            // Moderate exponents, so that sums and roundings matter.
-            1..=4 => (word >> 32) as u32 & 0x807f_ffff | (117 + (word >> 8) as u32 % 20) << 23,
-            _ => (word >> 32) as u32,
-        }
-    }
-
-    /// A finite number of moderate size.
-    fn float(&mut self, largest: f32) -> f32 {
-        ((self.next() >> 40) as f32 / 8_388_608.0 - 1.0) * largest
-    }
+/// A finite number of moderate size.
+fn float(random: &mut Random, largest: f32) -> f32 {
+    ((random.next_u64() >> 40) as f32 / 8_388_608.0 - 1.0) * largest
 }
 
 /// Words of a launch's output.
@@ -244,9 +232,9 @@ fn same_bits(
 #[test]
 fn exact_operations_have_the_same_bits() {
     let Some(gpu) = &Gpu::open() else { return };
-    let mut random = Random(1);
+    let mut random = Random::new(1, "exact");
     let n = 1 << 16;
-    let pairs: Vec<u32> = (0..2 * n).map(|_| random.bits()).collect();
+    let pairs: Vec<u32> = (0..2 * n).map(|_| any_bits(&mut random)).collect();
     let (on_gpu, emulated) = both!(gpu, &pairs, 21 * n, grid(256, 256), |from, to| compare_exact(
         n as u32,
         DevicePtr::from_raw(from),
@@ -254,7 +242,7 @@ fn exact_operations_have_the_same_bits() {
     ));
     let mut differing = same_bits("exact", 21, &EXACT, &pairs, &on_gpu, &emulated);
 
-    let words: Vec<u32> = (0..32 * 512).map(|_| random.bits()).collect();
+    let words: Vec<u32> = (0..32 * 512).map(|_| any_bits(&mut random)).collect();
     let (on_gpu, emulated) = both!(gpu, &words, 26 * words.len(), grid(512, 32), |from, to| compare_warp(
         DevicePtr::from_raw(from),
         DevicePtrMut::from_raw(to)
@@ -265,7 +253,7 @@ fn exact_operations_have_the_same_bits() {
         both!(gpu, &[0], 14 * 32, grid(1, 32), |_from, to| compare_ldmatrix(DevicePtrMut::from_raw(to)));
     differing += same_bits("ldmatrix", 14, &[], &[], &on_gpu, &emulated);
 
-    let words: Vec<u32> = (0..3 * 64 * 64).map(|_| random.bits()).collect();
+    let words: Vec<u32> = (0..3 * 64 * 64).map(|_| any_bits(&mut random)).collect();
     let (on_gpu, emulated) = both!(gpu, &words, 10 * 64 * 64, grid(64, 64), |from, to| compare_atomics(
         DevicePtrMut::from_raw(from),
         DevicePtrMut::from_raw(to)
@@ -277,14 +265,14 @@ fn exact_operations_have_the_same_bits() {
 #[test]
 fn approximations_are_within_their_bounds() {
     let Some(gpu) = &Gpu::open() else { return };
-    let mut random = Random(2);
+    let mut random = Random::new(2, "approximate");
     let n = 1 << 16;
     let x: Vec<f32> = (0..n)
         .map(|i| match i % 4 {
-            0 => random.float(std::f32::consts::PI),
-            1 => random.float(80.0),
-            2 => random.float(1.0).abs() + 1e-3,
-            _ => f32::from_bits(random.bits()),
+            0 => float(&mut random, std::f32::consts::PI),
+            1 => float(&mut random, 80.0),
+            2 => float(&mut random, 1.0).abs() + 1e-3,
+            _ => f32::from_bits(any_bits(&mut random)),
         })
         .collect();
     let bits: Vec<u32> = x.iter().map(|x| x.to_bits()).collect();
@@ -331,16 +319,16 @@ fn approximations_are_within_their_bounds() {
 
 /// Fragments of random numbers in two formats, with exponents near each other and far apart.
 fn fragments(warps: usize) -> Vec<u32> {
-    let mut random = Random(3);
+    let mut random = Random::new(3, "fragments");
     let mut words = Vec::new();
     for warp in 0..warps {
         for _lane in 0..32 {
             for place in 0..10 {
                 let spread = [1.0, 64.0, 3e4][warp % 3];
-                let mut value = || match random.next() % 16 {
+                let mut value = || match random.next_u64() % 16 {
                     0 => 0.0,
-                    1 => random.float(1.0) / spread,
-                    _ => random.float(spread.sqrt()),
+                    1 => float(&mut random, 1.0) / spread,
+                    _ => float(&mut random, spread.sqrt()),
                 };
                 words.push(if place >= 6 {
                     (value() * [1.0, 1e-3, 1e3][warp / 3 % 3]).to_bits()

@@ -1,20 +1,26 @@
 //! The forward pass on the GPU against the same pass on the CPU, and against itself in other batches.
 //!
-//! Run with `cargo test --release --features gpu-tests`. Without a device each test says that it was skipped.
-#![cfg(feature = "gpu-tests")]
+//! Run with `cargo test --release --features gpu-tests`, where there is a GPU (`tests/common/gpu.rs`).
 
+#[path = "common/compare.rs"]
+mod compare;
+#[path = "common/gpu.rs"]
+mod gpu;
+
+use compare::nmse;
+use gpu::device;
 use qernel::batch::{Batch, BatchLimits, SequenceRows, WantedLogits};
 use qernel::config::Config;
 use qernel::cpu::CpuOps;
 use qernel::cuda::{self, CudaOps, Device, KernelChoice};
 use qernel::dtype::Dtype;
+use qernel::formats::MatrixFormat;
 use qernel::kv_layout::pages_for;
 use qernel::load::kv_layout;
 use qernel::model::{ModelRunner, Runner};
 use qernel::ops::OpsConfig;
 use qernel::testing::{Random, TinyModel};
 use qernel::weights::Weights;
-use std::io::Write;
 use std::rc::Rc;
 
 const MAX_MODEL_LEN: usize = 512;
@@ -26,17 +32,6 @@ const LIMITS: BatchLimits = BatchLimits {
     max_blocks: pages_for(MAX_MODEL_LEN),
 };
 
-/// The first GPU, or `None` after saying that the test is skipped. A GPU that cannot be opened fails the test.
-fn device() -> Option<Rc<Device>> {
-    if let Err(error) = cuda::probe() {
-        let test = std::thread::current().name().unwrap_or("?").to_owned();
-        let line = format!("{test}: skipped: no CUDA device ({error})\n");
-        std::io::stderr().write_all(line.as_bytes()).ok();
-        return None;
-    }
-    Some(Rc::new(Device::open(None, qernel::ptx::ptx).expect("the device opens")))
-}
-
 fn parts(model: &TinyModel) -> (Config, Weights, OpsConfig) {
     let gguf = model.gguf();
     let config = Config::from_gguf(&gguf).unwrap();
@@ -47,22 +42,21 @@ fn parts(model: &TinyModel) -> (Config, Weights, OpsConfig) {
 
 /// The model with matrices in the format of its file.
 fn on_gpu(device: &Rc<Device>, model: &TinyModel, kernels: &str) -> Box<dyn Runner> {
-    assert_eq!(cuda::compute_dtype(&parts(model).1), model.dtype);
-    on_gpu_as(device, model, model.dtype, kernels)
+    on_gpu_as(device, model, cuda::compute_dtype(&parts(model).1), kernels)
 }
 
 fn on_gpu_as(device: &Rc<Device>, model: &TinyModel, dtype: Dtype, kernels: &str) -> Box<dyn Runner> {
     let (config, weights, ops_config) = parts(model);
     let choice = KernelChoice::parse(kernels).unwrap();
     let ops = CudaOps::new(device, &ops_config, dtype, choice).unwrap();
-    let layout = kv_layout(&config, dtype, NUM_PAGES);
+    let layout = kv_layout(&config, dtype, NUM_PAGES).unwrap();
     Box::new(ModelRunner::new(ops, &weights, &config, &ops_config, layout, &mut |_, _| ()).unwrap())
 }
 
 fn on_cpu(model: &TinyModel) -> Box<dyn Runner> {
     let (config, weights, ops_config) = parts(model);
     let ops = CpuOps::new(&ops_config).unwrap();
-    let layout = kv_layout(&config, Dtype::F32, NUM_PAGES);
+    let layout = kv_layout(&config, Dtype::F32, NUM_PAGES).unwrap();
     Box::new(ModelRunner::new(ops, &weights, &config, &ops_config, layout, &mut |_, _| ()).unwrap())
 }
 
@@ -93,38 +87,31 @@ fn logits(runner: &mut dyn Runner, s: usize, tokens: &[u32], chunk: usize) -> Ve
     logits
 }
 
-/// Mean squared error over mean square.
-fn nmse(found: &[f32], expected: &[f32]) -> f64 {
-    assert_eq!(found.len(), expected.len());
-    let square = |value: f32| f64::from(value) * f64::from(value);
-    let error: f64 = found.iter().zip(expected).map(|(found, expected)| square(found - expected)).sum();
-    error / expected.iter().map(|&value| square(value)).sum::<f64>()
-}
-
 /// What the project allows: for f32 only the order of additions and the exponential differ from the CPU's; the CPU
 /// keeps activations in f32 where the GPU rounds them to the format of the weights.
-fn allowed(dtype: Dtype) -> f64 {
-    match dtype {
-        Dtype::F32 => 1e-10,
-        Dtype::F16 => 1e-5,
-        Dtype::Bf16 => 4e-4,
+fn allowed(format: MatrixFormat) -> f64 {
+    match format {
+        MatrixFormat::F32 => 1e-10,
+        MatrixFormat::Bf16 => 4e-4,
+        // What products of other formats read is f16.
+        _ => 1e-5,
     }
 }
 
-fn assert_close(case: &str, dtype: Dtype, found: &[f32], expected: &[f32]) {
+fn assert_close(case: &str, format: MatrixFormat, found: &[f32], expected: &[f32]) {
     let error = nmse(found, expected);
-    assert!(error <= allowed(dtype), "{case}: normalised mean squared error {error:e}");
+    assert!(error <= allowed(format), "{case}: normalised mean squared error {error:e}");
 }
 
 fn models() -> Vec<TinyModel> {
     let mut models = Vec::new();
     for dtype in Dtype::ALL {
         for tie_word_embeddings in [true, false] {
-            models.push(TinyModel { dtype, tie_word_embeddings, ..TinyModel::default() });
+            models.push(TinyModel { format: dtype.into(), tie_word_embeddings, ..TinyModel::default() });
         }
         // 7 heads on one, without bias; sizes that are no multiple of a vector.
         models.push(TinyModel {
-            dtype,
+            format: dtype.into(),
             hidden_size: 7 * 64,
             intermediate_size: 610,
             num_attention_heads: 7,
@@ -133,7 +120,7 @@ fn models() -> Vec<TinyModel> {
             ..TinyModel::default()
         });
         models.push(TinyModel {
-            dtype,
+            format: dtype.into(),
             head_dim: 128,
             num_attention_heads: 2,
             num_key_value_heads: 1,
@@ -152,10 +139,10 @@ fn small() -> bool {
 }
 
 fn describe(model: &TinyModel) -> String {
-    let TinyModel { dtype, num_attention_heads, num_key_value_heads, head_dim, tie_word_embeddings, .. } =
+    let TinyModel { format, num_attention_heads, num_key_value_heads, head_dim, tie_word_embeddings, .. } =
         model;
     format!(
-        "{dtype}, {num_attention_heads}:{num_key_value_heads} heads of {head_dim}, tied {tie_word_embeddings}"
+        "{format}, {num_attention_heads}:{num_key_value_heads} heads of {head_dim}, tied {tie_word_embeddings}"
     )
 }
 
@@ -171,7 +158,7 @@ fn logits_agree_with_the_cpu() {
             }
             let case = format!("{} {kernels}", describe(&model));
             let found = logits(&mut *on_gpu(&device, &model, kernels), 0, &tokens, 512);
-            assert_close(&case, model.dtype, &found, &expected);
+            assert_close(&case, model.format, &found, &expected);
         }
     }
 }
@@ -181,14 +168,14 @@ fn logits_agree_with_the_cpu() {
 fn bf16_models_held_as_f16_agree_with_the_cpu() {
     let Some(device) = device() else { return };
     let tokens = tokens(1, 111);
-    for model in models().into_iter().filter(|model| model.dtype == Dtype::Bf16) {
+    for model in models().into_iter().filter(|model| model.format == MatrixFormat::Bf16) {
         let expected = logits(&mut *on_cpu(&model), 0, &tokens, 512);
         // All at once, and in steps of one token, which are fused.
         for chunk in [512, 1] {
             let found = logits(&mut *on_gpu_as(&device, &model, Dtype::F16, ""), 0, &tokens, chunk);
             assert_close(
                 &format!("{} as f16, chunks of {chunk}", describe(&model)),
-                Dtype::F16,
+                MatrixFormat::F16,
                 &found,
                 &expected,
             );
@@ -213,7 +200,7 @@ fn prefill_in_chunks_and_token_by_token() {
         let runner = &mut *on_gpu(&device, &model, "");
         for chunk in [1, 19] {
             let found = logits(runner, 1, &tokens, chunk);
-            assert_close(&format!("{case}: chunks of {chunk}"), model.dtype, &found, &whole);
+            assert_close(&format!("{case}: chunks of {chunk}"), model.format, &found, &whole);
         }
     }
 }
@@ -245,7 +232,7 @@ fn ragged_batches_compute_what_each_sequence_gets_alone() {
                 let expected = &alone[s][alone[s].len() - TinyModel::VOCAB_SIZE..];
                 let case = format!("{case} {kernels}: sequence {s}");
                 if kernels.is_empty() {
-                    assert_close(&case, model.dtype, found, expected);
+                    assert_close(&case, model.format, found, expected);
                 } else {
                     assert!(same_bits(found, expected), "{case}: a batch changes the bits");
                 }
@@ -257,7 +244,7 @@ fn ragged_batches_compute_what_each_sequence_gets_alone() {
 /// Kernels that add in an order of their own, not one that depends on the number of rows: tensor cores for attention of single
 /// rows too.
 fn fixed_order(model: &TinyModel) -> &'static str {
-    if model.dtype == Dtype::F32 { "matmul=plain" } else { "matmul=plain,attention=mma16" }
+    if model.format == MatrixFormat::F32 { "matmul=plain" } else { "matmul=plain,attention=mma16" }
 }
 
 fn same_bits(a: &[f32], b: &[f32]) -> bool {

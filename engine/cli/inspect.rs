@@ -2,11 +2,13 @@
 
 use super::output::Output;
 use crate::config::Config;
+use crate::cuda;
 use crate::dtype::Dtype;
 use crate::embedded;
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, Value};
-use crate::kv_layout::{KvLayout, PAGE_SIZE};
+use crate::kv_layout::PAGE_SIZE;
+use crate::load::kv_layout;
 use crate::load::open_gguf;
 use crate::weights::Weights;
 use serde::ser::{Serialize, SerializeMap, Serializer};
@@ -112,7 +114,8 @@ impl<'a> Report<'a> {
         let problem = failed.map(Error::to_string);
         let weights = weights.and_then(Result::ok);
         let config = config.ok();
-        let memory = config.as_ref().map(|config| Memory::new(config, weights.as_ref(), args.context));
+        let memory =
+            config.as_ref().and_then(|config| Memory::new(config, weights.as_ref(), args.context).ok());
 
         let mut sizes = BTreeMap::new();
         for tensor in gguf.tensors() {
@@ -158,25 +161,18 @@ impl<'a> Report<'a> {
 }
 
 impl Memory {
-    fn new(config: &Config, weights: Option<&Weights>, context: Option<u64>) -> Self {
+    fn new(config: &Config, weights: Option<&Weights>, context: Option<u64>) -> Result<Self> {
         let context = context.unwrap_or(config.max_position_embeddings as u64);
         // Without weights: the format that most files have.
-        let first_layer = weights.and_then(|weights| weights.layers.first());
-        let dtype = first_layer.map_or(Dtype::F16, |layer| layer.k_proj.weight.dtype);
-        let layout = KvLayout {
-            dtype,
-            num_layers: config.num_hidden_layers,
-            num_pages: context.div_ceil(PAGE_SIZE as u64) as usize,
-            num_key_value_heads: config.num_key_value_heads,
-            head_dim: config.head_dim,
-        };
-        Self {
+        let dtype = weights.map_or(Dtype::F16, cuda::compute_dtype);
+        let layout = kv_layout(config, dtype, context.div_ceil(PAGE_SIZE as u64) as usize)?;
+        Ok(Self {
             weight_bytes: weights.map(Weights::num_bytes),
             kv_dtype: dtype.name(),
             kv_bytes_per_token: (layout.page_bytes() / PAGE_SIZE) as u64,
             context,
             kv_bytes: (layout.num_pages * layout.page_bytes()) as u64,
-        }
+        })
     }
 }
 
@@ -260,22 +256,11 @@ impl fmt::Display for Report<'_> {
         }
         if let Some(config) = &self.config {
             writeln!(f, "\nconfig")?;
-            let rows: [(&str, &dyn fmt::Display); 13] = [
-                ("name", &config.name),
-                ("vocab_size", &config.vocab_size),
-                ("hidden_size", &config.hidden_size),
-                ("intermediate_size", &config.intermediate_size),
-                ("num_hidden_layers", &config.num_hidden_layers),
-                ("num_attention_heads", &config.num_attention_heads),
-                ("num_key_value_heads", &config.num_key_value_heads),
-                ("head_dim", &config.head_dim),
-                ("rope_theta", &config.rope_theta),
-                ("rms_norm_eps", &config.rms_norm_eps),
-                ("max_position_embeddings", &config.max_position_embeddings),
-                ("tie_word_embeddings", &config.tie_word_embeddings),
-                ("attention_bias", &config.attention_bias),
-            ];
-            for (name, value) in rows {
+            let fields = serde_json::to_value(config).map_err(|_| fmt::Error)?;
+            for (name, value) in
+                fields.as_object().into_iter().flatten().filter(|(name, _)| *name != "architecture")
+            {
+                let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
                 writeln!(f, "  {name:23}  {value}")?;
             }
         }

@@ -30,6 +30,9 @@ pub struct Batch {
     pub block_table: Vec<u32>,
     /// Columns of `block_table`.
     pub max_blocks: usize,
+    /// `[num_sequences]` the slot of each sequence in the layers that keep one, below [`BatchLimits::max_num_sequences`]; no two share
+    /// one.
+    pub state_slots: Vec<u32>,
     /// Rows whose logits are wanted, ascending.
     pub logit_rows: Vec<u32>,
 }
@@ -58,7 +61,7 @@ pub enum WantedLogits {
 }
 
 impl Batch {
-    /// Puts the rows of several sequences into one batch, in the order given.
+    /// Puts the rows of several sequences into one batch, in the order given, which is that of their slots too.
     ///
     /// # Panics
     /// If a sequence has too few pages for its rows.
@@ -83,6 +86,7 @@ impl Batch {
                 WantedLogits::All => batch.logit_rows.extend(start..end),
             }
             batch.query_start.push(end);
+            batch.state_slots.push(s as u32);
             batch.kv_len.push(kv_len(rows) as u32);
             batch.block_table.extend_from_slice(&rows.pages[..pages_for(kv_len(rows))]);
             batch.block_table.resize((s + 1) * max_blocks, 0);
@@ -105,6 +109,7 @@ impl Batch {
             kv_len: self.kv_len.clone(),
             block_table: self.block_table.clone(),
             max_blocks: self.max_blocks,
+            state_slots: self.state_slots.clone(),
             logit_rows: (0..self.num_logits() as u32).collect(),
             sequence_of_token,
         }
@@ -185,6 +190,7 @@ mod tests {
             kv_len: vec![34, 33, 2],
             block_table: vec![3, 1, 2, 4, 7, 0],
             max_blocks: 2,
+            state_slots: vec![0, 1, 2],
             logit_rows: vec![0, 3, 4],
         };
         assert_eq!((batch.num_drawn(), &batch), (0, &expected));

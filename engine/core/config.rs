@@ -1,10 +1,9 @@
-//! GGUF metadata -> [`Config`]. The only file, with `weights.rs`, that knows GGUF's spellings.
+//! GGUF metadata -> [`Config`]. The only file, with those of `model/`, that knows GGUF's spellings.
 
 use crate::error::{Error, Result};
+use crate::formats::MatrixFormat;
 use crate::gguf::{FromValue, Gguf};
-
-/// The architecture whose metadata and tensors are understood.
-const ARCHITECTURE: &str = "qwen2";
+use crate::rope::Rotation;
 
 /// llama.cpp's `rope_freq_base` where a file gives none.
 const DEFAULT_ROPE_THETA: f32 = 10_000.0;
@@ -16,10 +15,10 @@ const MAX_HEADS: u64 = 1 << 12;
 const MAX_VOCAB_SIZE: u64 = 1 << 24;
 const MAX_CONTEXT: u64 = 1 << 24;
 
-/// The shape of a Qwen2 decoder, in Hugging Face's names.
+/// The shape of a decoder, in Hugging Face's names.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Config {
-    /// `general.architecture`; always `qwen2` today.
+    /// `general.architecture`, one of [`crate::model::ARCHITECTURES`].
     pub architecture: String,
     /// `general.name`, or the architecture where the file has none.
     pub name: String,
@@ -33,7 +32,8 @@ pub struct Config {
     pub num_key_value_heads: usize,
     /// Values of one head of Q, K and V; even.
     pub head_dim: usize,
-    pub rope_theta: f32,
+    #[serde(flatten)]
+    pub rotation: Rotation,
     pub rms_norm_eps: f32,
     /// Longest context the model was made for, in tokens.
     pub max_position_embeddings: usize,
@@ -44,20 +44,13 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads the metadata of a Qwen2 model. A file without tensors (a vocabulary) gives the shape its metadata claims.
+    /// The metadata that decoders of all architectures have.
     ///
     /// # Errors
-    /// [`Error::Model`] for another architecture, for a feature that is not implemented, and for values that no
-    /// decoder can have; [`Error::Gguf`] for a value that is missing or has the wrong type.
-    pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
-        let architecture: &str = gguf.require("general.architecture")?;
-        if architecture != ARCHITECTURE {
-            return Err(Error::Model(format!(
-                "the file's architecture is `{architecture}`; only `{ARCHITECTURE}` (Qwen2, Qwen2.5) is implemented"
-            )));
-        }
-        let keys = Keys { gguf };
-
+    /// [`Error::Model`] for a feature that is not implemented, and for values that no decoder can have; [`Error::Gguf`] for a value
+    /// that is missing or has the wrong type.
+    pub fn of_decoder(keys: &Keys) -> Result<Self> {
+        let gguf = keys.gguf;
         let hidden_size = keys.size("embedding_length", MAX_WIDTH)?;
         let num_attention_heads = keys.size("attention.head_count", MAX_HEADS)?;
         let num_key_value_heads =
@@ -68,12 +61,17 @@ impl Config {
                  second must divide the first"
             )));
         }
-        let head_dim = head_dim(&keys, hidden_size, num_attention_heads)?;
-        refuse_unimplemented(&keys)?;
+        let head_dim = head_dim(keys, hidden_size, num_attention_heads)?;
+        refuse_unimplemented(keys)?;
 
         let rope_theta = keys.get::<f32>("rope.freq_base")?.unwrap_or(DEFAULT_ROPE_THETA);
         if !(rope_theta.is_finite() && rope_theta >= 1.0) {
             return Err(keys.invalid("rope.freq_base", rope_theta, "a finite number of at least 1"));
+        }
+        let rotary_dim = keys.optional_size("rope.dimension_count", MAX_WIDTH)?.unwrap_or(head_dim);
+        if rotary_dim > head_dim || !rotary_dim.is_multiple_of(2) {
+            let expected = format!("an even number up to {head_dim}, the size of a head");
+            return Err(keys.invalid("rope.dimension_count", rotary_dim, &expected));
         }
         let rms_norm_eps = keys.require::<f32>("attention.layer_norm_rms_epsilon")?;
         if !(rms_norm_eps > 0.0 && rms_norm_eps < 1.0) {
@@ -85,8 +83,8 @@ impl Config {
         }
 
         Ok(Self {
-            architecture: architecture.to_owned(),
-            name: gguf.get::<&str>("general.name")?.unwrap_or(architecture).to_owned(),
+            architecture: keys.architecture.to_owned(),
+            name: gguf.get::<&str>("general.name")?.unwrap_or(keys.architecture).to_owned(),
             vocab_size: vocab_size(gguf)?,
             hidden_size,
             intermediate_size: keys.size("feed_forward_length", MAX_WIDTH)?,
@@ -94,7 +92,7 @@ impl Config {
             num_attention_heads,
             num_key_value_heads,
             head_dim,
-            rope_theta,
+            rotation: Rotation::new(rope_theta, rotary_dim),
             rms_norm_eps,
             max_position_embeddings: keys.size("context_length", MAX_CONTEXT)?,
             tie_word_embeddings: gguf.tensor("output.weight").is_none(),
@@ -113,28 +111,66 @@ impl Config {
     }
 }
 
-/// The metadata of the architecture: keys are given without its prefix.
-struct Keys<'a> {
-    gguf: &'a Gguf,
+/// The metadata of an architecture: keys are given without its prefix.
+#[derive(Clone, Copy)]
+pub struct Keys<'a> {
+    pub gguf: &'a Gguf,
+    /// `general.architecture`
+    pub architecture: &'a str,
 }
 
 impl<'a> Keys<'a> {
-    fn full(key: &str) -> String {
-        format!("{ARCHITECTURE}.{key}")
+    /// The metadata of the file's architecture.
+    ///
+    /// # Errors
+    /// [`Error::Gguf`] if the file names none.
+    pub fn new(gguf: &'a Gguf) -> Result<Self> {
+        Ok(Self { gguf, architecture: gguf.require("general.architecture")? })
     }
 
-    fn get<T: FromValue<'a>>(&self, key: &str) -> Result<Option<T>> {
-        self.gguf.get(&Self::full(key))
+    fn full(&self, key: &str) -> String {
+        format!("{}.{key}", self.architecture)
     }
 
-    fn require<T: FromValue<'a>>(&self, key: &str) -> Result<T> {
-        self.gguf.require(&Self::full(key))
+    /// The value of a key, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Gguf`] if it has another type.
+    pub fn get<T: FromValue<'a>>(&self, key: &str) -> Result<Option<T>> {
+        self.gguf.get(&self.full(key))
+    }
+
+    /// The value of a key.
+    ///
+    /// # Errors
+    /// [`Error::Gguf`] if it is missing or has another type.
+    pub fn require<T: FromValue<'a>>(&self, key: &str) -> Result<T> {
+        self.gguf.require(&self.full(key))
     }
 
     /// A size that is there, from 1 to `max`.
-    fn size(&self, key: &str, max: u64) -> Result<usize> {
+    ///
+    /// # Errors
+    /// [`Error::Model`] if it is out of range; as [`Keys::require`].
+    pub fn size(&self, key: &str, max: u64) -> Result<usize> {
         let value = self.require(key)?;
         self.check_size(key, value, max)
+    }
+
+    /// The `count` values of a small tensor of floats that a shape needs, if there is one. Its name is whole, without the architecture.
+    ///
+    /// # Errors
+    /// [`Error::Model`] if it has another shape or no floats; as [`crate::gguf::Tensor::data`].
+    pub fn floats(&self, name: &str, count: usize) -> Result<Option<Vec<f32>>> {
+        let Some(tensor) = self.gguf.tensor(name) else { return Ok(None) };
+        let format = MatrixFormat::from_ggml(tensor.ggml_type()).filter(|format| format.float().is_some());
+        let (Some(format), true) = (format, tensor.shape() == [count as u64]) else {
+            let (found, of_type) = (tensor.shape(), tensor.ggml_type());
+            return Err(Error::Model(format!("{name} is {of_type} {found:?}; expected floats [{count}]")));
+        };
+        let mut values = vec![0.0; count];
+        format.decode(&tensor.data()?, &mut values);
+        Ok(Some(values))
     }
 
     fn optional_size(&self, key: &str, max: u64) -> Result<Option<usize>> {
@@ -146,8 +182,9 @@ impl<'a> Keys<'a> {
         size.ok_or_else(|| self.invalid(key, value, &format!("1 to {max}")))
     }
 
-    fn invalid(&self, key: &str, found: impl std::fmt::Display, expected: &str) -> Error {
-        Error::Model(format!("metadata `{}` is {found}; expected {expected}", Self::full(key)))
+    /// The error for a value that no decoder can have.
+    pub fn invalid(&self, key: &str, found: impl std::fmt::Display, expected: &str) -> Error {
+        Error::Model(format!("metadata `{}` is {found}; expected {expected}", self.full(key)))
     }
 }
 
@@ -172,17 +209,12 @@ fn head_dim(keys: &Keys<'_>, hidden_size: usize, num_attention_heads: usize) -> 
             "{num_attention_heads} attention heads of {head_dim} values are too many; at most {MAX_WIDTH} in all"
         )));
     }
-    // V's heads, and the part of a head that is rotated, could have sizes of their own.
-    for key in ["attention.value_length", "rope.dimension_count"] {
-        if let Some(size) = keys.optional_size(key, MAX_WIDTH)?
-            && size != head_dim
-        {
-            return Err(keys.invalid(
-                key,
-                size,
-                &format!("{head_dim}, the size of a head; others are not implemented"),
-            ));
-        }
+    // V's heads could have a size of their own.
+    if let Some(size) = keys.optional_size("attention.value_length", MAX_WIDTH)?
+        && size != head_dim
+    {
+        let expected = format!("{head_dim}, the size of a head; others are not implemented");
+        return Err(keys.invalid("attention.value_length", size, &expected));
     }
     Ok(head_dim)
 }

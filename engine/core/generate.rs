@@ -7,6 +7,7 @@
 //! not wait for the host. A row that is computed for a sequence which then turns out to have ended is thrown away.
 
 mod constraint;
+mod generation;
 mod penalties;
 mod request;
 mod text;
@@ -19,9 +20,10 @@ use crate::error::{Error, Result};
 use crate::kv_cache::PagePool;
 use crate::kv_layout::{PAGE_SIZE, pages_for};
 use crate::model::Runner;
-use crate::sampler::{Logprobs, SamplingRow, TokenMask};
+use crate::sampler::{Logprobs, SamplingRow};
 use crate::scheduler::{Part, Scheduler, SequenceId, Step, StepLimits};
 use crate::tokenizer::Tokenizer;
+use generation::{Constrained, Generation};
 use penalties::PenaltyWindow;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -47,48 +49,6 @@ impl Default for EngineConfig {
     /// All that the runner allows, with the prefix cache.
     fn default() -> Self {
         Self { max_num_tokens: usize::MAX, max_num_sequences: usize::MAX, prefix_cache: true }
-    }
-}
-
-/// What the engine knows of a sequence besides its tokens.
-struct Generation {
-    request: Request,
-    prompt_tokens: usize,
-    completion_tokens: usize,
-    text: Option<TextStream>,
-    penalties: Option<PenaltyWindow>,
-    constraint: Option<Constrained>,
-    timings: Timings,
-}
-
-/// A constraint and what it allows for the next token.
-struct Constrained {
-    constraint: Box<dyn TokenConstraint>,
-    allowed: Arc<TokenMask>,
-}
-
-impl Generation {
-    /// Whether what the sampler is given for a token depends on the tokens before it, or its logits are read by the host.
-    fn needs_its_tokens(&self) -> bool {
-        self.penalties.is_some() || self.constraint.is_some() || self.request.logprobs.is_some()
-    }
-
-    /// What the sampler needs for the token behind the next `ahead` ones.
-    fn sampling_row(&self, ahead: usize) -> SamplingRow {
-        SamplingRow {
-            params: self.request.sampling.clone(),
-            position: (self.prompt_tokens + self.completion_tokens + ahead) as u32,
-            index: self.request.index,
-            counts: self.penalties.as_ref().map_or_else(Vec::new, PenaltyWindow::counts),
-            allowed: self.constraint.as_ref().map(|constrained| Arc::clone(&constrained.allowed)),
-            logprobs: self.request.logprobs,
-        }
-    }
-
-    /// Whether another token may follow the one that is drawn next.
-    fn continues(&self, max_model_len: usize) -> bool {
-        let drawn = self.completion_tokens + 1;
-        Some(drawn) != self.request.max_tokens && self.prompt_tokens + drawn < max_model_len
     }
 }
 
@@ -135,11 +95,13 @@ impl Engine {
         if num_pages == 0 {
             return Err(Error::Memory("the KV cache has no page; leave more memory free for it".into()));
         }
+        let prefix_cache = config.prefix_cache && !runner.has_slots();
+        let scheduler = Scheduler::new(step, num_pages, prefix_cache);
         let max_model_len = runner.max_model_len().min(num_pages.min(limits.max_blocks) * PAGE_SIZE);
         Ok(Self {
             runner,
             tokenizer,
-            scheduler: Scheduler::new(step, num_pages, config.prefix_cache),
+            scheduler,
             in_flight: None,
             generations: HashMap::new(),
             events: Vec::new(),
@@ -489,22 +451,6 @@ impl Engine {
             },
             timings: generation.timings,
         });
-    }
-}
-
-impl Constrained {
-    /// Moves on by a token, and says if that cannot be.
-    fn advance(&mut self, id: SequenceId, token: u32) -> Option<FinishReason> {
-        match self.constraint.accept(token).and_then(|()| self.constraint.allowed()) {
-            Ok(allowed) => {
-                self.allowed = Arc::new(allowed);
-                None
-            }
-            Err(error) => {
-                tracing::warn!("sequence {id} cannot go on as it must: {error}");
-                Some(FinishReason::Constraint)
-            }
-        }
     }
 }
 

@@ -1,11 +1,70 @@
-//! Shape of the KV cache: what a page is, and how many bytes it has.
+//! What layers keep of a sequence between steps: pages that grow with it, or a slot of fixed size.
 
 use crate::dtype::Dtype;
+use crate::error::{Error, Result};
 
 /// Tokens of a page.
 pub const PAGE_SIZE: usize = 32;
 
-/// Shape of the cache. For each layer, K and V are each `[num_pages, num_key_value_heads, PAGE_SIZE, head_dim]`: the
+/// What a layer keeps of a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayerState {
+    /// K and V of every token, in pages of [`PAGE_SIZE`] tokens: attention.
+    Pages { num_key_value_heads: usize, head_dim: usize },
+    /// A slot of as many bytes however long the sequence is: a recurrent layer.
+    Slot { bytes: usize },
+}
+
+/// What all layers of a model keep, in their order; most keep pages.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StateLayout {
+    pub layers: Vec<LayerState>,
+}
+
+impl StateLayout {
+    /// Adds a layer. Answers which it is of those that keep the like of it: layers with pages are numbered by themselves, and so
+    /// are those with slots.
+    pub fn add(&mut self, state: LayerState) -> usize {
+        let alike = |other: &&LayerState| std::mem::discriminant(*other) == std::mem::discriminant(&state);
+        let index = self.layers.iter().filter(alike).count();
+        self.layers.push(state);
+        index
+    }
+
+    /// The cache of the layers that keep pages: `num_pages` pages of values of `dtype`.
+    ///
+    /// # Errors
+    /// [`Error::Model`] if their pages are not all alike.
+    pub fn pages(&self, dtype: Dtype, num_pages: usize) -> Result<KvLayout> {
+        let mut layout = KvLayout { dtype, num_layers: 0, num_pages, num_key_value_heads: 0, head_dim: 0 };
+        for state in &self.layers {
+            let &LayerState::Pages { num_key_value_heads, head_dim } = state else { continue };
+            let known = (layout.num_key_value_heads, layout.head_dim);
+            if layout.num_layers > 0 && known != (num_key_value_heads, head_dim) {
+                return Err(Error::Model(format!(
+                    "layers with {} and with {num_key_value_heads} key-value heads of {} and {head_dim} values in one model are \
+                     not implemented",
+                    known.0, known.1
+                )));
+            }
+            layout = KvLayout { num_layers: layout.num_layers + 1, num_key_value_heads, head_dim, ..layout };
+        }
+        Ok(layout)
+    }
+
+    /// Bytes of the slots of one sequence, in all layers.
+    pub fn slot_bytes(&self) -> usize {
+        let bytes = |state: &LayerState| if let LayerState::Slot { bytes } = state { *bytes } else { 0 };
+        self.layers.iter().map(bytes).fold(0, usize::saturating_add)
+    }
+
+    /// Whether a layer keeps a slot: what it holds is that of all tokens so far and cannot be cut back to fewer.
+    pub fn has_slots(&self) -> bool {
+        self.layers.iter().any(|state| matches!(state, LayerState::Slot { .. }))
+    }
+}
+
+/// Shape of the cache. For each layer with pages, K and V are each `[num_pages, num_key_value_heads, PAGE_SIZE, head_dim]`: the
 /// values of one head of one page are contiguous.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvLayout {
@@ -31,4 +90,23 @@ impl KvLayout {
 /// Pages that hold `num_tokens` tokens.
 pub const fn pages_for(num_tokens: usize) -> usize {
     num_tokens.div_ceil(PAGE_SIZE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_numbered_by_what_they_keep() {
+        let pages = LayerState::Pages { num_key_value_heads: 2, head_dim: 64 };
+        let slot = LayerState::Slot { bytes: 100 };
+        let mut state = StateLayout::default();
+        assert_eq!([slot, slot, pages, slot, pages].map(|layer| state.add(layer)), [0, 1, 0, 2, 1]);
+        let layout = state.pages(Dtype::F16, 3).unwrap();
+        assert_eq!((layout.num_layers, layout.page_bytes()), (2, 2 * 2 * 2 * 64 * PAGE_SIZE * 2));
+        assert_eq!((state.slot_bytes(), state.has_slots()), (300, true));
+        state.add(LayerState::Pages { num_key_value_heads: 4, head_dim: 64 });
+        assert!(state.pages(Dtype::F16, 3).unwrap_err().to_string().contains("not implemented"));
+        assert!(!StateLayout { layers: vec![pages] }.has_slots());
+    }
 }

@@ -12,6 +12,7 @@ pub mod cpu;
 pub mod drawing;
 pub mod dtype;
 pub mod error;
+pub mod formats;
 pub mod generate;
 pub mod gguf;
 pub mod kv_cache;

@@ -1,6 +1,6 @@
 //! Every operation of the decoder, stated once, with its shapes.
 //!
-//! [`crate::cpu`] and the crate `qernel-cuda` implement [`Ops`]; [`crate::model::qwen2`] is written against it. Every
+//! [`crate::cpu`] and the crate `qernel-cuda` implement [`Ops`]; models call it, mostly by way of the [`parts`] of a layer. Every
 //! operation works on the first `n` rows of buffers that were allocated once for [`BatchLimits`]. Operations on a
 //! GPU are queued; only [`Ops::drawn`], [`Ops::sample`] and [`Ops::read`] wait.
 //!
@@ -9,12 +9,16 @@
 //! CPU), and so are cached K and V. Numbers beyond the range of f16 become its largest where the separate operations round
 //! to it.
 
+pub mod parts;
+
 use crate::batch::{Batch, BatchLimits};
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kv_layout::KvLayout;
+use crate::rope::Rotation;
 use crate::sampler::SamplingRow;
 use crate::weights::Matrix;
+use parts::{AttentionIn, Head, MlpIn, Norm, QkNorm};
 
 /// What an implementation of [`Ops`] must know of the model and of the largest batch before the first operation.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,7 +28,7 @@ pub struct OpsConfig {
     pub num_key_value_heads: usize,
     /// Values of one head of Q, K and V; even.
     pub head_dim: usize,
-    pub rope_theta: f32,
+    pub rotation: Rotation,
     /// Longest sequence in tokens; rows of the [`rope_table`](crate::rope::rope_table).
     pub max_model_len: usize,
     pub limits: BatchLimits,
@@ -37,27 +41,11 @@ impl OpsConfig {
             num_attention_heads: config.num_attention_heads,
             num_key_value_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
-            rope_theta: config.rope_theta,
+            rotation: config.rotation.clone(),
             max_model_len,
             limits,
         }
     }
-}
-
-/// What [`Ops::norm_qkv_rope`] reads of a layer.
-pub struct Qkv<'a, W, V> {
-    /// Of the norm before the projections.
-    pub norm: &'a V,
-    pub eps: f32,
-    /// `[num_attention_heads * head_dim, hidden_size]`
-    pub q: &'a W,
-    /// `[num_key_value_heads * head_dim, hidden_size]`
-    pub k: &'a W,
-    /// `[num_key_value_heads * head_dim, hidden_size]`
-    pub v: &'a W,
-    pub q_bias: Option<&'a V>,
-    pub k_bias: Option<&'a V>,
-    pub v_bias: Option<&'a V>,
 }
 
 /// Matrices one below the other, to be multiplied at once, and each of them by itself.
@@ -68,22 +56,25 @@ pub struct Stacked<W> {
     pub parts: Vec<W>,
 }
 
-/// The biases of a layer's projections.
-pub struct QkvBias<'a, V> {
-    /// `[num_attention_heads * head_dim]`
-    pub q: Option<&'a V>,
-    /// `[num_key_value_heads * head_dim]`
-    pub k: Option<&'a V>,
-    /// `[num_key_value_heads * head_dim]`
-    pub v: Option<&'a V>,
+/// The rows that a part of a layer works on: those of a batch, or those of them whose logits are wanted.
+pub struct Rows<'a, B> {
+    pub batch: &'a B,
+    /// The first rows of the buffers.
+    pub n: usize,
+    /// With how many to multiply matrices: [`Ops::product_rows`], at least `n`; those beyond `n` mean nothing.
+    pub padded: usize,
 }
 
-fn not_fused(op: &str) -> Result<()> {
-    Err(Error::Device(format!("{op}: this device computes it in separate operations")))
+impl<B> Clone for Rows<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
 }
 
-/// The operations of a decoder on one device.
-pub trait Ops {
+impl<B> Copy for Rows<'_, B> {}
+
+/// What the operations of a device read and write.
+pub trait Types: Sized {
     /// f32 `[rows, cols]`.
     type Tensor;
     /// `[rows, cols]` in the format that matrix products read.
@@ -96,7 +87,10 @@ pub trait Ops {
     type KvCache;
     /// The index arrays of a [`Batch`] on the device.
     type Batch;
+}
 
+/// The operations of a decoder on one device.
+pub trait Ops: Types {
     // Memory, at start-up.
 
     /// Allocates a zeroed `[rows, cols]`.
@@ -116,11 +110,11 @@ pub trait Ops {
     /// Brings a matrix of the file to the device.
     fn load_matrix(&mut self, matrix: &Matrix) -> Result<Self::Weight>;
     /// Brings matrices of as many columns each to the device, one below the other.
-    fn load_stacked(&mut self, matrices: &[&Matrix]) -> Result<Stacked<Self::Weight>>;
+    fn load_stacked(&mut self, matrices: &[Matrix]) -> Result<Stacked<Self::Weight>>;
     /// Called after the last matrix.
     ///
     /// # Errors
-    /// [`Error::Range`] if a weight is beyond the range of the format that the device computes with.
+    /// [`crate::Error::Range`] if a weight is beyond the range of the format that the device computes with.
     fn finish_loading(&mut self) -> Result<()> {
         Ok(())
     }
@@ -141,8 +135,7 @@ pub trait Ops {
         &mut self,
         n: usize,
         x: &Self::Tensor,
-        weight: &Self::Vector,
-        eps: f32,
+        norm: &Norm<Self::Vector>,
         out: &mut Self::Activation,
     ) -> Result<()>;
 
@@ -155,10 +148,10 @@ pub trait Ops {
         out: &mut Self::Tensor,
     ) -> Result<()>;
 
-    /// `out += x · weightᵀ`: [`Ops::matmul`] added to what is there, f32 throughout.
-    fn matmul_accumulate(
+    /// `out += x · weightᵀ`: `[n, in_features] -> [n, out_features]`, accumulated in f32.
+    fn matmul_add(
         &mut self,
-        n: usize,
+        rows: Rows<Self::Batch>,
         x: &Self::Activation,
         weight: &Self::Weight,
         out: &mut Self::Tensor,
@@ -174,15 +167,27 @@ pub trait Ops {
         out: &mut Self::Activation,
     ) -> Result<()>;
 
+    /// The norms of the heads of Q and K, in place: of each row `[q; k; v]` of `qkv`, every head of q and of k becomes `x / sqrt(mean(x²) +
+    /// eps) * weight`, where `x` is what it was and its `bias`, if there is one. `qkv` is `[n, (num_attention_heads + 2
+    /// num_key_value_heads) * head_dim]`.
+    fn qk_norm(
+        &mut self,
+        n: usize,
+        qkv: &mut Self::Tensor,
+        norm: &QkNorm<Self::Vector>,
+        bias: [Option<&Self::Vector>; 2],
+    ) -> Result<()>;
+
     /// What is between the product of Q, K and V and attention: of each row `[q; k; v]` of `qkv`, biases are added, Q and K
-    /// are rotated as by [`Ops::rope`], Q goes to `q` and K and V to their slots in `layer`. `qkv` is `[num_tokens,
-    /// (num_attention_heads + 2 num_key_value_heads) * head_dim]`.
+    /// are rotated by the row's position (value `j` of a head pairs with `j + head_dim / 2`), Q goes to `q` and K and V to their
+    /// slots in `layer`. `qkv` is `[num_tokens, (num_attention_heads + 2 num_key_value_heads) * head_dim]`; biases are those of Q,
+    /// K and V.
     fn bias_rope_kv(
         &mut self,
         batch: &Self::Batch,
         layer: usize,
         qkv: &Self::Tensor,
-        bias: &QkvBias<Self::Vector>,
+        bias: [Option<&Self::Vector>; 3],
         q: &mut Self::Tensor,
         cache: &mut Self::KvCache,
     ) -> Result<()>;
@@ -226,101 +231,43 @@ pub trait Ops {
         Ok(())
     }
 
-    // The same in fewer steps, where a device has them for a batch.
+    // Parts of a layer in one kernel ([`parts`]), where the device has one for these rows and these matrices and it is the faster way.
+    // `false`: it has none, and nothing was done.
 
-    /// Whether the fused operations below take this batch, for a model of this `hidden_size`, and are the faster way; elsewhere
-    /// they are an error.
-    fn is_fused(&self, _batch: &Self::Batch, _hidden_size: usize) -> bool {
-        false
-    }
-
-    /// Q, K and V of every row from `x`: norm, projections, biases, rotation; K and V go to their slots in `layer`.
-    #[allow(unused_variables)]
+    /// [`parts::attention_in`] in one kernel.
     fn norm_qkv_rope(
         &mut self,
-        batch: &Self::Batch,
-        layer: usize,
-        x: &Self::Tensor,
-        weights: &Qkv<Self::Weight, Self::Vector>,
-        q: &mut Self::Tensor,
-        cache: &mut Self::KvCache,
-    ) -> Result<()> {
-        not_fused("norm_qkv_rope")
+        _rows: Rows<Self::Batch>,
+        _layer: usize,
+        _part: &AttentionIn<Self::Weight, Self::Vector>,
+        _x: &Self::Tensor,
+        _q: &mut Self::Tensor,
+        _cache: &mut Self::KvCache,
+    ) -> Result<bool> {
+        Ok(false)
     }
 
-    /// `out += x · weightᵀ`: `[n, in_features] -> [n, out_features]`.
-    #[allow(unused_variables)]
-    fn matmul_add(
-        &mut self,
-        n: usize,
-        x: &Self::Activation,
-        weight: &Self::Weight,
-        out: &mut Self::Tensor,
-    ) -> Result<()> {
-        not_fused("matmul_add")
-    }
-
-    /// `y = rms_norm(x); out = silu(y · gateᵀ) * (y · upᵀ)`: `[n, intermediate_size]`.
-    #[allow(unused_variables, clippy::too_many_arguments)]
+    /// [`parts::mlp_in`] in one kernel.
     fn norm_gate_up(
         &mut self,
-        n: usize,
-        x: &Self::Tensor,
-        norm: &Self::Vector,
-        eps: f32,
-        gate: &Self::Weight,
-        up: &Self::Weight,
-        out: &mut Self::Activation,
-    ) -> Result<()> {
-        not_fused("norm_gate_up")
+        _rows: Rows<Self::Batch>,
+        _part: &MlpIn<Self::Weight, Self::Vector>,
+        _x: &Self::Tensor,
+        _out: &mut Self::Activation,
+    ) -> Result<bool> {
+        Ok(false)
     }
 
-    /// `out = rms_norm(x) · weightᵀ`: `[n, in_features] -> [n, out_features]`.
-    #[allow(unused_variables)]
+    /// [`parts::head`] in one kernel.
     fn norm_matmul(
         &mut self,
-        n: usize,
-        x: &Self::Tensor,
-        norm: &Self::Vector,
-        eps: f32,
-        weight: &Self::Weight,
-        out: &mut Self::Tensor,
-    ) -> Result<()> {
-        not_fused("norm_matmul")
+        _rows: Rows<Self::Batch>,
+        _part: &Head<Self::Weight, Self::Vector>,
+        _x: &Self::Tensor,
+        _logits: &mut Self::Tensor,
+    ) -> Result<bool> {
+        Ok(false)
     }
-
-    // Simple parts of operations above, for the laboratory: the model does not call them by themselves.
-
-    /// `x[i] += bias`, row by row.
-    fn add_bias(&mut self, n: usize, x: &mut Self::Tensor, bias: &Self::Vector) -> Result<()>;
-
-    /// Rotates every head of every row by its position, in place (rotate-half: value `j` pairs with
-    /// `j + head_dim / 2`). `x` is `[num_tokens, num_heads * head_dim]`.
-    fn rope(&mut self, batch: &Self::Batch, x: &mut Self::Tensor, num_heads: usize) -> Result<()>;
-
-    /// Writes the rows of K and V, `[num_tokens, num_key_value_heads * head_dim]`, to their slots in `layer`.
-    fn write_kv(
-        &mut self,
-        batch: &Self::Batch,
-        layer: usize,
-        k: &Self::Tensor,
-        v: &Self::Tensor,
-        cache: &mut Self::KvCache,
-    ) -> Result<()>;
-
-    /// `x += delta`: `[n, cols]`.
-    fn add(&mut self, n: usize, x: &mut Self::Tensor, delta: &Self::Tensor) -> Result<()>;
-
-    /// `x += delta; out = rms_norm(x)`: the residual addition fused with the norm that follows it.
-    fn add_rms_norm(
-        &mut self,
-        n: usize,
-        x: &mut Self::Tensor,
-        delta: &Self::Tensor,
-        weight: &Self::Vector,
-        eps: f32,
-        out: &mut Self::Activation,
-    ) -> Result<()>;
 
     // Sampling.
 
@@ -361,6 +308,11 @@ pub trait Ops {
     fn run_step(&mut self, batch: &Self::Batch, step: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
         let _ = batch;
         step(self)
+    }
+
+    /// How often a recorded step was replayed so far.
+    fn num_replays(&self) -> u64 {
+        0
     }
 
     /// The first `n` rows, copied to the host, row-major.

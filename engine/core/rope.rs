@@ -2,16 +2,71 @@
 
 use rayon::prelude::*;
 
-/// `(cos, sin)` of `position * theta^(-2j / head_dim)`, each row-major `[max_positions, head_dim / 2]`.
+/// How the heads of Q and K are rotated by their position.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Rotation {
+    /// Base of the frequencies.
+    #[serde(rename = "rope_theta")]
+    pub theta: f32,
+    /// Values of a head that are rotated, the first ones; even. The others stay as they are.
+    #[serde(rename = "rotary_dim")]
+    pub dim: usize,
+    /// By what each frequency is divided, `[dim / 2]`; empty where none is.
+    #[serde(rename = "rope_factors", skip_serializing_if = "Vec::is_empty")]
+    pub factors: Vec<f32>,
+}
+
+impl Rotation {
+    /// The rotation of whole heads of `head_dim` values.
+    pub fn new(theta: f32, head_dim: usize) -> Self {
+        Self { theta, dim: head_dim, factors: Vec::new() }
+    }
+
+    /// Radians a position that the pair `j` of a head is turned by, `j` below `head_dim / 2`: `theta^(-2j / dim)` divided by its
+    /// factor, 0 for what is not rotated.
+    fn frequency(&self, j: usize) -> f64 {
+        if 2 * j >= self.dim {
+            return 0.0;
+        }
+        let frequency = f64::from(self.theta).powf(-2.0 * j as f64 / self.dim as f64);
+        frequency / self.factors.get(j).map_or(1.0, |&factor| f64::from(factor))
+    }
+}
+
+/// Which values of a head are turned together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pairs {
+    /// `j` and `j + dim / 2`, as in Hugging Face's `rotate_half`.
+    Halves,
+    /// `2j` and `2j + 1`, as in the paper, and in GGUF files whose converter put the rows of Q and K into that order.
+    Neighbours,
+}
+
+/// The order of a head's values in which `j` is turned with `j + head_dim / 2` by the frequency `j`, as operations turn them; `None` if
+/// that is the order they have. A score is the same whatever order the values of Q and K have, if it is one for both: so any pairing, and
+/// a rotation of a part of a head, is a matter of the order of rows in the matrices of Q and K.
+pub fn head_order(pairs: Pairs, rotary_dim: usize, head_dim: usize) -> Option<Vec<usize>> {
+    let (half, rest) = (rotary_dim / 2, (head_dim - rotary_dim) / 2);
+    let side = |second: bool| {
+        let rotated = (0..half).map(move |j| match pairs {
+            Pairs::Halves => j + usize::from(second) * half,
+            Pairs::Neighbours => 2 * j + usize::from(second),
+        });
+        rotated.chain((0..rest).map(move |k| rotary_dim + k + usize::from(second) * rest))
+    };
+    let order: Vec<usize> = side(false).chain(side(true)).collect();
+    (!order.iter().copied().eq(0..head_dim)).then_some(order)
+}
+
+/// `(cos, sin)` of `position * frequency(j)`, each row-major `[max_positions, head_dim / 2]`.
 ///
 /// Angles, cosines and sines are computed in f64 and rounded to f32 once, so that they are exact to half a unit in
 /// the last place at every position; in f32 the angle of position 30,000 would already be off by 0.002.
 /// Source: Su et al., RoFormer (2021), equation 15; `j` pairs with `j + head_dim / 2` as in Hugging Face's
 /// `rotate_half`.
-pub fn rope_table(theta: f32, head_dim: usize, max_positions: usize) -> (Vec<f32>, Vec<f32>) {
+pub fn rope_table(rotation: &Rotation, head_dim: usize, max_positions: usize) -> (Vec<f32>, Vec<f32>) {
     let half = head_dim / 2;
-    let inv_freq: Vec<f64> =
-        (0..half).map(|j| f64::from(theta).powf(-2.0 * j as f64 / head_dim as f64)).collect();
+    let inv_freq: Vec<f64> = (0..half).map(|j| rotation.frequency(j)).collect();
     let mut cos = vec![0.0; max_positions * half];
     let mut sin = vec![0.0; max_positions * half];
     if half > 0 {
@@ -33,12 +88,28 @@ mod tests {
 
     #[test]
     fn first_frequency_is_one_radian_and_late_positions_are_exact() {
-        let (cos, sin) = rope_table(1e6, 64, 30_001);
+        let (cos, sin) = rope_table(&Rotation::new(1e6, 64), 64, 30_001);
         assert_eq!(cos.len(), 30_001 * 32);
         assert_eq!((cos[0], sin[0]), (1.0, 0.0));
         assert_eq!(cos[32], 1f64.cos() as f32);
         assert_eq!(sin[30_000 * 32], 30_000f64.sin() as f32);
         // Column j = 16: theta^(-1/2) = 0.001.
         assert!((f64::from(sin[30_000 * 32 + 16]) - 30f64.sin()).abs() < 1e-7);
+    }
+
+    #[test]
+    fn a_part_of_a_head_is_rotated_and_frequencies_may_be_divided() {
+        let rotation = Rotation { theta: 1e4, dim: 4, factors: vec![1.0, 8.0] };
+        let (cos, sin) = rope_table(&rotation, 8, 3);
+        assert_eq!(sin[8..], [2f64.sin() as f32, (2.0 * 1e4f64.powf(-0.5) / 8.0).sin() as f32, 0.0, 0.0]);
+        assert_eq!(cos[10..], [1.0, 1.0]);
+    }
+
+    #[test]
+    fn every_pairing_is_an_order_of_values() {
+        assert_eq!(head_order(Pairs::Halves, 8, 8), None);
+        assert_eq!(head_order(Pairs::Neighbours, 8, 8).unwrap(), [0, 2, 4, 6, 1, 3, 5, 7]);
+        assert_eq!(head_order(Pairs::Halves, 4, 8).unwrap(), [0, 1, 4, 5, 2, 3, 6, 7]);
+        assert_eq!(head_order(Pairs::Neighbours, 4, 8).unwrap(), [0, 2, 4, 5, 1, 3, 6, 7]);
     }
 }

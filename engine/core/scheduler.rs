@@ -49,6 +49,8 @@ pub struct Sequence {
     /// Tokens of the prompt that were in the cache when it first joined.
     num_reused: usize,
     pages: PageList,
+    /// Where layers keep what does not grow with it; it has one while it runs.
+    slot: u32,
     /// It gave its pages up at least once.
     preempted: bool,
 }
@@ -98,6 +100,9 @@ pub struct Part {
 pub struct Scheduler {
     limits: StepLimits,
     pool: PagePool,
+    /// Slots that a running sequence had and none has now, of the `num_slots` that were ever needed.
+    free_slots: Vec<u32>,
+    num_slots: u32,
     /// Oldest first.
     waiting: VecDeque<Sequence>,
     /// Oldest first.
@@ -118,6 +123,8 @@ impl Scheduler {
         Self {
             limits,
             pool: PagePool::new(num_pages, prefix_cache),
+            free_slots: Vec::new(),
+            num_slots: 0,
             waiting: VecDeque::new(),
             running: Vec::new(),
         }
@@ -152,6 +159,7 @@ impl Scheduler {
             num_cached: 0,
             num_reused: 0,
             pages: PageList::default(),
+            slot: 0,
             preempted: false,
         });
     }
@@ -241,6 +249,7 @@ impl Scheduler {
         let parts =
             rows.iter().map(|&i| Part { id: self.running[i].id, num_rows: 1, prefill: false, draws: true });
         let parts = parts.collect();
+        let state_slots = rows.iter().map(|&i| self.running[i].slot).collect();
         let rows: Vec<SequenceRows> = (rows.iter().map(|&i| &self.running[i]))
             .map(|Sequence { tokens, pages, .. }| SequenceRows {
                 tokens: &[0], // Its place is taken by the one that `step` draws.
@@ -249,7 +258,7 @@ impl Scheduler {
                 logits: WantedLogits::Last,
             })
             .collect();
-        Some(Step { batch: Batch { drawn_rows, ..Batch::new(&rows) }, parts })
+        Some(Step { batch: Batch { drawn_rows, state_slots, ..Batch::new(&rows) }, parts })
     }
 
     /// Records that `step` was computed and that `drawn` are the tokens of its drawing parts, in their order. What it was for
@@ -279,7 +288,11 @@ impl Scheduler {
     /// Ends a sequence and gives its pages back. Returns it, `None` if it neither waits nor runs.
     pub fn finish(&mut self, id: SequenceId) -> Option<Sequence> {
         let mut sequence = match self.running.binary_search_by_key(&id, |sequence| sequence.id) {
-            Ok(i) => self.running.remove(i),
+            Ok(i) => {
+                let sequence = self.running.remove(i);
+                self.free_slots.push(sequence.slot);
+                sequence
+            }
             Err(_) => self.waiting.remove(self.waiting.iter().position(|sequence| sequence.id == id)?)?,
         };
         sequence.give_up_pages(&mut self.pool);
@@ -297,6 +310,7 @@ impl Scheduler {
     /// Frees the pages of the youngest running sequence and puts it at the front of the queue.
     fn preempt_youngest(&mut self) {
         if let Some(mut sequence) = self.running.pop() {
+            self.free_slots.push(sequence.slot);
             sequence.give_up_pages(&mut self.pool);
             sequence.preempted = true;
             self.waiting.push_front(sequence);
@@ -323,6 +337,8 @@ impl Scheduler {
         if !sequence.preempted {
             sequence.num_reused = sequence.num_cached;
         }
+        sequence.slot = self.free_slots.pop().unwrap_or(self.num_slots);
+        self.num_slots = self.num_slots.max(sequence.slot + 1);
         sequence.prefill_len = sequence.tokens.len();
         self.running.extend(self.waiting.pop_front());
         self.grow(self.running.len() - 1)
@@ -332,6 +348,7 @@ impl Scheduler {
     fn step(&self, chosen: &[(usize, usize)]) -> Step {
         let mut rows = Vec::with_capacity(chosen.len());
         let mut parts = Vec::with_capacity(chosen.len());
+        let state_slots = chosen.iter().map(|&(i, _)| self.running[i].slot).collect();
         for &(i, num_rows) in chosen {
             let Sequence { id, tokens, num_cached, pages, .. } = &self.running[i];
             let end = num_cached + num_rows;
@@ -345,6 +362,6 @@ impl Scheduler {
             });
             parts.push(Part { id: *id, num_rows, prefill: self.running[i].is_prefill(), draws });
         }
-        Step { batch: Batch::new(&rows), parts }
+        Step { batch: Batch { state_slots, ..Batch::new(&rows) }, parts }
     }
 }

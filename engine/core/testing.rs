@@ -1,12 +1,14 @@
 //! Small models with random weights, for tests, examples and benchmarks: no file is needed to run the engine.
 
-use crate::dtype::Dtype;
+use crate::config::Config;
+use crate::formats::MatrixFormat;
 use crate::gguf::write::Writer;
 use crate::gguf::{GgmlType, Gguf};
+use crate::model;
+use crate::weights::{Group, TensorShape, TensorSpec};
 use bytes::Bytes;
-use half::{bf16, f16};
 
-/// A Qwen2 model with seeded random weights and a vocabulary of bytes, a few merges and the ChatML specials.
+/// A model of any architecture with seeded random weights and a vocabulary of bytes, a few merges and the ChatML specials.
 ///
 /// A tensor's values depend on `seed` and its name alone, so the same model can be had in several formats, tied and
 /// untied. Matrices have mean 0 and a variance of 1 / columns, norms lie near 1: activations keep their size through
@@ -14,8 +16,10 @@ use half::{bf16, f16};
 #[derive(Clone, Debug, PartialEq)]
 pub struct TinyModel {
     pub seed: u64,
+    /// `general.architecture`
+    pub architecture: &'static str,
     /// Format of the matrices; norms and biases are f32, as llama.cpp's converter writes them.
-    pub dtype: Dtype,
+    pub format: MatrixFormat,
     pub hidden_size: usize,
     pub intermediate_size: usize,
     pub num_hidden_layers: usize,
@@ -34,7 +38,8 @@ impl Default for TinyModel {
     fn default() -> Self {
         Self {
             seed: 0,
-            dtype: Dtype::F16,
+            architecture: "qwen2",
+            format: MatrixFormat::F16,
             hidden_size: 256,
             intermediate_size: 384,
             num_hidden_layers: 2,
@@ -136,68 +141,62 @@ impl TinyModel {
 
     fn write_metadata(&self, writer: &mut Writer) {
         // `general.file_type`: llama.cpp's `llama_ftype`.
-        let file_type = match self.dtype {
-            Dtype::F32 => 0_u32,
-            Dtype::F16 => 1,
-            Dtype::Bf16 => 32,
+        let file_type = match self.format {
+            MatrixFormat::F32 => 0_u32,
+            MatrixFormat::F16 => 1,
+            MatrixFormat::Bf16 => 32,
+            _ => 1024, // LLAMA_FTYPE_GUESSED
         };
+        let key = |key: &str| format!("{}.{key}", self.architecture);
         writer
-            .metadata("general.architecture", "qwen2")
+            .metadata("general.architecture", self.architecture)
             .metadata("general.type", "model")
-            .metadata("general.name", "tiny random Qwen2")
+            .metadata("general.name", "tiny random model")
             .metadata("general.size_label", "tiny")
             .metadata("general.file_type", file_type)
             .metadata("general.quantization_version", 2_u32)
-            .metadata("qwen2.block_count", self.num_hidden_layers as u32)
-            .metadata("qwen2.context_length", self.max_position_embeddings as u32)
-            .metadata("qwen2.embedding_length", self.hidden_size as u32)
-            .metadata("qwen2.feed_forward_length", self.intermediate_size as u32)
-            .metadata("qwen2.attention.head_count", self.num_attention_heads as u32)
-            .metadata("qwen2.attention.head_count_kv", self.num_key_value_heads as u32)
-            .metadata("qwen2.rope.freq_base", self.rope_theta)
-            .metadata("qwen2.attention.layer_norm_rms_epsilon", self.rms_norm_eps);
+            .metadata(&key("block_count"), self.num_hidden_layers as u32)
+            .metadata(&key("context_length"), self.max_position_embeddings as u32)
+            .metadata(&key("embedding_length"), self.hidden_size as u32)
+            .metadata(&key("feed_forward_length"), self.intermediate_size as u32)
+            .metadata(&key("attention.head_count"), self.num_attention_heads as u32)
+            .metadata(&key("attention.head_count_kv"), self.num_key_value_heads as u32)
+            .metadata(&key("rope.freq_base"), self.rope_theta)
+            .metadata(&key("attention.layer_norm_rms_epsilon"), self.rms_norm_eps);
         // Published files leave these out where the heads make up the hidden size.
         if self.num_attention_heads * self.head_dim != self.hidden_size {
             writer
-                .metadata("qwen2.attention.key_length", self.head_dim as u32)
-                .metadata("qwen2.attention.value_length", self.head_dim as u32);
+                .metadata(&key("attention.key_length"), self.head_dim as u32)
+                .metadata(&key("attention.value_length"), self.head_dim as u32);
         }
     }
 
+    /// Every tensor that the architecture asks for.
     fn write_tensors(&self, writer: &mut Writer) {
-        let (hidden, intermediate) = (self.hidden_size, self.intermediate_size);
-        let q_size = self.num_attention_heads * self.head_dim;
-        let kv_size = self.num_key_value_heads * self.head_dim;
-        let matrix = |writer: &mut Writer, name: &str, rows: usize, cols: usize| {
-            let data =
-                encode(self.dtype, Random::new(self.seed, name).take(rows * cols), (cols as f32).powf(-0.5));
-            writer.tensor(name, &[rows as u64, cols as u64], self.dtype.into(), data);
-        };
-        let vector = |writer: &mut Writer, name: &str, length: usize, mean: f32| {
-            let values = Random::new(self.seed, name).take(length);
-            let data = values.flat_map(|value| (mean + 0.1 * value).to_le_bytes()).collect();
-            writer.tensor(name, &[length as u64], GgmlType::F32, data);
-        };
-
-        matrix(writer, "token_embd.weight", Self::VOCAB_SIZE, hidden);
-        for i in 0..self.num_hidden_layers {
-            let name = |tensor: &str| format!("blk.{i}.{tensor}");
-            vector(writer, &name("attn_norm.weight"), hidden, 1.0);
-            for (projection, rows) in [("attn_q", q_size), ("attn_k", kv_size), ("attn_v", kv_size)] {
-                matrix(writer, &name(&format!("{projection}.weight")), rows, hidden);
-                if self.attention_bias {
-                    vector(writer, &name(&format!("{projection}.bias")), rows, 0.0);
+        let vocabulary = Gguf::from_bytes(self.vocabulary_only().to_bytes().into());
+        let config = vocabulary.and_then(|vocabulary| Config::from_gguf(&vocabulary));
+        let config = config.expect("the model's own metadata is that of a decoder");
+        let config = Config { tie_word_embeddings: self.tie_word_embeddings, ..config };
+        let plan = model::build::plan(&config).expect("the architecture is known");
+        for TensorSpec { name, shape, group } in &plan.tensors {
+            if !self.attention_bias && *group != Group::Always {
+                continue;
+            }
+            let values = Random::new(self.seed, name);
+            match *shape {
+                TensorShape::Matrix { rows, cols } => {
+                    let scale = (cols as f32).powf(-0.5);
+                    let values: Vec<f32> = values.take(rows * cols).map(|value| value * scale).collect();
+                    let data = self.format.encode(&values);
+                    writer.tensor(name, &[rows as u64, cols as u64], self.format.ggml_type(), data);
+                }
+                TensorShape::Vector { len } => {
+                    let mean = if name.ends_with(".bias") { 0.0 } else { 1.0 };
+                    let data =
+                        values.take(len).flat_map(|value| (mean + 0.1 * value).to_le_bytes()).collect();
+                    writer.tensor(name, &[len as u64], GgmlType::F32, data);
                 }
             }
-            matrix(writer, &name("attn_output.weight"), hidden, q_size);
-            vector(writer, &name("ffn_norm.weight"), hidden, 1.0);
-            matrix(writer, &name("ffn_gate.weight"), intermediate, hidden);
-            matrix(writer, &name("ffn_up.weight"), intermediate, hidden);
-            matrix(writer, &name("ffn_down.weight"), hidden, intermediate);
-        }
-        vector(writer, "output_norm.weight", hidden, 1.0);
-        if !self.tie_word_embeddings {
-            matrix(writer, "output.weight", Self::VOCAB_SIZE, hidden);
         }
     }
 }
@@ -228,16 +227,6 @@ fn byte_characters() -> Vec<char> {
     let printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     let own = (0..=u8::MAX).filter(printable).map(char::from);
     own.chain((0x100..).map_while(char::from_u32)).take(256).collect()
-}
-
-/// Values times `scale`, in the format's bytes.
-fn encode(dtype: Dtype, values: impl Iterator<Item = f32>, scale: f32) -> Vec<u8> {
-    let values = values.map(|value| value * scale);
-    match dtype {
-        Dtype::F32 => values.flat_map(f32::to_le_bytes).collect(),
-        Dtype::F16 => values.flat_map(|value| f16::from_f32(value).to_le_bytes()).collect(),
-        Dtype::Bf16 => values.flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect(),
-    }
 }
 
 /// A stream of values with mean 0 and variance 1, the same on every machine: SplitMix64 (Steele, Lea and Flood 2014),

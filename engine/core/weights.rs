@@ -1,12 +1,10 @@
-//! Tensor names -> typed layers. The only file, with `config.rs`, that knows GGUF's spellings.
+//! The tensors of a file that a model needs, found by name and checked.
 
-use crate::config::Config;
-use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::formats::MatrixFormat;
 use crate::gguf::{Gguf, Tensor};
 use bytes::Bytes;
-use half::{bf16, f16};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 /// A matrix of the file, row-major `[rows, cols]`: `rows` outputs, `cols` inputs. Its bytes stay where they are (a
@@ -15,51 +13,99 @@ use std::fmt;
 pub struct Matrix {
     /// The tensor's name in the file, for messages.
     pub name: String,
-    pub dtype: Dtype,
+    pub format: MatrixFormat,
     pub rows: usize,
     pub cols: usize,
-    /// `rows * cols * dtype.size()` bytes, little-endian. Not necessarily aligned to the dtype.
+    /// `rows` rows of [`MatrixFormat::row_bytes`], little-endian. Not necessarily aligned.
     pub data: Bytes,
 }
 
-/// A projection: `y = x · weightᵀ (+ bias)`.
-#[derive(Clone, Debug)]
-pub struct Linear {
-    /// `[out_features, in_features]`
-    pub weight: Matrix,
-    /// `[out_features]`, converted to f32.
-    pub bias: Option<Vec<f32>>,
+impl Matrix {
+    /// Bytes of a row.
+    ///
+    /// # Errors
+    /// [`Error::Model`] if the rows are not whole blocks, or are not all that [`Matrix::data`] holds.
+    pub fn row_bytes(&self) -> Result<usize> {
+        let Self { name, format, rows, cols, data } = self;
+        let row_bytes = format.row_bytes(*cols);
+        row_bytes.filter(|bytes| bytes.checked_mul(*rows) == Some(data.len())).ok_or_else(|| {
+            Error::Model(format!(
+                "{name}: [{rows}, {cols}] of {format} does not take the {} bytes it has",
+                data.len()
+            ))
+        })
+    }
+
+    /// The same with the rows of every head in the order `head`: row `i` of a head is what was its row `head[i]`. Copies the weights.
+    ///
+    /// # Errors
+    /// As [`Matrix::row_bytes`]; [`Error::Model`] if the rows are no such heads.
+    ///
+    /// # Panics
+    /// If `head` names a row beyond it.
+    pub fn with_head_order(&self, head: &[usize]) -> Result<Self> {
+        let row_bytes = self.row_bytes()?;
+        if head.is_empty() || !self.rows.is_multiple_of(head.len()) {
+            return Err(Error::Model(format!(
+                "{}: {} rows are no heads of {}",
+                self.name,
+                self.rows,
+                head.len()
+            )));
+        }
+        let mut data = Vec::with_capacity(self.data.len());
+        for of_head in self.data.chunks_exact(row_bytes * head.len()) {
+            head.iter().for_each(|row| data.extend_from_slice(&of_head[row * row_bytes..][..row_bytes]));
+        }
+        Ok(Self { data: data.into(), ..self.clone() })
+    }
 }
 
-/// One decoder layer.
-#[derive(Clone, Debug)]
-pub struct LayerWeights {
-    /// `[hidden_size]`
-    pub input_layernorm: Vec<f32>,
-    pub q_proj: Linear,
-    pub k_proj: Linear,
-    pub v_proj: Linear,
-    pub o_proj: Matrix,
-    /// `[hidden_size]`
-    pub post_attention_layernorm: Vec<f32>,
-    /// `[intermediate_size, hidden_size]`
-    pub gate_proj: Matrix,
-    /// `[intermediate_size, hidden_size]`
-    pub up_proj: Matrix,
-    /// `[hidden_size, intermediate_size]`
-    pub down_proj: Matrix,
+/// A tensor that a model needs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TensorSpec {
+    /// As the file calls it.
+    pub name: String,
+    pub shape: TensorShape,
+    /// Whether a file may lack it.
+    pub group: Group,
 }
 
-/// All tensors of a Qwen2 model, each with the dtype it has in the file.
+/// The shape of a tensor, and what becomes of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TensorShape {
+    /// Stays in the file's format.
+    Matrix { rows: usize, cols: usize },
+    /// Becomes f32.
+    Vector { len: usize },
+}
+
+/// Whether a file may lack a tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Group {
+    /// It must be there.
+    Always,
+    /// It must be there if one of these is.
+    With(Vec<String>),
+}
+
+impl TensorShape {
+    /// As a file states it.
+    fn dimensions(self) -> Vec<u64> {
+        match self {
+            Self::Matrix { rows, cols } => vec![rows as u64, cols as u64],
+            Self::Vector { len } => vec![len as u64],
+        }
+    }
+}
+
+/// All tensors that a model needs, in its order: matrices in the format of the file, vectors in f32.
 #[derive(Clone, Debug)]
 pub struct Weights {
-    /// `[vocab_size, hidden_size]`
-    pub embed_tokens: Matrix,
-    pub layers: Vec<LayerWeights>,
-    /// `[hidden_size]`
-    pub norm: Vec<f32>,
-    /// `[vocab_size, hidden_size]`; `None` where the head is tied to `embed_tokens`.
-    pub lm_head: Option<Matrix>,
+    matrices: Vec<Matrix>,
+    vectors: Vec<(String, Vec<f32>)>,
+    /// Where each name is in those.
+    places: HashMap<String, usize>,
     /// Names of the file's tensors that the model has no place for: worth a warning, as they may change its answers
     /// elsewhere.
     pub unused: Vec<String>,
@@ -67,95 +113,132 @@ pub struct Weights {
 
 /// Tensors of one format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SizeOfDtype {
-    pub dtype: Dtype,
+pub struct SizeOfFormat {
+    pub format: MatrixFormat,
     pub num_tensors: usize,
     pub num_bytes: u64,
 }
 
-/// Tensors that some writers add and that no Qwen2 implementation reads.
+/// The embedding, of which a step reads a row a token, and the head.
+pub const EMBEDDING: &str = "token_embd.weight";
+/// See [`EMBEDDING`].
+pub const HEAD: &str = "output.weight";
+
+/// Tensors that some writers add and that are computed from metadata here.
 const HARMLESS: [&str; 1] = ["rope_freqs.weight"];
 
 impl Weights {
-    /// Finds every tensor that `config` asks for and checks its format and shape. Matrices stay in the file; norms
-    /// and biases are converted.
+    /// Finds every tensor of `specs` and checks its format and shape. Matrices stay in the file; norms and biases are
+    /// converted.
     ///
     /// # Errors
-    /// [`Error::Model`], listing the tensors that are missing, that have a format other than F32, F16 and BF16, or
-    /// that have another shape than the config says.
-    pub fn from_gguf(gguf: &Gguf, config: &Config) -> Result<Self> {
+    /// [`Error::Model`], listing the tensors that are missing, that have a format which is not computed with, or that have
+    /// another shape than asked for.
+    pub fn find(gguf: &Gguf, specs: &[TensorSpec]) -> Result<Self> {
         if gguf.tensors().len() == 0 {
             return Err(Error::Model(
                 "the file holds a vocabulary and no weights; it can tokenize only".to_owned(),
             ));
         }
         refuse_split_file(gguf)?;
-        let mut loader = Loader { gguf, used: HashSet::new(), problems: Problems::default() };
-        let embed_tokens = loader.matrix("token_embd.weight", config.vocab_size, config.hidden_size)?;
-        let mut layers = Vec::new();
-        for i in 0..config.num_hidden_layers {
-            layers.extend(loader.layer(i, config)?);
+        let mut finder = Finder { gguf, used: HashSet::new(), problems: Problems::default() };
+        let mut weights =
+            Self { matrices: Vec::new(), vectors: Vec::new(), places: HashMap::new(), unused: Vec::new() };
+        for TensorSpec { name, shape, group } in specs {
+            let needed = match group {
+                Group::Always => true,
+                Group::With(names) => names.iter().any(|name| gguf.tensor(name).is_some()),
+            };
+            let Some((tensor, format)) = needed.then(|| finder.find(name, *shape)).flatten() else {
+                continue;
+            };
+            let data = tensor.data()?;
+            match *shape {
+                TensorShape::Matrix { rows, cols } => {
+                    weights.places.insert(name.clone(), weights.matrices.len());
+                    weights.matrices.push(Matrix { name: name.clone(), format, rows, cols, data });
+                }
+                TensorShape::Vector { len } => {
+                    let mut values = vec![0.0; len];
+                    format.decode(&data, &mut values);
+                    weights.places.insert(name.clone(), weights.vectors.len());
+                    weights.vectors.push((name.clone(), values));
+                }
+            }
         }
-        let norm = loader.vector("output_norm.weight", config.hidden_size)?;
-        let lm_head = match config.tie_word_embeddings {
-            true => None,
-            false => loader.matrix("output.weight", config.vocab_size, config.hidden_size)?,
-        };
-
-        let Loader { used, problems, .. } = loader;
+        let Finder { used, problems, .. } = finder;
         problems.check()?;
         let unused = gguf.tensors().map(|tensor| tensor.name());
-        let unused = unused
-            .filter(|name| !used.contains(name) && !HARMLESS.contains(name))
-            .map(str::to_owned)
-            .collect();
-        match (embed_tokens, norm) {
-            (Some(embed_tokens), Some(norm)) => Ok(Self { embed_tokens, layers, norm, lm_head, unused }),
-            _ => Err(Error::Model("the embedding or the last norm is missing".to_owned())),
-        }
+        let unused = unused.filter(|name| !used.contains(name) && !HARMLESS.contains(name));
+        weights.unused = unused.map(str::to_owned).collect();
+        Ok(weights)
+    }
+
+    /// The matrix of that name.
+    ///
+    /// # Errors
+    /// [`Error::Model`] if the model has none.
+    pub fn matrix(&self, name: &str) -> Result<&Matrix> {
+        let matrix = self.places.get(name).and_then(|&i| self.matrices.get(i));
+        matrix.filter(|matrix| matrix.name == name).ok_or_else(|| Error::Model(format!("no matrix {name}")))
+    }
+
+    /// Puts a matrix in the place of the one of its name.
+    ///
+    /// # Errors
+    /// [`Error::Model`] if the model has none.
+    pub fn replace(&mut self, matrix: Matrix) -> Result<()> {
+        self.matrix(&matrix.name)?;
+        let place = self.places[&matrix.name];
+        self.matrices[place] = matrix;
+        Ok(())
+    }
+
+    /// The vector of that name, `None` if the file has none.
+    pub fn vector(&self, name: &str) -> Option<&[f32]> {
+        let (found, values) = self.places.get(name).and_then(|&i| self.vectors.get(i))?;
+        (found == name).then_some(values)
     }
 
     /// All matrices, each in the format of the file.
     pub fn matrices(&self) -> impl Iterator<Item = &Matrix> {
-        let layers = self.layers.iter().flat_map(|layer| {
-            let projections =
-                [&layer.q_proj.weight, &layer.k_proj.weight, &layer.v_proj.weight, &layer.o_proj];
-            projections.into_iter().chain([&layer.gate_proj, &layer.up_proj, &layer.down_proj])
-        });
-        std::iter::once(&self.embed_tokens).chain(layers).chain(&self.lm_head)
+        self.matrices.iter()
     }
 
     /// All norms and biases.
     pub fn vectors(&self) -> impl Iterator<Item = &[f32]> {
-        let layers = self.layers.iter().flat_map(|layer| {
-            let biases = [&layer.q_proj, &layer.k_proj, &layer.v_proj].map(|linear| linear.bias.as_deref());
-            let norms =
-                [Some(layer.input_layernorm.as_slice()), Some(layer.post_attention_layernorm.as_slice())];
-            norms.into_iter().chain(biases).flatten()
-        });
-        layers.chain(std::iter::once(self.norm.as_slice()))
+        self.vectors.iter().map(|(_, values)| values.as_slice())
     }
 
     /// Number of tensors.
     pub fn num_tensors(&self) -> usize {
-        self.matrices().count() + self.vectors().count()
+        self.matrices.len() + self.vectors.len()
     }
 
-    /// Bytes of all weights on a device: matrices in the format of the file, norms and biases in f32.
+    /// Bytes of all weights: matrices in the format of the file, norms and biases in f32.
     pub fn num_bytes(&self) -> u64 {
         self.sizes().iter().map(|size| size.num_bytes).sum()
     }
 
-    /// What [`Weights::num_bytes`] is made of, for each format in use.
-    pub fn sizes(&self) -> Vec<SizeOfDtype> {
-        let matrices = self.matrices().map(|matrix| (matrix.dtype, matrix.data.len() as u64));
-        let vectors = self.vectors().map(|vector| (Dtype::F32, size_of_val(vector) as u64));
-        let all: Vec<_> = matrices.chain(vectors).collect();
-        let size = |dtype| {
-            let bytes = all.iter().filter(|tensor| tensor.0 == dtype).map(|tensor| tensor.1);
-            SizeOfDtype { dtype, num_tensors: bytes.clone().count(), num_bytes: bytes.sum() }
+    /// Bytes of weights that a decode step reads: all but an embedding that is not the head as well, of which one row is read.
+    pub fn decode_bytes(&self) -> u64 {
+        let unread = match (self.matrix(EMBEDDING), self.matrix(HEAD)) {
+            (Ok(embedding), Ok(_)) => embedding.data.len() as u64,
+            _ => 0,
         };
-        Dtype::ALL.map(size).into_iter().filter(|size| size.num_tensors > 0).collect()
+        self.num_bytes() - unread
+    }
+
+    /// What [`Weights::num_bytes`] is made of, for each format in use.
+    pub fn sizes(&self) -> Vec<SizeOfFormat> {
+        let matrices = self.matrices.iter().map(|matrix| (matrix.format, matrix.data.len() as u64));
+        let vectors = self.vectors().map(|vector| (MatrixFormat::F32, size_of_val(vector) as u64));
+        let all: Vec<_> = matrices.chain(vectors).collect();
+        let size = |&format| {
+            let bytes = all.iter().filter(|tensor| tensor.0 == format).map(|tensor| tensor.1);
+            SizeOfFormat { format, num_tensors: bytes.clone().count(), num_bytes: bytes.sum() }
+        };
+        MatrixFormat::ALL.iter().map(size).filter(|size| size.num_tensors > 0).collect()
     }
 }
 
@@ -170,94 +253,33 @@ fn refuse_split_file(gguf: &Gguf) -> Result<()> {
 }
 
 /// Takes tensors out of the file and collects what is wrong with them, so that one message tells all.
-struct Loader<'a> {
+struct Finder<'a> {
     gguf: &'a Gguf,
     used: HashSet<&'a str>,
     problems: Problems,
 }
 
-impl<'a> Loader<'a> {
-    /// A decoder layer, or `None` where a tensor of it is missing or wrong.
-    fn layer(&mut self, i: usize, config: &Config) -> Result<Option<LayerWeights>> {
-        let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
-        let (q_size, kv_size) = (config.q_size(), config.kv_size());
-        let name = |tensor: &str| format!("blk.{i}.{tensor}");
-        // Either all three projections have a bias, or none.
-        let bias = ["attn_q.bias", "attn_k.bias", "attn_v.bias"]
-            .iter()
-            .any(|b| self.gguf.tensor(&name(b)).is_some());
-
-        let input_layernorm = self.vector(&name("attn_norm.weight"), hidden)?;
-        let q_proj = self.linear(&name("attn_q"), q_size, hidden, bias)?;
-        let k_proj = self.linear(&name("attn_k"), kv_size, hidden, bias)?;
-        let v_proj = self.linear(&name("attn_v"), kv_size, hidden, bias)?;
-        let o_proj = self.matrix(&name("attn_output.weight"), hidden, q_size)?;
-        let post_attention_layernorm = self.vector(&name("ffn_norm.weight"), hidden)?;
-        let gate_proj = self.matrix(&name("ffn_gate.weight"), intermediate, hidden)?;
-        let up_proj = self.matrix(&name("ffn_up.weight"), intermediate, hidden)?;
-        let down_proj = self.matrix(&name("ffn_down.weight"), hidden, intermediate)?;
-
-        let layer = || {
-            Some(LayerWeights {
-                input_layernorm: input_layernorm?,
-                q_proj: q_proj?,
-                k_proj: k_proj?,
-                v_proj: v_proj?,
-                o_proj: o_proj?,
-                post_attention_layernorm: post_attention_layernorm?,
-                gate_proj: gate_proj?,
-                up_proj: up_proj?,
-                down_proj: down_proj?,
-            })
-        };
-        Ok(layer())
-    }
-
-    fn linear(&mut self, name: &str, rows: usize, cols: usize, has_bias: bool) -> Result<Option<Linear>> {
-        let weight = self.matrix(&format!("{name}.weight"), rows, cols)?;
-        let bias = match has_bias {
-            true => self.vector(&format!("{name}.bias"), rows)?,
-            false => None,
-        };
-        Ok(weight.filter(|_| bias.is_some() == has_bias).map(|weight| Linear { weight, bias }))
-    }
-
-    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Option<Matrix>> {
-        let Some((tensor, dtype)) = self.find(name, &[rows as u64, cols as u64]) else { return Ok(None) };
-        Ok(Some(Matrix { name: name.to_owned(), dtype, rows, cols, data: tensor.data()? }))
-    }
-
-    fn vector(&mut self, name: &str, length: usize) -> Result<Option<Vec<f32>>> {
-        let Some((tensor, dtype)) = self.find(name, &[length as u64]) else { return Ok(None) };
-        let data = tensor.data()?;
-        Ok(Some(match dtype {
-            Dtype::F32 => data.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect(),
-            Dtype::F16 => {
-                data.as_chunks().0.iter().map(|&bytes| f16::from_le_bytes(bytes).to_f32()).collect()
-            }
-            Dtype::Bf16 => {
-                data.as_chunks().0.iter().map(|&bytes| bf16::from_le_bytes(bytes).to_f32()).collect()
-            }
-        }))
-    }
-
+impl<'a> Finder<'a> {
     /// A tensor of the right format and shape; otherwise the problem is noted.
-    fn find(&mut self, name: &str, shape: &[u64]) -> Option<(Tensor<'a>, Dtype)> {
+    fn find(&mut self, name: &str, shape: TensorShape) -> Option<(Tensor<'a>, MatrixFormat)> {
         let Some(tensor) = self.gguf.tensor(name) else {
             self.problems.missing.push(|| name.to_owned());
             return None;
         };
         self.used.insert(tensor.name());
-        let dtype = tensor.ggml_type().dtype();
-        if dtype.is_none() {
+        let format = MatrixFormat::from_ggml(tensor.ggml_type());
+        // Vectors are never stored in blocks.
+        let format =
+            format.filter(|format| matches!(shape, TensorShape::Matrix { .. }) || format.float().is_some());
+        if format.is_none() {
             self.problems.formats.push(|| format!("{name} {}", tensor.ggml_type()));
         }
-        let found = tensor.shape();
-        if found != shape {
-            self.problems.shapes.push(|| format!("{name} {found:?} instead of {shape:?}"));
+        let (found, expected) = (tensor.shape(), shape.dimensions());
+        if found != expected {
+            self.problems.shapes.push(|| format!("{name} {found:?} instead of {expected:?}"));
             return None;
         }
-        dtype.map(|dtype| (tensor, dtype))
+        format.map(|format| (tensor, format))
     }
 }
 
@@ -274,8 +296,8 @@ impl Problems {
         let mut messages = Vec::new();
         if self.formats.total > 0 {
             messages.push(format!(
-                "tensors in a format that is not computed with (F32, F16 and BF16 are): {}; use a conversion of the \
-                 model to F16 or BF16",
+                "tensors in a format that is not computed with ({} are): {}; use a conversion of the model to F16 or BF16",
+                computed_with(),
                 self.formats
             ));
         }
@@ -287,6 +309,12 @@ impl Problems {
         }
         if messages.is_empty() { Ok(()) } else { Err(Error::Model(messages.join("; "))) }
     }
+}
+
+/// The formats, for people.
+fn computed_with() -> String {
+    let names: Vec<_> = MatrixFormat::ALL.iter().map(|format| format.ggml_type().to_string()).collect();
+    names.join(", ")
 }
 
 /// A list of any length of which a message shows the first entries.

@@ -1,12 +1,19 @@
 //! The read bandwidth of the device, measured; and reading much memory to put other things out of the L2 cache.
 
 use super::device::Device;
+use super::launch::launch;
 use super::memory::DeviceBuffer;
 use super::timer::Timer;
+use super::variant::Operation;
 use crate::error::{Error, Result};
 use cuda_std::launch::LaunchConfig;
-use gpu_kernels::read_bandwidth::{READ_THREADS, read_bandwidth_u32_plain};
+use gpu_kernels::read_bandwidth::{READ_THREADS, ReadBandwidthArgs, plain};
 use std::rc::Rc;
+
+/// What there is to know of the operation.
+pub(crate) fn operation() -> Operation {
+    Operation::single("read_bandwidth", &[gpu_kernels::read_bandwidth::plain().instances()])
+}
 
 /// Bytes to read: many times the L2 of any device. Less where less is free.
 const BYTES: usize = 1 << 30;
@@ -92,16 +99,12 @@ impl Memory {
     /// [`Error::Device`].
     pub fn read(&mut self) -> Result<()> {
         let config = LaunchConfig { grid: [self.blocks, 1, 1], block: [READ_THREADS, 1, 1], shared_bytes: 0 };
-        let words = (self.bytes() / 16) as u64;
+        let arguments = ReadBandwidthArgs {
+            num_words: (self.bytes() / 16) as u64,
+            words: self.buffer.ptr().cast(),
+            out: self.out.ptr_mut(),
+        };
         // SAFETY: the buffer has `bytes / 16` words, aligned as every allocation is; `out` has one value a block.
-        unsafe {
-            read_bandwidth_u32_plain(
-                &*self.device,
-                &config,
-                words,
-                self.buffer.ptr().cast(),
-                self.out.ptr_mut(),
-            )
-        }
+        unsafe { launch(&*self.device, plain(), &[], &config, arguments) }
     }
 }

@@ -371,6 +371,9 @@ impl Shape {
             self.max_blocks = self.max_blocks.next_multiple_of(step).min(limits.max_blocks);
             self.max_kv = self.max_blocks * PAGE_SIZE;
             self.rows.max_kv_single = self.max_kv;
+            if self.wanted.num_rows > 0 {
+                self.wanted.max_kv_single = self.max_kv;
+            }
         }
         self
     }

@@ -1,43 +1,28 @@
 //! Biases, rotation and the pages of K and V: what is between the product of Q, K and V and attention.
 
-use super::add_bias::expect_vector;
 use super::batch::{CudaBatch, expect_bound};
 use super::device::{Dependent, Device};
-use super::launch::{Launch, always, by_dtype, dimension};
+use super::launch::{Launch, always, dimension, expect_vector, launch};
 use super::memory::DeviceBuffer;
 use super::rope::RopeTable;
 use super::tensor::{KvCache, Tensor};
-use super::variant::{KernelChoice, Variant, select};
+use super::variant::{KernelChoice, select, variants};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::kv_layout::PAGE_SIZE;
-use crate::ops::QkvBias;
-use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
-use gpu_kernels::bias_rope_kv::{
-    MAX_BLOCK_SIZE, bias_rope_kv_bf16_plain, bias_rope_kv_bf16_vec4, bias_rope_kv_f16_plain,
-    bias_rope_kv_f16_vec4, bias_rope_kv_f32_plain, bias_rope_kv_f32_vec4,
-};
+use cuda_std::launch::{DevicePtr, Kernels, LaunchConfig};
+use gpu_kernels::bias_rope_kv::*;
 
 pub(super) const OP: &str = "bias_rope_kv";
 
-/// Arrays as the kernels describe them; pages of `dtype`, biases null where there are none.
+// The layout is stated in `kv_cache.rs` and compiled into the kernels.
+const _: () = assert!(gpu_kernels::PAGE_SIZE as usize == PAGE_SIZE);
+
+/// What the kernels take for `rows` rows, with pages of `dtype`.
 pub(super) struct Case {
     dtype: Dtype,
     rows: u32,
-    num_attention_heads: u32,
-    num_key_value_heads: u32,
-    head_dim: u32,
-    positions: DevicePtr<u32>,
-    slots: DevicePtr<u32>,
-    cos: DevicePtr<f32>,
-    sin: DevicePtr<f32>,
-    qkv: DevicePtr<f32>,
-    q_bias: DevicePtr<f32>,
-    k_bias: DevicePtr<f32>,
-    v_bias: DevicePtr<f32>,
-    q: DevicePtrMut<f32>,
-    k_pages: DevicePtrMut<u8>,
-    v_pages: DevicePtrMut<u8>,
+    arguments: BiasRopeKvArgs,
 }
 
 /// A grid of `[rows, blocks]` with `threads` threads a row, in blocks of nearly the same size.
@@ -47,60 +32,29 @@ fn threads_of_rows(rows: u32, threads: u32) -> LaunchConfig {
     LaunchConfig { grid: [rows, threads.div_ceil(block), 1], block: [block, 1, 1], shared_bytes: 0 }
 }
 
-macro_rules! launch {
-    ($pairs_per_thread:literal, $f32:path, $f16:path, $bf16:path) => {
-        |device, case| {
-            let heads = case.num_attention_heads + 2 * case.num_key_value_heads;
-            let config = threads_of_rows(case.rows, heads * (case.head_dim / 2 / $pairs_per_thread));
-            let device = &Dependent(device);
-            // SAFETY: a row of blocks for each row, a thread for each group of pairs; the caller and `eligible` vouch for
-            // the case.
-            unsafe {
-                by_dtype!(
-                    case.dtype,
-                    $f32,
-                    $f16,
-                    $bf16,
-                    (
-                        device,
-                        &config,
-                        case.num_attention_heads,
-                        case.num_key_value_heads,
-                        case.head_dim,
-                        case.positions,
-                        case.slots,
-                        case.cos,
-                        case.sin,
-                        case.qkv,
-                        case.q_bias,
-                        case.k_bias,
-                        case.v_bias,
-                        case.q,
-                        case.k_pages.cast(),
-                        case.v_pages.cast(),
-                    )
-                )
-            }
-        }
-    };
+/// # Safety
+/// The case is one for the kernel, whose threads take `pairs` pairs.
+unsafe fn launch_pairs(
+    device: &Device,
+    case: &Case,
+    kernels: &Kernels<BiasRopeKvArgs>,
+    pairs: u32,
+) -> Result<()> {
+    let BiasRopeKvArgs { num_attention_heads, num_key_value_heads, head_dim, .. } = case.arguments;
+    let heads = num_attention_heads + 2 * num_key_value_heads;
+    let config = threads_of_rows(case.rows, heads * (head_dim / 2 / pairs));
+    // SAFETY: a row of blocks for each row, a thread for each group of pairs; the caller vouches for the case.
+    unsafe { launch(&Dependent(device), kernels, &[case.dtype.name().into()], &config, case.arguments) }
 }
 
-pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
-    Variant {
-        name: "vec4",
-        kernels: &[],
-        eligible: |case| {
-            if case.head_dim.is_multiple_of(8) { Ok(()) } else { Err("head_dim is not a multiple of 8") }
-        },
-        launch: launch!(4, bias_rope_kv_f32_vec4, bias_rope_kv_f16_vec4, bias_rope_kv_bf16_vec4),
-    },
-    Variant {
-        name: "plain",
-        kernels: &[],
-        eligible: always,
-        launch: launch!(1, bias_rope_kv_f32_plain, bias_rope_kv_f16_plain, bias_rope_kv_bf16_plain),
-    },
-];
+variants! { Case, Launch<Case>;
+    "vec4" [vec4]: groups_of_4 => |device, case| unsafe { launch_pairs(device, case, vec4(), 4) };
+    "plain" [plain]: always => |device, case| unsafe { launch_pairs(device, case, plain(), 1) };
+}
+
+fn groups_of_4(case: &Case) -> Result<(), &'static str> {
+    if case.arguments.head_dim.is_multiple_of(8) { Ok(()) } else { Err("head_dim is not a multiple of 8") }
+}
 
 /// The operands of [`bias_rope_kv`].
 pub(super) struct BiasRopeKv<'a> {
@@ -108,7 +62,8 @@ pub(super) struct BiasRopeKv<'a> {
     pub table: &'a RopeTable,
     pub layer: usize,
     pub qkv: &'a Tensor,
-    pub bias: &'a QkvBias<'a, DeviceBuffer<f32>>,
+    /// Of Q, K and V.
+    pub bias: [Option<&'a DeviceBuffer<f32>>; 3],
     pub q: &'a mut Tensor,
     pub cache: &'a mut KvCache,
 }
@@ -126,7 +81,7 @@ pub(super) fn bias_rope_kv(device: &Device, choice: &KernelChoice, operands: Bia
             layout.head_dim, table.head_dim
         )));
     }
-    let biases = [("q", bias.q, q_size), ("k", bias.k, kv_size), ("v", bias.v, kv_size)];
+    let biases = [("q", bias[0], q_size), ("k", bias[1], kv_size), ("v", bias[2], kv_size)];
     for (name, bias, size) in biases {
         bias.map_or(Ok(()), |bias| expect_vector(OP, name, bias, size))?;
     }
@@ -138,9 +93,7 @@ pub(super) fn bias_rope_kv(device: &Device, choice: &KernelChoice, operands: Bia
     }
     let [q_bias, k_bias, v_bias] =
         biases.map(|(_, bias, _)| bias.map_or(DevicePtr::from_raw(0), DeviceBuffer::ptr));
-    let case = Case {
-        dtype: layout.dtype,
-        rows: dimension(OP, n)?,
+    let arguments = BiasRopeKvArgs {
         num_attention_heads: dimension(OP, q_size / table.head_dim)?,
         num_key_value_heads: dimension(OP, layout.num_key_value_heads)?,
         head_dim: dimension(OP, table.head_dim)?,
@@ -156,7 +109,8 @@ pub(super) fn bias_rope_kv(device: &Device, choice: &KernelChoice, operands: Bia
         k_pages,
         v_pages,
     };
-    let variant = select(OP, &VARIANTS, &case, choice.get(OP))?;
+    let case = Case { dtype: layout.dtype, rows: dimension(OP, n)?, arguments };
+    let variant = select(OP, VARIANTS, &case, choice.get(OP))?;
     // SAFETY: shapes, positions and slots were checked; q and the pages are borrowed alone. Two rows with the same slot would
     // race for its value, which is wrong but stays inside the page.
     unsafe { (variant.launch)(device, &case) }

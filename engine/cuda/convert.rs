@@ -1,17 +1,27 @@
 //! Conversion between number formats.
 
 use super::device::Device;
-use super::launch::stride;
+use super::launch::{launch, stride};
 use super::memory::DeviceBuffer;
+use super::variant::Operation;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use cuda_std::launch::{DevicePtr, DevicePtrMut};
-use gpu_kernels::convert::{
-    BLOCK_SIZE, convert_bf16_f16_plain, convert_bf16_f32_plain, convert_f16_bf16_plain,
-    convert_f16_f32_plain, convert_f32_bf16_plain, convert_f32_f16_plain, narrow_bf16_f16_plain,
-    narrow_bf16_f16_vec8, narrow_f32_f16_plain, split_f32_bf16_plain,
-};
+use cuda_std::launch::{DevicePtr, DevicePtrMut, Instance};
+use gpu_kernels::convert::{self as kernels, BLOCK_SIZE, ConvertArgs, NarrowArgs, SplitArgs};
 use std::rc::Rc;
+
+/// What there is to know of the operation.
+pub(crate) fn operation() -> Operation {
+    Operation::single("convert", &KERNELS)
+}
+
+/// All that there are.
+pub(super) const KERNELS: [&[Instance]; 4] = [
+    kernels::plain().instances(),
+    kernels::narrow().instances(),
+    kernels::narrow_vec8().instances(),
+    kernels::split().instances(),
+];
 
 /// Queues `out = x` for `count` values of two different formats, each rounded to the nearest.
 ///
@@ -29,22 +39,13 @@ pub fn convert(
     if count == 0 {
         return Ok(());
     }
-    let config = stride(device, count, BLOCK_SIZE);
-    let (x, out, count) = (x.ptr(), out.ptr_mut(), count as u64);
-    // SAFETY: any grid does; both buffers have `count` values, aligned to 256 bytes, and are not the same.
-    unsafe {
-        match (from, to) {
-            (Dtype::F32, Dtype::F16) => convert_f32_f16_plain(device, &config, count, x.cast(), out.cast()),
-            (Dtype::F32, Dtype::Bf16) => convert_f32_bf16_plain(device, &config, count, x.cast(), out.cast()),
-            (Dtype::F16, Dtype::F32) => convert_f16_f32_plain(device, &config, count, x.cast(), out.cast()),
-            (Dtype::F16, Dtype::Bf16) => convert_f16_bf16_plain(device, &config, count, x.cast(), out.cast()),
-            (Dtype::Bf16, Dtype::F32) => convert_bf16_f32_plain(device, &config, count, x.cast(), out.cast()),
-            (Dtype::Bf16, Dtype::F16) => convert_bf16_f16_plain(device, &config, count, x.cast(), out.cast()),
-            (Dtype::F32, Dtype::F32) | (Dtype::F16, Dtype::F16) | (Dtype::Bf16, Dtype::Bf16) => {
-                Err(Error::Request(format!("convert: from {from} to itself")))
-            }
-        }
+    if from == to {
+        return Err(Error::Request(format!("convert: from {from} to itself")));
     }
+    let config = stride(device, count, BLOCK_SIZE);
+    let arguments = ConvertArgs { count: count as u64, x: x.ptr(), out: out.ptr_mut() };
+    // SAFETY: any grid does; both buffers have `count` values, aligned to 256 bytes, and are not the same.
+    unsafe { launch(device, kernels::plain(), &[from.name().into(), to.name().into()], &config, arguments) }
 }
 
 /// Whether weights converted to f16 were in its range, found while they are converted.
@@ -109,16 +110,10 @@ impl F16Range {
         let is_aligned = count.is_multiple_of(8) && (x.as_raw() | out.as_raw()).is_multiple_of(16);
         let wide = from == Dtype::Bf16 && is_aligned;
         let config = stride(device, if wide { count / 8 } else { count }, BLOCK_SIZE);
-        let (count, out) = (count as u64, out.cast());
+        let kernel = if wide { kernels::narrow_vec8() } else { kernels::narrow() };
+        let arguments = NarrowArgs { count: count as u64, x, out: out.cast(), beyond };
         // SAFETY: any grid does; the caller vouches for the ranges, `beyond` is borrowed alone.
-        unsafe {
-            match from {
-                Dtype::Bf16 if wide => narrow_bf16_f16_vec8(device, &config, count, x.cast(), out, beyond),
-                Dtype::Bf16 => narrow_bf16_f16_plain(device, &config, count, x.cast(), out, beyond),
-                Dtype::F32 => narrow_f32_f16_plain(device, &config, count, x.cast(), out, beyond),
-                Dtype::F16 => Err(Error::Request("convert: from f16 to itself".into())),
-            }
-        }
+        unsafe { launch(device, kernel, &[from.name().into()], &config, arguments) }
     }
 
     /// The largest magnitude so far that f16 rounds to infinity (a NaN, if there is one), `None` where all were in range;
@@ -197,6 +192,9 @@ pub(super) unsafe fn split(
     let config = stride(device, count, BLOCK_SIZE);
     let (high, low) = (parts.ptr_mut(), parts.ptr_mut().add(second));
     // SAFETY: any grid does; the caller vouches for x, and the two halves of `parts` have room, checked above.
-    unsafe { split_f32_bf16_plain(device, &config, count as u64, x, high.cast(), low.cast())? };
+    unsafe {
+        let arguments = SplitArgs { count: count as u64, x, high: high.cast(), low: low.cast() };
+        launch(device, kernels::split(), &[], &config, arguments)?;
+    }
     Ok([high.cast().into(), low.cast().into()])
 }

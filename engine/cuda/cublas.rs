@@ -1,7 +1,7 @@
 //! cuBLAS on the device's stream, through `cudarc`'s run-time bindings.
 
 use super::device::Device;
-use super::driver;
+use super::graph::{begin_recording, end_recording};
 use super::memory::DeviceBuffer;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -121,6 +121,7 @@ impl Cublas {
         };
         let &Product { dtype, x, weight, out, out_dtype, accumulate, .. } = product;
         let (n, rows, cols) = (int(product.n)?, int(product.rows)?, int(product.cols)?);
+        let out_stride = int(product.out_stride)?;
         if !self.known.borrow().iter().any(|known| known.shape() == product.shape()) {
             self.known.borrow_mut().push(*product);
         }
@@ -146,7 +147,7 @@ impl Cublas {
                 ptr::from_ref(&beta).cast(),
                 ptr::with_exposed_provenance_mut(out.as_raw() as usize),
                 format(out_dtype),
-                rows,
+                out_stride,
                 sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
                 sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )
@@ -163,29 +164,21 @@ impl Cublas {
     /// [`Error::Device`] with the library's or the driver's reason.
     pub fn rehearse(&self, n: usize) -> Result<()> {
         let known = self.known.borrow().clone();
-        let mut graph = ptr::null_mut();
-        // SAFETY: the stream is the device's; what is recorded never runs, so that it does not matter what its pointers lead to. The call
-        // that ends recording writes one handle, which is destroyed.
-        unsafe {
-            let stream = self.device.stream();
-            let status = driver::cuStreamBeginCapture_v2(stream, driver::CAPTURE_RELAXED);
-            driver::check(status, "starting to rehearse products")?;
-            let queued =
-                known.iter().try_for_each(|product| self.matmul(&product.of_shape(n, self.workspace.ptr())));
-            let status = driver::cuStreamEndCapture(stream, &mut graph);
-            if !graph.is_null() {
-                driver::cuGraphDestroy(graph);
-            }
-            queued?;
-            driver::check(status, "rehearsing products")
-        }
+        begin_recording(&self.device)?;
+        // SAFETY: what is recorded never runs, so that it does not matter what its pointers lead to.
+        let queued = known
+            .iter()
+            .try_for_each(|product| unsafe { self.matmul(&product.of_shape(n, self.workspace.ptr())) });
+        let recording = end_recording(&self.device);
+        queued?;
+        recording.map(drop)
     }
 }
 
 impl Product {
     /// Everything but its rows and where they are.
-    fn shape(&self) -> (Dtype, usize, usize, Dtype, bool) {
-        (self.dtype, self.rows, self.cols, self.out_dtype, self.accumulate)
+    fn shape(&self) -> (Dtype, [usize; 3], Dtype, bool) {
+        (self.dtype, [self.rows, self.cols, self.out_stride], self.out_dtype, self.accumulate)
     }
 
     /// One of the same shape with `n` rows, of what lies at `place`.
@@ -206,8 +199,9 @@ pub struct Product {
     pub x: DevicePtr<u8>,
     /// `[rows, cols]`
     pub weight: DevicePtr<u8>,
-    /// `[n, rows]`
+    /// `[n, rows]`, in rows of `out_stride` values.
     pub out: DevicePtrMut<u8>,
+    pub out_stride: usize,
     /// f32, or that of x and weight.
     pub out_dtype: Dtype,
     pub accumulate: bool,

@@ -1,13 +1,17 @@
 //! The device that kernels run on: a GPU, or one that is emulated on the CPU. What is known of it, its memory, launches.
 
 use super::device_info::DeviceInfo;
-use super::driver::{self, CUmodule, CUstream, check};
+use super::driver::Answer;
 use super::emulated::Emulated;
 use super::gpu::Gpu;
 use crate::error::{Error, Result};
 use cuda_std::emulation;
 use cuda_std::launch::{Kernel, LaunchConfig, Launcher};
-use std::ffi::{CStr, c_int, c_void};
+use cust::CudaApiVersion;
+use cust::device::DeviceAttribute;
+use cust::event::Event;
+use cust::sys::{self, CUdevice_attribute, CUstream};
+use std::ffi::c_void;
 use std::ptr;
 
 /// The PTX of a target, `sm_80` or `sm_90a`: see [`Device::open`].
@@ -24,54 +28,62 @@ const PTX_TARGET: &str = "QERNEL_PTX_TARGET";
 /// # Errors
 /// [`Error::Device`] if there is no driver or no device.
 pub fn probe() -> Result<Vec<DeviceInfo>> {
-    // SAFETY: no precondition.
-    check(unsafe { driver::cuInit(0) }, "initialising the driver")?;
-    let (mut count, mut version) = (0, 0);
-    // SAFETY: both write one int.
-    unsafe {
-        check(driver::cuDeviceGetCount(&mut count), "counting the devices")?;
-        check(driver::cuDriverGetVersion(&mut version), "asking for the driver's version")?;
-    }
-    let version = (version as u32 / 1000, version as u32 % 1000 / 10);
+    cust::init(cust::CudaFlags::empty()).doing("initialising the driver")?;
+    let version = CudaApiVersion::get().doing("asking for the driver's version")?;
+    let version = (version.major() as u32, version.minor() as u32);
+    let count = cust::device::Device::num_devices().doing("counting the devices")?;
     (0..count).map(|ordinal| describe(ordinal, version)).collect()
 }
 
-fn describe(ordinal: c_int, driver_version: (u32, u32)) -> Result<DeviceInfo> {
-    let mut name = [0; 256];
-    let mut device = 0;
-    let mut total_memory = 0;
-    // SAFETY: each call writes one value, or at most 256 bytes with a final zero to `name`.
-    unsafe {
-        check(driver::cuDeviceGet(&mut device, ordinal), "opening the device")?;
-        check(driver::cuDeviceGetName(name.as_mut_ptr(), 256, device), "asking for the device's name")?;
-        check(driver::cuDeviceTotalMem_v2(&mut total_memory, device), "asking for the device's memory")?;
-    }
-    let attribute = |attribute: c_int| {
-        let mut value = 0;
-        // SAFETY: writes one int.
-        let status = unsafe { driver::cuDeviceGetAttribute(&mut value, attribute, device) };
-        check(status, "asking for the device's properties").map(|()| value as u32)
+fn describe(ordinal: u32, driver_version: (u32, u32)) -> Result<DeviceInfo> {
+    let device = cust::device::Device::get_device(ordinal).doing("opening the device")?;
+    let attribute = |attribute| {
+        let value = device.get_attribute(attribute).doing("asking for the device's properties")?;
+        Ok::<_, Error>(value as u32)
     };
     Ok(DeviceInfo {
-        ordinal: ordinal as u32,
-        // SAFETY: cuDeviceGetName ended it with a zero.
-        name: unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned(),
+        ordinal,
+        name: device.name().doing("asking for the device's name")?,
         compute_capability: (
-            attribute(driver::ATTRIBUTE_CAPABILITY_MAJOR)?,
-            attribute(driver::ATTRIBUTE_CAPABILITY_MINOR)?,
+            attribute(DeviceAttribute::ComputeCapabilityMajor)?,
+            attribute(DeviceAttribute::ComputeCapabilityMinor)?,
         ),
-        multiprocessors: attribute(driver::ATTRIBUTE_MULTIPROCESSORS)?,
-        total_memory,
-        l2_cache: attribute(driver::ATTRIBUTE_L2_BYTES)? as usize,
-        shared_memory_per_block: attribute(driver::ATTRIBUTE_SHARED_OPT_IN)? as usize,
+        multiprocessors: attribute(DeviceAttribute::MultiprocessorCount)?,
+        total_memory: device.total_memory().doing("asking for the device's memory")?,
+        l2_cache: attribute(DeviceAttribute::L2CacheSize)? as usize,
+        shared_memory_per_block: shared_memory_per_block(device)?,
         driver_version,
     })
+}
+
+/// Bytes of shared memory that a block may ask for: an attribute that `cust` does not list.
+fn shared_memory_per_block(device: cust::device::Device) -> Result<usize> {
+    let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+    let mut bytes = 0;
+    // SAFETY: writes one int.
+    let status = unsafe { sys::cuDeviceGetAttribute(&mut bytes, attribute, device.as_raw()) };
+    status.doing("asking for the device's properties").map(|()| bytes as usize)
 }
 
 /// Where memory lies and kernels run.
 enum Backend {
     Gpu(Gpu),
     Emulated(Emulated),
+}
+
+/// Device memory. A GPU's is freed on drop, an emulated device's by [`Device::free`].
+pub(super) enum Memory {
+    Gpu(cust::memory::DeviceBuffer<u8>),
+    Emulated(u64),
+}
+
+impl Memory {
+    pub(super) fn address(&self) -> u64 {
+        match self {
+            Self::Gpu(buffer) => buffer.as_device_ptr().as_raw(),
+            Self::Emulated(address) => *address,
+        }
+    }
 }
 
 /// A device in use. It stays on the thread that made it.
@@ -131,16 +143,16 @@ impl Device {
     /// The stream that every operation is queued on, for libraries that take one; null where the device is emulated.
     pub fn stream(&self) -> CUstream {
         match &self.backend {
-            Backend::Gpu(gpu) => gpu.stream(),
+            Backend::Gpu(gpu) => gpu.stream().as_inner(),
             Backend::Emulated(_) => ptr::null_mut(),
         }
     }
 
-    /// The module of kernels; null where the device is emulated.
-    pub(super) fn module(&self) -> CUmodule {
+    /// The GPU, `None` where the device is emulated.
+    pub(super) fn gpu(&self) -> Option<&Gpu> {
         match &self.backend {
-            Backend::Gpu(gpu) => gpu.module(),
-            Backend::Emulated(_) => ptr::null_mut(),
+            Backend::Gpu(gpu) => Some(gpu),
+            Backend::Emulated(_) => None,
         }
     }
 
@@ -166,28 +178,28 @@ impl Device {
         }
     }
 
-    /// The address of `bytes` new bytes, aligned to 256.
+    /// `bytes` new bytes, aligned to 256.
     ///
     /// # Errors
     /// [`Error::Memory`] if the device has not enough.
-    pub(super) fn allocate(&self, bytes: usize) -> Result<u64> {
+    pub(super) fn allocate(&self, bytes: usize) -> Result<Memory> {
         match &self.backend {
-            Backend::Gpu(gpu) => gpu.allocate(bytes),
-            Backend::Emulated(emulated) => emulated.allocate(bytes),
+            Backend::Gpu(gpu) => gpu.allocate(bytes).map(Memory::Gpu),
+            Backend::Emulated(emulated) => emulated.allocate(bytes).map(Memory::Emulated),
         }
     }
 
     /// Gives memory back, after everything that was queued.
-    ///
-    /// # Safety
-    /// The address is of [`Device::allocate`] and not used afterwards.
-    pub(super) unsafe fn free(&self, address: u64) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            match &self.backend {
-                Backend::Gpu(gpu) => gpu.free(address),
-                Backend::Emulated(emulated) => emulated.free(address),
+    pub(super) fn free(&self, memory: Memory) {
+        match (&self.backend, memory) {
+            (Backend::Gpu(gpu), Memory::Gpu(buffer)) => {
+                // Where something failed, the next call says so; the memory goes all the same.
+                drop(gpu.synchronize());
+                drop(buffer);
             }
+            // SAFETY: the address is of `allocate`, and gone with the value.
+            (Backend::Emulated(emulated), Memory::Emulated(address)) => unsafe { emulated.free(address) },
+            _ => unreachable!("memory of another device"),
         }
     }
 
@@ -199,47 +211,46 @@ impl Device {
         // SAFETY: the caller's promise.
         unsafe {
             match &self.backend {
-                Backend::Gpu(gpu) => gpu.fill(to, byte, bytes),
-                Backend::Emulated(emulated) => {
-                    emulated.fill(to, byte, bytes);
-                    Ok(())
-                }
+                Backend::Gpu(gpu) => gpu.fill(to, byte, bytes)?,
+                Backend::Emulated(emulated) => emulated.fill(to, byte, bytes),
             }
         }
+        Ok(())
     }
 
-    /// Copies to the device and waits for it.
+    /// Queues copying to the device.
     ///
     /// # Safety
-    /// Both ranges are allocated and initialised.
-    pub(super) unsafe fn write(&self, to: u64, from: *const c_void, bytes: usize) -> Result<()> {
+    /// The range is allocated, and stays so, as the bytes do, until the copy is over.
+    pub(super) unsafe fn write(&self, to: u64, from: &[u8]) -> Result<()> {
         // SAFETY: the caller's promise.
         unsafe {
             match &self.backend {
-                Backend::Gpu(gpu) => gpu.write(to, from, bytes),
-                Backend::Emulated(emulated) => {
-                    emulated.write(to, from, bytes);
-                    Ok(())
-                }
+                Backend::Gpu(gpu) => gpu.write(to, from)?,
+                Backend::Emulated(emulated) => emulated.write(to, from),
             }
         }
+        Ok(())
     }
 
-    /// Copies from the device, after everything queued before, and waits for it.
+    /// Queues copying from the device.
     ///
     /// # Safety
-    /// Both ranges are allocated.
-    pub(super) unsafe fn read(&self, from: u64, to: *mut c_void, bytes: usize) -> Result<()> {
+    /// The range is allocated, and stays so, as the bytes do, until the copy is over.
+    pub(super) unsafe fn read(&self, from: u64, to: &mut [u8]) -> Result<()> {
         // SAFETY: the caller's promise.
         unsafe {
             match &self.backend {
-                Backend::Gpu(gpu) => gpu.read(from, to, bytes),
-                Backend::Emulated(emulated) => {
-                    emulated.read(from, to, bytes);
-                    Ok(())
-                }
+                Backend::Gpu(gpu) => gpu.read(from, to)?,
+                Backend::Emulated(emulated) => emulated.read(from, to),
             }
         }
+        Ok(())
+    }
+
+    /// Records an event behind all that was queued; where the device is emulated, that is over.
+    pub(super) fn record(&self, event: &Event) -> Result<()> {
+        self.gpu().map_or(Ok(()), |gpu| gpu.record(event))
     }
 }
 

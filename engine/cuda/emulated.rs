@@ -62,24 +62,17 @@ impl Emulated {
     }
 
     /// # Safety
-    /// Both ranges are allocated and initialised.
-    pub(super) unsafe fn write(&self, to: u64, from: *const c_void, bytes: usize) {
-        if bytes > 0 {
-            // SAFETY: the caller's promise.
-            unsafe { self.emulator.write(to, std::slice::from_raw_parts(from.cast(), bytes)) }
-        }
+    /// The range is allocated.
+    pub(super) unsafe fn write(&self, to: u64, from: &[u8]) {
+        // SAFETY: the caller's promise.
+        unsafe { self.emulator.write(to, from) }
     }
 
     /// # Safety
-    /// Both ranges are allocated.
-    pub(super) unsafe fn read(&self, from: u64, to: *mut c_void, bytes: usize) {
-        if bytes > 0 {
-            // SAFETY: the caller's promise; the target is set to zero first, so that it is initialised.
-            unsafe {
-                std::ptr::write_bytes(to.cast::<u8>(), 0, bytes);
-                self.emulator.read(from, std::slice::from_raw_parts_mut(to.cast(), bytes));
-            }
-        }
+    /// The range is allocated.
+    pub(super) unsafe fn read(&self, from: u64, to: &mut [u8]) {
+        // SAFETY: the caller's promise.
+        unsafe { self.emulator.read(from, to) }
     }
 
     /// # Safety

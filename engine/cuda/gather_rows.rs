@@ -2,12 +2,18 @@
 
 use super::batch::{CudaBatch, expect_bound};
 use super::device::Device;
-use super::launch::{dimension, elements_of_rows};
+use super::launch::{dimension, elements_of_rows, launch};
 use super::tensor::Tensor;
+use super::variant::Operation;
 use crate::error::Result;
-use gpu_kernels::gather_rows::{BLOCK_SIZE, gather_rows_f32_plain};
+use gpu_kernels::gather_rows::{BLOCK_SIZE, GatherRowsArgs, plain};
 
 const OP: &str = "gather_rows";
+
+/// What there is to know of the operation.
+pub(crate) fn operation() -> Operation {
+    Operation::single(OP, &[gpu_kernels::gather_rows::plain().instances()])
+}
 
 /// `out[i] = x[logit_rows[i]]`: `[num_logits, cols]`.
 pub(super) fn gather_rows(device: &Device, batch: &CudaBatch, x: &Tensor, out: &mut Tensor) -> Result<()> {
@@ -18,9 +24,8 @@ pub(super) fn gather_rows(device: &Device, batch: &CudaBatch, x: &Tensor, out: &
     if rows == 0 || cols == 0 {
         return Ok(());
     }
+    let config = elements_of_rows(rows, cols, BLOCK_SIZE);
+    let arguments = GatherRowsArgs { cols, rows: batch.logit_rows(), x: x.ptr(), out: out.ptr_mut() };
     // SAFETY: one row of blocks for each of the `n` rows of out; every index is a row of x, checked above.
-    unsafe {
-        let config = elements_of_rows(rows, cols, BLOCK_SIZE);
-        gather_rows_f32_plain(device, &config, cols, batch.logit_rows(), x.ptr(), out.ptr_mut())
-    }
+    unsafe { launch(device, plain(), &[], &config, arguments) }
 }

@@ -1,11 +1,17 @@
-//! A GPU in use behind [`Device`](super::Device): context, stream, the module of kernels, memory. Everything here talks to
-//! the driver.
+//! A GPU in use behind [`Device`](super::Device): context, stream, the module of kernels, memory, all of them `cust`'s. Its
+//! bindings are called where it has nothing: for what docs/rust-cuda.md lists.
 
 use super::device_info::DeviceInfo;
-use super::driver::{self, CUfunction, CUmodule, CUstream, check};
+use super::driver::{Answer, cuLaunchKernelEx};
 use crate::error::{Error, Result};
 use cuda_std::launch::LaunchConfig;
-use cudarc::driver::sys;
+use cudarc::driver::sys as launch;
+use cust::context::{Context, CurrentContext};
+use cust::event::Event;
+use cust::memory::{AsyncCopyDestination, DeviceBuffer, DevicePointer, DeviceSlice, mem_get_info};
+use cust::module::Module;
+use cust::stream::Stream;
+use cust::sys::{self, CUfunction, CUfunction_attribute, CUjit_option, CUstream};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -17,11 +23,12 @@ const SHARED_BYTES_DEFAULT: u32 = 48 * 1024;
 /// Room for what the driver's PTX compiler says.
 const JIT_LOG_BYTES: usize = 16 * 1024;
 
-/// For [`driver::FUNCTION_SHARED_CARVEOUT`]: per cent.
+/// For the preferred carveout of shared memory: per cent.
 const ALL_SHARED: c_int = 100;
 
 /// A kernel of the module.
 struct Function {
+    /// `cust`'s type borrows the module, beside which it could not be kept.
     raw: CUfunction,
     /// Dynamic shared memory in bytes that it may be launched with.
     shared_limit: u32,
@@ -33,101 +40,74 @@ struct Function {
 ///
 /// It stays on the thread that made it, for the driver's current context is the thread's.
 pub(super) struct Gpu {
-    module: CUmodule,
-    stream: CUstream,
+    // What is released, in this order, when the stream has come to its end.
     functions: RefCell<HashMap<&'static str, Function>>,
+    module: Module,
+    stream: Stream,
     /// Whether the kernels are compiled for Hopper, where they may start while those before them still run.
     is_hopper: bool,
-    /// Released last: fields drop in this order.
-    _context: cust::context::Context,
+    _context: Context,
 }
 
 impl Gpu {
     /// Makes a context on the device and compiles `ptx` for it (the driver keeps the result in its cache).
     pub(super) fn open(info: &DeviceInfo, ptx: &str) -> Result<Self> {
         let context = retain_primary_context(info)?;
-        let mut stream = ptr::null_mut();
-        // SAFETY: writes the handle; the context is current.
-        check(
-            unsafe { driver::cuStreamCreate(&mut stream, driver::STREAM_NON_BLOCKING) },
-            "creating a stream",
-        )?;
-        let mut gpu = Self {
-            module: ptr::null_mut(),
-            stream,
+        let stream = non_blocking_stream()?;
+        Ok(Self {
             functions: RefCell::default(),
+            module: load_module(ptx)?,
+            stream,
             is_hopper: ptx.contains(".target sm_90"),
             _context: context,
-        };
-        gpu.module = load_module(ptx)?;
-        Ok(gpu)
+        })
     }
 
-    pub(super) fn module(&self) -> CUmodule {
-        self.module
+    pub(super) fn module(&self) -> &Module {
+        &self.module
     }
 
-    pub(super) fn stream(&self) -> CUstream {
-        self.stream
+    pub(super) fn stream(&self) -> &Stream {
+        &self.stream
     }
 
     pub(super) fn synchronize(&self) -> Result<()> {
-        // SAFETY: the stream is this device's.
-        check(unsafe { driver::cuStreamSynchronize(self.stream) }, "waiting for the device")
+        self.stream.synchronize().doing("waiting for the device")
+    }
+
+    pub(super) fn record(&self, event: &Event) -> Result<()> {
+        event.record(&self.stream).doing("recording an event")
     }
 
     pub(super) fn memory_info(&self) -> Result<(usize, usize)> {
-        let (mut free, mut total) = (0, 0);
-        // SAFETY: writes two sizes; the context is current on this thread.
-        check(unsafe { driver::cuMemGetInfo_v2(&mut free, &mut total) }, "asking for free memory")?;
-        Ok((free, total))
+        mem_get_info().doing("asking for free memory")
     }
 
-    pub(super) fn allocate(&self, bytes: usize) -> Result<u64> {
-        let mut address = 0;
-        // SAFETY: writes the address. A size of 0 is refused by the driver, so an empty buffer takes a byte.
-        check(
-            unsafe { driver::cuMemAlloc_v2(&mut address, bytes.max(1)) },
-            &format!("allocating {bytes} bytes on the device"),
-        )?;
-        Ok(address)
-    }
-
-    /// # Safety
-    /// The address is of [`Gpu::allocate`] and not used afterwards.
-    pub(super) unsafe fn free(&self, address: u64) {
-        // SAFETY: what is queued on the stream may still use it until the wait.
-        unsafe {
-            driver::cuStreamSynchronize(self.stream);
-            driver::cuMemFree_v2(address);
-        }
+    pub(super) fn allocate(&self, bytes: usize) -> Result<DeviceBuffer<u8>> {
+        // SAFETY: who allocates fills it. A size of 0 is refused, so an empty buffer takes a byte.
+        unsafe { DeviceBuffer::uninitialized(bytes.max(1)) }
+            .doing(&format!("allocating {bytes} bytes on the device"))
     }
 
     /// # Safety
     /// The range is allocated.
     pub(super) unsafe fn fill(&self, to: u64, byte: u8, bytes: usize) -> Result<()> {
         // SAFETY: the caller's promise.
-        check(unsafe { driver::cuMemsetD8Async(to, byte, bytes, self.stream) }, "filling device memory")
+        unsafe { slice(to, bytes).set_8_async(byte, &self.stream) }.doing("filling device memory")
     }
 
     /// # Safety
-    /// Both ranges are allocated.
-    pub(super) unsafe fn write(&self, to: u64, from: *const c_void, bytes: usize) -> Result<()> {
-        // SAFETY: the caller's promise; the source outlives the copy, for it is waited for.
-        check(
-            unsafe { driver::cuMemcpyHtoDAsync_v2(to, from, bytes, self.stream) },
-            "copying to the device",
-        )?;
-        self.synchronize()
+    /// The range is allocated, and stays so, as the bytes do, until the copy is over.
+    pub(super) unsafe fn write(&self, to: u64, from: &[u8]) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { slice(to, from.len()).async_copy_from(from, &self.stream) }.doing("copying to the device")
     }
 
     /// # Safety
-    /// Both ranges are allocated.
-    pub(super) unsafe fn read(&self, from: u64, to: *mut c_void, bytes: usize) -> Result<()> {
-        // SAFETY: the caller's promise; the copy is waited for.
-        let status = unsafe { driver::cuMemcpyDtoHAsync_v2(to, from, bytes, self.stream) };
-        check(status, "copying from the device")?;
-        self.synchronize()
+    /// The range is allocated, and stays so, as the bytes do, until the copy is over.
+    pub(super) unsafe fn read(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { slice(from, to.len()).async_copy_to(to, &self.stream) }.doing("copying from the device")
     }
 
     /// The kernel of that name, looked up in the module once, allowed to have `shared_bytes` of dynamic shared memory and, if
@@ -137,7 +117,7 @@ impl Gpu {
         let function = match functions.entry(name) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(place) => place.insert(Function {
-                raw: find_function(self.module, name)?,
+                raw: self.module.get_function(name).doing(&format!("looking up the kernel {name}"))?.to_raw(),
                 shared_limit: SHARED_BYTES_DEFAULT,
                 is_chained: false,
             }),
@@ -145,21 +125,25 @@ impl Gpu {
         if shared_bytes > function.shared_limit {
             // SAFETY: the function is of this module.
             let status = unsafe {
-                driver::cuFuncSetAttribute(
+                sys::cuFuncSetAttribute(
                     function.raw,
-                    driver::FUNCTION_MAX_DYNAMIC_SHARED,
+                    CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
                     shared_bytes as c_int,
                 )
             };
-            check(status, &format!("asking for {shared_bytes} bytes of shared memory for {name}"))?;
+            status.doing(&format!("asking for {shared_bytes} bytes of shared memory for {name}"))?;
             function.shared_limit = shared_bytes;
         }
         if chained && !function.is_chained {
             // SAFETY: the function is of this module.
             let status = unsafe {
-                driver::cuFuncSetAttribute(function.raw, driver::FUNCTION_SHARED_CARVEOUT, ALL_SHARED)
+                sys::cuFuncSetAttribute(
+                    function.raw,
+                    CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
+                    ALL_SHARED,
+                )
             };
-            check(status, &format!("asking for all shared memory beside {name}"))?;
+            status.doing(&format!("asking for all shared memory beside {name}"))?;
             function.is_chained = true;
         }
         Ok(function.raw)
@@ -181,12 +165,12 @@ impl Gpu {
             return unsafe { self.launch(kernel, config, params) };
         }
         let function = self.function(kernel, config.shared_bytes, true)?;
-        let mut attribute = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        let mut attribute = launch::CUlaunchAttribute {
+            id: launch::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
-            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+            value: launch::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
-        let launch = sys::CUlaunchConfig {
+        let config_with_attribute = launch::CUlaunchConfig {
             gridDimX: config.grid[0],
             gridDimY: config.grid[1],
             gridDimZ: config.grid[2],
@@ -194,15 +178,16 @@ impl Gpu {
             blockDimY: config.block[1],
             blockDimZ: config.block[2],
             sharedMemBytes: config.shared_bytes,
-            hStream: self.stream.cast(),
+            hStream: self.stream.as_inner().cast(),
             attrs: &mut attribute,
             numAttrs: 1,
         };
         // SAFETY: the caller vouches for the parameters and the kernel's contract; function and stream are of this
         // device, and the driver copies configuration and parameters before it returns.
-        let status =
-            unsafe { sys::cuLaunchKernelEx(&launch, function.cast(), params.as_mut_ptr(), ptr::null_mut()) };
-        check(status as driver::Status, &format!("launching {kernel} with {config:?}"))
+        let status = unsafe {
+            cuLaunchKernelEx(&config_with_attribute, function, params.as_mut_ptr(), ptr::null_mut())
+        };
+        launched(status, kernel, config)
     }
 
     /// # Safety
@@ -218,7 +203,7 @@ impl Gpu {
         // SAFETY: the caller vouches for the parameters and the kernel's contract; function and stream are of this
         // device, and the driver copies the parameters before it returns.
         let status = unsafe {
-            driver::cuLaunchKernel(
+            sys::cuLaunchKernel(
                 function,
                 gx,
                 gy,
@@ -227,88 +212,91 @@ impl Gpu {
                 by,
                 bz,
                 config.shared_bytes,
-                self.stream,
+                self.stream.as_inner(),
                 params.as_mut_ptr(),
                 ptr::null_mut(),
             )
         };
-        if status == driver::SUCCESS {
-            return Ok(());
-        }
-        check(status, &format!("launching {kernel} with {config:?}"))
+        launched(status, kernel, config)
     }
 }
 
 impl Drop for Gpu {
     fn drop(&mut self) {
-        // SAFETY: both handles are this device's own and are not used again. Failures leave nothing to do.
-        unsafe {
-            driver::cuStreamSynchronize(self.stream);
-            if !self.module.is_null() {
-                driver::cuModuleUnload(self.module);
-            }
-            driver::cuStreamDestroy_v2(self.stream);
-        }
+        // A failure leaves nothing to do.
+        let _ = self.stream.synchronize();
+    }
+}
+
+/// Whether a launch was queued; what it was is only written down if not.
+fn launched(status: sys::CUresult, kernel: &str, config: &LaunchConfig) -> Result<()> {
+    match status {
+        sys::CUresult::CUDA_SUCCESS => Ok(()),
+        _ => status.doing(&format!("launching {kernel} with {config:?}")),
     }
 }
 
 /// Retains the primary context and makes it current.
-fn retain_primary_context(info: &DeviceInfo) -> Result<cust::context::Context> {
-    let doing = || format!("creating a context on {} (cuda:{})", info.name, info.ordinal);
-    let mut raw = ptr::null_mut();
-    let mut device = 0;
-    // SAFETY: each call writes one handle. This is the call that fails where a device is taken by another process
-    // or broken, with codes that cust does not know; so it is made here first, and cust's own cannot fail then.
-    unsafe {
-        check(driver::cuDeviceGet(&mut device, info.ordinal as c_int), &doing())?;
-        check(driver::cuDevicePrimaryCtxRetain(&mut raw, device), &doing())?;
-    }
-    let context = cust::device::Device::get_device(info.ordinal).and_then(cust::context::Context::new);
-    // SAFETY: gives back the reference taken above; cust's own keeps the context alive and current.
-    unsafe {
-        driver::cuDevicePrimaryCtxRelease_v2(device);
-    }
-    let context = context.map_err(|error| Error::Device(format!("{}: {error}", doing())))?;
-    // SAFETY: the context is alive.
-    check(unsafe { driver::cuCtxSetCurrent(context.as_raw()) }, &doing())?;
-    Ok(context)
+fn retain_primary_context(info: &DeviceInfo) -> Result<Context> {
+    let context = cust::device::Device::get_device(info.ordinal).and_then(Context::new).and_then(|context| {
+        // `Context::new` does not look whether this worked.
+        CurrentContext::set_current(&context)?;
+        Ok(context)
+    });
+    context.doing(&format!("creating a context on {} (cuda:{})", info.name, info.ordinal))
 }
 
-/// The kernel of that name in a module of the current context.
-pub(super) fn find_function(module: CUmodule, name: &str) -> Result<CUfunction> {
-    let c_name = CString::new(name).map_err(|_| Error::Device(format!("kernel name {name:?}")))?;
+/// A stream that never waits for the legacy default stream. `Stream::new` drops that flag.
+fn non_blocking_stream() -> Result<Stream> {
     let mut raw = ptr::null_mut();
-    // SAFETY: the module is loaded, the name ends with a zero, the handle is written.
-    check(
-        unsafe { driver::cuModuleGetFunction(&mut raw, module, c_name.as_ptr()) },
-        &format!("looking up the kernel {name}"),
-    )?;
-    Ok(raw)
+    // SAFETY: writes the handle; the context is current.
+    let status = unsafe { sys::cuStreamCreate(&mut raw, sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32) };
+    status.doing("creating a stream")?;
+    // SAFETY: a `Stream` is a struct of the handle alone. If it was more, its size would be another, and this would not compile.
+    Ok(unsafe { std::mem::transmute::<CUstream, Stream>(raw) })
+}
+
+/// Bytes of device memory.
+///
+/// # Safety
+/// The range is allocated while the value is used.
+unsafe fn slice(address: u64, bytes: usize) -> DeviceSlice<u8> {
+    // SAFETY: the caller's promise.
+    unsafe { DeviceSlice::from_raw_parts_mut(DevicePointer::from_raw(address), bytes) }
 }
 
 /// Compiles PTX for the current context's device.
-fn load_module(ptx: &str) -> Result<CUmodule> {
+fn load_module(ptx: &str) -> Result<Module> {
     let ptx = CString::new(ptx).map_err(|_| Error::Device("the PTX has a zero byte".into()))?;
-    let mut log = vec![0u8; JIT_LOG_BYTES];
-    let mut options = [driver::JIT_ERROR_LOG, driver::JIT_ERROR_LOG_BYTES];
-    // The driver takes integer options by value, in the pointer's place.
-    let mut values = [log.as_mut_ptr().cast::<c_void>(), ptr::without_provenance_mut(JIT_LOG_BYTES)];
-    let mut module = ptr::null_mut();
-    // SAFETY: the image ends with a zero; options and values have two entries; the log has the given size.
-    let status = unsafe {
-        driver::cuModuleLoadDataEx(
-            &mut module,
-            ptx.as_ptr().cast(),
-            2,
-            options.as_mut_ptr(),
-            values.as_mut_ptr(),
-        )
-    };
-    check(status, "loading the kernels").map(|()| module).map_err(|error| {
-        let log = CStr::from_bytes_until_nul(&log).map(CStr::to_string_lossy).unwrap_or_default();
+    Module::from_ptx_cstr(&ptx, &[]).doing("loading the kernels").map_err(|error| {
+        let log = compile_log(&ptx);
         match error {
-            Error::Device(what) if !log.trim().is_empty() => Error::Device(format!("{what}\n{}", log.trim())),
+            Error::Device(what) if !log.is_empty() => Error::Device(format!("{what}\n{log}")),
             error => error,
         }
     })
 }
+
+/// What the driver's compiler says of PTX that it refuses: `cust` cannot ask for it, so it is compiled once more.
+fn compile_log(ptx: &CStr) -> String {
+    let mut log = vec![0u8; JIT_LOG_BYTES];
+    let mut options =
+        [CUjit_option::CU_JIT_ERROR_LOG_BUFFER, CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
+    // The driver takes integer options by value, in the pointer's place.
+    let mut values = [log.as_mut_ptr().cast::<c_void>(), ptr::without_provenance_mut(JIT_LOG_BYTES)];
+    let mut module = ptr::null_mut();
+    // SAFETY: the image ends with a zero; options and values have two entries; the log has the given size. A module that
+    // there is after all is given back.
+    unsafe {
+        let image = ptx.as_ptr().cast();
+        let status =
+            sys::cuModuleLoadDataEx(&mut module, image, 2, options.as_mut_ptr(), values.as_mut_ptr());
+        if status == sys::CUresult::CUDA_SUCCESS {
+            sys::cuModuleUnload(module);
+        }
+    }
+    CStr::from_bytes_until_nul(&log).map(|log| log.to_string_lossy().trim().to_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

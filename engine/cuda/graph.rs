@@ -1,8 +1,9 @@
 //! A step of the model as a CUDA graph: its launches are queued once and then replayed as one.
 
 use super::device::Device;
-use super::driver::{self, CUgraphExec, check};
+use super::driver::Answer;
 use crate::error::Result;
+use cust::sys::{self, CUgraph, CUgraphExec, CUstreamCaptureMode};
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::ptr;
@@ -56,6 +57,11 @@ impl<K: Clone + Eq + Hash> Graphs<K> {
         self.seen.clear();
     }
 
+    /// Launches of graphs so far.
+    pub(super) fn num_launches(&self) -> u64 {
+        self.clock
+    }
+
     /// Queues the graph of `key`, if one was recorded; answers whether.
     pub(super) fn launch(&mut self, key: &K) -> Result<bool> {
         let Some(entry) = self.recorded.get_mut(key) else { return Ok(false) };
@@ -76,34 +82,56 @@ impl<K: Clone + Eq + Hash> Graphs<K> {
 
     /// Starts to record what is queued from now on, instead of running it.
     pub(super) fn begin(&self) -> Result<()> {
-        // SAFETY: the stream is the device's.
-        check(
-            unsafe { driver::cuStreamBeginCapture_v2(self.device.stream(), driver::CAPTURE_RELAXED) },
-            "starting to record a graph",
-        )
+        begin_recording(&self.device)
     }
 
     /// Ends recording and keeps the graph under `key`; after an error of the recording itself nothing is kept.
     pub(super) fn end(&mut self, key: K, recorded: Result<()>) -> Result<()> {
-        let mut graph = ptr::null_mut();
-        let mut exec = ptr::null_mut();
-        // SAFETY: recording was started on this stream; each call writes one handle. The graph is only needed until
-        // it is instantiated.
-        unsafe {
-            let status = driver::cuStreamEndCapture(self.device.stream(), &mut graph);
-            recorded?;
-            check(status, "recording a graph")?;
-            let status = driver::cuGraphInstantiateWithFlags(&mut exec, graph, 0);
-            driver::cuGraphDestroy(graph);
-            check(status, "making a graph")?;
-        }
+        let recording = end_recording(&self.device);
+        recorded?;
+        let graph = recording?.graph(&self.device)?;
         if let Some(oldest) = oldest(&self.recorded, |entry| entry.last_used) {
             self.recorded.remove(&oldest);
         }
         self.seen.remove(&key);
-        let graph = Graph { exec, device: self.device.clone() };
         self.recorded.insert(key, Entry { graph, last_used: self.clock });
         Ok(())
+    }
+}
+
+/// Starts to record what is queued on the device from now on, instead of running it; other calls are allowed meanwhile.
+pub(super) fn begin_recording(device: &Device) -> Result<()> {
+    let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+    // SAFETY: the stream is the device's.
+    unsafe { sys::cuStreamBeginCapture_v2(device.stream(), mode) }.doing("starting to record a graph")
+}
+
+/// Ends what [`begin_recording`] started.
+pub(super) fn end_recording(device: &Device) -> Result<Recording> {
+    let mut recording = Recording(ptr::null_mut());
+    // SAFETY: the stream is the device's; the call writes one handle.
+    unsafe { sys::cuStreamEndCapture(device.stream(), &mut recording.0) }.doing("recording a graph")?;
+    Ok(recording)
+}
+
+/// Launches that were recorded; only needed until they are made a graph to launch.
+pub(super) struct Recording(CUgraph);
+
+impl Recording {
+    fn graph(self, device: &Rc<Device>) -> Result<Graph> {
+        let mut exec = ptr::null_mut();
+        // SAFETY: the recording is alive; the call writes one handle.
+        unsafe { sys::cuGraphInstantiateWithFlags(&mut exec, self.0, 0) }.doing("making a graph")?;
+        Ok(Graph { exec, device: device.clone() })
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        if !self.0.is_null() {
+            // SAFETY: the handle is this value's own.
+            unsafe { sys::cuGraphDestroy(self.0) };
+        }
     }
 }
 
@@ -125,17 +153,16 @@ impl Graph {
     /// Queues them.
     fn launch(&self) -> Result<()> {
         // SAFETY: graph and stream are alive.
-        check(unsafe { driver::cuGraphLaunch(self.exec, self.device.stream()) }, "launching a graph")
+        unsafe { sys::cuGraphLaunch(self.exec, self.device.stream()) }.doing("launching a graph")
     }
 }
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        // SAFETY: the handle is this value's own; the wait lets its last launch end.
-        unsafe {
-            driver::cuStreamSynchronize(self.device.stream());
-            driver::cuGraphExecDestroy(self.exec);
-        }
+        // Lets its last launch end; a failure leaves nothing to do.
+        drop(self.device.synchronize());
+        // SAFETY: the handle is this value's own.
+        unsafe { sys::cuGraphExecDestroy(self.exec) };
     }
 }
 

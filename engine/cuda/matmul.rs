@@ -5,21 +5,20 @@ use super::convert;
 use super::cublas::{Cublas, Product};
 use super::device::{Dependent, Device};
 use super::fused::MAX_STAGE_BYTES;
-use super::launch::{always, by_dtype, dimension};
+use super::launch::{dimension, launch};
 use super::memory::DeviceBuffer;
-use super::tensor::{Activation, Tensor, Weight};
-use super::variant::{KernelChoice, Variant, select};
+use super::tensor::{Activation, Piece, Tensor, Weight};
+use super::variant::{KernelChoice, Variant, select, variants};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
+use cuda_std::launch::{DevicePtr, DevicePtrMut, Kernels, LaunchConfig, Value};
+use gpu_kernels::convert as convert_kernels;
 use gpu_kernels::fused::{WORD, stage_bytes};
-use gpu_kernels::matmul::ahead::{self, *};
-use gpu_kernels::matmul::{
-    BLOCK_THREADS, ROWS_PER_WARP, WARPS_PER_BLOCK, matmul_bf16_f32_gemv, matmul_bf16_f32_plain,
-    matmul_bf16_gemv, matmul_bf16_plain, matmul_f16_gemv, matmul_f16_plain, matmul_f32_gemv,
-    matmul_f32_plain,
-};
+use gpu_kernels::matmul::ahead::{self, COLUMNS_PER_BLOCK};
+use gpu_kernels::matmul::*;
 use std::rc::Rc;
+
+pub(super) mod blocks;
 
 pub(super) const OP: &str = "matmul";
 
@@ -49,6 +48,8 @@ pub(super) struct Case {
     x: DevicePtr<u8>,
     weight: DevicePtr<u8>,
     out: DevicePtrMut<u8>,
+    /// From one row of `out` to the next, in values.
+    out_stride: usize,
     /// f32; f16 for the library alone, where the weights are f16.
     out_dtype: Dtype,
     /// Whether the library adds to `out`.
@@ -65,6 +66,8 @@ pub(super) struct Tools<'a> {
     pub cublas: Option<&'a Cublas>,
     /// Room for twice the values of x in bf16, where x is f32 and the weights are bf16.
     pub parts: &'a mut DeviceBuffer<u16>,
+    /// Room for weights that are decoded for the library.
+    pub decoded: &'a mut DeviceBuffer<u8>,
     pub scratch: &'a mut Scratch,
 }
 
@@ -93,135 +96,71 @@ impl Scratch {
 
 type Launch = unsafe fn(&mut Tools, &Case) -> Result<()>;
 
-pub(super) const VARIANTS: [Variant<Case, Launch>; 4] = [
-    Variant {
-        name: CUBLAS,
-        kernels: &["split_f32_*_plain"],
-        eligible: |case| {
-            if case.has_cublas { Ok(()) } else { Err("cuBLAS is not open: the device is emulated") }
-        },
-        launch: |tools, case| {
-            let Some(cublas) = tools.cublas else {
-                return Err(Error::Device("cuBLAS was not opened: --kernel chose another matmul".into()));
-            };
-            let &Case { dtype, n, rows, cols, x, weight, out, out_dtype, accumulate, .. } = case;
-            let product = Product { dtype, n, rows, cols, x, weight, out, out_dtype, accumulate };
-            if !case.is_mixed() {
-                // SAFETY: the case's ranges have these sizes.
-                return unsafe { cublas.matmul(&product) };
-            }
-            // SAFETY: as above; both parts have the shape of x.
-            unsafe {
-                let [high, low] = convert::split(tools.device, n * cols, x.cast(), tools.parts)?;
-                cublas.matmul(&Product { x: high, ..product })?;
-                cublas.matmul(&Product { x: low, accumulate: true, ..product })
-            }
-        },
-    },
-    Variant {
-        name: AHEAD,
-        kernels: &["matmul_*_ahead_one", "matmul_*_ahead_few"],
-        eligible: |case| {
-            if case.dtype == Dtype::F32 {
-                Err("the weights are f32")
-            } else if case.cols == 0 || !case.cols.is_multiple_of(WORD as usize) {
-                Err("a row is not a multiple of 16 bytes")
-            } else if case.cols * 4 > case.stage_limit {
-                Err("a row of x does not fit in shared memory")
-            } else {
-                Ok(())
-            }
-        },
-        launch: |tools, case| {
-            let config = ahead_config(tools.device, case)?;
-            let (n, rows, cols) =
-                (dimension(OP, case.n)?, dimension(OP, case.rows)?, dimension(OP, case.cols)?);
-            let &Case { x, weight, out, .. } = case;
-            let device = &Dependent(tools.device);
-            macro_rules! call {
-                ($kernel:path) => {
-                    // SAFETY: a group of lanes for each row of weights, room for the rows of x; rows are aligned to 16 bytes,
-                    // since buffers are and a row is a multiple of that. No kernel writes weights.
-                    unsafe { $kernel(device, &config, n, rows, cols, x.cast(), weight.cast(), out.cast()) }
-                };
-            }
-            match (case.dtype, case.is_mixed(), rows_of_x(case)) {
-                (Dtype::F16, _, 1) => call!(matmul_f16_ahead_one),
-                (Dtype::F16, _, _) => call!(matmul_f16_ahead_few),
-                (_, true, 1) => call!(matmul_bf16_f32_ahead_one),
-                (_, true, _) => call!(matmul_bf16_f32_ahead_few),
-                (_, false, 1) => call!(matmul_bf16_ahead_one),
-                (_, false, _) => call!(matmul_bf16_ahead_few),
-            }
-        },
-    },
-    Variant {
-        name: GEMV,
-        kernels: &[],
-        eligible: |case| {
-            if (case.cols * case.dtype.size()).is_multiple_of(16) {
-                Ok(())
-            } else {
-                Err("a row is not a multiple of 16 bytes")
-            }
-        },
-        // SAFETY: rows are aligned to 16 bytes, since buffers are and a row is a multiple of that.
-        launch: |tools, case| unsafe {
-            let (config, [n, rows, cols]) = config(case)?;
-            let &Case { x, weight, out, .. } = case;
-            let device: &Device = tools.device;
-            if case.is_mixed() {
-                return matmul_bf16_f32_gemv(
-                    device,
-                    &config,
-                    n,
-                    rows,
-                    cols,
-                    x.cast(),
-                    weight.cast(),
-                    out.cast(),
-                );
-            }
-            by_dtype!(
-                case.dtype,
-                matmul_f32_gemv,
-                matmul_f16_gemv,
-                matmul_bf16_gemv,
-                (device, &config, n, rows, cols, x.cast(), weight.cast(), out.cast())
-            )
-        },
-    },
-    Variant {
-        name: "plain",
-        kernels: &[],
-        eligible: always,
-        // SAFETY: the grid covers all rows; the case's ranges have the sizes that the kernel needs.
-        launch: |tools, case| unsafe {
-            let (config, [n, rows, cols]) = config(case)?;
-            let &Case { x, weight, out, .. } = case;
-            let device: &Device = tools.device;
-            if case.is_mixed() {
-                return matmul_bf16_f32_plain(
-                    device,
-                    &config,
-                    n,
-                    rows,
-                    cols,
-                    x.cast(),
-                    weight.cast(),
-                    out.cast(),
-                );
-            }
-            by_dtype!(
-                case.dtype,
-                matmul_f32_plain,
-                matmul_f16_plain,
-                matmul_bf16_plain,
-                (device, &config, n, rows, cols, x.cast(), weight.cast(), out.cast())
-            )
-        },
-    },
-];
+variants! { Case, Launch;
+    CUBLAS [convert_kernels::split]: is_open => launch_cublas;
+    AHEAD [ahead::ahead]: fits_in_stage => |tools, case| unsafe { launch_ahead(tools, case, ahead::ahead()) };
+    GEMV [gemv]: whole_words => |tools, case| unsafe { launch_warps(tools, case, gemv()) };
+    "plain" [plain]: side_by_side => |tools, case| unsafe { launch_warps(tools, case, plain()) };
+}
+
+fn is_open(case: &Case) -> Result<(), &'static str> {
+    if case.has_cublas { Ok(()) } else { Err("cuBLAS is not open: the device is emulated") }
+}
+
+/// For kernels whose rows of results follow each other.
+fn side_by_side(case: &Case) -> Result<(), &'static str> {
+    if case.out_stride == case.rows { Ok(()) } else { Err("the results are some columns of a matrix") }
+}
+
+fn whole_words(case: &Case) -> Result<(), &'static str> {
+    side_by_side(case)?;
+    let is_whole = (case.cols * case.dtype.size()).is_multiple_of(16);
+    if is_whole { Ok(()) } else { Err("a row is not a multiple of 16 bytes") }
+}
+
+fn fits_in_stage(case: &Case) -> Result<(), &'static str> {
+    side_by_side(case)?;
+    if case.dtype == Dtype::F32 {
+        Err("the weights are f32")
+    } else if case.cols == 0 || !case.cols.is_multiple_of(WORD as usize) {
+        Err("a row is not a multiple of 16 bytes")
+    } else if case.cols * 4 > case.stage_limit {
+        Err("a row of x does not fit in shared memory")
+    } else {
+        Ok(())
+    }
+}
+
+/// # Safety
+/// The case's ranges have the sizes that it says.
+unsafe fn launch_cublas(tools: &mut Tools, case: &Case) -> Result<()> {
+    let Some(cublas) = tools.cublas else {
+        return Err(Error::Device("cuBLAS was not opened: --kernel chose another matmul".into()));
+    };
+    let &Case { dtype, n, rows, cols, x, weight, out, out_stride, out_dtype, accumulate, .. } = case;
+    let product = Product { dtype, n, rows, cols, x, weight, out, out_stride, out_dtype, accumulate };
+    if !case.is_mixed() {
+        // SAFETY: the case's ranges have these sizes.
+        return unsafe { cublas.matmul(&product) };
+    }
+    // SAFETY: as above; both parts have the shape of x.
+    unsafe {
+        let [high, low] = convert::split(tools.device, n * cols, x.cast(), tools.parts)?;
+        cublas.matmul(&Product { x: high, ..product })?;
+        cublas.matmul(&Product { x: low, accumulate: true, ..product })
+    }
+}
+
+/// # Safety
+/// The case's ranges have the sizes that it says, and it [`fits_in_stage`].
+unsafe fn launch_ahead(tools: &Tools, case: &Case, kernels: &Kernels<MatmulArgs>) -> Result<()> {
+    let config = ahead_config(tools.device, case)?;
+    let [weights, x] = formats(case);
+    let values = [weights, x, rows_of_x(case).into()];
+    // SAFETY: a group of lanes for each row of weights, room for the rows of x; rows are aligned to 16 bytes, since buffers are and a
+    // row is a multiple of that. No kernel writes weights.
+    unsafe { launch(&Dependent(tools.device), kernels, &values, &config, arguments(case)?) }
+}
 
 impl Case {
     /// Whether x is f32 and the weights are bf16.
@@ -230,11 +169,33 @@ impl Case {
     }
 }
 
-/// The grid of the Rust kernels, and `[n, rows, cols]` as they take them.
-fn config(case: &Case) -> Result<(LaunchConfig, [u32; 3])> {
+/// Launches a kernel whose warps have a row of weights each.
+///
+/// # Safety
+/// The case's ranges have the sizes that it says; for `gemv` its rows are [`whole_words`].
+unsafe fn launch_warps(tools: &Tools, case: &Case, kernels: &Kernels<MatmulArgs>) -> Result<()> {
+    let arguments = arguments(case)?;
+    let device: &Device = tools.device;
+    // SAFETY: the grid covers all rows; buffers are aligned, so whole words are. The caller vouches for the ranges.
+    unsafe { launch(device, kernels, &formats(case), &config(&arguments), arguments) }
+}
+
+/// What the Rust kernels take.
+fn arguments(case: &Case) -> Result<MatmulArgs> {
+    let &Case { x, weight, out, .. } = case;
     let (n, rows, cols) = (dimension(OP, case.n)?, dimension(OP, case.rows)?, dimension(OP, case.cols)?);
-    let grid = [rows.div_ceil(WARPS_PER_BLOCK), n.div_ceil(ROWS_PER_WARP), 1];
-    Ok((LaunchConfig { grid, block: [BLOCK_THREADS, 1, 1], shared_bytes: 0 }, [n, rows, cols]))
+    Ok(MatmulArgs { n, rows, cols, x, weight, out: out.cast() })
+}
+
+/// Of the weights and of x.
+fn formats(case: &Case) -> [Value; 2] {
+    [case.dtype.name().into(), case.x_dtype.name().into()]
+}
+
+/// The grid of kernels whose warps have a row of weights each.
+fn config(arguments: &MatmulArgs) -> LaunchConfig {
+    let grid = [arguments.rows.div_ceil(WARPS_PER_BLOCK), arguments.n.div_ceil(ROWS_PER_WARP), 1];
+    LaunchConfig { grid, block: [BLOCK_THREADS, 1, 1], shared_bytes: 0 }
 }
 
 /// Rows of x that a block of the variant `ahead` takes: few where they fit in shared memory, else one. A row's bits are the same.
@@ -254,6 +215,15 @@ fn ahead_config(device: &Device, case: &Case) -> Result<LaunchConfig> {
     Ok(LaunchConfig { grid: [blocks, groups, 1], block: [ahead::BLOCK_SIZE, 1, 1], shared_bytes })
 }
 
+/// What becomes of a product.
+#[derive(Clone, Copy, PartialEq)]
+enum Sum {
+    /// It replaces what is there.
+    Written,
+    /// It is added to what is there.
+    Added,
+}
+
 /// `out = x · weightᵀ`: `[n, in_features] -> [n, out_features]`.
 ///
 /// Where x is f32 and the weights are bf16, nothing of x is lost to rounding: the Rust kernels multiply it as it is, and
@@ -269,14 +239,8 @@ pub(super) fn matmul(
     weight: &Weight,
     out: &mut Tensor,
 ) -> Result<()> {
-    out.expect(OP, "out", n, weight.0.rows)?;
-    let case = case(&tools, n, x, weight, out.ptr_mut().cast())?;
-    if n == 0 || case.rows == 0 {
-        return Ok(());
-    }
-    let variant = select(OP, &VARIANTS, &case, choice.get(OP).or(preferred(&case)))?;
-    // SAFETY: the shapes were checked; `out` is borrowed alone.
-    unsafe { (variant.launch)(&mut tools, &case) }
+    out.expect(OP, "out", n, weight.rows)?;
+    multiply(&mut tools, choice, n, x, weight, out.ptr_mut(), Sum::Written)
 }
 
 /// As [`matmul`], added to what is in `out`: by the library itself, or by another kernel.
@@ -288,22 +252,20 @@ pub(super) fn matmul_accumulate(
     weight: &Weight,
     out: &mut Tensor,
 ) -> Result<()> {
-    let rows = weight.0.rows;
-    out.expect(OP, "out", n, rows)?;
-    let mut case = case(&tools, n, x, weight, out.ptr_mut().cast())?;
-    if n == 0 || rows == 0 {
-        return Ok(());
+    out.expect(OP, "out", n, weight.rows)?;
+    let adds = |piece: &Piece| match piece {
+        Piece::Float(matrix) => {
+            let case = case(&tools, n, x, matrix, DevicePtrMut::from_raw(0), weight.rows)?;
+            Ok(variant(&case, choice)?.name == CUBLAS)
+        }
+        Piece::Blocks(_) => Ok(true),
+    };
+    if n == 0 || weight.pieces.iter().map(adds).collect::<Result<Vec<_>>>()?.iter().all(|&adds| adds) {
+        return multiply(&mut tools, choice, n, x, weight, out.ptr_mut(), Sum::Added);
     }
-    let variant = select(OP, &VARIANTS, &case, choice.get(OP).or(preferred(&case)))?;
-    if variant.name == CUBLAS {
-        case.accumulate = true;
-        // SAFETY: as in `matmul`.
-        return unsafe { (variant.launch)(&mut tools, &case) };
-    }
-    case.out = tools.scratch.room(tools.device, n, rows)?.ptr_mut().cast();
-    // SAFETY: as in `matmul`; the scratch has room.
-    unsafe { (variant.launch)(&mut tools, &case)? };
-    add::add(tools.device, choice, n, out, tools.scratch.room(tools.device, n, rows)?)
+    let product = tools.scratch.room(tools.device, n, weight.rows)?.ptr_mut();
+    multiply(&mut tools, choice, n, x, weight, product, Sum::Written)?;
+    add::add(tools.device, choice, n, out, tools.scratch.room(tools.device, n, weight.rows)?)
 }
 
 /// As [`matmul`], with `out` in f16 where cuBLAS multiplies f16, since that halves what is written and what the next
@@ -317,23 +279,66 @@ pub(super) fn matmul_rounded(
     out: &mut Activation,
 ) -> Result<()> {
     out.set_dtype(Dtype::F32)?;
-    out.expect(OP, "out", Dtype::F32, n, weight.0.rows)?;
-    let mut case = case(&tools, n, x, weight, out.ptr_mut())?;
-    if n == 0 || case.rows == 0 {
-        return Ok(());
+    out.expect(OP, "out", Dtype::F32, n, weight.rows)?;
+    if let Some(matrix) = weight.float().filter(|matrix| n > 0 && matrix.rows > 0) {
+        let mut case = case(&tools, n, x, matrix, out.ptr_mut(), weight.rows)?;
+        let variant = variant(&case, choice)?;
+        if variant.name == CUBLAS && case.dtype == Dtype::F16 {
+            case.out_dtype = Dtype::F16;
+            out.set_dtype(Dtype::F16)?;
+        }
+        // SAFETY: the shapes were checked, `out` is borrowed alone; there is room for f32, so there is for f16.
+        return unsafe { (variant.launch)(&mut tools, &case) };
     }
-    let variant = select(OP, &VARIANTS, &case, choice.get(OP).or(preferred(&case)))?;
-    if variant.name == CUBLAS && case.dtype == Dtype::F16 {
-        case.out_dtype = Dtype::F16;
-        out.set_dtype(Dtype::F16)?;
-    }
-    // SAFETY: as in `matmul`; there is room for f32, so there is for f16.
-    unsafe { (variant.launch)(&mut tools, &case) }
+    multiply(&mut tools, choice, n, x, weight, out.ptr_mut().cast(), Sum::Written)
 }
 
-/// Checks x and the weight; `out` has room for the product in f32.
-fn case(tools: &Tools, n: usize, x: &Activation, weight: &Weight, out: DevicePtrMut<u8>) -> Result<Case> {
-    let &Activation { dtype, rows, cols, .. } = &weight.0;
+/// The product with each piece of the weights; `out` has room for `[n, weight.rows]` and nothing else uses it.
+fn multiply(
+    tools: &mut Tools,
+    choice: &KernelChoice,
+    n: usize,
+    x: &Activation,
+    weight: &Weight,
+    out: DevicePtrMut<f32>,
+    sum: Sum,
+) -> Result<()> {
+    let mut first = 0;
+    for piece in weight.pieces.iter().filter(|piece| n > 0 && piece.rows() > 0) {
+        let (out, stride) = (out.add(first), weight.rows);
+        first += piece.rows();
+        match piece {
+            Piece::Float(matrix) => {
+                let mut case = case(tools, n, x, matrix, out.cast(), stride)?;
+                case.accumulate = sum == Sum::Added;
+                let variant = variant(&case, choice)?;
+                // SAFETY: the shapes were checked; the caller vouches for `out`.
+                unsafe { (variant.launch)(tools, &case)? }
+            }
+            Piece::Blocks(matrix) => {
+                // SAFETY: as above.
+                unsafe { blocks::multiply(tools, choice, n, x, matrix, out, stride, sum == Sum::Added)? }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The variant for a case.
+fn variant(case: &Case, choice: &KernelChoice) -> Result<&'static Variant<Case, Launch>> {
+    select(OP, VARIANTS, case, choice.get(OP).or(preferred(case)))
+}
+
+/// Checks x and the weights; `out` has room for the product in f32, in rows of `out_stride` values.
+fn case(
+    tools: &Tools,
+    n: usize,
+    x: &Activation,
+    weight: &Activation,
+    out: DevicePtrMut<u8>,
+    out_stride: usize,
+) -> Result<Case> {
+    let &Activation { dtype, rows, cols, .. } = weight;
     let mixed = dtype == Dtype::Bf16 && x.dtype == Dtype::F32;
     let x_dtype = if mixed { x.dtype } else { dtype };
     x.expect(OP, "x", x_dtype, n, cols)?;
@@ -344,8 +349,9 @@ fn case(tools: &Tools, n: usize, x: &Activation, weight: &Weight, out: DevicePtr
         rows,
         cols,
         x: x.ptr(),
-        weight: weight.0.ptr(),
+        weight: weight.ptr(),
         out,
+        out_stride,
         out_dtype: Dtype::F32,
         accumulate: false,
         has_cublas: tools.cublas.is_some(),
@@ -376,6 +382,7 @@ pub fn preferred_matmul(dtype: Dtype, x_dtype: Dtype, n: usize, cols: usize) -> 
         x,
         weight,
         out,
+        out_stride: 1,
         out_dtype: Dtype::F32,
         accumulate: false,
         has_cublas: true,
@@ -399,13 +406,14 @@ mod tests {
             x,
             weight,
             out,
+            out_stride: 5,
             out_dtype: Dtype::F32,
             accumulate: false,
             has_cublas: true,
             stage_limit: MAX_STAGE_BYTES as usize,
         };
-        assert_eq!(select(OP, &VARIANTS, &case, None).unwrap().name, CUBLAS);
-        assert_eq!(select(OP, &VARIANTS, &case, Some("gemv")).unwrap().name, "gemv");
+        assert_eq!(select(OP, VARIANTS, &case, None).unwrap().name, CUBLAS);
+        assert_eq!(select(OP, VARIANTS, &case, Some("gemv")).unwrap().name, "gemv");
         assert_eq!(preferred(&case), None);
         (case.dtype, case.x_dtype) = (Dtype::Bf16, Dtype::F32);
         assert_eq!(preferred(&case), Some(AHEAD));
@@ -414,9 +422,8 @@ mod tests {
         case.n = 3;
         case.cols = 20;
         assert_eq!(preferred(&case), None);
-        assert!(select(OP, &VARIANTS, &case, Some("gemv")).is_err());
-        let (config, dimensions) = config(&case).unwrap();
-        assert_eq!((config.grid, dimensions), ([1, 1, 1], [3, 5, 20]));
+        assert!(select(OP, VARIANTS, &case, Some("gemv")).is_err());
+        assert_eq!(config(&arguments(&case).unwrap()).grid, [1, 1, 1]);
     }
     #[test]
     fn ahead_takes_few_rows_of_x_where_they_fit_and_one_where_not() {
@@ -430,6 +437,7 @@ mod tests {
             x,
             weight,
             out,
+            out_stride: 5,
             out_dtype: Dtype::F32,
             accumulate: false,
             has_cublas: true,
@@ -438,11 +446,11 @@ mod tests {
         for (n, cols, rows_of_a_block) in [(1, 896, 1), (2, 896, 4), (9, 6400, 4), (9, 6408, 1), (3, 8536, 1)]
         {
             let case = case(Dtype::Bf16, n, cols);
-            assert!(select(OP, &VARIANTS, &case, Some("ahead")).is_ok());
+            assert!(select(OP, VARIANTS, &case, Some("ahead")).is_ok());
             assert_eq!(rows_of_x(&case), rows_of_a_block, "{n} rows of {cols}");
         }
         for (dtype, cols) in [(Dtype::F32, 896), (Dtype::F16, 20), (Dtype::F16, 25_608)] {
-            assert!(select(OP, &VARIANTS, &case(dtype, 1, cols), Some("ahead")).is_err());
+            assert!(select(OP, VARIANTS, &case(dtype, 1, cols), Some("ahead")).is_err());
         }
     }
 }

@@ -1,13 +1,14 @@
 //! Device memory with an owner, and the pinned buffers that weights go up through.
 
-use super::device::Device;
-use super::driver::{self, CUevent, check};
+use super::device::{Device, Memory};
+use super::driver::Answer;
 use crate::error::{Error, Result};
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
+use cust::event::{Event, EventFlags};
+use cust::memory::LockedBuffer;
 use half::{bf16, f16};
 use rayon::prelude::*;
 use std::marker::PhantomData;
-use std::ptr::{self, NonNull};
 use std::rc::Rc;
 
 /// Values that may be copied to and from the device byte by byte.
@@ -32,14 +33,16 @@ unsafe impl Plain for bf16 {}
 
 /// Memory of the device, freed on drop.
 struct Allocation {
-    address: u64,
+    /// There until then.
+    memory: Option<Memory>,
     device: Rc<Device>,
 }
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        // SAFETY: the address is this allocation's own.
-        unsafe { self.device.free(self.address) }
+        if let Some(memory) = self.memory.take() {
+            self.device.free(memory);
+        }
     }
 }
 
@@ -61,8 +64,10 @@ impl<T: Plain> DeviceBuffer<T> {
         let bytes = len.checked_mul(size_of::<T>()).ok_or_else(|| {
             Error::Memory(format!("{len} values of {} bytes are more than the address space", size_of::<T>()))
         })?;
-        let memory = Rc::new(Allocation { address: device.allocate(bytes)?, device: device.clone() });
-        let mut buffer = Self { address: memory.address, len, memory, marker: PhantomData };
+        let memory = device.allocate(bytes)?;
+        let address = memory.address();
+        let memory = Rc::new(Allocation { memory: Some(memory), device: device.clone() });
+        let mut buffer = Self { address, len, memory, marker: PhantomData };
         buffer.fill(0)?;
         Ok(buffer)
     }
@@ -125,8 +130,12 @@ impl<T: Plain> DeviceBuffer<T> {
     /// [`Error::Device`] if the range is outside the buffer or the copy fails.
     pub fn write(&mut self, offset: usize, values: &[T]) -> Result<()> {
         let to = self.range(offset, values.len())?;
-        // SAFETY: both ranges have that many bytes, which are values without padding.
-        unsafe { self.memory.device.write(to, values.as_ptr().cast(), size_of_val(values)) }
+        // SAFETY: values without padding are bytes; the range has as many, and the copy is waited for.
+        unsafe {
+            let bytes = std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values));
+            self.memory.device.write(to, bytes)?;
+        }
+        self.memory.device.synchronize()
     }
 
     /// Copies the values from `offset..offset + len` to the host, after everything queued before.
@@ -136,12 +145,15 @@ impl<T: Plain> DeviceBuffer<T> {
     pub fn read(&self, offset: usize, len: usize) -> Result<Vec<T>> {
         let from = self.range(offset, len)?;
         let mut values: Vec<T> = Vec::with_capacity(len);
-        // SAFETY: the vector has room for `len` values, and all of them are written before the wait ends; every bit
-        // pattern is a value.
+        // SAFETY: the vector has room for `len` values, and every bit pattern is one: first zeros, so that they are
+        // bytes to refer to, then those of the range, which has as many; the copy is waited for.
         unsafe {
-            self.memory.device.read(from, values.as_mut_ptr().cast(), len * size_of::<T>())?;
+            values.as_mut_ptr().write_bytes(0, len);
             values.set_len(len);
+            let bytes = std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), len * size_of::<T>());
+            self.memory.device.read(from, bytes)?;
         }
+        self.memory.device.synchronize()?;
         Ok(values)
     }
 
@@ -160,11 +172,15 @@ impl<T: Plain> DeviceBuffer<T> {
 /// Page-locked host memory, which the device reads and writes by itself, at the full speed of the bus. For an emulated
 /// device, ordinary memory.
 pub struct PinnedBuffer {
-    bytes: NonNull<u8>,
-    len: usize,
-    /// Recorded after the last copy; null where the device is emulated, whose copies are over when they return.
-    copied: CUevent,
+    bytes: HostBytes,
     device: Rc<Device>,
+}
+
+enum HostBytes {
+    /// The event is recorded after the last copy; one that never was counts as complete.
+    Locked(LockedBuffer<u8>, Event),
+    /// For copies that are over when they return.
+    Ordinary(Box<[u8]>),
 }
 
 impl PinnedBuffer {
@@ -173,27 +189,16 @@ impl PinnedBuffer {
     /// # Errors
     /// [`Error::Memory`] if the system will not lock that much.
     pub fn new(device: &Rc<Device>, len: usize) -> Result<Self> {
-        if device.is_emulated() {
-            let bytes = NonNull::from(Box::leak(vec![0u8; len].into_boxed_slice())).cast();
-            return Ok(Self { bytes, len, copied: ptr::null_mut(), device: device.clone() });
-        }
-        let mut bytes = ptr::null_mut();
-        let mut copied = ptr::null_mut();
-        // SAFETY: each call writes one handle; the first is given back if the second fails.
-        let bytes = unsafe {
-            check(
-                driver::cuMemAllocHost_v2(&mut bytes, len.max(1)),
-                &format!("allocating {len} bytes of pinned host memory"),
-            )?;
-            let status = driver::cuEventCreate(&mut copied, driver::EVENT_DISABLE_TIMING);
-            if let Err(error) = check(status, "creating an event") {
-                driver::cuMemFreeHost(bytes);
-                return Err(error);
-            }
-            ptr::write_bytes(bytes.cast::<u8>(), 0, len);
-            NonNull::new(bytes.cast()).ok_or_else(|| Error::Memory("no pinned memory".into()))?
+        let bytes = if device.is_emulated() {
+            HostBytes::Ordinary(vec![0; len].into())
+        } else {
+            let bytes = LockedBuffer::new(&0, len);
+            HostBytes::Locked(
+                bytes.doing(&format!("allocating {len} bytes of pinned host memory"))?,
+                Event::new(EventFlags::DISABLE_TIMING).doing("creating an event")?,
+            )
         };
-        Ok(Self { bytes, len, copied, device: device.clone() })
+        Ok(Self { bytes, device: device.clone() })
     }
 
     /// The bytes, once the device no longer reads or writes them.
@@ -201,12 +206,10 @@ impl PinnedBuffer {
     /// # Errors
     /// [`Error::Device`] if an earlier copy or kernel failed.
     pub fn wait(&mut self) -> Result<&mut [u8]> {
-        if !self.copied.is_null() {
-            // SAFETY: the event is this buffer's; one that was never recorded counts as complete.
-            check(unsafe { driver::cuEventSynchronize(self.copied) }, "waiting for a copy")?;
+        if let HostBytes::Locked(_, copied) = &self.bytes {
+            copied.synchronize().doing("waiting for a copy")?;
         }
-        // SAFETY: `len` initialised bytes that nothing else refers to; the device is done with them.
-        Ok(unsafe { std::slice::from_raw_parts_mut(self.bytes.as_ptr(), self.len) })
+        Ok(self.bytes.as_mut())
     }
 
     /// Queues copying the first `len` bytes to `to`.
@@ -217,15 +220,9 @@ impl PinnedBuffer {
     /// # Safety
     /// `to` has `len` bytes and stays allocated until the copy is over.
     pub unsafe fn copy_to(&mut self, len: usize, to: DevicePtrMut<u8>) -> Result<()> {
-        self.expect_room(len)?;
-        let from = self.bytes.as_ptr().cast();
-        if self.copied.is_null() {
-            // SAFETY: the caller vouches for the target.
-            return unsafe { self.device.write(to.as_raw(), from, len) };
-        }
+        let from = self.bytes.front(len)?;
         // SAFETY: the caller vouches for the target; the source is read before `wait` or drop goes on.
-        let status = unsafe { driver::cuMemcpyHtoDAsync_v2(to.as_raw(), from, len, self.device.stream()) };
-        check(status, "copying to the device")?;
+        unsafe { self.device.write(to.as_raw(), from)? };
         self.copied()
     }
 
@@ -238,15 +235,9 @@ impl PinnedBuffer {
     /// # Safety
     /// `from` has `len` bytes and stays allocated until the copy is over.
     pub unsafe fn copy_from(&mut self, len: usize, from: DevicePtr<u8>) -> Result<()> {
-        self.expect_room(len)?;
-        let to = self.bytes.as_ptr().cast();
-        if self.copied.is_null() {
-            // SAFETY: the caller vouches for the source.
-            return unsafe { self.device.read(from.as_raw(), to, len) };
-        }
+        let to = self.bytes.front(len)?;
         // SAFETY: the caller vouches for the source; the target is not read before a wait.
-        let status = unsafe { driver::cuMemcpyDtoHAsync_v2(to, from.as_raw(), len, self.device.stream()) };
-        check(status, "copying from the device")
+        unsafe { self.device.read(from.as_raw(), to) }
     }
 
     /// Lets [`PinnedBuffer::wait`] wait for all that was queued so far.
@@ -254,33 +245,32 @@ impl PinnedBuffer {
     /// # Errors
     /// [`Error::Device`].
     pub fn copied(&mut self) -> Result<()> {
-        if self.copied.is_null() {
-            return Ok(());
+        match &self.bytes {
+            HostBytes::Locked(_, copied) => self.device.record(copied),
+            HostBytes::Ordinary(_) => Ok(()),
         }
-        // SAFETY: the event is this buffer's.
-        check(unsafe { driver::cuEventRecord(self.copied, self.device.stream()) }, "recording an event")
+    }
+}
+
+impl HostBytes {
+    fn as_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Locked(bytes, _) => bytes,
+            Self::Ordinary(bytes) => bytes,
+        }
     }
 
-    fn expect_room(&self, len: usize) -> Result<()> {
-        if len <= self.len {
-            return Ok(());
-        }
-        Err(Error::Device(format!("{len} bytes of a pinned buffer of {}", self.len)))
+    fn front(&mut self, len: usize) -> Result<&mut [u8]> {
+        let bytes = self.as_mut();
+        let has = bytes.len();
+        bytes.get_mut(..len).ok_or_else(|| Error::Device(format!("{len} bytes of a pinned buffer of {has}")))
     }
 }
 
 impl Drop for PinnedBuffer {
     fn drop(&mut self) {
-        // SAFETY: both are this buffer's own; the wait lets the device finish with it.
-        unsafe {
-            if self.copied.is_null() {
-                drop(Box::from_raw(ptr::slice_from_raw_parts_mut(self.bytes.as_ptr(), self.len)));
-                return;
-            }
-            driver::cuStreamSynchronize(self.device.stream());
-            driver::cuEventDestroy_v2(self.copied);
-            driver::cuMemFreeHost(self.bytes.as_ptr().cast());
-        }
+        // Lets the device finish with the bytes before they go; a failure leaves nothing to do.
+        drop(self.device.synchronize());
     }
 }
 

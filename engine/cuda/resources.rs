@@ -1,10 +1,10 @@
 //! What the driver made of a kernel.
 
 use super::device::Device;
-use super::driver::{self, check};
-use super::gpu::find_function;
-use crate::error::Result;
-use std::ffi::c_int;
+use super::driver::Answer;
+use super::gpu::Gpu;
+use crate::error::{Error, Result};
+use cust::function::{BlockSize, FunctionAttribute};
 
 /// What one kernel takes of a multiprocessor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -27,25 +27,21 @@ impl Device {
     /// # Errors
     /// [`crate::Error::Device`] if the module has no such kernel.
     pub fn resources(&self, kernel: &str, block_size: u32) -> Result<Resources> {
-        let function = find_function(self.module(), kernel)?;
-        let attribute = |attribute: c_int| {
-            let mut value = 0;
-            // SAFETY: writes one int; the function is of this module.
-            let status = unsafe { driver::cuFuncGetAttribute(&mut value, attribute, function) };
-            check(status, "asking for a kernel's resources").map(|()| value as u32)
+        let module = self.gpu().map(Gpu::module);
+        let module =
+            module.ok_or_else(|| Error::Device("the device is emulated: it compiles nothing".into()))?;
+        let function = module.get_function(kernel).doing(&format!("looking up the kernel {kernel}"))?;
+        let attribute = |attribute| {
+            let value = function.get_attribute(attribute).doing("asking for a kernel's resources")?;
+            Ok::<_, Error>(value as u32)
         };
-        let mut blocks = 0;
-        // SAFETY: as above.
-        let status = unsafe {
-            driver::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut blocks, function, block_size as c_int, 0)
-        };
-        check(status, "asking for a kernel's occupancy")?;
+        let blocks = function.max_active_blocks_per_multiprocessor(BlockSize::x(block_size), 0);
         Ok(Resources {
-            registers: attribute(driver::FUNCTION_REGISTERS)?,
-            shared_bytes: attribute(driver::FUNCTION_SHARED_BYTES)?,
-            local_bytes: attribute(driver::FUNCTION_LOCAL_BYTES)?,
+            blocks_per_multiprocessor: blocks.doing("asking for a kernel's occupancy")?,
+            registers: attribute(FunctionAttribute::NumRegisters)?,
+            shared_bytes: attribute(FunctionAttribute::SharedMemorySizeBytes)?,
+            local_bytes: attribute(FunctionAttribute::LocalSizeBytes)?,
             spill_bytes: None,
-            blocks_per_multiprocessor: blocks as u32,
         })
     }
 }

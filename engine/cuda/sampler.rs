@@ -2,20 +2,18 @@
 
 use super::argmax;
 use super::device::{Dependent, Device};
-use super::launch::{always, block_per_row, dimension};
+use super::launch::{always, block_per_row, dimension, launch};
 use super::memory::{DeviceBuffer, PinnedBuffer};
 use super::tensor::{self, Tensor};
-use super::variant::{KernelChoice, Variant, select};
+use super::variant::{KernelChoice, select, variants};
 use crate::error::{Error, Result};
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
 use gpu_kernels::argmax::MAX_BLOCKS_PER_ROW;
-use gpu_kernels::sampler::draw::{categorical_f32_plain, softmax_f32_plain};
-use gpu_kernels::sampler::filters::{
-    mask_f32_plain, min_p_f32_plain, penalties_f32_plain, top_k_f32_plain, top_p_f32_plain,
-};
-use gpu_kernels::sampler::split::{self, draw_f32_split};
+use gpu_kernels::sampler::draw::{categorical, softmax};
+use gpu_kernels::sampler::filters::{mask, min_p, penalties, top_k, top_p};
 use gpu_kernels::sampler::{
-    DRAW_ANY, DRAW_CANDIDATES, DRAW_FILTERED, DRAW_PLAIN, NO_MASK, SAMPLER_THREADS, SamplerRow,
+    ChainArgs, DRAW_ANY, DRAW_CANDIDATES, DRAW_FILTERED, DRAW_PLAIN, DrawArgs, NO_MASK, SAMPLER_THREADS,
+    SamplerRow, split,
 };
 use qernel_core::batch::BatchLimits;
 use qernel_core::sampler::SamplingRow;
@@ -24,24 +22,12 @@ use std::rc::Rc;
 
 pub(super) const OP: &str = "sample";
 
-/// Who draws for rows that are not greedy, which each row says for itself ([`pack`]): what it draws depends on no other row.
-pub(super) const VARIANTS: [Variant<(), ()>; 2] = [
-    Variant { name: SPLIT, kernels: &["draw_*_split"], eligible: always, launch: () },
-    Variant {
-        name: "chain",
-        kernels: &[
-            "mask_*_plain",
-            "penalties_*_plain",
-            "top_k_*_plain",
-            "top_p_*_plain",
-            "min_p_*_plain",
-            "softmax_*_plain",
-            "categorical_*_plain",
-        ],
-        eligible: always,
-        launch: (),
-    },
-];
+variants! {
+    /// Who draws for rows that are not greedy, which each row says for itself ([`pack`]): what it draws depends on no other row.
+    (), ();
+    SPLIT [split::split]: always => ();
+    "chain" [mask, penalties, top_k, top_p, min_p, softmax, categorical]: always => ();
+}
 const SPLIT: &str = "split";
 
 /// What decides which kernels a draw takes and where they find their parameters.
@@ -171,7 +157,7 @@ impl Sampler {
     ) -> Result<()> {
         let vocab_size = logits.cols();
         logits.expect(OP, "logits", rows.len(), vocab_size)?;
-        let may_split = select(OP, &VARIANTS, &(), choice.get(OP))?.name == SPLIT;
+        let may_split = select(OP, VARIANTS, &(), choice.get(OP))?.name == SPLIT;
         let Packed { rows: packed, tokens, counts, masks } = pack(rows, vocab_size, may_split)?;
         let shape = DrawShape::of(&packed, tokens.len(), masks.len(), dimension(OP, vocab_size)?);
         let [tokens_at, counts_at, masks_at, end] = shape.places();
@@ -235,44 +221,40 @@ impl Sampler {
         unsafe {
             let (words, logits, out) = (self.parameters.ptr(), logits.ptr_mut(), self.out.ptr_mut());
             let rows: DevicePtr<SamplerRow> = words.cast();
-            if shape.masks > 0 {
-                mask_f32_plain(device, config, vocab, rows, words.add(masks_at), logits)?;
-            }
-            if shape.penalised > 0 {
-                let (tokens, counts) = (words.add(tokens_at), words.add(counts_at));
-                penalties_f32_plain(device, config, vocab, rows, tokens, counts, logits)?;
-            }
-            if shape.top_k {
-                top_k_f32_plain(device, config, vocab, rows, logits)?;
-            }
-            if shape.top_p {
-                top_p_f32_plain(device, config, vocab, rows, logits)?;
-            }
-            if shape.min_p {
-                min_p_f32_plain(device, config, vocab, rows, logits)?;
+            let chain = ChainArgs {
+                vocab_size: vocab,
+                rows,
+                masks: words.add(masks_at),
+                tokens: words.add(tokens_at),
+                counts: words.add(counts_at),
+                logits,
+                out,
+            };
+            let (partials, counters) = (self.partials.ptr_mut(), self.counters.ptr_mut());
+            let draw = DrawArgs { vocab_size: vocab, rows, logits: logits.into(), partials, counters, out };
+            for (is_wanted, kernel) in [
+                (shape.masks > 0, mask()),
+                (shape.penalised > 0, penalties()),
+                (shape.top_k, top_k()),
+                (shape.top_p, top_p()),
+                (shape.min_p, min_p()),
+            ] {
+                if is_wanted {
+                    launch(device, kernel, &[], config, chain)?;
+                }
             }
             if shape.split {
                 let grid = [split::num_slices(vocab), n, 1];
                 let config = LaunchConfig { grid, block: [split::BLOCK_SIZE, 1, 1], shared_bytes: 0 };
-                let (partials, counters) = (self.partials.ptr_mut(), self.counters.ptr_mut());
-                let device = &Dependent(device);
-                draw_f32_split(device, &config, vocab, rows, logits.into(), partials, counters, out)?;
+                launch(&Dependent(device), split::split(), &[], &config, draw)?;
             }
             if shape.plain {
-                softmax_f32_plain(device, config, vocab, rows, logits)?;
-                categorical_f32_plain(device, config, vocab, rows, logits.into(), out)?;
+                launch(device, softmax(), &[], config, chain)?;
+                launch(device, categorical(), &[], config, chain)?;
             }
             if shape.greedy {
-                let case = argmax::Case {
-                    rows: n,
-                    vocab_size: vocab,
-                    parameters: rows,
-                    logits: logits.into(),
-                    partials: self.partials.ptr_mut(),
-                    counters: self.counters.ptr_mut(),
-                    out,
-                };
-                let variant = select(argmax::OP, &argmax::VARIANTS, &case, choice.get(argmax::OP))?;
+                let case = argmax::Case { rows: n, arguments: draw };
+                let variant = select(argmax::OP, argmax::VARIANTS, &case, choice.get(argmax::OP))?;
                 (variant.launch)(device, &case)?;
             }
         }

@@ -1,94 +1,46 @@
 //! The gated activation of the MLP.
 
 use super::device::{Dependent, Device};
-use super::launch::{Launch, always, dimension, elements_of_rows};
+use super::launch::{Launch, always, dimension, elements_of_rows, launch};
 use super::tensor::Activation;
-use super::variant::{KernelChoice, Variant, select};
+use super::variant::{KernelChoice, select, variants};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use cuda_std::launch::{DevicePtr, DevicePtrMut};
-use gpu_kernels::silu_mul::{
-    BLOCK_SIZE, silu_mul_bf16_f32_plain, silu_mul_bf16_f32_vec8, silu_mul_f16_f32_plain,
-    silu_mul_f16_f32_vec8, silu_mul_f16_plain, silu_mul_f16_vec8, silu_mul_f32_plain, silu_mul_f32_vec8,
-};
+use cuda_std::launch::Kernels;
+use gpu_kernels::silu_mul::*;
 
 pub(super) const OP: &str = "silu_mul";
 
-/// gate_up `[rows, 2 * intermediate_size]`, out `[rows, intermediate_size]`, in formats that there is a kernel for; they do not
-/// overlap.
+/// What the kernels take for `rows` rows, in formats that there is a kernel for: of out, and of gate_up.
 pub(super) struct Case {
-    formats: Formats,
+    formats: [Dtype; 2],
     rows: u32,
-    intermediate_size: u32,
-    gate_up: DevicePtr<u8>,
-    out: DevicePtrMut<u8>,
+    arguments: SiluMulArgs,
 }
 
-/// Of out and gate_up.
-#[derive(Clone, Copy)]
-enum Formats {
-    F32,
-    F16,
-    F16F32,
-    Bf16F32,
+/// # Safety
+/// The case is one for the kernel, which takes `values` at a time.
+unsafe fn launch_groups(
+    device: &Device,
+    case: &Case,
+    kernels: &Kernels<SiluMulArgs>,
+    values: u32,
+) -> Result<()> {
+    let config = elements_of_rows(case.rows, case.arguments.intermediate_size / values, BLOCK_SIZE);
+    let formats = case.formats.map(|dtype| dtype.name().into());
+    // SAFETY: one row of blocks for each row; the caller vouches for the case.
+    unsafe { launch(&Dependent(device), kernels, &formats, &config, case.arguments) }
 }
 
-/// Calls the kernel of the formats.
-macro_rules! launch {
-    ($per_thread:literal, $f32:path, $f16:path, $f16_f32:path, $bf16_f32:path) => {
-        |device, case| {
-            let &Case { formats, rows, intermediate_size, gate_up, out } = case;
-            let config = elements_of_rows(rows, intermediate_size / $per_thread, BLOCK_SIZE);
-            let device = &Dependent(device);
-            // SAFETY: one row of blocks for each row; the caller and `eligible` vouch for the case.
-            unsafe {
-                match formats {
-                    Formats::F32 => $f32(device, &config, intermediate_size, gate_up.cast(), out.cast()),
-                    Formats::F16 => $f16(device, &config, intermediate_size, gate_up.cast(), out.cast()),
-                    Formats::F16F32 => {
-                        $f16_f32(device, &config, intermediate_size, gate_up.cast(), out.cast())
-                    }
-                    Formats::Bf16F32 => {
-                        $bf16_f32(device, &config, intermediate_size, gate_up.cast(), out.cast())
-                    }
-                }
-            }
-        }
-    };
+variants! { Case, Launch<Case>;
+    "vec8" [vec8]: groups_of_8 => |device, case| unsafe { launch_groups(device, case, vec8(), 8) };
+    "plain" [plain]: always => |device, case| unsafe { launch_groups(device, case, plain(), 1) };
 }
 
-pub(super) const VARIANTS: [Variant<Case, Launch<Case>>; 2] = [
-    Variant {
-        name: "vec8",
-        kernels: &[],
-        eligible: |case| {
-            if case.intermediate_size.is_multiple_of(8) {
-                Ok(())
-            } else {
-                Err("intermediate_size is not a multiple of 8")
-            }
-        },
-        launch: launch!(
-            8,
-            silu_mul_f32_vec8,
-            silu_mul_f16_vec8,
-            silu_mul_f16_f32_vec8,
-            silu_mul_bf16_f32_vec8
-        ),
-    },
-    Variant {
-        name: "plain",
-        kernels: &[],
-        eligible: always,
-        launch: launch!(
-            1,
-            silu_mul_f32_plain,
-            silu_mul_f16_plain,
-            silu_mul_f16_f32_plain,
-            silu_mul_bf16_f32_plain
-        ),
-    },
-];
+fn groups_of_8(case: &Case) -> Result<(), &'static str> {
+    let is_multiple = case.arguments.intermediate_size.is_multiple_of(8);
+    if is_multiple { Ok(()) } else { Err("intermediate_size is not a multiple of 8") }
+}
 
 /// `out = silu(gate) * up`, each row of `gate_up` being `[gate; up]`: `[n, intermediate_size]`.
 pub(super) fn silu_mul(
@@ -98,23 +50,20 @@ pub(super) fn silu_mul(
     gate_up: &Activation,
     out: &mut Activation,
 ) -> Result<()> {
-    let formats = match (out.dtype, gate_up.dtype) {
-        (Dtype::F32, Dtype::F32) => Formats::F32,
-        (Dtype::F16, Dtype::F16) => Formats::F16,
-        (Dtype::F16, Dtype::F32) => Formats::F16F32,
-        (Dtype::Bf16, Dtype::F32) => Formats::Bf16F32,
-        (to, from) => {
-            return Err(Error::Request(format!("{OP}: there is no kernel from {from} to {to}")));
-        }
-    };
+    let formats = [out.dtype, gate_up.dtype];
+    if plain().get(&formats.map(|dtype| dtype.name().into())).is_none() {
+        let [to, from] = formats;
+        return Err(Error::Request(format!("{OP}: there is no kernel from {from} to {to}")));
+    }
     gate_up.expect(OP, "gate_up", gate_up.dtype, n, 2 * out.cols)?;
     out.expect(OP, "out", out.dtype, n, out.cols)?;
     let (rows, intermediate_size) = (dimension(OP, n)?, dimension(OP, out.cols)?);
-    let case = Case { formats, rows, intermediate_size, gate_up: gate_up.ptr(), out: out.ptr_mut() };
+    let arguments = SiluMulArgs { intermediate_size, gate_up: gate_up.ptr(), out: out.ptr_mut() };
+    let case = Case { formats, rows, arguments };
     if rows == 0 || intermediate_size == 0 {
         return Ok(());
     }
-    let variant = select(OP, &VARIANTS, &case, choice.get(OP))?;
+    let variant = select(OP, VARIANTS, &case, choice.get(OP))?;
     // SAFETY: both have `n` rows, checked above; `out` is borrowed alone.
     unsafe { (variant.launch)(device, &case) }
 }

@@ -4,6 +4,7 @@ use super::device::Device;
 use super::memory::DeviceBuffer;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::formats::MatrixFormat;
 use crate::kv_layout::KvLayout;
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
 use half::{bf16, f16};
@@ -17,7 +18,7 @@ pub struct Tensor {
     pub(super) cols: usize,
 }
 
-/// `[rows, cols]` in a format of the weights, row-major: what matrix products read, and weights themselves.
+/// `[rows, cols]` in a float format, row-major: what matrix products read, and weights that are floats.
 pub struct Activation {
     pub(super) data: DeviceBuffer<u8>,
     pub(super) dtype: Dtype,
@@ -25,8 +26,26 @@ pub struct Activation {
     pub(super) cols: usize,
 }
 
-/// A weight matrix `[out_features, in_features]`.
-pub struct Weight(pub(super) Activation);
+/// A weight matrix `[out_features, in_features]`: pieces one below the other, each in a format of its own; most are one.
+pub struct Weight {
+    pub(super) pieces: Vec<Piece>,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+}
+
+/// Rows of a weight matrix in one format.
+pub(super) enum Piece {
+    Float(Activation),
+    Blocks(BlockMatrix),
+}
+
+/// `[rows, cols]` in blocks along the rows, as a file has them.
+pub(super) struct BlockMatrix {
+    pub data: DeviceBuffer<u8>,
+    pub format: MatrixFormat,
+    pub rows: usize,
+    pub cols: usize,
+}
 
 /// K and V pages of every layer, laid out as [`KvLayout`] says: all of K, then all of V.
 pub struct KvCache {
@@ -165,8 +184,44 @@ impl Activation {
 }
 
 impl Weight {
-    pub fn dtype(&self) -> Dtype {
-        self.0.dtype
+    /// The matrix if it is a float one, in one piece.
+    pub(super) fn float(&self) -> Option<&Activation> {
+        match &self.pieces[..] {
+            [Piece::Float(matrix)] => Some(matrix),
+            _ => None,
+        }
+    }
+
+    /// The matrix as `op` takes it.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if it is not a float one, in one piece.
+    pub(super) fn expect_float(&self, op: &str) -> Result<&Activation> {
+        self.float().ok_or_else(|| Error::Request(format!("{op}: the weights must be floats, in one piece")))
+    }
+
+    /// Its float format, if it is a float matrix in one piece.
+    pub fn dtype(&self) -> Option<Dtype> {
+        self.float().map(Activation::dtype)
+    }
+
+    /// `out_features`
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// `in_features`
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+}
+
+impl Piece {
+    pub(super) fn rows(&self) -> usize {
+        match self {
+            Self::Float(matrix) => matrix.rows,
+            Self::Blocks(matrix) => matrix.rows,
+        }
     }
 }
 
@@ -211,6 +266,23 @@ impl KvCache {
     pub fn fill(&mut self, byte: u8) -> Result<()> {
         self.k.fill(byte)?;
         self.v.fill(byte)
+    }
+
+    /// Sets K and V of one layer, in the order of [`KvCache::layout`], each rounded to the nearest of its format.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if there is no such layer, or there are more values than it has.
+    pub fn write(&mut self, layer: usize, k: &[f32], v: &[f32]) -> Result<()> {
+        self.layer("write", layer)?;
+        let values = self.layout.num_pages * self.layout.page_elements();
+        if k.len() > values || v.len() > values {
+            let given = k.len().max(v.len());
+            return Err(Error::Request(format!("write: {given} values for {values} of a layer")));
+        }
+        let dtype = self.layout.dtype;
+        let offset = layer * values * dtype.size();
+        self.k.write(offset, &encode(dtype, k))?;
+        self.v.write(offset, &encode(dtype, v))
     }
 
     /// K and V of one layer as f32, in the order of [`KvCache::layout`], after everything queued before.

@@ -1,15 +1,16 @@
 //! Time on the device's stream, by the device's clock.
 
 use super::device::Device;
-use super::driver::{self, check};
+use super::driver::Answer;
 use crate::error::{Error, Result};
+use cust::event::{Event, EventFlags};
 use std::rc::Rc;
 
 /// Stop-watches for stretches of the device's stream: several may be queued before the first is read.
 pub struct Timer {
     device: Rc<Device>,
     /// Start and end of each lap.
-    laps: Vec<[driver::CUevent; 2]>,
+    laps: Vec<[Event; 2]>,
 }
 
 impl Timer {
@@ -21,15 +22,9 @@ impl Timer {
         if device.is_emulated() {
             return Err(Error::Device("the device is emulated: its speed means nothing".into()));
         }
-        let mut timer = Self { device: device.clone(), laps: Vec::new() };
-        for _ in 0..laps {
-            timer.laps.push([std::ptr::null_mut(); 2]);
-            for event in timer.laps.last_mut().into_iter().flatten() {
-                // SAFETY: writes one handle; drop destroys those that were made.
-                check(unsafe { driver::cuEventCreate(event, 0) }, "creating an event")?;
-            }
-        }
-        Ok(timer)
+        let event = || Event::new(EventFlags::DEFAULT).doing("creating an event");
+        let laps = (0..laps).map(|_| Ok([event()?, event()?])).collect::<Result<_>>()?;
+        Ok(Self { device: device.clone(), laps })
     }
 
     /// How many laps it has.
@@ -45,7 +40,7 @@ impl Timer {
     /// # Panics
     /// If there is no such lap.
     pub fn start(&mut self, lap: usize) -> Result<()> {
-        self.record(self.laps[lap][0])
+        self.device.record(&self.laps[lap][0])
     }
 
     /// Queues the end of a lap.
@@ -56,7 +51,7 @@ impl Timer {
     /// # Panics
     /// If there is no such lap.
     pub fn stop(&mut self, lap: usize) -> Result<()> {
-        self.record(self.laps[lap][1])
+        self.device.record(&self.laps[lap][1])
     }
 
     /// Waits for the end of a lap, and answers its seconds.
@@ -67,27 +62,9 @@ impl Timer {
     /// # Panics
     /// If there is no such lap.
     pub fn seconds(&mut self, lap: usize) -> Result<f64> {
-        let [from, to] = self.laps[lap];
-        let mut milliseconds = 0.0f32;
-        // SAFETY: both events are alive; the last call writes one float.
-        unsafe {
-            check(driver::cuEventSynchronize(to), "waiting for the device")?;
-            check(driver::cuEventElapsedTime(&mut milliseconds, from, to), "reading the time")?;
-        }
+        let [from, to] = &self.laps[lap];
+        to.synchronize().doing("waiting for the device")?;
+        let milliseconds = to.elapsed_time_f32(from).doing("reading the time")?;
         Ok(f64::from(milliseconds) / 1e3)
-    }
-
-    fn record(&self, event: driver::CUevent) -> Result<()> {
-        // SAFETY: event and stream are alive.
-        check(unsafe { driver::cuEventRecord(event, self.device.stream()) }, "recording an event")
-    }
-}
-
-impl Drop for Timer {
-    fn drop(&mut self) {
-        for &event in self.laps.iter().flatten().filter(|event| !event.is_null()) {
-            // SAFETY: the event is this timer's own.
-            unsafe { driver::cuEventDestroy_v2(event) };
-        }
     }
 }

@@ -1,21 +1,42 @@
 //! Choosing one of the kernels that compute an operation: plain code on the CPU, without a device.
 
-use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use cuda_std::launch::{Instance, Value};
 use std::collections::BTreeMap;
 
 /// One way to compute an operation whose case (shapes, dtypes) is a `C`.
 pub struct Variant<C, F> {
     /// The last part of the kernels' names, and what `--kernel op=name` takes.
     pub name: &'static str,
-    /// Patterns of the names of the kernels that it launches, `*` standing for any text that begins with the dtype. Empty
-    /// where they are named `op_dtype_variant`, as most are.
-    pub kernels: &'static [&'static str],
+    /// The entries that it launches, of each of its kernels.
+    pub kernels: &'static [&'static [Instance]],
     /// `Err` says why this variant cannot compute the case.
     pub eligible: fn(&C) -> Result<(), &'static str>,
     /// Launches it.
     pub launch: F,
 }
+
+/// A table of variants `VARIANTS`, a line each: its name, its kernels, for which cases it is eligible, how it is launched. Fastest
+/// first, one that computes every case last.
+macro_rules! variants {
+    ($(#[$doc:meta])* $case:ty, $launch:ty; $($name:tt [$($kernel:path),*]: $eligible:expr => $how:expr;)*) => {
+        $(#[$doc])*
+        pub(super) const VARIANTS: &[$crate::variant::Variant<$case, $launch>] = &[$(
+            $crate::variant::Variant {
+                name: $name,
+                kernels: &[$($kernel().instances()),*],
+                eligible: $eligible,
+                launch: $how,
+            }
+        ),*];
+
+        /// What there is to know of the operation.
+        pub(crate) fn operation() -> $crate::variant::Operation {
+            $crate::variant::Operation::of(OP, VARIANTS)
+        }
+    };
+}
+pub(super) use variants;
 
 /// The variant asked for, else the first that is eligible; tables list the fastest first and end with one that
 /// computes every case.
@@ -57,6 +78,23 @@ pub fn is_ineligible(error: &Error) -> bool {
     matches!(error, Error::Request(text) if text.contains(CANNOT_RUN))
 }
 
+/// Names that operations have elsewhere, and where those lead: for `lab` and `--kernel`.
+pub const ALIASES: [(&str, &str); 5] = [
+    ("gqa_attention", "attention"),
+    ("rmsnorm", "rms_norm"),
+    ("rope", "bias_rope_kv"),
+    ("sampling", "sample"),
+    ("swiglu", "silu_mul"),
+];
+
+/// The name of the operation that `name` means: of one of that name, else what an alias leads to, else `name` itself.
+pub fn operation_name(name: &str) -> &str {
+    if super::operations().iter().any(|op| op.name == name) {
+        return name;
+    }
+    ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, op)| op)
+}
+
 /// The variants asked for by name: `--kernel rms_norm=plain,matmul=plain`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KernelChoice(BTreeMap<&'static str, &'static str>);
@@ -83,7 +121,8 @@ impl KernelChoice {
     /// [`Error::Request`] that lists what exists.
     pub fn set(&mut self, op: &str, variant: &str) -> Result<()> {
         let all = super::kernels();
-        let Some((op, variants)) = all.iter().find(|(name, _)| *name == op) else {
+        let named = operation_name(op);
+        let Some((op, variants)) = all.iter().find(|(name, _)| *name == named) else {
             let ops: Vec<_> = all.iter().map(|(name, _)| *name).collect();
             return Err(Error::Request(format!("--kernel {op}: the operations are {}", ops.join(", "))));
         };
@@ -117,20 +156,28 @@ pub struct Operation {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VariantInfo {
     pub name: &'static str,
-    /// Patterns of its kernels' names, see [`Variant::kernels`]; empty where the operation puts others together.
-    pub kernels: Vec<String>,
+    /// The kernels that it launches; empty where the operation puts others together.
+    pub kernels: Vec<KernelInfo>,
+}
+
+/// A kernel of a variant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelInfo {
+    pub name: &'static str,
+    /// The types that it was made for: its dtype, and that of its inputs where they are another (`bf16_f32`).
+    pub dtype: String,
 }
 
 impl Operation {
     /// An operation with a table.
     pub(super) fn of<C, F>(name: &'static str, variants: &[Variant<C, F>]) -> Self {
-        let info = |variant: &Variant<C, F>| VariantInfo::new(name, variant.name, variant.kernels);
+        let info = |variant: &Variant<C, F>| VariantInfo::new(variant.name, variant.kernels);
         Self { name, variants: variants.iter().map(info).collect(), selectable: true }
     }
 
     /// An operation that there is one way to compute, called `plain`.
-    pub(super) fn single(name: &'static str, kernels: &[&str]) -> Self {
-        Self { name, variants: vec![VariantInfo::new(name, "plain", kernels)], selectable: false }
+    pub(super) fn single(name: &'static str, kernels: &[&'static [Instance]]) -> Self {
+        Self { name, variants: vec![VariantInfo::new("plain", kernels)], selectable: false }
     }
 
     /// A choice between ways to put operations together, which has no kernels of its own.
@@ -158,34 +205,34 @@ impl Operation {
 }
 
 impl VariantInfo {
-    fn new(op: &str, name: &'static str, kernels: &[&str]) -> Self {
-        let kernels = match kernels {
-            [] => vec![format!("{op}_*_{name}")],
-            patterns => patterns.iter().map(|&pattern| pattern.to_owned()).collect(),
-        };
-        Self { name, kernels }
+    fn new(name: &'static str, kernels: &[&'static [Instance]]) -> Self {
+        Self { name, kernels: kernels.iter().copied().flatten().map(KernelInfo::new).collect() }
     }
 
     /// Whether the kernel of that name is one of this variant's.
     pub fn launches(&self, kernel: &str) -> bool {
-        self.kernels.iter().any(|pattern| kernel_dtype(pattern, kernel).is_some())
+        self.kernels.iter().any(|own| own.name == kernel)
     }
 }
 
-/// What `*` of `pattern` stands for in `kernel`: its dtype, and that of its inputs where they are another (`bf16_f32`).
-/// A kernel without a `*` in its pattern has the dtype "".
-pub fn kernel_dtype<'a>(pattern: &str, kernel: &'a str) -> Option<&'a str> {
-    let Some((before, after)) = pattern.split_once('*') else {
-        return (pattern == kernel).then_some("");
-    };
-    let dtype = kernel.strip_prefix(before)?.strip_suffix(after)?;
-    let known = |part: &str| Dtype::ALL.iter().any(|dtype| dtype.name() == part);
-    (dtype == "u32" || dtype.split('_').all(known)).then_some(dtype)
+impl KernelInfo {
+    fn new(instance: &'static Instance) -> Self {
+        let mut types: Vec<&str> = Vec::new();
+        for value in instance.values {
+            if let Value::Type(name) = value
+                && !types.contains(name)
+            {
+                types.push(name);
+            }
+        }
+        Self { name: instance.kernel.name, dtype: types.join("_") }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use gpu_kernels::{convert, matmul};
 
     const TABLE: [Variant<usize, ()>; 2] = [
         Variant {
@@ -219,14 +266,28 @@ mod tests {
     }
 
     #[test]
-    fn kernels_are_found_by_their_names() {
-        let op = Operation::of("op", &TABLE);
-        assert_eq!(op.variants[0].kernels, ["op_*_vec4"]);
-        assert!(op.variant("plain").unwrap().launches("op_bf16_plain"));
-        assert!(!op.variants[1].launches("op_bf16_vec4"));
-        assert!(!op.variants[1].launches("op_fused_f32_plain"), "another operation that begins alike");
-        assert_eq!(kernel_dtype("matmul_*_gemv", "matmul_bf16_f32_gemv"), Some("bf16_f32"));
-        assert!(op.variant("vec8").unwrap_err().to_string().contains("vec4, plain"));
+    fn kernels_are_known_by_their_names_and_types() {
+        let op = Operation::single("op", &[matmul::gemv().instances(), convert::split().instances()]);
+        let plain = op.variant("plain").unwrap();
+        let dtypes: Vec<_> = plain.kernels.iter().map(|kernel| kernel.dtype.as_str()).collect();
+        assert_eq!(dtypes, ["f32", "f16", "bf16", "bf16_f32", "f32"]);
+        assert!(plain.launches("matmul_bf16_f32_gemv") && plain.launches("split_f32_bf16_plain"));
+        assert!(!plain.launches("matmul_bf16_f32_plain"));
+        assert!(op.variant("vec8").unwrap_err().to_string().contains("plain"));
+    }
+
+    #[test]
+    fn an_alias_leads_to_an_operation_that_can_be_chosen() {
+        for (alias, op) in ALIASES {
+            assert!(crate::kernels().iter().any(|(name, _)| *name == op), "{alias} leads to {op}");
+            assert_eq!(operation_name(op), op);
+        }
+        assert_eq!(operation_name("swiglu"), "silu_mul");
+        assert_eq!(operation_name("norm"), "norm");
+        assert_eq!(
+            KernelChoice::parse("rmsnorm=plain").unwrap(),
+            KernelChoice::parse("rms_norm=plain").unwrap()
+        );
     }
 
     #[test]

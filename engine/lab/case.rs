@@ -7,6 +7,7 @@ use crate::cuda::{CudaOps, Device, KernelChoice};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::ops::OpsConfig;
+use crate::rope::Rotation;
 use std::rc::Rc;
 
 /// The most [`Case::work`] of a case that an emulator or a sanitizer, hundreds of times slower than the device, should
@@ -100,7 +101,7 @@ pub fn plain_config() -> OpsConfig {
         num_attention_heads: 2,
         num_key_value_heads: 1,
         head_dim: 64,
-        rope_theta: 1e6,
+        rotation: Rotation::new(1e6, 64),
         max_model_len: 64,
         limits,
     }

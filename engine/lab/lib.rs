@@ -22,12 +22,11 @@ pub mod source;
 pub mod timed_ops;
 pub mod values;
 pub mod watch;
-pub mod workload;
 
 // This crate and what is below it, under the names that they have everywhere.
 extern crate self as lab;
 use qernel_core::{
-    Error, Result, batch, config, cpu, drawing, dtype, error, kv_layout, ops, sampler, stats, testing,
+    Error, Result, batch, config, cpu, drawing, dtype, error, kv_layout, ops, rope, sampler, stats, testing,
     weights,
 };
 use qernel_cuda as cuda;

@@ -1,5 +1,9 @@
 //! A whole model with other kernels than the default ones: what that does to its speed and to its answers.
 
+mod report;
+
+pub use report::{Agreement, Measured, Report, Share, Shares};
+
 use super::timed_ops::{Laps, Stopwatch, TimedOps};
 use crate::batch::{Batch, SequenceRows, WantedLogits};
 use crate::config::Config;
@@ -12,7 +16,6 @@ use crate::sampler::{SamplingParams, SamplingRow};
 use crate::stats::Stats;
 use crate::weights::Weights;
 use qernel_core::model::{ModelRunner, Runner};
-use serde::Serialize;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Instant;
@@ -39,72 +42,6 @@ pub struct Plan {
     pub repetitions: usize,
     /// Rows of a prefill step.
     pub batch_size: usize,
-}
-
-/// Everything that was measured. All tokens are of one sequence.
-#[derive(Clone, Debug, Serialize)]
-pub struct Report {
-    pub device: String,
-    pub prompt_tokens: usize,
-    pub decode_tokens: usize,
-    pub repetitions: usize,
-    /// With the variants that are compared with: the default ones if nothing else was asked for.
-    pub default: Measured,
-    /// With the ones asked for; `None` where none was.
-    pub chosen: Option<Measured>,
-    pub agreement: Option<Agreement>,
-}
-
-/// One choice of kernels.
-#[derive(Clone, Debug, Serialize)]
-pub struct Measured {
-    /// Seconds of a whole prefill, over the repetitions.
-    pub prefill_s: Stats,
-    /// Seconds of a decode step: the mean of each repetition, over the repetitions.
-    pub decode_step_s: Stats,
-    pub prefill_tokens_per_s: f64,
-    pub decode_tokens_per_s: f64,
-    /// Where the time of a prefill goes.
-    pub prefill: Shares,
-    /// Where the time of a decode step goes.
-    pub decode: Shares,
-    /// The tokens that were generated.
-    pub tokens: Vec<u32>,
-}
-
-/// Time by operation. Timing each call costs something itself, so the sum is not the time of an untimed run.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Shares {
-    /// Seconds on the host's clock while each operation was timed.
-    pub timed_s: f64,
-    /// Largest first.
-    pub operations: Vec<Share>,
-}
-
-/// All calls of an operation in one prefill or one decode step.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Share {
-    pub op: &'static str,
-    pub calls: f64,
-    pub seconds: f64,
-    /// Of the sum over all operations.
-    pub share: f64,
-}
-
-/// How alike the answers of two choices are.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Agreement {
-    /// Positions that were compared.
-    pub positions: usize,
-    /// Kullback-Leibler divergence of the chosen variants' distribution from the default's, in nats, over the positions.
-    pub kl_mean: f64,
-    pub kl_max: f64,
-    /// Where the largest one is.
-    pub kl_max_at: usize,
-    /// Share of positions whose likeliest token is the same.
-    pub same_argmax: f64,
-    /// Tokens that two greedy continuations begin with in common.
-    pub common_prefix: usize,
 }
 
 /// Operations that may have kernels to choose from.
@@ -512,13 +449,15 @@ mod tests {
         assert_eq!(report.default.tokens.len(), 6);
         assert_eq!(report.default.prefill_s.samples, 3);
         assert!(report.chosen.is_none() && report.agreement.is_none());
-        // Four products a layer, and the head.
         let calls =
             |shares: &Shares, op| shares.operations.iter().find(|share| share.op == op).unwrap().calls;
         let layers = model.num_hidden_layers as f64;
-        assert!((calls(&report.default.decode, "matmul") - (4.0 * layers + 1.0)).abs() < 1e-9);
+        // Two products a layer, two that are added to the residual stream, and the head.
+        assert!((calls(&report.default.decode, "matmul") - (2.0 * layers + 1.0)).abs() < 1e-9);
+        assert!((calls(&report.default.decode, "matmul_add") - 2.0 * layers).abs() < 1e-9);
         // Three chunks: the last has logits, the others end with the last layer's K and V.
-        assert_eq!(calls(&report.default.prefill, "matmul"), 3.0 * 4.0 * layers - 2.0 * 3.0 + 1.0);
+        assert_eq!(calls(&report.default.prefill, "matmul"), 3.0 * 2.0 * layers - 2.0 + 1.0);
+        assert_eq!(calls(&report.default.prefill, "matmul_add"), 3.0 * 2.0 * layers - 4.0);
         let sum: f64 = report.default.decode.operations.iter().map(|share| share.share).sum();
         assert!((sum - 1.0).abs() < 1e-9);
         let too_long = Plan { decode_tokens: 5000, ..plan };

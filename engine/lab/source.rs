@@ -56,39 +56,34 @@ impl Checkout {
         path.strip_prefix(&self.root).unwrap_or(path).display()
     }
 
-    /// The file of an operation's kernels, those of its folder beside it, where its other variants are, and then all others
-    /// of the crate's first level.
+    /// The files of an operation's kernels: those of its name, and those of its folder.
     ///
     /// # Errors
     /// [`Error::Request`] if there is none of that name.
     pub fn kernel_files(&self, op: &str) -> Result<Vec<PathBuf>> {
-        let (file, folder) =
-            (self.path(format!("gpu-kernels/src/{op}.rs")), self.path(format!("gpu-kernels/src/{op}")));
-        let root =
-            [file, folder.join("mod.rs")].into_iter().find(|file| file.is_file()).ok_or_else(|| {
-                Error::Request(format!(
-                    "gpu-kernels/src has neither {op}.rs nor {op}/mod.rs in {}",
-                    self.root.display()
-                ))
-            })?;
-        let mut files = vec![root];
-        for folder in [folder, self.path("gpu-kernels/src")] {
-            for file in rust_files(&folder).unwrap_or_default() {
-                if !files.contains(&file) {
-                    files.push(file);
-                }
-            }
+        let mut files = Vec::new();
+        for folder in ["", "fused/", "fused/mma/"] {
+            let path = self.path(format!("gpu-kernels/src/{folder}{op}"));
+            files.extend([path.with_extension("rs")].into_iter().filter(|file| file.is_file()));
+            files.extend(rust_files(&path).unwrap_or_default());
+        }
+        if files.is_empty() {
+            let root = self.root.display();
+            return Err(Error::Request(format!("gpu-kernels/src has neither {op}.rs nor {op}/ in {root}")));
         }
         Ok(files)
     }
 
-    /// The launch wrappers, one file or more operations each.
+    /// The launch wrappers, a file for each operation.
     ///
     /// # Errors
-    /// [`Error::Io`] if the folder cannot be read.
+    /// [`Error::Io`] if a folder cannot be read.
     pub fn wrapper_files(&self) -> Result<Vec<PathBuf>> {
-        let folder = self.path("engine/cuda");
-        rust_files(&folder).map_err(|error| Error::io(&folder, error))
+        let mut files = Vec::new();
+        for folder in ["engine/cuda", "engine/cuda/fused"].map(|folder| self.path(folder)) {
+            files.extend(rust_files(&folder).map_err(|error| Error::io(&folder, error))?);
+        }
+        Ok(files)
     }
 }
 
@@ -110,9 +105,8 @@ mod tests {
         let checkout = Checkout::around(&root.join("engine/lab")).unwrap();
         assert_eq!(checkout.root(), root);
         let files = checkout.kernel_files("attention").unwrap();
-        assert!(
-            files[0].ends_with("attention/mod.rs") && files.iter().any(|file| file.ends_with("prefill.rs"))
-        );
+        assert!(files.iter().any(|file| file.ends_with("attention/prefill.rs")));
+        assert_eq!(checkout.kernel_files("matmul_add").unwrap().len(), 2);
         assert!(checkout.kernel_files("rms_norm").unwrap()[0].ends_with("src/rms_norm.rs"));
         assert!(checkout.kernel_files("norm").is_err());
         let outside = tempfile::tempdir().unwrap();

@@ -4,7 +4,8 @@ use crate::batch::{Batch, BatchLimits};
 use crate::cuda::{Device, Timer};
 use crate::error::Result;
 use crate::kv_layout::KvLayout;
-use crate::ops::{Ops, Qkv, QkvBias, Stacked};
+use crate::ops::parts::{AttentionIn, Head, MlpIn, Norm, QkNorm};
+use crate::ops::{Ops, Rows, Stacked, Types};
 use crate::sampler::SamplingRow;
 use crate::weights::Matrix;
 use std::cell::RefCell;
@@ -122,268 +123,120 @@ impl<O: Ops> TimedOps<O> {
         self.stopwatch.borrow_mut().stop(name)?;
         Ok(result)
     }
+
+    /// As [`TimedOps::timed`] for a part of a layer that the device may have no kernel for: then nothing was done, and nothing is timed.
+    fn timed_part(&mut self, name: &'static str, call: impl FnOnce(&mut O) -> Result<bool>) -> Result<bool> {
+        self.stopwatch.borrow_mut().start()?;
+        let computed = call(&mut self.inner)?;
+        if computed {
+            self.stopwatch.borrow_mut().stop(name)?;
+        }
+        Ok(computed)
+    }
 }
 
-impl<O: Ops> Ops for TimedOps<O> {
+impl<O: Ops> Types for TimedOps<O> {
     type Tensor = O::Tensor;
     type Activation = O::Activation;
     type Weight = O::Weight;
     type Vector = O::Vector;
     type KvCache = O::KvCache;
     type Batch = O::Batch;
+}
 
-    fn new_tensor(&mut self, rows: usize, cols: usize) -> Result<O::Tensor> {
-        self.inner.new_tensor(rows, cols)
+/// Operations that are timed under a name.
+macro_rules! timed {
+    ($($name:literal: $op:ident($($argument:ident: $type:ty),*);)*) => { $(
+        fn $op(&mut self, $($argument: $type),*) -> Result<()> {
+            self.timed($name, |ops| ops.$op($($argument),*))
+        }
+    )* };
+}
+
+/// Parts of a layer that are timed under their names.
+macro_rules! timed_parts {
+    ($($op:ident($($argument:ident: $type:ty),*);)*) => { $(
+        fn $op(&mut self, $($argument: $type),*) -> Result<bool> {
+            self.timed_part(stringify!($op), |ops| ops.$op($($argument),*))
+        }
+    )* };
+}
+
+/// Operations that are not timed.
+macro_rules! untimed {
+    ($($op:ident($($argument:ident: $type:ty),*) -> $result:ty;)*) => { $(
+        fn $op(&mut self, $($argument: $type),*) -> $result {
+            self.inner.$op($($argument),*)
+        }
+    )* };
+}
+
+impl<O: Ops> Ops for TimedOps<O> {
+    untimed! {
+        new_tensor(rows: usize, cols: usize) -> Result<O::Tensor>;
+        new_activation(rows: usize, cols: usize) -> Result<O::Activation>;
+        new_precise_activation(rows: usize, cols: usize) -> Result<O::Activation>;
+        new_product(rows: usize, cols: usize) -> Result<O::Activation>;
+        new_kv_cache(layout: &KvLayout) -> Result<O::KvCache>;
+        new_batch(limits: &BatchLimits) -> Result<O::Batch>;
+        load_matrix(matrix: &Matrix) -> Result<O::Weight>;
+        load_stacked(matrices: &[Matrix]) -> Result<Stacked<O::Weight>>;
+        finish_loading() -> Result<()>;
+        load_vector(values: &[f32]) -> Result<O::Vector>;
+        rehearse(most: usize) -> Result<()>;
+        fetch_drawn() -> Result<()>;
+        drawn() -> Result<Vec<u32>>;
+        forget_drawn() -> ();
+        read(n: usize, x: &O::Tensor) -> Result<Vec<f32>>;
+        read_row(row: usize, x: &O::Tensor) -> Result<Vec<f32>>;
+        read_bandwidth() -> Result<Option<f64>>;
     }
 
-    fn new_activation(&mut self, rows: usize, cols: usize) -> Result<O::Activation> {
-        self.inner.new_activation(rows, cols)
+    timed! {
+        "upload": upload(host: &Batch, batch: &mut O::Batch);
+        "embed": embed(batch: &O::Batch, table: &O::Weight, out: &mut O::Tensor);
+        "rms_norm": rms_norm(n: usize, x: &O::Tensor, norm: &Norm<O::Vector>, out: &mut O::Activation);
+        "matmul": matmul(n: usize, x: &O::Activation, weight: &O::Weight, out: &mut O::Tensor);
+        "matmul_add": matmul_add(rows: Rows<O::Batch>, x: &O::Activation, weight: &O::Weight, out: &mut O::Tensor);
+        "matmul": matmul_rounded(n: usize, x: &O::Activation, weight: &O::Weight, out: &mut O::Activation);
+        "qk_norm": qk_norm(n: usize, qkv: &mut O::Tensor, norm: &QkNorm<O::Vector>, bias: [Option<&O::Vector>; 2]);
+        "bias_rope_kv": bias_rope_kv(
+            batch: &O::Batch, layer: usize, qkv: &O::Tensor, bias: [Option<&O::Vector>; 3], q: &mut O::Tensor, cache: &mut O::KvCache
+        );
+        "attention": attention(
+            batch: &O::Batch, layer: usize, q: &O::Tensor, cache: &O::KvCache, out: &mut O::Activation
+        );
+        "attention": attention_of_wanted(
+            batch: &O::Batch, layer: usize, q: &O::Tensor, cache: &O::KvCache, out: &mut O::Activation
+        );
+        "silu_mul": silu_mul(n: usize, gate_up: &O::Activation, out: &mut O::Activation);
+        "gather_rows": gather_rows(batch: &O::Batch, x: &O::Tensor, out: &mut O::Tensor);
+        "prepare_sampling": prepare_sampling(logits: &O::Tensor, rows: &[SamplingRow]);
+        "draw": draw(logits: &mut O::Tensor);
     }
 
-    fn new_precise_activation(&mut self, rows: usize, cols: usize) -> Result<O::Activation> {
-        self.inner.new_precise_activation(rows, cols)
-    }
-
-    fn new_product(&mut self, rows: usize, cols: usize) -> Result<O::Activation> {
-        self.inner.new_product(rows, cols)
-    }
-
-    fn new_kv_cache(&mut self, layout: &KvLayout) -> Result<O::KvCache> {
-        self.inner.new_kv_cache(layout)
-    }
-
-    fn new_batch(&mut self, limits: &BatchLimits) -> Result<O::Batch> {
-        self.inner.new_batch(limits)
-    }
-
-    fn load_matrix(&mut self, matrix: &Matrix) -> Result<O::Weight> {
-        self.inner.load_matrix(matrix)
-    }
-
-    fn load_stacked(&mut self, matrices: &[&Matrix]) -> Result<Stacked<O::Weight>> {
-        self.inner.load_stacked(matrices)
-    }
-
-    fn finish_loading(&mut self) -> Result<()> {
-        self.inner.finish_loading()
-    }
-
-    fn load_vector(&mut self, values: &[f32]) -> Result<O::Vector> {
-        self.inner.load_vector(values)
-    }
-
-    fn upload(&mut self, host: &Batch, batch: &mut O::Batch) -> Result<()> {
-        self.timed("upload", |ops| ops.upload(host, batch))
-    }
-
-    fn embed(&mut self, batch: &O::Batch, table: &O::Weight, out: &mut O::Tensor) -> Result<()> {
-        self.timed("embed", |ops| ops.embed(batch, table, out))
-    }
-
-    fn rms_norm(
-        &mut self,
-        n: usize,
-        x: &O::Tensor,
-        weight: &O::Vector,
-        eps: f32,
-        out: &mut O::Activation,
-    ) -> Result<()> {
-        self.timed("rms_norm", |ops| ops.rms_norm(n, x, weight, eps, out))
-    }
-
-    fn add_rms_norm(
-        &mut self,
-        n: usize,
-        x: &mut O::Tensor,
-        delta: &O::Tensor,
-        weight: &O::Vector,
-        eps: f32,
-        out: &mut O::Activation,
-    ) -> Result<()> {
-        self.timed("add_rms_norm", |ops| ops.add_rms_norm(n, x, delta, weight, eps, out))
-    }
-
-    fn matmul(&mut self, n: usize, x: &O::Activation, weight: &O::Weight, out: &mut O::Tensor) -> Result<()> {
-        self.timed("matmul", |ops| ops.matmul(n, x, weight, out))
-    }
-
-    fn matmul_accumulate(
-        &mut self,
-        n: usize,
-        x: &O::Activation,
-        weight: &O::Weight,
-        out: &mut O::Tensor,
-    ) -> Result<()> {
-        self.timed("matmul", |ops| ops.matmul_accumulate(n, x, weight, out))
-    }
-
-    fn matmul_rounded(
-        &mut self,
-        n: usize,
-        x: &O::Activation,
-        weight: &O::Weight,
-        out: &mut O::Activation,
-    ) -> Result<()> {
-        self.timed("matmul", |ops| ops.matmul_rounded(n, x, weight, out))
-    }
-
-    fn add_bias(&mut self, n: usize, x: &mut O::Tensor, bias: &O::Vector) -> Result<()> {
-        self.timed("add_bias", |ops| ops.add_bias(n, x, bias))
-    }
-
-    fn rope(&mut self, batch: &O::Batch, x: &mut O::Tensor, num_heads: usize) -> Result<()> {
-        self.timed("rope", |ops| ops.rope(batch, x, num_heads))
-    }
-
-    fn write_kv(
-        &mut self,
-        batch: &O::Batch,
-        layer: usize,
-        k: &O::Tensor,
-        v: &O::Tensor,
-        cache: &mut O::KvCache,
-    ) -> Result<()> {
-        self.timed("write_kv", |ops| ops.write_kv(batch, layer, k, v, cache))
-    }
-
-    fn bias_rope_kv(
-        &mut self,
-        batch: &O::Batch,
-        layer: usize,
-        qkv: &O::Tensor,
-        bias: &QkvBias<O::Vector>,
-        q: &mut O::Tensor,
-        cache: &mut O::KvCache,
-    ) -> Result<()> {
-        self.timed("bias_rope_kv", |ops| ops.bias_rope_kv(batch, layer, qkv, bias, q, cache))
-    }
-
-    fn attention(
-        &mut self,
-        batch: &O::Batch,
-        layer: usize,
-        q: &O::Tensor,
-        cache: &O::KvCache,
-        out: &mut O::Activation,
-    ) -> Result<()> {
-        self.timed("attention", |ops| ops.attention(batch, layer, q, cache, out))
-    }
-
-    fn attention_of_wanted(
-        &mut self,
-        batch: &O::Batch,
-        layer: usize,
-        q: &O::Tensor,
-        cache: &O::KvCache,
-        out: &mut O::Activation,
-    ) -> Result<()> {
-        self.timed("attention", |ops| ops.attention_of_wanted(batch, layer, q, cache, out))
-    }
-
-    fn silu_mul(&mut self, n: usize, gate_up: &O::Activation, out: &mut O::Activation) -> Result<()> {
-        self.timed("silu_mul", |ops| ops.silu_mul(n, gate_up, out))
-    }
-
-    fn add(&mut self, n: usize, x: &mut O::Tensor, delta: &O::Tensor) -> Result<()> {
-        self.timed("add", |ops| ops.add(n, x, delta))
-    }
-
-    fn gather_rows(&mut self, batch: &O::Batch, x: &O::Tensor, out: &mut O::Tensor) -> Result<()> {
-        self.timed("gather_rows", |ops| ops.gather_rows(batch, x, out))
+    timed_parts! {
+        norm_qkv_rope(
+            rows: Rows<O::Batch>, layer: usize, part: &AttentionIn<O::Weight, O::Vector>, x: &O::Tensor, q: &mut O::Tensor,
+            cache: &mut O::KvCache
+        );
+        norm_gate_up(
+            rows: Rows<O::Batch>, part: &MlpIn<O::Weight, O::Vector>, x: &O::Tensor, out: &mut O::Activation
+        );
+        norm_matmul(
+            rows: Rows<O::Batch>, part: &Head<O::Weight, O::Vector>, x: &O::Tensor, logits: &mut O::Tensor
+        );
     }
 
     fn product_rows(&self, n: usize) -> usize {
         self.inner.product_rows(n)
     }
 
-    fn is_fused(&self, batch: &O::Batch, hidden_size: usize) -> bool {
-        self.inner.is_fused(batch, hidden_size)
-    }
-
-    fn norm_qkv_rope(
-        &mut self,
-        batch: &O::Batch,
-        layer: usize,
-        x: &O::Tensor,
-        weights: &Qkv<O::Weight, O::Vector>,
-        q: &mut O::Tensor,
-        cache: &mut O::KvCache,
-    ) -> Result<()> {
-        self.timed("norm_qkv_rope", |ops| ops.norm_qkv_rope(batch, layer, x, weights, q, cache))
-    }
-
-    fn matmul_add(
-        &mut self,
-        n: usize,
-        x: &O::Activation,
-        weight: &O::Weight,
-        out: &mut O::Tensor,
-    ) -> Result<()> {
-        self.timed("matmul_add", |ops| ops.matmul_add(n, x, weight, out))
-    }
-
-    fn norm_gate_up(
-        &mut self,
-        n: usize,
-        x: &O::Tensor,
-        norm: &O::Vector,
-        eps: f32,
-        gate: &O::Weight,
-        up: &O::Weight,
-        out: &mut O::Activation,
-    ) -> Result<()> {
-        self.timed("norm_gate_up", |ops| ops.norm_gate_up(n, x, norm, eps, gate, up, out))
-    }
-
-    fn norm_matmul(
-        &mut self,
-        n: usize,
-        x: &O::Tensor,
-        norm: &O::Vector,
-        eps: f32,
-        weight: &O::Weight,
-        out: &mut O::Tensor,
-    ) -> Result<()> {
-        self.timed("norm_matmul", |ops| ops.norm_matmul(n, x, norm, eps, weight, out))
-    }
-
-    fn prepare_sampling(&mut self, logits: &O::Tensor, rows: &[SamplingRow]) -> Result<()> {
-        self.timed("prepare_sampling", |ops| ops.prepare_sampling(logits, rows))
-    }
-
-    fn draw(&mut self, logits: &mut O::Tensor) -> Result<()> {
-        self.timed("draw", |ops| ops.draw(logits))
-    }
-
-    fn fetch_drawn(&mut self) -> Result<()> {
-        self.inner.fetch_drawn()
-    }
-
-    fn drawn(&mut self) -> Result<Vec<u32>> {
-        self.inner.drawn()
-    }
-
-    fn forget_drawn(&mut self) {
-        self.inner.forget_drawn();
-    }
-
     fn runs_ahead(&self) -> bool {
         self.inner.runs_ahead()
     }
 
-    fn read(&mut self, n: usize, x: &O::Tensor) -> Result<Vec<f32>> {
-        self.inner.read(n, x)
-    }
-
-    fn read_row(&mut self, row: usize, x: &O::Tensor) -> Result<Vec<f32>> {
-        self.inner.read_row(row, x)
-    }
-
     fn device_name(&self) -> String {
         self.inner.device_name()
-    }
-
-    fn read_bandwidth(&mut self) -> Result<Option<f64>> {
-        self.inner.read_bandwidth()
     }
 }

@@ -7,6 +7,7 @@ use crate::ops::Ops;
 use crate::testing::Random;
 use crate::weights::Matrix;
 use bytes::Bytes;
+use qernel_core::formats::MatrixFormat;
 use rayon::prelude::*;
 
 /// Rows behind those that an operation works on; they must stay as they were.
@@ -141,7 +142,21 @@ fn with_guard(values: &[f32], room: usize) -> Vec<f32> {
 /// As [`Ops::load_matrix`].
 pub fn weight(ops: &mut CudaOps, dtype: Dtype, rows: usize, cols: usize, values: &[f32]) -> Result<Weight> {
     let data = Bytes::from(encode(dtype, values));
-    ops.load_matrix(&Matrix { name: "weight".into(), dtype, rows, cols, data })
+    ops.load_matrix(&Matrix { name: "weight".into(), format: dtype.into(), rows, cols, data })
+}
+
+/// A matrix in blocks as a file would have it, brought to the device.
+///
+/// # Errors
+/// As [`Ops::load_matrix`].
+pub fn block_weight(
+    ops: &mut CudaOps,
+    format: MatrixFormat,
+    rows: usize,
+    cols: usize,
+    data: Vec<u8>,
+) -> Result<Weight> {
+    ops.load_matrix(&Matrix { name: "weight".into(), format, rows, cols, data: data.into() })
 }
 
 #[cfg(test)]

@@ -87,11 +87,9 @@ impl Model {
         let (tokenizer, vocabulary) = tokenizer.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let (tokenizer, ready) = (tokenizer?, Instant::now());
         let (device, loaded) = first_and_last_tensor.unwrap_or((ready, ready));
-        let head = weights.lm_head.as_ref();
-        let unread = if head.is_some() { weights.embed_tokens.data.len() } else { 0 };
         let facts = ModelFacts {
             load_s: start.elapsed().as_secs_f64(),
-            decode_weight_bytes: weights.num_bytes() as usize - unread,
+            decode_weight_bytes: weights.decode_bytes() as usize,
             opening: Opening { file, device, weights: loaded, vocabulary, ready },
         };
         Ok(Self { tokenizer: Arc::new(tokenizer), runner: runner?, facts })

@@ -5,7 +5,7 @@ use qernel_core::config::Config;
 use qernel_core::dtype::Dtype;
 use qernel_core::error::{Error, Result};
 use qernel_core::kv_layout::{KvLayout, PAGE_SIZE};
-use qernel_core::model::qwen2;
+use qernel_core::model::build::{self, Plan};
 
 const MIB: f64 = 1024.0 * 1024.0;
 
@@ -17,6 +17,9 @@ pub struct MemoryRequest {
     /// Everything a step writes besides the KV cache: [`workspace_bytes`] and what the device
     /// adds.
     pub workspace: usize,
+    /// What layers keep for one sequence whatever its length:
+    /// [`StateLayout::slot_bytes`](qernel_core::kv_layout::StateLayout::slot_bytes).
+    pub slot_bytes: usize,
     /// K and V of one page in all layers: [`KvLayout::page_bytes`].
     pub page_bytes: usize,
     /// Longest sequence, in tokens.
@@ -32,6 +35,8 @@ pub struct MemoryPlan {
     pub budget: usize,
     pub weights: usize,
     pub workspace: usize,
+    /// Slots of `max_num_sequences` sequences.
+    pub slots: usize,
     /// Pages of the KV cache: what is left, at most what `max_num_sequences` of full length could use.
     pub num_pages: usize,
     pub kv_cache: usize,
@@ -48,10 +53,12 @@ pub fn plan(free: usize, fraction: f64, request: &MemoryRequest) -> Result<Memor
             "the fraction of memory to use must be above 0 and at most 1, not {fraction}"
         )));
     }
-    let &MemoryRequest { weights, workspace, page_bytes, max_model_len, max_num_sequences } = request;
+    let &MemoryRequest { weights, workspace, slot_bytes, page_bytes, max_model_len, max_num_sequences } =
+        request;
+    let slots = slot_bytes.saturating_mul(max_num_sequences);
     let budget = (free as f64 * fraction) as usize;
     let pages_per_sequence = max_model_len.div_ceil(PAGE_SIZE);
-    let fixed = weights.saturating_add(workspace);
+    let fixed = weights.saturating_add(workspace).saturating_add(slots);
     let left = budget.saturating_sub(fixed);
     let fitting = left / page_bytes.max(1);
     if fixed > budget || fitting < pages_per_sequence {
@@ -61,10 +68,15 @@ pub fn plan(free: usize, fraction: f64, request: &MemoryRequest) -> Result<Memor
             longest => format!("the largest context that fits is {longest} tokens"),
         };
         return Err(Error::Memory(format!(
-            "weights {:.1} MiB + workspace {:.1} MiB + KV cache for {max_model_len} tokens {:.1} MiB = {:.1} MiB, \
+            "weights {:.1} MiB + workspace {:.1} MiB + {}KV cache for {max_model_len} tokens {:.1} MiB = {:.1} MiB, \
              but only {:.1} MiB may be used ({fraction} of {:.1} MiB free); {advice}",
             weights as f64 / MIB,
             workspace as f64 / MIB,
+            if slots > 0 {
+                format!("recurrent states {:.1} MiB + ", slots as f64 / MIB)
+            } else {
+                String::new()
+            },
             kv_cache as f64 / MIB,
             fixed.saturating_add(kv_cache) as f64 / MIB,
             budget as f64 / MIB,
@@ -72,12 +84,13 @@ pub fn plan(free: usize, fraction: f64, request: &MemoryRequest) -> Result<Memor
         )));
     }
     let num_pages = fitting.min(pages_per_sequence.saturating_mul(max_num_sequences.max(1)));
-    Ok(MemoryPlan { budget, weights, workspace, num_pages, kv_cache: num_pages * page_bytes })
+    Ok(MemoryPlan { budget, weights, workspace, slots, num_pages, kv_cache: num_pages * page_bytes })
 }
 
-/// Bytes of everything a step writes besides the KV cache: the work buffers of [`qwen2`], the batch's index arrays and the
+/// Bytes of everything a step writes besides the KV cache: the work buffers of the model, the batch's index arrays and the
 /// RoPE table. `activation` is the format that matrix products read.
 pub fn workspace_bytes(
+    model: &Plan,
     config: &Config,
     limits: &BatchLimits,
     max_model_len: usize,
@@ -85,22 +98,19 @@ pub fn workspace_bytes(
 ) -> usize {
     let BatchLimits { max_num_tokens: n, max_num_sequences: sequences, max_num_logits: logits, max_blocks } =
         *limits;
-    let buffers = usize::try_from(qwen2::workspace_bytes(config, limits, activation)).unwrap_or(usize::MAX);
+    let buffers = usize::try_from(model.workspace_bytes(limits, activation)).unwrap_or(usize::MAX);
     let block_table = sequences.saturating_mul(max_blocks);
     let indices = n.saturating_mul(4).saturating_add(2 * sequences + 1 + logits).saturating_add(block_table);
     let rope_table = max_model_len.saturating_mul(config.head_dim);
     buffers.saturating_add(indices.saturating_add(rope_table).saturating_mul(4))
 }
 
-/// The layout of a cache of `num_pages` pages for `config`.
-pub fn kv_layout(config: &Config, dtype: Dtype, num_pages: usize) -> KvLayout {
-    KvLayout {
-        dtype,
-        num_layers: config.num_hidden_layers,
-        num_pages,
-        num_key_value_heads: config.num_key_value_heads,
-        head_dim: config.head_dim,
-    }
+/// The layout of a cache of `num_pages` pages for the model of `config`.
+///
+/// # Errors
+/// As [`build::plan`] and [`StateLayout::pages`](qernel_core::kv_layout::StateLayout::pages).
+pub fn kv_layout(config: &Config, dtype: Dtype, num_pages: usize) -> Result<KvLayout> {
+    build::plan(config)?.state.pages(dtype, num_pages)
 }
 
 /// Bytes of main memory that a program may take without swapping, as Linux estimates it; `None` where
@@ -122,6 +132,7 @@ mod tests {
     const REQUEST: MemoryRequest = MemoryRequest {
         weights: 1000,
         workspace: 200,
+        slot_bytes: 0,
         page_bytes: 10,
         max_model_len: 4 * PAGE_SIZE,
         max_num_sequences: 3,
@@ -144,6 +155,12 @@ mod tests {
         // Two pages fit beside the 1200 bytes.
         let text = plan(1225, 1.0, &REQUEST).unwrap_err().to_string();
         assert!(text.contains(&format!("is {} tokens", 2 * PAGE_SIZE)), "{text}");
+    }
+
+    #[test]
+    fn slots_are_planned_for_every_sequence() {
+        let plan = plan(1400, 0.9, &MemoryRequest { slot_bytes: 5, ..REQUEST }).unwrap();
+        assert_eq!((plan.slots, plan.num_pages), (15, 4));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use qernel_core::cpu::CpuOps;
 use qernel_core::dtype::Dtype;
 use qernel_core::error::{Error, Result};
 use qernel_core::kv_layout::{KvLayout, PAGE_SIZE, pages_for};
-use qernel_core::model::{ModelRunner, Runner};
+use qernel_core::model::{ModelRunner, Runner, build};
 use qernel_core::ops::OpsConfig;
 use qernel_core::weights::Weights;
 use qernel_cuda::{self as cuda, CudaOps, Device, KernelChoice};
@@ -270,7 +270,7 @@ pub fn fit_cuda(
         free,
         weights: cuda::weight_bytes(weights, dtype),
         dtype,
-        max_num_tokens: gpu_num_tokens(free, config, dtype),
+        max_num_tokens: gpu_num_tokens(free, config, dtype)?,
         extra: |config, ops_config, dtype| {
             cuda::device_workspace_bytes(ops_config) + cuda::split_bytes(config, &ops_config.limits, dtype)
         },
@@ -284,17 +284,18 @@ const CPU_NUM_TOKENS: usize = 512;
 const GPU_NUM_TOKENS: usize = 8192;
 
 /// Rows of a step whose buffers take no more than a sixteenth of `free` bytes, at least [`CPU_NUM_TOKENS`].
-fn gpu_num_tokens(free: usize, config: &Config, dtype: Dtype) -> usize {
+fn gpu_num_tokens(free: usize, config: &Config, dtype: Dtype) -> Result<usize> {
     let mut rows = GPU_NUM_TOKENS;
+    let model = build::plan(config)?;
     let bytes = |rows| {
         let limits =
             BatchLimits { max_num_tokens: rows, max_num_sequences: 1, max_num_logits: 1, max_blocks: 1 };
-        memory_plan::workspace_bytes(config, &limits, 1, cuda::precise_dtype(dtype))
+        memory_plan::workspace_bytes(&model, config, &limits, 1, cuda::precise_dtype(dtype))
     };
     while rows > CPU_NUM_TOKENS && bytes(rows) > free / 16 {
         rows /= 2;
     }
-    rows
+    Ok(rows)
 }
 
 /// What a device has and what a model takes there, in bytes.
@@ -326,7 +327,7 @@ fn fit(config: &Config, options: &RunnerOptions, room: &Room) -> Result<(OpsConf
                     );
                 }
                 tracing::info!(?plan, max_model_len, "memory");
-                return Ok((ops_config, memory_plan::kv_layout(config, room.dtype, plan.num_pages)));
+                return Ok((ops_config, memory_plan::kv_layout(config, room.dtype, plan.num_pages)?));
             }
         }
     }
@@ -346,11 +347,13 @@ fn plan(
     };
     let ops_config = OpsConfig::new(config, max_model_len, limits);
     let activation = cuda::precise_dtype(room.dtype);
-    let workspace = memory_plan::workspace_bytes(config, &limits, max_model_len, activation);
+    let model = build::plan(config)?;
+    let workspace = memory_plan::workspace_bytes(&model, config, &limits, max_model_len, activation);
     let request = MemoryRequest {
         weights: room.weights,
         workspace: workspace.saturating_add((room.extra)(config, &ops_config, room.dtype)),
-        page_bytes: memory_plan::kv_layout(config, room.dtype, 1).page_bytes(),
+        slot_bytes: model.state.slot_bytes(),
+        page_bytes: model.state.pages(room.dtype, 1)?.page_bytes(),
         max_model_len,
         max_num_sequences: options.max_num_sequences,
     };

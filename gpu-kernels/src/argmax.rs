@@ -3,12 +3,13 @@
 
 use cuda_std::prelude::*;
 
-use crate::sampler::{SAMPLER_THREADS, SamplerRow};
+use crate::sampler::{Draw, SAMPLER_THREADS};
 #[device]
 use crate::{
     fused::{launch_dependents, wait_for_dependencies},
     grid::{is_last_block, repeat},
-    sampler::{order_key, warp_max},
+    reduce::{self, Max},
+    sampler::order_key,
 };
 #[device]
 use cuda_std::memory;
@@ -22,47 +23,17 @@ pub const MAX_BLOCKS_PER_ROW: u32 = 64;
 #[device]
 const AHEAD: usize = 4;
 
-/// The largest of `value` over the block, in every thread. The block is of [`BLOCK_SIZE`] threads.
+/// The smallest id among the largest logits of each greedy row; NaN counts as the smallest logit. Other rows are left alone.
 ///
-/// # Safety
-/// All threads of the block call it together.
-#[device]
-#[inline(always)]
-unsafe fn block_max(value: u64, bests: Shared<u64>) -> u64 {
-    let lane = warp::lane_id();
-    let best = warp_max(value);
-    // SAFETY: each warp writes its own place; the barriers order it against the readers before and after.
-    unsafe {
-        thread::sync_threads();
-        if lane == 0 {
-            bests.set(warp::warp_id(), best);
-        }
-        thread::sync_threads();
-        warp_max(if lane < BLOCK_SIZE / 32 { bests.get(lane) } else { 0 })
-    }
-}
-
-/// The smallest id among the largest logits of each greedy row; NaN counts as the smallest logit.
-///
-/// - `rows`: `[num_rows]`; `logits`: f32 `[num_rows, vocab_size]`
-/// - `partials`: u64 `[num_rows, blocks]`, scratch
-/// - `counters`: u32 `[num_rows]`, 0 before the first launch, and again after each
-/// - `out`: `[num_rows]`; rows that are not greedy are left alone
+/// There are as many partials a row as blocks.
 ///
 /// Grid `[blocks, num_rows, 1]`, at most [`MAX_BLOCKS_PER_ROW`] blocks a row, block `[BLOCK_SIZE, 1, 1]`. Each block finds the
 /// best of every `blocks`-th part of its row; the last one to finish compares those.
 ///
 /// # Safety
-/// Grid, block and arrays are as above and do not overlap.
-#[kernel(max_threads = 256)]
-pub unsafe fn argmax_f32_split(
-    vocab_size: u32,
-    rows: *const SamplerRow,
-    logits: *const f32,
-    partials: *mut u64,
-    counters: *mut u32,
-    out: *mut u32,
-) {
+/// Grid and block are as above, arrays as [`Draw`] says, and do not overlap.
+#[kernel(E = [f32], name = "argmax_{E}_split", max_threads = 256)]
+pub unsafe fn split(Draw { vocab_size, rows, logits, partials, counters, out }: Draw) {
     launch_dependents();
     let bests = shared_array![u64; 32];
     let is_last = shared_array![u32; 1];
@@ -97,7 +68,7 @@ pub unsafe fn argmax_f32_split(
             });
             first += AHEAD as u32 * stride;
         }
-        best = block_max(best, bests);
+        best = reduce::block::<Max, u64>(best, bests, BLOCK_SIZE / 32);
         if thread::thread_idx_x() == 0 {
             memory::store(partials.add(block as usize), best);
         }
@@ -108,19 +79,21 @@ pub unsafe fn argmax_f32_split(
         // Past L1, which may hold older values.
         let partial =
             if thread < blocks { memory::load_l2(partials.add(thread as usize).cast_const()) } else { 0 };
-        best = block_max(partial, bests);
+        // Everybody has read the warps' values.
+        thread::sync_threads();
+        best = reduce::block::<Max, u64>(partial, bests, BLOCK_SIZE / 32);
         if thread == 0 {
             *out.add(row) = !(best as u32);
         }
     }
 }
 
-/// The id of the largest logit of each greedy row, the smallest id among equals; NaN counts as the smallest value.
+/// As [`split`], with one block a row. Grid: `num_rows` blocks of [`SAMPLER_THREADS`].
 ///
-/// - `rows`: `[num_rows]`; `logits`: f32 `[num_rows, vocab_size]`; `out`: `[num_rows]`.
-/// - Grid: `num_rows` blocks of [`SAMPLER_THREADS`]. Rows that are not greedy are left alone.
-#[kernel(max_threads = 1024)]
-pub unsafe fn argmax_f32_plain(vocab_size: u32, rows: *const SamplerRow, logits: *const f32, out: *mut u32) {
+/// # Safety
+/// Grid, block and arrays are as above and do not overlap; there need be no `partials` and `counters`.
+#[kernel(E = [f32], name = "argmax_{E}_plain", max_threads = 1024)]
+pub unsafe fn plain(Draw { vocab_size, rows, logits, out, .. }: Draw) {
     unsafe {
         let row = *rows.add(thread::block_idx_x() as usize);
         let logits = logits.add(thread::block_idx_x() as usize * vocab_size as usize);
@@ -139,13 +112,7 @@ pub unsafe fn argmax_f32_plain(vocab_size: u32, rows: *const SamplerRow, logits:
             i += SAMPLER_THREADS;
         }
         let bests = shared_array![u64; 32];
-        best = warp_max(best);
-        if warp::lane_id() == 0 {
-            bests.set(thread / 32, best);
-        }
-        thread::sync_threads();
-        let lane = warp::lane_id();
-        best = warp_max(if lane < SAMPLER_THREADS / 32 { bests.get(lane) } else { 0 });
+        best = reduce::block::<Max, u64>(best, bests, SAMPLER_THREADS / 32);
         if thread == 0 {
             *out.add(thread::block_idx_x() as usize) = !(best as u32);
         }

@@ -1,22 +1,15 @@
 //! What is between the product of Q, K and V and attention: biases, rotation, the pages of K and V.
 //!
-//! Each row `[q; k; v]` of `qkv` gets its biases, Q and K are rotated as in [`rope`](crate::rope), Q goes to `q`, K and V to
-//! their slots in the pages of one layer as in [`write_kv`](crate::write_kv): one pass over what takes five. All kernels have the
-//! same parameters and contract:
-//!
-//! - `positions`, `slots`: u32 `[num_tokens]`, slots all different
-//! - `cos`, `sin`: f32 `[max_positions, head_dim / 2]`
-//! - `qkv`: f32 `[num_tokens, (num_attention_heads + 2 num_key_value_heads) * head_dim]`
-//! - `q_bias`: f32 `[num_attention_heads * head_dim]`; `k_bias`, `v_bias`: f32 `[num_key_value_heads * head_dim]`; null where
-//!   there is none
-//! - `q`: f32 `[num_tokens, num_attention_heads * head_dim]`
-//! - `k_pages`, `v_pages`: in the format of the kernel's name, `[num_pages, num_key_value_heads, PAGE_SIZE, head_dim]`;
-//!   rounded to nearest even, no f16 to infinity
+//! Each row `[q; k; v]` of `qkv` gets its biases, Q and K are rotated by the row's position, Q goes to `q`, K and V to their slots in the
+//! pages of one layer: one pass over what would take five. With `h = head_dim / 2`, `p = positions[row]` and `j < h` the rotation of
+//! a head is `(x[j], x[j + h]) = (x[j] cos[p, j] - x[j + h] sin[p, j], x[j + h] cos[p, j] + x[j] sin[p, j])` (Su et al. 2021,
+//! "RoFormer", in the rotate-half form of GPT-NeoX that Qwen2 uses).
 //!
 //! Grid `[num_tokens, blocks, 1]`, exact in the rows; block `[threads, 1, 1]`, at most [`MAX_BLOCK_SIZE`]. A thread takes `pairs`
 //! neighbouring pairs of values that are `head_dim / 2` apart, as Q's and K's rotation pairs them; there are threads for all.
 //!
-//! Safety: grid and block are as above, arrays have these lengths and do not overlap, positions and slots are in range.
+//! Safety: grid and block are as above, arrays have the lengths of [`BiasRopeKv`] and do not overlap, positions and slots are in
+//! range.
 
 use cuda_std::prelude::*;
 
@@ -25,11 +18,51 @@ use crate::{
     fused::{launch_dependents, wait_for_dependencies},
     grid::{divide, offset, repeat, row_and_column},
     vector::{Group, Saturate},
-    write_kv::place,
 };
 
 /// The most threads of a block.
 pub const MAX_BLOCK_SIZE: u32 = 256;
+
+/// What all kernels take.
+#[kernel_args]
+pub struct BiasRopeKv<E> {
+    pub num_attention_heads: u32,
+    pub num_key_value_heads: u32,
+    pub head_dim: u32,
+    /// u32 `[num_tokens]`, each below `max_positions`
+    pub positions: *const u32,
+    /// u32 `[num_tokens]`, `page * PAGE_SIZE + place`, all different
+    pub slots: *const u32,
+    /// f32 `[max_positions, head_dim / 2]`, of the angles `p * rope_theta^(-2j / head_dim)`; a table made in higher precision
+    /// on the host, so that large positions lose nothing here
+    pub cos: *const f32,
+    /// As `cos`
+    pub sin: *const f32,
+    /// f32 `[num_tokens, (num_attention_heads + 2 num_key_value_heads) * head_dim]`
+    pub qkv: *const f32,
+    /// f32 `[num_attention_heads * head_dim]`, or null where there is none
+    pub q_bias: *const f32,
+    /// f32 `[num_key_value_heads * head_dim]`, or null
+    pub k_bias: *const f32,
+    /// As `k_bias`
+    pub v_bias: *const f32,
+    /// f32 `[num_tokens, num_attention_heads * head_dim]`
+    pub q: *mut f32,
+    /// E `[num_pages, num_key_value_heads, PAGE_SIZE, head_dim]`, rounded to nearest even, no f16 to infinity
+    pub k_pages: *mut E,
+    /// As `k_pages`
+    pub v_pages: *mut E,
+}
+
+/// Where a head of the token in `slot` begins in the pages of a layer.
+#[device]
+#[inline(always)]
+pub fn place(slot: u32, head: u32, num_key_value_heads: u32, head_dim: u32) -> usize {
+    use crate::PAGE_SIZE;
+    let (page, place) = (slot / PAGE_SIZE, slot % PAGE_SIZE);
+    let head_of_page = page as usize * num_key_value_heads as usize + head as usize;
+    (head_of_page * PAGE_SIZE as usize + place as usize) * head_dim as usize
+}
 
 /// Which head of which of Q, K and V a head of a row is.
 #[device]
@@ -70,24 +103,14 @@ impl Head {
     }
 }
 
-#[device]
-#[inline(always)]
-unsafe fn plain<E: Saturate>(
-    num_attention_heads: u32,
-    num_key_value_heads: u32,
-    head_dim: u32,
-    positions: *const u32,
-    slots: *const u32,
-    cos: *const f32,
-    sin: *const f32,
-    qkv: *const f32,
-    q_bias: *const f32,
-    k_bias: *const f32,
-    v_bias: *const f32,
-    q: *mut f32,
-    k_pages: *mut E,
-    v_pages: *mut E,
-) {
+/// One thread a pair: `pairs` is 1, `head_dim` even.
+///
+/// # Safety
+/// As the [module](self) says.
+#[kernel(E = [f32, f16, bf16], name = "bias_rope_kv_{E}_plain", max_threads = 256)]
+pub unsafe fn plain<E: Saturate>(a: BiasRopeKv<E>) {
+    let BiasRopeKv { num_attention_heads, num_key_value_heads, head_dim, .. } = a;
+    let BiasRopeKv { positions, slots, cos, sin, qkv, q_bias, k_bias, v_bias, q, k_pages, v_pages, .. } = a;
     launch_dependents();
     wait_for_dependencies();
     let half = head_dim / 2;
@@ -124,24 +147,15 @@ unsafe fn plain<E: Saturate>(
     }
 }
 
-#[device]
-#[inline(always)]
-unsafe fn vec4<E: Group<4>>(
-    num_attention_heads: u32,
-    num_key_value_heads: u32,
-    head_dim: u32,
-    positions: *const u32,
-    slots: *const u32,
-    cos: *const f32,
-    sin: *const f32,
-    qkv: *const f32,
-    q_bias: *const f32,
-    k_bias: *const f32,
-    v_bias: *const f32,
-    q: *mut f32,
-    k_pages: *mut E,
-    v_pages: *mut E,
-) {
+/// Loads of 16 bytes, a quarter of the instructions: `pairs` is 4, `head_dim` a multiple of 8, all pointers aligned to 16
+/// bytes.
+///
+/// # Safety
+/// As the [module](self) says.
+#[kernel(E = [f32, f16, bf16], name = "bias_rope_kv_{E}_vec4", max_threads = 256)]
+pub unsafe fn vec4<E: Group<4>>(a: BiasRopeKv<E>) {
+    let BiasRopeKv { num_attention_heads, num_key_value_heads, head_dim, .. } = a;
+    let BiasRopeKv { positions, slots, cos, sin, qkv, q_bias, k_bias, v_bias, q, k_pages, v_pages, .. } = a;
     launch_dependents();
     wait_for_dependencies();
     let half = head_dim / 2;
@@ -185,64 +199,4 @@ unsafe fn vec4<E: Group<4>>(
             E::store_saturated(to.add(half as usize), b);
         }
     }
-}
-
-macro_rules! kernels {
-    ($body:ident, $doc:literal, $($name:ident: $element:ident;)*) => { $(
-        #[doc = $doc]
-        #[kernel(max_threads = 256)]
-        pub unsafe fn $name(
-            num_attention_heads: u32,
-            num_key_value_heads: u32,
-            head_dim: u32,
-            positions: *const u32,
-            slots: *const u32,
-            cos: *const f32,
-            sin: *const f32,
-            qkv: *const f32,
-            q_bias: *const f32,
-            k_bias: *const f32,
-            v_bias: *const f32,
-            q: *mut f32,
-            k_pages: *mut $element,
-            v_pages: *mut $element,
-        ) {
-            // SAFETY: the kernel's own contract.
-            unsafe {
-                $body(
-                    num_attention_heads,
-                    num_key_value_heads,
-                    head_dim,
-                    positions,
-                    slots,
-                    cos,
-                    sin,
-                    qkv,
-                    q_bias,
-                    k_bias,
-                    v_bias,
-                    q,
-                    k_pages,
-                    v_pages,
-                )
-            }
-        }
-    )* };
-}
-
-kernels! {
-    plain,
-    "One thread a pair: `pairs` is 1, `head_dim` even. See the module for the rest.\n\n# Safety\nAs the module says.",
-    bias_rope_kv_f32_plain: f32;
-    bias_rope_kv_f16_plain: f16;
-    bias_rope_kv_bf16_plain: bf16;
-}
-
-kernels! {
-    vec4,
-    "Loads of 16 bytes, a quarter of the instructions: `pairs` is 4, `head_dim` a multiple of 8, all pointers aligned to 16 \
-     bytes. See the module for the rest.\n\n# Safety\nAs the module says.",
-    bias_rope_kv_f32_vec4: f32;
-    bias_rope_kv_f16_vec4: f16;
-    bias_rope_kv_bf16_vec4: bf16;
 }

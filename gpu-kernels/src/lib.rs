@@ -1,33 +1,31 @@
 //! The engine's GPU kernels: one operation a file, all its variants in it.
 //!
-//! Files have the names of the operations (`engine/core/ops.rs`), kernels are named `op_dtype_variant`. In each file the
-//! variant `plain` comes first: it takes every shape and is what the faster ones below it are compared with. A
-//! kernel's documentation states the grid and block that it needs; block and tile sizes are constants here, which
+//! Files have the names of the operations (`engine/core/ops.rs`), functions those of variants, and entries are named
+//! `op_dtype_variant`. An operation's kernels share a struct of arguments, which says what is computed. The variant `plain` comes
+//! first: it takes every shape and is what the faster ones below it are compared with. A kernel's documentation states the grid and block that it needs; block and tile sizes are constants here, which
 //! the launch wrappers read.
 //!
 //! Matrices are row-major. Indices of rows and columns are u32; offsets of elements are 64 bits, since a
 //! vocabulary times a hidden size comes near 2^32.
 #![no_std]
 // Kernels index their arrays: an iterator would put them into local memory (see `grid::repeat`).
-#![allow(clippy::needless_range_loop, clippy::too_many_arguments)]
+#![allow(clippy::needless_range_loop)]
 
 pub mod add;
-pub mod add_bias;
-pub mod add_rms_norm;
 pub mod argmax;
 pub mod attention;
 pub mod bias_rope_kv;
+pub mod blocks;
 pub mod convert;
 pub mod embed;
 pub mod fused;
 pub mod gather_rows;
 pub mod matmul;
+pub mod qk_norm;
 pub mod read_bandwidth;
 pub mod rms_norm;
-pub mod rope;
 pub mod sampler;
 pub mod silu_mul;
-pub mod write_kv;
 
 mod grid;
 mod reduce;

@@ -15,6 +15,20 @@ use cuda_std::prelude::*;
 
 pub mod ahead;
 
+/// `out[i, o] = Σ_c x[i, c] · weight[o, c]`; neither `n` nor `rows` is 0.
+#[kernel_args]
+pub struct Matmul<E, X> {
+    pub n: u32,
+    pub rows: u32,
+    pub cols: u32,
+    /// X `[n, cols]`
+    pub x: *const X,
+    /// E `[rows, cols]`
+    pub weight: *const E,
+    /// f32 `[n, rows]`
+    pub out: *mut f32,
+}
+
 /// Threads of a block.
 pub const BLOCK_THREADS: u32 = 256;
 /// Weight rows that a block computes: one a warp.
@@ -96,14 +110,8 @@ impl<E: Element, X: Element> Step<E, X> for Wide {
 /// As the kernels below.
 #[device]
 #[inline(always)]
-unsafe fn matmul<E: Element, X: Element, S: Step<E, X>>(
-    n: u32,
-    rows: u32,
-    cols: u32,
-    x: *const X,
-    weight: *const E,
-    out: *mut f32,
-) {
+unsafe fn matmul<E: Element, X: Element, S: Step<E, X>>(a: Matmul<E, X>) {
+    let Matmul { n, rows, cols, x, weight, out } = a;
     const TILE: usize = ROWS_PER_WARP as usize;
     let lane = thread::thread_idx_x() % 32;
     let row = thread::block_idx_x() * WARPS_PER_BLOCK + thread::thread_idx_x() / 32;
@@ -141,44 +149,32 @@ unsafe fn matmul<E: Element, X: Element, S: Step<E, X>>(
     }
 }
 
-macro_rules! plain_kernels {
-    ($($name:ident $element:ty, $x:ty;)*) => {$(
-        /// Any number of columns. Written to be read: neighbouring lanes read neighbouring values, one at a time.
-        ///
-        /// # Safety
-        /// Grid `[ceil(rows / WARPS_PER_BLOCK), ceil(n / ROWS_PER_WARP), 1]`, block `[BLOCK_THREADS, 1, 1]`; `n` and
-        /// `rows` are not 0; the ranges have the sizes given above and do not overlap.
-        #[kernel(max_threads = 256)]
-        pub unsafe fn $name(n: u32, rows: u32, cols: u32, x: *const $x, weight: *const $element, out: *mut f32) {
-            unsafe { matmul::<$element, $x, One>(n, rows, cols, x, weight, out) }
-        }
-    )*};
+/// Any number of columns. Written to be read: neighbouring lanes read neighbouring values, one at a time.
+///
+/// # Safety
+/// Grid `[ceil(rows / WARPS_PER_BLOCK), ceil(n / ROWS_PER_WARP), 1]`, block `[BLOCK_THREADS, 1, 1]`; arrays have the sizes of
+/// [`Matmul`] and do not overlap.
+#[kernel(
+    (E, X) = [(f32, f32), (f16, f16), (bf16, bf16), bf16_f32: (bf16, f32)],
+    name = "matmul_{E}_plain",
+    max_threads = 256,
+)]
+pub unsafe fn plain<E: Element, X: Element>(a: Matmul<E, X>) {
+    // SAFETY: the kernel's own contract.
+    unsafe { matmul::<E, X, One>(a) }
 }
 
-plain_kernels! {
-    matmul_f32_plain f32, f32;
-    matmul_f16_plain f16, f16;
-    matmul_bf16_plain bf16, bf16;
-    matmul_bf16_f32_plain bf16, f32;
-}
-
-macro_rules! gemv_kernels {
-    ($($name:ident $element:ty, $x:ty;)*) => {$(
-        /// Reads 16 bytes at once, the most that a load can: an eighth of the plain kernel's loads for weights of two bytes.
-        /// `cols` is a multiple of the values in them.
-        ///
-        /// # Safety
-        /// As the plain kernel; `x` and `weight` are aligned to 16 bytes.
-        #[kernel(max_threads = 256)]
-        pub unsafe fn $name(n: u32, rows: u32, cols: u32, x: *const $x, weight: *const $element, out: *mut f32) {
-            unsafe { matmul::<$element, $x, Wide>(n, rows, cols, x, weight, out) }
-        }
-    )*};
-}
-
-gemv_kernels! {
-    matmul_f32_gemv f32, f32;
-    matmul_f16_gemv f16, f16;
-    matmul_bf16_gemv bf16, bf16;
-    matmul_bf16_f32_gemv bf16, f32;
+/// Reads 16 bytes at once, the most that a load can: an eighth of the plain kernel's loads for weights of two bytes.
+/// `cols` is a multiple of the values in them.
+///
+/// # Safety
+/// As for [`plain`]; `x` and `weight` are aligned to 16 bytes.
+#[kernel(
+    (E, X) = [(f32, f32), (f16, f16), (bf16, bf16), bf16_f32: (bf16, f32)],
+    name = "matmul_{E}_gemv",
+    max_threads = 256,
+)]
+pub unsafe fn gemv<E: Element, X: Element>(a: Matmul<E, X>) {
+    // SAFETY: the kernel's own contract.
+    unsafe { matmul::<E, X, Wide>(a) }
 }

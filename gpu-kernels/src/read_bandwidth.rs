@@ -11,16 +11,23 @@ pub const READ_THREADS: u32 = 512;
 #[device]
 const IN_FLIGHT: u64 = 8;
 
-/// Reads `num_words` words of 16 bytes once and writes the exclusive or of what each block has read, so that no load is
-/// idle: `out[block]`.
-///
+/// Reads words of 16 bytes once and writes the exclusive or of what each block has read, so that no load is idle.
+#[kernel_args]
+pub struct ReadBandwidth {
+    pub num_words: u64,
+    /// `[num_words]`, aligned to 16 bytes
+    pub words: *const [u32; 4],
+    /// u32, one value a block
+    pub out: *mut u32,
+}
+
 /// - Any one-dimensional grid of [`READ_THREADS`]; thread `t` of `T` takes words `t`, `t + T`, …, eight at a time.
 /// - Memory-bound: 16 bytes a load, no allocation in L1. A few blocks a multiprocessor saturate an H200.
 ///
 /// # Safety
-/// `words` leads to `num_words` words aligned to 16 bytes; `out` holds one value a block.
-#[kernel(max_threads = 512)]
-pub unsafe fn read_bandwidth_u32_plain(num_words: u64, words: *const [u32; 4], out: *mut u32) {
+/// Arrays have the lengths of [`ReadBandwidth`].
+#[kernel(E = [u32], name = "read_bandwidth_{E}_plain", max_threads = 512)]
+pub unsafe fn plain(ReadBandwidth { num_words, words, out }: ReadBandwidth) {
     let stride = u64::from(thread::grid_dim_x()) * u64::from(READ_THREADS);
     let mut i =
         u64::from(thread::block_idx_x()) * u64::from(READ_THREADS) + u64::from(thread::thread_idx_x());

@@ -5,16 +5,32 @@
 
 use cuda_std::prelude::*;
 
-pub mod registers;
+mod registers;
+
+pub use registers::*;
 
 #[device]
 use crate::{
     fused::{launch_dependents, wait_for_dependencies},
-    vector::Saturate,
+    grid::repeat,
+    vector::{Group, Saturate},
 };
 
 /// Threads of a block.
 pub const BLOCK_SIZE: u32 = 256;
+
+/// `out = x / sqrt(mean(x²) + eps) * weight`, row by row (Zhang and Sennrich 2019, "Root mean square layer normalization").
+#[kernel_args]
+pub struct RmsNorm<E> {
+    pub hidden_size: u32,
+    /// f32 `[num_rows, hidden_size]`
+    pub x: *const f32,
+    /// f32 `[hidden_size]`
+    pub weight: *const f32,
+    pub eps: f32,
+    /// E `[num_rows, hidden_size]`
+    pub out: *mut E,
+}
 
 /// What a row's values are multiplied with, from the sum of their squares: `1 / sqrt(sum / hidden_size + eps)`.
 #[device]
@@ -23,9 +39,17 @@ pub fn scale(sum_of_squares: f32, hidden_size: u32, eps: f32) -> f32 {
     1.0 / (sum_of_squares / hidden_size as f32 + eps).sqrt()
 }
 
-#[device]
-#[inline(always)]
-unsafe fn plain<E: Saturate>(hidden_size: u32, x: *const f32, weight: *const f32, eps: f32, out: *mut E) {
+/// f32 throughout, rounded once at the end, no f16 to infinity. The sum of squares has a fixed order that depends on
+/// `hidden_size` alone: each thread adds its columns from left to right, then butterflies over the block.
+///
+/// Grid `[num_rows, 1, 1]`, exact: one block a row; block `[BLOCK_SIZE, 1, 1]`. Thread `t` takes
+/// columns `t`, `t + BLOCK_SIZE`, …. Any `hidden_size`. Written to be read: a row is read twice, value by value.
+///
+/// # Safety
+/// Grid and block are as above, arrays have the lengths of [`RmsNorm`], `out` overlaps nothing.
+#[kernel(E = [f32, f16, bf16], name = "rms_norm_{E}_plain")]
+pub unsafe fn plain<E: Saturate>(a: RmsNorm<E>) {
+    let RmsNorm { hidden_size, x, weight, eps, out } = a;
     launch_dependents();
     wait_for_dependencies();
     let start = crate::grid::offset(thread::block_idx_x(), hidden_size, 0);
@@ -49,16 +73,17 @@ unsafe fn plain<E: Saturate>(hidden_size: u32, x: *const f32, weight: *const f32
     }
 }
 
-#[device]
-#[inline(always)]
-unsafe fn vec4<E: crate::vector::Group<4>>(
-    hidden_size: u32,
-    x: *const f32,
-    weight: *const f32,
-    eps: f32,
-    out: *mut E,
-) {
-    use crate::{grid::repeat, vector::Group};
+/// As [`plain`], thread `t` taking columns `4t .. 4t + 4`, …: loads of 16 bytes, a quarter of the instructions, and four times
+/// the bytes in flight for each load that is waited for.
+///
+/// The order of the sum is another than the plain variant's, so results may differ in the last bit:
+/// choose by `hidden_size`, never by the number of rows.
+///
+/// # Safety
+/// As for [`plain`]; `hidden_size` is a multiple of 4 and all pointers are aligned to 16 bytes.
+#[kernel(E = [f32, f16, bf16], name = "rms_norm_{E}_vec4")]
+pub unsafe fn vec4<E: Group<4>>(a: RmsNorm<E>) {
+    let RmsNorm { hidden_size, x, weight, eps, out } = a;
     launch_dependents();
     wait_for_dependencies();
     let start = crate::grid::offset(thread::block_idx_x(), hidden_size, 0);
@@ -82,58 +107,4 @@ unsafe fn vec4<E: crate::vector::Group<4>>(
             column += 4 * thread::block_dim_x();
         }
     }
-}
-
-macro_rules! plain_kernels {
-    ($($element:ident $name:ident;)*) => { $(
-        /// `out = x / sqrt(mean(x²) + eps) * weight`, row by row (Zhang and Sennrich 2019, "Root mean square layer
-        /// normalization").
-        ///
-        /// - `x`: f32 `[num_rows, hidden_size]`
-        /// - `weight`: f32 `[hidden_size]`
-        #[doc = concat!("- `out`: ", stringify!($element), " `[num_rows, hidden_size]`")]
-        ///
-        /// f32 throughout, rounded once at the end, no f16 to infinity. The sum of squares has a fixed order that depends on
-        /// `hidden_size` alone: each thread adds its columns from left to right, then butterflies over the block.
-        ///
-        /// Grid `[num_rows, 1, 1]`, exact: one block a row; block `[BLOCK_SIZE, 1, 1]`. Thread `t` takes
-        /// columns `t`, `t + BLOCK_SIZE`, …. Any `hidden_size`. Written to be read: a row is read twice, value by value.
-        ///
-        /// # Safety
-        /// Grid and block are as above, arrays have these lengths, `out` overlaps nothing.
-        #[kernel]
-        pub unsafe fn $name(hidden_size: u32, x: *const f32, weight: *const f32, eps: f32, out: *mut $element) {
-            // SAFETY: the kernel's own contract.
-            unsafe { plain(hidden_size, x, weight, eps, out) }
-        }
-    )* };
-}
-
-plain_kernels! {
-    f32 rms_norm_f32_plain;
-    f16 rms_norm_f16_plain;
-    bf16 rms_norm_bf16_plain;
-}
-
-macro_rules! vec4_kernels {
-    ($($element:ident $name:ident;)*) => { $(
-        #[doc = concat!("As [`rms_norm_", stringify!($element), "_plain`], thread `t` taking columns `4t .. 4t + 4`, …: loads of 16 bytes, a quarter of the instructions, and four times the bytes in flight for each load that is waited for.")]
-        ///
-        /// The order of the sum is another than the plain variant's, so results may differ in the last bit:
-        /// choose by `hidden_size`, never by the number of rows.
-        ///
-        /// # Safety
-        #[doc = concat!("As for [`rms_norm_", stringify!($element), "_plain`]; `hidden_size` is a multiple of 4 and all pointers are aligned to 16 bytes.")]
-        #[kernel]
-        pub unsafe fn $name(hidden_size: u32, x: *const f32, weight: *const f32, eps: f32, out: *mut $element) {
-            // SAFETY: the kernel's own contract.
-            unsafe { vec4(hidden_size, x, weight, eps, out) }
-        }
-    )* };
-}
-
-vec4_kernels! {
-    f32 rms_norm_f32_vec4;
-    f16 rms_norm_f16_vec4;
-    bf16 rms_norm_bf16_vec4;
 }

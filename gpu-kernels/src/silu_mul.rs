@@ -21,9 +21,29 @@ fn value<X: Saturate>(gate: f32, up: f32) -> f32 {
     gate / (1.0 + (-gate).exp()) * up
 }
 
-#[device]
-#[inline(always)]
-unsafe fn plain<E: Saturate, X: Saturate>(intermediate_size: u32, gate_up: *const X, out: *mut E) {
+/// `out[i] = silu(gate[i]) * up[i]`, row by row, with `silu(x) = x / (1 + e^-x)`: SwiGLU's activation (Shazeer
+/// 2020, "GLU variants improve Transformer").
+#[kernel_args]
+pub struct SiluMul<E, X> {
+    pub intermediate_size: u32,
+    /// X `[num_rows, 2 * intermediate_size]`, each row gate and then up
+    pub gate_up: *const X,
+    /// E `[num_rows, intermediate_size]`, computed in f32 and rounded once, no f16 to infinity
+    pub out: *mut E,
+}
+
+/// Grid `[num_rows, ceil(intermediate_size / BLOCK_SIZE), 1]`, exact in the rows; block `[BLOCK_SIZE, 1, 1]`.
+/// One thread an element.
+///
+/// # Safety
+/// Grid and block are as above, arrays have the lengths of [`SiluMul`] and do not overlap.
+#[kernel(
+    (E, X) = [(f32, f32), (f16, f16), f16_f32: (f16, f32), bf16_f32: (bf16, f32)],
+    name = "silu_mul_{E}_plain",
+    max_threads = 128,
+)]
+pub unsafe fn plain<E: Saturate, X: Saturate>(a: SiluMul<E, X>) {
+    let SiluMul { intermediate_size, gate_up, out } = a;
     launch_dependents();
     wait_for_dependencies();
     let Some((row, column)) = row_and_column(intermediate_size) else { return };
@@ -36,9 +56,19 @@ unsafe fn plain<E: Saturate, X: Saturate>(intermediate_size: u32, gate_up: *cons
     }
 }
 
-#[device]
-#[inline(always)]
-unsafe fn vec8<E: Saturate, X: Saturate>(intermediate_size: u32, gate_up: *const X, out: *mut E) {
+/// As [`plain`], eight values at a time: loads and stores of 16 bytes.
+///
+/// Grid `[num_rows, ceil(intermediate_size / 8 / BLOCK_SIZE), 1]`, exact in the rows; block `[BLOCK_SIZE, 1, 1]`.
+///
+/// # Safety
+/// As for [`plain`]; `intermediate_size` is a multiple of 8 and both pointers are aligned to 16 bytes.
+#[kernel(
+    (E, X) = [(f32, f32), (f16, f16), f16_f32: (f16, f32), bf16_f32: (bf16, f32)],
+    name = "silu_mul_{E}_vec8",
+    max_threads = 128,
+)]
+pub unsafe fn vec8<E: Saturate, X: Saturate>(a: SiluMul<E, X>) {
+    let SiluMul { intermediate_size, gate_up, out } = a;
     launch_dependents();
     wait_for_dependencies();
     let Some((row, group)) = row_and_column(intermediate_size / 8) else { return };
@@ -50,55 +80,4 @@ unsafe fn vec8<E: Saturate, X: Saturate>(intermediate_size: u32, gate_up: *const
         repeat(8, |i| values[i] = value::<X>(g[i], u[i]));
         store8(out.add(offset(row, intermediate_size, 8 * group)), values);
     }
-}
-
-macro_rules! plain_kernels {
-    ($($name:ident: $element:ident, $x:ident;)*) => { $(
-        /// `out[i] = silu(gate[i]) * up[i]`, row by row, with `silu(x) = x / (1 + e^-x)`: SwiGLU's activation (Shazeer
-        /// 2020, "GLU variants improve Transformer").
-        ///
-        #[doc = concat!("- `gate_up`: ", stringify!($x), " `[num_rows, 2 * intermediate_size]`, each row gate and then up")]
-        #[doc = concat!("- `out`: ", stringify!($element), " `[num_rows, intermediate_size]`, computed in f32 and rounded once, no f16 to infinity")]
-        ///
-        /// Grid `[num_rows, ceil(intermediate_size / BLOCK_SIZE), 1]`, exact in the rows; block `[BLOCK_SIZE, 1, 1]`.
-        /// One thread an element.
-        ///
-        /// # Safety
-        /// Grid and block are as above, arrays have these lengths and do not overlap.
-        #[kernel(max_threads = 128)]
-        pub unsafe fn $name(intermediate_size: u32, gate_up: *const $x, out: *mut $element) {
-            // SAFETY: the kernel's own contract.
-            unsafe { plain(intermediate_size, gate_up, out) }
-        }
-    )* };
-}
-
-plain_kernels! {
-    silu_mul_f32_plain: f32, f32;
-    silu_mul_f16_plain: f16, f16;
-    silu_mul_f16_f32_plain: f16, f32;
-    silu_mul_bf16_f32_plain: bf16, f32;
-}
-
-macro_rules! vec8_kernels {
-    ($($name:ident: $element:ident, $x:ident;)*) => { $(
-        /// As the plain kernel, eight values at a time: loads and stores of 16 bytes.
-        ///
-        /// Grid `[num_rows, ceil(intermediate_size / 8 / BLOCK_SIZE), 1]`, exact in the rows; block `[BLOCK_SIZE, 1, 1]`.
-        ///
-        /// # Safety
-        /// As for the plain kernel; `intermediate_size` is a multiple of 8 and both pointers are aligned to 16 bytes.
-        #[kernel(max_threads = 128)]
-        pub unsafe fn $name(intermediate_size: u32, gate_up: *const $x, out: *mut $element) {
-            // SAFETY: the kernel's own contract.
-            unsafe { vec8(intermediate_size, gate_up, out) }
-        }
-    )* };
-}
-
-vec8_kernels! {
-    silu_mul_f32_vec8: f32, f32;
-    silu_mul_f16_vec8: f16, f16;
-    silu_mul_f16_f32_vec8: f16, f32;
-    silu_mul_bf16_f32_vec8: bf16, f32;
 }

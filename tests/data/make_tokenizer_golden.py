@@ -1,11 +1,18 @@
 #!/usr/bin/env python3
-"""Writes tokenizer_golden.json: texts and their ids by the Python package `tokenizers`, for tests/tokenizer.rs.
+"""Writes tokenizer_golden.json and qwen2_vocabulary.txt for tests/it/tokenizer.rs.
 
-The tokenizer is put together here from the vocabulary alone, through the `gguf` package, with the settings of Qwen2's
-published tokenizer.json, so that it shares nothing with the engine but the file.
+The first has texts and their ids by the Python package `tokenizers`. The tokenizer is put together here from the vocabulary
+alone, through the `gguf` package, with the settings of Qwen2's published tokenizer.json, so that it shares nothing with the
+engine but the file.
+
+The second is the part of that vocabulary which those texts can come to, with the same ids: the bytes, the special tokens,
+and every token that stands somewhere in a text, whether encoding it takes that token or not. So whatever order merges are
+taken in, and wherever a text is cut into words, right or wrong, the ids are those of the whole vocabulary.
 
     python3 -m venv venv && venv/bin/pip install gguf==0.19.0 tokenizers==0.23.3
-    venv/bin/python tests/data/make_tokenizer_golden.py ../shared/data/qwen2-vocab.gguf
+    venv/bin/python tests/data/make_tokenizer_golden.py qwen2-vocab.gguf
+
+The argument is any GGUF file with Qwen2's vocabulary.
 """
 
 import json
@@ -24,25 +31,52 @@ WORDS = (
 )
 
 
-def build(path):
+def read(path):
+    """The tokens that BPE makes with their ids, the special ones, the merges in their order, and the number of ids."""
     fields = GGUFReader(path).fields
     tokens = fields["tokenizer.ggml.tokens"].contents()
     types = fields["tokenizer.ggml.token_type"].contents()
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"].contents()]
     # Type 1 are BPE's own tokens, 3 the special ones; the rest of this file is padding.
-    vocab = {token: i for i, (token, kind) in enumerate(zip(tokens, types)) if kind == 1}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    vocab, specials = ({token: i for i, (token, kind) in enumerate(zip(tokens, types)) if kind == wanted} for wanted in (1, 3))
+    return vocab, specials, merges, len(tokens)
+
+
+def build(vocab, specials, merges):
+    # The special ones stand in the vocabulary for their ids' sake; no merge makes them.
+    tokenizer = Tokenizer(models.BPE(vocab=vocab | specials, merges=merges))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(WORDS), behavior="isolated", invert=False),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ])
     tokenizer.decoder = decoders.ByteLevel()
-    for i, (token, kind) in enumerate(zip(tokens, types)):
-        if kind == 3:
-            tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True)])
-            assert tokenizer.token_to_id(token) == i
+    for token, i in specials.items():
+        tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True)])
+        assert tokenizer.token_to_id(token) == i
     return tokenizer
+
+
+def cut_down(vocab, merges, texts):
+    """The bytes' tokens and what stands in one of `texts`, as it is or in NFC; and the merges that make those tokens."""
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    forms = {form for text in texts for form in (text, unicodedata.normalize("NFC", text))}
+    # Neither a space nor a newline is a letter of the byte alphabet.
+    haystack = "\n".join(word for form in forms for word, _ in level.pre_tokenize_str(form))
+    vocab = {token: i for token, i in vocab.items() if len(token) == 1 or token in haystack}
+    return vocab, [(left, right) for left, right in merges if left + right in vocab]
+
+
+def write_vocabulary(path, vocab, specials, merges, size):
+    """A line a token by its id: a byte's or a special token's text, or the two tokens that are merged to it."""
+    # In Qwen2's vocabulary tokens are in the order of their merges, so that one list gives both.
+    merged = [vocab[left + right] for left, right in merges]
+    assert merged == sorted(merged) and len(merged) + 256 == len(vocab)
+    lines = {i: token for token, i in (vocab | specials).items()}
+    lines |= {vocab[left + right]: f"{left} {right}" for left, right in merges}
+    head = f"# {size} ids; see make_tokenizer_golden.py"
+    path.write_text("\n".join([head, *(f"{i} {lines[i]}" for i in sorted(lines))]) + "\n")
+    print(f"{path.name}: {len(lines)} tokens of {size}, {path.stat().st_size} bytes")
 
 
 def texts(rng):
@@ -83,24 +117,33 @@ def texts(rng):
         yield "".join(rng.choice(" \n\r\ta1.'<|é中\u0301") for _ in range(rng.randint(1, 60)))
 
 
+def golden(tokenizer, text):
+    tokenizer.encode_special_tokens = False
+    case = {"text": text, "ids": tokenizer.encode(text, add_special_tokens=False).ids}
+    case["decoded"] = tokenizer.decode(case["ids"], skip_special_tokens=False)
+    tokenizer.encode_special_tokens = True
+    case["plain_ids"] = tokenizer.encode(text, add_special_tokens=False).ids
+    if case["plain_ids"] == case["ids"]:
+        del case["plain_ids"]
+    if case["decoded"] == text:
+        del case["decoded"]
+    return case
+
+
 def main():
-    tokenizer = build(sys.argv[1])
-    cases = []
-    for text in dict.fromkeys(texts(random.Random(20240607))):
-        tokenizer.encode_special_tokens = False
-        case = {"text": text, "ids": tokenizer.encode(text, add_special_tokens=False).ids}
-        case["decoded"] = tokenizer.decode(case["ids"], skip_special_tokens=False)
-        tokenizer.encode_special_tokens = True
-        case["plain_ids"] = tokenizer.encode(text, add_special_tokens=False).ids
-        if case["plain_ids"] == case["ids"]:
-            del case["plain_ids"]
-        if case["decoded"] == text:
-            del case["decoded"]
-        cases.append(case)
+    vocab, specials, merges, size = read(sys.argv[1])
+    all_texts = list(dict.fromkeys(texts(random.Random(20240607))))
+    tokenizer = build(vocab, specials, merges)
+    cases = [golden(tokenizer, text) for text in all_texts]
     lines = ",\n".join(json.dumps(case) for case in cases)
     out = Path(__file__).with_name("tokenizer_golden.json")
     out.write_text(f'{{"tokenizers": "{tokenizers.__version__}", "cases": [\n{lines}\n]}}\n')
     print(f"{out.name}: {len(cases)} cases, {sum(len(case['ids']) for case in cases)} ids")
+
+    vocab, merges = cut_down(vocab, merges, all_texts)
+    tokenizer = build(vocab, specials, merges)
+    assert cases == [golden(tokenizer, text) for text in all_texts]
+    write_vocabulary(Path(__file__).with_name("qwen2_vocabulary.txt"), vocab, specials, merges, size)
 
 
 main()

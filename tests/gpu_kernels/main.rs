@@ -1,14 +1,16 @@
 //! Every GPU kernel, in every format and variant, against references in f64: the tables of `engine/lab/cases/`; and in
 //! `engine.rs` what the engine does around the launches.
 //!
-//! Run with `cargo test --release --features gpu-tests`. Without a device each test says that it was skipped.
-#![cfg(feature = "gpu-tests")]
+//! Run with `cargo test --release --features gpu-tests`, where there is a GPU (`tests/common/gpu.rs`).
 
 mod engine;
+#[path = "../common/gpu.rs"]
+mod gpu;
 mod harness;
 mod operations;
 
-use harness::{device, max_work};
+use gpu::device;
+use harness::max_work;
 use qernel::lab::check::verify;
 
 /// All cases of an operation, where there is a device.
@@ -23,4 +25,5 @@ fn check(op: &str) {
     }
 }
 
-operations::check_each!();
+use operations::check_each;
+qernel::cuda::for_each_operation!(check_each);

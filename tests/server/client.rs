@@ -19,6 +19,10 @@ use std::time::{Duration, Instant};
 /// Long enough that only a hanging server is slower.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A bound for what takes milliseconds on an idle machine and, where it is wrong, at least half a minute: no test depends on how
+/// busy the machine is.
+pub const SOON: Duration = Duration::from_secs(15);
+
 /// What a test does to the model while it is served.
 #[derive(Default)]
 pub struct Control {

@@ -104,7 +104,7 @@ fn text_to_tokens_and_back() {
     assert_eq!((outside.status, outside.json()["error"]["param"].as_str()), (400, Some("ids")));
 }
 
-/// As `tests/haiku.rs` on the command line: the word is the minute of the hour, so it is not known beforehand.
+/// As `tests/it/haiku.rs` on the command line: the word is the minute of the hour, so it is not known beforehand.
 #[test]
 fn a_haiku_over_http_has_the_minute_in_it() {
     let server = start(config());

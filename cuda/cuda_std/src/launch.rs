@@ -1,5 +1,83 @@
 //! The host's side of `#[kernel]`: device addresses that know their type, and what a launcher must be able to
 //! do.
+//!
+//! # What the compiler sees
+//! A launch whose arguments are those of the kernel compiles:
+//! ```
+//! use cuda_std::prelude::*;
+//!
+//! #[kernel]
+//! pub unsafe fn scale(_n: u32, _x: *const f32, _out: *mut f32) {}
+//!
+//! fn launch<L: Launcher>(
+//!     launcher: &L, config: &LaunchConfig,
+//!     x: DevicePtr<f32>, halves: DevicePtr<f16>, out: DevicePtrMut<f32>,
+//! ) -> Result<(), L::Error> {
+//!     unsafe { scale(launcher, config, 1, x, out) }
+//! }
+//! # fn main() {}
+//! ```
+//! One with a pointer to another type does not,
+//! ```compile_fail
+//! # use cuda_std::prelude::*;
+//! # #[kernel]
+//! # pub unsafe fn scale(_n: u32, _x: *const f32, _out: *mut f32) {}
+//! # fn launch<L: Launcher>(
+//! #     launcher: &L, config: &LaunchConfig,
+//! #     x: DevicePtr<f32>, halves: DevicePtr<f16>, out: DevicePtrMut<f32>,
+//! # ) -> Result<(), L::Error> {
+//! unsafe { scale(launcher, config, 1, halves, out) }
+//! # }
+//! # fn main() {}
+//! ```
+//! nor one with a pointer to read where the kernel writes,
+//! ```compile_fail
+//! # use cuda_std::prelude::*;
+//! # #[kernel]
+//! # pub unsafe fn scale(_n: u32, _x: *const f32, _out: *mut f32) {}
+//! # fn launch<L: Launcher>(
+//! #     launcher: &L, config: &LaunchConfig,
+//! #     x: DevicePtr<f32>, halves: DevicePtr<f16>, out: DevicePtrMut<f32>,
+//! # ) -> Result<(), L::Error> {
+//! unsafe { scale(launcher, config, 1, x, x) }
+//! # }
+//! # fn main() {}
+//! ```
+//! with a number of another type,
+//! ```compile_fail
+//! # use cuda_std::prelude::*;
+//! # #[kernel]
+//! # pub unsafe fn scale(_n: u32, _x: *const f32, _out: *mut f32) {}
+//! # fn launch<L: Launcher>(
+//! #     launcher: &L, config: &LaunchConfig,
+//! #     x: DevicePtr<f32>, halves: DevicePtr<f16>, out: DevicePtrMut<f32>,
+//! # ) -> Result<(), L::Error> {
+//! unsafe { scale(launcher, config, 1.0, x, out) }
+//! # }
+//! # fn main() {}
+//! ```
+//! or without one of its arguments.
+//! ```compile_fail
+//! # use cuda_std::prelude::*;
+//! # #[kernel]
+//! # pub unsafe fn scale(_n: u32, _x: *const f32, _out: *mut f32) {}
+//! # fn launch<L: Launcher>(
+//! #     launcher: &L, config: &LaunchConfig,
+//! #     x: DevicePtr<f32>, halves: DevicePtr<f16>, out: DevicePtrMut<f32>,
+//! # ) -> Result<(), L::Error> {
+//! unsafe { scale(launcher, config, 1, x) }
+//! # }
+//! # fn main() {}
+//! ```
+//! A parameter that is not `Copy` makes no kernel:
+//! ```compile_fail
+//! # use cuda_std::prelude::*;
+//! pub struct Owned(u32);
+//!
+//! #[kernel]
+//! pub unsafe fn owned(_value: Owned) {}
+//! # fn main() {}
+//! ```
 
 use core::ffi::c_void;
 use core::fmt;
@@ -103,6 +181,128 @@ pub struct Kernel {
     pub body: unsafe fn(params: *const *mut c_void),
     /// The size of each parameter in bytes, in the order of the signature.
     pub parameters: &'static [usize],
+}
+
+/// The host's form of a [`kernel_args`](crate::kernel_args) struct: what a launch takes.
+///
+/// # Safety
+/// `addresses` gives one pointer for each parameter of the entry, in order, each to a live value of its type; `SIZES` are
+/// their sizes.
+pub unsafe trait Arguments: Copy {
+    /// An array of pointers.
+    type Addresses: AsMut<[*mut c_void]>;
+    /// The size of each parameter in bytes.
+    const SIZES: &'static [usize];
+
+    /// Where the parameters' values are.
+    fn addresses(&mut self) -> Self::Addresses;
+}
+
+/// The type of field `INDEX` of a [`kernel_args`](crate::kernel_args) struct, on the device.
+#[doc(hidden)]
+pub trait Field<const INDEX: usize> {
+    type Type;
+}
+
+/// A [`kernel_args`](crate::kernel_args) struct as kernels take it.
+///
+/// # Safety
+/// `read` takes parameters as [`Arguments::addresses`] of `Host` gives them.
+pub unsafe trait KernelArgs {
+    /// The same with device addresses.
+    type Host: Arguments;
+
+    /// The arguments of an emulated thread.
+    ///
+    /// # Safety
+    /// One pointer for each parameter, to a live value of its type.
+    unsafe fn read(params: *const *mut c_void) -> Self;
+}
+
+/// What a name in a kernel's lists stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// The type of that name: `f16`.
+    Type(&'static str),
+    /// A number.
+    Number(u64),
+}
+
+impl From<&'static str> for Value {
+    fn from(name: &'static str) -> Self {
+        Self::Type(name)
+    }
+}
+
+impl From<u32> for Value {
+    fn from(number: u32) -> Self {
+        Self::Number(number.into())
+    }
+}
+
+/// An entry of a kernel with lists.
+#[derive(Debug)]
+pub struct Instance {
+    /// What it was made for, in the order of the lists.
+    pub values: &'static [Value],
+    /// The entry.
+    pub kernel: Kernel,
+}
+
+/// All entries of a `#[kernel(name = "…")]`, which take the arguments `A`.
+pub struct Kernels<A> {
+    instances: &'static [Instance],
+    arguments: PhantomData<fn(A)>,
+}
+
+impl<A> Kernels<A> {
+    /// What the macro calls: the instances' parameters are those of `A`.
+    #[doc(hidden)]
+    pub const fn new(instances: &'static [Instance]) -> Self {
+        Self { instances, arguments: PhantomData }
+    }
+
+    /// The entries, the last list's values changing first.
+    pub const fn instances(&self) -> &'static [Instance] {
+        self.instances
+    }
+
+    /// The first entry that was made for `values`, which may leave out the last ones.
+    pub fn get(&self, values: &[Value]) -> Option<Entry<A>> {
+        let instance = self.instances.iter().find(|instance| instance.values.starts_with(values))?;
+        Some(Entry { kernel: &instance.kernel, arguments: PhantomData })
+    }
+}
+
+/// An entry that takes the arguments `A`.
+pub struct Entry<A> {
+    kernel: &'static Kernel,
+    arguments: PhantomData<fn(A)>,
+}
+
+impl<A: Arguments> Entry<A> {
+    /// What is known of it.
+    pub fn kernel(&self) -> &'static Kernel {
+        self.kernel
+    }
+
+    /// Launches it.
+    ///
+    /// # Errors
+    /// As [`Launcher::launch`].
+    ///
+    /// # Safety
+    /// The launch keeps what the kernel states about its grid, its block and its pointers, which lead to values of the
+    /// entry's types; they stay valid until the kernel has finished.
+    pub unsafe fn launch<L: Launcher>(
+        &self,
+        launcher: &L,
+        config: &LaunchConfig,
+        mut arguments: A,
+    ) -> Result<(), L::Error> {
+        // SAFETY: the caller answers for the kernel's contract; the entry was compiled from the fields of `A`.
+        unsafe { launcher.launch(self.kernel, config, arguments.addresses().as_mut()) }
+    }
 }
 
 /// Starts kernels: a CUDA module and stream, the [`Emulator`](crate::emulation::Emulator), or a test's recorder.

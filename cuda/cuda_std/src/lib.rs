@@ -78,7 +78,7 @@ pub mod warp;
 mod target;
 
 pub use bits::Bits;
-pub use cuda_std_macros::{device, kernel, shared_array};
+pub use cuda_std_macros::{device, kernel, kernel_args, shared_array};
 pub use element::{Element, PackedElement};
 pub use half;
 

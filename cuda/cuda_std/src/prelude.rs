@@ -6,7 +6,7 @@ pub use crate::launch::{DevicePtr, DevicePtrMut, LaunchConfig, Launcher};
 pub use crate::{
     Bits, Element, PackedElement, device,
     float::{GpuFloat, GpuFloatIntrinsics},
-    kernel, shared,
+    kernel, kernel_args, shared,
     shared::Shared,
     shared::dynamic_shared,
     shared_array, thread, warp,

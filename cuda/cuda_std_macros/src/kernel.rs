@@ -2,66 +2,10 @@
 
 use proc_macro2::{Span, TokenStream};
 use quote::{format_ident, quote, quote_spanned};
-use syn::parse::{Parse, ParseStream};
-use syn::punctuated::Punctuated;
 use syn::spanned::Spanned;
-use syn::{Error, FnArg, Ident, ItemFn, Lit, Pat, ReturnType, Token, Type};
+use syn::{Error, FnArg, Ident, ItemFn, Pat, ReturnType, Type};
 
-/// The arguments of `#[kernel(…)]`; `None` where they are not given.
-#[derive(Default)]
-pub struct LaunchBounds {
-    max_threads: Option<u32>,
-    min_blocks: Option<u32>,
-    requires: Option<String>,
-}
-
-impl Parse for LaunchBounds {
-    fn parse(input: ParseStream) -> syn::Result<Self> {
-        let mut bounds = Self::default();
-        let argument = |input: ParseStream| -> syn::Result<(Ident, Lit)> {
-            let name = input.parse()?;
-            input.parse::<Token![=]>()?;
-            Ok((name, input.parse()?))
-        };
-        for (name, value) in Punctuated::<_, Token![,]>::parse_terminated_with(input, argument)? {
-            let given_before = match name.to_string().as_str() {
-                "max_threads" => bounds.max_threads.replace(number(&value, 1024)?).is_some(),
-                "min_blocks" => bounds.min_blocks.replace(number(&value, 32)?).is_some(),
-                "requires" => bounds.requires.replace(architecture(&value)?).is_some(),
-                _ => {
-                    return Err(Error::new(
-                        name.span(),
-                        "expected `max_threads`, `min_blocks` or `requires`",
-                    ));
-                }
-            };
-            if given_before {
-                return Err(Error::new(name.span(), format!("`{name}` is given twice")));
-            }
-        }
-        if bounds.min_blocks.is_some() && bounds.max_threads.is_none() {
-            return Err(input.error("`min_blocks` needs `max_threads` beside it"));
-        }
-        Ok(bounds)
-    }
-}
-
-fn number(value: &Lit, limit: u32) -> syn::Result<u32> {
-    let number = match value {
-        Lit::Int(literal) => literal.base10_parse::<u32>().ok(),
-        _ => None,
-    };
-    number
-        .filter(|number| (1..=limit).contains(number))
-        .ok_or_else(|| Error::new(value.span(), format!("expected a number from 1 to {limit}")))
-}
-
-fn architecture(value: &Lit) -> syn::Result<String> {
-    match value {
-        Lit::Str(literal) if literal.value().starts_with("sm_") => Ok(literal.value()),
-        _ => Err(Error::new(value.span(), "expected an architecture such as `\"sm_90\"`")),
-    }
-}
+use crate::attribute::{Attribute, LaunchBounds};
 
 /// A kernel's parameter as both sides need it.
 struct Parameter<'a> {
@@ -70,8 +14,17 @@ struct Parameter<'a> {
     host_type: TokenStream,
 }
 
-pub fn expand(bounds: &LaunchBounds, function: &ItemFn) -> syn::Result<TokenStream> {
+pub fn expand(attribute: &Attribute, function: &ItemFn) -> syn::Result<TokenStream> {
     check_signature(function)?;
+    if let Some(name) = &attribute.name {
+        return crate::instances::expand(attribute, name, function);
+    }
+    if !function.sig.generics.params.is_empty() {
+        let message =
+            "a generic kernel needs a list of values for each of its parameters, and `name = \"…\"`";
+        return Err(Error::new(function.sig.generics.span(), message));
+    }
+    let bounds = &attribute.bounds(&[])?;
     let parameters = function.sig.inputs.iter().map(parameter).collect::<syn::Result<Vec<_>>>()?;
     let entry = device_entry(bounds, function);
     let launcher = host_launcher(bounds, function, &parameters);
@@ -85,12 +38,6 @@ fn check_signature(function: &ItemFn) -> syn::Result<()> {
         return refuse(
             signature.fn_token.span,
             "a kernel must be an `unsafe fn`: nothing checks its pointers and its grid",
-        );
-    }
-    if !signature.generics.params.is_empty() {
-        return refuse(
-            signature.generics.span(),
-            "a kernel cannot be generic: write one entry per type, over a generic function",
         );
     }
     if let ReturnType::Type(_, returned) = &signature.output {
@@ -144,24 +91,66 @@ fn parameter(argument: &FnArg) -> syn::Result<Parameter<'_>> {
 fn device_entry(bounds: &LaunchBounds, function: &ItemFn) -> TokenStream {
     let ItemFn { attrs, vis, sig, block } = function;
     let (name, inputs) = (&sig.ident, &sig.inputs);
-    // `CudaBuilder::leave_out` sets it: what has no entry is not compiled.
-    let left_out = std::env::var("CUDA_BUILDER_LEAVE_OUT").unwrap_or_default();
-    let entry = name.to_string();
-    if left_out.split(',').any(|prefix| !prefix.is_empty() && entry.starts_with(prefix)) {
+    if is_left_out(&name.to_string()) {
         return TokenStream::new();
     }
-    let only_for = match &bounds.requires {
-        Some(architecture) => quote!(#[cfg(all(target_arch = "nvptx64", target_feature = #architecture))]),
-        None => quote!(#[cfg(target_arch = "nvptx64")]),
-    };
-    let line = bounds.max_threads.map(|max_threads| {
-        let line = format!("// launch_bounds {name} {max_threads} {}", bounds.min_blocks.unwrap_or(0));
-        quote!(#only_for ::cuda_std::__module_line!(#line);)
-    });
+    let (only_for, line) = bounds_of_entry(bounds, &name.to_string());
     quote! {
         #line
         #only_for
         ::cuda_std::__kernel_entry! { { #(#attrs)* } { #vis } #name ( #inputs ) #block }
+    }
+}
+
+/// Whether there is to be no entry of that name. `CudaBuilder::leave_out` says so: what has no entry is not compiled.
+pub fn is_left_out(entry: &str) -> bool {
+    let left_out = std::env::var("CUDA_BUILDER_LEAVE_OUT").unwrap_or_default();
+    left_out.split(',').any(|prefix| !prefix.is_empty() && entry.starts_with(prefix))
+}
+
+/// The condition under which there is an entry, and the line that tells `cuda_builder` its bounds.
+pub fn bounds_of_entry(bounds: &LaunchBounds, entry: &str) -> (TokenStream, Option<TokenStream>) {
+    let only_for = match bounds.requires.as_str() {
+        "" => quote!(#[cfg(target_arch = "nvptx64")]),
+        architecture => quote!(#[cfg(all(target_arch = "nvptx64", target_feature = #architecture))]),
+    };
+    let line = (bounds.max_threads > 0).then(|| {
+        let line = format!("// launch_bounds {entry} {} {}", bounds.max_threads, bounds.min_blocks);
+        quote!(#only_for ::cuda_std::__module_line!(#line);)
+    });
+    (only_for, line)
+}
+
+/// The attributes that say which lints hold.
+pub fn lint_attributes(attributes: &[syn::Attribute]) -> impl Iterator<Item = &syn::Attribute> {
+    let names = ["allow", "expect", "warn"];
+    attributes.iter().filter(move |attribute| names.iter().any(|name| attribute.path().is_ident(name)))
+}
+
+/// What the host knows of an entry: `thread` is the function that one emulated thread runs, `sizes` are those of the
+/// parameters.
+pub fn description(
+    bounds: &LaunchBounds,
+    name: &Ident,
+    entry: &str,
+    thread: &TokenStream,
+    sizes: &TokenStream,
+) -> TokenStream {
+    let LaunchBounds { max_threads, min_blocks, requires } = bounds;
+    // The position of the name, since line!() would be that of a macro that makes the kernel.
+    let line = quote_spanned!(name.span()=> ::core::line!());
+    let file = quote_spanned!(name.span()=> ::core::file!());
+    quote! {
+        ::cuda_std::launch::Kernel {
+            name: #entry,
+            file: #file,
+            line: #line,
+            max_threads: #max_threads,
+            min_blocks: #min_blocks,
+            requires: #requires,
+            body: #thread,
+            parameters: #sizes,
+        }
     }
 }
 
@@ -189,16 +178,12 @@ fn host_launcher(bounds: &LaunchBounds, function: &ItemFn, parameters: &[Paramet
     let mut observed = block.clone();
     crate::observe::block(&mut observed);
     let inputs = &sig.inputs;
-    let (max_threads, min_blocks) = (bounds.max_threads.unwrap_or(0), bounds.min_blocks.unwrap_or(0));
-    let requires = bounds.requires.as_deref().unwrap_or("");
     let device_types: Vec<_> = parameters.iter().map(|p| p.device_type).collect();
     let places = 0..parameters.len();
-    let lint_attributes = attrs
-        .iter()
-        .filter(|attribute| ["allow", "expect", "warn"].iter().any(|name| attribute.path().is_ident(name)));
-    // The position of the name, since line!() would be that of a macro that makes the kernel.
-    let line = quote_spanned!(name.span()=> ::core::line!());
-    let file = quote_spanned!(name.span()=> ::core::file!());
+    let lint_attributes = lint_attributes(attrs);
+    let thread = quote!(__cuda_std_thread);
+    let sizes = quote!(&[#(::core::mem::size_of::<#device_types>()),*]);
+    let description = description(bounds, name, &entry, &thread, &sizes);
     quote! {
         #[cfg(not(target_arch = "nvptx64"))]
         #(#attrs)*
@@ -220,16 +205,7 @@ fn host_launcher(bounds: &LaunchBounds, function: &ItemFn, parameters: &[Paramet
                 // SAFETY: the caller hands over one pointer for each parameter, and keeps the kernel's contract.
                 unsafe { __cuda_std_body(#(params.add(#places).read().cast::<#device_types>().read()),*) }
             }
-            static KERNEL: ::cuda_std::launch::Kernel = ::cuda_std::launch::Kernel {
-                name: #entry,
-                file: #file,
-                line: #line,
-                max_threads: #max_threads,
-                min_blocks: #min_blocks,
-                requires: #requires,
-                body: __cuda_std_thread,
-                parameters: &[#(::core::mem::size_of::<#device_types>()),*],
-            };
+            static KERNEL: ::cuda_std::launch::Kernel = #description;
             #(let mut #values = #names;)*
             // SAFETY: the caller answers for the kernel's contract; name, number and types of the parameters
             // come from the signature that the entry point was compiled from.

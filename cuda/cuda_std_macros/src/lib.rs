@@ -1,4 +1,4 @@
-//! `#[kernel]`, `#[device]` and `shared_array!`; used through `cuda_std::prelude`, never directly.
+//! `#[kernel]`, `#[kernel_args]`, `#[device]` and `shared_array!`; used through `cuda_std::prelude`, never directly.
 //!
 //! The macros decide nothing about instructions: what needs an unstable feature or names an LLVM intrinsic is
 //! in `cuda_std`, in `macro_rules!` macros that these expand to.
@@ -7,9 +7,15 @@ use proc_macro::TokenStream;
 use quote::quote;
 use syn::parse_macro_input;
 
+mod arguments;
+mod attribute;
+mod instances;
 mod kernel;
 mod observe;
+#[cfg(test)]
+mod refusals;
 mod shared;
+mod substitute;
 
 /// Makes a function a kernel: an entry point on the device, a typed launcher and an emulated body on the host.
 ///
@@ -26,15 +32,79 @@ mod shared;
 /// `#[kernel(requires = "sm_90")]` leaves the entry out of PTX for earlier architectures, so that it may use
 /// what only that one has; the launcher stays, and fails there because the module has no such kernel.
 ///
+/// # Kernels over an argument struct
+/// `#[kernel(name = "…")]` takes a [`kernel_args`](macro@kernel_args) struct and makes one entry for each combination of the
+/// values in its lists (cuda_std's tests have the like of it):
+///
+/// ```ignore
+/// # use cuda_std::prelude::*;
+/// #[kernel_args]
+/// pub struct Scale<E> {
+///     pub n: u32,
+///     pub x: *const E,
+///     pub out: *mut E,
+/// }
+///
+/// /// `out[i] = N x[i]`
+/// ///
+/// /// # Safety
+/// /// `x` and `out` hold `n` values; any 1-d grid with a thread for each.
+/// #[kernel(E = [f16, bf16], N = [twice: 2, thrice: 3], name = "scale_{E}_{N}", max_threads = 256)]
+/// pub unsafe fn scale<E: Element, const N: usize>(a: Scale<E>) {
+///     let i = thread::index_1d();
+///     if i < a.n {
+///         // SAFETY: `i` is below `n`.
+///         unsafe { *a.out.add(i as usize) = E::from_f32(N as f32 * (*a.x.add(i as usize)).to_f32()) }
+///     }
+/// }
+///
+/// # fn launch<L: Launcher>(launcher: &L, config: &LaunchConfig, x: DevicePtr<u8>, out: DevicePtrMut<u8>) -> Result<(), L::Error> {
+/// // The host has all four as one value, and launches them with one struct.
+/// let entry = scale().get(&["bf16".into(), 2_u32.into()]).expect("there is a list for each");
+/// assert_eq!(entry.kernel().name, "scale_bf16_twice");
+/// // SAFETY: the kernel's contract.
+/// unsafe { entry.launch(launcher, config, ScaleArgs { n: 8, x, out }) }
+/// # }
+/// # fn main() {}
+/// ```
+///
+/// A list is for one name or for several that change together: `(E, X) = [(f16, f16), (bf16, f32)]`. A value may have a
+/// label, which stands for it (for the first of several) in the entry's name. Values are types and numbers. A name need
+/// not be a parameter of the function: `min_blocks = B` takes its number from a list, too.
+///
+/// Behind the arguments there may be shared arrays, `#[shared(length)] name: Shared<T>`: the length may be computed from the
+/// names of the lists, which that of a [`shared_array!`] in the function cannot be.
+///
 /// # Errors
-/// Refused at compile time: a function that is not `unsafe`, is generic, `const` or `async`, returns
+/// Refused at compile time: a function that is not `unsafe`, is generic without lists, `const` or `async`, returns
 /// something, has a receiver, or takes a reference (lifetimes do not cross a launch), a pattern, or a value
 /// that is not `Copy`.
+///
+/// A structure that is passed by value, without `name`, is one parameter: the compiler does not know that pointers in it
+/// lead to global memory, and loads through them with slower generic instructions.
 #[proc_macro_attribute]
 pub fn kernel(attribute: TokenStream, item: TokenStream) -> TokenStream {
-    let bounds = parse_macro_input!(attribute as kernel::LaunchBounds);
+    let arguments = parse_macro_input!(attribute as attribute::Attribute);
     let function = parse_macro_input!(item as syn::ItemFn);
-    kernel::expand(&bounds, &function).unwrap_or_else(syn::Error::into_compile_error).into()
+    kernel::expand(&arguments, &function).unwrap_or_else(syn::Error::into_compile_error).into()
+}
+
+/// Makes a struct the arguments of kernels: see [`kernel`](macro@kernel).
+///
+/// `Name<E>` stays as it is, its pointers being those of the device. The entry of a kernel has a parameter for each field,
+/// from which it builds the struct. For launches the host gets `NameArgs`, in which `*const T` is `DevicePtr<T>`, `*mut T`
+/// `DevicePtrMut<T>`, and a type that is a parameter of the struct `u8`: which one it is, the choice of an entry says.
+///
+/// # Errors
+/// Refused at compile time: fields without names, references, values of a generic type, or that are not `Copy`.
+#[proc_macro_attribute]
+pub fn kernel_args(attribute: TokenStream, item: TokenStream) -> TokenStream {
+    if !attribute.is_empty() {
+        let message = "expected `#[kernel_args]` without arguments";
+        return syn::Error::new(proc_macro2::Span::call_site(), message).into_compile_error().into();
+    }
+    let arguments = parse_macro_input!(item as syn::ItemStruct);
+    arguments::expand(&arguments).unwrap_or_else(syn::Error::into_compile_error).into()
 }
 
 /// Marks what kernels use: a function, `impl`, trait, struct, constant, `use`, `macro_rules!` or module.

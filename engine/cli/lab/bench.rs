@@ -13,8 +13,8 @@ use crate::lab::device::LabDevice;
 use crate::lab::kernels;
 use crate::lab::report;
 use crate::lab::run::{LeftOut, Run, Timing};
-use crate::lab::workload::{LIKE, like};
 use crate::load::{DtypeChoice, open_gguf};
+use crate::model::{published_config, published_names};
 use crate::stats::StopRule;
 use crate::weights::Weights;
 use indicatif::{ProgressBar, ProgressDrawTarget};
@@ -26,6 +26,7 @@ use std::time::Duration;
 #[derive(Debug, clap::Args)]
 pub struct BenchArgs {
     /// The operation, or all
+    #[arg(value_parser = super::op_name)]
     op: String,
     /// Only this variant
     #[arg(long)]
@@ -37,7 +38,7 @@ pub struct BenchArgs {
     #[arg(short, long, value_name = "FILE", conflicts_with = "like")]
     model: Option<PathBuf>,
     /// Published model whose shapes to time: qwen2.5-0.5b, qwen2.5-1.5b or qwen2.5-7b
-    #[arg(long, default_value = LIKE[0], value_name = "MODEL")]
+    #[arg(long, default_value = published_names()[0], value_name = "MODEL")]
     like: String,
     /// Rows of a step, each a case; attention takes up to 64 as sequences that generate, more as a prompt
     #[arg(long, value_delimiter = ',', default_value = "1,8,512", value_name = "ROWS",
@@ -122,7 +123,7 @@ pub(super) fn run(args: BenchArgs) -> Result<ExitCode> {
 
 fn workload(args: &BenchArgs) -> Result<Workload> {
     let (config, dtype) = match &args.model {
-        None => (like(&args.like)?, DtypeChoice::Auto.preferred(Dtype::Bf16)),
+        None => (published_config(&args.like)?, DtypeChoice::Auto.preferred(Dtype::Bf16)),
         Some(path) => {
             let gguf = open_gguf(Some(path))?;
             let config = Config::from_gguf(&gguf)?;

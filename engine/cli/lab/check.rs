@@ -14,6 +14,7 @@ use std::process::ExitCode;
 #[derive(Debug, clap::Args)]
 pub struct CheckArgs {
     /// The operation, or all
+    #[arg(value_parser = super::op_name)]
     op: String,
     /// Only this variant
     #[arg(long, requires = "op")]

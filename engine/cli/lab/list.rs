@@ -2,7 +2,7 @@
 
 use super::table::Table;
 use crate::cli::output::Output;
-use crate::cuda::{self, kernel_dtype};
+use crate::cuda;
 use crate::error::Result;
 use crate::lab::kernels::{self, Kernel};
 use crate::lab::resources::{Facts, Source};
@@ -14,7 +14,7 @@ use std::process::ExitCode;
 #[derive(Debug, clap::Args)]
 pub struct ListArgs {
     /// The operation, or all
-    #[arg(default_value = "all")]
+    #[arg(default_value = "all", value_parser = super::op_name)]
     op: String,
     /// Print one JSON object
     #[arg(long)]
@@ -32,6 +32,8 @@ struct List {
 #[derive(Serialize)]
 struct Operation {
     name: &'static str,
+    /// Other names that it may be asked for by.
+    aliases: Vec<&'static str>,
     /// Whether `--kernel` takes it.
     selectable: bool,
     /// In order of preference.
@@ -67,9 +69,9 @@ pub(super) fn run(args: ListArgs) -> Result<ExitCode> {
         dtype: variant
             .kernels
             .iter()
-            .find_map(|pattern| kernel_dtype(pattern, &kernel.name))
-            .unwrap_or_default()
-            .to_owned(),
+            .find(|own| own.name == kernel.name)
+            .map(|own| own.dtype.clone())
+            .unwrap_or_default(),
         targets: kernel.targets.clone(),
         max_threads: kernel.targets.first().and_then(|target| source.max_threads(&kernel.name, target)),
         facts: source.facts(kernel),
@@ -78,6 +80,7 @@ pub(super) fn run(args: ListArgs) -> Result<ExitCode> {
         .iter()
         .map(|op| Operation {
             name: op.name,
+            aliases: aliases(op.name),
             selectable: op.selectable,
             variants: op
                 .variants
@@ -100,10 +103,24 @@ pub(super) fn run(args: ListArgs) -> Result<ExitCode> {
     }
     out.text(&table(&list).to_string())?;
     out.line("\nVariants are in order of preference: the first that can compute a case does.")?;
+    let aliases: Vec<String> = list
+        .operations
+        .iter()
+        .flat_map(|op| op.aliases.iter().map(|alias| format!("{alias} for {}", op.name)))
+        .collect();
+    if !aliases.is_empty() {
+        out.line(&format!("Other names: {}.", aliases.join(", ")))?;
+    }
     if let Some(missing) = list.missing {
         out.line(&format!("Registers, memory and occupancy are {missing}."))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What else leads to the operation.
+fn aliases(op: &str) -> Vec<&'static str> {
+    let leads_there = |alias: &&str| cuda::operation_name(alias) == op;
+    cuda::ALIASES.iter().map(|(alias, _)| *alias).filter(leads_there).filter(|alias| *alias != op).collect()
 }
 
 fn table(list: &List) -> Table {

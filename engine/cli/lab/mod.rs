@@ -33,6 +33,11 @@ enum LabCommand {
     Report(report::ReportArgs),
 }
 
+/// Reads the name of an operation, or another that it is known by.
+fn op_name(text: &str) -> std::result::Result<String, std::convert::Infallible> {
+    Ok(crate::cuda::operation_name(text).to_owned())
+}
+
 /// Runs a subcommand. What is found wrong with a kernel is an exit code, not an error.
 pub fn run(args: LabArgs) -> Result<ExitCode> {
     match args.command {

@@ -10,8 +10,9 @@ use std::process::ExitCode;
 #[derive(Debug, clap::Args)]
 pub struct NewArgs {
     /// The operation (`lab list` has the names)
+    #[arg(value_parser = super::op_name)]
     op: String,
-    /// Name of the new variant, the last part of its kernels' names
+    /// Name of the new variant, of its function and a part of its kernels' names
     variant: String,
     /// The variant to copy
     #[arg(long, default_value = "plain", value_name = "VARIANT")]
@@ -23,14 +24,12 @@ pub(super) fn run(args: NewArgs) -> Result<ExitCode> {
     let new = new_variant::plan(&checkout, &args.op, &args.variant, &args.from)?;
     new.write()?;
     let NewArgs { op, variant, from } = args;
-    let [kernels, module, wrapper] =
-        [&new.kernels, &new.module, &new.wrapper].map(|(path, _)| checkout.short(path));
+    let [kernels, wrapper] = [&new.kernels, &new.wrapper].map(|(path, _)| checkout.short(path));
     let mut out = Output::stdout();
     out.text(&format!(
         "\
-{kernels}  the kernels, a copy of {from}: change these
-{module}  names the new module
-{wrapper}  launches {variant}: its grid, and where it is eligible; moved up in the table it becomes the default
+{kernels}  has a function {variant}, a copy of {from}: change it
+{wrapper}  has a line for {variant}: where it is eligible, how it is launched; moved up in the table it becomes the default
 
 Next:
     cargo build --release

@@ -27,6 +27,7 @@ use std::time::Instant;
 )]
 pub struct WatchArgs {
     /// The operation (`lab list` has the names)
+    #[arg(value_parser = super::op_name)]
     op: String,
     /// Only this variant [default: all of the operation]
     #[arg(long)]

@@ -1,14 +1,12 @@
 //! What is between the product of Q, K and V and attention: biases, rotation, the pages of K and V.
 
 use super::kv::KvCache;
-use super::rope::rotate;
+use super::simd::{Element, with_element};
 use super::tensor::Tensor;
-use super::write_kv::write_row;
 use super::{expect_below, for_each_row};
 use crate::batch::Batch;
 use crate::error::{Error, Result};
 use crate::kv_layout::{KvLayout, PAGE_SIZE};
-use crate::ops::QkvBias;
 
 const OP: &str = "bias_rope_kv";
 
@@ -31,7 +29,7 @@ pub fn bias_rope_kv(
     layer: usize,
     angles: Angles,
     qkv: &Tensor,
-    bias: &QkvBias<Vec<f32>>,
+    bias: [Option<&Vec<f32>>; 3],
     q: &mut Tensor,
     cache: &mut KvCache,
 ) -> Result<()> {
@@ -44,7 +42,7 @@ pub fn bias_rope_kv(
     expect_below(OP, "position", &batch.positions, angles.cos.len() / half.max(1))?;
     q.expect(OP, "q", n, q_size)?;
     qkv.expect(OP, "qkv", n, q_size + 2 * kv_size)?;
-    for (name, bias, size) in [("q", bias.q, q_size), ("k", bias.k, kv_size), ("v", bias.v, kv_size)] {
+    for (name, bias, size) in [("q", bias[0], q_size), ("k", bias[1], kv_size), ("v", bias[2], kv_size)] {
         if let Some(bias) = bias.filter(|bias| bias.len() != size) {
             return Err(Error::Request(format!("{OP}: {name} has {size} columns and {} biases", bias.len())));
         }
@@ -57,7 +55,7 @@ pub fn bias_rope_kv(
         (&angles.cos[at..][..half], &angles.sin[at..][..half])
     };
     for_each_row(q.first_mut(n), q_size, |i, q| {
-        set(q, &qkv.row(i)[..q_size], bias.q);
+        set(q, &qkv.row(i)[..q_size], bias[0]);
         let (cos, sin) = angles(i);
         rotate(cos, sin, q);
     });
@@ -65,11 +63,11 @@ pub fn bias_rope_kv(
     let mut row = vec![0.0; kv_size];
     for (i, &slot) in batch.slots.iter().enumerate() {
         let (k, v) = qkv.row(i)[q_size..].split_at(kv_size);
-        set(&mut row, k, bias.k);
+        set(&mut row, k, bias[1]);
         let (cos, sin) = angles(i);
         rotate(cos, sin, &mut row);
         write_row(&layout, slot, &row, k_pages);
-        set(&mut row, v, bias.v);
+        set(&mut row, v, bias[2]);
         write_row(&layout, slot, &row, v_pages);
     }
     Ok(())
@@ -80,5 +78,33 @@ fn set(to: &mut [f32], from: &[f32], bias: Option<&Vec<f32>>) {
     to.copy_from_slice(from);
     if let Some(bias) = bias {
         to.iter_mut().zip(bias).for_each(|(to, bias)| *to += bias);
+    }
+}
+
+/// Rotates the heads of a row by the angles of one position, `[head_dim / 2]` cosines and sines: with `j < head_dim / 2` and the
+/// angle of that position and `j`, `(x[j], x[j + half]) = (x[j] cos - x[j + half] sin, x[j + half] cos + x[j] sin)`.
+fn rotate(cos: &[f32], sin: &[f32], x: &mut [f32]) {
+    let half = cos.len();
+    for head in x.chunks_exact_mut(2 * half) {
+        let (a, b) = head.split_at_mut(half);
+        for j in 0..half {
+            (a[j], b[j]) = (a[j] * cos[j] - b[j] * sin[j], b[j] * cos[j] + a[j] * sin[j]);
+        }
+    }
+}
+
+/// One row, `[num_key_value_heads * head_dim]`, to page `slot / PAGE_SIZE`, offset `slot % PAGE_SIZE` in the pages of a layer.
+fn write_row(layout: &KvLayout, slot: u32, row: &[f32], pages: &mut [u8]) {
+    let &KvLayout { dtype, num_key_value_heads: heads, head_dim, .. } = layout;
+    let (page, offset) = (slot as usize / PAGE_SIZE, slot as usize % PAGE_SIZE);
+    for (head, values) in row.chunks_exact(head_dim).enumerate() {
+        let at = ((page * heads + head) * PAGE_SIZE + offset) * head_dim;
+        with_element!(dtype, E => {
+            let to = &mut pages[at * E::SIZE..][..head_dim * E::SIZE];
+            for (to, &value) in to.chunks_exact_mut(E::SIZE).zip(values) {
+                // SAFETY: a chunk is one value.
+                unsafe { E::set(to.as_mut_ptr(), value) };
+            }
+        });
     }
 }

@@ -13,9 +13,9 @@ use crate::weights::Matrix;
 pub fn embed(isa: Isa, tokens: &[u32], table: &Matrix, out: &mut Tensor) -> Result<()> {
     expect_below("embed", "token", tokens, table.rows)?;
     out.expect("embed", "out", tokens.len(), table.cols)?;
-    let row_bytes = table.cols * table.dtype.size();
+    let row_bytes = table.row_bytes()?;
     for_each_row(out.first_mut(tokens.len()), table.cols, |i, out| {
-        to_f32(isa, table.dtype, &table.data[tokens[i] as usize * row_bytes..][..row_bytes], out);
+        to_f32(isa, table.format, &table.data[tokens[i] as usize * row_bytes..][..row_bytes], out);
     });
     Ok(())
 }

@@ -7,7 +7,8 @@
 //! against the gemm crate's 35 to 40 GMAC/s on the same weights: 40 to 51 with AVX-512, 27 to 31 with AVX2.
 //!
 //! A few rows (decode) are bound by memory: the weights are widened to f32 in registers and read once. Many rows
-//! (prefill) are bound by arithmetic: blocks of weights are widened once into a scratch that stays in the L2 cache.
+//! (prefill) are bound by arithmetic: blocks of weights are widened once into a scratch that stays in the L2 cache. Matrices of formats
+//! that are not floats take that way for any number of rows.
 
 use super::simd::{Element, Isa, Kernel, LANES, Lanes, to_f32, with_element};
 use super::tensor::Tensor;
@@ -18,7 +19,8 @@ use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::slice;
 
-/// Values of `in_features` that are summed before the lanes are folded: 6 rows of it in f32 stay in a 32 KiB L1.
+/// Values of `in_features` that are summed before the lanes are folded: 6 rows of it in f32 stay in a 32 KiB L1. A multiple of every
+/// format's blocks.
 const CHUNK: usize = 1024;
 
 /// Up to this many rows weights are widened in registers, above it in scratch.
@@ -59,6 +61,7 @@ pub fn matmul_stacked(
     let mut first = 0;
     for weight in weights {
         x.expect("matmul", "x", n, weight.cols)?;
+        weight.row_bytes()?;
         // SAFETY: the columns of `out` are those of all weights, checked above.
         let out = unsafe { OutPtr(out.values_mut().as_mut_ptr().add(first)) };
         multiply(isa, &Product { x, weight, n, out, out_stride, accumulate });
@@ -70,11 +73,11 @@ pub fn matmul_stacked(
 /// The shapes fit.
 fn multiply(isa: Isa, product: &Product) {
     let &Product { weight, n, .. } = product;
-    if n <= FEW_ROWS {
+    if let Some(dtype) = weight.format.float().filter(|_| n <= FEW_ROWS) {
         (0..weight.rows.div_ceil(FEW_ROWS_BLOCK)).into_par_iter().for_each(|block| {
             let first = block * FEW_ROWS_BLOCK;
             let last = (first + FEW_ROWS_BLOCK).min(weight.rows);
-            with_element!(weight.dtype, E => {
+            with_element!(dtype, E => {
                 // SAFETY: shapes were checked; blocks are disjoint.
                 unsafe { isa.run(FewRows::<E> { product, first, last, element: PhantomData }) }
             });
@@ -165,18 +168,13 @@ fn many_rows(isa: Isa, product: &Product, first: usize, last: usize) {
         let scratch = scratch.get_or_insert_with(|| {
             Tensor::new(MANY_ROWS_BLOCK, SCRATCH_STRIDE).expect("128 KiB of scratch memory")
         });
-        let in_features = product.weight.cols;
-        let size = product.weight.dtype.size();
+        let &Matrix { format, cols: in_features, ref data, .. } = product.weight;
+        let bytes_of = |values: usize| values / format.block_values() * format.block_bytes();
         for k in (0..in_features).step_by(CHUNK) {
             let len = (in_features - k).min(CHUNK);
             for o in first..last {
-                let bytes = &product.weight.data[(o * in_features + k) * size..][..len * size];
-                to_f32(
-                    isa,
-                    product.weight.dtype,
-                    bytes,
-                    &mut scratch.values_mut()[(o - first) * SCRATCH_STRIDE..][..len],
-                );
+                let bytes = &data[bytes_of(o * in_features + k)..][..bytes_of(len)];
+                to_f32(isa, format, bytes, &mut scratch.values_mut()[(o - first) * SCRATCH_STRIDE..][..len]);
             }
             let chunk = ManyRows { product, scratch, first, last, k, len };
             // SAFETY: shapes were checked; blocks are disjoint.
@@ -379,7 +377,7 @@ mod tests {
             });
         }
         let data = bytes::Bytes::from(bytes).slice(1..);
-        (Matrix { name: "weight".into(), dtype, rows, cols, data }, values)
+        (Matrix { name: "weight".into(), format: dtype.into(), rows, cols, data }, values)
     }
 
     #[test]

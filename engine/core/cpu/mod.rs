@@ -4,8 +4,6 @@
 //! are read. Each operation is one file. Every reduction has an order that depends on its own length alone, never on
 //! the batch, on the number of threads or on the processor's vector width: see [`simd`] and [`matmul`].
 
-pub mod add;
-pub mod add_bias;
 pub mod attention;
 mod bandwidth;
 pub mod bias_rope_kv;
@@ -13,18 +11,18 @@ pub mod embed;
 pub mod gather_rows;
 pub mod kv;
 pub mod matmul;
+pub mod qk_norm;
 pub mod rms_norm;
-pub mod rope;
 pub mod sampler;
 pub mod silu_mul;
 pub mod simd;
 pub mod tensor;
-pub mod write_kv;
 
 use crate::batch::{Batch, BatchLimits};
 use crate::error::{Error, Result};
 use crate::kv_layout::KvLayout;
-use crate::ops::{Ops, OpsConfig, QkvBias, Stacked};
+use crate::ops::parts::{Norm, QkNorm};
+use crate::ops::{Ops, OpsConfig, Rows, Stacked, Types};
 use crate::rope::rope_table;
 use crate::sampler::SamplingRow;
 use crate::weights::Matrix;
@@ -70,7 +68,7 @@ impl CpuOps {
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
             return Err(Error::Model(format!("head_dim must be even and positive, it is {head_dim}")));
         }
-        let (cos, sin) = rope_table(config.rope_theta, head_dim, config.max_model_len);
+        let (cos, sin) = rope_table(&config.rotation, head_dim, config.max_model_len);
         Ok(Self { isa, config: config.clone(), cos, sin, sampling: Vec::new(), drawn: Vec::new() })
     }
 }
@@ -79,14 +77,16 @@ impl CpuOps {
 #[derive(Clone, Debug)]
 pub struct Weight(Vec<Matrix>);
 
-impl Ops for CpuOps {
+impl Types for CpuOps {
     type Tensor = Tensor;
     type Activation = Tensor;
     type Weight = Weight;
     type Vector = Vec<f32>;
     type KvCache = KvCache;
     type Batch = Batch;
+}
 
+impl Ops for CpuOps {
     fn new_tensor(&mut self, rows: usize, cols: usize) -> Result<Tensor> {
         Tensor::new(rows, cols)
     }
@@ -112,18 +112,11 @@ impl Ops for CpuOps {
     }
 
     fn load_matrix(&mut self, matrix: &Matrix) -> Result<Weight> {
-        let Matrix { name, dtype, rows, cols, data } = matrix;
-        let expected = rows.checked_mul(*cols).and_then(|values| values.checked_mul(dtype.size()));
-        if expected != Some(data.len()) {
-            return Err(Error::Model(format!(
-                "{name}: [{rows}, {cols}] of {dtype} does not take the {} bytes it has",
-                data.len()
-            )));
-        }
+        matrix.row_bytes()?;
         Ok(Weight(vec![matrix.clone()]))
     }
 
-    fn load_stacked(&mut self, matrices: &[&Matrix]) -> Result<Stacked<Weight>> {
+    fn load_stacked(&mut self, matrices: &[Matrix]) -> Result<Stacked<Weight>> {
         let parts = matrices.iter().map(|matrix| self.load_matrix(matrix)).collect::<Result<Vec<_>>>()?;
         let whole = Weight(parts.iter().flat_map(|part| part.0.iter().cloned()).collect());
         Ok(Stacked { whole, parts })
@@ -145,58 +138,31 @@ impl Ops for CpuOps {
         embed::embed(self.isa, &batch.tokens, table, out)
     }
 
-    fn rms_norm(
-        &mut self,
-        n: usize,
-        x: &Tensor,
-        weight: &Vec<f32>,
-        eps: f32,
-        out: &mut Tensor,
-    ) -> Result<()> {
-        rms_norm::rms_norm(n, x, weight, eps, out)
-    }
-
-    fn add_rms_norm(
-        &mut self,
-        n: usize,
-        x: &mut Tensor,
-        delta: &Tensor,
-        weight: &Vec<f32>,
-        eps: f32,
-        out: &mut Tensor,
-    ) -> Result<()> {
-        rms_norm::add_rms_norm(n, x, delta, weight, eps, out)
+    fn rms_norm(&mut self, n: usize, x: &Tensor, norm: &Norm<Vec<f32>>, out: &mut Tensor) -> Result<()> {
+        rms_norm::rms_norm(n, x, &norm.weight, norm.eps, out)
     }
 
     fn matmul(&mut self, n: usize, x: &Tensor, weight: &Weight, out: &mut Tensor) -> Result<()> {
         matmul::matmul_stacked(self.isa, n, x, &weight.0, false, out)
     }
 
-    fn matmul_accumulate(&mut self, n: usize, x: &Tensor, weight: &Weight, out: &mut Tensor) -> Result<()> {
-        matmul::matmul_stacked(self.isa, n, x, &weight.0, true, out)
+    fn matmul_add(&mut self, rows: Rows<Batch>, x: &Tensor, weight: &Weight, out: &mut Tensor) -> Result<()> {
+        matmul::matmul_stacked(self.isa, rows.n, x, &weight.0, true, out)
     }
 
     fn matmul_rounded(&mut self, n: usize, x: &Tensor, weight: &Weight, out: &mut Tensor) -> Result<()> {
         self.matmul(n, x, weight, out)
     }
 
-    fn add_bias(&mut self, n: usize, x: &mut Tensor, bias: &Vec<f32>) -> Result<()> {
-        add_bias::add_bias(n, x, bias)
-    }
-
-    fn rope(&mut self, batch: &Batch, x: &mut Tensor, num_heads: usize) -> Result<()> {
-        rope::rope(&batch.positions, &self.cos, &self.sin, self.config.head_dim, num_heads, x)
-    }
-
-    fn write_kv(
+    fn qk_norm(
         &mut self,
-        batch: &Batch,
-        layer: usize,
-        k: &Tensor,
-        v: &Tensor,
-        cache: &mut KvCache,
+        n: usize,
+        qkv: &mut Tensor,
+        norm: &QkNorm<Vec<f32>>,
+        bias: [Option<&Vec<f32>>; 2],
     ) -> Result<()> {
-        write_kv::write_kv(&batch.slots, layer, k, v, cache)
+        let OpsConfig { num_attention_heads, num_key_value_heads, .. } = self.config;
+        qk_norm::qk_norm(n, [num_attention_heads, num_key_value_heads], norm, bias, qkv)
     }
 
     fn bias_rope_kv(
@@ -204,7 +170,7 @@ impl Ops for CpuOps {
         batch: &Batch,
         layer: usize,
         qkv: &Tensor,
-        bias: &QkvBias<Vec<f32>>,
+        bias: [Option<&Vec<f32>>; 3],
         q: &mut Tensor,
         cache: &mut KvCache,
     ) -> Result<()> {
@@ -236,10 +202,6 @@ impl Ops for CpuOps {
 
     fn silu_mul(&mut self, n: usize, gate_up: &Tensor, out: &mut Tensor) -> Result<()> {
         silu_mul::silu_mul(n, gate_up, out)
-    }
-
-    fn add(&mut self, n: usize, x: &mut Tensor, delta: &Tensor) -> Result<()> {
-        add::add(n, x, delta)
     }
 
     fn gather_rows(&mut self, batch: &Batch, x: &Tensor, out: &mut Tensor) -> Result<()> {

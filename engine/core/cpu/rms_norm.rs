@@ -2,7 +2,6 @@
 //!
 //! Source: Zhang and Sennrich, Root Mean Square Layer Normalization (2019).
 
-use super::add::add;
 use super::for_each_row;
 use super::tensor::Tensor;
 use crate::error::Result;
@@ -24,20 +23,4 @@ pub fn rms_norm(n: usize, x: &Tensor, weight: &[f32], eps: f32, out: &mut Tensor
         }
     });
     Ok(())
-}
-
-/// `x += delta; out = rms_norm(x)` for the first `n` rows: `[n, hidden_size]`.
-///
-/// # Errors
-/// As [`rms_norm`].
-pub fn add_rms_norm(
-    n: usize,
-    x: &mut Tensor,
-    delta: &Tensor,
-    weight: &[f32],
-    eps: f32,
-    out: &mut Tensor,
-) -> Result<()> {
-    add(n, x, delta)?;
-    rms_norm(n, x, weight, eps, out)
 }

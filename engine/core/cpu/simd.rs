@@ -4,7 +4,7 @@
 //! registers below, so that AVX-512, AVX2 and the portable code give the same bits (the portable code needs a fused
 //! multiply-add in hardware for that; where there is none it multiplies and adds).
 
-use crate::dtype::Dtype;
+use crate::formats::MatrixFormat;
 
 /// Lanes of a [`Lanes`].
 pub const LANES: usize = 16;
@@ -204,12 +204,13 @@ macro_rules! with_element {
 }
 pub(crate) use with_element;
 
-/// Converts `out.len()` values of format `dtype`.
+/// The `out.len()` values of whole blocks of a format.
 ///
 /// # Panics
-/// If `bytes` is shorter than they are.
-pub fn to_f32(isa: Isa, dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
-    assert!(bytes.len() >= out.len() * dtype.size());
+/// If `bytes` are not those blocks.
+pub fn to_f32(isa: Isa, format: MatrixFormat, bytes: &[u8], out: &mut [f32]) {
+    let Some(dtype) = format.float() else { return format.decode(bytes, out) };
+    assert_eq!(bytes.len(), out.len() * dtype.size());
     struct Convert<'a, E>(&'a [u8], &'a mut [f32], std::marker::PhantomData<E>);
     impl<E: Element> Kernel for Convert<'_, E> {
         type Output = ();

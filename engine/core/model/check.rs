@@ -31,12 +31,19 @@ pub fn check_batch(
     length("slots", batch.slots.len(), n)?;
     length("query_start", batch.query_start.len(), sequences + 1)?;
     length("block_table", batch.block_table.len(), sequences * batch.max_blocks)?;
+    length("state_slots", batch.state_slots.len(), sequences)?;
 
     all_below("tokens", &batch.tokens, vocab_size)?;
     all_below("positions", &batch.positions, max_model_len)?;
     all_below("slots", &batch.slots, layout.num_pages * PAGE_SIZE)?;
     all_below("block_table", &batch.block_table, layout.num_pages)?;
     all_below("logit_rows", &batch.logit_rows, n)?;
+    all_below("state_slots", &batch.state_slots, limits.max_num_sequences)?;
+    let mut slots = batch.state_slots.clone();
+    slots.sort_unstable();
+    if slots.windows(2).any(|pair| pair[0] == pair[1]) {
+        return bad("two sequences share a slot".into());
+    }
     if !batch.logit_rows.is_sorted_by(|a, b| a < b) {
         return bad("logit_rows is not ascending".into());
     }
@@ -110,6 +117,7 @@ mod tests {
             kv_len: vec![34, 2],
             block_table: vec![3, 1, 2, 0],
             max_blocks: 2,
+            state_slots: vec![1, 0],
             logit_rows: vec![0, 2],
         }
     }
@@ -125,9 +133,12 @@ mod tests {
 
     #[test]
     fn every_wrong_array_is_refused() {
-        let broken: [fn(&mut Batch); 15] = [
+        let broken: [fn(&mut Batch); 18] = [
             |b| b.tokens[0] = 10,
             |b| b.tokens.clear(),
+            |b| b.state_slots.clear(),
+            |b| b.state_slots[0] = 2,
+            |b| b.state_slots[0] = 0,
             |b| b.drawn_rows.clear(),
             |b| b.positions[1] = 1,
             |b| b.positions[0] = u32::MAX,

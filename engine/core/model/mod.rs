@@ -1,21 +1,27 @@
 //! A decoder on a device: what the engine calls once a step.
 //!
-//! [`qwen2`] is the forward pass, written once for every device. [`ModelRunner`] joins it with one implementation of
-//! [`Ops`] and is the only [`Runner`]; the scheduler and the commands know `Box<dyn Runner>` and no device.
+//! An architecture is one file here and a line in the [registry]; [`decoder`] has the forward pass of most, written once for every
+//! device. [`ModelRunner`] joins a model with one implementation of [`Ops`] and is the only [`Runner`]; the scheduler and the
+//! commands know `Box<dyn Runner>` and no device.
 
+pub mod build;
 pub mod check;
-pub mod qwen2;
+pub mod decoder;
+mod qwen2;
+pub mod registry;
 
 use crate::batch::{Batch, BatchLimits};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::kv_layout::KvLayout;
-use crate::ops::{Ops, OpsConfig};
+use crate::kv_layout::{KvLayout, StateLayout};
+use crate::ops::{Ops, OpsConfig, Rows};
 use crate::sampler::{Logprobs, SamplingRow};
 use crate::weights::Weights;
-use qwen2::Qwen2;
+use build::Load;
 use rayon::prelude::*;
 use std::collections::VecDeque;
+
+pub use registry::{ARCHITECTURES, Model, Published, published_config, published_names};
 
 /// A loaded model with its KV pages. It is made and used on one thread.
 pub trait Runner {
@@ -24,6 +30,11 @@ pub trait Runner {
 
     /// Shape of the KV cache; `num_pages` is what the scheduler may hand out.
     fn kv_layout(&self) -> &KvLayout;
+
+    /// Whether a layer keeps a slot for each sequence, which cannot be cut back: then no beginning is shared.
+    fn has_slots(&self) -> bool {
+        false
+    }
 
     /// Columns of the logits.
     fn vocab_size(&self) -> usize;
@@ -42,6 +53,11 @@ pub trait Runner {
     /// asked for none.
     fn take_logprobs(&mut self) -> Vec<Option<Logprobs>> {
         Vec::new()
+    }
+
+    /// Steps so far that the device replayed as it had recorded them, instead of being told every operation.
+    fn num_replays(&self) -> u64 {
+        0
     }
 
     /// Whether a step may be [queued](Runner::queue) before the tokens of the one before are known.
@@ -106,7 +122,9 @@ struct Queued {
 /// The decoder on the device that `O` stands for.
 pub struct ModelRunner<O: Ops> {
     ops: O,
-    model: Qwen2<O>,
+    model: Model<O>,
+    vocab_size: usize,
+    state: StateLayout,
     cache: O::KvCache,
     batch: O::Batch,
     limits: BatchLimits,
@@ -134,20 +152,21 @@ impl<O: Ops> ModelRunner<O> {
         layout: KvLayout,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
-        let expected = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim);
-        let found = (layout.num_layers, layout.num_key_value_heads, layout.head_dim);
-        if expected != found {
-            return Err(Error::Model(format!(
-                "the KV cache must have (layers, key-value heads, head_dim) = {expected:?}, not {found:?}"
-            )));
+        let state = build::plan(config)?.state;
+        let expected = state.pages(layout.dtype, layout.num_pages)?;
+        if expected != layout {
+            return Err(Error::Model(format!("the KV cache must be {expected:?}, not {layout:?}")));
         }
         let limits = ops_config.limits;
-        let model = Qwen2::load(&mut ops, weights, config, &limits, progress)?;
+        let model = Model::build(&mut Load::new(&mut ops, weights, &limits, progress), config)?;
+        ops.finish_loading()?;
         let cache = ops.new_kv_cache(&layout)?;
         let batch = ops.new_batch(&limits)?;
         Ok(Self {
             ops,
             model,
+            vocab_size: config.vocab_size,
+            state,
             cache,
             batch,
             limits,
@@ -186,10 +205,24 @@ impl<O: Ops> ModelRunner<O> {
 
     /// Brings the batch to the device.
     fn upload(&mut self, batch: &Batch) -> Result<()> {
-        let vocab_size = self.model.config().vocab_size;
-        check::check_batch(batch, &self.limits, &self.layout, vocab_size, self.max_model_len)?;
+        check::check_batch(batch, &self.limits, &self.layout, self.vocab_size, self.max_model_len)?;
         self.ops.upload(batch, &mut self.batch)
     }
+}
+
+/// The `n` rows of a batch, and the `num_logits` of them whose logits are wanted. Products may have a few rows more, which nobody reads.
+fn rows_of<'a, O: Ops>(
+    ops: &O,
+    limits: &BatchLimits,
+    batch: &'a O::Batch,
+    n: usize,
+    num_logits: usize,
+) -> [Rows<'a, O::Batch>; 2] {
+    [(n, limits.max_num_tokens), (num_logits, limits.max_num_logits)].map(|(n, most)| Rows {
+        batch,
+        n,
+        padded: ops.product_rows(n).min(most),
+    })
 }
 
 impl<O: Ops> Runner for ModelRunner<O> {
@@ -201,8 +234,12 @@ impl<O: Ops> Runner for ModelRunner<O> {
         &self.layout
     }
 
+    fn has_slots(&self) -> bool {
+        self.state.has_slots()
+    }
+
     fn vocab_size(&self) -> usize {
-        self.model.config().vocab_size
+        self.vocab_size
     }
 
     fn max_model_len(&self) -> usize {
@@ -213,6 +250,10 @@ impl<O: Ops> Runner for ModelRunner<O> {
         self.discard();
         self.queue(batch, rows)?;
         self.take()
+    }
+
+    fn num_replays(&self) -> u64 {
+        self.ops.num_replays()
     }
 
     fn runs_ahead(&self) -> bool {
@@ -235,14 +276,16 @@ impl<O: Ops> Runner for ModelRunner<O> {
         self.check_drawn(batch, last_drawn)?;
         self.upload(batch)?;
         let (n, num_logits) = (batch.num_tokens(), batch.num_logits());
-        let Self { ops, model, cache, batch, .. } = self;
+        let Self { ops, model, cache, batch, limits, .. } = self;
+        let batch = &*batch;
+        let [all, wanted] = rows_of(ops, limits, batch, n, num_logits);
         let mut logits = Vec::new();
         if rows.is_empty() {
-            ops.run_step(batch, &mut |ops| model.forward(ops, batch, n, num_logits, cache))?;
+            ops.run_step(batch, &mut |ops| model.forward(ops, all, wanted, cache))?;
         } else if rows.iter().any(|row| row.logprobs.is_some()) {
             // Drawing overwrites the logits, so they are read before; a recorded step has no pause for that.
             ops.prepare_sampling(model.logits(), rows)?;
-            model.forward(ops, batch, n, num_logits, cache)?;
+            model.forward(ops, all, wanted, cache)?;
             for (i, row) in rows.iter().enumerate() {
                 let wanted = row.logprobs.map(|count| Ok((count, ops.read_row(i, model.logits())?)));
                 logits.push(wanted.transpose()?);
@@ -252,7 +295,7 @@ impl<O: Ops> Runner for ModelRunner<O> {
         } else {
             ops.prepare_sampling(model.logits(), rows)?;
             ops.run_step(batch, &mut |ops| {
-                model.forward(ops, batch, n, num_logits, cache)?;
+                model.forward(ops, all, wanted, cache)?;
                 ops.draw(model.logits())
             })?;
             ops.fetch_drawn()?;
@@ -286,7 +329,8 @@ impl<O: Ops> Runner for ModelRunner<O> {
     fn logits(&mut self, batch: &Batch) -> Result<Vec<f32>> {
         self.upload(batch)?;
         let num_logits = batch.num_logits();
-        self.model.forward(&mut self.ops, &self.batch, batch.num_tokens(), num_logits, &mut self.cache)?;
+        let [all, wanted] = rows_of(&self.ops, &self.limits, &self.batch, batch.num_tokens(), num_logits);
+        self.model.forward(&mut self.ops, all, wanted, &mut self.cache)?;
         if num_logits == 0 {
             return Ok(Vec::new());
         }

@@ -4,8 +4,9 @@ use super::{Case, OP, known_head_dim};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::launch::dimension;
-use cuda_std::launch::LaunchConfig;
+use crate::launch::{dimension, launch};
+use cuda_std::launch::{Kernels, LaunchConfig};
+use gpu_kernels::attention::AttentionArgs;
 use gpu_kernels::attention::prefill_mma::*;
 
 /// What tensor cores multiply.
@@ -33,6 +34,14 @@ pub(super) enum MmaTile {
 }
 
 impl MmaTile {
+    fn kernels(self) -> &'static Kernels<AttentionArgs> {
+        match self {
+            Self::Mma32 => mma32(),
+            Self::Mma32p => mma32p(),
+            Self::Mma16 => mma16(),
+        }
+    }
+
     /// 16 queries of a warp, and 8 keys: how many times.
     fn size(self) -> (u32, u32) {
         match self {
@@ -44,9 +53,10 @@ impl MmaTile {
 
     /// Key-value heads and tiles of queries.
     fn grid(self, case: &Case) -> [usize; 2] {
-        let group = (case.num_attention_heads / case.num_key_value_heads) as usize;
-        let tiles = (case.num_tokens as usize * group).div_ceil(mma_queries(self.size().0) as usize);
-        [case.num_key_value_heads as usize, tiles]
+        let group = case.arguments.heads_per_group as usize;
+        let tiles =
+            (case.arguments.num_tokens as usize * group).div_ceil(mma_queries(self.size().0) as usize);
+        [case.arguments.num_key_value_heads as usize, tiles]
     }
 
     /// The one to take: 32 queries read keys and values half as often as 16, but not where that would leave multiprocessors
@@ -67,57 +77,11 @@ pub(super) unsafe fn launch_mma(device: &Device, case: &Case, min_rows: u32, til
     let config = LaunchConfig {
         grid: [dimension(OP, heads)?, dimension(OP, tiles)?, 1],
         block: [MMA_BLOCK_SIZE, 1, 1],
-        shared_bytes: mma_shared_bytes(blocks, columns, case.head_dim as u32),
+        shared_bytes: mma_shared_bytes(blocks, columns, case.head_dim),
     };
-    macro_rules! call {
-        ($kernel:path) => {
-            // SAFETY: the tiles cover all queries; the caller vouches for the arrays.
-            unsafe {
-                $kernel(
-                    device,
-                    &config,
-                    case.num_tokens,
-                    case.num_attention_heads / case.num_key_value_heads,
-                    case.num_key_value_heads,
-                    min_rows,
-                    case.sequence_of_token,
-                    case.query_start,
-                    case.kv_len,
-                    case.block_table,
-                    case.max_blocks,
-                    case.q,
-                    case.k_pages.cast(),
-                    case.v_pages.cast(),
-                    case.out.cast(),
-                )
-            }
-        };
-    }
-    macro_rules! by_element {
-        ($f16:path, $bf16:path) => {
-            if case.dtype == Dtype::F16 { call!($f16) } else { call!($bf16) }
-        };
-    }
-    match (tile, case.head_dim) {
-        (MmaTile::Mma32, 64) => {
-            by_element!(attention_prefill_f16_mma32_h64, attention_prefill_bf16_mma32_h64)
-        }
-        (MmaTile::Mma32, _) => {
-            by_element!(attention_prefill_f16_mma32_h128, attention_prefill_bf16_mma32_h128)
-        }
-        (MmaTile::Mma32p, 64) => {
-            by_element!(attention_prefill_f16_mma32p_h64, attention_prefill_bf16_mma32p_h64)
-        }
-        (MmaTile::Mma32p, _) => {
-            by_element!(attention_prefill_f16_mma32p_h128, attention_prefill_bf16_mma32p_h128)
-        }
-        (MmaTile::Mma16, 64) => {
-            by_element!(attention_prefill_f16_mma16_h64, attention_prefill_bf16_mma16_h64)
-        }
-        (MmaTile::Mma16, _) => {
-            by_element!(attention_prefill_f16_mma16_h128, attention_prefill_bf16_mma16_h128)
-        }
-    }
+    let arguments = AttentionArgs { min_rows, ..case.arguments };
+    // SAFETY: the tiles cover all queries; the caller vouches for the case.
+    unsafe { launch(device, tile.kernels(), &case.values(), &config, arguments) }
 }
 
 #[cfg(test)]
@@ -127,7 +91,10 @@ mod tests {
 
     #[test]
     fn small_batches_get_the_kernel_with_more_blocks() {
-        let prompt = |num_tokens| Case { num_tokens, ..case(Dtype::Bf16, 64) };
+        let prompt = |num_tokens| {
+            let case = case(Dtype::Bf16, 64);
+            Case { arguments: AttentionArgs { num_tokens, ..case.arguments }, ..case }
+        };
         // 7 heads a group: 128 queries a tile are 18 tokens.
         assert_eq!([MmaTile::Mma32, MmaTile::Mma16].map(|tile| tile.grid(&prompt(512))), [[2, 28], [2, 56]]);
         let best = |tokens| MmaTile::best(&prompt(tokens), 132);

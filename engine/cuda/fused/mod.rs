@@ -1,21 +1,21 @@
 //! A decoder layer in few kernels, for batches of few rows (`gpu-kernels/src/fused`): on tensor cores where the weights are
 //! f16 (`mma`), otherwise by groups of lanes (`lanes`).
 
-mod matmul_add;
-mod norm_gate_up;
-mod norm_matmul;
-mod norm_qkv_rope;
+pub(super) mod matmul_add;
+pub(super) mod norm_gate_up;
+pub(super) mod norm_matmul;
+pub(super) mod norm_qkv_rope;
 
 pub(super) use matmul_add::matmul_add;
 pub(super) use norm_gate_up::norm_gate_up;
 pub(super) use norm_matmul::norm_matmul;
-pub(super) use norm_qkv_rope::norm_qkv_rope;
+pub(super) use norm_qkv_rope::{Qkv, norm_qkv_rope};
 
 use super::device::Device;
-use super::variant::{KernelChoice, Operation};
+use super::variant::KernelChoice;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use cuda_std::launch::LaunchConfig;
+use cuda_std::launch::{LaunchConfig, Value};
 use gpu_kernels::fused::mma::{
     self, MAX_DEPTH, MAX_NORM_WARPS, MIN_WARPS_OF_EIGHT, batch, norm_shared_bytes, num_rounds, num_warps,
     stream_bytes,
@@ -34,16 +34,6 @@ pub(super) const VARIANTS: [&str; 2] = [FUSED, "separate"];
 
 /// The most shared memory that staged rows may take: two blocks of such size fit on a multiprocessor.
 pub(super) const MAX_STAGE_BYTES: u32 = 100 << 10;
-
-/// The operations of this module, in the order of their names.
-pub(super) fn operations() -> [Operation; 4] {
-    [
-        Operation::of(matmul_add::OP, &matmul_add::VARIANTS),
-        Operation::of(norm_gate_up::OP, &norm_gate_up::VARIANTS),
-        Operation::of(norm_matmul::OP, &norm_matmul::VARIANTS),
-        Operation::of(norm_qkv_rope::OP, &norm_qkv_rope::VARIANTS),
-    ]
-}
 
 /// Whether the kernels take `n` rows of a model with these widths, of which `hidden_size` is normed.
 pub(super) fn is_eligible(
@@ -173,6 +163,12 @@ impl StreamShape {
         let batch = batch(self.tiles, self.blocks);
         self.config(norm_shared_bytes(self.warps, self.rounds, rows_of_kernel(n), batch))
     }
+}
+
+/// What the kernel for `n` rows was made for, where weights and others have these formats.
+fn values(formats: &[Dtype], n: u32) -> Vec<Value> {
+    let formats = formats.iter().map(|&format| Value::from(format.name()));
+    formats.chain([Value::from(rows_of_kernel(n))]).collect()
 }
 
 /// Rows that the kernel for `n` rows has room for.

@@ -6,7 +6,6 @@ use crate::error::Result;
 use crate::lab::case::{Case, Cases, Cost, Instance, plain_config};
 use crate::lab::findings::Findings;
 use crate::lab::values::*;
-use crate::ops::Ops;
 
 pub const CASES: Cases = Cases {
     op: "add",

@@ -10,6 +10,7 @@ use crate::lab::case::{Case, Cases, Cost, Instance, Workload};
 use crate::lab::findings::Findings;
 use crate::lab::values::*;
 use crate::ops::{Ops, OpsConfig};
+use crate::rope::Rotation;
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -101,7 +102,7 @@ fn case(dtype: Dtype, heads: Heads, sequences: &[Sequence], sharpness: f32, name
         num_attention_heads,
         num_key_value_heads,
         head_dim,
-        rope_theta: 1e6,
+        rotation: Rotation::new(1e6, head_dim),
         max_model_len: longest,
         limits,
     };
@@ -227,14 +228,7 @@ impl Attention {
             KvLayout { dtype, num_layers: 2, num_pages, num_key_value_heads: heads.1, head_dim: heads.2 };
         let mut cache = ops.new_kv_cache(&layout)?;
         cache.fill(POISON)?;
-        // All tokens go through write_kv, as rows of one large batch.
-        let everything: Vec<_> =
-            sequences.iter().zip(&pages).map(|(s, pages)| (s.0, 0, &pages[..])).collect();
-        let (host, batch) = batch_of(ops, &limits, &everything)?;
-        let total = host.num_tokens();
-        let (k_rows, v_rows) =
-            (tensor(ops, total, kv_size, &k.concat())?, tensor(ops, total, kv_size, &v.concat())?);
-        ops.write_kv(&batch, LAYER, &k_rows, &v_rows, &mut cache)?;
+        cache.write(LAYER, &in_pages(&layout, &pages, &k), &in_pages(&layout, &pages, &v))?;
 
         let last: Vec<_> =
             sequences.iter().zip(&pages).map(|(s, pages)| (s.1, s.0 - s.1, &pages[..])).collect();
@@ -327,6 +321,23 @@ impl Attention {
         let before: usize = self.sequences[..s].iter().map(|s| s.1).sum();
         before * q_size..(before + self.sequences[s].1) * q_size
     }
+}
+
+/// The pages of a layer that hold the rows of each sequence, `[tokens, num_key_value_heads * head_dim]`, in its pages; NaN
+/// elsewhere.
+fn in_pages(layout: &KvLayout, pages: &[Vec<u32>], values: &[Vec<f32>]) -> Vec<f32> {
+    let &KvLayout { num_pages, num_key_value_heads: heads, head_dim, .. } = layout;
+    let mut layer = vec![f32::NAN; num_pages * layout.page_elements()];
+    for (pages, values) in pages.iter().zip(values) {
+        for (token, row) in values.chunks_exact(heads * head_dim).enumerate() {
+            let (page, place) = (pages[token / PAGE_SIZE] as usize, token % PAGE_SIZE);
+            for (head, row) in row.chunks_exact(head_dim).enumerate() {
+                let to = ((page * heads + head) * PAGE_SIZE + place) * head_dim;
+                layer[to..][..head_dim].copy_from_slice(row);
+            }
+        }
+    }
+    layer
 }
 
 impl Instance for Attention {

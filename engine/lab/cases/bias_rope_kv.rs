@@ -1,7 +1,6 @@
 //! Biases, rotation and the pages of K and V, against the same in f64.
 
 use super::ragged;
-use super::rope::rotate;
 use crate::batch::{Batch, BatchLimits, SequenceRows, WantedLogits};
 use crate::cuda::{CudaBatch, CudaOps, DeviceBuffer, KvCache, Tensor};
 use crate::dtype::Dtype;
@@ -10,7 +9,8 @@ use crate::kv_layout::{KvLayout, PAGE_SIZE, pages_for};
 use crate::lab::case::{Case, Cases, Cost, Instance, Workload};
 use crate::lab::findings::Findings;
 use crate::lab::values::*;
-use crate::ops::{Ops, OpsConfig, QkvBias};
+use crate::ops::{Ops, OpsConfig};
+use crate::rope::Rotation;
 
 pub const CASES: Cases = Cases { op: "bias_rope_kv", checks, timings };
 
@@ -26,9 +26,26 @@ type Heads = (usize, usize, usize);
 fn checks() -> Vec<Case> {
     let shapes = [((14, 2, 64), true), ((3, 1, 64), false), ((2, 2, 128), true)];
     let of = |dtype| {
-        shapes.map(|(heads, biased)| case(dtype, heads, biased, 131, 9, Box::new(|seed| ragged(seed, 10, 9))))
+        let ragged = |(heads, biased)| {
+            case(dtype, heads, biased, Size::new(131, 9), Box::new(|seed| ragged(seed, 10, 9)))
+        };
+        shapes.map(ragged).into_iter().chain([last_positions(dtype)])
     };
     Dtype::ALL.into_iter().flat_map(of).collect()
+}
+
+/// The last rows of a long context, whose angles are large. Its other pages are never read: a few stand for all.
+fn last_positions(dtype: Dtype) -> Case {
+    const CONTEXT: usize = 32_768;
+    const ROWS: usize = 19;
+    let size = Size { context: CONTEXT, ..Size::new(ROWS, 3) };
+    let host = |_| {
+        let pages: Vec<u32> = (0..pages_for(CONTEXT) as u32).map(|page| page % 3).collect();
+        let position = CONTEXT - ROWS;
+        let rows = SequenceRows { tokens: &[0; ROWS], position, pages: &pages, logits: WantedLogits::None };
+        Batch::new(&[rows])
+    };
+    case(dtype, (3, 1, 64), true, size, Box::new(host))
 }
 
 fn timings(workload: &Workload) -> Vec<Case> {
@@ -43,17 +60,32 @@ fn timings(workload: &Workload) -> Vec<Case> {
                 SequenceRows { tokens: &tokens, position: 0, pages: &pages, logits: WantedLogits::None };
             Batch::new(&[rows])
         };
-        case(workload.dtype, heads, config.attention_bias, n, num_pages, Box::new(host))
+        case(workload.dtype, heads, config.attention_bias, Size::new(n, num_pages), Box::new(host))
     };
     workload.rows.iter().map(of).collect()
+}
+
+/// Of a batch and its cache.
+#[derive(Clone, Copy)]
+struct Size {
+    rows: usize,
+    num_pages: usize,
+    /// One beyond the last position.
+    context: usize,
+}
+
+impl Size {
+    /// Positions are below the number of rows, or 256.
+    fn new(rows: usize, num_pages: usize) -> Self {
+        Self { rows, num_pages, context: rows.max(256) }
+    }
 }
 
 fn case(
     dtype: Dtype,
     heads: Heads,
     biased: bool,
-    n: usize,
-    num_pages: usize,
+    Size { rows: n, num_pages, context }: Size,
     host: Box<dyn Fn(u64) -> Batch>,
 ) -> Case {
     let (q_heads, kv_heads, head_dim) = heads;
@@ -63,14 +95,14 @@ fn case(
         max_num_tokens: n.max(256),
         max_num_sequences: 4,
         max_num_logits: n.max(256),
-        max_blocks: num_pages.max(8),
+        max_blocks: num_pages.max(pages_for(context)),
     };
     let config = OpsConfig {
         num_attention_heads: q_heads,
         num_key_value_heads: kv_heads,
         head_dim,
-        rope_theta: 1e6,
-        max_model_len: n.max(256),
+        rotation: Rotation::new(1e6, head_dim),
+        max_model_len: context,
         limits,
     };
     let bias = if biased { "" } else { ", no bias" };
@@ -126,9 +158,10 @@ impl BiasRopeKv {
         let sums: Vec<f64> =
             input.iter().enumerate().map(|(i, x)| f64::from(*x) + f64::from(biases[i % cols])).collect();
         // Q and K are rotated, all heads of a row alike; V is not.
-        let rotated = rotate(&sums, &host.positions, config.rope_theta, q_heads + 2 * kv_heads, head_dim);
+        let rotated = rotate(&sums, &host.positions, config.rotation.theta, q_heads + 2 * kv_heads, head_dim);
         let half = head_dim / 2;
-        // The sum with the bias rounds once, which the rotation passes on; then as in `rope`.
+        // The sum with the bias rounds once, which the rotation passes on; cosine and sine are rounded once, and a product and a
+        // fused multiply-add round once each: four units of roundoff of the two terms.
         let exact = |row: usize, column: usize| {
             let i = row * cols + column;
             if column >= q_size + kv_size {
@@ -179,9 +212,9 @@ impl Instance for BiasRopeKv {
     }
 
     fn launch(&mut self, ops: &mut CudaOps) -> Result<()> {
-        let [q, k, v] = self.bias.each_ref().map(Option::as_ref);
+        let bias = self.bias.each_ref().map(Option::as_ref);
         let Self { batch, qkv, cache, .. } = self;
-        ops.bias_rope_kv(batch, LAYER, qkv, &QkvBias { q, k, v }, &mut self.q, cache)
+        ops.bias_rope_kv(batch, LAYER, qkv, bias, &mut self.q, cache)
     }
 
     fn compare(&mut self, ops: &mut CudaOps, _: &str, findings: &mut Findings) -> Result<()> {
@@ -201,10 +234,28 @@ impl Instance for BiasRopeKv {
         }
         let (k, v) = self.cache.read(0)?;
         findings.expect(k.iter().chain(&v).all(|value| value.is_nan()), || "layer 0 was written".into());
-        let [q, k, v] = self.bias.each_ref().map(Option::as_ref);
-        let bias = QkvBias { q, k, v };
-        let refused = ops.bias_rope_kv(&self.batch, LAYERS, &self.qkv, &bias, &mut self.q, &mut self.cache);
+        let bias = self.bias.each_ref().map(Option::as_ref);
+        let refused = ops.bias_rope_kv(&self.batch, LAYERS, &self.qkv, bias, &mut self.q, &mut self.cache);
         findings.expect(refused.is_err(), || format!("layer {LAYERS} of {LAYERS} was not refused"));
         Ok(())
     }
+}
+
+/// The rotation of `heads` heads a row by the row's position, in f64, from exact angles.
+fn rotate(x: &[f64], positions: &[u32], theta: f32, heads: usize, head_dim: usize) -> Vec<f64> {
+    let half = head_dim / 2;
+    let mut out = vec![0.0; x.len()];
+    for (row, &position) in positions.iter().enumerate() {
+        for j in 0..half {
+            let frequency = f64::from(theta).powf(-2.0 * j as f64 / head_dim as f64);
+            let (sin, cos) = (f64::from(position) * frequency).sin_cos();
+            for head in 0..heads {
+                let first = (row * heads + head) * head_dim;
+                let (a, b) = (x[first + j], x[first + j + half]);
+                out[first + j] = a * cos - b * sin;
+                out[first + j + half] = b * cos + a * sin;
+            }
+        }
+    }
+    out
 }

@@ -12,14 +12,19 @@ use crate::lab::values::*;
 use crate::ops::Ops;
 use crate::sampler::{SamplingParams, SamplingRow};
 use crate::testing::Random;
+use qernel_core::formats::MatrixFormat;
 
 pub const CASES: Cases = Cases { op: "embed", checks, timings };
 
 fn checks() -> Vec<Case> {
     const VOCAB_SIZE: usize = 989;
     let host = |seed| ragged(seed, VOCAB_SIZE, 8);
-    let of = |dtype| COLUMNS.map(|cols| case(dtype, VOCAB_SIZE, cols, 131, LIMITS, Box::new(host)));
-    Dtype::ALL.into_iter().flat_map(of).collect()
+    let of = |format: MatrixFormat| {
+        // Rows are whole blocks.
+        let columns = COLUMNS.into_iter().filter(move |&cols| format.row_bytes(cols).is_some());
+        columns.map(move |cols| case(format, VOCAB_SIZE, cols, 131, LIMITS, Box::new(host)))
+    };
+    MatrixFormat::ALL.iter().copied().flat_map(of).collect()
 }
 
 fn timings(workload: &Workload) -> Vec<Case> {
@@ -34,28 +39,31 @@ fn timings(workload: &Workload) -> Vec<Case> {
             let logits = WantedLogits::Last;
             Batch::new(&[SequenceRows { tokens: &tokens, position: 0, pages: &pages, logits }])
         };
-        case(workload.dtype, vocab_size, cols, n, limits, Box::new(host))
+        case(workload.dtype.into(), vocab_size, cols, n, limits, Box::new(host))
     };
     workload.rows.iter().map(of).collect()
 }
 
 fn case(
-    dtype: Dtype,
+    format: MatrixFormat,
     vocab_size: usize,
     cols: usize,
     n: usize,
     limits: BatchLimits,
     host: Box<dyn Fn(u64) -> Batch>,
 ) -> Case {
+    let blocks = if format.float().is_some() { String::new() } else { format!("{format} ") };
     Case {
-        dtype,
-        shape: format!("[{n}, {cols}] of [{vocab_size}, {cols}]"),
+        dtype: format.float().unwrap_or(Dtype::F16),
+        shape: format!("[{n}, {cols}] of {blocks}[{vocab_size}, {cols}]"),
         work: n * cols,
-        cost: Cost { bytes: (n * (cols * (dtype.size() + 4) + 4)) as f64, flops: 0.0 },
+        cost: Cost { bytes: (n * (format.row_bytes(cols).unwrap_or(0) + 4 * cols + 4)) as f64, flops: 0.0 },
         config: plain_config(),
         prepare: Box::new(move |ops, seed| {
             let name = format!("embed [{vocab_size}, {cols}]");
-            let table = rounded(dtype, random(seed, &name, vocab_size * cols));
+            let data = format.encode(&random(seed, &name, vocab_size * cols));
+            let mut table = vec![0.0; vocab_size * cols];
+            format.decode(&data, &mut table);
             let mut host = host(seed);
             let drawn = draw(ops, seed, vocab_size)?;
             // Every third row takes its token from the device.
@@ -71,7 +79,7 @@ fn case(
             Ok(Box::new(Embed {
                 vocab_size,
                 expected: host.tokens.iter().zip(&host.drawn_rows).flat_map(row).collect(),
-                table: weight(ops, dtype, vocab_size, cols, &table)?,
+                table: block_weight(ops, format, vocab_size, cols, data)?,
                 out: poisoned(ops, host.num_tokens(), cols)?,
                 host,
                 batch,

@@ -237,7 +237,7 @@ impl Instance for Matmul {
 
     fn default_variant(&self) -> Option<&'static str> {
         let [n, _, cols] = self.shape;
-        crate::cuda::preferred_matmul(self.weight.dtype(), self.x.dtype(), n, cols)
+        crate::cuda::preferred_matmul(self.weight.dtype()?, self.x.dtype(), n, cols)
     }
 
     fn compare(&mut self, ops: &mut CudaOps, variant: &str, findings: &mut Findings) -> Result<()> {

@@ -1,20 +1,20 @@
 //! The cases of every operation, one file each.
 
 mod add;
-mod add_bias;
 mod attention;
 mod bias_rope_kv;
+mod blocks;
 mod convert;
 mod embed;
 mod fused;
 mod gather_rows;
 pub mod matmul;
+mod norm_qkv_rope;
+mod qk_norm;
 mod read_bandwidth;
 mod rms_norm;
-mod rope;
 mod sample;
 mod silu_mul;
-mod write_kv;
 
 use super::case::Cases;
 use super::values::shuffled;
@@ -24,37 +24,40 @@ use crate::error::Result;
 use crate::ops::Ops;
 use crate::testing::Random;
 
-/// The cases of all operations, in the order of their names.
-pub const ALL: [Cases; 20] = [
-    add::CASES,
-    add_bias::CASES,
-    rms_norm::FUSED,
-    sample::ARGMAX,
-    attention::CASES,
-    bias_rope_kv::CASES,
-    convert::CASES,
-    embed::CASES,
-    gather_rows::CASES,
-    matmul::CASES,
-    fused::MATMUL_ADD,
-    fused::NORM_GATE_UP,
-    fused::NORM_MATMUL,
-    fused::NORM_QKV_ROPE,
-    read_bandwidth::CASES,
-    rms_norm::ALONE,
-    rope::CASES,
-    sample::CASES,
-    silu_mul::CASES,
-    write_kv::CASES,
-];
+// Operations whose cases stand together in one file.
+mod argmax {
+    pub use super::sample::ARGMAX as CASES;
+}
+mod decode {
+    pub use super::blocks::DECODE as CASES;
+}
+mod matmul_add {
+    pub use super::fused::MATMUL_ADD as CASES;
+}
+mod matmul_blocks {
+    pub use super::blocks::MATMUL as CASES;
+}
+mod norm_gate_up {
+    pub use super::fused::NORM_GATE_UP as CASES;
+}
+mod norm_matmul {
+    pub use super::fused::NORM_MATMUL as CASES;
+}
+
+macro_rules! all {
+    ($($op:ident)*) => {
+        /// The cases of all operations, in the order of their names.
+        pub const ALL: &[Cases] = &[$($op::CASES),*];
+    };
+}
+crate::cuda::for_each_operation!(all);
 
 /// The cases of one operation.
 ///
 /// # Errors
 /// [`crate::Error::Request`] that lists what exists.
 pub fn of(op: &str) -> Result<&'static Cases> {
-    const ALL_STATIC: &[Cases] = &ALL;
-    ALL_STATIC.iter().find(|cases| cases.op == op).ok_or_else(|| {
+    ALL.iter().find(|cases| cases.op == op).ok_or_else(|| {
         let names: Vec<_> = ALL.iter().map(|cases| cases.op).collect();
         crate::Error::Request(format!(
             "there are no cases of an operation {op:?}; the operations are {}",

@@ -1,52 +1,46 @@
-//! The norm, alone and fused with the residual addition before it.
+//! The norm.
 
 use crate::cuda::{Activation, CudaOps, DeviceBuffer, Tensor};
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::lab::case::{Case, Cases, Cost, Instance, Workload, choose, plain_config};
+use crate::lab::case::{Case, Cases, Cost, Instance, Workload, plain_config};
 use crate::lab::findings::Findings;
 use crate::lab::values::*;
-use crate::ops::Ops;
+use crate::ops::{Ops, parts};
 
-pub const ALONE: Cases =
-    Cases { op: "rms_norm", checks: || checks(false), timings: |workload| timings(workload, false) };
-
-pub const FUSED: Cases =
-    Cases { op: "add_rms_norm", checks: || checks(true), timings: |workload| timings(workload, true) };
+pub const CASES: Cases = Cases { op: "rms_norm", checks, timings };
 
 const EPS: f32 = 1e-6;
 
 /// Rows of more than one group of 4 columns a thread: 3588 fills some of the last threads, 4096 all.
 const LONG_COLUMNS: [usize; 2] = [3588, 4096];
 
-fn checks(fused: bool) -> Vec<Case> {
+fn checks() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in Dtype::ALL {
         for n in [1, 19, 111] {
-            cases.extend(COLUMNS.map(|cols| case(dtype, n, cols, fused)));
-            cases.extend(LONG_COLUMNS.map(|cols| case(dtype, n, cols, fused)));
+            cases.extend(COLUMNS.map(|cols| case(dtype, n, cols)));
+            cases.extend(LONG_COLUMNS.map(|cols| case(dtype, n, cols)));
         }
     }
     cases
 }
 
-fn timings(workload: &Workload, fused: bool) -> Vec<Case> {
-    workload.rows.iter().map(|&n| case(workload.dtype, n, workload.config.hidden_size, fused)).collect()
+fn timings(workload: &Workload) -> Vec<Case> {
+    workload.rows.iter().map(|&n| case(workload.dtype, n, workload.config.hidden_size)).collect()
 }
 
-fn case(dtype: Dtype, n: usize, cols: usize, fused: bool) -> Case {
+fn case(dtype: Dtype, n: usize, cols: usize) -> Case {
     let values = n * cols;
-    // x is read, and where it is added to written as well; the weight is read once for all rows.
-    let f32_passes = if fused { 3 } else { 1 };
-    let bytes = values * (4 * f32_passes + dtype.size()) + cols * 4;
-    let flops = values * if fused { 5 } else { 4 };
+    // The weight is read once for all rows.
+    let bytes = values * (4 + dtype.size()) + cols * 4;
     Case {
         dtype,
         shape: format!("[{n}, {cols}]"),
         work: values,
-        cost: Cost { bytes: bytes as f64, flops: flops as f64 },
+        cost: Cost { bytes: bytes as f64, flops: 4.0 * values as f64 },
         config: plain_config(),
-        prepare: Box::new(move |ops, seed| Ok(Box::new(Norm::new(ops, seed, n, cols, fused)?))),
+        prepare: Box::new(move |ops, seed| Ok(Box::new(Norm::new(ops, seed, n, cols)?))),
     }
 }
 
@@ -54,39 +48,26 @@ struct Norm {
     n: usize,
     cols: usize,
     dtype: Dtype,
-    /// What the kernel gets as x.
     input: Vec<f32>,
-    /// What is normalised: the input, or the sum.
-    sum: Vec<f32>,
     expected: Vec<f64>,
     x: Tensor,
-    delta: Option<Tensor>,
-    weight: DeviceBuffer<f32>,
+    norm: parts::Norm<DeviceBuffer<f32>>,
     out: Activation,
 }
 
 impl Norm {
-    fn new(ops: &mut CudaOps, seed: u64, n: usize, cols: usize, fused: bool) -> Result<Self> {
+    fn new(ops: &mut CudaOps, seed: u64, n: usize, cols: usize) -> Result<Self> {
         let name = format!("norm of [{n}, {cols}]");
         let input = rows(seed, &name, n, cols);
         let weight = random(seed, &format!("{name}: weight"), cols);
-        let mut sum = input.clone();
-        let mut delta = None;
-        if fused {
-            let values = random(seed, &format!("{name}: delta"), n * cols);
-            sum.iter_mut().zip(&values).for_each(|(x, delta)| *x += delta);
-            delta = Some(tensor(ops, n, cols, &values)?);
-        }
         Ok(Self {
             n,
             cols,
             dtype: ops.dtype(),
-            expected: reference(&sum, &weight),
-            sum,
+            expected: reference(&input, &weight),
             x: tensor(ops, n, cols, &input)?,
             input,
-            delta,
-            weight: ops.load_vector(&weight)?,
+            norm: parts::Norm { weight: ops.load_vector(&weight)?, eps: EPS },
             out: poisoned_activation(ops, n, cols)?,
         })
     }
@@ -94,36 +75,17 @@ impl Norm {
 
 impl Instance for Norm {
     fn reset(&mut self, _: &mut CudaOps) -> Result<()> {
-        if self.delta.is_some() {
-            fill_tensor(&mut self.x, &self.input)?;
-        }
         fill_activation(&mut self.out, &[])
     }
 
     fn launch(&mut self, ops: &mut CudaOps) -> Result<()> {
-        let Self { n, x, delta, weight, out, .. } = self;
-        match delta {
-            Some(delta) => ops.add_rms_norm(*n, x, delta, weight, EPS, out),
-            None => ops.rms_norm(*n, x, weight, EPS, out),
-        }
+        ops.rms_norm(self.n, &self.x, &self.norm, &mut self.out)
     }
 
-    fn compare(&mut self, ops: &mut CudaOps, variant: &str, findings: &mut Findings) -> Result<()> {
+    fn compare(&mut self, _: &mut CudaOps, _: &str, findings: &mut Findings) -> Result<()> {
         let found = self.out.to_host()?;
         findings.close("out", &found, &self.expected, tolerance(self.dtype, self.cols));
-        // Alone, x is only read; fused, one correctly rounded addition: the same bits.
-        findings.same_bits("x", &self.x.to_host()?, &self.sum);
-
-        let same_name =
-            crate::cuda::kernels().iter().any(|(op, v)| *op == "rms_norm" && v.contains(&variant));
-        if self.delta.is_some() && same_name {
-            // The same bits as the two operations one after the other.
-            ops.choose(choose("rms_norm", variant)?)?;
-            let mut alone = poisoned_activation(ops, self.n, self.cols)?;
-            ops.rms_norm(self.n, &self.x, &self.weight, EPS, &mut alone)?;
-            let alone = alone.to_host()?;
-            findings.same_bits("out, against rms_norm of the sum", &found, &alone[..self.n * self.cols]);
-        }
+        findings.same_bits("x, which is only read", &self.x.to_host()?, &self.input);
         Ok(())
     }
 }

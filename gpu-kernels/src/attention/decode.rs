@@ -5,30 +5,21 @@
 
 use cuda_std::prelude::*;
 
+use super::Attention;
 #[device]
-use super::{Merged, PADDING, Partial, Rows, row_words, stage_query};
+use super::{Merged, PADDING, Partial, row_words, stage_query};
 #[device]
 use crate::{
-    grid::{divide, repeat},
+    grid::repeat,
     vector::{Group, load_words},
 };
 
 /// The most warps of a block of the split kernels.
 pub const MAX_WARPS: u32 = 8;
 
-/// Warps of a block of the split kernels, one query head each, where `heads_per_group = num_attention_heads /
-/// num_key_value_heads`. Heads beyond [`MAX_WARPS`] take further rounds, each of which reads K and V again.
+/// Warps of a block of the split kernels, one query head each. Heads beyond [`MAX_WARPS`] take further rounds, each of which reads K and V again.
 pub const fn split_warps(heads_per_group: u32) -> u32 {
     if heads_per_group < MAX_WARPS { heads_per_group } else { MAX_WARPS }
-}
-
-#[device]
-struct Shape {
-    num_attention_heads: u32,
-    num_key_value_heads: u32,
-    first_row: u32,
-    max_rows: u32,
-    num_splits: u32,
 }
 
 /// Room in shared memory for `PAGES` pages and one query a warp.
@@ -40,34 +31,48 @@ struct Stage {
     queries: Shared<f32>,
 }
 
+/// The splits of `softmax(q · kᵀ / sqrt(HEAD_DIM)) · v`, one block each, of the rows `first_row .. first_row + grid.x`. [`merge`]
+/// puts them together.
+///
+/// Arguments, arithmetic and idea: see the [module](super).
+///
+/// Grid `[rows, num_key_value_heads, num_splits]`, block `[32 * split_warps(heads_per_group), 1, 1]`. A block reads its K and V
+/// once, `PAGES` pages at a time, into shared memory, for all query heads that share them; each warp takes one of these heads, as
+/// in the plain prefill kernel. `N` is `HEAD_DIM / 32`.
+///
+/// Two pages at a time hide the latency of one behind the other; for f32 heads of 128 they would not fit in 48 KiB.
+///
 /// # Safety
-/// As for the kernels. `stage` has room for `PAGES` pages of K with padded rows and of V, and `MAX_WARPS`
-/// queries; `N` is `HEAD_DIM / 32`.
-#[device]
-#[inline(always)]
-unsafe fn split<E: Group<N>, const HEAD_DIM: usize, const N: usize, const PAGES: u32>(
-    shape: &Shape,
-    rows: &Rows,
-    q: *const f32,
-    k_pages: *const E,
-    v_pages: *const E,
-    partials: *mut f32,
-    statistics: *mut f32,
-    stage: Stage,
+/// Grid and block are as above, arrays are as described, `partials` and `statistics` overlap nothing,
+/// all of them aligned to 16 bytes. `counters` and `out` are not used.
+#[kernel(
+    (E, HEAD_DIM, N, PAGES) = [
+        (f32, 64, 2, 2), (f32, 128, 4, 1), (f16, 64, 2, 2), (f16, 128, 4, 2), (bf16, 64, 2, 2), (bf16, 128, 4, 2)
+    ],
+    name = "attention_decode_split_{E}_plain_h{HEAD_DIM}",
+    max_threads = 256,
+    min_blocks = 3,
+)]
+pub unsafe fn split<E: Group<N>, const HEAD_DIM: usize, const N: usize, const PAGES: u32>(
+    a: Attention<E>,
+    #[shared(PAGES * 32 * (HEAD_DIM * size_of::<E>() + PADDING) / 16)] k: Shared<[u32; 4]>,
+    #[shared(PAGES * 32 * HEAD_DIM * size_of::<E>() / 16)] v: Shared<[u32; 4]>,
+    #[shared(MAX_WARPS as usize * HEAD_DIM)] queries: Shared<f32>,
 ) where
     f32: Group<N>,
 {
+    let stage = Stage { k, v, queries };
     let (lane, warp_id) = (warp::lane_id(), warp::warp_id());
     let num_warps = thread::block_dim_x() / 32;
-    let row = shape.first_row + thread::block_idx_x();
+    let row = a.first_row + thread::block_idx_x();
     let key_value_head = thread::block_idx_y();
     let split = thread::block_idx_z();
     // SAFETY: the grid has one row of blocks a row of the batch; all reads and writes stay in the arrays that
     // the kernel is given. Every return and every loop with a barrier in it depends only on what all threads of
     // the block share.
     unsafe {
-        let sequence = rows.sequence_of(row);
-        if sequence.num_rows() > shape.max_rows {
+        let sequence = a.sequence_of(row);
+        if sequence.num_rows() > a.max_rows {
             return;
         }
         let num_keys = sequence.num_keys(row);
@@ -79,7 +84,7 @@ unsafe fn split<E: Group<N>, const HEAD_DIM: usize, const N: usize, const PAGES:
         }
         let end_page = (first_page + split_pages).min(num_pages);
 
-        let heads_per_group = divide(shape.num_attention_heads, shape.num_key_value_heads).0;
+        let heads_per_group = a.heads_per_group;
         let query = stage.queries.add(warp_id * HEAD_DIM as u32);
         let mut round = 0;
         while round < heads_per_group {
@@ -89,8 +94,8 @@ unsafe fn split<E: Group<N>, const HEAD_DIM: usize, const N: usize, const PAGES:
             // No lane reads the last round's query any more: each warp has only its own.
             warp::sync_warp(warp::FULL_MASK);
             if has_head {
-                let this_query = row as usize * shape.num_attention_heads as usize + head as usize;
-                stage_query::<HEAD_DIM>(q.add(this_query * HEAD_DIM), query);
+                let this_query = row as usize * a.num_attention_heads as usize + head as usize;
+                stage_query::<HEAD_DIM>(a.q.add(this_query * HEAD_DIM), query);
             }
             let mut partial = Partial::<N>::EMPTY;
             let mut page = first_page;
@@ -101,9 +106,9 @@ unsafe fn split<E: Group<N>, const HEAD_DIM: usize, const N: usize, const PAGES:
                 let mut i = 0;
                 while i < pages_here {
                     let start =
-                        sequence.page_offset(page + i, shape.num_key_value_heads, key_value_head, HEAD_DIM);
+                        sequence.page_offset(page + i, a.num_key_value_heads, key_value_head, HEAD_DIM);
                     let keys = (num_keys - (page + i) * crate::PAGE_SIZE).min(crate::PAGE_SIZE);
-                    stage.load_page::<E, HEAD_DIM>(i, k_pages.add(start), v_pages.add(start), keys);
+                    stage.load_page::<E, HEAD_DIM>(i, a.k_pages.add(start), a.v_pages.add(start), keys);
                     i += 1;
                 }
                 // The stage, and the query before the first one, are complete.
@@ -120,16 +125,15 @@ unsafe fn split<E: Group<N>, const HEAD_DIM: usize, const N: usize, const PAGES:
             }
             if has_head {
                 let sum = warp::reduce_sum(partial.sum);
-                let place = (thread::block_idx_x() as usize * shape.num_attention_heads as usize
-                    + head as usize)
-                    * shape.num_splits as usize
+                let place = (thread::block_idx_x() as usize * a.num_attention_heads as usize + head as usize)
+                    * a.num_splits as usize
                     + split as usize;
                 <f32 as Group<N>>::store_group(
-                    partials.add(place * HEAD_DIM + lane as usize * N),
+                    a.partials.add(place * HEAD_DIM + lane as usize * N),
                     partial.acc,
                 );
                 if lane == 0 {
-                    <f32 as Group<2>>::store_group(statistics.add(2 * place), [partial.max, sum]);
+                    <f32 as Group<2>>::store_group(a.statistics.add(2 * place), [partial.max, sum]);
                 }
             }
             round += num_warps;
@@ -197,144 +201,34 @@ impl Stage {
     }
 }
 
-macro_rules! attention_decode_split {
-    ($($element:ident $size:literal: $($head_dim:literal $pages:literal $name:ident),*;)*) => { $($(
-        #[doc = concat!("The splits of `softmax(q · kᵀ / sqrt(", stringify!($head_dim), ")) · v`, one block each, for rows of a batch; heads of ", stringify!($head_dim), " dimensions.")]
-        /// A merge kernel puts them together.
-        ///
-        #[doc = concat!("Arrays, arithmetic and idea: see the [module](super). K and V pages are ", stringify!($element), ". Computes the rows")]
-        /// `first_row .. first_row + grid.x`, except those of sequences that have more than `max_rows` rows in
-        /// the batch: `u32::MAX` computes all, 1 leaves longer sequences to the prefill kernels.
-        ///
-        /// - `num_splits`: third dimension of the grid and of the workspace, at least
-        ///   [`num_splits`](super::num_splits) of each row, which [`max_splits`](super::max_splits) of the
-        ///   longest sequence is
-        /// - `partials`: f32 `[grid.x, num_attention_heads, num_splits, head_dim]`, each split's weighted sum
-        ///   of values
-        /// - `statistics`: f32 `[grid.x, num_attention_heads, num_splits, 2]`, each split's largest score (to
-        ///   the base 2) and sum of weights
-        ///
-        /// Splits that a row does not have are left as they were.
-        ///
-        /// Grid `[rows, num_key_value_heads, num_splits]`, block `[32 * split_warps(num_attention_heads /
-        /// num_key_value_heads), 1, 1]`. A block reads its K and V once, into shared memory, for all query
-        /// heads that share them; each warp takes one of these heads, as in the plain prefill kernel.
-        ///
-        /// # Safety
-        /// Grid and block are as above, arrays are as described, `partials` and `statistics` overlap nothing,
-        /// all of them aligned to 16 bytes.
-        #[kernel(max_threads = 256, min_blocks = 3)]
-        pub unsafe fn $name(
-            num_attention_heads: u32,
-            num_key_value_heads: u32,
-            first_row: u32,
-            max_rows: u32,
-            num_splits: u32,
-            sequence_of_token: *const u32,
-            query_start: *const u32,
-            kv_len: *const u32,
-            block_table: *const u32,
-            max_blocks: u32,
-            q: *const f32,
-            k_pages: *const $element,
-            v_pages: *const $element,
-            partials: *mut f32,
-            statistics: *mut f32,
-        ) {
-            let shape = Shape { num_attention_heads, num_key_value_heads, first_row, max_rows, num_splits };
-            let rows = Rows { sequence_of_token, query_start, kv_len, block_table, max_blocks };
-            let stage = Stage {
-                k: shared_array![[u32; 4]; $pages * 32 * ($head_dim * $size + PADDING) / 16],
-                v: shared_array![[u32; 4]; $pages * 32 * $head_dim * $size / 16],
-                queries: shared_array![f32; MAX_WARPS as usize * $head_dim],
-            };
-            // SAFETY: the kernel's own contract.
-            unsafe {
-                split::<$element, $head_dim, { $head_dim / 32 }, $pages>(
-                    &shape, &rows, q, k_pages, v_pages, partials, statistics, stage,
-                )
-            }
-        }
-    )*)* };
-}
-
-// Two pages at a time hide the latency of one behind the other; for f32 heads of 128 they would not fit in 48 KiB.
-attention_decode_split! {
-    f32 4: 64 2 attention_decode_split_f32_plain_h64, 128 1 attention_decode_split_f32_plain_h128;
-    f16 2: 64 2 attention_decode_split_f16_plain_h64, 128 2 attention_decode_split_f16_plain_h128;
-    bf16 2: 64 2 attention_decode_split_bf16_plain_h64, 128 2 attention_decode_split_bf16_plain_h128;
-}
-
+/// Puts the splits of [`split`] together, in order: the attention of the rows `first_row .. first_row + grid.x`. Any head_dim.
+///
+/// Grid `[rows, num_attention_heads, 1]`, block `[head_dim, 1, 1]`: a thread a dimension.
+///
 /// # Safety
-/// As for the kernels.
-#[device]
-#[inline(always)]
-unsafe fn merge<E: Element>(
-    shape: &Shape,
-    rows: &Rows,
-    partials: *const f32,
-    statistics: *const f32,
-    out: *mut E,
-) {
-    let row = shape.first_row + thread::block_idx_x();
+/// Grid and block are as above, arguments as for [`split`], which has run with the same ones; `out` overlaps nothing.
+#[kernel(E = [f32, f16, bf16], name = "attention_decode_merge_{E}_plain")]
+pub unsafe fn merge<E: Element>(a: Attention<E>) {
+    let row = a.first_row + thread::block_idx_x();
     let (head, d, head_dim) =
         (thread::block_idx_y() as usize, thread::thread_idx_x() as usize, thread::block_dim_x() as usize);
-    let heads = shape.num_attention_heads as usize;
+    let heads = a.num_attention_heads as usize;
     // SAFETY: the grid has a block a row and head, the block a thread a dimension; the row has `count` splits, all of
     // them written.
     unsafe {
-        let sequence = rows.sequence_of(row);
-        if sequence.num_rows() > shape.max_rows {
+        let sequence = a.sequence_of(row);
+        if sequence.num_rows() > a.max_rows {
             return;
         }
         let count = super::num_splits(sequence.num_keys(row)) as usize;
-        let first = (thread::block_idx_x() as usize * heads + head) * shape.num_splits as usize;
+        let first = (thread::block_idx_x() as usize * heads + head) * a.num_splits as usize;
         let mut merged = Merged::<1>::EMPTY;
         repeat(count, |split| {
             let split = first + split;
-            let [max, sum]: [f32; 2] = f32::load_group(statistics.add(2 * split));
-            merged.add_split(max, sum, [*partials.add(split * head_dim + d)]);
+            let [max, sum]: [f32; 2] = f32::load_group(a.statistics.add(2 * split));
+            merged.add_split(max, sum, [*a.partials.add(split * head_dim + d)]);
         });
         let [value] = merged.output();
-        *out.add((row as usize * heads + head) * head_dim + d) = E::from_f32(value);
+        *a.out.add((row as usize * heads + head) * head_dim + d) = E::from_f32(value);
     }
-}
-
-macro_rules! attention_decode_merge {
-    ($($element:ident $name:ident;)*) => { $(
-        /// Puts the splits of the split kernels together, in order: the attention of rows.
-        ///
-        #[doc = concat!("`out`: ", stringify!($element), " `[num_tokens, num_attention_heads * head_dim]`, of which the rows `first_row .. first_row + grid.x`")]
-        /// are written, except those of sequences that have more than `max_rows` rows in the batch. Everything
-        /// else is as it was for the split kernel; any head_dim.
-        ///
-        /// Grid `[rows, num_attention_heads, 1]`, block `[head_dim, 1, 1]`: a thread a dimension.
-        ///
-        /// # Safety
-        /// Grid, block and arrays are as above and as for the split kernel, which has run with the same values.
-        #[kernel]
-        pub unsafe fn $name(
-            num_attention_heads: u32,
-            first_row: u32,
-            max_rows: u32,
-            num_splits: u32,
-            sequence_of_token: *const u32,
-            query_start: *const u32,
-            kv_len: *const u32,
-            partials: *const f32,
-            statistics: *const f32,
-            out: *mut $element,
-        ) {
-            let shape = Shape { num_attention_heads, num_key_value_heads: 1, first_row, max_rows, num_splits };
-            let rows = Rows { sequence_of_token, query_start, kv_len, block_table: query_start, max_blocks: 0 };
-            // SAFETY: the kernel's own contract; the block table is not read.
-            unsafe { merge(&shape, &rows, partials, statistics, out) }
-        }
-    )* };
-}
-
-attention_decode_merge! {
-    f32 attention_decode_merge_f32_plain;
-    f16 attention_decode_merge_f16_plain;
-    bf16 attention_decode_merge_bf16_plain;
 }

@@ -6,15 +6,14 @@
 
 use cuda_std::prelude::*;
 
+use super::{Attention, decode::MAX_WARPS};
 #[device]
-use super::{
-    Merged, PADDING, Partial, Rows, Sequence, attend_page, decode::MAX_WARPS, row_words, stage_query,
-};
+use super::{Merged, PADDING, Partial, Sequence, attend_page, row_words, stage_query};
 #[device]
 use crate::{
     PAGE_SIZE,
     fused::{launch_dependents, wait_for_dependencies},
-    grid::{divide, is_last_block, repeat},
+    grid::{is_last_block, repeat},
     vector::Group,
 };
 #[device]
@@ -27,23 +26,6 @@ const STAGES: usize = 2;
 /// Splits that are loaded before the first of them is merged, so that their latencies overlap.
 #[device]
 const MERGED_AT_ONCE: usize = 8;
-
-/// What a launch computes, here and in [`decode_mma`](super::decode_mma); see the kernels.
-#[device]
-pub(super) struct Launch<E> {
-    pub(super) num_attention_heads: u32,
-    pub(super) num_key_value_heads: u32,
-    pub(super) first_row: u32,
-    pub(super) max_rows: u32,
-    pub(super) num_splits: u32,
-    pub(super) q: *const f32,
-    pub(super) k_pages: *const E,
-    pub(super) v_pages: *const E,
-    pub(super) partials: *mut f32,
-    pub(super) statistics: *mut f32,
-    pub(super) counters: *mut u32,
-    pub(super) out: *mut E,
-}
 
 /// Room in shared memory for `STAGES` times `PAGES` pages and one query a warp.
 #[device]
@@ -58,7 +40,7 @@ struct Stages {
 /// The keys and values that one block reads.
 #[device]
 struct Source<'a, E> {
-    launch: &'a Launch<E>,
+    launch: &'a Attention<E>,
     sequence: Sequence,
     key_value_head: u32,
     stages: Stages,
@@ -96,27 +78,45 @@ impl<E: Element> Source<'_, E> {
     }
 }
 
+/// `softmax(q · kᵀ / sqrt(HEAD_DIM)) · v` of the rows `first_row .. first_row + grid.x`, in splits, one block each; the last block
+/// of a row merges them.
+///
+/// Arguments, arithmetic and idea: see the [module](super).
+///
+/// Grid `[rows, num_key_value_heads, num_splits]`, block `[32 * heads_per_group, 1, 1]`, of at most [`MAX_WARPS`] heads. A block
+/// copies its K and V to shared memory, `PAGES` pages ahead of their use (as many as fit twice in 48 KiB: there are no kernels of
+/// f32, whose pages are too large), for all query heads that share them; each warp takes one head. `N` is `HEAD_DIM / 32`.
+///
 /// # Safety
-/// As for the kernels. `N` is `HEAD_DIM / 32`.
-#[device]
-#[inline(always)]
-unsafe fn attend<E: Group<N>, const HEAD_DIM: usize, const N: usize, const PAGES: u32>(
-    launch: &Launch<E>,
-    rows: &Rows,
-    stages: Stages,
+/// Grid and block are as above, arrays are as described, what is written overlaps nothing, all of it aligned to 16
+/// bytes. Of what the kernels before this one write, only `q` and the newest key and value of each row are read.
+#[kernel(
+    E = [f16, bf16],
+    (HEAD_DIM, N, PAGES) = [(64, 2, 2), (128, 4, 1)],
+    name = "attention_decode_{E}_merged_h{HEAD_DIM}",
+    max_threads = 256,
+    min_blocks = 3,
+)]
+pub unsafe fn merged<E: Group<N>, const HEAD_DIM: usize, const N: usize, const PAGES: u32>(
+    a: Attention<E>,
+    #[shared(STAGES * PAGES * 32 * (HEAD_DIM * size_of::<E>() + PADDING) / 16)] k: Shared<[u32; 4]>,
+    #[shared(STAGES * PAGES * 32 * HEAD_DIM * size_of::<E>() / 16)] v: Shared<[u32; 4]>,
+    #[shared(MAX_WARPS as usize * HEAD_DIM)] queries: Shared<f32>,
+    #[shared(1)] is_last: Shared<u32>,
 ) where
     f32: Group<N>,
 {
+    let stages = Stages { k, v, queries, is_last };
     launch_dependents();
     let (lane, warp_id) = (warp::lane_id(), warp::warp_id());
     let row_of_launch = thread::block_idx_x();
-    let row = launch.first_row + row_of_launch;
+    let row = a.first_row + row_of_launch;
     let (key_value_head, split) = (thread::block_idx_y(), thread::block_idx_z());
     // SAFETY: the grid has one row of blocks a row of the batch; all reads and writes stay in the arrays that the
     // kernel is given. Every return and every loop with a barrier in it depends only on what all threads of the block share.
     unsafe {
-        let sequence = rows.sequence_of(row);
-        if sequence.num_rows() > launch.max_rows {
+        let sequence = a.sequence_of(row);
+        if sequence.num_rows() > a.max_rows {
             return;
         }
         let num_keys = sequence.num_keys(row);
@@ -127,7 +127,7 @@ unsafe fn attend<E: Group<N>, const HEAD_DIM: usize, const N: usize, const PAGES
             return;
         }
         let end_page = (first_page + split_pages).min(num_pages);
-        let source = Source { launch, sequence, key_value_head, stages };
+        let source = Source { launch: &a, sequence, key_value_head, stages };
         let keys_of = |page: u32| {
             (num_keys - page * PAGE_SIZE).min(PAGES * PAGE_SIZE).min((end_page - page) * PAGE_SIZE)
         };
@@ -143,11 +143,11 @@ unsafe fn attend<E: Group<N>, const HEAD_DIM: usize, const N: usize, const PAGES
         }
         async_copy::commit_group();
 
-        let heads_per_group = divide(launch.num_attention_heads, launch.num_key_value_heads).0;
+        let heads_per_group = a.heads_per_group;
         let head = key_value_head * heads_per_group + warp_id;
         let query = stages.queries.add(warp_id * HEAD_DIM as u32);
-        let this_query = row as usize * launch.num_attention_heads as usize + head as usize;
-        stage_query::<HEAD_DIM>(launch.q.add(this_query * HEAD_DIM), query);
+        let this_query = row as usize * a.num_attention_heads as usize + head as usize;
+        stage_query::<HEAD_DIM>(a.q.add(this_query * HEAD_DIM), query);
 
         let (k_words, v_words) = const { row_words::<E, HEAD_DIM>() };
         let mut partial = Partial::<N>::EMPTY;
@@ -189,25 +189,21 @@ unsafe fn attend<E: Group<N>, const HEAD_DIM: usize, const N: usize, const PAGES
         if count == 1 {
             merged.add_split(partial.max, sum, partial.acc);
         } else {
-            let first = (row_of_launch as usize * launch.num_attention_heads as usize + head as usize)
-                * launch.num_splits as usize;
+            let first = (row_of_launch as usize * a.num_attention_heads as usize + head as usize)
+                * a.num_splits as usize;
             let place = first + split as usize;
-            <f32 as Group<N>>::store_group(
-                launch.partials.add(place * HEAD_DIM + lane as usize * N),
-                partial.acc,
-            );
+            <f32 as Group<N>>::store_group(a.partials.add(place * HEAD_DIM + lane as usize * N), partial.acc);
             if lane == 0 {
-                <f32 as Group<2>>::store_group(launch.statistics.add(2 * place), [partial.max, sum]);
+                <f32 as Group<2>>::store_group(a.statistics.add(2 * place), [partial.max, sum]);
             }
-            let counter =
-                launch.counters.add((row_of_launch * launch.num_key_value_heads + key_value_head) as usize);
+            let counter = a.counters.add((row_of_launch * a.num_key_value_heads + key_value_head) as usize);
             if !is_last_block(counter, count, stages.is_last) {
                 return;
             }
-            merge_splits(&mut merged, launch.partials, launch.statistics, first, count as usize, lane);
+            merge_splits(&mut merged, a.partials, a.statistics, first, count as usize, lane);
         }
-        let to = (row as usize * launch.num_attention_heads as usize + head as usize) * HEAD_DIM;
-        E::store_group(launch.out.add(to + lane as usize * N), merged.output());
+        let to = (row as usize * a.num_attention_heads as usize + head as usize) * HEAD_DIM;
+        E::store_group(a.out.add(to + lane as usize * N), merged.output());
     }
 }
 
@@ -247,75 +243,4 @@ unsafe fn merge_splits<const N: usize>(
         });
         split += MERGED_AT_ONCE;
     }
-}
-
-macro_rules! attention_decode_merged {
-    ($($element:ident $size:literal: $($head_dim:literal $pages:literal $name:ident),*;)*) => { $($(
-        #[doc = concat!("`softmax(q · kᵀ / sqrt(", stringify!($head_dim), ")) · v` of rows of a batch, in splits, one block each; the last block of a row merges them.")]
-        ///
-        #[doc = concat!("Arrays, arithmetic and idea: see the [module](super). K and V pages and `out` are ", stringify!($element), ". Computes the rows")]
-        /// `first_row .. first_row + grid.x`, except those of sequences that have more than `max_rows` rows in the batch.
-        ///
-        /// - `num_splits`, `partials`, `statistics`: as for the split kernels of [`decode`](super::decode)
-        /// - `counters`: u32 `[grid.x, num_key_value_heads]`, 0 before the first launch, and again after each
-        #[doc = concat!("- `out`: ", stringify!($element), " `[num_tokens, num_attention_heads * head_dim]`")]
-        ///
-        /// Grid `[rows, num_key_value_heads, num_splits]`, block `[32 * heads_per_group, 1, 1]` with `heads_per_group =
-        /// num_attention_heads / num_key_value_heads`, at most [`MAX_WARPS`](super::decode::MAX_WARPS). A block copies its K and V
-        /// to shared memory, pages ahead of their use, for all query heads that share them; each warp takes one head.
-        ///
-        /// # Safety
-        /// Grid and block are as above, arrays are as described, what is written overlaps nothing, all of it aligned to 16
-        /// bytes. Of what the kernels before this one write, only `q` and the newest key and value of each row are read.
-        #[kernel(max_threads = 256, min_blocks = 3)]
-        pub unsafe fn $name(
-            num_attention_heads: u32,
-            num_key_value_heads: u32,
-            first_row: u32,
-            max_rows: u32,
-            num_splits: u32,
-            sequence_of_token: *const u32,
-            query_start: *const u32,
-            kv_len: *const u32,
-            block_table: *const u32,
-            max_blocks: u32,
-            q: *const f32,
-            k_pages: *const $element,
-            v_pages: *const $element,
-            partials: *mut f32,
-            statistics: *mut f32,
-            counters: *mut u32,
-            out: *mut $element,
-        ) {
-            let launch = Launch {
-                num_attention_heads,
-                num_key_value_heads,
-                first_row,
-                max_rows,
-                num_splits,
-                q,
-                k_pages,
-                v_pages,
-                partials,
-                statistics,
-                counters,
-                out,
-            };
-            let rows = Rows { sequence_of_token, query_start, kv_len, block_table, max_blocks };
-            let stages = Stages {
-                k: shared_array![[u32; 4]; STAGES * $pages * 32 * ($head_dim * $size + PADDING) / 16],
-                v: shared_array![[u32; 4]; STAGES * $pages * 32 * $head_dim * $size / 16],
-                queries: shared_array![f32; MAX_WARPS as usize * $head_dim],
-                is_last: shared_array![u32; 1],
-            };
-            // SAFETY: the kernel's own contract.
-            unsafe { attend::<$element, $head_dim, { $head_dim / 32 }, $pages>(&launch, &rows, stages) }
-        }
-    )*)* };
-}
-
-// Pages of a stage: as many as fit twice in 48 KiB. There are no kernels of f32: their pages are too large.
-attention_decode_merged! {
-    f16 2: 64 2 attention_decode_f16_merged_h64, 128 1 attention_decode_f16_merged_h128;
-    bf16 2: 64 2 attention_decode_bf16_merged_h64, 128 1 attention_decode_bf16_merged_h128;
 }

@@ -13,14 +13,14 @@
 
 use cuda_std::prelude::*;
 
-use super::{MAX_SPLITS, Merged};
+use super::{Attention, MAX_SPLITS};
 #[device]
-use super::{Rows, Sequence, decode_merged::Launch, new_maximum, query_scale};
+use super::{Merged, Sequence, new_maximum, query_scale};
 #[device]
 use crate::{
     PAGE_SIZE,
     fused::{launch_dependents, wait_for_dependencies},
-    grid::{divide, is_last_block, offset, repeat},
+    grid::{is_last_block, offset, repeat},
     vector::{Group, load_words},
 };
 #[device]
@@ -222,7 +222,7 @@ impl<const TILES: usize> Softmax<TILES> {
 #[inline(always)]
 unsafe fn merge_splits<E, const N: usize>(
     merged: &mut Merged<N>,
-    launch: &Launch<E>,
+    launch: &Attention<E>,
     first: usize,
     count: u32,
 ) where
@@ -267,22 +267,35 @@ unsafe fn merge_splits<E, const N: usize>(
     merged.add_split(max, sum, acc);
 }
 
+/// `softmax(q · kᵀ / sqrt(HEAD_DIM)) · v` of the rows `first_row .. first_row + grid.x` on tensor cores, in splits, one block each;
+/// the last block of a row merges them.
+///
+/// Arguments and idea: see the [module](self) and its [parent](super). Two values of bf16 are not enough for what the other kernels
+/// promise: pages are f16.
+///
+/// Grid `[rows, num_key_value_heads, num_splits]`, block `[BLOCK_SIZE, 1, 1]`; at most [`MAX_GROUP`] query heads share a key. `N` is
+/// `HEAD_DIM / 32`, `HALVES` is `HEAD_DIM / 64` and `TILES` `HEAD_DIM / 8`.
+///
 /// # Safety
-/// As for the kernels. `WORDS` is `HEAD_DIM / 32`, as `N` is; `HALVES` is `HEAD_DIM / 64`, `TILES` `HEAD_DIM / 8`.
-#[device]
-#[inline(always)]
-unsafe fn attend<
+/// Grid and block are as above, arrays are as described, what is written overlaps nothing, all of it aligned to 16
+/// bytes. Of what the kernels before this one write, only `q` and the newest key and value of each row are read.
+#[kernel(
+    E = [f16],
+    (HEAD_DIM, N, HALVES, TILES) = [(64, 2, 1, 8), (128, 4, 2, 16)],
+    name = "attention_decode_{E}_mma_h{HEAD_DIM}",
+    max_threads = 256,
+)]
+pub unsafe fn mma<
     E: MmaElement + Group<N>,
     const HEAD_DIM: usize,
     const N: usize,
     const HALVES: usize,
     const TILES: usize,
 >(
-    launch: &Launch<E>,
-    rows: &Rows,
-    outputs: Shared<f32>,
-    statistics: Shared<[f32; 2]>,
-    is_last: Shared<u32>,
+    a: Attention<E>,
+    #[shared((WARPS * MAX_GROUP * padded(HEAD_DIM)) as usize)] outputs: Shared<f32>,
+    #[shared((WARPS * MAX_GROUP) as usize)] statistics: Shared<[f32; 2]>,
+    #[shared(1)] is_last: Shared<u32>,
 ) where
     f32: Group<N>,
 {
@@ -290,13 +303,13 @@ unsafe fn attend<
     let (lane, warp_id) = (warp::lane_id(), warp::warp_id());
     let (r, c) = (lane / 4, lane % 4);
     let row_of_launch = thread::block_idx_x();
-    let row = launch.first_row + row_of_launch;
+    let row = a.first_row + row_of_launch;
     let (key_value_head, split) = (thread::block_idx_y(), thread::block_idx_z());
     // SAFETY: the grid has one row of blocks a row of the batch; all reads and writes stay in the arrays that the
     // kernel is given. Every return and every barrier depends only on what all threads of the block share.
     unsafe {
-        let sequence: Sequence = rows.sequence_of(row);
-        if sequence.num_rows() > launch.max_rows {
+        let sequence: Sequence = a.sequence_of(row);
+        if sequence.num_rows() > a.max_rows {
             return;
         }
         let num_keys = sequence.num_keys(row);
@@ -307,10 +320,10 @@ unsafe fn attend<
             return;
         }
         let end_page = (first_page + split_pages).min(num_pages);
-        let heads_per_group = divide(launch.num_attention_heads, launch.num_key_value_heads).0;
+        let heads_per_group = a.heads_per_group;
         let page_of = |index: u32| {
-            let start = sequence.page_offset(index, launch.num_key_value_heads, key_value_head, HEAD_DIM);
-            (launch.k_pages.add(start), launch.v_pages.add(start))
+            let start = sequence.page_offset(index, a.num_key_value_heads, key_value_head, HEAD_DIM);
+            (a.k_pages.add(start), a.v_pages.add(start))
         };
 
         // The kernel before this one writes the row's query and its newest key; all other keys are there.
@@ -318,7 +331,7 @@ unsafe fn attend<
         let mut page = Page::<N, HALVES>::EMPTY;
         let mut keys = 0;
         let mut loaded = 0;
-        let (mut k, mut v) = (launch.k_pages, launch.v_pages);
+        let (mut k, mut v) = (a.k_pages, a.v_pages);
         if index < end_page {
             keys = (num_keys - index * PAGE_SIZE).min(PAGE_SIZE);
             loaded = keys.min(num_keys - 1 - index * PAGE_SIZE);
@@ -333,7 +346,7 @@ unsafe fn attend<
         }
         let head = key_value_head * heads_per_group + r.min(heads_per_group - 1);
         let query = Query::<N>::load::<E>(
-            launch.q.add(offset(row, launch.num_attention_heads, head) * HEAD_DIM),
+            a.q.add(offset(row, a.num_attention_heads, head) * HEAD_DIM),
             query_scale::<HEAD_DIM>(),
         );
         let mut softmax = Softmax::<TILES>::EMPTY;
@@ -396,100 +409,25 @@ unsafe fn attend<
         if count == 1 {
             merged.add_split(max, sum, acc);
         } else {
-            let first = offset(row_of_launch, launch.num_attention_heads, head) * launch.num_splits as usize;
+            let first = offset(row_of_launch, a.num_attention_heads, head) * a.num_splits as usize;
             let place = first + split as usize;
             if has_head {
-                <f32 as Group<N>>::store_group(
-                    launch.partials.add(place * HEAD_DIM + lane as usize * N),
-                    acc,
-                );
+                <f32 as Group<N>>::store_group(a.partials.add(place * HEAD_DIM + lane as usize * N), acc);
                 if lane == 0 {
-                    <f32 as Group<2>>::store_group(launch.statistics.add(2 * place), [max, sum]);
+                    <f32 as Group<2>>::store_group(a.statistics.add(2 * place), [max, sum]);
                 }
             }
-            let counter =
-                launch.counters.add((row_of_launch * launch.num_key_value_heads + key_value_head) as usize);
+            let counter = a.counters.add((row_of_launch * a.num_key_value_heads + key_value_head) as usize);
             if !is_last_block(counter, count, is_last) {
                 return;
             }
             if has_head {
-                merge_splits(&mut merged, launch, first, count);
+                merge_splits(&mut merged, &a, first, count);
             }
         }
         if has_head {
-            let to = offset(row, launch.num_attention_heads, head) * HEAD_DIM;
-            E::store_group(launch.out.add(to + lane as usize * N), merged.output());
+            let to = offset(row, a.num_attention_heads, head) * HEAD_DIM;
+            E::store_group(a.out.add(to + lane as usize * N), merged.output());
         }
     }
-}
-
-macro_rules! attention_decode_mma {
-    ($($name:ident: $element:ident $head_dim:literal;)*) => { $(
-        #[doc = concat!("`softmax(q · kᵀ / sqrt(", stringify!($head_dim), ")) · v` of rows of a batch on tensor cores, in splits, one block each; the last block of a row merges them.")]
-        ///
-        #[doc = concat!("Arrays and idea: see the [module](self) and its [parent](super). K and V pages and `out` are ", stringify!($element), ". Computes the rows")]
-        /// `first_row .. first_row + grid.x`, except those of sequences that have more than `max_rows` rows in the batch.
-        ///
-        /// - `num_splits`: at least [`max_splits`] of the longest row
-        #[doc = concat!("- `partials`: f32 `[grid.x, num_attention_heads, num_splits, ", stringify!($head_dim), "]`; `statistics`: f32 `[grid.x, num_attention_heads, num_splits, 2]`: scratch")]
-        /// - `counters`: u32 `[grid.x, num_key_value_heads]`, 0 before the first launch, and again after each
-        #[doc = concat!("- `out`: ", stringify!($element), " `[num_tokens, num_attention_heads * head_dim]`")]
-        ///
-        /// Grid `[rows, num_key_value_heads, num_splits]`, block `[BLOCK_SIZE, 1, 1]`; at most [`MAX_GROUP`] query heads share a key.
-        ///
-        /// # Safety
-        /// Grid and block are as above, arrays are as described, what is written overlaps nothing, all of it aligned to 16
-        /// bytes. Of what the kernels before this one write, only `q` and the newest key and value of each row are read.
-        #[kernel(max_threads = 256)]
-        pub unsafe fn $name(
-            num_attention_heads: u32,
-            num_key_value_heads: u32,
-            first_row: u32,
-            max_rows: u32,
-            num_splits: u32,
-            sequence_of_token: *const u32,
-            query_start: *const u32,
-            kv_len: *const u32,
-            block_table: *const u32,
-            max_blocks: u32,
-            q: *const f32,
-            k_pages: *const $element,
-            v_pages: *const $element,
-            partials: *mut f32,
-            statistics: *mut f32,
-            counters: *mut u32,
-            out: *mut $element,
-        ) {
-            let launch = Launch {
-                num_attention_heads,
-                num_key_value_heads,
-                first_row,
-                max_rows,
-                num_splits,
-                q,
-                k_pages,
-                v_pages,
-                partials,
-                statistics,
-                counters,
-                out,
-            };
-            let rows = Rows { sequence_of_token, query_start, kv_len, block_table, max_blocks };
-            let outputs = shared_array![f32; (WARPS * MAX_GROUP * padded($head_dim)) as usize];
-            let statistics = shared_array![[f32; 2]; (WARPS * MAX_GROUP) as usize];
-            let is_last = shared_array![u32; 1];
-            // SAFETY: the kernel's own contract.
-            unsafe {
-                attend::<$element, $head_dim, { $head_dim / 32 }, { $head_dim / 64 }, { $head_dim / 8 }>(
-                    &launch, &rows, outputs, statistics, is_last,
-                )
-            }
-        }
-    )* };
-}
-
-// Two values of bf16 are not enough for what the other kernels promise.
-attention_decode_mma! {
-    attention_decode_f16_mma_h64: f16 64;
-    attention_decode_f16_mma_h128: f16 128;
 }

@@ -19,12 +19,8 @@
 //! Every multiply-add is written as one, so that nothing is left to the compiler's choice; pages and splits without a
 //! visible key change nothing and never make a NaN of infinities (see [`Partial`] and [`Merged`]).
 //!
-//! # Arrays that all kernels share
-//! - `q`: f32 `[num_tokens, num_attention_heads * head_dim]`
-//! - `k_pages`, `v_pages`: one layer's `[num_pages, num_key_value_heads, PAGE_SIZE, head_dim]`
-//! - `sequence_of_token` `[num_tokens]`, `query_start` `[num_sequences + 1]`, `kv_len` `[num_sequences]` and
-//!   `block_table` `[num_sequences, max_blocks]`, all u32, as in `engine/batch.rs`. Row `r` of sequence `s` has
-//!   the position `kv_len[s] - (query_start[s + 1] - r)`.
+//! # Arguments that all kernels share
+//! See [`Attention`]. Row `r` of sequence `s` has the position `kv_len[s] - (query_start[s + 1] - r)`.
 //!
 //! The rows' own K and V are in the pages already. `num_attention_heads` is any multiple of
 //! `num_key_value_heads`: query head `h` reads key-value head `h / (num_attention_heads /
@@ -40,12 +36,12 @@ pub mod decode_merged;
 pub mod decode_mma;
 pub mod prefill;
 
+pub mod prefill_mma;
+pub mod prefill_tiled;
+
+mod mma_segment;
 mod mma_softmax;
 mod mma_stages;
-pub mod prefill_mma;
-mod prefill_tiled;
-
-pub use prefill_tiled::*;
 
 /// The most splits that a row is cut into.
 pub const MAX_SPLITS: u32 = 64;
@@ -85,15 +81,49 @@ pub fn query_scale<const HEAD_DIM: usize>() -> f32 {
     }
 }
 
-/// The index arrays of a batch; see the module.
-#[device]
-#[derive(Clone, Copy)]
-pub struct Rows {
+/// What all kernels take; `num_sequences` and `max_blocks` are as in `engine/batch.rs`. Kernels of decoding do not look at
+/// `min_rows`, those of prefill not at what stands between it and the arrays, nor at the scratch.
+#[kernel_args]
+pub struct Attention<E> {
+    pub num_tokens: u32,
+    pub num_attention_heads: u32,
+    pub num_key_value_heads: u32,
+    /// `num_attention_heads / num_key_value_heads`
+    pub heads_per_group: u32,
+    /// Rows of sequences that have fewer rows in the batch are skipped: 1 computes all, 2 leaves single rows to the kernels of
+    /// decoding.
+    pub min_rows: u32,
+    /// The row of the batch that the grid's first one computes.
+    pub first_row: u32,
+    /// Rows of sequences that have more rows in the batch are skipped: `u32::MAX` computes all, 1 leaves longer sequences to the
+    /// kernels of prefill.
+    pub max_rows: u32,
+    /// Third dimension of the grid and of the scratch, at least the kernel's `max_splits` of the longest row.
+    pub num_splits: u32,
+    /// u32 `[num_tokens]`
     pub sequence_of_token: *const u32,
+    /// u32 `[num_sequences + 1]`
     pub query_start: *const u32,
+    /// u32 `[num_sequences]`
     pub kv_len: *const u32,
+    /// u32 `[num_sequences, max_blocks]`
     pub block_table: *const u32,
     pub max_blocks: u32,
+    /// f32 `[num_tokens, num_attention_heads * head_dim]`
+    pub q: *const f32,
+    /// E, one layer's `[num_pages, num_key_value_heads, PAGE_SIZE, head_dim]`
+    pub k_pages: *const E,
+    /// As `k_pages`
+    pub v_pages: *const E,
+    /// Scratch, f32 `[grid.x, num_attention_heads, num_splits, head_dim]`: each split's weighted sum of values. Splits that a row
+    /// does not have are left as they were.
+    pub partials: *mut f32,
+    /// Scratch, f32 `[grid.x, num_attention_heads, num_splits, 2]`: each split's largest score (to the base 2) and sum of weights
+    pub statistics: *mut f32,
+    /// Scratch, u32 `[grid.x, num_key_value_heads]`, 0 before the first launch, and again after each
+    pub counters: *mut u32,
+    /// E `[num_tokens, num_attention_heads * head_dim]`; rows that are skipped are left alone
+    pub out: *mut E,
 }
 
 /// A sequence's part of a batch.
@@ -111,11 +141,11 @@ pub struct Sequence {
 }
 
 #[device]
-impl Rows {
+impl<E> Attention<E> {
     /// The sequence that `row` belongs to.
     ///
     /// # Safety
-    /// The arrays are as the module says and `row` is a row of the batch.
+    /// The arrays are as described and `row` is a row of the batch.
     #[inline(always)]
     pub unsafe fn sequence_of(&self, row: u32) -> Sequence {
         // SAFETY: the caller's promise.

@@ -2,8 +2,9 @@
 
 use cuda_std::prelude::*;
 
+use super::Attention;
 #[device]
-use super::{Merged, PADDING, Partial, Rows, Score, Sequence, four, row_words, stage_query};
+use super::{Merged, PADDING, Partial, Score, Sequence, four, row_words, stage_query};
 #[device]
 use crate::{
     grid::{divide, repeat},
@@ -46,14 +47,6 @@ macro_rules! each_query {
 #[device]
 const KEYS_AHEAD: usize = 2;
 
-#[device]
-struct Shape {
-    num_tokens: u32,
-    num_attention_heads: u32,
-    num_key_value_heads: u32,
-    min_rows: u32,
-}
-
 /// A block's shared memory.
 #[device]
 #[derive(Clone, Copy)]
@@ -71,33 +64,48 @@ struct Tile {
     num_keys: Shared<u32>,
 }
 
+/// As [`plain`](super::prefill::plain), with the same bits, a tile of queries a block: each page of K and V is
+/// read from global memory once for 32 queries, and from shared memory once for 8.
+///
+/// Query `t * heads_per_group + h` is head `h` of the group in row `t`; a tile is [`TILED_QUERIES`] of them in a row, whatever
+/// sequences they belong to. Below 2^32 in all.
+///
+/// Grid `[ceil(num_tokens * heads_per_group / TILED_QUERIES), num_key_value_heads, 1]`, exact; block
+/// `[TILED_BLOCK_SIZE, 1, 1]`. A warp takes [`TILED_WARP_QUERIES`] queries, a page at a time: for the
+/// scores lane `i` takes key `i` against all of them, for the values `N = HEAD_DIM / 32` dimensions.
+///
 /// # Safety
-/// As for the kernels. `tile` has room for what its fields say; `N` is `HEAD_DIM / 32`.
-#[device]
-#[inline(always)]
-unsafe fn tiled<E: Group<N>, const HEAD_DIM: usize, const N: usize>(
-    shape: &Shape,
-    rows: &Rows,
-    q: *const f32,
-    k_pages: *const E,
-    v_pages: *const E,
-    out: *mut E,
-    tile: Tile,
+/// As for [`plain`](super::prefill::plain), with this grid and block.
+#[kernel(
+    E = [f16, bf16],
+    (HEAD_DIM, N, BLOCKS) = [(64, 2, 4), (128, 4, 3)],
+    name = "attention_prefill_{E}_tiled_h{HEAD_DIM}",
+    max_threads = 128,
+    min_blocks = BLOCKS,
+)]
+pub unsafe fn tiled<E: Group<N>, const HEAD_DIM: usize, const N: usize>(
+    a: Attention<E>,
+    #[shared(32 * (HEAD_DIM * size_of::<E>() + PADDING) / 16)] k: Shared<[u32; 4]>,
+    #[shared(32 * HEAD_DIM * size_of::<E>() / 16)] v: Shared<[u32; 4]>,
+    #[shared(TILED_QUERIES as usize * HEAD_DIM)] queries: Shared<f32>,
+    #[shared(32 * TILED_QUERIES as usize)] weights: Shared<f32>,
+    #[shared(TILED_QUERIES as usize)] num_keys: Shared<u32>,
 ) {
-    let heads_per_group = divide(shape.num_attention_heads, shape.num_key_value_heads).0;
+    let tile = Tile { k, v, queries, weights, num_keys };
+    let heads_per_group = a.heads_per_group;
     // The last tiles have the most keys, so they start first.
     let begin = (thread::grid_dim_x() - 1 - thread::block_idx_x()) * TILED_QUERIES;
-    let end = (begin + TILED_QUERIES).min(shape.num_tokens * heads_per_group);
+    let end = (begin + TILED_QUERIES).min(a.num_tokens * heads_per_group);
     let mut first = begin;
     // Queries of several sequences in one tile: one sequence after the other. All threads of the block agree on every
     // bound here, so they reach the barriers together.
     while first < end {
         // SAFETY: `first` belongs to a row of the batch.
         unsafe {
-            let sequence = rows.sequence_of(divide(first, heads_per_group).0);
+            let sequence = a.sequence_of(divide(first, heads_per_group).0);
             let stop = end.min(sequence.end * heads_per_group);
-            if sequence.num_rows() >= shape.min_rows {
-                segment::<E, HEAD_DIM, N>(shape, &sequence, first, stop, q, k_pages, v_pages, out, tile);
+            if sequence.num_rows() >= a.min_rows {
+                segment::<E, HEAD_DIM, N>(&a, &sequence, first, stop, tile);
             }
             first = stop;
         }
@@ -111,18 +119,14 @@ unsafe fn tiled<E: Group<N>, const HEAD_DIM: usize, const N: usize>(
 #[device]
 #[inline(always)]
 unsafe fn segment<E: Group<N>, const HEAD_DIM: usize, const N: usize>(
-    shape: &Shape,
+    a: &Attention<E>,
     sequence: &Sequence,
     first: u32,
     stop: u32,
-    q: *const f32,
-    k_pages: *const E,
-    v_pages: *const E,
-    out: *mut E,
     tile: Tile,
 ) {
     let (lane, warp_id) = (warp::lane_id(), warp::warp_id());
-    let heads_per_group = divide(shape.num_attention_heads, shape.num_key_value_heads).0;
+    let heads_per_group = a.heads_per_group;
     let key_value_head = thread::block_idx_y();
     let warp_first = first + warp_id * TILED_WARP_QUERIES;
     let queries = tile.queries.add(warp_id * TILED_WARP_QUERIES * HEAD_DIM as u32);
@@ -133,7 +137,7 @@ unsafe fn segment<E: Group<N>, const HEAD_DIM: usize, const N: usize>(
         let query = warp_first + i;
         let (row, head_of_group) = divide(query, heads_per_group);
         let head = key_value_head * heads_per_group + head_of_group;
-        (row as usize * shape.num_attention_heads as usize + head as usize) * HEAD_DIM
+        (row as usize * a.num_attention_heads as usize + head as usize) * HEAD_DIM
     };
 
     // SAFETY: queries below `stop` are rows of the batch; pages of the sequence hold the keys that its rows see; each
@@ -147,7 +151,7 @@ unsafe fn segment<E: Group<N>, const HEAD_DIM: usize, const N: usize>(
             let mut seen = 0;
             if query < stop {
                 seen = sequence.num_keys(divide(query, heads_per_group).0);
-                stage_query::<HEAD_DIM>(q.add(place(i)), queries.add(i * HEAD_DIM as u32));
+                stage_query::<HEAD_DIM>(a.q.add(place(i)), queries.add(i * HEAD_DIM as u32));
             } else {
                 // Scores are computed for it with the others', and weigh 0.
                 let mut d = lane;
@@ -176,9 +180,9 @@ unsafe fn segment<E: Group<N>, const HEAD_DIM: usize, const N: usize>(
         let mut first_key = 0;
         while first_key < all_keys {
             let page = first_key / crate::PAGE_SIZE;
-            let start = sequence.page_offset(page, shape.num_key_value_heads, key_value_head, HEAD_DIM);
+            let start = sequence.page_offset(page, a.num_key_value_heads, key_value_head, HEAD_DIM);
             thread::sync_threads();
-            tile.load_page::<E, HEAD_DIM>(k_pages.add(start), v_pages.add(start), all_keys - first_key);
+            tile.load_page::<E, HEAD_DIM>(a.k_pages.add(start), a.v_pages.add(start), all_keys - first_key);
             thread::sync_threads();
 
             first_key += crate::PAGE_SIZE;
@@ -222,7 +226,7 @@ unsafe fn segment<E: Group<N>, const HEAD_DIM: usize, const N: usize>(
         each_query!(i => {
             merged[i].take(&mut partials[i]);
             if warp_first + (i as u32) < stop {
-                E::store_group(out.add(place(i as u32) + lane as usize * N), merged[i].output());
+                E::store_group(a.out.add(place(i as u32) + lane as usize * N), merged[i].output());
             }
         });
     }
@@ -278,57 +282,4 @@ impl Tile {
         });
         scores
     }
-}
-
-macro_rules! attention_prefill_tiled {
-    ($($element:ident $size:literal: $($head_dim:literal $min_blocks:literal $name:ident $plain:ident),*;)*) => { $($(
-        #[doc = concat!("As [`", stringify!($plain), "`](super::prefill::", stringify!($plain), "), with the same bits, a tile of queries a block: each page of K and V is")]
-        /// read from global memory once for 32 queries, and from shared memory once for 8.
-        ///
-        /// Query `t * heads_per_group + h` is head `h` of the group in row `t`, with `heads_per_group =
-        /// num_attention_heads / num_key_value_heads`; a tile is [`TILED_QUERIES`] of them in a row, whatever
-        /// sequences they belong to. Below 2^32 in all.
-        ///
-        /// Grid `[ceil(num_tokens * heads_per_group / TILED_QUERIES), num_key_value_heads, 1]`, exact; block
-        /// `[TILED_BLOCK_SIZE, 1, 1]`. A warp takes [`TILED_WARP_QUERIES`] queries, a page at a time: for the
-        /// scores lane `i` takes key `i` against all of them, for the values `head_dim / 32` dimensions.
-        ///
-        /// # Safety
-        #[doc = concat!("As for [`", stringify!($plain), "`](super::prefill::", stringify!($plain), "), with this grid and block.")]
-        #[kernel(max_threads = 128, min_blocks = $min_blocks)]
-        pub unsafe fn $name(
-            num_tokens: u32,
-            num_attention_heads: u32,
-            num_key_value_heads: u32,
-            min_rows: u32,
-            sequence_of_token: *const u32,
-            query_start: *const u32,
-            kv_len: *const u32,
-            block_table: *const u32,
-            max_blocks: u32,
-            q: *const f32,
-            k_pages: *const $element,
-            v_pages: *const $element,
-            out: *mut $element,
-        ) {
-            let shape = Shape { num_tokens, num_attention_heads, num_key_value_heads, min_rows };
-            let rows = Rows { sequence_of_token, query_start, kv_len, block_table, max_blocks };
-            let tile = Tile {
-                k: shared_array![[u32; 4]; 32 * ($head_dim * $size + PADDING) / 16],
-                v: shared_array![[u32; 4]; 32 * $head_dim * $size / 16],
-                queries: shared_array![f32; TILED_QUERIES as usize * $head_dim],
-                weights: shared_array![f32; 32 * TILED_QUERIES as usize],
-                num_keys: shared_array![u32; TILED_QUERIES as usize],
-            };
-            // SAFETY: the kernel's own contract.
-            unsafe { tiled::<$element, $head_dim, { $head_dim / 32 }>(&shape, &rows, q, k_pages, v_pages, out, tile) }
-        }
-    )*)* };
-}
-
-attention_prefill_tiled! {
-    f16 2: 64 4 attention_prefill_f16_tiled_h64 attention_prefill_f16_plain_h64,
-        128 3 attention_prefill_f16_tiled_h128 attention_prefill_f16_plain_h128;
-    bf16 2: 64 4 attention_prefill_bf16_tiled_h64 attention_prefill_bf16_plain_h64,
-        128 3 attention_prefill_bf16_tiled_h128 attention_prefill_bf16_plain_h128;
 }

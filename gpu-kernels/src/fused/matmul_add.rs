@@ -22,18 +22,69 @@ pub const LONG_LANES: u32 = 128;
 /// the memory's latency.
 pub const LONG_COLS: u32 = 4096;
 
+/// `out += x · weightᵀ`
+#[kernel_args]
+pub struct MatmulAdd<E, X> {
+    pub n: u32,
+    pub rows: u32,
+    pub cols: u32,
+    /// Of the stream of the kernels on tensor cores; the others do not look at it.
+    pub depth: u32,
+    /// X `[n, cols]`
+    pub x: *const X,
+    /// E `[rows, cols]`
+    pub weight: *const E,
+    /// f32 `[n, rows]`
+    pub out: *mut f32,
+}
+
+/// At most `N` rows; [`SHORT_LANES`] lanes a column.
+///
+/// Grid `[blocks, 1, 1]`, any number of them from 1 to `ceil(rows / (SHORT_BLOCK_SIZE / SHORT_LANES))`; block `[SHORT_BLOCK_SIZE,
+/// 1, 1]`; dynamic shared memory [`stage_bytes`](super::stage_bytes) of `n` rows of `cols`, a multiple of 8.
+///
+/// # Safety
+/// Grid and block are as above, arrays have the sizes of [`MatmulAdd`], are aligned to 16 bytes and do not overlap. Of what the
+/// kernels before this one write, only `x` and `out` are read.
+#[kernel(
+    (E, X) = [(f16, f16), (bf16, bf16), (bf16, f32)],
+    N = [one: 1, few: 4],
+    name = "matmul_add_{E}_{X}_short_{N}",
+    max_threads = 256,
+    min_blocks = 3,
+)]
+pub unsafe fn short<E: PackedElement, X: Group<4>, const N: usize>(a: MatmulAdd<E, X>) {
+    // SAFETY: the kernel's own contract.
+    unsafe { matmul_add::<E, X, N, 4, SHORT_LANES>(a) }
+}
+
+/// At most `N` rows; [`LONG_LANES`] lanes a column.
+///
+/// Grid `[blocks, 1, 1]`, any number of them from 1 to `ceil(rows / (LONG_BLOCK_SIZE / LONG_LANES))`; block `[LONG_BLOCK_SIZE, 1,
+/// 1]`; shared memory as for [`short`].
+///
+/// # Safety
+/// As for [`short`], with this grid and block.
+#[kernel(
+    (E, X) = [(f16, f16), (bf16, bf16), (bf16, f32)],
+    (N, BLOCKS) = [one: (1, 2), few: (4, 1)],
+    name = "matmul_add_{E}_{X}_long_{N}",
+    max_threads = 512,
+    min_blocks = BLOCKS,
+)]
+pub unsafe fn long<E: PackedElement, X: Group<4>, const N: usize>(a: MatmulAdd<E, X>) {
+    // SAFETY: the kernel's own contract.
+    unsafe { matmul_add::<E, X, N, 5, LONG_LANES>(a) }
+}
+
 /// # Safety
 /// As the kernels.
 #[device]
 #[inline(always)]
 unsafe fn matmul_add<E: PackedElement, X: Group<4>, const N: usize, const C: usize, const LANES: u32>(
-    n: u32,
-    rows: u32,
-    cols: u32,
-    x: *const X,
-    weight: *const E,
-    out: *mut f32,
+    a: MatmulAdd<E, X>,
 ) {
+    let MatmulAdd { n, rows, cols, x, weight, out, .. } = a;
     launch_dependents();
     let sums_of_warps = shared_array![f32; 16 * 4];
     let lane = thread::thread_idx_x() % LANES;
@@ -94,40 +145,4 @@ unsafe fn matmul_add<E: PackedElement, X: Group<4>, const N: usize, const C: usi
             }
         }
     }
-}
-
-macro_rules! matmul_add {
-    ($($name:ident: $rows:literal, $element:ident, $x:ident, $words:literal, $lanes:ident, $block:ident, $max_threads:literal, $min_blocks:literal;)*) => { $(
-        #[doc = concat!("`out += x · weightᵀ`, for at most ", stringify!($rows), " rows; ", stringify!($lanes), " lanes a column.")]
-        ///
-        #[doc = concat!("- `x`: ", stringify!($x), " `[n, cols]`; `weight`: ", stringify!($element), " `[rows, cols]`")]
-        /// - `out`: f32 `[n, rows]`
-        ///
-        #[doc = concat!("Grid `[blocks, 1, 1]`, any number of them from 1 to `ceil(rows / (", stringify!($block), " / ", stringify!($lanes), "))`; block `[", stringify!($block), ", 1, 1]`;")]
-        /// dynamic shared memory [`stage_bytes`](super::stage_bytes) of `n` rows of `cols`, a multiple of 8.
-        ///
-        /// # Safety
-        /// Grid, block and arrays are as above, aligned to 16 bytes, and do not overlap. Of what the kernels before this one
-        /// write, only `x` and `out` are read.
-        #[kernel(max_threads = $max_threads, min_blocks = $min_blocks)]
-        pub unsafe fn $name(n: u32, rows: u32, cols: u32, x: *const $x, weight: *const $element, out: *mut f32) {
-            // SAFETY: the kernel's own contract.
-            unsafe { matmul_add::<$element, $x, $rows, $words, $lanes>(n, rows, cols, x, weight, out) }
-        }
-    )* };
-}
-
-matmul_add! {
-    matmul_add_f16_f16_short_one: 1, f16, f16, 4, SHORT_LANES, SHORT_BLOCK_SIZE, 256, 3;
-    matmul_add_bf16_bf16_short_one: 1, bf16, bf16, 4, SHORT_LANES, SHORT_BLOCK_SIZE, 256, 3;
-    matmul_add_bf16_f32_short_one: 1, bf16, f32, 4, SHORT_LANES, SHORT_BLOCK_SIZE, 256, 3;
-    matmul_add_f16_f16_long_one: 1, f16, f16, 5, LONG_LANES, LONG_BLOCK_SIZE, 512, 2;
-    matmul_add_bf16_bf16_long_one: 1, bf16, bf16, 5, LONG_LANES, LONG_BLOCK_SIZE, 512, 2;
-    matmul_add_bf16_f32_long_one: 1, bf16, f32, 5, LONG_LANES, LONG_BLOCK_SIZE, 512, 2;
-    matmul_add_f16_f16_short_few: 4, f16, f16, 4, SHORT_LANES, SHORT_BLOCK_SIZE, 256, 3;
-    matmul_add_bf16_bf16_short_few: 4, bf16, bf16, 4, SHORT_LANES, SHORT_BLOCK_SIZE, 256, 3;
-    matmul_add_bf16_f32_short_few: 4, bf16, f32, 4, SHORT_LANES, SHORT_BLOCK_SIZE, 256, 3;
-    matmul_add_f16_f16_long_few: 4, f16, f16, 5, LONG_LANES, LONG_BLOCK_SIZE, 512, 1;
-    matmul_add_bf16_bf16_long_few: 4, bf16, bf16, 5, LONG_LANES, LONG_BLOCK_SIZE, 512, 1;
-    matmul_add_bf16_f32_long_few: 4, bf16, f32, 5, LONG_LANES, LONG_BLOCK_SIZE, 512, 1;
 }

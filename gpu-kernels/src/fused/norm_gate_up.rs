@@ -17,21 +17,44 @@ pub const LANES: u32 = 16;
 /// Columns of the output that a block computes at a time.
 pub const COLUMNS_PER_BLOCK: u32 = BLOCK_SIZE / LANES;
 
+/// `out = silu(y · gateᵀ) * (y · upᵀ)` with `y = x / sqrt(mean(x²) + eps) * norm`.
+#[kernel_args]
+pub struct NormGateUp<E, O> {
+    pub n: u32,
+    pub hidden_size: u32,
+    pub intermediate_size: u32,
+    /// Of the stream of the kernels on tensor cores; the others do not look at it.
+    pub depth: u32,
+    /// f32 `[n, hidden_size]`
+    pub x: *const f32,
+    /// f32 `[hidden_size]`
+    pub norm: *const f32,
+    pub eps: f32,
+    /// E `[intermediate_size, hidden_size]`
+    pub gate: *const E,
+    /// As `gate`
+    pub up: *const E,
+    /// O `[n, intermediate_size]`
+    pub out: *mut O,
+}
+
+/// At most `N` rows.
+///
+/// Grid `[blocks, 1, 1]`, any number of them from 1 to `ceil(intermediate_size / COLUMNS_PER_BLOCK)`; block
+/// `[BLOCK_SIZE, 1, 1]`; dynamic shared memory [`stage_bytes`](super::stage_bytes) of `n` rows of `hidden_size`, a multiple of 8.
+///
 /// # Safety
-/// As the kernels.
-#[device]
-#[inline(always)]
-unsafe fn norm_gate_up<E: PackedElement, O: Saturate, const N: usize>(
-    n: u32,
-    hidden_size: u32,
-    intermediate_size: u32,
-    x: *const f32,
-    norm: *const f32,
-    eps: f32,
-    gate: *const E,
-    up: *const E,
-    out: *mut O,
-) {
+/// Grid and block are as above, arrays have the sizes of [`NormGateUp`] and are aligned to 16 bytes; `out` overlaps nothing. Of
+/// what the kernels before this one write, only `x` is read.
+#[kernel(
+    (E, O) = [(f16, f16), (bf16, f32)],
+    N = [one: 1, few: 4],
+    name = "norm_gate_up_{E}_{N}",
+    max_threads = 256,
+    min_blocks = 2,
+)]
+pub unsafe fn lanes<E: PackedElement, O: Saturate, const N: usize>(a: NormGateUp<E, O>) {
+    let NormGateUp { n, hidden_size, intermediate_size, x, norm, eps, gate, up, out, .. } = a;
     launch_dependents();
     let lane = thread::thread_idx_x() % LANES;
     let words = hidden_size / WORD;
@@ -70,43 +93,4 @@ unsafe fn norm_gate_up<E: PackedElement, O: Saturate, const N: usize>(
             }
         }
     }
-}
-
-macro_rules! norm_gate_up {
-    ($($name:ident: $rows:literal, $element:ident, $out:ident;)*) => { $(
-        #[doc = concat!("`out = silu(y · gateᵀ) * (y · upᵀ)` with `y = x / sqrt(mean(x²) + eps) * norm`, for at most ", stringify!($rows), " rows.")]
-        ///
-        /// - `x`: f32 `[n, hidden_size]`; `norm`: f32 `[hidden_size]`
-        #[doc = concat!("- `gate`, `up`: ", stringify!($element), " `[intermediate_size, hidden_size]`")]
-        #[doc = concat!("- `out`: ", stringify!($out), " `[n, intermediate_size]`")]
-        ///
-        /// Grid `[blocks, 1, 1]`, any number of them from 1 to `ceil(intermediate_size / COLUMNS_PER_BLOCK)`; block
-        /// `[BLOCK_SIZE, 1, 1]`; dynamic shared memory [`stage_bytes`](super::stage_bytes) of `n` rows of `hidden_size`, a multiple of 8.
-        ///
-        /// # Safety
-        /// Grid, block and arrays are as above, aligned to 16 bytes; `out` overlaps nothing. Of what the kernels before this
-        /// one write, only `x` is read.
-        #[kernel(max_threads = 256, min_blocks = 2)]
-        pub unsafe fn $name(
-            n: u32,
-            hidden_size: u32,
-            intermediate_size: u32,
-            x: *const f32,
-            norm: *const f32,
-            eps: f32,
-            gate: *const $element,
-            up: *const $element,
-            out: *mut $out,
-        ) {
-            // SAFETY: the kernel's own contract.
-            unsafe { norm_gate_up::<$element, $out, $rows>(n, hidden_size, intermediate_size, x, norm, eps, gate, up, out) }
-        }
-    )* };
-}
-
-norm_gate_up! {
-    norm_gate_up_f16_one: 1, f16, f16;
-    norm_gate_up_bf16_one: 1, bf16, f32;
-    norm_gate_up_f16_few: 4, f16, f16;
-    norm_gate_up_bf16_few: 4, bf16, f32;
 }

@@ -10,6 +10,7 @@
 //! - x is converted once for the block, into shared memory, and each value read from there serves two rows of weights;
 //! - the grid is what the device runs at a time, so x is staged once a block, not once every few rows.
 
+use super::Matmul;
 use crate::fused::{MATMUL_BLOCK_SIZE, MATMUL_LANES, MATMUL_ROWS};
 #[device]
 use crate::{
@@ -26,18 +27,27 @@ pub const BLOCK_SIZE: u32 = MATMUL_BLOCK_SIZE;
 /// Columns of the output that a block computes at a time.
 pub const COLUMNS_PER_BLOCK: u32 = BLOCK_SIZE / MATMUL_LANES * MATMUL_ROWS;
 
+/// `N` rows of x a block.
+///
+/// A lane adds its words in ascending order, then a butterfly adds 16 lanes: the order depends on `cols` alone, and
+/// is the same in the kernels of one row and of few.
+///
+/// Grid `[blocks, ceil(n / N), 1]`, any number of blocks from 1 to `ceil(rows / COLUMNS_PER_BLOCK)`; block
+/// `[BLOCK_SIZE, 1, 1]`; dynamic shared memory [`stage_bytes`](crate::fused::stage_bytes) of as many rows of `cols`,
+/// but no more than `n`. `cols` is a multiple of 8.
+///
 /// # Safety
-/// As the kernels.
-#[device]
-#[inline(always)]
-unsafe fn ahead<E: PackedElement, X: Group<4>, const N: usize>(
-    n: u32,
-    rows: u32,
-    cols: u32,
-    x: *const X,
-    weight: *const E,
-    out: *mut f32,
-) {
+/// Grid and block are as above, arrays have the sizes of [`Matmul`] and are aligned to 16 bytes; `cols` is not 0; `out` overlaps
+/// nothing. Of what the kernel before this one writes, only `x` is read.
+#[kernel(
+    (E, X) = [(f16, f16), (bf16, bf16), bf16_f32: (bf16, f32)],
+    N = [one: 1, few: 4],
+    name = "matmul_{E}_ahead_{N}",
+    max_threads = 256,
+    min_blocks = 2,
+)]
+pub unsafe fn ahead<E: PackedElement, X: Group<4>, const N: usize>(a: Matmul<E, X>) {
+    let Matmul { n, rows, cols, x, weight, out } = a;
     launch_dependents();
     let first_x = thread::block_idx_y() * N as u32;
     let n = (n - first_x).min(N as u32);
@@ -51,38 +61,4 @@ unsafe fn ahead<E: PackedElement, X: Group<4>, const N: usize>(
             [1.0; N]
         });
     }
-}
-
-macro_rules! ahead_kernels {
-    ($($name:ident: $rows:literal, $element:ident, $x:ident;)*) => { $(
-        #[doc = concat!("`out = x · weightᵀ`, ", stringify!($rows), " rows of x a block.")]
-        ///
-        #[doc = concat!("- `x`: ", stringify!($x), " `[n, cols]`; `weight`: ", stringify!($element), " `[rows, cols]`")]
-        /// - `out`: f32 `[n, rows]`
-        ///
-        /// A lane adds its words in ascending order, then a butterfly adds 16 lanes: the order depends on `cols` alone, and
-        /// is the same in the kernels of one row and of few.
-        ///
-        #[doc = concat!("Grid `[blocks, ceil(n / ", stringify!($rows), "), 1]`, any number of blocks from 1 to `ceil(rows / COLUMNS_PER_BLOCK)`; block")]
-        /// `[BLOCK_SIZE, 1, 1]`; dynamic shared memory [`stage_bytes`](crate::fused::stage_bytes) of as many rows of `cols`,
-        /// but no more than `n`. `cols` is a multiple of 8.
-        ///
-        /// # Safety
-        /// Grid, block and arrays are as above, aligned to 16 bytes; `n`, `rows` and `cols` are not 0; `out` overlaps nothing.
-        /// Of what the kernel before this one writes, only `x` is read.
-        #[kernel(max_threads = 256, min_blocks = 2)]
-        pub unsafe fn $name(n: u32, rows: u32, cols: u32, x: *const $x, weight: *const $element, out: *mut f32) {
-            // SAFETY: the kernel's own contract.
-            unsafe { ahead::<$element, $x, $rows>(n, rows, cols, x, weight, out) }
-        }
-    )* };
-}
-
-ahead_kernels! {
-    matmul_f16_ahead_one: 1, f16, f16;
-    matmul_bf16_ahead_one: 1, bf16, bf16;
-    matmul_bf16_f32_ahead_one: 1, bf16, f32;
-    matmul_f16_ahead_few: 4, f16, f16;
-    matmul_bf16_ahead_few: 4, bf16, bf16;
-    matmul_bf16_f32_ahead_few: 4, bf16, f32;
 }

@@ -5,6 +5,7 @@
 //! anything is computed, and stay in registers until the sum is known: one latency of the memory, whatever the row's length, for 32
 //! registers a thread. The one barrier that a sum over a block needs is left.
 
+use super::RmsNorm;
 #[device]
 use super::scale;
 #[device]
@@ -21,9 +22,17 @@ const GROUPS: usize = 4;
 /// The longest row: what [`BLOCK_SIZE`](super::BLOCK_SIZE) threads keep.
 pub const MAX_HIDDEN_SIZE: u32 = 4 * GROUPS as u32 * super::BLOCK_SIZE;
 
-#[device]
-#[inline(always)]
-unsafe fn registers<E: Group<4>>(hidden_size: u32, x: *const f32, weight: *const f32, eps: f32, out: *mut E) {
+/// As [`vec4`](super::vec4), with the same thread mapping and order of the sum, reading x once and all of it and of the weight
+/// before the first use.
+///
+/// Grid `[num_rows, 1, 1]`, exact: one block a row; block `[BLOCK_SIZE, 1, 1]`. Thread `t` takes columns
+/// `4t .. 4t + 4`, `4 (t + BLOCK_SIZE) ..`, …, at most 16 of them.
+///
+/// # Safety
+/// As for [`vec4`](super::vec4); `hidden_size` is at most [`MAX_HIDDEN_SIZE`].
+#[kernel(E = [f32, f16, bf16], name = "rms_norm_{E}_registers", max_threads = 256)]
+pub unsafe fn registers<E: Group<4>>(a: RmsNorm<E>) {
+    let RmsNorm { hidden_size, x, weight, eps, out } = a;
     launch_dependents();
     let start = crate::grid::offset(thread::block_idx_x(), hidden_size, 0);
     let column = |group: usize| 4 * (thread::thread_idx_x() + group as u32 * super::BLOCK_SIZE);
@@ -59,28 +68,4 @@ unsafe fn registers<E: Group<4>>(hidden_size: u32, x: *const f32, weight: *const
             }
         });
     }
-}
-
-macro_rules! registers_kernels {
-    ($($element:ident $name:ident;)*) => { $(
-        #[doc = concat!("As [`rms_norm_", stringify!($element), "_vec4`](super::rms_norm_", stringify!($element), "_vec4), with the same thread mapping and order of the sum, reading x once and all of it")]
-        /// and of the weight before the first use.
-        ///
-        /// Grid `[num_rows, 1, 1]`, exact: one block a row; block `[BLOCK_SIZE, 1, 1]`. Thread `t` takes columns
-        /// `4t .. 4t + 4`, `4 (t + BLOCK_SIZE) ..`, …, at most 16 of them.
-        ///
-        /// # Safety
-        #[doc = concat!("As for [`rms_norm_", stringify!($element), "_vec4`](super::rms_norm_", stringify!($element), "_vec4); `hidden_size` is at most [`MAX_HIDDEN_SIZE`].")]
-        #[kernel(max_threads = 256)]
-        pub unsafe fn $name(hidden_size: u32, x: *const f32, weight: *const f32, eps: f32, out: *mut $element) {
-            // SAFETY: the kernel's own contract.
-            unsafe { registers(hidden_size, x, weight, eps, out) }
-        }
-    )* };
-}
-
-registers_kernels! {
-    f32 rms_norm_f32_registers;
-    f16 rms_norm_f16_registers;
-    bf16 rms_norm_bf16_registers;
 }

@@ -2,25 +2,11 @@
 
 use cuda_std::prelude::*;
 
+use super::{Chain, SAMPLER_THREADS};
 #[device]
-use super::{MASS_ONE, WARPS, philox, share, warp_inclusive_sum};
-use super::{SAMPLER_THREADS, SamplerRow};
-
-/// Largest value over the block; every thread gets it. All threads of the block must call it.
+use super::{MASS_ONE, WARPS, philox, share};
 #[device]
-unsafe fn block_max(value: f32) -> f32 {
-    unsafe {
-        let partial = shared_array![f32; 32];
-        let value = warp::reduce_max(value);
-        thread::sync_threads();
-        if warp::lane_id() == 0 {
-            partial.set(thread::thread_idx_x() / 32, value);
-        }
-        thread::sync_threads();
-        let lane = warp::lane_id();
-        warp::reduce_max(if lane < WARPS { partial.get(lane) } else { f32::NEG_INFINITY })
-    }
-}
+use crate::reduce::{self, Max, Sum, block_scan, warp_inclusive_sum};
 
 /// Largest logit of a row; NaN is skipped.
 #[device]
@@ -35,16 +21,20 @@ pub(super) unsafe fn row_max(logits: *const f32, vocab_size: u32) -> f32 {
             }
             i += SAMPLER_THREADS;
         }
-        block_max(max)
+        let of_warps = shared_array![f32; 32];
+        thread::sync_threads();
+        reduce::block::<Max, f32>(max, of_warps, WARPS)
     }
 }
 
 /// `probability = exp((logit - max) / temperature) / sum`, row by row, in place; -inf and NaN become 0.
 ///
-/// - `rows`: `[num_rows]`; `logits`: f32 `[num_rows, vocab_size]`; f32 accumulation in a fixed order.
-/// - Grid: `num_rows` blocks of [`SAMPLER_THREADS`]. Greedy rows are left alone.
-#[kernel(max_threads = 1024)]
-pub unsafe fn softmax_f32_plain(vocab_size: u32, rows: *const SamplerRow, logits: *mut f32) {
+/// f32 accumulation in a fixed order. Greedy rows are left alone.
+///
+/// # Safety
+/// Grid and arrays are as [`Chain`] says.
+#[kernel(E = [f32], name = "softmax_{E}_plain", max_threads = 1024)]
+pub unsafe fn softmax(Chain { vocab_size, rows, logits, .. }: Chain) {
     unsafe {
         let row = *rows.add(thread::block_idx_x() as usize);
         let logits = logits.add(thread::block_idx_x() as usize * vocab_size as usize);
@@ -64,13 +54,7 @@ pub unsafe fn softmax_f32_plain(vocab_size: u32, rows: *const SamplerRow, logits
             i += SAMPLER_THREADS;
         }
         let partial = shared_array![f32; 32];
-        let sum = warp::reduce_sum(sum);
-        if warp::lane_id() == 0 {
-            partial.set(thread / 32, sum);
-        }
-        thread::sync_threads();
-        let lane = warp::lane_id();
-        let total = warp::reduce_sum(if lane < WARPS { partial.get(lane) } else { 0.0 });
+        let total = reduce::block::<Sum, f32>(sum, partial, WARPS);
         i = thread;
         while i < vocab_size {
             *logits.add(i as usize) /= total;
@@ -82,17 +66,15 @@ pub unsafe fn softmax_f32_plain(vocab_size: u32, rows: *const SamplerRow, logits
 /// Draws a token per row: the ids in order share `[0, 1)` by their probabilities, and the generator's number, 24 bits of
 /// the first word of Philox4x32-10 keyed by the seed and counted by `(position, index, 0, 0)`, falls into one share.
 ///
-/// - `rows`: `[num_rows]`; `probabilities`: f32 `[num_rows, vocab_size]`, summing to about 1; `out`: `[num_rows]`.
-/// - Grid: `num_rows` blocks of [`SAMPLER_THREADS`]; each warp sums one contiguous part of the row, then the warp in
-///   whose part the number falls finds the token. Greedy rows are left alone.
-#[kernel(max_threads = 1024)]
-pub unsafe fn categorical_f32_plain(
-    vocab_size: u32,
-    rows: *const SamplerRow,
-    probabilities: *const f32,
-    out: *mut u32,
-) {
+/// Each warp sums one contiguous part of the row, then the warp in whose part the number falls finds the token. Greedy rows are
+/// left alone.
+///
+/// # Safety
+/// Grid and arrays are as [`Chain`] says; a row's `logits` are probabilities that sum to about 1.
+#[kernel(E = [f32], name = "categorical_{E}_plain", max_threads = 1024)]
+pub unsafe fn categorical(Chain { vocab_size, rows, logits, out, .. }: Chain) {
     unsafe {
+        let probabilities = logits.cast_const();
         let row = *rows.add(thread::block_idx_x() as usize);
         let probabilities = probabilities.add(thread::block_idx_x() as usize * vocab_size as usize);
         if !row.draws_plainly() {
@@ -127,24 +109,12 @@ pub(super) unsafe fn draw_by_weight(
             i += 32;
         }
         let sums = shared_array![u64; 32];
-        let sum = warp_inclusive_sum(own);
-        if lane == 31 {
-            sums.set(warp_id, sum);
-        }
-        thread::sync_threads();
-
-        let mut before = 0;
-        let mut total = 0;
-        let mut w = 0;
-        while w < num_warps {
-            if w == warp_id {
-                before = total;
-            }
-            total += sums.get(w);
-            w += 1;
-        }
+        let (before, total) = block_scan(own, sums, num_warps);
+        // Whether it falls into this warp's part.
+        let through_warp = warp::shuffle_idx(before + own, 31);
+        let mut before = warp::shuffle_idx(before, 0);
         let target = share(total, number);
-        if target < before || target >= before + sums.get(warp_id) {
+        if target < before || target >= through_warp {
             return;
         }
         let mut base = start;

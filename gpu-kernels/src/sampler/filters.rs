@@ -2,16 +2,20 @@
 //! it by -inf.
 //!
 //! Nothing is sorted: top-k and top-p find the smallest logit that is kept by radix selection over an order-preserving
-//! integer image of the logits, eight bits a pass (Alabi et al., "Fast k-selection algorithms for graphics processing
-//! units", 2012, `radixSelect`).
+//! integer image of the logits.
 
 #[device]
 use cuda_std::atomic::{AtomicAdd, Ordering, Scope};
 use cuda_std::prelude::*;
 
-use super::{NO_MASK, SAMPLER_THREADS, SamplerRow};
+use super::{Chain, NO_MASK, SAMPLER_THREADS};
 #[device]
-use super::{WARPS, draw::row_max, from_order_key, mass, order_key, warp_exclusive_sum};
+use super::{
+    WARPS,
+    draw::row_max,
+    from_order_key, mass, order_key,
+    radix::{Row, Scratch, Selection},
+};
 
 /// Adds to a place that other threads of the block add to as well.
 #[device]
@@ -19,78 +23,22 @@ unsafe fn add_shared(array: Shared<u64>, i: u32, value: u64) {
     unsafe { AtomicAdd::add(array.add(i).as_mut_ptr(), value, Ordering::Relaxed, Scope::Block) }
 }
 
-/// Where a descending walk over the logits of a row reaches a target.
-#[device]
-#[derive(Clone, Copy)]
-struct Selection {
-    /// Image of the logit at which it is reached.
-    key: u32,
-    /// Weight of all logits above it.
-    above: u64,
-    /// Weight of all logits equal to it.
-    at: u64,
-}
-
 /// Walks the logits of a row in descending order until the sum of their weights reaches `target`, which must be at
 /// least 1 and at most the sum over the row. All threads of the block must call it; all get the answer.
 #[device]
-unsafe fn radix_select(
+#[inline(always)]
+unsafe fn select(
     logits: *const f32,
     vocab_size: u32,
     target: u64,
     weight: impl Fn(f32) -> u64,
-) -> Selection {
-    unsafe {
-        let histogram = shared_array![u64; 256];
-        let found = shared_array![u64; 3];
-        let thread = thread::thread_idx_x();
-        let mut selection = Selection { key: 0, above: 0, at: 0 };
-        let mut shift = 32;
-        while shift > 0 {
-            shift -= 8;
-            let settled = if shift == 24 { 0 } else { u32::MAX << (shift + 8) };
-            thread::sync_threads();
-            if thread < 256 {
-                histogram.set(thread, 0);
-            }
-            thread::sync_threads();
-            let mut i = thread;
-            while i < vocab_size {
-                let logit = *logits.add(i as usize);
-                let key = order_key(logit);
-                if key & settled == selection.key {
-                    add_shared(histogram, (key >> shift) & 255, weight(logit));
-                }
-                i += SAMPLER_THREADS;
-            }
-            thread::sync_threads();
-            if thread < 32 {
-                // Lane 0 owns the eight highest bins, lane 1 the next eight, and so on.
-                let mut own = 0;
-                let mut bin = 0;
-                while bin < 8 {
-                    own += histogram.get(255 - (thread * 8 + bin));
-                    bin += 1;
-                }
-                let mut above = selection.above + warp_exclusive_sum(own);
-                if above < target && target <= above + own {
-                    bin = 255 - thread * 8;
-                    while above + histogram.get(bin) < target {
-                        above += histogram.get(bin);
-                        bin -= 1;
-                    }
-                    found.set(0, u64::from(bin));
-                    found.set(1, above);
-                    found.set(2, histogram.get(bin));
-                }
-            }
-            thread::sync_threads();
-            selection.key |= (found.get(0) as u32) << shift;
-            selection.above = found.get(1);
-            selection.at = found.get(2);
-        }
-        selection
-    }
+) -> Selection<u32> {
+    let scratch = Scratch { histogram: shared_array![u64; 256], found: shared_array![u64; 3] };
+    // SAFETY: ids are below `vocab_size`.
+    let at = |id: u32| unsafe { *logits.add(id as usize) };
+    let row = Row { vocab_size, at, key: |logit, _| order_key(logit), weight };
+    // SAFETY: the block's threads call it together, once.
+    unsafe { row.select(SAMPLER_THREADS, target, scratch, |_, _| false) }
 }
 
 /// Replaces every logit below `key` by -inf, and of those equal to it all but the first `ties`, in the order of ids.
@@ -147,12 +95,12 @@ unsafe fn drop_below(logits: *mut f32, vocab_size: u32, key: u32) {
 
 /// Replaces the logits of tokens that a row may not draw by -inf.
 ///
-/// - `rows`: `[num_rows]`; `masks`: `[masked rows, ceil(vocab_size / 32)]`, token `id` being bit `id % 32` of word
-///   `id / 32`; `logits`: f32 `[num_rows, vocab_size]`, in place.
-/// - Grid: `num_rows` blocks of [`SAMPLER_THREADS`]; a thread takes every 1024th token, so a warp reads one word of the
-///   mask at a time. Rows with [`NO_MASK`] are left alone.
-#[kernel(max_threads = 1024)]
-pub unsafe fn mask_f32_plain(vocab_size: u32, rows: *const SamplerRow, masks: *const u32, logits: *mut f32) {
+/// A thread takes every 1024th token, so a warp reads one word of the mask at a time. Rows with [`NO_MASK`] are left alone.
+///
+/// # Safety
+/// Grid and arrays are as [`Chain`] says.
+#[kernel(E = [f32], name = "mask_{E}_plain", max_threads = 1024)]
+pub unsafe fn mask(Chain { vocab_size, rows, masks, logits, .. }: Chain) {
     unsafe {
         let row = &*rows.add(thread::block_idx_x() as usize);
         if row.mask_start == NO_MASK {
@@ -176,17 +124,12 @@ pub unsafe fn mask_f32_plain(vocab_size: u32, rows: *const SamplerRow, masks: *c
 /// minus `count * frequency + presence` (llama.cpp's `llama_sampler_penalties`; the repetition penalty is that of
 /// Keskar et al., CTRL, 2019).
 ///
-/// - `rows`: `[num_rows]`; `tokens`, `counts`: `[sum of the rows' lengths]`, distinct tokens within a row, ids below
-///   `vocab_size`; `logits`: f32 `[num_rows, vocab_size]`.
-/// - Grid: `num_rows` blocks of [`SAMPLER_THREADS`]; a thread takes every 1024th token of its row.
-#[kernel(max_threads = 1024)]
-pub unsafe fn penalties_f32_plain(
-    vocab_size: u32,
-    rows: *const SamplerRow,
-    tokens: *const u32,
-    counts: *const u32,
-    logits: *mut f32,
-) {
+/// A thread takes every 1024th token of its row.
+///
+/// # Safety
+/// Grid and arrays are as [`Chain`] says.
+#[kernel(E = [f32], name = "penalties_{E}_plain", max_threads = 1024)]
+pub unsafe fn penalties(Chain { vocab_size, rows, tokens, counts, logits, .. }: Chain) {
     unsafe {
         let row = &*rows.add(thread::block_idx_x() as usize);
         let logits = logits.add(thread::block_idx_x() as usize * vocab_size as usize);
@@ -203,11 +146,12 @@ pub unsafe fn penalties_f32_plain(
 
 /// Keeps the `top_k` largest logits of each row, ties in the order of ids, and replaces the others by -inf.
 ///
-/// - `rows`: `[num_rows]`; `logits`: f32 `[num_rows, vocab_size]`, in place.
-/// - Grid: `num_rows` blocks of [`SAMPLER_THREADS`]. Greedy rows and rows with `top_k` 0 or at least `vocab_size` are
-///   left alone.
-#[kernel(max_threads = 1024)]
-pub unsafe fn top_k_f32_plain(vocab_size: u32, rows: *const SamplerRow, logits: *mut f32) {
+/// Greedy rows and rows with `top_k` 0 or at least `vocab_size` are left alone.
+///
+/// # Safety
+/// Grid and arrays are as [`Chain`] says.
+#[kernel(E = [f32], name = "top_k_{E}_plain", max_threads = 1024)]
+pub unsafe fn top_k(Chain { vocab_size, rows, logits, .. }: Chain) {
     unsafe {
         let row = *rows.add(thread::block_idx_x() as usize);
         let logits = logits.add(thread::block_idx_x() as usize * vocab_size as usize);
@@ -215,7 +159,7 @@ pub unsafe fn top_k_f32_plain(vocab_size: u32, rows: *const SamplerRow, logits: 
             return;
         }
         let k = u64::from(row.top_k);
-        let selection = radix_select(logits, vocab_size, k, |_| 1);
+        let selection = select(logits, vocab_size, k, |_| 1);
         thread::sync_threads();
         if selection.above + selection.at == k {
             drop_below(logits, vocab_size, selection.key);
@@ -229,12 +173,13 @@ pub unsafe fn top_k_f32_plain(vocab_size: u32, rows: *const SamplerRow, logits: 
 /// left) add up to `top_p`, ties in the order of ids, and replaces the others by -inf (Holtzman et al., "The curious
 /// case of neural text degeneration", 2020).
 ///
-/// - `rows`: `[num_rows]`; `logits`: f32 `[num_rows, vocab_size]`, in place.
-/// - Probabilities are summed in fixed point of 2^-36 relative to the largest: tokens less likely than that count as
-///   impossible.
-/// - Grid: `num_rows` blocks of [`SAMPLER_THREADS`]. Greedy rows and rows with `top_p` of 1 or more are left alone.
-#[kernel(max_threads = 1024)]
-pub unsafe fn top_p_f32_plain(vocab_size: u32, rows: *const SamplerRow, logits: *mut f32) {
+/// Probabilities are summed in fixed point of 2^-36 relative to the largest: tokens less likely than that count as
+/// impossible. Greedy rows and rows with `top_p` of 1 or more are left alone.
+///
+/// # Safety
+/// Grid and arrays are as [`Chain`] says.
+#[kernel(E = [f32], name = "top_p_{E}_plain", max_threads = 1024)]
+pub unsafe fn top_p(Chain { vocab_size, rows, logits, .. }: Chain) {
     unsafe {
         let row = *rows.add(thread::block_idx_x() as usize);
         let logits = logits.add(thread::block_idx_x() as usize * vocab_size as usize);
@@ -269,7 +214,7 @@ pub unsafe fn top_p_f32_plain(vocab_size: u32, rows: *const SamplerRow, logits: 
         } else {
             target
         };
-        let selection = radix_select(logits, vocab_size, target, |logit| mass(logit, max));
+        let selection = select(logits, vocab_size, target, |logit| mass(logit, max));
         thread::sync_threads();
         if selection.above + selection.at == target {
             drop_below(logits, vocab_size, selection.key);
@@ -289,10 +234,12 @@ pub unsafe fn top_p_f32_plain(vocab_size: u32, rows: *const SamplerRow, logits: 
 /// Replaces logits that are more than `-min_p_ln` below the row's largest by -inf: keeps the tokens with at least
 /// `min_p` times the largest probability.
 ///
-/// - `rows`: `[num_rows]`; `logits`: f32 `[num_rows, vocab_size]`, in place.
-/// - Grid: `num_rows` blocks of [`SAMPLER_THREADS`]. Greedy rows and rows with `min_p_ln` of -inf are left alone.
-#[kernel(max_threads = 1024)]
-pub unsafe fn min_p_f32_plain(vocab_size: u32, rows: *const SamplerRow, logits: *mut f32) {
+/// Greedy rows and rows with `min_p_ln` of -inf are left alone.
+///
+/// # Safety
+/// Grid and arrays are as [`Chain`] says.
+#[kernel(E = [f32], name = "min_p_{E}_plain", max_threads = 1024)]
+pub unsafe fn min_p(Chain { vocab_size, rows, logits, .. }: Chain) {
     unsafe {
         let row = *rows.add(thread::block_idx_x() as usize);
         let logits = logits.add(thread::block_idx_x() as usize * vocab_size as usize);

@@ -14,6 +14,8 @@ pub mod draw;
 pub mod filters;
 pub mod split;
 
+mod radix;
+
 /// Threads of a block of every kernel of the plain chain.
 pub const SAMPLER_THREADS: u32 = 1024;
 
@@ -48,6 +50,41 @@ pub struct SamplerRow {
     pub mask_start: u32,
     /// Who draws if the row is not greedy: [`DRAW_PLAIN`], [`DRAW_CANDIDATES`], [`DRAW_ANY`] or [`DRAW_FILTERED`].
     pub draw: u32,
+}
+
+/// What the kernels of the plain chain take; each looks at what its step needs. The grid is `num_rows` blocks of
+/// [`SAMPLER_THREADS`].
+#[kernel_args]
+pub struct Chain {
+    pub vocab_size: u32,
+    /// `[num_rows]`
+    pub rows: *const SamplerRow,
+    /// `[masked rows, ceil(vocab_size / 32)]`, token `id` being bit `id % 32` of word `id / 32`
+    pub masks: *const u32,
+    /// Penalised tokens: `[sum of the rows' lengths]`, distinct within a row, below `vocab_size`
+    pub tokens: *const u32,
+    /// How often each was said
+    pub counts: *const u32,
+    /// f32 `[num_rows, vocab_size]`, in place; from `softmax` on probabilities
+    pub logits: *mut f32,
+    /// `[num_rows]`
+    pub out: *mut u32,
+}
+
+/// What the kernels take that draw with several blocks a row.
+#[kernel_args]
+pub struct Draw {
+    pub vocab_size: u32,
+    /// `[num_rows]`
+    pub rows: *const SamplerRow,
+    /// f32 `[num_rows, vocab_size]`
+    pub logits: *const f32,
+    /// u64, as many for each row as the kernel says: scratch
+    pub partials: *mut u64,
+    /// u32 `[num_rows]`, 0 before the first launch, and again after each
+    pub counters: *mut u32,
+    /// `[num_rows]`; rows that the kernel does not draw for, and those without any mass, are left alone
+    pub out: *mut u32,
 }
 
 /// The plain chain draws.
@@ -93,41 +130,6 @@ fn mass(logit: f32, max: f32) -> u64 {
 #[device]
 pub fn from_order_key(key: u32) -> f32 {
     f32::from_bits(if key >> 31 == 1 { key & 0x7FFF_FFFF } else { !key })
-}
-
-/// Sum over the lower lanes of the warp; all lanes must call it.
-#[device]
-fn warp_exclusive_sum(value: u64) -> u64 {
-    warp_inclusive_sum(value) - value
-}
-
-/// Sum over this and the lower lanes of the warp; all lanes must call it.
-#[device]
-fn warp_inclusive_sum(mut value: u64) -> u64 {
-    let lane = warp::lane_id();
-    let mut delta = 1;
-    while delta < 32 {
-        let lower = warp::shuffle_up(value, delta);
-        if lane >= delta {
-            value += lower;
-        }
-        delta *= 2;
-    }
-    value
-}
-
-/// Largest value over the warp; all lanes must call it and all get it.
-#[device]
-pub fn warp_max(mut value: u64) -> u64 {
-    let mut mask = 16;
-    while mask > 0 {
-        let other = warp::shuffle_xor(value, mask);
-        if other > value {
-            value = other;
-        }
-        mask /= 2;
-    }
-    value
 }
 
 /// First word of Philox4x32-10 for the counter `(position, index, 0, 0)` (Salmon et al., "Parallel random numbers: as easy

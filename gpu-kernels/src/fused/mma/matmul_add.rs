@@ -2,6 +2,7 @@
 
 use cuda_std::prelude::*;
 
+use super::super::matmul_add::MatmulAdd;
 use super::stream_bytes;
 #[device]
 use super::{Halves, Stream, Tiles, halves, row_of_lane};
@@ -16,19 +17,26 @@ use cuda_std::memory;
 /// Columns of the output of a tile.
 pub const COLUMNS_PER_TILE: u32 = 8;
 
+/// At most `N` rows, as `G` second operands.
+///
+/// Grid `[blocks, 1, 1]`, any number of them from 1 to `ceil(rows / COLUMNS_PER_TILE)`; block `[32 * warps, 1, 1]`, warps from 2
+/// to [`MAX_MATMUL_WARPS`](super::MAX_MATMUL_WARPS) ([`num_warps`](super::num_warps) of half the columns); dynamic shared
+/// memory [`stream_bytes`] of `depth` (1 to [`MAX_DEPTH`](super::MAX_DEPTH)) and these warps, and
+/// [`matmul_shared_bytes`](super::matmul_shared_bytes) of `N` rows and a [`batch`](super::batch) of tiles. `cols` is a multiple of 8.
+///
+/// More threads are allowed than the first are launched with: few enough registers that `norm_gate_up` fits beside them.
+///
 /// # Safety
-/// As the kernels.
-#[device]
-#[inline(always)]
-unsafe fn matmul_add<const N: usize, const G: usize>(
-    n: u32,
-    rows: u32,
-    cols: u32,
-    depth: u32,
-    x: *const f16,
-    weight: *const f16,
-    out: *mut f32,
-) {
+/// Grid and block are as above, arrays have the sizes of [`MatmulAdd`], are aligned to 16 bytes and do not overlap. Of what the
+/// kernels before this one write, only `x` and `out` are read.
+#[kernel(
+    E = [f16],
+    (N, G, THREADS) = [one: (1, 1, 1024), few: (4, 1, 1024), eight: (8, 2, 640)],
+    name = "matmul_add_{E}_mma_{N}",
+    max_threads = THREADS,
+)]
+pub unsafe fn mma<const N: usize, const G: usize>(a: MatmulAdd<f16, f16>) {
+    let MatmulAdd { n, rows, cols, depth, x, weight, out } = a;
     launch_dependents();
     let words = cols / WORD;
     let halves = halves(words);
@@ -63,34 +71,4 @@ unsafe fn matmul_add<const N: usize, const G: usize>(
             }
         });
     }
-}
-
-macro_rules! matmul_add {
-    ($($name:ident: $rows:literal, $groups:literal, $threads:literal;)*) => { $(
-        #[doc = concat!("`out += x · weightᵀ`, for at most ", stringify!($rows), " rows.")]
-        ///
-        /// - `x`: f16 `[n, cols]`; `weight`: f16 `[rows, cols]`
-        /// - `out`: f32 `[n, rows]`
-        ///
-        /// Grid `[blocks, 1, 1]`, any number of them from 1 to `ceil(rows / COLUMNS_PER_TILE)`; block `[32 * warps, 1, 1]`, warps from 2
-        /// to [`MAX_MATMUL_WARPS`](super::MAX_MATMUL_WARPS) ([`num_warps`](super::num_warps) of half the columns); dynamic shared
-        /// memory [`stream_bytes`] of `depth` (1 to [`MAX_DEPTH`](super::MAX_DEPTH)) and these warps, and
-        #[doc = concat!("[`matmul_shared_bytes`](super::matmul_shared_bytes) of ", stringify!($rows), " rows and a [`batch`](super::batch) of tiles. `cols` is a multiple of 8.")]
-        ///
-        /// # Safety
-        /// Grid, block and arrays are as above, aligned to 16 bytes, and do not overlap. Of what the kernels before this one
-        /// write, only `x` and `out` are read.
-        #[kernel(max_threads = $threads)]
-        pub unsafe fn $name(n: u32, rows: u32, cols: u32, depth: u32, x: *const f16, weight: *const f16, out: *mut f32) {
-            // SAFETY: the kernel's own contract.
-            unsafe { matmul_add::<$rows, $groups>(n, rows, cols, depth, x, weight, out) }
-        }
-    )* };
-}
-
-// More threads than the first are launched with: few enough registers that `norm_gate_up` fits beside them.
-matmul_add! {
-    matmul_add_f16_mma_one: 1, 1, 1024;
-    matmul_add_f16_mma_few: 4, 1, 1024;
-    matmul_add_f16_mma_eight: 8, 2, 640;
 }

@@ -2,6 +2,7 @@
 
 use cuda_std::prelude::*;
 
+use super::super::norm_gate_up::NormGateUp;
 use super::stream_bytes;
 #[device]
 use super::{Normed, Stream, Tiles, row_of_lane};
@@ -15,22 +16,25 @@ use crate::{
 /// Columns of the output of a tile, whose first eight rows are of `gate`, the others of `up`.
 pub const COLUMNS_PER_TILE: u32 = 8;
 
+/// At most `N` rows, as `G` second operands.
+///
+/// Grid `[blocks, 1, 1]`, any number of them from 1 to `ceil(intermediate_size / COLUMNS_PER_TILE)`; block
+/// `[32 * warps, 1, 1]`, warps from 2 to [`MAX_NORM_WARPS`](super::MAX_NORM_WARPS) ([`num_warps`](super::num_warps)); dynamic shared
+/// memory [`stream_bytes`] of `depth` (1 to [`MAX_DEPTH`](super::MAX_DEPTH)) and these warps, and
+/// [`norm_shared_bytes`](super::norm_shared_bytes) of `N` rows and a [`batch`](super::batch) of tiles. `hidden_size` is a
+/// multiple of 8.
+///
 /// # Safety
-/// As the kernels.
-#[device]
-#[inline(always)]
-unsafe fn norm_gate_up<const N: usize, const G: usize>(
-    n: u32,
-    hidden_size: u32,
-    intermediate_size: u32,
-    depth: u32,
-    x: *const f32,
-    norm: *const f32,
-    eps: f32,
-    gate: *const f16,
-    up: *const f16,
-    out: *mut f16,
-) {
+/// Grid and block are as above, arrays have the sizes of [`NormGateUp`] and are aligned to 16 bytes; `out` overlaps nothing. Of
+/// what the kernels before this one write, only `x` is read.
+#[kernel(
+    E = [f16],
+    (N, G) = [one: (1, 1), few: (4, 1), eight: (8, 2)],
+    name = "norm_gate_up_{E}_mma_{N}",
+    max_threads = 512,
+)]
+pub unsafe fn mma<const N: usize, const G: usize>(a: NormGateUp<f16, f16>) {
+    let NormGateUp { n, hidden_size, intermediate_size, depth, x, norm, eps, gate, up, out } = a;
     launch_dependents();
     let words = hidden_size / WORD;
     let tiles = Tiles::new(intermediate_size.div_ceil(COLUMNS_PER_TILE), words);
@@ -53,45 +57,4 @@ unsafe fn norm_gate_up<const N: usize, const G: usize>(
             }
         });
     }
-}
-
-macro_rules! norm_gate_up {
-    ($($name:ident: $rows:literal, $groups:literal;)*) => { $(
-        #[doc = concat!("`out = silu(y · gateᵀ) * (y · upᵀ)` with `y = x / sqrt(mean(x²) + eps) * norm`, for at most ", stringify!($rows), " rows.")]
-        ///
-        /// - `x`: f32 `[n, hidden_size]`; `norm`: f32 `[hidden_size]`
-        /// - `gate`, `up`: f16 `[intermediate_size, hidden_size]`
-        /// - `out`: f16 `[n, intermediate_size]`
-        ///
-        /// Grid `[blocks, 1, 1]`, any number of them from 1 to `ceil(intermediate_size / COLUMNS_PER_TILE)`; block
-        /// `[32 * warps, 1, 1]`, warps from 2 to [`MAX_NORM_WARPS`](super::MAX_NORM_WARPS) ([`num_warps`](super::num_warps)); dynamic shared
-        /// memory [`stream_bytes`] of `depth` (1 to [`MAX_DEPTH`](super::MAX_DEPTH)) and these warps, and
-        #[doc = concat!("[`norm_shared_bytes`](super::norm_shared_bytes) of ", stringify!($rows), " rows and a [`batch`](super::batch) of tiles. `hidden_size` is a multiple of 8.")]
-        ///
-        /// # Safety
-        /// Grid, block and arrays are as above, aligned to 16 bytes; `out` overlaps nothing. Of what the kernels before this
-        /// one write, only `x` is read.
-        #[kernel(max_threads = 512)]
-        pub unsafe fn $name(
-            n: u32,
-            hidden_size: u32,
-            intermediate_size: u32,
-            depth: u32,
-            x: *const f32,
-            norm: *const f32,
-            eps: f32,
-            gate: *const f16,
-            up: *const f16,
-            out: *mut f16,
-        ) {
-            // SAFETY: the kernel's own contract.
-            unsafe { norm_gate_up::<$rows, $groups>(n, hidden_size, intermediate_size, depth, x, norm, eps, gate, up, out) }
-        }
-    )* };
-}
-
-norm_gate_up! {
-    norm_gate_up_f16_mma_one: 1, 1;
-    norm_gate_up_f16_mma_few: 4, 1;
-    norm_gate_up_f16_mma_eight: 8, 2;
 }

@@ -2,6 +2,7 @@
 
 use cuda_std::prelude::*;
 
+use super::super::norm_matmul::NormMatmul;
 use super::stream_bytes;
 #[device]
 use super::{Normed, Stream, Tiles, row_of_lane};
@@ -14,31 +15,19 @@ use crate::{
 /// Columns of the output of a tile.
 pub const COLUMNS_PER_TILE: u32 = 16;
 
-/// `out = (x / sqrt(mean(x²) + eps) * norm) · weightᵀ`, for at most 8 rows.
-///
-/// - `x`: f32 `[n, cols]`; `norm`: f32 `[cols]`; `weight`: f16 `[rows, cols]`
-/// - `out`: f32 `[n, rows]`
+/// At most `N` rows, as `G` second operands.
 ///
 /// Grid `[blocks, 1, 1]`, any number of them from 1 to `ceil(rows / COLUMNS_PER_TILE)`; block `[32 * warps, 1, 1]`, warps from
 /// [`MIN_WARPS_OF_EIGHT`](super::MIN_WARPS_OF_EIGHT) to [`MAX_NORM_WARPS`](super::MAX_NORM_WARPS) ([`num_warps`](super::num_warps)); dynamic shared
 /// memory [`stream_bytes`] of `depth` (1 to [`MAX_DEPTH`](super::MAX_DEPTH)) and these warps, and
-/// [`norm_shared_bytes`](super::norm_shared_bytes) of 8 rows and a [`batch`](super::batch) of tiles. `cols` is a multiple of 8.
+/// [`norm_shared_bytes`](super::norm_shared_bytes) of `N` rows and a [`batch`](super::batch) of tiles. `cols` is a multiple of 8.
 ///
 /// # Safety
-/// Grid, block and arrays are as above, aligned to 16 bytes; `out` overlaps nothing. Of what the kernels before this
-/// one write, only `x` is read.
-#[kernel(max_threads = 512)]
-pub unsafe fn norm_matmul_f16_mma_eight(
-    n: u32,
-    rows: u32,
-    cols: u32,
-    depth: u32,
-    x: *const f32,
-    norm: *const f32,
-    eps: f32,
-    weight: *const f16,
-    out: *mut f32,
-) {
+/// Grid and block are as above, arrays have the sizes of [`NormMatmul`] and are aligned to 16 bytes; `out` overlaps nothing. Of
+/// what the kernels before this one write, only `x` is read.
+#[kernel(E = [f16], (N, G) = [eight: (8, 2)], name = "norm_matmul_{E}_mma_{N}", max_threads = 512)]
+pub unsafe fn mma<const N: usize, const G: usize>(a: NormMatmul<f16>) {
+    let NormMatmul { n, rows, cols, depth, x, norm, eps, weight, out } = a;
     launch_dependents();
     let words = cols / WORD;
     let tiles = Tiles::new(rows.div_ceil(COLUMNS_PER_TILE), words);
@@ -50,7 +39,7 @@ pub unsafe fn norm_matmul_f16_mma_eight(
             let first = tile * COLUMNS_PER_TILE + row_of_lane();
             ([row(first), row(first + 8)], [words; 2])
         });
-        let inputs = Normed::<8, 2>::new(n, cols, x, norm);
+        let inputs = Normed::<N, G>::new(n, cols, x, norm);
         wait_for_dependencies();
         let shared = shared.add(stream_bytes(thread::block_dim_x() / 32, depth));
         inputs.multiply(weights, eps, shared, |tile, i, r, low, high| {

@@ -2,12 +2,15 @@
 
 use cuda_std::prelude::*;
 
+use super::super::norm_qkv_rope::NormQkvRope;
+#[device]
+use super::super::norm_qkv_rope::Part;
 use super::stream_bytes;
 #[device]
 use super::{Normed, Stream, Tiles, row_of_lane};
 #[device]
 use crate::{
-    PAGE_SIZE,
+    bias_rope_kv::place,
     fused::{WORD, launch_dependents, wait_for_dependencies},
     grid::{divide, offset},
     vector::Saturate,
@@ -17,53 +20,33 @@ use crate::{
 /// the others their second ones.
 pub const PAIRS_PER_BLOCK: u32 = 8;
 
-/// The shape of the projections.
-#[device]
-#[derive(Clone, Copy)]
-struct Shape {
-    n: u32,
-    hidden_size: u32,
-    num_attention_heads: u32,
-    num_key_value_heads: u32,
-    head_dim: u32,
-}
-
-/// One of the three projections: where its results go.
-#[device]
-#[derive(Clone, Copy, PartialEq)]
-enum Part {
-    Q,
-    K,
-    V,
-}
-
+/// At most `N` rows, as `G` second operands.
+///
+/// Grid `[(num_attention_heads + 2 num_key_value_heads) * head_dim / 2 / PAIRS_PER_BLOCK, 1, 1]`, `head_dim` a multiple of
+/// 16; block `[32 * warps, 1, 1]`, warps from 2 to [`MAX_NORM_WARPS`](super::MAX_NORM_WARPS) ([`num_warps`](super::num_warps));
+/// dynamic shared memory [`stream_bytes`] of `depth` (1 to [`MAX_DEPTH`](super::MAX_DEPTH)) and these warps, and
+/// [`norm_shared_bytes`](super::norm_shared_bytes) of `N` rows and a [`batch`](super::batch) of tiles. `hidden_size` is a
+/// multiple of 8.
+///
 /// # Safety
-/// As the kernels.
-#[device]
-#[inline(always)]
-unsafe fn norm_qkv_rope<const N: usize, const G: usize>(
-    shape: Shape,
-    depth: u32,
-    x: *const f32,
-    norm: *const f32,
-    eps: f32,
-    weights: [*const f16; 3],
-    biases: [*const f32; 3],
-    positions: *const u32,
-    slots: *const u32,
-    cos: *const f32,
-    sin: *const f32,
-    q: *mut f32,
-    pages: [*mut f16; 2],
-) {
+/// Grid and block are as above, arrays have the sizes of [`NormQkvRope`], matrices and `x` aligned to 16 bytes; positions and
+/// slots are in range; what is written overlaps nothing. Of what the kernels before this one write, only `x` is read.
+#[kernel(
+    E = [f16],
+    (N, G) = [one: (1, 1), few: (4, 1), eight: (8, 2)],
+    name = "norm_qkv_rope_{E}_mma_{N}",
+    max_threads = 512,
+)]
+pub unsafe fn mma<const N: usize, const G: usize>(a: NormQkvRope<f16>) {
+    let NormQkvRope { n, hidden_size, num_attention_heads, num_key_value_heads, head_dim, depth, .. } = a;
+    let NormQkvRope { x, norm, eps, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, .. } = a;
+    let NormQkvRope { positions, slots, cos, sin, q, k_pages, v_pages, .. } = a;
     launch_dependents();
-    let Shape { n, hidden_size, num_attention_heads, num_key_value_heads, head_dim } = shape;
     let (half, words) = (head_dim / 2, hidden_size / WORD);
     let (head, first) = divide(thread::block_idx_x(), half / PAIRS_PER_BLOCK);
     let first = first * PAIRS_PER_BLOCK;
     let shared = dynamic_shared::<u8>();
     // The same for the whole block.
-    let ([q_weight, k_weight, v_weight], [q_bias, k_bias, v_bias]) = (weights, biases);
     let (part, head, weight, bias) = if head < num_attention_heads {
         (Part::Q, head, q_weight, q_bias)
     } else if head < num_attention_heads + num_key_value_heads {
@@ -95,6 +78,8 @@ unsafe fn norm_qkv_rope<const N: usize, const G: usize>(
             slot = *slots.add(i as usize);
         }
 
+        // As one value: two pointers that a closure chooses from would be in local memory.
+        let pages = [k_pages, v_pages];
         wait_for_dependencies();
         let shared = shared.add(stream_bytes(thread::block_dim_x() / 32, depth));
         inputs.multiply(weights, eps, shared, |_, i, r, a, b| {
@@ -107,77 +92,13 @@ unsafe fn norm_qkv_rope<const N: usize, const G: usize>(
                 *to = a;
                 *to.add(half) = b;
             } else {
-                let head_of_page = (slot / PAGE_SIZE) as usize * num_key_value_heads as usize + head as usize;
-                let place = head_of_page * PAGE_SIZE as usize + (slot % PAGE_SIZE) as usize;
+                let place = place(slot, head, num_key_value_heads, head_dim);
                 let [k_pages, v_pages] = pages;
                 let pages = if part == Part::K { k_pages } else { v_pages };
-                let to = pages.add(place * head_dim as usize + (first + r) as usize);
+                let to = pages.add(place + (first + r) as usize);
                 *to = f16::round(a);
                 *to.add(half) = f16::round(b);
             }
         });
     }
-}
-
-macro_rules! norm_qkv_rope {
-    ($($name:ident: $rows:literal, $groups:literal;)*) => { $(
-        #[doc = concat!("Q, K and V of at most ", stringify!($rows), " rows: projections of `x / sqrt(mean(x²) + eps) * norm` with their biases, Q and K")]
-        /// rotated as [`rope_f32_plain`](crate::rope::rope_f32_plain) does, K and V written to their slots.
-        ///
-        /// - `x`: f32 `[n, hidden_size]`; `norm`: f32 `[hidden_size]`
-        /// - `q_weight`: f16 `[num_attention_heads * head_dim, hidden_size]`; `k_weight`, `v_weight`: `[num_key_value_heads * head_dim, hidden_size]`
-        /// - `q_bias`, `k_bias`, `v_bias`: f32, a value for each row of the weights, or null
-        /// - `positions`, `slots`: u32 `[n]`; `cos`, `sin`: f32 `[max_positions, head_dim / 2]`
-        /// - `q`: f32 `[n, num_attention_heads * head_dim]`
-        /// - `k_pages`, `v_pages`: f16 `[num_pages, num_key_value_heads, PAGE_SIZE, head_dim]`
-        ///
-        /// Grid `[(num_attention_heads + 2 num_key_value_heads) * head_dim / 2 / PAIRS_PER_BLOCK, 1, 1]`, `head_dim` a multiple of
-        /// 16; block `[32 * warps, 1, 1]`, warps from 2 to [`MAX_NORM_WARPS`](super::MAX_NORM_WARPS)
-        #[doc = concat!("([`num_warps`](super::num_warps)); dynamic shared memory [`stream_bytes`] of `depth` (1 to [`MAX_DEPTH`](super::MAX_DEPTH)) and these warps, and [`norm_shared_bytes`](super::norm_shared_bytes) of ", stringify!($rows), " rows and a [`batch`](super::batch) of tiles.")]
-        /// `hidden_size` is a multiple of 8.
-        ///
-        /// # Safety
-        /// Grid, block and arrays are as above, matrices and `x` aligned to 16 bytes; positions and slots are in range, slots
-        /// different; what is written overlaps nothing. Of what the kernels before this one write, only `x` is read.
-        #[kernel(max_threads = 512)]
-        pub unsafe fn $name(
-            n: u32,
-            hidden_size: u32,
-            num_attention_heads: u32,
-            num_key_value_heads: u32,
-            head_dim: u32,
-            depth: u32,
-            x: *const f32,
-            norm: *const f32,
-            eps: f32,
-            q_weight: *const f16,
-            k_weight: *const f16,
-            v_weight: *const f16,
-            q_bias: *const f32,
-            k_bias: *const f32,
-            v_bias: *const f32,
-            positions: *const u32,
-            slots: *const u32,
-            cos: *const f32,
-            sin: *const f32,
-            q: *mut f32,
-            k_pages: *mut f16,
-            v_pages: *mut f16,
-        ) {
-            let shape = Shape { n, hidden_size, num_attention_heads, num_key_value_heads, head_dim };
-            let (weights, biases) = ([q_weight, k_weight, v_weight], [q_bias, k_bias, v_bias]);
-            // SAFETY: the kernel's own contract.
-            unsafe {
-                norm_qkv_rope::<$rows, $groups>(
-                    shape, depth, x, norm, eps, weights, biases, positions, slots, cos, sin, q, [k_pages, v_pages],
-                )
-            }
-        }
-    )* };
-}
-
-norm_qkv_rope! {
-    norm_qkv_rope_f16_mma_one: 1, 1;
-    norm_qkv_rope_f16_mma_few: 4, 1;
-    norm_qkv_rope_f16_mma_eight: 8, 2;
 }

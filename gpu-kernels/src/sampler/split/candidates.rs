@@ -6,7 +6,7 @@
 use cuda_std::prelude::*;
 
 #[device]
-use super::super::{MASS_ONE, SamplerRow, from_order_key, mass, share, warp_exclusive_sum};
+use super::super::{MASS_ONE, SamplerRow, from_order_key, mass, radix::walk, share};
 #[device]
 use super::{BLOCK_SIZE, PER_THREAD, SLICE, key, min_p_threshold, top_p_target};
 #[device]
@@ -157,6 +157,8 @@ pub(super) unsafe fn draw(
 
 /// A number between the block's `count` largest keys, which are not below it, and the others. All keys differ but those that are
 /// 0, of which there are none among those `count`, which is at least 1. All threads of the block must call it.
+///
+/// As [`Row::select`](super::super::radix::Row::select), of keys in registers, with a histogram for each other pass: a barrier less in each.
 #[device]
 #[inline(always)]
 unsafe fn bound_of_largest(keys: &[u64; PER_THREAD], count: u32) -> u64 {
@@ -182,18 +184,9 @@ unsafe fn bound_of_largest(keys: &[u64; PER_THREAD], count: u32) -> u64 {
             });
             thread::sync_threads();
             if thread < 32 {
-                // Lane 0 owns the eight highest bins, lane 1 the next eight, and so on.
-                let mut own = 0;
-                let mut bin = 255 - thread * 8;
-                repeat(8, |b| own += histogram.get(bin - b as u32));
-                let mut above = warp_exclusive_sum(u64::from(own)) as u32;
-                if above < missing && missing <= above + own {
-                    while above + histogram.get(bin) < missing {
-                        above += histogram.get(bin);
-                        bin -= 1;
-                    }
+                if let Some((bin, above, at)) = walk(histogram, 0, missing) {
                     // Whether all of the bin belong to the largest.
-                    let is_end = above + histogram.get(bin) == missing;
+                    let is_end = above + at == missing;
                     found.set(0, bin | u32::from(is_end) << 8);
                     found.set(1, missing - above);
                 }

@@ -12,13 +12,14 @@ mod slices;
 
 use cuda_std::prelude::*;
 
-use super::SamplerRow;
+use super::Draw;
 #[device]
-use super::{DRAW_ANY, DRAW_CANDIDATES, DRAW_FILTERED, DRAW_PLAIN, order_key, philox, warp_inclusive_sum};
+use super::{DRAW_ANY, DRAW_CANDIDATES, DRAW_FILTERED, DRAW_PLAIN, order_key, philox};
 #[device]
 use crate::{
     fused::{launch_dependents, wait_for_dependencies},
-    grid::{is_last_block, repeat},
+    grid::is_last_block,
+    reduce::{self, Max, block_scan},
 };
 #[device]
 use slices::Slices;
@@ -55,26 +56,16 @@ pub const PARTIALS_PER_ROW: u32 = SLICE + 2 * BLOCK_SIZE;
 /// Draws a token for each row that asks this kernel to, as `top_k`, `top_p`, `min_p`, `softmax` and `categorical` of the plain chain
 /// would.
 ///
-/// - `rows`: `[num_rows]`; `logits`: f32 `[num_rows, vocab_size]`
-/// - `partials`: u64 `[num_rows, PARTIALS_PER_ROW]`, scratch
-/// - `counters`: u32 `[num_rows]`, 0 before the first launch, and again after each
-/// - `out`: `[num_rows]`; other rows, and those without any mass, are left alone
+/// There are [`PARTIALS_PER_ROW`] partials a row.
 ///
 /// Grid `[num_slices(vocab_size), num_rows, 1]`, block `[BLOCK_SIZE, 1, 1]`. Probabilities are summed in fixed point of 2^-36
 /// relative to the largest.
 ///
 /// # Safety
-/// Grid, block and arrays are as above and do not overlap; rows ask for it only where it [`is_eligible`], and those that are
+/// Grid and block are as above, arrays as [`Draw`] says, and do not overlap; rows ask for it only where it [`is_eligible`], and those that are
 /// [`DRAW_CANDIDATES`] have a `top_k` of at most [`max_top_k`].
-#[kernel(max_threads = 512)]
-pub unsafe fn draw_f32_split(
-    vocab_size: u32,
-    rows: *const SamplerRow,
-    logits: *const f32,
-    partials: *mut u64,
-    counters: *mut u32,
-    out: *mut u32,
-) {
+#[kernel(E = [f32], name = "draw_{E}_split", max_threads = 512)]
+pub unsafe fn split(Draw { vocab_size, rows, logits, partials, counters, out }: Draw) {
     launch_dependents();
     let is_last = shared_array![u32; 1];
     let (slice, row_id) = (thread::block_idx_x(), thread::block_idx_y() as usize);
@@ -141,38 +132,18 @@ fn key(logit: f32, id: u32) -> u64 {
 #[device]
 #[inline(always)]
 unsafe fn block_max(value: f32) -> f32 {
-    unsafe {
-        let of_warps = shared_array![f32; 16];
-        let value = warp::reduce_max(value);
-        thread::sync_threads();
-        if warp::lane_id() == 0 {
-            of_warps.set(warp::warp_id(), value);
-        }
-        thread::sync_threads();
-        warp::reduce_max(of_warps.get(warp::lane_id() % (BLOCK_SIZE / 32)))
-    }
+    let of_warps = shared_array![f32; 16];
+    thread::sync_threads();
+    // SAFETY: the barrier stands between this and the last time.
+    unsafe { reduce::block::<Max, f32>(value, of_warps, BLOCK_SIZE / 32) }
 }
 
 /// The sum over the threads before this one, and over the block; all must call it.
 #[device]
 #[inline(always)]
 unsafe fn block_sums(value: u64) -> (u64, u64) {
-    unsafe {
-        let of_warps = shared_array![u64; 16];
-        let through = warp_inclusive_sum(value);
-        thread::sync_threads();
-        if warp::lane_id() == 31 {
-            of_warps.set(warp::warp_id(), through);
-        }
-        thread::sync_threads();
-        let (mut before, mut total) = (through - value, 0);
-        repeat(BLOCK_SIZE as usize / 32, |w| {
-            let sum = of_warps.get(w as u32);
-            total += sum;
-            if (w as u32) < warp::warp_id() {
-                before += sum;
-            }
-        });
-        (before, total)
-    }
+    let of_warps = shared_array![u64; 16];
+    thread::sync_threads();
+    // SAFETY: the barrier stands between this and the last time.
+    unsafe { block_scan(value, of_warps, BLOCK_SIZE / 32) }
 }

@@ -1,0 +1,67 @@
+//! A sequence that waits or runs, as the engine knows it.
+
+use super::constraint::TokenConstraint;
+use super::penalties::PenaltyWindow;
+use super::request::{FinishReason, Request, Timings};
+use super::text::TextStream;
+use crate::sampler::{SamplingRow, TokenMask};
+use crate::scheduler::SequenceId;
+use std::sync::Arc;
+
+/// What the engine knows of a sequence besides its tokens.
+pub(super) struct Generation {
+    pub(super) request: Request,
+    pub(super) prompt_tokens: usize,
+    pub(super) completion_tokens: usize,
+    pub(super) text: Option<TextStream>,
+    pub(super) penalties: Option<PenaltyWindow>,
+    pub(super) constraint: Option<Constrained>,
+    pub(super) timings: Timings,
+}
+
+/// A constraint and what it allows for the next token.
+pub(super) struct Constrained {
+    pub(super) constraint: Box<dyn TokenConstraint>,
+    pub(super) allowed: Arc<TokenMask>,
+}
+
+impl Generation {
+    /// Whether what the sampler is given for a token depends on the tokens before it, or its logits are read by the host.
+    pub(super) fn needs_its_tokens(&self) -> bool {
+        self.penalties.is_some() || self.constraint.is_some() || self.request.logprobs.is_some()
+    }
+
+    /// What the sampler needs for the token behind the next `ahead` ones.
+    pub(super) fn sampling_row(&self, ahead: usize) -> SamplingRow {
+        SamplingRow {
+            params: self.request.sampling.clone(),
+            position: (self.prompt_tokens + self.completion_tokens + ahead) as u32,
+            index: self.request.index,
+            counts: self.penalties.as_ref().map_or_else(Vec::new, PenaltyWindow::counts),
+            allowed: self.constraint.as_ref().map(|constrained| Arc::clone(&constrained.allowed)),
+            logprobs: self.request.logprobs,
+        }
+    }
+
+    /// Whether another token may follow the one that is drawn next.
+    pub(super) fn continues(&self, max_model_len: usize) -> bool {
+        let drawn = self.completion_tokens + 1;
+        Some(drawn) != self.request.max_tokens && self.prompt_tokens + drawn < max_model_len
+    }
+}
+
+impl Constrained {
+    /// Moves on by a token, and says if that cannot be.
+    pub(super) fn advance(&mut self, id: SequenceId, token: u32) -> Option<FinishReason> {
+        match self.constraint.accept(token).and_then(|()| self.constraint.allowed()) {
+            Ok(allowed) => {
+                self.allowed = Arc::new(allowed);
+                None
+            }
+            Err(error) => {
+                tracing::warn!("sequence {id} cannot go on as it must: {error}");
+                Some(FinishReason::Constraint)
+            }
+        }
+    }
+}

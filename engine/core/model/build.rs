@@ -1,0 +1,335 @@
+//! How a model comes into being: its build function asks for its tensors and its work buffers one by one, and who answers decides
+//! what that does.
+//!
+//! [`plan`] writes down what was asked for: from that list files are checked, memory is planned and random test models are written.
+//! [`Load`] answers with the tensors of a file on a device.
+
+use crate::batch::BatchLimits;
+use crate::config::Config;
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::kv_layout::{LayerState, StateLayout};
+use crate::ops::parts::{Norm, QkNorm};
+use crate::ops::{Ops, Stacked, Types};
+use crate::weights::{Group, TensorShape, TensorSpec, Weights};
+
+/// A matrix that is multiplied with others at once.
+#[derive(Clone, Debug)]
+pub struct Projection<'a> {
+    /// Its name in the file.
+    pub name: String,
+    /// `out_features`
+    pub rows: usize,
+    /// The order in which a head's rows are wanted, [`crate::rope::head_order`].
+    pub head_order: Option<&'a [usize]>,
+}
+
+/// How many rows a work buffer has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BufferRows {
+    /// As many as a step: [`BatchLimits::max_num_tokens`].
+    Tokens,
+    /// As many as logits are wanted for: [`BatchLimits::max_num_logits`].
+    Logits,
+}
+
+/// What a work buffer is for, and so its format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BufferKind {
+    /// [`Ops::new_tensor`]: f32.
+    Tensor,
+    /// [`Ops::new_activation`].
+    Activation,
+    /// [`Ops::new_precise_activation`].
+    Precise,
+    /// [`Ops::new_product`].
+    Product,
+}
+
+/// A work buffer that a model needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BufferSpec {
+    pub rows: BufferRows,
+    pub cols: usize,
+    pub kind: BufferKind,
+}
+
+impl BufferSpec {
+    /// Its bytes, where activations are in the format `activation`.
+    fn bytes(&self, limits: &BatchLimits, activation: Dtype) -> u64 {
+        let rows = match self.rows {
+            BufferRows::Tokens => limits.max_num_tokens,
+            BufferRows::Logits => limits.max_num_logits,
+        };
+        let size = match self.kind {
+            // A product is f32 where the library does not multiply.
+            BufferKind::Tensor | BufferKind::Product => Dtype::F32.size(),
+            BufferKind::Activation | BufferKind::Precise => activation.size(),
+        };
+        (rows as u64).saturating_mul(self.cols as u64).saturating_mul(size as u64)
+    }
+}
+
+/// Everything that a model asks for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// In the order in which they are loaded.
+    pub tensors: Vec<TensorSpec>,
+    pub buffers: Vec<BufferSpec>,
+    pub state: StateLayout,
+}
+
+impl Plan {
+    /// Bytes of all work buffers for batches within `limits`, where activations are in the format `activation`.
+    pub fn workspace_bytes(&self, limits: &BatchLimits, activation: Dtype) -> u64 {
+        let bytes = self.buffers.iter().map(|buffer| buffer.bytes(limits, activation));
+        bytes.fold(0, u64::saturating_add)
+    }
+}
+
+/// Answers a model's build function.
+pub trait Build<T: Types> {
+    /// A matrix `[rows, cols]`.
+    ///
+    /// # Errors
+    /// What the device says; likewise below.
+    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<T::Weight>;
+
+    /// Matrices of `cols` columns that are multiplied with the same inputs.
+    ///
+    /// # Errors
+    /// As [`Build::matrix`].
+    fn stacked(&mut self, projections: &[Projection], cols: usize) -> Result<Stacked<T::Weight>>;
+
+    /// A vector; its values in the order `order`, if one is given.
+    ///
+    /// # Errors
+    /// As [`Build::matrix`].
+    fn vector(&mut self, name: &str, len: usize, order: Option<&[usize]>) -> Result<T::Vector>;
+
+    /// The biases of projections, of which a file has all or none: their names, rows and orders as those of the projections.
+    ///
+    /// # Errors
+    /// As [`Build::matrix`].
+    fn biases<const N: usize>(&mut self, of: [Projection; N]) -> Result<[Option<T::Vector>; N]>;
+
+    /// What the next layer keeps of a sequence. Answers which it is of the layers that keep the like of it, by which operations
+    /// know it.
+    fn state(&mut self, state: LayerState) -> usize;
+
+    /// A work buffer.
+    ///
+    /// # Errors
+    /// As [`Build::matrix`].
+    fn tensor(&mut self, rows: BufferRows, cols: usize) -> Result<T::Tensor>;
+
+    /// A work buffer that products read or write.
+    ///
+    /// # Errors
+    /// As [`Build::matrix`].
+    fn activation(&mut self, rows: BufferRows, cols: usize, kind: BufferKind) -> Result<T::Activation>;
+
+    /// A norm of rows of `len` values.
+    ///
+    /// # Errors
+    /// As [`Build::matrix`].
+    fn norm(&mut self, name: &str, len: usize, eps: f32) -> Result<Norm<T::Vector>> {
+        Ok(Norm { weight: self.vector(name, len, None)?, eps })
+    }
+
+    /// The norms of the heads of Q and K, whose values are in the order `order`.
+    ///
+    /// # Errors
+    /// As [`Build::matrix`].
+    fn qk_norm(
+        &mut self,
+        [q, k]: [&str; 2],
+        head_dim: usize,
+        order: Option<&[usize]>,
+        eps: f32,
+    ) -> Result<QkNorm<T::Vector>> {
+        Ok(QkNorm { q: self.vector(q, head_dim, order)?, k: self.vector(k, head_dim, order)?, eps })
+    }
+}
+
+/// No device: nothing is there.
+pub struct Nothing;
+
+impl Types for Nothing {
+    type Tensor = ();
+    type Activation = ();
+    type Weight = ();
+    type Vector = ();
+    type KvCache = ();
+    type Batch = ();
+}
+
+/// What the model of `config` asks for.
+///
+/// # Errors
+/// [`crate::Error::Model`] for an architecture that is not known.
+pub fn plan(config: &Config) -> Result<Plan> {
+    let mut plan = Plan::default();
+    super::Model::<Nothing>::build(&mut plan, config)?;
+    Ok(plan)
+}
+
+impl Plan {
+    fn tensor_spec(&mut self, name: &str, shape: TensorShape, group: Group) {
+        self.tensors.push(TensorSpec { name: name.to_owned(), shape, group });
+    }
+}
+
+impl Build<Nothing> for Plan {
+    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<()> {
+        self.tensor_spec(name, TensorShape::Matrix { rows, cols }, Group::Always);
+        Ok(())
+    }
+
+    fn stacked(&mut self, projections: &[Projection], cols: usize) -> Result<Stacked<()>> {
+        projections.iter().try_for_each(|projection| self.matrix(&projection.name, projection.rows, cols))?;
+        Ok(Stacked { whole: (), parts: vec![(); projections.len()] })
+    }
+
+    fn vector(&mut self, name: &str, len: usize, _: Option<&[usize]>) -> Result<()> {
+        self.tensor_spec(name, TensorShape::Vector { len }, Group::Always);
+        Ok(())
+    }
+
+    fn biases<const N: usize>(&mut self, of: [Projection; N]) -> Result<[Option<()>; N]> {
+        let names: Vec<_> = of.iter().map(|bias| bias.name.clone()).collect();
+        for Projection { name, rows, .. } in &of {
+            self.tensor_spec(name, TensorShape::Vector { len: *rows }, Group::With(names.clone()));
+        }
+        Ok([Some(()); N])
+    }
+
+    fn state(&mut self, state: LayerState) -> usize {
+        self.state.add(state)
+    }
+
+    fn tensor(&mut self, rows: BufferRows, cols: usize) -> Result<()> {
+        self.buffers.push(BufferSpec { rows, cols, kind: BufferKind::Tensor });
+        Ok(())
+    }
+
+    fn activation(&mut self, rows: BufferRows, cols: usize, kind: BufferKind) -> Result<()> {
+        self.buffers.push(BufferSpec { rows, cols, kind });
+        Ok(())
+    }
+}
+
+/// Brings the tensors of a file to a device and allocates buffers there.
+pub struct Load<'a, O: Ops> {
+    ops: &'a mut O,
+    weights: &'a Weights,
+    limits: BatchLimits,
+    state: StateLayout,
+    loaded: u64,
+    total: u64,
+    progress: &'a mut dyn FnMut(u64, u64),
+}
+
+impl<'a, O: Ops> Load<'a, O> {
+    /// `weights` for batches within `limits`. `progress` is called after each tensor with the bytes of weights loaded so far and
+    /// with their sum.
+    pub fn new(
+        ops: &'a mut O,
+        weights: &'a Weights,
+        limits: &BatchLimits,
+        progress: &'a mut dyn FnMut(u64, u64),
+    ) -> Self {
+        Self {
+            ops,
+            weights,
+            limits: *limits,
+            state: StateLayout::default(),
+            loaded: 0,
+            total: weights.num_bytes(),
+            progress,
+        }
+    }
+
+    fn advance(&mut self, bytes: usize) {
+        self.loaded += bytes as u64;
+        (self.progress)(self.loaded, self.total);
+    }
+
+    fn load_vector(&mut self, values: &[f32], order: Option<&[usize]>) -> Result<O::Vector> {
+        let vector = match order {
+            None => self.ops.load_vector(values)?,
+            Some(order) => {
+                let heads = values.chunks_exact(order.len());
+                let ordered: Vec<f32> = heads.flat_map(|head| order.iter().map(|&i| head[i])).collect();
+                self.ops.load_vector(&ordered)?
+            }
+        };
+        self.advance(size_of_val(values));
+        Ok(vector)
+    }
+
+    fn rows(&self, rows: BufferRows) -> usize {
+        match rows {
+            BufferRows::Tokens => self.limits.max_num_tokens,
+            BufferRows::Logits => self.limits.max_num_logits,
+        }
+    }
+}
+
+impl<O: Ops> Build<O> for Load<'_, O> {
+    fn matrix(&mut self, name: &str, _rows: usize, _cols: usize) -> Result<O::Weight> {
+        let weights = self.weights;
+        let matrix = weights.matrix(name)?;
+        let weight = self.ops.load_matrix(matrix)?;
+        self.advance(matrix.data.len());
+        Ok(weight)
+    }
+
+    fn stacked(&mut self, projections: &[Projection], _cols: usize) -> Result<Stacked<O::Weight>> {
+        let weights = self.weights;
+        let ordered =
+            |projection: &Projection| match (weights.matrix(&projection.name)?, projection.head_order) {
+                (matrix, None) => Ok(matrix.clone()),
+                (matrix, Some(order)) => matrix.with_head_order(order),
+            };
+        let matrices = projections.iter().map(ordered).collect::<Result<Vec<_>>>()?;
+        let stacked = self.ops.load_stacked(&matrices)?;
+        matrices.iter().for_each(|matrix| self.advance(matrix.data.len()));
+        Ok(stacked)
+    }
+
+    fn vector(&mut self, name: &str, _len: usize, order: Option<&[usize]>) -> Result<O::Vector> {
+        let weights = self.weights;
+        let missing = || Error::Model(format!("no vector {name}"));
+        let values = weights.vector(name).ok_or_else(missing)?;
+        self.load_vector(values, order)
+    }
+
+    fn biases<const N: usize>(&mut self, of: [Projection; N]) -> Result<[Option<O::Vector>; N]> {
+        let weights = self.weights;
+        let mut biases = [const { None }; N];
+        for (bias, Projection { name, head_order, .. }) in biases.iter_mut().zip(of) {
+            if let Some(values) = weights.vector(&name) {
+                *bias = Some(self.load_vector(values, head_order)?);
+            }
+        }
+        Ok(biases)
+    }
+
+    fn state(&mut self, state: LayerState) -> usize {
+        self.state.add(state)
+    }
+
+    fn tensor(&mut self, rows: BufferRows, cols: usize) -> Result<O::Tensor> {
+        self.ops.new_tensor(self.rows(rows), cols)
+    }
+
+    fn activation(&mut self, rows: BufferRows, cols: usize, kind: BufferKind) -> Result<O::Activation> {
+        let rows = self.rows(rows);
+        match kind {
+            BufferKind::Precise => self.ops.new_precise_activation(rows, cols),
+            BufferKind::Product => self.ops.new_product(rows, cols),
+            BufferKind::Activation | BufferKind::Tensor => self.ops.new_activation(rows, cols),
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The architectures, a line each: what `general.architecture` calls one is a file here, which has its metadata, its tensors and
+//! the parts of its layers.
+
+use super::build::{Build, plan};
+use crate::config::{Config, Keys};
+use crate::error::{Error, Result};
+use crate::gguf::Gguf;
+use crate::ops::{Ops, Rows, Types};
+use crate::rope::Rotation;
+use crate::weights::Weights;
+
+/// The shape of a published model, for timings.
+#[derive(Clone, Copy, Debug)]
+pub struct Published {
+    /// What `--like` calls it.
+    pub name: &'static str,
+    /// hidden_size, intermediate_size, layers, attention heads, key-value heads, head_dim, vocab_size.
+    sizes: [usize; 7],
+    tie_word_embeddings: bool,
+}
+
+impl Published {
+    /// `sizes` are hidden_size, intermediate_size, layers, attention heads, key-value heads, head_dim and vocab_size.
+    pub const fn new(name: &'static str, sizes: [usize; 7], tie_word_embeddings: bool) -> Self {
+        Self { name, sizes, tie_word_embeddings }
+    }
+
+    fn config(&self, architecture: &str) -> Config {
+        let [hidden_size, intermediate_size, layers, heads, kv_heads, head_dim, vocab_size] = self.sizes;
+        Config {
+            architecture: architecture.into(),
+            name: self.name.into(),
+            vocab_size,
+            hidden_size,
+            intermediate_size,
+            num_hidden_layers: layers,
+            num_attention_heads: heads,
+            num_key_value_heads: kv_heads,
+            head_dim,
+            rotation: Rotation::new(1e6, head_dim),
+            rms_norm_eps: 1e-6,
+            max_position_embeddings: 32_768,
+            tie_word_embeddings: self.tie_word_embeddings,
+            attention_bias: architecture == "qwen2",
+        }
+    }
+}
+
+/// Makes the registry of the list of architectures, each the name of a module.
+macro_rules! architectures {
+    ($($architecture:ident)*) => {
+        /// What `general.architecture` may be.
+        pub const ARCHITECTURES: &[&str] = &[$(stringify!($architecture)),*];
+
+        /// A model of any architecture.
+        #[allow(non_camel_case_types, reason = "the spelling of files")]
+        pub enum Model<T: Types> {
+            $($architecture(super::$architecture::Model<T>)),*
+        }
+
+        impl<T: Types> Model<T> {
+            /// Asks `b` for everything that the model of `config` needs.
+            ///
+            /// # Errors
+            /// [`Error::Model`] for an unknown architecture; what `b` says.
+            pub fn build<B: Build<T>>(b: &mut B, config: &Config) -> Result<Self> {
+                match config.architecture.as_str() {
+                    $(stringify!($architecture) => super::$architecture::build(b, config).map(Self::$architecture),)*
+                    other => Err(unknown(other)),
+                }
+            }
+        }
+
+        impl<O: Ops> Model<O> {
+            /// Logits of the last forward pass: its first `num_logits` rows of `[max_num_logits, vocab_size]` are valid.
+            pub fn logits(&mut self) -> &mut O::Tensor {
+                match self {
+                    $(Self::$architecture(model) => model.logits()),*
+                }
+            }
+
+            /// Computes the rows `all` of a batch, writes their state to `cache`, and leaves the logits of the rows `wanted` of
+            /// them in [`Model::logits`].
+            ///
+            /// # Errors
+            /// Whatever the device says; the state of this batch's sequences is then undefined.
+            pub fn forward(
+                &mut self,
+                ops: &mut O,
+                all: Rows<O::Batch>,
+                wanted: Rows<O::Batch>,
+                cache: &mut O::KvCache,
+            ) -> Result<()> {
+                match self {
+                    $(Self::$architecture(model) => model.forward(ops, all, wanted, cache)),*
+                }
+            }
+        }
+
+        fn config_of(keys: &Keys) -> Result<Config> {
+            match keys.architecture {
+                $(stringify!($architecture) => super::$architecture::config(keys),)*
+                other => Err(unknown(other)),
+            }
+        }
+
+        /// Every published model that an architecture's file names, with its architecture.
+        fn published() -> impl Iterator<Item = (&'static str, &'static Published)> {
+            std::iter::empty()$(.chain(
+                super::$architecture::PUBLISHED.iter().map(|published| (stringify!($architecture), published))
+            ))*
+        }
+    };
+}
+
+architectures! { qwen2 }
+
+fn unknown(architecture: &str) -> Error {
+    Error::Model(format!(
+        "the file's architecture is `{architecture}`; those that are implemented are {}",
+        ARCHITECTURES.join(", ")
+    ))
+}
+
+/// The models that `--like` knows.
+pub fn published_names() -> Vec<&'static str> {
+    published().map(|(_, published)| published.name).collect()
+}
+
+/// The shape of a published model.
+///
+/// # Errors
+/// [`Error::Request`] that lists what is known.
+pub fn published_config(name: &str) -> Result<Config> {
+    let found = published().find(|(_, published)| published.name == name);
+    found.map(|(architecture, published)| published.config(architecture)).ok_or_else(|| {
+        Error::Request(format!(
+            "--like {name}: the models are {}; --model FILE takes the shape of any other",
+            published_names().join(", ")
+        ))
+    })
+}
+
+impl Config {
+    /// Reads the metadata of a model. A file without tensors (a vocabulary) gives the shape its metadata claims.
+    ///
+    /// # Errors
+    /// [`Error::Model`] for another architecture, for a feature that is not implemented, and for values that no
+    /// decoder can have; [`Error::Gguf`] for a value that is missing or has the wrong type.
+    pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
+        config_of(&Keys::new(gguf)?)
+    }
+}
+
+impl Weights {
+    /// Finds every tensor that the model of `config` needs.
+    ///
+    /// # Errors
+    /// As [`Weights::find`].
+    pub fn from_gguf(gguf: &Gguf, config: &Config) -> Result<Self> {
+        Self::find(gguf, &plan(config)?.tensors)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn published_models_can_be_planned() {
+        for name in published_names() {
+            let config = published_config(name).unwrap();
+            assert!(plan(&config).unwrap().tensors.len() > 9 * config.num_hidden_layers, "{name}");
+        }
+        assert!(published_config("gpt-5").unwrap_err().to_string().contains("qwen2.5-7b"));
+    }
+}

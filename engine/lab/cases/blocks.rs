@@ -1,0 +1,228 @@
+//! Matrices in blocks: decoding them, and products with them.
+
+use super::matmul::places;
+use crate::cuda::{Activation, CudaOps, Tensor, Weight};
+use crate::dtype::Dtype;
+use crate::error::Result;
+use crate::lab::case::{Case, Cases, Cost, Instance, Workload, plain_config};
+use crate::lab::findings::Findings;
+use crate::lab::values::*;
+use crate::ops::Ops;
+use qernel_core::formats::MatrixFormat;
+
+pub const DECODE: Cases = Cases { op: "decode", checks: decode_checks, timings: decode_timings };
+pub const MATMUL: Cases = Cases { op: "matmul_blocks", checks, timings };
+
+/// The formats that are no floats.
+fn formats() -> impl Iterator<Item = MatrixFormat> {
+    MatrixFormat::ALL.iter().copied().filter(|format| format.float().is_none())
+}
+
+/// A matrix `[rows, cols]` in blocks on the device, and its values.
+fn matrix(
+    ops: &mut CudaOps,
+    format: MatrixFormat,
+    name: &str,
+    seed: u64,
+    rows: usize,
+    cols: usize,
+) -> Result<(Weight, Vec<f32>)> {
+    let data = format.encode(&random(seed, name, rows * cols));
+    let mut values = vec![0.0; rows * cols];
+    format.decode(&data, &mut values);
+    Ok((block_weight(ops, format, rows, cols, data)?, values))
+}
+
+/// `[rows, cols]`, rows of one block and of many.
+fn decode_checks() -> Vec<Case> {
+    let of = |format: MatrixFormat| {
+        let shapes = [[1, 1], [19, 3], [3, 11]].map(|[rows, blocks]| [rows, blocks * format.block_values()]);
+        Dtype::ALL.into_iter().flat_map(move |dtype| shapes.map(|shape| decode_case(format, dtype, shape)))
+    };
+    formats().flat_map(of).collect()
+}
+
+fn decode_timings(workload: &Workload) -> Vec<Case> {
+    let shape = [workload.config.intermediate_size, workload.config.hidden_size];
+    formats()
+        .filter(|format| format.row_bytes(shape[1]).is_some())
+        .map(|format| decode_case(format, workload.dtype, shape))
+        .collect()
+}
+
+fn decode_case(format: MatrixFormat, dtype: Dtype, shape: [usize; 2]) -> Case {
+    let [rows, cols] = shape;
+    let bytes = format.row_bytes(cols).unwrap_or(0) + cols * dtype.size();
+    Case {
+        dtype,
+        shape: format!("{format} [{rows}, {cols}]"),
+        work: rows * cols,
+        cost: Cost { bytes: (rows * bytes) as f64, flops: 0.0 },
+        config: plain_config(),
+        prepare: Box::new(move |ops, seed| {
+            let (weight, values) = matrix(ops, format, "decode", seed, rows, cols)?;
+            let out = poisoned_activation(ops, rows, cols)?;
+            Ok(Box::new(Decode { weight, expected: rounded(dtype, values), out }))
+        }),
+    }
+}
+
+struct Decode {
+    weight: Weight,
+    expected: Vec<f32>,
+    out: Activation,
+}
+
+impl Instance for Decode {
+    fn reset(&mut self, _: &mut CudaOps) -> Result<()> {
+        fill_activation(&mut self.out, &[])
+    }
+
+    fn launch(&mut self, ops: &mut CudaOps) -> Result<()> {
+        ops.decode(&self.weight, &mut self.out)
+    }
+
+    fn compare(&mut self, _: &mut CudaOps, _: &str, findings: &mut Findings) -> Result<()> {
+        let found = self.out.to_host()?;
+        findings.same_bits("out", &found[..self.expected.len()], &self.expected);
+        findings.untouched("out", &found[self.expected.len()..]);
+        Ok(())
+    }
+}
+
+/// `[n, rows, blocks of a row]`.
+type Shape = [usize; 3];
+
+fn checks() -> Vec<Case> {
+    const SHAPES: [Shape; 5] = [[1, 1, 1], [1, 19, 3], [5, 37, 2], [19, 9, 3], [9, 111, 1]];
+    let of = |format: MatrixFormat| {
+        let shapes = SHAPES.map(|[n, rows, blocks]| [n, rows, blocks * format.block_values()]);
+        let of = move |dtype| {
+            shapes.into_iter().flat_map(move |shape| [false, true].map(|add| case(format, dtype, shape, add)))
+        };
+        Dtype::ALL.into_iter().flat_map(of)
+    };
+    formats().flat_map(of).collect()
+}
+
+/// The projections of a layer.
+fn timings(workload: &Workload) -> Vec<Case> {
+    let config = &workload.config;
+    let shapes = [
+        [2 * config.intermediate_size, config.hidden_size],
+        [config.hidden_size, config.intermediate_size],
+        [config.vocab_size, config.hidden_size],
+    ];
+    let of = |format: MatrixFormat| {
+        let shapes = shapes.into_iter().filter(move |shape| format.row_bytes(shape[1]).is_some());
+        shapes.flat_map(move |[rows, cols]| {
+            workload.rows.iter().map(move |&n| case(format, workload.dtype, [n, rows, cols], false))
+        })
+    };
+    formats().flat_map(of).collect()
+}
+
+fn case(format: MatrixFormat, dtype: Dtype, shape: Shape, add: bool) -> Case {
+    let [n, rows, cols] = shape;
+    let added = if add { ", added" } else { "" };
+    let bytes = rows * format.row_bytes(cols).unwrap_or(0) + n * (cols * dtype.size() + rows * 4);
+    Case {
+        dtype,
+        shape: format!("x [{n}, {cols}], weight {format} [{rows}, {cols}]{added}"),
+        work: n * rows * cols / 4,
+        cost: Cost { bytes: bytes as f64, flops: 2.0 * (n * rows) as f64 * cols as f64 },
+        config: plain_config(),
+        prepare: Box::new(move |ops, seed| Ok(Box::new(Matmul::new(ops, format, seed, shape, add)?))),
+    }
+}
+
+struct Matmul {
+    shape: Shape,
+    host_x: Vec<f32>,
+    /// Indices of the results that are compared, ascending.
+    places: Vec<usize>,
+    /// For each place the sum in f64 and its tolerance.
+    expected: Vec<(f64, f64)>,
+    x: Activation,
+    weight: Weight,
+    out: Tensor,
+    /// What is in `out` before, where products are added.
+    before: Option<Vec<f32>>,
+}
+
+impl Matmul {
+    fn new(ops: &mut CudaOps, format: MatrixFormat, seed: u64, shape: Shape, add: bool) -> Result<Self> {
+        let [n, rows, cols] = shape;
+        let name = format!("matmul_blocks {shape:?}");
+        let host_x = rounded(ops.dtype(), random(seed, &name, n * cols));
+        let (weight, values) = matrix(ops, format, &format!("{name}: weight"), seed, rows, cols)?;
+        let before = add.then(|| random(seed, &format!("{name}: before"), n * rows));
+        // The library gets weights that are rounded to the format of x.
+        let rounding = unit(ops.dtype());
+        let sums = ((cols as f64).sqrt() + 8.0) * 2.0 * unit(Dtype::F32);
+        let places = places(seed, n * rows, cols);
+        let expected = places.iter().map(|place| {
+            let (x, w) = (&host_x[place / rows * cols..][..cols], &values[place % rows * cols..][..cols]);
+            let before = before.as_ref().map_or(0.0, |before| f64::from(before[*place]));
+            let terms = x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w));
+            let (sum, magnitude) = terms
+                .fold((before, before.abs()), |(sum, magnitude), term| (sum + term, magnitude + term.abs()));
+            (sum, magnitude * (sums + rounding))
+        });
+        Ok(Self {
+            shape,
+            expected: expected.collect(),
+            places,
+            x: activation(ops, n, cols, &host_x)?,
+            host_x,
+            weight,
+            out: poisoned(ops, n, rows)?,
+            before,
+        })
+    }
+
+    fn run(&mut self, ops: &mut CudaOps, n: usize) -> Result<()> {
+        match self.before {
+            Some(_) => ops.matmul_accumulate(n, &self.x, &self.weight, &mut self.out),
+            None => ops.matmul(n, &self.x, &self.weight, &mut self.out),
+        }
+    }
+}
+
+impl Instance for Matmul {
+    fn reset(&mut self, _: &mut CudaOps) -> Result<()> {
+        fill_activation(&mut self.x, &self.host_x)?;
+        fill_tensor(&mut self.out, self.before.as_deref().unwrap_or_default())
+    }
+
+    fn launch(&mut self, ops: &mut CudaOps) -> Result<()> {
+        self.run(ops, self.shape[0])
+    }
+
+    fn compare(&mut self, ops: &mut CudaOps, variant: &str, findings: &mut Findings) -> Result<()> {
+        let [n, rows, cols] = self.shape;
+        let found = self.out.to_host()?;
+        let values = self.places.iter().map(|&place| (place, found[place]));
+        findings.places("out", values, |place| {
+            self.expected[self.places.binary_search(&place).expect("one of the places")]
+        });
+        findings.untouched("out", &found[n * rows..]);
+        // Rows have the same bits alone and in a batch, but from the library.
+        let alone = n > 1 && variant != "cublas" && self.before.is_none();
+        for row in (0..n).filter(|_| alone) {
+            fill_activation(&mut self.x, &self.host_x[row * cols..][..cols])?;
+            self.run(ops, 1)?;
+            let alone = self.out.to_host()?;
+            findings.same_bits(
+                "a row alone, against the batch",
+                &alone[..rows],
+                &found[row * rows..][..rows],
+            );
+        }
+        Ok(())
+    }
+
+    fn default_variant(&self) -> Option<&'static str> {
+        (self.shape[0] <= 8).then_some("inline")
+    }
+}

@@ -1,0 +1,181 @@
+//! Matrices in blocks, as files have them: what is done with a matrix of any format that is not a float one.
+//!
+//! A format is one implementation of [`Blocks`], which says what value stands in a column of a row, and a word in the list below: it has
+//! all the kernels of this file then. They are written to be read, a value at a time.
+
+use cuda_std::prelude::*;
+
+mod q4_0;
+
+#[device]
+use crate::{
+    grid::{offset, row_and_column},
+    vector::Saturate,
+};
+
+/// A format on the device; the host's half is `engine/formats`.
+#[device]
+pub trait Blocks {
+    /// Neighbouring values of a row that are stored together.
+    const VALUES: u32;
+    /// Bytes of a block.
+    const BYTES: u32;
+
+    /// The value in `column` of a row: the bits that the host's `decode` gives.
+    ///
+    /// # Safety
+    /// `row` leads to the blocks of a row that has such a column, aligned to two bytes.
+    unsafe fn value(row: *const u8, column: u32) -> f32;
+
+    /// Bytes of a row of `cols` values.
+    #[inline(always)]
+    fn row_bytes(cols: u32) -> usize {
+        (cols / Self::VALUES) as usize * Self::BYTES as usize
+    }
+}
+
+/// Threads of a block of [`decode`] and [`embed`].
+pub const BLOCK_SIZE: u32 = 256;
+/// Threads of a block of [`matmul`].
+pub const MATMUL_THREADS: u32 = 256;
+/// Weight rows that a block of [`matmul`] computes: one a warp.
+pub const WARPS_PER_BLOCK: u32 = MATMUL_THREADS / 32;
+/// Rows of x that share one read of the weights in [`matmul`].
+pub const ROWS_PER_WARP: u32 = 4;
+
+/// `out = values of blocks`.
+#[kernel_args]
+pub struct Decode<E> {
+    pub cols: u32,
+    /// `[rows, cols]` in blocks
+    pub blocks: *const u8,
+    /// E `[rows, cols]`
+    pub out: *mut E,
+}
+
+/// `out[i] = table[token(i)]`, where `token(i)` is `tokens[i]`, or what was drawn last for row `drawn_rows[i]` of the logits
+/// ([`crate::embed`]).
+#[kernel_args]
+pub struct Embed {
+    pub hidden_size: u32,
+    pub vocab_size: u32,
+    /// u32 `[num_tokens]`
+    pub tokens: *const u32,
+    /// u32 `[num_tokens]`, each [`crate::embed::GIVEN`] or a row of `drawn`
+    pub drawn_rows: *const u32,
+    /// u32, what the sampler drew. Instead of a token that is not below `vocab_size` 0 is taken.
+    pub drawn: *const u32,
+    /// `[vocab_size, hidden_size]` in blocks
+    pub table: *const u8,
+    /// f32 `[num_tokens, hidden_size]`
+    pub out: *mut f32,
+}
+
+/// `out[i, o] = Σ_c x[i, c] · weight[o, c]`, added to what is there if `accumulate` is not 0.
+#[kernel_args]
+pub struct Matmul<X> {
+    pub n: u32,
+    pub rows: u32,
+    pub cols: u32,
+    /// From one row of `out` to the next, in values.
+    pub out_stride: u32,
+    pub accumulate: u32,
+    /// X `[n, cols]`
+    pub x: *const X,
+    /// `[rows, cols]` in blocks
+    pub weight: *const u8,
+    /// f32 `[n, rows]`, in rows of `out_stride` values
+    pub out: *mut f32,
+}
+
+/// Makes the kernels of the formats in the list.
+macro_rules! formats {
+    ($($format:ident)*) => {
+        /// Each value exactly as the host decodes it, then rounded to nearest even, no f16 to infinity.
+        ///
+        /// Grid `[rows, ceil(cols / BLOCK_SIZE), 1]`, exact in the rows; block `[BLOCK_SIZE, 1, 1]`. One thread a value.
+        ///
+        /// # Safety
+        /// Grid and block are as above, arrays have the lengths of [`Decode`], rows are whole blocks, `out` overlaps nothing.
+        #[kernel(W = [$($format::$format),*], E = [f32, f16, bf16], name = "decode_{W}_{E}_plain")]
+        pub unsafe fn decode<W: Blocks, E: Saturate>(a: Decode<E>) {
+            let Decode { cols, blocks, out } = a;
+            let Some((row, column)) = row_and_column(cols) else { return };
+            // SAFETY: the grid has one row of blocks a row, columns stay below `cols`.
+            unsafe {
+                let value = W::value(blocks.add(row as usize * W::row_bytes(cols)), column);
+                *out.add(offset(row, cols, column)) = E::round(value);
+            }
+        }
+
+        /// Grid `[num_tokens, ceil(hidden_size / BLOCK_SIZE), 1]`, exact in the rows; block `[BLOCK_SIZE, 1, 1]`. One thread a value.
+        ///
+        /// # Safety
+        /// Grid and block are as above, arrays have the lengths of [`Embed`], rows are whole blocks, `out` overlaps nothing,
+        /// `vocab_size` is not 0.
+        #[kernel(W = [$($format::$format),*], name = "embed_{W}_plain")]
+        pub unsafe fn embed<W: Blocks>(a: Embed) {
+            let Embed { hidden_size, vocab_size, tokens, drawn_rows, drawn, table, out } = a;
+            // The first kernel of a step: the next may fetch its weights.
+            crate::fused::launch_dependents();
+            let Some((row, column)) = row_and_column(hidden_size) else { return };
+            // SAFETY: the grid has one row of blocks a token, every row of the draw exists, and no token is beyond the table.
+            unsafe {
+                let (given, drawn_row) = (*tokens.add(row as usize), *drawn_rows.add(row as usize));
+                let token = if drawn_row == crate::embed::GIVEN { given } else { *drawn.add(drawn_row as usize) };
+                let token = if token < vocab_size { token } else { 0 };
+                let value = W::value(table.add(token as usize * W::row_bytes(hidden_size)), column);
+                *out.add(offset(row, hidden_size, column)) = value;
+            }
+        }
+
+        /// Products and sums in f32, in an order that depends on `cols` alone: each lane adds its columns in ascending order, then the
+        /// lanes are added by a butterfly. So a row has the same bits alone and in a batch.
+        ///
+        /// Grid `[ceil(rows / WARPS_PER_BLOCK), ceil(n / ROWS_PER_WARP), 1]`, block `[MATMUL_THREADS, 1, 1]`: a warp for each row of
+        /// weights and [`ROWS_PER_WARP`] rows of x.
+        ///
+        /// # Safety
+        /// Grid and block are as above, `n` is not 0, arrays have the lengths of [`Matmul`], rows of weights are whole blocks, `out`
+        /// overlaps nothing.
+        #[kernel(W = [$($format::$format),*], X = [f32, f16, bf16], name = "matmul_blocks_{W}_{X}_inline", max_threads = 256)]
+        pub unsafe fn matmul<W: Blocks, X: Element>(a: Matmul<X>) {
+            const TILE: usize = ROWS_PER_WARP as usize;
+            let Matmul { n, rows, cols, out_stride, accumulate, x, weight, out } = a;
+            crate::fused::launch_dependents();
+            crate::fused::wait_for_dependencies();
+            let lane = thread::thread_idx_x() % 32;
+            let row = thread::block_idx_x() * WARPS_PER_BLOCK + thread::thread_idx_x() / 32;
+            if row >= rows {
+                return; // The whole warp: no shuffle below waits for it.
+            }
+            let first = thread::block_idx_y() * ROWS_PER_WARP;
+            // SAFETY: `row < rows`, columns stay below `cols`, rows of x below `n`.
+            unsafe {
+                let weight = weight.add(row as usize * W::row_bytes(cols));
+                // Rows beyond the last are computed from the last and not stored: no branch inside the loop.
+                let mut x_rows = [x; TILE];
+                crate::grid::repeat(TILE, |i| x_rows[i] = x.add(offset((first + i as u32).min(n - 1), cols, 0)));
+                let mut sums = [0.0f32; TILE];
+                let mut column = lane;
+                while column < cols {
+                    let w = W::value(weight, column);
+                    crate::grid::repeat(TILE, |i| {
+                        sums[i] = x_rows[i].add(column as usize).read().to_f32().fma(w, sums[i]);
+                    });
+                    column += 32;
+                }
+                crate::grid::repeat(TILE, |i| {
+                    let sum = warp::reduce_sum(sums[i]);
+                    let index = first + i as u32;
+                    if lane == 0 && index < n {
+                        let out = out.add(offset(index, out_stride, row));
+                        *out = if accumulate != 0 { *out + sum } else { sum };
+                    }
+                });
+            }
+        }
+    };
+}
+
+formats! { q4_0 }

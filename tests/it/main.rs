@@ -1,0 +1,20 @@
+//! Everything that needs no GPU and no process of its own, as one program: each test program links the engine anew. A module
+//! is a subject; its first lines say what it proves. `cargo test --release --test it scheduler` runs one of them.
+
+mod bench;
+mod cli;
+#[path = "../common/compare.rs"]
+mod compare;
+mod engine;
+mod families;
+mod forward;
+mod haiku;
+mod lab;
+mod lab_tools;
+#[path = "../common/life.rs"]
+mod life;
+mod model_file;
+mod rooms;
+mod sampler;
+mod scheduler;
+mod tokenizer;

@@ -1,0 +1,353 @@
+//! A runner without a model, and what its answers must be.
+
+use qernel::batch::{Batch, BatchLimits, GIVEN};
+use qernel::dtype::Dtype;
+use qernel::generate::{Engine, EngineConfig, Event, FinishReason, Request, Usage};
+use qernel::gguf::Gguf;
+use qernel::kv_layout::{KvLayout, PAGE_SIZE};
+use qernel::model::{Runner, check::check_batch};
+use qernel::sampler::{SamplingParams, SamplingRow};
+use qernel::scheduler::SequenceId;
+use qernel::testing::TinyModel;
+use qernel::tokenizer::Tokenizer;
+use qernel::{Error, Result};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::{Arc, LazyLock};
+
+/// The next token of a "model", from all tokens that it sees and from what the sampler is given.
+type Next = Box<dyn Fn(&[u32], &SamplingRow) -> u32>;
+
+/// What a slot of the mock's cache holds: like K and V of a real model it depends on all tokens up to its own.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Slot {
+    token: u32,
+    /// A hash of all tokens up to this one.
+    history: u64,
+}
+
+/// A runner whose cache holds the tokens themselves. It sees a sequence only through its block table, so a page or a slot
+/// that is lost, stale, out of order, of another sequence or written while it is shared is found or changes what comes out.
+pub struct Mock {
+    pub limits: BatchLimits,
+    pub layout: KvLayout,
+    max_model_len: usize,
+    next: Next,
+    /// Every slot; `None` where nothing was written yet.
+    slots: Vec<Option<Slot>>,
+    /// Steps that fail before the next one that does not.
+    pub failures: Rc<Cell<usize>>,
+    /// Rows of each step, sequence by sequence.
+    pub steps: Rc<RefCell<Vec<Vec<usize>>>>,
+    /// Takes a step before the tokens of the one before are taken, as a GPU does.
+    ahead: bool,
+    /// Tokens of the steps that were not taken.
+    queued: VecDeque<Result<Vec<u32>>>,
+    /// Of the step queued last.
+    drawn: Vec<u32>,
+    /// Every other failure shows only when the tokens are taken.
+    fails_late: bool,
+    /// Steps that were queued while another one was.
+    pub num_ahead: Rc<Cell<usize>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub num_pages: usize,
+    pub max_num_tokens: usize,
+    pub max_num_sequences: usize,
+    pub max_model_len: usize,
+}
+
+pub const ROOMY: Shape =
+    Shape { num_pages: 64, max_num_tokens: 64, max_num_sequences: 8, max_model_len: 512 };
+
+/// The hash of no token.
+const START: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// The hash of what `history` is the hash of, and then `word` (FNV-1a).
+fn hash(history: u64, word: u32) -> u64 {
+    let bytes = word.to_le_bytes();
+    bytes.into_iter().fold(history, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+impl Mock {
+    pub fn new(shape: Shape, next: impl Fn(&[u32], &SamplingRow) -> u32 + 'static) -> Self {
+        let layout = KvLayout {
+            dtype: Dtype::F32,
+            num_layers: 1,
+            num_pages: shape.num_pages,
+            num_key_value_heads: 1,
+            head_dim: 2,
+        };
+        let limits = BatchLimits {
+            max_num_tokens: shape.max_num_tokens,
+            max_num_sequences: shape.max_num_sequences,
+            max_num_logits: shape.max_num_sequences,
+            max_blocks: shape.max_model_len.div_ceil(PAGE_SIZE),
+        };
+        Self {
+            limits,
+            layout,
+            max_model_len: shape.max_model_len,
+            next: Box::new(next),
+            slots: vec![None; shape.num_pages * PAGE_SIZE],
+            failures: Rc::default(),
+            steps: Rc::default(),
+            ahead: false,
+            queued: VecDeque::new(),
+            drawn: Vec::new(),
+            fails_late: false,
+            num_ahead: Rc::default(),
+        }
+    }
+
+    /// The same with steps that are taken ahead, or not.
+    pub fn ahead(self, ahead: bool) -> Self {
+        Self { ahead, ..self }
+    }
+}
+
+impl Runner for Mock {
+    fn limits(&self) -> &BatchLimits {
+        &self.limits
+    }
+
+    fn kv_layout(&self) -> &KvLayout {
+        &self.layout
+    }
+
+    fn vocab_size(&self) -> usize {
+        TinyModel::VOCAB_SIZE
+    }
+
+    fn max_model_len(&self) -> usize {
+        self.max_model_len
+    }
+
+    fn step(&mut self, batch: &Batch, rows: &[SamplingRow]) -> Result<Vec<u32>> {
+        check_batch(batch, &self.limits, &self.layout, self.vocab_size(), self.max_model_len)?;
+        assert_eq!((rows.len(), batch.num_drawn()), (batch.num_logits(), 0));
+        let counts: Vec<_> = batch.query_start.windows(2).map(|ends| (ends[1] - ends[0]) as usize).collect();
+        assert!(counts.iter().all(|&rows| rows > 0), "a sequence without rows: {batch:?}");
+        let slot_of = |s: usize, position: usize| {
+            let page = batch.block_table[s * batch.max_blocks + position / PAGE_SIZE] as usize;
+            page * PAGE_SIZE + position % PAGE_SIZE
+        };
+        // A page that is written has one reader.
+        let mut readers: HashMap<u32, usize> = HashMap::new();
+        for (s, &kv_len) in batch.kv_len.iter().enumerate() {
+            for &page in &batch.block_table[s * batch.max_blocks..][..(kv_len as usize).div_ceil(PAGE_SIZE)] {
+                *readers.entry(page).or_default() += 1;
+            }
+        }
+        for row in 0..batch.num_tokens() {
+            let (s, position) = (batch.sequence_of_token[row] as usize, batch.positions[row] as usize);
+            let slot = batch.slots[row] as usize;
+            assert_eq!(readers[&((slot / PAGE_SIZE) as u32)], 1, "written while shared: {batch:?}");
+            assert_eq!(slot, slot_of(s, position));
+            let before =
+                position.checked_sub(1).map(|before| self.slots[slot_of(s, before)].expect("written"));
+            let token = batch.tokens[row];
+            let history = hash(before.map_or(START, |before| before.history), token);
+            self.slots[slot] = Some(Slot { token, history });
+        }
+        if self.failures.get() > 0 {
+            self.failures.set(self.failures.get() - 1);
+            return Err(Error::Device("the cable was pulled".into()));
+        }
+        self.steps.borrow_mut().push(counts);
+        let draw = |(&row, sampling): (&u32, &SamplingRow)| {
+            let s = batch.sequence_of_token[row as usize] as usize;
+            let mut history = START;
+            let visible: Vec<u32> = (0..=batch.positions[row as usize] as usize)
+                .map(|position| {
+                    let slot = self.slots[slot_of(s, position)].expect("it was written");
+                    history = hash(history, slot.token);
+                    assert_eq!(slot.history, history, "position {position} is of another sequence");
+                    slot.token
+                })
+                .collect();
+            assert_eq!(sampling.position as usize, visible.len());
+            (self.next)(&visible, sampling)
+        };
+        Ok(batch.logit_rows.iter().zip(rows).map(draw).collect())
+    }
+
+    fn runs_ahead(&self) -> bool {
+        self.ahead
+    }
+
+    fn queue(&mut self, batch: &Batch, rows: &[SamplingRow]) -> Result<()> {
+        assert!(self.ahead && self.queued.len() < 2, "{} steps are queued", self.queued.len());
+        let drawn = std::mem::take(&mut self.drawn);
+        let mut batch = batch.clone();
+        for (token, row) in batch.tokens.iter_mut().zip(&mut batch.drawn_rows) {
+            if *row != GIVEN {
+                *token = drawn[*row as usize];
+                *row = GIVEN;
+            }
+        }
+        self.fails_late ^= self.failures.get() > 0;
+        if self.fails_late && self.failures.get() > 0 {
+            let failures = self.failures.replace(0);
+            self.drawn = self.step(&batch, rows)?;
+            self.failures.set(failures - 1);
+            self.queued.push_back(Err(Error::Device("the cable was pulled later".into())));
+        } else {
+            self.drawn = self.step(&batch, rows)?;
+            self.queued.push_back(Ok(self.drawn.clone()));
+        }
+        self.num_ahead.set(self.num_ahead.get() + self.queued.len() - 1);
+        Ok(())
+    }
+
+    fn take(&mut self) -> Result<Vec<u32>> {
+        self.queued.pop_front().expect("a step is queued")
+    }
+
+    fn discard(&mut self) {
+        self.queued.clear();
+    }
+
+    fn logits(&mut self, _: &Batch) -> Result<Vec<f32>> {
+        unreachable!("the engine draws tokens only")
+    }
+
+    fn device_name(&self) -> String {
+        "mock".into()
+    }
+
+    fn read_bandwidth(&mut self) -> Result<Option<f64>> {
+        unreachable!("the engine measures nothing")
+    }
+}
+
+pub fn tokenizer() -> Arc<Tokenizer> {
+    static TOKENIZER: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| {
+        let gguf = Gguf::from_bytes(TinyModel::default().vocabulary_only().to_bytes().into()).unwrap();
+        Arc::new(Tokenizer::from_gguf(&gguf).unwrap())
+    });
+    Arc::clone(&TOKENIZER)
+}
+
+pub fn engine(mock: Mock) -> Engine {
+    engine_with(mock, true)
+}
+
+pub fn engine_with(mock: Mock, prefix_cache: bool) -> Engine {
+    let config = EngineConfig { prefix_cache, ..EngineConfig::default() };
+    Engine::new(Box::new(mock), Some(tokenizer()), config).unwrap()
+}
+
+/// FNV-1a over everything that may influence a token, folded into a few letters, both halves of `é`, pieces of several
+/// letters and, now and then, the end.
+pub fn hash_model(visible: &[u32], row: &SamplingRow) -> u32 {
+    let seed = [row.params.seed as u32, row.position, row.index];
+    let counts = row.counts.iter().flat_map(|&(token, count)| [token, count]);
+    let words = visible.iter().copied().chain(seed).chain(counts);
+    let hash = (words.fold(START, hash) >> 32) as u32;
+    if hash.is_multiple_of(41) {
+        return TinyModel::IM_END;
+    }
+    // Ids in GPT-2's order of bytes: `!` is 0, 0xa1 is 94, 0xae is 106.
+    let letter = |byte: u8| u32::from(byte - b'!');
+    let choices = [
+        letter(b'a'),
+        letter(b'b'),
+        letter(b'a'),
+        letter(b'c'),
+        106 + 0xc3 - 0xae,
+        94 + 0xa9 - 0xa1,
+        257,
+        262,
+    ];
+    choices[hash as usize / 41 % choices.len()]
+}
+
+/// What a request must give: a loop over one sequence, without pages, batches or streams.
+pub fn expected(request: &Request, max_model_len: usize) -> (Vec<u32>, String, FinishReason) {
+    let tokenizer = tokenizer();
+    let mut tokens = request.prompt.clone();
+    loop {
+        let counted = if request.penalize_prompt { &tokens[..] } else { &tokens[request.prompt.len()..] };
+        let window = match request.sampling.repeat_last_n {
+            -1 => counted,
+            n => &counted[counted.len().saturating_sub(n as usize)..],
+        };
+        let mut counts = BTreeMap::new();
+        if request.sampling.has_penalties() {
+            window.iter().for_each(|&token| *counts.entry(token).or_default() += 1);
+        }
+        let row = SamplingRow {
+            index: request.index,
+            counts: counts.into_iter().collect(),
+            ..SamplingRow::new(request.sampling.clone(), tokens.len() as u32)
+        };
+        tokens.push(hash_model(&tokens, &row));
+        let answer = &tokens[request.prompt.len()..];
+        let is_end = !request.ignore_eos && tokenizer.is_end_of_generation(answer[answer.len() - 1]);
+        let mut text = tokenizer.decode(answer, true).unwrap();
+        // Which of several stop strings: the one that is complete first, then the longest.
+        let ends =
+            request.stop.iter().filter_map(|stop| text.find(stop).map(|start| (start + stop.len(), start)));
+        let reason = if let Some((_, start)) = ends.min() {
+            text.truncate(start);
+            FinishReason::Stop
+        } else if is_end {
+            FinishReason::Stop
+        } else if Some(answer.len()) == request.max_tokens {
+            FinishReason::Length
+        } else if tokens.len() == max_model_len {
+            FinishReason::Context
+        } else {
+            continue;
+        };
+        return (answer.to_vec(), if request.text { text } else { String::new() }, reason);
+    }
+}
+
+/// The events of one sequence, added up.
+#[derive(Debug, Default)]
+pub struct Answer {
+    pub tokens: Vec<u32>,
+    pub text: String,
+    pub end: Option<(FinishReason, Usage)>,
+}
+
+pub fn collect(events: Vec<Event>, answers: &mut HashMap<SequenceId, Answer>) {
+    for event in events {
+        let answer = answers.entry(event.id()).or_default();
+        assert!(answer.end.is_none(), "an event after the end: {event:?}");
+        answer.text += event.text();
+        match event {
+            Event::Token { token, .. } => answer.tokens.push(token),
+            Event::Finished { reason, usage, timings, .. } => {
+                assert_eq!(usage.completion_tokens, answer.tokens.len());
+                assert!(timings.decode_tokens <= usage.completion_tokens);
+                assert_eq!(timings.prefill_seconds > 0.0, timings.prefill_tokens > 0, "{timings:?}");
+                assert_eq!(timings.decode_seconds > 0.0, timings.decode_tokens > 0, "{timings:?}");
+                answer.end = Some((reason, usage));
+            }
+        }
+    }
+}
+
+pub fn run(engine: &mut Engine) -> HashMap<SequenceId, Answer> {
+    let mut answers = HashMap::new();
+    while engine.has_work() {
+        collect(engine.step().unwrap(), &mut answers);
+    }
+    answers
+}
+
+/// Bytes as tokens of the vocabulary.
+pub fn ids(text: &str) -> Vec<u32> {
+    tokenizer().encode(text, false).unwrap()
+}
+
+pub fn greedy(prompt: Vec<u32>, max_tokens: usize) -> Request {
+    let sampling = SamplingParams { temperature: 0.0, ..Default::default() };
+    Request { sampling, max_tokens: Some(max_tokens), ..Request::new(prompt) }
+}

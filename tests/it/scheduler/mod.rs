@@ -1,0 +1,5 @@
+//! The engine without a model: scheduling, pages, stops and texts, against a plain loop over one sequence.
+
+mod cases;
+mod mock;
+mod properties;
