@@ -80,6 +80,16 @@ fn goldens() -> Vec<Golden> {
             file: "heads3_kv1_dim64_q4_0_untied.npy",
             greedy: [203, 132, 222, 3],
         },
+        Golden {
+            model: TinyModel {
+                architecture: "qwen3",
+                hidden_size: 192,
+                intermediate_size: 288,
+                ..tiny(5, Dtype::F16, 4, 2, 64, 3)
+            },
+            file: "qwen3_heads4_kv2_dim64_hidden192_f16.npy",
+            greedy: [194, 41, 41, 41],
+        },
     ]
 }
 

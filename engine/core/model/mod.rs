@@ -8,6 +8,7 @@ pub mod build;
 pub mod check;
 pub mod decoder;
 mod qwen2;
+mod qwen3;
 pub mod registry;
 
 use crate::batch::{Batch, BatchLimits};
