@@ -90,6 +90,16 @@ fn goldens() -> Vec<Golden> {
             file: "qwen3_heads4_kv2_dim64_hidden192_f16.npy",
             greedy: [194, 41, 41, 41],
         },
+        Golden {
+            model: TinyModel {
+                architecture: "llama",
+                tie_word_embeddings: false,
+                attention_bias: false,
+                ..tiny(6, Dtype::F16, 4, 2, 64, 2)
+            },
+            file: "llama_heads4_kv2_dim64_f16_untied.npy",
+            greedy: [222, 149, 222, 170],
+        },
     ]
 }
 

@@ -7,6 +7,7 @@
 pub mod build;
 pub mod check;
 pub mod decoder;
+mod llama;
 mod qwen2;
 mod qwen3;
 pub mod registry;

@@ -113,7 +113,7 @@ macro_rules! architectures {
     };
 }
 
-architectures! { qwen2 qwen3 }
+architectures! { qwen2 qwen3 llama }
 
 fn unknown(architecture: &str) -> Error {
     Error::Model(format!(
