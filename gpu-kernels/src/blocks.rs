@@ -6,6 +6,7 @@
 use cuda_std::prelude::*;
 
 mod q4_0;
+mod q8_0;
 
 #[device]
 use crate::{
@@ -178,4 +179,4 @@ macro_rules! formats {
     };
 }
 
-formats! { q4_0 }
+formats! { q4_0 q8_0 }

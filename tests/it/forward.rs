@@ -100,6 +100,11 @@ fn goldens() -> Vec<Golden> {
             file: "llama_heads4_kv2_dim64_f16_untied.npy",
             greedy: [222, 149, 222, 170],
         },
+        Golden {
+            model: TinyModel { format: MatrixFormat::Q8_0, ..tiny(7, Dtype::F16, 4, 2, 64, 2) },
+            file: "heads4_kv2_dim64_q8_0_tied.npy",
+            greedy: [54, 32, 54, 32],
+        },
     ]
 }
 

@@ -9,9 +9,11 @@
 
 mod float;
 mod q4_0;
+mod q8_0;
 
 pub use float::{Bf16, F16, F32};
 pub use q4_0::Q4_0;
+pub use q8_0::Q8_0;
 
 use crate::dtype::Dtype;
 use crate::gguf::GgmlType;
@@ -94,7 +96,7 @@ macro_rules! formats {
     };
 }
 
-formats! { F32 F16 Bf16 Q4_0 }
+formats! { F32 F16 Bf16 Q4_0 Q8_0 }
 
 fn decode<F: Blocks>(bytes: &[u8], values: &mut [f32]) {
     assert_eq!(bytes.len() / F::BYTES * F::VALUES, values.len(), "as many values as in the blocks");
