@@ -145,6 +145,22 @@ impl CudaOps {
         Ok(())
     }
 
+    /// Attention of `rows` of the batch: all, or those whose logits are wanted.
+    fn attend(
+        &mut self,
+        batch: &CudaBatch,
+        rows: batch::BatchRows,
+        layer: usize,
+        q: &Tensor,
+        cache: &KvCache,
+        out: &mut Activation,
+    ) -> Result<()> {
+        let (workspace, num_attention_heads) = (&mut self.attention, self.num_attention_heads);
+        let operands =
+            attention::Attention { batch, rows, layer, num_attention_heads, q, cache, workspace, out };
+        attention::attention(&self.device, &self.choice, operands)
+    }
+
     /// What matrix products use besides their operands, and what was chosen for them.
     fn products(&mut self) -> (matmul::Tools<'_>, &KernelChoice) {
         let Self { device, cublas, parts, decoded, scratch, choice, .. } = self;
@@ -300,11 +316,7 @@ impl Ops for CudaOps {
         cache: &KvCache,
         out: &mut Activation,
     ) -> Result<()> {
-        let (workspace, num_attention_heads) = (&mut self.attention, self.num_attention_heads);
-        let rows = batch.rows();
-        let operands =
-            attention::Attention { batch, rows, layer, num_attention_heads, q, cache, workspace, out };
-        attention::attention(&self.device, &self.choice, operands)
+        self.attend(batch, batch.rows(), layer, q, cache, out)
     }
 
     fn attention_of_wanted(
@@ -315,7 +327,6 @@ impl Ops for CudaOps {
         cache: &KvCache,
         out: &mut Activation,
     ) -> Result<()> {
-        let (workspace, num_attention_heads) = (&mut self.attention, self.num_attention_heads);
         let rows = batch.wanted_rows();
         if rows.split.num_rows != batch.shape.num_logits {
             return Err(Error::Request(
@@ -323,9 +334,7 @@ impl Ops for CudaOps {
                     .to_owned(),
             ));
         }
-        let operands =
-            attention::Attention { batch, rows, layer, num_attention_heads, q, cache, workspace, out };
-        attention::attention(&self.device, &self.choice, operands)
+        self.attend(batch, rows, layer, q, cache, out)
     }
 
     fn silu_mul(&mut self, n: usize, gate_up: &Activation, out: &mut Activation) -> Result<()> {

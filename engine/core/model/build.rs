@@ -33,6 +33,16 @@ pub enum BufferRows {
     Logits,
 }
 
+impl BufferRows {
+    /// Their number for batches within `limits`.
+    fn within(self, limits: &BatchLimits) -> usize {
+        match self {
+            Self::Tokens => limits.max_num_tokens,
+            Self::Logits => limits.max_num_logits,
+        }
+    }
+}
+
 /// What a work buffer is for, and so its format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BufferKind {
@@ -57,16 +67,12 @@ pub struct BufferSpec {
 impl BufferSpec {
     /// Its bytes, where activations are in the format `activation`.
     fn bytes(&self, limits: &BatchLimits, activation: Dtype) -> u64 {
-        let rows = match self.rows {
-            BufferRows::Tokens => limits.max_num_tokens,
-            BufferRows::Logits => limits.max_num_logits,
-        };
         let size = match self.kind {
             // A product is f32 where the library does not multiply.
             BufferKind::Tensor | BufferKind::Product => Dtype::F32.size(),
             BufferKind::Activation | BufferKind::Precise => activation.size(),
         };
-        (rows as u64).saturating_mul(self.cols as u64).saturating_mul(size as u64)
+        (self.rows.within(limits) as u64).saturating_mul(self.cols as u64).saturating_mul(size as u64)
     }
 }
 
@@ -267,13 +273,6 @@ impl<'a, O: Ops> Load<'a, O> {
         self.advance(size_of_val(values));
         Ok(vector)
     }
-
-    fn rows(&self, rows: BufferRows) -> usize {
-        match rows {
-            BufferRows::Tokens => self.limits.max_num_tokens,
-            BufferRows::Logits => self.limits.max_num_logits,
-        }
-    }
 }
 
 impl<O: Ops> Build<O> for Load<'_, O> {
@@ -321,11 +320,11 @@ impl<O: Ops> Build<O> for Load<'_, O> {
     }
 
     fn tensor(&mut self, rows: BufferRows, cols: usize) -> Result<O::Tensor> {
-        self.ops.new_tensor(self.rows(rows), cols)
+        self.ops.new_tensor(rows.within(&self.limits), cols)
     }
 
     fn activation(&mut self, rows: BufferRows, cols: usize, kind: BufferKind) -> Result<O::Activation> {
-        let rows = self.rows(rows);
+        let rows = rows.within(&self.limits);
         match kind {
             BufferKind::Precise => self.ops.new_precise_activation(rows, cols),
             BufferKind::Product => self.ops.new_product(rows, cols),

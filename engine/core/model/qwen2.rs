@@ -13,9 +13,9 @@ pub type Model<T> = Decoder<T>;
 
 /// Published models, by what `--like` calls them: from `config.json` of `Qwen/Qwen2.5-…-Instruct`.
 pub const PUBLISHED: &[super::Published] = &[
-    super::Published::new("qwen2.5-0.5b", [896, 4864, 24, 14, 2, 64, 151_936], true),
-    super::Published::new("qwen2.5-1.5b", [1536, 8960, 28, 12, 2, 128, 151_936], true),
-    super::Published::new("qwen2.5-7b", [3584, 18_944, 28, 28, 4, 128, 152_064], false),
+    super::Published::new("qwen2.5-0.5b", [896, 4864, 24, 14, 2, 64, 151_936], true).with_attention_bias(),
+    super::Published::new("qwen2.5-1.5b", [1536, 8960, 28, 12, 2, 128, 151_936], true).with_attention_bias(),
+    super::Published::new("qwen2.5-7b", [3584, 18_944, 28, 28, 4, 128, 152_064], false).with_attention_bias(),
 ];
 
 /// # Errors

@@ -17,12 +17,18 @@ pub struct Published {
     /// hidden_size, intermediate_size, layers, attention heads, key-value heads, head_dim, vocab_size.
     sizes: [usize; 7],
     tie_word_embeddings: bool,
+    attention_bias: bool,
 }
 
 impl Published {
     /// `sizes` are hidden_size, intermediate_size, layers, attention heads, key-value heads, head_dim and vocab_size.
     pub const fn new(name: &'static str, sizes: [usize; 7], tie_word_embeddings: bool) -> Self {
-        Self { name, sizes, tie_word_embeddings }
+        Self { name, sizes, tie_word_embeddings, attention_bias: false }
+    }
+
+    /// The same with biases of Q, K and V.
+    pub const fn with_attention_bias(self) -> Self {
+        Self { attention_bias: true, ..self }
     }
 
     fn config(&self, architecture: &str) -> Config {
@@ -41,7 +47,7 @@ impl Published {
             rms_norm_eps: 1e-6,
             max_position_embeddings: 32_768,
             tie_word_embeddings: self.tie_word_embeddings,
-            attention_bias: architecture == "qwen2",
+            attention_bias: self.attention_bias,
         }
     }
 }
