@@ -3,11 +3,15 @@
 //! [`Model::open`] does all of it; [`open_runner`] is the part after the file was read, for whoever has a [`Weights`] already.
 
 pub mod embedded;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod memory_plan;
 mod runner;
 
+#[cfg(feature = "cuda")]
+pub use gpu::{fit_cuda, open_device};
 pub use memory_plan::kv_layout;
-pub use runner::{DeviceChoice, DtypeChoice, RunnerOptions, fit_cpu, fit_cuda, open_device, open_runner};
+pub use runner::{DeviceChoice, DtypeChoice, RunnerOptions, fit_cpu, open_runner};
 
 use qernel_core::chat::ChatTemplate;
 use qernel_core::config::Config;
