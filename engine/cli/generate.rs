@@ -8,6 +8,7 @@ use super::tokenize::read_stdin;
 use crate::chat::Message;
 use crate::error::{Error, Result};
 use crate::generate::{FinishReason, Request};
+use crate::load::encode_plain;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -60,7 +61,7 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
     let model = args.model.open(1)?;
     let prompt_ids = match prompt {
         Prompt::Ids(ids) => ids,
-        Prompt::Text(text) if args.raw => model.encode_plain(&text)?,
+        Prompt::Text(text) if args.raw => encode_plain(&model.tokenizer, &text)?,
         Prompt::Text(text) => {
             let mut messages = Vec::new();
             if let Some(system) = &args.system {

@@ -8,6 +8,7 @@
 
 mod constraint;
 mod generation;
+mod logits;
 mod penalties;
 mod request;
 mod text;

@@ -135,6 +135,11 @@ impl Scheduler {
         &self.pool
     }
 
+    /// The pages, for what is no sequence.
+    pub(crate) fn pool_mut(&mut self) -> &mut PagePool {
+        &mut self.pool
+    }
+
     /// How many sequences wait and how many run.
     pub fn num_sequences(&self) -> (usize, usize) {
         (self.waiting.len(), self.running.len())

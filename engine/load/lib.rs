@@ -107,15 +107,6 @@ impl Model {
         ChatTemplate::from_tokenizer(&self.tokenizer)
     }
 
-    /// The ids of a prompt that no template made.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::encode`].
-    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
-        let bos = self.tokenizer.bos_token_id().filter(|_| self.tokenizer.adds_bos());
-        Ok(bos.into_iter().chain(self.tokenizer.encode(text, true)?).collect())
-    }
-
     /// An engine over the model, with all that it allows.
     ///
     /// # Errors
@@ -131,6 +122,15 @@ impl Model {
     pub fn into_engine_with(self, config: EngineConfig) -> Result<Engine> {
         Engine::new(self.runner, Some(self.tokenizer), config)
     }
+}
+
+/// The ids of a prompt that no template made, behind the token that begins every text where the model has one.
+///
+/// # Errors
+/// As [`Tokenizer::encode`].
+pub fn encode_plain(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
+    let bos = tokenizer.bos_token_id().filter(|_| tokenizer.adds_bos());
+    Ok(bos.into_iter().chain(tokenizer.encode(text, true)?).collect())
 }
 
 /// The file that `--model` names, or the embedded model.

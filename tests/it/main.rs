@@ -5,12 +5,14 @@ mod bench;
 mod cli;
 #[path = "../common/compare.rs"]
 mod compare;
+mod elsewhere;
 mod engine;
 mod families;
 mod forward;
 mod haiku;
 mod lab;
 mod lab_tools;
+mod library;
 #[path = "../common/life.rs"]
 mod life;
 mod model_file;
