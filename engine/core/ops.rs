@@ -5,7 +5,7 @@
 //! GPU are queued; only [`Ops::drawn`], [`Ops::sample`] and [`Ops::read`] wait.
 //!
 //! Number formats: the residual stream, Q, K and V before they are cached, norms, softmax and logits are f32
-//! ([`Ops::Tensor`]); what a matrix product reads is in the format of the weights ([`Ops::Activation`], f32 on the
+//! (`Tensor`); what a matrix product reads is in the format of the weights (`Activation`, f32 on the
 //! CPU), and so are cached K and V. Numbers beyond the range of f16 become its largest where the separate operations round
 //! to it.
 

@@ -5,10 +5,8 @@
 //!                            ^-- Answer (a bounded channel of events) --'
 //! ```
 //!
-//! Tokio's threads parse, tokenise and write; the engine's thread ([`engine_thread`]) computes. A dropped [`Answer`] is
+//! Tokio's threads parse, tokenise and write; the engine's thread (`engine_thread`) computes. A dropped `Answer` is
 //! how a client's leaving reaches the engine.
-//!
-//! [`Answer`]: answer::Answer
 
 mod answer;
 mod api;

@@ -1,6 +1,6 @@
 //! `out = x · weightᵀ`, straight from the memory map, with the same bits for a row alone and in a batch.
 //!
-//! Every output is one dot product: `in_features` in chunks of [`CHUNK`], each chunk in sixteen lanes of fused
+//! Every output is one dot product: `in_features` in chunks of `CHUNK`, each chunk in sixteen lanes of fused
 //! multiply-adds folded in a fixed order, the chunks added in order. How many rows and weights share a pass through
 //! the registers changes nothing in that, so a token's values do not depend on what else is in the batch. A library
 //! product that blocks by the batch's size cannot promise this. Measured per core at 512 rows of the 0.5B shapes,

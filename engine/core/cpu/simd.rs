@@ -144,11 +144,11 @@ pub trait Element: Send + Sync {
     unsafe fn load<L: Lanes>(from: *const u8) -> L;
 }
 
-/// [`Dtype::F32`] as a type.
+/// [`Dtype::F32`](crate::dtype::Dtype::F32) as a type.
 pub struct F32;
-/// [`Dtype::F16`] as a type.
+/// [`Dtype::F16`](crate::dtype::Dtype::F16) as a type.
 pub struct F16;
-/// [`Dtype::Bf16`] as a type.
+/// [`Dtype::Bf16`](crate::dtype::Dtype::Bf16) as a type.
 pub struct Bf16;
 
 macro_rules! element {

@@ -40,7 +40,7 @@ impl CudaOps {
         add::add(&self.device, &self.choice, n, x, delta)
     }
 
-    /// [`Ops::matmul_add`] by the kernels and the library that take any rows.
+    /// [`Ops::matmul_add`](qernel_core::ops::Ops::matmul_add) by the kernels and the library that take any rows.
     ///
     /// # Errors
     /// [`Error::Request`] if the shapes do not fit, [`Error::Device`].
@@ -70,7 +70,7 @@ impl CudaOps {
         }
     }
 
-    /// [`Ops::matmul_add`] by the kernels for few rows.
+    /// [`Ops::matmul_add`](qernel_core::ops::Ops::matmul_add) by the kernels for few rows.
     ///
     /// # Errors
     /// [`Error::Request`] if they do not take it, [`Error::Device`].
@@ -84,7 +84,7 @@ impl CudaOps {
         fused::matmul_add(&self.device, &self.choice, n, x, weight.expect_float("matmul_add")?, out)
     }
 
-    /// [`Ops::norm_matmul`], whether or not it is the faster way.
+    /// [`Ops::norm_matmul`](qernel_core::ops::Ops::norm_matmul), whether or not it is the faster way.
     ///
     /// # Errors
     /// As [`CudaOps::fused_matmul_add`].
@@ -99,7 +99,7 @@ impl CudaOps {
         fused::norm_matmul(&self.device, &self.choice, n, x, norm, weight.expect_float("norm_matmul")?, out)
     }
 
-    /// [`Ops::norm_gate_up`], likewise.
+    /// [`Ops::norm_gate_up`](qernel_core::ops::Ops::norm_gate_up), likewise.
     ///
     /// # Errors
     /// As [`CudaOps::fused_matmul_add`].
@@ -115,7 +115,7 @@ impl CudaOps {
         fused::norm_gate_up(&self.device, &self.choice, n, x, norm, gate_up, out)
     }
 
-    /// [`Ops::norm_qkv_rope`], likewise.
+    /// [`Ops::norm_qkv_rope`](qernel_core::ops::Ops::norm_qkv_rope), likewise.
     ///
     /// # Errors
     /// As [`CudaOps::fused_matmul_add`].

@@ -5,7 +5,7 @@
 //! ([`wait_for_dependencies`](grid::wait_for_dependencies)), and norms, biases, rotation, activation and residual
 //! addition happen where their operands are at hand.
 //!
-//! A group of lanes computes [`Dot`] products of rows of weights with up to `N` rows of inputs. Inputs lie in shared
+//! A group of lanes computes `Dot` products of rows of weights with up to `N` rows of inputs. Inputs lie in shared
 //! memory as f32: of each 8 values the first four in one plane and the last four in another, so that neighbouring
 //! lanes read neighbouring 16 bytes. Each lane adds its share in ascending order, then a butterfly adds the
 //! lanes: the order depends on the number of columns alone, so a row has the same bits alone and among others. Where a
