@@ -110,7 +110,7 @@ fn faults_have_types_and_say_what_to_do() {
 #[test]
 fn logits_wait_for_requests_to_end() {
     let model = model();
-    let tokens = model.encode_chat(&vec![Message::new("user", PROMPT)]).unwrap();
+    let tokens = model.encode_chat(vec![Message::new("user", PROMPT)]).unwrap();
     let mut engine = model.into_engine();
     let id = engine.submit(Request::new(tokens.clone())).unwrap();
     engine.step().unwrap();

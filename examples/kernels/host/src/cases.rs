@@ -2,9 +2,11 @@
 
 use crate::cublas::Call;
 use crate::machine::Machine;
-use cuda_std::launch::{DevicePtr, LaunchConfig};
+use cuda_std::launch::{DevicePtr, LaunchConfig, Launcher};
 use example_kernels::{self as kernels, Expected};
 use half::f16;
+
+type Launch<M> = Box<dyn Fn(&M) -> Result<(), <M as Launcher>::Error>>;
 
 /// A kernel with inputs on a machine.
 pub struct Case<M: Machine> {
@@ -14,7 +16,7 @@ pub struct Case<M: Machine> {
     /// What cuBLAS does instead.
     pub library: Option<Call>,
     /// Queues it.
-    pub launch: Box<dyn Fn(&M) -> Result<(), M::Error>>,
+    pub launch: Launch<M>,
     /// Where its result is.
     result: DevicePtr<f32>,
     /// From the inputs, in f64.
@@ -44,8 +46,7 @@ impl<M: Machine> Case<M> {
         let mut worst = 0.0f64;
         for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
             let difference = (f64::from(*found) - expected.value).abs();
-            // So written that a NaN is refused.
-            if !(difference <= expected.tolerance) {
+            if difference.is_nan() || difference > expected.tolerance {
                 return Err(format!(
                     "{} {:?}: value {i} is {found}; expected {} within {:e}",
                     self.name, self.size, expected.value, expected.tolerance
