@@ -89,20 +89,27 @@ class Browser:
         self.home.cleanup()
 
 
+def wait_until_ready(url, seconds=60):
+    """503, and before it no connection, while the model loads."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(url).close()
+            return
+        except OSError:
+            if time.monotonic() > end:
+                raise SystemExit(f"{url} is not ready after {seconds} s")
+            time.sleep(0.1)
+
+
 def chat(browser, args):
     """A conversation with the embedded model on the server's own page."""
     port = "8091"
     command = [args.qernel, "serve", "--port", port, "--device", "cpu"]
-    os.environ.pop("QERNEL_MODEL", None)
-    server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    environment = {name: value for name, value in os.environ.items() if name != "QERNEL_MODEL"}
+    server = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
     try:
-        for _ in range(300):
-            try:
-                if b"ok" in urllib.request.urlopen(f"http://127.0.0.1:{port}/health").read():
-                    break
-            except OSError:
-                pass
-            time.sleep(0.1)
+        wait_until_ready(f"http://127.0.0.1:{port}/health")
         browser.open(f"http://127.0.0.1:{port}/", 760, 560)
         browser.evaluate("document.querySelector('#seed').value = 1")
         for question in ["Write a haiku about the sea with the word forty-two", "Write a haiku about the moon with the word seven"]:
@@ -118,8 +125,9 @@ def chat(browser, args):
 
 
 def kernel(browser, args):
-    """A stored report of the laboratory: RMSNorm on an H200."""
-    browser.open((ROOT / "docs/lab-h200/rms_norm.html").as_uri(), 1000, 620)
+    """A stored report of the laboratory: matrix products on an H200."""
+    browser.open((ROOT / "docs/lab-h200/matmul.html").as_uri(), 1000, 640)
+    browser.evaluate("document.querySelector('h2').scrollIntoView()")
     browser.save("kernel.png")
 
 

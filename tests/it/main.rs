@@ -16,6 +16,7 @@ mod library;
 #[path = "../common/life.rs"]
 mod life;
 mod model_file;
+mod readme;
 mod rooms;
 mod sampler;
 mod scheduler;
