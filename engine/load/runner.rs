@@ -23,6 +23,7 @@ pub enum DeviceChoice {
     Auto,
     /// `cuda`, or `cuda:N`.
     Cuda(Option<u32>),
+    /// The CPU.
     Cpu,
     /// A GPU emulated on the CPU, which checks the kernels while it runs them: for small models.
     Emulated,

@@ -24,6 +24,7 @@ use tracing::Span;
 
 /// A model ready to be served. Made on the engine's thread, which it never leaves.
 pub struct LoadedModel {
+    /// What answers.
     pub engine: Engine,
     /// `None` where the file has none and ChatML cannot stand in: chat is refused then.
     pub template: Option<ChatTemplate>,
