@@ -82,10 +82,11 @@ pub fn run(args: ServeArgs) -> Result<ExitCode> {
     tracing::info!("listening on http://{}", server.local_addr()?);
     let (model, name) = (args.model, args.model_name);
     let open = move || {
-        let name = name.unwrap_or_else(|| default_name(model.model.as_deref()));
+        let name = name.unwrap_or_else(|| default_name(model.file.model.as_deref()));
         let loaded = model.open(args.parallel)?;
         let template = loaded.template().inspect_err(|error| tracing::warn!("no chat: {error}")).ok();
-        Ok(LoadedModel { engine: loaded.into_engine()?, template, name })
+        let watch = loaded.watch.clone();
+        Ok(LoadedModel { engine: loaded.into_engine()?, template, name, watch })
     };
     server.run(open, stop_signal())?;
     Ok(ExitCode::SUCCESS)

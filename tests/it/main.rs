@@ -5,6 +5,7 @@ mod bench;
 mod cli;
 #[path = "../common/compare.rs"]
 mod compare;
+mod customs;
 mod elsewhere;
 mod engine;
 mod families;
@@ -16,6 +17,8 @@ mod library;
 #[path = "../common/life.rs"]
 mod life;
 mod model_file;
+mod outputs;
+mod program;
 mod readme;
 mod rooms;
 mod sampler;

@@ -8,6 +8,7 @@ mod hostile;
 mod lifecycle;
 mod limits;
 mod load;
+mod logs;
 #[path = "../common/minute.rs"]
 mod minute;
 mod openai;
