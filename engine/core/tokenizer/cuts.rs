@@ -14,6 +14,8 @@
 //!
 //! A text may have no such place for long (letters without anything between them): then the part is as long as it must be.
 
+use regex::Regex;
+use std::sync::LazyLock;
 use unicode_normalization_alignments::char::canonical_combining_class;
 use unicode_normalization_alignments::{IsNormalized, is_nfc_quick};
 
@@ -36,13 +38,20 @@ enum Class {
 }
 
 impl Class {
+    /// As the expression's own tables say, which may be of another version of Unicode than the standard library's.
     fn of(c: char) -> Self {
         match c {
             '\r' | '\n' => Self::Break,
-            c if c.is_whitespace() => Self::Space,
-            c if c.is_numeric() => Self::Number,
-            c if is_letter(c) => Self::Letter,
-            _ => Self::Other,
+            'a'..='z' | 'A'..='Z' => Self::Letter,
+            '0'..='9' => Self::Number,
+            '\t' | '\u{B}' | '\u{C}' | ' ' => Self::Space,
+            c if c.is_ascii() => Self::Other,
+            c => {
+                let mut buffer = [0; 4];
+                let text = &*c.encode_utf8(&mut buffer);
+                let known = CLASSES.iter().find(|(expression, _)| expression.is_match(text));
+                known.map_or(Self::Other, |&(_, class)| class)
+            }
         }
     }
 
@@ -64,13 +73,10 @@ impl Class {
     }
 }
 
-/// `\p{L}`. The standard library's `is_alphabetic` counts marks and numbers in, which the others are told from by name.
-fn is_letter(c: char) -> bool {
-    use std::sync::LazyLock;
-    static LETTER: LazyLock<regex::Regex> =
-        LazyLock::new(|| regex::Regex::new(r"^\p{L}$").expect("the expression is well-formed"));
-    c.is_ascii_alphabetic() || (!c.is_ascii() && LETTER.is_match(c.encode_utf8(&mut [0; 4])))
-}
+static CLASSES: LazyLock<[(Regex, Class); 3]> = LazyLock::new(|| {
+    let classes = [(r"^\p{L}$", Class::Letter), (r"^\p{N}$", Class::Number), (r"^\s$", Class::Space)];
+    classes.map(|(expression, class)| (Regex::new(expression).expect("the expression is well-formed"), class))
+});
 
 /// Whether NFC leaves `c` and what stands before it as they are.
 fn is_inert(c: char) -> bool {
@@ -109,8 +115,6 @@ mod tests {
     use super::*;
     use crate::tokenizer::{Tokenizer, TokenizerParts, byte_to_char};
     use proptest::prelude::*;
-    use regex::Regex;
-    use std::sync::LazyLock;
     use tokenizers::normalizers::NFC;
     use tokenizers::pre_tokenizers::byte_level::ByteLevel;
     use tokenizers::{AddedToken, AddedVocabulary, Model, OffsetType, PreTokenizer};
@@ -204,9 +208,9 @@ mod tests {
             let mut buffer = [0; 4];
             let text = &*c.encode_utf8(&mut buffer);
             let class = Class::of(c);
-            assert_eq!(class == Class::Letter, letter.is_match(text), "{c:?}");
-            assert_eq!(class == Class::Number, number.is_match(text), "{c:?}");
-            assert_eq!(matches!(class, Class::Space | Class::Break), space.is_match(text), "{c:?}");
+            let expected = [letter.is_match(text), number.is_match(text), space.is_match(text)];
+            let is_space = matches!(class, Class::Space | Class::Break);
+            assert_eq!([class == Class::Letter, class == Class::Number, is_space], expected, "{c:?}");
             // What it is made of begins with a character of its class, unless nothing ever combines to it.
             let composed: String = text.nfc().map(|(c, _)| c).collect();
             let first = text.nfd().next().unwrap().0;
