@@ -10,6 +10,7 @@ mod elsewhere;
 mod engine;
 mod families;
 mod forward;
+mod fuzz;
 mod haiku;
 mod lab;
 mod lab_tools;
