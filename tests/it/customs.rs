@@ -111,8 +111,9 @@ fn minus_one_and_zero_mean_what_they_do_in_llama_cpp() {
     for random in [&["--seed", "-1"][..], &["-s", "-1"], &["--seed=-1"]] {
         assert_ne!(seeded(random), seeded(random), "{random:?}: the clock gives another seed each time");
     }
-    let (answers, _) = chat(&fixture, &["-n", "-1", "-c", "0", "--seed", "-1"], b"Hello\n");
-    assert!(!answers.is_empty());
+    let mut conversation = fixture.command("chat");
+    conversation.args(["--device", "cpu", "-n", "-1", "-c", "0", "--seed", "-1"]).write_stdin("Hello\n");
+    conversation.assert().success().stdout(predicate::str::is_empty().not());
     for (wrong, says) in [
         (["-n", "-2"], "expected a number of tokens of 0 or more, or -1"),
         (["--seed", "-2"], "expected a seed of 0 or more, or -1"),
