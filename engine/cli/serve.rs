@@ -63,6 +63,7 @@ pub struct ServeArgs {
 
 /// Runs the server until a signal stops it.
 pub fn run(args: ServeArgs) -> Result<ExitCode> {
+    give_memory_back();
     let seconds = Duration::from_secs;
     let server = Server::bind(ServerConfig {
         host: args.host,
@@ -91,6 +92,21 @@ pub fn run(args: ServeArgs) -> Result<ExitCode> {
     server.run(open, stop_signal())?;
     Ok(ExitCode::SUCCESS)
 }
+
+/// Makes memory of large requests go back to the system as soon as it is free. By itself glibc keeps more the more it has seen: after eight
+/// texts of 4 MiB at once a server held 115 MB for good.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn give_memory_back() {
+    const LARGE: i32 = 1 << 20;
+    // SAFETY: both set a number of the allocator; no other thread runs yet.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, LARGE);
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn give_memory_back() {}
 
 /// What clients call a model: its file's name without the ending.
 fn default_name(model: Option<&Path>) -> String {

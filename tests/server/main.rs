@@ -9,6 +9,7 @@ mod lifecycle;
 mod limits;
 mod load;
 mod logs;
+mod long_texts;
 #[path = "../common/minute.rs"]
 mod minute;
 mod openai;
