@@ -213,7 +213,8 @@ fn a_port_that_is_taken_is_an_error() {
 #[test]
 fn the_call_in_the_readme_gives_a_haiku() {
     let readme = include_str!("../../README.md");
-    let call = &readme[readme.find("curl http://127.0.0.1:8080/v1/chat").expect("README shows a call")..];
+    let address = readme.find(" http://127.0.0.1:8080/v1/chat").expect("README shows a call");
+    let call = &readme[readme[..address].rfind("curl ").expect("by curl")..];
     let call = &call[..call.find("```").unwrap()];
     if Command::new("curl").arg("--version").output().is_err() {
         println!("there is no curl on this machine; the call was not tried");
