@@ -4,10 +4,11 @@
 use qernel::chat::{ChatTemplate, Message};
 use qernel::config::Config;
 use qernel::gguf::Gguf;
-use qernel::load::{DeviceChoice, Model, RunnerOptions, embedded};
-use qernel::server::{LoadedModel, Server, ServerConfig};
+use qernel::load::embedded;
+use qernel::server::{Server, ServerConfig};
 use qernel::tokenizer::Tokenizer;
 use qernel::weights::Weights;
+use qernel::{Device, Model};
 use serde_json::json;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -98,11 +99,8 @@ static SERVER: LazyLock<SocketAddr> = LazyLock::new(|| {
     let server = Server::bind(config).expect("there is a free port");
     let address = server.local_addr().expect("it has an address");
     let open = move || {
-        let options = RunnerOptions { device: DeviceChoice::Cpu, ..RunnerOptions::for_sequences(parallel) };
-        let model = Model::open(None, &options, &mut |_, _| ())?;
-        let template = model.template().ok();
-        let name = "haiku".into();
-        Ok(LoadedModel { engine: model.into_engine()?, template, name, watch: Default::default() })
+        let model = Model::options().device(Device::Cpu).sequences(parallel).open_haiku()?;
+        Ok(model.into_served("haiku"))
     };
     std::thread::spawn(move || server.run(open, std::future::pending()));
     while status(address, b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n") != 200 {
