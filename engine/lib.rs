@@ -35,6 +35,8 @@
 //! What is documented here is the library. The other modules are the engine's own rooms, public for its tests and tools;
 //! they change without notice.
 #![warn(missing_docs)]
+// Printing panics where nobody takes what is printed; `cli::output` does not.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 #[cfg(feature = "cli")]
 #[doc(hidden)]
@@ -58,8 +60,8 @@ pub use qernel_server as server;
 
 #[doc(hidden)]
 pub use qernel_core::{
-    batch, chat, config, cpu, drawing, dtype, error, formats, generate, gguf, kv_cache, kv_layout, model,
-    ops, prefix_cache, rope, sampler, scheduler, stats, testing, tokenizer, weights,
+    batch, chat, config, cpu, disk, drawing, dtype, error, formats, generate, gguf, kv_cache, kv_layout,
+    model, ops, prefix_cache, rope, sampler, scheduler, stats, testing, tokenizer, weights,
 };
 #[cfg(feature = "cuda")]
 #[doc(hidden)]

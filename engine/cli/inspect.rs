@@ -1,6 +1,7 @@
 //! `inspect`: what a GGUF file holds and how much memory it needs.
 
-use super::output::Output;
+use super::options::FileArgs;
+use super::output::{Output, one_line};
 use crate::config::Config;
 use crate::cuda;
 use crate::dtype::Dtype;
@@ -9,19 +10,17 @@ use crate::error::{Error, Result};
 use crate::gguf::{Gguf, Value};
 use crate::kv_layout::PAGE_SIZE;
 use crate::load::kv_layout;
-use crate::load::open_gguf;
 use crate::weights::Weights;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
-use std::path::PathBuf;
 
 /// Options of `inspect`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct InspectArgs {
-    /// The GGUF file; one that holds only a vocabulary will do [default: the small haiku model that the program carries].
-    #[arg(long, short, value_name = "FILE", env = "QERNEL_MODEL")]
-    pub model: Option<PathBuf>,
+    /// A file that holds only a vocabulary is enough.
+    #[command(flatten)]
+    pub file: FileArgs,
     /// Tokens of context to count KV memory for [default: what the model was made for].
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
     pub context: Option<u64>,
@@ -35,7 +34,7 @@ pub struct InspectArgs {
 /// # Errors
 /// [`Error::Io`] and [`Error::Gguf`] where the file cannot be read; [`Error::ClosedPipe`] where nobody reads on.
 pub fn run(args: InspectArgs) -> Result<()> {
-    let gguf = open_gguf(args.model.as_deref())?;
+    let gguf = args.file.open()?;
     let report = Report::new(&gguf, &args);
     let text = match args.json {
         true => serde_json::to_string_pretty(&report)
@@ -133,7 +132,11 @@ impl<'a> Report<'a> {
             .collect();
 
         Self {
-            file: args.model.as_ref().map_or(embedded::NAME.to_owned(), |path| path.display().to_string()),
+            file: args
+                .file
+                .model
+                .as_ref()
+                .map_or(embedded::NAME.to_owned(), |path| path.display().to_string()),
             file_bytes: gguf.file_size(),
             gguf_version: gguf.version(),
             alignment: gguf.alignment(),
@@ -220,21 +223,26 @@ impl fmt::Display for Mib {
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { file, gguf_version, alignment, .. } = self;
-        writeln!(f, "{file}: {}, GGUF version {gguf_version}, alignment {alignment}", Mib(self.file_bytes))?;
-        writeln!(f, "architecture: {}", self.architecture.unwrap_or("not given"))?;
+        writeln!(
+            f,
+            "{}: {}, GGUF version {gguf_version}, alignment {alignment}",
+            one_line(file),
+            Mib(self.file_bytes)
+        )?;
+        writeln!(f, "architecture: {}", one_line(self.architecture.unwrap_or("not given")))?;
         match &self.problem {
-            Some(problem) => writeln!(f, "cannot be run: {problem}")?,
+            Some(problem) => writeln!(f, "cannot be run: {}", one_line(problem))?,
             None if self.vocabulary_only => writeln!(f, "a vocabulary only: there are no tensors")?,
             None => {}
         }
         if !self.unused_tensors.is_empty() {
-            writeln!(f, "not used: {}", self.unused_tensors.join(", "))?;
+            writeln!(f, "not used: {}", one_line(&self.unused_tensors.join(", ")))?;
         }
 
         writeln!(f, "\nmetadata ({})", self.metadata.len())?;
         let width = self.metadata.iter().map(|(key, _)| key.chars().count()).max().unwrap_or(0).min(48);
         for (key, value) in &self.metadata {
-            writeln!(f, "  {key:width$}  {value}")?;
+            writeln!(f, "  {:width$}  {value}", one_line(key))?;
         }
         if !self.tensors.is_empty() {
             writeln!(f, "\ntensors ({})", self.num_tensors)?;
@@ -246,7 +254,8 @@ impl fmt::Display for Report<'_> {
                     Some(bytes) => write!(size, "{bytes}")?,
                     None => size.push('?'),
                 }
-                writeln!(f, "  {name:width$}  {ggml_type:8} {:16} {size:>12} bytes", format!("{shape:?}"))?;
+                let (name, shape) = (one_line(name), format!("{shape:?}"));
+                writeln!(f, "  {name:width$}  {ggml_type:8} {shape:16} {size:>12} bytes")?;
             }
             writeln!(f, "\nsizes")?;
             for TypeSize { ggml_type, num_tensors, bytes } in &self.sizes {
@@ -260,7 +269,7 @@ impl fmt::Display for Report<'_> {
             for (name, value) in
                 fields.as_object().into_iter().flatten().filter(|(name, _)| *name != "architecture")
             {
-                let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                let value = value.as_str().map_or_else(|| value.to_string(), one_line);
                 writeln!(f, "  {name:23}  {value}")?;
             }
         }

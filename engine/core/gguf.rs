@@ -13,12 +13,12 @@ pub mod write;
 pub use types::{Block, GgmlType, ValueType};
 pub use value::{Array, FromValue, Value};
 
+use crate::disk::{self, Access, Watch};
 use crate::error::{Error, Result};
 use bytes::Bytes;
 use cursor::Cursor;
 use parse::{Index, TensorEntry, text};
 use std::fmt;
-use std::fs::File;
 use std::path::Path;
 
 /// The first four bytes of a file.
@@ -32,25 +32,29 @@ pub const DEFAULT_ALIGNMENT: u32 = 32;
 pub struct Gguf {
     data: Bytes,
     index: Index,
+    watch: Watch,
 }
 
 impl Gguf {
     /// Opens a file through a memory map.
     ///
     /// # Errors
-    /// [`Error::Io`] where it cannot be opened, [`Error::Gguf`] where it is not a well-formed GGUF file.
+    /// As [`Gguf::open_by`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let file = File::open(path).map_err(|error| Error::io(path, error))?;
-        // SAFETY: the map is only read, as bytes, through bounds that were compared with its length. A process that
-        // writes to the file meanwhile can change the values read, which no code relies on (names are checked again
-        // when they are used as text); one that truncates it ends this program with SIGBUS, as for every user of a
-        // memory map.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| Error::io(path, error))?;
-        Self::from_bytes(Bytes::from_owner(map)).map_err(|error| match error {
+        Self::open_by(path.as_ref(), Access::Map)
+    }
+
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// As [`disk::open`]; [`Error::Gguf`] where it is not a well-formed GGUF file.
+    pub fn open_by(path: &Path, access: Access) -> Result<Self> {
+        let (data, watch) = disk::open(path, access)?;
+        let opened = Self::from_bytes(data).map_err(|error| match error {
             Error::Gguf(message) => Error::Gguf(format!("{}: {message}", path.display())),
             error => error,
-        })
+        });
+        Ok(Self { watch, ..opened? })
     }
 
     /// Reads a file that is in memory; `data` is kept, not copied.
@@ -59,7 +63,12 @@ impl Gguf {
     /// [`Error::Gguf`] where it is not a well-formed GGUF file.
     pub fn from_bytes(data: Bytes) -> Result<Self> {
         let index = parse::parse(&data).map_err(Error::Gguf)?;
-        Ok(Self { data, index })
+        Ok(Self { data, index, watch: Watch::default() })
+    }
+
+    /// Tells whether the file was changed after it was opened.
+    pub fn watch(&self) -> &Watch {
+        &self.watch
     }
 
     /// Version of the format: 2 or 3.
@@ -98,6 +107,14 @@ impl Gguf {
         let Some(entry) = self.find_entry(key) else { return Ok(None) };
         let value = self.decode(entry).and_then(T::from_value);
         value.map(Some).map_err(|error| Error::Gguf(format!("metadata `{key}`: {error}")))
+    }
+
+    /// A metadata value as `T`, or `None` with a warning where it has another type: for what a file can be run without.
+    pub fn get_or_warn<'a, T: FromValue<'a>>(&'a self, key: &str) -> Option<T> {
+        self.get(key).unwrap_or_else(|error| {
+            tracing::warn!("left out: {error}");
+            None
+        })
     }
 
     /// A metadata value as `T`.

@@ -106,8 +106,7 @@ pub struct Weights {
     vectors: Vec<(String, Vec<f32>)>,
     /// Where each name is in those.
     places: HashMap<String, usize>,
-    /// Names of the file's tensors that the model has no place for: worth a warning, as they may change its answers
-    /// elsewhere.
+    /// Names of the file's tensors that the model has no place for and that leave its answers alone: worth a warning.
     pub unused: Vec<String>,
 }
 
@@ -124,16 +123,32 @@ pub const EMBEDDING: &str = "token_embd.weight";
 /// See [`EMBEDDING`].
 pub const HEAD: &str = "output.weight";
 
-/// Tensors that some writers add and that are computed from metadata here.
-const HARMLESS: [&str; 1] = ["rope_freqs.weight"];
+/// Whether some writers add a tensor of this name for what is computed from metadata here.
+fn is_computed(name: &str) -> bool {
+    name == "rope_freqs.weight" || (name.starts_with("blk.") && name.ends_with(".attn_rot_embd.weight"))
+}
+
+/// Whether a tensor that the model has no place for belongs to what it computes: to one of its layers, to its embedding or its head, or
+/// as a bias or a scale of its own. Others (layers behind the last one, which draft further tokens) leave its answers alone.
+fn changes_answers(name: &str, specs: &[TensorSpec]) -> bool {
+    let layer = |name: &str| name.strip_prefix("blk.")?.split_once('.')?.0.parse::<u32>().ok();
+    match layer(name) {
+        Some(i) => specs.iter().any(|spec| layer(&spec.name) == Some(i)),
+        None => {
+            let is_around_layers =
+                ["token_", "position_", "output"].iter().any(|start| name.starts_with(start));
+            is_around_layers || name.ends_with(".bias") || name.ends_with(".scale")
+        }
+    }
+}
 
 impl Weights {
     /// Finds every tensor of `specs` and checks its format and shape. Matrices stay in the file; norms and biases are
     /// converted.
     ///
     /// # Errors
-    /// [`Error::Model`], listing the tensors that are missing, that have a format which is not computed with, or that have
-    /// another shape than asked for.
+    /// [`Error::Model`], listing the tensors that are missing, that have a format which is not computed with, that have another
+    /// shape than asked for, or that change the answers and that the model has no place for.
     pub fn find(gguf: &Gguf, specs: &[TensorSpec]) -> Result<Self> {
         if gguf.tensors().len() == 0 {
             return Err(Error::Model(
@@ -166,11 +181,18 @@ impl Weights {
                 }
             }
         }
-        let Finder { used, problems, .. } = finder;
+        let Finder { used, mut problems, .. } = finder;
+        for name in gguf.tensors().map(|tensor| tensor.name()) {
+            if used.contains(name) || is_computed(name) {
+                continue;
+            }
+            if changes_answers(name, specs) {
+                problems.uncomputed.push(|| name.to_owned());
+            } else {
+                weights.unused.push(name.to_owned());
+            }
+        }
         problems.check()?;
-        let unused = gguf.tensors().map(|tensor| tensor.name());
-        let unused = unused.filter(|name| !used.contains(name) && !HARMLESS.contains(name));
-        weights.unused = unused.map(str::to_owned).collect();
         Ok(weights)
     }
 
@@ -289,6 +311,7 @@ struct Problems {
     missing: Listing,
     formats: Listing,
     shapes: Listing,
+    uncomputed: Listing,
 }
 
 impl Problems {
@@ -306,6 +329,12 @@ impl Problems {
         }
         if self.shapes.total > 0 {
             messages.push(format!("tensors whose shape is not what the metadata says: {}", self.shapes));
+        }
+        if self.uncomputed.total > 0 {
+            messages.push(format!(
+                "tensors that change the model's answers and are not computed with: {}; this version cannot run the file",
+                self.uncomputed
+            ));
         }
         if messages.is_empty() { Ok(()) } else { Err(Error::Model(messages.join("; "))) }
     }

@@ -3,6 +3,9 @@
 //! One file an operation: it checks every precondition of its kernels and holds the only `unsafe` launch of them.
 //! Where an operation has several kernels, its file has a table of [`Variant`]s; `--kernel op=variant` picks one.
 
+// Printing panics where nobody takes what is printed.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod add;
 mod argmax;
 mod attention;

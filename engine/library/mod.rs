@@ -9,6 +9,7 @@ pub use options::ModelOptions;
 pub use prompt::{Conversation, Prompt};
 
 use crate::chat::ChatTemplate;
+use crate::disk::Watch;
 use crate::error::Result;
 use crate::generate::{Engine, Request};
 use crate::load;
@@ -33,6 +34,8 @@ pub struct Model {
     tokenizer: Arc<Tokenizer>,
     /// Compiled when the first conversation needs it.
     template: OnceCell<ChatTemplate>,
+    #[cfg_attr(not(feature = "server"), allow(dead_code, reason = "a server asks it"))]
+    watch: Watch,
 }
 
 impl Model {
@@ -59,8 +62,8 @@ impl Model {
     }
 
     fn new(model: load::Model) -> Result<Self> {
-        let tokenizer = Arc::clone(&model.tokenizer);
-        Ok(Self { engine: model.into_engine()?, tokenizer, template: OnceCell::new() })
+        let (tokenizer, watch) = (Arc::clone(&model.tokenizer), model.watch.clone());
+        Ok(Self { engine: model.into_engine()?, tokenizer, template: OnceCell::new(), watch })
     }
 
     /// Continues a prompt: text, or token ids, as they are.
@@ -208,7 +211,7 @@ impl Model {
     pub fn into_served(self, name: impl Into<String>) -> crate::server::LoadedModel {
         // A file without a template is served all the same, for completions; what chat is answered says why.
         let template = ChatTemplate::from_tokenizer(&self.tokenizer).ok();
-        crate::server::LoadedModel { engine: self.engine, template, name: name.into() }
+        crate::server::LoadedModel { engine: self.engine, template, name: name.into(), watch: self.watch }
     }
 }
 

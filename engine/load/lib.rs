@@ -2,6 +2,9 @@
 //!
 //! [`Model::open`] does all of it; [`open_runner`] is the part after the file was read, for whoever has a [`Weights`] already.
 
+// Printing panics where nobody takes what is printed.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod embedded;
 #[cfg(feature = "cuda")]
 mod gpu;
@@ -15,6 +18,7 @@ pub use runner::{DeviceChoice, DtypeChoice, RunnerOptions, fit_cpu, open_runner}
 
 use qernel_core::chat::ChatTemplate;
 use qernel_core::config::Config;
+use qernel_core::disk::{Access, Watch};
 use qernel_core::error::Result;
 use qernel_core::generate::{Engine, EngineConfig};
 use qernel_core::gguf::Gguf;
@@ -30,6 +34,8 @@ pub struct Model {
     pub tokenizer: Arc<Tokenizer>,
     pub runner: Box<dyn Runner>,
     pub facts: ModelFacts,
+    /// Tells whether the file was changed while it is in use.
+    pub watch: Watch,
 }
 
 /// What the timing summary must know of a model.
@@ -70,9 +76,21 @@ impl Model {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
         let start = Instant::now();
-        let gguf = open_gguf(path)?;
-        let config = Config::from_gguf(&gguf)?;
-        let weights = Weights::from_gguf(&gguf, &config)?;
+        Self::load(&open_gguf(path, Access::Map)?, start, options, progress)
+    }
+
+    /// As [`Model::open`], of a file that is open; its opening began at `start`.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn load(
+        gguf: &Gguf,
+        start: Instant,
+        options: &RunnerOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
+        let config = Config::from_gguf(gguf)?;
+        let weights = Weights::from_gguf(gguf, &config)?;
         if !weights.unused.is_empty() {
             tracing::warn!("tensors that the model has no use for: {}", weights.unused.join(", "));
         }
@@ -80,7 +98,7 @@ impl Model {
         let mut first_and_last_tensor = None;
         // The vocabulary is read by another core while the weights go up.
         let (tokenizer, runner) = std::thread::scope(|scope| {
-            let tokenizer = scope.spawn(|| (Tokenizer::from_gguf(&gguf), Instant::now()));
+            let tokenizer = scope.spawn(|| (Tokenizer::from_gguf(gguf), Instant::now()));
             let runner = open_runner(&weights, &config, options, &mut |loaded, total| {
                 let now = Instant::now();
                 first_and_last_tensor.get_or_insert((now, now)).1 = now;
@@ -96,7 +114,7 @@ impl Model {
             decode_weight_bytes: weights.decode_bytes() as usize,
             opening: Opening { file, device, weights: loaded, vocabulary, ready },
         };
-        Ok(Self { tokenizer: Arc::new(tokenizer), runner: runner?, facts })
+        Ok(Self { tokenizer: Arc::new(tokenizer), runner: runner?, facts, watch: gguf.watch().clone() })
     }
 
     /// The file's chat template, or ChatML.
@@ -136,7 +154,7 @@ pub fn encode_plain(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
 /// The file that `--model` names, or the embedded model.
 ///
 /// # Errors
-/// As [`Gguf::open`].
-pub fn open_gguf(model: Option<&Path>) -> Result<Gguf> {
-    model.map_or_else(crate::embedded::haiku, Gguf::open)
+/// As [`Gguf::open_by`].
+pub fn open_gguf(model: Option<&Path>, access: Access) -> Result<Gguf> {
+    model.map_or_else(crate::embedded::haiku, |path| Gguf::open_by(path, access))
 }

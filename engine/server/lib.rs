@@ -8,6 +8,9 @@
 //! Tokio's threads parse, tokenise and write; the engine's thread (`engine_thread`) computes. A dropped `Answer` is
 //! how a client's leaving reaches the engine.
 
+// Printing panics where nobody takes what is printed.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod answer;
 mod api;
 mod auth;

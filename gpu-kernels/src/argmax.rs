@@ -94,6 +94,7 @@ pub unsafe fn split(Draw { vocab_size, rows, logits, partials, counters, out }: 
 /// Grid, block and arrays are as above and do not overlap; there need be no `partials` and `counters`.
 #[kernel(E = [f32], name = "argmax_{E}_plain", max_threads = 1024)]
 pub unsafe fn plain(Draw { vocab_size, rows, logits, out, .. }: Draw) {
+    // SAFETY: ids are below `vocab_size`; a block reads its own row and writes its own place of `out`.
     unsafe {
         let row = *rows.add(thread::block_idx_x() as usize);
         let logits = logits.add(thread::block_idx_x() as usize * vocab_size as usize);

@@ -60,10 +60,12 @@ impl<E: Element, X: Element> Step<E, X> for One {
     type Values = f32;
     #[inline(always)]
     unsafe fn load(pointer: *const E) -> f32 {
+        // SAFETY: the caller's.
         unsafe { pointer.read() }.to_f32()
     }
     #[inline(always)]
     unsafe fn load_x(pointer: *const X) -> f32 {
+        // SAFETY: the caller's: the parts are those of its `WIDTH` values.
         unsafe { pointer.read() }.to_f32()
     }
     #[inline(always)]
@@ -82,6 +84,7 @@ impl<E: Element, X: Element> Step<E, X> for Wide {
     type Values = E::Lanes;
     #[inline(always)]
     unsafe fn load(pointer: *const E) -> E::Lanes {
+        // SAFETY: the caller's.
         unsafe { E::load(pointer) }
     }
     #[inline(always)]
@@ -89,6 +92,7 @@ impl<E: Element, X: Element> Step<E, X> for Wide {
         let mut values = E::splat(0.0);
         // An f32 input takes two loads for eight weights of two bytes.
         for part in 0..E::LANES / X::LANES {
+            // SAFETY: the caller's: the parts are those of its `WIDTH` values.
             let lanes = unsafe { X::load(pointer.add(part * X::LANES)) };
             for i in 0..X::LANES {
                 values.as_mut()[part * X::LANES + i] = lanes.as_ref()[i];
@@ -120,11 +124,13 @@ unsafe fn matmul<E: Element, X: Element, S: Step<E, X>>(a: Matmul<E, X>) {
     }
     let first = thread::block_idx_y() * ROWS_PER_WARP;
     let cols = cols as usize;
+    // SAFETY: `row` is below `rows`, as all rows of the matrix are.
     let weight = unsafe { weight.add(row as usize * cols) };
     // Rows beyond the last are computed from the last and not stored: no branch inside the loop.
     let mut x_rows = [x; TILE];
     for i in 0..TILE {
         let index = (first + i as u32).min(n - 1);
+        // SAFETY: `index` is below `n`.
         x_rows[i] = unsafe { x.add(index as usize * cols) };
     }
 
@@ -134,6 +140,7 @@ unsafe fn matmul<E: Element, X: Element, S: Step<E, X>>(a: Matmul<E, X>) {
         // SAFETY: `column + WIDTH <= cols`, since `WIDTH` divides both.
         let w = unsafe { S::load(weight.add(column)) };
         for i in 0..TILE {
+            // SAFETY: as for the weights.
             let values = unsafe { S::load_x(x_rows[i].add(column)) };
             sums[i] = S::multiply_add(&values, &w, sums[i]);
         }

@@ -5,10 +5,12 @@ mod bench;
 mod cli;
 #[path = "../common/compare.rs"]
 mod compare;
+mod customs;
 mod elsewhere;
 mod engine;
 mod families;
 mod forward;
+mod fuzz;
 mod haiku;
 mod lab;
 mod lab_tools;
@@ -16,6 +18,8 @@ mod library;
 #[path = "../common/life.rs"]
 mod life;
 mod model_file;
+mod outputs;
+mod program;
 mod readme;
 mod rooms;
 mod sampler;

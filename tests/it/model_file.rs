@@ -227,10 +227,54 @@ fn missing_and_unused_tensors_are_listed() {
 
     let mut writer = model().writer();
     let zeros = |count: usize| vec![0; count * 4];
-    writer.tensor("blk.0.attn_output.bias", &[48], GgmlType::F32, zeros(48));
     writer.tensor("blk.2.attn_norm.weight", &[48], GgmlType::F32, zeros(48));
+    writer.tensor("blk.2.attn_q.bias", &[48], GgmlType::F32, zeros(48));
+    writer.tensor("mtp.weight", &[4], GgmlType::F32, zeros(4));
     writer.tensor("rope_freqs.weight", &[4], GgmlType::F32, zeros(4));
-    assert_eq!(load(&writer).unwrap().unused, ["blk.0.attn_output.bias", "blk.2.attn_norm.weight"]);
+    writer.tensor("blk.1.attn_rot_embd.weight", &[4], GgmlType::F32, zeros(4));
+    assert_eq!(load(&writer).unwrap().unused, ["blk.2.attn_norm.weight", "blk.2.attn_q.bias", "mtp.weight"]);
+}
+
+#[test]
+fn a_tensor_that_changes_the_answers_and_is_not_computed_with_refuses_the_file() {
+    for name in [
+        "output.bias",
+        "output_norm.bias",
+        "token_embd_norm.weight",
+        "position_embd.weight",
+        "blk.0.attn_output.bias",
+        "blk.1.attn_q_norm.weight",
+        "blk.1.ffn_norm_2.weight",
+        "blk.0.attn_q.scale",
+        "other.scale",
+    ] {
+        let mut writer = model().writer();
+        writer.tensor(name, &[4], GgmlType::F32, vec![0; 16]);
+        assert_message(load(&writer), &format!("not computed with: 1 ({name})"));
+    }
+}
+
+#[test]
+fn a_number_that_changes_the_answers_and_is_not_computed_with_refuses_the_file() {
+    for (key, neutral) in [
+        ("attn_logit_softcapping", 0.0),
+        ("final_logit_softcapping", 0.0),
+        ("logit_scale", 1.0),
+        ("embedding_scale", 1.0),
+        ("residual_scale", 1.0),
+        ("attention.clamp_kqv", 0.0),
+        ("attention.max_alibi_bias", 0.0),
+        ("rope.scaling.attn_factor", 1.0),
+    ] {
+        let with = |value: f32| {
+            let mut writer = model().writer();
+            writer.metadata(&format!("qwen2.{key}"), value);
+            load(&writer)
+        };
+        with(neutral).unwrap();
+        assert_message(with(30.0), &format!("metadata `qwen2.{key}` is 30; expected {neutral}"));
+        assert_message(with(f32::NAN), "is NaN");
+    }
 }
 
 #[test]

@@ -94,7 +94,12 @@ pub fn open(parallel: usize, control: Arc<Control>) -> Result<LoadedModel> {
     let mut model = open_model(parallel)?;
     let template: Option<ChatTemplate> = model.template().ok();
     model.runner = Box::new(Controlled { inner: model.runner, control });
-    Ok(LoadedModel { engine: model.into_engine()?, template, name: "haiku".into() })
+    Ok(LoadedModel {
+        engine: model.into_engine()?,
+        template,
+        name: "haiku".into(),
+        watch: Default::default(),
+    })
 }
 
 /// A server that runs until it is dropped.

@@ -1,6 +1,10 @@
 //! How fast kernels are emulated: memory accesses, barriers and shuffles a second, with checks and without.
 //!
 //! `cargo run --release -p cuda_std --example emulation_speed`
+#![allow(
+    clippy::undocumented_unsafe_blocks,
+    reason = "kernels of a few lines, each launched once, beside it"
+)]
 
 use std::time::Instant;
 
