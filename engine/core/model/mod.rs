@@ -162,6 +162,7 @@ impl<O: Ops> ModelRunner<O> {
         let limits = ops_config.limits;
         let model = Model::build(&mut Load::new(&mut ops, weights, &limits, progress), config)?;
         ops.finish_loading()?;
+        model.bound(&mut ops)?;
         let cache = ops.new_kv_cache(&layout)?;
         let batch = ops.new_batch(&limits)?;
         Ok(Self {

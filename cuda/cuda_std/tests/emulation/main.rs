@@ -4,4 +4,5 @@
 mod memory;
 mod operations;
 mod order;
+mod range;
 mod support;
