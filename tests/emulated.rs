@@ -26,7 +26,7 @@ use qernel::lab::check::verify;
 use qernel::load::{DeviceChoice, DtypeChoice, RunnerOptions, kv_layout, open_runner};
 use qernel::model::{ARCHITECTURES, ModelRunner, Runner};
 use qernel::ops::{Ops, OpsConfig};
-use qernel::sampler::{SamplingParams, SamplingRow};
+use qernel::sampler::{NO_TOKEN, SamplingParams, SamplingRow};
 use qernel::testing::{Random, TinyModel};
 use qernel::weights::Weights;
 use std::rc::Rc;
@@ -69,13 +69,27 @@ fn runner<O: Ops + 'static>(
     dtype: Dtype,
     ops: impl Fn(&OpsConfig) -> O,
 ) -> Box<dyn Runner> {
+    let (config, weights) = parts(model);
+    loaded(&config, &weights, dtype, ops)
+}
+
+fn parts(model: &TinyModel) -> (Config, Weights) {
     let gguf = model.gguf();
     let config = Config::from_gguf(&gguf).unwrap();
     let weights = Weights::from_gguf(&gguf, &config).unwrap();
-    let ops_config = OpsConfig::new(&config, MAX_MODEL_LEN, LIMITS);
-    let layout = kv_layout(&config, dtype, NUM_PAGES).unwrap();
+    (config, weights)
+}
+
+fn loaded<O: Ops + 'static>(
+    config: &Config,
+    weights: &Weights,
+    dtype: Dtype,
+    ops: impl Fn(&OpsConfig) -> O,
+) -> Box<dyn Runner> {
+    let ops_config = OpsConfig::new(config, MAX_MODEL_LEN, LIMITS);
+    let layout = kv_layout(config, dtype, NUM_PAGES).unwrap();
     let runner =
-        ModelRunner::new(ops(&ops_config), &weights, &config, &ops_config, layout, &mut |_, _| ()).unwrap();
+        ModelRunner::new(ops(&ops_config), weights, config, &ops_config, layout, &mut |_, _| ()).unwrap();
     Box::new(runner)
 }
 
@@ -254,9 +268,7 @@ fn values_of_any_size_are_kept_in_the_range_of_f16() {
 
 /// The bf16 model, one value of a matrix changed.
 fn changed(name: &str, value: f32) -> (Config, Weights) {
-    let gguf = TinyModel { format: MatrixFormat::Bf16, ..TinyModel::default() }.gguf();
-    let config = Config::from_gguf(&gguf).unwrap();
-    let mut weights = Weights::from_gguf(&gguf, &config).unwrap();
+    let (config, mut weights) = parts(&TinyModel { format: MatrixFormat::Bf16, ..TinyModel::default() });
     let mut matrix = weights.matrix(name).unwrap().clone();
     let mut data = matrix.data.to_vec();
     data[10..12].copy_from_slice(&half::bf16::from_f32(value).to_le_bytes());
@@ -298,5 +310,47 @@ fn weights_that_are_not_finite_are_named() {
     for value in [f32::NAN, f32::NEG_INFINITY] {
         let error = held_as(&changed("blk.0.ffn_down.weight", value), DtypeChoice::Auto).unwrap_err();
         assert!(matches!(&error, Error::Model(text) if text.contains("blk.0.ffn_down.weight")), "{error}");
+    }
+}
+
+/// A row whose logits are no numbers draws nothing; the rows beside it, the step behind it and whoever gets its pages are as ever.
+#[test]
+fn a_row_without_numbers_draws_nothing_and_leaves_the_others_alone() {
+    const BROKEN: u32 = 77;
+    fn sequence<'a>(tokens: &'a [u32], pages: &'a [u32]) -> SequenceRows<'a> {
+        SequenceRows { tokens, position: 0, pages, logits: WantedLogits::Last }
+    }
+    let model = TinyModel { format: MatrixFormat::F16, tie_word_embeddings: false, ..TinyModel::default() };
+    let (config, mut weights) = parts(&model);
+    let mut embedding = weights.matrix("token_embd.weight").unwrap().clone();
+    let mut data = embedding.data.to_vec();
+    let row = BROKEN as usize * 2 * embedding.cols;
+    data[row..row + 2].copy_from_slice(&half::f16::NAN.to_le_bytes());
+    embedding.data = data.into();
+    weights.replace(embedding).unwrap();
+
+    let params = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+    let drawing = |temperature| SamplingRow::new(SamplingParams { temperature, ..params.clone() }, 3);
+    for (kernels, temperature) in
+        [("", 0.0), ("argmax=plain,layer=separate", 0.0), ("", 0.9), ("sample=chain", 0.9)]
+    {
+        let choice = KernelChoice::parse(kernels).unwrap();
+        let ops = |config: &OpsConfig| CudaOps::new(&device(3), config, Dtype::F16, choice.clone()).unwrap();
+        let runner = &mut *loaded(&config, &weights, Dtype::F16, ops);
+        let row = [drawing(temperature)];
+        let expected = runner.step(&Batch::new(&[sequence(&[1, 2, 3], &[4])]), &row).unwrap();
+        let both = [sequence(&[1, BROKEN, 3], &[5]), sequence(&[1, 2, 3], &[6])];
+        let rows = [row[0].clone(), row[0].clone()];
+        runner.queue(&Batch::new(&both), &rows).unwrap();
+        // The step behind it takes what was drawn from the device.
+        let next = [5, 6].map(|page| [page]);
+        let next = next.each_ref().map(|pages| SequenceRows { position: 3, ..sequence(&[0], pages) });
+        let next = Batch { drawn_rows: vec![0, 1], ..Batch::new(&next) };
+        runner.queue(&next, &rows).unwrap();
+        assert_eq!(runner.take().unwrap(), [NO_TOKEN, expected[0]], "{kernels:?}, {temperature}");
+        assert_eq!(runner.take().unwrap().len(), 2);
+        // On the pages of the broken one.
+        let again = runner.step(&Batch::new(&[sequence(&[1, 2, 3], &[5])]), &row).unwrap();
+        assert_eq!(again, expected, "{kernels:?}, {temperature}: what was left in the pages is read");
     }
 }

@@ -68,6 +68,9 @@ pub fn run(args: ChatArgs) -> Result<ExitCode> {
         let done =
             interrupt.catch(|cancel| engine.run_to_end(request, cancel, |event| stream.event(event)))?;
         stream.end()?;
+        if let Some(error) = done.reason.error() {
+            return Err(error);
+        }
         tracing::info!(
             "{} of {} prompt tokens were in the KV cache",
             done.usage.cached_tokens,

@@ -319,7 +319,8 @@ pub trait Ops: Types {
         Ok(())
     }
 
-    /// Waits for the tokens of the draw that was fetched first of those not read yet, whatever was queued behind it.
+    /// Waits for the tokens of the draw that was fetched first of those not read yet, whatever was queued behind it;
+    /// [`NO_TOKEN`](crate::sampler::NO_TOKEN) where a row's logits left none.
     fn drawn(&mut self) -> Result<Vec<u32>>;
 
     /// Drops draws that were fetched and not read.

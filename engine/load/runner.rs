@@ -134,6 +134,8 @@ pub struct RunnerOptions {
     /// Kernel variants of the GPU.
     #[cfg(feature = "cuda")]
     pub kernels: qernel_cuda::KernelChoice,
+    /// Look through all tensors first, and refuse a file with values that are NaN or infinite.
+    pub check_tensors: bool,
 }
 
 impl RunnerOptions {
@@ -156,6 +158,7 @@ impl Default for RunnerOptions {
             memory_fraction: 0.9,
             #[cfg(feature = "cuda")]
             kernels: qernel_cuda::KernelChoice::default(),
+            check_tensors: false,
         }
     }
 }

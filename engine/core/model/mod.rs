@@ -44,7 +44,8 @@ pub trait Runner {
     /// Longest sequence in tokens, prompt and answer together.
     fn max_model_len(&self) -> usize;
 
-    /// Runs one forward pass and draws one token for each of `batch.logit_rows`, in their order.
+    /// Runs one forward pass and draws one token for each of `batch.logit_rows`, in their order;
+    /// [`NO_TOKEN`](crate::sampler::NO_TOKEN) where the logits leave none.
     ///
     /// # Errors
     /// [`Error::Request`] if the batch is beyond the limits or inconsistent, or `rows` has not one entry per logit

@@ -38,7 +38,9 @@ fn divisor(bound: f64) -> f32 {
 
 /// The largest; NaN if there is one.
 fn largest(values: impl IntoIterator<Item = f64>) -> f64 {
-    values.into_iter().fold(0.0, |largest, value| if value <= largest { largest } else { value })
+    values
+        .into_iter()
+        .fold(0.0, |largest, value| if value <= largest || largest.is_nan() { largest } else { value })
 }
 
 /// Refuses numbers that f16 has no room for, of which none is beyond `bound`.
