@@ -91,6 +91,9 @@ pub fn run(args: ChatArgs) -> Result<ExitCode> {
             Err(error) => return Err(error),
         };
         stream.end()?;
+        if let Some(error) = done.reason.error() {
+            return Err(error);
+        }
         tracing::info!(
             "{} of {} prompt tokens were in the KV cache",
             done.usage.cached_tokens,

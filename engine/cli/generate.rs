@@ -104,7 +104,10 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
     note(&summary);
     Ok(match done.reason {
         FinishReason::Cancelled => ExitCode::from(EXIT_INTERRUPTED),
-        _ => ExitCode::SUCCESS,
+        reason => match reason.error() {
+            Some(error) => return Err(error),
+            None => ExitCode::SUCCESS,
+        },
     })
 }
 

@@ -24,6 +24,9 @@ pub struct InspectArgs {
     /// Tokens of context to count KV memory for [default: what the model was made for].
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
     pub context: Option<u64>,
+    /// Read all tensors and name values that are NaN or infinite; exit status 3 if there are some.
+    #[arg(long)]
+    pub check_tensors: bool,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
@@ -32,16 +35,20 @@ pub struct InspectArgs {
 /// Runs the command. A file that is well-formed but cannot be run is described all the same, with the reason.
 ///
 /// # Errors
-/// [`Error::Io`] and [`Error::Gguf`] where the file cannot be read; [`Error::ClosedPipe`] where nobody reads on.
+/// [`Error::Io`] and [`Error::Gguf`] where the file cannot be read; [`Error::NotFinite`] where that was looked for and found;
+/// [`Error::ClosedPipe`] where nobody reads on.
 pub fn run(args: InspectArgs) -> Result<()> {
     let gguf = args.file.open()?;
     let report = Report::new(&gguf, &args);
+    let check = args.check_tensors.then(|| gguf.check_tensors()).transpose()?;
+    let report = Report { check: check.as_ref(), ..report };
     let text = match args.json {
         true => serde_json::to_string_pretty(&report)
             .map_err(|error| Error::io("standard output", error.into()))?,
         false => report.to_string().trim_end().to_owned(),
     };
-    Output::stdout().line(&text)
+    Output::stdout().line(&text)?;
+    check.map_or(Ok(()), |check| check.expect_finite())
 }
 
 /// Everything that is printed; the fields are those of `--json`.
@@ -66,6 +73,8 @@ struct Report<'a> {
     #[serde(serialize_with = "metadata_as_json")]
     metadata: Vec<(&'a str, Value<'a>)>,
     tensors: Vec<TensorLine<'a>>,
+    /// `null` without `--check-tensors`.
+    check: Option<&'a crate::weights::TensorCheck>,
 }
 
 #[derive(Debug, serde::Serialize)]
@@ -159,6 +168,7 @@ impl<'a> Report<'a> {
                     bytes: tensor.num_bytes(),
                 })
                 .collect(),
+            check: None,
         }
     }
 }
@@ -262,6 +272,13 @@ impl fmt::Display for Report<'_> {
                 writeln!(f, "  {ggml_type:8} {num_tensors:5} tensors {:>14}", Mib(*bytes))?;
             }
             writeln!(f, "  {:8} {:5} tensors {:>14}", "all", self.num_tensors, Mib(self.tensor_bytes))?;
+        }
+        if let Some(crate::weights::TensorCheck { num_tensors, not_checked, not_finite }) = self.check {
+            writeln!(f, "\nvalues that are not finite, in {num_tensors} tensors: {}", not_finite.len())?;
+            not_finite.iter().try_for_each(|found| writeln!(f, "  {found}"))?;
+            if !not_checked.is_empty() {
+                writeln!(f, "  formats that are not looked through: {}", not_checked.join(", "))?;
+            }
         }
         if let Some(config) = &self.config {
             writeln!(f, "\nconfig")?;

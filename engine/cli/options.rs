@@ -42,7 +42,7 @@ pub struct ModelArgs {
     /// Where to compute: auto (a GPU if there is one), cuda, cuda:N, cpu or emulated
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
-    /// Format of matrices on a GPU: auto (the file's, but f16 for bf16 if no weight is beyond its range), f16 or bf16
+    /// Format of matrices on a GPU: auto (the file's, but f16 for bf16 where its range suffices), f16 or bf16
     #[arg(long, default_value = "auto", value_name = "DTYPE")]
     pub dtype: DtypeChoice,
     /// Longest context in tokens; 0 for what the model was made for [default: what the model was made for, or what fits]
@@ -54,6 +54,9 @@ pub struct ModelArgs {
     /// Share of the free GPU memory that weights, KV pages and workspace may take
     #[arg(long, default_value_t = 0.9, value_name = "SHARE")]
     pub gpu_memory_fraction: f64,
+    /// Read all tensors first, and refuse a file with values that are NaN or infinite
+    #[arg(long)]
+    pub check_tensors: bool,
     /// Kernel variants by operation, such as rms_norm=plain,attention=split
     #[arg(long, value_name = "OP=VARIANT,…")]
     pub kernel: Option<String>,
@@ -91,6 +94,7 @@ impl ModelArgs {
             max_num_logits: max_num_sequences,
             memory_fraction: self.gpu_memory_fraction,
             kernels,
+            check_tensors: self.check_tensors,
         };
         let start = Instant::now();
         let gguf = self.file.open()?;

@@ -31,6 +31,9 @@ pub struct TinyModel {
     pub rms_norm_eps: f32,
     pub tie_word_embeddings: bool,
     pub attention_bias: bool,
+    /// What `silu(gate) * up` is multiplied with, a power of two: the rows of up are, and the columns of down divided by it, so that the
+    /// model computes the same function with values of another size in between. bf16 and f32 lose nothing.
+    pub mlp_scale: f32,
 }
 
 impl Default for TinyModel {
@@ -51,6 +54,7 @@ impl Default for TinyModel {
             rms_norm_eps: 1e-6,
             tie_word_embeddings: true,
             attention_bias: true,
+            mlp_scale: 1.0,
         }
     }
 }
@@ -185,7 +189,12 @@ impl TinyModel {
             let values = Random::new(self.seed, name);
             match *shape {
                 TensorShape::Matrix { rows, cols } => {
-                    let scale = (cols as f32).powf(-0.5);
+                    let scale = (cols as f32).powf(-0.5)
+                        * match name {
+                            name if name.ends_with("ffn_up.weight") => self.mlp_scale,
+                            name if name.ends_with("ffn_down.weight") => self.mlp_scale.recip(),
+                            _ => 1.0,
+                        };
                     let values: Vec<f32> = values.take(rows * cols).map(|value| value * scale).collect();
                     let data = self.format.encode(&values);
                     writer.tensor(name, &[rows as u64, cols as u64], self.format.ggml_type(), data);

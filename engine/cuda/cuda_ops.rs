@@ -3,17 +3,19 @@
 mod direct;
 mod load;
 mod operations;
+mod range;
 
 use crate::batch::{self, CudaBatch};
-use crate::convert::F16Range;
+use crate::convert::Narrowing;
 use crate::cublas::Cublas;
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::memory::{DeviceBuffer, Uploader};
 use crate::ops::{OpsConfig, Types};
-use crate::tensor::{Activation, KvCache, Tensor, Weight};
+use crate::tensor::{Activation, KvCache, Tensor};
 use crate::variant::KernelChoice;
+use crate::weight::Weight;
 use crate::{attention, graph, matmul, rope, sampler};
 use std::rc::Rc;
 
@@ -58,8 +60,12 @@ pub struct CudaOps {
     /// Likewise; grown with every matrix in blocks.
     decoded: DeviceBuffer<u8>,
     scratch: matmul::Scratch,
-    /// Of the weights that were converted to f16.
-    range: F16Range,
+    /// Of the weights that are converted to f16.
+    narrowing: Narrowing,
+    /// What will be known of them once all are loaded.
+    narrowed: range::Narrowed,
+    /// Room for the norms of a matrix's rows.
+    row_norms: DeviceBuffer<f32>,
 }
 
 impl CudaOps {
@@ -111,7 +117,9 @@ impl CudaOps {
             parts: DeviceBuffer::zeroed(device, 1)?,
             decoded: DeviceBuffer::zeroed(device, 1)?,
             scratch: matmul::Scratch::default(),
-            range: F16Range::new(device)?,
+            narrowing: Narrowing::new(device),
+            narrowed: range::Narrowed::new(),
+            row_norms: DeviceBuffer::zeroed(device, 1)?,
         })
     }
 

@@ -2,8 +2,9 @@
 
 use super::device::Device;
 use super::launch::{dimension, elements_of_rows, launch};
-use super::tensor::{Activation, BlockMatrix};
+use super::tensor::Activation;
 use super::variant::Operation;
+use super::weight::BlockMatrix;
 use crate::error::Result;
 use gpu_kernels::blocks::{BLOCK_SIZE, DecodeArgs, decode as plain};
 

@@ -4,8 +4,9 @@ use super::batch::{CudaBatch, expect_bound};
 use super::device::Device;
 use super::launch::{dimension, elements_of_rows, launch};
 use super::memory::DeviceBuffer;
-use super::tensor::{Activation, BlockMatrix, Piece, Tensor, Weight};
+use super::tensor::{Activation, Tensor};
 use super::variant::Operation;
+use super::weight::{BlockMatrix, Piece, Values, Weight};
 use crate::error::{Error, Result};
 use gpu_kernels::blocks;
 use gpu_kernels::embed::{BLOCK_SIZE, EmbedArgs, plain};
@@ -39,13 +40,13 @@ pub(super) fn embed(
     // row of the table, checked above, so that it has one; the kernel checks what was drawn.
     unsafe {
         match &table.pieces[..] {
-            [Piece::Float(Activation { data, dtype, .. })] => {
-                let table = data.ptr();
+            [Piece { values: Values::Float(Activation { data, dtype, .. }), scales }] => {
+                let (table, scale) = (data.ptr(), scales.stored.get());
                 let arguments =
-                    EmbedArgs { hidden_size: cols, vocab_size, tokens, drawn_rows, drawn, table, out };
+                    EmbedArgs { hidden_size: cols, vocab_size, tokens, drawn_rows, drawn, scale, table, out };
                 launch(device, plain(), &[dtype.name().into()], &config, arguments)
             }
-            [Piece::Blocks(BlockMatrix { data, format, .. })] => {
+            [Piece { values: Values::Blocks(BlockMatrix { data, format, .. }), .. }] => {
                 let table = data.ptr();
                 let arguments = blocks::EmbedArgs {
                     hidden_size: cols,

@@ -32,18 +32,20 @@ mod qk_norm;
 mod resources;
 mod rms_norm;
 mod rope;
+mod row_norms;
 mod sampler;
 mod silu_mul;
 mod tensor;
 mod timer;
 mod variant;
+mod weight;
 
 // The rooms of the core, under the names that they have there.
 use qernel_core::{config, dtype, error, formats, kv_layout, ops, weights};
 
 pub use bandwidth::{Memory, read_bandwidth};
 pub use batch::CudaBatch;
-pub use convert::{F16Range, convert, split_to_bf16};
+pub use convert::{Narrowing, convert, f16_scale, split_to_bf16};
 pub use cublas::{Cublas, Product, WORKSPACE_BYTES, library_version, preload as preload_cublas};
 pub use cuda_ops::CudaOps;
 pub use device::{Device, PTX_FILE, Ptx, probe};
@@ -52,9 +54,10 @@ pub use fused::max_rows as fused_max_rows;
 pub use matmul::preferred_matmul;
 pub use memory::{DeviceBuffer, PinnedBuffer, Plain, Uploader};
 pub use resources::Resources;
-pub use tensor::{Activation, KvCache, Tensor, Weight, encode};
+pub use tensor::{Activation, KvCache, Tensor, encode};
 pub use timer::Timer;
 pub use variant::{ALIASES, KernelChoice, Operation, Variant, VariantInfo, is_ineligible, operation_name};
+pub use weight::Weight;
 
 use crate::config::Config;
 use crate::dtype::Dtype;
@@ -69,7 +72,7 @@ macro_rules! for_each_operation {
     ($call:ident) => {
         $call! {
             add argmax attention bias_rope_kv convert decode embed gather_rows matmul matmul_add matmul_blocks
-            norm_gate_up norm_matmul norm_qkv_rope qk_norm read_bandwidth rms_norm sample silu_mul
+            norm_gate_up norm_matmul norm_qkv_rope qk_norm read_bandwidth rms_norm row_norms sample silu_mul
         }
     };
 }

@@ -68,10 +68,12 @@ impl<'m> GenerationBuilder<'m> {
     ///
     /// # Errors
     /// [`Error::Request`] for a prompt or a value that makes no sense or does not fit, [`Error::Tokenizer`] for a prompt
-    /// that cannot be encoded, [`Error::Device`] if the device fails.
+    /// that cannot be encoded, [`Error::Device`] if the device fails, [`Error::NotFinite`] if the model's logits are no numbers.
     pub fn complete(self) -> Result<Completion> {
         let engine = &mut self.model.engine;
-        engine.run_to_end(self.request?, &AtomicBool::new(false), |_| ControlFlow::Continue(()))
+        let cancel = AtomicBool::new(false);
+        let done = engine.run_to_end(self.request?, &cancel, |_| ControlFlow::Continue(()))?;
+        done.reason.error().map_or(Ok(done), Err)
     }
 
     /// The answer's text piece by piece, as soon as each is certain.
@@ -137,7 +139,7 @@ impl Iterator for Generation<'_> {
     fn next(&mut self) -> Option<Result<Event>> {
         loop {
             if let Some(event) = self.events.pop_front() {
-                return Some(Ok(event));
+                return Some(event.error().map_or(Ok(event), Err));
             }
             match std::mem::replace(&mut self.state, State::Ended) {
                 State::Ended => return None,

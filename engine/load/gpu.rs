@@ -54,7 +54,10 @@ fn load(
 pub fn open_device(choice: DeviceChoice) -> Result<Option<Rc<Device>>> {
     let ordinal = match choice {
         DeviceChoice::Cpu => return Ok(None),
-        DeviceChoice::Emulated => return Ok(Some(Rc::new(Device::emulated(emulation::Options::default())))),
+        DeviceChoice::Emulated => {
+            let options = emulation::Options { range: true, ..emulation::Options::default() };
+            return Ok(Some(Rc::new(Device::emulated(options))));
+        }
         DeviceChoice::Cuda(ordinal) => ordinal,
         DeviceChoice::Auto => match cuda::probe().and_then(|devices| {
             // A device that is too old is no reason to fail where nobody asked for it.

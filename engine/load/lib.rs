@@ -16,6 +16,7 @@ pub use gpu::{fit_cuda, open_device};
 pub use memory_plan::kv_layout;
 pub use runner::{DeviceChoice, DtypeChoice, RunnerOptions, fit_cpu, open_runner};
 
+use qernel_core::batch::{Batch, SequenceRows, WantedLogits};
 use qernel_core::chat::ChatTemplate;
 use qernel_core::config::Config;
 use qernel_core::disk::{Access, Watch};
@@ -94,6 +95,16 @@ impl Model {
         if !weights.unused.is_empty() {
             tracing::warn!("tensors that the model has no use for: {}", weights.unused.join(", "));
         }
+        if options.check_tensors {
+            let check = gguf.check_tensors()?;
+            if !check.not_checked.is_empty() {
+                tracing::warn!(
+                    "tensors in formats that are not looked through: {}",
+                    check.not_checked.join(", ")
+                );
+            }
+            check.expect_finite()?;
+        }
         let file = Instant::now();
         let mut first_and_last_tensor = None;
         // The vocabulary is read by another core while the weights go up.
@@ -108,6 +119,7 @@ impl Model {
         });
         let (tokenizer, vocabulary) = tokenizer.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let (tokenizer, ready) = (tokenizer?, Instant::now());
+        let runner = runner.and_then(with_finite_logits);
         let (device, loaded) = first_and_last_tensor.unwrap_or((ready, ready));
         let facts = ModelFacts {
             load_s: start.elapsed().as_secs_f64(),
@@ -149,6 +161,23 @@ impl Model {
 pub fn encode_plain(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     let bos = tokenizer.bos_token_id().filter(|_| tokenizer.adds_bos());
     Ok(bos.into_iter().chain(tokenizer.encode(text, true)?).collect())
+}
+
+/// Computes the logits that follow one token, which must be numbers: weights that are not, or a device that computes wrongly, are found before
+/// anybody waits for an answer.
+fn with_finite_logits(mut runner: Box<dyn Runner>) -> Result<Box<dyn Runner>> {
+    const TOKEN: u32 = 0;
+    let rows = SequenceRows { tokens: &[TOKEN], position: 0, pages: &[0], logits: WantedLogits::Last };
+    let logits = runner.logits(&Batch::new(&[rows]))?;
+    let bad = logits.iter().filter(|logit| !logit.is_finite()).count();
+    if bad == 0 {
+        return Ok(runner);
+    }
+    Err(qernel_core::error::Error::NotFinite(format!(
+        "of the model's {} logits after token {TOKEN}, {bad} are NaN or infinite: its weights may be damaged (--check-tensors looks through them), \
+         or the device computes wrongly",
+        logits.len()
+    )))
 }
 
 /// The file that `--model` names, or the embedded model.

@@ -88,7 +88,7 @@ impl DtypeChoice {
     /// The format to load them in where [`DtypeChoice::preferred`] turned out to have too small a range; `None` where that is
     /// an error.
     pub fn fallback(self, file: Dtype) -> Option<Self> {
-        (self == Self::Auto && file == Dtype::Bf16).then_some(Self::Bf16)
+        (self == Self::Auto && self.preferred(file) == Dtype::F16).then_some(Self::Bf16)
     }
 }
 
@@ -135,6 +135,8 @@ pub struct RunnerOptions {
     /// Kernel variants of the GPU.
     #[cfg(feature = "cuda")]
     pub kernels: qernel_cuda::KernelChoice,
+    /// Look through all tensors first, and refuse a file with values that are NaN or infinite.
+    pub check_tensors: bool,
 }
 
 impl RunnerOptions {
@@ -157,6 +159,7 @@ impl Default for RunnerOptions {
             memory_fraction: 0.9,
             #[cfg(feature = "cuda")]
             kernels: qernel_cuda::KernelChoice::default(),
+            check_tensors: false,
         }
     }
 }
@@ -323,8 +326,8 @@ mod tests {
         use DtypeChoice::{Auto, Bf16, F16};
         assert_eq!(Dtype::ALL.map(|file| Auto.preferred(file)), [Dtype::F32, Dtype::F16, Dtype::F16]);
         assert_eq!((F16.preferred(Dtype::Bf16), Bf16.preferred(Dtype::F16)), (Dtype::F16, Dtype::Bf16));
-        assert_eq!(Auto.fallback(Dtype::Bf16), Some(Bf16));
-        assert_eq!((Auto.fallback(Dtype::F16), F16.fallback(Dtype::Bf16)), (None, None));
+        assert_eq!([Dtype::F16, Dtype::Bf16].map(|file| Auto.fallback(file)), [Some(Bf16); 2]);
+        assert_eq!((Auto.fallback(Dtype::F32), F16.fallback(Dtype::Bf16)), (None, None));
         for text in ["auto", "f16", "bf16"] {
             assert_eq!(text.parse::<DtypeChoice>().unwrap().to_string(), text);
         }

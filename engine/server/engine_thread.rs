@@ -444,6 +444,9 @@ impl Delivery {
                 "{param}: the answer was ended, because what it asks for takes too much work to follow"
             );
             Update::Failed(ApiError::field(param, message))
+        } else if let Some(error) = finished.and_then(FinishReason::error) {
+            tracing::error!("{error}");
+            Update::Failed(ApiError::server(error.to_string()))
         } else if too_slow {
             metrics.rejected(Rejection::SlowReader);
             self.lost.push(id);

@@ -11,6 +11,7 @@ mod q8_0;
 #[device]
 use crate::{
     grid::{offset, row_and_column},
+    row_norms::RowNorms,
     vector::Saturate,
 };
 
@@ -72,7 +73,7 @@ pub struct Embed {
     pub out: *mut f32,
 }
 
-/// `out[i, o] = Σ_c x[i, c] · weight[o, c]`, added to what is there if `accumulate` is not 0.
+/// `out[i, o] = scale · Σ_c x[i, c] · weight[o, c]`, added to what is there if `accumulate` is not 0.
 #[kernel_args]
 pub struct Matmul<X> {
     pub n: u32,
@@ -81,6 +82,7 @@ pub struct Matmul<X> {
     /// From one row of `out` to the next, in values.
     pub out_stride: u32,
     pub accumulate: u32,
+    pub scale: f32,
     /// X `[n, cols]`
     pub x: *const X,
     /// `[rows, cols]` in blocks
@@ -130,6 +132,35 @@ macro_rules! formats {
             }
         }
 
+        /// A warp a row, each lane its columns in ascending order, then a butterfly.
+        ///
+        /// Grid `[ceil(rows / WARPS_PER_BLOCK), 1, 1]`, block `[MATMUL_THREADS, 1, 1]`.
+        ///
+        /// # Safety
+        /// Grid and block are as above, arrays have the lengths of [`RowNorms`], rows are whole blocks, `out` overlaps nothing.
+        #[kernel(W = [$($format::$format),*], name = "row_norms_{W}_plain", max_threads = 256)]
+        pub unsafe fn row_norms<W: Blocks>(a: RowNorms<u8>) {
+            let RowNorms { rows, cols, weight, scale, out } = a;
+            let (row, lane) = (crate::row_norms::row_of_warp(), thread::thread_idx_x() % 32);
+            if row >= rows {
+                return; // The whole warp: no shuffle below waits for it.
+            }
+            // SAFETY: `row < rows`, columns stay below `cols`.
+            unsafe {
+                let weight = weight.add(row as usize * W::row_bytes(cols));
+                let (mut sum, mut column) = (0.0f32, lane);
+                while column < cols {
+                    let value = W::value(weight, column) * *scale.add(column as usize);
+                    sum = value.fma(value, sum);
+                    column += 32;
+                }
+                let sum = warp::reduce_sum(sum);
+                if lane == 0 {
+                    *out.add(row as usize) = sum.sqrt();
+                }
+            }
+        }
+
         /// Products and sums in f32, in an order that depends on `cols` alone: each lane adds its columns in ascending order, then the
         /// lanes are added by a butterfly. So a row has the same bits alone and in a batch.
         ///
@@ -142,7 +173,7 @@ macro_rules! formats {
         #[kernel(W = [$($format::$format),*], X = [f32, f16, bf16], name = "matmul_blocks_{W}_{X}_inline", max_threads = 256)]
         pub unsafe fn matmul<W: Blocks, X: Element>(a: Matmul<X>) {
             const TILE: usize = ROWS_PER_WARP as usize;
-            let Matmul { n, rows, cols, out_stride, accumulate, x, weight, out } = a;
+            let Matmul { n, rows, cols, out_stride, accumulate, scale, x, weight, out } = a;
             crate::fused::launch_dependents();
             crate::fused::wait_for_dependencies();
             let lane = thread::thread_idx_x() % 32;
@@ -167,7 +198,7 @@ macro_rules! formats {
                     column += 32;
                 }
                 crate::grid::repeat(TILE, |i| {
-                    let sum = warp::reduce_sum(sums[i]);
+                    let sum = warp::reduce_sum(sums[i]) * scale;
                     let index = first + i as u32;
                     if lane == 0 && index < n {
                         let out = out.add(offset(index, out_stride, row));

@@ -2,6 +2,7 @@
 //! is a subject; its first lines say what it proves. `cargo test --release --test it scheduler` runs one of them.
 
 mod bench;
+mod broken;
 mod cli;
 #[path = "../common/compare.rs"]
 mod compare;

@@ -1,5 +1,6 @@
 //! What goes into the engine and what comes out of it.
 
+use crate::error::Error;
 use crate::sampler::{Logprobs, SamplingParams};
 use crate::scheduler::SequenceId;
 use std::fmt;
@@ -87,6 +88,14 @@ impl Event {
         }
     }
 
+    /// The error that the answer ended with, if it did.
+    pub fn error(&self) -> Option<Error> {
+        match self {
+            Self::Token { .. } => None,
+            Self::Finished { reason, .. } => reason.error(),
+        }
+    }
+
     /// What it adds to the text of the answer.
     pub fn text(&self) -> &str {
         match self {
@@ -109,6 +118,21 @@ pub enum FinishReason {
     Cancelled,
     /// What its tokens are bound to could not be followed any further.
     Constraint,
+    /// No token could be drawn: the model's logits were NaN or infinite.
+    Failed,
+}
+
+impl FinishReason {
+    /// The error that an answer ended with, `None` if it is as good as it can be.
+    pub fn error(self) -> Option<Error> {
+        (self == Self::Failed).then(|| {
+            Error::NotFinite(
+                "no token could be drawn: the model's logits are NaN or infinite. Its file may be damaged (--check-tensors looks \
+                 through it), or the device computes wrongly"
+                    .to_owned(),
+            )
+        })
+    }
 }
 
 impl fmt::Display for FinishReason {
@@ -119,6 +143,7 @@ impl fmt::Display for FinishReason {
             Self::Context => "context",
             Self::Cancelled => "cancelled",
             Self::Constraint => "constraint",
+            Self::Failed => "failed",
         })
     }
 }

@@ -7,8 +7,9 @@ use crate::error::{Error, Result};
 use crate::memory::DeviceBuffer;
 use crate::ops::Rows;
 use crate::ops::parts::Norm;
-use crate::tensor::{Activation, KvCache, Piece, Tensor, Weight};
-use crate::{add, bias_rope_kv, decode, fused, matmul, rms_norm, silu_mul};
+use crate::tensor::{Activation, KvCache, Tensor};
+use crate::weight::{Piece, Values, Weight};
+use crate::{add, bias_rope_kv, decode, fused, matmul, rms_norm, row_norms, silu_mul};
 
 impl CudaOps {
     /// Whether the kernels that compute a whole part of a layer take these rows of a batch, for a model of this `hidden_size`, and are
@@ -65,9 +66,40 @@ impl CudaOps {
     /// [`Error::Request`] if it is not one, or the shapes do not fit.
     pub fn decode(&mut self, weight: &Weight, out: &mut Activation) -> Result<()> {
         match &weight.pieces[..] {
-            [Piece::Blocks(matrix)] => decode::decode(&self.device, matrix, out),
+            [Piece { values: Values::Blocks(matrix), .. }] => decode::decode(&self.device, matrix, out),
             _ => Err(Error::Request("decode: expected a matrix in blocks".into())),
         }
+    }
+
+    /// `out[r] = sqrt(Σ_c (weight[r, c] · scale[c])²)`, of the values that are stored: the norms of the rows of a matrix in one piece, from
+    /// which the bounds of products follow.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the lengths do not fit, or what the device says.
+    pub fn row_norms(
+        &mut self,
+        weight: &Weight,
+        scale: &DeviceBuffer<f32>,
+        out: &mut DeviceBuffer<f32>,
+    ) -> Result<()> {
+        match &weight.pieces[..] {
+            [piece] => row_norms::row_norms(&self.device, &self.choice, &piece.values, scale, out),
+            _ => Err(Error::Request("row_norms: expected a matrix in one piece".into())),
+        }
+    }
+
+    /// [`Ops::silu_mul`](qernel_core::ops::Ops::silu_mul), of values that are multiplied with these scales of gate and up first.
+    ///
+    /// # Errors
+    /// As [`Ops::silu_mul`](qernel_core::ops::Ops::silu_mul).
+    pub fn scaled_silu_mul(
+        &mut self,
+        n: usize,
+        gate_up: &Activation,
+        scales: [f32; 2],
+        out: &mut Activation,
+    ) -> Result<()> {
+        silu_mul::silu_mul(&self.device, &self.choice, n, gate_up, scales, out)
     }
 
     /// [`Ops::matmul_add`](qernel_core::ops::Ops::matmul_add) by the kernels for few rows.
@@ -96,7 +128,15 @@ impl CudaOps {
         weight: &Weight,
         out: &mut Tensor,
     ) -> Result<()> {
-        fused::norm_matmul(&self.device, &self.choice, n, x, norm, weight.expect_float("norm_matmul")?, out)
+        fused::norm_matmul(
+            &self.device,
+            &self.choice,
+            n,
+            x,
+            norm,
+            weight.expect_unscaled("norm_matmul")?,
+            out,
+        )
     }
 
     /// [`Ops::norm_gate_up`](qernel_core::ops::Ops::norm_gate_up), likewise.
@@ -111,7 +151,10 @@ impl CudaOps {
         [gate, up]: [&Weight; 2],
         out: &mut Activation,
     ) -> Result<()> {
-        let gate_up = [gate.expect_float("norm_gate_up")?, up.expect_float("norm_gate_up")?];
+        let gated = up.scales().map_or(1.0, |scales| scales.gated.get());
+        let (gate, (up, up_scale)) = (gate.expect_float("norm_gate_up")?, up.expect_float("norm_gate_up")?);
+        out.scale = gated;
+        let gate_up = [gate, (up, up_scale / gated)];
         fused::norm_gate_up(&self.device, &self.choice, n, x, norm, gate_up, out)
     }
 
@@ -133,9 +176,9 @@ impl CudaOps {
     ) -> Result<()> {
         let [q_proj, k_proj, v_proj] = weights;
         let weights = [
-            q_proj.expect_float("norm_qkv_rope")?,
-            k_proj.expect_float("norm_qkv_rope")?,
-            v_proj.expect_float("norm_qkv_rope")?,
+            q_proj.expect_unscaled("norm_qkv_rope")?,
+            k_proj.expect_unscaled("norm_qkv_rope")?,
+            v_proj.expect_unscaled("norm_qkv_rope")?,
         ];
         let qkv = fused::Qkv { norm, weights, biases };
         fused::norm_qkv_rope(&self.device, &self.choice, batch, &self.rope, layer, x, &qkv, q, cache)

@@ -8,11 +8,11 @@ use crate::kv_layout::KvLayout;
 use crate::memory::DeviceBuffer;
 use crate::ops::parts::{AttentionIn, Head, MlpIn, Norm, QkNorm};
 use crate::ops::{Ops, Rows, Stacked};
-use crate::tensor::{self, Activation, KvCache, Tensor, Weight};
+use crate::tensor::{self, Activation, KvCache, Tensor};
+use crate::weight::Weight;
 use crate::weights::Matrix;
 use crate::{
     bandwidth, bias_rope_kv, cublas, embed, gather_rows, graph, matmul, precise_dtype, qk_norm, rms_norm,
-    silu_mul,
 };
 use qernel_core::batch::{Batch, BatchLimits};
 use qernel_core::sampler::SamplingRow;
@@ -65,12 +65,19 @@ impl Ops for CudaOps {
     }
 
     fn finish_loading(&mut self) -> Result<()> {
-        match self.range.beyond()? {
-            None => Ok(()),
-            Some(magnitude) => Err(Error::Range(format!(
-                "a weight of magnitude {magnitude:e} is beyond the range of f16, 65504: use --dtype bf16"
-            ))),
-        }
+        self.settle_scales()
+    }
+
+    fn bound_attention(&mut self, name: &str, part: &AttentionIn<Weight, DeviceBuffer<f32>>) -> Result<()> {
+        self.bound_qkv(name, part)
+    }
+
+    fn bound_mlp(&mut self, name: &str, part: &MlpIn<Weight, DeviceBuffer<f32>>) -> Result<()> {
+        self.bound_gate_up(name, part)
+    }
+
+    fn bound_norm(&mut self, name: &str, norm: &Norm<DeviceBuffer<f32>>) -> Result<()> {
+        self.bound_norm_output(name, norm)
     }
 
     fn load_vector(&mut self, values: &[f32]) -> Result<DeviceBuffer<f32>> {
@@ -177,8 +184,16 @@ impl Ops for CudaOps {
         self.attend(batch, rows, layer, q, cache, out)
     }
 
-    fn silu_mul(&mut self, n: usize, gate_up: &Activation, out: &mut Activation) -> Result<()> {
-        silu_mul::silu_mul(&self.device, &self.choice, n, gate_up, out)
+    fn silu_mul(
+        &mut self,
+        n: usize,
+        weights: &Stacked<Weight>,
+        gate_up: &Activation,
+        out: &mut Activation,
+    ) -> Result<()> {
+        let (scales, gated) = Self::swiglu_scales(weights);
+        out.scale = gated;
+        self.scaled_silu_mul(n, gate_up, scales, out)
     }
 
     fn gather_rows(&mut self, batch: &CudaBatch, x: &Tensor, out: &mut Tensor) -> Result<()> {
@@ -212,8 +227,8 @@ impl Ops for CudaOps {
         let AttentionIn { norm, qkv, bias, qk_norm } = part;
         let [q_proj, k_proj, v_proj] = &qkv.parts[..] else { return Ok(false) };
         let weights = [q_proj, k_proj, v_proj];
-        let floats = weights.iter().all(|weight| weight.float().is_some());
-        if qk_norm.is_some() || !floats || !self.is_fused(rows, x.cols) {
+        let plain = weights.iter().all(|weight| weight.is_plain());
+        if qk_norm.is_some() || !plain || !self.is_fused(rows, x.cols) {
             return Ok(false);
         }
         let biases = bias.each_ref().map(Option::as_ref);
@@ -243,7 +258,7 @@ impl Ops for CudaOps {
         x: &Tensor,
         logits: &mut Tensor,
     ) -> Result<bool> {
-        if part.weight.float().is_none() || !self.is_fused(rows, x.cols) {
+        if !part.weight.is_plain() || !self.is_fused(rows, x.cols) {
             return Ok(false);
         }
         self.fused_norm_matmul(rows.n, x, part.norm, part.weight, logits)?;

@@ -60,7 +60,7 @@ unsafe fn launch_lanes(device: &Device, case: &Case, kernels: &Kernels<NormGateU
     unsafe { launch(&Dependent(device), kernels, &values(&case.formats, n), &config, case.arguments) }
 }
 
-/// `y = rms_norm(x); out = silu(y · gateᵀ) * (y · upᵀ)`: `[n, intermediate_size]`.
+/// `y = rms_norm(x); out = silu(gate_scale · y · gateᵀ) * (up_scale · y · upᵀ)`: `[n, intermediate_size]`.
 #[allow(clippy::too_many_arguments)] // The operation has these operands.
 pub(in super::super) fn norm_gate_up(
     device: &Device,
@@ -68,7 +68,7 @@ pub(in super::super) fn norm_gate_up(
     n: usize,
     x: &Tensor,
     norm: &Norm<DeviceBuffer<f32>>,
-    [gate, up]: [&Activation; 2],
+    [(gate, gate_scale), (up, up_scale)]: [(&Activation, f32); 2],
     out: &mut Activation,
 ) -> Result<()> {
     let &Activation { dtype, rows, cols, .. } = gate;
@@ -85,6 +85,8 @@ pub(in super::super) fn norm_gate_up(
         x: x.ptr(),
         norm: norm.weight.ptr(),
         eps: norm.eps,
+        gate_scale,
+        up_scale,
         gate: gate.ptr(),
         up: up.ptr(),
         out: out.ptr_mut(),

@@ -9,8 +9,9 @@ use crate::error::{Error, Result};
 use crate::formats::MatrixFormat;
 use crate::launch::{always, dimension, elements_of_rows, launch};
 use crate::precise_dtype;
-use crate::tensor::{Activation, BlockMatrix};
+use crate::tensor::Activation;
 use crate::variant::{KernelChoice, select, variants};
+use crate::weight::{BlockMatrix, Run};
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig, Value};
 use gpu_kernels::blocks::{self, DecodeArgs, MATMUL_THREADS, MatmulArgs, ROWS_PER_WARP, WARPS_PER_BLOCK};
 
@@ -39,11 +40,13 @@ pub(crate) struct Case {
     cols: usize,
     x: DevicePtr<u8>,
     weight: DevicePtr<u8>,
-    weight_bytes: usize,
+    row_bytes: usize,
     out: DevicePtrMut<f32>,
     out_stride: usize,
     /// Add to `out` instead of replacing it.
     accumulate: bool,
+    /// What sums are multiplied with.
+    scale: f32,
     /// Whether cuBLAS was opened.
     has_cublas: bool,
 }
@@ -59,7 +62,8 @@ fn is_open(case: &Case) -> Result<(), &'static str> {
     if case.has_cublas { Ok(()) } else { Err("cuBLAS is not open: the device is emulated") }
 }
 
-/// Queues `out = x · weightᵀ`, or with `accumulate` `out += x · weightᵀ`; `out` is in rows of `out_stride` values.
+/// Queues `out = scale · x · weightᵀ`, or with `accumulate` adds that to `out`, for the rows of `run` from the first of `matrix` on; `out` is
+/// in rows of `out_stride` values.
 ///
 /// # Errors
 /// [`Error::Request`] if the shapes do not fit, or what the device says.
@@ -72,12 +76,13 @@ pub(super) unsafe fn multiply(
     choice: &KernelChoice,
     n: usize,
     x: &Activation,
-    matrix: &BlockMatrix,
+    (matrix, run): (&BlockMatrix, &Run),
     out: DevicePtrMut<f32>,
     out_stride: usize,
     accumulate: bool,
 ) -> Result<()> {
-    let &BlockMatrix { ref data, format, rows, cols } = matrix;
+    let &BlockMatrix { ref data, format, rows: of_piece, cols } = matrix;
+    let rows = run.rows;
     x.expect(OP, "x", x.dtype, n, cols)?;
     let case = Case {
         format,
@@ -87,10 +92,11 @@ pub(super) unsafe fn multiply(
         cols,
         x: x.ptr(),
         weight: data.ptr(),
-        weight_bytes: data.len(),
+        row_bytes: data.len() / of_piece.max(1),
         out,
         out_stride,
         accumulate,
+        scale: x.scale * run.scale,
         has_cublas: tools.cublas.is_some(),
     };
     // Who asks for a product without the library means these too.
@@ -114,6 +120,7 @@ unsafe fn by_kernel(tools: &mut Tools, case: &Case) -> Result<()> {
         cols: dimension(OP, case.cols)?,
         out_stride: dimension(OP, case.out_stride)?,
         accumulate: case.accumulate.into(),
+        scale: case.scale,
         x: case.x,
         weight: case.weight,
         out: case.out,
@@ -127,11 +134,10 @@ unsafe fn by_kernel(tools: &mut Tools, case: &Case) -> Result<()> {
 /// # Safety
 /// As [`by_kernel`].
 unsafe fn by_library(tools: &mut Tools, case: &Case) -> Result<()> {
-    let &Case { x_dtype, n, rows, cols, x, weight, out, out_stride, accumulate, .. } = case;
+    let &Case { x_dtype, n, rows, cols, x, weight, row_bytes, out, out_stride, accumulate, scale, .. } = case;
     let Some(cublas) = tools.cublas else {
         return Err(Error::Device("cuBLAS was not opened: --kernel chose another matmul".into()));
     };
-    let row_bytes = case.weight_bytes / rows.max(1);
     let decoded = tools.decoded.ptr_mut();
     let tile = tools.decoded.len() / (cols * x_dtype.size()).max(1);
     if tile == 0 {
@@ -153,6 +159,7 @@ unsafe fn by_library(tools: &mut Tools, case: &Case) -> Result<()> {
             out_stride,
             out_dtype: Dtype::F32,
             accumulate,
+            scale,
         };
         // SAFETY: there is room for the tile; what is queued runs in order; the caller vouches for x and out.
         unsafe {

@@ -1,6 +1,6 @@
 //! Matrices in blocks: decoding them, and products with them.
 
-use super::matmul::places;
+use super::matmul::{SCALE, places};
 use crate::cuda::{Activation, CudaOps, Tensor, Weight};
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -155,7 +155,8 @@ impl Matmul {
         let [n, rows, cols] = shape;
         let name = format!("matmul_blocks {shape:?}");
         let host_x = rounded(ops.dtype(), random(seed, &name, n * cols));
-        let (weight, values) = matrix(ops, format, &format!("{name}: weight"), seed, rows, cols)?;
+        let (mut weight, values) = matrix(ops, format, &format!("{name}: weight"), seed, rows, cols)?;
+        weight.set_scale(SCALE);
         let before = add.then(|| random(seed, &format!("{name}: before"), n * rows));
         // The library gets weights that are rounded to the format of x.
         let rounding = unit(ops.dtype());
@@ -164,7 +165,7 @@ impl Matmul {
         let expected = places.iter().map(|place| {
             let (x, w) = (&host_x[place / rows * cols..][..cols], &values[place % rows * cols..][..cols]);
             let before = before.as_ref().map_or(0.0, |before| f64::from(before[*place]));
-            let terms = x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w));
+            let terms = x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w * SCALE));
             let (sum, magnitude) = terms
                 .fold((before, before.abs()), |(sum, magnitude), term| (sum + term, magnitude + term.abs()));
             (sum, magnitude * (sums + rounding))

@@ -1,6 +1,6 @@
 //! The fused operations of a decode step.
 
-use super::matmul::places;
+use super::matmul::{SCALE, places};
 use crate::cuda::{Activation, CudaOps, Tensor, Weight, fused_max_rows, precise_dtype};
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -43,6 +43,9 @@ pub(super) fn normed(x: &[f32], weight: &[f32]) -> Vec<f64> {
     let scale = 1.0 / (squares / x.len() as f64 + f64::from(EPS)).sqrt();
     x.iter().zip(weight).map(|(&x, &w)| f64::from(x) * scale * f64::from(w)).collect()
 }
+
+/// What gate and up are multiplied with.
+const SCALES: [f32; 2] = [2.0, 0.5];
 
 /// What stands behind a norm.
 #[derive(Clone, Copy, PartialEq)]
@@ -155,19 +158,27 @@ impl Normed {
         let expected = places
             .par_iter()
             .map(|&place| {
-                let at = |host: &[f32]| {
-                    products(&rows_of_x[place / rows], &host[place % rows * cols..][..cols])[0]
+                let at = |host: &[f32], scale: f32| {
+                    let scale = if kind == Kind::Head { 1.0 } else { f64::from(scale) };
+                    let row = &host[place % rows * cols..][..cols];
+                    let (sum, magnitude) = products(&rows_of_x[place / rows], row)[0];
+                    (sum * scale, magnitude * scale)
                 };
-                let (sum, magnitude) = at(&hosts[0]);
+                let (sum, magnitude) = at(&hosts[0], SCALES[0]);
                 let tolerance = magnitude * relative(cols);
                 let Some(up) = hosts.get(1) else { return (sum, tolerance) };
-                let (up, up_magnitude) = at(up);
+                let (up, up_magnitude) = at(up, SCALES[1]);
                 let silu = sum / (1.0 + (-sum).exp());
                 // The derivative of SiLU is below 1.1; its exponential and quotient cost 2^-20.
                 let error = 1.1 * tolerance * up.abs() + silu.abs() * up_magnitude * relative(cols);
                 ((silu * up).clamp(-largest, largest), error + (silu * up).abs() * 2f64.powi(-20))
             })
             .collect();
+        let weights = hosts.iter().map(|host| weight(ops, dtype, rows, cols, host));
+        let mut weights = weights.collect::<Result<Vec<_>>>()?;
+        if kind == Kind::GateUp {
+            weights.iter_mut().zip(SCALES).for_each(|(weight, scale)| weight.set_scale(scale));
+        }
         Ok(Self {
             kind,
             shape,
@@ -176,7 +187,7 @@ impl Normed {
             x: tensor(ops, n, cols, &host_x)?,
             host_x,
             norm: Norm { weight: ops.load_vector(&host_norm)?, eps: EPS },
-            weights: hosts.iter().map(|host| weight(ops, dtype, rows, cols, host)).collect::<Result<_>>()?,
+            weights,
             out: poisoned(ops, n, rows)?,
             gated,
         })
@@ -307,8 +318,8 @@ impl MatmulAdd {
             let x: Vec<f64> = x.iter().map(|&x| x.into()).collect();
             expected.extend(products(&x, &host_weight).into_iter().zip(residual).map(
                 |((sum, magnitude), &r)| {
-                    let sum = sum + f64::from(r);
-                    (sum, magnitude * relative(cols) + sum.abs() * unit(Dtype::F32))
+                    let sum = sum * f64::from(SCALE) + f64::from(r);
+                    (sum, magnitude * f64::from(SCALE) * relative(cols) + sum.abs() * unit(Dtype::F32))
                 },
             ));
         }
@@ -317,7 +328,8 @@ impl MatmulAdd {
         } else {
             ops.new_precise_activation(n + GUARD_ROWS, cols)?
         };
-        let (weight, out) = (weight(ops, dtype, rows, cols, &host_weight)?, poisoned(ops, n, rows)?);
+        let (mut weight, out) = (weight(ops, dtype, rows, cols, &host_weight)?, poisoned(ops, n, rows)?);
+        weight.set_scale(SCALE);
         Ok(Self { shape, host_x, residual, expected, x, weight, out })
     }
 }

@@ -13,6 +13,7 @@ mod norm_qkv_rope;
 mod qk_norm;
 mod read_bandwidth;
 mod rms_norm;
+mod row_norms;
 mod sample;
 mod silu_mul;
 

@@ -8,7 +8,7 @@ use super::{MASS_ONE, WARPS, philox, share};
 #[device]
 use crate::reduce::{self, Max, Sum, block_scan, warp_inclusive_sum};
 
-/// Largest logit of a row; NaN is skipped.
+/// Largest logit of a row; infinite if there is a NaN, which leaves no mass to draw from.
 #[device]
 pub(super) unsafe fn row_max(logits: *const f32, vocab_size: u32) -> f32 {
     // SAFETY: ids are below `vocab_size`; the block's threads call it together.
@@ -17,7 +17,9 @@ pub(super) unsafe fn row_max(logits: *const f32, vocab_size: u32) -> f32 {
         let mut i = thread::thread_idx_x();
         while i < vocab_size {
             let value = *logits.add(i as usize);
-            if value > max {
+            if value.is_nan() {
+                max = f32::INFINITY;
+            } else if value > max {
                 max = value;
             }
             i += SAMPLER_THREADS;
@@ -28,7 +30,8 @@ pub(super) unsafe fn row_max(logits: *const f32, vocab_size: u32) -> f32 {
     }
 }
 
-/// `probability = exp((logit - max) / temperature) / sum`, row by row, in place; -inf and NaN become 0.
+/// `probability = exp((logit - max) / temperature) / sum`, row by row, in place; -inf becomes 0. Where a logit is NaN or infinite no
+/// probability is a number.
 ///
 /// f32 accumulation in a fixed order. Greedy rows are left alone.
 ///

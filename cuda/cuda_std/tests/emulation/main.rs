@@ -8,4 +8,5 @@
 mod memory;
 mod operations;
 mod order;
+mod range;
 mod support;

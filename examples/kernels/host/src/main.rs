@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn the_emulator_names_the_race_its_file_and_its_kernel() {
         for seed in 0..4 {
-            let report = cases::race(&Emulator::new(Options { seed, check: true })).unwrap_err();
+            let report = cases::race(&Emulator::new(Options { seed, ..Options::default() })).unwrap_err();
             assert_eq!(report.defect, Defect::Race, "{report}");
             assert_eq!(report.kernel, "sum_without_barrier");
             assert!(report.file.ends_with("sum.rs"), "{report}");

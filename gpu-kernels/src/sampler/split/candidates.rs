@@ -108,6 +108,9 @@ pub(super) unsafe fn draw(
             j += 1;
         }
         let max = from_order_key((largest >> 32) as u32);
+        if !max.is_finite() {
+            return true; // Nothing can be drawn: a logit is NaN or infinite, or all are -inf.
+        }
         if is_mine {
             masses.set(thread, mass(logit, max));
         }

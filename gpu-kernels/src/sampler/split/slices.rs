@@ -115,7 +115,7 @@ pub(super) unsafe fn draw(
     }
 }
 
-/// This thread's logits of a slice, one after the other; -inf for NaN and beyond the vocabulary.
+/// This thread's logits of a slice, one after the other; -inf beyond the vocabulary, and infinite for NaN, which leaves no mass.
 #[device]
 #[inline(always)]
 unsafe fn load_slice(slice: u32, vocab_size: u32, logits: *const f32) -> [f32; PER_THREAD] {
@@ -125,7 +125,7 @@ unsafe fn load_slice(slice: u32, vocab_size: u32, logits: *const f32) -> [f32; P
         if first + (j as u32) < vocab_size {
             // SAFETY: inside the row.
             let value = unsafe { *logits.add((first + j as u32) as usize) };
-            values[j] = if value.is_nan() { f32::NEG_INFINITY } else { value };
+            values[j] = if value.is_nan() { f32::INFINITY } else { value };
         }
     });
     values
