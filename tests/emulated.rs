@@ -6,6 +6,9 @@
 
 #[path = "common/compare.rs"]
 mod compare;
+#[allow(dead_code, reason = "the CPU's half")]
+#[path = "common/golden_formats.rs"]
+mod golden_formats;
 #[allow(dead_code, reason = "a choir is too much for emulation")]
 #[path = "common/life.rs"]
 mod life;
@@ -54,6 +57,11 @@ fn check(op: &str) {
 
 use operations::check_each;
 qernel::cuda::for_each_operation!(check_each);
+
+#[test]
+fn blocks_are_decoded_as_elsewhere() {
+    golden_formats::check_device(&device(1));
+}
 
 const MAX_MODEL_LEN: usize = 128;
 const NUM_PAGES: usize = 8;
@@ -127,14 +135,14 @@ fn the_forward_pass_agrees_with_the_cpu() {
     let floats = formats.map(|(file, dtype, allowed)| {
         (TinyModel { format: file.into(), ..TinyModel::default() }, dtype, allowed)
     });
-    // Every architecture, and every format in blocks, whose products read f16.
+    // Every architecture, and every format in one model, whose products read f16.
     let architectures =
         ARCHITECTURES.iter().map(|&architecture| TinyModel { architecture, ..TinyModel::default() });
-    let blocks = MatrixFormat::ALL.iter().filter(|format| format.float().is_none());
-    let blocks = blocks.map(|&format| TinyModel { format, ..TinyModel::default() });
-    let others = architectures.chain(blocks).map(|model| (model, Dtype::F16, 1e-5));
+    let mix = MatrixFormat::ALL;
+    let mixed = TinyModel { mix, intermediate_size: 512, num_hidden_layers: 4, ..TinyModel::default() };
+    let others = architectures.chain([mixed]).map(|model| (model, Dtype::F16, 1e-5));
     for (model, dtype, allowed) in floats.into_iter().chain(others) {
-        let file = format!("{} {}", model.architecture, model.format);
+        let file = format!("{} {}, {} formats", model.architecture, model.format, model.mix.len().max(1));
         let expected = logits(&mut *runner(&model, Dtype::F32, |config| CpuOps::new(config).unwrap()));
         for kernels in ["", "layer=separate"] {
             let choice = KernelChoice::parse(kernels).unwrap();

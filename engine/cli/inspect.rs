@@ -56,6 +56,8 @@ pub fn run(args: InspectArgs) -> Result<()> {
 struct Report<'a> {
     file: String,
     file_bytes: u64,
+    /// Files that the model is in.
+    num_parts: usize,
     gguf_version: u32,
     alignment: u64,
     architecture: Option<&'a str>,
@@ -70,6 +72,8 @@ struct Report<'a> {
     sizes: Vec<TypeSize>,
     num_tensors: usize,
     tensor_bytes: u64,
+    /// Of all tensors whose types are known.
+    bits_per_weight: Option<f64>,
     #[serde(serialize_with = "metadata_as_json")]
     metadata: Vec<(&'a str, Value<'a>)>,
     tensors: Vec<TensorLine<'a>>,
@@ -95,6 +99,8 @@ struct TypeSize {
     ggml_type: String,
     num_tensors: usize,
     bytes: u64,
+    /// Scales included; `null` where the type is unknown.
+    bits_per_weight: Option<f64>,
 }
 
 /// What running the model takes, workspace apart.
@@ -127,18 +133,20 @@ impl<'a> Report<'a> {
 
         let mut sizes = BTreeMap::new();
         for tensor in gguf.tensors() {
-            let (num_tensors, bytes) = sizes.entry(tensor.ggml_type()).or_insert((0, 0));
-            *num_tensors += 1;
-            *bytes += tensor.num_bytes().unwrap_or(0);
+            let size = sizes.entry(tensor.ggml_type()).or_insert_with(|| TypeSize {
+                ggml_type: tensor.ggml_type().to_string(),
+                num_tensors: 0,
+                bytes: 0,
+                bits_per_weight: tensor.ggml_type().bits_per_weight(),
+            });
+            size.num_tensors += 1;
+            size.bytes += tensor.num_bytes().unwrap_or(0);
         }
-        let sizes: Vec<_> = sizes
-            .into_iter()
-            .map(|(ggml_type, (num_tensors, bytes))| TypeSize {
-                ggml_type: ggml_type.to_string(),
-                num_tensors,
-                bytes,
-            })
-            .collect();
+        let sizes: Vec<_> = sizes.into_values().collect();
+        let (tensor_bytes, num_values) = gguf
+            .tensors()
+            .filter_map(|tensor| Some((tensor.num_bytes()?, tensor.num_values())))
+            .fold((0, 0), |(bytes, values), (more, of)| (bytes + more, values + of));
 
         Self {
             file: args
@@ -147,6 +155,7 @@ impl<'a> Report<'a> {
                 .as_ref()
                 .map_or(embedded::NAME.to_owned(), |path| path.display().to_string()),
             file_bytes: gguf.file_size(),
+            num_parts: gguf.num_parts(),
             gguf_version: gguf.version(),
             alignment: gguf.alignment(),
             architecture: gguf.get("general.architecture").ok().flatten(),
@@ -156,7 +165,8 @@ impl<'a> Report<'a> {
             unused_tensors: weights.map(|weights| weights.unused).unwrap_or_default(),
             memory,
             num_tensors: gguf.tensors().len(),
-            tensor_bytes: sizes.iter().map(|size| size.bytes).sum(),
+            tensor_bytes,
+            bits_per_weight: (num_values > 0).then(|| 8.0 * tensor_bytes as f64 / num_values as f64),
             sizes,
             metadata: gguf.metadata().collect(),
             tensors: gguf
@@ -233,12 +243,9 @@ impl fmt::Display for Mib {
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { file, gguf_version, alignment, .. } = self;
-        writeln!(
-            f,
-            "{}: {}, GGUF version {gguf_version}, alignment {alignment}",
-            one_line(file),
-            Mib(self.file_bytes)
-        )?;
+        let parts = if self.num_parts > 1 { format!(" in {} files", self.num_parts) } else { String::new() };
+        let (file, size) = (one_line(file), Mib(self.file_bytes));
+        writeln!(f, "{file}: {size}{parts}, GGUF version {gguf_version}, alignment {alignment}")?;
         writeln!(f, "architecture: {}", one_line(self.architecture.unwrap_or("not given")))?;
         match &self.problem {
             Some(problem) => writeln!(f, "cannot be run: {}", one_line(problem))?,
@@ -268,10 +275,14 @@ impl fmt::Display for Report<'_> {
                 writeln!(f, "  {name:width$}  {ggml_type:8} {shape:16} {size:>12} bytes")?;
             }
             writeln!(f, "\nsizes")?;
-            for TypeSize { ggml_type, num_tensors, bytes } in &self.sizes {
-                writeln!(f, "  {ggml_type:8} {num_tensors:5} tensors {:>14}", Mib(*bytes))?;
+            let bits =
+                |bits: &Option<f64>| bits.map_or(String::new(), |bits| format!("{bits:8.4} bits a weight"));
+            for TypeSize { ggml_type, num_tensors, bytes, bits_per_weight } in &self.sizes {
+                let (bytes, bits) = (Mib(*bytes), bits(bits_per_weight));
+                writeln!(f, "  {ggml_type:8} {num_tensors:5} tensors {bytes:>14}{bits}")?;
             }
-            writeln!(f, "  {:8} {:5} tensors {:>14}", "all", self.num_tensors, Mib(self.tensor_bytes))?;
+            let (bytes, bits) = (Mib(self.tensor_bytes), bits(&self.bits_per_weight));
+            writeln!(f, "  {:8} {:5} tensors {bytes:>14}{bits}", "all", self.num_tensors)?;
         }
         if let Some(crate::weights::TensorCheck { num_tensors, not_checked, not_finite }) = self.check {
             writeln!(f, "\nvalues that are not finite, in {num_tensors} tensors: {}", not_finite.len())?;

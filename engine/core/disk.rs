@@ -54,7 +54,7 @@ pub fn open(path: &Path, access: Access) -> Result<(Bytes, Watch)> {
         modified: metadata.modified().ok(),
         file,
     });
-    let watch = Watch(Arc::downgrade(&opened));
+    let watch = Watch(vec![Arc::downgrade(&opened)]);
     Ok((Bytes::from_owner(Mapped { _name: name, map, _opened: opened }), watch))
 }
 
@@ -128,15 +128,24 @@ impl AsRef<[u8]> for Mapped {
     }
 }
 
-/// Tells whether a mapped file was changed. One that is not mapped any more, or never was, cannot matter.
+/// Tells whether mapped files were changed. One that is not mapped any more, or never was, cannot matter.
 #[derive(Clone, Default)]
-pub struct Watch(Weak<Opened>);
+pub struct Watch(Vec<Weak<Opened>>);
 
 impl Watch {
-    /// What has happened to the file since it was mapped, for people; `None` where its size and the time of its last change are what
+    /// What has happened to the first of the files since it was mapped, for people; `None` where its size and the time of its last change are what
     /// they were.
     pub fn changed(&self) -> Option<String> {
-        let opened = self.0.upgrade()?;
+        self.0.iter().find_map(Self::changed_one)
+    }
+
+    /// Tells of all files that these tell of.
+    pub fn all<'a>(watches: impl IntoIterator<Item = &'a Self>) -> Self {
+        Self(watches.into_iter().flat_map(|watch| watch.0.iter().cloned()).collect())
+    }
+
+    fn changed_one(opened: &Weak<Opened>) -> Option<String> {
+        let opened = opened.upgrade()?;
         let path = opened.path.display();
         let what = match opened.file.metadata() {
             Ok(now) if now.len() != opened.size => {

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::formats::MatrixFormat;
-use crate::gguf::{Gguf, Tensor};
+use crate::gguf::{GgmlType, Gguf, Tensor};
 use bytes::Bytes;
 use rayon::prelude::*;
 use std::collections::{HashMap, HashSet};
@@ -17,6 +17,8 @@ pub struct Matrix {
     pub format: MatrixFormat,
     pub rows: usize,
     pub cols: usize,
+    /// What all its values are multiplied by: the second scale of NVFP4, 1 in other formats.
+    pub scale: f32,
     /// `rows` rows of [`MatrixFormat::row_bytes`], little-endian. Not necessarily aligned.
     pub data: Bytes,
 }
@@ -27,7 +29,7 @@ impl Matrix {
     /// # Errors
     /// [`Error::Model`] if the rows are not whole blocks, or are not all that [`Matrix::data`] holds.
     pub fn row_bytes(&self) -> Result<usize> {
-        let Self { name, format, rows, cols, data } = self;
+        let Self { name, format, rows, cols, data, .. } = self;
         let row_bytes = format.row_bytes(*cols);
         row_bytes.filter(|bytes| bytes.checked_mul(*rows) == Some(data.len())).ok_or_else(|| {
             Error::Model(format!(
@@ -151,12 +153,12 @@ impl Weights {
     /// [`Error::Model`], listing the tensors that are missing, that have a format which is not computed with, that have another
     /// shape than asked for, or that change the answers and that the model has no place for.
     pub fn find(gguf: &Gguf, specs: &[TensorSpec]) -> Result<Self> {
+        expect_all_parts(gguf)?;
         if gguf.tensors().len() == 0 {
             return Err(Error::Model(
                 "the file holds a vocabulary and no weights; it can tokenize only".to_owned(),
             ));
         }
-        refuse_split_file(gguf)?;
         let mut finder = Finder { gguf, used: HashSet::new(), problems: Problems::default() };
         let mut weights =
             Self { matrices: Vec::new(), vectors: Vec::new(), places: HashMap::new(), unused: Vec::new() };
@@ -171,8 +173,9 @@ impl Weights {
             let data = tensor.data()?;
             match *shape {
                 TensorShape::Matrix { rows, cols } => {
+                    let scale = finder.scale(name, format)?;
                     weights.places.insert(name.clone(), weights.matrices.len());
-                    weights.matrices.push(Matrix { name: name.clone(), format, rows, cols, data });
+                    weights.matrices.push(Matrix { name: name.clone(), format, rows, cols, scale, data });
                 }
                 TensorShape::Vector { len } => {
                     let mut values = vec![0.0; len];
@@ -265,11 +268,12 @@ impl Weights {
     }
 }
 
-/// A model in several files has its tensors all over them.
-fn refuse_split_file(gguf: &Gguf) -> Result<()> {
-    match gguf.get::<u32>("split.count")? {
-        Some(count) if count > 1 => Err(Error::Model(format!(
-            "the file is one of {count} parts of a model; join them with `llama-gguf-split --merge`"
+/// A part that was not opened by its path came without the others.
+fn expect_all_parts(gguf: &Gguf) -> Result<()> {
+    match gguf.get::<u64>("split.count")? {
+        Some(count) if count > gguf.num_parts() as u64 => Err(Error::Model(format!(
+            "the file is one of {count} parts of a model, of which {} are here: open it by its path",
+            gguf.num_parts()
         ))),
         _ => Ok(()),
     }
@@ -304,6 +308,27 @@ impl<'a> Finder<'a> {
         }
         format.map(|format| (tensor, format))
     }
+
+    /// The scale of a whole matrix, which NVFP4 has in a tensor beside it.
+    fn scale(&mut self, name: &str, format: MatrixFormat) -> Result<f32> {
+        let (MatrixFormat::NVFP4, Some(stem)) = (format, name.strip_suffix(".weight")) else {
+            return Ok(1.0);
+        };
+        // For activations in four bits, which there are none here.
+        self.used.extend(self.gguf.tensor(&format!("{stem}.input_scale")).map(|tensor| tensor.name()));
+        let Some(tensor) = self.gguf.tensor(&format!("{stem}.scale")) else { return Ok(1.0) };
+        self.used.insert(tensor.name());
+        let data = tensor.data()?;
+        match data[..].try_into().map(f32::from_le_bytes) {
+            Ok(scale) if tensor.ggml_type() == GgmlType::F32 => Ok(scale),
+            _ => Err(Error::Model(format!(
+                "{}: expected one F32 value, found {:?} {}",
+                tensor.name(),
+                tensor.shape(),
+                tensor.ggml_type()
+            ))),
+        }
+    }
 }
 
 /// What is wrong with the tensors of a file.
@@ -320,7 +345,7 @@ impl Problems {
         let mut messages = Vec::new();
         if self.formats.total > 0 {
             messages.push(format!(
-                "tensors in a format that is not computed with ({} are): {}; use a conversion of the model to F16 or BF16",
+                "tensors in a format that is not computed with ({} are): {}; use a conversion of the model to one of those",
                 computed_with(),
                 self.formats
             ));

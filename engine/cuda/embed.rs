@@ -46,11 +46,12 @@ pub(super) fn embed(
                     EmbedArgs { hidden_size: cols, vocab_size, tokens, drawn_rows, drawn, scale, table, out };
                 launch(device, plain(), &[dtype.name().into()], &config, arguments)
             }
-            [Piece { values: Values::Blocks(BlockMatrix { data, format, .. }), .. }] => {
-                let table = data.ptr();
+            [Piece { values: Values::Blocks(BlockMatrix { data, format, .. }), scales }] => {
+                let (table, scale) = (data.ptr(), scales.stored.get());
                 let arguments = blocks::EmbedArgs {
                     hidden_size: cols,
                     vocab_size,
+                    scale,
                     tokens,
                     drawn_rows,
                     drawn,

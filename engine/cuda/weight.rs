@@ -36,7 +36,9 @@ pub(super) struct BlockMatrix {
 
 /// Powers of two, found while a model is loaded.
 pub(super) struct Scales {
-    /// What the values that are stored are multiplied with to be the matrix.
+    /// What the values that are stored are multiplied with to be the matrix; no power of two where the file has it ([`Matrix::scale`]).
+    ///
+    /// [`Matrix::scale`]: qernel_core::weights::Matrix::scale
     pub stored: Cell<f32>,
     /// What [`Ops::matmul_rounded`](qernel_core::ops::Ops::matmul_rounded) leaves is multiplied with to be the product.
     pub product: Cell<f32>,

@@ -126,7 +126,7 @@ impl Model {
             decode_weight_bytes: weights.decode_bytes() as usize,
             opening: Opening { file, device, weights: loaded, vocabulary, ready },
         };
-        Ok(Self { tokenizer: Arc::new(tokenizer), runner: runner?, facts, watch: gguf.watch().clone() })
+        Ok(Self { tokenizer: Arc::new(tokenizer), runner: runner?, facts, watch: gguf.watch() })
     }
 
     /// The file's chat template, or ChatML.

@@ -84,7 +84,7 @@ fn matrices_of_other_formats_are_converted_when_they_are_loaded() {
             let x = rounded(dtype, random(1, &case, n * cols));
             let weight = rounded(from, random(2, &case, rows * cols));
             let data = Bytes::from(encode(from, &weight));
-            let matrix = Matrix { name: "test".into(), format: from.into(), rows, cols, data };
+            let matrix = Matrix { name: "test".into(), format: from.into(), rows, cols, scale: 1.0, data };
             let loaded = ops.load_matrix(&matrix).unwrap();
             assert_eq!(loaded.dtype(), Some(dtype));
             let operand = activation(ops, n, cols, &x).unwrap();

@@ -10,8 +10,12 @@ mod customs;
 mod elsewhere;
 mod engine;
 mod families;
+mod formats;
 mod forward;
 mod fuzz;
+#[allow(dead_code, reason = "the devices' half")]
+#[path = "../common/golden_formats.rs"]
+mod golden_formats;
 mod haiku;
 mod lab;
 mod lab_tools;

@@ -169,7 +169,7 @@ fn weights_are_typed_layers() {
             for (found, exact) in weights.matrices().zip(exact.matrices()) {
                 assert_eq!((&found.name, found.rows, found.cols), (&exact.name, exact.rows, exact.cols));
                 assert_eq!(found.format, format);
-                let expected = format.encode(&values(&exact.data));
+                let expected = format.encode(&values(&exact.data)).unwrap();
                 assert_eq!(found.data, expected, "{}", found.name);
             }
             for norm in ["blk.1.attn_norm.weight", "blk.1.ffn_norm.weight", "output_norm.weight"] {
@@ -292,10 +292,10 @@ fn formats_and_shapes_are_checked() {
     let mut writer = model().writer();
     for name in ["blk.0.ffn_up.weight", "blk.1.ffn_up.weight", "token_embd.weight"] {
         let shape = if name == "token_embd.weight" { [287, 256] } else { [40, 256] };
-        writer.remove_tensor(name).tensor(name, &shape, GgmlType(14), vec![0; (shape[0] * 210) as usize]);
+        writer.remove_tensor(name).tensor(name, &shape, GgmlType(15), vec![0; (shape[0] * 292) as usize]);
     }
     let expected =
-        "3 (token_embd.weight Q6_K, blk.0.ffn_up.weight Q6_K, blk.1.ffn_up.weight Q6_K); use a conversion";
+        "3 (token_embd.weight Q8_K, blk.0.ffn_up.weight Q8_K, blk.1.ffn_up.weight Q8_K); use a conversion";
     assert_message(load(&writer), expected);
 
     let mut unknown = model().writer();
@@ -306,6 +306,14 @@ fn formats_and_shapes_are_checked() {
         vec![0; 64],
     );
     assert_message(load(&unknown), "1 (output_norm.weight unknown type 777)");
+    let mut of_a_fork = model().writer();
+    of_a_fork.remove_tensor("blk.0.ffn_up.weight").tensor(
+        "blk.0.ffn_up.weight",
+        &[40, 256],
+        GgmlType(139),
+        vec![],
+    );
+    assert_message(load(&of_a_fork), "1 (blk.0.ffn_up.weight unknown type 139 (IQ4_K of ik_llama.cpp))");
 
     let mut transposed = model().writer();
     transposed.remove_tensor("blk.0.attn_q.weight").tensor(

@@ -204,12 +204,18 @@ macro_rules! with_element {
 }
 pub(crate) use with_element;
 
-/// The `out.len()` values of whole blocks of a format.
+/// The `out.len()` values of whole blocks of a format, times `scale`, which is 1 for floats.
 ///
 /// # Panics
 /// If `bytes` are not those blocks.
-pub fn to_f32(isa: Isa, format: MatrixFormat, bytes: &[u8], out: &mut [f32]) {
-    let Some(dtype) = format.float() else { return format.decode(bytes, out) };
+pub fn to_f32(isa: Isa, format: MatrixFormat, scale: f32, bytes: &[u8], out: &mut [f32]) {
+    let Some(dtype) = format.float() else {
+        format.decode(bytes, out);
+        if scale != 1.0 {
+            out.iter_mut().for_each(|value| *value *= scale);
+        }
+        return;
+    };
     assert_eq!(bytes.len(), out.len() * dtype.size());
     struct Convert<'a, E>(&'a [u8], &'a mut [f32], std::marker::PhantomData<E>);
     impl<E: Element> Kernel for Convert<'_, E> {

@@ -65,6 +65,7 @@ impl CudaOps {
             let [mut data, again] = unsafe { [whole.part(end, bytes)?, whole.part(end, bytes)?] };
             end += bytes;
             let scales = Rc::<Scales>::default();
+            scales.stored.set(matrix.scale);
             match matrix.format.float() {
                 Some(from) => self.load_float(matrix, from, &mut data, &scales)?,
                 None => {
