@@ -101,13 +101,20 @@ fn an_answer_without_numbers_ends_with_an_error() {
     }
 }
 
-/// A file of one matrix `[3, 32]` in each format, values of which are replaced.
+/// The formats whose blocks have at most 32 values, and that values are encoded in.
+fn short_formats() -> impl Iterator<Item = MatrixFormat> {
+    let short = MatrixFormat::ALL.iter().copied().filter(|format| format.block_values() <= 32);
+    short.filter(|format| format.encode(&[0.0; 32]).is_some())
+}
+
+/// A file of one matrix `[3, 32]` in each of them, values of which are replaced.
 fn file(replaced: &[(usize, f32)]) -> Gguf {
     let mut values: Vec<f32> = (0..96).map(|i| i as f32 / 96.0).collect();
     replaced.iter().for_each(|&(i, value)| values[i] = value);
     let mut writer = Writer::new();
-    for &format in MatrixFormat::ALL {
-        writer.tensor(&format.to_string(), &[3, 32], format.ggml_type(), format.encode(&values));
+    for format in short_formats() {
+        let data = format.encode(&values).expect("it has an encoder");
+        writer.tensor(&format.to_string(), &[3, 32], format.ggml_type(), data);
     }
     Gguf::from_bytes(writer.to_bytes().into()).unwrap()
 }
@@ -115,7 +122,7 @@ fn file(replaced: &[(usize, f32)]) -> Gguf {
 #[test]
 fn values_that_are_not_finite_are_counted_and_the_first_is_placed() {
     let check = file(&[]).check_tensors().unwrap();
-    assert_eq!((check.num_tensors, &check.not_finite[..]), (MatrixFormat::ALL.len(), &[][..]));
+    assert_eq!((check.num_tensors, &check.not_finite[..]), (short_formats().count(), &[][..]));
     check.expect_finite().unwrap();
 
     let broken = file(&[(37, f32::NEG_INFINITY), (40, f32::NAN), (95, f32::INFINITY)]);
