@@ -45,4 +45,4 @@ mod value;
 
 pub use error::{Error, ErrorKind, Result};
 pub use heap::Limits;
-pub use template::Template;
+pub use template::{Template, dumps};

@@ -1,5 +1,6 @@
 //! A compiled template.
 
+use crate::arguments::Arguments;
 use crate::ast::Body;
 use crate::error::{Error, Result};
 use crate::heap::{Heap, Limits};
@@ -46,4 +47,14 @@ impl Template {
         let variables = json::parse(variables, &heap)?;
         Interpreter::new(&heap)?.run(&self.body, &variables)
     }
+}
+
+/// JSON as Python's `json.dumps` writes it, and the filter `tojson`.
+///
+/// # Errors
+/// Where it is no JSON, or nested too deep.
+pub fn dumps(value: &str) -> Result<String> {
+    let heap = Heap::new(&Limits::default(), value.len());
+    let written = json::tojson(&json::parse(value, &heap)?, Arguments::default(), &heap)?;
+    Ok(written.as_str().unwrap_or_default().to_owned())
 }
