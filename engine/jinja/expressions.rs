@@ -19,7 +19,7 @@ impl Interpreter {
         self.deeper(|this| match expression {
             Expression::Constant(constant) => this.constant(constant),
             Expression::Name(name) => {
-                Ok(scope.get(name).unwrap_or_else(|| Value::undefined(format!("'{name}' is undefined"))))
+                Ok(scope.get(name).unwrap_or_else(|| Value::undefined(format!("'{name:.100}' is undefined"))))
             }
             Expression::List(items) => {
                 let items = this.all(items, scope)?;

@@ -106,7 +106,7 @@ pub fn apply(
             }
         }
         "int" => to_int(&value, arguments, heap),
-        "float" => to_float(&value, arguments),
+        "float" => to_float(&value, arguments, heap),
         "round" => round(&value, arguments, heap),
         "attr" => {
             let [attribute] = arguments.bind(name, ["name"], 1)?;
@@ -288,7 +288,8 @@ fn to_int(value: &Value, arguments: Arguments, heap: &Heap) -> Result<Value> {
     Ok(found.map(Value::Int).or(default).unwrap_or(Value::Int(0)))
 }
 
-fn to_float(value: &Value, arguments: Arguments) -> Result<Value> {
+fn to_float(value: &Value, arguments: Arguments, heap: &Heap) -> Result<Value> {
+    heap.work(value.size())?;
     let [default] = arguments.bind("float", ["default"], 0)?;
     let found = match value {
         Value::Str(text) => parse_float(text),

@@ -1,7 +1,8 @@
 //! What one rendering may take: bytes of values, nesting, time.
 
 use crate::error::{Error, Result};
-use std::cell::Cell;
+use crate::value::Value;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -50,6 +51,9 @@ struct Counters {
     work: Cell<usize>,
     time: Duration,
     deadline: Instant,
+    /// What is to be dropped, and whether somebody is at it.
+    discarded: RefCell<Vec<Value>>,
+    is_discarding: Cell<bool>,
 }
 
 impl Heap {
@@ -62,11 +66,29 @@ impl Heap {
             work: Cell::new(0),
             time: limits.time,
             deadline: Instant::now() + limits.time,
+            discarded: RefCell::default(),
+            is_discarding: Cell::new(false),
         }))
     }
 
     pub fn max_depth(&self) -> usize {
         self.0.max_depth
+    }
+
+    /// Drops values one after the other. What namespaces and scopes hold may be a chain of any length, since they may come to hold
+    /// each other: dropped the usual way, each would be dropped inside the one before.
+    pub fn discard(&self, values: impl Iterator<Item = Value>) {
+        self.0.discarded.borrow_mut().extend(values);
+        if self.0.is_discarding.replace(true) {
+            return;
+        }
+        loop {
+            let next = self.0.discarded.borrow_mut().pop();
+            if next.is_none() {
+                break;
+            }
+        }
+        self.0.is_discarding.set(false);
     }
 
     /// Counts `units` of work that are about to be done.

@@ -6,13 +6,15 @@ use std::time::{Duration, Instant};
 /// Half of what the threads have that render.
 const STACK: usize = 1 << 20;
 
-fn limits() -> Limits {
-    Limits { time: Duration::from_millis(300), ..Limits::default() }
+fn render_within(time: Duration, source: String, variables: String) -> Result<String> {
+    let limits = Limits { time, ..Limits::default() };
+    let run = move || Template::compile(&source, limits).and_then(|template| template.render(&variables));
+    std::thread::Builder::new().stack_size(STACK).spawn(run).unwrap().join().unwrap()
 }
 
+/// With time for a busy machine.
 fn render_with(source: String, variables: String) -> Result<String> {
-    let run = move || Template::compile(&source, limits()).and_then(|template| template.render(&variables));
-    std::thread::Builder::new().stack_size(STACK).spawn(run).unwrap().join().unwrap()
+    render_within(Duration::from_secs(300), source, variables)
 }
 
 fn render(source: impl Into<String>) -> Result<String> {
@@ -22,7 +24,9 @@ fn render(source: impl Into<String>) -> Result<String> {
 /// Asserts that it ends at a bound, and soon.
 fn assert_bounded(source: &str) {
     let start = Instant::now();
-    let error = render(source).expect_err(source);
+    let variables = r#"{"text": "aaaa", "list": [1, 2, 3]}"#.to_owned();
+    let rendered = render_within(Duration::from_millis(300), source.to_owned(), variables);
+    let error = rendered.expect_err(source);
     assert_eq!(error.kind, ErrorKind::Limit, "{source:.200}: {error}");
     assert!(start.elapsed() < Duration::from_secs(20), "{source:.200}: {:?}", start.elapsed());
 }
@@ -226,10 +230,62 @@ fn an_input_may_nest_only_so_far_and_a_namespace_may_hold_itself() {
 }
 
 #[test]
+fn chains_of_any_length_are_dropped() {
+    for step in ["ns.x = namespace(x=ns.x)", "ns.x = [namespace(x=ns.x)]", "ns.l = chain(ns.l)", "ns.x = 1"] {
+        let source = format!(
+            "{{% macro chain(f) %}}{{% macro g() %}}{{% endmacro %}}{{% set ns.f = g %}}{{% set g = 1 %}}{{% endmacro %}}\
+             {{% set ns = namespace(x=none, f=none, l='') %}}{{% for i in range(50000) %}}{{% set {step} %}}{{{{ chain(ns.f) }}}}\
+             {{% endfor %}}{{% set ns.x = 1 %}}{{% set ns.f = 1 %}}done"
+        );
+        let source = source.replace("ns.l = chain(ns.l)", "ns.l = loop.changed(ns.x, loop)");
+        assert_eq!(
+            render_with(source.clone(), "{}".into()).map_err(|error| error.to_string()),
+            Ok("done".into()),
+            "{source}"
+        );
+    }
+    // All pairs of a list of namespaces, each in the one before.
+    let source = "{% set ns = namespace(all=[]) %}{% for i in range(300) %}{% set ns.all = ns.all + [namespace()] %}{% endfor %}\
+                  {% for n in ns.all %}{% set n.next = loop.nextitem %}{% set n.back = loop.previtem %}{% endfor %}ok";
+    assert_eq!(render(source).unwrap(), "ok");
+    // A loop's neighbours are loops, and theirs: each twice as often.
+    let source = "{% set ns = namespace(x=[1, 1, 1]) %}{% for i in range(200) %}{% for l in ns.x %}{% if loop.index == 2 %}\
+                  {% set ns.y = [loop, loop, loop] %}{% endif %}{% endfor %}{% set ns.x = ns.y %}{% endfor %}";
+    assert_bounded(source);
+}
+
+/// Fragments of templates in any order: whatever they are, nothing panics and all ends.
+#[test]
+fn no_soup_of_fragments_panics() {
+    let fragments: Vec<&str> = include_str!("../../tests/data/jinja/golden.json")
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("\"template\": \""))
+        .flat_map(|line| line.split_inclusive([' ', '(', ')', '|', '.', ',', '}', '%']))
+        .filter(|fragment| !fragment.contains('\\'))
+        .collect();
+    let limits = Limits { time: Duration::from_millis(20), bytes: 1 << 20, ..Limits::default() };
+    let mut seed = 1_u64;
+    let mut next = |below: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) as usize % below
+    };
+    let rounds = std::env::var("QERNEL_SOUP").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(50_000);
+    for _ in 0..rounds {
+        let begin = ["{{ ", "{% if ", "{% for x in ", "{% set x = ", ""][next(5)];
+        let soup: String = (0..next(8) + 1).map(|_| fragments[next(fragments.len())]).collect();
+        let end = [" }}", " %}", " %}{% endif %}", " %}{{ x }}{% endfor %}", ""][next(5)];
+        let source = format!("{begin}{soup}{end}");
+        let _ = Template::compile(&source, limits)
+            .and_then(|template| template.render(r#"{"text": "aé", "words": ["b", "a"]}"#));
+    }
+}
+
+#[test]
 fn no_cut_of_a_template_panics() {
     let source = include_str!("../../tests/data/tools.jinja");
     for end in (0..source.len()).filter(|end| source.is_char_boundary(*end)) {
-        let _ = Template::compile(&source[..end], limits()).and_then(|template| template.render("{}"));
+        let _ =
+            Template::compile(&source[..end], Limits::default()).and_then(|template| template.render("{}"));
     }
     for source in [
         "{{ [][::-1] }}",

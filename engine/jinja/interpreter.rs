@@ -37,10 +37,7 @@ pub struct Interpreter {
 
 impl Drop for Interpreter {
     fn drop(&mut self) {
-        for namespace in self.namespaces.drain(..).filter_map(|weak| weak.upgrade()) {
-            let values = std::mem::take(&mut *namespace.values.borrow_mut());
-            drop(values);
-        }
+        self.namespaces.drain(..).filter_map(|weak| weak.upgrade()).for_each(|namespace| namespace.clear());
         self.scopes.drain(..).filter_map(|weak| weak.upgrade()).for_each(|scope| scope.clear());
     }
 }
@@ -261,14 +258,17 @@ impl Interpreter {
             let next = items.next(&self.heap)?;
             let inner = Scope::new(&self.heap, Some(scope))?;
             let recursion = definition.is_recursive.then(|| (Arc::clone(definition), Rc::clone(scope)));
+            let neighbours = [&previous, &next].into_iter().flatten();
             let lap = Loop {
                 index0,
                 len,
                 depth0,
+                depth: neighbours.map(Value::depth).max().unwrap_or(0) + 1,
                 previous,
                 next: next.clone(),
                 last_changed: Rc::clone(&last_changed),
                 recursion,
+                held: self.heap.hold(2 * OVERHEAD)?,
             };
             inner.set(&self.loop_name, Value::Loop(Rc::new(lap)))?;
             self.assign(&definition.target, item.clone(), &inner)?;
@@ -298,7 +298,7 @@ impl Interpreter {
                 }
                 (Some(value), ..) | (None, Some(value), _) => value,
                 (None, None, Some(default)) => self.deeper(|this| this.evaluate(default, &scope))?,
-                (None, None, None) => Value::undefined(format!("parameter '{name}' was not provided")),
+                (None, None, None) => Value::undefined(format!("parameter '{name:.100}' was not provided")),
             };
             scope.set(name, value)?;
         }

@@ -149,14 +149,9 @@ fn of_loop(lap: &Loop, name: &str, arguments: Arguments, heap: &Heap) -> Result<
         let chosen = lap.index0.checked_rem(given.len()).and_then(|i| given.get(i)).cloned();
         return chosen.ok_or_else(|| Error::failed("no items for cycling given"));
     }
-    let given = heap.tuple(given)?;
-    let last = lap.last_changed.borrow().clone();
-    let changed = match last {
-        Some(last) => !compare::equal(&last, &given, heap)?,
-        None => true,
-    };
-    *lap.last_changed.borrow_mut() = Some(given);
-    Ok(changed.into())
+    let given = heap.tuple(given)?.to_repr(heap)?;
+    let last = lap.last_changed.borrow_mut().replace(given.clone());
+    Ok((last != Some(given)).into())
 }
 
 fn of_string(receiver: &Rc<Text>, name: &str, arguments: Arguments, heap: &Heap) -> Result<Value> {

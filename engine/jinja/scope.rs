@@ -47,6 +47,13 @@ impl Scope {
     /// Forgets everything: macros hold the scope that holds them.
     pub fn clear(&self) {
         let names = std::mem::take(&mut *self.names.borrow_mut());
-        drop(names);
+        let heap = self.held.borrow().heap().clone();
+        heap.discard(names.into_values());
+    }
+}
+
+impl Drop for Scope {
+    fn drop(&mut self) {
+        self.clear();
     }
 }

@@ -62,6 +62,9 @@ const NAMES: [&str; 39] = [
 /// Where there is no such test, or Jinja's refuses the value or arguments too.
 pub fn apply(interpreter: &Interpreter, name: &str, value: &Value, arguments: Arguments) -> Result<bool> {
     let heap = &interpreter.heap;
+    if matches!(name, "lower" | "upper") {
+        heap.work(value.size())?;
+    }
     let comparison = match name {
         "==" | "eq" | "equalto" => Some(Comparison::Equal),
         "!=" | "ne" => Some(Comparison::NotEqual),

@@ -108,6 +108,21 @@ pub struct Namespace {
     pub held: RefCell<Held>,
 }
 
+impl Namespace {
+    /// Forgets everything: it may hold itself.
+    pub fn clear(&self) {
+        let values = std::mem::take(&mut *self.values.borrow_mut());
+        let heap = self.held.borrow().heap().clone();
+        heap.discard(values.into_values());
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
 /// What `loop` knows.
 pub struct Loop {
     pub index0: usize,
@@ -115,10 +130,12 @@ pub struct Loop {
     pub depth0: usize,
     pub previous: Option<Value>,
     pub next: Option<Value>,
-    /// What `changed` was last called with.
-    pub last_changed: Rc<RefCell<Option<Value>>>,
+    /// What `changed` was last called with, as text: a value could hold this one.
+    pub last_changed: Rc<RefCell<Option<String>>>,
     /// Where the loop is recursive: what calling it runs, and what it sees.
     pub recursion: Option<(Arc<ast::For>, Rc<Scope>)>,
+    pub depth: usize,
+    pub held: Held,
 }
 
 pub struct Macro {
@@ -234,15 +251,13 @@ impl Value {
         }
     }
 
-    fn depth(&self) -> usize {
+    pub fn depth(&self) -> usize {
         match self {
             Self::List(list) | Self::Tuple(list) => list.depth,
             Self::Dict(dict) => dict.depth,
             Self::View(view) => view.dict.depth + 1,
             Self::Generator(generator) => generator.items.depth,
-            Self::Loop(lap) => {
-                [&lap.previous, &lap.next].into_iter().flatten().map(Self::depth).max().unwrap_or(0) + 1
-            }
+            Self::Loop(lap) => lap.depth,
             Self::Method(method) => method.receiver.depth() + 1,
             _ => 0,
         }
