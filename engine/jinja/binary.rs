@@ -1,6 +1,5 @@
 //! Arithmetic, as Python has it.
 
-use crate::arguments::Arguments;
 use crate::ast::Operator;
 use crate::error::{Error, Result};
 use crate::heap::Heap;
@@ -13,11 +12,7 @@ use crate::value::{List, Value};
 /// Where Python refuses it too, and where a whole number leaves 128 bits.
 pub fn apply(a: &Value, operator: Operator, b: &Value, heap: &Heap) -> Result<Value> {
     if let (Value::Str(format), Operator::Remainder) = (a, operator) {
-        let arguments = match b {
-            Value::Tuple(list) => list.items.clone(),
-            _ => vec![b.clone()],
-        };
-        return printf::format(format, Arguments { positional: arguments, named: Vec::new() }, heap);
+        return printf::remainder(format, b, heap);
     }
     if let Value::Undefined(why) = a {
         return Err(Error::failed(&**why));

@@ -4,7 +4,7 @@ mod sequences;
 
 pub use sequences::pairs;
 
-use crate::arguments::{Arguments, int, length};
+use crate::arguments::{self, Arguments, int, length};
 use crate::error::{Error, Result};
 use crate::heap::{Heap, Writer};
 use crate::interpreter::Interpreter;
@@ -120,7 +120,7 @@ pub fn apply(
             };
             Ok(attributes::own(&value, &attribute, heap)?.unwrap_or_else(missing))
         }
-        "format" => printf::format(&value.to_text(heap)?, arguments, heap),
+        "format" => printf::format(&value.to_text(heap)?, &arguments, heap),
         "pprint" => {
             arguments.none(name)?;
             heap.text(value.to_repr(heap)?)
@@ -163,8 +163,11 @@ fn of_text(name: &str, value: &Value, arguments: Arguments, heap: &Heap) -> Resu
             let [width] = arguments.bind(name, ["width"], 0)?;
             strings::pad(&text, length(name, width.as_ref(), 80)?, ' ', Share::Half, heap)
         }
-        "indent" => indent(&text, arguments, heap),
-        "truncate" => truncate(&text, arguments, heap),
+        "indent" => match value {
+            Value::Str(_) => indent(&text, arguments, heap),
+            _ => Err(Error::failed(format!("indent: expected a string, found {}", value.type_name()))),
+        },
+        "truncate" => truncate(value, arguments, heap),
         "wordcount" => {
             arguments.none(name)?;
             let words = text.split(|c: char| !(c == '_' || c.is_alphanumeric()));
@@ -218,7 +221,7 @@ fn indent(text: &str, arguments: Arguments, heap: &Heap) -> Result<Value> {
     heap.written(out)
 }
 
-fn truncate(text: &str, arguments: Arguments, heap: &Heap) -> Result<Value> {
+fn truncate(value: &Value, arguments: Arguments, heap: &Heap) -> Result<Value> {
     let [len, kill_words, end, leeway] =
         arguments.bind("truncate", ["length", "killwords", "end", "leeway"], 0)?;
     let len = length("truncate", len.as_ref(), 255)?;
@@ -230,9 +233,10 @@ fn truncate(text: &str, arguments: Arguments, heap: &Heap) -> Result<Value> {
     let kept = len.checked_sub(end.chars().count());
     let kept =
         kept.ok_or_else(|| Error::failed(format!("truncate: expected length >= {}, got {len}", end.len())))?;
-    if text.chars().count() <= len.saturating_add(leeway) {
-        return heap.text(text);
+    if value.len(heap)? <= len.saturating_add(leeway) {
+        return Ok(value.clone());
     }
+    let text = arguments::text("truncate", value)?;
     let cut = text.char_indices().nth(kept).map_or(text.len(), |(i, _)| i);
     let mut cut = &text[..cut];
     if !kill_words.is_some_and(|kill| kill.is_true()) {

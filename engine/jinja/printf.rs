@@ -8,11 +8,28 @@ use crate::value::{Key, Value};
 use std::iter::Peekable;
 use std::str::Chars;
 
+/// `format % value`, where a tuple is several values. Of what has items (Python asks for no more) not all need be used.
+///
+/// # Errors
+/// As [`format`].
+pub fn remainder(text: &str, value: &Value, heap: &Heap) -> Result<Value> {
+    let positional = match value {
+        Value::Tuple(list) => list.items.clone(),
+        _ => vec![value.clone()],
+    };
+    let may_remain = matches!(value, Value::List(_) | Value::Dict(_) | Value::Range(_) | Value::Undefined(_));
+    fill(text, &Arguments { positional, named: Vec::new() }, may_remain, heap)
+}
+
 /// Fills in a format of C's kind. With names, and with a single dictionary, fields may be `%(name)s`.
 ///
 /// # Errors
 /// Where it is no format, or the values are too few, too many or of another type.
-pub fn format(text: &str, arguments: Arguments, heap: &Heap) -> Result<Value> {
+pub fn format(text: &str, arguments: &Arguments, heap: &Heap) -> Result<Value> {
+    fill(text, arguments, !arguments.named.is_empty(), heap)
+}
+
+fn fill(text: &str, arguments: &Arguments, may_remain: bool, heap: &Heap) -> Result<Value> {
     let mapping = match &arguments.positional[..] {
         [only @ Value::Dict(_)] => Some(only.clone()),
         [] if !arguments.named.is_empty() => {
@@ -63,7 +80,7 @@ pub fn format(text: &str, arguments: Arguments, heap: &Heap) -> Result<Value> {
         };
         write(&value, kind, spec, &mut out)?;
     }
-    if mapping.is_none() && values.next().is_some() {
+    if !may_remain && values.next().is_some() {
         return Err(Error::failed("not all arguments converted during string formatting"));
     }
     heap.written(out)

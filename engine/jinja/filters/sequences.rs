@@ -350,6 +350,11 @@ fn take_name(called: &str, given: &mut Arguments, heap: &Heap) -> Result<String>
     Ok(given.positional.remove(0).to_text(heap)?.into_owned())
 }
 
+/// What `map` and its siblings walk through: Jinja's do not look at what is false.
+fn walked(value: &Value) -> Result<Items> {
+    if value.is_true() { Items::of(value) } else { Ok(Items::Nothing) }
+}
+
 /// Arguments once more, for the next item.
 fn again(given: &Arguments) -> Arguments {
     Arguments { positional: given.positional.clone(), named: given.named.clone() }
@@ -358,7 +363,7 @@ fn again(given: &Arguments) -> Arguments {
 fn map(interpreter: &mut Interpreter, value: &Value, mut given: Arguments) -> Result<Value> {
     let heap = interpreter.heap.clone();
     let mut mapped = Vec::new();
-    let mut items = Items::of(value)?;
+    let mut items = walked(value)?;
     if given.positional.is_empty()
         && let Some(attribute) = given.take_named("attribute")
     {
@@ -390,7 +395,7 @@ fn select(interpreter: &mut Interpreter, value: &Value, name: &str, mut given: A
     };
     let wanted = name.starts_with("select");
     let mut kept = Vec::new();
-    let mut items = Items::of(value)?;
+    let mut items = walked(value)?;
     while let Some(item) = items.next(&heap)? {
         let tested = attribute.of(&item, &heap)?;
         let holds = match &test {

@@ -79,7 +79,14 @@ TOJSON = [
     "messages | tojson", "object | tojson", "object | tojson(indent=2)", "object | tojson(indent=0)", "object | tojson(indent='\t')", "object | tojson(separators=(',', ':'))", "object | tojson(indent=1, separators=(';', '='))", "object | tojson(sort_keys=true)", "accents | tojson", "accents | tojson(ensure_ascii=true)", "accents | tojson(true)", "[1e-05, 1.5e-07, 18446744073709551616, 0.0001, 1e16, 1e22, 123456789.0, -0.0, 1.0]", "[1e-05, 1.5e-07, 18446744073709551616, 0.0001, 1e16, 1e22, 123456789.0, -0.0, 1.0] | tojson", "big | tojson", "[true, false, none] | tojson", "'a\"b\\\\c\n\t\r\\x08\\x0c\\x00\\x1f\\x7f\\u2028</script>' | tojson", "'\\x7f' | tojson(ensure_ascii=true)", "(1, 2) | tojson", "{1: 'a', true: 'b', none: 'c', 1.5: 'd'} | tojson", "{(1, 2): 3} | tojson", "[] | tojson", "{} | tojson", "[[], {}] | tojson(indent=2)", "undefined_name | tojson", "range(2) | tojson", "(words | map('upper')) | tojson", "words | map('upper') | list | tojson", "text.upper | tojson", "'inf' | float | tojson", "'nan' | float | tojson", "object.items() | tojson", "object.items() | list | tojson", "[1, [2, {'a': [3]}]] | tojson(indent=4)", "'é' | tojson ~ 1", "{'b': 1, 'a': {'d': 1, 'c': 2}} | tojson(sort_keys=true, indent=2)", "{'b': 1, 2: 3} | tojson(sort_keys=true)", "'<>&\\'' | tojson", "[1] | tojson(nope=1)", "[1, 2] | tojson(separators=none)", "'🎉' | tojson(ensure_ascii=true)", "none | tojson", "5 | tojson", "2.50 | tojson", "messages[2].tool_calls[0].function.arguments | tojson",
 ]
 
-EXPRESSIONS = METHODS + SLICES + OPERATORS + FILTERS + TESTS + TOJSON
+MORE = [
+    # Found by random expressions against Python.
+    "none | map('upper') | list", "0 | select | list", "nothing | selectattr('a') | list", "5 | map('upper') | list", "words | indent", "5 | truncate", "words | truncate(1)", "words | truncate(10) | length", "'%d' % words", "'a' % words", "'a' % object", "'a' % 1", "'a' % undefined_name", "'%s' % object", "'%(b)s%%' % object", "'%(zz)s' % object", "'a' | format(1)", "'a' | format(x=1)",
+    # What differs, see differences.json.
+    "['<' | escape]", "'<' | safe + '<'", "('<' | escape) + '<'", "1 is lower in [1]", "(none)[:2]", "2 ** 200", "100000000000000000000000000000000000000000", "text | wordwrap(5)", "1000 | filesizeformat", "'<b>x</b>' | striptags", "'a b&c' | urlencode", "'http://example.org' | urlize", "{'a': 1} | xmlattr", "lipsum() is string", "cycler('a', 'b').next()", "joiner(', ')()", "namespace(a=1)", "text.encode() is string", "'aXbX'.translate({88: 'y'})", "(5).bit_length()", "'𝟙'.isdigit()", "'ŉ'.title()",
+]
+
+EXPRESSIONS = METHODS + SLICES + OPERATORS + FILTERS + TESTS + TOJSON + MORE
 
 STATEMENTS = [
     # Blank lines and spaces around tags.

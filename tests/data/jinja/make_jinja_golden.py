@@ -7,6 +7,7 @@
 A case without `expected` is one that Python refuses.
 """
 
+import copy
 import json
 import pathlib
 
@@ -50,7 +51,7 @@ def environment():
 def case(env, source):
     found = {"template": source}
     try:
-        found["expected"] = env.from_string(source).render(CONTEXT)
+        found["expected"] = env.from_string(source).render(copy.deepcopy(CONTEXT))  # The filter `indent` changes a list.
     except Exception as error:
         found["error"] = f"{type(error).__name__}: {error}"
     return found
