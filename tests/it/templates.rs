@@ -102,7 +102,6 @@ fn a_name_that_is_a_normal_token_is_said() {
     });
     let (status, text, said) = prompt(&plain);
     assert_eq!((status, text.as_str()), (0, "<|im_start|>hi<|im_end|>"));
-    for name in ["<|im_start|>", "<|im_end|>"] {
-        assert!(said.contains(&format!("the chat template prints {name}, a normal token")), "{said}");
-    }
+    let expected = "the chat template prints <|im_start|>, a normal token in this vocabulary, so that the model reads it as 12 tokens of text";
+    assert!(said.contains(expected), "{said}");
 }
