@@ -213,7 +213,12 @@ fn measure(args: &Args) -> Result<Vec<[Figures; 2]>> {
     let server = Server::bind(ServerConfig { port: 0, max_running: most, ..ServerConfig::default() })?;
     let address = server.local_addr()?;
     let serve = move || {
-        Ok(LoadedModel { engine: open()?, template: Err(Error::Template("none".into())), name: "bench".into(), watch: Default::default() })
+        Ok(LoadedModel {
+            engine: open()?,
+            template: Err(Error::Template("none".into())),
+            name: "bench".into(),
+            watch: Default::default(),
+        })
     };
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     std::thread::scope(|scope| {
