@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use std::fs::{self, File, Metadata};
-use std::io::{self, BufWriter, ErrorKind, Write};
+use std::io::{self, BufWriter, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -47,15 +47,28 @@ pub fn save(
     partial.replace(&target).map_err(failed)
 }
 
-/// Refuses to write over the file of the model, under whatever name.
+/// Refuses to write over the file of the model, under whatever name, and over other model files: a model may be in several.
 ///
 /// # Errors
-/// [`Error::Request`] if both paths lead to one file.
+/// [`Error::Request`] if both paths lead to one file, or `path` to one that begins as model files do.
 pub fn refuse_model(path: &Path, model: Option<&Path>) -> Result<()> {
     if model.is_some_and(|model| is_same(path, model)) {
         return Err(Error::Request(format!("{} is the model's own file; choose another", path.display())));
     }
+    if is_model(path) {
+        return Err(Error::Request(format!("{} is a model file; choose another", path.display())));
+    }
     Ok(())
+}
+
+fn is_model(path: &Path) -> bool {
+    let is_file = fs::metadata(path).is_ok_and(|metadata| metadata.is_file());
+    let begin = || {
+        let mut magic = [0; 4];
+        File::open(path)?.read_exact(&mut magic)?;
+        io::Result::Ok(magic)
+    };
+    is_file && begin().is_ok_and(|magic| magic == *b"GGUF")
 }
 
 #[cfg(unix)]
@@ -225,6 +238,10 @@ mod tests {
         assert_eq!(fs::read_to_string(&model).unwrap(), "weights");
         refuse_model(&folder.0.join("logits.npy"), Some(&model)).unwrap();
         refuse_model(&model, None).unwrap();
+        let part = folder.file("part", "GGUF and so on");
+        let refused = save_text(&part, "new").unwrap_err().to_string();
+        assert!(refused.contains("is a model file"), "{refused}");
+        save_text(&folder.file("short", "GGU"), "new").unwrap();
     }
 
     #[cfg(target_os = "linux")]
