@@ -31,6 +31,9 @@ struct Args {
     /// Leave out the biases of Q, K and V.
     #[arg(long)]
     no_bias: bool,
+    /// Put Q, K and V into one tensor.
+    #[arg(long)]
+    fused_qkv: bool,
     /// Values of one attention head.
     #[arg(long, default_value_t = 64, value_parser = size)]
     head_dim: usize,
@@ -91,6 +94,7 @@ fn main() -> ExitCode {
         max_position_embeddings: args.context,
         tie_word_embeddings: !args.untied,
         attention_bias: !args.no_bias,
+        fused_qkv: args.fused_qkv,
         ..TinyModel::default()
     };
     let written = File::create(&args.output).map(BufWriter::new).and_then(|mut file| {

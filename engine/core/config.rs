@@ -12,8 +12,23 @@ const DEFAULT_ROPE_THETA: f32 = 10_000.0;
 const MAX_WIDTH: u64 = 1 << 20;
 const MAX_LAYERS: u64 = 1 << 12;
 const MAX_HEADS: u64 = 1 << 12;
+// What a GPU's router takes; published models have up to 512, of which a token goes to 10.
+const MAX_EXPERTS: u64 = 1 << 10;
+const MAX_EXPERTS_PER_TOK: u64 = 1 << 5;
 const MAX_VOCAB_SIZE: u64 = 1 << 24;
 const MAX_CONTEXT: u64 = 1 << 24;
+
+/// The sizes of a mixture of experts, in Hugging Face's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct ExpertSizes {
+    pub num_experts: usize,
+    /// Experts that a token goes to.
+    pub num_experts_per_tok: usize,
+    /// Values between the projections of one expert.
+    pub moe_intermediate_size: usize,
+    /// The same of the expert that every token goes to; 0 where there is none.
+    pub shared_expert_intermediate_size: usize,
+}
 
 /// The shape of a decoder, in Hugging Face's names.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -34,6 +49,7 @@ pub struct Config {
     pub head_dim: usize,
     #[serde(flatten)]
     pub rotation: Rotation,
+    /// What norms add under the root, those of mean and variance too.
     pub rms_norm_eps: f32,
     /// Longest context the model was made for, in tokens.
     pub max_position_embeddings: usize,
@@ -41,6 +57,11 @@ pub struct Config {
     pub tie_word_embeddings: bool,
     /// Q, K and V have a bias.
     pub attention_bias: bool,
+    /// The file has the matrices of Q, K and V in one tensor.
+    pub fused_qkv: bool,
+    /// `None` where the MLP is one for all tokens.
+    #[serde(flatten)]
+    pub experts: Option<ExpertSizes>,
 }
 
 impl Config {
@@ -50,6 +71,14 @@ impl Config {
     /// [`Error::Model`] for a feature that is not implemented, and for values that no decoder can have; [`Error::Gguf`] for a value
     /// that is missing or has the wrong type.
     pub fn of_decoder(keys: &Keys) -> Result<Self> {
+        Self::with_norm_eps(keys, "attention.layer_norm_rms_epsilon")
+    }
+
+    /// The same where `eps_key` is the key of [`Config::rms_norm_eps`].
+    ///
+    /// # Errors
+    /// As [`Config::of_decoder`].
+    pub fn with_norm_eps(keys: &Keys, eps_key: &str) -> Result<Self> {
         let gguf = keys.gguf;
         let hidden_size = keys.size("embedding_length", MAX_WIDTH)?;
         let num_attention_heads = keys.size("attention.head_count", MAX_HEADS)?;
@@ -73,13 +102,9 @@ impl Config {
             let expected = format!("an even number up to {head_dim}, the size of a head");
             return Err(keys.invalid("rope.dimension_count", rotary_dim, &expected));
         }
-        let rms_norm_eps = keys.require::<f32>("attention.layer_norm_rms_epsilon")?;
+        let rms_norm_eps = keys.require::<f32>(eps_key)?;
         if !(rms_norm_eps > 0.0 && rms_norm_eps < 1.0) {
-            return Err(keys.invalid(
-                "attention.layer_norm_rms_epsilon",
-                rms_norm_eps,
-                "a number between 0 and 1",
-            ));
+            return Err(keys.invalid(eps_key, rms_norm_eps, "a number between 0 and 1"));
         }
 
         Ok(Self {
@@ -96,8 +121,16 @@ impl Config {
             rms_norm_eps,
             max_position_embeddings: keys.size("context_length", MAX_CONTEXT)?,
             tie_word_embeddings: gguf.tensor("output.weight").is_none(),
-            attention_bias: gguf.tensors().any(|tensor| tensor.name().ends_with(".attn_q.bias")),
+            attention_bias: has_tensor(gguf, &[".attn_q.bias", ".attn_qkv.bias"]),
+            fused_qkv: has_tensor(gguf, &[".attn_qkv.weight"]),
+            experts: None,
         })
+    }
+
+    /// Values between the projections of the MLP that every token goes through: `intermediate_size`, or of a mixture of experts the shared
+    /// one's; 0 where there is none.
+    pub fn dense_size(&self) -> usize {
+        self.experts.map_or(self.intermediate_size, |experts| experts.shared_expert_intermediate_size)
     }
 
     /// Values of one row of Q: `num_attention_heads * head_dim`.
@@ -108,6 +141,31 @@ impl Config {
     /// Values of one row of K, or of V: `num_key_value_heads * head_dim`.
     pub fn kv_size(&self) -> usize {
         self.num_key_value_heads * self.head_dim
+    }
+}
+
+impl ExpertSizes {
+    /// The metadata that mixtures of experts have.
+    ///
+    /// # Errors
+    /// As [`Config::of_decoder`].
+    pub fn of_decoder(keys: &Keys, has_shared: bool) -> Result<Self> {
+        let num_experts = keys.size("expert_count", MAX_EXPERTS)?;
+        let most = MAX_EXPERTS_PER_TOK.min(num_experts as u64);
+        let num_experts_per_tok = keys.size("expert_used_count", most)?;
+        // Files of early converters lack both sizes; these are llama.cpp's defaults.
+        let of_mlp = keys.size("feed_forward_length", MAX_WIDTH)?;
+        let size =
+            |key: &str, default| Ok::<_, Error>(keys.optional_size(key, MAX_WIDTH)?.unwrap_or(default));
+        Ok(Self {
+            num_experts,
+            num_experts_per_tok,
+            moe_intermediate_size: size("expert_feed_forward_length", (of_mlp / num_experts_per_tok).max(1))?,
+            shared_expert_intermediate_size: match has_shared {
+                true => size("expert_shared_feed_forward_length", of_mlp)?,
+                false => 0,
+            },
+        })
     }
 }
 
@@ -186,6 +244,11 @@ impl<'a> Keys<'a> {
     pub fn invalid(&self, key: &str, found: impl std::fmt::Display, expected: &str) -> Error {
         Error::Model(format!("metadata `{}` is {found}; expected {expected}", self.full(key)))
     }
+}
+
+/// Whether the name of a tensor ends in one of these.
+fn has_tensor(gguf: &Gguf, ends: &[&str]) -> bool {
+    gguf.tensors().any(|tensor| ends.iter().any(|end| tensor.name().ends_with(end)))
 }
 
 /// Values of one head: what the file says, or the hidden size shared out over the heads.

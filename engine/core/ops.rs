@@ -18,7 +18,7 @@ use crate::kv_layout::KvLayout;
 use crate::rope::Rotation;
 use crate::sampler::SamplingRow;
 use crate::weights::Matrix;
-use parts::{AttentionIn, Head, MlpIn, Norm, QkNorm};
+use parts::{AttentionIn, Experts, Head, LayerNorm, Linear, MlpIn, Norm, QkNorm, RmsNorm, Router};
 
 /// What an implementation of [`Ops`] must know of the model and of the largest batch before the first operation.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,7 +81,7 @@ pub trait Types: Sized {
     type Activation;
     /// A weight matrix `[out_features, in_features]` on the device.
     type Weight;
-    /// An f32 vector on the device: a norm's weight or a bias.
+    /// f32 values on the device: a norm's weight, a bias, a small table.
     type Vector;
     /// K and V pages of every layer.
     type KvCache;
@@ -111,6 +111,11 @@ pub trait Ops: Types {
     fn load_matrix(&mut self, matrix: &Matrix) -> Result<Self::Weight>;
     /// Brings matrices of as many columns each to the device, one below the other.
     fn load_stacked(&mut self, matrices: &[Matrix]) -> Result<Stacked<Self::Weight>>;
+    /// Brings the matrices of `num_experts` experts, one below the other, to the device.
+    fn load_experts(&mut self, matrix: &Matrix, num_experts: usize) -> Result<Self::Weight> {
+        let _ = num_experts;
+        self.load_matrix(matrix)
+    }
     /// Called after the last matrix.
     ///
     /// # Errors
@@ -142,7 +147,15 @@ pub trait Ops: Types {
         Ok(())
     }
 
-    /// Of [`Ops::rms_norm`] where a product follows.
+    /// Of the experts in [`parts::mlp`].
+    ///
+    /// # Errors
+    /// As [`Ops::bound_attention`].
+    fn bound_experts(&mut self, _name: &str, _part: &Experts<Self::Weight, Self::Vector>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Of a norm where a product follows.
     ///
     /// # Errors
     /// As [`Ops::bound_attention`].
@@ -161,12 +174,29 @@ pub trait Ops: Types {
     /// [runs ahead](Ops::runs_ahead), with the token of that row of the last draw.
     fn embed(&mut self, batch: &Self::Batch, table: &Self::Weight, out: &mut Self::Tensor) -> Result<()>;
 
+    /// `x[i] += table[positions[i]]`, where `table` is `[max_position_embeddings, hidden_size]`: `[num_tokens, hidden_size]`.
+    fn add_positions(
+        &mut self,
+        batch: &Self::Batch,
+        table: &Self::Vector,
+        x: &mut Self::Tensor,
+    ) -> Result<()>;
+
     /// `out = x / sqrt(mean(x²) + eps) * weight`, row by row: `[n, hidden_size]`.
     fn rms_norm(
         &mut self,
         n: usize,
         x: &Self::Tensor,
-        norm: &Norm<Self::Vector>,
+        norm: &RmsNorm<Self::Vector>,
+        out: &mut Self::Activation,
+    ) -> Result<()>;
+
+    /// `out = (x - mean(x)) / sqrt(mean((x - mean(x))²) + eps) * weight + bias`, row by row: `[n, hidden_size]`.
+    fn layer_norm(
+        &mut self,
+        n: usize,
+        x: &Self::Tensor,
+        norm: &LayerNorm<Self::Vector>,
         out: &mut Self::Activation,
     ) -> Result<()>;
 
@@ -187,6 +217,9 @@ pub trait Ops: Types {
         weight: &Self::Weight,
         out: &mut Self::Tensor,
     ) -> Result<()>;
+
+    /// `x[i] += bias`: `[n, cols]`.
+    fn add_bias(&mut self, n: usize, bias: &Self::Vector, x: &mut Self::Tensor) -> Result<()>;
 
     /// As [`Ops::matmul`] into an [`Ops::new_product`], whose format the device chooses: f32, or f16 where the weights are f16; divided by
     /// what [`Ops::bound_mlp`] found.
@@ -252,6 +285,58 @@ pub trait Ops: Types {
         weights: &Stacked<Self::Weight>,
         gate_up: &Self::Activation,
         out: &mut Self::Activation,
+    ) -> Result<()>;
+
+    /// `out = gelu(x + bias)` with `gelu(v) = v / 2 * (1 + tanh(√(2 / π) (v + 0.044715 v³)))`, where `x` is the [`Ops::matmul_rounded`] product
+    /// with the weight of `projection`: `[n, intermediate_size]`.
+    fn bias_gelu(
+        &mut self,
+        n: usize,
+        projection: &Linear<Self::Weight, Self::Vector>,
+        x: &Self::Activation,
+        out: &mut Self::Activation,
+    ) -> Result<()>;
+
+    /// Which experts each row goes to: those of the largest `p = softmax(x · weightᵀ)`, of equal ones the first. `[n, hidden_size] ->
+    /// [n, 2 * num_experts_per_tok]`: their numbers, ascending, which f32 holds exactly, then their `p`, divided by their sum where
+    /// the router says so.
+    fn route(
+        &mut self,
+        n: usize,
+        x: &Self::Activation,
+        router: &Router<Self::Vector>,
+        chosen: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// `silu(x · gate[e]ᵀ) * (x · up[e]ᵀ)` for each expert `e` that a row goes to, one beside the other: `[n, hidden_size] -> [n,
+    /// num_experts_per_tok * moe_intermediate_size]`; `chosen` as [`Ops::route`] leaves it, matrices from [`Ops::load_experts`].
+    fn experts_in(
+        &mut self,
+        n: usize,
+        x: &Self::Activation,
+        chosen: &Self::Tensor,
+        gate_up: [&Self::Weight; 2],
+        inner: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// `out += Σ_j weight_j * (inner_j · down[e_j]ᵀ)` over the experts that a row goes to, in their order: `[n, num_experts_per_tok *
+    /// moe_intermediate_size] -> [n, hidden_size]`.
+    fn experts_out(
+        &mut self,
+        n: usize,
+        inner: &Self::Tensor,
+        chosen: &Self::Tensor,
+        down: &Self::Weight,
+        out: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// `rows[i] *= sigmoid(x[i] · gate)`: `x` is `[n, hidden_size]`, `rows` `[n, cols]`.
+    fn gate_rows(
+        &mut self,
+        n: usize,
+        x: &Self::Activation,
+        gate: &Self::Vector,
+        rows: &mut Self::Activation,
     ) -> Result<()>;
 
     /// `out[i] = x[logit_rows[i]]`: `[num_logits, cols]`.

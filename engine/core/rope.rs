@@ -8,7 +8,7 @@ pub struct Rotation {
     /// Base of the frequencies.
     #[serde(rename = "rope_theta")]
     pub theta: f32,
-    /// Values of a head that are rotated, the first ones; even. The others stay as they are.
+    /// Values of a head that are rotated, the first ones; even. The others stay as they are: all of them where it is 0.
     #[serde(rename = "rotary_dim")]
     pub dim: usize,
     /// By what each frequency is divided, `[dim / 2]`; empty where none is.

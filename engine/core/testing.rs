@@ -1,6 +1,6 @@
 //! Small models with random weights, for tests, examples and benchmarks: no file is needed to run the engine.
 
-use crate::config::Config;
+use crate::config::{Config, ExpertSizes};
 use crate::formats::MatrixFormat;
 use crate::gguf::write::Writer;
 use crate::gguf::{GgmlType, Gguf};
@@ -34,6 +34,10 @@ pub struct TinyModel {
     pub rms_norm_eps: f32,
     pub tie_word_embeddings: bool,
     pub attention_bias: bool,
+    /// Q, K and V are one tensor.
+    pub fused_qkv: bool,
+    /// Of an architecture that has experts; not all have a shared one.
+    pub experts: ExpertSizes,
     /// What `silu(gate) * up` is multiplied with, a power of two: the rows of up are, and the columns of down divided by it, so that the
     /// model computes the same function with values of another size in between. bf16 and f32 lose nothing.
     pub mlp_scale: f32,
@@ -58,6 +62,13 @@ impl Default for TinyModel {
             rms_norm_eps: 1e-6,
             tie_word_embeddings: true,
             attention_bias: true,
+            fused_qkv: false,
+            experts: ExpertSizes {
+                num_experts: 8,
+                num_experts_per_tok: 2,
+                moe_intermediate_size: 64,
+                shared_expert_intermediate_size: 96,
+            },
             mlp_scale: 1.0,
         }
     }
@@ -170,7 +181,18 @@ impl TinyModel {
             .metadata(&key("attention.head_count"), self.num_attention_heads as u32)
             .metadata(&key("attention.head_count_kv"), self.num_key_value_heads as u32)
             .metadata(&key("rope.freq_base"), self.rope_theta)
-            .metadata(&key("attention.layer_norm_rms_epsilon"), self.rms_norm_eps);
+            .metadata(&key(norm_eps_key(self.architecture)), self.rms_norm_eps);
+        if self.architecture.ends_with("moe") {
+            let sizes = &self.experts;
+            writer
+                .metadata(&key("expert_count"), sizes.num_experts as u32)
+                .metadata(&key("expert_used_count"), sizes.num_experts_per_tok as u32)
+                .metadata(&key("expert_feed_forward_length"), sizes.moe_intermediate_size as u32);
+        }
+        if self.architecture == "qwen2moe" {
+            let size = self.experts.shared_expert_intermediate_size as u32;
+            writer.metadata(&key("expert_shared_feed_forward_length"), size);
+        }
         // Published files leave these out where the heads make up the hidden size.
         if self.num_attention_heads * self.head_dim != self.hidden_size {
             writer
@@ -184,7 +206,11 @@ impl TinyModel {
         let vocabulary = Gguf::from_bytes(self.vocabulary_only().to_bytes().into());
         let config = vocabulary.and_then(|vocabulary| Config::from_gguf(&vocabulary));
         let config = config.expect("the model's own metadata is that of a decoder");
-        let config = Config { tie_word_embeddings: self.tie_word_embeddings, ..config };
+        let config = Config {
+            tie_word_embeddings: self.tie_word_embeddings,
+            fused_qkv: self.fused_qkv || config.fused_qkv,
+            ..config
+        };
         let plan = model::build::plan(&config).expect("the architecture is known");
         let mut formats = self.mix.iter().copied().cycle();
         for TensorSpec { name, shape, group } in &plan.tensors {
@@ -192,25 +218,35 @@ impl TinyModel {
                 continue;
             }
             let values = Random::new(self.seed, name);
+            let mut matrix = |dimensions: &[usize], cols: usize| {
+                let scale = (cols as f32).powf(-0.5)
+                    * match name {
+                        name if name.ends_with("ffn_up.weight") => self.mlp_scale,
+                        name if name.ends_with("ffn_down.weight") => self.mlp_scale.recip(),
+                        _ => 1.0,
+                    };
+                let count = dimensions.iter().product();
+                let values: Vec<f32> = values.clone().take(count).map(|value| value * scale).collect();
+                let dimensions: Vec<u64> = dimensions.iter().map(|&size| size as u64).collect();
+                let format = formats.next().unwrap_or(self.format);
+                let data = blocks(format, self.seed, name, &values);
+                writer.tensor(name, &dimensions, format.ggml_type(), data);
+                if format == MatrixFormat::NVFP4 {
+                    let name = name.replace(".weight", ".scale");
+                    writer.tensor(&name, &[1], GgmlType::F32, 0.8_f32.to_le_bytes().to_vec());
+                }
+            };
             match *shape {
-                TensorShape::Matrix { rows, cols } => {
-                    let scale = (cols as f32).powf(-0.5)
-                        * match name {
-                            name if name.ends_with("ffn_up.weight") => self.mlp_scale,
-                            name if name.ends_with("ffn_down.weight") => self.mlp_scale.recip(),
-                            _ => 1.0,
-                        };
-                    let values: Vec<f32> = values.take(rows * cols).map(|value| value * scale).collect();
-                    let format = formats.next().unwrap_or(self.format);
-                    let data = blocks(format, self.seed, name, &values);
-                    writer.tensor(name, &[rows as u64, cols as u64], format.ggml_type(), data);
-                    if format == MatrixFormat::NVFP4 {
-                        let name = name.replace(".weight", ".scale");
-                        writer.tensor(&name, &[1], GgmlType::F32, 0.8_f32.to_le_bytes().to_vec());
-                    }
+                TensorShape::Matrix { rows, cols } => matrix(&[rows, cols], cols),
+                TensorShape::Experts { count, rows, cols, .. } => matrix(&[count, rows, cols], cols),
+                TensorShape::Table { rows, cols } => {
+                    let scale = (cols as f32).powf(-0.5);
+                    let values = values.take(rows * cols);
+                    let data = values.flat_map(|value| (scale * value).to_le_bytes()).collect();
+                    writer.tensor(name, &[rows as u64, cols as u64], GgmlType::F32, data);
                 }
                 TensorShape::Vector { len } => {
-                    let mean = if name.ends_with(".bias") { 0.0 } else { 1.0 };
+                    let mean = if name.ends_with("norm.weight") { 1.0 } else { 0.0 };
                     let data =
                         values.take(len).flat_map(|value| (mean + 0.1 * value).to_le_bytes()).collect();
                     writer.tensor(name, &[len as u64], GgmlType::F32, data);
@@ -218,6 +254,11 @@ impl TinyModel {
             }
         }
     }
+}
+
+/// The key of what norms add under the root.
+fn norm_eps_key(architecture: &str) -> &'static str {
+    if architecture == "gpt2" { "attention.layer_norm_epsilon" } else { "attention.layer_norm_rms_epsilon" }
 }
 
 /// The blocks of `values`. Where the format has no encoder, random blocks whose values have the deviation of those.

@@ -1,7 +1,7 @@
 //! GGUF vocabulary -> byte-level BPE of the `tokenizers` crate, and tokens -> text.
 //!
 //! Text is encoded in the steps of Qwen2's published tokenizer.json: added tokens are cut out, the rest is brought to
-//! Unicode's NFC, cut into words, and each word is merged by BPE over its bytes. So decoding what
+//! Unicode's NFC (not for GPT-2), cut into words, and each word is merged by BPE over its bytes. So decoding what
 //! was encoded gives back the NFC of the text, which for most text is the text itself.
 
 mod cuts;
@@ -27,6 +27,8 @@ use words::Words;
 pub struct Tokenizer {
     model: BPE,
     words: Words,
+    /// What is done to text before it is cut.
+    normalizer: Option<NFC>,
     /// All added tokens, and those that are found even where special tokens are plain text.
     added: AddedTokens,
     user_defined: AddedTokens,
@@ -50,7 +52,7 @@ impl Tokenizer {
     /// [`Error::Tokenizer`] where the vocabulary is of another kind than Qwen2's or contradicts itself: tokens twice,
     /// merges of unknown tokens, a byte without a token. What is wrong with ids that no run needs is a warning.
     pub fn new(parts: &TokenizerParts) -> Result<Self> {
-        parts.check_model()?;
+        let rules = parts.rules()?;
         let kinds = parts.kinds()?;
         let ids = parts.ids(&kinds)?;
         vocabulary::check_byte_tokens(&ids, &kinds)?;
@@ -76,7 +78,8 @@ impl Tokenizer {
         Ok(Self {
             added: added(&[TokenKind::Control, TokenKind::UserDefined])?,
             user_defined: added(&[TokenKind::UserDefined])?,
-            words: Words::new().map_err(|error| fault(Box::new(error)))?,
+            words: Words::new(rules).map_err(|error| fault(Box::new(error)))?,
+            normalizer: rules.is_nfc.then_some(NFC),
             model,
             kinds,
             bytes,
@@ -106,14 +109,16 @@ impl Tokenizer {
     /// [`Error::Tokenizer`] where the `tokenizers` crate fails.
     pub fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<u32>> {
         let added = if parse_special { &self.added } else { &self.user_defined };
+        // Where a text can be cut is known of Qwen2's expression, which goes with NFC.
+        let least = if self.normalizer.is_some() { cuts::PART } else { usize::MAX };
         let mut ids = Vec::new();
         let mut start = 0;
         for (found, id) in added.find(text) {
-            self.encode_text(&text[start..found.start], cuts::PART, &mut ids)?;
+            self.encode_text(&text[start..found.start], least, &mut ids)?;
             ids.push(id);
             start = found.end;
         }
-        self.encode_text(&text[start..], cuts::PART, &mut ids)?;
+        self.encode_text(&text[start..], least, &mut ids)?;
         Ok(ids)
     }
 
@@ -127,7 +132,9 @@ impl Tokenizer {
 
     fn encode_part(&self, text: &str) -> Result<Vec<u32>> {
         let mut pieces = PreTokenizedString::from(text);
-        pieces.normalize(|text| NFC.normalize(text)).map_err(fault)?;
+        if let Some(normalizer) = &self.normalizer {
+            pieces.normalize(|text| normalizer.normalize(text)).map_err(fault)?;
+        }
         self.words.pre_tokenize(&mut pieces).map_err(fault)?;
         ByteLevel::new(false, false, false).pre_tokenize(&mut pieces).map_err(fault)?;
         pieces.tokenize(|word| self.model.tokenize(word.get())).map_err(fault)?;

@@ -1,10 +1,13 @@
 //! The tensors of a file that a model needs, found by name and checked.
 
+mod finite;
+
+pub use finite::{NotFinite, TensorCheck};
+
 use crate::error::{Error, Result};
 use crate::formats::MatrixFormat;
 use crate::gguf::{GgmlType, Gguf, Tensor};
 use bytes::Bytes;
-use rayon::prelude::*;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
@@ -37,6 +40,19 @@ impl Matrix {
                 data.len()
             ))
         })
+    }
+
+    /// `count` of its rows, from `first`.
+    ///
+    /// # Errors
+    /// As [`Matrix::row_bytes`]; [`Error::Model`] if it has not so many rows.
+    pub fn row_range(&self, first: usize, count: usize) -> Result<Self> {
+        let row_bytes = self.row_bytes()?;
+        if first.checked_add(count).is_none_or(|end| end > self.rows) {
+            return Err(Error::Model(format!("{}: {count} rows from {first} of {}", self.name, self.rows)));
+        }
+        let data = self.data.slice(first * row_bytes..(first + count) * row_bytes);
+        Ok(Self { rows: count, data, ..self.clone() })
     }
 
     /// The same with the rows of every head in the order `head`: row `i` of a head is what was its row `head[i]`. Copies the weights.
@@ -79,8 +95,12 @@ pub struct TensorSpec {
 pub enum TensorShape {
     /// Stays in the file's format.
     Matrix { rows: usize, cols: usize },
+    /// Of `count` experts, of which a token goes to `used`, a matrix each, one below the other; stays in the file's format.
+    Experts { count: usize, used: usize, rows: usize, cols: usize },
     /// Becomes f32.
     Vector { len: usize },
+    /// Becomes f32, row-major.
+    Table { rows: usize, cols: usize },
 }
 
 /// Whether a file may lack a tensor.
@@ -96,7 +116,8 @@ impl TensorShape {
     /// As a file states it.
     fn dimensions(self) -> Vec<u64> {
         match self {
-            Self::Matrix { rows, cols } => vec![rows as u64, cols as u64],
+            Self::Matrix { rows, cols } | Self::Table { rows, cols } => vec![rows as u64, cols as u64],
+            Self::Experts { count, rows, cols, .. } => vec![count as u64, rows as u64, cols as u64],
             Self::Vector { len } => vec![len as u64],
         }
     }
@@ -109,6 +130,8 @@ pub struct Weights {
     vectors: Vec<(String, Vec<f32>)>,
     /// Where each name is in those.
     places: HashMap<String, usize>,
+    /// Bytes of the experts that a token does not go to.
+    idle_bytes: u64,
     /// Names of the file's tensors that the model has no place for and that leave its answers alone: worth a warning.
     pub unused: Vec<String>,
 }
@@ -159,9 +182,15 @@ impl Weights {
                 "the file holds a vocabulary and no weights; it can tokenize only".to_owned(),
             ));
         }
+        refuse_single_experts(gguf, specs)?;
         let mut finder = Finder { gguf, used: HashSet::new(), problems: Problems::default() };
-        let mut weights =
-            Self { matrices: Vec::new(), vectors: Vec::new(), places: HashMap::new(), unused: Vec::new() };
+        let mut weights = Self {
+            matrices: Vec::new(),
+            vectors: Vec::new(),
+            places: HashMap::new(),
+            idle_bytes: 0,
+            unused: Vec::new(),
+        };
         for TensorSpec { name, shape, group } in specs {
             let needed = match group {
                 Group::Always => true,
@@ -171,14 +200,23 @@ impl Weights {
                 continue;
             };
             let data = tensor.data()?;
+            let mut matrix = |rows, cols, data| {
+                let scale = finder.scale(name, format)?;
+                weights.places.insert(name.clone(), weights.matrices.len());
+                weights.matrices.push(Matrix { name: name.clone(), format, rows, cols, scale, data });
+                Ok::<_, Error>(())
+            };
             match *shape {
-                TensorShape::Matrix { rows, cols } => {
-                    let scale = finder.scale(name, format)?;
-                    weights.places.insert(name.clone(), weights.matrices.len());
-                    weights.matrices.push(Matrix { name: name.clone(), format, rows, cols, scale, data });
+                TensorShape::Matrix { rows, cols } => matrix(rows, cols, data)?,
+                TensorShape::Experts { count, used, rows, cols } => {
+                    let idle = count.saturating_sub(used) as u64;
+                    let bytes = data.len() as u64;
+                    matrix(count * rows, cols, data)?;
+                    weights.idle_bytes += bytes / (count as u64).max(1) * idle;
                 }
-                TensorShape::Vector { len } => {
-                    let mut values = vec![0.0; len];
+                TensorShape::Vector { .. } | TensorShape::Table { .. } => {
+                    // As many as the tensor has, whose shape was found to be that.
+                    let mut values = vec![0.0; tensor.shape().iter().product::<u64>() as usize];
                     format.decode(&data, &mut values);
                     weights.places.insert(name.clone(), weights.vectors.len());
                     weights.vectors.push((name.clone(), values));
@@ -231,7 +269,7 @@ impl Weights {
         self.matrices.iter()
     }
 
-    /// All norms and biases.
+    /// All norms, biases and tables.
     pub fn vectors(&self) -> impl Iterator<Item = &[f32]> {
         self.vectors.iter().map(|(_, values)| values.as_slice())
     }
@@ -241,18 +279,19 @@ impl Weights {
         self.matrices.len() + self.vectors.len()
     }
 
-    /// Bytes of all weights: matrices in the format of the file, norms and biases in f32.
+    /// Bytes of all weights: matrices in the format of the file, all else in f32.
     pub fn num_bytes(&self) -> u64 {
         self.sizes().iter().map(|size| size.num_bytes).sum()
     }
 
-    /// Bytes of weights that a decode step reads: all but an embedding that is not the head as well, of which one row is read.
+    /// Bytes of weights that a decode step of one sequence reads: all but experts that its token does not go to, and an embedding that is
+    /// not the head as well, of which one row is read.
     pub fn decode_bytes(&self) -> u64 {
         let unread = match (self.matrix(EMBEDDING), self.matrix(HEAD)) {
             (Ok(embedding), Ok(_)) => embedding.data.len() as u64,
             _ => 0,
         };
-        self.num_bytes() - unread
+        self.num_bytes() - unread - self.idle_bytes
     }
 
     /// What [`Weights::num_bytes`] is made of, for each format in use.
@@ -279,6 +318,19 @@ fn expect_all_parts(gguf: &Gguf) -> Result<()> {
     }
 }
 
+/// Converters of before April 2024 wrote a tensor for each expert, which may even differ in format.
+fn refuse_single_experts(gguf: &Gguf, specs: &[TensorSpec]) -> Result<()> {
+    const FIRST: &str = "blk.0.ffn_gate.0.weight";
+    let wants_experts = specs.iter().any(|spec| matches!(spec.shape, TensorShape::Experts { .. }));
+    if wants_experts && gguf.tensor(FIRST).is_some() {
+        return Err(Error::Model(format!(
+            "the file has a tensor for each expert ({FIRST}), as old converters wrote it; expected one for all experts of a \
+             layer (blk.0.ffn_gate_exps.weight): convert the model again"
+        )));
+    }
+    Ok(())
+}
+
 /// Takes tensors out of the file and collects what is wrong with them, so that one message tells all.
 struct Finder<'a> {
     gguf: &'a Gguf,
@@ -295,9 +347,11 @@ impl<'a> Finder<'a> {
         };
         self.used.insert(tensor.name());
         let format = MatrixFormat::from_ggml(tensor.ggml_type());
-        // Vectors are never stored in blocks.
-        let format =
-            format.filter(|format| matches!(shape, TensorShape::Matrix { .. }) || format.float().is_some());
+        // Vectors and tables are never stored in blocks.
+        let format = format.filter(|format| {
+            matches!(shape, TensorShape::Matrix { .. } | TensorShape::Experts { .. })
+                || format.float().is_some()
+        });
         if format.is_none() {
             self.problems.formats.push(|| format!("{name} {}", tensor.ggml_type()));
         }
@@ -397,95 +451,5 @@ impl fmt::Display for Listing {
             write!(f, ", and {} more", self.total - self.shown.len())?;
         }
         f.write_str(")")
-    }
-}
-
-/// What was found in the tensors of a file.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
-pub struct TensorCheck {
-    /// Tensors whose values were looked at.
-    pub num_tensors: usize,
-    /// Those in formats that are not computed with.
-    pub not_checked: Vec<String>,
-    pub not_finite: Vec<NotFinite>,
-}
-
-/// A tensor with values that are NaN or infinite.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct NotFinite {
-    pub tensor: String,
-    /// How many.
-    pub count: usize,
-    /// Row and column of the first of them; a tensor of more than two dimensions is one matrix below the other.
-    pub row: usize,
-    pub col: usize,
-    /// What it is: `NaN`, `inf` or `-inf`.
-    pub value: String,
-}
-
-impl Gguf {
-    /// Reads all tensors, on all cores, and names values that are no finite numbers.
-    ///
-    /// # Errors
-    /// [`Error::Gguf`] if a tensor's data is not in the file.
-    pub fn check_tensors(&self) -> Result<TensorCheck> {
-        let mut check = TensorCheck::default();
-        for tensor in self.tensors() {
-            match MatrixFormat::from_ggml(tensor.ggml_type()) {
-                None => check.not_checked.push(tensor.name().to_owned()),
-                Some(format) => {
-                    check.num_tensors += 1;
-                    check.not_finite.extend(check_tensor(&tensor, format)?);
-                }
-            }
-        }
-        Ok(check)
-    }
-}
-
-fn check_tensor(tensor: &Tensor, format: MatrixFormat) -> Result<Option<NotFinite>> {
-    let data = tensor.data()?;
-    let cols = tensor.shape().last().and_then(|&cols| usize::try_from(cols).ok()).unwrap_or(0);
-    let Some(row_bytes) = format.row_bytes(cols).filter(|&bytes| bytes > 0) else { return Ok(None) };
-    // Of each row that has some: which it is, how many, the first column and its value.
-    let of_row = |values: &mut Vec<f32>, (row, bytes): (usize, &[u8])| {
-        format.decode(bytes, values);
-        let col = values.iter().position(|value| !value.is_finite())?;
-        let count = values[col..].iter().filter(|value| !value.is_finite()).count();
-        Some((row, count, col, values[col]))
-    };
-    let rows = data.par_chunks_exact(row_bytes).enumerate().map_init(|| vec![0.0; cols], of_row);
-    let rows: Vec<_> = rows.flatten().collect();
-    Ok(rows.first().map(|&(row, _, col, value)| NotFinite {
-        tensor: tensor.name().to_owned(),
-        count: rows.iter().map(|row| row.1).sum(),
-        row,
-        col,
-        value: value.to_string(),
-    }))
-}
-
-impl TensorCheck {
-    /// Refuses a file with values that are not finite, naming the first tensors that have them.
-    ///
-    /// # Errors
-    /// [`Error::NotFinite`].
-    pub fn expect_finite(&self) -> Result<()> {
-        const SHOWN: usize = 8;
-        if self.not_finite.is_empty() {
-            return Ok(());
-        }
-        let mut lines: Vec<_> = self.not_finite.iter().take(SHOWN).map(NotFinite::to_string).collect();
-        if self.not_finite.len() > SHOWN {
-            lines.push(format!("and {} more tensors", self.not_finite.len() - SHOWN));
-        }
-        Err(Error::NotFinite(format!("values of the file are not finite: {}", lines.join("; "))))
-    }
-}
-
-impl fmt::Display for NotFinite {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { tensor, count, row, col, value } = self;
-        write!(f, "{tensor}: {count}, the first {value} in row {row}, column {col}")
     }
 }

@@ -7,10 +7,13 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod add;
+mod add_bias;
+mod add_positions;
 mod argmax;
 mod attention;
 mod bandwidth;
 mod batch;
+mod bias_gelu;
 mod bias_rope_kv;
 mod convert;
 mod cublas;
@@ -21,17 +24,23 @@ mod device_info;
 mod driver;
 mod embed;
 mod emulated;
+mod experts;
+mod experts_in;
+mod experts_out;
 mod fused;
+mod gate_rows;
 mod gather_rows;
 mod gpu;
 mod graph;
 mod launch;
+mod layer_norm;
 mod matmul;
 mod memory;
 mod qk_norm;
 mod resources;
 mod rms_norm;
 mod rope;
+mod route;
 mod row_norms;
 mod sampler;
 mod silu_mul;
@@ -71,8 +80,9 @@ use qernel_core::batch::BatchLimits;
 macro_rules! for_each_operation {
     ($call:ident) => {
         $call! {
-            add argmax attention bias_rope_kv convert decode embed gather_rows matmul matmul_add matmul_blocks
-            norm_gate_up norm_matmul norm_qkv_rope qk_norm read_bandwidth rms_norm row_norms sample silu_mul
+            add add_bias add_positions argmax attention bias_gelu bias_rope_kv convert decode embed experts_in
+            experts_out gate_rows gather_rows layer_norm matmul matmul_add matmul_blocks norm_gate_up norm_matmul
+            norm_qkv_rope qk_norm read_bandwidth rms_norm route row_norms sample silu_mul
         }
     };
 }
@@ -146,6 +156,6 @@ pub fn split_bytes(config: &Config, limits: &BatchLimits, dtype: Dtype) -> usize
     if precise_dtype(dtype) == dtype {
         return 0;
     }
-    let widest = config.intermediate_size.max(config.hidden_size);
+    let widest = config.dense_size().max(config.hidden_size);
     limits.max_num_tokens.max(limits.max_num_logits).saturating_mul(widest).saturating_mul(4)
 }

@@ -4,7 +4,9 @@ use crate::batch::{Batch, BatchLimits};
 use crate::cuda::{Device, Timer};
 use crate::error::Result;
 use crate::kv_layout::KvLayout;
-use crate::ops::parts::{AttentionIn, Head, MlpIn, Norm, QkNorm};
+use crate::ops::parts::{
+    AttentionIn, Experts, Head, LayerNorm, Linear, MlpIn, Norm, QkNorm, RmsNorm, Router,
+};
 use crate::ops::{Ops, Rows, Stacked, Types};
 use crate::sampler::SamplingRow;
 use crate::weights::Matrix;
@@ -181,9 +183,11 @@ impl<O: Ops> Ops for TimedOps<O> {
         new_batch(limits: &BatchLimits) -> Result<O::Batch>;
         load_matrix(matrix: &Matrix) -> Result<O::Weight>;
         load_stacked(matrices: &[Matrix]) -> Result<Stacked<O::Weight>>;
+        load_experts(matrix: &Matrix, num_experts: usize) -> Result<O::Weight>;
         finish_loading() -> Result<()>;
         bound_attention(name: &str, part: &AttentionIn<O::Weight, O::Vector>) -> Result<()>;
         bound_mlp(name: &str, part: &MlpIn<O::Weight, O::Vector>) -> Result<()>;
+        bound_experts(name: &str, part: &Experts<O::Weight, O::Vector>) -> Result<()>;
         bound_norm(name: &str, norm: &Norm<O::Vector>) -> Result<()>;
         load_vector(values: &[f32]) -> Result<O::Vector>;
         rehearse(most: usize) -> Result<()>;
@@ -198,9 +202,12 @@ impl<O: Ops> Ops for TimedOps<O> {
     timed! {
         "upload": upload(host: &Batch, batch: &mut O::Batch);
         "embed": embed(batch: &O::Batch, table: &O::Weight, out: &mut O::Tensor);
-        "rms_norm": rms_norm(n: usize, x: &O::Tensor, norm: &Norm<O::Vector>, out: &mut O::Activation);
+        "add_positions": add_positions(batch: &O::Batch, table: &O::Vector, x: &mut O::Tensor);
+        "rms_norm": rms_norm(n: usize, x: &O::Tensor, norm: &RmsNorm<O::Vector>, out: &mut O::Activation);
+        "layer_norm": layer_norm(n: usize, x: &O::Tensor, norm: &LayerNorm<O::Vector>, out: &mut O::Activation);
         "matmul": matmul(n: usize, x: &O::Activation, weight: &O::Weight, out: &mut O::Tensor);
         "matmul_add": matmul_add(rows: Rows<O::Batch>, x: &O::Activation, weight: &O::Weight, out: &mut O::Tensor);
+        "add_bias": add_bias(n: usize, bias: &O::Vector, x: &mut O::Tensor);
         "matmul": matmul_rounded(n: usize, x: &O::Activation, weight: &O::Weight, out: &mut O::Activation);
         "qk_norm": qk_norm(n: usize, qkv: &mut O::Tensor, norm: &QkNorm<O::Vector>, bias: [Option<&O::Vector>; 2]);
         "bias_rope_kv": bias_rope_kv(
@@ -213,6 +220,17 @@ impl<O: Ops> Ops for TimedOps<O> {
             batch: &O::Batch, layer: usize, q: &O::Tensor, cache: &O::KvCache, out: &mut O::Activation
         );
         "silu_mul": silu_mul(n: usize, weights: &Stacked<O::Weight>, gate_up: &O::Activation, out: &mut O::Activation);
+        "bias_gelu": bias_gelu(
+            n: usize, projection: &Linear<O::Weight, O::Vector>, x: &O::Activation, out: &mut O::Activation
+        );
+        "route": route(n: usize, x: &O::Activation, router: &Router<O::Vector>, chosen: &mut O::Tensor);
+        "experts_in": experts_in(
+            n: usize, x: &O::Activation, chosen: &O::Tensor, gate_up: [&O::Weight; 2], inner: &mut O::Tensor
+        );
+        "experts_out": experts_out(
+            n: usize, inner: &O::Tensor, chosen: &O::Tensor, down: &O::Weight, out: &mut O::Tensor
+        );
+        "gate_rows": gate_rows(n: usize, x: &O::Activation, gate: &O::Vector, rows: &mut O::Activation);
         "gather_rows": gather_rows(batch: &O::Batch, x: &O::Tensor, out: &mut O::Tensor);
         "prepare_sampling": prepare_sampling(logits: &O::Tensor, rows: &[SamplingRow]);
         "draw": draw(logits: &mut O::Tensor);

@@ -5,25 +5,38 @@
 
 use cuda_std::prelude::*;
 
-mod fp4;
+mod float;
+pub(crate) mod fp4;
 mod grids;
-mod iq1;
-mod iq2;
-mod iq3;
-mod iq4;
+pub(crate) mod iq1;
+pub(crate) mod iq2;
+pub(crate) mod iq3;
+pub(crate) mod iq4;
 mod k;
 mod nibbles;
-mod q2_k;
-mod q3_k;
-mod q4_0;
-mod q4_1;
-mod q4_k;
-mod q5_0;
-mod q5_1;
-mod q5_k;
-mod q6_k;
-mod q8_0;
-mod ternary;
+pub(crate) mod q2_k;
+pub(crate) mod q3_k;
+pub(crate) mod q4_0;
+pub(crate) mod q4_1;
+pub(crate) mod q4_k;
+pub(crate) mod q5_0;
+pub(crate) mod q5_1;
+pub(crate) mod q5_k;
+pub(crate) mod q6_k;
+pub(crate) mod q8_0;
+pub(crate) mod ternary;
+
+/// Calls a macro with the files and names of all formats.
+macro_rules! for_each_format {
+    ($call:ident) => {
+        $call! {
+            q4_0::q4_0 q4_1::q4_1 q5_0::q5_0 q5_1::q5_1 q8_0::q8_0 q2_k::q2_k q3_k::q3_k q4_k::q4_k q5_k::q5_k q6_k::q6_k
+            iq4::iq4_nl iq4::iq4_xs iq3::iq3_s iq3::iq3_xxs iq2::iq2_s iq2::iq2_xs iq2::iq2_xxs iq1::iq1_s iq1::iq1_m
+            ternary::tq1_0 ternary::tq2_0 fp4::mxfp4 fp4::nvfp4
+        }
+    };
+}
+pub(crate) use for_each_format;
 
 #[device]
 use crate::{
@@ -296,8 +309,4 @@ macro_rules! formats {
     };
 }
 
-formats! {
-    q4_0::q4_0 q4_1::q4_1 q5_0::q5_0 q5_1::q5_1 q8_0::q8_0 q2_k::q2_k q3_k::q3_k q4_k::q4_k q5_k::q5_k q6_k::q6_k
-    iq4::iq4_nl iq4::iq4_xs iq3::iq3_s iq3::iq3_xxs iq2::iq2_s iq2::iq2_xs iq2::iq2_xxs iq1::iq1_s iq1::iq1_m
-    ternary::tq1_0 ternary::tq2_0 fp4::mxfp4 fp4::nvfp4
-}
+for_each_format!(formats);

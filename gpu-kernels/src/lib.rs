@@ -12,18 +12,26 @@
 #![allow(clippy::needless_range_loop)]
 
 pub mod add;
+pub mod add_bias;
+pub mod add_positions;
 pub mod argmax;
 pub mod attention;
+pub mod bias_gelu;
 pub mod bias_rope_kv;
 pub mod blocks;
 pub mod convert;
 pub mod embed;
+pub mod experts_in;
+pub mod experts_out;
 pub mod fused;
+pub mod gate_rows;
 pub mod gather_rows;
+pub mod layer_norm;
 pub mod matmul;
 pub mod qk_norm;
 pub mod read_bandwidth;
 pub mod rms_norm;
+pub mod route;
 pub mod row_norms;
 pub mod sampler;
 pub mod silu_mul;

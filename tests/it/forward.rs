@@ -105,6 +105,36 @@ fn goldens() -> Vec<Golden> {
             file: "heads4_kv2_dim64_q8_0_tied.npy",
             greedy: [54, 32, 54, 32],
         },
+        Golden {
+            model: TinyModel { architecture: "gpt2", ..tiny(9, Dtype::F16, 4, 4, 64, 2) },
+            file: "gpt2_heads4_dim64_f16_tied.npy",
+            greedy: [185, 185, 185, 118],
+        },
+        // Heads whose rows are put into another order, out of one tensor.
+        Golden {
+            model: TinyModel { architecture: "llama", fused_qkv: true, ..tiny(10, Dtype::F16, 4, 2, 64, 2) },
+            file: "llama_fused_qkv_heads4_kv2_dim64_f16_tied.npy",
+            greedy: [107, 279, 253, 253],
+        },
+        // The router's choice is clear by 0.013 in the logits.
+        Golden {
+            model: TinyModel { architecture: "qwen2moe", ..tiny(16, Dtype::F16, 4, 2, 64, 2) },
+            file: "qwen2moe_heads4_kv2_dim64_f16_tied.npy",
+            greedy: [29, 29, 29, 29],
+        },
+        // By 0.010.
+        Golden {
+            model: TinyModel {
+                architecture: "qwen3moe",
+                format: MatrixFormat::Q8_0,
+                hidden_size: 192,
+                intermediate_size: 288,
+                tie_word_embeddings: false,
+                ..tiny(21, Dtype::F16, 4, 2, 64, 2)
+            },
+            file: "qwen3moe_heads4_kv2_dim64_hidden192_q8_0_untied.npy",
+            greedy: [91, 40, 74, 131],
+        },
     ]
 }
 

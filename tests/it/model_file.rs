@@ -50,6 +50,8 @@ fn the_config_is_what_was_written() {
             max_position_embeddings: 2048,
             tie_word_embeddings,
             attention_bias,
+            fused_qkv: false,
+            experts: None,
         };
         assert_eq!(config(&model.writer()).unwrap(), expected);
         assert_eq!((expected.q_size(), expected.kv_size()), (32, 16));
@@ -122,7 +124,7 @@ fn values_that_no_decoder_has_are_refused() {
 #[test]
 fn what_is_not_implemented_is_refused_by_name() {
     let with = |writer: &mut Writer| config(writer);
-    assert_message(with(model().writer().set_metadata("general.architecture", "qwen2moe")), "`qwen2moe`");
+    assert_message(with(model().writer().set_metadata("general.architecture", "qwen3next")), "`qwen3next`");
     for scaling in ["yarn", "longrope", "something"] {
         let result = with(model().writer().metadata("qwen2.rope.scaling.type", scaling));
         assert_message(result, &format!("RoPE scaling `{scaling}`"));
@@ -389,6 +391,47 @@ fn the_published_half_billion_layout_adds_up() {
     assert_eq!(sizes.iter().map(|size| size.num_bytes).sum::<u64>(), weights.num_bytes());
     let matrices = SizeOfFormat { format: MatrixFormat::F16, num_tensors: 170, num_bytes: 1_260_191_744 };
     assert!(sizes.contains(&matrices), "{sizes:?}");
+}
+
+/// Sizes of experts that do not fit each other or the tensors, and the layout of old converters.
+#[test]
+fn experts_are_checked() {
+    let model = TinyModel { architecture: "qwen3moe", ..model() };
+    let with = |key: &str, value: u32| load(model.writer().set_metadata(&format!("qwen3moe.{key}"), value));
+    assert!(load(&model.writer()).unwrap().unused.is_empty());
+    assert_message(with("expert_count", 0), "`qwen3moe.expert_count` is 0; expected 1 to 1024");
+    assert_message(with("expert_used_count", 9), "`qwen3moe.expert_used_count` is 9; expected 1 to 8");
+    assert_message(with("expert_count", 4), "blk.0.ffn_gate_inp.weight [8, 48] instead of [4, 48]");
+    assert_message(with("expert_count", 4), "blk.0.ffn_up_exps.weight [8, 64, 48] instead of [4, 64, 48]");
+    assert_message(
+        with("expert_feed_forward_length", 65),
+        "blk.0.ffn_down_exps.weight [8, 48, 64] instead of [8, 48, 65]",
+    );
+    assert_message(load(model.writer().remove_tensor("blk.1.ffn_gate_exps.weight")), "missing tensors: 1");
+
+    let mut old = model.writer();
+    old.remove_tensor("blk.0.ffn_gate_exps.weight");
+    old.tensor("blk.0.ffn_gate.0.weight", &[64, 48], GgmlType::F16, vec![0; 2 * 64 * 48]);
+    assert_message(load(&old), "a tensor for each expert (blk.0.ffn_gate.0.weight)");
+
+    // What llama.cpp takes where a file of an early converter has no sizes of its own.
+    let mut without = model.writer();
+    without.remove_metadata("qwen3moe.expert_feed_forward_length");
+    let sizes = config(&without).unwrap().experts.unwrap();
+    assert_eq!((sizes.moe_intermediate_size, sizes.shared_expert_intermediate_size), (40 / 2, 0));
+    let shared = TinyModel { architecture: "qwen2moe", ..model };
+    assert_eq!(config(&shared.writer()).unwrap().experts.unwrap().shared_expert_intermediate_size, 96);
+}
+
+/// A step reads the experts that its token goes to, not the others.
+#[test]
+fn idle_experts_are_not_read() {
+    let model = TinyModel { architecture: "qwen3moe", ..TinyModel::default() };
+    let weights = load(&model.writer()).unwrap();
+    let experts = weights.matrices().filter(|matrix| matrix.name.contains("_exps."));
+    let bytes: u64 = experts.map(|matrix| matrix.data.len() as u64).sum();
+    // The head is the embedding.
+    assert_eq!(weights.decode_bytes(), weights.num_bytes() - bytes / 8 * 6);
 }
 
 /// Where the metadata of a file without tensors ends: the chat template is its last value, and text.

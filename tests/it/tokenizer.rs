@@ -245,7 +245,7 @@ fn vocabularies_that_cannot_be_right() {
     let tiny = Tiny::new();
     for (expected, parts) in [
         ("`llama`", TokenizerParts { model: "llama", ..tiny.parts() }),
-        ("`gpt-2`", TokenizerParts { pre: Some("gpt-2"), ..tiny.parts() }),
+        ("`llama-bpe`", TokenizerParts { pre: Some("llama-bpe"), ..tiny.parts() }),
         ("old converter", TokenizerParts { pre: Some("default"), ..tiny.parts() }),
         ("old converter", TokenizerParts { pre: None, ..tiny.parts() }),
     ] {

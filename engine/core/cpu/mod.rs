@@ -4,15 +4,24 @@
 //! are read. Each operation is one file. Every reduction has an order that depends on its own length alone, never on
 //! the batch, on the number of threads or on the processor's vector width: see [`simd`] and [`matmul`].
 
+pub mod add_bias;
+pub mod add_positions;
 pub mod attention;
 mod bandwidth;
+pub mod bias_gelu;
 pub mod bias_rope_kv;
 pub mod embed;
+mod experts;
+mod experts_in;
+mod experts_out;
+pub mod gate_rows;
 pub mod gather_rows;
 pub mod kv;
+pub mod layer_norm;
 pub mod matmul;
 pub mod qk_norm;
 pub mod rms_norm;
+pub mod route;
 pub mod sampler;
 pub mod silu_mul;
 pub mod simd;
@@ -21,7 +30,7 @@ pub mod tensor;
 use crate::batch::{Batch, BatchLimits};
 use crate::error::{Error, Result};
 use crate::kv_layout::KvLayout;
-use crate::ops::parts::{Norm, QkNorm};
+use crate::ops::parts::{LayerNorm, Linear, QkNorm, RmsNorm, Router};
 use crate::ops::{Ops, OpsConfig, Rows, Stacked, Types};
 use crate::rope::rope_table;
 use crate::sampler::SamplingRow;
@@ -43,6 +52,7 @@ pub struct CpuOps {
     sampling: Vec<SamplingRow>,
     /// Of the last draw.
     drawn: Vec<u32>,
+    experts: experts::Scratch,
 }
 
 impl CpuOps {
@@ -69,11 +79,19 @@ impl CpuOps {
             return Err(Error::Model(format!("head_dim must be even and positive, it is {head_dim}")));
         }
         let (cos, sin) = rope_table(&config.rotation, head_dim, config.max_model_len);
-        Ok(Self { isa, config: config.clone(), cos, sin, sampling: Vec::new(), drawn: Vec::new() })
+        Ok(Self {
+            isa,
+            config: config.clone(),
+            cos,
+            sin,
+            sampling: Vec::new(),
+            drawn: Vec::new(),
+            experts: experts::Scratch::default(),
+        })
     }
 }
 
-/// Matrices of the file one below the other, `[sum of the rows, cols]`; most are one.
+/// Matrices of the file one below the other, `[sum of the rows, cols]`; most are one, those of experts one each.
 #[derive(Clone, Debug)]
 pub struct Weight(Vec<Matrix>);
 
@@ -122,6 +140,14 @@ impl Ops for CpuOps {
         Ok(Stacked { whole, parts })
     }
 
+    fn load_experts(&mut self, matrix: &Matrix, num_experts: usize) -> Result<Weight> {
+        let rows = matrix.rows / num_experts.max(1);
+        (0..num_experts)
+            .map(|expert| matrix.row_range(expert * rows, rows))
+            .collect::<Result<_>>()
+            .map(Weight)
+    }
+
     fn load_vector(&mut self, values: &[f32]) -> Result<Vec<f32>> {
         Ok(values.to_vec())
     }
@@ -138,8 +164,22 @@ impl Ops for CpuOps {
         embed::embed(self.isa, &batch.tokens, table, out)
     }
 
-    fn rms_norm(&mut self, n: usize, x: &Tensor, norm: &Norm<Vec<f32>>, out: &mut Tensor) -> Result<()> {
+    fn add_positions(&mut self, batch: &Batch, table: &Vec<f32>, x: &mut Tensor) -> Result<()> {
+        add_positions::add_positions(&batch.positions, table, x)
+    }
+
+    fn rms_norm(&mut self, n: usize, x: &Tensor, norm: &RmsNorm<Vec<f32>>, out: &mut Tensor) -> Result<()> {
         rms_norm::rms_norm(n, x, &norm.weight, norm.eps, out)
+    }
+
+    fn layer_norm(
+        &mut self,
+        n: usize,
+        x: &Tensor,
+        norm: &LayerNorm<Vec<f32>>,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        layer_norm::layer_norm(n, x, norm, out)
     }
 
     fn matmul(&mut self, n: usize, x: &Tensor, weight: &Weight, out: &mut Tensor) -> Result<()> {
@@ -148,6 +188,10 @@ impl Ops for CpuOps {
 
     fn matmul_add(&mut self, rows: Rows<Batch>, x: &Tensor, weight: &Weight, out: &mut Tensor) -> Result<()> {
         matmul::matmul_stacked(self.isa, rows.n, x, &weight.0, true, out)
+    }
+
+    fn add_bias(&mut self, n: usize, bias: &Vec<f32>, x: &mut Tensor) -> Result<()> {
+        add_bias::add_bias(n, bias, x)
     }
 
     fn matmul_rounded(&mut self, n: usize, x: &Tensor, weight: &Weight, out: &mut Tensor) -> Result<()> {
@@ -202,6 +246,47 @@ impl Ops for CpuOps {
 
     fn silu_mul(&mut self, n: usize, _: &Stacked<Weight>, gate_up: &Tensor, out: &mut Tensor) -> Result<()> {
         silu_mul::silu_mul(n, gate_up, out)
+    }
+
+    fn bias_gelu(
+        &mut self,
+        n: usize,
+        projection: &Linear<Weight, Vec<f32>>,
+        x: &Tensor,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        bias_gelu::bias_gelu(n, x, projection.bias.as_ref(), out)
+    }
+
+    fn route(&mut self, n: usize, x: &Tensor, router: &Router<Vec<f32>>, chosen: &mut Tensor) -> Result<()> {
+        route::route(n, x, router, chosen)
+    }
+
+    fn experts_in(
+        &mut self,
+        n: usize,
+        x: &Tensor,
+        chosen: &Tensor,
+        gate_up: [&Weight; 2],
+        inner: &mut Tensor,
+    ) -> Result<()> {
+        let gate_up = gate_up.map(|weight| &weight.0[..]);
+        experts_in::experts_in(self.isa, n, x, chosen, gate_up, &mut self.experts, inner)
+    }
+
+    fn experts_out(
+        &mut self,
+        n: usize,
+        inner: &Tensor,
+        chosen: &Tensor,
+        down: &Weight,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        experts_out::experts_out(self.isa, n, inner, chosen, &down.0, &mut self.experts, out)
+    }
+
+    fn gate_rows(&mut self, n: usize, x: &Tensor, gate: &Vec<f32>, rows: &mut Tensor) -> Result<()> {
+        gate_rows::gate_rows(n, x, gate, rows)
     }
 
     fn gather_rows(&mut self, batch: &Batch, x: &Tensor, out: &mut Tensor) -> Result<()> {

@@ -99,6 +99,15 @@ impl Tensor {
         &self.values()[i * self.cols..][..self.cols]
     }
 
+    /// Row `i`.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn row_mut(&mut self, i: usize) -> &mut [f32] {
+        let cols = self.cols;
+        &mut self.values_mut()[i * cols..][..cols]
+    }
+
     /// The first `n` rows.
     ///
     /// # Panics

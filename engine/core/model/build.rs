@@ -5,11 +5,11 @@
 //! [`Load`] answers with the tensors of a file on a device.
 
 use crate::batch::BatchLimits;
-use crate::config::Config;
+use crate::config::{Config, ExpertSizes};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::kv_layout::{LayerState, StateLayout};
-use crate::ops::parts::{Norm, QkNorm};
+use crate::ops::parts::{LayerNorm, Norm, QkNorm, RmsNorm};
 use crate::ops::{Ops, Stacked, Types};
 use crate::weights::{Group, TensorShape, TensorSpec, Weights};
 
@@ -22,6 +22,15 @@ pub struct Projection<'a> {
     pub rows: usize,
     /// The order in which a head's rows are wanted, [`crate::rope::head_order`].
     pub head_order: Option<&'a [usize]>,
+}
+
+/// What norms the rows of the residual stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// [`RmsNorm`]
+    Rms,
+    /// [`LayerNorm`], with a bias.
+    Layer,
 }
 
 /// How many rows a work buffer has.
@@ -101,11 +110,17 @@ pub trait Build<T: Types> {
     /// What the device says; likewise below.
     fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<T::Weight>;
 
-    /// Matrices of `cols` columns that are multiplied with the same inputs.
+    /// Matrices of `cols` columns that are multiplied with the same inputs; in the file they are one tensor, one below the other,
+    /// where `fused` names it.
     ///
     /// # Errors
     /// As [`Build::matrix`].
-    fn stacked(&mut self, projections: &[Projection], cols: usize) -> Result<Stacked<T::Weight>>;
+    fn stacked(
+        &mut self,
+        projections: &[Projection],
+        cols: usize,
+        fused: Option<&str>,
+    ) -> Result<Stacked<T::Weight>>;
 
     /// A vector; its values in the order `order`, if one is given.
     ///
@@ -113,11 +128,28 @@ pub trait Build<T: Types> {
     /// As [`Build::matrix`].
     fn vector(&mut self, name: &str, len: usize, order: Option<&[usize]>) -> Result<T::Vector>;
 
-    /// The biases of projections, of which a file has all or none: their names, rows and orders as those of the projections.
+    /// Matrices `[rows, cols]` of the experts of a layer, one below the other.
     ///
     /// # Errors
     /// As [`Build::matrix`].
-    fn biases<const N: usize>(&mut self, of: [Projection; N]) -> Result<[Option<T::Vector>; N]>;
+    fn experts(&mut self, name: &str, sizes: &ExpertSizes, rows: usize, cols: usize) -> Result<T::Weight>;
+
+    /// A small table `[rows, cols]` of f32, row-major.
+    ///
+    /// # Errors
+    /// As [`Build::matrix`].
+    fn table(&mut self, name: &str, rows: usize, cols: usize) -> Result<T::Vector>;
+
+    /// The biases of projections, of which a file has all or none: their names, rows and orders as those of the projections, and
+    /// `fused` as there.
+    ///
+    /// # Errors
+    /// As [`Build::matrix`].
+    fn biases<const N: usize>(
+        &mut self,
+        of: [Projection; N],
+        fused: Option<&str>,
+    ) -> Result<[Option<T::Vector>; N]>;
 
     /// What the next layer keeps of a sequence. Answers which it is of the layers that keep the like of it, by which operations
     /// know it.
@@ -135,12 +167,19 @@ pub trait Build<T: Types> {
     /// As [`Build::matrix`].
     fn activation(&mut self, rows: BufferRows, cols: usize, kind: BufferKind) -> Result<T::Activation>;
 
-    /// A norm of rows of `len` values.
+    /// A norm of rows of `len` values; `name` is without the `.weight` and `.bias` of its tensors.
     ///
     /// # Errors
     /// As [`Build::matrix`].
-    fn norm(&mut self, name: &str, len: usize, eps: f32) -> Result<Norm<T::Vector>> {
-        Ok(Norm { weight: self.vector(name, len, None)?, eps })
+    fn norm(&mut self, kind: NormKind, name: &str, len: usize, eps: f32) -> Result<Norm<T::Vector>> {
+        let weight = self.vector(&format!("{name}.weight"), len, None)?;
+        Ok(match kind {
+            NormKind::Rms => Norm::Rms(RmsNorm { weight, eps }),
+            NormKind::Layer => {
+                let bias = Some(self.vector(&format!("{name}.bias"), len, None)?);
+                Norm::Layer(LayerNorm { weight, bias, eps })
+            }
+        })
     }
 
     /// The norms of the heads of Q and K, whose values are in the order `order`.
@@ -192,8 +231,16 @@ impl Build<Nothing> for Plan {
         Ok(())
     }
 
-    fn stacked(&mut self, projections: &[Projection], cols: usize) -> Result<Stacked<()>> {
-        projections.iter().try_for_each(|projection| self.matrix(&projection.name, projection.rows, cols))?;
+    fn stacked(
+        &mut self,
+        projections: &[Projection],
+        cols: usize,
+        fused: Option<&str>,
+    ) -> Result<Stacked<()>> {
+        match fused {
+            Some(name) => self.matrix(name, projections.iter().map(|part| part.rows).sum(), cols)?,
+            None => projections.iter().try_for_each(|part| self.matrix(&part.name, part.rows, cols))?,
+        }
         Ok(Stacked { whole: (), parts: vec![(); projections.len()] })
     }
 
@@ -202,10 +249,29 @@ impl Build<Nothing> for Plan {
         Ok(())
     }
 
-    fn biases<const N: usize>(&mut self, of: [Projection; N]) -> Result<[Option<()>; N]> {
-        let names: Vec<_> = of.iter().map(|bias| bias.name.clone()).collect();
-        for Projection { name, rows, .. } in &of {
-            self.tensor_spec(name, TensorShape::Vector { len: *rows }, Group::With(names.clone()));
+    fn experts(&mut self, name: &str, sizes: &ExpertSizes, rows: usize, cols: usize) -> Result<()> {
+        let &ExpertSizes { num_experts: count, num_experts_per_tok: used, .. } = sizes;
+        self.tensor_spec(name, TensorShape::Experts { count, used, rows, cols }, Group::Always);
+        Ok(())
+    }
+
+    fn table(&mut self, name: &str, rows: usize, cols: usize) -> Result<()> {
+        self.tensor_spec(name, TensorShape::Table { rows, cols }, Group::Always);
+        Ok(())
+    }
+
+    fn biases<const N: usize>(
+        &mut self,
+        of: [Projection; N],
+        fused: Option<&str>,
+    ) -> Result<[Option<()>; N]> {
+        let tensors: Vec<(&str, usize)> = match fused {
+            Some(name) => vec![(name, of.iter().map(|bias| bias.rows).sum())],
+            None => of.iter().map(|bias| (bias.name.as_str(), bias.rows)).collect(),
+        };
+        let names: Vec<_> = tensors.iter().map(|&(name, _)| name.to_owned()).collect();
+        for (name, len) in tensors {
+            self.tensor_spec(name, TensorShape::Vector { len }, Group::With(names.clone()));
         }
         Ok([Some(()); N])
     }
@@ -284,14 +350,23 @@ impl<O: Ops> Build<O> for Load<'_, O> {
         Ok(weight)
     }
 
-    fn stacked(&mut self, projections: &[Projection], _cols: usize) -> Result<Stacked<O::Weight>> {
+    fn stacked(
+        &mut self,
+        projections: &[Projection],
+        _cols: usize,
+        fused: Option<&str>,
+    ) -> Result<Stacked<O::Weight>> {
         let weights = self.weights;
-        let ordered =
-            |projection: &Projection| match (weights.matrix(&projection.name)?, projection.head_order) {
-                (matrix, None) => Ok(matrix.clone()),
-                (matrix, Some(order)) => matrix.with_head_order(order),
+        let mut first = 0;
+        let mut ordered = |projection: &Projection| {
+            let matrix = match fused {
+                None => weights.matrix(&projection.name)?.clone(),
+                Some(name) => weights.matrix(name)?.row_range(first, projection.rows)?,
             };
-        let matrices = projections.iter().map(ordered).collect::<Result<Vec<_>>>()?;
+            first += projection.rows;
+            projection.head_order.map_or(Ok(matrix.clone()), |order| matrix.with_head_order(order))
+        };
+        let matrices = projections.iter().map(&mut ordered).collect::<Result<Vec<_>>>()?;
         let stacked = self.ops.load_stacked(&matrices)?;
         matrices.iter().for_each(|matrix| self.advance(matrix.data.len()));
         Ok(stacked)
@@ -304,13 +379,33 @@ impl<O: Ops> Build<O> for Load<'_, O> {
         self.load_vector(values, order)
     }
 
-    fn biases<const N: usize>(&mut self, of: [Projection; N]) -> Result<[Option<O::Vector>; N]> {
+    fn experts(&mut self, name: &str, sizes: &ExpertSizes, _rows: usize, _cols: usize) -> Result<O::Weight> {
+        let weights = self.weights;
+        let matrix = weights.matrix(name)?;
+        let weight = self.ops.load_experts(matrix, sizes.num_experts)?;
+        self.advance(matrix.data.len());
+        Ok(weight)
+    }
+
+    fn table(&mut self, name: &str, _rows: usize, _cols: usize) -> Result<O::Vector> {
+        self.vector(name, 0, None)
+    }
+
+    fn biases<const N: usize>(
+        &mut self,
+        of: [Projection; N],
+        fused: Option<&str>,
+    ) -> Result<[Option<O::Vector>; N]> {
         let weights = self.weights;
         let mut biases = [const { None }; N];
-        for (bias, Projection { name, head_order, .. }) in biases.iter_mut().zip(of) {
-            if let Some(values) = weights.vector(&name) {
-                *bias = Some(self.load_vector(values, head_order)?);
-            }
+        let mut first = 0;
+        for (bias, Projection { name, rows, head_order }) in biases.iter_mut().zip(of) {
+            let values = match fused {
+                None => weights.vector(&name),
+                Some(name) => weights.vector(name).and_then(|all| all.get(first..first + rows)),
+            };
+            first += rows;
+            *bias = values.map(|values| self.load_vector(values, head_order)).transpose()?;
         }
         Ok(biases)
     }

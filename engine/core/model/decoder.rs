@@ -1,13 +1,16 @@
-//! The decoder that most architectures are: pre-norm layers of attention and a gated MLP over one residual stream. An architecture's
+//! The decoder that most architectures are: pre-norm layers of attention and an MLP over one residual stream. An architecture's
 //! file says which parts its layers have; the forward pass, one flat list of operations for prefill, decode and everything
 //! between, is here.
 
-use super::build::{BufferKind::*, BufferRows::*, Build, Projection};
-use crate::config::Config;
+use super::build::{BufferKind::*, BufferRows::*, Build, NormKind, Projection};
+use crate::config::{Config, ExpertSizes};
 use crate::error::Result;
 use crate::kv_layout::LayerState;
-use crate::ops::parts::{self, AttentionIn, Head, MlpIn, Norm, Scratch};
-use crate::ops::{Ops, Rows, Types};
+use crate::ops::parts::{
+    self, AttentionIn, ExpertScratch, Experts, Head, Linear, Mlp, MlpIn, MlpScratch, Norm, Router, Scratch,
+    SharedExpert, Up,
+};
+use crate::ops::{Ops, Rows, Stacked, Types};
 use crate::rope::{Pairs, head_order};
 use crate::weights::{EMBEDDING, HEAD};
 
@@ -15,6 +18,8 @@ use crate::weights::{EMBEDDING, HEAD};
 pub struct Decoder<T: Types> {
     /// `[vocab_size, hidden_size]`
     embed_tokens: T::Weight,
+    /// `[max_position_embeddings, hidden_size]`
+    embed_positions: Option<T::Vector>,
     layers: Vec<Layer<T>>,
     norm: Norm<T::Vector>,
     /// `[vocab_size, hidden_size]`; `None` where the head is `embed_tokens`.
@@ -28,10 +33,8 @@ pub struct Layer<T: Types> {
     pub pages: usize,
     pub attention_in: AttentionIn<T::Weight, T::Vector>,
     /// `[hidden_size, num_attention_heads * head_dim]`
-    pub o_proj: T::Weight,
-    pub mlp_in: MlpIn<T::Weight, T::Vector>,
-    /// `[hidden_size, intermediate_size]`
-    pub down_proj: T::Weight,
+    pub o_proj: Linear<T::Weight, T::Vector>,
+    pub mlp: Mlp<T::Weight, T::Vector>,
 }
 
 /// What a step writes besides the KV cache.
@@ -40,7 +43,6 @@ struct Buffers<T: Types> {
     x: T::Tensor,
     q: T::Tensor,
     attended: T::Activation,
-    gated: T::Activation,
     /// The rows of `x` whose logits are wanted.
     last: T::Tensor,
     /// Their queries.
@@ -50,13 +52,36 @@ struct Buffers<T: Types> {
     scratch: Scratch<T>,
 }
 
-/// What the layers of an architecture have besides norms, projections and MLP.
+/// What architectures differ in.
 #[derive(Clone, Copy, Debug)]
 pub struct Features {
     /// Which values of a head are rotated together, in the file.
     pub pairs: Pairs,
     /// Q and K are normed head by head.
     pub qk_norm: bool,
+    /// Of the residual stream.
+    pub norm: NormKind,
+    /// The MLP is `down(silu(gate) * up)`, not `down(gelu(up))`.
+    pub is_gated: bool,
+    /// Where there are experts: the weights of those that a token goes to are divided by their sum.
+    pub renormalise: bool,
+    /// The projections after attention and of the MLP have biases too.
+    pub has_biases: bool,
+    /// Each position has a vector that is added to the embedding.
+    pub has_positions: bool,
+}
+
+impl Features {
+    /// Those of most: Llama's with the pairs of Hugging Face.
+    pub const USUAL: Self = Self {
+        pairs: Pairs::Halves,
+        qk_norm: false,
+        norm: NormKind::Rms,
+        is_gated: true,
+        renormalise: false,
+        has_biases: false,
+        has_positions: false,
+    };
 }
 
 impl<T: Types> Decoder<T> {
@@ -65,25 +90,31 @@ impl<T: Types> Decoder<T> {
     /// # Errors
     /// What `b` says.
     pub fn build<B: Build<T>>(b: &mut B, config: &Config, features: &Features) -> Result<Self> {
-        let &Config { hidden_size, vocab_size, num_hidden_layers, rms_norm_eps, .. } = config;
+        let &Config {
+            hidden_size, vocab_size, num_hidden_layers, rms_norm_eps, max_position_embeddings, ..
+        } = config;
         Ok(Self {
             embed_tokens: b.matrix(EMBEDDING, vocab_size, hidden_size)?,
+            embed_positions: match features.has_positions {
+                true => Some(b.table("position_embd.weight", max_position_embeddings, hidden_size)?),
+                false => None,
+            },
             layers: (0..num_hidden_layers)
                 .map(|i| Layer::build(b, config, features, &format!("blk.{i}")))
                 .collect::<Result<_>>()?,
-            norm: b.norm("output_norm.weight", hidden_size, rms_norm_eps)?,
+            norm: b.norm(features.norm, "output_norm", hidden_size, rms_norm_eps)?,
             lm_head: match config.tie_word_embeddings {
                 true => None,
                 false => Some(b.matrix(HEAD, vocab_size, hidden_size)?),
             },
-            buffers: Buffers::build(b, config)?,
+            buffers: Buffers::build(b, config, features)?,
         })
     }
 }
 
 impl<T: Types> Layer<T> {
     fn build<B: Build<T>>(b: &mut B, config: &Config, features: &Features, layer: &str) -> Result<Self> {
-        let &Config { hidden_size, intermediate_size, head_dim, rms_norm_eps: eps, .. } = config;
+        let &Config { hidden_size, head_dim, rms_norm_eps: eps, .. } = config;
         let order = head_order(features.pairs, config.rotation.dim, head_dim);
         let order = order.as_deref();
         let projection = |kind: &str, name: &str, rows, head_order| Projection {
@@ -98,14 +129,14 @@ impl<T: Types> Layer<T> {
                 projection(kind, "attn_v", config.kv_size(), None),
             ]
         };
-        let gate_up = ["ffn_gate", "ffn_up"].map(|name| projection("weight", name, intermediate_size, None));
+        let fused = |kind: &str| config.fused_qkv.then(|| format!("{layer}.attn_qkv.{kind}"));
         let &Config { num_key_value_heads, .. } = config;
         Ok(Self {
             pages: b.state(LayerState::Pages { num_key_value_heads, head_dim }),
             attention_in: AttentionIn {
-                norm: b.norm(&format!("{layer}.attn_norm.weight"), hidden_size, eps)?,
-                qkv: b.stacked(&qkv("weight"), hidden_size)?,
-                bias: b.biases(qkv("bias"))?,
+                norm: b.norm(features.norm, &format!("{layer}.attn_norm"), hidden_size, eps)?,
+                qkv: b.stacked(&qkv("weight"), hidden_size, fused("weight").as_deref())?,
+                bias: b.biases(qkv("bias"), fused("bias").as_deref())?,
                 qk_norm: match features.qk_norm {
                     true => {
                         let names = ["q", "k"].map(|of| format!("{layer}.attn_{of}_norm.weight"));
@@ -114,25 +145,115 @@ impl<T: Types> Layer<T> {
                     false => None,
                 },
             },
-            o_proj: b.matrix(&format!("{layer}.attn_output.weight"), hidden_size, config.q_size())?,
-            mlp_in: MlpIn {
-                norm: b.norm(&format!("{layer}.ffn_norm.weight"), hidden_size, eps)?,
-                gate_up: b.stacked(&gate_up, hidden_size)?,
+            o_proj: linear(b, features, &format!("{layer}.attn_output"), hidden_size, config.q_size())?,
+            mlp: match &config.experts {
+                None => dense(b, config, features, layer)?,
+                Some(sizes) => experts(b, config, sizes, features, layer)?,
             },
-            down_proj: b.matrix(&format!("{layer}.ffn_down.weight"), hidden_size, intermediate_size)?,
         })
     }
 }
 
+/// An MLP for all tokens.
+fn dense<T: Types, B: Build<T>>(
+    b: &mut B,
+    config: &Config,
+    features: &Features,
+    layer: &str,
+) -> Result<Mlp<T::Weight, T::Vector>> {
+    let &Config { hidden_size, intermediate_size, rms_norm_eps, .. } = config;
+    Ok(Mlp::Dense {
+        input: MlpIn {
+            norm: b.norm(features.norm, &format!("{layer}.ffn_norm"), hidden_size, rms_norm_eps)?,
+            up: match features.is_gated {
+                true => Up::Gated(gate_up(b, config, layer, "", intermediate_size)?),
+                false => Up::Plain(linear(
+                    b,
+                    features,
+                    &format!("{layer}.ffn_up"),
+                    intermediate_size,
+                    hidden_size,
+                )?),
+            },
+        },
+        down: linear(b, features, &format!("{layer}.ffn_down"), hidden_size, intermediate_size)?,
+    })
+}
+
+/// Gate and up, to `rows` values each; `suffix` is what their names end in.
+fn gate_up<T: Types, B: Build<T>>(
+    b: &mut B,
+    config: &Config,
+    layer: &str,
+    suffix: &str,
+    rows: usize,
+) -> Result<Stacked<T::Weight>> {
+    let projection =
+        |name: &str| Projection { name: format!("{layer}.{name}{suffix}.weight"), rows, head_order: None };
+    b.stacked(&["ffn_gate", "ffn_up"].map(projection), config.hidden_size, None)
+}
+
+/// A mixture of experts.
+fn experts<T: Types, B: Build<T>>(
+    b: &mut B,
+    config: &Config,
+    sizes: &ExpertSizes,
+    features: &Features,
+    layer: &str,
+) -> Result<Mlp<T::Weight, T::Vector>> {
+    let &Config { hidden_size, rms_norm_eps, .. } = config;
+    let &ExpertSizes { num_experts, num_experts_per_tok, moe_intermediate_size, .. } = sizes;
+    let shared_size = sizes.shared_expert_intermediate_size;
+    let name = |name: &str| format!("{layer}.{name}.weight");
+    Ok(Mlp::Experts(Experts {
+        norm: b.norm(features.norm, &format!("{layer}.ffn_norm"), hidden_size, rms_norm_eps)?,
+        router: Router {
+            weight: b.table(&name("ffn_gate_inp"), num_experts, hidden_size)?,
+            num_experts,
+            num_experts_per_tok,
+            renormalise: features.renormalise,
+        },
+        gate: b.experts(&name("ffn_gate_exps"), sizes, moe_intermediate_size, hidden_size)?,
+        up: b.experts(&name("ffn_up_exps"), sizes, moe_intermediate_size, hidden_size)?,
+        down: b.experts(&name("ffn_down_exps"), sizes, hidden_size, moe_intermediate_size)?,
+        shared: match shared_size {
+            0 => None,
+            _ => Some(SharedExpert {
+                gate: b.vector(&name("ffn_gate_inp_shexp"), hidden_size, None)?,
+                gate_up: gate_up(b, config, layer, "_shexp", shared_size)?,
+                down: b.matrix(&name("ffn_down_shexp"), hidden_size, shared_size)?,
+            }),
+        },
+    }))
+}
+
+/// A projection to `rows` values from `cols`; `name` is without the `.weight` and `.bias` of its tensors.
+fn linear<T: Types, B: Build<T>>(
+    b: &mut B,
+    features: &Features,
+    name: &str,
+    rows: usize,
+    cols: usize,
+) -> Result<Linear<T::Weight, T::Vector>> {
+    Ok(Linear {
+        weight: b.matrix(&format!("{name}.weight"), rows, cols)?,
+        bias: match features.has_biases {
+            true => Some(b.vector(&format!("{name}.bias"), rows, None)?),
+            false => None,
+        },
+    })
+}
+
 impl<T: Types> Buffers<T> {
-    fn build<B: Build<T>>(b: &mut B, config: &Config) -> Result<Self> {
-        let &Config { hidden_size, intermediate_size, vocab_size, .. } = config;
+    fn build<B: Build<T>>(b: &mut B, config: &Config, features: &Features) -> Result<Self> {
+        let &Config { hidden_size, vocab_size, experts, .. } = config;
         let (q_size, kv_size) = (config.q_size(), config.kv_size());
+        let size = config.dense_size();
+        let projections = if features.is_gated { 2 } else { 1 };
         Ok(Self {
             x: b.tensor(Tokens, hidden_size)?,
             q: b.tensor(Tokens, q_size)?,
             attended: b.activation(Tokens, q_size, Activation)?,
-            gated: b.activation(Tokens, intermediate_size, Precise)?,
             last: b.tensor(Logits, hidden_size)?,
             last_q: b.tensor(Logits, q_size)?,
             last_normed: b.activation(Logits, hidden_size, Precise)?,
@@ -140,7 +261,22 @@ impl<T: Types> Buffers<T> {
             scratch: Scratch {
                 normed: b.activation(Tokens, hidden_size, Precise)?,
                 qkv: b.tensor(Tokens, q_size + 2 * kv_size)?,
-                gate_up: b.activation(Tokens, 2 * intermediate_size, Product)?,
+                mlp: match size {
+                    0 => None,
+                    _ => Some(MlpScratch {
+                        gate_up: b.activation(Tokens, projections * size, Product)?,
+                        gated: b.activation(Tokens, size, Precise)?,
+                    }),
+                },
+                experts: match experts {
+                    None => None,
+                    Some(ExpertSizes { num_experts_per_tok, moe_intermediate_size, .. }) => {
+                        Some(ExpertScratch {
+                            chosen: b.tensor(Tokens, 2 * num_experts_per_tok)?,
+                            inner: b.tensor(Tokens, num_experts_per_tok * moe_intermediate_size)?,
+                        })
+                    }
+                },
             },
         })
     }
@@ -159,7 +295,10 @@ impl<O: Ops> Decoder<O> {
     pub fn bound(&self, ops: &mut O) -> Result<()> {
         for (i, layer) in self.layers.iter().enumerate() {
             ops.bound_attention(&format!("blk.{i}"), &layer.attention_in)?;
-            ops.bound_mlp(&format!("blk.{i}"), &layer.mlp_in)?;
+            match &layer.mlp {
+                Mlp::Dense { input, .. } => ops.bound_mlp(&format!("blk.{i}"), input)?,
+                Mlp::Experts(part) => ops.bound_experts(&format!("blk.{i}"), part)?,
+            }
         }
         ops.bound_norm("output_norm", &self.norm)
     }
@@ -176,12 +315,15 @@ impl<O: Ops> Decoder<O> {
         wanted: Rows<O::Batch>,
         cache: &mut O::KvCache,
     ) -> Result<()> {
-        let Self { embed_tokens, layers, norm, lm_head, buffers } = self;
-        let Buffers { x, q, attended, gated, last, last_q, last_normed, logits, scratch } = buffers;
+        let Self { embed_tokens, embed_positions, layers, norm, lm_head, buffers } = self;
+        let Buffers { x, q, attended, last, last_q, last_normed, logits, scratch } = buffers;
         let batch = all.batch;
         let some = wanted.n < all.n;
 
         ops.embed(batch, embed_tokens, x)?; // [n, hidden_size]
+        if let Some(table) = embed_positions {
+            ops.add_positions(batch, table, x)?;
+        }
         for (i, layer) in layers.iter().enumerate() {
             parts::attention_in(ops, all, layer.pages, &layer.attention_in, x, scratch, q, cache)?; // [n, heads * head_dim]
 
@@ -199,10 +341,9 @@ impl<O: Ops> Decoder<O> {
                 ops.attention(batch, layer.pages, q, cache, attended)?; // [n, heads * head_dim]
                 (&mut *x, all)
             };
-            ops.matmul_add(rows, attended, &layer.o_proj, x)?; // [n, hidden_size]
+            parts::add_projection(ops, rows, attended, &layer.o_proj, x)?; // [n, hidden_size]
 
-            parts::mlp_in(ops, rows, &layer.mlp_in, x, scratch, gated)?; // [n, intermediate_size]
-            ops.matmul_add(rows, gated, &layer.down_proj, x)?; // [n, hidden_size]
+            parts::mlp(ops, rows, &layer.mlp, x, scratch)?; // [n, hidden_size]
         }
         let head = Head { norm, weight: lm_head.as_ref().unwrap_or(embed_tokens) };
         let x = if some { last } else { x };

@@ -28,7 +28,11 @@ const FACTORS: &str = "rope_freqs.weight";
 pub fn config(keys: &Keys) -> Result<Config> {
     let mut config = Config::of_decoder(keys)?;
     if let Some(count) = keys.get::<u64>("expert_count")?.filter(|&count| count > 0) {
-        return Err(keys.invalid("expert_count", count, "none: mixtures of experts are not implemented"));
+        return Err(keys.invalid(
+            "expert_count",
+            count,
+            "none: experts of this architecture are not implemented",
+        ));
     }
     if let Some(factors) = keys.floats(FACTORS, config.rotation.dim / 2)? {
         if let Some(factor) = factors.iter().find(|factor| !(factor.is_finite() && **factor > 0.0)) {
@@ -44,5 +48,5 @@ pub fn config(keys: &Keys) -> Result<Config> {
 /// # Errors
 /// As [`Decoder::build`].
 pub fn build<T: Types, B: Build<T>>(b: &mut B, config: &Config) -> Result<Model<T>> {
-    Decoder::build(b, config, &Features { pairs: Pairs::Neighbours, qk_norm: false })
+    Decoder::build(b, config, &Features { pairs: Pairs::Neighbours, ..Features::USUAL })
 }

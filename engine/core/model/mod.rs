@@ -7,9 +7,12 @@
 pub mod build;
 pub mod check;
 pub mod decoder;
+mod gpt2;
 mod llama;
 mod qwen2;
+mod qwen2moe;
 mod qwen3;
+mod qwen3moe;
 pub mod registry;
 
 use crate::batch::{Batch, BatchLimits};

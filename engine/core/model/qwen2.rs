@@ -7,7 +7,6 @@ use super::decoder::{Decoder, Features};
 use crate::config::{Config, Keys};
 use crate::error::Result;
 use crate::ops::Types;
-use crate::rope::Pairs;
 
 pub type Model<T> = Decoder<T>;
 
@@ -27,5 +26,5 @@ pub fn config(keys: &Keys) -> Result<Config> {
 /// # Errors
 /// As [`Decoder::build`].
 pub fn build<T: Types, B: Build<T>>(b: &mut B, config: &Config) -> Result<Model<T>> {
-    Decoder::build(b, config, &Features { pairs: Pairs::Halves, qk_norm: false })
+    Decoder::build(b, config, &Features::USUAL)
 }

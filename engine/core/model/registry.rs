@@ -2,7 +2,7 @@
 //! the parts of its layers.
 
 use super::build::{Build, plan};
-use crate::config::{Config, Keys};
+use crate::config::{Config, ExpertSizes, Keys};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::ops::{Ops, Rows, Types};
@@ -18,17 +18,35 @@ pub struct Published {
     sizes: [usize; 7],
     tie_word_embeddings: bool,
     attention_bias: bool,
+    fused_qkv: bool,
+    experts: Option<ExpertSizes>,
 }
 
 impl Published {
     /// `sizes` are hidden_size, intermediate_size, layers, attention heads, key-value heads, head_dim and vocab_size.
     pub const fn new(name: &'static str, sizes: [usize; 7], tie_word_embeddings: bool) -> Self {
-        Self { name, sizes, tie_word_embeddings, attention_bias: false }
+        Self { name, sizes, tie_word_embeddings, attention_bias: false, fused_qkv: false, experts: None }
     }
 
     /// The same with biases of Q, K and V.
     pub const fn with_attention_bias(self) -> Self {
         Self { attention_bias: true, ..self }
+    }
+
+    /// The same with Q, K and V in one tensor of the file.
+    pub const fn with_fused_qkv(self) -> Self {
+        Self { fused_qkv: true, ..self }
+    }
+
+    /// The same with experts: their number, to how many a token goes, the intermediate_size of one and of the shared one, or 0.
+    pub const fn with_experts(self, [num_experts, num_experts_per_tok, size, shared]: [usize; 4]) -> Self {
+        let experts = ExpertSizes {
+            num_experts,
+            num_experts_per_tok,
+            moe_intermediate_size: size,
+            shared_expert_intermediate_size: shared,
+        };
+        Self { experts: Some(experts), ..self }
     }
 
     fn config(&self, architecture: &str) -> Config {
@@ -48,6 +66,8 @@ impl Published {
             max_position_embeddings: 32_768,
             tie_word_embeddings: self.tie_word_embeddings,
             attention_bias: self.attention_bias,
+            fused_qkv: self.fused_qkv,
+            experts: self.experts,
         }
     }
 }
@@ -129,7 +149,7 @@ macro_rules! architectures {
     };
 }
 
-architectures! { qwen2 qwen3 llama }
+architectures! { qwen2 qwen3 qwen2moe qwen3moe llama gpt2 }
 
 fn unknown(architecture: &str) -> Error {
     Error::Model(format!(

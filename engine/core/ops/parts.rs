@@ -1,17 +1,41 @@
 //! Parts of a layer: what a model calls, and a device may compute in one kernel.
 //!
 //! Each part is said here in small operations. Where a device has one kernel for a part and takes these rows, it computes that
-//! instead; the model does not know which. A part takes what the architectures differ in: a norm with or without a bias,
-//! projections with or without one, a norm of the heads of Q and K, matrices of different formats.
+//! instead; the model does not know which. A part takes what the architectures differ in: the kind of norm, projections with or
+//! without a bias, a norm of the heads of Q and K, an MLP with or without a gate or experts, matrices of different
+//! formats.
 
 use super::{Ops, Rows, Stacked, Types};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
-/// Normalisation of rows: root mean square (`x / sqrt(mean(x²) + eps) * weight`).
-pub struct Norm<V> {
+/// Normalisation of rows.
+pub enum Norm<V> {
+    Rms(RmsNorm<V>),
+    Layer(LayerNorm<V>),
+}
+
+/// By the root mean square: `x / sqrt(mean(x²) + eps) * weight`.
+pub struct RmsNorm<V> {
     /// `[cols]`
     pub weight: V,
     pub eps: f32,
+}
+
+/// By mean and variance: `(x - mean(x)) / sqrt(mean((x - mean(x))²) + eps) * weight + bias`.
+pub struct LayerNorm<V> {
+    /// `[cols]`
+    pub weight: V,
+    /// `[cols]`
+    pub bias: Option<V>,
+    pub eps: f32,
+}
+
+/// A projection.
+pub struct Linear<W, V> {
+    /// `[out_features, in_features]`
+    pub weight: W,
+    /// `[out_features]`
+    pub bias: Option<V>,
 }
 
 /// What comes before attention: norm, projections, biases, norms of heads, rotation, pages.
@@ -34,12 +58,65 @@ pub struct QkNorm<V> {
     pub eps: f32,
 }
 
-/// What comes before the down projection: norm, two projections, `silu(gate) * up`.
+/// What comes before the down projection: norm, projections, activation.
 pub struct MlpIn<W, V> {
     /// Of the residual stream.
     pub norm: Norm<V>,
-    /// Gate and up, `[intermediate_size, hidden_size]` each.
+    pub up: Up<W, V>,
+}
+
+/// What follows attention in a layer.
+pub enum Mlp<W, V> {
+    /// One for all tokens.
+    Dense {
+        input: MlpIn<W, V>,
+        /// `[hidden_size, intermediate_size]`
+        down: Linear<W, V>,
+    },
+    Experts(Experts<W, V>),
+}
+
+/// A mixture of experts: each row goes to some of them, and to a shared one.
+pub struct Experts<W, V> {
+    /// Of the residual stream.
+    pub norm: Norm<V>,
+    pub router: Router<V>,
+    /// Of all experts, one below the other, `[moe_intermediate_size, hidden_size]` each.
+    pub gate: W,
+    /// As `gate`.
+    pub up: W,
+    /// Of all experts, one below the other, `[hidden_size, moe_intermediate_size]` each.
+    pub down: W,
+    pub shared: Option<SharedExpert<W, V>>,
+}
+
+/// Says which experts a row goes to: those of the largest `softmax(x · weightᵀ)`, which are the weights of their results.
+pub struct Router<V> {
+    /// f32 `[num_experts, hidden_size]`
+    pub weight: V,
+    pub num_experts: usize,
+    /// Experts that a row goes to.
+    pub num_experts_per_tok: usize,
+    /// Weights are divided by their sum.
+    pub renormalise: bool,
+}
+
+/// The expert that every row goes to, times `sigmoid(x · gate)`.
+pub struct SharedExpert<W, V> {
+    /// `[hidden_size]`
+    pub gate: V,
+    /// Gate and up, `[shared_expert_intermediate_size, hidden_size]` each.
     pub gate_up: Stacked<W>,
+    /// `[hidden_size, shared_expert_intermediate_size]`
+    pub down: W,
+}
+
+/// The first half of an MLP.
+pub enum Up<W, V> {
+    /// `silu(gate) * up`: gate and up, `[intermediate_size, hidden_size]` each.
+    Gated(Stacked<W>),
+    /// `gelu(up)`: `[intermediate_size, hidden_size]`
+    Plain(Linear<W, V>),
 }
 
 /// What follows the last layer: norm and projection.
@@ -55,8 +132,65 @@ pub struct Scratch<T: Types> {
     pub normed: T::Activation,
     /// `[max_num_tokens, (num_attention_heads + 2 num_key_value_heads) * head_dim]`
     pub qkv: T::Tensor,
-    /// `[max_num_tokens, 2 * intermediate_size]`
+    /// `None` where every row goes to experts alone.
+    pub mlp: Option<MlpScratch<T>>,
+    /// `None` where there are no experts.
+    pub experts: Option<ExpertScratch<T>>,
+}
+
+/// Of an MLP that every row goes through, with the `size` of [`Config::dense_size`](crate::config::Config::dense_size).
+pub struct MlpScratch<T: Types> {
+    /// `[max_num_tokens, 2 * size]`, or `size` columns where there is no gate.
     pub gate_up: T::Activation,
+    /// `[max_num_tokens, size]`
+    pub gated: T::Activation,
+}
+
+/// Of experts.
+pub struct ExpertScratch<T: Types> {
+    /// `[max_num_tokens, 2 * num_experts_per_tok]`: numbers of experts, then weights.
+    pub chosen: T::Tensor,
+    /// `[max_num_tokens, num_experts_per_tok * moe_intermediate_size]`
+    pub inner: T::Tensor,
+}
+
+/// The work buffers of a part.
+///
+/// # Errors
+/// [`Error::Model`] where the model was made without.
+fn room<B>(buffers: &mut Option<B>) -> Result<&mut B> {
+    buffers
+        .as_mut()
+        .ok_or_else(|| Error::Model("a layer has a part that no work buffers were made for".into()))
+}
+
+/// `out = norm(x)`: `[n, cols]`.
+fn normalise<O: Ops>(
+    ops: &mut O,
+    n: usize,
+    x: &O::Tensor,
+    norm: &Norm<O::Vector>,
+    out: &mut O::Activation,
+) -> Result<()> {
+    match norm {
+        Norm::Rms(norm) => ops.rms_norm(n, x, norm, out),
+        Norm::Layer(norm) => ops.layer_norm(n, x, norm, out),
+    }
+}
+
+/// `x += input · weightᵀ + bias`, what a layer adds to the residual stream: `[n, in_features] -> [n, hidden_size]`.
+///
+/// # Errors
+/// What the device says.
+pub fn add_projection<O: Ops>(
+    ops: &mut O,
+    rows: Rows<O::Batch>,
+    input: &O::Activation,
+    part: &Linear<O::Weight, O::Vector>,
+    x: &mut O::Tensor,
+) -> Result<()> {
+    ops.matmul_add(rows, input, &part.weight, x)?;
+    part.bias.as_ref().map_or(Ok(()), |bias| ops.add_bias(rows.n, bias, x))
 }
 
 /// Q of every row, from the residual stream `x`; K and V go to their slots of `layer`: `[n, hidden_size] -> [n,
@@ -79,7 +213,7 @@ pub fn attention_in<O: Ops>(
         return Ok(());
     }
     let Scratch { normed, qkv, .. } = scratch;
-    ops.rms_norm(rows.n, x, &part.norm, normed)?;
+    normalise(ops, rows.n, x, &part.norm, normed)?;
     ops.matmul(rows.padded, normed, &part.qkv.whole, qkv)?; // [n, (heads + 2 key-value heads) * head_dim]
     let mut bias = part.bias.each_ref().map(Option::as_ref);
     if let Some(norm) = &part.qk_norm {
@@ -88,25 +222,90 @@ pub fn attention_in<O: Ops>(
     ops.bias_rope_kv(rows.batch, layer, qkv, bias, q, cache)
 }
 
-/// The gated inner values of a layer's MLP from the residual stream `x`: `[n, hidden_size] -> [n, intermediate_size]`.
+/// What follows attention in a layer, added to the residual stream `x` `[n, hidden_size]`.
 ///
 /// # Errors
 /// What the device says.
-pub fn mlp_in<O: Ops>(
+pub fn mlp<O: Ops>(
+    ops: &mut O,
+    rows: Rows<O::Batch>,
+    part: &Mlp<O::Weight, O::Vector>,
+    x: &mut O::Tensor,
+    scratch: &mut Scratch<O>,
+) -> Result<()> {
+    let Scratch { normed, mlp, experts, .. } = scratch;
+    match part {
+        Mlp::Dense { input, down } => {
+            let buffers = room(mlp)?;
+            mlp_in(ops, rows, input, x, normed, buffers)?; // [n, intermediate_size]
+            add_projection(ops, rows, &buffers.gated, down, x)
+        }
+        Mlp::Experts(part) => {
+            normalise(ops, rows.n, x, &part.norm, normed)?;
+            add_experts(ops, rows.n, part, normed, x, room(experts)?)?;
+            match &part.shared {
+                Some(shared) => add_shared_expert(ops, rows, shared, normed, x, room(mlp)?),
+                None => Ok(()),
+            }
+        }
+    }
+}
+
+/// `x += Σ weight * down(silu(gate) * up)` over the experts that each row goes to.
+fn add_experts<O: Ops>(
+    ops: &mut O,
+    n: usize,
+    part: &Experts<O::Weight, O::Vector>,
+    normed: &O::Activation,
+    x: &mut O::Tensor,
+    buffers: &mut ExpertScratch<O>,
+) -> Result<()> {
+    let ExpertScratch { chosen, inner } = buffers;
+    ops.route(n, normed, &part.router, chosen)?; // [n, 2 * num_experts_per_tok]
+    ops.experts_in(n, normed, chosen, [&part.gate, &part.up], inner)?; // [n, num_experts_per_tok * moe_intermediate_size]
+    ops.experts_out(n, inner, chosen, &part.down, x) // [n, hidden_size]
+}
+
+/// `x += sigmoid(normed · gate) * down(silu(gate) * up)`.
+fn add_shared_expert<O: Ops>(
+    ops: &mut O,
+    rows: Rows<O::Batch>,
+    part: &SharedExpert<O::Weight, O::Vector>,
+    normed: &O::Activation,
+    x: &mut O::Tensor,
+    buffers: &mut MlpScratch<O>,
+) -> Result<()> {
+    let MlpScratch { gate_up, gated } = buffers;
+    ops.matmul_rounded(rows.padded, normed, &part.gate_up.whole, gate_up)?; // [n, 2 * size]
+    ops.silu_mul(rows.n, &part.gate_up, gate_up, gated)?; // [n, size]
+    ops.gate_rows(rows.n, normed, &part.gate, gated)?;
+    ops.matmul_add(rows, gated, &part.down, x) // [n, hidden_size]
+}
+
+/// The inner values of a layer's MLP from the residual stream `x`: `[n, hidden_size] -> [n, intermediate_size]`.
+fn mlp_in<O: Ops>(
     ops: &mut O,
     rows: Rows<O::Batch>,
     part: &MlpIn<O::Weight, O::Vector>,
     x: &O::Tensor,
-    scratch: &mut Scratch<O>,
-    out: &mut O::Activation,
+    normed: &mut O::Activation,
+    buffers: &mut MlpScratch<O>,
 ) -> Result<()> {
+    let MlpScratch { gate_up, gated: out } = buffers;
     if ops.norm_gate_up(rows, part, x, out)? {
         return Ok(());
     }
-    let Scratch { normed, gate_up, .. } = scratch;
-    ops.rms_norm(rows.n, x, &part.norm, normed)?;
-    ops.matmul_rounded(rows.padded, normed, &part.gate_up.whole, gate_up)?; // [n, 2 * intermediate_size]
-    ops.silu_mul(rows.n, &part.gate_up, gate_up, out)
+    normalise(ops, rows.n, x, &part.norm, normed)?;
+    match &part.up {
+        Up::Gated(matrices) => {
+            ops.matmul_rounded(rows.padded, normed, &matrices.whole, gate_up)?; // [n, 2 * intermediate_size]
+            ops.silu_mul(rows.n, matrices, gate_up, out)
+        }
+        Up::Plain(projection) => {
+            ops.matmul_rounded(rows.padded, normed, &projection.weight, gate_up)?; // [n, intermediate_size]
+            ops.bias_gelu(rows.n, projection, gate_up, out)
+        }
+    }
 }
 
 /// Logits of every row of the residual stream `x`: `[n, hidden_size] -> [n, vocab_size]`; `normed` is scratch.
@@ -124,6 +323,6 @@ pub fn head<O: Ops>(
     if ops.norm_matmul(rows, part, x, logits)? {
         return Ok(());
     }
-    ops.rms_norm(rows.n, x, part.norm, normed)?;
+    normalise(ops, rows.n, x, part.norm, normed)?;
     ops.matmul(rows.padded, normed, part.weight, logits)
 }

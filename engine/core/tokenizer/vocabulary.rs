@@ -1,5 +1,6 @@
 //! What a file says about its tokens, checked before anything is built from it.
 
+use super::words::Rules;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use tokenizers::models::bpe::Vocab;
@@ -90,8 +91,8 @@ impl<'a> TokenizerParts<'a> {
         })
     }
 
-    /// Refuses what this engine would cut into other tokens than the model was trained on.
-    pub(super) fn check_model(&self) -> Result<()> {
+    /// How text is cut into words. Refuses what this engine would cut into other tokens than the model was trained on.
+    pub(super) fn rules(&self) -> Result<&'static Rules> {
         if self.model != "gpt2" {
             return Err(Error::Tokenizer(format!(
                 "vocabulary model `{}` is not supported; expected `gpt2` (byte-level BPE), which all Qwen2 models have",
@@ -99,9 +100,6 @@ impl<'a> TokenizerParts<'a> {
             )));
         }
         match self.pre {
-            // DeepSeek's Qwen distillates keep Qwen2's expression under their own name; llama.cpp maps both to
-            // LLAMA_VOCAB_PRE_TYPE_QWEN2 (src/llama-vocab.cpp).
-            Some("qwen2" | "deepseek-r1-qwen") => Ok(()),
             // llama.cpp reads such files with GPT-2's rules and warns of degraded output.
             None | Some("default") => Err(Error::Tokenizer(
                 "the file does not say how text is cut into words (`tokenizer.ggml.pre` is missing or `default`); it \
@@ -109,9 +107,12 @@ impl<'a> TokenizerParts<'a> {
                  gguf-py's `gguf-new-metadata --pre-tokenizer qwen2`"
                     .to_owned(),
             )),
-            Some(other) => Err(Error::Tokenizer(format!(
-                "pre-tokenizer `{other}` is not supported; expected `qwen2` or `deepseek-r1-qwen`"
-            ))),
+            Some(name) => Rules::named(name).ok_or_else(|| {
+                Error::Tokenizer(format!(
+                    "pre-tokenizer `{name}` is not supported; those that are known are {}",
+                    Rules::names()
+                ))
+            }),
         }
     }
 

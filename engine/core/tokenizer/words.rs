@@ -1,28 +1,82 @@
-//! How Qwen2 cuts text into words, in time linear in the text.
+//! How text is cut into words before it becomes tokens, in time linear in the text.
 
 use regex::Regex;
 use tokenizers::pattern::Pattern;
 use tokenizers::{Offsets, PreTokenizedString, PreTokenizer, SplitDelimiterBehavior};
 
-/// The `Split` pattern of Qwen2's tokenizer.json without its look-ahead. Digits stand alone; a word may take one leading
-/// character that is neither letter, digit nor line break.
+/// A way to cut text: an expression without its look-ahead.
 ///
-/// The original ends in `\s+(?!\S)|\s+`: white space before a word leaves its last character to the word. That needs a
+/// The originals end in `\s+(?!\S)|\s+`: white space before a word leaves its last character to the word. That needs a
 /// backtracking engine, and the one in the `tokenizers` crate gives up after a million steps and then returns the rest
 /// of the text as one word, without an error. Here `\s+` alone is matched, and its last character given back by hand.
-const WORDS: &str = concat!(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
-);
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rules {
+    /// What `tokenizer.ggml.pre` calls it.
+    names: &'static [&'static str],
+    pattern: &'static str,
+    /// White space that ends in a line break is a word of its own, by an earlier alternative.
+    keeps_line_breaks: bool,
+    /// Text becomes Unicode's NFC before.
+    pub(super) is_nfc: bool,
+}
 
-/// Qwen2's pre-tokenizer.
+/// Every way that is known.
+const RULES: [Rules; 2] = [
+    // The `Split` pattern of Qwen2's tokenizer.json. Digits stand alone; a word may take one leading character that is neither
+    // letter, digit nor line break. DeepSeek's Qwen distillates keep the expression under their own name; llama.cpp maps both to
+    // LLAMA_VOCAB_PRE_TYPE_QWEN2 (src/llama-vocab.cpp).
+    Rules {
+        names: &["qwen2", "deepseek-r1-qwen"],
+        pattern: concat!(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
+            r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
+        ),
+        keeps_line_breaks: true,
+        is_nfc: true,
+    },
+    // `encoder.py` of GPT-2.
+    Rules {
+        names: &["gpt-2"],
+        pattern: r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+",
+        keeps_line_breaks: false,
+        is_nfc: false,
+    },
+];
+
+impl Rules {
+    /// What a file calls `name`.
+    pub(super) fn named(name: &str) -> Option<&'static Self> {
+        RULES.iter().find(|rules| rules.names.contains(&name))
+    }
+
+    /// The names that [`Rules::named`] knows, for people.
+    pub(super) fn names() -> String {
+        let names: Vec<_> =
+            RULES.iter().flat_map(|rules| rules.names).map(|name| format!("`{name}`")).collect();
+        names.join(", ")
+    }
+}
+
+/// A pre-tokenizer.
 pub(super) struct Words {
     regex: Regex,
+    keeps_line_breaks: bool,
 }
 
 impl Words {
-    pub(super) fn new() -> Result<Self, regex::Error> {
-        Ok(Self { regex: Regex::new(WORDS)? })
+    pub(super) fn new(rules: &Rules) -> Result<Self, regex::Error> {
+        Ok(Self { regex: Regex::new(rules.pattern)?, keeps_line_breaks: rules.keeps_line_breaks })
+    }
+
+    /// The length of the word in what the expression found, `rest` following.
+    fn word_end(&self, found: &str, rest: &str) -> usize {
+        // Only the last alternative finds white space at the end (that is no line break, where those are kept), and it stops at a
+        // non-space.
+        let gives_back = |c: char| c.is_whitespace() && !(self.keeps_line_breaks && matches!(c, '\r' | '\n'));
+        match found.char_indices().next_back() {
+            Some((last, c)) if last > 0 && gives_back(c) && !rest.is_empty() => last,
+            _ => found.len(),
+        }
     }
 }
 
@@ -41,22 +95,11 @@ impl Pattern for &Words {
         let mut words = Vec::new();
         let mut start = 0;
         while let Some(word) = self.regex.find_at(text, start) {
-            let end = word_end(word.as_str(), &text[word.end()..]) + word.start();
+            let end = self.word_end(word.as_str(), &text[word.end()..]) + word.start();
             words.push(((word.start(), end), true));
             start = end;
         }
         Ok(words)
-    }
-}
-
-/// The length of the word in what the expression found, `rest` following.
-fn word_end(found: &str, rest: &str) -> usize {
-    // Only the last alternative finds white space that does not end in a line break, and it stops at a non-space.
-    match found.char_indices().next_back() {
-        Some((last, c)) if last > 0 && c.is_whitespace() && !matches!(c, '\r' | '\n') && !rest.is_empty() => {
-            last
-        }
-        _ => found.len(),
     }
 }
 
@@ -68,12 +111,21 @@ mod tests {
     use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
     use tokenizers::{OffsetReferential, OffsetType};
 
-    /// The pattern as Qwen2's tokenizer.json has it.
-    const ORIGINAL: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+    /// The patterns as Qwen2's tokenizer.json and the crate's own GPT-2 have them, by their names.
+    const ORIGINALS: [(&str, &str); 2] = [
+        (
+            "qwen2",
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ),
+        ("gpt-2", r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"),
+    ];
 
-    static PRE_TOKENIZERS: LazyLock<(Words, Split)> = LazyLock::new(|| {
-        let original = SplitPattern::Regex(ORIGINAL.to_owned());
-        (Words::new().unwrap(), Split::new(original, SplitDelimiterBehavior::Isolated, false).unwrap())
+    static PRE_TOKENIZERS: LazyLock<[(Words, Split); 2]> = LazyLock::new(|| {
+        ORIGINALS.map(|(name, original)| {
+            let original = SplitPattern::Regex(original.to_owned());
+            let words = Words::new(Rules::named(name).unwrap()).unwrap();
+            (words, Split::new(original, SplitDelimiterBehavior::Isolated, false).unwrap())
+        })
     });
 
     fn words(pre_tokenizer: &impl PreTokenizer, text: &str) -> Vec<String> {
@@ -85,21 +137,24 @@ mod tests {
 
     #[test]
     fn white_space_leaves_its_last_character_to_the_word() {
-        for (text, expected) in [
-            ("a   b", &["a", "  ", " b"][..]),
-            ("  1", &[" ", " ", "1"]),
-            ("a  \n  b ", &["a", "  \n", " ", " b", " "]),
-            ("it's  ", &["it", "'s", "  "]),
+        for (text, qwen2, gpt2) in [
+            ("a   b", &["a", "  ", " b"][..], &["a", "  ", " b"][..]),
+            ("  1", &[" ", " ", "1"], &[" ", " 1"]),
+            ("a  \n  b ", &["a", "  \n", " ", " b", " "], &["a", "  \n ", " b", " "]),
+            ("it's  ", &["it", "'s", "  "], &["it", "'s", "  "]),
+            ("a\n\nb 12", &["a", "\n\n", "b", " ", "1", "2"], &["a", "\n", "\n", "b", " 12"]),
         ] {
-            assert_eq!(words(&PRE_TOKENIZERS.0, text), expected, "{text:?}");
+            assert_eq!(words(&PRE_TOKENIZERS[0].0, text), qwen2, "{text:?}");
+            assert_eq!(words(&PRE_TOKENIZERS[1].0, text), gpt2, "{text:?}");
         }
     }
 
     proptest! {
         #[test]
-        fn words_are_those_of_the_original(text in "([ \t\r\n\u{85}\u{A0}\u{3000}a1'sSſéÉ中.٣\u{301}]|\\PC){0,60}") {
-            let (ours, original) = &*PRE_TOKENIZERS;
-            prop_assert_eq!(words(ours, &text), words(original, &text));
+        fn words_are_those_of_the_originals(text in "([ \t\r\n\u{85}\u{A0}\u{3000}a1'sSſéÉ中.٣\u{301}]|\\PC){0,60}") {
+            for (ours, original) in &*PRE_TOKENIZERS {
+                prop_assert_eq!(words(ours, &text), words(original, &text));
+            }
         }
     }
 }

@@ -6,10 +6,10 @@ use crate::batch::CudaBatch;
 use crate::error::{Error, Result};
 use crate::memory::DeviceBuffer;
 use crate::ops::Rows;
-use crate::ops::parts::Norm;
+use crate::ops::parts::RmsNorm;
 use crate::tensor::{Activation, KvCache, Tensor};
 use crate::weight::{Piece, Values, Weight};
-use crate::{add, bias_rope_kv, decode, fused, matmul, rms_norm, row_norms, silu_mul};
+use crate::{add, bias_gelu, bias_rope_kv, decode, fused, matmul, rms_norm, row_norms, silu_mul};
 
 impl CudaOps {
     /// Whether the kernels that compute a whole part of a layer take these rows of a batch, for a model of this `hidden_size`, and are
@@ -39,6 +39,22 @@ impl CudaOps {
     /// [`Error::Request`] if the shapes differ, [`Error::Device`].
     pub fn add(&mut self, n: usize, x: &mut Tensor, delta: &Tensor) -> Result<()> {
         add::add(&self.device, &self.choice, n, x, delta)
+    }
+
+    /// [`Ops::bias_gelu`](qernel_core::ops::Ops::bias_gelu), of values that are multiplied with the first of these scales before the bias is added;
+    /// results are with the second.
+    ///
+    /// # Errors
+    /// As [`Ops::bias_gelu`](qernel_core::ops::Ops::bias_gelu).
+    pub fn scaled_bias_gelu(
+        &mut self,
+        n: usize,
+        x: &Activation,
+        bias: Option<&DeviceBuffer<f32>>,
+        scales: [f32; 2],
+        out: &mut Activation,
+    ) -> Result<()> {
+        bias_gelu::bias_gelu(&self.device, n, x, bias, scales, out)
     }
 
     /// [`Ops::matmul_add`](qernel_core::ops::Ops::matmul_add) by the kernels and the library that take any rows.
@@ -124,7 +140,7 @@ impl CudaOps {
         &mut self,
         n: usize,
         x: &Tensor,
-        norm: &Norm<DeviceBuffer<f32>>,
+        norm: &RmsNorm<DeviceBuffer<f32>>,
         weight: &Weight,
         out: &mut Tensor,
     ) -> Result<()> {
@@ -147,7 +163,7 @@ impl CudaOps {
         &mut self,
         n: usize,
         x: &Tensor,
-        norm: &Norm<DeviceBuffer<f32>>,
+        norm: &RmsNorm<DeviceBuffer<f32>>,
         [gate, up]: [&Weight; 2],
         out: &mut Activation,
     ) -> Result<()> {
@@ -168,7 +184,7 @@ impl CudaOps {
         batch: &CudaBatch,
         layer: usize,
         x: &Tensor,
-        norm: &Norm<DeviceBuffer<f32>>,
+        norm: &RmsNorm<DeviceBuffer<f32>>,
         weights: [&Weight; 3],
         biases: [Option<&DeviceBuffer<f32>>; 3],
         q: &mut Tensor,

@@ -6,13 +6,16 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::kv_layout::KvLayout;
 use crate::memory::DeviceBuffer;
-use crate::ops::parts::{AttentionIn, Head, MlpIn, Norm, QkNorm};
+use crate::ops::parts::{
+    AttentionIn, Experts, Head, LayerNorm, Linear, MlpIn, Norm, QkNorm, RmsNorm, Router, Up,
+};
 use crate::ops::{Ops, Rows, Stacked};
 use crate::tensor::{self, Activation, KvCache, Tensor};
 use crate::weight::Weight;
 use crate::weights::Matrix;
 use crate::{
-    bandwidth, bias_rope_kv, cublas, embed, gather_rows, graph, matmul, precise_dtype, qk_norm, rms_norm,
+    add_bias, add_positions, bandwidth, bias_rope_kv, cublas, embed, experts_in, experts_out, gate_rows,
+    gather_rows, graph, layer_norm, matmul, precise_dtype, qk_norm, rms_norm, route,
 };
 use qernel_core::batch::{Batch, BatchLimits};
 use qernel_core::sampler::SamplingRow;
@@ -76,6 +79,10 @@ impl Ops for CudaOps {
         self.bound_gate_up(name, part)
     }
 
+    fn bound_experts(&mut self, name: &str, part: &Experts<Weight, DeviceBuffer<f32>>) -> Result<()> {
+        self.bound_mixture(name, part)
+    }
+
     fn bound_norm(&mut self, name: &str, norm: &Norm<DeviceBuffer<f32>>) -> Result<()> {
         self.bound_norm_output(name, norm)
     }
@@ -92,11 +99,42 @@ impl Ops for CudaOps {
         embed::embed(&self.device, batch, self.sampler.last_drawn(), table, out)
     }
 
+    fn add_positions(&mut self, batch: &CudaBatch, table: &DeviceBuffer<f32>, x: &mut Tensor) -> Result<()> {
+        add_positions::add_positions(&self.device, batch, table, x)
+    }
+
+    fn layer_norm(
+        &mut self,
+        n: usize,
+        x: &Tensor,
+        norm: &LayerNorm<DeviceBuffer<f32>>,
+        out: &mut Activation,
+    ) -> Result<()> {
+        layer_norm::layer_norm(&self.device, &self.choice, n, x, norm, out)
+    }
+
+    fn add_bias(&mut self, n: usize, bias: &DeviceBuffer<f32>, x: &mut Tensor) -> Result<()> {
+        add_bias::add_bias(&self.device, n, bias, x)
+    }
+
+    fn bias_gelu(
+        &mut self,
+        n: usize,
+        projection: &Linear<Weight, DeviceBuffer<f32>>,
+        x: &Activation,
+        out: &mut Activation,
+    ) -> Result<()> {
+        let scales = projection.weight.scales();
+        let [product, gated] = scales.map_or([1.0; 2], |scales| [scales.product.get(), scales.gated.get()]);
+        out.scale = gated;
+        self.scaled_bias_gelu(n, x, projection.bias.as_ref(), [product, 1.0 / gated], out)
+    }
+
     fn rms_norm(
         &mut self,
         n: usize,
         x: &Tensor,
-        norm: &Norm<DeviceBuffer<f32>>,
+        norm: &RmsNorm<DeviceBuffer<f32>>,
         out: &mut Activation,
     ) -> Result<()> {
         rms_norm::rms_norm(&self.device, &self.choice, n, x, &norm.weight, norm.eps, out)
@@ -196,6 +234,48 @@ impl Ops for CudaOps {
         self.scaled_silu_mul(n, gate_up, scales, out)
     }
 
+    fn route(
+        &mut self,
+        n: usize,
+        x: &Activation,
+        router: &Router<DeviceBuffer<f32>>,
+        chosen: &mut Tensor,
+    ) -> Result<()> {
+        route::route(&self.device, n, x, router, chosen)
+    }
+
+    fn experts_in(
+        &mut self,
+        n: usize,
+        x: &Activation,
+        chosen: &Tensor,
+        gate_up: [&Weight; 2],
+        inner: &mut Tensor,
+    ) -> Result<()> {
+        experts_in::experts_in(&self.device, n, x, chosen, gate_up, inner)
+    }
+
+    fn experts_out(
+        &mut self,
+        n: usize,
+        inner: &Tensor,
+        chosen: &Tensor,
+        down: &Weight,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        experts_out::experts_out(&self.device, n, inner, chosen, down, out)
+    }
+
+    fn gate_rows(
+        &mut self,
+        n: usize,
+        x: &Activation,
+        gate: &DeviceBuffer<f32>,
+        rows: &mut Activation,
+    ) -> Result<()> {
+        gate_rows::gate_rows(&self.device, n, x, gate, rows)
+    }
+
     fn gather_rows(&mut self, batch: &CudaBatch, x: &Tensor, out: &mut Tensor) -> Result<()> {
         gather_rows::gather_rows(&self.device, batch, x, out)
     }
@@ -224,11 +304,11 @@ impl Ops for CudaOps {
         q: &mut Tensor,
         cache: &mut KvCache,
     ) -> Result<bool> {
-        let AttentionIn { norm, qkv, bias, qk_norm } = part;
+        let AttentionIn { norm: Norm::Rms(norm), qkv, bias, qk_norm: None } = part else { return Ok(false) };
         let [q_proj, k_proj, v_proj] = &qkv.parts[..] else { return Ok(false) };
         let weights = [q_proj, k_proj, v_proj];
         let plain = weights.iter().all(|weight| weight.is_plain());
-        if qk_norm.is_some() || !plain || !self.is_fused(rows, x.cols) {
+        if !plain || !self.is_fused(rows, x.cols) {
             return Ok(false);
         }
         let biases = bias.each_ref().map(Option::as_ref);
@@ -243,11 +323,12 @@ impl Ops for CudaOps {
         x: &Tensor,
         out: &mut Activation,
     ) -> Result<bool> {
-        let [gate, up] = &part.gate_up.parts[..] else { return Ok(false) };
+        let MlpIn { norm: Norm::Rms(norm), up: Up::Gated(gate_up) } = part else { return Ok(false) };
+        let [gate, up] = &gate_up.parts[..] else { return Ok(false) };
         if gate.float().is_none() || up.float().is_none() || !self.is_fused(rows, x.cols) {
             return Ok(false);
         }
-        self.fused_norm_gate_up(rows.n, x, &part.norm, [gate, up], out)?;
+        self.fused_norm_gate_up(rows.n, x, norm, [gate, up], out)?;
         Ok(true)
     }
 
@@ -258,10 +339,11 @@ impl Ops for CudaOps {
         x: &Tensor,
         logits: &mut Tensor,
     ) -> Result<bool> {
-        if !part.weight.is_plain() || !self.is_fused(rows, x.cols) {
+        let Head { norm: Norm::Rms(norm), weight } = part else { return Ok(false) };
+        if !weight.is_plain() || !self.is_fused(rows, x.cols) {
             return Ok(false);
         }
-        self.fused_norm_matmul(rows.n, x, part.norm, part.weight, logits)?;
+        self.fused_norm_matmul(rows.n, x, norm, weight, logits)?;
         Ok(true)
     }
 

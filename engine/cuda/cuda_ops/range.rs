@@ -10,7 +10,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::memory::DeviceBuffer;
 use crate::ops::Stacked;
-use crate::ops::parts::{AttentionIn, MlpIn, Norm};
+use crate::ops::parts::{AttentionIn, Experts, LayerNorm, Linear, MlpIn, Norm, RmsNorm, Up};
 use crate::row_norms::row_norms;
 use crate::weight::{Scales, Weight};
 use std::rc::Rc;
@@ -79,13 +79,27 @@ impl CudaOps {
 
     /// Bounds of the products of each row of `weight` with what `norm` writes, from top to bottom.
     fn bounds(&mut self, weight: &Weight, norm: &Norm<DeviceBuffer<f32>>) -> Result<Vec<f64>> {
+        let (scale, bias) = match norm {
+            Norm::Rms(RmsNorm { weight, .. }) => (weight, None),
+            Norm::Layer(LayerNorm { weight, bias, .. }) => (weight, bias.as_ref()),
+        };
+        let mut bounds = self.bounds_by(weight, scale)?;
+        if let Some(bias) = bias {
+            let of_bias = self.bounds_by(weight, bias)?;
+            bounds.iter_mut().zip(of_bias).for_each(|(bound, of_bias)| *bound += of_bias);
+        }
+        Ok(bounds)
+    }
+
+    /// Bounds of the products of each row of `weight` with rows whose mean square is 1, once those are multiplied with `factors`.
+    fn bounds_by(&mut self, weight: &Weight, factors: &DeviceBuffer<f32>) -> Result<Vec<f64>> {
         let mut bounds = Vec::with_capacity(weight.rows);
         for piece in &weight.pieces {
             let rows = piece.values.rows();
             if rows > self.row_norms.len() {
                 self.row_norms = DeviceBuffer::zeroed(&self.device, rows)?;
             }
-            row_norms(&self.device, &self.choice, &piece.values, &norm.weight, &mut self.row_norms)?;
+            row_norms(&self.device, &self.choice, &piece.values, factors, &mut self.row_norms)?;
             let scale = (weight.cols as f64).sqrt() * f64::from(piece.scales.stored.get());
             bounds.extend(self.row_norms.read(0, rows)?.into_iter().map(|norm| f64::from(norm) * scale));
         }
@@ -97,7 +111,13 @@ impl CudaOps {
         if !self.rounds_to_f16() {
             return Ok(());
         }
-        expect_in_range(|| format!("{name}: what the norm writes"), bound_of_norm(&norm.weight)?)
+        let bound = match norm {
+            Norm::Rms(norm) => bound_of_norm(&norm.weight)?,
+            Norm::Layer(LayerNorm { weight, bias, .. }) => {
+                bound_of_norm(weight)? + bias.as_ref().map_or(Ok(0.0), largest_of)?
+            }
+        };
+        expect_in_range(|| format!("{name}: what the norm writes"), bound)
     }
 
     /// [`Ops::bound_attention`](qernel_core::ops::Ops::bound_attention)
@@ -138,13 +158,58 @@ impl CudaOps {
         name: &str,
         part: &MlpIn<Weight, DeviceBuffer<f32>>,
     ) -> Result<()> {
-        let [gate, up] = &part.gate_up.parts[..] else { return Ok(()) };
+        match &part.up {
+            Up::Gated(gate_up) => self.bound_swiglu(name, &part.norm, gate_up),
+            Up::Plain(projection) => self.bound_gelu(name, &part.norm, projection),
+        }
+    }
+
+    /// [`Ops::bound_experts`](qernel_core::ops::Ops::bound_experts): what experts have between their projections is f32, but for the shared one.
+    pub(super) fn bound_mixture(
+        &mut self,
+        name: &str,
+        part: &Experts<Weight, DeviceBuffer<f32>>,
+    ) -> Result<()> {
+        match &part.shared {
+            Some(shared) => self.bound_swiglu(name, &part.norm, &shared.gate_up),
+            None => self.bound_norm_output(name, &part.norm),
+        }
+    }
+
+    /// Of an MLP without a gate.
+    fn bound_gelu(
+        &mut self,
+        name: &str,
+        norm: &Norm<DeviceBuffer<f32>>,
+        projection: &Linear<Weight, DeviceBuffer<f32>>,
+    ) -> Result<()> {
+        let Some(scales) = projection.weight.scales().filter(|_| self.rounds_to_f16()) else { return Ok(()) };
+        self.bound_norm_output(name, norm)?;
+        let product = largest(self.bounds(&projection.weight, norm)?);
+        // `|gelu(x)|` is at most `|x|`.
+        let gated = product + projection.bias.as_ref().map_or(Ok(0.0), largest_of)?;
+        if !gated.is_finite() {
+            expect_in_range(|| format!("{name}: what GELU writes"), gated)?;
+        }
+        scales.product.set(divisor(product));
+        scales.gated.set(divisor(gated));
+        Ok(())
+    }
+
+    /// Of what SwiGLU reads and writes.
+    fn bound_swiglu(
+        &mut self,
+        name: &str,
+        norm: &Norm<DeviceBuffer<f32>>,
+        gate_up: &Stacked<Weight>,
+    ) -> Result<()> {
+        let [gate, up] = &gate_up.parts[..] else { return Ok(()) };
         let (Some(of_gate), Some(of_up)) = (gate.scales(), up.scales()) else { return Ok(()) };
         if !self.rounds_to_f16() {
             return Ok(());
         }
-        self.bound_norm_output(name, &part.norm)?;
-        let bounds = [self.bounds(gate, &part.norm)?, self.bounds(up, &part.norm)?];
+        self.bound_norm_output(name, norm)?;
+        let bounds = [self.bounds(gate, norm)?, self.bounds(up, norm)?];
         let products = bounds.each_ref().map(|bounds| largest(bounds.iter().copied()));
         // `|silu(gate)|` is at most `|gate|`.
         let gated = largest(bounds[0].iter().zip(&bounds[1]).map(|(gate, up)| gate * up));
@@ -183,8 +248,12 @@ impl CudaOps {
 /// The bound of what a norm writes. Its rows have a mean square of 1 before they are multiplied with the weight, so that no value is
 /// beyond the root of their number.
 fn bound_of_norm(weight: &DeviceBuffer<f32>) -> Result<f64> {
-    let values = weight.read(0, weight.len())?;
-    Ok(largest(values.into_iter().map(|value| f64::from(value.abs()))) * (weight.len() as f64).sqrt())
+    Ok(largest_of(weight)? * (weight.len() as f64).sqrt())
+}
+
+/// The largest magnitude.
+fn largest_of(values: &DeviceBuffer<f32>) -> Result<f64> {
+    Ok(largest(values.read(0, values.len())?.into_iter().map(|value| f64::from(value.abs()))))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use super::super::variant::{KernelChoice, select, variants};
 use super::{MMA, StreamShape, expect_eligible, f16_only, lanes_fit, norm_fits, persistent, values};
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::ops::parts::Norm;
+use crate::ops::parts::RmsNorm;
 use cuda_std::launch::Kernels;
 use gpu_kernels::fused::mma::{MAX_NORM_WARPS, norm_gate_up as mma};
 use gpu_kernels::fused::norm_gate_up::*;
@@ -67,7 +67,7 @@ pub(in super::super) fn norm_gate_up(
     choice: &KernelChoice,
     n: usize,
     x: &Tensor,
-    norm: &Norm<DeviceBuffer<f32>>,
+    norm: &RmsNorm<DeviceBuffer<f32>>,
     [(gate, gate_scale), (up, up_scale)]: [(&Activation, f32); 2],
     out: &mut Activation,
 ) -> Result<()> {

@@ -8,7 +8,7 @@ use super::super::variant::{KernelChoice, select, variants};
 use super::{MMA, StreamShape, expect_eligible, f16_only, lanes_fit, norm_fits, persistent, values};
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::ops::parts::Norm;
+use crate::ops::parts::RmsNorm;
 use cuda_std::launch::Kernels;
 use gpu_kernels::fused::mma::{MAX_NORM_WARPS, MAX_ROWS, norm_matmul as mma};
 use gpu_kernels::fused::norm_matmul::*;
@@ -66,7 +66,7 @@ pub(in super::super) fn norm_matmul(
     choice: &KernelChoice,
     n: usize,
     x: &Tensor,
-    norm: &Norm<DeviceBuffer<f32>>,
+    norm: &RmsNorm<DeviceBuffer<f32>>,
     weight: &Activation,
     out: &mut Tensor,
 ) -> Result<()> {

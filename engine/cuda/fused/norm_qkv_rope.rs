@@ -11,7 +11,7 @@ use super::{MMA, StreamShape, expect_eligible, f16_only, lanes_fit, norm_fits, p
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::kv_layout::PAGE_SIZE;
-use crate::ops::parts::Norm;
+use crate::ops::parts::RmsNorm;
 use cuda_std::launch::{DevicePtr, Kernels};
 use gpu_kernels::fused::mma::{MAX_NORM_WARPS, norm_qkv_rope as mma};
 use gpu_kernels::fused::norm_qkv_rope::*;
@@ -73,7 +73,7 @@ unsafe fn launch_lanes(device: &Device, case: &Case, kernels: &Kernels<NormQkvRo
 
 /// What the kernels read of a layer: the parts of [`crate::ops::parts::AttentionIn`] that they take.
 pub(in super::super) struct Qkv<'a> {
-    pub norm: &'a Norm<DeviceBuffer<f32>>,
+    pub norm: &'a RmsNorm<DeviceBuffer<f32>>,
     /// Of Q, K and V.
     pub weights: [&'a Activation; 3],
     /// Likewise.

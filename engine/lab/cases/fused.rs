@@ -8,7 +8,7 @@ use crate::lab::case::{Case, Cases, Cost, Instance, Workload, plain_config};
 use crate::lab::findings::Findings;
 use crate::lab::values::*;
 use crate::ops::Ops;
-use crate::ops::parts::Norm;
+use crate::ops::parts::RmsNorm;
 use rayon::prelude::*;
 
 pub const MATMUL_ADD: Cases =
@@ -129,7 +129,7 @@ struct Normed {
     /// For each place the result in f64, and its tolerance but for the last rounding.
     expected: Vec<(f64, f64)>,
     x: Tensor,
-    norm: Norm<crate::cuda::DeviceBuffer<f32>>,
+    norm: RmsNorm<crate::cuda::DeviceBuffer<f32>>,
     /// One, or gate and up.
     weights: Vec<Weight>,
     out: Tensor,
@@ -186,7 +186,7 @@ impl Normed {
             expected,
             x: tensor(ops, n, cols, &host_x)?,
             host_x,
-            norm: Norm { weight: ops.load_vector(&host_norm)?, eps: EPS },
+            norm: RmsNorm { weight: ops.load_vector(&host_norm)?, eps: EPS },
             weights,
             out: poisoned(ops, n, rows)?,
             gated,

@@ -1,18 +1,25 @@
 //! The cases of every operation, one file each.
 
 mod add;
+mod add_bias;
+mod add_positions;
 mod attention;
+mod bias_gelu;
 mod bias_rope_kv;
 mod blocks;
 mod convert;
 mod embed;
+mod experts;
 mod fused;
+mod gate_rows;
 mod gather_rows;
+mod layer_norm;
 pub mod matmul;
 mod norm_qkv_rope;
 mod qk_norm;
 mod read_bandwidth;
 mod rms_norm;
+mod route;
 mod row_norms;
 mod sample;
 mod silu_mul;
@@ -31,6 +38,12 @@ mod argmax {
 }
 mod decode {
     pub use super::blocks::DECODE as CASES;
+}
+mod experts_in {
+    pub use super::experts::IN as CASES;
+}
+mod experts_out {
+    pub use super::experts::OUT as CASES;
 }
 mod matmul_add {
     pub use super::fused::MATMUL_ADD as CASES;

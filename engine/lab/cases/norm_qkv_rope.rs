@@ -10,7 +10,7 @@ use crate::kv_layout::{KvLayout, PAGE_SIZE};
 use crate::lab::case::{Case, Cases, Cost, Instance, Workload};
 use crate::lab::findings::Findings;
 use crate::lab::values::*;
-use crate::ops::parts::Norm;
+use crate::ops::parts::RmsNorm;
 use crate::ops::{Ops, OpsConfig};
 use crate::rope::Rotation;
 
@@ -76,7 +76,7 @@ struct NormQkvRope {
     /// For q, k and v: results and tolerances in f64, `[n, heads * head_dim]`.
     expected: [Vec<(f64, f64)>; 3],
     x: Tensor,
-    norm: Norm<DeviceBuffer<f32>>,
+    norm: RmsNorm<DeviceBuffer<f32>>,
     weights: Vec<Weight>,
     biases: Vec<DeviceBuffer<f32>>,
     q: Tensor,
@@ -135,7 +135,7 @@ impl NormQkvRope {
             slots: batch_host.slots.clone(),
             expected,
             x: tensor(ops, n, hidden_size, &host_x)?,
-            norm: Norm { weight: ops.load_vector(&host_norm)?, eps: EPS },
+            norm: RmsNorm { weight: ops.load_vector(&host_norm)?, eps: EPS },
             weights,
             biases,
             q: poisoned(ops, n, heads * head_dim)?,

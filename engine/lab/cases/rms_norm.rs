@@ -51,7 +51,7 @@ struct Norm {
     input: Vec<f32>,
     expected: Vec<f64>,
     x: Tensor,
-    norm: parts::Norm<DeviceBuffer<f32>>,
+    norm: parts::RmsNorm<DeviceBuffer<f32>>,
     out: Activation,
 }
 
@@ -67,7 +67,7 @@ impl Norm {
             expected: reference(&input, &weight),
             x: tensor(ops, n, cols, &input)?,
             input,
-            norm: parts::Norm { weight: ops.load_vector(&weight)?, eps: EPS },
+            norm: parts::RmsNorm { weight: ops.load_vector(&weight)?, eps: EPS },
             out: poisoned_activation(ops, n, cols)?,
         })
     }

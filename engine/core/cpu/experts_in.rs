@@ -1,0 +1,52 @@
+//! The first half of the experts that rows go to: `silu(x · gateᵀ) * (x · upᵀ)`.
+
+use super::experts::{ROWS_AT_ONCE, Scratch, by_expert};
+use super::matmul::matmul;
+use super::simd::Isa;
+use super::tensor::Tensor;
+use crate::error::{Error, Result};
+use crate::weights::Matrix;
+
+const OP: &str = "experts_in";
+
+/// For each of the first `n` rows and each of its experts, rows of one expert at once: `[n, hidden_size] -> [n, count *
+/// intermediate_size]`. `chosen` is `[n, 2 * count]`: numbers of experts, then weights; `gate` and `up` have a matrix
+/// `[intermediate_size, hidden_size]` for each expert.
+///
+/// # Errors
+/// [`Error::Request`] if the shapes do not fit.
+pub(super) fn experts_in(
+    isa: Isa,
+    n: usize,
+    x: &Tensor,
+    chosen: &Tensor,
+    [gate, up]: [&[Matrix]; 2],
+    scratch: &mut Scratch,
+    inner: &mut Tensor,
+) -> Result<()> {
+    let count = chosen.cols() / 2;
+    let (cols, width) = (x.cols(), inner.cols() / count.max(1));
+    x.expect(OP, "x", n, cols)?;
+    inner.expect(OP, "inner", n, count * width)?;
+    if gate.len() != up.len() {
+        return Err(Error::Request(format!("{OP}: {} gates and {} experts", gate.len(), up.len())));
+    }
+    let places = by_expert(OP, n, chosen, gate.len())?;
+    let (rows, [gates, ups]) = scratch.rooms(cols, width)?;
+    let of_experts = places.chunk_by(|a, b| a.expert == b.expert);
+    for places in of_experts.flat_map(|places| places.chunks(ROWS_AT_ONCE)) {
+        let expert = places[0].expert;
+        for (place, to) in places.iter().zip(rows.values_mut().chunks_exact_mut(cols.max(1))) {
+            to.copy_from_slice(x.row(place.row));
+        }
+        matmul(isa, places.len(), rows, &gate[expert], gates)?;
+        matmul(isa, places.len(), rows, &up[expert], ups)?;
+        for (i, place) in places.iter().enumerate() {
+            let out = &mut inner.row_mut(place.row)[place.rank * width..][..width];
+            for ((out, gate), up) in out.iter_mut().zip(gates.row(i)).zip(ups.row(i)) {
+                *out = gate / (1.0 + (-gate).exp()) * up;
+            }
+        }
+    }
+    Ok(())
+}
