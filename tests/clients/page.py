@@ -30,6 +30,32 @@ with sync_playwright() as playwright:
     page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
     page.goto(BASE)
     expect(page.locator("#model")).to_contain_text("haiku")
+    expect(page).to_have_title("haiku · qernel")
+    expect(page.locator("#empty")).to_contain_text("haiku")
+
+    # While the model is being loaded it looks again by itself, and says which one it is: not every model writes haiku.
+    loading = {"error": {"message": "the model is being loaded; try again", "type": "server_error"}}
+    other = {"object": "list", "data": [{"id": "other-1b", "device": "CPU", "max_model_len": 4096}]}
+    answers = [(503, loading), (503, loading), (200, other)]
+
+    def models(route):
+        status, body = answers.pop(0) if len(answers) > 1 else answers[0]
+        route.fulfill(status=status, json=body)
+
+    page.route("**/v1/models", models)
+    page.reload()
+    expect(page.locator("#model")).to_contain_text("being loaded")
+    page.screenshot(path=SHOTS / "loading.png")
+    expect(page.locator("#model")).to_have_text("other-1b · CPU · 4096 tokens")
+    expect(page).to_have_title("other-1b · qernel")
+    expect(page.locator("#empty")).to_have_text("Ask other-1b anything.")
+    expect(page.get_by_label("Message", exact=True)).to_have_attribute("placeholder", "Message to other-1b")
+    page.screenshot(path=SHOTS / "other.png")
+    # The server has been started anew with another model.
+    page.unroute("**/v1/models", models)
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(page.locator("#model")).to_contain_text("haiku")
+    faults.clear()  # What the browser said of the 503s.
 
     # A whole answer, with the rate at its end.
     page.get_by_text("Sampling").click()

@@ -2,6 +2,8 @@
 //! Python: OpenAI's own client and schemathesis.
 
 mod client;
+mod connections;
+mod fields;
 mod formats;
 mod generate;
 mod hostile;
