@@ -386,8 +386,8 @@ impl Engine {
         };
         if prompt >= max_model_len {
             let message = format!(
-                "the prompt has {prompt} tokens, but the context is {max_model_len} tokens{memory}, of which at least one \
-                 is for the answer; shorten the prompt or enlarge the context"
+                "the prompt has {prompt} tokens, but this model's maximum context length is {max_model_len} \
+                 tokens{memory}, of which at least one is for the answer; shorten the prompt or enlarge the context"
             );
             return refuse(RequestPart::PromptLength, message);
         }

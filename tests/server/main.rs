@@ -1,5 +1,5 @@
-//! The HTTP server with the model that the binary carries, on the CPU, over real sockets. `tests/clients/` has what needs
-//! Python: OpenAI's own client and schemathesis.
+//! The HTTP server with the model that the binary carries, on the CPU, over real sockets. `tests/clients/` has the clients that people
+//! use, and schemathesis.
 
 mod client;
 mod connections;

@@ -120,8 +120,8 @@ impl App {
             if text.len() > model.max_prompt_bytes {
                 let (bytes, tokens) = (text.len(), model.max_model_len);
                 let message = format!(
-                    "the prompt has {bytes} bytes, which is more than the {tokens} tokens of the context can be; shorten the \
-                     prompt or enlarge the context"
+                    "the prompt has {bytes} bytes, but this model's maximum context length is {tokens} tokens, which \
+                     never have so many; shorten the prompt or enlarge the context"
                 );
                 return Err(ApiError::context_length(param, message));
             }
