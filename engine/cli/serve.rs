@@ -91,6 +91,8 @@ pub fn run(args: ServeArgs) -> Result<ExitCode> {
         shutdown_timeout: seconds(args.shutdown_timeout),
         ..ServerConfig::default()
     })?;
+    // Who reads that it listens may well tell it to stop.
+    let stop = stop_signal();
     tracing::info!("listening on http://{}", server.local_addr()?);
     let (model, name) = (args.model, args.model_name);
     let open = move || {
@@ -100,7 +102,7 @@ pub fn run(args: ServeArgs) -> Result<ExitCode> {
         let watch = loaded.watch.clone();
         Ok(LoadedModel { engine: loaded.into_engine()?, template, name, watch })
     };
-    server.run(open, stop_signal())?;
+    server.run(open, stop)?;
     Ok(ExitCode::SUCCESS)
 }
 

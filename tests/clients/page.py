@@ -36,23 +36,32 @@ with sync_playwright() as playwright:
     # While the model is being loaded it looks again by itself, and says which one it is: not every model writes haiku.
     loading = {"error": {"message": "the model is being loaded; try again", "type": "server_error"}}
     other = {"object": "list", "data": [{"id": "other-1b", "device": "CPU", "max_model_len": 4096}]}
-    answers = [(503, loading), (503, loading), (200, other)]
+    is_loaded = False
 
     def models(route):
-        status, body = answers.pop(0) if len(answers) > 1 else answers[0]
-        route.fulfill(status=status, json=body)
+        route.fulfill(status=200 if is_loaded else 503, json=other if is_loaded else loading)
+
+    def too_early(route):
+        route.fulfill(status=503, json=loading)
 
     page.route("**/v1/models", models)
+    page.route("**/v1/chat/completions", too_early)
     page.reload()
     expect(page.locator("#model")).to_contain_text("being loaded")
+    ask(page, "too early")
+    expect(page.locator("#status.wrong")).to_contain_text("being loaded")
     page.screenshot(path=SHOTS / "loading.png")
+    is_loaded = True
     expect(page.locator("#model")).to_have_text("other-1b · CPU · 4096 tokens")
     expect(page).to_have_title("other-1b · qernel")
-    expect(page.locator("#empty")).to_have_text("Ask other-1b anything.")
+    expect(page.locator("#status")).to_have_text("")
+    expect(page.get_by_label("Message", exact=True)).to_have_value("too early")
+    page.get_by_label("Message", exact=True).fill("")
     expect(page.get_by_label("Message", exact=True)).to_have_attribute("placeholder", "Message to other-1b")
     page.screenshot(path=SHOTS / "other.png")
     # The server has been started anew with another model.
     page.unroute("**/v1/models", models)
+    page.unroute("**/v1/chat/completions", too_early)
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     expect(page.locator("#model")).to_contain_text("haiku")
     faults.clear()  # What the browser said of the 503s.

@@ -173,8 +173,9 @@ function introduce(model) {
   if (empty) empty.textContent = isHaiku ? "Ask for a haiku about anything, with any word." : `Ask ${model.id} anything.`;
 }
 
-/** The next look at which model there is. */
+/** The next look at which model there is, and whether the last one found one. */
 let nextLook = null;
+let isReady = false;
 
 /** Shows which model answers. Looks again, soon where none does yet: the server may start anew with another one. */
 async function showModel() {
@@ -183,8 +184,12 @@ async function showModel() {
     const response = await fetch("v1/models", { cache: "no-store" });
     if (!response.ok) throw new Error(await fault(response));
     introduce((await response.json()).data[0]);
+    // What was refused meanwhile can be asked now.
+    if (!isReady && !running) say("");
+    isReady = true;
   } catch (error) {
     $("model").textContent = error.message;
+    isReady = false;
     seconds = 1;
   }
   clearTimeout(nextLook);
