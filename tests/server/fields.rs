@@ -15,7 +15,7 @@ const TEMPLATE: &str = "{{ messages | tojson }}{% if tools %}{{ tools | tojson }
 
 fn start_with_template() -> Running {
     let server = start_with(config(), |parallel, control| {
-        let template = ChatTemplate::new(TEMPLATE, "", "").ok();
+        let template = ChatTemplate::new(TEMPLATE, "", "");
         open(parallel, control).map(|model| LoadedModel { template, ..model })
     });
     server.wait_until("ready", |server| server.get("/health").status == 200);
