@@ -35,6 +35,12 @@ pub struct ServeArgs {
     /// Let pages of this origin call the server (* for any); may be given several times
     #[arg(long, value_name = "ORIGIN")]
     cors: Vec<String>,
+    /// Answer for this host name too (* for any); may be given several times
+    ///
+    /// Loopback's names, addresses and the name of --host always do. Without this option, a server with a key or beyond loopback
+    /// answers for any name.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    allowed_hosts: Vec<String>,
     /// Sequences that run at once
     #[arg(long, default_value_t = 64, value_name = "N")]
     parallel: usize,
@@ -44,6 +50,9 @@ pub struct ServeArgs {
     /// Open connections; what comes then is answered with 503
     #[arg(long, default_value_t = 1024, value_name = "N")]
     max_connections: usize,
+    /// Those from one address; what comes then is answered with 503 [default: three quarters of all]
+    #[arg(long, value_name = "N")]
+    max_connections_per_client: Option<usize>,
     /// Answers to one request (n times its prompts)
     #[arg(long, default_value_t = 16, value_name = "N")]
     max_n: usize,
@@ -70,9 +79,11 @@ pub fn run(args: ServeArgs) -> Result<ExitCode> {
         port: args.port,
         api_key: args.api_key,
         cors: args.cors,
+        allowed_hosts: args.allowed_hosts,
         max_running: args.parallel,
         max_queue: args.max_queue,
         max_connections: args.max_connections,
+        max_peer_connections: args.max_connections_per_client,
         max_body_bytes: args.max_body,
         max_choices: args.max_n,
         request_timeout: seconds(args.timeout),
@@ -80,6 +91,8 @@ pub fn run(args: ServeArgs) -> Result<ExitCode> {
         shutdown_timeout: seconds(args.shutdown_timeout),
         ..ServerConfig::default()
     })?;
+    // Who reads that it listens may well tell it to stop.
+    let stop = stop_signal();
     tracing::info!("listening on http://{}", server.local_addr()?);
     let (model, name) = (args.model, args.model_name);
     let open = move || {
@@ -89,7 +102,7 @@ pub fn run(args: ServeArgs) -> Result<ExitCode> {
         let watch = loaded.watch.clone();
         Ok(LoadedModel { engine: loaded.into_engine()?, template, name, watch })
     };
-    server.run(open, stop_signal())?;
+    server.run(open, stop)?;
     Ok(ExitCode::SUCCESS)
 }
 

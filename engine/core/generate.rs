@@ -14,7 +14,7 @@ mod request;
 mod text;
 
 pub use constraint::TokenConstraint;
-pub use request::{Completion, Event, FinishReason, Request, Timings, Usage};
+pub use request::{Completion, Event, FinishReason, Refusal, Request, RequestPart, Timings, Usage};
 pub use text::StopMatcher;
 
 use crate::error::{Error, Result};
@@ -164,7 +164,7 @@ impl Engine {
         mut request: Request,
         constraint: Option<Box<dyn TokenConstraint>>,
     ) -> Result<SequenceId> {
-        self.check(&request)?;
+        self.check(&request).map_err(|refusal| Error::Request(refusal.message))?;
         let constraint = constraint.map(|mut constraint| {
             let allowed = Arc::new(constraint.allowed()?);
             Ok(Constrained { constraint, allowed })
@@ -341,32 +341,39 @@ impl Engine {
         Ok(Completion { id, tokens, text, reason, usage, timings })
     }
 
-    /// Refuses what makes no sense or can never run.
-    fn check(&self, request: &Request) -> Result<()> {
-        let refuse = |what: String| Err(Error::Request(what));
+    /// Refuses what makes no sense or can never run, as every submission does.
+    ///
+    /// # Errors
+    /// What of the request is wrong.
+    pub fn check(&self, request: &Request) -> Result<(), Refusal> {
+        let refuse = |part: RequestPart, message: String| Err(Refusal { part, message });
         let (prompt, max_model_len) = (request.prompt.len(), self.max_model_len);
         if prompt == 0 {
-            return refuse("the prompt is empty; it needs at least one token".into());
+            return refuse(RequestPart::Prompt, "the prompt is empty; it needs at least one token".into());
         }
         let vocab_size = self.runner.vocab_size();
         if let Some(i) = request.prompt.iter().position(|&token| token as usize >= vocab_size) {
-            return refuse(format!(
-                "token {i} of the prompt is {}, but the model has only tokens 0 to {}",
-                request.prompt[i],
-                vocab_size - 1
-            ));
+            let (token, last) = (request.prompt[i], vocab_size - 1);
+            let message =
+                format!("token {i} of the prompt is {token}, but the model has only tokens 0 to {last}");
+            return refuse(RequestPart::Prompt, message);
         }
-        request.sampling.validate()?;
+        if let Some((option, fault)) = request.sampling.fault() {
+            return refuse(RequestPart::Sampling(option), format!("{option}: {fault}"));
+        }
         if request.max_tokens == Some(0) {
-            return refuse("max_tokens is 0; at least 1 token must be asked for".into());
+            return refuse(
+                RequestPart::MaxTokens,
+                "max_tokens is 0; at least 1 token must be asked for".into(),
+            );
         }
         if request.stop.iter().any(String::is_empty) {
-            return refuse("a stop string is empty; it would end every answer before it begins".into());
+            let message = "a stop string is empty; it would end every answer before it begins";
+            return refuse(RequestPart::Stop, message.into());
         }
         if self.tokenizer.is_none() && (request.text || !request.stop.is_empty()) {
-            return refuse(
-                "the model file has no vocabulary, so neither text nor stop strings can be had".into(),
-            );
+            let message = "the model file has no vocabulary, so neither text nor stop strings can be had";
+            return refuse(RequestPart::Stop, message.into());
         }
         let model = self.runner.max_model_len();
         let memory = if max_model_len < model {
@@ -378,20 +385,22 @@ impl Engine {
             String::new()
         };
         if prompt >= max_model_len {
-            return refuse(format!(
-                "the prompt has {prompt} tokens, but the context is {max_model_len} tokens{memory}, of which at least one \
-                 is for the answer; shorten the prompt or enlarge the context"
-            ));
+            let message = format!(
+                "the prompt has {prompt} tokens, but this model's maximum context length is {max_model_len} \
+                 tokens{memory}, of which at least one is for the answer; shorten the prompt or enlarge the context"
+            );
+            return refuse(RequestPart::PromptLength, message);
         }
         // Beyond the model's context an answer just ends early, as it always may; memory is worth an error.
         let wanted = request.max_tokens.map_or(0, |max_tokens| prompt.saturating_add(max_tokens)).min(model);
         if wanted > max_model_len {
-            return refuse(format!(
+            let message = format!(
                 "prompt and answer may take {wanted} tokens ({} pages), but the largest context that fits is \
                  {max_model_len} tokens{memory}; ask for at most {} tokens",
                 pages_for(wanted),
                 max_model_len - prompt
-            ));
+            );
+            return refuse(RequestPart::MaxTokens, message);
         }
         Ok(())
     }

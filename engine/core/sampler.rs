@@ -56,24 +56,36 @@ impl SamplingParams {
             && (self.repeat_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0)
     }
 
-    /// Refuses values without meaning, by the name of the option.
-    pub fn validate(&self) -> Result<()> {
-        let check = |ok: bool, option: &str, expected: &str, found: f32| {
-            if ok {
-                return Ok(());
-            }
-            Err(Error::Request(format!("{option}: expected {expected}, found {found}")))
-        };
-        check(self.temperature.is_finite(), "temperature", "a finite number", self.temperature)?;
-        check((0.0..=1.0).contains(&self.top_p), "top_p", "a number from 0 to 1", self.top_p)?;
-        check((0.0..=1.0).contains(&self.min_p), "min_p", "a number from 0 to 1", self.min_p)?;
+    /// The first option whose value has no meaning, by its name, and what was expected.
+    pub fn fault(&self) -> Option<(&'static str, String)> {
         let repeat = self.repeat_penalty;
-        check(repeat.is_finite() && repeat > 0.0, "repeat_penalty", "a finite number above 0", repeat)?;
-        check(self.repeat_last_n >= -1, "repeat_last_n", "-1, 0 or a count", self.repeat_last_n as f32)?;
-        let presence = self.presence_penalty;
-        check(presence.is_finite(), "presence_penalty", "a finite number", presence)?;
-        let frequency = self.frequency_penalty;
-        check(frequency.is_finite(), "frequency_penalty", "a finite number", frequency)
+        let checks = [
+            ("temperature", self.temperature.is_finite(), "a finite number", self.temperature),
+            ("top_p", (0.0..=1.0).contains(&self.top_p), "a number from 0 to 1", self.top_p),
+            ("min_p", (0.0..=1.0).contains(&self.min_p), "a number from 0 to 1", self.min_p),
+            ("repeat_penalty", repeat.is_finite() && repeat > 0.0, "a finite number above 0", repeat),
+            ("repeat_last_n", self.repeat_last_n >= -1, "-1, 0 or a count", self.repeat_last_n as f32),
+            ("presence_penalty", self.presence_penalty.is_finite(), "a finite number", self.presence_penalty),
+            (
+                "frequency_penalty",
+                self.frequency_penalty.is_finite(),
+                "a finite number",
+                self.frequency_penalty,
+            ),
+        ];
+        let (option, _, expected, found) = checks.into_iter().find(|(_, is_good, ..)| !is_good)?;
+        Some((option, format!("expected {expected}, found {found}")))
+    }
+
+    /// Refuses values without meaning.
+    ///
+    /// # Errors
+    /// [`Error::Request`] that begins with the name of the option.
+    pub fn validate(&self) -> Result<()> {
+        match self.fault() {
+            Some((option, fault)) => Err(Error::Request(format!("{option}: {fault}"))),
+            None => Ok(()),
+        }
     }
 }
 

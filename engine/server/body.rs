@@ -7,12 +7,9 @@ use axum::extract::{FromRequest, Request};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use serde::Deserialize;
-use serde::de::{DeserializeOwned, Deserializer, Error as _};
-use std::borrow::Cow;
+use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use tokio::time::timeout;
-use utoipa::{PartialSchema, ToSchema, openapi};
 
 /// A body in JSON. Refusals name the field.
 pub struct JsonBody<T>(pub T);
@@ -72,27 +69,4 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     })?;
     json.end().map_err(|error| ApiError::invalid(format!("the body is not JSON: {error}")))?;
     Ok(value)
-}
-
-/// A field of OpenAI's interface that this server does not have: only `null` is taken for it.
-#[derive(Clone, Copy, Debug)]
-pub enum Unsupported {}
-
-impl<'de> Deserialize<'de> for Unsupported {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        serde::de::IgnoredAny::deserialize(deserializer)?;
-        Err(D::Error::custom("this server does not support the field; leave it out"))
-    }
-}
-
-impl PartialSchema for Unsupported {
-    fn schema() -> openapi::RefOr<openapi::Schema> {
-        openapi::ObjectBuilder::new().schema_type(openapi::schema::Type::Null).into()
-    }
-}
-
-impl ToSchema for Unsupported {
-    fn name() -> Cow<'static, str> {
-        "Unsupported".into()
-    }
 }

@@ -13,12 +13,18 @@ pub struct ServerConfig {
     pub api_key: Option<String>,
     /// Origins whose pages may call the server (`*`: any). None: browsers keep other pages out.
     pub cors: Vec<String>,
+    /// Names that the server answers for besides loopback's, its own and addresses (`*`: any). None: any where it asks for a key or
+    /// listens beyond loopback, else no others.
+    pub allowed_hosts: Vec<String>,
     /// Sequences that run at once.
     pub max_running: usize,
     /// Sequences that may wait besides those that run; what comes then is answered with 429.
     pub max_queue: usize,
     /// Open connections; what comes then is answered with 503.
     pub max_connections: usize,
+    /// Those of one address (of IPv6, of one network of 64 bits); what comes then is answered with 503. None: three quarters of
+    /// all.
+    pub max_peer_connections: Option<usize>,
     /// Events that may wait for a client to take them; one that lets more pile up loses its answer.
     pub max_pending_events: usize,
     /// Bytes of a request's body.
@@ -42,9 +48,11 @@ impl Default for ServerConfig {
             port: 8080,
             api_key: None,
             cors: Vec::new(),
+            allowed_hosts: Vec::new(),
             max_running: 64,
             max_queue: 256,
             max_connections: 1024,
+            max_peer_connections: None,
             max_pending_events: 4096,
             max_body_bytes: 4 << 20,
             max_choices: 16,
@@ -53,5 +61,12 @@ impl Default for ServerConfig {
             recovery_interval: Duration::from_secs(5),
             shutdown_timeout: Duration::from_secs(30),
         }
+    }
+}
+
+impl ServerConfig {
+    /// Connections that one address may have.
+    pub(crate) fn peer_connections(&self) -> usize {
+        self.max_peer_connections.unwrap_or_else(|| (self.max_connections / 4 * 3).max(1))
     }
 }

@@ -1,42 +1,45 @@
 //! Connections: a bounded number of them, none of which may dawdle.
 
 use super::App;
+use super::error::ApiError;
+use super::peers::Peers;
+use super::stream::{Counting, Progress, Unstalled, gone};
 use axum::Router;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{StatusCode, Version};
+use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::future::Future;
-use std::io;
-use std::net::Shutdown;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::time::{Sleep, sleep};
+use tokio::time::sleep;
 use tower_service::Service;
 
 /// Connections beyond the bound that are told so at once.
 const MAX_TURNED_AWAY: usize = 32;
 /// What is left to a connection without a request when the server stops: the end of an answer may still be on its way.
 const GRACE: Duration = Duration::from_millis(300);
-/// How long it may take until a client's leaving is seen where bytes stand before it that nobody reads.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// What a client that has closed its sending half is sent between events, to see whether it is still there.
+const COMMENT: &[u8] = b": is anybody there?\n\n";
 
 /// What a connection beyond the bound is told.
-const TOO_MANY: &str = concat!(
-    "{\"error\":{\"message\":\"this server has as many connections as it takes; try again\",",
-    "\"type\":\"server_error\",\"param\":null,\"code\":\"too_many_connections\"}}"
-);
+const TOO_MANY: &str = "this server has as many connections as it takes; try again";
+/// What a connection beyond its peer's bound is told.
+const TOO_MANY_OF_PEER: &str = "this server has as many connections as it takes from one address; close some, or use them for several requests";
 
 /// Serves `router` until `stop` is done, then waits for what runs, at most as long as the configuration says.
 pub async fn serve(listener: TcpListener, router: Router, app: Arc<App>, stop: impl Future<Output = ()>) {
     let room = Arc::new(Semaphore::new(app.config.max_connections));
+    let peers = Peers::new(app.config.peer_connections());
     let turned_away = Arc::new(Semaphore::new(MAX_TURNED_AWAY));
     let (stopping, told) = watch::channel(false);
     // Nothing is sent: it ends when every connection has dropped its sender.
@@ -47,8 +50,8 @@ pub async fn serve(listener: TcpListener, router: Router, app: Arc<App>, stop: i
             accepted = listener.accept() => accepted,
             () = &mut stop => break,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 // Out of file descriptors, most likely: they come back as connections end.
                 tracing::warn!("a connection could not be accepted: {error}");
@@ -56,20 +59,28 @@ pub async fn serve(listener: TcpListener, router: Router, app: Arc<App>, stop: i
                 continue;
             }
         };
-        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
-            app.metrics.rejected(super::metrics::Rejection::Connections);
-            // Those beyond are closed without a word: they take file descriptors, too.
-            if let Ok(permit) = Arc::clone(&turned_away).try_acquire_owned() {
-                tokio::spawn(async move {
-                    turn_away(stream).await;
-                    drop(permit);
-                });
+        let permit = Arc::clone(&room).try_acquire_owned().map_err(|_| TOO_MANY);
+        let entered = permit.and_then(|permit| {
+            let place = peers.enter(address.ip()).ok_or(TOO_MANY_OF_PEER)?;
+            Ok((permit, place))
+        });
+        let place = match entered {
+            Ok(place) => place,
+            Err(why) => {
+                app.metrics.rejected(super::metrics::Rejection::Connections);
+                // Those beyond are closed without a word: they take file descriptors, too.
+                if let Ok(permit) = Arc::clone(&turned_away).try_acquire_owned() {
+                    tokio::spawn(async move {
+                        turn_away(stream, why).await;
+                        drop(permit);
+                    });
+                }
+                continue;
             }
-            continue;
         };
         let _ = stream.set_nodelay(true);
         let connection = converse(stream, router.clone(), app.config.io_timeout, told.clone());
-        let guards = (permit, app.metrics.connection(), open.clone());
+        let guards = (place, app.metrics.connection(), open.clone());
         tokio::spawn(async move {
             connection.await;
             drop(guards);
@@ -88,21 +99,28 @@ pub async fn serve(listener: TcpListener, router: Router, app: Arc<App>, stop: i
 /// One connection, to its end: the client's, or the server's once its requests are answered.
 async fn converse(stream: TcpStream, router: Router, time: Duration, mut stopping: watch::Receiver<bool>) {
     let stream = Arc::new(stream);
-    let in_progress = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&in_progress);
+    let progress = Arc::new(Progress::default());
+    let of_service = Arc::clone(&progress);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let mut router = router.clone();
-        let guard = InProgress::new(&count);
+        let progress = Arc::clone(&of_service);
+        let counting = Counting::request(&progress);
+        let unanswered = (request.version() > Version::HTTP_10).then(|| Counting::unanswered(&progress));
         async move {
             let response = router.call(request).await?;
-            Ok::<_, Infallible>(response.map(|body| Counted { body, _guard: guard }))
+            drop(unanswered);
+            let media_type = response.headers().get(CONTENT_TYPE).map(|value| value.as_bytes());
+            let asks = media_type.is_some_and(|value| value.starts_with(b"text/event-stream"));
+            Ok::<_, Infallible>(response.map(|body| AnswerBody { body, asks, progress, _counting: counting }))
         }
     });
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(time).max_buf_size(64 << 10);
-    let io = TokioIo::new(Unstalled { stream: Arc::clone(&stream), time, stalled: None });
+    // Who sends no more may still wait for an answer; `gone` sees who does not.
+    builder.half_close(true);
+    let io = TokioIo::new(Unstalled::new(&stream, &progress, time));
     let mut connection = std::pin::pin!(builder.serve_connection(io, service));
-    let mut gone = std::pin::pin!(gone(&stream));
+    let mut gone = std::pin::pin!(gone(&stream, &progress));
     let ended = tokio::select! {
         ended = &mut connection => ended,
         () = &mut gone => Ok(()),
@@ -110,10 +128,10 @@ async fn converse(stream: TcpStream, router: Router, time: Duration, mut stoppin
             connection.as_mut().graceful_shutdown();
             let idle = async {
                 // A request that has only begun is not waited for; an answer that is on its way is.
-                if in_progress.load(Ordering::Relaxed) == 0 {
+                if !progress.is_busy() {
                     sleep(GRACE).await;
                 }
-                if in_progress.load(Ordering::Relaxed) > 0 {
+                if progress.is_busy() {
                     std::future::pending::<()>().await;
                 }
             };
@@ -130,49 +148,29 @@ async fn converse(stream: TcpStream, router: Router, time: Duration, mut stoppin
     }
 }
 
-/// Done when the client has closed its side. hyper sees that only when it reads, which it does not while it holds bytes that
-/// followed the request.
-async fn gone(stream: &TcpStream) {
-    while let Ok(ready) = stream.ready(Interest::READABLE).await {
-        if ready.is_read_closed() {
-            return;
-        }
-        // There is something to be read, and perhaps nobody reads it now.
-        sleep(LOOK_AGAIN).await;
-    }
-}
-
-/// Counts a request from its head to the end of its answer's body.
-struct InProgress(Arc<AtomicUsize>);
-
-impl InProgress {
-    fn new(count: &Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(count))
-    }
-}
-
-impl Drop for InProgress {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// The body of an answer to a request in progress.
-struct Counted {
+struct AnswerBody {
     body: axum::body::Body,
-    _guard: InProgress,
+    /// It has events, between which a client may be asked whether it is still there; once.
+    asks: bool,
+    progress: Arc<Progress>,
+    _counting: Counting,
 }
 
-impl Body for Counted {
-    type Data = bytes::Bytes;
+impl Body for AnswerBody {
+    type Data = Bytes;
     type Error = axum::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<bytes::Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        if frame.is_pending() && self.asks && self.progress.is_half_closed() {
+            self.asks = false;
+            return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(COMMENT)))));
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
@@ -184,11 +182,13 @@ impl Body for Counted {
     }
 }
 
-async fn turn_away(mut stream: TcpStream) {
+async fn turn_away(mut stream: TcpStream, why: &str) {
+    let error = ApiError::unavailable("too_many_connections", why);
+    let (status, body) = (StatusCode::SERVICE_UNAVAILABLE, error.json());
     let response = format!(
-        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
-         retry-after: 5\r\nconnection: close\r\n\r\n{TOO_MANY}",
-        TOO_MANY.len()
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nretry-after: 5\r\n\
+         connection: close\r\n\r\n{body}",
+        body.len()
     );
     let _ = tokio::time::timeout(Duration::from_secs(1), async {
         stream.write_all(response.as_bytes()).await?;
@@ -197,96 +197,4 @@ async fn turn_away(mut stream: TcpStream) {
         tokio::io::copy(&mut stream.take(1 << 20), &mut tokio::io::sink()).await
     })
     .await;
-}
-
-/// A stream whose peer must take something of what is written within a time.
-struct Unstalled {
-    stream: Arc<TcpStream>,
-    time: Duration,
-    /// Runs while a write waits.
-    stalled: Option<Pin<Box<Sleep>>>,
-}
-
-impl Unstalled {
-    /// Passes on what a write came to; one that has waited for too long fails.
-    fn watch<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            self.stalled = None;
-            return written;
-        }
-        let time = self.time;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(time)));
-        match stalled.as_mut().poll(context) {
-            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-            Poll::Pending => Poll::Pending,
-        }
-    }
-}
-
-impl AsyncRead for Unstalled {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        loop {
-            ready!(self.stream.poll_read_ready(context))?;
-            match self.stream.try_read(buffer.initialize_unfilled()) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => (),
-                read => return Poll::Ready(read.map(|len| buffer.advance(len))),
-            }
-        }
-    }
-}
-
-impl Unstalled {
-    /// Writes what goes out at once, or waits.
-    fn poll_try(
-        &mut self,
-        context: &mut Context<'_>,
-        write: impl Fn(&TcpStream) -> io::Result<usize>,
-    ) -> Poll<io::Result<usize>> {
-        let written = loop {
-            match self.stream.poll_write_ready(context) {
-                Poll::Pending => break Poll::Pending,
-                Poll::Ready(Err(error)) => break Poll::Ready(Err(error)),
-                Poll::Ready(Ok(())) => match write(&self.stream) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => (),
-                    written => break Poll::Ready(written),
-                },
-            }
-        };
-        self.watch(context, written)
-    }
-}
-
-impl AsyncWrite for Unstalled {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.poll_try(context, |stream| stream.try_write(bytes))
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffers: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.poll_try(context, |stream| stream.try_write_vectored(buffers))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Nothing is held back.
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(socket2::SockRef::from(&*self.stream).shutdown(Shutdown::Write))
-    }
 }

@@ -72,6 +72,8 @@ pub struct Wanted {
     pub request: Request,
     /// What the answer must be.
     pub grammar: Option<Grammar>,
+    /// The field that the prompt was made of.
+    pub prompt_param: &'static str,
 }
 
 /// One request to be answered: one or more sequences.
@@ -344,11 +346,21 @@ impl EngineThread {
         let Submission { choices, room: Room { permits: mut room, start }, updates, span } = submission;
         let siblings = choices.len();
         let mut ids = Vec::with_capacity(siblings);
-        for (choice, Wanted { request, grammar }) in choices.into_iter().enumerate() {
+        for (choice, Wanted { request, grammar, prompt_param }) in choices.into_iter().enumerate() {
             let prompt_tokens = request.prompt.len();
+            let refusal = self.engine.check(&request).err();
             let param = grammar.as_ref().map_or("response_format", Grammar::param);
             let constraint = grammar.map(|grammar| Box::new(grammar) as Box<dyn TokenConstraint>);
-            match self.engine.submit_constrained(request, constraint) {
+            let submitted = match refusal {
+                Some(refusal) => Err(ApiError::of_request(refusal, prompt_param)),
+                None => self.engine.submit_constrained(request, constraint).map_err(|error| match error {
+                    Error::Request(message) if message.starts_with(grammar::FAULT) => {
+                        ApiError::field(param, format!("{param}: {message}"))
+                    }
+                    error => error.into(),
+                }),
+            };
+            match submitted {
                 Ok(id) => {
                     self.delivery.shared.metrics.prompt_tokens(prompt_tokens);
                     ids.push(id);
@@ -363,12 +375,6 @@ impl EngineThread {
                         self.delivery.active.remove(&id);
                         self.engine.cancel(id);
                     }
-                    let error = match error {
-                        Error::Request(message) if message.starts_with(grammar::FAULT) => {
-                            ApiError::field(param, format!("{param}: {message}"))
-                        }
-                        error => error.into(),
-                    };
                     let _ = updates.try_send(Update::Failed(error));
                     return;
                 }

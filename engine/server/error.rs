@@ -5,6 +5,7 @@ use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use qernel_core::error::Error;
+use qernel_core::generate::{Refusal, RequestPart};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -59,6 +60,24 @@ impl ApiError {
         error
     }
 
+    /// The prompt is longer than the context: 400, with the code by which clients shorten a conversation.
+    pub fn context_length(param: impl Into<String>, message: impl Into<String>) -> Self {
+        let mut error = Self::field(param, message);
+        error.body.code = Some("context_length_exceeded");
+        error
+    }
+
+    /// The engine does not take the request, whose prompt was made of the field `prompt_param`: 400.
+    pub fn of_request(Refusal { part, message }: Refusal, prompt_param: &str) -> Self {
+        match part {
+            RequestPart::Prompt => Self::field(prompt_param, format!("{prompt_param}: {message}")),
+            RequestPart::PromptLength => Self::context_length(prompt_param, message),
+            RequestPart::Sampling(option) => Self::field(option, message),
+            RequestPart::MaxTokens => Self::field("max_tokens", format!("max_tokens: {message}")),
+            RequestPart::Stop => Self::field("stop", message),
+        }
+    }
+
     /// The request is wrong, with another status than 400.
     pub fn refused(status: StatusCode, code: Option<&'static str>, message: impl Into<String>) -> Self {
         Self::new(status, "invalid_request_error", code, message.into())
@@ -91,6 +110,11 @@ impl ApiError {
     pub fn unavailable(code: &'static str, message: impl Into<String>) -> Self {
         let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", Some(code), message.into());
         Self { retry_after: Some(5), ..error }
+    }
+
+    /// Its body, as JSON.
+    pub fn json(self) -> String {
+        serde_json::to_string(&ErrorResponse { error: self.body }).expect("names and texts always serialise")
     }
 
     /// 504: it took longer than it may.

@@ -1,5 +1,6 @@
 //! Answers of a given form: schemas become grammars, grammars become sets of tokens that may come next.
 
+use super::annotations;
 use super::error::ApiError;
 use super::schema::Budget;
 use llguidance::api::{ParserLimits, TopLevelGrammar};
@@ -25,8 +26,9 @@ pub struct Grammar {
     param: &'static str,
 }
 
-/// White space between tokens of JSON: a model that is bound to JSON may not go on with blanks for ever.
-const WHITE_SPACE: &str = r"[ \n]{1,16}";
+/// White space between tokens of JSON, as compact text has it and as indented text has: a blank, or a line break and what begins the
+/// next line. A model that is bound to JSON may not spend its answer on blanks.
+const WHITE_SPACE: &str = r"[ ]|\n[ \t]{0,20}";
 
 impl Grammars {
     /// # Errors
@@ -98,8 +100,10 @@ impl Grammar {
 /// 400 where it uses what is not supported, or is too large.
 pub fn with_options(param: &str, schema: Map<String, Value>, budget: &mut Budget) -> Result<Value, ApiError> {
     let mut schema = Value::Object(schema);
+    annotations::take_away(&mut schema);
     budget.take(&schema).map_err(|error| ApiError::field(param, format!("{param}: {error}")))?;
-    schema["x-guidance"] = json!({"whitespace_pattern": WHITE_SPACE});
+    // Alternatives of `oneOf` that exclude each other stay so; of others more than one may hold, as with `anyOf`.
+    schema["x-guidance"] = json!({"whitespace_pattern": WHITE_SPACE, "coerce_one_of": true});
     Ok(schema)
 }
 

@@ -11,6 +11,7 @@
 // Printing panics where nobody takes what is printed.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
+mod annotations;
 mod answer;
 mod api;
 mod auth;
@@ -19,12 +20,17 @@ mod config;
 mod connection;
 mod engine_thread;
 mod error;
+mod fields;
 mod files;
 mod grammar;
+mod host;
 mod metrics;
+mod number;
 mod openapi;
+mod peers;
 mod schema;
 mod sse;
+mod stream;
 mod trace;
 mod work;
 
@@ -37,6 +43,7 @@ use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::from_fn_with_state;
 use engine_thread::{EngineHandle, Health};
 use error::ApiError;
+use host::Hosts;
 use metrics::Metrics;
 use qernel_core::error::{Error, Result};
 use std::future::Future;
@@ -54,6 +61,7 @@ const LAST_STEP: Duration = Duration::from_secs(5);
 /// What every handler sees.
 pub struct App {
     config: ServerConfig,
+    hosts: Hosts,
     engine: EngineHandle,
     work: Work,
     metrics: Arc<Metrics>,
@@ -63,6 +71,7 @@ pub struct App {
 /// A server that has its port and not yet a model.
 pub struct Server {
     config: ServerConfig,
+    hosts: Hosts,
     listener: TcpListener,
 }
 
@@ -79,6 +88,7 @@ impl Server {
         for (name, value) in [
             ("--parallel", config.max_running),
             ("--max-connections", config.max_connections),
+            ("--max-connections-per-client", config.max_peer_connections.unwrap_or(1)),
             ("--max-body", config.max_body_bytes),
             ("--max-n", config.max_choices),
         ] {
@@ -101,7 +111,9 @@ impl Server {
                 Ok(listener)
             })
             .map_err(|error| Error::io(&address, error))?;
-        Ok(Self { config, listener })
+        let bound = listener.local_addr().map_err(|error| Error::io(&address, error))?;
+        let hosts = Hosts::new(&config, bound.ip())?;
+        Ok(Self { config, hosts, listener })
     }
 
     /// Where it listens.
@@ -131,7 +143,7 @@ impl Server {
         open: Box<dyn FnOnce() -> Result<LoadedModel> + Send>,
         stop: Pin<&mut dyn Future<Output = ()>>,
     ) -> Result<()> {
-        let Self { config, listener } = self;
+        let Self { config, hosts, listener } = self;
         let io = |error| Error::io("the server's runtime", error);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8))
@@ -144,7 +156,7 @@ impl Server {
         let (engine, thread) = EngineHandle::start(open, &config, Arc::clone(&metrics)).map_err(io)?;
         let cors = cors(&config.cors)?;
         let work = Work::new(config.request_timeout);
-        let app = Arc::new(App { config, engine, work, metrics, started: SystemTime::now() });
+        let app = Arc::new(App { config, hosts, engine, work, metrics, started: SystemTime::now() });
         let router = router(&app, cors);
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::from_std(listener).map_err(io)?;
@@ -178,9 +190,7 @@ impl Server {
 
 fn router(app: &Arc<App>, cors: Option<CorsLayer>) -> Router {
     let router = api::routes()
-        .fallback(async || {
-            ApiError::refused(StatusCode::NOT_FOUND, None, "there is nothing at this path; see /openapi.json")
-        })
+        .fallback(api::nowhere)
         .method_not_allowed_fallback(async || {
             ApiError::refused(
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -194,6 +204,7 @@ fn router(app: &Arc<App>, cors: Option<CorsLayer>) -> Router {
         Some(cors) => router.layer(cors),
         None => router,
     };
+    let router = router.layer(from_fn_with_state(Arc::clone(app), host::require_host));
     router.layer(from_fn_with_state(Arc::clone(app), trace::trace)).with_state(Arc::clone(app))
 }
 

@@ -1,6 +1,8 @@
-//! The OpenAPI document, made of the types that requests are parsed into and answers are written from.
+//! The OpenAPI document, made of the types that requests are parsed into and answers are written from, and of the tables of
+//! fields.
 
-use super::api::{chat, completions, generate, health, models, page, tokens};
+use super::api::{self, chat, completions, generate, health, models, page, tokens};
+use super::fields;
 use axum::Json;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi, openapi};
@@ -25,7 +27,7 @@ use utoipa::{Modify, OpenApi, openapi};
     ),
     components(schemas(generate::TokenEvent, generate::EndEvent, chat::ChatChunk)),
     security(("api_key" = [])),
-    modifiers(&ApiKey),
+    modifiers(&ApiKey, &Fields),
     tags((name = "OpenAI"), (name = "qernel"), (name = "server")),
 )]
 struct Document;
@@ -36,6 +38,25 @@ impl Modify for ApiKey {
     fn modify(&self, document: &mut openapi::OpenApi) {
         let bearer = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
         document.components.get_or_insert_default().add_security_scheme("api_key", bearer);
+    }
+}
+
+/// Adds the fields that are taken or refused without being parsed.
+struct Fields;
+
+impl Modify for Fields {
+    fn modify(&self, document: &mut openapi::OpenApi) {
+        let schemas = &mut document.components.get_or_insert_default().schemas;
+        for (object, table) in api::fields::OBJECTS {
+            let Some(openapi::RefOr::T(openapi::Schema::Object(object))) = schemas.get_mut(*object) else {
+                continue;
+            };
+            for (treatment, names) in *table {
+                let Some(schema) = fields::schema(*treatment) else { continue };
+                let properties = names.iter().map(|name| ((*name).to_owned(), schema.clone()));
+                object.properties.extend(properties);
+            }
+        }
     }
 }
 
@@ -51,4 +72,31 @@ pub fn document() -> openapi::OpenApi {
 ))]
 pub async fn openapi() -> Json<openapi::OpenApi> {
     Json(document())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    /// Each table's fields are those of the type that is parsed, each once, and the document has all.
+    #[test]
+    fn tables_types_and_the_document_agree() {
+        let document = serde_json::to_value(document()).unwrap();
+        let schemas = document["components"]["schemas"].as_object().unwrap();
+        for (object, table) in api::fields::OBJECTS {
+            let properties = schemas[*object]["properties"].as_object().unwrap();
+            let documented: BTreeSet<&str> = properties.keys().map(String::as_str).collect();
+            let names: Vec<&str> = table.iter().flat_map(|(_, names)| *names).copied().collect();
+            let known: BTreeSet<&str> = names.iter().copied().collect();
+            assert_eq!(documented, known, "{object}");
+            assert_eq!(names.len(), known.len(), "{object}: a field stands there twice");
+            assert_eq!(schemas[*object]["additionalProperties"], false, "{object}");
+        }
+        // What requests consist of is in the tables.
+        for (name, schema) in schemas.iter().filter(|(_, schema)| schema["additionalProperties"] == false) {
+            let is_known = api::fields::OBJECTS.iter().any(|(object, _)| object == name);
+            assert!(is_known || ["NamedTool", "FunctionName"].contains(&name.as_str()), "{name}: {schema}");
+        }
+    }
 }

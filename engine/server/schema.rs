@@ -5,6 +5,7 @@
 //! estimate here follows those rules from above, and measurements (a unit of work is at most about 0.1 ms and 10 KB): a
 //! schema that passes compiles in about a second and 100 MB at most. Ordinary ones weigh 1 to 2 units a property.
 
+use super::fields::excerpt;
 use serde_json::{Map, Value};
 use std::collections::{HashMap, HashSet};
 
@@ -475,9 +476,4 @@ fn digits(number: f64) -> u64 {
         number *= 10.0;
     }
     (number as u64).max(1)
-}
-
-fn excerpt(value: &Value) -> String {
-    let text = value.to_string();
-    if text.chars().count() > 40 { text.chars().take(40).chain(['…']).collect() } else { text }
 }

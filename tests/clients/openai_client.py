@@ -6,9 +6,13 @@ Called by run.sh with the server's address; see docs/server.md.
 import asyncio
 import json
 import sys
+import typing
+import urllib.request
 
 import openai
 import pydantic
+from openai.types import chat as types
+from openai.types import completion_create_params
 
 BASE, KEY = sys.argv[1], sys.argv[2]
 PROMPT = "Write a haiku about the sea with the word forty-two"
@@ -34,6 +38,49 @@ def models():
     assert [model.id for model in client.models.list()] == ["haiku"]
     assert client.models.retrieve("haiku").id == "haiku"
     expect(openai.NotFoundError, lambda: client.models.retrieve("gpt-4"), code="model_not_found")
+
+
+def every_documented_field_is_known():
+    """The client's types are OpenAI's documentation; the server's say what becomes of each field."""
+    request = urllib.request.Request(f"{BASE}/openapi.json", headers={"Authorization": f"Bearer {KEY}"})
+    document = json.load(urllib.request.urlopen(request))
+    objects = {
+        "ChatRequest": [types.completion_create_params.CompletionCreateParamsBase],
+        "CompletionRequest": [completion_create_params.CompletionCreateParamsBase],
+        "StreamOptions": [types.ChatCompletionStreamOptionsParam],
+        "ChatMessage": [
+            types.ChatCompletionDeveloperMessageParam,
+            types.ChatCompletionSystemMessageParam,
+            types.ChatCompletionUserMessageParam,
+            types.ChatCompletionAssistantMessageParam,
+            types.ChatCompletionToolMessageParam,
+            types.ChatCompletionMessage,
+        ],
+        "ContentPart": [
+            types.ChatCompletionContentPartTextParam,
+            types.ChatCompletionContentPartRefusalParam,
+            types.ChatCompletionContentPartImageParam,
+            types.ChatCompletionContentPartInputAudioParam,
+        ],
+        "GivenCall": [types.ChatCompletionMessageFunctionToolCallParam],
+        "Tool": [types.ChatCompletionFunctionToolParam],
+        "Function": [openai.types.shared_params.FunctionDefinition],
+        "JsonSchema": [openai.types.shared_params.response_format_json_schema.JSONSchema],
+    }
+    for name, params in objects.items():
+        known = set(document["components"]["schemas"][name]["properties"])
+        for type_ in params:
+            documented = set(getattr(type_, "model_fields", None) or typing.get_type_hints(type_))
+            assert documented <= known, (name, documented - known)
+
+
+def fields_that_ask_for_nothing():
+    text = chat().choices[0].message.content
+    nothing = dict(logit_bias={}, metadata={}, store=False, user="ann", n=1, tools=[], modalities=["text"], top_p=1)
+    ignored = dict(reasoning_effort="low", verbosity="low", service_tier="auto", prompt_cache_key="a", safety_identifier="a")
+    assert chat(**nothing, **ignored).choices[0].message.content == text
+    named = [{**MESSAGES[0], "name": "ann"}]
+    assert client.chat.completions.create(model="haiku", messages=named, max_tokens=3).choices
 
 
 def plain_and_streamed_chat():
@@ -149,6 +196,14 @@ def errors():
     expect(openai.BadRequestError, lambda: chat(n=1000), param="n")
     expect(openai.BadRequestError, lambda: chat(extra_body={"foo": 1}), param="foo")
     expect(openai.BadRequestError, lambda: chat(logit_bias={"1": 1}), param="logit_bias")
+    long = [{"role": "user", "content": "the sea " * 600}]
+    expect(
+        openai.BadRequestError,
+        lambda: client.chat.completions.create(model="haiku", messages=long),
+        code="context_length_exceeded",
+        param="messages",
+    )
+    expect(openai.NotFoundError, lambda: client.responses.create(model="haiku", input="Hi"))
     wrong = openai.OpenAI(base_url=f"{BASE}/v1", api_key="wrong", max_retries=0)
     expect(openai.AuthenticationError, wrong.models.list, code="invalid_api_key")
 
@@ -179,6 +234,8 @@ def leaving_midway():
 
 for test in (
     models,
+    every_documented_field_is_known,
+    fields_that_ask_for_nothing,
     plain_and_streamed_chat,
     history_is_sent_back,
     stops,

@@ -30,6 +30,41 @@ with sync_playwright() as playwright:
     page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
     page.goto(BASE)
     expect(page.locator("#model")).to_contain_text("haiku")
+    expect(page).to_have_title("haiku · qernel")
+    expect(page.locator("#empty")).to_contain_text("haiku")
+
+    # While the model is being loaded it looks again by itself, and says which one it is: not every model writes haiku.
+    loading = {"error": {"message": "the model is being loaded; try again", "type": "server_error"}}
+    other = {"object": "list", "data": [{"id": "other-1b", "device": "CPU", "max_model_len": 4096}]}
+    is_loaded = False
+
+    def models(route):
+        route.fulfill(status=200 if is_loaded else 503, json=other if is_loaded else loading)
+
+    def too_early(route):
+        route.fulfill(status=503, json=loading)
+
+    page.route("**/v1/models", models)
+    page.route("**/v1/chat/completions", too_early)
+    page.reload()
+    expect(page.locator("#model")).to_contain_text("being loaded")
+    ask(page, "too early")
+    expect(page.locator("#status.wrong")).to_contain_text("being loaded")
+    page.screenshot(path=SHOTS / "loading.png")
+    is_loaded = True
+    expect(page.locator("#model")).to_have_text("other-1b · CPU · 4096 tokens")
+    expect(page).to_have_title("other-1b · qernel")
+    expect(page.locator("#status")).to_have_text("")
+    expect(page.get_by_label("Message", exact=True)).to_have_value("too early")
+    page.get_by_label("Message", exact=True).fill("")
+    expect(page.get_by_label("Message", exact=True)).to_have_attribute("placeholder", "Message to other-1b")
+    page.screenshot(path=SHOTS / "other.png")
+    # The server has been started anew with another model.
+    page.unroute("**/v1/models", models)
+    page.unroute("**/v1/chat/completions", too_early)
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(page.locator("#model")).to_contain_text("haiku")
+    faults.clear()  # What the browser said of the 503s.
 
     # A whole answer, with the rate at its end.
     page.get_by_text("Sampling").click()

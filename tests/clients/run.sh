@@ -1,21 +1,52 @@
 #!/usr/bin/env bash
-# Tests of the server that need Python: OpenAI's client, schemathesis, the chat page in headless Chromium.
+# The server with clients that people use, and with tools that try it out: no part of `cargo test`.
 #
-#   tests/clients/run.sh [openai|page|schemathesis]...
+#   tests/clients/run.sh [NAME]...
 #
-# Makes a virtual environment in target/clients/. The page needs Debian's package `chromium`.
+# Each name is a test of its own; without any, all are run:
+#
+#   openai         OpenAI's client for Python
+#   page           the chat page in headless Chromium (Debian's package `chromium`)
+#   schemathesis   requests made of the OpenAPI document; EXAMPLES says how many of each kind
+#   litellm langchain instructor pydantic_ai llm    what is built on it
+#   npm_openai npm_ai                               OpenAI's client for JavaScript, and the package `ai`
+#
+# Makes environments in target/clients/ of the versions in requirements/ and npm/package-lock.json.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 work=target/clients
 mkdir -p "$work"
-if ! cmp --silent tests/clients/requirements.txt "$work/requirements.txt"; then
-    python3 -m venv "$work/venv"
-    "$work/venv/bin/pip" install --quiet --requirement tests/clients/requirements.txt
-    cp tests/clients/requirements.txt "$work"
-fi
+names=("$@")
+[ $# -gt 0 ] || names=(openai page schemathesis litellm langchain instructor pydantic_ai llm npm_openai npm_ai)
+
+# The folder of a Python environment, made where its requirements have changed. Each client has its own: they ask for different versions of
+# OpenAI's.
+environment() {
+    local folder=$work/$1 requirements=tests/clients/requirements/$1.txt
+    if ! cmp --silent "$requirements" "$folder/requirements.txt"; then
+        python3 -m venv --clear "$folder"
+        "$folder/bin/pip" install --quiet --disable-pip-version-check --no-deps --requirement "$requirements" >&2
+        cp "$requirements" "$folder"
+    fi
+    echo "$folder"
+}
+
+# The folder of the JavaScript clients with their packages.
+packages() {
+    local folder=$work/npm
+    mkdir -p "$folder"
+    cp tests/clients/npm/*.mjs "$folder"
+    if ! cmp --silent tests/clients/npm/package-lock.json "$folder/package-lock.json"; then
+        cp tests/clients/npm/package.json tests/clients/npm/package-lock.json "$folder"
+        (cd "$folder" && npm ci --silent --no-audit --no-fund >&2) || { rm "$folder/package-lock.json"; return 1; }
+    fi
+    echo "$folder"
+}
+
 cargo build --release --locked --quiet
 # The haiku model with a template that has a place for tools; without tools it says what the embedded one says.
-"$work/venv/bin/gguf-new-metadata" --force --chat-template-file tests/data/tools.jinja models/haiku/haiku.gguf \
+base_environment=$(environment openai)
+"$base_environment/bin/gguf-new-metadata" --force --chat-template-file tests/data/tools.jinja models/haiku/haiku.gguf \
     "$work/haiku.gguf" 2> "$work/haiku.log" > /dev/null || { cat "$work/haiku.log" >&2; exit 1; }
 key=sesame
 target/release/qernel serve --model "$work/haiku.gguf" --device cpu --port 0 --api-key $key --max-n 8 2> "$work/server.log" &
@@ -26,19 +57,30 @@ for _ in $(seq 100); do
     if [ -n "$base" ] && curl --silent --fail "$base/health" > /dev/null; then break; fi
     sleep 0.1
 done
-for test in "${@:-openai page schemathesis}"; do
-    for name in $test; do
-        case $name in
-        openai) "$work/venv/bin/python" tests/clients/openai_client.py "$base" $key ;;
-        page) "$work/venv/bin/python" tests/clients/page.py "$base" $key "$work" ;;
-        schemathesis)
-            "$work/venv/bin/schemathesis" --config-file tests/clients/schemathesis.toml run "$base/openapi.json" \
-                --header "Authorization: Bearer $key" --workers 2 --suppress-health-check filter_too_much \
-                --max-examples "${EXAMPLES:-60}"
-            ;;
-        *) echo "expected openai, page or schemathesis, found $name" >&2 && exit 2 ;;
-        esac
-    done
+for name in "${names[@]}"; do
+    echo "== $name"
+    case $name in
+    openai) "$base_environment/bin/python" tests/clients/openai_client.py "$base" $key ;;
+    page) "$base_environment/bin/python" tests/clients/page.py "$base" $key "$work" ;;
+    schemathesis)
+        "$base_environment/bin/schemathesis" --config-file tests/clients/schemathesis.toml run "$base/openapi.json" \
+            --header "Authorization: Bearer $key" --workers 2 --suppress-health-check filter_too_much \
+            --max-examples "${EXAMPLES:-60}"
+        ;;
+    litellm | langchain | instructor | pydantic_ai)
+        folder=$(environment "$name")
+        "$folder/bin/python" "tests/clients/${name}_client.py" "$base" $key
+        ;;
+    llm)
+        folder=$(environment llm)
+        tests/clients/llm_client.sh "$base" $key "$folder"
+        ;;
+    npm_openai | npm_ai)
+        folder=$(packages)
+        node "$folder/${name#npm_}.mjs" "$base" $key
+        ;;
+    *) echo "no test has the name $name; see the head of this file" >&2 && exit 2 ;;
+    esac
 done
 # What the clients left behind: nothing.
 metrics=$(curl --silent --header "Authorization: Bearer $key" "$base/metrics")

@@ -170,7 +170,7 @@ impl Running {
     }
 
     pub fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Connection {
-        let mut text = format!("{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n");
+        let mut text = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n", self.address);
         for (name, value) in headers {
             text += &format!("{name}: {value}\r\n");
         }
@@ -270,6 +270,11 @@ impl Connection {
         let _ = self.stream.get_mut().write_all(bytes);
     }
 
+    /// Closes the sending half.
+    pub fn finish(&mut self) {
+        self.stream.get_mut().shutdown(std::net::Shutdown::Write).unwrap();
+    }
+
     /// Whether the server has closed without another word.
     pub fn is_closed(&mut self) -> bool {
         !matches!(self.stream.fill_buf(), Ok(bytes) if !bytes.is_empty())
@@ -288,8 +293,28 @@ impl Connection {
         line.split(' ').nth(1)?.parse().ok()
     }
 
-    /// Status and headers.
+    /// Status and headers, behind what the server said in the meantime.
     pub fn head(&mut self) -> Response {
+        loop {
+            let head = self.any_head();
+            if head.status >= 200 {
+                return head;
+            }
+        }
+    }
+
+    /// Status and headers of an answer to one of several requests, without its body; `None` where the server has closed.
+    pub fn head_or_end(&mut self) -> Option<Response> {
+        if self.is_closed() {
+            return None;
+        }
+        let head = self.head();
+        let length = head.header("content-length").map_or(0, |length| length.parse().unwrap());
+        self.stream.read_exact(&mut vec![0; length]).unwrap();
+        Some(head)
+    }
+
+    fn any_head(&mut self) -> Response {
         let status = self.line();
         let status = status.split(' ').nth(1).unwrap_or_else(|| panic!("no status in {status:?}"));
         let status = status.parse().unwrap();

@@ -103,3 +103,127 @@ fn schemas_that_cannot_be_followed_are_refused() {
     assert_eq!(unknown.status, 400, "{}", unknown.text());
     server.wait_until_idle();
 }
+
+/// What no grammar keeps is no reason to refuse a schema; docs/server.md says what is not kept.
+#[test]
+fn keywords_that_bind_no_answer_are_passed_over() {
+    let server = start(config());
+    let text = |format: &str| json!({"type": "string", "format": format, "maxLength": 8});
+    let formats = [
+        "path",
+        "password",
+        "byte",
+        "binary",
+        "regex",
+        "iri",
+        "uri-reference",
+        "json-pointer",
+        "no such thing",
+    ];
+    for format in formats {
+        let properties = json!({"type": "object", "properties": {"a": text(format)}, "required": ["a"], "additionalProperties": false});
+        let answer = ask(&server, schema(properties), json!({})).good();
+        let value: Value = serde_json::from_str(&content(&answer, 0)).unwrap();
+        assert!(value["a"].as_str().unwrap().chars().count() <= 8, "{format}: {value}");
+    }
+    for (known, length) in [("uuid", 36), ("date", 10)] {
+        let answer = ask(&server, schema(json!({"type": "string", "format": known})), json!({})).good();
+        let value: Value = serde_json::from_str(&content(&answer, 0)).unwrap();
+        assert_eq!(value.as_str().unwrap().len(), length, "{known}: {value}");
+    }
+    let number = json!({"type": "integer", "format": "int32", "minimum": 0, "maximum": 9});
+    let answer = ask(&server, schema(number), json!({})).good();
+    assert!((0..=9).contains(&content(&answer, 0).trim().parse::<i64>().unwrap()));
+
+    let set = json!({"type": "array", "items": {"enum": [1, 2, 3]}, "uniqueItems": true, "maxItems": 3});
+    let answer = ask(&server, schema(set), json!({"n": 4})).good();
+    for choice in 0..4 {
+        let value: Value = serde_json::from_str(&content(&answer, choice)).unwrap();
+        let items = value.as_array().unwrap();
+        assert!(
+            items.len() <= 3 && items.iter().all(|item| (1..=3).contains(&item.as_i64().unwrap())),
+            "{value}"
+        );
+    }
+}
+
+#[test]
+fn one_of_alternatives_that_overlap_is_any_of_them() {
+    let server = start(config());
+    let flag = |name: &str| {
+        json!({"type": "object", "properties": {name: {"type": "boolean"}}, "required": [name],
+                                    "additionalProperties": {"type": "boolean"}, "maxProperties": 1})
+    };
+    let overlapping = json!({"oneOf": [
+        {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]},
+        {"type": "object", "properties": {"b": {"type": "boolean"}}, "required": ["b"]},
+    ]});
+    let answer = ask(&server, schema(overlapping), json!({"max_tokens": 60}));
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    for schemas in
+        [json!({"oneOf": [flag("a"), flag("b")]}), json!({"oneOf": [{"enum": [1, 2]}, {"enum": [2, 3]}]})]
+    {
+        let answer = ask(&server, schema(schemas.clone()), json!({"n": 4})).good();
+        for choice in 0..4 {
+            let value: Value = serde_json::from_str(&content(&answer, choice)).unwrap();
+            let is_number = value.as_i64().is_some_and(|number| (1..=3).contains(&number));
+            assert!(is_number || value["a"].is_boolean() || value["b"].is_boolean(), "{schemas}: {value}");
+        }
+    }
+    // Those that exclude each other stay exclusive.
+    let kinds = json!({"oneOf": [
+        {"type": "object", "properties": {"kind": {"const": "x"}, "n": {"enum": [1]}}, "required": ["kind", "n"], "additionalProperties": false},
+        {"type": "object", "properties": {"kind": {"const": "y"}, "n": {"enum": [2]}}, "required": ["kind", "n"], "additionalProperties": false},
+    ]});
+    let answer = ask(&server, schema(kinds), json!({"n": 4})).good();
+    for choice in 0..4 {
+        let value: Value = serde_json::from_str(&content(&answer, choice)).unwrap();
+        assert_eq!(value["n"], if value["kind"] == "x" { 1 } else { 2 }, "{value}");
+    }
+}
+
+/// White space outside of strings, run by run.
+fn blanks(json: &str) -> Vec<String> {
+    let (mut runs, mut run, mut in_string, mut escaped) = (Vec::new(), String::new(), false, false);
+    for c in json.chars() {
+        if !in_string && c.is_whitespace() {
+            run.push(c);
+            continue;
+        }
+        if !run.is_empty() {
+            runs.push(std::mem::take(&mut run));
+        }
+        (in_string, escaped) = match c {
+            _ if escaped => (in_string, false),
+            '\\' => (in_string, in_string),
+            '"' => (!in_string, false),
+            _ => (in_string, false),
+        };
+    }
+    runs
+}
+
+/// A model that would rather write blanks gets on.
+#[test]
+fn white_space_is_that_of_compact_and_of_indented_json() {
+    let server = start(config());
+    let format = schema(json!({
+        "type": "object", "required": ["a", "b"], "additionalProperties": false,
+        "properties": {"a": {"type": "array", "items": {"type": "boolean"}, "minItems": 3, "maxItems": 3}, "b": {"type": "integer", "minimum": 0, "maximum": 9}},
+    }));
+    let answer = ask(&server, format, json!({"n": 8, "temperature": 3})).good();
+    let mut num_blanks = 0;
+    for choice in 0..8 {
+        let text = content(&answer, choice);
+        assert_eq!(answer["choices"][choice]["finish_reason"], "stop", "{text}");
+        serde_json::from_str::<Value>(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        for run in blanks(&text) {
+            num_blanks += 1;
+            let indent = run.strip_prefix('\n');
+            let is_indent =
+                indent.is_some_and(|rest| rest.len() <= 20 && rest.chars().all(|c| c == ' ' || c == '\t'));
+            assert!(run == " " || is_indent, "{run:?} in {text:?}");
+        }
+    }
+    assert!(num_blanks > 0, "no answer tries");
+}

@@ -22,9 +22,9 @@ fn dawdling_clients_are_let_go_and_others_do_not_notice() {
 
     // A head that never ends, a body that never comes, one that is longer than said, one that is too long.
     let mut slow_head = server.connect();
-    slow_head.write(b"POST /v1/generate HTTP/1.1\r\nhost: x\r\nx-a: ");
+    slow_head.write(b"POST /v1/generate HTTP/1.1\r\nhost: localhost\r\nx-a: ");
     let mut slow_body = server.connect();
-    let post = "POST /v1/generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
+    let post = "POST /v1/generate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
     slow_body.write(format!("{post}content-length: 100\r\n\r\n{{\"prompt\"").as_bytes());
     let mut announced = server.connect();
     announced.write(format!("{post}content-length: 100001\r\n\r\n").as_bytes());

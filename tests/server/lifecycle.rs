@@ -182,15 +182,26 @@ fn signals_end_a_program_that_loads_and_a_second_one_any() {
 fn connections_are_as_many_as_there_are_file_descriptors_for() {
     let mut command = Command::new("sh");
     command.args(["-c", "ulimit -n 100 && exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_qernel")]);
-    let mut program = Program::start_by(command, &[]);
+    let mut program = Program::start_by(
+        command,
+        &["--max-connections-per-client", "36", "--allowed-hosts", "a.example,b.example"],
+    );
     let client = Running::at(&program.address);
     client.wait_until("ready", |server| server.get("/health").status == 200);
+    for (host, expected) in
+        [("a.example", 200), ("b.example:80", 200), ("localhost", 200), ("c.example", 403)]
+    {
+        let mut connection = client.connect();
+        connection
+            .write(format!("GET /health HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n").as_bytes());
+        assert_eq!(connection.status(), Some(expected), "{host}");
+    }
     let held: Vec<_> = (0..36).map(|_| client.connect()).collect();
     client.wait_until("a full server", |server| server.get("/health").status == 503);
     drop(held);
     client.wait_until("room", |server| {
         let mut connection = server.connect();
-        connection.write_some(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        connection.write_some(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
         connection.status() == Some(200)
     });
     program.signal("-TERM");

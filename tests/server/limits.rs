@@ -23,9 +23,9 @@ fn a_client_that_leaves_frees_its_pages_within_a_step() {
     drop(events);
     let left_at = server.control.steps.load(Ordering::Relaxed);
     server.wait_until_idle();
-    // The step that ran, and the one that began before the closed socket was seen.
+    // The step that ran, and those that began before it was seen that the socket is closed and not just its sending half.
     let more = server.control.steps.load(Ordering::Relaxed) - left_at;
-    assert!(more <= 2, "{more} steps after the client had left");
+    assert!(more <= 3, "{more} steps after the client had left");
 
     let waiting = server.stream("/v1/generate", endless(false));
     server.wait_until("running", |server| server.metric("qernel_requests_running") == 1.0);
@@ -41,10 +41,10 @@ fn a_client_that_leaves_unread_bytes_behind_is_seen_to_leave() {
     let server = start(config());
     server.control.pause.store(20, Ordering::Relaxed);
     let body = endless(false).to_string();
-    for behind in ["\r\n", "GET /health HTTP/1.1\r\nhost: x\r\n\r\n"] {
+    for behind in ["\r\n", "GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"] {
         let mut connection = server.connect();
         let head = format!(
-            "POST /v1/generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            "POST /v1/generate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
             body.len()
         );
         connection.write((head + &body + behind).as_bytes());
@@ -53,7 +53,7 @@ fn a_client_that_leaves_unread_bytes_behind_is_seen_to_leave() {
         drop(connection);
         server.wait_until_idle();
         let more = server.control.steps.load(Ordering::Relaxed) - left_at;
-        assert!(more <= 3, "{more} steps after the client had left {behind:?} behind");
+        assert!(more <= 4, "{more} steps after the client had left {behind:?} behind");
     }
     assert_eq!(server.metric("qernel_requests_cancelled_total"), 2.0);
 }
@@ -70,7 +70,7 @@ fn abandoned_texts_are_not_worked_on() {
     for _ in 0..16 * cores {
         let mut connection = server.connect();
         let head = format!(
-            "POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            "POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
             text.len()
         );
         connection.write((head + &text).as_bytes());
@@ -121,6 +121,7 @@ fn answers_have_an_end() {
 fn connections_are_counted() {
     let mut few = config();
     few.max_connections = 3;
+    few.max_peer_connections = Some(3);
     let server = start(few);
     let held: Vec<_> = (0..3).map(|_| server.connect()).collect();
     std::thread::sleep(Duration::from_millis(50));
@@ -130,7 +131,7 @@ fn connections_are_counted() {
     drop(held);
     server.wait_until("room", |server| {
         let mut connection = server.connect();
-        connection.write_some(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        connection.write_some(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
         connection.status() == Some(200)
     });
 }

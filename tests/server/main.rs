@@ -1,7 +1,9 @@
-//! The HTTP server with the model that the binary carries, on the CPU, over real sockets. `tests/clients/` has what needs
-//! Python: OpenAI's own client and schemathesis.
+//! The HTTP server with the model that the binary carries, on the CPU, over real sockets. `tests/clients/` has the clients that people
+//! use, and schemathesis.
 
 mod client;
+mod connections;
+mod fields;
 mod formats;
 mod generate;
 mod hostile;

@@ -60,7 +60,10 @@ fn a_chat_whole_and_streamed() {
     let mut ends = [0; 3];
     for event in &events {
         let chunk = event.json();
-        assert_eq!((&chunk["object"], chunk.get("usage")), (&json!("chat.completion.chunk"), None));
+        assert_eq!(
+            (&chunk["object"], chunk.get("usage")),
+            (&json!("chat.completion.chunk"), Some(&Value::Null))
+        );
         for choice in chunk["choices"].as_array().unwrap() {
             let index = choice["index"].as_u64().unwrap() as usize;
             texts[index] += choice["delta"]["content"].as_str().unwrap_or_default();
@@ -70,6 +73,8 @@ fn a_chat_whole_and_streamed() {
     assert_eq!(texts, choices.iter().map(text).collect::<Vec<_>>());
     assert_eq!(ends, [1; 3]);
     assert_eq!(events[0].json()["choices"][0]["delta"], json!({"role": "assistant", "content": ""}));
+    let without = server.stream(CHAT, chat(json!({"stream": true, "max_tokens": 2}))).events();
+    assert!(without.filter(|event| event.data != "[DONE]").all(|event| event.json().get("usage").is_none()));
 }
 
 #[test]
@@ -166,6 +171,7 @@ fn completions_of_several_prompts() {
     assert_eq!(counts(&events.pop().unwrap().json()["usage"]), counts(&whole["usage"]));
     let mut texts = vec![String::new(); 4];
     for event in events {
+        assert_eq!(event.json().get("usage"), Some(&Value::Null));
         let choice = &event.json()["choices"][0];
         texts[choice["index"].as_u64().unwrap() as usize] += choice["text"].as_str().unwrap();
     }

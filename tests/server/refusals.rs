@@ -25,13 +25,17 @@ fn wrong_fields_are_refused_by_name() {
         (GENERATE, json!({"ids": [1, -1]}), "ids[1]"),
         (CHAT, json!({"messages": []}), "messages"),
         (CHAT, json!({"messages": user, "logit_bias": {"1": 2}}), "logit_bias"),
-        (CHAT, json!({"messages": user, "store": true}), "store"),
+        (CHAT, json!({"messages": user, "web_search_options": {}}), "web_search_options"),
         (CHAT, json!({"messages": user, "n": 17}), "n"),
         (CHAT, json!({"messages": user, "temperature": -1}), "temperature"),
         (COMPLETIONS, json!({"prompt": "x", "temperature": -0.1}), "temperature"),
         (CHAT, json!({"messages": user, "user": "u".repeat(257)}), "user"),
         (CHAT, json!({"messages": user, "n": 0}), "n"),
-        (CHAT, json!({"messages": user, "stream_options": {}}), "stream_options"),
+        (
+            CHAT,
+            json!({"messages": user, "stream_options": {"include_usage": true}}),
+            "stream_options.include_usage",
+        ),
         (CHAT, json!({"messages": user, "stream": true, "stream_options": {"x": 1}}), "stream_options.x"),
         (CHAT, json!({"messages": user, "top_logprobs": 2}), "top_logprobs"),
         (CHAT, json!({"messages": user, "logprobs": true, "top_logprobs": 21}), "top_logprobs"),
@@ -39,12 +43,23 @@ fn wrong_fields_are_refused_by_name() {
         (CHAT, json!({"messages": user, "tool_choice": "required"}), "tool_choice"),
         (CHAT, json!({"messages": [{"role": "user"}]}), "messages[0].content"),
         (CHAT, json!({"messages": [{"role": "robot", "content": "x"}]}), "messages[0].role"),
-        (CHAT, json!({"messages": [{"role": "user", "content": "x", "name": "Ann"}]}), "messages[0].name"),
         (
             CHAT,
-            json!({"messages": [{"role": "user", "content": "x", "tool_calls": []}]}),
+            json!({"messages": [{"role": "user", "content": "x", "tool_calls": [
+                {"type": "function", "function": {"name": "f", "arguments": "{}"}}]}]}),
             "messages[0].tool_calls",
         ),
+        (CHAT, json!({"messages": [{"role": "user", "content": 7}]}), "messages[0].content"),
+        (CHAT, json!({"messages": user, "tool_choice": "maybe"}), "tool_choice"),
+        (CHAT, json!({"messages": user, "tool_choice": {"type": "custom"}}), "tool_choice.type"),
+        (CHAT, json!({"messages": user, "chat_template_kwargs": {"tools": 1}}), "chat_template_kwargs.tools"),
+        (
+            CHAT,
+            json!({"messages": user, "response_format": {"type": "json_schema"}}),
+            "response_format.json_schema",
+        ),
+        (COMPLETIONS, json!({"prompt": [1, "x"]}), "prompt[1]"),
+        (COMPLETIONS, json!({"prompt": [[1, 2.5]]}), "prompt[0][1]"),
         (COMPLETIONS, json!({"prompt": []}), "prompt"),
         (COMPLETIONS, json!({"prompt": {"a": 1}}), "prompt"),
         (COMPLETIONS, json!({"prompt": "x", "echo": true}), "echo"),
@@ -72,22 +87,94 @@ fn wrong_fields_are_refused_by_name() {
 }
 
 #[test]
-fn values_without_meaning_and_prompts_that_are_too_long() {
+fn values_out_of_range_are_refused_by_name() {
     let server = start(config());
-    for (body, says) in [
-        (json!({"prompt": "x", "top_p": 2}), "top_p"),
-        (json!({"prompt": "x", "repeat_penalty": 0}), "repeat_penalty"),
-        (json!({"prompt": "x", "max_tokens": 0}), "max_tokens"),
-        (json!({"prompt": "x", "temperature": 1e39}), "temperature"),
-        (json!({"ids": []}), "empty"),
-        (json!({"ids": [5_000_000]}), "tokens 0 to"),
-        (json!({"ids": vec![1; 600]}), "600 tokens"),
+    let of = |path: &str, field: &str, value: Value| {
+        let mut body = match path {
+            CHAT => json!({"messages": [{"role": "user", "content": "x"}]}),
+            _ => json!({"prompt": "x"}),
+        };
+        body[field] = value;
+        let refused = server.post(path, &body);
+        assert_eq!(refused.status, 400, "{path} {body}: {}", refused.text());
+        let error = refused.json()["error"].clone();
+        assert_eq!(error["param"], field, "{path} {body}: {error}");
+        let message = error["message"].as_str().unwrap();
+        assert!(message.starts_with(field) && message.contains("expected"), "{path} {body}: {message}");
+    };
+    for path in [GENERATE, CHAT, COMPLETIONS] {
+        for (field, values) in [
+            ("temperature", vec![json!(1e39), json!("hot")]),
+            ("top_p", vec![json!(1.5), json!(-0.1)]),
+            ("min_p", vec![json!(-0.1), json!(2)]),
+            ("repeat_penalty", vec![json!(0), json!(-1), json!(1e39)]),
+            ("presence_penalty", vec![json!(1e39)]),
+            ("frequency_penalty", vec![json!(-1e39)]),
+            ("top_k", vec![json!(4.5), json!(1e10), json!(-3e9)]),
+            ("seed", vec![json!(0.5), json!(1e20), json!(-1e19), json!("1")]),
+            ("max_tokens", vec![json!(0), json!(-2), json!(1.5), json!([])]),
+            ("n_predict", vec![json!(0), json!(-2)]),
+        ] {
+            values.into_iter().for_each(|value| of(path, field, value));
+        }
+    }
+    of(GENERATE, "repeat_last_n", json!(-2));
+    of(CHAT, "max_completion_tokens", json!(0));
+    of(CHAT, "n", json!(-1));
+    of(COMPLETIONS, "logprobs", json!(-1));
+    server.wait_until_idle();
+}
+
+#[test]
+fn prompts_that_cannot_be_are_refused_by_name() {
+    let server = start(config());
+    let chat = |text: String| json!({"messages": [{"role": "user", "content": text}]});
+    // Beyond the context in tokens, and in bytes.
+    let (long, longer) = ("the sea ".repeat(600), "the sea ".repeat(100_000));
+    for (path, body, param, code, says) in [
+        (GENERATE, json!({"ids": []}), "ids", None, "empty"),
+        (GENERATE, json!({"ids": [5_000_000]}), "ids", None, "tokens 0 to"),
+        (COMPLETIONS, json!({"prompt": [5_000_000]}), "prompt", None, "tokens 0 to"),
+        (COMPLETIONS, json!({"prompt": ""}), "prompt", None, "empty"),
+        (GENERATE, json!({"ids": vec![1; 600]}), "ids", Some("context_length_exceeded"), "600 tokens"),
+        (GENERATE, json!({"prompt": long}), "prompt", Some("context_length_exceeded"), "512 tokens"),
+        (COMPLETIONS, json!({"prompt": long}), "prompt", Some("context_length_exceeded"), "512 tokens"),
+        (CHAT, chat(long.clone()), "messages", Some("context_length_exceeded"), "512 tokens"),
+        (CHAT, chat(longer.clone()), "messages", Some("context_length_exceeded"), "512 tokens"),
+        (
+            COMPLETIONS,
+            json!({"prompt": ["x", longer]}),
+            "prompt",
+            Some("context_length_exceeded"),
+            "512 tokens",
+        ),
     ] {
-        let refused = server.post(GENERATE, &body);
-        let message = refused.json()["error"]["message"].as_str().unwrap().to_owned();
-        assert!(refused.status == 400 && message.contains(says), "{body}: {message}");
+        let refused = server.post(path, &body);
+        let error = &refused.json()["error"];
+        assert_eq!((refused.status, &error["param"]), (400, &json!(param)), "{path}: {error}");
+        assert_eq!(error["code"], json!(code), "{path}: {error}");
+        assert!(error["message"].as_str().unwrap().contains(says), "{path}: {error}");
     }
     server.wait_until_idle();
+}
+
+#[test]
+fn parts_that_are_no_text_are_refused_by_what_they_are() {
+    let server = start(config());
+    for (part, param, says) in [
+        (json!({"type": "image_url", "image_url": {"url": "x"}}), "type", "image_url"),
+        (json!({"type": "input_text", "text": "x"}), "type", "input_text"),
+        (json!({"image_url": {"url": "x"}, "type": "image_url"}), "image_url", "expected null"),
+        (json!({"type": "text"}), "text", "expected a string"),
+        (json!({"type": "text", "text": "x", "more": 1}), "more", "more"),
+    ] {
+        let parts = json!([{"type": "text", "text": "Hi"}, part]);
+        let refused = server.post(CHAT, json!({"messages": [{"role": "user", "content": parts}]}));
+        let error = &refused.json()["error"];
+        let expected = json!(format!("messages[0].content[1].{param}"));
+        assert_eq!((refused.status, &error["param"]), (400, &expected), "{part}: {error}");
+        assert!(error["message"].as_str().unwrap().contains(says), "{part}: {error}");
+    }
 }
 
 #[test]
@@ -96,7 +183,7 @@ fn bodies_that_are_no_json() {
     let post = |body: &[u8], media_type: &str| {
         let mut connection = server.connect();
         let head = format!(
-            "POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: {media_type}\r\ncontent-length: {}\r\n\r\n",
+            "POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: {media_type}\r\ncontent-length: {}\r\n\r\n",
             body.len()
         );
         connection.write(&[head.as_bytes(), body].concat());
@@ -138,6 +225,16 @@ fn paths_and_methods() {
     assert_eq!((wrong.status, wrong.header("allow")), (405, Some("POST")));
     assert_eq!(error(wrong), "invalid_request_error");
     assert_eq!(server.get("/page/nothing").status, 404);
+    for (path, says) in [
+        ("/v1/responses", "/v1/chat/completions"),
+        ("/responses", "/v1/chat/completions"),
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/completions", "has to end with /v1"),
+    ] {
+        let nowhere = server.post(path, json!({"model": "haiku", "input": "x"}));
+        let message = nowhere.json()["error"]["message"].as_str().unwrap().to_owned();
+        assert!(nowhere.status == 404 && message.contains(says), "{path}: {message}");
+    }
     for (path, status, param) in
         [("/v1/models/%FF", 400, "model"), ("/v1/models/someone/model", 404, "model")]
     {

@@ -250,12 +250,14 @@ fn contradictions_are_refused_by_name() {
     };
     let json_object = json!({"type": "json_object"});
     for (more, param) in [
-        (json!({"tools": null, "tool_choice": "auto"}), "tool_choice"),
+        (json!({"tools": null, "tool_choice": named("fish")}), "tool_choice"),
         (json!({"tools": [], "tool_choice": "required"}), "tool_choice"),
-        (json!({"tools": null, "parallel_tool_calls": true}), "parallel_tool_calls"),
         (json!({"tool_choice": "always"}), "tool_choice"),
         (json!({"tool_choice": {"type": "function"}}), "tool_choice"),
-        (json!({"tool_choice": {"type": "function", "function": {"name": "fish", "x": 1}}}), "tool_choice"),
+        (
+            json!({"tool_choice": {"type": "function", "function": {"name": "fish", "x": 1}}}),
+            "tool_choice.function.x",
+        ),
         (json!({"tool_choice": named("walk")}), "tool_choice.function.name"),
         (json!({"tool_choice": "required", "response_format": json_object}), "tool_choice"),
         (json!({"tool_choice": named("fish"), "ignore_eos": true}), "ignore_eos"),

@@ -46,6 +46,29 @@ impl Request {
     }
 }
 
+/// What of a request the engine does not take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestPart {
+    /// [`Request::prompt`], for what is in it.
+    Prompt,
+    /// [`Request::prompt`], for its length: the context has no room for it.
+    PromptLength,
+    /// [`Request::sampling`], by the name of the option.
+    Sampling(&'static str),
+    /// [`Request::max_tokens`]
+    MaxTokens,
+    /// [`Request::stop`], or [`Request::text`] where there is no vocabulary.
+    Stop,
+}
+
+/// Why the engine does not take a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub part: RequestPart,
+    /// What was expected, what was found, what to do.
+    pub message: String,
+}
+
 /// What happened to a sequence. The text of all its events, one after the other, is the text of the answer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {

@@ -3,13 +3,15 @@
 use super::logprobs::{self, ChatLogprobs, TokenLogprob};
 use super::messages::ChatMessage;
 use super::models::unix_seconds;
-use super::openai::{OpenAiFinish, OpenAiUsage, log_user, openai_request};
+use super::openai::{OpenAiFinish, OpenAiUsage, log_user, openai_request, token_limit};
+use super::response_format::ResponseFormat;
 use super::tool_calls::{CallParser, Piece};
 use super::tools::{Tool, ToolCall, ToolCallDelta, ToolChoice, ToolUse};
-use super::{Stop, collect};
-use crate::body::{JsonBody, Unsupported};
+use super::{Stop, collect, fields};
+use crate::body::JsonBody;
 use crate::engine_thread::{ModelInfo, Wanted};
 use crate::error::{ApiError, ErrorResponse};
+use crate::number::TokenLimit;
 use crate::sse::{self, Encoder, EventStream, ServerSentEvent};
 use crate::{App, random_id};
 use axum::Json;
@@ -17,9 +19,10 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use qernel_core::chat::ChatTemplate;
+use qernel_core::error::Error;
 use qernel_core::generate::{Event, FinishReason, Request, Usage};
 use qernel_core::tokenizer::Tokenizer;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Map, Value};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -27,19 +30,16 @@ use utoipa::ToSchema;
 
 openai_request! {
     /// A conversation to be continued.
-    pub struct ChatRequest {
+    pub struct ChatRequest: fields::CHAT {
         #[schema(min_items = 1)]
         pub messages: Vec<ChatMessage>,
-        /// Most tokens of an answer. [default: until the model stops or the context is full]
-        #[schema(minimum = 1)]
-        pub max_completion_tokens: Option<usize>,
-        /// The older name of `max_completion_tokens`.
-        #[schema(minimum = 1)]
-        pub max_tokens: Option<usize>,
+        /// The newer name of `max_tokens`. [default: until the model stops or the context is full]
+        pub max_completion_tokens: Option<TokenLimit>,
         /// Whether to answer with the log-probabilities of the tokens. [default: false]
         pub logprobs: Option<bool>,
         /// How many likeliest tokens to show in the place of each.
         #[schema(maximum = 20)]
+        #[serde(default, deserialize_with = "crate::number::whole")]
         pub top_logprobs: Option<usize>,
         pub response_format: Option<ResponseFormat>,
         /// Functions that the model may call: the chat template tells the model of them.
@@ -48,51 +48,8 @@ openai_request! {
         pub tool_choice: Option<ToolChoice>,
         /// Whether an answer may have more than one call. [default: true]
         pub parallel_tool_calls: Option<bool>,
-        /// Not supported.
-        pub logit_bias: Option<Unsupported>,
-    }
-}
-
-/// What the answer must be.
-#[derive(Deserialize, ToSchema)]
-#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
-pub enum ResponseFormat {
-    /// Anything.
-    Text {},
-    /// A JSON object.
-    JsonObject {},
-    /// JSON that satisfies a schema.
-    JsonSchema { json_schema: JsonSchema },
-}
-
-/// A schema, always followed strictly.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct JsonSchema {
-    /// A name for people.
-    #[allow(dead_code)]
-    name: String,
-    /// A description for people.
-    #[allow(dead_code)]
-    description: Option<String>,
-    /// The schema; without one, any object.
-    schema: Option<Map<String, Value>>,
-    /// The answer always follows the schema.
-    #[allow(dead_code)]
-    strict: Option<bool>,
-}
-
-impl ResponseFormat {
-    /// The schema of the answer, if it must have one, and the field that names it.
-    fn schema(self) -> Option<(&'static str, Map<String, Value>)> {
-        let object = || Map::from_iter([("type".into(), "object".into())]);
-        match self {
-            Self::Text {} => None,
-            Self::JsonObject {} => Some(("response_format", object())),
-            Self::JsonSchema { json_schema } => {
-                Some(("response_format.json_schema.schema", json_schema.schema.unwrap_or_else(object)))
-            }
-        }
+        /// Variables of the chat template, such as Qwen3's `enable_thinking`. Not OpenAI's.
+        pub chat_template_kwargs: Option<Map<String, Value>>,
     }
 }
 
@@ -147,9 +104,10 @@ pub struct ChatChunk {
     created: u64,
     model: String,
     choices: Vec<ChunkChoice>,
-    /// Of the whole answer: only in the last chunk, and only where it is asked for.
+    /// Only there where it is asked for: of the whole answer in the last chunk, null before.
     #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<OpenAiUsage>,
+    #[schema(value_type = Option<OpenAiUsage>)]
+    usage: Option<Option<OpenAiUsage>>,
 }
 
 /// A piece of one answer.
@@ -175,6 +133,9 @@ pub struct Delta {
     #[serde(skip_serializing_if = "Option::is_none")]
     tool_calls: Option<[ToolCallDelta; 1]>,
 }
+
+/// Variables that templates get from the server.
+const RESERVED: [&str; 5] = ["messages", "tools", "add_generation_prompt", "bos_token", "eos_token"];
 
 /// The model's template.
 ///
@@ -205,17 +166,16 @@ pub async fn chat_completions(
     let info = app.model(request.model.as_deref())?;
     let (model, tokenizer) = (info.name.clone(), Arc::clone(&info.tokenizer));
     let (sampling, stream, n) = (request.sampling()?, request.stream()?, request.n.unwrap_or(1));
-    let max_tokens = match (request.max_completion_tokens, request.max_tokens) {
-        (Some(new), Some(old)) if new != old => {
-            let message = format!("max_tokens: {old} contradicts max_completion_tokens, which is {new}");
-            return Err(ApiError::field("max_tokens", message));
-        }
-        (new, old) => new.or(old),
-    };
+    let limits = [
+        ("max_completion_tokens", request.max_completion_tokens),
+        ("max_tokens", request.max_tokens),
+        ("n_predict", request.n_predict),
+    ];
+    let max_tokens = token_limit(limits, None)?;
     let stop = Stop::texts(request.stop)?;
     let logprobs = match (request.logprobs.unwrap_or(false), request.top_logprobs) {
         (true, count) => logprobs::check("top_logprobs", Some(count.unwrap_or(0)))?,
-        (false, None) => None,
+        (false, None | Some(0)) => None,
         (false, Some(_)) => {
             let message = "top_logprobs: set `logprobs` too, or leave it out";
             return Err(ApiError::field("top_logprobs", message));
@@ -223,7 +183,7 @@ pub async fn chat_completions(
     };
     let ignore_eos = request.ignore_eos.unwrap_or(false);
     let tools = ToolUse::new(request.tools, request.tool_choice, request.parallel_tool_calls)?;
-    let format = request.response_format.and_then(ResponseFormat::schema);
+    let format = request.response_format.map_or(Ok(None), ResponseFormat::schema)?;
     if format.is_some() && tools.as_ref().is_some_and(ToolUse::is_forced) {
         let message =
             "tool_choice: an answer that must be a call cannot be JSON too, as `response_format` asks";
@@ -240,13 +200,19 @@ pub async fn chat_completions(
     let messages = request.messages.into_iter().enumerate();
     let messages: Vec<Value> =
         messages.map(|(i, message)| message.for_template(i)).collect::<Result<_, _>>()?;
+    let variables = request.chat_template_kwargs.unwrap_or_default();
+    if let Some(name) = RESERVED.into_iter().find(|name| variables.contains_key(*name)) {
+        let param = format!("chat_template_kwargs.{name}");
+        let message = format!("{param}: the server gives the template this variable; leave it out");
+        return Err(ApiError::field(param, message));
+    }
 
     let room = app.reserve("n", n)?;
     let has_tools = tools.is_some();
     let calls = tools.as_ref().filter(|tools| tools.is_constrained() || format.is_some());
     let calls = calls.map(ToolUse::calls).transpose()?;
-    let render = move |model: &ModelInfo| render(template(model)?, &messages, tools.as_ref());
-    let (mut room, prompt) = app.encode(room, render).await?;
+    let render = move |model: &ModelInfo| render(template(model)?, &messages, tools.as_ref(), &variables);
+    let (mut room, prompt) = app.encode(room, "messages", render).await?;
     let mut grammar = None;
     if calls.is_some() || format.is_some() {
         let of_thread = Arc::clone(&app);
@@ -272,6 +238,7 @@ pub async fn chat_completions(
             ..Request::new(prompt.clone())
         },
         grammar: grammar.clone(),
+        prompt_param: "messages",
     };
     let answer = app.submit(room, (0..n as u32).map(choice).collect()).await?;
     log_user(request.user.as_deref());
@@ -307,9 +274,18 @@ pub async fn chat_completions(
 ///
 /// # Errors
 /// 400 where the template refuses the conversation, or leaves out the tools or what was called.
-fn render(template: &ChatTemplate, messages: &[Value], tools: Option<&ToolUse>) -> Result<String, ApiError> {
+fn render(
+    template: &ChatTemplate,
+    messages: &[Value],
+    tools: Option<&ToolUse>,
+    variables: &Map<String, Value>,
+) -> Result<String, ApiError> {
     let for_template = tools.map(ToolUse::for_template).unwrap_or_default();
-    let text = template.render(messages, &for_template, true)?;
+    let render = |messages: &[Value], tools: &[Value]| template.render_with(messages, tools, true, variables);
+    let text = render(messages, &for_template).map_err(|error| match error {
+        Error::Request(message) => ApiError::field("messages", message),
+        error => error.into(),
+    })?;
     let refuse = |param: String| {
         let message = format!(
             "{param}: the model's chat template leaves them out, so the model would not know of them; do so too, or take \
@@ -317,14 +293,14 @@ fn render(template: &ChatTemplate, messages: &[Value], tools: Option<&ToolUse>) 
         );
         Err(ApiError::field(param, message))
     };
-    if tools.is_some() && template.render(messages, &[], true).is_ok_and(|without| without == text) {
+    if tools.is_some() && render(messages, &[]).is_ok_and(|without| without == text) {
         return refuse("tools".into());
     }
     let has_calls = |message: &Value| message["tool_calls"].as_array().is_some_and(|calls| !calls.is_empty());
     if let Some(i) = messages.iter().position(has_calls) {
         let mut without = messages.to_vec();
         without[i]["tool_calls"] = Value::Null;
-        if template.render(&without, &for_template, true).is_ok_and(|without| without == text) {
+        if render(&without, &for_template).is_ok_and(|without| without == text) {
             return refuse(format!("messages[{i}].tool_calls"));
         }
     }
@@ -399,6 +375,7 @@ struct Chunks {
 impl Chunks {
     fn chunk(&self, choices: Vec<ChunkChoice>, usage: Option<OpenAiUsage>) -> ChatChunk {
         let (id, created, model) = (self.id.clone(), self.created, self.model.clone());
+        let usage = self.include_usage.then_some(usage);
         ChatChunk { id, object: "chat.completion.chunk", created, model, choices, usage }
     }
 }

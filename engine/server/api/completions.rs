@@ -2,9 +2,10 @@
 
 use super::logprobs::{self, CompletionLogprobs, CompletionWriter};
 use super::models::unix_seconds;
-use super::openai::{OpenAiFinish, OpenAiUsage, log_user, openai_request};
-use super::{Stop, collect};
-use crate::body::{JsonBody, Unsupported};
+use super::openai::{OpenAiFinish, OpenAiUsage, log_user, openai_request, token_limit};
+use super::prompt::Prompt;
+use super::{Stop, collect, fields};
+use crate::body::JsonBody;
 use crate::engine_thread::Wanted;
 use crate::error::{ApiError, ErrorResponse};
 use crate::sse::{self, Encoder, EventStream, ServerSentEvent};
@@ -14,39 +15,19 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use qernel_core::generate::{Event, Request, Usage};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::sync::Arc;
 use std::time::SystemTime;
 use utoipa::ToSchema;
 
-/// One prompt or several, as text or as token ids.
-#[derive(Deserialize, ToSchema)]
-#[serde(untagged, expecting = "a string, a list of strings, a list of token ids, or a list of such lists")]
-pub enum Prompt {
-    Text(String),
-    Texts(Vec<String>),
-    Ids(Vec<u32>),
-    IdLists(Vec<Vec<u32>>),
-}
-
 openai_request! {
     /// What is to be completed.
-    pub struct CompletionRequest {
+    pub struct CompletionRequest: fields::COMPLETION {
         pub prompt: Prompt,
-        /// Most tokens of an answer. [default: 16]
-        #[schema(minimum = 1)]
-        pub max_tokens: Option<usize>,
         /// Log-probabilities of the tokens, and of so many likeliest ones in the place of each.
         #[schema(maximum = 20)]
+        #[serde(default, deserialize_with = "crate::number::whole")]
         pub logprobs: Option<usize>,
-        /// Not supported.
-        pub best_of: Option<Unsupported>,
-        /// Not supported.
-        pub echo: Option<Unsupported>,
-        /// Not supported.
-        pub logit_bias: Option<Unsupported>,
-        /// Not supported.
-        pub suffix: Option<Unsupported>,
     }
 }
 
@@ -63,9 +44,10 @@ pub struct Completion {
     created: u64,
     model: String,
     choices: Vec<CompletionChoice>,
-    /// Of the whole answer; in a stream only in the last chunk, and only where it is asked for.
+    /// Of the whole answer. In a stream only there where it is asked for: in the last chunk, null before.
     #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<OpenAiUsage>,
+    #[schema(value_type = Option<OpenAiUsage>)]
+    usage: Option<Option<OpenAiUsage>>,
 }
 
 /// One answer, or a piece of it.
@@ -101,11 +83,9 @@ pub async fn completions(
     let logprobs = logprobs::check("logprobs", request.logprobs)?;
     let (sampling, stream, n) = (request.sampling()?, request.stream()?, request.n.unwrap_or(1));
     let stop = Stop::texts(request.stop)?;
-    let count = match &request.prompt {
-        Prompt::Text(_) | Prompt::Ids(_) => 1,
-        Prompt::Texts(texts) => texts.len(),
-        Prompt::IdLists(lists) => lists.len(),
-    };
+    let limits = [("max_tokens", request.max_tokens), ("n_predict", request.n_predict)];
+    let max_tokens = token_limit(limits, Some(DEFAULT_MAX_TOKENS))?;
+    let count = request.prompt.count();
     if count == 0 {
         return Err(ApiError::field("prompt", "prompt: the list is empty"));
     }
@@ -135,7 +115,7 @@ pub async fn completions(
             request: Request {
                 sampling: sampling.clone(),
                 penalize_prompt: false,
-                max_tokens: Some(request.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS)),
+                max_tokens,
                 stop: stop.clone(),
                 ignore_eos: request.ignore_eos.unwrap_or(false),
                 index,
@@ -143,6 +123,7 @@ pub async fn completions(
                 ..Request::new(prompt.clone())
             },
             grammar: None,
+            prompt_param: "prompt",
         })
     });
     let choices: Vec<Wanted> = choices.collect();
@@ -156,7 +137,7 @@ pub async fn completions(
         return Ok(sse::respond(answer, Chunks { id, created, model, n, include_usage, usages, writers }));
     }
     let choices = collect(answer, total).await?;
-    let usage = Some(OpenAiUsage::of(&choices, n));
+    let usage = Some(Some(OpenAiUsage::of(&choices, n)));
     let choices = choices.into_iter().enumerate().map(|(index, choice)| CompletionChoice {
         index,
         text: choice.text,
@@ -175,7 +156,7 @@ pub async fn completions(
 pub async fn plain(app: &Arc<App>, room: Room, text: String) -> Result<(Room, Vec<u32>), ApiError> {
     let tokenizer = &app.engine.model()?.tokenizer;
     let bos = tokenizer.bos_token_id().filter(|_| tokenizer.adds_bos());
-    let (room, ids) = app.encode(room, |_| Ok(text)).await?;
+    let (room, ids) = app.encode(room, "prompt", |_| Ok(text)).await?;
     Ok((room, bos.into_iter().chain(ids).collect()))
 }
 
@@ -193,6 +174,7 @@ struct Chunks {
 impl Chunks {
     fn chunk(&self, choices: Vec<CompletionChoice>, usage: Option<OpenAiUsage>) -> Completion {
         let (id, created, model) = (self.id.clone(), self.created, self.model.clone());
+        let usage = self.include_usage.then_some(usage);
         Completion { id, object: "text_completion", created, model, choices, usage }
     }
 }

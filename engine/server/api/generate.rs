@@ -2,10 +2,12 @@
 
 use super::completions::plain;
 use super::logprobs::{self, TokenLogprob};
-use super::{Choice, Stop, collect};
+use super::{Choice, Stop, collect, fields, openai};
 use crate::body::JsonBody;
 use crate::engine_thread::{ModelInfo, Wanted};
 use crate::error::{ApiError, ErrorResponse};
+use crate::fields::described;
+use crate::number::{self, TokenLimit};
 use crate::sse::{self, Encoder, EventStream, ServerSentEvent};
 use crate::work::Room;
 use crate::{App, random_u64};
@@ -20,21 +22,25 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use utoipa::ToSchema;
 
+described!(GenerateRequest: fields::GENERATE);
+
 /// What is to be generated. Sampling fields have llama.cpp's names, meaning, order and defaults.
 #[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct GenerateRequest {
     /// The prompt as text. Either this or `ids`.
     prompt: Option<String>,
     /// The prompt as token ids, taken as they are.
+    #[serde(default, deserialize_with = "number::whole_list_if_any")]
     ids: Option<Vec<u32>>,
     /// Takes `prompt` as it is instead of as the user's message in the model's chat template. [default: false]
     raw: Option<bool>,
     /// System message of the chat template.
     system: Option<String>,
-    /// Most tokens to generate. [default: until the model stops or the context is full]
-    #[schema(minimum = 1)]
-    max_tokens: Option<usize>,
+    /// Most tokens to generate; -1 for as many as the context has room for. [default: until the model stops or the context is full]
+    max_tokens: Option<TokenLimit>,
+    /// llama.cpp's name of `max_tokens`.
+    n_predict: Option<TokenLimit>,
     /// Texts that end the answer; they are no part of it.
     stop: Option<Stop>,
     /// Goes on after an end-of-sequence token. [default: false]
@@ -44,6 +50,7 @@ pub struct GenerateRequest {
     /// 0 always takes the likeliest token. [default: 0.8]
     temperature: Option<f32>,
     /// Keeps the likeliest tokens; 0 or less keeps all. [default: 40]
+    #[serde(default, deserialize_with = "number::whole")]
     top_k: Option<i32>,
     /// Keeps the likeliest tokens whose probabilities add up to it. [default: 0.95]
     #[schema(minimum = 0, maximum = 1)]
@@ -56,15 +63,19 @@ pub struct GenerateRequest {
     repeat_penalty: Option<f32>,
     /// How many of the last tokens the penalties look at; 0 none, -1 the whole context. [default: 64]
     #[schema(minimum = -1)]
+    #[serde(default, deserialize_with = "number::whole")]
     repeat_last_n: Option<i32>,
     /// Subtracted from the logit of every token that has occurred. [default: 0]
     presence_penalty: Option<f32>,
     /// Subtracted from a token's logit once for each time it has occurred. [default: 0]
     frequency_penalty: Option<f32>,
-    /// The same seed gives the same answer. [default: random]
+    /// The same seed gives the same answer; -1 takes a random one. [default: random]
+    #[schema(value_type = Option<i64>)]
+    #[serde(default, deserialize_with = "number::seed")]
     seed: Option<u64>,
     /// Log-probabilities of the tokens, and of so many likeliest ones in the place of each.
     #[schema(maximum = 20)]
+    #[serde(default, deserialize_with = "number::whole")]
     logprobs: Option<usize>,
 }
 
@@ -140,9 +151,12 @@ impl GenerateRequest {
                 let render = move |model: &ModelInfo| {
                     Ok(super::chat::template(model)?.render(&messages, &[], true)?)
                 };
-                app.encode(room, render).await
+                app.encode(room, "prompt", render).await
             }
-            _ => Err(ApiError::field("prompt", "expected either `prompt` or `ids`")),
+            _ => Err(ApiError::field(
+                "prompt",
+                "prompt: expected either `prompt` or `ids`, found both or neither",
+            )),
         }
     }
 }
@@ -164,6 +178,10 @@ pub async fn generate(
 ) -> Result<Response, ApiError> {
     app.engine.model()?;
     let sampling = request.sampling();
+    openai::check_sampling(&sampling)?;
+    let limits = [("max_tokens", request.max_tokens), ("n_predict", request.n_predict)];
+    let max_tokens = openai::token_limit(limits, None)?;
+    let prompt_param = if request.ids.is_some() { "ids" } else { "prompt" };
     let seed = sampling.seed;
     let logprobs = logprobs::check("logprobs", request.logprobs)?;
     let stop = Stop::texts(request.stop.take())?;
@@ -175,13 +193,14 @@ pub async fn generate(
             vec![Wanted {
                 request: Request {
                     sampling,
-                    max_tokens: request.max_tokens,
+                    max_tokens,
                     stop,
                     ignore_eos: request.ignore_eos.unwrap_or(false),
                     logprobs,
                     ..Request::new(prompt)
                 },
                 grammar: None,
+                prompt_param,
             }],
         )
         .await?;

@@ -2,6 +2,7 @@
 
 pub mod chat;
 pub mod completions;
+pub mod fields;
 pub mod generate;
 pub mod health;
 pub mod logprobs;
@@ -9,6 +10,8 @@ pub mod messages;
 pub mod models;
 pub mod openai;
 pub mod page;
+pub mod prompt;
+pub mod response_format;
 pub mod tokens;
 pub mod tool_calls;
 pub mod tool_grammar;
@@ -20,6 +23,7 @@ use super::engine_thread::{ModelInfo, Wanted};
 use super::error::{ApiError, TEMPLATE_FAILED};
 use super::work::Room;
 use axum::Router;
+use axum::http::{StatusCode, Uri};
 use axum::routing::{get, post};
 use qernel_core::generate::{Event, FinishReason, Timings, Usage};
 use qernel_core::sampler::Logprobs;
@@ -45,9 +49,24 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/openapi.json", get(super::openapi::openapi))
 }
 
+/// 404, with what would do where that is known.
+pub async fn nowhere(uri: Uri) -> ApiError {
+    let path = uri.path();
+    let message = match path.strip_prefix("/v1").unwrap_or(path) {
+        "/responses" => {
+            "this server does not have the Responses API; have the client use chat completions (/v1/chat/completions)".into()
+        }
+        known @ ("/chat/completions" | "/completions" | "/models") => {
+            format!("there is nothing at this path, but at /v1{known}: the client's base URL has to end with /v1")
+        }
+        _ => "there is nothing at this path; see /openapi.json".into(),
+    };
+    ApiError::refused(StatusCode::NOT_FOUND, None, message)
+}
+
 /// Texts that end an answer.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
-#[serde(untagged, expecting = "a string or a list of strings")]
+#[serde(untagged, expecting = "expected a string or a list of strings")]
 pub enum Stop {
     One(String),
     Many(Vec<String>),
@@ -83,10 +102,11 @@ impl App {
     /// Makes a prompt's text and tokenises it, where that may take its time.
     ///
     /// # Errors
-    /// Those of `text`; 400 where it is longer than any that the context can hold.
+    /// Those of `text`; 400 where it is longer than any that the context can hold. `param` is the field that it is made of.
     async fn encode(
         self: &Arc<Self>,
         room: Room,
+        param: &'static str,
         text: impl FnOnce(&ModelInfo) -> Result<String, ApiError> + Send + 'static,
     ) -> Result<(Room, Vec<u32>), ApiError> {
         let app = Arc::clone(self);
@@ -98,12 +118,12 @@ impl App {
                 }
             })?;
             if text.len() > model.max_prompt_bytes {
-                return Err(ApiError::invalid(format!(
-                    "the prompt has {} bytes, which is more than the {} tokens of the context can be; shorten the prompt or \
-                     enlarge the context",
-                    text.len(),
-                    model.max_model_len
-                )));
+                let (bytes, tokens) = (text.len(), model.max_model_len);
+                let message = format!(
+                    "the prompt has {bytes} bytes, but this model's maximum context length is {tokens} tokens, which \
+                     never have so many; shorten the prompt or enlarge the context"
+                );
+                return Err(ApiError::context_length(param, message));
             }
             Ok(model.tokenizer.encode(&text, true)?)
         };

@@ -1,32 +1,43 @@
 //! What OpenAI's two endpoints share: the sampling fields, usage, names.
 
-use super::Choice;
+use super::{Choice, fields};
 use crate::error::ApiError;
+use crate::fields::described;
+use crate::number::TokenLimit;
 use qernel_core::generate::FinishReason;
+use qernel_core::sampler::SamplingParams;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 /// Declares a request with the fields that both endpoints take. (serde's `flatten` would lose which field a fault is in.)
 macro_rules! openai_request {
-    ($(#[$attribute:meta])* pub struct $name:ident { $($specific:tt)* }) => {
+    ($(#[$attribute:meta])* pub struct $name:ident: $table:path { $($specific:tt)* }) => {
+        crate::fields::described!($name: $table);
+
         $(#[$attribute])*
         #[derive(serde::Deserialize, utoipa::ToSchema)]
-        #[serde(deny_unknown_fields)]
-        #[allow(dead_code)] // Fields that are not supported are only there to be refused.
+        #[serde(remote = "Self", deny_unknown_fields)]
         pub struct $name {
             $($specific)*
             /// The model's name; there is one. [default: that one]
             pub model: Option<String>,
             /// How many answers to each prompt. [default: 1]
             #[schema(minimum = 1)]
+            #[serde(default, deserialize_with = "crate::number::whole")]
             pub n: Option<usize>,
             /// Texts that end the answer; they are no part of it.
             pub stop: Option<crate::api::Stop>,
             /// Whether to answer with Server-Sent Events. [default: false]
             pub stream: Option<bool>,
             pub stream_options: Option<crate::api::openai::StreamOptions>,
-            /// The same seed gives the same answer. [default: random]
-            pub seed: Option<i64>,
+            /// Most tokens of an answer; -1 for as many as the context has room for.
+            pub max_tokens: Option<crate::number::TokenLimit>,
+            /// llama.cpp's name of `max_tokens`.
+            pub n_predict: Option<crate::number::TokenLimit>,
+            /// The same seed gives the same answer; -1 takes a random one. [default: random]
+            #[schema(value_type = Option<i64>)]
+            #[serde(default, deserialize_with = "crate::number::seed")]
+            pub seed: Option<u64>,
             /// 0 always takes the likeliest token. [default: 1]
             #[schema(minimum = 0)]
             pub temperature: Option<f32>,
@@ -38,6 +49,7 @@ macro_rules! openai_request {
             /// Subtracted from a token's logit once for each time it has occurred in the answer. [default: 0]
             pub frequency_penalty: Option<f32>,
             /// Keeps the likeliest tokens; 0 or less keeps all. Not OpenAI's. [default: 0]
+            #[serde(default, deserialize_with = "crate::number::whole")]
             pub top_k: Option<i32>,
             /// Keeps tokens with at least this share of the likeliest one's probability. Not OpenAI's. [default: 0]
             #[schema(minimum = 0, maximum = 1)]
@@ -59,7 +71,7 @@ macro_rules! openai_request {
             /// 400 where OpenAI's interface knows no such value.
             fn sampling(&self) -> Result<qernel_core::sampler::SamplingParams, crate::error::ApiError> {
                 crate::api::openai::check(self.temperature, self.user.as_deref())?;
-                Ok(qernel_core::sampler::SamplingParams {
+                let params = qernel_core::sampler::SamplingParams {
                     temperature: self.temperature.unwrap_or(1.0),
                     top_k: self.top_k.unwrap_or(0),
                     top_p: self.top_p.unwrap_or(1.0),
@@ -68,8 +80,10 @@ macro_rules! openai_request {
                     repeat_last_n: -1,
                     presence_penalty: self.presence_penalty.unwrap_or(0.0),
                     frequency_penalty: self.frequency_penalty.unwrap_or(0.0),
-                    seed: self.seed.map_or_else(crate::random_u64, |seed| seed as u64),
-                })
+                    seed: self.seed.unwrap_or_else(crate::random_u64),
+                };
+                crate::api::openai::check_sampling(&params)?;
+                Ok(params)
             }
 
             /// Whether a stream was asked for; `Some(true)` if it is to end with the usage.
@@ -102,6 +116,39 @@ pub fn check(temperature: Option<f32>, user: Option<&str>) -> Result<(), ApiErro
     }
 }
 
+/// Refuses what has no meaning for the sampler.
+///
+/// # Errors
+/// 400, by name.
+pub fn check_sampling(params: &SamplingParams) -> Result<(), ApiError> {
+    match params.fault() {
+        Some((option, fault)) => Err(ApiError::field(option, format!("{option}: {fault}"))),
+        None => Ok(()),
+    }
+}
+
+/// The one limit that a request's fields give the length of its answers, by their names; `default` where they give none.
+///
+/// # Errors
+/// 400 where they contradict each other.
+pub fn token_limit<const N: usize>(
+    given: [(&str, Option<TokenLimit>); N],
+    default: Option<usize>,
+) -> Result<Option<usize>, ApiError> {
+    let mut first: Option<(&str, TokenLimit)> = None;
+    for (name, limit) in given.into_iter().filter_map(|(name, limit)| Some((name, limit?))) {
+        match first {
+            Some((other, found)) if found != limit => {
+                let message =
+                    format!("{name}: {limit} contradicts {other}, which is {found}; leave one of them out");
+                return Err(ApiError::field(name, message));
+            }
+            _ => first = first.or(Some((name, limit))),
+        }
+    }
+    Ok(first.map_or(default, |(_, limit)| limit.0))
+}
+
 /// Says in the log who asked for an answer that has been accepted. As a field's value it is escaped there.
 pub fn log_user(user: Option<&str>) {
     if let Some(user) = user {
@@ -109,9 +156,11 @@ pub fn log_user(user: Option<&str>) {
     }
 }
 
+described!(StreamOptions: fields::STREAM_OPTIONS);
+
 /// How a stream is to be.
 #[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct StreamOptions {
     /// Whether the last chunk has the usage of the whole answer, and no choices. [default: false]
     include_usage: Option<bool>,
@@ -120,15 +169,18 @@ pub struct StreamOptions {
 /// Whether a stream is asked for, and whether it ends with the usage.
 ///
 /// # Errors
-/// 400 where there are options without a stream.
+/// 400 where a usage at the end is asked for, and no stream.
 pub fn stream(stream: Option<bool>, options: Option<&StreamOptions>) -> Result<Option<bool>, ApiError> {
-    match (stream.unwrap_or(false), options) {
-        (true, options) => Ok(Some(options.and_then(|options| options.include_usage).unwrap_or(false))),
-        (false, None) => Ok(None),
-        (false, Some(_)) => {
-            let message = "stream_options: only a stream has options; set `stream` too, or leave them out";
-            Err(ApiError::field("stream_options", message))
+    let include_usage = options.and_then(|options| options.include_usage).unwrap_or(false);
+    match stream.unwrap_or(false) {
+        true => Ok(Some(include_usage)),
+        false if include_usage => {
+            let param = "stream_options.include_usage";
+            let message =
+                format!("{param}: only a stream has it at its end; set `stream` too, or leave it out");
+            Err(ApiError::field(param, message))
         }
+        false => Ok(None),
     }
 }
 

@@ -1,18 +1,25 @@
 //! `/tokenize` and `/detokenize`.
 
-use crate::App;
+use super::fields;
 use crate::body::JsonBody;
 use crate::error::{ApiError, ErrorResponse};
+use crate::fields::described;
 use crate::metrics::Rejection;
+use crate::{App, number};
 use axum::Json;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use utoipa::ToSchema;
 
+described! {
+    TokenizeRequest: fields::TOKENIZE,
+    DetokenizeRequest: fields::DETOKENIZE,
+}
+
 /// Text to be cut into tokens.
 #[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct TokenizeRequest {
     text: String,
     /// Whether the names of special tokens become those tokens. [default: true]
@@ -28,8 +35,9 @@ pub struct TokenizeResponse {
 
 /// Tokens to be put together.
 #[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct DetokenizeRequest {
+    #[serde(deserialize_with = "number::whole_list")]
     ids: Vec<u32>,
     /// Whether special tokens are left out. [default: false]
     skip_special: Option<bool>,

@@ -1,17 +1,29 @@
 //! Tools as requests name them and answers call them.
 
+use super::fields;
 use super::tool_calls::Call;
 use super::tool_grammar::Calls;
 use crate::error::ApiError;
+use crate::fields::described;
 use crate::random_id;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::HashSet;
+use std::fmt;
 use utoipa::ToSchema;
+
+described! {
+    Tool: fields::TOOL,
+    Function: fields::FUNCTION,
+    GivenCall: fields::CALL,
+    GivenFunction: fields::CALLED_FUNCTION,
+}
 
 /// A function that the model may call.
 #[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct Tool {
     #[serde(rename = "type")]
     #[allow(dead_code)] // There is one.
@@ -26,34 +38,58 @@ pub enum FunctionKind {
 }
 
 /// What a function is for and what it takes.
-#[derive(Clone, Deserialize, Serialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[derive(Deserialize, ToSchema)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct Function {
     name: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
     description: Option<String>,
     /// JSON schema of its arguments, an object. [default: it takes none]
-    #[serde(skip_serializing_if = "Option::is_none")]
     parameters: Option<Map<String, Value>>,
     /// Whether calls must follow the schema. Those that `tool_choice` forces always do; if one function asks for it, calls of
     /// all do. [default: false]
-    #[serde(skip_serializing_if = "Option::is_none")]
     strict: Option<bool>,
 }
 
 /// Whether the model calls tools.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, ToSchema)]
-#[serde(
-    untagged,
-    expecting = "`auto`, `none`, `required`, or {\"type\": \"function\", \"function\": {\"name\": …}}"
-)]
+#[derive(Clone, Debug, PartialEq, Eq, ToSchema)]
+#[serde(untagged)]
 pub enum ToolChoice {
     Mode(ToolMode),
     /// This function is called.
     Function(NamedTool),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
+impl<'de> Deserialize<'de> for ToolChoice {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl<'de> Visitor<'de> for Either {
+            type Value = ToolChoice;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+                formatter.write_str(
+                    "`auto`, `none`, `required`, or {\"type\": \"function\", \"function\": {\"name\": …}}",
+                )
+            }
+
+            fn visit_str<E: Error>(self, mode: &str) -> Result<ToolChoice, E> {
+                match mode {
+                    "auto" => Ok(ToolChoice::Mode(ToolMode::Auto)),
+                    "none" => Ok(ToolChoice::Mode(ToolMode::None)),
+                    "required" => Ok(ToolChoice::Mode(ToolMode::Required)),
+                    other => Err(E::invalid_value(serde::de::Unexpected::Str(other), &self)),
+                }
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<ToolChoice, A::Error> {
+                NamedTool::deserialize(MapAccessDeserializer::new(map)).map(ToolChoice::Function)
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ToolMode {
     /// The model decides.
@@ -90,12 +126,50 @@ pub struct ToolCall {
 }
 
 /// A function and its arguments.
-#[derive(Deserialize, Serialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[derive(Serialize, ToSchema)]
 pub struct CalledFunction {
-    pub name: String,
+    name: String,
     /// A JSON object, as text.
-    pub arguments: String,
+    arguments: String,
+}
+
+/// A call that the assistant asked for in an earlier turn.
+#[derive(Deserialize, ToSchema)]
+#[serde(remote = "Self", deny_unknown_fields)]
+pub struct GivenCall {
+    id: Option<String>,
+    #[serde(rename = "type")]
+    #[allow(dead_code)] // There is one.
+    kind: FunctionKind,
+    function: GivenFunction,
+}
+
+/// A function that was called, and its arguments.
+#[derive(Deserialize, ToSchema)]
+#[serde(remote = "Self", deny_unknown_fields)]
+pub struct GivenFunction {
+    name: String,
+    /// JSON as text; null or an empty text is the empty object.
+    arguments: Option<String>,
+}
+
+impl GivenCall {
+    /// The call as templates expect it: with its arguments as values.
+    ///
+    /// # Errors
+    /// What is wrong with the arguments.
+    pub fn for_template(self) -> Result<Value, String> {
+        let GivenFunction { name, arguments } = self.function;
+        // Models and clients write nothing for a function that takes nothing.
+        let text = arguments.as_deref().unwrap_or_default().trim();
+        let arguments: Value = if text.is_empty() {
+            json!({})
+        } else {
+            serde_json::from_str(text).map_err(|error| format!("expected JSON as text: {error}"))?
+        };
+        let function = json!({"name": name, "arguments": arguments});
+        Ok(json!({"id": self.id, "type": "function", "function": function}))
+    }
 }
 
 /// A call in a stream: always a whole one.
@@ -122,6 +196,18 @@ impl ToolCallDelta {
     }
 }
 
+impl Function {
+    /// The function as templates expect it. No model was trained to see `strict`.
+    fn for_template(&self) -> Value {
+        let mut function = Map::from_iter([("name".to_owned(), self.name.as_str().into())]);
+        let description = self.description.as_deref().map(Value::from);
+        function.extend(description.map(|description| ("description".to_owned(), description)));
+        let parameters = self.parameters.clone().map(Value::from);
+        function.extend(parameters.map(|parameters| ("parameters".to_owned(), parameters)));
+        json!({"type": "function", "function": function})
+    }
+}
+
 /// The tools that the model is told of, and how it may call them.
 pub struct ToolUse {
     tools: Vec<Tool>,
@@ -145,15 +231,15 @@ impl ToolUse {
     ) -> Result<Option<Self>, ApiError> {
         let tools = tools.unwrap_or_default();
         if tools.is_empty() {
-            for (field, is_there) in
-                [("tool_choice", choice.is_some()), ("parallel_tool_calls", parallel.is_some())]
-            {
-                if is_there {
-                    let message = format!("{field}: there are no `tools`; name some, or leave it out");
-                    return Err(ApiError::field(field, message));
+            return match choice {
+                // Without tools nothing is called in any case.
+                None | Some(ToolChoice::Mode(ToolMode::Auto | ToolMode::None)) => Ok(None),
+                Some(ToolChoice::Mode(ToolMode::Required) | ToolChoice::Function(_)) => {
+                    let message =
+                        "tool_choice: there are no `tools` to be called; name some, or leave it out";
+                    Err(ApiError::field("tool_choice", message))
                 }
-            }
-            return Ok(None);
+            };
         }
         let mut names = HashSet::new();
         if let Some(i) = tools.iter().position(|tool| !names.insert(tool.function.name.as_str())) {
@@ -189,9 +275,7 @@ impl ToolUse {
 
     /// The tools as templates expect them.
     pub fn for_template(&self) -> Vec<Value> {
-        // No model was trained to see `strict`.
-        let functions = self.tools.iter().map(|tool| Function { strict: None, ..tool.function.clone() });
-        functions.map(|function| json!({"type": "function", "function": function})).collect()
+        self.tools.iter().map(|tool| tool.function.for_template()).collect()
     }
 
     /// What the grammar of the answer is made of.

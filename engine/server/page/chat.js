@@ -152,6 +152,7 @@ async function ask() {
         $("message").value = text;
       }
       say(error.message, true);
+      showModel();
     }
   } finally {
     turn.classList.remove("unfinished");
@@ -160,16 +161,39 @@ async function ask() {
   }
 }
 
+/** Says what to ask this model for; the one that the program carries knows haiku alone. */
+function introduce(model) {
+  const isHaiku = model.id === "haiku";
+  document.title = `${model.id} · qernel`;
+  $("model").textContent = `${model.id} · ${model.device} · ${model.max_model_len} tokens`;
+  $("message").placeholder = isHaiku
+    ? "Write a haiku about the sea with the word forty-two"
+    : `Message to ${model.id}`;
+  const empty = $("empty");
+  if (empty) empty.textContent = isHaiku ? "Ask for a haiku about anything, with any word." : `Ask ${model.id} anything.`;
+}
+
+/** The next look at which model there is, and whether the last one found one. */
+let nextLook = null;
+let isReady = false;
+
+/** Shows which model answers. Looks again, soon where none does yet: the server may start anew with another one. */
 async function showModel() {
+  let seconds = 30;
   try {
-    const response = await fetch("v1/models");
+    const response = await fetch("v1/models", { cache: "no-store" });
     if (!response.ok) throw new Error(await fault(response));
-    const model = (await response.json()).data[0];
-    $("model").textContent = `${model.id} · ${model.device} · ${model.max_model_len} tokens`;
+    introduce((await response.json()).data[0]);
+    // What was refused meanwhile can be asked now.
+    if (!isReady && !running) say("");
+    isReady = true;
   } catch (error) {
     $("model").textContent = error.message;
-    setTimeout(showModel, 2000);
+    isReady = false;
+    seconds = 1;
   }
+  clearTimeout(nextLook);
+  nextLook = setTimeout(showModel, seconds * 1000);
 }
 
 $("form").addEventListener("submit", (event) => {
@@ -188,5 +212,9 @@ $("message").addEventListener("keydown", (event) => {
     event.preventDefault();
     ask();
   }
+});
+document.addEventListener("visibilitychange", () => {
+  // A browser slows the clocks of pages that nobody sees.
+  if (!document.hidden) showModel();
 });
 showModel();

@@ -1,0 +1,117 @@
+//! Prompts of `/v1/completions`.
+
+use crate::number::Whole;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, SeqAccess, Visitor};
+use std::fmt;
+use utoipa::ToSchema;
+
+/// One prompt or several, as text or as token ids.
+#[derive(ToSchema)]
+#[serde(untagged)]
+pub enum Prompt {
+    Text(String),
+    Texts(Vec<String>),
+    Ids(Vec<u32>),
+    IdLists(Vec<Vec<u32>>),
+}
+
+impl Prompt {
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        match self {
+            Self::Text(_) | Self::Ids(_) => 1,
+            Self::Texts(texts) => texts.len(),
+            Self::IdLists(lists) => lists.len(),
+        }
+    }
+}
+
+/// What a list of prompts begins with; the others are of its kind.
+enum First {
+    Text(String),
+    Id(u32),
+    Ids(Vec<u32>),
+}
+
+impl<'de> Deserialize<'de> for Prompt {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+
+        impl<'de> Visitor<'de> for Any {
+            type Value = Prompt;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+                formatter
+                    .write_str("a string, a list of strings, a list of token ids, or a list of such lists")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Prompt, E> {
+                Ok(Prompt::Text(text.to_owned()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Prompt, A::Error> {
+                Ok(match list.next_element()? {
+                    None => Prompt::Texts(Vec::new()),
+                    Some(First::Text(first)) => Prompt::Texts(rest(first, list, |text: String| text)?),
+                    Some(First::Id(first)) => Prompt::Ids(rest(first, list, |id: Whole<u32>| id.0)?),
+                    Some(First::Ids(first)) => Prompt::IdLists(rest(first, list, ids)?),
+                })
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
+}
+
+fn ids(list: Vec<Whole<u32>>) -> Vec<u32> {
+    list.into_iter().map(|id| id.0).collect()
+}
+
+/// The whole of a list whose first item has been read.
+fn rest<'de, A: SeqAccess<'de>, T: Deserialize<'de>, U>(
+    first: U,
+    mut list: A,
+    convert: impl Fn(T) -> U,
+) -> Result<Vec<U>, A::Error> {
+    let mut items = vec![first];
+    while let Some(item) = list.next_element()? {
+        items.push(convert(item));
+    }
+    Ok(items)
+}
+
+impl<'de> Deserialize<'de> for First {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+
+        impl<'de> Visitor<'de> for Any {
+            type Value = First;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+                formatter.write_str("a string, a token id, or a list of token ids")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<First, E> {
+                Ok(First::Text(text.to_owned()))
+            }
+
+            fn visit_u64<E: Error>(self, id: u64) -> Result<First, E> {
+                Whole::deserialize(serde::de::value::U64Deserializer::new(id)).map(|id| First::Id(id.0))
+            }
+
+            fn visit_i64<E: Error>(self, id: i64) -> Result<First, E> {
+                Whole::deserialize(serde::de::value::I64Deserializer::new(id)).map(|id| First::Id(id.0))
+            }
+
+            fn visit_f64<E: Error>(self, id: f64) -> Result<First, E> {
+                Whole::deserialize(serde::de::value::F64Deserializer::new(id)).map(|id| First::Id(id.0))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<First, A::Error> {
+                Vec::deserialize(serde::de::value::SeqAccessDeserializer::new(list))
+                    .map(|list| First::Ids(ids(list)))
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
+}
