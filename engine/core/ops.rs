@@ -52,7 +52,8 @@ impl OpsConfig {
 pub struct Stacked<W> {
     /// `[sum of the rows, cols]`
     pub whole: W,
-    /// In the order in which they were given; no copies where the device has memory of its own.
+    /// In the order in which they were given; no copies where the device has memory of its own. Empty where it keeps rows of several of
+    /// them side by side.
     pub parts: Vec<W>,
 }
 
@@ -109,8 +110,9 @@ pub trait Ops: Types {
     fn new_batch(&mut self, limits: &BatchLimits) -> Result<Self::Batch>;
     /// Brings a matrix of the file to the device.
     fn load_matrix(&mut self, matrix: &Matrix) -> Result<Self::Weight>;
-    /// Brings matrices of as many columns each to the device, one below the other.
-    fn load_stacked(&mut self, matrices: &[Matrix]) -> Result<Stacked<Self::Weight>>;
+    /// Brings matrices of as many columns each to the device, one below the other; a row and the one that is `apart` rows on are used
+    /// together, of every `2 * apart` rows.
+    fn load_stacked(&mut self, matrices: &[Matrix], apart: usize) -> Result<Stacked<Self::Weight>>;
     /// Called after the last matrix.
     ///
     /// # Errors

@@ -17,8 +17,8 @@ use crate::tensor::{self, Activation, KvCache, Tensor, Weight};
 use crate::variant::KernelChoice;
 use crate::weights::Matrix;
 use crate::{
-    attention, bandwidth, bias_rope_kv, embed, gather_rows, graph, matmul, precise_dtype, qk_norm, rms_norm,
-    rope, sampler, silu_mul,
+    attention, bandwidth, bias_rope_kv, embed, fused, gather_rows, graph, matmul, precise_dtype, qk_norm,
+    rms_norm, rope, sampler, silu_mul,
 };
 use qernel_core::batch::{Batch, BatchLimits};
 use qernel_core::sampler::SamplingRow;
@@ -220,8 +220,8 @@ impl Ops for CudaOps {
         self.load_one(matrix)
     }
 
-    fn load_stacked(&mut self, matrices: &[Matrix]) -> Result<Stacked<Weight>> {
-        self.load_several(matrices)
+    fn load_stacked(&mut self, matrices: &[Matrix], apart: usize) -> Result<Stacked<Weight>> {
+        self.load_several(matrices, apart)
     }
 
     fn finish_loading(&mut self) -> Result<()> {
@@ -269,6 +269,9 @@ impl Ops for CudaOps {
     ) -> Result<()> {
         if weight.float().is_some() && self.is_fused(rows, out.cols) {
             return self.fused_matmul_add(rows.n, x, weight, out);
+        }
+        if weight.units().is_some() && self.is_step_of_parts(rows) {
+            return self.matmul_accumulate(rows.n, x, weight, out);
         }
         self.matmul_accumulate(rows.padded, x, weight, out)
     }
@@ -372,8 +375,13 @@ impl Ops for CudaOps {
         let AttentionIn { norm, qkv, bias, qk_norm } = part;
         let [q_proj, k_proj, v_proj] = &qkv.parts[..] else { return Ok(false) };
         let weights = [q_proj, k_proj, v_proj];
-        let floats = weights.iter().all(|weight| weight.float().is_some());
-        if qk_norm.is_some() || !floats || !self.is_fused(rows, x.cols) {
+        let takes = match weights.map(Weight::units) {
+            [Some(q), Some(k), Some(v)] => {
+                fused::QkvWeights::are_known(q, k, v) && self.takes_units(fused::norm_qkv_rope::OP, rows)
+            }
+            _ => weights.iter().all(|weight| weight.float().is_some()) && self.is_fused(rows, x.cols),
+        };
+        if qk_norm.is_some() || !takes {
             return Ok(false);
         }
         let biases = bias.each_ref().map(Option::as_ref);
@@ -388,11 +396,17 @@ impl Ops for CudaOps {
         x: &Tensor,
         out: &mut Activation,
     ) -> Result<bool> {
-        let [gate, up] = &part.gate_up.parts[..] else { return Ok(false) };
-        if gate.float().is_none() || up.float().is_none() || !self.is_fused(rows, x.cols) {
+        let takes = match (part.gate_up.whole.units(), &part.gate_up.parts[..]) {
+            (Some(_), _) => self.takes_units(fused::norm_gate_up::OP, rows),
+            (None, [gate, up]) => {
+                gate.float().is_some() && up.float().is_some() && self.is_fused(rows, x.cols)
+            }
+            _ => false,
+        };
+        if !takes {
             return Ok(false);
         }
-        self.fused_norm_gate_up(rows.n, x, &part.norm, [gate, up], out)?;
+        self.fused_norm_gate_up(rows.n, x, &part.norm, &part.gate_up, out)?;
         Ok(true)
     }
 
@@ -403,7 +417,11 @@ impl Ops for CudaOps {
         x: &Tensor,
         logits: &mut Tensor,
     ) -> Result<bool> {
-        if part.weight.float().is_none() || !self.is_fused(rows, x.cols) {
+        let takes = match part.weight.units() {
+            Some(_) => self.takes_units(fused::norm_matmul::OP, rows),
+            None => part.weight.float().is_some() && self.is_fused(rows, x.cols),
+        };
+        if !takes {
             return Ok(false);
         }
         self.fused_norm_matmul(rows.n, x, part.norm, part.weight, logits)?;

@@ -5,16 +5,17 @@ use super::device::Device;
 use super::launch::{dimension, elements_of_rows, launch};
 use super::memory::DeviceBuffer;
 use super::tensor::{Activation, BlockMatrix, Piece, Tensor, Weight};
+use super::units::{SPAN, UnitMatrix, Units};
 use super::variant::Operation;
 use crate::error::{Error, Result};
-use gpu_kernels::blocks;
 use gpu_kernels::embed::{BLOCK_SIZE, EmbedArgs, plain};
+use gpu_kernels::{blocks, units};
 
 const OP: &str = "embed";
 
 /// What there is to know of the operation.
 pub(crate) fn operation() -> Operation {
-    Operation::single(OP, &[plain().instances(), blocks::embed().instances()])
+    Operation::single(OP, &[plain().instances(), blocks::embed().instances(), units::embed().instances()])
 }
 
 /// `out[i] = table[token(i)]`: `[num_tokens, hidden_size]`, with the batch's tokens or, where it says so, those `drawn` last.
@@ -35,6 +36,8 @@ pub(super) fn embed(
     }
     let config = elements_of_rows(rows, cols, BLOCK_SIZE);
     let (tokens, drawn_rows, drawn, out) = (batch.tokens(), batch.drawn_rows(), drawn.ptr(), out.ptr_mut());
+    let in_blocks =
+        |table| blocks::EmbedArgs { hidden_size: cols, vocab_size, tokens, drawn_rows, drawn, table, out };
     // SAFETY: one row of blocks for each of the `n` tokens; every row of the draw has a place in `drawn`, and a given token is a
     // row of the table, checked above, so that it has one; the kernel checks what was drawn.
     unsafe {
@@ -46,17 +49,10 @@ pub(super) fn embed(
                 launch(device, plain(), &[dtype.name().into()], &config, arguments)
             }
             [Piece::Blocks(BlockMatrix { data, format, .. })] => {
-                let table = data.ptr();
-                let arguments = blocks::EmbedArgs {
-                    hidden_size: cols,
-                    vocab_size,
-                    tokens,
-                    drawn_rows,
-                    drawn,
-                    table,
-                    out,
-                };
-                launch(device, blocks::embed(), &[format.name().into()], &config, arguments)
+                launch(device, blocks::embed(), &[format.name().into()], &config, in_blocks(data.ptr()))
+            }
+            [Piece::Units(UnitMatrix { units: Units { at, format, span: SPAN, .. }, .. })] => {
+                launch(device, units::embed(), &[format.name().into()], &config, in_blocks(*at))
             }
             _ => Err(Error::Request(format!("{OP}: the table is one matrix, not several"))),
         }

@@ -258,7 +258,7 @@ pub(super) fn matmul_accumulate(
             let case = case(&tools, n, x, matrix, DevicePtrMut::from_raw(0), weight.rows)?;
             Ok(variant(&case, choice)?.name == CUBLAS)
         }
-        Piece::Blocks(_) => Ok(true),
+        Piece::Blocks(_) | Piece::Units(_) => Ok(true),
     };
     if n == 0 || weight.pieces.iter().map(adds).collect::<Result<Vec<_>>>()?.iter().all(|&adds| adds) {
         return multiply(&mut tools, choice, n, x, weight, out.ptr_mut(), Sum::Added);
@@ -317,7 +317,15 @@ fn multiply(
             }
             Piece::Blocks(matrix) => {
                 // SAFETY: as above.
-                unsafe { blocks::multiply(tools, choice, n, x, matrix, out, stride, sum == Sum::Added)? }
+                unsafe {
+                    blocks::multiply(tools, choice, n, x, matrix.into(), out, stride, sum == Sum::Added)?
+                }
+            }
+            Piece::Units(matrix) => {
+                // SAFETY: as above.
+                unsafe {
+                    blocks::multiply(tools, choice, n, x, matrix.into(), out, stride, sum == Sum::Added)?
+                }
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use super::device::Device;
 use super::memory::DeviceBuffer;
+use super::units::{UnitMatrix, Units};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::formats::MatrixFormat;
@@ -37,6 +38,7 @@ pub struct Weight {
 pub(super) enum Piece {
     Float(Activation),
     Blocks(BlockMatrix),
+    Units(UnitMatrix),
 }
 
 /// `[rows, cols]` in blocks along the rows, as a file has them.
@@ -192,6 +194,14 @@ impl Weight {
         }
     }
 
+    /// The matrix if it is in units, in one piece.
+    pub(super) fn units(&self) -> Option<Units> {
+        match &self.pieces[..] {
+            [Piece::Units(matrix)] => Some(matrix.units),
+            _ => None,
+        }
+    }
+
     /// The matrix as `op` takes it.
     ///
     /// # Errors
@@ -221,6 +231,7 @@ impl Piece {
         match self {
             Self::Float(matrix) => matrix.rows,
             Self::Blocks(matrix) => matrix.rows,
+            Self::Units(matrix) => matrix.units.rows,
         }
     }
 }

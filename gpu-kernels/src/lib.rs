@@ -26,6 +26,7 @@ pub mod read_bandwidth;
 pub mod rms_norm;
 pub mod sampler;
 pub mod silu_mul;
+pub mod units;
 
 mod grid;
 mod reduce;

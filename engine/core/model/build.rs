@@ -101,11 +101,17 @@ pub trait Build<T: Types> {
     /// What the device says; likewise below.
     fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<T::Weight>;
 
-    /// Matrices of `cols` columns that are multiplied with the same inputs.
+    /// Matrices of `cols` columns that are multiplied with the same inputs. Of the rows of all, one below the other, a row and the one that is
+    /// `apart` rows on are used together.
     ///
     /// # Errors
     /// As [`Build::matrix`].
-    fn stacked(&mut self, projections: &[Projection], cols: usize) -> Result<Stacked<T::Weight>>;
+    fn stacked(
+        &mut self,
+        projections: &[Projection],
+        cols: usize,
+        apart: usize,
+    ) -> Result<Stacked<T::Weight>>;
 
     /// A vector; its values in the order `order`, if one is given.
     ///
@@ -192,7 +198,7 @@ impl Build<Nothing> for Plan {
         Ok(())
     }
 
-    fn stacked(&mut self, projections: &[Projection], cols: usize) -> Result<Stacked<()>> {
+    fn stacked(&mut self, projections: &[Projection], cols: usize, _apart: usize) -> Result<Stacked<()>> {
         projections.iter().try_for_each(|projection| self.matrix(&projection.name, projection.rows, cols))?;
         Ok(Stacked { whole: (), parts: vec![(); projections.len()] })
     }
@@ -284,7 +290,12 @@ impl<O: Ops> Build<O> for Load<'_, O> {
         Ok(weight)
     }
 
-    fn stacked(&mut self, projections: &[Projection], _cols: usize) -> Result<Stacked<O::Weight>> {
+    fn stacked(
+        &mut self,
+        projections: &[Projection],
+        _cols: usize,
+        apart: usize,
+    ) -> Result<Stacked<O::Weight>> {
         let weights = self.weights;
         let ordered =
             |projection: &Projection| match (weights.matrix(&projection.name)?, projection.head_order) {
@@ -292,7 +303,7 @@ impl<O: Ops> Build<O> for Load<'_, O> {
                 (matrix, Some(order)) => matrix.with_head_order(order),
             };
         let matrices = projections.iter().map(ordered).collect::<Result<Vec<_>>>()?;
-        let stacked = self.ops.load_stacked(&matrices)?;
+        let stacked = self.ops.load_stacked(&matrices, apart)?;
         matrices.iter().for_each(|matrix| self.advance(matrix.data.len()));
         Ok(stacked)
     }

@@ -104,7 +104,7 @@ impl<T: Types> Layer<T> {
             pages: b.state(LayerState::Pages { num_key_value_heads, head_dim }),
             attention_in: AttentionIn {
                 norm: b.norm(&format!("{layer}.attn_norm.weight"), hidden_size, eps)?,
-                qkv: b.stacked(&qkv("weight"), hidden_size)?,
+                qkv: b.stacked(&qkv("weight"), hidden_size, head_dim / 2)?,
                 bias: b.biases(qkv("bias"))?,
                 qk_norm: match features.qk_norm {
                     true => {
@@ -117,7 +117,7 @@ impl<T: Types> Layer<T> {
             o_proj: b.matrix(&format!("{layer}.attn_output.weight"), hidden_size, config.q_size())?,
             mlp_in: MlpIn {
                 norm: b.norm(&format!("{layer}.ffn_norm.weight"), hidden_size, eps)?,
-                gate_up: b.stacked(&gate_up, hidden_size)?,
+                gate_up: b.stacked(&gate_up, hidden_size, intermediate_size)?,
             },
             down_proj: b.matrix(&format!("{layer}.ffn_down.weight"), hidden_size, intermediate_size)?,
         })

@@ -4,25 +4,18 @@
 use super::CudaOps;
 use crate::batch::CudaBatch;
 use crate::error::{Error, Result};
+use crate::fused::{GateUp, HeadWeight, QkvWeights};
 use crate::memory::DeviceBuffer;
-use crate::ops::Rows;
 use crate::ops::parts::Norm;
+use crate::ops::{Rows, Stacked};
 use crate::tensor::{Activation, KvCache, Piece, Tensor, Weight};
 use crate::{add, bias_rope_kv, decode, fused, matmul, rms_norm, silu_mul};
 
 impl CudaOps {
-    /// Whether the kernels that compute a whole part of a layer take these rows of a batch, for a model of this `hidden_size`, and are
-    /// the faster way.
+    /// Whether the kernels that compute a whole part of a layer take these rows of a batch, for a model of this `hidden_size` whose weights are
+    /// floats, and are the faster way.
     pub(super) fn is_fused(&self, rows: Rows<CudaBatch>, hidden_size: usize) -> bool {
-        // Every row its sequence's only one: a decode step.
-        if rows.batch.shape.rows.has_multiple || rows.n > fused::max_rows(self.dtype) {
-            return false;
-        }
-        let chosen = self.choice.get(fused::OP).is_none_or(|name| name == fused::FUSED);
-        let replaced = [matmul::OP, rms_norm::OP, silu_mul::OP, bias_rope_kv::OP, add::OP];
-        let separate = replaced.iter().any(|op| self.choice.get(op).is_some());
-        chosen
-            && !separate
+        self.is_step_of_parts(rows)
             && fused::is_eligible(
                 &self.choice,
                 rows.batch.shape.num_tokens,
@@ -30,6 +23,23 @@ impl CudaOps {
                 hidden_size,
                 &self.widths,
             )
+    }
+
+    /// Whether kernels that compute a whole part of a layer are wanted for these rows of a batch.
+    pub(super) fn is_step_of_parts(&self, rows: Rows<CudaBatch>) -> bool {
+        // Every row its sequence's only one: a decode step.
+        if rows.batch.shape.rows.has_multiple || rows.n > fused::max_rows(self.dtype) {
+            return false;
+        }
+        let chosen = self.choice.get(fused::OP).is_none_or(|name| name == fused::FUSED);
+        let replaced =
+            [matmul::OP, matmul::blocks::OP, rms_norm::OP, silu_mul::OP, bias_rope_kv::OP, add::OP];
+        chosen && !replaced.iter().any(|op| self.choice.get(op).is_some())
+    }
+
+    /// Whether `op` is one kernel for these rows, whose weights are in units.
+    pub(super) fn takes_units(&self, op: &str, rows: Rows<CudaBatch>) -> bool {
+        self.is_step_of_parts(rows) && fused::takes_units(&self.choice, op, rows.n)
     }
 
     /// `x += delta`: `[n, cols]`, a part of [`CudaOps::matmul_accumulate`].
@@ -64,9 +74,17 @@ impl CudaOps {
     /// # Errors
     /// [`Error::Request`] if it is not one, or the shapes do not fit.
     pub fn decode(&mut self, weight: &Weight, out: &mut Activation) -> Result<()> {
-        match &weight.pieces[..] {
-            [Piece::Blocks(matrix)] => decode::decode(&self.device, matrix, out),
-            _ => Err(Error::Request("decode: expected a matrix in blocks".into())),
+        decode::decode(&self.device, weight, out)
+    }
+
+    /// Repacks the blocks of a file in the place of a matrix that was loaded from such blocks, where the device repacks them.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if it does not, or they are not as many.
+    pub fn repack(&mut self, blocks: &DeviceBuffer<u8>, weight: &mut Weight) -> Result<()> {
+        match &mut weight.pieces[..] {
+            [Piece::Units(matrix)] => matrix.repack(&self.device, blocks),
+            _ => Err(Error::Request("repack: the matrix is as in the file".into())),
         }
     }
 
@@ -96,7 +114,11 @@ impl CudaOps {
         weight: &Weight,
         out: &mut Tensor,
     ) -> Result<()> {
-        fused::norm_matmul(&self.device, &self.choice, n, x, norm, weight.expect_float("norm_matmul")?, out)
+        let weight = match weight.units() {
+            Some(units) => HeadWeight::Units(units),
+            None => HeadWeight::Float(weight.expect_float("norm_matmul")?),
+        };
+        fused::norm_matmul(&self.device, &self.choice, n, x, norm, weight, out)
     }
 
     /// [`Ops::norm_gate_up`], likewise.
@@ -108,10 +130,16 @@ impl CudaOps {
         n: usize,
         x: &Tensor,
         norm: &Norm<DeviceBuffer<f32>>,
-        [gate, up]: [&Weight; 2],
+        gate_up: &Stacked<Weight>,
         out: &mut Activation,
     ) -> Result<()> {
-        let gate_up = [gate.expect_float("norm_gate_up")?, up.expect_float("norm_gate_up")?];
+        let gate_up = match (gate_up.whole.units(), &gate_up.parts[..]) {
+            (Some(units), _) => GateUp::Units(units),
+            (None, [gate, up]) => {
+                GateUp::Floats([gate.expect_float("norm_gate_up")?, up.expect_float("norm_gate_up")?])
+            }
+            _ => return Err(Error::Request("norm_gate_up: the weights must be gate and up".into())),
+        };
         fused::norm_gate_up(&self.device, &self.choice, n, x, norm, gate_up, out)
     }
 
@@ -131,12 +159,13 @@ impl CudaOps {
         q: &mut Tensor,
         cache: &mut KvCache,
     ) -> Result<()> {
-        let [q_proj, k_proj, v_proj] = weights;
-        let weights = [
-            q_proj.expect_float("norm_qkv_rope")?,
-            k_proj.expect_float("norm_qkv_rope")?,
-            v_proj.expect_float("norm_qkv_rope")?,
-        ];
+        let weights = match weights.map(Weight::units) {
+            [Some(q), Some(k), Some(v)] => QkvWeights::Units([q, k, v]),
+            _ => {
+                let [q, k, v] = weights.map(|weight| weight.expect_float("norm_qkv_rope"));
+                QkvWeights::Floats([q?, k?, v?])
+            }
+        };
         let qkv = fused::Qkv { norm, weights, biases };
         fused::norm_qkv_rope(&self.device, &self.choice, batch, &self.rope, layer, x, &qkv, q, cache)
     }

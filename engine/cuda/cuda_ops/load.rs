@@ -9,6 +9,7 @@ use crate::matmul;
 use crate::memory::DeviceBuffer;
 use crate::ops::Stacked;
 use crate::tensor::{self, Activation, BlockMatrix, Piece, Weight};
+use crate::units::{self, UnitMatrix, UnitShape};
 use crate::weights::Matrix;
 
 impl CudaOps {
@@ -36,8 +37,21 @@ impl CudaOps {
     }
 
     /// Queues bringing matrices of one format to the device, one below the other: the whole, and each by itself in the same memory.
-    fn load_piece(&mut self, matrices: &[Matrix], cols: usize) -> Result<(Piece, Vec<Weight>)> {
+    fn load_piece(
+        &mut self,
+        matrices: &[Matrix],
+        cols: usize,
+        apart: usize,
+    ) -> Result<(Piece, Option<Vec<Weight>>)> {
         let format = matrices[0].format;
+        let rows = matrices.iter().map(|matrix| matrix.rows).sum();
+        let as_in_the_file =
+            self.choice.get(matmul::blocks::OP).is_some_and(|name| name == matmul::blocks::INLINE);
+        if let Some(shape) = units::shape(&self.device, self.dtype, format, [rows, cols], apart)
+            && !as_in_the_file
+        {
+            return self.load_units(matrices, shape, apart);
+        }
         let dtype = format.float().map(|_| self.dtype);
         let row_bytes = MatrixFormat::row_bytes(dtype.map_or(format, MatrixFormat::from), cols);
         let row_bytes =
@@ -46,7 +60,6 @@ impl CudaOps {
             Some(dtype) => Piece::Float(Activation { data, dtype, rows, cols }),
             None => Piece::Blocks(BlockMatrix { data, format, rows, cols }),
         };
-        let rows = matrices.iter().map(|matrix| matrix.rows).sum();
         let whole = DeviceBuffer::zeroed(&self.device, tensor::elements(rows, row_bytes)?)?;
         let (mut parts, mut end) = (Vec::new(), 0);
         for matrix in matrices {
@@ -59,25 +72,63 @@ impl CudaOps {
                 Some(from) => self.load_float(matrix, from, &mut data)?,
                 None => {
                     self.uploader.upload(&matrix.data, &mut data)?;
-                    let room = matmul::blocks::decoded_bytes(tensor::elements(rows, cols)?, self.dtype);
-                    if room > self.decoded.len() && !self.device.is_emulated() {
-                        self.decoded = DeviceBuffer::zeroed(&self.device, room)?;
-                    }
+                    self.make_room_to_decode(rows, cols)?;
                 }
             }
             parts.push(Weight { pieces: vec![piece(data, matrix.rows)], rows: matrix.rows, cols });
         }
-        Ok((piece(whole, rows), parts))
+        Ok((piece(whole, rows), Some(parts)))
+    }
+
+    /// Room for as many rows of a matrix as are decoded at a time.
+    fn make_room_to_decode(&mut self, rows: usize, cols: usize) -> Result<()> {
+        let room = matmul::blocks::decoded_bytes(tensor::elements(rows, cols)?, self.dtype);
+        if room > self.decoded.len() && !self.device.is_emulated() {
+            self.decoded = DeviceBuffer::zeroed(&self.device, room)?;
+        }
+        Ok(())
+    }
+
+    /// As [`Self::load_piece`], repacked as units, rows that are `span` apart side by side; no parts where their rows share tiles.
+    fn load_units(
+        &mut self,
+        matrices: &[Matrix],
+        shape: UnitShape,
+        span: usize,
+    ) -> Result<(Piece, Option<Vec<Weight>>)> {
+        let &Matrix { format, cols, .. } = &matrices[0];
+        let (mut rows, mut bytes) = (0, 0);
+        for matrix in matrices {
+            matrix.row_bytes()?;
+            (rows, bytes) = (rows + matrix.rows, bytes + matrix.data.len());
+        }
+        let blocks = DeviceBuffer::zeroed(&self.device, bytes)?;
+        let mut end = 0;
+        for matrix in matrices {
+            // SAFETY: the parts do not overlap.
+            let mut part = unsafe { blocks.part(end, matrix.data.len())? };
+            end += matrix.data.len();
+            self.uploader.upload(&matrix.data, &mut part)?;
+        }
+        let whole = UnitMatrix::repacked(&self.device, &blocks, format, shape, [rows, cols], span)?;
+        self.make_room_to_decode(rows, cols)?;
+        let (mut parts, mut end) = (Vec::new(), 0);
+        for matrix in matrices {
+            let part = whole.part(end, matrix.rows)?;
+            end += matrix.rows;
+            parts.push(part.map(|part| Weight { pieces: vec![Piece::Units(part)], rows: matrix.rows, cols }));
+        }
+        Ok((Piece::Units(whole), parts.into_iter().collect()))
     }
 
     /// [`Ops::load_matrix`](crate::ops::Ops::load_matrix)
     pub(super) fn load_one(&mut self, matrix: &Matrix) -> Result<Weight> {
-        let (piece, _) = self.load_piece(std::slice::from_ref(matrix), matrix.cols)?;
+        let (piece, _) = self.load_piece(std::slice::from_ref(matrix), matrix.cols, units::SPAN)?;
         Ok(Weight { pieces: vec![piece], rows: matrix.rows, cols: matrix.cols })
     }
 
     /// [`Ops::load_stacked`](crate::ops::Ops::load_stacked)
-    pub(super) fn load_several(&mut self, matrices: &[Matrix]) -> Result<Stacked<Weight>> {
+    pub(super) fn load_several(&mut self, matrices: &[Matrix], apart: usize) -> Result<Stacked<Weight>> {
         let cols = matrices.first().map_or(0, |matrix| matrix.cols);
         if let Some(other) = matrices.iter().find(|matrix| matrix.cols != cols) {
             return Err(Error::Model(format!(
@@ -86,15 +137,18 @@ impl CudaOps {
             )));
         }
         let mut whole = Weight { pieces: Vec::new(), rows: 0, cols };
-        let mut parts = Vec::new();
+        let mut parts = Some(Vec::new());
         // Floats all get one format.
         let kind = |matrix: &Matrix| matrix.format.float().map_or(Some(matrix.format), |_| None);
         for run in matrices.chunk_by(|a, b| kind(a) == kind(b)) {
-            let (piece, of_run) = self.load_piece(run, cols)?;
+            let (piece, of_run) = self.load_piece(run, cols, apart)?;
             whole.rows += piece.rows();
             whole.pieces.push(piece);
-            parts.extend(of_run);
+            parts = parts.zip(of_run).map(|(mut parts, of_run)| {
+                parts.extend(of_run);
+                parts
+            });
         }
-        Ok(Stacked { whole, parts })
+        Ok(Stacked { whole, parts: parts.unwrap_or_default() })
     }
 }

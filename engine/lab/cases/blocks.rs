@@ -1,7 +1,7 @@
 //! Matrices in blocks: decoding them, and products with them.
 
 use super::matmul::places;
-use crate::cuda::{Activation, CudaOps, Tensor, Weight};
+use crate::cuda::{Activation, CudaOps, Tensor, Weight, unit_cols};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::lab::case::{Case, Cases, Cost, Instance, Workload, plain_config};
@@ -37,7 +37,12 @@ fn matrix(
 fn decode_checks() -> Vec<Case> {
     let of = |format: MatrixFormat| {
         let shapes = [[1, 1], [19, 3], [3, 11]].map(|[rows, blocks]| [rows, blocks * format.block_values()]);
-        Dtype::ALL.into_iter().flat_map(move |dtype| shapes.map(|shape| decode_case(format, dtype, shape)))
+        // Repacked.
+        let units = unit_cols(format).map(|cols| [[16, cols], [48, 3 * cols]]);
+        let shapes: Vec<_> = shapes.into_iter().chain(units.into_iter().flatten()).collect();
+        Dtype::ALL.into_iter().flat_map(move |dtype| {
+            shapes.clone().into_iter().map(move |shape| decode_case(format, dtype, shape))
+        })
     };
     formats().flat_map(of).collect()
 }
@@ -96,9 +101,16 @@ type Shape = [usize; 3];
 fn checks() -> Vec<Case> {
     const SHAPES: [Shape; 5] = [[1, 1, 1], [1, 19, 3], [5, 37, 2], [19, 9, 3], [9, 111, 1]];
     let of = |format: MatrixFormat| {
+        // Repacked: one unit, several for a warp, more tiles than a block keeps the sums of.
+        const UNITS: [Shape; 6] = [[1, 16, 1], [2, 48, 3], [8, 16, 17], [5, 32, 2], [1, 304, 1], [19, 16, 4]];
         let shapes = SHAPES.map(|[n, rows, blocks]| [n, rows, blocks * format.block_values()]);
+        let units = unit_cols(format).map(|cols| UNITS.map(|[n, rows, units]| [n, rows, units * cols]));
+        let shapes: Vec<_> = shapes.into_iter().chain(units.into_iter().flatten()).collect();
         let of = move |dtype| {
-            shapes.into_iter().flat_map(move |shape| [false, true].map(|add| case(format, dtype, shape, add)))
+            shapes
+                .clone()
+                .into_iter()
+                .flat_map(move |shape| [false, true].map(|add| case(format, dtype, shape, add)))
         };
         Dtype::ALL.into_iter().flat_map(of)
     };
@@ -148,6 +160,7 @@ struct Matmul {
     out: Tensor,
     /// What is in `out` before, where products are added.
     before: Option<Vec<f32>>,
+    is_repacked: bool,
 }
 
 impl Matmul {
@@ -178,6 +191,9 @@ impl Matmul {
             weight,
             out: poisoned(ops, n, rows)?,
             before,
+            is_repacked: ops.dtype() == Dtype::F16
+                && rows % 16 == 0
+                && unit_cols(format).is_some_and(|unit| cols % unit == 0),
         })
     }
 
@@ -223,6 +239,6 @@ impl Instance for Matmul {
     }
 
     fn default_variant(&self) -> Option<&'static str> {
-        (self.shape[0] <= 8).then_some("inline")
+        (self.shape[0] <= 8).then_some(if self.is_repacked { "units" } else { "inline" })
     }
 }

@@ -1,14 +1,16 @@
 //! The fused operations of a decode step.
 
 use super::matmul::places;
-use crate::cuda::{Activation, CudaOps, Tensor, Weight, fused_max_rows, precise_dtype};
+use crate::cuda::{Activation, CudaOps, Tensor, Weight, fused_max_rows, precise_dtype, unit_cols};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::lab::case::{Case, Cases, Cost, Instance, Workload, plain_config};
 use crate::lab::findings::Findings;
 use crate::lab::values::*;
-use crate::ops::Ops;
 use crate::ops::parts::Norm;
+use crate::ops::{Ops, Stacked};
+use crate::weights::Matrix;
+use qernel_core::formats::MatrixFormat;
 use rayon::prelude::*;
 
 pub const MATMUL_ADD: Cases =
@@ -28,13 +30,40 @@ pub(super) fn relative(cols: usize) -> f64 {
     ((cols as f64).sqrt() + 24.0) * 2.0 * unit(Dtype::F32)
 }
 
-/// A row times the rows of a matrix, in f64: sums, and the sums of magnitudes.
-pub(super) fn products(x: &[f64], weight: &[f32]) -> Vec<(f64, f64)> {
+/// A row times the rows of a matrix, in f64: sums, and what they may be off where weights have this format.
+pub(super) fn products(x: &[f64], weight: &[f32], format: MatrixFormat) -> Vec<(f64, f64)> {
+    // What is multiplied with blocks has 16 bits of the largest value; two values of a norm's weight and of x were multiplied first.
+    let step = match format.float() {
+        Some(_) => 0.0,
+        None => x.iter().fold(0.0, |largest: f64, x| largest.max(x.abs())) / 65024.0,
+    };
     let row = |w: &[f32]| {
-        let terms = x.iter().zip(w).map(|(&x, &w)| x * f64::from(w));
-        terms.fold((0.0, 0.0), |(sum, magnitude), term: f64| (sum + term, magnitude + term.abs()))
+        let terms = x.iter().zip(w).map(|(&x, &w)| (x * f64::from(w), f64::from(w).abs()));
+        let (sum, magnitude, weights) =
+            terms.fold((0.0, 0.0, 0.0), |(sum, magnitude, weights), (term, w): (f64, f64)| {
+                (sum + term, magnitude + term.abs(), weights + w)
+            });
+        (sum, magnitude * relative(x.len()) + weights * step)
     };
     weight.par_chunks(x.len()).map(row).collect()
+}
+
+/// A matrix of a format as a file would have it, and its values.
+pub(super) fn matrix_of(
+    format: MatrixFormat,
+    rows: usize,
+    cols: usize,
+    values: &[f32],
+) -> (Matrix, Vec<f32>) {
+    let data = format.encode(values);
+    let mut exact = vec![0.0; values.len()];
+    format.decode(&data, &mut exact);
+    (Matrix { name: "weight".into(), format, rows, cols, data: data.into() }, exact)
+}
+
+/// The formats that are repacked, with the columns of a unit.
+pub(super) fn unit_formats() -> impl Iterator<Item = (MatrixFormat, usize)> {
+    MatrixFormat::ALL.iter().filter_map(|&format| Some((format, unit_cols(format)?)))
 }
 
 /// The norm of a row in f64.
@@ -69,21 +98,36 @@ fn checks(kind: Kind) -> Vec<Case> {
         [8, 1, 400],
         [8, 4864, 896],
     ];
-    let of = |dtype| shapes(&SHAPES, dtype).map(move |shape| normed_case(kind, dtype, shape, 1.0));
+    // Rows, and units of a row: one, several for a warp, more tiles than a block keeps the sums of.
+    const UNITS: [Shape; 6] = [[1, 16, 1], [2, 48, 3], [4, 16, 7], [8, 32, 4], [5, 16, 17], [1, 304, 1]];
+    let of =
+        |dtype: Dtype| shapes(&SHAPES, dtype).map(move |shape| normed_case(kind, dtype.into(), shape, 1.0));
     let mut cases: Vec<Case> = DTYPES.into_iter().flat_map(of).collect();
     if kind == Kind::GateUp {
         // Most results are beyond the range of f16.
-        cases.extend(DTYPES.map(|dtype| normed_case(kind, dtype, [2, 111, 104], 1000.0)));
+        cases.extend(DTYPES.map(|dtype| normed_case(kind, dtype.into(), [2, 111, 104], 1000.0)));
     }
+    cases.extend(unit_formats().flat_map(|(format, cols)| {
+        UNITS.map(|[n, rows, units]| normed_case(kind, format, [n, rows, units * cols], 1.0))
+    }));
     cases
 }
 
 fn timings(kind: Kind, workload: &Workload) -> Vec<Case> {
     let config = &workload.config;
     let rows = if kind == Kind::Head { config.vocab_size } else { config.intermediate_size };
-    few_rows(workload)
-        .map(|n| normed_case(kind, workload.dtype, [n, rows, config.hidden_size], 1.0))
+    let formats = timed_formats(workload, config.hidden_size);
+    formats
+        .flat_map(|format| {
+            few_rows(workload).map(move |n| normed_case(kind, format, [n, rows, config.hidden_size], 1.0))
+        })
         .collect()
+}
+
+/// The workload's float format, and those that are repacked where rows have so many columns.
+pub(super) fn timed_formats(workload: &Workload, cols: usize) -> impl Iterator<Item = MatrixFormat> {
+    let units = unit_formats().filter(move |&(_, unit)| cols.is_multiple_of(unit)).map(|(format, _)| format);
+    [MatrixFormat::from(workload.dtype)].into_iter().chain(units)
 }
 
 /// Those shapes, beginning with the number of rows, that there are kernels for.
@@ -98,21 +142,24 @@ pub(super) fn few_rows(workload: &Workload) -> impl Iterator<Item = usize> {
 }
 
 /// `scale` is that of the norm's weight.
-fn normed_case(kind: Kind, dtype: Dtype, shape: Shape, scale: f32) -> Case {
+fn normed_case(kind: Kind, format: MatrixFormat, shape: Shape, scale: f32) -> Case {
     let [n, rows, cols] = shape;
+    let dtype = format.float().unwrap_or(Dtype::F16);
+    let name = if format.float().is_some() { String::new() } else { format!("{format} ") };
     let large = if scale > 1.0 { ", large" } else { "" };
     let matrices = if kind == Kind::GateUp { 2 } else { 1 };
     let out_size = if kind == Kind::GateUp { precise_dtype(dtype).size() } else { 4 };
     Case {
         dtype,
-        shape: format!("x [{n}, {cols}], weight [{rows}, {cols}]{large}"),
+        shape: format!("x [{n}, {cols}], weight {name}[{rows}, {cols}]{large}"),
         work: matrices * n * rows * cols / 8,
         cost: Cost {
-            bytes: (matrices * rows * cols * dtype.size() + n * (4 * cols + rows * out_size)) as f64,
+            bytes: (matrices * rows * format.row_bytes(cols).unwrap_or(0) + n * (4 * cols + rows * out_size))
+                as f64,
             flops: 2.0 * (matrices * n * rows) as f64 * cols as f64,
         },
         config: plain_config(),
-        prepare: Box::new(move |ops, seed| Ok(Box::new(Normed::new(ops, seed, kind, shape, scale)?))),
+        prepare: Box::new(move |ops, seed| Ok(Box::new(Normed::new(ops, seed, kind, format, shape, scale)?))),
     }
 }
 
@@ -127,44 +174,50 @@ struct Normed {
     expected: Vec<(f64, f64)>,
     x: Tensor,
     norm: Norm<crate::cuda::DeviceBuffer<f32>>,
-    /// One, or gate and up.
-    weights: Vec<Weight>,
+    /// Of the head, or gate and up.
+    weights: Stacked<Weight>,
     out: Tensor,
     gated: Activation,
 }
 
 impl Normed {
-    fn new(ops: &mut CudaOps, seed: u64, kind: Kind, shape: Shape, scale: f32) -> Result<Self> {
+    fn new(
+        ops: &mut CudaOps,
+        seed: u64,
+        kind: Kind,
+        format: MatrixFormat,
+        shape: Shape,
+        scale: f32,
+    ) -> Result<Self> {
         let [n, rows, cols] = shape;
-        let (dtype, name) = (ops.dtype(), format!("fused {shape:?}"));
+        let name = format!("fused {shape:?}");
         let host_x = random(seed, &name, n * cols);
         let host_norm: Vec<f32> =
             random(seed, &format!("{name}: norm"), cols).iter().map(|w| w * scale).collect();
         let gated = ops.new_precise_activation(n + GUARD_ROWS, rows)?;
         let largest = if gated.dtype() == Dtype::F16 { 65504.0 } else { f64::INFINITY };
         let matrix = |what: &str| {
-            rounded(
-                dtype,
-                random(seed, &format!("{name}: {what}"), rows * cols).iter().map(|w| w / 8.0).collect(),
-            )
+            let values: Vec<f32> =
+                random(seed, &format!("{name}: {what}"), rows * cols).iter().map(|w| w / 8.0).collect();
+            matrix_of(format, rows, cols, &values)
         };
-        let hosts: Vec<Vec<f32>> =
-            if kind == Kind::GateUp { vec![matrix("gate"), matrix("up")] } else { vec![matrix("head")] };
+        let whats: &[&str] = if kind == Kind::GateUp { &["gate", "up"] } else { &["head"] };
+        let (matrices, hosts): (Vec<Matrix>, Vec<Vec<f32>>) = whats.iter().map(|what| matrix(what)).unzip();
         let places = places(seed, n * rows, cols);
         let rows_of_x: Vec<Vec<f64>> = host_x.chunks(cols).map(|x| normed(x, &host_norm)).collect();
         let expected = places
             .par_iter()
             .map(|&place| {
                 let at = |host: &[f32]| {
-                    products(&rows_of_x[place / rows], &host[place % rows * cols..][..cols])[0]
+                    products(&rows_of_x[place / rows], &host[place % rows * cols..][..cols], format)[0]
                 };
-                let (sum, magnitude) = at(&hosts[0]);
-                let tolerance = magnitude * relative(cols);
+                let (sum, tolerance) = at(&hosts[0]);
                 let Some(up) = hosts.get(1) else { return (sum, tolerance) };
-                let (up, up_magnitude) = at(up);
+                let (up, up_tolerance) = at(up);
                 let silu = sum / (1.0 + (-sum).exp());
                 // The derivative of SiLU is below 1.1; its exponential and quotient cost 2^-20.
-                let error = 1.1 * tolerance * up.abs() + silu.abs() * up_magnitude * relative(cols);
+                let error =
+                    1.1 * tolerance * up.abs() + silu.abs() * up_tolerance + 1.1 * tolerance * up_tolerance;
                 ((silu * up).clamp(-largest, largest), error + (silu * up).abs() * 2f64.powi(-20))
             })
             .collect();
@@ -176,7 +229,10 @@ impl Normed {
             x: tensor(ops, n, cols, &host_x)?,
             host_x,
             norm: Norm { weight: ops.load_vector(&host_norm)?, eps: EPS },
-            weights: hosts.iter().map(|host| weight(ops, dtype, rows, cols, host)).collect::<Result<_>>()?,
+            weights: match &matrices[..] {
+                [head] => Stacked { whole: ops.load_matrix(head)?, parts: Vec::new() },
+                gate_up => ops.load_stacked(gate_up, rows)?,
+            },
             out: poisoned(ops, n, rows)?,
             gated,
         })
@@ -185,8 +241,8 @@ impl Normed {
     fn run(&mut self, ops: &mut CudaOps, n: usize) -> Result<()> {
         let Self { x, norm, weights, out, gated, .. } = self;
         match self.kind {
-            Kind::Head => ops.fused_norm_matmul(n, x, norm, &weights[0], out),
-            Kind::GateUp => ops.fused_norm_gate_up(n, x, norm, [&weights[0], &weights[1]], gated),
+            Kind::Head => ops.fused_norm_matmul(n, x, norm, &weights.whole, out),
+            Kind::GateUp => ops.fused_norm_gate_up(n, x, norm, weights, gated),
         }
     }
 
@@ -305,10 +361,10 @@ impl MatmulAdd {
         let mut expected = Vec::new();
         for (x, residual) in host_x.chunks(cols).zip(residual.chunks(rows)) {
             let x: Vec<f64> = x.iter().map(|&x| x.into()).collect();
-            expected.extend(products(&x, &host_weight).into_iter().zip(residual).map(
-                |((sum, magnitude), &r)| {
+            expected.extend(products(&x, &host_weight, dtype.into()).into_iter().zip(residual).map(
+                |((sum, tolerance), &r)| {
                     let sum = sum + f64::from(r);
-                    (sum, magnitude * relative(cols) + sum.abs() * unit(Dtype::F32))
+                    (sum, tolerance + sum.abs() * unit(Dtype::F32))
                 },
             ));
         }
