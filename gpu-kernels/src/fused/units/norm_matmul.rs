@@ -22,7 +22,7 @@ use crate::{
 /// what the kernels before this one write, only `x` is read.
 #[kernel(
     W = [q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q6_k::q6_k, q8_0::q8_0],
-    (N, G) = [one: (1, 1), eight: (8, 2)],
+    (N, G) = [one: (1, 1), few: (4, 1), eight: (8, 2)],
     name = "norm_matmul_{W}_units_{N}",
     max_threads = 512,
     requires = "sm_90",
