@@ -52,6 +52,7 @@ pub(super) fn embed(
                 launch(device, blocks::embed(), &[format.name().into()], &config, in_blocks(data.ptr()))
             }
             [Piece::Units(UnitMatrix { units: Units { at, format, span: SPAN, .. }, .. })] => {
+                let config = elements_of_rows(rows, cols / 4, units::BLOCK_SIZE);
                 launch(device, units::embed(), &[format.name().into()], &config, in_blocks(*at))
             }
             _ => Err(Error::Request(format!("{OP}: the table is one matrix, not several"))),

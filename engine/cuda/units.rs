@@ -56,7 +56,7 @@ impl UnitShape {
                 }
             };
         }
-        shapes!(q4_0 q4_k q5_0 q6_k q8_0)
+        shapes!(q4_0 q4_k q5_0 q5_k q6_k q8_0)
     }
 }
 
@@ -191,7 +191,7 @@ impl Units {
             units: self.at,
             out,
         };
-        let config = elements_of_rows(dimension(OP, rows)?, arguments.cols, BLOCK_SIZE);
+        let config = elements_of_rows(dimension(OP, rows)?, arguments.cols / 4, BLOCK_SIZE);
         let values = [self.format.name().into(), dtype.name().into()];
         // SAFETY: the rows were checked; the caller vouches for `out`.
         unsafe { launch(device, kernels::decode(), &values, &config, arguments) }

@@ -13,17 +13,19 @@
 //!
 //! # A format
 //! is one implementation of [`Unit`] and a word in the lists of the kernels. Where a weight stands is said once, by
-//! [`Unit::byte`], in terms of the file's blocks; [`Unit::value`] is its plain inverse.
+//! [`Unit::byte`], in terms of the file's blocks; [`Unit::quad`] is its inverse.
 
 use cuda_std::prelude::*;
 
 pub mod q4_0;
 pub mod q4_k;
 pub mod q5_0;
+pub mod q5_k;
 pub mod q6_k;
 pub mod q8_0;
 
 use crate::blocks::Embed;
+use crate::vector::Group;
 #[device]
 use crate::{
     fused::units::Inputs,
@@ -56,11 +58,11 @@ pub trait Unit {
     /// `index` is below [`Unit::BYTES`], and `row` leads to the [`Unit::ROW_BYTES`] of each of 16 rows.
     unsafe fn byte(row: impl Fn(u32) -> *const u8, index: u32) -> u8;
 
-    /// The value of row `r` and column `column` of a unit: the bits that the host's `decode` gives.
+    /// The values of row `r` and of four columns of a unit from `column` on, a multiple of four: the bits that the host's `decode` gives.
     ///
     /// # Safety
-    /// `unit` leads to a unit, aligned to 16 bytes, that has such a row and column.
-    unsafe fn value(unit: *const u8, r: u32, column: u32) -> f32;
+    /// `unit` leads to a unit, aligned to 16 bytes, that has such a row and columns.
+    unsafe fn quad(unit: *const u8, r: u32, column: u32) -> [f32; 4];
 
     /// Adds the products of a unit with the staged inputs: of this lane's rows `lane / 4` and 8 more with input row `4 g + lane % 4`.
     ///
@@ -103,6 +105,17 @@ unsafe fn half(bytes: *const u8) -> f32 {
     unsafe { bytes.cast::<f16>().read().to_f32() }
 }
 
+/// The word at `bytes`.
+///
+/// # Safety
+/// `bytes` leads to four bytes, aligned to four.
+#[device]
+#[inline(always)]
+unsafe fn word(bytes: *const u8) -> u32 {
+    // SAFETY: the caller's promise.
+    unsafe { bytes.cast::<u32>().read() }
+}
+
 /// Where a byte of quants stands that a lane takes as one of four registers of a first operand: its row and its column in a block of 32.
 #[device]
 #[inline(always)]
@@ -141,7 +154,7 @@ pub struct Repack {
 /// # Safety
 /// Grid and block are as above, arrays have the sizes of [`Repack`]; `cols` is a multiple of [`Unit::COLS`], `span` of 8, the rows of
 /// `2 * span`.
-#[kernel(W = [q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q6_k::q6_k, q8_0::q8_0], name = "repack_{W}_plain")]
+#[kernel(W = [q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q5_k::q5_k, q6_k::q6_k, q8_0::q8_0], name = "repack_{W}_plain")]
 pub unsafe fn repack<W: Unit>(a: Repack) {
     let Repack { cols, span, blocks, units } = a;
     let units_of_row = divide(cols, W::COLS).0;
@@ -171,54 +184,55 @@ pub struct DecodeUnits<E> {
 
 /// Each value exactly as the host decodes it, then rounded to nearest even, no f16 to infinity.
 ///
-/// Grid `[rows, ceil(cols / BLOCK_SIZE), 1]`, exact in the rows; block `[BLOCK_SIZE, 1, 1]`. One thread a value.
+/// Grid `[rows, ceil(cols / 4 / BLOCK_SIZE), 1]`, exact in the rows; block `[BLOCK_SIZE, 1, 1]`. One thread four values.
 ///
 /// # Safety
 /// Grid and block are as above, arrays have the sizes of [`DecodeUnits`], and the units these rows.
-#[kernel(W = [q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q6_k::q6_k, q8_0::q8_0], E = [f32, f16, bf16], name = "decode_units_{W}_{E}_plain")]
-pub unsafe fn decode<W: Unit, E: Saturate>(a: DecodeUnits<E>) {
+#[kernel(W = [q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q5_k::q5_k, q6_k::q6_k, q8_0::q8_0], E = [f32, f16, bf16], name = "decode_units_{W}_{E}_plain")]
+pub unsafe fn decode<W: Unit, E: Group<4>>(a: DecodeUnits<E>) {
     let DecodeUnits { cols, span, first_row, units, out } = a;
-    let Some((row, column)) = row_and_column(cols) else { return };
+    let Some((row, quad)) = row_and_column(cols / 4) else { return };
     // SAFETY: the grid has one row of blocks a row, columns stay below `cols`.
     unsafe {
-        *out.add(offset(row, cols, column)) =
-            E::round(value_at::<W>(units, cols, span, first_row + row, column))
+        let values = quad_at::<W>(units, cols, span, first_row + row, 4 * quad);
+        E::store_saturated(out.add(offset(row, cols, 4 * quad)), values);
     }
 }
 
 /// [`Embed`], of a table in units with a span of [`SPAN`].
 ///
-/// Grid `[num_tokens, ceil(hidden_size / BLOCK_SIZE), 1]`, exact in the rows; block `[BLOCK_SIZE, 1, 1]`. One thread a value.
+/// Grid `[num_tokens, ceil(hidden_size / 4 / BLOCK_SIZE), 1]`, exact in the rows; block `[BLOCK_SIZE, 1, 1]`. One thread four values.
 ///
 /// # Safety
 /// Grid and block are as above, arrays have the lengths of [`Embed`], rows are whole units, `out` overlaps nothing,
 /// `vocab_size` is not 0.
-#[kernel(W = [q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q6_k::q6_k, q8_0::q8_0], name = "embed_units_{W}_plain")]
+#[kernel(W = [q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q5_k::q5_k, q6_k::q6_k, q8_0::q8_0], name = "embed_units_{W}_plain")]
 pub unsafe fn embed<W: Unit>(a: Embed) {
     let Embed { hidden_size, vocab_size, tokens, drawn_rows, drawn, table, out } = a;
     // The first kernel of a step: the next may fetch its weights.
     crate::fused::launch_dependents();
-    let Some((row, column)) = row_and_column(hidden_size) else { return };
+    let Some((row, quad)) = row_and_column(hidden_size / 4) else { return };
     // SAFETY: the grid has one row of blocks a token, every row of the draw exists, and no token is beyond the table.
     unsafe {
         let (given, drawn_row) = (*tokens.add(row as usize), *drawn_rows.add(row as usize));
         let token = if drawn_row == crate::embed::GIVEN { given } else { *drawn.add(drawn_row as usize) };
         let token = if token < vocab_size { token } else { 0 };
-        *out.add(offset(row, hidden_size, column)) = value_at::<W>(table, hidden_size, SPAN, token, column);
+        let values = quad_at::<W>(table, hidden_size, SPAN, token, 4 * quad);
+        f32::store_group(out.add(offset(row, hidden_size, 4 * quad)), values);
     }
 }
 
-/// The value in a row and a column of a matrix.
+/// Four values of a row of a matrix.
 ///
 /// # Safety
 /// `units` leads to a matrix of `cols` columns that has them.
 #[device]
 #[inline(always)]
-unsafe fn value_at<W: Unit>(units: *const u8, cols: u32, span: u32, row: u32, column: u32) -> f32 {
+unsafe fn quad_at<W: Unit>(units: *const u8, cols: u32, span: u32, row: u32, column: u32) -> [f32; 4] {
     let (tile, r) = place(row, span);
     let (unit, column) = divide(column, W::COLS);
     // SAFETY: the caller's promise.
     unsafe {
-        W::value(units.add(offset(tile, divide(cols, W::COLS).0 * W::BYTES, unit * W::BYTES)), r, column)
+        W::quad(units.add(offset(tile, divide(cols, W::COLS).0 * W::BYTES, unit * W::BYTES)), r, column)
     }
 }

@@ -2,9 +2,9 @@
 //! nibbles are columns `4 c ..` and high ones `16 + 4 c ..`. Then for each row the four scales of its blocks, f16.
 
 use super::q8_0::multiply_blocks;
-use super::{Unit, half};
+use super::{Unit, half, word};
 #[device]
-use crate::fused::units::Inputs;
+use crate::{fused::units::Inputs, grid::repeat};
 use cuda_std::prelude::*;
 
 /// Bytes of a block in a file: the scale, then 16 of nibbles, columns `j` and `j + 16` in byte `j`.
@@ -57,14 +57,17 @@ impl Unit for q4_0 {
     }
 
     #[inline(always)]
-    unsafe fn value(unit: *const u8, r: u32, column: u32) -> f32 {
+    unsafe fn quad(unit: *const u8, r: u32, column: u32) -> [f32; 4] {
         let block = column / 32;
         // SAFETY: the caller's promise.
         unsafe {
             let d = half(unit.add((QUANTS + 8 * r + 2 * block) as usize));
             let at = 512 * (block / 2) + nibbles_of_place(r, block % 2, column % 16);
-            let nibble = *unit.add(at as usize) >> (column / 16 % 2 * 4);
-            d * f32::from(((nibble << 4) as i8) >> 4)
+            // The nibbles as the high ones of bytes.
+            let word = word(unit.add(at as usize)) << (4 - column / 16 % 2 * 4);
+            let mut values = [0.0; 4];
+            repeat(4, |j| values[j] = d * f32::from((word >> (8 * j)) as i8 >> 4));
+            values
         }
     }
 

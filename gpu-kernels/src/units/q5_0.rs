@@ -4,9 +4,9 @@
 
 use super::q4_0::{nibbles_of_place, place_of_nibbles};
 use super::q8_0::multiply_blocks;
-use super::{Unit, half};
+use super::{Unit, half, word};
 #[device]
-use crate::fused::units::Inputs;
+use crate::{fused::units::Inputs, grid::repeat};
 use cuda_std::prelude::*;
 
 /// Bytes of a block in a file: the scale, the fifth bits of 32 columns, then 16 of nibbles, columns `j` and `j + 16` in byte `j`.
@@ -68,18 +68,22 @@ impl Unit for q5_0 {
     }
 
     #[inline(always)]
-    unsafe fn value(unit: *const u8, r: u32, column: u32) -> f32 {
-        let (block, half_of_block) = (column / 32, column / 16 % 2);
+    unsafe fn quad(unit: *const u8, r: u32, column: u32) -> [f32; 4] {
+        let (block, second) = (column / 32, column / 16 % 2);
         // SAFETY: the caller's promise.
         unsafe {
             let d = half(unit.add((QUANTS + 8 * r + 2 * block) as usize));
-            let at = 512 * (block / 2) + nibbles_of_place(r, block % 2, column % 16 / 4 * 4);
-            let word = unit.add(at as usize).cast::<u32>().read().rotate_right(3 + 4 * half_of_block);
-            let nibble = byte_of(word, column % 4) & 15;
-            let (lane, register) = (4 * (r % 8) + column % 16 / 4, r / 8 + 2 * half_of_block);
-            let bits = *unit.add((NIBBLES + 8 * lane + block / 2 * 4 + column % 4) as usize);
-            let sign = bits >> (7 - (4 * (block % 2) + register)) & 1;
-            d * (f32::from(nibble) - f32::from(sign) * 16.0)
+            let at = 512 * (block / 2) + nibbles_of_place(r, block % 2, column % 16);
+            let nibbles = word(unit.add(at as usize)).rotate_right(3 + 4 * second);
+            let (lane, register) = (4 * (r % 8) + column % 16 / 4, r / 8 + 2 * second);
+            let signs = word(unit.add((NIBBLES + 8 * lane + block / 2 * 4) as usize));
+            let signs = signs >> (7 - (4 * (block % 2) + register));
+            let mut values = [0.0; 4];
+            repeat(4, |j| {
+                let (nibble, sign) = (nibbles >> (8 * j) & 15, signs >> (8 * j) & 1);
+                values[j] = d * (nibble as i32 - 16 * sign as i32) as f32;
+            });
+            values
         }
     }
 

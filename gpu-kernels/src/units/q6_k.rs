@@ -4,7 +4,7 @@
 //! then for each row its 16 scales, and `d` for each row.
 
 use super::q4_0::{nibbles_of_place, place_of_nibbles};
-use super::{Unit, half};
+use super::{Unit, half, word};
 #[device]
 use crate::{fused::units::Inputs, grid::repeat};
 use cuda_std::mma::mma_m16n8k16_s8;
@@ -82,19 +82,23 @@ impl Unit for q6_k {
     }
 
     #[inline(always)]
-    unsafe fn value(unit: *const u8, r: u32, column: u32) -> f32 {
+    unsafe fn quad(unit: *const u8, r: u32, column: u32) -> [f32; 4] {
         let (block, second) = (column / 32, column / 16 % 2);
         // SAFETY: the caller's promise.
         unsafe {
-            let at = 512 * (block / 2) + nibbles_of_place(r, block % 2, column % 16 / 4 * 4);
-            let word = unit.add(at as usize).cast::<u32>().read().rotate_right(2 + 4 * second);
-            let low = (word >> (8 * (column % 4))) as u8 & 15;
+            let at = 512 * (block / 2) + nibbles_of_place(r, block % 2, column % 16);
+            let low = word(unit.add(at as usize)).rotate_right(2 + 4 * second);
             let lane = 4 * (r % 8) + column % 16 / 4;
-            let high = *unit.add((HIGH + block / 2 * 256 + 8 * lane + block % 2 * 4 + column % 4) as usize);
-            let high = high >> (6 - 2 * (r / 8 + 2 * second)) & 3;
-            let q = ((low << 2 | high << 6) as i8) >> 2;
+            let high = word(unit.add((HIGH + block / 2 * 256 + 8 * lane + block % 2 * 4) as usize));
+            let high = high >> (6 - 2 * (r / 8 + 2 * second));
             let scale = *unit.add((SCALES + 16 * r + column / 16) as usize) as i8;
-            half(unit.add((D + 2 * r) as usize)).mul_rn(scale.into()).mul_rn(q.into())
+            let d = half(unit.add((D + 2 * r) as usize)).mul_rn(scale.into());
+            let mut values = [0.0; 4];
+            repeat(4, |j| {
+                let q = (low >> (8 * j) & 15) << 2 | (high >> (8 * j) & 3) << 6;
+                values[j] = d.mul_rn(((q as u8 as i8) >> 2).into());
+            });
+            values
         }
     }
 

@@ -1,6 +1,6 @@
 //! Q8_0: bytes `[block][lane]`, 16 a lane: the first operand itself. Then for each row the four scales of its blocks, f16.
 
-use super::{Unit, byte_of_place, half, halves, place_of_byte};
+use super::{Unit, byte_of_place, half, halves, place_of_byte, word};
 #[device]
 use crate::{fused::units::Inputs, grid::repeat};
 use cuda_std::prelude::*;
@@ -37,13 +37,15 @@ impl Unit for q8_0 {
     }
 
     #[inline(always)]
-    unsafe fn value(unit: *const u8, r: u32, column: u32) -> f32 {
+    unsafe fn quad(unit: *const u8, r: u32, column: u32) -> [f32; 4] {
         let block = column / 32;
         // SAFETY: the caller's promise.
         unsafe {
             let d = half(unit.add((QUANTS + 8 * r + 2 * block) as usize));
-            let q = *unit.add((512 * block + byte_of_place(r, column % 32)) as usize);
-            d * f32::from(q as i8)
+            let word = word(unit.add((512 * block + byte_of_place(r, column % 32)) as usize));
+            let mut values = [0.0; 4];
+            repeat(4, |j| values[j] = d * f32::from((word >> (8 * j)) as i8));
+            values
         }
     }
 

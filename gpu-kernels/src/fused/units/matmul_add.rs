@@ -44,7 +44,7 @@ pub struct MatmulUnits {
 /// Grid and block are as above, arrays have the sizes of [`MatmulUnits`], are aligned to 16 bytes and do not overlap. Of what the
 /// kernels before this one write, only `x` and `out` are read.
 #[kernel(
-    W = [q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q6_k::q6_k, q8_0::q8_0],
+    W = [q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q5_k::q5_k, q6_k::q6_k, q8_0::q8_0],
     (N, G) = [one: (1, 1), few: (4, 1), eight: (8, 2)],
     name = "matmul_add_{W}_units_{N}",
     max_threads = 512,

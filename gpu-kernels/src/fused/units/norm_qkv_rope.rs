@@ -31,7 +31,7 @@ pub const PAIRS_PER_BLOCK: u32 = 8;
 /// slots are in range; what is written overlaps nothing. Of what the kernels before this one write, only `x` is read.
 #[kernel(
     (W, V) = [
-        (q4_0::q4_0, q4_0::q4_0), (q4_k::q4_k, q4_k::q4_k), (q4_k::q4_k, q6_k::q6_k), (q5_0::q5_0, q5_0::q5_0), (q5_0::q5_0, q8_0::q8_0), (q6_k::q6_k, q6_k::q6_k), (q8_0::q8_0, q8_0::q8_0)
+        (q4_0::q4_0, q4_0::q4_0), (q4_k::q4_k, q4_k::q4_k), (q4_k::q4_k, q6_k::q6_k), (q5_0::q5_0, q5_0::q5_0), (q5_0::q5_0, q8_0::q8_0), (q5_k::q5_k, q5_k::q5_k), (q5_k::q5_k, q6_k::q6_k), (q6_k::q6_k, q6_k::q6_k), (q8_0::q8_0, q8_0::q8_0)
     ],
     (N, G) = [one: (1, 1), few: (4, 1), eight: (8, 2)],
     name = "norm_qkv_rope_{W}_{V}_units_{N}",
