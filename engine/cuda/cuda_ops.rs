@@ -18,7 +18,7 @@ use crate::variant::KernelChoice;
 use crate::weights::Matrix;
 use crate::{
     attention, bandwidth, bias_rope_kv, embed, fused, gather_rows, graph, matmul, precise_dtype, qk_norm,
-    rms_norm, rope, sampler, silu_mul,
+    rms_norm, rope, sampler, silu_mul, units,
 };
 use qernel_core::batch::{Batch, BatchLimits};
 use qernel_core::sampler::SamplingRow;
@@ -65,6 +65,7 @@ pub struct CudaOps {
     /// Likewise; grown with every matrix in blocks.
     decoded: DeviceBuffer<u8>,
     scratch: matmul::Scratch,
+    slices: units::Slices,
     /// Of the weights that were converted to f16.
     range: F16Range,
 }
@@ -118,6 +119,7 @@ impl CudaOps {
             parts: DeviceBuffer::zeroed(device, 1)?,
             decoded: DeviceBuffer::zeroed(device, 1)?,
             scratch: matmul::Scratch::default(),
+            slices: units::Slices::new(device)?,
             range: F16Range::new(device)?,
         })
     }
@@ -163,8 +165,8 @@ impl CudaOps {
 
     /// What matrix products use besides their operands, and what was chosen for them.
     fn products(&mut self) -> (matmul::Tools<'_>, &KernelChoice) {
-        let Self { device, cublas, parts, decoded, scratch, choice, .. } = self;
-        (matmul::Tools { device, cublas: cublas.as_ref(), parts, decoded, scratch }, choice)
+        let Self { device, cublas, parts, decoded, scratch, slices, choice, .. } = self;
+        (matmul::Tools { device, cublas: cublas.as_ref(), parts, decoded, scratch, slices }, choice)
     }
 }
 
@@ -377,7 +379,7 @@ impl Ops for CudaOps {
         let weights = [q_proj, k_proj, v_proj];
         let takes = match weights.map(Weight::units) {
             [Some(q), Some(k), Some(v)] => {
-                fused::QkvWeights::are_known(q, k, v) && self.takes_units(fused::norm_qkv_rope::OP, rows)
+                fused::QkvWeights::are_known(q, k, v) && self.takes_units(fused::norm_qkv_rope::OP, q, rows)
             }
             _ => weights.iter().all(|weight| weight.float().is_some()) && self.is_fused(rows, x.cols),
         };
@@ -397,7 +399,7 @@ impl Ops for CudaOps {
         out: &mut Activation,
     ) -> Result<bool> {
         let takes = match (part.gate_up.whole.units(), &part.gate_up.parts[..]) {
-            (Some(_), _) => self.takes_units(fused::norm_gate_up::OP, rows),
+            (Some(units), _) => self.takes_units(fused::norm_gate_up::OP, units, rows),
             (None, [gate, up]) => {
                 gate.float().is_some() && up.float().is_some() && self.is_fused(rows, x.cols)
             }
@@ -418,7 +420,7 @@ impl Ops for CudaOps {
         logits: &mut Tensor,
     ) -> Result<bool> {
         let takes = match part.weight.units() {
-            Some(_) => self.takes_units(fused::norm_matmul::OP, rows),
+            Some(units) => self.takes_units(fused::norm_matmul::OP, units, rows),
             None => part.weight.float().is_some() && self.is_fused(rows, x.cols),
         };
         if !takes {

@@ -8,6 +8,7 @@ use super::fused::MAX_STAGE_BYTES;
 use super::launch::{dimension, launch};
 use super::memory::DeviceBuffer;
 use super::tensor::{Activation, Piece, Tensor, Weight};
+use super::units::Slices;
 use super::variant::{KernelChoice, Variant, select, variants};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -69,6 +70,8 @@ pub(super) struct Tools<'a> {
     /// Room for weights that are decoded for the library.
     pub decoded: &'a mut DeviceBuffer<u8>,
     pub scratch: &'a mut Scratch,
+    /// Room for products with slices of weights in units.
+    pub slices: &'a mut Slices,
 }
 
 /// Where products go that are added to something by another kernel. It grows, for they are the exception.

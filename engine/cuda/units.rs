@@ -9,9 +9,7 @@ use crate::error::{Error, Result};
 use crate::formats::MatrixFormat;
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig, Value};
 use gpu_kernels::fused::units::matmul_add::MatmulUnitsArgs;
-use gpu_kernels::fused::units::{
-    self as fused, MAX_DEPTH, MAX_ROWS, batch, num_warps, ring_bytes, shared_bytes,
-};
+use gpu_kernels::fused::units::{self as fused, MAX_DEPTH, MAX_ROWS, ring_bytes, shared_bytes};
 use gpu_kernels::units::{self as kernels, BLOCK_SIZE, DecodeUnitsArgs, ROWS, RepackArgs, Unit};
 use std::rc::Rc;
 
@@ -25,10 +23,18 @@ pub(super) const SPAN: usize = kernels::SPAN as usize;
 /// The most rows of inputs that a kernel multiplies at once.
 pub(super) const FEW_ROWS: usize = MAX_ROWS as usize;
 
-/// The most shared memory of a block: then the next kernel's still fits beside it.
-const MAX_SHARED_BYTES: u32 = 112 << 10;
-/// The most of it for weights.
-const MAX_RING_BYTES: u32 = 80 << 10;
+/// Warps of a block, where it has as many units.
+const WARPS: u32 = 12;
+/// The most shared memory of a block for weights: what hides the memory's latency, and leaves room for the next kernel's.
+const MAX_RING_BYTES: u32 = 84 << 10;
+/// The most shared memory of a block.
+const MAX_SHARED_BYTES: u32 = 200 << 10;
+/// The most columns of a projection that a block has the inputs of: eight rows of them fit.
+const MAX_SLICE_COLS: u32 = 5120;
+/// The most slices of its columns.
+const MAX_SLICES: u32 = 16;
+/// The most groups of blocks of a projection.
+const MAX_GROUPS: u32 = 1024;
 
 /// What there is to know of the operation.
 pub(crate) fn operation() -> Operation {
@@ -205,9 +211,11 @@ impl Units {
     ///
     /// # Safety
     /// x f16 `[n, cols]` and `out` have these rows, and nothing else uses `out`.
+    #[allow(clippy::too_many_arguments)] // The operation has these operands.
     pub unsafe fn multiply(
         &self,
         device: &Device,
+        room: &mut Slices,
         n: usize,
         x: DevicePtr<u8>,
         out: DevicePtrMut<f32>,
@@ -215,35 +223,55 @@ impl Units {
         accumulate: bool,
     ) -> Result<()> {
         const OP: &str = "matmul_blocks";
+        let [groups, slices] = self.groups_and_slices(device)?;
+        let (tiles, units) = (dimension(OP, self.rows / TILE)?, units_of(self.shape, self.cols));
+        if slices > 1 && room.partial.len() < slices as usize * FEW_ROWS * self.rows {
+            return Err(Error::Request(format!("{OP}: there is no room for {slices} slices of the columns")));
+        }
         for first in (0..n).step_by(FEW_ROWS) {
             let few = dimension(OP, FEW_ROWS.min(n - first))?;
-            let tiles = dimension(OP, self.rows / TILE)?;
-            let launch_shape = self.stream(device, tiles, few);
+            let stream = Stream::new(self.shape, tiles, units, [groups, slices], few);
             let arguments = MatmulUnitsArgs {
                 n: few,
                 rows: dimension(OP, self.rows)?,
                 cols: dimension(OP, self.cols)?,
                 out_stride: dimension(OP, out_stride)?,
                 accumulate: accumulate.into(),
-                depth: launch_shape.depth,
+                depth: stream.depth,
                 span: dimension(OP, self.span)?,
+                slices,
                 x: x.add(first * self.cols * Dtype::F16.size()).cast(),
                 weight: self.at,
                 out: out.add(first * out_stride),
+                partial: room.partial.ptr_mut(),
+                counters: room.counters.ptr_mut(),
             };
             let values = values(&[self.format], few);
-            // SAFETY: a grid of as many blocks as there are tiles, or fewer; the caller vouches for the arrays.
+            // SAFETY: a block for each slice of each group; there is room for what they leave; the caller vouches for the arrays.
             unsafe {
                 let kernels = fused::matmul_add::units();
-                launch(&Dependent(device), kernels, &values, &launch_shape.config, arguments)?;
+                launch(&Dependent(device), kernels, &values, &stream.config, arguments)?;
             }
         }
         Ok(())
     }
 
-    /// The launch of a kernel that multiplies `tiles` of its tiles with `n` rows.
+    /// How a projection with it is parted: see [`groups_and_slices`].
+    fn groups_and_slices(&self, device: &Device) -> Result<[u32; 2]> {
+        let tiles = dimension(OP, self.rows / TILE)?;
+        let multiprocessors = device.info().multiprocessors;
+        Ok(groups_and_slices(multiprocessors, self.shape, tiles, units_of(self.shape, self.cols)))
+    }
+
+    /// The launch of a kernel that multiplies `tiles` tiles with `n` rows: a block a multiprocessor.
     pub fn stream(&self, device: &Device, tiles: u32, n: u32) -> Stream {
-        Stream::new(device.info().multiprocessors, self.shape, tiles, self.cols, n)
+        let blocks = device.info().multiprocessors.clamp(1, tiles.max(1));
+        Stream::new(self.shape, tiles, units_of(self.shape, self.cols), [blocks, 1], n)
+    }
+
+    /// Whether kernels that norm `n` rows of its inputs run: they have all columns.
+    pub fn takes(&self, n: usize) -> bool {
+        u32::try_from(n).is_ok_and(|n| Stream::fits(self.shape, self.cols, n))
     }
 }
 
@@ -270,37 +298,87 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    /// One block a multiprocessor, two where its warps are few.
-    pub fn new(multiprocessors: u32, unit: UnitShape, tiles: u32, cols: usize, n: u32) -> Self {
-        let units = u32::try_from(cols).unwrap_or(u32::MAX) / unit.cols;
-        let warps = num_warps(units);
-        let resident = multiprocessors.max(1) * if warps <= 8 { 2 } else { 1 };
-        Self::with_blocks(unit, tiles, tiles.clamp(1, resident), warps, units, n)
-    }
-
-    /// Of that many blocks.
-    fn with_blocks(unit: UnitShape, tiles: u32, blocks: u32, warps: u32, units: u32, n: u32) -> Self {
-        let rows = rows_of_kernel(n);
-        let batch = batch(tiles, blocks);
-        let of_warp = tiles.div_ceil(blocks).saturating_mul(units.div_ceil(warps));
+    /// Of `groups` of blocks that share `tiles` tiles of `units` units, a block for each of `slices` slices of the columns.
+    fn new(unit: UnitShape, tiles: u32, units: u32, [groups, slices]: [u32; 2], n: u32) -> Self {
+        // A warp without a unit would part the pieces of a tile.
+        let fewest = (tiles / groups) * (units / slices);
+        let warps = WARPS.min(fewest).max(1);
+        let (most, chunks) = (tiles.div_ceil(groups) * units.div_ceil(slices), units.div_ceil(slices));
+        let besides = |depth| shared_bytes(warps, depth, chunks, unit.cols, rows_of_kernel(n));
         let room = |depth: u32| {
-            let besides = shared_bytes(warps, depth, unit.cols, rows, batch);
-            depth == 1
-                || ring_bytes(warps, depth, unit.bytes) <= MAX_RING_BYTES
-                    && ring_bytes(warps, depth, unit.bytes).saturating_add(besides) <= MAX_SHARED_BYTES
+            let ring = ring_bytes(warps, depth, unit.bytes);
+            ring <= MAX_RING_BYTES && ring.saturating_add(besides(depth)) <= MAX_SHARED_BYTES
         };
-        let most = of_warp.clamp(1, MAX_DEPTH);
-        let depth = (1..=most).rev().find(|&depth| room(depth)).unwrap_or(1);
-        let shared_bytes =
-            ring_bytes(warps, depth, unit.bytes) + shared_bytes(warps, depth, unit.cols, rows, batch);
-        let config = LaunchConfig { grid: [blocks, 1, 1], block: [32 * warps, 1, 1], shared_bytes };
+        let depth = most.div_ceil(warps).clamp(1, MAX_DEPTH);
+        let depth = (1..=depth).rev().find(|&depth| room(depth)).unwrap_or(1);
+        let shared_bytes = ring_bytes(warps, depth, unit.bytes).saturating_add(besides(depth));
+        let config = LaunchConfig { grid: [groups * slices, 1, 1], block: [32 * warps, 1, 1], shared_bytes };
         Self { config, depth }
     }
 
     /// Of a block for each tile.
-    pub fn of_blocks(unit: UnitShape, tiles: u32, cols: usize, n: u32) -> Self {
-        let units = u32::try_from(cols).unwrap_or(u32::MAX) / unit.cols;
-        Self::with_blocks(unit, tiles, tiles.max(1), num_warps(units), units, n)
+    pub fn of_tiles(unit: UnitShape, tiles: u32, cols: usize, n: u32) -> Self {
+        Self::new(unit, tiles, units_of(unit, cols), [tiles.max(1), 1], n)
+    }
+
+    /// Whether a block runs that has the inputs of `n` rows of `cols` columns.
+    pub fn fits(unit: UnitShape, cols: usize, n: u32) -> bool {
+        let stream = Self::new(unit, 1, units_of(unit, cols), [1, 1], n);
+        stream.config.shared_bytes <= MAX_SHARED_BYTES
+    }
+}
+
+/// Units of a row of `cols` columns, at least one.
+fn units_of(unit: UnitShape, cols: usize) -> u32 {
+    (u32::try_from(cols).unwrap_or(u32::MAX) / unit.cols).max(1)
+}
+
+/// How the columns of a projection are sliced, and among how many groups of blocks its tiles are shared: a row has the same bits whatever is
+/// multiplied besides, so they depend on the weights alone.
+fn groups_and_slices(multiprocessors: u32, unit: UnitShape, tiles: u32, units: u32) -> [u32; 2] {
+    let blocks = multiprocessors.clamp(1, MAX_GROUPS);
+    let fewest = (units * unit.cols).div_ceil(MAX_SLICE_COLS);
+    let cost = |slices: u32| {
+        let groups = (blocks / slices).clamp(1, tiles);
+        // Of the block that has most, in µs: what it reads, and adding slices up.
+        let bytes = tiles.div_ceil(groups) * units.div_ceil(slices) * unit.bytes;
+        let adding = if slices > 1 { 1.0 + 0.1 * f64::from(slices) } else { 0.0 };
+        (groups, f64::from(bytes) / 32e3 + adding)
+    };
+    let most = MAX_SLICES.min(units).min(blocks).max(fewest);
+    let best = (fewest..=most).min_by(|&a, &b| cost(a).1.total_cmp(&cost(b).1)).unwrap_or(1);
+    [cost(best).0, best]
+}
+
+/// Where blocks leave what they have of a slice of the columns.
+pub(super) struct Slices {
+    partial: DeviceBuffer<f32>,
+    counters: DeviceBuffer<u32>,
+}
+
+impl Slices {
+    /// Room for no matrix yet.
+    ///
+    /// # Errors
+    /// [`Error::Memory`](crate::error::Error::Memory) from the device.
+    pub fn new(device: &Rc<Device>) -> Result<Self> {
+        Ok(Self {
+            partial: DeviceBuffer::zeroed(device, 1)?,
+            counters: DeviceBuffer::zeroed(device, MAX_GROUPS as usize)?,
+        })
+    }
+
+    /// Makes room for the products with `units`, whose memory must not move once something was recorded: called while matrices are loaded.
+    ///
+    /// # Errors
+    /// As [`Slices::new`].
+    pub fn make_room(&mut self, device: &Rc<Device>, units: Units) -> Result<()> {
+        let [_, slices] = units.groups_and_slices(device)?;
+        let room = if slices > 1 { slices as usize * FEW_ROWS * units.rows } else { 0 };
+        if room > self.partial.len() {
+            self.partial = DeviceBuffer::zeroed(device, room)?;
+        }
+        Ok(())
     }
 }
 
@@ -308,35 +386,30 @@ impl Stream {
 mod tests {
     use super::*;
 
-    /// The shapes of published models: every warp has work, and what a block keeps fits.
+    /// The shapes of published models, on large devices and small ones: every warp has a unit, and what a block keeps fits.
     #[test]
-    fn launches_of_published_shapes_fit_beside_each_other() {
-        for (format, cols, rows) in [
-            ("q8_0", 896, 9728),
-            ("q5_0", 4864, 896),
-            ("q4_k", 3584, 37_888),
-            ("q6_k", 18_944, 3584),
-            ("q6_k", 3584, 152_064),
-            ("q4_0", 5120, 5120),
+    fn launches_of_published_shapes_fit() {
+        let [q4_0, q4_k, q6_k, q8_0] = [(128, 1152), (256, 2304), (256, 3360), (128, 2176)]
+            .map(|(cols, bytes)| UnitShape { cols, bytes });
+        for (unit, rows, cols) in [
+            (q8_0, 9728, 896),
+            (q4_0, 896, 4864),
+            (q4_k, 37_888, 3584),
+            (q6_k, 3584, 18_944),
+            (q6_k, 152_064, 3584),
+            (q4_0, 5120, 27_648),
         ] {
-            let unit = match format {
-                "q8_0" => UnitShape { cols: 128, bytes: 2176 },
-                "q5_0" => UnitShape { cols: 128, bytes: 1408 },
-                "q4_0" => UnitShape { cols: 128, bytes: 1152 },
-                "q4_k" => UnitShape { cols: 256, bytes: 2304 },
-                _ => UnitShape { cols: 256, bytes: 3360 },
-            };
-            for n in [1, 4, 8] {
-                let stream = Stream::new(132, unit, rows / ROWS, cols, n);
-                let LaunchConfig { grid, block, shared_bytes } = stream.config;
-                assert!(
-                    grid[0] <= rows / ROWS && block[0] / 32 <= cols as u32 / unit.cols,
-                    "{format} {cols}"
-                );
-                assert!(
-                    stream.depth >= 1 && shared_bytes <= 200 << 10,
-                    "{format} {cols} {n}: {shared_bytes}"
-                );
+            for multiprocessors in [2, 46, 132] {
+                let (tiles, units) = (rows / ROWS, units_of(unit, cols));
+                let [groups, slices] = groups_and_slices(multiprocessors, unit, tiles, units);
+                assert!(groups * slices <= multiprocessors.max(slices) && slices <= units && groups <= tiles);
+                for n in [1, 4, 8] {
+                    let stream = Stream::new(unit, tiles, units, [groups, slices], n);
+                    let warps = stream.config.block[0] / 32;
+                    assert!(warps <= tiles / groups * (units / slices), "{cols} columns: {warps} warps");
+                    let bytes = stream.config.shared_bytes;
+                    assert!(bytes <= MAX_SHARED_BYTES, "[{rows}, {cols}], {n} rows: {bytes} bytes");
+                }
             }
         }
     }

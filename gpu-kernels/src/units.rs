@@ -30,7 +30,6 @@ use crate::vector::Group;
 use crate::{
     fused::units::Inputs,
     grid::{divide, offset, row_and_column},
-    vector::Saturate,
 };
 
 /// Rows of a tile.

@@ -9,6 +9,7 @@ use crate::memory::DeviceBuffer;
 use crate::ops::parts::Norm;
 use crate::ops::{Rows, Stacked};
 use crate::tensor::{Activation, KvCache, Piece, Tensor, Weight};
+use crate::units::Units;
 use crate::{add, bias_rope_kv, decode, fused, matmul, rms_norm, silu_mul};
 
 impl CudaOps {
@@ -38,8 +39,8 @@ impl CudaOps {
     }
 
     /// Whether `op` is one kernel for these rows, whose weights are in units.
-    pub(super) fn takes_units(&self, op: &str, rows: Rows<CudaBatch>) -> bool {
-        self.is_step_of_parts(rows) && fused::takes_units(&self.choice, op, rows.n)
+    pub(super) fn takes_units(&self, op: &str, units: Units, rows: Rows<CudaBatch>) -> bool {
+        self.is_step_of_parts(rows) && fused::takes_units(&self.choice, op, rows.n) && units.takes(rows.n)
     }
 
     /// `x += delta`: `[n, cols]`, a part of [`CudaOps::matmul_accumulate`].

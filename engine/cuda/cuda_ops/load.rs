@@ -112,6 +112,7 @@ impl CudaOps {
         }
         let whole = UnitMatrix::repacked(&self.device, &blocks, format, shape, [rows, cols], span)?;
         self.make_room_to_decode(rows, cols)?;
+        self.slices.make_room(&self.device, whole.units)?;
         let (mut parts, mut end) = (Vec::new(), 0);
         for matrix in matrices {
             let part = whole.part(end, matrix.rows)?;

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::formats::MatrixFormat;
 use crate::kv_layout::PAGE_SIZE;
 use crate::ops::parts::Norm;
-use cuda_std::launch::{DevicePtr, Kernels};
+use cuda_std::launch::{DevicePtr, Kernels, Value};
 use gpu_kernels::fused::mma::{MAX_NORM_WARPS, norm_qkv_rope as mma};
 use gpu_kernels::fused::norm_qkv_rope::*;
 use gpu_kernels::fused::stage_bytes;
@@ -41,18 +41,13 @@ fn pairs(case: &Case) -> u32 {
 }
 
 variants! { Case, Launch<Case>;
-    UNITS [in_units::units]: in_units_of_pairs => launch_units;
+    UNITS [in_units::units, in_units::mixed]: in_units_of_pairs => launch_units;
     MMA [mma::mma]: f16_heads => |device, case| unsafe { launch_mma(device, case, mma::mma()) };
     "lanes" [lanes]: few_rows => |device, case| unsafe { launch_lanes(device, case, lanes()) };
 }
 
 fn in_units_of_pairs(case: &Case) -> Result<(), &'static str> {
-    units_only(case.units.map(|[q, _]| q))?;
-    // A thread for each pair of each row.
-    let warps = case
-        .units
-        .map_or(0, |[q, _]| gpu_kernels::fused::units::num_warps(case.arguments.hidden_size / q.shape.cols));
-    if 2 * warps >= units::rows_of_kernel(case.arguments.n) { Ok(()) } else { Err("rows are too short") }
+    units_only(case.units.map(|[q, _]| q))
 }
 
 fn f16_heads(case: &Case) -> Result<(), &'static str> {
@@ -76,11 +71,11 @@ unsafe fn launch_units(device: &Device, case: &Case) -> Result<()> {
     let tiles = pairs(case) / in_units::PAIRS_PER_BLOCK;
     // Room for units of either format.
     let larger = if v.shape.bytes > q.shape.bytes { v } else { q };
-    let stream = Stream::of_blocks(larger.shape, tiles, larger.cols, n);
+    let stream = Stream::of_tiles(larger.shape, tiles, larger.cols, n);
     let arguments = NormQkvRopeArgs { depth: stream.depth, ..case.arguments };
-    let values = units::values(&[q.format, v.format], n);
+    let (kernels, values) = kernels_of(q.format, v.format, n);
     // SAFETY: a block for each tile; the caller vouches for the case.
-    unsafe { launch(&Dependent(device), in_units::units(), &values, &stream.config, arguments) }
+    unsafe { launch(&Dependent(device), kernels, &values, &stream.config, arguments) }
 }
 
 /// # Safety
@@ -131,7 +126,16 @@ impl QkvWeights<'_> {
 
 /// Whether there is a kernel for units of Q and K in one format and V in another.
 pub fn takes_units(q: MatrixFormat, v: MatrixFormat) -> bool {
-    in_units::units().get(&units::values(&[q, v], 1)).is_some()
+    let (kernels, values) = kernels_of(q, v, 1);
+    kernels.get(&values).is_some()
+}
+
+/// The kernels of `n` rows for units of Q and K in one format and V in another, and which of them.
+fn kernels_of(q: MatrixFormat, v: MatrixFormat, n: u32) -> (&'static Kernels<NormQkvRopeArgs>, Vec<Value>) {
+    match q == v {
+        true => (in_units::units(), units::values(&[q], n)),
+        false => (in_units::mixed(), units::values(&[q, v], n)),
+    }
 }
 
 /// [`crate::ops::Ops::norm_qkv_rope`]

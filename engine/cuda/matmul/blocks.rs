@@ -162,7 +162,9 @@ fn values(case: &Case) -> [Value; 2] {
 unsafe fn by_units(tools: &mut Tools, case: &Case) -> Result<()> {
     let Place::Units(units) = case.weight else { return Err(Error::Request(format!("{OP}: not repacked"))) };
     // SAFETY: the caller's promise.
-    unsafe { units.multiply(tools.device, case.n, case.x, case.out, case.out_stride, case.accumulate) }
+    unsafe {
+        units.multiply(tools.device, tools.slices, case.n, case.x, case.out, case.out_stride, case.accumulate)
+    }
 }
 
 /// # Safety

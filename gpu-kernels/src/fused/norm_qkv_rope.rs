@@ -74,7 +74,7 @@ pub(super) enum Part {
 #[device]
 impl<E> NormQkvRope<E> {
     #[inline(always)]
-    fn part(&self, head: u32) -> (Part, u32) {
+    pub(super) fn part(&self, head: u32) -> (Part, u32) {
         let keys = self.num_attention_heads;
         let values = keys + self.num_key_value_heads;
         if head < keys {

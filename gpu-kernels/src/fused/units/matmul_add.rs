@@ -7,7 +7,7 @@ use super::{Plain, Product, Tiles};
 #[device]
 use crate::{
     fused::{launch_dependents, wait_for_dependencies},
-    grid::{divide, offset},
+    grid::{divide, is_last_block, offset, repeat},
     units::*,
 };
 #[device]
@@ -27,22 +27,29 @@ pub struct MatmulUnits {
     pub depth: u32,
     /// See [`crate::units`].
     pub span: u32,
+    /// Parts of the columns, which blocks of their own multiply.
+    pub slices: u32,
     /// f16 `[n, cols]`
     pub x: *const f16,
     /// `[rows, cols]` in units
     pub weight: *const u8,
     /// f32 `[n, rows]`, in rows of `out_stride` values
     pub out: *mut f32,
+    /// f32 `[slices, n, rows]`, where there are several: what each has of the products
+    pub partial: *mut f32,
+    /// u32, a zero for each group of blocks
+    pub counters: *mut u32,
 }
 
-/// At most `N` rows, as `G` second operands.
+/// At most `N` rows, as `G` second operands. Where columns are sliced, the block of a group that ends last adds up what all have, in the order of the
+/// slices.
 ///
-/// Grid `[blocks, 1, 1]`, any number of them from 1 to `rows / 16`; block `[32 * warps, 1, 1]` of [`num_warps`](super::num_warps); dynamic
-/// shared memory [`ring_bytes`](super::ring_bytes) and [`shared_bytes`](super::shared_bytes).
+/// Grid `[groups * slices, 1, 1]`, any number of groups from 1 to `rows / 16`, slices from 1 to the units of a row; block `[32 * warps, 1, 1]`, no more
+/// warps than a block has units; dynamic shared memory [`ring_bytes`](super::ring_bytes) and [`shared_bytes`](super::shared_bytes).
 ///
 /// # Safety
 /// Grid and block are as above, arrays have the sizes of [`MatmulUnits`], are aligned to 16 bytes and do not overlap. Of what the
-/// kernels before this one write, only `x` and `out` are read.
+/// kernels before this one write, only `x`, `out`, `partial` and `counters` are used.
 #[kernel(
     W = [q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q5_k::q5_k, q6_k::q6_k, q8_0::q8_0],
     (N, G) = [one: (1, 1), few: (4, 1), eight: (8, 2)],
@@ -51,37 +58,81 @@ pub struct MatmulUnits {
     requires = "sm_90",
 )]
 pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: MatmulUnits) {
-    let MatmulUnits { n, rows, cols, out_stride, accumulate, depth, span, x, weight, out } = a;
+    let MatmulUnits { n, rows, cols, out_stride, accumulate, depth, span, slices, .. } = a;
+    let MatmulUnits { x, weight, out, partial, counters, .. } = a;
     launch_dependents();
+    let (group, slice) = divide(thread::block_idx_x(), slices);
+    let groups = divide(thread::grid_dim_x(), slices).0;
     // SAFETY: the caller's promise. One thread reads and writes each place of the residual.
     unsafe {
-        let tiles = Tiles::strided(weight, rows / ROWS, divide(cols, W::COLS).0);
+        let units = divide(cols, W::COLS).0;
+        let tiles = Tiles::slice(weight, rows / ROWS, units, [group, groups], [slice, slices]);
         let product = Product::<W, N, G>::begin(tiles, depth);
         wait_for_dependencies();
-        // Of the first tile, so that it need not be waited for in the end: thread `16 i + r` has rows `r` and `r + 8` with input row `i`.
-        let (first, i, r) = (thread::block_idx_x(), thread::thread_idx_x() / 16, thread::thread_idx_x() % 8);
-        let column = row_of(first, r, span);
-        let mut residual = [0.0; 2];
-        if accumulate != 0 && i < n {
-            let out = out.add(offset(i, out_stride, column)).cast_const();
-            residual = [memory::load_l2(out), memory::load_l2(out.add(span as usize))];
+        if slices == 1 {
+            // Of a tile that this warp finishes, so that it need not be waited for in the end.
+            let tile = product.last_tile();
+            let lane = warp::lane_id();
+            let (r, row) = (lane / 4, if N == 1 { 0 } else { lane % 4 });
+            let mut residual = [[0.0f32; 2]; G];
+            if accumulate != 0 {
+                repeat(G, |g| {
+                    let i = 4 * g as u32 + row;
+                    if i < n {
+                        let out = out.add(offset(i, out_stride, row_of(tile, r, span))).cast_const();
+                        residual[g] = [memory::load_l2(out), memory::load_l2(out.add(span as usize))];
+                    }
+                });
+            }
+            product.multiply(
+                n,
+                Plain { x, cols },
+                |squares| squares,
+                |found, g, i, r, low, high| {
+                    let out = out.add(offset(i, out_stride, row_of(found, r, span)));
+                    let second = out.add(span as usize);
+                    if accumulate == 0 {
+                        (*out, *second) = (low, high);
+                    } else if found == tile {
+                        (*out, *second) = (residual[g][0] + low, residual[g][1] + high);
+                    } else {
+                        (*out, *second) = (*out + low, *second + high);
+                    }
+                },
+            );
+            return;
         }
-        let is_known = tiles.count <= thread::grid_dim_x() && 16 * N as u32 <= thread::block_dim_x();
         product.multiply(
             n,
             Plain { x, cols },
             |squares| squares,
-            |tile, i, r, low, high| {
-                let out = out.add(offset(i, out_stride, row_of(tile, r, span)));
-                let second = out.add(span as usize);
-                if accumulate == 0 {
-                    (*out, *second) = (low, high);
-                } else if is_known {
-                    (*out, *second) = (residual[0] + low, residual[1] + high);
-                } else {
-                    (*out, *second) = (*out + low, *second + high);
-                }
+            |tile, _, i, r, low, high| {
+                let to = partial.add(offset(slice * n + i, rows, tile * ROWS + r));
+                memory::store(to, low);
+                memory::store(to.add(8), high);
             },
         );
+        if !is_last_block(counters.add(group as usize), slices, shared_array![u32; 1]) {
+            return;
+        }
+        let mut t = thread::thread_idx_x();
+        while t < tiles.count() * ROWS * n {
+            let (i, place) = divide(t, tiles.count() * ROWS);
+            let row = tiles.first() * ROWS + place;
+            let out = out.add(offset(i, out_stride, row_of(row / ROWS, row % ROWS, span)));
+            let mut sum = if accumulate != 0 { *out } else { 0.0 };
+            let mut slice = 0;
+            while slice < slices {
+                repeat(4, |s| {
+                    let slice = slice + s as u32;
+                    if slice < slices {
+                        sum += memory::load_l2(partial.add(offset(slice * n + i, rows, row)).cast_const());
+                    }
+                });
+                slice += 4;
+            }
+            *out = sum;
+            t += thread::block_dim_x();
+        }
     }
 }

@@ -7,10 +7,11 @@
 //! is less than f16 inputs lose, and of the weights nothing.
 //!
 //! # A block streams tiles
-//! A block has every `grid_dim`-th tile of 16 rows. Its warps lie side by side along the columns, a unit each, and take the rest in
-//! rounds; each stages the inputs of its own columns, round by round, so no barrier comes before a product. A warp has a ring of
-//! units of its own in shared memory, which its first lane fills by bulk copies, and the first of them are under way before the kernel
-//! waits for its inputs. The sums of the warps are added in their order: a row's bits depend on the number of columns alone.
+//! A block has a range of tiles of 16 rows, or of a slice of their columns, and stages the inputs of its columns once. Its warps take equal,
+//! contiguous shares of the tiles' units, and no barrier comes between units: a warp has a ring of its own in shared memory, which its first lane
+//! fills by bulk copies, and the first units are under way before the kernel waits for its inputs. A tile that lies in one share is finished
+//! by its warp; those at the borders of shares are added up in the end, in the order of the warps. Shares depend on the shape of
+//! the weights alone, so a row has the same bits alone and among others.
 //!
 //! After the project's measurements of 2026-11-28: bulk copies into a ring for each warp read large matrices at 81 to 94 % of what the memory
 //! gives; loads to registers at 77 %, f16 operands made from the same bytes at 61 %, the file's own layout at 50 %.
@@ -18,7 +19,10 @@
 use cuda_std::prelude::*;
 
 #[device]
-use crate::{grid::repeat, units::Unit};
+use crate::{
+    grid::{divide, repeat},
+    units::Unit,
+};
 #[device]
 use cuda_std::{
     async_copy::bulk_copy,
@@ -38,41 +42,23 @@ pub const MAX_ROWS: u32 = 8;
 pub const MAX_WARPS: u32 = 16;
 /// The most units that a warp has under way.
 pub const MAX_DEPTH: u32 = 8;
-/// The most tiles whose sums are kept until the warps' are added.
-pub const MAX_BATCH: u32 = 8;
 /// Bytes of the digits of a staged row: three for each of eight blocks, and room.
 const DIGIT_BYTES: u32 = 32;
-
-/// Warps of a block for rows of `units` units: as few rounds as [`MAX_WARPS`] need, evenly shared.
-pub const fn num_warps(units: u32) -> u32 {
-    if units == 0 { 1 } else { units.div_ceil(units.div_ceil(MAX_WARPS)) }
-}
-
-/// Rounds in which `warps` warps take rows of `units` units.
-pub const fn num_rounds(units: u32, warps: u32) -> u32 {
-    units.div_ceil(warps)
-}
-
-/// Tiles whose sums a block keeps, of `tiles` that `blocks` blocks share.
-pub const fn batch(tiles: u32, blocks: u32) -> u32 {
-    let of_block = tiles.div_ceil(blocks);
-    if of_block < MAX_BATCH { of_block } else { MAX_BATCH }
-}
 
 /// Bytes of dynamic shared memory for `depth` units of `unit_bytes` of a block of `warps` warps.
 pub const fn ring_bytes(warps: u32, depth: u32, unit_bytes: u32) -> u32 {
     warps * depth * unit_bytes
 }
 
-/// Bytes of dynamic shared memory besides the ring: its barriers, staged inputs of units of `cols` columns, the sums of each warp for `rows` rows
-/// of a [`batch`] of tiles, and its sums of squares.
-pub const fn shared_bytes(warps: u32, depth: u32, cols: u32, rows: u32, batch: u32) -> u32 {
-    warps * (depth * 8 + stage_bytes(cols, rows) + (batch * 16 + 1) * rows * 4)
+/// Bytes of dynamic shared memory besides the ring: its barriers, `rows` staged rows of `units` units of `cols` columns, the sums of tiles at the borders of
+/// shares, and sums of squares.
+pub const fn shared_bytes(warps: u32, depth: u32, units: u32, cols: u32, rows: u32) -> u32 {
+    stage_bytes(units, cols, rows) + warps * (depth * 8 + 2 * rows * 16 * 4)
 }
 
-/// Bytes of a warp's staged inputs.
-const fn stage_bytes(cols: u32, rows: u32) -> u32 {
-    rows * (2 * column_bytes(cols) + DIGIT_BYTES + 16)
+/// Bytes of the staged inputs: columns, then for each unit and row the digits, scale and sum of squares.
+const fn stage_bytes(units: u32, cols: u32, rows: u32) -> u32 {
+    rows * (2 * column_bytes(units * cols) + units * (DIGIT_BYTES + 16))
 }
 
 /// Bytes from one staged column of inputs to the next: 64 more, so that neighbours lie in different banks.
@@ -80,7 +66,7 @@ const fn column_bytes(cols: u32) -> u32 {
     cols + 64
 }
 
-/// Inputs that a warp has staged, as one of its lanes reads them.
+/// Staged inputs of one unit, as a lane reads them.
 #[device]
 #[derive(Clone, Copy)]
 pub struct Inputs {
@@ -88,7 +74,7 @@ pub struct Inputs {
     columns: Shared<[u32; 4]>,
     /// From one group of eight columns to the next, in 16 bytes.
     group: u32,
-    /// Of this lane's row of the first group.
+    /// Of this lane's row of the first group: the scale, the sum of squares.
     scales: Shared<[f32; 4]>,
     /// Likewise.
     digits: Shared<[u32; 4]>,
@@ -245,13 +231,19 @@ impl Source for Plain {
     }
 }
 
-/// Stages a row of inputs in a warp's columns: this lane's `cols / 32` values of it.
+/// Stages a row of inputs of a unit: this lane's `cols / 32` values of it. `low` is from the high bytes' column to that of the low ones.
 ///
 /// # Safety
 /// All lanes of the warp call it together; the places belong to the warp, and nobody reads them.
 #[device]
 #[inline(always)]
-unsafe fn stage<W: Unit>(values: [f32; 8], columns: Shared<u8>, scale: Shared<f32>, digits: Shared<u8>) {
+unsafe fn stage<W: Unit>(
+    values: [f32; 8],
+    columns: Shared<u8>,
+    low: u32,
+    scale: Shared<f32>,
+    digits: Shared<u8>,
+) {
     // 127 * 256 and half a digit: what two signed bytes hold, to either side.
     const LARGEST: f32 = 32512.0;
     // Added and taken away it leaves a rounded integer in the low bits.
@@ -267,18 +259,18 @@ unsafe fn stage<W: Unit>(values: [f32; 8], columns: Shared<u8>, scale: Shared<f3
         let inverse = if largest > 0.0 { LARGEST / largest } else { 0.0 };
         let mut sum = 0;
         repeat(width / 4, |q| {
-            let (mut high, mut low) = (0u32, 0u32);
+            let (mut high_bytes, mut low_bytes) = (0u32, 0u32);
             repeat(4, |j| {
                 let v = values[4 * q + j].mul_add(inverse, ROUND).to_bits() as i32 - ROUND.to_bits() as i32;
-                high |= ((v + 128) >> 8 & 255) as u32 * (1 << (8 * j));
-                low |= (v & 255) as u32 * (1 << (8 * j));
+                high_bytes |= ((v + 128) >> 8 & 255) as u32 * (1 << (8 * j));
+                low_bytes |= (v & 255) as u32 * (1 << (8 * j));
                 sum += v;
             });
             // Of a pair of blocks columns `4 c ..` of both and of both halves side by side.
             let column = lane * width as u32 + 4 * q as u32;
             let place = column / 64 * 64 + column / 4 % 4 * 16 + column / 32 % 2 * 8 + column / 16 % 2 * 4;
-            columns.add(place).cast::<u32>().set(0, high);
-            columns.add(place + column_bytes(W::COLS)).cast::<u32>().set(0, low);
+            columns.add(place).cast::<u32>().set(0, high_bytes);
+            columns.add(place + low).cast::<u32>().set(0, low_bytes);
         });
         if lane == 0 {
             scale.set(0, largest / (LARGEST * W::FACTOR));
@@ -299,53 +291,76 @@ unsafe fn stage<W: Unit>(values: [f32; 8], columns: Shared<u8>, scale: Shared<f3
     }
 }
 
-/// A matrix in units, and the block's share of its tiles.
+/// A matrix in units, and the part of it that a block multiplies.
 #[device]
 #[derive(Clone, Copy)]
 pub(super) struct Tiles {
-    pub weights: *const u8,
-    /// Tiles of all blocks.
-    pub count: u32,
-    /// Units of a tile.
-    pub units: u32,
-    /// The block's first tile, and from one to the next.
-    pub first: u32,
-    pub step: u32,
+    weights: *const u8,
+    /// Units of a tile in the matrix.
+    units: u32,
+    /// The block's tiles.
+    first_tile: u32,
+    tiles: u32,
+    /// The units of these tiles that it takes.
+    first_unit: u32,
+    chunks: u32,
 }
 
 #[device]
 impl Tiles {
-    /// Every `grid_dim`-th tile.
+    /// The share of block `block` of `blocks` of `tiles` tiles of `units` units.
     #[inline(always)]
-    pub(super) fn strided(weights: *const u8, count: u32, units: u32) -> Self {
-        Self { weights, count, units, first: thread::block_idx_x(), step: thread::grid_dim_x() }
+    pub(super) fn share(weights: *const u8, tiles: u32, units: u32, block: u32, blocks: u32) -> Self {
+        Self::slice(weights, tiles, units, [block, blocks], [0, 1])
     }
 
-    /// The block's `i`-th tile.
+    /// As [`Tiles::share`], of slice `slice` of `slices` of the columns.
     #[inline(always)]
-    fn tile(self, i: u32) -> u32 {
-        self.first + i * self.step
+    pub(super) fn slice(
+        weights: *const u8,
+        tiles: u32,
+        units: u32,
+        [block, blocks]: [u32; 2],
+        [slice, slices]: [u32; 2],
+    ) -> Self {
+        let begin = |i: u32, count: u32, of: u32| divide(i * count, of).0;
+        let (first_tile, first_unit) = (begin(block, tiles, blocks), begin(slice, units, slices));
+        let (end_tile, end_unit) = (begin(block + 1, tiles, blocks), begin(slice + 1, units, slices));
+        Self {
+            weights,
+            units,
+            first_tile,
+            tiles: end_tile - first_tile,
+            first_unit,
+            chunks: end_unit - first_unit,
+        }
     }
 
-    /// Tiles of this block.
+    /// The first of the block's tiles.
     #[inline(always)]
-    fn of_block(self) -> u32 {
-        crate::grid::divide(self.count - self.first + self.step - 1, self.step).0
+    pub(super) fn first(self) -> u32 {
+        self.first_tile
+    }
+
+    /// How many there are.
+    #[inline(always)]
+    pub(super) fn count(self) -> u32 {
+        self.tiles
     }
 }
 
-/// A warp's units on their way through its ring: batch by batch of tiles, in each round by round, in each tile by tile.
+/// A warp's share of the block's units, on its way through a ring.
 #[device]
 struct Ring<W> {
     tiles: Tiles,
-    num_tiles: u32,
-    rounds: u32,
     depth: u32,
     ring: Shared<u8>,
     barriers: Shared<u64>,
-    /// What is copied next: the first tile of its batch, its round, its tile.
-    next: [u32; 3],
-    /// Its place.
+    /// The unit that is copied next: its tile of the block, its chunk; and how many are left.
+    tile: u32,
+    chunk: u32,
+    left: u32,
+    /// The place that it goes to.
     next_place: u32,
     /// The place that is read next, and the parity of its phase.
     place: u32,
@@ -355,43 +370,32 @@ struct Ring<W> {
 
 #[device]
 impl<W: Unit> Ring<W> {
-    /// The unit of this warp in a round.
-    #[inline(always)]
-    fn unit(round: u32) -> u32 {
-        warp::warp_id() + round * (thread::block_dim_x() / 32)
-    }
-
     /// Starts to copy the next unit to the next place, if there is one.
     ///
     /// # Safety
     /// All lanes call it together, and have read what the place held.
     #[inline(always)]
     unsafe fn copy(&mut self) {
-        let [first, mut round, mut tile] = self.next;
-        if first >= self.num_tiles {
+        if self.left == 0 {
             return;
         }
+        self.left -= 1;
         if warp::lane_id() == 0 {
+            let Tiles { weights, units, first_tile, first_unit, .. } = self.tiles;
             let unit =
-                self.tiles.tile(tile) as usize * self.tiles.units as usize + Self::unit(round) as usize;
+                (first_tile + self.tile) as usize * units as usize + (first_unit + self.chunk) as usize;
             let barrier = Mbarrier::new(self.barriers.add(self.next_place));
             // SAFETY: inside the matrix; the caller's promise.
             unsafe {
                 barrier.arrive_expect_tx(W::BYTES);
                 let to = self.ring.add(self.next_place * W::BYTES);
-                bulk_copy(to, self.tiles.weights.add(unit * W::BYTES as usize), W::BYTES, barrier);
+                bulk_copy(to, weights.add(unit * W::BYTES as usize), W::BYTES, barrier);
             }
         }
-        let end = self.num_tiles.min(first + MAX_BATCH);
-        tile += 1;
-        let mut next_first = first;
-        if tile == end {
-            (round, tile) = (round + 1, first);
-            if round == self.rounds || Self::unit(round) >= self.tiles.units {
-                (next_first, round, tile) = (end, 0, end);
-            }
+        self.chunk += 1;
+        if self.chunk == self.tiles.chunks {
+            (self.chunk, self.tile) = (0, self.tile + 1);
         }
-        self.next = [next_first, round, tile];
         self.next_place = if self.next_place + 1 == self.depth { 0 } else { self.next_place + 1 };
     }
 
@@ -419,13 +423,10 @@ impl<W: Unit> Ring<W> {
 #[device]
 pub(super) struct Product<W, const N: usize, const G: usize> {
     ring: Ring<W>,
-    /// This warp's staged inputs: columns, digits, scales.
+    /// The staged inputs: columns, then digits, then scales, each of the last two `[unit][row]`.
     stage: Shared<u8>,
-    inputs: Inputs,
-    /// `[tile of a batch][warp][row of inputs][row of a tile]`
-    sums_of_warps: Shared<f32>,
-    /// `[warp][row of inputs]`
-    squares_of_warps: Shared<f32>,
+    /// `[warp][first or last tile][row of inputs][row of a tile]`, of tiles at the borders of shares.
+    pieces: Shared<f32>,
 }
 
 #[device]
@@ -433,45 +434,31 @@ impl<W: Unit, const N: usize, const G: usize> Product<W, N, G> {
     const ROWS: u32 = N as u32;
     /// Columns of a lane.
     const WIDTH: usize = W::COLS as usize / 32;
-    /// Where a stage's digits and scales begin.
-    const DIGITS: u32 = 2 * Self::ROWS * column_bytes(W::COLS);
-    const SCALES: u32 = Self::DIGITS + Self::ROWS * DIGIT_BYTES;
 
     /// Starts to copy the first units.
     ///
     /// # Safety
-    /// All threads of the block call it together, once in a launch. The block has at most [`MAX_WARPS`] warps and no more than a row has
-    /// units, and [`ring_bytes`] and [`shared_bytes`] of dynamic shared memory, of a `depth` from 1 to [`MAX_DEPTH`]; there are as many tiles as blocks, or
-    /// more.
+    /// All threads of the block call it together, once in a launch. The block has [`ring_bytes`] and [`shared_bytes`] of dynamic shared memory, of a `depth`
+    /// from 1 to [`MAX_DEPTH`].
     #[inline(always)]
     pub(super) unsafe fn begin(tiles: Tiles, depth: u32) -> Self {
         let (lane, warp_id, num_warps) = (warp::lane_id(), warp::warp_id(), thread::block_dim_x() / 32);
         let shared = dynamic_shared::<u8>();
         let ring = shared.add(warp_id * depth * W::BYTES);
-        let shared = shared.add(num_warps * depth * W::BYTES);
-        let stage = shared.add(warp_id * stage_bytes(W::COLS, Self::ROWS));
-        let shared = shared.add(num_warps * stage_bytes(W::COLS, Self::ROWS));
+        let stage = shared.add(num_warps * depth * W::BYTES);
+        let shared = stage.add(stage_bytes(tiles.chunks, W::COLS, Self::ROWS));
         let barriers = shared.cast::<u64>().add(warp_id * depth);
-        let sums_of_warps = shared.add(num_warps * depth * 8).cast::<f32>();
-        let num_tiles = tiles.of_block();
-        let squares_of_warps = sums_of_warps.add(num_warps * batch(num_tiles, 1) * Self::ROWS * 16);
-        // High and low of one row are two columns; of four rows, eight.
-        let (column, row) = if N == 1 { (lane / 4 % 2, 0) } else { (lane / 4, lane % 4) };
-        let inputs = Inputs {
-            columns: stage.add(column * column_bytes(W::COLS) + 16 * (lane % 4)).cast(),
-            group: 8 * column_bytes(W::COLS) / 16,
-            scales: stage.add(Self::SCALES).cast::<[f32; 4]>().add(row),
-            digits: stage.add(Self::DIGITS + DIGIT_BYTES * row).cast(),
-        };
-        let rounds = crate::grid::divide(tiles.units + num_warps - 1, num_warps).0;
+        let pieces = shared.add(num_warps * depth * 8).cast::<f32>();
+        let (from, to) = Self::share(tiles, warp_id);
+        let (tile, chunk) = divide(from, tiles.chunks);
         let mut ring = Ring {
             tiles,
-            num_tiles,
-            rounds,
             depth,
             ring,
             barriers,
-            next: [0; 3],
+            tile,
+            chunk,
+            left: to - from,
             next_place: 0,
             place: 0,
             parity: 0,
@@ -494,13 +481,20 @@ impl<W: Unit, const N: usize, const G: usize> Product<W, N, G> {
                 place += 1;
             }
         }
-        Self { ring, stage, inputs, sums_of_warps, squares_of_warps }
+        Self { ring, stage, pieces }
     }
 
-    /// This lane's first column of a round.
+    /// The units of a warp, of those of all tiles of the block, tile by tile.
     #[inline(always)]
-    fn column(round: u32) -> u32 {
-        Ring::<W>::unit(round) * W::COLS + warp::lane_id() * Self::WIDTH as u32
+    fn share(tiles: Tiles, warp: u32) -> (u32, u32) {
+        let (total, num_warps) = (tiles.tiles * tiles.chunks, thread::block_dim_x() / 32);
+        (divide(warp * total, num_warps).0, divide((warp + 1) * total, num_warps).0)
+    }
+
+    /// This lane's first column of a unit of the block.
+    #[inline(always)]
+    fn column(&self, chunk: u32) -> u32 {
+        (self.ring.tiles.first_unit + chunk) * W::COLS + warp::lane_id() * Self::WIDTH as u32
     }
 
     /// Starts to load what is known of the inputs before the kernel before this one has ended.
@@ -509,142 +503,193 @@ impl<W: Unit, const N: usize, const G: usize> Product<W, N, G> {
     /// As [`Source::prepare`].
     #[inline(always)]
     pub(super) unsafe fn prepare(&self, source: &mut impl Source) {
-        // SAFETY: the caller's promise; the warp has a unit in the first round.
-        unsafe { source.prepare(Self::column(0), Self::WIDTH) }
+        let chunk = warp::warp_id() / Self::ROWS;
+        if chunk < self.ring.tiles.chunks {
+            // SAFETY: the caller's promise.
+            unsafe { source.prepare(self.column(chunk), Self::WIDTH) }
+        }
     }
 
-    /// Stages the inputs of a round; their squares are added to `squares`.
+    /// The tile in which this warp's share ends: if it finishes one, most often this.
+    #[inline(always)]
+    pub(super) fn last_tile(&self) -> u32 {
+        let tiles = self.ring.tiles;
+        let (from, to) = Self::share(tiles, warp::warp_id());
+        let last = divide(to - u32::from(to > from), tiles.chunks).0;
+        tiles.first_tile + last.min(tiles.tiles - 1)
+    }
+
+    /// Where the digits and the scale of a row of a unit are.
+    #[inline(always)]
+    fn places(&self, chunk: u32, row: u32) -> (Shared<u8>, Shared<[f32; 4]>) {
+        let chunks = self.ring.tiles.chunks;
+        let digits = self.stage.add(2 * Self::ROWS * column_bytes(chunks * W::COLS));
+        let scales = digits.add(chunks * Self::ROWS * DIGIT_BYTES).cast::<[f32; 4]>();
+        let place = chunk * Self::ROWS + row;
+        (digits.add(place * DIGIT_BYTES), scales.add(place))
+    }
+
+    /// Stages all inputs of the block; ends with a barrier.
     ///
     /// # Safety
     /// As [`Product::multiply`].
     #[inline(always)]
-    unsafe fn stage<S: Source>(&self, source: &S, n: u32, round: u32, squares: &mut [f32; N]) {
-        let weight = source.weight();
-        let mut values = [[0.0f32; 8]; N];
-        // SAFETY: the caller's promise.
+    unsafe fn stage<S: Source>(&self, source: &mut S, n: u32) {
+        let (warp_id, num_warps) = (warp::warp_id(), thread::block_dim_x() / 32);
+        let chunks = self.ring.tiles.chunks;
+        let column_bytes = column_bytes(chunks * W::COLS);
+        // SAFETY: the caller's promise; each row of a unit has one warp until the barrier.
         unsafe {
-            repeat(N, |i| {
-                if (i as u32) < n {
-                    values[i] = source.load(i as u32, Self::column(round), Self::WIDTH);
+            let mut item = warp_id;
+            while item < chunks * Self::ROWS {
+                let (chunk, i) = (item / Self::ROWS, item % Self::ROWS);
+                if S::NORMED && item != warp_id {
+                    source.prepare(self.column(chunk), Self::WIDTH);
                 }
-            });
-            repeat(N, |i| {
-                let mut products = values[i];
+                let mut values = [0.0f32; 8];
+                if i < n {
+                    values = source.load(i, self.column(chunk), Self::WIDTH);
+                }
+                let mut squares = 0.0f32;
                 if S::NORMED {
+                    let weight = source.weight();
                     repeat(Self::WIDTH, |j| {
-                        squares[i] = values[i][j].mul_add(values[i][j], squares[i]);
-                        products[j] = values[i][j] * weight[j];
+                        squares = values[j].mul_add(values[j], squares);
+                        values[j] *= weight[j];
                     });
                 }
-                let i = i as u32;
-                let columns = self.stage.add(2 * i * column_bytes(W::COLS));
-                let scale = self.stage.add(Self::SCALES).cast::<[f32; 4]>().add(i);
-                stage::<W>(products, columns, scale.cast(), self.stage.add(Self::DIGITS + i * DIGIT_BYTES));
-            });
-            sync_warp(FULL_MASK);
+                let (digits, scale) = self.places(chunk, i);
+                let columns = self.stage.add(2 * i * column_bytes + chunk * W::COLS);
+                stage::<W>(values, columns, column_bytes, scale.cast(), digits);
+                if S::NORMED {
+                    let squares = warp::reduce_sum(squares);
+                    if warp::lane_id() == 0 {
+                        scale.cast::<f32>().set(1, squares);
+                    }
+                }
+                item += num_warps;
+            }
+            thread::sync_threads();
         }
     }
 
-    /// Multiplies the tiles and calls `finish(tile, i, r, low, high)`, by one thread each, with the products of input row `i` and the tile's rows of
-    /// weights `r` and `r + 8`, for `i` below `n` and `r` below 8; where inputs are normed, times `scale` of the row's sum of squares.
+    /// What the lane is to multiply products of input row `i` with, of the row's sum of squares.
     ///
     /// # Safety
-    /// The kernel before this one has ended. All threads of the block call it together. `finish` is called by thread `16 i + r`, for a block with one
-    /// tile and as many threads.
+    /// The inputs are staged.
+    #[inline(always)]
+    unsafe fn row_scale(&self, i: u32, scale: &impl Fn(f32) -> f32) -> f32 {
+        let chunks = self.ring.tiles.chunks;
+        let squares = self.places(0, i).1.cast::<f32>();
+        let mut sum = 0.0;
+        let mut first = 0;
+        while first < chunks {
+            repeat(4, |c| {
+                let chunk = first + c as u32;
+                if chunk < chunks {
+                    // SAFETY: the caller's promise.
+                    sum += unsafe { squares.get(4 * chunk * Self::ROWS + 1) };
+                }
+            });
+            first += 4;
+        }
+        scale(sum)
+    }
+
+    /// Multiplies the tiles and calls `finish(tile, g, i, r, low, high)`, by one thread each, with the products of input row `i` and the tile's rows of
+    /// weights `r` and `r + 8`, for `i` below `n` and `r` below 8; where inputs are normed, times `scale` of the row's sum of squares. The lane that
+    /// is called has `r = lane / 4` and `i = 4 g + lane % 4`.
+    ///
+    /// # Safety
+    /// The kernel before this one has ended. All threads of the block call it together.
     #[inline(always)]
     pub(super) unsafe fn multiply<S: Source>(
         mut self,
         n: u32,
         mut source: S,
         scale: impl Fn(f32) -> f32,
-        mut finish: impl FnMut(u32, u32, u32, f32, f32),
+        mut finish: impl FnMut(u32, usize, u32, u32, f32, f32),
     ) {
         let (lane, warp_id, num_warps) = (warp::lane_id(), warp::warp_id(), thread::block_dim_x() / 32);
-        let (tiles, rounds, num_tiles) = (self.ring.tiles, self.ring.rounds, self.ring.num_tiles);
-        let row_of_lane = if N == 1 { 0 } else { lane % 4 };
-        let (sums_of_warps, squares_of_warps) = (self.sums_of_warps, self.squares_of_warps);
-        let mut squares = [0.0f32; N];
-        let mut done = 0;
-        // SAFETY: the caller's promise; each warp writes its own places, which barriers order against the readers.
+        let tiles = self.ring.tiles;
+        let (from, to) = Self::share(tiles, warp_id);
+        // High and low of one row are two columns; of four rows, eight.
+        let (column, row) = if N == 1 { (lane / 4 % 2, 0) } else { (lane / 4, lane % 4) };
+        let is_finisher = N > 1 || lane % 4 == 0;
+        let r = lane / 4;
+        // SAFETY: the caller's promise; each warp writes its own pieces, which a barrier orders against the readers.
         unsafe {
-            while done < num_tiles {
-                let batch = (num_tiles - done).min(MAX_BATCH);
-                let mut round = 0;
-                while round < rounds && Ring::<W>::unit(round) < tiles.units {
-                    // With one round the inputs stay.
-                    if done == 0 || rounds > 1 {
-                        if round > 0 || done > 0 {
-                            source.prepare(Self::column(round), Self::WIDTH);
-                        }
-                        self.stage(&source, n, round, &mut squares);
-                    }
-                    let mut tile = 0;
-                    while tile < batch {
-                        // Of input row `4 g + row_of_lane`: with weights of rows `lane / 4` and 8 more.
-                        let mut sums = [[0.0f32; 2]; G];
-                        self.ring.multiply::<G>(&self.inputs, &mut sums);
-                        repeat(G, |g| {
-                            let i = 4 * g as u32 + row_of_lane;
-                            if i < Self::ROWS && (N > 1 || lane % 4 == 0) {
-                                let place = ((tile * num_warps + warp_id) * Self::ROWS + i) * 16 + lane / 4;
-                                let [mut low, mut high] = sums[g];
-                                if round > 0 {
-                                    low += sums_of_warps.get(place);
-                                    high += sums_of_warps.get(place + 8);
-                                }
-                                sums_of_warps.set(place, low);
-                                sums_of_warps.set(place + 8, high);
+            self.stage(&mut source, n);
+            let mut scales = [1.0f32; G];
+            if S::NORMED {
+                repeat(G, |g| scales[g] = self.row_scale(4 * g as u32 + row, &scale));
+            }
+            let column_bytes = column_bytes(tiles.chunks * W::COLS);
+            let columns = self.stage.add(column * column_bytes + 16 * (lane % 4));
+            let (first, mut chunk) = divide(from, tiles.chunks);
+            let (mut tile, mut i, mut begin) = (first, from, from);
+            let mut sums = [[0.0f32; 2]; G];
+            while i < to {
+                let (digits, place) = self.places(chunk, row);
+                let inputs = Inputs {
+                    columns: columns.add(chunk * W::COLS).cast(),
+                    group: 8 * column_bytes / 16,
+                    scales: place,
+                    digits: digits.cast(),
+                };
+                self.ring.multiply::<G>(&inputs, &mut sums);
+                (i, chunk) = (i + 1, chunk + 1);
+                if chunk == tiles.chunks || i == to {
+                    let is_whole = i - begin == tiles.chunks;
+                    repeat(G, |g| {
+                        let input = 4 * g as u32 + row;
+                        let [low, high] = [sums[g][0] * scales[g], sums[g][1] * scales[g]];
+                        if is_whole {
+                            if is_finisher && input < n {
+                                finish(tiles.first_tile + tile, g, input, r, low, high);
                             }
-                        });
-                        tile += 1;
-                    }
-                    round += 1;
-                }
-                if S::NORMED && done == 0 {
-                    repeat(N, |i| {
-                        let sum = warp::reduce_sum(squares[i]);
-                        if lane == 0 {
-                            squares_of_warps.set(warp_id * Self::ROWS + i as u32, sum);
+                        } else if is_finisher {
+                            let piece = self.piece(warp_id, tile != first, input);
+                            piece.set(r, low);
+                            piece.set(r + 8, high);
                         }
+                        sums[g] = [0.0; 2];
                     });
-                }
-                thread::sync_threads();
-
-                // Whole warps, since lanes exchange what they find.
-                let per_tile = 16 * Self::ROWS;
-                let mut t = thread::thread_idx_x();
-                while t < (per_tile * batch).next_multiple_of(32) {
-                    let (tile, t_of_tile) = (t / per_tile, t % per_tile);
-                    let (i, place) = (t_of_tile / 16, tile.min(batch - 1) * num_warps);
-                    let (mut sum, mut squares) = (0.0, 0.0);
-                    let mut first = 0;
-                    while first < num_warps {
-                        repeat(8, |w| {
-                            let w = first + w as u32;
-                            if w < num_warps {
-                                sum += sums_of_warps.get(((place + w) * Self::ROWS + i) * 16 + t % 16);
-                                if S::NORMED {
-                                    squares += squares_of_warps.get(w * Self::ROWS + i);
-                                }
-                            }
-                        });
-                        first += 8;
-                    }
-                    if S::NORMED {
-                        sum *= scale(squares);
-                    }
-                    let high = warp::shuffle_down(sum, 8);
-                    if t % 16 < 8 && i < n && tile < batch {
-                        finish(tiles.tile(done + tile), i, t % 16, sum, high);
-                    }
-                    t += thread::block_dim_x();
-                }
-                done += batch;
-                if done < num_tiles {
-                    // Everybody has read the sums.
-                    thread::sync_threads();
+                    (begin, chunk, tile) = (i, 0, tile + 1);
                 }
             }
+            thread::sync_threads();
+            // The tile in which this warp's share begins, if an earlier one has its beginning and no other warp adds it up.
+            let tile = divide(from, tiles.chunks).0;
+            let begins = tile * tiles.chunks;
+            if warp_id > 0 && from != to && from != begins && Self::share(tiles, warp_id - 1).0 <= begins {
+                repeat(G, |g| {
+                    let input = 4 * g as u32 + row;
+                    if is_finisher && input < n {
+                        let (before, _) = Self::share(tiles, warp_id - 1);
+                        let before = self.piece(warp_id - 1, divide(before, tiles.chunks).0 != tile, input);
+                        let (mut low, mut high) = (before.get(r), before.get(r + 8));
+                        let mut other = warp_id;
+                        let end = begins + tiles.chunks;
+                        while other < num_warps && Self::share(tiles, other).0 < end {
+                            let (from, to) = Self::share(tiles, other);
+                            if from < to {
+                                let piece = self.piece(other, false, input);
+                                low += piece.get(r);
+                                high += piece.get(r + 8);
+                            }
+                            other += 1;
+                        }
+                        finish(tiles.first_tile + tile, g, input, r, low, high);
+                    }
+                });
+            }
         }
+    }
+
+    /// What a warp has of a tile that others have a part of, of an input row: the first or the last tile of its share.
+    #[inline(always)]
+    fn piece(&self, warp: u32, is_last: bool, input: u32) -> Shared<f32> {
+        self.pieces.add(((warp * 2 + u32::from(is_last)) * Self::ROWS + input) * 16)
     }
 }

@@ -18,8 +18,8 @@ pub const COLUMNS_PER_TILE: u32 = 8;
 
 /// At most `N` rows, as `G` second operands. `gate` leads to the units of both matrices, `up` to nothing.
 ///
-/// Grid `[blocks, 1, 1]`, any number of them from 1 to `intermediate_size / COLUMNS_PER_TILE`; block `[32 * warps, 1, 1]` of
-/// [`num_warps`](super::num_warps); dynamic shared memory [`ring_bytes`](super::ring_bytes) and [`shared_bytes`](super::shared_bytes).
+/// Grid `[blocks, 1, 1]`, any number of them from 1 to `intermediate_size / COLUMNS_PER_TILE`; block `[32 * warps, 1, 1]`, no more warps than a
+/// block has units; dynamic shared memory [`ring_bytes`](super::ring_bytes) and [`shared_bytes`](super::shared_bytes).
 ///
 /// # Safety
 /// Grid and block are as above, arrays have the sizes of [`NormGateUp`] and are aligned to 16 bytes; `out` overlaps nothing. Of
@@ -37,13 +37,14 @@ pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: NormGateUp<u8, f
     let units = divide(hidden_size, W::COLS).0;
     // SAFETY: the caller's promise.
     unsafe {
-        let tiles = Tiles::strided(gate, intermediate_size / COLUMNS_PER_TILE, units);
+        let count = intermediate_size / COLUMNS_PER_TILE;
+        let tiles = Tiles::share(gate, count, units, thread::block_idx_x(), thread::grid_dim_x());
         let product = Product::<W, N, G>::begin(tiles, depth);
         let mut inputs = Normed::new(x, norm, hidden_size);
         product.prepare(&mut inputs);
         wait_for_dependencies();
         let scale = |squares| crate::rms_norm::scale(squares, hidden_size, eps);
-        product.multiply(n, inputs, scale, |tile, i, r, gate, up| {
+        product.multiply(n, inputs, scale, |tile, _, i, r, gate, up| {
             let value = gate / (1.0 + (-gate).exp()) * up;
             *out.add(offset(i, intermediate_size, tile * COLUMNS_PER_TILE + r)) = f16::round(value);
         });

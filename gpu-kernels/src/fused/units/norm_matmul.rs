@@ -14,7 +14,7 @@ use crate::{
 
 /// At most `N` rows, as `G` second operands.
 ///
-/// Grid `[blocks, 1, 1]`, any number of them from 1 to `rows / 16`; block `[32 * warps, 1, 1]` of [`num_warps`](super::num_warps); dynamic
+/// Grid `[blocks, 1, 1]`, any number of them from 1 to `rows / 16`; block `[32 * warps, 1, 1]`, no more warps than a block has units; dynamic
 /// shared memory [`ring_bytes`](super::ring_bytes) and [`shared_bytes`](super::shared_bytes).
 ///
 /// # Safety
@@ -32,13 +32,14 @@ pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: NormMatmul<u8>) 
     launch_dependents();
     // SAFETY: the caller's promise.
     unsafe {
-        let tiles = Tiles::strided(weight, rows / ROWS, divide(cols, W::COLS).0);
+        let (block, blocks) = (thread::block_idx_x(), thread::grid_dim_x());
+        let tiles = Tiles::share(weight, rows / ROWS, divide(cols, W::COLS).0, block, blocks);
         let product = Product::<W, N, G>::begin(tiles, depth);
         let mut inputs = Normed::new(x, norm, cols);
         product.prepare(&mut inputs);
         wait_for_dependencies();
         let scale = |squares| crate::rms_norm::scale(squares, cols, eps);
-        product.multiply(n, inputs, scale, |tile, i, r, low, high| {
+        product.multiply(n, inputs, scale, |tile, _, i, r, low, high| {
             let out = out.add(offset(i, rows, tile * ROWS + r));
             *out = low;
             *out.add(8) = high;
