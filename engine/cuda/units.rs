@@ -10,7 +10,7 @@ use crate::formats::MatrixFormat;
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig, Value};
 use gpu_kernels::fused::units::matmul_add::MatmulUnitsArgs;
 use gpu_kernels::fused::units::{self as fused, MAX_DEPTH, MAX_ROWS, ring_bytes, shared_bytes};
-use gpu_kernels::units::{self as kernels, BLOCK_SIZE, DecodeUnitsArgs, ROWS, RepackArgs, Unit};
+use gpu_kernels::units::{self as kernels, BLOCK_SIZE, DECODE_COLS, DecodeUnitsArgs, ROWS, RepackArgs, Unit};
 use std::rc::Rc;
 
 pub(crate) const OP: &str = "repack";
@@ -29,6 +29,8 @@ const WARPS: u32 = 12;
 const MAX_RING_BYTES: u32 = 84 << 10;
 /// The most shared memory of a block.
 const MAX_SHARED_BYTES: u32 = 200 << 10;
+/// With so much shared memory a block has a multiprocessor of compute capability 9.0 for itself, as far as its like are concerned.
+const ALONE_BYTES: u32 = 114 << 10;
 /// The most columns of a projection that a block has the inputs of: eight rows of them fit.
 const MAX_SLICE_COLS: u32 = 5120;
 /// The most slices of its columns.
@@ -197,7 +199,7 @@ impl Units {
             units: self.at,
             out,
         };
-        let config = elements_of_rows(dimension(OP, rows)?, arguments.cols / 4, BLOCK_SIZE);
+        let config = elements_of_rows(dimension(OP, rows)?, arguments.cols / DECODE_COLS, BLOCK_SIZE);
         let values = [self.format.name().into(), dtype.name().into()];
         // SAFETY: the rows were checked; the caller vouches for `out`.
         unsafe { launch(device, kernels::decode(), &values, &config, arguments) }
@@ -269,6 +271,37 @@ impl Units {
         Stream::new(self.shape, tiles, units_of(self.shape, self.cols), [blocks, 1], n)
     }
 
+    /// Whether it begins where `other` ends.
+    pub fn follows(&self, other: Self) -> bool {
+        let units = other.rows / TILE * other.cols / other.shape.cols as usize;
+        other.at.add(units * other.shape.bytes as usize).as_raw() == self.at.as_raw()
+    }
+
+    /// The launch of a kernel for `tiles` tiles of `heads` heads, of which `of_v` have blocks of their own if they are `apart`; and the number of these
+    /// blocks.
+    pub fn stream_of_parts(
+        &self,
+        device: &Device,
+        tiles: u32,
+        [heads, of_v]: [u32; 2],
+        apart: bool,
+        n: u32,
+    ) -> (Stream, u32) {
+        let units = units_of(self.shape, self.cols);
+        let blocks = device.info().multiprocessors.clamp(1, tiles.max(1));
+        if !apart {
+            return (Stream::new(self.shape, tiles, units, [blocks, 1], n), 0);
+        }
+        let v_tiles = tiles / heads * of_v;
+        let v_blocks = (blocks * of_v / heads).clamp(1, v_tiles.max(1));
+        let others = blocks.saturating_sub(v_blocks).clamp(1, (tiles - v_tiles).max(1));
+        // Of the part whose blocks have fewest, and of that whose blocks have most.
+        let fewest = (v_tiles / v_blocks).min((tiles - v_tiles) / others);
+        let mut stream = Stream::new(self.shape, fewest, units, [1, 1], n);
+        stream.config.grid = [others + v_blocks, 1, 1];
+        (stream, v_blocks)
+    }
+
     /// Whether kernels that norm `n` rows of its inputs run: they have all columns.
     pub fn takes(&self, n: usize) -> bool {
         u32::try_from(n).is_ok_and(|n| Stream::fits(self.shape, self.cols, n))
@@ -311,14 +344,11 @@ impl Stream {
         };
         let depth = most.div_ceil(warps).clamp(1, MAX_DEPTH);
         let depth = (1..=depth).rev().find(|&depth| room(depth)).unwrap_or(1);
-        let shared_bytes = ring_bytes(warps, depth, unit.bytes).saturating_add(besides(depth));
+        // More than half of what a multiprocessor has: where the kernel before still runs on some, two blocks would share another.
+        let shared_bytes =
+            ring_bytes(warps, depth, unit.bytes).saturating_add(besides(depth)).max(ALONE_BYTES);
         let config = LaunchConfig { grid: [groups * slices, 1, 1], block: [32 * warps, 1, 1], shared_bytes };
         Self { config, depth }
-    }
-
-    /// Of a block for each tile.
-    pub fn of_tiles(unit: UnitShape, tiles: u32, cols: usize, n: u32) -> Self {
-        Self::new(unit, tiles, units_of(unit, cols), [tiles.max(1), 1], n)
     }
 
     /// Whether a block runs that has the inputs of `n` rows of `cols` columns.
@@ -342,7 +372,7 @@ fn groups_and_slices(multiprocessors: u32, unit: UnitShape, tiles: u32, units: u
         let groups = (blocks / slices).clamp(1, tiles);
         // Of the block that has most, in µs: what it reads, and adding slices up.
         let bytes = tiles.div_ceil(groups) * units.div_ceil(slices) * unit.bytes;
-        let adding = if slices > 1 { 1.0 + 0.1 * f64::from(slices) } else { 0.0 };
+        let adding = if slices > 1 { 2.5 + 0.1 * f64::from(slices) } else { 0.0 };
         (groups, f64::from(bytes) / 32e3 + adding)
     };
     let most = MAX_SLICES.min(units).min(blocks).max(fewest);

@@ -25,11 +25,11 @@ pub mod q6_k;
 pub mod q8_0;
 
 use crate::blocks::Embed;
-use crate::vector::Group;
+use crate::vector::{Group, Saturate, store8};
 #[device]
 use crate::{
     fused::units::Inputs,
-    grid::{divide, offset, row_and_column},
+    grid::{divide, offset, repeat, row_and_column},
 };
 
 /// Rows of a tile.
@@ -90,7 +90,7 @@ pub fn row_of(tile: u32, r: u32, span: u32) -> u32 {
 #[device]
 #[inline(always)]
 pub(crate) fn halves(word: u32) -> [f32; 2] {
-    [f16::from_bits(word as u16).to_f32(), f16::from_bits((word >> 16) as u16).to_f32()]
+    f16::unpack2(word).into()
 }
 
 /// The little-endian f16 at `bytes`.
@@ -100,8 +100,9 @@ pub(crate) fn halves(word: u32) -> [f32; 2] {
 #[device]
 #[inline(always)]
 unsafe fn half(bytes: *const u8) -> f32 {
+    // Not the method of that name that `f16` has itself, which computes with integers.
     // SAFETY: the caller's promise.
-    unsafe { bytes.cast::<f16>().read().to_f32() }
+    Element::to_f32(unsafe { bytes.cast::<f16>().read() })
 }
 
 /// The word at `bytes`.
@@ -131,8 +132,10 @@ fn byte_of_place(r: u32, column: u32) -> u32 {
     16 * lane + 4 * (r / 8 + 2 * (column / 16)) + column % 4
 }
 
-/// Threads of a block of [`repack`].
+/// Threads of a block of [`repack`], [`decode`] and [`embed`].
 pub const BLOCK_SIZE: u32 = 256;
+/// Columns that a thread of [`decode`] has: those of one scale.
+pub const DECODE_COLS: u32 = 32;
 
 /// `units = blocks`, other places for the same bits.
 #[kernel_args]
@@ -183,18 +186,28 @@ pub struct DecodeUnits<E> {
 
 /// Each value exactly as the host decodes it, then rounded to nearest even, no f16 to infinity.
 ///
-/// Grid `[rows, ceil(cols / 4 / BLOCK_SIZE), 1]`, exact in the rows; block `[BLOCK_SIZE, 1, 1]`. One thread four values.
+/// Grid `[rows, ceil(cols / DECODE_COLS / BLOCK_SIZE), 1]`, exact in the rows; block `[BLOCK_SIZE, 1, 1]`. One thread [`DECODE_COLS`] values.
 ///
 /// # Safety
 /// Grid and block are as above, arrays have the sizes of [`DecodeUnits`], and the units these rows.
 #[kernel(W = [q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q5_k::q5_k, q6_k::q6_k, q8_0::q8_0], E = [f32, f16, bf16], name = "decode_units_{W}_{E}_plain")]
-pub unsafe fn decode<W: Unit, E: Group<4>>(a: DecodeUnits<E>) {
+pub unsafe fn decode<W: Unit, E: Saturate>(a: DecodeUnits<E>) {
     let DecodeUnits { cols, span, first_row, units, out } = a;
-    let Some((row, quad)) = row_and_column(cols / 4) else { return };
+    let Some((row, block)) = row_and_column(cols / DECODE_COLS) else { return };
+    let (tile, r) = place(first_row + row, span);
+    let (unit, column) = divide(block * DECODE_COLS, W::COLS);
     // SAFETY: the grid has one row of blocks a row, columns stay below `cols`.
     unsafe {
-        let values = quad_at::<W>(units, cols, span, first_row + row, 4 * quad);
-        E::store_saturated(out.add(offset(row, cols, 4 * quad)), values);
+        let unit = units.add(offset(tile, divide(cols, W::COLS).0 * W::BYTES, unit * W::BYTES));
+        let out = out.add(offset(row, cols, block * DECODE_COLS));
+        repeat(DECODE_COLS as usize / 8, |i| {
+            let mut values = [0.0; 8];
+            repeat(2, |half| {
+                let quad = W::quad(unit, r, column + 8 * i as u32 + 4 * half as u32);
+                repeat(4, |j| values[4 * half + j] = quad[j]);
+            });
+            store8(out.add(8 * i), values);
+        });
     }
 }
 

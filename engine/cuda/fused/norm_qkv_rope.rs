@@ -6,7 +6,7 @@ use super::super::launch::{Launch, dimension, expect_vector, launch};
 use super::super::memory::DeviceBuffer;
 use super::super::rope::RopeTable;
 use super::super::tensor::{Activation, KvCache, Tensor};
-use super::super::units::{self, Stream, Units};
+use super::super::units::{self, Units};
 use super::super::variant::{KernelChoice, select, variants};
 use super::{
     MMA, StreamShape, UNITS, expect_eligible, f16_only, floats_only, lanes_fit, norm_fits, persistent,
@@ -67,14 +67,16 @@ fn few_rows(case: &Case) -> Result<(), &'static str> {
 /// The case is whole, and in units.
 unsafe fn launch_units(device: &Device, case: &Case) -> Result<()> {
     let Some([q, v]) = case.units else { return Err(Error::Request(format!("{OP}: not in units"))) };
-    let n = case.arguments.n;
-    let tiles = pairs(case) / in_units::PAIRS_PER_BLOCK;
+    let NormQkvRopeArgs { n, num_attention_heads, num_key_value_heads, .. } = case.arguments;
+    let tiles = pairs(case) / in_units::PAIRS_PER_TILE;
     // Room for units of either format.
     let larger = if v.shape.bytes > q.shape.bytes { v } else { q };
-    let stream = Stream::of_tiles(larger.shape, tiles, larger.cols, n);
-    let arguments = NormQkvRopeArgs { depth: stream.depth, ..case.arguments };
+    let heads = num_attention_heads + 2 * num_key_value_heads;
+    let stream = larger.stream_of_parts(device, tiles, [heads, num_key_value_heads], q.format != v.format, n);
+    let (stream, v_blocks) = stream;
+    let arguments = NormQkvRopeArgs { depth: stream.depth, v_blocks, ..case.arguments };
     let (kernels, values) = kernels_of(q.format, v.format, n);
-    // SAFETY: a block for each tile; the caller vouches for the case.
+    // SAFETY: any grid does; the caller vouches for the case.
     unsafe { launch(&Dependent(device), kernels, &values, &stream.config, arguments) }
 }
 
@@ -188,7 +190,12 @@ pub(in super::super) fn norm_qkv_rope(
     let [q_weight, k_weight, v_weight] = pointers;
     let units = match weights.weights {
         QkvWeights::Floats(_) => None,
-        QkvWeights::Units([q, _, v]) => Some([q, v]),
+        QkvWeights::Units([q, k, v]) if k.follows(q) && (q.format != v.format || v.follows(k)) => {
+            Some([q, v])
+        }
+        QkvWeights::Units(_) => {
+            return Err(Error::Request(format!("{OP}: Q, K and V must be one behind the other")));
+        }
     };
     q.expect(OP, "q", n, q.cols)?;
     expect_bound(OP, "position", batch.shape.position_bound, table.max_positions)?;
@@ -211,6 +218,7 @@ pub(in super::super) fn norm_qkv_rope(
         num_key_value_heads: dimension(OP, layout.num_key_value_heads)?,
         head_dim: dimension(OP, head_dim)?,
         depth: 0,
+        v_blocks: 0,
         x: x.ptr(),
         norm: weights.norm.weight.ptr(),
         eps: weights.norm.eps,

@@ -115,7 +115,7 @@ impl Unit for q6_k {
             let scales = unit.add(SCALES).cast::<[u32; 4]>();
             let scales = [scales.get(row), scales.get(row + 8)];
             let d = unit.add(D).cast::<f16>();
-            let d = [d.get(row).to_f32(), d.get(row + 8).to_f32()];
+            let d = [Element::to_f32(d.get(row)), Element::to_f32(d.get(row + 8))];
             let mut total = [[0i32; 4]; G];
             repeat(4, |pair| {
                 let w = words.get(pair as u32 * 32 + lane);

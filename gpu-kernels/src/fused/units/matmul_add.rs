@@ -52,9 +52,10 @@ pub struct MatmulUnits {
 /// kernels before this one write, only `x`, `out`, `partial` and `counters` are used.
 #[kernel(
     W = [q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q5_k::q5_k, q6_k::q6_k, q8_0::q8_0],
-    (N, G) = [one: (1, 1), few: (4, 1), eight: (8, 2)],
+    (N, G, BLOCKS) = [one: (1, 1, 2), few: (4, 1, 1), eight: (8, 2, 1)],
     name = "matmul_add_{W}_units_{N}",
-    max_threads = 512,
+    max_threads = 384,
+    min_blocks = BLOCKS,
     requires = "sm_90",
 )]
 pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: MatmulUnits) {

@@ -20,7 +20,7 @@ use cuda_std::prelude::*;
 
 #[device]
 use crate::{
-    grid::{divide, repeat},
+    grid::{divide, offset, repeat},
     units::Unit,
 };
 #[device]
@@ -56,10 +56,19 @@ pub const fn shared_bytes(warps: u32, depth: u32, units: u32, cols: u32, rows: u
     stage_bytes(units, cols, rows) + warps * (depth * 8 + 2 * rows * 16 * 4)
 }
 
-/// Bytes of the staged inputs: columns, then for each unit and row the digits, scale and sum of squares.
+/// Bytes of the staged inputs: columns, then for each chunk and row the digits, scale and sum of squares.
 const fn stage_bytes(units: u32, cols: u32, rows: u32) -> u32 {
-    rows * (2 * column_bytes(units * cols) + units * (DIGIT_BYTES + 16))
+    rows * (2 * column_bytes(units * cols) + (units * cols).div_ceil(CHUNK) * (DIGIT_BYTES + 16))
 }
+
+/// Columns of inputs that share a scale.
+const CHUNK: u32 = 256;
+/// Columns of a chunk that a lane stages.
+#[device]
+const WIDTH: usize = CHUNK as usize / 32;
+/// The most rows of chunks that a warp loads before it uses the first of them.
+#[device]
+const AHEAD: usize = 4;
 
 /// Bytes from one staged column of inputs to the next: 64 more, so that neighbours lie in different banks.
 const fn column_bytes(cols: u32) -> u32 {
@@ -124,20 +133,17 @@ pub(super) trait Source {
     /// Whether they are normed: then their squares are summed up.
     const NORMED: bool;
 
-    /// Starts to load what does not depend on the kernel before this one, of the `count` columns from `column` on: 4 or 8.
+    /// Eight columns of row `i` from `column` on.
     ///
     /// # Safety
-    /// The rows have these columns.
-    unsafe fn prepare(&mut self, column: u32, count: usize);
-
-    /// Those columns of row `i`.
-    ///
-    /// # Safety
-    /// There is such a row, and the kernel before this one has ended.
-    unsafe fn load(&self, i: u32, column: u32, count: usize) -> [f32; 8];
+    /// There are such a row and columns, and the kernel before this one has ended.
+    unsafe fn load(&self, i: u32, column: u32) -> [f32; WIDTH];
 
     /// What they are multiplied with before they are staged.
-    fn weight(&self) -> [f32; 8];
+    ///
+    /// # Safety
+    /// There are such columns.
+    unsafe fn weight(&self, column: u32) -> [f32; WIDTH];
 }
 
 /// f32 rows that are normed.
@@ -146,15 +152,6 @@ pub(super) struct Normed {
     pub x: *const f32,
     pub norm: *const f32,
     pub cols: u32,
-    weight: [f32; 8],
-}
-
-#[device]
-impl Normed {
-    #[inline(always)]
-    pub(super) fn new(x: *const f32, norm: *const f32, cols: u32) -> Self {
-        Self { x, norm, cols, weight: [0.0; 8] }
-    }
 }
 
 #[device]
@@ -162,32 +159,27 @@ impl Source for Normed {
     const NORMED: bool = true;
 
     #[inline(always)]
-    unsafe fn prepare(&mut self, column: u32, count: usize) {
+    unsafe fn load(&self, i: u32, column: u32) -> [f32; WIDTH] {
         // SAFETY: the caller's promise.
-        self.weight = unsafe { load_f32(self.norm.add(column as usize), count) };
+        unsafe { load_f32(self.x.add(offset(i, self.cols, column))) }
     }
 
     #[inline(always)]
-    unsafe fn load(&self, i: u32, column: u32, count: usize) -> [f32; 8] {
+    unsafe fn weight(&self, column: u32) -> [f32; WIDTH] {
         // SAFETY: the caller's promise.
-        unsafe { load_f32(self.x.add(crate::grid::offset(i, self.cols, column)), count) }
-    }
-
-    #[inline(always)]
-    fn weight(&self) -> [f32; 8] {
-        self.weight
+        unsafe { load_f32(self.norm.add(column as usize)) }
     }
 }
 
-/// `count` values, 4 or 8, from L2.
+/// Eight values, from L2.
 ///
 /// # Safety
 /// `from` leads to them, aligned to 16 bytes.
 #[device]
 #[inline(always)]
-unsafe fn load_f32(from: *const f32, count: usize) -> [f32; 8] {
-    let mut values = [0.0; 8];
-    repeat(count / 4, |q| {
+unsafe fn load_f32(from: *const f32) -> [f32; WIDTH] {
+    let mut values = [0.0; WIDTH];
+    repeat(WIDTH / 4, |q| {
         // SAFETY: the caller's promise.
         let v = unsafe { memory::load_l2(from.add(4 * q).cast::<[f32; 4]>()) };
         repeat(4, |j| values[4 * q + j] = v[j]);
@@ -207,38 +199,29 @@ impl Source for Plain {
     const NORMED: bool = false;
 
     #[inline(always)]
-    unsafe fn prepare(&mut self, _: u32, _: usize) {}
-
-    #[inline(always)]
-    unsafe fn load(&self, i: u32, column: u32, count: usize) -> [f32; 8] {
-        let mut values = [0.0; 8];
+    unsafe fn load(&self, i: u32, column: u32) -> [f32; WIDTH] {
+        let mut values = [0.0; WIDTH];
         // SAFETY: the caller's promise.
-        unsafe {
-            let from = self.x.add(crate::grid::offset(i, self.cols, column));
-            repeat(count / 4, |q| {
-                let [a, b] = memory::load_l2(from.add(4 * q).cast::<[u32; 2]>());
-                let ((v0, v1), (v2, v3)) = (f16::unpack2(a), f16::unpack2(b));
-                let v = [v0, v1, v2, v3];
-                repeat(4, |j| values[4 * q + j] = v[j]);
-            });
-        }
+        let words = unsafe { memory::load_l2(self.x.add(offset(i, self.cols, column)).cast::<[u32; 4]>()) };
+        repeat(4, |q| (values[2 * q], values[2 * q + 1]) = f16::unpack2(words[q]));
         values
     }
 
     #[inline(always)]
-    fn weight(&self) -> [f32; 8] {
-        [1.0; 8]
+    unsafe fn weight(&self, _: u32) -> [f32; WIDTH] {
+        [1.0; WIDTH]
     }
 }
 
-/// Stages a row of inputs of a unit: this lane's `cols / 32` values of it. `low` is from the high bytes' column to that of the low ones.
+/// Stages a row of a chunk: this lane's values of it, if it has `some`. `low` is from the high bytes' column to that of the low ones.
 ///
 /// # Safety
 /// All lanes of the warp call it together; the places belong to the warp, and nobody reads them.
 #[device]
 #[inline(always)]
 unsafe fn stage<W: Unit>(
-    values: [f32; 8],
+    values: [f32; WIDTH],
+    some: bool,
     columns: Shared<u8>,
     low: u32,
     scale: Shared<f32>,
@@ -249,16 +232,15 @@ unsafe fn stage<W: Unit>(
     // Added and taken away it leaves a rounded integer in the low bits.
     const ROUND: f32 = 12_582_912.0;
     let lane = warp::lane_id();
-    let width = W::COLS as usize / 32;
     let mut largest = 0.0f32;
-    repeat(width, |j| largest = largest.max(values[j].abs()));
+    repeat(WIDTH, |j| largest = largest.max(values[j].abs()));
     // The bits of floats that are not negative are ordered as the floats are.
     // SAFETY: the caller's promise; below, places are this lane's own.
     unsafe {
         let largest = f32::from_bits(warp_reduce(FULL_MASK, largest.to_bits(), WarpReductionOp::Max));
         let inverse = if largest > 0.0 { LARGEST / largest } else { 0.0 };
         let mut sum = 0;
-        repeat(width / 4, |q| {
+        repeat(WIDTH / 4, |q| {
             let (mut high_bytes, mut low_bytes) = (0u32, 0u32);
             repeat(4, |j| {
                 let v = values[4 * q + j].mul_add(inverse, ROUND).to_bits() as i32 - ROUND.to_bits() as i32;
@@ -267,10 +249,12 @@ unsafe fn stage<W: Unit>(
                 sum += v;
             });
             // Of a pair of blocks columns `4 c ..` of both and of both halves side by side.
-            let column = lane * width as u32 + 4 * q as u32;
+            let column = lane * WIDTH as u32 + 4 * q as u32;
             let place = column / 64 * 64 + column / 4 % 4 * 16 + column / 32 % 2 * 8 + column / 16 % 2 * 4;
-            columns.add(place).cast::<u32>().set(0, high_bytes);
-            columns.add(place + low).cast::<u32>().set(0, low_bytes);
+            if some {
+                columns.add(place).cast::<u32>().set(0, high_bytes);
+                columns.add(place + low).cast::<u32>().set(0, low_bytes);
+            }
         });
         if lane == 0 {
             scale.set(0, largest / (LARGEST * W::FACTOR));
@@ -423,7 +407,7 @@ impl<W: Unit> Ring<W> {
 #[device]
 pub(super) struct Product<W, const N: usize, const G: usize> {
     ring: Ring<W>,
-    /// The staged inputs: columns, then digits, then scales, each of the last two `[unit][row]`.
+    /// The staged inputs: columns, then digits, then scales, each of the last two `[chunk][row]`.
     stage: Shared<u8>,
     /// `[warp][first or last tile][row of inputs][row of a tile]`, of tiles at the borders of shares.
     pieces: Shared<f32>,
@@ -432,8 +416,10 @@ pub(super) struct Product<W, const N: usize, const G: usize> {
 #[device]
 impl<W: Unit, const N: usize, const G: usize> Product<W, N, G> {
     const ROWS: u32 = N as u32;
-    /// Columns of a lane.
-    const WIDTH: usize = W::COLS as usize / 32;
+    /// Units of a chunk.
+    const UNITS: u32 = CHUNK / W::COLS;
+    /// Rows of chunks that a warp loads before it uses the first: one row has few, and few registers leave room for the next kernel.
+    const AHEAD: usize = if N == 1 { 2 } else { AHEAD };
 
     /// Starts to copy the first units.
     ///
@@ -491,23 +477,10 @@ impl<W: Unit, const N: usize, const G: usize> Product<W, N, G> {
         (divide(warp * total, num_warps).0, divide((warp + 1) * total, num_warps).0)
     }
 
-    /// This lane's first column of a unit of the block.
+    /// Chunks of the block's columns, of which the last may be half of one.
     #[inline(always)]
-    fn column(&self, chunk: u32) -> u32 {
-        (self.ring.tiles.first_unit + chunk) * W::COLS + warp::lane_id() * Self::WIDTH as u32
-    }
-
-    /// Starts to load what is known of the inputs before the kernel before this one has ended.
-    ///
-    /// # Safety
-    /// As [`Source::prepare`].
-    #[inline(always)]
-    pub(super) unsafe fn prepare(&self, source: &mut impl Source) {
-        let chunk = warp::warp_id() / Self::ROWS;
-        if chunk < self.ring.tiles.chunks {
-            // SAFETY: the caller's promise.
-            unsafe { source.prepare(self.column(chunk), Self::WIDTH) }
-        }
+    fn chunks(&self) -> u32 {
+        self.ring.tiles.chunks.div_ceil(Self::UNITS)
     }
 
     /// The tile in which this warp's share ends: if it finishes one, most often this.
@@ -519,12 +492,11 @@ impl<W: Unit, const N: usize, const G: usize> Product<W, N, G> {
         tiles.first_tile + last.min(tiles.tiles - 1)
     }
 
-    /// Where the digits and the scale of a row of a unit are.
+    /// Where the digits and the scale of a row of a chunk are.
     #[inline(always)]
     fn places(&self, chunk: u32, row: u32) -> (Shared<u8>, Shared<[f32; 4]>) {
-        let chunks = self.ring.tiles.chunks;
-        let digits = self.stage.add(2 * Self::ROWS * column_bytes(chunks * W::COLS));
-        let scales = digits.add(chunks * Self::ROWS * DIGIT_BYTES).cast::<[f32; 4]>();
+        let digits = self.stage.add(2 * Self::ROWS * column_bytes(self.ring.tiles.chunks * W::COLS));
+        let scales = digits.add(self.chunks() * Self::ROWS * DIGIT_BYTES).cast::<[f32; 4]>();
         let place = chunk * Self::ROWS + row;
         (digits.add(place * DIGIT_BYTES), scales.add(place))
     }
@@ -534,40 +506,53 @@ impl<W: Unit, const N: usize, const G: usize> Product<W, N, G> {
     /// # Safety
     /// As [`Product::multiply`].
     #[inline(always)]
-    unsafe fn stage<S: Source>(&self, source: &mut S, n: u32) {
+    unsafe fn stage<S: Source>(&self, source: &S, n: u32) {
         let (warp_id, num_warps) = (warp::warp_id(), thread::block_dim_x() / 32);
-        let chunks = self.ring.tiles.chunks;
-        let column_bytes = column_bytes(chunks * W::COLS);
-        // SAFETY: the caller's promise; each row of a unit has one warp until the barrier.
+        let Tiles { first_unit, chunks: units, .. } = self.ring.tiles;
+        let (cols, items) = (units * W::COLS, self.chunks() * Self::ROWS);
+        let column_of_lane = warp::lane_id() * WIDTH as u32;
+        let column_bytes = column_bytes(cols);
+        // SAFETY: the caller's promise; each row of a chunk has one warp until the barrier.
         unsafe {
-            let mut item = warp_id;
-            while item < chunks * Self::ROWS {
-                let (chunk, i) = (item / Self::ROWS, item % Self::ROWS);
-                if S::NORMED && item != warp_id {
-                    source.prepare(self.column(chunk), Self::WIDTH);
-                }
-                let mut values = [0.0f32; 8];
-                if i < n {
-                    values = source.load(i, self.column(chunk), Self::WIDTH);
-                }
-                let mut squares = 0.0f32;
-                if S::NORMED {
-                    let weight = source.weight();
-                    repeat(Self::WIDTH, |j| {
-                        squares = values[j].mul_add(values[j], squares);
-                        values[j] *= weight[j];
-                    });
-                }
-                let (digits, scale) = self.places(chunk, i);
-                let columns = self.stage.add(2 * i * column_bytes + chunk * W::COLS);
-                stage::<W>(values, columns, column_bytes, scale.cast(), digits);
-                if S::NORMED {
-                    let squares = warp::reduce_sum(squares);
-                    if warp::lane_id() == 0 {
-                        scale.cast::<f32>().set(1, squares);
+            let mut first = warp_id;
+            while first < items {
+                let (mut values, mut weights) = ([[0.0f32; WIDTH]; AHEAD], [[0.0f32; WIDTH]; AHEAD]);
+                repeat(Self::AHEAD, |k| {
+                    let item = first + k as u32 * num_warps;
+                    let (column, i) = (item / Self::ROWS * CHUNK + column_of_lane, item % Self::ROWS);
+                    if item < items && i < n && column < cols {
+                        let column = first_unit * W::COLS + column;
+                        values[k] = source.load(i, column);
+                        if S::NORMED {
+                            weights[k] = source.weight(column);
+                        }
                     }
-                }
-                item += num_warps;
+                });
+                repeat(Self::AHEAD, |k| {
+                    let item = first + k as u32 * num_warps;
+                    // The same for the whole warp.
+                    if item < items {
+                        let (chunk, i) = (item / Self::ROWS, item % Self::ROWS);
+                        let mut squares = 0.0f32;
+                        if S::NORMED {
+                            repeat(WIDTH, |j| {
+                                squares = values[k][j].mul_add(values[k][j], squares);
+                                values[k][j] *= weights[k][j];
+                            });
+                        }
+                        let (digits, scale) = self.places(chunk, i);
+                        let columns = self.stage.add(2 * i * column_bytes + chunk * CHUNK);
+                        let some = chunk * CHUNK + column_of_lane < cols;
+                        stage::<W>(values[k], some, columns, column_bytes, scale.cast(), digits);
+                        if S::NORMED {
+                            let squares = warp::reduce_sum(squares);
+                            if warp::lane_id() == 0 {
+                                scale.cast::<f32>().set(1, squares);
+                            }
+                        }
+                    }
+                });
+                first += Self::AHEAD as u32 * num_warps;
             }
             thread::sync_threads();
         }
@@ -579,7 +564,7 @@ impl<W: Unit, const N: usize, const G: usize> Product<W, N, G> {
     /// The inputs are staged.
     #[inline(always)]
     unsafe fn row_scale(&self, i: u32, scale: &impl Fn(f32) -> f32) -> f32 {
-        let chunks = self.ring.tiles.chunks;
+        let chunks = self.chunks();
         let squares = self.places(0, i).1.cast::<f32>();
         let mut sum = 0.0;
         let mut first = 0;
@@ -606,7 +591,7 @@ impl<W: Unit, const N: usize, const G: usize> Product<W, N, G> {
     pub(super) unsafe fn multiply<S: Source>(
         mut self,
         n: u32,
-        mut source: S,
+        source: S,
         scale: impl Fn(f32) -> f32,
         mut finish: impl FnMut(u32, usize, u32, u32, f32, f32),
     ) {
@@ -619,7 +604,7 @@ impl<W: Unit, const N: usize, const G: usize> Product<W, N, G> {
         let r = lane / 4;
         // SAFETY: the caller's promise; each warp writes its own pieces, which a barrier orders against the readers.
         unsafe {
-            self.stage(&mut source, n);
+            self.stage(&source, n);
             let mut scales = [1.0f32; G];
             if S::NORMED {
                 repeat(G, |g| scales[g] = self.row_scale(4 * g as u32 + row, &scale));
@@ -630,7 +615,7 @@ impl<W: Unit, const N: usize, const G: usize> Product<W, N, G> {
             let (mut tile, mut i, mut begin) = (first, from, from);
             let mut sums = [[0.0f32; 2]; G];
             while i < to {
-                let (digits, place) = self.places(chunk, row);
+                let (digits, place) = self.places(chunk / Self::UNITS, row);
                 let inputs = Inputs {
                     columns: columns.add(chunk * W::COLS).cast(),
                     group: 8 * column_bytes / 16,

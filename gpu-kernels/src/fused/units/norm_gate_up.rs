@@ -26,9 +26,10 @@ pub const COLUMNS_PER_TILE: u32 = 8;
 /// what the kernels before this one write, only `x` is read.
 #[kernel(
     W = [q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q5_k::q5_k, q6_k::q6_k, q8_0::q8_0],
-    (N, G) = [one: (1, 1), few: (4, 1), eight: (8, 2)],
+    (N, G, BLOCKS) = [one: (1, 1, 2), few: (4, 1, 1), eight: (8, 2, 1)],
     name = "norm_gate_up_{W}_units_{N}",
-    max_threads = 512,
+    max_threads = 384,
+    min_blocks = BLOCKS,
     requires = "sm_90",
 )]
 pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: NormGateUp<u8, f16>) {
@@ -40,8 +41,7 @@ pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: NormGateUp<u8, f
         let count = intermediate_size / COLUMNS_PER_TILE;
         let tiles = Tiles::share(gate, count, units, thread::block_idx_x(), thread::grid_dim_x());
         let product = Product::<W, N, G>::begin(tiles, depth);
-        let mut inputs = Normed::new(x, norm, hidden_size);
-        product.prepare(&mut inputs);
+        let inputs = Normed { x, norm, cols: hidden_size };
         wait_for_dependencies();
         let scale = |squares| crate::rms_norm::scale(squares, hidden_size, eps);
         product.multiply(n, inputs, scale, |tile, _, i, r, gate, up| {

@@ -16,14 +16,15 @@ use crate::{
     vector::Saturate,
 };
 
-/// Pairs of values that are rotated together, of one head, that a block computes: the tile's first eight rows are their first values,
-/// the others their second ones: a span of half a head.
-pub const PAIRS_PER_BLOCK: u32 = 8;
+/// Pairs of values that are rotated together, of one head, in a tile: its first eight rows are their first values, the others their second ones, a
+/// span of half a head.
+pub const PAIRS_PER_TILE: u32 = 8;
 
-/// At most `N` rows, as `G` second operands. The weights lead to units of one format.
+/// At most `N` rows, as `G` second operands. `q_weight` leads to the units of Q, K and V, one behind the other, of one format; the other two
+/// to nothing.
 ///
-/// Grid `[(num_attention_heads + 2 num_key_value_heads) * head_dim / 2 / PAIRS_PER_BLOCK, 1, 1]`, `head_dim` a multiple of
-/// 16; block `[32 * warps, 1, 1]`, no more warps than a row has units; dynamic shared memory [`ring_bytes`](super::ring_bytes) and
+/// Grid `[blocks, 1, 1]`, any number of them from 1 to the tiles, `(num_attention_heads + 2 num_key_value_heads) * head_dim / 2 / PAIRS_PER_TILE`; `head_dim` a
+/// multiple of 16; block `[32 * warps, 1, 1]`, no more warps than a block has units; dynamic shared memory [`ring_bytes`](super::ring_bytes) and
 /// [`shared_bytes`](super::shared_bytes).
 ///
 /// # Safety
@@ -31,121 +32,158 @@ pub const PAIRS_PER_BLOCK: u32 = 8;
 /// slots are in range; what is written overlaps nothing. Of what the kernels before this one write, only `x` is read.
 #[kernel(
     W = [q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q5_k::q5_k, q6_k::q6_k, q8_0::q8_0],
-    (N, G) = [one: (1, 1), few: (4, 1), eight: (8, 2)],
+    (N, G, BLOCKS) = [one: (1, 1, 2), few: (4, 1, 1), eight: (8, 2, 1)],
     name = "norm_qkv_rope_{W}_units_{N}",
-    max_threads = 512,
+    max_threads = 384,
+    min_blocks = BLOCKS,
     requires = "sm_90",
 )]
 pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: NormQkvRope<f16>) {
     launch_dependents();
-    // SAFETY: the grid has a block for each eight pairs of each head.
-    unsafe { project::<W, N, G>(a, Place::new(&a)) }
+    let heads = a.num_attention_heads + 2 * a.num_key_value_heads;
+    let share = [thread::block_idx_x(), thread::grid_dim_x()];
+    // SAFETY: the caller's promise.
+    unsafe { project::<W, N, G>(a, a.q_weight.cast(), [0, heads], share) }
 }
 
-/// As [`units`], with V in another format than Q and K: shared memory is for either.
+/// As [`units`], with V in another format than Q and K, and in blocks of its own: `q_weight` leads to Q and K, `v_weight` to V; shared memory is for either.
 ///
 /// # Safety
-/// As [`units`].
+/// As [`units`]; there are more blocks than `v_blocks`, which is not 0.
 #[kernel(
     (W, V) = [(q4_k::q4_k, q6_k::q6_k), (q5_0::q5_0, q8_0::q8_0), (q5_k::q5_k, q6_k::q6_k)],
-    (N, G) = [one: (1, 1), few: (4, 1), eight: (8, 2)],
+    (N, G, BLOCKS) = [one: (1, 1, 2), few: (4, 1, 1), eight: (8, 2, 1)],
     name = "norm_qkv_rope_{W}_{V}_units_{N}",
-    max_threads = 512,
+    max_threads = 384,
+    min_blocks = BLOCKS,
     requires = "sm_90",
 )]
 pub unsafe fn mixed<W: Unit, V: Unit, const N: usize, const G: usize>(a: NormQkvRope<f16>) {
     launch_dependents();
-    let place = Place::new(&a);
-    // SAFETY: as in `units`; the whole block takes one way.
+    let NormQkvRope { num_attention_heads, num_key_value_heads, v_blocks, q_weight, v_weight, .. } = a;
+    let (block, others) = (thread::block_idx_x(), thread::grid_dim_x() - v_blocks);
+    let heads = num_attention_heads + num_key_value_heads;
+    // SAFETY: the caller's promise; the whole block takes one way.
     unsafe {
-        if place.part == Part::V {
-            project::<V, N, G>(a, place);
+        if block < others {
+            project::<W, N, G>(a, q_weight.cast(), [0, heads], [block, others]);
         } else {
-            project::<W, N, G>(a, place);
+            project::<V, N, G>(a, v_weight.cast(), [heads, num_key_value_heads], [block - others, v_blocks]);
         }
     }
 }
 
-/// What a block computes: a projection, a head of it, and its first pair.
+/// What finishes a pair, besides its products.
 #[device]
 #[derive(Clone, Copy)]
-struct Place {
+struct Finish {
     part: Part,
+    /// Of the part.
     head: u32,
-    first: u32,
+    /// The pair of the head.
+    pair: u32,
+    add: [f32; 2],
 }
 
 #[device]
-impl Place {
+impl Finish {
+    /// Of pair `r` of a tile, counted from the first head of Q.
+    ///
+    /// # Safety
+    /// As [`units`].
     #[inline(always)]
-    fn new(a: &NormQkvRope<f16>) -> Self {
-        let (head, first) = divide(thread::block_idx_x(), a.head_dim / 2 / PAIRS_PER_BLOCK);
+    unsafe fn new(a: &NormQkvRope<f16>, tile: u32, r: u32) -> Self {
+        let half = a.head_dim / 2;
+        let (head, pair) = divide(tile * PAIRS_PER_TILE + r, half);
         let (part, head) = a.part(head);
-        Self { part, head, first: first * PAIRS_PER_BLOCK }
+        let bias = if part == Part::Q {
+            a.q_bias
+        } else if part == Part::K {
+            a.k_bias
+        } else {
+            a.v_bias
+        };
+        let mut add = [0.0f32; 2];
+        if !bias.is_null() {
+            let bias = bias.wrapping_add((head * a.head_dim + pair) as usize);
+            // SAFETY: there is a value for each row of the part.
+            add = unsafe { [*bias, *bias.add(half as usize)] };
+        }
+        Self { part, head, pair, add }
+    }
+
+    /// Cosine and sine for a row in this position.
+    ///
+    /// # Safety
+    /// As [`units`].
+    #[inline(always)]
+    unsafe fn rotation(self, a: &NormQkvRope<f16>, position: u32) -> [f32; 2] {
+        if self.part == Part::V {
+            return [1.0, 0.0];
+        }
+        let angle = offset(position, a.head_dim / 2, self.pair);
+        // SAFETY: the position is in range.
+        unsafe { [*a.cos.add(angle), *a.sin.add(angle)] }
     }
 }
 
+/// A block's share of the tiles of heads `first` to `first + count`, counted from the first head of Q, whose weights are at `weights`.
+///
 /// # Safety
 /// As [`units`].
 #[device]
 #[inline(always)]
-unsafe fn project<W: Unit, const N: usize, const G: usize>(a: NormQkvRope<f16>, place: Place) {
+unsafe fn project<W: Unit, const N: usize, const G: usize>(
+    a: NormQkvRope<f16>,
+    weights: *const u8,
+    [first, count]: [u32; 2],
+    [block, blocks]: [u32; 2],
+) {
     let NormQkvRope { n, hidden_size, num_attention_heads, num_key_value_heads, head_dim, depth, .. } = a;
-    let NormQkvRope { x, norm, eps, q_weight, k_weight, v_weight, q_bias, k_bias, v_bias, .. } = a;
-    let NormQkvRope { positions, slots, cos, sin, q, k_pages, v_pages, .. } = a;
-    let Place { part, head, first } = place;
-    let half = head_dim / 2;
-    let (weight, bias) = if part == Part::Q {
-        (q_weight, q_bias)
-    } else if part == Part::K {
-        (k_weight, k_bias)
-    } else {
-        (v_weight, v_bias)
-    };
+    let NormQkvRope { x, norm, eps, positions, slots, q, k_pages, v_pages, .. } = a;
+    let tiles_of_head = head_dim / 2 / PAIRS_PER_TILE;
+    let first_tile = first * tiles_of_head;
     // SAFETY: the caller's promise.
     unsafe {
-        let tiles_of_head = half / PAIRS_PER_BLOCK;
         let units = divide(hidden_size, W::COLS).0;
-        let tile = head * tiles_of_head + first / PAIRS_PER_BLOCK;
-        let product =
-            Product::<W, N, G>::begin(Tiles::share(weight.cast(), tile + 1, units, tile, tile + 1), depth);
-        let mut inputs = Normed::new(x, norm, hidden_size);
-        product.prepare(&mut inputs);
+        let tiles = Tiles::share(weights, count * tiles_of_head, units, block, blocks);
+        let product = Product::<W, N, G>::begin(tiles, depth);
 
-        // What the lane that finishes a pair needs besides, fetched while the kernel before this one runs.
+        // What this lane needs to finish the tile that its warp most likely does, fetched while the kernel before this one runs.
         let (r, row) = (warp::lane_id() / 4, if N == 1 { 0 } else { warp::lane_id() % 4 });
-        let column = (head * head_dim + first + r) as usize;
-        let mut add = [0.0f32; 2];
-        if !bias.is_null() {
-            add = [*bias.add(column), *bias.add(column + half as usize)];
-        }
-        let (mut rotate, mut slot) = ([[1.0f32, 0.0]; G], [0; G]);
+        let last = product.last_tile();
+        let ahead = Finish::new(&a, first_tile + last, r);
+        let (mut position, mut slot, mut rotation) = ([0; G], [0; G], [[1.0f32, 0.0]; G]);
         repeat(G, |g| {
             let i = (4 * g as u32 + row).min(n - 1) as usize;
-            if part != Part::V {
-                let angle = offset(*positions.add(i), half, first + r);
-                rotate[g] = [*cos.add(angle), *sin.add(angle)];
-            }
-            slot[g] = *slots.add(i);
+            (position[g], slot[g]) = (*positions.add(i), *slots.add(i));
+            rotation[g] = ahead.rotation(&a, position[g]);
         });
 
         wait_for_dependencies();
         let scale = |squares| crate::rms_norm::scale(squares, hidden_size, eps);
-        product.multiply(n, inputs, scale, |_, g, i, r, a, b| {
-            let (a, b) = (a + add[0], b + add[1]);
-            let [cos, sin] = rotate[g];
-            let (a, b) = (a.mul_add(cos, -(b * sin)), b.mul_add(cos, a * sin));
-            let half = half as usize;
+        let inputs = Normed { x, norm, cols: hidden_size };
+        product.multiply(n, inputs, scale, |tile, g, i, r, low, high| {
+            let (mut finish, mut rotation) = (ahead, rotation[g]);
+            if tile != last {
+                finish = Finish::new(&a, first_tile + tile, r);
+                rotation = finish.rotation(&a, position[g]);
+            }
+            let Finish { part, head, pair, add } = finish;
+            let (low, high) = (low + add[0], high + add[1]);
+            let [cos, sin] = rotation;
+            let (low, high) = (low.mul_add(cos, -(high * sin)), high.mul_add(cos, low * sin));
+            let half = (head_dim / 2) as usize;
             if part == Part::Q {
-                let to = q.add(offset(i, num_attention_heads * head_dim, head * head_dim + first + r));
-                *to = a;
-                *to.add(half) = b;
+                let to = q.add(offset(i, num_attention_heads * head_dim, head * head_dim + pair));
+                *to = low;
+                *to.add(half) = high;
             } else {
                 let place = place_in_pages(slot[g], head, num_key_value_heads, head_dim);
                 let pages = if part == Part::K { k_pages } else { v_pages };
-                let to = pages.add(place + (first + r) as usize);
-                *to = f16::round(a);
-                *to.add(half) = f16::round(b);
+                let to = pages.add(place + pair as usize);
+                *to = f16::round(low);
+                *to.add(half) = f16::round(high);
             }
         });
     }
