@@ -212,7 +212,9 @@ fn measure(args: &Args) -> Result<Vec<[Figures; 2]>> {
     let vocab_size = engine.runner().vocab_size();
     let server = Server::bind(ServerConfig { port: 0, max_running: most, ..ServerConfig::default() })?;
     let address = server.local_addr()?;
-    let serve = move || Ok(LoadedModel { engine: open()?, template: None, name: "bench".into() });
+    let serve = move || {
+        Ok(LoadedModel { engine: open()?, template: None, name: "bench".into(), watch: Default::default() })
+    };
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     std::thread::scope(|scope| {
         let running = scope.spawn(move || {

@@ -6,6 +6,9 @@
 
 #[path = "common/compare.rs"]
 mod compare;
+#[allow(dead_code, reason = "the CPU's half")]
+#[path = "common/golden_formats.rs"]
+mod golden_formats;
 #[allow(dead_code, reason = "a choir is too much for emulation")]
 #[path = "common/life.rs"]
 mod life;
@@ -26,7 +29,7 @@ use qernel::lab::check::verify;
 use qernel::load::{DeviceChoice, DtypeChoice, RunnerOptions, kv_layout, open_runner};
 use qernel::model::{ARCHITECTURES, ModelRunner, Runner};
 use qernel::ops::{Ops, OpsConfig};
-use qernel::sampler::{SamplingParams, SamplingRow};
+use qernel::sampler::{NO_TOKEN, SamplingParams, SamplingRow};
 use qernel::testing::{Random, TinyModel};
 use qernel::weights::Weights;
 use std::rc::Rc;
@@ -36,7 +39,12 @@ fn setting(name: &str, default: usize) -> usize {
 }
 
 fn device(seed: u64) -> Rc<Device> {
-    Rc::new(Device::emulated(cuda_std::emulation::Options { seed, check: true }))
+    Rc::new(Device::emulated(cuda_std::emulation::Options { seed, ..Default::default() }))
+}
+
+/// One on which a number that f16 has no room for is a finding: operations have cases of such numbers, models none.
+fn device_of_models(seed: u64) -> Rc<Device> {
+    Rc::new(Device::emulated(cuda_std::emulation::Options { seed, range: true, ..Default::default() }))
 }
 
 fn check(op: &str) {
@@ -49,6 +57,11 @@ fn check(op: &str) {
 
 use operations::check_each;
 qernel::cuda::for_each_operation!(check_each);
+
+#[test]
+fn blocks_are_decoded_as_elsewhere() {
+    golden_formats::check_device(&device(1));
+}
 
 const MAX_MODEL_LEN: usize = 128;
 const NUM_PAGES: usize = 8;
@@ -64,13 +77,27 @@ fn runner<O: Ops + 'static>(
     dtype: Dtype,
     ops: impl Fn(&OpsConfig) -> O,
 ) -> Box<dyn Runner> {
+    let (config, weights) = parts(model);
+    loaded(&config, &weights, dtype, ops)
+}
+
+fn parts(model: &TinyModel) -> (Config, Weights) {
     let gguf = model.gguf();
     let config = Config::from_gguf(&gguf).unwrap();
     let weights = Weights::from_gguf(&gguf, &config).unwrap();
-    let ops_config = OpsConfig::new(&config, MAX_MODEL_LEN, LIMITS);
-    let layout = kv_layout(&config, dtype, NUM_PAGES).unwrap();
+    (config, weights)
+}
+
+fn loaded<O: Ops + 'static>(
+    config: &Config,
+    weights: &Weights,
+    dtype: Dtype,
+    ops: impl Fn(&OpsConfig) -> O,
+) -> Box<dyn Runner> {
+    let ops_config = OpsConfig::new(config, MAX_MODEL_LEN, LIMITS);
+    let layout = kv_layout(config, dtype, NUM_PAGES).unwrap();
     let runner =
-        ModelRunner::new(ops(&ops_config), &weights, &config, &ops_config, layout, &mut |_, _| ()).unwrap();
+        ModelRunner::new(ops(&ops_config), weights, config, &ops_config, layout, &mut |_, _| ()).unwrap();
     Box::new(runner)
 }
 
@@ -108,18 +135,20 @@ fn the_forward_pass_agrees_with_the_cpu() {
     let floats = formats.map(|(file, dtype, allowed)| {
         (TinyModel { format: file.into(), ..TinyModel::default() }, dtype, allowed)
     });
-    // Every architecture, and every format in blocks, whose products read f16.
+    // Every architecture, and every format in one model, whose products read f16.
     let architectures =
         ARCHITECTURES.iter().map(|&architecture| TinyModel { architecture, ..TinyModel::default() });
-    let blocks = MatrixFormat::ALL.iter().filter(|format| format.float().is_none());
-    let blocks = blocks.map(|&format| TinyModel { format, ..TinyModel::default() });
-    let others = architectures.chain(blocks).map(|model| (model, Dtype::F16, 1e-5));
+    let mix = MatrixFormat::ALL;
+    let mixed = TinyModel { mix, intermediate_size: 512, num_hidden_layers: 4, ..TinyModel::default() };
+    let others = architectures.chain([mixed]).map(|model| (model, Dtype::F16, 1e-5));
     for (model, dtype, allowed) in floats.into_iter().chain(others) {
-        let file = format!("{} {}", model.architecture, model.format);
+        let file = format!("{} {}, {} formats", model.architecture, model.format, model.mix.len().max(1));
         let expected = logits(&mut *runner(&model, Dtype::F32, |config| CpuOps::new(config).unwrap()));
         for kernels in ["", "layer=separate"] {
             let choice = KernelChoice::parse(kernels).unwrap();
-            let ops = |config: &OpsConfig| CudaOps::new(&device(3), config, dtype, choice.clone()).unwrap();
+            let ops = |config: &OpsConfig| {
+                CudaOps::new(&device_of_models(3), config, dtype, choice.clone()).unwrap()
+            };
             let mut runner = runner(&model, dtype, ops);
             let found = logits(&mut *runner);
             let error = nmse(&found, &expected);
@@ -155,7 +184,9 @@ fn running_ahead_changes_no_token() {
     };
     let lives = [("", true), ("step=graph", false)].map(|(kernels, ahead)| {
         let choice = KernelChoice::parse(kernels).unwrap();
-        let ops = |config: &OpsConfig| CudaOps::new(&device(5), config, Dtype::F16, choice.clone()).unwrap();
+        let ops = |config: &OpsConfig| {
+            CudaOps::new(&device_of_models(5), config, Dtype::F16, choice.clone()).unwrap()
+        };
         let mut engine = life::engine(&model, Dtype::F16, life::CROWDED, ops);
         assert_eq!(engine.runner().runs_ahead(), ahead);
         let life = life::crowd(&mut engine);
@@ -169,8 +200,9 @@ fn running_ahead_changes_no_token() {
 /// Rows that nobody drew, more rows than were drawn, and a third step before the first was taken.
 #[test]
 fn what_is_not_on_the_device_is_refused() {
-    let ops =
-        |config: &OpsConfig| CudaOps::new(&device(3), config, Dtype::F16, KernelChoice::default()).unwrap();
+    let ops = |config: &OpsConfig| {
+        CudaOps::new(&device_of_models(3), config, Dtype::F16, KernelChoice::default()).unwrap()
+    };
     let mut runner =
         runner(&TinyModel { format: MatrixFormat::F16, ..TinyModel::default() }, Dtype::F16, ops);
     let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
@@ -199,33 +231,134 @@ fn what_is_not_on_the_device_is_refused() {
     }
 }
 
-/// A bf16 weight that f16 does not have: `auto` holds all as bf16 then, `f16` is refused.
-#[test]
-fn weights_beyond_the_range_of_f16_are_found() {
-    let model = TinyModel { format: MatrixFormat::Bf16, ..TinyModel::default() };
-    let gguf = model.gguf();
-    let config = Config::from_gguf(&gguf).unwrap();
-    let ordinary = Weights::from_gguf(&gguf, &config).unwrap();
-    let mut beyond = ordinary.clone();
-    let mut matrix = ordinary.matrix("blk.1.ffn_up.weight").unwrap().clone();
-    let mut data = matrix.data.to_vec();
-    data[10..12].copy_from_slice(&half::bf16::from_f32(-131_072.0).to_le_bytes());
-    matrix.data = data.into();
-    beyond.replace(matrix).unwrap();
-
-    let held_as = |weights: &Weights, dtype: DtypeChoice| {
-        let options = RunnerOptions {
-            device: DeviceChoice::Emulated,
-            dtype,
-            max_model_len: Some(32),
-            max_num_tokens: Some(8),
-            ..RunnerOptions::default()
-        };
-        open_runner(weights, &config, &options, &mut |_, _| ()).map(|runner| runner.kv_layout().dtype)
+/// The logits of a small model whose MLP has values `scale` times as large in between, on the CPU.
+fn rescaled(format: Dtype, scale: f32) -> (TinyModel, Vec<f32>) {
+    // One small layer: emulation takes its time.
+    let model = TinyModel {
+        format: format.into(),
+        mlp_scale: scale,
+        hidden_size: 128,
+        intermediate_size: 192,
+        num_hidden_layers: 1,
+        num_attention_heads: 2,
+        num_key_value_heads: 1,
+        ..TinyModel::default()
     };
+    let expected = logits(&mut *runner(&model, Dtype::F32, |config| CpuOps::new(config).unwrap()));
+    (model, expected)
+}
+
+/// Weights and values that f16 does not have are scaled so that it does: fused and separate, one row and many.
+#[test]
+fn values_of_any_size_are_kept_in_the_range_of_f16() {
+    let (_, ordinary) = rescaled(Dtype::Bf16, 1.0);
+    let formats = [Dtype::Bf16, Dtype::F32];
+    let scales = [4096.0, 65_536.0, 16_777_216.0, 1.0 / 16_777_216.0];
+    // Every scale in one format, the largest in both.
+    for (format, scale) in
+        scales.map(|scale| (formats[0], scale)).into_iter().chain([(formats[1], scales[2])])
+    {
+        let (model, expected) = rescaled(format, scale);
+        if format == Dtype::Bf16 {
+            let error = nmse(&expected, &ordinary);
+            assert!(error <= 1e-10, "times {scale}: the CPU computes another function: {error:e}");
+        }
+        for kernels in ["", "layer=separate"] {
+            let choice = KernelChoice::parse(kernels).unwrap();
+            let ops = |config: &OpsConfig| {
+                CudaOps::new(&device_of_models(3), config, Dtype::F16, choice.clone()).unwrap()
+            };
+            let error = nmse(&logits(&mut *runner(&model, Dtype::F16, ops)), &expected);
+            assert!(error <= 1e-5, "{format}, times {scale} {kernels:?}: {error:e}");
+        }
+    }
+}
+
+/// The bf16 model, one value of a matrix changed.
+fn changed(name: &str, value: f32) -> (Config, Weights) {
+    let (config, mut weights) = parts(&TinyModel { format: MatrixFormat::Bf16, ..TinyModel::default() });
+    let mut matrix = weights.matrix(name).unwrap().clone();
+    let mut data = matrix.data.to_vec();
+    data[10..12].copy_from_slice(&half::bf16::from_f32(value).to_le_bytes());
+    matrix.data = data.into();
+    weights.replace(matrix).unwrap();
+    (config, weights)
+}
+
+fn held_as((config, weights): &(Config, Weights), dtype: DtypeChoice) -> Result<Dtype, Error> {
+    let options = RunnerOptions {
+        device: DeviceChoice::Emulated,
+        dtype,
+        max_model_len: Some(32),
+        max_num_tokens: Some(8),
+        ..RunnerOptions::default()
+    };
+    open_runner(weights, config, &options, &mut |_, _| ()).map(|runner| runner.kv_layout().dtype)
+}
+
+/// What cannot be scaled: K and V go to the pages as they are. `auto` holds all as bf16 then, `f16` is refused.
+#[test]
+fn what_may_leave_the_range_of_f16_is_found_and_named() {
+    let ordinary = changed("blk.1.attn_v.weight", 0.5);
     assert_eq!(held_as(&ordinary, DtypeChoice::Auto).unwrap(), Dtype::F16);
     assert_eq!(held_as(&ordinary, DtypeChoice::Bf16).unwrap(), Dtype::Bf16);
-    assert_eq!(held_as(&beyond, DtypeChoice::Auto).unwrap(), Dtype::Bf16);
-    let error = held_as(&beyond, DtypeChoice::F16).unwrap_err();
-    assert!(matches!(&error, Error::Range(text) if text.contains("1.31072e5")), "{error}");
+    // A weight that f16 does not have, in a matrix that is scaled.
+    assert_eq!(held_as(&changed("blk.1.ffn_up.weight", -131_072.0), DtypeChoice::F16).unwrap(), Dtype::F16);
+    for (name, what) in [("blk.1.attn_k.weight", "blk.1: K"), ("blk.0.attn_v.weight", "blk.0: V")] {
+        let beyond = changed(name, 65_536.0);
+        assert_eq!(held_as(&beyond, DtypeChoice::Auto).unwrap(), Dtype::Bf16);
+        let error = held_as(&beyond, DtypeChoice::F16).unwrap_err();
+        assert!(matches!(&error, Error::Range(text) if text.contains(what)), "{error}");
+    }
+}
+
+/// A weight that is no number, or infinite, is named while the matrix is converted.
+#[test]
+fn weights_that_are_not_finite_are_named() {
+    for value in [f32::NAN, f32::NEG_INFINITY] {
+        let error = held_as(&changed("blk.0.ffn_down.weight", value), DtypeChoice::Auto).unwrap_err();
+        assert!(matches!(&error, Error::Model(text) if text.contains("blk.0.ffn_down.weight")), "{error}");
+    }
+}
+
+/// A row whose logits are no numbers draws nothing; the rows beside it, the step behind it and whoever gets its pages are as ever.
+#[test]
+fn a_row_without_numbers_draws_nothing_and_leaves_the_others_alone() {
+    const BROKEN: u32 = 77;
+    fn sequence<'a>(tokens: &'a [u32], pages: &'a [u32]) -> SequenceRows<'a> {
+        SequenceRows { tokens, position: 0, pages, logits: WantedLogits::Last }
+    }
+    let model = TinyModel { format: MatrixFormat::F16, tie_word_embeddings: false, ..TinyModel::default() };
+    let (config, mut weights) = parts(&model);
+    let mut embedding = weights.matrix("token_embd.weight").unwrap().clone();
+    let mut data = embedding.data.to_vec();
+    let row = BROKEN as usize * 2 * embedding.cols;
+    data[row..row + 2].copy_from_slice(&half::f16::NAN.to_le_bytes());
+    embedding.data = data.into();
+    weights.replace(embedding).unwrap();
+
+    let params = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+    let drawing = |temperature| SamplingRow::new(SamplingParams { temperature, ..params.clone() }, 3);
+    for (kernels, temperature) in
+        [("", 0.0), ("argmax=plain,layer=separate", 0.0), ("", 0.9), ("sample=chain", 0.9)]
+    {
+        let choice = KernelChoice::parse(kernels).unwrap();
+        let ops = |config: &OpsConfig| CudaOps::new(&device(3), config, Dtype::F16, choice.clone()).unwrap();
+        let runner = &mut *loaded(&config, &weights, Dtype::F16, ops);
+        let row = [drawing(temperature)];
+        let expected = runner.step(&Batch::new(&[sequence(&[1, 2, 3], &[4])]), &row).unwrap();
+        let both = [sequence(&[1, BROKEN, 3], &[5]), sequence(&[1, 2, 3], &[6])];
+        let rows = [row[0].clone(), row[0].clone()];
+        runner.queue(&Batch::new(&both), &rows).unwrap();
+        // The step behind it takes what was drawn from the device.
+        let next = [5, 6].map(|page| [page]);
+        let next = next.each_ref().map(|pages| SequenceRows { position: 3, ..sequence(&[0], pages) });
+        let next = Batch { drawn_rows: vec![0, 1], ..Batch::new(&next) };
+        runner.queue(&next, &rows).unwrap();
+        assert_eq!(runner.take().unwrap(), [NO_TOKEN, expected[0]], "{kernels:?}, {temperature}");
+        assert_eq!(runner.take().unwrap().len(), 2);
+        // On the pages of the broken one.
+        let again = runner.step(&Batch::new(&[sequence(&[1, 2, 3], &[5])]), &row).unwrap();
+        assert_eq!(again, expected, "{kernels:?}, {temperature}: what was left in the pages is read");
+    }
 }

@@ -183,6 +183,34 @@ fn bf16_models_held_as_f16_agree_with_the_cpu() {
     }
 }
 
+/// Weights and values that f16 does not have are scaled so that it does, on every path: the logits of a model whose MLP has values `scale`
+/// times as large in between.
+#[test]
+fn values_of_any_size_are_kept_in_the_range_of_f16() {
+    let Some(device) = device() else { return };
+    let tokens = tokens(6, if small() { 12 } else { 70 });
+    let heads_of_128 =
+        TinyModel { head_dim: 128, num_attention_heads: 2, num_key_value_heads: 1, ..TinyModel::default() };
+    let scales = [4096.0, 65_536.0, 16_777_216.0, 1.0 / 16_777_216.0];
+    for model in [TinyModel::default(), heads_of_128] {
+        for (format, scale) in
+            [MatrixFormat::Bf16, MatrixFormat::F32].into_iter().flat_map(|format| scales.map(|s| (format, s)))
+        {
+            let model = TinyModel { format, mlp_scale: scale, ..model.clone() };
+            let expected = logits(&mut *on_cpu(&model), 0, &tokens, 512);
+            // Whole prompts, few rows (fused), one.
+            for (kernels, chunk) in
+                [("", 512), ("", 1), ("layer=separate", 7), ("layer=separate", 1), ("matmul=plain", 512)]
+            {
+                let runner = &mut *on_gpu_as(&device, &model, Dtype::F16, kernels);
+                let found = logits(runner, 0, &tokens, chunk);
+                let case = format!("{}, times {scale}, {kernels:?}, chunks of {chunk}", describe(&model));
+                assert_close(&case, MatrixFormat::F16, &found, &expected);
+            }
+        }
+    }
+}
+
 #[test]
 fn prefill_in_chunks_and_token_by_token() {
     let Some(device) = device() else { return };

@@ -150,10 +150,11 @@ def name(n_prompt, n_gen, depth, batch):
     return (f"pp{n_prompt}" if n_prompt else f"tg{n_gen}") + several + (f" @ d{depth}" if depth else "")
 
 
-def main():
-    def numbers(text):
-        return [int(part) for part in text.split(",")]
+def numbers(text):
+    return [int(part) for part in text.split(",")]
 
+
+def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="0.5b")
     parser.add_argument("-p", "--n-prompt", type=numbers, default=[512])

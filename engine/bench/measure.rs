@@ -121,6 +121,7 @@ impl<'a> Bench<'a> {
         let first = ids[0].0;
         if test.is_decode() {
             let events = self.engine.step()?;
+            events.iter().find_map(Event::error).map_or(Ok(()), Err)?;
             if events.len() != test.n_parallel {
                 self.abandon(&ids)?;
                 return Ok(None);
@@ -132,6 +133,7 @@ impl<'a> Bench<'a> {
         let (mut reused, mut model_seconds) = (true, 0.0);
         while left > 0 {
             for event in self.engine.step()? {
+                event.error().map_or(Ok(()), Err)?;
                 let place = (event.id().0 - first) as usize;
                 texts[place] += event.text();
                 match event {

@@ -1,7 +1,7 @@
 //! `qernel bench`: how fast a model runs.
 
 use super::options::{ModelArgs, SamplingArgs};
-use super::output::Output;
+use super::output::{Output, note, one_line, save_text};
 use crate::bench::compare::{self, Stored};
 use crate::bench::measure::Bench;
 use crate::bench::plan::{PromptAndAnswer, Test, tests};
@@ -10,11 +10,11 @@ use crate::bench::row::{Facts, Row};
 use crate::bench::start_up::{self, PROMPT_TOKENS, StartUp};
 use crate::bench::table::{Format, Printer, notes};
 use crate::config::Config;
+use crate::disk;
 use crate::embedded;
 use crate::error::{Error, Result};
 use crate::generate::{Engine, Request};
 use crate::kv_layout::PAGE_SIZE;
-use crate::load::open_gguf;
 use crate::sampler::SamplingParams;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -81,12 +81,19 @@ pub struct BenchArgs {
 /// [`Error::Request`] if no test is left or none fits; whatever opening and running the model says.
 pub fn run(args: BenchArgs) -> Result<ExitCode> {
     let start = Instant::now();
-    let sampling = SamplingParams { seed: args.sampling.seed.unwrap_or(0), ..args.sampling.params() };
+    let sampling = SamplingParams {
+        seed: args.sampling.seed.and_then(|seed| seed.0).unwrap_or(0),
+        ..args.sampling.params()
+    };
     sampling.validate()?;
     if let Some(started) = args.first_token {
         let timings = first_token(&args.model, &sampling, start, started)?;
         Output::stdout().json(&timings)?;
         return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(path) = &args.plot {
+        // Before the tests are run for it.
+        disk::refuse_model(path, args.model.file.model.as_deref())?;
     }
     let stored = args.compare.as_deref().map(compare::read).transpose()?;
     let tests = tests(&args.n_prompt, &args.n_gen, &args.pg, &args.n_depth, &args.n_parallel)?;
@@ -106,7 +113,7 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
         &tests,
     )?;
     if let Some(path) = &args.plot {
-        std::fs::write(path, plot(&facts, &rows)).map_err(|error| Error::io(path, error))?;
+        save_text(path, args.model.file.model.as_deref(), &plot(&facts, &rows))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -132,7 +139,7 @@ impl Session<'_> {
             return Err(Error::Request(format!("no test fits; {}", obstacles.join("; "))));
         }
         for obstacle in obstacles {
-            eprintln!("left out: {obstacle}");
+            note(format_args!("left out: {obstacle}"));
         }
         let width = fitting.iter().map(|test| test.to_string().chars().count()).max().unwrap_or(0);
         let mut printer = Printer::new(self.args.output, self.stored.is_some(), width);
@@ -140,7 +147,7 @@ impl Session<'_> {
         out.text(&printer.begin(self.facts))?;
         let mut rows = Vec::with_capacity(fitting.len());
         for (i, test) in fitting.iter().enumerate() {
-            eprintln!("{}/{}: {test}", i + 1, fitting.len());
+            note(format_args!("{}/{}: {test}", i + 1, fitting.len()));
             let warm_up = usize::from(!self.args.no_warmup);
             let samples = bench.run(test, warm_up, self.args.repetitions as usize)?;
             let mut row = Row::new(self.facts, test, &samples);
@@ -150,13 +157,13 @@ impl Session<'_> {
         }
         out.text(&printer.end(self.facts))?;
         if self.args.output != Format::Md {
-            eprint!("{}", notes(self.facts));
+            note(notes(self.facts).trim_end());
         }
         if self.stored.is_some() && rows.iter().all(|row| row.comparison.is_none()) {
-            eprintln!(
+            note(format_args!(
                 "the stored run has no row of these tests with a model of {} parameters",
                 self.facts.model_n_params
-            );
+            ));
         }
         self.print_engine_share(&rows);
         Ok(rows)
@@ -172,7 +179,7 @@ impl Session<'_> {
             })
             .collect();
         if !shares.is_empty() {
-            eprintln!("scheduling, detokenisation and events a step: {}", shares.join(", "));
+            note(format_args!("scheduling, detokenisation and events a step: {}", shares.join(", ")));
         }
     }
 }
@@ -197,7 +204,7 @@ fn starts(args: &BenchArgs) -> Vec<StartUp> {
     if args.starts == 0 {
         return starts;
     }
-    eprintln!("time to first token: {} starts, and one before", args.starts);
+    note(format_args!("time to first token: {} starts, and one before", args.starts));
     for i in 0..=args.starts {
         match start_up::measure() {
             // The first brings the file into the page cache.
@@ -214,7 +221,7 @@ fn starts(args: &BenchArgs) -> Vec<StartUp> {
 
 /// What the file says. The device's part is filled in by [`device_facts`].
 fn file_facts(model: &ModelArgs, sampling: &SamplingParams) -> Result<Facts> {
-    let gguf = open_gguf(model.model.as_deref())?;
+    let gguf = model.file.open()?;
     let config = Config::from_gguf(&gguf)?;
     let mut bytes_by_type = BTreeMap::new();
     let mut model_n_params = 0;
@@ -231,8 +238,8 @@ fn file_facts(model: &ModelArgs, sampling: &SamplingParams) -> Result<Facts> {
         cpu_info: cpu_info(),
         gpu_info: String::new(),
         backends: "CPU",
-        model_filename: model.model.as_deref().map_or(embedded::NAME.to_owned(), name),
-        model_type: format!("{} {}{ggml_type}", config.architecture, config.name),
+        model_filename: model.file.model.as_deref().map_or(embedded::NAME.to_owned(), name),
+        model_type: one_line(&format!("{} {}{ggml_type}", config.architecture, config.name)),
         model_size: bytes_by_type.values().sum(),
         model_n_params,
         n_batch: 0,

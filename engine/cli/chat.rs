@@ -1,8 +1,8 @@
 //! `qernel chat`: a conversation.
 
 use super::interrupt::Interrupt;
-use super::options::{EngineArgs, ModelArgs, SamplingArgs};
-use super::output::{Output, Stream};
+use super::options::{AtMost, EngineArgs, ModelArgs, SamplingArgs, drop_line_break};
+use super::output::{Output, Stream, note};
 use crate::chat::Message;
 use crate::error::{Error, Result};
 use crate::generate::{FinishReason, Request};
@@ -20,9 +20,15 @@ pub struct ChatArgs {
     model: ModelArgs,
     #[command(flatten)]
     engine: EngineArgs,
-    /// Most tokens of one answer [default: until the model stops or the context is full]
-    #[arg(short = 'n', long, visible_alias = "n-predict", value_name = "TOKENS")]
-    max_tokens: Option<usize>,
+    /// Most tokens of one answer; -1 for no bound [default: until the model stops or the context is full]
+    #[arg(
+        short = 'n',
+        long,
+        visible_alias = "n-predict",
+        value_name = "TOKENS",
+        allow_negative_numbers = true
+    )]
+    max_tokens: Option<AtMost>,
     /// System message
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
@@ -30,7 +36,11 @@ pub struct ChatArgs {
     sampling: SamplingArgs,
 }
 
-/// Runs the command until its input ends.
+/// Runs the command until its input ends. A line that is no text or a message that cannot be answered is told and left out: the
+/// conversation goes on without it.
+///
+/// # Errors
+/// Whatever opening the model, reading, writing and the device say.
 pub fn run(args: ChatArgs) -> Result<ExitCode> {
     let params = args.sampling.params();
     params.validate()?;
@@ -46,37 +56,96 @@ pub fn run(args: ChatArgs) -> Result<ExitCode> {
     let mut input = std::io::stdin().lock();
     loop {
         out.text(prompt)?;
-        let mut line = String::new();
-        if input.read_line(&mut line).map_err(|e| Error::io("standard input", e))? == 0 {
-            break;
-        }
-        let line = line.trim_end_matches(['\r', '\n']);
-        match line {
+        let line = match read_line(&mut input)? {
+            Line::End => break,
+            Line::NoText(position) => {
+                note(format_args!("(left out: the line is not UTF-8 text from byte {position} on)"));
+                continue;
+            }
+            Line::Text(line) => line,
+        };
+        match line.as_str() {
             "" => continue,
             "/exit" => break,
             "/clear" => {
                 messages = start.clone();
                 continue;
             }
-            _ => {}
+            _ => messages.push(Message::new("user", line)),
         }
-        messages.push(Message::new("user", line));
-        let prompt = tokenizer.encode(&template.render(&messages, &[], true)?, true)?;
-        let request =
-            Request { sampling: params.clone(), max_tokens: args.max_tokens, ..Request::new(prompt) };
         let mut stream = Stream::new(true);
-        let done =
-            interrupt.catch(|cancel| engine.run_to_end(request, cancel, |event| stream.event(event)))?;
+        let mut answer = || {
+            let prompt = tokenizer.encode(&template.render(&messages, &[], true)?, true)?;
+            let max_tokens = args.max_tokens.and_then(AtMost::bound);
+            let request = Request { sampling: params.clone(), max_tokens, ..Request::new(prompt) };
+            interrupt.catch(|cancel| engine.run_to_end(request, cancel, |event| stream.event(event)))
+        };
+        let done = match answer() {
+            Ok(done) => done,
+            // Of this message, not of the program: another one may fit, or be one that the template takes.
+            Err(error @ (Error::Request(_) | Error::Tokenizer(_))) => {
+                note(format_args!("(left out: {error}; /clear starts anew)"));
+                messages.pop();
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         stream.end()?;
+        if let Some(error) = done.reason.error() {
+            return Err(error);
+        }
         tracing::info!(
             "{} of {} prompt tokens were in the KV cache",
             done.usage.cached_tokens,
             done.usage.prompt_tokens
         );
         if done.reason == FinishReason::Context {
-            eprintln!("(the context of {} tokens is full; /clear starts anew)", engine.max_model_len());
+            note(format_args!(
+                "(the context of {} tokens is full; /clear starts anew)",
+                engine.max_model_len()
+            ));
         }
         messages.push(Message::new("assistant", done.text));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What standard input has next.
+#[derive(Debug, PartialEq, Eq)]
+enum Line {
+    /// Without its line break.
+    Text(String),
+    /// Not UTF-8, from this byte on.
+    NoText(usize),
+    End,
+}
+
+fn read_line(input: &mut impl BufRead) -> Result<Line> {
+    let mut bytes = Vec::new();
+    if input.read_until(b'\n', &mut bytes).map_err(|error| Error::io("standard input", error))? == 0 {
+        return Ok(Line::End);
+    }
+    Ok(match String::from_utf8(bytes) {
+        Ok(mut line) => {
+            drop_line_break(&mut line);
+            Line::Text(line)
+        }
+        Err(error) => Line::NoText(error.utf8_error().valid_up_to()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_texts_or_not_one_by_one() {
+        let mut input = &b"one\r\n\n a\xFFb\n\xE4\xB8\xAD\r"[..];
+        let mut next = || read_line(&mut input).unwrap();
+        assert_eq!(next(), Line::Text("one".into()));
+        assert_eq!(next(), Line::Text(String::new()));
+        assert_eq!(next(), Line::NoText(2));
+        assert_eq!(next(), Line::Text("\u{4E2D}\r".into()), "no line break ends it");
+        assert_eq!(next(), Line::End);
+    }
 }

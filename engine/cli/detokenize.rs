@@ -1,20 +1,19 @@
 //! `qernel detokenize`: token ids -> text.
 
+use super::options::FileArgs;
 use super::output::Output;
 use super::tokenize::read_stdin;
 use crate::error::{Error, Result};
-use crate::load::open_gguf;
 use crate::tokenizer::Tokenizer;
-use std::path::PathBuf;
 
 /// Turn token ids into text
 #[derive(Debug, clap::Args)]
 pub struct DetokenizeArgs {
     /// Ids, with spaces or commas between them; standard input, also as JSON, where none are given
     pub ids: Vec<String>,
-    /// GGUF file; one that holds only a vocabulary is enough [default: the small haiku model that the program carries]
-    #[arg(long, short, value_name = "FILE", env = "QERNEL_MODEL")]
-    pub model: Option<PathBuf>,
+    /// A file that holds only a vocabulary is enough.
+    #[command(flatten)]
+    pub file: FileArgs,
     /// Print {"text": ...}; bytes that are not UTF-8 become U+FFFD
     #[arg(long)]
     pub json: bool,
@@ -33,7 +32,7 @@ pub fn run(args: DetokenizeArgs) -> Result<()> {
     } else {
         parse_ids(&args.ids.join(" "))?
     };
-    let tokenizer = Tokenizer::from_gguf(&open_gguf(args.model.as_deref())?)?;
+    let tokenizer = Tokenizer::from_gguf(&args.file.open()?)?;
     if args.json {
         let text = tokenizer.decode(&ids, args.skip_special)?;
         Output::stdout().json(&serde_json::json!({ "text": text }))

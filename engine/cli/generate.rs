@@ -1,13 +1,14 @@
 //! `qernel generate`: text from a prompt.
 
 use super::interrupt::{EXIT_INTERRUPTED, Interrupt};
-use super::options::{ModelArgs, SamplingArgs, parse_ids};
-use super::output::{Output, Stream};
+use super::options::{AtMost, ModelArgs, SamplingArgs, drop_line_break, parse_ids};
+use super::output::{Output, Stream, note};
 use super::summary::Summary;
 use super::tokenize::read_stdin;
 use crate::chat::Message;
 use crate::error::{Error, Result};
 use crate::generate::{FinishReason, Request};
+use crate::load::encode_plain;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -17,7 +18,7 @@ pub struct GenerateArgs {
     /// The prompt; without it, --file or --ids, standard input is read
     #[arg(conflicts_with_all = ["file", "ids"])]
     prompt: Option<String>,
-    /// Read the prompt from a file
+    /// Read the prompt from a file; - is standard input
     #[arg(short, long, value_name = "FILE", conflicts_with = "ids")]
     file: Option<PathBuf>,
     /// The prompt as token ids, such as 9707,11,1879, taken as they are: no chat template
@@ -25,9 +26,15 @@ pub struct GenerateArgs {
     ids: Option<String>,
     #[command(flatten)]
     model: ModelArgs,
-    /// Most tokens to generate [default: until the model stops or the context is full]
-    #[arg(short = 'n', long, visible_alias = "n-predict", value_name = "TOKENS")]
-    max_tokens: Option<usize>,
+    /// Most tokens to generate; -1 for no bound [default: until the model stops or the context is full]
+    #[arg(
+        short = 'n',
+        long,
+        visible_alias = "n-predict",
+        value_name = "TOKENS",
+        allow_negative_numbers = true
+    )]
+    max_tokens: Option<AtMost>,
     /// End before this text; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
@@ -60,7 +67,7 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
     let model = args.model.open(1)?;
     let prompt_ids = match prompt {
         Prompt::Ids(ids) => ids,
-        Prompt::Text(text) if args.raw => model.encode_plain(&text)?,
+        Prompt::Text(text) if args.raw => encode_plain(&model.tokenizer, &text)?,
         Prompt::Text(text) => {
             let mut messages = Vec::new();
             if let Some(system) = &args.system {
@@ -75,7 +82,7 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
     let mut engine = model.into_engine()?;
     let request = Request {
         sampling: params,
-        max_tokens: args.max_tokens,
+        max_tokens: args.max_tokens.and_then(AtMost::bound),
         stop: args.stop,
         ignore_eos: args.ignore_eos,
         ..Request::new(prompt_ids.clone())
@@ -94,10 +101,13 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
             "timings": summary,
         }))?;
     }
-    eprintln!("{summary}");
+    note(&summary);
     Ok(match done.reason {
         FinishReason::Cancelled => ExitCode::from(EXIT_INTERRUPTED),
-        _ => ExitCode::SUCCESS,
+        reason => match reason.error() {
+            Some(error) => return Err(error),
+            None => ExitCode::SUCCESS,
+        },
     })
 }
 
@@ -109,13 +119,18 @@ enum Prompt {
 fn read_prompt(args: &GenerateArgs) -> Result<String> {
     let (name, bytes) = match (&args.prompt, &args.file) {
         (Some(prompt), _) => return Ok(prompt.clone()),
-        (None, Some(path)) => {
+        (None, Some(path)) if path.as_os_str() != "-" => {
             (path.display().to_string(), std::fs::read(path).map_err(|e| Error::io(path, e))?)
         }
-        (None, None) => ("standard input".to_owned(), read_stdin()?),
+        _ => ("standard input".to_owned(), read_stdin()?),
     };
-    String::from_utf8(bytes).map_err(|error| {
+    let mut text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         Error::Request(format!("{name}: expected UTF-8 text; byte {at} is not part of any character"))
-    })
+    })?;
+    // It ends the file's last line and is not meant; a prompt that is taken as it is keeps it.
+    if !args.raw {
+        drop_line_break(&mut text);
+    }
+    Ok(text)
 }

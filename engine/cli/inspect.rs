@@ -1,6 +1,7 @@
 //! `inspect`: what a GGUF file holds and how much memory it needs.
 
-use super::output::Output;
+use super::options::FileArgs;
+use super::output::{Output, one_line};
 use crate::config::Config;
 use crate::cuda;
 use crate::dtype::Dtype;
@@ -9,22 +10,23 @@ use crate::error::{Error, Result};
 use crate::gguf::{Gguf, Value};
 use crate::kv_layout::PAGE_SIZE;
 use crate::load::kv_layout;
-use crate::load::open_gguf;
 use crate::weights::Weights;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
-use std::path::PathBuf;
 
 /// Options of `inspect`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct InspectArgs {
-    /// The GGUF file; one that holds only a vocabulary will do [default: the small haiku model that the program carries].
-    #[arg(long, short, value_name = "FILE", env = "QERNEL_MODEL")]
-    pub model: Option<PathBuf>,
+    /// A file that holds only a vocabulary is enough.
+    #[command(flatten)]
+    pub file: FileArgs,
     /// Tokens of context to count KV memory for [default: what the model was made for].
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
     pub context: Option<u64>,
+    /// Read all tensors and name values that are NaN or infinite; exit status 3 if there are some.
+    #[arg(long)]
+    pub check_tensors: bool,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
@@ -33,16 +35,20 @@ pub struct InspectArgs {
 /// Runs the command. A file that is well-formed but cannot be run is described all the same, with the reason.
 ///
 /// # Errors
-/// [`Error::Io`] and [`Error::Gguf`] where the file cannot be read; [`Error::ClosedPipe`] where nobody reads on.
+/// [`Error::Io`] and [`Error::Gguf`] where the file cannot be read; [`Error::NotFinite`] where that was looked for and found;
+/// [`Error::ClosedPipe`] where nobody reads on.
 pub fn run(args: InspectArgs) -> Result<()> {
-    let gguf = open_gguf(args.model.as_deref())?;
+    let gguf = args.file.open()?;
     let report = Report::new(&gguf, &args);
+    let check = args.check_tensors.then(|| gguf.check_tensors()).transpose()?;
+    let report = Report { check: check.as_ref(), ..report };
     let text = match args.json {
         true => serde_json::to_string_pretty(&report)
             .map_err(|error| Error::io("standard output", error.into()))?,
         false => report.to_string().trim_end().to_owned(),
     };
-    Output::stdout().line(&text)
+    Output::stdout().line(&text)?;
+    check.map_or(Ok(()), |check| check.expect_finite())
 }
 
 /// Everything that is printed; the fields are those of `--json`.
@@ -50,6 +56,8 @@ pub fn run(args: InspectArgs) -> Result<()> {
 struct Report<'a> {
     file: String,
     file_bytes: u64,
+    /// Files that the model is in.
+    num_parts: usize,
     gguf_version: u32,
     alignment: u64,
     architecture: Option<&'a str>,
@@ -64,9 +72,13 @@ struct Report<'a> {
     sizes: Vec<TypeSize>,
     num_tensors: usize,
     tensor_bytes: u64,
+    /// Of all tensors whose types are known.
+    bits_per_weight: Option<f64>,
     #[serde(serialize_with = "metadata_as_json")]
     metadata: Vec<(&'a str, Value<'a>)>,
     tensors: Vec<TensorLine<'a>>,
+    /// `null` without `--check-tensors`.
+    check: Option<&'a crate::weights::TensorCheck>,
 }
 
 #[derive(Debug, serde::Serialize)]
@@ -87,6 +99,8 @@ struct TypeSize {
     ggml_type: String,
     num_tensors: usize,
     bytes: u64,
+    /// Scales included; `null` where the type is unknown.
+    bits_per_weight: Option<f64>,
 }
 
 /// What running the model takes, workspace apart.
@@ -119,22 +133,29 @@ impl<'a> Report<'a> {
 
         let mut sizes = BTreeMap::new();
         for tensor in gguf.tensors() {
-            let (num_tensors, bytes) = sizes.entry(tensor.ggml_type()).or_insert((0, 0));
-            *num_tensors += 1;
-            *bytes += tensor.num_bytes().unwrap_or(0);
+            let size = sizes.entry(tensor.ggml_type()).or_insert_with(|| TypeSize {
+                ggml_type: tensor.ggml_type().to_string(),
+                num_tensors: 0,
+                bytes: 0,
+                bits_per_weight: tensor.ggml_type().bits_per_weight(),
+            });
+            size.num_tensors += 1;
+            size.bytes += tensor.num_bytes().unwrap_or(0);
         }
-        let sizes: Vec<_> = sizes
-            .into_iter()
-            .map(|(ggml_type, (num_tensors, bytes))| TypeSize {
-                ggml_type: ggml_type.to_string(),
-                num_tensors,
-                bytes,
-            })
-            .collect();
+        let sizes: Vec<_> = sizes.into_values().collect();
+        let (tensor_bytes, num_values) = gguf
+            .tensors()
+            .filter_map(|tensor| Some((tensor.num_bytes()?, tensor.num_values())))
+            .fold((0, 0), |(bytes, values), (more, of)| (bytes + more, values + of));
 
         Self {
-            file: args.model.as_ref().map_or(embedded::NAME.to_owned(), |path| path.display().to_string()),
+            file: args
+                .file
+                .model
+                .as_ref()
+                .map_or(embedded::NAME.to_owned(), |path| path.display().to_string()),
             file_bytes: gguf.file_size(),
+            num_parts: gguf.num_parts(),
             gguf_version: gguf.version(),
             alignment: gguf.alignment(),
             architecture: gguf.get("general.architecture").ok().flatten(),
@@ -144,7 +165,8 @@ impl<'a> Report<'a> {
             unused_tensors: weights.map(|weights| weights.unused).unwrap_or_default(),
             memory,
             num_tensors: gguf.tensors().len(),
-            tensor_bytes: sizes.iter().map(|size| size.bytes).sum(),
+            tensor_bytes,
+            bits_per_weight: (num_values > 0).then(|| 8.0 * tensor_bytes as f64 / num_values as f64),
             sizes,
             metadata: gguf.metadata().collect(),
             tensors: gguf
@@ -156,6 +178,7 @@ impl<'a> Report<'a> {
                     bytes: tensor.num_bytes(),
                 })
                 .collect(),
+            check: None,
         }
     }
 }
@@ -220,21 +243,23 @@ impl fmt::Display for Mib {
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { file, gguf_version, alignment, .. } = self;
-        writeln!(f, "{file}: {}, GGUF version {gguf_version}, alignment {alignment}", Mib(self.file_bytes))?;
-        writeln!(f, "architecture: {}", self.architecture.unwrap_or("not given"))?;
+        let parts = if self.num_parts > 1 { format!(" in {} files", self.num_parts) } else { String::new() };
+        let (file, size) = (one_line(file), Mib(self.file_bytes));
+        writeln!(f, "{file}: {size}{parts}, GGUF version {gguf_version}, alignment {alignment}")?;
+        writeln!(f, "architecture: {}", one_line(self.architecture.unwrap_or("not given")))?;
         match &self.problem {
-            Some(problem) => writeln!(f, "cannot be run: {problem}")?,
+            Some(problem) => writeln!(f, "cannot be run: {}", one_line(problem))?,
             None if self.vocabulary_only => writeln!(f, "a vocabulary only: there are no tensors")?,
             None => {}
         }
         if !self.unused_tensors.is_empty() {
-            writeln!(f, "not used: {}", self.unused_tensors.join(", "))?;
+            writeln!(f, "not used: {}", one_line(&self.unused_tensors.join(", ")))?;
         }
 
         writeln!(f, "\nmetadata ({})", self.metadata.len())?;
         let width = self.metadata.iter().map(|(key, _)| key.chars().count()).max().unwrap_or(0).min(48);
         for (key, value) in &self.metadata {
-            writeln!(f, "  {key:width$}  {value}")?;
+            writeln!(f, "  {:width$}  {value}", one_line(key))?;
         }
         if !self.tensors.is_empty() {
             writeln!(f, "\ntensors ({})", self.num_tensors)?;
@@ -246,13 +271,25 @@ impl fmt::Display for Report<'_> {
                     Some(bytes) => write!(size, "{bytes}")?,
                     None => size.push('?'),
                 }
-                writeln!(f, "  {name:width$}  {ggml_type:8} {:16} {size:>12} bytes", format!("{shape:?}"))?;
+                let (name, shape) = (one_line(name), format!("{shape:?}"));
+                writeln!(f, "  {name:width$}  {ggml_type:8} {shape:16} {size:>12} bytes")?;
             }
             writeln!(f, "\nsizes")?;
-            for TypeSize { ggml_type, num_tensors, bytes } in &self.sizes {
-                writeln!(f, "  {ggml_type:8} {num_tensors:5} tensors {:>14}", Mib(*bytes))?;
+            let bits =
+                |bits: &Option<f64>| bits.map_or(String::new(), |bits| format!("{bits:8.4} bits a weight"));
+            for TypeSize { ggml_type, num_tensors, bytes, bits_per_weight } in &self.sizes {
+                let (bytes, bits) = (Mib(*bytes), bits(bits_per_weight));
+                writeln!(f, "  {ggml_type:8} {num_tensors:5} tensors {bytes:>14}{bits}")?;
             }
-            writeln!(f, "  {:8} {:5} tensors {:>14}", "all", self.num_tensors, Mib(self.tensor_bytes))?;
+            let (bytes, bits) = (Mib(self.tensor_bytes), bits(&self.bits_per_weight));
+            writeln!(f, "  {:8} {:5} tensors {bytes:>14}{bits}", "all", self.num_tensors)?;
+        }
+        if let Some(crate::weights::TensorCheck { num_tensors, not_checked, not_finite }) = self.check {
+            writeln!(f, "\nvalues that are not finite, in {num_tensors} tensors: {}", not_finite.len())?;
+            not_finite.iter().try_for_each(|found| writeln!(f, "  {found}"))?;
+            if !not_checked.is_empty() {
+                writeln!(f, "  formats that are not looked through: {}", not_checked.join(", "))?;
+            }
         }
         if let Some(config) = &self.config {
             writeln!(f, "\nconfig")?;
@@ -260,7 +297,7 @@ impl fmt::Display for Report<'_> {
             for (name, value) in
                 fields.as_object().into_iter().flatten().filter(|(name, _)| *name != "architecture")
             {
-                let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                let value = value.as_str().map_or_else(|| value.to_string(), one_line);
                 writeln!(f, "  {name:23}  {value}")?;
             }
         }

@@ -1,23 +1,23 @@
 //! `qernel logits`: token ids in, logits out, for comparing with other implementations.
 
+use super::options::FileArgs;
 use super::output::Output;
 use crate::batch::{Batch, SequenceRows, WantedLogits};
 use crate::config::Config;
 use crate::cuda::KernelChoice;
+use crate::disk;
 use crate::error::{Error, Result};
 use crate::kv_layout::pages_for;
-use crate::load::{DtypeChoice, RunnerOptions, open_gguf, open_runner};
+use crate::load::{DtypeChoice, RunnerOptions, open_runner};
 use crate::weights::Weights;
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 /// Print the ten largest logits after the last token as JSON, or save those of every position.
 #[derive(clap::Args, Debug)]
 pub struct LogitsArgs {
-    /// GGUF file of the model [default: the small haiku model that the program carries].
-    #[arg(long, short, value_name = "FILE", env = "QERNEL_MODEL")]
-    pub model: Option<PathBuf>,
+    #[command(flatten)]
+    pub file: FileArgs,
     /// Token ids, separated by commas.
     #[arg(long, value_delimiter = ',', required = true)]
     pub ids: Vec<u32>,
@@ -49,7 +49,11 @@ const TOP: usize = 10;
 /// # Errors
 /// Whatever is wrong with the file, the ids or the device; [`Error::Io`] if the output cannot be written.
 pub fn run(args: LogitsArgs) -> Result<()> {
-    let gguf = open_gguf(args.model.as_deref())?;
+    if let Some(path) = &args.save {
+        // Before the model is loaded for it.
+        disk::refuse_model(path, args.file.model.as_deref())?;
+    }
+    let gguf = args.file.open()?;
     let config = Config::from_gguf(&gguf)?;
     let weights = Weights::from_gguf(&gguf, &config)?;
     let num_tokens = args.ids.len();
@@ -72,14 +76,15 @@ pub fn run(args: LogitsArgs) -> Result<()> {
 
     if let Some(path) = &args.save {
         let error = |source| Error::io(path, source);
-        let mut file = BufWriter::new(File::create(path).map_err(error)?);
-        write_npy_header(&mut file, num_tokens, config.vocab_size).map_err(error)?;
-        for position in (0..num_tokens).step_by(chunk) {
-            for logit in step(position, WantedLogits::All)? {
-                file.write_all(&logit.to_le_bytes()).map_err(error)?;
+        return disk::save(path, args.file.model.as_deref(), |file| {
+            write_npy_header(file, num_tokens, config.vocab_size).map_err(error)?;
+            for position in (0..num_tokens).step_by(chunk) {
+                for logit in step(position, WantedLogits::All)? {
+                    file.write_all(&logit.to_le_bytes()).map_err(error)?;
+                }
             }
-        }
-        return file.flush().map_err(error);
+            Ok(())
+        });
     }
     let mut last = Vec::new();
     for position in (0..num_tokens).step_by(chunk) {
@@ -92,7 +97,7 @@ pub fn run(args: LogitsArgs) -> Result<()> {
 
 /// Header of a NumPy file, version 1.0, of f32 `[rows, cols]`, row-major: a Python dictionary, padded so that the
 /// data begins at a multiple of 64. Source: NumPy's documentation of `numpy.lib.format`.
-fn write_npy_header(out: &mut impl Write, rows: usize, cols: usize) -> io::Result<()> {
+fn write_npy_header(out: &mut dyn Write, rows: usize, cols: usize) -> io::Result<()> {
     let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {cols}), }}");
     let prefix = b"\x93NUMPY\x01\x00";
     while !(prefix.len() + 2 + header.len() + 1).is_multiple_of(64) {

@@ -10,6 +10,7 @@ pub mod inspect;
 pub mod interrupt;
 #[cfg(feature = "lab")]
 pub mod lab;
+pub mod log;
 pub mod logits;
 pub mod options;
 pub mod output;
@@ -18,8 +19,8 @@ pub mod summary;
 pub mod tokenize;
 
 use crate::error::Result;
-use clap::{Parser, Subcommand, ValueEnum};
-use std::io::IsTerminal;
+use clap::{Parser, Subcommand};
+use log::LogFormat;
 use std::process::ExitCode;
 
 /// A Qwen inference engine whose GPU kernels are written in Rust.
@@ -41,13 +42,6 @@ pub struct Cli {
     command: Command,
 }
 
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
-}
-
 #[derive(Debug, Subcommand)]
 enum Command {
     Generate(Box<generate::GenerateArgs>),
@@ -67,11 +61,15 @@ enum Command {
 /// Parses the command line and runs it. Errors carry their own exit code ([`crate::Error::exit_code`]).
 pub fn run() -> Result<ExitCode> {
     let cli = Cli::parse();
-    start_logging(cli.verbose, cli.log_format, matches!(cli.command, Command::Serve(_)));
+    crate::disk::end_on_fault();
+    let (verbose, format) = (cli.verbose, cli.log_format);
+    if !matches!(cli.command, Command::Serve(_)) {
+        log::start(verbose, format);
+    }
     match cli.command {
         Command::Generate(args) => return generate::run(*args),
         Command::Chat(args) => return chat::run(*args),
-        Command::Serve(args) => return serve::run(*args),
+        Command::Serve(args) => return Ok(run_server(*args, verbose, format)),
         Command::Bench(args) => return bench::run(*args),
         #[cfg(feature = "lab")]
         Command::Lab(args) => return lab::run(args),
@@ -85,19 +83,13 @@ pub fn run() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn start_logging(verbose: u8, format: LogFormat, is_server: bool) {
-    let default = match verbose {
-        0 if is_server => "info",
-        0 => "warn",
-        1 => "info",
-        _ => "debug",
-    };
-    let filter =
-        tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| default.to_owned().into());
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Json => log.json().flatten_event(true).with_span_list(false).init(),
-        LogFormat::Text if is_server => log.with_ansi(std::io::stderr().is_terminal()).init(),
-        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).without_time().init(),
-    }
+/// A server's last words go the way of its log: standard error may be a pipe that nobody reads.
+fn run_server(args: serve::ServeArgs, verbose: u8, format: LogFormat) -> ExitCode {
+    let queue = log::start_queued(verbose, format);
+    let code = serve::run(args).unwrap_or_else(|error| {
+        queue.line(output::message(&error).into_bytes());
+        error.exit_code()
+    });
+    queue.flush();
+    code
 }

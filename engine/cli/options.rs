@@ -1,28 +1,51 @@
 //! Options that several subcommands share.
 
 use crate::cuda::KernelChoice;
+use crate::disk::Access;
 use crate::error::{Error, Result};
 use crate::generate::EngineConfig;
-use crate::load::{DeviceChoice, DtypeChoice, Model, RunnerOptions};
+use crate::gguf::Gguf;
+use crate::load::{DeviceChoice, DtypeChoice, Model, RunnerOptions, open_gguf};
 use crate::sampler::SamplingParams;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::str::FromStr;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// Which model file, and how it is read.
+#[derive(Clone, Debug, Args)]
+pub struct FileArgs {
+    /// GGUF file of the model [default: the small haiku model that the program carries]
+    #[arg(short, long, value_name = "FILE", env = "QERNEL_MODEL")]
+    pub model: Option<PathBuf>,
+    /// Read the model file into memory instead of mapping it: slower to start, but whoever changes the file meanwhile does no harm
+    #[arg(long)]
+    pub no_mmap: bool,
+}
+
+impl FileArgs {
+    /// Opens the file, or the embedded model where none is named.
+    ///
+    /// # Errors
+    /// As [`Gguf::open_by`].
+    pub fn open(&self) -> Result<Gguf> {
+        open_gguf(self.model.as_deref(), if self.no_mmap { Access::Read } else { Access::Map })
+    }
+}
 
 /// Which model, where it runs and how much memory it may take.
 #[derive(Clone, Debug, Args)]
 pub struct ModelArgs {
-    /// GGUF file with the weights and the vocabulary [default: the small haiku model that the program carries]
-    #[arg(short, long, value_name = "FILE", env = "QERNEL_MODEL")]
-    pub model: Option<PathBuf>,
+    #[command(flatten)]
+    pub file: FileArgs,
     /// Where to compute: auto (a GPU if there is one), cuda, cuda:N, cpu or emulated
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
-    /// Format of matrices on a GPU: auto (the file's, but f16 for bf16 if no weight is beyond its range), f16 or bf16
+    /// Format of matrices on a GPU: auto (the file's, but f16 for bf16 where its range suffices), f16 or bf16
     #[arg(long, default_value = "auto", value_name = "DTYPE")]
     pub dtype: DtypeChoice,
-    /// Longest context in tokens [default: what the model was made for, or what fits]
+    /// Longest context in tokens; 0 for what the model was made for [default: what the model was made for, or what fits]
     #[arg(short = 'c', long, value_name = "TOKENS")]
     pub ctx_size: Option<usize>,
     /// Rows of one step: prompts longer than this are prefilled in chunks [default: 512, on a GPU up to 8192 as memory allows]
@@ -31,6 +54,9 @@ pub struct ModelArgs {
     /// Share of the free GPU memory that weights, KV pages and workspace may take
     #[arg(long, default_value_t = 0.9, value_name = "SHARE")]
     pub gpu_memory_fraction: f64,
+    /// Read all tensors first, and refuse a file with values that are NaN or infinite
+    #[arg(long)]
+    pub check_tensors: bool,
     /// Kernel variants by operation, such as rms_norm=plain,attention=split
     #[arg(long, value_name = "OP=VARIANT,…")]
     pub kernel: Option<String>,
@@ -62,15 +88,18 @@ impl ModelArgs {
         let options = RunnerOptions {
             device: self.device,
             dtype: self.dtype,
-            max_model_len: self.ctx_size,
+            max_model_len: self.ctx_size.filter(|&tokens| tokens > 0),
             max_num_tokens: self.batch_size,
             max_num_sequences,
             max_num_logits: max_num_sequences,
             memory_fraction: self.gpu_memory_fraction,
             kernels,
+            check_tensors: self.check_tensors,
         };
+        let start = Instant::now();
+        let gguf = self.file.open()?;
         let bar = progress_bar();
-        let model = Model::open(self.model.as_deref(), &options, &mut |loaded, total| {
+        let model = Model::load(&gguf, start, &options, &mut |loaded, total| {
             bar.set_length(total);
             bar.set_position(loaded);
         });
@@ -90,20 +119,26 @@ fn progress_bar() -> ProgressBar {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
-    /// Temperature; 0 always takes the likeliest token
-    #[arg(long = "temp", alias = "temperature", default_value_t = 0.8, value_name = "T")]
+    /// Temperature; 0 and less always take the likeliest token
+    #[arg(
+        long = "temp",
+        alias = "temperature",
+        default_value_t = 0.8,
+        value_name = "T",
+        allow_negative_numbers = true
+    )]
     pub temperature: f32,
     /// Keep the K likeliest tokens; 0 keeps all
     #[arg(long, default_value_t = 40, value_name = "K", allow_negative_numbers = true)]
     pub top_k: i32,
     /// Keep the likeliest tokens whose probabilities add up to P; 1 keeps all
-    #[arg(long, default_value_t = 0.95, value_name = "P")]
+    #[arg(long, default_value_t = 0.95, value_name = "P", allow_negative_numbers = true)]
     pub top_p: f32,
     /// Keep tokens with at least this share of the likeliest one's probability; 0 keeps all
-    #[arg(long, default_value_t = 0.05, value_name = "P")]
+    #[arg(long, default_value_t = 0.05, value_name = "P", allow_negative_numbers = true)]
     pub min_p: f32,
     /// Divide the logits of repeated tokens by it; 1 is off
-    #[arg(long, default_value_t = 1.0, value_name = "X")]
+    #[arg(long, default_value_t = 1.0, value_name = "X", allow_negative_numbers = true)]
     pub repeat_penalty: f32,
     /// How many of the last tokens the penalties look at; 0 none, -1 the whole context
     #[arg(long, default_value_t = 64, value_name = "N", allow_negative_numbers = true)]
@@ -114,9 +149,9 @@ pub struct SamplingArgs {
     /// Subtract from a token's logit once for each time it has occurred; 0 is off
     #[arg(long, default_value_t = 0.0, value_name = "X", allow_negative_numbers = true)]
     pub frequency_penalty: f32,
-    /// Seed of the random generator; the same seed gives the same text [default: from the clock]
-    #[arg(short, long, value_name = "SEED")]
-    pub seed: Option<u64>,
+    /// Seed of the random generator; the same seed gives the same text; -1 takes one from the clock [default: -1]
+    #[arg(short, long, value_name = "SEED", allow_negative_numbers = true)]
+    pub seed: Option<Seed>,
 }
 
 impl SamplingArgs {
@@ -135,7 +170,55 @@ impl SamplingArgs {
             repeat_last_n: self.repeat_last_n,
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
-            seed: self.seed.unwrap_or_else(from_clock),
+            seed: self.seed.and_then(|seed| seed.0).unwrap_or_else(from_clock),
+        }
+    }
+}
+
+/// A seed, or llama.cpp's -1 for a random one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seed(pub Option<u64>);
+
+impl FromStr for Seed {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        number_or_minus_one(text, "a seed").map(Self)
+    }
+}
+
+/// A bound on tokens, or llama.cpp's -1 for none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AtMost(Option<usize>);
+
+impl AtMost {
+    /// The number of tokens, if there is a bound.
+    pub fn bound(self) -> Option<usize> {
+        self.0
+    }
+}
+
+impl FromStr for AtMost {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        number_or_minus_one(text, "a number of tokens").map(Self)
+    }
+}
+
+fn number_or_minus_one<T: FromStr>(text: &str, what: &str) -> Result<Option<T>, String> {
+    match text {
+        "-1" => Ok(None),
+        _ => text.parse().map(Some).map_err(|_| format!("expected {what} of 0 or more, or -1")),
+    }
+}
+
+/// Drops the line break at the end of a text, if there is one: it belongs to the file or the pipe that the text came in.
+pub fn drop_line_break(text: &mut String) {
+    if text.ends_with('\n') {
+        text.pop();
+        if text.ends_with('\r') {
+            text.pop();
         }
     }
 }
@@ -155,6 +238,31 @@ pub fn parse_ids(text: &str) -> Result<Vec<u32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn minus_one_has_the_meaning_of_llama_cpp() {
+        assert_eq!("-1".parse(), Ok(Seed(None)));
+        assert_eq!("18446744073709551615".parse(), Ok(Seed(Some(u64::MAX))));
+        assert_eq!("-1".parse::<AtMost>().unwrap().bound(), None);
+        assert_eq!("0".parse::<AtMost>().unwrap().bound(), Some(0));
+        for bad in ["-2", "", "x", "1.5", "-1.0"] {
+            assert!(
+                bad.parse::<AtMost>().unwrap_err().contains("or -1") && bad.parse::<Seed>().is_err(),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn one_line_break_is_dropped() {
+        for (text, rest) in
+            [("", ""), ("a", "a"), ("a\n", "a"), ("a\r\n", "a"), ("a\n\n", "a\n"), ("a\r", "a\r")]
+        {
+            let mut dropped = text.to_owned();
+            drop_line_break(&mut dropped);
+            assert_eq!(dropped, rest, "{text:?}");
+        }
+    }
 
     #[test]
     fn ids_may_be_separated_by_commas_and_white_space() {

@@ -63,6 +63,7 @@ pub struct ServeArgs {
 
 /// Runs the server until a signal stops it.
 pub fn run(args: ServeArgs) -> Result<ExitCode> {
+    give_memory_back();
     let seconds = Duration::from_secs;
     let server = Server::bind(ServerConfig {
         host: args.host,
@@ -82,14 +83,30 @@ pub fn run(args: ServeArgs) -> Result<ExitCode> {
     tracing::info!("listening on http://{}", server.local_addr()?);
     let (model, name) = (args.model, args.model_name);
     let open = move || {
-        let name = name.unwrap_or_else(|| default_name(model.model.as_deref()));
+        let name = name.unwrap_or_else(|| default_name(model.file.model.as_deref()));
         let loaded = model.open(args.parallel)?;
         let template = loaded.template().inspect_err(|error| tracing::warn!("no chat: {error}")).ok();
-        Ok(LoadedModel { engine: loaded.into_engine()?, template, name })
+        let watch = loaded.watch.clone();
+        Ok(LoadedModel { engine: loaded.into_engine()?, template, name, watch })
     };
     server.run(open, stop_signal())?;
     Ok(ExitCode::SUCCESS)
 }
+
+/// Makes memory of large requests go back to the system as soon as it is free. By itself glibc keeps more the more it has seen: after eight
+/// texts of 4 MiB at once a server held 115 MB for good.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn give_memory_back() {
+    const LARGE: i32 = 1 << 20;
+    // SAFETY: both set a number of the allocator; no other thread runs yet.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, LARGE);
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn give_memory_back() {}
 
 /// What clients call a model: its file's name without the ending.
 fn default_name(model: Option<&Path>) -> String {

@@ -1,20 +1,19 @@
 //! `qernel tokenize`: text -> token ids.
 
+use super::options::FileArgs;
 use super::output::Output;
 use crate::error::{Error, Result};
-use crate::load::open_gguf;
 use crate::tokenizer::Tokenizer;
 use std::io::{self, Read};
-use std::path::PathBuf;
 
 /// Turn text into token ids
 #[derive(Debug, clap::Args)]
 pub struct TokenizeArgs {
     /// The text; standard input, to the byte and with its last newline, where it is not given
     pub text: Option<String>,
-    /// GGUF file; one that holds only a vocabulary is enough [default: the small haiku model that the program carries]
-    #[arg(long, short, value_name = "FILE", env = "QERNEL_MODEL")]
-    pub model: Option<PathBuf>,
+    /// A file that holds only a vocabulary is enough.
+    #[command(flatten)]
+    pub file: FileArgs,
     /// Print {"ids": [...]}
     #[arg(long)]
     pub json: bool,
@@ -32,7 +31,7 @@ pub fn run(args: TokenizeArgs) -> Result<()> {
         Some(text) => text,
         None => utf8(read_stdin()?)?,
     };
-    let tokenizer = Tokenizer::from_gguf(&open_gguf(args.model.as_deref())?)?;
+    let tokenizer = Tokenizer::from_gguf(&args.file.open()?)?;
     let ids = tokenizer.encode(&text, !args.no_special)?;
     let mut line = if args.json {
         serde_json::json!({ "ids": ids }).to_string()

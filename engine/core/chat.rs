@@ -35,10 +35,12 @@ const NAME: &str = "chat_template";
 pub struct Message {
     /// `system`, `user` or `assistant`.
     pub role: String,
+    /// What was said.
     pub content: String,
 }
 
 impl Message {
+    /// What `role` said.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: content.into() }
     }

@@ -84,7 +84,7 @@ impl Config {
 
         Ok(Self {
             architecture: keys.architecture.to_owned(),
-            name: gguf.get::<&str>("general.name")?.unwrap_or(keys.architecture).to_owned(),
+            name: gguf.get_or_warn::<&str>("general.name").unwrap_or(keys.architecture).to_owned(),
             vocab_size: vocab_size(gguf)?,
             hidden_size,
             intermediate_size: keys.size("feed_forward_length", MAX_WIDTH)?,
@@ -219,6 +219,18 @@ fn head_dim(keys: &Keys<'_>, hidden_size: usize, num_attention_heads: usize) -> 
     Ok(head_dim)
 }
 
+/// Numbers that other architectures of llama.cpp compute with, each with the values that change nothing (0 often stands for "none").
+const UNIMPLEMENTED: [(&str, &[f32]); 8] = [
+    ("attn_logit_softcapping", &[0.0]),
+    ("final_logit_softcapping", &[0.0]),
+    ("logit_scale", &[1.0, 0.0]),
+    ("embedding_scale", &[1.0, 0.0]),
+    ("residual_scale", &[1.0, 0.0]),
+    ("attention.clamp_kqv", &[0.0]),
+    ("attention.max_alibi_bias", &[0.0]),
+    ("rope.scaling.attn_factor", &[1.0]),
+];
+
 /// Refuses by name what would change the result and is not implemented.
 fn refuse_unimplemented(keys: &Keys<'_>) -> Result<()> {
     // llama.cpp's defaults: linear scaling, and a factor of 0 stands for none. `rope.scale_linear` is the older key.
@@ -237,6 +249,13 @@ fn refuse_unimplemented(keys: &Keys<'_>) -> Result<()> {
             "the file asks for RoPE scaling `{scaling}` with factor {factor}, which is not implemented; use a \
              conversion without `rope_scaling`"
         )));
+    }
+    for (key, neutral) in UNIMPLEMENTED {
+        if let Some(found) = keys.get::<f32>(key)?.filter(|found| !neutral.contains(found)) {
+            let expected =
+                format!("{}, as anything else changes the answers and is not implemented", neutral[0]);
+            return Err(keys.invalid(key, found, &expected));
+        }
     }
     if keys.get::<bool>("attention.causal")? == Some(false) {
         return Err(Error::Model("the file is an embedding model (its attention is not causal)".to_owned()));

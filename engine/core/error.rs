@@ -11,7 +11,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// A file could not be opened, read or written.
     #[error("{}: {source}", path.display())]
-    Io { path: PathBuf, source: std::io::Error },
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
     /// The bytes are not a well-formed GGUF file.
     #[error("not a usable GGUF file: {0}")]
     Gguf(String),
@@ -24,6 +29,9 @@ pub enum Error {
     /// Numbers of the file that the format asked for does not have.
     #[error("{0}")]
     Range(String),
+    /// Weights, or what was computed with them, are NaN or infinite.
+    #[error("{0}")]
+    NotFinite(String),
     /// A request that cannot be served as asked: an option out of range, a prompt that is too long.
     #[error("{0}")]
     Request(String),
@@ -55,6 +63,7 @@ impl Error {
             Self::Request(_) => 2,
             Self::Gguf(_) | Self::Model(_) | Self::Tokenizer(_) | Self::Range(_) => 3,
             Self::Device(_) => 4,
+            Self::NotFinite(_) => 3,
             Self::Memory(_) => 5,
         })
     }

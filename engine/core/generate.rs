@@ -8,6 +8,7 @@
 
 mod constraint;
 mod generation;
+mod logits;
 mod penalties;
 mod request;
 mod text;
@@ -20,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::kv_cache::PagePool;
 use crate::kv_layout::{PAGE_SIZE, pages_for};
 use crate::model::Runner;
-use crate::sampler::{Logprobs, SamplingRow};
+use crate::sampler::{Logprobs, NO_TOKEN, SamplingRow};
 use crate::scheduler::{Part, Scheduler, SequenceId, Step, StepLimits};
 use crate::tokenizer::Tokenizer;
 use generation::{Constrained, Generation};
@@ -407,6 +408,9 @@ impl Engine {
         else {
             return;
         };
+        if token == NO_TOKEN {
+            return self.finish(id, FinishReason::Failed);
+        }
         generation.completion_tokens += 1;
         if let Some(penalties) = &mut generation.penalties {
             let skipped = if generation.request.penalize_prompt { 0 } else { generation.prompt_tokens };

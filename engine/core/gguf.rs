@@ -6,6 +6,7 @@
 
 mod cursor;
 mod parse;
+mod parts;
 mod types;
 mod value;
 pub mod write;
@@ -13,12 +14,12 @@ pub mod write;
 pub use types::{Block, GgmlType, ValueType};
 pub use value::{Array, FromValue, Value};
 
+use crate::disk::{self, Access, Watch};
 use crate::error::{Error, Result};
 use bytes::Bytes;
 use cursor::Cursor;
 use parse::{Index, TensorEntry, text};
 use std::fmt;
-use std::fs::File;
 use std::path::Path;
 
 /// The first four bytes of a file.
@@ -27,30 +28,41 @@ const MAGIC: [u8; 4] = *b"GGUF";
 /// `general.alignment` where the file does not say.
 pub const DEFAULT_ALIGNMENT: u32 = 32;
 
-/// An opened file. Everything in its table of contents was checked: names are unique, types and counts are known,
+/// An opened file, with the other parts where it is the first of several. Everything in its table of contents was checked: names are unique, types and counts are known,
 /// tensors lie within the file.
 pub struct Gguf {
     data: Bytes,
     index: Index,
+    watch: Watch,
+    /// The parts after the first, in their order.
+    others: Vec<Gguf>,
 }
 
 impl Gguf {
     /// Opens a file through a memory map.
     ///
     /// # Errors
-    /// [`Error::Io`] where it cannot be opened, [`Error::Gguf`] where it is not a well-formed GGUF file.
+    /// As [`Gguf::open_by`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let file = File::open(path).map_err(|error| Error::io(path, error))?;
-        // SAFETY: the map is only read, as bytes, through bounds that were compared with its length. A process that
-        // writes to the file meanwhile can change the values read, which no code relies on (names are checked again
-        // when they are used as text); one that truncates it ends this program with SIGBUS, as for every user of a
-        // memory map.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| Error::io(path, error))?;
-        Self::from_bytes(Bytes::from_owner(map)).map_err(|error| match error {
+        Self::open_by(path.as_ref(), Access::Map)
+    }
+
+    /// Opens a file; a part of a model (`NAME-00001-of-00003.gguf`) with all the others.
+    ///
+    /// # Errors
+    /// As [`disk::open`]; [`Error::Gguf`] where it is not a well-formed GGUF file or a part is missing.
+    pub fn open_by(path: &Path, access: Access) -> Result<Self> {
+        parts::open(path, |path| Self::open_one(path, access))
+    }
+
+    /// One file, whether a part or a whole.
+    fn open_one(path: &Path, access: Access) -> Result<Self> {
+        let (data, watch) = disk::open(path, access)?;
+        let opened = Self::from_bytes(data).map_err(|error| match error {
             Error::Gguf(message) => Error::Gguf(format!("{}: {message}", path.display())),
             error => error,
-        })
+        });
+        Ok(Self { watch, ..opened? })
     }
 
     /// Reads a file that is in memory; `data` is kept, not copied.
@@ -59,7 +71,12 @@ impl Gguf {
     /// [`Error::Gguf`] where it is not a well-formed GGUF file.
     pub fn from_bytes(data: Bytes) -> Result<Self> {
         let index = parse::parse(&data).map_err(Error::Gguf)?;
-        Ok(Self { data, index })
+        Ok(Self { data, index, watch: Watch::default(), others: Vec::new() })
+    }
+
+    /// Tells whether the file or one of its parts was changed after it was opened.
+    pub fn watch(&self) -> Watch {
+        Watch::all(self.parts().map(|part| &part.watch))
     }
 
     /// Version of the format: 2 or 3.
@@ -72,9 +89,18 @@ impl Gguf {
         self.index.alignment
     }
 
-    /// Bytes of the whole file.
+    /// Bytes of the whole file, of all parts together.
     pub fn file_size(&self) -> u64 {
-        self.data.len() as u64
+        self.parts().map(|part| part.data.len() as u64).sum()
+    }
+
+    /// Files that the model is in.
+    pub fn num_parts(&self) -> usize {
+        1 + self.others.len()
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &Gguf> {
+        std::iter::once(self).chain(&self.others)
     }
 
     /// All metadata, in the order of the file.
@@ -100,6 +126,14 @@ impl Gguf {
         value.map(Some).map_err(|error| Error::Gguf(format!("metadata `{key}`: {error}")))
     }
 
+    /// A metadata value as `T`, or `None` with a warning where it has another type: for what a file can be run without.
+    pub fn get_or_warn<'a, T: FromValue<'a>>(&'a self, key: &str) -> Option<T> {
+        self.get(key).unwrap_or_else(|error| {
+            tracing::warn!("left out: {error}");
+            None
+        })
+    }
+
     /// A metadata value as `T`.
     ///
     /// # Errors
@@ -118,15 +152,23 @@ impl Gguf {
         Cursor::new(&self.data[entry.value.clone()]).value(entry.value_type, 0)
     }
 
-    /// All tensors, in the order of the file.
+    /// All tensors, in the order of the file, part after part.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = Tensor<'_>> {
+        self.parts().flat_map(Self::own_tensors).collect::<Vec<_>>().into_iter()
+    }
+
+    /// The tensors of this file alone.
+    fn own_tensors(&self) -> impl Iterator<Item = Tensor<'_>> {
         self.index.tensors.iter().map(|entry| Tensor { file: self, entry })
     }
 
     /// The tensor of this name.
     pub fn tensor(&self, name: &str) -> Option<Tensor<'_>> {
-        parse::find(&self.data, &self.index.tensors, &self.index.tensors_by_name, |tensor| &tensor.name, name)
-            .map(|entry| Tensor { file: self, entry })
+        self.parts().find_map(|file| {
+            let Index { tensors, tensors_by_name, .. } = &file.index;
+            let entry = parse::find(&file.data, tensors, tensors_by_name, |tensor| &tensor.name, name)?;
+            Some(Tensor { file, entry })
+        })
     }
 }
 
@@ -134,9 +176,9 @@ impl fmt::Debug for Gguf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Gguf")
             .field("version", &self.index.version)
-            .field("file_size", &self.data.len())
+            .field("file_size", &self.file_size())
             .field("metadata", &self.index.entries.len())
-            .field("tensors", &self.index.tensors.len())
+            .field("tensors", &self.tensors().len())
             .finish()
     }
 }

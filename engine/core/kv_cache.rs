@@ -21,7 +21,7 @@ pub struct PagePool {
 }
 
 impl PagePool {
-    /// `num_pages` free pages, as in [`KvLayout::num_pages`]. Without `prefix_cache` no page outlives its sequence and none
+    /// `num_pages` free pages, as in [`KvLayout::num_pages`](crate::kv_layout::KvLayout::num_pages). Without `prefix_cache` no page outlives its sequence and none
     /// is shared.
     pub fn new(num_pages: usize, prefix_cache: bool) -> Self {
         Self {

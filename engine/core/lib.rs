@@ -5,10 +5,14 @@
 //! [`batch::Batch`]; [`model`] runs the decoder over it through an implementation of [`ops::Ops`], of which [`cpu`] is one; the
 //! [`sampler`] picks the next token of every sequence; the engine turns it into [`generate::Event`]s.
 
+// Printing panics where nobody takes what is printed.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod batch;
 pub mod chat;
 pub mod config;
 pub mod cpu;
+pub mod disk;
 pub mod drawing;
 pub mod dtype;
 pub mod error;

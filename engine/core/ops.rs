@@ -5,9 +5,9 @@
 //! GPU are queued; only [`Ops::drawn`], [`Ops::sample`] and [`Ops::read`] wait.
 //!
 //! Number formats: the residual stream, Q, K and V before they are cached, norms, softmax and logits are f32
-//! ([`Ops::Tensor`]); what a matrix product reads is in the format of the weights ([`Ops::Activation`], f32 on the
-//! CPU), and so are cached K and V. Numbers beyond the range of f16 become its largest where the separate operations round
-//! to it.
+//! (`Tensor`); what a matrix product reads is in the format of the weights (`Activation`, f32 on the
+//! CPU), and so are cached K and V. Where a device rounds to f16 it scales by powers of two, so that no number is beyond its range
+//! ([`Ops::bound_mlp`]).
 
 pub mod parts;
 
@@ -52,8 +52,7 @@ impl OpsConfig {
 pub struct Stacked<W> {
     /// `[sum of the rows, cols]`
     pub whole: W,
-    /// In the order in which they were given; no copies where the device has memory of its own. Empty where it keeps rows of several of
-    /// them side by side.
+    /// In the order in which they were given; no copies where the device has memory of its own.
     pub parts: Vec<W>,
 }
 
@@ -116,8 +115,39 @@ pub trait Ops: Types {
     /// Called after the last matrix.
     ///
     /// # Errors
-    /// [`crate::Error::Range`] if a weight is beyond the range of the format that the device computes with.
+    /// [`crate::Error::Model`] if the device came upon a weight that is not finite.
     fn finish_loading(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    // What the weights of each part say of its numbers, once all are loaded: a device that rounds to a format of small range finds bounds,
+    // and scales so that none is beyond it. `name` is the part's, for messages.
+
+    /// Of [`parts::attention_in`].
+    ///
+    /// # Errors
+    /// [`crate::Error::Range`], with the name, if the format that the device rounds to has no room for a number of the part.
+    fn bound_attention(
+        &mut self,
+        _name: &str,
+        _part: &AttentionIn<Self::Weight, Self::Vector>,
+    ) -> Result<()> {
+        Ok(())
+    }
+
+    /// Of [`parts::mlp_in`].
+    ///
+    /// # Errors
+    /// As [`Ops::bound_attention`].
+    fn bound_mlp(&mut self, _name: &str, _part: &MlpIn<Self::Weight, Self::Vector>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Of [`Ops::rms_norm`] where a product follows.
+    ///
+    /// # Errors
+    /// As [`Ops::bound_attention`].
+    fn bound_norm(&mut self, _name: &str, _norm: &Norm<Self::Vector>) -> Result<()> {
         Ok(())
     }
     /// Brings a vector to the device.
@@ -159,8 +189,8 @@ pub trait Ops: Types {
         out: &mut Self::Tensor,
     ) -> Result<()>;
 
-    /// As [`Ops::matmul`] into an [`Ops::new_product`], whose format the device chooses: f32, or f16 (beyond whose range a
-    /// result is infinite) where the weights are f16.
+    /// As [`Ops::matmul`] into an [`Ops::new_product`], whose format the device chooses: f32, or f16 where the weights are f16; divided by
+    /// what [`Ops::bound_mlp`] found.
     fn matmul_rounded(
         &mut self,
         n: usize,
@@ -215,9 +245,15 @@ pub trait Ops: Types {
         out: &mut Self::Activation,
     ) -> Result<()>;
 
-    /// `out = silu(gate) * up`, where each row of `gate_up` is `[gate; up]`: `[n, 2 * intermediate_size] -> [n,
-    /// intermediate_size]`.
-    fn silu_mul(&mut self, n: usize, gate_up: &Self::Activation, out: &mut Self::Activation) -> Result<()>;
+    /// `out = silu(gate) * up`, where each row of `gate_up` is `[gate; up]`, the [`Ops::matmul_rounded`] product with `weights`: `[n, 2 *
+    /// intermediate_size] -> [n, intermediate_size]`.
+    fn silu_mul(
+        &mut self,
+        n: usize,
+        weights: &Stacked<Self::Weight>,
+        gate_up: &Self::Activation,
+        out: &mut Self::Activation,
+    ) -> Result<()>;
 
     /// `out[i] = x[logit_rows[i]]`: `[num_logits, cols]`.
     fn gather_rows(&mut self, batch: &Self::Batch, x: &Self::Tensor, out: &mut Self::Tensor) -> Result<()>;
@@ -284,7 +320,8 @@ pub trait Ops: Types {
         Ok(())
     }
 
-    /// Waits for the tokens of the draw that was fetched first of those not read yet, whatever was queued behind it.
+    /// Waits for the tokens of the draw that was fetched first of those not read yet, whatever was queued behind it;
+    /// [`NO_TOKEN`](crate::sampler::NO_TOKEN) where a row's logits left none.
     fn drawn(&mut self) -> Result<Vec<u32>>;
 
     /// Drops draws that were fetched and not read.

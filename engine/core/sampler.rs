@@ -77,6 +77,9 @@ impl SamplingParams {
     }
 }
 
+/// In the place of a token where none can be drawn: a logit is NaN or infinite, or all are -inf. Beyond every vocabulary.
+pub const NO_TOKEN: u32 = u32::MAX;
+
 /// One row of a sampling step. The draw depends on the parameters, the logits, `position` and `index` alone, so it is
 /// the same alone and in a batch.
 #[derive(Clone, Debug, PartialEq)]

@@ -15,6 +15,7 @@
 use crate::batch::{Batch, SequenceRows, WantedLogits};
 use crate::kv_cache::{PageList, PagePool};
 use crate::kv_layout::pages_for;
+use crate::sampler::NO_TOKEN;
 use std::collections::VecDeque;
 
 /// Names a sequence for the life of its engine.
@@ -133,6 +134,11 @@ impl Scheduler {
     /// The pages, and how many of them are used, free and cached.
     pub fn pool(&self) -> &PagePool {
         &self.pool
+    }
+
+    /// The pages, for what is no sequence.
+    pub(crate) fn pool_mut(&mut self) -> &mut PagePool {
+        &mut self.pool
     }
 
     /// How many sequences wait and how many run.
@@ -274,7 +280,11 @@ impl Scheduler {
             match self.running.binary_search_by_key(&part.id, |sequence| sequence.id) {
                 Ok(i) => {
                     let sequence = &mut self.running[i];
-                    sequence.num_cached += part.num_rows;
+                    let drawn: Vec<u32> = drawn.copied().collect();
+                    // What led to no token may be no numbers: it counts as not computed, so that nobody begins with it.
+                    if !drawn.contains(&NO_TOKEN) {
+                        sequence.num_cached += part.num_rows;
+                    }
                     // A step that is in flight may still read pages that this or the end of a sequence gives back, or write
                     // behind their known tokens: the device comes to it before any step that uses them otherwise.
                     sequence.pages.remember(&sequence.tokens[..sequence.num_cached], &mut self.pool);

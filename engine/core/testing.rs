@@ -19,7 +19,10 @@ pub struct TinyModel {
     /// `general.architecture`
     pub architecture: &'static str,
     /// Format of the matrices; norms and biases are f32, as llama.cpp's converter writes them.
+    /// Of all matrices, where [`TinyModel::mix`] names none.
     pub format: MatrixFormat,
+    /// The formats that matrices have in turn.
+    pub mix: &'static [MatrixFormat],
     pub hidden_size: usize,
     pub intermediate_size: usize,
     pub num_hidden_layers: usize,
@@ -31,6 +34,9 @@ pub struct TinyModel {
     pub rms_norm_eps: f32,
     pub tie_word_embeddings: bool,
     pub attention_bias: bool,
+    /// What `silu(gate) * up` is multiplied with, a power of two: the rows of up are, and the columns of down divided by it, so that the
+    /// model computes the same function with values of another size in between. bf16 and f32 lose nothing.
+    pub mlp_scale: f32,
 }
 
 impl Default for TinyModel {
@@ -40,6 +46,7 @@ impl Default for TinyModel {
             seed: 0,
             architecture: "qwen2",
             format: MatrixFormat::F16,
+            mix: &[],
             hidden_size: 256,
             intermediate_size: 384,
             num_hidden_layers: 2,
@@ -51,6 +58,7 @@ impl Default for TinyModel {
             rms_norm_eps: 1e-6,
             tie_word_embeddings: true,
             attention_bias: true,
+            mlp_scale: 1.0,
         }
     }
 }
@@ -178,6 +186,7 @@ impl TinyModel {
         let config = config.expect("the model's own metadata is that of a decoder");
         let config = Config { tie_word_embeddings: self.tie_word_embeddings, ..config };
         let plan = model::build::plan(&config).expect("the architecture is known");
+        let mut formats = self.mix.iter().copied().cycle();
         for TensorSpec { name, shape, group } in &plan.tensors {
             if !self.attention_bias && *group != Group::Always {
                 continue;
@@ -185,10 +194,20 @@ impl TinyModel {
             let values = Random::new(self.seed, name);
             match *shape {
                 TensorShape::Matrix { rows, cols } => {
-                    let scale = (cols as f32).powf(-0.5);
+                    let scale = (cols as f32).powf(-0.5)
+                        * match name {
+                            name if name.ends_with("ffn_up.weight") => self.mlp_scale,
+                            name if name.ends_with("ffn_down.weight") => self.mlp_scale.recip(),
+                            _ => 1.0,
+                        };
                     let values: Vec<f32> = values.take(rows * cols).map(|value| value * scale).collect();
-                    let data = self.format.encode(&values);
-                    writer.tensor(name, &[rows as u64, cols as u64], self.format.ggml_type(), data);
+                    let format = formats.next().unwrap_or(self.format);
+                    let data = blocks(format, self.seed, name, &values);
+                    writer.tensor(name, &[rows as u64, cols as u64], format.ggml_type(), data);
+                    if format == MatrixFormat::NVFP4 {
+                        let name = name.replace(".weight", ".scale");
+                        writer.tensor(&name, &[1], GgmlType::F32, 0.8_f32.to_le_bytes().to_vec());
+                    }
                 }
                 TensorShape::Vector { len } => {
                     let mean = if name.ends_with(".bias") { 0.0 } else { 1.0 };
@@ -199,6 +218,40 @@ impl TinyModel {
             }
         }
     }
+}
+
+/// The blocks of `values`. Where the format has no encoder, random blocks whose values have the deviation of those.
+pub fn blocks(format: MatrixFormat, seed: u64, name: &str, values: &[f32]) -> Vec<u8> {
+    format.encode(values).unwrap_or_else(|| {
+        let square = values.iter().map(|value| value * value).sum::<f32>() / values.len().max(1) as f32;
+        random_blocks(format, seed, name, values.len(), square.sqrt())
+    })
+}
+
+/// Blocks of random bytes with scales that give their values this deviation, for the formats that have no encoder. Their blocks begin with
+/// an f16 scale, but IQ1_M has its bits in the top halves of bytes 49, 51, 53 and 55, the lowest first.
+fn random_blocks(format: MatrixFormat, seed: u64, name: &str, count: usize, deviation: f32) -> Vec<u8> {
+    let mut random = Random::new(seed, name);
+    let mut blocks = vec![0; count / format.block_values() * format.block_bytes()];
+    let mut values = vec![0.0; format.block_values()];
+    for block in blocks.chunks_exact_mut(format.block_bytes()) {
+        block.fill_with(|| random.next_u64() as u8);
+        let mut set_scale = |block: &mut [u8], scale: f32| {
+            let scale = half::f16::from_f32(scale);
+            if format == MatrixFormat::IQ1_M {
+                for (i, byte) in block[49..].iter_mut().step_by(2).enumerate() {
+                    *byte = *byte & 15 | ((scale.to_bits() >> (4 * i) & 15) << 4) as u8;
+                }
+            } else {
+                block[..2].copy_from_slice(&scale.to_le_bytes());
+            }
+            format.decode(block, &mut values);
+            (values.iter().map(|value| value * value).sum::<f32>() / values.len() as f32).sqrt()
+        };
+        let unscaled = set_scale(block, 1.0);
+        set_scale(block, deviation / unscaled.max(f32::MIN_POSITIVE));
+    }
+    blocks
 }
 
 fn write_vocabulary(writer: &mut Writer) {

@@ -4,6 +4,7 @@
 //! Unicode's NFC, cut into words, and each word is merged by BPE over its bytes. So decoding what
 //! was encoded gives back the NFC of the text, which for most text is the text itself.
 
+mod cuts;
 mod stream;
 mod vocabulary;
 mod words;
@@ -13,11 +14,13 @@ pub use vocabulary::{TokenKind, TokenizerParts, byte_to_char};
 
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
+use aho_corasick::{AhoCorasick, MatchKind};
 use std::fmt;
+use std::ops::Range;
 use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::NFC;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{AddedToken, AddedVocabulary, Model, OffsetType, PreTokenizer};
+use tokenizers::{Model, Normalizer, OffsetType, PreTokenizedString, PreTokenizer};
 use words::Words;
 
 /// A model's vocabulary, both ways.
@@ -25,8 +28,8 @@ pub struct Tokenizer {
     model: BPE,
     words: Words,
     /// All added tokens, and those that are found even where special tokens are plain text.
-    added: AddedVocabulary,
-    user_defined: AddedVocabulary,
+    added: AddedTokens,
+    user_defined: AddedTokens,
     kinds: Vec<TokenKind>,
     /// The bytes of token `id` are `bytes[ends[id - 1]..ends[id]]`.
     bytes: Vec<u8>,
@@ -44,33 +47,30 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`Error::Tokenizer`] where the vocabulary is of another kind than Qwen2's or contradicts itself: tokens twice,
-    /// merges of unknown tokens, ids out of range, a byte without a token.
+    /// merges of unknown tokens, a byte without a token. What is wrong with ids that no run needs is a warning.
     pub fn new(parts: &TokenizerParts) -> Result<Self> {
         parts.check_model()?;
         let kinds = parts.kinds()?;
         let ids = parts.ids(&kinds)?;
         vocabulary::check_byte_tokens(&ids, &kinds)?;
-        parts.check_named_ids()?;
         let merges = parts.merge_pairs(&ids, &kinds)?;
 
         let (bytes, ends) = token_bytes(&parts.tokens, &kinds);
-        let mut end_of_generation: Vec<u32> = (parts.end_token_ids.iter().map(|&(_, id)| id))
-            .chain(parts.eos_token_id)
+        let eos_token_id = parts.named_id("eos_token_id", parts.eos_token_id);
+        let end_token_ids = parts.end_token_ids.iter().filter_map(|&(key, id)| parts.named_id(key, Some(id)));
+        let mut end_of_generation: Vec<u32> = end_token_ids
+            .chain(eos_token_id)
             .chain(vocabulary::END_TOKEN_NAMES.iter().filter_map(|&name| ids.get(name).copied()))
             .collect();
         end_of_generation.sort_unstable();
         end_of_generation.dedup();
 
-        // Added tokens are in BPE's vocabulary too, for `AddedVocabulary` to find their ids; no merge leads to them.
+        // Added tokens are in BPE's vocabulary too, for their ids to be found by name; no merge leads to them.
         let model = BPE::builder().vocab_and_merges(ids, merges).build().map_err(fault)?;
-        let added = |wanted: &[TokenKind]| -> Result<AddedVocabulary> {
-            // Only these few: every added token is a pattern that is searched for in all text.
-            let tokens = (parts.tokens.iter().zip(&kinds)).filter(|(_, kind)| wanted.contains(kind));
-            let tokens = tokens
-                .map(|(&text, &kind)| AddedToken::from(text, kind == TokenKind::Control).normalized(false));
-            let mut added = AddedVocabulary::new();
-            added.add_tokens(tokens, &model, None::<&NFC>).map_err(fault)?;
-            Ok(added)
+        let added = |wanted: &[TokenKind]| {
+            let tokens = (0..).zip(parts.tokens.iter().zip(&kinds));
+            let tokens = tokens.filter(|(_, (_, kind))| wanted.contains(kind));
+            AddedTokens::new(tokens.map(|(id, (&text, _))| (text, id)))
         };
         Ok(Self {
             added: added(&[TokenKind::Control, TokenKind::UserDefined])?,
@@ -80,9 +80,9 @@ impl Tokenizer {
             kinds,
             bytes,
             ends,
-            bos_token_id: parts.bos_token_id,
-            eos_token_id: parts.eos_token_id,
-            padding_token_id: parts.padding_token_id,
+            bos_token_id: parts.named_id("bos_token_id", parts.bos_token_id),
+            eos_token_id,
+            padding_token_id: parts.named_id("padding_token_id", parts.padding_token_id),
             end_of_generation,
             add_bos_token: parts.add_bos_token,
             chat_template: parts.chat_template.map(str::to_owned),
@@ -97,14 +97,35 @@ impl Tokenizer {
         Self::new(&TokenizerParts::from_gguf(gguf)?)
     }
 
-    /// Text -> ids. With `parse_special` the names of control tokens in the text become those tokens; without, they are
+    /// Text -> ids, part by part where the text is long: the memory that this takes is a few times that of the text. With `parse_special` the names of control tokens in the text become those tokens; without, they are
     /// text like any other. Nothing is added: where [`Tokenizer::adds_bos`] says so, the caller puts BOS first.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] where the `tokenizers` crate fails.
     pub fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<u32>> {
         let added = if parse_special { &self.added } else { &self.user_defined };
-        let mut pieces = added.extract_and_normalize(Some(&NFC), text);
+        let mut ids = Vec::new();
+        let mut start = 0;
+        for (found, id) in added.find(text) {
+            self.encode_text(&text[start..found.start], cuts::PART, &mut ids)?;
+            ids.push(id);
+            start = found.end;
+        }
+        self.encode_text(&text[start..], cuts::PART, &mut ids)?;
+        Ok(ids)
+    }
+
+    /// The ids of a text without added tokens, in parts of `least` bytes or more.
+    fn encode_text(&self, text: &str, least: usize, ids: &mut Vec<u32>) -> Result<()> {
+        for part in cuts::parts(text, least) {
+            ids.extend(self.encode_part(part)?);
+        }
+        Ok(())
+    }
+
+    fn encode_part(&self, text: &str) -> Result<Vec<u32>> {
+        let mut pieces = PreTokenizedString::from(text);
+        pieces.normalize(|text| NFC.normalize(text)).map_err(fault)?;
         self.words.pre_tokenize(&mut pieces).map_err(fault)?;
         ByteLevel::new(false, false, false).pre_tokenize(&mut pieces).map_err(fault)?;
         pieces.tokenize(|word| self.model.tokenize(word.get())).map_err(fault)?;
@@ -163,7 +184,8 @@ impl Tokenizer {
 
     /// The id of an added token by its name, such as `<|im_start|>`.
     pub fn added_token(&self, name: &str) -> Option<u32> {
-        self.added.get_vocab().get(name).copied()
+        let id = self.model.token_to_id(name)?;
+        matches!(self.kind(id)?, TokenKind::Control | TokenKind::UserDefined).then_some(id)
     }
 
     /// The number of ids, padding included; at most the rows of the embedding.
@@ -205,11 +227,31 @@ impl Tokenizer {
     }
 }
 
+/// Words of the vocabulary that are found in text before it is cut: of those that begin first the longest, as in the `tokenizers` crate.
+struct AddedTokens {
+    texts: AhoCorasick,
+    /// In the order of the texts.
+    ids: Vec<u32>,
+}
+
+impl AddedTokens {
+    fn new<'a>(tokens: impl Iterator<Item = (&'a str, u32)>) -> Result<Self> {
+        let (texts, ids): (Vec<_>, _) = tokens.unzip();
+        let texts = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts);
+        Ok(Self { texts: texts.map_err(|error| fault(Box::new(error)))?, ids })
+    }
+
+    /// Where they are in a text, and their ids.
+    fn find(&self, text: &str) -> impl Iterator<Item = (Range<usize>, u32)> {
+        self.texts.find_iter(text).map(|found| (found.range(), self.ids[found.pattern().as_usize()]))
+    }
+}
+
 impl fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tokenizer")
             .field("vocab_size", &self.vocab_size())
-            .field("added", &self.added.len())
+            .field("added", &self.added.ids.len())
             .field("end_of_generation", &self.end_of_generation)
             .finish_non_exhaustive()
     }

@@ -2,8 +2,9 @@
 
 use crate::error::{Error, Result};
 use crate::formats::MatrixFormat;
-use crate::gguf::{Gguf, Tensor};
+use crate::gguf::{GgmlType, Gguf, Tensor};
 use bytes::Bytes;
+use rayon::prelude::*;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
@@ -16,6 +17,8 @@ pub struct Matrix {
     pub format: MatrixFormat,
     pub rows: usize,
     pub cols: usize,
+    /// What all its values are multiplied by: the second scale of NVFP4, 1 in other formats.
+    pub scale: f32,
     /// `rows` rows of [`MatrixFormat::row_bytes`], little-endian. Not necessarily aligned.
     pub data: Bytes,
 }
@@ -26,7 +29,7 @@ impl Matrix {
     /// # Errors
     /// [`Error::Model`] if the rows are not whole blocks, or are not all that [`Matrix::data`] holds.
     pub fn row_bytes(&self) -> Result<usize> {
-        let Self { name, format, rows, cols, data } = self;
+        let Self { name, format, rows, cols, data, .. } = self;
         let row_bytes = format.row_bytes(*cols);
         row_bytes.filter(|bytes| bytes.checked_mul(*rows) == Some(data.len())).ok_or_else(|| {
             Error::Model(format!(
@@ -106,8 +109,7 @@ pub struct Weights {
     vectors: Vec<(String, Vec<f32>)>,
     /// Where each name is in those.
     places: HashMap<String, usize>,
-    /// Names of the file's tensors that the model has no place for: worth a warning, as they may change its answers
-    /// elsewhere.
+    /// Names of the file's tensors that the model has no place for and that leave its answers alone: worth a warning.
     pub unused: Vec<String>,
 }
 
@@ -124,23 +126,39 @@ pub const EMBEDDING: &str = "token_embd.weight";
 /// See [`EMBEDDING`].
 pub const HEAD: &str = "output.weight";
 
-/// Tensors that some writers add and that are computed from metadata here.
-const HARMLESS: [&str; 1] = ["rope_freqs.weight"];
+/// Whether some writers add a tensor of this name for what is computed from metadata here.
+fn is_computed(name: &str) -> bool {
+    name == "rope_freqs.weight" || (name.starts_with("blk.") && name.ends_with(".attn_rot_embd.weight"))
+}
+
+/// Whether a tensor that the model has no place for belongs to what it computes: to one of its layers, to its embedding or its head, or
+/// as a bias or a scale of its own. Others (layers behind the last one, which draft further tokens) leave its answers alone.
+fn changes_answers(name: &str, specs: &[TensorSpec]) -> bool {
+    let layer = |name: &str| name.strip_prefix("blk.")?.split_once('.')?.0.parse::<u32>().ok();
+    match layer(name) {
+        Some(i) => specs.iter().any(|spec| layer(&spec.name) == Some(i)),
+        None => {
+            let is_around_layers =
+                ["token_", "position_", "output"].iter().any(|start| name.starts_with(start));
+            is_around_layers || name.ends_with(".bias") || name.ends_with(".scale")
+        }
+    }
+}
 
 impl Weights {
     /// Finds every tensor of `specs` and checks its format and shape. Matrices stay in the file; norms and biases are
     /// converted.
     ///
     /// # Errors
-    /// [`Error::Model`], listing the tensors that are missing, that have a format which is not computed with, or that have
-    /// another shape than asked for.
+    /// [`Error::Model`], listing the tensors that are missing, that have a format which is not computed with, that have another
+    /// shape than asked for, or that change the answers and that the model has no place for.
     pub fn find(gguf: &Gguf, specs: &[TensorSpec]) -> Result<Self> {
+        expect_all_parts(gguf)?;
         if gguf.tensors().len() == 0 {
             return Err(Error::Model(
                 "the file holds a vocabulary and no weights; it can tokenize only".to_owned(),
             ));
         }
-        refuse_split_file(gguf)?;
         let mut finder = Finder { gguf, used: HashSet::new(), problems: Problems::default() };
         let mut weights =
             Self { matrices: Vec::new(), vectors: Vec::new(), places: HashMap::new(), unused: Vec::new() };
@@ -155,8 +173,9 @@ impl Weights {
             let data = tensor.data()?;
             match *shape {
                 TensorShape::Matrix { rows, cols } => {
+                    let scale = finder.scale(name, format)?;
                     weights.places.insert(name.clone(), weights.matrices.len());
-                    weights.matrices.push(Matrix { name: name.clone(), format, rows, cols, data });
+                    weights.matrices.push(Matrix { name: name.clone(), format, rows, cols, scale, data });
                 }
                 TensorShape::Vector { len } => {
                     let mut values = vec![0.0; len];
@@ -166,11 +185,18 @@ impl Weights {
                 }
             }
         }
-        let Finder { used, problems, .. } = finder;
+        let Finder { used, mut problems, .. } = finder;
+        for name in gguf.tensors().map(|tensor| tensor.name()) {
+            if used.contains(name) || is_computed(name) {
+                continue;
+            }
+            if changes_answers(name, specs) {
+                problems.uncomputed.push(|| name.to_owned());
+            } else {
+                weights.unused.push(name.to_owned());
+            }
+        }
         problems.check()?;
-        let unused = gguf.tensors().map(|tensor| tensor.name());
-        let unused = unused.filter(|name| !used.contains(name) && !HARMLESS.contains(name));
-        weights.unused = unused.map(str::to_owned).collect();
         Ok(weights)
     }
 
@@ -242,11 +268,12 @@ impl Weights {
     }
 }
 
-/// A model in several files has its tensors all over them.
-fn refuse_split_file(gguf: &Gguf) -> Result<()> {
-    match gguf.get::<u32>("split.count")? {
-        Some(count) if count > 1 => Err(Error::Model(format!(
-            "the file is one of {count} parts of a model; join them with `llama-gguf-split --merge`"
+/// A part that was not opened by its path came without the others.
+fn expect_all_parts(gguf: &Gguf) -> Result<()> {
+    match gguf.get::<u64>("split.count")? {
+        Some(count) if count > gguf.num_parts() as u64 => Err(Error::Model(format!(
+            "the file is one of {count} parts of a model, of which {} are here: open it by its path",
+            gguf.num_parts()
         ))),
         _ => Ok(()),
     }
@@ -281,6 +308,27 @@ impl<'a> Finder<'a> {
         }
         format.map(|format| (tensor, format))
     }
+
+    /// The scale of a whole matrix, which NVFP4 has in a tensor beside it.
+    fn scale(&mut self, name: &str, format: MatrixFormat) -> Result<f32> {
+        let (MatrixFormat::NVFP4, Some(stem)) = (format, name.strip_suffix(".weight")) else {
+            return Ok(1.0);
+        };
+        // For activations in four bits, which there are none here.
+        self.used.extend(self.gguf.tensor(&format!("{stem}.input_scale")).map(|tensor| tensor.name()));
+        let Some(tensor) = self.gguf.tensor(&format!("{stem}.scale")) else { return Ok(1.0) };
+        self.used.insert(tensor.name());
+        let data = tensor.data()?;
+        match data[..].try_into().map(f32::from_le_bytes) {
+            Ok(scale) if tensor.ggml_type() == GgmlType::F32 => Ok(scale),
+            _ => Err(Error::Model(format!(
+                "{}: expected one F32 value, found {:?} {}",
+                tensor.name(),
+                tensor.shape(),
+                tensor.ggml_type()
+            ))),
+        }
+    }
 }
 
 /// What is wrong with the tensors of a file.
@@ -289,6 +337,7 @@ struct Problems {
     missing: Listing,
     formats: Listing,
     shapes: Listing,
+    uncomputed: Listing,
 }
 
 impl Problems {
@@ -296,7 +345,7 @@ impl Problems {
         let mut messages = Vec::new();
         if self.formats.total > 0 {
             messages.push(format!(
-                "tensors in a format that is not computed with ({} are): {}; use a conversion of the model to F16 or BF16",
+                "tensors in a format that is not computed with ({} are): {}; use a conversion of the model to one of those",
                 computed_with(),
                 self.formats
             ));
@@ -306,6 +355,12 @@ impl Problems {
         }
         if self.shapes.total > 0 {
             messages.push(format!("tensors whose shape is not what the metadata says: {}", self.shapes));
+        }
+        if self.uncomputed.total > 0 {
+            messages.push(format!(
+                "tensors that change the model's answers and are not computed with: {}; this version cannot run the file",
+                self.uncomputed
+            ));
         }
         if messages.is_empty() { Ok(()) } else { Err(Error::Model(messages.join("; "))) }
     }
@@ -342,5 +397,95 @@ impl fmt::Display for Listing {
             write!(f, ", and {} more", self.total - self.shown.len())?;
         }
         f.write_str(")")
+    }
+}
+
+/// What was found in the tensors of a file.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct TensorCheck {
+    /// Tensors whose values were looked at.
+    pub num_tensors: usize,
+    /// Those in formats that are not computed with.
+    pub not_checked: Vec<String>,
+    pub not_finite: Vec<NotFinite>,
+}
+
+/// A tensor with values that are NaN or infinite.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct NotFinite {
+    pub tensor: String,
+    /// How many.
+    pub count: usize,
+    /// Row and column of the first of them; a tensor of more than two dimensions is one matrix below the other.
+    pub row: usize,
+    pub col: usize,
+    /// What it is: `NaN`, `inf` or `-inf`.
+    pub value: String,
+}
+
+impl Gguf {
+    /// Reads all tensors, on all cores, and names values that are no finite numbers.
+    ///
+    /// # Errors
+    /// [`Error::Gguf`] if a tensor's data is not in the file.
+    pub fn check_tensors(&self) -> Result<TensorCheck> {
+        let mut check = TensorCheck::default();
+        for tensor in self.tensors() {
+            match MatrixFormat::from_ggml(tensor.ggml_type()) {
+                None => check.not_checked.push(tensor.name().to_owned()),
+                Some(format) => {
+                    check.num_tensors += 1;
+                    check.not_finite.extend(check_tensor(&tensor, format)?);
+                }
+            }
+        }
+        Ok(check)
+    }
+}
+
+fn check_tensor(tensor: &Tensor, format: MatrixFormat) -> Result<Option<NotFinite>> {
+    let data = tensor.data()?;
+    let cols = tensor.shape().last().and_then(|&cols| usize::try_from(cols).ok()).unwrap_or(0);
+    let Some(row_bytes) = format.row_bytes(cols).filter(|&bytes| bytes > 0) else { return Ok(None) };
+    // Of each row that has some: which it is, how many, the first column and its value.
+    let of_row = |values: &mut Vec<f32>, (row, bytes): (usize, &[u8])| {
+        format.decode(bytes, values);
+        let col = values.iter().position(|value| !value.is_finite())?;
+        let count = values[col..].iter().filter(|value| !value.is_finite()).count();
+        Some((row, count, col, values[col]))
+    };
+    let rows = data.par_chunks_exact(row_bytes).enumerate().map_init(|| vec![0.0; cols], of_row);
+    let rows: Vec<_> = rows.flatten().collect();
+    Ok(rows.first().map(|&(row, _, col, value)| NotFinite {
+        tensor: tensor.name().to_owned(),
+        count: rows.iter().map(|row| row.1).sum(),
+        row,
+        col,
+        value: value.to_string(),
+    }))
+}
+
+impl TensorCheck {
+    /// Refuses a file with values that are not finite, naming the first tensors that have them.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`].
+    pub fn expect_finite(&self) -> Result<()> {
+        const SHOWN: usize = 8;
+        if self.not_finite.is_empty() {
+            return Ok(());
+        }
+        let mut lines: Vec<_> = self.not_finite.iter().take(SHOWN).map(NotFinite::to_string).collect();
+        if self.not_finite.len() > SHOWN {
+            lines.push(format!("and {} more tensors", self.not_finite.len() - SHOWN));
+        }
+        Err(Error::NotFinite(format!("values of the file are not finite: {}", lines.join("; "))))
+    }
+}
+
+impl fmt::Display for NotFinite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { tensor, count, row, col, value } = self;
+        write!(f, "{tensor}: {count}, the first {value} in row {row}, column {col}")
     }
 }

@@ -7,7 +7,9 @@ use super::variant::Operation;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use cuda_std::launch::{DevicePtr, DevicePtrMut, Instance};
-use gpu_kernels::convert::{self as kernels, BLOCK_SIZE, ConvertArgs, NarrowArgs, SplitArgs};
+use gpu_kernels::convert::{self as kernels, BLOCK_SIZE, ConvertArgs, LargestArgs, NarrowArgs, SplitArgs};
+
+pub use gpu_kernels::convert::f16_scale;
 use std::rc::Rc;
 
 /// What there is to know of the operation.
@@ -16,8 +18,10 @@ pub(crate) fn operation() -> Operation {
 }
 
 /// All that there are.
-pub(super) const KERNELS: [&[Instance]; 4] = [
+pub(super) const KERNELS: [&[Instance]; 6] = [
     kernels::plain().instances(),
+    kernels::largest().instances(),
+    kernels::largest_vec8().instances(),
     kernels::narrow().instances(),
     kernels::narrow_vec8().instances(),
     kernels::split().instances(),
@@ -48,26 +52,30 @@ pub fn convert(
     unsafe { launch(device, kernels::plain(), &[from.name().into(), to.name().into()], &config, arguments) }
 }
 
-/// Whether weights converted to f16 were in its range, found while they are converted.
-pub struct F16Range {
-    /// The bits of the largest magnitude beyond it, 0 where there is none.
-    beyond: DeviceBuffer<u32>,
+/// Matrices on their way to f16: what each is multiplied with on the way, [`f16_scale`] of its largest magnitude, is found and used on the
+/// device, so that nobody waits for it.
+pub struct Narrowing {
+    device: Rc<Device>,
+    /// The bits of the largest magnitude of each matrix, [`SLOTS`] in a buffer.
+    largest: Vec<DeviceBuffer<u32>>,
+    count: usize,
 }
 
-impl F16Range {
-    /// # Errors
-    /// [`Error::Memory`] from the device.
-    pub fn new(device: &Rc<Device>) -> Result<Self> {
-        Ok(Self { beyond: DeviceBuffer::zeroed(device, 1)? })
+/// Matrices whose largest magnitudes share a buffer.
+const SLOTS: usize = 512;
+
+impl Narrowing {
+    /// None so far.
+    pub fn new(device: &Rc<Device>) -> Self {
+        Self { device: device.clone(), largest: Vec::new(), count: 0 }
     }
 
-    /// Queues `out = x` for `count` weights of f32 or bf16, each rounded to the nearest f16.
+    /// Queues `out = x * scale` for the `count` weights of a matrix of f32 or bf16, each rounded to the nearest f16.
     ///
     /// # Errors
-    /// [`Error::Request`] if a buffer is too short or x has another format.
+    /// [`Error::Request`] if a buffer is too short or x has another format, [`Error::Memory`].
     pub fn narrow(
         &mut self,
-        device: &Device,
         count: usize,
         from: Dtype,
         x: &DeviceBuffer<u8>,
@@ -75,55 +83,59 @@ impl F16Range {
     ) -> Result<()> {
         expect_room(count, from, x, Dtype::F16, out)?;
         // SAFETY: both have room, and a `&` and a `&mut` are not the same buffer.
-        unsafe { self.launch(device, count, from, x.ptr(), out.ptr_mut()) }
+        unsafe { self.launch(count, from, x.ptr(), out.ptr_mut()) }
     }
 
-    /// Queues converting `count` weights of bf16 where they are.
+    /// Queues the same for weights of bf16, where they are.
     ///
     /// # Errors
-    /// [`Error::Request`] if the buffer is too short.
-    pub fn narrow_in_place(
-        &mut self,
-        device: &Device,
-        count: usize,
-        weights: &mut DeviceBuffer<u8>,
-    ) -> Result<()> {
+    /// [`Error::Request`] if the buffer is too short, [`Error::Memory`].
+    pub fn narrow_in_place(&mut self, count: usize, weights: &mut DeviceBuffer<u8>) -> Result<()> {
         expect_room(count, Dtype::Bf16, weights, Dtype::F16, weights)?;
         // SAFETY: both formats take two bytes; the kernel may convert in place.
-        unsafe { self.launch(device, count, Dtype::Bf16, weights.ptr(), weights.ptr_mut()) }
+        unsafe { self.launch(count, Dtype::Bf16, weights.ptr(), weights.ptr_mut()) }
     }
 
     /// # Safety
     /// Both ranges have `count` values; they do not overlap, or x is bf16 and they are the same.
     unsafe fn launch(
         &mut self,
-        device: &Device,
         count: usize,
         from: Dtype,
         x: DevicePtr<u8>,
         out: DevicePtrMut<u8>,
     ) -> Result<()> {
-        if count == 0 {
-            return Ok(());
+        let slot = self.count % SLOTS;
+        if slot == 0 {
+            self.largest.push(DeviceBuffer::zeroed(&self.device, SLOTS)?);
         }
-        let beyond = self.beyond.ptr_mut();
+        self.count += 1;
+        let Some(slots) = self.largest.last_mut().filter(|_| count > 0) else { return Ok(()) };
+        let largest = slots.ptr_mut().add(slot);
         let is_aligned = count.is_multiple_of(8) && (x.as_raw() | out.as_raw()).is_multiple_of(16);
         let wide = from == Dtype::Bf16 && is_aligned;
-        let config = stride(device, if wide { count / 8 } else { count }, BLOCK_SIZE);
-        let kernel = if wide { kernels::narrow_vec8() } else { kernels::narrow() };
-        let arguments = NarrowArgs { count: count as u64, x, out: out.cast(), beyond };
-        // SAFETY: any grid does; the caller vouches for the ranges, `beyond` is borrowed alone.
-        unsafe { launch(device, kernel, &[from.name().into()], &config, arguments) }
+        let config = stride(&self.device, if wide { count / 8 } else { count }, BLOCK_SIZE);
+        let (find, narrow) = if wide {
+            (kernels::largest_vec8(), kernels::narrow_vec8())
+        } else {
+            (kernels::largest(), kernels::narrow())
+        };
+        let (count, from) = (count as u64, [from.name().into()]);
+        // SAFETY: any grid does; the caller vouches for the ranges, the slot is this matrix's alone, and what is queued runs in order.
+        unsafe {
+            launch(&*self.device, find, &from, &config, LargestArgs { count, x, largest })?;
+            let arguments = NarrowArgs { count, x, out: out.cast(), largest: largest.into() };
+            launch(&*self.device, narrow, &from, &config, arguments)
+        }
     }
 
-    /// The largest magnitude so far that f16 rounds to infinity (a NaN, if there is one), `None` where all were in range;
-    /// waits for what was queued.
+    /// The largest magnitude of each matrix, in the order in which they came (a NaN, if there is one); waits for what was queued.
     ///
     /// # Errors
     /// [`Error::Device`] if an earlier kernel failed.
-    pub fn beyond(&self) -> Result<Option<f32>> {
-        let bits = self.beyond.read(0, 1)?;
-        Ok(bits.first().filter(|&&bits| bits != 0).map(|&bits| f32::from_bits(bits)))
+    pub fn largest(&self) -> Result<Vec<f32>> {
+        let bits = self.largest.iter().map(|slots| slots.read(0, SLOTS)).collect::<Result<Vec<_>>>()?;
+        Ok(bits.concat().into_iter().take(self.count).map(f32::from_bits).collect())
     }
 }
 

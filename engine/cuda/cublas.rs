@@ -119,13 +119,13 @@ impl Cublas {
         let int = |value: usize| {
             i32::try_from(value).map_err(|_| Error::Device(format!("cuBLAS takes no dimension of {value}")))
         };
-        let &Product { dtype, x, weight, out, out_dtype, accumulate, .. } = product;
+        let &Product { dtype, x, weight, out, out_dtype, accumulate, scale, .. } = product;
         let (n, rows, cols) = (int(product.n)?, int(product.rows)?, int(product.cols)?);
         let out_stride = int(product.out_stride)?;
         if !self.known.borrow().iter().any(|known| known.shape() == product.shape()) {
             self.known.borrow_mut().push(*product);
         }
-        let (alpha, beta) = (1.0f32, if accumulate { 1.0f32 } else { 0.0 });
+        let (alpha, beta) = (scale, if accumulate { 1.0f32 } else { 0.0 });
         // cuBLAS is column-major: it computes outᵀ [rows, n] = weight · xᵀ, where the stored weight is its transpose
         // and the stored x is xᵀ already.
         // SAFETY: the caller vouches for the ranges; alpha and beta are read before the call returns.
@@ -187,7 +187,7 @@ impl Product {
     }
 }
 
-/// `out = x · weightᵀ`, or with `accumulate` `out += x · weightᵀ`, all row-major.
+/// `out = scale · x · weightᵀ`, or with `accumulate` `out += scale · x · weightᵀ`, all row-major.
 #[derive(Clone, Copy)]
 pub struct Product {
     /// Of x and weight.
@@ -205,6 +205,7 @@ pub struct Product {
     /// f32, or that of x and weight.
     pub out_dtype: Dtype,
     pub accumulate: bool,
+    pub scale: f32,
 }
 
 fn format(dtype: Dtype) -> sys::cudaDataType_t {

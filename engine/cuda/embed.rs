@@ -4,9 +4,10 @@ use super::batch::{CudaBatch, expect_bound};
 use super::device::Device;
 use super::launch::{dimension, elements_of_rows, launch};
 use super::memory::DeviceBuffer;
-use super::tensor::{Activation, BlockMatrix, Piece, Tensor, Weight};
-use super::units::{SPAN, UnitMatrix, Units};
+use super::tensor::{Activation, Tensor};
+use super::units::{SPAN, UnitMatrix};
 use super::variant::Operation;
+use super::weight::{BlockMatrix, Piece, Values, Weight};
 use crate::error::{Error, Result};
 use gpu_kernels::embed::{BLOCK_SIZE, EmbedArgs, plain};
 use gpu_kernels::{blocks, units};
@@ -36,24 +37,36 @@ pub(super) fn embed(
     }
     let config = elements_of_rows(rows, cols, BLOCK_SIZE);
     let (tokens, drawn_rows, drawn, out) = (batch.tokens(), batch.drawn_rows(), drawn.ptr(), out.ptr_mut());
-    let in_blocks =
-        |table| blocks::EmbedArgs { hidden_size: cols, vocab_size, tokens, drawn_rows, drawn, table, out };
+    let in_blocks = |table, scale| blocks::EmbedArgs {
+        hidden_size: cols,
+        vocab_size,
+        scale,
+        tokens,
+        drawn_rows,
+        drawn,
+        table,
+        out,
+    };
     // SAFETY: one row of blocks for each of the `n` tokens; every row of the draw has a place in `drawn`, and a given token is a
     // row of the table, checked above, so that it has one; the kernel checks what was drawn.
     unsafe {
         match &table.pieces[..] {
-            [Piece::Float(Activation { data, dtype, .. })] => {
-                let table = data.ptr();
+            [Piece { values: Values::Float(Activation { data, dtype, .. }), scales }] => {
+                let (table, scale) = (data.ptr(), scales.stored.get());
                 let arguments =
-                    EmbedArgs { hidden_size: cols, vocab_size, tokens, drawn_rows, drawn, table, out };
+                    EmbedArgs { hidden_size: cols, vocab_size, tokens, drawn_rows, drawn, scale, table, out };
                 launch(device, plain(), &[dtype.name().into()], &config, arguments)
             }
-            [Piece::Blocks(BlockMatrix { data, format, .. })] => {
-                launch(device, blocks::embed(), &[format.name().into()], &config, in_blocks(data.ptr()))
+            [Piece { values: Values::Blocks(BlockMatrix { data, format, .. }), scales }] => {
+                let arguments = in_blocks(data.ptr(), scales.stored.get());
+                launch(device, blocks::embed(), &[format.name().into()], &config, arguments)
             }
-            [Piece::Units(UnitMatrix { units: Units { at, format, span: SPAN, .. }, .. })] => {
+            [Piece { values: Values::Units(UnitMatrix { units: table, .. }), scales }]
+                if (table.span, table.first) == (SPAN, 0) =>
+            {
                 let config = elements_of_rows(rows, cols / 4, units::BLOCK_SIZE);
-                launch(device, units::embed(), &[format.name().into()], &config, in_blocks(*at))
+                let arguments = in_blocks(table.at, scales.stored.get());
+                launch(device, units::embed(), &[table.format.name().into()], &config, arguments)
             }
             _ => Err(Error::Request(format!("{OP}: the table is one matrix, not several"))),
         }

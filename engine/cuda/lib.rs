@@ -3,6 +3,9 @@
 //! One file an operation: it checks every precondition of its kernels and holds the only `unsafe` launch of them.
 //! Where an operation has several kernels, its file has a table of [`Variant`]s; `--kernel op=variant` picks one.
 
+// Printing panics where nobody takes what is printed.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod add;
 mod argmax;
 mod attention;
@@ -29,19 +32,21 @@ mod qk_norm;
 mod resources;
 mod rms_norm;
 mod rope;
+mod row_norms;
 mod sampler;
 mod silu_mul;
 mod tensor;
 mod timer;
 mod units;
 mod variant;
+mod weight;
 
 // The rooms of the core, under the names that they have there.
 use qernel_core::{config, dtype, error, formats, kv_layout, ops, weights};
 
 pub use bandwidth::{Memory, read_bandwidth};
 pub use batch::CudaBatch;
-pub use convert::{F16Range, convert, split_to_bf16};
+pub use convert::{Narrowing, convert, f16_scale, split_to_bf16};
 pub use cublas::{Cublas, Product, WORKSPACE_BYTES, library_version, preload as preload_cublas};
 pub use cuda_ops::CudaOps;
 pub use device::{Device, PTX_FILE, Ptx, probe};
@@ -51,10 +56,11 @@ pub use fused::norm_qkv_rope::takes_units as fused_takes_units;
 pub use matmul::preferred_matmul;
 pub use memory::{DeviceBuffer, PinnedBuffer, Plain, Uploader};
 pub use resources::Resources;
-pub use tensor::{Activation, KvCache, Tensor, Weight, encode};
+pub use tensor::{Activation, KvCache, Tensor, encode};
 pub use timer::Timer;
 pub use units::unit_cols;
 pub use variant::{ALIASES, KernelChoice, Operation, Variant, VariantInfo, is_ineligible, operation_name};
+pub use weight::Weight;
 
 use crate::config::Config;
 use crate::dtype::Dtype;
@@ -69,7 +75,7 @@ macro_rules! for_each_operation {
     ($call:ident) => {
         $call! {
             add argmax attention bias_rope_kv convert decode embed gather_rows matmul matmul_add matmul_blocks
-            norm_gate_up norm_matmul norm_qkv_rope qk_norm read_bandwidth repack rms_norm sample silu_mul
+            norm_gate_up norm_matmul norm_qkv_rope qk_norm read_bandwidth repack rms_norm row_norms sample silu_mul
         }
     };
 }

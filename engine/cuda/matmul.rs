@@ -5,11 +5,12 @@ use super::convert;
 use super::cublas::{Cublas, Product};
 use super::device::{Dependent, Device};
 use super::fused::MAX_STAGE_BYTES;
-use super::launch::{dimension, launch};
+use super::launch::{always, dimension, launch};
 use super::memory::DeviceBuffer;
-use super::tensor::{Activation, Piece, Tensor, Weight};
+use super::tensor::{Activation, Tensor};
 use super::units::Slices;
 use super::variant::{KernelChoice, Variant, select, variants};
+use super::weight::{Run, Scales, Values, Weight};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use cuda_std::launch::{DevicePtr, DevicePtrMut, Kernels, LaunchConfig, Value};
@@ -53,6 +54,8 @@ pub(super) struct Case {
     out_stride: usize,
     /// f32; f16 for the library alone, where the weights are f16.
     out_dtype: Dtype,
+    /// What sums are multiplied with.
+    scale: f32,
     /// Whether the library adds to `out`.
     accumulate: bool,
     /// Whether cuBLAS was opened.
@@ -103,26 +106,19 @@ variants! { Case, Launch;
     CUBLAS [convert_kernels::split]: is_open => launch_cublas;
     AHEAD [ahead::ahead]: fits_in_stage => |tools, case| unsafe { launch_ahead(tools, case, ahead::ahead()) };
     GEMV [gemv]: whole_words => |tools, case| unsafe { launch_warps(tools, case, gemv()) };
-    "plain" [plain]: side_by_side => |tools, case| unsafe { launch_warps(tools, case, plain()) };
+    "plain" [plain]: always => |tools, case| unsafe { launch_warps(tools, case, plain()) };
 }
 
 fn is_open(case: &Case) -> Result<(), &'static str> {
     if case.has_cublas { Ok(()) } else { Err("cuBLAS is not open: the device is emulated") }
 }
 
-/// For kernels whose rows of results follow each other.
-fn side_by_side(case: &Case) -> Result<(), &'static str> {
-    if case.out_stride == case.rows { Ok(()) } else { Err("the results are some columns of a matrix") }
-}
-
 fn whole_words(case: &Case) -> Result<(), &'static str> {
-    side_by_side(case)?;
     let is_whole = (case.cols * case.dtype.size()).is_multiple_of(16);
     if is_whole { Ok(()) } else { Err("a row is not a multiple of 16 bytes") }
 }
 
 fn fits_in_stage(case: &Case) -> Result<(), &'static str> {
-    side_by_side(case)?;
     if case.dtype == Dtype::F32 {
         Err("the weights are f32")
     } else if case.cols == 0 || !case.cols.is_multiple_of(WORD as usize) {
@@ -140,8 +136,8 @@ unsafe fn launch_cublas(tools: &mut Tools, case: &Case) -> Result<()> {
     let Some(cublas) = tools.cublas else {
         return Err(Error::Device("cuBLAS was not opened: --kernel chose another matmul".into()));
     };
-    let &Case { dtype, n, rows, cols, x, weight, out, out_stride, out_dtype, accumulate, .. } = case;
-    let product = Product { dtype, n, rows, cols, x, weight, out, out_stride, out_dtype, accumulate };
+    let &Case { dtype, n, rows, cols, x, weight, out, out_stride, out_dtype, accumulate, scale, .. } = case;
+    let product = Product { dtype, n, rows, cols, x, weight, out, out_stride, out_dtype, accumulate, scale };
     if !case.is_mixed() {
         // SAFETY: the case's ranges have these sizes.
         return unsafe { cublas.matmul(&product) };
@@ -185,9 +181,18 @@ unsafe fn launch_warps(tools: &Tools, case: &Case, kernels: &Kernels<MatmulArgs>
 
 /// What the Rust kernels take.
 fn arguments(case: &Case) -> Result<MatmulArgs> {
-    let &Case { x, weight, out, .. } = case;
+    let &Case { x, weight, out, scale, .. } = case;
     let (n, rows, cols) = (dimension(OP, case.n)?, dimension(OP, case.rows)?, dimension(OP, case.cols)?);
-    Ok(MatmulArgs { n, rows, cols, x, weight, out: out.cast() })
+    Ok(MatmulArgs {
+        n,
+        rows,
+        cols,
+        out_stride: dimension(OP, case.out_stride)?,
+        scale,
+        x,
+        weight,
+        out: out.cast(),
+    })
 }
 
 /// Of the weights and of x.
@@ -243,7 +248,12 @@ pub(super) fn matmul(
     out: &mut Tensor,
 ) -> Result<()> {
     out.expect(OP, "out", n, weight.rows)?;
-    multiply(&mut tools, choice, n, x, weight, out.ptr_mut(), Sum::Written)
+    multiply(&mut tools, choice, n, x, &runs(weight), out.into(), Sum::Written)
+}
+
+/// What is multiplied at once, into products as they are.
+fn runs(weight: &Weight) -> Vec<Run<'_>> {
+    weight.runs(|scales| scales.stored.get())
 }
 
 /// As [`matmul`], added to what is in `out`: by the library itself, or by another kernel.
@@ -256,23 +266,24 @@ pub(super) fn matmul_accumulate(
     out: &mut Tensor,
 ) -> Result<()> {
     out.expect(OP, "out", n, weight.rows)?;
-    let adds = |piece: &Piece| match piece {
-        Piece::Float(matrix) => {
-            let case = case(&tools, n, x, matrix, DevicePtrMut::from_raw(0), weight.rows)?;
+    let runs = runs(weight);
+    let adds = |run: &Run| match run.values {
+        Values::Float(matrix) => {
+            let case = case(&tools, n, x, matrix, run, Out::from(&mut *out))?;
             Ok(variant(&case, choice)?.name == CUBLAS)
         }
-        Piece::Blocks(_) | Piece::Units(_) => Ok(true),
+        Values::Blocks(_) | Values::Units(_) => Ok(true),
     };
-    if n == 0 || weight.pieces.iter().map(adds).collect::<Result<Vec<_>>>()?.iter().all(|&adds| adds) {
-        return multiply(&mut tools, choice, n, x, weight, out.ptr_mut(), Sum::Added);
+    if n == 0 || runs.iter().map(adds).collect::<Result<Vec<_>>>()?.iter().all(|&adds| adds) {
+        return multiply(&mut tools, choice, n, x, &runs, out.into(), Sum::Added);
     }
-    let product = tools.scratch.room(tools.device, n, weight.rows)?.ptr_mut();
-    multiply(&mut tools, choice, n, x, weight, product, Sum::Written)?;
+    let product = tools.scratch.room(tools.device, n, weight.rows)?.into();
+    multiply(&mut tools, choice, n, x, &runs, product, Sum::Written)?;
     add::add(tools.device, choice, n, out, tools.scratch.room(tools.device, n, weight.rows)?)
 }
 
-/// As [`matmul`], with `out` in f16 where cuBLAS multiplies f16, since that halves what is written and what the next
-/// operation reads, and in f32 elsewhere.
+/// As [`matmul`], divided by [`Scales::product`], with `out` in f16 where cuBLAS multiplies f16, since that halves what is written and what
+/// the next operation reads, and in f32 elsewhere.
 pub(super) fn matmul_rounded(
     mut tools: Tools,
     choice: &KernelChoice,
@@ -283,54 +294,62 @@ pub(super) fn matmul_rounded(
 ) -> Result<()> {
     out.set_dtype(Dtype::F32)?;
     out.expect(OP, "out", Dtype::F32, n, weight.rows)?;
-    if let Some(matrix) = weight.float().filter(|matrix| n > 0 && matrix.rows > 0) {
-        let mut case = case(&tools, n, x, matrix, out.ptr_mut(), weight.rows)?;
-        let variant = variant(&case, choice)?;
-        if variant.name == CUBLAS && case.dtype == Dtype::F16 {
-            case.out_dtype = Dtype::F16;
-            out.set_dtype(Dtype::F16)?;
+    let runs = weight.runs(|scales: &Scales| scales.stored.get() / scales.product.get());
+    let rounds = |run: &Run, out: Out| match run.values {
+        Values::Float(matrix) if n > 0 && matrix.dtype == Dtype::F16 => {
+            Ok(variant(&case(&tools, n, x, matrix, run, out)?, choice)?.name == CUBLAS)
         }
-        // SAFETY: the shapes were checked, `out` is borrowed alone; there is room for f32, so there is for f16.
-        return unsafe { (variant.launch)(&mut tools, &case) };
+        _ => Ok(false),
+    };
+    let place = Out { start: out.ptr_mut(), stride: weight.rows, dtype: Dtype::F32 };
+    let rounded = runs.iter().map(|run| rounds(run, place)).collect::<Result<Vec<_>>>()?;
+    if !rounded.is_empty() && rounded.iter().all(|&rounds| rounds) {
+        out.set_dtype(Dtype::F16)?;
     }
-    multiply(&mut tools, choice, n, x, weight, out.ptr_mut().cast(), Sum::Written)
+    // There is room for f32, so there is for f16.
+    multiply(&mut tools, choice, n, x, &runs, Out { dtype: out.dtype, ..place }, Sum::Written)
 }
 
-/// The product with each piece of the weights; `out` has room for `[n, weight.rows]` and nothing else uses it.
+/// Where a product goes: rows of `stride` values of `dtype`, for which there is room, and which nothing else uses.
+#[derive(Clone, Copy)]
+struct Out {
+    start: DevicePtrMut<u8>,
+    stride: usize,
+    dtype: Dtype,
+}
+
+impl From<&mut Tensor> for Out {
+    fn from(tensor: &mut Tensor) -> Self {
+        Self { start: tensor.ptr_mut().cast(), stride: tensor.cols, dtype: Dtype::F32 }
+    }
+}
+
+/// The product with each of `runs`, as many columns of `out` as they have rows together.
 fn multiply(
     tools: &mut Tools,
     choice: &KernelChoice,
     n: usize,
     x: &Activation,
-    weight: &Weight,
-    out: DevicePtrMut<f32>,
+    runs: &[Run],
+    mut out: Out,
     sum: Sum,
 ) -> Result<()> {
-    let mut first = 0;
-    for piece in weight.pieces.iter().filter(|piece| n > 0 && piece.rows() > 0) {
-        let (out, stride) = (out.add(first), weight.rows);
-        first += piece.rows();
-        match piece {
-            Piece::Float(matrix) => {
-                let mut case = case(tools, n, x, matrix, out.cast(), stride)?;
+    for run in runs.iter().filter(|_| n > 0) {
+        match run.values {
+            Values::Float(matrix) => {
+                let mut case = case(tools, n, x, matrix, run, out)?;
                 case.accumulate = sum == Sum::Added;
                 let variant = variant(&case, choice)?;
                 // SAFETY: the shapes were checked; the caller vouches for `out`.
                 unsafe { (variant.launch)(tools, &case)? }
             }
-            Piece::Blocks(matrix) => {
+            Values::Blocks(_) | Values::Units(_) => {
+                let (start, stride) = (out.start.cast(), out.stride);
                 // SAFETY: as above.
-                unsafe {
-                    blocks::multiply(tools, choice, n, x, matrix.into(), out, stride, sum == Sum::Added)?
-                }
-            }
-            Piece::Units(matrix) => {
-                // SAFETY: as above.
-                unsafe {
-                    blocks::multiply(tools, choice, n, x, matrix.into(), out, stride, sum == Sum::Added)?
-                }
+                unsafe { blocks::multiply(tools, choice, n, x, run, start, stride, sum == Sum::Added)? }
             }
         }
+        out.start = out.start.add(run.rows * out.dtype.size());
     }
     Ok(())
 }
@@ -340,16 +359,9 @@ fn variant(case: &Case, choice: &KernelChoice) -> Result<&'static Variant<Case, 
     select(OP, VARIANTS, case, choice.get(OP).or(preferred(case)))
 }
 
-/// Checks x and the weights; `out` has room for the product in f32, in rows of `out_stride` values.
-fn case(
-    tools: &Tools,
-    n: usize,
-    x: &Activation,
-    weight: &Activation,
-    out: DevicePtrMut<u8>,
-    out_stride: usize,
-) -> Result<Case> {
-    let &Activation { dtype, rows, cols, .. } = weight;
+/// Checks x and the weights, the rows of `run` from the first of `weight` on; there is room for the product in `out`.
+fn case(tools: &Tools, n: usize, x: &Activation, weight: &Activation, run: &Run, out: Out) -> Result<Case> {
+    let &Activation { dtype, cols, .. } = weight;
     let mixed = dtype == Dtype::Bf16 && x.dtype == Dtype::F32;
     let x_dtype = if mixed { x.dtype } else { dtype };
     x.expect(OP, "x", x_dtype, n, cols)?;
@@ -357,13 +369,14 @@ fn case(
         dtype,
         x_dtype,
         n,
-        rows,
+        rows: run.rows,
         cols,
         x: x.ptr(),
         weight: weight.ptr(),
-        out,
-        out_stride,
-        out_dtype: Dtype::F32,
+        out: out.start,
+        out_stride: out.stride,
+        out_dtype: out.dtype,
+        scale: x.scale * run.scale,
         accumulate: false,
         has_cublas: tools.cublas.is_some(),
         stage_limit: tools.device.info().shared_memory_per_block.min(MAX_STAGE_BYTES as usize),
@@ -394,6 +407,7 @@ pub fn preferred_matmul(dtype: Dtype, x_dtype: Dtype, n: usize, cols: usize) -> 
         weight,
         out,
         out_stride: 1,
+        scale: 1.0,
         out_dtype: Dtype::F32,
         accumulate: false,
         has_cublas: true,
@@ -419,6 +433,7 @@ mod tests {
             out,
             out_stride: 5,
             out_dtype: Dtype::F32,
+            scale: 1.0,
             accumulate: false,
             has_cublas: true,
             stage_limit: MAX_STAGE_BYTES as usize,
@@ -450,6 +465,7 @@ mod tests {
             out,
             out_stride: 5,
             out_dtype: Dtype::F32,
+            scale: 1.0,
             accumulate: false,
             has_cublas: true,
             stage_limit: 100 << 10,

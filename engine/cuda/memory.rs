@@ -46,7 +46,7 @@ impl Drop for Allocation {
     }
 }
 
-/// `len` values in device memory, aligned to 256 bytes, freed on drop; a [`part`](DeviceBuffer::part) of another buffer is
+/// `len` values in device memory, aligned to 256 bytes, freed on drop; a `part` of another buffer is
 /// aligned as its offset is, and freed with the last of both.
 pub struct DeviceBuffer<T> {
     address: u64,

@@ -25,7 +25,7 @@ impl Device {
     /// The resources of the kernel of that name, launched in blocks of `block_size` threads without dynamic shared memory.
     ///
     /// # Errors
-    /// [`crate::Error::Device`] if the module has no such kernel.
+    /// [`Error::Device`](qernel_core::Error::Device) if the module has no such kernel.
     pub fn resources(&self, kernel: &str, block_size: u32) -> Result<Resources> {
         let module = self.gpu().map(Gpu::module);
         let module =

@@ -16,7 +16,7 @@ use gpu_kernels::sampler::{
     SamplerRow, split,
 };
 use qernel_core::batch::BatchLimits;
-use qernel_core::sampler::SamplingRow;
+use qernel_core::sampler::{NO_TOKEN, SamplingRow};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
@@ -210,7 +210,7 @@ impl Sampler {
         if n == 0 || vocab == 0 {
             return Ok(());
         }
-        // A row that no kernel writes (logits that are all NaN or -inf leave no mass) is found by its poison.
+        // What rows keep that no kernel writes, since their logits leave no token to draw: NO_TOKEN.
         self.out.fill(0xFF)?;
         let device = &*self.device;
         let config = &block_per_row(n, SAMPLER_THREADS);
@@ -294,7 +294,7 @@ impl Sampler {
         self.spare.extend(self.fetched.drain(..));
     }
 
-    /// Waits for the tokens of the oldest draw that was fetched.
+    /// Waits for the tokens of the oldest draw that was fetched; [`NO_TOKEN`] where the logits left none.
     pub(super) fn drawn(&mut self, vocab_size: usize) -> Result<Vec<u32>> {
         let Some(mut fetched) = self.fetched.pop_front() else {
             return Err(Error::Request("no draw is waiting to be read".into()));
@@ -302,13 +302,8 @@ impl Sampler {
         let bytes = &fetched.tokens.wait()?[..4 * fetched.rows];
         let drawn: Vec<u32> = bytes.as_chunks::<4>().0.iter().map(|&word| u32::from_ne_bytes(word)).collect();
         self.spare.push(fetched);
-        match drawn.iter().position(|&token| token as usize >= vocab_size) {
-            None => Ok(drawn),
-            Some(row) => Err(Error::Device(format!(
-                "the logits of row {row} leave no token to draw (not a number, or all -inf): the weights or a kernel are \
-                 broken"
-            ))),
-        }
+        let inside = |token: u32| if (token as usize) < vocab_size { token } else { NO_TOKEN };
+        Ok(drawn.into_iter().map(inside).collect())
     }
 }
 

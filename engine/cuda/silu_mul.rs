@@ -42,12 +42,13 @@ fn groups_of_8(case: &Case) -> Result<(), &'static str> {
     if is_multiple { Ok(()) } else { Err("intermediate_size is not a multiple of 8") }
 }
 
-/// `out = silu(gate) * up`, each row of `gate_up` being `[gate; up]`: `[n, intermediate_size]`.
+/// `out = silu(gate_scale * gate) * (up_scale * up)`, each row of `gate_up` being `[gate; up]`: `[n, intermediate_size]`.
 pub(super) fn silu_mul(
     device: &Device,
     choice: &KernelChoice,
     n: usize,
     gate_up: &Activation,
+    [gate_scale, up_scale]: [f32; 2],
     out: &mut Activation,
 ) -> Result<()> {
     let formats = [out.dtype, gate_up.dtype];
@@ -58,7 +59,8 @@ pub(super) fn silu_mul(
     gate_up.expect(OP, "gate_up", gate_up.dtype, n, 2 * out.cols)?;
     out.expect(OP, "out", out.dtype, n, out.cols)?;
     let (rows, intermediate_size) = (dimension(OP, n)?, dimension(OP, out.cols)?);
-    let arguments = SiluMulArgs { intermediate_size, gate_up: gate_up.ptr(), out: out.ptr_mut() };
+    let (gate_up, out) = (gate_up.ptr(), out.ptr_mut());
+    let arguments = SiluMulArgs { intermediate_size, gate_scale, up_scale, gate_up, out };
     let case = Case { formats, rows, arguments };
     if rows == 0 || intermediate_size == 0 {
         return Ok(());

@@ -2,10 +2,8 @@
 
 use super::device::Device;
 use super::memory::DeviceBuffer;
-use super::units::{UnitMatrix, Units};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::formats::MatrixFormat;
 use crate::kv_layout::KvLayout;
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
 use half::{bf16, f16};
@@ -25,28 +23,8 @@ pub struct Activation {
     pub(super) dtype: Dtype,
     pub(super) rows: usize,
     pub(super) cols: usize,
-}
-
-/// A weight matrix `[out_features, in_features]`: pieces one below the other, each in a format of its own; most are one.
-pub struct Weight {
-    pub(super) pieces: Vec<Piece>,
-    pub(super) rows: usize,
-    pub(super) cols: usize,
-}
-
-/// Rows of a weight matrix in one format.
-pub(super) enum Piece {
-    Float(Activation),
-    Blocks(BlockMatrix),
-    Units(UnitMatrix),
-}
-
-/// `[rows, cols]` in blocks along the rows, as a file has them.
-pub(super) struct BlockMatrix {
-    pub data: DeviceBuffer<u8>,
-    pub format: MatrixFormat,
-    pub rows: usize,
-    pub cols: usize,
+    /// What a product multiplies its values with, a power of two: what was written last may have been divided by it.
+    pub(super) scale: f32,
 }
 
 /// K and V pages of every layer, laid out as [`KvLayout`] says: all of K, then all of V.
@@ -119,11 +97,16 @@ impl Tensor {
 impl Activation {
     pub(super) fn new(device: &Rc<Device>, dtype: Dtype, rows: usize, cols: usize) -> Result<Self> {
         let bytes = elements(elements(rows, cols)?, dtype.size())?;
-        Ok(Self { data: DeviceBuffer::zeroed(device, bytes)?, dtype, rows, cols })
+        Ok(Self { data: DeviceBuffer::zeroed(device, bytes)?, dtype, rows, cols, scale: 1.0 })
     }
 
     pub fn dtype(&self) -> Dtype {
         self.dtype
+    }
+
+    /// What its values are multiplied with to be what they stand for; a power of two.
+    pub fn scale(&self) -> f32 {
+        self.scale
     }
 
     /// Rows it has room for.
@@ -182,57 +165,6 @@ impl Activation {
 
     pub(super) fn ptr_mut(&mut self) -> DevicePtrMut<u8> {
         self.data.ptr_mut()
-    }
-}
-
-impl Weight {
-    /// The matrix if it is a float one, in one piece.
-    pub(super) fn float(&self) -> Option<&Activation> {
-        match &self.pieces[..] {
-            [Piece::Float(matrix)] => Some(matrix),
-            _ => None,
-        }
-    }
-
-    /// The matrix if it is in units, in one piece.
-    pub(super) fn units(&self) -> Option<Units> {
-        match &self.pieces[..] {
-            [Piece::Units(matrix)] => Some(matrix.units),
-            _ => None,
-        }
-    }
-
-    /// The matrix as `op` takes it.
-    ///
-    /// # Errors
-    /// [`Error::Request`] if it is not a float one, in one piece.
-    pub(super) fn expect_float(&self, op: &str) -> Result<&Activation> {
-        self.float().ok_or_else(|| Error::Request(format!("{op}: the weights must be floats, in one piece")))
-    }
-
-    /// Its float format, if it is a float matrix in one piece.
-    pub fn dtype(&self) -> Option<Dtype> {
-        self.float().map(Activation::dtype)
-    }
-
-    /// `out_features`
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// `in_features`
-    pub fn cols(&self) -> usize {
-        self.cols
-    }
-}
-
-impl Piece {
-    pub(super) fn rows(&self) -> usize {
-        match self {
-            Self::Float(matrix) => matrix.rows,
-            Self::Blocks(matrix) => matrix.rows,
-            Self::Units(matrix) => matrix.units.rows,
-        }
     }
 }
 

@@ -17,7 +17,7 @@ impl Timer {
     /// A timer of so many laps.
     ///
     /// # Errors
-    /// [`crate::Error::Device`].
+    /// [`Error::Device`](qernel_core::Error::Device).
     pub fn new(device: &Rc<Device>, laps: usize) -> Result<Self> {
         if device.is_emulated() {
             return Err(Error::Device("the device is emulated: its speed means nothing".into()));
@@ -35,7 +35,7 @@ impl Timer {
     /// Queues the start of a lap.
     ///
     /// # Errors
-    /// [`crate::Error::Device`].
+    /// [`Error::Device`](qernel_core::Error::Device).
     ///
     /// # Panics
     /// If there is no such lap.
@@ -46,7 +46,7 @@ impl Timer {
     /// Queues the end of a lap.
     ///
     /// # Errors
-    /// [`crate::Error::Device`].
+    /// [`Error::Device`](qernel_core::Error::Device).
     ///
     /// # Panics
     /// If there is no such lap.
@@ -57,7 +57,7 @@ impl Timer {
     /// Waits for the end of a lap, and answers its seconds.
     ///
     /// # Errors
-    /// [`crate::Error::Device`] if what was timed failed.
+    /// [`Error::Device`](qernel_core::Error::Device) if what was timed failed.
     ///
     /// # Panics
     /// If there is no such lap.

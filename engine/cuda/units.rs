@@ -10,7 +10,10 @@ use crate::formats::MatrixFormat;
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig, Value};
 use gpu_kernels::fused::units::matmul_add::MatmulUnitsArgs;
 use gpu_kernels::fused::units::{self as fused, MAX_DEPTH, MAX_ROWS, ring_bytes, shared_bytes};
-use gpu_kernels::units::{self as kernels, BLOCK_SIZE, DECODE_COLS, DecodeUnitsArgs, ROWS, RepackArgs, Unit};
+use gpu_kernels::row_norms::{BLOCK_THREADS, WARPS_PER_BLOCK};
+use gpu_kernels::units::{
+    self as kernels, BLOCK_SIZE, DecodeUnitsArgs, ROWS, RepackArgs, RowNormsUnitsArgs, Unit,
+};
 use std::rc::Rc;
 
 pub(crate) const OP: &str = "repack";
@@ -73,15 +76,17 @@ pub fn unit_cols(format: MatrixFormat) -> Option<usize> {
     UnitShape::of(format).map(|shape| shape.cols as usize)
 }
 
-/// `[rows, cols]` in units, with the memory that they are in.
+/// Rows of a matrix in units, with the memory that they are in.
 pub(super) struct UnitMatrix {
-    data: DeviceBuffer<u8>,
+    /// Of the whole.
+    data: Rc<DeviceBuffer<u8>>,
     pub units: Units,
 }
 
-/// `[rows, cols]` in units.
+/// `[rows, cols]`, some rows of a matrix in units.
 #[derive(Clone, Copy)]
 pub(super) struct Units {
+    /// Where the whole begins.
     pub at: DevicePtr<u8>,
     pub format: MatrixFormat,
     pub shape: UnitShape,
@@ -89,6 +94,9 @@ pub(super) struct Units {
     pub cols: usize,
     /// Rows that are this far from each other share a tile.
     pub span: usize,
+    /// The first of the rows in the whole, and how many that has.
+    pub first: usize,
+    pub of: usize,
 }
 
 /// The shape of the units of a matrix, if it is to be repacked: its inputs are of `dtype`, rows that are `span` apart are to share tiles.
@@ -122,8 +130,8 @@ impl UnitMatrix {
         span: usize,
     ) -> Result<Self> {
         let data = DeviceBuffer::zeroed(device, blocks.len())?;
-        let units = Units { at: data.ptr(), format, shape, rows, cols, span };
-        let mut matrix = Self { data, units };
+        let units = Units { at: data.ptr(), format, shape, rows, cols, span, first: 0, of: rows };
+        let matrix = Self { data: Rc::new(data), units };
         matrix.repack(device, blocks)?;
         Ok(matrix)
     }
@@ -132,11 +140,10 @@ impl UnitMatrix {
     ///
     /// # Errors
     /// As [`UnitMatrix::repacked`].
-    pub fn repack(&mut self, device: &Device, blocks: &DeviceBuffer<u8>) -> Result<()> {
-        let Self { data, units: Units { format, shape, rows, cols, span, .. } } = self;
-        let (format, rows, cols) = (*format, *rows, *cols);
+    pub fn repack(&self, device: &Device, blocks: &DeviceBuffer<u8>) -> Result<()> {
+        let Units { format, shape, of: rows, cols, span, .. } = self.units;
         let bytes = format.row_bytes(cols).and_then(|bytes| bytes.checked_mul(rows));
-        if bytes != Some(blocks.len()) || data.len() != blocks.len() {
+        if bytes != Some(blocks.len()) || self.data.len() != blocks.len() {
             return Err(Error::Request(format!(
                 "{OP}: {} bytes are not [{rows}, {cols}] in {format}",
                 blocks.len()
@@ -145,34 +152,36 @@ impl UnitMatrix {
         let tile_bytes = cols / shape.cols as usize * shape.bytes as usize;
         let arguments = RepackArgs {
             cols: dimension(OP, cols)?,
-            span: dimension(OP, *span)?,
+            span: dimension(OP, span)?,
             blocks: blocks.ptr(),
-            units: data.ptr_mut(),
+            units: DevicePtrMut::from_raw(self.data.ptr().as_raw()),
         };
         let config = elements_of_rows(dimension(OP, rows / TILE)?, dimension(OP, tile_bytes)?, BLOCK_SIZE);
-        // SAFETY: a row of blocks for each tile, a thread for each of its bytes; `shape` saw to whole units and tiles.
+        // SAFETY: a row of blocks for each tile, a thread for each of its bytes; `shape` saw to whole units and tiles. Nothing else writes weights.
         unsafe { launch(device, kernels::repack(), &[format.name().into()], &config, arguments) }
     }
 
-    /// Rows `first` to `first + rows` as a matrix of its own in the same memory; `None` where their tiles have others, too.
-    ///
-    /// # Errors
-    /// [`Error::Request`] if there are no such rows.
-    pub fn part(&self, first: usize, rows: usize) -> Result<Option<Self>> {
-        let Units { rows: all, span, .. } = self.units;
-        let whole = 2 * span;
-        if !first.is_multiple_of(whole) || !rows.is_multiple_of(whole) {
-            return Ok(None);
-        }
-        let row_bytes = self.data.len() / all.max(1);
-        // SAFETY: nothing writes weights once they are repacked.
-        let data = unsafe { self.data.part(first * row_bytes, rows * row_bytes)? };
-        let units = Units { at: data.ptr(), rows, ..self.units };
-        Ok(Some(Self { data, units }))
+    /// Rows `first` to `first + rows` in the same memory.
+    pub fn part(&self, first: usize, rows: usize) -> Self {
+        let Units { first: of_this, .. } = self.units;
+        Self { data: self.data.clone(), units: Units { first: of_this + first, rows, ..self.units } }
     }
 }
 
 impl Units {
+    /// Whether `next` is the rows that follow the first `rows` rows of this.
+    pub fn is_followed_by(self, rows: usize, next: Self) -> bool {
+        self.at.as_raw() == next.at.as_raw() && self.first + rows == next.first
+    }
+
+    /// Where the rows begin, if no tile has some of them and others: those before and behind begin there too.
+    pub fn start(self) -> Option<DevicePtr<u8>> {
+        let whole = 2 * self.span;
+        let bytes = self.cols / self.shape.cols as usize * self.shape.bytes as usize;
+        let is_whole = self.first.is_multiple_of(whole) && self.rows.is_multiple_of(whole);
+        is_whole.then(|| self.at.add(self.first / TILE * bytes))
+    }
+
     /// Queues decoding rows `first` to `first + rows` to `out`, in `dtype`.
     ///
     /// # Errors
@@ -192,21 +201,60 @@ impl Units {
         if first + rows > self.rows {
             return Err(Error::Request(format!("{OP}: rows {first} to {} of {}", first + rows, self.rows)));
         }
+        let first = self.first + first;
+        // Rows as they come have tiles of their own; else all tiles may have one.
+        let (first_tile, tiles) = match self.span {
+            SPAN => (first / TILE, (first + rows).div_ceil(TILE) - first / TILE),
+            _ => (0, self.of / TILE),
+        };
         let arguments = DecodeUnitsArgs {
             cols: dimension(OP, self.cols)?,
             span: dimension(OP, self.span)?,
+            first_tile: dimension(OP, first_tile)?,
             first_row: dimension(OP, first)?,
+            rows: dimension(OP, rows)?,
             units: self.at,
             out,
         };
-        let config = elements_of_rows(dimension(OP, rows)?, arguments.cols / DECODE_COLS, BLOCK_SIZE);
+        let grid = [dimension(OP, tiles)?, units_of(self.shape, self.cols), 1];
+        let config = LaunchConfig { grid, block: [BLOCK_SIZE, 1, 1], shared_bytes: 0 };
         let values = [self.format.name().into(), dtype.name().into()];
         // SAFETY: the rows were checked; the caller vouches for `out`.
         unsafe { launch(device, kernels::decode(), &values, &config, arguments) }
     }
 
-    /// Queues `out = x · weightᵀ`, or with `accumulate` `out += x · weightᵀ`, for any number of rows, [`FEW_ROWS`] at a time; `out` is in rows of
-    /// `out_stride` values.
+    /// Queues `out[r] = sqrt(Σ_c (matrix[r, c] · scale[c])²)` for its rows.
+    ///
+    /// # Errors
+    /// What the device says.
+    ///
+    /// # Safety
+    /// `scale` leads to a value for each column, `out` to one for each row, which nothing else uses.
+    pub unsafe fn row_norms(
+        &self,
+        device: &Device,
+        scale: DevicePtr<f32>,
+        out: DevicePtrMut<f32>,
+    ) -> Result<()> {
+        const OP: &str = "row_norms";
+        let rows = dimension(OP, self.rows)?;
+        let arguments = RowNormsUnitsArgs {
+            rows,
+            cols: dimension(OP, self.cols)?,
+            span: dimension(OP, self.span)?,
+            first_row: dimension(OP, self.first)?,
+            units: self.at,
+            scale,
+            out,
+        };
+        let grid = [rows.div_ceil(WARPS_PER_BLOCK), 1, 1];
+        let config = LaunchConfig { grid, block: [BLOCK_THREADS, 1, 1], shared_bytes: 0 };
+        // SAFETY: a warp for each row; the caller vouches for the arrays.
+        unsafe { launch(device, kernels::row_norms(), &[self.format.name().into()], &config, arguments) }
+    }
+
+    /// Queues `out = scale · x · weightᵀ`, or with `accumulate` adds that, for its first `rows` rows and any number of x, [`FEW_ROWS`] at a time; `out` is
+    /// in rows of `out_stride` values.
     ///
     /// # Errors
     /// [`Error::Request`] if a dimension is beyond 32 bits, or what the device says.
@@ -218,16 +266,21 @@ impl Units {
         &self,
         device: &Device,
         room: &mut Slices,
-        n: usize,
+        [n, rows]: [usize; 2],
         x: DevicePtr<u8>,
-        out: DevicePtrMut<f32>,
-        out_stride: usize,
+        scale: f32,
+        (out, out_stride): (DevicePtrMut<f32>, usize),
         accumulate: bool,
     ) -> Result<()> {
         const OP: &str = "matmul_blocks";
-        let [groups, slices] = self.groups_and_slices(device)?;
-        let (tiles, units) = (dimension(OP, self.rows / TILE)?, units_of(self.shape, self.cols));
-        if slices > 1 && room.partial.len() < slices as usize * FEW_ROWS * self.rows {
+        // Where tiles have others too, all are multiplied.
+        let (weight, of, first_row) = match (Self { rows, ..*self }).start() {
+            Some(start) => (start, rows, 0),
+            None => (self.at, self.of, self.first),
+        };
+        let (tiles, units) = (dimension(OP, of / TILE)?, units_of(self.shape, self.cols));
+        let [groups, slices] = groups_and_slices(device.info().multiprocessors, self.shape, tiles, units);
+        if slices > 1 && room.partial.len() < slices as usize * FEW_ROWS * of {
             return Err(Error::Request(format!("{OP}: there is no room for {slices} slices of the columns")));
         }
         for first in (0..n).step_by(FEW_ROWS) {
@@ -235,15 +288,18 @@ impl Units {
             let stream = Stream::new(self.shape, tiles, units, [groups, slices], few);
             let arguments = MatmulUnitsArgs {
                 n: few,
-                rows: dimension(OP, self.rows)?,
+                rows: dimension(OP, of)?,
                 cols: dimension(OP, self.cols)?,
+                first_row: dimension(OP, first_row)?,
+                num_rows: dimension(OP, rows)?,
+                scale,
                 out_stride: dimension(OP, out_stride)?,
                 accumulate: accumulate.into(),
                 depth: stream.depth,
                 span: dimension(OP, self.span)?,
                 slices,
                 x: x.add(first * self.cols * Dtype::F16.size()).cast(),
-                weight: self.at,
+                weight,
                 out: out.add(first * out_stride),
                 partial: room.partial.ptr_mut(),
                 counters: room.counters.ptr_mut(),
@@ -258,23 +314,10 @@ impl Units {
         Ok(())
     }
 
-    /// How a projection with it is parted: see [`groups_and_slices`].
-    fn groups_and_slices(&self, device: &Device) -> Result<[u32; 2]> {
-        let tiles = dimension(OP, self.rows / TILE)?;
-        let multiprocessors = device.info().multiprocessors;
-        Ok(groups_and_slices(multiprocessors, self.shape, tiles, units_of(self.shape, self.cols)))
-    }
-
     /// The launch of a kernel that multiplies `tiles` tiles with `n` rows: a block a multiprocessor.
     pub fn stream(&self, device: &Device, tiles: u32, n: u32) -> Stream {
         let blocks = device.info().multiprocessors.clamp(1, tiles.max(1));
         Stream::new(self.shape, tiles, units_of(self.shape, self.cols), [blocks, 1], n)
-    }
-
-    /// Whether it begins where `other` ends.
-    pub fn follows(&self, other: Self) -> bool {
-        let units = other.rows / TILE * other.cols / other.shape.cols as usize;
-        other.at.add(units * other.shape.bytes as usize).as_raw() == self.at.as_raw()
     }
 
     /// The launch of a kernel for `tiles` tiles of `heads` heads, of which `of_v` have blocks of their own if they are `apart`; and the number of these
@@ -375,9 +418,14 @@ fn groups_and_slices(multiprocessors: u32, unit: UnitShape, tiles: u32, units: u
         let adding = if slices > 1 { 2.5 + 0.1 * f64::from(slices) } else { 0.0 };
         (groups, f64::from(bytes) / 32e3 + adding)
     };
-    let most = MAX_SLICES.min(units).min(blocks).max(fewest);
+    let most = most_slices(multiprocessors, tiles).min(units).min(blocks).max(fewest);
     let best = (fewest..=most).min_by(|&a, &b| cost(a).1.total_cmp(&cost(b).1)).unwrap_or(1);
     [cost(best).0, best]
+}
+
+/// The most slices of the columns of so many tiles: one where there are tiles for all blocks, and room for partial sums is dear.
+fn most_slices(multiprocessors: u32, tiles: u32) -> u32 {
+    if tiles >= 4 * multiprocessors { 1 } else { MAX_SLICES }
 }
 
 /// Where blocks leave what they have of a slice of the columns.
@@ -403,8 +451,10 @@ impl Slices {
     /// # Errors
     /// As [`Slices::new`].
     pub fn make_room(&mut self, device: &Rc<Device>, units: Units) -> Result<()> {
-        let [_, slices] = units.groups_and_slices(device)?;
-        let room = if slices > 1 { slices as usize * FEW_ROWS * units.rows } else { 0 };
+        let (tiles, columns) = (dimension(OP, units.of / TILE)?, units_of(units.shape, units.cols));
+        let [_, slices] = groups_and_slices(device.info().multiprocessors, units.shape, tiles, columns);
+        let room =
+            slices.max(most_slices(device.info().multiprocessors, tiles)) as usize * FEW_ROWS * units.of;
         if room > self.partial.len() {
             self.partial = DeviceBuffer::zeroed(device, room)?;
         }

@@ -21,6 +21,10 @@ pub struct Variant<C, F> {
 macro_rules! variants {
     ($(#[$doc:meta])* $case:ty, $launch:ty; $($name:tt [$($kernel:path),*]: $eligible:expr => $how:expr;)*) => {
         $(#[$doc])*
+        #[allow(
+            clippy::undocumented_unsafe_blocks,
+            reason = "a launch is an unsafe function: its caller vouches for the case, and the table's closures pass that on"
+        )]
         pub(super) const VARIANTS: &[$crate::variant::Variant<$case, $launch>] = &[$(
             $crate::variant::Variant {
                 name: $name,

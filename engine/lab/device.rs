@@ -44,7 +44,9 @@ impl LabDevice {
             Self::Auto if cuda::probe().is_err() => Self::Emulated.open(seed),
             Self::Auto => Self::Cuda(None).open(seed),
             Self::Cuda(ordinal) => Device::open(ordinal, qernel_ptx::ptx).map(Rc::new),
-            Self::Emulated => Ok(Rc::new(Device::emulated(emulation::Options { seed, check: true }))),
+            Self::Emulated => {
+                Ok(Rc::new(Device::emulated(emulation::Options { seed, ..emulation::Options::default() })))
+            }
         }
     }
 }

@@ -4,6 +4,9 @@
 //! reference in f64 and the tolerance with its reason. [`check`] runs them over every variant of an operation's table in
 //! `engine/cuda/`; [`mod@bench`] times them and makes a [`run`](run::Run), which can be stored and compared. The `lab` subcommands (`engine/cli/lab/`) and the tests of the kernels are loops over these.
 
+// Printing panics where nobody takes what is printed.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod assembler;
 pub mod bench;
 pub mod case;

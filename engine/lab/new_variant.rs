@@ -7,6 +7,7 @@
 
 use super::source::Checkout;
 use crate::error::{Error, Result};
+use qernel_core::disk;
 use std::ops::Range;
 use std::path::PathBuf;
 
@@ -60,7 +61,9 @@ impl NewVariant {
     /// [`Error::Io`].
     pub fn write(&self) -> Result<()> {
         for (path, text) in [&self.kernels, &self.wrapper] {
-            std::fs::write(path, text).map_err(|error| Error::io(path, error))?;
+            disk::save(path, None, |out| {
+                out.write_all(text.as_bytes()).map_err(|error| Error::io(path, error))
+            })?;
         }
         Ok(())
     }

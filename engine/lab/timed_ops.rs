@@ -182,6 +182,9 @@ impl<O: Ops> Ops for TimedOps<O> {
         load_matrix(matrix: &Matrix) -> Result<O::Weight>;
         load_stacked(matrices: &[Matrix], apart: usize) -> Result<Stacked<O::Weight>>;
         finish_loading() -> Result<()>;
+        bound_attention(name: &str, part: &AttentionIn<O::Weight, O::Vector>) -> Result<()>;
+        bound_mlp(name: &str, part: &MlpIn<O::Weight, O::Vector>) -> Result<()>;
+        bound_norm(name: &str, norm: &Norm<O::Vector>) -> Result<()>;
         load_vector(values: &[f32]) -> Result<O::Vector>;
         rehearse(most: usize) -> Result<()>;
         fetch_drawn() -> Result<()>;
@@ -209,7 +212,7 @@ impl<O: Ops> Ops for TimedOps<O> {
         "attention": attention_of_wanted(
             batch: &O::Batch, layer: usize, q: &O::Tensor, cache: &O::KvCache, out: &mut O::Activation
         );
-        "silu_mul": silu_mul(n: usize, gate_up: &O::Activation, out: &mut O::Activation);
+        "silu_mul": silu_mul(n: usize, weights: &Stacked<O::Weight>, gate_up: &O::Activation, out: &mut O::Activation);
         "gather_rows": gather_rows(batch: &O::Batch, x: &O::Tensor, out: &mut O::Tensor);
         "prepare_sampling": prepare_sampling(logits: &O::Tensor, rows: &[SamplingRow]);
         "draw": draw(logits: &mut O::Tensor);

@@ -142,7 +142,7 @@ fn with_guard(values: &[f32], room: usize) -> Vec<f32> {
 /// As [`Ops::load_matrix`].
 pub fn weight(ops: &mut CudaOps, dtype: Dtype, rows: usize, cols: usize, values: &[f32]) -> Result<Weight> {
     let data = Bytes::from(encode(dtype, values));
-    ops.load_matrix(&Matrix { name: "weight".into(), format: dtype.into(), rows, cols, data })
+    ops.load_matrix(&Matrix { name: "weight".into(), format: dtype.into(), rows, cols, scale: 1.0, data })
 }
 
 /// A matrix in blocks as a file would have it, brought to the device.
@@ -154,9 +154,10 @@ pub fn block_weight(
     format: MatrixFormat,
     rows: usize,
     cols: usize,
+    scale: f32,
     data: Vec<u8>,
 ) -> Result<Weight> {
-    ops.load_matrix(&Matrix { name: "weight".into(), format, rows, cols, data: data.into() })
+    ops.load_matrix(&Matrix { name: "weight".into(), format, rows, cols, scale, data: data.into() })
 }
 
 #[cfg(test)]

@@ -2,15 +2,24 @@
 //!
 //! [`Model::open`] does all of it; [`open_runner`] is the part after the file was read, for whoever has a [`Weights`] already.
 
+// Printing panics where nobody takes what is printed.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod embedded;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod memory_plan;
 mod runner;
 
+#[cfg(feature = "cuda")]
+pub use gpu::{fit_cuda, open_device};
 pub use memory_plan::kv_layout;
-pub use runner::{DeviceChoice, DtypeChoice, RunnerOptions, fit_cpu, fit_cuda, open_device, open_runner};
+pub use runner::{DeviceChoice, DtypeChoice, RunnerOptions, fit_cpu, open_runner};
 
+use qernel_core::batch::{Batch, SequenceRows, WantedLogits};
 use qernel_core::chat::ChatTemplate;
 use qernel_core::config::Config;
+use qernel_core::disk::{Access, Watch};
 use qernel_core::error::Result;
 use qernel_core::generate::{Engine, EngineConfig};
 use qernel_core::gguf::Gguf;
@@ -26,6 +35,8 @@ pub struct Model {
     pub tokenizer: Arc<Tokenizer>,
     pub runner: Box<dyn Runner>,
     pub facts: ModelFacts,
+    /// Tells whether the file was changed while it is in use.
+    pub watch: Watch,
 }
 
 /// What the timing summary must know of a model.
@@ -66,17 +77,39 @@ impl Model {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
         let start = Instant::now();
-        let gguf = open_gguf(path)?;
-        let config = Config::from_gguf(&gguf)?;
-        let weights = Weights::from_gguf(&gguf, &config)?;
+        Self::load(&open_gguf(path, Access::Map)?, start, options, progress)
+    }
+
+    /// As [`Model::open`], of a file that is open; its opening began at `start`.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn load(
+        gguf: &Gguf,
+        start: Instant,
+        options: &RunnerOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
+        let config = Config::from_gguf(gguf)?;
+        let weights = Weights::from_gguf(gguf, &config)?;
         if !weights.unused.is_empty() {
             tracing::warn!("tensors that the model has no use for: {}", weights.unused.join(", "));
+        }
+        if options.check_tensors {
+            let check = gguf.check_tensors()?;
+            if !check.not_checked.is_empty() {
+                tracing::warn!(
+                    "tensors in formats that are not looked through: {}",
+                    check.not_checked.join(", ")
+                );
+            }
+            check.expect_finite()?;
         }
         let file = Instant::now();
         let mut first_and_last_tensor = None;
         // The vocabulary is read by another core while the weights go up.
         let (tokenizer, runner) = std::thread::scope(|scope| {
-            let tokenizer = scope.spawn(|| (Tokenizer::from_gguf(&gguf), Instant::now()));
+            let tokenizer = scope.spawn(|| (Tokenizer::from_gguf(gguf), Instant::now()));
             let runner = open_runner(&weights, &config, options, &mut |loaded, total| {
                 let now = Instant::now();
                 first_and_last_tensor.get_or_insert((now, now)).1 = now;
@@ -86,13 +119,14 @@ impl Model {
         });
         let (tokenizer, vocabulary) = tokenizer.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let (tokenizer, ready) = (tokenizer?, Instant::now());
+        let runner = runner.and_then(with_finite_logits);
         let (device, loaded) = first_and_last_tensor.unwrap_or((ready, ready));
         let facts = ModelFacts {
             load_s: start.elapsed().as_secs_f64(),
             decode_weight_bytes: weights.decode_bytes() as usize,
             opening: Opening { file, device, weights: loaded, vocabulary, ready },
         };
-        Ok(Self { tokenizer: Arc::new(tokenizer), runner: runner?, facts })
+        Ok(Self { tokenizer: Arc::new(tokenizer), runner: runner?, facts, watch: gguf.watch() })
     }
 
     /// The file's chat template, or ChatML.
@@ -101,15 +135,6 @@ impl Model {
     /// As [`ChatTemplate::from_tokenizer`].
     pub fn template(&self) -> Result<ChatTemplate> {
         ChatTemplate::from_tokenizer(&self.tokenizer)
-    }
-
-    /// The ids of a prompt that no template made.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::encode`].
-    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
-        let bos = self.tokenizer.bos_token_id().filter(|_| self.tokenizer.adds_bos());
-        Ok(bos.into_iter().chain(self.tokenizer.encode(text, true)?).collect())
     }
 
     /// An engine over the model, with all that it allows.
@@ -129,10 +154,36 @@ impl Model {
     }
 }
 
+/// The ids of a prompt that no template made, behind the token that begins every text where the model has one.
+///
+/// # Errors
+/// As [`Tokenizer::encode`].
+pub fn encode_plain(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
+    let bos = tokenizer.bos_token_id().filter(|_| tokenizer.adds_bos());
+    Ok(bos.into_iter().chain(tokenizer.encode(text, true)?).collect())
+}
+
+/// Computes the logits that follow one token, which must be numbers: weights that are not, or a device that computes wrongly, are found before
+/// anybody waits for an answer.
+fn with_finite_logits(mut runner: Box<dyn Runner>) -> Result<Box<dyn Runner>> {
+    const TOKEN: u32 = 0;
+    let rows = SequenceRows { tokens: &[TOKEN], position: 0, pages: &[0], logits: WantedLogits::Last };
+    let logits = runner.logits(&Batch::new(&[rows]))?;
+    let bad = logits.iter().filter(|logit| !logit.is_finite()).count();
+    if bad == 0 {
+        return Ok(runner);
+    }
+    Err(qernel_core::error::Error::NotFinite(format!(
+        "of the model's {} logits after token {TOKEN}, {bad} are NaN or infinite: its weights may be damaged (--check-tensors looks through them), \
+         or the device computes wrongly",
+        logits.len()
+    )))
+}
+
 /// The file that `--model` names, or the embedded model.
 ///
 /// # Errors
-/// As [`Gguf::open`].
-pub fn open_gguf(model: Option<&Path>) -> Result<Gguf> {
-    model.map_or_else(crate::embedded::haiku, Gguf::open)
+/// As [`Gguf::open_by`].
+pub fn open_gguf(model: Option<&Path>, access: Access) -> Result<Gguf> {
+    model.map_or_else(crate::embedded::haiku, |path| Gguf::open_by(path, access))
 }

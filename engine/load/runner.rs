@@ -1,7 +1,8 @@
 //! Opens a model on a device: what fits is worked out before anything is allocated.
 
+#[cfg(feature = "cuda")]
+use super::gpu;
 use super::memory_plan::{self, MemoryPlan, MemoryRequest};
-use cuda_std::emulation;
 use qernel_core::batch::BatchLimits;
 use qernel_core::config::Config;
 use qernel_core::cpu::CpuOps;
@@ -11,9 +12,7 @@ use qernel_core::kv_layout::{KvLayout, PAGE_SIZE, pages_for};
 use qernel_core::model::{ModelRunner, Runner, build};
 use qernel_core::ops::OpsConfig;
 use qernel_core::weights::Weights;
-use qernel_cuda::{self as cuda, CudaOps, Device, KernelChoice};
 use std::fmt;
-use std::rc::Rc;
 use std::str::FromStr;
 
 /// Where to compute.
@@ -24,6 +23,7 @@ pub enum DeviceChoice {
     Auto,
     /// `cuda`, or `cuda:N`.
     Cuda(Option<u32>),
+    /// The CPU.
     Cpu,
     /// A GPU emulated on the CPU, which checks the kernels while it runs them: for small models.
     Emulated,
@@ -88,7 +88,7 @@ impl DtypeChoice {
     /// The format to load them in where [`DtypeChoice::preferred`] turned out to have too small a range; `None` where that is
     /// an error.
     pub fn fallback(self, file: Dtype) -> Option<Self> {
-        (self == Self::Auto && file == Dtype::Bf16).then_some(Self::Bf16)
+        (self == Self::Auto && self.preferred(file) == Dtype::F16).then_some(Self::Bf16)
     }
 }
 
@@ -133,7 +133,10 @@ pub struct RunnerOptions {
     /// Share of the free memory to use, above 0 and at most 1.
     pub memory_fraction: f64,
     /// Kernel variants of the GPU.
-    pub kernels: KernelChoice,
+    #[cfg(feature = "cuda")]
+    pub kernels: qernel_cuda::KernelChoice,
+    /// Look through all tensors first, and refuse a file with values that are NaN or infinite.
+    pub check_tensors: bool,
 }
 
 impl RunnerOptions {
@@ -154,7 +157,9 @@ impl Default for RunnerOptions {
             max_num_sequences: 1,
             max_num_logits: 1,
             memory_fraction: 0.9,
-            kernels: KernelChoice::default(),
+            #[cfg(feature = "cuda")]
+            kernels: qernel_cuda::KernelChoice::default(),
+            check_tensors: false,
         }
     }
 }
@@ -185,62 +190,20 @@ pub fn open_runner(
     if options.max_num_tokens == Some(0) || options.max_num_sequences == 0 {
         return Err(Error::Request("a step needs at least one row and one sequence".into()));
     }
-    match open_device(options.device)? {
-        None => {
-            let (ops_config, layout) = fit_cpu(config, options)?;
-            let ops = CpuOps::new(&ops_config)?;
-            Ok(Box::new(ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?))
-        }
-        Some(device) => match open_cuda(&device, weights, config, options, progress) {
-            Err(Error::Range(why)) => {
-                let Some(dtype) = options.dtype.fallback(cuda::compute_dtype(weights)) else {
-                    return Err(Error::Range(why));
-                };
-                tracing::warn!("{why}; loading the weights as {dtype}");
-                open_cuda(&device, weights, config, &RunnerOptions { dtype, ..options.clone() }, progress)
-            }
-            opened => opened,
-        },
+    #[cfg(feature = "cuda")]
+    if let Some(device) = gpu::open_device(options.device)? {
+        return gpu::open_runner(&device, weights, config, options, progress);
     }
-}
-
-fn open_cuda(
-    device: &Rc<Device>,
-    weights: &Weights,
-    config: &Config,
-    options: &RunnerOptions,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<Box<dyn Runner>> {
-    let (ops_config, layout) = fit_cuda(device, weights, config, options)?;
-    let ops = CudaOps::new(device, &ops_config, layout.dtype, options.kernels.clone())?;
+    #[cfg(not(feature = "cuda"))]
+    if !matches!(options.device, DeviceChoice::Auto | DeviceChoice::Cpu) {
+        return Err(Error::Device(format!(
+            "{} was asked for, but this program was built without the feature `cuda`: take auto or cpu",
+            options.device
+        )));
+    }
+    let (ops_config, layout) = fit_cpu(config, options)?;
+    let ops = CpuOps::new(&ops_config)?;
     Ok(Box::new(ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?))
-}
-
-/// Opens the device that was chosen; `None` is the CPU.
-///
-/// # Errors
-/// [`Error::Device`] if the device that was asked for is missing or fails.
-pub fn open_device(choice: DeviceChoice) -> Result<Option<Rc<Device>>> {
-    let ordinal = match choice {
-        DeviceChoice::Cpu => return Ok(None),
-        DeviceChoice::Emulated => return Ok(Some(Rc::new(Device::emulated(emulation::Options::default())))),
-        DeviceChoice::Cuda(ordinal) => ordinal,
-        DeviceChoice::Auto => match cuda::probe().and_then(|devices| {
-            // A device that is too old is no reason to fail where nobody asked for it.
-            devices
-                .into_iter()
-                .find(|device| device.target().is_ok())
-                .ok_or_else(|| Error::Device("no GPU of compute capability 8.0 or later".into()))
-        }) {
-            Ok(device) => Some(device.ordinal),
-            Err(why) => {
-                tracing::info!("computing on the CPU: {why}");
-                return Ok(None);
-            }
-        },
-    };
-    cuda::preload_cublas();
-    Ok(Some(Rc::new(Device::open(ordinal, qernel_ptx::ptx)?)))
 }
 
 /// The largest batch, the longest context and the KV cache that fit in the host's memory.
@@ -251,68 +214,36 @@ pub fn fit_cpu(config: &Config, options: &RunnerOptions) -> Result<(OpsConfig, K
     // Where the system does not say what is available, the allocator will.
     let free = memory_plan::available_memory().unwrap_or(usize::MAX / 2);
     let max_num_tokens = CPU_NUM_TOKENS;
-    fit(config, options, &Room { free, weights: 0, dtype: Dtype::F32, max_num_tokens, extra: |_, _, _| 0 })
-}
-
-/// As [`fit_cpu`], in the memory of `device`; pages are in the format that matrices get there, [`DtypeChoice::preferred`].
-///
-/// # Errors
-/// As [`fit_cpu`]; [`Error::Device`].
-pub fn fit_cuda(
-    device: &Device,
-    weights: &Weights,
-    config: &Config,
-    options: &RunnerOptions,
-) -> Result<(OpsConfig, KvLayout)> {
-    let dtype = options.dtype.preferred(cuda::compute_dtype(weights));
-    let (free, _) = device.memory_info()?;
     let room = Room {
         free,
-        weights: cuda::weight_bytes(weights, dtype),
-        dtype,
-        max_num_tokens: gpu_num_tokens(free, config, dtype)?,
-        extra: |config, ops_config, dtype| {
-            cuda::device_workspace_bytes(ops_config) + cuda::split_bytes(config, &ops_config.limits, dtype)
-        },
+        weights: 0,
+        dtype: Dtype::F32,
+        activation: Dtype::F32,
+        max_num_tokens,
+        extra: |_, _, _| 0,
     };
     fit(config, options, &room)
 }
 
 /// Rows of a step where nobody asks for more or fewer.
-const CPU_NUM_TOKENS: usize = 512;
-/// The same on a GPU that has room for them: large products are the faster ones.
-const GPU_NUM_TOKENS: usize = 8192;
-
-/// Rows of a step whose buffers take no more than a sixteenth of `free` bytes, at least [`CPU_NUM_TOKENS`].
-fn gpu_num_tokens(free: usize, config: &Config, dtype: Dtype) -> Result<usize> {
-    let mut rows = GPU_NUM_TOKENS;
-    let model = build::plan(config)?;
-    let bytes = |rows| {
-        let limits =
-            BatchLimits { max_num_tokens: rows, max_num_sequences: 1, max_num_logits: 1, max_blocks: 1 };
-        memory_plan::workspace_bytes(&model, config, &limits, 1, cuda::precise_dtype(dtype))
-    };
-    while rows > CPU_NUM_TOKENS && bytes(rows) > free / 16 {
-        rows /= 2;
-    }
-    Ok(rows)
-}
-
+pub(crate) const CPU_NUM_TOKENS: usize = 512;
 /// What a device has and what a model takes there, in bytes.
-struct Room {
-    free: usize,
+pub(crate) struct Room {
+    pub free: usize,
     /// Weights that are copied to it; 0 where they stay in the file's memory map.
-    weights: usize,
-    /// Of activations and KV pages.
-    dtype: Dtype,
+    pub weights: usize,
+    /// Of KV pages, and of matrices where they are copied.
+    pub dtype: Dtype,
+    /// Of what matrix products read.
+    pub activation: Dtype,
     /// Rows of a step where the options leave them open.
-    max_num_tokens: usize,
+    pub max_num_tokens: usize,
     /// What the device takes besides the model's buffers.
-    extra: fn(&Config, &OpsConfig, Dtype) -> usize,
+    pub extra: fn(&Config, &OpsConfig, Dtype) -> usize,
 }
 
 /// The longest context and the number of pages that fit.
-fn fit(config: &Config, options: &RunnerOptions, room: &Room) -> Result<(OpsConfig, KvLayout)> {
+pub(crate) fn fit(config: &Config, options: &RunnerOptions, room: &Room) -> Result<(OpsConfig, KvLayout)> {
     let mut max_model_len = options.max_model_len.unwrap_or(config.max_position_embeddings);
     loop {
         match plan(config, options, room, max_model_len) {
@@ -346,9 +277,8 @@ fn plan(
         max_blocks: pages_for(max_model_len),
     };
     let ops_config = OpsConfig::new(config, max_model_len, limits);
-    let activation = cuda::precise_dtype(room.dtype);
     let model = build::plan(config)?;
-    let workspace = memory_plan::workspace_bytes(&model, config, &limits, max_model_len, activation);
+    let workspace = memory_plan::workspace_bytes(&model, config, &limits, max_model_len, room.activation);
     let request = MemoryRequest {
         weights: room.weights,
         workspace: workspace.saturating_add((room.extra)(config, &ops_config, room.dtype)),
@@ -371,7 +301,14 @@ mod tests {
     }
 
     fn room(free: usize) -> Room {
-        Room { free, weights: 1 << 20, dtype: Dtype::F16, max_num_tokens: 8, extra: |_, _, _| 1 << 10 }
+        Room {
+            free,
+            weights: 1 << 20,
+            dtype: Dtype::F16,
+            activation: Dtype::F16,
+            max_num_tokens: 8,
+            extra: |_, _, _| 1 << 10,
+        }
     }
 
     #[test]
@@ -389,8 +326,8 @@ mod tests {
         use DtypeChoice::{Auto, Bf16, F16};
         assert_eq!(Dtype::ALL.map(|file| Auto.preferred(file)), [Dtype::F32, Dtype::F16, Dtype::F16]);
         assert_eq!((F16.preferred(Dtype::Bf16), Bf16.preferred(Dtype::F16)), (Dtype::F16, Dtype::Bf16));
-        assert_eq!(Auto.fallback(Dtype::Bf16), Some(Bf16));
-        assert_eq!((Auto.fallback(Dtype::F16), F16.fallback(Dtype::Bf16)), (None, None));
+        assert_eq!([Dtype::F16, Dtype::Bf16].map(|file| Auto.fallback(file)), [Some(Bf16); 2]);
+        assert_eq!((Auto.fallback(Dtype::F32), F16.fallback(Dtype::Bf16)), (None, None));
         for text in ["auto", "f16", "bf16"] {
             assert_eq!(text.parse::<DtypeChoice>().unwrap().to_string(), text);
         }

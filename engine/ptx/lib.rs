@@ -3,6 +3,9 @@
 //! It is a crate of its own so that it is compiled beside everything that launches kernels. The program carries one text,
 //! deflated, and what the others add to it.
 
+// Printing panics where nobody takes what is printed.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod delta;
 
 use miniz_oxide::inflate::decompress_to_vec;

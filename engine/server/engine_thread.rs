@@ -11,6 +11,7 @@ use super::grammar::{self, Grammar, Grammars};
 use super::metrics::{Metrics, Rejection};
 use super::work::Room;
 use qernel_core::chat::ChatTemplate;
+use qernel_core::disk::Watch;
 use qernel_core::error::{Error, Result};
 use qernel_core::generate::{Engine, Event, FinishReason, Request, TokenConstraint};
 use qernel_core::scheduler::SequenceId;
@@ -24,11 +25,14 @@ use tracing::Span;
 
 /// A model ready to be served. Made on the engine's thread, which it never leaves.
 pub struct LoadedModel {
+    /// What answers.
     pub engine: Engine,
     /// `None` where the file has none and ChatML cannot stand in: chat is refused then.
     pub template: Option<ChatTemplate>,
     /// What clients call it.
     pub name: String,
+    /// Tells whether its file was changed while it is in use.
+    pub watch: Watch,
 }
 
 /// What connections know of the model.
@@ -40,6 +44,7 @@ pub struct ModelInfo {
     /// A text with more bytes has more tokens than the context.
     pub max_prompt_bytes: usize,
     pub device: String,
+    watch: Watch,
     /// Made when first asked for: a large vocabulary takes its time.
     grammars: OnceLock<Result<Grammars, String>>,
 }
@@ -99,7 +104,7 @@ struct Shared {
 pub enum Health {
     Loading,
     Ready,
-    /// The device failed; the next requests show whether it still does.
+    /// The device failed, and the next requests show whether it still does; or the model's file was changed, for good.
     Degraded(String),
     Stopped,
 }
@@ -118,7 +123,7 @@ impl EngineHandle {
         let shared = Arc::new(Shared { model: OnceLock::new(), fault: Mutex::default(), metrics });
         let of_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
-            let LoadedModel { mut engine, template, name } = open()?;
+            let LoadedModel { mut engine, template, name, watch } = open()?;
             warm_up(&mut engine)?;
             let Some(tokenizer) = engine.tokenizer().cloned() else {
                 return Err(Error::Tokenizer("a server needs a model file with a vocabulary".into()));
@@ -134,6 +139,7 @@ impl EngineHandle {
                 max_model_len: engine.max_model_len(),
                 max_prompt_bytes: max_bytes.saturating_mul(MOST_COMPOSED),
                 device: engine.runner().device_name(),
+                watch,
                 grammars: OnceLock::new(),
             };
             tracing::info!(model = info.name, device = info.device, context = info.max_model_len, "ready");
@@ -167,8 +173,9 @@ impl EngineHandle {
         if self.submissions.is_closed() {
             return Health::Stopped;
         }
-        if self.shared.model.get().is_none() {
-            return Health::Loading;
+        let Some(model) = self.shared.model.get() else { return Health::Loading };
+        if let Some(change) = model.watch.changed() {
+            return Health::Degraded(change);
         }
         match &*self.shared.fault.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(reason) => Health::Degraded(reason.clone()),
@@ -437,6 +444,9 @@ impl Delivery {
                 "{param}: the answer was ended, because what it asks for takes too much work to follow"
             );
             Update::Failed(ApiError::field(param, message))
+        } else if let Some(error) = finished.and_then(FinishReason::error) {
+            tracing::error!("{error}");
+            Update::Failed(ApiError::server(error.to_string()))
         } else if too_slow {
             metrics.rejected(Rejection::SlowReader);
             self.lost.push(id);

@@ -5,10 +5,11 @@
 //!                            ^-- Answer (a bounded channel of events) --'
 //! ```
 //!
-//! Tokio's threads parse, tokenise and write; the engine's thread ([`engine_thread`]) computes. A dropped [`Answer`] is
+//! Tokio's threads parse, tokenise and write; the engine's thread (`engine_thread`) computes. A dropped `Answer` is
 //! how a client's leaving reaches the engine.
-//!
-//! [`Answer`]: answer::Answer
+
+// Printing panics where nobody takes what is printed.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod answer;
 mod api;

@@ -9,7 +9,7 @@ use crate::{
     fused::{launch_dependents, wait_for_dependencies},
     grid::{is_last_block, repeat},
     reduce::{self, Max},
-    sampler::order_key,
+    sampler::{from_order_key, order_key},
 };
 #[device]
 use cuda_std::memory;
@@ -23,7 +23,21 @@ pub const MAX_BLOCKS_PER_ROW: u32 = 64;
 #[device]
 const AHEAD: usize = 4;
 
-/// The smallest id among the largest logits of each greedy row; NaN counts as the smallest logit. Other rows are left alone.
+/// Writes the id of the best logit, unless that is NaN or infinite.
+///
+/// # Safety
+/// `out` is this thread's.
+#[device]
+#[inline(always)]
+unsafe fn write(best: u64, out: *mut u32) {
+    if from_order_key((best >> 32) as u32).is_finite() {
+        // SAFETY: the caller's promise.
+        unsafe { *out = !(best as u32) }
+    }
+}
+
+/// The smallest id among the largest logits of each greedy row. Other rows are left alone, and those with a logit that is NaN or infinite, or
+/// of which all are -inf.
 ///
 /// There are as many partials a row as blocks.
 ///
@@ -83,7 +97,7 @@ pub unsafe fn split(Draw { vocab_size, rows, logits, partials, counters, out }: 
         thread::sync_threads();
         best = reduce::block::<Max, u64>(partial, bests, BLOCK_SIZE / 32);
         if thread == 0 {
-            *out.add(row) = !(best as u32);
+            write(best, out.add(row));
         }
     }
 }
@@ -94,6 +108,7 @@ pub unsafe fn split(Draw { vocab_size, rows, logits, partials, counters, out }: 
 /// Grid, block and arrays are as above and do not overlap; there need be no `partials` and `counters`.
 #[kernel(E = [f32], name = "argmax_{E}_plain", max_threads = 1024)]
 pub unsafe fn plain(Draw { vocab_size, rows, logits, out, .. }: Draw) {
+    // SAFETY: ids are below `vocab_size`; a block reads its own row and writes its own place of `out`.
     unsafe {
         let row = *rows.add(thread::block_idx_x() as usize);
         let logits = logits.add(thread::block_idx_x() as usize * vocab_size as usize);
@@ -114,7 +129,7 @@ pub unsafe fn plain(Draw { vocab_size, rows, logits, out, .. }: Draw) {
         let bests = shared_array![u64; 32];
         best = reduce::block::<Max, u64>(best, bests, SAMPLER_THREADS / 32);
         if thread == 0 {
-            *out.add(thread::block_idx_x() as usize) = !(best as u32);
+            write(best, out.add(thread::block_idx_x() as usize));
         }
     }
 }

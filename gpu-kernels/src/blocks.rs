@@ -5,12 +5,30 @@
 
 use cuda_std::prelude::*;
 
+mod fp4;
+mod grids;
+mod iq1;
+mod iq2;
+mod iq3;
+mod iq4;
+mod k;
+mod nibbles;
+mod q2_k;
+mod q3_k;
 mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
+mod q6_k;
 mod q8_0;
+mod ternary;
 
 #[device]
 use crate::{
-    grid::{offset, row_and_column},
+    grid::{offset, repeat, row_and_column},
+    row_norms::RowNorms,
     vector::Saturate,
 };
 
@@ -22,16 +40,84 @@ pub trait Blocks {
     /// Bytes of a block.
     const BYTES: u32;
 
-    /// The value in `column` of a row: the bits that the host's `decode` gives.
+    /// Value `i` of a block: the bits that the host's `decode` gives.
     ///
     /// # Safety
-    /// `row` leads to the blocks of a row that has such a column, aligned to two bytes.
-    unsafe fn value(row: *const u8, column: u32) -> f32;
+    /// `block` leads to a block, aligned to two bytes if its length is even; `i` is below [`Blocks::VALUES`].
+    unsafe fn value(block: *const u8, i: u32) -> f32;
 
-    /// Bytes of a row of `cols` values.
+    /// The value in `column` of a row.
+    ///
+    /// # Safety
+    /// `row` leads to the blocks of a row that has such a column, aligned as for [`Blocks::value`].
+    #[inline(always)]
+    unsafe fn in_row(row: *const u8, column: u32) -> f32 {
+        // SAFETY: the caller's row has this block.
+        unsafe { Self::value(row.add(Self::row_bytes(column)), column % Self::VALUES) }
+    }
+
+    /// Bytes of the whole blocks of `cols` values.
     #[inline(always)]
     fn row_bytes(cols: u32) -> usize {
         (cols / Self::VALUES) as usize * Self::BYTES as usize
+    }
+}
+
+/// Byte `at` of a block.
+///
+/// # Safety
+/// The block has it.
+#[device]
+#[inline(always)]
+unsafe fn byte(block: *const u8, at: u32) -> u32 {
+    // SAFETY: the caller's promise.
+    u32::from(unsafe { block.add(at as usize).read() })
+}
+
+/// The u16 at byte `at` of a block.
+///
+/// # Safety
+/// The block has it, and it is aligned.
+#[device]
+#[inline(always)]
+unsafe fn word(block: *const u8, at: u32) -> u32 {
+    // SAFETY: the caller's promise.
+    u32::from(unsafe { block.add(at as usize).cast::<u16>().read() })
+}
+
+/// The f16 at byte `at` of a block.
+///
+/// # Safety
+/// As [`word`].
+#[device]
+#[inline(always)]
+unsafe fn half(block: *const u8, at: u32) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe { block.add(at as usize).cast::<f16>().read() }.to_f32()
+}
+
+/// Sixteen signed bytes in two registers: a table that needs no memory.
+#[device]
+#[derive(Clone, Copy)]
+struct Codes([u64; 2]);
+
+#[device]
+impl Codes {
+    const fn new(codes: [i8; 16]) -> Self {
+        let mut words = [0; 2];
+        let mut i = 0;
+        while i < 16 {
+            words[i / 8] |= (codes[i] as u8 as u64) << (i % 8 * 8);
+            i += 1;
+        }
+        Self(words)
+    }
+
+    /// Code `i`, which is below 16.
+    #[inline(always)]
+    fn get(self, i: u32) -> f32 {
+        let word = if i < 8 { self.0[0] } else { self.0[1] };
+        f32::from((word >> (i % 8 * 8)) as i8)
     }
 }
 
@@ -54,12 +140,13 @@ pub struct Decode<E> {
     pub out: *mut E,
 }
 
-/// `out[i] = table[token(i)]`, where `token(i)` is `tokens[i]`, or what was drawn last for row `drawn_rows[i]` of the logits
+/// `out[i] = scale · table[token(i)]`, where `token(i)` is `tokens[i]`, or what was drawn last for row `drawn_rows[i]` of the logits
 /// ([`crate::embed`]).
 #[kernel_args]
 pub struct Embed {
     pub hidden_size: u32,
     pub vocab_size: u32,
+    pub scale: f32,
     /// u32 `[num_tokens]`
     pub tokens: *const u32,
     /// u32 `[num_tokens]`, each [`crate::embed::GIVEN`] or a row of `drawn`
@@ -72,7 +159,7 @@ pub struct Embed {
     pub out: *mut f32,
 }
 
-/// `out[i, o] = Σ_c x[i, c] · weight[o, c]`, added to what is there if `accumulate` is not 0.
+/// `out[i, o] = scale · Σ_c x[i, c] · weight[o, c]`, added to what is there if `accumulate` is not 0.
 #[kernel_args]
 pub struct Matmul<X> {
     pub n: u32,
@@ -81,6 +168,7 @@ pub struct Matmul<X> {
     /// From one row of `out` to the next, in values.
     pub out_stride: u32,
     pub accumulate: u32,
+    pub scale: f32,
     /// X `[n, cols]`
     pub x: *const X,
     /// `[rows, cols]` in blocks
@@ -91,20 +179,20 @@ pub struct Matmul<X> {
 
 /// Makes the kernels of the formats in the list.
 macro_rules! formats {
-    ($($format:ident)*) => {
+    ($($file:ident::$format:ident)*) => {
         /// Each value exactly as the host decodes it, then rounded to nearest even, no f16 to infinity.
         ///
         /// Grid `[rows, ceil(cols / BLOCK_SIZE), 1]`, exact in the rows; block `[BLOCK_SIZE, 1, 1]`. One thread a value.
         ///
         /// # Safety
         /// Grid and block are as above, arrays have the lengths of [`Decode`], rows are whole blocks, `out` overlaps nothing.
-        #[kernel(W = [$($format::$format),*], E = [f32, f16, bf16], name = "decode_{W}_{E}_plain")]
+        #[kernel(W = [$($file::$format),*], E = [f32, f16, bf16], name = "decode_{W}_{E}_plain")]
         pub unsafe fn decode<W: Blocks, E: Saturate>(a: Decode<E>) {
             let Decode { cols, blocks, out } = a;
             let Some((row, column)) = row_and_column(cols) else { return };
             // SAFETY: the grid has one row of blocks a row, columns stay below `cols`.
             unsafe {
-                let value = W::value(blocks.add(row as usize * W::row_bytes(cols)), column);
+                let value = W::in_row(blocks.add(row as usize * W::row_bytes(cols)), column);
                 *out.add(offset(row, cols, column)) = E::round(value);
             }
         }
@@ -114,9 +202,9 @@ macro_rules! formats {
         /// # Safety
         /// Grid and block are as above, arrays have the lengths of [`Embed`], rows are whole blocks, `out` overlaps nothing,
         /// `vocab_size` is not 0.
-        #[kernel(W = [$($format::$format),*], name = "embed_{W}_plain")]
+        #[kernel(W = [$($file::$format),*], name = "embed_{W}_plain")]
         pub unsafe fn embed<W: Blocks>(a: Embed) {
-            let Embed { hidden_size, vocab_size, tokens, drawn_rows, drawn, table, out } = a;
+            let Embed { hidden_size, vocab_size, scale, tokens, drawn_rows, drawn, table, out } = a;
             // The first kernel of a step: the next may fetch its weights.
             crate::fused::launch_dependents();
             let Some((row, column)) = row_and_column(hidden_size) else { return };
@@ -125,8 +213,37 @@ macro_rules! formats {
                 let (given, drawn_row) = (*tokens.add(row as usize), *drawn_rows.add(row as usize));
                 let token = if drawn_row == crate::embed::GIVEN { given } else { *drawn.add(drawn_row as usize) };
                 let token = if token < vocab_size { token } else { 0 };
-                let value = W::value(table.add(token as usize * W::row_bytes(hidden_size)), column);
-                *out.add(offset(row, hidden_size, column)) = value;
+                let value = W::in_row(table.add(token as usize * W::row_bytes(hidden_size)), column);
+                *out.add(offset(row, hidden_size, column)) = value * scale;
+            }
+        }
+
+        /// A warp a row, each lane its columns in ascending order, then a butterfly.
+        ///
+        /// Grid `[ceil(rows / WARPS_PER_BLOCK), 1, 1]`, block `[MATMUL_THREADS, 1, 1]`.
+        ///
+        /// # Safety
+        /// Grid and block are as above, arrays have the lengths of [`RowNorms`], rows are whole blocks, `out` overlaps nothing.
+        #[kernel(W = [$($file::$format),*], name = "row_norms_{W}_plain", max_threads = 256)]
+        pub unsafe fn row_norms<W: Blocks>(a: RowNorms<u8>) {
+            let RowNorms { rows, cols, weight, scale, out } = a;
+            let (row, lane) = (crate::row_norms::row_of_warp(), thread::thread_idx_x() % 32);
+            if row >= rows {
+                return; // The whole warp: no shuffle below waits for it.
+            }
+            // SAFETY: `row < rows`, columns stay below `cols`.
+            unsafe {
+                let weight = weight.add(row as usize * W::row_bytes(cols));
+                let (mut sum, mut column) = (0.0f32, lane);
+                while column < cols {
+                    let value = W::in_row(weight, column) * *scale.add(column as usize);
+                    sum = value.fma(value, sum);
+                    column += 32;
+                }
+                let sum = warp::reduce_sum(sum);
+                if lane == 0 {
+                    *out.add(row as usize) = sum.sqrt();
+                }
             }
         }
 
@@ -139,10 +256,10 @@ macro_rules! formats {
         /// # Safety
         /// Grid and block are as above, `n` is not 0, arrays have the lengths of [`Matmul`], rows of weights are whole blocks, `out`
         /// overlaps nothing.
-        #[kernel(W = [$($format::$format),*], X = [f32, f16, bf16], name = "matmul_blocks_{W}_{X}_inline", max_threads = 256)]
+        #[kernel(W = [$($file::$format),*], X = [f32, f16, bf16], name = "matmul_blocks_{W}_{X}_inline", max_threads = 256)]
         pub unsafe fn matmul<W: Blocks, X: Element>(a: Matmul<X>) {
             const TILE: usize = ROWS_PER_WARP as usize;
-            let Matmul { n, rows, cols, out_stride, accumulate, x, weight, out } = a;
+            let Matmul { n, rows, cols, out_stride, accumulate, scale, x, weight, out } = a;
             crate::fused::launch_dependents();
             crate::fused::wait_for_dependencies();
             let lane = thread::thread_idx_x() % 32;
@@ -156,18 +273,18 @@ macro_rules! formats {
                 let weight = weight.add(row as usize * W::row_bytes(cols));
                 // Rows beyond the last are computed from the last and not stored: no branch inside the loop.
                 let mut x_rows = [x; TILE];
-                crate::grid::repeat(TILE, |i| x_rows[i] = x.add(offset((first + i as u32).min(n - 1), cols, 0)));
+                repeat(TILE, |i| x_rows[i] = x.add(offset((first + i as u32).min(n - 1), cols, 0)));
                 let mut sums = [0.0f32; TILE];
                 let mut column = lane;
                 while column < cols {
-                    let w = W::value(weight, column);
-                    crate::grid::repeat(TILE, |i| {
+                    let w = W::in_row(weight, column);
+                    repeat(TILE, |i| {
                         sums[i] = x_rows[i].add(column as usize).read().to_f32().fma(w, sums[i]);
                     });
                     column += 32;
                 }
-                crate::grid::repeat(TILE, |i| {
-                    let sum = warp::reduce_sum(sums[i]);
+                repeat(TILE, |i| {
+                    let sum = warp::reduce_sum(sums[i]) * scale;
                     let index = first + i as u32;
                     if lane == 0 && index < n {
                         let out = out.add(offset(index, out_stride, row));
@@ -179,4 +296,8 @@ macro_rules! formats {
     };
 }
 
-formats! { q4_0 q8_0 }
+formats! {
+    q4_0::q4_0 q4_1::q4_1 q5_0::q5_0 q5_1::q5_1 q8_0::q8_0 q2_k::q2_k q3_k::q3_k q4_k::q4_k q5_k::q5_k q6_k::q6_k
+    iq4::iq4_nl iq4::iq4_xs iq3::iq3_s iq3::iq3_xxs iq2::iq2_s iq2::iq2_xs iq2::iq2_xxs iq1::iq1_s iq1::iq1_m
+    ternary::tq1_0 ternary::tq2_0 fp4::mxfp4 fp4::nvfp4
+}

@@ -13,7 +13,7 @@ pub const BLOCK_SIZE: u32 = 256;
 /// In `drawn_rows`: the token is in `tokens`.
 pub const GIVEN: u32 = u32::MAX;
 
-/// `out[i] = table[token(i)]`, converted to f32 (exactly), where `token(i)` is `tokens[i]`, or what was drawn last for row
+/// `out[i] = scale * table[token(i)]`, in f32 (exactly, where `scale` is a power of two), where `token(i)` is `tokens[i]`, or what was drawn last for row
 /// `drawn_rows[i]` of the logits: then the host need not know it yet.
 #[kernel_args]
 pub struct Embed<E> {
@@ -26,6 +26,8 @@ pub struct Embed<E> {
     pub drawn_rows: *const u32,
     /// u32, what the sampler drew. Instead of a token that is not below `vocab_size` 0 is taken.
     pub drawn: *const u32,
+    /// What values of the table are multiplied with.
+    pub scale: f32,
     /// E `[vocab_size, hidden_size]`; `vocab_size * hidden_size` may exceed 2^32
     pub table: *const E,
     /// f32 `[num_tokens, hidden_size]`
@@ -39,7 +41,7 @@ pub struct Embed<E> {
 /// Grid and block are as above, arrays have the lengths of [`Embed`], `out` overlaps nothing.
 #[kernel(E = [f32, f16, bf16], name = "embed_{E}_plain")]
 pub unsafe fn plain<E: Element>(a: Embed<E>) {
-    let Embed { hidden_size, vocab_size, tokens, drawn_rows, drawn, table, out } = a;
+    let Embed { hidden_size, vocab_size, tokens, drawn_rows, drawn, scale, table, out } = a;
     // The first kernel of a step: the next may fetch its weights.
     launch_dependents();
     let Some((row, column)) = row_and_column(hidden_size) else { return };
@@ -50,6 +52,6 @@ pub unsafe fn plain<E: Element>(a: Embed<E>) {
         // A draw that found no token left a number beyond all; whoever reads it says so, and this row is not used.
         let token = if token < vocab_size { token } else { 0 };
         *out.add(offset(row, hidden_size, column)) =
-            (*table.add(offset(token, hidden_size, column))).to_f32();
+            (*table.add(offset(token, hidden_size, column))).to_f32() * scale;
     }
 }

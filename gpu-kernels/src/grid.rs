@@ -11,7 +11,7 @@ use cuda_std::{
 /// of `T` takes `t`, `t + T`, `t + 2T`, …
 #[device]
 #[inline(always)]
-pub fn stride_loop(count: u64, body: impl Fn(usize)) {
+pub fn stride_loop(count: u64, mut body: impl FnMut(usize)) {
     let stride = u64::from(thread::grid_dim_x()) * u64::from(thread::block_dim_x());
     let mut index = u64::from(thread::block_idx_x()) * u64::from(thread::block_dim_x())
         + u64::from(thread::thread_idx_x());

@@ -24,6 +24,7 @@ pub mod matmul;
 pub mod qk_norm;
 pub mod read_bandwidth;
 pub mod rms_norm;
+pub mod row_norms;
 pub mod sampler;
 pub mod silu_mul;
 pub mod units;

@@ -1,6 +1,6 @@
 //! Matrix product with transposed weights, in an order of addition that does not depend on the number of rows.
 //!
-//! `out[i, o] = Σ_c x[i, c] · weight[o, c]`: x `[n, cols]` in the format of weight `[rows, cols]`, or f32; out f32
+//! `out[i, o] = scale · Σ_c x[i, c] · weight[o, c]`: x `[n, cols]` in the format of weight `[rows, cols]`, or f32; out f32
 //! `[n, rows]`, all row-major; products and sums in f32. The large products of the engine go through cuBLAS, which
 //! picks another algorithm for another `n`; these kernels give a row the same bits alone and in a batch, need
 //! no library, and are what cuBLAS is compared with.
@@ -15,17 +15,20 @@ use cuda_std::prelude::*;
 
 pub mod ahead;
 
-/// `out[i, o] = Σ_c x[i, c] · weight[o, c]`; neither `n` nor `rows` is 0.
+/// `out[i, o] = scale · Σ_c x[i, c] · weight[o, c]`; neither `n` nor `rows` is 0.
 #[kernel_args]
 pub struct Matmul<E, X> {
     pub n: u32,
     pub rows: u32,
     pub cols: u32,
+    /// From one row of `out` to the next, in values.
+    pub out_stride: u32,
+    pub scale: f32,
     /// X `[n, cols]`
     pub x: *const X,
     /// E `[rows, cols]`
     pub weight: *const E,
-    /// f32 `[n, rows]`
+    /// f32 `[n, rows]`, in rows of `out_stride` values
     pub out: *mut f32,
 }
 
@@ -60,10 +63,12 @@ impl<E: Element, X: Element> Step<E, X> for One {
     type Values = f32;
     #[inline(always)]
     unsafe fn load(pointer: *const E) -> f32 {
+        // SAFETY: the caller's.
         unsafe { pointer.read() }.to_f32()
     }
     #[inline(always)]
     unsafe fn load_x(pointer: *const X) -> f32 {
+        // SAFETY: the caller's: the parts are those of its `WIDTH` values.
         unsafe { pointer.read() }.to_f32()
     }
     #[inline(always)]
@@ -82,6 +87,7 @@ impl<E: Element, X: Element> Step<E, X> for Wide {
     type Values = E::Lanes;
     #[inline(always)]
     unsafe fn load(pointer: *const E) -> E::Lanes {
+        // SAFETY: the caller's.
         unsafe { E::load(pointer) }
     }
     #[inline(always)]
@@ -89,6 +95,7 @@ impl<E: Element, X: Element> Step<E, X> for Wide {
         let mut values = E::splat(0.0);
         // An f32 input takes two loads for eight weights of two bytes.
         for part in 0..E::LANES / X::LANES {
+            // SAFETY: the caller's: the parts are those of its `WIDTH` values.
             let lanes = unsafe { X::load(pointer.add(part * X::LANES)) };
             for i in 0..X::LANES {
                 values.as_mut()[part * X::LANES + i] = lanes.as_ref()[i];
@@ -111,7 +118,7 @@ impl<E: Element, X: Element> Step<E, X> for Wide {
 #[device]
 #[inline(always)]
 unsafe fn matmul<E: Element, X: Element, S: Step<E, X>>(a: Matmul<E, X>) {
-    let Matmul { n, rows, cols, x, weight, out } = a;
+    let Matmul { n, rows, cols, out_stride, scale, x, weight, out } = a;
     const TILE: usize = ROWS_PER_WARP as usize;
     let lane = thread::thread_idx_x() % 32;
     let row = thread::block_idx_x() * WARPS_PER_BLOCK + thread::thread_idx_x() / 32;
@@ -120,11 +127,13 @@ unsafe fn matmul<E: Element, X: Element, S: Step<E, X>>(a: Matmul<E, X>) {
     }
     let first = thread::block_idx_y() * ROWS_PER_WARP;
     let cols = cols as usize;
+    // SAFETY: `row` is below `rows`, as all rows of the matrix are.
     let weight = unsafe { weight.add(row as usize * cols) };
     // Rows beyond the last are computed from the last and not stored: no branch inside the loop.
     let mut x_rows = [x; TILE];
     for i in 0..TILE {
         let index = (first + i as u32).min(n - 1);
+        // SAFETY: `index` is below `n`.
         x_rows[i] = unsafe { x.add(index as usize * cols) };
     }
 
@@ -134,6 +143,7 @@ unsafe fn matmul<E: Element, X: Element, S: Step<E, X>>(a: Matmul<E, X>) {
         // SAFETY: `column + WIDTH <= cols`, since `WIDTH` divides both.
         let w = unsafe { S::load(weight.add(column)) };
         for i in 0..TILE {
+            // SAFETY: as for the weights.
             let values = unsafe { S::load_x(x_rows[i].add(column)) };
             sums[i] = S::multiply_add(&values, &w, sums[i]);
         }
@@ -144,7 +154,7 @@ unsafe fn matmul<E: Element, X: Element, S: Step<E, X>>(a: Matmul<E, X>) {
         let index = first + i as u32;
         if lane == 0 && index < n {
             // SAFETY: `index < n` and `row < rows`.
-            unsafe { *out.add(index as usize * rows as usize + row as usize) = sum };
+            unsafe { *out.add(crate::grid::offset(index, out_stride, row)) = sum * scale };
         }
     }
 }

@@ -12,20 +12,30 @@ use crate::{
 /// Threads of a block.
 pub const BLOCK_SIZE: u32 = 128;
 
-/// `gate / (1 + e^-gate) * up`. Where `e^-gate` overflows, the quotient is a zero as it should be. Where the product before
-/// rounded to `X`, what it left infinite counts as the largest number.
+/// [`silu_mul`] of scaled values. Where the product before rounded to `X`, what it left infinite counts as the largest number.
 #[device]
 #[inline(always)]
-fn value<X: Saturate>(gate: f32, up: f32) -> f32 {
-    let (gate, up) = (X::saturate(gate), X::saturate(up));
+fn value<X: Saturate>(gate: f32, up: f32, [gate_scale, up_scale]: [f32; 2]) -> f32 {
+    let (gate, up) = (X::saturate(gate) * gate_scale, X::saturate(up) * up_scale);
+    silu_mul(gate, up)
+}
+
+/// `silu(gate) * up`. Where `e^-gate` overflows, the quotient is a zero as it should be.
+#[device]
+#[inline(always)]
+pub(crate) fn silu_mul(gate: f32, up: f32) -> f32 {
     gate / (1.0 + (-gate).exp()) * up
 }
 
-/// `out[i] = silu(gate[i]) * up[i]`, row by row, with `silu(x) = x / (1 + e^-x)`: SwiGLU's activation (Shazeer
+/// `out[i] = silu(gate_scale * gate[i]) * (up_scale * up[i])`, row by row, with `silu(x) = x / (1 + e^-x)`: SwiGLU's activation (Shazeer
 /// 2020, "GLU variants improve Transformer").
 #[kernel_args]
 pub struct SiluMul<E, X> {
     pub intermediate_size: u32,
+    /// What values of gate are multiplied with before anything else.
+    pub gate_scale: f32,
+    /// What values of up are multiplied with, and so the results.
+    pub up_scale: f32,
     /// X `[num_rows, 2 * intermediate_size]`, each row gate and then up
     pub gate_up: *const X,
     /// E `[num_rows, intermediate_size]`, computed in f32 and rounded once, no f16 to infinity
@@ -43,7 +53,7 @@ pub struct SiluMul<E, X> {
     max_threads = 128,
 )]
 pub unsafe fn plain<E: Saturate, X: Saturate>(a: SiluMul<E, X>) {
-    let SiluMul { intermediate_size, gate_up, out } = a;
+    let SiluMul { intermediate_size, gate_scale, up_scale, gate_up, out } = a;
     launch_dependents();
     wait_for_dependencies();
     let Some((row, column)) = row_and_column(intermediate_size) else { return };
@@ -52,7 +62,7 @@ pub unsafe fn plain<E: Saturate, X: Saturate>(a: SiluMul<E, X>) {
         let gate = gate_up.add(offset(row, 2 * intermediate_size, column));
         let up = gate.add(intermediate_size as usize);
         let to = out.add(offset(row, intermediate_size, column));
-        *to = E::round(value::<X>((*gate).to_f32(), (*up).to_f32()));
+        *to = E::round(value::<X>((*gate).to_f32(), (*up).to_f32(), [gate_scale, up_scale]));
     }
 }
 
@@ -68,7 +78,7 @@ pub unsafe fn plain<E: Saturate, X: Saturate>(a: SiluMul<E, X>) {
     max_threads = 128,
 )]
 pub unsafe fn vec8<E: Saturate, X: Saturate>(a: SiluMul<E, X>) {
-    let SiluMul { intermediate_size, gate_up, out } = a;
+    let SiluMul { intermediate_size, gate_scale, up_scale, gate_up, out } = a;
     launch_dependents();
     wait_for_dependencies();
     let Some((row, group)) = row_and_column(intermediate_size / 8) else { return };
@@ -77,7 +87,7 @@ pub unsafe fn vec8<E: Saturate, X: Saturate>(a: SiluMul<E, X>) {
         let gate = gate_up.add(offset(row, 2 * intermediate_size, 8 * group));
         let (g, u) = (load8(gate), load8(gate.add(intermediate_size as usize)));
         let mut values = [0.0; 8];
-        repeat(8, |i| values[i] = value::<X>(g[i], u[i]));
+        repeat(8, |i| values[i] = value::<X>(g[i], u[i], [gate_scale, up_scale]));
         store8(out.add(offset(row, intermediate_size, 8 * group)), values);
     }
 }

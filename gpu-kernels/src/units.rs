@@ -134,8 +134,6 @@ fn byte_of_place(r: u32, column: u32) -> u32 {
 
 /// Threads of a block of [`repack`], [`decode`] and [`embed`].
 pub const BLOCK_SIZE: u32 = 256;
-/// Columns that a thread of [`decode`] has: those of one scale.
-pub const DECODE_COLS: u32 = 32;
 
 /// `units = blocks`, other places for the same bits.
 #[kernel_args]
@@ -176,38 +174,105 @@ pub struct DecodeUnits<E> {
     pub cols: u32,
     /// See the [module](self).
     pub span: u32,
-    /// The first row that is decoded.
+    /// The first tile that has one of the rows.
+    pub first_tile: u32,
+    /// The rows that are decoded.
     pub first_row: u32,
+    pub rows: u32,
     /// `[tiles, units of a row]`
     pub units: *const u8,
     /// E `[rows, cols]`
     pub out: *mut E,
 }
 
-/// Each value exactly as the host decodes it, then rounded to nearest even, no f16 to infinity.
+/// Each value exactly as the host decodes it, then rounded to nearest even, no f16 to infinity. A unit comes to shared memory once; then half warps
+/// have a row each, eight columns a lane.
 ///
-/// Grid `[rows, ceil(cols / DECODE_COLS / BLOCK_SIZE), 1]`, exact in the rows; block `[BLOCK_SIZE, 1, 1]`. One thread [`DECODE_COLS`] values.
+/// Grid `[tiles, units of a row, 1]`, of all tiles with such rows from `first_tile` on; block `[BLOCK_SIZE, 1, 1]`.
 ///
 /// # Safety
 /// Grid and block are as above, arrays have the sizes of [`DecodeUnits`], and the units these rows.
-#[kernel(W = [q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q5_k::q5_k, q6_k::q6_k, q8_0::q8_0], E = [f32, f16, bf16], name = "decode_units_{W}_{E}_plain")]
+#[kernel(W = [q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q5_k::q5_k, q6_k::q6_k, q8_0::q8_0], E = [f32, f16, bf16], name = "decode_units_{W}_{E}_plain", max_threads = 256)]
 pub unsafe fn decode<W: Unit, E: Saturate>(a: DecodeUnits<E>) {
-    let DecodeUnits { cols, span, first_row, units, out } = a;
-    let Some((row, block)) = row_and_column(cols / DECODE_COLS) else { return };
-    let (tile, r) = place(first_row + row, span);
-    let (unit, column) = divide(block * DECODE_COLS, W::COLS);
-    // SAFETY: the grid has one row of blocks a row, columns stay below `cols`.
+    let DecodeUnits { cols, span, first_tile, first_row, rows, units, out } = a;
+    // Of the largest unit.
+    let shared = shared_array![[u32; 4]; 210];
+    let (tile, unit) = (first_tile + thread::block_idx_x(), thread::block_idx_y());
+    let (r, lane) = (thread::thread_idx_x() / 16, thread::thread_idx_x() % 16);
+    // SAFETY: the grid has a block for each unit of these tiles; rows are checked.
     unsafe {
-        let unit = units.add(offset(tile, divide(cols, W::COLS).0 * W::BYTES, unit * W::BYTES));
-        let out = out.add(offset(row, cols, block * DECODE_COLS));
-        repeat(DECODE_COLS as usize / 8, |i| {
+        let from =
+            units.add(offset(tile, divide(cols, W::COLS).0 * W::BYTES, unit * W::BYTES)).cast::<[u32; 4]>();
+        let mut i = thread::thread_idx_x();
+        while i < W::BYTES / 16 {
+            shared.set(i, *from.add(i as usize));
+            i += BLOCK_SIZE;
+        }
+        thread::sync_threads();
+        let row = row_of(tile, r, span);
+        if row < first_row || row - first_row >= rows {
+            return;
+        }
+        let out = out.add(offset(row - first_row, cols, unit * W::COLS));
+        let unit = shared.cast::<u8>().as_mut_ptr().cast_const();
+        let mut column = 8 * lane;
+        while column < W::COLS {
             let mut values = [0.0; 8];
             repeat(2, |half| {
-                let quad = W::quad(unit, r, column + 8 * i as u32 + 4 * half as u32);
+                let quad = W::quad(unit, r, column + 4 * half as u32);
                 repeat(4, |j| values[4 * half + j] = quad[j]);
             });
-            store8(out.add(8 * i), values);
-        });
+            store8(out.add(column as usize), values);
+            column += 128;
+        }
+    }
+}
+
+/// [`crate::row_norms`] of units.
+#[kernel_args]
+pub struct RowNormsUnits {
+    pub rows: u32,
+    pub cols: u32,
+    /// See the [module](self).
+    pub span: u32,
+    /// The first of the rows.
+    pub first_row: u32,
+    /// `[tiles, units of a row]`
+    pub units: *const u8,
+    /// f32 `[cols]`
+    pub scale: *const f32,
+    /// f32 `[rows]`
+    pub out: *mut f32,
+}
+
+/// A warp a row, four columns a lane.
+///
+/// # Safety
+/// Grid `[ceil(rows / WARPS_PER_BLOCK), 1, 1]`, block `[BLOCK_THREADS, 1, 1]` of [`crate::row_norms`]; arrays have the sizes of [`RowNormsUnits`], `out`
+/// overlaps nothing, `scale` is aligned to 16 bytes.
+#[kernel(W = [q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q5_k::q5_k, q6_k::q6_k, q8_0::q8_0], name = "row_norms_{W}_units", max_threads = 256)]
+pub unsafe fn row_norms<W: Unit>(a: RowNormsUnits) {
+    let RowNormsUnits { rows, cols, span, first_row, units, scale, out } = a;
+    let (row, lane) = (crate::row_norms::row_of_warp(), thread::thread_idx_x() % 32);
+    if row >= rows {
+        return; // The whole warp: no shuffle below waits for it.
+    }
+    // SAFETY: `row < rows`, columns stay below `cols`.
+    unsafe {
+        let (mut sum, mut column) = (0.0f32, 4 * lane);
+        while column < cols {
+            let values = quad_at::<W>(units, cols, span, first_row + row, column);
+            let scales: [f32; 4] = f32::load_group(scale.add(column as usize));
+            repeat(4, |j| {
+                let value = values[j] * scales[j];
+                sum = value.mul_add(value, sum);
+            });
+            column += 128;
+        }
+        let sum = warp::reduce_sum(sum);
+        if lane == 0 {
+            *out.add(row as usize) = sum.sqrt();
+        }
     }
 }
 
@@ -220,7 +285,7 @@ pub unsafe fn decode<W: Unit, E: Saturate>(a: DecodeUnits<E>) {
 /// `vocab_size` is not 0.
 #[kernel(W = [q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q5_k::q5_k, q6_k::q6_k, q8_0::q8_0], name = "embed_units_{W}_plain")]
 pub unsafe fn embed<W: Unit>(a: Embed) {
-    let Embed { hidden_size, vocab_size, tokens, drawn_rows, drawn, table, out } = a;
+    let Embed { hidden_size, vocab_size, scale, tokens, drawn_rows, drawn, table, out } = a;
     // The first kernel of a step: the next may fetch its weights.
     crate::fused::launch_dependents();
     let Some((row, quad)) = row_and_column(hidden_size / 4) else { return };
@@ -229,7 +294,8 @@ pub unsafe fn embed<W: Unit>(a: Embed) {
         let (given, drawn_row) = (*tokens.add(row as usize), *drawn_rows.add(row as usize));
         let token = if drawn_row == crate::embed::GIVEN { given } else { *drawn.add(drawn_row as usize) };
         let token = if token < vocab_size { token } else { 0 };
-        let values = quad_at::<W>(table, hidden_size, SPAN, token, 4 * quad);
+        let mut values = quad_at::<W>(table, hidden_size, SPAN, token, 4 * quad);
+        repeat(4, |j| values[j] *= scale);
         f32::store_group(out.add(offset(row, hidden_size, 4 * quad)), values);
     }
 }

@@ -7,9 +7,11 @@ use cuda_std::prelude::*;
 pub trait Saturate: Element {
     /// `value`, or the largest number of this format with its sign where it is beyond that; NaN stays. The formats with the
     /// range of f32 leave everything as it is.
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn saturate(value: f32) -> f32;
 
     /// The nearest of this format, never infinite for a format of a smaller range than f32's.
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
     fn round(value: f32) -> Self {
         Self::from_f32(Self::saturate(value))
@@ -37,6 +39,9 @@ impl Saturate for f16 {
     #[inline(always)]
     fn saturate(value: f32) -> f32 {
         const LARGEST: f32 = 65_504.0;
+        if value.abs() > LARGEST {
+            cuda_std::note_out_of_range(value);
+        }
         // Not `min` and `max`, which lose a NaN.
         let below = if value > LARGEST { LARGEST } else { value };
         if below < -LARGEST { -LARGEST } else { below }
@@ -56,6 +61,7 @@ pub trait Group<const N: usize>: Saturate {
     fn join(values: [f32; N]) -> Self::Word;
 
     /// The word of `N` values, each rounded by [`Saturate::round`].
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
     fn join_saturated(mut values: [f32; N]) -> Self::Word {
         crate::grid::repeat(N, |i| values[i] = Self::saturate(values[i]));
@@ -86,6 +92,7 @@ pub trait Group<const N: usize>: Saturate {
     ///
     /// # Safety
     /// As there.
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     #[inline(always)]
     unsafe fn store_saturated(pointer: *mut Self, values: [f32; N]) {
         // SAFETY: the caller's promise.
@@ -115,6 +122,7 @@ pub unsafe fn load8<E: Element>(pointer: *const E) -> [f32; 8] {
 /// # Safety
 /// `pointer` leads to eight writable elements and is aligned to 16 bytes.
 #[device]
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
 #[inline(always)]
 pub unsafe fn store8<E: Saturate>(pointer: *mut E, values: [f32; 8]) {
     use crate::grid::repeat;

@@ -2,6 +2,7 @@
 
 mod memory;
 mod parts;
+mod split;
 
 use bytes::Bytes;
 use memory::peak_allocation;

@@ -4,6 +4,9 @@
 //! Run with `cargo test --release --features gpu-tests`, where there is a GPU (`tests/common/gpu.rs`).
 
 mod engine;
+#[allow(dead_code, reason = "the CPU's half")]
+#[path = "../common/golden_formats.rs"]
+mod golden_formats;
 #[path = "../common/gpu.rs"]
 mod gpu;
 mod harness;
@@ -27,3 +30,9 @@ fn check(op: &str) {
 
 use operations::check_each;
 qernel::cuda::for_each_operation!(check_each);
+
+#[test]
+fn blocks_are_decoded_as_elsewhere() {
+    let Some(device) = device() else { return };
+    golden_formats::check_device(&device);
+}

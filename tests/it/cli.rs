@@ -1,61 +1,13 @@
 //! The real binary, driven as a user drives it: on the CPU, with a model of random weights made for the test.
 
+use crate::program::*;
 use assert_cmd::Command;
 use predicates::prelude::*;
 use qernel::dtype::Dtype;
 use qernel::testing::TinyModel;
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
-use std::path::PathBuf;
 use std::process::Stdio;
-use tempfile::TempDir;
-
-/// A folder with a model in it.
-struct Fixture {
-    folder: TempDir,
-    model: PathBuf,
-}
-
-impl Fixture {
-    fn new() -> Self {
-        Self::with(&TinyModel::default())
-    }
-
-    fn with(model: &TinyModel) -> Self {
-        let folder = TempDir::new().unwrap();
-        let path = folder.path().join("tiny.gguf");
-        std::fs::write(&path, model.to_bytes()).unwrap();
-        Self { folder, model: path }
-    }
-
-    fn command(&self, name: &str) -> Command {
-        let mut command = qernel();
-        command.arg(name).arg("--model").arg(&self.model);
-        command
-    }
-
-    /// On the CPU, so that results can be compared across machines.
-    fn generate(&self) -> Command {
-        let mut command = self.command("generate");
-        command.args(["--device", "cpu"]);
-        command
-    }
-}
-
-fn qernel() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_qernel"));
-    command.env_remove("QERNEL_MODEL").env_remove("RUST_LOG");
-    command
-}
-
-fn json(command: &mut Command) -> Value {
-    let output = command.assert().success().get_output().stdout.clone();
-    serde_json::from_slice(&output).unwrap()
-}
-
-fn text(value: &Value) -> &str {
-    value.as_str().expect("a string")
-}
 
 #[test]
 fn greedy_text_is_repeatable_and_the_json_agrees_with_the_stream() {

@@ -4,27 +4,37 @@
 //! float32 is from itself in float64) and `NAME.npy` (float32 `[tokens, vocabulary]`). `QERNEL_FAMILIES` names the folder. Small models of
 //! each architecture, whose logits stand beside them, are in `forward.rs` and need no folder.
 
+use crate::compare::nmse;
 use qernel::batch::{Batch, BatchLimits, SequenceRows, WantedLogits};
 use qernel::config::Config;
 use qernel::cpu::CpuOps;
+use qernel::cuda::{CudaOps, Device, KernelChoice};
 use qernel::dtype::Dtype;
 use qernel::gguf::Gguf;
 use qernel::kv_layout::pages_for;
 use qernel::load::kv_layout;
 use qernel::model::{ARCHITECTURES, ModelRunner, Runner};
-use qernel::ops::OpsConfig;
+use qernel::ops::{Ops, OpsConfig};
 use qernel::weights::Weights;
 use std::path::Path;
+use std::rc::Rc;
 
 const MAX_MODEL_LEN: usize = 128;
 
 /// The logits of all positions, with `chunk` tokens a step.
-fn logits(config: &Config, weights: &Weights, tokens: &[u32], chunk: usize) -> Vec<f32> {
+fn logits<O: Ops + 'static>(
+    config: &Config,
+    weights: &Weights,
+    tokens: &[u32],
+    chunk: usize,
+    dtype: Dtype,
+    ops: impl Fn(&OpsConfig) -> O,
+) -> Vec<f32> {
     let max_blocks = pages_for(MAX_MODEL_LEN);
     let limits = BatchLimits { max_num_tokens: 128, max_num_sequences: 1, max_num_logits: 128, max_blocks };
     let ops_config = OpsConfig::new(config, MAX_MODEL_LEN, limits);
-    let layout = kv_layout(config, Dtype::F32, max_blocks).unwrap();
-    let ops = CpuOps::new(&ops_config).unwrap();
+    let layout = kv_layout(config, dtype, max_blocks).unwrap();
+    let ops = ops(&ops_config);
     let mut runner = ModelRunner::new(ops, weights, config, &ops_config, layout, &mut |_, _| ()).unwrap();
     let pages: Vec<u32> = (0..max_blocks as u32).rev().collect();
     let chunks = tokens.chunks(chunk).enumerate();
@@ -41,6 +51,15 @@ fn read_npy(path: &Path) -> Vec<f32> {
     let header = 10 + usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
     assert!(std::str::from_utf8(&bytes[10..header]).unwrap().contains("'<f4', 'fortran_order': False"));
     bytes[header..].as_chunks().0.iter().map(|&value| f32::from_le_bytes(value)).collect()
+}
+
+/// What is said of a file, and the tokens of its prompt.
+fn facts(path: &Path) -> (serde_json::Value, Vec<u32>) {
+    let facts: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(path.with_extension("json")).unwrap()).unwrap();
+    let tokens = facts["tokens"].as_array().unwrap().iter().map(|token| token.as_u64().unwrap() as u32);
+    let tokens = tokens.collect();
+    (facts, tokens)
 }
 
 #[test]
@@ -69,15 +88,15 @@ fn golden_files_of_the_families() {
                 continue;
             }
         };
-        let facts: serde_json::Value =
-            serde_json::from_slice(&std::fs::read(path.with_extension("json")).unwrap()).unwrap();
-        let tokens: Vec<u32> =
-            facts["tokens"].as_array().unwrap().iter().map(|token| token.as_u64().unwrap() as u32).collect();
+        let (facts, tokens) = facts(&path);
         let allowed = 4.0 * facts["float32_difference"].as_f64().unwrap();
         let expected = read_npy(&path.with_extension("npy"));
         for chunk in [tokens.len(), 7, 1] {
-            let found = logits(&config, &weights, &tokens, chunk);
+            let cpu = |config: &OpsConfig| CpuOps::new(config).unwrap();
+            let found = logits(&config, &weights, &tokens, chunk, Dtype::F32, cpu);
             assert_eq!(found.len(), expected.len(), "{name}");
+            let error = nmse(&found, &expected);
+            assert!(error <= 1e-9, "{name}, {chunk} tokens a step: normalised mean squared error {error:e}");
             let difference = |(a, b): (&f32, &f32)| f64::from((a - b).abs());
             let worst = found
                 .iter()
@@ -90,4 +109,28 @@ fn golden_files_of_the_families() {
         compared.push(name);
     }
     assert!(compared.iter().any(|name| name.starts_with("qwen2")), "compared: {compared:?}");
+}
+
+/// A file whose matrices have every format, on an emulated device, which holds its floats as f16.
+#[test]
+#[ignore = "needs QERNEL_FAMILIES, a folder of golden files"]
+fn every_format_on_an_emulated_device() {
+    let folder =
+        std::env::var_os("QERNEL_FAMILIES").expect("QERNEL_FAMILIES names the folder of golden files");
+    let path = Path::new(&folder).join("every.gguf");
+    let gguf = Gguf::open(&path).unwrap();
+    let config = Config::from_gguf(&gguf).unwrap();
+    let weights = Weights::from_gguf(&gguf, &config).unwrap();
+    assert_eq!(weights.unused, [""; 0]);
+    let (_, tokens) = facts(&path);
+    let expected = read_npy(&path.with_extension("npy"));
+    let vocab_size = expected.len() / tokens.len();
+    let tokens = &tokens[..24];
+    let device = Rc::new(Device::emulated(cuda_std::emulation::Options { seed: 1, ..Default::default() }));
+    let emulated =
+        |config: &OpsConfig| CudaOps::new(&device, config, Dtype::F16, KernelChoice::default()).unwrap();
+    let found = logits(&config, &weights, tokens, 19, Dtype::F16, emulated);
+    let error = nmse(&found, &expected[..tokens.len() * vocab_size]);
+    println!("every: normalised mean squared error {error:.1e}");
+    assert!(error <= 1e-5, "normalised mean squared error {error:e}");
 }

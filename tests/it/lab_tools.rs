@@ -27,7 +27,7 @@ fn copy_of_the_source() -> TempDir {
     for name in ["Cargo.toml", "Cargo.lock", "build.rs", "rustfmt.toml", "rust-toolchain.toml"] {
         fs::copy(repository().join(name), folder.path().join(name)).unwrap();
     }
-    for name in ["gpu-kernels", "cuda", "engine", "tests"] {
+    for name in ["gpu-kernels", "cuda", "engine", "examples", "tests"] {
         copy(&repository().join(name), &folder.path().join(name));
     }
     folder

@@ -2,18 +2,30 @@
 //! is a subject; its first lines say what it proves. `cargo test --release --test it scheduler` runs one of them.
 
 mod bench;
+mod broken;
 mod cli;
 #[path = "../common/compare.rs"]
 mod compare;
+mod customs;
+mod elsewhere;
 mod engine;
 mod families;
+mod formats;
 mod forward;
+mod fuzz;
+#[allow(dead_code, reason = "the devices' half")]
+#[path = "../common/golden_formats.rs"]
+mod golden_formats;
 mod haiku;
 mod lab;
 mod lab_tools;
+mod library;
 #[path = "../common/life.rs"]
 mod life;
 mod model_file;
+mod outputs;
+mod program;
+mod readme;
 mod rooms;
 mod sampler;
 mod scheduler;

@@ -169,7 +169,7 @@ fn weights_are_typed_layers() {
             for (found, exact) in weights.matrices().zip(exact.matrices()) {
                 assert_eq!((&found.name, found.rows, found.cols), (&exact.name, exact.rows, exact.cols));
                 assert_eq!(found.format, format);
-                let expected = format.encode(&values(&exact.data));
+                let expected = format.encode(&values(&exact.data)).unwrap();
                 assert_eq!(found.data, expected, "{}", found.name);
             }
             for norm in ["blk.1.attn_norm.weight", "blk.1.ffn_norm.weight", "output_norm.weight"] {
@@ -227,10 +227,54 @@ fn missing_and_unused_tensors_are_listed() {
 
     let mut writer = model().writer();
     let zeros = |count: usize| vec![0; count * 4];
-    writer.tensor("blk.0.attn_output.bias", &[48], GgmlType::F32, zeros(48));
     writer.tensor("blk.2.attn_norm.weight", &[48], GgmlType::F32, zeros(48));
+    writer.tensor("blk.2.attn_q.bias", &[48], GgmlType::F32, zeros(48));
+    writer.tensor("mtp.weight", &[4], GgmlType::F32, zeros(4));
     writer.tensor("rope_freqs.weight", &[4], GgmlType::F32, zeros(4));
-    assert_eq!(load(&writer).unwrap().unused, ["blk.0.attn_output.bias", "blk.2.attn_norm.weight"]);
+    writer.tensor("blk.1.attn_rot_embd.weight", &[4], GgmlType::F32, zeros(4));
+    assert_eq!(load(&writer).unwrap().unused, ["blk.2.attn_norm.weight", "blk.2.attn_q.bias", "mtp.weight"]);
+}
+
+#[test]
+fn a_tensor_that_changes_the_answers_and_is_not_computed_with_refuses_the_file() {
+    for name in [
+        "output.bias",
+        "output_norm.bias",
+        "token_embd_norm.weight",
+        "position_embd.weight",
+        "blk.0.attn_output.bias",
+        "blk.1.attn_q_norm.weight",
+        "blk.1.ffn_norm_2.weight",
+        "blk.0.attn_q.scale",
+        "other.scale",
+    ] {
+        let mut writer = model().writer();
+        writer.tensor(name, &[4], GgmlType::F32, vec![0; 16]);
+        assert_message(load(&writer), &format!("not computed with: 1 ({name})"));
+    }
+}
+
+#[test]
+fn a_number_that_changes_the_answers_and_is_not_computed_with_refuses_the_file() {
+    for (key, neutral) in [
+        ("attn_logit_softcapping", 0.0),
+        ("final_logit_softcapping", 0.0),
+        ("logit_scale", 1.0),
+        ("embedding_scale", 1.0),
+        ("residual_scale", 1.0),
+        ("attention.clamp_kqv", 0.0),
+        ("attention.max_alibi_bias", 0.0),
+        ("rope.scaling.attn_factor", 1.0),
+    ] {
+        let with = |value: f32| {
+            let mut writer = model().writer();
+            writer.metadata(&format!("qwen2.{key}"), value);
+            load(&writer)
+        };
+        with(neutral).unwrap();
+        assert_message(with(30.0), &format!("metadata `qwen2.{key}` is 30; expected {neutral}"));
+        assert_message(with(f32::NAN), "is NaN");
+    }
 }
 
 #[test]
@@ -248,10 +292,10 @@ fn formats_and_shapes_are_checked() {
     let mut writer = model().writer();
     for name in ["blk.0.ffn_up.weight", "blk.1.ffn_up.weight", "token_embd.weight"] {
         let shape = if name == "token_embd.weight" { [287, 256] } else { [40, 256] };
-        writer.remove_tensor(name).tensor(name, &shape, GgmlType(14), vec![0; (shape[0] * 210) as usize]);
+        writer.remove_tensor(name).tensor(name, &shape, GgmlType(15), vec![0; (shape[0] * 292) as usize]);
     }
     let expected =
-        "3 (token_embd.weight Q6_K, blk.0.ffn_up.weight Q6_K, blk.1.ffn_up.weight Q6_K); use a conversion";
+        "3 (token_embd.weight Q8_K, blk.0.ffn_up.weight Q8_K, blk.1.ffn_up.weight Q8_K); use a conversion";
     assert_message(load(&writer), expected);
 
     let mut unknown = model().writer();
@@ -262,6 +306,14 @@ fn formats_and_shapes_are_checked() {
         vec![0; 64],
     );
     assert_message(load(&unknown), "1 (output_norm.weight unknown type 777)");
+    let mut of_a_fork = model().writer();
+    of_a_fork.remove_tensor("blk.0.ffn_up.weight").tensor(
+        "blk.0.ffn_up.weight",
+        &[40, 256],
+        GgmlType(139),
+        vec![],
+    );
+    assert_message(load(&of_a_fork), "1 (blk.0.ffn_up.weight unknown type 139 (IQ4_K of ik_llama.cpp))");
 
     let mut transposed = model().writer();
     transposed.remove_tensor("blk.0.attn_q.weight").tensor(

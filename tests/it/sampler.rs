@@ -2,7 +2,8 @@
 
 use proptest::prelude::*;
 use qernel::cpu::sampler::{apply_penalties, argmax, filter, sample, uniform};
-use qernel::sampler::{SamplingParams, SamplingRow, philox4x32_10};
+use qernel::sampler::{NO_TOKEN, SamplingParams, SamplingRow, TokenMask, philox4x32_10};
+use std::sync::Arc;
 
 /// Every filter off, temperature 1.
 fn plain() -> SamplingParams {
@@ -78,10 +79,34 @@ fn filters_come_before_the_temperature() {
 
 #[test]
 fn temperature_zero_is_the_arg_max() {
-    let logits = [0.5, 2.0, 2.0, f32::NAN, -1.0];
+    let logits = [0.5, 2.0, 2.0, f32::NEG_INFINITY, -1.0];
     assert_eq!(argmax(&logits), 1);
     let params = SamplingParams { temperature: 0.0, ..plain() };
     assert_eq!(sample(&mut logits.clone(), &row(params, 3)), 1);
+}
+
+#[test]
+fn nothing_is_drawn_where_logits_are_no_numbers() {
+    let settings = [
+        SamplingParams { temperature: 0.0, ..plain() },
+        plain(),
+        SamplingParams { top_k: 1, ..plain() },
+        SamplingParams::default(),
+    ];
+    for params in settings {
+        for logits in [[1.0, f32::NAN, 0.5], [f32::NAN; 3], [1.0, f32::INFINITY, 0.5], [f32::NEG_INFINITY; 3]]
+        {
+            assert_eq!(
+                sample(&mut logits.clone(), &row(params.clone(), 3)),
+                NO_TOKEN,
+                "{logits:?}, {params:?}"
+            );
+        }
+        // What may not be drawn does not count.
+        let allowed = Some(Arc::new(TokenMask::from_words(vec![0b101])));
+        let masked = SamplingRow { allowed, ..row(params, 3) };
+        assert_ne!(sample(&mut [1.0, f32::NAN, 0.5], &masked), NO_TOKEN);
+    }
 }
 
 #[test]

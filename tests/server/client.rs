@@ -6,7 +6,7 @@ use qernel::error::{Error, Result};
 use qernel::kv_layout::KvLayout;
 use qernel::load::{DeviceChoice, Model, RunnerOptions};
 use qernel::model::Runner;
-use qernel::sampler::{Logprobs, SamplingRow};
+use qernel::sampler::{Logprobs, NO_TOKEN, SamplingRow};
 use qernel::server::{LoadedModel, Server, ServerConfig};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -28,6 +28,8 @@ pub const SOON: Duration = Duration::from_secs(15);
 pub struct Control {
     /// Every step fails.
     pub fail: AtomicBool,
+    /// Every step finds no token to draw.
+    pub broken: AtomicBool,
     /// Milliseconds that every step takes more.
     pub pause: AtomicU64,
     /// Steps computed so far.
@@ -63,7 +65,9 @@ impl Runner for Controlled {
             return Err(Error::Device("the cable was pulled".into()));
         }
         self.control.steps.fetch_add(1, Ordering::Relaxed);
-        self.inner.step(batch, rows)
+        let tokens = self.inner.step(batch, rows)?;
+        let broken = self.control.broken.load(Ordering::Relaxed);
+        Ok(if broken { vec![NO_TOKEN; tokens.len()] } else { tokens })
     }
 
     fn take_logprobs(&mut self) -> Vec<Option<Logprobs>> {
@@ -94,7 +98,12 @@ pub fn open(parallel: usize, control: Arc<Control>) -> Result<LoadedModel> {
     let mut model = open_model(parallel)?;
     let template: Option<ChatTemplate> = model.template().ok();
     model.runner = Box::new(Controlled { inner: model.runner, control });
-    Ok(LoadedModel { engine: model.into_engine()?, template, name: "haiku".into() })
+    Ok(LoadedModel {
+        engine: model.into_engine()?,
+        template,
+        name: "haiku".into(),
+        watch: Default::default(),
+    })
 }
 
 /// A server that runs until it is dropped.

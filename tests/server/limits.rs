@@ -184,3 +184,21 @@ fn a_device_that_works_again_is_found_without_a_request() {
     server.wait_until("health", |server| server.get("/health").status == 200);
     server.wait_until_idle();
 }
+
+/// Logits that are no numbers end an answer with 500, a stream with an error event; the server goes on.
+#[test]
+fn an_answer_for_which_no_token_can_be_drawn_ends_with_an_error() {
+    let server = start(config());
+    server.control.broken.store(true, Ordering::Relaxed);
+    let body = json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8});
+    let response = server.post("/v1/chat/completions", &body);
+    assert_eq!(response.status, 500, "{}", response.text());
+    assert!(response.text().contains("NaN or infinite"), "{}", response.text());
+    let body = json!({"prompt": "hi", "max_tokens": 8, "stream": true});
+    let events: Vec<_> = server.stream("/v1/completions", &body).events().collect();
+    assert!(events.iter().any(|event| event.data.contains("NaN or infinite")), "{events:?}");
+
+    server.control.broken.store(false, Ordering::Relaxed);
+    assert_eq!(server.post("/v1/completions", json!({"prompt": "hi", "max_tokens": 8})).status, 200);
+    assert_eq!(server.get("/health").status, 200);
+}

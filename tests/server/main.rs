@@ -8,6 +8,8 @@ mod hostile;
 mod lifecycle;
 mod limits;
 mod load;
+mod logs;
+mod long_texts;
 #[path = "../common/minute.rs"]
 mod minute;
 mod openai;

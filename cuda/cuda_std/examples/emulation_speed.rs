@@ -1,6 +1,10 @@
 //! How fast kernels are emulated: memory accesses, barriers and shuffles a second, with checks and without.
 //!
 //! `cargo run --release -p cuda_std --example emulation_speed`
+#![allow(
+    clippy::undocumented_unsafe_blocks,
+    reason = "kernels of a few lines, each launched once, beside it"
+)]
 
 use std::time::Instant;
 
@@ -76,7 +80,7 @@ const N: usize = 1 << 20;
 
 fn time(name: &str, count: f64, unit: &str, run: impl Fn(&Emulator, DevicePtr<f32>, DevicePtrMut<f32>)) {
     for check in [true, false] {
-        let emulator = Emulator::new(Options { seed: 1, check });
+        let emulator = Emulator::new(Options { seed: 1, check, ..Options::default() });
         let x = DevicePtrMut::<f32>::from_raw(emulator.allocate(4 * N));
         let out = DevicePtrMut::from_raw(emulator.allocate(4 * N));
         run(&emulator, x.into(), out);

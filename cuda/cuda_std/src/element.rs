@@ -22,12 +22,14 @@ pub trait Element: Bits {
 
     /// The nearest element; ties go to the even one. Any NaN becomes 0x7fff (`f32`, whose conversion to itself does
     /// nothing, apart).
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn from_f32(value: f32) -> Self;
 
     /// The [`LANES`](Self::LANES) elements in 16 bytes of memory, in the order of their addresses.
     fn unpack(words: [u32; 4]) -> Self::Lanes;
 
     /// 16 bytes of memory from [`LANES`](Self::LANES) values, rounded as by [`from_f32`](Self::from_f32).
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn pack(lanes: Self::Lanes) -> [u32; 4];
 
     /// [`LANES`](Self::LANES) times `value`.
@@ -66,6 +68,7 @@ pub trait PackedElement: Element {
     fn unpack2(word: u32) -> (f32, f32);
 
     /// `low` in the low half, `high` in the high half, each rounded to nearest, ties to even.
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
     fn pack2(low: f32, high: f32) -> u32;
 }
 
@@ -150,6 +153,18 @@ macro_rules! half_element {
 half_element!(f16);
 half_element!(bf16);
 
+/// Says that `value` is beyond the range of what it is about to be rounded to: for kernels that keep such numbers from becoming infinite.
+/// The conversions here say so themselves. A finding in emulation that asks for it (`emulation::Options::range`); on the device nothing.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+#[inline(always)]
+pub fn note_out_of_range(value: f32) {
+    #[cfg(not(target_arch = "nvptx64"))]
+    if let Some(thread) = crate::emulation::current_or_none() {
+        thread.out_of_range(value, core::panic::Location::caller());
+    }
+    let _ = value;
+}
+
 /// The device's conversions. Route: rustc's own `f16` for a single f16; `asm!` (pure, no memory, not
 /// convergent) for bf16, which rustc does not know, and for pairs, which are one instruction.
 #[cfg(target_arch = "nvptx64")]
@@ -232,14 +247,23 @@ mod convert {
                     $widen
                 }
 
+                #[track_caller]
                 pub fn narrow(value: f32) -> u16 {
-                    if value.is_nan() { 0x7fff } else { half::$t::from_f32(value).to_bits() }
+                    if value.is_nan() {
+                        return 0x7fff;
+                    }
+                    let narrow = half::$t::from_f32(value);
+                    if narrow.is_infinite() {
+                        super::super::note_out_of_range(value);
+                    }
+                    narrow.to_bits()
                 }
 
                 pub fn widen2(word: u32) -> (f32, f32) {
                     (widen(word as u16), widen((word >> 16) as u16))
                 }
 
+                #[track_caller]
                 pub fn narrow2(low: f32, high: f32) -> u32 {
                     u32::from(narrow(low)) | u32::from(narrow(high)) << 16
                 }

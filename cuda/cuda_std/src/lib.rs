@@ -79,7 +79,7 @@ mod target;
 
 pub use bits::Bits;
 pub use cuda_std_macros::{device, kernel, kernel_args, shared_array};
-pub use element::{Element, PackedElement};
+pub use element::{Element, PackedElement, note_out_of_range};
 pub use half;
 
 /// A panic on the device stops the grid: the launch ends with "unspecified launch failure".

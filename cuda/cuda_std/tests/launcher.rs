@@ -80,6 +80,7 @@ fn every_parameter_arrives_in_its_place() {
     let (x, out) = (DevicePtr::from_raw(0x7f00_0000_1000), DevicePtrMut::from_raw(0x7f00_0000_2000));
     // SAFETY: nothing runs.
     let Ok(()) = unsafe { mixed_parameters(&recorder, &CONFIG, 7, x, shape, out, 1e-6, [1, 2, 3]) };
+    // SAFETY: nothing runs.
     let Ok(()) = unsafe { no_parameters(&recorder, &CONFIG) };
     let launches = [("mixed_parameters", CONFIG, 6), ("no_parameters", CONFIG, 0)];
     assert_eq!(*recorder.launches.borrow(), launches);
@@ -128,6 +129,7 @@ pub unsafe fn scale<E: Element, X: Element, const N: usize>(
     a: Scale<E, X>,
     #[shared(N * size_of::<E>())] _room: Shared<u32>,
 ) {
+    // SAFETY: nothing runs.
     unsafe { *a.out = E::from_f32((*a.x).to_f32() * a.factor * N as f32) }
 }
 

@@ -2,9 +2,10 @@
 
 use super::check::dtype;
 use super::table::Table;
-use crate::cli::output::Output;
+use crate::cli::output::{Output, save_text};
 use crate::config::Config;
 use crate::cuda;
+use crate::disk::Access;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::lab::bench::{BenchOptions, bench, nothing_to_time};
@@ -109,7 +110,7 @@ pub(super) fn run(args: BenchArgs) -> Result<ExitCode> {
         run.compare_with(baseline);
     }
     if let Some(path) = &args.report {
-        std::fs::write(path, report::page(&run)).map_err(|error| Error::io(path, error))?;
+        save_text(path, args.model.as_deref(), &report::page(&run))?;
     }
     let mut out = Output::stdout();
     match (args.json, args.csv) {
@@ -125,7 +126,7 @@ fn workload(args: &BenchArgs) -> Result<Workload> {
     let (config, dtype) = match &args.model {
         None => (published_config(&args.like)?, DtypeChoice::Auto.preferred(Dtype::Bf16)),
         Some(path) => {
-            let gguf = open_gguf(Some(path))?;
+            let gguf = open_gguf(Some(path), Access::Map)?;
             let config = Config::from_gguf(&gguf)?;
             let dtype = cuda::compute_dtype(&Weights::from_gguf(&gguf, &config)?);
             (config, DtypeChoice::Auto.preferred(dtype))

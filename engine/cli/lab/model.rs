@@ -1,12 +1,13 @@
 //! `lab model`: the running model with other kernels.
 
 use super::table::Table;
-use crate::cli::output::Output;
+use crate::cli::options::FileArgs;
+use crate::cli::output::{Output, note};
 use crate::config::Config;
 use crate::cuda::KernelChoice;
 use crate::error::{Error, Result};
 use crate::lab::model::{LOGIT_ROWS, Measured, NUM_SEQUENCES, Place, Plan, Report, Share, measure};
-use crate::load::{DeviceChoice, DtypeChoice, RunnerOptions, fit_cpu, fit_cuda, open_device, open_gguf};
+use crate::load::{DeviceChoice, DtypeChoice, RunnerOptions, fit_cpu, fit_cuda, open_device};
 use crate::stats::Stats;
 use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
@@ -16,9 +17,8 @@ use std::process::ExitCode;
 /// Run a model with other kernels than the default ones: its speed, where its time goes, and whether its answers change
 #[derive(Debug, clap::Args)]
 pub struct ModelArgs {
-    /// GGUF file of the model [default: the small haiku model that the program carries]
-    #[arg(short, long, value_name = "FILE", env = "QERNEL_MODEL")]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    file: FileArgs,
     /// Variants to compare with the default ones, such as rms_norm=plain,attention=split
     #[arg(long, value_name = "OP=VARIANT,…")]
     kernel: Option<String>,
@@ -68,7 +68,7 @@ and now and then one of them makes it twice as fast, for a reason that is plain 
 pub(super) fn run(args: ModelArgs) -> Result<ExitCode> {
     let kernels = args.kernel.as_deref().map(KernelChoice::parse).transpose()?.unwrap_or_default();
     let against = args.against.as_deref().map(KernelChoice::parse).transpose()?.unwrap_or_default();
-    let gguf = open_gguf(args.model.as_deref())?;
+    let gguf = args.file.open()?;
     let config = Config::from_gguf(&gguf)?;
     let weights = Weights::from_gguf(&gguf, &config)?;
     let text = match &args.text {
@@ -110,14 +110,14 @@ pub(super) fn run(args: ModelArgs) -> Result<ExitCode> {
         print(&mut out, &report, kernels, args.against.as_deref().unwrap_or("the default variants"))?;
     }
     if report.device == "emulated device" {
-        eprintln!("note: an emulated device's times mean nothing; its answers are those of the kernels");
+        note("note: an emulated device's times mean nothing; its answers are those of the kernels");
     }
     if report.chosen.is_none() {
         let why = match report.device.starts_with("CPU") && kernels != KernelChoice::default() {
             false => "no other variants were asked for (--kernel op=variant)",
             true => "the CPU has one way to compute each operation, so --kernel chooses nothing there",
         };
-        eprintln!("note: {why}: there is nothing to compare with");
+        note(format_args!("note: {why}: there is nothing to compare with"));
     }
     Ok(ExitCode::SUCCESS)
 }

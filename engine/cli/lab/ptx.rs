@@ -1,6 +1,6 @@
 //! `lab ptx`: what the compiler, and the assembler, made of a kernel.
 
-use crate::cli::output::Output;
+use crate::cli::output::{Output, message, note};
 use crate::cuda;
 use crate::error::{Error, Result};
 use crate::lab::assembler::{assemble, disassemble, required_tool, tool};
@@ -69,7 +69,7 @@ pub(super) fn run(args: PtxArgs) -> Result<ExitCode> {
                 match assemble(&ptxas, &run, arch, &folder.path().join("kernel.cubin")) {
                     Ok(resources) => out.line(&describe(&resources, kernel))?,
                     // An older ptxas than the architecture: the PTX can be read all the same.
-                    Err(error) => eprintln!("qernel: {error}"),
+                    Err(error) => note(message(&error).trim_end()),
                 }
             }
             let text = if args.no_source { run } else { module.annotated(kernel, &mut sources) };
@@ -77,12 +77,10 @@ pub(super) fn run(args: PtxArgs) -> Result<ExitCode> {
         }
     }
     if !args.no_source && !module.has_lines() {
-        eprintln!(
-            "note: this module has no source lines; cuda_builder's generate_line_info(true) writes them"
-        );
+        note("note: this module has no source lines; cuda_builder's generate_line_info(true) writes them");
     }
     for file in sources.changed() {
-        eprintln!("note: {file} has changed since this program was built; its lines may have moved");
+        note(format_args!("note: {file} has changed since this program was built; its lines may have moved"));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,6 +1,7 @@
 //! `lab report`: a page with charts from a stored run.
 
-use crate::error::{Error, Result};
+use crate::cli::output::save_text;
+use crate::error::Result;
 use crate::lab::report;
 use crate::lab::run::Run;
 use std::path::PathBuf;
@@ -24,6 +25,6 @@ pub(super) fn run(args: ReportArgs) -> Result<ExitCode> {
     if let Some(path) = &args.baseline {
         run.compare_with(&Run::read(path)?);
     }
-    std::fs::write(&args.output, report::page(&run)).map_err(|error| Error::io(&args.output, error))?;
+    save_text(&args.output, None, &report::page(&run))?;
     Ok(ExitCode::SUCCESS)
 }

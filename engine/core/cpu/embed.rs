@@ -15,7 +15,13 @@ pub fn embed(isa: Isa, tokens: &[u32], table: &Matrix, out: &mut Tensor) -> Resu
     out.expect("embed", "out", tokens.len(), table.cols)?;
     let row_bytes = table.row_bytes()?;
     for_each_row(out.first_mut(tokens.len()), table.cols, |i, out| {
-        to_f32(isa, table.format, &table.data[tokens[i] as usize * row_bytes..][..row_bytes], out);
+        to_f32(
+            isa,
+            table.format,
+            table.scale,
+            &table.data[tokens[i] as usize * row_bytes..][..row_bytes],
+            out,
+        );
     });
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! `out = x · weightᵀ`, straight from the memory map, with the same bits for a row alone and in a batch.
 //!
-//! Every output is one dot product: `in_features` in chunks of [`CHUNK`], each chunk in sixteen lanes of fused
+//! Every output is one dot product: `in_features` in chunks of `CHUNK`, each chunk in sixteen lanes of fused
 //! multiply-adds folded in a fixed order, the chunks added in order. How many rows and weights share a pass through
 //! the registers changes nothing in that, so a token's values do not depend on what else is in the batch. A library
 //! product that blocks by the batch's size cannot promise this. Measured per core at 512 rows of the 0.5B shapes,
@@ -168,13 +168,14 @@ fn many_rows(isa: Isa, product: &Product, first: usize, last: usize) {
         let scratch = scratch.get_or_insert_with(|| {
             Tensor::new(MANY_ROWS_BLOCK, SCRATCH_STRIDE).expect("128 KiB of scratch memory")
         });
-        let &Matrix { format, cols: in_features, ref data, .. } = product.weight;
+        let &Matrix { format, cols: in_features, scale, ref data, .. } = product.weight;
         let bytes_of = |values: usize| values / format.block_values() * format.block_bytes();
         for k in (0..in_features).step_by(CHUNK) {
             let len = (in_features - k).min(CHUNK);
             for o in first..last {
                 let bytes = &data[bytes_of(o * in_features + k)..][..bytes_of(len)];
-                to_f32(isa, format, bytes, &mut scratch.values_mut()[(o - first) * SCRATCH_STRIDE..][..len]);
+                let values = &mut scratch.values_mut()[(o - first) * SCRATCH_STRIDE..][..len];
+                to_f32(isa, format, scale, bytes, values);
             }
             let chunk = ManyRows { product, scratch, first, last, k, len };
             // SAFETY: shapes were checked; blocks are disjoint.
@@ -377,7 +378,7 @@ mod tests {
             });
         }
         let data = bytes::Bytes::from(bytes).slice(1..);
-        (Matrix { name: "weight".into(), format: dtype.into(), rows, cols, data }, values)
+        (Matrix { name: "weight".into(), format: dtype.into(), rows, cols, scale: 1.0, data }, values)
     }
 
     #[test]

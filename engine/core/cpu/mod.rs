@@ -200,7 +200,7 @@ impl Ops for CpuOps {
         self.attention(&batch.wanted(), layer, q, cache, out)
     }
 
-    fn silu_mul(&mut self, n: usize, gate_up: &Tensor, out: &mut Tensor) -> Result<()> {
+    fn silu_mul(&mut self, n: usize, _: &Stacked<Weight>, gate_up: &Tensor, out: &mut Tensor) -> Result<()> {
         silu_mul::silu_mul(n, gate_up, out)
     }
 

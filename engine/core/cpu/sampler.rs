@@ -1,15 +1,19 @@
 //! The sampler on the CPU: the reference of `gpu-kernels/src/sampler`.
 
-use crate::sampler::{SamplingParams, SamplingRow, TokenMask, philox4x32_10};
+use crate::sampler::{NO_TOKEN, SamplingParams, SamplingRow, TokenMask, philox4x32_10};
 
 /// Draws one token from the logits of one row, which it overwrites. Order: allowed tokens, penalties, top-k, top-p, min-p, temperature,
-/// draw (see [`SamplingParams`]). Ties are kept, and arg-max chosen, in the order of token ids. NaN counts as the
-/// smallest logit.
+/// draw (see [`SamplingParams`]). Ties are kept, and arg-max chosen, in the order of token ids. [`NO_TOKEN`] if a logit of what may be
+/// drawn is NaN or infinite, or all are -inf.
 pub fn sample(logits: &mut [f32], row: &SamplingRow) -> u32 {
     if let Some(allowed) = &row.allowed {
         keep_allowed(logits, allowed);
     }
     apply_penalties(logits, &row.params, &row.counts);
+    let numbers = logits.iter().all(|&logit| logit < f32::INFINITY);
+    if !numbers || logits.iter().all(|&logit| logit == f32::NEG_INFINITY) {
+        return NO_TOKEN;
+    }
     if row.params.is_greedy() {
         return argmax(logits);
     }

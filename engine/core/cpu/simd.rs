@@ -144,11 +144,11 @@ pub trait Element: Send + Sync {
     unsafe fn load<L: Lanes>(from: *const u8) -> L;
 }
 
-/// [`Dtype::F32`] as a type.
+/// [`Dtype::F32`](crate::dtype::Dtype::F32) as a type.
 pub struct F32;
-/// [`Dtype::F16`] as a type.
+/// [`Dtype::F16`](crate::dtype::Dtype::F16) as a type.
 pub struct F16;
-/// [`Dtype::Bf16`] as a type.
+/// [`Dtype::Bf16`](crate::dtype::Dtype::Bf16) as a type.
 pub struct Bf16;
 
 macro_rules! element {
@@ -204,12 +204,18 @@ macro_rules! with_element {
 }
 pub(crate) use with_element;
 
-/// The `out.len()` values of whole blocks of a format.
+/// The `out.len()` values of whole blocks of a format, times `scale`, which is 1 for floats.
 ///
 /// # Panics
 /// If `bytes` are not those blocks.
-pub fn to_f32(isa: Isa, format: MatrixFormat, bytes: &[u8], out: &mut [f32]) {
-    let Some(dtype) = format.float() else { return format.decode(bytes, out) };
+pub fn to_f32(isa: Isa, format: MatrixFormat, scale: f32, bytes: &[u8], out: &mut [f32]) {
+    let Some(dtype) = format.float() else {
+        format.decode(bytes, out);
+        if scale != 1.0 {
+            out.iter_mut().for_each(|value| *value *= scale);
+        }
+        return;
+    };
     assert_eq!(bytes.len(), out.len() * dtype.size());
     struct Convert<'a, E>(&'a [u8], &'a mut [f32], std::marker::PhantomData<E>);
     impl<E: Element> Kernel for Convert<'_, E> {
@@ -261,21 +267,25 @@ mod portable {
 
         #[inline(always)]
         unsafe fn load_f32(from: *const u8) -> Self {
+            // SAFETY: the caller's: 16 values can be read there, and the processor has the instructions.
             unsafe { load::<F32>(from) }
         }
 
         #[inline(always)]
         unsafe fn load_f16(from: *const u8) -> Self {
+            // SAFETY: the caller's: 16 values can be read there, and the processor has the instructions.
             unsafe { load::<F16>(from) }
         }
 
         #[inline(always)]
         unsafe fn load_bf16(from: *const u8) -> Self {
+            // SAFETY: the caller's: 16 values can be read there, and the processor has the instructions.
             unsafe { load::<Bf16>(from) }
         }
 
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
+            // SAFETY: the caller's: 16 values can be written there, and the processor has the instructions.
             unsafe { to.cast::<[f32; LANES]>().write_unaligned(self.0) }
         }
 
@@ -320,6 +330,7 @@ mod x86 {
 
     #[inline(always)]
     unsafe fn sum8(v: __m256) -> f32 {
+        // SAFETY: the caller vouches for the processor; there is no memory in it.
         unsafe {
             let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
             let v = _mm_hadd_ps(v, v);
@@ -332,16 +343,19 @@ mod x86 {
 
         #[inline(always)]
         unsafe fn splat(value: f32) -> Self {
+            // SAFETY: the caller vouches for the processor; there is no memory in it.
             unsafe { Self(_mm256_set1_ps(value), _mm256_set1_ps(value)) }
         }
 
         #[inline(always)]
         unsafe fn load_f32(from: *const u8) -> Self {
+            // SAFETY: the caller's: 16 values can be read there, and the processor has the instructions.
             unsafe { Self(_mm256_loadu_ps(from.cast()), _mm256_loadu_ps(from.add(32).cast())) }
         }
 
         #[inline(always)]
         unsafe fn load_f16(from: *const u8) -> Self {
+            // SAFETY: the caller's: 16 values can be read there, and the processor has the instructions.
             unsafe {
                 let (low, high) = (_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(16).cast()));
                 Self(_mm256_cvtph_ps(low), _mm256_cvtph_ps(high))
@@ -350,6 +364,7 @@ mod x86 {
 
         #[inline(always)]
         unsafe fn load_bf16(from: *const u8) -> Self {
+            // SAFETY: the caller's: 16 values can be read there, and the processor has the instructions.
             unsafe {
                 let (low, high) = (_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(16).cast()));
                 let widen = |v| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(v)));
@@ -359,6 +374,7 @@ mod x86 {
 
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
+            // SAFETY: the caller's: 16 values can be written there, and the processor has the instructions.
             unsafe {
                 _mm256_storeu_ps(to, self.0);
                 _mm256_storeu_ps(to.add(8), self.1);
@@ -367,16 +383,19 @@ mod x86 {
 
         #[inline(always)]
         unsafe fn prefetch(address: *const u8) {
+            // SAFETY: any address may be prefetched; the caller vouches for the processor.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
         }
 
         #[inline(always)]
         unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+            // SAFETY: the caller vouches for the processor; there is no memory in it.
             unsafe { Self(_mm256_fmadd_ps(self.0, b.0, c.0), _mm256_fmadd_ps(self.1, b.1, c.1)) }
         }
 
         #[inline(always)]
         unsafe fn sum(self) -> f32 {
+            // SAFETY: the caller vouches for the processor; there is no memory in it.
             unsafe { sum8(_mm256_add_ps(self.0, self.1)) }
         }
     }
@@ -386,21 +405,25 @@ mod x86 {
 
         #[inline(always)]
         unsafe fn splat(value: f32) -> Self {
+            // SAFETY: the caller vouches for the processor; there is no memory in it.
             unsafe { Self(_mm512_set1_ps(value)) }
         }
 
         #[inline(always)]
         unsafe fn load_f32(from: *const u8) -> Self {
+            // SAFETY: the caller's: 16 values can be read there, and the processor has the instructions.
             unsafe { Self(_mm512_loadu_ps(from.cast())) }
         }
 
         #[inline(always)]
         unsafe fn load_f16(from: *const u8) -> Self {
+            // SAFETY: the caller's: 16 values can be read there, and the processor has the instructions.
             unsafe { Self(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))) }
         }
 
         #[inline(always)]
         unsafe fn load_bf16(from: *const u8) -> Self {
+            // SAFETY: the caller's: 16 values can be read there, and the processor has the instructions.
             unsafe {
                 let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
                 Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
@@ -409,21 +432,25 @@ mod x86 {
 
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
+            // SAFETY: the caller's: 16 values can be written there, and the processor has the instructions.
             unsafe { _mm512_storeu_ps(to, self.0) }
         }
 
         #[inline(always)]
         unsafe fn prefetch(address: *const u8) {
+            // SAFETY: any address may be prefetched; the caller vouches for the processor.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
         }
 
         #[inline(always)]
         unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+            // SAFETY: the caller vouches for the processor; there is no memory in it.
             unsafe { Self(_mm512_fmadd_ps(self.0, b.0, c.0)) }
         }
 
         #[inline(always)]
         unsafe fn sum(self) -> f32 {
+            // SAFETY: the caller vouches for the processor; there is no memory in it.
             unsafe {
                 let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0)));
                 sum8(_mm256_add_ps(_mm512_castps512_ps256(self.0), high))
@@ -433,6 +460,7 @@ mod x86 {
         /// Each step folds all four at once; a quarter of the register ends up with one of them.
         #[inline(always)]
         unsafe fn sum4([a, b, c, d]: [Self; 4]) -> [f32; 4] {
+            // SAFETY: the caller vouches for the processor; `sums` has room for the four values stored.
             unsafe {
                 // 16 to 8: (a, b) and (c, d) in one register each.
                 let fold8 = |a, b| {

@@ -1,6 +1,6 @@
 //! The float formats as formats of matrices: blocks of one value, little-endian.
 
-use super::Blocks;
+use super::{Blocks, Encode};
 use crate::gguf::GgmlType;
 use half::{bf16, f16};
 
@@ -20,13 +20,10 @@ impl Blocks for F32 {
     const NAME: &'static str = "f32";
     const VALUES: usize = 1;
     const BYTES: usize = 4;
+    const ENCODE: Option<Encode> = Some(|values, block| block.copy_from_slice(&values[0].to_le_bytes()));
 
     fn decode(block: &[u8], values: &mut [f32]) {
         values[0] = f32::from_le_bytes(bytes(block));
-    }
-
-    fn encode(values: &[f32], block: &mut [u8]) {
-        block.copy_from_slice(&values[0].to_le_bytes());
     }
 }
 
@@ -35,13 +32,11 @@ impl Blocks for F16 {
     const NAME: &'static str = "f16";
     const VALUES: usize = 1;
     const BYTES: usize = 2;
+    const ENCODE: Option<Encode> =
+        Some(|values, block| block.copy_from_slice(&f16::from_f32(values[0]).to_le_bytes()));
 
     fn decode(block: &[u8], values: &mut [f32]) {
         values[0] = f16::from_le_bytes(bytes(block)).to_f32();
-    }
-
-    fn encode(values: &[f32], block: &mut [u8]) {
-        block.copy_from_slice(&f16::from_f32(values[0]).to_le_bytes());
     }
 }
 
@@ -50,12 +45,10 @@ impl Blocks for Bf16 {
     const NAME: &'static str = "bf16";
     const VALUES: usize = 1;
     const BYTES: usize = 2;
+    const ENCODE: Option<Encode> =
+        Some(|values, block| block.copy_from_slice(&bf16::from_f32(values[0]).to_le_bytes()));
 
     fn decode(block: &[u8], values: &mut [f32]) {
         values[0] = bf16::from_le_bytes(bytes(block)).to_f32();
-    }
-
-    fn encode(values: &[f32], block: &mut [u8]) {
-        block.copy_from_slice(&bf16::from_f32(values[0]).to_le_bytes());
     }
 }

@@ -1,5 +1,6 @@
 //! What goes into the engine and what comes out of it.
 
+use crate::error::Error;
 use crate::sampler::{Logprobs, SamplingParams};
 use crate::scheduler::SequenceId;
 use std::fmt;
@@ -9,6 +10,7 @@ use std::fmt;
 pub struct Request {
     /// Token ids of the prompt, at least one; a conversation's whole history.
     pub prompt: Vec<u32>,
+    /// How its tokens are drawn.
     pub sampling: SamplingParams,
     /// Whether the sampler's penalties look at the prompt too, as llama.cpp's do, or at the answer alone, as OpenAI's.
     pub penalize_prompt: bool,
@@ -49,9 +51,11 @@ impl Request {
 pub enum Event {
     /// A token was drawn.
     Token {
+        /// The sequence that it is about.
         id: SequenceId,
         /// [`Request::index`]
         index: u32,
+        /// Its id.
         token: u32,
         /// Text that is certain with this token: whole characters, without what may yet become a stop string. Often empty,
         /// and always for the token that ends the generation.
@@ -61,13 +65,17 @@ pub enum Event {
     },
     /// The sequence has ended; no event of it follows.
     Finished {
+        /// The sequence that it is about.
         id: SequenceId,
         /// [`Request::index`]
         index: u32,
         /// Text that was withheld until now.
         text: String,
+        /// Why it ended.
         reason: FinishReason,
+        /// Its tokens, counted.
         usage: Usage,
+        /// What it cost.
         timings: Timings,
     },
 }
@@ -77,6 +85,14 @@ impl Event {
     pub fn id(&self) -> SequenceId {
         match self {
             Self::Token { id, .. } | Self::Finished { id, .. } => *id,
+        }
+    }
+
+    /// The error that the answer ended with, if it did.
+    pub fn error(&self) -> Option<Error> {
+        match self {
+            Self::Token { .. } => None,
+            Self::Finished { reason, .. } => reason.error(),
         }
     }
 
@@ -102,6 +118,21 @@ pub enum FinishReason {
     Cancelled,
     /// What its tokens are bound to could not be followed any further.
     Constraint,
+    /// No token could be drawn: the model's logits were NaN or infinite.
+    Failed,
+}
+
+impl FinishReason {
+    /// The error that an answer ended with, `None` if it is as good as it can be.
+    pub fn error(self) -> Option<Error> {
+        (self == Self::Failed).then(|| {
+            Error::NotFinite(
+                "no token could be drawn: the model's logits are NaN or infinite. Its file may be damaged (--check-tensors looks \
+                 through it), or the device computes wrongly"
+                    .to_owned(),
+            )
+        })
+    }
 }
 
 impl fmt::Display for FinishReason {
@@ -112,6 +143,7 @@ impl fmt::Display for FinishReason {
             Self::Context => "context",
             Self::Cancelled => "cancelled",
             Self::Constraint => "constraint",
+            Self::Failed => "failed",
         })
     }
 }
@@ -119,6 +151,7 @@ impl fmt::Display for FinishReason {
 /// Tokens of a sequence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct Usage {
+    /// Tokens of the prompt, those that were in the KV cache too.
     pub prompt_tokens: usize,
     /// Tokens drawn, with the one that ended the generation.
     pub completion_tokens: usize,
@@ -132,9 +165,11 @@ pub struct Usage {
 pub struct Timings {
     /// Prompt tokens computed, with those computed anew after the sequence had to give its pages up.
     pub prefill_tokens: usize,
+    /// Of the steps that computed prompt tokens.
     pub prefill_seconds: f64,
     /// Steps that drew a token from the token before. The first token of an answer comes from the prefill.
     pub decode_tokens: usize,
+    /// Of the steps that drew a token from the token before.
     pub decode_seconds: f64,
 }
 
@@ -153,11 +188,16 @@ impl Timings {
 /// A whole answer: the events of one sequence, added up.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Completion {
+    /// The sequence that it was.
     pub id: SequenceId,
     /// Tokens drawn, with the one that ended the generation.
     pub tokens: Vec<u32>,
+    /// All of its text.
     pub text: String,
+    /// Why it ended.
     pub reason: FinishReason,
+    /// Its tokens, counted.
     pub usage: Usage,
+    /// What it cost.
     pub timings: Timings,
 }

@@ -58,6 +58,35 @@ const TYPES: [(u32, &str, u64, u64); 35] = [
     (42, "Q2_0", 64, 18),
 ];
 
+/// Types of forks, and those that ggml has given up, by the numbers that files of theirs have: so that a refusal names them.
+/// From ggml.h of ik_llama.cpp (BitNet's I2_S too) and of ggml until 2024.
+const FOREIGN: [(u32, &str); 24] = [
+    (4, "Q4_2 of early ggml"),
+    (5, "Q4_3 of early ggml"),
+    (31, "Q4_0_4_4, which ggml no longer has"),
+    (32, "Q4_0_4_8, which ggml no longer has"),
+    (33, "Q4_0_8_8, which ggml no longer has"),
+    (36, "I2_S of BitNet"),
+    (133, "Q6_0 of ik_llama.cpp"),
+    (134, "IQ1_BN of ik_llama.cpp"),
+    (135, "IQ2_BN of ik_llama.cpp"),
+    (137, "IQ2_K of ik_llama.cpp"),
+    (138, "IQ3_K of ik_llama.cpp"),
+    (139, "IQ4_K of ik_llama.cpp"),
+    (140, "IQ5_K of ik_llama.cpp"),
+    (141, "IQ6_K of ik_llama.cpp"),
+    (144, "IQ4_KS of ik_llama.cpp"),
+    (145, "IQ2_KS of ik_llama.cpp"),
+    (146, "IQ4_KSS of ik_llama.cpp"),
+    (152, "IQ5_KS of ik_llama.cpp"),
+    (153, "IQ2_KT of ik_llama.cpp"),
+    (154, "IQ3_KT of ik_llama.cpp"),
+    (155, "IQ4_KT of ik_llama.cpp"),
+    (156, "IQ3_KS of ik_llama.cpp"),
+    (157, "IQ2_KL of ik_llama.cpp"),
+    (158, "IQ1_KT of ik_llama.cpp"),
+];
+
 impl GgmlType {
     pub const F32: Self = Self(0);
     pub const F16: Self = Self(1);
@@ -75,6 +104,11 @@ impl GgmlType {
     /// Its block, or `None` for an identifier that ggml does not assign (or no longer does: 4, 5, 31..33, 36..38).
     pub fn block(self) -> Option<Block> {
         self.row().map(|&(_, _, values, bytes)| Block { values, bytes })
+    }
+
+    /// Bits that a value takes, those of scales shared out; `None` as for [`GgmlType::block`].
+    pub fn bits_per_weight(self) -> Option<f64> {
+        self.block().map(|block| 8.0 * block.bytes as f64 / block.values as f64)
     }
 
     /// The format the engine computes with, or `None` for a quantised or integer type.
@@ -102,7 +136,10 @@ impl fmt::Display for GgmlType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.row() {
             Some((_, name, _, _)) => f.pad(name),
-            None => f.pad(&format!("unknown type {}", self.0)),
+            None => match FOREIGN.iter().find(|row| row.0 == self.0) {
+                Some((id, name)) => f.pad(&format!("unknown type {id} ({name})")),
+                None => f.pad(&format!("unknown type {}", self.0)),
+            },
         }
     }
 }

@@ -191,7 +191,12 @@ impl<'a> FromValue<'a> for bool {
     fn from_value(value: Value<'a>) -> Result<Self, String> {
         match value {
             Value::Bool(v) => Ok(v),
-            _ => Err(mismatch::<Self>(&value)),
+            // Some writers know no bool.
+            _ => match value.integer() {
+                Some(0) => Ok(false),
+                Some(1) => Ok(true),
+                _ => Err(mismatch::<Self>(&value)),
+            },
         }
     }
 }

@@ -178,6 +178,26 @@ impl Writer {
         self
     }
 
+    /// The file in parts, as [`Gguf::open`](super::Gguf::open) finds them by their names: the metadata in the first, tensors shared out in
+    /// their order.
+    ///
+    /// # Panics
+    /// If there are no parts, or more than a u16 counts.
+    pub fn split(&self, num_parts: usize) -> Vec<Self> {
+        let count = u16::try_from(num_parts).expect("a u16 of parts");
+        let mut tensors = self.tensors.clone().into_iter();
+        let part = |no: u16| {
+            let metadata = if no == 0 { self.metadata.clone() } else { Vec::new() };
+            let share = tensors.len().div_ceil(usize::from(count - no));
+            let mut part = Self { metadata, tensors: tensors.by_ref().take(share).collect(), ..*self };
+            part.metadata("split.no", no)
+                .metadata("split.count", count)
+                .metadata("split.tensors.count", self.tensors.len() as i32);
+            part
+        };
+        (0..count).map(part).collect()
+    }
+
     /// Everything before the tensor data, padded to the alignment.
     fn header(&self) -> Vec<u8> {
         let mut out = Vec::new();

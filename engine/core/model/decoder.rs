@@ -152,6 +152,18 @@ impl<O: Ops> Decoder<O> {
         &mut self.buffers.logits
     }
 
+    /// Tells the device each part once all is loaded.
+    ///
+    /// # Errors
+    /// [`crate::Error::Range`] if the device has no room for its numbers.
+    pub fn bound(&self, ops: &mut O) -> Result<()> {
+        for (i, layer) in self.layers.iter().enumerate() {
+            ops.bound_attention(&format!("blk.{i}"), &layer.attention_in)?;
+            ops.bound_mlp(&format!("blk.{i}"), &layer.mlp_in)?;
+        }
+        ops.bound_norm("output_norm", &self.norm)
+    }
+
     /// Computes the rows `all` of a batch, writes their K and V to `cache`, and leaves the logits of the rows `wanted` of them in
     /// [`Decoder::logits`].
     ///

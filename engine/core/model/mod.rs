@@ -44,7 +44,8 @@ pub trait Runner {
     /// Longest sequence in tokens, prompt and answer together.
     fn max_model_len(&self) -> usize;
 
-    /// Runs one forward pass and draws one token for each of `batch.logit_rows`, in their order.
+    /// Runs one forward pass and draws one token for each of `batch.logit_rows`, in their order;
+    /// [`NO_TOKEN`](crate::sampler::NO_TOKEN) where the logits leave none.
     ///
     /// # Errors
     /// [`Error::Request`] if the batch is beyond the limits or inconsistent, or `rows` has not one entry per logit
@@ -162,6 +163,7 @@ impl<O: Ops> ModelRunner<O> {
         let limits = ops_config.limits;
         let model = Model::build(&mut Load::new(&mut ops, weights, &limits, progress), config)?;
         ops.finish_loading()?;
+        model.bound(&mut ops)?;
         let cache = ops.new_kv_cache(&layout)?;
         let batch = ops.new_batch(&limits)?;
         Ok(Self {

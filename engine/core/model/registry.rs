@@ -85,6 +85,16 @@ macro_rules! architectures {
                 }
             }
 
+            /// Tells the device each part once all is loaded ([`Ops::bound_mlp`] and its like).
+            ///
+            /// # Errors
+            /// [`Error::Range`] from the device.
+            pub fn bound(&self, ops: &mut O) -> Result<()> {
+                match self {
+                    $(Self::$architecture(model) => model.bound(ops)),*
+                }
+            }
+
             /// Computes the rows `all` of a batch, writes their state to `cache`, and leaves the logits of the rows `wanted` of
             /// them in [`Model::logits`].
             ///

@@ -106,7 +106,7 @@ pub fn mlp_in<O: Ops>(
     let Scratch { normed, gate_up, .. } = scratch;
     ops.rms_norm(rows.n, x, &part.norm, normed)?;
     ops.matmul_rounded(rows.padded, normed, &part.gate_up.whole, gate_up)?; // [n, 2 * intermediate_size]
-    ops.silu_mul(rows.n, gate_up, out)
+    ops.silu_mul(rows.n, &part.gate_up, gate_up, out)
 }
 
 /// Logits of every row of the residual stream `x`: `[n, hidden_size] -> [n, vocab_size]`; `normed` is scratch.

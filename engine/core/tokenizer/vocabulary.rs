@@ -70,7 +70,7 @@ impl<'a> TokenizerParts<'a> {
         };
         let mut end_token_ids = Vec::new();
         for key in END_TOKEN_KEYS {
-            end_token_ids.extend(gguf.get::<u32>(key)?.map(|id| (key, id)));
+            end_token_ids.extend(gguf.get_or_warn::<u32>(key).map(|id| (key, id)));
         }
         Ok(Self {
             model,
@@ -78,9 +78,9 @@ impl<'a> TokenizerParts<'a> {
             tokens: gguf.require("tokenizer.ggml.tokens")?,
             token_types: gguf.get("tokenizer.ggml.token_type")?.unwrap_or_default(),
             merges: gguf.require("tokenizer.ggml.merges")?,
-            bos_token_id: gguf.get("tokenizer.ggml.bos_token_id")?,
-            eos_token_id: gguf.get("tokenizer.ggml.eos_token_id")?,
-            padding_token_id: gguf.get("tokenizer.ggml.padding_token_id")?,
+            bos_token_id: gguf.get_or_warn("tokenizer.ggml.bos_token_id"),
+            eos_token_id: gguf.get_or_warn("tokenizer.ggml.eos_token_id"),
+            padding_token_id: gguf.get_or_warn("tokenizer.ggml.padding_token_id"),
             end_token_ids,
             add_bos_token: gguf.get("tokenizer.ggml.add_bos_token")?.unwrap_or(false),
             chat_template: gguf.get("tokenizer.chat_template")?,
@@ -166,23 +166,15 @@ impl<'a> TokenizerParts<'a> {
         self.merges.iter().enumerate().map(pair).collect()
     }
 
-    /// Ids named by keys of the file must exist.
-    pub(super) fn check_named_ids(&self) -> Result<()> {
-        let named = [
-            ("bos_token_id", self.bos_token_id),
-            ("eos_token_id", self.eos_token_id),
-            ("padding_token_id", self.padding_token_id),
-        ];
-        let named = named.into_iter().filter_map(|(key, id)| Some((key, id?)));
-        for (key, id) in named.chain(self.end_token_ids.iter().copied()) {
-            if id as usize >= self.tokens.len() {
-                return Err(Error::Tokenizer(format!(
-                    "`{key}` is {id}, but the vocabulary has {} tokens; the file is damaged",
-                    self.tokens.len()
-                )));
-            }
+    /// `id` if the vocabulary has it. Files are in use whose keys name ids beyond it, and none of them is needed to run: llama.cpp warns
+    /// likewise (src/llama-vocab.cpp, "bad special token").
+    pub(super) fn named_id(&self, key: &str, id: Option<u32>) -> Option<u32> {
+        let id = id?;
+        let exists = (id as usize) < self.tokens.len();
+        if !exists {
+            tracing::warn!("left out: `{key}` is {id}, but the vocabulary has {} tokens", self.tokens.len());
         }
-        Ok(())
+        exists.then_some(id)
     }
 }
 

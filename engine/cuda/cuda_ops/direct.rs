@@ -6,24 +6,20 @@ use crate::batch::CudaBatch;
 use crate::error::{Error, Result};
 use crate::fused::{GateUp, HeadWeight, QkvWeights};
 use crate::memory::DeviceBuffer;
+use crate::ops::Rows;
 use crate::ops::parts::Norm;
-use crate::ops::{Rows, Stacked};
-use crate::tensor::{Activation, KvCache, Piece, Tensor, Weight};
+use crate::tensor::{Activation, KvCache, Tensor};
 use crate::units::Units;
-use crate::{add, bias_rope_kv, decode, fused, matmul, rms_norm, silu_mul};
+use crate::weight::{Piece, Values, Weight};
+use crate::{add, bias_rope_kv, decode, fused, matmul, rms_norm, row_norms, silu_mul};
 
 impl CudaOps {
     /// Whether the kernels that compute a whole part of a layer take these rows of a batch, for a model of this `hidden_size` whose weights are
     /// floats, and are the faster way.
     pub(super) fn is_fused(&self, rows: Rows<CudaBatch>, hidden_size: usize) -> bool {
+        let num_tokens = rows.batch.shape.num_tokens;
         self.is_step_of_parts(rows)
-            && fused::is_eligible(
-                &self.choice,
-                rows.batch.shape.num_tokens,
-                self.dtype,
-                hidden_size,
-                &self.widths,
-            )
+            && fused::is_eligible(&self.choice, num_tokens, self.dtype, hidden_size, &self.widths)
     }
 
     /// Whether kernels that compute a whole part of a layer are wanted for these rows of a batch.
@@ -51,7 +47,7 @@ impl CudaOps {
         add::add(&self.device, &self.choice, n, x, delta)
     }
 
-    /// [`Ops::matmul_add`] by the kernels and the library that take any rows.
+    /// [`Ops::matmul_add`](qernel_core::ops::Ops::matmul_add) by the kernels and the library that take any rows.
     ///
     /// # Errors
     /// [`Error::Request`] if the shapes do not fit, [`Error::Device`].
@@ -75,7 +71,10 @@ impl CudaOps {
     /// # Errors
     /// [`Error::Request`] if it is not one, or the shapes do not fit.
     pub fn decode(&mut self, weight: &Weight, out: &mut Activation) -> Result<()> {
-        decode::decode(&self.device, weight, out)
+        match &weight.pieces[..] {
+            [piece] => decode::decode(&self.device, &piece.values, out),
+            _ => Err(Error::Request("decode: expected a matrix in one piece".into())),
+        }
     }
 
     /// Repacks the blocks of a file in the place of a matrix that was loaded from such blocks, where the device repacks them.
@@ -83,13 +82,44 @@ impl CudaOps {
     /// # Errors
     /// [`Error::Request`] if it does not, or they are not as many.
     pub fn repack(&mut self, blocks: &DeviceBuffer<u8>, weight: &mut Weight) -> Result<()> {
-        match &mut weight.pieces[..] {
-            [Piece::Units(matrix)] => matrix.repack(&self.device, blocks),
+        match &weight.pieces[..] {
+            [Piece { values: Values::Units(matrix), .. }] => matrix.repack(&self.device, blocks),
             _ => Err(Error::Request("repack: the matrix is as in the file".into())),
         }
     }
 
-    /// [`Ops::matmul_add`] by the kernels for few rows.
+    /// `out[r] = sqrt(Σ_c (weight[r, c] · scale[c])²)`, of the values that are stored: the norms of the rows of a matrix in one piece, from
+    /// which the bounds of products follow.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the lengths do not fit, or what the device says.
+    pub fn row_norms(
+        &mut self,
+        weight: &Weight,
+        scale: &DeviceBuffer<f32>,
+        out: &mut DeviceBuffer<f32>,
+    ) -> Result<()> {
+        match &weight.pieces[..] {
+            [piece] => row_norms::row_norms(&self.device, &self.choice, &piece.values, scale, out),
+            _ => Err(Error::Request("row_norms: expected a matrix in one piece".into())),
+        }
+    }
+
+    /// [`Ops::silu_mul`](qernel_core::ops::Ops::silu_mul), of values that are multiplied with these scales of gate and up first.
+    ///
+    /// # Errors
+    /// As [`Ops::silu_mul`](qernel_core::ops::Ops::silu_mul).
+    pub fn scaled_silu_mul(
+        &mut self,
+        n: usize,
+        gate_up: &Activation,
+        scales: [f32; 2],
+        out: &mut Activation,
+    ) -> Result<()> {
+        silu_mul::silu_mul(&self.device, &self.choice, n, gate_up, scales, out)
+    }
+
+    /// [`Ops::matmul_add`](qernel_core::ops::Ops::matmul_add) by the kernels for few rows.
     ///
     /// # Errors
     /// [`Error::Request`] if they do not take it, [`Error::Device`].
@@ -103,7 +133,7 @@ impl CudaOps {
         fused::matmul_add(&self.device, &self.choice, n, x, weight.expect_float("matmul_add")?, out)
     }
 
-    /// [`Ops::norm_matmul`], whether or not it is the faster way.
+    /// [`Ops::norm_matmul`](qernel_core::ops::Ops::norm_matmul), whether or not it is the faster way.
     ///
     /// # Errors
     /// As [`CudaOps::fused_matmul_add`].
@@ -115,14 +145,14 @@ impl CudaOps {
         weight: &Weight,
         out: &mut Tensor,
     ) -> Result<()> {
-        let weight = match weight.units() {
+        let weight = match weight.units(false) {
             Some(units) => HeadWeight::Units(units),
-            None => HeadWeight::Float(weight.expect_float("norm_matmul")?),
+            None => HeadWeight::Float(weight.expect_unscaled("norm_matmul")?),
         };
         fused::norm_matmul(&self.device, &self.choice, n, x, norm, weight, out)
     }
 
-    /// [`Ops::norm_gate_up`], likewise.
+    /// [`Ops::norm_gate_up`](qernel_core::ops::Ops::norm_gate_up), likewise.
     ///
     /// # Errors
     /// As [`CudaOps::fused_matmul_add`].
@@ -131,20 +161,21 @@ impl CudaOps {
         n: usize,
         x: &Tensor,
         norm: &Norm<DeviceBuffer<f32>>,
-        gate_up: &Stacked<Weight>,
+        [gate, up]: [&Weight; 2],
         out: &mut Activation,
     ) -> Result<()> {
-        let gate_up = match (gate_up.whole.units(), &gate_up.parts[..]) {
-            (Some(units), _) => GateUp::Units(units),
-            (None, [gate, up]) => {
-                GateUp::Floats([gate.expect_float("norm_gate_up")?, up.expect_float("norm_gate_up")?])
-            }
-            _ => return Err(Error::Request("norm_gate_up: the weights must be gate and up".into())),
+        let scale_of = |weight: &Weight| weight.scales().map_or(1.0, |scales| scales.stored.get());
+        let gated = up.scales().map_or(1.0, |scales| scales.gated.get());
+        let scales = [scale_of(gate), scale_of(up) / gated];
+        out.scale = gated;
+        let gate_up = match (gate.units(true), up.units(true)) {
+            (Some(gate), Some(up)) => GateUp::Units([gate, up]),
+            _ => GateUp::Floats([gate.expect_float("norm_gate_up")?.0, up.expect_float("norm_gate_up")?.0]),
         };
-        fused::norm_gate_up(&self.device, &self.choice, n, x, norm, gate_up, out)
+        fused::norm_gate_up(&self.device, &self.choice, n, x, norm, gate_up, scales, out)
     }
 
-    /// [`Ops::norm_qkv_rope`], likewise.
+    /// [`Ops::norm_qkv_rope`](qernel_core::ops::Ops::norm_qkv_rope), likewise.
     ///
     /// # Errors
     /// As [`CudaOps::fused_matmul_add`].
@@ -160,10 +191,10 @@ impl CudaOps {
         q: &mut Tensor,
         cache: &mut KvCache,
     ) -> Result<()> {
-        let weights = match weights.map(Weight::units) {
+        let weights = match weights.map(|weight| weight.units(false)) {
             [Some(q), Some(k), Some(v)] => QkvWeights::Units([q, k, v]),
             _ => {
-                let [q, k, v] = weights.map(|weight| weight.expect_float("norm_qkv_rope"));
+                let [q, k, v] = weights.map(|weight| weight.expect_unscaled("norm_qkv_rope"));
                 QkvWeights::Floats([q?, k?, v?])
             }
         };

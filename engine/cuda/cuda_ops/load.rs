@@ -8,13 +8,22 @@ use crate::formats::MatrixFormat;
 use crate::matmul;
 use crate::memory::DeviceBuffer;
 use crate::ops::Stacked;
-use crate::tensor::{self, Activation, BlockMatrix, Piece, Weight};
+use crate::tensor::{self, Activation};
 use crate::units::{self, UnitMatrix, UnitShape};
+use crate::weight::{BlockMatrix, Piece, Scales, Values, Weight};
 use crate::weights::Matrix;
+use std::rc::Rc;
 
 impl CudaOps {
-    /// Queues bringing a float matrix to `target`, which has as many values of `self.dtype`.
-    fn load_float(&mut self, matrix: &Matrix, from: Dtype, target: &mut DeviceBuffer<u8>) -> Result<()> {
+    /// Queues bringing a float matrix to `target`, which has as many values of `self.dtype`. What they are multiplied with is known once all
+    /// are loaded.
+    fn load_float(
+        &mut self,
+        matrix: &Matrix,
+        from: Dtype,
+        target: &mut DeviceBuffer<u8>,
+        scales: &Rc<Scales>,
+    ) -> Result<()> {
         let &Matrix { ref name, rows, cols, ref data, .. } = matrix;
         if !self.widths.contains(&cols) {
             self.widths.push(cols);
@@ -24,27 +33,26 @@ impl CudaOps {
             return self.uploader.upload(data, target);
         }
         tracing::debug!("{name} is converted from {from} to {}", self.dtype);
+        if self.dtype == Dtype::F16 {
+            self.narrowed.push((name.clone(), scales.clone()));
+        }
         if (from, self.dtype) == (Dtype::Bf16, Dtype::F16) {
             self.uploader.upload(data, target)?;
-            return self.range.narrow_in_place(&self.device, count, target);
+            return self.narrowing.narrow_in_place(count, target);
         }
         let mut raw = DeviceBuffer::zeroed(&self.device, data.len())?;
         self.uploader.upload(data, &mut raw)?;
         match self.dtype {
-            Dtype::F16 => self.range.narrow(&self.device, count, from, &raw, target),
+            Dtype::F16 => self.narrowing.narrow(count, from, &raw, target),
             to => convert(&self.device, count, from, &raw, to, target),
         }
     }
 
-    /// Queues bringing matrices of one format to the device, one below the other: the whole, and each by itself in the same memory.
-    fn load_piece(
-        &mut self,
-        matrices: &[Matrix],
-        cols: usize,
-        apart: usize,
-    ) -> Result<(Piece, Option<Vec<Weight>>)> {
+    /// Queues bringing matrices of one format to the device, one below the other: a piece of the whole for each, and each by itself in the
+    /// same memory.
+    fn load_run(&mut self, matrices: &[Matrix], cols: usize, apart: usize) -> Result<Vec<[Piece; 2]>> {
         let format = matrices[0].format;
-        let rows = matrices.iter().map(|matrix| matrix.rows).sum();
+        let rows: usize = matrices.iter().map(|matrix| matrix.rows).sum();
         let as_in_the_file =
             self.choice.get(matmul::blocks::OP).is_some_and(|name| name == matmul::blocks::INLINE);
         if let Some(shape) = units::shape(&self.device, self.dtype, format, [rows, cols], apart)
@@ -56,28 +64,34 @@ impl CudaOps {
         let row_bytes = MatrixFormat::row_bytes(dtype.map_or(format, MatrixFormat::from), cols);
         let row_bytes =
             row_bytes.ok_or_else(|| Error::Model(format!("no rows of {cols} values in {format}")))?;
-        let piece = |data, rows| match dtype {
-            Some(dtype) => Piece::Float(Activation { data, dtype, rows, cols }),
-            None => Piece::Blocks(BlockMatrix { data, format, rows, cols }),
-        };
         let whole = DeviceBuffer::zeroed(&self.device, tensor::elements(rows, row_bytes)?)?;
-        let (mut parts, mut end) = (Vec::new(), 0);
+        let (mut pieces, mut end) = (Vec::new(), 0);
         for matrix in matrices {
             matrix.row_bytes()?;
             let bytes = tensor::elements(matrix.rows, row_bytes)?;
-            // SAFETY: the parts do not overlap, and nothing writes weights after this.
-            let mut data = unsafe { whole.part(end, bytes)? };
+            // SAFETY: the matrices do not overlap, and nothing writes weights after this.
+            let [mut data, again] = unsafe { [whole.part(end, bytes)?, whole.part(end, bytes)?] };
             end += bytes;
+            let scales = Rc::<Scales>::default();
+            scales.stored.set(matrix.scale);
             match matrix.format.float() {
-                Some(from) => self.load_float(matrix, from, &mut data)?,
+                Some(from) => self.load_float(matrix, from, &mut data, &scales)?,
                 None => {
                     self.uploader.upload(&matrix.data, &mut data)?;
                     self.make_room_to_decode(rows, cols)?;
                 }
             }
-            parts.push(Weight { pieces: vec![piece(data, matrix.rows)], rows: matrix.rows, cols });
+            pieces.push([data, again].map(|data| Piece {
+                values: match dtype {
+                    Some(dtype) => {
+                        Values::Float(Activation { data, dtype, rows: matrix.rows, cols, scale: 1.0 })
+                    }
+                    None => Values::Blocks(BlockMatrix { data, format, rows: matrix.rows, cols }),
+                },
+                scales: scales.clone(),
+            }));
         }
-        Ok((piece(whole, rows), Some(parts)))
+        Ok(pieces)
     }
 
     /// Room for as many rows of a matrix as are decoded at a time.
@@ -89,13 +103,8 @@ impl CudaOps {
         Ok(())
     }
 
-    /// As [`Self::load_piece`], repacked as units, rows that are `span` apart side by side; no parts where their rows share tiles.
-    fn load_units(
-        &mut self,
-        matrices: &[Matrix],
-        shape: UnitShape,
-        span: usize,
-    ) -> Result<(Piece, Option<Vec<Weight>>)> {
+    /// As [`Self::load_run`], repacked as units, rows that are `span` apart side by side.
+    fn load_units(&mut self, matrices: &[Matrix], shape: UnitShape, span: usize) -> Result<Vec<[Piece; 2]>> {
         let &Matrix { format, cols, .. } = &matrices[0];
         let (mut rows, mut bytes) = (0, 0);
         for matrix in matrices {
@@ -113,22 +122,24 @@ impl CudaOps {
         let whole = UnitMatrix::repacked(&self.device, &blocks, format, shape, [rows, cols], span)?;
         self.make_room_to_decode(rows, cols)?;
         self.slices.make_room(&self.device, whole.units)?;
-        let (mut parts, mut end) = (Vec::new(), 0);
-        for matrix in matrices {
-            let part = whole.part(end, matrix.rows)?;
+        let mut end = 0;
+        let piece = |matrix: &Matrix| {
+            let scales = Rc::<Scales>::default();
+            scales.stored.set(matrix.scale);
+            let parts = [whole.part(end, matrix.rows), whole.part(end, matrix.rows)];
             end += matrix.rows;
-            parts.push(part.map(|part| Weight { pieces: vec![Piece::Units(part)], rows: matrix.rows, cols }));
-        }
-        Ok((Piece::Units(whole), parts.into_iter().collect()))
+            parts.map(|part| Piece { values: Values::Units(part), scales: scales.clone() })
+        };
+        Ok(matrices.iter().map(piece).collect())
     }
 
-    /// [`Ops::load_matrix`](crate::ops::Ops::load_matrix)
+    /// [`Ops::load_matrix`](qernel_core::ops::Ops::load_matrix)
     pub(super) fn load_one(&mut self, matrix: &Matrix) -> Result<Weight> {
-        let (piece, _) = self.load_piece(std::slice::from_ref(matrix), matrix.cols, units::SPAN)?;
-        Ok(Weight { pieces: vec![piece], rows: matrix.rows, cols: matrix.cols })
+        let pieces = self.load_run(std::slice::from_ref(matrix), matrix.cols, units::SPAN)?;
+        Ok(Weight::new(pieces.into_iter().map(|[piece, _]| piece).collect(), matrix.cols))
     }
 
-    /// [`Ops::load_stacked`](crate::ops::Ops::load_stacked)
+    /// [`Ops::load_stacked`](qernel_core::ops::Ops::load_stacked)
     pub(super) fn load_several(&mut self, matrices: &[Matrix], apart: usize) -> Result<Stacked<Weight>> {
         let cols = matrices.first().map_or(0, |matrix| matrix.cols);
         if let Some(other) = matrices.iter().find(|matrix| matrix.cols != cols) {
@@ -137,19 +148,15 @@ impl CudaOps {
                 other.name, other.cols
             )));
         }
-        let mut whole = Weight { pieces: Vec::new(), rows: 0, cols };
-        let mut parts = Some(Vec::new());
+        let (mut whole, mut parts) = (Vec::new(), Vec::new());
         // Floats all get one format.
         let kind = |matrix: &Matrix| matrix.format.float().map_or(Some(matrix.format), |_| None);
         for run in matrices.chunk_by(|a, b| kind(a) == kind(b)) {
-            let (piece, of_run) = self.load_piece(run, cols, apart)?;
-            whole.rows += piece.rows();
-            whole.pieces.push(piece);
-            parts = parts.zip(of_run).map(|(mut parts, of_run)| {
-                parts.extend(of_run);
-                parts
-            });
+            for [piece, part] in self.load_run(run, cols, apart)? {
+                whole.push(piece);
+                parts.push(Weight::new(vec![part], cols));
+            }
         }
-        Ok(Stacked { whole, parts: parts.unwrap_or_default() })
+        Ok(Stacked { whole: Weight::new(whole, cols), parts })
     }
 }

@@ -64,13 +64,13 @@ unsafe fn launch_lanes(device: &Device, case: &Case) -> Result<()> {
     unsafe { launch(&Dependent(device), kernels, &values(&case.formats, n), &config, case.arguments) }
 }
 
-/// `out += x · weightᵀ`: `[n, in_features] -> [n, out_features]`.
+/// `out += scale · x · weightᵀ`, where `scale` is that of x too: `[n, in_features] -> [n, out_features]`.
 pub(in super::super) fn matmul_add(
     device: &Device,
     choice: &KernelChoice,
     n: usize,
     x: &Activation,
-    weight: &Activation,
+    (weight, scale): (&Activation, f32),
     out: &mut Tensor,
 ) -> Result<()> {
     let &Activation { dtype, rows, cols, .. } = weight;
@@ -85,6 +85,7 @@ pub(in super::super) fn matmul_add(
         rows: dimension(OP, rows)?,
         cols: dimension(OP, cols)?,
         depth: 0,
+        scale: x.scale * scale,
         x: x.ptr(),
         weight: weight.ptr(),
         out: out.ptr_mut(),

@@ -26,7 +26,7 @@ pub(crate) const OP: &str = "norm_gate_up";
 pub(super) struct Case {
     /// Of the weights, and of out.
     formats: [Dtype; 2],
-    /// Gate and up, row by row side by side, where they are in units.
+    /// Gate, with up beside it, where they are in units.
     units: Option<Units>,
     /// `depth` is yet to be chosen.
     arguments: NormGateUpArgs,
@@ -86,11 +86,18 @@ unsafe fn launch_lanes(device: &Device, case: &Case, kernels: &Kernels<NormGateU
 #[derive(Clone, Copy)]
 pub(in super::super) enum GateUp<'a> {
     Floats([&'a Activation; 2]),
-    /// Both, a row of one beside that of the other.
-    Units(Units),
+    /// Side by side.
+    Units([Units; 2]),
 }
 
-/// `y = rms_norm(x); out = silu(y · gateᵀ) * (y · upᵀ)`: `[n, intermediate_size]`.
+impl GateUp<'_> {
+    /// Whether a row of one shares a tile with that of the other.
+    pub fn are_side_by_side(gate: Units, up: Units) -> bool {
+        gate.is_followed_by(gate.rows, up) && gate.first == 0 && [gate.rows, up.rows] == [gate.span; 2]
+    }
+}
+
+/// `y = rms_norm(x); out = silu(gate_scale · y · gateᵀ) * (up_scale · y · upᵀ)`: `[n, intermediate_size]`.
 #[allow(clippy::too_many_arguments)] // The operation has these operands.
 pub(in super::super) fn norm_gate_up(
     device: &Device,
@@ -99,20 +106,19 @@ pub(in super::super) fn norm_gate_up(
     x: &Tensor,
     norm: &Norm<DeviceBuffer<f32>>,
     weights: GateUp,
+    [gate_scale, up_scale]: [f32; 2],
     out: &mut Activation,
 ) -> Result<()> {
-    let (dtype, rows, cols) = match weights {
+    let (dtype, rows, cols, [gate, up], units) = match weights {
         GateUp::Floats([gate, up]) => {
             let &Activation { dtype, rows, cols, .. } = gate;
             up.expect(OP, "up", dtype, rows, cols)?;
-            (dtype, rows, cols)
+            (dtype, rows, cols, [gate.ptr(), up.ptr()], None)
         }
-        GateUp::Units(units) if 2 * units.span == units.rows => (Dtype::F16, units.span, units.cols),
+        GateUp::Units([gate, up]) if GateUp::are_side_by_side(gate, up) => {
+            (Dtype::F16, gate.rows, gate.cols, [gate.at; 2], Some(gate))
+        }
         GateUp::Units(_) => return Err(Error::Request(format!("{OP}: gate and up are not side by side"))),
-    };
-    let (gate, up, units) = match weights {
-        GateUp::Floats([gate, up]) => (gate.ptr(), up.ptr(), None),
-        GateUp::Units(units) => (units.at, units.at, Some(units)),
     };
     expect_eligible(OP, n, dtype, cols)?;
     x.expect(OP, "x", n, cols)?;
@@ -126,6 +132,8 @@ pub(in super::super) fn norm_gate_up(
         x: x.ptr(),
         norm: norm.weight.ptr(),
         eps: norm.eps,
+        gate_scale,
+        up_scale,
         gate,
         up,
         out: out.ptr_mut(),

@@ -174,13 +174,15 @@ pub(in super::super) fn norm_qkv_rope(
                 weights[i].ptr()
             }
             QkvWeights::Units(units) => {
-                let Units { at, rows: found, cols, span, .. } = units[i];
+                let Units { rows: found, cols, span, .. } = units[i];
                 if (found, cols, span) != (rows, hidden_size, head_dim / 2) {
                     return Err(Error::Request(format!(
                         "{OP}: {name} must be [{rows}, {hidden_size}] with halves of heads side by side"
                     )));
                 }
-                at
+                units[i]
+                    .start()
+                    .ok_or_else(|| Error::Request(format!("{OP}: {name} shares tiles with others")))?
             }
         };
         if let Some(bias) = bias {
@@ -190,7 +192,9 @@ pub(in super::super) fn norm_qkv_rope(
     let [q_weight, k_weight, v_weight] = pointers;
     let units = match weights.weights {
         QkvWeights::Floats(_) => None,
-        QkvWeights::Units([q, k, v]) if k.follows(q) && (q.format != v.format || v.follows(k)) => {
+        QkvWeights::Units([q, k, v])
+            if q.is_followed_by(q.rows, k) && (q.format != v.format || k.is_followed_by(k.rows, v)) =>
+        {
             Some([q, v])
         }
         QkvWeights::Units(_) => {

@@ -9,9 +9,10 @@ use crate::error::{Error, Result};
 use crate::formats::MatrixFormat;
 use crate::launch::{dimension, elements_of_rows, launch};
 use crate::precise_dtype;
-use crate::tensor::{Activation, BlockMatrix};
+use crate::tensor::Activation;
 use crate::units::{UnitMatrix, Units};
 use crate::variant::{KernelChoice, select, variants};
+use crate::weight::{BlockMatrix, Run, Values};
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig, Value};
 use gpu_kernels::blocks::{self, DecodeArgs, MATMUL_THREADS, MatmulArgs, ROWS_PER_WARP, WARPS_PER_BLOCK};
 use gpu_kernels::fused::units::matmul_add;
@@ -36,16 +37,7 @@ pub(crate) fn decoded_bytes(values: usize, dtype: Dtype) -> usize {
     values.min(TILE_VALUES) * precise_dtype(dtype).size()
 }
 
-/// A matrix as the device has it.
-#[derive(Clone, Copy)]
-pub(super) struct Stored {
-    format: MatrixFormat,
-    rows: usize,
-    cols: usize,
-    place: Place,
-}
-
-/// Where it is.
+/// Where a matrix is.
 #[derive(Clone, Copy)]
 enum Place {
     /// Blocks of that many bytes a row.
@@ -53,33 +45,21 @@ enum Place {
     Units(Units),
 }
 
-impl From<&BlockMatrix> for Stored {
-    fn from(matrix: &BlockMatrix) -> Self {
-        let &BlockMatrix { ref data, format, rows, cols } = matrix;
-        Self { format, rows, cols, place: Place::Blocks(data.ptr(), data.len() / rows.max(1)) }
-    }
-}
-
-impl From<&UnitMatrix> for Stored {
-    fn from(matrix: &UnitMatrix) -> Self {
-        let units @ Units { format, rows, cols, .. } = matrix.units;
-        Self { format, rows, cols, place: Place::Units(units) }
-    }
-}
-
 /// weight `[rows, cols]` in blocks, x `[n, cols]` of `x_dtype`, out f32 `[n, rows]` in rows of `out_stride` values; out overlaps neither.
 pub(crate) struct Case {
-    weight: Place,
     format: MatrixFormat,
     x_dtype: Dtype,
     n: usize,
     rows: usize,
     cols: usize,
     x: DevicePtr<u8>,
+    weight: Place,
     out: DevicePtrMut<f32>,
     out_stride: usize,
     /// Add to `out` instead of replacing it.
     accumulate: bool,
+    /// What sums are multiplied with.
+    scale: f32,
     /// Whether cuBLAS was opened.
     has_cublas: bool,
 }
@@ -111,7 +91,8 @@ fn is_open(case: &Case) -> Result<(), &'static str> {
     if case.has_cublas { Ok(()) } else { Err("cuBLAS is not open: the device is emulated") }
 }
 
-/// Queues `out = x · weightᵀ`, or with `accumulate` `out += x · weightᵀ`; `out` is in rows of `out_stride` values.
+/// Queues `out = scale · x · weightᵀ`, or with `accumulate` adds that to `out`, for the rows of `run`, which are in blocks; `out` is
+/// in rows of `out_stride` values.
 ///
 /// # Errors
 /// [`Error::Request`] if the shapes do not fit, or what the device says.
@@ -124,24 +105,32 @@ pub(super) unsafe fn multiply(
     choice: &KernelChoice,
     n: usize,
     x: &Activation,
-    matrix: Stored,
+    run: &Run<'_>,
     out: DevicePtrMut<f32>,
     out_stride: usize,
     accumulate: bool,
 ) -> Result<()> {
-    let Stored { format, rows, cols, place: weight } = matrix;
+    let (weight, format, cols) = match run.values {
+        Values::Blocks(BlockMatrix { data, format, rows, cols }) => {
+            (Place::Blocks(data.ptr(), data.len() / rows.max(&1)), *format, *cols)
+        }
+        Values::Units(UnitMatrix { units, .. }) => (Place::Units(*units), units.format, units.cols),
+        Values::Float(_) => return Err(Error::Request(format!("{OP}: the weights are floats"))),
+    };
+    let rows = run.rows;
     x.expect(OP, "x", x.dtype, n, cols)?;
     let case = Case {
-        weight,
         format,
         x_dtype: x.dtype,
         n,
         rows,
         cols,
         x: x.ptr(),
+        weight,
         out,
         out_stride,
         accumulate,
+        scale: x.scale * run.scale,
         has_cublas: tools.cublas.is_some(),
     };
     // Who asks for a product without the library means these too.
@@ -160,11 +149,10 @@ fn values(case: &Case) -> [Value; 2] {
 /// # Safety
 /// The case's ranges have the sizes that it says.
 unsafe fn by_units(tools: &mut Tools, case: &Case) -> Result<()> {
+    let &Case { n, rows, x, scale, out, out_stride, accumulate, .. } = case;
     let Place::Units(units) = case.weight else { return Err(Error::Request(format!("{OP}: not repacked"))) };
     // SAFETY: the caller's promise.
-    unsafe {
-        units.multiply(tools.device, tools.slices, case.n, case.x, case.out, case.out_stride, case.accumulate)
-    }
+    unsafe { units.multiply(tools.device, tools.slices, [n, rows], x, scale, (out, out_stride), accumulate) }
 }
 
 /// # Safety
@@ -177,6 +165,7 @@ unsafe fn by_kernel(tools: &mut Tools, case: &Case) -> Result<()> {
         cols: dimension(OP, case.cols)?,
         out_stride: dimension(OP, case.out_stride)?,
         accumulate: case.accumulate.into(),
+        scale: case.scale,
         x: case.x,
         weight,
         out: case.out,
@@ -190,7 +179,7 @@ unsafe fn by_kernel(tools: &mut Tools, case: &Case) -> Result<()> {
 /// # Safety
 /// As [`by_kernel`].
 unsafe fn by_library(tools: &mut Tools, case: &Case) -> Result<()> {
-    let &Case { x_dtype, n, rows, cols, x, out, out_stride, accumulate, .. } = case;
+    let &Case { x_dtype, n, rows, cols, x, out, out_stride, accumulate, scale, .. } = case;
     let Some(cublas) = tools.cublas else {
         return Err(Error::Device("cuBLAS was not opened: --kernel chose another matmul".into()));
     };
@@ -212,6 +201,7 @@ unsafe fn by_library(tools: &mut Tools, case: &Case) -> Result<()> {
             out_stride,
             out_dtype: Dtype::F32,
             accumulate,
+            scale,
         };
         // SAFETY: there is room for the tile; what is queued runs in order; the caller vouches for x and out.
         unsafe {
@@ -235,10 +225,13 @@ unsafe fn decode_tile(
 ) -> Result<()> {
     match case.weight {
         // SAFETY: the caller's promise.
-        Place::Units(units) => unsafe { units.decode(device, first, rows, case.x_dtype, out) },
-        Place::Blocks(blocks, row_bytes) => {
+        Place::Units(units) => unsafe {
+            let all = Units { rows: case.rows, ..units };
+            all.decode(device, first, rows, case.x_dtype, out)
+        },
+        Place::Blocks(weight, row_bytes) => {
             let cols = dimension(OP, case.cols)?;
-            let arguments = DecodeArgs { cols, blocks: blocks.add(first * row_bytes), out };
+            let arguments = DecodeArgs { cols, blocks: weight.add(first * row_bytes), out };
             let config = elements_of_rows(dimension(OP, rows)?, cols, blocks::BLOCK_SIZE);
             // SAFETY: the caller's promise.
             unsafe { launch(device, blocks::decode(), &values(case), &config, arguments) }

@@ -1,6 +1,6 @@
 //! Matrices in blocks: decoding them, and products with them.
 
-use super::matmul::places;
+use super::matmul::{SCALE, places};
 use crate::cuda::{Activation, CudaOps, Tensor, Weight, unit_cols};
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -8,6 +8,7 @@ use crate::lab::case::{Case, Cases, Cost, Instance, Workload, plain_config};
 use crate::lab::findings::Findings;
 use crate::lab::values::*;
 use crate::ops::Ops;
+use crate::testing::blocks;
 use qernel_core::formats::MatrixFormat;
 
 pub const DECODE: Cases = Cases { op: "decode", checks: decode_checks, timings: decode_timings };
@@ -18,19 +19,25 @@ fn formats() -> impl Iterator<Item = MatrixFormat> {
     MatrixFormat::ALL.iter().copied().filter(|format| format.float().is_none())
 }
 
-/// A matrix `[rows, cols]` in blocks on the device, and its values.
-fn matrix(
+/// A scale of a whole matrix, where the format has one.
+pub(super) fn scale_of(format: MatrixFormat) -> f32 {
+    if format == MatrixFormat::NVFP4 { 0.37 } else { 1.0 }
+}
+
+/// A matrix `[rows, cols]` on the device as a file would have it, its values multiplied with `scale`, and these.
+pub(super) fn matrix(
     ops: &mut CudaOps,
     format: MatrixFormat,
     name: &str,
     seed: u64,
-    rows: usize,
-    cols: usize,
+    [rows, cols]: [usize; 2],
+    scale: f32,
 ) -> Result<(Weight, Vec<f32>)> {
-    let data = format.encode(&random(seed, name, rows * cols));
+    let data = blocks(format, seed, name, &random(seed, name, rows * cols));
     let mut values = vec![0.0; rows * cols];
     format.decode(&data, &mut values);
-    Ok((block_weight(ops, format, rows, cols, data)?, values))
+    values.iter_mut().for_each(|value| *value *= scale);
+    Ok((block_weight(ops, format, rows, cols, scale, data)?, values))
 }
 
 /// `[rows, cols]`, rows of one block and of many.
@@ -65,7 +72,7 @@ fn decode_case(format: MatrixFormat, dtype: Dtype, shape: [usize; 2]) -> Case {
         cost: Cost { bytes: (rows * bytes) as f64, flops: 0.0 },
         config: plain_config(),
         prepare: Box::new(move |ops, seed| {
-            let (weight, values) = matrix(ops, format, "decode", seed, rows, cols)?;
+            let (weight, values) = matrix(ops, format, "decode", seed, [rows, cols], 1.0)?;
             let out = poisoned_activation(ops, rows, cols)?;
             Ok(Box::new(Decode { weight, expected: rounded(dtype, values), out }))
         }),
@@ -99,18 +106,33 @@ impl Instance for Decode {
 type Shape = [usize; 3];
 
 fn checks() -> Vec<Case> {
-    const SHAPES: [Shape; 5] = [[1, 1, 1], [1, 19, 3], [5, 37, 2], [19, 9, 3], [9, 111, 1]];
+    const SHAPES: [(Shape, bool); 5] = [
+        ([1, 1, 1], true),
+        ([1, 19, 3], false),
+        ([5, 37, 2], true),
+        ([19, 9, 3], false),
+        ([9, 111, 1], false),
+    ];
+    // Large blocks are much work for the emulator.
+    const LARGE: [(Shape, bool); 3] = [([1, 1, 1], true), ([1, 9, 3], false), ([5, 10, 2], true)];
+    // Repacked: units of a row; one, several for a warp, more tiles than warps, columns that are sliced.
+    const UNITS: [(Shape, bool); 5] = [
+        ([1, 16, 1], true),
+        ([2, 48, 3], false),
+        ([8, 16, 21], true),
+        ([1, 304, 1], false),
+        ([11, 16, 4], true),
+    ];
     let of = |format: MatrixFormat| {
-        // Repacked: one unit, several for a warp, more tiles than a block keeps the sums of.
-        const UNITS: [Shape; 6] = [[1, 16, 1], [2, 48, 3], [8, 16, 17], [5, 32, 2], [1, 304, 1], [19, 16, 4]];
-        let shapes = SHAPES.map(|[n, rows, blocks]| [n, rows, blocks * format.block_values()]);
-        let units = unit_cols(format).map(|cols| UNITS.map(|[n, rows, units]| [n, rows, units * cols]));
-        let shapes: Vec<_> = shapes.into_iter().chain(units.into_iter().flatten()).collect();
+        let shapes: &[_] = if format.block_values() > 64 { &LARGE } else { &SHAPES };
         let of = move |dtype| {
-            shapes
-                .clone()
-                .into_iter()
-                .flat_map(move |shape| [false, true].map(|add| case(format, dtype, shape, add)))
+            let in_blocks = move |&([n, rows, blocks], add): &(Shape, bool)| {
+                case(format, dtype, [n, rows, blocks * format.block_values()], add)
+            };
+            let in_units = unit_cols(format).into_iter().flat_map(move |cols| {
+                UNITS.map(|([n, rows, units], add)| case(format, dtype, [n, rows, units * cols], add))
+            });
+            shapes.iter().map(in_blocks).chain(in_units)
         };
         Dtype::ALL.into_iter().flat_map(of)
     };
@@ -168,7 +190,9 @@ impl Matmul {
         let [n, rows, cols] = shape;
         let name = format!("matmul_blocks {shape:?}");
         let host_x = rounded(ops.dtype(), random(seed, &name, n * cols));
-        let (weight, values) = matrix(ops, format, &format!("{name}: weight"), seed, rows, cols)?;
+        let (mut weight, values) =
+            matrix(ops, format, &format!("{name}: weight"), seed, [rows, cols], scale_of(format))?;
+        weight.set_scale(SCALE);
         let before = add.then(|| random(seed, &format!("{name}: before"), n * rows));
         // The library gets weights that are rounded to the format of x.
         let rounding = unit(ops.dtype());
@@ -177,7 +201,7 @@ impl Matmul {
         let expected = places.iter().map(|place| {
             let (x, w) = (&host_x[place / rows * cols..][..cols], &values[place % rows * cols..][..cols]);
             let before = before.as_ref().map_or(0.0, |before| f64::from(before[*place]));
-            let terms = x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w));
+            let terms = x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w * SCALE));
             let (sum, magnitude) = terms
                 .fold((before, before.abs()), |(sum, magnitude), term| (sum + term, magnitude + term.abs()));
             (sum, magnitude * (sums + rounding))

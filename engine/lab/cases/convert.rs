@@ -1,6 +1,6 @@
 //! Conversion between number formats, and splitting f32 into two parts of bf16.
 
-use crate::cuda::{CudaOps, DeviceBuffer, F16Range, convert, encode, split_to_bf16};
+use crate::cuda::{CudaOps, DeviceBuffer, Narrowing, convert, encode, f16_scale, split_to_bf16};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::lab::case::{Case, Cases, Cost, Instance, Workload, plain_config};
@@ -24,7 +24,10 @@ fn checks() -> Vec<Case> {
     }
     cases.extend(COUNTS.map(split_case));
     for count in COUNTS.into_iter().chain([64, 4096]) {
-        cases.extend([Weights::InPlace, Weights::Bf16, Weights::F32].map(|from| narrow_case(from, count)));
+        for from in [Weights::InPlace, Weights::Bf16, Weights::F32] {
+            // Such as suit f16, and such as do not.
+            cases.extend([1.0, 2f32.powi(20), 2f32.powi(-20)].map(|scale| narrow_case(from, count, scale)));
+        }
     }
     cases
 }
@@ -162,29 +165,32 @@ enum Weights {
     F32,
 }
 
-fn narrow_case(from: Weights, count: usize) -> Case {
+/// Weights that are `scale` times ordinary ones.
+fn narrow_case(from: Weights, count: usize, scale: f32) -> Case {
     let dtype = if from == Weights::F32 { Dtype::F32 } else { Dtype::Bf16 };
     let place = if from == Weights::InPlace { ", in place" } else { "" };
+    let scaled = if scale == 1.0 { String::new() } else { format!(", times {scale:e}") };
     Case {
         dtype,
-        shape: format!("{count} weights to f16{place}"),
+        shape: format!("{count} weights to f16{place}{scaled}"),
         work: count,
-        cost: Cost { bytes: (count * (dtype.size() + 2)) as f64, flops: 0.0 },
+        cost: Cost { bytes: (count * (2 * dtype.size() + 2)) as f64, flops: 0.0 },
         config: plain_config(),
         prepare: Box::new(move |ops, seed| {
-            let name = format!("narrow {count} from {dtype}");
-            let ordinary = rounded(dtype, random(seed, &name, count));
-            let special = rounded(dtype, inputs(seed, &name, count));
+            let values = random(seed, &format!("narrow {count} from {dtype}"), count);
+            let values = rounded(dtype, values.iter().map(|value| value * scale).collect());
+            let largest = values.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+            let scale = f16_scale(largest.to_bits());
+            let scaled: Vec<f32> = values.iter().map(|value| value * scale).collect();
             Ok(Box::new(Narrow {
                 from,
                 count,
-                ordinary: encode(dtype, &ordinary),
-                special: encode(dtype, &special),
-                expected: encode(Dtype::F16, &ordinary),
-                largest: special.iter().fold(0.0f32, |largest, value| largest.max(value.abs())),
+                weights: encode(dtype, &values),
+                expected: encode(Dtype::F16, &scaled),
+                largest,
                 x: DeviceBuffer::zeroed(ops.device(), count * dtype.size())?,
                 out: DeviceBuffer::zeroed(ops.device(), count * dtype.size() + GUARD)?,
-                range: F16Range::new(ops.device())?,
+                narrowing: Narrowing::new(ops.device()),
             }))
         }),
     }
@@ -193,58 +199,43 @@ fn narrow_case(from: Weights, count: usize) -> Case {
 struct Narrow {
     from: Weights,
     count: usize,
-    /// Weights in the range of f16, and some beyond.
-    ordinary: Vec<u8>,
-    special: Vec<u8>,
-    /// Of the ordinary ones.
+    weights: Vec<u8>,
     expected: Vec<u8>,
-    /// Of the special ones.
     largest: f32,
     x: DeviceBuffer<u8>,
     out: DeviceBuffer<u8>,
-    range: F16Range,
-}
-
-impl Narrow {
-    fn run(&mut self, ops: &mut CudaOps) -> Result<()> {
-        let Self { count, x, out, range, .. } = self;
-        match self.from {
-            Weights::InPlace => range.narrow_in_place(ops.device(), *count, out),
-            Weights::Bf16 => range.narrow(ops.device(), *count, Dtype::Bf16, x, out),
-            Weights::F32 => range.narrow(ops.device(), *count, Dtype::F32, x, out),
-        }
-    }
-
-    fn put(&mut self, weights: &[u8]) -> Result<()> {
-        self.out.fill(POISON)?;
-        if self.from == Weights::InPlace { self.out.write(0, weights) } else { self.x.write(0, weights) }
-    }
+    narrowing: Narrowing,
 }
 
 impl Instance for Narrow {
     fn reset(&mut self, ops: &mut CudaOps) -> Result<()> {
-        self.range = F16Range::new(ops.device())?;
-        self.put(&self.ordinary.clone())
+        self.narrowing = Narrowing::new(ops.device());
+        self.out.fill(POISON)?;
+        let target = if self.from == Weights::InPlace { &mut self.out } else { &mut self.x };
+        target.write(0, &self.weights)
     }
 
-    fn launch(&mut self, ops: &mut CudaOps) -> Result<()> {
-        self.run(ops)
+    fn launch(&mut self, _: &mut CudaOps) -> Result<()> {
+        let Self { count, x, out, narrowing, .. } = self;
+        match self.from {
+            Weights::InPlace => narrowing.narrow_in_place(*count, out),
+            Weights::Bf16 => narrowing.narrow(*count, Dtype::Bf16, x, out),
+            Weights::F32 => narrowing.narrow(*count, Dtype::F32, x, out),
+        }
     }
 
     fn repeats(&self) -> bool {
         self.from != Weights::InPlace
     }
 
-    fn compare(&mut self, ops: &mut CudaOps, _: &str, findings: &mut Findings) -> Result<()> {
+    fn compare(&mut self, _: &mut CudaOps, _: &str, findings: &mut Findings) -> Result<()> {
         let found = self.out.read(0, self.expected.len() + GUARD)?;
+        // A power of two, and a rounding to nearest even: the same bits.
         compare_bytes(findings, &found, &self.expected, 2);
-        let beyond = self.range.beyond()?;
-        findings.expect(beyond.is_none(), || format!("{beyond:?} is said to be beyond the range of f16"));
-        self.put(&self.special.clone())?;
-        self.run(ops)?;
-        let (beyond, largest) = (self.range.beyond()?, self.largest);
-        let expected = (largest >= 65_520.0).then_some(largest);
-        findings.expect(beyond == expected, || format!("beyond: found {beyond:?}, expected {expected:?}"));
+        let (largest, expected) = (self.narrowing.largest()?, self.largest);
+        findings.expect(largest.iter().all(|&found| found == expected) && !largest.is_empty(), || {
+            format!("the largest magnitude: found {largest:?}, expected {expected:?}")
+        });
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! Rows of the embedding.
 
+use super::blocks::{matrix, scale_of};
 use super::{LIMITS, ragged};
 use crate::batch::{Batch, BatchLimits, GIVEN, SequenceRows, WantedLogits};
 use crate::cuda::{CudaBatch, CudaOps, Tensor, Weight};
@@ -52,18 +53,16 @@ fn case(
     limits: BatchLimits,
     host: Box<dyn Fn(u64) -> Batch>,
 ) -> Case {
-    let blocks = if format.float().is_some() { String::new() } else { format!("{format} ") };
+    let kind = if format.float().is_some() { String::new() } else { format!("{format} ") };
     Case {
         dtype: format.float().unwrap_or(Dtype::F16),
-        shape: format!("[{n}, {cols}] of {blocks}[{vocab_size}, {cols}]"),
+        shape: format!("[{n}, {cols}] of {kind}[{vocab_size}, {cols}]"),
         work: n * cols,
         cost: Cost { bytes: (n * (format.row_bytes(cols).unwrap_or(0) + 4 * cols + 4)) as f64, flops: 0.0 },
         config: plain_config(),
         prepare: Box::new(move |ops, seed| {
             let name = format!("embed [{vocab_size}, {cols}]");
-            let data = format.encode(&random(seed, &name, vocab_size * cols));
-            let mut table = vec![0.0; vocab_size * cols];
-            format.decode(&data, &mut table);
+            let (weight, table) = matrix(ops, format, &name, seed, [vocab_size, cols], scale_of(format))?;
             let mut host = host(seed);
             let drawn = draw(ops, seed, vocab_size)?;
             // Every third row takes its token from the device.
@@ -79,7 +78,7 @@ fn case(
             Ok(Box::new(Embed {
                 vocab_size,
                 expected: host.tokens.iter().zip(&host.drawn_rows).flat_map(row).collect(),
-                table: block_weight(ops, format, vocab_size, cols, data)?,
+                table: weight,
                 out: poisoned(ops, host.num_tokens(), cols)?,
                 host,
                 batch,

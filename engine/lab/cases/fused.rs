@@ -1,14 +1,15 @@
 //! The fused operations of a decode step.
 
-use super::matmul::places;
+use super::matmul::{SCALE, places};
 use crate::cuda::{Activation, CudaOps, Tensor, Weight, fused_max_rows, precise_dtype, unit_cols};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::lab::case::{Case, Cases, Cost, Instance, Workload, plain_config};
 use crate::lab::findings::Findings;
 use crate::lab::values::*;
+use crate::ops::Ops;
 use crate::ops::parts::Norm;
-use crate::ops::{Ops, Stacked};
+use crate::testing::blocks;
 use crate::weights::Matrix;
 use qernel_core::formats::MatrixFormat;
 use rayon::prelude::*;
@@ -32,17 +33,17 @@ pub(super) fn relative(cols: usize) -> f64 {
 
 /// A row times the rows of a matrix, in f64: sums, and what they may be off where weights have this format.
 pub(super) fn products(x: &[f64], weight: &[f32], format: MatrixFormat) -> Vec<(f64, f64)> {
-    // What is multiplied with blocks has 16 bits of the largest value; two values of a norm's weight and of x were multiplied first.
+    // What is multiplied with blocks has 16 bits of the largest value near it.
     let step = match format.float() {
         Some(_) => 0.0,
         None => x.iter().fold(0.0, |largest: f64, x| largest.max(x.abs())) / 65024.0,
     };
     let row = |w: &[f32]| {
-        let terms = x.iter().zip(w).map(|(&x, &w)| (x * f64::from(w), f64::from(w).abs()));
-        let (sum, magnitude, weights) =
-            terms.fold((0.0, 0.0, 0.0), |(sum, magnitude, weights), (term, w): (f64, f64)| {
-                (sum + term, magnitude + term.abs(), weights + w)
-            });
+        let (mut sum, mut magnitude, mut weights) = (0.0, 0.0, 0.0);
+        for (&x, &w) in x.iter().zip(w) {
+            let term = x * f64::from(w);
+            (sum, magnitude, weights) = (sum + term, magnitude + term.abs(), weights + f64::from(w).abs());
+        }
         (sum, magnitude * relative(x.len()) + weights * step)
     };
     weight.par_chunks(x.len()).map(row).collect()
@@ -51,14 +52,15 @@ pub(super) fn products(x: &[f64], weight: &[f32], format: MatrixFormat) -> Vec<(
 /// A matrix of a format as a file would have it, and its values.
 pub(super) fn matrix_of(
     format: MatrixFormat,
-    rows: usize,
-    cols: usize,
+    seed: u64,
+    name: &str,
+    [rows, cols]: [usize; 2],
     values: &[f32],
 ) -> (Matrix, Vec<f32>) {
-    let data = format.encode(values);
+    let data = blocks(format, seed, name, values);
     let mut exact = vec![0.0; values.len()];
     format.decode(&data, &mut exact);
-    (Matrix { name: "weight".into(), format, rows, cols, data: data.into() }, exact)
+    (Matrix { name: "weight".into(), format, rows, cols, scale: 1.0, data: data.into() }, exact)
 }
 
 /// The formats that are repacked, with the columns of a unit.
@@ -72,6 +74,9 @@ pub(super) fn normed(x: &[f32], weight: &[f32]) -> Vec<f64> {
     let scale = 1.0 / (squares / x.len() as f64 + f64::from(EPS)).sqrt();
     x.iter().zip(weight).map(|(&x, &w)| f64::from(x) * scale * f64::from(w)).collect()
 }
+
+/// What gate and up are multiplied with.
+const SCALES: [f32; 2] = [2.0, 0.5];
 
 /// What stands behind a norm.
 #[derive(Clone, Copy, PartialEq)]
@@ -98,7 +103,7 @@ fn checks(kind: Kind) -> Vec<Case> {
         [8, 1, 400],
         [8, 4864, 896],
     ];
-    // Rows, and units of a row: one, several for a warp, more tiles than a block keeps the sums of.
+    // Rows, and units of a row: one, several for a warp, more tiles than warps.
     const UNITS: [Shape; 6] = [[1, 16, 1], [2, 48, 3], [4, 16, 7], [8, 32, 4], [5, 16, 17], [1, 304, 1]];
     let of =
         |dtype: Dtype| shapes(&SHAPES, dtype).map(move |shape| normed_case(kind, dtype.into(), shape, 1.0));
@@ -116,12 +121,10 @@ fn checks(kind: Kind) -> Vec<Case> {
 fn timings(kind: Kind, workload: &Workload) -> Vec<Case> {
     let config = &workload.config;
     let rows = if kind == Kind::Head { config.vocab_size } else { config.intermediate_size };
-    let formats = timed_formats(workload, config.hidden_size);
-    formats
-        .flat_map(|format| {
-            few_rows(workload).map(move |n| normed_case(kind, format, [n, rows, config.hidden_size], 1.0))
-        })
-        .collect()
+    let of = |format| {
+        few_rows(workload).map(move |n| normed_case(kind, format, [n, rows, config.hidden_size], 1.0))
+    };
+    timed_formats(workload, config.hidden_size).flat_map(of).collect()
 }
 
 /// The workload's float format, and those that are repacked where rows have so many columns.
@@ -174,8 +177,8 @@ struct Normed {
     expected: Vec<(f64, f64)>,
     x: Tensor,
     norm: Norm<crate::cuda::DeviceBuffer<f32>>,
-    /// Of the head, or gate and up.
-    weights: Stacked<Weight>,
+    /// One, or gate and up.
+    weights: Vec<Weight>,
     out: Tensor,
     gated: Activation,
 }
@@ -197,30 +200,39 @@ impl Normed {
         let gated = ops.new_precise_activation(n + GUARD_ROWS, rows)?;
         let largest = if gated.dtype() == Dtype::F16 { 65504.0 } else { f64::INFINITY };
         let matrix = |what: &str| {
-            let values: Vec<f32> =
-                random(seed, &format!("{name}: {what}"), rows * cols).iter().map(|w| w / 8.0).collect();
-            matrix_of(format, rows, cols, &values)
+            let name = format!("{name}: {what}");
+            let values: Vec<f32> = random(seed, &name, rows * cols).iter().map(|w| w / 8.0).collect();
+            matrix_of(format, seed, &name, [rows, cols], &values)
         };
         let whats: &[&str] = if kind == Kind::GateUp { &["gate", "up"] } else { &["head"] };
-        let (matrices, hosts): (Vec<Matrix>, Vec<Vec<f32>>) = whats.iter().map(|what| matrix(what)).unzip();
+        let (matrices, hosts): (Vec<_>, Vec<_>) = whats.iter().map(|what| matrix(what)).unzip();
         let places = places(seed, n * rows, cols);
         let rows_of_x: Vec<Vec<f64>> = host_x.chunks(cols).map(|x| normed(x, &host_norm)).collect();
         let expected = places
             .par_iter()
             .map(|&place| {
-                let at = |host: &[f32]| {
-                    products(&rows_of_x[place / rows], &host[place % rows * cols..][..cols], format)[0]
+                let at = |host: &[f32], scale: f32| {
+                    let scale = if kind == Kind::Head { 1.0 } else { f64::from(scale) };
+                    let row = &host[place % rows * cols..][..cols];
+                    let (sum, tolerance) = products(&rows_of_x[place / rows], row, format)[0];
+                    (sum * scale, tolerance * scale)
                 };
-                let (sum, tolerance) = at(&hosts[0]);
+                let (sum, tolerance) = at(&hosts[0], SCALES[0]);
                 let Some(up) = hosts.get(1) else { return (sum, tolerance) };
-                let (up, up_tolerance) = at(up);
+                let (up, up_tolerance) = at(up, SCALES[1]);
                 let silu = sum / (1.0 + (-sum).exp());
                 // The derivative of SiLU is below 1.1; its exponential and quotient cost 2^-20.
-                let error =
-                    1.1 * tolerance * up.abs() + silu.abs() * up_tolerance + 1.1 * tolerance * up_tolerance;
+                let error = 1.1 * tolerance * (up.abs() + up_tolerance) + silu.abs() * up_tolerance;
                 ((silu * up).clamp(-largest, largest), error + (silu * up).abs() * 2f64.powi(-20))
             })
             .collect();
+        let mut weights = match &matrices[..] {
+            [head] => vec![ops.load_matrix(head)?],
+            gate_up => ops.load_stacked(gate_up, rows)?.parts,
+        };
+        if kind == Kind::GateUp {
+            weights.iter_mut().zip(SCALES).for_each(|(weight, scale)| weight.set_scale(scale));
+        }
         Ok(Self {
             kind,
             shape,
@@ -229,10 +241,7 @@ impl Normed {
             x: tensor(ops, n, cols, &host_x)?,
             host_x,
             norm: Norm { weight: ops.load_vector(&host_norm)?, eps: EPS },
-            weights: match &matrices[..] {
-                [head] => Stacked { whole: ops.load_matrix(head)?, parts: Vec::new() },
-                gate_up => ops.load_stacked(gate_up, rows)?,
-            },
+            weights,
             out: poisoned(ops, n, rows)?,
             gated,
         })
@@ -241,8 +250,8 @@ impl Normed {
     fn run(&mut self, ops: &mut CudaOps, n: usize) -> Result<()> {
         let Self { x, norm, weights, out, gated, .. } = self;
         match self.kind {
-            Kind::Head => ops.fused_norm_matmul(n, x, norm, &weights.whole, out),
-            Kind::GateUp => ops.fused_norm_gate_up(n, x, norm, weights, gated),
+            Kind::Head => ops.fused_norm_matmul(n, x, norm, &weights[0], out),
+            Kind::GateUp => ops.fused_norm_gate_up(n, x, norm, [&weights[0], &weights[1]], gated),
         }
     }
 
@@ -363,8 +372,8 @@ impl MatmulAdd {
             let x: Vec<f64> = x.iter().map(|&x| x.into()).collect();
             expected.extend(products(&x, &host_weight, dtype.into()).into_iter().zip(residual).map(
                 |((sum, tolerance), &r)| {
-                    let sum = sum + f64::from(r);
-                    (sum, tolerance + sum.abs() * unit(Dtype::F32))
+                    let sum = sum * f64::from(SCALE) + f64::from(r);
+                    (sum, tolerance * f64::from(SCALE) + sum.abs() * unit(Dtype::F32))
                 },
             ));
         }
@@ -373,7 +382,8 @@ impl MatmulAdd {
         } else {
             ops.new_precise_activation(n + GUARD_ROWS, cols)?
         };
-        let (weight, out) = (weight(ops, dtype, rows, cols, &host_weight)?, poisoned(ops, n, rows)?);
+        let (mut weight, out) = (weight(ops, dtype, rows, cols, &host_weight)?, poisoned(ops, n, rows)?);
+        weight.set_scale(SCALE);
         Ok(Self { shape, host_x, residual, expected, x, weight, out })
     }
 }

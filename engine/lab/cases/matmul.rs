@@ -20,6 +20,9 @@ const WHOLE_REFERENCE: usize = 1 << 29;
 /// For how many, then.
 const SOME: usize = 4096;
 
+/// What the weights are multiplied with.
+pub const SCALE: f32 = 0.25;
+
 /// What becomes of a product.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Out {
@@ -158,12 +161,14 @@ impl Matmul {
             .map(|place| {
                 let x = &host_x[place / rows * cols..][..cols];
                 let weight = &host_weight[place % rows * cols..][..cols];
-                let products = x.iter().zip(weight).map(|(&x, &w)| f64::from(x) * f64::from(w));
+                let products = x.iter().zip(weight).map(|(&x, &w)| f64::from(x) * f64::from(w * SCALE));
                 let before = before.as_ref().map_or(0.0, |before| f64::from(before[*place]));
                 products.fold((before, before.abs()), |(sum, magnitude), p| (sum + p, magnitude + p.abs()))
             })
             .collect();
         let mixed = x_dtype != dtype;
+        let mut weight = weight(ops, dtype, rows, cols, &host_weight)?;
+        weight.set_scale(SCALE);
         Ok(Self {
             shape,
             mixed,
@@ -171,7 +176,7 @@ impl Matmul {
             expected,
             x: operand(ops, mixed, n, cols, &host_x)?,
             host_x,
-            weight: weight(ops, dtype, rows, cols, &host_weight)?,
+            weight,
             out: poisoned(ops, n, rows)?,
             rounded: (out == Out::Rounded).then(|| ops.new_product(n + GUARD_ROWS, rows)).transpose()?,
             before,

@@ -14,6 +14,7 @@ mod qk_norm;
 mod read_bandwidth;
 mod repack;
 mod rms_norm;
+mod row_norms;
 mod sample;
 mod silu_mul;
 

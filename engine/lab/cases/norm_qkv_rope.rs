@@ -132,8 +132,9 @@ impl NormQkvRope {
         for (part, heads) in [heads, kv_heads, kv_heads].into_iter().enumerate() {
             let rows = heads * head_dim;
             let format = formats[usize::from(part == 2)];
-            let values = random(seed, &format!("{name}: weight {part}"), rows * hidden_size);
-            let (matrix, host) = matrix_of(format, rows, hidden_size, &values);
+            let of_part = format!("{name}: weight {part}");
+            let values = random(seed, &of_part, rows * hidden_size);
+            let (matrix, host) = matrix_of(format, seed, &of_part, [rows, hidden_size], &values);
             let host_bias = random(seed, &format!("{name}: bias {part}"), rows);
             for (x, &position) in rows_of_x.iter().zip(&batch_host.positions) {
                 let row = products(x, &host, format);

@@ -32,10 +32,12 @@ fn case(format: MatrixFormat, [rows, cols]: [usize; 2]) -> Case {
         cost: Cost { bytes: (2 * rows * format.row_bytes(cols).unwrap_or(0)) as f64, flops: 0.0 },
         config: plain_config(),
         prepare: Box::new(move |ops, seed| {
-            let (matrix, expected) = matrix_of(format, rows, cols, &random(seed, "repack", rows * cols));
+            let (matrix, expected) =
+                matrix_of(format, seed, "repack", [rows, cols], &random(seed, "repack", rows * cols));
             let blocks = DeviceBuffer::from_slice(ops.device(), &matrix.data)?;
             // Of other values, so that it shows if nothing is repacked.
-            let (other, _) = matrix_of(format, rows, cols, &random(seed, "other", rows * cols));
+            let (other, _) =
+                matrix_of(format, seed, "other", [rows, cols], &random(seed, "other", rows * cols));
             let (weight, out) = (ops.load_matrix(&other)?, ops.new_product(rows, cols)?);
             Ok(Box::new(Repack { weight, blocks, expected, out }))
         }),

@@ -40,6 +40,8 @@ enum Logits {
     Sharp,
     /// Seven different values, so that thresholds fall on ties; a third of the logits are -inf.
     Ties,
+    /// As normal ones, but for most rows no token can be drawn: a logit is NaN or infinite, or all are -inf.
+    Broken,
 }
 
 fn plain() -> SamplingParams {
@@ -129,6 +131,19 @@ fn checks() -> Vec<Case> {
             }));
         }
     }
+    for vocab_size in [19, 989, 9000] {
+        for (name, params) in [
+            ("broken, greedy", SamplingParams { temperature: 0.0, ..plain() }),
+            ("broken, all", plain()),
+            ("broken, top_k", SamplingParams { top_k: 5, ..plain() }),
+            ("broken, long top_k", SamplingParams { top_k: vocab_size as i32 - 3, ..plain() }),
+            ("broken, top_p", SamplingParams { top_p: 0.9, ..plain() }),
+            ("broken, llama.cpp's defaults", SamplingParams::default()),
+        ] {
+            let rows = |i, params: &SamplingParams| row(params, i, i as u64);
+            cases.push(case(name, 16, vocab_size, Logits::Broken, 1, vec![params], rows));
+        }
+    }
     cases
 }
 
@@ -176,6 +191,19 @@ fn case(
             let values: Vec<f32> = match logits {
                 Logits::Normal => values.iter().map(|l| 2.0 * l).collect(),
                 Logits::Sharp => values.iter().map(|l| 8.0 * l).collect(),
+                Logits::Broken => {
+                    let mut values: Vec<f32> = values.iter().map(|l| 2.0 * l).collect();
+                    for (i, row) in values.chunks_mut(vocab_size).enumerate() {
+                        let place = i * 7 % vocab_size;
+                        match i % 4 {
+                            0 => row[place] = f32::NAN,
+                            1 => row[place] = f32::INFINITY,
+                            2 => row.fill(f32::NEG_INFINITY),
+                            _ => row[place] = f32::NEG_INFINITY,
+                        }
+                    }
+                    values
+                }
                 Logits::Ties => {
                     let tie =
                         |l: &f32| if *l < -0.4 { f32::NEG_INFINITY } else { (l * 2.0).round().min(4.0) };

@@ -10,6 +10,9 @@ use crate::ops::Ops;
 
 pub const CASES: Cases = Cases { op: "silu_mul", checks, timings };
 
+/// What gate and up are multiplied with first.
+const SCALES: [f32; 2] = [0.5, 4.0];
+
 /// What the operation writes and reads.
 type Formats = (Dtype, Dtype);
 
@@ -74,9 +77,9 @@ impl SiluMul {
             |dtype, value: f64| if dtype == Dtype::F16 { value.clamp(-65504.0, 65504.0) } else { value };
         let expected = values.chunks(2 * cols).flat_map(|row| {
             let (gate, up) = row.split_at(cols);
-            let input = move |value: &f32| within(x_dtype, f64::from(*value));
+            let input = move |value: &f32, scale: f32| within(x_dtype, f64::from(*value)) * f64::from(scale);
             gate.iter().zip(up).map(move |(gate, up)| {
-                let (gate, up) = (input(gate), input(up));
+                let (gate, up) = (input(gate, SCALES[0]), input(up, SCALES[1]));
                 within(dtype, gate / (1.0 + (-gate).exp()) * up)
             })
         });
@@ -99,7 +102,7 @@ impl Instance for SiluMul {
     }
 
     fn launch(&mut self, ops: &mut CudaOps) -> Result<()> {
-        ops.silu_mul(self.n, &self.gate_up, &mut self.out)
+        ops.scaled_silu_mul(self.n, &self.gate_up, SCALES, &mut self.out)
     }
 
     fn compare(&mut self, _: &mut CudaOps, _: &str, findings: &mut Findings) -> Result<()> {

@@ -25,7 +25,7 @@ pub struct HealthResponse {
 /// Whether the model answers. Needs no API key.
 #[utoipa::path(get, path = "/health", tag = "server", security(()), responses(
     (status = 200, description = "The model answers.", body = HealthResponse),
-    (status = 503, description = "It is being loaded, its device failed, or it has stopped.", body = HealthResponse),
+    (status = 503, description = "It is being loaded, its device failed, its file was changed, or it has stopped.", body = HealthResponse),
 ))]
 pub async fn health(State(app): State<Arc<App>>) -> impl IntoResponse {
     let (status, text, reason) = match app.engine.health() {

@@ -183,7 +183,10 @@ pub enum OpenAiFinish {
 impl From<FinishReason> for OpenAiFinish {
     fn from(reason: FinishReason) -> Self {
         match reason {
-            FinishReason::Stop | FinishReason::Cancelled | FinishReason::Constraint => Self::Stop,
+            FinishReason::Stop
+            | FinishReason::Cancelled
+            | FinishReason::Constraint
+            | FinishReason::Failed => Self::Stop,
             FinishReason::Length | FinishReason::Context => Self::Length,
         }
     }

@@ -1,6 +1,6 @@
 //! Q4_0: 32 values of four bits with a scale.
 
-use super::Blocks;
+use super::{Blocks, half, nibbles::four};
 use cuda_std::prelude::*;
 
 /// Bytes 0 and 1: the scale `d`, an f16. Byte `2 + j`: value `j` in the low half, value `j + 16` in the high one. A value is `d * (q - 8)`.
@@ -14,14 +14,8 @@ impl Blocks for q4_0 {
     const BYTES: u32 = 18;
 
     #[inline(always)]
-    unsafe fn value(row: *const u8, column: u32) -> f32 {
-        let j = (column % 32) as usize;
-        // SAFETY: the caller's row has this block, whose scale is aligned to two bytes.
-        unsafe {
-            let block = row.add((column / 32) as usize * Self::BYTES as usize);
-            let d = block.cast::<f16>().read().to_f32();
-            let byte = u32::from(block.add(2 + j % 16).read());
-            d * ((byte >> (j / 16 * 4) & 15) as i32 - 8) as f32
-        }
+    unsafe fn value(block: *const u8, i: u32) -> f32 {
+        // SAFETY: the caller's block has these bytes.
+        unsafe { half(block, 0) * (four::<16>(block.add(2), i) as i32 - 8) as f32 }
     }
 }

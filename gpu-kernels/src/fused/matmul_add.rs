@@ -22,7 +22,7 @@ pub const LONG_LANES: u32 = 128;
 /// the memory's latency.
 pub const LONG_COLS: u32 = 4096;
 
-/// `out += x · weightᵀ`
+/// `out += scale * (x · weightᵀ)`
 #[kernel_args]
 pub struct MatmulAdd<E, X> {
     pub n: u32,
@@ -30,6 +30,7 @@ pub struct MatmulAdd<E, X> {
     pub cols: u32,
     /// Of the stream of the kernels on tensor cores; the others do not look at it.
     pub depth: u32,
+    pub scale: f32,
     /// X `[n, cols]`
     pub x: *const X,
     /// E `[rows, cols]`
@@ -84,7 +85,7 @@ pub unsafe fn long<E: PackedElement, X: Group<4>, const N: usize>(a: MatmulAdd<E
 unsafe fn matmul_add<E: PackedElement, X: Group<4>, const N: usize, const C: usize, const LANES: u32>(
     a: MatmulAdd<E, X>,
 ) {
-    let MatmulAdd { n, rows, cols, x, weight, out, .. } = a;
+    let MatmulAdd { n, rows, cols, scale, x, weight, out, .. } = a;
     launch_dependents();
     let sums_of_warps = shared_array![f32; 16 * 4];
     let lane = thread::thread_idx_x() % LANES;
@@ -133,7 +134,7 @@ unsafe fn matmul_add<E: PackedElement, X: Group<4>, const N: usize, const C: usi
             repeat(N, |i| {
                 if lane == i as u32 && lane < n && row < rows {
                     let out = out.add(offset(i as u32, rows, row));
-                    *out += sums[i];
+                    *out += sums[i] * scale;
                 }
             });
             if first >= rows {

@@ -5,7 +5,7 @@
 //! ([`wait_for_dependencies`](grid::wait_for_dependencies)), and norms, biases, rotation, activation and residual
 //! addition happen where their operands are at hand.
 //!
-//! A group of lanes computes [`Dot`] products of rows of weights with up to `N` rows of inputs. Inputs lie in shared
+//! A group of lanes computes `Dot` products of rows of weights with up to `N` rows of inputs. Inputs lie in shared
 //! memory as f32: of each 8 values the first four in one plane and the last four in another, so that neighbouring
 //! lanes read neighbouring 16 bytes. Each lane adds its share in ascending order, then a butterfly adds the
 //! lanes: the order depends on the number of columns alone, so a row has the same bits alone and among others. Where a
@@ -332,8 +332,8 @@ pub(crate) const MATMUL_ROWS: u32 = 2;
 #[device]
 const MATMUL_AHEAD: usize = 7;
 
-/// `out = x · weightᵀ` for the first `n` of `N` rows, by any number of blocks along x: weight `[rows, cols]`, out `[n, rows]`.
-/// `stage_inputs` is called once the first weights are on their way; it waits for what it needs, completes the
+/// `out = x · weightᵀ` for the first `n` of `N` rows, by any number of blocks along x: weight `[rows, cols]`, out `[n, rows]` in rows of
+/// `out_stride` values. `stage_inputs` is called once the first weights are on their way; it waits for what it needs, completes the
 /// stage for every thread, and returns what each row's products are multiplied with.
 ///
 /// # Safety
@@ -347,6 +347,7 @@ pub(crate) unsafe fn matmul<E: PackedElement, const N: usize>(
     cols: u32,
     weight: *const E,
     out: *mut f32,
+    out_stride: u32,
     stage_inputs: impl FnOnce(Stage) -> [f32; N],
 ) {
     const ROWS: usize = MATMUL_ROWS as usize;
@@ -379,7 +380,7 @@ pub(crate) unsafe fn matmul<E: PackedElement, const N: usize>(
                 repeat(ROWS, |r| {
                     let row = first + r as u32;
                     if lane == (i * ROWS + r) as u32 && (i as u32) < n && row < rows {
-                        *out.add(offset(i as u32, rows, row)) = sums[r][i] * scales[i];
+                        *out.add(offset(i as u32, out_stride, row)) = sums[r][i] * scales[i];
                     }
                 });
             });

@@ -7,6 +7,7 @@ use super::{Dot, Stage, WORD, launch_dependents, sum_of_lanes, wait_for_dependen
 #[device]
 use crate::{
     grid::{offset, repeat},
+    silu_mul::silu_mul,
     vector::Saturate,
 };
 
@@ -17,7 +18,7 @@ pub const LANES: u32 = 16;
 /// Columns of the output that a block computes at a time.
 pub const COLUMNS_PER_BLOCK: u32 = BLOCK_SIZE / LANES;
 
-/// `out = silu(y · gateᵀ) * (y · upᵀ)` with `y = x / sqrt(mean(x²) + eps) * norm`.
+/// `out = silu(gate_scale * (y · gateᵀ)) * (up_scale * (y · upᵀ))` with `y = x / sqrt(mean(x²) + eps) * norm`.
 #[kernel_args]
 pub struct NormGateUp<E, O> {
     pub n: u32,
@@ -30,6 +31,8 @@ pub struct NormGateUp<E, O> {
     /// f32 `[hidden_size]`
     pub norm: *const f32,
     pub eps: f32,
+    pub gate_scale: f32,
+    pub up_scale: f32,
     /// E `[intermediate_size, hidden_size]`
     pub gate: *const E,
     /// As `gate`
@@ -55,6 +58,7 @@ pub struct NormGateUp<E, O> {
 )]
 pub unsafe fn lanes<E: PackedElement, O: Saturate, const N: usize>(a: NormGateUp<E, O>) {
     let NormGateUp { n, hidden_size, intermediate_size, x, norm, eps, gate, up, out, .. } = a;
+    let NormGateUp { gate_scale, up_scale, .. } = a;
     launch_dependents();
     let lane = thread::thread_idx_x() % LANES;
     let words = hidden_size / WORD;
@@ -84,7 +88,7 @@ pub unsafe fn lanes<E: PackedElement, O: Saturate, const N: usize>(a: NormGateUp
             repeat(N, |i| {
                 if lane == i as u32 && lane < n && column < intermediate_size {
                     let (gate, up) = (sums[0][i] * scales[i], sums[1][i] * scales[i]);
-                    let value = gate / (1.0 + (-gate).exp()) * up;
+                    let value = silu_mul(gate * gate_scale, up * up_scale);
                     *out.add(offset(i as u32, intermediate_size, column)) = O::round(value);
                 }
             });

@@ -50,7 +50,7 @@ pub unsafe fn lanes<E: PackedElement, const N: usize>(a: NormMatmul<E>) {
     launch_dependents();
     // SAFETY: the kernels' contract; the stage has room for `n` rows.
     unsafe {
-        matmul::<E, N>(n, rows, cols, weight, out, |stage| {
+        matmul::<E, N>(n, rows, cols, weight, out, rows, |stage| {
             let ahead = stage.load_norm(norm);
             wait_for_dependencies();
             stage.copy_normed::<N>(x, norm, ahead, eps)

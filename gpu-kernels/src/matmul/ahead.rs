@@ -47,18 +47,18 @@ pub const COLUMNS_PER_BLOCK: u32 = BLOCK_SIZE / MATMUL_LANES * MATMUL_ROWS;
     min_blocks = 2,
 )]
 pub unsafe fn ahead<E: PackedElement, X: Group<4>, const N: usize>(a: Matmul<E, X>) {
-    let Matmul { n, rows, cols, x, weight, out } = a;
+    let Matmul { n, rows, cols, out_stride, scale, x, weight, out } = a;
     launch_dependents();
     let first_x = thread::block_idx_y() * N as u32;
     let n = (n - first_x).min(N as u32);
     // SAFETY: the kernels' contract; rows `first_x ..` of x and out; the stage has room for `n` rows.
     unsafe {
-        let (x, out) = (x.add(offset(first_x, cols, 0)), out.add(offset(first_x, rows, 0)));
-        matmul::<E, N>(n, rows, cols, weight, out, |stage| {
+        let (x, out) = (x.add(offset(first_x, cols, 0)), out.add(offset(first_x, out_stride, 0)));
+        matmul::<E, N>(n, rows, cols, weight, out, out_stride, |stage| {
             wait_for_dependencies();
             stage.copy(x);
             thread::sync_threads();
-            [1.0; N]
+            [scale; N]
         });
     }
 }

@@ -8,15 +8,18 @@ use super::{MASS_ONE, WARPS, philox, share};
 #[device]
 use crate::reduce::{self, Max, Sum, block_scan, warp_inclusive_sum};
 
-/// Largest logit of a row; NaN is skipped.
+/// Largest logit of a row; infinite if there is a NaN, which leaves no mass to draw from.
 #[device]
 pub(super) unsafe fn row_max(logits: *const f32, vocab_size: u32) -> f32 {
+    // SAFETY: ids are below `vocab_size`; the block's threads call it together.
     unsafe {
         let mut max = f32::NEG_INFINITY;
         let mut i = thread::thread_idx_x();
         while i < vocab_size {
             let value = *logits.add(i as usize);
-            if value > max {
+            if value.is_nan() {
+                max = f32::INFINITY;
+            } else if value > max {
                 max = value;
             }
             i += SAMPLER_THREADS;
@@ -27,7 +30,8 @@ pub(super) unsafe fn row_max(logits: *const f32, vocab_size: u32) -> f32 {
     }
 }
 
-/// `probability = exp((logit - max) / temperature) / sum`, row by row, in place; -inf and NaN become 0.
+/// `probability = exp((logit - max) / temperature) / sum`, row by row, in place; -inf becomes 0. Where a logit is NaN or infinite no
+/// probability is a number.
 ///
 /// f32 accumulation in a fixed order. Greedy rows are left alone.
 ///
@@ -35,6 +39,7 @@ pub(super) unsafe fn row_max(logits: *const f32, vocab_size: u32) -> f32 {
 /// Grid and arrays are as [`Chain`] says.
 #[kernel(E = [f32], name = "softmax_{E}_plain", max_threads = 1024)]
 pub unsafe fn softmax(Chain { vocab_size, rows, logits, .. }: Chain) {
+    // SAFETY: ids are below `vocab_size`; a block works on its own row, and each thread on its own logits.
     unsafe {
         let row = *rows.add(thread::block_idx_x() as usize);
         let logits = logits.add(thread::block_idx_x() as usize * vocab_size as usize);
@@ -73,6 +78,7 @@ pub unsafe fn softmax(Chain { vocab_size, rows, logits, .. }: Chain) {
 /// Grid and arrays are as [`Chain`] says; a row's `logits` are probabilities that sum to about 1.
 #[kernel(E = [f32], name = "categorical_{E}_plain", max_threads = 1024)]
 pub unsafe fn categorical(Chain { vocab_size, rows, logits, out, .. }: Chain) {
+    // SAFETY: ids are below `vocab_size`; a block reads its own row and writes its own place of `out`.
     unsafe {
         let probabilities = logits.cast_const();
         let row = *rows.add(thread::block_idx_x() as usize);
@@ -95,6 +101,7 @@ pub(super) unsafe fn draw_by_weight(
     weight: impl Fn(u32) -> u64,
     out: *mut u32,
 ) {
+    // SAFETY: the caller's: all threads of the block are here, and `out` is theirs to write.
     unsafe {
         let (warp_id, lane) = (warp::warp_id(), warp::lane_id());
         let num_warps = thread::block_dim_x() / 32;

@@ -20,6 +20,7 @@ use super::{
 /// Adds to a place that other threads of the block add to as well.
 #[device]
 unsafe fn add_shared(array: Shared<u64>, i: u32, value: u64) {
+    // SAFETY: the caller's: `i` is within the array, to which threads of the block alone add.
     unsafe { AtomicAdd::add(array.add(i).as_mut_ptr(), value, Ordering::Relaxed, Scope::Block) }
 }
 
@@ -45,6 +46,7 @@ unsafe fn select(
 /// All threads of the block must call it.
 #[device]
 unsafe fn keep_from(logits: *mut f32, vocab_size: u32, key: u32, ties: u64) {
+    // SAFETY: ids are below `vocab_size`; each thread changes its own logits, and all of the block reach each barrier.
     unsafe {
         let counts = shared_array![u32; 32];
         let thread = thread::thread_idx_x();
@@ -82,6 +84,7 @@ unsafe fn keep_from(logits: *mut f32, vocab_size: u32, key: u32, ties: u64) {
 /// Replaces every logit below `key` by -inf.
 #[device]
 unsafe fn drop_below(logits: *mut f32, vocab_size: u32, key: u32) {
+    // SAFETY: ids are below `vocab_size`, and each thread changes its own logits.
     unsafe {
         let mut i = thread::thread_idx_x();
         while i < vocab_size {
@@ -101,6 +104,7 @@ unsafe fn drop_below(logits: *mut f32, vocab_size: u32, key: u32) {
 /// Grid and arrays are as [`Chain`] says.
 #[kernel(E = [f32], name = "mask_{E}_plain", max_threads = 1024)]
 pub unsafe fn mask(Chain { vocab_size, rows, masks, logits, .. }: Chain) {
+    // SAFETY: ids are below `vocab_size`, for which the row's mask has bits; each thread changes its own logits.
     unsafe {
         let row = &*rows.add(thread::block_idx_x() as usize);
         if row.mask_start == NO_MASK {
@@ -130,6 +134,7 @@ pub unsafe fn mask(Chain { vocab_size, rows, masks, logits, .. }: Chain) {
 /// Grid and arrays are as [`Chain`] says.
 #[kernel(E = [f32], name = "penalties_{E}_plain", max_threads = 1024)]
 pub unsafe fn penalties(Chain { vocab_size, rows, tokens, counts, logits, .. }: Chain) {
+    // SAFETY: `counts_start..counts_end` is within the arrays; a row names a token once, so each thread changes its own logits.
     unsafe {
         let row = &*rows.add(thread::block_idx_x() as usize);
         let logits = logits.add(thread::block_idx_x() as usize * vocab_size as usize);
@@ -152,6 +157,7 @@ pub unsafe fn penalties(Chain { vocab_size, rows, tokens, counts, logits, .. }: 
 /// Grid and arrays are as [`Chain`] says.
 #[kernel(E = [f32], name = "top_k_{E}_plain", max_threads = 1024)]
 pub unsafe fn top_k(Chain { vocab_size, rows, logits, .. }: Chain) {
+    // SAFETY: a block works on its own row, and its threads turn back or go on together.
     unsafe {
         let row = *rows.add(thread::block_idx_x() as usize);
         let logits = logits.add(thread::block_idx_x() as usize * vocab_size as usize);
@@ -180,6 +186,7 @@ pub unsafe fn top_k(Chain { vocab_size, rows, logits, .. }: Chain) {
 /// Grid and arrays are as [`Chain`] says.
 #[kernel(E = [f32], name = "top_p_{E}_plain", max_threads = 1024)]
 pub unsafe fn top_p(Chain { vocab_size, rows, logits, .. }: Chain) {
+    // SAFETY: ids are below `vocab_size`; a block works on its own row, and its threads turn back or go on together.
     unsafe {
         let row = *rows.add(thread::block_idx_x() as usize);
         let logits = logits.add(thread::block_idx_x() as usize * vocab_size as usize);
@@ -240,6 +247,7 @@ pub unsafe fn top_p(Chain { vocab_size, rows, logits, .. }: Chain) {
 /// Grid and arrays are as [`Chain`] says.
 #[kernel(E = [f32], name = "min_p_{E}_plain", max_threads = 1024)]
 pub unsafe fn min_p(Chain { vocab_size, rows, logits, .. }: Chain) {
+    // SAFETY: a block works on its own row, and its threads turn back or go on together.
     unsafe {
         let row = *rows.add(thread::block_idx_x() as usize);
         let logits = logits.add(thread::block_idx_x() as usize * vocab_size as usize);

@@ -83,7 +83,8 @@ pub struct Draw {
     pub partials: *mut u64,
     /// u32 `[num_rows]`, 0 before the first launch, and again after each
     pub counters: *mut u32,
-    /// `[num_rows]`; rows that the kernel does not draw for, and those without any mass, are left alone
+    /// `[num_rows]`; rows that the kernel does not draw for, those without any mass, and those with a logit that is NaN or infinite are left
+    /// alone
     pub out: *mut u32,
 }
 
@@ -107,12 +108,12 @@ const WARPS: u32 = SAMPLER_THREADS / 32;
 #[device]
 const MASS_ONE: f32 = 68_719_476_736.0;
 
-/// Image of a float whose unsigned order is the float's order; NaN becomes the smallest.
+/// Image of a float whose unsigned order is the float's order; NaN becomes the largest, so that whoever looks for the largest logit finds it.
 #[device]
 pub fn order_key(value: f32) -> u32 {
     let bits = value.to_bits();
     if value.is_nan() {
-        0
+        u32::MAX
     } else if bits >> 31 == 1 {
         !bits
     } else {
@@ -126,7 +127,7 @@ fn mass(logit: f32, max: f32) -> u64 {
     if logit > f32::NEG_INFINITY { (((logit - max).exp()) * MASS_ONE) as u64 } else { 0 }
 }
 
-/// The float whose image [`order_key`] gives; the image is not that of a NaN.
+/// The float whose image [`order_key`] gives.
 #[device]
 pub fn from_order_key(key: u32) -> f32 {
     f32::from_bits(if key >> 31 == 1 { key & 0x7FFF_FFFF } else { !key })

@@ -9,7 +9,7 @@ use qernel::generate::{Completion, Engine, EngineConfig, Event, FinishReason, Re
 use qernel::kv_layout::{KvLayout, PAGE_SIZE};
 use qernel::model::ModelRunner;
 use qernel::ops::OpsConfig;
-use qernel::sampler::{SamplingParams, SamplingRow};
+use qernel::sampler::{NO_TOKEN, SamplingParams, SamplingRow};
 use qernel::scheduler::SequenceId;
 use qernel::testing::TinyModel;
 use qernel::weights::Weights;
@@ -39,6 +39,39 @@ fn generating_sequences_come_first_and_prompts_fill_the_rest() {
     }
     let expected: [&[usize]; 8] = [&[3], &[1, 7], &[1, 7], &[1, 6, 1], &[1, 4], &[1, 1], &[1, 1], &[1]];
     assert_eq!(*steps.borrow(), expected);
+}
+
+/// A sequence for which nothing can be drawn ends with an error; the others go on, and nobody begins with its pages.
+#[test]
+fn a_sequence_without_a_token_to_draw_ends_and_the_others_go_on() {
+    for ahead in [false, true] {
+        let answer = |visible: &[u32], _: &SamplingRow| match visible {
+            [1, ..] if visible.len() >= 42 => NO_TOKEN,
+            [2, ..] => NO_TOKEN,
+            _ => 5,
+        };
+        let mut engine = engine(Mock::new(ROOMY, answer).ahead(ahead));
+        // The first two prompts are computed at once.
+        for (first, len) in [(1, 40), (2, 20), (3, 40)] {
+            engine.submit(greedy(vec![first; len], 8)).unwrap();
+        }
+        let mut answers = HashMap::new();
+        while engine.has_work() {
+            collect(engine.step().unwrap(), &mut answers);
+        }
+        let ends = [0, 1, 2].map(|id| &answers[&SequenceId(id)]);
+        assert_eq!(ends.map(|answer| answer.tokens.len()), [2, 0, 8]);
+        let reasons = ends.map(|answer| answer.end.expect("it ended").0);
+        assert_eq!(reasons, [FinishReason::Failed, FinishReason::Failed, FinishReason::Length]);
+        assert_eq!(reasons.map(|reason| reason.error().is_some()), [true, true, false]);
+
+        // The prompt of the second was never one to begin with; that of the third is.
+        for (first, len, reused) in [(2, 20, 0), (3, 40, 39)] {
+            let id = engine.submit(greedy(vec![first; len], 1)).unwrap();
+            collect(engine.step().unwrap(), &mut answers);
+            assert_eq!(answers[&id].end.expect("it ended").1.cached_tokens, reused, "the prompt of {first}s");
+        }
+    }
 }
 
 /// Of one sequence that ends by itself, one that is cut off, and one that joins: how many rows each step has, and how many of

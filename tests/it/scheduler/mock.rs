@@ -6,7 +6,7 @@ use qernel::generate::{Engine, EngineConfig, Event, FinishReason, Request, Usage
 use qernel::gguf::Gguf;
 use qernel::kv_layout::{KvLayout, PAGE_SIZE};
 use qernel::model::{Runner, check::check_batch};
-use qernel::sampler::{SamplingParams, SamplingRow};
+use qernel::sampler::{NO_TOKEN, SamplingParams, SamplingRow};
 use qernel::scheduler::SequenceId;
 use qernel::testing::TinyModel;
 use qernel::tokenizer::Tokenizer;
@@ -185,7 +185,8 @@ impl Runner for Mock {
         let mut batch = batch.clone();
         for (token, row) in batch.tokens.iter_mut().zip(&mut batch.drawn_rows) {
             if *row != GIVEN {
-                *token = drawn[*row as usize];
+                // As embeddings do, whose rows then mean nothing.
+                *token = Some(drawn[*row as usize]).filter(|&token| token != NO_TOKEN).unwrap_or(0);
                 *row = GIVEN;
             }
         }

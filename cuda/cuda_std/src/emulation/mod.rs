@@ -103,12 +103,15 @@ pub struct Options {
     /// Whether accesses are checked. Without, kernels run several times as fast, and a wrong address is the
     /// host's own fault.
     pub check: bool,
+    /// Whether a finite number that becomes infinite, or is kept from it, where it is rounded to f16 is a defect. Some kernels are made
+    /// for such numbers; those of a model should have none.
+    pub range: bool,
 }
 
 impl Default for Options {
-    /// Seed 0, with checks.
+    /// Seed 0, with checks of accesses.
     fn default() -> Self {
-        Self { seed: 0, check: true }
+        Self { seed: 0, check: true, range: false }
     }
 }
 

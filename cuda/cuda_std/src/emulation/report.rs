@@ -25,6 +25,8 @@ pub enum Defect {
     Misaligned,
     /// The destination of an asynchronous copy was touched before the copy was waited for.
     UnfinishedCopy,
+    /// A number was beyond the range of the format that it was rounded to, where [`Options::range`](super::Options::range) asks.
+    OutOfRange,
     /// An `mbarrier` was used against its rules.
     BarrierMisuse,
     /// The kernel panicked: an index out of bounds, a division by zero, an assertion.
@@ -35,7 +37,7 @@ pub enum Defect {
 
 impl Defect {
     /// Every kind.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Race,
         Self::DivergentBarrier,
         Self::AbsentLanes,
@@ -44,6 +46,7 @@ impl Defect {
         Self::OutOfBounds,
         Self::Misaligned,
         Self::UnfinishedCopy,
+        Self::OutOfRange,
         Self::BarrierMisuse,
         Self::Panic,
         Self::InvalidLaunch,
@@ -61,6 +64,7 @@ impl Defect {
             Self::OutOfBounds => "out-of-bounds",
             Self::Misaligned => "misaligned",
             Self::UnfinishedCopy => "unfinished-copy",
+            Self::OutOfRange => "out-of-range",
             Self::BarrierMisuse => "barrier-misuse",
             Self::Panic => "panic",
             Self::InvalidLaunch => "invalid-launch",

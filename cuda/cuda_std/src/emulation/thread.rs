@@ -229,6 +229,13 @@ impl Thread {
         }
     }
 
+    /// A number is beyond the range of the format that it is rounded to.
+    pub fn out_of_range(&self, value: f32, place: Place) {
+        if self.block().launch().options.range && value.is_finite() {
+            self.fail(Defect::OutOfRange, place, format!("{value:e} is beyond the range of its new format"));
+        }
+    }
+
     /// Checks and notes an access of kind `KIND` to `size` bytes at a generic address.
     #[inline]
     pub fn observe<const KIND: u8>(&self, address: usize, size: usize, align: usize, place: Place) {

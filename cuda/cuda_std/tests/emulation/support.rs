@@ -5,7 +5,7 @@ use cuda_std::prelude::*;
 
 /// A device with a seed.
 pub fn emulator(seed: u64) -> Emulator {
-    Emulator::new(Options { seed, check: true })
+    Emulator::new(Options { seed, ..Options::default() })
 }
 
 /// A grid in one dimension.

@@ -36,7 +36,7 @@ pub const COLUMNS_PER_TILE: u32 = 8;
     max_threads = THREADS,
 )]
 pub unsafe fn mma<const N: usize, const G: usize>(a: MatmulAdd<f16, f16>) {
-    let MatmulAdd { n, rows, cols, depth, x, weight, out } = a;
+    let MatmulAdd { n, rows, cols, depth, scale, x, weight, out } = a;
     launch_dependents();
     let words = cols / WORD;
     let halves = halves(words);
@@ -67,7 +67,7 @@ pub unsafe fn mma<const N: usize, const G: usize>(a: MatmulAdd<f16, f16>) {
             if column < rows {
                 let out = out.add(offset(i, rows, column));
                 *out = if tile == first && tiles.count <= thread::grid_dim_x() { residual } else { *out }
-                    + product;
+                    + product * scale;
             }
         });
     }

@@ -4,20 +4,20 @@
 //! `mma.m16n8k16` multiplies 16 rows of weights with 8 columns of inputs. Of its first operand a lane with `r = lane / 4`
 //! and `c = lane % 4` holds elements of rows `r` and `r + 8`. Which 16 columns of the matrix these are is free, as long as
 //! both operands agree: so a lane takes 16 bytes, word `4 u + c` of each of its two rows, and has its share of two
-//! instructions. A warp takes [`CHUNKS`] such words in a round, [`COLS_PER_WARP`] columns of 16 rows; a block's warps lie side by
+//! instructions. A warp takes `CHUNKS` such words in a round, [`COLS_PER_WARP`] columns of 16 rows; a block's warps lie side by
 //! side along the columns, and their sums are added in the order of the warps.
 //!
 //! # A block streams tiles
 //! A tile is 16 rows, a part of it what the block takes in one round. Its words go to shared memory with `cp.async`, up to
-//! [`MAX_DEPTH`] parts ahead ([`Stream`]), but never many at once: what another kernel waits for would queue behind them. Each lane copies what it will read itself, so no barrier comes between,
+//! [`MAX_DEPTH`] parts ahead (`Stream`), but never many at once: what another kernel waits for would queue behind them. Each lane copies what it will read itself, so no barrier comes between,
 //! and the first parts are under way before the kernel waits for its inputs: while a chain of small kernels waits for one another, the memory
 //! is kept busy by the weights of those to come.
 //!
 //! # Inputs are the second operand
 //! One row of inputs would fill one of eight columns. The others make products as exact as those of f32: a value `v` that
 //! was scaled by a power of two so that the largest of the warp's is near the largest f16 is `high + low` of two f16
-//! but for 2^-22 of it, and each has a column ([`Normed`]). Where inputs are f16 to begin with, the two columns instead take
-//! two halves of the row, with the weights' rows `r + 8` being the second halves of rows `r` ([`Halves`]).
+//! but for 2^-22 of it, and each has a column (`Normed`). Where inputs are f16 to begin with, the two columns instead take
+//! two halves of the row, with the weights' rows `r + 8` being the second halves of rows `r` (`Halves`).
 //!
 //! Four rows of inputs fill an instruction; eight take two for each piece of weights.
 //!

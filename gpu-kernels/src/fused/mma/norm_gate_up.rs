@@ -10,6 +10,7 @@ use super::{Normed, Stream, Tiles, row_of_lane};
 use crate::{
     fused::{WORD, launch_dependents, wait_for_dependencies},
     grid::offset,
+    silu_mul::silu_mul,
     vector::Saturate,
 };
 
@@ -34,7 +35,8 @@ pub const COLUMNS_PER_TILE: u32 = 8;
     max_threads = 512,
 )]
 pub unsafe fn mma<const N: usize, const G: usize>(a: NormGateUp<f16, f16>) {
-    let NormGateUp { n, hidden_size, intermediate_size, depth, x, norm, eps, gate, up, out } = a;
+    let NormGateUp { n, hidden_size, intermediate_size, depth, x, norm, eps, gate, up, out, .. } = a;
+    let NormGateUp { gate_scale, up_scale, .. } = a;
     launch_dependents();
     let words = hidden_size / WORD;
     let tiles = Tiles::new(intermediate_size.div_ceil(COLUMNS_PER_TILE), words);
@@ -52,7 +54,7 @@ pub unsafe fn mma<const N: usize, const G: usize>(a: NormGateUp<f16, f16>) {
         inputs.multiply(weights, eps, shared, |tile, i, r, gate, up| {
             let column = tile * COLUMNS_PER_TILE + r;
             if column < intermediate_size {
-                let value = gate / (1.0 + (-gate).exp()) * up;
+                let value = silu_mul(gate * gate_scale, up * up_scale);
                 *out.add(offset(i, intermediate_size, column)) = f16::round(value);
             }
         });

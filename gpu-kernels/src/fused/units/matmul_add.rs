@@ -13,12 +13,17 @@ use crate::{
 #[device]
 use cuda_std::memory;
 
-/// `out += x · weightᵀ`, or `out = x · weightᵀ`.
+/// `out += scale · x · weightᵀ`, or `out = scale · x · weightᵀ`, of some rows of the weights.
 #[kernel_args]
 pub struct MatmulUnits {
     pub n: u32,
+    /// Rows of all tiles.
     pub rows: u32,
     pub cols: u32,
+    /// The rows that are multiplied; products with others are not stored.
+    pub first_row: u32,
+    pub num_rows: u32,
+    pub scale: f32,
     /// From one row of `out` to the next, in values.
     pub out_stride: u32,
     /// Whether products are added to what is there, if not 0.
@@ -33,7 +38,7 @@ pub struct MatmulUnits {
     pub x: *const f16,
     /// `[rows, cols]` in units
     pub weight: *const u8,
-    /// f32 `[n, rows]`, in rows of `out_stride` values
+    /// f32 `[n, num_rows]`, in rows of `out_stride` values
     pub out: *mut f32,
     /// f32 `[slices, n, rows]`, where there are several: what each has of the products
     pub partial: *mut f32,
@@ -60,7 +65,7 @@ pub struct MatmulUnits {
 )]
 pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: MatmulUnits) {
     let MatmulUnits { n, rows, cols, out_stride, accumulate, depth, span, slices, .. } = a;
-    let MatmulUnits { x, weight, out, partial, counters, .. } = a;
+    let MatmulUnits { first_row, num_rows, scale, x, weight, out, partial, counters, .. } = a;
     launch_dependents();
     let (group, slice) = divide(thread::block_idx_x(), slices);
     let groups = divide(thread::grid_dim_x(), slices).0;
@@ -70,15 +75,30 @@ pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: MatmulUnits) {
         let tiles = Tiles::slice(weight, rows / ROWS, units, [group, groups], [slice, slices]);
         let product = Product::<W, N, G>::begin(tiles, depth);
         wait_for_dependencies();
+        // Adds the product of input row `i` with row `row`, if it is one of those; `before` is what is there, where that is known.
+        let store = |i: u32, row: u32, product: f32, before: Option<f32>| {
+            if row >= first_row && row - first_row < num_rows {
+                let out = out.add(offset(i, out_stride, row - first_row));
+                let product = product * scale;
+                *out = if accumulate == 0 {
+                    product
+                } else if let Some(before) = before {
+                    before + product
+                } else {
+                    *out + product
+                };
+            }
+        };
         if slices == 1 {
             // Of a tile that this warp finishes, so that it need not be waited for in the end.
             let tile = product.last_tile();
             let lane = warp::lane_id();
-            let (r, row) = (lane / 4, if N == 1 { 0 } else { lane % 4 });
+            let (r, input) = (lane / 4, if N == 1 { 0 } else { lane % 4 });
+            let whole = first_row == 0 && num_rows == rows;
             let mut residual = [[0.0f32; 2]; G];
-            if accumulate != 0 {
+            if accumulate != 0 && whole {
                 repeat(G, |g| {
-                    let i = 4 * g as u32 + row;
+                    let i = 4 * g as u32 + input;
                     if i < n {
                         let out = out.add(offset(i, out_stride, row_of(tile, r, span))).cast_const();
                         residual[g] = [memory::load_l2(out), memory::load_l2(out.add(span as usize))];
@@ -90,15 +110,10 @@ pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: MatmulUnits) {
                 Plain { x, cols },
                 |squares| squares,
                 |found, g, i, r, low, high| {
-                    let out = out.add(offset(i, out_stride, row_of(found, r, span)));
-                    let second = out.add(span as usize);
-                    if accumulate == 0 {
-                        (*out, *second) = (low, high);
-                    } else if found == tile {
-                        (*out, *second) = (residual[g][0] + low, residual[g][1] + high);
-                    } else {
-                        (*out, *second) = (*out + low, *second + high);
-                    }
+                    let row = row_of(found, r, span);
+                    let known = whole && found == tile;
+                    store(i, row, low, known.then_some(residual[g][0]));
+                    store(i, row + span, high, known.then_some(residual[g][1]));
                 },
             );
             return;
@@ -120,8 +135,7 @@ pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: MatmulUnits) {
         while t < tiles.count() * ROWS * n {
             let (i, place) = divide(t, tiles.count() * ROWS);
             let row = tiles.first() * ROWS + place;
-            let out = out.add(offset(i, out_stride, row_of(row / ROWS, row % ROWS, span)));
-            let mut sum = if accumulate != 0 { *out } else { 0.0 };
+            let mut sum = 0.0;
             let mut slice = 0;
             while slice < slices {
                 repeat(4, |s| {
@@ -132,7 +146,7 @@ pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: MatmulUnits) {
                 });
                 slice += 4;
             }
-            *out = sum;
+            store(i, row_of(row / ROWS, row % ROWS, span), sum, None);
             t += thread::block_dim_x();
         }
     }

@@ -33,7 +33,20 @@ pub const COLUMNS_PER_TILE: u32 = 8;
     requires = "sm_90",
 )]
 pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: NormGateUp<u8, f16>) {
-    let NormGateUp { n, hidden_size, intermediate_size, depth, x, norm, eps, gate, out, .. } = a;
+    let NormGateUp {
+        n,
+        hidden_size,
+        intermediate_size,
+        depth,
+        x,
+        norm,
+        eps,
+        gate,
+        gate_scale,
+        up_scale,
+        out,
+        ..
+    } = a;
     launch_dependents();
     let units = divide(hidden_size, W::COLS).0;
     // SAFETY: the caller's promise.
@@ -45,6 +58,7 @@ pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: NormGateUp<u8, f
         wait_for_dependencies();
         let scale = |squares| crate::rms_norm::scale(squares, hidden_size, eps);
         product.multiply(n, inputs, scale, |tile, _, i, r, gate, up| {
+            let (gate, up) = (gate * gate_scale, up * up_scale);
             let value = gate / (1.0 + (-gate).exp()) * up;
             *out.add(offset(i, intermediate_size, tile * COLUMNS_PER_TILE + r)) = f16::round(value);
         });

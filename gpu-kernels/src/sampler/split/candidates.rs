@@ -21,6 +21,7 @@ use cuda_std::{
 #[device]
 #[inline(always)]
 pub(super) unsafe fn find(slice: u32, top_k: u32, vocab_size: u32, logits: *const f32, partials: *mut u64) {
+    // SAFETY: ids are below `vocab_size`; the block's part of `partials` has `top_k` places, of which each key takes one of its own.
     unsafe {
         let written = shared_array![u32; 1];
         let thread = thread::thread_idx_x();
@@ -65,6 +66,7 @@ pub(super) unsafe fn draw(
     partials: *const u64,
     out: *mut u32,
 ) -> bool {
+    // SAFETY: `partials` has `top_k` keys of each block, all written by now; places in shared arrays are below `top_k`, at most 128.
     unsafe {
         let kept_keys = shared_array![u64; 128];
         let masses = shared_array![u64; 128];
@@ -106,6 +108,9 @@ pub(super) unsafe fn draw(
             j += 1;
         }
         let max = from_order_key((largest >> 32) as u32);
+        if !max.is_finite() {
+            return true; // Nothing can be drawn: a logit is NaN or infinite, or all are -inf.
+        }
         if is_mine {
             masses.set(thread, mass(logit, max));
         }
@@ -162,6 +167,7 @@ pub(super) unsafe fn draw(
 #[device]
 #[inline(always)]
 unsafe fn bound_of_largest(keys: &[u64; PER_THREAD], count: u32) -> u64 {
+    // SAFETY: digits are below 256, the histograms' size; the block's threads call it together.
     unsafe {
         // Of this digit and of the next one.
         let histograms = shared_array![u32; 512];

@@ -22,6 +22,7 @@ pub(super) unsafe fn draw(
     logits: *const f32,
     out: *mut u32,
 ) {
+    // SAFETY: ids are below `vocab_size`; the block's threads call it together, and one of them writes `out`.
     unsafe {
         let at = |id: u32| *logits.add(id as usize);
         let mut bound = min_p_threshold(row.min_p_ln, max);

@@ -33,6 +33,7 @@ impl Slices {
     /// Those that [`weigh`] wrote. All threads of the block must call it.
     #[inline(always)]
     pub(super) unsafe fn load(slices: *const u64, temperature: f32) -> Self {
+        // SAFETY: `slices` has two numbers of each block of the grid; the block's threads call it together.
         unsafe {
             let thread = thread::thread_idx_x() as usize;
             let (mut own_max, mut own_mass) = (f32::NEG_INFINITY, 0);
@@ -60,6 +61,7 @@ pub(super) unsafe fn weigh(
     logits: *const f32,
     slices: *mut u64,
 ) {
+    // SAFETY: `slices` has two numbers of each slice, and one thread writes this one's; the block's threads call it together.
     unsafe {
         let logits = load_slice(slice, vocab_size, logits);
         let mut max = f32::NEG_INFINITY;
@@ -84,6 +86,7 @@ pub(super) unsafe fn draw(
     logits: *const f32,
     out: *mut u32,
 ) {
+    // SAFETY: the drawn slice is one of the grid's; the block's threads call it together, and one of them writes `out`.
     unsafe {
         let drawn = shared_array![u64; 3];
         let thread = thread::thread_idx_x();
@@ -112,7 +115,7 @@ pub(super) unsafe fn draw(
     }
 }
 
-/// This thread's logits of a slice, one after the other; -inf for NaN and beyond the vocabulary.
+/// This thread's logits of a slice, one after the other; -inf beyond the vocabulary, and infinite for NaN, which leaves no mass.
 #[device]
 #[inline(always)]
 unsafe fn load_slice(slice: u32, vocab_size: u32, logits: *const f32) -> [f32; PER_THREAD] {
@@ -122,7 +125,7 @@ unsafe fn load_slice(slice: u32, vocab_size: u32, logits: *const f32) -> [f32; P
         if first + (j as u32) < vocab_size {
             // SAFETY: inside the row.
             let value = unsafe { *logits.add((first + j as u32) as usize) };
-            values[j] = if value.is_nan() { f32::NEG_INFINITY } else { value };
+            values[j] = if value.is_nan() { f32::INFINITY } else { value };
         }
     });
     values

@@ -1,7 +1,11 @@
 //! Kernels of the tests of `cuda_std`. Those of `compare` run on a GPU and under emulation; of the others only the PTX is
 //! looked at.
 #![no_std]
-#![allow(clippy::missing_safety_doc)]
+#![allow(
+    clippy::missing_safety_doc,
+    clippy::undocumented_unsafe_blocks,
+    reason = "the kernels are the examples of the tests, some of them wrong on purpose"
+)]
 
 mod compare;
 mod convergence;

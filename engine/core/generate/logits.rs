@@ -1,0 +1,55 @@
+//! Logits of a prompt, beside the requests of an engine.
+
+use super::Engine;
+use crate::batch::{Batch, SequenceRows, WantedLogits};
+use crate::error::{Error, Result};
+use crate::kv_cache::PageList;
+
+impl Engine {
+    /// The logits behind each of `tokens`, row-major `[tokens.len(), vocab_size]`, while no request waits or runs. Nothing of
+    /// it stays in the prefix cache.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if there is no token, one that the model does not have, more than the context, or a request that has
+    /// not ended; [`Error::Device`] if the device fails.
+    pub fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        if self.scheduler.has_work() {
+            return Err(Error::Request(
+                "logits are computed between requests, and one has not ended: step or cancel it first".into(),
+            ));
+        }
+        let vocab_size = self.runner.vocab_size();
+        if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocab_size) {
+            return Err(Error::Request(format!(
+                "the prompt has the token {token}, but the model has only tokens 0 to {}",
+                vocab_size - 1
+            )));
+        }
+        if !(1..=self.max_model_len).contains(&tokens.len()) {
+            return Err(Error::Request(format!(
+                "the prompt has {} tokens; expected 1 to {}, the context",
+                tokens.len(),
+                self.max_model_len
+            )));
+        }
+        self.discard();
+        let mut pages = PageList::default();
+        let pool = self.scheduler.pool_mut();
+        assert!(pages.grow(tokens.len(), pool), "the pool holds a sequence as long as the context");
+        let logits = self.logits_in(tokens, pages.pages());
+        pages.clear(&[], self.scheduler.pool_mut());
+        logits
+    }
+
+    /// As [`Engine::logits`]; K and V go to `pages`.
+    fn logits_in(&mut self, tokens: &[u32], pages: &[u32]) -> Result<Vec<f32>> {
+        let limits = *self.runner.limits();
+        let chunk = limits.max_num_tokens.min(limits.max_num_logits);
+        let mut logits = Vec::new();
+        for (i, tokens) in tokens.chunks(chunk).enumerate() {
+            let rows = SequenceRows { tokens, position: i * chunk, pages, logits: WantedLogits::All };
+            logits.extend(self.runner.logits(&Batch::new(&[rows]))?);
+        }
+        Ok(logits)
+    }
+}

@@ -1,0 +1,372 @@
+//! The operations, each handed to the file that computes it.
+
+use super::{CudaOps, StepKey};
+use crate::batch::{self, CudaBatch};
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::kv_layout::KvLayout;
+use crate::memory::DeviceBuffer;
+use crate::ops::parts::{AttentionIn, Head, MlpIn, Norm, QkNorm};
+use crate::ops::{Ops, Rows, Stacked};
+use crate::tensor::{self, Activation, KvCache, Tensor};
+use crate::weight::Weight;
+use crate::weights::Matrix;
+use crate::{
+    bandwidth, bias_rope_kv, cublas, embed, fused, gather_rows, graph, matmul, precise_dtype, qk_norm,
+    rms_norm,
+};
+use qernel_core::batch::{Batch, BatchLimits};
+use qernel_core::sampler::SamplingRow;
+
+impl Ops for CudaOps {
+    fn new_tensor(&mut self, rows: usize, cols: usize) -> Result<Tensor> {
+        Tensor::new(&self.device, rows, cols)
+    }
+
+    fn new_activation(&mut self, rows: usize, cols: usize) -> Result<Activation> {
+        Activation::new(&self.device, self.dtype, rows, cols)
+    }
+
+    fn new_precise_activation(&mut self, rows: usize, cols: usize) -> Result<Activation> {
+        let dtype = precise_dtype(self.dtype);
+        if dtype != self.dtype {
+            let room = 2 * tensor::elements(rows, cols)?.next_multiple_of(8);
+            if room > self.parts.len() {
+                self.parts = DeviceBuffer::zeroed(&self.device, room)?;
+            }
+        }
+        Activation::new(&self.device, dtype, rows, cols)
+    }
+
+    fn new_product(&mut self, rows: usize, cols: usize) -> Result<Activation> {
+        // Room for what a product without cuBLAS writes.
+        Activation::new(&self.device, Dtype::F32, rows, cols)
+    }
+
+    fn new_kv_cache(&mut self, layout: &KvLayout) -> Result<KvCache> {
+        if layout.dtype != self.dtype {
+            return Err(Error::Request(format!(
+                "KV pages must be {}, the format of the weights, not {}",
+                self.dtype, layout.dtype
+            )));
+        }
+        KvCache::new(&self.device, layout)
+    }
+
+    fn new_batch(&mut self, limits: &BatchLimits) -> Result<CudaBatch> {
+        CudaBatch::new(&self.device, limits)
+    }
+
+    fn load_matrix(&mut self, matrix: &Matrix) -> Result<Weight> {
+        self.load_one(matrix)
+    }
+
+    fn load_stacked(&mut self, matrices: &[Matrix], apart: usize) -> Result<Stacked<Weight>> {
+        self.load_several(matrices, apart)
+    }
+
+    fn finish_loading(&mut self) -> Result<()> {
+        self.settle_scales()
+    }
+
+    fn bound_attention(&mut self, name: &str, part: &AttentionIn<Weight, DeviceBuffer<f32>>) -> Result<()> {
+        self.bound_qkv(name, part)
+    }
+
+    fn bound_mlp(&mut self, name: &str, part: &MlpIn<Weight, DeviceBuffer<f32>>) -> Result<()> {
+        self.bound_gate_up(name, part)
+    }
+
+    fn bound_norm(&mut self, name: &str, norm: &Norm<DeviceBuffer<f32>>) -> Result<()> {
+        self.bound_norm_output(name, norm)
+    }
+
+    fn load_vector(&mut self, values: &[f32]) -> Result<DeviceBuffer<f32>> {
+        DeviceBuffer::from_slice(&self.device, values)
+    }
+
+    fn upload(&mut self, host: &Batch, batch: &mut CudaBatch) -> Result<()> {
+        batch.upload(host)
+    }
+
+    fn embed(&mut self, batch: &CudaBatch, table: &Weight, out: &mut Tensor) -> Result<()> {
+        embed::embed(&self.device, batch, self.sampler.last_drawn(), table, out)
+    }
+
+    fn rms_norm(
+        &mut self,
+        n: usize,
+        x: &Tensor,
+        norm: &Norm<DeviceBuffer<f32>>,
+        out: &mut Activation,
+    ) -> Result<()> {
+        rms_norm::rms_norm(&self.device, &self.choice, n, x, &norm.weight, norm.eps, out)
+    }
+
+    fn matmul(&mut self, n: usize, x: &Activation, weight: &Weight, out: &mut Tensor) -> Result<()> {
+        let (tools, choice) = self.products();
+        matmul::matmul(tools, choice, n, x, weight, out)
+    }
+
+    fn matmul_add(
+        &mut self,
+        rows: Rows<CudaBatch>,
+        x: &Activation,
+        weight: &Weight,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        if weight.float().is_some() && self.is_fused(rows, out.cols) {
+            return self.fused_matmul_add(rows.n, x, weight, out);
+        }
+        if weight.units(true).is_some() && self.is_step_of_parts(rows) {
+            return self.matmul_accumulate(rows.n, x, weight, out);
+        }
+        self.matmul_accumulate(rows.padded, x, weight, out)
+    }
+
+    fn matmul_rounded(
+        &mut self,
+        n: usize,
+        x: &Activation,
+        weight: &Weight,
+        out: &mut Activation,
+    ) -> Result<()> {
+        let (tools, choice) = self.products();
+        matmul::matmul_rounded(tools, choice, n, x, weight, out)
+    }
+
+    fn qk_norm(
+        &mut self,
+        n: usize,
+        qkv: &mut Tensor,
+        norm: &QkNorm<DeviceBuffer<f32>>,
+        bias: [Option<&DeviceBuffer<f32>>; 2],
+    ) -> Result<()> {
+        let heads = [self.num_attention_heads, self.num_key_value_heads];
+        qk_norm::qk_norm(&self.device, &self.choice, n, heads, norm, bias, qkv)
+    }
+
+    fn bias_rope_kv(
+        &mut self,
+        batch: &CudaBatch,
+        layer: usize,
+        qkv: &Tensor,
+        bias: [Option<&DeviceBuffer<f32>>; 3],
+        q: &mut Tensor,
+        cache: &mut KvCache,
+    ) -> Result<()> {
+        let operands = bias_rope_kv::BiasRopeKv { batch, table: &self.rope, layer, qkv, bias, q, cache };
+        bias_rope_kv::bias_rope_kv(&self.device, &self.choice, operands)
+    }
+
+    fn attention(
+        &mut self,
+        batch: &CudaBatch,
+        layer: usize,
+        q: &Tensor,
+        cache: &KvCache,
+        out: &mut Activation,
+    ) -> Result<()> {
+        self.attend(batch, batch.rows(), layer, q, cache, out)
+    }
+
+    fn attention_of_wanted(
+        &mut self,
+        batch: &CudaBatch,
+        layer: usize,
+        q: &Tensor,
+        cache: &KvCache,
+        out: &mut Activation,
+    ) -> Result<()> {
+        let rows = batch.wanted_rows();
+        if rows.split.num_rows != batch.shape.num_logits {
+            return Err(Error::Request(
+                "attention: the rows whose logits are wanted must be some, and the last of their sequences"
+                    .to_owned(),
+            ));
+        }
+        self.attend(batch, rows, layer, q, cache, out)
+    }
+
+    fn silu_mul(
+        &mut self,
+        n: usize,
+        weights: &Stacked<Weight>,
+        gate_up: &Activation,
+        out: &mut Activation,
+    ) -> Result<()> {
+        let (scales, gated) = Self::swiglu_scales(weights);
+        out.scale = gated;
+        self.scaled_silu_mul(n, gate_up, scales, out)
+    }
+
+    fn gather_rows(&mut self, batch: &CudaBatch, x: &Tensor, out: &mut Tensor) -> Result<()> {
+        gather_rows::gather_rows(&self.device, batch, x, out)
+    }
+
+    fn rehearse(&mut self, most: usize) -> Result<()> {
+        let Some(cublas) = &self.cublas else { return Ok(()) };
+        let mut n = 1;
+        while n <= most {
+            n = cublas::rounded_rows(n).min(most);
+            cublas.rehearse(n)?;
+            n += 1;
+        }
+        Ok(())
+    }
+
+    fn product_rows(&self, n: usize) -> usize {
+        if self.cublas.is_some() { cublas::rounded_rows(n) } else { n }
+    }
+
+    fn norm_qkv_rope(
+        &mut self,
+        rows: Rows<CudaBatch>,
+        layer: usize,
+        part: &AttentionIn<Weight, DeviceBuffer<f32>>,
+        x: &Tensor,
+        q: &mut Tensor,
+        cache: &mut KvCache,
+    ) -> Result<bool> {
+        let AttentionIn { norm, qkv, bias, qk_norm } = part;
+        let [q_proj, k_proj, v_proj] = &qkv.parts[..] else { return Ok(false) };
+        let weights = [q_proj, k_proj, v_proj];
+        let takes = match weights.map(|weight| weight.units(false)) {
+            [Some(q), Some(k), Some(v)] => {
+                fused::QkvWeights::are_known(q, k, v) && self.takes_units(fused::norm_qkv_rope::OP, q, rows)
+            }
+            _ => weights.iter().all(|weight| weight.is_plain()) && self.is_fused(rows, x.cols),
+        };
+        if qk_norm.is_some() || !takes {
+            return Ok(false);
+        }
+        let biases = bias.each_ref().map(Option::as_ref);
+        self.fused_norm_qkv_rope(rows.batch, layer, x, norm, weights, biases, q, cache)?;
+        Ok(true)
+    }
+
+    fn norm_gate_up(
+        &mut self,
+        rows: Rows<CudaBatch>,
+        part: &MlpIn<Weight, DeviceBuffer<f32>>,
+        x: &Tensor,
+        out: &mut Activation,
+    ) -> Result<bool> {
+        let [gate, up] = &part.gate_up.parts[..] else { return Ok(false) };
+        let takes = match (gate.units(true), up.units(true)) {
+            (Some(gate), Some(up)) => {
+                fused::GateUp::are_side_by_side(gate, up)
+                    && self.takes_units(fused::norm_gate_up::OP, gate, rows)
+            }
+            _ => gate.float().is_some() && up.float().is_some() && self.is_fused(rows, x.cols),
+        };
+        if !takes {
+            return Ok(false);
+        }
+        self.fused_norm_gate_up(rows.n, x, &part.norm, [gate, up], out)?;
+        Ok(true)
+    }
+
+    fn norm_matmul(
+        &mut self,
+        rows: Rows<CudaBatch>,
+        part: &Head<Weight, DeviceBuffer<f32>>,
+        x: &Tensor,
+        logits: &mut Tensor,
+    ) -> Result<bool> {
+        let takes = match part.weight.units(false) {
+            Some(units) => self.takes_units(fused::norm_matmul::OP, units, rows),
+            None => part.weight.is_plain() && self.is_fused(rows, x.cols),
+        };
+        if !takes {
+            return Ok(false);
+        }
+        self.fused_norm_matmul(rows.n, x, part.norm, part.weight, logits)?;
+        Ok(true)
+    }
+
+    fn prepare_sampling(&mut self, logits: &Tensor, rows: &[SamplingRow]) -> Result<()> {
+        self.vocab_size = logits.cols();
+        self.sampler.prepare(&self.choice, logits, rows)
+    }
+
+    fn draw(&mut self, logits: &mut Tensor) -> Result<()> {
+        self.sampler.draw(&self.choice, logits)
+    }
+
+    fn fetch_drawn(&mut self) -> Result<()> {
+        self.sampler.fetch()
+    }
+
+    fn drawn(&mut self) -> Result<Vec<u32>> {
+        self.sampler.drawn(self.vocab_size)
+    }
+
+    fn forget_drawn(&mut self) {
+        self.sampler.forget();
+    }
+
+    fn runs_ahead(&self) -> bool {
+        self.choice.get(graph::OP).is_none_or(|name| name == graph::AHEAD)
+    }
+
+    fn run_step(&mut self, batch: &CudaBatch, step: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
+        let replays =
+            self.choice.get(graph::OP).is_none_or(|name| [graph::AHEAD, graph::GRAPH].contains(&name));
+        let bucket = batch.bucket().filter(|_| replays && !self.device.is_emulated());
+        let Some(bucket) = bucket else { return step(self) };
+        let draw = bucket.has_logits().then(|| self.sampler.shape());
+        let key = StepKey { batch: bucket, draw, generation: self.sampler.generation() };
+        if self.graphs.launch(&key)? {
+            return Ok(());
+        }
+        let record_at = match key.batch.kind() {
+            batch::StepKind::Decode => graph::RECORD_DECODE_AT,
+            batch::StepKind::Prefill => graph::RECORD_PREFILL_AT,
+            batch::StepKind::Mixed => return step(self),
+        };
+        if self.graphs.count(&key) < record_at {
+            return step(self);
+        }
+        self.graphs.begin()?;
+        let recorded = step(self);
+        match self.graphs.end(key.clone(), recorded) {
+            Ok(()) => self.graphs.launch(&key).map(drop),
+            // A graph takes memory that nobody planned for; without it the step is only slower.
+            Err(Error::Memory(why)) => {
+                tracing::warn!("a step is not recorded as a graph: {why}");
+                step(self)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn num_replays(&self) -> u64 {
+        self.graphs.num_launches()
+    }
+
+    fn read(&mut self, n: usize, x: &Tensor) -> Result<Vec<f32>> {
+        x.expect("read", "x", n, x.cols())?;
+        x.data.read(0, n * x.cols())
+    }
+
+    fn read_row(&mut self, row: usize, x: &Tensor) -> Result<Vec<f32>> {
+        x.expect("read_row", "x", row + 1, x.cols())?;
+        x.data.read(row * x.cols(), x.cols())
+    }
+
+    fn device_name(&self) -> String {
+        let info = self.device.info();
+        if self.device.is_emulated() {
+            return info.name.clone();
+        }
+        format!("{} (cuda:{})", info.name, info.ordinal)
+    }
+
+    fn read_bandwidth(&mut self) -> Result<Option<f64>> {
+        if self.device.is_emulated() {
+            return Ok(None);
+        }
+        bandwidth::read_bandwidth(&self.device).map(Some)
+    }
+}

@@ -1,0 +1,121 @@
+//! The part of opening a model that a GPU, or an emulated one, needs.
+
+use super::memory_plan;
+use super::runner::{CPU_NUM_TOKENS, DeviceChoice, Room, RunnerOptions, fit};
+use cuda_std::emulation;
+use qernel_core::batch::BatchLimits;
+use qernel_core::config::Config;
+use qernel_core::dtype::Dtype;
+use qernel_core::error::{Error, Result};
+use qernel_core::kv_layout::KvLayout;
+use qernel_core::model::{ModelRunner, Runner, build};
+use qernel_core::ops::OpsConfig;
+use qernel_core::weights::Weights;
+use qernel_cuda::{self as cuda, CudaOps, Device};
+use std::rc::Rc;
+
+/// As [`open_runner`](super::open_runner), on `device`.
+pub(crate) fn open_runner(
+    device: &Rc<Device>,
+    weights: &Weights,
+    config: &Config,
+    options: &RunnerOptions,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Box<dyn Runner>> {
+    match load(device, weights, config, options, progress) {
+        Err(Error::Range(why)) => {
+            let Some(dtype) = options.dtype.fallback(cuda::compute_dtype(weights)) else {
+                return Err(Error::Range(why));
+            };
+            tracing::warn!("{why}; loading the weights as {dtype}");
+            load(device, weights, config, &RunnerOptions { dtype, ..options.clone() }, progress)
+        }
+        opened => opened,
+    }
+}
+
+/// The model with its weights as `options` say.
+fn load(
+    device: &Rc<Device>,
+    weights: &Weights,
+    config: &Config,
+    options: &RunnerOptions,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Box<dyn Runner>> {
+    let (ops_config, layout) = fit_cuda(device, weights, config, options)?;
+    let ops = CudaOps::new(device, &ops_config, layout.dtype, options.kernels.clone())?;
+    Ok(Box::new(ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?))
+}
+
+/// Opens the device that was chosen; `None` is the CPU.
+///
+/// # Errors
+/// [`Error::Device`] if the device that was asked for is missing or fails.
+pub fn open_device(choice: DeviceChoice) -> Result<Option<Rc<Device>>> {
+    let ordinal = match choice {
+        DeviceChoice::Cpu => return Ok(None),
+        DeviceChoice::Emulated => {
+            let options = emulation::Options { range: true, ..emulation::Options::default() };
+            return Ok(Some(Rc::new(Device::emulated(options))));
+        }
+        DeviceChoice::Cuda(ordinal) => ordinal,
+        DeviceChoice::Auto => match cuda::probe().and_then(|devices| {
+            // A device that is too old is no reason to fail where nobody asked for it.
+            devices
+                .into_iter()
+                .find(|device| device.target().is_ok())
+                .ok_or_else(|| Error::Device("no GPU of compute capability 8.0 or later".into()))
+        }) {
+            Ok(device) => Some(device.ordinal),
+            Err(why) => {
+                tracing::info!("computing on the CPU: {why}");
+                return Ok(None);
+            }
+        },
+    };
+    cuda::preload_cublas();
+    Ok(Some(Rc::new(Device::open(ordinal, qernel_ptx::ptx)?)))
+}
+
+/// As [`fit_cpu`](super::fit_cpu), in the memory of `device`; pages are in the format that matrices get there, [`DtypeChoice::preferred`](super::DtypeChoice::preferred).
+///
+/// # Errors
+/// As [`fit_cpu`](super::fit_cpu); [`Error::Device`].
+pub fn fit_cuda(
+    device: &Device,
+    weights: &Weights,
+    config: &Config,
+    options: &RunnerOptions,
+) -> Result<(OpsConfig, KvLayout)> {
+    let dtype = options.dtype.preferred(cuda::compute_dtype(weights));
+    let (free, _) = device.memory_info()?;
+    let room = Room {
+        free,
+        weights: cuda::weight_bytes(weights, dtype),
+        dtype,
+        activation: cuda::precise_dtype(dtype),
+        max_num_tokens: gpu_num_tokens(free, config, dtype)?,
+        extra: |config, ops_config, dtype| {
+            cuda::device_workspace_bytes(ops_config) + cuda::split_bytes(config, &ops_config.limits, dtype)
+        },
+    };
+    fit(config, options, &room)
+}
+
+/// Rows of a step where nobody asks for more or fewer, on a GPU that has room for them: large products are the faster ones.
+const GPU_NUM_TOKENS: usize = 8192;
+
+/// Rows of a step whose buffers take no more than a sixteenth of `free` bytes, at least [`CPU_NUM_TOKENS`].
+fn gpu_num_tokens(free: usize, config: &Config, dtype: Dtype) -> Result<usize> {
+    let mut rows = GPU_NUM_TOKENS;
+    let model = build::plan(config)?;
+    let bytes = |rows| {
+        let limits =
+            BatchLimits { max_num_tokens: rows, max_num_sequences: 1, max_num_logits: 1, max_blocks: 1 };
+        memory_plan::workspace_bytes(&model, config, &limits, 1, cuda::precise_dtype(dtype))
+    };
+    while rows > CPU_NUM_TOKENS && bytes(rows) > free / 16 {
+        rows /= 2;
+    }
+    Ok(rows)
+}
