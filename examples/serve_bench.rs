@@ -9,7 +9,7 @@
 //! cores, so what the server costs includes what its clients do.
 
 use clap::Parser;
-use qernel::error::Result;
+use qernel::error::{Error, Result};
 use qernel::generate::{Engine, Event, Request};
 use qernel::load::{DeviceChoice, Model, RunnerOptions};
 use qernel::sampler::{SamplingParams, philox4x32_10};
@@ -213,7 +213,12 @@ fn measure(args: &Args) -> Result<Vec<[Figures; 2]>> {
     let server = Server::bind(ServerConfig { port: 0, max_running: most, ..ServerConfig::default() })?;
     let address = server.local_addr()?;
     let serve = move || {
-        Ok(LoadedModel { engine: open()?, template: None, name: "bench".into(), watch: Default::default() })
+        Ok(LoadedModel {
+            engine: open()?,
+            template: Err(Error::Template("none".into())),
+            name: "bench".into(),
+            watch: Default::default(),
+        })
     };
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     std::thread::scope(|scope| {

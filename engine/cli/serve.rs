@@ -85,7 +85,7 @@ pub fn run(args: ServeArgs) -> Result<ExitCode> {
     let open = move || {
         let name = name.unwrap_or_else(|| default_name(model.file.model.as_deref()));
         let loaded = model.open(args.parallel)?;
-        let template = loaded.template().inspect_err(|error| tracing::warn!("no chat: {error}")).ok();
+        let template = loaded.template().inspect_err(|error| tracing::warn!("no chat: {error}"));
         let watch = loaded.watch.clone();
         Ok(LoadedModel { engine: loaded.into_engine()?, template, name, watch })
     };

@@ -23,9 +23,12 @@ pub enum Error {
     /// The file is well-formed but describes no model this engine runs.
     #[error("unsupported model: {0}")]
     Model(String),
-    /// The vocabulary or the chat template is missing or malformed.
+    /// The vocabulary is missing or malformed.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
+    /// The chat template is missing, does not compile, or fails.
+    #[error("chat template: {0}")]
+    Template(String),
     /// Numbers of the file that the format asked for does not have.
     #[error("{0}")]
     Range(String),
@@ -61,7 +64,7 @@ impl Error {
             Self::ClosedPipe => 0,
             Self::Io { .. } => 1,
             Self::Request(_) => 2,
-            Self::Gguf(_) | Self::Model(_) | Self::Tokenizer(_) | Self::Range(_) => 3,
+            Self::Gguf(_) | Self::Model(_) | Self::Tokenizer(_) | Self::Template(_) | Self::Range(_) => 3,
             Self::Device(_) => 4,
             Self::NotFinite(_) => 3,
             Self::Memory(_) => 5,

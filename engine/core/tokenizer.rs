@@ -40,6 +40,7 @@ pub struct Tokenizer {
     end_of_generation: Vec<u32>,
     add_bos_token: bool,
     chat_template: Option<String>,
+    tool_use_template: Option<String>,
 }
 
 impl Tokenizer {
@@ -86,6 +87,7 @@ impl Tokenizer {
             end_of_generation,
             add_bos_token: parts.add_bos_token,
             chat_template: parts.chat_template.map(str::to_owned),
+            tool_use_template: parts.tool_use_template.map(str::to_owned),
         })
     }
 
@@ -188,6 +190,11 @@ impl Tokenizer {
         matches!(self.kind(id)?, TokenKind::Control | TokenKind::UserDefined).then_some(id)
     }
 
+    /// The id of a token by its text as the vocabulary writes it.
+    pub fn token(&self, text: &str) -> Option<u32> {
+        self.model.token_to_id(text)
+    }
+
     /// The number of ids, padding included; at most the rows of the embedding.
     pub fn vocab_size(&self) -> usize {
         self.kinds.len()
@@ -224,6 +231,11 @@ impl Tokenizer {
     /// The file's Jinja template; see [`crate::chat::ChatTemplate`].
     pub fn chat_template(&self) -> Option<&str> {
         self.chat_template.as_deref()
+    }
+
+    /// The file's template for conversations with tools, where it is another one.
+    pub fn tool_use_template(&self) -> Option<&str> {
+        self.tool_use_template.as_deref()
     }
 }
 

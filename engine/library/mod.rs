@@ -141,7 +141,7 @@ impl Model {
     /// The token ids of a conversation as the model's template writes it, up to where the answer begins.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`](crate::Error::Tokenizer) where the file has no template and ChatML cannot stand in, or where it
+    /// [`Error::Template`](crate::Error::Template) where the file has no template and ChatML cannot stand in, or where it
     /// fails; [`Error::Request`](crate::Error::Request) where it refuses the conversation.
     pub fn encode_chat(&self, conversation: impl Into<Conversation>) -> Result<Vec<u32>> {
         let text = self.template()?.render(&conversation.into().0, &[], true)?;
@@ -210,7 +210,7 @@ impl Model {
     #[cfg(feature = "server")]
     pub fn into_served(self, name: impl Into<String>) -> crate::server::LoadedModel {
         // A file without a template is served all the same, for completions; what chat is answered says why.
-        let template = ChatTemplate::from_tokenizer(&self.tokenizer).ok();
+        let template = ChatTemplate::from_tokenizer(&self.tokenizer);
         crate::server::LoadedModel { engine: self.engine, template, name: name.into(), watch: self.watch }
     }
 }

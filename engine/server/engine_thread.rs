@@ -27,8 +27,8 @@ use tracing::Span;
 pub struct LoadedModel {
     /// What answers.
     pub engine: Engine,
-    /// `None` where the file has none and ChatML cannot stand in: chat is refused then.
-    pub template: Option<ChatTemplate>,
+    /// Or why there is none that can be used: chat is refused then.
+    pub template: Result<ChatTemplate>,
     /// What clients call it.
     pub name: String,
     /// Tells whether its file was changed while it is in use.
@@ -39,7 +39,7 @@ pub struct LoadedModel {
 pub struct ModelInfo {
     pub name: String,
     pub tokenizer: Arc<Tokenizer>,
-    pub template: Option<ChatTemplate>,
+    pub template: Result<ChatTemplate>,
     pub max_model_len: usize,
     /// A text with more bytes has more tokens than the context.
     pub max_prompt_bytes: usize,

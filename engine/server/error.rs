@@ -8,6 +8,9 @@ use qernel_core::error::Error;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+/// The code of an error of the model's chat template.
+pub const TEMPLATE_FAILED: &str = "template_failed";
+
 /// Why a request is not answered, with the status that says so.
 #[derive(Clone, Debug)]
 pub struct ApiError {
@@ -109,6 +112,9 @@ impl From<Error> for ApiError {
     fn from(error: Error) -> Self {
         match error {
             Error::Request(message) => Self::invalid(message),
+            error @ Error::Template(_) => {
+                Self::refused(StatusCode::BAD_REQUEST, Some(TEMPLATE_FAILED), error.to_string())
+            }
             error => Self::server(error.to_string()),
         }
     }

@@ -37,6 +37,7 @@ pub struct Metrics {
     finished: ByLabel,
     cancelled: Counter,
     failed: Counter,
+    template_failed: Counter,
     rejected: ByLabel,
     responses: ByLabel,
     /// Tokens made in each of the last slots of time.
@@ -77,6 +78,7 @@ impl Default for Metrics {
             finished: ByLabel::default(),
             cancelled: Counter::default(),
             failed: Counter::default(),
+            template_failed: Counter::default(),
             rejected: ByLabel::default(),
             responses: ByLabel::default(),
             recent: Mutex::default(),
@@ -102,6 +104,12 @@ impl Default for Metrics {
         add(r, "requests_finished", "Sequences that ended, by reason", &metrics.finished);
         add(r, "requests_cancelled", "Sequences whose client left", &metrics.cancelled);
         add(r, "requests_failed", "Sequences that a device error ended", &metrics.failed);
+        add(
+            r,
+            "template_failures",
+            "Conversations that the chat template failed on, or took too much for",
+            &metrics.template_failed,
+        );
         add(r, "requests_rejected", "Clients turned away, by reason", &metrics.rejected);
         add(r, "http_responses", "Answers, by status", &metrics.responses);
         metrics
@@ -179,6 +187,11 @@ impl Metrics {
     /// A sequence that a failed step ended.
     pub fn failed(&self) {
         self.failed.inc();
+    }
+
+    /// The chat template failed on a conversation.
+    pub fn template_failed(&self) {
+        self.template_failed.inc();
     }
 
     pub fn rejected(&self, reason: Rejection) {

@@ -29,4 +29,5 @@ mod readme;
 mod rooms;
 mod sampler;
 mod scheduler;
+mod templates;
 mod tokenizer;

@@ -1,7 +1,6 @@
 //! A server in this process, and a client of raw sockets that can also behave badly.
 
 use qernel::batch::{Batch, BatchLimits};
-use qernel::chat::ChatTemplate;
 use qernel::error::{Error, Result};
 use qernel::kv_layout::KvLayout;
 use qernel::load::{DeviceChoice, Model, RunnerOptions};
@@ -96,7 +95,7 @@ pub fn open_model(parallel: usize) -> Result<Model> {
 /// Opens it for a server.
 pub fn open(parallel: usize, control: Arc<Control>) -> Result<LoadedModel> {
     let mut model = open_model(parallel)?;
-    let template: Option<ChatTemplate> = model.template().ok();
+    let template = model.template();
     model.runner = Box::new(Controlled { inner: model.runner, control });
     Ok(LoadedModel {
         engine: model.into_engine()?,

@@ -15,4 +15,5 @@ mod minute;
 mod openai;
 mod refusals;
 mod schemas;
+mod templates;
 mod tools;

@@ -100,7 +100,7 @@ fn conversations_are_the_templates() {
 fn tools_reach_the_template() {
     let template = "{{ messages | tojson }}{% if tools %}{{ tools | tojson }}{% endif %}";
     let server = start_with(config(), move |parallel, control| {
-        let template = ChatTemplate::new(template, "", "").ok();
+        let template = ChatTemplate::new(template, "", "");
         open(parallel, control).map(|model| LoadedModel { template, ..model })
     });
     server.wait_until("ready", |server| server.get("/health").status == 200);

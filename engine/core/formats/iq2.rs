@@ -22,7 +22,7 @@ pub(super) fn signs_of_seven(bits: u32) -> u8 {
     seven | (seven.count_ones() as u8 & 1) << 7
 }
 
-/// Bytes 0 and 1: `d`, an f16. Eight bytes for each 32 values: four indices, then a u32 of four times seven signs ([`signs_of_seven`])
+/// Bytes 0 and 1: `d`, an f16. Eight bytes for each 32 values: four indices, then a u32 of four times seven signs (`signs_of_seven`)
 /// and in the top four bits a scale. A value is `d * (0.5 + scale) / 4 * entry`.
 #[allow(non_camel_case_types, reason = "the spelling of the field")]
 pub enum IQ2_XXS {}
@@ -47,7 +47,7 @@ impl Blocks for IQ2_XXS {
     }
 }
 
-/// Bytes 0 and 1: `d`, an f16. Bytes 2 to 65: a u16 for each eight values, nine bits of index and seven signs ([`signs_of_seven`]).
+/// Bytes 0 and 1: `d`, an f16. Bytes 2 to 65: a u16 for each eight values, nine bits of index and seven signs (`signs_of_seven`).
 /// Then scales of four bits, one for 16 values. A value is `d * (0.5 + scale) / 4 * entry`.
 #[allow(non_camel_case_types, reason = "the spelling of the field")]
 pub enum IQ2_XS {}

@@ -13,7 +13,7 @@ fn entry(values: &mut [f32], step: f32, magnitudes: &[f32; 8], entry: u16, signs
     }
 }
 
-/// Bytes 0 and 1: `d`, an f16. Bytes 2 to 65: indices. Then a u32 for each 32 values: four times seven signs ([`signs_of_seven`]) and in the
+/// Bytes 0 and 1: `d`, an f16. Bytes 2 to 65: indices. Then a u32 for each 32 values: four times seven signs (`signs_of_seven`) and in the
 /// top four bits a scale. A value is `d * (0.5 + scale) / 2 * entry`.
 #[allow(non_camel_case_types, reason = "the spelling of the field")]
 pub enum IQ3_XXS {}

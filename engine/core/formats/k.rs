@@ -80,7 +80,7 @@ pub(super) fn scale_and_min(bytes: &[u8], b: usize) -> (u8, u8) {
     }
 }
 
-/// The bytes that [`scale_and_min`] reads.
+/// The bytes that `scale_and_min` reads.
 pub(super) fn put_scales_and_mins(scales: &[u8; 8], mins: &[u8; 8], bytes: &mut [u8]) {
     for b in 0..4 {
         bytes[b] = scales[b] | scales[b + 4] >> 4 << 6;

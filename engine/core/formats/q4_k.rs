@@ -4,7 +4,7 @@ use super::k::{Affine, SCALE_BYTES, put_scales_and_mins, scale_and_min};
 use super::{Blocks, Encode, half};
 use crate::gguf::GgmlType;
 
-/// Bytes 0 to 3: `d` and `dmin`, f16. Bytes 4 to 15: scales and minima, [`scale_and_min`]. Bytes 16 to 143: quanta; byte `16 + 32p + l` has
+/// Bytes 0 to 3: `d` and `dmin`, f16. Bytes 4 to 15: scales and minima, `scale_and_min`. Bytes 16 to 143: quanta; byte `16 + 32p + l` has
 /// value `l` of sub-block `2p` in the low half and of `2p + 1` in the high one. A value is `d * scale * q - dmin * min`.
 #[allow(non_camel_case_types, reason = "the spelling of the field")]
 pub enum Q4_K {}

@@ -4,7 +4,7 @@ use super::k::{Affine, SCALE_BYTES, put_scales_and_mins, scale_and_min};
 use super::{Blocks, Encode, half};
 use crate::gguf::GgmlType;
 
-/// Bytes 0 to 3: `d` and `dmin`, f16. Bytes 4 to 15: scales and minima, [`scale_and_min`]. Bytes 16 to 47: the fifth bits, bit `b` of byte
+/// Bytes 0 to 3: `d` and `dmin`, f16. Bytes 4 to 15: scales and minima, `scale_and_min`. Bytes 16 to 47: the fifth bits, bit `b` of byte
 /// `16 + l` that of value `l` of sub-block `b`. Bytes 48 to 175: the other four, as in [`Q4_K`](super::Q4_K). A value is
 /// `d * scale * q - dmin * min`.
 #[allow(non_camel_case_types, reason = "the spelling of the field")]

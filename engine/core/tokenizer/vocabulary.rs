@@ -26,6 +26,8 @@ pub struct TokenizerParts<'a> {
     pub add_bos_token: bool,
     /// The model's Jinja template.
     pub chat_template: Option<&'a str>,
+    /// The one for conversations with tools, where the file has one by that name.
+    pub tool_use_template: Option<&'a str>,
 }
 
 /// Keys of tokens that end a generation beside EOS: llama.cpp's rule, src/llama-vocab.cpp, `special_eog_ids`.
@@ -84,6 +86,7 @@ impl<'a> TokenizerParts<'a> {
             end_token_ids,
             add_bos_token: gguf.get("tokenizer.ggml.add_bos_token")?.unwrap_or(false),
             chat_template: gguf.get("tokenizer.chat_template")?,
+            tool_use_template: gguf.get("tokenizer.chat_template.tool_use")?,
         })
     }
 

@@ -179,13 +179,12 @@ pub struct Delta {
 /// The model's template.
 ///
 /// # Errors
-/// 400 where it has none.
+/// 400 where it has none that can be used.
 pub fn template(model: &ModelInfo) -> Result<&ChatTemplate, ApiError> {
-    let message = "the model file has no chat template; use /v1/completions, or /v1/generate with `raw`";
-    model
-        .template
-        .as_ref()
-        .ok_or_else(|| ApiError::refused(StatusCode::BAD_REQUEST, Some("no_template"), message))
+    model.template.as_ref().map_err(|error| {
+        let message = format!("{error}; use /v1/completions, or /v1/generate with `raw`");
+        ApiError::refused(StatusCode::BAD_REQUEST, Some("no_template"), message)
+    })
 }
 
 /// Continues a conversation.

@@ -20,6 +20,9 @@ pub struct HealthResponse {
     /// Why it is not ready.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    /// Why the model's chat template cannot be used, where it cannot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    template: Option<String>,
 }
 
 /// Whether the model answers. Needs no API key.
@@ -38,7 +41,9 @@ pub async fn health(State(app): State<Arc<App>>) -> impl IntoResponse {
             (StatusCode::SERVICE_UNAVAILABLE, "stopped", Some("the engine has stopped".into()))
         }
     };
-    (status, Json(HealthResponse { status: text, reason }))
+    let template =
+        app.engine.model().ok().and_then(|model| model.template.as_ref().err()).map(ToString::to_string);
+    (status, Json(HealthResponse { status: text, reason, template }))
 }
 
 /// The server's numbers, for Prometheus.

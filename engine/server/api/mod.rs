@@ -17,7 +17,7 @@ pub mod tools;
 use super::App;
 use super::answer::Answer;
 use super::engine_thread::{ModelInfo, Wanted};
-use super::error::ApiError;
+use super::error::{ApiError, TEMPLATE_FAILED};
 use super::work::Room;
 use axum::Router;
 use axum::routing::{get, post};
@@ -92,7 +92,11 @@ impl App {
         let app = Arc::clone(self);
         let encode = move || {
             let model = app.engine.model()?;
-            let text = text(model)?;
+            let text = text(model).inspect_err(|error| {
+                if error.body.code == Some(TEMPLATE_FAILED) {
+                    app.metrics.template_failed();
+                }
+            })?;
             if text.len() > model.max_prompt_bytes {
                 return Err(ApiError::invalid(format!(
                     "the prompt has {} bytes, which is more than the {} tokens of the context can be; shorten the prompt or \
