@@ -153,7 +153,7 @@ impl Weight {
 
     /// Lets its values be multiplied with `scale`, a power of two, wherever it is used; beside what a file says.
     pub fn set_scale(&mut self, scale: f32) {
-        self.pieces.iter().for_each(|piece| piece.scales.stored.set(scale));
+        self.pieces.iter().for_each(|piece| piece.scales.stored.set(piece.scales.stored.get() * scale));
     }
 }
 
