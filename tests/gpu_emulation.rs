@@ -18,7 +18,7 @@ use cuda_std::emulation::{Emulator, Format, HOPPER, Model, Options, multiply};
 use cuda_std::launch::{DevicePtr, DevicePtrMut, Kernel, LaunchConfig, Launcher};
 use cuda_std_test_kernels::{
     APPROXIMATE, EXACT, PTX_SM_90A, compare_approximate, compare_atomics, compare_exact, compare_ldmatrix,
-    compare_mma, compare_warp,
+    compare_mma, compare_mma_integers, compare_warp,
 };
 use cust::memory::{CopyDestination, DeviceBuffer};
 use cust::module::Module;
@@ -374,6 +374,18 @@ fn tensor_cores_have_the_same_bits() {
         }
     }
     panic!("{differing} results differ from {HOPPER:?}; see above");
+}
+
+#[test]
+fn tensor_cores_multiply_bytes_exactly() {
+    let Some(gpu) = &Gpu::open() else { return };
+    let mut random = Random::new(5, "bytes");
+    let words: Vec<u32> = (0..10 * 32 * 64).map(|_| random.next_u64() as u32).collect();
+    let (on_gpu, emulated) = both!(gpu, &words, 9 * 32 * 64, grid(64, 32), |from, to| compare_mma_integers(
+        DevicePtr::from_raw(from),
+        DevicePtrMut::from_raw(to)
+    ));
+    assert_eq!(same_bits("mma of bytes", 9, &[], &words, &on_gpu, &emulated), 0, "see above");
 }
 
 /// How many results of a warp differ from a model's.

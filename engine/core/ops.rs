@@ -109,8 +109,9 @@ pub trait Ops: Types {
     fn new_batch(&mut self, limits: &BatchLimits) -> Result<Self::Batch>;
     /// Brings a matrix of the file to the device.
     fn load_matrix(&mut self, matrix: &Matrix) -> Result<Self::Weight>;
-    /// Brings matrices of as many columns each to the device, one below the other.
-    fn load_stacked(&mut self, matrices: &[Matrix]) -> Result<Stacked<Self::Weight>>;
+    /// Brings matrices of as many columns each to the device, one below the other; a row and the one that is `apart` rows on are used
+    /// together, of every `2 * apart` rows.
+    fn load_stacked(&mut self, matrices: &[Matrix], apart: usize) -> Result<Stacked<Self::Weight>>;
     /// Brings the matrices of `num_experts` experts, one below the other, to the device.
     fn load_experts(&mut self, matrix: &Matrix, num_experts: usize) -> Result<Self::Weight> {
         let _ = num_experts;

@@ -16,7 +16,7 @@ use crate::ops::{OpsConfig, Types};
 use crate::tensor::{Activation, KvCache, Tensor};
 use crate::variant::KernelChoice;
 use crate::weight::Weight;
-use crate::{attention, graph, matmul, rope, sampler};
+use crate::{attention, graph, matmul, rope, sampler, units};
 use std::rc::Rc;
 
 /// Everything that the launches of a step depend on.
@@ -60,6 +60,7 @@ pub struct CudaOps {
     /// Likewise; grown with every matrix in blocks.
     decoded: DeviceBuffer<u8>,
     scratch: matmul::Scratch,
+    slices: units::Slices,
     /// Of the weights that are converted to f16.
     narrowing: Narrowing,
     /// What will be known of them once all are loaded.
@@ -117,6 +118,7 @@ impl CudaOps {
             parts: DeviceBuffer::zeroed(device, 1)?,
             decoded: DeviceBuffer::zeroed(device, 1)?,
             scratch: matmul::Scratch::default(),
+            slices: units::Slices::new(device)?,
             narrowing: Narrowing::new(device),
             narrowed: range::Narrowed::new(),
             row_norms: DeviceBuffer::zeroed(device, 1)?,
@@ -164,8 +166,8 @@ impl CudaOps {
 
     /// What matrix products use besides their operands, and what was chosen for them.
     fn products(&mut self) -> (matmul::Tools<'_>, &KernelChoice) {
-        let Self { device, cublas, parts, decoded, scratch, choice, .. } = self;
-        (matmul::Tools { device, cublas: cublas.as_ref(), parts, decoded, scratch }, choice)
+        let Self { device, cublas, parts, decoded, scratch, slices, choice, .. } = self;
+        (matmul::Tools { device, cublas: cublas.as_ref(), parts, decoded, scratch, slices }, choice)
     }
 }
 

@@ -89,6 +89,8 @@ impl Memory {
 /// A device in use. It stays on the thread that made it.
 pub struct Device {
     info: DeviceInfo,
+    /// Whether its kernels may use what compute capability 9.0 has.
+    is_hopper: bool,
     backend: Backend,
 }
 
@@ -103,7 +105,8 @@ impl Device {
         let info = find(ordinal)?;
         if let Some(path) = std::env::var_os(PTX_FILE) {
             let ptx = std::fs::read_to_string(&path).map_err(|error| Error::io(path, error))?;
-            return Self::open_info(info, &ptx);
+            let is_hopper = info.target()? == "sm_90a";
+            return Self::open_info(info, is_hopper, &ptx);
         }
         let target = match (info.target()?, std::env::var(PTX_TARGET).as_deref()) {
             ("sm_90a", Err(_) | Ok("sm_90a")) => "sm_90a",
@@ -116,18 +119,23 @@ impl Device {
         };
         let text =
             ptx(target).ok_or_else(|| Error::Device(format!("the kernels are not compiled for {target}")))?;
-        Self::open_info(info, text)
+        Self::open_info(info, target == "sm_90a", text)
     }
 
-    fn open_info(info: DeviceInfo, ptx: &str) -> Result<Self> {
+    fn open_info(info: DeviceInfo, is_hopper: bool, ptx: &str) -> Result<Self> {
         let backend = Backend::Gpu(Gpu::open(&info, ptx)?);
-        Ok(Self { info, backend })
+        Ok(Self { info, is_hopper, backend })
     }
 
     /// A device whose kernels run on the CPU, thread by thread, and are checked while they do (see
     /// [`cuda_std::emulation`]). It has no cuBLAS and no speed worth measuring.
     pub fn emulated(options: emulation::Options) -> Self {
-        Self { info: Emulated::info(), backend: Backend::Emulated(Emulated::new(options)) }
+        Self { info: Emulated::info(), is_hopper: true, backend: Backend::Emulated(Emulated::new(options)) }
+    }
+
+    /// Whether it has the kernels that say `requires = "sm_90"`: bulk copies.
+    pub(super) fn has_bulk_copies(&self) -> bool {
+        self.is_hopper
     }
 
     /// Whether the device is emulated.

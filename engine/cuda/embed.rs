@@ -5,17 +5,18 @@ use super::device::Device;
 use super::launch::{dimension, elements_of_rows, launch};
 use super::memory::DeviceBuffer;
 use super::tensor::{Activation, Tensor};
+use super::units::{SPAN, UnitMatrix};
 use super::variant::Operation;
 use super::weight::{BlockMatrix, Piece, Values, Weight};
 use crate::error::{Error, Result};
-use gpu_kernels::blocks;
 use gpu_kernels::embed::{BLOCK_SIZE, EmbedArgs, plain};
+use gpu_kernels::{blocks, units};
 
 const OP: &str = "embed";
 
 /// What there is to know of the operation.
 pub(crate) fn operation() -> Operation {
-    Operation::single(OP, &[plain().instances(), blocks::embed().instances()])
+    Operation::single(OP, &[plain().instances(), blocks::embed().instances(), units::embed().instances()])
 }
 
 /// `out[i] = table[token(i)]`: `[num_tokens, hidden_size]`, with the batch's tokens or, where it says so, those `drawn` last.
@@ -36,6 +37,16 @@ pub(super) fn embed(
     }
     let config = elements_of_rows(rows, cols, BLOCK_SIZE);
     let (tokens, drawn_rows, drawn, out) = (batch.tokens(), batch.drawn_rows(), drawn.ptr(), out.ptr_mut());
+    let in_blocks = |table, scale| blocks::EmbedArgs {
+        hidden_size: cols,
+        vocab_size,
+        scale,
+        tokens,
+        drawn_rows,
+        drawn,
+        table,
+        out,
+    };
     // SAFETY: one row of blocks for each of the `n` tokens; every row of the draw has a place in `drawn`, and a given token is a
     // row of the table, checked above, so that it has one; the kernel checks what was drawn.
     unsafe {
@@ -47,18 +58,15 @@ pub(super) fn embed(
                 launch(device, plain(), &[dtype.name().into()], &config, arguments)
             }
             [Piece { values: Values::Blocks(BlockMatrix { data, format, .. }), scales }] => {
-                let (table, scale) = (data.ptr(), scales.stored.get());
-                let arguments = blocks::EmbedArgs {
-                    hidden_size: cols,
-                    vocab_size,
-                    scale,
-                    tokens,
-                    drawn_rows,
-                    drawn,
-                    table,
-                    out,
-                };
+                let arguments = in_blocks(data.ptr(), scales.stored.get());
                 launch(device, blocks::embed(), &[format.name().into()], &config, arguments)
+            }
+            [Piece { values: Values::Units(UnitMatrix { units: table, .. }), scales }]
+                if (table.span, table.first) == (SPAN, 0) =>
+            {
+                let config = elements_of_rows(rows, cols / 4, units::BLOCK_SIZE);
+                let arguments = in_blocks(table.at, scales.stored.get());
+                launch(device, units::embed(), &[table.format.name().into()], &config, arguments)
             }
             _ => Err(Error::Request(format!("{OP}: the table is one matrix, not several"))),
         }

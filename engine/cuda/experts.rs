@@ -48,6 +48,11 @@ pub(super) fn matrices(op: &str, weight: &Weight, rows: usize, cols: usize) -> R
     let (data, format) = match values {
         Values::Float(Activation { data, dtype, .. }) => (data.ptr(), dtype.name()),
         Values::Blocks(BlockMatrix { data, format, .. }) => (data.ptr(), format.name()),
+        Values::Units(_) => {
+            return Err(Error::Request(format!(
+                "{op}: the weights must be as in the file, they were repacked"
+            )));
+        }
     };
     Ok(Matrices { data, format, scale: scales.stored.get(), count })
 }

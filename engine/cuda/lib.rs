@@ -46,6 +46,7 @@ mod sampler;
 mod silu_mul;
 mod tensor;
 mod timer;
+mod units;
 mod variant;
 mod weight;
 
@@ -60,11 +61,13 @@ pub use cuda_ops::CudaOps;
 pub use device::{Device, PTX_FILE, Ptx, probe};
 pub use device_info::DeviceInfo;
 pub use fused::max_rows as fused_max_rows;
+pub use fused::norm_qkv_rope::takes_units as fused_takes_units;
 pub use matmul::preferred_matmul;
 pub use memory::{DeviceBuffer, PinnedBuffer, Plain, Uploader};
 pub use resources::Resources;
 pub use tensor::{Activation, KvCache, Tensor, encode};
 pub use timer::Timer;
+pub use units::unit_cols;
 pub use variant::{ALIASES, KernelChoice, Operation, Variant, VariantInfo, is_ineligible, operation_name};
 pub use weight::Weight;
 
@@ -82,7 +85,7 @@ macro_rules! for_each_operation {
         $call! {
             add add_bias add_positions argmax attention bias_gelu bias_rope_kv convert decode embed experts_in
             experts_out gate_rows gather_rows layer_norm matmul matmul_add matmul_blocks norm_gate_up norm_matmul
-            norm_qkv_rope qk_norm read_bandwidth rms_norm route row_norms sample silu_mul
+            norm_qkv_rope qk_norm read_bandwidth repack rms_norm route row_norms sample silu_mul
         }
     };
 }
@@ -91,7 +94,7 @@ macro_rules! for_each_operation {
 pub fn operations() -> Vec<Operation> {
     use fused::{matmul_add, norm_gate_up, norm_matmul, norm_qkv_rope};
     use matmul::blocks as matmul_blocks;
-    use {bandwidth as read_bandwidth, sampler as sample};
+    use {bandwidth as read_bandwidth, sampler as sample, units as repack};
     macro_rules! table {
         ($($op:ident)*) => { vec![$($op::operation()),*] };
     }

@@ -8,6 +8,7 @@ use super::fused::MAX_STAGE_BYTES;
 use super::launch::{always, dimension, launch};
 use super::memory::DeviceBuffer;
 use super::tensor::{Activation, Tensor};
+use super::units::Slices;
 use super::variant::{KernelChoice, Variant, select, variants};
 use super::weight::{Run, Scales, Values, Weight};
 use crate::dtype::Dtype;
@@ -72,6 +73,8 @@ pub(super) struct Tools<'a> {
     /// Room for weights that are decoded for the library.
     pub decoded: &'a mut DeviceBuffer<u8>,
     pub scratch: &'a mut Scratch,
+    /// Room for products with slices of weights in units.
+    pub slices: &'a mut Slices,
 }
 
 /// Where products go that are added to something by another kernel. It grows, for they are the exception.
@@ -269,7 +272,7 @@ pub(super) fn matmul_accumulate(
             let case = case(&tools, n, x, matrix, run, Out::from(&mut *out))?;
             Ok(variant(&case, choice)?.name == CUBLAS)
         }
-        Values::Blocks(_) => Ok(true),
+        Values::Blocks(_) | Values::Units(_) => Ok(true),
     };
     if n == 0 || runs.iter().map(adds).collect::<Result<Vec<_>>>()?.iter().all(|&adds| adds) {
         return multiply(&mut tools, choice, n, x, &runs, out.into(), Sum::Added);
@@ -340,12 +343,10 @@ fn multiply(
                 // SAFETY: the shapes were checked; the caller vouches for `out`.
                 unsafe { (variant.launch)(tools, &case)? }
             }
-            Values::Blocks(matrix) => {
+            Values::Blocks(_) | Values::Units(_) => {
                 let (start, stride) = (out.start.cast(), out.stride);
                 // SAFETY: as above.
-                unsafe {
-                    blocks::multiply(tools, choice, n, x, (matrix, run), start, stride, sum == Sum::Added)?
-                }
+                unsafe { blocks::multiply(tools, choice, n, x, run, start, stride, sum == Sum::Added)? }
             }
         }
         out.start = out.start.add(run.rows * out.dtype.size());

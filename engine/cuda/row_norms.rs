@@ -3,12 +3,13 @@
 use super::device::Device;
 use super::launch::{dimension, expect_vector, launch};
 use super::memory::DeviceBuffer;
+use super::units::{UnitMatrix, Units};
 use super::variant::{KernelChoice, select, variants};
 use super::weight::{BlockMatrix, Values};
 use crate::error::{Error, Result};
 use cuda_std::launch::{Kernels, LaunchConfig, Value};
-use gpu_kernels::blocks;
 use gpu_kernels::row_norms::*;
+use gpu_kernels::{blocks, units};
 
 const OP: &str = "row_norms";
 
@@ -17,6 +18,7 @@ pub(super) struct Case {
     format: Value,
     /// Values of 16 bytes of a float format; `None` where it is in blocks.
     per_word: Option<usize>,
+    units: Option<Units>,
     arguments: RowNormsArgs,
 }
 
@@ -25,6 +27,7 @@ type Launch = unsafe fn(&Device, &Case) -> Result<()>;
 variants! { Case, Launch;
     "words" [words]: whole_words => |device, case| unsafe { launch_warps(device, case, words()) };
     "plain" [plain]: floats => |device, case| unsafe { launch_warps(device, case, plain()) };
+    "units" [units::row_norms]: in_units => launch_units;
     "blocks" [blocks::row_norms]: in_blocks => |device, case| unsafe { launch_warps(device, case, blocks::row_norms()) };
 }
 
@@ -33,13 +36,26 @@ fn floats(case: &Case) -> Result<(), &'static str> {
 }
 
 fn in_blocks(case: &Case) -> Result<(), &'static str> {
-    if case.per_word.is_none() { Ok(()) } else { Err("the matrix is not in blocks") }
+    let blocks = case.per_word.is_none() && case.units.is_none();
+    if blocks { Ok(()) } else { Err("the matrix is not in blocks as a file has them") }
+}
+
+fn in_units(case: &Case) -> Result<(), &'static str> {
+    if case.units.is_some() { Ok(()) } else { Err("the matrix is not in units") }
 }
 
 fn whole_words(case: &Case) -> Result<(), &'static str> {
     floats(case)?;
     let whole = case.per_word.is_some_and(|values| (case.arguments.cols as usize).is_multiple_of(values));
     if whole { Ok(()) } else { Err("a row is not a multiple of 16 bytes") }
+}
+
+/// # Safety
+/// The case is whole, and in units.
+unsafe fn launch_units(device: &Device, case: &Case) -> Result<()> {
+    let Some(units) = case.units else { return Err(Error::Request(format!("{OP}: not in units"))) };
+    // SAFETY: the caller's promise.
+    unsafe { units.row_norms(device, case.arguments.scale, case.arguments.out) }
 }
 
 /// # Safety
@@ -64,6 +80,11 @@ pub(super) fn row_norms(
             (matrix.ptr(), matrix.dtype.name(), Some(16 / matrix.dtype.size()), matrix.cols)
         }
         Values::Blocks(BlockMatrix { data, format, cols, .. }) => (data.ptr(), format.name(), None, *cols),
+        Values::Units(UnitMatrix { units, .. }) => (units.at, units.format.name(), None, units.cols),
+    };
+    let units = match matrix {
+        Values::Units(matrix) => Some(matrix.units),
+        _ => None,
     };
     expect_vector(OP, "scale", scale, cols)?;
     let rows = matrix.rows();
@@ -75,7 +96,7 @@ pub(super) fn row_norms(
     }
     let (rows, cols) = (dimension(OP, rows)?, dimension(OP, cols)?);
     let arguments = RowNormsArgs { rows, cols, weight, scale: scale.ptr(), out: out.ptr_mut() };
-    let case = Case { format: format.into(), per_word, arguments };
+    let case = Case { format: format.into(), per_word, units, arguments };
     let variant = select(OP, VARIANTS, &case, choice.get(OP))?;
     // SAFETY: the lengths were checked; `out` is borrowed alone.
     unsafe { (variant.launch)(device, &case) }

@@ -2,6 +2,7 @@
 
 use super::memory::DeviceBuffer;
 use super::tensor::Activation;
+use super::units::{UnitMatrix, Units};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::formats::MatrixFormat;
@@ -24,6 +25,7 @@ pub(super) struct Piece {
 pub(super) enum Values {
     Float(Activation),
     Blocks(BlockMatrix),
+    Units(UnitMatrix),
 }
 
 /// `[rows, cols]` in blocks along the rows, as a file has them.
@@ -96,6 +98,16 @@ impl Weight {
         }
     }
 
+    /// The matrix if it is in units, in one piece whose values are stored as they are or that `scaled` allows to be scaled.
+    pub(super) fn units(&self, scaled: bool) -> Option<Units> {
+        match &self.pieces[..] {
+            [Piece { values: Values::Units(matrix), scales }] if scaled || scales.stored.get() == 1.0 => {
+                Some(matrix.units)
+            }
+            _ => None,
+        }
+    }
+
     /// Whether it is a float matrix in one piece whose values are stored as they are.
     pub(super) fn is_plain(&self) -> bool {
         self.expect_unscaled("").is_ok()
@@ -150,6 +162,7 @@ impl Values {
         match self {
             Self::Float(matrix) => matrix.rows,
             Self::Blocks(matrix) => matrix.rows,
+            Self::Units(matrix) => matrix.units.rows,
         }
     }
 
@@ -162,11 +175,15 @@ impl Values {
             Self::Blocks(BlockMatrix { data, format, rows, .. }) => {
                 (data.ptr().as_raw(), *format, data.len() / rows.max(&1))
             }
+            Self::Units(UnitMatrix { units, .. }) => (units.at.as_raw(), units.format, 0),
         }
     }
 
     /// Whether `next` is what follows the first `rows` rows from here on, in the same format.
     fn is_followed_by(&self, rows: usize, next: &Self) -> bool {
+        if let (Self::Units(this), Self::Units(next)) = (self, next) {
+            return this.units.is_followed_by(rows, next.units);
+        }
         let ((address, format, row_bytes), (next, of_next, _)) = (self.place(), next.place());
         format == of_next && address + (rows * row_bytes) as u64 == next
     }

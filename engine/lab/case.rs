@@ -141,12 +141,16 @@ impl Session {
     /// # Errors
     /// As [`CudaOps::new`].
     pub fn ops(&mut self, dtype: Dtype, config: &OpsConfig) -> Result<&mut CudaOps> {
+        let choice = KernelChoice::parse("matmul=plain")?;
         if self.last.as_ref().is_none_or(|(d, c, _)| (*d, c) != (dtype, config)) {
             // First give back the memory of those before.
             self.last = None;
-            let choice = KernelChoice::parse("matmul=plain")?;
-            self.last = Some((dtype, config.clone(), CudaOps::new(&self.device, config, dtype, choice)?));
+            self.last =
+                Some((dtype, config.clone(), CudaOps::new(&self.device, config, dtype, choice.clone())?));
         }
-        Ok(&mut self.last.as_mut().expect("made above").2)
+        let ops = &mut self.last.as_mut().expect("made above").2;
+        // What was chosen last may decide how matrices are loaded.
+        ops.choose(choice)?;
+        Ok(ops)
     }
 }

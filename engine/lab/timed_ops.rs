@@ -182,7 +182,7 @@ impl<O: Ops> Ops for TimedOps<O> {
         new_kv_cache(layout: &KvLayout) -> Result<O::KvCache>;
         new_batch(limits: &BatchLimits) -> Result<O::Batch>;
         load_matrix(matrix: &Matrix) -> Result<O::Weight>;
-        load_stacked(matrices: &[Matrix]) -> Result<Stacked<O::Weight>>;
+        load_stacked(matrices: &[Matrix], apart: usize) -> Result<Stacked<O::Weight>>;
         load_experts(matrix: &Matrix, num_experts: usize) -> Result<O::Weight>;
         finish_loading() -> Result<()>;
         bound_attention(name: &str, part: &AttentionIn<O::Weight, O::Vector>) -> Result<()>;

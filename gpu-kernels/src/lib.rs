@@ -35,6 +35,7 @@ pub mod route;
 pub mod row_norms;
 pub mod sampler;
 pub mod silu_mul;
+pub mod units;
 
 mod grid;
 mod reduce;

@@ -108,3 +108,40 @@ impl MmaElement for f16 {
         [d.0, d.1, d.2, d.3]
     }
 }
+
+/// `d = a · b + c` for 16 × 32 times 32 × 8 signed bytes, with exact i32 sums that wrap.
+///
+/// Fragments (PTX ISA, "Matrix Fragments for mma.m16n8k32"; four neighbouring elements share a register), for a lane with
+/// `row = lane / 4` and `quad = 4 * (lane % 4)`: `a` is `[row][quad..]`, `[row + 8][quad..]`, `[row][quad + 16..]`,
+/// `[row + 8][quad + 16..]`; `b` is `[quad..][row]`, `[quad + 16..][row]`; `c` and `d` as for f16.
+///
+/// # Safety
+/// All 32 lanes of the warp call it together.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+#[inline(always)]
+#[must_use]
+pub unsafe fn mma_m16n8k32_s8(a: [u32; 4], b: [u32; 2], c: [i32; 4]) -> [i32; 4] {
+    // SAFETY: the caller's promise.
+    let d = unsafe { target::mma_k32_s8(a[0], a[1], a[2], a[3], b[0], b[1], c[0], c[1], c[2], c[3]) };
+    [d.0, d.1, d.2, d.3]
+}
+
+/// `d = a · b + c` for 16 × 16 times 16 × 8 signed bytes: the first half of each fragment of [`mma_m16n8k32_s8`].
+///
+/// # Safety
+/// All 32 lanes of the warp call it together.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+#[inline(always)]
+#[must_use]
+pub unsafe fn mma_m16n8k16_s8(a: [u32; 2], b: u32, c: [i32; 4]) -> [i32; 4] {
+    // SAFETY: the caller's promise.
+    let d = unsafe { target::mma_k16_s8(a[0], a[1], b, c[0], c[1], c[2], c[3]) };
+    [d.0, d.1, d.2, d.3]
+}
+
+/// `c` and the products of the four signed bytes of `a` with those of `b`: one instruction, `dp4a`.
+#[inline(always)]
+#[must_use]
+pub fn dot4_s8(a: u32, b: u32, c: i32) -> i32 {
+    target::math::dot4_s8(a, b, c)
+}

@@ -137,7 +137,7 @@ impl Ops for CpuOps {
         Ok(Weight(vec![matrix.clone()]))
     }
 
-    fn load_stacked(&mut self, matrices: &[Matrix]) -> Result<Stacked<Weight>> {
+    fn load_stacked(&mut self, matrices: &[Matrix], _apart: usize) -> Result<Stacked<Weight>> {
         let parts = matrices.iter().map(|matrix| self.load_matrix(matrix)).collect::<Result<Vec<_>>>()?;
         let whole = Weight(parts.iter().flat_map(|part| part.0.iter().cloned()).collect());
         Ok(Stacked { whole, parts })

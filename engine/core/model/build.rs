@@ -111,7 +111,7 @@ pub trait Build<T: Types> {
     fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<T::Weight>;
 
     /// Matrices of `cols` columns that are multiplied with the same inputs; in the file they are one tensor, one below the other,
-    /// where `fused` names it.
+    /// where `fused` names it. Of the rows of all, one below the other, a row and the one that is `apart` rows on are used together.
     ///
     /// # Errors
     /// As [`Build::matrix`].
@@ -119,6 +119,7 @@ pub trait Build<T: Types> {
         &mut self,
         projections: &[Projection],
         cols: usize,
+        apart: usize,
         fused: Option<&str>,
     ) -> Result<Stacked<T::Weight>>;
 
@@ -235,6 +236,7 @@ impl Build<Nothing> for Plan {
         &mut self,
         projections: &[Projection],
         cols: usize,
+        _apart: usize,
         fused: Option<&str>,
     ) -> Result<Stacked<()>> {
         match fused {
@@ -354,6 +356,7 @@ impl<O: Ops> Build<O> for Load<'_, O> {
         &mut self,
         projections: &[Projection],
         _cols: usize,
+        apart: usize,
         fused: Option<&str>,
     ) -> Result<Stacked<O::Weight>> {
         let weights = self.weights;
@@ -367,7 +370,7 @@ impl<O: Ops> Build<O> for Load<'_, O> {
             projection.head_order.map_or(Ok(matrix.clone()), |order| matrix.with_head_order(order))
         };
         let matrices = projections.iter().map(&mut ordered).collect::<Result<Vec<_>>>()?;
-        let stacked = self.ops.load_stacked(&matrices)?;
+        let stacked = self.ops.load_stacked(&matrices, apart)?;
         matrices.iter().for_each(|matrix| self.advance(matrix.data.len()));
         Ok(stacked)
     }

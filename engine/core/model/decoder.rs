@@ -135,7 +135,7 @@ impl<T: Types> Layer<T> {
             pages: b.state(LayerState::Pages { num_key_value_heads, head_dim }),
             attention_in: AttentionIn {
                 norm: b.norm(features.norm, &format!("{layer}.attn_norm"), hidden_size, eps)?,
-                qkv: b.stacked(&qkv("weight"), hidden_size, fused("weight").as_deref())?,
+                qkv: b.stacked(&qkv("weight"), hidden_size, head_dim / 2, fused("weight").as_deref())?,
                 bias: b.biases(qkv("bias"), fused("bias").as_deref())?,
                 qk_norm: match features.qk_norm {
                     true => {
@@ -190,7 +190,7 @@ fn gate_up<T: Types, B: Build<T>>(
 ) -> Result<Stacked<T::Weight>> {
     let projection =
         |name: &str| Projection { name: format!("{layer}.{name}{suffix}.weight"), rows, head_order: None };
-    b.stacked(&["ffn_gate", "ffn_up"].map(projection), config.hidden_size, None)
+    b.stacked(&["ffn_gate", "ffn_up"].map(projection), config.hidden_size, rows, None)
 }
 
 /// A mixture of experts.

@@ -4,33 +4,39 @@
 use super::CudaOps;
 use crate::batch::CudaBatch;
 use crate::error::{Error, Result};
+use crate::fused::{GateUp, HeadWeight, QkvWeights};
 use crate::memory::DeviceBuffer;
 use crate::ops::Rows;
 use crate::ops::parts::RmsNorm;
 use crate::tensor::{Activation, KvCache, Tensor};
+use crate::units::Units;
 use crate::weight::{Piece, Values, Weight};
 use crate::{add, bias_gelu, bias_rope_kv, decode, fused, matmul, rms_norm, row_norms, silu_mul};
 
 impl CudaOps {
-    /// Whether the kernels that compute a whole part of a layer take these rows of a batch, for a model of this `hidden_size`, and are
-    /// the faster way.
+    /// Whether the kernels that compute a whole part of a layer take these rows of a batch, for a model of this `hidden_size` whose weights are
+    /// floats, and are the faster way.
     pub(super) fn is_fused(&self, rows: Rows<CudaBatch>, hidden_size: usize) -> bool {
+        let num_tokens = rows.batch.shape.num_tokens;
+        self.is_step_of_parts(rows)
+            && fused::is_eligible(&self.choice, num_tokens, self.dtype, hidden_size, &self.widths)
+    }
+
+    /// Whether kernels that compute a whole part of a layer are wanted for these rows of a batch.
+    pub(super) fn is_step_of_parts(&self, rows: Rows<CudaBatch>) -> bool {
         // Every row its sequence's only one: a decode step.
         if rows.batch.shape.rows.has_multiple || rows.n > fused::max_rows(self.dtype) {
             return false;
         }
         let chosen = self.choice.get(fused::OP).is_none_or(|name| name == fused::FUSED);
-        let replaced = [matmul::OP, rms_norm::OP, silu_mul::OP, bias_rope_kv::OP, add::OP];
-        let separate = replaced.iter().any(|op| self.choice.get(op).is_some());
-        chosen
-            && !separate
-            && fused::is_eligible(
-                &self.choice,
-                rows.batch.shape.num_tokens,
-                self.dtype,
-                hidden_size,
-                &self.widths,
-            )
+        let replaced =
+            [matmul::OP, matmul::blocks::OP, rms_norm::OP, silu_mul::OP, bias_rope_kv::OP, add::OP];
+        chosen && !replaced.iter().any(|op| self.choice.get(op).is_some())
+    }
+
+    /// Whether `op` is one kernel for these rows, whose weights are in units.
+    pub(super) fn takes_units(&self, op: &str, units: Units, rows: Rows<CudaBatch>) -> bool {
+        self.is_step_of_parts(rows) && fused::takes_units(&self.choice, op, rows.n) && units.takes(rows.n)
     }
 
     /// `x += delta`: `[n, cols]`, a part of [`CudaOps::matmul_accumulate`].
@@ -82,8 +88,19 @@ impl CudaOps {
     /// [`Error::Request`] if it is not one, or the shapes do not fit.
     pub fn decode(&mut self, weight: &Weight, out: &mut Activation) -> Result<()> {
         match &weight.pieces[..] {
-            [Piece { values: Values::Blocks(matrix), .. }] => decode::decode(&self.device, matrix, out),
-            _ => Err(Error::Request("decode: expected a matrix in blocks".into())),
+            [piece] => decode::decode(&self.device, &piece.values, out),
+            _ => Err(Error::Request("decode: expected a matrix in one piece".into())),
+        }
+    }
+
+    /// Repacks the blocks of a file in the place of a matrix that was loaded from such blocks, where the device repacks them.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if it does not, or they are not as many.
+    pub fn repack(&mut self, blocks: &DeviceBuffer<u8>, weight: &mut Weight) -> Result<()> {
+        match &weight.pieces[..] {
+            [Piece { values: Values::Units(matrix), .. }] => matrix.repack(&self.device, blocks),
+            _ => Err(Error::Request("repack: the matrix is as in the file".into())),
         }
     }
 
@@ -144,15 +161,11 @@ impl CudaOps {
         weight: &Weight,
         out: &mut Tensor,
     ) -> Result<()> {
-        fused::norm_matmul(
-            &self.device,
-            &self.choice,
-            n,
-            x,
-            norm,
-            weight.expect_unscaled("norm_matmul")?,
-            out,
-        )
+        let weight = match weight.units(false) {
+            Some(units) => HeadWeight::Units(units),
+            None => HeadWeight::Float(weight.expect_unscaled("norm_matmul")?),
+        };
+        fused::norm_matmul(&self.device, &self.choice, n, x, norm, weight, out)
     }
 
     /// [`Ops::norm_gate_up`](qernel_core::ops::Ops::norm_gate_up), likewise.
@@ -167,11 +180,15 @@ impl CudaOps {
         [gate, up]: [&Weight; 2],
         out: &mut Activation,
     ) -> Result<()> {
+        let scale_of = |weight: &Weight| weight.scales().map_or(1.0, |scales| scales.stored.get());
         let gated = up.scales().map_or(1.0, |scales| scales.gated.get());
-        let (gate, (up, up_scale)) = (gate.expect_float("norm_gate_up")?, up.expect_float("norm_gate_up")?);
+        let scales = [scale_of(gate), scale_of(up) / gated];
         out.scale = gated;
-        let gate_up = [gate, (up, up_scale / gated)];
-        fused::norm_gate_up(&self.device, &self.choice, n, x, norm, gate_up, out)
+        let gate_up = match (gate.units(true), up.units(true)) {
+            (Some(gate), Some(up)) => GateUp::Units([gate, up]),
+            _ => GateUp::Floats([gate.expect_float("norm_gate_up")?.0, up.expect_float("norm_gate_up")?.0]),
+        };
+        fused::norm_gate_up(&self.device, &self.choice, n, x, norm, gate_up, scales, out)
     }
 
     /// [`Ops::norm_qkv_rope`](qernel_core::ops::Ops::norm_qkv_rope), likewise.
@@ -190,12 +207,13 @@ impl CudaOps {
         q: &mut Tensor,
         cache: &mut KvCache,
     ) -> Result<()> {
-        let [q_proj, k_proj, v_proj] = weights;
-        let weights = [
-            q_proj.expect_unscaled("norm_qkv_rope")?,
-            k_proj.expect_unscaled("norm_qkv_rope")?,
-            v_proj.expect_unscaled("norm_qkv_rope")?,
-        ];
+        let weights = match weights.map(|weight| weight.units(false)) {
+            [Some(q), Some(k), Some(v)] => QkvWeights::Units([q, k, v]),
+            _ => {
+                let [q, k, v] = weights.map(|weight| weight.expect_unscaled("norm_qkv_rope"));
+                QkvWeights::Floats([q?, k?, v?])
+            }
+        };
         let qkv = fused::Qkv { norm, weights, biases };
         fused::norm_qkv_rope(&self.device, &self.choice, batch, &self.rope, layer, x, &qkv, q, cache)
     }

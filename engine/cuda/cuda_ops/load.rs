@@ -9,6 +9,7 @@ use crate::matmul;
 use crate::memory::DeviceBuffer;
 use crate::ops::Stacked;
 use crate::tensor::{self, Activation};
+use crate::units::{self, UnitMatrix, UnitShape};
 use crate::weight::{BlockMatrix, Piece, Scales, Values, Weight};
 use crate::weights::Matrix;
 use std::rc::Rc;
@@ -48,14 +49,26 @@ impl CudaOps {
     }
 
     /// Queues bringing matrices of one format to the device, one below the other: a piece of the whole for each, and each by itself in the
-    /// same memory.
-    fn load_run(&mut self, matrices: &[Matrix], cols: usize) -> Result<Vec<[Piece; 2]>> {
+    /// same memory. Rows that are `apart` are to be side by side; `None` where they stay as in the file.
+    fn load_run(
+        &mut self,
+        matrices: &[Matrix],
+        cols: usize,
+        apart: Option<usize>,
+    ) -> Result<Vec<[Piece; 2]>> {
         let format = matrices[0].format;
+        let rows: usize = matrices.iter().map(|matrix| matrix.rows).sum();
+        let as_in_the_file =
+            self.choice.get(matmul::blocks::OP).is_some_and(|name| name == matmul::blocks::INLINE);
+        if let Some(apart) = apart.filter(|_| !as_in_the_file)
+            && let Some(shape) = units::shape(&self.device, self.dtype, format, [rows, cols], apart)
+        {
+            return self.load_units(matrices, shape, apart);
+        }
         let dtype = format.float().map(|_| self.dtype);
         let row_bytes = MatrixFormat::row_bytes(dtype.map_or(format, MatrixFormat::from), cols);
         let row_bytes =
             row_bytes.ok_or_else(|| Error::Model(format!("no rows of {cols} values in {format}")))?;
-        let rows: usize = matrices.iter().map(|matrix| matrix.rows).sum();
         let whole = DeviceBuffer::zeroed(&self.device, tensor::elements(rows, row_bytes)?)?;
         let (mut pieces, mut end) = (Vec::new(), 0);
         for matrix in matrices {
@@ -70,10 +83,7 @@ impl CudaOps {
                 Some(from) => self.load_float(matrix, from, &mut data, &scales)?,
                 None => {
                     self.uploader.upload(&matrix.data, &mut data)?;
-                    let room = matmul::blocks::decoded_bytes(tensor::elements(rows, cols)?, self.dtype);
-                    if room > self.decoded.len() && !self.device.is_emulated() {
-                        self.decoded = DeviceBuffer::zeroed(&self.device, room)?;
-                    }
+                    self.make_room_to_decode(rows, cols)?;
                 }
             }
             pieces.push([data, again].map(|data| Piece {
@@ -89,14 +99,62 @@ impl CudaOps {
         Ok(pieces)
     }
 
+    /// Room for as many rows of a matrix as are decoded at a time.
+    fn make_room_to_decode(&mut self, rows: usize, cols: usize) -> Result<()> {
+        let room = matmul::blocks::decoded_bytes(tensor::elements(rows, cols)?, self.dtype);
+        if room > self.decoded.len() && !self.device.is_emulated() {
+            self.decoded = DeviceBuffer::zeroed(&self.device, room)?;
+        }
+        Ok(())
+    }
+
+    /// As [`Self::load_run`], repacked as units, rows that are `span` apart side by side.
+    fn load_units(&mut self, matrices: &[Matrix], shape: UnitShape, span: usize) -> Result<Vec<[Piece; 2]>> {
+        let &Matrix { format, cols, .. } = &matrices[0];
+        let (mut rows, mut bytes) = (0, 0);
+        for matrix in matrices {
+            matrix.row_bytes()?;
+            (rows, bytes) = (rows + matrix.rows, bytes + matrix.data.len());
+        }
+        let blocks = DeviceBuffer::zeroed(&self.device, bytes)?;
+        let mut end = 0;
+        for matrix in matrices {
+            // SAFETY: the parts do not overlap.
+            let mut part = unsafe { blocks.part(end, matrix.data.len())? };
+            end += matrix.data.len();
+            self.uploader.upload(&matrix.data, &mut part)?;
+        }
+        let whole = UnitMatrix::repacked(&self.device, &blocks, format, shape, [rows, cols], span)?;
+        self.make_room_to_decode(rows, cols)?;
+        self.slices.make_room(&self.device, whole.units)?;
+        let mut end = 0;
+        let piece = |matrix: &Matrix| {
+            let scales = Rc::<Scales>::default();
+            scales.stored.set(matrix.scale);
+            let parts = [whole.part(end, matrix.rows), whole.part(end, matrix.rows)];
+            end += matrix.rows;
+            parts.map(|part| Piece { values: Values::Units(part), scales: scales.clone() })
+        };
+        Ok(matrices.iter().map(piece).collect())
+    }
+
     /// [`Ops::load_matrix`](qernel_core::ops::Ops::load_matrix)
     pub(super) fn load_one(&mut self, matrix: &Matrix) -> Result<Weight> {
-        let pieces = self.load_run(std::slice::from_ref(matrix), matrix.cols)?;
+        self.load_alone(matrix, Some(units::SPAN))
+    }
+
+    /// [`Ops::load_experts`](qernel_core::ops::Ops::load_experts): their kernels read what a file has.
+    pub(super) fn load_all_experts(&mut self, matrix: &Matrix) -> Result<Weight> {
+        self.load_alone(matrix, None)
+    }
+
+    fn load_alone(&mut self, matrix: &Matrix, apart: Option<usize>) -> Result<Weight> {
+        let pieces = self.load_run(std::slice::from_ref(matrix), matrix.cols, apart)?;
         Ok(Weight::new(pieces.into_iter().map(|[piece, _]| piece).collect(), matrix.cols))
     }
 
     /// [`Ops::load_stacked`](qernel_core::ops::Ops::load_stacked)
-    pub(super) fn load_several(&mut self, matrices: &[Matrix]) -> Result<Stacked<Weight>> {
+    pub(super) fn load_several(&mut self, matrices: &[Matrix], apart: usize) -> Result<Stacked<Weight>> {
         let cols = matrices.first().map_or(0, |matrix| matrix.cols);
         if let Some(other) = matrices.iter().find(|matrix| matrix.cols != cols) {
             return Err(Error::Model(format!(
@@ -108,7 +166,7 @@ impl CudaOps {
         // Floats all get one format.
         let kind = |matrix: &Matrix| matrix.format.float().map_or(Some(matrix.format), |_| None);
         for run in matrices.chunk_by(|a, b| kind(a) == kind(b)) {
-            for [piece, part] in self.load_run(run, cols)? {
+            for [piece, part] in self.load_run(run, cols, Some(apart))? {
                 whole.push(piece);
                 parts.push(Weight::new(vec![part], cols));
             }

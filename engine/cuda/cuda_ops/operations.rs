@@ -14,8 +14,8 @@ use crate::tensor::{self, Activation, KvCache, Tensor};
 use crate::weight::Weight;
 use crate::weights::Matrix;
 use crate::{
-    add_bias, add_positions, bandwidth, bias_rope_kv, cublas, embed, experts_in, experts_out, gate_rows,
-    gather_rows, graph, layer_norm, matmul, precise_dtype, qk_norm, rms_norm, route,
+    add_bias, add_positions, bandwidth, bias_rope_kv, cublas, embed, experts_in, experts_out, fused,
+    gate_rows, gather_rows, graph, layer_norm, matmul, precise_dtype, qk_norm, rms_norm, route,
 };
 use qernel_core::batch::{Batch, BatchLimits};
 use qernel_core::sampler::SamplingRow;
@@ -63,8 +63,12 @@ impl Ops for CudaOps {
         self.load_one(matrix)
     }
 
-    fn load_stacked(&mut self, matrices: &[Matrix]) -> Result<Stacked<Weight>> {
-        self.load_several(matrices)
+    fn load_stacked(&mut self, matrices: &[Matrix], apart: usize) -> Result<Stacked<Weight>> {
+        self.load_several(matrices, apart)
+    }
+
+    fn load_experts(&mut self, matrix: &Matrix, _num_experts: usize) -> Result<Weight> {
+        self.load_all_experts(matrix)
     }
 
     fn finish_loading(&mut self) -> Result<()> {
@@ -159,6 +163,9 @@ impl Ops for CudaOps {
     ) -> Result<()> {
         if weight.float().is_some() && self.is_fused(rows, out.cols) {
             return self.fused_matmul_add(rows.n, x, weight, out);
+        }
+        if weight.units(true).is_some() && self.is_step_of_parts(rows) {
+            return self.matmul_accumulate(rows.n, x, weight, out);
         }
         self.matmul_accumulate(rows.padded, x, weight, out)
     }
@@ -312,8 +319,13 @@ impl Ops for CudaOps {
         let AttentionIn { norm: Norm::Rms(norm), qkv, bias, qk_norm: None } = part else { return Ok(false) };
         let [q_proj, k_proj, v_proj] = &qkv.parts[..] else { return Ok(false) };
         let weights = [q_proj, k_proj, v_proj];
-        let plain = weights.iter().all(|weight| weight.is_plain());
-        if !plain || !self.is_fused(rows, x.cols) {
+        let takes = match weights.map(|weight| weight.units(false)) {
+            [Some(q), Some(k), Some(v)] => {
+                fused::QkvWeights::are_known(q, k, v) && self.takes_units(fused::norm_qkv_rope::OP, q, rows)
+            }
+            _ => weights.iter().all(|weight| weight.is_plain()) && self.is_fused(rows, x.cols),
+        };
+        if !takes {
             return Ok(false);
         }
         let biases = bias.each_ref().map(Option::as_ref);
@@ -330,7 +342,14 @@ impl Ops for CudaOps {
     ) -> Result<bool> {
         let MlpIn { norm: Norm::Rms(norm), up: Up::Gated(gate_up) } = part else { return Ok(false) };
         let [gate, up] = &gate_up.parts[..] else { return Ok(false) };
-        if gate.float().is_none() || up.float().is_none() || !self.is_fused(rows, x.cols) {
+        let takes = match (gate.units(true), up.units(true)) {
+            (Some(gate), Some(up)) => {
+                fused::GateUp::are_side_by_side(gate, up)
+                    && self.takes_units(fused::norm_gate_up::OP, gate, rows)
+            }
+            _ => gate.float().is_some() && up.float().is_some() && self.is_fused(rows, x.cols),
+        };
+        if !takes {
             return Ok(false);
         }
         self.fused_norm_gate_up(rows.n, x, norm, [gate, up], out)?;
@@ -345,7 +364,11 @@ impl Ops for CudaOps {
         logits: &mut Tensor,
     ) -> Result<bool> {
         let Head { norm: Norm::Rms(norm), weight } = part else { return Ok(false) };
-        if !weight.is_plain() || !self.is_fused(rows, x.cols) {
+        let takes = match weight.units(false) {
+            Some(units) => self.takes_units(fused::norm_matmul::OP, units, rows),
+            None => weight.is_plain() && self.is_fused(rows, x.cols),
+        };
+        if !takes {
             return Ok(false);
         }
         self.fused_norm_matmul(rows.n, x, norm, weight, logits)?;

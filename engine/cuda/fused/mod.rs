@@ -7,11 +7,12 @@ pub(super) mod norm_matmul;
 pub(super) mod norm_qkv_rope;
 
 pub(super) use matmul_add::matmul_add;
-pub(super) use norm_gate_up::norm_gate_up;
-pub(super) use norm_matmul::norm_matmul;
-pub(super) use norm_qkv_rope::{Qkv, norm_qkv_rope};
+pub(super) use norm_gate_up::{GateUp, norm_gate_up};
+pub(super) use norm_matmul::{HeadWeight, norm_matmul};
+pub(super) use norm_qkv_rope::{Qkv, QkvWeights, norm_qkv_rope};
 
 use super::device::Device;
+use super::units::Units;
 use super::variant::KernelChoice;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -72,6 +73,8 @@ pub fn max_rows(dtype: Dtype) -> usize {
 
 /// The variants on tensor cores.
 const MMA: &str = "mma";
+/// Those of weights in units.
+const UNITS: &str = "units";
 
 /// Whether `n` rows of `cols` values can be staged by lanes.
 fn lanes_fit(n: u32, cols: u32) -> Result<(), &'static str> {
@@ -119,6 +122,21 @@ fn persistent(
 ) -> LaunchConfig {
     let resident = device.info().multiprocessors * blocks_per_multiprocessor;
     LaunchConfig { grid: [work.clamp(1, resident), 1, 1], block: [block, 1, 1], shared_bytes }
+}
+
+/// For [`Variant`](super::variant::Variant)s whose weights are floats.
+fn floats_only(units: Option<Units>) -> Result<(), &'static str> {
+    if units.is_none() { Ok(()) } else { Err("the weights were repacked") }
+}
+
+/// For those whose weights are units.
+fn units_only(units: Option<Units>) -> Result<(), &'static str> {
+    if units.is_some() { Ok(()) } else { Err("the weights are not in units") }
+}
+
+/// Whether the kernels of weights in units are to be taken for `n` rows.
+pub(super) fn takes_units(choice: &KernelChoice, op: &str, n: usize) -> bool {
+    (1..=MAX_ROWS).contains(&n) && choice.get(op).is_none_or(|name| name == UNITS)
 }
 
 /// For [`Variant`](super::variant::Variant)s on tensor cores.

@@ -6,22 +6,30 @@ use super::super::launch::{Launch, dimension, expect_vector, launch};
 use super::super::memory::DeviceBuffer;
 use super::super::rope::RopeTable;
 use super::super::tensor::{Activation, KvCache, Tensor};
+use super::super::units::{self, Units};
 use super::super::variant::{KernelChoice, select, variants};
-use super::{MMA, StreamShape, expect_eligible, f16_only, lanes_fit, norm_fits, persistent, values};
+use super::{
+    MMA, StreamShape, UNITS, expect_eligible, f16_only, floats_only, lanes_fit, norm_fits, persistent,
+    units_only, values,
+};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::formats::MatrixFormat;
 use crate::kv_layout::PAGE_SIZE;
 use crate::ops::parts::RmsNorm;
-use cuda_std::launch::{DevicePtr, Kernels};
+use cuda_std::launch::{DevicePtr, Kernels, Value};
 use gpu_kernels::fused::mma::{MAX_NORM_WARPS, norm_qkv_rope as mma};
 use gpu_kernels::fused::norm_qkv_rope::*;
 use gpu_kernels::fused::stage_bytes;
+use gpu_kernels::fused::units::norm_qkv_rope as in_units;
 
-pub(super) const OP: &str = "norm_qkv_rope";
+pub(crate) const OP: &str = "norm_qkv_rope";
 
 /// What the kernels take, of 1 to [`MAX_ROWS`](super::MAX_ROWS) rows; weights and pages of `dtype`.
 pub(super) struct Case {
     dtype: Dtype,
+    /// Q and V, where they are in units.
+    units: Option<[Units; 2]>,
     /// `depth` is yet to be chosen.
     arguments: NormQkvRopeArgs,
 }
@@ -33,11 +41,17 @@ fn pairs(case: &Case) -> u32 {
 }
 
 variants! { Case, Launch<Case>;
+    UNITS [in_units::units, in_units::mixed]: in_units_of_pairs => launch_units;
     MMA [mma::mma]: f16_heads => |device, case| unsafe { launch_mma(device, case, mma::mma()) };
     "lanes" [lanes]: few_rows => |device, case| unsafe { launch_lanes(device, case, lanes()) };
 }
 
+fn in_units_of_pairs(case: &Case) -> Result<(), &'static str> {
+    units_only(case.units.map(|[q, _]| q))
+}
+
 fn f16_heads(case: &Case) -> Result<(), &'static str> {
+    floats_only(case.units.map(|[q, _]| q))?;
     f16_only(case.dtype)?;
     norm_fits(case.arguments.n, case.arguments.hidden_size)?;
     let is_multiple = (case.arguments.head_dim / 2).is_multiple_of(mma::PAIRS_PER_BLOCK);
@@ -45,7 +59,25 @@ fn f16_heads(case: &Case) -> Result<(), &'static str> {
 }
 
 fn few_rows(case: &Case) -> Result<(), &'static str> {
+    floats_only(case.units.map(|[q, _]| q))?;
     lanes_fit(case.arguments.n, case.arguments.hidden_size)
+}
+
+/// # Safety
+/// The case is whole, and in units.
+unsafe fn launch_units(device: &Device, case: &Case) -> Result<()> {
+    let Some([q, v]) = case.units else { return Err(Error::Request(format!("{OP}: not in units"))) };
+    let NormQkvRopeArgs { n, num_attention_heads, num_key_value_heads, .. } = case.arguments;
+    let tiles = pairs(case) / in_units::PAIRS_PER_TILE;
+    // Room for units of either format.
+    let larger = if v.shape.bytes > q.shape.bytes { v } else { q };
+    let heads = num_attention_heads + 2 * num_key_value_heads;
+    let stream = larger.stream_of_parts(device, tiles, [heads, num_key_value_heads], q.format != v.format, n);
+    let (stream, v_blocks) = stream;
+    let arguments = NormQkvRopeArgs { depth: stream.depth, v_blocks, ..case.arguments };
+    let (kernels, values) = kernels_of(q.format, v.format, n);
+    // SAFETY: any grid does; the caller vouches for the case.
+    unsafe { launch(&Dependent(device), kernels, &values, &stream.config, arguments) }
 }
 
 /// # Safety
@@ -74,10 +106,38 @@ unsafe fn launch_lanes(device: &Device, case: &Case, kernels: &Kernels<NormQkvRo
 /// What the kernels read of a layer: the parts of [`crate::ops::parts::AttentionIn`] that they take.
 pub(in super::super) struct Qkv<'a> {
     pub norm: &'a RmsNorm<DeviceBuffer<f32>>,
-    /// Of Q, K and V.
-    pub weights: [&'a Activation; 3],
+    pub weights: QkvWeights<'a>,
     /// Likewise.
     pub biases: [Option<&'a DeviceBuffer<f32>>; 3],
+}
+
+/// Those of Q, K and V.
+#[derive(Clone, Copy)]
+pub(in super::super) enum QkvWeights<'a> {
+    Floats([&'a Activation; 3]),
+    /// Values that are rotated together side by side; K in the format of Q.
+    Units([Units; 3]),
+}
+
+impl QkvWeights<'_> {
+    /// Whether there is a kernel for units of these formats.
+    pub fn are_known(q: Units, k: Units, v: Units) -> bool {
+        q.format == k.format && takes_units(q.format, v.format)
+    }
+}
+
+/// Whether there is a kernel for units of Q and K in one format and V in another.
+pub fn takes_units(q: MatrixFormat, v: MatrixFormat) -> bool {
+    let (kernels, values) = kernels_of(q, v, 1);
+    kernels.get(&values).is_some()
+}
+
+/// The kernels of `n` rows for units of Q and K in one format and V in another, and which of them.
+fn kernels_of(q: MatrixFormat, v: MatrixFormat, n: u32) -> (&'static Kernels<NormQkvRopeArgs>, Vec<Value>) {
+    match q == v {
+        true => (in_units::units(), units::values(&[q], n)),
+        false => (in_units::mixed(), units::values(&[q, v], n)),
+    }
 }
 
 /// [`crate::ops::Ops::norm_qkv_rope`]
@@ -94,20 +154,53 @@ pub(in super::super) fn norm_qkv_rope(
     cache: &mut KvCache,
 ) -> Result<()> {
     let (n, layout) = (batch.shape.num_tokens, cache.layout);
-    let (dtype, hidden_size, head_dim) = (weights.weights[0].dtype, x.cols, layout.head_dim);
+    let dtype = match weights.weights {
+        QkvWeights::Floats([q, ..]) => q.dtype,
+        QkvWeights::Units(_) => Dtype::F16,
+    };
+    let (hidden_size, head_dim) = (x.cols, layout.head_dim);
     expect_eligible(OP, n, dtype, hidden_size)?;
     x.expect(OP, "x", n, hidden_size)?;
     expect_vector(OP, "norm", &weights.norm.weight, hidden_size)?;
-    let ([q_proj, k_proj, v_proj], [q_bias, k_bias, v_bias]) = (weights.weights, weights.biases);
+    let [q_bias, k_bias, v_bias] = weights.biases;
     let kv_size = layout.num_key_value_heads * head_dim;
-    for (name, weight, bias, rows) in
-        [("q", q_proj, q_bias, q.cols), ("k", k_proj, k_bias, kv_size), ("v", v_proj, v_bias, kv_size)]
+    let mut pointers = [DevicePtr::from_raw(0); 3];
+    for (i, (name, bias, rows)) in
+        [("q", q_bias, q.cols), ("k", k_bias, kv_size), ("v", v_bias, kv_size)].into_iter().enumerate()
     {
-        weight.expect(OP, name, dtype, rows, hidden_size)?;
+        pointers[i] = match weights.weights {
+            QkvWeights::Floats(weights) => {
+                weights[i].expect(OP, name, dtype, rows, hidden_size)?;
+                weights[i].ptr()
+            }
+            QkvWeights::Units(units) => {
+                let Units { rows: found, cols, span, .. } = units[i];
+                if (found, cols, span) != (rows, hidden_size, head_dim / 2) {
+                    return Err(Error::Request(format!(
+                        "{OP}: {name} must be [{rows}, {hidden_size}] with halves of heads side by side"
+                    )));
+                }
+                units[i]
+                    .start()
+                    .ok_or_else(|| Error::Request(format!("{OP}: {name} shares tiles with others")))?
+            }
+        };
         if let Some(bias) = bias {
             expect_vector(OP, name, bias, rows)?;
         }
     }
+    let [q_weight, k_weight, v_weight] = pointers;
+    let units = match weights.weights {
+        QkvWeights::Floats(_) => None,
+        QkvWeights::Units([q, k, v])
+            if q.is_followed_by(q.rows, k) && (q.format != v.format || k.is_followed_by(k.rows, v)) =>
+        {
+            Some([q, v])
+        }
+        QkvWeights::Units(_) => {
+            return Err(Error::Request(format!("{OP}: Q, K and V must be one behind the other")));
+        }
+    };
     q.expect(OP, "q", n, q.cols)?;
     expect_bound(OP, "position", batch.shape.position_bound, table.num_positions)?;
     expect_bound(OP, "slot", batch.shape.slot_bound, layout.num_pages * PAGE_SIZE)?;
@@ -129,12 +222,13 @@ pub(in super::super) fn norm_qkv_rope(
         num_key_value_heads: dimension(OP, layout.num_key_value_heads)?,
         head_dim: dimension(OP, head_dim)?,
         depth: 0,
+        v_blocks: 0,
         x: x.ptr(),
         norm: weights.norm.weight.ptr(),
         eps: weights.norm.eps,
-        q_weight: q_proj.ptr(),
-        k_weight: k_proj.ptr(),
-        v_weight: v_proj.ptr(),
+        q_weight,
+        k_weight,
+        v_weight,
         q_bias: bias(q_bias),
         k_bias: bias(k_bias),
         v_bias: bias(v_bias),
@@ -146,7 +240,7 @@ pub(in super::super) fn norm_qkv_rope(
         k_pages,
         v_pages,
     };
-    let case = Case { dtype, arguments };
+    let case = Case { dtype, units, arguments };
     let variant = select(OP, VARIANTS, &case, choice.get(OP))?;
     // SAFETY: the shapes, positions and slots were checked; q and the pages are borrowed alone.
     unsafe { (variant.launch)(device, &case) }

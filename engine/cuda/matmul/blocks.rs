@@ -3,24 +3,30 @@
 
 use super::{CUBLAS, OP as MATMUL, Tools};
 use crate::cublas::Product;
-use crate::device::Dependent;
+use crate::device::{Dependent, Device};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::formats::MatrixFormat;
-use crate::launch::{always, dimension, elements_of_rows, launch};
+use crate::launch::{dimension, elements_of_rows, launch};
 use crate::precise_dtype;
 use crate::tensor::Activation;
+use crate::units::{UnitMatrix, Units};
 use crate::variant::{KernelChoice, select, variants};
-use crate::weight::{BlockMatrix, Run};
+use crate::weight::{BlockMatrix, Run, Values};
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig, Value};
 use gpu_kernels::blocks::{self, DecodeArgs, MATMUL_THREADS, MatmulArgs, ROWS_PER_WARP, WARPS_PER_BLOCK};
+use gpu_kernels::fused::units::matmul_add;
+use gpu_kernels::units;
 
 pub(crate) const OP: &str = "matmul_blocks";
 
 /// The kernel that decodes as it reads.
-const INLINE: &str = "inline";
+pub(crate) const INLINE: &str = "inline";
 
-/// Rows up to which [`INLINE`] is taken where nothing is asked for: the weights are read once for every four rows.
+/// The kernel that multiplies what was repacked.
+const UNITS: &str = "units";
+
+/// Rows up to which [`UNITS`] or [`INLINE`] is taken where nothing is asked for: with these the weights are read once for eight or four rows.
 const FEW_ROWS: usize = 8;
 
 /// Values of the weights that are decoded at a time, at most: 64 MiB of f16.
@@ -31,6 +37,14 @@ pub(crate) fn decoded_bytes(values: usize, dtype: Dtype) -> usize {
     values.min(TILE_VALUES) * precise_dtype(dtype).size()
 }
 
+/// Where a matrix is.
+#[derive(Clone, Copy)]
+enum Place {
+    /// Blocks of that many bytes a row.
+    Blocks(DevicePtr<u8>, usize),
+    Units(Units),
+}
+
 /// weight `[rows, cols]` in blocks, x `[n, cols]` of `x_dtype`, out f32 `[n, rows]` in rows of `out_stride` values; out overlaps neither.
 pub(crate) struct Case {
     format: MatrixFormat,
@@ -39,8 +53,7 @@ pub(crate) struct Case {
     rows: usize,
     cols: usize,
     x: DevicePtr<u8>,
-    weight: DevicePtr<u8>,
-    row_bytes: usize,
+    weight: Place,
     out: DevicePtrMut<f32>,
     out_stride: usize,
     /// Add to `out` instead of replacing it.
@@ -54,15 +67,31 @@ pub(crate) struct Case {
 type Launch = unsafe fn(&mut Tools, &Case) -> Result<()>;
 
 variants! { Case, Launch;
-    CUBLAS [blocks::decode]: is_open => by_library;
-    INLINE [blocks::matmul]: always => by_kernel;
+    CUBLAS [blocks::decode, units::decode]: is_open => by_library;
+    UNITS [matmul_add::units]: is_repacked => by_units;
+    INLINE [blocks::matmul]: is_as_in_the_file => by_kernel;
+}
+
+fn is_repacked(case: &Case) -> Result<(), &'static str> {
+    match case.weight {
+        Place::Units(_) if case.x_dtype == Dtype::F16 => Ok(()),
+        Place::Units(_) => Err("x is not f16"),
+        Place::Blocks(..) => Err("the weights are as in the file"),
+    }
+}
+
+fn is_as_in_the_file(case: &Case) -> Result<(), &'static str> {
+    match case.weight {
+        Place::Blocks(..) => Ok(()),
+        Place::Units(_) => Err("the weights were repacked"),
+    }
 }
 
 fn is_open(case: &Case) -> Result<(), &'static str> {
     if case.has_cublas { Ok(()) } else { Err("cuBLAS is not open: the device is emulated") }
 }
 
-/// Queues `out = scale · x · weightᵀ`, or with `accumulate` adds that to `out`, for the rows of `run` from the first of `matrix` on; `out` is
+/// Queues `out = scale · x · weightᵀ`, or with `accumulate` adds that to `out`, for the rows of `run`, which are in blocks; `out` is
 /// in rows of `out_stride` values.
 ///
 /// # Errors
@@ -76,12 +105,18 @@ pub(super) unsafe fn multiply(
     choice: &KernelChoice,
     n: usize,
     x: &Activation,
-    (matrix, run): (&BlockMatrix, &Run),
+    run: &Run<'_>,
     out: DevicePtrMut<f32>,
     out_stride: usize,
     accumulate: bool,
 ) -> Result<()> {
-    let &BlockMatrix { ref data, format, rows: of_piece, cols } = matrix;
+    let (weight, format, cols) = match run.values {
+        Values::Blocks(BlockMatrix { data, format, rows, cols }) => {
+            (Place::Blocks(data.ptr(), data.len() / rows.max(&1)), *format, *cols)
+        }
+        Values::Units(UnitMatrix { units, .. }) => (Place::Units(*units), units.format, units.cols),
+        Values::Float(_) => return Err(Error::Request(format!("{OP}: the weights are floats"))),
+    };
     let rows = run.rows;
     x.expect(OP, "x", x.dtype, n, cols)?;
     let case = Case {
@@ -91,8 +126,7 @@ pub(super) unsafe fn multiply(
         rows,
         cols,
         x: x.ptr(),
-        weight: data.ptr(),
-        row_bytes: data.len() / of_piece.max(1),
+        weight,
         out,
         out_stride,
         accumulate,
@@ -100,8 +134,9 @@ pub(super) unsafe fn multiply(
         has_cublas: tools.cublas.is_some(),
     };
     // Who asks for a product without the library means these too.
-    let of_floats = choice.get(MATMUL).filter(|&name| name != CUBLAS).map(|_| INLINE);
-    let preferred = (n <= FEW_ROWS).then_some(INLINE);
+    let by_kernel = if matches!(weight, Place::Units(_)) { UNITS } else { INLINE };
+    let of_floats = choice.get(MATMUL).filter(|&name| name != CUBLAS).map(|_| by_kernel);
+    let preferred = (n <= FEW_ROWS).then_some(by_kernel);
     let variant = select(OP, VARIANTS, &case, choice.get(OP).or(of_floats).or(preferred))?;
     // SAFETY: the shapes of x and the weights were checked; the caller vouches for `out`.
     unsafe { (variant.launch)(tools, &case) }
@@ -113,7 +148,17 @@ fn values(case: &Case) -> [Value; 2] {
 
 /// # Safety
 /// The case's ranges have the sizes that it says.
+unsafe fn by_units(tools: &mut Tools, case: &Case) -> Result<()> {
+    let &Case { n, rows, x, scale, out, out_stride, accumulate, .. } = case;
+    let Place::Units(units) = case.weight else { return Err(Error::Request(format!("{OP}: not repacked"))) };
+    // SAFETY: the caller's promise.
+    unsafe { units.multiply(tools.device, tools.slices, [n, rows], x, scale, (out, out_stride), accumulate) }
+}
+
+/// # Safety
+/// As [`by_units`].
 unsafe fn by_kernel(tools: &mut Tools, case: &Case) -> Result<()> {
+    let Place::Blocks(weight, _) = case.weight else { return Err(Error::Request(format!("{OP}: repacked"))) };
     let arguments = MatmulArgs {
         n: dimension(OP, case.n)?,
         rows: dimension(OP, case.rows)?,
@@ -122,7 +167,7 @@ unsafe fn by_kernel(tools: &mut Tools, case: &Case) -> Result<()> {
         accumulate: case.accumulate.into(),
         scale: case.scale,
         x: case.x,
-        weight: case.weight,
+        weight,
         out: case.out,
     };
     let grid = [arguments.rows.div_ceil(WARPS_PER_BLOCK), arguments.n.div_ceil(ROWS_PER_WARP), 1];
@@ -134,7 +179,7 @@ unsafe fn by_kernel(tools: &mut Tools, case: &Case) -> Result<()> {
 /// # Safety
 /// As [`by_kernel`].
 unsafe fn by_library(tools: &mut Tools, case: &Case) -> Result<()> {
-    let &Case { x_dtype, n, rows, cols, x, weight, row_bytes, out, out_stride, accumulate, scale, .. } = case;
+    let &Case { x_dtype, n, rows, cols, x, out, out_stride, accumulate, scale, .. } = case;
     let Some(cublas) = tools.cublas else {
         return Err(Error::Device("cuBLAS was not opened: --kernel chose another matmul".into()));
     };
@@ -145,9 +190,6 @@ unsafe fn by_library(tools: &mut Tools, case: &Case) -> Result<()> {
     }
     for first in (0..rows).step_by(tile) {
         let rows = tile.min(rows - first);
-        let arguments =
-            DecodeArgs { cols: dimension(OP, cols)?, blocks: weight.add(first * row_bytes), out: decoded };
-        let config = elements_of_rows(dimension(OP, rows)?, arguments.cols, blocks::BLOCK_SIZE);
         let product = Product {
             dtype: x_dtype,
             n,
@@ -163,9 +205,36 @@ unsafe fn by_library(tools: &mut Tools, case: &Case) -> Result<()> {
         };
         // SAFETY: there is room for the tile; what is queued runs in order; the caller vouches for x and out.
         unsafe {
-            launch(&**tools.device, blocks::decode(), &values(case), &config, arguments)?;
+            decode_tile(tools.device, case, first, rows, decoded)?;
             cublas.matmul(&product)?;
         }
     }
     Ok(())
+}
+
+/// Queues decoding some rows of the weights to the format of x.
+///
+/// # Safety
+/// The case has these rows, `out` room for them.
+unsafe fn decode_tile(
+    device: &Device,
+    case: &Case,
+    first: usize,
+    rows: usize,
+    out: DevicePtrMut<u8>,
+) -> Result<()> {
+    match case.weight {
+        // SAFETY: the caller's promise.
+        Place::Units(units) => unsafe {
+            let all = Units { rows: case.rows, ..units };
+            all.decode(device, first, rows, case.x_dtype, out)
+        },
+        Place::Blocks(weight, row_bytes) => {
+            let cols = dimension(OP, case.cols)?;
+            let arguments = DecodeArgs { cols, blocks: weight.add(first * row_bytes), out };
+            let config = elements_of_rows(dimension(OP, rows)?, cols, blocks::BLOCK_SIZE);
+            // SAFETY: the caller's promise.
+            unsafe { launch(device, blocks::decode(), &values(case), &config, arguments) }
+        }
+    }
 }

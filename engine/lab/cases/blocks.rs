@@ -1,7 +1,7 @@
 //! Matrices in blocks: decoding them, and products with them.
 
 use super::matmul::{SCALE, places};
-use crate::cuda::{Activation, CudaOps, Tensor, Weight};
+use crate::cuda::{Activation, CudaOps, Tensor, Weight, unit_cols};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::lab::case::{Case, Cases, Cost, Instance, Workload, plain_config};
@@ -44,7 +44,12 @@ pub(super) fn matrix(
 fn decode_checks() -> Vec<Case> {
     let of = |format: MatrixFormat| {
         let shapes = [[1, 1], [19, 3], [3, 11]].map(|[rows, blocks]| [rows, blocks * format.block_values()]);
-        Dtype::ALL.into_iter().flat_map(move |dtype| shapes.map(|shape| decode_case(format, dtype, shape)))
+        // Repacked.
+        let units = unit_cols(format).map(|cols| [[16, cols], [48, 3 * cols]]);
+        let shapes: Vec<_> = shapes.into_iter().chain(units.into_iter().flatten()).collect();
+        Dtype::ALL.into_iter().flat_map(move |dtype| {
+            shapes.clone().into_iter().map(move |shape| decode_case(format, dtype, shape))
+        })
     };
     formats().flat_map(of).collect()
 }
@@ -110,13 +115,24 @@ fn checks() -> Vec<Case> {
     ];
     // Large blocks are much work for the emulator.
     const LARGE: [(Shape, bool); 3] = [([1, 1, 1], true), ([1, 9, 3], false), ([5, 10, 2], true)];
+    // Repacked: units of a row; one, several for a warp, more tiles than warps, columns that are sliced.
+    const UNITS: [(Shape, bool); 5] = [
+        ([1, 16, 1], true),
+        ([2, 48, 3], false),
+        ([8, 16, 21], true),
+        ([1, 304, 1], false),
+        ([11, 16, 4], true),
+    ];
     let of = |format: MatrixFormat| {
         let shapes: &[_] = if format.block_values() > 64 { &LARGE } else { &SHAPES };
         let of = move |dtype| {
-            let case = move |&([n, rows, blocks], add): &(Shape, bool)| {
+            let in_blocks = move |&([n, rows, blocks], add): &(Shape, bool)| {
                 case(format, dtype, [n, rows, blocks * format.block_values()], add)
             };
-            shapes.iter().map(case)
+            let in_units = unit_cols(format).into_iter().flat_map(move |cols| {
+                UNITS.map(|([n, rows, units], add)| case(format, dtype, [n, rows, units * cols], add))
+            });
+            shapes.iter().map(in_blocks).chain(in_units)
         };
         Dtype::ALL.into_iter().flat_map(of)
     };
@@ -166,6 +182,7 @@ struct Matmul {
     out: Tensor,
     /// What is in `out` before, where products are added.
     before: Option<Vec<f32>>,
+    is_repacked: bool,
 }
 
 impl Matmul {
@@ -198,6 +215,9 @@ impl Matmul {
             weight,
             out: poisoned(ops, n, rows)?,
             before,
+            is_repacked: ops.dtype() == Dtype::F16
+                && rows % 16 == 0
+                && unit_cols(format).is_some_and(|unit| cols % unit == 0),
         })
     }
 
@@ -243,6 +263,6 @@ impl Instance for Matmul {
     }
 
     fn default_variant(&self) -> Option<&'static str> {
-        (self.shape[0] <= 8).then_some("inline")
+        (self.shape[0] <= 8).then_some(if self.is_repacked { "units" } else { "inline" })
     }
 }

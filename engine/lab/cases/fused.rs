@@ -1,7 +1,7 @@
 //! The fused operations of a decode step.
 
 use super::matmul::{SCALE, places};
-use crate::cuda::{Activation, CudaOps, Tensor, Weight, fused_max_rows, precise_dtype};
+use crate::cuda::{Activation, CudaOps, Tensor, Weight, fused_max_rows, precise_dtype, unit_cols};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::lab::case::{Case, Cases, Cost, Instance, Workload, plain_config};
@@ -9,6 +9,9 @@ use crate::lab::findings::Findings;
 use crate::lab::values::*;
 use crate::ops::Ops;
 use crate::ops::parts::RmsNorm;
+use crate::testing::blocks;
+use crate::weights::Matrix;
+use qernel_core::formats::MatrixFormat;
 use rayon::prelude::*;
 
 pub const MATMUL_ADD: Cases =
@@ -28,13 +31,41 @@ pub(super) fn relative(cols: usize) -> f64 {
     ((cols as f64).sqrt() + 24.0) * 2.0 * unit(Dtype::F32)
 }
 
-/// A row times the rows of a matrix, in f64: sums, and the sums of magnitudes.
-pub(super) fn products(x: &[f64], weight: &[f32]) -> Vec<(f64, f64)> {
+/// A row times the rows of a matrix, in f64: sums, and what they may be off where weights have this format.
+pub(super) fn products(x: &[f64], weight: &[f32], format: MatrixFormat) -> Vec<(f64, f64)> {
+    // What is multiplied with blocks has 16 bits of the largest value near it.
+    let step = match format.float() {
+        Some(_) => 0.0,
+        None => x.iter().fold(0.0, |largest: f64, x| largest.max(x.abs())) / 65024.0,
+    };
     let row = |w: &[f32]| {
-        let terms = x.iter().zip(w).map(|(&x, &w)| x * f64::from(w));
-        terms.fold((0.0, 0.0), |(sum, magnitude), term: f64| (sum + term, magnitude + term.abs()))
+        let (mut sum, mut magnitude, mut weights) = (0.0, 0.0, 0.0);
+        for (&x, &w) in x.iter().zip(w) {
+            let term = x * f64::from(w);
+            (sum, magnitude, weights) = (sum + term, magnitude + term.abs(), weights + f64::from(w).abs());
+        }
+        (sum, magnitude * relative(x.len()) + weights * step)
     };
     weight.par_chunks(x.len()).map(row).collect()
+}
+
+/// A matrix of a format as a file would have it, and its values.
+pub(super) fn matrix_of(
+    format: MatrixFormat,
+    seed: u64,
+    name: &str,
+    [rows, cols]: [usize; 2],
+    values: &[f32],
+) -> (Matrix, Vec<f32>) {
+    let data = blocks(format, seed, name, values);
+    let mut exact = vec![0.0; values.len()];
+    format.decode(&data, &mut exact);
+    (Matrix { name: "weight".into(), format, rows, cols, scale: 1.0, data: data.into() }, exact)
+}
+
+/// The formats that are repacked, with the columns of a unit.
+pub(super) fn unit_formats() -> impl Iterator<Item = (MatrixFormat, usize)> {
+    MatrixFormat::ALL.iter().filter_map(|&format| Some((format, unit_cols(format)?)))
 }
 
 /// The norm of a row in f64.
@@ -72,21 +103,34 @@ fn checks(kind: Kind) -> Vec<Case> {
         [8, 1, 400],
         [8, 4864, 896],
     ];
-    let of = |dtype| shapes(&SHAPES, dtype).map(move |shape| normed_case(kind, dtype, shape, 1.0));
+    // Rows, and units of a row: one, several for a warp, more tiles than warps.
+    const UNITS: [Shape; 6] = [[1, 16, 1], [2, 48, 3], [4, 16, 7], [8, 32, 4], [5, 16, 17], [1, 304, 1]];
+    let of =
+        |dtype: Dtype| shapes(&SHAPES, dtype).map(move |shape| normed_case(kind, dtype.into(), shape, 1.0));
     let mut cases: Vec<Case> = DTYPES.into_iter().flat_map(of).collect();
     if kind == Kind::GateUp {
         // Most results are beyond the range of f16.
-        cases.extend(DTYPES.map(|dtype| normed_case(kind, dtype, [2, 111, 104], 1000.0)));
+        cases.extend(DTYPES.map(|dtype| normed_case(kind, dtype.into(), [2, 111, 104], 1000.0)));
     }
+    cases.extend(unit_formats().flat_map(|(format, cols)| {
+        UNITS.map(|[n, rows, units]| normed_case(kind, format, [n, rows, units * cols], 1.0))
+    }));
     cases
 }
 
 fn timings(kind: Kind, workload: &Workload) -> Vec<Case> {
     let config = &workload.config;
     let rows = if kind == Kind::Head { config.vocab_size } else { config.intermediate_size };
-    few_rows(workload)
-        .map(|n| normed_case(kind, workload.dtype, [n, rows, config.hidden_size], 1.0))
-        .collect()
+    let of = |format| {
+        few_rows(workload).map(move |n| normed_case(kind, format, [n, rows, config.hidden_size], 1.0))
+    };
+    timed_formats(workload, config.hidden_size).flat_map(of).collect()
+}
+
+/// The workload's float format, and those that are repacked where rows have so many columns.
+pub(super) fn timed_formats(workload: &Workload, cols: usize) -> impl Iterator<Item = MatrixFormat> {
+    let units = unit_formats().filter(move |&(_, unit)| cols.is_multiple_of(unit)).map(|(format, _)| format);
+    [MatrixFormat::from(workload.dtype)].into_iter().chain(units)
 }
 
 /// Those shapes, beginning with the number of rows, that there are kernels for.
@@ -101,21 +145,24 @@ pub(super) fn few_rows(workload: &Workload) -> impl Iterator<Item = usize> {
 }
 
 /// `scale` is that of the norm's weight.
-fn normed_case(kind: Kind, dtype: Dtype, shape: Shape, scale: f32) -> Case {
+fn normed_case(kind: Kind, format: MatrixFormat, shape: Shape, scale: f32) -> Case {
     let [n, rows, cols] = shape;
+    let dtype = format.float().unwrap_or(Dtype::F16);
+    let name = if format.float().is_some() { String::new() } else { format!("{format} ") };
     let large = if scale > 1.0 { ", large" } else { "" };
     let matrices = if kind == Kind::GateUp { 2 } else { 1 };
     let out_size = if kind == Kind::GateUp { precise_dtype(dtype).size() } else { 4 };
     Case {
         dtype,
-        shape: format!("x [{n}, {cols}], weight [{rows}, {cols}]{large}"),
+        shape: format!("x [{n}, {cols}], weight {name}[{rows}, {cols}]{large}"),
         work: matrices * n * rows * cols / 8,
         cost: Cost {
-            bytes: (matrices * rows * cols * dtype.size() + n * (4 * cols + rows * out_size)) as f64,
+            bytes: (matrices * rows * format.row_bytes(cols).unwrap_or(0) + n * (4 * cols + rows * out_size))
+                as f64,
             flops: 2.0 * (matrices * n * rows) as f64 * cols as f64,
         },
         config: plain_config(),
-        prepare: Box::new(move |ops, seed| Ok(Box::new(Normed::new(ops, seed, kind, shape, scale)?))),
+        prepare: Box::new(move |ops, seed| Ok(Box::new(Normed::new(ops, seed, kind, format, shape, scale)?))),
     }
 }
 
@@ -137,22 +184,28 @@ struct Normed {
 }
 
 impl Normed {
-    fn new(ops: &mut CudaOps, seed: u64, kind: Kind, shape: Shape, scale: f32) -> Result<Self> {
+    fn new(
+        ops: &mut CudaOps,
+        seed: u64,
+        kind: Kind,
+        format: MatrixFormat,
+        shape: Shape,
+        scale: f32,
+    ) -> Result<Self> {
         let [n, rows, cols] = shape;
-        let (dtype, name) = (ops.dtype(), format!("fused {shape:?}"));
+        let name = format!("fused {shape:?}");
         let host_x = random(seed, &name, n * cols);
         let host_norm: Vec<f32> =
             random(seed, &format!("{name}: norm"), cols).iter().map(|w| w * scale).collect();
         let gated = ops.new_precise_activation(n + GUARD_ROWS, rows)?;
         let largest = if gated.dtype() == Dtype::F16 { 65504.0 } else { f64::INFINITY };
         let matrix = |what: &str| {
-            rounded(
-                dtype,
-                random(seed, &format!("{name}: {what}"), rows * cols).iter().map(|w| w / 8.0).collect(),
-            )
+            let name = format!("{name}: {what}");
+            let values: Vec<f32> = random(seed, &name, rows * cols).iter().map(|w| w / 8.0).collect();
+            matrix_of(format, seed, &name, [rows, cols], &values)
         };
-        let hosts: Vec<Vec<f32>> =
-            if kind == Kind::GateUp { vec![matrix("gate"), matrix("up")] } else { vec![matrix("head")] };
+        let whats: &[&str] = if kind == Kind::GateUp { &["gate", "up"] } else { &["head"] };
+        let (matrices, hosts): (Vec<_>, Vec<_>) = whats.iter().map(|what| matrix(what)).unzip();
         let places = places(seed, n * rows, cols);
         let rows_of_x: Vec<Vec<f64>> = host_x.chunks(cols).map(|x| normed(x, &host_norm)).collect();
         let expected = places
@@ -161,21 +214,22 @@ impl Normed {
                 let at = |host: &[f32], scale: f32| {
                     let scale = if kind == Kind::Head { 1.0 } else { f64::from(scale) };
                     let row = &host[place % rows * cols..][..cols];
-                    let (sum, magnitude) = products(&rows_of_x[place / rows], row)[0];
-                    (sum * scale, magnitude * scale)
+                    let (sum, tolerance) = products(&rows_of_x[place / rows], row, format)[0];
+                    (sum * scale, tolerance * scale)
                 };
-                let (sum, magnitude) = at(&hosts[0], SCALES[0]);
-                let tolerance = magnitude * relative(cols);
+                let (sum, tolerance) = at(&hosts[0], SCALES[0]);
                 let Some(up) = hosts.get(1) else { return (sum, tolerance) };
-                let (up, up_magnitude) = at(up, SCALES[1]);
+                let (up, up_tolerance) = at(up, SCALES[1]);
                 let silu = sum / (1.0 + (-sum).exp());
                 // The derivative of SiLU is below 1.1; its exponential and quotient cost 2^-20.
-                let error = 1.1 * tolerance * up.abs() + silu.abs() * up_magnitude * relative(cols);
+                let error = 1.1 * tolerance * (up.abs() + up_tolerance) + silu.abs() * up_tolerance;
                 ((silu * up).clamp(-largest, largest), error + (silu * up).abs() * 2f64.powi(-20))
             })
             .collect();
-        let weights = hosts.iter().map(|host| weight(ops, dtype, rows, cols, host));
-        let mut weights = weights.collect::<Result<Vec<_>>>()?;
+        let mut weights = match &matrices[..] {
+            [head] => vec![ops.load_matrix(head)?],
+            gate_up => ops.load_stacked(gate_up, rows)?.parts,
+        };
         if kind == Kind::GateUp {
             weights.iter_mut().zip(SCALES).for_each(|(weight, scale)| weight.set_scale(scale));
         }
@@ -316,10 +370,10 @@ impl MatmulAdd {
         let mut expected = Vec::new();
         for (x, residual) in host_x.chunks(cols).zip(residual.chunks(rows)) {
             let x: Vec<f64> = x.iter().map(|&x| x.into()).collect();
-            expected.extend(products(&x, &host_weight).into_iter().zip(residual).map(
-                |((sum, magnitude), &r)| {
+            expected.extend(products(&x, &host_weight, dtype.into()).into_iter().zip(residual).map(
+                |((sum, tolerance), &r)| {
                     let sum = sum * f64::from(SCALE) + f64::from(r);
-                    (sum, magnitude * f64::from(SCALE) * relative(cols) + sum.abs() * unit(Dtype::F32))
+                    (sum, tolerance * f64::from(SCALE) + sum.abs() * unit(Dtype::F32))
                 },
             ));
         }

@@ -18,6 +18,7 @@ pub mod matmul;
 mod norm_qkv_rope;
 mod qk_norm;
 mod read_bandwidth;
+mod repack;
 mod rms_norm;
 mod route;
 mod row_norms;

@@ -1,9 +1,9 @@
 //! What comes before attention, in one kernel.
 
 use super::batch_of;
-use super::fused::{DTYPES, EPS, few_rows, normed, products, relative, shapes};
+use super::fused::{DTYPES, EPS, few_rows, matrix_of, normed, products, shapes, timed_formats, unit_formats};
 use crate::batch::BatchLimits;
-use crate::cuda::{CudaBatch, CudaOps, DeviceBuffer, KvCache, Tensor, Weight};
+use crate::cuda::{CudaBatch, CudaOps, DeviceBuffer, KvCache, Tensor, Weight, fused_takes_units};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::kv_layout::{KvLayout, PAGE_SIZE};
@@ -13,6 +13,7 @@ use crate::lab::values::*;
 use crate::ops::parts::RmsNorm;
 use crate::ops::{Ops, OpsConfig};
 use crate::rope::Rotation;
+use qernel_core::formats::MatrixFormat;
 
 pub const CASES: Cases = Cases { op: "norm_qkv_rope", checks, timings };
 
@@ -33,28 +34,53 @@ fn checks() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in DTYPES {
         for shape in shapes(&SHAPES, dtype) {
-            cases.extend([true, false].map(|bias| case(dtype, shape, bias)));
+            cases.extend([true, false].map(|bias| case([dtype.into(); 2], shape, bias)));
         }
     }
+    // Units of a row instead of the hidden size.
+    const UNITS: [QkvShape; 4] = [[1, 1, 1, 1, 64], [4, 7, 3, 1, 64], [8, 4, 2, 2, 128], [2, 17, 1, 1, 64]];
+    for (formats, cols) in unit_pairs() {
+        let shapes =
+            UNITS.map(|[n, units, heads, kv_heads, head_dim]| [n, units * cols, heads, kv_heads, head_dim]);
+        cases.extend(shapes.map(|shape| case(formats, shape, shape[0] > 1)));
+    }
     cases
+}
+
+/// The formats of Q and K, and of V, that there are kernels for where they are repacked, with the columns of a unit.
+fn unit_pairs() -> Vec<([MatrixFormat; 2], usize)> {
+    let all = || unit_formats();
+    let pairs = all().flat_map(|(q, cols)| all().map(move |(v, of_v)| (q, v, cols, of_v)));
+    let known = pairs.filter(|&(q, v, cols, of_v)| cols == of_v && fused_takes_units(q, v));
+    known.map(|(q, v, cols, _)| ([q, v], cols)).collect()
 }
 
 fn timings(workload: &Workload) -> Vec<Case> {
     let c = &workload.config;
     let shape = |n| [n, c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim];
-    few_rows(workload).map(|n| case(workload.dtype, shape(n), true)).collect()
+    let formats = timed_formats(workload, c.hidden_size);
+    formats.flat_map(|format| few_rows(workload).map(move |n| case([format; 2], shape(n), true))).collect()
 }
 
-fn case(dtype: Dtype, shape: QkvShape, bias: bool) -> Case {
+/// `formats` are those of Q and K, and of V.
+fn case(formats: [MatrixFormat; 2], shape: QkvShape, bias: bool) -> Case {
     let [n, hidden_size, heads, kv_heads, head_dim] = shape;
+    let dtype = formats[0].float().unwrap_or(Dtype::F16);
+    let row_bytes = |format: MatrixFormat| format.row_bytes(hidden_size).unwrap_or(0);
+    let weight_bytes =
+        head_dim * ((heads + kv_heads) * row_bytes(formats[0]) + kv_heads * row_bytes(formats[1]));
+    let name = match formats {
+        [q, _] if q.float().is_some() => String::new(),
+        [q, v] => format!("{q} and {v}, "),
+    };
     let rows = (heads + 2 * kv_heads) * head_dim;
     let biases = if bias { "biases" } else { "no biases" };
     Case {
         dtype,
-        shape: format!("x [{n}, {hidden_size}], {heads} and {kv_heads} heads of {head_dim}, {biases}"),
+        shape: format!("{name}x [{n}, {hidden_size}], {heads} and {kv_heads} heads of {head_dim}, {biases}"),
         work: n * rows * hidden_size / 8,
         cost: Cost {
-            bytes: (rows * hidden_size * dtype.size() + 4 * n * (hidden_size + rows)) as f64,
+            bytes: (weight_bytes + 4 * n * (hidden_size + rows)) as f64,
             flops: 2.0 * (n * rows) as f64 * hidden_size as f64,
         },
         config: OpsConfig {
@@ -65,7 +91,7 @@ fn case(dtype: Dtype, shape: QkvShape, bias: bool) -> Case {
             max_model_len: 64,
             limits: BatchLimits { max_num_tokens: 8, max_num_sequences: 8, max_num_logits: 8, max_blocks: 2 },
         },
-        prepare: Box::new(move |ops, seed| Ok(Box::new(NormQkvRope::new(ops, seed, shape, bias)?))),
+        prepare: Box::new(move |ops, seed| Ok(Box::new(NormQkvRope::new(ops, seed, formats, shape, bias)?))),
     }
 }
 
@@ -84,7 +110,13 @@ struct NormQkvRope {
 }
 
 impl NormQkvRope {
-    fn new(ops: &mut CudaOps, seed: u64, shape: QkvShape, bias: bool) -> Result<Self> {
+    fn new(
+        ops: &mut CudaOps,
+        seed: u64,
+        formats: [MatrixFormat; 2],
+        shape: QkvShape,
+        bias: bool,
+    ) -> Result<Self> {
         let [n, hidden_size, heads, kv_heads, head_dim] = shape;
         let (dtype, name) = (ops.dtype(), format!("norm_qkv_rope {shape:?}"));
         let pages = shuffled(seed, &name, 2 * n);
@@ -95,18 +127,21 @@ impl NormQkvRope {
         let host_x = random(seed, &name, n * hidden_size);
         let host_norm = random(seed, &format!("{name}: norm"), hidden_size);
         let rows_of_x: Vec<Vec<f64>> = host_x.chunks(hidden_size).map(|x| normed(x, &host_norm)).collect();
-        let (mut weights, mut biases) = (Vec::new(), Vec::new());
+        let (mut matrices, mut biases) = (Vec::new(), Vec::new());
         let mut expected = [Vec::new(), Vec::new(), Vec::new()];
         for (part, heads) in [heads, kv_heads, kv_heads].into_iter().enumerate() {
             let rows = heads * head_dim;
-            let host = rounded(dtype, random(seed, &format!("{name}: weight {part}"), rows * hidden_size));
+            let format = formats[usize::from(part == 2)];
+            let of_part = format!("{name}: weight {part}");
+            let values = random(seed, &of_part, rows * hidden_size);
+            let (matrix, host) = matrix_of(format, seed, &of_part, [rows, hidden_size], &values);
             let host_bias = random(seed, &format!("{name}: bias {part}"), rows);
             for (x, &position) in rows_of_x.iter().zip(&batch_host.positions) {
-                let row = products(x, &host);
+                let row = products(x, &host, format);
                 let value = |i: usize| {
-                    let (sum, magnitude) = row[i];
+                    let (sum, tolerance) = row[i];
                     let bias = if bias { f64::from(host_bias[i]) } else { 0.0 };
-                    (sum + bias, magnitude * relative(hidden_size) + (sum + bias).abs() * unit(Dtype::F32))
+                    (sum + bias, tolerance + (sum + bias).abs() * unit(Dtype::F32))
                 };
                 expected[part].extend((0..rows).map(|i| {
                     let (d, half) = (i % head_dim, head_dim / 2);
@@ -122,7 +157,7 @@ impl NormQkvRope {
                     (rotated, a_off + b_off + 3.0 * unit(Dtype::F32) * (a.abs() + b.abs()))
                 }));
             }
-            weights.push(weight(ops, dtype, rows, hidden_size, &host)?);
+            matrices.push(matrix);
             if bias {
                 biases.push(ops.load_vector(&host_bias)?);
             }
@@ -136,7 +171,7 @@ impl NormQkvRope {
             expected,
             x: tensor(ops, n, hidden_size, &host_x)?,
             norm: RmsNorm { weight: ops.load_vector(&host_norm)?, eps: EPS },
-            weights,
+            weights: ops.load_stacked(&matrices, head_dim / 2)?.parts,
             biases,
             q: poisoned(ops, n, heads * head_dim)?,
             cache: ops.new_kv_cache(&layout)?,

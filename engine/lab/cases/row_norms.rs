@@ -1,6 +1,6 @@
 //! Norms of the rows of a matrix.
 
-use crate::cuda::{CudaOps, DeviceBuffer, Weight};
+use crate::cuda::{CudaOps, DeviceBuffer, Weight, unit_cols};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::lab::case::{Case, Cases, Cost, Instance, Workload, plain_config};
@@ -20,7 +20,9 @@ fn checks() -> Vec<Case> {
         // Large blocks are much work for the emulator.
         let shapes: &[[usize; 2]] = &[[1, 1], [19, 3], [9, 64], [111, 11], [3, 989]];
         let shapes = &shapes[..if block > 32 { 2 } else { shapes.len() }];
-        shapes.iter().map(move |&[rows, blocks]| case(format, rows, blocks * block))
+        // Repacked.
+        let units = unit_cols(format).map(|cols| case(format, 32, 3 * cols));
+        shapes.iter().map(move |&[rows, blocks]| case(format, rows, blocks * block)).chain(units)
     };
     MatrixFormat::ALL.iter().flat_map(of).collect()
 }

@@ -28,6 +28,7 @@ pub mod mma;
 pub mod norm_gate_up;
 pub mod norm_matmul;
 pub mod norm_qkv_rope;
+pub mod units;
 
 /// The most rows of inputs that the kernels take.
 pub const MAX_ROWS: u32 = 4;

@@ -29,6 +29,8 @@ pub struct NormQkvRope<E> {
     pub head_dim: u32,
     /// Of the stream of the kernels on tensor cores; the others do not look at it.
     pub depth: u32,
+    /// Blocks that compute V, the last of the grid: of the kernels for units in several formats.
+    pub v_blocks: u32,
     /// f32 `[n, hidden_size]`
     pub x: *const f32,
     /// f32 `[hidden_size]`
@@ -74,7 +76,7 @@ pub(super) enum Part {
 #[device]
 impl<E> NormQkvRope<E> {
     #[inline(always)]
-    fn part(&self, head: u32) -> (Part, u32) {
+    pub(super) fn part(&self, head: u32) -> (Part, u32) {
         let keys = self.num_attention_heads;
         let values = keys + self.num_key_value_heads;
         if head < keys {

@@ -68,6 +68,26 @@ pub fn multiply(model: Model, format: Format, depth: usize, words: &[[u32; 10]; 
     d
 }
 
+/// `d = a · b + c` of a warp in signed bytes with i32 sums, `depth` 16 or 32: words as for [`multiply`]. Exact, and wraps.
+pub fn multiply_integers(depth: usize, words: &[[u32; 10]; 32]) -> [[u32; 4]; 32] {
+    let (a_words, b_words) = (depth / 8, depth / 16);
+    let byte = |word: u32, i: usize| i32::from((word >> (8 * i)) as i8);
+    let mut d = [[0; 4]; 32];
+    for (lane, d) in d.iter_mut().enumerate() {
+        for (i, d) in d.iter_mut().enumerate() {
+            let (row, column) = (lane / 4 + 8 * (i / 2), 2 * (lane % 4) + i % 2);
+            let sum = words[lane][a_words + b_words + i] as i32;
+            *d = (0..depth).fold(sum, |sum, k| {
+                // Which lane and word hold a[row][k] and b[k][column].
+                let a = words[4 * (row % 8) + k % 16 / 4][row / 8 + 2 * (k / 16)];
+                let b = words[4 * column + k % 16 / 4][a_words + k / 16];
+                sum.wrapping_add(byte(a, k % 4) * byte(b, k % 4))
+            }) as u32;
+        }
+    }
+    d
+}
+
 /// The running sum and a block of products, added as the tensor cores do.
 fn add_block(model: Model, sum: f32, products: &[(f32, f32)]) -> f32 {
     // A product of two 11-bit significands fits f64 exactly, bf16's range included.

@@ -33,6 +33,10 @@ pub enum Operation {
         format: Format,
         depth: u32,
     },
+    /// Likewise, of signed bytes.
+    MmaIntegers {
+        depth: u32,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,6 +214,12 @@ impl Thread {
                 let mut words = [[0; 10]; 32];
                 lanes().for_each(|lane| words[lane] = *io(lane));
                 let d = tensor::multiply(tensor::HOPPER, format, depth as usize, &words);
+                lanes().for_each(|lane| io(lane)[..4].copy_from_slice(&d[lane]));
+            }
+            Operation::MmaIntegers { depth } => {
+                let mut words = [[0; 10]; 32];
+                lanes().for_each(|lane| words[lane] = *io(lane));
+                let d = tensor::multiply_integers(depth as usize, &words);
                 lanes().for_each(|lane| io(lane)[..4].copy_from_slice(&d[lane]));
             }
         }

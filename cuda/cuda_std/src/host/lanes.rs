@@ -184,3 +184,37 @@ fn floats(io: [u32; 10]) -> Floats {
     let [a, b, c, d, ..] = io.map(f32::from_bits);
     Floats(a, b, c, d)
 }
+
+/// Four integer sums of a fragment.
+pub struct Integers(pub i32, pub i32, pub i32, pub i32);
+
+fn integers(io: [u32; 10]) -> Integers {
+    let [a, b, c, d, ..] = io.map(|word| word as i32);
+    Integers(a, b, c, d)
+}
+
+#[track_caller]
+#[allow(clippy::too_many_arguments)]
+pub unsafe fn mma_k32_s8(
+    a0: u32,
+    a1: u32,
+    a2: u32,
+    a3: u32,
+    b0: u32,
+    b1: u32,
+    c0: i32,
+    c1: i32,
+    c2: i32,
+    c3: i32,
+) -> Integers {
+    let [c0, c1, c2, c3] = [c0, c1, c2, c3].map(|sum| sum as u32);
+    let words = [a0, a1, a2, a3, b0, b1, c0, c1, c2, c3];
+    integers(exchange(Operation::MmaIntegers { depth: 32 }, u32::MAX, words))
+}
+
+#[track_caller]
+pub unsafe fn mma_k16_s8(a0: u32, a1: u32, b: u32, c0: i32, c1: i32, c2: i32, c3: i32) -> Integers {
+    let [c0, c1, c2, c3] = [c0, c1, c2, c3].map(|sum| sum as u32);
+    let words = [a0, a1, b, c0, c1, c2, c3];
+    integers(exchange(Operation::MmaIntegers { depth: 16 }, u32::MAX, words))
+}

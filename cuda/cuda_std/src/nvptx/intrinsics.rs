@@ -151,6 +151,21 @@ unsafe extern "unadjusted" {
     ) -> Floats;
     #[link_name = "llvm.nvvm.mma.m16n8k8.row.col.bf16"]
     pub fn mma_k8_bf16(a0: u32, a1: u32, b: u32, c0: f32, c1: f32, c2: f32, c3: f32) -> Floats;
+    #[link_name = "llvm.nvvm.mma.m16n8k32.row.col.s8"]
+    pub fn mma_k32_s8(
+        a0: u32,
+        a1: u32,
+        a2: u32,
+        a3: u32,
+        b0: u32,
+        b1: u32,
+        c0: i32,
+        c1: i32,
+        c2: i32,
+        c3: i32,
+    ) -> Integers;
+    #[link_name = "llvm.nvvm.mma.m16n8k16.row.col.s8"]
+    pub fn mma_k16_s8(a0: u32, a1: u32, b: u32, c0: i32, c1: i32, c2: i32, c3: i32) -> Integers;
 }
 
 // Not `unadjusted`: for that ABI rustc refuses vectors on a target whose vector registers it does not know.
@@ -180,6 +195,10 @@ pub struct Words(pub u32, pub u32, pub u32, pub u32);
 /// LLVM's `{ float, float, float, float }`.
 #[repr(C)]
 pub struct Floats(pub f32, pub f32, pub f32, pub f32);
+
+/// LLVM's `{ i32, i32, i32, i32 }`, of sums.
+#[repr(C)]
+pub struct Integers(pub i32, pub i32, pub i32, pub i32);
 
 /// LLVM's `<2 x half>`.
 #[repr(simd)]

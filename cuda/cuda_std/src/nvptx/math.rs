@@ -22,3 +22,15 @@ pub fn minf32(a: f32, b: f32) -> f32 {
 pub fn canonical(x: f32) -> f32 {
     x
 }
+
+/// `dp4a`.
+#[inline(always)]
+pub fn dot4_s8(a: u32, b: u32, c: i32) -> i32 {
+    let d: i32;
+    // SAFETY: arithmetic on registers.
+    unsafe {
+        core::arch::asm!("dp4a.s32.s32 {}, {}, {}, {};", out(reg32) d, in(reg32) a, in(reg32) b, in(reg32) c,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    d
+}

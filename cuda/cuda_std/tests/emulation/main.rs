@@ -1,10 +1,11 @@
-//! Kernels run under emulation: that every operation gives what the PTX ISA says (`operations`), that each kind of
+//! Kernels run under emulation: that every operation gives what the PTX ISA says (`operations`, `integers`), that each kind of
 //! defect is found with its line, and that correct kernels are left alone whatever the schedule (`memory`, `order`).
 #![allow(
     clippy::undocumented_unsafe_blocks,
     reason = "the kernels are the examples of the tests, some of them wrong on purpose"
 )]
 
+mod integers;
 mod memory;
 mod operations;
 mod order;

@@ -219,6 +219,23 @@ pub unsafe fn compare_mma(words: *const [u32; 10], out: *mut [[f32; 8]; 2]) {
     }
 }
 
+/// Products of fragments of signed bytes, a block each: both depths, and the four bytes of a0 with those of b0.
+///
+/// # Safety
+/// As [`compare_mma`].
+#[kernel]
+pub unsafe fn compare_mma_integers(words: *const [u32; 10], out: *mut [i32; 9]) {
+    let i = thread::index_1d() as usize;
+    // SAFETY: all lanes come; elements are the threads' own.
+    unsafe {
+        let [a0, a1, a2, a3, b0, b1, c0, c1, c2, c3] = *words.add(i);
+        let c = [c0 as i32, c1 as i32, c2 as i32, c3 as i32];
+        let [d0, d1, d2, d3] = mma::mma_m16n8k32_s8([a0, a1, a2, a3], [b0, b1], c);
+        let [e0, e1, e2, e3] = mma::mma_m16n8k16_s8([a0, a1], b0, c);
+        *out.add(i) = [d0, d1, d2, d3, e0, e1, e2, e3, mma::dot4_s8(a0, b0, c[0])];
+    }
+}
+
 /// One thread's atomics, in global and in shared memory.
 ///
 /// # Safety

@@ -1,0 +1,496 @@
+//! Matrices in units (`gpu-kernels/src/units.rs`): which matrices are repacked, and what is done with them.
+
+use super::device::{Dependent, Device};
+use super::launch::{dimension, elements_of_rows, launch};
+use super::memory::DeviceBuffer;
+use super::variant::Operation;
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::formats::MatrixFormat;
+use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig, Value};
+use gpu_kernels::fused::units::matmul_add::MatmulUnitsArgs;
+use gpu_kernels::fused::units::{self as fused, MAX_DEPTH, MAX_ROWS, ring_bytes, shared_bytes};
+use gpu_kernels::row_norms::{BLOCK_THREADS, WARPS_PER_BLOCK};
+use gpu_kernels::units::{
+    self as kernels, BLOCK_SIZE, DecodeUnitsArgs, ROWS, RepackArgs, RowNormsUnitsArgs, Unit,
+};
+use std::rc::Rc;
+
+pub(crate) const OP: &str = "repack";
+
+/// Rows of a tile, as shapes have them.
+const TILE: usize = ROWS as usize;
+/// The span of rows that are used as they come.
+pub(super) const SPAN: usize = kernels::SPAN as usize;
+
+/// The most rows of inputs that a kernel multiplies at once.
+pub(super) const FEW_ROWS: usize = MAX_ROWS as usize;
+
+/// Warps of a block, where it has as many units.
+const WARPS: u32 = 12;
+/// The most shared memory of a block for weights: what hides the memory's latency, and leaves room for the next kernel's.
+const MAX_RING_BYTES: u32 = 84 << 10;
+/// The most shared memory of a block.
+const MAX_SHARED_BYTES: u32 = 200 << 10;
+/// With so much shared memory a block has a multiprocessor of compute capability 9.0 for itself, as far as its like are concerned.
+const ALONE_BYTES: u32 = 114 << 10;
+/// The most columns of a projection that a block has the inputs of: eight rows of them fit.
+const MAX_SLICE_COLS: u32 = 5120;
+/// The most slices of its columns.
+const MAX_SLICES: u32 = 16;
+/// The most groups of blocks of a projection.
+const MAX_GROUPS: u32 = 1024;
+
+/// What there is to know of the operation.
+pub(crate) fn operation() -> Operation {
+    Operation::single(OP, &[kernels::repack().instances()])
+}
+
+/// Columns and bytes of a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct UnitShape {
+    pub cols: u32,
+    pub bytes: u32,
+}
+
+impl UnitShape {
+    /// Of the units of a format, if it has them.
+    pub fn of(format: MatrixFormat) -> Option<Self> {
+        macro_rules! shapes {
+            ($($name:ident)*) => {
+                match format.name() {
+                    $(stringify!($name) => {
+                        use kernels::$name::$name as Format;
+                        Some(Self { cols: Format::COLS, bytes: Format::BYTES })
+                    })*
+                    _ => None,
+                }
+            };
+        }
+        shapes!(q4_0 q4_k q5_0 q5_k q6_k q8_0)
+    }
+}
+
+/// Columns that a row must have a multiple of to be repacked, if the format has units: for who makes matrices up.
+pub fn unit_cols(format: MatrixFormat) -> Option<usize> {
+    UnitShape::of(format).map(|shape| shape.cols as usize)
+}
+
+/// Rows of a matrix in units, with the memory that they are in.
+pub(super) struct UnitMatrix {
+    /// Of the whole.
+    data: Rc<DeviceBuffer<u8>>,
+    pub units: Units,
+}
+
+/// `[rows, cols]`, some rows of a matrix in units.
+#[derive(Clone, Copy)]
+pub(super) struct Units {
+    /// Where the whole begins.
+    pub at: DevicePtr<u8>,
+    pub format: MatrixFormat,
+    pub shape: UnitShape,
+    pub rows: usize,
+    pub cols: usize,
+    /// Rows that are this far from each other share a tile.
+    pub span: usize,
+    /// The first of the rows in the whole, and how many that has.
+    pub first: usize,
+    pub of: usize,
+}
+
+/// The shape of the units of a matrix, if it is to be repacked: its inputs are of `dtype`, rows that are `span` apart are to share tiles.
+pub(super) fn shape(
+    device: &Device,
+    dtype: Dtype,
+    format: MatrixFormat,
+    [rows, cols]: [usize; 2],
+    span: usize,
+) -> Option<UnitShape> {
+    let shape = UnitShape::of(format)?;
+    let is_whole = cols > 0
+        && cols.is_multiple_of(shape.cols as usize)
+        && rows > 0
+        && rows.is_multiple_of(2 * span)
+        && span.is_multiple_of(SPAN);
+    (is_whole && dtype == Dtype::F16 && device.has_bulk_copies()).then_some(shape)
+}
+
+impl UnitMatrix {
+    /// Queues repacking `blocks`, the rows of a file, of which [`shape`] said what units they make, with this span.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if they are not the blocks of such a matrix, or what the device says.
+    pub fn repacked(
+        device: &Rc<Device>,
+        blocks: &DeviceBuffer<u8>,
+        format: MatrixFormat,
+        shape: UnitShape,
+        [rows, cols]: [usize; 2],
+        span: usize,
+    ) -> Result<Self> {
+        let data = DeviceBuffer::zeroed(device, blocks.len())?;
+        let units = Units { at: data.ptr(), format, shape, rows, cols, span, first: 0, of: rows };
+        let matrix = Self { data: Rc::new(data), units };
+        matrix.repack(device, blocks)?;
+        Ok(matrix)
+    }
+
+    /// Queues repacking `blocks` in its place.
+    ///
+    /// # Errors
+    /// As [`UnitMatrix::repacked`].
+    pub fn repack(&self, device: &Device, blocks: &DeviceBuffer<u8>) -> Result<()> {
+        let Units { format, shape, of: rows, cols, span, .. } = self.units;
+        let bytes = format.row_bytes(cols).and_then(|bytes| bytes.checked_mul(rows));
+        if bytes != Some(blocks.len()) || self.data.len() != blocks.len() {
+            return Err(Error::Request(format!(
+                "{OP}: {} bytes are not [{rows}, {cols}] in {format}",
+                blocks.len()
+            )));
+        }
+        let tile_bytes = cols / shape.cols as usize * shape.bytes as usize;
+        let arguments = RepackArgs {
+            cols: dimension(OP, cols)?,
+            span: dimension(OP, span)?,
+            blocks: blocks.ptr(),
+            units: DevicePtrMut::from_raw(self.data.ptr().as_raw()),
+        };
+        let config = elements_of_rows(dimension(OP, rows / TILE)?, dimension(OP, tile_bytes)?, BLOCK_SIZE);
+        // SAFETY: a row of blocks for each tile, a thread for each of its bytes; `shape` saw to whole units and tiles. Nothing else writes weights.
+        unsafe { launch(device, kernels::repack(), &[format.name().into()], &config, arguments) }
+    }
+
+    /// Rows `first` to `first + rows` in the same memory.
+    pub fn part(&self, first: usize, rows: usize) -> Self {
+        let Units { first: of_this, .. } = self.units;
+        Self { data: self.data.clone(), units: Units { first: of_this + first, rows, ..self.units } }
+    }
+}
+
+impl Units {
+    /// Whether `next` is the rows that follow the first `rows` rows of this.
+    pub fn is_followed_by(self, rows: usize, next: Self) -> bool {
+        self.at.as_raw() == next.at.as_raw() && self.first + rows == next.first
+    }
+
+    /// Where the rows begin, if no tile has some of them and others: those before and behind begin there too.
+    pub fn start(self) -> Option<DevicePtr<u8>> {
+        let whole = 2 * self.span;
+        let bytes = self.cols / self.shape.cols as usize * self.shape.bytes as usize;
+        let is_whole = self.first.is_multiple_of(whole) && self.rows.is_multiple_of(whole);
+        is_whole.then(|| self.at.add(self.first / TILE * bytes))
+    }
+
+    /// Queues decoding rows `first` to `first + rows` to `out`, in `dtype`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if there are no such rows, or what the device says.
+    ///
+    /// # Safety
+    /// `out` has room for them, and nothing else uses it.
+    pub unsafe fn decode(
+        &self,
+        device: &Device,
+        first: usize,
+        rows: usize,
+        dtype: Dtype,
+        out: DevicePtrMut<u8>,
+    ) -> Result<()> {
+        const OP: &str = "decode";
+        if first + rows > self.rows {
+            return Err(Error::Request(format!("{OP}: rows {first} to {} of {}", first + rows, self.rows)));
+        }
+        let first = self.first + first;
+        // Rows as they come have tiles of their own; else all tiles may have one.
+        let (first_tile, tiles) = match self.span {
+            SPAN => (first / TILE, (first + rows).div_ceil(TILE) - first / TILE),
+            _ => (0, self.of / TILE),
+        };
+        let arguments = DecodeUnitsArgs {
+            cols: dimension(OP, self.cols)?,
+            span: dimension(OP, self.span)?,
+            first_tile: dimension(OP, first_tile)?,
+            first_row: dimension(OP, first)?,
+            rows: dimension(OP, rows)?,
+            units: self.at,
+            out,
+        };
+        let grid = [dimension(OP, tiles)?, units_of(self.shape, self.cols), 1];
+        let config = LaunchConfig { grid, block: [BLOCK_SIZE, 1, 1], shared_bytes: 0 };
+        let values = [self.format.name().into(), dtype.name().into()];
+        // SAFETY: the rows were checked; the caller vouches for `out`.
+        unsafe { launch(device, kernels::decode(), &values, &config, arguments) }
+    }
+
+    /// Queues `out[r] = sqrt(Σ_c (matrix[r, c] · scale[c])²)` for its rows.
+    ///
+    /// # Errors
+    /// What the device says.
+    ///
+    /// # Safety
+    /// `scale` leads to a value for each column, `out` to one for each row, which nothing else uses.
+    pub unsafe fn row_norms(
+        &self,
+        device: &Device,
+        scale: DevicePtr<f32>,
+        out: DevicePtrMut<f32>,
+    ) -> Result<()> {
+        const OP: &str = "row_norms";
+        let rows = dimension(OP, self.rows)?;
+        let arguments = RowNormsUnitsArgs {
+            rows,
+            cols: dimension(OP, self.cols)?,
+            span: dimension(OP, self.span)?,
+            first_row: dimension(OP, self.first)?,
+            units: self.at,
+            scale,
+            out,
+        };
+        let grid = [rows.div_ceil(WARPS_PER_BLOCK), 1, 1];
+        let config = LaunchConfig { grid, block: [BLOCK_THREADS, 1, 1], shared_bytes: 0 };
+        // SAFETY: a warp for each row; the caller vouches for the arrays.
+        unsafe { launch(device, kernels::row_norms(), &[self.format.name().into()], &config, arguments) }
+    }
+
+    /// Queues `out = scale · x · weightᵀ`, or with `accumulate` adds that, for its first `rows` rows and any number of x, [`FEW_ROWS`] at a time; `out` is
+    /// in rows of `out_stride` values.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if a dimension is beyond 32 bits, or what the device says.
+    ///
+    /// # Safety
+    /// x f16 `[n, cols]` and `out` have these rows, and nothing else uses `out`.
+    #[allow(clippy::too_many_arguments)] // The operation has these operands.
+    pub unsafe fn multiply(
+        &self,
+        device: &Device,
+        room: &mut Slices,
+        [n, rows]: [usize; 2],
+        x: DevicePtr<u8>,
+        scale: f32,
+        (out, out_stride): (DevicePtrMut<f32>, usize),
+        accumulate: bool,
+    ) -> Result<()> {
+        const OP: &str = "matmul_blocks";
+        // Where tiles have others too, all are multiplied.
+        let (weight, of, first_row) = match (Self { rows, ..*self }).start() {
+            Some(start) => (start, rows, 0),
+            None => (self.at, self.of, self.first),
+        };
+        let (tiles, units) = (dimension(OP, of / TILE)?, units_of(self.shape, self.cols));
+        let [groups, slices] = groups_and_slices(device.info().multiprocessors, self.shape, tiles, units);
+        if slices > 1 && room.partial.len() < slices as usize * FEW_ROWS * of {
+            return Err(Error::Request(format!("{OP}: there is no room for {slices} slices of the columns")));
+        }
+        for first in (0..n).step_by(FEW_ROWS) {
+            let few = dimension(OP, FEW_ROWS.min(n - first))?;
+            let stream = Stream::new(self.shape, tiles, units, [groups, slices], few);
+            let arguments = MatmulUnitsArgs {
+                n: few,
+                rows: dimension(OP, of)?,
+                cols: dimension(OP, self.cols)?,
+                first_row: dimension(OP, first_row)?,
+                num_rows: dimension(OP, rows)?,
+                scale,
+                out_stride: dimension(OP, out_stride)?,
+                accumulate: accumulate.into(),
+                depth: stream.depth,
+                span: dimension(OP, self.span)?,
+                slices,
+                x: x.add(first * self.cols * Dtype::F16.size()).cast(),
+                weight,
+                out: out.add(first * out_stride),
+                partial: room.partial.ptr_mut(),
+                counters: room.counters.ptr_mut(),
+            };
+            let values = values(&[self.format], few);
+            // SAFETY: a block for each slice of each group; there is room for what they leave; the caller vouches for the arrays.
+            unsafe {
+                let kernels = fused::matmul_add::units();
+                launch(&Dependent(device), kernels, &values, &stream.config, arguments)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The launch of a kernel that multiplies `tiles` tiles with `n` rows: a block a multiprocessor.
+    pub fn stream(&self, device: &Device, tiles: u32, n: u32) -> Stream {
+        let blocks = device.info().multiprocessors.clamp(1, tiles.max(1));
+        Stream::new(self.shape, tiles, units_of(self.shape, self.cols), [blocks, 1], n)
+    }
+
+    /// The launch of a kernel for `tiles` tiles of `heads` heads, of which `of_v` have blocks of their own if they are `apart`; and the number of these
+    /// blocks.
+    pub fn stream_of_parts(
+        &self,
+        device: &Device,
+        tiles: u32,
+        [heads, of_v]: [u32; 2],
+        apart: bool,
+        n: u32,
+    ) -> (Stream, u32) {
+        let units = units_of(self.shape, self.cols);
+        let blocks = device.info().multiprocessors.clamp(1, tiles.max(1));
+        if !apart {
+            return (Stream::new(self.shape, tiles, units, [blocks, 1], n), 0);
+        }
+        let v_tiles = tiles / heads * of_v;
+        let v_blocks = (blocks * of_v / heads).clamp(1, v_tiles.max(1));
+        let others = blocks.saturating_sub(v_blocks).clamp(1, (tiles - v_tiles).max(1));
+        // Of the part whose blocks have fewest, and of that whose blocks have most.
+        let fewest = (v_tiles / v_blocks).min((tiles - v_tiles) / others);
+        let mut stream = Stream::new(self.shape, fewest, units, [1, 1], n);
+        stream.config.grid = [others + v_blocks, 1, 1];
+        (stream, v_blocks)
+    }
+
+    /// Whether kernels that norm `n` rows of its inputs run: they have all columns.
+    pub fn takes(&self, n: usize) -> bool {
+        u32::try_from(n).is_ok_and(|n| Stream::fits(self.shape, self.cols, n))
+    }
+}
+
+/// What the kernel for `n` rows was made for, with weights of these formats.
+pub(super) fn values(formats: &[MatrixFormat], n: u32) -> Vec<Value> {
+    let formats = formats.iter().map(|format| Value::from(format.name()));
+    formats.chain([Value::from(rows_of_kernel(n))]).collect()
+}
+
+/// Rows that the kernel for `n` rows has room for.
+pub(super) fn rows_of_kernel(n: u32) -> u32 {
+    match n {
+        1 => 1,
+        2..=4 => 4,
+        _ => MAX_ROWS,
+    }
+}
+
+/// The launch of a kernel that streams tiles of units.
+pub(super) struct Stream {
+    pub config: LaunchConfig,
+    /// Units of each warp that are under way.
+    pub depth: u32,
+}
+
+impl Stream {
+    /// Of `groups` of blocks that share `tiles` tiles of `units` units, a block for each of `slices` slices of the columns.
+    fn new(unit: UnitShape, tiles: u32, units: u32, [groups, slices]: [u32; 2], n: u32) -> Self {
+        // A warp without a unit would part the pieces of a tile.
+        let fewest = (tiles / groups) * (units / slices);
+        let warps = WARPS.min(fewest).max(1);
+        let (most, chunks) = (tiles.div_ceil(groups) * units.div_ceil(slices), units.div_ceil(slices));
+        let besides = |depth| shared_bytes(warps, depth, chunks, unit.cols, rows_of_kernel(n));
+        let room = |depth: u32| {
+            let ring = ring_bytes(warps, depth, unit.bytes);
+            ring <= MAX_RING_BYTES && ring.saturating_add(besides(depth)) <= MAX_SHARED_BYTES
+        };
+        let depth = most.div_ceil(warps).clamp(1, MAX_DEPTH);
+        let depth = (1..=depth).rev().find(|&depth| room(depth)).unwrap_or(1);
+        // More than half of what a multiprocessor has: where the kernel before still runs on some, two blocks would share another.
+        let shared_bytes =
+            ring_bytes(warps, depth, unit.bytes).saturating_add(besides(depth)).max(ALONE_BYTES);
+        let config = LaunchConfig { grid: [groups * slices, 1, 1], block: [32 * warps, 1, 1], shared_bytes };
+        Self { config, depth }
+    }
+
+    /// Whether a block runs that has the inputs of `n` rows of `cols` columns.
+    pub fn fits(unit: UnitShape, cols: usize, n: u32) -> bool {
+        let stream = Self::new(unit, 1, units_of(unit, cols), [1, 1], n);
+        stream.config.shared_bytes <= MAX_SHARED_BYTES
+    }
+}
+
+/// Units of a row of `cols` columns, at least one.
+fn units_of(unit: UnitShape, cols: usize) -> u32 {
+    (u32::try_from(cols).unwrap_or(u32::MAX) / unit.cols).max(1)
+}
+
+/// How the columns of a projection are sliced, and among how many groups of blocks its tiles are shared: a row has the same bits whatever is
+/// multiplied besides, so they depend on the weights alone.
+fn groups_and_slices(multiprocessors: u32, unit: UnitShape, tiles: u32, units: u32) -> [u32; 2] {
+    let blocks = multiprocessors.clamp(1, MAX_GROUPS);
+    let fewest = (units * unit.cols).div_ceil(MAX_SLICE_COLS);
+    let cost = |slices: u32| {
+        let groups = (blocks / slices).clamp(1, tiles);
+        // Of the block that has most, in µs: what it reads, and adding slices up.
+        let bytes = tiles.div_ceil(groups) * units.div_ceil(slices) * unit.bytes;
+        let adding = if slices > 1 { 2.5 + 0.1 * f64::from(slices) } else { 0.0 };
+        (groups, f64::from(bytes) / 32e3 + adding)
+    };
+    let most = most_slices(multiprocessors, tiles).min(units).min(blocks).max(fewest);
+    let best = (fewest..=most).min_by(|&a, &b| cost(a).1.total_cmp(&cost(b).1)).unwrap_or(1);
+    [cost(best).0, best]
+}
+
+/// The most slices of the columns of so many tiles: one where there are tiles for all blocks, and room for partial sums is dear.
+fn most_slices(multiprocessors: u32, tiles: u32) -> u32 {
+    if tiles >= 4 * multiprocessors { 1 } else { MAX_SLICES }
+}
+
+/// Where blocks leave what they have of a slice of the columns.
+pub(super) struct Slices {
+    partial: DeviceBuffer<f32>,
+    counters: DeviceBuffer<u32>,
+}
+
+impl Slices {
+    /// Room for no matrix yet.
+    ///
+    /// # Errors
+    /// [`Error::Memory`](crate::error::Error::Memory) from the device.
+    pub fn new(device: &Rc<Device>) -> Result<Self> {
+        Ok(Self {
+            partial: DeviceBuffer::zeroed(device, 1)?,
+            counters: DeviceBuffer::zeroed(device, MAX_GROUPS as usize)?,
+        })
+    }
+
+    /// Makes room for the products with `units`, whose memory must not move once something was recorded: called while matrices are loaded.
+    ///
+    /// # Errors
+    /// As [`Slices::new`].
+    pub fn make_room(&mut self, device: &Rc<Device>, units: Units) -> Result<()> {
+        let (tiles, columns) = (dimension(OP, units.of / TILE)?, units_of(units.shape, units.cols));
+        let [_, slices] = groups_and_slices(device.info().multiprocessors, units.shape, tiles, columns);
+        let room =
+            slices.max(most_slices(device.info().multiprocessors, tiles)) as usize * FEW_ROWS * units.of;
+        if room > self.partial.len() {
+            self.partial = DeviceBuffer::zeroed(device, room)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The shapes of published models, on large devices and small ones: every warp has a unit, and what a block keeps fits.
+    #[test]
+    fn launches_of_published_shapes_fit() {
+        let [q4_0, q4_k, q6_k, q8_0] = [(128, 1152), (256, 2304), (256, 3360), (128, 2176)]
+            .map(|(cols, bytes)| UnitShape { cols, bytes });
+        for (unit, rows, cols) in [
+            (q8_0, 9728, 896),
+            (q4_0, 896, 4864),
+            (q4_k, 37_888, 3584),
+            (q6_k, 3584, 18_944),
+            (q6_k, 152_064, 3584),
+            (q4_0, 5120, 27_648),
+        ] {
+            for multiprocessors in [2, 46, 132] {
+                let (tiles, units) = (rows / ROWS, units_of(unit, cols));
+                let [groups, slices] = groups_and_slices(multiprocessors, unit, tiles, units);
+                assert!(groups * slices <= multiprocessors.max(slices) && slices <= units && groups <= tiles);
+                for n in [1, 4, 8] {
+                    let stream = Stream::new(unit, tiles, units, [groups, slices], n);
+                    let warps = stream.config.block[0] / 32;
+                    assert!(warps <= tiles / groups * (units / slices), "{cols} columns: {warps} warps");
+                    let bytes = stream.config.shared_bytes;
+                    assert!(bytes <= MAX_SHARED_BYTES, "[{rows}, {cols}], {n} rows: {bytes} bytes");
+                }
+            }
+        }
+    }
+}

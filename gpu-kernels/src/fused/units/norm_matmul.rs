@@ -1,0 +1,48 @@
+//! The head, of weights in units: see the [module](super).
+
+use cuda_std::prelude::*;
+
+use super::super::norm_matmul::NormMatmul;
+#[device]
+use super::{Normed, Product, Tiles};
+#[device]
+use crate::{
+    fused::{launch_dependents, wait_for_dependencies},
+    grid::{divide, offset},
+    units::*,
+};
+
+/// At most `N` rows, as `G` second operands.
+///
+/// Grid `[blocks, 1, 1]`, any number of them from 1 to `rows / 16`; block `[32 * warps, 1, 1]`, no more warps than a block has units; dynamic
+/// shared memory [`ring_bytes`](super::ring_bytes) and [`shared_bytes`](super::shared_bytes).
+///
+/// # Safety
+/// Grid and block are as above, arrays have the sizes of [`NormMatmul`] and are aligned to 16 bytes; `out` overlaps nothing. Of
+/// what the kernels before this one write, only `x` is read.
+#[kernel(
+    W = [q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q5_k::q5_k, q6_k::q6_k, q8_0::q8_0],
+    (N, G, BLOCKS) = [one: (1, 1, 2), few: (4, 1, 1), eight: (8, 2, 1)],
+    name = "norm_matmul_{W}_units_{N}",
+    max_threads = 384,
+    min_blocks = BLOCKS,
+    requires = "sm_90",
+)]
+pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: NormMatmul<u8>) {
+    let NormMatmul { n, rows, cols, depth, x, norm, eps, weight, out } = a;
+    launch_dependents();
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (block, blocks) = (thread::block_idx_x(), thread::grid_dim_x());
+        let tiles = Tiles::share(weight, rows / ROWS, divide(cols, W::COLS).0, block, blocks);
+        let product = Product::<W, N, G>::begin(tiles, depth);
+        let inputs = Normed { x, norm, cols };
+        wait_for_dependencies();
+        let scale = |squares| crate::rms_norm::scale(squares, cols, eps);
+        product.multiply(n, inputs, scale, |tile, _, i, r, low, high| {
+            let out = out.add(offset(i, rows, tile * ROWS + r));
+            *out = low;
+            *out.add(8) = high;
+        });
+    }
+}

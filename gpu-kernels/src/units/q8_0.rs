@@ -1,0 +1,102 @@
+//! Q8_0: bytes `[block][lane]`, 16 a lane: the first operand itself. Then for each row the four scales of its blocks, f16.
+
+use super::{Unit, byte_of_place, half, halves, place_of_byte, word};
+#[device]
+use crate::{fused::units::Inputs, grid::repeat};
+use cuda_std::prelude::*;
+
+/// Bytes of a block in a file: the scale, then 32 values.
+#[device]
+const BLOCK: u32 = 34;
+/// Bytes of quants of a unit.
+#[device]
+const QUANTS: u32 = 2048;
+
+#[device]
+#[allow(non_camel_case_types)] // As in the names of kernels.
+pub struct q8_0;
+
+#[device]
+impl Unit for q8_0 {
+    const COLS: u32 = 128;
+    const BYTES: u32 = QUANTS + 128;
+    const FACTOR: f32 = 1.0;
+
+    #[inline(always)]
+    unsafe fn byte(row: impl Fn(u32) -> *const u8, index: u32) -> u8 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if index < QUANTS {
+                let (r, column) = place_of_byte(index % 512);
+                *row(r).add((index / 512 * BLOCK + 2 + column) as usize)
+            } else {
+                let place = index - QUANTS;
+                *row(place / 8).add((place % 8 / 2 * BLOCK + place % 2) as usize)
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn quad(unit: *const u8, r: u32, column: u32) -> [f32; 4] {
+        let block = column / 32;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let d = half(unit.add((QUANTS + 8 * r + 2 * block) as usize));
+            let word = word(unit.add((512 * block + byte_of_place(r, column % 32)) as usize));
+            let mut values = [0.0; 4];
+            repeat(4, |j| values[j] = d * f32::from((word >> (8 * j)) as i8));
+            values
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply<const G: usize>(unit: Shared<u8>, x: &Inputs, sums: &mut [[f32; 2]; G]) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let words = unit.cast::<[u32; 4]>().add(warp::lane_id());
+            multiply_blocks(|block| words.get(32 * block), unit.add(QUANTS), x, sums);
+        }
+    }
+}
+
+/// [`Unit::multiply`] of a format with an f16 for 32 columns: `operand(block)` is the first operand of a block, `scales` leads to the scales of the
+/// four blocks of each row.
+///
+/// # Safety
+/// As there.
+#[device]
+#[inline(always)]
+pub(super) unsafe fn multiply_blocks<const G: usize>(
+    operand: impl Fn(u32) -> [u32; 4],
+    scales: Shared<u8>,
+    x: &Inputs,
+    sums: &mut [[f32; 2]; G],
+) {
+    let row = warp::lane_id() / 4;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let scales = scales.cast::<[u32; 2]>();
+        let d = [scales.get(row), scales.get(row + 8)];
+        let mut total = [[0.0f32; 2]; G];
+        repeat(2, |pair| {
+            let d = [halves(d[0][pair]), halves(d[1][pair])];
+            let mut columns = [[0; 4]; G];
+            repeat(G, |g| columns[g] = x.columns(g as u32, pair as u32));
+            repeat(2, |h| {
+                let a = operand(2 * pair as u32 + h as u32);
+                repeat(G, |g| {
+                    let b = [columns[g][2 * h], columns[g][2 * h + 1]];
+                    let dot = cuda_std::mma::mma_m16n8k32_s8(a, b, [0; 4]);
+                    repeat(2, |r| {
+                        let dot = (dot[2 * r] * 256 + dot[2 * r + 1]) as f32;
+                        total[g][r] = dot.mul_add(d[r][h], total[g][r]);
+                    });
+                });
+            });
+        });
+        repeat(G, |g| {
+            let scale = x.scale(g as u32);
+            repeat(2, |r| sums[g][r] = total[g][r].mul_add(scale, sums[g][r]));
+        });
+    }
+}
