@@ -83,7 +83,7 @@ pub fn run(args: ChatArgs) -> Result<ExitCode> {
         let done = match answer() {
             Ok(done) => done,
             // Of this message, not of the program: another one may fit, or be one that the template takes.
-            Err(error @ (Error::Request(_) | Error::Tokenizer(_))) => {
+            Err(error @ (Error::Request(_) | Error::Template(_) | Error::Tokenizer(_))) => {
                 note(format_args!("(left out: {error}; /clear starts anew)"));
                 messages.pop();
                 continue;
