@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
 use form::Form;
 use qernel_jinja::{ErrorKind, Limits, Template};
-use serde::Serialize;
+use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Map, Value};
 use std::sync::OnceLock;
 
@@ -25,7 +25,7 @@ const CHATML: &str = "\
 ";
 
 /// One turn of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Message {
     /// `system`, `user` or `assistant`.
     pub role: String,
@@ -157,10 +157,10 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`Error::Request`] where the template refuses the conversation, [`Error::Template`] where it fails or reaches a bound.
-    pub fn render_with<M: Serialize>(
+    pub fn render_with<M: Serialize, T: Serialize>(
         &self,
         messages: &[M],
-        tools: &[Value],
+        tools: &[T],
         add_generation_prompt: bool,
         variables: &Map<String, Value>,
     ) -> Result<String> {
@@ -175,15 +175,10 @@ impl ChatTemplate {
             true => compiled.form.get_or_init(|| Form::of(&compiled.template)).apply(messages),
             false => messages,
         };
-        let mut all = variables.clone();
-        all.extend([
-            ("messages".into(), messages),
-            ("tools".into(), if tools.is_empty() { Value::Null } else { tools.into() }),
-            ("add_generation_prompt".into(), add_generation_prompt.into()),
-            ("bos_token".into(), self.bos_token.as_str().into()),
-            ("eos_token".into(), self.eos_token.as_str().into()),
-        ]);
-        compiled.template.render(&Value::Object(all).to_string()).map_err(|error| match error.kind {
+        let (bos_token, eos_token) = (&self.bos_token, &self.eos_token);
+        let all = Variables { variables, messages, tools, add_generation_prompt, bos_token, eos_token };
+        let all = serde_json::to_string(&all).map_err(fault)?;
+        compiled.template.render(&all).map_err(|error| match error.kind {
             ErrorKind::Refused => {
                 Error::Request(format!("the model's chat template refuses this conversation: {error}"))
             }
@@ -192,6 +187,33 @@ impl ChatTemplate {
             )),
             _ => Error::Template(format!("`{name}` fails: {error}")),
         })
+    }
+}
+
+/// The variables of a template.
+struct Variables<'a, T> {
+    /// The caller's.
+    variables: &'a Map<String, Value>,
+    messages: Value,
+    tools: &'a [T],
+    add_generation_prompt: bool,
+    bos_token: &'a str,
+    eos_token: &'a str,
+}
+
+impl<T: Serialize> Serialize for Variables<'_, T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        // Of two variables of one name the later one counts.
+        for (name, value) in self.variables {
+            map.serialize_entry(name, value)?;
+        }
+        map.serialize_entry("messages", &self.messages)?;
+        map.serialize_entry("tools", &(!self.tools.is_empty()).then_some(self.tools))?;
+        map.serialize_entry("add_generation_prompt", &self.add_generation_prompt)?;
+        map.serialize_entry("bos_token", self.bos_token)?;
+        map.serialize_entry("eos_token", self.eos_token)?;
+        map.end()
     }
 }
 

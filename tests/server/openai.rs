@@ -121,7 +121,7 @@ fn tools_reach_the_template() {
     let body = |choice: Value| json!({"messages": messages, "tools": [tool], "tool_choice": choice, "max_tokens": 1});
     // Arguments are an object for the template, as the models were trained.
     let history = concat!(
-        r#"[{"role": "user", "content": "?"}, {"role": "assistant", "content": "", "tool_calls": "#,
+        r#"[{"role": "user", "content": "?"}, {"role": "assistant", "content": null, "tool_calls": "#,
         r#"[{"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}]}, "#,
         r#"{"role": "tool", "content": "sun", "tool_call_id": "c1"}]"#,
     );

@@ -72,3 +72,19 @@ fn the_template_for_tools_is_taken_where_there_are_some() {
     body["tools"] = tools;
     assert_eq!(tokens(&body), count("sail of 1"));
 }
+
+#[test]
+fn numbers_of_a_schema_are_written_as_python_writes_them() {
+    let server = start_with_templates("{{ tools | tojson }}", None);
+    let parameters = r#"{"type": "object", "properties": {"lr": {"minimum": 1e-7, "default": 0.00001, "maximum": 18446744073709551616}}}"#;
+    let body = format!(
+        r#"{{"messages": [{{"role": "user", "content": "go"}}], "max_tokens": 1,
+            "tools": [{{"type": "function", "function": {{"name": "train", "parameters": {parameters}}}}}]}}"#
+    );
+    let tokens = server.post(CHAT, body).good()["usage"]["prompt_tokens"].clone();
+    let written = r#"{"minimum": 1e-07, "default": 1e-05, "maximum": 18446744073709551616}"#;
+    let text = format!(
+        r#"[{{"type": "function", "function": {{"name": "train", "parameters": {{"type": "object", "properties": {{"lr": {written}}}}}}}}}]"#
+    );
+    assert_eq!(tokens, server.post("/tokenize", json!({"text": text})).good()["count"]);
+}

@@ -202,7 +202,10 @@ fn variables_of_the_caller_replace_none_of_the_template_s_own() {
     let template = ChatTemplate::new("{{ enable_thinking }}{{ messages | length }}", "", "").unwrap();
     let variables = json!({"enable_thinking": false, "messages": [1, 2, 3]});
     let messages = [Message::new("user", "hi")];
-    assert_eq!(template.render_with(&messages, &[], true, variables.as_object().unwrap()).unwrap(), "False1");
+    assert_eq!(
+        template.render_with::<_, ()>(&messages, &[], true, variables.as_object().unwrap()).unwrap(),
+        "False1"
+    );
 }
 
 #[test]

@@ -281,7 +281,7 @@ fn render(
     variables: &Map<String, Value>,
 ) -> Result<String, ApiError> {
     let for_template = tools.map(ToolUse::for_template).unwrap_or_default();
-    let render = |messages: &[Value], tools: &[Value]| template.render_with(messages, tools, true, variables);
+    let render = |messages: &[Value], tools: &[_]| template.render_with(messages, tools, true, variables);
     let text = render(messages, &for_template).map_err(|error| match error {
         Error::Request(message) => ApiError::field("messages", message),
         error => error.into(),

@@ -146,8 +146,8 @@ impl ChatMessage {
         let mut message = Map::from_iter([("role".to_owned(), role.into())]);
         let calls = self.tool_calls.unwrap_or_default();
         let reasoning = self.reasoning_content.or(self.reasoning);
-        let mut content = match self.content {
-            Some(Content::Text(text)) => text,
+        let content = match self.content {
+            Some(Content::Text(text)) => Some(text),
             Some(Content::Parts(parts)) => {
                 let mut text = String::new();
                 for (i, part) in parts.into_iter().enumerate() {
@@ -161,13 +161,16 @@ impl ChatMessage {
                         }
                     }
                 }
-                text
+                Some(text)
             }
             // A turn of calls or thoughts alone.
-            None if self.role == Role::Assistant => String::new(),
+            None if self.role == Role::Assistant => None,
             None => return refuse("content", "expected a string or a list of text parts, found nothing"),
         };
-        content += self.refusal.as_deref().unwrap_or_default();
+        let content = match self.refusal {
+            Some(refusal) => Some(content.unwrap_or_default() + &refusal),
+            None => content,
+        };
         message.insert("content".into(), content.into());
         if let Some(name) = self.name {
             message.insert("name".into(), name.into());

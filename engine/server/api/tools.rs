@@ -9,6 +9,7 @@ use crate::random_id;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use std::collections::HashSet;
 use std::fmt;
@@ -44,10 +45,43 @@ pub struct Function {
     name: String,
     description: Option<String>,
     /// JSON schema of its arguments, an object. [default: it takes none]
-    parameters: Option<Map<String, Value>>,
+    #[schema(value_type = Option<Map<String, Value>>)]
+    parameters: Option<Parameters>,
     /// Whether calls must follow the schema. Those that `tool_choice` forces always do; if one function asks for it, calls of
     /// all do. [default: false]
     strict: Option<bool>,
+}
+
+/// A schema as the grammar needs it, and as it was written: with all digits of its numbers.
+pub struct Parameters {
+    schema: Map<String, Value>,
+    text: Box<RawValue>,
+}
+
+impl<'de> Deserialize<'de> for Parameters {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Box::<RawValue>::deserialize(deserializer)?;
+        let schema = serde_json::from_str(text.get()).map_err(D::Error::custom)?;
+        Ok(Self { schema, text })
+    }
+}
+
+/// A function as templates expect it.
+#[derive(Serialize)]
+pub struct TemplateTool<'a> {
+    #[serde(rename = "type")]
+    kind: FunctionKind,
+    function: TemplateFunction<'a>,
+}
+
+/// No model was trained to see `strict`.
+#[derive(Serialize)]
+struct TemplateFunction<'a> {
+    name: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    description: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parameters: Option<&'a RawValue>,
 }
 
 /// Whether the model calls tools.
@@ -197,14 +231,13 @@ impl ToolCallDelta {
 }
 
 impl Function {
-    /// The function as templates expect it. No model was trained to see `strict`.
-    fn for_template(&self) -> Value {
-        let mut function = Map::from_iter([("name".to_owned(), self.name.as_str().into())]);
-        let description = self.description.as_deref().map(Value::from);
-        function.extend(description.map(|description| ("description".to_owned(), description)));
-        let parameters = self.parameters.clone().map(Value::from);
-        function.extend(parameters.map(|parameters| ("parameters".to_owned(), parameters)));
-        json!({"type": "function", "function": function})
+    fn for_template(&self) -> TemplateTool<'_> {
+        let function = TemplateFunction {
+            name: &self.name,
+            description: self.description.as_deref(),
+            parameters: self.parameters.as_ref().map(|parameters| &*parameters.text),
+        };
+        TemplateTool { kind: FunctionKind::Function, function }
     }
 }
 
@@ -274,7 +307,7 @@ impl ToolUse {
     }
 
     /// The tools as templates expect them.
-    pub fn for_template(&self) -> Vec<Value> {
+    pub fn for_template(&self) -> Vec<TemplateTool<'_>> {
         self.tools.iter().map(|tool| tool.function.for_template()).collect()
     }
 
@@ -287,9 +320,9 @@ impl ToolUse {
         let tools = tools.filter(|(i, _)| self.named.is_none_or(|named| named == *i));
         let functions = tools.map(|(i, Tool { function, .. })| {
             let param = format!("tools[{i}].function.parameters");
-            let mut schema = function
-                .parameters
-                .clone()
+            let parameters = function.parameters.as_ref();
+            let mut schema = parameters
+                .map(|parameters| parameters.schema.clone())
                 .unwrap_or_else(|| Map::from_iter([("additionalProperties".into(), false.into())]));
             let kind = schema.entry("type").or_insert_with(|| "object".into());
             if kind != "object" {
