@@ -105,8 +105,9 @@ unsafe fn word(block: *const u8, at: u32) -> u32 {
 #[device]
 #[inline(always)]
 unsafe fn half(block: *const u8, at: u32) -> f32 {
+    // Not the method of that name that `f16` has itself, which computes with integers.
     // SAFETY: the caller's promise.
-    unsafe { block.add(at as usize).cast::<f16>().read() }.to_f32()
+    Element::to_f32(unsafe { block.add(at as usize).cast::<f16>().read() })
 }
 
 /// Sixteen signed bytes in two registers: a table that needs no memory.

@@ -13,7 +13,7 @@ macro_rules! floats {
             #[inline(always)]
             unsafe fn value(block: *const u8, _: u32) -> f32 {
                 // SAFETY: the caller's block is this value, and buffers are aligned.
-                unsafe { block.cast::<$float>().read() }.to_f32()
+                Element::to_f32(unsafe { block.cast::<$float>().read() })
             }
         }
     )* };

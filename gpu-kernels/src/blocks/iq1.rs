@@ -53,7 +53,7 @@ impl Blocks for iq1_m {
         // SAFETY: the caller's block has these bytes.
         unsafe {
             let part = |at: u32| word(block, 48 + 2 * at) >> 12 << (4 * at);
-            let d = f16::from_bits((part(0) | part(1) | part(2) | part(3)) as u16).to_f32();
+            let d = Element::to_f32(f16::from_bits((part(0) | part(1) | part(2) | part(3)) as u16));
             let high = byte(block, 32 + i / 16) >> (i / 8 % 2 * 4);
             let scale = word(block, 48 + i / 64 * 2) >> (i / 16 % 4 * 3) & 7;
             let index = byte(block, i / 8) | (high & 7) << 8;

@@ -79,7 +79,8 @@ impl Unit for q4_0 {
             let words = unit.cast::<[u32; 4]>().add(warp::lane_id());
             let operand = |block: u32| {
                 let words = words.get(block / 2 * 32);
-                let (v, w) = if block % 2 == 0 { (words[0], words[1]) } else { (words[2], words[3]) };
+                let (v, w) =
+                    if block.is_multiple_of(2) { (words[0], words[1]) } else { (words[2], words[3]) };
                 [(v << 4) & HIGH, (w << 4) & HIGH, v & HIGH, w & HIGH]
             };
             multiply_blocks(operand, unit.add(QUANTS), x, sums);

@@ -54,7 +54,7 @@ impl Unit for q4_k {
                 let nibble = |column: u32| *quants.add(column as usize) >> (4 * (block % 2)) & 15;
                 return nibble(column) | nibble(column + 16) << 4;
             }
-            byte_of_scales(|r| row(r), index - QUANTS)
+            byte_of_scales(row, index - QUANTS)
         }
     }
 

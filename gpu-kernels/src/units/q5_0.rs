@@ -98,7 +98,8 @@ impl Unit for q5_0 {
             let signs = unit.add(NIBBLES).cast::<u32>().add(2 * lane);
             let operand = |block: u32| {
                 let words = words.get(block / 2 * 32);
-                let (v, w) = if block % 2 == 0 { (words[0], words[1]) } else { (words[2], words[3]) };
+                let (v, w) =
+                    if block.is_multiple_of(2) { (words[0], words[1]) } else { (words[2], words[3]) };
                 let signs = signs.get(block / 2) << (4 * (block % 2));
                 [
                     v & LOW | signs & SIGN,

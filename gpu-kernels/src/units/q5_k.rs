@@ -39,7 +39,7 @@ impl Unit for q5_k {
                 let nibble = |column: u32| *quants.add(column as usize) >> (4 * (block % 2)) & 15;
                 nibble(column) | nibble(column + 16) << 4
             } else if index < FIFTH {
-                byte_of_scales(|r| row(r), index - SCALES)
+                byte_of_scales(row, index - SCALES)
             } else {
                 let (pair, lane, byte) = ((index - FIFTH) / 128, (index - FIFTH) / 4 % 32, index % 4);
                 let mut bits = 0;

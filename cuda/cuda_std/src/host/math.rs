@@ -118,6 +118,13 @@ pub fn flush(x: f32) -> f32 {
     if x.is_subnormal() { 0.0_f32.copysign(x) } else { x }
 }
 
+/// See [`crate::mma::dot4_s8`].
+#[inline]
+pub fn dot4_s8(a: u32, b: u32, c: i32) -> i32 {
+    let products = a.to_le_bytes().into_iter().zip(b.to_le_bytes());
+    products.fold(c, |sum, (a, b)| sum.wrapping_add(i32::from(a as i8) * i32::from(b as i8)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,11 +146,4 @@ mod tests {
         }
         assert_eq!([maxf32(-2.0, -2.0), minf32(-2.0, 3.0), maxf32(-2.0, 3.0)], [-2.0, -2.0, 3.0]);
     }
-}
-
-/// See [`crate::mma::dot4_s8`].
-#[inline]
-pub fn dot4_s8(a: u32, b: u32, c: i32) -> i32 {
-    let products = a.to_le_bytes().into_iter().zip(b.to_le_bytes());
-    products.fold(c, |sum, (a, b)| sum.wrapping_add(i32::from(a as i8) * i32::from(b as i8)))
 }

@@ -263,7 +263,7 @@ unsafe fn stage<W: Unit>(
             // Four lanes have a block.
             let sum = sum + warp::shuffle_xor(sum, 1);
             let mut sum = sum + warp::shuffle_xor(sum, 2);
-            if lane % 4 == 0 {
+            if lane.is_multiple_of(4) {
                 let block = lane / 4;
                 repeat(3, |k| {
                     let digit = sum as i8;
