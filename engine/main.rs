@@ -2,10 +2,14 @@
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
-use qernel::cli::output;
+use qernel::cli::{out_of_memory, output};
 use std::process::ExitCode;
 
+#[global_allocator]
+static ALLOCATOR: out_of_memory::Allocator = out_of_memory::Allocator;
+
 fn main() -> ExitCode {
+    out_of_memory::install();
     match qernel::cli::run() {
         Ok(code) => code,
         Err(qernel::Error::ClosedPipe) => ExitCode::SUCCESS,

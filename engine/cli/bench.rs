@@ -15,6 +15,7 @@ use crate::embedded;
 use crate::error::{Error, Result};
 use crate::generate::{Engine, Request};
 use crate::kv_layout::PAGE_SIZE;
+use crate::load::KvCacheSize;
 use crate::sampler::SamplingParams;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -103,7 +104,8 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
     let max_parallel = tests.iter().map(|test| test.n_parallel).max().unwrap_or(1);
     let mut model = args.model.clone();
     model.batch_size = model.batch_size.map(|rows| rows.max(max_parallel));
-    let model = model.open(max_parallel)?;
+    let pages = tests.iter().map(Test::pages).max().unwrap_or(0);
+    let model = model.open_with(max_parallel, KvCacheSize::Tokens(pages.saturating_mul(PAGE_SIZE)))?;
     facts.decode_weight_bytes = model.facts.decode_weight_bytes;
     let mut engine = model.into_engine()?;
     device_facts(&mut facts, &mut engine)?;

@@ -8,7 +8,7 @@ use crate::cuda::KernelChoice;
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::kv_layout::pages_for;
-use crate::load::{DtypeChoice, RunnerOptions, open_runner};
+use crate::load::{DtypeChoice, KvDtype, RunnerOptions, open_runner};
 use crate::weights::Weights;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -61,6 +61,8 @@ pub fn run(args: LogitsArgs) -> Result<()> {
     let options = RunnerOptions {
         device: args.device.parse()?,
         dtype: args.dtype,
+        // What is compared with other implementations has no error that could be avoided.
+        kv_dtype: KvDtype::Precise,
         max_model_len: Some(num_tokens),
         max_num_tokens: Some(chunk),
         max_num_logits: if args.save.is_some() { chunk } else { 1 },

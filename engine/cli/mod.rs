@@ -13,6 +13,7 @@ pub mod lab;
 pub mod log;
 pub mod logits;
 pub mod options;
+pub mod out_of_memory;
 pub mod output;
 pub mod serve;
 pub mod summary;

@@ -5,7 +5,7 @@ use crate::disk::Access;
 use crate::error::{Error, Result};
 use crate::generate::EngineConfig;
 use crate::gguf::Gguf;
-use crate::load::{DeviceChoice, DtypeChoice, Model, RunnerOptions, open_gguf};
+use crate::load::{DeviceChoice, DtypeChoice, KvCacheSize, KvDtype, Model, RunnerOptions, open_gguf};
 use crate::sampler::SamplingParams;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -45,13 +45,21 @@ pub struct ModelArgs {
     /// Format of matrices on a GPU: auto (the file's, but f16 for bf16 where its range suffices), f16 or bf16
     #[arg(long, default_value = "auto", value_name = "DTYPE")]
     pub dtype: DtypeChoice,
-    /// Longest context in tokens; 0 for what the model was made for [default: what the model was made for, or what fits]
+    /// Longest context in tokens; 0 for what the model was made for [default: what the model was made for, or what fits; on the CPU at
+    /// most 32768 a sequence]
     #[arg(short = 'c', long, value_name = "TOKENS")]
     pub ctx_size: Option<usize>,
     /// Rows of one step: prompts longer than this are prefilled in chunks [default: 512, on a GPU up to 8192 as memory allows]
     #[arg(short = 'b', long, value_name = "TOKENS")]
     pub batch_size: Option<usize>,
-    /// Share of the free GPU memory that weights, KV pages and workspace may take
+    /// Memory of the KV cache, as 2GiB, 512MiB or bytes [default: on the CPU a whole context once or 128 MiB, at most half of what is
+    /// free; on a GPU all that is left]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub kv_cache_memory: Option<usize>,
+    /// Format of the KV cache: auto (on a GPU that of matrices, on the CPU f16), f16, bf16 or f32
+    #[arg(long, default_value = "auto", value_name = "DTYPE")]
+    pub kv_cache_dtype: KvDtype,
+    /// Share of the free GPU memory, beside what others have taken, that weights, KV pages and workspace may take
     #[arg(long, default_value_t = 0.9, value_name = "SHARE")]
     pub gpu_memory_fraction: f64,
     /// Read all tensors first, and refuse a file with values that are NaN or infinite
@@ -84,10 +92,20 @@ impl ModelArgs {
     /// # Errors
     /// Whatever is wrong with the file, the options or the device.
     pub fn open(&self, max_num_sequences: usize) -> Result<Model> {
+        self.open_with(max_num_sequences, KvCacheSize::Auto)
+    }
+
+    /// As [`ModelArgs::open`], with a KV cache of the size `unasked` where the options leave it open.
+    ///
+    /// # Errors
+    /// As [`ModelArgs::open`].
+    pub fn open_with(&self, max_num_sequences: usize, unasked: KvCacheSize) -> Result<Model> {
         let kernels = self.kernel.as_deref().map(KernelChoice::parse).transpose()?.unwrap_or_default();
         let options = RunnerOptions {
             device: self.device,
             dtype: self.dtype,
+            kv_dtype: self.kv_cache_dtype,
+            kv_cache: self.kv_cache_memory.map_or(unasked, KvCacheSize::Bytes),
             max_model_len: self.ctx_size.filter(|&tokens| tokens > 0),
             max_num_tokens: self.batch_size,
             max_num_sequences,
@@ -223,6 +241,28 @@ pub fn drop_line_break(text: &mut String) {
     }
 }
 
+/// A number of bytes as it is typed: plain, or with a unit of powers of 1024 (KiB, MiB, GiB, TiB; K, M, G and T mean the same) or of
+/// 1000 (KB, MB, GB, TB).
+pub fn parse_size(text: &str) -> Result<usize> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = (&text[..digits], text[digits..].trim().to_ascii_lowercase());
+    let step: f64 = if unit.ends_with("ib") || unit.len() < 2 { 1024.0 } else { 1000.0 };
+    let power = match &unit[..] {
+        "" | "b" => Some(0),
+        "k" | "kb" | "kib" => Some(1),
+        "m" | "mb" | "mib" => Some(2),
+        "g" | "gb" | "gib" => Some(3),
+        "t" | "tb" | "tib" => Some(4),
+        _ => None,
+    };
+    let bytes = power.zip(number.parse::<f64>().ok()).map(|(power, number)| number * step.powi(power));
+    let bytes = bytes.filter(|&bytes| bytes < usize::MAX as f64);
+    bytes.map(|bytes| bytes as usize).ok_or_else(|| {
+        Error::Request(format!("expected a size such as 2GiB, 512MiB or a number of bytes; found {text:?}"))
+    })
+}
+
 /// Token ids as they are typed: separated by commas or white space.
 pub fn parse_ids(text: &str) -> Result<Vec<u32>> {
     text.split(|c: char| c == ',' || c.is_whitespace())
@@ -261,6 +301,27 @@ mod tests {
             let mut dropped = text.to_owned();
             drop_line_break(&mut dropped);
             assert_eq!(dropped, rest, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("1048576", 1 << 20),
+            ("12b", 12),
+            ("512MiB", 512 << 20),
+            ("2GiB", 2 << 30),
+            ("2 gib", 2 << 30),
+            ("1.5G", 3 << 29),
+            ("3GB", 3_000_000_000),
+            ("4k", 4096),
+            ("1TiB", 1 << 40),
+        ] {
+            assert_eq!(parse_size(text).unwrap(), bytes, "{text}");
+        }
+        for bad in ["", "GiB", "-1", "1e9", "2GiBs", "1..5M", "many", "99999999999TiB", "½G"] {
+            assert!(matches!(parse_size(bad), Err(Error::Request(_))), "{bad}");
         }
     }
 

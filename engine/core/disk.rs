@@ -8,10 +8,11 @@ pub use fault::end_on_fault;
 pub use save::{refuse_model, save};
 
 use crate::error::{Error, Result};
+use crate::host_memory;
 use bytes::Bytes;
 use fault::Named;
 use std::fs::{File, Metadata};
-use std::io::{self, Read};
+use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::SystemTime;
@@ -31,7 +32,7 @@ pub enum Access {
 ///
 /// # Errors
 /// [`Error::Io`] where it cannot be opened or read, [`Error::Gguf`] where it is no regular file, [`Error::Memory`] where there is no
-/// room to read it to.
+/// room to map or read it to.
 pub fn open(path: &Path, access: Access) -> Result<(Bytes, Watch)> {
     let failed = |error| Error::io(path, error);
     let file = open_at_once(path).map_err(failed)?;
@@ -46,7 +47,12 @@ pub fn open(path: &Path, access: Access) -> Result<(Bytes, Watch)> {
     // SAFETY: the map is only read, as bytes, through bounds that were compared with its length. A process that writes to the file
     // meanwhile can change the values read, which no code relies on (names are checked again when they are used as text); one that
     // cuts it short ends this program with SIGBUS, as it would any user of a memory map.
-    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(failed)?;
+    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| match error.kind() {
+        ErrorKind::OutOfMemory => {
+            host_memory::refused(&format!("mapping {}", path.display()), metadata.len() as usize)
+        }
+        _ => failed(error),
+    })?;
     let name = Named::new(&map, path);
     let opened = Arc::new(Opened {
         path: path.to_owned(),

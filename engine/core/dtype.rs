@@ -1,6 +1,8 @@
 //! The number formats that weights, activations and KV pages may have.
 
+use crate::error::Error;
 use std::fmt;
+use std::str::FromStr;
 
 /// A floating-point format that the engine computes with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,6 +31,16 @@ impl Dtype {
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
         }
+    }
+}
+
+impl FromStr for Dtype {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let found = Self::ALL.into_iter().find(|dtype| dtype.name() == text);
+        found
+            .ok_or_else(|| Error::Request(format!("expected f32, f16 or bf16 as the format, found {text:?}")))
     }
 }
 

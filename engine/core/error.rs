@@ -50,8 +50,11 @@ pub enum Error {
 }
 
 impl Error {
-    /// An [`Error::Io`] that names its file.
+    /// An [`Error::Io`] that names its file, or an [`Error::Memory`] where the system had no memory for it.
     pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        if source.kind() == std::io::ErrorKind::OutOfMemory {
+            return Self::Memory(format!("{}: {source}", path.as_ref().display()));
+        }
         Self::Io { path: path.as_ref().to_owned(), source }
     }
 

@@ -8,12 +8,15 @@ use crate::prefix_cache::{Prefix, PrefixCache};
 ///
 /// Each page counts its users: a [`PageList`] is one. A page without a user is free, but where the [prefix
 /// cache](crate::prefix_cache) knows what is in it, it is handed out only when no other is left.
+///
+/// Nothing is kept of pages that nobody has used yet, and of the others those are used again first: memory grows with use.
 #[derive(Debug)]
 pub struct PagePool {
-    /// `[num_pages]` users of each page.
+    num_pages: usize,
+    /// Users of each page that was ever handed out, which are the first ones.
     users: Vec<u32>,
-    /// Pages without a user or a known content; the last is handed out next, so that a page that is still in a cache nearby
-    /// comes back first.
+    /// Pages of those without a user or a known content; the last is handed out next, so that a page that is still in a cache
+    /// nearby comes back first.
     unknown: Vec<u32>,
     prefixes: PrefixCache,
     /// Whether anything is made known to `prefixes`.
@@ -25,16 +28,17 @@ impl PagePool {
     /// is shared.
     pub fn new(num_pages: usize, prefix_cache: bool) -> Self {
         Self {
-            users: vec![0; num_pages],
-            unknown: (0..num_pages as u32).rev().collect(),
-            prefixes: PrefixCache::new(num_pages),
+            num_pages,
+            users: Vec::new(),
+            unknown: Vec::new(),
+            prefixes: PrefixCache::default(),
             prefix_cache,
         }
     }
 
     /// All pages.
     pub fn num_pages(&self) -> usize {
-        self.users.len()
+        self.num_pages
     }
 
     /// Pages that sequences use, each counted once.
@@ -44,7 +48,7 @@ impl PagePool {
 
     /// Pages that no sequence uses, those of [`PagePool::num_cached`] too: all may be had.
     pub fn num_free(&self) -> usize {
-        self.unknown.len() + self.prefixes.num_idle()
+        self.num_pages - self.users.len() + self.unknown.len() + self.prefixes.num_idle()
     }
 
     /// Free pages whose content is known: a sequence that begins with it takes them as they are.
@@ -55,7 +59,14 @@ impl PagePool {
     /// A free page for one user, `None` if there is none. Of pages with a known content the one is taken that nobody has
     /// used for longest.
     fn allocate(&mut self) -> Option<u32> {
-        let page = self.unknown.pop().or_else(|| self.prefixes.evict())?;
+        let page = match self.unknown.pop() {
+            Some(page) => page,
+            None if self.users.len() < self.num_pages => {
+                self.users.push(0);
+                self.users.len() as u32 - 1
+            }
+            None => self.prefixes.evict()?,
+        };
         self.users[page as usize] = 1;
         Some(page)
     }
@@ -210,6 +221,18 @@ mod tests {
             assert_eq!(pool.num_cached(), if prefix_cache { 2 } else { 0 });
             assert_eq!(b.reuse(&tokens(50), &mut pool), if prefix_cache { 40 } else { 0 });
         }
+    }
+
+    #[test]
+    fn a_pool_of_any_size_costs_what_is_used_of_it() {
+        let mut pool = PagePool::new(usize::MAX, true);
+        let mut list = PageList::default();
+        assert!(list.grow(70, &mut pool));
+        assert_eq!((list.pages(), pool.num_free()), (&[0, 1, 2][..], usize::MAX - 3));
+        list.clear(&tokens(70), &mut pool);
+        assert_eq!((pool.num_free(), pool.num_cached()), (usize::MAX, 3));
+        assert!(list.grow(1, &mut pool), "a page that nobody used comes before one whose content is known");
+        assert_eq!((list.pages(), pool.users.len()), (&[3][..], 4));
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub mod error;
 pub mod formats;
 pub mod generate;
 pub mod gguf;
+pub mod host_memory;
 pub mod kv_cache;
 pub mod kv_layout;
 pub mod model;

@@ -32,16 +32,16 @@ enum Content {
 }
 
 /// See the [module](self). Pages are known by number.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct PrefixCache {
-    /// `[num_pages]` what is known of each page.
+    /// What is known of each page; nothing of those behind the last.
     contents: Vec<Option<Content>>,
     full: HashMap<Key, (u32, Prefix)>,
     /// Tails by what is before them.
     tails: HashMap<Prefix, Vec<u32>>,
     /// Known pages without a user, by the time since when.
     idle: BTreeMap<u64, u32>,
-    /// `[num_pages]` the page's key in `idle`, where it is there.
+    /// The page's key in `idle`, where it is there.
     idle_since: Vec<u64>,
     /// Counts what became idle.
     clock: u64,
@@ -50,19 +50,6 @@ pub struct PrefixCache {
 }
 
 impl PrefixCache {
-    /// A cache that knows none of `num_pages` pages.
-    pub fn new(num_pages: usize) -> Self {
-        Self {
-            contents: (0..num_pages).map(|_| None).collect(),
-            full: HashMap::new(),
-            tails: HashMap::new(),
-            idle: BTreeMap::new(),
-            idle_since: vec![0; num_pages],
-            clock: 0,
-            last_prefix: 0,
-        }
-    }
-
     /// Known pages that nobody uses.
     pub fn num_idle(&self) -> usize {
         self.idle.len()
@@ -70,7 +57,18 @@ impl PrefixCache {
 
     /// Whether anything is known of a page.
     pub fn knows(&self, page: u32) -> bool {
-        self.contents[page as usize].is_some()
+        self.content(page).is_some()
+    }
+
+    fn content(&self, page: u32) -> Option<&Content> {
+        self.contents.get(page as usize)?.as_ref()
+    }
+
+    fn set_content(&mut self, page: u32, content: Content) {
+        let room = self.contents.len().max(page as usize + 1);
+        self.contents.resize_with(room, || None);
+        self.idle_since.resize(room, 0);
+        self.contents[page as usize] = Some(content);
     }
 
     /// The page that holds `tokens` after `before`, and the prefix that ends with it.
@@ -95,7 +93,7 @@ impl PrefixCache {
         let (key, prefix) = (Key { before, tokens: *tokens }, Prefix(self.last_prefix));
         let earlier = self.full.insert(key, (page, prefix));
         assert!(earlier.is_none() && !self.knows(page), "page {page} is known already");
-        self.contents[page as usize] = Some(Content::Full(Box::new(key)));
+        self.set_content(page, Content::Full(Box::new(key)));
         prefix
     }
 
@@ -106,7 +104,7 @@ impl PrefixCache {
         let tails = self.tails.get(&before).map_or(&[][..], Vec::as_slice);
         if !tails.iter().any(|&other| self.tail(other) == tokens) {
             self.tails.entry(before).or_default().push(page);
-            self.contents[page as usize] = Some(Content::Tail { before, tokens: tokens.to_vec() });
+            self.set_content(page, Content::Tail { before, tokens: tokens.to_vec() });
         }
     }
 
@@ -121,7 +119,7 @@ impl PrefixCache {
     pub fn set_used(&mut self, page: u32) {
         let idle = self.idle.remove(&self.idle_since[page as usize]);
         assert_eq!(idle, Some(page), "page {page} is free, it cannot get another user");
-        if matches!(self.contents[page as usize], Some(Content::Tail { .. })) {
+        if matches!(self.content(page), Some(Content::Tail { .. })) {
             self.forget(page);
         }
     }
@@ -152,7 +150,7 @@ impl PrefixCache {
 
     /// The tokens of a tail.
     fn tail(&self, page: u32) -> &[u32] {
-        match &self.contents[page as usize] {
+        match self.content(page) {
             Some(Content::Tail { tokens, .. }) => tokens,
             _ => &[],
         }
@@ -165,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_page_is_known_by_all_tokens_before_it() {
-        let mut cache = PrefixCache::new(4);
+        let mut cache = PrefixCache::default();
         let (ones, twos) = ([1; PAGE_SIZE], [2; PAGE_SIZE]);
         let start = Prefix::default();
         let one = cache.insert(3, start, &ones);
@@ -182,7 +180,7 @@ mod tests {
 
     #[test]
     fn the_longest_idle_page_is_evicted_and_forgotten() {
-        let mut cache = PrefixCache::new(3);
+        let mut cache = PrefixCache::default();
         let start = Prefix::default();
         let pages: Vec<[u32; PAGE_SIZE]> = (0..3).map(|i| [i; PAGE_SIZE]).collect();
         for page in [2, 0, 1] {
@@ -202,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_tail_goes_to_one_that_continues_it() {
-        let mut cache = PrefixCache::new(4);
+        let mut cache = PrefixCache::default();
         let start = Prefix::default();
         for (page, tail) in [(0, &[1, 2, 3][..]), (1, &[1, 2]), (2, &[1, 2, 3]), (3, &[7])] {
             cache.insert_tail(page, start, tail);

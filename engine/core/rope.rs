@@ -1,5 +1,7 @@
 //! The table of rotary position embeddings that both devices read.
 
+use crate::error::Result;
+use crate::host_memory;
 use rayon::prelude::*;
 
 /// How the heads of Q and K are rotated by their position.
@@ -58,38 +60,87 @@ pub fn head_order(pairs: Pairs, rotary_dim: usize, head_dim: usize) -> Option<Ve
     (!order.iter().copied().eq(0..head_dim)).then_some(order)
 }
 
-/// `(cos, sin)` of `position * frequency(j)`, each row-major `[max_positions, head_dim / 2]`.
+/// Cosines and sines of `position * frequency(j)`, for as many positions as were asked for so far: a file that claims a long context
+/// costs nothing until it is used.
 ///
 /// Angles, cosines and sines are computed in f64 and rounded to f32 once, so that they are exact to half a unit in
 /// the last place at every position; in f32 the angle of position 30,000 would already be off by 0.002.
 /// Source: Su et al., RoFormer (2021), equation 15; `j` pairs with `j + head_dim / 2` as in Hugging Face's
 /// `rotate_half`.
-pub fn rope_table(rotation: &Rotation, head_dim: usize, max_positions: usize) -> (Vec<f32>, Vec<f32>) {
-    let half = head_dim / 2;
-    let inv_freq: Vec<f64> = (0..half).map(|j| rotation.frequency(j)).collect();
-    let mut cos = vec![0.0; max_positions * half];
-    let mut sin = vec![0.0; max_positions * half];
-    if half > 0 {
-        let rows = cos.par_chunks_mut(half).zip(sin.par_chunks_mut(half));
-        rows.enumerate().with_min_len(64).for_each(|(position, (cos, sin))| {
-            for (j, freq) in inv_freq.iter().enumerate() {
-                let (s, c) = (position as f64 * freq).sin_cos();
-                cos[j] = c as f32;
-                sin[j] = s as f32;
+#[derive(Clone, Debug)]
+pub struct RopeTable {
+    rotation: Rotation,
+    /// Columns: `head_dim / 2`.
+    half: usize,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl RopeTable {
+    /// A table of no position yet.
+    pub fn new(rotation: &Rotation, head_dim: usize) -> Self {
+        Self { rotation: rotation.clone(), half: head_dim / 2, cos: Vec::new(), sin: Vec::new() }
+    }
+
+    /// Row-major `[num_positions, head_dim / 2]`.
+    pub fn cos(&self) -> &[f32] {
+        &self.cos
+    }
+
+    /// Row-major `[num_positions, head_dim / 2]`.
+    pub fn sin(&self) -> &[f32] {
+        &self.sin
+    }
+
+    /// The positions that it has.
+    pub fn num_positions(&self) -> usize {
+        self.cos.len().checked_div(self.half).unwrap_or(0)
+    }
+
+    /// Computes what is missing of the first `num_positions`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Memory`] if the system refuses the room.
+    pub fn grow(&mut self, num_positions: usize) -> Result<()> {
+        let Self { rotation, half, cos, sin } = self;
+        let (half, first) = (*half, cos.len());
+        let len = num_positions.saturating_mul(half);
+        if len <= first {
+            return Ok(());
+        }
+        for values in [&mut *cos, sin] {
+            host_memory::reserve("the table of rotary embeddings", values, len - first)?;
+        }
+        cos.resize(len, 0.0);
+        sin.resize(len, 0.0);
+        let frequencies: Vec<f64> = (0..half).map(|j| rotation.frequency(j)).collect();
+        let rows = cos[first..].par_chunks_mut(half).zip(sin[first..].par_chunks_mut(half));
+        rows.enumerate().with_min_len(64).for_each(|(row, (cos, sin))| {
+            let position = (first / half + row) as f64;
+            for (j, frequency) in frequencies.iter().enumerate() {
+                let (s, c) = (position * frequency).sin_cos();
+                (cos[j], sin[j]) = (c as f32, s as f32);
             }
         });
+        Ok(())
     }
-    (cos, sin)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn table(rotation: &Rotation, head_dim: usize, num_positions: usize) -> RopeTable {
+        let mut table = RopeTable::new(rotation, head_dim);
+        table.grow(num_positions).unwrap();
+        table
+    }
+
     #[test]
     fn first_frequency_is_one_radian_and_late_positions_are_exact() {
-        let (cos, sin) = rope_table(&Rotation::new(1e6, 64), 64, 30_001);
-        assert_eq!(cos.len(), 30_001 * 32);
+        let table = table(&Rotation::new(1e6, 64), 64, 30_001);
+        let (cos, sin) = (table.cos(), table.sin());
+        assert_eq!((cos.len(), table.num_positions()), (30_001 * 32, 30_001));
         assert_eq!((cos[0], sin[0]), (1.0, 0.0));
         assert_eq!(cos[32], 1f64.cos() as f32);
         assert_eq!(sin[30_000 * 32], 30_000f64.sin() as f32);
@@ -99,10 +150,25 @@ mod tests {
 
     #[test]
     fn a_part_of_a_head_is_rotated_and_frequencies_may_be_divided() {
-        let rotation = Rotation { theta: 1e4, dim: 4, factors: vec![1.0, 8.0] };
-        let (cos, sin) = rope_table(&rotation, 8, 3);
-        assert_eq!(sin[8..], [2f64.sin() as f32, (2.0 * 1e4f64.powf(-0.5) / 8.0).sin() as f32, 0.0, 0.0]);
-        assert_eq!(cos[10..], [1.0, 1.0]);
+        let table = table(&Rotation { theta: 1e4, dim: 4, factors: vec![1.0, 8.0] }, 8, 3);
+        let expected = [2f64.sin() as f32, (2.0 * 1e4f64.powf(-0.5) / 8.0).sin() as f32, 0.0, 0.0];
+        assert_eq!(table.sin()[8..], expected);
+        assert_eq!(table.cos()[10..], [1.0, 1.0]);
+    }
+
+    #[test]
+    fn a_table_that_grows_is_the_one_that_was_made_at_once() {
+        let rotation = Rotation::new(1e4, 10);
+        let whole = table(&rotation, 10, 1000);
+        let mut grown = RopeTable::new(&rotation, 10);
+        assert_eq!(grown.num_positions(), 0);
+        for num_positions in [1, 64, 64, 3, 700, 1000] {
+            grown.grow(num_positions).unwrap();
+            assert!(grown.num_positions() >= num_positions);
+        }
+        assert_eq!((grown.cos(), grown.sin()), (whole.cos(), whole.sin()));
+        let refused = grown.grow(usize::MAX).unwrap_err();
+        assert!(matches!(&refused, crate::Error::Memory(text) if text.contains("refused")), "{refused}");
     }
 
     #[test]

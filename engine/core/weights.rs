@@ -7,6 +7,7 @@ pub use finite::{NotFinite, TensorCheck};
 use crate::error::{Error, Result};
 use crate::formats::MatrixFormat;
 use crate::gguf::{GgmlType, Gguf, Tensor};
+use crate::host_memory;
 use bytes::Bytes;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -58,7 +59,7 @@ impl Matrix {
     /// The same with the rows of every head in the order `head`: row `i` of a head is what was its row `head[i]`. Copies the weights.
     ///
     /// # Errors
-    /// As [`Matrix::row_bytes`]; [`Error::Model`] if the rows are no such heads.
+    /// As [`Matrix::row_bytes`]; [`Error::Model`] if the rows are no such heads; [`Error::Memory`] if there is no room.
     ///
     /// # Panics
     /// If `head` names a row beyond it.
@@ -72,7 +73,8 @@ impl Matrix {
                 head.len()
             )));
         }
-        let mut data = Vec::with_capacity(self.data.len());
+        let mut data = Vec::new();
+        host_memory::reserve(&self.name, &mut data, self.data.len())?;
         for of_head in self.data.chunks_exact(row_bytes * head.len()) {
             head.iter().for_each(|row| data.extend_from_slice(&of_head[row * row_bytes..][..row_bytes]));
         }

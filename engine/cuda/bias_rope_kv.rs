@@ -85,7 +85,7 @@ pub(super) fn bias_rope_kv(device: &Device, choice: &KernelChoice, operands: Bia
     for (name, bias, size) in biases {
         bias.map_or(Ok(()), |bias| expect_vector(OP, name, bias, size))?;
     }
-    expect_bound(OP, "position", batch.shape.position_bound, table.max_positions)?;
+    expect_bound(OP, "position", batch.shape.position_bound, table.num_positions)?;
     expect_bound(OP, "slot", batch.shape.slot_bound, layout.num_pages * PAGE_SIZE)?;
     let (k_pages, v_pages) = cache.layer_mut(OP, layer)?;
     if n == 0 {

@@ -73,7 +73,7 @@ pub fn library_version() -> Result<String> {
 /// device meanwhile takes as long.
 pub fn preload() {
     // Whether it is there is found out by whoever needs it; the thread ends by itself.
-    drop(std::thread::spawn(library_version));
+    drop(std::thread::Builder::new().spawn(library_version));
 }
 
 impl Cublas {

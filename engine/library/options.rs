@@ -2,7 +2,7 @@
 
 use super::Model;
 use crate::error::Result;
-use crate::load::{self, DeviceChoice, RunnerOptions};
+use crate::load::{self, DeviceChoice, KvCacheSize, RunnerOptions};
 use std::path::Path;
 
 /// Rows of logits that a step can hand out, for [`Model::logits`]: a few MB for the largest vocabularies.
@@ -37,7 +37,7 @@ impl ModelOptions {
     }
 
     /// The longest sequence in tokens, prompt and answer together. The default is what the model was made for, or less where
-    /// less fits.
+    /// less fits; on the CPU at most 32,768 a sequence.
     pub fn context(mut self, tokens: usize) -> Self {
         self.runner.max_model_len = Some(tokens);
         self
@@ -47,6 +47,13 @@ impl ModelOptions {
     /// default is 0.9.
     pub fn memory_fraction(mut self, share: f64) -> Self {
         self.runner.memory_fraction = share;
+        self
+    }
+
+    /// Bytes of the KV cache. The default is on the CPU one whole context, or as much as is no more than 128 MiB, which is taken from
+    /// the system as it is used; on a GPU all that is left.
+    pub fn kv_cache_memory(mut self, bytes: usize) -> Self {
+        self.runner.kv_cache = KvCacheSize::Bytes(bytes);
         self
     }
 

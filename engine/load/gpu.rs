@@ -1,7 +1,8 @@
 //! The part of opening a model that a GPU, or an emulated one, needs.
 
-use super::memory_plan;
-use super::runner::{CPU_NUM_TOKENS, DeviceChoice, Room, RunnerOptions, fit};
+use super::fit::{CPU_NUM_TOKENS, Room, fit};
+use super::memory_plan::{self, Free};
+use super::runner::{DeviceChoice, KvDtype, RunnerOptions};
 use cuda_std::emulation;
 use qernel_core::batch::BatchLimits;
 use qernel_core::config::Config;
@@ -88,11 +89,24 @@ pub fn fit_cuda(
     options: &RunnerOptions,
 ) -> Result<(OpsConfig, KvLayout)> {
     let dtype = options.dtype.preferred(cuda::compute_dtype(weights));
-    let (free, _) = device.memory_info()?;
+    if let KvDtype::Only(kv) = options.kv_dtype
+        && kv != dtype
+    {
+        return Err(Error::Request(format!(
+            "a KV cache of {kv} was asked for; on a GPU it has the format of the matrices, here {dtype} (--dtype)"
+        )));
+    }
+    let (free, total) = device.memory_info()?;
     let room = Room {
-        free,
+        free: Free {
+            bytes: free,
+            taken: Some(total.saturating_sub(free)),
+            fraction: options.memory_fraction,
+        },
+        // That of an emulated one is the host's.
+        shared: device.is_emulated(),
         weights: cuda::weight_bytes(weights, dtype),
-        dtype,
+        kv: dtype,
         activation: cuda::precise_dtype(dtype),
         max_num_tokens: gpu_num_tokens(free, config, dtype)?,
         extra: |config, ops_config, dtype| {

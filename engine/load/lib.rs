@@ -6,15 +6,17 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod embedded;
+mod fit;
 #[cfg(feature = "cuda")]
 mod gpu;
 mod memory_plan;
 mod runner;
 
+pub use fit::{MODEST_CONTEXT, SMALL_CACHE, fit_cpu};
 #[cfg(feature = "cuda")]
 pub use gpu::{fit_cuda, open_device};
 pub use memory_plan::kv_layout;
-pub use runner::{DeviceChoice, DtypeChoice, RunnerOptions, fit_cpu, open_runner};
+pub use runner::{DeviceChoice, DtypeChoice, KvCacheSize, KvDtype, RunnerOptions, open_runner};
 
 use qernel_core::batch::{Batch, SequenceRows, WantedLogits};
 use qernel_core::chat::ChatTemplate;
@@ -23,6 +25,7 @@ use qernel_core::disk::{Access, Watch};
 use qernel_core::error::Result;
 use qernel_core::generate::{Engine, EngineConfig};
 use qernel_core::gguf::Gguf;
+use qernel_core::host_memory;
 use qernel_core::model::Runner;
 use qernel_core::tokenizer::Tokenizer;
 use qernel_core::weights::Weights;
@@ -109,14 +112,16 @@ impl Model {
         let mut first_and_last_tensor = None;
         // The vocabulary is read by another core while the weights go up.
         let (tokenizer, runner) = std::thread::scope(|scope| {
-            let tokenizer = scope.spawn(|| (Tokenizer::from_gguf(gguf), Instant::now()));
+            let tokenizer = std::thread::Builder::new()
+                .spawn_scoped(scope, || (Tokenizer::from_gguf(gguf), Instant::now()))
+                .map_err(|error| host_memory::no_thread("reading the vocabulary", error))?;
             let runner = open_runner(&weights, &config, options, &mut |loaded, total| {
                 let now = Instant::now();
                 first_and_last_tensor.get_or_insert((now, now)).1 = now;
                 progress(loaded, total);
             });
-            (tokenizer.join(), runner)
-        });
+            Ok((tokenizer.join(), runner))
+        })?;
         let (tokenizer, vocabulary) = tokenizer.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let (tokenizer, ready) = (tokenizer?, Instant::now());
         let runner = runner.and_then(with_finite_logits);

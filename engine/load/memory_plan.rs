@@ -9,6 +9,18 @@ use qernel_core::model::build::{self, Plan};
 
 const MIB: f64 = 1024.0 * 1024.0;
 
+/// The most pages of a cache: each token in it has a number of 32 bits.
+const MAX_PAGES: usize = u32::MAX as usize / PAGE_SIZE;
+
+/// How large the KV cache becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pool {
+    /// As many pages, or fewer as less is left, in no more than `most` bytes.
+    Pages { pages: usize, most: usize },
+    /// As many bytes as somebody asked for.
+    Bytes(usize),
+}
+
 /// What has to fit. All sizes are in bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MemoryRequest {
@@ -26,6 +38,7 @@ pub struct MemoryRequest {
     pub max_model_len: usize,
     /// Sequences that may run at once.
     pub max_num_sequences: usize,
+    pub pool: Pool,
 }
 
 /// Where the memory goes. All sizes are in bytes.
@@ -37,53 +50,77 @@ pub struct MemoryPlan {
     pub workspace: usize,
     /// Slots of `max_num_sequences` sequences.
     pub slots: usize,
-    /// Pages of the KV cache: what is left, at most what `max_num_sequences` of full length could use.
+    /// Pages of the KV cache, as [`Pool`] says.
     pub num_pages: usize,
     pub kv_cache: usize,
 }
 
-/// Shares `free` bytes, of which `fraction` may be used, out to weights, workspace and KV pages.
+/// What a device has.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Free {
+    /// Bytes that nobody has taken.
+    pub bytes: usize,
+    /// Bytes that are taken, where the device tells.
+    pub taken: Option<usize>,
+    /// Share of the free bytes that may be used, above 0 and at most 1.
+    pub fraction: f64,
+}
+
+/// Shares what is free out to weights, workspace and KV pages.
 ///
 /// # Errors
-/// [`Error::Request`] if `fraction` is not in `0 < fraction <= 1`; [`Error::Memory`] if not even one sequence of
-/// `max_model_len` tokens fits, with all numbers and the longest context that would.
-pub fn plan(free: usize, fraction: f64, request: &MemoryRequest) -> Result<MemoryPlan> {
+/// [`Error::Request`] if the fraction is not in `0 < fraction <= 1`; [`Error::Memory`] if not even one sequence of
+/// `max_model_len` tokens fits, or not as many pages as were asked for, with all numbers and what would fit.
+pub fn plan(free: &Free, request: &MemoryRequest) -> Result<MemoryPlan> {
+    let &Free { bytes: free_bytes, fraction, .. } = free;
     if !(fraction > 0.0 && fraction <= 1.0) {
         return Err(Error::Request(format!(
             "the fraction of memory to use must be above 0 and at most 1, not {fraction}"
         )));
     }
-    let &MemoryRequest { weights, workspace, slot_bytes, page_bytes, max_model_len, max_num_sequences } =
+    let &MemoryRequest { weights, workspace, slot_bytes, page_bytes, max_model_len, max_num_sequences, pool } =
         request;
     let slots = slot_bytes.saturating_mul(max_num_sequences);
-    let budget = (free as f64 * fraction) as usize;
-    let pages_per_sequence = max_model_len.div_ceil(PAGE_SIZE);
+    let budget = (free_bytes as f64 * fraction) as usize;
     let fixed = weights.saturating_add(workspace).saturating_add(slots);
     let left = budget.saturating_sub(fixed);
-    let fitting = left / page_bytes.max(1);
-    if fixed > budget || fitting < pages_per_sequence {
-        let kv_cache = pages_per_sequence.saturating_mul(page_bytes);
-        let advice = match fitting * PAGE_SIZE {
+    let pages_per_sequence = max_model_len.div_ceil(PAGE_SIZE);
+    let pages = |bytes: usize| (bytes / page_bytes.max(1)).min(MAX_PAGES);
+    let num_pages = match pool {
+        Pool::Pages { pages: wanted, most } => pages(left.min(most)).min(wanted),
+        Pool::Bytes(bytes) => pages(bytes),
+    };
+    let kv_cache = num_pages.max(pages_per_sequence).saturating_mul(page_bytes);
+    if fixed > budget || kv_cache > left {
+        let advice = match pages(left) * PAGE_SIZE {
             0 => "no context fits: use a smaller model, another device, or a larger fraction".to_owned(),
             longest => format!("the largest context that fits is {longest} tokens"),
         };
+        let needed = [("weights", weights), ("workspace", workspace), ("recurrent states", slots)];
+        let needed = needed.iter().filter(|(_, bytes)| *bytes > 0);
+        let needed: String =
+            needed.map(|(what, bytes)| format!("{what} {:.1} MiB + ", *bytes as f64 / MIB)).collect();
+        let tokens = num_pages.max(pages_per_sequence).saturating_mul(PAGE_SIZE).max(max_model_len);
+        let taken =
+            free.taken.map_or(String::new(), |taken| format!(", {:.1} MiB are taken", taken as f64 / MIB));
         return Err(Error::Memory(format!(
-            "weights {:.1} MiB + workspace {:.1} MiB + {}KV cache for {max_model_len} tokens {:.1} MiB = {:.1} MiB, \
-             but only {:.1} MiB may be used ({fraction} of {:.1} MiB free); {advice}",
-            weights as f64 / MIB,
-            workspace as f64 / MIB,
-            if slots > 0 {
-                format!("recurrent states {:.1} MiB + ", slots as f64 / MIB)
-            } else {
-                String::new()
-            },
+            "{needed}KV cache for {tokens} tokens {:.1} MiB = {:.1} MiB, but only {:.1} MiB may be used ({fraction} of \
+             {:.1} MiB free{taken}); {advice}",
             kv_cache as f64 / MIB,
             fixed.saturating_add(kv_cache) as f64 / MIB,
             budget as f64 / MIB,
-            free as f64 / MIB,
+            free_bytes as f64 / MIB,
         )));
     }
-    let num_pages = fitting.min(pages_per_sequence.saturating_mul(max_num_sequences.max(1)));
+    if num_pages < pages_per_sequence {
+        return Err(Error::Memory(format!(
+            "a KV cache of {:.1} MiB holds {} tokens; one sequence of {max_model_len} tokens takes {:.1} MiB: give it more \
+             (--kv-cache-memory) or ask for less context (--ctx-size)",
+            num_pages as f64 * page_bytes as f64 / MIB,
+            num_pages * PAGE_SIZE,
+            kv_cache as f64 / MIB,
+        )));
+    }
     Ok(MemoryPlan { budget, weights, workspace, slots, num_pages, kv_cache: num_pages * page_bytes })
 }
 
@@ -113,18 +150,6 @@ pub fn kv_layout(config: &Config, dtype: Dtype, num_pages: usize) -> Result<KvLa
     build::plan(config)?.state.pages(dtype, num_pages)
 }
 
-/// Bytes of main memory that a program may take without swapping, as Linux estimates it; `None` where
-/// `/proc/meminfo` does not say.
-pub fn available_memory() -> Option<usize> {
-    parse_meminfo(&std::fs::read_to_string("/proc/meminfo").ok()?)
-}
-
-fn parse_meminfo(text: &str) -> Option<usize> {
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,7 +161,13 @@ mod tests {
         page_bytes: 10,
         max_model_len: 4 * PAGE_SIZE,
         max_num_sequences: 3,
+        pool: Pool::Pages { pages: 12, most: usize::MAX },
     };
+
+    /// The plan of a device that has `bytes` free and tells nothing else.
+    fn plan(bytes: usize, fraction: f64, request: &MemoryRequest) -> Result<MemoryPlan> {
+        super::plan(&Free { bytes, taken: None, fraction }, request)
+    }
 
     #[test]
     fn the_pool_takes_what_is_left() {
@@ -146,8 +177,42 @@ mod tests {
     }
 
     #[test]
-    fn the_pool_is_never_larger_than_all_sequences_need() {
+    fn the_pool_is_never_larger_than_was_wanted() {
         assert_eq!(plan(1 << 30, 1.0, &REQUEST).unwrap().num_pages, 12);
+    }
+
+    #[test]
+    fn the_pool_takes_no_more_than_it_may() {
+        let request = |most| MemoryRequest { pool: Pool::Pages { pages: 4, most }, ..REQUEST };
+        assert_eq!(plan(1 << 30, 1.0, &request(usize::MAX)).unwrap().num_pages, 4);
+        assert_eq!(plan(1240, 1.0, &request(40)).unwrap().kv_cache, 40);
+        let text = plan(1 << 30, 1.0, &request(39)).unwrap_err().to_string();
+        assert!(text.contains("96 tokens; one sequence of 128 tokens"), "{text}");
+        assert!(plan(1239, 1.0, &request(usize::MAX)).is_err());
+    }
+
+    #[test]
+    fn a_cache_is_as_large_as_was_asked_for_or_refused() {
+        let request = |bytes| MemoryRequest { pool: Pool::Bytes(bytes), ..REQUEST };
+        assert_eq!(plan(1400, 1.0, &request(59)).unwrap().num_pages, 5);
+        assert_eq!(plan(1400, 1.0, &request(200)).unwrap().num_pages, 20, "more than all sequences need");
+        for (bytes, expected) in [
+            (39, "holds 96 tokens; one sequence of 128 tokens"),
+            (0, "holds 0 tokens"),
+            (210, "KV cache for 672 tokens"),
+            (usize::MAX, "only 0.0 MiB may be used"),
+        ] {
+            let error = plan(1400, 1.0, &request(bytes)).unwrap_err();
+            assert!(matches!(&error, Error::Memory(text) if text.contains(expected)), "{bytes}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_others_have_taken_is_said() {
+        let free = Free { bytes: 1 << 20, taken: Some(5 << 20), fraction: 0.5 };
+        let request = MemoryRequest { weights: 1 << 20, ..REQUEST };
+        let text = super::plan(&free, &request).unwrap_err().to_string();
+        assert!(text.contains("only 0.5 MiB may be used (0.5 of 1.0 MiB free, 5.0 MiB are taken)"), "{text}");
     }
 
     #[test]
@@ -182,13 +247,5 @@ mod tests {
     fn enormous_requests_do_not_overflow() {
         let request = MemoryRequest { weights: usize::MAX, page_bytes: usize::MAX, ..REQUEST };
         assert!(matches!(plan(usize::MAX, 1.0, &request), Err(Error::Memory(_))));
-    }
-
-    #[test]
-    fn meminfo_is_read_in_kib() {
-        let text = "MemTotal:       24000 kB\nMemFree:        1 kB\nMemAvailable:   20000 kB\n";
-        assert_eq!(parse_meminfo(text), Some(20_000 * 1024));
-        assert_eq!(parse_meminfo("MemTotal: 1 kB\n"), None);
-        assert_eq!(parse_meminfo("MemAvailable: many kB\n"), None);
     }
 }

@@ -1,16 +1,14 @@
 //! Opens a model on a device: what fits is worked out before anything is allocated.
 
+use super::fit::fit_cpu;
 #[cfg(feature = "cuda")]
 use super::gpu;
-use super::memory_plan::{self, MemoryPlan, MemoryRequest};
-use qernel_core::batch::BatchLimits;
 use qernel_core::config::Config;
 use qernel_core::cpu::CpuOps;
 use qernel_core::dtype::Dtype;
 use qernel_core::error::{Error, Result};
-use qernel_core::kv_layout::{KvLayout, PAGE_SIZE, pages_for};
-use qernel_core::model::{ModelRunner, Runner, build};
-use qernel_core::ops::OpsConfig;
+use qernel_core::host_memory;
+use qernel_core::model::{ModelRunner, Runner};
 use qernel_core::weights::Weights;
 use std::fmt;
 use std::str::FromStr;
@@ -115,13 +113,79 @@ impl fmt::Display for DtypeChoice {
     }
 }
 
+/// The format of cached K and V.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvDtype {
+    /// f16 on the CPU, that of matrices on a GPU.
+    #[default]
+    Auto,
+    /// The most precise that the device has: f32 on the CPU, that of matrices on a GPU.
+    Precise,
+    /// This one; a GPU has no other than that of matrices.
+    Only(Dtype),
+}
+
+impl KvDtype {
+    /// The format on the CPU.
+    pub fn on_cpu(self) -> Dtype {
+        match self {
+            Self::Auto => Dtype::F16,
+            Self::Precise => Dtype::F32,
+            Self::Only(dtype) => dtype,
+        }
+    }
+}
+
+impl FromStr for KvDtype {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            _ => text.parse().map(Self::Only).map_err(|_: Error| {
+                Error::Request(format!(
+                    "expected auto, f16, bf16 or f32 as the KV cache's format, found {text:?}"
+                ))
+            }),
+        }
+    }
+}
+
+impl fmt::Display for KvDtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Precise => f.write_str("precise"),
+            Self::Only(dtype) => dtype.fmt(f),
+        }
+    }
+}
+
+/// How much the KV cache holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvCacheSize {
+    /// On a GPU all that is left, at most what all sequences of full length could use. On the CPU, whose memory others use too, one
+    /// sequence of full length, or more as long as that takes no more than [`SMALL_CACHE`](crate::SMALL_CACHE), and never more than
+    /// half of what is free. There the memory is taken as it is used.
+    #[default]
+    Auto,
+    /// As [`KvCacheSize::Auto`], but on the CPU as many tokens, of all sequences together.
+    Tokens(usize),
+    /// As many bytes.
+    Bytes(usize),
+}
+
 /// How large batches and contexts may be, and what they are computed with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunnerOptions {
     pub device: DeviceChoice,
     /// Of matrices on a GPU.
     pub dtype: DtypeChoice,
-    /// Longest sequence in tokens; `None`: what the model was made for, or less where less fits.
+    /// Of cached K and V.
+    pub kv_dtype: KvDtype,
+    pub kv_cache: KvCacheSize,
+    /// Longest sequence in tokens; `None`: what the model was made for, or less where less fits. On the CPU no more than
+    /// [`MODEST_CONTEXT`](crate::MODEST_CONTEXT) for each of `max_num_sequences`.
     pub max_model_len: Option<usize>,
     /// Rows of a step; also the length of a prefill chunk. `None`: 512 on the CPU; on a GPU up to 8192, as long as their buffers
     /// take no more than a sixteenth of its free memory.
@@ -152,6 +216,8 @@ impl Default for RunnerOptions {
         Self {
             device: DeviceChoice::Auto,
             dtype: DtypeChoice::Auto,
+            kv_dtype: KvDtype::Auto,
+            kv_cache: KvCacheSize::Auto,
             max_model_len: None,
             max_num_tokens: None,
             max_num_sequences: 1,
@@ -164,8 +230,16 @@ impl Default for RunnerOptions {
     }
 }
 
-/// A context is not made shorter than this without being asked for it.
-const SHORTEST_UNASKED: usize = 8 * PAGE_SIZE;
+/// Starts the threads that compute, if nobody has.
+fn start_threads() -> Result<()> {
+    match rayon::ThreadPoolBuilder::new().build_global() {
+        // Threads that run already are an error without a source.
+        Err(error) if std::error::Error::source(&error).is_some() => {
+            Err(host_memory::no_thread("computing", error))
+        }
+        _ => Ok(()),
+    }
+}
 
 /// Loads `weights` on the device and allocates pages and work buffers. `progress` is called with the bytes of weights
 /// loaded so far and with their sum.
@@ -190,6 +264,7 @@ pub fn open_runner(
     if options.max_num_tokens == Some(0) || options.max_num_sequences == 0 {
         return Err(Error::Request("a step needs at least one row and one sequence".into()));
     }
+    start_threads()?;
     #[cfg(feature = "cuda")]
     if let Some(device) = gpu::open_device(options.device)? {
         return gpu::open_runner(&device, weights, config, options, progress);
@@ -206,110 +281,10 @@ pub fn open_runner(
     Ok(Box::new(ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?))
 }
 
-/// The largest batch, the longest context and the KV cache that fit in the host's memory.
-///
-/// # Errors
-/// [`Error::Memory`] with the numbers where they do not.
-pub fn fit_cpu(config: &Config, options: &RunnerOptions) -> Result<(OpsConfig, KvLayout)> {
-    // Where the system does not say what is available, the allocator will.
-    let free = memory_plan::available_memory().unwrap_or(usize::MAX / 2);
-    let max_num_tokens = CPU_NUM_TOKENS;
-    let room = Room {
-        free,
-        weights: 0,
-        dtype: Dtype::F32,
-        activation: Dtype::F32,
-        max_num_tokens,
-        extra: |_, _, _| 0,
-    };
-    fit(config, options, &room)
-}
-
-/// Rows of a step where nobody asks for more or fewer.
-pub(crate) const CPU_NUM_TOKENS: usize = 512;
-/// What a device has and what a model takes there, in bytes.
-pub(crate) struct Room {
-    pub free: usize,
-    /// Weights that are copied to it; 0 where they stay in the file's memory map.
-    pub weights: usize,
-    /// Of KV pages, and of matrices where they are copied.
-    pub dtype: Dtype,
-    /// Of what matrix products read.
-    pub activation: Dtype,
-    /// Rows of a step where the options leave them open.
-    pub max_num_tokens: usize,
-    /// What the device takes besides the model's buffers.
-    pub extra: fn(&Config, &OpsConfig, Dtype) -> usize,
-}
-
-/// The longest context and the number of pages that fit.
-pub(crate) fn fit(config: &Config, options: &RunnerOptions, room: &Room) -> Result<(OpsConfig, KvLayout)> {
-    let mut max_model_len = options.max_model_len.unwrap_or(config.max_position_embeddings);
-    loop {
-        match plan(config, options, room, max_model_len) {
-            Err(Error::Memory(_)) if options.max_model_len.is_none() && max_model_len > SHORTEST_UNASKED => {
-                max_model_len = (max_model_len / 2).max(SHORTEST_UNASKED);
-            }
-            Err(error) => return Err(error),
-            Ok((ops_config, plan)) => {
-                if max_model_len < options.max_model_len.unwrap_or(config.max_position_embeddings) {
-                    tracing::warn!(
-                        "a context of {max_model_len} tokens is what fits; the model was made for more"
-                    );
-                }
-                tracing::info!(?plan, max_model_len, "memory");
-                return Ok((ops_config, memory_plan::kv_layout(config, room.dtype, plan.num_pages)?));
-            }
-        }
-    }
-}
-
-fn plan(
-    config: &Config,
-    options: &RunnerOptions,
-    room: &Room,
-    max_model_len: usize,
-) -> Result<(OpsConfig, MemoryPlan)> {
-    let limits = BatchLimits {
-        max_num_tokens: options.max_num_tokens.unwrap_or(room.max_num_tokens),
-        max_num_sequences: options.max_num_sequences,
-        max_num_logits: options.max_num_logits.max(options.max_num_sequences),
-        max_blocks: pages_for(max_model_len),
-    };
-    let ops_config = OpsConfig::new(config, max_model_len, limits);
-    let model = build::plan(config)?;
-    let workspace = memory_plan::workspace_bytes(&model, config, &limits, max_model_len, room.activation);
-    let request = MemoryRequest {
-        weights: room.weights,
-        workspace: workspace.saturating_add((room.extra)(config, &ops_config, room.dtype)),
-        slot_bytes: model.state.slot_bytes(),
-        page_bytes: model.state.pages(room.dtype, 1)?.page_bytes(),
-        max_model_len,
-        max_num_sequences: options.max_num_sequences,
-    };
-    let plan = memory_plan::plan(room.free, options.memory_fraction, &request)?;
-    Ok((ops_config, plan))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use qernel_core::testing::TinyModel;
-
-    fn config() -> Config {
-        Config::from_gguf(&TinyModel::default().gguf()).unwrap()
-    }
-
-    fn room(free: usize) -> Room {
-        Room {
-            free,
-            weights: 1 << 20,
-            dtype: Dtype::F16,
-            activation: Dtype::F16,
-            max_num_tokens: 8,
-            extra: |_, _, _| 1 << 10,
-        }
-    }
 
     #[test]
     fn devices_have_names() {
@@ -332,25 +307,6 @@ mod tests {
             assert_eq!(text.parse::<DtypeChoice>().unwrap().to_string(), text);
         }
         assert!(matches!("float16".parse::<DtypeChoice>(), Err(Error::Request(_))));
-    }
-
-    #[test]
-    fn the_whole_context_of_the_model_where_it_fits_and_a_shorter_one_where_not() {
-        let config = config();
-        let options = RunnerOptions { max_num_tokens: Some(8), ..RunnerOptions::default() };
-        let (ops, layout) = fit(&config, &options, &room(1 << 30)).unwrap();
-        assert_eq!(ops.max_model_len, config.max_position_embeddings);
-        assert_eq!(layout.num_pages, pages_for(config.max_position_embeddings));
-        let enough = plan(&config, &options, &room(1 << 30), 1024).unwrap().1;
-        let free = ((enough.weights + enough.workspace + enough.kv_cache) as f64 / 0.9) as usize + 2;
-        assert_eq!(fit(&config, &options, &room(free)).unwrap().0.max_model_len, 1024);
-    }
-
-    #[test]
-    fn a_context_that_was_asked_for_is_an_error_where_it_does_not_fit() {
-        let options = RunnerOptions { max_model_len: Some(2048), ..RunnerOptions::default() };
-        let error = fit(&config(), &options, &room(3 << 20)).unwrap_err();
-        assert!(matches!(&error, Error::Memory(text) if text.contains("2048 tokens")), "{error}");
     }
 
     #[test]

@@ -39,9 +39,11 @@ use engine_thread::{EngineHandle, Health};
 use error::ApiError;
 use metrics::Metrics;
 use qernel_core::error::{Error, Result};
+use qernel_core::host_memory;
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{SocketAddr, TcpListener};
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -133,15 +135,19 @@ impl Server {
     ) -> Result<()> {
         let Self { config, listener } = self;
         let io = |error| Error::io("the server's runtime", error);
-        let runtime = tokio::runtime::Builder::new_multi_thread()
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        runtime
             .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8))
             .max_blocking_threads(work::TEXT_THREADS)
             .thread_name("http")
-            .enable_all()
-            .build()
+            .enable_all();
+        // Tokio panics where the system does not start its threads.
+        let runtime = std::panic::catch_unwind(AssertUnwindSafe(|| runtime.build()))
+            .map_err(|_| host_memory::no_thread("the server", "it panicked"))?
             .map_err(io)?;
         let metrics = Arc::new(Metrics::default());
-        let (engine, thread) = EngineHandle::start(open, &config, Arc::clone(&metrics)).map_err(io)?;
+        let (engine, thread) = EngineHandle::start(open, &config, Arc::clone(&metrics))
+            .map_err(|error| host_memory::no_thread("the engine", error))?;
         let cors = cors(&config.cors)?;
         let work = Work::new(config.request_timeout);
         let app = Arc::new(App { config, engine, work, metrics, started: SystemTime::now() });

@@ -91,10 +91,10 @@ fn every_combination_is_a_row_with_the_fields_of_llama_bench() {
         assert!((sample - tokens).abs() < 1e-3 * tokens, "{sample} {tokens}");
         assert_eq!(row["bytes_per_step"].is_u64(), row["n_prompt"] == 0);
     }
-    // K and V of two layers, two heads of 64 values, f32 on the CPU: 2 KiB a position.
+    // K and V of two layers, two heads of 64 values, f16: 1 KiB a position.
     let bytes = |i: usize| rows[i]["bytes_per_step"].as_u64().unwrap();
-    assert_eq!(bytes(5) - bytes(1), 49 * 2048);
-    assert_eq!(bytes(6) - bytes(5), 2 * 2048 * 107 / 2);
+    assert_eq!(bytes(5) - bytes(1), 49 * 1024);
+    assert_eq!(bytes(6) - bytes(5), 2 * 1024 * 107 / 2);
 }
 
 #[test]

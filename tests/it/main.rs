@@ -22,6 +22,7 @@ mod lab_tools;
 mod library;
 #[path = "../common/life.rs"]
 mod life;
+mod memory;
 mod model_file;
 mod outputs;
 mod program;

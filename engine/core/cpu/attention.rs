@@ -5,7 +5,7 @@
 //! row's position alone, so a row has the same bits in a whole prefill, in a chunk and in a decode step.
 
 use super::expect_below;
-use super::kv::KvCache;
+use super::kv::{Kind, KvCache};
 use super::simd::{Element, Isa, Kernel, LANES, Lanes, with_element};
 use super::tensor::Tensor;
 use crate::batch::Batch;
@@ -44,7 +44,7 @@ pub fn attention(
     }
 
     let group = num_heads / num_key_value_heads;
-    let (k, v) = cache.layer(layer);
+    let [k, v] = [Kind::K, Kind::V].map(|kind| cache.first_page_on(layer, kind));
     let head = |i: usize, out: &mut [f32]| {
         let (row, head) = (i / num_heads, i % num_heads);
         let pages = &batch.block_table[batch.sequence_of_token[row] as usize * batch.max_blocks..];
@@ -54,8 +54,8 @@ pub fn attention(
                 k,
                 v,
                 pages,
-                stride: layout.page_elements(),
-                offset: head / group * PAGE_SIZE * head_dim,
+                stride: cache.stride(),
+                offset: head / group * PAGE_SIZE * head_dim * E::SIZE,
                 visible: batch.positions[row] as usize + 1,
                 out,
                 element: PhantomData,
@@ -80,14 +80,14 @@ pub fn attention(
 struct Head<'a, E> {
     /// `[head_dim]`
     q: &'a [f32],
-    /// All pages of the layer.
+    /// From the layer's K and V in the first page on.
     k: &'a [u8],
     v: &'a [u8],
     /// Pages of the sequence, in order.
     pages: &'a [u32],
-    /// Values from page to page.
+    /// Bytes from page to page.
     stride: usize,
-    /// Values from the start of a page to this head's.
+    /// Bytes from there to this head's.
     offset: usize,
     /// Positions it attends to.
     visible: usize,
@@ -109,7 +109,7 @@ impl<E: Element> Kernel for Head<'_, E> {
         for first in (0..self.visible).step_by(PAGE_SIZE) {
             let tokens = (self.visible - first).min(PAGE_SIZE);
             let at = self.pages[first / PAGE_SIZE] as usize * self.stride + self.offset;
-            let range = at * E::SIZE..(at + tokens * head_dim) * E::SIZE;
+            let range = at..at + tokens * head_dim * E::SIZE;
             let (k, v) = (&self.k[range.clone()], &self.v[range]);
 
             let mut scores = [0f32; PAGE_SIZE];

@@ -1,23 +1,15 @@
 //! What is between the product of Q, K and V and attention: biases, rotation, the pages of K and V.
 
-use super::kv::KvCache;
+use super::kv::{Kind, KvCache};
 use super::simd::{Element, with_element};
 use super::tensor::Tensor;
 use super::{expect_below, for_each_row};
 use crate::batch::Batch;
 use crate::error::{Error, Result};
 use crate::kv_layout::{KvLayout, PAGE_SIZE};
+use crate::rope::RopeTable;
 
 const OP: &str = "bias_rope_kv";
-
-/// Cosines and sines, [`crate::rope::rope_table`].
-#[derive(Clone, Copy)]
-pub struct Angles<'a> {
-    /// `[max_positions, head_dim / 2]`
-    pub cos: &'a [f32],
-    /// `[max_positions, head_dim / 2]`
-    pub sin: &'a [f32],
-}
 
 /// Of each row `[q; k; v]` of `qkv`: biases are added, Q and K rotated by the row's position, Q goes to `q` `[num_tokens,
 /// num_attention_heads * head_dim]`, K and V to the row's slot in `layer`, rounded to the format of the cache.
@@ -27,7 +19,7 @@ pub struct Angles<'a> {
 pub fn bias_rope_kv(
     batch: &Batch,
     layer: usize,
-    angles: Angles,
+    angles: &RopeTable,
     qkv: &Tensor,
     bias: [Option<&Vec<f32>>; 3],
     q: &mut Tensor,
@@ -39,7 +31,7 @@ pub fn bias_rope_kv(
     let (q_size, kv_size) = (q.cols(), num_key_value_heads * head_dim);
     cache.expect_layer(OP, layer)?;
     expect_below(OP, "slot", &batch.slots, num_pages * PAGE_SIZE)?;
-    expect_below(OP, "position", &batch.positions, angles.cos.len() / half.max(1))?;
+    expect_below(OP, "position", &batch.positions, angles.num_positions())?;
     q.expect(OP, "q", n, q_size)?;
     qkv.expect(OP, "qkv", n, q_size + 2 * kv_size)?;
     for (name, bias, size) in [("q", bias[0], q_size), ("k", bias[1], kv_size), ("v", bias[2], kv_size)] {
@@ -52,23 +44,23 @@ pub fn bias_rope_kv(
     }
     let angles = |i: usize| {
         let at = batch.positions[i] as usize * half;
-        (&angles.cos[at..][..half], &angles.sin[at..][..half])
+        (&angles.cos()[at..][..half], &angles.sin()[at..][..half])
     };
     for_each_row(q.first_mut(n), q_size, |i, q| {
         set(q, &qkv.row(i)[..q_size], bias[0]);
         let (cos, sin) = angles(i);
         rotate(cos, sin, q);
     });
-    let (k_pages, v_pages) = cache.layer_mut(layer);
     let mut row = vec![0.0; kv_size];
     for (i, &slot) in batch.slots.iter().enumerate() {
         let (k, v) = qkv.row(i)[q_size..].split_at(kv_size);
         set(&mut row, k, bias[1]);
         let (cos, sin) = angles(i);
         rotate(cos, sin, &mut row);
-        write_row(&layout, slot, &row, k_pages);
+        let (page, offset) = (slot as usize / PAGE_SIZE, slot as usize % PAGE_SIZE);
+        write_row(&layout, offset, &row, cache.page_mut(layer, Kind::K, page));
         set(&mut row, v, bias[2]);
-        write_row(&layout, slot, &row, v_pages);
+        write_row(&layout, offset, &row, cache.page_mut(layer, Kind::V, page));
     }
     Ok(())
 }
@@ -93,15 +85,18 @@ fn rotate(cos: &[f32], sin: &[f32], x: &mut [f32]) {
     }
 }
 
-/// One row, `[num_key_value_heads * head_dim]`, to page `slot / PAGE_SIZE`, offset `slot % PAGE_SIZE` in the pages of a layer.
-fn write_row(layout: &KvLayout, slot: u32, row: &[f32], pages: &mut [u8]) {
-    let &KvLayout { dtype, num_key_value_heads: heads, head_dim, .. } = layout;
-    let (page, offset) = (slot as usize / PAGE_SIZE, slot as usize % PAGE_SIZE);
+/// One row, `[num_key_value_heads * head_dim]`, to the token `offset` of a page `[num_key_value_heads, PAGE_SIZE, head_dim]`.
+///
+/// What is beyond the format's range becomes NaN and with it every answer that looks at it: as infinity a position could drop out
+/// of attention, or win it, and nobody would know.
+fn write_row(layout: &KvLayout, offset: usize, row: &[f32], page: &mut [u8]) {
+    let &KvLayout { dtype, head_dim, .. } = layout;
     for (head, values) in row.chunks_exact(head_dim).enumerate() {
-        let at = ((page * heads + head) * PAGE_SIZE + offset) * head_dim;
+        let at = (head * PAGE_SIZE + offset) * head_dim;
         with_element!(dtype, E => {
-            let to = &mut pages[at * E::SIZE..][..head_dim * E::SIZE];
+            let to = &mut page[at * E::SIZE..][..head_dim * E::SIZE];
             for (to, &value) in to.chunks_exact_mut(E::SIZE).zip(values) {
+                let value = if value.abs() > E::LARGEST { f32::NAN } else { value };
                 // SAFETY: a chunk is one value.
                 unsafe { E::set(to.as_mut_ptr(), value) };
             }

@@ -1,7 +1,7 @@
 //! [`Ops`] on the CPU: the reference that GPU kernels are compared with, and the engine of a machine without a GPU.
 //!
-//! Everything is f32; weights stay in the file's format where they are, in the memory map, and are widened as they
-//! are read. Each operation is one file. Every reduction has an order that depends on its own length alone, never on
+//! Everything is f32 but for cached K and V; weights stay in the file's format where they are, in the memory map, and are widened
+//! as they are read. Each operation is one file. Every reduction has an order that depends on its own length alone, never on
 //! the batch, on the number of threads or on the processor's vector width: see [`simd`] and [`matmul`].
 
 pub mod add_bias;
@@ -32,7 +32,7 @@ use crate::error::{Error, Result};
 use crate::kv_layout::KvLayout;
 use crate::ops::parts::{LayerNorm, Linear, QkNorm, RmsNorm, Router};
 use crate::ops::{Ops, OpsConfig, Rows, Stacked, Types};
-use crate::rope::rope_table;
+use crate::rope::RopeTable;
 use crate::sampler::SamplingRow;
 use crate::weights::Matrix;
 use kv::KvCache;
@@ -44,10 +44,10 @@ use tensor::Tensor;
 pub struct CpuOps {
     isa: Isa,
     config: OpsConfig,
-    /// `[max_model_len, head_dim / 2]`
-    cos: Vec<f32>,
-    /// `[max_model_len, head_dim / 2]`
-    sin: Vec<f32>,
+    /// Of the positions that came so far.
+    angles: RopeTable,
+    /// What [`Ops::read_bandwidth`] reads.
+    weights: Vec<bytes::Bytes>,
     /// For the next draw.
     sampling: Vec<SamplingRow>,
     /// Of the last draw.
@@ -78,18 +78,20 @@ impl CpuOps {
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
             return Err(Error::Model(format!("head_dim must be even and positive, it is {head_dim}")));
         }
-        let (cos, sin) = rope_table(&config.rotation, head_dim, config.max_model_len);
         Ok(Self {
             isa,
             config: config.clone(),
-            cos,
-            sin,
+            angles: RopeTable::new(&config.rotation, head_dim),
+            weights: Vec::new(),
             sampling: Vec::new(),
             drawn: Vec::new(),
             experts: experts::Scratch::default(),
         })
     }
 }
+
+/// Positions that the table of angles grows by: some tens of kilobytes.
+const POSITIONS_AT_A_TIME: usize = 256;
 
 /// Matrices of the file one below the other, `[sum of the rows, cols]`; most are one, those of experts one each.
 #[derive(Clone, Debug)]
@@ -131,6 +133,7 @@ impl Ops for CpuOps {
 
     fn load_matrix(&mut self, matrix: &Matrix) -> Result<Weight> {
         matrix.row_bytes()?;
+        self.weights.push(matrix.data.clone());
         Ok(Weight(vec![matrix.clone()]))
     }
 
@@ -218,8 +221,12 @@ impl Ops for CpuOps {
         q: &mut Tensor,
         cache: &mut KvCache,
     ) -> Result<()> {
-        let angles = bias_rope_kv::Angles { cos: &self.cos, sin: &self.sin };
-        bias_rope_kv::bias_rope_kv(batch, layer, angles, qkv, bias, q, cache)
+        let positions = batch.positions.iter().max().map_or(0, |&position| position as usize + 1);
+        if positions > self.angles.num_positions() {
+            let room = positions.next_multiple_of(POSITIONS_AT_A_TIME);
+            self.angles.grow(room.min(self.config.max_model_len).max(positions))?;
+        }
+        bias_rope_kv::bias_rope_kv(batch, layer, &self.angles, qkv, bias, q, cache)
     }
 
     fn attention(
@@ -330,7 +337,7 @@ impl Ops for CpuOps {
     }
 
     fn read_bandwidth(&mut self) -> Result<Option<f64>> {
-        Ok(Some(bandwidth::read_bandwidth()))
+        Ok(bandwidth::read_bandwidth(self.isa, &self.weights))
     }
 }
 

@@ -124,6 +124,8 @@ pub trait Lanes: Copy {
 /// A number format in memory: little-endian, of any alignment.
 pub trait Element: Send + Sync {
     const SIZE: usize;
+    /// The largest value that is not infinite.
+    const LARGEST: f32;
 
     /// The value whose bytes start at `from`.
     ///
@@ -152,9 +154,10 @@ pub struct F16;
 pub struct Bf16;
 
 macro_rules! element {
-    ($name:ident, $value:ty, $bytes:literal, $load:ident, |$v:ident| $to_f32:expr, |$f:ident| $from_f32:expr) => {
+    ($name:ident, $value:ty, $bytes:literal, $largest:expr, $load:ident, |$v:ident| $to_f32:expr, |$f:ident| $from_f32:expr) => {
         impl Element for $name {
             const SIZE: usize = $bytes;
+            const LARGEST: f32 = $largest;
 
             #[inline(always)]
             unsafe fn get(from: *const u8) -> f32 {
@@ -179,9 +182,19 @@ macro_rules! element {
     };
 }
 
-element!(F32, f32, 4, load_f32, |v| v, |f| f);
-element!(F16, half::f16, 2, load_f16, |v| v.to_f32(), |f| half::f16::from_f32(f));
-element!(Bf16, half::bf16, 2, load_bf16, |v| v.to_f32(), |f| half::bf16::from_f32(f));
+element!(F32, f32, 4, f32::MAX, load_f32, |v| v, |f| f);
+element!(
+    F16,
+    half::f16,
+    2,
+    half::f16::MAX.to_f32_const(),
+    load_f16,
+    |v| v.to_f32(),
+    |f| half::f16::from_f32(f)
+);
+element!(Bf16, half::bf16, 2, half::bf16::MAX.to_f32_const(), load_bf16, |v| v.to_f32(), |f| {
+    half::bf16::from_f32(f)
+});
 
 /// Runs `$body` with the type `$element` that stands for `$dtype`.
 macro_rules! with_element {

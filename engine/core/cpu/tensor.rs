@@ -1,55 +1,35 @@
 //! Buffers of the CPU: f32, row-major, on cache lines.
 
 use crate::error::{Error, Result};
-use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::ptr::NonNull;
+use crate::host_memory;
+use memmap2::MmapMut;
 
-/// Bytes of a cache line: a 64-byte load that crosses two of them takes twice as long.
-const ALIGNMENT: usize = 64;
-
-/// Bytes on a cache line, zero at first; the system gives the pages when they are first written.
+/// Bytes on a page of memory, zero at first. The system gives a page when it is first written: what is not used is not taken.
 #[derive(Debug)]
 pub(super) struct Bytes {
-    data: NonNull<u8>,
+    map: MmapMut,
     len: usize,
-    layout: Layout,
 }
 
-// SAFETY: it owns its memory like a Vec<u8>.
-unsafe impl Send for Bytes {}
-// SAFETY: as above.
-unsafe impl Sync for Bytes {}
-
 impl Bytes {
-    /// Allocates the product of `sizes`; `what` names it in errors.
+    /// Reserves the product of `sizes`; `what` names it in errors.
     ///
     /// # Errors
     /// [`Error::Memory`] if the size overflows or the system refuses.
     pub(super) fn zeroed(what: &str, sizes: &[usize]) -> Result<Self> {
-        let overflow = || Error::Memory(format!("{what}: the product of {sizes:?} overflows"));
-        let len = sizes.iter().try_fold(1usize, |a, &b| a.checked_mul(b)).ok_or_else(overflow)?;
-        let layout = Layout::from_size_align(len.max(1), ALIGNMENT).map_err(|_| overflow())?;
-        // SAFETY: the layout is not empty.
-        let data = NonNull::new(unsafe { alloc_zeroed(layout) })
-            .ok_or_else(|| Error::Memory(format!("{what}: the system refused {len} bytes")))?;
-        Ok(Self { data, len, layout })
+        let len = sizes.iter().try_fold(1usize, |a, &b| a.checked_mul(b));
+        let len = len.ok_or_else(|| Error::Memory(format!("{what}: the product of {sizes:?} overflows")))?;
+        // No map is empty.
+        let map = MmapMut::map_anon(len.max(1)).map_err(|_| host_memory::refused(what, len))?;
+        Ok(Self { map, len })
     }
 
     pub(super) fn as_slice(&self) -> &[u8] {
-        // SAFETY: len bytes were allocated and initialised.
-        unsafe { std::slice::from_raw_parts(self.data.as_ptr(), self.len) }
+        &self.map[..self.len]
     }
 
     pub(super) fn as_mut_slice(&mut self) -> &mut [u8] {
-        // SAFETY: as above, borrowed mutably.
-        unsafe { std::slice::from_raw_parts_mut(self.data.as_ptr(), self.len) }
-    }
-}
-
-impl Drop for Bytes {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout.
-        unsafe { dealloc(self.data.as_ptr(), self.layout) };
+        &mut self.map[..self.len]
     }
 }
 
@@ -81,14 +61,14 @@ impl Tensor {
 
     /// All values, row-major.
     pub fn values(&self) -> &[f32] {
-        // SAFETY: the bytes are aligned, and any bits are an f32.
-        unsafe { std::slice::from_raw_parts(self.bytes.data.as_ptr().cast(), self.rows * self.cols) }
+        // SAFETY: a map begins on a page, has room for them, and any bits are an f32.
+        unsafe { std::slice::from_raw_parts(self.bytes.map.as_ptr().cast(), self.rows * self.cols) }
     }
 
     /// All values, row-major.
     pub fn values_mut(&mut self) -> &mut [f32] {
         // SAFETY: as above, borrowed mutably.
-        unsafe { std::slice::from_raw_parts_mut(self.bytes.data.as_ptr().cast(), self.rows * self.cols) }
+        unsafe { std::slice::from_raw_parts_mut(self.bytes.map.as_mut_ptr().cast(), self.rows * self.cols) }
     }
 
     /// Row `i`.

@@ -92,7 +92,12 @@ impl Ops for CudaOps {
     }
 
     fn upload(&mut self, host: &Batch, batch: &mut CudaBatch) -> Result<()> {
-        batch.upload(host)
+        batch.upload(host)?;
+        if self.rope.grow(&self.device, batch.shape.position_bound)? {
+            // They read the table that was there before.
+            self.graphs.clear();
+        }
+        Ok(())
     }
 
     fn embed(&mut self, batch: &CudaBatch, table: &Weight, out: &mut Tensor) -> Result<()> {

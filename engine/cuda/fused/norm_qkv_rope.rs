@@ -109,7 +109,7 @@ pub(in super::super) fn norm_qkv_rope(
         }
     }
     q.expect(OP, "q", n, q.cols)?;
-    expect_bound(OP, "position", batch.shape.position_bound, table.max_positions)?;
+    expect_bound(OP, "position", batch.shape.position_bound, table.num_positions)?;
     expect_bound(OP, "slot", batch.shape.slot_bound, layout.num_pages * PAGE_SIZE)?;
     if layout.dtype != dtype {
         return Err(Error::Request(format!("{OP}: the pages are {} and the weights {dtype}", layout.dtype)));

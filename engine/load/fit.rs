@@ -1,0 +1,282 @@
+//! What fits on a device: the longest context, the largest batch and the pages of the KV cache.
+
+use super::memory_plan::{self, Free, MemoryPlan, MemoryRequest, Pool};
+use super::runner::{KvCacheSize, RunnerOptions};
+use qernel_core::batch::BatchLimits;
+use qernel_core::config::Config;
+use qernel_core::dtype::Dtype;
+use qernel_core::error::{Error, Result};
+use qernel_core::host_memory;
+use qernel_core::kv_layout::{KvLayout, PAGE_SIZE, pages_for};
+use qernel_core::model::build;
+use qernel_core::ops::OpsConfig;
+
+/// A context is not made shorter than this without being asked for it.
+const SHORTEST_UNASKED: usize = 8 * PAGE_SIZE;
+
+/// Bytes of a KV cache on the CPU that are not worth saving: up to these it holds a whole context for each sequence.
+pub const SMALL_CACHE: usize = 128 << 20;
+
+/// Tokens of context that a sequence gets on the CPU without asking for more, whatever the model claims to be made for.
+pub const MODEST_CONTEXT: usize = 32_768;
+
+/// The largest batch, the longest context and the KV cache that fit in the host's memory, of which the cache takes no more than half
+/// unless somebody asks for more.
+///
+/// # Errors
+/// [`Error::Memory`] with the numbers where they do not.
+pub fn fit_cpu(config: &Config, options: &RunnerOptions) -> Result<(OpsConfig, KvLayout)> {
+    // Where the system does not say what is available, the allocator will.
+    let free = host_memory::available().unwrap_or(usize::MAX / 2);
+    let room = Room {
+        free: Free { bytes: free, taken: None, fraction: options.memory_fraction },
+        shared: true,
+        weights: 0,
+        activation: Dtype::F32,
+        kv: options.kv_dtype.on_cpu(),
+        max_num_tokens: CPU_NUM_TOKENS,
+        extra: |_, _, _| 0,
+    };
+    fit(config, options, &room)
+}
+
+/// Rows of a step where nobody asks for more or fewer.
+pub(crate) const CPU_NUM_TOKENS: usize = 512;
+
+/// What a device has and what a model takes there, in bytes.
+pub(crate) struct Room {
+    pub free: Free,
+    /// Others use the memory too.
+    pub shared: bool,
+    /// Weights that are copied to it; 0 where they stay in the file's memory map.
+    pub weights: usize,
+    /// Of what norms and SwiGLU write.
+    pub activation: Dtype,
+    /// Of KV pages.
+    pub kv: Dtype,
+    /// Rows of a step where the options leave them open.
+    pub max_num_tokens: usize,
+    /// What the device takes besides the model's buffers.
+    pub extra: fn(&Config, &OpsConfig, Dtype) -> usize,
+}
+
+impl Room {
+    /// The context that is wanted: the one that was asked for, or the model's, but where others use the memory too no more than is
+    /// modest.
+    fn wanted(&self, config: &Config, options: &RunnerOptions) -> usize {
+        let modest = MODEST_CONTEXT.saturating_mul(options.max_num_sequences);
+        let most = if self.shared { modest } else { usize::MAX };
+        options.max_model_len.unwrap_or(config.max_position_embeddings.min(most))
+    }
+
+    /// The most bytes that the cache takes: half of what is free where others use the memory too and nobody asked for more.
+    fn most(&self, options: &RunnerOptions) -> usize {
+        match options.kv_cache {
+            KvCacheSize::Bytes(bytes) => bytes,
+            KvCacheSize::Auto if self.shared && options.max_model_len.is_none() => self.free.bytes / 2,
+            _ => usize::MAX,
+        }
+    }
+
+    /// What a cache for sequences of `max_model_len` tokens is, with pages of `page_bytes`.
+    fn pool(&self, options: &RunnerOptions, max_model_len: usize, page_bytes: usize) -> Pool {
+        let all = pages_for(max_model_len).saturating_mul(options.max_num_sequences);
+        let pages = match options.kv_cache {
+            KvCacheSize::Bytes(bytes) => return Pool::Bytes(bytes),
+            _ if !self.shared => all,
+            KvCacheSize::Auto => all.min(SMALL_CACHE / page_bytes),
+            KvCacheSize::Tokens(tokens) => pages_for(tokens),
+        };
+        Pool::Pages { pages: pages.max(pages_for(max_model_len)), most: self.most(options) }
+    }
+}
+
+/// The longest context and the number of pages that fit.
+pub(crate) fn fit(config: &Config, options: &RunnerOptions, room: &Room) -> Result<(OpsConfig, KvLayout)> {
+    let wanted = room.wanted(config, options);
+    let mut max_model_len = wanted;
+    if options.max_model_len.is_none() {
+        let page_bytes = build::plan(config)?.state.pages(room.kv, 1)?.page_bytes().max(1);
+        let held = (room.most(options) / page_bytes).saturating_mul(PAGE_SIZE);
+        max_model_len = wanted.min(held.max(SHORTEST_UNASKED));
+    }
+    loop {
+        match plan(config, options, room, max_model_len) {
+            Err(Error::Memory(_)) if options.max_model_len.is_none() && max_model_len > SHORTEST_UNASKED => {
+                max_model_len = (max_model_len / 2).max(SHORTEST_UNASKED);
+            }
+            Err(error) => return Err(error),
+            Ok((ops_config, plan)) => {
+                if max_model_len < wanted {
+                    tracing::warn!(
+                        "a context of {max_model_len} tokens is what fits; the model was made for {}",
+                        config.max_position_embeddings
+                    );
+                }
+                tracing::info!(?plan, max_model_len, "memory");
+                return Ok((ops_config, memory_plan::kv_layout(config, room.kv, plan.num_pages)?));
+            }
+        }
+    }
+}
+
+fn plan(
+    config: &Config,
+    options: &RunnerOptions,
+    room: &Room,
+    max_model_len: usize,
+) -> Result<(OpsConfig, MemoryPlan)> {
+    // All sequences together have no more.
+    let all_tokens = max_model_len.saturating_mul(options.max_num_sequences);
+    let limits = BatchLimits {
+        max_num_tokens: options.max_num_tokens.unwrap_or(room.max_num_tokens.min(all_tokens)),
+        max_num_sequences: options.max_num_sequences,
+        max_num_logits: options.max_num_logits.max(options.max_num_sequences),
+        max_blocks: pages_for(max_model_len),
+    };
+    let ops_config = OpsConfig::new(config, max_model_len, limits);
+    let model = build::plan(config)?;
+    let workspace = memory_plan::workspace_bytes(&model, config, &limits, max_model_len, room.activation);
+    let page_bytes = model.state.pages(room.kv, 1)?.page_bytes().max(1);
+    let request = MemoryRequest {
+        weights: room.weights,
+        workspace: workspace.saturating_add((room.extra)(config, &ops_config, room.kv)),
+        slot_bytes: model.state.slot_bytes(),
+        page_bytes,
+        max_model_len,
+        max_num_sequences: options.max_num_sequences,
+        pool: room.pool(options, max_model_len, page_bytes),
+    };
+    let plan = memory_plan::plan(&room.free, &request)?;
+    Ok((ops_config, plan))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runner::KvDtype;
+    use qernel_core::testing::TinyModel;
+
+    fn config() -> Config {
+        Config::from_gguf(&TinyModel::default().gguf()).unwrap()
+    }
+
+    fn room(free: usize) -> Room {
+        Room {
+            free: Free { bytes: free, taken: None, fraction: 0.9 },
+            shared: false,
+            weights: 1 << 20,
+            activation: Dtype::F16,
+            kv: Dtype::F16,
+            max_num_tokens: 8,
+            extra: |_, _, _| 1 << 10,
+        }
+    }
+
+    /// The room of a machine whose memory others use too.
+    fn shared(free: usize) -> Room {
+        Room { shared: true, ..room(free) }
+    }
+
+    fn page_bytes(config: &Config) -> usize {
+        build::plan(config).unwrap().state.pages(Dtype::F16, 1).unwrap().page_bytes()
+    }
+
+    #[test]
+    fn the_whole_context_of_the_model_where_it_fits_and_a_shorter_one_where_not() {
+        let config = config();
+        let options = RunnerOptions { max_num_tokens: Some(8), ..RunnerOptions::default() };
+        let (ops, layout) = fit(&config, &options, &room(1 << 30)).unwrap();
+        assert_eq!(ops.max_model_len, config.max_position_embeddings);
+        assert_eq!(layout.num_pages, pages_for(config.max_position_embeddings));
+        let enough = plan(&config, &options, &room(1 << 30), 1024).unwrap().1;
+        let free = ((enough.weights + enough.workspace + enough.kv_cache) as f64 / 0.9) as usize + 2;
+        assert_eq!(fit(&config, &options, &room(free)).unwrap().0.max_model_len, 1024);
+    }
+
+    #[test]
+    fn a_context_that_was_asked_for_is_an_error_where_it_does_not_fit() {
+        let options = RunnerOptions { max_model_len: Some(2048), ..RunnerOptions::default() };
+        let error = fit(&config(), &options, &room(3 << 20)).unwrap_err();
+        assert!(matches!(&error, Error::Memory(text) if text.contains("2048 tokens")), "{error}");
+    }
+
+    #[test]
+    fn shared_memory_is_taken_for_the_context_once_and_a_claim_takes_nothing() {
+        let (config, options) = (config(), RunnerOptions::for_sequences(64));
+        let fits = |config: &Config, options: &RunnerOptions, free| {
+            fit(config, options, &shared(free)).map(|(ops, layout)| (ops.max_model_len, layout.num_pages))
+        };
+        // A page of this model is 64 KiB in its two layers, all of 64 sequences 128 MiB.
+        assert_eq!(page_bytes(&config), 32 << 10);
+        assert_eq!(fits(&config, &options, 1 << 40).unwrap(), (2048, SMALL_CACHE / (32 << 10)));
+        let large = Config { num_hidden_layers: 128, ..config.clone() };
+        assert_eq!(
+            fits(&large, &options, 1 << 40).unwrap(),
+            (2048, 64),
+            "once, not for each of 64 sequences"
+        );
+        let tokens = RunnerOptions { kv_cache: KvCacheSize::Tokens(10_000), ..options.clone() };
+        assert_eq!(fits(&large, &tokens, 1 << 40).unwrap(), (2048, 313));
+
+        let claim = Config { max_position_embeddings: 1 << 24, ..large.clone() };
+        for sequences in [1, 4] {
+            let (len, pages) = fits(&claim, &RunnerOptions::for_sequences(sequences), 1 << 40).unwrap();
+            let modest = sequences * MODEST_CONTEXT;
+            assert_eq!((len, pages), (modest, pages_for(modest)));
+        }
+        let asked = RunnerOptions { max_model_len: Some(1 << 20), ..RunnerOptions::default() };
+        assert_eq!(fits(&claim, &asked, 1 << 40).unwrap().0, 1 << 20);
+    }
+
+    #[test]
+    fn shared_memory_is_taken_to_the_half_unless_somebody_asks_for_more() {
+        let large = Config { num_hidden_layers: 128, ..config() };
+        let page = page_bytes(&large);
+        let options = RunnerOptions { max_num_tokens: Some(8), ..RunnerOptions::default() };
+        let fits = |options: &RunnerOptions| {
+            // Half of it is 33 pages, what is behind weights and buffers more than 40.
+            fit(&large, options, &shared(66 * page + 1))
+                .map(|(ops, layout)| (ops.max_model_len, layout.num_pages))
+        };
+        assert_eq!(fits(&options).unwrap(), (33 * PAGE_SIZE, 33));
+        let asked = RunnerOptions { max_model_len: Some(40 * PAGE_SIZE), ..options.clone() };
+        assert_eq!(fits(&asked).unwrap(), (40 * PAGE_SIZE, 40));
+        let tokens = RunnerOptions { kv_cache: KvCacheSize::Tokens(40 * PAGE_SIZE), ..options.clone() };
+        assert!(fits(&tokens).unwrap().1 >= 40);
+        let error = fit(&large, &options, &shared(15 * page)).unwrap_err();
+        assert!(
+            matches!(&error, Error::Memory(text) if text.contains("one sequence of 256 tokens")),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_cache_of_any_size_may_be_asked_for() {
+        let config = config();
+        for place in [shared(1 << 40), room(1 << 40)] {
+            let asked = |pages: usize, max_model_len| {
+                let kv_cache = KvCacheSize::Bytes(pages * page_bytes(&config) + 1);
+                let options = RunnerOptions { kv_cache, max_model_len, ..RunnerOptions::default() };
+                fit(&config, &options, &place).map(|(ops, layout)| (ops.max_model_len, layout.num_pages))
+            };
+            assert_eq!(asked(1000, None).unwrap(), (2048, 1000), "more than a sequence needs");
+            assert_eq!(asked(20, None).unwrap(), (640, 20));
+            assert_eq!(asked(20, Some(600)).unwrap(), (600, 20));
+            for (pages, max_model_len) in [(7, None), (20, Some(641)), (1 << 30, None)] {
+                let error = asked(pages, max_model_len).unwrap_err();
+                assert!(matches!(error, Error::Memory(_)), "{pages} {max_model_len:?}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn pages_have_the_format_that_was_asked_for() {
+        let format = |kv_dtype| {
+            let options = RunnerOptions { kv_dtype, max_num_tokens: Some(8), ..RunnerOptions::default() };
+            fit_cpu(&config(), &options).unwrap().1.dtype
+        };
+        let formats = [KvDtype::Auto, KvDtype::Precise, KvDtype::Only(Dtype::Bf16)].map(format);
+        assert_eq!(formats, [Dtype::F16, Dtype::F32, Dtype::Bf16]);
+    }
+}
