@@ -29,7 +29,7 @@ pub struct OpsConfig {
     /// Values of one head of Q, K and V; even.
     pub head_dim: usize,
     pub rotation: Rotation,
-    /// Longest sequence in tokens; rows of the [`rope_table`](crate::rope::rope_table).
+    /// Longest sequence in tokens; rows of the [`RopeTable`](crate::rope::RopeTable) at most.
     pub max_model_len: usize,
     pub limits: BatchLimits,
 }
