@@ -265,10 +265,14 @@ mod tests {
             }
             let errors = values.iter().zip(&once).map(|(a, b)| f64::from(a - b).powi(2));
             let mean = errors.sum::<f64>() / count as f64;
-            // An ideal code of as many bits for normal values has an error of 4^-bits; floats spend bits on their range.
+            // An ideal code of as many bits for normal values has an error of 4^-bits; floats spend bits on their range, and three values with the
+            // largest magnitude as their scale are far from ideal.
             let bits =
                 if format.float().is_some() { 8.0 } else { format.ggml_type().bits_per_weight().unwrap() };
-            assert!(mean <= 9.0 * 0.25_f64.powf(bits), "{format}: mean square error {mean:e} at {bits} bits");
+            assert!(
+                mean <= 12.0 * 0.25_f64.powf(bits),
+                "{format}: mean square error {mean:e} at {bits} bits"
+            );
         }
     }
 

@@ -132,7 +132,7 @@ fn expect_all_tensors(path: &Path, parts: &[Gguf], num_tensors: Option<u64>) -> 
     }
     match num_tensors {
         Some(expected) if expected != names.len() as u64 => Err(Error::Gguf(format!(
-            "{}: expected {expected} tensors in all {} parts, found {}",
+            "{}: expected {expected} tensors in all {} parts, found {}: they are from different models, or one was cut",
             path.display(),
             parts.len(),
             names.len()
