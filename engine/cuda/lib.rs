@@ -131,10 +131,11 @@ pub fn weight_bytes(weights: &Weights, dtype: Dtype) -> usize {
     };
     let matrices: usize = weights.matrices().map(bytes).sum();
     let in_blocks = weights.matrices().filter(|matrix| matrix.format.float().is_none());
-    let decoded =
-        in_blocks.map(|matrix| matmul::blocks::decoded_bytes(matrix.rows * matrix.cols, dtype)).max();
     // Stacked matrices are decoded at once: three at most.
-    3 * decoded.unwrap_or(0) + matrices + weights.vectors().map(size_of_val).sum::<usize>()
+    let values = in_blocks.map(|matrix| (3 * matrix.rows).saturating_mul(matrix.cols)).max().unwrap_or(0);
+    matmul::blocks::decoded_bytes(values, dtype)
+        + matrices
+        + weights.vectors().map(size_of_val).sum::<usize>()
 }
 
 /// The format of what norms and SwiGLU hand to matrix products. bf16 keeps 8 bits: rounding these inputs to it causes about

@@ -199,6 +199,12 @@ pub unsafe fn decode<W: Unit, E: Saturate>(a: DecodeUnits<E>) {
     let shared = shared_array![[u32; 4]; 210];
     let (tile, unit) = (first_tile + thread::block_idx_x(), thread::block_idx_y());
     let (r, lane) = (thread::thread_idx_x() / 16, thread::thread_idx_x() % 16);
+    let is_wanted = |row: u32| row >= first_row && row - first_row < rows;
+    // The tile's first eight rows follow each other, and so do the others: of eight rows or more one is at an end of theirs.
+    let (low, high) = (row_of(tile, 0, span), row_of(tile, 8, span));
+    if !is_wanted(low) && !is_wanted(low + 7) && !is_wanted(high) && !is_wanted(high + 7) && rows >= 8 {
+        return; // The whole block: nobody waits for it.
+    }
     // SAFETY: the grid has a block for each unit of these tiles; rows are checked.
     unsafe {
         let from =
@@ -210,7 +216,7 @@ pub unsafe fn decode<W: Unit, E: Saturate>(a: DecodeUnits<E>) {
         }
         thread::sync_threads();
         let row = row_of(tile, r, span);
-        if row < first_row || row - first_row >= rows {
+        if !is_wanted(row) {
             return;
         }
         let out = out.add(offset(row - first_row, cols, unit * W::COLS));

@@ -29,8 +29,8 @@ const UNITS: &str = "units";
 /// Rows up to which [`UNITS`] or [`INLINE`] is taken where nothing is asked for: with these the weights are read once for eight or four rows.
 const FEW_ROWS: usize = 8;
 
-/// Values of the weights that are decoded at a time, at most: 64 MiB of f16.
-const TILE_VALUES: usize = 32 << 20;
+/// Values of the weights that are decoded at a time, at most: 288 MiB of f16, all of gate and up of a model of 7 B parameters.
+const TILE_VALUES: usize = 144 << 20;
 
 /// Bytes of decoded weights at a time, for a matrix of `values` values and an x of `dtype` or f32.
 pub(crate) fn decoded_bytes(values: usize, dtype: Dtype) -> usize {
