@@ -6,9 +6,9 @@ use rayon::prelude::*;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-/// Bytes that a pass reads for each thread: enough that waking the threads is no part of it, and little enough to be over before
-/// something else happens on the machine. Weights that are fewer are read several times.
-const PASS_OF_THREAD: usize = 8 << 20;
+/// Bytes that a pass reads for each thread at least, the weights of a small model several times, so that waking the threads is no
+/// part of it.
+const LEAST_OF_THREAD: usize = 8 << 20;
 /// The most bytes of weights that are read: more than most processors' caches.
 const MOST: usize = 256 << 20;
 /// Bytes of a page of memory, or fewer.
@@ -23,8 +23,7 @@ const TIME: Duration = Duration::from_millis(100);
 /// Bytes a second that all threads together read of `weights` where they are; `None` where there are none. Takes about a tenth of a
 /// second where they were read before, and no memory.
 ///
-/// Each pass reads on where the one before ended: weights that do not fit into a cache are not found there, and those that do are read
-/// from there, as decoding does.
+/// A pass reads all of them, as a decode step does: weights that fit into a cache are read from there.
 pub(super) fn read_bandwidth(isa: Isa, weights: &[Bytes]) -> Option<f64> {
     // SAFETY: any bytes are a u64.
     let words = |bytes| unsafe { <[u8]>::align_to::<u64>(bytes) }.1;
@@ -33,21 +32,16 @@ pub(super) fn read_bandwidth(isa: Isa, weights: &[Bytes]) -> Option<f64> {
     // A page of a file is in this program's memory once it was touched.
     let touched = pieces.par_iter().map(|words| words.iter().step_by(PAGE / 8).fold(0, |a, b| a ^ b));
     black_box(touched.reduce(|| 0, |a, b| a ^ b));
-    let pass = PASS_OF_THREAD * rayon::current_num_threads();
-    let mut pieces = pieces.into_iter().cycle();
+    let all: usize = pieces.iter().map(|words| size_of_val(*words)).sum();
+    let rounds = (LEAST_OF_THREAD * rayon::current_num_threads()).checked_div(all)? + 1;
+    let tasks: Vec<&[u64]> = (0..rounds).flat_map(|_| pieces.iter().copied()).collect();
     let (start, mut passes, mut fastest) = (Instant::now(), 0, 0.0);
     while passes < PASSES || start.elapsed() < TIME {
-        let (mut tasks, mut bytes) = (Vec::new(), 0);
-        while bytes < pass {
-            let words = pieces.next()?;
-            bytes += size_of_val(words);
-            tasks.push(words);
-        }
         let start = Instant::now();
         // SAFETY: the kernel demands nothing but its instructions.
         let seen = tasks.par_iter().map(|words| unsafe { isa.run(Read(words)) });
         black_box(seen.reduce(|| 0, |a, b| a ^ b));
-        fastest = f64::max(fastest, bytes as f64 / start.elapsed().as_secs_f64());
+        fastest = f64::max(fastest, (rounds * all) as f64 / start.elapsed().as_secs_f64());
         passes += 1;
     }
     Some(fastest)
