@@ -1,7 +1,7 @@
 //! The model's chat template: messages -> the prompt that the model was trained on.
 //!
 //! Templates are Jinja written for Hugging Face transformers, which [`qernel_jinja`] runs within bounds. A file may have a second one for
-//! conversations with tools. In which form a template wants the calls of an assistant's turn is found out by trial ([`form`]).
+//! conversations with tools. In which form a template wants the calls of an assistant's turn is found out by trial (`form`).
 
 mod form;
 mod names;

@@ -140,7 +140,7 @@ pub trait Ops: Types {
         Ok(())
     }
 
-    /// Of [`parts::mlp_in`].
+    /// Of [`parts::MlpIn`].
     ///
     /// # Errors
     /// As [`Ops::bound_attention`].
@@ -370,7 +370,7 @@ pub trait Ops: Types {
         Ok(false)
     }
 
-    /// [`parts::mlp_in`] in one kernel.
+    /// [`parts::MlpIn`] in one kernel.
     fn norm_gate_up(
         &mut self,
         _rows: Rows<Self::Batch>,
