@@ -350,7 +350,7 @@ pub trait Ops: Types {
     }
 
     /// Prepares for products of up to `most` rows, of the shapes that were there so far: for what takes its time when it comes first.
-    fn rehearse(&mut self, _most: usize) -> Result<()> {
+    fn warm_up(&mut self, _most: usize) -> Result<()> {
         Ok(())
     }
 
@@ -401,7 +401,7 @@ pub trait Ops: Types {
     fn draw(&mut self, logits: &mut Self::Tensor) -> Result<()>;
 
     /// Queues bringing the tokens of the last draw to the host.
-    fn fetch_drawn(&mut self) -> Result<()> {
+    fn copy_tokens_to_host(&mut self) -> Result<()> {
         Ok(())
     }
 
@@ -422,7 +422,7 @@ pub trait Ops: Types {
     fn sample(&mut self, logits: &mut Self::Tensor, rows: &[SamplingRow]) -> Result<Vec<u32>> {
         self.prepare_sampling(logits, rows)?;
         self.draw(logits)?;
-        self.fetch_drawn()?;
+        self.copy_tokens_to_host()?;
         self.drawn()
     }
 

@@ -17,7 +17,7 @@ use std::rc::Rc;
 pub const WORKSPACE_BYTES: usize = 32 << 20;
 
 /// `n` rows or a few more. The library takes 1 to 2 ms to choose a kernel for a number of rows that it has not seen
-/// ([`Cublas::rehearse`]), and prompts have any length. Its kernels work in tiles of rows, so most of those that are added cost nothing.
+/// ([`Cublas::warm_up`]), and prompts have any length. Its kernels work in tiles of rows, so most of those that are added cost nothing.
 pub fn rounded_rows(n: usize) -> usize {
     let step = match n {
         0..=16 => 1,
@@ -162,7 +162,7 @@ impl Cublas {
     ///
     /// # Errors
     /// [`Error::Device`] with the library's or the driver's reason.
-    pub fn rehearse(&self, n: usize) -> Result<()> {
+    pub fn warm_up(&self, n: usize) -> Result<()> {
         let known = self.known.borrow().clone();
         begin_recording(&self.device)?;
         // SAFETY: what is recorded never runs, so that it does not matter what its pointers lead to.

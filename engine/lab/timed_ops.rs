@@ -190,8 +190,8 @@ impl<O: Ops> Ops for TimedOps<O> {
         bound_experts(name: &str, part: &Experts<O::Weight, O::Vector>) -> Result<()>;
         bound_norm(name: &str, norm: &Norm<O::Vector>) -> Result<()>;
         load_vector(values: &[f32]) -> Result<O::Vector>;
-        rehearse(most: usize) -> Result<()>;
-        fetch_drawn() -> Result<()>;
+        warm_up(most: usize) -> Result<()>;
+        copy_tokens_to_host() -> Result<()>;
         drawn() -> Result<Vec<u32>>;
         forget_drawn() -> ();
         read(n: usize, x: &O::Tensor) -> Result<Vec<f32>>;

@@ -28,7 +28,7 @@ pub const MODEST_CONTEXT: usize = 32_768;
 pub fn fit_cpu(config: &Config, options: &RunnerOptions) -> Result<(OpsConfig, KvLayout)> {
     // Where the system does not say what is available, the allocator will.
     let free = host_memory::available().unwrap_or(usize::MAX / 2);
-    let room = Room {
+    let budget = MemoryBudget {
         free: Free { bytes: free, taken: None, fraction: options.memory_fraction },
         shared: true,
         weights: 0,
@@ -37,14 +37,14 @@ pub fn fit_cpu(config: &Config, options: &RunnerOptions) -> Result<(OpsConfig, K
         max_num_tokens: CPU_NUM_TOKENS,
         extra: |_, _, _| 0,
     };
-    fit(config, options, &room)
+    fit(config, options, &budget)
 }
 
 /// Rows of a step where nobody asks for more or fewer.
 pub(crate) const CPU_NUM_TOKENS: usize = 512;
 
 /// What a device has and what a model takes there, in bytes.
-pub(crate) struct Room {
+pub(crate) struct MemoryBudget {
     pub free: Free,
     /// Others use the memory too.
     pub shared: bool,
@@ -60,10 +60,10 @@ pub(crate) struct Room {
     pub extra: fn(&Config, &OpsConfig, Dtype) -> usize,
 }
 
-impl Room {
+impl MemoryBudget {
     /// The context that is wanted: the one that was asked for, or the model's, but where others use the memory too no more than is
     /// modest.
-    fn wanted(&self, config: &Config, options: &RunnerOptions) -> usize {
+    fn context(&self, config: &Config, options: &RunnerOptions) -> usize {
         let modest = MODEST_CONTEXT.saturating_mul(options.max_num_sequences);
         let most = if self.shared { modest } else { usize::MAX };
         options.max_model_len.unwrap_or(config.max_position_embeddings.min(most))
@@ -92,16 +92,20 @@ impl Room {
 }
 
 /// The longest context and the number of pages that fit.
-pub(crate) fn fit(config: &Config, options: &RunnerOptions, room: &Room) -> Result<(OpsConfig, KvLayout)> {
-    let wanted = room.wanted(config, options);
+pub(crate) fn fit(
+    config: &Config,
+    options: &RunnerOptions,
+    budget: &MemoryBudget,
+) -> Result<(OpsConfig, KvLayout)> {
+    let wanted = budget.context(config, options);
     let mut max_model_len = wanted;
     if options.max_model_len.is_none() {
-        let page_bytes = build::plan(config)?.state.pages(room.kv, 1)?.page_bytes().max(1);
-        let held = (room.most(options) / page_bytes).saturating_mul(PAGE_SIZE);
+        let page_bytes = build::plan(config)?.state.pages(budget.kv, 1)?.page_bytes().max(1);
+        let held = (budget.most(options) / page_bytes).saturating_mul(PAGE_SIZE);
         max_model_len = wanted.min(held.max(SHORTEST_UNASKED));
     }
     loop {
-        match plan(config, options, room, max_model_len) {
+        match plan(config, options, budget, max_model_len) {
             Err(Error::Memory(_)) if options.max_model_len.is_none() && max_model_len > SHORTEST_UNASKED => {
                 max_model_len = (max_model_len / 2).max(SHORTEST_UNASKED);
             }
@@ -114,7 +118,7 @@ pub(crate) fn fit(config: &Config, options: &RunnerOptions, room: &Room) -> Resu
                     );
                 }
                 tracing::info!(?plan, max_model_len, "memory");
-                return Ok((ops_config, memory_plan::kv_layout(config, room.kv, plan.num_pages)?));
+                return Ok((ops_config, memory_plan::kv_layout(config, budget.kv, plan.num_pages)?));
             }
         }
     }
@@ -123,31 +127,31 @@ pub(crate) fn fit(config: &Config, options: &RunnerOptions, room: &Room) -> Resu
 fn plan(
     config: &Config,
     options: &RunnerOptions,
-    room: &Room,
+    budget: &MemoryBudget,
     max_model_len: usize,
 ) -> Result<(OpsConfig, MemoryPlan)> {
     // All sequences together have no more.
     let all_tokens = max_model_len.saturating_mul(options.max_num_sequences);
     let limits = BatchLimits {
-        max_num_tokens: options.max_num_tokens.unwrap_or(room.max_num_tokens.min(all_tokens)),
+        max_num_tokens: options.max_num_tokens.unwrap_or(budget.max_num_tokens.min(all_tokens)),
         max_num_sequences: options.max_num_sequences,
         max_num_logits: options.max_num_logits.max(options.max_num_sequences),
         max_blocks: pages_for(max_model_len),
     };
     let ops_config = OpsConfig::new(config, max_model_len, limits);
     let model = build::plan(config)?;
-    let workspace = memory_plan::workspace_bytes(&model, config, &limits, max_model_len, room.activation);
-    let page_bytes = model.state.pages(room.kv, 1)?.page_bytes().max(1);
+    let workspace = memory_plan::workspace_bytes(&model, config, &limits, max_model_len, budget.activation);
+    let page_bytes = model.state.pages(budget.kv, 1)?.page_bytes().max(1);
     let request = MemoryRequest {
-        weights: room.weights,
-        workspace: workspace.saturating_add((room.extra)(config, &ops_config, room.kv)),
+        weights: budget.weights,
+        workspace: workspace.saturating_add((budget.extra)(config, &ops_config, budget.kv)),
         slot_bytes: model.state.slot_bytes(),
         page_bytes,
         max_model_len,
         max_num_sequences: options.max_num_sequences,
-        pool: room.pool(options, max_model_len, page_bytes),
+        pool: budget.pool(options, max_model_len, page_bytes),
     };
-    let plan = memory_plan::plan(&room.free, &request)?;
+    let plan = memory_plan::plan(&budget.free, &request)?;
     Ok((ops_config, plan))
 }
 
@@ -161,8 +165,8 @@ mod tests {
         Config::from_gguf(&TinyModel::default().gguf()).unwrap()
     }
 
-    fn room(free: usize) -> Room {
-        Room {
+    fn budget(free: usize) -> MemoryBudget {
+        MemoryBudget {
             free: Free { bytes: free, taken: None, fraction: 0.9 },
             shared: false,
             weights: 1 << 20,
@@ -173,9 +177,9 @@ mod tests {
         }
     }
 
-    /// The room of a machine whose memory others use too.
-    fn shared(free: usize) -> Room {
-        Room { shared: true, ..room(free) }
+    /// The budget on a machine whose memory others use too.
+    fn shared(free: usize) -> MemoryBudget {
+        MemoryBudget { shared: true, ..budget(free) }
     }
 
     fn page_bytes(config: &Config) -> usize {
@@ -186,18 +190,18 @@ mod tests {
     fn the_whole_context_of_the_model_where_it_fits_and_a_shorter_one_where_not() {
         let config = config();
         let options = RunnerOptions { max_num_tokens: Some(8), ..RunnerOptions::default() };
-        let (ops, layout) = fit(&config, &options, &room(1 << 30)).unwrap();
+        let (ops, layout) = fit(&config, &options, &budget(1 << 30)).unwrap();
         assert_eq!(ops.max_model_len, config.max_position_embeddings);
         assert_eq!(layout.num_pages, pages_for(config.max_position_embeddings));
-        let enough = plan(&config, &options, &room(1 << 30), 1024).unwrap().1;
+        let enough = plan(&config, &options, &budget(1 << 30), 1024).unwrap().1;
         let free = ((enough.weights + enough.workspace + enough.kv_cache) as f64 / 0.9) as usize + 2;
-        assert_eq!(fit(&config, &options, &room(free)).unwrap().0.max_model_len, 1024);
+        assert_eq!(fit(&config, &options, &budget(free)).unwrap().0.max_model_len, 1024);
     }
 
     #[test]
     fn a_context_that_was_asked_for_is_an_error_where_it_does_not_fit() {
         let options = RunnerOptions { max_model_len: Some(2048), ..RunnerOptions::default() };
-        let error = fit(&config(), &options, &room(3 << 20)).unwrap_err();
+        let error = fit(&config(), &options, &budget(3 << 20)).unwrap_err();
         assert!(matches!(&error, Error::Memory(text) if text.contains("2048 tokens")), "{error}");
     }
 
@@ -254,7 +258,7 @@ mod tests {
     #[test]
     fn a_cache_of_any_size_may_be_asked_for() {
         let config = config();
-        for place in [shared(1 << 40), room(1 << 40)] {
+        for place in [shared(1 << 40), budget(1 << 40)] {
             let asked = |pages: usize, max_model_len| {
                 let kv_cache = KvCacheSize::Bytes(pages * page_bytes(&config) + 1);
                 let options = RunnerOptions { kv_cache, max_model_len, ..RunnerOptions::default() };

@@ -1,6 +1,6 @@
 //! The part of opening a model that a GPU, or an emulated one, needs.
 
-use super::fit::{CPU_NUM_TOKENS, Room, fit};
+use super::fit::{CPU_NUM_TOKENS, MemoryBudget, fit};
 use super::memory_plan::{self, Free};
 use super::runner::{DeviceChoice, KvDtype, RunnerOptions};
 use cuda_std::emulation;
@@ -97,7 +97,7 @@ pub fn fit_cuda(
         )));
     }
     let (free, total) = device.memory_info()?;
-    let room = Room {
+    let budget = MemoryBudget {
         free: Free {
             bytes: free,
             taken: Some(total.saturating_sub(free)),
@@ -113,7 +113,7 @@ pub fn fit_cuda(
             cuda::device_workspace_bytes(ops_config) + cuda::split_bytes(config, &ops_config.limits, dtype)
         },
     };
-    fit(config, options, &room)
+    fit(config, options, &budget)
 }
 
 /// Rows of a step where nobody asks for more or fewer, on a GPU that has room for them: large products are the faster ones.

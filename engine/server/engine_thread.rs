@@ -237,7 +237,7 @@ fn warm_up(engine: &mut Engine) -> Result<()> {
         // Each of another token, so that none takes what another has computed.
         make_token(engine, (i % vocab_size) as u32, length)?;
     }
-    engine.runner_mut().rehearse()
+    engine.runner_mut().warm_up()
 }
 
 /// One token behind a prompt of `length` times another.

@@ -26,7 +26,7 @@ enum LabCommand {
     List(list::ListArgs),
     New(new::NewArgs),
     Ptx(ptx::PtxArgs),
-    Model(model::ModelArgs),
+    Model(model::LabModelArgs),
     Watch(watch::WatchArgs),
     Check(check::CheckArgs),
     Bench(bench::BenchArgs),

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 /// Run a model with other kernels than the default ones: its speed, where its time goes, and whether its answers change
 #[derive(Debug, clap::Args)]
-pub struct ModelArgs {
+pub struct LabModelArgs {
     #[command(flatten)]
     file: FileArgs,
     /// Variants to compare with the default ones, such as rms_norm=plain,attention=split
@@ -65,7 +65,7 @@ time: wider loads, another order of the loops, fewer barriers. Most of these cha
 and now and then one of them makes it twice as fast, for a reason that is plain once it has been seen.
 ";
 
-pub(super) fn run(args: ModelArgs) -> Result<ExitCode> {
+pub(super) fn run(args: LabModelArgs) -> Result<ExitCode> {
     let kernels = args.kernel.as_deref().map(KernelChoice::parse).transpose()?.unwrap_or_default();
     let against = args.against.as_deref().map(KernelChoice::parse).transpose()?.unwrap_or_default();
     let gguf = args.file.open()?;

@@ -94,7 +94,7 @@ pub trait Runner {
     ///
     /// # Errors
     /// As [`Runner::step`].
-    fn rehearse(&mut self) -> Result<()> {
+    fn warm_up(&mut self) -> Result<()> {
         Ok(())
     }
 
@@ -267,8 +267,8 @@ impl<O: Ops> Runner for ModelRunner<O> {
         self.ops.runs_ahead()
     }
 
-    fn rehearse(&mut self) -> Result<()> {
-        self.ops.rehearse(self.limits.max_num_tokens)
+    fn warm_up(&mut self) -> Result<()> {
+        self.ops.warm_up(self.limits.max_num_tokens)
     }
 
     fn queue(&mut self, batch: &Batch, rows: &[SamplingRow]) -> Result<()> {
@@ -298,14 +298,14 @@ impl<O: Ops> Runner for ModelRunner<O> {
                 logits.push(wanted.transpose()?);
             }
             ops.draw(model.logits())?;
-            ops.fetch_drawn()?;
+            ops.copy_tokens_to_host()?;
         } else {
             ops.prepare_sampling(model.logits(), rows)?;
             ops.run_step(batch, &mut |ops| {
                 model.forward(ops, all, wanted, cache)?;
                 ops.draw(model.logits())
             })?;
-            ops.fetch_drawn()?;
+            ops.copy_tokens_to_host()?;
         }
         self.queued.push_back(Queued { num_logits, logits });
         self.last_drawn = num_logits;

@@ -292,12 +292,12 @@ impl Ops for CudaOps {
         gather_rows::gather_rows(&self.device, batch, x, out)
     }
 
-    fn rehearse(&mut self, most: usize) -> Result<()> {
+    fn warm_up(&mut self, most: usize) -> Result<()> {
         let Some(cublas) = &self.cublas else { return Ok(()) };
         let mut n = 1;
         while n <= most {
             n = cublas::rounded_rows(n).min(most);
-            cublas.rehearse(n)?;
+            cublas.warm_up(n)?;
             n += 1;
         }
         Ok(())
@@ -384,7 +384,7 @@ impl Ops for CudaOps {
         self.sampler.draw(&self.choice, logits)
     }
 
-    fn fetch_drawn(&mut self) -> Result<()> {
+    fn copy_tokens_to_host(&mut self) -> Result<()> {
         self.sampler.fetch()
     }
 
