@@ -25,7 +25,7 @@ use qernel::error::Error;
 use qernel::formats::MatrixFormat;
 use qernel::kv_layout::pages_for;
 use qernel::lab::case::SMALL_WORK;
-use qernel::lab::check::verify;
+use qernel::lab::check::{Outcome, verify};
 use qernel::load::{DeviceChoice, DtypeChoice, RunnerOptions, kv_layout, open_runner};
 use qernel::model::{ARCHITECTURES, ModelRunner, Runner};
 use qernel::ops::{Ops, OpsConfig};
@@ -57,6 +57,18 @@ fn check(op: &str) {
 
 use operations::check_each;
 qernel::cuda::for_each_operation!(check_each);
+
+/// The operations that have kernels for repacked matrices, on a device that repacks none, as an A100.
+#[test]
+fn without_bulk_copies_matrices_stay_as_in_the_file() {
+    for op in
+        ["decode", "matmul_blocks", "norm_gate_up", "norm_matmul", "norm_qkv_rope", "repack", "row_norms"]
+    {
+        let device = Rc::new(Device::emulated_without_bulk_copies(cuda_std::emulation::Options::default()));
+        let results = verify(&device, op, 1, Some(SMALL_WORK)).unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert!(results.iter().all(|r| r.outcome == Outcome::Skipped || r.variant != "units"), "{op}");
+    }
+}
 
 #[test]
 fn blocks_are_decoded_as_elsewhere() {

@@ -133,8 +133,13 @@ impl Device {
         Self { info: Emulated::info(), is_hopper: true, backend: Backend::Emulated(Emulated::new(options)) }
     }
 
-    /// Whether it has the kernels that say `requires = "sm_90"`: bulk copies.
-    pub(super) fn has_bulk_copies(&self) -> bool {
+    /// An emulated device without the kernels that say `requires = "sm_90"`, as a GPU of compute capability 8.0.
+    pub fn emulated_without_bulk_copies(options: emulation::Options) -> Self {
+        Self { is_hopper: false, ..Self::emulated(options) }
+    }
+
+    /// Whether it has the kernels that say `requires = "sm_90"`: bulk copies. Matrices are repacked into units for those alone.
+    pub fn has_bulk_copies(&self) -> bool {
         self.is_hopper
     }
 

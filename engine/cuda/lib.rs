@@ -68,7 +68,9 @@ pub use resources::Resources;
 pub use tensor::{Activation, KvCache, Tensor, encode};
 pub use timer::Timer;
 pub use units::unit_cols;
-pub use variant::{ALIASES, KernelChoice, Operation, Variant, VariantInfo, is_ineligible, operation_name};
+pub use variant::{
+    ALIASES, KernelChoice, Operation, Variant, VariantInfo, ineligible, is_ineligible, operation_name,
+};
 pub use weight::Weight;
 
 use crate::config::Config;

@@ -76,6 +76,11 @@ pub fn select<'a, C, F>(
 /// Marks the error of a variant that exists but is not eligible.
 const CANNOT_RUN: &str = "cannot run here";
 
+/// The error of a case that no variant of `op` can compute on this device.
+pub fn ineligible(op: &str, why: &str) -> Error {
+    Error::Request(format!("no kernel for {op} {CANNOT_RUN}: {why}"))
+}
+
 /// Whether `error` says that a variant exists but cannot compute the case. Tests that go through all variants skip
 /// such cases.
 pub fn is_ineligible(error: &Error) -> bool {

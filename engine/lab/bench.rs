@@ -2,7 +2,7 @@
 
 use super::case::{Case, Instance, SMALL_WORK, Session, Workload, choose, plain_config};
 use super::cases;
-use super::check::{CaseResult, CheckOptions, Outcome, check, run};
+use super::check::{CaseResult, CheckOptions, Outcome, check, prepared, run};
 use super::kernels::operation;
 use super::run::{Ceilings, LeftOut, Run, Timing, VERSION};
 use super::{cases::matmul, device};
@@ -82,7 +82,20 @@ pub fn bench(session: &mut Session, options: &BenchOptions, progress: &mut dyn F
         progress(&format!("checking {}", op.name));
         let wrong = wrong_variants(session, options, op.name)?;
         for case in (cases.timings)(&options.workload) {
-            let mut instance = (case.prepare)(session.ops(case.dtype, &case.config)?, options.seed)?;
+            let mut instance = match prepared(session, &case, options.seed)? {
+                Ok(instance) => instance,
+                Err(why) => {
+                    run.left_out.extend(op.variants.iter().map(|variant| LeftOut {
+                        op: op.name.into(),
+                        variant: variant.name.into(),
+                        dtype: case.dtype.name().into(),
+                        shape: case.shape.clone(),
+                        wrong: false,
+                        why: why.clone(),
+                    }));
+                    continue;
+                }
+            };
             let usual = instance.default_variant();
             let mut first = true;
             for variant in &op.variants {

@@ -84,9 +84,12 @@ pub fn check(
             if !wanted {
                 continue;
             }
-            let mut instance = (case.prepare)(session.ops(case.dtype, &case.config)?, options.seed)?;
+            let mut instance = prepared(session, &case, options.seed)?;
             for &variant in &variants {
-                let result = run(session, &op, variant, &case, &mut *instance, options.seed)?;
+                let result = match &mut instance {
+                    Ok(instance) => run(session, &op, variant, &case, &mut **instance, options.seed)?,
+                    Err(why) => skipped(&op, variant, &case, options.seed, why.clone()),
+                };
                 each(&result);
                 results.push(result);
             }
@@ -102,7 +105,7 @@ pub fn check(
 }
 
 /// Checks one operation for a test: every case must pass, and every variant must compute some, but for the library's on an
-/// emulated device.
+/// emulated device, and those of repacked matrices on a device that repacks none.
 ///
 /// # Errors
 /// What is wrong, in words.
@@ -122,7 +125,9 @@ pub fn verify(
     for variant in operation(op).map_err(|e| e.to_string())?.variants {
         let of_variant = || results.iter().filter(|result| result.variant == variant.name);
         let missing_library = variant.name == "cublas" && device.is_emulated();
-        if of_variant().all(|result| result.outcome == Outcome::Skipped) && !missing_library {
+        let missing_units = (variant.name == "units" || op == "repack") && !device.has_bulk_copies();
+        let may_be_missing = missing_library || missing_units;
+        if of_variant().all(|result| result.outcome == Outcome::Skipped) && !may_be_missing {
             let why = of_variant().find_map(|result| result.notes.first()).map_or("", String::as_str);
             wrong.push(format!("{op}={} computed no case: {why}", variant.name));
         }
@@ -139,6 +144,45 @@ pub fn verify(
     Err(wrong.join("\n"))
 }
 
+/// A case on the device, or why the device cannot have it.
+///
+/// # Errors
+/// Where the device cannot go on.
+pub(super) fn prepared(
+    session: &mut Session,
+    case: &Case,
+    seed: u64,
+) -> Result<std::result::Result<Box<dyn Instance>, String>> {
+    match (case.prepare)(session.ops(case.dtype, &case.config)?, seed) {
+        Ok(instance) => Ok(Ok(instance)),
+        Err(error) if is_ineligible(&error) => Ok(Err(error.to_string())),
+        Err(error) => Err(error),
+    }
+}
+
+/// The result of a case that was not computed.
+pub(super) fn skipped(
+    op: &Operation,
+    variant: &'static str,
+    case: &Case,
+    seed: u64,
+    why: String,
+) -> CaseResult {
+    CaseResult {
+        op: op.name,
+        variant,
+        dtype: case.dtype.name(),
+        shape: case.shape.clone(),
+        seed,
+        outcome: Outcome::Skipped,
+        compared: 0,
+        worst_error: 0.0,
+        absolute_error: 0.0,
+        worst_at: None,
+        notes: vec![why],
+    }
+}
+
 /// One case with one variant.
 ///
 /// # Errors
@@ -152,23 +196,10 @@ pub fn run(
     seed: u64,
 ) -> Result<CaseResult> {
     let ops = session.ops(case.dtype, &case.config)?;
-    let mut result = CaseResult {
-        op: op.name,
-        variant,
-        dtype: case.dtype.name(),
-        shape: case.shape.clone(),
-        seed,
-        outcome: Outcome::Skipped,
-        compared: 0,
-        worst_error: 0.0,
-        absolute_error: 0.0,
-        worst_at: None,
-        notes: Vec::new(),
-    };
+    let left_out = |why: &Error| skipped(op, variant, case, seed, why.to_string());
     // A library that is not installed leaves its variant out.
     if let Err(error) = ops.choose(choose(op.name, variant)?) {
-        result.notes.push(error.to_string());
-        return Ok(result);
+        return Ok(left_out(&error));
     }
     let mut findings = Findings::default();
     let outcome = instance
@@ -177,24 +208,23 @@ pub fn run(
         .and_then(|()| instance.compare(ops, variant, &mut findings));
     match outcome {
         Ok(()) => {}
-        Err(error) if is_ineligible(&error) => {
-            result.notes.push(error.to_string());
-            return Ok(result);
-        }
+        Err(error) if is_ineligible(&error) => return Ok(left_out(&error)),
         // An operation's word on its own results, or an emulator's on a kernel. A device that faulted fails here.
         Err(error @ (Error::Request(_) | Error::Device(_))) => {
-            session.device().synchronize().map_err(|fault| at(&result, &fault))?;
+            session.device().synchronize().map_err(|fault| at(&left_out(&fault), &fault))?;
             findings.failures.push(error.to_string());
         }
         Err(error) => return Err(error),
     }
-    result.outcome = if findings.passed() { Outcome::Passed } else { Outcome::Failed };
-    result.compared = findings.compared;
-    result.worst_error = findings.worst.as_ref().map_or(0.0, |worst| worst.ratio);
-    result.absolute_error = findings.absolute;
-    result.worst_at = findings.worst.map(|worst| (worst.of, worst.index));
-    result.notes = findings.failures;
-    Ok(result)
+    Ok(CaseResult {
+        outcome: if findings.passed() { Outcome::Passed } else { Outcome::Failed },
+        compared: findings.compared,
+        worst_error: findings.worst.as_ref().map_or(0.0, |worst| worst.ratio),
+        absolute_error: findings.absolute,
+        worst_at: findings.worst.map(|worst| (worst.of, worst.index)),
+        notes: findings.failures,
+        ..skipped(op, variant, case, seed, String::new())
+    })
 }
 
 /// A fault of the device, with the case that it came in: nothing more can be run on it.

@@ -215,7 +215,8 @@ impl Matmul {
             weight,
             out: poisoned(ops, n, rows)?,
             before,
-            is_repacked: ops.dtype() == Dtype::F16
+            is_repacked: ops.device().has_bulk_copies()
+                && ops.dtype() == Dtype::F16
                 && rows % 16 == 0
                 && unit_cols(format).is_some_and(|unit| cols % unit == 0),
         })

@@ -1,7 +1,9 @@
 //! The fused operations of a decode step.
 
 use super::matmul::{SCALE, places};
-use crate::cuda::{Activation, CudaOps, Tensor, Weight, fused_max_rows, precise_dtype, unit_cols};
+use crate::cuda::{
+    Activation, CudaOps, Tensor, Weight, fused_max_rows, ineligible, precise_dtype, unit_cols,
+};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::lab::case::{Case, Cases, Cost, Instance, Workload, plain_config};
@@ -61,6 +63,14 @@ pub(super) fn matrix_of(
     let mut exact = vec![0.0; values.len()];
     format.decode(&data, &mut exact);
     (Matrix { name: "weight".into(), format, rows, cols, scale: 1.0, data: data.into() }, exact)
+}
+
+/// A case of matrices in `format` is none for a device that does not repack them.
+pub(super) fn require_units(ops: &CudaOps, op: &str, format: MatrixFormat) -> Result<()> {
+    if format.float().is_some() || ops.device().has_bulk_copies() {
+        return Ok(());
+    }
+    Err(ineligible(op, "the device has no bulk copies, for which matrices are repacked"))
 }
 
 /// The formats that are repacked, with the columns of a unit.
@@ -162,7 +172,10 @@ fn normed_case(kind: Kind, format: MatrixFormat, shape: Shape, scale: f32) -> Ca
             flops: 2.0 * (matrices * n * rows) as f64 * cols as f64,
         },
         config: plain_config(),
-        prepare: Box::new(move |ops, seed| Ok(Box::new(Normed::new(ops, seed, kind, format, shape, scale)?))),
+        prepare: Box::new(move |ops, seed| {
+            require_units(ops, if kind == Kind::GateUp { "norm_gate_up" } else { "norm_matmul" }, format)?;
+            Ok(Box::new(Normed::new(ops, seed, kind, format, shape, scale)?))
+        }),
     }
 }
 

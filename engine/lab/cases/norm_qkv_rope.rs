@@ -1,7 +1,9 @@
 //! What comes before attention, in one kernel.
 
 use super::batch_of;
-use super::fused::{DTYPES, EPS, few_rows, matrix_of, normed, products, shapes, timed_formats, unit_formats};
+use super::fused::{
+    DTYPES, EPS, few_rows, matrix_of, normed, products, require_units, shapes, timed_formats, unit_formats,
+};
 use crate::batch::BatchLimits;
 use crate::cuda::{CudaBatch, CudaOps, DeviceBuffer, KvCache, Tensor, Weight, fused_takes_units};
 use crate::dtype::Dtype;
@@ -91,7 +93,10 @@ fn case(formats: [MatrixFormat; 2], shape: QkvShape, bias: bool) -> Case {
             max_model_len: 64,
             limits: BatchLimits { max_num_tokens: 8, max_num_sequences: 8, max_num_logits: 8, max_blocks: 2 },
         },
-        prepare: Box::new(move |ops, seed| Ok(Box::new(NormQkvRope::new(ops, seed, formats, shape, bias)?))),
+        prepare: Box::new(move |ops, seed| {
+            require_units(ops, CASES.op, formats[0])?;
+            Ok(Box::new(NormQkvRope::new(ops, seed, formats, shape, bias)?))
+        }),
     }
 }
 

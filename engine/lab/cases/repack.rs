@@ -1,6 +1,6 @@
 //! Matrices in blocks, repacked: what was repacked has the same values.
 
-use super::fused::{matrix_of, timed_formats, unit_formats};
+use super::fused::{matrix_of, require_units, timed_formats, unit_formats};
 use crate::cuda::{Activation, CudaOps, DeviceBuffer, Weight};
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -32,6 +32,7 @@ fn case(format: MatrixFormat, [rows, cols]: [usize; 2]) -> Case {
         cost: Cost { bytes: (2 * rows * format.row_bytes(cols).unwrap_or(0)) as f64, flops: 0.0 },
         config: plain_config(),
         prepare: Box::new(move |ops, seed| {
+            require_units(ops, CASES.op, format)?;
             let (matrix, expected) =
                 matrix_of(format, seed, "repack", [rows, cols], &random(seed, "repack", rows * cols));
             let blocks = DeviceBuffer::from_slice(ops.device(), &matrix.data)?;
