@@ -20,21 +20,28 @@ use cuda_std::prelude::*;
 
 #[device]
 use crate::{
-    grid::{divide, offset, repeat},
+    grid::{divide, repeat},
     units::Unit,
 };
 #[device]
 use cuda_std::{
-    async_copy::bulk_copy,
     mbarrier::{self, Mbarrier},
-    memory,
-    warp::{FULL_MASK, WarpReductionOp, sync_warp, warp_reduce},
+    warp::{FULL_MASK, sync_warp},
 };
 
+mod inputs;
 pub mod matmul_add;
 pub mod norm_gate_up;
 pub mod norm_matmul;
 pub mod norm_qkv_rope;
+mod ring;
+
+#[device]
+pub use inputs::Inputs;
+#[device]
+use inputs::{Normed, Plain, Source, stage};
+#[device]
+use ring::{Ring, Tiles};
 
 /// The most rows of inputs.
 pub const MAX_ROWS: u32 = 8;
@@ -75,337 +82,9 @@ const fn column_bytes(cols: u32) -> u32 {
     cols + 64
 }
 
-/// Staged inputs of one unit, as a lane reads them.
-#[device]
-#[derive(Clone, Copy)]
-pub struct Inputs {
-    /// This lane's 16 bytes of the first two blocks of its column; the next two are 64 bytes on.
-    columns: Shared<[u32; 4]>,
-    /// From one group of eight columns to the next, in 16 bytes.
-    group: u32,
-    /// Of this lane's row of the first group: the scale, the sum of squares.
-    scales: Shared<[f32; 4]>,
-    /// Likewise.
-    digits: Shared<[u32; 4]>,
-}
-
-#[device]
-impl Inputs {
-    /// Second operands of group `g`: for each of the blocks `2 pair` and `2 pair + 1` the registers of its two halves.
-    ///
-    /// # Safety
-    /// The inputs are complete and have such columns.
-    #[inline(always)]
-    pub unsafe fn columns(&self, g: u32, pair: u32) -> [u32; 4] {
-        // SAFETY: the caller's promise.
-        unsafe { self.columns.get(g * self.group + 4 * pair) }
-    }
-
-    /// What the integers of input row `4 g + lane % 4` are multiplied with.
-    ///
-    /// # Safety
-    /// The inputs are complete.
-    #[inline(always)]
-    pub unsafe fn scale(&self, g: u32) -> f32 {
-        // SAFETY: the caller's promise.
-        unsafe { self.scales.add(4 * g).cast::<f32>().get(0) }
-    }
-
-    /// The sums of that row's integers over each block of 32 columns, as three digits to the base of 256, the lowest first: a signed byte each
-    /// for the four even blocks, then for the odd ones.
-    ///
-    /// # Safety
-    /// The inputs are complete, and of a format that [asks](Unit::DIGITS) for them.
-    #[inline(always)]
-    pub unsafe fn digits(&self, g: u32) -> [[u32; 2]; 3] {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let digits = self.digits.add(8 * g);
-            let [a, b, c, d] = digits.get(0);
-            [[a, b], [c, d], digits.add(1).cast::<[u32; 2]>().get(0)]
-        }
-    }
-}
-
-/// Where inputs come from.
-#[device]
-pub(super) trait Source {
-    /// Whether they are normed: then their squares are summed up.
-    const NORMED: bool;
-
-    /// Eight columns of row `i` from `column` on.
-    ///
-    /// # Safety
-    /// There are such a row and columns, and the kernel before this one has ended.
-    unsafe fn load(&self, i: u32, column: u32) -> [f32; WIDTH];
-
-    /// What they are multiplied with before they are staged.
-    ///
-    /// # Safety
-    /// There are such columns.
-    unsafe fn weight(&self, column: u32) -> [f32; WIDTH];
-}
-
-/// f32 rows that are normed.
-#[device]
-pub(super) struct Normed {
-    pub x: *const f32,
-    pub norm: *const f32,
-    pub cols: u32,
-}
-
-#[device]
-impl Source for Normed {
-    const NORMED: bool = true;
-
-    #[inline(always)]
-    unsafe fn load(&self, i: u32, column: u32) -> [f32; WIDTH] {
-        // SAFETY: the caller's promise.
-        unsafe { load_f32(self.x.add(offset(i, self.cols, column))) }
-    }
-
-    #[inline(always)]
-    unsafe fn weight(&self, column: u32) -> [f32; WIDTH] {
-        // SAFETY: the caller's promise.
-        unsafe { load_f32(self.norm.add(column as usize)) }
-    }
-}
-
-/// Eight values, from L2.
-///
-/// # Safety
-/// `from` leads to them, aligned to 16 bytes.
-#[device]
-#[inline(always)]
-unsafe fn load_f32(from: *const f32) -> [f32; WIDTH] {
-    let mut values = [0.0; WIDTH];
-    repeat(WIDTH / 4, |q| {
-        // SAFETY: the caller's promise.
-        let v = unsafe { memory::load_l2(from.add(4 * q).cast::<[f32; 4]>()) };
-        repeat(4, |j| values[4 * q + j] = v[j]);
-    });
-    values
-}
-
-/// f16 rows as they are.
-#[device]
-pub(super) struct Plain {
-    pub x: *const f16,
-    pub cols: u32,
-}
-
-#[device]
-impl Source for Plain {
-    const NORMED: bool = false;
-
-    #[inline(always)]
-    unsafe fn load(&self, i: u32, column: u32) -> [f32; WIDTH] {
-        let mut values = [0.0; WIDTH];
-        // SAFETY: the caller's promise.
-        let words = unsafe { memory::load_l2(self.x.add(offset(i, self.cols, column)).cast::<[u32; 4]>()) };
-        repeat(4, |q| (values[2 * q], values[2 * q + 1]) = f16::unpack2(words[q]));
-        values
-    }
-
-    #[inline(always)]
-    unsafe fn weight(&self, _: u32) -> [f32; WIDTH] {
-        [1.0; WIDTH]
-    }
-}
-
-/// Stages a row of a chunk: this lane's values of it, if it has `some`. `low` is from the high bytes' column to that of the low ones.
-///
-/// # Safety
-/// All lanes of the warp call it together; the places belong to the warp, and nobody reads them.
-#[device]
-#[inline(always)]
-unsafe fn stage<W: Unit>(
-    values: [f32; WIDTH],
-    some: bool,
-    columns: Shared<u8>,
-    low: u32,
-    scale: Shared<f32>,
-    digits: Shared<u8>,
-) {
-    // 127 * 256 and half a digit: what two signed bytes hold, to either side.
-    const LARGEST: f32 = 32512.0;
-    // Added and taken away it leaves a rounded integer in the low bits.
-    const ROUND: f32 = 12_582_912.0;
-    let lane = warp::lane_id();
-    let mut largest = 0.0f32;
-    repeat(WIDTH, |j| largest = largest.max(values[j].abs()));
-    // The bits of floats that are not negative are ordered as the floats are.
-    // SAFETY: the caller's promise; below, places are this lane's own.
-    unsafe {
-        let largest = f32::from_bits(warp_reduce(FULL_MASK, largest.to_bits(), WarpReductionOp::Max));
-        let inverse = if largest > 0.0 { LARGEST / largest } else { 0.0 };
-        let mut sum = 0;
-        repeat(WIDTH / 4, |q| {
-            let (mut high_bytes, mut low_bytes) = (0u32, 0u32);
-            repeat(4, |j| {
-                let v = values[4 * q + j].mul_add(inverse, ROUND).to_bits() as i32 - ROUND.to_bits() as i32;
-                high_bytes |= ((v + 128) >> 8 & 255) as u32 * (1 << (8 * j));
-                low_bytes |= (v & 255) as u32 * (1 << (8 * j));
-                sum += v;
-            });
-            // Of a pair of blocks columns `4 c ..` of both and of both halves side by side.
-            let column = lane * WIDTH as u32 + 4 * q as u32;
-            let place = column / 64 * 64 + column / 4 % 4 * 16 + column / 32 % 2 * 8 + column / 16 % 2 * 4;
-            if some {
-                columns.add(place).cast::<u32>().set(0, high_bytes);
-                columns.add(place + low).cast::<u32>().set(0, low_bytes);
-            }
-        });
-        if lane == 0 {
-            scale.set(0, largest / (LARGEST * W::FACTOR));
-        }
-        if W::DIGITS {
-            // Four lanes have a block.
-            let sum = sum + warp::shuffle_xor(sum, 1);
-            let mut sum = sum + warp::shuffle_xor(sum, 2);
-            if lane.is_multiple_of(4) {
-                let block = lane / 4;
-                repeat(3, |k| {
-                    let digit = sum as i8;
-                    sum = (sum - i32::from(digit)) >> 8;
-                    digits.set((2 * k as u32 + block % 2) * 4 + block / 2, digit as u8);
-                });
-            }
-        }
-    }
-}
-
-/// A matrix in units, and the part of it that a block multiplies.
-#[device]
-#[derive(Clone, Copy)]
-pub(super) struct Tiles {
-    weights: *const u8,
-    /// Units of a tile in the matrix.
-    units: u32,
-    /// The block's tiles.
-    first_tile: u32,
-    tiles: u32,
-    /// The units of these tiles that it takes.
-    first_unit: u32,
-    chunks: u32,
-}
-
-#[device]
-impl Tiles {
-    /// The share of block `block` of `blocks` of `tiles` tiles of `units` units.
-    #[inline(always)]
-    pub(super) fn share(weights: *const u8, tiles: u32, units: u32, block: u32, blocks: u32) -> Self {
-        Self::slice(weights, tiles, units, [block, blocks], [0, 1])
-    }
-
-    /// As [`Tiles::share`], of slice `slice` of `slices` of the columns.
-    #[inline(always)]
-    pub(super) fn slice(
-        weights: *const u8,
-        tiles: u32,
-        units: u32,
-        [block, blocks]: [u32; 2],
-        [slice, slices]: [u32; 2],
-    ) -> Self {
-        let begin = |i: u32, count: u32, of: u32| divide(i * count, of).0;
-        let (first_tile, first_unit) = (begin(block, tiles, blocks), begin(slice, units, slices));
-        let (end_tile, end_unit) = (begin(block + 1, tiles, blocks), begin(slice + 1, units, slices));
-        Self {
-            weights,
-            units,
-            first_tile,
-            tiles: end_tile - first_tile,
-            first_unit,
-            chunks: end_unit - first_unit,
-        }
-    }
-
-    /// The first of the block's tiles.
-    #[inline(always)]
-    pub(super) fn first(self) -> u32 {
-        self.first_tile
-    }
-
-    /// How many there are.
-    #[inline(always)]
-    pub(super) fn count(self) -> u32 {
-        self.tiles
-    }
-}
-
-/// A warp's share of the block's units, on its way through a ring.
-#[device]
-struct Ring<W> {
-    tiles: Tiles,
-    depth: u32,
-    ring: Shared<u8>,
-    barriers: Shared<u64>,
-    /// The unit that is copied next: its tile of the block, its chunk; and how many are left.
-    tile: u32,
-    chunk: u32,
-    left: u32,
-    /// The place that it goes to.
-    next_place: u32,
-    /// The place that is read next, and the parity of its phase.
-    place: u32,
-    parity: u32,
-    format: core::marker::PhantomData<W>,
-}
-
-#[device]
-impl<W: Unit> Ring<W> {
-    /// Starts to copy the next unit to the next place, if there is one.
-    ///
-    /// # Safety
-    /// All lanes call it together, and have read what the place held.
-    #[inline(always)]
-    unsafe fn copy(&mut self) {
-        if self.left == 0 {
-            return;
-        }
-        self.left -= 1;
-        if warp::lane_id() == 0 {
-            let Tiles { weights, units, first_tile, first_unit, .. } = self.tiles;
-            let unit =
-                (first_tile + self.tile) as usize * units as usize + (first_unit + self.chunk) as usize;
-            let barrier = Mbarrier::new(self.barriers.add(self.next_place));
-            // SAFETY: inside the matrix; the caller's promise.
-            unsafe {
-                barrier.arrive_expect_tx(W::BYTES);
-                let to = self.ring.add(self.next_place * W::BYTES);
-                bulk_copy(to, weights.add(unit * W::BYTES as usize), W::BYTES, barrier);
-            }
-        }
-        self.chunk += 1;
-        if self.chunk == self.tiles.chunks {
-            (self.chunk, self.tile) = (0, self.tile + 1);
-        }
-        self.next_place = if self.next_place + 1 == self.depth { 0 } else { self.next_place + 1 };
-    }
-
-    /// Multiplies the unit that comes next, then starts to copy another one to its place.
-    ///
-    /// # Safety
-    /// All lanes of the warp call it together, once for each unit; the inputs are staged.
-    #[inline(always)]
-    unsafe fn multiply<const G: usize>(&mut self, inputs: &Inputs, sums: &mut [[f32; 2]; G]) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            Mbarrier::new(self.barriers.add(self.place)).wait(self.parity);
-            W::multiply(self.ring.add(self.place * W::BYTES), inputs, sums);
-            sync_warp(FULL_MASK);
-            self.copy();
-        }
-        self.place += 1;
-        if self.place == self.depth {
-            (self.place, self.parity) = (0, self.parity ^ 1);
-        }
-    }
-}
-
 /// The products of the block's tiles with up to `N` rows of inputs, in `G` groups of four.
 #[device]
-pub(super) struct Product<W, const N: usize, const G: usize> {
+struct Product<W, const N: usize, const G: usize> {
     ring: Ring<W>,
     /// The staged inputs: columns, then digits, then scales, each of the last two `[chunk][row]`.
     stage: Shared<u8>,
@@ -427,7 +106,7 @@ impl<W: Unit, const N: usize, const G: usize> Product<W, N, G> {
     /// All threads of the block call it together, once in a launch. The block has [`ring_bytes`] and [`shared_bytes`] of dynamic shared memory, of a `depth`
     /// from 1 to [`MAX_DEPTH`].
     #[inline(always)]
-    pub(super) unsafe fn begin(tiles: Tiles, depth: u32) -> Self {
+    unsafe fn begin(tiles: Tiles, depth: u32) -> Self {
         let (lane, warp_id, num_warps) = (warp::lane_id(), warp::warp_id(), thread::block_dim_x() / 32);
         let shared = dynamic_shared::<u8>();
         let ring = shared.add(warp_id * depth * W::BYTES);
@@ -485,7 +164,7 @@ impl<W: Unit, const N: usize, const G: usize> Product<W, N, G> {
 
     /// The tile in which this warp's share ends: if it finishes one, most often this.
     #[inline(always)]
-    pub(super) fn last_tile(&self) -> u32 {
+    fn last_tile(&self) -> u32 {
         let tiles = self.ring.tiles;
         let (from, to) = Self::share(tiles, warp::warp_id());
         let last = divide(to - u32::from(to > from), tiles.chunks).0;
@@ -588,7 +267,7 @@ impl<W: Unit, const N: usize, const G: usize> Product<W, N, G> {
     /// # Safety
     /// The kernel before this one has ended. All threads of the block call it together.
     #[inline(always)]
-    pub(super) unsafe fn multiply<S: Source>(
+    unsafe fn multiply<S: Source>(
         mut self,
         n: u32,
         source: S,

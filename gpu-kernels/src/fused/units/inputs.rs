@@ -1,0 +1,216 @@
+//! What a block multiplies its weights with: where rows of inputs come from, and how they are staged. See the [module](super).
+
+use cuda_std::prelude::*;
+
+#[device]
+use super::WIDTH;
+#[device]
+use crate::{
+    grid::{offset, repeat},
+    units::Unit,
+};
+#[device]
+use cuda_std::{
+    memory,
+    warp::{FULL_MASK, WarpReductionOp, warp_reduce},
+};
+
+/// Staged inputs of one unit, as a lane reads them.
+#[device]
+#[derive(Clone, Copy)]
+pub struct Inputs {
+    /// This lane's 16 bytes of the first two blocks of its column; the next two are 64 bytes on.
+    pub(super) columns: Shared<[u32; 4]>,
+    /// From one group of eight columns to the next, in 16 bytes.
+    pub(super) group: u32,
+    /// Of this lane's row of the first group: the scale, the sum of squares.
+    pub(super) scales: Shared<[f32; 4]>,
+    /// Likewise.
+    pub(super) digits: Shared<[u32; 4]>,
+}
+
+#[device]
+impl Inputs {
+    /// Second operands of group `g`: for each of the blocks `2 pair` and `2 pair + 1` the registers of its two halves.
+    ///
+    /// # Safety
+    /// The inputs are complete and have such columns.
+    #[inline(always)]
+    pub unsafe fn columns(&self, g: u32, pair: u32) -> [u32; 4] {
+        // SAFETY: the caller's promise.
+        unsafe { self.columns.get(g * self.group + 4 * pair) }
+    }
+
+    /// What the integers of input row `4 g + lane % 4` are multiplied with.
+    ///
+    /// # Safety
+    /// The inputs are complete.
+    #[inline(always)]
+    pub unsafe fn scale(&self, g: u32) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.scales.add(4 * g).cast::<f32>().get(0) }
+    }
+
+    /// The sums of that row's integers over each block of 32 columns, as three digits to the base of 256, the lowest first: a signed byte each
+    /// for the four even blocks, then for the odd ones.
+    ///
+    /// # Safety
+    /// The inputs are complete, and of a format that [asks](Unit::DIGITS) for them.
+    #[inline(always)]
+    pub unsafe fn digits(&self, g: u32) -> [[u32; 2]; 3] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let digits = self.digits.add(8 * g);
+            let [a, b, c, d] = digits.get(0);
+            [[a, b], [c, d], digits.add(1).cast::<[u32; 2]>().get(0)]
+        }
+    }
+}
+
+/// Where inputs come from.
+#[device]
+pub(super) trait Source {
+    /// Whether they are normed: then their squares are summed up.
+    const NORMED: bool;
+
+    /// Eight columns of row `i` from `column` on.
+    ///
+    /// # Safety
+    /// There are such a row and columns, and the kernel before this one has ended.
+    unsafe fn load(&self, i: u32, column: u32) -> [f32; WIDTH];
+
+    /// What they are multiplied with before they are staged.
+    ///
+    /// # Safety
+    /// There are such columns.
+    unsafe fn weight(&self, column: u32) -> [f32; WIDTH];
+}
+
+/// f32 rows that are normed.
+#[device]
+pub(super) struct Normed {
+    pub x: *const f32,
+    pub norm: *const f32,
+    pub cols: u32,
+}
+
+#[device]
+impl Source for Normed {
+    const NORMED: bool = true;
+
+    #[inline(always)]
+    unsafe fn load(&self, i: u32, column: u32) -> [f32; WIDTH] {
+        // SAFETY: the caller's promise.
+        unsafe { load_f32(self.x.add(offset(i, self.cols, column))) }
+    }
+
+    #[inline(always)]
+    unsafe fn weight(&self, column: u32) -> [f32; WIDTH] {
+        // SAFETY: the caller's promise.
+        unsafe { load_f32(self.norm.add(column as usize)) }
+    }
+}
+
+/// Eight values, from L2.
+///
+/// # Safety
+/// `from` leads to them, aligned to 16 bytes.
+#[device]
+#[inline(always)]
+unsafe fn load_f32(from: *const f32) -> [f32; WIDTH] {
+    let mut values = [0.0; WIDTH];
+    repeat(WIDTH / 4, |q| {
+        // SAFETY: the caller's promise.
+        let v = unsafe { memory::load_l2(from.add(4 * q).cast::<[f32; 4]>()) };
+        repeat(4, |j| values[4 * q + j] = v[j]);
+    });
+    values
+}
+
+/// f16 rows as they are.
+#[device]
+pub(super) struct Plain {
+    pub x: *const f16,
+    pub cols: u32,
+}
+
+#[device]
+impl Source for Plain {
+    const NORMED: bool = false;
+
+    #[inline(always)]
+    unsafe fn load(&self, i: u32, column: u32) -> [f32; WIDTH] {
+        let mut values = [0.0; WIDTH];
+        // SAFETY: the caller's promise.
+        let words = unsafe { memory::load_l2(self.x.add(offset(i, self.cols, column)).cast::<[u32; 4]>()) };
+        repeat(4, |q| (values[2 * q], values[2 * q + 1]) = f16::unpack2(words[q]));
+        values
+    }
+
+    #[inline(always)]
+    unsafe fn weight(&self, _: u32) -> [f32; WIDTH] {
+        [1.0; WIDTH]
+    }
+}
+
+/// Stages a row of a chunk: this lane's values of it, if it has `some`. `low` is from the high bytes' column to that of the low ones.
+///
+/// # Safety
+/// All lanes of the warp call it together; the places belong to the warp, and nobody reads them.
+#[device]
+#[inline(always)]
+pub(super) unsafe fn stage<W: Unit>(
+    values: [f32; WIDTH],
+    some: bool,
+    columns: Shared<u8>,
+    low: u32,
+    scale: Shared<f32>,
+    digits: Shared<u8>,
+) {
+    // 127 * 256 and half a digit: what two signed bytes hold, to either side.
+    const LARGEST: f32 = 32512.0;
+    // Added and taken away it leaves a rounded integer in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    let lane = warp::lane_id();
+    let mut largest = 0.0f32;
+    repeat(WIDTH, |j| largest = largest.max(values[j].abs()));
+    // The bits of floats that are not negative are ordered as the floats are.
+    // SAFETY: the caller's promise; below, places are this lane's own.
+    unsafe {
+        let largest = f32::from_bits(warp_reduce(FULL_MASK, largest.to_bits(), WarpReductionOp::Max));
+        let inverse = if largest > 0.0 { LARGEST / largest } else { 0.0 };
+        let mut sum = 0;
+        repeat(WIDTH / 4, |q| {
+            let (mut high_bytes, mut low_bytes) = (0u32, 0u32);
+            repeat(4, |j| {
+                let v = values[4 * q + j].mul_add(inverse, ROUND).to_bits() as i32 - ROUND.to_bits() as i32;
+                high_bytes |= ((v + 128) >> 8 & 255) as u32 * (1 << (8 * j));
+                low_bytes |= (v & 255) as u32 * (1 << (8 * j));
+                sum += v;
+            });
+            // Of a pair of blocks columns `4 c ..` of both and of both halves side by side.
+            let column = lane * WIDTH as u32 + 4 * q as u32;
+            let place = column / 64 * 64 + column / 4 % 4 * 16 + column / 32 % 2 * 8 + column / 16 % 2 * 4;
+            if some {
+                columns.add(place).cast::<u32>().set(0, high_bytes);
+                columns.add(place + low).cast::<u32>().set(0, low_bytes);
+            }
+        });
+        if lane == 0 {
+            scale.set(0, largest / (LARGEST * W::FACTOR));
+        }
+        if W::DIGITS {
+            // Four lanes have a block.
+            let sum = sum + warp::shuffle_xor(sum, 1);
+            let mut sum = sum + warp::shuffle_xor(sum, 2);
+            if lane.is_multiple_of(4) {
+                let block = lane / 4;
+                repeat(3, |k| {
+                    let digit = sum as i8;
+                    sum = (sum - i32::from(digit)) >> 8;
+                    digits.set((2 * k as u32 + block % 2) * 4 + block / 2, digit as u8);
+                });
+            }
+        }
+    }
+}
