@@ -117,6 +117,8 @@ pub trait Ops: Types {
         let _ = num_experts;
         self.load_matrix(matrix)
     }
+    /// Brings a vector to the device.
+    fn load_vector(&mut self, values: &[f32]) -> Result<Self::Vector>;
     /// Called after the last matrix.
     ///
     /// # Errors
@@ -163,8 +165,6 @@ pub trait Ops: Types {
     fn bound_norm(&mut self, _name: &str, _norm: &Norm<Self::Vector>) -> Result<()> {
         Ok(())
     }
-    /// Brings a vector to the device.
-    fn load_vector(&mut self, values: &[f32]) -> Result<Self::Vector>;
 
     // One step.
 

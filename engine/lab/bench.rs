@@ -2,7 +2,7 @@
 
 use super::case::{Case, Instance, SMALL_WORK, Session, Workload, choose, plain_config};
 use super::cases;
-use super::check::{CaseResult, CheckOptions, Outcome, check, prepared, run};
+use super::check::{CaseResult, CheckOptions, Outcome, check, prepared, run, skipped};
 use super::kernels::operation;
 use super::run::{Ceilings, LeftOut, Run, Timing, VERSION};
 use super::{cases::matmul, device};
@@ -85,14 +85,14 @@ pub fn bench(session: &mut Session, options: &BenchOptions, progress: &mut dyn F
             let mut instance = match prepared(session, &case, options.seed)? {
                 Ok(instance) => instance,
                 Err(why) => {
-                    run.left_out.extend(op.variants.iter().map(|variant| LeftOut {
-                        op: op.name.into(),
-                        variant: variant.name.into(),
-                        dtype: case.dtype.name().into(),
-                        shape: case.shape.clone(),
-                        wrong: false,
-                        why: why.clone(),
-                    }));
+                    let asked =
+                        |v: &&cuda::VariantInfo| options.variant.as_deref().is_none_or(|name| name == v.name);
+                    let results = op
+                        .variants
+                        .iter()
+                        .filter(asked)
+                        .map(|v| skipped(&op, v.name, &case, options.seed, why.clone()));
+                    run.left_out.extend(results.map(LeftOut::from));
                     continue;
                 }
             };
@@ -113,14 +113,7 @@ pub fn bench(session: &mut Session, options: &BenchOptions, progress: &mut dyn F
                     continue;
                 }
                 if result.outcome != Outcome::Passed {
-                    run.left_out.push(LeftOut {
-                        op: op.name.into(),
-                        variant: variant.name.into(),
-                        dtype: case.dtype.name().into(),
-                        shape: case.shape.clone(),
-                        wrong: eligible,
-                        why: result.notes.join("; "),
-                    });
+                    run.left_out.push(result.into());
                     continue;
                 }
                 let ops = session.ops(case.dtype, &case.config)?;

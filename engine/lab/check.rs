@@ -211,7 +211,13 @@ pub fn run(
         Err(error) if is_ineligible(&error) => return Ok(left_out(&error)),
         // An operation's word on its own results, or an emulator's on a kernel. A device that faulted fails here.
         Err(error @ (Error::Request(_) | Error::Device(_))) => {
-            session.device().synchronize().map_err(|fault| at(&left_out(&fault), &fault))?;
+            // With the case that it came in: nothing more can be run on it.
+            session.device().synchronize().map_err(|fault| {
+                Error::Device(format!(
+                    "{}={variant} {} {}, seed {seed}: {fault}",
+                    op.name, case.dtype, case.shape
+                ))
+            })?;
             findings.failures.push(error.to_string());
         }
         Err(error) => return Err(error),
@@ -225,12 +231,6 @@ pub fn run(
         notes: findings.failures,
         ..skipped(op, variant, case, seed, String::new())
     })
-}
-
-/// A fault of the device, with the case that it came in: nothing more can be run on it.
-fn at(result: &CaseResult, fault: &Error) -> Error {
-    let CaseResult { op, variant, dtype, shape, seed, .. } = result;
-    Error::Device(format!("{op}={variant} {dtype} {shape}, seed {seed}: {fault}"))
 }
 
 /// All results of one variant in one dtype.

@@ -1,6 +1,7 @@
 //! A run of `lab bench`, as it is stored: what `--json` prints, `--baseline` and `lab report` read.
 
 use super::case::Cost;
+use super::check::{CaseResult, Outcome};
 use crate::error::{Error, Result};
 use crate::stats::{Stats, Verdict, compare};
 use serde::{Deserialize, Serialize};
@@ -133,6 +134,19 @@ pub struct LeftOut {
     /// Its results are wrong; else it cannot compute the case, or something is not installed.
     pub wrong: bool,
     pub why: String,
+}
+
+impl From<CaseResult> for LeftOut {
+    fn from(result: CaseResult) -> Self {
+        Self {
+            op: result.op.into(),
+            variant: result.variant.into(),
+            dtype: result.dtype.into(),
+            shape: result.shape,
+            wrong: result.outcome != Outcome::Skipped,
+            why: result.notes.join("; "),
+        }
+    }
 }
 
 impl Ceilings {
