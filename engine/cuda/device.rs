@@ -95,8 +95,8 @@ pub struct Device {
 }
 
 impl Device {
-    /// Opens `cuda:N`, or the first device where `ordinal` is `None`, and compiles the kernels for it (the driver
-    /// keeps the result in its cache). `ptx` gives them for the target that [`DeviceInfo::target`] names, or for an older one.
+    /// Opens `cuda:N`, or the first device where `ordinal` is `None`. A kernel is compiled for it when it is first launched (the
+    /// driver keeps the result in its cache). `ptx` gives them for the target that [`DeviceInfo::target`] names, or for an older one.
     ///
     /// # Errors
     /// [`Error::Device`] if there is no such device, it is too old, or the driver refuses the kernels; the text has
@@ -106,7 +106,8 @@ impl Device {
         if let Some(path) = std::env::var_os(PTX_FILE) {
             let ptx = std::fs::read_to_string(&path).map_err(|error| Error::io(path, error))?;
             let is_hopper = info.target()? == "sm_90a";
-            return Self::open_info(info, is_hopper, &ptx);
+            // Kernels are taken from it as long as the device is used.
+            return Self::open_info(info, is_hopper, ptx.leak());
         }
         let target = match (info.target()?, std::env::var(PTX_TARGET).as_deref()) {
             ("sm_90a", Err(_) | Ok("sm_90a")) => "sm_90a",
@@ -122,7 +123,7 @@ impl Device {
         Self::open_info(info, target == "sm_90a", text)
     }
 
-    fn open_info(info: DeviceInfo, is_hopper: bool, ptx: &str) -> Result<Self> {
+    fn open_info(info: DeviceInfo, is_hopper: bool, ptx: &'static str) -> Result<Self> {
         let backend = Backend::Gpu(Gpu::open(&info, ptx)?);
         Ok(Self { info, is_hopper, backend })
     }

@@ -1,8 +1,12 @@
-//! A GPU in use behind [`Device`](super::Device): context, stream, the module of kernels, memory, all of them `cust`'s. Its
-//! bindings are called where it has nothing: for what docs/rust-cuda.md lists.
+//! A GPU in use behind [`Device`](super::Device): context, stream, kernels, memory, all of them `cust`'s. Its bindings are called
+//! where it has nothing: for what docs/rust-cuda.md lists.
+//!
+//! Each kernel is a module of its own, compiled when it is first launched: a model needs a tenth of all kernels, and the driver's
+//! compiler takes half a minute for all of them.
 
 use super::device_info::DeviceInfo;
 use super::driver::{Answer, cuLaunchKernelEx};
+use super::ptx;
 use crate::error::{Error, Result};
 use cuda_std::launch::LaunchConfig;
 use cudarc::driver::sys as launch;
@@ -17,6 +21,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::ptr;
+use std::time::Instant;
 
 /// Dynamic shared memory that every launch may use without asking.
 const SHARED_BYTES_DEFAULT: u32 = 48 * 1024;
@@ -26,14 +31,15 @@ const JIT_LOG_BYTES: usize = 16 * 1024;
 /// For the preferred carveout of shared memory: per cent.
 const ALL_SHARED: c_int = 100;
 
-/// A kernel of the module.
+/// A kernel in use.
 struct Function {
-    /// `cust`'s type borrows the module, beside which it could not be kept.
+    /// Of `_module`; `cust`'s type borrows it, beside which it could not be kept.
     raw: CUfunction,
     /// Dynamic shared memory in bytes that it may be launched with.
     shared_limit: u32,
     /// Whether it was told to run beside others, see [`Gpu::launch_dependent`].
     is_chained: bool,
+    _module: Module,
 }
 
 /// The primary context (the one that cuBLAS works in too), one stream, the kernels.
@@ -42,29 +48,34 @@ struct Function {
 pub(super) struct Gpu {
     // What is released, in this order, when the stream has come to its end.
     functions: RefCell<HashMap<&'static str, Function>>,
-    module: Module,
     stream: Stream,
+    ptx: ptx::Module<'static>,
     /// Whether the kernels are compiled for Hopper, where they may start while those before them still run.
     is_hopper: bool,
     _context: Context,
 }
 
 impl Gpu {
-    /// Makes a context on the device and compiles `ptx` for it (the driver keeps the result in its cache).
-    pub(super) fn open(info: &DeviceInfo, ptx: &str) -> Result<Self> {
+    /// Makes a context on the device for the kernels of `ptx`, and compiles the shortest of them, to learn whether the driver takes
+    /// this PTX at all.
+    pub(super) fn open(info: &DeviceInfo, ptx: &'static str) -> Result<Self> {
         let context = retain_primary_context(info)?;
         let stream = non_blocking_stream()?;
-        Ok(Self {
-            functions: RefCell::default(),
-            module: load_module(ptx)?,
-            stream,
-            is_hopper: ptx.contains(".target sm_90"),
-            _context: context,
-        })
+        let ptx = ptx::Module::parse(ptx);
+        let is_hopper = ptx.target().is_some_and(|target| target.starts_with("sm_90"));
+        let gpu = Self { functions: RefCell::default(), stream, ptx, is_hopper, _context: context };
+        if let Some(kernel) = gpu.ptx.shortest_entry() {
+            gpu.compile(kernel)?;
+        }
+        Ok(gpu)
     }
 
-    pub(super) fn module(&self) -> &Module {
-        &self.module
+    /// Compiles a kernel, with what it needs of the PTX (the driver keeps the result in its cache).
+    pub(super) fn compile(&self, kernel: &str) -> Result<Module> {
+        if !self.ptx.entries().any(|entry| entry == kernel) {
+            return Err(Error::Device(format!("the PTX that this device runs has no kernel {kernel}")));
+        }
+        load_module(kernel, &self.ptx.only(|entry| entry == kernel))
     }
 
     pub(super) fn stream(&self) -> &Stream {
@@ -110,20 +121,23 @@ impl Gpu {
         unsafe { slice(from, to.len()).async_copy_to(to, &self.stream) }.doing("copying from the device")
     }
 
-    /// The kernel of that name, looked up in the module once, allowed to have `shared_bytes` of dynamic shared memory and, if
+    /// The kernel of that name, compiled once, allowed to have `shared_bytes` of dynamic shared memory and, if
     /// `chained`, fit to run beside others.
     fn function(&self, name: &'static str, shared_bytes: u32, chained: bool) -> Result<CUfunction> {
         let mut functions = self.functions.borrow_mut();
         let function = match functions.entry(name) {
             Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(place) => place.insert(Function {
-                raw: self.module.get_function(name).doing(&format!("looking up the kernel {name}"))?.to_raw(),
-                shared_limit: SHARED_BYTES_DEFAULT,
-                is_chained: false,
-            }),
+            Entry::Vacant(place) => {
+                let start = Instant::now();
+                let module = self.compile(name)?;
+                tracing::debug!(kernel = name, milliseconds = start.elapsed().as_millis() as u64, "compiled");
+                let raw = module.get_function(name).doing(&format!("looking up the kernel {name}"))?.to_raw();
+                let shared_limit = SHARED_BYTES_DEFAULT;
+                place.insert(Function { raw, shared_limit, is_chained: false, _module: module })
+            }
         };
         if shared_bytes > function.shared_limit {
-            // SAFETY: the function is of this module.
+            // SAFETY: the function's module is loaded.
             let status = unsafe {
                 sys::cuFuncSetAttribute(
                     function.raw,
@@ -135,7 +149,7 @@ impl Gpu {
             function.shared_limit = shared_bytes;
         }
         if chained && !function.is_chained {
-            // SAFETY: the function is of this module.
+            // SAFETY: the function's module is loaded.
             let status = unsafe {
                 sys::cuFuncSetAttribute(
                     function.raw,
@@ -265,10 +279,10 @@ unsafe fn slice(address: u64, bytes: usize) -> DeviceSlice<u8> {
     unsafe { DeviceSlice::from_raw_parts_mut(DevicePointer::from_raw(address), bytes) }
 }
 
-/// Compiles PTX for the current context's device.
-fn load_module(ptx: &str) -> Result<Module> {
+/// Compiles the PTX of a kernel for the current context's device.
+fn load_module(kernel: &str, ptx: &str) -> Result<Module> {
     let ptx = CString::new(ptx).map_err(|_| Error::Device("the PTX has a zero byte".into()))?;
-    Module::from_ptx_cstr(&ptx, &[]).doing("loading the kernels").map_err(|error| {
+    Module::from_ptx_cstr(&ptx, &[]).doing(&format!("loading the kernel {kernel}")).map_err(|error| {
         let log = compile_log(&ptx);
         match error {
             Error::Device(what) if !log.is_empty() => Error::Device(format!("{what}\n{log}")),

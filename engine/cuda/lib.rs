@@ -36,6 +36,7 @@ mod launch;
 mod layer_norm;
 mod matmul;
 mod memory;
+pub mod ptx;
 mod qk_norm;
 mod resources;
 mod rms_norm;

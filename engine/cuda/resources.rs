@@ -2,7 +2,6 @@
 
 use super::device::Device;
 use super::driver::Answer;
-use super::gpu::Gpu;
 use crate::error::{Error, Result};
 use cust::function::{BlockSize, FunctionAttribute};
 
@@ -25,11 +24,11 @@ impl Device {
     /// The resources of the kernel of that name, launched in blocks of `block_size` threads without dynamic shared memory.
     ///
     /// # Errors
-    /// [`Error::Device`](qernel_core::Error::Device) if the module has no such kernel.
+    /// [`Error::Device`](qernel_core::Error::Device) if the PTX has no such kernel, or the driver refuses it.
     pub fn resources(&self, kernel: &str, block_size: u32) -> Result<Resources> {
-        let module = self.gpu().map(Gpu::module);
-        let module =
-            module.ok_or_else(|| Error::Device("the device is emulated: it compiles nothing".into()))?;
+        let gpu = self.gpu();
+        let gpu = gpu.ok_or_else(|| Error::Device("the device is emulated: it compiles nothing".into()))?;
+        let module = gpu.compile(kernel)?;
         let function = module.get_function(kernel).doing(&format!("looking up the kernel {kernel}"))?;
         let attribute = |attribute| {
             let value = function.get_attribute(attribute).doing("asking for a kernel's resources")?;

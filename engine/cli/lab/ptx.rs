@@ -4,7 +4,7 @@ use crate::cli::output::{Output, message, note};
 use crate::cuda;
 use crate::error::{Error, Result};
 use crate::lab::assembler::{assemble, disassemble, required_tool, tool};
-use crate::lab::ptx::{Module, Sources, find};
+use crate::lab::ptx::{Module, Sources, annotated, find};
 use crate::lab::source::Checkout;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -72,7 +72,7 @@ pub(super) fn run(args: PtxArgs) -> Result<ExitCode> {
                     Err(error) => note(message(&error).trim_end()),
                 }
             }
-            let text = if args.no_source { run } else { module.annotated(kernel, &mut sources) };
+            let text = if args.no_source { run } else { annotated(&module, kernel, &mut sources) };
             out.text(&text)?;
         }
     }

@@ -104,7 +104,7 @@ pub unsafe extern "C" fn cuStreamCreate(stream: *mut Handle, flags: u32) -> u32 
     unsafe { give(&format!("StreamCreate:{flags}"), stream, handle()) }
 }
 
-/// Refuses `refuse…`; the first of two options is the log.
+/// Refuses `.target refused…`; the first of two options is the log.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuModuleLoadDataEx(
     module: *mut Handle,
@@ -115,7 +115,7 @@ pub unsafe extern "C" fn cuModuleLoadDataEx(
 ) -> u32 {
     unsafe {
         call(&format!("ModuleLoadDataEx:{num_options}"));
-        if *image != b'r' {
+        if !std::slice::from_raw_parts(image, b".target r".len()).eq(b".target r") {
             module.write(handle());
             return 0;
         }

@@ -39,6 +39,22 @@ fn run_alone(test: &str, ptx: &str) -> Vec<(String, String)> {
         .collect()
 }
 
+/// A kernel as the tests launch it, and one that is shorter.
+const PTX: &str = "\
+.target sm_90a
+
+.visible .entry read_bandwidth_u32_plain(
+\t.param .u32 num_words
+)
+{
+\tret;
+}
+.visible .entry short()
+{
+\tret;
+}
+";
+
 fn is_alone() -> bool {
     std::env::var_os(ALONE).is_some()
 }
@@ -67,7 +83,7 @@ fn the_driver_is_asked_for_these_things_in_this_order() {
     if is_alone() {
         return use_the_driver();
     }
-    let steps = run_alone("the_driver_is_asked_for_these_things_in_this_order", ".target sm_90a");
+    let steps = run_alone("the_driver_is_asked_for_these_things_in_this_order", PTX);
     let calls = |name: &str| {
         let found = steps.iter().find(|(step, _)| step == name);
         found.unwrap_or_else(|| panic!("no step {name}: {steps:?}")).1.as_str()
@@ -76,7 +92,7 @@ fn the_driver_is_asked_for_these_things_in_this_order() {
         calls("open"),
         "Init DriverGetVersion DeviceGetCount DeviceGet:0 DeviceGetName DeviceGetAttribute:75 \
          DeviceGetAttribute:76 DeviceGetAttribute:16 DeviceTotalMem DeviceGetAttribute:38 DeviceGetAttribute:97 \
-         DeviceGet:0 PrimaryCtxRetain CtxSetCurrent CtxSetCurrent StreamCreate:1 ModuleLoadDataEx:0"
+         DeviceGet:0 PrimaryCtxRetain CtxSetCurrent CtxSetCurrent StreamCreate:1 ModuleLoadDataEx:0 ModuleUnload"
     );
     assert_eq!(calls("write"), "MemAlloc:8 MemsetD8Async:8 MemcpyHtoDAsync:8 StreamSynchronize");
     assert_eq!(calls("read"), "MemcpyDtoHAsync:4 StreamSynchronize");
@@ -92,8 +108,8 @@ fn the_driver_is_asked_for_these_things_in_this_order() {
         "EventCreate:0 EventCreate:0 EventRecord EventRecord EventSynchronize EventElapsedTime EventDestroy \
          EventDestroy"
     );
-    // A kernel is looked up once; launches wait for nothing.
-    assert_eq!(calls("first launch"), "ModuleGetFunction LaunchKernel:1x2");
+    // A kernel is compiled once; launches wait for nothing.
+    assert_eq!(calls("first launch"), "ModuleLoadDataEx:0 ModuleGetFunction LaunchKernel:1x2");
     assert_eq!(calls("second launch"), "LaunchKernel:1x2");
     // Attribute 9 asks for all shared memory, 8 for more than every kernel has; 6 lets the kernel start early.
     assert_eq!(calls("dependent"), "FuncSetAttribute:8=49153 FuncSetAttribute:9=100 LaunchKernelEx:1x2:6");
@@ -204,11 +220,14 @@ fn kernels_that_the_driver_refuses_are_an_error_with_its_log() {
     if is_alone() {
         step("open");
         let error = Device::open(None, |_| None).err().unwrap().to_string();
-        let expected = "loading the kernels: CUDA_ERROR_INVALID_PTX (218): what it means\nline 1: no";
+        let expected = "loading the kernel short: CUDA_ERROR_INVALID_PTX (218): what it means\nline 1: no";
         return assert!(error.contains(expected), "{error}");
     }
-    let steps = run_alone("kernels_that_the_driver_refuses_are_an_error_with_its_log", "refuse this");
+    let steps = run_alone(
+        "kernels_that_the_driver_refuses_are_an_error_with_its_log",
+        &PTX.replace("sm_90a", "refused"),
+    );
     // Once more for the log, then what there was is given back.
-    let calls = "StreamCreate:1 ModuleLoadDataEx:0 ModuleLoadDataEx:2 StreamDestroy PrimaryCtxRelease";
+    let calls = "StreamCreate:1 ModuleLoadDataEx:0 ModuleLoadDataEx:2 StreamSynchronize StreamDestroy PrimaryCtxRelease";
     assert!(steps[0].1.ends_with(calls), "{}", steps[0].1);
 }
