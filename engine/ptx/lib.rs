@@ -1,14 +1,15 @@
 //! The PTX of the kernels in `gpu-kernels`, which the build script compiles.
 //!
 //! It is a crate of its own so that it is compiled beside everything that launches kernels. The program carries one text,
-//! deflated, and what the others add to it.
+//! compressed, and what the others add to it.
 
 // Printing panics where nobody takes what is printed.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod delta;
 
-use miniz_oxide::inflate::decompress_to_vec;
+use ruzstd::decoding::StreamingDecoder;
+use std::io::Read;
 use std::sync::OnceLock;
 
 /// The targets that the kernels are compiled for: the first for every device of compute capability 8.0 and later, the second
@@ -16,13 +17,13 @@ use std::sync::OnceLock;
 pub const TARGETS: [&str; 2] = ["sm_80", "sm_90a"];
 
 /// The PTX of the first target as it is run.
-static FIRST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/first.deflate"));
+static FIRST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/first.zst"));
 /// What makes the PTX of the second target of it.
-static SECOND: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/second.deflate"));
+static SECOND: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/second.zst"));
 /// What the source lines add to the PTX of each target.
 static LINES: [&[u8]; TARGETS.len()] = [
-    include_bytes!(concat!(env!("OUT_DIR"), "/first.lines.deflate")),
-    include_bytes!(concat!(env!("OUT_DIR"), "/second.lines.deflate")),
+    include_bytes!(concat!(env!("OUT_DIR"), "/first.lines.zst")),
+    include_bytes!(concat!(env!("OUT_DIR"), "/second.lines.zst")),
 ];
 
 /// One text for each target, unpacked when it is first asked for.
@@ -33,8 +34,8 @@ pub fn ptx(target: &str) -> Option<&'static str> {
     static TEXTS: Texts = [const { OnceLock::new() }; TARGETS.len()];
     let index = index(target)?;
     Some(TEXTS[index].get_or_init(|| match index {
-        0 => inflate(FIRST),
-        _ => patch(&inflate(FIRST), SECOND),
+        0 => unpack(FIRST),
+        _ => patch(&unpack(FIRST), SECOND),
     }))
 }
 
@@ -51,13 +52,15 @@ fn index(target: &str) -> Option<usize> {
 
 // What is unpacked here was packed by this crate's build script and comes from no file.
 
-fn inflate(packed: &[u8]) -> String {
-    let bytes = decompress_to_vec(packed).expect("the build script deflated it");
-    String::from_utf8(bytes).expect("PTX is text")
+fn unpack(packed: &[u8]) -> String {
+    let mut text = String::new();
+    let mut decoder = StreamingDecoder::new(packed).expect("the build script compressed it");
+    decoder.read_to_string(&mut text).expect("the build script compressed text");
+    text
 }
 
 fn patch(base: &str, delta: &[u8]) -> String {
-    delta::decode(base, &inflate(delta)).expect("the build script made it for this text")
+    delta::decode(base, &unpack(delta)).expect("the build script made it for this text")
 }
 
 #[cfg(test)]
