@@ -16,7 +16,7 @@ mod life;
 mod operations;
 
 use compare::nmse;
-use qernel::batch::{Batch, BatchLimits, SequenceRows, WantedLogits};
+use qernel::batch::{Batch, BatchLimits, LogitRows, SequenceRows};
 use qernel::config::Config;
 use qernel::cpu::CpuOps;
 use qernel::cuda::{CudaOps, Device, KernelChoice};
@@ -122,7 +122,7 @@ fn logits(runner: &mut dyn Runner) -> Vec<f32> {
         tokens: &tokens[range.clone()],
         position: range.start,
         pages,
-        logits: WantedLogits::All,
+        logits: LogitRows::All,
     };
     let (first, second): (&[u32], &[u32]) = (&[5, 0], &[3]);
     let batches = [
@@ -167,14 +167,14 @@ fn the_forward_pass_agrees_with_the_cpu() {
             assert!(error <= allowed, "{file} as {dtype} {kernels:?}: {error:e}");
 
             // Steps of the engine: draws included.
-            let rows = SequenceRows { tokens: &[1, 2], position: 0, pages: &[6], logits: WantedLogits::Last };
+            let rows = SequenceRows { tokens: &[1, 2], position: 0, pages: &[6], logits: LogitRows::Last };
             let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
             let row = SamplingRow::new(greedy, 2);
             let drawn = runner.step(&Batch::new(&[rows]), std::slice::from_ref(&row)).unwrap();
             assert!(drawn.len() == 1 && (drawn[0] as usize) < TinyModel::VOCAB_SIZE);
             for position in 2..5 {
                 let pages = &[6][..];
-                let rows = SequenceRows { tokens: &drawn, position, pages, logits: WantedLogits::Last };
+                let rows = SequenceRows { tokens: &drawn, position, pages, logits: LogitRows::Last };
                 runner.step(&Batch::new(&[rows]), std::slice::from_ref(&row)).unwrap();
             }
         }
@@ -219,7 +219,7 @@ fn what_is_not_on_the_device_is_refused() {
         runner(&TinyModel { format: MatrixFormat::F16, ..TinyModel::default() }, Dtype::F16, ops);
     let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
     let row = SamplingRow::new(greedy, 2);
-    let at = |position, pages| SequenceRows { tokens: &[3], position, pages, logits: WantedLogits::Last };
+    let at = |position, pages| SequenceRows { tokens: &[3], position, pages, logits: LogitRows::Last };
     let behind = |position| Batch { drawn_rows: vec![0], ..Batch::new(&[at(position, &[6])]) };
     let row = std::slice::from_ref(&row);
     assert!(matches!(runner.queue(&behind(0), row), Err(Error::Request(_))), "nothing was drawn");
@@ -338,7 +338,7 @@ fn weights_that_are_not_finite_are_named() {
 fn a_row_without_numbers_draws_nothing_and_leaves_the_others_alone() {
     const BROKEN: u32 = 77;
     fn sequence<'a>(tokens: &'a [u32], pages: &'a [u32]) -> SequenceRows<'a> {
-        SequenceRows { tokens, position: 0, pages, logits: WantedLogits::Last }
+        SequenceRows { tokens, position: 0, pages, logits: LogitRows::Last }
     }
     let model = TinyModel { format: MatrixFormat::F16, tie_word_embeddings: false, ..TinyModel::default() };
     let (config, mut weights) = parts(&model);

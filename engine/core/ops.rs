@@ -56,7 +56,7 @@ pub struct Stacked<W> {
     pub parts: Vec<W>,
 }
 
-/// The rows that a part of a layer works on: those of a batch, or those of them whose logits are wanted.
+/// The rows that a part of a layer works on: those of a batch, or those of them that need logits.
 pub struct Rows<'a, B> {
     pub batch: &'a B,
     /// The first rows of the buffers.
@@ -268,8 +268,8 @@ pub trait Ops: Types {
         out: &mut Self::Activation,
     ) -> Result<()>;
 
-    /// The same for the rows whose logits are wanted alone: `q` and `out` have a row for each of them.
-    fn attention_of_wanted(
+    /// The same for the rows that need logits alone: `q` and `out` have a row for each of them.
+    fn attention_of_logit_rows(
         &mut self,
         batch: &Self::Batch,
         layer: usize,

@@ -12,7 +12,7 @@
 //! running sequences own pages; and nothing is marked as computed, or known, before [`Scheduler::complete`], so that a
 //! step that failed can be taken again.
 
-use crate::batch::{Batch, SequenceRows, WantedLogits};
+use crate::batch::{Batch, LogitRows, SequenceRows};
 use crate::kv_cache::{PageList, PagePool};
 use crate::kv_layout::pages_for;
 use crate::sampler::NO_TOKEN;
@@ -261,7 +261,7 @@ impl Scheduler {
                 tokens: &[0], // Its place is taken by the one that `step` draws.
                 position: tokens.len(),
                 pages: pages.pages(),
-                logits: WantedLogits::Last,
+                logits: LogitRows::Last,
             })
             .collect();
         Some(Step { batch: Batch { drawn_rows, state_slots, ..Batch::new(&rows) }, parts })
@@ -363,7 +363,7 @@ impl Scheduler {
             let Sequence { id, tokens, num_cached, pages, .. } = &self.running[i];
             let end = num_cached + num_rows;
             let draws = end == tokens.len();
-            let logits = if draws { WantedLogits::Last } else { WantedLogits::None };
+            let logits = if draws { LogitRows::Last } else { LogitRows::None };
             rows.push(SequenceRows {
                 tokens: &tokens[*num_cached..end],
                 position: *num_cached,

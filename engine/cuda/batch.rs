@@ -68,8 +68,8 @@ pub(super) struct Shape {
     /// Tokens in the cache of the longest sequence.
     pub max_kv: usize,
     pub rows: RowSplit,
-    /// Of the rows whose logits are wanted, where these are some but not all, and the last of their sequences; else 0 rows.
-    pub wanted: RowSplit,
+    /// Of the rows that need logits, where these are some but not all, and the last of their sequences; else 0 rows.
+    pub only_logit_rows: RowSplit,
     /// One more than the largest entry of each array; 0 where it is empty.
     pub token_bound: usize,
     pub drawn_bound: usize,
@@ -86,8 +86,8 @@ pub(super) struct Shape {
     kv_len: Range<usize>,
     block_table: Range<usize>,
     logit_rows: Range<usize>,
-    wanted_sequence_of_token: Range<usize>,
-    wanted_query_start: Range<usize>,
+    logit_rows_sequence_of_token: Range<usize>,
+    logit_rows_query_start: Range<usize>,
 }
 
 /// Which rows are their sequence's only one: attention has kernels for them.
@@ -145,10 +145,10 @@ impl CudaBatch {
         shape.kv_len = writer.put(&batch.kv_len);
         shape.block_table = writer.put_rows(&batch.block_table, batch.max_blocks, shape.max_blocks);
         shape.logit_rows = writer.put(&batch.logit_rows);
-        if shape.wanted.num_rows > 0 {
-            let wanted = batch.wanted();
-            shape.wanted_sequence_of_token = writer.put(&wanted.sequence_of_token);
-            shape.wanted_query_start = writer.put(&wanted.query_start);
+        if shape.only_logit_rows.num_rows > 0 {
+            let alone = batch.only_logit_rows();
+            shape.logit_rows_sequence_of_token = writer.put(&alone.sequence_of_token);
+            shape.logit_rows_query_start = writer.put(&alone.query_start);
         }
         let bytes = writer.used * 4;
         let target = DevicePtrMut::from_raw(self.indices.ptr_mut().as_raw());
@@ -173,12 +173,12 @@ impl CudaBatch {
         BatchRows { split: &self.shape.rows, sequence_of_token, query_start }
     }
 
-    /// The rows whose logits are wanted, where these are some but not all, and the last of their sequences; else none.
-    pub(super) fn wanted_rows(&self) -> BatchRows<'_> {
+    /// The rows that need logits, where these are some but not all, and the last of their sequences; else none.
+    pub(super) fn only_logit_rows(&self) -> BatchRows<'_> {
         BatchRows {
-            split: &self.shape.wanted,
-            sequence_of_token: self.array(&self.shape.wanted_sequence_of_token),
-            query_start: self.array(&self.shape.wanted_query_start),
+            split: &self.shape.only_logit_rows,
+            sequence_of_token: self.array(&self.shape.logit_rows_sequence_of_token),
+            query_start: self.array(&self.shape.logit_rows_query_start),
         }
     }
 
@@ -319,7 +319,7 @@ impl Shape {
             let next = batch.logit_rows.get(i + 1).map_or(n, |&next| next as usize);
             row < n && next > row && (next == row + 1 || batch.query_start.contains(&(row as u32 + 1)))
         };
-        let wanted_are_last =
+        let logit_rows_are_last =
             batch.logit_rows.iter().enumerate().all(|(i, &row)| is_last_of_sequence(i, row as usize));
         let bound = |values: &[u32]| values.iter().max().map_or(0, |&value| value as usize + 1);
         Ok((Self {
@@ -335,8 +335,8 @@ impl Shape {
             logit_row_bound: bound(&batch.logit_rows),
             max_kv: batch.kv_len.iter().max().map_or(0, |&len| len as usize),
             rows: RowSplit::of(batch),
-            wanted: if wanted_are_last && (1..n).contains(&batch.num_logits()) {
-                RowSplit::of(&batch.wanted())
+            only_logit_rows: if logit_rows_are_last && (1..n).contains(&batch.num_logits()) {
+                RowSplit::of(&batch.only_logit_rows())
             } else {
                 RowSplit::default()
             },
@@ -371,8 +371,8 @@ impl Shape {
             self.max_blocks = self.max_blocks.next_multiple_of(step).min(limits.max_blocks);
             self.max_kv = self.max_blocks * PAGE_SIZE;
             self.rows.max_kv_single = self.max_kv;
-            if self.wanted.num_rows > 0 {
-                self.wanted.max_kv_single = self.max_kv;
+            if self.only_logit_rows.num_rows > 0 {
+                self.only_logit_rows.max_kv_single = self.max_kv;
             }
         }
         self
@@ -407,18 +407,17 @@ pub(super) fn expect_bound(op: &str, what: &str, bound: usize, limit: usize) -> 
 mod tests {
     use super::*;
     use crate::kv_layout::pages_for;
-    use qernel_core::batch::{SequenceRows, WantedLogits};
+    use qernel_core::batch::{LogitRows, SequenceRows};
 
     const LIMITS: BatchLimits =
         BatchLimits { max_num_tokens: 8, max_num_sequences: 4, max_num_logits: 4, max_blocks: 3 };
 
     /// One row, two rows, one row, one row.
     fn batch() -> Batch {
-        let row =
-            |position, pages| SequenceRows { tokens: &[9], position, pages, logits: WantedLogits::Last };
+        let row = |position, pages| SequenceRows { tokens: &[9], position, pages, logits: LogitRows::Last };
         Batch::new(&[
             row(33, &[3, 1]),
-            SequenceRows { tokens: &[4, 5], position: 0, pages: &[2], logits: WantedLogits::None },
+            SequenceRows { tokens: &[4, 5], position: 0, pages: &[2], logits: LogitRows::None },
             row(5, &[6]),
             row(0, &[7]),
         ])
@@ -431,7 +430,7 @@ mod tests {
         assert_eq!((shape.rows.max_kv_single, shape.max_kv, shape.rows.has_multiple), (34, 34, true));
         assert_eq!((shape.token_bound, shape.position_bound, shape.page_bound), (10, 34, 8));
         assert_eq!((shape.slot_bound, shape.logit_row_bound), (7 * PAGE_SIZE + 1, 5));
-        let prefill = SequenceRows { tokens: &[1, 2], position: 3, pages: &[0], logits: WantedLogits::None };
+        let prefill = SequenceRows { tokens: &[1, 2], position: 3, pages: &[0], logits: LogitRows::None };
         let shape = Shape::check(&Batch::new(&[prefill]), &LIMITS).unwrap();
         assert_eq!((shape.rows.single_rows, shape.max_kv, shape.rows.has_multiple), (0..0, 5, true));
     }
@@ -445,7 +444,7 @@ mod tests {
                 tokens: &[7, 8, 9][..count],
                 position,
                 pages: &pages[..pages_for(position + count)],
-                logits: WantedLogits::Last,
+                logits: LogitRows::Last,
             });
             Shape::check(&Batch::new(&parts.collect::<Vec<_>>()), &limits).unwrap().bucket()
         };

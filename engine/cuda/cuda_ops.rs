@@ -148,7 +148,7 @@ impl CudaOps {
         Ok(())
     }
 
-    /// Attention of `rows` of the batch: all, or those whose logits are wanted.
+    /// Attention of `rows` of the batch: all, or those that need logits.
     fn attend(
         &mut self,
         batch: &CudaBatch,

@@ -216,7 +216,7 @@ impl<O: Ops> Ops for TimedOps<O> {
         "attention": attention(
             batch: &O::Batch, layer: usize, q: &O::Tensor, cache: &O::KvCache, out: &mut O::Activation
         );
-        "attention": attention_of_wanted(
+        "attention": attention_of_logit_rows(
             batch: &O::Batch, layer: usize, q: &O::Tensor, cache: &O::KvCache, out: &mut O::Activation
         );
         "silu_mul": silu_mul(n: usize, weights: &Stacked<O::Weight>, gate_up: &O::Activation, out: &mut O::Activation);

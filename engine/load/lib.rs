@@ -18,7 +18,7 @@ pub use gpu::{fit_cuda, open_device};
 pub use memory_plan::kv_layout;
 pub use runner::{DeviceChoice, DtypeChoice, KvCacheSize, KvDtype, RunnerOptions, open_runner};
 
-use qernel_core::batch::{Batch, SequenceRows, WantedLogits};
+use qernel_core::batch::{Batch, LogitRows, SequenceRows};
 use qernel_core::chat::ChatTemplate;
 use qernel_core::config::Config;
 use qernel_core::disk::{Access, Watch};
@@ -172,7 +172,7 @@ pub fn encode_plain(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
 /// anybody waits for an answer.
 fn with_finite_logits(mut runner: Box<dyn Runner>) -> Result<Box<dyn Runner>> {
     const TOKEN: u32 = 0;
-    let rows = SequenceRows { tokens: &[TOKEN], position: 0, pages: &[0], logits: WantedLogits::Last };
+    let rows = SequenceRows { tokens: &[TOKEN], position: 0, pages: &[0], logits: LogitRows::Last };
     let logits = runner.logits(&Batch::new(&[rows]))?;
     let bad = logits.iter().filter(|logit| !logit.is_finite()).count();
     if bad == 0 {

@@ -4,7 +4,7 @@ use crate::gpu::device;
 use crate::harness::*;
 use bytes::Bytes;
 use cust::device::DeviceAttribute;
-use qernel::batch::{Batch, BatchLimits, SequenceRows, WantedLogits};
+use qernel::batch::{Batch, BatchLimits, LogitRows, SequenceRows};
 use qernel::cuda::{CudaOps, DeviceBuffer, KernelChoice, Uploader, encode};
 use qernel::dtype::Dtype;
 use qernel::kv_layout::KvLayout;
@@ -26,7 +26,7 @@ fn ragged(num_pages: usize) -> Batch {
         tokens: &tokens[..rows],
         position,
         pages,
-        logits: WantedLogits::All,
+        logits: LogitRows::All,
     };
     Batch::new(&[part(1, 70, &pages[..3]), part(111, 5, &pages[3..7]), part(19, 0, &pages[7..8])])
 }

@@ -240,7 +240,7 @@ impl Ops for CpuOps {
         attention::attention(self.isa, batch, layer, self.config.num_attention_heads, q, cache, out)
     }
 
-    fn attention_of_wanted(
+    fn attention_of_logit_rows(
         &mut self,
         batch: &Batch,
         layer: usize,
@@ -248,7 +248,7 @@ impl Ops for CpuOps {
         cache: &KvCache,
         out: &mut Tensor,
     ) -> Result<()> {
-        self.attention(&batch.wanted(), layer, q, cache, out)
+        self.attention(&batch.only_logit_rows(), layer, q, cache, out)
     }
 
     fn silu_mul(&mut self, n: usize, _: &Stacked<Weight>, gate_up: &Tensor, out: &mut Tensor) -> Result<()> {

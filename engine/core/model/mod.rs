@@ -217,7 +217,7 @@ impl<O: Ops> ModelRunner<O> {
     }
 }
 
-/// The `n` rows of a batch, and the `num_logits` of them whose logits are wanted. Products may have a few rows more, which nobody reads.
+/// The `n` rows of a batch, and the `num_logits` of them that need logits. Products may have a few rows more, which nobody reads.
 fn rows_of<'a, O: Ops>(
     ops: &O,
     limits: &BatchLimits,
@@ -285,24 +285,24 @@ impl<O: Ops> Runner for ModelRunner<O> {
         let (n, num_logits) = (batch.num_tokens(), batch.num_logits());
         let Self { ops, model, cache, batch, limits, .. } = self;
         let batch = &*batch;
-        let [all, wanted] = rows_of(ops, limits, batch, n, num_logits);
+        let [all, logit_rows] = rows_of(ops, limits, batch, n, num_logits);
         let mut logits = Vec::new();
         if rows.is_empty() {
-            ops.run_step(batch, &mut |ops| model.forward(ops, all, wanted, cache))?;
+            ops.run_step(batch, &mut |ops| model.forward(ops, all, logit_rows, cache))?;
         } else if rows.iter().any(|row| row.logprobs.is_some()) {
             // Drawing overwrites the logits, so they are read before; a recorded step has no pause for that.
             ops.prepare_sampling(model.logits(), rows)?;
-            model.forward(ops, all, wanted, cache)?;
+            model.forward(ops, all, logit_rows, cache)?;
             for (i, row) in rows.iter().enumerate() {
-                let wanted = row.logprobs.map(|count| Ok((count, ops.read_row(i, model.logits())?)));
-                logits.push(wanted.transpose()?);
+                let row_logits = row.logprobs.map(|count| Ok((count, ops.read_row(i, model.logits())?)));
+                logits.push(row_logits.transpose()?);
             }
             ops.draw(model.logits())?;
             ops.copy_tokens_to_host()?;
         } else {
             ops.prepare_sampling(model.logits(), rows)?;
             ops.run_step(batch, &mut |ops| {
-                model.forward(ops, all, wanted, cache)?;
+                model.forward(ops, all, logit_rows, cache)?;
                 ops.draw(model.logits())
             })?;
             ops.copy_tokens_to_host()?;
@@ -336,8 +336,8 @@ impl<O: Ops> Runner for ModelRunner<O> {
     fn logits(&mut self, batch: &Batch) -> Result<Vec<f32>> {
         self.upload(batch)?;
         let num_logits = batch.num_logits();
-        let [all, wanted] = rows_of(&self.ops, &self.limits, &self.batch, batch.num_tokens(), num_logits);
-        self.model.forward(&mut self.ops, all, wanted, &mut self.cache)?;
+        let [all, logit_rows] = rows_of(&self.ops, &self.limits, &self.batch, batch.num_tokens(), num_logits);
+        self.model.forward(&mut self.ops, all, logit_rows, &mut self.cache)?;
         if num_logits == 0 {
             return Ok(Vec::new());
         }

@@ -216,7 +216,7 @@ impl Ops for CudaOps {
         self.attend(batch, batch.rows(), layer, q, cache, out)
     }
 
-    fn attention_of_wanted(
+    fn attention_of_logit_rows(
         &mut self,
         batch: &CudaBatch,
         layer: usize,
@@ -224,10 +224,10 @@ impl Ops for CudaOps {
         cache: &KvCache,
         out: &mut Activation,
     ) -> Result<()> {
-        let rows = batch.wanted_rows();
+        let rows = batch.only_logit_rows();
         if rows.split.num_rows != batch.shape.num_logits {
             return Err(Error::Request(
-                "attention: the rows whose logits are wanted must be some, and the last of their sequences"
+                "attention: the rows that need logits must be some, and the last of their sequences"
                     .to_owned(),
             ));
         }

@@ -2,7 +2,7 @@
 
 use super::blocks::{matrix, scale_of};
 use super::{LIMITS, ragged};
-use crate::batch::{Batch, BatchLimits, GIVEN, SequenceRows, WantedLogits};
+use crate::batch::{Batch, BatchLimits, GIVEN, LogitRows, SequenceRows};
 use crate::cuda::{CudaBatch, CudaOps, Tensor, Weight};
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -37,7 +37,7 @@ fn timings(workload: &Workload) -> Vec<Case> {
             let mut random = Random::new(seed, "tokens");
             let tokens: Vec<u32> = (0..n).map(|_| (random.next_u64() % vocab_size as u64) as u32).collect();
             let pages: Vec<u32> = (0..max_blocks as u32).collect();
-            let logits = WantedLogits::Last;
+            let logits = LogitRows::Last;
             Batch::new(&[SequenceRows { tokens: &tokens, position: 0, pages: &pages, logits }])
         };
         case(workload.dtype.into(), vocab_size, cols, n, limits, Box::new(host))

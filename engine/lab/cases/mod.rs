@@ -27,7 +27,7 @@ mod silu_mul;
 
 use super::case::Cases;
 use super::values::shuffled;
-use crate::batch::{Batch, BatchLimits, SequenceRows, WantedLogits};
+use crate::batch::{Batch, BatchLimits, LogitRows, SequenceRows};
 use crate::cuda::{CudaBatch, CudaOps};
 use crate::error::Result;
 use crate::ops::Ops;
@@ -94,7 +94,7 @@ fn ragged(seed: u64, vocab_size: usize, num_pages: usize) -> Batch {
         tokens: &tokens[..rows],
         position,
         pages,
-        logits: WantedLogits::All,
+        logits: LogitRows::All,
     };
     Batch::new(&[part(1, 70, &pages[..3]), part(111, 5, &pages[3..7]), part(19, 0, &pages[7..8])])
 }
@@ -113,7 +113,7 @@ fn batch_of(
             tokens: &tokens[..rows],
             position,
             pages,
-            logits: WantedLogits::None,
+            logits: LogitRows::None,
         })
         .collect();
     let host = Batch::new(&parts);
