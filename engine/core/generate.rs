@@ -229,7 +229,7 @@ impl Engine {
     /// The next step with its tokens and the seconds that were spent on it, `None` if there is nothing to do. The step behind
     /// it is in flight then if it can be.
     fn compute(&mut self, meanwhile: &mut dyn FnMut()) -> Result<Option<(Step, Vec<u32>, f64)>> {
-        if self.in_flight.as_ref().is_some_and(|step| !self.is_wanted(step)) {
+        if self.in_flight.as_ref().is_some_and(|step| !self.is_live(step)) {
             self.discard();
         }
         let mut start = Instant::now();
@@ -271,7 +271,7 @@ impl Engine {
     }
 
     /// Whether a sequence of the step has not ended.
-    fn is_wanted(&self, step: &Step) -> bool {
+    fn is_live(&self, step: &Step) -> bool {
         step.parts.iter().any(|part| self.generations.contains_key(&part.id))
     }
 
@@ -392,12 +392,13 @@ impl Engine {
             return refuse(RequestPart::PromptLength, message);
         }
         // Beyond the model's context an answer just ends early, as it always may; memory is worth an error.
-        let wanted = request.max_tokens.map_or(0, |max_tokens| prompt.saturating_add(max_tokens)).min(model);
-        if wanted > max_model_len {
+        let requested =
+            request.max_tokens.map_or(0, |max_tokens| prompt.saturating_add(max_tokens)).min(model);
+        if requested > max_model_len {
             let message = format!(
-                "prompt and answer may take {wanted} tokens ({} pages), but the largest context that fits is \
+                "prompt and answer may take {requested} tokens ({} pages), but the largest context that fits is \
                  {max_model_len} tokens{memory}; ask for at most {} tokens",
-                pages_for(wanted),
+                pages_for(requested),
                 max_model_len - prompt
             );
             return refuse(RequestPart::MaxTokens, message);

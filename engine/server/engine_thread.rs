@@ -67,8 +67,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// The tokenizer composes characters first (NFC), of which a text has at most so many times the bytes.
 const MOST_COMPOSED: usize = 3;
 
-/// One sequence that is asked for.
-pub struct Wanted {
+/// One sequence of a request.
+pub struct SequenceRequest {
     pub request: Request,
     /// What the answer must be.
     pub grammar: Option<Grammar>,
@@ -78,7 +78,7 @@ pub struct Wanted {
 
 /// One request to be answered: one or more sequences.
 struct Submission {
-    choices: Vec<Wanted>,
+    choices: Vec<SequenceRequest>,
     room: Room,
     updates: mpsc::Sender<Update>,
     /// Its request in the log.
@@ -210,7 +210,7 @@ impl EngineHandle {
     pub async fn submit(
         &self,
         room: Room,
-        choices: Vec<Wanted>,
+        choices: Vec<SequenceRequest>,
         config: &ServerConfig,
     ) -> Result<Answer, ApiError> {
         let time = config.request_timeout;
@@ -346,7 +346,7 @@ impl EngineThread {
         let Submission { choices, room: Room { permits: mut room, start }, updates, span } = submission;
         let siblings = choices.len();
         let mut ids = Vec::with_capacity(siblings);
-        for (choice, Wanted { request, grammar, prompt_param }) in choices.into_iter().enumerate() {
+        for (choice, SequenceRequest { request, grammar, prompt_param }) in choices.into_iter().enumerate() {
             let prompt_tokens = request.prompt.len();
             let refusal = self.engine.check(&request).err();
             let param = grammar.as_ref().map_or("response_format", Grammar::param);

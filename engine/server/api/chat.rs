@@ -9,7 +9,7 @@ use super::tool_calls::{CallParser, Piece};
 use super::tools::{Tool, ToolCall, ToolCallDelta, ToolChoice, ToolUse};
 use super::{Stop, collect, fields};
 use crate::body::JsonBody;
-use crate::engine_thread::{ModelInfo, Wanted};
+use crate::engine_thread::{ModelInfo, SequenceRequest};
 use crate::error::{ApiError, ErrorResponse};
 use crate::number::TokenLimit;
 use crate::sse::{self, Encoder, EventStream, ServerSentEvent};
@@ -226,7 +226,7 @@ pub async fn chat_completions(
         };
         (room, grammar) = app.work.grammar(room, compile).await?;
     }
-    let choice = |index| Wanted {
+    let choice = |index| SequenceRequest {
         request: Request {
             sampling: sampling.clone(),
             penalize_prompt: false,

@@ -6,7 +6,7 @@ use super::openai::{OpenAiFinish, OpenAiUsage, log_user, openai_request, token_l
 use super::prompt::Prompt;
 use super::{Stop, collect, fields};
 use crate::body::JsonBody;
-use crate::engine_thread::Wanted;
+use crate::engine_thread::SequenceRequest;
 use crate::error::{ApiError, ErrorResponse};
 use crate::sse::{self, Encoder, EventStream, ServerSentEvent};
 use crate::work::Room;
@@ -111,7 +111,7 @@ pub async fn completions(
     let choices = prompts.iter().flat_map(|prompt| {
         let stop = &stop;
         let sampling = &sampling;
-        (0..n as u32).map(move |index| Wanted {
+        (0..n as u32).map(move |index| SequenceRequest {
             request: Request {
                 sampling: sampling.clone(),
                 penalize_prompt: false,
@@ -126,7 +126,7 @@ pub async fn completions(
             prompt_param: "prompt",
         })
     });
-    let choices: Vec<Wanted> = choices.collect();
+    let choices: Vec<SequenceRequest> = choices.collect();
     let total = choices.len();
     let answer = app.submit(room, choices).await?;
     log_user(request.user.as_deref());

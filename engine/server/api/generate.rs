@@ -4,7 +4,7 @@ use super::completions::plain;
 use super::logprobs::{self, TokenLogprob};
 use super::{Choice, Stop, collect, fields, openai};
 use crate::body::JsonBody;
-use crate::engine_thread::{ModelInfo, Wanted};
+use crate::engine_thread::{ModelInfo, SequenceRequest};
 use crate::error::{ApiError, ErrorResponse};
 use crate::fields::described;
 use crate::number::{self, TokenLimit};
@@ -190,7 +190,7 @@ pub async fn generate(
     let answer = app
         .submit(
             room,
-            vec![Wanted {
+            vec![SequenceRequest {
                 request: Request {
                     sampling,
                     max_tokens,

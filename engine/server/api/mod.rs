@@ -19,7 +19,7 @@ pub mod tools;
 
 use super::App;
 use super::answer::Answer;
-use super::engine_thread::{ModelInfo, Wanted};
+use super::engine_thread::{ModelInfo, SequenceRequest};
 use super::error::{ApiError, TEMPLATE_FAILED};
 use super::work::Room;
 use axum::Router;
@@ -140,7 +140,7 @@ impl App {
         self.engine.reserve(choices)
     }
 
-    async fn submit(&self, room: Room, choices: Vec<Wanted>) -> Result<Answer, ApiError> {
+    async fn submit(&self, room: Room, choices: Vec<SequenceRequest>) -> Result<Answer, ApiError> {
         self.engine.submit(room, choices, &self.config).await
     }
 
