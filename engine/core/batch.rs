@@ -2,7 +2,7 @@
 
 use crate::kv_layout::{PAGE_SIZE, pages_for};
 
-/// In [`Batch::drawn_rows`]: the row's token is in [`Batch::tokens`].
+/// In [`Batch::sampled_rows`]: the row's token is in [`Batch::tokens`].
 pub const GIVEN: u32 = u32::MAX;
 
 /// What one step computes. Prefill, a chunk of a prefill and decode differ only in how many rows a sequence has.
@@ -15,7 +15,7 @@ pub struct Batch {
     pub tokens: Vec<u32>,
     /// `[num_tokens]` row of the draw before, where the row's token is the one drawn there and the host does not know it yet;
     /// [`GIVEN`] elsewhere.
-    pub drawn_rows: Vec<u32>,
+    pub sampled_rows: Vec<u32>,
     /// `[num_tokens]` position of each token in its own sequence.
     pub positions: Vec<u32>,
     /// `[num_tokens]` index of the sequence that each row belongs to.
@@ -72,7 +72,7 @@ impl Batch {
         for (s, rows) in sequences.iter().enumerate() {
             for (position, &token) in (rows.position..).zip(rows.tokens) {
                 batch.tokens.push(token);
-                batch.drawn_rows.push(GIVEN);
+                batch.sampled_rows.push(GIVEN);
                 batch.positions.push(position as u32);
                 batch.sequence_of_token.push(s as u32);
                 batch.slots.push(
@@ -102,7 +102,7 @@ impl Batch {
         let first_of = |s: usize| sequence_of_token.partition_point(|&of_row| (of_row as usize) < s) as u32;
         Self {
             tokens: of(&self.tokens),
-            drawn_rows: of(&self.drawn_rows),
+            sampled_rows: of(&self.sampled_rows),
             positions: of(&self.positions),
             slots: of(&self.slots),
             query_start: (0..=self.num_sequences()).map(first_of).collect(),
@@ -125,9 +125,9 @@ impl Batch {
         self.kv_len.len()
     }
 
-    /// Rows that the draw before must have had: one more than the largest of `drawn_rows`, 0 where every token is given.
-    pub fn num_drawn(&self) -> usize {
-        let rows = self.drawn_rows.iter().filter(|&&row| row != GIVEN);
+    /// Rows that the draw before must have had: one more than the largest of `sampled_rows`, 0 where every token is given.
+    pub fn num_sampled_rows(&self) -> usize {
+        let rows = self.sampled_rows.iter().filter(|&&row| row != GIVEN);
         rows.max().map_or(0, |&row| row as usize + 1)
     }
 
@@ -182,7 +182,7 @@ mod tests {
         let batch = Batch::new(&[decode, chunk, prompt]);
         let expected = Batch {
             tokens: vec![5, 6, 7, 8, 9],
-            drawn_rows: vec![GIVEN; 5],
+            sampled_rows: vec![GIVEN; 5],
             positions: vec![33, 31, 32, 0, 1],
             sequence_of_token: vec![0, 1, 1, 2, 2],
             slots: vec![33, 95, 128, 224, 225],
@@ -193,8 +193,8 @@ mod tests {
             state_slots: vec![0, 1, 2],
             logit_rows: vec![0, 3, 4],
         };
-        assert_eq!((batch.num_drawn(), &batch), (0, &expected));
-        let taken = Batch { drawn_rows: vec![2, GIVEN, GIVEN, 0, GIVEN], ..batch };
-        assert_eq!(taken.num_drawn(), 3);
+        assert_eq!((batch.num_sampled_rows(), &batch), (0, &expected));
+        let taken = Batch { sampled_rows: vec![2, GIVEN, GIVEN, 0, GIVEN], ..batch };
+        assert_eq!(taken.num_sampled_rows(), 3);
     }
 }

@@ -219,8 +219,8 @@ impl Engine {
             self.generations.entry(part.id).and_modify(|generation| generation.timings.add(part, seconds));
         }
         let logprobs = self.runner.take_logprobs().into_iter().chain(std::iter::repeat(None));
-        let drawing = step.parts.iter().filter(|part| part.draws);
-        for ((part, token), logprobs) in drawing.zip(tokens).zip(logprobs) {
+        let sampling = step.parts.iter().filter(|part| part.samples);
+        for ((part, token), logprobs) in sampling.zip(tokens).zip(logprobs) {
             self.take_token(part.id, token, logprobs);
         }
         Ok(std::mem::take(&mut self.events))
@@ -408,8 +408,8 @@ impl Engine {
 
     /// What the sampler needs for the tokens of a step, before which each sequence draws `ahead` others.
     fn sampling_rows(&self, step: &Step, ahead: usize) -> Vec<SamplingRow> {
-        let drawing = step.parts.iter().filter(|part| part.draws);
-        drawing.map(|part| self.generations[&part.id].sampling_row(ahead)).collect()
+        let sampling = step.parts.iter().filter(|part| part.samples);
+        sampling.map(|part| self.generations[&part.id].sampling_row(ahead)).collect()
     }
 
     /// Takes a token that was drawn for a sequence: its event, and the end if it is one.

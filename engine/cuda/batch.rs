@@ -72,13 +72,13 @@ pub(super) struct Shape {
     pub only_logit_rows: RowSplit,
     /// One more than the largest entry of each array; 0 where it is empty.
     pub token_bound: usize,
-    pub drawn_bound: usize,
+    pub sampled_row_bound: usize,
     pub position_bound: usize,
     pub slot_bound: usize,
     pub page_bound: usize,
     pub logit_row_bound: usize,
     tokens: Range<usize>,
-    drawn_rows: Range<usize>,
+    sampled_rows: Range<usize>,
     positions: Range<usize>,
     sequence_of_token: Range<usize>,
     slots: Range<usize>,
@@ -137,7 +137,7 @@ impl CudaBatch {
         let mut shape = Shape::check(batch, &self.limits)?;
         let mut writer = Writer { bytes: self.staging.wait()?, used: 0 };
         shape.tokens = writer.put(&batch.tokens);
-        shape.drawn_rows = writer.put(&batch.drawn_rows);
+        shape.sampled_rows = writer.put(&batch.sampled_rows);
         shape.positions = writer.put(&batch.positions);
         shape.sequence_of_token = writer.put(&batch.sequence_of_token);
         shape.slots = writer.put(&batch.slots);
@@ -188,8 +188,8 @@ impl CudaBatch {
     }
 
     /// `[num_tokens]`
-    pub(super) fn drawn_rows(&self) -> DevicePtr<u32> {
-        self.array(&self.shape.drawn_rows)
+    pub(super) fn sampled_rows(&self) -> DevicePtr<u32> {
+        self.array(&self.shape.sampled_rows)
     }
 
     /// `[num_tokens]`
@@ -283,7 +283,7 @@ impl Shape {
             )));
         }
         let lengths = [
-            ("drawn_rows", batch.drawn_rows.len(), n),
+            ("sampled_rows", batch.sampled_rows.len(), n),
             ("positions", batch.positions.len(), n),
             ("sequence_of_token", batch.sequence_of_token.len(), n),
             ("slots", batch.slots.len(), n),
@@ -328,7 +328,7 @@ impl Shape {
             num_logits: batch.num_logits(),
             max_blocks,
             token_bound: bound(&batch.tokens),
-            drawn_bound: batch.num_drawn(),
+            sampled_row_bound: batch.num_sampled_rows(),
             position_bound: bound(&batch.positions),
             slot_bound: bound(&batch.slots),
             page_bound: bound(&batch.block_table),
@@ -349,7 +349,7 @@ impl Shape {
     fn bucket(&self) -> Bucket {
         Bucket(Self {
             token_bound: 0,
-            drawn_bound: 0,
+            sampled_row_bound: 0,
             position_bound: 0,
             slot_bound: 0,
             page_bound: 0,
@@ -459,7 +459,7 @@ mod tests {
     #[test]
     fn contradictions_are_refused() {
         let changes: [fn(&mut Batch); 10] = [
-            |b| b.drawn_rows.clear(),
+            |b| b.sampled_rows.clear(),
             |b| b.positions[0] = 32,
             |b| b.sequence_of_token[1] = 0,
             |b| b.slots.push(0),

@@ -248,8 +248,8 @@ impl<O: Ops + Choose> Bench<'_, O> {
             let end = plan.prompt.len().min(position + plan.batch_size);
             let is_last = end == plan.prompt.len();
             let logits = if is_last { LogitRows::Last } else { LogitRows::None };
-            if let Some(drawn) = self.step(&plan.prompt[position..end], position, logits)? {
-                token = drawn;
+            if let Some(sampled) = self.step(&plan.prompt[position..end], position, logits)? {
+                token = sampled;
             }
         }
         Ok(token)

@@ -173,9 +173,9 @@ fn logits_without_a_token_to_draw_are_said_row_by_row() {
     let ops = &mut plain_ops(&device, Dtype::F32);
     let rows = [[f32::NEG_INFINITY; 111], [f32::NAN; 111], [0.0; 111]];
     let mut logits = tensor(ops, 3, 111, rows.as_flattened()).unwrap();
-    let drawn = ops.sample(&mut logits, &[row(0), row(1), row(2)]).unwrap();
-    assert_eq!(drawn[..2], [NO_TOKEN; 2]);
-    assert!(drawn[2] < 111, "{drawn:?}");
+    let sampled = ops.sample(&mut logits, &[row(0), row(1), row(2)]).unwrap();
+    assert_eq!(sampled[..2], [NO_TOKEN; 2]);
+    assert!(sampled[2] < 111, "{sampled:?}");
 }
 
 #[test]

@@ -51,7 +51,7 @@ pub struct CpuOps {
     /// For the next draw.
     sampling: Vec<SamplingRow>,
     /// Of the last draw.
-    drawn: Vec<u32>,
+    sampled: Vec<u32>,
     experts: experts::Scratch,
 }
 
@@ -84,7 +84,7 @@ impl CpuOps {
             angles: RopeTable::new(&config.rotation, head_dim),
             weights: Vec::new(),
             sampling: Vec::new(),
-            drawn: Vec::new(),
+            sampled: Vec::new(),
             experts: experts::Scratch::default(),
         })
     }
@@ -310,16 +310,16 @@ impl Ops for CpuOps {
         Ok(())
     }
 
-    fn draw(&mut self, logits: &mut Tensor) -> Result<()> {
+    fn queue_sampling(&mut self, logits: &mut Tensor) -> Result<()> {
         let (rows, vocab_size) = (&self.sampling, logits.cols().max(1));
         logits.expect("sample", "logits", rows.len(), vocab_size)?;
         let logits = logits.first_mut(rows.len()).par_chunks_mut(vocab_size);
-        self.drawn = logits.zip(rows).map(|(logits, row)| sampler::sample(logits, row)).collect();
+        self.sampled = logits.zip(rows).map(|(logits, row)| sampler::sample(logits, row)).collect();
         Ok(())
     }
 
-    fn drawn(&mut self) -> Result<Vec<u32>> {
-        Ok(std::mem::take(&mut self.drawn))
+    fn take_tokens(&mut self) -> Result<Vec<u32>> {
+        Ok(std::mem::take(&mut self.sampled))
     }
 
     fn read(&mut self, n: usize, x: &Tensor) -> Result<Vec<f32>> {

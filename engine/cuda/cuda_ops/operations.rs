@@ -105,7 +105,7 @@ impl Ops for CudaOps {
     }
 
     fn embed(&mut self, batch: &CudaBatch, table: &Weight, out: &mut Tensor) -> Result<()> {
-        embed::embed(&self.device, batch, self.sampler.last_drawn(), table, out)
+        embed::embed(&self.device, batch, self.sampler.last_tokens(), table, out)
     }
 
     fn add_positions(&mut self, batch: &CudaBatch, table: &DeviceBuffer<f32>, x: &mut Tensor) -> Result<()> {
@@ -380,20 +380,20 @@ impl Ops for CudaOps {
         self.sampler.prepare(&self.choice, logits, rows)
     }
 
-    fn draw(&mut self, logits: &mut Tensor) -> Result<()> {
-        self.sampler.draw(&self.choice, logits)
+    fn queue_sampling(&mut self, logits: &mut Tensor) -> Result<()> {
+        self.sampler.queue(&self.choice, logits)
     }
 
     fn copy_tokens_to_host(&mut self) -> Result<()> {
         self.sampler.fetch()
     }
 
-    fn drawn(&mut self) -> Result<Vec<u32>> {
-        self.sampler.drawn(self.vocab_size)
+    fn take_tokens(&mut self) -> Result<Vec<u32>> {
+        self.sampler.take(self.vocab_size)
     }
 
-    fn forget_drawn(&mut self) {
-        self.sampler.forget();
+    fn discard_tokens(&mut self) {
+        self.sampler.discard();
     }
 
     fn runs_ahead(&self) -> bool {

@@ -219,7 +219,7 @@ fn case(
             let draw = |(l, row): (&[f32], &SamplingRow)| cpu::sampler::sample(&mut l.to_vec(), row);
             let expected = values.par_chunks(vocab_size).zip(&rows).map(draw).collect();
             let logits = tensor(ops, n, vocab_size, &values)?;
-            Ok(Box::new(Sample { allowed, rows, values, expected, logits, drawn: Vec::new() }))
+            Ok(Box::new(Sample { allowed, rows, values, expected, logits, sampled: Vec::new() }))
         }),
     }
 }
@@ -230,7 +230,7 @@ struct Sample {
     values: Vec<f32>,
     expected: Vec<u32>,
     logits: Tensor,
-    drawn: Vec<u32>,
+    sampled: Vec<u32>,
 }
 
 impl Instance for Sample {
@@ -239,17 +239,17 @@ impl Instance for Sample {
     }
 
     fn launch(&mut self, ops: &mut CudaOps) -> Result<()> {
-        self.drawn = ops.sample(&mut self.logits, &self.rows)?;
+        self.sampled = ops.sample(&mut self.logits, &self.rows)?;
         Ok(())
     }
 
     fn compare(&mut self, _: &mut CudaOps, _: &str, findings: &mut Findings) -> Result<()> {
         findings.untouched("logits", &self.logits.to_host()?[self.values.len()..]);
         findings.compared += self.expected.len();
-        let mut differing = (0..self.expected.len()).filter(|&i| self.drawn[i] != self.expected[i]);
+        let mut differing = (0..self.expected.len()).filter(|&i| self.sampled[i] != self.expected[i]);
         let Some(index) = differing.next() else { return Ok(()) };
         let different = 1 + differing.count() as u32;
-        let (found, expected) = (f64::from(self.drawn[index]), f64::from(self.expected[index]));
+        let (found, expected) = (f64::from(self.sampled[index]), f64::from(self.expected[index]));
         let (count, allowed) = (f64::from(different), f64::from(self.allowed));
         let ratio = count / allowed;
         findings.absolute = count;
