@@ -9,7 +9,7 @@ use super::config::ServerConfig;
 use super::error::ApiError;
 use super::grammar::{self, Grammar, Grammars};
 use super::metrics::{Metrics, Rejection};
-use super::work::Room;
+use super::work::RequestPermit;
 use qernel_core::chat::ChatTemplate;
 use qernel_core::disk::Watch;
 use qernel_core::error::{Error, Result};
@@ -79,7 +79,7 @@ pub struct SequenceRequest {
 /// One request to be answered: one or more sequences.
 struct Submission {
     choices: Vec<SequenceRequest>,
-    room: Room,
+    permit: RequestPermit,
     updates: mpsc::Sender<Update>,
     /// Its request in the log.
     span: Span,
@@ -88,7 +88,7 @@ struct Submission {
 /// The way to the engine's thread.
 pub struct EngineHandle {
     submissions: mpsc::Sender<Submission>,
-    room: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     max_sequences: usize,
     shared: Arc<Shared>,
 }
@@ -120,7 +120,7 @@ impl EngineHandle {
     ) -> std::io::Result<(Self, std::thread::JoinHandle<Result<()>>)> {
         let max_sequences = config.max_running.saturating_add(config.max_queue).min(Semaphore::MAX_PERMITS);
         let recovery_interval = config.recovery_interval;
-        // Each submission holds room for a sequence at least, so the channel is never full.
+        // Each submission holds a permit for a sequence at least, so the channel is never full.
         let (submissions, incoming) = mpsc::channel(max_sequences);
         let shared = Arc::new(Shared { model: OnceLock::new(), fault: Mutex::default(), metrics });
         let of_thread = Arc::clone(&shared);
@@ -151,8 +151,8 @@ impl EngineHandle {
                 .run(incoming);
             Ok(())
         })?;
-        let room = Arc::new(Semaphore::new(max_sequences));
-        Ok((Self { submissions, room, max_sequences, shared }, thread))
+        let permits = Arc::new(Semaphore::new(max_sequences));
+        Ok((Self { submissions, permits, max_sequences, shared }, thread))
     }
 
     /// The model.
@@ -190,17 +190,17 @@ impl EngineHandle {
         self.max_sequences
     }
 
-    /// Room for `choices` sequences.
+    /// A permit for `choices` sequences.
     ///
     /// # Errors
     /// 429 where there is none.
-    pub fn reserve(&self, choices: usize) -> Result<Room, ApiError> {
+    pub fn reserve(&self, choices: usize) -> Result<RequestPermit, ApiError> {
         let full = |_| {
             self.shared.metrics.rejected(Rejection::QueueFull);
             ApiError::queue_full(self.max_sequences)
         };
         let choices = u32::try_from(choices).unwrap_or(u32::MAX);
-        Arc::clone(&self.room).try_acquire_many_owned(choices).map(Room::new).map_err(full)
+        Arc::clone(&self.permits).try_acquire_many_owned(choices).map(RequestPermit::new).map_err(full)
     }
 
     /// Hands a request to the engine and waits until it is accepted. Dropping the answer ends it.
@@ -209,7 +209,7 @@ impl EngineHandle {
     /// 400 where the engine refuses it, 503 where there is no engine any more, 504 after the time that an answer has.
     pub async fn submit(
         &self,
-        room: Room,
+        permit: RequestPermit,
         choices: Vec<SequenceRequest>,
         config: &ServerConfig,
     ) -> Result<Answer, ApiError> {
@@ -217,9 +217,9 @@ impl EngineHandle {
         // The last words of all sequences always have room.
         let (updates, receiver) = mpsc::channel(config.max_pending_events + 2 * choices.len());
         let span = Span::current();
-        let mut answer = Answer::new(receiver, choices.len(), room.start + time, time);
+        let mut answer = Answer::new(receiver, choices.len(), permit.start + time, time);
         let stopped = |_| ApiError::unavailable("stopped", "the engine has stopped");
-        self.submissions.try_send(Submission { choices, room, updates, span }).map_err(stopped)?;
+        self.submissions.try_send(Submission { choices, permit, updates, span }).map_err(stopped)?;
         match answer.update().await? {
             Update::Failed(error) => Err(error),
             _ => Ok(answer),
@@ -252,7 +252,7 @@ struct Active {
     choice: usize,
     updates: mpsc::Sender<Update>,
     /// Held until it ends.
-    _room: Option<OwnedSemaphorePermit>,
+    _permit: Option<OwnedSemaphorePermit>,
     start: Instant,
     /// When its newest token came.
     newest: Option<Instant>,
@@ -343,7 +343,7 @@ impl EngineThread {
     }
 
     fn join(&mut self, submission: Submission) {
-        let Submission { choices, room: Room { permits: mut room, start }, updates, span } = submission;
+        let Submission { choices, permit: RequestPermit { mut permits, start }, updates, span } = submission;
         let siblings = choices.len();
         let mut ids = Vec::with_capacity(siblings);
         for (choice, SequenceRequest { request, grammar, prompt_param }) in choices.into_iter().enumerate() {
@@ -365,9 +365,9 @@ impl EngineThread {
                     self.delivery.shared.metrics.prompt_tokens(prompt_tokens);
                     ids.push(id);
                     let updates = updates.clone();
-                    let (_room, span) = (room.split(1), span.clone());
+                    let (_permit, span) = (permits.split(1), span.clone());
                     let active =
-                        Active { choice, updates, _room, start, newest: None, siblings, span, param };
+                        Active { choice, updates, _permit, start, newest: None, siblings, span, param };
                     self.delivery.active.insert(id, active);
                 }
                 Err(error) => {

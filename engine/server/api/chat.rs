@@ -207,12 +207,12 @@ pub async fn chat_completions(
         return Err(ApiError::field(param, message));
     }
 
-    let room = app.reserve("n", n)?;
+    let permit = app.reserve("n", n)?;
     let has_tools = tools.is_some();
     let calls = tools.as_ref().filter(|tools| tools.is_constrained() || format.is_some());
     let calls = calls.map(ToolUse::calls).transpose()?;
     let render = move |model: &ModelInfo| render(template(model)?, &messages, tools.as_ref(), &variables);
-    let (mut room, prompt) = app.encode(room, "messages", render).await?;
+    let (mut permit, prompt) = app.encode(permit, "messages", render).await?;
     let mut grammar = None;
     if calls.is_some() || format.is_some() {
         let of_thread = Arc::clone(&app);
@@ -224,7 +224,7 @@ pub async fn chat_completions(
                 (None, None) => Ok(None),
             }
         };
-        (room, grammar) = app.work.grammar(room, compile).await?;
+        (permit, grammar) = app.work.grammar(permit, compile).await?;
     }
     let choice = |index| SequenceRequest {
         request: Request {
@@ -240,7 +240,7 @@ pub async fn chat_completions(
         grammar: grammar.clone(),
         prompt_param: "messages",
     };
-    let answer = app.submit(room, (0..n as u32).map(choice).collect()).await?;
+    let answer = app.submit(permit, (0..n as u32).map(choice).collect()).await?;
     log_user(request.user.as_deref());
 
     let (id, created) = (random_id("chatcmpl-"), unix_seconds(SystemTime::now()));

@@ -21,7 +21,7 @@ use super::App;
 use super::answer::Answer;
 use super::engine_thread::{ModelInfo, SequenceRequest};
 use super::error::{ApiError, TEMPLATE_FAILED};
-use super::work::Room;
+use super::work::RequestPermit;
 use axum::Router;
 use axum::http::{StatusCode, Uri};
 use axum::routing::{get, post};
@@ -105,10 +105,10 @@ impl App {
     /// Those of `text`; 400 where it is longer than any that the context can hold. `param` is the field that it is made of.
     async fn encode(
         self: &Arc<Self>,
-        room: Room,
+        permit: RequestPermit,
         param: &'static str,
         text: impl FnOnce(&ModelInfo) -> Result<String, ApiError> + Send + 'static,
-    ) -> Result<(Room, Vec<u32>), ApiError> {
+    ) -> Result<(RequestPermit, Vec<u32>), ApiError> {
         let app = Arc::clone(self);
         let encode = move || {
             let model = app.engine.model()?;
@@ -127,11 +127,11 @@ impl App {
             }
             Ok(model.tokenizer.encode(&text, true)?)
         };
-        self.work.prompt(room, encode).await
+        self.work.prompt(permit, encode).await
     }
 
-    /// Room for the answers to one request.
-    fn reserve(&self, param: &str, choices: usize) -> Result<Room, ApiError> {
+    /// A permit for the answers to one request.
+    fn reserve(&self, param: &str, choices: usize) -> Result<RequestPermit, ApiError> {
         let max = self.config.max_choices.min(self.engine.max_sequences());
         if !(1..=max).contains(&choices) {
             let message = format!("{param}: expected 1 to {max} answers to a request, found {choices}");
@@ -140,8 +140,8 @@ impl App {
         self.engine.reserve(choices)
     }
 
-    async fn submit(&self, room: Room, choices: Vec<SequenceRequest>) -> Result<Answer, ApiError> {
-        self.engine.submit(room, choices, &self.config).await
+    async fn submit(&self, permit: RequestPermit, choices: Vec<SequenceRequest>) -> Result<Answer, ApiError> {
+        self.engine.submit(permit, choices, &self.config).await
     }
 
     /// The model that a request names, or the only one there is.
