@@ -210,7 +210,7 @@ fn measure(args: &Args) -> Result<Vec<[Figures; 2]>> {
     };
     let mut engine = open()?;
     let vocab_size = engine.runner().vocab_size();
-    let server = Server::bind(ServerConfig { port: 0, max_running: most, ..ServerConfig::default() })?;
+    let server = Server::bind(ServerConfig { port: 0, max_num_sequences: most, ..ServerConfig::default() })?;
     let address = server.local_addr()?;
     let serve = move || {
         Ok(LoadedModel {

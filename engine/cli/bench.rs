@@ -101,11 +101,11 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
     let mut facts = file_facts(&args.model, &sampling)?;
     facts.start_up = start_up::Summary::of(&starts(&args));
 
-    let max_parallel = tests.iter().map(|test| test.n_parallel).max().unwrap_or(1);
+    let max_num_sequences = tests.iter().map(|test| test.n_parallel).max().unwrap_or(1);
     let mut model = args.model.clone();
-    model.batch_size = model.batch_size.map(|rows| rows.max(max_parallel));
+    model.batch_size = model.batch_size.map(|rows| rows.max(max_num_sequences));
     let pages = tests.iter().map(Test::pages).max().unwrap_or(0);
-    let model = model.open_with(max_parallel, KvCacheSize::Tokens(pages.saturating_mul(PAGE_SIZE)))?;
+    let model = model.open_with(max_num_sequences, KvCacheSize::Tokens(pages.saturating_mul(PAGE_SIZE)))?;
     facts.decode_weight_bytes = model.facts.decode_weight_bytes;
     let mut engine = model.into_engine()?;
     device_facts(&mut facts, &mut engine)?;

@@ -186,7 +186,7 @@ impl Model {
     /// use qernel::{Model, Request};
     ///
     /// # fn main() -> qernel::Result<()> {
-    /// let model = Model::options().sequences(8).open_haiku()?;
+    /// let model = Model::options().max_num_sequences(8).open_haiku()?;
     /// let prompts = ["the sea", "the moon"].map(|text| model.encode(text));
     /// let mut engine = model.into_engine();
     /// for prompt in prompts {

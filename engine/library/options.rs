@@ -58,7 +58,7 @@ impl ModelOptions {
     }
 
     /// Sequences that run at once, for [`Model::into_engine`] and servers. The default is 1.
-    pub fn sequences(mut self, count: usize) -> Self {
+    pub fn max_num_sequences(mut self, count: usize) -> Self {
         self.runner.max_num_sequences = count;
         self.runner.max_num_logits = count.max(LOGIT_ROWS);
         self

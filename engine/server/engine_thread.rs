@@ -89,7 +89,7 @@ struct Submission {
 pub struct EngineHandle {
     submissions: mpsc::Sender<Submission>,
     permits: Arc<Semaphore>,
-    max_sequences: usize,
+    max_unfinished: usize,
     shared: Arc<Shared>,
 }
 
@@ -118,10 +118,11 @@ impl EngineHandle {
         config: &ServerConfig,
         metrics: Arc<Metrics>,
     ) -> std::io::Result<(Self, std::thread::JoinHandle<Result<()>>)> {
-        let max_sequences = config.max_running.saturating_add(config.max_queue).min(Semaphore::MAX_PERMITS);
+        let max_unfinished =
+            config.max_num_sequences.saturating_add(config.max_queue).min(Semaphore::MAX_PERMITS);
         let recovery_interval = config.recovery_interval;
         // Each submission holds a permit for a sequence at least, so the channel is never full.
-        let (submissions, incoming) = mpsc::channel(max_sequences);
+        let (submissions, incoming) = mpsc::channel(max_unfinished);
         let shared = Arc::new(Shared { model: OnceLock::new(), fault: Mutex::default(), metrics });
         let of_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
@@ -151,8 +152,8 @@ impl EngineHandle {
                 .run(incoming);
             Ok(())
         })?;
-        let permits = Arc::new(Semaphore::new(max_sequences));
-        Ok((Self { submissions, permits, max_sequences, shared }, thread))
+        let permits = Arc::new(Semaphore::new(max_unfinished));
+        Ok((Self { submissions, permits, max_unfinished, shared }, thread))
     }
 
     /// The model.
@@ -185,9 +186,9 @@ impl EngineHandle {
         }
     }
 
-    /// Sequences that may wait and run.
-    pub fn max_sequences(&self) -> usize {
-        self.max_sequences
+    /// Sequences that may wait and run together.
+    pub fn max_unfinished(&self) -> usize {
+        self.max_unfinished
     }
 
     /// A permit for `choices` sequences.
@@ -197,7 +198,7 @@ impl EngineHandle {
     pub fn reserve(&self, choices: usize) -> Result<RequestPermit, ApiError> {
         let full = |_| {
             self.shared.metrics.rejected(Rejection::QueueFull);
-            ApiError::queue_full(self.max_sequences)
+            ApiError::queue_full(self.max_unfinished)
         };
         let choices = u32::try_from(choices).unwrap_or(u32::MAX);
         Arc::clone(&self.permits).try_acquire_many_owned(choices).map(RequestPermit::new).map_err(full)

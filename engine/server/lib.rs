@@ -88,7 +88,7 @@ impl Server {
             auth::check(key)?;
         }
         for (name, value) in [
-            ("--parallel", config.max_running),
+            ("--max-num-sequences", config.max_num_sequences),
             ("--max-connections", config.max_connections),
             ("--max-connections-per-client", config.max_peer_connections.unwrap_or(1)),
             ("--max-body", config.max_body_bytes),

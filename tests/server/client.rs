@@ -87,14 +87,15 @@ impl Runner for Controlled {
 }
 
 /// The model that the binary carries, on the CPU.
-pub fn open_model(parallel: usize) -> Result<Model> {
-    let options = RunnerOptions { device: DeviceChoice::Cpu, ..RunnerOptions::for_sequences(parallel) };
+pub fn open_model(max_num_sequences: usize) -> Result<Model> {
+    let options =
+        RunnerOptions { device: DeviceChoice::Cpu, ..RunnerOptions::for_sequences(max_num_sequences) };
     Model::open(None, &options, &mut |_, _| ())
 }
 
 /// Opens it for a server.
-pub fn open(parallel: usize, control: Arc<Control>) -> Result<LoadedModel> {
-    let mut model = open_model(parallel)?;
+pub fn open(max_num_sequences: usize, control: Arc<Control>) -> Result<LoadedModel> {
+    let mut model = open_model(max_num_sequences)?;
     let template = model.template();
     model.runner = Box::new(Controlled { inner: model.runner, control });
     Ok(LoadedModel {
@@ -132,12 +133,12 @@ pub fn start_with(
 ) -> Running {
     let control = Arc::new(Control::default());
     let of_server = Arc::clone(&control);
-    let parallel = config.max_running;
+    let max_num_sequences = config.max_num_sequences;
     let server = Server::bind(config).unwrap();
     let address = server.local_addr().unwrap();
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let thread = std::thread::spawn(move || {
-        server.run(move || open(parallel, of_server), async {
+        server.run(move || open(max_num_sequences, of_server), async {
             let _ = stopped.await;
         })
     });

@@ -9,9 +9,9 @@ const CHAT: &str = "/v1/chat/completions";
 
 /// The haiku model with a template that tells of tools. It was not trained for them: what it calls, it is forced to.
 fn start_with_tools() -> Running {
-    let server = start_with(config(), |parallel, control| {
+    let server = start_with(config(), |max_num_sequences, control| {
         let template = ChatTemplate::new(include_str!("../data/tools.jinja"), "", "");
-        open(parallel, control).map(|model| LoadedModel { template, ..model })
+        open(max_num_sequences, control).map(|model| LoadedModel { template, ..model })
     });
     server.wait_until("ready", |server| server.get("/health").status == 200);
     server

@@ -132,7 +132,7 @@ impl App {
 
     /// A permit for the answers to one request.
     fn reserve(&self, param: &str, choices: usize) -> Result<RequestPermit, ApiError> {
-        let max = self.config.max_choices.min(self.engine.max_sequences());
+        let max = self.config.max_choices.min(self.engine.max_unfinished());
         if !(1..=max).contains(&choices) {
             let message = format!("{param}: expected 1 to {max} answers to a request, found {choices}");
             return Err(ApiError::field(param, message));
