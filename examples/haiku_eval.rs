@@ -14,8 +14,8 @@ mod verse;
 
 use clap::Parser;
 use qernel::chat::Message;
+use qernel::engine::{Engine, Event, Request};
 use qernel::error::{Error, Result};
-use qernel::generate::{Engine, Event, Request};
 use qernel::load::{DeviceChoice, Model, RunnerOptions};
 use qernel::sampler::SamplingParams;
 use serde::{Deserialize, Serialize};

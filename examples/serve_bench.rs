@@ -9,8 +9,8 @@
 //! cores, so what the server costs includes what its clients do.
 
 use clap::Parser;
+use qernel::engine::{Engine, Event, Request};
 use qernel::error::{Error, Result};
-use qernel::generate::{Engine, Event, Request};
 use qernel::load::{DeviceChoice, Model, RunnerOptions};
 use qernel::sampler::{SamplingParams, philox4x32_10};
 use qernel::server::{LoadedModel, Server, ServerConfig};

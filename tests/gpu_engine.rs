@@ -12,7 +12,7 @@ use gpu::device;
 use life::{CROWDED, Capacity, Life, ROOMY, assert_crowded, choir, crowd};
 use qernel::cuda::{CudaOps, Device, KernelChoice};
 use qernel::dtype::Dtype;
-use qernel::generate::Engine;
+use qernel::engine::Engine;
 use qernel::testing::TinyModel;
 use std::rc::Rc;
 

@@ -2,8 +2,8 @@
 
 use crate::cuda::KernelChoice;
 use crate::disk::Access;
+use crate::engine::EngineConfig;
 use crate::error::{Error, Result};
-use crate::generate::EngineConfig;
 use crate::gguf::Gguf;
 use crate::load::{DeviceChoice, DtypeChoice, KvCacheSize, KvDtype, Model, RunnerOptions, open_gguf};
 use crate::sampler::SamplingParams;

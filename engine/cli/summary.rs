@@ -1,6 +1,6 @@
 //! How long it took, and how far that is from what the memory allows.
 
-use crate::generate::{Timings, Usage};
+use crate::engine::{Timings, Usage};
 use crate::load::ModelFacts;
 use crate::model::Runner;
 use serde::Serialize;

@@ -10,8 +10,8 @@ pub use prompt::{Conversation, Prompt};
 
 use crate::chat::ChatTemplate;
 use crate::disk::Watch;
+use crate::engine::{Engine, Request};
 use crate::error::Result;
-use crate::generate::{Engine, Request};
 use crate::load;
 use crate::tokenizer::Tokenizer;
 use std::cell::OnceCell;

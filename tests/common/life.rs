@@ -4,7 +4,7 @@
 use qernel::batch::BatchLimits;
 use qernel::config::Config;
 use qernel::dtype::Dtype;
-use qernel::generate::{Engine, EngineConfig, Event, FinishReason, Request, Timings};
+use qernel::engine::{Engine, EngineConfig, Event, FinishReason, Request, Timings};
 use qernel::kv_layout::pages_for;
 use qernel::load::kv_layout;
 use qernel::model::{ModelRunner, Runner};

@@ -6,7 +6,7 @@ use crate::life::{
 };
 use qernel::cpu::CpuOps;
 use qernel::dtype::Dtype;
-use qernel::generate::{Engine, Event};
+use qernel::engine::{Engine, Event};
 use qernel::testing::TinyModel;
 
 fn on_cpu(capacity: crate::life::Capacity) -> Engine {

@@ -14,7 +14,7 @@ use crate::{App, random_id};
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use qernel_core::generate::{Event, Request, Usage};
+use qernel_core::engine::{Event, Request, Usage};
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::SystemTime;

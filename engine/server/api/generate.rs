@@ -15,7 +15,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use qernel_core::chat::Message;
-use qernel_core::generate::{Event, FinishReason, Request, Timings, Usage};
+use qernel_core::engine::{Event, FinishReason, Request, Timings, Usage};
 use qernel_core::sampler::SamplingParams;
 use qernel_core::tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};

@@ -25,7 +25,7 @@ use super::work::RequestPermit;
 use axum::Router;
 use axum::http::{StatusCode, Uri};
 use axum::routing::{get, post};
-use qernel_core::generate::{Event, FinishReason, Timings, Usage};
+use qernel_core::engine::{Event, FinishReason, Timings, Usage};
 use qernel_core::sampler::Logprobs;
 use serde::Deserialize;
 use std::sync::Arc;

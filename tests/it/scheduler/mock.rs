@@ -2,7 +2,7 @@
 
 use qernel::batch::{Batch, BatchLimits, GIVEN};
 use qernel::dtype::Dtype;
-use qernel::generate::{Engine, EngineConfig, Event, FinishReason, Request, Usage};
+use qernel::engine::{Engine, EngineConfig, Event, FinishReason, Request, Usage};
 use qernel::gguf::Gguf;
 use qernel::kv_layout::{KvLayout, PAGE_SIZE};
 use qernel::model::{Runner, check::check_batch};
