@@ -3,11 +3,13 @@
 mod add;
 mod add_bias;
 mod add_positions;
+mod argmax;
 mod attention;
 mod bias_gelu;
 mod bias_rope_kv;
 mod blocks;
 mod convert;
+mod decode;
 mod embed;
 mod experts;
 mod fused;
@@ -15,6 +17,11 @@ mod gate_rows;
 mod gather_rows;
 mod layer_norm;
 pub mod matmul;
+mod matmul_add;
+mod matmul_blocks;
+mod norm_gate_up;
+mod norm_matmul;
+mod norm_product;
 mod norm_qkv_rope;
 mod qk_norm;
 mod read_bandwidth;
@@ -33,30 +40,12 @@ use crate::error::Result;
 use crate::ops::Ops;
 use crate::testing::Random;
 
-// Operations whose cases stand together in one file.
-mod argmax {
-    pub use super::sample::ARGMAX as CASES;
-}
-mod decode {
-    pub use super::blocks::DECODE as CASES;
-}
+// Both halves of the experts have most of a case in common.
 mod experts_in {
     pub use super::experts::IN as CASES;
 }
 mod experts_out {
     pub use super::experts::OUT as CASES;
-}
-mod matmul_add {
-    pub use super::fused::MATMUL_ADD as CASES;
-}
-mod matmul_blocks {
-    pub use super::blocks::MATMUL as CASES;
-}
-mod norm_gate_up {
-    pub use super::fused::NORM_GATE_UP as CASES;
-}
-mod norm_matmul {
-    pub use super::fused::NORM_MATMUL as CASES;
 }
 
 macro_rules! all {

@@ -17,16 +17,6 @@ use rayon::prelude::*;
 use std::sync::Arc;
 
 pub const CASES: Cases = Cases { op: "sample", checks, timings };
-/// The last kernel of greedy rows, of which there are variants.
-pub const ARGMAX: Cases =
-    Cases { op: "argmax", checks: || greedy(checks()), timings: |w| greedy(timings(w)) };
-
-/// The cases with greedy rows.
-fn greedy(cases: Vec<Case>) -> Vec<Case> {
-    let is_greedy =
-        |case: &Case| ["greedy", "mixed", "penalties", "masked"].iter().any(|name| case.shape.contains(name));
-    cases.into_iter().filter(is_greedy).collect()
-}
 
 /// Rows of one launch.
 const N: usize = 24;
@@ -48,7 +38,7 @@ fn plain() -> SamplingParams {
     SamplingParams { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, ..SamplingParams::default() }
 }
 
-fn checks() -> Vec<Case> {
+pub(super) fn checks() -> Vec<Case> {
     let mut cases = Vec::new();
     let filters: [(&'static str, SamplingParams); 12] = [
         ("plain", plain()),
@@ -148,7 +138,7 @@ fn checks() -> Vec<Case> {
 }
 
 /// Greedy, and the default chain. Both wait for the tokens: these times have the way to the host and back in them.
-fn timings(workload: &Workload) -> Vec<Case> {
+pub(super) fn timings(workload: &Workload) -> Vec<Case> {
     let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
     let settings = [("greedy", greedy), ("llama.cpp's defaults", SamplingParams::default())];
     let of = |&n: &usize| {
