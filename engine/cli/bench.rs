@@ -106,7 +106,7 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
     model.batch_size = model.batch_size.map(|rows| rows.max(max_num_sequences));
     let pages = tests.iter().map(Test::pages).max().unwrap_or(0);
     let model = model.open_with(max_num_sequences, KvCacheSize::Tokens(pages.saturating_mul(PAGE_SIZE)))?;
-    facts.decode_weight_bytes = model.facts.decode_weight_bytes;
+    facts.decode_weight_bytes = model.stats.decode_weight_bytes;
     let mut engine = model.into_engine()?;
     device_facts(&mut facts, &mut engine)?;
     let rows = Session { args: &args, facts: &facts, stored: stored.as_deref() }.run(
@@ -189,7 +189,7 @@ impl Session<'_> {
 /// Opens the model and draws one token, as `generate` would.
 fn first_token(model: &ModelArgs, sampling: &SamplingParams, main: Instant, started: u64) -> Result<StartUp> {
     let model = model.open(1)?;
-    let opening = model.facts.opening;
+    let times = model.stats.times;
     let mut engine = model.into_engine()?;
     let vocab_size = engine.runner().vocab_size();
     let prompt = (0..PROMPT_TOKENS).map(|i| (i * 7919 % vocab_size) as u32).collect();
@@ -197,7 +197,7 @@ fn first_token(model: &ModelArgs, sampling: &SamplingParams, main: Instant, star
         Request { sampling: sampling.clone(), max_tokens: Some(1), ignore_eos: true, ..Request::new(prompt) };
     engine.submit(request)?;
     while engine.step()?.is_empty() {}
-    Ok(start_up::of_this_process(started, main, &opening))
+    Ok(start_up::of_this_process(started, main, &times))
 }
 
 /// The starts that were asked for. Where they fail, the tests go on and say why if it concerns them.

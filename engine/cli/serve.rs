@@ -3,7 +3,7 @@
 use super::options::ModelArgs;
 use crate::embedded;
 use crate::error::Result;
-use crate::server::{LoadedModel, Server, ServerConfig};
+use crate::server::{ServedModel, Server, ServerConfig};
 use clap::value_parser;
 use std::path::Path;
 use std::process::ExitCode;
@@ -100,7 +100,7 @@ pub fn run(args: ServeArgs) -> Result<ExitCode> {
         let loaded = model.open(args.max_num_sequences)?;
         let template = loaded.template().inspect_err(|error| tracing::warn!("no chat: {error}"));
         let watch = loaded.watch.clone();
-        Ok(LoadedModel { engine: loaded.into_engine()?, template, name, watch })
+        Ok(ServedModel { engine: loaded.into_engine()?, template, name, watch })
     };
     server.run(open, stop)?;
     Ok(ExitCode::SUCCESS)

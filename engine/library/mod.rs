@@ -61,7 +61,7 @@ impl Model {
         ModelOptions::default()
     }
 
-    fn new(model: load::Model) -> Result<Self> {
+    fn new(model: load::LoadedModel) -> Result<Self> {
         let (tokenizer, watch) = (Arc::clone(&model.tokenizer), model.watch.clone());
         Ok(Self { engine: model.into_engine()?, tokenizer, template: OnceCell::new(), watch })
     }
@@ -208,10 +208,10 @@ impl Model {
     /// What a [`Server`](crate::server::Server) answers with; clients call the model `name`. Open it with
     /// [`ModelOptions::sequences`].
     #[cfg(feature = "server")]
-    pub fn into_served(self, name: impl Into<String>) -> crate::server::LoadedModel {
+    pub fn into_served(self, name: impl Into<String>) -> crate::server::ServedModel {
         // A file without a template is served all the same, for completions; what chat is answered says why.
         let template = ChatTemplate::from_tokenizer(&self.tokenizer);
-        crate::server::LoadedModel { engine: self.engine, template, name: name.into(), watch: self.watch }
+        crate::server::ServedModel { engine: self.engine, template, name: name.into(), watch: self.watch }
     }
 }
 

@@ -84,6 +84,6 @@ impl ModelOptions {
     }
 
     fn open_file(&self, path: Option<&Path>) -> Result<Model> {
-        Model::new(load::Model::open(path, &self.runner, &mut |_, _| ())?)
+        Model::new(load::LoadedModel::open(path, &self.runner, &mut |_, _| ())?)
     }
 }

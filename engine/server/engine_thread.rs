@@ -24,7 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::Span;
 
 /// A model ready to be served. Made on the engine's thread, which it never leaves.
-pub struct LoadedModel {
+pub struct ServedModel {
     /// What answers.
     pub engine: Engine,
     /// Or why there is none that can be used: chat is refused then.
@@ -114,7 +114,7 @@ pub enum Health {
 impl EngineHandle {
     /// Starts the thread. `open` is called on it; its error, or the thread's end, is what the returned receiver gets.
     pub fn start(
-        open: impl FnOnce() -> Result<LoadedModel> + Send + 'static,
+        open: impl FnOnce() -> Result<ServedModel> + Send + 'static,
         config: &ServerConfig,
         metrics: Arc<Metrics>,
     ) -> std::io::Result<(Self, std::thread::JoinHandle<Result<()>>)> {
@@ -126,7 +126,7 @@ impl EngineHandle {
         let shared = Arc::new(Shared { model: OnceLock::new(), fault: Mutex::default(), metrics });
         let of_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
-            let LoadedModel { mut engine, template, name, watch } = open()?;
+            let ServedModel { mut engine, template, name, watch } = open()?;
             warm_up(&mut engine)?;
             let Some(tokenizer) = engine.tokenizer().cloned() else {
                 return Err(Error::Tokenizer("a server needs a model file with a vocabulary".into()));

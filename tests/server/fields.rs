@@ -3,7 +3,7 @@
 
 use crate::client::*;
 use qernel::chat::ChatTemplate;
-use qernel::server::LoadedModel;
+use qernel::server::ServedModel;
 use serde_json::{Value, json};
 
 const GENERATE: &str = "/v1/generate";
@@ -16,7 +16,7 @@ const TEMPLATE: &str = "{{ messages | tojson }}{% if tools %}{{ tools | tojson }
 fn start_with_template() -> Running {
     let server = start_with(config(), |max_num_sequences, control| {
         let template = ChatTemplate::new(TEMPLATE, "", "");
-        open(max_num_sequences, control).map(|model| LoadedModel { template, ..model })
+        open(max_num_sequences, control).map(|model| ServedModel { template, ..model })
     });
     server.wait_until("ready", |server| server.get("/health").status == 200);
     server

@@ -2,7 +2,7 @@
 
 use crate::client::*;
 use qernel::chat::ChatTemplate;
-use qernel::server::LoadedModel;
+use qernel::server::ServedModel;
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -14,7 +14,7 @@ fn start_with_templates(source: &'static str, tool_use: Option<&'static str>) ->
             Some(source) => template.with_tool_use(source),
             None => Ok(template),
         });
-        open(max_num_sequences, control).map(|model| LoadedModel { template, ..model })
+        open(max_num_sequences, control).map(|model| ServedModel { template, ..model })
     });
     server.wait_until("ready", |server| server.get("/health").status == 200);
     server
