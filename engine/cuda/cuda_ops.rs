@@ -16,7 +16,7 @@ use crate::ops::{OpsConfig, Types};
 use crate::tensor::{Activation, KvCache, Tensor};
 use crate::variant::KernelChoice;
 use crate::weight::Weight;
-use crate::{attention, graph, matmul, rope, sampler, units};
+use crate::{attention, graph, matmul, rope, sample, units};
 use std::rc::Rc;
 
 /// Everything that the launches of a step depend on.
@@ -24,7 +24,7 @@ use std::rc::Rc;
 struct StepKey {
     batch: batch::Bucket,
     /// `None` where nothing is drawn.
-    draw: Option<sampler::DrawShape>,
+    draw: Option<sample::DrawShape>,
     /// Of the sampler's buffers, which the first kernel reads too.
     generation: usize,
 }
@@ -45,7 +45,7 @@ pub struct CudaOps {
     uploader: Uploader,
     rope: rope::RopeTable,
     attention: attention::Workspace,
-    sampler: sampler::Sampler,
+    sampler: sample::Sampler,
     /// Columns of the logits of the last draw.
     vocab_size: usize,
     graphs: graph::Graphs<StepKey>,
@@ -108,7 +108,7 @@ impl CudaOps {
                 num_attention_heads,
                 head_dim,
             )?,
-            sampler: sampler::Sampler::new(device)?,
+            sampler: sample::Sampler::new(device)?,
             vocab_size: 0,
             graphs: graph::Graphs::new(device),
             widths: Vec::new(),

@@ -7,7 +7,6 @@
 pub mod add_bias;
 pub mod add_positions;
 pub mod attention;
-mod bandwidth;
 pub mod bias_gelu;
 pub mod bias_rope_kv;
 pub mod embed;
@@ -20,9 +19,10 @@ pub mod kv;
 pub mod layer_norm;
 pub mod matmul;
 pub mod qk_norm;
+mod read_bandwidth;
 pub mod rms_norm;
 pub mod route;
-pub mod sampler;
+pub mod sample;
 pub mod silu_mul;
 pub mod simd;
 pub mod tensor;
@@ -314,7 +314,7 @@ impl Ops for CpuOps {
         let (rows, vocab_size) = (&self.sampling, logits.cols().max(1));
         logits.expect("sample", "logits", rows.len(), vocab_size)?;
         let logits = logits.first_mut(rows.len()).par_chunks_mut(vocab_size);
-        self.sampled = logits.zip(rows).map(|(logits, row)| sampler::sample(logits, row)).collect();
+        self.sampled = logits.zip(rows).map(|(logits, row)| sample::sample(logits, row)).collect();
         Ok(())
     }
 
@@ -337,7 +337,7 @@ impl Ops for CpuOps {
     }
 
     fn read_bandwidth(&mut self) -> Result<Option<f64>> {
-        Ok(bandwidth::read_bandwidth(self.isa, &self.weights))
+        Ok(read_bandwidth::read_bandwidth(self.isa, &self.weights))
     }
 }
 

@@ -14,8 +14,8 @@ use crate::tensor::{self, Activation, KvCache, Tensor};
 use crate::weight::Weight;
 use crate::weights::Matrix;
 use crate::{
-    add_bias, add_positions, bandwidth, bias_rope_kv, cublas, embed, experts_in, experts_out, fused,
-    gate_rows, gather_rows, graph, layer_norm, matmul, precise_dtype, qk_norm, rms_norm, route,
+    add_bias, add_positions, bias_rope_kv, cublas, embed, experts_in, experts_out, fused, gate_rows,
+    gather_rows, graph, layer_norm, matmul, precise_dtype, qk_norm, read_bandwidth, rms_norm, route,
 };
 use qernel_core::batch::{Batch, BatchLimits};
 use qernel_core::sampler::SamplingRow;
@@ -457,6 +457,6 @@ impl Ops for CudaOps {
         if self.device.is_emulated() {
             return Ok(None);
         }
-        bandwidth::read_bandwidth(&self.device).map(Some)
+        read_bandwidth(&self.device).map(Some)
     }
 }

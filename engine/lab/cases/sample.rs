@@ -206,7 +206,7 @@ fn case(
                     row(i, &SamplingParams { seed: params.seed.wrapping_add(seed), ..params.clone() })
                 })
                 .collect();
-            let draw = |(l, row): (&[f32], &SamplingRow)| cpu::sampler::sample(&mut l.to_vec(), row);
+            let draw = |(l, row): (&[f32], &SamplingRow)| cpu::sample::sample(&mut l.to_vec(), row);
             let expected = values.par_chunks(vocab_size).zip(&rows).map(draw).collect();
             let logits = tensor(ops, n, vocab_size, &values)?;
             Ok(Box::new(Sample { allowed, rows, values, expected, logits, sampled: Vec::new() }))

@@ -9,9 +9,9 @@ use super::variant::{KernelChoice, select, variants};
 use crate::error::{Error, Result};
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
 use gpu_kernels::argmax::MAX_BLOCKS_PER_ROW;
-use gpu_kernels::sampler::draw::{categorical, softmax};
-use gpu_kernels::sampler::filters::{mask, min_p, penalties, top_k, top_p};
-use gpu_kernels::sampler::{
+use gpu_kernels::sample::draw::{categorical, softmax};
+use gpu_kernels::sample::filters::{mask, min_p, penalties, top_k, top_p};
+use gpu_kernels::sample::{
     ChainArgs, DRAW_ANY, DRAW_CANDIDATES, DRAW_FILTERED, DRAW_PLAIN, DrawArgs, NO_MASK, SAMPLER_THREADS,
     SamplerRow, split,
 };
