@@ -22,7 +22,7 @@ use crate::kv_cache::PagePool;
 use crate::kv_layout::{PAGE_SIZE, pages_for};
 use crate::model::Runner;
 use crate::sampler::{Logprobs, NO_TOKEN, SamplingRow};
-use crate::scheduler::{Part, Scheduler, SequenceId, Step, StepLimits};
+use crate::scheduler::{ScheduledSequence, Scheduler, SequenceId, Step, StepLimits};
 use crate::tokenizer::Tokenizer;
 use generation::{Constrained, Generation};
 use penalties::PenaltyWindow;
@@ -215,13 +215,15 @@ impl Engine {
         let computed = self.compute(meanwhile).inspect_err(|_| self.discard())?;
         let Some((step, tokens, seconds)) = computed else { return Ok(std::mem::take(&mut self.events)) };
         self.scheduler.complete(&step, &tokens);
-        for part in &step.parts {
-            self.generations.entry(part.id).and_modify(|generation| generation.timings.add(part, seconds));
+        for scheduled in &step.sequences {
+            self.generations
+                .entry(scheduled.id)
+                .and_modify(|generation| generation.timings.add(scheduled, seconds));
         }
         let logprobs = self.runner.take_logprobs().into_iter().chain(std::iter::repeat(None));
-        let sampling = step.parts.iter().filter(|part| part.samples);
-        for ((part, token), logprobs) in sampling.zip(tokens).zip(logprobs) {
-            self.take_token(part.id, token, logprobs);
+        let sampling = step.sequences.iter().filter(|scheduled| scheduled.samples);
+        for ((scheduled, token), logprobs) in sampling.zip(tokens).zip(logprobs) {
+            self.take_token(scheduled.id, token, logprobs);
         }
         Ok(std::mem::take(&mut self.events))
     }
@@ -261,8 +263,8 @@ impl Engine {
     /// The step behind `step` if it is known without the tokens that `step` draws.
     fn schedule_ahead(&mut self, step: &Step) -> Option<Step> {
         let Self { scheduler, generations, max_model_len, .. } = self;
-        let mut parts = step.parts.iter().filter_map(|part| generations.get(&part.id));
-        if parts.any(Generation::needs_its_tokens) {
+        let mut generating = step.sequences.iter().filter_map(|scheduled| generations.get(&scheduled.id));
+        if generating.any(Generation::needs_its_tokens) {
             return None;
         }
         scheduler.schedule_ahead(step, |id| {
@@ -272,7 +274,7 @@ impl Engine {
 
     /// Whether a sequence of the step has not ended.
     fn is_live(&self, step: &Step) -> bool {
-        step.parts.iter().any(|part| self.generations.contains_key(&part.id))
+        step.sequences.iter().any(|scheduled| self.generations.contains_key(&scheduled.id))
     }
 
     /// Forgets what is queued; no sequence has moved.
@@ -408,8 +410,8 @@ impl Engine {
 
     /// What the sampler needs for the tokens of a step, before which each sequence draws `ahead` others.
     fn sampling_rows(&self, step: &Step, ahead: usize) -> Vec<SamplingRow> {
-        let sampling = step.parts.iter().filter(|part| part.samples);
-        sampling.map(|part| self.generations[&part.id].sampling_row(ahead)).collect()
+        let sampling = step.sequences.iter().filter(|scheduled| scheduled.samples);
+        sampling.map(|scheduled| self.generations[&scheduled.id].sampling_row(ahead)).collect()
     }
 
     /// Takes a token that was drawn for a sequence: its event, and the end if it is one.
@@ -469,13 +471,13 @@ impl Engine {
 }
 
 impl Timings {
-    fn add(&mut self, part: &Part, seconds: f64) {
-        let (tokens, time) = if part.prefill {
+    fn add(&mut self, scheduled: &ScheduledSequence, seconds: f64) {
+        let (tokens, time) = if scheduled.prefill {
             (&mut self.prefill_tokens, &mut self.prefill_seconds)
         } else {
             (&mut self.decode_tokens, &mut self.decode_seconds)
         };
-        *tokens += part.num_rows;
+        *tokens += scheduled.num_rows;
         *time += seconds;
     }
 }

@@ -53,7 +53,7 @@ pub struct Stacked<W> {
     /// `[sum of the rows, cols]`
     pub whole: W,
     /// In the order in which they were given; no copies where the device has memory of its own.
-    pub parts: Vec<W>,
+    pub matrices: Vec<W>,
 }
 
 /// The rows that a part of a layer works on: those of a batch, or those of them that need logits.

@@ -83,12 +83,12 @@ impl Sequence {
 pub struct Step {
     pub batch: Batch,
     /// The sequences of `batch`, in its order.
-    pub parts: Vec<Part>,
+    pub sequences: Vec<ScheduledSequence>,
 }
 
 /// The share of one sequence in a [`Step`].
 #[derive(Clone, Copy, Debug)]
-pub struct Part {
+pub struct ScheduledSequence {
     pub id: SequenceId,
     pub num_rows: usize,
     /// The rows are of a prompt (or of tokens computed anew); otherwise it is the one token generated last.
@@ -231,15 +231,17 @@ impl Scheduler {
     /// waits, or pages are missing. The step is to be given to [`Scheduler::complete`] behind `step`, before anything else
     /// is scheduled, or dropped.
     pub fn schedule_ahead(&mut self, step: &Step, continues: impl Fn(SequenceId) -> bool) -> Option<Step> {
-        if !self.waiting.is_empty() || step.parts.iter().any(|part| part.prefill || !part.samples) {
+        if !self.waiting.is_empty()
+            || step.sequences.iter().any(|scheduled| scheduled.prefill || !scheduled.samples)
+        {
             return None;
         }
-        let ids = || step.parts.iter().map(|part| part.id).zip(0u32..);
+        let ids = || step.sequences.iter().map(|scheduled| scheduled.id).zip(0u32..);
         if self.running.iter().any(|sequence| ids().all(|(id, _)| id != sequence.id)) {
             return None;
         }
-        let mut sampled_rows = Vec::with_capacity(step.parts.len());
-        let mut rows = Vec::with_capacity(step.parts.len());
+        let mut sampled_rows = Vec::with_capacity(step.sequences.len());
+        let mut rows = Vec::with_capacity(step.sequences.len());
         for (id, sampled_row) in ids().filter(|&(id, _)| continues(id)) {
             let Ok(i) = self.running.binary_search_by_key(&id, |sequence| sequence.id) else { continue };
             let Sequence { tokens, pages, .. } = &mut self.running[i];
@@ -252,9 +254,13 @@ impl Scheduler {
         if rows.is_empty() {
             return None;
         }
-        let parts =
-            rows.iter().map(|&i| Part { id: self.running[i].id, num_rows: 1, prefill: false, samples: true });
-        let parts = parts.collect();
+        let sequences = rows.iter().map(|&i| ScheduledSequence {
+            id: self.running[i].id,
+            num_rows: 1,
+            prefill: false,
+            samples: true,
+        });
+        let sequences = sequences.collect();
         let state_slots = rows.iter().map(|&i| self.running[i].slot).collect();
         let rows: Vec<SequenceRows> = (rows.iter().map(|&i| &self.running[i]))
             .map(|Sequence { tokens, pages, .. }| SequenceRows {
@@ -264,10 +270,10 @@ impl Scheduler {
                 logits: LogitRows::Last,
             })
             .collect();
-        Some(Step { batch: Batch { sampled_rows, state_slots, ..Batch::new(&rows) }, parts })
+        Some(Step { batch: Batch { sampled_rows, state_slots, ..Batch::new(&rows) }, sequences })
     }
 
-    /// Records that `step` was computed and that `sampled` are the tokens of its sampling parts, in their order. What it was for
+    /// Records that `step` was computed and that `sampled` are the tokens of its sampling sequences, in their order. What it was for
     /// sequences that have ended meanwhile is dropped.
     ///
     /// # Panics
@@ -275,15 +281,15 @@ impl Scheduler {
     pub fn complete(&mut self, step: &Step, sampled: &[u32]) {
         assert_eq!(sampled.len(), step.batch.num_logits(), "one token for each row of logits");
         let mut sampled = sampled.iter();
-        for part in &step.parts {
-            let sampled = sampled.by_ref().take(usize::from(part.samples));
-            match self.running.binary_search_by_key(&part.id, |sequence| sequence.id) {
+        for scheduled in &step.sequences {
+            let sampled = sampled.by_ref().take(usize::from(scheduled.samples));
+            match self.running.binary_search_by_key(&scheduled.id, |sequence| sequence.id) {
                 Ok(i) => {
                     let sequence = &mut self.running[i];
                     let sampled: Vec<u32> = sampled.copied().collect();
                     // What led to no token may be no numbers: it counts as not computed, so that nobody begins with it.
                     if !sampled.contains(&NO_TOKEN) {
-                        sequence.num_cached += part.num_rows;
+                        sequence.num_cached += scheduled.num_rows;
                     }
                     // A step that is in flight may still read pages that this or the end of a sequence gives back, or write
                     // behind their known tokens: the device comes to it before any step that uses them otherwise.
@@ -357,7 +363,7 @@ impl Scheduler {
     /// The batch of the `(index into running, rows)` in `chosen`.
     fn step(&self, chosen: &[(usize, usize)]) -> Step {
         let mut rows = Vec::with_capacity(chosen.len());
-        let mut parts = Vec::with_capacity(chosen.len());
+        let mut sequences = Vec::with_capacity(chosen.len());
         let state_slots = chosen.iter().map(|&(i, _)| self.running[i].slot).collect();
         for &(i, num_rows) in chosen {
             let Sequence { id, tokens, num_cached, pages, .. } = &self.running[i];
@@ -370,8 +376,13 @@ impl Scheduler {
                 pages: pages.pages(),
                 logits,
             });
-            parts.push(Part { id: *id, num_rows, prefill: self.running[i].is_prefill(), samples });
+            sequences.push(ScheduledSequence {
+                id: *id,
+                num_rows,
+                prefill: self.running[i].is_prefill(),
+                samples,
+            });
         }
-        Step { batch: Batch { state_slots, ..Batch::new(&rows) }, parts }
+        Step { batch: Batch { state_slots, ..Batch::new(&rows) }, sequences }
     }
 }

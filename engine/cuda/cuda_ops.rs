@@ -56,7 +56,7 @@ pub struct CudaOps {
     /// Of matrices, KV pages and what attention writes.
     dtype: Dtype,
     /// For [`matmul::Tools`]; grown with every activation that may need it.
-    parts: DeviceBuffer<u16>,
+    bf16_halves: DeviceBuffer<u16>,
     /// Likewise; grown with every matrix in blocks.
     decoded: DeviceBuffer<u8>,
     scratch: matmul::Scratch,
@@ -115,7 +115,7 @@ impl CudaOps {
             num_attention_heads,
             num_key_value_heads,
             dtype,
-            parts: DeviceBuffer::zeroed(device, 1)?,
+            bf16_halves: DeviceBuffer::zeroed(device, 1)?,
             decoded: DeviceBuffer::zeroed(device, 1)?,
             scratch: matmul::Scratch::default(),
             slices: units::Slices::new(device)?,
@@ -166,8 +166,8 @@ impl CudaOps {
 
     /// What matrix products use besides their operands, and what was chosen for them.
     fn products(&mut self) -> (matmul::Tools<'_>, &KernelChoice) {
-        let Self { device, cublas, parts, decoded, scratch, slices, choice, .. } = self;
-        (matmul::Tools { device, cublas: cublas.as_ref(), parts, decoded, scratch, slices }, choice)
+        let Self { device, cublas, bf16_halves, decoded, scratch, slices, choice, .. } = self;
+        (matmul::Tools { device, cublas: cublas.as_ref(), bf16_halves, decoded, scratch, slices }, choice)
     }
 }
 

@@ -138,9 +138,9 @@ impl Ops for CpuOps {
     }
 
     fn load_stacked(&mut self, matrices: &[Matrix], _apart: usize) -> Result<Stacked<Weight>> {
-        let parts = matrices.iter().map(|matrix| self.load_matrix(matrix)).collect::<Result<Vec<_>>>()?;
-        let whole = Weight(parts.iter().flat_map(|part| part.0.iter().cloned()).collect());
-        Ok(Stacked { whole, parts })
+        let each = matrices.iter().map(|matrix| self.load_matrix(matrix)).collect::<Result<Vec<_>>>()?;
+        let whole = Weight(each.iter().flat_map(|weight| weight.0.iter().cloned()).collect());
+        Ok(Stacked { whole, matrices: each })
     }
 
     fn load_experts(&mut self, matrix: &Matrix, num_experts: usize) -> Result<Weight> {

@@ -33,8 +33,8 @@ impl Ops for CudaOps {
         let dtype = precise_dtype(self.dtype);
         if dtype != self.dtype {
             let room = 2 * tensor::elements(rows, cols)?.next_multiple_of(8);
-            if room > self.parts.len() {
-                self.parts = DeviceBuffer::zeroed(&self.device, room)?;
+            if room > self.bf16_halves.len() {
+                self.bf16_halves = DeviceBuffer::zeroed(&self.device, room)?;
             }
         }
         Activation::new(&self.device, dtype, rows, cols)
@@ -317,7 +317,7 @@ impl Ops for CudaOps {
         cache: &mut KvCache,
     ) -> Result<bool> {
         let AttentionIn { norm: Norm::Rms(norm), qkv, bias, qk_norm: None } = part else { return Ok(false) };
-        let [q_proj, k_proj, v_proj] = &qkv.parts[..] else { return Ok(false) };
+        let [q_proj, k_proj, v_proj] = &qkv.matrices[..] else { return Ok(false) };
         let weights = [q_proj, k_proj, v_proj];
         let takes = match weights.map(|weight| weight.units(false)) {
             [Some(q), Some(k), Some(v)] => {
@@ -341,7 +341,7 @@ impl Ops for CudaOps {
         out: &mut Activation,
     ) -> Result<bool> {
         let MlpIn { norm: Norm::Rms(norm), up: Up::Gated(gate_up) } = part else { return Ok(false) };
-        let [gate, up] = &gate_up.parts[..] else { return Ok(false) };
+        let [gate, up] = &gate_up.matrices[..] else { return Ok(false) };
         let takes = match (gate.units(true), up.units(true)) {
             (Some(gate), Some(up)) => {
                 fused::GateUp::are_side_by_side(gate, up)

@@ -151,7 +151,7 @@ impl Normed {
             .collect();
         let mut weights = match &matrices[..] {
             [head] => vec![ops.load_matrix(head)?],
-            gate_up => ops.load_stacked(gate_up, rows)?.parts,
+            gate_up => ops.load_stacked(gate_up, rows)?.matrices,
         };
         if kind == Kind::GateUp {
             weights.iter_mut().zip(SCALES).for_each(|(weight, scale)| weight.set_scale(scale));

@@ -176,7 +176,7 @@ impl NormQkvRope {
             expected,
             x: tensor(ops, n, hidden_size, &host_x)?,
             norm: RmsNorm { weight: ops.load_vector(&host_norm)?, eps: EPS },
-            weights: ops.load_stacked(&matrices, head_dim / 2)?.parts,
+            weights: ops.load_stacked(&matrices, head_dim / 2)?.matrices,
             biases,
             q: poisoned(ops, n, heads * head_dim)?,
             cache: ops.new_kv_cache(&layout)?,
