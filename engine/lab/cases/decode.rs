@@ -68,7 +68,7 @@ impl Instance for Decode {
     fn compare(&mut self, _: &mut CudaOps, _: &str, findings: &mut Findings) -> Result<()> {
         let found = self.out.to_host()?;
         findings.same_bits("out", &found[..self.expected.len()], &self.expected);
-        findings.untouched("out", &found[self.expected.len()..]);
+        findings.guard_intact("out", &found[self.expected.len()..]);
         Ok(())
     }
 }

@@ -204,7 +204,7 @@ impl Instance for Normed {
                 self.expected[self.places.binary_search(&place).expect("one of them")];
             (expected, tolerance + expected.abs() * unit(dtype) + smallest(dtype))
         });
-        findings.untouched("out", &found[n * rows..]);
+        findings.guard_intact("out", &found[n * rows..]);
         // Rows have the same bits alone and in a batch.
         for row in (0..n).filter(|_| n > 1) {
             self.reset(ops)?;

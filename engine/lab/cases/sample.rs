@@ -234,7 +234,7 @@ impl Instance for Sample {
     }
 
     fn compare(&mut self, _: &mut CudaOps, _: &str, findings: &mut Findings) -> Result<()> {
-        findings.untouched("logits", &self.logits.to_host()?[self.values.len()..]);
+        findings.guard_intact("logits", &self.logits.to_host()?[self.values.len()..]);
         findings.compared += self.expected.len();
         let mut differing = (0..self.expected.len()).filter(|&i| self.sampled[i] != self.expected[i]);
         let Some(index) = differing.next() else { return Ok(()) };
