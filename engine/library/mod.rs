@@ -180,7 +180,7 @@ impl Model {
     }
 
     /// What answers many requests at once: [`Engine::submit`] queues one, [`Engine::step`] computes a batch of them. Open the
-    /// model with [`ModelOptions::sequences`].
+    /// model with [`ModelOptions::max_num_sequences`].
     ///
     /// ```
     /// use qernel::{Model, Request};
@@ -206,7 +206,7 @@ impl Model {
     }
 
     /// What a [`Server`](crate::server::Server) answers with; clients call the model `name`. Open it with
-    /// [`ModelOptions::sequences`].
+    /// [`ModelOptions::max_num_sequences`].
     #[cfg(feature = "server")]
     pub fn into_served(self, name: impl Into<String>) -> crate::server::ServedModel {
         // A file without a template is served all the same, for completions; what chat is answered says why.
