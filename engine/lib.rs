@@ -48,10 +48,10 @@ mod library;
 
 pub use library::{Conversation, Generation, GenerationBuilder, Logits, Model, ModelOptions, Prompt};
 pub use qernel_core::chat::Message;
-pub use qernel_core::error::{Error, Result};
-pub use qernel_core::generate::{
+pub use qernel_core::engine::{
     Completion, Engine, Event, FinishReason, Request, Timings, TokenConstraint, Usage,
 };
+pub use qernel_core::error::{Error, Result};
 pub use qernel_core::sampler::{Logprobs, SamplingParams};
 pub use qernel_core::scheduler::SequenceId;
 pub use qernel_load::DeviceChoice as Device;
@@ -60,7 +60,7 @@ pub use qernel_server as server;
 
 #[doc(hidden)]
 pub use qernel_core::{
-    batch, chat, config, cpu, disk, drawing, dtype, error, formats, generate, gguf, host_memory, kv_cache,
+    batch, chat, config, cpu, disk, drawing, dtype, engine, error, formats, gguf, host_memory, kv_cache,
     kv_layout, model, ops, prefix_cache, rope, sampler, scheduler, stats, testing, tokenizer, weights,
 };
 #[cfg(feature = "cuda")]

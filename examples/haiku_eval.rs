@@ -14,9 +14,9 @@ mod verse;
 
 use clap::Parser;
 use qernel::chat::Message;
+use qernel::engine::{Engine, Event, Request};
 use qernel::error::{Error, Result};
-use qernel::generate::{Engine, Event, Request};
-use qernel::load::{DeviceChoice, Model, RunnerOptions};
+use qernel::load::{DeviceChoice, LoadedModel, RunnerOptions};
 use qernel::sampler::SamplingParams;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -182,7 +182,7 @@ fn run(args: &Args) -> Result<()> {
 
 /// The answers: all prompts with seed 0, then with seed 1, …
 fn answers(args: &Args, prompts: &[Prompt]) -> Result<Vec<String>> {
-    let model = Model::open(
+    let model = LoadedModel::open(
         args.model.as_deref(),
         &RunnerOptions { device: args.device, ..RunnerOptions::for_sequences(MAX_NUM_SEQUENCES) },
         &mut |_, _| (),
@@ -208,7 +208,7 @@ fn answers(args: &Args, prompts: &[Prompt]) -> Result<Vec<String>> {
 }
 
 /// The texts of all requests, in their order, computed side by side.
-fn complete(model: Model, requests: Vec<Request>) -> Result<Vec<String>> {
+fn complete(model: LoadedModel, requests: Vec<Request>) -> Result<Vec<String>> {
     let mut engine: Engine = model.into_engine()?;
     let mut texts = vec![String::new(); requests.len()];
     let mut places = HashMap::new();

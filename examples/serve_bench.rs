@@ -9,11 +9,11 @@
 //! cores, so what the server costs includes what its clients do.
 
 use clap::Parser;
+use qernel::engine::{Engine, Event, Request};
 use qernel::error::{Error, Result};
-use qernel::generate::{Engine, Event, Request};
-use qernel::load::{DeviceChoice, Model, RunnerOptions};
+use qernel::load::{DeviceChoice, LoadedModel, RunnerOptions};
 use qernel::sampler::{SamplingParams, philox4x32_10};
-use qernel::server::{LoadedModel, Server, ServerConfig};
+use qernel::server::{ServedModel, Server, ServerConfig};
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -206,14 +206,14 @@ fn measure(args: &Args) -> Result<Vec<[Figures; 2]>> {
     let (path, device) = (args.model.clone(), args.device);
     let open = move || -> Result<Engine> {
         let options = RunnerOptions { device, ..RunnerOptions::for_sequences(most) };
-        Model::open(path.as_deref(), &options, &mut |_, _| ())?.into_engine()
+        LoadedModel::open(path.as_deref(), &options, &mut |_, _| ())?.into_engine()
     };
     let mut engine = open()?;
     let vocab_size = engine.runner().vocab_size();
-    let server = Server::bind(ServerConfig { port: 0, max_running: most, ..ServerConfig::default() })?;
+    let server = Server::bind(ServerConfig { port: 0, max_num_sequences: most, ..ServerConfig::default() })?;
     let address = server.local_addr()?;
     let serve = move || {
-        Ok(LoadedModel {
+        Ok(ServedModel {
             engine: open()?,
             template: Err(Error::Template("none".into())),
             name: "bench".into(),

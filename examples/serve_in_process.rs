@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 fn main() -> Result<(), Box<dyn Error>> {
     let file = std::env::args().nth(1);
     // Port 0 is any that is free.
-    let server = Server::bind(ServerConfig { port: 0, max_running: 8, ..ServerConfig::default() })?;
+    let server = Server::bind(ServerConfig { port: 0, max_num_sequences: 8, ..ServerConfig::default() })?;
     let address = server.local_addr()?;
     let (stop, stopped) = oneshot::channel::<()>();
 
@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     });
     // A model stays on the thread that opens it, so the server opens it on its own.
     let open = move || {
-        let options = Model::options().sequences(8);
+        let options = Model::options().max_num_sequences(8);
         let model = file.map_or_else(|| options.open_haiku(), |path| options.open(path))?;
         Ok(model.into_served("example"))
     };

@@ -95,11 +95,11 @@ pub fn request(data: &[u8]) {
 /// A server with the model that the program carries, for as long as the process.
 static SERVER: LazyLock<SocketAddr> = LazyLock::new(|| {
     let config = ServerConfig { port: 0, request_timeout: Duration::from_secs(5), ..ServerConfig::default() };
-    let parallel = config.max_running;
+    let max_num_sequences = config.max_num_sequences;
     let server = Server::bind(config).expect("there is a free port");
     let address = server.local_addr().expect("it has an address");
     let open = move || {
-        let model = Model::options().device(Device::Cpu).sequences(parallel).open_haiku()?;
+        let model = Model::options().device(Device::Cpu).max_num_sequences(max_num_sequences).open_haiku()?;
         Ok(model.into_served("haiku"))
     };
     std::thread::spawn(move || server.run(open, std::future::pending()));

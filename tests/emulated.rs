@@ -16,7 +16,7 @@ mod life;
 mod operations;
 
 use compare::nmse;
-use qernel::batch::{Batch, BatchLimits, SequenceRows, WantedLogits};
+use qernel::batch::{Batch, BatchLimits, LogitRows, SequenceRows};
 use qernel::config::Config;
 use qernel::cpu::CpuOps;
 use qernel::cuda::{CudaOps, Device, KernelChoice};
@@ -122,7 +122,7 @@ fn logits(runner: &mut dyn Runner) -> Vec<f32> {
         tokens: &tokens[range.clone()],
         position: range.start,
         pages,
-        logits: WantedLogits::All,
+        logits: LogitRows::All,
     };
     let (first, second): (&[u32], &[u32]) = (&[5, 0], &[3]);
     let batches = [
@@ -167,14 +167,14 @@ fn the_forward_pass_agrees_with_the_cpu() {
             assert!(error <= allowed, "{file} as {dtype} {kernels:?}: {error:e}");
 
             // Steps of the engine: draws included.
-            let rows = SequenceRows { tokens: &[1, 2], position: 0, pages: &[6], logits: WantedLogits::Last };
+            let rows = SequenceRows { tokens: &[1, 2], position: 0, pages: &[6], logits: LogitRows::Last };
             let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
             let row = SamplingRow::new(greedy, 2);
-            let drawn = runner.step(&Batch::new(&[rows]), std::slice::from_ref(&row)).unwrap();
-            assert!(drawn.len() == 1 && (drawn[0] as usize) < TinyModel::VOCAB_SIZE);
+            let sampled = runner.step(&Batch::new(&[rows]), std::slice::from_ref(&row)).unwrap();
+            assert!(sampled.len() == 1 && (sampled[0] as usize) < TinyModel::VOCAB_SIZE);
             for position in 2..5 {
                 let pages = &[6][..];
-                let rows = SequenceRows { tokens: &drawn, position, pages, logits: WantedLogits::Last };
+                let rows = SequenceRows { tokens: &sampled, position, pages, logits: LogitRows::Last };
                 runner.step(&Batch::new(&[rows]), std::slice::from_ref(&row)).unwrap();
             }
         }
@@ -219,14 +219,14 @@ fn what_is_not_on_the_device_is_refused() {
         runner(&TinyModel { format: MatrixFormat::F16, ..TinyModel::default() }, Dtype::F16, ops);
     let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
     let row = SamplingRow::new(greedy, 2);
-    let at = |position, pages| SequenceRows { tokens: &[3], position, pages, logits: WantedLogits::Last };
-    let behind = |position| Batch { drawn_rows: vec![0], ..Batch::new(&[at(position, &[6])]) };
+    let at = |position, pages| SequenceRows { tokens: &[3], position, pages, logits: LogitRows::Last };
+    let behind = |position| Batch { sampled_rows: vec![0], ..Batch::new(&[at(position, &[6])]) };
     let row = std::slice::from_ref(&row);
     assert!(matches!(runner.queue(&behind(0), row), Err(Error::Request(_))), "nothing was drawn");
     assert!(matches!(runner.take(), Err(Error::Request(_))), "nothing is queued");
 
     runner.queue(&Batch::new(&[at(0, &[6])]), row).unwrap();
-    let wide = Batch { drawn_rows: vec![0, 0], ..Batch::new(&[at(1, &[6]), at(0, &[5])]) };
+    let wide = Batch { sampled_rows: vec![0, 0], ..Batch::new(&[at(1, &[6]), at(0, &[5])]) };
     let error = runner.queue(&wide, &[row[0].clone(), row[0].clone()]).unwrap_err();
     assert!(error.to_string().contains("the last draw had 1 rows"), "{error}");
     runner.discard();
@@ -338,7 +338,7 @@ fn weights_that_are_not_finite_are_named() {
 fn a_row_without_numbers_draws_nothing_and_leaves_the_others_alone() {
     const BROKEN: u32 = 77;
     fn sequence<'a>(tokens: &'a [u32], pages: &'a [u32]) -> SequenceRows<'a> {
-        SequenceRows { tokens, position: 0, pages, logits: WantedLogits::Last }
+        SequenceRows { tokens, position: 0, pages, logits: LogitRows::Last }
     }
     let model = TinyModel { format: MatrixFormat::F16, tie_word_embeddings: false, ..TinyModel::default() };
     let (config, mut weights) = parts(&model);
@@ -365,7 +365,7 @@ fn a_row_without_numbers_draws_nothing_and_leaves_the_others_alone() {
         // The step behind it takes what was drawn from the device.
         let next = [5, 6].map(|page| [page]);
         let next = next.each_ref().map(|pages| SequenceRows { position: 3, ..sequence(&[0], pages) });
-        let next = Batch { drawn_rows: vec![0, 1], ..Batch::new(&next) };
+        let next = Batch { sampled_rows: vec![0, 1], ..Batch::new(&next) };
         runner.queue(&next, &rows).unwrap();
         assert_eq!(runner.take().unwrap(), [NO_TOKEN, expected[0]], "{kernels:?}, {temperature}");
         assert_eq!(runner.take().unwrap().len(), 2);

@@ -9,17 +9,17 @@ mod gpu;
 mod life;
 
 use gpu::device;
-use life::{CROWDED, Life, ROOMY, Room, assert_crowded, choir, crowd};
+use life::{CROWDED, Capacity, Life, ROOMY, assert_crowded, choir, crowd};
 use qernel::cuda::{CudaOps, Device, KernelChoice};
 use qernel::dtype::Dtype;
-use qernel::generate::Engine;
+use qernel::engine::Engine;
 use qernel::testing::TinyModel;
 use std::rc::Rc;
 
-fn on_gpu(device: &Rc<Device>, dtype: Dtype, room: Room, kernels: &str) -> Engine {
+fn on_gpu(device: &Rc<Device>, dtype: Dtype, capacity: Capacity, kernels: &str) -> Engine {
     let choice = KernelChoice::parse(kernels).unwrap();
     let model = TinyModel { format: dtype.into(), ..TinyModel::default() };
-    let engine = life::engine(&model, dtype, room, |config| {
+    let engine = life::engine(&model, dtype, capacity, |config| {
         CudaOps::new(device, config, dtype, choice.clone()).unwrap()
     });
     assert_eq!(engine.runner().runs_ahead(), !kernels.contains("step=") || kernels.contains("step=ahead"));

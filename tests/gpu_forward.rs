@@ -9,7 +9,7 @@ mod gpu;
 
 use compare::nmse;
 use gpu::device;
-use qernel::batch::{Batch, BatchLimits, SequenceRows, WantedLogits};
+use qernel::batch::{Batch, BatchLimits, LogitRows, SequenceRows};
 use qernel::config::Config;
 use qernel::cpu::CpuOps;
 use qernel::cuda::{self, CudaOps, Device, KernelChoice};
@@ -76,12 +76,8 @@ fn logits(runner: &mut dyn Runner, s: usize, tokens: &[u32], chunk: usize) -> Ve
     let pages = pages(s);
     let mut logits = Vec::new();
     for (i, chunk_tokens) in tokens.chunks(chunk).enumerate() {
-        let rows = SequenceRows {
-            tokens: chunk_tokens,
-            position: i * chunk,
-            pages: &pages,
-            logits: WantedLogits::All,
-        };
+        let rows =
+            SequenceRows { tokens: chunk_tokens, position: i * chunk, pages: &pages, logits: LogitRows::All };
         logits.extend(runner.logits(&Batch::new(&[rows])).unwrap());
     }
     logits
@@ -252,7 +248,7 @@ fn ragged_batches_compute_what_each_sequence_gets_alone() {
                     tokens: &prompts[s][starts[s]..],
                     position: starts[s],
                     pages: &pages[s],
-                    logits: WantedLogits::Last,
+                    logits: LogitRows::Last,
                 })
                 .collect();
             let found = runner.logits(&Batch::new(&parts)).unwrap();

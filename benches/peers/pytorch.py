@@ -151,7 +151,22 @@ def name(n_prompt, n_gen, depth, batch):
 
 
 def numbers(text):
-    return [int(part) for part in text.split(",")]
+    found = [int(part) for part in text.split(",")]
+    if min(found) < 0:
+        raise argparse.ArgumentTypeError(f"expected numbers that are not negative, found {text}")
+    return found
+
+
+def positive(text):
+    """One number or several."""
+    found = numbers(text)
+    if min(found) == 0:
+        raise argparse.ArgumentTypeError(f"expected at least 1, found {text}")
+    return found
+
+
+def count(text):
+    return positive(text)[0]
 
 
 def main():
@@ -160,11 +175,11 @@ def main():
     parser.add_argument("-p", "--n-prompt", type=numbers, default=[512])
     parser.add_argument("-n", "--n-gen", type=numbers, default=[128])
     parser.add_argument("-d", "--n-depth", type=numbers, default=[0])
-    parser.add_argument("-b", "--n-parallel", type=numbers, default=[1])
-    parser.add_argument("-r", "--repetitions", type=int, default=5)
+    parser.add_argument("-b", "--n-parallel", type=positive, default=[1])
+    parser.add_argument("-r", "--repetitions", type=count, default=5)
     parser.add_argument("--budget", type=float, default=180, help="seconds after which no test goes on")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--vocab-size", type=int, default=151936)
+    parser.add_argument("--vocab-size", type=count, default=151936)
     parser.add_argument("--stream", action="store_true", help="bring each token to the host before the next step")
     args = parser.parse_args()
     begin = time.monotonic()

@@ -138,7 +138,7 @@ def readme(browser, args):
     text = (ROOT / "README.md").read_text()
     body = markdown.markdown(text, extensions=["tables", "fenced_code"])
     style = """body { font: 16px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em }
-        table { border-collapse: collapse } td, th { border: 1px solid #ddd; padding: .3em .8em }
+        table { border-collapse: collapse; margin: 1em 0 } td, th { border: 1px solid #ddd; padding: .3em .8em }
         pre { background: #f4f4f4; padding: 1em; overflow: auto } code { background: #f4f4f4 } img { max-width: 100% }"""
     with tempfile.NamedTemporaryFile("w", suffix=".html", dir=ROOT) as page:
         page.write(f"<!doctype html><meta charset=utf-8><style>{style}</style>{body}")

@@ -9,8 +9,8 @@
 //! pass, sampling, detokenisation, stop strings, events. Writing text to a terminal or a socket is not.
 
 use super::plan::Test;
+use crate::engine::{Engine, Event, Request};
 use crate::error::{Error, Result};
-use crate::generate::{Engine, Event, Request};
 use crate::sampler::{SamplingParams, philox4x32_10};
 use crate::scheduler::SequenceId;
 use std::time::Instant;
@@ -202,7 +202,7 @@ impl<'a> Bench<'a> {
 mod tests {
     use super::*;
     use crate::config::Config;
-    use crate::generate::EngineConfig;
+    use crate::engine::EngineConfig;
     use crate::load::{DeviceChoice, RunnerOptions, open_runner};
     use crate::testing::TinyModel;
     use crate::weights::Weights;

@@ -1,4 +1,4 @@
-//! `qernel bench`: how fast a model runs, by llama-bench's conventions, through the same [engine](crate::generate::Engine)
+//! `qernel bench`: how fast a model runs, by llama-bench's conventions, through the same [engine](crate::engine::Engine)
 //! that serves every other command.
 //!
 //! [`plan`] names the tests, [`measure`] runs them, [`start_up`] times a program from its start to its first token,

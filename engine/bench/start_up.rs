@@ -1,11 +1,11 @@
 //! From the start of a program to its first token.
 //!
 //! The bench starts itself anew for it, with the same model options, and
-//! opens its [`Model`](crate::load::Model) as `generate` does. The clock runs from before the process is created, so that `exec` and the dynamic linker
+//! opens its [model](crate::load::LoadedModel) as `generate` does. The clock runs from before the process is created, so that `exec` and the dynamic linker
 //! count; both processes read the system's clock.
 
 use crate::error::{Error, Result};
-use crate::load::Opening;
+use crate::load::LoadTimes;
 use crate::stats::{mean, median, standard_deviation};
 use serde::{Deserialize, Serialize};
 use std::process::{Command, Stdio};
@@ -97,16 +97,16 @@ fn since_epoch() -> Duration {
 /// The other side of [`measure`]: the moments of this process, whose first token has just come.
 ///
 /// `started` is when the process was created, in nanoseconds by the system's clock, and `main` when its command began.
-pub fn of_this_process(started: u64, main: Instant, opening: &Opening) -> StartUp {
+pub fn of_this_process(started: u64, main: Instant, times: &LoadTimes) -> StartUp {
     let now = Instant::now();
     let since_start = since_epoch().saturating_sub(Duration::from_nanos(started));
     let before_main = since_start.saturating_sub(now.duration_since(main));
-    let moments = [main, opening.file, opening.device, opening.weights, opening.ready, now];
+    let moments = [main, times.file, times.device, times.weights, times.ready, now];
     let mut parts = [before_main.as_secs_f64(); PARTS.len()];
     for (part, pair) in parts[1..].iter_mut().zip(moments.windows(2)) {
         *part = pair[1].saturating_duration_since(pair[0]).as_secs_f64();
     }
-    let vocabulary = before_main + opening.vocabulary.saturating_duration_since(main);
+    let vocabulary = before_main + times.vocabulary.saturating_duration_since(main);
     StartUp { parts, vocabulary: vocabulary.as_secs_f64() }
 }
 
@@ -119,9 +119,9 @@ mod tests {
         let started = since_epoch() - Duration::from_millis(100);
         let main = Instant::now() - Duration::from_millis(60);
         let at = |ms| main + Duration::from_millis(ms);
-        let opening =
-            Opening { file: at(5), device: at(15), weights: at(35), ready: at(40), vocabulary: at(20) };
-        let start = of_this_process(started.as_nanos() as u64, main, &opening);
+        let times =
+            LoadTimes { file: at(5), device: at(15), weights: at(35), ready: at(40), vocabulary: at(20) };
+        let start = of_this_process(started.as_nanos() as u64, main, &times);
         for (part, expected) in start.parts.iter().zip([0.04, 0.005, 0.01, 0.02, 0.005, 0.02]) {
             assert!((part - expected).abs() < 0.005, "{start:?}");
         }

@@ -12,8 +12,8 @@ use crate::bench::table::{Format, Printer, notes};
 use crate::config::Config;
 use crate::disk;
 use crate::embedded;
+use crate::engine::{Engine, Request};
 use crate::error::{Error, Result};
-use crate::generate::{Engine, Request};
 use crate::kv_layout::PAGE_SIZE;
 use crate::load::KvCacheSize;
 use crate::sampler::SamplingParams;
@@ -101,12 +101,12 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
     let mut facts = file_facts(&args.model, &sampling)?;
     facts.start_up = start_up::Summary::of(&starts(&args));
 
-    let max_parallel = tests.iter().map(|test| test.n_parallel).max().unwrap_or(1);
+    let max_num_sequences = tests.iter().map(|test| test.n_parallel).max().unwrap_or(1);
     let mut model = args.model.clone();
-    model.batch_size = model.batch_size.map(|rows| rows.max(max_parallel));
+    model.batch_size = model.batch_size.map(|rows| rows.max(max_num_sequences));
     let pages = tests.iter().map(Test::pages).max().unwrap_or(0);
-    let model = model.open_with(max_parallel, KvCacheSize::Tokens(pages.saturating_mul(PAGE_SIZE)))?;
-    facts.decode_weight_bytes = model.facts.decode_weight_bytes;
+    let model = model.open_with(max_num_sequences, KvCacheSize::Tokens(pages.saturating_mul(PAGE_SIZE)))?;
+    facts.decode_weight_bytes = model.stats.decode_weight_bytes;
     let mut engine = model.into_engine()?;
     device_facts(&mut facts, &mut engine)?;
     let rows = Session { args: &args, facts: &facts, stored: stored.as_deref() }.run(
@@ -189,7 +189,7 @@ impl Session<'_> {
 /// Opens the model and draws one token, as `generate` would.
 fn first_token(model: &ModelArgs, sampling: &SamplingParams, main: Instant, started: u64) -> Result<StartUp> {
     let model = model.open(1)?;
-    let opening = model.facts.opening;
+    let times = model.stats.times;
     let mut engine = model.into_engine()?;
     let vocab_size = engine.runner().vocab_size();
     let prompt = (0..PROMPT_TOKENS).map(|i| (i * 7919 % vocab_size) as u32).collect();
@@ -197,7 +197,7 @@ fn first_token(model: &ModelArgs, sampling: &SamplingParams, main: Instant, star
         Request { sampling: sampling.clone(), max_tokens: Some(1), ignore_eos: true, ..Request::new(prompt) };
     engine.submit(request)?;
     while engine.step()?.is_empty() {}
-    Ok(start_up::of_this_process(started, main, &opening))
+    Ok(start_up::of_this_process(started, main, &times))
 }
 
 /// The starts that were asked for. Where they fail, the tests go on and say why if it concerns them.

@@ -6,8 +6,8 @@ use super::output::{Output, Stream, note};
 use super::summary::Summary;
 use super::tokenize::read_stdin;
 use crate::chat::Message;
+use crate::engine::{FinishReason, Request};
 use crate::error::{Error, Result};
-use crate::generate::{FinishReason, Request};
 use crate::load::encode_plain;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -78,7 +78,7 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
             model.tokenizer.encode(&rendered, true)?
         }
     };
-    let facts = model.facts.clone();
+    let stats = model.stats.clone();
     let mut engine = model.into_engine()?;
     let request = Request {
         sampling: params,
@@ -91,7 +91,7 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
     let mut stream = Stream::new(!args.json);
     let done = interrupt.catch(|cancel| engine.run_to_end(request, cancel, |event| stream.event(event)))?;
     stream.end()?;
-    let summary = Summary::new(&facts, engine.runner_mut(), &done.usage, &done.timings);
+    let summary = Summary::new(&stats, engine.runner_mut(), &done.usage, &done.timings);
     if args.json {
         Output::stdout().json(&serde_json::json!({
             "prompt_ids": prompt_ids,

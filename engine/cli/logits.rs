@@ -2,7 +2,7 @@
 
 use super::options::FileArgs;
 use super::output::Output;
-use crate::batch::{Batch, SequenceRows, WantedLogits};
+use crate::batch::{Batch, LogitRows, SequenceRows};
 use crate::config::Config;
 use crate::cuda::KernelChoice;
 use crate::disk;
@@ -35,10 +35,10 @@ pub struct LogitsArgs {
     pub kernel: Option<String>,
 }
 
-/// Rows of a step when all logits are wanted: they are 39 MB for a vocabulary of 152 k.
+/// Rows of a step when all need logits: those are 39 MB for a vocabulary of 152 k.
 const CHUNK_ALL: usize = 64;
 
-/// Rows of a step when only the last logits are wanted.
+/// Rows of a step when only the last needs logits.
 const CHUNK_LAST: usize = 512;
 
 /// How many logits are printed.
@@ -81,7 +81,7 @@ pub fn run(args: LogitsArgs) -> Result<()> {
         return disk::save(path, args.file.model.as_deref(), |file| {
             write_npy_header(file, num_tokens, config.vocab_size).map_err(error)?;
             for position in (0..num_tokens).step_by(chunk) {
-                for logit in step(position, WantedLogits::All)? {
+                for logit in step(position, LogitRows::All)? {
                     file.write_all(&logit.to_le_bytes()).map_err(error)?;
                 }
             }
@@ -90,8 +90,8 @@ pub fn run(args: LogitsArgs) -> Result<()> {
     }
     let mut last = Vec::new();
     for position in (0..num_tokens).step_by(chunk) {
-        let wanted = if position + chunk >= num_tokens { WantedLogits::Last } else { WantedLogits::None };
-        last = step(position, wanted)?;
+        let rows = if position + chunk >= num_tokens { LogitRows::Last } else { LogitRows::None };
+        last = step(position, rows)?;
     }
     let json = serde_json::json!({ "top": largest(&last), "logit_rms": root_mean_square(&last) });
     Output::stdout().json(&json)

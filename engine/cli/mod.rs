@@ -24,7 +24,7 @@ use clap::{Parser, Subcommand};
 use log::LogFormat;
 use std::process::ExitCode;
 
-/// A Qwen inference engine whose GPU kernels are written in Rust.
+/// An inference engine for Qwen, Llama and GPT-2 models whose GPU kernels are written in Rust.
 #[derive(Debug, Parser)]
 #[command(name = "qernel", version, arg_required_else_help = true)]
 #[command(

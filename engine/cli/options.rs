@@ -2,10 +2,10 @@
 
 use crate::cuda::KernelChoice;
 use crate::disk::Access;
+use crate::engine::EngineConfig;
 use crate::error::{Error, Result};
-use crate::generate::EngineConfig;
 use crate::gguf::Gguf;
-use crate::load::{DeviceChoice, DtypeChoice, KvCacheSize, KvDtype, Model, RunnerOptions, open_gguf};
+use crate::load::{DeviceChoice, DtypeChoice, KvCacheSize, KvDtype, LoadedModel, RunnerOptions, open_gguf};
 use crate::sampler::SamplingParams;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -91,7 +91,7 @@ impl ModelArgs {
     ///
     /// # Errors
     /// Whatever is wrong with the file, the options or the device.
-    pub fn open(&self, max_num_sequences: usize) -> Result<Model> {
+    pub fn open(&self, max_num_sequences: usize) -> Result<LoadedModel> {
         self.open_with(max_num_sequences, KvCacheSize::Auto)
     }
 
@@ -99,7 +99,7 @@ impl ModelArgs {
     ///
     /// # Errors
     /// As [`ModelArgs::open`].
-    pub fn open_with(&self, max_num_sequences: usize, unasked: KvCacheSize) -> Result<Model> {
+    pub fn open_with(&self, max_num_sequences: usize, unasked: KvCacheSize) -> Result<LoadedModel> {
         let kernels = self.kernel.as_deref().map(KernelChoice::parse).transpose()?.unwrap_or_default();
         let options = RunnerOptions {
             device: self.device,
@@ -117,7 +117,7 @@ impl ModelArgs {
         let start = Instant::now();
         let gguf = self.file.open()?;
         let bar = progress_bar();
-        let model = Model::load(&gguf, start, &options, &mut |loaded, total| {
+        let model = LoadedModel::load(&gguf, start, &options, &mut |loaded, total| {
             bar.set_length(total);
             bar.set_position(loaded);
         });

@@ -1,8 +1,8 @@
 //! Standard output, whose reader may leave, and notes on standard error, which may be closed or full.
 
 use crate::disk;
+use crate::engine::Event;
 use crate::error::{Error, Result};
-use crate::generate::Event;
 use std::borrow::Cow;
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};

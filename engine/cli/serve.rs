@@ -3,7 +3,7 @@
 use super::options::ModelArgs;
 use crate::embedded;
 use crate::error::Result;
-use crate::server::{LoadedModel, Server, ServerConfig};
+use crate::server::{ServedModel, Server, ServerConfig};
 use clap::value_parser;
 use std::path::Path;
 use std::process::ExitCode;
@@ -42,8 +42,8 @@ pub struct ServeArgs {
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     allowed_hosts: Vec<String>,
     /// Sequences that run at once
-    #[arg(long, default_value_t = 64, value_name = "N")]
-    parallel: usize,
+    #[arg(long, alias = "parallel", default_value_t = 64, value_name = "N")]
+    max_num_sequences: usize,
     /// Sequences that may wait besides; what comes then is answered with 429
     #[arg(long, default_value_t = 256, value_name = "N")]
     max_queue: usize,
@@ -80,7 +80,7 @@ pub fn run(args: ServeArgs) -> Result<ExitCode> {
         api_key: args.api_key,
         cors: args.cors,
         allowed_hosts: args.allowed_hosts,
-        max_running: args.parallel,
+        max_num_sequences: args.max_num_sequences,
         max_queue: args.max_queue,
         max_connections: args.max_connections,
         max_peer_connections: args.max_connections_per_client,
@@ -97,10 +97,10 @@ pub fn run(args: ServeArgs) -> Result<ExitCode> {
     let (model, name) = (args.model, args.model_name);
     let open = move || {
         let name = name.unwrap_or_else(|| default_name(model.file.model.as_deref()));
-        let loaded = model.open(args.parallel)?;
+        let loaded = model.open(args.max_num_sequences)?;
         let template = loaded.template().inspect_err(|error| tracing::warn!("no chat: {error}"));
         let watch = loaded.watch.clone();
-        Ok(LoadedModel { engine: loaded.into_engine()?, template, name, watch })
+        Ok(ServedModel { engine: loaded.into_engine()?, template, name, watch })
     };
     server.run(open, stop)?;
     Ok(ExitCode::SUCCESS)

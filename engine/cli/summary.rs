@@ -1,7 +1,7 @@
 //! How long it took, and how far that is from what the memory allows.
 
-use crate::generate::{Timings, Usage};
-use crate::load::ModelFacts;
+use crate::engine::{Timings, Usage};
+use crate::load::LoadStats;
 use crate::model::Runner;
 use serde::Serialize;
 use std::fmt;
@@ -32,13 +32,13 @@ pub struct Summary {
 
 impl Summary {
     /// Sums up a request; measures the device's read bandwidth, which takes a few hundredths of a second.
-    pub fn new(facts: &ModelFacts, runner: &mut dyn Runner, usage: &Usage, timings: &Timings) -> Self {
+    pub fn new(stats: &LoadStats, runner: &mut dyn Runner, usage: &Usage, timings: &Timings) -> Self {
         let per_second =
             |tokens: usize, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
         let layout = runner.kv_layout();
         let kv_bytes_per_position = layout.page_bytes() / crate::kv_layout::PAGE_SIZE;
         let mean_kv_len = usage.prompt_tokens + usage.completion_tokens / 2;
-        let bytes_per_token = (facts.decode_weight_bytes + kv_bytes_per_position * mean_kv_len) as u64;
+        let bytes_per_token = (stats.decode_weight_bytes + kv_bytes_per_position * mean_kv_len) as u64;
         let decode_tokens_per_s = per_second(timings.decode_tokens, timings.decode_seconds);
         // The answer is there: what it could not be compared with is no reason to fail.
         let measured_bandwidth = runner.read_bandwidth().unwrap_or_else(|error| {
@@ -47,7 +47,7 @@ impl Summary {
         });
         Self {
             device: runner.device_name(),
-            load_s: facts.load_s,
+            load_s: stats.load_s,
             prompt_tokens: usage.prompt_tokens,
             prefill_s: timings.prefill_seconds,
             prefill_tokens_per_s: per_second(timings.prefill_tokens, timings.prefill_seconds),

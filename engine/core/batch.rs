@@ -2,7 +2,7 @@
 
 use crate::kv_layout::{PAGE_SIZE, pages_for};
 
-/// In [`Batch::drawn_rows`]: the row's token is in [`Batch::tokens`].
+/// In [`Batch::sampled_rows`]: the row's token is in [`Batch::tokens`].
 pub const GIVEN: u32 = u32::MAX;
 
 /// What one step computes. Prefill, a chunk of a prefill and decode differ only in how many rows a sequence has.
@@ -15,7 +15,7 @@ pub struct Batch {
     pub tokens: Vec<u32>,
     /// `[num_tokens]` row of the draw before, where the row's token is the one drawn there and the host does not know it yet;
     /// [`GIVEN`] elsewhere.
-    pub drawn_rows: Vec<u32>,
+    pub sampled_rows: Vec<u32>,
     /// `[num_tokens]` position of each token in its own sequence.
     pub positions: Vec<u32>,
     /// `[num_tokens]` index of the sequence that each row belongs to.
@@ -33,7 +33,7 @@ pub struct Batch {
     /// `[num_sequences]` the slot of each sequence in the layers that keep one, below [`BatchLimits::max_num_sequences`]; no two share
     /// one.
     pub state_slots: Vec<u32>,
-    /// Rows whose logits are wanted, ascending.
+    /// Rows that need logits, ascending.
     pub logit_rows: Vec<u32>,
 }
 
@@ -46,12 +46,12 @@ pub struct SequenceRows<'a> {
     pub position: usize,
     /// The sequence's pages, at least `ceil((position + tokens.len()) / PAGE_SIZE)`.
     pub pages: &'a [u32],
-    pub logits: WantedLogits,
+    pub logits: LogitRows,
 }
 
 /// Which rows of a sequence need logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WantedLogits {
+pub enum LogitRows {
     /// None: a chunk of a prefill that is not the last.
     None,
     /// The last one, from which the next token is drawn.
@@ -72,7 +72,7 @@ impl Batch {
         for (s, rows) in sequences.iter().enumerate() {
             for (position, &token) in (rows.position..).zip(rows.tokens) {
                 batch.tokens.push(token);
-                batch.drawn_rows.push(GIVEN);
+                batch.sampled_rows.push(GIVEN);
                 batch.positions.push(position as u32);
                 batch.sequence_of_token.push(s as u32);
                 batch.slots.push(
@@ -81,9 +81,9 @@ impl Batch {
             }
             let (start, end) = (batch.query_start[s], batch.tokens.len() as u32);
             match rows.logits {
-                WantedLogits::None => {}
-                WantedLogits::Last => batch.logit_rows.push(end - 1),
-                WantedLogits::All => batch.logit_rows.extend(start..end),
+                LogitRows::None => {}
+                LogitRows::Last => batch.logit_rows.push(end - 1),
+                LogitRows::All => batch.logit_rows.extend(start..end),
             }
             batch.query_start.push(end);
             batch.state_slots.push(s as u32);
@@ -94,15 +94,15 @@ impl Batch {
         batch
     }
 
-    /// The rows whose logits are wanted as a batch of their own, over the same sequences. They are the last rows of their sequences,
-    /// as [`WantedLogits`] has them.
-    pub fn wanted(&self) -> Self {
+    /// The rows that need logits as a batch of their own, over the same sequences. They are the last rows of their sequences,
+    /// as [`LogitRows`] has them.
+    pub fn only_logit_rows(&self) -> Self {
         let of = |values: &[u32]| self.logit_rows.iter().map(|&row| values[row as usize]).collect();
         let sequence_of_token: Vec<u32> = of(&self.sequence_of_token);
         let first_of = |s: usize| sequence_of_token.partition_point(|&of_row| (of_row as usize) < s) as u32;
         Self {
             tokens: of(&self.tokens),
-            drawn_rows: of(&self.drawn_rows),
+            sampled_rows: of(&self.sampled_rows),
             positions: of(&self.positions),
             slots: of(&self.slots),
             query_start: (0..=self.num_sequences()).map(first_of).collect(),
@@ -125,9 +125,9 @@ impl Batch {
         self.kv_len.len()
     }
 
-    /// Rows that the draw before must have had: one more than the largest of `drawn_rows`, 0 where every token is given.
-    pub fn num_drawn(&self) -> usize {
-        let rows = self.drawn_rows.iter().filter(|&&row| row != GIVEN);
+    /// Rows that the draw before must have had: one more than the largest of `sampled_rows`, 0 where every token is given.
+    pub fn num_sampled_rows(&self) -> usize {
+        let rows = self.sampled_rows.iter().filter(|&&row| row != GIVEN);
         rows.max().map_or(0, |&row| row as usize + 1)
     }
 
@@ -155,34 +155,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wanted_rows_are_a_batch_of_the_same_sequences() {
+    fn logit_rows_alone_are_a_batch_of_the_same_sequences() {
         let rows = |tokens, position, pages, logits| SequenceRows { tokens, position, pages, logits };
         let batch = Batch::new(&[
-            rows(&[1, 2, 3], 30, &[4, 5], WantedLogits::Last),
-            rows(&[6, 7], 0, &[2], WantedLogits::None),
-            rows(&[8, 9], 3, &[0], WantedLogits::All),
+            rows(&[1, 2, 3], 30, &[4, 5], LogitRows::Last),
+            rows(&[6, 7], 0, &[2], LogitRows::None),
+            rows(&[8, 9], 3, &[0], LogitRows::All),
         ]);
-        let wanted = batch.wanted();
-        assert_eq!((&wanted.tokens[..], &wanted.positions[..]), (&[3, 8, 9][..], &[32, 3, 4][..]));
+        let alone = batch.only_logit_rows();
+        assert_eq!((&alone.tokens[..], &alone.positions[..]), (&[3, 8, 9][..], &[32, 3, 4][..]));
         assert_eq!(
-            (&wanted.sequence_of_token[..], &wanted.query_start[..]),
+            (&alone.sequence_of_token[..], &alone.query_start[..]),
             (&[0, 2, 2][..], &[0, 1, 1, 3][..])
         );
-        assert_eq!((&wanted.kv_len, &wanted.slots[..]), (&batch.kv_len, &[5 * 32, 3, 4][..]));
-        assert_eq!(wanted.logit_rows, [0, 1, 2]);
+        assert_eq!((&alone.kv_len, &alone.slots[..]), (&batch.kv_len, &[5 * 32, 3, 4][..]));
+        assert_eq!(alone.logit_rows, [0, 1, 2]);
     }
 
     /// A decode row at position 33, a chunk of a prefill, and a short prompt.
     #[test]
     fn ragged_rows() {
-        let decode = SequenceRows { tokens: &[5], position: 33, pages: &[3, 1], logits: WantedLogits::Last };
+        let decode = SequenceRows { tokens: &[5], position: 33, pages: &[3, 1], logits: LogitRows::Last };
         let chunk =
-            SequenceRows { tokens: &[6, 7], position: 31, pages: &[2, 4, 9], logits: WantedLogits::None };
-        let prompt = SequenceRows { tokens: &[8, 9], position: 0, pages: &[7], logits: WantedLogits::All };
+            SequenceRows { tokens: &[6, 7], position: 31, pages: &[2, 4, 9], logits: LogitRows::None };
+        let prompt = SequenceRows { tokens: &[8, 9], position: 0, pages: &[7], logits: LogitRows::All };
         let batch = Batch::new(&[decode, chunk, prompt]);
         let expected = Batch {
             tokens: vec![5, 6, 7, 8, 9],
-            drawn_rows: vec![GIVEN; 5],
+            sampled_rows: vec![GIVEN; 5],
             positions: vec![33, 31, 32, 0, 1],
             sequence_of_token: vec![0, 1, 1, 2, 2],
             slots: vec![33, 95, 128, 224, 225],
@@ -193,8 +193,8 @@ mod tests {
             state_slots: vec![0, 1, 2],
             logit_rows: vec![0, 3, 4],
         };
-        assert_eq!((batch.num_drawn(), &batch), (0, &expected));
-        let taken = Batch { drawn_rows: vec![2, GIVEN, GIVEN, 0, GIVEN], ..batch };
-        assert_eq!(taken.num_drawn(), 3);
+        assert_eq!((batch.num_sampled_rows(), &batch), (0, &expected));
+        let taken = Batch { sampled_rows: vec![2, GIVEN, GIVEN, 0, GIVEN], ..batch };
+        assert_eq!(taken.num_sampled_rows(), 3);
     }
 }

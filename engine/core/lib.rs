@@ -1,9 +1,9 @@
 //! The engine of qernel without GPUs and without a network: from the bytes of a model file to
 //! the events of a request.
 //!
-//! The way of a request: [`generate::Engine::submit`] hands it to the [`scheduler`], which forms a ragged
+//! The way of a request: [`engine::Engine::submit`] hands it to the [`scheduler`], which forms a ragged
 //! [`batch::Batch`]; [`model`] runs the decoder over it through an implementation of [`ops::Ops`], of which [`cpu`] is one; the
-//! [`sampler`] picks the next token of every sequence; the engine turns it into [`generate::Event`]s.
+//! [`sampler`] picks the next token of every sequence; the engine turns it into [`engine::Event`]s.
 
 // Printing panics where nobody takes what is printed.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
@@ -15,9 +15,9 @@ pub mod cpu;
 pub mod disk;
 pub mod drawing;
 pub mod dtype;
+pub mod engine;
 pub mod error;
 pub mod formats;
-pub mod generate;
 pub mod gguf;
 pub mod host_memory;
 pub mod kv_cache;

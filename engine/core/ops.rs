@@ -2,7 +2,7 @@
 //!
 //! [`crate::cpu`] and the crate `qernel-cuda` implement [`Ops`]; models call it, mostly by way of the [`parts`] of a layer. Every
 //! operation works on the first `n` rows of buffers that were allocated once for [`BatchLimits`]. Operations on a
-//! GPU are queued; only [`Ops::drawn`], [`Ops::sample`] and [`Ops::read`] wait.
+//! GPU are queued; only [`Ops::take_tokens`], [`Ops::sample`] and [`Ops::read`] wait.
 //!
 //! Number formats: the residual stream, Q, K and V before they are cached, norms, softmax and logits are f32
 //! (`Tensor`); what a matrix product reads is in the format of the weights (`Activation`, f32 on the
@@ -53,10 +53,10 @@ pub struct Stacked<W> {
     /// `[sum of the rows, cols]`
     pub whole: W,
     /// In the order in which they were given; no copies where the device has memory of its own.
-    pub parts: Vec<W>,
+    pub matrices: Vec<W>,
 }
 
-/// The rows that a part of a layer works on: those of a batch, or those of them whose logits are wanted.
+/// The rows that a part of a layer works on: those of a batch, or those of them that need logits.
 pub struct Rows<'a, B> {
     pub batch: &'a B,
     /// The first rows of the buffers.
@@ -171,7 +171,7 @@ pub trait Ops: Types {
     /// Copies a batch's index arrays to the device.
     fn upload(&mut self, host: &Batch, batch: &mut Self::Batch) -> Result<()>;
 
-    /// `out[i] = table[tokens[i]]`: `[n, hidden_size]`; where [`Batch::drawn_rows`] says so and the device
+    /// `out[i] = table[tokens[i]]`: `[n, hidden_size]`; where [`Batch::sampled_rows`] says so and the device
     /// [runs ahead](Ops::runs_ahead), with the token of that row of the last draw.
     fn embed(&mut self, batch: &Self::Batch, table: &Self::Weight, out: &mut Self::Tensor) -> Result<()>;
 
@@ -268,8 +268,8 @@ pub trait Ops: Types {
         out: &mut Self::Activation,
     ) -> Result<()>;
 
-    /// The same for the rows whose logits are wanted alone: `q` and `out` have a row for each of them.
-    fn attention_of_wanted(
+    /// The same for the rows that need logits alone: `q` and `out` have a row for each of them.
+    fn attention_of_logit_rows(
         &mut self,
         batch: &Self::Batch,
         layer: usize,
@@ -398,7 +398,7 @@ pub trait Ops: Types {
     fn prepare_sampling(&mut self, logits: &Self::Tensor, rows: &[SamplingRow]) -> Result<()>;
 
     /// Draws one token per prepared row of `logits` `[rows, vocab_size]`, which it may overwrite.
-    fn draw(&mut self, logits: &mut Self::Tensor) -> Result<()>;
+    fn queue_sampling(&mut self, logits: &mut Self::Tensor) -> Result<()>;
 
     /// Queues bringing the tokens of the last draw to the host.
     fn copy_tokens_to_host(&mut self) -> Result<()> {
@@ -407,10 +407,10 @@ pub trait Ops: Types {
 
     /// Waits for the tokens of the draw that was fetched first of those not read yet, whatever was queued behind it;
     /// [`NO_TOKEN`](crate::sampler::NO_TOKEN) where a row's logits left none.
-    fn drawn(&mut self) -> Result<Vec<u32>>;
+    fn take_tokens(&mut self) -> Result<Vec<u32>>;
 
     /// Drops draws that were fetched and not read.
-    fn forget_drawn(&mut self) {}
+    fn discard_tokens(&mut self) {}
 
     /// Whether the next step may be queued before the tokens of the last one are read: [`Ops::embed`] takes them from the
     /// device then, and the tokens of two draws may be on their way.
@@ -421,9 +421,9 @@ pub trait Ops: Types {
     /// Draws one token per row of `logits` `[rows.len(), vocab_size]`, which it may overwrite.
     fn sample(&mut self, logits: &mut Self::Tensor, rows: &[SamplingRow]) -> Result<Vec<u32>> {
         self.prepare_sampling(logits, rows)?;
-        self.draw(logits)?;
+        self.queue_sampling(logits)?;
         self.copy_tokens_to_host()?;
-        self.drawn()
+        self.take_tokens()
     }
 
     /// Does what `step` does, for the uploaded batch and, where it has logits, the prepared draw. A device may record what

@@ -143,14 +143,14 @@ impl TokenMask {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Logprobs {
     /// Of the drawn token.
-    pub drawn: f32,
+    pub sampled: f32,
     /// Of the likeliest tokens, as many as were asked for, likeliest first, ties in the order of ids.
     pub top: Vec<(u32, f32)>,
 }
 
 impl Logprobs {
     /// Those of a row of logits and of the token drawn from it.
-    pub fn of(logits: &[f32], drawn: u32, count: usize) -> Self {
+    pub fn of(logits: &[f32], sampled: u32, count: usize) -> Self {
         let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).filter(|e| !e.is_nan()).sum();
         let log_sum = f64::from(max) + sum.ln();
@@ -165,7 +165,7 @@ impl Logprobs {
         ids.truncate(count);
         ids.sort_unstable_by(order);
         Self {
-            drawn: logits.get(drawn as usize).map_or(f32::NEG_INFINITY, |&logit| logprob(logit)),
+            sampled: logits.get(sampled as usize).map_or(f32::NEG_INFINITY, |&logit| logprob(logit)),
             top: ids.into_iter().map(|id| (id, logprob(logits[id as usize]))).collect(),
         }
     }
@@ -215,7 +215,7 @@ mod tests {
         let sum: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
         let expected = |logit: f32| (f64::from(logit) - sum.ln()) as f32;
         let found = Logprobs::of(&logits, 4, 3);
-        assert!((found.drawn - expected(0.5)).abs() < 1e-6);
+        assert!((found.sampled - expected(0.5)).abs() < 1e-6);
         assert_eq!(found.top.iter().map(|top| top.0).collect::<Vec<_>>(), [1, 3, 0]);
         assert!(found.top.iter().all(|&(id, p)| (p - expected(logits[id as usize])).abs() < 1e-6));
         assert_eq!(Logprobs::of(&logits, 0, 0).top, []);

@@ -12,7 +12,7 @@
 //! running sequences own pages; and nothing is marked as computed, or known, before [`Scheduler::complete`], so that a
 //! step that failed can be taken again.
 
-use crate::batch::{Batch, SequenceRows, WantedLogits};
+use crate::batch::{Batch, LogitRows, SequenceRows};
 use crate::kv_cache::{PageList, PagePool};
 use crate::kv_layout::pages_for;
 use crate::sampler::NO_TOKEN;
@@ -83,18 +83,18 @@ impl Sequence {
 pub struct Step {
     pub batch: Batch,
     /// The sequences of `batch`, in its order.
-    pub parts: Vec<Part>,
+    pub sequences: Vec<ScheduledSequence>,
 }
 
 /// The share of one sequence in a [`Step`].
 #[derive(Clone, Copy, Debug)]
-pub struct Part {
+pub struct ScheduledSequence {
     pub id: SequenceId,
     pub num_rows: usize,
     /// The rows are of a prompt (or of tokens computed anew); otherwise it is the one token generated last.
     pub prefill: bool,
     /// A token is drawn from the last row.
-    pub draws: bool,
+    pub samples: bool,
 }
 
 /// See the [module](self).
@@ -231,66 +231,72 @@ impl Scheduler {
     /// waits, or pages are missing. The step is to be given to [`Scheduler::complete`] behind `step`, before anything else
     /// is scheduled, or dropped.
     pub fn schedule_ahead(&mut self, step: &Step, continues: impl Fn(SequenceId) -> bool) -> Option<Step> {
-        if !self.waiting.is_empty() || step.parts.iter().any(|part| part.prefill || !part.draws) {
+        if !self.waiting.is_empty()
+            || step.sequences.iter().any(|scheduled| scheduled.prefill || !scheduled.samples)
+        {
             return None;
         }
-        let ids = || step.parts.iter().map(|part| part.id).zip(0u32..);
+        let ids = || step.sequences.iter().map(|scheduled| scheduled.id).zip(0u32..);
         if self.running.iter().any(|sequence| ids().all(|(id, _)| id != sequence.id)) {
             return None;
         }
-        let mut drawn_rows = Vec::with_capacity(step.parts.len());
-        let mut rows = Vec::with_capacity(step.parts.len());
-        for (id, drawn_row) in ids().filter(|&(id, _)| continues(id)) {
+        let mut sampled_rows = Vec::with_capacity(step.sequences.len());
+        let mut rows = Vec::with_capacity(step.sequences.len());
+        for (id, sampled_row) in ids().filter(|&(id, _)| continues(id)) {
             let Ok(i) = self.running.binary_search_by_key(&id, |sequence| sequence.id) else { continue };
             let Sequence { tokens, pages, .. } = &mut self.running[i];
             if !pages.grow(tokens.len() + 1, &mut self.pool) {
                 return None; // Pages taken so far are those that the sequences need next anyway.
             }
-            drawn_rows.push(drawn_row);
+            sampled_rows.push(sampled_row);
             rows.push(i);
         }
         if rows.is_empty() {
             return None;
         }
-        let parts =
-            rows.iter().map(|&i| Part { id: self.running[i].id, num_rows: 1, prefill: false, draws: true });
-        let parts = parts.collect();
+        let sequences = rows.iter().map(|&i| ScheduledSequence {
+            id: self.running[i].id,
+            num_rows: 1,
+            prefill: false,
+            samples: true,
+        });
+        let sequences = sequences.collect();
         let state_slots = rows.iter().map(|&i| self.running[i].slot).collect();
         let rows: Vec<SequenceRows> = (rows.iter().map(|&i| &self.running[i]))
             .map(|Sequence { tokens, pages, .. }| SequenceRows {
                 tokens: &[0], // Its place is taken by the one that `step` draws.
                 position: tokens.len(),
                 pages: pages.pages(),
-                logits: WantedLogits::Last,
+                logits: LogitRows::Last,
             })
             .collect();
-        Some(Step { batch: Batch { drawn_rows, state_slots, ..Batch::new(&rows) }, parts })
+        Some(Step { batch: Batch { sampled_rows, state_slots, ..Batch::new(&rows) }, sequences })
     }
 
-    /// Records that `step` was computed and that `drawn` are the tokens of its drawing parts, in their order. What it was for
+    /// Records that `step` was computed and that `sampled` are the tokens of its sampling sequences, in their order. What it was for
     /// sequences that have ended meanwhile is dropped.
     ///
     /// # Panics
-    /// If `drawn` has another length.
-    pub fn complete(&mut self, step: &Step, drawn: &[u32]) {
-        assert_eq!(drawn.len(), step.batch.num_logits(), "one token for each row of logits");
-        let mut drawn = drawn.iter();
-        for part in &step.parts {
-            let drawn = drawn.by_ref().take(usize::from(part.draws));
-            match self.running.binary_search_by_key(&part.id, |sequence| sequence.id) {
+    /// If `sampled` has another length.
+    pub fn complete(&mut self, step: &Step, sampled: &[u32]) {
+        assert_eq!(sampled.len(), step.batch.num_logits(), "one token for each row of logits");
+        let mut sampled = sampled.iter();
+        for scheduled in &step.sequences {
+            let sampled = sampled.by_ref().take(usize::from(scheduled.samples));
+            match self.running.binary_search_by_key(&scheduled.id, |sequence| sequence.id) {
                 Ok(i) => {
                     let sequence = &mut self.running[i];
-                    let drawn: Vec<u32> = drawn.copied().collect();
+                    let sampled: Vec<u32> = sampled.copied().collect();
                     // What led to no token may be no numbers: it counts as not computed, so that nobody begins with it.
-                    if !drawn.contains(&NO_TOKEN) {
-                        sequence.num_cached += part.num_rows;
+                    if !sampled.contains(&NO_TOKEN) {
+                        sequence.num_cached += scheduled.num_rows;
                     }
                     // A step that is in flight may still read pages that this or the end of a sequence gives back, or write
                     // behind their known tokens: the device comes to it before any step that uses them otherwise.
                     sequence.pages.remember(&sequence.tokens[..sequence.num_cached], &mut self.pool);
-                    sequence.tokens.extend(drawn);
+                    sequence.tokens.extend(sampled);
                 }
-                Err(_) => drop(drawn.count()),
+                Err(_) => drop(sampled.count()),
             }
         }
     }
@@ -357,21 +363,26 @@ impl Scheduler {
     /// The batch of the `(index into running, rows)` in `chosen`.
     fn step(&self, chosen: &[(usize, usize)]) -> Step {
         let mut rows = Vec::with_capacity(chosen.len());
-        let mut parts = Vec::with_capacity(chosen.len());
+        let mut sequences = Vec::with_capacity(chosen.len());
         let state_slots = chosen.iter().map(|&(i, _)| self.running[i].slot).collect();
         for &(i, num_rows) in chosen {
             let Sequence { id, tokens, num_cached, pages, .. } = &self.running[i];
             let end = num_cached + num_rows;
-            let draws = end == tokens.len();
-            let logits = if draws { WantedLogits::Last } else { WantedLogits::None };
+            let samples = end == tokens.len();
+            let logits = if samples { LogitRows::Last } else { LogitRows::None };
             rows.push(SequenceRows {
                 tokens: &tokens[*num_cached..end],
                 position: *num_cached,
                 pages: pages.pages(),
                 logits,
             });
-            parts.push(Part { id: *id, num_rows, prefill: self.running[i].is_prefill(), draws });
+            sequences.push(ScheduledSequence {
+                id: *id,
+                num_rows,
+                prefill: self.running[i].is_prefill(),
+                samples,
+            });
         }
-        Step { batch: Batch { state_slots, ..Batch::new(&rows) }, parts }
+        Step { batch: Batch { state_slots, ..Batch::new(&rows) }, sequences }
     }
 }

@@ -6,7 +6,7 @@ use super::variant::variants;
 use crate::error::Result;
 use cuda_std::launch::{Kernels, LaunchConfig};
 use gpu_kernels::argmax::*;
-use gpu_kernels::sampler::{DrawArgs, SAMPLER_THREADS};
+use gpu_kernels::sample::{DrawArgs, SAMPLER_THREADS};
 
 pub(super) const OP: &str = "argmax";
 

@@ -270,7 +270,7 @@ unsafe fn launch_merging(device: &Device, case: &Case, kernel: Merging, rows: &R
 /// The operands of [`attention`].
 pub(super) struct Attention<'a> {
     pub batch: &'a CudaBatch,
-    /// Of the batch: all, or those whose logits are wanted.
+    /// Of the batch: all, or those that need logits.
     pub rows: BatchRows<'a>,
     pub layer: usize,
     pub num_attention_heads: usize,

@@ -68,17 +68,17 @@ pub(super) struct Shape {
     /// Tokens in the cache of the longest sequence.
     pub max_kv: usize,
     pub rows: RowSplit,
-    /// Of the rows whose logits are wanted, where these are some but not all, and the last of their sequences; else 0 rows.
-    pub wanted: RowSplit,
+    /// Of the rows that need logits, where these are some but not all, and the last of their sequences; else 0 rows.
+    pub only_logit_rows: RowSplit,
     /// One more than the largest entry of each array; 0 where it is empty.
     pub token_bound: usize,
-    pub drawn_bound: usize,
+    pub sampled_row_bound: usize,
     pub position_bound: usize,
     pub slot_bound: usize,
     pub page_bound: usize,
     pub logit_row_bound: usize,
     tokens: Range<usize>,
-    drawn_rows: Range<usize>,
+    sampled_rows: Range<usize>,
     positions: Range<usize>,
     sequence_of_token: Range<usize>,
     slots: Range<usize>,
@@ -86,8 +86,8 @@ pub(super) struct Shape {
     kv_len: Range<usize>,
     block_table: Range<usize>,
     logit_rows: Range<usize>,
-    wanted_sequence_of_token: Range<usize>,
-    wanted_query_start: Range<usize>,
+    logit_rows_sequence_of_token: Range<usize>,
+    logit_rows_query_start: Range<usize>,
 }
 
 /// Which rows are their sequence's only one: attention has kernels for them.
@@ -137,7 +137,7 @@ impl CudaBatch {
         let mut shape = Shape::check(batch, &self.limits)?;
         let mut writer = Writer { bytes: self.staging.wait()?, used: 0 };
         shape.tokens = writer.put(&batch.tokens);
-        shape.drawn_rows = writer.put(&batch.drawn_rows);
+        shape.sampled_rows = writer.put(&batch.sampled_rows);
         shape.positions = writer.put(&batch.positions);
         shape.sequence_of_token = writer.put(&batch.sequence_of_token);
         shape.slots = writer.put(&batch.slots);
@@ -145,10 +145,10 @@ impl CudaBatch {
         shape.kv_len = writer.put(&batch.kv_len);
         shape.block_table = writer.put_rows(&batch.block_table, batch.max_blocks, shape.max_blocks);
         shape.logit_rows = writer.put(&batch.logit_rows);
-        if shape.wanted.num_rows > 0 {
-            let wanted = batch.wanted();
-            shape.wanted_sequence_of_token = writer.put(&wanted.sequence_of_token);
-            shape.wanted_query_start = writer.put(&wanted.query_start);
+        if shape.only_logit_rows.num_rows > 0 {
+            let alone = batch.only_logit_rows();
+            shape.logit_rows_sequence_of_token = writer.put(&alone.sequence_of_token);
+            shape.logit_rows_query_start = writer.put(&alone.query_start);
         }
         let bytes = writer.used * 4;
         let target = DevicePtrMut::from_raw(self.indices.ptr_mut().as_raw());
@@ -173,12 +173,12 @@ impl CudaBatch {
         BatchRows { split: &self.shape.rows, sequence_of_token, query_start }
     }
 
-    /// The rows whose logits are wanted, where these are some but not all, and the last of their sequences; else none.
-    pub(super) fn wanted_rows(&self) -> BatchRows<'_> {
+    /// The rows that need logits, where these are some but not all, and the last of their sequences; else none.
+    pub(super) fn only_logit_rows(&self) -> BatchRows<'_> {
         BatchRows {
-            split: &self.shape.wanted,
-            sequence_of_token: self.array(&self.shape.wanted_sequence_of_token),
-            query_start: self.array(&self.shape.wanted_query_start),
+            split: &self.shape.only_logit_rows,
+            sequence_of_token: self.array(&self.shape.logit_rows_sequence_of_token),
+            query_start: self.array(&self.shape.logit_rows_query_start),
         }
     }
 
@@ -188,8 +188,8 @@ impl CudaBatch {
     }
 
     /// `[num_tokens]`
-    pub(super) fn drawn_rows(&self) -> DevicePtr<u32> {
-        self.array(&self.shape.drawn_rows)
+    pub(super) fn sampled_rows(&self) -> DevicePtr<u32> {
+        self.array(&self.shape.sampled_rows)
     }
 
     /// `[num_tokens]`
@@ -283,7 +283,7 @@ impl Shape {
             )));
         }
         let lengths = [
-            ("drawn_rows", batch.drawn_rows.len(), n),
+            ("sampled_rows", batch.sampled_rows.len(), n),
             ("positions", batch.positions.len(), n),
             ("sequence_of_token", batch.sequence_of_token.len(), n),
             ("slots", batch.slots.len(), n),
@@ -319,7 +319,7 @@ impl Shape {
             let next = batch.logit_rows.get(i + 1).map_or(n, |&next| next as usize);
             row < n && next > row && (next == row + 1 || batch.query_start.contains(&(row as u32 + 1)))
         };
-        let wanted_are_last =
+        let logit_rows_are_last =
             batch.logit_rows.iter().enumerate().all(|(i, &row)| is_last_of_sequence(i, row as usize));
         let bound = |values: &[u32]| values.iter().max().map_or(0, |&value| value as usize + 1);
         Ok((Self {
@@ -328,15 +328,15 @@ impl Shape {
             num_logits: batch.num_logits(),
             max_blocks,
             token_bound: bound(&batch.tokens),
-            drawn_bound: batch.num_drawn(),
+            sampled_row_bound: batch.num_sampled_rows(),
             position_bound: bound(&batch.positions),
             slot_bound: bound(&batch.slots),
             page_bound: bound(&batch.block_table),
             logit_row_bound: bound(&batch.logit_rows),
             max_kv: batch.kv_len.iter().max().map_or(0, |&len| len as usize),
             rows: RowSplit::of(batch),
-            wanted: if wanted_are_last && (1..n).contains(&batch.num_logits()) {
-                RowSplit::of(&batch.wanted())
+            only_logit_rows: if logit_rows_are_last && (1..n).contains(&batch.num_logits()) {
+                RowSplit::of(&batch.only_logit_rows())
             } else {
                 RowSplit::default()
             },
@@ -349,7 +349,7 @@ impl Shape {
     fn bucket(&self) -> Bucket {
         Bucket(Self {
             token_bound: 0,
-            drawn_bound: 0,
+            sampled_row_bound: 0,
             position_bound: 0,
             slot_bound: 0,
             page_bound: 0,
@@ -371,8 +371,8 @@ impl Shape {
             self.max_blocks = self.max_blocks.next_multiple_of(step).min(limits.max_blocks);
             self.max_kv = self.max_blocks * PAGE_SIZE;
             self.rows.max_kv_single = self.max_kv;
-            if self.wanted.num_rows > 0 {
-                self.wanted.max_kv_single = self.max_kv;
+            if self.only_logit_rows.num_rows > 0 {
+                self.only_logit_rows.max_kv_single = self.max_kv;
             }
         }
         self
@@ -407,18 +407,17 @@ pub(super) fn expect_bound(op: &str, what: &str, bound: usize, limit: usize) -> 
 mod tests {
     use super::*;
     use crate::kv_layout::pages_for;
-    use qernel_core::batch::{SequenceRows, WantedLogits};
+    use qernel_core::batch::{LogitRows, SequenceRows};
 
     const LIMITS: BatchLimits =
         BatchLimits { max_num_tokens: 8, max_num_sequences: 4, max_num_logits: 4, max_blocks: 3 };
 
     /// One row, two rows, one row, one row.
     fn batch() -> Batch {
-        let row =
-            |position, pages| SequenceRows { tokens: &[9], position, pages, logits: WantedLogits::Last };
+        let row = |position, pages| SequenceRows { tokens: &[9], position, pages, logits: LogitRows::Last };
         Batch::new(&[
             row(33, &[3, 1]),
-            SequenceRows { tokens: &[4, 5], position: 0, pages: &[2], logits: WantedLogits::None },
+            SequenceRows { tokens: &[4, 5], position: 0, pages: &[2], logits: LogitRows::None },
             row(5, &[6]),
             row(0, &[7]),
         ])
@@ -431,7 +430,7 @@ mod tests {
         assert_eq!((shape.rows.max_kv_single, shape.max_kv, shape.rows.has_multiple), (34, 34, true));
         assert_eq!((shape.token_bound, shape.position_bound, shape.page_bound), (10, 34, 8));
         assert_eq!((shape.slot_bound, shape.logit_row_bound), (7 * PAGE_SIZE + 1, 5));
-        let prefill = SequenceRows { tokens: &[1, 2], position: 3, pages: &[0], logits: WantedLogits::None };
+        let prefill = SequenceRows { tokens: &[1, 2], position: 3, pages: &[0], logits: LogitRows::None };
         let shape = Shape::check(&Batch::new(&[prefill]), &LIMITS).unwrap();
         assert_eq!((shape.rows.single_rows, shape.max_kv, shape.rows.has_multiple), (0..0, 5, true));
     }
@@ -445,7 +444,7 @@ mod tests {
                 tokens: &[7, 8, 9][..count],
                 position,
                 pages: &pages[..pages_for(position + count)],
-                logits: WantedLogits::Last,
+                logits: LogitRows::Last,
             });
             Shape::check(&Batch::new(&parts.collect::<Vec<_>>()), &limits).unwrap().bucket()
         };
@@ -460,7 +459,7 @@ mod tests {
     #[test]
     fn contradictions_are_refused() {
         let changes: [fn(&mut Batch); 10] = [
-            |b| b.drawn_rows.clear(),
+            |b| b.sampled_rows.clear(),
             |b| b.positions[0] = 32,
             |b| b.sequence_of_token[1] = 0,
             |b| b.slots.push(0),

@@ -160,7 +160,7 @@ fn expect_room(
     )))
 }
 
-/// Queues splitting `count` f32 values into two parts of bf16 whose sum keeps 16 bits: the higher ones at the front of `parts`,
+/// Queues splitting `count` f32 values into two parts of bf16 whose sum keeps 16 bits: the higher ones at the front of `halves`,
 /// the lower ones from `count.next_multiple_of(8)` on.
 ///
 /// # Errors
@@ -169,41 +169,41 @@ pub fn split_to_bf16(
     device: &Device,
     count: usize,
     x: &DeviceBuffer<f32>,
-    parts: &mut DeviceBuffer<u16>,
+    halves: &mut DeviceBuffer<u16>,
 ) -> Result<()> {
     if count > x.len() {
         return Err(Error::Request(format!("split: {count} values of a buffer that has {}", x.len())));
     }
     // SAFETY: x has `count` values, checked above; two buffers do not overlap.
-    unsafe { split(device, count, x.ptr(), parts) }.map(|_| ())
+    unsafe { split(device, count, x.ptr(), halves) }.map(|_| ())
 }
 
-/// Queues splitting `count` f32 values into two bf16 parts, the higher ones at the front of `parts` and the lower ones
+/// Queues splitting `count` f32 values into two bf16 halves, the higher ones at the front of `halves` and the lower ones
 /// behind them; answers where both begin.
 ///
 /// # Errors
-/// [`Error::Request`] if `parts` has not room for twice `count` values.
+/// [`Error::Request`] if `halves` has not room for twice `count` values.
 ///
 /// # Safety
-/// `x` has `count` values and does not overlap `parts`.
+/// `x` has `count` values and does not overlap `halves`.
 pub(super) unsafe fn split(
     device: &Device,
     count: usize,
     x: DevicePtr<f32>,
-    parts: &mut DeviceBuffer<u16>,
+    halves: &mut DeviceBuffer<u16>,
 ) -> Result<[DevicePtr<u8>; 2]> {
     // The lower half begins at a multiple of 16 bytes, as cuBLAS likes its matrices.
     let second = count.next_multiple_of(8);
-    if second + count > parts.len() {
+    if second + count > halves.len() {
         return Err(Error::Request(format!(
             "split: {count} values need room for {} of bf16, there is room for {}",
             second + count,
-            parts.len()
+            halves.len()
         )));
     }
     let config = stride(device, count, BLOCK_SIZE);
-    let (high, low) = (parts.ptr_mut(), parts.ptr_mut().add(second));
-    // SAFETY: any grid does; the caller vouches for x, and the two halves of `parts` have room, checked above.
+    let (high, low) = (halves.ptr_mut(), halves.ptr_mut().add(second));
+    // SAFETY: any grid does; the caller vouches for x, and the two halves of `halves` have room, checked above.
     unsafe {
         let arguments = SplitArgs { count: count as u64, x, high: high.cast(), low: low.cast() };
         launch(device, kernels::split(), &[], &config, arguments)?;

@@ -16,7 +16,7 @@ use crate::ops::{OpsConfig, Types};
 use crate::tensor::{Activation, KvCache, Tensor};
 use crate::variant::KernelChoice;
 use crate::weight::Weight;
-use crate::{attention, graph, matmul, rope, sampler, units};
+use crate::{attention, graph, matmul, rope, sample, units};
 use std::rc::Rc;
 
 /// Everything that the launches of a step depend on.
@@ -24,7 +24,7 @@ use std::rc::Rc;
 struct StepKey {
     batch: batch::Bucket,
     /// `None` where nothing is drawn.
-    draw: Option<sampler::DrawShape>,
+    draw: Option<sample::DrawShape>,
     /// Of the sampler's buffers, which the first kernel reads too.
     generation: usize,
 }
@@ -45,7 +45,7 @@ pub struct CudaOps {
     uploader: Uploader,
     rope: rope::RopeTable,
     attention: attention::Workspace,
-    sampler: sampler::Sampler,
+    sampler: sample::Sampler,
     /// Columns of the logits of the last draw.
     vocab_size: usize,
     graphs: graph::Graphs<StepKey>,
@@ -56,7 +56,7 @@ pub struct CudaOps {
     /// Of matrices, KV pages and what attention writes.
     dtype: Dtype,
     /// For [`matmul::Tools`]; grown with every activation that may need it.
-    parts: DeviceBuffer<u16>,
+    bf16_halves: DeviceBuffer<u16>,
     /// Likewise; grown with every matrix in blocks.
     decoded: DeviceBuffer<u8>,
     scratch: matmul::Scratch,
@@ -108,14 +108,14 @@ impl CudaOps {
                 num_attention_heads,
                 head_dim,
             )?,
-            sampler: sampler::Sampler::new(device)?,
+            sampler: sample::Sampler::new(device)?,
             vocab_size: 0,
             graphs: graph::Graphs::new(device),
             widths: Vec::new(),
             num_attention_heads,
             num_key_value_heads,
             dtype,
-            parts: DeviceBuffer::zeroed(device, 1)?,
+            bf16_halves: DeviceBuffer::zeroed(device, 1)?,
             decoded: DeviceBuffer::zeroed(device, 1)?,
             scratch: matmul::Scratch::default(),
             slices: units::Slices::new(device)?,
@@ -148,7 +148,7 @@ impl CudaOps {
         Ok(())
     }
 
-    /// Attention of `rows` of the batch: all, or those whose logits are wanted.
+    /// Attention of `rows` of the batch: all, or those that need logits.
     fn attend(
         &mut self,
         batch: &CudaBatch,
@@ -166,8 +166,8 @@ impl CudaOps {
 
     /// What matrix products use besides their operands, and what was chosen for them.
     fn products(&mut self) -> (matmul::Tools<'_>, &KernelChoice) {
-        let Self { device, cublas, parts, decoded, scratch, slices, choice, .. } = self;
-        (matmul::Tools { device, cublas: cublas.as_ref(), parts, decoded, scratch, slices }, choice)
+        let Self { device, cublas, bf16_halves, decoded, scratch, slices, choice, .. } = self;
+        (matmul::Tools { device, cublas: cublas.as_ref(), bf16_halves, decoded, scratch, slices }, choice)
     }
 }
 

@@ -313,10 +313,10 @@ impl Launcher for Dependent<'_> {
 /// `cuda:N`, or the first device.
 fn find(ordinal: Option<u32>) -> Result<DeviceInfo> {
     let devices = probe()?;
-    let wanted = ordinal.unwrap_or(0);
-    devices.iter().find(|info| info.ordinal == wanted).cloned().ok_or_else(|| {
+    let requested = ordinal.unwrap_or(0);
+    devices.iter().find(|info| info.ordinal == requested).cloned().ok_or_else(|| {
         Error::Device(format!(
-            "cuda:{wanted} does not exist; this machine has {} device(s), numbered from 0",
+            "cuda:{requested} does not exist; this machine has {} device(s), numbered from 0",
             devices.len()
         ))
     })

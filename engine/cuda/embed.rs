@@ -19,42 +19,51 @@ pub(crate) fn operation() -> Operation {
     Operation::single(OP, &[plain().instances(), blocks::embed().instances(), units::embed().instances()])
 }
 
-/// `out[i] = table[token(i)]`: `[num_tokens, hidden_size]`, with the batch's tokens or, where it says so, those `drawn` last.
+/// `out[i] = table[token(i)]`: `[num_tokens, hidden_size]`, with the batch's tokens or, where it says so, those sampled last.
 pub(super) fn embed(
     device: &Device,
     batch: &CudaBatch,
-    drawn: &DeviceBuffer<u32>,
+    sampled: &DeviceBuffer<u32>,
     table: &Weight,
     out: &mut Tensor,
 ) -> Result<()> {
     let n = batch.shape.num_tokens;
     out.expect(OP, "out", n, table.cols)?;
     expect_bound(OP, "token", batch.shape.token_bound, table.rows)?;
-    expect_bound(OP, "row of the last draw", batch.shape.drawn_bound, drawn.len())?;
+    expect_bound(OP, "row of the last draw", batch.shape.sampled_row_bound, sampled.len())?;
     let (rows, cols, vocab_size) = (dimension(OP, n)?, dimension(OP, out.cols)?, dimension(OP, table.rows)?);
     if rows == 0 || cols == 0 {
         return Ok(());
     }
     let config = elements_of_rows(rows, cols, BLOCK_SIZE);
-    let (tokens, drawn_rows, drawn, out) = (batch.tokens(), batch.drawn_rows(), drawn.ptr(), out.ptr_mut());
+    let (tokens, sampled_rows, sampled, out) =
+        (batch.tokens(), batch.sampled_rows(), sampled.ptr(), out.ptr_mut());
     let in_blocks = |table, scale| blocks::EmbedArgs {
         hidden_size: cols,
         vocab_size,
         scale,
         tokens,
-        drawn_rows,
-        drawn,
+        sampled_rows,
+        sampled,
         table,
         out,
     };
-    // SAFETY: one row of blocks for each of the `n` tokens; every row of the draw has a place in `drawn`, and a given token is a
+    // SAFETY: one row of blocks for each of the `n` tokens; every row of the draw has a place in `sampled`, and a given token is a
     // row of the table, checked above, so that it has one; the kernel checks what was drawn.
     unsafe {
         match &table.pieces[..] {
             [Piece { values: Values::Float(Activation { data, dtype, .. }), scales }] => {
                 let (table, scale) = (data.ptr(), scales.stored.get());
-                let arguments =
-                    EmbedArgs { hidden_size: cols, vocab_size, tokens, drawn_rows, drawn, scale, table, out };
+                let arguments = EmbedArgs {
+                    hidden_size: cols,
+                    vocab_size,
+                    tokens,
+                    sampled_rows,
+                    sampled,
+                    scale,
+                    table,
+                    out,
+                };
                 launch(device, plain(), &[dtype.name().into()], &config, arguments)
             }
             [Piece { values: Values::Blocks(BlockMatrix { data, format, .. }), scales }] => {

@@ -1,4 +1,4 @@
-//! The rows whose logits are wanted.
+//! The rows that need logits.
 
 use super::batch::{CudaBatch, expect_bound};
 use super::device::Device;

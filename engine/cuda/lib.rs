@@ -11,7 +11,6 @@ mod add_bias;
 mod add_positions;
 mod argmax;
 mod attention;
-mod bandwidth;
 mod batch;
 mod bias_gelu;
 mod bias_rope_kv;
@@ -38,12 +37,13 @@ mod matmul;
 mod memory;
 pub mod ptx;
 mod qk_norm;
+mod read_bandwidth;
 mod resources;
 mod rms_norm;
 mod rope;
 mod route;
 mod row_norms;
-mod sampler;
+mod sample;
 mod silu_mul;
 mod tensor;
 mod timer;
@@ -54,7 +54,6 @@ mod weight;
 // The rooms of the core, under the names that they have there.
 use qernel_core::{config, dtype, error, formats, kv_layout, ops, weights};
 
-pub use bandwidth::{Memory, read_bandwidth};
 pub use batch::CudaBatch;
 pub use convert::{Narrowing, convert, f16_scale, split_to_bf16};
 pub use cublas::{Cublas, Product, WORKSPACE_BYTES, library_version, preload as preload_cublas};
@@ -65,6 +64,7 @@ pub use fused::max_rows as fused_max_rows;
 pub use fused::norm_qkv_rope::takes_units as fused_takes_units;
 pub use matmul::preferred_matmul;
 pub use memory::{DeviceBuffer, PinnedBuffer, Plain, Uploader};
+pub use read_bandwidth::{Memory, read_bandwidth};
 pub use resources::Resources;
 pub use tensor::{Activation, KvCache, Tensor, encode};
 pub use timer::Timer;
@@ -97,7 +97,7 @@ macro_rules! for_each_operation {
 pub fn operations() -> Vec<Operation> {
     use fused::{matmul_add, norm_gate_up, norm_matmul, norm_qkv_rope};
     use matmul::blocks as matmul_blocks;
-    use {bandwidth as read_bandwidth, sampler as sample, units as repack};
+    use units as repack;
     macro_rules! table {
         ($($op:ident)*) => { vec![$($op::operation()),*] };
     }
@@ -155,7 +155,7 @@ pub fn device_workspace_bytes(config: &OpsConfig) -> usize {
     WORKSPACE_BYTES
         + MARGIN
         + attention::Workspace::bytes(limits, *max_model_len, *num_attention_heads, *head_dim)
-        + sampler::workspace_bytes(limits)
+        + sample::workspace_bytes(limits)
 }
 
 /// Bytes of the largest f32 activation split into two parts of bf16, which products with matrices of `dtype` need.

@@ -69,7 +69,7 @@ pub(super) struct Tools<'a> {
     pub device: &'a Rc<Device>,
     pub cublas: Option<&'a Cublas>,
     /// Room for twice the values of x in bf16, where x is f32 and the weights are bf16.
-    pub parts: &'a mut DeviceBuffer<u16>,
+    pub bf16_halves: &'a mut DeviceBuffer<u16>,
     /// Room for weights that are decoded for the library.
     pub decoded: &'a mut DeviceBuffer<u8>,
     pub scratch: &'a mut Scratch,
@@ -142,9 +142,9 @@ unsafe fn launch_cublas(tools: &mut Tools, case: &Case) -> Result<()> {
         // SAFETY: the case's ranges have these sizes.
         return unsafe { cublas.matmul(&product) };
     }
-    // SAFETY: as above; both parts have the shape of x.
+    // SAFETY: as above; both halves have the shape of x.
     unsafe {
-        let [high, low] = convert::split(tools.device, n * cols, x.cast(), tools.parts)?;
+        let [high, low] = convert::split(tools.device, n * cols, x.cast(), tools.bf16_halves)?;
         cublas.matmul(&Product { x: high, ..product })?;
         cublas.matmul(&Product { x: low, accumulate: true, ..product })
     }
@@ -235,7 +235,7 @@ enum Sum {
 /// `out = x · weightᵀ`: `[n, in_features] -> [n, out_features]`.
 ///
 /// Where x is f32 and the weights are bf16, nothing of x is lost to rounding: the Rust kernels multiply it as it is, and
-/// cuBLAS gets it in two parts of bf16.
+/// cuBLAS gets it in two halves of bf16.
 ///
 /// cuBLAS picks another algorithm for another `n`, so a row's last bits may differ alone and in a batch; the variants
 /// `ahead`, `gemv` and `plain` give the same bits always (`--kernel matmul=gemv`).

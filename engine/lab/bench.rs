@@ -47,15 +47,15 @@ pub fn bench(session: &mut Session, options: &BenchOptions, progress: &mut dyn F
     if session.device().is_emulated() {
         return Err(nothing_to_time());
     }
-    let mut wanted = Vec::new();
+    let mut selected = Vec::new();
     for cases in cases::ALL.iter().filter(|cases| options.op.as_deref().is_none_or(|op| op == cases.op)) {
         let op = operation(cases.op)?;
         if let Some(name) = &options.variant {
             op.variant(name)?;
         }
-        wanted.push((op, cases));
+        selected.push((op, cases));
     }
-    if wanted.is_empty() {
+    if selected.is_empty() {
         cases::of(options.op.as_deref().unwrap_or_default())?;
     }
     progress("measuring the device's ceilings");
@@ -78,7 +78,7 @@ pub fn bench(session: &mut Session, options: &BenchOptions, progress: &mut dyn F
         timings: Vec::new(),
         left_out: Vec::new(),
     };
-    for (op, cases) in wanted {
+    for (op, cases) in selected {
         progress(&format!("checking {}", op.name));
         let wrong = wrong_variants(session, options, op.name)?;
         for case in (cases.timings)(&options.workload) {

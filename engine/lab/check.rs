@@ -79,9 +79,9 @@ pub fn check(
             None => op.variants.iter().map(|variant| variant.name).collect(),
         };
         for case in (cases.checks)() {
-            let wanted = options.dtype.is_none_or(|dtype| dtype == case.dtype)
+            let selected = options.dtype.is_none_or(|dtype| dtype == case.dtype)
                 && options.max_work.is_none_or(|most| case.work <= most);
-            if !wanted {
+            if !selected {
                 continue;
             }
             let mut instance = prepared(session, &case, options.seed)?;

@@ -48,7 +48,7 @@ impl Findings {
         }
         let (values, guard) = found.split_at(expected.len());
         self.places(of, values.iter().copied().enumerate(), |i| (expected[i], tolerance(i, expected[i])));
-        self.untouched(of, guard);
+        self.guard_intact(of, guard);
     }
 
     /// Compares some values, given with their indices, each with its expected value and its tolerance.
@@ -124,11 +124,11 @@ impl Findings {
             let (found, expected) = (f64::from(first), f64::from(expected[0]));
             self.worst = Some(Difference { of, index: 0, found, expected, tolerance: 0.0, ratio: 0.0 });
         }
-        self.untouched(of, guard);
+        self.guard_intact(of, guard);
     }
 
     /// What lies behind the last row must still be NaN.
-    pub fn untouched(&mut self, of: &'static str, guard: &[f32]) {
+    pub fn guard_intact(&mut self, of: &'static str, guard: &[f32]) {
         if let Some(i) = guard.iter().position(|value| !value.is_nan()) {
             let value = guard[i];
             self.failures.push(format!("{of}: wrote {value} at {i} values behind the last row"));

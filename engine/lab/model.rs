@@ -5,7 +5,7 @@ mod report;
 pub use report::{Agreement, Measured, Report, Share, Shares};
 
 use super::timed_ops::{Laps, Stopwatch, TimedOps};
-use crate::batch::{Batch, SequenceRows, WantedLogits};
+use crate::batch::{Batch, LogitRows, SequenceRows};
 use crate::config::Config;
 use crate::cpu::CpuOps;
 use crate::cuda::{CudaOps, Device, KernelChoice};
@@ -247,9 +247,9 @@ impl<O: Ops + Choose> Bench<'_, O> {
         for position in (0..plan.prompt.len()).step_by(plan.batch_size) {
             let end = plan.prompt.len().min(position + plan.batch_size);
             let is_last = end == plan.prompt.len();
-            let logits = if is_last { WantedLogits::Last } else { WantedLogits::None };
-            if let Some(drawn) = self.step(&plan.prompt[position..end], position, logits)? {
-                token = drawn;
+            let logits = if is_last { LogitRows::Last } else { LogitRows::None };
+            if let Some(sampled) = self.step(&plan.prompt[position..end], position, logits)? {
+                token = sampled;
             }
         }
         Ok(token)
@@ -259,13 +259,13 @@ impl<O: Ops + Choose> Bench<'_, O> {
     fn decode(&mut self, first: u32, count: usize) -> Result<Vec<u32>> {
         let mut tokens = vec![first];
         for i in 0..count {
-            let token = self.step(&[tokens[i]], self.plan.prompt.len() + i, WantedLogits::Last)?;
+            let token = self.step(&[tokens[i]], self.plan.prompt.len() + i, LogitRows::Last)?;
             tokens.extend(token);
         }
         Ok(tokens)
     }
 
-    fn step(&mut self, tokens: &[u32], position: usize, logits: WantedLogits) -> Result<Option<u32>> {
+    fn step(&mut self, tokens: &[u32], position: usize, logits: LogitRows) -> Result<Option<u32>> {
         let pages = self.pages(0);
         let batch = Batch::new(&[SequenceRows { tokens, position, pages: &pages, logits }]);
         let params = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
@@ -296,7 +296,7 @@ impl<O: Ops + Choose> Bench<'_, O> {
             for (sequence, choice) in choices.into_iter().enumerate() {
                 self.runner.ops_mut().choose(choice)?;
                 let pages = self.pages(sequence);
-                let rows = SequenceRows { tokens, position, pages: &pages, logits: WantedLogits::All };
+                let rows = SequenceRows { tokens, position, pages: &pages, logits: LogitRows::All };
                 logits.push(self.runner.logits(&Batch::new(&[rows]))?);
             }
             for (p, q) in logits[0].chunks(vocab_size).zip(logits[1].chunks(vocab_size)) {

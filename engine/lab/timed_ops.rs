@@ -192,8 +192,8 @@ impl<O: Ops> Ops for TimedOps<O> {
         load_vector(values: &[f32]) -> Result<O::Vector>;
         warm_up(most: usize) -> Result<()>;
         copy_tokens_to_host() -> Result<()>;
-        drawn() -> Result<Vec<u32>>;
-        forget_drawn() -> ();
+        take_tokens() -> Result<Vec<u32>>;
+        discard_tokens() -> ();
         read(n: usize, x: &O::Tensor) -> Result<Vec<f32>>;
         read_row(row: usize, x: &O::Tensor) -> Result<Vec<f32>>;
         read_bandwidth() -> Result<Option<f64>>;
@@ -216,7 +216,7 @@ impl<O: Ops> Ops for TimedOps<O> {
         "attention": attention(
             batch: &O::Batch, layer: usize, q: &O::Tensor, cache: &O::KvCache, out: &mut O::Activation
         );
-        "attention": attention_of_wanted(
+        "attention": attention_of_logit_rows(
             batch: &O::Batch, layer: usize, q: &O::Tensor, cache: &O::KvCache, out: &mut O::Activation
         );
         "silu_mul": silu_mul(n: usize, weights: &Stacked<O::Weight>, gate_up: &O::Activation, out: &mut O::Activation);
@@ -233,7 +233,7 @@ impl<O: Ops> Ops for TimedOps<O> {
         "gate_rows": gate_rows(n: usize, x: &O::Activation, gate: &O::Vector, rows: &mut O::Activation);
         "gather_rows": gather_rows(batch: &O::Batch, x: &O::Tensor, out: &mut O::Tensor);
         "prepare_sampling": prepare_sampling(logits: &O::Tensor, rows: &[SamplingRow]);
-        "draw": draw(logits: &mut O::Tensor);
+        "sample": queue_sampling(logits: &mut O::Tensor);
     }
 
     timed_parts! {

@@ -1,8 +1,8 @@
 //! One answer: how it is asked for, and its events as they come.
 
 use super::Model;
+use crate::engine::{Completion, Engine, Event, Request};
 use crate::error::{Error, Result};
-use crate::generate::{Completion, Engine, Event, Request};
 use crate::sampler::SamplingParams;
 use crate::scheduler::SequenceId;
 use std::collections::VecDeque;

@@ -10,8 +10,8 @@ pub use prompt::{Conversation, Prompt};
 
 use crate::chat::ChatTemplate;
 use crate::disk::Watch;
+use crate::engine::{Engine, Request};
 use crate::error::Result;
-use crate::generate::{Engine, Request};
 use crate::load;
 use crate::tokenizer::Tokenizer;
 use std::cell::OnceCell;
@@ -61,7 +61,7 @@ impl Model {
         ModelOptions::default()
     }
 
-    fn new(model: load::Model) -> Result<Self> {
+    fn new(model: load::LoadedModel) -> Result<Self> {
         let (tokenizer, watch) = (Arc::clone(&model.tokenizer), model.watch.clone());
         Ok(Self { engine: model.into_engine()?, tokenizer, template: OnceCell::new(), watch })
     }
@@ -180,13 +180,13 @@ impl Model {
     }
 
     /// What answers many requests at once: [`Engine::submit`] queues one, [`Engine::step`] computes a batch of them. Open the
-    /// model with [`ModelOptions::sequences`].
+    /// model with [`ModelOptions::max_num_sequences`].
     ///
     /// ```
     /// use qernel::{Model, Request};
     ///
     /// # fn main() -> qernel::Result<()> {
-    /// let model = Model::options().sequences(8).open_haiku()?;
+    /// let model = Model::options().max_num_sequences(8).open_haiku()?;
     /// let prompts = ["the sea", "the moon"].map(|text| model.encode(text));
     /// let mut engine = model.into_engine();
     /// for prompt in prompts {
@@ -206,12 +206,12 @@ impl Model {
     }
 
     /// What a [`Server`](crate::server::Server) answers with; clients call the model `name`. Open it with
-    /// [`ModelOptions::sequences`].
+    /// [`ModelOptions::max_num_sequences`].
     #[cfg(feature = "server")]
-    pub fn into_served(self, name: impl Into<String>) -> crate::server::LoadedModel {
+    pub fn into_served(self, name: impl Into<String>) -> crate::server::ServedModel {
         // A file without a template is served all the same, for completions; what chat is answered says why.
         let template = ChatTemplate::from_tokenizer(&self.tokenizer);
-        crate::server::LoadedModel { engine: self.engine, template, name: name.into(), watch: self.watch }
+        crate::server::ServedModel { engine: self.engine, template, name: name.into(), watch: self.watch }
     }
 }
 

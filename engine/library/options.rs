@@ -58,7 +58,7 @@ impl ModelOptions {
     }
 
     /// Sequences that run at once, for [`Model::into_engine`] and servers. The default is 1.
-    pub fn sequences(mut self, count: usize) -> Self {
+    pub fn max_num_sequences(mut self, count: usize) -> Self {
         self.runner.max_num_sequences = count;
         self.runner.max_num_logits = count.max(LOGIT_ROWS);
         self
@@ -84,6 +84,6 @@ impl ModelOptions {
     }
 
     fn open_file(&self, path: Option<&Path>) -> Result<Model> {
-        Model::new(load::Model::open(path, &self.runner, &mut |_, _| ())?)
+        Model::new(load::LoadedModel::open(path, &self.runner, &mut |_, _| ())?)
     }
 }

@@ -61,7 +61,7 @@ pub(crate) struct MemoryBudget {
 }
 
 impl MemoryBudget {
-    /// The context that is wanted: the one that was asked for, or the model's, but where others use the memory too no more than is
+    /// The context that is requested: the one that was asked for, or the model's, but where others use the memory too no more than is
     /// modest.
     fn context(&self, config: &Config, options: &RunnerOptions) -> usize {
         let modest = MODEST_CONTEXT.saturating_mul(options.max_num_sequences);
@@ -97,12 +97,12 @@ pub(crate) fn fit(
     options: &RunnerOptions,
     budget: &MemoryBudget,
 ) -> Result<(OpsConfig, KvLayout)> {
-    let wanted = budget.context(config, options);
-    let mut max_model_len = wanted;
+    let requested = budget.context(config, options);
+    let mut max_model_len = requested;
     if options.max_model_len.is_none() {
         let page_bytes = build::plan(config)?.state.pages(budget.kv, 1)?.page_bytes().max(1);
         let held = (budget.most(options) / page_bytes).saturating_mul(PAGE_SIZE);
-        max_model_len = wanted.min(held.max(SHORTEST_UNASKED));
+        max_model_len = requested.min(held.max(SHORTEST_UNASKED));
     }
     loop {
         match plan(config, options, budget, max_model_len) {
@@ -111,7 +111,7 @@ pub(crate) fn fit(
             }
             Err(error) => return Err(error),
             Ok((ops_config, plan)) => {
-                if max_model_len < wanted {
+                if max_model_len < requested {
                     tracing::warn!(
                         "a context of {max_model_len} tokens is what fits; the model was made for {}",
                         config.max_position_embeddings

@@ -1,6 +1,6 @@
 //! From a file to a model that runs: opens it, chooses a device, works out what fits, loads.
 //!
-//! [`Model::open`] does all of it; [`open_runner`] is the part after the file was read, for whoever has a [`Weights`] already.
+//! [`LoadedModel::open`] does all of it; [`open_runner`] is the part after the file was read, for whoever has a [`Weights`] already.
 
 // Printing panics where nobody takes what is printed.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
@@ -18,12 +18,12 @@ pub use gpu::{fit_cuda, open_device};
 pub use memory_plan::kv_layout;
 pub use runner::{DeviceChoice, DtypeChoice, KvCacheSize, KvDtype, RunnerOptions, open_runner};
 
-use qernel_core::batch::{Batch, SequenceRows, WantedLogits};
+use qernel_core::batch::{Batch, LogitRows, SequenceRows};
 use qernel_core::chat::ChatTemplate;
 use qernel_core::config::Config;
 use qernel_core::disk::{Access, Watch};
+use qernel_core::engine::{Engine, EngineConfig};
 use qernel_core::error::Result;
-use qernel_core::generate::{Engine, EngineConfig};
 use qernel_core::gguf::Gguf;
 use qernel_core::host_memory;
 use qernel_core::model::Runner;
@@ -34,28 +34,28 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// A model file, opened and loaded.
-pub struct Model {
+pub struct LoadedModel {
     pub tokenizer: Arc<Tokenizer>,
     pub runner: Box<dyn Runner>,
-    pub facts: ModelFacts,
+    pub stats: LoadStats,
     /// Tells whether the file was changed while it is in use.
     pub watch: Watch,
 }
 
 /// What the timing summary must know of a model.
 #[derive(Clone, Debug)]
-pub struct ModelFacts {
+pub struct LoadStats {
     /// Opening the file and bringing the weights to the device, in seconds.
     pub load_s: f64,
     /// Bytes of weights that a decode step reads: all but an embedding that is not the head as well, of which one row
     /// is read.
     pub decode_weight_bytes: usize,
-    pub opening: Opening,
+    pub times: LoadTimes,
 }
 
 /// When the parts of opening a model had ended; each but the vocabulary follows the one before.
 #[derive(Clone, Copy, Debug)]
-pub struct Opening {
+pub struct LoadTimes {
     /// The file was mapped and its header read.
     pub file: Instant,
     /// The device was open, its kernels loaded, and the first tensor on it.
@@ -68,7 +68,7 @@ pub struct Opening {
     pub ready: Instant,
 }
 
-impl Model {
+impl LoadedModel {
     /// Opens the file, or the embedded model where none is named, and loads it. `progress` is called with the bytes of weights
     /// loaded so far and with their sum.
     ///
@@ -83,10 +83,10 @@ impl Model {
         Self::load(&open_gguf(path, Access::Map)?, start, options, progress)
     }
 
-    /// As [`Model::open`], of a file that is open; its opening began at `start`.
+    /// As [`LoadedModel::open`], of a file that is open; its opening began at `start`.
     ///
     /// # Errors
-    /// As [`Model::open`].
+    /// As [`LoadedModel::open`].
     pub fn load(
         gguf: &Gguf,
         start: Instant,
@@ -126,12 +126,12 @@ impl Model {
         let (tokenizer, ready) = (tokenizer?, Instant::now());
         let runner = runner.and_then(with_finite_logits);
         let (device, loaded) = first_and_last_tensor.unwrap_or((ready, ready));
-        let facts = ModelFacts {
+        let stats = LoadStats {
             load_s: start.elapsed().as_secs_f64(),
             decode_weight_bytes: weights.decode_bytes() as usize,
-            opening: Opening { file, device, weights: loaded, vocabulary, ready },
+            times: LoadTimes { file, device, weights: loaded, vocabulary, ready },
         };
-        Ok(Self { tokenizer: Arc::new(tokenizer), runner: runner?, facts, watch: gguf.watch() })
+        Ok(Self { tokenizer: Arc::new(tokenizer), runner: runner?, stats, watch: gguf.watch() })
     }
 
     /// The file's chat template, or ChatML.
@@ -172,7 +172,7 @@ pub fn encode_plain(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
 /// anybody waits for an answer.
 fn with_finite_logits(mut runner: Box<dyn Runner>) -> Result<Box<dyn Runner>> {
     const TOKEN: u32 = 0;
-    let rows = SequenceRows { tokens: &[TOKEN], position: 0, pages: &[0], logits: WantedLogits::Last };
+    let rows = SequenceRows { tokens: &[TOKEN], position: 0, pages: &[0], logits: LogitRows::Last };
     let logits = runner.logits(&Batch::new(&[rows]))?;
     let bad = logits.iter().filter(|logit| !logit.is_finite()).count();
     if bad == 0 {

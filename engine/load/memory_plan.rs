@@ -87,7 +87,7 @@ pub fn plan(free: &Free, request: &MemoryRequest) -> Result<MemoryPlan> {
     let pages_per_sequence = max_model_len.div_ceil(PAGE_SIZE);
     let pages = |bytes: usize| (bytes / page_bytes.max(1)).min(MAX_PAGES);
     let num_pages = match pool {
-        Pool::Pages { pages: wanted, most } => pages(left.min(most)).min(wanted),
+        Pool::Pages { pages: requested, most } => pages(left.min(most)).min(requested),
         Pool::Bytes(bytes) => pages(bytes),
     };
     let kv_cache = num_pages.max(pages_per_sequence).saturating_mul(page_bytes);
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pool_is_never_larger_than_was_wanted() {
+    fn the_pool_is_never_larger_than_was_requested() {
         assert_eq!(plan(1 << 30, 1.0, &REQUEST).unwrap().num_pages, 12);
     }
 

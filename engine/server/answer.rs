@@ -1,7 +1,7 @@
 //! An answer as it comes from the engine's thread.
 
 use super::error::ApiError;
-use qernel_core::generate::Event;
+use qernel_core::engine::Event;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 

@@ -17,7 +17,7 @@ pub struct ServerConfig {
     /// listens beyond loopback, else no others.
     pub allowed_hosts: Vec<String>,
     /// Sequences that run at once.
-    pub max_running: usize,
+    pub max_num_sequences: usize,
     /// Sequences that may wait besides those that run; what comes then is answered with 429.
     pub max_queue: usize,
     /// Open connections; what comes then is answered with 503.
@@ -49,7 +49,7 @@ impl Default for ServerConfig {
             api_key: None,
             cors: Vec::new(),
             allowed_hosts: Vec::new(),
-            max_running: 64,
+            max_num_sequences: 64,
             max_queue: 256,
             max_connections: 1024,
             max_peer_connections: None,

@@ -38,7 +38,7 @@ const TOO_MANY_OF_PEER: &str = "this server has as many connections as it takes 
 
 /// Serves `router` until `stop` is done, then waits for what runs, at most as long as the configuration says.
 pub async fn serve(listener: TcpListener, router: Router, app: Arc<App>, stop: impl Future<Output = ()>) {
-    let room = Arc::new(Semaphore::new(app.config.max_connections));
+    let permits = Arc::new(Semaphore::new(app.config.max_connections));
     let peers = Peers::new(app.config.peer_connections());
     let turned_away = Arc::new(Semaphore::new(MAX_TURNED_AWAY));
     let (stopping, told) = watch::channel(false);
@@ -59,7 +59,7 @@ pub async fn serve(listener: TcpListener, router: Router, app: Arc<App>, stop: i
                 continue;
             }
         };
-        let permit = Arc::clone(&room).try_acquire_owned().map_err(|_| TOO_MANY);
+        let permit = Arc::clone(&permits).try_acquire_owned().map_err(|_| TOO_MANY);
         let entered = permit.and_then(|permit| {
             let place = peers.enter(address.ip()).ok_or(TOO_MANY_OF_PEER)?;
             Ok((permit, place))
@@ -87,7 +87,7 @@ pub async fn serve(listener: TcpListener, router: Router, app: Arc<App>, stop: i
         });
     }
     drop((listener, open));
-    let connections = app.config.max_connections - room.available_permits();
+    let connections = app.config.max_connections - permits.available_permits();
     tracing::info!(connections, "stopping");
     let _ = stopping.send(true);
     let time = app.config.shutdown_timeout;

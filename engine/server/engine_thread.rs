@@ -9,11 +9,11 @@ use super::config::ServerConfig;
 use super::error::ApiError;
 use super::grammar::{self, Grammar, Grammars};
 use super::metrics::{Metrics, Rejection};
-use super::work::Room;
+use super::work::RequestPermit;
 use qernel_core::chat::ChatTemplate;
 use qernel_core::disk::Watch;
+use qernel_core::engine::{Engine, Event, FinishReason, Request, TokenConstraint};
 use qernel_core::error::{Error, Result};
-use qernel_core::generate::{Engine, Event, FinishReason, Request, TokenConstraint};
 use qernel_core::scheduler::SequenceId;
 use qernel_core::tokenizer::Tokenizer;
 use std::collections::HashMap;
@@ -24,7 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::Span;
 
 /// A model ready to be served. Made on the engine's thread, which it never leaves.
-pub struct LoadedModel {
+pub struct ServedModel {
     /// What answers.
     pub engine: Engine,
     /// Or why there is none that can be used: chat is refused then.
@@ -67,8 +67,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// The tokenizer composes characters first (NFC), of which a text has at most so many times the bytes.
 const MOST_COMPOSED: usize = 3;
 
-/// One sequence that is asked for.
-pub struct Wanted {
+/// One sequence of a request.
+pub struct SequenceRequest {
     pub request: Request,
     /// What the answer must be.
     pub grammar: Option<Grammar>,
@@ -78,8 +78,8 @@ pub struct Wanted {
 
 /// One request to be answered: one or more sequences.
 struct Submission {
-    choices: Vec<Wanted>,
-    room: Room,
+    choices: Vec<SequenceRequest>,
+    permit: RequestPermit,
     updates: mpsc::Sender<Update>,
     /// Its request in the log.
     span: Span,
@@ -88,8 +88,8 @@ struct Submission {
 /// The way to the engine's thread.
 pub struct EngineHandle {
     submissions: mpsc::Sender<Submission>,
-    room: Arc<Semaphore>,
-    max_sequences: usize,
+    permits: Arc<Semaphore>,
+    max_unfinished: usize,
     shared: Arc<Shared>,
 }
 
@@ -114,18 +114,19 @@ pub enum Health {
 impl EngineHandle {
     /// Starts the thread. `open` is called on it; its error, or the thread's end, is what the returned receiver gets.
     pub fn start(
-        open: impl FnOnce() -> Result<LoadedModel> + Send + 'static,
+        open: impl FnOnce() -> Result<ServedModel> + Send + 'static,
         config: &ServerConfig,
         metrics: Arc<Metrics>,
     ) -> std::io::Result<(Self, std::thread::JoinHandle<Result<()>>)> {
-        let max_sequences = config.max_running.saturating_add(config.max_queue).min(Semaphore::MAX_PERMITS);
+        let max_unfinished =
+            config.max_num_sequences.saturating_add(config.max_queue).min(Semaphore::MAX_PERMITS);
         let recovery_interval = config.recovery_interval;
-        // Each submission holds room for a sequence at least, so the channel is never full.
-        let (submissions, incoming) = mpsc::channel(max_sequences);
+        // Each submission holds a permit for a sequence at least, so the channel is never full.
+        let (submissions, incoming) = mpsc::channel(max_unfinished);
         let shared = Arc::new(Shared { model: OnceLock::new(), fault: Mutex::default(), metrics });
         let of_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
-            let LoadedModel { mut engine, template, name, watch } = open()?;
+            let ServedModel { mut engine, template, name, watch } = open()?;
             warm_up(&mut engine)?;
             let Some(tokenizer) = engine.tokenizer().cloned() else {
                 return Err(Error::Tokenizer("a server needs a model file with a vocabulary".into()));
@@ -151,8 +152,8 @@ impl EngineHandle {
                 .run(incoming);
             Ok(())
         })?;
-        let room = Arc::new(Semaphore::new(max_sequences));
-        Ok((Self { submissions, room, max_sequences, shared }, thread))
+        let permits = Arc::new(Semaphore::new(max_unfinished));
+        Ok((Self { submissions, permits, max_unfinished, shared }, thread))
     }
 
     /// The model.
@@ -185,22 +186,22 @@ impl EngineHandle {
         }
     }
 
-    /// Sequences that may wait and run.
-    pub fn max_sequences(&self) -> usize {
-        self.max_sequences
+    /// Sequences that may wait and run together.
+    pub fn max_unfinished(&self) -> usize {
+        self.max_unfinished
     }
 
-    /// Room for `choices` sequences.
+    /// A permit for `choices` sequences.
     ///
     /// # Errors
     /// 429 where there is none.
-    pub fn reserve(&self, choices: usize) -> Result<Room, ApiError> {
+    pub fn reserve(&self, choices: usize) -> Result<RequestPermit, ApiError> {
         let full = |_| {
             self.shared.metrics.rejected(Rejection::QueueFull);
-            ApiError::queue_full(self.max_sequences)
+            ApiError::queue_full(self.max_unfinished)
         };
         let choices = u32::try_from(choices).unwrap_or(u32::MAX);
-        Arc::clone(&self.room).try_acquire_many_owned(choices).map(Room::new).map_err(full)
+        Arc::clone(&self.permits).try_acquire_many_owned(choices).map(RequestPermit::new).map_err(full)
     }
 
     /// Hands a request to the engine and waits until it is accepted. Dropping the answer ends it.
@@ -209,17 +210,17 @@ impl EngineHandle {
     /// 400 where the engine refuses it, 503 where there is no engine any more, 504 after the time that an answer has.
     pub async fn submit(
         &self,
-        room: Room,
-        choices: Vec<Wanted>,
+        permit: RequestPermit,
+        choices: Vec<SequenceRequest>,
         config: &ServerConfig,
     ) -> Result<Answer, ApiError> {
         let time = config.request_timeout;
         // The last words of all sequences always have room.
         let (updates, receiver) = mpsc::channel(config.max_pending_events + 2 * choices.len());
         let span = Span::current();
-        let mut answer = Answer::new(receiver, choices.len(), room.start + time, time);
+        let mut answer = Answer::new(receiver, choices.len(), permit.start + time, time);
         let stopped = |_| ApiError::unavailable("stopped", "the engine has stopped");
-        self.submissions.try_send(Submission { choices, room, updates, span }).map_err(stopped)?;
+        self.submissions.try_send(Submission { choices, permit, updates, span }).map_err(stopped)?;
         match answer.update().await? {
             Update::Failed(error) => Err(error),
             _ => Ok(answer),
@@ -252,7 +253,7 @@ struct Active {
     choice: usize,
     updates: mpsc::Sender<Update>,
     /// Held until it ends.
-    _room: Option<OwnedSemaphorePermit>,
+    _permit: Option<OwnedSemaphorePermit>,
     start: Instant,
     /// When its newest token came.
     newest: Option<Instant>,
@@ -343,10 +344,10 @@ impl EngineThread {
     }
 
     fn join(&mut self, submission: Submission) {
-        let Submission { choices, room: Room { permits: mut room, start }, updates, span } = submission;
+        let Submission { choices, permit: RequestPermit { mut permits, start }, updates, span } = submission;
         let siblings = choices.len();
         let mut ids = Vec::with_capacity(siblings);
-        for (choice, Wanted { request, grammar, prompt_param }) in choices.into_iter().enumerate() {
+        for (choice, SequenceRequest { request, grammar, prompt_param }) in choices.into_iter().enumerate() {
             let prompt_tokens = request.prompt.len();
             let refusal = self.engine.check(&request).err();
             let param = grammar.as_ref().map_or("response_format", Grammar::param);
@@ -365,9 +366,9 @@ impl EngineThread {
                     self.delivery.shared.metrics.prompt_tokens(prompt_tokens);
                     ids.push(id);
                     let updates = updates.clone();
-                    let (_room, span) = (room.split(1), span.clone());
+                    let (_permit, span) = (permits.split(1), span.clone());
                     let active =
-                        Active { choice, updates, _room, start, newest: None, siblings, span, param };
+                        Active { choice, updates, _permit, start, newest: None, siblings, span, param };
                     self.delivery.active.insert(id, active);
                 }
                 Err(error) => {

@@ -4,8 +4,8 @@ use axum::Json;
 use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use qernel_core::engine::{Refusal, RequestPart};
 use qernel_core::error::Error;
-use qernel_core::generate::{Refusal, RequestPart};
 use serde::Serialize;
 use utoipa::ToSchema;
 

@@ -3,12 +3,12 @@
 /// What the program needs besides connections: the model, the log, the device, runtimes.
 const OTHERS: u64 = 64;
 
-/// As many connections as there are file descriptors for, at most those that are wanted. Raises the limit where the system lets
+/// As many connections as there are file descriptors for, at most those that are requested. Raises the limit where the system lets
 /// it.
 pub fn bound(connections: usize) -> usize {
-    let wanted = (connections as u64).saturating_add(OTHERS);
-    let limit = raise(wanted);
-    if limit >= wanted {
+    let requested = (connections as u64).saturating_add(OTHERS);
+    let limit = raise(requested);
+    if limit >= requested {
         return connections;
     }
     let bound = limit.saturating_sub(OTHERS).max(1) as usize;
@@ -19,16 +19,16 @@ pub fn bound(connections: usize) -> usize {
     bound
 }
 
-/// Open files that are allowed, after trying for `wanted`.
+/// Open files that are allowed, after trying for `requested`.
 #[cfg(unix)]
-fn raise(wanted: u64) -> u64 {
+fn raise(requested: u64) -> u64 {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     let current = limit.current.unwrap_or(u64::MAX);
-    if current >= wanted {
+    if current >= requested {
         return current;
     }
-    let raised = wanted.min(limit.maximum.unwrap_or(u64::MAX));
+    let raised = requested.min(limit.maximum.unwrap_or(u64::MAX));
     limit.current = Some(raised);
     match setrlimit(Resource::Nofile, limit) {
         Ok(()) => raised,

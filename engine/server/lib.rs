@@ -35,7 +35,7 @@ mod trace;
 mod work;
 
 pub use config::ServerConfig;
-pub use engine_thread::LoadedModel;
+pub use engine_thread::ServedModel;
 pub use openapi::document as openapi_document;
 
 use axum::Router;
@@ -88,7 +88,7 @@ impl Server {
             auth::check(key)?;
         }
         for (name, value) in [
-            ("--parallel", config.max_running),
+            ("--max-num-sequences", config.max_num_sequences),
             ("--max-connections", config.max_connections),
             ("--max-connections-per-client", config.max_peer_connections.unwrap_or(1)),
             ("--max-body", config.max_body_bytes),
@@ -133,7 +133,7 @@ impl Server {
     /// Those of `open`; [`Error::Io`] where the system refuses threads or sockets.
     pub fn run(
         self,
-        open: impl FnOnce() -> Result<LoadedModel> + Send + 'static,
+        open: impl FnOnce() -> Result<ServedModel> + Send + 'static,
         stop: impl Future<Output = ()>,
     ) -> Result<()> {
         // Compiled once, here, and not again for each caller's types.
@@ -142,7 +142,7 @@ impl Server {
 
     fn run_until(
         self,
-        open: Box<dyn FnOnce() -> Result<LoadedModel> + Send>,
+        open: Box<dyn FnOnce() -> Result<ServedModel> + Send>,
         stop: Pin<&mut dyn Future<Output = ()>>,
     ) -> Result<()> {
         let Self { config, hosts, listener } = self;

@@ -6,7 +6,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry};
-use qernel_core::generate::FinishReason;
+use qernel_core::engine::FinishReason;
 use qernel_core::kv_cache::PagePool;
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicU64;

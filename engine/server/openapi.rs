@@ -9,7 +9,7 @@ use utoipa::{Modify, OpenApi, openapi};
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "qernel", description = "A Qwen inference server. Fields that it does not know are refused by name."),
+    info(title = "qernel", description = "An inference server for models in GGUF files. Fields that it does not know are refused by name."),
     paths(
         generate::generate,
         chat::chat_completions,

@@ -7,7 +7,7 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream;
-use qernel_core::generate::Event;
+use qernel_core::engine::Event;
 use serde::Serialize;
 use std::convert::Infallible;
 use std::time::Duration;

@@ -20,14 +20,14 @@ const GRAMMAR_STACK: usize = 256 << 20;
 /// Requests without a sequence (`/tokenize`) that may wait for a turn.
 const MAX_WAITING: usize = 64;
 
-/// A request that was let in: as long as it lives, it counts.
-pub struct Room {
+/// That a request was let in: as long as it lives, the request counts.
+pub struct RequestPermit {
     pub permits: OwnedSemaphorePermit,
     /// When it was let in.
     pub start: Instant,
 }
 
-impl Room {
+impl RequestPermit {
     pub fn new(permits: OwnedSemaphorePermit) -> Self {
         Self { permits, start: Instant::now() }
     }
@@ -55,25 +55,25 @@ impl Work {
         }
     }
 
-    /// Room for a request that asks for no sequence.
+    /// A permit for a request that asks for no sequence.
     ///
     /// # Errors
     /// 429 where there is none.
-    pub fn reserve(&self) -> Result<Room, ApiError> {
-        let room = Arc::clone(&self.waiting).try_acquire_owned();
-        room.map(Room::new).map_err(|_| ApiError::busy(MAX_WAITING))
+    pub fn reserve(&self) -> Result<RequestPermit, ApiError> {
+        let permit = Arc::clone(&self.waiting).try_acquire_owned();
+        permit.map(RequestPermit::new).map_err(|_| ApiError::busy(MAX_WAITING))
     }
 
-    /// Makes and tokenises a prompt. The room goes along, so that it stays taken while the thread is.
+    /// Makes and tokenises a prompt. The permit goes along, so that it stays taken while the thread is.
     ///
     /// # Errors
     /// Those of `work`, and 504 where the request's time is over.
     pub async fn prompt<T: Send + 'static>(
         &self,
-        room: Room,
+        permit: RequestPermit,
         work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-    ) -> Result<(Room, T), ApiError> {
-        self.run(&self.prompts, room, work, spawn_blocking).await
+    ) -> Result<(RequestPermit, T), ApiError> {
+        self.run(&self.prompts, permit, work, spawn_blocking).await
     }
 
     /// Tokenises what is no prompt.
@@ -82,10 +82,10 @@ impl Work {
     /// Those of `work`, and 504 where the request's time is over.
     pub async fn tokenize<T: Send + 'static>(
         &self,
-        room: Room,
+        permit: RequestPermit,
         work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-    ) -> Result<(Room, T), ApiError> {
-        self.run(&self.tokenize, room, work, spawn_blocking).await
+    ) -> Result<(RequestPermit, T), ApiError> {
+        self.run(&self.tokenize, permit, work, spawn_blocking).await
     }
 
     /// Compiles a grammar, on a stack that is large enough.
@@ -94,25 +94,25 @@ impl Work {
     /// Those of `work`, and 504 where the request's time is over.
     pub async fn grammar<T: Send + 'static>(
         &self,
-        room: Room,
+        permit: RequestPermit,
         work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-    ) -> Result<(Room, T), ApiError> {
+    ) -> Result<(RequestPermit, T), ApiError> {
         let run = |job: Job| {
             let thread = std::thread::Builder::new().name("grammar".into()).stack_size(GRAMMAR_STACK);
             let started = thread.spawn(job).map(drop);
             started.map_err(|error| ApiError::server(format!("no thread for the grammar: {error}")))
         };
-        self.run(&self.grammars, room, work, run).await
+        self.run(&self.grammars, permit, work, run).await
     }
 
     async fn run<T: Send + 'static>(
         &self,
         turns: &Arc<Semaphore>,
-        room: Room,
+        permit: RequestPermit,
         work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
         spawn: impl FnOnce(Job) -> Result<(), ApiError>,
-    ) -> Result<(Room, T), ApiError> {
-        let deadline = (room.start + self.time).into();
+    ) -> Result<(RequestPermit, T), ApiError> {
+        let deadline = (permit.start + self.time).into();
         let done = async {
             let turn = Arc::clone(turns).acquire_owned().await.map_err(|_| ApiError::server("no turns"))?;
             let (tell, told) = oneshot::channel();
@@ -121,7 +121,7 @@ impl Work {
                 if !tell.is_closed() {
                     let done = work();
                     drop(turn);
-                    let _ = tell.send(done.map(|done| (room, done)));
+                    let _ = tell.send(done.map(|done| (permit, done)));
                 }
             };
             spawn(Box::new(job))?;
@@ -168,8 +168,8 @@ mod tests {
         let start = |_| {
             let (work, end) = (Arc::clone(work), Arc::clone(end));
             tokio::spawn(async move {
-                let room = work.reserve().unwrap();
-                let _ = work.tokenize(room, move || Ok(end.lock().unwrap().recv())).await;
+                let permit = work.reserve().unwrap();
+                let _ = work.tokenize(permit, move || Ok(end.lock().unwrap().recv())).await;
             })
         };
         (0..count).map(start).collect()
@@ -194,7 +194,7 @@ mod tests {
             let full = work.reserve().err().unwrap();
             assert_eq!((full.status.as_u16(), full.retry_after), (429, Some(1)));
 
-            // Those that wait are gone with their clients; those that run keep room and turn until they are done.
+            // Those that wait are gone with their clients; those that run keep permit and turn until they are done.
             waiting.iter().chain(&running).for_each(tokio::task::JoinHandle::abort);
             until(|| work.waiting.available_permits() == MAX_WAITING - TOKENIZE_THREADS).await;
             assert_eq!(work.tokenize.available_permits(), 0);

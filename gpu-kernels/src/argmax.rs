@@ -3,13 +3,13 @@
 
 use cuda_std::prelude::*;
 
-use crate::sampler::{Draw, SAMPLER_THREADS};
+use crate::sample::{Draw, SAMPLER_THREADS};
 #[device]
 use crate::{
     fused::{launch_dependents, wait_for_dependencies},
     grid::{is_last_block, repeat},
     reduce::{self, Max},
-    sampler::{from_order_key, order_key},
+    sample::{from_order_key, order_key},
 };
 #[device]
 use cuda_std::memory;

@@ -154,7 +154,7 @@ pub struct Decode<E> {
     pub out: *mut E,
 }
 
-/// `out[i] = scale · table[token(i)]`, where `token(i)` is `tokens[i]`, or what was drawn last for row `drawn_rows[i]` of the logits
+/// `out[i] = scale · table[token(i)]`, where `token(i)` is `tokens[i]`, or what was drawn last for row `sampled_rows[i]` of the logits
 /// ([`crate::embed`]).
 #[kernel_args]
 pub struct Embed {
@@ -163,10 +163,10 @@ pub struct Embed {
     pub scale: f32,
     /// u32 `[num_tokens]`
     pub tokens: *const u32,
-    /// u32 `[num_tokens]`, each [`crate::embed::GIVEN`] or a row of `drawn`
-    pub drawn_rows: *const u32,
+    /// u32 `[num_tokens]`, each [`crate::embed::GIVEN`] or a row of `sampled`
+    pub sampled_rows: *const u32,
     /// u32, what the sampler drew. Instead of a token that is not below `vocab_size` 0 is taken.
-    pub drawn: *const u32,
+    pub sampled: *const u32,
     /// `[vocab_size, hidden_size]` in blocks
     pub table: *const u8,
     /// f32 `[num_tokens, hidden_size]`
@@ -218,14 +218,14 @@ macro_rules! formats {
         /// `vocab_size` is not 0.
         #[kernel(W = [$($file::$format),*], name = "embed_{W}_plain")]
         pub unsafe fn embed<W: Blocks>(a: Embed) {
-            let Embed { hidden_size, vocab_size, scale, tokens, drawn_rows, drawn, table, out } = a;
+            let Embed { hidden_size, vocab_size, scale, tokens, sampled_rows, sampled, table, out } = a;
             // The first kernel of a step: the next may fetch its weights.
             crate::fused::launch_dependents();
             let Some((row, column)) = row_and_column(hidden_size) else { return };
             // SAFETY: the grid has one row of blocks a token, every row of the draw exists, and no token is beyond the table.
             unsafe {
-                let (given, drawn_row) = (*tokens.add(row as usize), *drawn_rows.add(row as usize));
-                let token = if drawn_row == crate::embed::GIVEN { given } else { *drawn.add(drawn_row as usize) };
+                let (given, sampled_row) = (*tokens.add(row as usize), *sampled_rows.add(row as usize));
+                let token = if sampled_row == crate::embed::GIVEN { given } else { *sampled.add(sampled_row as usize) };
                 let token = if token < vocab_size { token } else { 0 };
                 let value = W::in_row(table.add(token as usize * W::row_bytes(hidden_size)), column);
                 *out.add(offset(row, hidden_size, column)) = value * scale;

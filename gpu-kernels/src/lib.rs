@@ -33,7 +33,7 @@ pub mod read_bandwidth;
 pub mod rms_norm;
 pub mod route;
 pub mod row_norms;
-pub mod sampler;
+pub mod sample;
 pub mod silu_mul;
 pub mod units;
 

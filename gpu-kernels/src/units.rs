@@ -291,14 +291,15 @@ pub unsafe fn row_norms<W: Unit>(a: RowNormsUnits) {
 /// `vocab_size` is not 0.
 #[kernel(W = [q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q5_k::q5_k, q6_k::q6_k, q8_0::q8_0], name = "embed_units_{W}_plain")]
 pub unsafe fn embed<W: Unit>(a: Embed) {
-    let Embed { hidden_size, vocab_size, scale, tokens, drawn_rows, drawn, table, out } = a;
+    let Embed { hidden_size, vocab_size, scale, tokens, sampled_rows, sampled, table, out } = a;
     // The first kernel of a step: the next may fetch its weights.
     crate::fused::launch_dependents();
     let Some((row, quad)) = row_and_column(hidden_size / 4) else { return };
     // SAFETY: the grid has one row of blocks a token, every row of the draw exists, and no token is beyond the table.
     unsafe {
-        let (given, drawn_row) = (*tokens.add(row as usize), *drawn_rows.add(row as usize));
-        let token = if drawn_row == crate::embed::GIVEN { given } else { *drawn.add(drawn_row as usize) };
+        let (given, sampled_row) = (*tokens.add(row as usize), *sampled_rows.add(row as usize));
+        let token =
+            if sampled_row == crate::embed::GIVEN { given } else { *sampled.add(sampled_row as usize) };
         let token = if token < vocab_size { token } else { 0 };
         let mut values = quad_at::<W>(table, hidden_size, SPAN, token, 4 * quad);
         repeat(4, |j| values[j] *= scale);

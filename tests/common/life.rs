@@ -4,7 +4,7 @@
 use qernel::batch::BatchLimits;
 use qernel::config::Config;
 use qernel::dtype::Dtype;
-use qernel::generate::{Engine, EngineConfig, Event, FinishReason, Request, Timings};
+use qernel::engine::{Engine, EngineConfig, Event, FinishReason, Request, Timings};
 use qernel::kv_layout::pages_for;
 use qernel::load::kv_layout;
 use qernel::model::{ModelRunner, Runner};
@@ -20,36 +20,36 @@ const MAX_MODEL_LEN: usize = 128;
 
 /// What one step may hold, and the pages of all sequences.
 #[derive(Clone, Copy, Debug)]
-pub struct Room {
+pub struct Capacity {
     pub num_pages: usize,
     pub max_num_tokens: usize,
     pub max_num_sequences: usize,
 }
 
 /// Too little for the [`crowd`] to run all at once.
-pub const CROWDED: Room = Room { num_pages: 6, max_num_tokens: 64, max_num_sequences: 4 };
+pub const CROWDED: Capacity = Capacity { num_pages: 6, max_num_tokens: 64, max_num_sequences: 4 };
 
 /// Enough for anything here.
-pub const ROOMY: Room = Room { num_pages: 64, max_num_tokens: 256, max_num_sequences: 16 };
+pub const ROOMY: Capacity = Capacity { num_pages: 64, max_num_tokens: 256, max_num_sequences: 16 };
 
 /// An engine over `model` on the device of `ops`, with pages in `dtype`.
 pub fn engine<O: Ops + 'static>(
     model: &TinyModel,
     dtype: Dtype,
-    room: Room,
+    capacity: Capacity,
     ops: impl Fn(&OpsConfig) -> O,
 ) -> Engine {
     let gguf = model.gguf();
     let config = Config::from_gguf(&gguf).unwrap();
     let weights = Weights::from_gguf(&gguf, &config).unwrap();
     let limits = BatchLimits {
-        max_num_tokens: room.max_num_tokens,
-        max_num_sequences: room.max_num_sequences,
-        max_num_logits: room.max_num_sequences,
+        max_num_tokens: capacity.max_num_tokens,
+        max_num_sequences: capacity.max_num_sequences,
+        max_num_logits: capacity.max_num_sequences,
         max_blocks: pages_for(MAX_MODEL_LEN),
     };
     let ops_config = OpsConfig::new(&config, MAX_MODEL_LEN, limits);
-    let layout = kv_layout(&config, dtype, room.num_pages).unwrap();
+    let layout = kv_layout(&config, dtype, capacity.num_pages).unwrap();
     let runner: Box<dyn Runner> = Box::new(
         ModelRunner::new(ops(&ops_config), &weights, &config, &ops_config, layout, &mut |_, _| ()).unwrap(),
     );

@@ -4,7 +4,7 @@ use crate::gpu::device;
 use crate::harness::*;
 use bytes::Bytes;
 use cust::device::DeviceAttribute;
-use qernel::batch::{Batch, BatchLimits, SequenceRows, WantedLogits};
+use qernel::batch::{Batch, BatchLimits, LogitRows, SequenceRows};
 use qernel::cuda::{CudaOps, DeviceBuffer, KernelChoice, Uploader, encode};
 use qernel::dtype::Dtype;
 use qernel::kv_layout::KvLayout;
@@ -26,7 +26,7 @@ fn ragged(num_pages: usize) -> Batch {
         tokens: &tokens[..rows],
         position,
         pages,
-        logits: WantedLogits::All,
+        logits: LogitRows::All,
     };
     Batch::new(&[part(1, 70, &pages[..3]), part(111, 5, &pages[3..7]), part(19, 0, &pages[7..8])])
 }
@@ -173,9 +173,9 @@ fn logits_without_a_token_to_draw_are_said_row_by_row() {
     let ops = &mut plain_ops(&device, Dtype::F32);
     let rows = [[f32::NEG_INFINITY; 111], [f32::NAN; 111], [0.0; 111]];
     let mut logits = tensor(ops, 3, 111, rows.as_flattened()).unwrap();
-    let drawn = ops.sample(&mut logits, &[row(0), row(1), row(2)]).unwrap();
-    assert_eq!(drawn[..2], [NO_TOKEN; 2]);
-    assert!(drawn[2] < 111, "{drawn:?}");
+    let sampled = ops.sample(&mut logits, &[row(0), row(1), row(2)]).unwrap();
+    assert_eq!(sampled[..2], [NO_TOKEN; 2]);
+    assert!(sampled[2] < 111, "{sampled:?}");
 }
 
 #[test]

@@ -6,11 +6,11 @@ use crate::life::{
 };
 use qernel::cpu::CpuOps;
 use qernel::dtype::Dtype;
-use qernel::generate::{Engine, Event};
+use qernel::engine::{Engine, Event};
 use qernel::testing::TinyModel;
 
-fn on_cpu(room: crate::life::Room) -> Engine {
-    engine(&TinyModel::default(), Dtype::F32, room, |config| CpuOps::new(config).unwrap())
+fn on_cpu(capacity: crate::life::Capacity) -> Engine {
+    engine(&TinyModel::default(), Dtype::F32, capacity, |config| CpuOps::new(config).unwrap())
 }
 
 #[test]

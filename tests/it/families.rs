@@ -6,7 +6,7 @@
 //! device too.
 
 use crate::compare::nmse;
-use qernel::batch::{Batch, BatchLimits, SequenceRows, WantedLogits};
+use qernel::batch::{Batch, BatchLimits, LogitRows, SequenceRows};
 use qernel::config::Config;
 use qernel::cpu::CpuOps;
 use qernel::cuda::{CudaOps, Device, KernelChoice};
@@ -40,7 +40,7 @@ fn logits<O: Ops>(
     let pages: Vec<u32> = (0..max_blocks as u32).rev().collect();
     let chunks = tokens.chunks(chunk).enumerate();
     let step = |(i, tokens): (usize, &[u32])| {
-        let rows = SequenceRows { tokens, position: i * chunk, pages: &pages, logits: WantedLogits::All };
+        let rows = SequenceRows { tokens, position: i * chunk, pages: &pages, logits: LogitRows::All };
         runner.logits(&Batch::new(&[rows])).unwrap()
     };
     chunks.flat_map(step).collect()

@@ -1,7 +1,7 @@
 //! The forward pass on the CPU: against another implementation, and against itself in other batches.
 
 use crate::compare::nmse;
-use qernel::batch::{Batch, BatchLimits, SequenceRows, WantedLogits};
+use qernel::batch::{Batch, BatchLimits, LogitRows, SequenceRows};
 use qernel::config::Config;
 use qernel::cpu::CpuOps;
 use qernel::cpu::simd::Isa;
@@ -175,7 +175,7 @@ fn runner(model: &TinyModel) -> ModelRunner<CpuOps> {
 
 /// One sequence's rows with all logits.
 fn rows<'a>(tokens: &'a [u32], position: usize, pages: &'a [u32]) -> SequenceRows<'a> {
-    SequenceRows { tokens, position, pages, logits: WantedLogits::All }
+    SequenceRows { tokens, position, pages, logits: LogitRows::All }
 }
 
 /// Logits of every position, `[tokens.len(), vocab_size]`, computed in one step on pages that are not in order.
@@ -275,7 +275,7 @@ fn greedy_tokens_equal_the_reference() {
                 tokens: &tokens[position..],
                 position,
                 pages: &[2, 9],
-                logits: WantedLogits::Last,
+                logits: LogitRows::Last,
             };
             let next = runner.step(&Batch::new(&[rows]), &[greedy()]).unwrap();
             position = tokens.len();
@@ -315,7 +315,7 @@ fn ragged_sequences_in_one_batch_equal_each_alone() {
         let cached = [36, 20, 0, 0];
         let first: Vec<_> = (0..2)
             .map(|s| SequenceRows {
-                logits: WantedLogits::None,
+                logits: LogitRows::None,
                 ..rows(&sequences[s][..cached[s]], 0, pages[s])
             })
             .collect();

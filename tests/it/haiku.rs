@@ -10,7 +10,7 @@ use assert_cmd::Command;
 use qernel::chat::{ChatTemplate, Message};
 use qernel::config::Config;
 use qernel::embedded;
-use qernel::generate::{Engine, EngineConfig, Event, Request};
+use qernel::engine::{Engine, EngineConfig, Event, Request};
 use qernel::kv_layout::PAGE_SIZE;
 use qernel::load::{DeviceChoice, RunnerOptions, open_runner};
 use qernel::tokenizer::Tokenizer;

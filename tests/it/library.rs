@@ -83,9 +83,11 @@ fn faults_have_types_and_say_what_to_do() {
     let missing = Model::open("no-such-file.gguf").err().unwrap();
     assert!(matches!(&missing, Error::Io { path, .. } if path.ends_with("no-such-file.gguf")), "{missing}");
     let options = Model::options().device(Device::Cpu);
-    for bad in
-        [options.clone().context(0), options.clone().sequences(0), options.clone().memory_fraction(1.5)]
-    {
+    for bad in [
+        options.clone().context(0),
+        options.clone().max_num_sequences(0),
+        options.clone().memory_fraction(1.5),
+    ] {
         assert!(matches!(bad.open_haiku(), Err(Error::Request(_))), "{bad:?}");
     }
     let too_much = options.memory_fraction(1e-9).context(256).open_haiku().err().unwrap();

@@ -207,7 +207,7 @@ fn what_does_not_fit_is_said_before_it_is_tried() {
 /// With f16 pages a key beyond their range must not go unnoticed.
 #[test]
 fn keys_beyond_the_range_of_the_pages_become_no_other_number() {
-    use qernel::batch::{Batch, SequenceRows, WantedLogits};
+    use qernel::batch::{Batch, LogitRows, SequenceRows};
     use qernel::config::Config;
     use qernel::gguf::{GgmlType, Gguf};
     use qernel::load::{DeviceChoice, KvDtype, RunnerOptions, open_runner};
@@ -224,7 +224,7 @@ fn keys_beyond_the_range_of_the_pages_become_no_other_number() {
     let logits = |kv_dtype| {
         let options = RunnerOptions { device: DeviceChoice::Cpu, kv_dtype, ..RunnerOptions::default() };
         let mut runner = open_runner(&weights, &config, &options, &mut |_, _| ()).unwrap();
-        let rows = SequenceRows { tokens: &[1, 2, 3], position: 0, pages: &[0], logits: WantedLogits::Last };
+        let rows = SequenceRows { tokens: &[1, 2, 3], position: 0, pages: &[0], logits: LogitRows::Last };
         runner.logits(&Batch::new(&[rows])).unwrap()
     };
     assert!(logits(KvDtype::Auto).iter().all(|logit| logit.is_nan()));

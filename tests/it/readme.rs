@@ -147,3 +147,14 @@ fn links_lead_somewhere() {
     }
     assert!(count > 30, "{count} links were found");
 }
+
+/// The newest section of the changelog is of this version, and the program says so.
+#[test]
+fn the_version_is_the_changelogs() {
+    let version = env!("CARGO_PKG_VERSION");
+    let changelog = fs::read_to_string(repository().join("CHANGELOG.md")).unwrap();
+    let newest = changelog.lines().find_map(|line| line.strip_prefix("## [")).unwrap();
+    assert_eq!(newest.split(']').next(), Some(version));
+    let said = Command::new(env!("CARGO_BIN_EXE_qernel")).arg("--version").output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&said.stdout), format!("qernel {version}\n"));
+}

@@ -1,7 +1,7 @@
 //! The sampler: each filter against its definition, and the draw against the distribution that it must follow.
 
 use proptest::prelude::*;
-use qernel::cpu::sampler::{apply_penalties, argmax, filter, sample, uniform};
+use qernel::cpu::sample::{apply_penalties, argmax, filter, sample, uniform};
 use qernel::sampler::{NO_TOKEN, SamplingParams, SamplingRow, TokenMask, philox4x32_10};
 use std::sync::Arc;
 

@@ -3,10 +3,10 @@
 use qernel::batch::{Batch, BatchLimits};
 use qernel::error::{Error, Result};
 use qernel::kv_layout::KvLayout;
-use qernel::load::{DeviceChoice, Model, RunnerOptions};
+use qernel::load::{DeviceChoice, LoadedModel, RunnerOptions};
 use qernel::model::Runner;
 use qernel::sampler::{Logprobs, NO_TOKEN, SamplingRow};
-use qernel::server::{LoadedModel, Server, ServerConfig};
+use qernel::server::{ServedModel, Server, ServerConfig};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -87,17 +87,18 @@ impl Runner for Controlled {
 }
 
 /// The model that the binary carries, on the CPU.
-pub fn open_model(parallel: usize) -> Result<Model> {
-    let options = RunnerOptions { device: DeviceChoice::Cpu, ..RunnerOptions::for_sequences(parallel) };
-    Model::open(None, &options, &mut |_, _| ())
+pub fn open_model(max_num_sequences: usize) -> Result<LoadedModel> {
+    let options =
+        RunnerOptions { device: DeviceChoice::Cpu, ..RunnerOptions::for_sequences(max_num_sequences) };
+    LoadedModel::open(None, &options, &mut |_, _| ())
 }
 
 /// Opens it for a server.
-pub fn open(parallel: usize, control: Arc<Control>) -> Result<LoadedModel> {
-    let mut model = open_model(parallel)?;
+pub fn open(max_num_sequences: usize, control: Arc<Control>) -> Result<ServedModel> {
+    let mut model = open_model(max_num_sequences)?;
     let template = model.template();
     model.runner = Box::new(Controlled { inner: model.runner, control });
-    Ok(LoadedModel {
+    Ok(ServedModel {
         engine: model.into_engine()?,
         template,
         name: "haiku".into(),
@@ -128,16 +129,16 @@ pub fn start(config: ServerConfig) -> Running {
 /// Starts a server with a model opened in another way.
 pub fn start_with(
     config: ServerConfig,
-    open: impl FnOnce(usize, Arc<Control>) -> Result<LoadedModel> + Send + 'static,
+    open: impl FnOnce(usize, Arc<Control>) -> Result<ServedModel> + Send + 'static,
 ) -> Running {
     let control = Arc::new(Control::default());
     let of_server = Arc::clone(&control);
-    let parallel = config.max_running;
+    let max_num_sequences = config.max_num_sequences;
     let server = Server::bind(config).unwrap();
     let address = server.local_addr().unwrap();
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let thread = std::thread::spawn(move || {
-        server.run(move || open(parallel, of_server), async {
+        server.run(move || open(max_num_sequences, of_server), async {
             let _ = stopped.await;
         })
     });

@@ -148,7 +148,7 @@ fn a_client_that_stops_sending_and_then_goes_is_seen_to_go() {
 #[test]
 fn a_client_that_goes_while_it_waits_for_its_turn_leaves_the_queue() {
     let mut narrow = config();
-    narrow.max_running = 1;
+    narrow.max_num_sequences = 1;
     let server = start(narrow);
     server.control.pause.store(20, Ordering::Relaxed);
     let endless = |stream: bool| json!({"prompt": "x", "ignore_eos": true, "stream": stream});

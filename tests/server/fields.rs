@@ -3,7 +3,7 @@
 
 use crate::client::*;
 use qernel::chat::ChatTemplate;
-use qernel::server::LoadedModel;
+use qernel::server::ServedModel;
 use serde_json::{Value, json};
 
 const GENERATE: &str = "/v1/generate";
@@ -14,9 +14,9 @@ const COMPLETIONS: &str = "/v1/completions";
 const TEMPLATE: &str = "{{ messages | tojson }}{% if tools %}{{ tools | tojson }}{% endif %}{% if mood %}<{{ mood }}>{% endif %}";
 
 fn start_with_template() -> Running {
-    let server = start_with(config(), |parallel, control| {
+    let server = start_with(config(), |max_num_sequences, control| {
         let template = ChatTemplate::new(TEMPLATE, "", "");
-        open(parallel, control).map(|model| LoadedModel { template, ..model })
+        open(max_num_sequences, control).map(|model| ServedModel { template, ..model })
     });
     server.wait_until("ready", |server| server.get("/health").status == 200);
     server

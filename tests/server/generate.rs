@@ -5,7 +5,7 @@ mod verse;
 
 use crate::client::*;
 use qernel::chat::Message;
-use qernel::generate::Request;
+use qernel::engine::Request;
 use qernel::sampler::SamplingParams;
 use serde_json::{Value, json};
 use std::ops::ControlFlow;

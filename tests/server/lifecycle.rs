@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 #[test]
 fn while_the_model_loads_only_health_and_the_page_answer() {
     let (go, wait) = mpsc::channel();
-    let server = start_with(config(), move |parallel, control| {
+    let server = start_with(config(), move |max_num_sequences, control| {
         wait.recv().unwrap();
-        open(parallel, control)
+        open(max_num_sequences, control)
     });
     let health = server.get("/health");
     assert_eq!((health.status, &health.json()["status"]), (503, &json!("loading")));
@@ -79,9 +79,9 @@ fn stopping_waits_for_requests_alone() {
     assert!(half.is_closed());
 
     let (_never, wait) = mpsc::channel::<()>();
-    let loading = start_with(config(), move |parallel, control| {
+    let loading = start_with(config(), move |max_num_sequences, control| {
         let _ = wait.recv();
-        open(parallel, control)
+        open(max_num_sequences, control)
     });
     let start = Instant::now();
     assert_eq!(loading.get("/health").status, 503);

@@ -86,7 +86,7 @@ fn abandoned_texts_are_not_worked_on() {
 #[test]
 fn a_full_queue_is_said_at_once() {
     let mut small = config();
-    (small.max_running, small.max_queue) = (1, 1);
+    (small.max_num_sequences, small.max_queue) = (1, 1);
     let server = start(small);
     server.control.pause.store(10, Ordering::Relaxed);
     let first = server.stream("/v1/generate", endless(true)).events();

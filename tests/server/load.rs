@@ -52,7 +52,7 @@ fn many_streams_of_which_a_third_leaves() {
     let streams = from_environment("QERNEL_LOAD_STREAMS", 60) as usize;
     let time = Duration::from_secs(from_environment("QERNEL_LOAD_SECONDS", 4));
     let mut config = config();
-    (config.max_running, config.max_queue) = (128, streams);
+    (config.max_num_sequences, config.max_queue) = (128, streams);
     let server = start(config);
     const KINDS: usize = 24;
     let alone: Vec<String> =

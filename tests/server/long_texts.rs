@@ -18,6 +18,7 @@ fn tokenising_takes_a_few_times_the_text_and_keeps_nothing() {
     for text in
         ["1", "It's 5 o'clock, and all is well.\n", "今天天气很好。我们去公园吧，好吗？", "<|im_end|>"]
     {
+        // The name of `--max-num-sequences` in llama.cpp, which is taken too.
         let mut program = Program::start(&["-c", "256", "--parallel", "1"]);
         let client = Running::at(&program.address);
         client.wait_until("ready", |server| server.get("/health").status == 200);

@@ -2,7 +2,7 @@
 
 use crate::client::*;
 use qernel::chat::ChatTemplate;
-use qernel::server::LoadedModel;
+use qernel::server::ServedModel;
 use serde_json::{Value, json};
 
 fn chat(body: Value) -> Value {
@@ -104,9 +104,9 @@ fn conversations_are_the_templates() {
 #[test]
 fn tools_reach_the_template() {
     let template = "{{ messages | tojson }}{% if tools %}{{ tools | tojson }}{% endif %}";
-    let server = start_with(config(), move |parallel, control| {
+    let server = start_with(config(), move |max_num_sequences, control| {
         let template = ChatTemplate::new(template, "", "");
-        open(parallel, control).map(|model| LoadedModel { template, ..model })
+        open(max_num_sequences, control).map(|model| ServedModel { template, ..model })
     });
     server.wait_until("ready", |server| server.get("/health").status == 200);
     let prompt = |body: Value| server.post(CHAT, body).good()["usage"]["prompt_tokens"].clone();

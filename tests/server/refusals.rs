@@ -320,6 +320,7 @@ fn the_openapi_document() {
     let server = start(config());
     let document = server.get("/openapi.json").good();
     assert!(document["openapi"].as_str().unwrap().starts_with("3."));
+    assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
     let paths = document["paths"].as_object().unwrap();
     for (path, operations) in paths {
         for (method, operation) in operations.as_object().unwrap() {

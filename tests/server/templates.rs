@@ -2,19 +2,19 @@
 
 use crate::client::*;
 use qernel::chat::ChatTemplate;
-use qernel::server::LoadedModel;
+use qernel::server::ServedModel;
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
 
 /// The haiku model with another template, and perhaps one for tools.
 fn start_with_templates(source: &'static str, tool_use: Option<&'static str>) -> Running {
-    let server = start_with(config(), move |parallel, control| {
+    let server = start_with(config(), move |max_num_sequences, control| {
         let template = ChatTemplate::new(source, "", "").and_then(|template| match tool_use {
             Some(source) => template.with_tool_use(source),
             None => Ok(template),
         });
-        open(parallel, control).map(|model| LoadedModel { template, ..model })
+        open(max_num_sequences, control).map(|model| ServedModel { template, ..model })
     });
     server.wait_until("ready", |server| server.get("/health").status == 200);
     server

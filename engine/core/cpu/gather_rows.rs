@@ -1,4 +1,4 @@
-//! `out[i] = x[rows[i]]`: the rows whose logits are wanted.
+//! `out[i] = x[rows[i]]`: the rows that need logits.
 
 use super::expect_below;
 use super::tensor::Tensor;

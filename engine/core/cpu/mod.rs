@@ -7,7 +7,6 @@
 pub mod add_bias;
 pub mod add_positions;
 pub mod attention;
-mod bandwidth;
 pub mod bias_gelu;
 pub mod bias_rope_kv;
 pub mod embed;
@@ -20,9 +19,10 @@ pub mod kv;
 pub mod layer_norm;
 pub mod matmul;
 pub mod qk_norm;
+mod read_bandwidth;
 pub mod rms_norm;
 pub mod route;
-pub mod sampler;
+pub mod sample;
 pub mod silu_mul;
 pub mod simd;
 pub mod tensor;
@@ -51,7 +51,7 @@ pub struct CpuOps {
     /// For the next draw.
     sampling: Vec<SamplingRow>,
     /// Of the last draw.
-    drawn: Vec<u32>,
+    sampled: Vec<u32>,
     experts: experts::Scratch,
 }
 
@@ -84,7 +84,7 @@ impl CpuOps {
             angles: RopeTable::new(&config.rotation, head_dim),
             weights: Vec::new(),
             sampling: Vec::new(),
-            drawn: Vec::new(),
+            sampled: Vec::new(),
             experts: experts::Scratch::default(),
         })
     }
@@ -138,9 +138,9 @@ impl Ops for CpuOps {
     }
 
     fn load_stacked(&mut self, matrices: &[Matrix], _apart: usize) -> Result<Stacked<Weight>> {
-        let parts = matrices.iter().map(|matrix| self.load_matrix(matrix)).collect::<Result<Vec<_>>>()?;
-        let whole = Weight(parts.iter().flat_map(|part| part.0.iter().cloned()).collect());
-        Ok(Stacked { whole, parts })
+        let each = matrices.iter().map(|matrix| self.load_matrix(matrix)).collect::<Result<Vec<_>>>()?;
+        let whole = Weight(each.iter().flat_map(|weight| weight.0.iter().cloned()).collect());
+        Ok(Stacked { whole, matrices: each })
     }
 
     fn load_experts(&mut self, matrix: &Matrix, num_experts: usize) -> Result<Weight> {
@@ -240,7 +240,7 @@ impl Ops for CpuOps {
         attention::attention(self.isa, batch, layer, self.config.num_attention_heads, q, cache, out)
     }
 
-    fn attention_of_wanted(
+    fn attention_of_logit_rows(
         &mut self,
         batch: &Batch,
         layer: usize,
@@ -248,7 +248,7 @@ impl Ops for CpuOps {
         cache: &KvCache,
         out: &mut Tensor,
     ) -> Result<()> {
-        self.attention(&batch.wanted(), layer, q, cache, out)
+        self.attention(&batch.only_logit_rows(), layer, q, cache, out)
     }
 
     fn silu_mul(&mut self, n: usize, _: &Stacked<Weight>, gate_up: &Tensor, out: &mut Tensor) -> Result<()> {
@@ -310,16 +310,16 @@ impl Ops for CpuOps {
         Ok(())
     }
 
-    fn draw(&mut self, logits: &mut Tensor) -> Result<()> {
+    fn queue_sampling(&mut self, logits: &mut Tensor) -> Result<()> {
         let (rows, vocab_size) = (&self.sampling, logits.cols().max(1));
         logits.expect("sample", "logits", rows.len(), vocab_size)?;
         let logits = logits.first_mut(rows.len()).par_chunks_mut(vocab_size);
-        self.drawn = logits.zip(rows).map(|(logits, row)| sampler::sample(logits, row)).collect();
+        self.sampled = logits.zip(rows).map(|(logits, row)| sample::sample(logits, row)).collect();
         Ok(())
     }
 
-    fn drawn(&mut self) -> Result<Vec<u32>> {
-        Ok(std::mem::take(&mut self.drawn))
+    fn take_tokens(&mut self) -> Result<Vec<u32>> {
+        Ok(std::mem::take(&mut self.sampled))
     }
 
     fn read(&mut self, n: usize, x: &Tensor) -> Result<Vec<f32>> {
@@ -337,7 +337,7 @@ impl Ops for CpuOps {
     }
 
     fn read_bandwidth(&mut self) -> Result<Option<f64>> {
-        Ok(bandwidth::read_bandwidth(self.isa, &self.weights))
+        Ok(read_bandwidth::read_bandwidth(self.isa, &self.weights))
     }
 }
 

@@ -163,6 +163,22 @@ pub enum ValueType {
     F64 = 12,
 }
 
+/// The method `value_type` of an enum with a variant for each type: of values that are read, and of values that are written.
+macro_rules! value_type {
+    () => {
+        $crate::gguf::types::value_type!(U8 I8 U16 I16 U32 I32 F32 Bool String Array U64 I64 F64);
+    };
+    ($($name:ident)+) => {
+        /// Its type in the file.
+        pub fn value_type(&self) -> ValueType {
+            match self {
+                $(Self::$name(..) => ValueType::$name),+
+            }
+        }
+    };
+}
+pub(super) use value_type;
+
 impl ValueType {
     /// Every metadata type, by identifier.
     pub const ALL: [Self; 13] = [

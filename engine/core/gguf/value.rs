@@ -1,7 +1,7 @@
 //! Metadata values, decoded from the file's bytes when they are asked for.
 
 use super::cursor::Cursor;
-use super::types::ValueType;
+use super::types::{ValueType, value_type};
 use std::fmt;
 
 /// A metadata value; strings and arrays stay in the file.
@@ -59,24 +59,7 @@ impl<'a> Array<'a> {
 }
 
 impl Value<'_> {
-    /// Its type in the file.
-    pub fn value_type(&self) -> ValueType {
-        match self {
-            Self::U8(_) => ValueType::U8,
-            Self::I8(_) => ValueType::I8,
-            Self::U16(_) => ValueType::U16,
-            Self::I16(_) => ValueType::I16,
-            Self::U32(_) => ValueType::U32,
-            Self::I32(_) => ValueType::I32,
-            Self::F32(_) => ValueType::F32,
-            Self::Bool(_) => ValueType::Bool,
-            Self::String(_) => ValueType::String,
-            Self::Array(_) => ValueType::Array,
-            Self::U64(_) => ValueType::U64,
-            Self::I64(_) => ValueType::I64,
-            Self::F64(_) => ValueType::F64,
-        }
-    }
+    value_type!();
 
     /// What an error message calls it: `string`, `i32 -1`, `array of f32`.
     fn description(&self) -> String {

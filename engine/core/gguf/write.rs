@@ -1,6 +1,6 @@
 //! Writes GGUF files: for tests, examples and tools. What the engine runs is read by [`super::Gguf`].
 
-use super::types::{GgmlType, ValueType};
+use super::types::{GgmlType, ValueType, value_type};
 use std::io::{self, Write};
 
 /// A metadata value to be written.
@@ -23,24 +23,7 @@ pub enum Value {
 }
 
 impl Value {
-    /// Its type in the file.
-    pub fn value_type(&self) -> ValueType {
-        match self {
-            Self::U8(_) => ValueType::U8,
-            Self::I8(_) => ValueType::I8,
-            Self::U16(_) => ValueType::U16,
-            Self::I16(_) => ValueType::I16,
-            Self::U32(_) => ValueType::U32,
-            Self::I32(_) => ValueType::I32,
-            Self::F32(_) => ValueType::F32,
-            Self::Bool(_) => ValueType::Bool,
-            Self::String(_) => ValueType::String,
-            Self::Array(..) => ValueType::Array,
-            Self::U64(_) => ValueType::U64,
-            Self::I64(_) => ValueType::I64,
-            Self::F64(_) => ValueType::F64,
-        }
-    }
+    value_type!();
 
     fn encode(&self, out: &mut Vec<u8>) {
         match self {

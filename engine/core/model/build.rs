@@ -243,7 +243,7 @@ impl Build<Nothing> for Plan {
             Some(name) => self.matrix(name, projections.iter().map(|part| part.rows).sum(), cols)?,
             None => projections.iter().try_for_each(|part| self.matrix(&part.name, part.rows, cols))?,
         }
-        Ok(Stacked { whole: (), parts: vec![(); projections.len()] })
+        Ok(Stacked { whole: (), matrices: vec![(); projections.len()] })
     }
 
     fn vector(&mut self, name: &str, len: usize, _: Option<&[usize]>) -> Result<()> {

@@ -25,7 +25,7 @@ pub fn check_batch(
     if n == 0 {
         return bad("it has no rows".into());
     }
-    length("drawn_rows", batch.drawn_rows.len(), n)?;
+    length("sampled_rows", batch.sampled_rows.len(), n)?;
     length("positions", batch.positions.len(), n)?;
     length("sequence_of_token", batch.sequence_of_token.len(), n)?;
     length("slots", batch.slots.len(), n)?;
@@ -109,7 +109,7 @@ mod tests {
     fn batch() -> Batch {
         Batch {
             tokens: vec![5, 6, 7],
-            drawn_rows: vec![GIVEN; 3],
+            sampled_rows: vec![GIVEN; 3],
             positions: vec![33, 0, 1],
             sequence_of_token: vec![0, 1, 1],
             slots: vec![33, 64, 65],
@@ -139,7 +139,7 @@ mod tests {
             |b| b.state_slots.clear(),
             |b| b.state_slots[0] = 2,
             |b| b.state_slots[0] = 0,
-            |b| b.drawn_rows.clear(),
+            |b| b.sampled_rows.clear(),
             |b| b.positions[1] = 1,
             |b| b.positions[0] = u32::MAX,
             |b| b.sequence_of_token[2] = 0,

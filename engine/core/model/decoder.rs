@@ -43,7 +43,7 @@ struct Buffers<T: Types> {
     x: T::Tensor,
     q: T::Tensor,
     attended: T::Activation,
-    /// The rows of `x` whose logits are wanted.
+    /// The rows of `x` that need logits.
     last: T::Tensor,
     /// Their queries.
     last_q: T::Tensor,
@@ -303,7 +303,7 @@ impl<O: Ops> Decoder<O> {
         ops.bound_norm("output_norm", &self.norm)
     }
 
-    /// Computes the rows `all` of a batch, writes their K and V to `cache`, and leaves the logits of the rows `wanted` of them in
+    /// Computes the rows `all` of a batch, writes their K and V to `cache`, and leaves the logits of the rows `logit_rows` of them in
     /// [`Decoder::logits`].
     ///
     /// # Errors
@@ -312,13 +312,13 @@ impl<O: Ops> Decoder<O> {
         &mut self,
         ops: &mut O,
         all: Rows<O::Batch>,
-        wanted: Rows<O::Batch>,
+        logit_rows: Rows<O::Batch>,
         cache: &mut O::KvCache,
     ) -> Result<()> {
         let Self { embed_tokens, embed_positions, layers, norm, lm_head, buffers } = self;
         let Buffers { x, q, attended, last, last_q, last_normed, logits, scratch } = buffers;
         let batch = all.batch;
-        let some = wanted.n < all.n;
+        let some = logit_rows.n < all.n;
 
         ops.embed(batch, embed_tokens, x)?; // [n, hidden_size]
         if let Some(table) = embed_positions {
@@ -327,16 +327,16 @@ impl<O: Ops> Decoder<O> {
         for (i, layer) in layers.iter().enumerate() {
             parts::attention_in(ops, all, layer.pages, &layer.attention_in, x, scratch, q, cache)?; // [n, heads * head_dim]
 
-            // Behind the last keys and values rows have nothing to do with each other: those whose logits are wanted go on alone.
+            // Behind the last keys and values rows have nothing to do with each other: those that need logits go on alone.
             let is_last = i + 1 == layers.len();
             let (x, rows) = if is_last && some {
-                if wanted.n == 0 {
+                if logit_rows.n == 0 {
                     return Ok(()); // A chunk of a prefill that is not the last.
                 }
                 ops.gather_rows(batch, x, last)?; // [num_logits, hidden_size]
                 ops.gather_rows(batch, q, last_q)?; // [num_logits, heads * head_dim]
-                ops.attention_of_wanted(batch, layer.pages, last_q, cache, attended)?; // [num_logits, heads * head_dim]
-                (&mut *last, wanted)
+                ops.attention_of_logit_rows(batch, layer.pages, last_q, cache, attended)?; // [num_logits, heads * head_dim]
+                (&mut *last, logit_rows)
             } else {
                 ops.attention(batch, layer.pages, q, cache, attended)?; // [n, heads * head_dim]
                 (&mut *x, all)
@@ -347,6 +347,6 @@ impl<O: Ops> Decoder<O> {
         }
         let head = Head { norm, weight: lm_head.as_ref().unwrap_or(embed_tokens) };
         let x = if some { last } else { x };
-        parts::head(ops, wanted, &head, x, last_normed, logits) // [num_logits, vocab_size]
+        parts::head(ops, logit_rows, &head, x, last_normed, logits) // [num_logits, vocab_size]
     }
 }

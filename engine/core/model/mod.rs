@@ -71,7 +71,7 @@ pub trait Runner {
         false
     }
 
-    /// Queues what [`Runner::step`] does. Rows may take the tokens of the step queued last ([`Batch::drawn_rows`]), whether or
+    /// Queues what [`Runner::step`] does. Rows may take the tokens of the step queued last ([`Batch::sampled_rows`]), whether or
     /// not those were taken; such a step draws for no more rows than that one.
     ///
     /// # Errors
@@ -138,8 +138,8 @@ pub struct ModelRunner<O: Ops> {
     max_model_len: usize,
     /// The steps whose tokens were not taken, oldest first.
     queued: VecDeque<Queued>,
-    /// Rows whose drawn tokens the next step may take from the device.
-    last_drawn: usize,
+    /// Rows whose sampled tokens the next step may take from the device.
+    last_sampled: usize,
     /// Of the step whose tokens were taken last.
     logprobs: Vec<Option<Logprobs>>,
 }
@@ -180,7 +180,7 @@ impl<O: Ops> ModelRunner<O> {
             layout,
             max_model_len: ops_config.max_model_len,
             queued: VecDeque::new(),
-            last_drawn: 0,
+            last_sampled: 0,
             logprobs: Vec::new(),
         })
     }
@@ -191,8 +191,8 @@ impl<O: Ops> ModelRunner<O> {
     }
 
     /// Refuses rows that take tokens which are not on the device.
-    fn check_drawn(&self, batch: &Batch, last_drawn: usize) -> Result<()> {
-        let needed = batch.num_drawn();
+    fn check_sampled_rows(&self, batch: &Batch, last_sampled: usize) -> Result<()> {
+        let needed = batch.num_sampled_rows();
         if needed == 0 {
             return Ok(());
         }
@@ -200,9 +200,9 @@ impl<O: Ops> ModelRunner<O> {
             return Err(Error::Request("this device takes tokens from the host alone".into()));
         }
         // More rows than before could move the buffer that the tokens are in.
-        if needed.max(batch.num_logits()) > last_drawn {
+        if needed.max(batch.num_logits()) > last_sampled {
             return Err(Error::Request(format!(
-                "a batch that takes row {} of the last draw and draws {} tokens: the last draw had {last_drawn} rows",
+                "a batch that takes row {} of the last draw and draws {} tokens: the last draw had {last_sampled} rows",
                 needed - 1,
                 batch.num_logits()
             )));
@@ -217,7 +217,7 @@ impl<O: Ops> ModelRunner<O> {
     }
 }
 
-/// The `n` rows of a batch, and the `num_logits` of them whose logits are wanted. Products may have a few rows more, which nobody reads.
+/// The `n` rows of a batch, and the `num_logits` of them that need logits. Products may have a few rows more, which nobody reads.
 fn rows_of<'a, O: Ops>(
     ops: &O,
     limits: &BatchLimits,
@@ -272,7 +272,7 @@ impl<O: Ops> Runner for ModelRunner<O> {
     }
 
     fn queue(&mut self, batch: &Batch, rows: &[SamplingRow]) -> Result<()> {
-        let last_drawn = std::mem::take(&mut self.last_drawn);
+        let last_sampled = std::mem::take(&mut self.last_sampled);
         if rows.len() != batch.num_logits() {
             return Err(Error::Request(format!(
                 "a step needs one sampling row per logit row: {} expected, {} given",
@@ -280,35 +280,35 @@ impl<O: Ops> Runner for ModelRunner<O> {
                 rows.len()
             )));
         }
-        self.check_drawn(batch, last_drawn)?;
+        self.check_sampled_rows(batch, last_sampled)?;
         self.upload(batch)?;
         let (n, num_logits) = (batch.num_tokens(), batch.num_logits());
         let Self { ops, model, cache, batch, limits, .. } = self;
         let batch = &*batch;
-        let [all, wanted] = rows_of(ops, limits, batch, n, num_logits);
+        let [all, logit_rows] = rows_of(ops, limits, batch, n, num_logits);
         let mut logits = Vec::new();
         if rows.is_empty() {
-            ops.run_step(batch, &mut |ops| model.forward(ops, all, wanted, cache))?;
+            ops.run_step(batch, &mut |ops| model.forward(ops, all, logit_rows, cache))?;
         } else if rows.iter().any(|row| row.logprobs.is_some()) {
             // Drawing overwrites the logits, so they are read before; a recorded step has no pause for that.
             ops.prepare_sampling(model.logits(), rows)?;
-            model.forward(ops, all, wanted, cache)?;
+            model.forward(ops, all, logit_rows, cache)?;
             for (i, row) in rows.iter().enumerate() {
-                let wanted = row.logprobs.map(|count| Ok((count, ops.read_row(i, model.logits())?)));
-                logits.push(wanted.transpose()?);
+                let row_logits = row.logprobs.map(|count| Ok((count, ops.read_row(i, model.logits())?)));
+                logits.push(row_logits.transpose()?);
             }
-            ops.draw(model.logits())?;
+            ops.queue_sampling(model.logits())?;
             ops.copy_tokens_to_host()?;
         } else {
             ops.prepare_sampling(model.logits(), rows)?;
             ops.run_step(batch, &mut |ops| {
-                model.forward(ops, all, wanted, cache)?;
-                ops.draw(model.logits())
+                model.forward(ops, all, logit_rows, cache)?;
+                ops.queue_sampling(model.logits())
             })?;
             ops.copy_tokens_to_host()?;
         }
         self.queued.push_back(Queued { num_logits, logits });
-        self.last_drawn = num_logits;
+        self.last_sampled = num_logits;
         Ok(())
     }
 
@@ -316,17 +316,17 @@ impl<O: Ops> Runner for ModelRunner<O> {
         let Some(Queued { num_logits, logits }) = self.queued.pop_front() else {
             return Err(Error::Request("no step is queued whose tokens could be taken".into()));
         };
-        let drawn = if num_logits == 0 { Vec::new() } else { self.ops.drawn()? };
+        let sampled = if num_logits == 0 { Vec::new() } else { self.ops.take_tokens()? };
         let of_row = |(row, &token): (Option<(usize, Vec<f32>)>, &u32)| {
             row.map(|(count, logits)| Logprobs::of(&logits, token, count))
         };
-        self.logprobs = logits.into_par_iter().zip(&drawn).map(of_row).collect();
-        Ok(drawn)
+        self.logprobs = logits.into_par_iter().zip(&sampled).map(of_row).collect();
+        Ok(sampled)
     }
 
     fn discard(&mut self) {
         self.queued.clear();
-        self.ops.forget_drawn();
+        self.ops.discard_tokens();
     }
 
     fn take_logprobs(&mut self) -> Vec<Option<Logprobs>> {
@@ -336,8 +336,8 @@ impl<O: Ops> Runner for ModelRunner<O> {
     fn logits(&mut self, batch: &Batch) -> Result<Vec<f32>> {
         self.upload(batch)?;
         let num_logits = batch.num_logits();
-        let [all, wanted] = rows_of(&self.ops, &self.limits, &self.batch, batch.num_tokens(), num_logits);
-        self.model.forward(&mut self.ops, all, wanted, &mut self.cache)?;
+        let [all, logit_rows] = rows_of(&self.ops, &self.limits, &self.batch, batch.num_tokens(), num_logits);
+        self.model.forward(&mut self.ops, all, logit_rows, &mut self.cache)?;
         if num_logits == 0 {
             return Ok(Vec::new());
         }

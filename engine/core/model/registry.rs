@@ -115,7 +115,7 @@ macro_rules! architectures {
                 }
             }
 
-            /// Computes the rows `all` of a batch, writes their state to `cache`, and leaves the logits of the rows `wanted` of
+            /// Computes the rows `all` of a batch, writes their state to `cache`, and leaves the logits of the rows `logit_rows` of
             /// them in [`Model::logits`].
             ///
             /// # Errors
@@ -124,11 +124,11 @@ macro_rules! architectures {
                 &mut self,
                 ops: &mut O,
                 all: Rows<O::Batch>,
-                wanted: Rows<O::Batch>,
+                logit_rows: Rows<O::Batch>,
                 cache: &mut O::KvCache,
             ) -> Result<()> {
                 match self {
-                    $(Self::$architecture(model) => model.forward(ops, all, wanted, cache)),*
+                    $(Self::$architecture(model) => model.forward(ops, all, logit_rows, cache)),*
                 }
             }
         }

@@ -162,15 +162,15 @@ impl CudaOps {
                 other.name, other.cols
             )));
         }
-        let (mut whole, mut parts) = (Vec::new(), Vec::new());
+        let (mut whole, mut each) = (Vec::new(), Vec::new());
         // Floats all get one format.
         let kind = |matrix: &Matrix| matrix.format.float().map_or(Some(matrix.format), |_| None);
         for run in matrices.chunk_by(|a, b| kind(a) == kind(b)) {
             for [piece, part] in self.load_run(run, cols, Some(apart))? {
                 whole.push(piece);
-                parts.push(Weight::new(vec![part], cols));
+                each.push(Weight::new(vec![part], cols));
             }
         }
-        Ok(Stacked { whole: Weight::new(whole, cols), parts })
+        Ok(Stacked { whole: Weight::new(whole, cols), matrices: each })
     }
 }

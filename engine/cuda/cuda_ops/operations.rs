@@ -14,8 +14,8 @@ use crate::tensor::{self, Activation, KvCache, Tensor};
 use crate::weight::Weight;
 use crate::weights::Matrix;
 use crate::{
-    add_bias, add_positions, bandwidth, bias_rope_kv, cublas, embed, experts_in, experts_out, fused,
-    gate_rows, gather_rows, graph, layer_norm, matmul, precise_dtype, qk_norm, rms_norm, route,
+    add_bias, add_positions, bias_rope_kv, cublas, embed, experts_in, experts_out, fused, gate_rows,
+    gather_rows, graph, layer_norm, matmul, precise_dtype, qk_norm, read_bandwidth, rms_norm, route,
 };
 use qernel_core::batch::{Batch, BatchLimits};
 use qernel_core::sampler::SamplingRow;
@@ -33,8 +33,8 @@ impl Ops for CudaOps {
         let dtype = precise_dtype(self.dtype);
         if dtype != self.dtype {
             let room = 2 * tensor::elements(rows, cols)?.next_multiple_of(8);
-            if room > self.parts.len() {
-                self.parts = DeviceBuffer::zeroed(&self.device, room)?;
+            if room > self.bf16_halves.len() {
+                self.bf16_halves = DeviceBuffer::zeroed(&self.device, room)?;
             }
         }
         Activation::new(&self.device, dtype, rows, cols)
@@ -105,7 +105,7 @@ impl Ops for CudaOps {
     }
 
     fn embed(&mut self, batch: &CudaBatch, table: &Weight, out: &mut Tensor) -> Result<()> {
-        embed::embed(&self.device, batch, self.sampler.last_drawn(), table, out)
+        embed::embed(&self.device, batch, self.sampler.last_tokens(), table, out)
     }
 
     fn add_positions(&mut self, batch: &CudaBatch, table: &DeviceBuffer<f32>, x: &mut Tensor) -> Result<()> {
@@ -216,7 +216,7 @@ impl Ops for CudaOps {
         self.attend(batch, batch.rows(), layer, q, cache, out)
     }
 
-    fn attention_of_wanted(
+    fn attention_of_logit_rows(
         &mut self,
         batch: &CudaBatch,
         layer: usize,
@@ -224,10 +224,10 @@ impl Ops for CudaOps {
         cache: &KvCache,
         out: &mut Activation,
     ) -> Result<()> {
-        let rows = batch.wanted_rows();
+        let rows = batch.only_logit_rows();
         if rows.split.num_rows != batch.shape.num_logits {
             return Err(Error::Request(
-                "attention: the rows whose logits are wanted must be some, and the last of their sequences"
+                "attention: the rows that need logits must be some, and the last of their sequences"
                     .to_owned(),
             ));
         }
@@ -317,7 +317,7 @@ impl Ops for CudaOps {
         cache: &mut KvCache,
     ) -> Result<bool> {
         let AttentionIn { norm: Norm::Rms(norm), qkv, bias, qk_norm: None } = part else { return Ok(false) };
-        let [q_proj, k_proj, v_proj] = &qkv.parts[..] else { return Ok(false) };
+        let [q_proj, k_proj, v_proj] = &qkv.matrices[..] else { return Ok(false) };
         let weights = [q_proj, k_proj, v_proj];
         let takes = match weights.map(|weight| weight.units(false)) {
             [Some(q), Some(k), Some(v)] => {
@@ -341,7 +341,7 @@ impl Ops for CudaOps {
         out: &mut Activation,
     ) -> Result<bool> {
         let MlpIn { norm: Norm::Rms(norm), up: Up::Gated(gate_up) } = part else { return Ok(false) };
-        let [gate, up] = &gate_up.parts[..] else { return Ok(false) };
+        let [gate, up] = &gate_up.matrices[..] else { return Ok(false) };
         let takes = match (gate.units(true), up.units(true)) {
             (Some(gate), Some(up)) => {
                 fused::GateUp::are_side_by_side(gate, up)
@@ -380,20 +380,20 @@ impl Ops for CudaOps {
         self.sampler.prepare(&self.choice, logits, rows)
     }
 
-    fn draw(&mut self, logits: &mut Tensor) -> Result<()> {
-        self.sampler.draw(&self.choice, logits)
+    fn queue_sampling(&mut self, logits: &mut Tensor) -> Result<()> {
+        self.sampler.queue(&self.choice, logits)
     }
 
     fn copy_tokens_to_host(&mut self) -> Result<()> {
         self.sampler.fetch()
     }
 
-    fn drawn(&mut self) -> Result<Vec<u32>> {
-        self.sampler.drawn(self.vocab_size)
+    fn take_tokens(&mut self) -> Result<Vec<u32>> {
+        self.sampler.take(self.vocab_size)
     }
 
-    fn forget_drawn(&mut self) {
-        self.sampler.forget();
+    fn discard_tokens(&mut self) {
+        self.sampler.discard();
     }
 
     fn runs_ahead(&self) -> bool {
@@ -457,6 +457,6 @@ impl Ops for CudaOps {
         if self.device.is_emulated() {
             return Ok(None);
         }
-        bandwidth::read_bandwidth(&self.device).map(Some)
+        read_bandwidth(&self.device).map(Some)
     }
 }

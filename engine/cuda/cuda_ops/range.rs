@@ -134,7 +134,7 @@ impl CudaOps {
         // Q and K are rotated, which makes a value of two.
         let rotated = 2f64.sqrt();
         let normed = qk_norm.as_ref().map(|norm| [&norm.q, &norm.k]);
-        for (i, weight) in qkv.parts.iter().enumerate() {
+        for (i, weight) in qkv.matrices.iter().enumerate() {
             let what = || format!("{name}: {}", ["Q", "K", "V"].get(i).unwrap_or(&"a projection"));
             let bound = match normed.and_then(|norms| norms.get(i).copied()) {
                 Some(weight) => bound_of_norm(weight)?,
@@ -203,7 +203,7 @@ impl CudaOps {
         norm: &Norm<DeviceBuffer<f32>>,
         gate_up: &Stacked<Weight>,
     ) -> Result<()> {
-        let [gate, up] = &gate_up.parts[..] else { return Ok(()) };
+        let [gate, up] = &gate_up.matrices[..] else { return Ok(()) };
         let (Some(of_gate), Some(of_up)) = (gate.scales(), up.scales()) else { return Ok(()) };
         if !self.rounds_to_f16() {
             return Ok(());
@@ -232,7 +232,7 @@ impl CudaOps {
     /// What SwiGLU multiplies gate and up with where they are products of these matrices ([`Ops::matmul_rounded`](qernel_core::ops::Ops)), and
     /// what its results are divided by.
     pub(super) fn swiglu_scales(gate_up: &Stacked<Weight>) -> ([f32; 2], f32) {
-        match &gate_up.parts[..] {
+        match &gate_up.matrices[..] {
             [gate, up] => match (gate.scales(), up.scales()) {
                 (Some(gate), Some(up)) => {
                     let gated = up.gated.get();

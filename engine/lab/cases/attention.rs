@@ -368,7 +368,7 @@ impl Instance for Attention {
                 (row.out[i - first], self.tolerance(expected, arithmetic, i - first))
             });
         }
-        findings.untouched("out", &found[n * q_size..]);
+        findings.guard_intact("out", &found[n * q_size..]);
         let poison = found[..n * q_size].iter().position(|value| value.is_nan());
         findings.expect(poison.is_none(), || format!("out: not a number at {}", poison.unwrap_or_default()));
 

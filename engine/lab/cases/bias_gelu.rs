@@ -126,7 +126,7 @@ impl Instance for Gelu {
             let (value, off) = expected[i];
             (value, off + value.abs() * unit(dtype) + smallest(dtype) + 2f64.powi(-126))
         });
-        findings.untouched("out", guard);
+        findings.guard_intact("out", guard);
         Ok(())
     }
 }

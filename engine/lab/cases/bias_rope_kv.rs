@@ -1,7 +1,7 @@
 //! Biases, rotation and the pages of K and V, against the same in f64.
 
 use super::ragged;
-use crate::batch::{Batch, BatchLimits, SequenceRows, WantedLogits};
+use crate::batch::{Batch, BatchLimits, LogitRows, SequenceRows};
 use crate::cuda::{CudaBatch, CudaOps, DeviceBuffer, KvCache, Tensor};
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -42,7 +42,7 @@ fn last_positions(dtype: Dtype) -> Case {
     let host = |_| {
         let pages: Vec<u32> = (0..pages_for(CONTEXT) as u32).map(|page| page % 3).collect();
         let position = CONTEXT - ROWS;
-        let rows = SequenceRows { tokens: &[0; ROWS], position, pages: &pages, logits: WantedLogits::None };
+        let rows = SequenceRows { tokens: &[0; ROWS], position, pages: &pages, logits: LogitRows::None };
         Batch::new(&[rows])
     };
     case(dtype, (3, 1, 64), true, size, Box::new(host))
@@ -56,8 +56,7 @@ fn timings(workload: &Workload) -> Vec<Case> {
         let host = move |seed| {
             let pages = shuffled(seed, "pages", num_pages);
             let tokens = vec![0; n];
-            let rows =
-                SequenceRows { tokens: &tokens, position: 0, pages: &pages, logits: WantedLogits::None };
+            let rows = SequenceRows { tokens: &tokens, position: 0, pages: &pages, logits: LogitRows::None };
             Batch::new(&[rows])
         };
         case(workload.dtype, heads, config.attention_bias, Size::new(n, num_pages), Box::new(host))

@@ -122,7 +122,7 @@ fn split_case(count: usize) -> Case {
                 high: encode(Dtype::Bf16, &high),
                 low: encode(Dtype::Bf16, &low),
                 x: DeviceBuffer::from_slice(ops.device(), &values)?,
-                parts: DeviceBuffer::zeroed(ops.device(), room)?,
+                halves: DeviceBuffer::zeroed(ops.device(), room)?,
             }))
         }),
     }
@@ -133,21 +133,21 @@ struct Split {
     high: Vec<u8>,
     low: Vec<u8>,
     x: DeviceBuffer<f32>,
-    parts: DeviceBuffer<u16>,
+    halves: DeviceBuffer<u16>,
 }
 
 impl Instance for Split {
     fn reset(&mut self, _: &mut CudaOps) -> Result<()> {
-        self.parts.fill(POISON)
+        self.halves.fill(POISON)
     }
 
     fn launch(&mut self, ops: &mut CudaOps) -> Result<()> {
-        split_to_bf16(ops.device(), self.count, &self.x, &mut self.parts)
+        split_to_bf16(ops.device(), self.count, &self.x, &mut self.halves)
     }
 
     fn compare(&mut self, _: &mut CudaOps, _: &str, findings: &mut Findings) -> Result<()> {
         let found: Vec<u8> =
-            self.parts.read(0, self.parts.len())?.iter().flat_map(|value| value.to_le_bytes()).collect();
+            self.halves.read(0, self.halves.len())?.iter().flat_map(|value| value.to_le_bytes()).collect();
         let second = 2 * self.count.next_multiple_of(8);
         // A rounding to nearest even, an exact difference, and another rounding: the same bits.
         compare_bytes(findings, &found[..second], &self.high, 2);

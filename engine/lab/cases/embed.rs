@@ -2,7 +2,7 @@
 
 use super::blocks::{matrix, scale_of};
 use super::{LIMITS, ragged};
-use crate::batch::{Batch, BatchLimits, GIVEN, SequenceRows, WantedLogits};
+use crate::batch::{Batch, BatchLimits, GIVEN, LogitRows, SequenceRows};
 use crate::cuda::{CudaBatch, CudaOps, Tensor, Weight};
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -37,7 +37,7 @@ fn timings(workload: &Workload) -> Vec<Case> {
             let mut random = Random::new(seed, "tokens");
             let tokens: Vec<u32> = (0..n).map(|_| (random.next_u64() % vocab_size as u64) as u32).collect();
             let pages: Vec<u32> = (0..max_blocks as u32).collect();
-            let logits = WantedLogits::Last;
+            let logits = LogitRows::Last;
             Batch::new(&[SequenceRows { tokens: &tokens, position: 0, pages: &pages, logits }])
         };
         case(workload.dtype.into(), vocab_size, cols, n, limits, Box::new(host))
@@ -64,20 +64,20 @@ fn case(
             let name = format!("embed [{vocab_size}, {cols}]");
             let (weight, table) = matrix(ops, format, &name, seed, [vocab_size, cols], scale_of(format))?;
             let mut host = host(seed);
-            let drawn = draw(ops, seed, vocab_size)?;
+            let sampled = draw(ops, seed, vocab_size)?;
             // Every third row takes its token from the device.
-            for (i, row) in host.drawn_rows.iter_mut().enumerate().skip(1).step_by(3) {
-                *row = (i % drawn.len()) as u32;
+            for (i, row) in host.sampled_rows.iter_mut().enumerate().skip(1).step_by(3) {
+                *row = (i % sampled.len()) as u32;
             }
             let mut batch = ops.new_batch(&limits)?;
             ops.upload(&host, &mut batch)?;
             let row = |(&given, &row): (&u32, &u32)| {
-                let token = if row == GIVEN { given } else { drawn[row as usize] };
+                let token = if row == GIVEN { given } else { sampled[row as usize] };
                 table[token as usize * cols..][..cols].to_vec()
             };
             Ok(Box::new(Embed {
                 vocab_size,
-                expected: host.tokens.iter().zip(&host.drawn_rows).flat_map(row).collect(),
+                expected: host.tokens.iter().zip(&host.sampled_rows).flat_map(row).collect(),
                 table: weight,
                 out: poisoned(ops, host.num_tokens(), cols)?,
                 host,
@@ -131,7 +131,7 @@ impl Instance for Embed {
         findings.expect(refused, || "a token behind the table was not refused".into());
 
         let mut outside = self.host.clone();
-        outside.drawn_rows[last] = 1 << 20;
+        outside.sampled_rows[last] = 1 << 20;
         ops.upload(&outside, &mut self.batch)?;
         let refused = ops.embed(&self.batch, &self.table, &mut self.out).is_err();
         findings.expect(refused, || "a row behind the last draw was not refused".into());

@@ -302,6 +302,6 @@ fn compare(of: &'static str, found: &Tensor, expected: &[(f64, f64)], findings: 
     let found = found.to_host()?;
     let (values, guard) = found.split_at(expected.len());
     findings.places(of, values.iter().copied().enumerate(), |i| expected[i]);
-    findings.untouched(of, guard);
+    findings.guard_intact(of, guard);
     Ok(())
 }

@@ -101,7 +101,7 @@ impl Instance for GateRows {
             let (value, off) = expected[i];
             (value, off + value.abs() * unit(dtype) + smallest(dtype))
         });
-        findings.untouched("rows", guard);
+        findings.guard_intact("rows", guard);
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! The rows whose logits are wanted.
+//! The rows that need logits.
 
 use super::{LIMITS, ragged};
 use crate::batch::BatchLimits;
@@ -15,8 +15,8 @@ pub const CASES: Cases = Cases { op: "gather_rows", checks, timings };
 
 fn checks() -> Vec<Case> {
     let n = ragged(0, 10, 8).num_tokens();
-    let wanted = [vec![0], vec![0, 1, 7, 111, n as u32 - 1], (0..n as u32).collect()];
-    let of = |cols| wanted.clone().map(|wanted| case(n, cols, wanted));
+    let logit_rows = [vec![0], vec![0, 1, 7, 111, n as u32 - 1], (0..n as u32).collect()];
+    let of = |cols| logit_rows.clone().map(|logit_rows| case(n, cols, logit_rows));
     COLUMNS.into_iter().flat_map(of).collect()
 }
 
@@ -26,8 +26,8 @@ fn timings(workload: &Workload) -> Vec<Case> {
     workload.rows.iter().map(of).collect()
 }
 
-fn case(n: usize, cols: usize, wanted: Vec<u32>) -> Case {
-    let count = wanted.len();
+fn case(n: usize, cols: usize, logit_rows: Vec<u32>) -> Case {
+    let count = logit_rows.len();
     Case {
         dtype: Dtype::F32,
         shape: format!("{count} of [{n}, {cols}]"),
@@ -36,10 +36,11 @@ fn case(n: usize, cols: usize, wanted: Vec<u32>) -> Case {
         config: plain_config(),
         prepare: Box::new(move |ops, seed| {
             let x = random(seed, &format!("gather_rows [{n}, {cols}]"), n * cols);
-            let expected = wanted.iter().flat_map(|&row| x[row as usize * cols..][..cols].to_vec()).collect();
+            let expected =
+                logit_rows.iter().flat_map(|&row| x[row as usize * cols..][..cols].to_vec()).collect();
             let batch = if n == ragged(0, 10, 8).num_tokens() {
                 let mut host = ragged(seed, 10, 8);
-                host.logit_rows = wanted.clone();
+                host.logit_rows = logit_rows.clone();
                 let mut batch = ops.new_batch(&LIMITS)?;
                 ops.upload(&host, &mut batch)?;
                 batch
@@ -49,11 +50,11 @@ fn case(n: usize, cols: usize, wanted: Vec<u32>) -> Case {
                     BatchLimits { max_num_tokens: n, max_num_sequences: 1, max_num_logits: n, max_blocks };
                 let pages: Vec<u32> = (0..max_blocks as u32).collect();
                 let (mut host, mut batch) = super::batch_of(ops, &limits, &[(n, 0, &pages)])?;
-                host.logit_rows = wanted.clone();
+                host.logit_rows = logit_rows.clone();
                 ops.upload(&host, &mut batch)?;
                 batch
             };
-            let (x, out) = (tensor(ops, n, cols, &x)?, poisoned(ops, wanted.len(), cols)?);
+            let (x, out) = (tensor(ops, n, cols, &x)?, poisoned(ops, logit_rows.len(), cols)?);
             Ok(Box::new(GatherRows { batch, expected, x, out }))
         }),
     }

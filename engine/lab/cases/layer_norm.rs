@@ -91,7 +91,7 @@ impl Instance for Norm {
             let (value, off) = expected[i];
             (value, off + value.abs() * unit(dtype) + smallest(dtype))
         });
-        findings.untouched("out", guard);
+        findings.guard_intact("out", guard);
         findings.same_bits("x, which is only read", &self.x.to_host()?, &self.input);
         Ok(())
     }

@@ -214,7 +214,7 @@ impl Matmul {
                 if format == Dtype::F32 { 0.0 } else { sum.abs() * unit(format) + smallest(format) };
             (sum, magnitude * relative + rounding)
         });
-        findings.untouched(of, &found[n * rows..]);
+        findings.guard_intact(of, &found[n * rows..]);
         let poison = found[..n * rows].iter().position(|value| value.is_nan());
         findings.expect(poison.is_none(), || format!("{of}: not a number at {}", poison.unwrap_or_default()));
     }

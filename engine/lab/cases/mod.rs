@@ -3,11 +3,13 @@
 mod add;
 mod add_bias;
 mod add_positions;
+mod argmax;
 mod attention;
 mod bias_gelu;
 mod bias_rope_kv;
 mod blocks;
 mod convert;
+mod decode;
 mod embed;
 mod experts;
 mod fused;
@@ -15,6 +17,11 @@ mod gate_rows;
 mod gather_rows;
 mod layer_norm;
 pub mod matmul;
+mod matmul_add;
+mod matmul_blocks;
+mod norm_gate_up;
+mod norm_matmul;
+mod norm_product;
 mod norm_qkv_rope;
 mod qk_norm;
 mod read_bandwidth;
@@ -27,36 +34,18 @@ mod silu_mul;
 
 use super::case::Cases;
 use super::values::shuffled;
-use crate::batch::{Batch, BatchLimits, SequenceRows, WantedLogits};
+use crate::batch::{Batch, BatchLimits, LogitRows, SequenceRows};
 use crate::cuda::{CudaBatch, CudaOps};
 use crate::error::Result;
 use crate::ops::Ops;
 use crate::testing::Random;
 
-// Operations whose cases stand together in one file.
-mod argmax {
-    pub use super::sample::ARGMAX as CASES;
-}
-mod decode {
-    pub use super::blocks::DECODE as CASES;
-}
+// Both halves of the experts have most of a case in common.
 mod experts_in {
     pub use super::experts::IN as CASES;
 }
 mod experts_out {
     pub use super::experts::OUT as CASES;
-}
-mod matmul_add {
-    pub use super::fused::MATMUL_ADD as CASES;
-}
-mod matmul_blocks {
-    pub use super::blocks::MATMUL as CASES;
-}
-mod norm_gate_up {
-    pub use super::fused::NORM_GATE_UP as CASES;
-}
-mod norm_matmul {
-    pub use super::fused::NORM_MATMUL as CASES;
 }
 
 macro_rules! all {
@@ -94,7 +83,7 @@ fn ragged(seed: u64, vocab_size: usize, num_pages: usize) -> Batch {
         tokens: &tokens[..rows],
         position,
         pages,
-        logits: WantedLogits::All,
+        logits: LogitRows::All,
     };
     Batch::new(&[part(1, 70, &pages[..3]), part(111, 5, &pages[3..7]), part(19, 0, &pages[7..8])])
 }
@@ -113,7 +102,7 @@ fn batch_of(
             tokens: &tokens[..rows],
             position,
             pages,
-            logits: WantedLogits::None,
+            logits: LogitRows::None,
         })
         .collect();
     let host = Batch::new(&parts);

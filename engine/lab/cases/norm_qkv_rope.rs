@@ -176,7 +176,7 @@ impl NormQkvRope {
             expected,
             x: tensor(ops, n, hidden_size, &host_x)?,
             norm: RmsNorm { weight: ops.load_vector(&host_norm)?, eps: EPS },
-            weights: ops.load_stacked(&matrices, head_dim / 2)?.parts,
+            weights: ops.load_stacked(&matrices, head_dim / 2)?.matrices,
             biases,
             q: poisoned(ops, n, heads * head_dim)?,
             cache: ops.new_kv_cache(&layout)?,
@@ -202,7 +202,7 @@ impl Instance for NormQkvRope {
         let q = self.q.to_host()?;
         let (of_q, cols) = (&self.expected[0], heads * head_dim);
         findings.places("q", q.iter().copied().enumerate().take(n * cols), |i| of_q[i]);
-        findings.untouched("q", &q[n * cols..]);
+        findings.guard_intact("q", &q[n * cols..]);
         let dtype = self.cache.layout().dtype;
         let (k, v) = self.cache.read(0)?;
         for (name, pages, expected) in [("k", k, &self.expected[1]), ("v", v, &self.expected[2])] {

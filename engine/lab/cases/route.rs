@@ -132,7 +132,7 @@ impl Instance for Route {
                 (shares[j] / whole, shares[j] / whole * 2.0 * relative)
             });
         }
-        findings.untouched("chosen", &found[n * 2 * count..]);
+        findings.guard_intact("chosen", &found[n * 2 * count..]);
         Ok(())
     }
 }

@@ -17,16 +17,6 @@ use rayon::prelude::*;
 use std::sync::Arc;
 
 pub const CASES: Cases = Cases { op: "sample", checks, timings };
-/// The last kernel of greedy rows, of which there are variants.
-pub const ARGMAX: Cases =
-    Cases { op: "argmax", checks: || greedy(checks()), timings: |w| greedy(timings(w)) };
-
-/// The cases with greedy rows.
-fn greedy(cases: Vec<Case>) -> Vec<Case> {
-    let is_greedy =
-        |case: &Case| ["greedy", "mixed", "penalties", "masked"].iter().any(|name| case.shape.contains(name));
-    cases.into_iter().filter(is_greedy).collect()
-}
 
 /// Rows of one launch.
 const N: usize = 24;
@@ -48,7 +38,7 @@ fn plain() -> SamplingParams {
     SamplingParams { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, ..SamplingParams::default() }
 }
 
-fn checks() -> Vec<Case> {
+pub(super) fn checks() -> Vec<Case> {
     let mut cases = Vec::new();
     let filters: [(&'static str, SamplingParams); 12] = [
         ("plain", plain()),
@@ -148,7 +138,7 @@ fn checks() -> Vec<Case> {
 }
 
 /// Greedy, and the default chain. Both wait for the tokens: these times have the way to the host and back in them.
-fn timings(workload: &Workload) -> Vec<Case> {
+pub(super) fn timings(workload: &Workload) -> Vec<Case> {
     let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
     let settings = [("greedy", greedy), ("llama.cpp's defaults", SamplingParams::default())];
     let of = |&n: &usize| {
@@ -216,10 +206,10 @@ fn case(
                     row(i, &SamplingParams { seed: params.seed.wrapping_add(seed), ..params.clone() })
                 })
                 .collect();
-            let draw = |(l, row): (&[f32], &SamplingRow)| cpu::sampler::sample(&mut l.to_vec(), row);
+            let draw = |(l, row): (&[f32], &SamplingRow)| cpu::sample::sample(&mut l.to_vec(), row);
             let expected = values.par_chunks(vocab_size).zip(&rows).map(draw).collect();
             let logits = tensor(ops, n, vocab_size, &values)?;
-            Ok(Box::new(Sample { allowed, rows, values, expected, logits, drawn: Vec::new() }))
+            Ok(Box::new(Sample { allowed, rows, values, expected, logits, sampled: Vec::new() }))
         }),
     }
 }
@@ -230,7 +220,7 @@ struct Sample {
     values: Vec<f32>,
     expected: Vec<u32>,
     logits: Tensor,
-    drawn: Vec<u32>,
+    sampled: Vec<u32>,
 }
 
 impl Instance for Sample {
@@ -239,17 +229,17 @@ impl Instance for Sample {
     }
 
     fn launch(&mut self, ops: &mut CudaOps) -> Result<()> {
-        self.drawn = ops.sample(&mut self.logits, &self.rows)?;
+        self.sampled = ops.sample(&mut self.logits, &self.rows)?;
         Ok(())
     }
 
     fn compare(&mut self, _: &mut CudaOps, _: &str, findings: &mut Findings) -> Result<()> {
-        findings.untouched("logits", &self.logits.to_host()?[self.values.len()..]);
+        findings.guard_intact("logits", &self.logits.to_host()?[self.values.len()..]);
         findings.compared += self.expected.len();
-        let mut differing = (0..self.expected.len()).filter(|&i| self.drawn[i] != self.expected[i]);
+        let mut differing = (0..self.expected.len()).filter(|&i| self.sampled[i] != self.expected[i]);
         let Some(index) = differing.next() else { return Ok(()) };
         let different = 1 + differing.count() as u32;
-        let (found, expected) = (f64::from(self.drawn[index]), f64::from(self.expected[index]));
+        let (found, expected) = (f64::from(self.sampled[index]), f64::from(self.expected[index]));
         let (count, allowed) = (f64::from(different), f64::from(self.allowed));
         let ratio = count / allowed;
         findings.absolute = count;

@@ -9,7 +9,7 @@ use super::tool_calls::{CallParser, Piece};
 use super::tools::{Tool, ToolCall, ToolCallDelta, ToolChoice, ToolUse};
 use super::{Stop, collect, fields};
 use crate::body::JsonBody;
-use crate::engine_thread::{ModelInfo, Wanted};
+use crate::engine_thread::{ModelInfo, SequenceRequest};
 use crate::error::{ApiError, ErrorResponse};
 use crate::number::TokenLimit;
 use crate::sse::{self, Encoder, EventStream, ServerSentEvent};
@@ -19,8 +19,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use qernel_core::chat::ChatTemplate;
+use qernel_core::engine::{Event, FinishReason, Request, Usage};
 use qernel_core::error::Error;
-use qernel_core::generate::{Event, FinishReason, Request, Usage};
 use qernel_core::tokenizer::Tokenizer;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -207,12 +207,12 @@ pub async fn chat_completions(
         return Err(ApiError::field(param, message));
     }
 
-    let room = app.reserve("n", n)?;
+    let permit = app.reserve("n", n)?;
     let has_tools = tools.is_some();
     let calls = tools.as_ref().filter(|tools| tools.is_constrained() || format.is_some());
     let calls = calls.map(ToolUse::calls).transpose()?;
     let render = move |model: &ModelInfo| render(template(model)?, &messages, tools.as_ref(), &variables);
-    let (mut room, prompt) = app.encode(room, "messages", render).await?;
+    let (mut permit, prompt) = app.encode(permit, "messages", render).await?;
     let mut grammar = None;
     if calls.is_some() || format.is_some() {
         let of_thread = Arc::clone(&app);
@@ -224,9 +224,9 @@ pub async fn chat_completions(
                 (None, None) => Ok(None),
             }
         };
-        (room, grammar) = app.work.grammar(room, compile).await?;
+        (permit, grammar) = app.work.grammar(permit, compile).await?;
     }
-    let choice = |index| Wanted {
+    let choice = |index| SequenceRequest {
         request: Request {
             sampling: sampling.clone(),
             penalize_prompt: false,
@@ -240,7 +240,7 @@ pub async fn chat_completions(
         grammar: grammar.clone(),
         prompt_param: "messages",
     };
-    let answer = app.submit(room, (0..n as u32).map(choice).collect()).await?;
+    let answer = app.submit(permit, (0..n as u32).map(choice).collect()).await?;
     log_user(request.user.as_deref());
 
     let (id, created) = (random_id("chatcmpl-"), unix_seconds(SystemTime::now()));

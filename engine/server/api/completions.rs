@@ -6,15 +6,15 @@ use super::openai::{OpenAiFinish, OpenAiUsage, log_user, openai_request, token_l
 use super::prompt::Prompt;
 use super::{Stop, collect, fields};
 use crate::body::JsonBody;
-use crate::engine_thread::Wanted;
+use crate::engine_thread::SequenceRequest;
 use crate::error::{ApiError, ErrorResponse};
 use crate::sse::{self, Encoder, EventStream, ServerSentEvent};
-use crate::work::Room;
+use crate::work::RequestPermit;
 use crate::{App, random_id};
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use qernel_core::generate::{Event, Request, Usage};
+use qernel_core::engine::{Event, Request, Usage};
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -89,20 +89,20 @@ pub async fn completions(
     if count == 0 {
         return Err(ApiError::field("prompt", "prompt: the list is empty"));
     }
-    let mut room = app.reserve("n", n.saturating_mul(count))?;
+    let mut permit = app.reserve("n", n.saturating_mul(count))?;
     let prompts = match request.prompt {
         Prompt::Ids(ids) => vec![ids],
         Prompt::IdLists(lists) => lists,
         Prompt::Text(text) => {
             let prompt;
-            (room, prompt) = plain(&app, room, text).await?;
+            (permit, prompt) = plain(&app, permit, text).await?;
             vec![prompt]
         }
         Prompt::Texts(texts) => {
             let mut prompts = Vec::with_capacity(count);
             for text in texts {
                 let prompt;
-                (room, prompt) = plain(&app, room, text).await?;
+                (permit, prompt) = plain(&app, permit, text).await?;
                 prompts.push(prompt);
             }
             prompts
@@ -111,7 +111,7 @@ pub async fn completions(
     let choices = prompts.iter().flat_map(|prompt| {
         let stop = &stop;
         let sampling = &sampling;
-        (0..n as u32).map(move |index| Wanted {
+        (0..n as u32).map(move |index| SequenceRequest {
             request: Request {
                 sampling: sampling.clone(),
                 penalize_prompt: false,
@@ -126,9 +126,9 @@ pub async fn completions(
             prompt_param: "prompt",
         })
     });
-    let choices: Vec<Wanted> = choices.collect();
+    let choices: Vec<SequenceRequest> = choices.collect();
     let total = choices.len();
-    let answer = app.submit(room, choices).await?;
+    let answer = app.submit(permit, choices).await?;
     log_user(request.user.as_deref());
     let (id, created) = (random_id("cmpl-"), unix_seconds(SystemTime::now()));
     if let Some(include_usage) = stream {
@@ -153,11 +153,15 @@ pub async fn completions(
 }
 
 /// The ids of a prompt that no template made.
-pub async fn plain(app: &Arc<App>, room: Room, text: String) -> Result<(Room, Vec<u32>), ApiError> {
+pub async fn plain(
+    app: &Arc<App>,
+    permit: RequestPermit,
+    text: String,
+) -> Result<(RequestPermit, Vec<u32>), ApiError> {
     let tokenizer = &app.engine.model()?.tokenizer;
     let bos = tokenizer.bos_token_id().filter(|_| tokenizer.adds_bos());
-    let (room, ids) = app.encode(room, "prompt", |_| Ok(text)).await?;
-    Ok((room, bos.into_iter().chain(ids).collect()))
+    let (permit, ids) = app.encode(permit, "prompt", |_| Ok(text)).await?;
+    Ok((permit, bos.into_iter().chain(ids).collect()))
 }
 
 struct Chunks {

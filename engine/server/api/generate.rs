@@ -4,18 +4,18 @@ use super::completions::plain;
 use super::logprobs::{self, TokenLogprob};
 use super::{Choice, Stop, collect, fields, openai};
 use crate::body::JsonBody;
-use crate::engine_thread::{ModelInfo, Wanted};
+use crate::engine_thread::{ModelInfo, SequenceRequest};
 use crate::error::{ApiError, ErrorResponse};
 use crate::fields::described;
 use crate::number::{self, TokenLimit};
 use crate::sse::{self, Encoder, EventStream, ServerSentEvent};
-use crate::work::Room;
+use crate::work::RequestPermit;
 use crate::{App, random_u64};
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use qernel_core::chat::Message;
-use qernel_core::generate::{Event, FinishReason, Request, Timings, Usage};
+use qernel_core::engine::{Event, FinishReason, Request, Timings, Usage};
 use qernel_core::sampler::SamplingParams;
 use qernel_core::tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
@@ -137,21 +137,25 @@ impl GenerateRequest {
     }
 
     /// The ids of the prompt.
-    async fn prompt(&mut self, app: &Arc<App>, room: Room) -> Result<(Room, Vec<u32>), ApiError> {
+    async fn prompt(
+        &mut self,
+        app: &Arc<App>,
+        permit: RequestPermit,
+    ) -> Result<(RequestPermit, Vec<u32>), ApiError> {
         let raw = self.raw.unwrap_or(false);
         if self.system.is_some() && (raw || self.ids.is_some()) {
             return Err(ApiError::field("system", "system: a prompt without template has no system message"));
         }
         match (self.prompt.take(), self.ids.take()) {
-            (None, Some(ids)) => Ok((room, ids)),
-            (Some(prompt), None) if raw => plain(app, room, prompt).await,
+            (None, Some(ids)) => Ok((permit, ids)),
+            (Some(prompt), None) if raw => plain(app, permit, prompt).await,
             (Some(prompt), None) => {
                 let system = self.system.take().map(|text| Message::new("system", text));
                 let messages: Vec<_> = system.into_iter().chain([Message::new("user", prompt)]).collect();
                 let render = move |model: &ModelInfo| {
                     Ok(super::chat::template(model)?.render(&messages, &[], true)?)
                 };
-                app.encode(room, "prompt", render).await
+                app.encode(permit, "prompt", render).await
             }
             _ => Err(ApiError::field(
                 "prompt",
@@ -185,12 +189,12 @@ pub async fn generate(
     let seed = sampling.seed;
     let logprobs = logprobs::check("logprobs", request.logprobs)?;
     let stop = Stop::texts(request.stop.take())?;
-    let room = app.reserve("n", 1)?;
-    let (room, prompt) = request.prompt(&app, room).await?;
+    let permit = app.reserve("n", 1)?;
+    let (permit, prompt) = request.prompt(&app, permit).await?;
     let answer = app
         .submit(
-            room,
-            vec![Wanted {
+            permit,
+            vec![SequenceRequest {
                 request: Request {
                     sampling,
                     max_tokens,

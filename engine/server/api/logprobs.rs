@@ -62,7 +62,7 @@ impl TokenLogprob {
             TopLogprob { token, logprob: finite(logprob), bytes }
         });
         let (text, bytes) = name(token);
-        Self { token: text, logprob: finite(logprobs.drawn), bytes, top_logprobs: top.collect() }
+        Self { token: text, logprob: finite(logprobs.sampled), bytes, top_logprobs: top.collect() }
     }
 }
 

@@ -19,13 +19,13 @@ pub mod tools;
 
 use super::App;
 use super::answer::Answer;
-use super::engine_thread::{ModelInfo, Wanted};
+use super::engine_thread::{ModelInfo, SequenceRequest};
 use super::error::{ApiError, TEMPLATE_FAILED};
-use super::work::Room;
+use super::work::RequestPermit;
 use axum::Router;
 use axum::http::{StatusCode, Uri};
 use axum::routing::{get, post};
-use qernel_core::generate::{Event, FinishReason, Timings, Usage};
+use qernel_core::engine::{Event, FinishReason, Timings, Usage};
 use qernel_core::sampler::Logprobs;
 use serde::Deserialize;
 use std::sync::Arc;
@@ -105,10 +105,10 @@ impl App {
     /// Those of `text`; 400 where it is longer than any that the context can hold. `param` is the field that it is made of.
     async fn encode(
         self: &Arc<Self>,
-        room: Room,
+        permit: RequestPermit,
         param: &'static str,
         text: impl FnOnce(&ModelInfo) -> Result<String, ApiError> + Send + 'static,
-    ) -> Result<(Room, Vec<u32>), ApiError> {
+    ) -> Result<(RequestPermit, Vec<u32>), ApiError> {
         let app = Arc::clone(self);
         let encode = move || {
             let model = app.engine.model()?;
@@ -127,12 +127,12 @@ impl App {
             }
             Ok(model.tokenizer.encode(&text, true)?)
         };
-        self.work.prompt(room, encode).await
+        self.work.prompt(permit, encode).await
     }
 
-    /// Room for the answers to one request.
-    fn reserve(&self, param: &str, choices: usize) -> Result<Room, ApiError> {
-        let max = self.config.max_choices.min(self.engine.max_sequences());
+    /// A permit for the answers to one request.
+    fn reserve(&self, param: &str, choices: usize) -> Result<RequestPermit, ApiError> {
+        let max = self.config.max_choices.min(self.engine.max_unfinished());
         if !(1..=max).contains(&choices) {
             let message = format!("{param}: expected 1 to {max} answers to a request, found {choices}");
             return Err(ApiError::field(param, message));
@@ -140,8 +140,8 @@ impl App {
         self.engine.reserve(choices)
     }
 
-    async fn submit(&self, room: Room, choices: Vec<Wanted>) -> Result<Answer, ApiError> {
-        self.engine.submit(room, choices, &self.config).await
+    async fn submit(&self, permit: RequestPermit, choices: Vec<SequenceRequest>) -> Result<Answer, ApiError> {
+        self.engine.submit(permit, choices, &self.config).await
     }
 
     /// The model that a request names, or the only one there is.

@@ -4,7 +4,7 @@ use super::{Choice, fields};
 use crate::error::ApiError;
 use crate::fields::described;
 use crate::number::TokenLimit;
-use qernel_core::generate::FinishReason;
+use qernel_core::engine::FinishReason;
 use qernel_core::sampler::SamplingParams;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -202,7 +202,7 @@ pub struct PromptDetails {
 
 impl OpenAiUsage {
     /// The sum over choices; each prompt of `n` choices counts once.
-    pub fn sum(usages: &[qernel_core::generate::Usage], n: usize) -> Self {
+    pub fn sum(usages: &[qernel_core::engine::Usage], n: usize) -> Self {
         let prompt_tokens = usages.iter().step_by(n).map(|usage| usage.prompt_tokens).sum();
         let cached_tokens = usages.iter().step_by(n).map(|usage| usage.cached_tokens).sum();
         let completion_tokens = usages.iter().map(|usage| usage.completion_tokens).sum();

@@ -60,11 +60,11 @@ pub async fn tokenize(
     JsonBody(request): JsonBody<TokenizeRequest>,
 ) -> Result<Json<TokenizeResponse>, ApiError> {
     app.engine.model()?;
-    let room = app.work.reserve().inspect_err(|_| app.metrics.rejected(Rejection::QueueFull))?;
+    let permit = app.work.reserve().inspect_err(|_| app.metrics.rejected(Rejection::QueueFull))?;
     let of_thread = Arc::clone(&app);
     let parse_special = request.parse_special.unwrap_or(true);
     let encode = move || Ok(of_thread.engine.model()?.tokenizer.encode(&request.text, parse_special)?);
-    let (_room, ids) = app.work.tokenize(room, encode).await?;
+    let (_permit, ids) = app.work.tokenize(permit, encode).await?;
     Ok(Json(TokenizeResponse { count: ids.len(), ids }))
 }
 

@@ -80,7 +80,7 @@ impl Calls {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use qernel_core::generate::TokenConstraint;
+    use qernel_core::engine::TokenConstraint;
     use qernel_core::gguf::Gguf;
     use qernel_core::testing::TinyModel;
     use qernel_core::tokenizer::Tokenizer;

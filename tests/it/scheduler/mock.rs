@@ -2,7 +2,7 @@
 
 use qernel::batch::{Batch, BatchLimits, GIVEN};
 use qernel::dtype::Dtype;
-use qernel::generate::{Engine, EngineConfig, Event, FinishReason, Request, Usage};
+use qernel::engine::{Engine, EngineConfig, Event, FinishReason, Request, Usage};
 use qernel::gguf::Gguf;
 use qernel::kv_layout::{KvLayout, PAGE_SIZE};
 use qernel::model::{Runner, check::check_batch};
@@ -45,7 +45,7 @@ pub struct Mock {
     /// Tokens of the steps that were not taken.
     queued: VecDeque<Result<Vec<u32>>>,
     /// Of the step queued last.
-    drawn: Vec<u32>,
+    sampled: Vec<u32>,
     /// Every other failure shows only when the tokens are taken.
     fails_late: bool,
     /// Steps that were queued while another one was.
@@ -97,7 +97,7 @@ impl Mock {
             steps: Rc::default(),
             ahead: false,
             queued: VecDeque::new(),
-            drawn: Vec::new(),
+            sampled: Vec::new(),
             fails_late: false,
             num_ahead: Rc::default(),
         }
@@ -128,7 +128,7 @@ impl Runner for Mock {
 
     fn step(&mut self, batch: &Batch, rows: &[SamplingRow]) -> Result<Vec<u32>> {
         check_batch(batch, &self.limits, &self.layout, self.vocab_size(), self.max_model_len)?;
-        assert_eq!((rows.len(), batch.num_drawn()), (batch.num_logits(), 0));
+        assert_eq!((rows.len(), batch.num_sampled_rows()), (batch.num_logits(), 0));
         let counts: Vec<_> = batch.query_start.windows(2).map(|ends| (ends[1] - ends[0]) as usize).collect();
         assert!(counts.iter().all(|&rows| rows > 0), "a sequence without rows: {batch:?}");
         let slot_of = |s: usize, position: usize| {
@@ -181,24 +181,24 @@ impl Runner for Mock {
 
     fn queue(&mut self, batch: &Batch, rows: &[SamplingRow]) -> Result<()> {
         assert!(self.ahead && self.queued.len() < 2, "{} steps are queued", self.queued.len());
-        let drawn = std::mem::take(&mut self.drawn);
+        let sampled = std::mem::take(&mut self.sampled);
         let mut batch = batch.clone();
-        for (token, row) in batch.tokens.iter_mut().zip(&mut batch.drawn_rows) {
+        for (token, row) in batch.tokens.iter_mut().zip(&mut batch.sampled_rows) {
             if *row != GIVEN {
                 // As embeddings do, whose rows then mean nothing.
-                *token = Some(drawn[*row as usize]).filter(|&token| token != NO_TOKEN).unwrap_or(0);
+                *token = Some(sampled[*row as usize]).filter(|&token| token != NO_TOKEN).unwrap_or(0);
                 *row = GIVEN;
             }
         }
         self.fails_late ^= self.failures.get() > 0;
         if self.fails_late && self.failures.get() > 0 {
             let failures = self.failures.replace(0);
-            self.drawn = self.step(&batch, rows)?;
+            self.sampled = self.step(&batch, rows)?;
             self.failures.set(failures - 1);
             self.queued.push_back(Err(Error::Device("the cable was pulled later".into())));
         } else {
-            self.drawn = self.step(&batch, rows)?;
-            self.queued.push_back(Ok(self.drawn.clone()));
+            self.sampled = self.step(&batch, rows)?;
+            self.queued.push_back(Ok(self.sampled.clone()));
         }
         self.num_ahead.set(self.num_ahead.get() + self.queued.len() - 1);
         Ok(())

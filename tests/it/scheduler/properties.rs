@@ -3,7 +3,7 @@
 use super::mock::*;
 use proptest::prelude::*;
 use qernel::Error;
-use qernel::generate::{Engine, FinishReason, Request};
+use qernel::engine::{Engine, FinishReason, Request};
 use qernel::kv_layout::PAGE_SIZE;
 use qernel::sampler::SamplingParams;
 use qernel::scheduler::SequenceId;

@@ -88,7 +88,7 @@ pub(super) unsafe fn draw(
 ) {
     // SAFETY: the drawn slice is one of the grid's; the block's threads call it together, and one of them writes `out`.
     unsafe {
-        let drawn = shared_array![u64; 3];
+        let sampled = shared_array![u64; 3];
         let thread = thread::thread_idx_x();
         let &Slices { own_max, own_mass, scaled, before, total, .. } = all;
         if total == 0 {
@@ -97,14 +97,14 @@ pub(super) unsafe fn draw(
         let target = share(total, number);
         if before <= target && target < before + scaled {
             let within = ((target - before) as f64 / scaled as f64 * own_mass as f64) as u64;
-            drawn.set(0, u64::from(thread));
-            drawn.set(1, within.min(own_mass - 1));
-            drawn.set(2, u64::from(own_max.to_bits()));
+            sampled.set(0, u64::from(thread));
+            sampled.set(1, within.min(own_mass - 1));
+            sampled.set(2, u64::from(own_max.to_bits()));
         }
         thread::sync_threads();
-        let (slice, target) = (drawn.get(0) as u32, drawn.get(1));
+        let (slice, target) = (sampled.get(0) as u32, sampled.get(1));
         let logits = load_slice(slice, vocab_size, logits);
-        let weights = weights(&logits, f32::from_bits(drawn.get(2) as u32), temperature);
+        let weights = weights(&logits, f32::from_bits(sampled.get(2) as u32), temperature);
         let (mut before, _) = block_sums(sum(&weights));
         repeat(PER_THREAD, |j| {
             if before <= target && target < before + weights[j] {

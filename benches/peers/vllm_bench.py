@@ -2,13 +2,13 @@
 """The tests of `qernel bench` by vLLM: a Qwen2.5 shape with random bf16 weights.
 
     pip install vllm
-    vllm.py --size 0.5b -p 512,8192 -n 256 -b 1,64,256 > peer.jsonl
+    vllm_bench.py --size 0.5b -p 512,8192 -n 256 -b 1,64,256 > peer.jsonl
     qernel bench -m qwen2.5-0.5b-bf16.gguf -p 512,8192 -n 256 -b 1,64,256 --compare peer.jsonl
 
 CUDA graphs and asynchronous scheduling as vLLM has them by default, no prefix cache, no tokenizer. Decoding: prompts of 128
 random tokens; the time for 16 new tokens is taken from that for 16 more than `-n`, which leaves `-n` steps. Prefill: a prompt, one new
 token. What happens between a request and its tokens, such as the way to the process that owns the GPU, is included.
-One JSON row a line on standard output.
+One JSON row a line on standard output. (As `vllm.py` it would be found in place of the package.)
 """
 import argparse
 import json
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 
-from pytorch import SIZES, name, numbers
+from pytorch import SIZES, count, name, numbers, positive
 
 PROMPT = 128
 FIRST = 16
@@ -87,9 +87,9 @@ def main():
     parser.add_argument("--size", choices=SIZES, default="0.5b")
     parser.add_argument("-p", "--n-prompt", type=numbers, default=[512])
     parser.add_argument("-n", "--n-gen", type=numbers, default=[256])
-    parser.add_argument("-b", "--n-parallel", type=numbers, default=[1])
-    parser.add_argument("-r", "--repetitions", type=int, default=5)
-    parser.add_argument("--vocab-size", type=int, default=151936)
+    parser.add_argument("-b", "--n-parallel", type=positive, default=[1])
+    parser.add_argument("-r", "--repetitions", type=count, default=5)
+    parser.add_argument("--vocab-size", type=count, default=151936)
     args = parser.parse_args()
 
     import torch

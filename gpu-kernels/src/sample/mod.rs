@@ -1,6 +1,6 @@
 //! The sampler, one kernel per step of the chain: `mask -> penalties -> top_k -> top_p -> min_p -> softmax -> categorical`, or
 //! `mask -> penalties -> argmax` for a greedy row. A row whose parameter switches a step off is left alone, so rows of
-//! different requests share a launch. The reference is `engine/cpu/sampler.rs`.
+//! different requests share a launch. The reference is `engine/core/cpu/sample.rs`.
 //!
 //! [`filters`] and [`draw`] are the plain chain, with one block a row. [`split`] does all from top_k on in one kernel with
 //! several blocks a row.

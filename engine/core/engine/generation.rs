@@ -45,8 +45,8 @@ impl Generation {
 
     /// Whether another token may follow the one that is drawn next.
     pub(super) fn continues(&self, max_model_len: usize) -> bool {
-        let drawn = self.completion_tokens + 1;
-        Some(drawn) != self.request.max_tokens && self.prompt_tokens + drawn < max_model_len
+        let sampled = self.completion_tokens + 1;
+        Some(sampled) != self.request.max_tokens && self.prompt_tokens + sampled < max_model_len
     }
 }
 

@@ -9,9 +9,9 @@ use super::variant::{KernelChoice, select, variants};
 use crate::error::{Error, Result};
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
 use gpu_kernels::argmax::MAX_BLOCKS_PER_ROW;
-use gpu_kernels::sampler::draw::{categorical, softmax};
-use gpu_kernels::sampler::filters::{mask, min_p, penalties, top_k, top_p};
-use gpu_kernels::sampler::{
+use gpu_kernels::sample::draw::{categorical, softmax};
+use gpu_kernels::sample::filters::{mask, min_p, penalties, top_k, top_p};
+use gpu_kernels::sample::{
     ChainArgs, DRAW_ANY, DRAW_CANDIDATES, DRAW_FILTERED, DRAW_PLAIN, DrawArgs, NO_MASK, SAMPLER_THREADS,
     SamplerRow, split,
 };
@@ -144,7 +144,7 @@ impl Sampler {
     }
 
     /// The tokens of the last draw on the device; those of a draw that found none are beyond every vocabulary.
-    pub(super) fn last_drawn(&self) -> &DeviceBuffer<u32> {
+    pub(super) fn last_tokens(&self) -> &DeviceBuffer<u32> {
         &self.out
     }
 
@@ -202,7 +202,7 @@ impl Sampler {
     }
 
     /// Queues drawing one token per prepared row of `logits` `[rows, vocab_size]`, which it overwrites.
-    pub(super) fn draw(&mut self, choice: &KernelChoice, logits: &mut Tensor) -> Result<()> {
+    pub(super) fn queue(&mut self, choice: &KernelChoice, logits: &mut Tensor) -> Result<()> {
         let shape = self.shape.clone();
         let vocab_size = logits.cols();
         logits.expect(OP, "logits", shape.rows, vocab_size)?;
@@ -289,21 +289,22 @@ impl Sampler {
     }
 
     /// Drops draws that were fetched and not read.
-    pub(super) fn forget(&mut self) {
+    pub(super) fn discard(&mut self) {
         // Whatever is still on its way comes before what the buffers are used for next.
         self.spare.extend(self.fetched.drain(..));
     }
 
     /// Waits for the tokens of the oldest draw that was fetched; [`NO_TOKEN`] where the logits left none.
-    pub(super) fn drawn(&mut self, vocab_size: usize) -> Result<Vec<u32>> {
+    pub(super) fn take(&mut self, vocab_size: usize) -> Result<Vec<u32>> {
         let Some(mut fetched) = self.fetched.pop_front() else {
             return Err(Error::Request("no draw is waiting to be read".into()));
         };
         let bytes = &fetched.tokens.wait()?[..4 * fetched.rows];
-        let drawn: Vec<u32> = bytes.as_chunks::<4>().0.iter().map(|&word| u32::from_ne_bytes(word)).collect();
+        let sampled: Vec<u32> =
+            bytes.as_chunks::<4>().0.iter().map(|&word| u32::from_ne_bytes(word)).collect();
         self.spare.push(fetched);
         let inside = |token: u32| if (token as usize) < vocab_size { token } else { NO_TOKEN };
-        Ok(drawn.into_iter().map(inside).collect())
+        Ok(sampled.into_iter().map(inside).collect())
     }
 }
 

@@ -7,13 +7,13 @@ use std::sync::Arc;
 pub(super) struct TextStream {
     decoder: StreamDecoder,
     stop: StopMatcher,
-    /// Otherwise only stop strings are looked for.
-    wanted: bool,
+    /// Whether text is handed on; otherwise only stop strings are looked for.
+    emits: bool,
 }
 
 impl TextStream {
-    pub fn new(tokenizer: Arc<Tokenizer>, stop: Vec<String>, wanted: bool) -> Self {
-        Self { decoder: StreamDecoder::new(tokenizer, true), stop: StopMatcher::new(stop), wanted }
+    pub fn new(tokenizer: Arc<Tokenizer>, stop: Vec<String>, emits: bool) -> Self {
+        Self { decoder: StreamDecoder::new(tokenizer, true), stop: StopMatcher::new(stop), emits }
     }
 
     /// The text that is certain with `token`, and whether a stop string ended it.
@@ -26,7 +26,7 @@ impl TextStream {
     pub fn finish(&mut self) -> (String, bool) {
         let rest = self.decoder.finish();
         let (mut text, stopped) = self.filter(&rest);
-        if self.wanted {
+        if self.emits {
             text += &self.stop.finish();
         }
         (text, stopped)
@@ -34,7 +34,7 @@ impl TextStream {
 
     fn filter(&mut self, text: &str) -> (String, bool) {
         let (text, stopped) = self.stop.push(text);
-        (if self.wanted { text } else { String::new() }, stopped)
+        (if self.emits { text } else { String::new() }, stopped)
     }
 }
 

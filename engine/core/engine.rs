@@ -22,7 +22,7 @@ use crate::kv_cache::PagePool;
 use crate::kv_layout::{PAGE_SIZE, pages_for};
 use crate::model::Runner;
 use crate::sampler::{Logprobs, NO_TOKEN, SamplingRow};
-use crate::scheduler::{Part, Scheduler, SequenceId, Step, StepLimits};
+use crate::scheduler::{ScheduledSequence, Scheduler, SequenceId, Step, StepLimits};
 use crate::tokenizer::Tokenizer;
 use generation::{Constrained, Generation};
 use penalties::PenaltyWindow;
@@ -215,13 +215,15 @@ impl Engine {
         let computed = self.compute(meanwhile).inspect_err(|_| self.discard())?;
         let Some((step, tokens, seconds)) = computed else { return Ok(std::mem::take(&mut self.events)) };
         self.scheduler.complete(&step, &tokens);
-        for part in &step.parts {
-            self.generations.entry(part.id).and_modify(|generation| generation.timings.add(part, seconds));
+        for scheduled in &step.sequences {
+            self.generations
+                .entry(scheduled.id)
+                .and_modify(|generation| generation.timings.add(scheduled, seconds));
         }
         let logprobs = self.runner.take_logprobs().into_iter().chain(std::iter::repeat(None));
-        let drawing = step.parts.iter().filter(|part| part.draws);
-        for ((part, token), logprobs) in drawing.zip(tokens).zip(logprobs) {
-            self.take_token(part.id, token, logprobs);
+        let sampling = step.sequences.iter().filter(|scheduled| scheduled.samples);
+        for ((scheduled, token), logprobs) in sampling.zip(tokens).zip(logprobs) {
+            self.take_token(scheduled.id, token, logprobs);
         }
         Ok(std::mem::take(&mut self.events))
     }
@@ -229,7 +231,7 @@ impl Engine {
     /// The next step with its tokens and the seconds that were spent on it, `None` if there is nothing to do. The step behind
     /// it is in flight then if it can be.
     fn compute(&mut self, meanwhile: &mut dyn FnMut()) -> Result<Option<(Step, Vec<u32>, f64)>> {
-        if self.in_flight.as_ref().is_some_and(|step| !self.is_wanted(step)) {
+        if self.in_flight.as_ref().is_some_and(|step| !self.is_live(step)) {
             self.discard();
         }
         let mut start = Instant::now();
@@ -261,8 +263,8 @@ impl Engine {
     /// The step behind `step` if it is known without the tokens that `step` draws.
     fn schedule_ahead(&mut self, step: &Step) -> Option<Step> {
         let Self { scheduler, generations, max_model_len, .. } = self;
-        let mut parts = step.parts.iter().filter_map(|part| generations.get(&part.id));
-        if parts.any(Generation::needs_its_tokens) {
+        let mut generating = step.sequences.iter().filter_map(|scheduled| generations.get(&scheduled.id));
+        if generating.any(Generation::needs_its_tokens) {
             return None;
         }
         scheduler.schedule_ahead(step, |id| {
@@ -271,8 +273,8 @@ impl Engine {
     }
 
     /// Whether a sequence of the step has not ended.
-    fn is_wanted(&self, step: &Step) -> bool {
-        step.parts.iter().any(|part| self.generations.contains_key(&part.id))
+    fn is_live(&self, step: &Step) -> bool {
+        step.sequences.iter().any(|scheduled| self.generations.contains_key(&scheduled.id))
     }
 
     /// Forgets what is queued; no sequence has moved.
@@ -392,12 +394,13 @@ impl Engine {
             return refuse(RequestPart::PromptLength, message);
         }
         // Beyond the model's context an answer just ends early, as it always may; memory is worth an error.
-        let wanted = request.max_tokens.map_or(0, |max_tokens| prompt.saturating_add(max_tokens)).min(model);
-        if wanted > max_model_len {
+        let requested =
+            request.max_tokens.map_or(0, |max_tokens| prompt.saturating_add(max_tokens)).min(model);
+        if requested > max_model_len {
             let message = format!(
-                "prompt and answer may take {wanted} tokens ({} pages), but the largest context that fits is \
+                "prompt and answer may take {requested} tokens ({} pages), but the largest context that fits is \
                  {max_model_len} tokens{memory}; ask for at most {} tokens",
-                pages_for(wanted),
+                pages_for(requested),
                 max_model_len - prompt
             );
             return refuse(RequestPart::MaxTokens, message);
@@ -407,8 +410,8 @@ impl Engine {
 
     /// What the sampler needs for the tokens of a step, before which each sequence draws `ahead` others.
     fn sampling_rows(&self, step: &Step, ahead: usize) -> Vec<SamplingRow> {
-        let drawing = step.parts.iter().filter(|part| part.draws);
-        drawing.map(|part| self.generations[&part.id].sampling_row(ahead)).collect()
+        let sampling = step.sequences.iter().filter(|scheduled| scheduled.samples);
+        sampling.map(|scheduled| self.generations[&scheduled.id].sampling_row(ahead)).collect()
     }
 
     /// Takes a token that was drawn for a sequence: its event, and the end if it is one.
@@ -468,13 +471,13 @@ impl Engine {
 }
 
 impl Timings {
-    fn add(&mut self, part: &Part, seconds: f64) {
-        let (tokens, time) = if part.prefill {
+    fn add(&mut self, scheduled: &ScheduledSequence, seconds: f64) {
+        let (tokens, time) = if scheduled.prefill {
             (&mut self.prefill_tokens, &mut self.prefill_seconds)
         } else {
             (&mut self.decode_tokens, &mut self.decode_seconds)
         };
-        *tokens += part.num_rows;
+        *tokens += scheduled.num_rows;
         *time += seconds;
     }
 }

@@ -1,7 +1,7 @@
 //! Logits of a prompt, beside the requests of an engine.
 
 use super::Engine;
-use crate::batch::{Batch, SequenceRows, WantedLogits};
+use crate::batch::{Batch, LogitRows, SequenceRows};
 use crate::error::{Error, Result};
 use crate::kv_cache::PageList;
 
@@ -47,7 +47,7 @@ impl Engine {
         let chunk = limits.max_num_tokens.min(limits.max_num_logits);
         let mut logits = Vec::new();
         for (i, tokens) in tokens.chunks(chunk).enumerate() {
-            let rows = SequenceRows { tokens, position: i * chunk, pages, logits: WantedLogits::All };
+            let rows = SequenceRows { tokens, position: i * chunk, pages, logits: LogitRows::All };
             logits.extend(self.runner.logits(&Batch::new(&[rows]))?);
         }
         Ok(logits)
