@@ -81,7 +81,7 @@ pub fn query_scale<const HEAD_DIM: usize>() -> f32 {
     }
 }
 
-/// What all kernels take; `num_sequences` and `max_blocks` are as in `engine/batch.rs`. Kernels of decoding do not look at
+/// What all kernels take; `num_sequences` and `max_blocks` are as in `engine/core/batch.rs`. Kernels of decoding do not look at
 /// `min_rows`, those of prefill not at what stands between it and the arrays, nor at the scratch.
 #[kernel_args]
 pub struct Attention<E> {
