@@ -459,6 +459,6 @@ impl Ops for CudaOps {
         if self.device.is_emulated() {
             return Ok(None);
         }
-        bandwidth::read_bandwidth(&self.device).map(Some)
+        bandwidth::read_bandwidth_of(&self.device, &self.loaded).map(Some)
     }
 }
