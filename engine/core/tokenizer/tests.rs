@@ -95,3 +95,44 @@ fn long_words_are_as_in_the_original() {
         assert!(BOTH.ours.encode(&text, false).unwrap() == BOTH.original(&text, false), "{unit:?}");
     }
 }
+
+/// Set where a test runs in a process of its own.
+#[cfg(target_os = "linux")]
+const ALONE: &str = "QERNEL_TEST_TOKENIZER_ALONE";
+
+/// One word of megabytes whose neighbours can all be joined is the worst; one where nothing can be has the most tokens, and one of marks is
+/// brought to NFC as a whole.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_word_takes_less_than_twenty_times_its_memory_and_gives_it_back() {
+    const MIB: usize = 1 << 20;
+    if std::env::var_os(ALONE).is_none() {
+        let (_, module) = module_path!().split_once("::").unwrap();
+        let test = format!("{module}::a_word_takes_less_than_twenty_times_its_memory_and_gives_it_back");
+        let mut alone = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = alone.args(["--exact", &test]).env(ALONE, "1").output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("1 passed"), "{text}");
+        return;
+    }
+    let status = |field: &str| {
+        let text = std::fs::read_to_string("/proc/self/status").unwrap();
+        let value = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
+        value.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+    };
+    BOTH.ours.encode("a 1é", false).unwrap();
+    let first = status("RssAnon");
+    for unit in ["a", "b", "\u{301}"] {
+        let text = unit.repeat(MIB / unit.len());
+        // The peak begins anew.
+        std::fs::write("/proc/self/clear_refs", "5").unwrap();
+        let before = status("VmRSS");
+        let ids = BOTH.ours.encode(&text, false).unwrap();
+        let taken = status("VmHWM") - before;
+        assert!(taken < 20 * text.len(), "{} KiB for {unit:?}", taken / 1024);
+        drop((text, ids));
+        // The allocator keeps some of what is free.
+        let kept = status("RssAnon").saturating_sub(first);
+        assert!(kept < 12 * MIB, "{} KiB are left of {unit:?}", kept / 1024);
+    }
+}
