@@ -2,6 +2,7 @@
 
 use super::options::{ModelArgs, SamplingArgs};
 use super::output::{Output, note, one_line, save_text};
+use super::summary::read_bandwidth;
 use crate::bench::compare::{self, Stored};
 use crate::bench::measure::Bench;
 use crate::bench::plan::{PromptAndAnswer, Test, tests};
@@ -108,7 +109,7 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
     let model = model.open_with(max_num_sequences, KvCacheSize::Tokens(pages.saturating_mul(PAGE_SIZE)))?;
     facts.decode_weight_bytes = model.stats.decode_weight_bytes;
     let mut engine = model.into_engine()?;
-    device_facts(&mut facts, &mut engine)?;
+    device_facts(&mut facts, &mut engine);
     let rows = Session { args: &args, facts: &facts, stored: stored.as_deref() }.run(
         &mut engine,
         sampling,
@@ -260,7 +261,7 @@ fn file_facts(model: &ModelArgs, sampling: &SamplingParams) -> Result<Facts> {
 }
 
 /// Adds what the opened model says, and the bandwidth.
-fn device_facts(facts: &mut Facts, engine: &mut Engine) -> Result<()> {
+fn device_facts(facts: &mut Facts, engine: &mut Engine) {
     let device = engine.runner().device_name();
     if !device.starts_with("CPU") {
         facts.backends = if device.contains("emulated") { "emulated" } else { "CUDA" };
@@ -273,11 +274,10 @@ fn device_facts(facts: &mut Facts, engine: &mut Engine) -> Result<()> {
     facts.kv_bytes_per_position = layout.page_bytes() / PAGE_SIZE;
     // The ceiling is the most that was seen.
     for _ in 0..3 {
-        let measured = engine.runner_mut().read_bandwidth()?;
+        let measured = read_bandwidth(engine.runner_mut());
         facts.read_bandwidth =
             measured.map(|rate| facts.read_bandwidth.map_or(rate, |best| f64::max(best, rate)));
     }
-    Ok(())
 }
 
 fn describe(sampling: &SamplingParams) -> String {

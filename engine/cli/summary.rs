@@ -23,11 +23,19 @@ pub struct Summary {
     pub decode_tokens_per_s: f64,
     /// Weights and cached K and V that one decode step reads, at the mean length of this request's steps.
     pub bytes_per_token: u64,
-    /// Read bandwidth of the device, measured at the end of this run, in bytes per second; `None` for an emulated one, and where a GPU
-    /// has no memory left to measure with.
+    /// Rate at which the device reads the weights where they are, measured at the end of this run, in bytes per second; `None` for an
+    /// emulated one.
     pub measured_bandwidth: Option<f64>,
     /// `bytes_per_token * decode_tokens_per_s / measured_bandwidth`
     pub bandwidth_share: Option<f64>,
+}
+
+/// Bytes a second at which the device reads the weights. What was timed is there: that it cannot be compared is no reason to fail.
+pub fn read_bandwidth(runner: &mut dyn Runner) -> Option<f64> {
+    runner.read_bandwidth().unwrap_or_else(|error| {
+        tracing::warn!("the read bandwidth was not measured: {error}");
+        None
+    })
 }
 
 impl Summary {
@@ -40,11 +48,7 @@ impl Summary {
         let mean_kv_len = usage.prompt_tokens + usage.completion_tokens / 2;
         let bytes_per_token = (stats.decode_weight_bytes + kv_bytes_per_position * mean_kv_len) as u64;
         let decode_tokens_per_s = per_second(timings.decode_tokens, timings.decode_seconds);
-        // The answer is there: what it could not be compared with is no reason to fail.
-        let measured_bandwidth = runner.read_bandwidth().unwrap_or_else(|error| {
-            tracing::warn!("the read bandwidth was not measured: {error}");
-            None
-        });
+        let measured_bandwidth = read_bandwidth(runner);
         Self {
             device: runner.device_name(),
             load_s: stats.load_s,

@@ -4,6 +4,7 @@ use super::options::FileArgs;
 use super::output::Output;
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
+use std::fmt::Write;
 use std::io::{self, Read};
 
 /// Turn text into token ids
@@ -33,13 +34,14 @@ pub fn run(args: TokenizeArgs) -> Result<()> {
     };
     let tokenizer = Tokenizer::from_gguf(&args.file.open()?)?;
     let ids = tokenizer.encode(&text, !args.no_special)?;
-    let mut line = if args.json {
-        serde_json::json!({ "ids": ids }).to_string()
-    } else {
-        ids.iter().map(u32::to_string).collect::<Vec<_>>().join(" ")
-    };
-    line.push('\n');
-    Output::stdout().text(&line)
+    let separator = if args.json { "," } else { " " };
+    let mut line = String::new();
+    for (i, id) in ids.iter().enumerate() {
+        let separator = if i > 0 { separator } else { "" };
+        // Writing to a string does not fail.
+        let _ = write!(line, "{separator}{id}");
+    }
+    Output::stdout().text(&if args.json { format!("{{\"ids\":[{line}]}}\n") } else { line + "\n" })
 }
 
 /// The model's words are cut between characters, so bytes that are no characters have no tokens of the model's making.

@@ -448,7 +448,7 @@ pub trait Ops: Types {
     /// What it computes on, for people.
     fn device_name(&self) -> String;
 
-    /// Bytes a second that this device reads from its memory, measured now: the ceiling of decoding. `None` for a device
-    /// whose speed means nothing.
+    /// Bytes a second that this device reads from its memory, measured now on weights that were loaded: the ceiling of decoding. `None`
+    /// for a device whose speed means nothing.
     fn read_bandwidth(&mut self) -> Result<Option<f64>>;
 }

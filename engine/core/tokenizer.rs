@@ -1,11 +1,15 @@
-//! GGUF vocabulary -> byte-level BPE of the `tokenizers` crate, and tokens -> text.
+//! GGUF vocabulary -> byte-level BPE, and tokens -> text.
 //!
 //! Text is encoded in the steps of Qwen2's published tokenizer.json: added tokens are cut out, the rest is brought to
 //! Unicode's NFC (not for GPT-2), cut into words, and each word is merged by BPE over its bytes. So decoding what
-//! was encoded gives back the NFC of the text, which for most text is the text itself.
+//! was encoded gives back the NFC of the text, which for most text is the text itself. Tokens are those of the `tokenizers` crate, which
+//! takes hundreds of bytes of memory for a byte of text; the tests compare both.
 
-mod cuts;
+mod bpe;
+mod nfc;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod vocabulary;
 mod words;
 
@@ -15,20 +19,21 @@ pub use vocabulary::{TokenKind, TokenizerParts, byte_to_char};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use aho_corasick::{AhoCorasick, MatchKind};
+use bpe::{Merges, Scratch};
+use nfc::nfc;
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
-use tokenizers::models::bpe::BPE;
-use tokenizers::normalizers::NFC;
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{Model, Normalizer, OffsetType, PreTokenizedString, PreTokenizer};
+use vocabulary::Ids;
 use words::Words;
 
 /// A model's vocabulary, both ways.
 pub struct Tokenizer {
-    model: BPE,
+    ids: Ids,
+    merges: Merges,
     words: Words,
-    /// What is done to text before it is cut.
-    normalizer: Option<NFC>,
+    /// Whether text becomes Unicode's NFC before it is cut.
+    is_nfc: bool,
     /// All added tokens, and those that are found even where special tokens are plain text.
     added: AddedTokens,
     user_defined: AddedTokens,
@@ -55,10 +60,12 @@ impl Tokenizer {
         let rules = parts.rules()?;
         let kinds = parts.kinds()?;
         let ids = parts.ids(&kinds)?;
-        vocabulary::check_byte_tokens(&ids, &kinds)?;
-        let merges = parts.merge_pairs(&ids, &kinds)?;
+        let byte_tokens = vocabulary::byte_tokens(&ids, &kinds)?;
+        let merges = parts.merge_ids(&ids, &kinds)?;
 
         let (bytes, ends) = token_bytes(&parts.tokens, &kinds);
+        let starts = std::iter::once(&0).chain(&ends);
+        let lengths = ends.iter().zip(starts).map(|(end, start)| (end - start) as u32).collect();
         let eos_token_id = parts.named_id("eos_token_id", parts.eos_token_id);
         let end_token_ids = parts.end_token_ids.iter().filter_map(|&(key, id)| parts.named_id(key, Some(id)));
         let mut end_of_generation: Vec<u32> = end_token_ids
@@ -68,8 +75,6 @@ impl Tokenizer {
         end_of_generation.sort_unstable();
         end_of_generation.dedup();
 
-        // Added tokens are in BPE's vocabulary too, for their ids to be found by name; no merge leads to them.
-        let model = BPE::builder().vocab_and_merges(ids, merges).build().map_err(fault)?;
         let added = |wanted: &[TokenKind]| {
             let tokens = (0..).zip(parts.tokens.iter().zip(&kinds));
             let tokens = tokens.filter(|(_, (_, kind))| wanted.contains(kind));
@@ -78,9 +83,10 @@ impl Tokenizer {
         Ok(Self {
             added: added(&[TokenKind::Control, TokenKind::UserDefined])?,
             user_defined: added(&[TokenKind::UserDefined])?,
-            words: Words::new(rules).map_err(|error| fault(Box::new(error)))?,
-            normalizer: rules.is_nfc.then_some(NFC),
-            model,
+            ids,
+            merges: Merges::new(byte_tokens, lengths, merges),
+            words: Words::new(rules).map_err(fault)?,
+            is_nfc: rules.is_nfc,
             kinds,
             bytes,
             ends,
@@ -102,44 +108,31 @@ impl Tokenizer {
         Self::new(&TokenizerParts::from_gguf(gguf)?)
     }
 
-    /// Text -> ids, part by part where the text is long: the memory that this takes is a few times that of the text. With `parse_special` the names of control tokens in the text become those tokens; without, they are
-    /// text like any other. Nothing is added: where [`Tokenizer::adds_bos`] says so, the caller puts BOS first.
+    /// Text -> ids. With `parse_special` the names of control tokens in the text become those tokens; without, they are text like any
+    /// other. Nothing is added: where [`Tokenizer::adds_bos`] says so, the caller puts BOS first.
+    ///
+    /// Takes at most sixteen bytes of memory for a byte of text, and mostly not more than the text and its ids do.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] where the `tokenizers` crate fails.
+    /// [`Error::Memory`] if the system refuses that, [`Error::Request`] where a word has 4 GiB.
     pub fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<u32>> {
         let added = if parse_special { &self.added } else { &self.user_defined };
-        // Where a text can be cut is known of Qwen2's expression, which goes with NFC.
-        let least = if self.normalizer.is_some() { cuts::PART } else { usize::MAX };
         let mut ids = Vec::new();
+        let mut scratch = Scratch::default();
         let mut start = 0;
         for (found, id) in added.find(text) {
-            self.encode_text(&text[start..found.start], least, &mut ids)?;
+            self.encode_text(&text[start..found.start], &mut scratch, &mut ids)?;
             ids.push(id);
             start = found.end;
         }
-        self.encode_text(&text[start..], least, &mut ids)?;
+        self.encode_text(&text[start..], &mut scratch, &mut ids)?;
         Ok(ids)
     }
 
-    /// The ids of a text without added tokens, in parts of `least` bytes or more.
-    fn encode_text(&self, text: &str, least: usize, ids: &mut Vec<u32>) -> Result<()> {
-        for part in cuts::parts(text, least) {
-            ids.extend(self.encode_part(part)?);
-        }
-        Ok(())
-    }
-
-    fn encode_part(&self, text: &str) -> Result<Vec<u32>> {
-        let mut pieces = PreTokenizedString::from(text);
-        if let Some(normalizer) = &self.normalizer {
-            pieces.normalize(|text| normalizer.normalize(text)).map_err(fault)?;
-        }
-        self.words.pre_tokenize(&mut pieces).map_err(fault)?;
-        ByteLevel::new(false, false, false).pre_tokenize(&mut pieces).map_err(fault)?;
-        pieces.tokenize(|word| self.model.tokenize(word.get())).map_err(fault)?;
-        let encoding = pieces.into_encoding(None, 0, OffsetType::None).map_err(fault)?;
-        Ok(encoding.get_ids().to_vec())
+    /// Appends the ids of a text without added tokens.
+    fn encode_text(&self, text: &str, scratch: &mut Scratch, ids: &mut Vec<u32>) -> Result<()> {
+        let text = if self.is_nfc { nfc(text) } else { Cow::Borrowed(text) };
+        self.words.of(&text).try_for_each(|word| self.merges.encode(word.as_bytes(), scratch, ids))
     }
 
     /// Ids -> text. `skip_special` leaves control tokens out. Bytes that are no UTF-8 become U+FFFD;
@@ -193,13 +186,13 @@ impl Tokenizer {
 
     /// The id of an added token by its name, such as `<|im_start|>`.
     pub fn added_token(&self, name: &str) -> Option<u32> {
-        let id = self.model.token_to_id(name)?;
+        let id = self.token(name)?;
         matches!(self.kind(id)?, TokenKind::Control | TokenKind::UserDefined).then_some(id)
     }
 
     /// The id of a token by its text as the vocabulary writes it.
     pub fn token(&self, text: &str) -> Option<u32> {
-        self.model.token_to_id(text)
+        self.ids.get(text).copied()
     }
 
     /// The number of ids, padding included; at most the rows of the embedding.
@@ -257,7 +250,7 @@ impl AddedTokens {
     fn new<'a>(tokens: impl Iterator<Item = (&'a str, u32)>) -> Result<Self> {
         let (texts, ids): (Vec<_>, _) = tokens.unzip();
         let texts = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts);
-        Ok(Self { texts: texts.map_err(|error| fault(Box::new(error)))?, ids })
+        Ok(Self { texts: texts.map_err(fault)?, ids })
     }
 
     /// Where they are in a text, and their ids.
@@ -292,6 +285,6 @@ fn token_bytes(tokens: &[&str], kinds: &[TokenKind]) -> (Vec<u8>, Vec<usize>) {
     (bytes, ends)
 }
 
-fn fault(error: tokenizers::Error) -> Error {
+fn fault(error: impl fmt::Display) -> Error {
     Error::Tokenizer(error.to_string())
 }

@@ -1,11 +1,15 @@
 //! The index arrays of a batch on the device: one copy a step.
 
+mod shape;
+
 use super::device::Device;
 use super::memory::{DeviceBuffer, PinnedBuffer};
 use crate::error::{Error, Result};
 use crate::kv_layout::PAGE_SIZE;
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
 use qernel_core::batch::{Batch, BatchLimits};
+use shape::Shape;
+pub(super) use shape::{Bucket, RowSplit, StepKind};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -13,93 +17,19 @@ use std::rc::Rc;
 const ALIGNMENT: usize = 4;
 /// How many arrays there are, for the room that alignment takes.
 const ARRAYS: usize = 11;
-/// The fewest pages a sequence that a decode step has room for.
-const MIN_BUCKET_BLOCKS: usize = 8;
+/// Pages a sequence that a table has room for at once, as far as the context goes: more than most models are made for.
+const FIRST_BLOCKS: usize = (1 << 16) / PAGE_SIZE;
 
-/// What the launches of a step depend on: steps of one bucket have their arrays at the same places and the same grids.
-///
-/// Decode steps with as many sequences are of one bucket for nearly any length of them ([`Shape::in_bucket`]). Steps with a
-/// prefill are where all their lengths are the same: chunks of a long prompt are those of another.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Bucket(Shape);
-
-/// What a step does.
-pub(super) enum StepKind {
-    /// Every sequence has one row.
-    Decode,
-    /// Every sequence has several.
-    Prefill,
-    Mixed,
-}
-
-impl Bucket {
-    /// What the step does.
-    pub(super) fn kind(&self) -> StepKind {
-        if self.0.is_decode() {
-            StepKind::Decode
-        } else if self.0.rows.single_rows.is_empty() {
-            StepKind::Prefill
-        } else {
-            StepKind::Mixed
-        }
-    }
-
-    /// Whether rows of the step have logits.
-    pub(super) fn has_logits(&self) -> bool {
-        self.0.num_logits > 0
-    }
-}
-
-/// The index arrays of the newest upload, and what launches must know of them on the host.
+/// The index arrays of the newest upload, and what launches must know of them on the host. Their room grows with the block table: what a
+/// file claims to be made for costs nothing until it is used.
 pub struct CudaBatch {
+    device: Rc<Device>,
     staging: PinnedBuffer,
     indices: DeviceBuffer<u32>,
+    /// Entries of a block table that there is room for.
+    table_room: usize,
     limits: BatchLimits,
     pub(super) shape: Shape,
-}
-
-/// Counts, bounds and the places of the arrays.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct Shape {
-    pub num_tokens: usize,
-    pub num_sequences: usize,
-    pub num_logits: usize,
-    pub max_blocks: usize,
-    /// Tokens in the cache of the longest sequence.
-    pub max_kv: usize,
-    pub rows: RowSplit,
-    /// Of the rows that need logits, where these are some but not all, and the last of their sequences; else 0 rows.
-    pub only_logit_rows: RowSplit,
-    /// One more than the largest entry of each array; 0 where it is empty.
-    pub token_bound: usize,
-    pub sampled_row_bound: usize,
-    pub position_bound: usize,
-    pub slot_bound: usize,
-    pub page_bound: usize,
-    pub logit_row_bound: usize,
-    tokens: Range<usize>,
-    sampled_rows: Range<usize>,
-    positions: Range<usize>,
-    sequence_of_token: Range<usize>,
-    slots: Range<usize>,
-    query_start: Range<usize>,
-    kv_len: Range<usize>,
-    block_table: Range<usize>,
-    logit_rows: Range<usize>,
-    logit_rows_sequence_of_token: Range<usize>,
-    logit_rows_query_start: Range<usize>,
-}
-
-/// Which rows are their sequence's only one: attention has kernels for them.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct RowSplit {
-    pub num_rows: usize,
-    /// From the first row that is its sequence's only one to behind the last such.
-    pub single_rows: Range<usize>,
-    /// Tokens in the cache of the longest sequence that has one row.
-    pub max_kv_single: usize,
-    /// Whether a sequence has more than one row.
-    pub has_multiple: bool,
 }
 
 /// All rows of a batch or some, as attention sees them.
@@ -113,28 +43,52 @@ pub(super) struct BatchRows<'a> {
 
 impl CudaBatch {
     pub(super) fn new(device: &Rc<Device>, limits: &BatchLimits) -> Result<Self> {
-        let BatchLimits { max_num_tokens, max_num_sequences, max_num_logits, max_blocks } = *limits;
-        let capacity = 5 * max_num_tokens
-            + 3 * max_num_sequences
-            + 2
-            + super::tensor::elements(max_num_sequences, max_blocks)?
-            + 2 * max_num_logits
-            + ARRAYS * ALIGNMENT;
-        Ok(Self {
-            staging: PinnedBuffer::new(device, capacity * 4)?,
-            indices: DeviceBuffer::zeroed(device, capacity)?,
+        let mut batch = Self {
+            device: device.clone(),
+            staging: PinnedBuffer::new(device, 1)?,
+            indices: DeviceBuffer::zeroed(device, 1)?,
+            table_room: 0,
             limits: *limits,
             shape: Shape::default(),
-        })
+        };
+        let first = limits.max_blocks.clamp(1, FIRST_BLOCKS);
+        batch.grow(super::tensor::elements(limits.max_num_sequences.max(1), first)?)?;
+        Ok(batch)
     }
 
-    /// Queues the copy of `batch`.
+    /// Has room for a block table of `entries` from now on, and for twice as many as before if it had not. Answers whether the arrays are
+    /// elsewhere now.
     ///
     /// # Errors
-    /// [`Error::Request`] if it is beyond the limits or its arrays contradict each other.
-    pub(super) fn upload(&mut self, batch: &Batch) -> Result<()> {
+    /// [`Error::Memory`] from the device or the host.
+    fn grow(&mut self, entries: usize) -> Result<bool> {
+        if entries <= self.table_room {
+            return Ok(false);
+        }
+        let BatchLimits { max_num_tokens, max_num_sequences, max_num_logits, max_blocks } = self.limits;
+        let most = max_num_sequences.saturating_mul(max_blocks);
+        let room = entries.max(most.min(2 * self.table_room));
+        let others = 5 * max_num_tokens + 3 * max_num_sequences + 2 + 2 * max_num_logits;
+        let capacity = super::tensor::elements(room + others + ARRAYS * ALIGNMENT, 1)?;
+        // The old ones go first: memory is planned for one table of the whole context.
+        self.table_room = 0;
+        self.staging = PinnedBuffer::new(&self.device, 1)?;
+        self.indices = DeviceBuffer::zeroed(&self.device, 1)?;
+        self.staging = PinnedBuffer::new(&self.device, capacity * 4)?;
+        self.indices = DeviceBuffer::zeroed(&self.device, capacity)?;
+        self.table_room = room;
+        Ok(true)
+    }
+
+    /// Queues the copy of `batch`. Answers whether the arrays are elsewhere now.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if it is beyond the limits or its arrays contradict each other, [`Error::Memory`] if there is no room for its
+    /// block table.
+    pub(super) fn upload(&mut self, batch: &Batch) -> Result<bool> {
         self.shape = Shape::default();
         let mut shape = Shape::check(batch, &self.limits)?;
+        let moved = self.grow(shape.num_sequences * shape.max_blocks)?;
         let mut writer = Writer { bytes: self.staging.wait()?, used: 0 };
         shape.tokens = writer.put(&batch.tokens);
         shape.sampled_rows = writer.put(&batch.sampled_rows);
@@ -155,7 +109,7 @@ impl CudaBatch {
         // SAFETY: `indices` has as many bytes as `staging`, and both live in this value.
         unsafe { self.staging.copy_to(bytes, target)? };
         self.shape = shape;
-        Ok(())
+        Ok(moved)
     }
 
     /// Of the uploaded step; `None` where it has no rows.
@@ -265,136 +219,6 @@ impl Writer<'_> {
     }
 }
 
-impl Shape {
-    /// Checks what kernels rely on: the limits, that arrays have the lengths they must have, and that each row's
-    /// sequence, position and pages fit together. Where the indices lead is checked by each launch against the
-    /// buffers it gets, through the bounds.
-    fn check(batch: &Batch, limits: &BatchLimits) -> Result<Self> {
-        let (n, sequences, max_blocks) = (batch.num_tokens(), batch.num_sequences(), batch.max_blocks);
-        let too_large = n > limits.max_num_tokens
-            || sequences > limits.max_num_sequences
-            || batch.num_logits() > limits.max_num_logits
-            || max_blocks > limits.max_blocks;
-        if too_large {
-            return Err(Error::Request(format!(
-                "a batch of {n} rows, {sequences} sequences, {} logit rows and {max_blocks} pages a sequence is \
-                 beyond {limits:?}",
-                batch.num_logits()
-            )));
-        }
-        let lengths = [
-            ("sampled_rows", batch.sampled_rows.len(), n),
-            ("positions", batch.positions.len(), n),
-            ("sequence_of_token", batch.sequence_of_token.len(), n),
-            ("slots", batch.slots.len(), n),
-            ("query_start", batch.query_start.len(), sequences + 1),
-            ("block_table", batch.block_table.len(), sequences * max_blocks),
-        ];
-        for (name, found, expected) in lengths {
-            if found != expected {
-                return Err(Error::Request(format!(
-                    "batch: {name} has {found} entries instead of {expected}"
-                )));
-            }
-        }
-        for s in 0..sequences {
-            let (start, end) = (batch.query_start[s] as usize, batch.query_start[s + 1] as usize);
-            let kv_len = batch.kv_len[s] as usize;
-            let fits = start <= end && end <= n && end - start <= kv_len && kv_len <= max_blocks * PAGE_SIZE;
-            let consistent = |row: usize| {
-                batch.sequence_of_token[row] as usize == s
-                    && batch.positions[row] as usize == kv_len - (end - row)
-            };
-            if !fits || !(start..end).all(consistent) {
-                return Err(Error::Request(format!(
-                    "batch: sequence {s} has rows {start}..{end} and kv_len {kv_len} on at most {max_blocks} \
-                     pages, which does not fit its sequence_of_token and positions"
-                )));
-            }
-        }
-        if batch.query_start[0] != 0 || batch.query_start[sequences] as usize != n {
-            return Err(Error::Request(format!("batch: query_start must run from 0 to {n}")));
-        }
-        let is_last_of_sequence = |i: usize, row: usize| {
-            let next = batch.logit_rows.get(i + 1).map_or(n, |&next| next as usize);
-            row < n && next > row && (next == row + 1 || batch.query_start.contains(&(row as u32 + 1)))
-        };
-        let logit_rows_are_last =
-            batch.logit_rows.iter().enumerate().all(|(i, &row)| is_last_of_sequence(i, row as usize));
-        let bound = |values: &[u32]| values.iter().max().map_or(0, |&value| value as usize + 1);
-        Ok((Self {
-            num_tokens: n,
-            num_sequences: sequences,
-            num_logits: batch.num_logits(),
-            max_blocks,
-            token_bound: bound(&batch.tokens),
-            sampled_row_bound: batch.num_sampled_rows(),
-            position_bound: bound(&batch.positions),
-            slot_bound: bound(&batch.slots),
-            page_bound: bound(&batch.block_table),
-            logit_row_bound: bound(&batch.logit_rows),
-            max_kv: batch.kv_len.iter().max().map_or(0, |&len| len as usize),
-            rows: RowSplit::of(batch),
-            only_logit_rows: if logit_rows_are_last && (1..n).contains(&batch.num_logits()) {
-                RowSplit::of(&batch.only_logit_rows())
-            } else {
-                RowSplit::default()
-            },
-            ..Self::default()
-        })
-        .in_bucket(limits))
-    }
-
-    /// All but the bounds, which launches check and nothing else.
-    fn bucket(&self) -> Bucket {
-        Bucket(Self {
-            token_bound: 0,
-            sampled_row_bound: 0,
-            position_bound: 0,
-            slot_bound: 0,
-            page_bound: 0,
-            logit_row_bound: 0,
-            ..self.clone()
-        })
-    }
-
-    /// Whether every sequence has one row.
-    fn is_decode(&self) -> bool {
-        !self.rows.has_multiple && self.num_tokens > 0
-    }
-
-    /// The same with the room of its bucket for the block table, if every sequence has one row: eight buckets from one power of two to
-    /// the next, or all that the limits allow. Attention looks at each row's own length and ignores the rest.
-    fn in_bucket(mut self, limits: &BatchLimits) -> Self {
-        if self.is_decode() {
-            let step = (self.max_blocks.next_power_of_two() / 16).max(MIN_BUCKET_BLOCKS);
-            self.max_blocks = self.max_blocks.next_multiple_of(step).min(limits.max_blocks);
-            self.max_kv = self.max_blocks * PAGE_SIZE;
-            self.rows.max_kv_single = self.max_kv;
-            if self.only_logit_rows.num_rows > 0 {
-                self.only_logit_rows.max_kv_single = self.max_kv;
-            }
-        }
-        self
-    }
-}
-
-impl RowSplit {
-    fn of(batch: &Batch) -> Self {
-        let mut split = Self { num_rows: batch.num_tokens(), ..Self::default() };
-        for (s, &kv_len) in batch.kv_len.iter().enumerate() {
-            let (start, end) = (batch.query_start[s] as usize, batch.query_start[s + 1] as usize);
-            if end - start == 1 {
-                let first = if split.single_rows.is_empty() { start } else { split.single_rows.start };
-                split.single_rows = first..end;
-                split.max_kv_single = split.max_kv_single.max(kv_len as usize);
-            }
-            split.has_multiple |= end - start > 1;
-        }
-        split
-    }
-}
-
 /// Refuses indices that lead outside of what an operation was given.
 pub(super) fn expect_bound(op: &str, what: &str, bound: usize, limit: usize) -> Result<()> {
     if bound <= limit {
@@ -406,75 +230,41 @@ pub(super) fn expect_bound(op: &str, what: &str, bound: usize, limit: usize) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kv_layout::pages_for;
-    use qernel_core::batch::{LogitRows, SequenceRows};
+    use qernel_core::batch::{SequenceRows, WantedLogits};
 
     const LIMITS: BatchLimits =
         BatchLimits { max_num_tokens: 8, max_num_sequences: 4, max_num_logits: 4, max_blocks: 3 };
 
-    /// One row, two rows, one row, one row.
-    fn batch() -> Batch {
-        let row = |position, pages| SequenceRows { tokens: &[9], position, pages, logits: LogitRows::Last };
-        Batch::new(&[
-            row(33, &[3, 1]),
-            SequenceRows { tokens: &[4, 5], position: 0, pages: &[2], logits: LogitRows::None },
-            row(5, &[6]),
-            row(0, &[7]),
-        ])
-    }
-
     #[test]
-    fn single_rows_and_bounds_are_known_on_the_host() {
-        let shape = Shape::check(&batch(), &LIMITS).unwrap();
-        assert_eq!(shape.rows.single_rows, 0..5);
-        assert_eq!((shape.rows.max_kv_single, shape.max_kv, shape.rows.has_multiple), (34, 34, true));
-        assert_eq!((shape.token_bound, shape.position_bound, shape.page_bound), (10, 34, 8));
-        assert_eq!((shape.slot_bound, shape.logit_row_bound), (7 * PAGE_SIZE + 1, 5));
-        let prefill = SequenceRows { tokens: &[1, 2], position: 3, pages: &[0], logits: LogitRows::None };
-        let shape = Shape::check(&Batch::new(&[prefill]), &LIMITS).unwrap();
-        assert_eq!((shape.rows.single_rows, shape.max_kv, shape.rows.has_multiple), (0..0, 5, true));
-    }
-
-    #[test]
-    fn decode_steps_share_a_bucket_whatever_their_lengths() {
-        let limits = BatchLimits { max_blocks: 64, ..LIMITS };
-        let bucket = |rows: &[(usize, usize)]| {
-            let pages: Vec<u32> = (0..64).collect();
-            let parts = rows.iter().map(|&(count, position)| SequenceRows {
-                tokens: &[7, 8, 9][..count],
-                position,
-                pages: &pages[..pages_for(position + count)],
-                logits: LogitRows::Last,
-            });
-            Shape::check(&Batch::new(&parts.collect::<Vec<_>>()), &limits).unwrap().bucket()
+    fn room_for_the_block_table_grows_as_pages_come() {
+        let device = Rc::new(Device::emulated(cuda_std::emulation::Options::default()));
+        let limits = BatchLimits { max_num_sequences: 2, max_blocks: 1 << 19, ..LIMITS };
+        let mut on_device = CudaBatch::new(&device, &limits).unwrap();
+        let first = on_device.indices.len();
+        assert!(first < 2 * FIRST_BLOCKS + 200, "{first} values for a claim");
+        let pages: Vec<u32> = (0..4 * FIRST_BLOCKS as u32).rev().collect();
+        // A row each of one sequence that has so many pages, and of one that has one.
+        let mut upload = |blocks: usize| {
+            let row =
+                |position, pages| SequenceRows { tokens: &[9], position, pages, logits: WantedLogits::Last };
+            let batch = Batch::new(&[row(blocks * PAGE_SIZE - 1, &pages[..blocks]), row(0, &[7])]);
+            let moved = on_device.upload(&batch).unwrap();
+            let cols = on_device.shape.max_blocks;
+            let table = on_device.indices.read(on_device.shape.block_table.start, 2 * cols).unwrap();
+            assert_eq!(table[..blocks], pages[..blocks]);
+            assert_eq!(table[cols..][..2], [7, 0]);
+            assert_eq!(on_device.indices.read(on_device.shape.kv_len.start, 2).unwrap()[1], 1);
+            (moved, on_device.indices.len())
         };
-        assert_eq!(bucket(&[(1, 3), (1, 40)]), bucket(&[(1, 250), (1, 0)]), "lengths up to 8 pages");
-        assert_ne!(bucket(&[(1, 3), (1, 40)]), bucket(&[(1, 256), (1, 0)]), "more pages");
-        assert_ne!(bucket(&[(1, 3)]), bucket(&[(1, 3), (1, 3)]), "more sequences");
-        assert_eq!(bucket(&[(3, 0), (1, 40)]), bucket(&[(3, 0), (1, 40)]));
-        assert_ne!(bucket(&[(3, 0)]), bucket(&[(3, 1)]), "a prefill that reads another length");
-        assert_ne!(bucket(&[(3, 0)]), bucket(&[(2, 1)]), "fewer rows that read the same length");
-    }
+        assert_eq!(upload(FIRST_BLOCKS), (false, first));
+        let (moved, second) = upload(FIRST_BLOCKS + 1);
+        assert!(moved && (first + 1..=3 * first).contains(&second), "{second}");
+        assert_eq!(upload(2 * FIRST_BLOCKS - 200), (false, second), "twice as much at once");
+        assert_eq!(upload(3), (false, second));
+        assert!(upload(4 * FIRST_BLOCKS).0);
 
-    #[test]
-    fn contradictions_are_refused() {
-        let changes: [fn(&mut Batch); 10] = [
-            |b| b.sampled_rows.clear(),
-            |b| b.positions[0] = 32,
-            |b| b.sequence_of_token[1] = 0,
-            |b| b.slots.push(0),
-            |b| b.query_start[1] = 7,
-            |b| b.query_start[4] = 4,
-            |b| b.kv_len[0] = 97,
-            |b| b.kv_len[1] = 1,
-            |b| b.block_table.clear(),
-            |b| b.max_blocks = 4,
-        ];
-        for (i, change) in changes.iter().enumerate() {
-            let mut batch = batch();
-            change(&mut batch);
-            assert!(matches!(Shape::check(&batch, &LIMITS), Err(Error::Request(_))), "change {i}");
-        }
+        let short = CudaBatch::new(&device, &LIMITS).unwrap();
+        assert!(short.indices.len() < 200, "as much as a short context takes");
     }
 
     #[test]

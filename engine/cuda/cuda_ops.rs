@@ -11,7 +11,7 @@ use crate::cublas::Cublas;
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::memory::{DeviceBuffer, Uploader};
+use crate::memory::{DeviceBuffer, Uploader, Whereabouts};
 use crate::ops::{OpsConfig, Types};
 use crate::tensor::{Activation, KvCache, Tensor};
 use crate::variant::KernelChoice;
@@ -67,6 +67,8 @@ pub struct CudaOps {
     narrowed: range::Narrowed,
     /// Room for the norms of a matrix's rows.
     row_norms: DeviceBuffer<f32>,
+    /// Of the matrices that were loaded, for measuring how fast they are read.
+    loaded: Vec<Whereabouts>,
 }
 
 impl CudaOps {
@@ -122,6 +124,7 @@ impl CudaOps {
             narrowing: Narrowing::new(device),
             narrowed: range::Narrowed::new(),
             row_norms: DeviceBuffer::zeroed(device, 1)?,
+            loaded: Vec::new(),
         })
     }
 

@@ -9,7 +9,7 @@ use cust::memory::LockedBuffer;
 use half::{bf16, f16};
 use rayon::prelude::*;
 use std::marker::PhantomData;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 /// Values that may be copied to and from the device byte by byte.
 ///
@@ -55,6 +55,25 @@ pub struct DeviceBuffer<T> {
     marker: PhantomData<T>,
 }
 
+/// Where a buffer is, for as long as it is there.
+pub(super) struct Whereabouts {
+    address: u64,
+    bytes: usize,
+    memory: Weak<Allocation>,
+}
+
+impl Whereabouts {
+    /// The buffer, if it is still there, as whole values of another type.
+    ///
+    /// # Safety
+    /// While one of both is written, nothing reads or writes what they share through the other.
+    pub(super) unsafe fn buffer<T: Plain>(&self) -> Option<DeviceBuffer<T>> {
+        let &Self { address, bytes, ref memory } = self;
+        let len = bytes / size_of::<T>();
+        Some(DeviceBuffer { address, len, memory: memory.upgrade()?, marker: PhantomData })
+    }
+}
+
 impl<T: Plain> DeviceBuffer<T> {
     /// Allocates `len` values, all bytes zero.
     ///
@@ -92,6 +111,11 @@ impl<T: Plain> DeviceBuffer<T> {
         let mut buffer = Self::zeroed(device, values.len())?;
         buffer.write(0, values)?;
         Ok(buffer)
+    }
+
+    /// Where it is; keeps nothing there.
+    pub(super) fn whereabouts(&self) -> Whereabouts {
+        Whereabouts { address: self.address, bytes: self.size(), memory: Rc::downgrade(&self.memory) }
     }
 
     /// Number of values.

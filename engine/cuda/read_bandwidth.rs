@@ -2,7 +2,7 @@
 
 use super::device::Device;
 use super::launch::launch;
-use super::memory::DeviceBuffer;
+use super::memory::{DeviceBuffer, Whereabouts};
 use super::timer::Timer;
 use super::variant::Operation;
 use crate::error::{Error, Result};
@@ -20,12 +20,35 @@ const BYTES: usize = 1 << 30;
 /// Passes, of which the fastest counts: the ceiling is what the memory can do, not what it does on average.
 const PASSES: usize = 5;
 
+/// How many times the L2 a model's matrix is at least that the bandwidth is measured with: so little of it is still there when it is read
+/// again.
+const L2_CACHES: usize = 4;
+
 /// Bytes a second that a kernel which only reads gets from the device's memory; takes a few milliseconds.
 ///
 /// # Errors
 /// [`Error::Memory`] if there is no room for a buffer larger than the L2, [`Error::Device`] from the device.
 pub fn read_bandwidth(device: &Rc<Device>) -> Result<f64> {
-    let mut memory = Memory::new(device, BYTES)?;
+    measure(device, Memory::new(device, BYTES)?)
+}
+
+/// The same where a model has been loaded, without memory of its own: of the largest of its matrices. Where all are small beside the L2, a
+/// buffer of a few times that takes its place.
+///
+/// # Errors
+/// As [`read_bandwidth`].
+pub(super) fn read_bandwidth_of(device: &Rc<Device>, matrices: &[Whereabouts]) -> Result<f64> {
+    let least = L2_CACHES * device.info().l2_cache;
+    // SAFETY: nothing writes weights once they are loaded, and these are read only.
+    let largest =
+        matrices.iter().filter_map(|matrix| unsafe { matrix.buffer() }).max_by_key(DeviceBuffer::size);
+    match largest.filter(|matrix| matrix.size() >= least) {
+        Some(matrix) => measure(device, Memory::over(device, matrix)?),
+        None => measure(device, Memory::new(device, least)?),
+    }
+}
+
+fn measure(device: &Rc<Device>, mut memory: Memory) -> Result<f64> {
     let mut timer = Timer::new(device, 1)?;
     let mut fastest = f64::INFINITY;
     // The first pass also loads the kernel; it is not counted.
@@ -106,5 +129,27 @@ impl Memory {
         };
         // SAFETY: the buffer has `bytes / 16` words, aligned as every allocation is; `out` has one value a block.
         unsafe { launch(&*self.device, plain(), &[], &config, arguments) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cuda_std::emulation;
+
+    #[test]
+    fn a_matrix_is_read_where_it_is_as_long_as_it_is_there() {
+        let device = Rc::new(Device::emulated(emulation::Options::default()));
+        let bytes: Vec<u8> = (0..111 * 16).map(|i| (i * 77 >> 3) as u8).collect();
+        let expected = bytes.as_chunks().0.iter().fold(0, |seen, &word| seen ^ u32::from_ne_bytes(word));
+        let matrix = DeviceBuffer::from_slice(&device, &bytes).unwrap();
+        let place = matrix.whereabouts();
+        // SAFETY: nothing writes it.
+        let mut memory = Memory::over(&device, unsafe { place.buffer() }.unwrap()).unwrap();
+        memory.read().unwrap();
+        assert_eq!((memory.bytes(), memory.seen().unwrap()), (bytes.len(), expected));
+        drop((matrix, memory));
+        // SAFETY: as above.
+        assert!(unsafe { place.buffer::<u32>() }.is_none());
     }
 }

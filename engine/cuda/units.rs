@@ -2,7 +2,7 @@
 
 use super::device::{Dependent, Device};
 use super::launch::{dimension, elements_of_rows, launch};
-use super::memory::DeviceBuffer;
+use super::memory::{DeviceBuffer, Whereabouts};
 use super::variant::Operation;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -134,6 +134,11 @@ impl UnitMatrix {
         let matrix = Self { data: Rc::new(data), units };
         matrix.repack(device, blocks)?;
         Ok(matrix)
+    }
+
+    /// Where the whole is.
+    pub fn whereabouts(&self) -> Whereabouts {
+        self.data.whereabouts()
     }
 
     /// Queues repacking `blocks` in its place.

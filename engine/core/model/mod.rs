@@ -110,7 +110,7 @@ pub trait Runner {
     /// What it computes on, for people.
     fn device_name(&self) -> String;
 
-    /// Bytes a second that the device reads from its memory, measured now: the ceiling of decoding. `None` for a
+    /// Bytes a second that the device reads from its memory, measured now on the weights: the ceiling of decoding. `None` for a
     /// device whose speed means nothing.
     ///
     /// # Errors

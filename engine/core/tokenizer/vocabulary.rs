@@ -1,9 +1,14 @@
 //! What a file says about its tokens, checked before anything is built from it.
 
+use super::bpe::{MAX_TOKENS, Merge};
 use super::words::Rules;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
-use tokenizers::models::bpe::Vocab;
+use foldhash::fast::RandomState;
+use std::collections::HashMap;
+
+/// Ids by the text of their tokens.
+pub(super) type Ids = HashMap<String, u32, RandomState>;
 
 /// The vocabulary of a file as it lies there; `tokenizer.ggml.*` in a GGUF file.
 #[derive(Clone, Debug, Default)]
@@ -132,8 +137,14 @@ impl<'a> TokenizerParts<'a> {
     }
 
     /// The id of every used token. No two may have the same text, or encoding would be ambiguous.
-    pub(super) fn ids(&self, kinds: &[TokenKind]) -> Result<Vocab> {
-        let mut ids = Vocab::with_capacity(self.tokens.len());
+    pub(super) fn ids(&self, kinds: &[TokenKind]) -> Result<Ids> {
+        if self.tokens.len() > MAX_TOKENS {
+            return Err(Error::Tokenizer(format!(
+                "{} tokens; a vocabulary has at most {MAX_TOKENS}",
+                self.tokens.len()
+            )));
+        }
+        let mut ids = Ids::with_capacity_and_hasher(self.tokens.len(), RandomState::default());
         for (id, (&text, &kind)) in (0u32..).zip(self.tokens.iter().zip(kinds)) {
             if kind == TokenKind::Unused {
                 continue;
@@ -150,24 +161,24 @@ impl<'a> TokenizerParts<'a> {
         Ok(ids)
     }
 
-    /// The two sides of every merge. Both and what they make must be normal tokens: a merge that made `<|im_end|>`
+    /// The ids of every merge. Both sides and what they make must be normal tokens: a merge that made `<|im_end|>`
     /// would let plain text end a turn.
-    pub(super) fn merge_pairs(&self, ids: &Vocab, kinds: &[TokenKind]) -> Result<Vec<(String, String)>> {
-        let is_normal = |text: &str| ids.get(text).is_some_and(|&id| kinds[id as usize] == TokenKind::Normal);
+    pub(super) fn merge_ids(&self, ids: &Ids, kinds: &[TokenKind]) -> Result<Vec<Merge>> {
         let mut joined = String::new();
-        let pair = |(rank, merge): (usize, &&str)| {
+        let merge = |(rank, merge): (usize, &&str)| {
             let fault = |what: String| Error::Tokenizer(format!("merge {rank} ({merge:?}): {what}"));
+            let normal = |text: &str| {
+                let id = ids.get(text).copied().filter(|&id| kinds[id as usize] == TokenKind::Normal);
+                id.ok_or_else(|| fault(format!("{text:?} is not a normal token of the vocabulary")))
+            };
             let (left, right) =
                 merge.split_once(' ').ok_or_else(|| fault("expected two tokens".to_owned()))?;
             joined.clear();
             joined.push_str(left);
             joined.push_str(right);
-            match [left, right, &joined].into_iter().find(|text| !is_normal(text)) {
-                Some(text) => Err(fault(format!("{text:?} is not a normal token of the vocabulary"))),
-                None => Ok((left.to_owned(), right.to_owned())),
-            }
+            Ok(Merge { left: normal(left)?, right: normal(right)?, merged: normal(&joined)? })
         };
-        self.merges.iter().enumerate().map(pair).collect()
+        self.merges.iter().enumerate().map(merge).collect()
     }
 
     /// `id` if the vocabulary has it. Files are in use whose keys name ids beyond it, and none of them is needed to run: llama.cpp warns
@@ -246,18 +257,19 @@ impl ByteAlphabet {
     }
 }
 
-/// Every byte must be a normal token, or BPE would drop it from the text without a word.
-pub(super) fn check_byte_tokens(ids: &Vocab, kinds: &[TokenKind]) -> Result<()> {
-    for byte in 0..=u8::MAX {
+/// The token of each byte. Every byte must be a normal token, or BPE would drop it from the text without a word.
+pub(super) fn byte_tokens(ids: &Ids, kinds: &[TokenKind]) -> Result<[u32; 256]> {
+    let mut tokens = [0; 256];
+    for (byte, token) in (0..=u8::MAX).zip(&mut tokens) {
         let text = byte_to_char(byte);
         let id = ids.get(text.encode_utf8(&mut [0; 4]) as &str);
-        if !id.is_some_and(|&id| kinds[id as usize] == TokenKind::Normal) {
-            return Err(Error::Tokenizer(format!(
+        *token = id.copied().filter(|&id| kinds[id as usize] == TokenKind::Normal).ok_or_else(|| {
+            Error::Tokenizer(format!(
                 "the vocabulary has no normal token {text:?} for byte 0x{byte:02X}, so not every text can be encoded"
-            )));
-        }
+            ))
+        })?;
     }
-    Ok(())
+    Ok(tokens)
 }
 
 #[cfg(test)]

@@ -70,6 +70,7 @@ impl CudaOps {
         let row_bytes =
             row_bytes.ok_or_else(|| Error::Model(format!("no rows of {cols} values in {format}")))?;
         let whole = DeviceBuffer::zeroed(&self.device, tensor::elements(rows, row_bytes)?)?;
+        self.loaded.push(whole.whereabouts());
         let (mut pieces, mut end) = (Vec::new(), 0);
         for matrix in matrices {
             matrix.row_bytes()?;
@@ -125,6 +126,7 @@ impl CudaOps {
             self.uploader.upload(&matrix.data, &mut part)?;
         }
         let whole = UnitMatrix::repacked(&self.device, &blocks, format, shape, [rows, cols], span)?;
+        self.loaded.push(whole.whereabouts());
         self.make_room_to_decode(rows, cols)?;
         self.slices.make_room(&self.device, whole.units)?;
         let mut end = 0;

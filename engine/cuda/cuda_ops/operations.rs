@@ -96,9 +96,11 @@ impl Ops for CudaOps {
     }
 
     fn upload(&mut self, host: &Batch, batch: &mut CudaBatch) -> Result<()> {
-        batch.upload(host)?;
+        // Graphs read what was there before something grew.
+        if batch.upload(host)? {
+            self.graphs.clear();
+        }
         if self.rope.grow(&self.device, batch.shape.position_bound)? {
-            // They read the table that was there before.
             self.graphs.clear();
         }
         Ok(())
@@ -457,6 +459,6 @@ impl Ops for CudaOps {
         if self.device.is_emulated() {
             return Ok(None);
         }
-        read_bandwidth(&self.device).map(Some)
+        read_bandwidth::read_bandwidth_of(&self.device, &self.loaded).map(Some)
     }
 }
