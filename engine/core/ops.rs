@@ -107,6 +107,10 @@ pub trait Ops: Types {
     fn new_kv_cache(&mut self, layout: &KvLayout) -> Result<Self::KvCache>;
     /// Allocates room for any batch within `limits`.
     fn new_batch(&mut self, limits: &BatchLimits) -> Result<Self::Batch>;
+    /// Bytes that a matrix of the file takes on the device.
+    fn matrix_bytes(&self, matrix: &Matrix) -> usize {
+        matrix.data.len()
+    }
     /// Brings a matrix of the file to the device.
     fn load_matrix(&mut self, matrix: &Matrix) -> Result<Self::Weight>;
     /// Brings matrices of as many columns each to the device, one below the other; a row and the one that is `apart` rows on are used

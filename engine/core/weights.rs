@@ -289,11 +289,18 @@ impl Weights {
     /// Bytes of weights that a decode step of one sequence reads: all but experts that its token does not go to, and an embedding that is
     /// not the head as well, of which one row is read.
     pub fn decode_bytes(&self) -> u64 {
+        self.decode_bytes_of(|matrix| matrix.data.len())
+    }
+
+    /// The same where a matrix takes `bytes` bytes; idle experts as in the file.
+    pub fn decode_bytes_of(&self, bytes: impl Fn(&Matrix) -> usize) -> u64 {
         let unread = match (self.matrix(EMBEDDING), self.matrix(HEAD)) {
-            (Ok(embedding), Ok(_)) => embedding.data.len() as u64,
+            (Ok(embedding), Ok(_)) => bytes(&embedding) as u64,
             _ => 0,
         };
-        self.num_bytes() - unread - self.idle_bytes
+        let in_file: usize = self.matrices.iter().map(|matrix| matrix.data.len()).sum();
+        let here: usize = self.matrices.iter().map(bytes).sum();
+        (self.num_bytes() - in_file as u64 + here as u64).saturating_sub(unread + self.idle_bytes)
     }
 
     /// What [`Weights::num_bytes`] is made of, for each format in use.

@@ -31,6 +31,7 @@ mod gate_rows;
 mod gather_rows;
 mod gpu;
 mod graph;
+mod holding;
 mod launch;
 mod layer_norm;
 mod matmul;
@@ -62,6 +63,7 @@ pub use device::{Device, PTX_FILE, Ptx, probe};
 pub use device_info::DeviceInfo;
 pub use fused::max_rows as fused_max_rows;
 pub use fused::norm_qkv_rope::takes_units as fused_takes_units;
+pub use holding::choose_holding;
 pub use matmul::preferred_matmul;
 pub use memory::{DeviceBuffer, PinnedBuffer, Plain, Uploader};
 pub use read_bandwidth::{Memory, read_bandwidth};
@@ -77,7 +79,7 @@ pub use weight::Weight;
 use crate::config::Config;
 use crate::dtype::Dtype;
 use crate::ops::OpsConfig;
-use crate::weights::{Matrix, Weights};
+use crate::weights::Weights;
 use qernel_core::batch::BatchLimits;
 
 /// Calls a macro with the name of every operation that has kernels: what is there for each of them (the table of the program, cases of
@@ -104,6 +106,7 @@ pub fn operations() -> Vec<Operation> {
     let mut operations = for_each_operation!(table);
     operations.push(Operation::choice(fused::OP, &fused::VARIANTS));
     operations.push(Operation::choice(graph::OP, &graph::VARIANTS));
+    operations.push(Operation::choice(holding::OP, &holding::VARIANTS));
     operations.sort_by_key(|operation| operation.name);
     operations
 }
@@ -125,14 +128,10 @@ pub fn compute_dtype(weights: &Weights) -> Dtype {
     if elements(None) > elements(Some(most)) { Dtype::F16 } else { most }
 }
 
-/// Bytes of all weights once they are on the GPU: float matrices in `dtype`, others as the file has them and room to decode some
-/// rows of them, vectors in f32.
-pub fn weight_bytes(weights: &Weights, dtype: Dtype) -> usize {
-    let bytes = |matrix: &Matrix| match matrix.format.float() {
-        Some(_) => matrix.rows * matrix.cols * dtype.size(),
-        None => matrix.data.len(),
-    };
-    let matrices: usize = weights.matrices().map(bytes).sum();
+/// Bytes of all weights once they are on the GPU: float matrices in `dtype`, others as the file has them, or as `choice` says, and room to
+/// decode some rows of them, vectors in f32.
+pub fn weight_bytes(weights: &Weights, dtype: Dtype, choice: &KernelChoice) -> usize {
+    let matrices: usize = weights.matrices().map(|matrix| holding::matrix_bytes(choice, matrix, dtype)).sum();
     let in_blocks = weights.matrices().filter(|matrix| matrix.format.float().is_none());
     // Stacked matrices are decoded at once: three at most.
     let values = in_blocks.map(|matrix| (3 * matrix.rows).saturating_mul(matrix.cols)).max().unwrap_or(0);

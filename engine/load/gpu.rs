@@ -12,7 +12,7 @@ use qernel_core::kv_layout::KvLayout;
 use qernel_core::model::{ModelRunner, Runner, build};
 use qernel_core::ops::OpsConfig;
 use qernel_core::weights::Weights;
-use qernel_cuda::{self as cuda, CudaOps, Device};
+use qernel_cuda::{self as cuda, CudaOps, Device, KernelChoice};
 use std::rc::Rc;
 
 /// As [`open_runner`](super::open_runner), on `device`.
@@ -44,8 +44,19 @@ fn load(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Box<dyn Runner>> {
     let (ops_config, layout) = fit_cuda(device, weights, config, options)?;
-    let ops = CudaOps::new(device, &ops_config, layout.dtype, options.kernels.clone())?;
+    let kernels = kernels(device, weights, layout.dtype, options);
+    let ops = CudaOps::new(device, &ops_config, layout.dtype, kernels)?;
     Ok(Box::new(ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?))
+}
+
+/// The kernels that `options` ask for, and what the device chooses for this model where they do not say. An emulated device chooses nothing: it is there to
+/// try kernels.
+fn kernels(device: &Device, weights: &Weights, dtype: Dtype, options: &RunnerOptions) -> KernelChoice {
+    let mut kernels = options.kernels.clone();
+    if !device.is_emulated() {
+        cuda::choose_holding(&mut kernels, weights, dtype);
+    }
+    kernels
 }
 
 /// Opens the device that was chosen; `None` is the CPU.
@@ -105,7 +116,7 @@ pub fn fit_cuda(
         },
         // That of an emulated one is the host's.
         shared: device.is_emulated(),
-        weights: cuda::weight_bytes(weights, dtype),
+        weights: cuda::weight_bytes(weights, dtype, &kernels(device, weights, dtype, options)),
         kv: dtype,
         activation: cuda::precise_dtype(dtype),
         max_num_tokens: gpu_num_tokens(free, config, dtype)?,

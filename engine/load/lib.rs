@@ -124,14 +124,14 @@ impl LoadedModel {
         })?;
         let (tokenizer, vocabulary) = tokenizer.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let (tokenizer, ready) = (tokenizer?, Instant::now());
-        let runner = runner.and_then(with_finite_logits);
+        let runner = runner.and_then(with_finite_logits)?;
         let (device, loaded) = first_and_last_tensor.unwrap_or((ready, ready));
         let stats = LoadStats {
             load_s: start.elapsed().as_secs_f64(),
-            decode_weight_bytes: weights.decode_bytes() as usize,
+            decode_weight_bytes: runner.decode_weight_bytes(),
             times: LoadTimes { file, device, weights: loaded, vocabulary, ready },
         };
-        Ok(Self { tokenizer: Arc::new(tokenizer), runner: runner?, stats, watch: gguf.watch() })
+        Ok(Self { tokenizer: Arc::new(tokenizer), runner, stats, watch: gguf.watch() })
     }
 
     /// The file's chat template, or ChatML.

@@ -110,6 +110,11 @@ pub trait Runner {
     /// What it computes on, for people.
     fn device_name(&self) -> String;
 
+    /// Bytes of weights that a decode step of one sequence reads, as they are held there.
+    fn decode_weight_bytes(&self) -> usize {
+        0
+    }
+
     /// Bytes a second that the device reads from its memory, measured now on the weights: the ceiling of decoding. `None` for a
     /// device whose speed means nothing.
     ///
@@ -136,6 +141,7 @@ pub struct ModelRunner<O: Ops> {
     limits: BatchLimits,
     layout: KvLayout,
     max_model_len: usize,
+    decode_weight_bytes: usize,
     /// The steps whose tokens were not taken, oldest first.
     queued: VecDeque<Queued>,
     /// Rows whose sampled tokens the next step may take from the device.
@@ -166,6 +172,7 @@ impl<O: Ops> ModelRunner<O> {
         let limits = ops_config.limits;
         let model = Model::build(&mut Load::new(&mut ops, weights, &limits, progress), config)?;
         ops.finish_loading()?;
+        let decode_weight_bytes = weights.decode_bytes_of(|matrix| ops.matrix_bytes(matrix)) as usize;
         model.bound(&mut ops)?;
         let cache = ops.new_kv_cache(&layout)?;
         let batch = ops.new_batch(&limits)?;
@@ -179,6 +186,7 @@ impl<O: Ops> ModelRunner<O> {
             limits,
             layout,
             max_model_len: ops_config.max_model_len,
+            decode_weight_bytes,
             queued: VecDeque::new(),
             last_sampled: 0,
             logprobs: Vec::new(),
@@ -346,6 +354,10 @@ impl<O: Ops> Runner for ModelRunner<O> {
 
     fn device_name(&self) -> String {
         self.ops.device_name()
+    }
+
+    fn decode_weight_bytes(&self) -> usize {
+        self.decode_weight_bytes
     }
 
     fn read_bandwidth(&mut self) -> Result<Option<f64>> {

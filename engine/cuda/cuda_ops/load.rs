@@ -2,9 +2,11 @@
 
 use super::CudaOps;
 use crate::convert::convert;
+use crate::decode::decode;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::formats::MatrixFormat;
+use crate::holding;
 use crate::matmul;
 use crate::memory::DeviceBuffer;
 use crate::ops::Stacked;
@@ -48,6 +50,32 @@ impl CudaOps {
         }
     }
 
+    /// [`Self::load_float`] of a matrix in blocks.
+    fn load_decoded(
+        &mut self,
+        matrix: &Matrix,
+        target: &mut DeviceBuffer<u8>,
+        scales: &Rc<Scales>,
+    ) -> Result<()> {
+        let &Matrix { ref name, format, rows, cols, ref data, .. } = matrix;
+        if !self.widths.contains(&cols) {
+            self.widths.push(cols);
+        }
+        let count = tensor::elements(rows, cols)?;
+        let mut blocks = DeviceBuffer::zeroed(&self.device, data.len())?;
+        self.uploader.upload(data, &mut blocks)?;
+        let values = Values::Blocks(BlockMatrix { data: blocks, format, rows, cols });
+        let mut raw = Activation::new(&self.device, Dtype::F32, rows, cols)?;
+        decode(&self.device, &values, &mut raw)?;
+        match self.dtype {
+            Dtype::F16 => {
+                self.narrowed.push((name.clone(), scales.clone()));
+                self.narrowing.narrow(count, Dtype::F32, &raw.data, target)
+            }
+            to => convert(&self.device, count, Dtype::F32, &raw.data, to, target),
+        }
+    }
+
     /// Queues bringing matrices of one format to the device, one below the other: a piece of the whole for each, and each by itself in the
     /// same memory. Rows that are `apart` are to be side by side; `None` where they stay as in the file.
     fn load_run(
@@ -60,12 +88,15 @@ impl CudaOps {
         let rows: usize = matrices.iter().map(|matrix| matrix.rows).sum();
         let as_in_the_file =
             self.choice.get(matmul::blocks::OP).is_some_and(|name| name == matmul::blocks::INLINE);
-        if let Some(apart) = apart.filter(|_| !as_in_the_file)
+        // Kernels of experts read what a file has.
+        let as_floats =
+            apart.is_some() && matrices.iter().any(|matrix| holding::as_floats(&self.choice, matrix));
+        if let Some(apart) = apart.filter(|_| !as_in_the_file && !as_floats)
             && let Some(shape) = units::shape(&self.device, self.dtype, format, [rows, cols], apart)
         {
             return self.load_units(matrices, shape, apart);
         }
-        let dtype = format.float().map(|_| self.dtype);
+        let dtype = (format.float().is_some() || as_floats).then_some(self.dtype);
         let row_bytes = MatrixFormat::row_bytes(dtype.map_or(format, MatrixFormat::from), cols);
         let row_bytes =
             row_bytes.ok_or_else(|| Error::Model(format!("no rows of {cols} values in {format}")))?;
@@ -82,6 +113,7 @@ impl CudaOps {
             scales.stored.set(matrix.scale);
             match matrix.format.float() {
                 Some(from) => self.load_float(matrix, from, &mut data, &scales)?,
+                None if as_floats => self.load_decoded(matrix, &mut data, &scales)?,
                 None => {
                     self.uploader.upload(&matrix.data, &mut data)?;
                     self.make_room_to_decode(rows, cols)?;
@@ -166,8 +198,12 @@ impl CudaOps {
         }
         let (mut whole, mut each) = (Vec::new(), Vec::new());
         // Floats all get one format.
-        let kind = |matrix: &Matrix| matrix.format.float().map_or(Some(matrix.format), |_| None);
-        for run in matrices.chunk_by(|a, b| kind(a) == kind(b)) {
+        let kind = |matrix: &Matrix| match matrix.format.float() {
+            None if !holding::as_floats(&self.choice, matrix) => Some(matrix.format),
+            _ => None,
+        };
+        let runs: Vec<_> = matrices.chunk_by(|a, b| kind(a) == kind(b)).collect();
+        for run in runs {
             for [piece, part] in self.load_run(run, cols, Some(apart))? {
                 whole.push(piece);
                 each.push(Weight::new(vec![part], cols));

@@ -59,6 +59,10 @@ impl Ops for CudaOps {
         CudaBatch::new(&self.device, limits)
     }
 
+    fn matrix_bytes(&self, matrix: &Matrix) -> usize {
+        crate::holding::matrix_bytes(&self.choice, matrix, self.dtype)
+    }
+
     fn load_matrix(&mut self, matrix: &Matrix) -> Result<Weight> {
         self.load_one(matrix)
     }
