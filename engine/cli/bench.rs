@@ -15,7 +15,7 @@ use crate::embedded;
 use crate::error::{Error, Result};
 use crate::generate::{Engine, Request};
 use crate::kv_layout::PAGE_SIZE;
-use crate::load::KvCacheSize;
+use crate::load::{DecodeBytes, KvCacheSize};
 use crate::sampler::SamplingParams;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -106,7 +106,7 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
     model.batch_size = model.batch_size.map(|rows| rows.max(max_parallel));
     let pages = tests.iter().map(Test::pages).max().unwrap_or(0);
     let model = model.open_with(max_parallel, KvCacheSize::Tokens(pages.saturating_mul(PAGE_SIZE)))?;
-    facts.decode_weight_bytes = model.facts.decode_weight_bytes;
+    facts.decode_bytes = model.facts.decode_bytes;
     let mut engine = model.into_engine()?;
     device_facts(&mut facts, &mut engine)?;
     let rows = Session { args: &args, facts: &facts, stored: stored.as_deref() }.run(
@@ -253,7 +253,7 @@ fn file_facts(model: &ModelArgs, sampling: &SamplingParams) -> Result<Facts> {
         sampling: describe(sampling),
         included: "sampling and detokenisation",
         read_bandwidth: None,
-        decode_weight_bytes: 0,
+        decode_bytes: DecodeBytes::default(),
         kv_bytes_per_position: 0,
         start_up: None,
     })

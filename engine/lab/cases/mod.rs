@@ -24,6 +24,7 @@ mod route;
 mod row_norms;
 mod sample;
 mod silu_mul;
+mod sort_experts;
 
 use super::case::Cases;
 use super::values::shuffled;
@@ -57,6 +58,9 @@ mod norm_gate_up {
 }
 mod norm_matmul {
     pub use super::fused::NORM_MATMUL as CASES;
+}
+mod norm_route {
+    pub use super::route::WITH_NORM as CASES;
 }
 
 macro_rules! all {
