@@ -17,7 +17,7 @@ mod operations;
 
 use compare::nmse;
 use qernel::batch::{Batch, BatchLimits, LogitRows, SequenceRows};
-use qernel::config::Config;
+use qernel::config::{Config, ExpertSizes};
 use qernel::cpu::CpuOps;
 use qernel::cuda::{CudaOps, Device, KernelChoice};
 use qernel::dtype::Dtype;
@@ -152,7 +152,11 @@ fn the_forward_pass_agrees_with_the_cpu() {
         ARCHITECTURES.iter().map(|&architecture| TinyModel { architecture, ..TinyModel::default() });
     let mix = MatrixFormat::ALL;
     let mixed = TinyModel { mix, intermediate_size: 512, num_hidden_layers: 4, ..TinyModel::default() };
-    let others = architectures.chain([mixed]).map(|model| (model, Dtype::F16, 1e-5));
+    // Experts whose matrices are repacked.
+    let experts = ExpertSizes { moe_intermediate_size: 256, ..TinyModel::default().experts };
+    let in_units =
+        TinyModel { architecture: "qwen3moe", format: MatrixFormat::Q4_K, experts, ..TinyModel::default() };
+    let others = architectures.chain([mixed, in_units]).map(|model| (model, Dtype::F16, 1e-5));
     for (model, dtype, allowed) in floats.into_iter().chain(others) {
         let file = format!("{} {}, {} formats", model.architecture, model.format, model.mix.len().max(1));
         let expected = logits(&mut *runner(&model, Dtype::F32, |config| CpuOps::new(config).unwrap()));

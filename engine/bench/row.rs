@@ -4,6 +4,7 @@ use super::compare::Comparison;
 use super::measure::Sample;
 use super::plan::Test;
 use super::start_up;
+use crate::load::DecodeBytes;
 use crate::stats::{Stats, mean, median, standard_deviation};
 use serde::Serialize;
 
@@ -35,9 +36,9 @@ pub struct Facts {
     pub included: &'static str,
     /// Bytes a second, measured in this run before the tests; an emulated device has none.
     pub read_bandwidth: Option<f64>,
-    /// Weights that a decode step reads, in bytes.
+    /// Weights that a decode step reads.
     #[serde(skip)]
-    pub decode_weight_bytes: usize,
+    pub decode_bytes: DecodeBytes,
     /// K and V of one position of one sequence in all layers, in bytes.
     #[serde(skip)]
     pub kv_bytes_per_position: usize,
@@ -103,7 +104,7 @@ impl Row {
             samples.iter().map(|sample| sample.engine_seconds * 1e6 / sample.steps.len() as f64).collect();
         let bytes_per_step = test.is_decode().then(|| {
             let kv = test.n_parallel as f64 * test.mean_kv_len() * facts.kv_bytes_per_position as f64;
-            facts.decode_weight_bytes as u64 + kv.round() as u64
+            facts.decode_bytes.of(test.n_parallel) + kv.round() as u64
         });
         let floor_us =
             bytes_per_step.zip(facts.read_bandwidth).map(|(bytes, rate)| bytes as f64 / rate * 1e6);
@@ -162,7 +163,7 @@ pub(super) mod tests {
             sampling: "greedy".into(),
             included: "sampling, detokenisation",
             read_bandwidth: Some(1e9),
-            decode_weight_bytes: 1_000_000,
+            decode_bytes: DecodeBytes { always: 600_000, experts: 1_600_000, idle_share: 0.75 },
             kv_bytes_per_position: 100,
             start_up: None,
         }
@@ -189,11 +190,11 @@ pub(super) mod tests {
         // Eight tokens: 800, 400 and 267 a second.
         assert!((row.median_ts - 400.0).abs() < 1e-9 && (row.avg_ts - 488.889).abs() < 1e-3);
         assert!((row.step_us - 5000.0).abs() < 1e-9 && (row.us_per_token - 2500.0).abs() < 1e-9);
-        // Steps read 101 to 104 positions of two sequences.
-        assert_eq!(row.bytes_per_step, Some(1_000_000 + 2 * 10_250));
-        assert_eq!(row.bytes_per_token, Some(510_250));
-        assert!((row.floor_us.unwrap() - 1020.5).abs() < 1e-9);
-        assert!((row.bandwidth_percent.unwrap() - 20.41).abs() < 1e-9);
+        // Steps read 101 to 104 positions of two sequences, and the experts that either goes to: 1 - 0.75² of them.
+        assert_eq!(row.bytes_per_step, Some(600_000 + 700_000 + 2 * 10_250));
+        assert_eq!(row.bytes_per_token, Some(660_250));
+        assert!((row.floor_us.unwrap() - 1320.5).abs() < 1e-9);
+        assert!((row.bandwidth_percent.unwrap() - 26.41).abs() < 1e-9);
         assert!((row.engine_us_per_step - 50.0).abs() < 1e-9);
     }
 }

@@ -16,7 +16,7 @@ use crate::embedded;
 use crate::engine::{Engine, Request};
 use crate::error::{Error, Result};
 use crate::kv_layout::PAGE_SIZE;
-use crate::load::KvCacheSize;
+use crate::load::{DecodeBytes, KvCacheSize};
 use crate::sampler::SamplingParams;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -107,7 +107,7 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
     model.batch_size = model.batch_size.map(|rows| rows.max(max_num_sequences));
     let pages = tests.iter().map(Test::pages).max().unwrap_or(0);
     let model = model.open_with(max_num_sequences, KvCacheSize::Tokens(pages.saturating_mul(PAGE_SIZE)))?;
-    facts.decode_weight_bytes = model.stats.decode_weight_bytes;
+    facts.decode_bytes = model.stats.decode_bytes;
     let mut engine = model.into_engine()?;
     device_facts(&mut facts, &mut engine);
     let rows = Session { args: &args, facts: &facts, stored: stored.as_deref() }.run(
@@ -254,7 +254,7 @@ fn file_facts(model: &ModelArgs, sampling: &SamplingParams) -> Result<Facts> {
         sampling: describe(sampling),
         included: "sampling and detokenisation",
         read_bandwidth: None,
-        decode_weight_bytes: 0,
+        decode_bytes: DecodeBytes::default(),
         kv_bytes_per_position: 0,
         start_up: None,
     })

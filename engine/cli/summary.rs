@@ -46,7 +46,8 @@ impl Summary {
         let layout = runner.kv_layout();
         let kv_bytes_per_position = layout.page_bytes() / crate::kv_layout::PAGE_SIZE;
         let mean_kv_len = usage.prompt_tokens + usage.completion_tokens / 2;
-        let bytes_per_token = (stats.decode_weight_bytes + kv_bytes_per_position * mean_kv_len) as u64;
+        let bytes_per_token =
+            (stats.decode_bytes.of(1) as usize + kv_bytes_per_position * mean_kv_len) as u64;
         let decode_tokens_per_s = per_second(timings.decode_tokens, timings.decode_seconds);
         let measured_bandwidth = read_bandwidth(runner);
         Self {

@@ -29,9 +29,19 @@ pub struct OpsConfig {
     /// Values of one head of Q, K and V; even.
     pub head_dim: usize,
     pub rotation: Rotation,
+    /// Where there are experts.
+    pub experts: Option<ExpertsConfig>,
     /// Longest sequence in tokens; rows of the [`RopeTable`](crate::rope::RopeTable) at most.
     pub max_model_len: usize,
     pub limits: BatchLimits,
+}
+
+/// What an implementation of [`Ops`] must know of mixtures of experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertsConfig {
+    pub num_experts: usize,
+    pub num_experts_per_tok: usize,
+    pub hidden_size: usize,
 }
 
 impl OpsConfig {
@@ -42,6 +52,11 @@ impl OpsConfig {
             num_key_value_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
             rotation: config.rotation.clone(),
+            experts: config.experts.map(|sizes| ExpertsConfig {
+                num_experts: sizes.num_experts,
+                num_experts_per_tok: sizes.num_experts_per_tok,
+                hidden_size: config.hidden_size,
+            }),
             max_model_len,
             limits,
         }
@@ -120,6 +135,11 @@ pub trait Ops: Types {
     fn load_experts(&mut self, matrix: &Matrix, num_experts: usize) -> Result<Self::Weight> {
         let _ = num_experts;
         self.load_matrix(matrix)
+    }
+    /// Brings gate and up of `num_experts` experts to the device: as [`Ops::load_experts`], where rows of both are used together.
+    fn load_gate_up_experts(&mut self, matrices: [&Matrix; 2], count: usize) -> Result<[Self::Weight; 2]> {
+        let [gate, up] = matrices.map(|matrix| self.load_experts(matrix, count));
+        Ok([gate?, up?])
     }
     /// Brings a vector to the device.
     fn load_vector(&mut self, values: &[f32]) -> Result<Self::Vector>;
@@ -313,6 +333,12 @@ pub trait Ops: Types {
         chosen: &mut Self::Tensor,
     ) -> Result<()>;
 
+    /// Brings rows that go to the same expert together, where the device multiplies them so: called before [`Ops::experts_in`] and
+    /// [`Ops::experts_out`] of the same rows and `chosen`, with the matrices of the experts, gate, up and down.
+    fn sort_experts(&mut self, _n: usize, _chosen: &Self::Tensor, _: [&Self::Weight; 3]) -> Result<()> {
+        Ok(())
+    }
+
     /// `silu(x · gate[e]ᵀ) * (x · up[e]ᵀ)` for each expert `e` that a row goes to, one beside the other: `[n, hidden_size] -> [n,
     /// num_experts_per_tok * moe_intermediate_size]`; `chosen` as [`Ops::route`] leaves it, matrices from [`Ops::load_experts`].
     fn experts_in(
@@ -381,6 +407,18 @@ pub trait Ops: Types {
         _part: &MlpIn<Self::Weight, Self::Vector>,
         _x: &Self::Tensor,
         _out: &mut Self::Activation,
+    ) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// A norm and the router behind it in one kernel: [`Ops::rms_norm`] to `normed`, [`Ops::route`] of that to `chosen`.
+    fn norm_route(
+        &mut self,
+        _n: usize,
+        _x: &Self::Tensor,
+        _part: &Experts<Self::Weight, Self::Vector>,
+        _normed: &mut Self::Activation,
+        _chosen: &mut Self::Tensor,
     ) -> Result<bool> {
         Ok(false)
     }

@@ -132,8 +132,9 @@ pub struct Weights {
     vectors: Vec<(String, Vec<f32>)>,
     /// Where each name is in those.
     places: HashMap<String, usize>,
-    /// Bytes of the experts that a token does not go to.
-    idle_bytes: u64,
+    /// Bytes of all experts, and the share of them that a token does not go to.
+    expert_bytes: u64,
+    idle_share: f64,
     /// Names of the file's tensors that the model has no place for and that leave its answers alone: worth a warning.
     pub unused: Vec<String>,
 }
@@ -144,6 +145,25 @@ pub struct SizeOfFormat {
     pub format: MatrixFormat,
     pub num_tensors: usize,
     pub num_bytes: u64,
+}
+
+/// Weights that a decode step reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct DecodeBytes {
+    /// Of every step: all but experts, and an embedding that is not the head as well, of which one row is read.
+    pub always: u64,
+    /// Of all experts.
+    pub experts: u64,
+    /// The share of the experts that a token does not go to.
+    pub idle_share: f64,
+}
+
+impl DecodeBytes {
+    /// Of a step of `num_sequences` sequences, whose tokens go to experts as if these were drawn.
+    pub fn of(&self, num_sequences: usize) -> u64 {
+        let idle = self.idle_share.powf(num_sequences as f64);
+        self.always + (self.experts as f64 * (1.0 - idle)).round() as u64
+    }
 }
 
 /// The embedding, of which a step reads a row a token, and the head.
@@ -190,7 +210,8 @@ impl Weights {
             matrices: Vec::new(),
             vectors: Vec::new(),
             places: HashMap::new(),
-            idle_bytes: 0,
+            expert_bytes: 0,
+            idle_share: 0.0,
             unused: Vec::new(),
         };
         for TensorSpec { name, shape, group } in specs {
@@ -211,10 +232,10 @@ impl Weights {
             match *shape {
                 TensorShape::Matrix { rows, cols } => matrix(rows, cols, data)?,
                 TensorShape::Experts { count, used, rows, cols } => {
-                    let idle = count.saturating_sub(used) as u64;
-                    let bytes = data.len() as u64;
+                    weights.expert_bytes += data.len() as u64;
+                    // That of all layers.
+                    weights.idle_share = count.saturating_sub(used) as f64 / (count as f64).max(1.0);
                     matrix(count * rows, cols, data)?;
-                    weights.idle_bytes += bytes / (count as u64).max(1) * idle;
                 }
                 TensorShape::Vector { .. } | TensorShape::Table { .. } => {
                     // As many as the tensor has, whose shape was found to be that.
@@ -286,21 +307,22 @@ impl Weights {
         self.sizes().iter().map(|size| size.num_bytes).sum()
     }
 
-    /// Bytes of weights that a decode step of one sequence reads: all but experts that its token does not go to, and an embedding that is
-    /// not the head as well, of which one row is read.
-    pub fn decode_bytes(&self) -> u64 {
+    /// Bytes of weights that a decode step reads.
+    pub fn decode_bytes(&self) -> DecodeBytes {
         self.decode_bytes_of(|matrix| matrix.data.len())
     }
 
-    /// The same where a matrix takes `bytes` bytes; idle experts as in the file.
-    pub fn decode_bytes_of(&self, bytes: impl Fn(&Matrix) -> usize) -> u64 {
+    /// The same where a matrix takes `bytes` bytes; experts as in the file.
+    pub fn decode_bytes_of(&self, bytes: impl Fn(&Matrix) -> usize) -> DecodeBytes {
         let unread = match (self.matrix(EMBEDDING), self.matrix(HEAD)) {
             (Ok(embedding), Ok(_)) => bytes(&embedding) as u64,
             _ => 0,
         };
         let in_file: usize = self.matrices.iter().map(|matrix| matrix.data.len()).sum();
         let here: usize = self.matrices.iter().map(bytes).sum();
-        (self.num_bytes() - in_file as u64 + here as u64).saturating_sub(unread + self.idle_bytes)
+        let &Self { expert_bytes: experts, idle_share, .. } = self;
+        let all = self.num_bytes() - in_file as u64 + here as u64;
+        DecodeBytes { always: all.saturating_sub(unread + experts), experts, idle_share }
     }
 
     /// What [`Weights::num_bytes`] is made of, for each format in use.

@@ -16,7 +16,7 @@ use crate::ops::{OpsConfig, Types};
 use crate::tensor::{Activation, KvCache, Tensor};
 use crate::variant::KernelChoice;
 use crate::weight::Weight;
-use crate::{attention, graph, matmul, rope, sample, units};
+use crate::{attention, experts, graph, matmul, rope, sample, units};
 use std::rc::Rc;
 
 /// Everything that the launches of a step depend on.
@@ -46,6 +46,8 @@ pub struct CudaOps {
     rope: rope::RopeTable,
     attention: attention::Workspace,
     sampler: sample::Sampler,
+    /// Where there are experts.
+    experts: Option<experts::Workspace>,
     /// Columns of the logits of the last draw.
     vocab_size: usize,
     graphs: graph::Graphs<StepKey>,
@@ -83,6 +85,7 @@ impl CudaOps {
             num_key_value_heads,
             head_dim,
             ref rotation,
+            ref experts,
             max_model_len,
             ref limits,
         } = config;
@@ -110,6 +113,10 @@ impl CudaOps {
                 num_attention_heads,
                 head_dim,
             )?,
+            experts: match experts {
+                None => None,
+                Some(experts) => Some(experts::Workspace::new(device, experts, limits)?),
+            },
             sampler: sample::Sampler::new(device)?,
             vocab_size: 0,
             graphs: graph::Graphs::new(device),

@@ -1,19 +1,57 @@
-//! What both halves of a mixture of experts check.
+//! What both halves of a mixture of experts share.
 
+mod blocks;
+mod workspace;
+
+use super::fused::GateUp;
 use super::tensor::{Activation, Tensor};
+use super::units::Units;
+use super::variant::KernelChoice;
 use super::weight::{BlockMatrix, Piece, Values, Weight};
 use crate::error::{Error, Result};
+pub(super) use blocks::{Blocks, Matrix, ONE_BY_ONE, expected_experts};
 use cuda_std::launch::DevicePtr;
+pub(super) use workspace::{Sorted, Workspace};
+
+/// The variants of matrices in units.
+pub(super) const UNITS: &str = "units";
 
 /// The matrices of all experts, one below the other.
+#[derive(Clone, Copy)]
 pub(super) struct Matrices {
-    pub data: DevicePtr<u8>,
+    pub place: Place,
     /// As kernels are named.
     pub format: &'static str,
     /// What their values are multiplied with.
     pub scale: f32,
     /// How many, not 0.
     pub count: usize,
+}
+
+/// Where matrices are.
+#[derive(Clone, Copy)]
+pub(super) enum Place {
+    /// Rows as they come.
+    Rows(DevicePtr<u8>),
+    Units(Units),
+}
+
+impl Place {
+    /// Of matrices in units.
+    pub fn units(self) -> Option<Units> {
+        if let Self::Units(units) = self { Some(units) } else { None }
+    }
+
+    /// Of rows as they come.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if they were repacked.
+    pub fn rows(self, op: &str) -> Result<DevicePtr<u8>> {
+        match self {
+            Self::Rows(data) => Ok(data),
+            Self::Units(_) => Err(Error::Request(format!("{op}: the weights were repacked"))),
+        }
+    }
 }
 
 /// The number of experts that a row goes to and the values of each, neither 0, of `chosen` `[n, 2 * count]` and `inner` `[n, count * width]`.
@@ -45,16 +83,12 @@ pub(super) fn matrices(op: &str, weight: &Weight, rows: usize, cols: usize) -> R
     let [Piece { values, scales }] = &weight.pieces[..] else {
         return Err(Error::Request(format!("{op}: the weights must be of one format")));
     };
-    let (data, format) = match values {
-        Values::Float(Activation { data, dtype, .. }) => (data.ptr(), dtype.name()),
-        Values::Blocks(BlockMatrix { data, format, .. }) => (data.ptr(), format.name()),
-        Values::Units(_) => {
-            return Err(Error::Request(format!(
-                "{op}: the weights must be as in the file, they were repacked"
-            )));
-        }
+    let (place, format) = match values {
+        Values::Float(Activation { data, dtype, .. }) => (Place::Rows(data.ptr()), dtype.name()),
+        Values::Blocks(BlockMatrix { data, format, .. }) => (Place::Rows(data.ptr()), format.name()),
+        Values::Units(matrix) => (Place::Units(matrix.units), matrix.units.format.name()),
     };
-    Ok(Matrices { data, format, scale: scales.stored.get(), count })
+    Ok(Matrices { place, format, scale: scales.stored.get(), count })
 }
 
 /// Refuses gates and ups of another number of experts.
@@ -63,4 +97,44 @@ pub(super) fn matrices(op: &str, weight: &Weight, rows: usize, cols: usize) -> R
 /// [`Error::Request`] with both.
 pub(super) fn expect_equal(op: &str, gates: usize, ups: usize) -> Result<()> {
     if gates == ups { Ok(()) } else { Err(Error::Request(format!("{op}: {gates} gates and {ups} experts"))) }
+}
+
+/// Whether the matrices of experts are to stay as in the file: a kernel was asked for that reads them so.
+pub(super) fn stay_as_in_the_file(choice: &KernelChoice) -> bool {
+    [super::experts_in::OP, super::experts_out::OP]
+        .iter()
+        .any(|op| choice.get(op).is_some_and(|name| name != UNITS))
+}
+
+/// Rows of an expert that kernels of units multiply at once where `n` rows come, of all `matrices` alike.
+pub(super) fn rows_of_group(n: usize, matrices: &[Matrix]) -> usize {
+    let many = n > blocks::FEW_ROWS && matrices.iter().all(|&matrix| Blocks::fits(matrix, blocks::MANY));
+    if many { blocks::MANY as usize } else { blocks::SOME as usize }
+}
+
+/// Gate and up, if they are in units side by side.
+pub(super) fn side_by_side([gate, up]: [Place; 2]) -> Option<Units> {
+    let (gate, up) = (gate.units()?, up.units()?);
+    GateUp::are_side_by_side(gate, up).then_some(gate)
+}
+
+/// How the `n` rows of matrices in units were sorted; `None` where they go one by one.
+///
+/// # Errors
+/// [`Error::Request`] if they must be sorted and were not, or there is no room for experts.
+pub(super) fn sorted(
+    op: &str,
+    workspace: Option<&Workspace>,
+    n: usize,
+    matrices: &Matrices,
+    num_chosen: usize,
+) -> Result<Option<Sorted>> {
+    if n <= ONE_BY_ONE {
+        return Ok(None);
+    }
+    let workspace = workspace.ok_or_else(|| {
+        Error::Request(format!("{op}: the operations were made for a model without experts"))
+    })?;
+    workspace.expect(op, matrices, num_chosen)?;
+    workspace.sorted(op, n).map(Some)
 }

@@ -1,25 +1,136 @@
 //! The first half of the experts that rows go to.
 
-use super::device::Device;
-use super::experts;
-use super::launch::{dimension, launch};
+use super::device::{Dependent, Device};
+use super::experts::{self, Blocks, Matrices, Matrix, Sorted, UNITS, Workspace};
+use super::launch::{Launch, dimension, launch};
 use super::tensor::{Activation, Tensor};
-use super::variant::Operation;
+use super::units::Units;
+use super::variant::{KernelChoice, select, variants};
 use super::weight::Weight;
-use crate::error::Result;
-use cuda_std::launch::LaunchConfig;
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig, Value};
+use gpu_kernels::experts_in::units::{self, ExpertsInUnitsArgs};
 use gpu_kernels::experts_in::{BLOCK_SIZE, ExpertsInArgs, WARPS_PER_BLOCK, plain};
 
-const OP: &str = "experts_in";
+pub(super) const OP: &str = "experts_in";
 
-/// What there is to know of the operation.
-pub(crate) fn operation() -> Operation {
-    Operation::single(OP, &[plain().instances()])
+/// x `[n, cols]`, matrices `[width, cols]`, inner `[n, num_chosen * width]`, which overlaps nothing; each row goes to `num_chosen` experts.
+pub(super) struct Case {
+    n: usize,
+    num_chosen: usize,
+    cols: usize,
+    width: usize,
+    x_dtype: Dtype,
+    x: DevicePtr<u8>,
+    chosen: DevicePtr<f32>,
+    gate: Matrices,
+    up: Matrices,
+    /// Both, side by side.
+    units: Option<Units>,
+    /// Of rows in units that are not multiplied one by one.
+    sorted: Option<Sorted>,
+    inner: DevicePtrMut<f32>,
+}
+
+variants! { Case, Launch<Case>;
+    UNITS [units::one, units::sorted]: is_in_units => launch_units;
+    "plain" [plain]: is_in_rows => launch_plain;
+}
+
+fn is_in_units(case: &Case) -> Result<(), &'static str> {
+    if case.units.is_none() {
+        Err("gate and up are not in units, side by side")
+    } else if case.x_dtype != Dtype::F16 {
+        Err("x is not f16")
+    } else {
+        Ok(())
+    }
+}
+
+fn is_in_rows(case: &Case) -> Result<(), &'static str> {
+    let in_rows = [&case.gate, &case.up].iter().all(|matrices| matrices.place.units().is_none());
+    if in_rows { Ok(()) } else { Err("the weights were repacked") }
+}
+
+/// # Safety
+/// The case is whole, and in units.
+unsafe fn launch_units(device: &Device, case: &Case) -> Result<()> {
+    let &Case { n, num_chosen, cols, width, x, chosen, ref gate, ref up, sorted, inner, .. } = case;
+    let units = case.units.ok_or_else(|| Error::Request(format!("{OP}: not in units")))?;
+    let (matrix, multiprocessors) = (Matrix::new(units, gate.count), device.info().multiprocessors);
+    let (launch_of, groups) = match sorted {
+        None => {
+            (Blocks::of_pairs(multiprocessors, matrix, dimension(OP, n * num_chosen)?), [chosen.cast(); 2])
+        }
+        Some(Sorted { rows_of_group, counts, groups, order, .. }) => {
+            (Blocks::of_groups(multiprocessors, matrix, rows_of_group, counts), [groups, order])
+        }
+    };
+    let Blocks { config, blocks, depth } = launch_of;
+    let arguments = ExpertsInUnitsArgs {
+        num_experts: dimension(OP, gate.count)?,
+        num_chosen: dimension(OP, num_chosen)?,
+        hidden_size: dimension(OP, cols)?,
+        intermediate_size: dimension(OP, width)?,
+        blocks,
+        depth,
+        gate_scale: gate.scale,
+        up_scale: up.scale,
+        x: x.cast(),
+        chosen,
+        groups: groups[0],
+        order: groups[1],
+        weight: units.at,
+        inner,
+    };
+    let format = Value::from(gate.format);
+    // SAFETY: blocks for each row and expert, or for all groups of them; the kernels take no expert that is not there; the caller
+    // vouches for the case.
+    unsafe {
+        match sorted {
+            None => launch(&Dependent(device), units::one(), &[format], &config, arguments),
+            Some(sorted) => {
+                let values = [format, sorted.rows_of_group.into()];
+                launch(&Dependent(device), units::sorted(), &values, &config, arguments)
+            }
+        }
+    }
+}
+
+/// # Safety
+/// The case is whole, its matrices in rows.
+unsafe fn launch_plain(device: &Device, case: &Case) -> Result<()> {
+    let &Case { n, num_chosen, cols, width, x_dtype, x, chosen, ref gate, ref up, inner, .. } = case;
+    let grid = [dimension(OP, n * num_chosen)?, dimension(OP, width)?.div_ceil(WARPS_PER_BLOCK), 1];
+    let config = LaunchConfig { grid, block: [BLOCK_SIZE, 1, 1], shared_bytes: 0 };
+    for (is_up, matrices) in [(0, gate), (1, up)] {
+        let arguments = ExpertsInArgs {
+            num_experts: dimension(OP, matrices.count)?,
+            num_chosen: dimension(OP, num_chosen)?,
+            hidden_size: dimension(OP, cols)?,
+            intermediate_size: dimension(OP, width)?,
+            is_up,
+            scale: matrices.scale,
+            x,
+            chosen,
+            weight: matrices.place.rows(OP)?,
+            inner,
+        };
+        let formats = [matrices.format.into(), x_dtype.name().into()];
+        // SAFETY: blocks for each row and each of its experts, a warp for each of their values; the kernel takes no expert that is
+        // not there; the caller vouches for the case.
+        unsafe { launch(device, plain(), &formats, &config, arguments)? }
+    }
+    Ok(())
 }
 
 /// [`crate::ops::Ops::experts_in`]
+#[allow(clippy::too_many_arguments)] // The operation has these operands.
 pub(super) fn experts_in(
     device: &Device,
+    choice: &KernelChoice,
+    workspace: Option<&Workspace>,
     n: usize,
     x: &Activation,
     chosen: &Tensor,
@@ -34,25 +145,26 @@ pub(super) fn experts_in(
     if n == 0 {
         return Ok(());
     }
-    let grid = [dimension(OP, n * num_chosen)?, dimension(OP, width)?.div_ceil(WARPS_PER_BLOCK), 1];
-    let config = LaunchConfig { grid, block: [BLOCK_SIZE, 1, 1], shared_bytes: 0 };
-    for (is_up, matrices) in [(0, gate), (1, up)] {
-        let arguments = ExpertsInArgs {
-            num_experts: dimension(OP, matrices.count)?,
-            num_chosen: dimension(OP, num_chosen)?,
-            hidden_size: dimension(OP, x.cols)?,
-            intermediate_size: dimension(OP, width)?,
-            is_up,
-            scale: matrices.scale,
-            x: x.ptr(),
-            chosen: chosen.ptr(),
-            weight: matrices.data,
-            inner: inner.ptr_mut(),
-        };
-        let formats = [matrices.format.into(), x.dtype.name().into()];
-        // SAFETY: blocks for each row and each of its experts, a warp for each of their values; the shapes were checked; the kernel
-        // takes no expert that is not there; `inner` is borrowed alone.
-        unsafe { launch(device, plain(), &formats, &config, arguments)? }
-    }
-    Ok(())
+    let units = experts::side_by_side([gate.place, up.place]);
+    let sorted = match units {
+        Some(_) => experts::sorted(OP, workspace, n, &gate, num_chosen)?,
+        None => None,
+    };
+    let case = Case {
+        n,
+        num_chosen,
+        cols: x.cols,
+        width,
+        x_dtype: x.dtype,
+        x: x.ptr(),
+        chosen: chosen.ptr(),
+        gate,
+        up,
+        units,
+        sorted,
+        inner: inner.ptr_mut(),
+    };
+    let variant = select(OP, VARIANTS, &case, choice.get(OP))?;
+    // SAFETY: the shapes were checked; `inner` is borrowed alone.
+    unsafe { (variant.launch)(device, &case) }
 }

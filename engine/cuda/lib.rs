@@ -36,6 +36,7 @@ mod launch;
 mod layer_norm;
 mod matmul;
 mod memory;
+mod norm_route;
 pub mod ptx;
 mod qk_norm;
 mod read_bandwidth;
@@ -46,6 +47,7 @@ mod route;
 mod row_norms;
 mod sample;
 mod silu_mul;
+mod sort_experts;
 mod tensor;
 mod timer;
 mod units;
@@ -90,7 +92,7 @@ macro_rules! for_each_operation {
         $call! {
             add add_bias add_positions argmax attention bias_gelu bias_rope_kv convert decode embed experts_in
             experts_out gate_rows gather_rows layer_norm matmul matmul_add matmul_blocks norm_gate_up norm_matmul
-            norm_qkv_rope qk_norm read_bandwidth repack rms_norm route row_norms sample silu_mul
+            norm_qkv_rope norm_route qk_norm read_bandwidth repack rms_norm route row_norms sample silu_mul sort_experts
         }
     };
 }
@@ -150,8 +152,9 @@ pub fn precise_dtype(dtype: Dtype) -> Dtype {
 /// the splits of attention, what several blocks find of a row of logits, a margin for what the driver allocates on first use of each kernel.
 pub fn device_workspace_bytes(config: &OpsConfig) -> usize {
     const MARGIN: usize = 64 << 20;
-    let OpsConfig { num_attention_heads, head_dim, max_model_len, limits, .. } = config;
+    let OpsConfig { num_attention_heads, head_dim, max_model_len, limits, experts, .. } = config;
     WORKSPACE_BYTES
+        + experts.as_ref().map_or(0, |experts| experts::Workspace::bytes(experts, limits))
         + MARGIN
         + attention::Workspace::bytes(limits, *max_model_len, *num_attention_heads, *head_dim)
         + sample::workspace_bytes(limits)

@@ -16,6 +16,18 @@ pub(crate) fn operation() -> Operation {
     Operation::single(OP, &[plain().instances()])
 }
 
+/// Refuses more experts than the kernels choose of, or may choose.
+pub(super) fn expect_counts(op: &str, num_experts: usize, num_experts_per_tok: usize) -> Result<()> {
+    let most = (MAX_EXPERTS as usize, num_experts.min(MAX_CHOSEN as usize));
+    if (1..=most.0).contains(&num_experts) && (1..=most.1).contains(&num_experts_per_tok) {
+        return Ok(());
+    }
+    Err(Error::Request(format!(
+        "{op}: {num_experts_per_tok} of {num_experts} experts; a GPU takes up to {MAX_CHOSEN} of up to {MAX_EXPERTS}: use \
+         --device cpu"
+    )))
+}
+
 /// [`crate::ops::Ops::route`]
 pub(super) fn route(
     device: &Device,
@@ -25,13 +37,7 @@ pub(super) fn route(
     chosen: &mut Tensor,
 ) -> Result<()> {
     let &Router { ref weight, num_experts, num_experts_per_tok, renormalise } = router;
-    let most = (MAX_EXPERTS as usize, num_experts.min(MAX_CHOSEN as usize));
-    if !(1..=most.0).contains(&num_experts) || !(1..=most.1).contains(&num_experts_per_tok) {
-        return Err(Error::Request(format!(
-            "{OP}: {num_experts_per_tok} of {num_experts} experts; a GPU takes up to {MAX_CHOSEN} of up to \
-             {MAX_EXPERTS}: use --device cpu"
-        )));
-    }
+    expect_counts(OP, num_experts, num_experts_per_tok)?;
     x.expect(OP, "x", x.dtype, n, x.cols)?;
     expect_vector(OP, "router", weight, num_experts * x.cols)?;
     chosen.expect(OP, "chosen", n, 2 * num_experts_per_tok)?;

@@ -102,6 +102,7 @@ pub fn plain_config() -> OpsConfig {
         num_key_value_heads: 1,
         head_dim: 64,
         rotation: Rotation::new(1e6, 64),
+        experts: None,
         max_model_len: 64,
         limits,
     }

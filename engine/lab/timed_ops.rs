@@ -184,6 +184,7 @@ impl<O: Ops> Ops for TimedOps<O> {
         load_matrix(matrix: &Matrix) -> Result<O::Weight>;
         load_stacked(matrices: &[Matrix], apart: usize) -> Result<Stacked<O::Weight>>;
         load_experts(matrix: &Matrix, num_experts: usize) -> Result<O::Weight>;
+        load_gate_up_experts(gate_up: [&Matrix; 2], num_experts: usize) -> Result<[O::Weight; 2]>;
         finish_loading() -> Result<()>;
         bound_attention(name: &str, part: &AttentionIn<O::Weight, O::Vector>) -> Result<()>;
         bound_mlp(name: &str, part: &MlpIn<O::Weight, O::Vector>) -> Result<()>;
@@ -224,6 +225,7 @@ impl<O: Ops> Ops for TimedOps<O> {
             n: usize, projection: &Linear<O::Weight, O::Vector>, x: &O::Activation, out: &mut O::Activation
         );
         "route": route(n: usize, x: &O::Activation, router: &Router<O::Vector>, chosen: &mut O::Tensor);
+        "sort_experts": sort_experts(n: usize, chosen: &O::Tensor, matrices: [&O::Weight; 3]);
         "experts_in": experts_in(
             n: usize, x: &O::Activation, chosen: &O::Tensor, gate_up: [&O::Weight; 2], inner: &mut O::Tensor
         );
@@ -243,6 +245,9 @@ impl<O: Ops> Ops for TimedOps<O> {
         );
         norm_gate_up(
             rows: Rows<O::Batch>, part: &MlpIn<O::Weight, O::Vector>, x: &O::Tensor, out: &mut O::Activation
+        );
+        norm_route(
+            n: usize, x: &O::Tensor, part: &Experts<O::Weight, O::Vector>, normed: &mut O::Activation, chosen: &mut O::Tensor
         );
         norm_matmul(
             rows: Rows<O::Batch>, part: &Head<O::Weight, O::Vector>, x: &O::Tensor, logits: &mut O::Tensor

@@ -28,6 +28,7 @@ use qernel_core::gguf::Gguf;
 use qernel_core::host_memory;
 use qernel_core::model::Runner;
 use qernel_core::tokenizer::Tokenizer;
+pub use qernel_core::weights::DecodeBytes;
 use qernel_core::weights::Weights;
 use std::path::Path;
 use std::sync::Arc;
@@ -47,9 +48,8 @@ pub struct LoadedModel {
 pub struct LoadStats {
     /// Opening the file and bringing the weights to the device, in seconds.
     pub load_s: f64,
-    /// Bytes of weights that a decode step reads: all but an embedding that is not the head as well, of which one row
-    /// is read.
-    pub decode_weight_bytes: usize,
+    /// Bytes of weights that a decode step reads, as they are held.
+    pub decode_bytes: DecodeBytes,
     pub times: LoadTimes,
 }
 
@@ -128,7 +128,7 @@ impl LoadedModel {
         let (device, loaded) = first_and_last_tensor.unwrap_or((ready, ready));
         let stats = LoadStats {
             load_s: start.elapsed().as_secs_f64(),
-            decode_weight_bytes: runner.decode_weight_bytes(),
+            decode_bytes: runner.decode_bytes(),
             times: LoadTimes { file, device, weights: loaded, vocabulary, ready },
         };
         Ok(Self { tokenizer: Arc::new(tokenizer), runner, stats, watch: gguf.watch() })

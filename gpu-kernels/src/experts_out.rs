@@ -3,6 +3,8 @@
 use crate::blocks::for_each_format;
 use cuda_std::prelude::*;
 
+pub mod units;
+
 #[device]
 use crate::{blocks::*, grid::offset};
 

@@ -17,6 +17,7 @@
 
 use cuda_std::prelude::*;
 
+pub mod float;
 pub mod q4_0;
 pub mod q4_k;
 pub mod q5_0;
@@ -40,7 +41,7 @@ pub const SPAN: u32 = ROWS / 2;
 /// A format whose blocks are repacked as units.
 #[device]
 pub trait Unit {
-    /// Columns of a unit: 128 or 256, of whole blocks.
+    /// Columns of a unit: 64, 128 or 256, of whole blocks.
     const COLS: u32;
     /// Bytes of a unit: those of its blocks.
     const BYTES: u32;
@@ -48,6 +49,8 @@ pub trait Unit {
     const ROW_BYTES: u32 = Self::BYTES / ROWS;
     /// What the integers that are multiplied are times the quants.
     const FACTOR: f32;
+    /// Whether inputs are staged as f16, a column each, not as two columns of signed bytes.
+    const HALVES: bool = false;
     /// Whether the inputs' sums are needed for what is subtracted from a block ([`Inputs::digits`]).
     const DIGITS: bool = false;
 
@@ -154,7 +157,7 @@ pub struct Repack {
 /// # Safety
 /// Grid and block are as above, arrays have the sizes of [`Repack`]; `cols` is a multiple of [`Unit::COLS`], `span` of 8, the rows of
 /// `2 * span`.
-#[kernel(W = [q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q5_k::q5_k, q6_k::q6_k, q8_0::q8_0], name = "repack_{W}_plain")]
+#[kernel(W = [float::f16, q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q5_k::q5_k, q6_k::q6_k, q8_0::q8_0], name = "repack_{W}_plain")]
 pub unsafe fn repack<W: Unit>(a: Repack) {
     let Repack { cols, span, blocks, units } = a;
     let units_of_row = divide(cols, W::COLS).0;

@@ -135,6 +135,18 @@ pub trait Build<T: Types> {
     /// As [`Build::matrix`].
     fn experts(&mut self, name: &str, sizes: &ExpertSizes, rows: usize, cols: usize) -> Result<T::Weight>;
 
+    /// Gate and up of the experts of a layer, `[rows, cols]` each, one below the other.
+    ///
+    /// # Errors
+    /// As [`Build::matrix`].
+    fn gate_up_experts(
+        &mut self,
+        names: [&str; 2],
+        sizes: &ExpertSizes,
+        rows: usize,
+        cols: usize,
+    ) -> Result<[T::Weight; 2]>;
+
     /// A small table `[rows, cols]` of f32, row-major.
     ///
     /// # Errors
@@ -255,6 +267,17 @@ impl Build<Nothing> for Plan {
         let &ExpertSizes { num_experts: count, num_experts_per_tok: used, .. } = sizes;
         self.tensor_spec(name, TensorShape::Experts { count, used, rows, cols }, Group::Always);
         Ok(())
+    }
+
+    fn gate_up_experts(
+        &mut self,
+        names: [&str; 2],
+        sizes: &ExpertSizes,
+        rows: usize,
+        cols: usize,
+    ) -> Result<[(); 2]> {
+        names.iter().try_for_each(|name| self.experts(name, sizes, rows, cols))?;
+        Ok([(); 2])
     }
 
     fn table(&mut self, name: &str, rows: usize, cols: usize) -> Result<()> {
@@ -388,6 +411,20 @@ impl<O: Ops> Build<O> for Load<'_, O> {
         let weight = self.ops.load_experts(matrix, sizes.num_experts)?;
         self.advance(matrix.data.len());
         Ok(weight)
+    }
+
+    fn gate_up_experts(
+        &mut self,
+        names: [&str; 2],
+        sizes: &ExpertSizes,
+        _rows: usize,
+        _cols: usize,
+    ) -> Result<[O::Weight; 2]> {
+        let weights = self.weights;
+        let matrices = [weights.matrix(names[0])?, weights.matrix(names[1])?];
+        let loaded = self.ops.load_gate_up_experts(matrices, sizes.num_experts)?;
+        matrices.iter().for_each(|matrix| self.advance(matrix.data.len()));
+        Ok(loaded)
     }
 
     fn table(&mut self, name: &str, _rows: usize, _cols: usize) -> Result<O::Vector> {

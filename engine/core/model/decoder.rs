@@ -205,16 +205,20 @@ fn experts<T: Types, B: Build<T>>(
     let &ExpertSizes { num_experts, num_experts_per_tok, moe_intermediate_size, .. } = sizes;
     let shared_size = sizes.shared_expert_intermediate_size;
     let name = |name: &str| format!("{layer}.{name}.weight");
+    let norm = b.norm(features.norm, &format!("{layer}.ffn_norm"), hidden_size, rms_norm_eps)?;
+    let router = Router {
+        weight: b.table(&name("ffn_gate_inp"), num_experts, hidden_size)?,
+        num_experts,
+        num_experts_per_tok,
+        renormalise: features.renormalise,
+    };
+    let [gate, up] = ["ffn_gate_exps", "ffn_up_exps"].map(name);
+    let [gate, up] = b.gate_up_experts([&gate, &up], sizes, moe_intermediate_size, hidden_size)?;
     Ok(Mlp::Experts(Experts {
-        norm: b.norm(features.norm, &format!("{layer}.ffn_norm"), hidden_size, rms_norm_eps)?,
-        router: Router {
-            weight: b.table(&name("ffn_gate_inp"), num_experts, hidden_size)?,
-            num_experts,
-            num_experts_per_tok,
-            renormalise: features.renormalise,
-        },
-        gate: b.experts(&name("ffn_gate_exps"), sizes, moe_intermediate_size, hidden_size)?,
-        up: b.experts(&name("ffn_up_exps"), sizes, moe_intermediate_size, hidden_size)?,
+        norm,
+        router,
+        gate,
+        up,
         down: b.experts(&name("ffn_down_exps"), sizes, hidden_size, moe_intermediate_size)?,
         shared: match shared_size {
             0 => None,

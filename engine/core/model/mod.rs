@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::kv_layout::{KvLayout, StateLayout};
 use crate::ops::{Ops, OpsConfig, Rows};
 use crate::sampler::{Logprobs, SamplingRow};
-use crate::weights::Weights;
+use crate::weights::{DecodeBytes, Weights};
 use build::Load;
 use rayon::prelude::*;
 use std::collections::VecDeque;
@@ -110,9 +110,9 @@ pub trait Runner {
     /// What it computes on, for people.
     fn device_name(&self) -> String;
 
-    /// Bytes of weights that a decode step of one sequence reads, as they are held there.
-    fn decode_weight_bytes(&self) -> usize {
-        0
+    /// Bytes of weights that a decode step reads, as they are held there.
+    fn decode_bytes(&self) -> DecodeBytes {
+        DecodeBytes::default()
     }
 
     /// Bytes a second that the device reads from its memory, measured now on the weights: the ceiling of decoding. `None` for a
@@ -141,7 +141,7 @@ pub struct ModelRunner<O: Ops> {
     limits: BatchLimits,
     layout: KvLayout,
     max_model_len: usize,
-    decode_weight_bytes: usize,
+    decode_bytes: DecodeBytes,
     /// The steps whose tokens were not taken, oldest first.
     queued: VecDeque<Queued>,
     /// Rows whose sampled tokens the next step may take from the device.
@@ -172,7 +172,7 @@ impl<O: Ops> ModelRunner<O> {
         let limits = ops_config.limits;
         let model = Model::build(&mut Load::new(&mut ops, weights, &limits, progress), config)?;
         ops.finish_loading()?;
-        let decode_weight_bytes = weights.decode_bytes_of(|matrix| ops.matrix_bytes(matrix)) as usize;
+        let decode_bytes = weights.decode_bytes_of(|matrix| ops.matrix_bytes(matrix));
         model.bound(&mut ops)?;
         let cache = ops.new_kv_cache(&layout)?;
         let batch = ops.new_batch(&limits)?;
@@ -186,7 +186,7 @@ impl<O: Ops> ModelRunner<O> {
             limits,
             layout,
             max_model_len: ops_config.max_model_len,
-            decode_weight_bytes,
+            decode_bytes,
             queued: VecDeque::new(),
             last_sampled: 0,
             logprobs: Vec::new(),
@@ -356,8 +356,8 @@ impl<O: Ops> Runner for ModelRunner<O> {
         self.ops.device_name()
     }
 
-    fn decode_weight_bytes(&self) -> usize {
-        self.decode_weight_bytes
+    fn decode_bytes(&self) -> DecodeBytes {
+        self.decode_bytes
     }
 
     fn read_bandwidth(&mut self) -> Result<Option<f64>> {

@@ -241,7 +241,6 @@ pub fn mlp<O: Ops>(
             add_projection(ops, rows, &buffers.gated, down, x)
         }
         Mlp::Experts(part) => {
-            normalise(ops, rows.n, x, &part.norm, normed)?;
             add_experts(ops, rows.n, part, normed, x, room(experts)?)?;
             match &part.shared {
                 Some(shared) => add_shared_expert(ops, rows, shared, normed, x, room(mlp)?),
@@ -251,17 +250,21 @@ pub fn mlp<O: Ops>(
     }
 }
 
-/// `x += Σ weight * down(silu(gate) * up)` over the experts that each row goes to.
+/// `normed = norm(x); x += Σ weight * down(silu(gate) * up)` over the experts that each row goes to.
 fn add_experts<O: Ops>(
     ops: &mut O,
     n: usize,
     part: &Experts<O::Weight, O::Vector>,
-    normed: &O::Activation,
+    normed: &mut O::Activation,
     x: &mut O::Tensor,
     buffers: &mut ExpertScratch<O>,
 ) -> Result<()> {
     let ExpertScratch { chosen, inner } = buffers;
-    ops.route(n, normed, &part.router, chosen)?; // [n, 2 * num_experts_per_tok]
+    if !ops.norm_route(n, x, part, normed, chosen)? {
+        normalise(ops, n, x, &part.norm, normed)?;
+        ops.route(n, normed, &part.router, chosen)?; // [n, 2 * num_experts_per_tok]
+    }
+    ops.sort_experts(n, chosen, [&part.gate, &part.up, &part.down])?;
     ops.experts_in(n, normed, chosen, [&part.gate, &part.up], inner)?; // [n, num_experts_per_tok * moe_intermediate_size]
     ops.experts_out(n, inner, chosen, &part.down, x) // [n, hidden_size]
 }

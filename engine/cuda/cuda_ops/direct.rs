@@ -4,14 +4,18 @@
 use super::CudaOps;
 use crate::batch::CudaBatch;
 use crate::error::{Error, Result};
+use crate::experts::{Matrix, ONE_BY_ONE, Workspace, rows_of_group};
 use crate::fused::{GateUp, HeadWeight, QkvWeights};
 use crate::memory::DeviceBuffer;
 use crate::ops::Rows;
-use crate::ops::parts::RmsNorm;
+use crate::ops::parts::{RmsNorm, Router};
 use crate::tensor::{Activation, KvCache, Tensor};
 use crate::units::Units;
 use crate::weight::{Piece, Values, Weight};
-use crate::{add, bias_gelu, bias_rope_kv, decode, fused, matmul, rms_norm, row_norms, silu_mul};
+use crate::{
+    add, bias_gelu, bias_rope_kv, decode, fused, matmul, norm_route, rms_norm, row_norms, silu_mul,
+    sort_experts,
+};
 
 impl CudaOps {
     /// Whether the kernels that compute a whole part of a layer take these rows of a batch, for a model of this `hidden_size` whose weights are
@@ -37,6 +41,76 @@ impl CudaOps {
     /// Whether `op` is one kernel for these rows, whose weights are in units.
     pub(super) fn takes_units(&self, op: &str, units: Units, rows: Rows<CudaBatch>) -> bool {
         self.is_step_of_parts(rows) && fused::takes_units(&self.choice, op, rows.n) && units.takes(rows.n)
+    }
+
+    /// Whether the norm before experts and their router are one kernel, for rows of so many values.
+    pub(super) fn routes_with_norm(&self, hidden_size: usize) -> bool {
+        let chosen = self.choice.get(fused::OP).is_none_or(|name| name == fused::FUSED);
+        let replaced = self.choice.get(rms_norm::OP).is_some();
+        chosen && !replaced && self.experts.is_some() && norm_route::takes(hidden_size)
+    }
+
+    /// The room for experts.
+    fn experts(&mut self) -> Result<&mut Workspace> {
+        let none = || Error::Request("the operations were made for a model without experts".into());
+        self.experts.as_mut().ok_or_else(none)
+    }
+
+    /// [`Ops::norm_route`](qernel_core::ops::Ops::norm_route), whatever was chosen.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the shapes do not fit, [`Error::Device`].
+    pub fn fused_norm_route(
+        &mut self,
+        n: usize,
+        x: &Tensor,
+        norm: &RmsNorm<DeviceBuffer<f32>>,
+        router: &Router<DeviceBuffer<f32>>,
+        normed: &mut Activation,
+        chosen: &mut Tensor,
+    ) -> Result<()> {
+        let device = self.device.clone();
+        norm_route::norm_route(&device, self.experts()?, n, x, norm, router, normed, chosen)
+    }
+
+    /// [`Ops::sort_experts`](qernel_core::ops::Ops::sort_experts)
+    pub(super) fn sort_rows_of_experts(
+        &mut self,
+        n: usize,
+        chosen: &Tensor,
+        [gate, up, down]: [&Weight; 3],
+    ) -> Result<()> {
+        let Some(workspace) = &mut self.experts else { return Ok(()) };
+        let count = workspace.config.num_experts;
+        let in_units: Vec<_> = [gate, up, down]
+            .iter()
+            .filter_map(|weight| weight.units(true))
+            .map(|units| Matrix::new(units, count))
+            .collect();
+        if n <= ONE_BY_ONE || in_units.is_empty() {
+            return Ok(());
+        }
+        let rows = rows_of_group(n, &in_units);
+        sort_experts::sort_experts(&self.device, workspace, chosen, [0, n], rows)
+    }
+
+    /// Brings the pairs of `n` rows and their experts together, in groups of up to `rows_of_group` of one expert: for each group its expert, where
+    /// its pairs begin and how many they are; and the pairs.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the shapes do not fit, [`Error::Device`].
+    pub fn sort_experts_in_groups(&mut self, n: usize, chosen: &Tensor, rows_of_group: usize) -> Result<()> {
+        let device = self.device.clone();
+        sort_experts::sort_experts(&device, self.experts()?, chosen, [0, n], rows_of_group)
+    }
+
+    /// What was sorted last: the number of groups, then for each its expert, where its pairs begin and how many they are; and the pairs.
+    ///
+    /// # Errors
+    /// [`Error::Request`] where there are no experts, [`Error::Device`].
+    pub fn sorted_experts(&mut self) -> Result<[Vec<u32>; 2]> {
+        let Workspace { groups, order, .. } = self.experts()?;
+        Ok([groups.read(0, groups.len())?, order.read(0, order.len())?])
     }
 
     /// `x += delta`: `[n, cols]`, a part of [`CudaOps::matmul_accumulate`].

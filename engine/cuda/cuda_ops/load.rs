@@ -5,6 +5,7 @@ use crate::convert::convert;
 use crate::decode::decode;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::experts;
 use crate::formats::MatrixFormat;
 use crate::holding;
 use crate::matmul;
@@ -94,7 +95,10 @@ impl CudaOps {
         if let Some(apart) = apart.filter(|_| !as_in_the_file && !as_floats)
             && let Some(shape) = units::shape(&self.device, self.dtype, format, [rows, cols], apart)
         {
-            return self.load_units(matrices, shape, apart);
+            let whole = self.load_units(matrices, shape, apart)?;
+            self.make_room_to_decode(rows, cols)?;
+            self.slices.make_room(&self.device, whole.0.units)?;
+            return Ok(whole.1);
         }
         let dtype = (format.float().is_some() || as_floats).then_some(self.dtype);
         let row_bytes = MatrixFormat::row_bytes(dtype.map_or(format, MatrixFormat::from), cols);
@@ -141,35 +145,45 @@ impl CudaOps {
         Ok(())
     }
 
-    /// As [`Self::load_run`], repacked as units, rows that are `span` apart side by side.
-    fn load_units(&mut self, matrices: &[Matrix], shape: UnitShape, span: usize) -> Result<Vec<[Piece; 2]>> {
+    /// As [`Self::load_run`], repacked as units, rows that are `span` apart side by side; floats as f16. The whole, and its pieces.
+    fn load_units(
+        &mut self,
+        matrices: &[Matrix],
+        shape: UnitShape,
+        span: usize,
+    ) -> Result<(UnitMatrix, Vec<[Piece; 2]>)> {
         let &Matrix { format, cols, .. } = &matrices[0];
-        let (mut rows, mut bytes) = (0, 0);
+        let format = format.float().map_or(format, |_| self.dtype.into());
+        let row_bytes = format.row_bytes(cols);
+        let row_bytes =
+            row_bytes.ok_or_else(|| Error::Model(format!("no rows of {cols} values in {format}")))?;
+        let rows: usize = matrices.iter().map(|matrix| matrix.rows).sum();
+        let blocks = DeviceBuffer::zeroed(&self.device, tensor::elements(rows, row_bytes)?)?;
+        let (mut end, mut all_scales) = (0, Vec::new());
         for matrix in matrices {
             matrix.row_bytes()?;
-            (rows, bytes) = (rows + matrix.rows, bytes + matrix.data.len());
-        }
-        let blocks = DeviceBuffer::zeroed(&self.device, bytes)?;
-        let mut end = 0;
-        for matrix in matrices {
+            let bytes = tensor::elements(matrix.rows, row_bytes)?;
             // SAFETY: the parts do not overlap.
-            let mut part = unsafe { blocks.part(end, matrix.data.len())? };
-            end += matrix.data.len();
-            self.uploader.upload(&matrix.data, &mut part)?;
+            let mut part = unsafe { blocks.part(end, bytes)? };
+            end += bytes;
+            let scales = Rc::<Scales>::default();
+            scales.stored.set(matrix.scale);
+            match matrix.format.float() {
+                Some(from) => self.load_float(matrix, from, &mut part, &scales)?,
+                None => self.uploader.upload(&matrix.data, &mut part)?,
+            }
+            all_scales.push(scales);
         }
         let whole = UnitMatrix::repacked(&self.device, &blocks, format, shape, [rows, cols], span)?;
         self.loaded.push(whole.whereabouts());
-        self.make_room_to_decode(rows, cols)?;
-        self.slices.make_room(&self.device, whole.units)?;
         let mut end = 0;
-        let piece = |matrix: &Matrix| {
-            let scales = Rc::<Scales>::default();
-            scales.stored.set(matrix.scale);
+        let pieces = matrices.iter().zip(all_scales).map(|(matrix, scales)| {
             let parts = [whole.part(end, matrix.rows), whole.part(end, matrix.rows)];
             end += matrix.rows;
             parts.map(|part| Piece { values: Values::Units(part), scales: scales.clone() })
-        };
-        Ok(matrices.iter().map(piece).collect())
+        });
+        let pieces = pieces.collect();
+        Ok((whole, pieces))
     }
 
     /// [`Ops::load_matrix`](qernel_core::ops::Ops::load_matrix)
@@ -177,9 +191,50 @@ impl CudaOps {
         self.load_alone(matrix, Some(units::SPAN))
     }
 
-    /// [`Ops::load_experts`](qernel_core::ops::Ops::load_experts): their kernels read what a file has.
-    pub(super) fn load_all_experts(&mut self, matrix: &Matrix) -> Result<Weight> {
-        self.load_alone(matrix, None)
+    /// [`Ops::load_experts`](qernel_core::ops::Ops::load_experts)
+    pub(super) fn load_all_experts(&mut self, matrix: &Matrix, num_experts: usize) -> Result<Weight> {
+        match self.shape_of_experts(matrix, num_experts, units::TILE) {
+            None => self.load_alone(matrix, None),
+            Some(shape) => {
+                let (_, pieces) = self.load_units(std::slice::from_ref(matrix), shape, units::SPAN)?;
+                Ok(Weight::new(pieces.into_iter().map(|[piece, _]| piece).collect(), matrix.cols))
+            }
+        }
+    }
+
+    /// [`Ops::load_gate_up_experts`](qernel_core::ops::Ops::load_gate_up_experts)
+    pub(super) fn load_gate_and_up(
+        &mut self,
+        [gate, up]: [&Matrix; 2],
+        num_experts: usize,
+    ) -> Result<[Weight; 2]> {
+        let kind = |matrix: &Matrix| matrix.format.float().map_or(Some(matrix.format), |_| None);
+        let alike = kind(gate) == kind(up) && [gate.rows, gate.cols] == [up.rows, up.cols];
+        match self.shape_of_experts(gate, num_experts, units::SPAN).filter(|_| alike) {
+            None => Ok([self.load_alone(gate, None)?, self.load_alone(up, None)?]),
+            Some(shape) => {
+                let (_, pieces) = self.load_units(&[gate.clone(), up.clone()], shape, gate.rows)?;
+                let mut pieces = pieces.into_iter().map(|[piece, _]| Weight::new(vec![piece], gate.cols));
+                let missing = || Error::Model(format!("{}: gate or up is missing", gate.name));
+                Ok([pieces.next().ok_or_else(missing)?, pieces.next().ok_or_else(missing)?])
+            }
+        }
+    }
+
+    /// The shape of the units that matrices of experts are repacked as, if they are to be.
+    fn shape_of_experts(
+        &self,
+        matrix: &Matrix,
+        num_experts: usize,
+        rows_of_tile: usize,
+    ) -> Option<UnitShape> {
+        let &Matrix { format, rows, cols, .. } = matrix;
+        let wanted = num_experts > 0
+            && rows.is_multiple_of(num_experts)
+            && !experts::stay_as_in_the_file(&self.choice)
+            && self.choice.get(matmul::blocks::OP).is_none_or(|name| name != matmul::blocks::INLINE);
+        let shape = [rows / num_experts.max(1), cols];
+        units::shape_of_experts(&self.device, self.dtype, format, shape, rows_of_tile).filter(|_| wanted)
     }
 
     fn load_alone(&mut self, matrix: &Matrix, apart: Option<usize>) -> Result<Weight> {

@@ -71,8 +71,12 @@ impl Ops for CudaOps {
         self.load_several(matrices, apart)
     }
 
-    fn load_experts(&mut self, matrix: &Matrix, _num_experts: usize) -> Result<Weight> {
-        self.load_all_experts(matrix)
+    fn load_experts(&mut self, matrix: &Matrix, num_experts: usize) -> Result<Weight> {
+        self.load_all_experts(matrix, num_experts)
+    }
+
+    fn load_gate_up_experts(&mut self, gate_up: [&Matrix; 2], num_experts: usize) -> Result<[Weight; 2]> {
+        self.load_gate_and_up(gate_up, num_experts)
     }
 
     fn finish_loading(&mut self) -> Result<()> {
@@ -262,6 +266,10 @@ impl Ops for CudaOps {
         route::route(&self.device, n, x, router, chosen)
     }
 
+    fn sort_experts(&mut self, n: usize, chosen: &Tensor, matrices: [&Weight; 3]) -> Result<()> {
+        self.sort_rows_of_experts(n, chosen, matrices)
+    }
+
     fn experts_in(
         &mut self,
         n: usize,
@@ -270,7 +278,8 @@ impl Ops for CudaOps {
         gate_up: [&Weight; 2],
         inner: &mut Tensor,
     ) -> Result<()> {
-        experts_in::experts_in(&self.device, n, x, chosen, gate_up, inner)
+        let workspace = self.experts.as_ref();
+        experts_in::experts_in(&self.device, &self.choice, workspace, n, x, chosen, gate_up, inner)
     }
 
     fn experts_out(
@@ -281,7 +290,8 @@ impl Ops for CudaOps {
         down: &Weight,
         out: &mut Tensor,
     ) -> Result<()> {
-        experts_out::experts_out(&self.device, n, inner, chosen, down, out)
+        let workspace = self.experts.as_mut();
+        experts_out::experts_out(&self.device, &self.choice, workspace, n, inner, chosen, down, out)
     }
 
     fn gate_rows(
@@ -359,6 +369,22 @@ impl Ops for CudaOps {
             return Ok(false);
         }
         self.fused_norm_gate_up(rows.n, x, norm, [gate, up], out)?;
+        Ok(true)
+    }
+
+    fn norm_route(
+        &mut self,
+        n: usize,
+        x: &Tensor,
+        part: &Experts<Weight, DeviceBuffer<f32>>,
+        normed: &mut Activation,
+        chosen: &mut Tensor,
+    ) -> Result<bool> {
+        let Experts { norm: Norm::Rms(norm), router, .. } = part else { return Ok(false) };
+        if !self.routes_with_norm(x.cols) {
+            return Ok(false);
+        }
+        self.fused_norm_route(n, x, norm, router, normed, chosen)?;
         Ok(true)
     }
 

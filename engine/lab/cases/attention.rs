@@ -103,6 +103,7 @@ fn case(dtype: Dtype, heads: Heads, sequences: &[Sequence], sharpness: f32, name
         num_key_value_heads,
         head_dim,
         rotation: Rotation::new(1e6, head_dim),
+        experts: None,
         max_model_len: longest,
         limits,
     };

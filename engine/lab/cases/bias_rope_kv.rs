@@ -101,6 +101,7 @@ fn case(
         num_key_value_heads: kv_heads,
         head_dim,
         rotation: Rotation::new(1e6, head_dim),
+        experts: None,
         max_model_len: context,
         limits,
     };

@@ -1,5 +1,7 @@
 //! Both halves of the experts that rows go to.
 
+use super::fused::{relative, require_units, timed_formats, unit_formats};
+use super::matmul::places;
 use crate::config::ExpertSizes;
 use crate::cuda::{Activation, CudaOps, Tensor, Weight, precise_dtype};
 use crate::dtype::Dtype;
@@ -7,49 +9,129 @@ use crate::error::Result;
 use crate::lab::case::{Case, Cases, Cost, Instance, Workload, plain_config};
 use crate::lab::findings::Findings;
 use crate::lab::values::*;
-use crate::ops::Ops;
+use crate::ops::{ExpertsConfig, Ops, OpsConfig};
 use crate::testing::{Random, blocks};
+use crate::weights::Matrix;
 use qernel_core::formats::MatrixFormat;
+use rayon::prelude::*;
 
-pub const IN: Cases = Cases { op: "experts_in", checks: in_checks, timings: in_timings };
-pub const OUT: Cases = Cases { op: "experts_out", checks: out_checks, timings: out_timings };
+pub const IN: Cases =
+    Cases { op: "experts_in", checks: || checks(Half::In), timings: |w| timings(Half::In, w) };
+pub const OUT: Cases =
+    Cases { op: "experts_out", checks: || checks(Half::Out), timings: |w| timings(Half::Out, w) };
+
+/// Which of the two operations.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Half {
+    In,
+    Out,
+}
+
+impl Half {
+    fn op(self) -> &'static str {
+        if self == Self::In { IN.op } else { OUT.op }
+    }
+}
 
 /// Rows and the sizes of the experts that each goes to some of.
 #[derive(Clone, Copy, Debug)]
-struct Shape {
-    n: usize,
-    num_experts: usize,
-    chosen: usize,
-    hidden_size: usize,
-    intermediate_size: usize,
+pub(super) struct Shape {
+    pub n: usize,
+    pub num_experts: usize,
+    pub chosen: usize,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
 }
 
-/// One row and more, one expert a row and all, sizes that are whole blocks of 32 values.
-const SHAPES: [Shape; 4] = [
-    Shape { n: 1, num_experts: 4, chosen: 2, hidden_size: 64, intermediate_size: 32 },
-    Shape { n: 5, num_experts: 3, chosen: 3, hidden_size: 96, intermediate_size: 64 },
-    Shape { n: 19, num_experts: 8, chosen: 1, hidden_size: 32, intermediate_size: 96 },
-    Shape { n: 1, num_experts: 1, chosen: 1, hidden_size: 32, intermediate_size: 32 },
-];
+impl Shape {
+    /// `[n, num_experts, chosen, hidden_size, intermediate_size]`
+    fn new([n, num_experts, chosen, hidden_size, intermediate_size]: [usize; 5]) -> Self {
+        Self { n, num_experts, chosen, hidden_size, intermediate_size }
+    }
 
-/// For matrices in larger blocks, but for their columns: few rows, since that is much work for the emulator.
-const LARGE: Shape = Shape { n: 3, num_experts: 4, chosen: 2, hidden_size: 10, intermediate_size: 10 };
+    /// What operations are made for.
+    pub fn config(&self) -> OpsConfig {
+        let &Self { num_experts, chosen: num_experts_per_tok, hidden_size, .. } = self;
+        let mut config = OpsConfig {
+            experts: Some(ExpertsConfig { num_experts, num_experts_per_tok, hidden_size }),
+            ..plain_config()
+        };
+        config.limits.max_num_tokens = self.n;
+        config.limits.max_num_logits = self.n;
+        config
+    }
 
-/// Shapes for a format; `large` has whole blocks of every format.
-fn shapes(format: MatrixFormat, large: Shape) -> Vec<Shape> {
-    if format.block_values() > 32 { vec![large] } else { SHAPES.to_vec() }
+    /// Rows and columns of a matrix of an expert.
+    fn matrix(&self, half: Half) -> [usize; 2] {
+        let shape = [self.intermediate_size, self.hidden_size];
+        if half == Half::In { shape } else { [shape[1], shape[0]] }
+    }
 }
 
-/// Ragged ones, for floats.
-const RAGGED: Shape = Shape { n: 3, num_experts: 5, chosen: 2, hidden_size: 37, intermediate_size: 19 };
-
-/// The formats of a model on a device that computes with `dtype`.
-fn formats(dtype: Dtype) -> impl Iterator<Item = MatrixFormat> {
-    let blocks = MatrixFormat::ALL.iter().copied().filter(|format| format.float().is_none());
-    std::iter::once(dtype.into()).chain(blocks)
+/// Matrices of a case.
+#[derive(Clone, Copy, Debug)]
+struct Matrices {
+    /// Of gate and up; of down the first.
+    formats: [MatrixFormat; 2],
+    /// Repacked as units; else as in the file.
+    in_units: bool,
+    /// How many experts have values of their own; the others repeat theirs.
+    different: usize,
 }
 
-fn of_model(workload: &Workload, n: usize) -> Shape {
+impl Matrices {
+    fn in_rows(formats: [MatrixFormat; 2]) -> Self {
+        Self { formats, in_units: false, different: usize::MAX }
+    }
+
+    fn in_units(format: MatrixFormat) -> Self {
+        Self { formats: [format; 2], in_units: true, different: usize::MAX }
+    }
+}
+
+fn checks(half: Half) -> Vec<Case> {
+    // One row and more, one expert a row and all, sizes that are whole blocks of 32 values.
+    const SHAPES: [[usize; 5]; 4] =
+        [[1, 4, 2, 64, 32], [5, 3, 3, 96, 64], [19, 8, 1, 32, 96], [1, 1, 1, 32, 32]];
+    // For matrices in larger blocks, but for their columns: few rows, since that is much work for the emulator.
+    const LARGE: [usize; 5] = [3, 4, 2, 10, 10];
+    // Ragged ones, for floats.
+    const RAGGED: [usize; 5] = [3, 5, 2, 37, 19];
+    let mut cases = Vec::new();
+    for dtype in Dtype::ALL {
+        let float = MatrixFormat::from(dtype);
+        let in_blocks = MatrixFormat::ALL.iter().copied().filter(|format| format.float().is_none());
+        for format in std::iter::once(float).chain(in_blocks) {
+            let formats = if half == Half::In { [format, float] } else { [format; 2] };
+            let mut large = Shape::new(LARGE);
+            *(if half == Half::In { &mut large.hidden_size } else { &mut large.intermediate_size }) = 256;
+            let shapes =
+                if format.block_values() > 32 { vec![large] } else { SHAPES.map(Shape::new).to_vec() };
+            cases
+                .extend(shapes.into_iter().map(|shape| case(half, dtype, Matrices::in_rows(formats), shape)));
+        }
+        cases.push(case(half, dtype, Matrices::in_rows([float; 2]), Shape::new(RAGGED)));
+    }
+    let formats = unit_formats().chain([(Dtype::F16.into(), 64)]);
+    cases.extend(formats.flat_map(|(format, cols)| {
+        shapes_in_units(half, cols).map(|shape| case(half, Dtype::F16, Matrices::in_units(format), shape))
+    }));
+    cases
+}
+
+/// Rows one by one, that share chunks of tiles; groups of few rows, and more than one for an expert; groups of many.
+fn shapes_in_units(half: Half, cols: usize) -> [Shape; 5] {
+    // Rows, experts, chosen ones, rows of an expert's matrix in eights, units of its columns.
+    [[1, 4, 2, 2, 1], [2, 5, 3, 6, 5], [5, 3, 2, 26, 2], [19, 2, 1, 2, 3], [66, 3, 1, 2, 1]].map(
+        |[n, experts, chosen, eights, units]| {
+            let (rows, cols) = (8 * eights, units * cols);
+            let [hidden, width] = if half == Half::In { [cols, rows] } else { [rows, cols] };
+            Shape::new([n, experts, chosen, hidden, width])
+        },
+    )
+}
+
+fn timings(half: Half, workload: &Workload) -> Vec<Case> {
     const USUAL: ExpertSizes = ExpertSizes {
         num_experts: 128,
         num_experts_per_tok: 8,
@@ -57,17 +139,83 @@ fn of_model(workload: &Workload, n: usize) -> Shape {
         shared_expert_intermediate_size: 0,
     };
     let sizes = workload.config.experts.unwrap_or(USUAL);
-    Shape {
+    let shape = |n| Shape {
         n,
         num_experts: sizes.num_experts,
         chosen: sizes.num_experts_per_tok,
         hidden_size: workload.config.hidden_size,
         intermediate_size: sizes.moe_intermediate_size,
+    };
+    let [_, cols] = shape(1).matrix(half);
+    let mut cases = Vec::new();
+    for format in timed_formats(workload, cols) {
+        for &n in &workload.rows {
+            // Few values: those of all experts would take minutes to draw.
+            let in_units = Matrices { different: 2, ..Matrices::in_units(format) };
+            if workload.dtype == Dtype::F16 {
+                cases.push(case(half, workload.dtype, in_units, shape(n)));
+            }
+            if format.float().is_some() {
+                let in_rows = Matrices { in_units: false, ..in_units };
+                cases.push(case(half, workload.dtype, in_rows, shape(n)));
+            }
+        }
+    }
+    cases
+}
+
+/// Bytes of matrices of a format that a step reads: of as many experts as are chosen, each once.
+fn read_bytes(shape: &Shape, format: MatrixFormat, [rows, cols]: [usize; 2]) -> usize {
+    let pairs = (shape.n * shape.chosen) as f64;
+    // Of random choices.
+    let missed = (1.0 - 1.0 / shape.num_experts as f64).powf(pairs);
+    let experts = (shape.num_experts as f64 * (1.0 - missed)).round() as usize;
+    experts.max(1) * rows * format.row_bytes(cols).unwrap_or(0)
+}
+
+fn case(half: Half, dtype: Dtype, matrices: Matrices, shape: Shape) -> Case {
+    let Shape { n, num_experts, chosen, hidden_size, intermediate_size } = shape;
+    let Matrices { formats: [gate, up], in_units, .. } = matrices;
+    let layout = if in_units { " in units" } else { "" };
+    let (count, name) = match half {
+        Half::In => (
+            2,
+            format!(
+                "[{n}, {hidden_size}] to {chosen} of {num_experts} experts of {intermediate_size}, {gate} and {up}{layout}"
+            ),
+        ),
+        Half::Out => (
+            1,
+            format!(
+                "{chosen} of {num_experts} experts of {intermediate_size} to [{n}, {hidden_size}], {gate}{layout}"
+            ),
+        ),
+    };
+    let products = count * n * chosen * hidden_size * intermediate_size;
+    let weights: usize =
+        [gate, up][..count].iter().map(|&format| read_bytes(&shape, format, shape.matrix(half))).sum();
+    let values = match half {
+        Half::In => n * chosen * intermediate_size,
+        Half::Out => n * (chosen * intermediate_size + 2 * hidden_size),
+    };
+    Case {
+        dtype,
+        shape: name,
+        work: if in_units { products / 8 } else { products },
+        cost: Cost { bytes: (weights + 4 * values) as f64, flops: 2.0 * products as f64 },
+        config: shape.config(),
+        prepare: Box::new(move |ops, seed| {
+            if in_units {
+                // Of floats, too.
+                require_units(ops, half.op(), MatrixFormat::Q8_0)?;
+            }
+            Ok(Box::new(Mixture::new(ops, seed, half, matrices, shape)?))
+        }),
     }
 }
 
 /// Numbers of different experts, ascending, and weights, for each row.
-fn choice(seed: u64, shape: &Shape) -> Vec<f32> {
+pub(super) fn choice(seed: u64, shape: &Shape) -> Vec<f32> {
     let mut all = Vec::new();
     for row in 0..shape.n {
         let mut numbers = shuffled(seed, &format!("experts of row {row}"), shape.num_experts);
@@ -79,229 +227,222 @@ fn choice(seed: u64, shape: &Shape) -> Vec<f32> {
     all
 }
 
-/// Matrices of all experts, one below the other, on the device, and their values there.
-fn matrices(
-    ops: &mut CudaOps,
+/// Matrices of all experts, one below the other, as a file has them, and the values of those that differ.
+fn host_matrices(
     format: MatrixFormat,
     seed: u64,
     name: &str,
-    [rows, cols]: [usize; 2],
-) -> Result<(Weight, Vec<f32>)> {
+    [count, rows, cols]: [usize; 3],
+    different: usize,
+) -> (Matrix, Vec<f32>) {
+    let different = different.min(count);
     let scale = (cols as f32).powf(-0.5);
-    let values: Vec<f32> = random(seed, name, rows * cols).iter().map(|value| value * scale).collect();
-    let data = blocks(format, seed, name, &values);
-    let mut values = vec![0.0; rows * cols];
+    let mut values: Vec<f32> =
+        random(seed, name, different * rows * cols).iter().map(|value| value * scale).collect();
+    let mut data = blocks(format, seed, name, &values);
     format.decode(&data, &mut values);
-    Ok((block_weight(ops, format, rows, cols, 1.0, data)?, values))
+    let length = data.len() / different * count;
+    data = data.iter().copied().cycle().take(length).collect();
+    let matrix =
+        Matrix { name: "weight".into(), format, rows: count * rows, cols, scale: 1.0, data: data.into() };
+    (matrix, values)
 }
 
-/// A sum of products in f64, and what f32 may be off, whose error grows with the magnitudes of the terms: half a unit for each of the
-/// `cols / 32` terms of a lane and five butterfly steps, twice over.
-fn product(x: &[f32], w: &[f32]) -> (f64, f64) {
-    let terms = || x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w));
-    let roundings = x.len() as f64 / 32.0 + 6.0;
-    (terms().sum(), terms().map(f64::abs).sum::<f64>() * roundings * unit(Dtype::F32))
-}
-
-fn in_checks() -> Vec<Case> {
-    let mut cases = Vec::new();
-    for dtype in Dtype::ALL {
-        for gate in formats(dtype) {
-            let shapes = shapes(gate, Shape { hidden_size: 256, ..LARGE }).into_iter();
-            cases.extend(shapes.map(|shape| in_case(dtype, [gate, dtype.into()], shape)));
-        }
-        cases.push(in_case(dtype, [dtype.into(); 2], RAGGED));
+/// A sum of products in f64, and what it may be off. In rows, whose error grows with the magnitudes of the terms: half a unit for each of the
+/// `cols / 32` terms of a lane and five butterfly steps, twice over. In units likewise, and what inputs are rounded to: 16 bits of the largest
+/// near by, or f16 where weights are.
+fn product(x: &[f32], w: &[f32], format: MatrixFormat, in_units: bool) -> (f64, f64) {
+    let (mut sum, mut magnitude, mut weights, mut largest) = (0.0, 0.0, 0.0, 0.0f64);
+    for (&x, &w) in x.iter().zip(w) {
+        let (x, w) = (f64::from(x), f64::from(w));
+        sum += x * w;
+        magnitude += (x * w).abs();
+        weights += w.abs();
+        largest = largest.max(x.abs());
     }
-    cases
-}
-
-fn in_timings(workload: &Workload) -> Vec<Case> {
-    let formats = [workload.dtype.into(); 2];
-    workload.rows.iter().map(|&n| in_case(workload.dtype, formats, of_model(workload, n))).collect()
-}
-
-/// Bytes of the matrices that a step reads: of as many experts as are chosen, each once.
-fn read_bytes(shape: &Shape, format: MatrixFormat, [rows, cols]: [usize; 2]) -> usize {
-    let experts = shape.num_experts.min(shape.n * shape.chosen);
-    experts * rows * format.row_bytes(cols).unwrap_or(0)
-}
-
-fn in_case(dtype: Dtype, formats: [MatrixFormat; 2], shape: Shape) -> Case {
-    let Shape { n, num_experts, chosen, hidden_size, intermediate_size } = shape;
-    let [gate, up] = formats;
-    let products = 2 * n * chosen * hidden_size * intermediate_size;
-    let weights: usize =
-        formats.iter().map(|&f| read_bytes(&shape, f, [intermediate_size, hidden_size])).sum();
-    Case {
-        dtype,
-        shape: format!(
-            "[{n}, {hidden_size}] to {chosen} of {num_experts} experts of {intermediate_size}, {gate} and {up}"
-        ),
-        work: products,
-        cost: Cost {
-            bytes: (weights + 4 * n * chosen * intermediate_size) as f64,
-            flops: 2.0 * products as f64,
-        },
-        config: plain_config(),
-        prepare: Box::new(move |ops, seed| Ok(Box::new(In::new(ops, seed, formats, shape)?))),
+    if !in_units {
+        return (sum, magnitude * (x.len() as f64 / 32.0 + 6.0) * unit(Dtype::F32));
     }
+    let rounding = match format.float() {
+        Some(_) => magnitude * unit(Dtype::F16) + weights * largest * 2f64.powi(-24),
+        None => weights * largest / 65024.0,
+    };
+    (sum, magnitude * relative(x.len()) + rounding)
 }
 
-struct In {
-    n: usize,
+/// A case on a device.
+struct Mixture {
+    half: Half,
+    shape: Shape,
+    in_units: bool,
+    host_x: Vec<f32>,
+    host_chosen: Vec<f32>,
+    /// What is in the output before.
+    before: Vec<f32>,
+    /// Indices of the results that are compared, ascending, and for each what it should be and may be off.
+    places: Vec<usize>,
     expected: Vec<(f64, f64)>,
+    /// Of the first half.
     x: Activation,
     chosen: Tensor,
-    gate: Weight,
-    up: Weight,
     inner: Tensor,
-}
-
-impl In {
-    fn new(ops: &mut CudaOps, seed: u64, [gate, up]: [MatrixFormat; 2], shape: Shape) -> Result<Self> {
-        let Shape { n, num_experts, chosen, hidden_size: cols, intermediate_size: width } = shape;
-        let name = format!("experts_in {shape:?}");
-        let host_x = rounded(precise_dtype(ops.dtype()), random(seed, &name, n * cols));
-        let choice = choice(seed, &shape);
-        let all = [num_experts * width, cols];
-        let (gate, gates) = matrices(ops, gate, seed, &format!("{name}: gate"), all)?;
-        let (up, ups) = matrices(ops, up, seed, &format!("{name}: up"), all)?;
-        let mut expected = Vec::new();
-        for (x, choice) in host_x.chunks(cols).zip(choice.chunks(2 * chosen)) {
-            for &expert in &choice[..chosen] {
-                for row in (0..width).map(|feature| expert as usize * width + feature) {
-                    let (gate, gate_off) = product(x, &gates[row * cols..][..cols]);
-                    let (up, up_off) = product(x, &ups[row * cols..][..cols]);
-                    let silu = gate / (1.0 + (-gate).exp());
-                    // silu is nowhere steeper than 1.1.
-                    let off = 1.1 * gate_off * up.abs() + silu.abs() * up_off;
-                    expected.push((silu * up, off + (silu * up).abs() * 8.0 * unit(Dtype::F32)));
-                }
-            }
-        }
-        let mut x = ops.new_precise_activation(n + GUARD_ROWS, cols)?;
-        fill_activation(&mut x, &host_x)?;
-        let chosen_tensor = tensor(ops, n, 2 * chosen, &choice)?;
-        Ok(Self { n, expected, x, chosen: chosen_tensor, gate, up, inner: poisoned(ops, n, chosen * width)? })
-    }
-}
-
-impl Instance for In {
-    fn reset(&mut self, _: &mut CudaOps) -> Result<()> {
-        fill_tensor(&mut self.inner, &[])
-    }
-
-    fn launch(&mut self, ops: &mut CudaOps) -> Result<()> {
-        ops.experts_in(self.n, &self.x, &self.chosen, [&self.gate, &self.up], &mut self.inner)
-    }
-
-    fn compare(&mut self, _: &mut CudaOps, _: &str, findings: &mut Findings) -> Result<()> {
-        compare("inner", &self.inner, &self.expected, findings)
-    }
-}
-
-fn out_checks() -> Vec<Case> {
-    let mut cases = Vec::new();
-    for dtype in Dtype::ALL {
-        for format in formats(dtype) {
-            let shapes = shapes(format, Shape { intermediate_size: 256, ..LARGE }).into_iter();
-            cases.extend(shapes.map(|shape| out_case(dtype, format, shape)));
-        }
-        cases.push(out_case(dtype, dtype.into(), RAGGED));
-    }
-    cases
-}
-
-fn out_timings(workload: &Workload) -> Vec<Case> {
-    let of = |&n: &usize| out_case(workload.dtype, workload.dtype.into(), of_model(workload, n));
-    workload.rows.iter().map(of).collect()
-}
-
-fn out_case(dtype: Dtype, format: MatrixFormat, shape: Shape) -> Case {
-    let Shape { n, num_experts, chosen, hidden_size, intermediate_size } = shape;
-    let products = n * chosen * hidden_size * intermediate_size;
-    let weights = read_bytes(&shape, format, [hidden_size, intermediate_size]);
-    Case {
-        dtype,
-        shape: format!(
-            "{chosen} of {num_experts} experts of {intermediate_size} to [{n}, {hidden_size}], {format}"
-        ),
-        work: products,
-        cost: Cost {
-            bytes: (weights + 4 * n * (chosen * intermediate_size + 2 * hidden_size)) as f64,
-            flops: 2.0 * products as f64,
-        },
-        config: plain_config(),
-        prepare: Box::new(move |ops, seed| Ok(Box::new(Out::new(ops, seed, format, shape)?))),
-    }
-}
-
-struct Out {
-    n: usize,
-    before: Vec<f32>,
-    expected: Vec<(f64, f64)>,
-    inner: Tensor,
-    chosen: Tensor,
-    down: Weight,
+    /// Gate and up, or down.
+    weights: Vec<Weight>,
     out: Tensor,
 }
 
-impl Out {
-    fn new(ops: &mut CudaOps, seed: u64, format: MatrixFormat, shape: Shape) -> Result<Self> {
+impl Mixture {
+    fn new(ops: &mut CudaOps, seed: u64, half: Half, matrices: Matrices, shape: Shape) -> Result<Self> {
         let Shape { n, num_experts, chosen, hidden_size, intermediate_size: width } = shape;
-        let name = format!("experts_out {shape:?}");
-        let host_inner = random(seed, &name, n * chosen * width);
-        let choice = choice(seed, &shape);
-        let all = [num_experts * hidden_size, width];
-        let (down, downs) = matrices(ops, format, seed, &format!("{name}: down"), all)?;
-        let before = random(seed, &format!("{name}: before"), n * hidden_size);
-        let mut expected = Vec::new();
-        for row in 0..n {
-            let (numbers, weights) = choice[row * 2 * chosen..][..2 * chosen].split_at(chosen);
-            for feature in 0..hidden_size {
-                let start = f64::from(before[row * hidden_size + feature]);
+        let Matrices { formats, in_units, different } = matrices;
+        let name = format!("{} {shape:?}", half.op());
+        let [rows, cols] = shape.matrix(half);
+        let whats: &[&str] = if half == Half::In { &["gate", "up"] } else { &["down"] };
+        let (hosts, values): (Vec<_>, Vec<_>) = whats
+            .iter()
+            .zip(formats)
+            .map(|(what, format)| {
+                host_matrices(format, seed, &format!("{name}: {what}"), [num_experts, rows, cols], different)
+            })
+            .unzip();
+        let weights = match (&hosts[..], in_units) {
+            ([gate, up], true) => ops.load_gate_up_experts([gate, up], num_experts)?.into(),
+            ([down], true) => vec![ops.load_experts(down, num_experts)?],
+            (all, _) => all.iter().map(|matrix| ops.load_matrix(matrix)).collect::<Result<_>>()?,
+        };
+        let host_chosen = choice(seed, &shape);
+        let (host_x, before) = match half {
+            Half::In => (rounded(precise_dtype(ops.dtype()), random(seed, &name, n * cols)), Vec::new()),
+            Half::Out => (
+                random(seed, &name, n * chosen * width),
+                random(seed, &format!("{name}: before"), n * hidden_size),
+            ),
+        };
+        // Of expert `number` the values of a row of each matrix.
+        let row_of = |number: f32, row: usize| {
+            let expert = number as usize % different.min(num_experts);
+            let row = (expert * rows + row) * cols;
+            values.iter().map(move |values| &values[row..][..cols])
+        };
+        let of = |x: &[f32], number: f32, row: usize| -> Vec<(f64, f64)> {
+            let rows = row_of(number, row).zip(formats);
+            rows.map(|(w, format)| product(x, w, format, in_units)).collect()
+        };
+        let of_row = |row: usize| host_chosen[row * 2 * chosen..][..2 * chosen].split_at(chosen);
+        let count = if half == Half::In { n * chosen * width } else { n * hidden_size };
+        let places = places(seed, count, cols * chosen);
+        let expect = |&place: &usize| match half {
+            Half::In => {
+                let (pair, feature) = (place / width, place % width);
+                let number = of_row(pair / chosen).0[pair % chosen];
+                let products = of(&host_x[pair / chosen * cols..][..cols], number, feature);
+                gated(products[0], products[1])
+            }
+            Half::Out => {
+                let (row, feature) = (place / hidden_size, place % hidden_size);
+                let start = f64::from(before[place]);
                 let (mut sum, mut magnitude, mut off) = (start, start.abs(), 0.0);
-                for (j, (&number, &weight)) in numbers.iter().zip(weights).enumerate() {
-                    let w = &downs[(number as usize * hidden_size + feature) * width..][..width];
-                    let (value, value_off) = product(&host_inner[(row * chosen + j) * width..][..width], w);
-                    sum += f64::from(weight) * value;
-                    magnitude += f64::from(weight) * value.abs();
-                    off += f64::from(weight) * value_off;
+                let (numbers, shares) = of_row(row);
+                for (j, (&number, &share)) in numbers.iter().zip(shares).enumerate() {
+                    let x = &host_x[(row * chosen + j) * width..][..width];
+                    let (value, value_off) = of(x, number, feature)[0];
+                    sum += f64::from(share) * value;
+                    magnitude += f64::from(share) * value.abs();
+                    off += f64::from(share) * value_off;
                 }
                 // A rounding for each expert that is added.
-                expected.push((sum, off + magnitude * (chosen as f64 + 2.0) * unit(Dtype::F32)));
+                (sum, off + magnitude * (chosen as f64 + 2.0) * unit(Dtype::F32))
+            }
+        };
+        let expected = places.par_iter().map(expect).collect();
+        Ok(Self {
+            half,
+            shape,
+            in_units,
+            x: ops.new_precise_activation(n + GUARD_ROWS, hidden_size)?,
+            chosen: poisoned(ops, n, 2 * chosen)?,
+            inner: poisoned(ops, n, chosen * width)?,
+            out: poisoned(ops, n, hidden_size)?,
+            weights,
+            host_x,
+            host_chosen,
+            before,
+            places,
+            expected,
+        })
+    }
+
+    /// Puts rows `first` to `first + n` in place.
+    fn fill(&mut self, ops: &mut CudaOps, first: usize, n: usize) -> Result<()> {
+        let Shape { chosen, hidden_size, intermediate_size: width, .. } = self.shape;
+        fill_tensor(&mut self.chosen, &self.host_chosen[first * 2 * chosen..][..n * 2 * chosen])?;
+        match self.half {
+            Half::In => {
+                fill_activation(&mut self.x, &self.host_x[first * hidden_size..][..n * hidden_size])?;
+                fill_tensor(&mut self.inner, &[])?;
+            }
+            Half::Out => {
+                let cols = chosen * width;
+                fill_tensor(&mut self.inner, &self.host_x[first * cols..][..n * cols])?;
+                fill_tensor(&mut self.out, &self.before[first * hidden_size..][..n * hidden_size])?;
             }
         }
-        Ok(Self {
-            n,
-            expected,
-            inner: tensor(ops, n, chosen * width, &host_inner)?,
-            chosen: tensor(ops, n, 2 * chosen, &choice)?,
-            down,
-            out: tensor(ops, n, hidden_size, &before)?,
-            before,
-        })
+        let all = [&self.weights[0]; 3];
+        ops.sort_experts(n, &self.chosen, all)
+    }
+
+    fn run(&mut self, ops: &mut CudaOps, n: usize) -> Result<()> {
+        let Self { x, chosen, inner, weights, out, .. } = self;
+        match &weights[..] {
+            [gate, up] => ops.experts_in(n, x, chosen, [gate, up], inner),
+            weights => ops.experts_out(n, inner, chosen, &weights[0], out),
+        }
+    }
+
+    /// Results, and what is behind them.
+    fn found(&self) -> Result<Vec<f32>> {
+        if self.half == Half::In { self.inner.to_host() } else { self.out.to_host() }
     }
 }
 
-impl Instance for Out {
-    fn reset(&mut self, _: &mut CudaOps) -> Result<()> {
-        fill_tensor(&mut self.out, &self.before)
+/// `silu(gate) * up`, of values that may be off.
+fn gated((gate, gate_off): (f64, f64), (up, up_off): (f64, f64)) -> (f64, f64) {
+    let silu = gate / (1.0 + (-gate).exp());
+    // silu is nowhere steeper than 1.1.
+    let off = 1.1 * gate_off * (up.abs() + up_off) + silu.abs() * up_off;
+    (silu * up, off + (silu * up).abs() * 8.0 * unit(Dtype::F32))
+}
+
+impl Instance for Mixture {
+    fn reset(&mut self, ops: &mut CudaOps) -> Result<()> {
+        self.fill(ops, 0, self.shape.n)
     }
 
     fn launch(&mut self, ops: &mut CudaOps) -> Result<()> {
-        ops.experts_out(self.n, &self.inner, &self.chosen, &self.down, &mut self.out)
+        self.run(ops, self.shape.n)
     }
 
-    fn compare(&mut self, _: &mut CudaOps, _: &str, findings: &mut Findings) -> Result<()> {
-        compare("out", &self.out, &self.expected, findings)
+    fn compare(&mut self, ops: &mut CudaOps, _: &str, findings: &mut Findings) -> Result<()> {
+        let Shape { n, chosen, hidden_size, intermediate_size: width, .. } = self.shape;
+        let cols = if self.half == Half::In { chosen * width } else { hidden_size };
+        let found = self.found()?;
+        let values = self.places.iter().map(|&place| (place, found[place]));
+        findings.places("out", values, |place| {
+            self.expected[self.places.binary_search(&place).expect("one of the places")]
+        });
+        findings.guard_intact("out", &found[n * cols..]);
+        // Rows have the same bits alone and in a batch.
+        let some = if self.in_units && n > 1 { [0, n / 2, n - 1].to_vec() } else { Vec::new() };
+        for row in some {
+            self.fill(ops, row, 1)?;
+            self.run(ops, 1)?;
+            let alone = self.found()?;
+            findings.same_bits(
+                "a row alone, against the batch",
+                &alone[..cols],
+                &found[row * cols..][..cols],
+            );
+        }
+        Ok(())
     }
-}
-
-fn compare(of: &'static str, found: &Tensor, expected: &[(f64, f64)], findings: &mut Findings) -> Result<()> {
-    let found = found.to_host()?;
-    let (values, guard) = found.split_at(expected.len());
-    findings.places(of, values.iter().copied().enumerate(), |i| expected[i]);
-    findings.guard_intact(of, guard);
-    Ok(())
 }

@@ -31,6 +31,7 @@ mod route;
 mod row_norms;
 mod sample;
 mod silu_mul;
+mod sort_experts;
 
 use super::case::Cases;
 use super::values::shuffled;
@@ -46,6 +47,9 @@ mod experts_in {
 }
 mod experts_out {
     pub use super::experts::OUT as CASES;
+}
+mod norm_route {
+    pub use super::route::WITH_NORM as CASES;
 }
 
 macro_rules! all {

@@ -1,54 +1,80 @@
 //! Which experts a row goes to, and with what weights.
 
+use super::fused::{EPS, normed};
 use crate::cuda::{Activation, CudaOps, DeviceBuffer, Tensor, precise_dtype};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::lab::case::{Case, Cases, Cost, Instance, Workload, plain_config};
 use crate::lab::findings::Findings;
 use crate::lab::values::*;
-use crate::ops::Ops;
-use crate::ops::parts::Router;
+use crate::ops::parts::{RmsNorm, Router};
+use crate::ops::{ExpertsConfig, Ops, OpsConfig};
 
-pub const CASES: Cases = Cases { op: "route", checks, timings };
+pub const CASES: Cases =
+    Cases { op: "route", checks: || checks(false), timings: |workload| timings(false, workload) };
+pub const WITH_NORM: Cases =
+    Cases { op: "norm_route", checks: || checks(true), timings: |workload| timings(true, workload) };
 
 /// `[n, hidden_size, experts, chosen of them]`
 type Shape = [usize; 4];
 
-fn checks() -> Vec<Case> {
+/// With the norm before, or without.
+fn checks(with_norm: bool) -> Vec<Case> {
     const SHAPES: [Shape; 6] =
         [[1, 64, 8, 2], [19, 111, 60, 4], [3, 256, 128, 8], [2, 32, 512, 10], [5, 19, 32, 32], [2, 1, 1, 1]];
-    let of = |dtype| {
-        SHAPES.into_iter().flat_map(move |shape| [false, true].map(|whole| case(dtype, shape, whole)))
+    // Rows of fours: one row and more, more experts than a round of warps, more rows than a block has.
+    const NORMED: [Shape; 6] =
+        [[1, 64, 8, 2], [19, 112, 60, 4], [3, 256, 128, 8], [2, 2056, 5, 5], [9, 20, 513, 32], [2, 4, 1, 1]];
+    let shapes = if with_norm { NORMED } else { SHAPES };
+    let of = move |dtype| {
+        let of = move |shape| [false, true].map(|whole| case(dtype, shape, whole, with_norm));
+        shapes.into_iter().flat_map(of)
     };
     [Dtype::F32, Dtype::F16].into_iter().flat_map(of).collect()
 }
 
-fn timings(workload: &Workload) -> Vec<Case> {
+fn timings(with_norm: bool, workload: &Workload) -> Vec<Case> {
     let config = &workload.config;
     let (experts, chosen) = config
         .experts
         .as_ref()
         .map_or((128, 8), |experts| (experts.num_experts, experts.num_experts_per_tok));
     let dtype = precise_dtype(workload.dtype);
-    workload.rows.iter().map(|&n| case(dtype, [n, config.hidden_size, experts, chosen], true)).collect()
+    let shape = |n| [n, config.hidden_size, experts, chosen];
+    workload.rows.iter().map(|&n| case(dtype, shape(n), true, with_norm)).collect()
 }
 
-fn case(dtype: Dtype, shape: Shape, renormalise: bool) -> Case {
+fn case(dtype: Dtype, shape: Shape, renormalise: bool, with_norm: bool) -> Case {
     let [n, cols, experts, chosen] = shape;
-    let bytes = n * (cols * dtype.size() + 8 * chosen) + experts * cols * 4;
+    let residual = if with_norm { 4 } else { 0 };
+    let bytes = n * (cols * (dtype.size() + residual) + 8 * chosen) + experts * cols * 4;
     let whole = if renormalise { ", renormalised" } else { "" };
     Case {
         dtype,
         shape: format!("[{n}, {cols}] to {chosen} of {experts} experts{whole}"),
         work: n * experts * cols,
         cost: Cost { bytes: bytes as f64, flops: 2.0 * (n * experts * cols) as f64 },
-        config: plain_config(),
-        prepare: Box::new(move |ops, seed| Ok(Box::new(Route::new(ops, seed, shape, renormalise)?))),
+        config: config(shape),
+        prepare: Box::new(move |ops, seed| {
+            Ok(Box::new(Route::new(ops, seed, shape, renormalise, with_norm)?))
+        }),
     }
+}
+
+/// What operations are made for.
+fn config([n, hidden_size, num_experts, num_experts_per_tok]: Shape) -> OpsConfig {
+    let experts = Some(ExpertsConfig { num_experts, num_experts_per_tok, hidden_size });
+    let mut config = OpsConfig { experts, ..plain_config() };
+    config.limits.max_num_tokens = n;
+    config
 }
 
 struct Route {
     shape: Shape,
+    /// The residual stream, and what norms it.
+    normed: Option<(Tensor, RmsNorm<DeviceBuffer<f32>>)>,
+    /// What is to be routed.
+    host_x: Vec<f32>,
     /// For each row the probability of each expert; NaN for a row that has one.
     expected: Vec<Vec<f64>>,
     x: Activation,
@@ -57,7 +83,7 @@ struct Route {
 }
 
 impl Route {
-    fn new(ops: &mut CudaOps, seed: u64, shape: Shape, renormalise: bool) -> Result<Self> {
+    fn new(ops: &mut CudaOps, seed: u64, shape: Shape, renormalise: bool, with_norm: bool) -> Result<Self> {
         let [n, cols, experts, chosen] = shape;
         let name = format!("route {shape:?}");
         let mut host_x = rounded(ops.dtype(), random(seed, &name, n * cols));
@@ -65,6 +91,14 @@ impl Route {
             // A row that is no number goes to experts that exist.
             host_x[n * cols - 1] = f32::NAN;
         }
+        let normed = if with_norm {
+            let norm = random(seed, &format!("{name}: norm"), cols);
+            let residual = tensor(ops, n, cols, &host_x)?;
+            host_x = normed_rows(&host_x, &norm, ops.dtype());
+            Some((residual, RmsNorm { weight: ops.load_vector(&norm)?, eps: EPS }))
+        } else {
+            None
+        };
         let scale = 2.0 / (cols as f32).sqrt();
         let weight = random(seed, &format!("{name}: router"), experts * cols);
         let weight: Vec<f32> = weight.iter().map(|value| value * scale).collect();
@@ -79,6 +113,8 @@ impl Route {
             shape,
             expected: host_x.chunks(cols).map(row).collect(),
             x: activation(ops, n, cols, &host_x)?,
+            host_x,
+            normed,
             router: Router {
                 weight: ops.load_vector(&weight)?,
                 num_experts: experts,
@@ -92,20 +128,32 @@ impl Route {
 
 impl Instance for Route {
     fn reset(&mut self, _: &mut CudaOps) -> Result<()> {
+        if self.normed.is_some() {
+            fill_activation(&mut self.x, &[])?;
+        }
         fill_tensor(&mut self.out, &[])
     }
 
     fn launch(&mut self, ops: &mut CudaOps) -> Result<()> {
-        ops.route(self.n(), &self.x, &self.router, &mut self.out)
+        let n = self.n();
+        match &self.normed {
+            None => ops.route(n, &self.x, &self.router, &mut self.out),
+            Some((x, norm)) => ops.fused_norm_route(n, x, norm, &self.router, &mut self.x, &mut self.out),
+        }
     }
 
     fn compare(&mut self, _: &mut CudaOps, _: &str, findings: &mut Findings) -> Result<()> {
         let [n, cols, experts, count] = self.shape;
+        if self.normed.is_some() {
+            self.compare_normed(findings)?;
+        }
         let found = self.out.to_host()?;
         // A sum of `cols` terms whose magnitudes add up to about 2 √cols: what a logit is off, and so the logarithm of a probability;
         // sixteen roundings of exponential, sum and quotients besides.
         let relative = 2.0 * (cols as f64 + 16.0).sqrt() * (cols as f64 / 32.0 + 8.0) * unit(Dtype::F32);
         let relative = relative + 16.0 * unit(Dtype::F32);
+        // What is routed is rounded once more, sometimes to a neighbour: √cols such values of 2 / √cols each.
+        let relative = if self.normed.is_some() { relative + 8.0 * unit(self.x.dtype()) } else { relative };
         for (i, (row, expected)) in found.chunks(2 * count).zip(&self.expected).enumerate() {
             let (numbers, weights) = row.split_at(count);
             let exist = numbers.iter().all(|&number| (0.0..experts as f32).contains(&number));
@@ -137,7 +185,27 @@ impl Instance for Route {
     }
 }
 
+/// The norms of rows in f64, rounded to `dtype`.
+fn normed_rows(x: &[f32], norm: &[f32], dtype: Dtype) -> Vec<f32> {
+    let rows = x.chunks(norm.len()).flat_map(|row| normed(row, norm));
+    rounded(dtype, rows.map(|value| value as f32).collect())
+}
+
 impl Route {
+    fn compare_normed(&self, findings: &mut Findings) -> Result<()> {
+        let found = self.x.to_host()?;
+        let (values, guard) = found.split_at(self.host_x.len());
+        // As it was rounded here, or its neighbour; and sixteen roundings of the norm.
+        let roundings = 2.0 * unit(self.x.dtype()) + 16.0 * unit(Dtype::F32);
+        let numbers = values.iter().copied().enumerate().filter(|&(i, _)| !self.host_x[i].is_nan());
+        findings.places("normed", numbers, |i| {
+            let expected = f64::from(self.host_x[i]);
+            (expected, expected.abs() * roundings + smallest(self.x.dtype()))
+        });
+        findings.guard_intact("normed", guard);
+        Ok(())
+    }
+
     fn n(&self) -> usize {
         self.shape[0]
     }

@@ -3,7 +3,7 @@
 use cuda_std::prelude::*;
 
 #[device]
-use super::WIDTH;
+use super::stage::CHUNK;
 #[device]
 use crate::{
     grid::{offset, repeat},
@@ -14,6 +14,10 @@ use cuda_std::{
     memory,
     warp::{FULL_MASK, WarpReductionOp, warp_reduce},
 };
+
+/// Columns of a chunk that a lane stages.
+#[device]
+pub(crate) const WIDTH: usize = CHUNK as usize / 32;
 
 /// Staged inputs of one unit, as a lane reads them.
 #[device]
@@ -31,7 +35,8 @@ pub struct Inputs {
 
 #[device]
 impl Inputs {
-    /// Second operands of group `g`: for each of the blocks `2 pair` and `2 pair + 1` the registers of its two halves.
+    /// Second operands of group `g` of eight columns: for each of the blocks `2 pair` and `2 pair + 1` the registers of its two halves; of halves, for 32
+    /// inputs `pair` the registers of two operands.
     ///
     /// # Safety
     /// The inputs are complete and have such columns.
@@ -69,7 +74,7 @@ impl Inputs {
 
 /// Where inputs come from.
 #[device]
-pub(super) trait Source {
+pub(crate) trait Source {
     /// Whether they are normed: then their squares are summed up.
     const NORMED: bool;
 
@@ -127,24 +132,53 @@ unsafe fn load_f32(from: *const f32) -> [f32; WIDTH] {
     values
 }
 
-/// f16 rows as they are.
+/// Values that inputs are made of.
 #[device]
-pub(super) struct Plain {
-    pub x: *const f16,
-    pub cols: u32,
+pub(crate) trait Input: Element {
+    /// Eight of them, from L2.
+    ///
+    /// # Safety
+    /// `from` leads to them, aligned to 16 bytes.
+    unsafe fn load8(from: *const Self) -> [f32; WIDTH];
 }
 
 #[device]
-impl Source for Plain {
+impl Input for f32 {
+    #[inline(always)]
+    unsafe fn load8(from: *const Self) -> [f32; WIDTH] {
+        // SAFETY: the caller's promise.
+        unsafe { load_f32(from) }
+    }
+}
+
+#[device]
+impl Input for f16 {
+    #[inline(always)]
+    unsafe fn load8(from: *const Self) -> [f32; WIDTH] {
+        let mut values = [0.0; WIDTH];
+        // SAFETY: the caller's promise.
+        let words = unsafe { memory::load_l2(from.cast::<[u32; 4]>()) };
+        repeat(4, |q| (values[2 * q], values[2 * q + 1]) = f16::unpack2(words[q]));
+        values
+    }
+}
+
+/// Rows of `x` as they are, of which `row` says for each input which it is.
+#[device]
+pub(crate) struct Picked<E, R> {
+    pub x: *const E,
+    pub cols: u32,
+    pub row: R,
+}
+
+#[device]
+impl<E: Input, R: Fn(u32) -> u32> Source for Picked<E, R> {
     const NORMED: bool = false;
 
     #[inline(always)]
     unsafe fn load(&self, i: u32, column: u32) -> [f32; WIDTH] {
-        let mut values = [0.0; WIDTH];
         // SAFETY: the caller's promise.
-        let words = unsafe { memory::load_l2(self.x.add(offset(i, self.cols, column)).cast::<[u32; 4]>()) };
-        repeat(4, |q| (values[2 * q], values[2 * q + 1]) = f16::unpack2(words[q]));
-        values
+        unsafe { E::load8(self.x.add(offset((self.row)(i), self.cols, column))) }
     }
 
     #[inline(always)]
@@ -153,13 +187,45 @@ impl Source for Plain {
     }
 }
 
-/// Stages a row of a chunk: this lane's values of it, if it has `some`. `low` is from the high bytes' column to that of the low ones.
+/// Stages a row of a chunk as f16, times a power of two that it shares: this lane's values of it, if it has `some`.
+///
+/// # Safety
+/// As [`stage_bytes_of_chunk`].
+#[device]
+#[inline(always)]
+pub(super) unsafe fn stage_halves_of_chunk(
+    values: [f32; WIDTH],
+    some: bool,
+    row: Shared<u8>,
+    scale: Shared<f32>,
+) {
+    const SIGN: u32 = 1 << 31;
+    // The largest value's exponent becomes 14, that of the largest f16 is 15; no scale is below the smallest normal f32.
+    const EXPONENT: u32 = 14;
+    let mut largest = 0;
+    repeat(WIDTH, |j| largest = largest.max(values[j].to_bits() & !SIGN));
+    // SAFETY: the caller's promise; a lane's place is its own.
+    unsafe {
+        let exponent = (warp_reduce(FULL_MASK, largest, WarpReductionOp::Max) >> 23).max(EXPONENT + 1);
+        let factor = f32::from_bits((2 * 127 + EXPONENT - exponent) << 23);
+        let mut words = [0u32; 4];
+        repeat(4, |q| words[q] = f16::pack2(values[2 * q] * factor, values[2 * q + 1] * factor));
+        if some {
+            row.cast::<[u32; 4]>().set(warp::lane_id(), words);
+        }
+        if warp::lane_id() == 0 {
+            scale.set(0, f32::from_bits((exponent - EXPONENT) << 23));
+        }
+    }
+}
+
+/// Stages a row of a chunk as signed bytes: this lane's values of it, if it has `some`. `low` is from the high bytes' column to that of the low ones.
 ///
 /// # Safety
 /// All lanes of the warp call it together; the places belong to the warp, and nobody reads them.
 #[device]
 #[inline(always)]
-pub(super) unsafe fn stage<W: Unit>(
+pub(super) unsafe fn stage_bytes_of_chunk<W: Unit>(
     values: [f32; WIDTH],
     some: bool,
     columns: Shared<u8>,

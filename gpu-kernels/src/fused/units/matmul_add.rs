@@ -3,7 +3,7 @@
 use cuda_std::prelude::*;
 
 #[device]
-use super::{Plain, Product, Tiles};
+use super::{Picked, Product, Tiles};
 #[device]
 use crate::{
     fused::{launch_dependents, wait_for_dependencies},
@@ -107,7 +107,7 @@ pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: MatmulUnits) {
             }
             product.multiply(
                 n,
-                Plain { x, cols },
+                Picked { x, cols, row: |i| i },
                 |squares| squares,
                 |found, g, i, r, low, high| {
                     let row = row_of(found, r, span);
@@ -120,7 +120,7 @@ pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: MatmulUnits) {
         }
         product.multiply(
             n,
-            Plain { x, cols },
+            Picked { x, cols, row: |i| i },
             |squares| squares,
             |tile, _, i, r, low, high| {
                 let to = partial.add(offset(slice * n + i, rows, tile * ROWS + r));

@@ -9,7 +9,7 @@ use crate::{grid::divide, units::Unit};
 #[device]
 use cuda_std::{
     async_copy::bulk_copy,
-    mbarrier::Mbarrier,
+    mbarrier::{self, Mbarrier},
     warp::{FULL_MASK, sync_warp},
 };
 
@@ -58,6 +58,13 @@ impl Tiles {
         }
     }
 
+    /// Through its units from the `from`-th on.
+    #[inline(always)]
+    pub(super) fn walk<W: Unit>(self, from: u32) -> TileWalk<W> {
+        let (tile, chunk) = divide(from, self.chunks);
+        TileWalk { tiles: self, tile, chunk, format: core::marker::PhantomData }
+    }
+
     /// The first of the block's tiles.
     #[inline(always)]
     pub(super) fn first(self) -> u32 {
@@ -71,52 +78,110 @@ impl Tiles {
     }
 }
 
-/// A warp's share of the block's units, on its way through a ring.
+/// Where the units of a warp's share are, one after the other.
 #[device]
-pub(super) struct Ring<W> {
-    pub(super) tiles: Tiles,
-    pub(super) depth: u32,
-    pub(super) ring: Shared<u8>,
-    pub(super) barriers: Shared<u64>,
-    /// The unit that is copied next: its tile of the block, its chunk; and how many are left.
-    pub(super) tile: u32,
-    pub(super) chunk: u32,
-    pub(super) left: u32,
-    /// The place that it goes to.
-    pub(super) next_place: u32,
-    /// The place that is read next, and the parity of its phase.
-    pub(super) place: u32,
-    pub(super) parity: u32,
-    pub(super) format: core::marker::PhantomData<W>,
+pub(crate) trait Walk {
+    /// Of the unit that comes next. Every lane of the warp walks.
+    fn next(&mut self) -> *const u8;
+}
+
+/// Through the units of a block's tiles, tile by tile.
+#[device]
+pub(super) struct TileWalk<W> {
+    tiles: Tiles,
+    /// The unit that comes next: its tile of the block, its chunk.
+    tile: u32,
+    chunk: u32,
+    format: core::marker::PhantomData<W>,
 }
 
 #[device]
-impl<W: Unit> Ring<W> {
+impl<W: Unit> Walk for TileWalk<W> {
+    #[inline(always)]
+    fn next(&mut self) -> *const u8 {
+        let Tiles { weights, units, first_tile, first_unit, .. } = self.tiles;
+        let unit = (first_tile + self.tile) as usize * units as usize + (first_unit + self.chunk) as usize;
+        self.chunk += 1;
+        if self.chunk == self.tiles.chunks {
+            (self.chunk, self.tile) = (0, self.tile + 1);
+        }
+        weights.wrapping_add(unit * W::BYTES as usize)
+    }
+}
+
+/// A warp's share of the block's units, on its way through a ring.
+#[device]
+pub(crate) struct Ring<W, A> {
+    walk: A,
+    depth: u32,
+    ring: Shared<u8>,
+    barriers: Shared<u64>,
+    /// Units that are not copied yet.
+    left: u32,
+    /// The place that the next of them goes to.
+    next_place: u32,
+    /// The place that is read next, and the parity of its phase.
+    place: u32,
+    parity: u32,
+    format: core::marker::PhantomData<W>,
+}
+
+#[device]
+impl<W: Unit, A: Walk> Ring<W, A> {
+    /// Starts to copy the first of `count` units.
+    ///
+    /// # Safety
+    /// All lanes of the warp call it together; `ring` has room for `depth` units and `barriers` for as many barriers, which are the warp's
+    /// alone. The walk leads to that many units, aligned to 16 bytes.
+    #[inline(always)]
+    pub(crate) unsafe fn start(
+        walk: A,
+        count: u32,
+        depth: u32,
+        ring: Shared<u8>,
+        barriers: Shared<u64>,
+    ) -> Self {
+        let format = core::marker::PhantomData;
+        let mut ring =
+            Self { walk, depth, ring, barriers, left: count, next_place: 0, place: 0, parity: 0, format };
+        // SAFETY: the caller's promise.
+        unsafe {
+            if warp::lane_id() == 0 {
+                let mut place = 0;
+                while place < depth {
+                    Mbarrier::new(barriers.add(place)).init(1);
+                    place += 1;
+                }
+                mbarrier::fence_init();
+            }
+            sync_warp(FULL_MASK);
+            let mut place = 0;
+            while place < depth {
+                ring.copy();
+                place += 1;
+            }
+        }
+        ring
+    }
+
     /// Starts to copy the next unit to the next place, if there is one.
     ///
     /// # Safety
     /// All lanes call it together, and have read what the place held.
     #[inline(always)]
-    pub(super) unsafe fn copy(&mut self) {
+    unsafe fn copy(&mut self) {
         if self.left == 0 {
             return;
         }
         self.left -= 1;
+        let from = self.walk.next();
         if warp::lane_id() == 0 {
-            let Tiles { weights, units, first_tile, first_unit, .. } = self.tiles;
-            let unit =
-                (first_tile + self.tile) as usize * units as usize + (first_unit + self.chunk) as usize;
             let barrier = Mbarrier::new(self.barriers.add(self.next_place));
             // SAFETY: inside the matrix; the caller's promise.
             unsafe {
                 barrier.arrive_expect_tx(W::BYTES);
-                let to = self.ring.add(self.next_place * W::BYTES);
-                bulk_copy(to, weights.add(unit * W::BYTES as usize), W::BYTES, barrier);
+                bulk_copy(self.ring.add(self.next_place * W::BYTES), from, W::BYTES, barrier);
             }
-        }
-        self.chunk += 1;
-        if self.chunk == self.tiles.chunks {
-            (self.chunk, self.tile) = (0, self.tile + 1);
         }
         self.next_place = if self.next_place + 1 == self.depth { 0 } else { self.next_place + 1 };
     }
@@ -126,7 +191,7 @@ impl<W: Unit> Ring<W> {
     /// # Safety
     /// All lanes of the warp call it together, once for each unit; the inputs are staged.
     #[inline(always)]
-    pub(super) unsafe fn multiply<const G: usize>(&mut self, inputs: &Inputs, sums: &mut [[f32; 2]; G]) {
+    pub(crate) unsafe fn multiply<const G: usize>(&mut self, inputs: &Inputs, sums: &mut [[f32; 2]; G]) {
         // SAFETY: the caller's promise.
         unsafe {
             Mbarrier::new(self.barriers.add(self.place)).wait(self.parity);

@@ -1,0 +1,297 @@
+//! The norm before a mixture of experts, and its router.
+
+use cuda_std::prelude::*;
+
+#[device]
+use crate::{
+    experts::part_of,
+    fused::{launch_dependents, wait_for_dependencies},
+    grid::{divide, is_last_block, offset, repeat},
+    route::MAX_EXPERTS,
+    vector::Group,
+};
+#[device]
+use cuda_std::{
+    memory,
+    warp::{FULL_MASK, WarpReductionOp, warp_reduce},
+};
+
+/// Threads of a block.
+pub const BLOCK_SIZE: u32 = 128;
+/// The most rows of a block.
+pub const MAX_ROWS: u32 = 8;
+
+const WARPS: u32 = BLOCK_SIZE / 32;
+
+/// `normed = rms_norm(x)`, and [`crate::route`] of that, as it was rounded.
+#[kernel_args]
+pub struct NormRoute<E> {
+    pub num_rows: u32,
+    pub hidden_size: u32,
+    /// At most [`MAX_EXPERTS`](crate::route::MAX_EXPERTS).
+    pub num_experts: u32,
+    /// At most [`MAX_CHOSEN`](crate::route::MAX_CHOSEN) and `num_experts`, not 0.
+    pub num_chosen: u32,
+    pub renormalise: u32,
+    /// Blocks that share the experts of some rows.
+    pub splits: u32,
+    pub eps: f32,
+    /// f32 `[num_rows, hidden_size]`
+    pub x: *const f32,
+    /// f32 `[hidden_size]`
+    pub norm: *const f32,
+    /// f32 `[num_experts, hidden_size]`
+    pub router: *const f32,
+    /// f32 `[num_rows, num_experts]`, scratch
+    pub logits: *mut f32,
+    /// u32, a zero for each block of rows
+    pub counters: *mut u32,
+    /// E `[num_rows, hidden_size]`
+    pub normed: *mut E,
+    /// f32 `[num_rows, 2 * num_chosen]`: of each row the numbers of its experts, ascending, which f32 holds exactly, then their weights.
+    pub chosen: *mut f32,
+}
+
+/// Some blocks share the experts of up to `R` rows, each of which norms these rows for itself; the last to finish chooses. A warp has `P`
+/// experts at a time, and the first of their weights are under way before the kernel waits for its inputs.
+///
+/// f32 throughout. Sums have a fixed order that depends on the sizes alone. Where a probability is no number its expert is chosen, so that the result is
+/// none either.
+///
+/// Grid `[ceil(num_rows / R) * splits, 1, 1]`, exact, `splits` from 1 to `num_experts`; block `[BLOCK_SIZE, 1, 1]`; dynamic shared memory for `R` rows of
+/// f32.
+///
+/// # Safety
+/// Grid and block are as above, sizes and arrays are as [`NormRoute`] has them, `hidden_size` is a multiple of 4, arrays are aligned to
+/// 16 bytes, what is written overlaps nothing.
+#[kernel(
+    E = [f32, f16],
+    (R, P, AHEAD) = [one: (1, 1, 16), eight: (8, 2, 4)],
+    name = "norm_route_{E}_split_{R}",
+    max_threads = 128,
+)]
+pub unsafe fn split<E: Group<4>, const R: usize, const P: usize, const AHEAD: usize>(a: NormRoute<E>) {
+    let NormRoute { num_rows, hidden_size, num_experts, splits, router, logits, counters, .. } = a;
+    let (warp, lane) = (warp::warp_id(), warp::lane_id());
+    let (group, split) = divide(thread::block_idx_x(), splits);
+    let first_row = group * R as u32;
+    let rows = (num_rows - first_row).min(R as u32);
+    let stage = dynamic_shared::<[f32; 4]>();
+    let keys = shared_array![u32; 4 * 1024];
+    let is_last = shared_array![u32; 1];
+    let [first, count] = part_of(num_experts, split, splits);
+    // What lane `l` has of rows of the router: quads `l`, `l + 32`, …, `AHEAD` at a time. Of this warp's experts from `expert` on.
+    let load = |expert: u32, column: u32| {
+        let mut quads = [[[0.0f32; 4]; AHEAD]; P];
+        repeat(P, |p| {
+            let expert = expert + p as u32 * WARPS;
+            repeat(AHEAD, |k| {
+                let column = column + 128 * k as u32 + 4 * lane;
+                if expert < first + count && column < hidden_size {
+                    let from = router.wrapping_add(offset(expert, hidden_size, column));
+                    // SAFETY: inside the row.
+                    quads[p][k] = unsafe { memory::load_nc(from.cast::<[f32; 4]>()) };
+                }
+            });
+        });
+        quads
+    };
+    let mut expert = first + warp;
+    let mut quads = load(expert, 0);
+    wait_for_dependencies();
+    launch_dependents();
+    // SAFETY: the caller's promise; barriers order what is shared, one warp has a row's keys.
+    unsafe {
+        stage_normed::<E, R>(&a, stage, first_row, rows, split == 0);
+        while expert < first + count {
+            let (mut sums, mut column) = ([[0.0f32; R]; P], 0);
+            let next = expert + P as u32 * WARPS;
+            while column < hidden_size {
+                repeat(AHEAD, |k| {
+                    let column = column + 128 * k as u32 + 4 * lane;
+                    if column < hidden_size {
+                        repeat(R, |i| {
+                            let x = stage.get((i as u32 * hidden_size + column) / 4);
+                            repeat(P, |p| {
+                                repeat(4, |j| sums[p][i] = x[j].mul_add(quads[p][k][j], sums[p][i]));
+                            });
+                        });
+                    }
+                });
+                column += 128 * AHEAD as u32;
+                quads = if column < hidden_size { load(expert, column) } else { load(next, 0) };
+            }
+            repeat(P, |p| {
+                let expert = expert + p as u32 * WARPS;
+                repeat(R, |i| {
+                    let logit = warp::reduce_sum(sums[p][i]);
+                    if lane == 0 && (i as u32) < rows && expert < first + count {
+                        let to = logits.add(offset(first_row + i as u32, num_experts, expert));
+                        memory::store(to, logit);
+                    }
+                });
+            });
+            expert = next;
+        }
+        if !is_last_block(counters.add(group as usize), splits, is_last) {
+            return;
+        }
+        let mut row = warp;
+        while row < rows {
+            choose(&a, first_row + row, keys.add(warp * MAX_EXPERTS));
+            row += WARPS;
+        }
+    }
+}
+
+/// Norms the block's rows, `R` at most, to `stage`, and if `is_written` to where all see them; zeros where there are fewer. Ends with a barrier.
+///
+/// # Safety
+/// As [`split`].
+#[device]
+#[inline(always)]
+unsafe fn stage_normed<E: Group<4>, const R: usize>(
+    a: &NormRoute<E>,
+    stage: Shared<[f32; 4]>,
+    first_row: u32,
+    rows: u32,
+    is_written: bool,
+) {
+    /// Quads of a row that a thread loads before it uses the first.
+    const TOGETHER: usize = 4;
+    let of_warps = shared_array![f32; 4 * 8];
+    let (t, quads) = (thread::thread_idx_x(), a.hidden_size / 4);
+    // SAFETY: the caller's promise; a quad has one thread.
+    unsafe {
+        repeat(R, |i| {
+            let row = i as u32;
+            let (mut squares, mut first) = (0.0f32, t);
+            while first < quads {
+                let mut values = [[0.0f32; 4]; TOGETHER];
+                repeat(TOGETHER, |k| {
+                    let quad = first + k as u32 * BLOCK_SIZE;
+                    if row < rows && quad < quads {
+                        let from = a.x.add(offset(first_row + row, a.hidden_size, 4 * quad));
+                        values[k] = memory::load_l2(from.cast::<[f32; 4]>());
+                    }
+                });
+                repeat(TOGETHER, |k| {
+                    let quad = first + k as u32 * BLOCK_SIZE;
+                    if quad < quads {
+                        repeat(4, |j| squares = values[k][j].mul_add(values[k][j], squares));
+                        stage.set(row * quads + quad, values[k]);
+                    }
+                });
+                first += TOGETHER as u32 * BLOCK_SIZE;
+            }
+            let squares = warp::reduce_sum(squares);
+            if warp::lane_id() == 0 {
+                of_warps.set(row * WARPS + warp::warp_id(), squares);
+            }
+        });
+        thread::sync_threads();
+        repeat(R, |i| {
+            let row = i as u32;
+            let mut squares = 0.0;
+            repeat(WARPS as usize, |w| squares += of_warps.get(row * WARPS + w as u32));
+            let scale = crate::rms_norm::scale(squares, a.hidden_size, a.eps);
+            let mut quad = t;
+            while quad < quads {
+                let x = stage.get(row * quads + quad);
+                let w: [f32; 4] = f32::load_group(a.norm.add(4 * quad as usize));
+                let normed =
+                    [x[0] * scale * w[0], x[1] * scale * w[1], x[2] * scale * w[2], x[3] * scale * w[3]];
+                let word = E::join_saturated(normed);
+                stage.set(row * quads + quad, E::split(word));
+                if is_written && row < rows {
+                    a.normed
+                        .add(offset(first_row + row, a.hidden_size, 4 * quad))
+                        .cast::<E::Word>()
+                        .write(word);
+                }
+                quad += BLOCK_SIZE;
+            }
+        });
+        thread::sync_threads();
+    }
+}
+
+/// The experts of a row, from its logits.
+///
+/// # Safety
+/// All lanes of the warp call it together; all blocks have left the row's logits; `keys` has room for [`MAX_EXPERTS`], the warp's alone.
+#[device]
+#[inline(always)]
+unsafe fn choose<E>(a: &NormRoute<E>, row: u32, keys: Shared<u32>) {
+    let &NormRoute { num_experts, num_chosen, renormalise, logits, chosen, .. } = a;
+    let lane = warp::lane_id();
+    // A lane has every 32nd expert.
+    // SAFETY: the caller's promise; a lane touches its own keys alone.
+    unsafe {
+        let logits = logits.add(offset(row, num_experts, 0)).cast_const();
+        let (mut max, mut expert) = (f32::NEG_INFINITY, lane);
+        while expert < num_experts {
+            let logit = memory::load_l2(logits.add(expert as usize));
+            keys.set(expert, logit.to_bits());
+            max = if logit > max { logit } else { max };
+            expert += 32;
+        }
+        let max = warp::reduce_max(max);
+        let (mut sum, mut expert) = (0.0, lane);
+        while expert < num_experts {
+            let share = (f32::from_bits(keys.get(expert)) - max).exp();
+            sum += share;
+            keys.set(expert, share.to_bits());
+            expert += 32;
+        }
+        let sum = warp::reduce_sum(sum);
+        let mut expert = lane;
+        while expert < num_experts {
+            let probability = f32::from_bits(keys.get(expert)) / sum;
+            // Bits of numbers from 0 on grow with them; those of NaN are above all. 0 once it is chosen.
+            keys.set(expert, (probability.to_bits() & 0x7fff_ffff) + 1);
+            expert += 32;
+        }
+        // The largest key of this lane, of equal ones the first, and whose it is.
+        let best_of_lane = || {
+            let (mut best, mut whose, mut expert) = (0, lane, lane);
+            while expert < num_experts {
+                let key = keys.get(expert);
+                if key > best {
+                    (best, whose) = (key, expert);
+                }
+                expert += 32;
+            }
+            (best, whose)
+        };
+        let (mut best, mut whose) = best_of_lane();
+        // Lane `i` keeps the expert of rank `i`.
+        let (mut own, mut own_probability, mut total, mut rank) = (0, 0.0, 0.0, 0);
+        while rank < num_chosen {
+            let key = warp_reduce(FULL_MASK, best, WarpReductionOp::Max);
+            let candidate = if best == key { whose } else { u32::MAX };
+            let expert = warp_reduce(FULL_MASK, candidate, WarpReductionOp::Min);
+            let probability = f32::from_bits(key.wrapping_sub(1));
+            if candidate == expert {
+                keys.set(expert, 0);
+                (best, whose) = best_of_lane();
+            }
+            if lane == rank {
+                (own, own_probability) = (expert, probability);
+            }
+            total += probability;
+            rank += 1;
+        }
+        // By their numbers: the sum over them has one order then, whichever comes first.
+        let (mut place, mut other) = (0, 0);
+        while other < num_chosen {
+            place += u32::from(warp::shuffle_idx(own, other) < own);
+            other += 1;
+        }
+        if lane < num_chosen {
+            let weight = if renormalise != 0 { own_probability / total } else { own_probability };
+            *chosen.add(offset(row, 2 * num_chosen, place)) = own as f32;
+            *chosen.add(offset(row, 2 * num_chosen, num_chosen + place)) = weight;
+        }
+    }
+}
