@@ -212,7 +212,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::step`].
     pub fn step_while(&mut self, meanwhile: &mut dyn FnMut()) -> Result<Vec<Event>> {
-        let computed = self.compute(meanwhile).inspect_err(|_| self.discard())?;
+        let computed = self.compute(meanwhile).inspect_err(|_| self.take_back())?;
         let Some((step, tokens, seconds)) = computed else { return Ok(std::mem::take(&mut self.events)) };
         self.scheduler.complete(&step, &tokens);
         for part in &step.parts {
@@ -273,6 +273,15 @@ impl Engine {
     /// Whether a sequence of the step has not ended.
     fn is_wanted(&self, step: &Step) -> bool {
         step.parts.iter().any(|part| self.generations.contains_key(&part.id))
+    }
+
+    /// Forgets what is queued behind a failure. Pages are written again by the step that is tried again; slots may have moved on with it, so
+    /// that sequences which have one begin anew.
+    fn take_back(&mut self) {
+        self.discard();
+        if self.runner.has_slots() {
+            self.scheduler.restart();
+        }
     }
 
     /// Forgets what is queued; no sequence has moved.

@@ -327,6 +327,13 @@ impl Scheduler {
         }
     }
 
+    /// Lets every running sequence be computed anew: what layers keep in slots moved on with a step that was not completed.
+    pub fn restart(&mut self) {
+        while !self.running.is_empty() {
+            self.preempt_youngest();
+        }
+    }
+
     /// Moves the oldest waiting sequence to the running ones if there are pages for all its tokens.
     fn admit(&mut self) -> bool {
         let Some(sequence) = self.waiting.front_mut() else { return false };

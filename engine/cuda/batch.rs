@@ -12,7 +12,7 @@ use std::rc::Rc;
 /// Arrays begin at multiples of this many u32: 16 bytes.
 const ALIGNMENT: usize = 4;
 /// How many arrays there are, for the room that alignment takes.
-const ARRAYS: usize = 11;
+const ARRAYS: usize = 12;
 /// The fewest pages a sequence that a decode step has room for.
 const MIN_BUCKET_BLOCKS: usize = 8;
 
@@ -77,6 +77,7 @@ pub(super) struct Shape {
     pub slot_bound: usize,
     pub page_bound: usize,
     pub logit_row_bound: usize,
+    pub state_slot_bound: usize,
     tokens: Range<usize>,
     drawn_rows: Range<usize>,
     positions: Range<usize>,
@@ -86,6 +87,7 @@ pub(super) struct Shape {
     kv_len: Range<usize>,
     block_table: Range<usize>,
     logit_rows: Range<usize>,
+    state_slots: Range<usize>,
     wanted_sequence_of_token: Range<usize>,
     wanted_query_start: Range<usize>,
 }
@@ -115,7 +117,7 @@ impl CudaBatch {
     pub(super) fn new(device: &Rc<Device>, limits: &BatchLimits) -> Result<Self> {
         let BatchLimits { max_num_tokens, max_num_sequences, max_num_logits, max_blocks } = *limits;
         let capacity = 5 * max_num_tokens
-            + 3 * max_num_sequences
+            + 4 * max_num_sequences
             + 2
             + super::tensor::elements(max_num_sequences, max_blocks)?
             + 2 * max_num_logits
@@ -145,6 +147,7 @@ impl CudaBatch {
         shape.kv_len = writer.put(&batch.kv_len);
         shape.block_table = writer.put_rows(&batch.block_table, batch.max_blocks, shape.max_blocks);
         shape.logit_rows = writer.put(&batch.logit_rows);
+        shape.state_slots = writer.put(&batch.state_slots);
         if shape.wanted.num_rows > 0 {
             let wanted = batch.wanted();
             shape.wanted_sequence_of_token = writer.put(&wanted.sequence_of_token);
@@ -222,6 +225,11 @@ impl CudaBatch {
         self.array(&self.shape.block_table)
     }
 
+    /// `[num_sequences]`
+    pub(super) fn state_slots(&self) -> DevicePtr<u32> {
+        self.array(&self.shape.state_slots)
+    }
+
     /// `[num_logits]`
     pub(super) fn logit_rows(&self) -> DevicePtr<u32> {
         self.array(&self.shape.logit_rows)
@@ -289,6 +297,7 @@ impl Shape {
             ("slots", batch.slots.len(), n),
             ("query_start", batch.query_start.len(), sequences + 1),
             ("block_table", batch.block_table.len(), sequences * max_blocks),
+            ("state_slots", batch.state_slots.len(), sequences),
         ];
         for (name, found, expected) in lengths {
             if found != expected {
@@ -333,6 +342,7 @@ impl Shape {
             slot_bound: bound(&batch.slots),
             page_bound: bound(&batch.block_table),
             logit_row_bound: bound(&batch.logit_rows),
+            state_slot_bound: bound(&batch.state_slots),
             max_kv: batch.kv_len.iter().max().map_or(0, |&len| len as usize),
             rows: RowSplit::of(batch),
             wanted: if wanted_are_last && (1..n).contains(&batch.num_logits()) {
@@ -354,6 +364,7 @@ impl Shape {
             slot_bound: 0,
             page_bound: 0,
             logit_row_bound: 0,
+            state_slot_bound: 0,
             ..self.clone()
         })
     }
@@ -459,7 +470,8 @@ mod tests {
 
     #[test]
     fn contradictions_are_refused() {
-        let changes: [fn(&mut Batch); 10] = [
+        let changes: [fn(&mut Batch); 11] = [
+            |b| b.state_slots.clear(),
             |b| b.drawn_rows.clear(),
             |b| b.positions[0] = 32,
             |b| b.sequence_of_token[1] = 0,

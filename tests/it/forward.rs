@@ -9,7 +9,8 @@ use qernel::dtype::Dtype;
 use qernel::error::Error;
 use qernel::formats::MatrixFormat;
 use qernel::gguf::{GgmlType, Gguf};
-use qernel::kv_layout::{KvLayout, pages_for};
+use qernel::kv_layout::pages_for;
+use qernel::load::kv_layout;
 use qernel::model::{ModelRunner, Runner};
 use qernel::ops::OpsConfig;
 use qernel::sampler::{SamplingParams, SamplingRow};
@@ -153,13 +154,7 @@ fn runner_of(config: &Config, weights: &Weights, isa: Isa, kv: Dtype) -> ModelRu
         max_blocks: pages_for(MAX_MODEL_LEN),
     };
     let ops_config = OpsConfig::new(config, MAX_MODEL_LEN, limits);
-    let layout = KvLayout {
-        dtype: kv,
-        num_layers: config.num_hidden_layers,
-        num_pages: NUM_PAGES,
-        num_key_value_heads: config.num_key_value_heads,
-        head_dim: config.head_dim,
-    };
+    let layout = kv_layout(config, kv, NUM_PAGES).unwrap();
     let ops = CpuOps::with_isa(&ops_config, isa).unwrap();
     let mut progress = (0, 0);
     let mut report = |loaded, total| progress = (loaded, total);

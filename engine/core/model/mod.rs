@@ -7,12 +7,16 @@
 pub mod build;
 pub mod check;
 pub mod decoder;
+pub mod delta_net;
 mod gpt2;
 mod llama;
 mod qwen2;
 mod qwen2moe;
 mod qwen3;
+mod qwen35;
+mod qwen35moe;
 mod qwen3moe;
+mod qwen3next;
 pub mod registry;
 
 use crate::batch::{Batch, BatchLimits};
@@ -132,6 +136,7 @@ pub struct ModelRunner<O: Ops> {
     vocab_size: usize,
     state: StateLayout,
     cache: O::KvCache,
+    states: O::States,
     batch: O::Batch,
     limits: BatchLimits,
     layout: KvLayout,
@@ -168,6 +173,7 @@ impl<O: Ops> ModelRunner<O> {
         ops.finish_loading()?;
         model.bound(&mut ops)?;
         let cache = ops.new_kv_cache(&layout)?;
+        let states = ops.new_states(&state.slots(limits.max_num_sequences)?)?;
         let batch = ops.new_batch(&limits)?;
         Ok(Self {
             ops,
@@ -175,6 +181,7 @@ impl<O: Ops> ModelRunner<O> {
             vocab_size: config.vocab_size,
             state,
             cache,
+            states,
             batch,
             limits,
             layout,
@@ -283,16 +290,16 @@ impl<O: Ops> Runner for ModelRunner<O> {
         self.check_drawn(batch, last_drawn)?;
         self.upload(batch)?;
         let (n, num_logits) = (batch.num_tokens(), batch.num_logits());
-        let Self { ops, model, cache, batch, limits, .. } = self;
+        let Self { ops, model, cache, states, batch, limits, .. } = self;
         let batch = &*batch;
         let [all, wanted] = rows_of(ops, limits, batch, n, num_logits);
         let mut logits = Vec::new();
         if rows.is_empty() {
-            ops.run_step(batch, &mut |ops| model.forward(ops, all, wanted, cache))?;
+            ops.run_step(batch, &mut |ops| model.forward(ops, all, wanted, cache, states))?;
         } else if rows.iter().any(|row| row.logprobs.is_some()) {
             // Drawing overwrites the logits, so they are read before; a recorded step has no pause for that.
             ops.prepare_sampling(model.logits(), rows)?;
-            model.forward(ops, all, wanted, cache)?;
+            model.forward(ops, all, wanted, cache, states)?;
             for (i, row) in rows.iter().enumerate() {
                 let wanted = row.logprobs.map(|count| Ok((count, ops.read_row(i, model.logits())?)));
                 logits.push(wanted.transpose()?);
@@ -302,7 +309,7 @@ impl<O: Ops> Runner for ModelRunner<O> {
         } else {
             ops.prepare_sampling(model.logits(), rows)?;
             ops.run_step(batch, &mut |ops| {
-                model.forward(ops, all, wanted, cache)?;
+                model.forward(ops, all, wanted, cache, states)?;
                 ops.draw(model.logits())
             })?;
             ops.copy_tokens_to_host()?;
@@ -337,7 +344,7 @@ impl<O: Ops> Runner for ModelRunner<O> {
         self.upload(batch)?;
         let num_logits = batch.num_logits();
         let [all, wanted] = rows_of(&self.ops, &self.limits, &self.batch, batch.num_tokens(), num_logits);
-        self.model.forward(&mut self.ops, all, wanted, &mut self.cache)?;
+        self.model.forward(&mut self.ops, all, wanted, &mut self.cache, &mut self.states)?;
         if num_logits == 0 {
             return Ok(Vec::new());
         }

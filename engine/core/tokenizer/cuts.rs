@@ -6,7 +6,7 @@
 //! 1. *Both are inert in NFC*: their combining class is 0 and they never combine with what stands before them (their quick check says
 //!    yes). Then no character moves or combines across the cut (UAX #15, on concatenation), the left part still ends in `x`, and the
 //!    right one begins with `y` or with what `y` and marks behind it combine to, which is of `y`'s class.
-//! 2. *No word has a character of `x`'s class just before one of `y`'s*, by each alternative of the expression in `words.rs`, so that
+//! 2. *No word has a character of `x`'s class just before one of `y`'s*, by each alternative of Qwen's expressions in `words.rs`, so that
 //!    a word of the whole ends there. The expression looks neither back nor ahead: the words behind the cut depend on the text behind it
 //!    alone. And those before it are the same: of the ways to match that the expression prefers in the whole, none goes beyond the cut,
 //!    and those that do not are there in the left part as well, in the same order. The one rule that looks ahead, for white space before
@@ -33,7 +33,9 @@ enum Class {
     Break,
     /// All other `\s`
     Space,
-    /// Signs, marks and the like.
+    /// `\p{M}`, which stands with letters or with signs
+    Mark,
+    /// Signs and the like.
     Other,
 }
 
@@ -63,18 +65,23 @@ impl Class {
             (Self::Space, _) => false,
             // A number is a word by itself.
             (Self::Number, _) | (_, Self::Number) => true,
-            // Behind a letter stand letters alone.
-            (Self::Letter, next) => next != Self::Letter,
+            // Behind a letter stand letters alone, or marks.
+            (Self::Letter, next) => !matches!(next, Self::Letter | Self::Mark),
             // Signs go on with signs and line breaks, and one of them begins a word of letters.
-            (Self::Other, next) => next == Self::Space,
+            (Self::Other | Self::Mark, next) => next == Self::Space,
             // Line breaks are the last of their word, but white space may go on to a further one.
-            (Self::Break, next) => matches!(next, Self::Letter | Self::Other),
+            (Self::Break, next) => matches!(next, Self::Letter | Self::Mark | Self::Other),
         }
     }
 }
 
-static CLASSES: LazyLock<[(Regex, Class); 3]> = LazyLock::new(|| {
-    let classes = [(r"^\p{L}$", Class::Letter), (r"^\p{N}$", Class::Number), (r"^\s$", Class::Space)];
+static CLASSES: LazyLock<[(Regex, Class); 4]> = LazyLock::new(|| {
+    let classes = [
+        (r"^\p{L}$", Class::Letter),
+        (r"^\p{N}$", Class::Number),
+        (r"^\s$", Class::Space),
+        (r"^\p{M}$", Class::Mark),
+    ];
     classes.map(|(expression, class)| (Regex::new(expression).expect("the expression is well-formed"), class))
 });
 
@@ -124,7 +131,9 @@ mod tests {
     const ADDED: [&str; 7] = ["<|im_end|>", "<1 a>", "é.", "<1", "a 1 a", "  ", "1a"];
 
     /// A vocabulary whose merges reach over many bytes, and added tokens with all that a cut could fall into.
-    static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
+    static TOKENIZERS: LazyLock<[Tokenizer; 2]> = LazyLock::new(|| ["qwen2", "qwen35"].map(tokenizer));
+
+    fn tokenizer(pre: &str) -> Tokenizer {
         let mut tokens: Vec<String> = (0..=u8::MAX).map(|byte| byte_to_char(byte).to_string()).collect();
         let merges = ["Ġ Ġ", "ĠĠ ĠĠ", "a 1", "1 1", "a a", "aa aa", "Ċ Ċ", "Ġ a", "' s", ". Ċ", "Ã ©", "e Ì"];
         tokens.extend(merges.iter().map(|merge| merge.replace(' ', "")));
@@ -137,16 +146,16 @@ mod tests {
         }
         Tokenizer::new(&TokenizerParts {
             model: "gpt2",
-            pre: Some("qwen2"),
+            pre: Some(pre),
             tokens: tokens.iter().map(String::as_str).collect(),
             token_types: types,
             merges: merges.to_vec(),
             ..TokenizerParts::default()
         })
         .unwrap()
-    });
+    }
 
-    const LITTLE: &str = "[ \t\r\n\u{85}\u{A0}a1'sSfé.<>|٣Ⅷ\u{301}\u{308}\u{338}=中あ\u{3099}\u{1100}\u{1161}\u{11A8}가\u{212B}\u{1F980}]";
+    const LITTLE: &str = "[ \t\r\n\u{85}\u{A0}a1'sSfé.<>|हि्٣Ⅷ\u{301}\u{308}\u{338}=中あ\u{3099}\u{1100}\u{1161}\u{11A8}가\u{212B}\u{1F980}]";
 
     /// Up to `most` of the characters that matter here and of what `others` matches.
     fn texts(others: &str, most: usize) -> impl Strategy<Value = String> {
@@ -159,12 +168,14 @@ mod tests {
         /// Every place that is called a cut, alone: the two parts encode to the tokens of the whole.
         #[test]
         fn a_cut_changes_nothing(text in texts(r"\PC", 24)) {
-            let whole = TOKENIZER.encode_part(&text).unwrap();
-            for least in 1..=text.len() {
-                let at = cut(&text, least).unwrap();
-                let mut parts = TOKENIZER.encode_part(&text[..at]).unwrap();
-                parts.extend(TOKENIZER.encode_part(&text[at..]).unwrap());
-                prop_assert_eq!(&parts, &whole, "cut at {} of {:?}", at, text);
+            for tokenizer in &*TOKENIZERS {
+                let whole = tokenizer.encode_part(&text).unwrap();
+                for least in 1..=text.len() {
+                    let at = cut(&text, least).unwrap();
+                    let mut parts = tokenizer.encode_part(&text[..at]).unwrap();
+                    parts.extend(tokenizer.encode_part(&text[at..]).unwrap());
+                    prop_assert_eq!(&parts, &whole, "cut at {} of {:?}", at, text);
+                }
             }
         }
 
@@ -175,9 +186,11 @@ mod tests {
             least in 1_usize..12,
         ) {
             prop_assert_eq!(parts(&text, least).collect::<String>(), text.as_str());
-            let mut ids = Vec::new();
-            TOKENIZER.encode_text(&text, least, &mut ids).unwrap();
-            prop_assert_eq!(ids, TOKENIZER.encode_part(&text).unwrap());
+            for tokenizer in &*TOKENIZERS {
+                let mut ids = Vec::new();
+                tokenizer.encode_text(&text, least, &mut ids).unwrap();
+                prop_assert_eq!(ids, tokenizer.encode_part(&text).unwrap());
+            }
         }
 
         /// Added tokens and all, beside the `tokenizers` crate, which takes the text as a whole.
@@ -185,32 +198,35 @@ mod tests {
         fn tokens_are_those_of_the_whole(
             text in texts(r"<\|im_end\|>|<1 a>|<1|a 1 a|1a|\PC", 40),
             parse_special: bool,
+            rules in 0_usize..2,
         ) {
+            let tokenizer = &TOKENIZERS[rules];
             let kinds = if parse_special { &ADDED[..] } else { &ADDED[3..] };
             let mut added = AddedVocabulary::new();
             let tokens = kinds.iter().map(|&text| AddedToken::from(text, false).normalized(false));
-            added.add_tokens(tokens, &TOKENIZER.model, None::<&NFC>).unwrap();
+            added.add_tokens(tokens, &tokenizer.model, None::<&NFC>).unwrap();
             let mut pieces = added.extract_and_normalize(Some(&NFC), &text);
-            TOKENIZER.words.pre_tokenize(&mut pieces).unwrap();
+            tokenizer.words.pre_tokenize(&mut pieces).unwrap();
             ByteLevel::new(false, false, false).pre_tokenize(&mut pieces).unwrap();
-            pieces.tokenize(|word| TOKENIZER.model.tokenize(word.get())).unwrap();
+            pieces.tokenize(|word| tokenizer.model.tokenize(word.get())).unwrap();
             let whole = pieces.into_encoding(None, 0, OffsetType::None).unwrap();
-            prop_assert_eq!(TOKENIZER.encode(&text, parse_special).unwrap(), whole.get_ids());
+            prop_assert_eq!(tokenizer.encode(&text, parse_special).unwrap(), whole.get_ids());
         }
     }
 
     /// What the proof takes for granted of characters, of all of them.
     #[test]
     fn classes_are_those_of_the_expression_and_combining_keeps_them() {
-        let [letter, number, space] =
-            [r"^\p{L}$", r"^\p{N}$", r"^\s$"].map(|expression| Regex::new(expression).unwrap());
+        let [letter, number, space, mark] =
+            [r"^\p{L}$", r"^\p{N}$", r"^\s$", r"^\p{M}$"].map(|expression| Regex::new(expression).unwrap());
         for c in '\0'..=char::MAX {
             let mut buffer = [0; 4];
             let text = &*c.encode_utf8(&mut buffer);
             let class = Class::of(c);
-            let expected = [letter.is_match(text), number.is_match(text), space.is_match(text)];
+            let expected = [&letter, &number, &space, &mark].map(|expression| expression.is_match(text));
             let is_space = matches!(class, Class::Space | Class::Break);
-            assert_eq!([class == Class::Letter, class == Class::Number, is_space], expected, "{c:?}");
+            let found = [class == Class::Letter, class == Class::Number, is_space, class == Class::Mark];
+            assert_eq!(found, expected, "{c:?}");
             // What it is made of begins with a character of its class, unless nothing ever combines to it.
             let composed: String = text.nfc().map(|(c, _)| c).collect();
             let first = text.nfd().next().unwrap().0;

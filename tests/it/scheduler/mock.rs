@@ -50,6 +50,8 @@ pub struct Mock {
     fails_late: bool,
     /// Steps that were queued while another one was.
     pub num_ahead: Rc<Cell<usize>>,
+    /// For each slot of a recurrent layer how many tokens it has taken in, and their hash; empty where there is no such layer.
+    states: Vec<(usize, u64)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -100,7 +102,14 @@ impl Mock {
             drawn: Vec::new(),
             fails_late: false,
             num_ahead: Rc::default(),
+            states: Vec::new(),
         }
+    }
+
+    /// The same with a recurrent layer, whose states move on with every row and cannot be cut back.
+    pub fn recurrent(self, recurrent: bool) -> Self {
+        let slots = if recurrent { self.limits.max_num_sequences } else { 0 };
+        Self { states: vec![(usize::MAX, 0); slots], ..self }
     }
 
     /// The same with steps that are taken ahead, or not.
@@ -116,6 +125,10 @@ impl Runner for Mock {
 
     fn kv_layout(&self) -> &KvLayout {
         &self.layout
+    }
+
+    fn has_slots(&self) -> bool {
+        !self.states.is_empty()
     }
 
     fn vocab_size(&self) -> usize {
@@ -150,7 +163,19 @@ impl Runner for Mock {
             let before =
                 position.checked_sub(1).map(|before| self.slots[slot_of(s, before)].expect("written"));
             let token = batch.tokens[row];
-            let history = hash(before.map_or(START, |before| before.history), token);
+            let earlier = before.map_or(START, |before| before.history);
+            let history = hash(earlier, token);
+            if let Some(state) = self.states.get_mut(batch.state_slots[s] as usize) {
+                if position == 0 {
+                    *state = (0, START);
+                }
+                assert_eq!(
+                    *state,
+                    (position, earlier),
+                    "the state is of another sequence or place: {batch:?}"
+                );
+                *state = (position + 1, history);
+            }
             self.slots[slot] = Some(Slot { token, history });
         }
         if self.failures.get() > 0 {

@@ -77,10 +77,20 @@ fn shape() -> impl Strategy<Value = Shape> {
 /// Whatever arrives, ends, is cancelled, continued or fails, in whatever chunks, with however few pages, with steps ahead or
 /// one after the other, with the prefix cache and without: every sequence gets what it would have got alone, and in the end
 /// every page is free.
-fn any_schedule_gives_the_same(shape: Shape, ahead: bool, prefix_cache: bool, actions: Vec<Action>) {
-    let mock = Mock::new(shape, hash_model).ahead(ahead);
+///
+/// Where the model is recurrent its states are those of all tokens before, and no beginning is shared.
+fn any_schedule_gives_the_same(
+    shape: Shape,
+    ahead: bool,
+    prefix_cache: bool,
+    recurrent: bool,
+    actions: Vec<Action>,
+) {
+    let mock = Mock::new(shape, hash_model).ahead(ahead).recurrent(recurrent);
     let failures = Rc::clone(&mock.failures);
     let mut engine = engine_with(mock, prefix_cache);
+    // It is off by itself.
+    let prefix_cache = prefix_cache && !recurrent;
     let max_model_len = shape.max_model_len.min(shape.num_pages * PAGE_SIZE);
     assert_eq!(engine.max_model_len(), max_model_len);
     let mut requests: Vec<(SequenceId, Request)> = Vec::new();
@@ -165,8 +175,9 @@ proptest! {
         shape in shape(),
         ahead in any::<bool>(),
         prefix_cache in prop::bool::weighted(0.8),
+        recurrent in prop::bool::weighted(0.3),
         actions in prop::collection::vec(action(), 1..25),
     ) {
-        any_schedule_gives_the_same(shape, ahead, prefix_cache, actions);
+        any_schedule_gives_the_same(shape, ahead, prefix_cache, recurrent, actions);
     }
 }
