@@ -9,7 +9,7 @@ use super::variant::{KernelChoice, select, variants};
 use crate::error::Result;
 use crate::ops::hybrid::CausalConv;
 use cuda_std::launch::Kernels;
-use gpu_kernels::causal_conv::{BLOCK_SIZE, CausalConvArgs, keep, plain, step};
+use gpu_kernels::causal_conv::{BLOCK_SIZE, CausalConvArgs, keep, plain, rows};
 
 pub(super) const OP: &str = "causal_conv";
 
@@ -23,15 +23,15 @@ pub(super) struct Case {
 }
 
 variants! { Case, Launch<Case>;
-    "step" [step]: one_row_each => |device, case| unsafe { launch_rows(device, case, step(), case.num_sequences) };
-    "plain" [plain, keep]: always => |device, case| unsafe {
-        launch_rows(device, case, plain(), case.num_tokens)?;
+    "rows" [rows, keep]: several_rows => |device, case| unsafe {
+        launch_rows(device, case, rows(), case.num_tokens)?;
         launch_rows(device, case, keep(), case.num_sequences)
     };
+    "plain" [plain]: always => |device, case| unsafe { launch_rows(device, case, plain(), case.num_sequences) };
 }
 
-fn one_row_each(case: &Case) -> Result<(), &'static str> {
-    if case.has_multiple { Err("a sequence has several rows") } else { Ok(()) }
+fn several_rows(case: &Case) -> Result<(), &'static str> {
+    if case.has_multiple { Ok(()) } else { Err("every sequence has one row") }
 }
 
 /// # Safety
@@ -40,9 +40,9 @@ unsafe fn launch_rows(
     device: &Device,
     case: &Case,
     kernels: &Kernels<CausalConvArgs>,
-    rows: u32,
+    count: u32,
 ) -> Result<()> {
-    let config = elements_of_rows(rows, case.arguments.channels, BLOCK_SIZE);
+    let config = elements_of_rows(count, case.arguments.channels, BLOCK_SIZE);
     // SAFETY: a row of blocks for each row; the caller vouches for the case.
     unsafe { launch(&Dependent(device), kernels, &[], &config, case.arguments) }
 }
@@ -86,7 +86,7 @@ pub(super) fn causal_conv(
     let case = Case {
         num_tokens: dimension(OP, n)?,
         num_sequences: dimension(OP, shape.num_sequences)?,
-        has_multiple: shape.rows.has_multiple || n != shape.num_sequences,
+        has_multiple: shape.rows.has_multiple,
         arguments,
     };
     let variant = select(OP, VARIANTS, &case, choice.get(OP))?;

@@ -127,14 +127,41 @@ impl CausalConv {
     }
 }
 
-/// The outputs of all rows; the slots are read, and written by [`keep`] behind.
+/// A thread a channel of a sequence, which goes through its rows and leaves the last inputs in its slot. Written to be read, and the
+/// quickest way for a decode step, in which every sequence has one row.
+///
+/// Grid `[num_sequences, ceil(channels / BLOCK_SIZE), 1]`, exact in the sequences; block `[BLOCK_SIZE, 1, 1]`.
+///
+/// # Safety
+/// Grid and block are as above, arrays have the lengths of [`CausalConv`], `out` and `states` overlap nothing.
+#[kernel(E = [f32], name = "causal_conv_{E}_plain", max_threads = 128)]
+pub unsafe fn plain(a: CausalConv) {
+    launch_dependents();
+    wait_for_dependencies();
+    let Some((sequence, channel)) = crate::grid::row_and_column(a.channels) else { return };
+    // SAFETY: the grid has a row of blocks a sequence; each thread has its own channel.
+    unsafe {
+        let sequence = a.sequence(sequence);
+        let mut row = sequence.first;
+        while row < sequence.end {
+            let output = a.output(sequence, row - sequence.first, channel);
+            *a.out.add(offset(row, a.channels, channel)) = output;
+            row += 1;
+        }
+        if sequence.first < sequence.end {
+            a.keep(sequence, channel);
+        }
+    }
+}
+
+/// The outputs of all rows at once; the slots are read, and written by [`keep`] behind.
 ///
 /// Grid `[num_tokens, ceil(channels / BLOCK_SIZE), 1]`, exact in the rows; block `[BLOCK_SIZE, 1, 1]`: a thread an output.
 ///
 /// # Safety
 /// Grid and block are as above, arrays have the lengths of [`CausalConv`], `out` overlaps nothing.
-#[kernel(E = [f32], name = "causal_conv_{E}_plain", max_threads = 128)]
-pub unsafe fn plain(a: CausalConv) {
+#[kernel(E = [f32], name = "causal_conv_{E}_rows", max_threads = 128)]
+pub unsafe fn rows(a: CausalConv) {
     launch_dependents();
     wait_for_dependencies();
     let Some((row, channel)) = crate::grid::row_and_column(a.channels) else { return };
@@ -151,7 +178,7 @@ pub unsafe fn plain(a: CausalConv) {
 ///
 /// # Safety
 /// Grid and block are as above, arrays have the lengths of [`CausalConv`], `states` overlaps nothing.
-#[kernel(E = [f32], name = "causal_conv_keep_{E}_plain", max_threads = 128)]
+#[kernel(E = [f32], name = "causal_conv_keep_{E}_rows", max_threads = 128)]
 pub unsafe fn keep(a: CausalConv) {
     launch_dependents();
     wait_for_dependencies();
@@ -162,25 +189,5 @@ pub unsafe fn keep(a: CausalConv) {
         if sequence.first < sequence.end {
             a.keep(sequence, channel);
         }
-    }
-}
-
-/// Both at once for a decode step, in which every sequence has one row: no other thread reads what one leaves.
-///
-/// Grid `[num_sequences, ceil(channels / BLOCK_SIZE), 1]`, exact in the sequences; block `[BLOCK_SIZE, 1, 1]`: a thread a channel.
-///
-/// # Safety
-/// Grid and block are as above, arrays have the lengths of [`CausalConv`], every sequence has one row, `out` and `states` overlap nothing.
-#[kernel(E = [f32], name = "causal_conv_{E}_step", max_threads = 128)]
-pub unsafe fn step(a: CausalConv) {
-    launch_dependents();
-    wait_for_dependencies();
-    let Some((sequence, channel)) = crate::grid::row_and_column(a.channels) else { return };
-    // SAFETY: the grid has a row of blocks a sequence; each thread has its own channel.
-    unsafe {
-        let sequence = a.sequence(sequence);
-        let output = a.output(sequence, 0, channel);
-        *a.out.add(offset(sequence.first, a.channels, channel)) = output;
-        a.keep(sequence, channel);
     }
 }

@@ -195,7 +195,11 @@ impl<T: Types> Attention<T> {
             input: AttentionIn {
                 norm: b.norm(features.norm, &format!("{layer}.attn_norm"), hidden_size, eps)?,
                 qkv: b.stacked(&qkv("weight"), hidden_size, head_dim / 2, fused("weight").as_deref())?,
-                bias: b.biases(qkv("bias"), fused("bias").as_deref())?,
+                bias: match features.has_attention_gate {
+                    // Nobody has both, and a bias would have the gate's rows too.
+                    true => [const { None }; 3],
+                    false => b.biases(qkv("bias"), fused("bias").as_deref())?,
+                },
                 qk_norm: match features.qk_norm {
                     true => {
                         let names = ["q", "k"].map(|of| format!("{layer}.attn_{of}_norm.weight"));
