@@ -8,7 +8,7 @@ use super::tensor::{States, Tensor};
 use super::variant::{KernelChoice, select, variants};
 use crate::error::Result;
 use crate::ops::hybrid::{Columns, DeltaRule, ValueHeads};
-use cuda_std::launch::LaunchConfig;
+use cuda_std::launch::{Kernels, LaunchConfig};
 use gpu_kernels::delta_rule::*;
 
 pub(super) const OP: &str = "delta_rule";
@@ -20,8 +20,8 @@ pub(super) struct Case {
 }
 
 variants! { Case, Launch<Case>;
-    "registers" [registers]: fits_in_registers => launch_registers;
-    "plain" [plain]: fits_in_a_block => launch_plain;
+    "registers" [registers]: fits_in_registers => |device, case| unsafe { launch_warps(device, case, registers()) };
+    "plain" [plain]: fits_in_a_block => |device, case| unsafe { launch_block(device, case, plain()) };
 }
 
 fn fits_in_registers(case: &Case) -> Result<(), &'static str> {
@@ -47,25 +47,25 @@ fn fits_in_a_block(case: &Case) -> Result<(), &'static str> {
 
 /// # Safety
 /// The case is whole and fits in registers.
-unsafe fn launch_registers(device: &Device, case: &Case) -> Result<()> {
+unsafe fn launch_warps(device: &Device, case: &Case, kernels: &Kernels<DeltaRuleArgs>) -> Result<()> {
     let DeltaRuleArgs { value_heads, value_dim, key_dim, .. } = case.arguments;
     let blocks = value_heads * (value_dim / (WARPS * WARP_COLUMNS));
     let grid = [blocks, case.num_sequences, 1];
     let config = LaunchConfig { grid, block: [32 * WARPS, 1, 1], shared_bytes: 0 };
     let values = ["f32".into(), key_dim.into()];
     // SAFETY: a warp for each group of columns of each sequence; the caller vouches for the case.
-    unsafe { launch(&Dependent(device), registers(), &values, &config, case.arguments) }
+    unsafe { launch(&Dependent(device), kernels, &values, &config, case.arguments) }
 }
 
 /// # Safety
 /// The case is whole and fits in a block.
-unsafe fn launch_plain(device: &Device, case: &Case) -> Result<()> {
+unsafe fn launch_block(device: &Device, case: &Case, kernels: &Kernels<DeltaRuleArgs>) -> Result<()> {
     let DeltaRuleArgs { value_heads, value_dim, .. } = case.arguments;
     let grid = [value_heads, case.num_sequences, 1];
     let block = [value_dim.next_multiple_of(32), 1, 1];
     let config = LaunchConfig { grid, block, shared_bytes: 0 };
     // SAFETY: a block for each head of each sequence; the caller vouches for the case.
-    unsafe { launch(&Dependent(device), plain(), &[], &config, case.arguments) }
+    unsafe { launch(&Dependent(device), kernels, &[], &config, case.arguments) }
 }
 
 /// The operands of [`delta_rule`].
