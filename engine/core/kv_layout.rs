@@ -94,6 +94,15 @@ pub struct SlotLayout {
     pub bytes: usize,
 }
 
+/// A copy of what recurrent layers keep of a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateCopy {
+    /// The sequence's slot.
+    pub slot: u32,
+    /// The copy's place among the checkpoints.
+    pub place: u32,
+}
+
 /// Shape of the cache. For each layer with pages, K and V are each `[num_pages, num_key_value_heads, PAGE_SIZE, head_dim]`: the
 /// values of one head of one page are contiguous.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -178,6 +178,7 @@ macro_rules! untimed {
 impl<O: Ops> HybridOps for TimedOps<O> {
     untimed! {
         new_states(layout: &SlotLayout) -> Result<O::States>;
+        copy_state(from: &O::States, slot: usize, to: &mut O::States, place: usize) -> Result<()>;
         bound_delta_net(name: &str, part: &DeltaNet<O::Weight, O::Vector>) -> Result<()>;
     }
 

@@ -45,7 +45,8 @@ fn load(
 ) -> Result<Box<dyn Runner>> {
     let (ops_config, layout) = fit_cuda(device, weights, config, options)?;
     let ops = CudaOps::new(device, &ops_config, layout.dtype, options.kernels.clone())?;
-    Ok(Box::new(ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?))
+    let runner = ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?;
+    Ok(Box::new(runner.with_checkpoints(options.checkpoints)?))
 }
 
 /// Opens the device that was chosen; `None` is the CPU.

@@ -5,12 +5,14 @@ use qernel::batch::{Batch, BatchLimits, SequenceRows, WantedLogits};
 use qernel::config::Config;
 use qernel::cpu::CpuOps;
 use qernel::dtype::Dtype;
+use qernel::generate::{Engine, EngineConfig, Event, Request, Usage};
 use qernel::gguf::write::Writer;
 use qernel::gguf::{GgmlType, Gguf};
-use qernel::kv_layout::pages_for;
+use qernel::kv_layout::{PAGE_SIZE, pages_for};
 use qernel::load::kv_layout;
 use qernel::model::{ModelRunner, Runner, build};
 use qernel::ops::OpsConfig;
+use qernel::sampler::SamplingParams;
 use qernel::testing::{Random, TinyModel};
 use qernel::weights::Weights;
 
@@ -149,4 +151,79 @@ fn states_go_with_their_slots() {
         let expected: Vec<f32> = parts.iter().flat_map(|(s, range, _)| of(*s, range.clone())).collect();
         assert!(run(&parts) == expected, "{parts:?}");
     }
+}
+
+fn engine(checkpoints: usize, prefix_cache: bool) -> Engine {
+    let gguf = model().gguf();
+    let config = Config::from_gguf(&gguf).unwrap();
+    let weights = Weights::from_gguf(&gguf, &config).unwrap();
+    let limits = BatchLimits {
+        max_num_tokens: 50,
+        max_num_sequences: 2,
+        max_num_logits: 2,
+        max_blocks: pages_for(512),
+    };
+    let ops_config = OpsConfig::new(&config, 512, limits);
+    let layout = kv_layout(&config, Dtype::F32, 40).unwrap();
+    let ops = CpuOps::new(&ops_config).unwrap();
+    let runner = ModelRunner::new(ops, &weights, &config, &ops_config, layout, &mut |_, _| ()).unwrap();
+    let runner = runner.with_checkpoints(checkpoints).unwrap();
+    let config = EngineConfig { prefix_cache, ..EngineConfig::default() };
+    Engine::new(Box::new(runner), None, config).unwrap()
+}
+
+fn answer(engine: &mut Engine, prompt: &[u32], max_tokens: usize) -> (Vec<u32>, Usage) {
+    let sampling = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+    let request = Request {
+        sampling,
+        max_tokens: Some(max_tokens),
+        ignore_eos: true,
+        text: false,
+        ..Request::new(prompt.to_vec())
+    };
+    engine.submit(request).unwrap();
+    let (mut tokens, mut end) = (Vec::new(), None);
+    while engine.has_work() {
+        for event in engine.step().unwrap() {
+            match event {
+                Event::Token { token, .. } => tokens.push(token),
+                Event::Finished { usage, .. } => end = Some(usage),
+            }
+        }
+    }
+    (tokens, end.unwrap())
+}
+
+/// A conversation computes what is new of each turn, but for the last page that is not full; an edited message costs from there on; answers
+/// are those of an engine that computes all of it.
+#[test]
+fn a_conversation_goes_on_from_its_last_checkpoint() {
+    const ANSWER: usize = 21;
+    let (mut cached, mut whole, mut without) = (engine(16, true), engine(16, false), engine(0, true));
+    let mut random = Random::new(5, "messages");
+    let mut message = || -> Vec<u32> {
+        (0..25).map(|_| (random.next_u64() % TinyModel::VOCAB_SIZE as u64) as u32).collect()
+    };
+    let mut conversation = Vec::new();
+    let mut turns = Vec::new();
+    for turn in 0..8 {
+        let computed = if turn == 0 { 0 } else { conversation.len() - 1 };
+        conversation.extend(message());
+        turns.push(conversation.clone());
+        let (tokens, usage) = answer(&mut cached, &conversation, ANSWER);
+        assert_eq!(usage.cached_tokens, computed / PAGE_SIZE * PAGE_SIZE, "turn {turn}");
+        let (expected, usage) = answer(&mut whole, &conversation, ANSWER);
+        assert_eq!((&tokens, usage.cached_tokens), (&expected, 0), "turn {turn}");
+        let (expected, usage) = answer(&mut without, &conversation, ANSWER);
+        assert_eq!((&tokens, usage.cached_tokens), (&expected, 0), "turn {turn}");
+        conversation.extend(tokens);
+    }
+    // The fourth message is another one.
+    let mut edited = turns[2].clone();
+    edited.extend(message());
+    let (tokens, usage) = answer(&mut cached, &edited, ANSWER);
+    let (expected, _) = answer(&mut whole, &edited, ANSWER);
+    assert_eq!(tokens, expected);
+    assert_eq!(usage.cached_tokens, (turns[2].len() - 1) / PAGE_SIZE * PAGE_SIZE);
+    assert_eq!(cached.pool().num_used(), 0);
 }

@@ -14,6 +14,10 @@ impl HybridOps for CpuOps {
         States::new(layout)
     }
 
+    fn copy_state(&mut self, from: &States, slot: usize, to: &mut States, place: usize) -> Result<()> {
+        to.copy_from(place, from, slot)
+    }
+
     fn causal_conv(
         &mut self,
         batch: &Batch,

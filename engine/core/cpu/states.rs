@@ -41,6 +41,26 @@ impl States {
         Ok(self.slots.values()[layer * values..][..values].to_vec())
     }
 
+    /// Makes a slot of all layers the same as one of `from`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if one of both does not exist, or they are not of one shape.
+    pub fn copy_from(&mut self, slot: usize, from: &Self, of: usize) -> Result<()> {
+        let SlotLayout { num_layers, num_slots, bytes } = self.layout;
+        let alike = (num_layers, bytes) == (from.layout.num_layers, from.layout.bytes);
+        if !alike || slot >= num_slots || of >= from.layout.num_slots {
+            return Err(Error::Request(format!(
+                "a copy from slot {of} of {:?} to slot {slot} of {:?}",
+                from.layout, self.layout
+            )));
+        }
+        for layer in 0..num_layers {
+            let row = from.slots.row(layer * from.layout.num_slots + of);
+            self.slots.row_mut(layer * num_slots + slot).copy_from_slice(row);
+        }
+        Ok(())
+    }
+
     /// The slots of the sequences of `batch` in `layer`, in their order.
     pub(super) fn of_batch(
         &mut self,

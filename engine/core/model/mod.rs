@@ -22,7 +22,7 @@ pub mod registry;
 use crate::batch::{Batch, BatchLimits};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::kv_layout::{KvLayout, StateLayout};
+use crate::kv_layout::{KvLayout, SlotLayout, StateCopy, StateLayout};
 use crate::ops::{Ops, OpsConfig, Rows};
 use crate::sampler::{Logprobs, SamplingRow};
 use crate::weights::Weights;
@@ -43,6 +43,27 @@ pub trait Runner {
     /// Whether a layer keeps a slot for each sequence, which cannot be cut back: then no beginning is shared.
     fn has_slots(&self) -> bool {
         false
+    }
+
+    /// Copies of the slots of a sequence that may be kept.
+    fn num_checkpoints(&self) -> usize {
+        0
+    }
+
+    /// Queues copying the slots of a sequence to a place below [`Runner::num_checkpoints`].
+    ///
+    /// # Errors
+    /// [`Error::Request`] if one of both does not exist; [`Error::Device`] if the device fails.
+    fn save_state(&mut self, copy: StateCopy) -> Result<()> {
+        Err(Error::Request(format!("this runner keeps no states: {copy:?}")))
+    }
+
+    /// Queues copying them back.
+    ///
+    /// # Errors
+    /// As [`Runner::save_state`].
+    fn load_state(&mut self, copy: StateCopy) -> Result<()> {
+        self.save_state(copy)
     }
 
     /// Columns of the logits.
@@ -137,6 +158,9 @@ pub struct ModelRunner<O: Ops> {
     state: StateLayout,
     cache: O::KvCache,
     states: O::States,
+    /// Copies of slots.
+    checkpoints: O::States,
+    num_checkpoints: usize,
     batch: O::Batch,
     limits: BatchLimits,
     layout: KvLayout,
@@ -174,6 +198,7 @@ impl<O: Ops> ModelRunner<O> {
         model.bound(&mut ops)?;
         let cache = ops.new_kv_cache(&layout)?;
         let states = ops.new_states(&state.slots(limits.max_num_sequences)?)?;
+        let checkpoints = ops.new_states(&SlotLayout::default())?;
         let batch = ops.new_batch(&limits)?;
         Ok(Self {
             ops,
@@ -182,6 +207,8 @@ impl<O: Ops> ModelRunner<O> {
             state,
             cache,
             states,
+            checkpoints,
+            num_checkpoints: 0,
             batch,
             limits,
             layout,
@@ -190,6 +217,18 @@ impl<O: Ops> ModelRunner<O> {
             last_drawn: 0,
             logprobs: Vec::new(),
         })
+    }
+
+    /// The same with room for `count` copies of the slots of a sequence, where a layer has slots.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if there is none.
+    pub fn with_checkpoints(mut self, count: usize) -> Result<Self> {
+        if self.state.has_slots() && count > 0 {
+            self.checkpoints = self.ops.new_states(&self.state.slots(count)?)?;
+            self.num_checkpoints = count;
+        }
+        Ok(self)
     }
 
     /// The operations, to choose other kernels for the next step.
@@ -250,6 +289,18 @@ impl<O: Ops> Runner for ModelRunner<O> {
 
     fn has_slots(&self) -> bool {
         self.state.has_slots()
+    }
+
+    fn num_checkpoints(&self) -> usize {
+        self.num_checkpoints
+    }
+
+    fn save_state(&mut self, StateCopy { slot, place }: StateCopy) -> Result<()> {
+        self.ops.copy_state(&self.states, slot as usize, &mut self.checkpoints, place as usize)
+    }
+
+    fn load_state(&mut self, StateCopy { slot, place }: StateCopy) -> Result<()> {
+        self.ops.copy_state(&self.checkpoints, place as usize, &mut self.states, slot as usize)
     }
 
     fn vocab_size(&self) -> usize {

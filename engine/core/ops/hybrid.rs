@@ -116,6 +116,18 @@ pub trait HybridOps: Types {
     /// [`crate::Error::Memory`] if there is no room.
     fn new_states(&mut self, layout: &SlotLayout) -> Result<Self::States>;
 
+    /// Queues copying what a sequence has in all layers, from a slot of one to a slot of another.
+    ///
+    /// # Errors
+    /// [`crate::Error::Request`] if one of both does not exist, or they are not of one shape.
+    fn copy_state(
+        &mut self,
+        from: &Self::States,
+        slot: usize,
+        to: &mut Self::States,
+        place: usize,
+    ) -> Result<()>;
+
     /// As [`Ops::bound_attention`] of [`delta_net`].
     ///
     /// # Errors

@@ -16,6 +16,10 @@ impl HybridOps for CudaOps {
         States::new(&self.device, layout)
     }
 
+    fn copy_state(&mut self, from: &States, slot: usize, to: &mut States, place: usize) -> Result<()> {
+        to.copy_from(&self.device, place, from, slot)
+    }
+
     fn bound_delta_net(&mut self, name: &str, part: &DeltaNet<Weight, DeviceBuffer<f32>>) -> Result<()> {
         self.bound_gated_norm(name, part)
     }

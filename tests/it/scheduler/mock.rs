@@ -4,7 +4,7 @@ use qernel::batch::{Batch, BatchLimits, GIVEN};
 use qernel::dtype::Dtype;
 use qernel::generate::{Engine, EngineConfig, Event, FinishReason, Request, Usage};
 use qernel::gguf::Gguf;
-use qernel::kv_layout::{KvLayout, PAGE_SIZE};
+use qernel::kv_layout::{KvLayout, PAGE_SIZE, StateCopy};
 use qernel::model::{Runner, check::check_batch};
 use qernel::sampler::{NO_TOKEN, SamplingParams, SamplingRow};
 use qernel::scheduler::SequenceId;
@@ -52,6 +52,8 @@ pub struct Mock {
     pub num_ahead: Rc<Cell<usize>>,
     /// For each slot of a recurrent layer how many tokens it has taken in, and their hash; empty where there is no such layer.
     states: Vec<(usize, u64)>,
+    /// Copies of them.
+    checkpoints: Vec<(usize, u64)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -103,13 +105,15 @@ impl Mock {
             fails_late: false,
             num_ahead: Rc::default(),
             states: Vec::new(),
+            checkpoints: Vec::new(),
         }
     }
 
-    /// The same with a recurrent layer, whose states move on with every row and cannot be cut back.
-    pub fn recurrent(self, recurrent: bool) -> Self {
-        let slots = if recurrent { self.limits.max_num_sequences } else { 0 };
-        Self { states: vec![(usize::MAX, 0); slots], ..self }
+    /// The same with a recurrent layer, whose states move on with every row and cannot be cut back; so many copies of them are kept.
+    pub fn recurrent(self, checkpoints: usize) -> Self {
+        let unknown = (usize::MAX, 0);
+        let slots = self.limits.max_num_sequences;
+        Self { states: vec![unknown; slots], checkpoints: vec![unknown; checkpoints], ..self }
     }
 
     /// The same with steps that are taken ahead, or not.
@@ -129,6 +133,20 @@ impl Runner for Mock {
 
     fn has_slots(&self) -> bool {
         !self.states.is_empty()
+    }
+
+    fn num_checkpoints(&self) -> usize {
+        self.checkpoints.len()
+    }
+
+    fn save_state(&mut self, StateCopy { slot, place }: StateCopy) -> Result<()> {
+        self.checkpoints[place as usize] = self.states[slot as usize];
+        Ok(())
+    }
+
+    fn load_state(&mut self, StateCopy { slot, place }: StateCopy) -> Result<()> {
+        self.states[slot as usize] = self.checkpoints[place as usize];
+        Ok(())
     }
 
     fn vocab_size(&self) -> usize {
