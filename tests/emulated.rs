@@ -17,7 +17,7 @@ mod operations;
 
 use compare::nmse;
 use qernel::batch::{Batch, BatchLimits, LogitRows, SequenceRows};
-use qernel::config::{Config, ExpertSizes};
+use qernel::config::{Config, ExpertSizes, LinearSizes};
 use qernel::cpu::CpuOps;
 use qernel::cuda::{CudaOps, Device, KernelChoice};
 use qernel::dtype::Dtype;
@@ -200,12 +200,39 @@ fn running_ahead_changes_no_token() {
         num_key_value_heads: 1,
         ..TinyModel::default()
     };
+    same_tokens_ahead(&model);
+}
+
+/// States move on once for each token, whoever joins, leaves or is crowded out.
+#[test]
+fn running_ahead_changes_no_token_of_a_hybrid() {
+    let linear = LinearSizes {
+        linear_num_key_heads: 1,
+        linear_num_value_heads: 2,
+        linear_key_head_dim: 32,
+        linear_value_head_dim: 32,
+        linear_conv_kernel_dim: 4,
+    };
+    let model = TinyModel {
+        architecture: "qwen35",
+        format: MatrixFormat::F16,
+        hidden_size: 64,
+        intermediate_size: 64,
+        num_attention_heads: 1,
+        num_key_value_heads: 1,
+        linear,
+        ..TinyModel::default()
+    };
+    same_tokens_ahead(&model);
+}
+
+fn same_tokens_ahead(model: &TinyModel) {
     let lives = [("", true), ("step=graph", false)].map(|(kernels, ahead)| {
         let choice = KernelChoice::parse(kernels).unwrap();
         let ops = |config: &OpsConfig| {
             CudaOps::new(&device_of_models(5), config, Dtype::F16, choice.clone()).unwrap()
         };
-        let mut engine = life::engine(&model, Dtype::F16, life::CROWDED, ops);
+        let mut engine = life::engine(model, Dtype::F16, life::CROWDED, ops);
         assert_eq!(engine.runner().runs_ahead(), ahead);
         let life = life::crowd(&mut engine);
         life::assert_crowded(&life);

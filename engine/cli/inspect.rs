@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::gguf::{Gguf, Value};
 use crate::kv_layout::PAGE_SIZE;
 use crate::load::kv_layout;
+use crate::model;
 use crate::weights::Weights;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use std::collections::BTreeMap;
@@ -68,6 +69,9 @@ struct Report<'a> {
     problem: Option<String>,
     /// Tensors that the engine has no use for.
     unused_tensors: Vec<String>,
+    /// Those of layers behind the last one, which draft further tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    draft_layers: Option<DraftLayers>,
     memory: Option<Memory>,
     sizes: Vec<TypeSize>,
     num_tensors: usize,
@@ -103,6 +107,34 @@ struct TypeSize {
     bits_per_weight: Option<f64>,
 }
 
+/// Layers that are in the file and not computed.
+#[derive(Debug, serde::Serialize)]
+struct DraftLayers {
+    num_layers: usize,
+    num_tensors: usize,
+    bytes: u64,
+}
+
+impl DraftLayers {
+    /// Takes the tensors of those layers out of `unused`; `None` where the model has no such layers.
+    fn take(gguf: &Gguf, config: &Config, unused: &mut Vec<String>) -> Option<Self> {
+        let num_layers = config.num_nextn_predict_layers;
+        let mut found = Self { num_layers, num_tensors: 0, bytes: 0 };
+        let first = config.num_hidden_layers;
+        unused.retain(|name| {
+            let layer =
+                name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')?.0.parse::<usize>().ok());
+            let is_draft = layer.is_some_and(|layer| (first..first + num_layers).contains(&layer));
+            if is_draft {
+                found.num_tensors += 1;
+                found.bytes += gguf.tensor(name).and_then(|tensor| tensor.num_bytes()).unwrap_or(0);
+            }
+            !is_draft
+        });
+        (num_layers > 0).then_some(found)
+    }
+}
+
 /// What running the model takes, workspace apart.
 #[derive(Debug, serde::Serialize)]
 struct Memory {
@@ -114,6 +146,8 @@ struct Memory {
     context: u64,
     /// Whole pages for `context` tokens of one sequence.
     kv_bytes: u64,
+    /// What recurrent layers keep of a sequence, however long it is; 0 where there are none.
+    state_bytes: u64,
 }
 
 impl<'a> Report<'a> {
@@ -128,6 +162,9 @@ impl<'a> Report<'a> {
         let problem = failed.map(Error::to_string);
         let weights = weights.and_then(Result::ok);
         let config = config.ok();
+        let mut unused_tensors = weights.as_ref().map(|weights| weights.unused.clone()).unwrap_or_default();
+        let draft_layers =
+            config.as_ref().and_then(|config| DraftLayers::take(gguf, config, &mut unused_tensors));
         let memory =
             config.as_ref().and_then(|config| Memory::new(config, weights.as_ref(), args.context).ok());
 
@@ -162,7 +199,8 @@ impl<'a> Report<'a> {
             config,
             vocabulary_only,
             problem,
-            unused_tensors: weights.map(|weights| weights.unused).unwrap_or_default(),
+            unused_tensors,
+            draft_layers,
             memory,
             num_tensors: gguf.tensors().len(),
             tensor_bytes,
@@ -195,6 +233,7 @@ impl Memory {
             kv_bytes_per_token: (layout.page_bytes() / PAGE_SIZE) as u64,
             context,
             kv_bytes: (layout.num_pages * layout.page_bytes()) as u64,
+            state_bytes: model::build::plan(config)?.state.slot_bytes() as u64,
         })
     }
 }
@@ -255,6 +294,13 @@ impl fmt::Display for Report<'_> {
         if !self.unused_tensors.is_empty() {
             writeln!(f, "not used: {}", one_line(&self.unused_tensors.join(", ")))?;
         }
+        if let Some(DraftLayers { num_layers, num_tensors, bytes }) = self.draft_layers {
+            let bytes = Mib(bytes);
+            writeln!(
+                f,
+                "not computed: {num_layers} layers that draft further tokens ({num_tensors} tensors, {bytes})"
+            )?;
+        }
 
         writeln!(f, "\nmetadata ({})", self.metadata.len())?;
         let width = self.metadata.iter().map(|(key, _)| key.chars().count()).max().unwrap_or(0).min(48);
@@ -313,6 +359,14 @@ impl fmt::Display for Report<'_> {
                 "KV cache",
                 Mib(memory.kv_bytes)
             )?;
+            if memory.state_bytes > 0 {
+                writeln!(
+                    f,
+                    "  {:10} {:>14}  for each sequence that runs",
+                    "states",
+                    Mib(memory.state_bytes)
+                )?;
+            }
         }
         Ok(())
     }

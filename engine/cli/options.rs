@@ -5,7 +5,9 @@ use crate::disk::Access;
 use crate::engine::EngineConfig;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
-use crate::load::{DeviceChoice, DtypeChoice, KvCacheSize, KvDtype, LoadedModel, RunnerOptions, open_gguf};
+use crate::load::{
+    CHECKPOINTS, DeviceChoice, DtypeChoice, KvCacheSize, KvDtype, LoadedModel, RunnerOptions, open_gguf,
+};
 use crate::sampler::SamplingParams;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -59,6 +61,10 @@ pub struct ModelArgs {
     /// Format of the KV cache: auto (on a GPU that of matrices, on the CPU f16), f16, bf16 or f32
     #[arg(long, default_value = "auto", value_name = "DTYPE")]
     pub kv_cache_dtype: KvDtype,
+    /// Copies of the states of recurrent layers that are kept, so that a later prompt goes on where it leaves an earlier one; each takes
+    /// as much memory as a sequence's states
+    #[arg(long, value_name = "COUNT", default_value_t = CHECKPOINTS)]
+    pub checkpoints: usize,
     /// Share of the free GPU memory, beside what others have taken, that weights, KV pages and workspace may take
     #[arg(long, default_value_t = 0.9, value_name = "SHARE")]
     pub gpu_memory_fraction: f64,
@@ -110,6 +116,7 @@ impl ModelArgs {
             max_num_tokens: self.batch_size,
             max_num_sequences,
             max_num_logits: max_num_sequences,
+            checkpoints: self.checkpoints,
             memory_fraction: self.gpu_memory_fraction,
             kernels,
             check_tensors: self.check_tensors,

@@ -9,9 +9,11 @@ use crate::rope::Rotation;
 const DEFAULT_ROPE_THETA: f32 = 10_000.0;
 
 // The largest values accepted, far above any model, so that later products of them cannot overflow a u64.
-const MAX_WIDTH: u64 = 1 << 20;
+/// The most values of a row.
+pub const MAX_WIDTH: u64 = 1 << 20;
 const MAX_LAYERS: u64 = 1 << 12;
-const MAX_HEADS: u64 = 1 << 12;
+/// The most heads of a layer.
+pub const MAX_HEADS: u64 = 1 << 12;
 // What a GPU's router takes; published models have up to 512, of which a token goes to 10.
 const MAX_EXPERTS: u64 = 1 << 10;
 const MAX_EXPERTS_PER_TOK: u64 = 1 << 5;
@@ -28,6 +30,48 @@ pub struct ExpertSizes {
     pub moe_intermediate_size: usize,
     /// The same of the expert that every token goes to; 0 where there is none.
     pub shared_expert_intermediate_size: usize,
+}
+
+/// The sizes of layers of linear attention, in Hugging Face's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct LinearSizes {
+    /// Heads of Q and of K.
+    pub linear_num_key_heads: usize,
+    /// Heads of V, a multiple of those of K.
+    pub linear_num_value_heads: usize,
+    /// Values of one head of Q and of K.
+    pub linear_key_head_dim: usize,
+    /// Values of one head of V.
+    pub linear_value_head_dim: usize,
+    /// Tokens that the causal convolution sees: the row's own and those before it.
+    pub linear_conv_kernel_dim: usize,
+}
+
+impl LinearSizes {
+    /// Values of one row of Q, or of K.
+    pub fn key_size(&self) -> usize {
+        self.linear_num_key_heads * self.linear_key_head_dim
+    }
+
+    /// Values of one row of V.
+    pub fn value_size(&self) -> usize {
+        self.linear_num_value_heads * self.linear_value_head_dim
+    }
+
+    /// Values of one row of Q, K and V, which the convolution goes over.
+    pub fn channels(&self) -> usize {
+        2 * self.key_size() + self.value_size()
+    }
+
+    /// Values that a layer keeps of the convolution's inputs: `[linear_conv_kernel_dim - 1, channels]`.
+    pub fn conv_state(&self) -> usize {
+        (self.linear_conv_kernel_dim - 1) * self.channels()
+    }
+
+    /// Values of the recurrent state: `[linear_num_value_heads, linear_key_head_dim, linear_value_head_dim]`.
+    pub fn recurrent_state(&self) -> usize {
+        self.value_size() * self.linear_key_head_dim
+    }
 }
 
 /// The shape of a decoder, in Hugging Face's names.
@@ -62,6 +106,20 @@ pub struct Config {
     /// `None` where the MLP is one for all tokens.
     #[serde(flatten)]
     pub experts: Option<ExpertSizes>,
+    /// `None` where all layers are of attention.
+    #[serde(flatten)]
+    pub linear: Option<LinearSizes>,
+    /// The layers of linear attention, ascending.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub linear_layers: Vec<usize>,
+    /// Layers behind the last one that draft further tokens. They are not computed.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub num_nextn_predict_layers: usize,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+fn is_zero(value: &usize) -> bool {
+    *value == 0
 }
 
 impl Config {
@@ -112,7 +170,7 @@ impl Config {
             name: gguf.get_or_warn::<&str>("general.name").unwrap_or(keys.architecture).to_owned(),
             vocab_size: vocab_size(gguf)?,
             hidden_size,
-            intermediate_size: keys.size("feed_forward_length", MAX_WIDTH)?,
+            intermediate_size: keys.intermediate_size()?,
             num_hidden_layers: keys.size("block_count", MAX_LAYERS)?,
             num_attention_heads,
             num_key_value_heads,
@@ -124,6 +182,9 @@ impl Config {
             attention_bias: has_tensor(gguf, &[".attn_q.bias", ".attn_qkv.bias"]),
             fused_qkv: has_tensor(gguf, &[".attn_qkv.weight"]),
             experts: None,
+            linear: None,
+            linear_layers: Vec::new(),
+            num_nextn_predict_layers: 0,
         })
     }
 
@@ -154,7 +215,7 @@ impl ExpertSizes {
         let most = MAX_EXPERTS_PER_TOK.min(num_experts as u64);
         let num_experts_per_tok = keys.size("expert_used_count", most)?;
         // Files of early converters lack both sizes; these are llama.cpp's defaults.
-        let of_mlp = keys.size("feed_forward_length", MAX_WIDTH)?;
+        let of_mlp = keys.intermediate_size()?;
         let size =
             |key: &str, default| Ok::<_, Error>(keys.optional_size(key, MAX_WIDTH)?.unwrap_or(default));
         Ok(Self {
@@ -215,6 +276,16 @@ impl<'a> Keys<'a> {
         self.check_size(key, value, max)
     }
 
+    /// Values between the projections of the MLP; a mixture of experts has none, and files of some leave the key out.
+    fn intermediate_size(&self) -> Result<usize> {
+        const KEY: &str = "feed_forward_length";
+        let has_experts = self.get::<u64>("expert_count")?.is_some_and(|count| count > 0);
+        match self.get::<u64>(KEY)? {
+            None | Some(0) if has_experts => Ok(0),
+            _ => self.size(KEY, MAX_WIDTH),
+        }
+    }
+
     /// The `count` values of a small tensor of floats that a shape needs, if there is one. Its name is whole, without the architecture.
     ///
     /// # Errors
@@ -231,7 +302,11 @@ impl<'a> Keys<'a> {
         Ok(Some(values))
     }
 
-    fn optional_size(&self, key: &str, max: u64) -> Result<Option<usize>> {
+    /// A size that may be there, from 1 to `max`.
+    ///
+    /// # Errors
+    /// As [`Keys::size`].
+    pub fn optional_size(&self, key: &str, max: u64) -> Result<Option<usize>> {
         self.get(key)?.map(|value| self.check_size(key, value, max)).transpose()
     }
 

@@ -10,6 +10,7 @@ mod constraint;
 mod generation;
 mod logits;
 mod penalties;
+mod queue;
 mod request;
 mod text;
 
@@ -96,8 +97,12 @@ impl Engine {
         if num_pages == 0 {
             return Err(Error::Memory("the KV cache has no page; leave more memory free for it".into()));
         }
-        let prefix_cache = config.prefix_cache && !runner.has_slots();
-        let scheduler = Scheduler::new(step, num_pages, prefix_cache);
+        let (has_slots, checkpoints) = (runner.has_slots(), runner.num_checkpoints());
+        let prefix_cache = config.prefix_cache && (!has_slots || checkpoints > 0);
+        let mut scheduler = Scheduler::new(step, num_pages, prefix_cache);
+        if has_slots && prefix_cache {
+            scheduler = scheduler.with_checkpoints(checkpoints);
+        }
         let max_model_len = runner.max_model_len().min(num_pages.min(limits.max_blocks) * PAGE_SIZE);
         Ok(Self {
             runner,
@@ -212,7 +217,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::step`].
     pub fn step_while(&mut self, meanwhile: &mut dyn FnMut()) -> Result<Vec<Event>> {
-        let computed = self.compute(meanwhile).inspect_err(|_| self.discard())?;
+        let computed = self.compute(meanwhile).inspect_err(|_| self.take_back())?;
         let Some((step, tokens, seconds)) = computed else { return Ok(std::mem::take(&mut self.events)) };
         self.scheduler.complete(&step, &tokens);
         for scheduled in &step.sequences {
@@ -243,16 +248,17 @@ impl Engine {
                 if !self.runner.runs_ahead() {
                     meanwhile();
                     start = Instant::now();
-                    let tokens = self.runner.step(&step.batch, &rows)?;
+                    let tokens = self.with_copies(&step, |runner| runner.step(&step.batch, &rows))?;
                     return Ok(Some((step, tokens, start.elapsed().as_secs_f64())));
                 }
                 start = Instant::now();
-                self.runner.queue(&step.batch, &rows)?;
+                self.with_copies(&step, |runner| runner.queue(&step.batch, &rows))?;
                 step
             }
         };
         if let Some(next) = self.schedule_ahead(&step) {
-            self.runner.queue(&next.batch, &self.sampling_rows(&next, 1))?;
+            let rows = self.sampling_rows(&next, 1);
+            self.with_copies(&next, |runner| runner.queue(&next.batch, &rows))?;
             self.in_flight = Some(next);
         }
         meanwhile();
@@ -275,12 +281,6 @@ impl Engine {
     /// Whether a sequence of the step has not ended.
     fn is_live(&self, step: &Step) -> bool {
         step.sequences.iter().any(|scheduled| self.generations.contains_key(&scheduled.id))
-    }
-
-    /// Forgets what is queued; no sequence has moved.
-    fn discard(&mut self) {
-        self.in_flight = None;
-        self.runner.discard();
     }
 
     /// Ends a sequence; the next step returns its [`Event::Finished`]. `false` if it neither waits nor runs.

@@ -147,6 +147,39 @@ impl PageList {
         num_full + common
     }
 
+    /// As [`PageList::reuse`], but no farther than to the last page behind which `checkpoint` has a copy of the sequence's state. Returns the
+    /// tokens and the copy.
+    ///
+    /// # Panics
+    /// If the list has pages.
+    pub fn reuse_to_checkpoint(
+        &mut self,
+        tokens: &[u32],
+        pool: &mut PagePool,
+        checkpoint: impl Fn(Prefix) -> Option<u32>,
+    ) -> (usize, Option<u32>) {
+        assert!(self.pages.is_empty(), "a sequence begins once");
+        let (mut known, mut last, mut before) = (Vec::new(), None, self.prefix);
+        for chunk in tokens.as_chunks().0 {
+            let Some((page, prefix)) = pool.prefixes.find(before, chunk) else { break };
+            known.push((page, prefix));
+            before = prefix;
+            last = checkpoint(prefix).map(|place| (known.len(), place)).or(last);
+        }
+        let Some((count, place)) = last else { return (0, None) };
+        for &(page, prefix) in &known[..count] {
+            pool.retain(page);
+            self.pages.push(page);
+            (self.num_known, self.prefix) = (self.pages.len(), prefix);
+        }
+        (count * PAGE_SIZE, Some(place))
+    }
+
+    /// What ends with the `num_tokens`-th token, where a page that is known ends with it.
+    pub fn prefix_of(&self, num_tokens: usize) -> Option<Prefix> {
+        (num_tokens > 0 && self.num_known * PAGE_SIZE == num_tokens).then_some(self.prefix)
+    }
+
     /// Takes pages from `pool` until there is room for `num_tokens` tokens. `false`, and nothing is taken, if `pool` has
     /// too few.
     pub fn grow(&mut self, num_tokens: usize, pool: &mut PagePool) -> bool {

@@ -52,6 +52,25 @@ impl StateLayout {
         Ok(layout)
     }
 
+    /// The slots of the layers that keep one: `num_slots` for each.
+    ///
+    /// # Errors
+    /// [`Error::Model`] if they are not all alike.
+    pub fn slots(&self, num_slots: usize) -> Result<SlotLayout> {
+        let mut layout = SlotLayout { num_layers: 0, num_slots, bytes: 0 };
+        for state in &self.layers {
+            let &LayerState::Slot { bytes } = state else { continue };
+            if layout.num_layers > 0 && layout.bytes != bytes {
+                return Err(Error::Model(format!(
+                    "layers with slots of {} and of {bytes} bytes in one model are not implemented",
+                    layout.bytes
+                )));
+            }
+            layout = SlotLayout { num_layers: layout.num_layers + 1, bytes, ..layout };
+        }
+        Ok(layout)
+    }
+
     /// Bytes of the slots of one sequence, in all layers.
     pub fn slot_bytes(&self) -> usize {
         let bytes = |state: &LayerState| if let LayerState::Slot { bytes } = state { *bytes } else { 0 };
@@ -62,6 +81,26 @@ impl StateLayout {
     pub fn has_slots(&self) -> bool {
         self.layers.iter().any(|state| matches!(state, LayerState::Slot { .. }))
     }
+}
+
+/// Shape of what recurrent layers keep: for each of them `num_slots` slots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SlotLayout {
+    /// Layers that keep slots.
+    pub num_layers: usize,
+    /// Sequences that may have one at a time.
+    pub num_slots: usize,
+    /// Bytes of one slot of one layer.
+    pub bytes: usize,
+}
+
+/// A copy of what recurrent layers keep of a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateCopy {
+    /// The sequence's slot.
+    pub slot: u32,
+    /// The copy's place among the checkpoints.
+    pub place: u32,
 }
 
 /// Shape of the cache. For each layer with pages, K and V are each `[num_pages, num_key_value_heads, PAGE_SIZE, head_dim]`: the
@@ -105,8 +144,12 @@ mod tests {
         let layout = state.pages(Dtype::F16, 3).unwrap();
         assert_eq!((layout.num_layers, layout.page_bytes()), (2, 2 * 2 * 2 * 64 * PAGE_SIZE * 2));
         assert_eq!((state.slot_bytes(), state.has_slots()), (300, true));
+        assert_eq!(state.slots(5).unwrap(), SlotLayout { num_layers: 3, num_slots: 5, bytes: 100 });
         state.add(LayerState::Pages { num_key_value_heads: 4, head_dim: 64 });
         assert!(state.pages(Dtype::F16, 3).unwrap_err().to_string().contains("not implemented"));
         assert!(!StateLayout { layers: vec![pages] }.has_slots());
+        assert_eq!(StateLayout { layers: vec![pages] }.slots(5).unwrap().num_layers, 0);
+        state.add(LayerState::Slot { bytes: 1 });
+        assert!(state.slots(5).unwrap_err().to_string().contains("slots of 100 and of 1 bytes"));
     }
 }

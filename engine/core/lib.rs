@@ -10,6 +10,7 @@
 
 pub mod batch;
 pub mod chat;
+pub mod checkpoints;
 pub mod config;
 pub mod cpu;
 pub mod disk;

@@ -9,6 +9,7 @@
 //! CPU), and so are cached K and V. Where a device rounds to f16 it scales by powers of two, so that no number is beyond its range
 //! ([`Ops::bound_mlp`]).
 
+pub mod hybrid;
 pub mod parts;
 
 use crate::batch::{Batch, BatchLimits};
@@ -18,6 +19,7 @@ use crate::kv_layout::KvLayout;
 use crate::rope::Rotation;
 use crate::sampler::SamplingRow;
 use crate::weights::Matrix;
+use hybrid::HybridOps;
 use parts::{AttentionIn, Experts, Head, LayerNorm, Linear, MlpIn, Norm, QkNorm, RmsNorm, Router};
 
 /// What an implementation of [`Ops`] must know of the model and of the largest batch before the first operation.
@@ -100,12 +102,14 @@ pub trait Types: Sized {
     type Vector;
     /// K and V pages of every layer.
     type KvCache;
+    /// Slots of every layer that keeps one of a sequence.
+    type States;
     /// The index arrays of a [`Batch`] on the device.
     type Batch;
 }
 
 /// The operations of a decoder on one device.
-pub trait Ops: Types {
+pub trait Ops: HybridOps {
     // Memory, at start-up.
 
     /// Allocates a zeroed `[rows, cols]`.

@@ -13,8 +13,10 @@
 //! step that failed can be taken again.
 
 use crate::batch::{Batch, LogitRows, SequenceRows};
+use crate::checkpoints::Checkpoints;
 use crate::kv_cache::{PageList, PagePool};
-use crate::kv_layout::pages_for;
+use crate::kv_layout::{PAGE_SIZE, StateCopy, pages_for};
+use crate::prefix_cache::Prefix;
 use crate::sampler::NO_TOKEN;
 use std::collections::VecDeque;
 
@@ -54,6 +56,10 @@ pub struct Sequence {
     slot: u32,
     /// It gave its pages up at least once.
     preempted: bool,
+    /// Where the copy of its state is that it begins with, until its first step.
+    load: Option<u32>,
+    /// Behind what the newest copy was made of its state while it generates.
+    newest: Option<Prefix>,
 }
 
 impl Sequence {
@@ -75,6 +81,20 @@ impl Sequence {
     fn give_up_pages(&mut self, pool: &mut PagePool) {
         self.pages.clear(&self.tokens[..self.num_cached], pool);
         self.num_cached = 0;
+        (self.load, self.newest) = (None, None);
+    }
+
+    /// Rows of its prompt for the next step, of at most `budget`. Where states are copied a step ends behind the prompt's last page.
+    fn prefill_rows(&self, budget: usize, copies: bool) -> usize {
+        let last_page = (self.prefill_len - 1) / PAGE_SIZE * PAGE_SIZE;
+        let end = if copies && self.num_cached < last_page { last_page } else { self.prefill_len };
+        budget.min(end - self.num_cached)
+    }
+
+    /// Whether its state is worth a copy once `end` of its tokens are taken in.
+    fn is_checkpoint(&self, end: usize) -> bool {
+        let of_prompt = (self.prefill_len - 1) / PAGE_SIZE * PAGE_SIZE;
+        end.is_multiple_of(PAGE_SIZE) && (end == of_prompt || end >= self.prefill_len)
     }
 }
 
@@ -84,6 +104,10 @@ pub struct Step {
     pub batch: Batch,
     /// The sequences of `batch`, in its order.
     pub sequences: Vec<ScheduledSequence>,
+    /// States that sequences begin with, to be brought to their slots before the step.
+    pub loads: Vec<StateCopy>,
+    /// States to be copied behind it.
+    pub saves: Vec<StateCopy>,
 }
 
 /// The share of one sequence in a [`Step`].
@@ -95,6 +119,8 @@ pub struct ScheduledSequence {
     pub prefill: bool,
     /// A token is drawn from the last row.
     pub samples: bool,
+    /// Where its state goes behind the step, as [`Step::saves`] says too.
+    pub saved: Option<u32>,
 }
 
 /// See the [module](self).
@@ -104,6 +130,8 @@ pub struct Scheduler {
     /// Slots that a running sequence had and none has now, of the `num_slots` that were ever needed.
     free_slots: Vec<u32>,
     num_slots: u32,
+    /// Copies of states, for a model that has them.
+    checkpoints: Option<Checkpoints>,
     /// Oldest first.
     waiting: VecDeque<Sequence>,
     /// Oldest first.
@@ -111,6 +139,12 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
+    /// The same for a model whose layers keep states in slots, of which `count` copies may be kept: where it goes on, a sequence begins
+    /// with one.
+    pub fn with_checkpoints(self, count: usize) -> Self {
+        Self { checkpoints: Some(Checkpoints::new(count)), ..self }
+    }
+
     /// A scheduler of `num_pages` free pages, whose sequences share what they have in common if `prefix_cache`.
     ///
     /// # Panics
@@ -126,6 +160,7 @@ impl Scheduler {
             pool: PagePool::new(num_pages, prefix_cache),
             free_slots: Vec::new(),
             num_slots: 0,
+            checkpoints: None,
             waiting: VecDeque::new(),
             running: Vec::new(),
         }
@@ -167,6 +202,8 @@ impl Scheduler {
             pages: PageList::default(),
             slot: 0,
             preempted: false,
+            load: None,
+            newest: None,
         });
     }
 
@@ -204,8 +241,9 @@ impl Scheduler {
 
         // 2. Prompts that have begun.
         let preempting = self.running.len() < num_running;
+        let copies = self.checkpoints.is_some();
         for (i, sequence) in self.running.iter().enumerate().filter(|(_, sequence)| sequence.is_prefill()) {
-            let num_rows = budget.min(sequence.prefill_len - sequence.num_cached);
+            let num_rows = sequence.prefill_rows(budget, copies);
             if num_rows > 0 {
                 chosen.push((i, num_rows));
                 budget -= num_rows;
@@ -217,7 +255,7 @@ impl Scheduler {
         while budget > 0 && !preempting && self.running.len() < self.limits.max_num_sequences && self.admit()
         {
             let sequence = &self.running[self.running.len() - 1];
-            let num_rows = budget.min(sequence.prefill_len - sequence.num_cached);
+            let num_rows = sequence.prefill_rows(budget, copies);
             chosen.push((self.running.len() - 1, num_rows));
             budget -= num_rows;
         }
@@ -254,13 +292,17 @@ impl Scheduler {
         if rows.is_empty() {
             return None;
         }
-        let sequences = rows.iter().map(|&i| ScheduledSequence {
+        let ends: Vec<_> = rows.iter().map(|&i| (i, self.running[i].tokens.len() + 1)).collect();
+        let saved = self.places_for(&ends);
+        let scheduled = |(&i, &saved): (&usize, &Option<u32>)| ScheduledSequence {
             id: self.running[i].id,
             num_rows: 1,
             prefill: false,
             samples: true,
-        });
-        let sequences = sequences.collect();
+            saved,
+        };
+        let sequences: Vec<_> = rows.iter().zip(&saved).map(scheduled).collect();
+        let saves = self.copies_of(&rows, &saved);
         let state_slots = rows.iter().map(|&i| self.running[i].slot).collect();
         let rows: Vec<SequenceRows> = (rows.iter().map(|&i| &self.running[i]))
             .map(|Sequence { tokens, pages, .. }| SequenceRows {
@@ -270,7 +312,41 @@ impl Scheduler {
                 logits: LogitRows::Last,
             })
             .collect();
-        Some(Step { batch: Batch { sampled_rows, state_slots, ..Batch::new(&rows) }, sequences })
+        let batch = Batch { sampled_rows, state_slots, ..Batch::new(&rows) };
+        Some(Step { batch, sequences, loads: Vec::new(), saves })
+    }
+
+    /// Where the states of running sequences are copied to once so many of their tokens are taken in; the one that was made last while a
+    /// sequence generates is no longer needed then.
+    fn places_for(&mut self, ends: &[(usize, usize)]) -> Vec<Option<u32>> {
+        let Self { checkpoints: Some(checkpoints), running, .. } = self else {
+            return vec![None; ends.len()];
+        };
+        let mut place = |&(i, end): &(usize, usize)| {
+            let sequence = &mut running[i];
+            if !sequence.is_checkpoint(end) {
+                return None;
+            }
+            if let Some(place) = sequence.newest.take().and_then(|before| checkpoints.find(before)) {
+                checkpoints.release(place);
+            }
+            checkpoints.take()
+        };
+        ends.iter().map(&mut place).collect()
+    }
+
+    fn copies_of(&self, rows: &[usize], places: &[Option<u32>]) -> Vec<StateCopy> {
+        let copy = |(&i, place): (&usize, &Option<u32>)| {
+            Some(StateCopy { slot: self.running[i].slot, place: (*place)? })
+        };
+        rows.iter().zip(places).filter_map(copy).collect()
+    }
+
+    /// Nothing is in flight any more: copies that were to be made are not.
+    pub fn forget_copies(&mut self) {
+        if let Some(checkpoints) = &mut self.checkpoints {
+            checkpoints.release_pending();
+        }
     }
 
     /// Records that `step` was computed and that `sampled` are the tokens of its sampling sequences, in their order. What it was for
@@ -288,15 +364,31 @@ impl Scheduler {
                     let sequence = &mut self.running[i];
                     let sampled: Vec<u32> = sampled.copied().collect();
                     // What led to no token may be no numbers: it counts as not computed, so that nobody begins with it.
-                    if !sampled.contains(&NO_TOKEN) {
+                    let is_computed = !sampled.contains(&NO_TOKEN);
+                    if is_computed {
                         sequence.num_cached += scheduled.num_rows;
                     }
                     // A step that is in flight may still read pages that this or the end of a sequence gives back, or write
                     // behind their known tokens: the device comes to it before any step that uses them otherwise.
                     sequence.pages.remember(&sequence.tokens[..sequence.num_cached], &mut self.pool);
+                    if let (Some(checkpoints), Some(place)) = (&mut self.checkpoints, scheduled.saved) {
+                        let prefix = sequence.pages.prefix_of(sequence.num_cached).filter(|_| is_computed);
+                        let is_kept = prefix.is_some_and(|prefix| checkpoints.set(place, prefix));
+                        if prefix.is_none() {
+                            checkpoints.release(place);
+                        }
+                        if !scheduled.prefill && is_kept {
+                            sequence.newest = prefix;
+                        }
+                    }
                     sequence.tokens.extend(sampled);
                 }
-                Err(_) => drop(sampled.count()),
+                Err(_) => {
+                    if let (Some(checkpoints), Some(place)) = (&mut self.checkpoints, scheduled.saved) {
+                        checkpoints.release(place);
+                    }
+                    sampled.for_each(drop);
+                }
             }
         }
     }
@@ -333,6 +425,13 @@ impl Scheduler {
         }
     }
 
+    /// Lets every running sequence be computed anew: what layers keep in slots moved on with a step that was not completed.
+    pub fn restart(&mut self) {
+        while !self.running.is_empty() {
+            self.preempt_youngest();
+        }
+    }
+
     /// Moves the oldest waiting sequence to the running ones if there are pages for all its tokens.
     fn admit(&mut self) -> bool {
         let Some(sequence) = self.waiting.front_mut() else { return false };
@@ -344,7 +443,15 @@ impl Scheduler {
         }
         // One token at least is computed, for its logits.
         let known = &sequence.tokens[..sequence.tokens.len() - 1];
-        sequence.num_cached = sequence.pages.reuse(known, &mut self.pool);
+        match &mut self.checkpoints {
+            None => sequence.num_cached = sequence.pages.reuse(known, &mut self.pool),
+            Some(checkpoints) => {
+                let find = |prefix| checkpoints.find(prefix);
+                (sequence.num_cached, sequence.load) =
+                    sequence.pages.reuse_to_checkpoint(known, &mut self.pool, find);
+                sequence.load.into_iter().for_each(|place| checkpoints.touch(place));
+            }
+        }
         let missing = pages_for(sequence.tokens.len()) - sequence.pages.pages().len();
         if self.pool.num_free() < missing + spare {
             sequence.give_up_pages(&mut self.pool);
@@ -361,11 +468,20 @@ impl Scheduler {
     }
 
     /// The batch of the `(index into running, rows)` in `chosen`.
-    fn step(&self, chosen: &[(usize, usize)]) -> Step {
+    fn step(&mut self, chosen: &[(usize, usize)]) -> Step {
+        let begin = |&(i, _): &(usize, usize)| {
+            let sequence = &mut self.running[i];
+            Some(StateCopy { slot: sequence.slot, place: sequence.load.take()? })
+        };
+        let loads = chosen.iter().filter_map(begin).collect();
+        let ends: Vec<_> = chosen.iter().map(|&(i, rows)| (i, self.running[i].num_cached + rows)).collect();
+        let saved = self.places_for(&ends);
+        let indices: Vec<_> = chosen.iter().map(|&(i, _)| i).collect();
+        let saves = self.copies_of(&indices, &saved);
         let mut rows = Vec::with_capacity(chosen.len());
         let mut sequences = Vec::with_capacity(chosen.len());
         let state_slots = chosen.iter().map(|&(i, _)| self.running[i].slot).collect();
-        for &(i, num_rows) in chosen {
+        for (&(i, num_rows), saved) in chosen.iter().zip(saved) {
             let Sequence { id, tokens, num_cached, pages, .. } = &self.running[i];
             let end = num_cached + num_rows;
             let samples = end == tokens.len();
@@ -381,8 +497,9 @@ impl Scheduler {
                 num_rows,
                 prefill: self.running[i].is_prefill(),
                 samples,
+                saved,
             });
         }
-        Step { batch: Batch { state_slots, ..Batch::new(&rows) }, sequences }
+        Step { batch: Batch { state_slots, ..Batch::new(&rows) }, sequences, loads, saves }
     }
 }

@@ -1,6 +1,6 @@
 //! Small models with random weights, for tests, examples and benchmarks: no file is needed to run the engine.
 
-use crate::config::{Config, ExpertSizes};
+use crate::config::{Config, ExpertSizes, LinearSizes};
 use crate::formats::MatrixFormat;
 use crate::gguf::write::Writer;
 use crate::gguf::{GgmlType, Gguf};
@@ -38,6 +38,8 @@ pub struct TinyModel {
     pub fused_qkv: bool,
     /// Of an architecture that has experts; not all have a shared one.
     pub experts: ExpertSizes,
+    /// Of an architecture that has layers of linear attention, which are all but every second.
+    pub linear: LinearSizes,
     /// What `silu(gate) * up` is multiplied with, a power of two: the rows of up are, and the columns of down divided by it, so that the
     /// model computes the same function with values of another size in between. bf16 and f32 lose nothing.
     pub mlp_scale: f32,
@@ -68,6 +70,13 @@ impl Default for TinyModel {
                 num_experts_per_tok: 2,
                 moe_intermediate_size: 64,
                 shared_expert_intermediate_size: 96,
+            },
+            linear: LinearSizes {
+                linear_num_key_heads: 2,
+                linear_num_value_heads: 6,
+                linear_key_head_dim: 32,
+                linear_value_head_dim: 32,
+                linear_conv_kernel_dim: 4,
             },
             mlp_scale: 1.0,
         }
@@ -182,14 +191,26 @@ impl TinyModel {
             .metadata(&key("attention.head_count_kv"), self.num_key_value_heads as u32)
             .metadata(&key("rope.freq_base"), self.rope_theta)
             .metadata(&key(norm_eps_key(self.architecture)), self.rms_norm_eps);
-        if self.architecture.ends_with("moe") {
+        let is_hybrid = ["qwen35", "qwen35moe", "qwen3next"].contains(&self.architecture);
+        if is_hybrid {
+            let sizes = &self.linear;
+            writer
+                .metadata(&key("full_attention_interval"), 2_u32)
+                .metadata(&key("rope.dimension_count"), (self.head_dim / 4) as u32)
+                .metadata(&key("ssm.conv_kernel"), sizes.linear_conv_kernel_dim as u32)
+                .metadata(&key("ssm.state_size"), sizes.linear_key_head_dim as u32)
+                .metadata(&key("ssm.group_count"), sizes.linear_num_key_heads as u32)
+                .metadata(&key("ssm.time_step_rank"), sizes.linear_num_value_heads as u32)
+                .metadata(&key("ssm.inner_size"), sizes.value_size() as u32);
+        }
+        if self.architecture.ends_with("moe") || self.architecture == "qwen3next" {
             let sizes = &self.experts;
             writer
                 .metadata(&key("expert_count"), sizes.num_experts as u32)
                 .metadata(&key("expert_used_count"), sizes.num_experts_per_tok as u32)
                 .metadata(&key("expert_feed_forward_length"), sizes.moe_intermediate_size as u32);
         }
-        if self.architecture == "qwen2moe" {
+        if ["qwen2moe", "qwen35moe", "qwen3next"].contains(&self.architecture) {
             let size = self.experts.shared_expert_intermediate_size as u32;
             writer.metadata(&key("expert_shared_feed_forward_length"), size);
         }
@@ -247,8 +268,12 @@ impl TinyModel {
                 }
                 TensorShape::Vector { len } => {
                     let mean = if name.ends_with("norm.weight") { 1.0 } else { 0.0 };
-                    let data =
-                        values.take(len).flat_map(|value| (mean + 0.1 * value).to_le_bytes()).collect();
+                    let of = |value: f32| match name.ends_with(".ssm_a") {
+                        // Memories from under one token to some hundred.
+                        true => -(2.0 * value - 1.0).exp(),
+                        false => mean + 0.1 * value,
+                    };
+                    let data = values.take(len).flat_map(|value| of(value).to_le_bytes()).collect();
                     writer.tensor(name, &[len as u64], GgmlType::F32, data);
                 }
             }

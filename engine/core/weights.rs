@@ -56,29 +56,25 @@ impl Matrix {
         Ok(Self { rows: count, data, ..self.clone() })
     }
 
-    /// The same with the rows of every head in the order `head`: row `i` of a head is what was its row `head[i]`. Copies the weights.
+    /// Of every head of `size` rows those in `head`, in that order: row `i` of a head is what was its row `head[i]`. Copies the weights.
     ///
     /// # Errors
     /// As [`Matrix::row_bytes`]; [`Error::Model`] if the rows are no such heads; [`Error::Memory`] if there is no room.
     ///
     /// # Panics
     /// If `head` names a row beyond it.
-    pub fn with_head_order(&self, head: &[usize]) -> Result<Self> {
+    pub fn of_heads(&self, size: usize, head: &[usize]) -> Result<Self> {
         let row_bytes = self.row_bytes()?;
-        if head.is_empty() || !self.rows.is_multiple_of(head.len()) {
-            return Err(Error::Model(format!(
-                "{}: {} rows are no heads of {}",
-                self.name,
-                self.rows,
-                head.len()
-            )));
+        if size == 0 || !self.rows.is_multiple_of(size) {
+            return Err(Error::Model(format!("{}: {} rows are no heads of {size}", self.name, self.rows)));
         }
+        let rows = self.rows / size * head.len();
         let mut data = Vec::new();
-        host_memory::reserve(&self.name, &mut data, self.data.len())?;
-        for of_head in self.data.chunks_exact(row_bytes * head.len()) {
+        host_memory::reserve(&self.name, &mut data, rows * row_bytes)?;
+        for of_head in self.data.chunks_exact(row_bytes * size) {
             head.iter().for_each(|row| data.extend_from_slice(&of_head[row * row_bytes..][..row_bytes]));
         }
-        Ok(Self { data: data.into(), ..self.clone() })
+        Ok(Self { rows, data: data.into(), ..self.clone() })
     }
 }
 

@@ -43,9 +43,25 @@ pub(super) struct Case {
     places: usize,
 }
 
-/// The kernels exist for these.
+/// Values of the heads that there are kernels for.
+pub(super) const HEAD_DIMS: [usize; 4] = [32, 64, 128, 256];
+
+/// Any variant but the plain one exists for these alone; [`splits`] for more.
 fn known_head_dim(case: &Case) -> Result<(), &'static str> {
     if matches!(case.head_dim, 64 | 128) { Ok(()) } else { Err("head_dim is neither 64 nor 128") }
+}
+
+/// The plain kernel exists for these.
+fn any_head_dim(case: &Case) -> Result<(), &'static str> {
+    match HEAD_DIMS.contains(&(case.head_dim as usize)) {
+        true => Ok(()),
+        false => Err("head_dim is not 32, 64, 128 or 256"),
+    }
+}
+
+/// Pages and queries fit in shared memory.
+fn splits(case: &Case) -> Result<(), &'static str> {
+    if case.head_dim == 256 && case.dtype != Dtype::F32 { Ok(()) } else { known_head_dim(case) }
 }
 
 /// Tiles of f32 do not fit in shared memory.
@@ -79,7 +95,7 @@ fn decodes_on_tensor_cores(case: &Case) -> Result<(), &'static str> {
 }
 
 variants! { Case, Launch<Case>;
-    "auto" [decode_mma::mma, merged, split, merge, mma32, mma16, prefill::plain]: known_head_dim => launch_auto;
+    "auto" [decode_mma::mma, merged, split, merge, mma32, mma16, prefill::plain]: any_head_dim => launch_auto;
     "mma32" [mma32]: multiplies => |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma32) };
     "mma32p" [mma32p]: multiplies => |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma32p) };
     "mma16" [mma16]: multiplies => |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma16) };
@@ -88,9 +104,9 @@ variants! { Case, Launch<Case>;
         => |device, case| unsafe { launch_merging(device, case, Merging::TensorCores, &case.all_rows()) };
     "merged" [merged]: merges
         => |device, case| unsafe { launch_merging(device, case, Merging::Lanes, &case.all_rows()) };
-    "split" [split, merge]: known_head_dim
+    "split" [split, merge]: splits
         => |device, case| unsafe { launch_split(device, case, &case.all_rows()) };
-    "plain" [prefill::plain]: known_head_dim
+    "plain" [prefill::plain]: any_head_dim
         => |device, case| unsafe { launch_plain(device, case, prefill::plain(), 1) };
 }
 
@@ -121,7 +137,7 @@ impl Case {
 /// Each row by the kernels that suit it: one row, or more, in its sequence.
 ///
 /// # Safety
-/// The case is whole, its `head_dim` known.
+/// The case is whole, its `head_dim` one that there are kernels for.
 unsafe fn launch_auto(device: &Device, case: &Case) -> Result<()> {
     // SAFETY: every row is in one of the two sets; the caller vouches for the case.
     unsafe {
@@ -130,8 +146,10 @@ unsafe fn launch_auto(device: &Device, case: &Case) -> Result<()> {
             launch_merging(device, case, Merging::TensorCores, &rows)?;
         } else if merges(case).is_ok() {
             launch_merging(device, case, Merging::Lanes, &rows)?;
-        } else {
+        } else if splits(case).is_ok() {
             launch_split(device, case, &rows)?;
+        } else {
+            return launch_plain(device, case, prefill::plain(), 1);
         }
         if !case.has_multiple {
             return Ok(());
@@ -387,6 +405,15 @@ mod tests {
         assert!(select(OP, VARIANTS, &case(Dtype::F32, 64), Some("mma32")).is_err());
         assert!(select(OP, VARIANTS, &case(Dtype::F16, 128), Some("mma32")).is_ok());
         let error = select(OP, VARIANTS, &case(Dtype::Bf16, 96), None).err().unwrap();
-        assert!(error.to_string().contains("neither 64 nor 128"), "{error}");
+        assert!(error.to_string().contains("is not 32, 64, 128 or 256"), "{error}");
+        assert_eq!(select(OP, VARIANTS, &case(Dtype::F16, 256), None).unwrap().name, "auto");
+        for (dtype, head_dim, splits) in
+            [(Dtype::F16, 256, true), (Dtype::F32, 256, false), (Dtype::F16, 32, false)]
+        {
+            let case = case(dtype, head_dim);
+            assert_eq!(select(OP, VARIANTS, &case, Some("split")).is_ok(), splits, "{dtype} {head_dim}");
+            assert!(select(OP, VARIANTS, &case, Some("merged")).is_err(), "{dtype} {head_dim}");
+            assert!(select(OP, VARIANTS, &case, Some("plain")).is_ok(), "{dtype} {head_dim}");
+        }
     }
 }

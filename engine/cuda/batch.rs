@@ -16,7 +16,7 @@ use std::rc::Rc;
 /// Arrays begin at multiples of this many u32: 16 bytes.
 const ALIGNMENT: usize = 4;
 /// How many arrays there are, for the room that alignment takes.
-const ARRAYS: usize = 11;
+const ARRAYS: usize = 12;
 /// Pages a sequence that a table has room for at once, as far as the context goes: more than most models are made for.
 const FIRST_BLOCKS: usize = (1 << 16) / PAGE_SIZE;
 
@@ -68,7 +68,7 @@ impl CudaBatch {
         let BatchLimits { max_num_tokens, max_num_sequences, max_num_logits, max_blocks } = self.limits;
         let most = max_num_sequences.saturating_mul(max_blocks);
         let room = entries.max(most.min(2 * self.table_room));
-        let others = 5 * max_num_tokens + 3 * max_num_sequences + 2 + 2 * max_num_logits;
+        let others = 5 * max_num_tokens + 4 * max_num_sequences + 2 + 2 * max_num_logits;
         let capacity = super::tensor::elements(room + others + ARRAYS * ALIGNMENT, 1)?;
         // The old ones go first: memory is planned for one table of the whole context.
         self.table_room = 0;
@@ -99,6 +99,7 @@ impl CudaBatch {
         shape.kv_len = writer.put(&batch.kv_len);
         shape.block_table = writer.put_rows(&batch.block_table, batch.max_blocks, shape.max_blocks);
         shape.logit_rows = writer.put(&batch.logit_rows);
+        shape.state_slots = writer.put(&batch.state_slots);
         if shape.only_logit_rows.num_rows > 0 {
             let alone = batch.only_logit_rows();
             shape.logit_rows_sequence_of_token = writer.put(&alone.sequence_of_token);
@@ -176,6 +177,11 @@ impl CudaBatch {
         self.array(&self.shape.block_table)
     }
 
+    /// `[num_sequences]`
+    pub(super) fn state_slots(&self) -> DevicePtr<u32> {
+        self.array(&self.shape.state_slots)
+    }
+
     /// `[num_logits]`
     pub(super) fn logit_rows(&self) -> DevicePtr<u32> {
         self.array(&self.shape.logit_rows)
@@ -230,7 +236,7 @@ pub(super) fn expect_bound(op: &str, what: &str, bound: usize, limit: usize) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use qernel_core::batch::{SequenceRows, WantedLogits};
+    use qernel_core::batch::{LogitRows, SequenceRows};
 
     const LIMITS: BatchLimits =
         BatchLimits { max_num_tokens: 8, max_num_sequences: 4, max_num_logits: 4, max_blocks: 3 };
@@ -246,7 +252,7 @@ mod tests {
         // A row each of one sequence that has so many pages, and of one that has one.
         let mut upload = |blocks: usize| {
             let row =
-                |position, pages| SequenceRows { tokens: &[9], position, pages, logits: WantedLogits::Last };
+                |position, pages| SequenceRows { tokens: &[9], position, pages, logits: LogitRows::Last };
             let batch = Batch::new(&[row(blocks * PAGE_SIZE - 1, &pages[..blocks]), row(0, &[7])]);
             let moved = on_device.upload(&batch).unwrap();
             let cols = on_device.shape.max_blocks;

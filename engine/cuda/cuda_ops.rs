@@ -1,6 +1,7 @@
 //! [`Ops`] on an NVIDIA GPU: what its operations share. Which file computes what is in [`operations`].
 
 mod direct;
+mod hybrid;
 mod load;
 mod operations;
 mod range;
@@ -13,7 +14,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::memory::{DeviceBuffer, Uploader, Whereabouts};
 use crate::ops::{OpsConfig, Types};
-use crate::tensor::{Activation, KvCache, Tensor};
+use crate::tensor::{Activation, KvCache, States, Tensor};
 use crate::variant::KernelChoice;
 use crate::weight::Weight;
 use crate::{attention, experts, graph, matmul, rope, sample, units};
@@ -94,10 +95,10 @@ impl CudaOps {
                 "{num_key_value_heads} key-value heads do not divide {num_attention_heads} attention heads"
             )));
         }
-        if !matches!(head_dim, 64 | 128) {
+        if !attention::HEAD_DIMS.contains(&head_dim) {
             return Err(Error::Model(format!(
-                "the GPU's attention kernels take heads of 64 or 128 values, this model's have {head_dim}: use \
-                 --device cpu"
+                "the GPU's attention kernels take heads of 32, 64, 128 or 256 values, this model's have {head_dim}: \
+                 use --device cpu"
             )));
         }
         Ok(Self {
@@ -187,5 +188,6 @@ impl Types for CudaOps {
     type Weight = Weight;
     type Vector = DeviceBuffer<f32>;
     type KvCache = KvCache;
+    type States = States;
     type Batch = CudaBatch;
 }

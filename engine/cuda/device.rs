@@ -232,6 +232,21 @@ impl Device {
         Ok(())
     }
 
+    /// Queues copying from one place of the device to another.
+    ///
+    /// # Safety
+    /// Both ranges are allocated and stay so until the copy is over; they do not overlap.
+    pub(super) unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match &self.backend {
+                Backend::Gpu(gpu) => gpu.copy(from, to, bytes)?,
+                Backend::Emulated(emulated) => emulated.copy(from, to, bytes),
+            }
+        }
+        Ok(())
+    }
+
     /// Queues copying to the device.
     ///
     /// # Safety

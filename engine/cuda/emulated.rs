@@ -62,6 +62,17 @@ impl Emulated {
     }
 
     /// # Safety
+    /// Both ranges are allocated.
+    pub(super) unsafe fn copy(&self, from: u64, to: u64, bytes: usize) {
+        let mut copied = vec![0; bytes];
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.emulator.read(from, &mut copied);
+            self.emulator.write(to, &copied);
+        }
+    }
+
+    /// # Safety
     /// The range is allocated.
     pub(super) unsafe fn write(&self, to: u64, from: &[u8]) {
         // SAFETY: the caller's promise.

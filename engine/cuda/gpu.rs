@@ -108,6 +108,14 @@ impl Gpu {
     }
 
     /// # Safety
+    /// Both ranges are allocated and stay so until the copy is over; they do not overlap.
+    pub(super) unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { slice(to, bytes).async_copy_from(&slice(from, bytes), &self.stream) }
+            .doing("copying on the device")
+    }
+
+    /// # Safety
     /// The range is allocated, and stays so, as the bytes do, until the copy is over.
     pub(super) unsafe fn write(&self, to: u64, from: &[u8]) -> Result<()> {
         // SAFETY: the caller's promise.

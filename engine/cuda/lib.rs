@@ -14,10 +14,12 @@ mod attention;
 mod batch;
 mod bias_gelu;
 mod bias_rope_kv;
+mod causal_conv;
 mod convert;
 mod cublas;
 mod cuda_ops;
 mod decode;
+mod delta_rule;
 mod device;
 mod device_info;
 mod driver;
@@ -28,6 +30,7 @@ mod experts_in;
 mod experts_out;
 mod fused;
 mod gate_rows;
+mod gated_norm;
 mod gather_rows;
 mod gpu;
 mod graph;
@@ -46,6 +49,7 @@ mod rope;
 mod route;
 mod row_norms;
 mod sample;
+mod sigmoid_mul;
 mod silu_mul;
 mod sort_experts;
 mod tensor;
@@ -70,7 +74,7 @@ pub use matmul::preferred_matmul;
 pub use memory::{DeviceBuffer, PinnedBuffer, Plain, Uploader};
 pub use read_bandwidth::{Memory, read_bandwidth};
 pub use resources::Resources;
-pub use tensor::{Activation, KvCache, Tensor, encode};
+pub use tensor::{Activation, KvCache, States, Tensor, encode};
 pub use timer::Timer;
 pub use units::unit_cols;
 pub use variant::{
@@ -90,9 +94,10 @@ use qernel_core::batch::BatchLimits;
 macro_rules! for_each_operation {
     ($call:ident) => {
         $call! {
-            add add_bias add_positions argmax attention bias_gelu bias_rope_kv convert decode embed experts_in
-            experts_out gate_rows gather_rows layer_norm matmul matmul_add matmul_blocks norm_gate_up norm_matmul
-            norm_qkv_rope norm_route qk_norm read_bandwidth repack rms_norm route row_norms sample silu_mul sort_experts
+            add add_bias add_positions argmax attention bias_gelu bias_rope_kv causal_conv convert decode delta_rule
+            embed experts_in experts_out gate_rows gated_norm gather_rows layer_norm matmul matmul_add matmul_blocks
+            norm_gate_up norm_matmul norm_qkv_rope norm_route qk_norm read_bandwidth repack rms_norm route row_norms
+            sample sigmoid_mul silu_mul sort_experts
         }
     };
 }
@@ -165,6 +170,7 @@ pub fn split_bytes(config: &Config, limits: &BatchLimits, dtype: Dtype) -> usize
     if precise_dtype(dtype) == dtype {
         return 0;
     }
-    let widest = config.dense_size().max(config.hidden_size);
+    let of_linear = config.linear.map_or(0, |sizes| sizes.value_size());
+    let widest = config.dense_size().max(config.hidden_size).max(of_linear);
     limits.max_num_tokens.max(limits.max_num_logits).saturating_mul(widest).saturating_mul(4)
 }

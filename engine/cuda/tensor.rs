@@ -4,7 +4,7 @@ use super::device::Device;
 use super::memory::DeviceBuffer;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::kv_layout::KvLayout;
+use crate::kv_layout::{KvLayout, SlotLayout};
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -32,6 +32,12 @@ pub struct KvCache {
     k: DeviceBuffer<u8>,
     v: DeviceBuffer<u8>,
     pub(super) layout: KvLayout,
+}
+
+/// What recurrent layers keep of sequences: for each layer `[num_slots, values of a slot]`, f32.
+pub struct States {
+    data: DeviceBuffer<f32>,
+    layout: SlotLayout,
 }
 
 /// `rows * cols`, or an error where that is more than the address space.
@@ -165,6 +171,83 @@ impl Activation {
 
     pub(super) fn ptr_mut(&mut self) -> DevicePtrMut<u8> {
         self.data.ptr_mut()
+    }
+}
+
+impl States {
+    pub(super) fn new(device: &Rc<Device>, layout: &SlotLayout) -> Result<Self> {
+        let slots = elements(layout.num_layers, layout.num_slots)?;
+        let values = elements(slots, layout.bytes / size_of::<f32>())?;
+        Ok(Self { data: DeviceBuffer::zeroed(device, values)?, layout: *layout })
+    }
+
+    /// Values of a slot.
+    pub(super) fn slot_values(&self) -> usize {
+        self.layout.bytes / size_of::<f32>()
+    }
+
+    /// The slots of one layer, to write; each of `values` values, and at least `slots` of them.
+    pub(super) fn layer_mut(
+        &mut self,
+        op: &str,
+        layer: usize,
+        slots: usize,
+        values: usize,
+    ) -> Result<DevicePtrMut<f32>> {
+        let SlotLayout { num_layers, num_slots, .. } = self.layout;
+        if layer >= num_layers || slots > num_slots || values != self.slot_values() {
+            return Err(Error::Request(format!(
+                "{op}: {slots} slots of {values} values in layer {layer}, of {num_layers} layers with {num_slots} slots of {}",
+                self.slot_values()
+            )));
+        }
+        Ok(self.data.ptr_mut().add(layer * num_slots * values))
+    }
+
+    /// Queues making a slot of all layers the same as one of `from`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if one of both does not exist, or they are not of one shape.
+    pub(super) fn copy_from(&mut self, device: &Device, slot: usize, from: &Self, of: usize) -> Result<()> {
+        let SlotLayout { num_layers, num_slots, bytes } = self.layout;
+        let alike = (num_layers, bytes) == (from.layout.num_layers, from.layout.bytes);
+        if !alike || slot >= num_slots || of >= from.layout.num_slots {
+            return Err(Error::Request(format!(
+                "a copy from slot {of} of {:?} to slot {slot} of {:?}",
+                from.layout, self.layout
+            )));
+        }
+        for layer in 0..num_layers {
+            let source = from.data.ptr().add((layer * from.layout.num_slots + of) * self.slot_values());
+            let target = self.data.ptr_mut().add((layer * num_slots + slot) * self.slot_values());
+            // SAFETY: both slots are there and have as many bytes; the buffers are freed behind what is queued.
+            unsafe { device.copy(source.as_raw(), target.as_raw(), bytes)? };
+        }
+        Ok(())
+    }
+
+    /// Sets all values of one layer, `[num_slots, values of a slot]`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if there is no such layer or they are not as many.
+    pub fn write(&mut self, layer: usize, values: &[f32]) -> Result<()> {
+        let of_layer = self.layout.num_slots * self.slot_values();
+        if layer >= self.layout.num_layers || values.len() != of_layer {
+            return Err(Error::Request(format!(
+                "write: {} values for {of_layer} of layer {layer}",
+                values.len()
+            )));
+        }
+        self.data.write(layer * of_layer, values)
+    }
+
+    /// All values of one layer, `[num_slots, values of a slot]`, after everything queued before.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there is no such layer, or an earlier kernel failed.
+    pub fn read(&self, layer: usize) -> Result<Vec<f32>> {
+        let of_layer = self.layout.num_slots * self.slot_values();
+        self.data.read(layer * of_layer, of_layer)
     }
 }
 

@@ -3,7 +3,8 @@
 use crate::batch::{Batch, BatchLimits};
 use crate::cuda::{Device, Timer};
 use crate::error::Result;
-use crate::kv_layout::KvLayout;
+use crate::kv_layout::{KvLayout, SlotLayout};
+use crate::ops::hybrid::{CausalConv, DeltaNet, DeltaRule, Gate, HybridOps};
 use crate::ops::parts::{
     AttentionIn, Experts, Head, LayerNorm, Linear, MlpIn, Norm, QkNorm, RmsNorm, Router,
 };
@@ -143,6 +144,7 @@ impl<O: Ops> Types for TimedOps<O> {
     type Weight = O::Weight;
     type Vector = O::Vector;
     type KvCache = O::KvCache;
+    type States = O::States;
     type Batch = O::Batch;
 }
 
@@ -171,6 +173,29 @@ macro_rules! untimed {
             self.inner.$op($($argument),*)
         }
     )* };
+}
+
+impl<O: Ops> HybridOps for TimedOps<O> {
+    untimed! {
+        new_states(layout: &SlotLayout) -> Result<O::States>;
+        copy_state(from: &O::States, slot: usize, to: &mut O::States, place: usize) -> Result<()>;
+        bound_delta_net(name: &str, part: &DeltaNet<O::Weight, O::Vector>) -> Result<()>;
+    }
+
+    timed! {
+        "causal_conv": causal_conv(
+            batch: &O::Batch, layer: usize, conv: &CausalConv<O::Vector>, x: &O::Tensor, states: &mut O::States,
+            out: &mut O::Tensor
+        );
+        "delta_rule": delta_rule(
+            batch: &O::Batch, layer: usize, rule: &DeltaRule<O::Vector>, mixed: &O::Tensor, qkv: &O::Tensor,
+            states: &mut O::States, out: &mut O::Tensor
+        );
+        "gated_norm": gated_norm(
+            n: usize, x: &O::Tensor, norm: &RmsNorm<O::Vector>, gate: Gate<O::Tensor, O::Weight>, out: &mut O::Activation
+        );
+        "sigmoid_mul": sigmoid_mul(n: usize, gate: &O::Tensor, rows: &mut O::Activation);
+    }
 }
 
 impl<O: Ops> Ops for TimedOps<O> {

@@ -148,7 +148,7 @@ fn plan(
         slot_bytes: model.state.slot_bytes(),
         page_bytes,
         max_model_len,
-        max_num_sequences: options.max_num_sequences,
+        num_slots: options.max_num_sequences.saturating_add(options.checkpoints),
         pool: budget.pool(options, max_model_len, page_bytes),
     };
     let plan = memory_plan::plan(&budget.free, &request)?;

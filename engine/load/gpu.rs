@@ -46,7 +46,8 @@ fn load(
     let (ops_config, layout) = fit_cuda(device, weights, config, options)?;
     let kernels = kernels(device, weights, layout.dtype, options);
     let ops = CudaOps::new(device, &ops_config, layout.dtype, kernels)?;
-    Ok(Box::new(ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?))
+    let runner = ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?;
+    Ok(Box::new(runner.with_checkpoints(options.checkpoints)?))
 }
 
 /// The kernels that `options` ask for, and what the device chooses for this model where they do not say. An emulated device chooses nothing: it is there to

@@ -36,8 +36,8 @@ pub struct MemoryRequest {
     pub page_bytes: usize,
     /// Longest sequence, in tokens.
     pub max_model_len: usize,
-    /// Sequences that may run at once.
-    pub max_num_sequences: usize,
+    /// Slots of that many sequences: of those that may run at once, and copies of them.
+    pub num_slots: usize,
     pub pool: Pool,
 }
 
@@ -48,7 +48,7 @@ pub struct MemoryPlan {
     pub budget: usize,
     pub weights: usize,
     pub workspace: usize,
-    /// Slots of `max_num_sequences` sequences.
+    /// Slots of `num_slots` sequences.
     pub slots: usize,
     /// Pages of the KV cache, as [`Pool`] says.
     pub num_pages: usize,
@@ -78,9 +78,9 @@ pub fn plan(free: &Free, request: &MemoryRequest) -> Result<MemoryPlan> {
             "the fraction of memory to use must be above 0 and at most 1, not {fraction}"
         )));
     }
-    let &MemoryRequest { weights, workspace, slot_bytes, page_bytes, max_model_len, max_num_sequences, pool } =
+    let &MemoryRequest { weights, workspace, slot_bytes, page_bytes, max_model_len, num_slots, pool } =
         request;
-    let slots = slot_bytes.saturating_mul(max_num_sequences);
+    let slots = slot_bytes.saturating_mul(num_slots);
     let budget = (free_bytes as f64 * fraction) as usize;
     let fixed = weights.saturating_add(workspace).saturating_add(slots);
     let left = budget.saturating_sub(fixed);
@@ -160,7 +160,7 @@ mod tests {
         slot_bytes: 0,
         page_bytes: 10,
         max_model_len: 4 * PAGE_SIZE,
-        max_num_sequences: 3,
+        num_slots: 3,
         pool: Pool::Pages { pages: 12, most: usize::MAX },
     };
 

@@ -175,6 +175,9 @@ pub enum KvCacheSize {
     Bytes(usize),
 }
 
+/// Copies of states that are kept where nobody asks for more or fewer: two for each of eight conversations.
+pub const CHECKPOINTS: usize = 16;
+
 /// How large batches and contexts may be, and what they are computed with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunnerOptions {
@@ -192,6 +195,8 @@ pub struct RunnerOptions {
     pub max_num_tokens: Option<usize>,
     /// Sequences of a step.
     pub max_num_sequences: usize,
+    /// Copies of the states of recurrent layers that are kept, so that later prompts go on from there; of models that have such layers.
+    pub checkpoints: usize,
     /// Logit rows of a step, where that is more than `max_num_sequences`.
     pub max_num_logits: usize,
     /// Share of the free memory to use, above 0 and at most 1.
@@ -222,6 +227,7 @@ impl Default for RunnerOptions {
             max_num_tokens: None,
             max_num_sequences: 1,
             max_num_logits: 1,
+            checkpoints: CHECKPOINTS,
             memory_fraction: 0.9,
             #[cfg(feature = "cuda")]
             kernels: qernel_cuda::KernelChoice::default(),
@@ -278,7 +284,8 @@ pub fn open_runner(
     }
     let (ops_config, layout) = fit_cpu(config, options)?;
     let ops = CpuOps::new(&ops_config)?;
-    Ok(Box::new(ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?))
+    let runner = ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?;
+    Ok(Box::new(runner.with_checkpoints(options.checkpoints)?))
 }
 
 #[cfg(test)]

@@ -175,8 +175,103 @@ impl Group<4> for f32 {
     }
 }
 
+/// Eight words of neighbouring elements.
+#[device]
+#[derive(Clone, Copy)]
+#[repr(C, align(16))]
+pub struct Octet([u32; 8]);
+
+// SAFETY: eight integers without padding.
+#[device]
+unsafe impl Bits for Octet {}
+
+#[device]
+impl Group<1> for f32 {
+    type Word = u32;
+
+    #[inline(always)]
+    fn split(word: u32) -> [f32; 1] {
+        [f32::from_bits(word)]
+    }
+
+    #[inline(always)]
+    fn join([value]: [f32; 1]) -> u32 {
+        value.to_bits()
+    }
+}
+
+/// In two accesses of 16 bytes.
+#[device]
+impl Group<8> for f32 {
+    type Word = Octet;
+
+    #[inline(always)]
+    fn split(word: Octet) -> [f32; 8] {
+        let mut values = [0.0; 8];
+        crate::grid::repeat(8, |i| values[i] = f32::from_bits(word.0[i]));
+        values
+    }
+
+    #[inline(always)]
+    fn join(values: [f32; 8]) -> Octet {
+        let mut words = [0; 8];
+        crate::grid::repeat(8, |i| words[i] = values[i].to_bits());
+        Octet(words)
+    }
+
+    #[inline(always)]
+    unsafe fn load_group(pointer: *const f32) -> [f32; 8] {
+        // SAFETY: the caller's promise.
+        let [low, high]: [[f32; 4]; 2] =
+            unsafe { [f32::load_group(pointer), f32::load_group(pointer.add(4))] };
+        [low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]]
+    }
+
+    #[inline(always)]
+    unsafe fn store_group(pointer: *mut f32, [a, b, c, d, e, f, g, h]: [f32; 8]) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            f32::store_group(pointer, [a, b, c, d]);
+            f32::store_group(pointer.add(4), [e, f, g, h]);
+        }
+    }
+}
+
 macro_rules! half_groups {
     ($($t:ident),*) => { $(
+        #[device]
+        impl Group<1> for $t {
+            type Word = u16;
+
+            #[inline(always)]
+            fn split(word: u16) -> [f32; 1] {
+                [Self::unpack2(u32::from(word)).0]
+            }
+
+            #[inline(always)]
+            fn join([value]: [f32; 1]) -> u16 {
+                Self::pack2(value, 0.0) as u16
+            }
+        }
+
+        #[device]
+        impl Group<8> for $t {
+            type Word = Quad;
+
+            #[inline(always)]
+            fn split(word: Quad) -> [f32; 8] {
+                let [a, b, c, d] = word.0;
+                let ((a, b), (c, d), (e, f), (g, h)) =
+                    (Self::unpack2(a), Self::unpack2(b), Self::unpack2(c), Self::unpack2(d));
+                [a, b, c, d, e, f, g, h]
+            }
+
+            #[inline(always)]
+            fn join([a, b, c, d, e, f, g, h]: [f32; 8]) -> Quad {
+                Quad([Self::pack2(a, b), Self::pack2(c, d), Self::pack2(e, f), Self::pack2(g, h)])
+            }
+        }
+
         #[device]
         impl Group<2> for $t {
             type Word = u32;

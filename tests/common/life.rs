@@ -51,7 +51,9 @@ pub fn engine<O: Ops + 'static>(
     let ops_config = OpsConfig::new(&config, MAX_MODEL_LEN, limits);
     let layout = kv_layout(&config, dtype, capacity.num_pages).unwrap();
     let runner: Box<dyn Runner> = Box::new(
-        ModelRunner::new(ops(&ops_config), &weights, &config, &ops_config, layout, &mut |_, _| ()).unwrap(),
+        ModelRunner::new(ops(&ops_config), &weights, &config, &ops_config, layout, &mut |_, _| ())
+            .and_then(|runner| runner.with_checkpoints(3))
+            .unwrap(),
     );
     Engine::new(runner, None, EngineConfig::default()).unwrap()
 }

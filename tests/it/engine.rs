@@ -10,15 +10,30 @@ use qernel::engine::{Engine, Event};
 use qernel::testing::TinyModel;
 
 fn on_cpu(capacity: crate::life::Capacity) -> Engine {
-    engine(&TinyModel::default(), Dtype::F32, capacity, |config| CpuOps::new(config).unwrap())
+    of("qwen2", capacity)
+}
+
+fn of(architecture: &'static str, capacity: crate::life::Capacity) -> Engine {
+    let model = TinyModel { architecture, ..TinyModel::default() };
+    engine(&model, Dtype::F32, capacity, |config| CpuOps::new(config).unwrap())
 }
 
 #[test]
 fn a_crowd_gets_what_each_gets_alone() {
-    let life = crowd(&mut on_cpu(CROWDED));
+    a_crowd_of_a_model("qwen2");
+}
+
+/// Joining, leaving, being cancelled and crowded out, with states in slots.
+#[test]
+fn a_crowd_of_a_hybrid_gets_what_each_gets_alone() {
+    a_crowd_of_a_model("qwen3next");
+}
+
+fn a_crowd_of_a_model(architecture: &'static str) {
+    let life = crowd(&mut of(architecture, CROWDED));
     assert_crowded(&life);
     for (i, (request, answer)) in crowd_requests().into_iter().zip(life.answers.values()).enumerate() {
-        let mut engine = on_cpu(ROOMY);
+        let mut engine = of(architecture, ROOMY);
         engine.submit(request).unwrap();
         let mut tokens = Vec::new();
         let mut logprobs = Vec::new();

@@ -9,7 +9,8 @@ use qernel::dtype::Dtype;
 use qernel::error::Error;
 use qernel::formats::MatrixFormat;
 use qernel::gguf::{GgmlType, Gguf};
-use qernel::kv_layout::{KvLayout, pages_for};
+use qernel::kv_layout::pages_for;
+use qernel::load::kv_layout;
 use qernel::model::{ModelRunner, Runner};
 use qernel::ops::OpsConfig;
 use qernel::sampler::{SamplingParams, SamplingRow};
@@ -135,6 +136,31 @@ fn goldens() -> Vec<Golden> {
             file: "qwen3moe_heads4_kv2_dim64_hidden192_q8_0_untied.npy",
             greedy: [91, 40, 74, 131],
         },
+        // Hybrids: every second layer is of linear attention, with three heads of V for each of K.
+        Golden {
+            model: TinyModel { architecture: "qwen35", ..tiny(22, Dtype::F16, 4, 2, 64, 4) },
+            file: "qwen35_heads4_kv2_dim64_f16_tied.npy",
+            greedy: [82, 82, 18, 198],
+        },
+        // The router's choice is clear by 0.018.
+        Golden {
+            model: TinyModel { architecture: "qwen35moe", ..tiny(25, Dtype::F16, 4, 2, 64, 2) },
+            file: "qwen35moe_heads4_kv2_dim64_f16_tied.npy",
+            greedy: [52, 280, 115, 255],
+        },
+        // By 0.010.
+        Golden {
+            model: TinyModel {
+                architecture: "qwen3next",
+                format: MatrixFormat::Q8_0,
+                hidden_size: 192,
+                intermediate_size: 288,
+                tie_word_embeddings: false,
+                ..tiny(24, Dtype::F16, 4, 2, 64, 2)
+            },
+            file: "qwen3next_heads4_kv2_dim64_hidden192_q8_0_untied.npy",
+            greedy: [212, 150, 197, 138],
+        },
     ]
 }
 
@@ -153,13 +179,7 @@ fn runner_of(config: &Config, weights: &Weights, isa: Isa, kv: Dtype) -> ModelRu
         max_blocks: pages_for(MAX_MODEL_LEN),
     };
     let ops_config = OpsConfig::new(config, MAX_MODEL_LEN, limits);
-    let layout = KvLayout {
-        dtype: kv,
-        num_layers: config.num_hidden_layers,
-        num_pages: NUM_PAGES,
-        num_key_value_heads: config.num_key_value_heads,
-        head_dim: config.head_dim,
-    };
+    let layout = kv_layout(config, kv, NUM_PAGES).unwrap();
     let ops = CpuOps::with_isa(&ops_config, isa).unwrap();
     let mut progress = (0, 0);
     let mut report = |loaded, total| progress = (loaded, total);

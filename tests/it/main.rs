@@ -17,6 +17,7 @@ mod fuzz;
 #[path = "../common/golden_formats.rs"]
 mod golden_formats;
 mod haiku;
+mod hybrids;
 mod lab;
 mod lab_tools;
 mod library;

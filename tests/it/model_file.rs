@@ -52,6 +52,9 @@ fn the_config_is_what_was_written() {
             attention_bias,
             fused_qkv: false,
             experts: None,
+            linear: None,
+            linear_layers: Vec::new(),
+            num_nextn_predict_layers: 0,
         };
         assert_eq!(config(&model.writer()).unwrap(), expected);
         assert_eq!((expected.q_size(), expected.kv_size()), (32, 16));
@@ -124,7 +127,7 @@ fn values_that_no_decoder_has_are_refused() {
 #[test]
 fn what_is_not_implemented_is_refused_by_name() {
     let with = |writer: &mut Writer| config(writer);
-    assert_message(with(model().writer().set_metadata("general.architecture", "qwen3next")), "`qwen3next`");
+    assert_message(with(model().writer().set_metadata("general.architecture", "qwen4exp")), "`qwen4exp`");
     for scaling in ["yarn", "longrope", "something"] {
         let result = with(model().writer().metadata("qwen2.rope.scaling.type", scaling));
         assert_message(result, &format!("RoPE scaling `{scaling}`"));

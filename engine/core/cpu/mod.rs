@@ -9,12 +9,16 @@ pub mod add_positions;
 pub mod attention;
 pub mod bias_gelu;
 pub mod bias_rope_kv;
+pub mod causal_conv;
+pub mod delta_rule;
 pub mod embed;
 mod experts;
 mod experts_in;
 mod experts_out;
 pub mod gate_rows;
+pub mod gated_norm;
 pub mod gather_rows;
+mod hybrid;
 pub mod kv;
 pub mod layer_norm;
 pub mod matmul;
@@ -23,8 +27,10 @@ mod read_bandwidth;
 pub mod rms_norm;
 pub mod route;
 pub mod sample;
+pub mod sigmoid_mul;
 pub mod silu_mul;
 pub mod simd;
+pub mod states;
 pub mod tensor;
 
 use crate::batch::{Batch, BatchLimits};
@@ -103,6 +109,7 @@ impl Types for CpuOps {
     type Weight = Weight;
     type Vector = Vec<f32>;
     type KvCache = KvCache;
+    type States = states::States;
     type Batch = Batch;
 }
 

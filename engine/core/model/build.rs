@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::kv_layout::{LayerState, StateLayout};
 use crate::ops::parts::{LayerNorm, Norm, QkNorm, RmsNorm};
 use crate::ops::{Ops, Stacked, Types};
-use crate::weights::{Group, TensorShape, TensorSpec, Weights};
+use crate::weights::{Group, Matrix, TensorShape, TensorSpec, Weights};
 
 /// A matrix that is multiplied with others at once.
 #[derive(Clone, Debug)]
@@ -20,8 +20,24 @@ pub struct Projection<'a> {
     pub name: String,
     /// `out_features`
     pub rows: usize,
-    /// The order in which a head's rows are wanted, [`crate::rope::head_order`].
-    pub head_order: Option<&'a [usize]>,
+    /// Which rows are wanted; `None` for all of the tensor, as they stand there.
+    pub heads: Option<HeadRows<'a>>,
+}
+
+/// Which rows of every head of a tensor are wanted, and in what order.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadRows<'a> {
+    /// Rows of a head in the file.
+    pub size: usize,
+    /// Those that are wanted: all of them in another order ([`crate::rope::head_order`]), or some.
+    pub order: &'a [usize],
+}
+
+impl Projection<'_> {
+    /// Rows of the tensor.
+    fn rows_in_file(&self) -> usize {
+        self.heads.map_or(self.rows, |heads| self.rows / heads.order.len().max(1) * heads.size)
+    }
 }
 
 /// What norms the rows of the residual stream.
@@ -109,6 +125,12 @@ pub trait Build<T: Types> {
     /// # Errors
     /// What the device says; likewise below.
     fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<T::Weight>;
+
+    /// Some rows of a matrix of `cols` columns, of which others may be asked for too.
+    ///
+    /// # Errors
+    /// As [`Build::matrix`].
+    fn projection(&mut self, projection: &Projection, cols: usize) -> Result<T::Weight>;
 
     /// Matrices of `cols` columns that are multiplied with the same inputs; in the file they are one tensor, one below the other,
     /// where `fused` names it. Of the rows of all, one below the other, a row and the one that is `apart` rows on are used together.
@@ -219,6 +241,7 @@ impl Types for Nothing {
     type Weight = ();
     type Vector = ();
     type KvCache = ();
+    type States = ();
     type Batch = ();
 }
 
@@ -233,8 +256,11 @@ pub fn plan(config: &Config) -> Result<Plan> {
 }
 
 impl Plan {
+    /// Adds a tensor, once.
     fn tensor_spec(&mut self, name: &str, shape: TensorShape, group: Group) {
-        self.tensors.push(TensorSpec { name: name.to_owned(), shape, group });
+        if !self.tensors.iter().any(|spec| spec.name == name) {
+            self.tensors.push(TensorSpec { name: name.to_owned(), shape, group });
+        }
     }
 }
 
@@ -242,6 +268,10 @@ impl Build<Nothing> for Plan {
     fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<()> {
         self.tensor_spec(name, TensorShape::Matrix { rows, cols }, Group::Always);
         Ok(())
+    }
+
+    fn projection(&mut self, projection: &Projection, cols: usize) -> Result<()> {
+        self.matrix(&projection.name, projection.rows_in_file(), cols)
     }
 
     fn stacked(
@@ -253,7 +283,7 @@ impl Build<Nothing> for Plan {
     ) -> Result<Stacked<()>> {
         match fused {
             Some(name) => self.matrix(name, projections.iter().map(|part| part.rows).sum(), cols)?,
-            None => projections.iter().try_for_each(|part| self.matrix(&part.name, part.rows, cols))?,
+            None => projections.iter().try_for_each(|part| self.projection(part, cols))?,
         }
         Ok(Stacked { whole: (), matrices: vec![(); projections.len()] })
     }
@@ -352,6 +382,15 @@ impl<'a, O: Ops> Load<'a, O> {
         (self.progress)(self.loaded, self.total);
     }
 
+    /// The rows of `matrix` that `projection` wants.
+    fn wanted_rows(matrix: &Matrix, projection: &Projection) -> Result<Matrix> {
+        let HeadRows { size, order } = match projection.heads {
+            Some(heads) => heads,
+            None => return Ok(matrix.clone()),
+        };
+        matrix.of_heads(size, order)
+    }
+
     fn load_vector(&mut self, values: &[f32], order: Option<&[usize]>) -> Result<O::Vector> {
         let vector = match order {
             None => self.ops.load_vector(values)?,
@@ -375,6 +414,14 @@ impl<O: Ops> Build<O> for Load<'_, O> {
         Ok(weight)
     }
 
+    fn projection(&mut self, projection: &Projection, _cols: usize) -> Result<O::Weight> {
+        let weights = self.weights;
+        let matrix = Self::wanted_rows(weights.matrix(&projection.name)?, projection)?;
+        let weight = self.ops.load_matrix(&matrix)?;
+        self.advance(matrix.data.len());
+        Ok(weight)
+    }
+
     fn stacked(
         &mut self,
         projections: &[Projection],
@@ -390,7 +437,7 @@ impl<O: Ops> Build<O> for Load<'_, O> {
                 Some(name) => weights.matrix(name)?.row_range(first, projection.rows)?,
             };
             first += projection.rows;
-            projection.head_order.map_or(Ok(matrix.clone()), |order| matrix.with_head_order(order))
+            Self::wanted_rows(&matrix, projection)
         };
         let matrices = projections.iter().map(&mut ordered).collect::<Result<Vec<_>>>()?;
         let stacked = self.ops.load_stacked(&matrices, apart)?;
@@ -439,13 +486,14 @@ impl<O: Ops> Build<O> for Load<'_, O> {
         let weights = self.weights;
         let mut biases = [const { None }; N];
         let mut first = 0;
-        for (bias, Projection { name, rows, head_order }) in biases.iter_mut().zip(of) {
+        for (bias, Projection { name, rows, heads }) in biases.iter_mut().zip(of) {
             let values = match fused {
                 None => weights.vector(&name),
                 Some(name) => weights.vector(name).and_then(|all| all.get(first..first + rows)),
             };
             first += rows;
-            *bias = values.map(|values| self.load_vector(values, head_order)).transpose()?;
+            *bias =
+                values.map(|values| self.load_vector(values, heads.map(|heads| heads.order))).transpose()?;
         }
         Ok(biases)
     }

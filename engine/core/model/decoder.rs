@@ -2,10 +2,12 @@
 //! file says which parts its layers have; the forward pass, one flat list of operations for prefill, decode and everything
 //! between, is here.
 
-use super::build::{BufferKind::*, BufferRows::*, Build, NormKind, Projection};
+use super::build::{BufferKind::*, BufferRows::*, Build, HeadRows, NormKind, Projection};
+use super::delta_net::{self, Recurrent};
 use crate::config::{Config, ExpertSizes};
 use crate::error::Result;
 use crate::kv_layout::LayerState;
+use crate::ops::hybrid::{ValueHeads, delta_net};
 use crate::ops::parts::{
     self, AttentionIn, ExpertScratch, Experts, Head, Linear, Mlp, MlpIn, MlpScratch, Norm, Router, Scratch,
     SharedExpert, Up,
@@ -29,12 +31,23 @@ pub struct Decoder<T: Types> {
 
 /// One layer.
 pub struct Layer<T: Types> {
-    /// Which it is of those with pages.
-    pub pages: usize,
-    pub attention_in: AttentionIn<T::Weight, T::Vector>,
+    mixer: Mixer<T>,
+    mlp: Mlp<T::Weight, T::Vector>,
+}
+
+/// What makes a row look at those before it.
+enum Mixer<T: Types> {
+    Attention(Attention<T>),
+    Recurrent(Recurrent<T>),
+}
+
+/// Attention over pages.
+struct Attention<T: Types> {
+    /// Which it is of the layers with pages.
+    pages: usize,
+    input: AttentionIn<T::Weight, T::Vector>,
     /// `[hidden_size, num_attention_heads * head_dim]`
-    pub o_proj: Linear<T::Weight, T::Vector>,
-    pub mlp: Mlp<T::Weight, T::Vector>,
+    o_proj: Linear<T::Weight, T::Vector>,
 }
 
 /// What a step writes besides the KV cache.
@@ -47,6 +60,8 @@ struct Buffers<T: Types> {
     last: T::Tensor,
     /// Their queries.
     last_q: T::Tensor,
+    /// What their attention is gated by; `None` where it is not.
+    last_gate: Option<T::Tensor>,
     last_normed: T::Activation,
     logits: T::Tensor,
     scratch: Scratch<T>,
@@ -69,6 +84,12 @@ pub struct Features {
     pub has_biases: bool,
     /// Each position has a vector that is added to the embedding.
     pub has_positions: bool,
+    /// Attention's output is multiplied with a sigmoid, whose rows stand behind those of each head of Q.
+    pub has_attention_gate: bool,
+    /// Of layers of linear attention.
+    pub value_heads: ValueHeads,
+    /// What the norm before the MLP is called.
+    pub mlp_norm: &'static str,
 }
 
 impl Features {
@@ -81,6 +102,18 @@ impl Features {
         renormalise: false,
         has_biases: false,
         has_positions: false,
+        has_attention_gate: false,
+        value_heads: ValueHeads::Tiled,
+        mlp_norm: "ffn_norm",
+    };
+
+    /// Those of hybrids.
+    pub const HYBRID: Self = Self {
+        qk_norm: true,
+        renormalise: true,
+        has_attention_gate: true,
+        mlp_norm: "post_attention_norm",
+        ..Self::USUAL
     };
 }
 
@@ -100,7 +133,7 @@ impl<T: Types> Decoder<T> {
                 false => None,
             },
             layers: (0..num_hidden_layers)
-                .map(|i| Layer::build(b, config, features, &format!("blk.{i}")))
+                .map(|i| Layer::build(b, config, features, i))
                 .collect::<Result<_>>()?,
             norm: b.norm(features.norm, "output_norm", hidden_size, rms_norm_eps)?,
             lm_head: match config.tie_word_embeddings {
@@ -113,30 +146,60 @@ impl<T: Types> Decoder<T> {
 }
 
 impl<T: Types> Layer<T> {
+    fn build<B: Build<T>>(b: &mut B, config: &Config, features: &Features, i: usize) -> Result<Self> {
+        let layer = &format!("blk.{i}");
+        Ok(Self {
+            mixer: match &config.linear {
+                Some(sizes) if config.linear_layers.contains(&i) => {
+                    Mixer::Recurrent(Recurrent::build(b, config, sizes, features.value_heads, layer)?)
+                }
+                _ => Mixer::Attention(Attention::build(b, config, features, layer)?),
+            },
+            mlp: match &config.experts {
+                None => dense(b, config, features, layer)?,
+                Some(sizes) => experts(b, config, sizes, features, layer)?,
+            },
+        })
+    }
+}
+
+impl<T: Types> Attention<T> {
     fn build<B: Build<T>>(b: &mut B, config: &Config, features: &Features, layer: &str) -> Result<Self> {
         let &Config { hidden_size, head_dim, rms_norm_eps: eps, .. } = config;
         let order = head_order(features.pairs, config.rotation.dim, head_dim);
         let order = order.as_deref();
-        let projection = |kind: &str, name: &str, rows, head_order| Projection {
+        let ordered = |size, order: Option<_>| order.map(|order| HeadRows { size, order });
+        let projection = |kind: &str, name: &str, rows, heads| Projection {
             name: format!("{layer}.{name}.{kind}"),
             rows,
-            head_order,
+            heads,
+        };
+        // Of each head Q's rows, then its gate's.
+        let (of_q, of_gate): (Vec<_>, Vec<_>) = ((0..head_dim).collect(), (head_dim..2 * head_dim).collect());
+        let q_heads = match features.has_attention_gate {
+            true => ordered(2 * head_dim, Some(order.unwrap_or(&of_q))),
+            false => ordered(head_dim, order),
         };
         let qkv = |kind: &str| {
             [
-                projection(kind, "attn_q", config.q_size(), order),
-                projection(kind, "attn_k", config.kv_size(), order),
+                projection(kind, "attn_q", config.q_size(), q_heads),
+                projection(kind, "attn_k", config.kv_size(), ordered(head_dim, order)),
                 projection(kind, "attn_v", config.kv_size(), None),
             ]
         };
+        let gate = projection("weight", "attn_q", config.q_size(), ordered(2 * head_dim, Some(&of_gate)));
         let fused = |kind: &str| config.fused_qkv.then(|| format!("{layer}.attn_qkv.{kind}"));
         let &Config { num_key_value_heads, .. } = config;
         Ok(Self {
             pages: b.state(LayerState::Pages { num_key_value_heads, head_dim }),
-            attention_in: AttentionIn {
+            input: AttentionIn {
                 norm: b.norm(features.norm, &format!("{layer}.attn_norm"), hidden_size, eps)?,
                 qkv: b.stacked(&qkv("weight"), hidden_size, head_dim / 2, fused("weight").as_deref())?,
-                bias: b.biases(qkv("bias"), fused("bias").as_deref())?,
+                bias: match features.has_attention_gate {
+                    // Nobody has both, and a bias would have the gate's rows too.
+                    true => [const { None }; 3],
+                    false => b.biases(qkv("bias"), fused("bias").as_deref())?,
+                },
                 qk_norm: match features.qk_norm {
                     true => {
                         let names = ["q", "k"].map(|of| format!("{layer}.attn_{of}_norm.weight"));
@@ -144,12 +207,12 @@ impl<T: Types> Layer<T> {
                     }
                     false => None,
                 },
+                gate: match features.has_attention_gate {
+                    true => Some(b.projection(&gate, hidden_size)?),
+                    false => None,
+                },
             },
             o_proj: linear(b, features, &format!("{layer}.attn_output"), hidden_size, config.q_size())?,
-            mlp: match &config.experts {
-                None => dense(b, config, features, layer)?,
-                Some(sizes) => experts(b, config, sizes, features, layer)?,
-            },
         })
     }
 }
@@ -164,7 +227,12 @@ fn dense<T: Types, B: Build<T>>(
     let &Config { hidden_size, intermediate_size, rms_norm_eps, .. } = config;
     Ok(Mlp::Dense {
         input: MlpIn {
-            norm: b.norm(features.norm, &format!("{layer}.ffn_norm"), hidden_size, rms_norm_eps)?,
+            norm: b.norm(
+                features.norm,
+                &format!("{layer}.{}", features.mlp_norm),
+                hidden_size,
+                rms_norm_eps,
+            )?,
             up: match features.is_gated {
                 true => Up::Gated(gate_up(b, config, layer, "", intermediate_size)?),
                 false => Up::Plain(linear(
@@ -189,7 +257,7 @@ fn gate_up<T: Types, B: Build<T>>(
     rows: usize,
 ) -> Result<Stacked<T::Weight>> {
     let projection =
-        |name: &str| Projection { name: format!("{layer}.{name}{suffix}.weight"), rows, head_order: None };
+        |name: &str| Projection { name: format!("{layer}.{name}{suffix}.weight"), rows, heads: None };
     b.stacked(&["ffn_gate", "ffn_up"].map(projection), config.hidden_size, rows, None)
 }
 
@@ -205,7 +273,7 @@ fn experts<T: Types, B: Build<T>>(
     let &ExpertSizes { num_experts, num_experts_per_tok, moe_intermediate_size, .. } = sizes;
     let shared_size = sizes.shared_expert_intermediate_size;
     let name = |name: &str| format!("{layer}.{name}.weight");
-    let norm = b.norm(features.norm, &format!("{layer}.ffn_norm"), hidden_size, rms_norm_eps)?;
+    let norm = b.norm(features.norm, &format!("{layer}.{}", features.mlp_norm), hidden_size, rms_norm_eps)?;
     let router = Router {
         weight: b.table(&name("ffn_gate_inp"), num_experts, hidden_size)?,
         num_experts,
@@ -260,6 +328,10 @@ impl<T: Types> Buffers<T> {
             attended: b.activation(Tokens, q_size, Activation)?,
             last: b.tensor(Logits, hidden_size)?,
             last_q: b.tensor(Logits, q_size)?,
+            last_gate: match features.has_attention_gate {
+                true => Some(b.tensor(Logits, q_size)?),
+                false => None,
+            },
             last_normed: b.activation(Logits, hidden_size, Precise)?,
             logits: b.tensor(Logits, vocab_size)?,
             scratch: Scratch {
@@ -281,6 +353,14 @@ impl<T: Types> Buffers<T> {
                         })
                     }
                 },
+                gate: match features.has_attention_gate {
+                    true => Some(b.tensor(Tokens, q_size)?),
+                    false => None,
+                },
+                delta: match &config.linear {
+                    Some(sizes) => Some(delta_net::scratch(b, sizes)?),
+                    None => None,
+                },
             },
         })
     }
@@ -298,7 +378,10 @@ impl<O: Ops> Decoder<O> {
     /// [`crate::Error::Range`] if the device has no room for its numbers.
     pub fn bound(&self, ops: &mut O) -> Result<()> {
         for (i, layer) in self.layers.iter().enumerate() {
-            ops.bound_attention(&format!("blk.{i}"), &layer.attention_in)?;
+            match &layer.mixer {
+                Mixer::Attention(attention) => ops.bound_attention(&format!("blk.{i}"), &attention.input)?,
+                Mixer::Recurrent(layer) => ops.bound_delta_net(&format!("blk.{i}"), &layer.part)?,
+            }
             match &layer.mlp {
                 Mlp::Dense { input, .. } => ops.bound_mlp(&format!("blk.{i}"), input)?,
                 Mlp::Experts(part) => ops.bound_experts(&format!("blk.{i}"), part)?,
@@ -307,20 +390,21 @@ impl<O: Ops> Decoder<O> {
         ops.bound_norm("output_norm", &self.norm)
     }
 
-    /// Computes the rows `all` of a batch, writes their K and V to `cache`, and leaves the logits of the rows `logit_rows` of them in
-    /// [`Decoder::logits`].
+    /// Computes the rows `all` of a batch, writes their K and V to `cache` and what recurrent layers keep to `states`, and leaves the
+    /// logits of the rows `logit_rows` of them in [`Decoder::logits`].
     ///
     /// # Errors
-    /// Whatever the device says; the contents of `cache` in the slots of this batch are then undefined.
+    /// Whatever the device says; what `cache` and `states` have of the sequences of this batch is then undefined.
     pub fn forward(
         &mut self,
         ops: &mut O,
         all: Rows<O::Batch>,
         logit_rows: Rows<O::Batch>,
         cache: &mut O::KvCache,
+        states: &mut O::States,
     ) -> Result<()> {
         let Self { embed_tokens, embed_positions, layers, norm, lm_head, buffers } = self;
-        let Buffers { x, q, attended, last, last_q, last_normed, logits, scratch } = buffers;
+        let Buffers { x, q, attended, last, last_q, last_gate, last_normed, logits, scratch } = buffers;
         let batch = all.batch;
         let some = logit_rows.n < all.n;
 
@@ -329,23 +413,41 @@ impl<O: Ops> Decoder<O> {
             ops.add_positions(batch, table, x)?;
         }
         for (i, layer) in layers.iter().enumerate() {
-            parts::attention_in(ops, all, layer.pages, &layer.attention_in, x, scratch, q, cache)?; // [n, heads * head_dim]
-
-            // Behind the last keys and values rows have nothing to do with each other: those that need logits go on alone.
-            let is_last = i + 1 == layers.len();
-            let (x, rows) = if is_last && some {
-                if logit_rows.n == 0 {
-                    return Ok(()); // A chunk of a prefill that is not the last.
+            match &layer.mixer {
+                Mixer::Attention(Attention { pages, input, .. }) => {
+                    parts::attention_in(ops, all, *pages, input, x, scratch, q, cache)?; // [n, heads * head_dim]
                 }
+                Mixer::Recurrent(Recurrent { slots, part }) => {
+                    delta_net(ops, all, *slots, part, x, scratch, states)?; // [n, hidden_size]
+                }
+            }
+
+            // Behind what the last layer keeps rows have nothing to do with each other: those that need logits go on alone.
+            let alone = i + 1 == layers.len() && some;
+            if alone && logit_rows.n == 0 {
+                return Ok(()); // A chunk of a prefill that is not the last.
+            }
+            if alone {
                 ops.gather_rows(batch, x, last)?; // [num_logits, hidden_size]
-                ops.gather_rows(batch, q, last_q)?; // [num_logits, heads * head_dim]
-                ops.attention_of_logit_rows(batch, layer.pages, last_q, cache, attended)?; // [num_logits, heads * head_dim]
-                (&mut *last, logit_rows)
-            } else {
-                ops.attention(batch, layer.pages, q, cache, attended)?; // [n, heads * head_dim]
-                (&mut *x, all)
-            };
-            parts::add_projection(ops, rows, attended, &layer.o_proj, x)?; // [n, hidden_size]
+            }
+            let (x, rows) = if alone { (&mut *last, logit_rows) } else { (&mut *x, all) };
+            if let Mixer::Attention(Attention { pages, o_proj, .. }) = &layer.mixer {
+                let mut gate = scratch.gate.as_mut();
+                if alone {
+                    ops.gather_rows(batch, q, last_q)?; // [num_logits, heads * head_dim]
+                    if let (Some(gate), Some(last_gate)) = (gate, last_gate.as_mut()) {
+                        ops.gather_rows(batch, gate, last_gate)?; // [num_logits, heads * head_dim]
+                    }
+                    gate = last_gate.as_mut();
+                    ops.attention_of_logit_rows(batch, *pages, last_q, cache, attended)?; // [num_logits, heads * head_dim]
+                } else {
+                    ops.attention(batch, *pages, q, cache, attended)?; // [n, heads * head_dim]
+                }
+                if let Some(gate) = gate {
+                    ops.sigmoid_mul(rows.n, gate, attended)?; // [n, heads * head_dim]
+                }
+                parts::add_projection(ops, rows, attended, o_proj, x)?; // [n, hidden_size]
+            }
 
             parts::mlp(ops, rows, &layer.mlp, x, scratch)?; // [n, hidden_size]
         }

@@ -7,18 +7,22 @@
 pub mod build;
 pub mod check;
 pub mod decoder;
+pub mod delta_net;
 mod gpt2;
 mod llama;
 mod qwen2;
 mod qwen2moe;
 mod qwen3;
+mod qwen35;
+mod qwen35moe;
 mod qwen3moe;
+mod qwen3next;
 pub mod registry;
 
 use crate::batch::{Batch, BatchLimits};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::kv_layout::{KvLayout, StateLayout};
+use crate::kv_layout::{KvLayout, SlotLayout, StateCopy, StateLayout};
 use crate::ops::{Ops, OpsConfig, Rows};
 use crate::sampler::{Logprobs, SamplingRow};
 use crate::weights::{DecodeBytes, Weights};
@@ -39,6 +43,27 @@ pub trait Runner {
     /// Whether a layer keeps a slot for each sequence, which cannot be cut back: then no beginning is shared.
     fn has_slots(&self) -> bool {
         false
+    }
+
+    /// Copies of the slots of a sequence that may be kept.
+    fn num_checkpoints(&self) -> usize {
+        0
+    }
+
+    /// Queues copying the slots of a sequence to a place below [`Runner::num_checkpoints`].
+    ///
+    /// # Errors
+    /// [`Error::Request`] if one of both does not exist; [`Error::Device`] if the device fails.
+    fn save_state(&mut self, copy: StateCopy) -> Result<()> {
+        Err(Error::Request(format!("this runner keeps no states: {copy:?}")))
+    }
+
+    /// Queues copying them back.
+    ///
+    /// # Errors
+    /// As [`Runner::save_state`].
+    fn load_state(&mut self, copy: StateCopy) -> Result<()> {
+        self.save_state(copy)
     }
 
     /// Columns of the logits.
@@ -137,6 +162,10 @@ pub struct ModelRunner<O: Ops> {
     vocab_size: usize,
     state: StateLayout,
     cache: O::KvCache,
+    states: O::States,
+    /// Copies of slots.
+    checkpoints: O::States,
+    num_checkpoints: usize,
     batch: O::Batch,
     limits: BatchLimits,
     layout: KvLayout,
@@ -175,6 +204,8 @@ impl<O: Ops> ModelRunner<O> {
         let decode_bytes = weights.decode_bytes_of(|matrix| ops.matrix_bytes(matrix));
         model.bound(&mut ops)?;
         let cache = ops.new_kv_cache(&layout)?;
+        let states = ops.new_states(&state.slots(limits.max_num_sequences)?)?;
+        let checkpoints = ops.new_states(&SlotLayout::default())?;
         let batch = ops.new_batch(&limits)?;
         Ok(Self {
             ops,
@@ -182,6 +213,9 @@ impl<O: Ops> ModelRunner<O> {
             vocab_size: config.vocab_size,
             state,
             cache,
+            states,
+            checkpoints,
+            num_checkpoints: 0,
             batch,
             limits,
             layout,
@@ -191,6 +225,18 @@ impl<O: Ops> ModelRunner<O> {
             last_sampled: 0,
             logprobs: Vec::new(),
         })
+    }
+
+    /// The same with room for `count` copies of the slots of a sequence, where a layer has slots.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if there is none.
+    pub fn with_checkpoints(mut self, count: usize) -> Result<Self> {
+        if self.state.has_slots() && count > 0 {
+            self.checkpoints = self.ops.new_states(&self.state.slots(count)?)?;
+            self.num_checkpoints = count;
+        }
+        Ok(self)
     }
 
     /// The operations, to choose other kernels for the next step.
@@ -253,6 +299,18 @@ impl<O: Ops> Runner for ModelRunner<O> {
         self.state.has_slots()
     }
 
+    fn num_checkpoints(&self) -> usize {
+        self.num_checkpoints
+    }
+
+    fn save_state(&mut self, StateCopy { slot, place }: StateCopy) -> Result<()> {
+        self.ops.copy_state(&self.states, slot as usize, &mut self.checkpoints, place as usize)
+    }
+
+    fn load_state(&mut self, StateCopy { slot, place }: StateCopy) -> Result<()> {
+        self.ops.copy_state(&self.checkpoints, place as usize, &mut self.states, slot as usize)
+    }
+
     fn vocab_size(&self) -> usize {
         self.vocab_size
     }
@@ -291,16 +349,16 @@ impl<O: Ops> Runner for ModelRunner<O> {
         self.check_sampled_rows(batch, last_sampled)?;
         self.upload(batch)?;
         let (n, num_logits) = (batch.num_tokens(), batch.num_logits());
-        let Self { ops, model, cache, batch, limits, .. } = self;
+        let Self { ops, model, cache, states, batch, limits, .. } = self;
         let batch = &*batch;
         let [all, logit_rows] = rows_of(ops, limits, batch, n, num_logits);
         let mut logits = Vec::new();
         if rows.is_empty() {
-            ops.run_step(batch, &mut |ops| model.forward(ops, all, logit_rows, cache))?;
+            ops.run_step(batch, &mut |ops| model.forward(ops, all, logit_rows, cache, states))?;
         } else if rows.iter().any(|row| row.logprobs.is_some()) {
             // Drawing overwrites the logits, so they are read before; a recorded step has no pause for that.
             ops.prepare_sampling(model.logits(), rows)?;
-            model.forward(ops, all, logit_rows, cache)?;
+            model.forward(ops, all, logit_rows, cache, states)?;
             for (i, row) in rows.iter().enumerate() {
                 let row_logits = row.logprobs.map(|count| Ok((count, ops.read_row(i, model.logits())?)));
                 logits.push(row_logits.transpose()?);
@@ -310,7 +368,7 @@ impl<O: Ops> Runner for ModelRunner<O> {
         } else {
             ops.prepare_sampling(model.logits(), rows)?;
             ops.run_step(batch, &mut |ops| {
-                model.forward(ops, all, logit_rows, cache)?;
+                model.forward(ops, all, logit_rows, cache, states)?;
                 ops.queue_sampling(model.logits())
             })?;
             ops.copy_tokens_to_host()?;
@@ -345,7 +403,7 @@ impl<O: Ops> Runner for ModelRunner<O> {
         self.upload(batch)?;
         let num_logits = batch.num_logits();
         let [all, logit_rows] = rows_of(&self.ops, &self.limits, &self.batch, batch.num_tokens(), num_logits);
-        self.model.forward(&mut self.ops, all, logit_rows, &mut self.cache)?;
+        self.model.forward(&mut self.ops, all, logit_rows, &mut self.cache, &mut self.states)?;
         if num_logits == 0 {
             return Ok(Vec::new());
         }

@@ -2,7 +2,8 @@
 //! the parts of its layers.
 
 use super::build::{Build, plan};
-use crate::config::{Config, ExpertSizes, Keys};
+use super::delta_net::usual_linear_layers;
+use crate::config::{Config, ExpertSizes, Keys, LinearSizes};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::ops::{Ops, Rows, Types};
@@ -20,12 +21,21 @@ pub struct Published {
     attention_bias: bool,
     fused_qkv: bool,
     experts: Option<ExpertSizes>,
+    linear: Option<LinearSizes>,
 }
 
 impl Published {
     /// `sizes` are hidden_size, intermediate_size, layers, attention heads, key-value heads, head_dim and vocab_size.
     pub const fn new(name: &'static str, sizes: [usize; 7], tie_word_embeddings: bool) -> Self {
-        Self { name, sizes, tie_word_embeddings, attention_bias: false, fused_qkv: false, experts: None }
+        Self {
+            name,
+            sizes,
+            tie_word_embeddings,
+            attention_bias: false,
+            fused_qkv: false,
+            experts: None,
+            linear: None,
+        }
     }
 
     /// The same with biases of Q, K and V.
@@ -49,6 +59,18 @@ impl Published {
         Self { experts: Some(experts), ..self }
     }
 
+    /// The same with layers of linear attention, but for every fourth: their heads of K and of V, of 128 values.
+    pub const fn with_linear_layers(self, [key_heads, value_heads]: [usize; 2]) -> Self {
+        let linear = LinearSizes {
+            linear_num_key_heads: key_heads,
+            linear_num_value_heads: value_heads,
+            linear_key_head_dim: 128,
+            linear_value_head_dim: 128,
+            linear_conv_kernel_dim: 4,
+        };
+        Self { linear: Some(linear), ..self }
+    }
+
     fn config(&self, architecture: &str) -> Config {
         let [hidden_size, intermediate_size, layers, heads, kv_heads, head_dim, vocab_size] = self.sizes;
         Config {
@@ -61,13 +83,19 @@ impl Published {
             num_attention_heads: heads,
             num_key_value_heads: kv_heads,
             head_dim,
-            rotation: Rotation::new(1e6, head_dim),
+            rotation: match self.linear {
+                None => Rotation::new(1e6, head_dim),
+                Some(_) => Rotation::new(1e7, head_dim / 4),
+            },
             rms_norm_eps: 1e-6,
             max_position_embeddings: 32_768,
             tie_word_embeddings: self.tie_word_embeddings,
             attention_bias: self.attention_bias,
             fused_qkv: self.fused_qkv,
             experts: self.experts,
+            linear: self.linear,
+            linear_layers: self.linear.map_or(Vec::new(), |_| usual_linear_layers(layers)),
+            num_nextn_predict_layers: 0,
         }
     }
 }
@@ -115,7 +143,7 @@ macro_rules! architectures {
                 }
             }
 
-            /// Computes the rows `all` of a batch, writes their state to `cache`, and leaves the logits of the rows `logit_rows` of
+            /// Computes the rows `all` of a batch, writes their state to `cache` and `states`, and leaves the logits of the rows `logit_rows` of
             /// them in [`Model::logits`].
             ///
             /// # Errors
@@ -126,9 +154,10 @@ macro_rules! architectures {
                 all: Rows<O::Batch>,
                 logit_rows: Rows<O::Batch>,
                 cache: &mut O::KvCache,
+                states: &mut O::States,
             ) -> Result<()> {
                 match self {
-                    $(Self::$architecture(model) => model.forward(ops, all, logit_rows, cache)),*
+                    $(Self::$architecture(model) => model.forward(ops, all, logit_rows, cache, states)),*
                 }
             }
         }
@@ -149,7 +178,7 @@ macro_rules! architectures {
     };
 }
 
-architectures! { qwen2 qwen3 qwen2moe qwen3moe llama gpt2 }
+architectures! { qwen2 qwen3 qwen2moe qwen3moe qwen35 qwen35moe qwen3next llama gpt2 }
 
 fn unknown(architecture: &str) -> Error {
     Error::Model(format!(

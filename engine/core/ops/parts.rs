@@ -5,6 +5,7 @@
 //! without a bias, a norm of the heads of Q and K, an MLP with or without a gate or experts, matrices of different
 //! formats.
 
+use super::hybrid::DeltaScratch;
 use super::{Ops, Rows, Stacked, Types};
 use crate::error::{Error, Result};
 
@@ -47,6 +48,8 @@ pub struct AttentionIn<W, V> {
     /// Of Q, K and V.
     pub bias: [Option<V>; 3],
     pub qk_norm: Option<QkNorm<V>>,
+    /// `[num_attention_heads * head_dim, hidden_size]`: attention's output is multiplied with the sigmoid of this product.
+    pub gate: Option<W>,
 }
 
 /// Root mean square norms of every head of Q and of K, before they are rotated.
@@ -136,6 +139,10 @@ pub struct Scratch<T: Types> {
     pub mlp: Option<MlpScratch<T>>,
     /// `None` where there are no experts.
     pub experts: Option<ExpertScratch<T>>,
+    /// `[max_num_tokens, num_attention_heads * head_dim]`; `None` where attention has no gate.
+    pub gate: Option<T::Tensor>,
+    /// `None` where no layer is of linear attention.
+    pub delta: Option<DeltaScratch<T>>,
 }
 
 /// Of an MLP that every row goes through, with the `size` of [`Config::dense_size`](crate::config::Config::dense_size).
@@ -158,14 +165,14 @@ pub struct ExpertScratch<T: Types> {
 ///
 /// # Errors
 /// [`Error::Model`] where the model was made without.
-fn room<B>(buffers: &mut Option<B>) -> Result<&mut B> {
+pub(super) fn room<B>(buffers: &mut Option<B>) -> Result<&mut B> {
     buffers
         .as_mut()
         .ok_or_else(|| Error::Model("a layer has a part that no work buffers were made for".into()))
 }
 
 /// `out = norm(x)`: `[n, cols]`.
-fn normalise<O: Ops>(
+pub(super) fn normalise<O: Ops>(
     ops: &mut O,
     n: usize,
     x: &O::Tensor,
@@ -193,8 +200,8 @@ pub fn add_projection<O: Ops>(
     part.bias.as_ref().map_or(Ok(()), |bias| ops.add_bias(rows.n, bias, x))
 }
 
-/// Q of every row, from the residual stream `x`; K and V go to their slots of `layer`: `[n, hidden_size] -> [n,
-/// num_attention_heads * head_dim]`.
+/// Q of every row, from the residual stream `x`, and in [`Scratch::gate`] what attention's output is gated by; K and V go to their
+/// slots of `layer`: `[n, hidden_size] -> [n, num_attention_heads * head_dim]`.
 ///
 /// # Errors
 /// What the device says.
@@ -209,11 +216,14 @@ pub fn attention_in<O: Ops>(
     q: &mut O::Tensor,
     cache: &mut O::KvCache,
 ) -> Result<()> {
-    if ops.norm_qkv_rope(rows, layer, part, x, q, cache)? {
+    if part.gate.is_none() && ops.norm_qkv_rope(rows, layer, part, x, q, cache)? {
         return Ok(());
     }
-    let Scratch { normed, qkv, .. } = scratch;
+    let Scratch { normed, qkv, gate, .. } = scratch;
     normalise(ops, rows.n, x, &part.norm, normed)?;
+    if let Some(weight) = &part.gate {
+        ops.matmul(rows.padded, normed, weight, room(gate)?)?; // [n, heads * head_dim]
+    }
     ops.matmul(rows.padded, normed, &part.qkv.whole, qkv)?; // [n, (heads + 2 key-value heads) * head_dim]
     let mut bias = part.bias.each_ref().map(Option::as_ref);
     if let Some(norm) = &part.qk_norm {

@@ -19,7 +19,7 @@ pub(super) struct Rules {
 }
 
 /// Every way that is known.
-const RULES: [Rules; 2] = [
+const RULES: [Rules; 3] = [
     // The `Split` pattern of Qwen2's tokenizer.json. Digits stand alone; a word may take one leading character that is neither
     // letter, digit nor line break. DeepSeek's Qwen distillates keep the expression under their own name; llama.cpp maps both to
     // LLAMA_VOCAB_PRE_TYPE_QWEN2 (src/llama-vocab.cpp).
@@ -28,6 +28,16 @@ const RULES: [Rules; 2] = [
         pattern: concat!(
             r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
             r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
+        ),
+        keeps_line_breaks: true,
+        is_nfc: true,
+    },
+    // The same of Qwen3.5: marks stand with letters, as most scripts of India need it.
+    Rules {
+        names: &["qwen35"],
+        pattern: concat!(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}",
+            r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
         ),
         keeps_line_breaks: true,
         is_nfc: true,
@@ -99,16 +109,20 @@ mod tests {
         OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, SplitDelimiterBehavior,
     };
 
-    /// The patterns as Qwen2's tokenizer.json and the crate's own GPT-2 have them, by their names.
-    const ORIGINALS: [(&str, &str); 2] = [
+    /// The patterns as Qwen2's and Qwen3.5's tokenizer.json and the crate's own GPT-2 have them, by their names.
+    const ORIGINALS: [(&str, &str); 3] = [
         (
             "qwen2",
             r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
         ),
+        (
+            "qwen35",
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ),
         ("gpt-2", r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"),
     ];
 
-    static PRE_TOKENIZERS: LazyLock<[(Words, Split); 2]> = LazyLock::new(|| {
+    static PRE_TOKENIZERS: LazyLock<[(Words, Split); 3]> = LazyLock::new(|| {
         ORIGINALS.map(|(name, original)| {
             let original = SplitPattern::Regex(original.to_owned());
             let words = Words::new(Rules::named(name).unwrap()).unwrap();
@@ -137,13 +151,22 @@ mod tests {
             ("a\n\nb 12", &["a", "\n\n", "b", " ", "1", "2"], &["a", "\n", "\n", "b", " 12"]),
         ] {
             assert_eq!(words(&PRE_TOKENIZERS[0].0, text), qwen2, "{text:?}");
-            assert_eq!(words(&PRE_TOKENIZERS[1].0, text), gpt2, "{text:?}");
+            assert_eq!(words(&PRE_TOKENIZERS[1].0, text), qwen2, "{text:?}");
+            assert_eq!(words(&PRE_TOKENIZERS[2].0, text), gpt2, "{text:?}");
         }
+    }
+
+    #[test]
+    fn marks_stand_with_letters_where_the_rules_say_so() {
+        // Devanagari: letters, vowel signs and a virama.
+        let text = "हिन्दी";
+        assert_eq!(words(&PRE_TOKENIZERS[0].0, text), ["ह", "िन", "्द", "ी"]);
+        assert_eq!(words(&PRE_TOKENIZERS[1].0, text), [text]);
     }
 
     proptest! {
         #[test]
-        fn words_are_those_of_the_originals(text in "([ \t\r\n\u{85}\u{A0}\u{3000}a1'sSſéÉ中.٣\u{301}]|\\PC){0,60}") {
+        fn words_are_those_of_the_originals(text in "([ \t\r\n\u{85}\u{A0}\u{3000}a1'sSſéÉ中.٣\u{301}हि]|\\PC){0,60}") {
             for (ours, original) in &*PRE_TOKENIZERS {
                 prop_assert_eq!(words(ours, &text), original_words(original, &text));
             }

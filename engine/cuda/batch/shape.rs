@@ -61,6 +61,7 @@ pub(crate) struct Shape {
     pub slot_bound: usize,
     pub page_bound: usize,
     pub logit_row_bound: usize,
+    pub state_slot_bound: usize,
     pub(super) tokens: Range<usize>,
     pub(super) sampled_rows: Range<usize>,
     pub(super) positions: Range<usize>,
@@ -70,6 +71,7 @@ pub(crate) struct Shape {
     pub(super) kv_len: Range<usize>,
     pub(super) block_table: Range<usize>,
     pub(super) logit_rows: Range<usize>,
+    pub(super) state_slots: Range<usize>,
     pub(super) logit_rows_sequence_of_token: Range<usize>,
     pub(super) logit_rows_query_start: Range<usize>,
 }
@@ -110,6 +112,7 @@ impl Shape {
             ("slots", batch.slots.len(), n),
             ("query_start", batch.query_start.len(), sequences + 1),
             ("block_table", batch.block_table.len(), sequences * max_blocks),
+            ("state_slots", batch.state_slots.len(), sequences),
         ];
         for (name, found, expected) in lengths {
             if found != expected {
@@ -154,6 +157,7 @@ impl Shape {
             slot_bound: bound(&batch.slots),
             page_bound: bound(&batch.block_table),
             logit_row_bound: bound(&batch.logit_rows),
+            state_slot_bound: bound(&batch.state_slots),
             max_kv: batch.kv_len.iter().max().map_or(0, |&len| len as usize),
             rows: RowSplit::of(batch),
             only_logit_rows: if logit_rows_are_last && (1..n).contains(&batch.num_logits()) {
@@ -175,6 +179,7 @@ impl Shape {
             slot_bound: 0,
             page_bound: 0,
             logit_row_bound: 0,
+            state_slot_bound: 0,
             ..self.clone()
         })
     }
@@ -220,18 +225,17 @@ impl RowSplit {
 mod tests {
     use super::*;
     use crate::kv_layout::pages_for;
-    use qernel_core::batch::{SequenceRows, WantedLogits};
+    use qernel_core::batch::{LogitRows, SequenceRows};
 
     const LIMITS: BatchLimits =
         BatchLimits { max_num_tokens: 8, max_num_sequences: 4, max_num_logits: 4, max_blocks: 3 };
 
     /// One row, two rows, one row, one row.
     fn batch() -> Batch {
-        let row =
-            |position, pages| SequenceRows { tokens: &[9], position, pages, logits: WantedLogits::Last };
+        let row = |position, pages| SequenceRows { tokens: &[9], position, pages, logits: LogitRows::Last };
         Batch::new(&[
             row(33, &[3, 1]),
-            SequenceRows { tokens: &[4, 5], position: 0, pages: &[2], logits: WantedLogits::None },
+            SequenceRows { tokens: &[4, 5], position: 0, pages: &[2], logits: LogitRows::None },
             row(5, &[6]),
             row(0, &[7]),
         ])
@@ -244,7 +248,7 @@ mod tests {
         assert_eq!((shape.rows.max_kv_single, shape.max_kv, shape.rows.has_multiple), (34, 34, true));
         assert_eq!((shape.token_bound, shape.position_bound, shape.page_bound), (10, 34, 8));
         assert_eq!((shape.slot_bound, shape.logit_row_bound), (7 * PAGE_SIZE + 1, 5));
-        let prefill = SequenceRows { tokens: &[1, 2], position: 3, pages: &[0], logits: WantedLogits::None };
+        let prefill = SequenceRows { tokens: &[1, 2], position: 3, pages: &[0], logits: LogitRows::None };
         let shape = Shape::check(&Batch::new(&[prefill]), &LIMITS).unwrap();
         assert_eq!((shape.rows.single_rows, shape.max_kv, shape.rows.has_multiple), (0..0, 5, true));
     }
@@ -258,7 +262,7 @@ mod tests {
                 tokens: &[7, 8, 9][..count],
                 position,
                 pages: &pages[..pages_for(position + count)],
-                logits: WantedLogits::Last,
+                logits: LogitRows::Last,
             });
             Shape::check(&Batch::new(&parts.collect::<Vec<_>>()), &limits).unwrap().bucket()
         };
@@ -272,7 +276,8 @@ mod tests {
 
     #[test]
     fn contradictions_are_refused() {
-        let changes: [fn(&mut Batch); 10] = [
+        let changes: [fn(&mut Batch); 11] = [
+            |b| b.state_slots.clear(),
             |b| b.sampled_rows.clear(),
             |b| b.positions[0] = 32,
             |b| b.sequence_of_token[1] = 0,

@@ -13,8 +13,8 @@ use crate::tensor::{Activation, KvCache, Tensor};
 use crate::units::Units;
 use crate::weight::{Piece, Values, Weight};
 use crate::{
-    add, bias_gelu, bias_rope_kv, decode, fused, matmul, norm_route, rms_norm, row_norms, silu_mul,
-    sort_experts,
+    add, bias_gelu, bias_rope_kv, decode, fused, gated_norm, matmul, norm_route, rms_norm, row_norms,
+    silu_mul, sort_experts,
 };
 
 impl CudaOps {
@@ -207,6 +207,25 @@ impl CudaOps {
         out: &mut Activation,
     ) -> Result<()> {
         silu_mul::silu_mul(&self.device, &self.choice, n, gate_up, scales, out)
+    }
+
+    /// [`HybridOps::gated_norm`](qernel_core::ops::hybrid::HybridOps::gated_norm), whose gate is in `gate` from column `first_gate` on; results
+    /// are multiplied with `scale`.
+    ///
+    /// # Errors
+    /// As [`HybridOps::gated_norm`](qernel_core::ops::hybrid::HybridOps::gated_norm).
+    #[allow(clippy::too_many_arguments)] // The operation has these operands.
+    pub fn scaled_gated_norm(
+        &mut self,
+        n: usize,
+        x: &Tensor,
+        norm: &RmsNorm<DeviceBuffer<f32>>,
+        gate: &Tensor,
+        first_gate: usize,
+        scale: f32,
+        out: &mut Activation,
+    ) -> Result<()> {
+        gated_norm::gated_norm(&self.device, n, x, norm, (gate, first_gate), scale, out)
     }
 
     /// [`Ops::matmul_add`](qernel_core::ops::Ops::matmul_add) by the kernels for few rows.

@@ -332,7 +332,9 @@ impl Ops for CudaOps {
         q: &mut Tensor,
         cache: &mut KvCache,
     ) -> Result<bool> {
-        let AttentionIn { norm: Norm::Rms(norm), qkv, bias, qk_norm: None } = part else { return Ok(false) };
+        let AttentionIn { norm: Norm::Rms(norm), qkv, bias, qk_norm: None, gate: None } = part else {
+            return Ok(false);
+        };
         let [q_proj, k_proj, v_proj] = &qkv.matrices[..] else { return Ok(false) };
         let weights = [q_proj, k_proj, v_proj];
         let takes = match weights.map(|weight| weight.units(false)) {

@@ -10,6 +10,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::memory::DeviceBuffer;
 use crate::ops::Stacked;
+use crate::ops::hybrid::DeltaNet;
 use crate::ops::parts::{AttentionIn, Experts, LayerNorm, Linear, MlpIn, Norm, RmsNorm, Up};
 use crate::row_norms::row_norms;
 use crate::weight::{Scales, Weight};
@@ -129,7 +130,7 @@ impl CudaOps {
         if !self.rounds_to_f16() {
             return Ok(());
         }
-        let AttentionIn { norm, qkv, bias, qk_norm } = part;
+        let AttentionIn { norm, qkv, bias, qk_norm, .. } = part;
         self.bound_norm_output(name, norm)?;
         // Q and K are rotated, which makes a value of two.
         let rotated = 2f64.sqrt();
@@ -149,6 +150,28 @@ impl CudaOps {
             };
             expect_in_range(what, if i < 2 { bound * rotated } else { bound })?;
         }
+        Ok(())
+    }
+
+    /// [`HybridOps::bound_delta_net`](qernel_core::ops::hybrid::HybridOps::bound_delta_net)
+    pub(super) fn bound_gated_norm(
+        &mut self,
+        name: &str,
+        part: &DeltaNet<Weight, DeviceBuffer<f32>>,
+    ) -> Result<()> {
+        if !self.rounds_to_f16() {
+            return Ok(());
+        }
+        self.bound_norm_output(name, &part.norm)?;
+        let Some((z, scales)) = part.in_proj.matrices.get(1).and_then(|z| Some((z, z.scales()?))) else {
+            return Ok(());
+        };
+        // `|silu(z)|` is at most `|z|`.
+        let gated = largest(self.bounds(z, &part.norm)?) * bound_of_norm(&part.head_norm.weight)?;
+        if !gated.is_finite() {
+            expect_in_range(|| format!("{name}: what the gated norm writes"), gated)?;
+        }
+        scales.gated.set(divisor(gated));
         Ok(())
     }
 

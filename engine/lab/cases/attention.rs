@@ -62,6 +62,10 @@ fn checks() -> Vec<Case> {
         }
         cases.push(case(dtype, (7, 1, 64), &[(160, 37)], 1.0, ""));
         cases.extend([(1, 1, 64), (1, 1, 128)].map(|heads| case(dtype, heads, &[(330, 21)], 1.0, "")));
+        // Heads that there are fewer kernels for.
+        for heads in [(4, 2, 32), (2, 1, 256), (16, 2, 256)] {
+            cases.push(case(dtype, heads, &[(70, 20), (33, 3), (9, 9), (130, 1)], 4.0, ""));
+        }
         // The last positions of a long context.
         let long = [(32_768, 1), (32_767, 3), (20_000, 1)];
         cases.extend([(2, 1, 64), (4, 2, 128)].map(|heads| case(dtype, heads, &long, 2.0, "")));
@@ -153,9 +157,10 @@ enum Arithmetic {
 }
 
 impl Arithmetic {
-    /// Of a variant's kernel for a sequence of `rows` rows, where `group` query heads share a key.
-    fn of(variant: &str, dtype: Dtype, rows: usize, group: usize) -> Self {
+    /// Of a variant's kernel for a sequence of `rows` rows, where `group` query heads of `head_dim` values share a key.
+    fn of(variant: &str, dtype: Dtype, rows: usize, group: usize, head_dim: usize) -> Self {
         match variant {
+            _ if !matches!(head_dim, 64 | 128) => Self::Plain,
             "decode_mma" => Self::TensorCoresInParts,
             "auto" if rows == 1 && dtype == Dtype::F16 && group <= 8 => Self::TensorCoresInParts,
             "mma16" | "mma32" => Self::TensorCores,
@@ -355,7 +360,8 @@ impl Instance for Attention {
         let n: usize = self.sequences.iter().map(|s| s.1).sum();
         let found = self.out.to_host()?;
         let group = self.heads.0 / self.heads.1;
-        let arithmetic = |s: usize| Arithmetic::of(variant, self.dtype, self.sequences[s].1, group);
+        let arithmetic =
+            |s: usize| Arithmetic::of(variant, self.dtype, self.sequences[s].1, group, self.heads.2);
         for expected in &self.expected {
             let first = expected.row_of_batch * q_size;
             let values = found[first..][..q_size].iter().copied();

@@ -40,14 +40,15 @@ struct Stage {
 /// once, `PAGES` pages at a time, into shared memory, for all query heads that share them; each warp takes one of these heads, as
 /// in the plain prefill kernel. `N` is `HEAD_DIM / 32`.
 ///
-/// Two pages at a time hide the latency of one behind the other; for f32 heads of 128 they would not fit in 48 KiB.
+/// Two pages at a time hide the latency of one behind the other; for f32 heads of 128 and for heads of 256 they would not fit in 48 KiB.
 ///
 /// # Safety
 /// Grid and block are as above, arrays are as described, `partials` and `statistics` overlap nothing,
 /// all of them aligned to 16 bytes. `counters` and `out` are not used.
 #[kernel(
     (E, HEAD_DIM, N, PAGES) = [
-        (f32, 64, 2, 2), (f32, 128, 4, 1), (f16, 64, 2, 2), (f16, 128, 4, 2), (bf16, 64, 2, 2), (bf16, 128, 4, 2)
+        (f32, 64, 2, 2), (f32, 128, 4, 1), (f16, 64, 2, 2), (f16, 128, 4, 2), (f16, 256, 8, 1), (bf16, 64, 2, 2),
+        (bf16, 128, 4, 2), (bf16, 256, 8, 1)
     ],
     name = "attention_decode_split_{E}_plain_h{HEAD_DIM}",
     max_threads = 256,

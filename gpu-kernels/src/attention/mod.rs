@@ -74,9 +74,11 @@ pub fn query_scale<const HEAD_DIM: usize>() -> f32 {
     const LOG2_E: f64 = core::f64::consts::LOG2_E;
     const {
         match HEAD_DIM {
+            32 => (LOG2_E * core::f64::consts::FRAC_1_SQRT_2 / 4.0) as f32,
             64 => (LOG2_E / 8.0) as f32,
             128 => (LOG2_E * core::f64::consts::FRAC_1_SQRT_2 / 8.0) as f32,
-            _ => panic!("head_dim is 64 or 128"),
+            256 => (LOG2_E / 16.0) as f32,
+            _ => panic!("head_dim is 32, 64, 128 or 256"),
         }
     }
 }

@@ -30,7 +30,7 @@ pub const BLOCK_SIZE: u32 = 32 * WARPS;
 /// bytes.
 #[kernel(
     E = [f32, f16, bf16],
-    (HEAD_DIM, N) = [(64, 2), (128, 4)],
+    (HEAD_DIM, N) = [(32, 1), (64, 2), (128, 4), (256, 8)],
     name = "attention_prefill_{E}_plain_h{HEAD_DIM}",
     max_threads = 128,
     min_blocks = 5,

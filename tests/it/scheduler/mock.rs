@@ -4,7 +4,7 @@ use qernel::batch::{Batch, BatchLimits, GIVEN};
 use qernel::dtype::Dtype;
 use qernel::engine::{Engine, EngineConfig, Event, FinishReason, Request, Usage};
 use qernel::gguf::Gguf;
-use qernel::kv_layout::{KvLayout, PAGE_SIZE};
+use qernel::kv_layout::{KvLayout, PAGE_SIZE, StateCopy};
 use qernel::model::{Runner, check::check_batch};
 use qernel::sampler::{NO_TOKEN, SamplingParams, SamplingRow};
 use qernel::scheduler::SequenceId;
@@ -50,6 +50,10 @@ pub struct Mock {
     fails_late: bool,
     /// Steps that were queued while another one was.
     pub num_ahead: Rc<Cell<usize>>,
+    /// For each slot of a recurrent layer how many tokens it has taken in, and their hash; empty where there is no such layer.
+    states: Vec<(usize, u64)>,
+    /// Copies of them.
+    checkpoints: Vec<(usize, u64)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -100,7 +104,16 @@ impl Mock {
             sampled: Vec::new(),
             fails_late: false,
             num_ahead: Rc::default(),
+            states: Vec::new(),
+            checkpoints: Vec::new(),
         }
+    }
+
+    /// The same with a recurrent layer, whose states move on with every row and cannot be cut back; so many copies of them are kept.
+    pub fn recurrent(self, checkpoints: usize) -> Self {
+        let unknown = (usize::MAX, 0);
+        let slots = self.limits.max_num_sequences;
+        Self { states: vec![unknown; slots], checkpoints: vec![unknown; checkpoints], ..self }
     }
 
     /// The same with steps that are taken ahead, or not.
@@ -116,6 +129,24 @@ impl Runner for Mock {
 
     fn kv_layout(&self) -> &KvLayout {
         &self.layout
+    }
+
+    fn has_slots(&self) -> bool {
+        !self.states.is_empty()
+    }
+
+    fn num_checkpoints(&self) -> usize {
+        self.checkpoints.len()
+    }
+
+    fn save_state(&mut self, StateCopy { slot, place }: StateCopy) -> Result<()> {
+        self.checkpoints[place as usize] = self.states[slot as usize];
+        Ok(())
+    }
+
+    fn load_state(&mut self, StateCopy { slot, place }: StateCopy) -> Result<()> {
+        self.states[slot as usize] = self.checkpoints[place as usize];
+        Ok(())
     }
 
     fn vocab_size(&self) -> usize {
@@ -150,7 +181,19 @@ impl Runner for Mock {
             let before =
                 position.checked_sub(1).map(|before| self.slots[slot_of(s, before)].expect("written"));
             let token = batch.tokens[row];
-            let history = hash(before.map_or(START, |before| before.history), token);
+            let earlier = before.map_or(START, |before| before.history);
+            let history = hash(earlier, token);
+            if let Some(state) = self.states.get_mut(batch.state_slots[s] as usize) {
+                if position == 0 {
+                    *state = (0, START);
+                }
+                assert_eq!(
+                    *state,
+                    (position, earlier),
+                    "the state is of another sequence or place: {batch:?}"
+                );
+                *state = (position + 1, history);
+            }
             self.slots[slot] = Some(Slot { token, history });
         }
         if self.failures.get() > 0 {

@@ -77,10 +77,24 @@ fn shape() -> impl Strategy<Value = Shape> {
 /// Whatever arrives, ends, is cancelled, continued or fails, in whatever chunks, with however few pages, with steps ahead or
 /// one after the other, with the prefix cache and without: every sequence gets what it would have got alone, and in the end
 /// every page is free.
-fn any_schedule_gives_the_same(shape: Shape, ahead: bool, prefix_cache: bool, actions: Vec<Action>) {
-    let mock = Mock::new(shape, hash_model).ahead(ahead);
+///
+/// Where the model is recurrent, with some number of copies of states, those are of all tokens before; without copies no beginning is
+/// shared.
+fn any_schedule_gives_the_same(
+    shape: Shape,
+    ahead: bool,
+    prefix_cache: bool,
+    recurrent: Option<usize>,
+    actions: Vec<Action>,
+) {
+    let mut mock = Mock::new(shape, hash_model).ahead(ahead);
+    if let Some(checkpoints) = recurrent {
+        mock = mock.recurrent(checkpoints);
+    }
     let failures = Rc::clone(&mock.failures);
     let mut engine = engine_with(mock, prefix_cache);
+    // It is off by itself.
+    let prefix_cache = prefix_cache && recurrent != Some(0);
     let max_model_len = shape.max_model_len.min(shape.num_pages * PAGE_SIZE);
     assert_eq!(engine.max_model_len(), max_model_len);
     let mut requests: Vec<(SequenceId, Request)> = Vec::new();
@@ -165,8 +179,9 @@ proptest! {
         shape in shape(),
         ahead in any::<bool>(),
         prefix_cache in prop::bool::weighted(0.8),
+        recurrent in prop_oneof![2 => Just(None), 2 => (0..6usize).prop_map(Some)],
         actions in prop::collection::vec(action(), 1..25),
     ) {
-        any_schedule_gives_the_same(shape, ahead, prefix_cache, actions);
+        any_schedule_gives_the_same(shape, ahead, prefix_cache, recurrent, actions);
     }
 }

@@ -1,0 +1,124 @@
+//! States of recurrent layers as they were behind a beginning of a sequence, so that another one goes on from there.
+//!
+//! A state cannot be cut back, so copies of it are kept: behind the last full page of a prompt, and behind the newest full page of what is
+//! generated. They are known by the [`Prefix`] that ends with that page, which the prefix cache finds, and which is never given to other
+//! tokens: a copy whose page was forgotten is never found again. There are a fixed number of places for them; the copy that was used longest ago makes room.
+
+use crate::prefix_cache::Prefix;
+use std::collections::HashMap;
+
+/// What is in a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Free,
+    /// A copy that a step makes which was not completed.
+    Pending,
+    /// The state behind the prefix, used last at that time.
+    Known(Prefix, u64),
+}
+
+/// The places, and what is in them. See the [module](self).
+#[derive(Debug)]
+pub struct Checkpoints {
+    places: Vec<Place>,
+    known: HashMap<Prefix, u32>,
+    /// Counts uses.
+    clock: u64,
+}
+
+impl Checkpoints {
+    /// As many places, all free.
+    pub fn new(count: usize) -> Self {
+        Self { places: vec![Place::Free; count], known: HashMap::new(), clock: 0 }
+    }
+
+    /// The place with the state behind `prefix`.
+    pub fn find(&self, prefix: Prefix) -> Option<u32> {
+        self.known.get(&prefix).copied()
+    }
+
+    /// The copy in a place was used.
+    pub fn touch(&mut self, place: u32) {
+        self.clock += 1;
+        if let Place::Known(_, used) = &mut self.places[place as usize] {
+            *used = self.clock;
+        }
+    }
+
+    /// A place for a new copy; what was there is forgotten. `None` where all wait for copies.
+    pub fn take(&mut self) -> Option<u32> {
+        let age = |place: &Place| match *place {
+            Place::Free => Some(0),
+            Place::Pending => None,
+            Place::Known(_, used) => Some(1 + used),
+        };
+        let ages = self.places.iter().enumerate().filter_map(|(i, place)| Some((age(place)?, i)));
+        let place = ages.min()?.1;
+        self.release(place as u32);
+        self.places[place] = Place::Pending;
+        Some(place as u32)
+    }
+
+    /// The copy in a pending place is made: it is the state behind `prefix`. Of two the first is enough: whether this one is kept.
+    pub fn set(&mut self, place: u32, prefix: Prefix) -> bool {
+        self.clock += 1;
+        let is_first = !self.known.contains_key(&prefix);
+        self.places[place as usize] = if is_first {
+            self.known.insert(prefix, place);
+            Place::Known(prefix, self.clock)
+        } else {
+            Place::Free
+        };
+        is_first
+    }
+
+    /// Forgets what is in a place.
+    pub fn release(&mut self, place: u32) {
+        if let Place::Known(prefix, _) = self.places[place as usize] {
+            self.known.remove(&prefix);
+        }
+        self.places[place as usize] = Place::Free;
+    }
+
+    /// No step is in flight any more: what waited for one is free.
+    pub fn release_pending(&mut self) {
+        self.places
+            .iter_mut()
+            .filter(|place| **place == Place::Pending)
+            .for_each(|place| *place = Place::Free);
+    }
+
+    /// Copies that are there.
+    pub fn num_known(&self) -> usize {
+        self.known.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kv_layout::PAGE_SIZE;
+    use crate::prefix_cache::PrefixCache;
+
+    #[test]
+    fn the_copy_that_was_used_longest_ago_makes_room() {
+        let mut cache = PrefixCache::default();
+        let prefixes = [0, 1, 2].map(|i| cache.insert(i, Prefix::default(), &[i; PAGE_SIZE]));
+        let mut checkpoints = Checkpoints::new(2);
+        let [a, b] = [0, 1].map(|_| checkpoints.take().unwrap());
+        assert_eq!((checkpoints.take(), checkpoints.num_known()), (None, 0), "both wait for their copies");
+        assert!(checkpoints.set(a, prefixes[0]) && checkpoints.set(b, prefixes[1]));
+        assert_eq!(prefixes.map(|prefix| checkpoints.find(prefix)), [Some(a), Some(b), None]);
+        checkpoints.touch(a);
+        assert_eq!(checkpoints.take(), Some(b));
+        assert_eq!(checkpoints.find(prefixes[1]), None);
+        // The same again is not kept twice.
+        assert!(!checkpoints.set(b, prefixes[0]));
+        assert_eq!((checkpoints.find(prefixes[0]), checkpoints.num_known()), (Some(a), 1));
+        assert_eq!(checkpoints.take(), Some(b), "it is free");
+        checkpoints.release_pending();
+        assert_eq!(checkpoints.take(), Some(b));
+        checkpoints.release(a);
+        assert_eq!((checkpoints.find(prefixes[0]), checkpoints.num_known()), (None, 0));
+    }
+}
