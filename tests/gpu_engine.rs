@@ -17,8 +17,18 @@ use qernel::testing::TinyModel;
 use std::rc::Rc;
 
 fn on_gpu(device: &Rc<Device>, dtype: Dtype, capacity: Capacity, kernels: &str) -> Engine {
+    model_on_gpu(device, "qwen2", dtype, capacity, kernels)
+}
+
+fn model_on_gpu(
+    device: &Rc<Device>,
+    architecture: &'static str,
+    dtype: Dtype,
+    capacity: Capacity,
+    kernels: &str,
+) -> Engine {
     let choice = KernelChoice::parse(kernels).unwrap();
-    let model = TinyModel { format: dtype.into(), ..TinyModel::default() };
+    let model = TinyModel { architecture, format: dtype.into(), ..TinyModel::default() };
     let engine = life::engine(&model, dtype, capacity, |config| {
         CudaOps::new(device, config, dtype, choice.clone()).unwrap()
     });
@@ -97,5 +107,35 @@ fn running_ahead_changes_no_token_of_a_crowd() {
         // In a room where nobody gives pages up.
         let (found, _) = live(&mut on_gpu(&device, dtype, ROOMY, fixed), crowd);
         assert_eq!(found.answers, expected.answers, "{dtype}, with room for all");
+    }
+}
+
+/// States of recurrent layers move on once for each token: in recorded steps, in steps ahead, and with copies of them around steps.
+#[test]
+fn neither_graphs_nor_running_ahead_change_a_token_of_a_hybrid() {
+    let Some(device) = device() else { return };
+    let on_gpu = |room, kernels: &str| model_on_gpu(&device, "qwen35", Dtype::F16, room, kernels);
+    for sequences in [3, 12] {
+        let choir = |engine: &mut Engine| choir(engine, sequences);
+        let (expected, replays) = live(&mut on_gpu(ROOMY, "step=launches"), choir);
+        assert_eq!(replays, 0);
+        for kernels in ["step=graph", "step=ahead", ""] {
+            let (found, replays) = live(&mut on_gpu(ROOMY, kernels), choir);
+            assert_eq!(found.answers, expected.answers, "{sequences} sequences, {kernels:?}");
+            assert!(
+                replays > 10,
+                "{sequences} sequences, {kernels:?}: {replays} of {} replayed",
+                found.steps
+            );
+        }
+    }
+    let fixed = "matmul=plain,attention=mma16";
+    let (expected, _) = live(&mut on_gpu(CROWDED, &format!("{fixed},step=launches")), crowd);
+    assert_crowded(&expected);
+    for step in ["graph", "ahead"] {
+        let (found, replays) = live(&mut on_gpu(CROWDED, &format!("{fixed},step={step}")), crowd);
+        assert_crowded(&found);
+        assert_eq!(found.answers, expected.answers, "{step}");
+        assert!(replays > 10, "{step}: {replays} of {} replayed", found.steps);
     }
 }

@@ -10,7 +10,7 @@ mod gpu;
 use compare::nmse;
 use gpu::device;
 use qernel::batch::{Batch, BatchLimits, LogitRows, SequenceRows};
-use qernel::config::Config;
+use qernel::config::{Config, LinearSizes};
 use qernel::cpu::CpuOps;
 use qernel::cuda::{self, CudaOps, Device, KernelChoice};
 use qernel::dtype::Dtype;
@@ -273,4 +273,36 @@ fn fixed_order(model: &TinyModel) -> &'static str {
 
 fn same_bits(a: &[f32], b: &[f32]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+}
+
+/// Hybrids with the heads of published models, in whole prompts, in chunks and token by token.
+#[test]
+fn hybrids_agree_with_the_cpu() {
+    let Some(device) = device() else { return };
+    let linear = LinearSizes {
+        linear_num_key_heads: 1,
+        linear_num_value_heads: 2,
+        linear_key_head_dim: 128,
+        linear_value_head_dim: 128,
+        linear_conv_kernel_dim: 4,
+    };
+    let tokens = tokens(11, 150);
+    for architecture in ["qwen35", "qwen35moe", "qwen3next"] {
+        let heads = TinyModel {
+            num_attention_heads: 2,
+            num_key_value_heads: 1,
+            head_dim: 256,
+            ..TinyModel::default()
+        };
+        let model =
+            TinyModel { architecture, format: MatrixFormat::F16, num_hidden_layers: 4, linear, ..heads };
+        let expected = logits(&mut *on_cpu(&model), 0, &tokens, 150);
+        for kernels in ["", "delta_rule=plain,causal_conv=plain,layer=separate"] {
+            let mut runner = on_gpu(&device, &model, kernels);
+            for chunk in [150, 64, 7, 1] {
+                let error = nmse(&logits(&mut *runner, 0, &tokens, chunk), &expected);
+                assert!(error <= 1e-5, "{architecture} {kernels:?}, {chunk} tokens a step: {error:e}");
+            }
+        }
+    }
 }

@@ -120,11 +120,8 @@ impl DraftLayers {
     fn take(gguf: &Gguf, config: &Config, unused: &mut Vec<String>) -> Option<Self> {
         let num_layers = config.num_nextn_predict_layers;
         let mut found = Self { num_layers, num_tensors: 0, bytes: 0 };
-        let first = config.num_hidden_layers;
         unused.retain(|name| {
-            let layer =
-                name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')?.0.parse::<usize>().ok());
-            let is_draft = layer.is_some_and(|layer| (first..first + num_layers).contains(&layer));
+            let is_draft = config.is_draft_tensor(name);
             if is_draft {
                 found.num_tensors += 1;
                 found.bytes += gguf.tensor(name).and_then(|tensor| tensor.num_bytes()).unwrap_or(0);

@@ -194,6 +194,13 @@ impl Config {
         self.experts.map_or(self.intermediate_size, |experts| experts.shared_expert_intermediate_size)
     }
 
+    /// Whether a tensor of that name is one of the layers behind the last that draft further tokens.
+    pub fn is_draft_tensor(&self, name: &str) -> bool {
+        let layer = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')?.0.parse::<usize>().ok());
+        let first = self.num_hidden_layers;
+        layer.is_some_and(|layer| (first..first + self.num_nextn_predict_layers).contains(&layer))
+    }
+
     /// Values of one row of Q: `num_attention_heads * head_dim`.
     pub fn q_size(&self) -> usize {
         self.num_attention_heads * self.head_dim

@@ -95,8 +95,11 @@ impl LoadedModel {
     ) -> Result<Self> {
         let config = Config::from_gguf(gguf)?;
         let weights = Weights::from_gguf(gguf, &config)?;
-        if !weights.unused.is_empty() {
-            tracing::warn!("tensors that the model has no use for: {}", weights.unused.join(", "));
+        // Layers that draft further tokens are not computed, and `inspect` counts them.
+        let drafts = |name: &String| config.is_draft_tensor(name);
+        let unused: Vec<_> = weights.unused.iter().filter(|name| !drafts(name)).cloned().collect();
+        if !unused.is_empty() {
+            tracing::warn!("tensors that the model has no use for: {}", unused.join(", "));
         }
         if options.check_tensors {
             let check = gguf.check_tensors()?;

@@ -108,10 +108,7 @@ fn golden_files_of_the_families() {
             assert!(worst <= allowed, "{name}, {chunk} tokens a step: {worst:e}, allowed {allowed:e}");
         }
         // Layers that draft further tokens are not computed.
-        let drafts = |tensor: &String| {
-            let of_layer = tensor.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
-            of_layer.is_some_and(|(i, _)| i.parse() == Ok(config.num_hidden_layers))
-        };
+        let drafts = |tensor: &String| config.is_draft_tensor(tensor);
         let unused: Vec<_> = weights.unused.iter().filter(|tensor| !drafts(tensor)).collect();
         assert_eq!(unused, [""; 0], "{name}");
         assert_eq!(weights.unused.is_empty(), config.num_nextn_predict_layers == 0, "{name}");
