@@ -3,14 +3,18 @@
 mod blocks;
 mod workspace;
 
+use super::device::Device;
 use super::fused::GateUp;
 use super::tensor::{Activation, Tensor};
-use super::units::Units;
+use super::units::{UnitShape, Units};
 use super::variant::KernelChoice;
 use super::weight::{BlockMatrix, Piece, Values, Weight};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::formats::MatrixFormat;
 pub(super) use blocks::{Blocks, Matrix, ONE_BY_ONE, expected_experts};
 use cuda_std::launch::DevicePtr;
+use gpu_kernels::units::{Unit, float as units};
 pub(super) use workspace::{Sorted, Workspace};
 
 /// The variants of matrices in units.
@@ -104,6 +108,23 @@ pub(super) fn stay_as_in_the_file(choice: &KernelChoice) -> bool {
     [super::experts_in::OP, super::experts_out::OP]
         .iter()
         .any(|op| choice.get(op).is_some_and(|name| name != UNITS))
+}
+
+/// The shape of the units of matrices of experts, if they are to be repacked: those of `rows` rows each, of which some that follow each other make a
+/// tile, or half of one beside another matrix. Floats are repacked, too.
+pub(super) fn shape_of_units(
+    device: &Device,
+    dtype: Dtype,
+    format: MatrixFormat,
+    [rows, cols]: [usize; 2],
+    rows_of_tile: usize,
+) -> Option<UnitShape> {
+    let shape = match format.float() {
+        Some(_) => UnitShape { cols: units::f16::COLS, bytes: units::f16::BYTES },
+        None => UnitShape::of(format)?,
+    };
+    let is_whole = cols > 0 && cols.is_multiple_of(shape.cols as usize) && rows.is_multiple_of(rows_of_tile);
+    (is_whole && rows > 0 && dtype == Dtype::F16 && device.has_bulk_copies()).then_some(shape)
 }
 
 /// Rows of an expert that kernels of units multiply at once where `n` rows come, of all `matrices` alike.

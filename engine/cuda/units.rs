@@ -71,24 +71,6 @@ impl UnitShape {
     }
 }
 
-/// The shape of the units of matrices of experts, if they are to be repacked: those of `rows` rows each, of which some that follow each other make a
-/// tile, or half of one beside another matrix. Floats are repacked, too.
-pub(super) fn shape_of_experts(
-    device: &Device,
-    dtype: Dtype,
-    format: MatrixFormat,
-    [rows, cols]: [usize; 2],
-    rows_of_tile: usize,
-) -> Option<UnitShape> {
-    use kernels::float::f16;
-    let shape = match format.float() {
-        Some(_) => UnitShape { cols: f16::COLS, bytes: f16::BYTES },
-        None => UnitShape::of(format)?,
-    };
-    let is_whole = cols > 0 && cols.is_multiple_of(shape.cols as usize) && rows.is_multiple_of(rows_of_tile);
-    (is_whole && rows > 0 && dtype == Dtype::F16 && device.has_bulk_copies()).then_some(shape)
-}
-
 /// Columns that a row must have a multiple of to be repacked, if the format has units: for who makes matrices up.
 pub fn unit_cols(format: MatrixFormat) -> Option<usize> {
     UnitShape::of(format).map(|shape| shape.cols as usize)

@@ -234,7 +234,7 @@ impl CudaOps {
             && !experts::stay_as_in_the_file(&self.choice)
             && self.choice.get(matmul::blocks::OP).is_none_or(|name| name != matmul::blocks::INLINE);
         let shape = [rows / num_experts.max(1), cols];
-        units::shape_of_experts(&self.device, self.dtype, format, shape, rows_of_tile).filter(|_| wanted)
+        experts::shape_of_units(&self.device, self.dtype, format, shape, rows_of_tile).filter(|_| wanted)
     }
 
     fn load_alone(&mut self, matrix: &Matrix, apart: Option<usize>) -> Result<Weight> {

@@ -31,6 +31,8 @@ const MIN_BLOCKS: u32 = 2;
 const MAX_BLOCKS: u32 = 8;
 /// Columns that share a scale.
 const CHUNK: u32 = 256;
+/// The most chunks of tiles of a block: what it has of each takes 64 bytes of shared memory.
+const MAX_ITEMS: u32 = 512;
 
 /// A launch.
 pub(in super::super) struct Blocks {
@@ -61,6 +63,17 @@ impl Matrix {
             tiles: number(of / (ROWS as usize * count.max(1))),
         }
     }
+
+    /// Chunks of a tile.
+    fn chunks(self) -> u32 {
+        (self.units * self.unit.cols).div_ceil(CHUNK)
+    }
+
+    /// How many blocks share the tiles of `experts` experts: `wanted`, if there are so many tiles, or more, if there is no room for all their chunks.
+    fn blocks(self, wanted: u32, experts: u32) -> u32 {
+        let fewest = (self.tiles * experts * self.chunks()).div_ceil(MAX_ITEMS);
+        wanted.max(fewest).clamp(1, self.tiles.max(1))
+    }
 }
 
 /// What a block does.
@@ -77,14 +90,14 @@ struct Work {
 impl Blocks {
     /// Gate and up of `pairs` rows and experts, one pair at a time.
     pub fn of_pairs(multiprocessors: u32, matrix: Matrix, pairs: u32) -> Self {
-        let blocks = (multiprocessors / pairs.max(1)).clamp(1, matrix.tiles.max(1));
+        let blocks = matrix.blocks(multiprocessors / pairs.max(1), 1);
         let work = Work { tiles: matrix.tiles.div_ceil(blocks), times: 1, rows: 1, in_chunks: true };
         Self::new(matrix, &work, WARPS, HALF_BYTES, [pairs, blocks])
     }
 
     /// Down of all `num_chosen` experts of each of `rows` rows.
     pub fn of_all(multiprocessors: u32, matrix: Matrix, rows: u32, num_chosen: u32) -> Self {
-        let blocks = (multiprocessors / rows.max(1)).clamp(1, matrix.tiles.max(1));
+        let blocks = matrix.blocks(multiprocessors / rows.max(1), num_chosen);
         let tiles = matrix.tiles.div_ceil(blocks);
         let work = Work { tiles, times: num_chosen, rows: num_chosen, in_chunks: true };
         let mut launch = Self::new(matrix, &work, WARPS, MAX_BYTES, [rows, blocks]);
@@ -104,7 +117,7 @@ impl Blocks {
 
     fn new(matrix: Matrix, work: &Work, warps: u32, most: u32, [times, blocks]: [u32; 2]) -> Self {
         let (&Work { tiles, times: experts, rows, in_chunks }, Matrix { unit, units, .. }) = (work, matrix);
-        let chunks = (units * unit.cols).div_ceil(CHUNK);
+        let chunks = matrix.chunks();
         let items = if in_chunks { tiles * experts * chunks } else { 0 };
         // Warps share those, as evenly as so many can.
         let things = if in_chunks { items } else { tiles };

@@ -239,10 +239,10 @@ fn host_matrices(
     let scale = (cols as f32).powf(-0.5);
     let mut values: Vec<f32> =
         random(seed, name, different * rows * cols).iter().map(|value| value * scale).collect();
-    let mut data = blocks(format, seed, name, &values);
-    format.decode(&data, &mut values);
-    let length = data.len() / different * count;
-    data = data.iter().copied().cycle().take(length).collect();
+    let of_some = blocks(format, seed, name, &values);
+    format.decode(&of_some, &mut values);
+    let mut data = of_some.repeat(count.div_ceil(different));
+    data.truncate(of_some.len() / different * count);
     let matrix =
         Matrix { name: "weight".into(), format, rows: count * rows, cols, scale: 1.0, data: data.into() };
     (matrix, values)
