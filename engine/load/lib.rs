@@ -16,7 +16,9 @@ pub use fit::{MODEST_CONTEXT, SMALL_CACHE, fit_cpu};
 #[cfg(feature = "cuda")]
 pub use gpu::{fit_cuda, open_device};
 pub use memory_plan::kv_layout;
-pub use runner::{DeviceChoice, DtypeChoice, KvCacheSize, KvDtype, RunnerOptions, open_runner};
+pub use runner::{
+    DeviceChoice, DtypeChoice, KvCacheSize, KvDtype, RunnerOptions, open_observed_runner, open_runner,
+};
 
 use qernel_core::batch::{Batch, SequenceRows, WantedLogits};
 use qernel_core::chat::ChatTemplate;
