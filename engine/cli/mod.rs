@@ -6,6 +6,7 @@ pub mod completions;
 pub mod detokenize;
 pub mod doctor;
 pub mod generate;
+pub mod imatrix;
 pub mod inspect;
 pub mod interrupt;
 #[cfg(feature = "lab")]
@@ -15,7 +16,10 @@ pub mod logits;
 pub mod options;
 pub mod out_of_memory;
 pub mod output;
+pub mod perplexity;
+pub mod quantize;
 pub mod serve;
+pub mod split;
 pub mod summary;
 pub mod tokenize;
 
@@ -52,6 +56,11 @@ enum Command {
     Tokenize(tokenize::TokenizeArgs),
     Detokenize(detokenize::DetokenizeArgs),
     Logits(logits::LogitsArgs),
+    Quantize(quantize::QuantizeArgs),
+    Perplexity(Box<perplexity::PerplexityArgs>),
+    Imatrix(imatrix::ImatrixArgs),
+    Split(split::SplitArgs),
+    Merge(split::MergeArgs),
     Doctor(doctor::DoctorArgs),
     Bench(Box<bench::BenchArgs>),
     #[cfg(feature = "lab")]
@@ -72,12 +81,17 @@ pub fn run() -> Result<ExitCode> {
         Command::Chat(args) => return chat::run(*args),
         Command::Serve(args) => return Ok(run_server(*args, verbose, format)),
         Command::Bench(args) => return bench::run(*args),
+        Command::Quantize(args) => return quantize::run(args),
         #[cfg(feature = "lab")]
         Command::Lab(args) => return lab::run(args),
         Command::Inspect(args) => inspect::run(args)?,
         Command::Tokenize(args) => tokenize::run(args)?,
         Command::Detokenize(args) => detokenize::run(args)?,
         Command::Logits(args) => logits::run(args)?,
+        Command::Perplexity(args) => perplexity::run(*args)?,
+        Command::Imatrix(args) => imatrix::run(args)?,
+        Command::Split(args) => split::split(args)?,
+        Command::Merge(args) => split::run_merge(args)?,
         Command::Doctor(args) => doctor::run(args)?,
         Command::Completions(args) => completions::run(args)?,
     }

@@ -106,20 +106,9 @@ impl ModelArgs {
     /// # Errors
     /// As [`ModelArgs::open`].
     pub fn open_with(&self, max_num_sequences: usize, unasked: KvCacheSize) -> Result<LoadedModel> {
-        let kernels = self.kernel.as_deref().map(KernelChoice::parse).transpose()?.unwrap_or_default();
         let options = RunnerOptions {
-            device: self.device,
-            dtype: self.dtype,
-            kv_dtype: self.kv_cache_dtype,
             kv_cache: self.kv_cache_memory.map_or(unasked, KvCacheSize::Bytes),
-            max_model_len: self.ctx_size.filter(|&tokens| tokens > 0),
-            max_num_tokens: self.batch_size,
-            max_num_sequences,
-            max_num_logits: max_num_sequences,
-            checkpoints: self.checkpoints,
-            memory_fraction: self.gpu_memory_fraction,
-            kernels,
-            check_tensors: self.check_tensors,
+            ..self.options(max_num_sequences)?
         };
         let start = Instant::now();
         let gguf = self.file.open()?;
@@ -130,6 +119,38 @@ impl ModelArgs {
         });
         bar.finish_and_clear();
         model
+    }
+}
+
+/// Bytes of the logits of a step at most, where those of all its tokens are wanted.
+const LOGITS_BYTES: usize = 64 << 20;
+
+impl ModelArgs {
+    /// Tokens of a step whose logits are wanted, of a context of `len`: of a large vocabulary some at a time.
+    pub fn logit_rows(vocab_size: usize, len: usize) -> usize {
+        (LOGITS_BYTES / (4 * vocab_size.max(1))).clamp(1, len.max(1))
+    }
+
+    /// What these options ask for, for at most `max_num_sequences` sequences at a time.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a kernel that there is not.
+    pub fn options(&self, max_num_sequences: usize) -> Result<RunnerOptions> {
+        let kernels = self.kernel.as_deref().map(KernelChoice::parse).transpose()?.unwrap_or_default();
+        Ok(RunnerOptions {
+            device: self.device,
+            dtype: self.dtype,
+            kv_dtype: self.kv_cache_dtype,
+            kv_cache: self.kv_cache_memory.map_or(KvCacheSize::Auto, KvCacheSize::Bytes),
+            max_model_len: self.ctx_size.filter(|&tokens| tokens > 0),
+            max_num_tokens: self.batch_size,
+            max_num_sequences,
+            max_num_logits: max_num_sequences,
+            checkpoints: self.checkpoints,
+            memory_fraction: self.gpu_memory_fraction,
+            kernels,
+            check_tensors: self.check_tensors,
+        })
     }
 }
 

@@ -5,7 +5,7 @@ mod fault;
 mod save;
 
 pub use fault::end_on_fault;
-pub use save::{refuse_model, save};
+pub use save::{refuse_model, refuse_to_replace, save, save_model};
 
 use crate::error::{Error, Result};
 use crate::host_memory;
@@ -143,6 +143,11 @@ impl Watch {
     /// they were.
     pub fn changed(&self) -> Option<String> {
         self.0.iter().find_map(Self::changed_one)
+    }
+
+    /// Whether `path` leads to one of the files.
+    pub fn is_of(&self, path: &Path) -> bool {
+        self.0.iter().filter_map(Weak::upgrade).any(|opened| save::is_same(path, &opened.path))
     }
 
     /// Tells of all files that these tell of.

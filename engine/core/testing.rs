@@ -286,15 +286,18 @@ fn norm_eps_key(architecture: &str) -> &'static str {
     if architecture == "gpt2" { "attention.layer_norm_epsilon" } else { "attention.layer_norm_rms_epsilon" }
 }
 
-/// The blocks of `values`. Where the format has no encoder, random blocks whose values have the deviation of those.
+/// The blocks of `values`. Where the format has no encoder, or one that takes long, random blocks whose values have the deviation of those.
 pub fn blocks(format: MatrixFormat, seed: u64, name: &str, values: &[f32]) -> Vec<u8> {
-    format.encode(values).unwrap_or_else(|| {
+    use MatrixFormat::{IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS};
+    let takes_long = matches!(format, IQ2_S | IQ2_XS | IQ2_XXS | IQ3_S | IQ3_XXS);
+    let encoded = if takes_long { None } else { format.encode(values) };
+    encoded.unwrap_or_else(|| {
         let square = values.iter().map(|value| value * value).sum::<f32>() / values.len().max(1) as f32;
         random_blocks(format, seed, name, values.len(), square.sqrt())
     })
 }
 
-/// Blocks of random bytes with scales that give their values this deviation, for the formats that have no encoder. Their blocks begin with
+/// Blocks of random bytes with scales that give their values this deviation, for formats that are not encoded. Their blocks begin with
 /// an f16 scale, but IQ1_M has its bits in the top halves of bytes 49, 51, 53 and 55, the lowest first.
 fn random_blocks(format: MatrixFormat, seed: u64, name: &str, count: usize, deviation: f32) -> Vec<u8> {
     let mut random = Random::new(seed, name);

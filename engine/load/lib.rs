@@ -16,7 +16,10 @@ pub use fit::{MODEST_CONTEXT, SMALL_CACHE, fit_cpu};
 #[cfg(feature = "cuda")]
 pub use gpu::{fit_cuda, open_device};
 pub use memory_plan::kv_layout;
-pub use runner::{CHECKPOINTS, DeviceChoice, DtypeChoice, KvCacheSize, KvDtype, RunnerOptions, open_runner};
+pub use runner::{
+    CHECKPOINTS, DeviceChoice, DtypeChoice, KvCacheSize, KvDtype, RunnerOptions, open_observed_runner,
+    open_runner,
+};
 
 use qernel_core::batch::{Batch, LogitRows, SequenceRows};
 use qernel_core::chat::ChatTemplate;

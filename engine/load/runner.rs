@@ -4,7 +4,7 @@ use super::fit::fit_cpu;
 #[cfg(feature = "cuda")]
 use super::gpu;
 use qernel_core::config::Config;
-use qernel_core::cpu::CpuOps;
+use qernel_core::cpu::{CpuOps, Observer};
 use qernel_core::dtype::Dtype;
 use qernel_core::error::{Error, Result};
 use qernel_core::host_memory;
@@ -247,6 +247,39 @@ fn start_threads() -> Result<()> {
     }
 }
 
+/// Refuses options that are out of range.
+fn check(config: &Config, options: &RunnerOptions) -> Result<()> {
+    if let Some(len) = options.max_model_len
+        && !(1..=config.max_position_embeddings).contains(&len)
+    {
+        return Err(Error::Request(format!(
+            "a context of {len} tokens was asked for; this model takes 1 to {}",
+            config.max_position_embeddings
+        )));
+    }
+    if options.max_num_tokens == Some(0) || options.max_num_sequences == 0 {
+        return Err(Error::Request("a step needs at least one row and one sequence".into()));
+    }
+    Ok(())
+}
+
+/// As [`open_runner`] on the CPU, where `observer` is told of every product.
+///
+/// # Errors
+/// As [`open_runner`].
+pub fn open_observed_runner(
+    weights: &Weights,
+    config: &Config,
+    options: &RunnerOptions,
+    observer: Observer,
+) -> Result<Box<dyn Runner>> {
+    check(config, options)?;
+    start_threads()?;
+    let (ops_config, layout) = fit_cpu(config, options)?;
+    let ops = CpuOps::new(&ops_config)?.observed_by(observer);
+    Ok(Box::new(ModelRunner::new(ops, weights, config, &ops_config, layout, &mut |_, _| ())?))
+}
+
 /// Loads `weights` on the device and allocates pages and work buffers. `progress` is called with the bytes of weights
 /// loaded so far and with their sum.
 ///
@@ -259,17 +292,7 @@ pub fn open_runner(
     options: &RunnerOptions,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Box<dyn Runner>> {
-    if let Some(len) = options.max_model_len
-        && !(1..=config.max_position_embeddings).contains(&len)
-    {
-        return Err(Error::Request(format!(
-            "a context of {len} tokens was asked for; this model takes 1 to {}",
-            config.max_position_embeddings
-        )));
-    }
-    if options.max_num_tokens == Some(0) || options.max_num_sequences == 0 {
-        return Err(Error::Request("a step needs at least one row and one sequence".into()));
-    }
+    check(config, options)?;
     start_threads()?;
     #[cfg(feature = "cuda")]
     if let Some(device) = gpu::open_device(options.device)? {

@@ -27,6 +27,7 @@ mod memory;
 mod model_file;
 mod outputs;
 mod program;
+mod quantize;
 mod readme;
 mod rooms;
 mod sampler;

@@ -46,6 +46,9 @@ use rayon::prelude::*;
 use simd::Isa;
 use tensor::Tensor;
 
+/// Is told of every product: the matrix, which it is of how many experts' (or 0 of 1), and rows `[n, cols]` that it is multiplied with.
+pub type Observer = Box<dyn FnMut(&Matrix, [usize; 2], &[f32])>;
+
 /// The decoder's operations on all cores (`RAYON_NUM_THREADS` limits them).
 pub struct CpuOps {
     isa: Isa,
@@ -59,9 +62,45 @@ pub struct CpuOps {
     /// Of the last draw.
     sampled: Vec<u32>,
     experts: experts::Scratch,
+    observer: Option<Observer>,
 }
 
 impl CpuOps {
+    /// The same operations, of which `observer` is told.
+    pub fn observed_by(self, observer: Observer) -> Self {
+        Self { observer: Some(observer), ..self }
+    }
+
+    /// Tells of products of the first `n` rows of `x`.
+    fn observe(&mut self, n: usize, x: &Tensor, weight: &Weight) {
+        if let Some(observer) = &mut self.observer
+            && n <= x.rows()
+        {
+            weight.0.iter().for_each(|matrix| observer(matrix, [0, 1], x.first(n)));
+        }
+    }
+
+    /// Tells of products of the first `n` rows with the matrices of their experts; `inputs` gives what those of a row's `j`th are.
+    fn observe_experts<'a>(
+        &mut self,
+        n: usize,
+        chosen: &Tensor,
+        weights: &[&Weight],
+        inputs: impl Fn(usize, usize) -> Option<&'a [f32]>,
+    ) {
+        let Some(observer) = &mut self.observer else { return };
+        for row in 0..n.min(chosen.rows()) {
+            let (numbers, _) = chosen.row(row).split_at(chosen.cols() / 2);
+            for (j, &number) in numbers.iter().enumerate() {
+                for Weight(matrices) in weights {
+                    if let (Some(matrix), Some(x)) = (matrices.get(number as usize), inputs(row, j)) {
+                        observer(matrix, [number as usize, matrices.len()], x);
+                    }
+                }
+            }
+        }
+    }
+
     /// Operations with the best instructions that this processor has.
     ///
     /// # Errors
@@ -92,6 +131,7 @@ impl CpuOps {
             sampling: Vec::new(),
             sampled: Vec::new(),
             experts: experts::Scratch::default(),
+            observer: None,
         })
     }
 }
@@ -193,10 +233,12 @@ impl Ops for CpuOps {
     }
 
     fn matmul(&mut self, n: usize, x: &Tensor, weight: &Weight, out: &mut Tensor) -> Result<()> {
+        self.observe(n, x, weight);
         matmul::matmul_stacked(self.isa, n, x, &weight.0, false, out)
     }
 
     fn matmul_add(&mut self, rows: Rows<Batch>, x: &Tensor, weight: &Weight, out: &mut Tensor) -> Result<()> {
+        self.observe(rows.n, x, weight);
         matmul::matmul_stacked(self.isa, rows.n, x, &weight.0, true, out)
     }
 
@@ -284,6 +326,7 @@ impl Ops for CpuOps {
         gate_up: [&Weight; 2],
         inner: &mut Tensor,
     ) -> Result<()> {
+        self.observe_experts(n, chosen, &gate_up, |row, _| (row < x.rows()).then(|| x.row(row)));
         let gate_up = gate_up.map(|weight| &weight.0[..]);
         experts_in::experts_in(self.isa, n, x, chosen, gate_up, &mut self.experts, inner)
     }
@@ -296,6 +339,9 @@ impl Ops for CpuOps {
         down: &Weight,
         out: &mut Tensor,
     ) -> Result<()> {
+        let width = inner.cols() / (chosen.cols() / 2).max(1);
+        let of = |row: usize, j: usize| (row < inner.rows()).then(|| &inner.row(row)[j * width..][..width]);
+        self.observe_experts(n, chosen, &[down], of);
         experts_out::experts_out(self.isa, n, inner, chosen, &down.0, &mut self.experts, out)
     }
 

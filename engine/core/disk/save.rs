@@ -1,5 +1,6 @@
 //! What is saved is written beside the older file and takes its place when it is whole: a full disk or an interrupt leaves that as it was.
 
+use super::Watch;
 use crate::error::{Error, Result};
 use std::fs::{self, File, Metadata};
 use std::io::{self, BufWriter, ErrorKind, Read, Write};
@@ -20,6 +21,42 @@ pub fn save(
     write: impl FnOnce(&mut dyn Write) -> Result<()>,
 ) -> Result<()> {
     refuse_model(path, model)?;
+    replace(path, write)
+}
+
+/// As [`save`] for a file that is a model itself. One that is there already is replaced if `force` says so.
+///
+/// # Errors
+/// As [`save`]; [`Error::Request`] for one of the files that `used` tells of, under any name, and for another model without `force`.
+pub fn save_model(
+    path: &Path,
+    used: &Watch,
+    force: bool,
+    write: impl FnOnce(&mut dyn Write) -> Result<()>,
+) -> Result<()> {
+    refuse_to_replace(path, used, force)?;
+    replace(path, write)
+}
+
+/// What [`save_model`] refuses, for whoever has long to compute before.
+///
+/// # Errors
+/// [`Error::Request`], as there.
+pub fn refuse_to_replace(path: &Path, used: &Watch, force: bool) -> Result<()> {
+    if used.is_of(path) {
+        return Err(Error::Request(format!("{} is the file that is read; choose another", path.display())));
+    }
+    if is_model(path) && !force {
+        return Err(Error::Request(format!(
+            "{} is there already; --force replaces it, or choose another",
+            path.display()
+        )));
+    }
+    Ok(())
+}
+
+/// [`save`] over whatever is there.
+fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let failed = |error| Error::io(path, error);
     let target = follow(path).map_err(failed)?;
     let before = match fs::metadata(&target) {
@@ -72,14 +109,14 @@ fn is_model(path: &Path) -> bool {
 }
 
 #[cfg(unix)]
-fn is_same(a: &Path, b: &Path) -> bool {
+pub(super) fn is_same(a: &Path, b: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     let identity = |path| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
     matches!((identity(a), identity(b)), (Ok(a), Ok(b)) if a == b)
 }
 
 #[cfg(not(unix))]
-fn is_same(a: &Path, b: &Path) -> bool {
+pub(super) fn is_same(a: &Path, b: &Path) -> bool {
     matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b)
 }
 
@@ -242,6 +279,28 @@ mod tests {
         let refused = save_text(&part, "new").unwrap_err().to_string();
         assert!(refused.contains("is a model file"), "{refused}");
         save_text(&folder.file("short", "GGU"), "new").unwrap();
+    }
+
+    #[test]
+    fn another_model_is_replaced_only_when_that_is_said() {
+        let folder = Folder::new("force");
+        let (read, other) = (folder.file("read", "GGUF read"), folder.file("other", "GGUF other"));
+        let (_bytes, watch) = super::super::open(&read, super::super::Access::Map).unwrap();
+        let save = |path: &Path, force| {
+            save_model(path, &watch, force, |out| {
+                out.write_all(b"new").map_err(|error| Error::io(path, error))
+            })
+        };
+        for force in [false, true] {
+            let refused = save(&folder.0.join("./read"), force).unwrap_err().to_string();
+            assert!(refused.contains("the file that is read"), "{refused}");
+        }
+        assert!(save(&other, false).unwrap_err().to_string().contains("--force"));
+        assert_eq!(fs::read_to_string(&other).unwrap(), "GGUF other");
+        save(&other, true).unwrap();
+        save(&folder.0.join("fresh"), false).unwrap();
+        assert_eq!(folder.names(), ["fresh", "other", "read"]);
+        assert_eq!(fs::read_to_string(&other).unwrap(), "new");
     }
 
     #[cfg(target_os = "linux")]

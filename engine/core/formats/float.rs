@@ -20,7 +20,7 @@ impl Blocks for F32 {
     const NAME: &'static str = "f32";
     const VALUES: usize = 1;
     const BYTES: usize = 4;
-    const ENCODE: Option<Encode> = Some(|values, block| block.copy_from_slice(&values[0].to_le_bytes()));
+    const ENCODE: Option<Encode> = Some(|values, _, block| block.copy_from_slice(&values[0].to_le_bytes()));
 
     fn decode(block: &[u8], values: &mut [f32]) {
         values[0] = f32::from_le_bytes(bytes(block));
@@ -33,7 +33,7 @@ impl Blocks for F16 {
     const VALUES: usize = 1;
     const BYTES: usize = 2;
     const ENCODE: Option<Encode> =
-        Some(|values, block| block.copy_from_slice(&f16::from_f32(values[0]).to_le_bytes()));
+        Some(|values, _, block| block.copy_from_slice(&f16::from_f32(values[0]).to_le_bytes()));
 
     fn decode(block: &[u8], values: &mut [f32]) {
         values[0] = f16::from_le_bytes(bytes(block)).to_f32();
@@ -46,7 +46,7 @@ impl Blocks for Bf16 {
     const VALUES: usize = 1;
     const BYTES: usize = 2;
     const ENCODE: Option<Encode> =
-        Some(|values, block| block.copy_from_slice(&bf16::from_f32(values[0]).to_le_bytes()));
+        Some(|values, _, block| block.copy_from_slice(&bf16::from_f32(values[0]).to_le_bytes()));
 
     fn decode(block: &[u8], values: &mut [f32]) {
         values[0] = bf16::from_le_bytes(bytes(block)).to_f32();

@@ -1,6 +1,6 @@
 //! MXFP4 and NVFP4: floats of four bits (one of sign, two of exponent, one of mantissa) with a scale that is a small float too.
 
-use super::{Blocks, Encode, inverse, largest, nearest, nibbles};
+use super::{Blocks, Encode, inverse, largest, nibbles};
 use crate::gguf::GgmlType;
 
 /// Twice what the four bits stand for; there is no negative zero. OCP Microscaling Formats 1.0, section 5.3.3.
@@ -14,6 +14,18 @@ pub enum MXFP4 {}
 fn half_of_power(e: u8) -> f32 {
     // The lowest two are below the normal numbers of f32.
     f32::from_bits(if e < 2 { 0x0020_0000 << e } else { u32::from(e - 1) << 23 })
+}
+
+/// The bits whose number is nearest to `x`, the first of them.
+fn nearest(x: f32) -> u8 {
+    let mut best = (f32::INFINITY, 0);
+    for (i, &doubled) in DOUBLED.iter().enumerate() {
+        let distance = (f32::from(doubled) - x).abs();
+        if distance < best.0 {
+            best = (distance, i as u8);
+        }
+    }
+    best.1
 }
 
 impl Blocks for MXFP4 {
@@ -30,12 +42,13 @@ impl Blocks for MXFP4 {
 }
 
 /// The largest magnitude falls between 4 and 8; what is above 6 becomes 6.
-fn encode_mx(values: &[f32], block: &mut [u8]) {
+#[inline(always)]
+fn encode_mx(values: &[f32], _importance: Option<&[f32]>, block: &mut [u8]) {
     let exponent = (largest(values).abs().to_bits() >> 23) as u8;
     block[0] = exponent.saturating_sub(2);
     // Exact for all but the least of normal numbers, whose products are rounded.
     let inverse = 1.0 / half_of_power(block[0]);
-    nibbles::encode(values, &mut block[1..], |x| nearest(&DOUBLED, x * inverse));
+    nibbles::encode(values, &mut block[1..], |x| nearest(x * inverse));
 }
 
 /// Bytes 0 to 3: scales of four sub-blocks of 16 values, floats without sign of four bits of exponent and three of mantissa. Bytes 4 to 35:
@@ -71,13 +84,14 @@ impl Blocks for NVFP4 {
 }
 
 /// The value of the largest magnitude in a sub-block becomes 6 or -6, as near as the scales are to that.
-fn encode_nv(values: &[f32], block: &mut [u8]) {
+#[inline(always)]
+fn encode_nv(values: &[f32], _importance: Option<&[f32]>, block: &mut [u8]) {
     let (scales, codes) = block.split_at_mut(4);
     for ((scale, codes), values) in scales.iter_mut().zip(codes.chunks_mut(8)).zip(values.chunks_exact(16)) {
         let wanted = largest(values).abs() / 12.0;
         let distance = |&code: &u8| (half_of_scale(code) - wanted).abs();
         *scale = (0..127).min_by(|a, b| distance(a).total_cmp(&distance(b))).expect("there are codes");
         let inverse = inverse(half_of_scale(*scale));
-        nibbles::encode(values, codes, |x| nearest(&DOUBLED, x * inverse));
+        nibbles::encode(values, codes, |x| nearest(x * inverse));
     }
 }

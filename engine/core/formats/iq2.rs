@@ -1,10 +1,31 @@
 //! IQ2_XXS, IQ2_XS and IQ2_S: eight values at a time are an entry of a code book, with signs.
 
-use super::{Blocks, Encode, grids, half};
+use super::book::{Book, Fit, Layout};
+use super::{Blocks, Encode, grids, half, put_half};
 use crate::gguf::GgmlType;
+use std::sync::LazyLock;
 
 /// What two bits of an entry stand for.
 const MAGNITUDES: [f32; 4] = [8.0, 25.0, 43.0, 0.0];
+
+static BOOK_XXS: LazyLock<Book> = LazyLock::new(|| Book::new(&grids::IQ2_XXS, 8, 2, &MAGNITUDES));
+static BOOK_XS: LazyLock<Book> = LazyLock::new(|| Book::new(&grids::IQ2_XS, 8, 2, &MAGNITUDES));
+static BOOK_S: LazyLock<Book> = LazyLock::new(|| Book::new(&grids::IQ2_S, 8, 2, &MAGNITUDES));
+
+/// Values into blocks whose first bytes are `d`, eight times the step.
+#[inline(always)]
+fn fit(
+    values: &[f32],
+    importance: Option<&[f32]>,
+    book: &Book,
+    sub_block: usize,
+    even_signs: bool,
+    block: &mut [u8],
+) -> Fit {
+    block.fill(0);
+    let layout = Layout { sub_block, largest: MAGNITUDES[2], even_signs };
+    Fit::new(values, importance, book, layout, |step| put_half(block, 0, 8.0 * step) / 8.0)
+}
 
 /// Eight values: `step` times those of an entry, negative where a bit of `signs` is set.
 #[inline(always)]
@@ -32,7 +53,7 @@ impl Blocks for IQ2_XXS {
     const NAME: &'static str = "iq2_xxs";
     const VALUES: usize = 256;
     const BYTES: usize = 66;
-    const ENCODE: Option<Encode> = None;
+    const ENCODE: Option<Encode> = Some(encode_xxs);
 
     fn decode(block: &[u8], values: &mut [f32]) {
         let d = half(block, 0);
@@ -47,6 +68,19 @@ impl Blocks for IQ2_XXS {
     }
 }
 
+#[inline(always)]
+fn encode_xxs(values: &[f32], importance: Option<&[f32]>, block: &mut [u8]) {
+    let fit = fit(values, importance, &BOOK_XXS, 32, true, block);
+    for (b, group) in block[2..].as_chunks_mut::<8>().0.iter_mut().enumerate() {
+        let mut word = u32::from(fit.scales[b]) << 28;
+        for i in 0..4 {
+            group[i] = fit.entries[4 * b + i] as u8;
+            word |= u32::from(fit.signs[4 * b + i] & 127) << (7 * i);
+        }
+        group[4..].copy_from_slice(&word.to_le_bytes());
+    }
+}
+
 /// Bytes 0 and 1: `d`, an f16. Bytes 2 to 65: a u16 for each eight values, nine bits of index and seven signs (`signs_of_seven`).
 /// Then scales of four bits, one for 16 values. A value is `d * (0.5 + scale) / 4 * entry`.
 #[allow(non_camel_case_types, reason = "the spelling of the field")]
@@ -57,7 +91,7 @@ impl Blocks for IQ2_XS {
     const NAME: &'static str = "iq2_xs";
     const VALUES: usize = 256;
     const BYTES: usize = 74;
-    const ENCODE: Option<Encode> = None;
+    const ENCODE: Option<Encode> = Some(encode_xs);
 
     fn decode(block: &[u8], values: &mut [f32]) {
         let d = half(block, 0);
@@ -67,6 +101,16 @@ impl Blocks for IQ2_XS {
             entry(values, step(d, &block[66..], g), index, signs_of_seven(u32::from(code >> 9)));
         }
     }
+}
+
+#[inline(always)]
+fn encode_xs(values: &[f32], importance: Option<&[f32]>, block: &mut [u8]) {
+    let fit = fit(values, importance, &BOOK_XS, 16, true, block);
+    for (g, signs) in fit.signs.iter().enumerate() {
+        let code = fit.entries[g] | u16::from(signs & 127) << 9;
+        block[2 + 2 * g..][..2].copy_from_slice(&code.to_le_bytes());
+    }
+    put_scales(&fit.scales, &mut block[66..]);
 }
 
 /// Bytes 0 and 1: `d`, an f16. For each eight values `g`: eight bits of index in byte `2 + g`, signs in byte `34 + g`, two more bits of index
@@ -79,7 +123,7 @@ impl Blocks for IQ2_S {
     const NAME: &'static str = "iq2_s";
     const VALUES: usize = 256;
     const BYTES: usize = 82;
-    const ENCODE: Option<Encode> = None;
+    const ENCODE: Option<Encode> = Some(encode_s);
 
     fn decode(block: &[u8], values: &mut [f32]) {
         let d = half(block, 0);
@@ -94,4 +138,22 @@ impl Blocks for IQ2_S {
 #[inline(always)]
 fn step(d: f32, scales: &[u8], g: usize) -> f32 {
     d * (0.5 + f32::from(scales[g / 4] >> (g / 2 % 2 * 4) & 15)) * 0.25
+}
+
+/// The bytes that `step` reads.
+fn put_scales(scales: &[u8; 16], bytes: &mut [u8]) {
+    for (byte, scales) in bytes.iter_mut().zip(scales.as_chunks::<2>().0) {
+        *byte = scales[0] | scales[1] << 4;
+    }
+}
+
+#[inline(always)]
+fn encode_s(values: &[f32], importance: Option<&[f32]>, block: &mut [u8]) {
+    let fit = fit(values, importance, &BOOK_S, 16, false, block);
+    for (g, &signs) in fit.signs.iter().enumerate() {
+        block[2 + g] = fit.entries[g] as u8;
+        block[34 + g] = signs;
+        block[66 + g / 4] |= ((fit.entries[g] >> 8) << (2 * (g % 4))) as u8;
+    }
+    put_scales(&fit.scales, &mut block[74..]);
 }

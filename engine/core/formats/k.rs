@@ -1,6 +1,7 @@
 //! What formats of 256 values share: sub-blocks whose scales are themselves small integers, times the scale of the whole.
 
-use super::{inverse, largest, put_half, range};
+use super::fit::{around, line, minimum, scale, weigh, within};
+use super::{inverse, largest, put_half};
 
 /// `N` sub-blocks of values `d * scale * q - dmin * min`, as they are encoded.
 pub(super) struct Affine<const N: usize> {
@@ -13,31 +14,46 @@ pub(super) struct Affine<const N: usize> {
 }
 
 impl<const N: usize> Affine<N> {
-    /// Each sub-block from its least value, or 0, to its greatest in `levels` steps; scales and minima reach up to `top`. `d` and `dmin`
-    /// become the f16 at byte `at` of the block and behind it.
-    pub fn fit(values: &[f32], levels: u8, top: u8, block: &mut [u8], at: usize) -> Self {
-        let levels = f32::from(levels);
-        let (mut exact_scales, mut exact_mins) = ([0.0; N], [0.0; N]);
-        for (b, sub_block) in values.chunks_exact(values.len() / N).enumerate() {
-            let (min, max) = range(sub_block);
-            let min = min.min(0.0);
-            (exact_scales[b], exact_mins[b]) = ((max - min) / levels, -min);
+    /// Each sub-block has `levels` steps, up from its minimum, which is 0 at most; scales and minima reach up to `top`. `d` and `dmin` become
+    /// the f16 at byte `at` of the block and behind it.
+    #[inline(always)]
+    pub fn fit(
+        values: &[f32],
+        importance: Option<&[f32]>,
+        [levels, top]: [f32; 2],
+        block: &mut [u8],
+        at: usize,
+    ) -> Self {
+        let weights = weigh(values, importance);
+        let size = values.len() / N;
+        let [mut exact_scales, mut exact_mins, mut sums] = [[0.0; N]; 3];
+        let sub_blocks = values.chunks_exact(size).zip(weights.chunks_exact(size));
+        for (b, (values, weights)) in sub_blocks.enumerate() {
+            let (d, m) = line(values, weights, levels, 0.0);
+            (exact_scales[b], exact_mins[b], sums[b]) = (d, -m, weights.iter().sum());
         }
         let fit = |exact: [f32; N], block: &mut [u8], at: usize| {
-            let step = put_half(block, at, largest(&exact) / f32::from(top));
+            let inverses = around(top, 4, 0.25).map(|steps| steps * inverse(largest(&exact)));
+            let step = put_half(block, at, scale(&exact, &sums, inverses, within(0.0, top)));
             let inverse = inverse(step);
-            (step, exact.map(|exact| (exact * inverse).round().clamp(0.0, f32::from(top)) as u8))
+            (step, exact.map(|exact| within(0.0, top)(exact * inverse) as u8))
         };
         let (d, scales) = fit(exact_scales, block, at);
+        // Minima that make up for what the rounding of the scales did.
+        for (b, (values, weights)) in values.chunks_exact(size).zip(weights.chunks_exact(size)).enumerate() {
+            let step = d * f32::from(scales[b]);
+            exact_mins[b] = -minimum(values, weights, step, levels, -exact_mins[b]).min(0.0);
+        }
         let (dmin, mins) = fit(exact_mins, block, at + 2);
         Self { d, dmin, scales, mins, levels }
     }
 
     /// `q` for a value of sub-block `b`.
+    #[inline(always)]
     pub fn quantum(&self, b: usize, value: f32) -> u8 {
         let inverse = inverse(self.d * f32::from(self.scales[b]));
         let above = value + self.dmin * f32::from(self.mins[b]);
-        (above * inverse).round().clamp(0.0, self.levels) as u8
+        within(0.0, self.levels)(above * inverse) as u8
     }
 }
 
@@ -47,25 +63,60 @@ pub(super) struct Symmetric<const N: usize> {
     pub scales: [i8; N],
 }
 
+/// How `q` is found.
+#[derive(Clone, Copy)]
+pub(super) struct Codes<R> {
+    /// The lowest `q`, to which the value of the largest magnitude goes or nearly, and the highest, to which it may go as well.
+    pub extremes: [f32; 2],
+    /// How far apart the steps are that are tried.
+    pub apart: f32,
+    /// The nearest `q`.
+    pub round: R,
+}
+
+impl<R: Fn(f32) -> f32> Codes<R> {
+    /// The `d` of values `d * q`.
+    #[inline(always)]
+    pub fn scale(&self, values: &[f32], weights: &[f32]) -> f32 {
+        let [lowest, highest] = self.extremes;
+        let largest = inverse(largest(values));
+        let steps = around(lowest, 9, self.apart).chain([highest]);
+        scale(values, weights, steps.map(|steps| steps * largest), &self.round)
+    }
+}
+
 impl<const N: usize> Symmetric<N> {
-    /// In each sub-block the value of the largest magnitude becomes `lowest`, a negative `q`; scales reach from `-top` to `top - 1`.
-    /// `d` becomes the f16 at byte `at` of the block.
-    pub fn fit(values: &[f32], lowest: f32, top: f32, block: &mut [u8], at: usize) -> Self {
-        let mut exact = [0.0; N];
-        for (scale, sub_block) in exact.iter_mut().zip(values.chunks_exact(values.len() / N)) {
-            *scale = largest(sub_block) / lowest;
+    /// Scales reach from `-top` to `top - 1`. `d` becomes the f16 at byte `at` of the block.
+    #[inline(always)]
+    pub fn fit(
+        values: &[f32],
+        importance: Option<&[f32]>,
+        codes: &Codes<impl Fn(f32) -> f32>,
+        top: f32,
+        block: &mut [u8],
+        at: usize,
+    ) -> Self {
+        let weights = weigh(values, importance);
+        let size = values.len() / N;
+        let [mut exact, mut sums] = [[0.0; N]; 2];
+        let sub_blocks = values.chunks_exact(size).zip(weights.chunks_exact(size));
+        for (b, (values, weights)) in sub_blocks.enumerate() {
+            exact[b] = codes.scale(values, weights);
+            sums[b] = weights.iter().sum();
         }
-        let d = put_half(block, at, largest(&exact) / -top);
+        let inverses = around(-top, 4, 0.25).map(|steps| steps * inverse(largest(&exact)));
+        let round = within(-top, top - 1.0);
+        let d = put_half(block, at, scale(&exact, &sums, inverses, &round));
         let inverse = inverse(d);
-        Self { d, scales: exact.map(|exact| (exact * inverse).round().clamp(-top, top - 1.0) as i8) }
+        Self { d, scales: exact.map(|exact| round(exact * inverse) as i8) }
     }
 
     /// `value` in steps of sub-block `b`, not rounded.
+    #[inline(always)]
     pub fn steps(&self, b: usize, value: f32) -> f32 {
         value * inverse(self.d * f32::from(self.scales[b]))
     }
 }
-
 /// Bytes of eight scales and eight minima of six bits.
 pub(super) const SCALE_BYTES: usize = 12;
 

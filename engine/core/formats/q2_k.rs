@@ -38,9 +38,10 @@ impl Blocks for Q2_K {
     }
 }
 
-fn encode(values: &[f32], block: &mut [u8]) {
+#[inline(always)]
+fn encode(values: &[f32], importance: Option<&[f32]>, block: &mut [u8]) {
     block.fill(0);
-    let fit = Affine::<16>::fit(values, 3, 15, block, D);
+    let fit = Affine::<16>::fit(values, importance, [3.0, 15.0], block, D);
     for (b, values) in values.chunks_exact(16).enumerate() {
         block[b] = fit.scales[b] | fit.mins[b] << 4;
         for (l, &value) in values.iter().enumerate() {

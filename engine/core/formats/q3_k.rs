@@ -1,6 +1,7 @@
 //! Q3_K: 16 sub-blocks of 16 values of three bits, whose scales have six.
 
-use super::k::Symmetric;
+use super::fit::within;
+use super::k::{Codes, Symmetric};
 use super::q2_k::place;
 use super::{Blocks, Encode, half};
 use crate::gguf::GgmlType;
@@ -44,15 +45,17 @@ impl Blocks for Q3_K {
     }
 }
 
-fn encode(values: &[f32], block: &mut [u8]) {
+#[inline(always)]
+fn encode(values: &[f32], importance: Option<&[f32]>, block: &mut [u8]) {
     block.fill(0);
-    let fit = Symmetric::<16>::fit(values, -4.0, 32.0, block, D);
+    let codes = Codes { extremes: [-4.0, 3.0], apart: 0.1, round: within(-4.0, 3.0) };
+    let fit = Symmetric::<16>::fit(values, importance, &codes, 32.0, block, D);
     for (b, values) in values.chunks_exact(16).enumerate() {
         let scale = (fit.scales[b] + 32) as u8;
         block[SCALES + b % 8] |= (scale & 15) << (b / 8 * 4);
         block[SCALES + 8 + b % 4] |= scale >> 4 << (b / 4 * 2);
         for (l, &value) in values.iter().enumerate() {
-            let q = (fit.steps(b, value).round().clamp(-4.0, 3.0) as i8 + 4) as u8;
+            let q = ((codes.round)(fit.steps(b, value)) as i8 + 4) as u8;
             let (byte, bits) = place(b, l);
             block[QUANTA + byte] |= (q & 3) << bits;
             block[b % 2 * 16 + l] |= q >> 2 << (b / 2);

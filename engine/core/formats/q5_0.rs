@@ -1,6 +1,7 @@
 //! Q5_0: 32 values of five bits with a scale.
 
-use super::{Blocks, Encode, half, inverse, largest, nibbles, put_half};
+use super::fit::step;
+use super::{Blocks, Encode, half, inverse, nibbles, put_half};
 use crate::gguf::GgmlType;
 
 /// Bytes 0 and 1: the scale `d`, an f16. Bytes 2 to 5: the fifth bits, bit `j` that of value `j`. Byte `6 + j`: four bits of value `j` in
@@ -22,8 +23,9 @@ impl Blocks for Q5_0 {
 }
 
 /// The value of the largest magnitude becomes -16, so that one more step is of use.
-fn encode(values: &[f32], block: &mut [u8]) {
-    let d = largest(values) / -16.0;
+#[inline(always)]
+fn encode(values: &[f32], importance: Option<&[f32]>, block: &mut [u8]) {
+    let d = step(values, importance, -16.0);
     let inverse = inverse(d);
     put_half(block, 0, d);
     nibbles::encode_five(values, &mut block[2..], |x| (x * inverse + 16.5).clamp(0.0, 31.0) as u8);

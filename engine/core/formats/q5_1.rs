@@ -1,6 +1,7 @@
 //! Q5_1: 32 values of five bits with a scale and a minimum.
 
-use super::{Blocks, Encode, half, inverse, nibbles, put_half, range};
+use super::fit::steps_from;
+use super::{Blocks, Encode, half, inverse, nibbles, put_half};
 use crate::gguf::GgmlType;
 
 /// Bytes 0 to 3: the scale `d` and the minimum `m`, f16. Bytes 4 to 7: the fifth bits, bit `j` that of value `j`. Byte `8 + j`: four bits of
@@ -22,9 +23,9 @@ impl Blocks for Q5_1 {
 }
 
 /// From the least value to the greatest in 31 steps.
-fn encode(values: &[f32], block: &mut [u8]) {
-    let (min, max) = range(values);
-    let d = (max - min) / 31.0;
+#[inline(always)]
+fn encode(values: &[f32], importance: Option<&[f32]>, block: &mut [u8]) {
+    let (d, min) = steps_from(values, importance, 31.0);
     let inverse = inverse(d);
     put_half(block, 0, d);
     put_half(block, 2, min);

@@ -36,9 +36,10 @@ impl Blocks for Q5_K {
     }
 }
 
-fn encode(values: &[f32], block: &mut [u8]) {
+#[inline(always)]
+fn encode(values: &[f32], importance: Option<&[f32]>, block: &mut [u8]) {
     block.fill(0);
-    let fit = Affine::<8>::fit(values, 31, 63, block, 0);
+    let fit = Affine::<8>::fit(values, importance, [31.0, 63.0], block, 0);
     put_scales_and_mins(&fit.scales, &fit.mins, &mut block[SCALES..]);
     for (b, values) in values.chunks_exact(32).enumerate() {
         for (l, &value) in values.iter().enumerate() {

@@ -1,6 +1,7 @@
 //! Q6_K: 16 sub-blocks of 16 values of six bits, whose scales have eight.
 
-use super::k::Symmetric;
+use super::fit::within;
+use super::k::{Codes, Symmetric};
 use super::{Blocks, Encode, half};
 use crate::gguf::GgmlType;
 
@@ -43,13 +44,15 @@ impl Blocks for Q6_K {
     }
 }
 
-fn encode(values: &[f32], block: &mut [u8]) {
+#[inline(always)]
+fn encode(values: &[f32], importance: Option<&[f32]>, block: &mut [u8]) {
     block.fill(0);
-    let fit = Symmetric::<16>::fit(values, -32.0, 128.0, block, D);
+    let codes = Codes { extremes: [-32.0, 31.0], apart: 0.1, round: within(-32.0, 31.0) };
+    let fit = Symmetric::<16>::fit(values, importance, &codes, 128.0, block, D);
     for (b, values) in values.chunks_exact(16).enumerate() {
         block[SCALES + b] = fit.scales[b] as u8;
         for (l, &value) in values.iter().enumerate() {
-            let q = (fit.steps(b, value).round().clamp(-32.0, 31.0) as i8 + 32) as u8;
+            let q = ((codes.round)(fit.steps(b, value)) as i8 + 32) as u8;
             let [(low, low_bits), (high, high_bits)] = places(b / 2, b % 2 * 16 + l);
             block[low] |= (q & 15) << low_bits;
             block[high] |= q >> 4 << high_bits;

@@ -23,7 +23,8 @@ impl Blocks for Q8_0 {
 }
 
 /// The value of the largest magnitude becomes 127 or -127.
-fn encode(values: &[f32], block: &mut [u8]) {
+#[inline(always)]
+fn encode(values: &[f32], _importance: Option<&[f32]>, block: &mut [u8]) {
     let d = largest(values).abs() / 127.0;
     let inverse = inverse(d);
     put_half(block, 0, d);

@@ -50,7 +50,8 @@ impl Blocks for TQ1_0 {
 }
 
 /// Each value is -1, 0 or 1 in units of the largest magnitude.
-fn encode_1(values: &[f32], block: &mut [u8]) {
+#[inline(always)]
+fn encode_1(values: &[f32], _importance: Option<&[f32]>, block: &mut [u8]) {
     let d = largest(values).abs();
     let inverse = inverse(d);
     put_half(block, 52, d);
@@ -83,7 +84,8 @@ impl Blocks for TQ2_0 {
 }
 
 /// As [`encode_1`].
-fn encode_2(values: &[f32], block: &mut [u8]) {
+#[inline(always)]
+fn encode_2(values: &[f32], _importance: Option<&[f32]>, block: &mut [u8]) {
     block.fill(0);
     let d = largest(values).abs();
     let inverse = inverse(d);

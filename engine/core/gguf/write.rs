@@ -1,4 +1,11 @@
-//! Writes GGUF files: for tests, examples and tools. What the engine runs is read by [`super::Gguf`].
+//! Writes GGUF files: in memory ([`Writer`]), or tensor after tensor where they are more than fits there ([`StreamWriter`]). What the engine
+//! runs is read by [`super::Gguf`].
+
+mod copy;
+mod stream;
+
+pub use copy::{PartSize, Parts, merge};
+pub use stream::{Header, StreamWriter};
 
 use super::types::{GgmlType, ValueType, value_type};
 use std::io::{self, Write};
@@ -48,6 +55,27 @@ impl Value {
     }
 }
 
+impl From<super::Value<'_>> for Value {
+    fn from(value: super::Value) -> Self {
+        use super::Value as Read;
+        match value {
+            Read::U8(v) => Self::U8(v),
+            Read::I8(v) => Self::I8(v),
+            Read::U16(v) => Self::U16(v),
+            Read::I16(v) => Self::I16(v),
+            Read::U32(v) => Self::U32(v),
+            Read::I32(v) => Self::I32(v),
+            Read::F32(v) => Self::F32(v),
+            Read::Bool(v) => Self::Bool(v),
+            Read::String(v) => Self::String(v.to_vec()),
+            Read::Array(v) => Self::Array(v.element_type(), v.iter().map(Self::from).collect()),
+            Read::U64(v) => Self::U64(v),
+            Read::I64(v) => Self::I64(v),
+            Read::F64(v) => Self::F64(v),
+        }
+    }
+}
+
 fn encode_string(text: &[u8], out: &mut Vec<u8>) {
     out.extend((text.len() as u64).to_le_bytes());
     out.extend(text);
@@ -87,6 +115,36 @@ impl From<&[String]> for Value {
     fn from(values: &[String]) -> Self {
         Self::Array(ValueType::String, values.iter().map(|value| value.as_str().into()).collect())
     }
+}
+
+/// Everything before the tensor data, padded to the alignment; of each tensor its name, dimensions as in the file, type and bytes.
+fn header<'a>(
+    version: u32,
+    alignment: u32,
+    metadata: &[(String, Value)],
+    tensors: impl ExactSizeIterator<Item = (&'a str, &'a [u64], GgmlType, u64)>,
+) -> Vec<u8> {
+    let mut out = Vec::new();
+    out.extend(super::MAGIC);
+    out.extend(version.to_le_bytes());
+    out.extend((tensors.len() as u64).to_le_bytes());
+    out.extend((metadata.len() as u64).to_le_bytes());
+    for (key, value) in metadata {
+        encode_string(key.as_bytes(), &mut out);
+        out.extend((value.value_type() as u32).to_le_bytes());
+        value.encode(&mut out);
+    }
+    let mut offset: u64 = 0;
+    for (name, ne, ggml_type, num_bytes) in tensors {
+        encode_string(name.as_bytes(), &mut out);
+        out.extend((ne.len() as u32).to_le_bytes());
+        ne.iter().for_each(|n| out.extend(n.to_le_bytes()));
+        out.extend(ggml_type.0.to_le_bytes());
+        out.extend(offset.to_le_bytes());
+        offset += num_bytes.next_multiple_of(alignment.into());
+    }
+    out.resize(out.len().next_multiple_of(alignment as usize), 0);
+    out
 }
 
 /// A file in memory: version 3, little-endian, tensors in the order in which they were added.
@@ -183,27 +241,11 @@ impl Writer {
 
     /// Everything before the tensor data, padded to the alignment.
     fn header(&self) -> Vec<u8> {
-        let mut out = Vec::new();
-        out.extend(super::MAGIC);
-        out.extend(self.version.to_le_bytes());
-        out.extend((self.tensors.len() as u64).to_le_bytes());
-        out.extend((self.metadata.len() as u64).to_le_bytes());
-        for (key, value) in &self.metadata {
-            encode_string(key.as_bytes(), &mut out);
-            out.extend((value.value_type() as u32).to_le_bytes());
-            value.encode(&mut out);
-        }
-        let mut offset = 0;
-        for (name, ne, ggml_type, data) in &self.tensors {
-            encode_string(name.as_bytes(), &mut out);
-            out.extend((ne.len() as u32).to_le_bytes());
-            ne.iter().for_each(|n| out.extend(n.to_le_bytes()));
-            out.extend(ggml_type.0.to_le_bytes());
-            out.extend((offset as u64).to_le_bytes());
-            offset += self.padded(data.len());
-        }
-        out.resize(self.padded(out.len()), 0);
-        out
+        let tensors = self
+            .tensors
+            .iter()
+            .map(|(name, ne, ggml_type, data)| (&name[..], &ne[..], *ggml_type, data.len() as u64));
+        header(self.version, self.alignment, &self.metadata, tensors)
     }
 
     fn padded(&self, length: usize) -> usize {
@@ -211,7 +253,7 @@ impl Writer {
     }
 
     /// Writes the file.
-    pub fn write_to(&self, out: &mut impl Write) -> io::Result<()> {
+    pub fn write_to(&self, out: &mut (impl Write + ?Sized)) -> io::Result<()> {
         out.write_all(&self.header())?;
         for (_, _, _, data) in &self.tensors {
             out.write_all(data)?;
