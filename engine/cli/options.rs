@@ -1,6 +1,5 @@
 //! Options that several subcommands share.
 
-use crate::cuda::KernelChoice;
 use crate::disk::Access;
 use crate::error::{Error, Result};
 use crate::generate::EngineConfig;
@@ -65,7 +64,7 @@ pub struct ModelArgs {
     /// Read all tensors first, and refuse a file with values that are NaN or infinite
     #[arg(long)]
     pub check_tensors: bool,
-    /// Kernel variants by operation, such as rms_norm=plain,attention=split
+    /// Kernel variants by operation, such as rms_norm=plain,attention=split; on the CPU matmul_blocks=exact
     #[arg(long, value_name = "OP=VARIANT,…")]
     pub kernel: Option<String>,
 }
@@ -100,8 +99,7 @@ impl ModelArgs {
     /// # Errors
     /// As [`ModelArgs::open`].
     pub fn open_with(&self, max_num_sequences: usize, unasked: KvCacheSize) -> Result<Model> {
-        let kernels = self.kernel.as_deref().map(KernelChoice::parse).transpose()?.unwrap_or_default();
-        let options = RunnerOptions {
+        let mut options = RunnerOptions {
             device: self.device,
             dtype: self.dtype,
             kv_dtype: self.kv_cache_dtype,
@@ -111,9 +109,10 @@ impl ModelArgs {
             max_num_sequences,
             max_num_logits: max_num_sequences,
             memory_fraction: self.gpu_memory_fraction,
-            kernels,
             check_tensors: self.check_tensors,
+            ..RunnerOptions::default()
         };
+        options.choose_kernels(self.kernel.as_deref().unwrap_or_default())?;
         let start = Instant::now();
         let gguf = self.file.open()?;
         let bar = progress_bar();

@@ -1,7 +1,7 @@
 //! [`Ops`] on the CPU: the reference that GPU kernels are compared with, and the engine of a machine without a GPU.
 //!
-//! Everything is f32 but for cached K and V; weights stay in the file's format where they are, in the memory map, and are widened
-//! as they are read. Each operation is one file. Every reduction has an order that depends on its own length alone, never on
+//! Everything is f32 but for cached K and V, and for what products with matrices in blocks read, which is eight bits where it is asked
+//! for ([`MatmulBlocks`]). Weights stay in the file's format where they are, in the memory map, and are widened as they are read. Each operation is one file. Every reduction has an order that depends on its own length alone, never on
 //! the batch, on the number of threads or on the processor's vector width: see [`simd`] and [`matmul`].
 
 pub mod add_bias;
@@ -16,6 +16,8 @@ mod experts_in;
 mod experts_out;
 pub mod gate_rows;
 pub mod gather_rows;
+mod int8;
+pub mod kernels;
 pub mod kv;
 pub mod layer_norm;
 pub mod matmul;
@@ -35,6 +37,7 @@ use crate::ops::{Ops, OpsConfig, Rows, Stacked, Types};
 use crate::rope::RopeTable;
 use crate::sampler::SamplingRow;
 use crate::weights::Matrix;
+use kernels::{MatmulBlocks, MatmulKernels};
 use kv::KvCache;
 use rayon::prelude::*;
 use simd::Isa;
@@ -43,6 +46,7 @@ use tensor::Tensor;
 /// The decoder's operations on all cores (`RAYON_NUM_THREADS` limits them).
 pub struct CpuOps {
     isa: Isa,
+    blocks: MatmulBlocks,
     config: OpsConfig,
     /// Of the positions that came so far.
     angles: RopeTable,
@@ -56,7 +60,7 @@ pub struct CpuOps {
 }
 
 impl CpuOps {
-    /// Operations with the best instructions that this processor has.
+    /// Operations with the best instructions that this processor has, all exact: [`CpuOps::with_blocks`] takes the faster products.
     ///
     /// # Errors
     /// As [`CpuOps::with_isa`].
@@ -80,6 +84,7 @@ impl CpuOps {
         }
         Ok(Self {
             isa,
+            blocks: MatmulBlocks::Exact,
             config: config.clone(),
             angles: RopeTable::new(&config.rotation, head_dim),
             weights: Vec::new(),
@@ -87,6 +92,17 @@ impl CpuOps {
             drawn: Vec::new(),
             experts: experts::Scratch::default(),
         })
+    }
+}
+
+impl CpuOps {
+    /// The same with products of matrices in blocks computed so.
+    pub fn with_blocks(self, blocks: MatmulBlocks) -> Self {
+        Self { blocks, ..self }
+    }
+
+    fn kernels(&self) -> MatmulKernels {
+        MatmulKernels { isa: self.isa, blocks: self.blocks }
     }
 }
 
@@ -144,6 +160,8 @@ impl Ops for CpuOps {
     }
 
     fn load_experts(&mut self, matrix: &Matrix, num_experts: usize) -> Result<Weight> {
+        matrix.row_bytes()?;
+        self.weights.push(matrix.data.clone());
         let rows = matrix.rows / num_experts.max(1);
         (0..num_experts)
             .map(|expert| matrix.row_range(expert * rows, rows))
@@ -186,11 +204,11 @@ impl Ops for CpuOps {
     }
 
     fn matmul(&mut self, n: usize, x: &Tensor, weight: &Weight, out: &mut Tensor) -> Result<()> {
-        matmul::matmul_stacked(self.isa, n, x, &weight.0, false, out)
+        matmul::matmul_stacked(self.kernels(), n, x, &weight.0, false, out)
     }
 
     fn matmul_add(&mut self, rows: Rows<Batch>, x: &Tensor, weight: &Weight, out: &mut Tensor) -> Result<()> {
-        matmul::matmul_stacked(self.isa, rows.n, x, &weight.0, true, out)
+        matmul::matmul_stacked(self.kernels(), rows.n, x, &weight.0, true, out)
     }
 
     fn add_bias(&mut self, n: usize, bias: &Vec<f32>, x: &mut Tensor) -> Result<()> {
@@ -278,7 +296,7 @@ impl Ops for CpuOps {
         inner: &mut Tensor,
     ) -> Result<()> {
         let gate_up = gate_up.map(|weight| &weight.0[..]);
-        experts_in::experts_in(self.isa, n, x, chosen, gate_up, &mut self.experts, inner)
+        experts_in::experts_in(self.kernels(), n, x, chosen, gate_up, &mut self.experts, inner)
     }
 
     fn experts_out(
@@ -289,7 +307,7 @@ impl Ops for CpuOps {
         down: &Weight,
         out: &mut Tensor,
     ) -> Result<()> {
-        experts_out::experts_out(self.isa, n, inner, chosen, &down.0, &mut self.experts, out)
+        experts_out::experts_out(self.kernels(), n, inner, chosen, &down.0, &mut self.experts, out)
     }
 
     fn gate_rows(&mut self, n: usize, x: &Tensor, gate: &Vec<f32>, rows: &mut Tensor) -> Result<()> {

@@ -5,7 +5,7 @@ use super::{Blocks, Encode, half, inverse, largest, nearest, nibbles, put_half};
 use crate::gguf::GgmlType;
 
 /// What the four bits stand for: `kvalues_iq4nl` of ggml/src/ggml-common.h.
-const CODES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+pub(crate) const CODES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// Bytes 0 and 1: the scale `d`, an f16. Byte `2 + j`: the code of value `j` in the low half, of value `j + 16` in the high one. A value is
 /// `d * CODES[q]`.
