@@ -4,7 +4,7 @@ use super::options::FileArgs;
 use super::output::Output;
 use crate::batch::{Batch, LogitRows, SequenceRows};
 use crate::config::Config;
-use crate::cuda::KernelChoice;
+use crate::cpu::kernels::MatmulBlocks;
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::kv_layout::pages_for;
@@ -30,7 +30,7 @@ pub struct LogitsArgs {
     /// Format of matrices on a GPU: auto (the file's, but f16 for bf16 if no weight is beyond its range), f16 or bf16.
     #[arg(long, default_value = "auto", value_name = "DTYPE")]
     pub dtype: DtypeChoice,
-    /// Kernel variants by operation, such as rms_norm=plain,matmul=plain.
+    /// Kernel variants by operation, such as rms_norm=plain,matmul=plain; on the CPU matmul_blocks=int8.
     #[arg(long, value_name = "OP=VARIANT,…")]
     pub kernel: Option<String>,
 }
@@ -58,17 +58,18 @@ pub fn run(args: LogitsArgs) -> Result<()> {
     let weights = Weights::from_gguf(&gguf, &config)?;
     let num_tokens = args.ids.len();
     let chunk = num_tokens.min(if args.save.is_some() { CHUNK_ALL } else { CHUNK_LAST });
-    let options = RunnerOptions {
+    let mut options = RunnerOptions {
         device: args.device.parse()?,
         dtype: args.dtype,
         // What is compared with other implementations has no error that could be avoided.
         kv_dtype: KvDtype::Precise,
+        cpu_blocks: MatmulBlocks::Exact,
         max_model_len: Some(num_tokens),
         max_num_tokens: Some(chunk),
         max_num_logits: if args.save.is_some() { chunk } else { 1 },
-        kernels: args.kernel.as_deref().map(KernelChoice::parse).transpose()?.unwrap_or_default(),
         ..RunnerOptions::default()
     };
+    options.choose_kernels(args.kernel.as_deref().unwrap_or_default())?;
     let mut runner = open_runner(&weights, &config, &options, &mut |_, _| ())?;
     let pages: Vec<u32> = (0..pages_for(num_tokens) as u32).collect();
     let mut step = |position: usize, logits| {

@@ -1,6 +1,5 @@
 //! Options that several subcommands share.
 
-use crate::cuda::KernelChoice;
 use crate::disk::Access;
 use crate::engine::EngineConfig;
 use crate::error::{Error, Result};
@@ -71,7 +70,7 @@ pub struct ModelArgs {
     /// Read all tensors first, and refuse a file with values that are NaN or infinite
     #[arg(long)]
     pub check_tensors: bool,
-    /// Kernel variants by operation, such as rms_norm=plain,attention=split
+    /// Kernel variants by operation, such as rms_norm=plain,attention=split; on the CPU matmul_blocks=exact
     #[arg(long, value_name = "OP=VARIANT,…")]
     pub kernel: Option<String>,
 }
@@ -136,8 +135,7 @@ impl ModelArgs {
     /// # Errors
     /// [`Error::Request`] for a kernel that there is not.
     pub fn options(&self, max_num_sequences: usize) -> Result<RunnerOptions> {
-        let kernels = self.kernel.as_deref().map(KernelChoice::parse).transpose()?.unwrap_or_default();
-        Ok(RunnerOptions {
+        let mut options = RunnerOptions {
             device: self.device,
             dtype: self.dtype,
             kv_dtype: self.kv_cache_dtype,
@@ -148,9 +146,11 @@ impl ModelArgs {
             max_num_logits: max_num_sequences,
             checkpoints: self.checkpoints,
             memory_fraction: self.gpu_memory_fraction,
-            kernels,
             check_tensors: self.check_tensors,
-        })
+            ..RunnerOptions::default()
+        };
+        options.choose_kernels(self.kernel.as_deref().unwrap_or_default())?;
+        Ok(options)
     }
 }
 

@@ -8,6 +8,7 @@ use super::timed_ops::{Laps, Stopwatch, TimedOps};
 use crate::batch::{Batch, LogitRows, SequenceRows};
 use crate::config::Config;
 use crate::cpu::CpuOps;
+use crate::cpu::kernels::MatmulBlocks;
 use crate::cuda::{CudaOps, Device, KernelChoice};
 use crate::error::{Error, Result};
 use crate::kv_layout::{KvLayout, pages_for};
@@ -75,6 +76,8 @@ pub struct Place {
     /// [`LOGIT_ROWS`] logit rows.
     pub ops_config: OpsConfig,
     pub layout: KvLayout,
+    /// How the CPU multiplies with matrices in blocks.
+    pub cpu_blocks: MatmulBlocks,
 }
 
 impl Plan {
@@ -111,8 +114,8 @@ impl Plan {
     }
 }
 
-/// Measures a model with the kernels `asked`, and compares them with those of the plan. On the CPU, which has no variants,
-/// both are ignored.
+/// Measures a model with the kernels `asked`, and compares them with those of the plan. On the CPU both are ignored, and
+/// [`Place::cpu_blocks`] says what is measured.
 ///
 /// The model is loaded twice, one after the other: as the engine runs it, and with a stop-watch around each operation.
 ///
@@ -128,14 +131,14 @@ pub fn measure(
     plan.check(config)?;
     let mut choices = vec![plan.against.clone()];
     let quiet = &mut |_, _| ();
-    let Place { device, ops_config, layout } = place;
+    let Place { device, ops_config, layout, cpu_blocks } = place;
     match device {
         None => {
-            let ops = CpuOps::new(ops_config)?;
+            let ops = CpuOps::new(ops_config)?.with_blocks(*cpu_blocks);
             let runner = ModelRunner::new(ops, weights, config, ops_config, *layout, quiet)?;
             let whole = Bench { runner, plan }.whole(&choices)?;
             let stopwatch = Rc::new(RefCell::new(Stopwatch::host()));
-            let ops = TimedOps::new(CpuOps::new(ops_config)?, stopwatch.clone());
+            let ops = TimedOps::new(CpuOps::new(ops_config)?.with_blocks(*cpu_blocks), stopwatch.clone());
             let runner = ModelRunner::new(ops, weights, config, ops_config, *layout, quiet)?;
             let shares = Bench { runner, plan }.shares(&choices, &stopwatch)?;
             Ok(report(plan, whole, shares))
@@ -413,7 +416,8 @@ mod tests {
             num_key_value_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
         };
-        Place { device: None, ops_config: OpsConfig::new(config, plan.max_model_len(), limits), layout }
+        let ops_config = OpsConfig::new(config, plan.max_model_len(), limits);
+        Place { device: None, ops_config, layout, cpu_blocks: MatmulBlocks::default() }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::fit::fit_cpu;
 #[cfg(feature = "cuda")]
 use super::gpu;
 use qernel_core::config::Config;
+use qernel_core::cpu::kernels::MatmulBlocks;
 use qernel_core::cpu::{CpuOps, Observer};
 use qernel_core::dtype::Dtype;
 use qernel_core::error::{Error, Result};
@@ -204,6 +205,8 @@ pub struct RunnerOptions {
     /// Kernel variants of the GPU.
     #[cfg(feature = "cuda")]
     pub kernels: qernel_cuda::KernelChoice,
+    /// How the CPU multiplies with matrices in blocks.
+    pub cpu_blocks: MatmulBlocks,
     /// Look through all tensors first, and refuse a file with values that are NaN or infinite.
     pub check_tensors: bool,
 }
@@ -212,6 +215,36 @@ impl RunnerOptions {
     /// The defaults for `count` sequences at a time.
     pub fn for_sequences(count: usize) -> Self {
         Self { max_num_sequences: count, max_num_logits: count, ..Self::default() }
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl RunnerOptions {
+    /// Takes the variants of `text`, as in `--kernel rms_norm=plain,matmul_blocks=exact`: those of a GPU and of the CPU, each for where
+    /// the model comes to run.
+    ///
+    /// # Errors
+    /// [`Error::Request`] that lists what exists.
+    pub fn choose_kernels(&mut self, text: &str) -> Result<()> {
+        let mut of_gpu = Vec::new();
+        for pair in text.split(',') {
+            let of_cpu = |blocks: &MatmulBlocks| {
+                let (op, variant) = pair.split_once('=').unwrap_or_default();
+                (op.trim(), variant.trim()) == (MatmulBlocks::OP, blocks.name())
+            };
+            match MatmulBlocks::ALL.into_iter().find(of_cpu) {
+                Some(blocks) => self.cpu_blocks = blocks,
+                None => of_gpu.push(pair),
+            }
+        }
+        self.kernels = qernel_cuda::KernelChoice::parse(&of_gpu.join(",")).map_err(|error| match error {
+            Error::Request(text) if text.contains(MatmulBlocks::OP) && text.contains("variants are") => {
+                let names = MatmulBlocks::ALL.map(MatmulBlocks::name).join(", ");
+                Error::Request(format!("{text}; on the CPU {names}"))
+            }
+            error => error,
+        })?;
+        Ok(())
     }
 }
 
@@ -231,6 +264,7 @@ impl Default for RunnerOptions {
             memory_fraction: 0.9,
             #[cfg(feature = "cuda")]
             kernels: qernel_cuda::KernelChoice::default(),
+            cpu_blocks: MatmulBlocks::default(),
             check_tensors: false,
         }
     }
@@ -306,7 +340,7 @@ pub fn open_runner(
         )));
     }
     let (ops_config, layout) = fit_cpu(config, options)?;
-    let ops = CpuOps::new(&ops_config)?;
+    let ops = CpuOps::new(&ops_config)?.with_blocks(options.cpu_blocks);
     let runner = ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?;
     Ok(Box::new(runner.with_checkpoints(options.checkpoints)?))
 }
@@ -337,6 +371,24 @@ mod tests {
             assert_eq!(text.parse::<DtypeChoice>().unwrap().to_string(), text);
         }
         assert!(matches!("float16".parse::<DtypeChoice>(), Err(Error::Request(_))));
+    }
+
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn variants_are_of_a_gpu_or_of_the_cpu() {
+        let mut options = RunnerOptions::default();
+        assert_eq!(options.cpu_blocks, MatmulBlocks::Int8);
+        options.choose_kernels("rms_norm=plain, matmul_blocks=exact").unwrap();
+        assert_eq!(options.cpu_blocks, MatmulBlocks::Exact);
+        assert_eq!(
+            (options.kernels.get("rms_norm"), options.kernels.get("matmul_blocks")),
+            (Some("plain"), None)
+        );
+        options.choose_kernels("matmul_blocks=inline").unwrap();
+        assert_eq!(options.kernels.get("matmul_blocks"), Some("inline"));
+        let error = options.choose_kernels("matmul_blocks=fast").unwrap_err().to_string();
+        assert!(error.contains("inline") && error.ends_with("on the CPU int8, exact"), "{error}");
+        assert!(options.choose_kernels("matmul_blocks").is_err());
     }
 
     #[test]

@@ -66,7 +66,9 @@ and now and then one of them makes it twice as fast, for a reason that is plain 
 ";
 
 pub(super) fn run(args: LabModelArgs) -> Result<ExitCode> {
-    let kernels = args.kernel.as_deref().map(KernelChoice::parse).transpose()?.unwrap_or_default();
+    let mut asked = RunnerOptions::default();
+    asked.choose_kernels(args.kernel.as_deref().unwrap_or_default())?;
+    let RunnerOptions { kernels, cpu_blocks, .. } = asked;
     let against = args.against.as_deref().map(KernelChoice::parse).transpose()?.unwrap_or_default();
     let gguf = args.file.open()?;
     let config = Config::from_gguf(&gguf)?;
@@ -101,7 +103,8 @@ pub(super) fn run(args: LabModelArgs) -> Result<ExitCode> {
         None => fit_cpu(&config, &options)?,
         Some(device) => fit_cuda(device, &weights, &config, &options)?,
     };
-    let report = measure(&weights, &config, &Place { device, ops_config, layout }, &kernels, &plan)?;
+    let report =
+        measure(&weights, &config, &Place { device, ops_config, layout, cpu_blocks }, &kernels, &plan)?;
     let mut out = Output::stdout();
     if args.json {
         out.json(&report)?;
@@ -115,7 +118,9 @@ pub(super) fn run(args: LabModelArgs) -> Result<ExitCode> {
     if report.chosen.is_none() {
         let why = match report.device.starts_with("CPU") && kernels != KernelChoice::default() {
             false => "no other variants were asked for (--kernel op=variant)",
-            true => "the CPU has one way to compute each operation, so --kernel chooses nothing there",
+            true => {
+                "the CPU measures one way at a time, and only --kernel matmul_blocks=exact chooses another"
+            }
         };
         note(format_args!("note: {why}: there is nothing to compare with"));
     }

@@ -1,8 +1,8 @@
 //! The first half of the experts that rows go to: `silu(x · gateᵀ) * (x · upᵀ)`.
 
 use super::experts::{ROWS_AT_ONCE, Scratch, by_expert};
+use super::kernels::MatmulKernels;
 use super::matmul::matmul;
-use super::simd::Isa;
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
 use crate::weights::Matrix;
@@ -16,7 +16,7 @@ const OP: &str = "experts_in";
 /// # Errors
 /// [`Error::Request`] if the shapes do not fit.
 pub(super) fn experts_in(
-    isa: Isa,
+    kernels: MatmulKernels,
     n: usize,
     x: &Tensor,
     chosen: &Tensor,
@@ -39,8 +39,8 @@ pub(super) fn experts_in(
         for (place, to) in places.iter().zip(rows.values_mut().chunks_exact_mut(cols.max(1))) {
             to.copy_from_slice(x.row(place.row));
         }
-        matmul(isa, places.len(), rows, &gate[expert], gates)?;
-        matmul(isa, places.len(), rows, &up[expert], ups)?;
+        matmul(kernels, places.len(), rows, &gate[expert], gates)?;
+        matmul(kernels, places.len(), rows, &up[expert], ups)?;
         for (i, place) in places.iter().enumerate() {
             let out = &mut inner.row_mut(place.row)[place.rank * width..][..width];
             for ((out, gate), up) in out.iter_mut().zip(gates.row(i)).zip(ups.row(i)) {

@@ -1,8 +1,8 @@
 //! The second half of the experts that rows go to, and their weighted sum.
 
 use super::experts::{ROWS_AT_ONCE, Scratch, by_expert};
+use super::kernels::MatmulKernels;
 use super::matmul::matmul;
-use super::simd::Isa;
 use super::tensor::Tensor;
 use crate::error::Result;
 use crate::weights::Matrix;
@@ -16,7 +16,7 @@ const OP: &str = "experts_out";
 /// # Errors
 /// [`crate::Error::Request`] if the shapes do not fit.
 pub(super) fn experts_out(
-    isa: Isa,
+    kernels: MatmulKernels,
     n: usize,
     inner: &Tensor,
     chosen: &Tensor,
@@ -35,7 +35,7 @@ pub(super) fn experts_out(
         for (place, to) in places.iter().zip(rows.values_mut().chunks_exact_mut(width.max(1))) {
             to.copy_from_slice(&inner.row(place.row)[place.rank * width..][..width]);
         }
-        matmul(isa, places.len(), rows, &down[places[0].expert], products)?;
+        matmul(kernels, places.len(), rows, &down[places[0].expert], products)?;
         for (i, place) in places.iter().enumerate() {
             let row = out.row_mut(place.row).iter_mut().zip(products.row(i));
             row.for_each(|(out, product)| *out += place.weight * product);

@@ -1,7 +1,7 @@
 //! [`Ops`] on the CPU: the reference that GPU kernels are compared with, and the engine of a machine without a GPU.
 //!
-//! Everything is f32 but for cached K and V; weights stay in the file's format where they are, in the memory map, and are widened
-//! as they are read. Each operation is one file. Every reduction has an order that depends on its own length alone, never on
+//! Everything is f32 but for cached K and V, and for what products with matrices in blocks read, which is eight bits where it is asked
+//! for ([`MatmulBlocks`]). Weights stay in the file's format where they are, in the memory map, and are widened as they are read. Each operation is one file. Every reduction has an order that depends on its own length alone, never on
 //! the batch, on the number of threads or on the processor's vector width: see [`simd`] and [`matmul`].
 
 pub mod add_bias;
@@ -19,6 +19,8 @@ pub mod gate_rows;
 pub mod gated_norm;
 pub mod gather_rows;
 mod hybrid;
+mod int8;
+pub mod kernels;
 pub mod kv;
 pub mod layer_norm;
 pub mod matmul;
@@ -41,6 +43,7 @@ use crate::ops::{Ops, OpsConfig, Rows, Stacked, Types};
 use crate::rope::RopeTable;
 use crate::sampler::SamplingRow;
 use crate::weights::Matrix;
+use kernels::{MatmulBlocks, MatmulKernels};
 use kv::KvCache;
 use rayon::prelude::*;
 use simd::Isa;
@@ -52,6 +55,7 @@ pub type Observer = Box<dyn FnMut(&Matrix, [usize; 2], &[f32])>;
 /// The decoder's operations on all cores (`RAYON_NUM_THREADS` limits them).
 pub struct CpuOps {
     isa: Isa,
+    blocks: MatmulBlocks,
     config: OpsConfig,
     /// Of the positions that came so far.
     angles: RopeTable,
@@ -101,7 +105,7 @@ impl CpuOps {
         }
     }
 
-    /// Operations with the best instructions that this processor has.
+    /// Operations with the best instructions that this processor has, all exact: [`CpuOps::with_blocks`] takes the faster products.
     ///
     /// # Errors
     /// As [`CpuOps::with_isa`].
@@ -125,6 +129,7 @@ impl CpuOps {
         }
         Ok(Self {
             isa,
+            blocks: MatmulBlocks::Exact,
             config: config.clone(),
             angles: RopeTable::new(&config.rotation, head_dim),
             weights: Vec::new(),
@@ -133,6 +138,17 @@ impl CpuOps {
             experts: experts::Scratch::default(),
             observer: None,
         })
+    }
+}
+
+impl CpuOps {
+    /// The same with products of matrices in blocks computed so.
+    pub fn with_blocks(self, blocks: MatmulBlocks) -> Self {
+        Self { blocks, ..self }
+    }
+
+    fn kernels(&self) -> MatmulKernels {
+        MatmulKernels { isa: self.isa, blocks: self.blocks }
     }
 }
 
@@ -191,6 +207,8 @@ impl Ops for CpuOps {
     }
 
     fn load_experts(&mut self, matrix: &Matrix, num_experts: usize) -> Result<Weight> {
+        matrix.row_bytes()?;
+        self.weights.push(matrix.data.clone());
         let rows = matrix.rows / num_experts.max(1);
         (0..num_experts)
             .map(|expert| matrix.row_range(expert * rows, rows))
@@ -234,12 +252,12 @@ impl Ops for CpuOps {
 
     fn matmul(&mut self, n: usize, x: &Tensor, weight: &Weight, out: &mut Tensor) -> Result<()> {
         self.observe(n, x, weight);
-        matmul::matmul_stacked(self.isa, n, x, &weight.0, false, out)
+        matmul::matmul_stacked(self.kernels(), n, x, &weight.0, false, out)
     }
 
     fn matmul_add(&mut self, rows: Rows<Batch>, x: &Tensor, weight: &Weight, out: &mut Tensor) -> Result<()> {
         self.observe(rows.n, x, weight);
-        matmul::matmul_stacked(self.isa, rows.n, x, &weight.0, true, out)
+        matmul::matmul_stacked(self.kernels(), rows.n, x, &weight.0, true, out)
     }
 
     fn add_bias(&mut self, n: usize, bias: &Vec<f32>, x: &mut Tensor) -> Result<()> {
@@ -328,7 +346,7 @@ impl Ops for CpuOps {
     ) -> Result<()> {
         self.observe_experts(n, chosen, &gate_up, |row, _| (row < x.rows()).then(|| x.row(row)));
         let gate_up = gate_up.map(|weight| &weight.0[..]);
-        experts_in::experts_in(self.isa, n, x, chosen, gate_up, &mut self.experts, inner)
+        experts_in::experts_in(self.kernels(), n, x, chosen, gate_up, &mut self.experts, inner)
     }
 
     fn experts_out(
@@ -342,7 +360,7 @@ impl Ops for CpuOps {
         let width = inner.cols() / (chosen.cols() / 2).max(1);
         let of = |row: usize, j: usize| (row < inner.rows()).then(|| &inner.row(row)[j * width..][..width]);
         self.observe_experts(n, chosen, &[down], of);
-        experts_out::experts_out(self.isa, n, inner, chosen, &down.0, &mut self.experts, out)
+        experts_out::experts_out(self.kernels(), n, inner, chosen, &down.0, &mut self.experts, out)
     }
 
     fn gate_rows(&mut self, n: usize, x: &Tensor, gate: &Vec<f32>, rows: &mut Tensor) -> Result<()> {

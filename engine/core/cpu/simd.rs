@@ -4,6 +4,12 @@
 //! registers below, so that AVX-512, AVX2 and the portable code give the same bits (the portable code needs a fused
 //! multiply-add in hardware for that; where there is none it multiplies and adds).
 
+pub(super) mod portable;
+#[cfg(target_arch = "x86_64")]
+pub(super) mod x86;
+
+use super::int8::codes::{Bytes32, Codes};
+use super::int8::dot::Dot;
 use crate::formats::MatrixFormat;
 
 /// Lanes of a [`Lanes`].
@@ -23,6 +29,9 @@ enum Instructions {
     /// x86-64 with AVX-512F and VL besides (without VL the compiler spills half of the registers).
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// x86-64 with AVX-512BW and VNNI besides, for products of integers; floats are computed as with [`Instructions::Avx512`].
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
 }
 
 impl Isa {
@@ -41,6 +50,9 @@ impl Isa {
             isas.push(Self(Instructions::Avx2));
             if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
                 isas.push(Self(Instructions::Avx512));
+                if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vnni") {
+                    isas.push(Self(Instructions::Avx512Vnni));
+                }
             }
         }
         isas
@@ -59,6 +71,42 @@ impl Isa {
             Instructions::Avx2 => "AVX2",
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx512 => "AVX-512",
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx512Vnni => "AVX-512 with VNNI",
+        }
+    }
+
+    /// As [`Isa::run`] for products of integers. AVX-512 without VNNI has nothing for them that AVX2 has not.
+    ///
+    /// # Safety
+    /// Whatever the kernel demands besides its instructions.
+    pub(super) unsafe fn run_dot<K: DotKernel>(self, kernel: K) -> K::Output {
+        // SAFETY: only instructions that were detected have a value; the caller vouches for the kernel.
+        unsafe {
+            match self.0 {
+                Instructions::Portable => kernel.run::<portable::Lanes16>(),
+                #[cfg(target_arch = "x86_64")]
+                Instructions::Avx2 | Instructions::Avx512 => x86::run_dot_avx2(kernel),
+                #[cfg(target_arch = "x86_64")]
+                Instructions::Avx512Vnni => x86::run_dot_vnni(kernel),
+            }
+        }
+    }
+
+    /// As [`Isa::run`] for unpacking codes.
+    ///
+    /// # Safety
+    /// Whatever the kernel demands besides its instructions.
+    pub(super) unsafe fn run_codes<K: CodesKernel>(self, kernel: K) -> K::Output {
+        // SAFETY: only instructions that were detected have a value; the caller vouches for the kernel.
+        unsafe {
+            match self.0 {
+                Instructions::Portable => kernel.run::<Bytes32>(),
+                #[cfg(target_arch = "x86_64")]
+                Instructions::Avx2 | Instructions::Avx512 | Instructions::Avx512Vnni => {
+                    x86::run_codes_avx2(kernel)
+                }
+            }
         }
     }
 
@@ -75,7 +123,7 @@ impl Isa {
                 #[cfg(target_arch = "x86_64")]
                 Instructions::Avx2 => x86::run_avx2(kernel),
                 #[cfg(target_arch = "x86_64")]
-                Instructions::Avx512 => x86::run_avx512(kernel),
+                Instructions::Avx512 | Instructions::Avx512Vnni => x86::run_avx512(kernel),
             }
         }
     }
@@ -90,6 +138,28 @@ pub trait Kernel {
     /// # Safety
     /// The processor has the instructions of `L`; and what the implementation says.
     unsafe fn run<L: Lanes>(self) -> Self::Output;
+}
+
+/// As [`Kernel`], over [`Dot`].
+pub(super) trait DotKernel {
+    type Output;
+
+    /// As [`Kernel::run`].
+    ///
+    /// # Safety
+    /// As [`Kernel::run`].
+    unsafe fn run<D: Dot>(self) -> Self::Output;
+}
+
+/// As [`Kernel`], over [`Codes`].
+pub(super) trait CodesKernel {
+    type Output;
+
+    /// As [`Kernel::run`].
+    ///
+    /// # Safety
+    /// As [`Kernel::run`].
+    unsafe fn run<C: Codes>(self) -> Self::Output;
 }
 
 /// Sixteen f32 values.
@@ -109,6 +179,7 @@ pub trait Lanes: Copy {
     /// Asks for the cache line at `address`, which need not be valid.
     #[inline(always)]
     unsafe fn prefetch(_address: *const u8) {}
+    unsafe fn mul(self, b: Self) -> Self;
     /// `self * b + c`, rounded once.
     unsafe fn mul_add(self, b: Self, c: Self) -> Self;
     /// Folds 16 lanes to 8, 4, 2 and 1: `(j, j + 8)`, `(j, j + 4)`, then neighbours.
@@ -250,249 +321,4 @@ pub fn to_f32(isa: Isa, format: MatrixFormat, scale: f32, bytes: &[u8], out: &mu
     }
     // SAFETY: lengths as asserted.
     with_element!(dtype, E => unsafe { isa.run(Convert::<E>(bytes, out, std::marker::PhantomData)) });
-}
-
-mod portable {
-    use super::{Bf16, Element, F16, F32, LANES, Lanes};
-
-    /// Left to the compiler: four registers on aarch64.
-    #[derive(Clone, Copy)]
-    pub struct Lanes16([f32; LANES]);
-
-    #[inline(always)]
-    fn fused(a: f32, b: f32, c: f32) -> f32 {
-        if cfg!(any(target_feature = "fma", target_arch = "aarch64")) { a.mul_add(b, c) } else { a * b + c }
-    }
-
-    #[inline(always)]
-    unsafe fn load<E: Element>(from: *const u8) -> Lanes16 {
-        // SAFETY: the caller's: sixteen values.
-        Lanes16(std::array::from_fn(|i| unsafe { E::get(from.add(i * E::SIZE)) }))
-    }
-
-    impl Lanes for Lanes16 {
-        const MANY_REGISTERS: bool = false;
-
-        #[inline(always)]
-        unsafe fn splat(value: f32) -> Self {
-            Self([value; LANES])
-        }
-
-        #[inline(always)]
-        unsafe fn load_f32(from: *const u8) -> Self {
-            // SAFETY: the caller's: 16 values can be read there, and the processor has the instructions.
-            unsafe { load::<F32>(from) }
-        }
-
-        #[inline(always)]
-        unsafe fn load_f16(from: *const u8) -> Self {
-            // SAFETY: the caller's: 16 values can be read there, and the processor has the instructions.
-            unsafe { load::<F16>(from) }
-        }
-
-        #[inline(always)]
-        unsafe fn load_bf16(from: *const u8) -> Self {
-            // SAFETY: the caller's: 16 values can be read there, and the processor has the instructions.
-            unsafe { load::<Bf16>(from) }
-        }
-
-        #[inline(always)]
-        unsafe fn store(self, to: *mut f32) {
-            // SAFETY: the caller's: 16 values can be written there, and the processor has the instructions.
-            unsafe { to.cast::<[f32; LANES]>().write_unaligned(self.0) }
-        }
-
-        #[inline(always)]
-        unsafe fn mul_add(self, b: Self, c: Self) -> Self {
-            Self(std::array::from_fn(|i| fused(self.0[i], b.0[i], c.0[i])))
-        }
-
-        #[inline(always)]
-        unsafe fn sum(self) -> f32 {
-            let a = self.0;
-            let b: [f32; 8] = std::array::from_fn(|i| a[i] + a[i + 8]);
-            let c: [f32; 4] = std::array::from_fn(|i| b[i] + b[i + 4]);
-            (c[0] + c[1]) + (c[2] + c[3])
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::{Kernel, Lanes};
-    use std::arch::x86_64::*;
-
-    #[target_feature(enable = "avx2,fma,f16c")]
-    pub unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
-        // SAFETY: the caller's.
-        unsafe { kernel.run::<Avx2>() }
-    }
-
-    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl")]
-    pub unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
-        // SAFETY: the caller's.
-        unsafe { kernel.run::<Avx512>() }
-    }
-
-    /// Lanes 0 to 7 and 8 to 15.
-    #[derive(Clone, Copy)]
-    pub struct Avx2(__m256, __m256);
-
-    #[derive(Clone, Copy)]
-    pub struct Avx512(__m512);
-
-    #[inline(always)]
-    unsafe fn sum8(v: __m256) -> f32 {
-        // SAFETY: the caller vouches for the processor; there is no memory in it.
-        unsafe {
-            let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-            let v = _mm_hadd_ps(v, v);
-            _mm_cvtss_f32(_mm_hadd_ps(v, v))
-        }
-    }
-
-    impl Lanes for Avx2 {
-        const MANY_REGISTERS: bool = false;
-
-        #[inline(always)]
-        unsafe fn splat(value: f32) -> Self {
-            // SAFETY: the caller vouches for the processor; there is no memory in it.
-            unsafe { Self(_mm256_set1_ps(value), _mm256_set1_ps(value)) }
-        }
-
-        #[inline(always)]
-        unsafe fn load_f32(from: *const u8) -> Self {
-            // SAFETY: the caller's: 16 values can be read there, and the processor has the instructions.
-            unsafe { Self(_mm256_loadu_ps(from.cast()), _mm256_loadu_ps(from.add(32).cast())) }
-        }
-
-        #[inline(always)]
-        unsafe fn load_f16(from: *const u8) -> Self {
-            // SAFETY: the caller's: 16 values can be read there, and the processor has the instructions.
-            unsafe {
-                let (low, high) = (_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(16).cast()));
-                Self(_mm256_cvtph_ps(low), _mm256_cvtph_ps(high))
-            }
-        }
-
-        #[inline(always)]
-        unsafe fn load_bf16(from: *const u8) -> Self {
-            // SAFETY: the caller's: 16 values can be read there, and the processor has the instructions.
-            unsafe {
-                let (low, high) = (_mm_loadu_si128(from.cast()), _mm_loadu_si128(from.add(16).cast()));
-                let widen = |v| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(v)));
-                Self(widen(low), widen(high))
-            }
-        }
-
-        #[inline(always)]
-        unsafe fn store(self, to: *mut f32) {
-            // SAFETY: the caller's: 16 values can be written there, and the processor has the instructions.
-            unsafe {
-                _mm256_storeu_ps(to, self.0);
-                _mm256_storeu_ps(to.add(8), self.1);
-            }
-        }
-
-        #[inline(always)]
-        unsafe fn prefetch(address: *const u8) {
-            // SAFETY: any address may be prefetched; the caller vouches for the processor.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
-        }
-
-        #[inline(always)]
-        unsafe fn mul_add(self, b: Self, c: Self) -> Self {
-            // SAFETY: the caller vouches for the processor; there is no memory in it.
-            unsafe { Self(_mm256_fmadd_ps(self.0, b.0, c.0), _mm256_fmadd_ps(self.1, b.1, c.1)) }
-        }
-
-        #[inline(always)]
-        unsafe fn sum(self) -> f32 {
-            // SAFETY: the caller vouches for the processor; there is no memory in it.
-            unsafe { sum8(_mm256_add_ps(self.0, self.1)) }
-        }
-    }
-
-    impl Lanes for Avx512 {
-        const MANY_REGISTERS: bool = true;
-
-        #[inline(always)]
-        unsafe fn splat(value: f32) -> Self {
-            // SAFETY: the caller vouches for the processor; there is no memory in it.
-            unsafe { Self(_mm512_set1_ps(value)) }
-        }
-
-        #[inline(always)]
-        unsafe fn load_f32(from: *const u8) -> Self {
-            // SAFETY: the caller's: 16 values can be read there, and the processor has the instructions.
-            unsafe { Self(_mm512_loadu_ps(from.cast())) }
-        }
-
-        #[inline(always)]
-        unsafe fn load_f16(from: *const u8) -> Self {
-            // SAFETY: the caller's: 16 values can be read there, and the processor has the instructions.
-            unsafe { Self(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))) }
-        }
-
-        #[inline(always)]
-        unsafe fn load_bf16(from: *const u8) -> Self {
-            // SAFETY: the caller's: 16 values can be read there, and the processor has the instructions.
-            unsafe {
-                let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
-                Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
-            }
-        }
-
-        #[inline(always)]
-        unsafe fn store(self, to: *mut f32) {
-            // SAFETY: the caller's: 16 values can be written there, and the processor has the instructions.
-            unsafe { _mm512_storeu_ps(to, self.0) }
-        }
-
-        #[inline(always)]
-        unsafe fn prefetch(address: *const u8) {
-            // SAFETY: any address may be prefetched; the caller vouches for the processor.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
-        }
-
-        #[inline(always)]
-        unsafe fn mul_add(self, b: Self, c: Self) -> Self {
-            // SAFETY: the caller vouches for the processor; there is no memory in it.
-            unsafe { Self(_mm512_fmadd_ps(self.0, b.0, c.0)) }
-        }
-
-        #[inline(always)]
-        unsafe fn sum(self) -> f32 {
-            // SAFETY: the caller vouches for the processor; there is no memory in it.
-            unsafe {
-                let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0)));
-                sum8(_mm256_add_ps(_mm512_castps512_ps256(self.0), high))
-            }
-        }
-
-        /// Each step folds all four at once; a quarter of the register ends up with one of them.
-        #[inline(always)]
-        unsafe fn sum4([a, b, c, d]: [Self; 4]) -> [f32; 4] {
-            // SAFETY: the caller vouches for the processor; `sums` has room for the four values stored.
-            unsafe {
-                // 16 to 8: (a, b) and (c, d) in one register each.
-                let fold8 = |a, b| {
-                    _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b))
-                };
-                let (ab, cd) = (fold8(a.0, b.0), fold8(c.0, d.0));
-                // 8 to 4, then neighbours.
-                let v =
-                    _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xdd>(ab, cd));
-                let v = _mm512_add_ps(v, _mm512_permute_ps::<0xb1>(v));
-                let v = _mm512_add_ps(v, _mm512_permute_ps::<0x4e>(v));
-                let first_of_each = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
-                let mut sums = [0.0; 4];
-                _mm_storeu_ps(
-                    sums.as_mut_ptr(),
-                    _mm512_castps512_ps128(_mm512_permutexvar_ps(first_of_each, v)),
-                );
-                sums
-            }
-        }
-    }
 }

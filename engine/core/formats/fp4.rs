@@ -4,14 +4,14 @@ use super::{Blocks, Encode, inverse, largest, nibbles};
 use crate::gguf::GgmlType;
 
 /// Twice what the four bits stand for; there is no negative zero. OCP Microscaling Formats 1.0, section 5.3.3.
-const DOUBLED: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+pub(crate) const DOUBLED: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 /// Byte 0: the exponent `e`. Byte `1 + j`: value `j` in the low half, value `j + 16` in the high one. A value is `2^(e - 127) * fp4`.
 #[allow(non_camel_case_types, reason = "the spelling of the field")]
 pub enum MXFP4 {}
 
 /// `2^(e - 128)`, half of the scale, which the doubled values make up for.
-fn half_of_power(e: u8) -> f32 {
+pub(crate) fn half_of_power(e: u8) -> f32 {
     // The lowest two are below the normal numbers of f32.
     f32::from_bits(if e < 2 { 0x0020_0000 << e } else { u32::from(e - 1) << 23 })
 }

@@ -6,7 +6,7 @@ use super::{Blocks, Encode, half, inverse, nibbles, put_half};
 use crate::gguf::GgmlType;
 
 /// What the four bits stand for: `kvalues_iq4nl` of ggml/src/ggml-common.h.
-const CODES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+pub(crate) const CODES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// The place of the code that is nearest to `x`, the lower one of two.
 #[inline(always)]

@@ -32,10 +32,12 @@ mod q8_0;
 mod ternary;
 
 pub use float::{Bf16, F16, F32};
+pub(crate) use fp4::{DOUBLED as FP4_DOUBLED, half_of_power as mxfp4_step};
 pub use fp4::{MXFP4, NVFP4};
 pub use iq1::{IQ1_M, IQ1_S};
 pub use iq2::{IQ2_S, IQ2_XS, IQ2_XXS};
 pub use iq3::{IQ3_S, IQ3_XXS};
+pub(crate) use iq4::CODES as IQ4_CODES;
 pub use iq4::{IQ4_NL, IQ4_XS};
 pub use q2_k::Q2_K;
 pub use q3_k::Q3_K;

@@ -9,7 +9,7 @@ mod divergence;
 pub use base::{Base, BaseWriter, Probabilities};
 pub use divergence::{Compared, Divergence, Figure, Figures, Percentiles};
 
-use crate::batch::{Batch, SequenceRows, WantedLogits};
+use crate::batch::{Batch, LogitRows, SequenceRows};
 use crate::error::{Error, Result};
 use crate::kv_layout::pages_for;
 use crate::model::Runner;
@@ -174,15 +174,15 @@ impl Chunks {
         let mut position = 0;
         while position < end {
             let (logits, end, most) = if position < first {
-                (WantedLogits::None, first, limits.max_num_tokens)
+                (LogitRows::None, first, limits.max_num_tokens)
             } else {
-                (WantedLogits::All, end, limits.max_num_tokens.min(limits.max_num_logits))
+                (LogitRows::All, end, limits.max_num_tokens.min(limits.max_num_logits))
             };
             let count = (end - position).min(most);
             let tokens = &input[position..][..count];
             let rows = SequenceRows { tokens, position, pages: &pages, logits };
             let found = runner.logits(&Batch::new(&[rows]))?;
-            if logits == WantedLogits::All {
+            if logits == LogitRows::All {
                 let foretold = &chunk[position + 1..];
                 take(&foretold[..count.min(foretold.len())], &found)?;
             }
