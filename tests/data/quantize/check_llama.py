@@ -3,7 +3,7 @@
 
     pip install numpy
     npm pack @node-llama-cpp/linux-x64@3.22.1 && tar xzf node-llama-cpp-linux-x64-3.22.1.tgz   # llama.cpp v0.5.0, MIT
-    LD_LIBRARY_PATH=package/bins/linux-x64 python3 check_llama.py package/bins/linux-x64 QERNEL MODEL TEXT [--context 512] [TYPE ...]
+    LD_LIBRARY_PATH=package/bins/linux-x64 python3 check_llama.py package/bins/linux-x64 QERNEL MODEL TEXT [--context 512] [--types TYPE ...]
 
 For each type of file: the size and the perplexity (llama-perplexity's conventions) of its file and of ours, both computed by llama.cpp, ours
 computed by `QERNEL perplexity`, and the ratios. Exit status 1 if one is beyond half a hundredth.
@@ -101,7 +101,7 @@ def main():
     parser.add_argument("model")
     parser.add_argument("text")
     parser.add_argument("--context", type=int, default=512)
-    parser.add_argument("types", nargs="*", default=["F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "Q2_K"])
+    parser.add_argument("--types", nargs="+", default=["F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "Q2_K"])
     args = parser.parse_args()
     llama = Llama(args.libraries)
     text = open(args.text, "rb").read()
