@@ -311,7 +311,7 @@ impl Weights {
     /// The same where a matrix takes `bytes` bytes; experts as in the file.
     pub fn decode_bytes_of(&self, bytes: impl Fn(&Matrix) -> usize) -> DecodeBytes {
         let unread = match (self.matrix(EMBEDDING), self.matrix(HEAD)) {
-            (Ok(embedding), Ok(_)) => bytes(&embedding) as u64,
+            (Ok(embedding), Ok(_)) => bytes(embedding) as u64,
             _ => 0,
         };
         let in_file: usize = self.matrices.iter().map(|matrix| matrix.data.len()).sum();

@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn a_matrix_is_read_where_it_is_as_long_as_it_is_there() {
         let device = Rc::new(Device::emulated(emulation::Options::default()));
-        let bytes: Vec<u8> = (0..111 * 16).map(|i| (i * 77 >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..111 * 16).map(|i| ((i * 77) >> 3) as u8).collect();
         let expected = bytes.as_chunks().0.iter().fold(0, |seen, &word| seen ^ u32::from_ne_bytes(word));
         let matrix = DeviceBuffer::from_slice(&device, &bytes).unwrap();
         let place = matrix.whereabouts();

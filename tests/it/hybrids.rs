@@ -5,7 +5,7 @@ use qernel::batch::{Batch, BatchLimits, LogitRows, SequenceRows};
 use qernel::config::Config;
 use qernel::cpu::CpuOps;
 use qernel::dtype::Dtype;
-use qernel::generate::{Engine, EngineConfig, Event, Request, Usage};
+use qernel::engine::{Engine, EngineConfig, Event, Request, Usage};
 use qernel::gguf::write::Writer;
 use qernel::gguf::{GgmlType, Gguf};
 use qernel::kv_layout::{PAGE_SIZE, pages_for};

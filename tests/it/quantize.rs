@@ -196,7 +196,7 @@ fn what_cannot_be_quantised_is_refused_and_nothing_is_left() {
     assert!(failed(&[tiny.to_str().unwrap(), "Q8_0", "--force"], 2).contains("the file that is read"));
 
     // A weight that is no number, in the last tensor but one.
-    let mut bytes = model.to_bytes();
+    let mut bytes = model.to_bytes().to_vec();
     let gguf = Gguf::from_bytes(bytes.clone().into()).unwrap();
     let tensor = gguf.tensor("blk.1.ffn_down.weight").unwrap();
     let data = tensor.data().unwrap();

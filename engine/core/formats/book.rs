@@ -160,7 +160,8 @@ fn without_signs(values: &[f32], weights: &[f32], even: bool) -> ([f32; 256], [u
 #[inline(always)]
 fn scale_of_entries(magnitudes: &[f32], weights: &[f32], book: &Book, most: f32) -> f32 {
     let max = magnitudes.iter().copied().fold(0.0, f32::max);
-    if !(max > 0.0) {
+    // A NaN among them is no scale either.
+    if max.is_nan() || max <= 0.0 {
         return 0.0;
     }
     let mut best = Tried::default();

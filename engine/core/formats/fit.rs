@@ -127,7 +127,7 @@ pub(super) fn minimum(values: &[f32], weights: &[f32], d: f32, levels: f32, near
 pub(super) fn line(values: &[f32], weights: &[f32], levels: f32, most: f32) -> (f32, f32) {
     let (min, max) = super::range(values);
     let min = min.min(most);
-    if !(max > min) {
+    if max.is_nan() || min.is_nan() || max <= min {
         return (0.0, min);
     }
     let [mut of_w, mut of_x] = [[0.0; LANES]; 2];

@@ -73,8 +73,8 @@ fn encode_xxs(values: &[f32], importance: Option<&[f32]>, block: &mut [u8]) {
     let fit = fit(values, importance, &BOOK_XXS, 32, true, block);
     for (b, group) in block[2..].as_chunks_mut::<8>().0.iter_mut().enumerate() {
         let mut word = u32::from(fit.scales[b]) << 28;
-        for i in 0..4 {
-            group[i] = fit.entries[4 * b + i] as u8;
+        for (i, entry) in group[..4].iter_mut().enumerate() {
+            *entry = fit.entries[4 * b + i] as u8;
             word |= u32::from(fit.signs[4 * b + i] & 127) << (7 * i);
         }
         group[4..].copy_from_slice(&word.to_le_bytes());

@@ -111,7 +111,7 @@ pub struct Compared {
 /// The place of the largest value, the first of equal ones.
 fn place_of_largest(values: impl Iterator<Item = f32>) -> Option<usize> {
     let larger = |best: Option<(usize, f32)>, (i, value): (usize, f32)| match best {
-        Some((_, most)) if !(value > most) => best,
+        Some((_, most)) if value.is_nan() || most.is_nan() || value <= most => best,
         _ => Some((i, value)),
     };
     values.enumerate().fold(None, larger).map(|(i, _)| i)

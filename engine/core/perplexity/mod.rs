@@ -72,6 +72,9 @@ pub struct Chunks {
     bos: Option<u32>,
 }
 
+/// Gets tokens and the logits that the model had for them, `[tokens, vocab_size]`.
+pub type Take<'a> = dyn FnMut(&[u32], &[f32]) -> Result<()> + 'a;
+
 impl Chunks {
     /// At most `most` chunks of `len` tokens each.
     ///
@@ -124,12 +127,7 @@ impl Chunks {
     ///
     /// # Errors
     /// What the device and `take` say.
-    pub fn run(
-        &self,
-        i: usize,
-        runner: &mut dyn Runner,
-        take: &mut dyn FnMut(&[u32], &[f32]) -> Result<()>,
-    ) -> Result<()> {
+    pub fn run(&self, i: usize, runner: &mut dyn Runner, take: &mut Take) -> Result<()> {
         // The last token foretells what is not in the chunk.
         self.run_part(i, runner, [self.len / 2, self.len - 1], take)
     }
@@ -138,12 +136,7 @@ impl Chunks {
     ///
     /// # Errors
     /// As [`Chunks::run`].
-    pub fn run_all(
-        &self,
-        i: usize,
-        runner: &mut dyn Runner,
-        take: &mut dyn FnMut(&[u32], &[f32]) -> Result<()>,
-    ) -> Result<()> {
+    pub fn run_all(&self, i: usize, runner: &mut dyn Runner, take: &mut Take) -> Result<()> {
         let mut position = 0;
         let scored = self.len / 2 + 1..self.len;
         let vocab_size = runner.vocab_size();
@@ -164,7 +157,7 @@ impl Chunks {
         i: usize,
         runner: &mut dyn Runner,
         [first, end]: [usize; 2],
-        take: &mut dyn FnMut(&[u32], &[f32]) -> Result<()>,
+        take: &mut Take,
     ) -> Result<()> {
         let chunk = &self.tokens[i * self.len..][..self.len];
         let mut input = chunk.to_vec();

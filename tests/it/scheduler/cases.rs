@@ -5,7 +5,6 @@ use qernel::Error;
 use qernel::config::Config;
 use qernel::cpu::CpuOps;
 use qernel::engine::{Completion, Engine, EngineConfig, Event, FinishReason, Request, Usage};
-use qernel::engine::{Completion, Engine, EngineConfig, Event, FinishReason, Request, Usage};
 use qernel::formats::MatrixFormat;
 use qernel::kv_layout::PAGE_SIZE;
 use qernel::load::kv_layout;
