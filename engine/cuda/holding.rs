@@ -14,7 +14,7 @@ pub(super) const VARIANTS: [&str; 2] = [PACKED, FLOATS];
 
 /// Values of all matrices of a model up to which they are held as floats if nobody chose: what a step of so small a model takes is not its bytes but what
 /// lies between two kernels, and there float kernels are the faster ones (docs/quantised.md).
-const MAX_VALUES: usize = 640 << 20;
+const MAX_VALUES: usize = 800 << 20;
 
 /// Adds to `choice` how matrices in blocks are held, if it does not say so: as floats where the model is small and floats are f16.
 pub fn choose_holding(choice: &mut KernelChoice, weights: &Weights, dtype: Dtype) {
