@@ -448,8 +448,8 @@ fn products_of_integers_cost_what_rounding_their_inputs_does() {
     let exact = exact.into_iter().map(f64::from).collect();
     for (model, name, expected) in of_goldens.chain([(in_blocks(), "all formats", exact)]) {
         let (config, weights) = load(&model);
-        // Where two experts are nearly as good, the other one may be chosen.
-        let allowed = if config.experts.is_some() { 1e-2 } else { 1e-3 };
+        // Where two experts are nearly as good, the other one may be chosen, of eight with random weights: that is no rounding.
+        let allowed = if config.experts.is_some() { 5e-2 } else { 1e-3 };
         for isa in Isa::available() {
             let mut runner = runner_with(&config, &weights, isa, Dtype::F32, MatmulBlocks::Int8);
             let error = nmse(&whole(&mut runner, &IDS), &expected);
