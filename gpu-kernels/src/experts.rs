@@ -2,7 +2,7 @@
 //!
 //! # One order of every sum
 //! A product of a row with a row of weights is the sum of its chunks, in their order, and a chunk that of its units: whether chunks are
-//! shared among warps ([`of_one_row`]) or one warp has whole tiles ([`of_rows`]). So a row has the same bits alone, where
+//! shared among warps (`of_one_row`) or one warp has whole tiles (`of_rows`). So a row has the same bits alone, where
 //! blocks have few tiles, and among others that go to the same expert.
 //!
 //! # Which weights

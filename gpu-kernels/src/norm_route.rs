@@ -28,7 +28,7 @@ const WARPS: u32 = BLOCK_SIZE / 32;
 pub struct NormRoute<E> {
     pub num_rows: u32,
     pub hidden_size: u32,
-    /// At most [`MAX_EXPERTS`](crate::route::MAX_EXPERTS).
+    /// At most [`MAX_EXPERTS`].
     pub num_experts: u32,
     /// At most [`MAX_CHOSEN`](crate::route::MAX_CHOSEN) and `num_experts`, not 0.
     pub num_chosen: u32,
