@@ -236,8 +236,8 @@ mod tests {
             divergence.add(Compared::new(1, row, base.row(i)).unwrap());
         }
         let figures = divergence.figures().unwrap();
-        // Sixteen bits keep probabilities to about 1e-5.
-        assert!(figures.mean_kld.value.abs() < 1e-7, "{figures:?}");
+        // Sixteen bits keep log-probabilities to about 1e-4, and what they miss does not sum up to nothing.
+        assert!(figures.mean_kld.value.abs() < 1e-5, "{figures:?}");
         assert!(figures.ln_ratio.value.abs() < 1e-4 && figures.rms_delta_p.value < 1e-4, "{figures:?}");
         assert_eq!(figures.same_top, Figure { value: 1.0, error: 0.0 });
         assert!((figures.correlation - 1.0).abs() < 1e-4);
