@@ -169,6 +169,23 @@ def count(text):
     return positive(text)[0]
 
 
+def figures(samples, n_prompt, n_gen, batch):
+    """What a row says of `samples` in nanoseconds, each of `batch` sequences with `n_prompt` tokens of prompt and `n_gen` decode steps."""
+    speeds = [batch * (n_prompt + n_gen) * 1e9 / sample for sample in samples]
+    several = len(samples) > 1
+    return {
+        "avg_ns": statistics.mean(samples),
+        "stddev_ns": statistics.stdev(samples) if several else 0,
+        "avg_ts": statistics.mean(speeds),
+        "stddev_ts": statistics.stdev(speeds) if several else 0,
+        "median_ns": statistics.median(samples),
+        "median_ts": statistics.median(speeds),
+        "step_us": statistics.median(samples) / 1e3 / max(n_gen, 1),
+        "samples_ns": samples,
+        "samples_ts": speeds,
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="0.5b")
@@ -226,19 +243,7 @@ def main():
                 else:
                     samples = peer.decode_samples(n_gen, depth, batch, args.repetitions)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            speeds = [batch * (n_prompt + n_gen) * 1e9 / sample for sample in samples]
-            several = len(samples) > 1
-            row |= {
-                "avg_ns": statistics.mean(samples),
-                "stddev_ns": statistics.stdev(samples) if several else 0,
-                "avg_ts": statistics.mean(speeds),
-                "stddev_ts": statistics.stdev(speeds) if several else 0,
-                "median_ns": statistics.median(samples),
-                "median_ts": statistics.median(speeds),
-                "step_us": statistics.median(samples) / 1e3 / max(n_gen, 1),
-                "samples_ns": samples,
-                "samples_ts": speeds,
-            }
+            row |= figures(samples, n_prompt, n_gen, batch)
         except Exception as error:
             signal.setitimer(signal.ITIMER_REAL, 0)
             row["error"] = f"{type(error).__name__}: {str(error)[:500]}"

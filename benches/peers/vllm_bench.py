@@ -13,12 +13,11 @@ One JSON row a line on standard output. (As `vllm.py` it would be found in place
 import argparse
 import json
 import pathlib
-import statistics
 import sys
 import tempfile
 import time
 
-from pytorch import SIZES, count, name, numbers, positive
+from pytorch import SIZES, count, figures, name, numbers, positive
 
 PROMPT = 128
 FIRST = 16
@@ -104,8 +103,6 @@ def main():
             print(test, file=sys.stderr, flush=True)
             one = (lambda: peer.seconds(1, n_prompt, 1)) if n_prompt else (lambda: peer.decode(batch, n_gen))
             samples = [1e9 * one() for _ in range(args.repetitions + 2)][2:]
-            speeds = [batch * (n_prompt + n_gen) * 1e9 / sample for sample in samples]
-            several = len(samples) > 1
             row = {
                 "engine": "vllm",
                 "engine_version": f"vllm {vllm.__version__}, torch {torch.__version__}",
@@ -118,16 +115,7 @@ def main():
                 "n_gen": n_gen,
                 "n_depth": 0,
                 "n_parallel": batch,
-                "avg_ns": statistics.mean(samples),
-                "stddev_ns": statistics.stdev(samples) if several else 0,
-                "avg_ts": statistics.mean(speeds),
-                "stddev_ts": statistics.stdev(speeds) if several else 0,
-                "median_ns": statistics.median(samples),
-                "median_ts": statistics.median(speeds),
-                "step_us": statistics.median(samples) / 1e3 / max(n_gen, 1),
-                "samples_ns": samples,
-                "samples_ts": speeds,
-            }
+            } | figures(samples, n_prompt, n_gen, batch)
             print(json.dumps(row), flush=True)
 
 
