@@ -7,7 +7,7 @@ use crate::{
     experts::part_of,
     fused::{launch_dependents, wait_for_dependencies},
     grid::{divide, is_last_block, offset, repeat},
-    route::MAX_EXPERTS,
+    route::{MAX_EXPERTS, keys_of_logits, store_chosen},
     vector::Group,
 };
 #[device]
@@ -236,22 +236,8 @@ unsafe fn choose<E>(a: &NormRoute<E>, row: u32, keys: Shared<u32>) {
             max = if logit > max { logit } else { max };
             expert += 32;
         }
-        let max = warp::reduce_max(max);
-        let (mut sum, mut expert) = (0.0, lane);
-        while expert < num_experts {
-            let share = (f32::from_bits(keys.get(expert)) - max).exp();
-            sum += share;
-            keys.set(expert, share.to_bits());
-            expert += 32;
-        }
-        let sum = warp::reduce_sum(sum);
-        let mut expert = lane;
-        while expert < num_experts {
-            let probability = f32::from_bits(keys.get(expert)) / sum;
-            // Bits of numbers from 0 on grow with them; those of NaN are above all. 0 once it is chosen.
-            keys.set(expert, (probability.to_bits() & 0x7fff_ffff) + 1);
-            expert += 32;
-        }
+        // 0 once it is chosen.
+        keys_of_logits(keys, num_experts, max);
         // The largest key of this lane, of equal ones the first, and whose it is.
         let best_of_lane = || {
             let (mut best, mut whose, mut expert) = (0, lane, lane);
@@ -282,16 +268,6 @@ unsafe fn choose<E>(a: &NormRoute<E>, row: u32, keys: Shared<u32>) {
             total += probability;
             rank += 1;
         }
-        // By their numbers: the sum over them has one order then, whichever comes first.
-        let (mut place, mut other) = (0, 0);
-        while other < num_chosen {
-            place += u32::from(warp::shuffle_idx(own, other) < own);
-            other += 1;
-        }
-        if lane < num_chosen {
-            let weight = if renormalise != 0 { own_probability / total } else { own_probability };
-            *chosen.add(offset(row, 2 * num_chosen, place)) = own as f32;
-            *chosen.add(offset(row, 2 * num_chosen, num_chosen + place)) = weight;
-        }
+        store_chosen(chosen, row, num_chosen, renormalise, [own_probability, total], own);
     }
 }

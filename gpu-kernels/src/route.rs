@@ -78,22 +78,7 @@ pub unsafe fn plain<X: Element>(a: Route<X>) {
             max = if logit > max { logit } else { max };
             expert += 32;
         }
-        let max = warp::reduce_max(max);
-        let (mut sum, mut expert) = (0.0, lane);
-        while expert < num_experts {
-            let share = (f32::from_bits(keys.get(expert)) - max).exp();
-            sum += share;
-            keys.set(expert, share.to_bits());
-            expert += 32;
-        }
-        let sum = warp::reduce_sum(sum);
-        let mut expert = lane;
-        while expert < num_experts {
-            let probability = f32::from_bits(keys.get(expert)) / sum;
-            // Bits of numbers from 0 on grow with them; those of NaN are above all.
-            keys.set(expert, (probability.to_bits() & 0x7fff_ffff) + 1);
-            expert += 32;
-        }
+        keys_of_logits(keys, num_experts, max);
 
         // Lane `i` keeps the expert of rank `i`.
         let (mut own, mut own_probability, mut total, mut rank) = (0, 0.0, 0.0, 0);
@@ -118,14 +103,64 @@ pub unsafe fn plain<X: Element>(a: Route<X>) {
             rank += 1;
         }
 
-        // By their numbers: the sum over them has one order then, whichever comes first.
-        let (mut place, mut other) = (0, 0);
-        while other < num_chosen {
-            place += u32::from(warp::shuffle_idx(own, other) < own);
-            other += 1;
+        store_chosen(chosen, row, num_chosen, renormalise, [own_probability, total], own);
+    }
+}
+
+/// Turns the bits of logits, of which `max` is the largest of this lane's, into keys that grow with their probabilities, from 1 on.
+///
+/// # Safety
+/// All lanes of the warp call it together, and each has every 32nd of `num_experts` keys for itself.
+#[device]
+#[inline(always)]
+pub(crate) unsafe fn keys_of_logits(keys: Shared<u32>, num_experts: u32, max: f32) {
+    let lane = warp::lane_id();
+    // SAFETY: the caller's promise.
+    unsafe {
+        let max = warp::reduce_max(max);
+        let (mut sum, mut expert) = (0.0, lane);
+        while expert < num_experts {
+            let share = (f32::from_bits(keys.get(expert)) - max).exp();
+            sum += share;
+            keys.set(expert, share.to_bits());
+            expert += 32;
         }
-        if lane < num_chosen {
-            let weight = if renormalise != 0 { own_probability / total } else { own_probability };
+        let sum = warp::reduce_sum(sum);
+        let mut expert = lane;
+        while expert < num_experts {
+            let probability = f32::from_bits(keys.get(expert)) / sum;
+            // Bits of numbers from 0 on grow with them; those of NaN are above all.
+            keys.set(expert, (probability.to_bits() & 0x7fff_ffff) + 1);
+            expert += 32;
+        }
+    }
+}
+
+/// Writes the experts of a row, of which lane `i` has the one of rank `i`, `own`, with its probability, and all know the `total` of these.
+///
+/// # Safety
+/// All lanes of the warp call it together; `chosen` has such a row of [`Route`], and nobody else writes it.
+#[device]
+#[inline(always)]
+pub(crate) unsafe fn store_chosen(
+    chosen: *mut f32,
+    row: u32,
+    num_chosen: u32,
+    renormalise: u32,
+    [own_probability, total]: [f32; 2],
+    own: u32,
+) {
+    let lane = warp::lane_id();
+    // By their numbers: the sum over them has one order then, whichever comes first.
+    let (mut place, mut other) = (0, 0);
+    while other < num_chosen {
+        place += u32::from(warp::shuffle_idx(own, other) < own);
+        other += 1;
+    }
+    if lane < num_chosen {
+        let weight = if renormalise != 0 { own_probability / total } else { own_probability };
+        // SAFETY: the caller's promise; places are below `num_chosen`.
+        unsafe {
             *chosen.add(offset(row, 2 * num_chosen, place)) = own as f32;
             *chosen.add(offset(row, 2 * num_chosen, num_chosen + place)) = weight;
         }
