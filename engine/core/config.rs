@@ -72,6 +72,11 @@ impl LinearSizes {
     pub fn recurrent_state(&self) -> usize {
         self.value_size() * self.linear_key_head_dim
     }
+
+    /// Values of a slot: what is kept of the convolution, then the recurrent state.
+    pub fn slot_values(&self) -> usize {
+        self.conv_state().saturating_add(self.recurrent_state())
+    }
 }
 
 /// The shape of a decoder, in Hugging Face's names.

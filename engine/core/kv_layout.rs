@@ -94,6 +94,20 @@ pub struct SlotLayout {
     pub bytes: usize,
 }
 
+impl SlotLayout {
+    /// Refuses a copy from slot `of` of slots of the layout `from` to slot `slot` of these.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if one of both does not exist, or they are not of one shape.
+    pub fn expect_copy(&self, slot: usize, from: &Self, of: usize) -> Result<()> {
+        let alike = (self.num_layers, self.bytes) == (from.num_layers, from.bytes);
+        if alike && slot < self.num_slots && of < from.num_slots {
+            return Ok(());
+        }
+        Err(Error::Request(format!("a copy from slot {of} of {from:?} to slot {slot} of {self:?}")))
+    }
+}
+
 /// A copy of what recurrent layers keep of a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StateCopy {

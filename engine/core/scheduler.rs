@@ -86,15 +86,19 @@ impl Sequence {
 
     /// Rows of its prompt for the next step, of at most `budget`. Where states are copied a step ends behind the prompt's last page.
     fn prefill_rows(&self, budget: usize, copies: bool) -> usize {
-        let last_page = (self.prefill_len - 1) / PAGE_SIZE * PAGE_SIZE;
+        let last_page = self.end_of_full_pages();
         let end = if copies && self.num_cached < last_page { last_page } else { self.prefill_len };
         budget.min(end - self.num_cached)
     }
 
     /// Whether its state is worth a copy once `end` of its tokens are taken in.
     fn is_checkpoint(&self, end: usize) -> bool {
-        let of_prompt = (self.prefill_len - 1) / PAGE_SIZE * PAGE_SIZE;
-        end.is_multiple_of(PAGE_SIZE) && (end == of_prompt || end >= self.prefill_len)
+        end.is_multiple_of(PAGE_SIZE) && (end == self.end_of_full_pages() || end >= self.prefill_len)
+    }
+
+    /// Tokens of its prompt on full pages, all but the last token at most.
+    fn end_of_full_pages(&self) -> usize {
+        (self.prefill_len - 1) / PAGE_SIZE * PAGE_SIZE
     }
 }
 
@@ -106,8 +110,6 @@ pub struct Step {
     pub sequences: Vec<ScheduledSequence>,
     /// States that sequences begin with, to be brought to their slots before the step.
     pub loads: Vec<StateCopy>,
-    /// States to be copied behind it.
-    pub saves: Vec<StateCopy>,
 }
 
 /// The share of one sequence in a [`Step`].
@@ -119,8 +121,8 @@ pub struct ScheduledSequence {
     pub prefill: bool,
     /// A token is drawn from the last row.
     pub samples: bool,
-    /// Where its state goes behind the step, as [`Step::saves`] says too.
-    pub saved: Option<u32>,
+    /// Its state is to be copied behind the step.
+    pub save: Option<StateCopy>,
 }
 
 /// See the [module](self).
@@ -293,16 +295,15 @@ impl Scheduler {
             return None;
         }
         let ends: Vec<_> = rows.iter().map(|&i| (i, self.running[i].tokens.len() + 1)).collect();
-        let saved = self.places_for(&ends);
-        let scheduled = |(&i, &saved): (&usize, &Option<u32>)| ScheduledSequence {
+        let saves = self.copies_behind(&ends);
+        let scheduled = |(&i, save): (&usize, Option<StateCopy>)| ScheduledSequence {
             id: self.running[i].id,
             num_rows: 1,
             prefill: false,
             samples: true,
-            saved,
+            save,
         };
-        let sequences: Vec<_> = rows.iter().zip(&saved).map(scheduled).collect();
-        let saves = self.copies_of(&rows, &saved);
+        let sequences = rows.iter().zip(saves).map(scheduled).collect();
         let state_slots = rows.iter().map(|&i| self.running[i].slot).collect();
         let rows: Vec<SequenceRows> = (rows.iter().map(|&i| &self.running[i]))
             .map(|Sequence { tokens, pages, .. }| SequenceRows {
@@ -313,16 +314,16 @@ impl Scheduler {
             })
             .collect();
         let batch = Batch { sampled_rows, state_slots, ..Batch::new(&rows) };
-        Some(Step { batch, sequences, loads: Vec::new(), saves })
+        Some(Step { batch, sequences, loads: Vec::new() })
     }
 
-    /// Where the states of running sequences are copied to once so many of their tokens are taken in; the one that was made last while a
-    /// sequence generates is no longer needed then.
-    fn places_for(&mut self, ends: &[(usize, usize)]) -> Vec<Option<u32>> {
+    /// The copies that are made of the states of running sequences once so many of their tokens are taken in; the one that was made last
+    /// while a sequence generates is no longer needed then.
+    fn copies_behind(&mut self, ends: &[(usize, usize)]) -> Vec<Option<StateCopy>> {
         let Self { checkpoints: Some(checkpoints), running, .. } = self else {
             return vec![None; ends.len()];
         };
-        let mut place = |&(i, end): &(usize, usize)| {
+        let mut copy = |&(i, end): &(usize, usize)| {
             let sequence = &mut running[i];
             if !sequence.is_checkpoint(end) {
                 return None;
@@ -330,16 +331,9 @@ impl Scheduler {
             if let Some(place) = sequence.newest.take().and_then(|before| checkpoints.find(before)) {
                 checkpoints.release(place);
             }
-            checkpoints.take()
+            Some(StateCopy { slot: sequence.slot, place: checkpoints.take()? })
         };
-        ends.iter().map(&mut place).collect()
-    }
-
-    fn copies_of(&self, rows: &[usize], places: &[Option<u32>]) -> Vec<StateCopy> {
-        let copy = |(&i, place): (&usize, &Option<u32>)| {
-            Some(StateCopy { slot: self.running[i].slot, place: (*place)? })
-        };
-        rows.iter().zip(places).filter_map(copy).collect()
+        ends.iter().map(&mut copy).collect()
     }
 
     /// Nothing is in flight any more: copies that were to be made are not.
@@ -359,6 +353,7 @@ impl Scheduler {
         let mut sampled = sampled.iter();
         for scheduled in &step.sequences {
             let sampled = sampled.by_ref().take(usize::from(scheduled.samples));
+            let copy = self.checkpoints.as_mut().zip(scheduled.save);
             match self.running.binary_search_by_key(&scheduled.id, |sequence| sequence.id) {
                 Ok(i) => {
                     let sequence = &mut self.running[i];
@@ -371,7 +366,7 @@ impl Scheduler {
                     // A step that is in flight may still read pages that this or the end of a sequence gives back, or write
                     // behind their known tokens: the device comes to it before any step that uses them otherwise.
                     sequence.pages.remember(&sequence.tokens[..sequence.num_cached], &mut self.pool);
-                    if let (Some(checkpoints), Some(place)) = (&mut self.checkpoints, scheduled.saved) {
+                    if let Some((checkpoints, StateCopy { place, .. })) = copy {
                         let prefix = sequence.pages.prefix_of(sequence.num_cached).filter(|_| is_computed);
                         let is_kept = prefix.is_some_and(|prefix| checkpoints.set(place, prefix));
                         if prefix.is_none() {
@@ -384,7 +379,7 @@ impl Scheduler {
                     sequence.tokens.extend(sampled);
                 }
                 Err(_) => {
-                    if let (Some(checkpoints), Some(place)) = (&mut self.checkpoints, scheduled.saved) {
+                    if let Some((checkpoints, StateCopy { place, .. })) = copy {
                         checkpoints.release(place);
                     }
                     sampled.for_each(drop);
@@ -475,13 +470,11 @@ impl Scheduler {
         };
         let loads = chosen.iter().filter_map(begin).collect();
         let ends: Vec<_> = chosen.iter().map(|&(i, rows)| (i, self.running[i].num_cached + rows)).collect();
-        let saved = self.places_for(&ends);
-        let indices: Vec<_> = chosen.iter().map(|&(i, _)| i).collect();
-        let saves = self.copies_of(&indices, &saved);
+        let saves = self.copies_behind(&ends);
         let mut rows = Vec::with_capacity(chosen.len());
         let mut sequences = Vec::with_capacity(chosen.len());
         let state_slots = chosen.iter().map(|&(i, _)| self.running[i].slot).collect();
-        for (&(i, num_rows), saved) in chosen.iter().zip(saved) {
+        for (&(i, num_rows), save) in chosen.iter().zip(saves) {
             let Sequence { id, tokens, num_cached, pages, .. } = &self.running[i];
             let end = num_cached + num_rows;
             let samples = end == tokens.len();
@@ -497,9 +490,9 @@ impl Scheduler {
                 num_rows,
                 prefill: self.running[i].is_prefill(),
                 samples,
-                saved,
+                save,
             });
         }
-        Step { batch: Batch { state_slots, ..Batch::new(&rows) }, sequences, loads, saves }
+        Step { batch: Batch { state_slots, ..Batch::new(&rows) }, sequences, loads }
     }
 }

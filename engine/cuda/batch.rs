@@ -69,7 +69,7 @@ impl CudaBatch {
         let most = max_num_sequences.saturating_mul(max_blocks);
         let room = entries.max(most.min(2 * self.table_room));
         let others = 5 * max_num_tokens + 4 * max_num_sequences + 2 + 2 * max_num_logits;
-        let capacity = super::tensor::elements(room + others + ARRAYS * ALIGNMENT, 1)?;
+        let capacity = room + others + ARRAYS * ALIGNMENT;
         // The old ones go first: memory is planned for one table of the whole context.
         self.table_room = 0;
         self.staging = PinnedBuffer::new(&self.device, 1)?;

@@ -61,7 +61,7 @@ pub(super) fn causal_conv(
 ) -> Result<()> {
     let (sizes, shape) = (&conv.sizes, &batch.shape);
     let (n, channels, taps) = (shape.num_tokens, sizes.channels(), sizes.linear_conv_kernel_dim);
-    let values = sizes.conv_state() + sizes.recurrent_state();
+    let values = sizes.slot_values();
     x.expect(OP, "x", n, x.cols.max(channels))?;
     out.expect(OP, "out", n, channels)?;
     expect_vector(OP, "weight", &conv.weight, channels * taps)?;

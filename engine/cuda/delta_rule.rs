@@ -84,7 +84,7 @@ pub(super) fn delta_rule(device: &Device, choice: &KernelChoice, operands: Opera
     let Operands { batch, layer, rule, mixed, qkv, states, out } = operands;
     let (sizes, shape, columns) = (&rule.sizes, &batch.shape, Columns::of(&rule.sizes));
     let (n, heads) = (shape.num_tokens, sizes.linear_num_value_heads);
-    let values = sizes.conv_state() + sizes.recurrent_state();
+    let values = sizes.slot_values();
     mixed.expect(OP, "mixed", n, columns.cols)?;
     qkv.expect(OP, "qkv", n, sizes.channels())?;
     out.expect(OP, "out", n, sizes.value_size())?;

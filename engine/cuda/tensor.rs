@@ -210,13 +210,7 @@ impl States {
     /// [`Error::Request`] if one of both does not exist, or they are not of one shape.
     pub(super) fn copy_from(&mut self, device: &Device, slot: usize, from: &Self, of: usize) -> Result<()> {
         let SlotLayout { num_layers, num_slots, bytes } = self.layout;
-        let alike = (num_layers, bytes) == (from.layout.num_layers, from.layout.bytes);
-        if !alike || slot >= num_slots || of >= from.layout.num_slots {
-            return Err(Error::Request(format!(
-                "a copy from slot {of} of {:?} to slot {slot} of {:?}",
-                from.layout, self.layout
-            )));
-        }
+        self.layout.expect_copy(slot, &from.layout, of)?;
         for layer in 0..num_layers {
             let source = from.data.ptr().add((layer * from.layout.num_slots + of) * self.slot_values());
             let target = self.data.ptr_mut().add((layer * num_slots + slot) * self.slot_values());

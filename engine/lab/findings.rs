@@ -93,6 +93,11 @@ impl Findings {
         }
     }
 
+    /// What a row gave when it was computed alone must have the bits that it had as row `row` of the batch `found`, of `cols` values a row.
+    pub fn same_alone(&mut self, alone: &[f32], found: &[f32], row: usize, cols: usize) {
+        self.same_bits("a row alone, against the batch", &alone[..cols], &found[row * cols..][..cols]);
+    }
+
     /// The first values must have the bits expected, and all behind must still be NaN.
     pub fn same_bits(&mut self, of: &'static str, found: &[f32], expected: &[f32]) {
         if !self.long_enough(of, found, expected.len()) {

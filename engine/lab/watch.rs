@@ -76,8 +76,7 @@ impl Rebuild {
     }
 }
 
-/// Operations whose kernels take a compiler and a driver most of the time that they take for all, and that no other
-/// operation's check needs.
+/// Operations whose kernels take the compiler most of the time that it takes for all, and that no other operation's check needs.
 const EXPENSIVE: [&str; 7] =
     ["attention", "argmax", "sample", "matmul_add", "norm_gate_up", "norm_matmul", "norm_qkv_rope"];
 

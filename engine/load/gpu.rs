@@ -12,7 +12,7 @@ use qernel_core::kv_layout::KvLayout;
 use qernel_core::model::{ModelRunner, Runner, build};
 use qernel_core::ops::OpsConfig;
 use qernel_core::weights::Weights;
-use qernel_cuda::{self as cuda, CudaOps, Device, KernelChoice};
+use qernel_cuda::{self as cuda, CudaOps, Device};
 use std::rc::Rc;
 
 /// As [`open_runner`](super::open_runner), on `device`.
@@ -43,21 +43,21 @@ fn load(
     options: &RunnerOptions,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Box<dyn Runner>> {
-    let (ops_config, layout) = fit_cuda(device, weights, config, options)?;
-    let kernels = kernels(device, weights, layout.dtype, options);
-    let ops = CudaOps::new(device, &ops_config, layout.dtype, kernels)?;
+    let mut options = options.clone();
+    // An emulated device chooses nothing by itself: it is there to try kernels.
+    if !device.is_emulated() {
+        let dtype = matrix_dtype(weights, &options);
+        cuda::choose_holding(&mut options.kernels, weights, dtype);
+    }
+    let (ops_config, layout) = fit_cuda(device, weights, config, &options)?;
+    let ops = CudaOps::new(device, &ops_config, layout.dtype, options.kernels)?;
     let runner = ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?;
     Ok(Box::new(runner.with_checkpoints(options.checkpoints)?))
 }
 
-/// The kernels that `options` ask for, and what the device chooses for this model where they do not say. An emulated device chooses nothing: it is there to
-/// try kernels.
-fn kernels(device: &Device, weights: &Weights, dtype: Dtype, options: &RunnerOptions) -> KernelChoice {
-    let mut kernels = options.kernels.clone();
-    if !device.is_emulated() {
-        cuda::choose_holding(&mut kernels, weights, dtype);
-    }
-    kernels
+/// The format of float matrices, and of pages, on a GPU.
+fn matrix_dtype(weights: &Weights, options: &RunnerOptions) -> Dtype {
+    options.dtype.preferred(cuda::compute_dtype(weights))
 }
 
 /// Opens the device that was chosen; `None` is the CPU.
@@ -100,7 +100,7 @@ pub fn fit_cuda(
     config: &Config,
     options: &RunnerOptions,
 ) -> Result<(OpsConfig, KvLayout)> {
-    let dtype = options.dtype.preferred(cuda::compute_dtype(weights));
+    let dtype = matrix_dtype(weights, options);
     if let KvDtype::Only(kv) = options.kv_dtype
         && kv != dtype
     {
@@ -117,7 +117,7 @@ pub fn fit_cuda(
         },
         // That of an emulated one is the host's.
         shared: device.is_emulated(),
-        weights: cuda::weight_bytes(weights, dtype, &kernels(device, weights, dtype, options)),
+        weights: cuda::weight_bytes(weights, dtype, &options.kernels),
         kv: dtype,
         activation: cuda::precise_dtype(dtype),
         max_num_tokens: gpu_num_tokens(free, config, dtype)?,

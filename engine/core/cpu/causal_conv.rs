@@ -1,7 +1,7 @@
 //! The convolution before linear attention, over the rows of each sequence.
 
 use super::for_each_row;
-use super::states::{States, rows_of};
+use super::states::{Slot, States};
 use super::tensor::Tensor;
 use crate::batch::Batch;
 use crate::error::{Error, Result};
@@ -32,13 +32,11 @@ pub fn causal_conv(
             conv.weight.len()
         )));
     }
-    let mut slots = states.of_batch(OP, layer, sizes, batch)?;
-    for (s, slot) in slots.iter_mut().enumerate() {
-        let (rows, begins) = rows_of(OP, batch, s)?;
+    for Slot { rows, begins, conv: kept_rows, .. } in states.of_batch(OP, layer, sizes, batch)? {
         if begins {
-            slot.conv.fill(0.0);
+            kept_rows.fill(0.0);
         }
-        let (first, before) = (rows.start, &*slot.conv);
+        let (first, before) = (rows.start, &*kept_rows);
         let out = &mut out.first_mut(rows.end)[first * channels..];
         for_each_row(out, channels, |t, out| {
             out.fill(0.0);
@@ -56,11 +54,11 @@ pub fn causal_conv(
         for kept in 0..taps - 1 {
             match (rows.len() + kept + 1).checked_sub(taps) {
                 Some(row) => {
-                    slot.conv[kept * channels..][..channels].copy_from_slice(&x.row(first + row)[..channels])
+                    kept_rows[kept * channels..][..channels].copy_from_slice(&x.row(first + row)[..channels])
                 }
                 None => {
                     let from = (rows.len() + kept) * channels;
-                    slot.conv.copy_within(from..from + channels, kept * channels);
+                    kept_rows.copy_within(from..from + channels, kept * channels);
                 }
             }
         }

@@ -7,7 +7,7 @@
 //! Source: Yang, Kautz and Hatamizadeh, Gated Delta Networks (2024).
 
 use super::simd::{Isa, Kernel, LANES, Lanes};
-use super::states::{States, rows_of};
+use super::states::{Slot, States};
 use super::tensor::Tensor;
 use crate::batch::Batch;
 use crate::error::{Error, Result};
@@ -47,12 +47,11 @@ pub fn delta_rule(
     let head_state = sizes.linear_key_head_dim * sizes.linear_value_head_dim;
     let out = Out(out.first_mut(n).as_mut_ptr());
     let mut tasks = Vec::new();
-    for (s, slot) in states.of_batch(OP, layer, sizes, batch)?.into_iter().enumerate() {
-        let (rows, begins) = rows_of(OP, batch, s)?;
+    for Slot { rows, begins, recurrent, .. } in states.of_batch(OP, layer, sizes, batch)? {
         if begins {
-            slot.recurrent.fill(0.0);
+            recurrent.fill(0.0);
         }
-        let of_heads = slot.recurrent.chunks_exact_mut(head_state).enumerate();
+        let of_heads = recurrent.chunks_exact_mut(head_state).enumerate();
         tasks.extend(of_heads.map(|(head, state)| Head {
             rule,
             rows: rows.clone(),

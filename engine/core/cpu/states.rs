@@ -5,6 +5,7 @@ use crate::batch::Batch;
 use crate::config::LinearSizes;
 use crate::error::{Error, Result};
 use crate::kv_layout::SlotLayout;
+use std::ops::Range;
 
 /// The slots of all layers, f32. Memory is taken from the system when a slot is first written.
 pub struct States {
@@ -15,6 +16,10 @@ pub struct States {
 
 /// The slot of a sequence in one layer.
 pub(super) struct Slot<'a> {
+    /// The rows of the sequence in the batch.
+    pub rows: Range<usize>,
+    /// It begins with them: what the slot holds is of another one.
+    pub begins: bool,
     /// `[linear_conv_kernel_dim - 1, channels]`, the oldest first.
     pub conv: &'a mut [f32],
     /// `[linear_num_value_heads, linear_key_head_dim, linear_value_head_dim]`
@@ -46,14 +51,8 @@ impl States {
     /// # Errors
     /// [`Error::Request`] if one of both does not exist, or they are not of one shape.
     pub fn copy_from(&mut self, slot: usize, from: &Self, of: usize) -> Result<()> {
-        let SlotLayout { num_layers, num_slots, bytes } = self.layout;
-        let alike = (num_layers, bytes) == (from.layout.num_layers, from.layout.bytes);
-        if !alike || slot >= num_slots || of >= from.layout.num_slots {
-            return Err(Error::Request(format!(
-                "a copy from slot {of} of {:?} to slot {slot} of {:?}",
-                from.layout, self.layout
-            )));
-        }
+        let SlotLayout { num_layers, num_slots, .. } = self.layout;
+        self.layout.expect_copy(slot, &from.layout, of)?;
         for layer in 0..num_layers {
             let row = from.slots.row(layer * from.layout.num_slots + of);
             self.slots.row_mut(layer * num_slots + slot).copy_from_slice(row);
@@ -71,20 +70,21 @@ impl States {
     ) -> Result<Vec<Slot<'_>>> {
         self.expect_layer(op, layer)?;
         let (slots, values) = (self.layout.num_slots, self.slots.cols());
-        if values != sizes.conv_state() + sizes.recurrent_state() {
+        if values != sizes.slot_values() {
             return Err(Error::Request(format!("{op}: slots of {values} values are not those of {sizes:?}")));
         }
         let all =
             self.slots.values_mut()[layer * slots * values..][..slots * values].chunks_exact_mut(values);
         let mut free: Vec<_> = all.map(Some).collect();
-        let take = |&slot: &u32| {
+        let take = |(s, &slot): (usize, &u32)| {
             let slot = free.get_mut(slot as usize).and_then(Option::take).ok_or_else(|| {
                 Error::Request(format!("{op}: slot {slot} of {slots} is not there, or two sequences have it"))
             })?;
             let (conv, recurrent) = slot.split_at_mut(sizes.conv_state());
-            Ok(Slot { conv, recurrent })
+            let (rows, begins) = rows_of(op, batch, s)?;
+            Ok(Slot { rows, begins, conv, recurrent })
         };
-        batch.state_slots.iter().map(take).collect()
+        batch.state_slots.iter().enumerate().map(take).collect()
     }
 
     fn expect_layer(&self, op: &str, layer: usize) -> Result<()> {
@@ -99,7 +99,7 @@ impl States {
 ///
 /// # Errors
 /// [`Error::Request`] if the arrays of the batch do not fit each other.
-pub(super) fn rows_of(op: &str, batch: &Batch, s: usize) -> Result<(std::ops::Range<usize>, bool)> {
+fn rows_of(op: &str, batch: &Batch, s: usize) -> Result<(Range<usize>, bool)> {
     let bound = |i: usize| batch.query_start.get(i).map(|&row| row as usize);
     let rows = bound(s).zip(bound(s + 1)).map(|(start, end)| start..end);
     let rows = rows.filter(|rows| rows.start <= rows.end && rows.end <= batch.positions.len());

@@ -23,7 +23,8 @@ impl Engine {
     ) -> Result<T> {
         step.loads.iter().try_for_each(|&copy| self.runner.load_state(copy))?;
         let queued = queue(&mut *self.runner)?;
-        step.saves.iter().try_for_each(|&copy| self.runner.save_state(copy))?;
+        let mut saves = step.sequences.iter().filter_map(|scheduled| scheduled.save);
+        saves.try_for_each(|copy| self.runner.save_state(copy))?;
         Ok(queued)
     }
 

@@ -146,8 +146,7 @@ impl<T: Types> Recurrent<T> {
         let in_proj = b.stacked(&projections, hidden_size, sizes.linear_value_head_dim, None)?;
         let weight =
             b.table(&format!("{layer}.ssm_conv1d.weight"), sizes.channels(), sizes.linear_conv_kernel_dim)?;
-        let bytes =
-            (sizes.conv_state().saturating_add(sizes.recurrent_state())).saturating_mul(size_of::<f32>());
+        let bytes = sizes.slot_values().saturating_mul(size_of::<f32>());
         Ok(Self {
             slots: b.state(LayerState::Slot { bytes }),
             part: DeltaNet {

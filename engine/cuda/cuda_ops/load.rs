@@ -36,18 +36,32 @@ impl CudaOps {
             return self.uploader.upload(data, target);
         }
         tracing::debug!("{name} is converted from {from} to {}", self.dtype);
-        if self.dtype == Dtype::F16 {
-            self.narrowed.push((name.clone(), scales.clone()));
-        }
         if (from, self.dtype) == (Dtype::Bf16, Dtype::F16) {
+            self.narrowed.push((name.clone(), scales.clone()));
             self.uploader.upload(data, target)?;
             return self.narrowing.narrow_in_place(count, target);
         }
         let mut raw = DeviceBuffer::zeroed(&self.device, data.len())?;
         self.uploader.upload(data, &mut raw)?;
+        self.convert(name, count, from, &raw, target, scales)
+    }
+
+    /// Queues making values of the device's format of `count` values `raw`, of the matrix of that name.
+    fn convert(
+        &mut self,
+        name: &str,
+        count: usize,
+        from: Dtype,
+        raw: &DeviceBuffer<u8>,
+        target: &mut DeviceBuffer<u8>,
+        scales: &Rc<Scales>,
+    ) -> Result<()> {
         match self.dtype {
-            Dtype::F16 => self.narrowing.narrow(count, from, &raw, target),
-            to => convert(&self.device, count, from, &raw, to, target),
+            Dtype::F16 => {
+                self.narrowed.push((name.to_owned(), scales.clone()));
+                self.narrowing.narrow(count, from, raw, target)
+            }
+            to => convert(&self.device, count, from, raw, to, target),
         }
     }
 
@@ -68,13 +82,7 @@ impl CudaOps {
         let values = Values::Blocks(BlockMatrix { data: blocks, format, rows, cols });
         let mut raw = Activation::new(&self.device, Dtype::F32, rows, cols)?;
         decode(&self.device, &values, &mut raw)?;
-        match self.dtype {
-            Dtype::F16 => {
-                self.narrowed.push((name.clone(), scales.clone()));
-                self.narrowing.narrow(count, Dtype::F32, &raw.data, target)
-            }
-            to => convert(&self.device, count, Dtype::F32, &raw.data, to, target),
-        }
+        self.convert(name, count, Dtype::F32, &raw.data, target, scales)
     }
 
     /// Queues bringing matrices of one format to the device, one below the other: a piece of the whole for each, and each by itself in the
@@ -101,9 +109,7 @@ impl CudaOps {
             return Ok(whole.1);
         }
         let dtype = (format.float().is_some() || as_floats).then_some(self.dtype);
-        let row_bytes = MatrixFormat::row_bytes(dtype.map_or(format, MatrixFormat::from), cols);
-        let row_bytes =
-            row_bytes.ok_or_else(|| Error::Model(format!("no rows of {cols} values in {format}")))?;
+        let row_bytes = row_bytes(dtype.map_or(format, MatrixFormat::from), cols)?;
         let whole = DeviceBuffer::zeroed(&self.device, tensor::elements(rows, row_bytes)?)?;
         self.loaded.push(whole.whereabouts());
         let (mut pieces, mut end) = (Vec::new(), 0);
@@ -154,9 +160,7 @@ impl CudaOps {
     ) -> Result<(UnitMatrix, Vec<[Piece; 2]>)> {
         let &Matrix { format, cols, .. } = &matrices[0];
         let format = format.float().map_or(format, |_| self.dtype.into());
-        let row_bytes = format.row_bytes(cols);
-        let row_bytes =
-            row_bytes.ok_or_else(|| Error::Model(format!("no rows of {cols} values in {format}")))?;
+        let row_bytes = row_bytes(format, cols)?;
         let rows: usize = matrices.iter().map(|matrix| matrix.rows).sum();
         let blocks = DeviceBuffer::zeroed(&self.device, tensor::elements(rows, row_bytes)?)?;
         let (mut end, mut all_scales) = (0, Vec::new());
@@ -208,8 +212,7 @@ impl CudaOps {
         [gate, up]: [&Matrix; 2],
         num_experts: usize,
     ) -> Result<[Weight; 2]> {
-        let kind = |matrix: &Matrix| matrix.format.float().map_or(Some(matrix.format), |_| None);
-        let alike = kind(gate) == kind(up) && [gate.rows, gate.cols] == [up.rows, up.cols];
+        let alike = in_blocks(gate) == in_blocks(up) && [gate.rows, gate.cols] == [up.rows, up.cols];
         match self.shape_of_experts(gate, num_experts, units::SPAN).filter(|_| alike) {
             None => Ok([self.load_alone(gate, None)?, self.load_alone(up, None)?]),
             Some(shape) => {
@@ -253,10 +256,7 @@ impl CudaOps {
         }
         let (mut whole, mut each) = (Vec::new(), Vec::new());
         // Floats all get one format.
-        let kind = |matrix: &Matrix| match matrix.format.float() {
-            None if !holding::as_floats(&self.choice, matrix) => Some(matrix.format),
-            _ => None,
-        };
+        let kind = |matrix: &Matrix| in_blocks(matrix).filter(|_| !holding::as_floats(&self.choice, matrix));
         let runs: Vec<_> = matrices.chunk_by(|a, b| kind(a) == kind(b)).collect();
         for run in runs {
             for [piece, part] in self.load_run(run, cols, Some(apart))? {
@@ -266,4 +266,13 @@ impl CudaOps {
         }
         Ok(Stacked { whole: Weight::new(whole, cols), matrices: each })
     }
+}
+
+/// The format of a matrix in blocks; floats, `None`, all get one.
+fn in_blocks(matrix: &Matrix) -> Option<MatrixFormat> {
+    matrix.format.float().map_or(Some(matrix.format), |_| None)
+}
+
+fn row_bytes(format: MatrixFormat, cols: usize) -> Result<usize> {
+    format.row_bytes(cols).ok_or_else(|| Error::Model(format!("no rows of {cols} values in {format}")))
 }

@@ -87,11 +87,8 @@ impl Convolved {
         let (channels, taps) = (sizes.channels(), sizes.linear_conv_kernel_dim);
         let (cols, n) = (channels + BEHIND, sequences.iter().map(|s| s.0).sum());
         let (batch, host) = uploaded(ops, seed, &name, sequences)?;
-        let layout = SlotLayout {
-            num_layers: 3,
-            num_slots: sequences.len() + 2,
-            bytes: 4 * (sizes.conv_state() + sizes.recurrent_state()),
-        };
+        let layout =
+            SlotLayout { num_layers: 3, num_slots: sequences.len() + 2, bytes: 4 * sizes.slot_values() };
         let x = random(seed, &format!("{name}: x"), n * cols);
         let weight = random(seed, &format!("{name}: weight"), channels * taps);
         let slots = poisoned_slots(seed, &name, &layout, &host, sequences);

@@ -170,7 +170,7 @@ impl Ruled {
         let (columns, n) = (Columns::of(&sizes), sequences.iter().map(|s| s.0).sum::<usize>());
         let heads = sizes.linear_num_value_heads;
         let (batch, host) = uploaded(ops, seed, &name, sequences)?;
-        let values = sizes.conv_state() + sizes.recurrent_state();
+        let values = sizes.slot_values();
         let layout = SlotLayout { num_layers: 3, num_slots: sequences.len() + 2, bytes: 4 * values };
         let part = |what: &str, count| random(seed, &format!("{name}: {what}"), count);
         let inputs = Inputs {

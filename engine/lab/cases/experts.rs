@@ -437,11 +437,7 @@ impl Instance for Mixture {
             self.fill(ops, row, 1)?;
             self.run(ops, 1)?;
             let alone = self.found()?;
-            findings.same_bits(
-                "a row alone, against the batch",
-                &alone[..cols],
-                &found[row * cols..][..cols],
-            );
+            findings.same_alone(&alone, &found, row, cols);
         }
         Ok(())
     }

@@ -124,11 +124,7 @@ impl Instance for MatmulAdd {
             fill_tensor(&mut self.out, &self.residual[row * rows..][..rows])?;
             ops.fused_matmul_add(1, &self.x, &self.weight, &mut self.out)?;
             let alone = self.out.to_host()?;
-            findings.same_bits(
-                "a row alone, against the batch",
-                &alone[..rows],
-                &found[row * rows..][..rows],
-            );
+            findings.same_alone(&alone, &found, row, rows);
         }
         Ok(())
     }

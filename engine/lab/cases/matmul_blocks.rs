@@ -165,11 +165,7 @@ impl Instance for Matmul {
             fill_activation(&mut self.x, &self.host_x[row * cols..][..cols])?;
             self.run(ops, 1)?;
             let alone = self.out.to_host()?;
-            findings.same_bits(
-                "a row alone, against the batch",
-                &alone[..rows],
-                &found[row * rows..][..rows],
-            );
+            findings.same_alone(&alone, &found, row, rows);
         }
         Ok(())
     }

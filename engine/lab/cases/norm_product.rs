@@ -211,11 +211,7 @@ impl Instance for Normed {
             let alone = self.host_x[row * cols..][..cols].to_vec();
             fill_tensor(&mut self.x, &alone)?;
             self.run(ops, 1)?;
-            findings.same_bits(
-                "a row alone, against the batch",
-                &self.found()?[..rows],
-                &found[row * rows..][..rows],
-            );
+            findings.same_alone(&self.found()?, &found, row, rows);
         }
         Ok(())
     }
