@@ -75,13 +75,13 @@ impl BufferRows {
 /// What a work buffer is for, and so its format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BufferKind {
-    /// [`Ops::new_tensor`]: f32.
+    /// [`Ops::new_tensor`](crate::ops::Ops::new_tensor): f32.
     Tensor,
-    /// [`Ops::new_activation`].
+    /// [`Ops::new_activation`](crate::ops::Ops::new_activation).
     Activation,
-    /// [`Ops::new_precise_activation`].
+    /// [`Ops::new_precise_activation`](crate::ops::Ops::new_precise_activation).
     Precise,
-    /// [`Ops::new_product`].
+    /// [`Ops::new_product`](crate::ops::Ops::new_product).
     Product,
 }
 
