@@ -37,19 +37,22 @@ type Sequence = (usize, usize);
 type Heads = (usize, usize, usize);
 
 fn checks() -> Vec<Case> {
-    let all_heads =
-        [(14, 2, 64), (28, 4, 128), (7, 1, 64), (1, 1, 64), (1, 1, 128), (12, 1, 64), (4, 4, 128)];
+    let all_heads = [(14, 2, 64), (28, 4, 128), (7, 1, 64), (12, 1, 64), (4, 4, 128)];
     // Whole prompts, chunks behind a prefix, single rows between them; lengths around the ends of pages.
     let ragged =
         [(1, 1), (19, 19), (111, 1), (PAGE_SIZE, 1), (111, 19), (PAGE_SIZE + 1, 2), (989, 1), (64, 64)];
     let decode = [1, 2, 31, 33, 64, 65, 127, 500, 989, 2049].map(|kv_len| (kv_len, 1));
+    // The same, small enough for an emulator; with all heads and numbers of rounds, to see a race.
+    let small = [(1, 1), (19, 19), (111, 1), (PAGE_SIZE, 1), (71, 6), (PAGE_SIZE + 1, 2), (389, 1)];
     let mut cases = Vec::new();
     for dtype in Dtype::ALL {
         for heads in all_heads {
             cases.extend([1.0, 8.0].map(|sharpness| case(dtype, heads, &ragged, sharpness, "")));
         }
-        // Enough of each head_dim and number of rounds to see a race, and small enough for an emulator.
-        cases.extend([(12, 1, 64), (4, 4, 128)].map(|heads| case(dtype, heads, &ragged[..6], 1.0, "")));
+        cases.extend(
+            [((1, 1, 64), 1.0), ((1, 1, 128), 8.0)].map(|(heads, s)| case(dtype, heads, &small, s, "")),
+        );
+        cases.extend([(12, 1, 64), (4, 4, 128)].map(|heads| case(dtype, heads, &small[..6], 1.0, "")));
         cases.extend([6, 10].map(|count| case(dtype, (14, 2, 64), &decode[..count], 2.0, "")));
         // Tiles of 64 keys and of 64 or 128 queries: ends on, before and behind them, a prompt of several tiles.
         let tiles = [(64, 64), (65, 65), (127, 127), (128, 64), (193, 130), (300, 300), (2, 2)];
@@ -57,11 +60,14 @@ fn checks() -> Vec<Case> {
             cases.push(case(dtype, heads, &tiles, 4.0, ""));
         }
         // Some that an emulator can be given, with few heads and with more than a group has anywhere.
-        for heads in [(3, 1, 64), (17, 1, 64), (2, 1, 128)] {
-            cases.push(case(dtype, heads, &[(70, 20), (33, 3), (9, 9), (40, 1)], 4.0, ""));
+        for (heads, rows) in [((3, 1, 64), 20), ((17, 1, 64), 5), ((2, 1, 128), 20)] {
+            cases.push(case(dtype, heads, &[(70, rows), (33, 3), (9, 9), (40, 1)], 4.0, ""));
         }
         cases.push(case(dtype, (7, 1, 64), &[(160, 37)], 1.0, ""));
-        cases.extend([(1, 1, 64), (1, 1, 128)].map(|heads| case(dtype, heads, &[(330, 21)], 1.0, "")));
+        cases.extend(
+            [(64, 21), (128, 17)]
+                .map(|(head_dim, rows)| case(dtype, (1, 1, head_dim), &[(330, rows)], 1.0, "")),
+        );
         // Heads that there are fewer kernels for.
         for heads in [(4, 2, 32), (2, 1, 256)] {
             cases.push(case(dtype, heads, &[(70, 5), (33, 3), (9, 9), (130, 1)], 4.0, ""));

@@ -21,6 +21,9 @@ pub const CASES: Cases = Cases { op: "sample", checks, timings };
 /// Rows of one launch.
 const N: usize = 24;
 
+/// Rows where a few show what is to be seen, so that an emulator can be given many cases.
+const FEW: usize = 7;
+
 /// How logits are drawn.
 #[derive(Clone, Copy)]
 enum Logits {
@@ -59,7 +62,8 @@ pub(super) fn checks() -> Vec<Case> {
             let exact = params.is_greedy() || params.top_k == 1 || vocab_size == 1;
             let rows = move |i, params: &SamplingParams| row(params, i, i as u64);
             let params = vec![params.clone()];
-            cases.push(case(name, N, vocab_size, Logits::Normal, u32::from(!exact), params, rows));
+            let n = if vocab_size <= 1024 { FEW } else { N };
+            cases.push(case(name, n, vocab_size, Logits::Normal, u32::from(!exact), params, rows));
         }
     }
     let both = SamplingParams { temperature: 0.7, top_p: 0.95, min_p: 0.02, ..plain() };
@@ -71,7 +75,8 @@ pub(super) fn checks() -> Vec<Case> {
     for vocab_size in [989, 9000, 151_936] {
         for (name, params) in &sharp {
             let params = vec![params.clone()];
-            cases.push(case(name, N, vocab_size, Logits::Sharp, 1, params, |i, params| {
+            let n = if vocab_size <= 1024 { FEW } else { N };
+            cases.push(case(name, n, vocab_size, Logits::Sharp, 1, params, |i, params| {
                 row(params, i, i as u64)
             }));
         }
@@ -116,7 +121,7 @@ pub(super) fn checks() -> Vec<Case> {
             ),
             ("ties, greedy", SamplingParams { temperature: 0.0, ..plain() }),
         ] {
-            cases.push(case(name, N, vocab_size, Logits::Ties, 1, vec![params], |i, params| {
+            cases.push(case(name, FEW, vocab_size, Logits::Ties, 1, vec![params], |i, params| {
                 row(params, i, 0)
             }));
         }
@@ -131,7 +136,7 @@ pub(super) fn checks() -> Vec<Case> {
             ("broken, llama.cpp's defaults", SamplingParams::default()),
         ] {
             let rows = |i, params: &SamplingParams| row(params, i, i as u64);
-            cases.push(case(name, 16, vocab_size, Logits::Broken, 1, vec![params], rows));
+            cases.push(case(name, 8, vocab_size, Logits::Broken, 1, vec![params], rows));
         }
     }
     cases
