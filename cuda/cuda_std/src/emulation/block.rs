@@ -34,11 +34,14 @@ const STACK_BYTES: usize = 256 * 1024;
 
 type Fiber = Coroutine<(), (), (), DefaultStack>;
 
+/// Blocks that a worker keeps: a model's kernels have about so many dimensions.
+const MAX_SPARE: usize = 8;
+
 std::thread_local! {
     /// Stacks of ended threads, for the next ones.
     static STACKS: RefCell<Vec<DefaultStack>> = const { RefCell::new(Vec::new()) };
-    /// The last launch's block, for the next one's.
-    static SPARE: RefCell<Option<Box<Block>>> = const { RefCell::new(None) };
+    /// Blocks of earlier launches, the latest last, for the next ones.
+    static SPARE: RefCell<Vec<Box<Block>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// What became of a block.
@@ -108,13 +111,21 @@ pub struct Block {
 impl Block {
     /// Room for blocks of these dimensions: what an earlier launch left, if it fits.
     pub fn take(dimensions: [u32; 3]) -> Box<Self> {
-        let spare = SPARE.take().filter(|block| block.dimensions == dimensions);
+        let spare = SPARE.with_borrow_mut(|spare| {
+            let index = spare.iter().position(|block| block.dimensions == dimensions)?;
+            Some(spare.remove(index))
+        });
         spare.unwrap_or_else(|| Self::new(dimensions))
     }
 
-    /// Leaves a finished block for later launches.
+    /// Leaves a finished block for later launches; of many, the latest are kept.
     pub fn leave(self: Box<Self>) {
-        SPARE.set(Some(self));
+        SPARE.with_borrow_mut(|spare| {
+            if spare.len() == MAX_SPARE {
+                spare.remove(0);
+            }
+            spare.push(self);
+        });
     }
 
     fn new(dimensions: [u32; 3]) -> Box<Self> {
