@@ -52,7 +52,9 @@ fn checks() -> Vec<Case> {
         cases.extend(
             [((1, 1, 64), 1.0), ((1, 1, 128), 8.0)].map(|(heads, s)| case(dtype, heads, &small, s, "")),
         );
-        cases.extend([(12, 1, 64), (4, 4, 128)].map(|heads| case(dtype, heads, &small[..6], 1.0, "")));
+        for heads in [(12, 1, 64), (4, 4, 128)] {
+            cases.push(case(dtype, heads, &small[if dtype == Dtype::F16 { 0 } else { 3 }..6], 1.0, ""));
+        }
         cases.extend([6, 10].map(|count| case(dtype, (14, 2, 64), &decode[..count], 2.0, "")));
         // Tiles of 64 keys and of 64 or 128 queries: ends on, before and behind them, a prompt of several tiles.
         let tiles = [(64, 64), (65, 65), (127, 127), (128, 64), (193, 130), (300, 300), (2, 2)];

@@ -94,6 +94,8 @@ pub struct Block {
 
     pub barriers: [RefCell<Barrier>; 16],
     pub warps: Vec<RefCell<Vec<Exchange>>>,
+    /// Of each warp, the lanes that have ended, or that the block does not have.
+    pub ended_lanes: Vec<Cell<u32>>,
     pub counters: RefCell<Vec<Counter>>,
     pub events: RefCell<Vec<Event>>,
     pub messages: RefCell<HashMap<usize, Message>>,
@@ -152,6 +154,7 @@ impl Block {
             random: Random::new(0),
             barriers: Default::default(),
             warps: (0..size.div_ceil(32)).map(|_| RefCell::default()).collect(),
+            ended_lanes: (0..size.div_ceil(32)).map(|_| Cell::default()).collect(),
             counters: RefCell::default(),
             events: RefCell::default(),
             messages: RefCell::default(),
@@ -204,6 +207,10 @@ impl Block {
         }
         for warp in &self.warps {
             warp.borrow_mut().clear();
+        }
+        for (warp, ended) in self.ended_lanes.iter().enumerate() {
+            let here = (self.size.get() - 32 * warp as u32).min(32);
+            ended.set(!(u32::MAX >> (32 - here)));
         }
         self.counters.borrow_mut().clear();
         self.events.borrow_mut().clear();
@@ -319,6 +326,8 @@ impl Block {
             CoroutineResult::Return(()) => {
                 STACKS.with_borrow_mut(|stacks| stacks.push(fiber.into_stack()));
                 thread.status.set(Status::Ended);
+                let ended = &self.ended_lanes[index as usize / 32];
+                ended.set(ended.get() | 1 << thread.lane());
                 thread.leave_warp();
                 self.ended.set(self.ended.get() + 1);
                 self.step();

@@ -116,30 +116,16 @@ impl Thread {
         }
     }
 
-    /// Lanes of this warp that have ended, or that the block does not have.
-    fn ended_lanes(&self) -> u32 {
-        let block = self.block();
-        let first = self.index - self.lane();
-        let mut lanes = 0;
-        for lane in 0..32 {
-            let ended = block
-                .threads
-                .get((first + lane) as usize)
-                .is_none_or(|thread| thread.status.get() == Status::Ended);
-            lanes |= u32::from(ended) << lane;
-        }
-        lanes
-    }
-
     /// Whether every lane came that must. CUDA asks for all lanes of the mask that have not ended; where each
     /// lane's part is needed for the result, for all of the mask.
     fn is_complete(&self, exchange: &Exchange) -> bool {
+        let block = self.block();
         let missing = exchange.mask & !exchange.arrived;
         let may_be_ended = matches!(
             exchange.operation,
             Operation::Sync | Operation::Shuffle(_) | Operation::Ballot | Operation::Match
         );
-        missing == 0 || (may_be_ended && missing & !self.ended_lanes() == 0)
+        missing == 0 || (may_be_ended && missing & !block.ended_lanes[self.index as usize / 32].get() == 0)
     }
 
     /// Computes every lane's result and lets the others go on, unless it finds a defect.
