@@ -198,7 +198,7 @@ impl Running {
     }
 
     /// Waits for a condition that must come.
-    pub fn wait_until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+    pub fn wait_until(&self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
         let start = Instant::now();
         while !condition(self) {
             assert!(start.elapsed() < PATIENCE, "{what} never came");

@@ -310,7 +310,7 @@ fn check_numbers(server: &Running, path: &str, base: &Value, field: &str, [whole
 #[test]
 fn minus_one_is_no_bound_and_a_random_seed() {
     let server = start(config());
-    let tokens = |path: &str, field: &str, value: i64| {
+    let tokens = &|path: &str, field: &str, value: i64| {
         let mut body = json!({"prompt": "the sea", "messages": [{"role": "user", "content": "the sea"}], "ignore_eos": true});
         body.as_object_mut().unwrap().remove(if path == CHAT { "prompt" } else { "messages" });
         body[field] = json!(value);
@@ -321,11 +321,16 @@ fn minus_one_is_no_bound_and_a_random_seed() {
         (COMPLETIONS, &["max_tokens", "n_predict"]),
         (GENERATE, &["max_tokens", "n_predict"]),
     ] {
-        for field in fields {
-            assert_eq!(tokens(path, field, 7), 7, "{path}: {field}");
-            let unbounded = tokens(path, field, -1);
-            assert!(unbounded > 400, "{path}: {field}: {unbounded} tokens, and the context has 512");
-        }
+        // At once: each goes to the end of the context.
+        std::thread::scope(|scope| {
+            for field in fields {
+                scope.spawn(move || {
+                    assert_eq!(tokens(path, field, 7), 7, "{path}: {field}");
+                    let unbounded = tokens(path, field, -1);
+                    assert!(unbounded > 400, "{path}: {field}: {unbounded} tokens, and the context has 512");
+                });
+            }
+        });
     }
     for (one, other) in [("max_tokens", "n_predict"), ("max_completion_tokens", "max_tokens")] {
         let mut body = json!({"messages": [{"role": "user", "content": "x"}]});

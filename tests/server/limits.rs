@@ -123,8 +123,15 @@ fn connections_are_counted() {
     few.max_connections = 3;
     few.max_peer_connections = Some(3);
     let server = start(few);
-    let held: Vec<_> = (0..3).map(|_| server.connect()).collect();
-    std::thread::sleep(Duration::from_millis(50));
+    // One is let in once the server has seen the end of the one before, by which it was asked whether it is ready.
+    let mut held = Vec::new();
+    server.wait_until("three connections", |server| {
+        let mut connection = server.connect();
+        connection.write_some(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n");
+        let is_held = connection.status() == Some(200);
+        held.extend(is_held.then_some(connection));
+        held.len() == 3
+    });
     let turned_away = server.connect().response();
     assert_eq!((turned_away.status, turned_away.header("retry-after")), (503, Some("5")));
     assert_eq!(turned_away.json()["error"]["code"], "too_many_connections");
