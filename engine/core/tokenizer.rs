@@ -25,15 +25,14 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 use vocabulary::Ids;
-use words::Words;
+use words::{Rules, Words};
 
 /// A model's vocabulary, both ways.
 pub struct Tokenizer {
     ids: Ids,
     merges: Merges,
     words: Words,
-    /// Whether text becomes Unicode's NFC before it is cut.
-    is_nfc: bool,
+    rules: &'static Rules,
     /// All added tokens, and those that are found even where special tokens are plain text.
     added: AddedTokens,
     user_defined: AddedTokens,
@@ -41,6 +40,8 @@ pub struct Tokenizer {
     /// The bytes of token `id` are `bytes[ends[id - 1]..ends[id]]`.
     bytes: Vec<u8>,
     ends: Vec<usize>,
+    /// Bytes of the longest token.
+    longest: usize,
     bos_token_id: Option<u32>,
     eos_token_id: Option<u32>,
     padding_token_id: Option<u32>,
@@ -55,17 +56,18 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`Error::Tokenizer`] where the vocabulary is of another kind than Qwen2's or contradicts itself: tokens twice,
-    /// merges of unknown tokens, a byte without a token. What is wrong with ids that no run needs is a warning.
+    /// merges of unknown tokens. What is wrong with ids that no run needs is a warning.
     pub fn new(parts: &TokenizerParts) -> Result<Self> {
         let rules = parts.rules()?;
         let kinds = parts.kinds()?;
         let ids = parts.ids(&kinds)?;
-        let byte_tokens = vocabulary::byte_tokens(&ids, &kinds)?;
+        let byte_tokens = vocabulary::byte_tokens(&ids, &kinds);
         let merges = parts.merge_ids(&ids, &kinds)?;
 
         let (bytes, ends) = token_bytes(&parts.tokens, &kinds);
         let starts = std::iter::once(&0).chain(&ends);
-        let lengths = ends.iter().zip(starts).map(|(end, start)| (end - start) as u32).collect();
+        let lengths: Vec<u32> = ends.iter().zip(starts).map(|(end, start)| (end - start) as u32).collect();
+        let longest = lengths.iter().max().map_or(0, |&length| length as usize);
         let eos_token_id = parts.named_id("eos_token_id", parts.eos_token_id);
         let end_token_ids = parts.end_token_ids.iter().filter_map(|&(key, id)| parts.named_id(key, Some(id)));
         let mut end_of_generation: Vec<u32> = end_token_ids
@@ -86,15 +88,16 @@ impl Tokenizer {
             ids,
             merges: Merges::new(byte_tokens, lengths, merges),
             words: Words::new(rules).map_err(fault)?,
-            is_nfc: rules.is_nfc,
+            rules,
             kinds,
             bytes,
             ends,
+            longest,
             bos_token_id: parts.named_id("bos_token_id", parts.bos_token_id),
             eos_token_id,
             padding_token_id: parts.named_id("padding_token_id", parts.padding_token_id),
             end_of_generation,
-            add_bos_token: parts.add_bos_token,
+            add_bos_token: parts.add_bos_token.unwrap_or(rules.adds_bos),
             chat_template: parts.chat_template.map(str::to_owned),
             tool_use_template: parts.tool_use_template.map(str::to_owned),
         })
@@ -114,7 +117,8 @@ impl Tokenizer {
     /// Takes at most sixteen bytes of memory for a byte of text, and mostly not more than the text and its ids do.
     ///
     /// # Errors
-    /// [`Error::Memory`] if the system refuses that, [`Error::Request`] where a word has 4 GiB.
+    /// [`Error::Memory`] if the system refuses that, [`Error::Request`] where a word has 4 GiB, or a byte that the vocabulary has no
+    /// token for.
     pub fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<u32>> {
         let added = if parse_special { &self.added } else { &self.user_defined };
         let mut ids = Vec::new();
@@ -131,8 +135,23 @@ impl Tokenizer {
 
     /// Appends the ids of a text without added tokens.
     fn encode_text(&self, text: &str, scratch: &mut Scratch, ids: &mut Vec<u32>) -> Result<()> {
-        let text = if self.is_nfc { nfc(text) } else { Cow::Borrowed(text) };
-        self.words.of(&text).try_for_each(|word| self.merges.encode(word.as_bytes(), scratch, ids))
+        let text = if self.rules.is_nfc { nfc(text) } else { Cow::Borrowed(text) };
+        self.words.of(&text).try_for_each(|word| match self.whole_word(word) {
+            Some(id) => {
+                ids.push(id);
+                Ok(())
+            }
+            None => self.merges.encode(word.as_bytes(), scratch, ids),
+        })
+    }
+
+    /// The token that a word is, where the rules ask for it before any merge.
+    fn whole_word(&self, word: &str) -> Option<u32> {
+        if !self.rules.takes_whole_words || word.len() > self.longest {
+            return None;
+        }
+        let text: String = word.bytes().map(byte_to_char).collect();
+        self.ids.get(&text).copied().filter(|&id| self.kinds[id as usize] == TokenKind::Normal)
     }
 
     /// Ids -> text. `skip_special` leaves control tokens out. Bytes that are no UTF-8 become U+FFFD;
@@ -213,7 +232,7 @@ impl Tokenizer {
     }
 
     /// The tokens that end a generation, ascending: EOS, those of the keys for end of turn, end of message and filling
-    /// in the middle, and those that Qwen2 ends with by name (llama.cpp's rule, src/llama-vocab.cpp, `special_eog_ids`).
+    /// in the middle, and those that Qwen2 and Llama 3 end with by name (llama.cpp's rule, src/llama-vocab.cpp, `special_eog_ids`).
     pub fn end_of_generation(&self) -> &[u32] {
         &self.end_of_generation
     }

@@ -25,7 +25,7 @@ pub(super) struct Merges {
     merges: Vec<Merge>,
     /// Their places, by [`pair`].
     ranks: HashMap<u64, u32, RandomState>,
-    byte_tokens: [u32; 256],
+    byte_tokens: [Option<u32>; 256],
     /// How many bytes each token stands for.
     lengths: Vec<u32>,
 }
@@ -53,7 +53,7 @@ const SPARE_JOINTS: usize = 64;
 impl Merges {
     /// `byte_tokens` are the tokens of the bytes, `lengths` the bytes of every token, of which there are at most [`MAX_TOKENS`]; `merges`
     /// are the best first. Of two that join the same tokens the later one holds.
-    pub(super) fn new(byte_tokens: [u32; 256], lengths: Vec<u32>, merges: Vec<Merge>) -> Self {
+    pub(super) fn new(byte_tokens: [Option<u32>; 256], lengths: Vec<u32>, merges: Vec<Merge>) -> Self {
         let mut ranks = HashMap::with_capacity_and_hasher(merges.len(), RandomState::default());
         ranks.extend((0..).zip(&merges).map(|(rank, merge)| (pair(merge.left, merge.right), rank)));
         Self { merges, ranks, byte_tokens, lengths }
@@ -62,7 +62,8 @@ impl Merges {
     /// Appends the tokens of a word.
     ///
     /// # Errors
-    /// [`Error::Memory`] if the system refuses what is needed, [`Error::Request`] for a word of 4 GiB.
+    /// [`Error::Memory`] if the system refuses what is needed, [`Error::Request`] for a word of 4 GiB, and for a byte that the
+    /// vocabulary has no token for.
     pub(super) fn encode(&self, word: &[u8], scratch: &mut Scratch, ids: &mut Vec<u32>) -> Result<()> {
         scratch.begin(self, word)?;
         while let Some(Reverse(joint)) = scratch.queue.pop() {
@@ -94,7 +95,9 @@ impl Scratch {
         }
         self.cells.clear();
         host_memory::reserve("a word", &mut self.cells, word.len())?;
-        self.cells.extend(word.iter().map(|&byte| merges.byte_tokens[byte as usize]));
+        for &byte in word {
+            self.cells.push(merges.byte_tokens[byte as usize].ok_or_else(|| no_token(byte, word))?);
+        }
         self.room = word.len() + SPARE_JOINTS;
         let mut joints = std::mem::take(&mut self.queue).into_vec();
         joints.clear();
@@ -145,6 +148,14 @@ impl Scratch {
     }
 }
 
+fn no_token(byte: u8, word: &[u8]) -> Error {
+    const SHOWN: usize = 40;
+    let shown = String::from_utf8_lossy(&word[..word.len().min(SHOWN)]);
+    Error::Request(format!(
+        "the model's vocabulary has no token for byte 0x{byte:02X}, which is in {shown:?}: leave that character out"
+    ))
+}
+
 fn pair(left: u32, right: u32) -> u64 {
     u64::from(left) << 32 | u64::from(right)
 }
@@ -185,7 +196,7 @@ mod tests {
                 merges.push(Merge { left: left as u32, right: right as u32, merged });
             }
             let lengths = tokens.iter().map(|token| token.chars().count() as u32).collect();
-            let byte_tokens = std::array::from_fn(|byte| byte as u32);
+            let byte_tokens = std::array::from_fn(|byte| Some(byte as u32));
             Self {
                 ours: Merges::new(byte_tokens, lengths, merges),
                 theirs: BPE::builder()

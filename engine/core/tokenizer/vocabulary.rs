@@ -28,8 +28,8 @@ pub struct TokenizerParts<'a> {
     pub padding_token_id: Option<u32>,
     /// Further ids that end a generation, each with the name of its key.
     pub end_token_ids: Vec<(&'a str, u32)>,
-    /// A prompt begins with the BOS token.
-    pub add_bos_token: bool,
+    /// Whether a prompt begins with the BOS token; as the pre-tokenizer has it where the file does not say.
+    pub add_bos_token: Option<bool>,
     /// The model's Jinja template.
     pub chat_template: Option<&'a str>,
     /// The one for conversations with tools, where the file has one by that name.
@@ -45,10 +45,17 @@ const END_TOKEN_KEYS: [&str; 5] = [
     "tokenizer.ggml.fim_sep_token_id",
 ];
 
-/// The names of Qwen2's tokens that end a generation wherever they exist (the same rule of llama.cpp, which knows the
+/// The names of Qwen2's and Llama 3's tokens that end a generation wherever they exist (the same rule of llama.cpp, which knows the
 /// names of other families too). Files rarely have the keys, and Qwen's base models name another EOS than its chat models.
-pub(super) const END_TOKEN_NAMES: [&str; 5] =
-    ["<|im_end|>", "<|endoftext|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"];
+pub(super) const END_TOKEN_NAMES: [&str; 7] = [
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|fim_pad|>",
+    "<|repo_name|>",
+    "<|file_sep|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+];
 
 /// What a token is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +97,7 @@ impl<'a> TokenizerParts<'a> {
             eos_token_id: gguf.get_or_warn("tokenizer.ggml.eos_token_id"),
             padding_token_id: gguf.get_or_warn("tokenizer.ggml.padding_token_id"),
             end_token_ids,
-            add_bos_token: gguf.get("tokenizer.ggml.add_bos_token")?.unwrap_or(false),
+            add_bos_token: gguf.get("tokenizer.ggml.add_bos_token")?,
             chat_template: gguf.get("tokenizer.chat_template")?,
             tool_use_template: gguf.get("tokenizer.chat_template.tool_use")?,
         })
@@ -257,19 +264,14 @@ impl ByteAlphabet {
     }
 }
 
-/// The token of each byte. Every byte must be a normal token, or BPE would drop it from the text without a word.
-pub(super) fn byte_tokens(ids: &Ids, kinds: &[TokenKind]) -> Result<[u32; 256]> {
-    let mut tokens = [0; 256];
-    for (byte, token) in (0..=u8::MAX).zip(&mut tokens) {
-        let text = byte_to_char(byte);
+/// The token of each byte; none of a byte that the vocabulary cannot say, as SmolLM2's has no tokens for 21 control characters and bytes
+/// that are not in UTF-8. A text that needs one is refused: the `tokenizers` crate would drop it without a word.
+pub(super) fn byte_tokens(ids: &Ids, kinds: &[TokenKind]) -> [Option<u32>; 256] {
+    std::array::from_fn(|byte| {
+        let text = byte_to_char(byte as u8);
         let id = ids.get(text.encode_utf8(&mut [0; 4]) as &str);
-        *token = id.copied().filter(|&id| kinds[id as usize] == TokenKind::Normal).ok_or_else(|| {
-            Error::Tokenizer(format!(
-                "the vocabulary has no normal token {text:?} for byte 0x{byte:02X}, so not every text can be encoded"
-            ))
-        })?;
-    }
-    Ok(tokens)
+        id.copied().filter(|&id| kinds[id as usize] == TokenKind::Normal)
+    })
 }
 
 #[cfg(test)]

@@ -14,12 +14,29 @@ pub(super) struct Rules {
     pattern: &'static str,
     /// White space that ends in a line break is a word of its own, by an earlier alternative.
     keeps_line_breaks: bool,
+    /// Digits are cut out before anything else, so that white space before one ends its piece of the text.
+    cuts_digits_first: bool,
     /// Text becomes Unicode's NFC before.
     pub(super) is_nfc: bool,
+    /// A word that is a token is that token, whatever its merges would make (`ignore_merges` in tokenizer.json).
+    pub(super) takes_whole_words: bool,
+    /// A prompt begins with BOS where the file does not say whether.
+    pub(super) adds_bos: bool,
 }
 
+/// What most have.
+const PLAIN: Rules = Rules {
+    names: &[],
+    pattern: "",
+    keeps_line_breaks: false,
+    cuts_digits_first: false,
+    is_nfc: false,
+    takes_whole_words: false,
+    adds_bos: false,
+};
+
 /// Every way that is known.
-const RULES: [Rules; 3] = [
+const RULES: [Rules; 5] = [
     // The `Split` pattern of Qwen2's tokenizer.json. Digits stand alone; a word may take one leading character that is neither
     // letter, digit nor line break. DeepSeek's Qwen distillates keep the expression under their own name; llama.cpp maps both to
     // LLAMA_VOCAB_PRE_TYPE_QWEN2 (src/llama-vocab.cpp).
@@ -31,6 +48,7 @@ const RULES: [Rules; 3] = [
         ),
         keeps_line_breaks: true,
         is_nfc: true,
+        ..PLAIN
     },
     // The same of Qwen3.5: marks stand with letters, as most scripts of India need it.
     Rules {
@@ -41,13 +59,32 @@ const RULES: [Rules; 3] = [
         ),
         keeps_line_breaks: true,
         is_nfc: true,
+        ..PLAIN
     },
     // `encoder.py` of GPT-2.
     Rules {
         names: &["gpt-2"],
         pattern: r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+",
-        keeps_line_breaks: false,
-        is_nfc: false,
+        ..PLAIN
+    },
+    // Llama 3's tokenizer.json: numbers are cut into groups of three digits. Converters have called it by all three names.
+    Rules {
+        names: &["llama-bpe", "llama3", "llama-v3"],
+        pattern: concat!(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}",
+            r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
+        ),
+        keeps_line_breaks: true,
+        takes_whole_words: true,
+        adds_bos: true,
+        ..PLAIN
+    },
+    // SmolLM's tokenizer.json: `Digits`, one by one, and then GPT-2's.
+    Rules {
+        names: &["smollm"],
+        pattern: r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+",
+        cuts_digits_first: true,
+        ..PLAIN
     },
 ];
 
@@ -69,11 +106,13 @@ impl Rules {
 pub(super) struct Words {
     regex: Regex,
     keeps_line_breaks: bool,
+    cuts_digits_first: bool,
 }
 
 impl Words {
     pub(super) fn new(rules: &Rules) -> Result<Self, regex::Error> {
-        Ok(Self { regex: Regex::new(rules.pattern)?, keeps_line_breaks: rules.keeps_line_breaks })
+        let &Rules { keeps_line_breaks, cuts_digits_first, .. } = rules;
+        Ok(Self { regex: Regex::new(rules.pattern)?, keeps_line_breaks, cuts_digits_first })
     }
 
     /// The length of the word in what the expression found, `rest` following.
@@ -81,8 +120,11 @@ impl Words {
         // Only the last alternative finds white space at the end (that is no line break, where those are kept), and it stops at a
         // non-space.
         let gives_back = |c: char| c.is_whitespace() && !(self.keeps_line_breaks && matches!(c, '\r' | '\n'));
+        let ends_here = |rest: &str| {
+            rest.is_empty() || (self.cuts_digits_first && rest.starts_with(|c: char| c.is_numeric()))
+        };
         match found.char_indices().next_back() {
-            Some((last, c)) if last > 0 && gives_back(c) && !rest.is_empty() => last,
+            Some((last, c)) if last > 0 && gives_back(c) && !ends_here(rest) => last,
             _ => found.len(),
         }
     }
@@ -104,13 +146,15 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::sync::LazyLock;
+    use tokenizers::pre_tokenizers::digits::Digits;
     use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
     use tokenizers::{
         OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, SplitDelimiterBehavior,
     };
 
-    /// The patterns as Qwen2's and Qwen3.5's tokenizer.json and the crate's own GPT-2 have them, by their names.
-    const ORIGINALS: [(&str, &str); 3] = [
+    /// The patterns as Qwen2's, Qwen3.5's and Llama 3's tokenizer.json and the crate's own GPT-2 have them, by their names; SmolLM's is GPT-2's
+    /// behind `Digits`.
+    const ORIGINALS: [(&str, &str); 5] = [
         (
             "qwen2",
             r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -119,26 +163,48 @@ mod tests {
             "qwen35",
             r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
         ),
-        ("gpt-2", r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"),
+        ("gpt-2", GPT2),
+        (
+            "llama-bpe",
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ),
+        ("smollm", GPT2),
     ];
 
-    static PRE_TOKENIZERS: LazyLock<[(Words, Split); 3]> = LazyLock::new(|| {
+    const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+
+    /// A pre-tokenizer here, and what it is of.
+    struct Both {
+        words: Words,
+        original: Split,
+        digits: Option<Digits>,
+    }
+
+    static PRE_TOKENIZERS: LazyLock<[Both; 5]> = LazyLock::new(|| {
         ORIGINALS.map(|(name, original)| {
             let original = SplitPattern::Regex(original.to_owned());
-            let words = Words::new(Rules::named(name).unwrap()).unwrap();
-            (words, Split::new(original, SplitDelimiterBehavior::Isolated, false).unwrap())
+            Both {
+                words: Words::new(Rules::named(name).unwrap()).unwrap(),
+                original: Split::new(original, SplitDelimiterBehavior::Isolated, false).unwrap(),
+                digits: (name == "smollm").then(|| Digits::new(true)),
+            }
         })
     });
 
-    fn words<'t>(words: &Words, text: &'t str) -> Vec<&'t str> {
-        words.of(text).collect()
-    }
+    impl Both {
+        fn words<'t>(&self, text: &'t str) -> Vec<&'t str> {
+            self.words.of(text).collect()
+        }
 
-    fn original_words(original: &Split, text: &str) -> Vec<String> {
-        let mut text = PreTokenizedString::from(text);
-        original.pre_tokenize(&mut text).unwrap();
-        let splits = text.get_splits(OffsetReferential::Original, OffsetType::Byte);
-        splits.into_iter().map(|(word, ..)| word.to_owned()).collect()
+        fn original_words(&self, text: &str) -> Vec<String> {
+            let mut text = PreTokenizedString::from(text);
+            if let Some(digits) = &self.digits {
+                digits.pre_tokenize(&mut text).unwrap();
+            }
+            self.original.pre_tokenize(&mut text).unwrap();
+            let splits = text.get_splits(OffsetReferential::Original, OffsetType::Byte);
+            splits.into_iter().map(|(word, ..)| word.to_owned()).collect()
+        }
     }
 
     #[test]
@@ -150,25 +216,33 @@ mod tests {
             ("it's  ", &["it", "'s", "  "], &["it", "'s", "  "]),
             ("a\n\nb 12", &["a", "\n\n", "b", " ", "1", "2"], &["a", "\n", "\n", "b", " 12"]),
         ] {
-            assert_eq!(words(&PRE_TOKENIZERS[0].0, text), qwen2, "{text:?}");
-            assert_eq!(words(&PRE_TOKENIZERS[1].0, text), qwen2, "{text:?}");
-            assert_eq!(words(&PRE_TOKENIZERS[2].0, text), gpt2, "{text:?}");
+            assert_eq!(PRE_TOKENIZERS[0].words(text), qwen2, "{text:?}");
+            assert_eq!(PRE_TOKENIZERS[1].words(text), qwen2, "{text:?}");
+            assert_eq!(PRE_TOKENIZERS[2].words(text), gpt2, "{text:?}");
         }
+    }
+
+    #[test]
+    fn digits_stand_as_the_rules_say() {
+        let llama = &PRE_TOKENIZERS[3];
+        assert_eq!(llama.words("in 20261129  1x"), ["in", " ", "202", "611", "29", " ", " ", "1", "x"]);
+        let smollm = &PRE_TOKENIZERS[4];
+        assert_eq!(smollm.words("in  12  a's 3"), ["in", "  ", "1", "2", " ", " a", "'s", " ", "3"]);
     }
 
     #[test]
     fn marks_stand_with_letters_where_the_rules_say_so() {
         // Devanagari: letters, vowel signs and a virama.
         let text = "हिन्दी";
-        assert_eq!(words(&PRE_TOKENIZERS[0].0, text), ["ह", "िन", "्द", "ी"]);
-        assert_eq!(words(&PRE_TOKENIZERS[1].0, text), [text]);
+        assert_eq!(PRE_TOKENIZERS[0].words(text), ["ह", "िन", "्द", "ी"]);
+        assert_eq!(PRE_TOKENIZERS[1].words(text), [text]);
     }
 
     proptest! {
         #[test]
         fn words_are_those_of_the_originals(text in "([ \t\r\n\u{85}\u{A0}\u{3000}a1'sSſéÉ中.٣\u{301}हि]|\\PC){0,60}") {
-            for (ours, original) in &*PRE_TOKENIZERS {
-                prop_assert_eq!(words(ours, &text), original_words(original, &text));
+            for both in &*PRE_TOKENIZERS {
+                prop_assert_eq!(both.words(&text), both.original_words(&text));
             }
         }
     }
