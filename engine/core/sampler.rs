@@ -15,13 +15,13 @@ pub struct SamplingParams {
     pub top_p: f32,
     /// Keep tokens with at least this share of the largest probability; 0 keeps all.
     pub min_p: f32,
-    /// Logits of repeated tokens are divided by it where positive and multiplied where negative; 1 is off.
+    /// Logits of repeated tokens are divided by it where positive and multiplied where negative; 1 is off. From 0.001 to 1000.
     pub repeat_penalty: f32,
     /// How many of the newest tokens the penalties look at: 0 none, -1 the whole context.
     pub repeat_last_n: i32,
-    /// Subtracted once from the logit of every token that has occurred; 0 is off.
+    /// Subtracted once from the logit of every token that has occurred; 0 is off. At most 1e6 either way.
     pub presence_penalty: f32,
-    /// Subtracted once per occurrence; 0 is off.
+    /// Subtracted once per occurrence; 0 is off. At most 1e6 either way.
     pub frequency_penalty: f32,
     /// Key of the counter-based generator.
     pub seed: u64,
@@ -58,20 +58,18 @@ impl SamplingParams {
 
     /// The first option whose value has no meaning, by its name, and what was expected.
     pub fn fault(&self) -> Option<(&'static str, String)> {
-        let repeat = self.repeat_penalty;
+        // Beyond these bounds penalties of a long context would make logits infinite.
+        let (repeat, presence, frequency) =
+            (self.repeat_penalty, self.presence_penalty, self.frequency_penalty);
+        let is_moderate = |penalty: f32| (-1e6..=1e6).contains(&penalty);
         let checks = [
             ("temperature", self.temperature.is_finite(), "a finite number", self.temperature),
             ("top_p", (0.0..=1.0).contains(&self.top_p), "a number from 0 to 1", self.top_p),
             ("min_p", (0.0..=1.0).contains(&self.min_p), "a number from 0 to 1", self.min_p),
-            ("repeat_penalty", repeat.is_finite() && repeat > 0.0, "a finite number above 0", repeat),
+            ("repeat_penalty", (1e-3..=1e3).contains(&repeat), "a number from 0.001 to 1000", repeat),
             ("repeat_last_n", self.repeat_last_n >= -1, "-1, 0 or a count", self.repeat_last_n as f32),
-            ("presence_penalty", self.presence_penalty.is_finite(), "a finite number", self.presence_penalty),
-            (
-                "frequency_penalty",
-                self.frequency_penalty.is_finite(),
-                "a finite number",
-                self.frequency_penalty,
-            ),
+            ("presence_penalty", is_moderate(presence), "a number from -1e6 to 1e6", presence),
+            ("frequency_penalty", is_moderate(frequency), "a number from -1e6 to 1e6", frequency),
         ];
         let (option, _, expected, found) = checks.into_iter().find(|(_, is_good, ..)| !is_good)?;
         Some((option, format!("expected {expected}, found {found}")))
@@ -238,9 +236,11 @@ mod tests {
             (SamplingParams { top_p: 1.5, ..good.clone() }, "top_p"),
             (SamplingParams { min_p: -0.1, ..good.clone() }, "min_p"),
             (SamplingParams { repeat_penalty: 0.0, ..good.clone() }, "repeat_penalty"),
+            (SamplingParams { repeat_penalty: 1e-45, ..good.clone() }, "repeat_penalty"),
             (SamplingParams { repeat_last_n: -2, ..good.clone() }, "repeat_last_n"),
             (SamplingParams { presence_penalty: f32::INFINITY, ..good.clone() }, "presence_penalty"),
-            (SamplingParams { frequency_penalty: f32::NAN, ..good }, "frequency_penalty"),
+            (SamplingParams { frequency_penalty: f32::NAN, ..good.clone() }, "frequency_penalty"),
+            (SamplingParams { frequency_penalty: 8e15, ..good }, "frequency_penalty"),
         ];
         for (params, name) in bad {
             assert!(params.validate().unwrap_err().to_string().starts_with(name), "{name}");

@@ -59,15 +59,17 @@ pub struct GenerateRequest {
     #[schema(minimum = 0, maximum = 1)]
     min_p: Option<f32>,
     /// Divides the logits of repeated tokens. [default: 1]
-    #[schema(exclusive_minimum = 0)]
+    #[schema(minimum = 0.001, maximum = 1000)]
     repeat_penalty: Option<f32>,
     /// How many of the last tokens the penalties look at; 0 none, -1 the whole context. [default: 64]
     #[schema(minimum = -1)]
     #[serde(default, deserialize_with = "number::whole")]
     repeat_last_n: Option<i32>,
     /// Subtracted from the logit of every token that has occurred. [default: 0]
+    #[schema(minimum = -1e6, maximum = 1e6)]
     presence_penalty: Option<f32>,
     /// Subtracted from a token's logit once for each time it has occurred. [default: 0]
+    #[schema(minimum = -1e6, maximum = 1e6)]
     frequency_penalty: Option<f32>,
     /// The same seed gives the same answer; -1 takes a random one. [default: random]
     #[schema(value_type = Option<i64>)]

@@ -45,8 +45,10 @@ macro_rules! openai_request {
             #[schema(minimum = 0, maximum = 1)]
             pub top_p: Option<f32>,
             /// Subtracted from the logit of every token that has occurred in the answer. [default: 0]
+            #[schema(minimum = -1e6, maximum = 1e6)]
             pub presence_penalty: Option<f32>,
             /// Subtracted from a token's logit once for each time it has occurred in the answer. [default: 0]
+            #[schema(minimum = -1e6, maximum = 1e6)]
             pub frequency_penalty: Option<f32>,
             /// Keeps the likeliest tokens; 0 or less keeps all. Not OpenAI's. [default: 0]
             #[serde(default, deserialize_with = "crate::number::whole")]
@@ -55,7 +57,7 @@ macro_rules! openai_request {
             #[schema(minimum = 0, maximum = 1)]
             pub min_p: Option<f32>,
             /// Divides the logits of tokens that have occurred in the answer. Not OpenAI's. [default: 1]
-            #[schema(exclusive_minimum = 0)]
+            #[schema(minimum = 0.001, maximum = 1000)]
             pub repeat_penalty: Option<f32>,
             /// Goes on after an end-of-sequence token. Not OpenAI's. [default: false]
             pub ignore_eos: Option<bool>,
