@@ -37,7 +37,8 @@ def plain_and_streamed():
     assert "".join(chunk.content for chunk in chunks) == whole.content
     assert sum(chunk.usage_metadata["output_tokens"] for chunk in chunks if chunk.usage_metadata) > 0
     assert len(chat.batch([PROMPT] * 3)) == 3
-    assert OpenAI(max_tokens=5, **SERVER).invoke("a sail, then")
+    # Greedy: a random draw may end the text at once.
+    assert OpenAI(max_tokens=5, temperature=0, **SERVER).invoke("and the current")
 
 
 def names_and_parts():
