@@ -1,5 +1,6 @@
 //! Options that several subcommands share.
 
+use super::chain::ChainArgs;
 use crate::disk::Access;
 use crate::engine::EngineConfig;
 use crate::error::{Error, Result};
@@ -198,6 +199,8 @@ pub struct SamplingArgs {
     /// Seed of the random generator; the same seed gives the same text; -1 takes one from the clock [default: -1]
     #[arg(short, long, value_name = "SEED", allow_negative_numbers = true)]
     pub seed: Option<Seed>,
+    #[command(flatten)]
+    pub further: ChainArgs,
 }
 
 impl SamplingArgs {
@@ -217,6 +220,7 @@ impl SamplingArgs {
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
             seed: self.seed.and_then(|seed| seed.0).unwrap_or_else(from_clock),
+            chain: self.further.chain(),
         }
     }
 }

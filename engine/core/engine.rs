@@ -11,6 +11,7 @@ mod generation;
 mod logits;
 mod penalties;
 mod queue;
+mod repetition;
 mod request;
 mod text;
 
@@ -22,11 +23,12 @@ use crate::error::{Error, Result};
 use crate::kv_cache::PagePool;
 use crate::kv_layout::{PAGE_SIZE, pages_for};
 use crate::model::Runner;
-use crate::sampler::{Logprobs, NO_TOKEN, SamplingRow};
+use crate::sampler::{HostRow, Logprobs, NO_TOKEN, SamplingRow};
 use crate::scheduler::{ScheduledSequence, Scheduler, SequenceId, Step, StepLimits};
 use crate::tokenizer::Tokenizer;
 use generation::{Constrained, Generation};
 use penalties::PenaltyWindow;
+use repetition::Repetitions;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -194,6 +196,9 @@ impl Engine {
                 if request.penalize_prompt { &prompt } else { &[] },
             ),
             constraint,
+            host: HostRow::new(&request.sampling),
+            repetitions: (request.sampling.chain.as_ref())
+                .and_then(|chain| Repetitions::new(&chain.dry, self.tokenizer.as_deref())),
             timings: Timings::default(),
             request,
         };
@@ -363,6 +368,12 @@ impl Engine {
         if let Some((option, fault)) = request.sampling.fault() {
             return refuse(RequestPart::Sampling(option), format!("{option}: {fault}"));
         }
+        let biases = request.sampling.chain.iter().flat_map(|chain| &chain.logit_bias);
+        if let Some((token, _)) = biases.clone().find(|bias| bias.0 as usize >= vocab_size) {
+            let message =
+                format!("logit_bias: token {token}, but the model has only tokens 0 to {}", vocab_size - 1);
+            return refuse(RequestPart::Sampling("logit_bias"), message);
+        }
         if request.max_tokens == Some(0) {
             return refuse(
                 RequestPart::MaxTokens,
@@ -411,7 +422,11 @@ impl Engine {
     /// What the sampler needs for the tokens of a step, before which each sequence draws `ahead` others.
     fn sampling_rows(&self, step: &Step, ahead: usize) -> Vec<SamplingRow> {
         let sampling = step.sequences.iter().filter(|scheduled| scheduled.samples);
-        sampling.map(|scheduled| self.generations[&scheduled.id].sampling_row(ahead)).collect()
+        let row = |scheduled: &ScheduledSequence| {
+            let tokens = self.scheduler.sequence(scheduled.id).map_or(&[][..], |sequence| sequence.tokens());
+            self.generations[&scheduled.id].sampling_row(tokens, ahead)
+        };
+        sampling.map(row).collect()
     }
 
     /// Takes a token that was drawn for a sequence: its event, and the end if it is one.

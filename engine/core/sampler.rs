@@ -1,5 +1,10 @@
 //! What a request asks of the sampler, in llama.cpp's names and with its meaning.
 
+mod chain;
+pub mod host;
+
+pub use chain::{Dry, HostRow, Mirostat, SamplerChain, SamplerKind};
+
 use crate::error::{Error, Result};
 use std::sync::Arc;
 
@@ -25,6 +30,9 @@ pub struct SamplingParams {
     pub frequency_penalty: f32,
     /// Key of the counter-based generator.
     pub seed: u64,
+    /// Other samplers, biases, or another order: the host draws then. `None` for what is said above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<Box<SamplerChain>>,
 }
 
 impl Default for SamplingParams {
@@ -40,6 +48,7 @@ impl Default for SamplingParams {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             seed: 0,
+            chain: None,
         }
     }
 }
@@ -71,8 +80,12 @@ impl SamplingParams {
             ("presence_penalty", is_moderate(presence), "a number from -1e6 to 1e6", presence),
             ("frequency_penalty", is_moderate(frequency), "a number from -1e6 to 1e6", frequency),
         ];
-        let (option, _, expected, found) = checks.into_iter().find(|(_, is_good, ..)| !is_good)?;
-        Some((option, format!("expected {expected}, found {found}")))
+        match checks.into_iter().find(|(_, is_good, ..)| !is_good) {
+            Some((option, _, expected, found)) => {
+                Some((option, format!("expected {expected}, found {found}")))
+            }
+            None => self.chain.as_ref()?.fault(),
+        }
     }
 
     /// Refuses values without meaning.
@@ -105,12 +118,15 @@ pub struct SamplingRow {
     pub allowed: Option<Arc<TokenMask>>,
     /// The number of likeliest tokens whose log-probabilities are wanted besides the drawn one's; `None`: not even that.
     pub logprobs: Option<usize>,
+    /// Where the host draws; `None`: the device does.
+    pub host: Option<HostRow>,
 }
 
 impl SamplingRow {
     /// A row without penalised tokens that may draw any token.
     pub fn new(params: SamplingParams, position: u32) -> Self {
-        Self { params, position, index: 0, counts: Vec::new(), allowed: None, logprobs: None }
+        let host = HostRow::new(&params);
+        Self { params, position, index: 0, counts: Vec::new(), allowed: None, logprobs: None, host }
     }
 }
 

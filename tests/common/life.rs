@@ -10,7 +10,7 @@ use qernel::load::kv_layout;
 use qernel::model::{ModelRunner, Runner};
 use qernel::ops::Ops;
 use qernel::ops::OpsConfig;
-use qernel::sampler::{Logprobs, SamplingParams};
+use qernel::sampler::{Dry, Logprobs, SamplerChain, SamplingParams};
 use qernel::scheduler::SequenceId;
 use qernel::testing::{Random, TinyModel};
 use qernel::weights::Weights;
@@ -143,7 +143,7 @@ pub fn choir(engine: &mut Engine, sequences: usize) -> Life {
 }
 
 /// The requests of the [`crowd`]: greedy, random, one to be cancelled, one that joins and has to give its pages up, one with
-/// log-probabilities and one with penalties.
+/// log-probabilities, and one with penalties for which the host draws.
 pub fn crowd_requests() -> [Request; 6] {
     let mut requests = [
         request(1, 20, 0.0, 40),
@@ -155,6 +155,11 @@ pub fn crowd_requests() -> [Request; 6] {
     ];
     requests[4].logprobs = Some(3);
     requests[5].sampling.repeat_penalty = 1.3;
+    requests[5].sampling.chain = Some(Box::new(SamplerChain {
+        typical_p: 0.9,
+        dry: Dry { multiplier: 0.8, ..Dry::default() },
+        ..SamplerChain::default()
+    }));
     requests
 }
 

@@ -120,9 +120,41 @@ fn minus_one_and_zero_mean_what_they_do_in_llama_cpp() {
         (["--top-p", "-1"], "top_p"),
         (["--min-p", "-1"], "min_p"),
         (["--repeat-penalty", "-1"], "repeat_penalty"),
+        (["--xtc-probability", "2"], "xtc_probability"),
+        (["--dry-base", "0.5"], "dry_base"),
+        (["--samplers", "top_k;nope"], "`nope` is no sampler"),
+        (["--mirostat", "1"], "expected 0 or 2"),
+        (["--logit-bias", "5*2"], "found `5*2`"),
+        (["--logit-bias", "999999-1"], "logit_bias: token 999999, but the model has only tokens 0 to"),
     ] {
         fixture.generate().args(wrong).arg("x").assert().code(2).stderr(predicate::str::contains(says));
     }
+}
+
+/// The further samplers through the command line: a token that is banned, one that is forced, and repetitions that cost too much.
+#[test]
+fn further_samplers_change_what_is_drawn() {
+    let fixture = Fixture::new();
+    let ids = |flags: &[&str]| -> Vec<u64> {
+        let mut command = fixture.generate();
+        command.args(["-n", "40", "--temp", "0", "--ignore-eos", "--json"]).args(flags).arg("Hi");
+        let answer: Value = serde_json::from_slice(&command.assert().success().get_output().stdout).unwrap();
+        serde_json::from_value(answer["ids"].clone()).unwrap()
+    };
+    let plain = ids(&[]);
+    let without = ids(&["--logit-bias", &format!("{}-inf", plain[0])]);
+    assert!(!without.contains(&plain[0]) && without.len() == 40);
+    assert_eq!(ids(&["-l", "7+1000"]), [7; 40]);
+    // With the device's samplers in another order nothing changes for the likeliest token.
+    assert_eq!(ids(&["--samplers", "temperature;top_k"]), plain);
+    let repeats = |ids: &[u64]| {
+        let threes: std::collections::HashSet<_> = ids.windows(3).collect();
+        ids.len() - 2 - threes.len()
+    };
+    let forced = ["-l", "7+1000", "--dry-base", "2", "--dry-sequence-breaker", "none"];
+    assert_eq!(repeats(&ids(&[&forced[..], &["--dry-multiplier", "0"]].concat())), 37);
+    let varied = ids(&[&forced[..], &["--dry-multiplier", "2000"]].concat());
+    assert_eq!(repeats(&varied), 0, "{varied:?}");
 }
 
 #[test]

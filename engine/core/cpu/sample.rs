@@ -1,6 +1,8 @@
 //! The sampler on the CPU: the reference of `gpu-kernels/src/sampler`.
 
-use crate::sampler::{NO_TOKEN, SamplingParams, SamplingRow, TokenMask, philox4x32_10};
+pub use crate::sampler::host::{apply_penalties, argmax, keep_allowed, uniform};
+
+use crate::sampler::{NO_TOKEN, SamplingParams, SamplingRow};
 
 /// Draws one token from the logits of one row, which it overwrites. Order: allowed tokens, penalties, top-k, top-p, min-p, temperature,
 /// draw (see [`SamplingParams`]). Ties are kept, and arg-max chosen, in the order of token ids. [`NO_TOKEN`] if a logit of what may be
@@ -19,37 +21,6 @@ pub fn sample(logits: &mut [f32], row: &SamplingRow) -> u32 {
     }
     let candidates = filter(logits, &row.params);
     draw(&candidates, row)
-}
-
-/// Replaces the logits of tokens outside `allowed` by -inf.
-pub fn keep_allowed(logits: &mut [f32], allowed: &TokenMask) {
-    for (id, logit) in logits.iter_mut().enumerate() {
-        if !allowed.contains(id as u32) {
-            *logit = f32::NEG_INFINITY;
-        }
-    }
-}
-
-/// The smallest id among the largest logits.
-pub fn argmax(logits: &[f32]) -> u32 {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (id, &logit) in logits.iter().enumerate() {
-        if logit > best.1 {
-            best = (id, logit);
-        }
-    }
-    best.0 as u32
-}
-
-/// `logit = logit / repeat` where positive, `logit * repeat` where not, then minus `count * frequency + presence`, for
-/// every `(token, count)`.
-pub fn apply_penalties(logits: &mut [f32], params: &SamplingParams, counts: &[(u32, u32)]) {
-    for &(token, count) in counts {
-        let Some(logit) = logits.get_mut(token as usize) else { continue };
-        let scaled =
-            if *logit > 0.0 { *logit / params.repeat_penalty } else { *logit * params.repeat_penalty };
-        *logit = scaled - count as f32 * params.frequency_penalty - params.presence_penalty;
-    }
 }
 
 /// The candidates that top-k, top-p and min-p leave, as `(token, logit)`, largest logit first.
@@ -106,12 +77,4 @@ fn draw(candidates: &[(u32, f32)], row: &SamplingRow) -> u32 {
             sum > target
         })
         .map_or(best, |c| c.0)
-}
-
-/// The row's number in `[0, 1)`: 24 bits of the generator's first word, keyed by the seed and counted by position and
-/// index, so that it depends on nothing else in the batch.
-pub fn uniform(row: &SamplingRow) -> f64 {
-    let seed = row.params.seed;
-    let words = philox4x32_10([row.position, row.index, 0, 0], [seed as u32, (seed >> 32) as u32]);
-    f64::from(words[0] >> 8) / f64::from(1 << 24)
 }

@@ -2,9 +2,10 @@
 
 use super::constraint::TokenConstraint;
 use super::penalties::PenaltyWindow;
+use super::repetition::Repetitions;
 use super::request::{FinishReason, Request, Timings};
 use super::text::TextStream;
-use crate::sampler::{SamplingRow, TokenMask};
+use crate::sampler::{HostRow, SamplingRow, TokenMask};
 use crate::scheduler::SequenceId;
 use std::sync::Arc;
 
@@ -16,6 +17,9 @@ pub(super) struct Generation {
     pub(super) text: Option<TextStream>,
     pub(super) penalties: Option<PenaltyWindow>,
     pub(super) constraint: Option<Constrained>,
+    /// Where the host draws, and what it must not repeat.
+    pub(super) host: Option<HostRow>,
+    pub(super) repetitions: Option<Repetitions>,
     pub(super) timings: Timings,
 }
 
@@ -28,11 +32,18 @@ pub(super) struct Constrained {
 impl Generation {
     /// Whether what the sampler is given for a token depends on the tokens before it, or its logits are read by the host.
     pub(super) fn needs_its_tokens(&self) -> bool {
-        self.penalties.is_some() || self.constraint.is_some() || self.request.logprobs.is_some()
+        self.penalties.is_some()
+            || self.constraint.is_some()
+            || self.request.logprobs.is_some()
+            || self.host.is_some()
     }
 
-    /// What the sampler needs for the token behind the next `ahead` ones.
-    pub(super) fn sampling_row(&self, ahead: usize) -> SamplingRow {
+    /// What the sampler needs for the token behind `tokens` and the next `ahead` ones.
+    pub(super) fn sampling_row(&self, tokens: &[u32], ahead: usize) -> SamplingRow {
+        let mut host = self.host.clone();
+        if let (Some(host), Some(repetitions)) = (&mut host, &self.repetitions) {
+            host.repetitions = repetitions.penalties(tokens);
+        }
         SamplingRow {
             params: self.request.sampling.clone(),
             position: (self.prompt_tokens + self.completion_tokens + ahead) as u32,
@@ -40,6 +51,7 @@ impl Generation {
             counts: self.penalties.as_ref().map_or_else(Vec::new, PenaltyWindow::counts),
             allowed: self.constraint.as_ref().map(|constrained| Arc::clone(&constrained.allowed)),
             logprobs: self.request.logprobs,
+            host,
         }
     }
 

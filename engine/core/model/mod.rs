@@ -24,7 +24,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::kv_layout::{KvLayout, SlotLayout, StateCopy, StateLayout};
 use crate::ops::{Ops, OpsConfig, Rows};
-use crate::sampler::{Logprobs, SamplingRow};
+use crate::sampler::{Logprobs, SamplingRow, host};
 use crate::weights::{DecodeBytes, Weights};
 use build::Load;
 use rayon::prelude::*;
@@ -151,8 +151,25 @@ pub trait Runner {
 /// A step whose tokens were not taken.
 struct Queued {
     num_logits: usize,
-    /// Where log-probabilities are wanted, one entry for each row: how many, and its logits.
-    logits: Vec<Option<(usize, Vec<f32>)>>,
+    /// Where a row's logits are read by the host, one entry for each row.
+    read: Vec<Option<ReadRow>>,
+}
+
+/// A row whose logits the host has read: to draw from them, for log-probabilities, or both.
+struct ReadRow {
+    row: SamplingRow,
+    logits: Vec<f32>,
+}
+
+impl ReadRow {
+    /// What is drawn from it, if the device has not; and the log-probabilities.
+    fn draw(mut self, token: &mut u32) -> Option<Logprobs> {
+        let logits = self.row.logprobs.map(|count| (count, self.logits.clone()));
+        if let Some(host) = &self.row.host {
+            *token = host::sample(&mut self.logits, &self.row, host);
+        }
+        logits.map(|(count, logits)| Logprobs::of(&logits, *token, count))
+    }
 }
 
 /// The decoder on the device that `O` stands for.
@@ -352,16 +369,18 @@ impl<O: Ops> Runner for ModelRunner<O> {
         let Self { ops, model, cache, states, batch, limits, .. } = self;
         let batch = &*batch;
         let [all, logit_rows] = rows_of(ops, limits, batch, n, num_logits);
-        let mut logits = Vec::new();
+        let mut read = Vec::new();
+        let is_read = |row: &SamplingRow| row.logprobs.is_some() || row.host.is_some();
         if rows.is_empty() {
             ops.run_step(batch, &mut |ops| model.forward(ops, all, logit_rows, cache, states))?;
-        } else if rows.iter().any(|row| row.logprobs.is_some()) {
+        } else if rows.iter().any(is_read) {
             // Drawing overwrites the logits, so they are read before; a recorded step has no pause for that.
             ops.prepare_sampling(model.logits(), rows)?;
             model.forward(ops, all, logit_rows, cache, states)?;
             for (i, row) in rows.iter().enumerate() {
-                let row_logits = row.logprobs.map(|count| Ok((count, ops.read_row(i, model.logits())?)));
-                logits.push(row_logits.transpose()?);
+                let row = is_read(row).then(|| row.clone());
+                let row = row.map(|row| Ok(ReadRow { row, logits: ops.read_row(i, model.logits())? }));
+                read.push(row.transpose()?);
             }
             ops.queue_sampling(model.logits())?;
             ops.copy_tokens_to_host()?;
@@ -373,20 +392,18 @@ impl<O: Ops> Runner for ModelRunner<O> {
             })?;
             ops.copy_tokens_to_host()?;
         }
-        self.queued.push_back(Queued { num_logits, logits });
+        self.queued.push_back(Queued { num_logits, read });
         self.last_sampled = num_logits;
         Ok(())
     }
 
     fn take(&mut self) -> Result<Vec<u32>> {
-        let Some(Queued { num_logits, logits }) = self.queued.pop_front() else {
+        let Some(Queued { num_logits, read }) = self.queued.pop_front() else {
             return Err(Error::Request("no step is queued whose tokens could be taken".into()));
         };
-        let sampled = if num_logits == 0 { Vec::new() } else { self.ops.take_tokens()? };
-        let of_row = |(row, &token): (Option<(usize, Vec<f32>)>, &u32)| {
-            row.map(|(count, logits)| Logprobs::of(&logits, token, count))
-        };
-        self.logprobs = logits.into_par_iter().zip(&sampled).map(of_row).collect();
+        let mut sampled = if num_logits == 0 { Vec::new() } else { self.ops.take_tokens()? };
+        let of_row = |(row, token): (Option<ReadRow>, &mut u32)| row.and_then(|row| row.draw(token));
+        self.logprobs = read.into_par_iter().zip(&mut sampled).map(of_row).collect();
         Ok(sampled)
     }
 

@@ -135,6 +135,7 @@ impl GenerateRequest {
             presence_penalty: self.presence_penalty.unwrap_or(default.presence_penalty),
             frequency_penalty: self.frequency_penalty.unwrap_or(default.frequency_penalty),
             seed: self.seed.unwrap_or_else(random_u64),
+            chain: None,
         }
     }
 

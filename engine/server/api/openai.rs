@@ -83,6 +83,7 @@ macro_rules! openai_request {
                     presence_penalty: self.presence_penalty.unwrap_or(0.0),
                     frequency_penalty: self.frequency_penalty.unwrap_or(0.0),
                     seed: self.seed.unwrap_or_else(crate::random_u64),
+                    chain: None,
                 };
                 crate::api::openai::check_sampling(&params)?;
                 Ok(params)
