@@ -13,17 +13,19 @@ mod penalties;
 mod queue;
 mod request;
 mod text;
+mod thinking;
 
 pub use constraint::TokenConstraint;
 pub use request::{Completion, Event, FinishReason, Refusal, Request, RequestPart, Timings, Usage};
 pub use text::StopMatcher;
+pub use thinking::{Thinking, ThinkingConstraint};
 
 use crate::error::{Error, Result};
 use crate::kv_cache::PagePool;
 use crate::kv_layout::{PAGE_SIZE, pages_for};
 use crate::model::Runner;
 use crate::sampler::{Logprobs, NO_TOKEN, SamplingRow};
-use crate::scheduler::{ScheduledSequence, Scheduler, SequenceId, Step, StepLimits};
+use crate::scheduler::{Scheduler, SequenceId, Step, StepLimits};
 use crate::tokenizer::Tokenizer;
 use generation::{Constrained, Generation};
 use penalties::PenaltyWindow;
@@ -303,9 +305,23 @@ impl Engine {
         &mut self,
         request: Request,
         cancel: &AtomicBool,
+        on_event: impl FnMut(&Event) -> ControlFlow<()>,
+    ) -> Result<Completion> {
+        self.run_constrained(request, None, cancel, on_event)
+    }
+
+    /// As [`Engine::run_to_end`], of an answer that may only consist of what `constraint` allows.
+    ///
+    /// # Errors
+    /// As [`Engine::submit_constrained`] and [`Engine::step`]; the sequence has ended then.
+    pub fn run_constrained(
+        &mut self,
+        request: Request,
+        constraint: Option<Box<dyn TokenConstraint>>,
+        cancel: &AtomicBool,
         mut on_event: impl FnMut(&Event) -> ControlFlow<()>,
     ) -> Result<Completion> {
-        let id = self.submit(request)?;
+        let id = self.submit_constrained(request, constraint)?;
         let (mut tokens, mut text) = (Vec::new(), String::new());
         let mut others = Vec::new();
         let mut end = None;
@@ -441,7 +457,7 @@ impl Engine {
         } else if sequence.tokens().len() >= self.max_model_len {
             Some(FinishReason::Context)
         } else {
-            generation.constraint.as_mut().and_then(|constrained| constrained.advance(id, token))
+            generation.advance_constraint(id, token)
         };
         self.events.push(Event::Token { id, index: generation.request.index, token, text, logprobs });
         if let Some(reason) = reason {
@@ -467,17 +483,5 @@ impl Engine {
             },
             timings: generation.timings,
         });
-    }
-}
-
-impl Timings {
-    fn add(&mut self, scheduled: &ScheduledSequence, seconds: f64) {
-        let (tokens, time) = if scheduled.prefill {
-            (&mut self.prefill_tokens, &mut self.prefill_seconds)
-        } else {
-            (&mut self.decode_tokens, &mut self.decode_seconds)
-        };
-        *tokens += scheduled.num_rows;
-        *time += seconds;
     }
 }

@@ -45,8 +45,12 @@ pub async fn require_key(State(app): State<Arc<App>>, request: Request, next: Ne
     }
 }
 
-/// `Bearer KEY`, or basic authentication with the key as the password, which browsers ask people for.
+/// `Bearer KEY`, or basic authentication with the key as the password, which browsers ask people for, or `x-api-key` as Anthropic's
+/// clients send it.
 fn shows_key(headers: &HeaderMap, key: &str) -> bool {
+    if headers.get("x-api-key").is_some_and(|shown| equal(shown.as_bytes(), key)) {
+        return true;
+    }
     let Some((scheme, shown)) =
         headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.split_once(' '))
     else {
@@ -93,6 +97,9 @@ mod tests {
             assert!(!shows(bad), "{bad}");
         }
         assert!(!shows_key(&HeaderMap::new(), "secret"));
+        let plain =
+            |value: &str| HeaderMap::from_iter([("x-api-key".parse().unwrap(), value.parse().unwrap())]);
+        assert!(shows_key(&plain("secret"), "secret") && !shows_key(&plain("secret2"), "secret"));
     }
 
     #[test]
