@@ -1,12 +1,13 @@
 //! The API key.
 
 use super::App;
+use super::api::anthropic;
 use super::error::ApiError;
 use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use base64::Engine as _;
 use qernel_core::error::{Error, Result};
 use sha2::{Digest, Sha256};
@@ -39,7 +40,7 @@ pub fn check(key: &str) -> Result<()> {
 pub async fn require_key(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     match &app.config.api_key {
         Some(key) if request.uri().path() != "/health" && !shows_key(request.headers(), key) => {
-            ApiError::unauthorized().into_response()
+            anthropic::respond(ApiError::unauthorized(), request.uri().path())
         }
         _ => next.run(request).await,
     }

@@ -222,6 +222,8 @@ fn errors_are_anthropics() {
     }
     let unknown = send(COUNT, body(json!({"model": "claude"})));
     assert_eq!((unknown.status, &unknown.json()["error"]["type"]), (404, &json!("not_found_error")));
+    let locked = server.send("POST", MESSAGES, &[], "{}").response();
+    assert_eq!((locked.status, &locked.json()["type"]), (401, &json!("error")));
     let media = server.send("POST", MESSAGES, &[("x-api-key", "secret")], "{}").response();
     assert_eq!((media.status, &media.json()["type"]), (415, &json!("error")));
 }

@@ -38,8 +38,8 @@ pub struct AnswerForm {
 pub struct AnswerParser {
     thoughts: Option<ThinkingParser>,
     calls: Option<CallParser>,
-    /// Of thoughts that a call ended the closing tag may yet come; the text that may be its beginning.
-    stray: Option<String>,
+    /// Of thoughts that a call ended.
+    stray: Stray,
     num_calls: usize,
     thought_tokens: usize,
 }
@@ -52,7 +52,7 @@ impl AnswerParser {
                 .reads_thoughts
                 .then(|| ThinkingParser::new(form.in_thoughts).ended_by_calls(names)),
             calls: form.functions.clone().map(|functions| CallParser::new(functions, form.dialect)),
-            stray: None,
+            stray: Stray::None,
             num_calls: 0,
             thought_tokens: 0,
         }
@@ -81,8 +81,8 @@ impl AnswerParser {
                 if is_end {
                     said.extend(thoughts.finish());
                 }
-                if self.stray.is_none() && thoughts.was_ended_by_call() {
-                    self.stray = Some(String::new());
+                if matches!(self.stray, Stray::None) && thoughts.was_ended_by_call() {
+                    self.stray = Stray::Perhaps(String::new());
                 }
                 said
             }
@@ -96,9 +96,10 @@ impl AnswerParser {
         if is_end {
             let pieces = self.calls.as_mut().map(CallParser::finish).unwrap_or_default();
             pieces.into_iter().for_each(|piece| self.piece(piece, &mut parts));
-            let stray = self.stray.take().unwrap_or_default();
-            if !stray.trim().is_empty() {
-                parts.push(Part::Text(stray));
+            if let Stray::Perhaps(text) = std::mem::replace(&mut self.stray, Stray::Passed)
+                && !text.trim().is_empty()
+            {
+                parts.push(Part::Text(text));
             }
         }
         parts
@@ -133,21 +134,30 @@ impl AnswerParser {
 
     /// Text behind a call that ended thoughts: their closing tag is left out.
     fn without_stray_tag(&mut self, text: String) -> Option<String> {
-        let Some(stray) = &mut self.stray else { return Some(text) };
-        if *stray == PASSED {
-            return Some(text);
-        }
-        stray.push_str(&text);
-        let begun = stray.trim_start();
-        if thinking::CLOSE.starts_with(begun) && begun != thinking::CLOSE {
+        let is_behind = matches!(self.stray, Stray::Tag);
+        let begun = match &mut self.stray {
+            Stray::None | Stray::Passed => return Some(text),
+            Stray::Tag => text,
+            Stray::Perhaps(begun) => std::mem::take(begun) + &text,
+        };
+        let trimmed = begun.trim_start();
+        let rest = match trimmed.strip_prefix(thinking::CLOSE) {
+            _ if is_behind => trimmed,
+            Some(rest) => {
+                self.stray = Stray::Tag;
+                rest.trim_start()
+            }
+            None if thinking::CLOSE.starts_with(trimmed) => {
+                self.stray = Stray::Perhaps(begun);
+                return None;
+            }
+            None => begun.as_str(),
+        };
+        if rest.is_empty() {
             return None;
         }
-        let text = match begun.strip_prefix(thinking::CLOSE) {
-            Some(rest) => rest.trim_start().to_owned(),
-            None => std::mem::take(stray),
-        };
-        *stray = PASSED.into();
-        (!text.is_empty()).then_some(text)
+        self.stray = Stray::Passed;
+        Some(rest.to_owned())
     }
 
     /// Calls so far.
@@ -161,8 +171,17 @@ impl AnswerParser {
     }
 }
 
-/// In place of text that may be a stray tag: there was one, or there will be none.
-const PASSED: &str = "\0passed";
+/// The closing tag of thoughts that a call ended, which may come behind the call.
+enum Stray {
+    /// There are no such thoughts.
+    None,
+    /// It may come: this may be its beginning.
+    Perhaps(String),
+    /// It came, and white space behind it is none of the content.
+    Tag,
+    /// What is said has begun.
+    Passed,
+}
 
 #[cfg(test)]
 mod tests {

@@ -43,6 +43,14 @@ impl AnthropicErrorResponse {
     }
 }
 
+/// An error in the form that the clients of a path expect.
+pub fn respond(error: ApiError, path: &str) -> Response {
+    match path.starts_with("/v1/messages") {
+        true => AnthropicError(error).into_response(),
+        false => error.into_response(),
+    }
+}
+
 impl IntoResponse for AnthropicError {
     fn into_response(self) -> Response {
         let body = Json(AnthropicErrorResponse::new(self.0.clone())).into_response().into_body();

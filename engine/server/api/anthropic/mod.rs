@@ -6,7 +6,7 @@ mod error;
 mod request;
 
 pub use answer::MessageObject;
-pub use error::AnthropicErrorResponse;
+pub use error::{AnthropicErrorResponse, respond};
 
 use crate::api::conversation::{Conversation, Making};
 use crate::api::openai::log_user;

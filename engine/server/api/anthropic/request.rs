@@ -49,7 +49,7 @@ pub struct MessagesRequest {
     #[serde(default, deserialize_with = "crate::number::whole")]
     top_k: Option<i32>,
     /// The same seed gives the same answer; -1 takes a random one. Not Anthropic's. [default: random]
-    #[schema(value_type = Option<i64>)]
+    #[schema(value_type = Option<i64>, format = "seed")]
     #[serde(default, deserialize_with = "crate::number::seed")]
     seed: Option<u64>,
     /// Tools that the model may call: the chat template tells the model of them.

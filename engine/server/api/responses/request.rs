@@ -62,7 +62,7 @@ pub struct ResponsesRequest {
     #[schema(minimum = 0, maximum = 1)]
     min_p: Option<f32>,
     /// The same seed gives the same answer; -1 takes a random one. Not OpenAI's. [default: random]
-    #[schema(value_type = Option<i64>)]
+    #[schema(value_type = Option<i64>, format = "seed")]
     #[serde(default, deserialize_with = "crate::number::seed")]
     seed: Option<u64>,
     /// How many likeliest tokens to show in the place of each.

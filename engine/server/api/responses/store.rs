@@ -99,7 +99,7 @@ mod tests {
         store.put("d", Vec::new(), Value::Null);
         assert!(store.get("c").is_some() && store.get("d").is_some());
         // One that takes nearly all room leaves none for others.
-        store.put("e", Vec::new(), "x".repeat(MAX_BYTES / 4 - 64).into());
+        store.put("e", Vec::new(), "x".repeat(MAX_BYTES / 4 - 4).into());
         assert!(store.get("e").is_some() && store.get("d").is_none());
         store.put("f", Vec::new(), "x".repeat(MAX_BYTES).into());
         assert!(store.get("f").is_none());
