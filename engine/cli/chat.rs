@@ -1,11 +1,14 @@
 //! `qernel chat`: a conversation.
 
+use super::conversation::{ReasoningArgs, Talk, TemplateArgs};
 use super::interrupt::Interrupt;
 use super::options::{AtMost, EngineArgs, ModelArgs, SamplingArgs, drop_line_break};
-use super::output::{Output, Stream, note};
-use crate::chat::Message;
-use crate::engine::{FinishReason, Request};
+use super::output::{Output, note};
+use crate::chat::{ChatTemplate, thinking};
+use crate::engine::{Completion, Engine, FinishReason, Request};
 use crate::error::{Error, Result};
+use crate::tokenizer::Tokenizer;
+use serde_json::{Value, json};
 use std::io::{BufRead, IsTerminal};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -13,7 +16,7 @@ use std::sync::Arc;
 /// Talk with the model; its history stays in the KV cache
 ///
 /// One line is one message. /clear forgets the conversation, /exit or the end of the input ends it. Ctrl-C ends the
-/// answer that is being made, and the program while it waits for a message.
+/// answer that is being made, and the program while it waits for a message. What the model thinks is shown dimmed.
 #[derive(Debug, clap::Args)]
 pub struct ChatArgs {
     #[command(flatten)]
@@ -33,6 +36,10 @@ pub struct ChatArgs {
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
     #[command(flatten)]
+    template: TemplateArgs,
+    #[command(flatten)]
+    reasoning: ReasoningArgs,
+    #[command(flatten)]
     sampling: SamplingArgs,
 }
 
@@ -45,13 +52,19 @@ pub fn run(args: ChatArgs) -> Result<ExitCode> {
     let params = args.sampling.params();
     params.validate()?;
     let model = args.model.open(1)?;
-    let (tokenizer, template) = (Arc::clone(&model.tokenizer), model.template()?);
-    let mut engine = model.into_engine_with(args.engine.config())?;
+    let tokenizer = Arc::clone(&model.tokenizer);
+    let template = args.template.open(&tokenizer)?;
+    let engine = model.into_engine_with(args.engine.config())?;
     let interrupt = Interrupt::install();
     let mut out = Output::stdout();
     let prompt = if std::io::stdin().is_terminal() { "> " } else { "" };
 
-    let start: Vec<Message> = args.system.iter().map(|text| Message::new("system", text)).collect();
+    let start: Vec<Value> =
+        args.system.iter().map(|text| json!({"role": "system", "content": text})).collect();
+    let max_tokens = args.max_tokens.and_then(AtMost::bound);
+    let request = Request { sampling: params, max_tokens, ..Request::new(Vec::new()) };
+    let (template_args, reasoning) = (args.template, args.reasoning);
+    let mut talker = Talker { engine, tokenizer, template, template_args, reasoning, request, interrupt };
     let mut messages = start.clone();
     let mut input = std::io::stdin().lock();
     loop {
@@ -71,16 +84,9 @@ pub fn run(args: ChatArgs) -> Result<ExitCode> {
                 messages = start.clone();
                 continue;
             }
-            _ => messages.push(Message::new("user", line)),
+            _ => messages.push(json!({"role": "user", "content": line})),
         }
-        let mut stream = Stream::new(true);
-        let mut answer = || {
-            let prompt = tokenizer.encode(&template.render(&messages, &[], true)?, true)?;
-            let max_tokens = args.max_tokens.and_then(AtMost::bound);
-            let request = Request { sampling: params.clone(), max_tokens, ..Request::new(prompt) };
-            interrupt.catch(|cancel| engine.run_to_end(request, cancel, |event| stream.event(event)))
-        };
-        let done = match answer() {
+        let (done, turn) = match talker.answer(&messages) {
             Ok(done) => done,
             // Of this message, not of the program: another one may fit, or be one that the template takes.
             Err(error @ (Error::Request(_) | Error::Template(_) | Error::Tokenizer(_))) => {
@@ -90,7 +96,6 @@ pub fn run(args: ChatArgs) -> Result<ExitCode> {
             }
             Err(error) => return Err(error),
         };
-        stream.end()?;
         if let Some(error) = done.reason.error() {
             return Err(error);
         }
@@ -102,12 +107,52 @@ pub fn run(args: ChatArgs) -> Result<ExitCode> {
         if done.reason == FinishReason::Context {
             note(format_args!(
                 "(the context of {} tokens is full; /clear starts anew)",
-                engine.max_model_len()
+                talker.engine.max_model_len()
             ));
         }
-        messages.push(Message::new("assistant", done.text));
+        messages.push(turn);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What answers.
+struct Talker {
+    engine: Engine,
+    tokenizer: Arc<Tokenizer>,
+    template: ChatTemplate,
+    template_args: TemplateArgs,
+    reasoning: ReasoningArgs,
+    /// Without its prompt.
+    request: Request,
+    interrupt: Interrupt,
+}
+
+impl Talker {
+    /// Shows the answer to a conversation; with it comes the turn that it adds.
+    fn answer(&mut self, messages: &[Value]) -> Result<(Completion, Value)> {
+        let variables = self.template_args.variables();
+        let effort = self.reasoning.effort(&variables);
+        let text = self.template.render_with_effort::<_, Value>(messages, &[], &variables, effort)?;
+        let is_open = thinking::is_open(&text);
+        let thinks = is_open || self.template.thinks();
+        let constraint = match thinks {
+            true => self.reasoning.constraint(&self.tokenizer, is_open)?,
+            false => None,
+        };
+        let prompt = self.tokenizer.encode(&text, true)?;
+        let request = Request { prompt, ..self.request.clone() };
+        let mut talk = Talk::new(thinks, is_open);
+        let engine = &mut self.engine;
+        let done = self
+            .interrupt
+            .catch(|cancel| engine.run_constrained(request, constraint, cancel, |event| talk.event(event)))?;
+        let (thought, said) = talk.end()?;
+        let mut turn = json!({"role": "assistant", "content": said});
+        if !thought.is_empty() {
+            turn["reasoning_content"] = thought.into();
+        }
+        Ok((done, turn))
+    }
 }
 
 /// What standard input has next.

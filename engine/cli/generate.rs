@@ -1,5 +1,6 @@
 //! `qernel generate`: text from a prompt.
 
+use super::conversation::TemplateArgs;
 use super::interrupt::{EXIT_INTERRUPTED, Interrupt};
 use super::options::{AtMost, ModelArgs, SamplingArgs, drop_line_break, parse_ids};
 use super::output::{Output, Stream, note};
@@ -51,6 +52,8 @@ pub struct GenerateArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    template: TemplateArgs,
+    #[command(flatten)]
     sampling: SamplingArgs,
 }
 
@@ -74,7 +77,8 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
                 messages.push(Message::new("system", system));
             }
             messages.push(Message::new("user", text));
-            let rendered = model.template()?.render(&messages, &[], true)?;
+            let template = args.template.open(&model.tokenizer)?;
+            let rendered = template.render_with::<_, ()>(&messages, &[], true, &args.template.variables())?;
             model.tokenizer.encode(&rendered, true)?
         }
     };

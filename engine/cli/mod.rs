@@ -4,6 +4,7 @@ pub mod bench;
 pub mod chain;
 pub mod chat;
 pub mod completions;
+pub mod conversation;
 pub mod detokenize;
 pub mod doctor;
 pub mod generate;

@@ -1,9 +1,10 @@
 //! `qernel serve`: the HTTP server.
 
+use super::conversation::{ReasoningArgs, TemplateArgs};
 use super::options::ModelArgs;
 use crate::embedded;
 use crate::error::Result;
-use crate::server::{ServedModel, Server, ServerConfig};
+use crate::server::{ReasoningFormat, ServedModel, Server, ServerConfig};
 use clap::value_parser;
 use std::path::Path;
 use std::process::ExitCode;
@@ -12,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
 
-/// Serve the model over HTTP: OpenAI's interface, the engine's own, and a chat page
+/// Serve the model over HTTP: OpenAI's and Anthropic's interfaces, the engine's own, and a chat page
 ///
 /// Ctrl-C or SIGTERM stops accepting, lets what runs be completed, and ends the program with status 0; a second one ends
 /// it at once.
@@ -53,9 +54,20 @@ pub struct ServeArgs {
     /// Those from one address; what comes then is answered with 503 [default: three quarters of all]
     #[arg(long, value_name = "N")]
     max_connections_per_client: Option<usize>,
+    #[command(flatten)]
+    template: TemplateArgs,
+    /// Where a model's thoughts are: none (in content, as written), deepseek (in reasoning_content), auto (there, if the chat template
+    /// knows of thoughts)
+    #[arg(long, default_value = "auto", value_name = "FORMAT")]
+    reasoning_format: ReasoningFormat,
+    #[command(flatten)]
+    reasoning: ReasoningArgs,
     /// Answers to one request (n times its prompts)
     #[arg(long, default_value_t = 16, value_name = "N")]
     max_n: usize,
+    /// Answers of /v1/responses that are kept, so that later ones may follow them; 0 keeps none
+    #[arg(long, default_value_t = 1024, value_name = "N")]
+    max_stored_responses: usize,
     /// Bytes of a request's body
     #[arg(long, default_value_t = 4 << 20, value_name = "BYTES")]
     max_body: usize,
@@ -86,6 +98,11 @@ pub fn run(args: ServeArgs) -> Result<ExitCode> {
         max_peer_connections: args.max_connections_per_client,
         max_body_bytes: args.max_body,
         max_choices: args.max_n,
+        max_stored_responses: args.max_stored_responses,
+        template_variables: args.template.variables(),
+        reasoning_format: args.reasoning_format,
+        reasoning_budget: args.reasoning.reasoning_budget.bound(),
+        reasoning_budget_message: args.reasoning.reasoning_budget_message,
         request_timeout: seconds(args.timeout),
         io_timeout: seconds(args.io_timeout),
         shutdown_timeout: seconds(args.shutdown_timeout),
@@ -94,11 +111,12 @@ pub fn run(args: ServeArgs) -> Result<ExitCode> {
     // Who reads that it listens may well tell it to stop.
     let stop = stop_signal();
     tracing::info!("listening on http://{}", server.local_addr()?);
-    let (model, name) = (args.model, args.model_name);
+    let (model, name, template) = (args.model, args.model_name, args.template);
     let open = move || {
         let name = name.unwrap_or_else(|| default_name(model.file.model.as_deref()));
         let loaded = model.open(args.max_num_sequences)?;
-        let template = loaded.template().inspect_err(|error| tracing::warn!("no chat: {error}"));
+        let template =
+            template.open(&loaded.tokenizer).inspect_err(|error| tracing::warn!("no chat: {error}"));
         let watch = loaded.watch.clone();
         Ok(ServedModel { engine: loaded.into_engine()?, template, name, watch })
     };

@@ -1,10 +1,16 @@
 //! The model's chat template: messages -> the prompt that the model was trained on.
 //!
 //! Templates are Jinja written for Hugging Face transformers, which [`qernel_jinja`] runs within bounds. A file may have a second one for
-//! conversations with tools. In which form a template wants the calls of an assistant's turn is found out by trial (`form`).
+//! conversations with tools. In which form a template wants the calls of an assistant's turn, and in which dialect it shows them, is
+//! found out by trial (`form`).
 
+mod effort;
 mod form;
 mod names;
+pub mod thinking;
+
+pub use effort::{ENABLE as ENABLE_THINKING, Effort};
+pub use form::Dialect;
 
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
@@ -55,20 +61,34 @@ pub struct ChatTemplate {
 #[derive(Debug)]
 struct Compiled {
     template: Template,
-    form: OnceLock<Form>,
+    source: String,
+    form: OnceLock<(Form, Dialect)>,
 }
 
 impl Compiled {
     fn new(name: &str, source: &str) -> Result<Self, String> {
         let template = Template::compile(source, Limits::default());
         let template = template.map_err(|error| format!("`{name}` does not compile: {error}"))?;
-        Ok(Self { template, form: OnceLock::new() })
+        Ok(Self { template, source: source.to_owned(), form: OnceLock::new() })
+    }
+
+    /// The form that it wants calls in, and the dialect that it shows them in.
+    fn form(&self) -> (Form, Dialect) {
+        *self.form.get_or_init(|| Form::of(&self.template, &self.source))
     }
 }
 
 /// GGUF's names of the two templates, which error messages show.
 const DEFAULT: &str = "tokenizer.chat_template";
 const TOOL_USE: &str = "tokenizer.chat_template.tool_use";
+
+/// The texts of the tokens that begin and end a text; empty where there are none.
+fn names_of(tokenizer: &Tokenizer) -> [String; 2] {
+    [tokenizer.bos_token_id(), tokenizer.eos_token_id()].map(|id| {
+        let bytes = id.and_then(|id| tokenizer.token_bytes(id)).unwrap_or_default();
+        String::from_utf8_lossy(bytes).into_owned()
+    })
+}
 
 impl ChatTemplate {
     /// Compiles the templates of the file, or ChatML where it has none but has ChatML's tokens; that is said in the log
@@ -78,11 +98,7 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Template`] where the template does not compile, or there is neither a template nor ChatML's tokens.
     pub fn from_tokenizer(tokenizer: &Tokenizer) -> Result<Self> {
-        let name = |id: Option<u32>| {
-            let bytes = id.and_then(|id| tokenizer.token_bytes(id)).unwrap_or_default();
-            String::from_utf8_lossy(bytes).into_owned()
-        };
-        let (bos_token, eos_token) = (name(tokenizer.bos_token_id()), name(tokenizer.eos_token_id()));
+        let [bos_token, eos_token] = names_of(tokenizer);
         let Some(source) = tokenizer.chat_template() else {
             for token in ["<|im_start|>", "<|im_end|>"] {
                 if tokenizer.added_token(token).is_none() {
@@ -110,6 +126,36 @@ impl ChatTemplate {
         Ok(template)
     }
 
+    /// Compiles the template that is called `name` in place of the file's: `chatml`; `default` or `tool_use` of the file; else the
+    /// name is the source of one, which has `{{` or `{%` in it.
+    ///
+    /// # Errors
+    /// [`Error::Template`] where there is none of that name, or it does not compile.
+    pub fn named(tokenizer: &Tokenizer, name: &str) -> Result<Self> {
+        let source = match name {
+            "chatml" => Some(CHATML),
+            "default" => tokenizer.chat_template(),
+            "tool_use" => tokenizer.tool_use_template(),
+            source if source.contains("{{") || source.contains("{%") => Some(source),
+            _ => None,
+        };
+        let Some(source) = source else {
+            return Err(Error::Template(format!(
+                "there is no chat template {name:?}; expected chatml, default or tool_use (where the file has it), or a template's text"
+            )));
+        };
+        Self::from_source(tokenizer, source)
+    }
+
+    /// Compiles a template in place of the file's.
+    ///
+    /// # Errors
+    /// [`Error::Template`] where it does not compile.
+    pub fn from_source(tokenizer: &Tokenizer, source: &str) -> Result<Self> {
+        let [bos_token, eos_token] = names_of(tokenizer);
+        Self::new(source, &bos_token, &eos_token)
+    }
+
     /// Compiles a template. `bos_token` and `eos_token` are the names that it may print.
     ///
     /// # Errors
@@ -127,6 +173,25 @@ impl ChatTemplate {
     pub fn with_tool_use(self, source: &str) -> Result<Self> {
         let tool_use = Compiled::new(TOOL_USE, source).map_err(Error::Template)?;
         Ok(Self { tool_use: Some(Ok(tool_use)), ..self })
+    }
+
+    /// The dialect that the model was trained to call tools in: how the template shows the calls of earlier turns.
+    pub fn dialect(&self) -> Dialect {
+        match &self.tool_use {
+            Some(Ok(tool_use)) => tool_use.form().1,
+            _ => self.default.form().1,
+        }
+    }
+
+    /// Whether the template knows of thoughts, so that the model may be expected to think.
+    pub fn thinks(&self) -> bool {
+        self.mentions(thinking::OPEN) || self.mentions(thinking::CLOSE)
+    }
+
+    /// Whether a template's source has this text.
+    fn mentions(&self, text: &str) -> bool {
+        let tool_use = self.tool_use.iter().flatten();
+        [&self.default].into_iter().chain(tool_use).any(|compiled| compiled.source.contains(text))
     }
 
     /// Whether the file had no template and ChatML stands in.
@@ -172,7 +237,7 @@ impl ChatTemplate {
         let fault = |error| Error::Template(format!("`{name}`: the conversation is no JSON: {error}"));
         let messages = serde_json::to_value(messages).map_err(fault)?;
         let messages = match form::is_needed(&messages) {
-            true => compiled.form.get_or_init(|| Form::of(&compiled.template)).apply(messages),
+            true => compiled.form().0.apply(messages),
             false => messages,
         };
         let (bos_token, eos_token) = (&self.bos_token, &self.eos_token);

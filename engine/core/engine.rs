@@ -14,10 +14,12 @@ mod queue;
 mod repetition;
 mod request;
 mod text;
+mod thinking;
 
 pub use constraint::TokenConstraint;
 pub use request::{Completion, Event, FinishReason, Refusal, Request, RequestPart, Timings, Usage};
 pub use text::StopMatcher;
+pub use thinking::{Thinking, ThinkingConstraint};
 
 use crate::error::{Error, Result};
 use crate::kv_cache::PagePool;
@@ -308,9 +310,23 @@ impl Engine {
         &mut self,
         request: Request,
         cancel: &AtomicBool,
+        on_event: impl FnMut(&Event) -> ControlFlow<()>,
+    ) -> Result<Completion> {
+        self.run_constrained(request, None, cancel, on_event)
+    }
+
+    /// As [`Engine::run_to_end`], of an answer that may only consist of what `constraint` allows.
+    ///
+    /// # Errors
+    /// As [`Engine::submit_constrained`] and [`Engine::step`]; the sequence has ended then.
+    pub fn run_constrained(
+        &mut self,
+        request: Request,
+        constraint: Option<Box<dyn TokenConstraint>>,
+        cancel: &AtomicBool,
         mut on_event: impl FnMut(&Event) -> ControlFlow<()>,
     ) -> Result<Completion> {
-        let id = self.submit(request)?;
+        let id = self.submit_constrained(request, constraint)?;
         let (mut tokens, mut text) = (Vec::new(), String::new());
         let mut others = Vec::new();
         let mut end = None;
@@ -365,14 +381,9 @@ impl Engine {
                 format!("token {i} of the prompt is {token}, but the model has only tokens 0 to {last}");
             return refuse(RequestPart::Prompt, message);
         }
-        if let Some((option, fault)) = request.sampling.fault() {
+        let beyond = || request.sampling.chain.as_ref()?.bias_fault(vocab_size);
+        if let Some((option, fault)) = request.sampling.fault().or_else(beyond) {
             return refuse(RequestPart::Sampling(option), format!("{option}: {fault}"));
-        }
-        let biases = request.sampling.chain.iter().flat_map(|chain| &chain.logit_bias);
-        if let Some((token, _)) = biases.clone().find(|bias| bias.0 as usize >= vocab_size) {
-            let message =
-                format!("logit_bias: token {token}, but the model has only tokens 0 to {}", vocab_size - 1);
-            return refuse(RequestPart::Sampling("logit_bias"), message);
         }
         if request.max_tokens == Some(0) {
             return refuse(
@@ -456,7 +467,7 @@ impl Engine {
         } else if sequence.tokens().len() >= self.max_model_len {
             Some(FinishReason::Context)
         } else {
-            generation.constraint.as_mut().and_then(|constrained| constrained.advance(id, token))
+            generation.advance_constraint(id, token)
         };
         self.events.push(Event::Token { id, index: generation.request.index, token, text, logprobs });
         if let Some(reason) = reason {
@@ -482,17 +493,5 @@ impl Engine {
             },
             timings: generation.timings,
         });
-    }
-}
-
-impl Timings {
-    fn add(&mut self, scheduled: &ScheduledSequence, seconds: f64) {
-        let (tokens, time) = if scheduled.prefill {
-            (&mut self.prefill_tokens, &mut self.prefill_seconds)
-        } else {
-            (&mut self.decode_tokens, &mut self.decode_seconds)
-        };
-        *tokens += scheduled.num_rows;
-        *time += seconds;
     }
 }

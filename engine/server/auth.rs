@@ -1,12 +1,13 @@
 //! The API key.
 
 use super::App;
+use super::api::anthropic;
 use super::error::ApiError;
 use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use base64::Engine as _;
 use qernel_core::error::{Error, Result};
 use sha2::{Digest, Sha256};
@@ -39,14 +40,18 @@ pub fn check(key: &str) -> Result<()> {
 pub async fn require_key(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     match &app.config.api_key {
         Some(key) if request.uri().path() != "/health" && !shows_key(request.headers(), key) => {
-            ApiError::unauthorized().into_response()
+            anthropic::respond(ApiError::unauthorized(), request.uri().path())
         }
         _ => next.run(request).await,
     }
 }
 
-/// `Bearer KEY`, or basic authentication with the key as the password, which browsers ask people for.
+/// `Bearer KEY`, or basic authentication with the key as the password, which browsers ask people for, or `x-api-key` as Anthropic's
+/// clients send it.
 fn shows_key(headers: &HeaderMap, key: &str) -> bool {
+    if headers.get("x-api-key").is_some_and(|shown| equal(shown.as_bytes(), key)) {
+        return true;
+    }
     let Some((scheme, shown)) =
         headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.split_once(' '))
     else {
@@ -93,6 +98,9 @@ mod tests {
             assert!(!shows(bad), "{bad}");
         }
         assert!(!shows_key(&HeaderMap::new(), "secret"));
+        let plain =
+            |value: &str| HeaderMap::from_iter([("x-api-key".parse().unwrap(), value.parse().unwrap())]);
+        assert!(shows_key(&plain("secret"), "secret") && !shows_key(&plain("secret2"), "secret"));
     }
 
     #[test]

@@ -2,6 +2,31 @@
 
 use std::time::Duration;
 
+/// Where in an answer the model's thoughts are, as llama.cpp has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReasoningFormat {
+    /// In `content`, as the model wrote them.
+    None,
+    /// In `reasoning_content`.
+    Deepseek,
+    /// In `reasoning_content`, where the chat template knows of thoughts.
+    #[default]
+    Auto,
+}
+
+impl std::str::FromStr for ReasoningFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self::None),
+            "deepseek" => Ok(Self::Deepseek),
+            "auto" => Ok(Self::Auto),
+            other => Err(format!("expected none, deepseek or auto, found {other:?}")),
+        }
+    }
+}
+
 /// Limits and names of a server. Every bound here is what keeps its memory bounded too.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
@@ -31,6 +56,16 @@ pub struct ServerConfig {
     pub max_body_bytes: usize,
     /// Answers to one request: prompts times `n`.
     pub max_choices: usize,
+    /// Answers of `/v1/responses` that are kept for later ones.
+    pub max_stored_responses: usize,
+    /// Variables of the chat template, where a request does not give them.
+    pub template_variables: serde_json::Map<String, serde_json::Value>,
+    /// Where the thoughts of a model are.
+    pub reasoning_format: ReasoningFormat,
+    /// Tokens after which thoughts are closed, where a request says nothing else: 0 thinks nothing, `None` leaves it to the model.
+    pub reasoning_budget: Option<usize>,
+    /// What the model is made to think before its thoughts are closed for it.
+    pub reasoning_budget_message: String,
     /// From a request's acceptance to the end of its answer.
     pub request_timeout: Duration,
     /// For the head of a request, for its body, and for a client to take any of what was sent.
@@ -56,6 +91,11 @@ impl Default for ServerConfig {
             max_pending_events: 4096,
             max_body_bytes: 4 << 20,
             max_choices: 16,
+            max_stored_responses: 1024,
+            template_variables: serde_json::Map::new(),
+            reasoning_format: ReasoningFormat::Auto,
+            reasoning_budget: None,
+            reasoning_budget_message: String::new(),
             request_timeout: Duration::from_secs(600),
             io_timeout: Duration::from_secs(30),
             recovery_interval: Duration::from_secs(5),

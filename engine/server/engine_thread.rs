@@ -9,10 +9,13 @@ use super::config::ServerConfig;
 use super::error::ApiError;
 use super::grammar::{self, Grammar, Grammars};
 use super::metrics::{Metrics, Rejection};
+use super::warm_up::{make_token, warm_up};
 use super::work::RequestPermit;
 use qernel_core::chat::ChatTemplate;
 use qernel_core::disk::Watch;
-use qernel_core::engine::{Engine, Event, FinishReason, Request, TokenConstraint};
+use qernel_core::engine::{
+    Engine, Event, FinishReason, Request, Thinking, ThinkingConstraint, TokenConstraint,
+};
 use qernel_core::error::{Error, Result};
 use qernel_core::scheduler::SequenceId;
 use qernel_core::tokenizer::Tokenizer;
@@ -72,6 +75,8 @@ pub struct SequenceRequest {
     pub request: Request,
     /// What the answer must be.
     pub grammar: Option<Grammar>,
+    /// How its thoughts are bound. What it must be begins behind them.
+    pub thinking: Option<Thinking>,
     /// The field that the prompt was made of.
     pub prompt_param: &'static str,
 }
@@ -228,26 +233,6 @@ impl EngineHandle {
     }
 }
 
-/// The model answers: tokens of it can be had. On a GPU prompts of several lengths let kernels and cuBLAS initialise
-/// themselves, which would else take up to 0.1 s of the first requests' time, and 6 ms of each step with another rounded number of
-/// rows.
-fn warm_up(engine: &mut Engine) -> Result<()> {
-    let lengths: &[usize] = if engine.runner().runs_ahead() { &[1, 32, 256] } else { &[1] };
-    let (vocab_size, max_model_len) = (engine.runner().vocab_size(), engine.max_model_len());
-    for (i, &length) in lengths.iter().enumerate().filter(|&(_, &length)| length < max_model_len) {
-        // Each of another token, so that none takes what another has computed.
-        make_token(engine, (i % vocab_size) as u32, length)?;
-    }
-    engine.runner_mut().warm_up()
-}
-
-/// One token behind a prompt of `length` times another.
-fn make_token(engine: &mut Engine, token: u32, length: usize) -> Result<()> {
-    let request = Request { max_tokens: Some(1), text: false, ..Request::new(vec![token; length]) };
-    engine.run_to_end(request, &false.into(), |_| std::ops::ControlFlow::Continue(()))?;
-    Ok(())
-}
-
 /// A sequence that waits or runs.
 struct Active {
     choice: usize,
@@ -347,19 +332,24 @@ impl EngineThread {
         let Submission { choices, permit: RequestPermit { mut permits, start }, updates, span } = submission;
         let siblings = choices.len();
         let mut ids = Vec::with_capacity(siblings);
-        for (choice, SequenceRequest { request, grammar, prompt_param }) in choices.into_iter().enumerate() {
+        for (choice, SequenceRequest { request, grammar, thinking, prompt_param }) in
+            choices.into_iter().enumerate()
+        {
             let prompt_tokens = request.prompt.len();
             let refusal = self.engine.check(&request).err();
             let param = grammar.as_ref().map_or("response_format", Grammar::param);
-            let constraint = grammar.map(|grammar| Box::new(grammar) as Box<dyn TokenConstraint>);
-            let submitted = match refusal {
-                Some(refusal) => Err(ApiError::of_request(refusal, prompt_param)),
-                None => self.engine.submit_constrained(request, constraint).map_err(|error| match error {
-                    Error::Request(message) if message.starts_with(grammar::FAULT) => {
-                        ApiError::field(param, format!("{param}: {message}"))
-                    }
-                    error => error.into(),
-                }),
+            let constraint = self.constraint(grammar, thinking);
+            let submitted = match (refusal, constraint) {
+                (Some(refusal), _) => Err(ApiError::of_request(refusal, prompt_param)),
+                (None, Err(error)) => Err(error.into()),
+                (None, Ok(constraint)) => {
+                    self.engine.submit_constrained(request, constraint).map_err(|error| match error {
+                        Error::Request(message) if message.starts_with(grammar::FAULT) => {
+                            ApiError::field(param, format!("{param}: {message}"))
+                        }
+                        error => error.into(),
+                    })
+                }
             };
             match submitted {
                 Ok(id) => {
@@ -382,6 +372,21 @@ impl EngineThread {
             }
         }
         let _ = updates.try_send(Update::Accepted);
+    }
+
+    /// What an answer may consist of.
+    fn constraint(
+        &self,
+        grammar: Option<Grammar>,
+        thinking: Option<Thinking>,
+    ) -> Result<Option<Box<dyn TokenConstraint>>> {
+        let grammar = grammar.map(|grammar| Box::new(grammar) as Box<dyn TokenConstraint>);
+        match (thinking, self.engine.tokenizer()) {
+            (Some(thinking), Some(tokenizer)) => {
+                Ok(Some(Box::new(ThinkingConstraint::new(tokenizer, &thinking, grammar)?)))
+            }
+            _ => Ok(grammar),
+        }
     }
 
     /// Ends the sequences whose client has left or listens no more.

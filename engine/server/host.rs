@@ -2,6 +2,7 @@
 //! server on loopback as if it were its own: then the name in `Host` is not one of this machine's.
 
 use super::App;
+use super::api::anthropic;
 use super::config::ServerConfig;
 use super::error::ApiError;
 use axum::extract::{Request, State};
@@ -88,7 +89,8 @@ pub async fn require_host(State(app): State<Arc<App>>, request: Request, next: N
             let message = format!(
                 "this server does not answer for the host {host:?}; call it by its address, or name the host with --allowed-hosts"
             );
-            ApiError::refused(StatusCode::FORBIDDEN, Some("host_not_allowed"), message).into_response()
+            let error = ApiError::refused(StatusCode::FORBIDDEN, Some("host_not_allowed"), message);
+            anthropic::respond(error, request.uri().path())
         }
         None => next.run(request).await,
     }

@@ -32,9 +32,10 @@ mod schema;
 mod sse;
 mod stream;
 mod trace;
+mod warm_up;
 mod work;
 
-pub use config::ServerConfig;
+pub use config::{ReasoningFormat, ServerConfig};
 pub use engine_thread::ServedModel;
 pub use openapi::document as openapi_document;
 
@@ -67,6 +68,8 @@ pub struct App {
     engine: EngineHandle,
     work: Work,
     metrics: Arc<Metrics>,
+    /// Answers that later ones may follow.
+    responses: api::responses::Store,
     started: SystemTime,
 }
 
@@ -162,7 +165,9 @@ impl Server {
             .map_err(|error| host_memory::no_thread("the engine", error))?;
         let cors = cors(&config.cors)?;
         let work = Work::new(config.request_timeout);
-        let app = Arc::new(App { config, hosts, engine, work, metrics, started: SystemTime::now() });
+        let responses = api::responses::Store::new(config.max_stored_responses);
+        let app =
+            Arc::new(App { config, hosts, engine, work, metrics, responses, started: SystemTime::now() });
         let router = router(&app, cors);
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::from_std(listener).map_err(io)?;
@@ -231,7 +236,8 @@ fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
         };
         AllowOrigin::list(origins.iter().map(parse).collect::<Result<Vec<_>>>()?)
     };
-    let layer = CorsLayer::new().allow_origin(origin).allow_methods([Method::GET, Method::POST]);
+    let layer =
+        CorsLayer::new().allow_origin(origin).allow_methods([Method::GET, Method::POST, Method::DELETE]);
     // Clients of OpenAI's interface send headers of their own; none of them means anything here.
     let layer = layer.allow_headers(AllowHeaders::mirror_request());
     Ok(Some(layer.expose_headers([trace::REQUEST_ID, header::RETRY_AFTER])))

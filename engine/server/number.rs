@@ -102,23 +102,28 @@ pub fn seed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D
     Ok(Option::<Seed>::deserialize(deserializer)?.and_then(|seed| seed.0))
 }
 
-/// Most tokens of an answer; `None` for as many as the context has room for, which is written -1, as in llama.cpp.
+/// Most tokens of something, at least `MIN`; `None` for any number, which is written -1, as in llama.cpp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TokenLimit(pub Option<usize>);
+pub struct Limit<const MIN: i128>(pub Option<usize>);
 
-impl<'de> Deserialize<'de> for TokenLimit {
+/// Of an answer.
+pub type TokenLimit = Limit<1>;
+/// Of thoughts.
+pub type ThinkingLimit = Limit<0>;
+
+impl<'de, const MIN: i128> Deserialize<'de> for Limit<MIN> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match integer(deserializer)? {
             -1 => Ok(Self(None)),
-            found if found > 0 => Ok(Self(Some(usize::try_from(found).unwrap_or(usize::MAX)))),
-            found => {
-                Err(D::Error::custom(format!("expected a count from 1, or -1 for no bound, found {found}")))
-            }
+            found if found >= MIN => Ok(Self(Some(usize::try_from(found).unwrap_or(usize::MAX)))),
+            found => Err(D::Error::custom(format!(
+                "expected a count from {MIN}, or -1 for no bound, found {found}"
+            ))),
         }
     }
 }
 
-impl fmt::Display for TokenLimit {
+impl<const MIN: i128> fmt::Display for Limit<MIN> {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         match self.0 {
             Some(count) => write!(formatter, "{count}"),
@@ -127,14 +132,14 @@ impl fmt::Display for TokenLimit {
     }
 }
 
-impl PartialSchema for TokenLimit {
+impl<const MIN: i128> PartialSchema for Limit<MIN> {
     fn schema() -> openapi::RefOr<openapi::Schema> {
         ObjectBuilder::new().schema_type(SchemaType::new(Type::Integer)).minimum(Some(-1)).into()
     }
 }
 
-impl ToSchema for TokenLimit {
+impl<const MIN: i128> ToSchema for Limit<MIN> {
     fn name() -> std::borrow::Cow<'static, str> {
-        "TokenLimit".into()
+        if MIN == 0 { "ThinkingLimit".into() } else { "TokenLimit".into() }
     }
 }

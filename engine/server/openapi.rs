@@ -1,7 +1,9 @@
 //! The OpenAPI document, made of the types that requests are parsed into and answers are written from, and of the tables of
 //! fields.
 
-use super::api::{self, chat, completions, generate, health, models, page, tokens};
+use super::api::{
+    self, anthropic, chat, chat_answer, completions, generate, health, models, page, responses, tokens,
+};
 use super::fields;
 use axum::Json;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
@@ -13,6 +15,11 @@ use utoipa::{Modify, OpenApi, openapi};
     paths(
         generate::generate,
         chat::chat_completions,
+        responses::create,
+        responses::retrieve,
+        responses::delete,
+        anthropic::messages,
+        anthropic::count_tokens,
         completions::completions,
         models::list,
         models::retrieve,
@@ -25,10 +32,10 @@ use utoipa::{Modify, OpenApi, openapi};
         page::script,
         self::openapi,
     ),
-    components(schemas(generate::TokenEvent, generate::EndEvent, chat::ChatChunk)),
+    components(schemas(generate::TokenEvent, generate::EndEvent, chat_answer::ChatChunk)),
     security(("api_key" = [])),
     modifiers(&ApiKey, &Fields),
-    tags((name = "OpenAI"), (name = "qernel"), (name = "server")),
+    tags((name = "OpenAI"), (name = "Anthropic"), (name = "qernel"), (name = "server")),
 )]
 struct Document;
 

@@ -32,6 +32,10 @@ pub trait Encoder: Send + 'static {
     fn event(&mut self, choice: usize, event: Event, out: &mut EventStream);
     /// All sequences have ended.
     fn end(&mut self, out: &mut EventStream);
+    /// The answer ended early.
+    fn error(&mut self, error: ApiError, out: &mut EventStream) {
+        out.error(error);
+    }
 }
 
 /// Events as they go over the wire.
@@ -116,7 +120,7 @@ impl<E: Encoder> Streaming<E> {
                 self.ended = true;
             }
             Err(error) => {
-                out.error(error);
+                self.encoder.error(error, out);
                 self.ended = true;
             }
         }

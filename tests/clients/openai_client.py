@@ -12,7 +12,8 @@ import urllib.request
 import openai
 import pydantic
 from openai.types import chat as types
-from openai.types import completion_create_params
+from openai.types import completion_create_params, responses
+from openai.types.responses import response_create_params, response_input_item_param
 
 BASE, KEY = sys.argv[1], sys.argv[2]
 PROMPT = "Write a haiku about the sea with the word forty-two"
@@ -66,6 +67,31 @@ def every_documented_field_is_known():
         "Tool": [types.ChatCompletionFunctionToolParam],
         "Function": [openai.types.shared_params.FunctionDefinition],
         "JsonSchema": [openai.types.shared_params.response_format_json_schema.JSONSchema],
+        "ResponsesRequest": [
+            response_create_params.ResponseCreateParamsBase,
+            response_create_params.ResponseCreateParamsStreaming,
+        ],
+        "InputItem": [
+            responses.EasyInputMessageParam,
+            response_input_item_param.Message,
+            response_input_item_param.FunctionCallOutput,
+            responses.ResponseOutputMessage,
+            responses.ResponseFunctionToolCall,
+            responses.ResponseFunctionToolCallParam,
+            responses.ResponseReasoningItem,
+        ],
+        "InputPart": [
+            responses.ResponseInputTextParam,
+            responses.ResponseOutputText,
+            responses.ResponseOutputRefusalParam,
+            responses.ResponseInputImageParam,
+            responses.ResponseInputFileParam,
+        ],
+        "Reasoning": [openai.types.shared_params.Reasoning],
+        "TextOptions": [responses.ResponseTextConfigParam],
+        "TextFormat": [responses.ResponseFormatTextJSONSchemaConfigParam],
+        "FlatTool": [responses.FunctionToolParam],
+        "FlatChoice": [responses.ToolChoiceFunctionParam],
     }
     for name, params in objects.items():
         known = set(document["components"]["schemas"][name]["properties"])
@@ -160,8 +186,9 @@ def tools():
             assert not choice.delta.content
             reasons[choice.index] = choice.finish_reason or reasons[choice.index]
             for call in choice.delta.tool_calls or []:
-                assert call.index == 0 and call.id and call.type == "function"
-                names[choice.index] += call.function.name
+                # The first piece has id and name, the others the arguments.
+                assert call.index == 0 and (call.id is None) == bool(names[choice.index])
+                names[choice.index] += call.function.name or ""
                 arguments[choice.index] += call.function.arguments
     whole = [choice.message.tool_calls[0].function for choice in answers.choices]
     assert names == [call.name for call in whole] and arguments == [call.arguments for call in whole]
@@ -192,6 +219,38 @@ def tools():
     expect(openai.BadRequestError, lambda: chat(tools=[sail], tool_choice=walk), param="tool_choice.function.name")
 
 
+def answers_of_responses():
+    settings = dict(model="haiku", input=PROMPT, temperature=0.7, extra_body={"seed": 1})
+    whole = client.responses.create(**settings)
+    text = whole.output_text
+    assert whole.status == "completed" and "forty-two" in text, whole
+    with client.responses.stream(**settings) as stream:
+        pieces = [event.delta for event in stream if event.type == "response.output_text.delta"]
+        streamed = stream.get_final_response()
+    assert "".join(pieces) == streamed.output_text == text and streamed.usage == whole.usage or streamed.usage.total_tokens
+    again = client.responses.create(model="haiku", input="Another one", previous_response_id=whole.id, max_output_tokens=5)
+    assert again.status == "incomplete" and again.usage.input_tokens > whole.usage.input_tokens
+    assert client.responses.retrieve(whole.id).output_text == text
+    client.responses.delete(whole.id)
+    expect(openai.NotFoundError, lambda: client.responses.retrieve(whole.id))
+    parsed = client.responses.parse(**settings, text_format=Answer)
+    assert isinstance(parsed.output_parsed, Answer), parsed
+
+    sail = {"type": "function", "name": "sail", "strict": True, "parameters": Sail.model_json_schema() | {"additionalProperties": False}}
+    forced = dict(tools=[sail], tool_choice="required", parallel_tool_calls=False)
+    called = client.responses.create(**settings, **forced)
+    (call,) = called.output
+    assert call.type == "function_call" and Sail(**json.loads(call.arguments)), called
+    with client.responses.stream(**settings, **forced) as stream:
+        pieces = [event.delta for event in stream if event.type == "response.function_call_arguments.delta"]
+    assert "".join(pieces) == call.arguments
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "a gale"}
+    turns = [{"role": "user", "content": PROMPT}, *called.output, result]
+    items = client.responses.create(model="haiku", input=turns, tools=[sail], max_output_tokens=3)
+    by_id = client.responses.create(model="haiku", input=[result], previous_response_id=called.id, tools=[sail], max_output_tokens=3)
+    assert items.usage.input_tokens == by_id.usage.input_tokens
+
+
 def errors():
     expect(openai.BadRequestError, lambda: chat(n=1000), param="n")
     expect(openai.BadRequestError, lambda: chat(extra_body={"foo": 1}), param="foo")
@@ -203,7 +262,6 @@ def errors():
         code="context_length_exceeded",
         param="messages",
     )
-    expect(openai.NotFoundError, lambda: client.responses.create(model="haiku", input="Hi"))
     wrong = openai.OpenAI(base_url=f"{BASE}/v1", api_key="wrong", max_retries=0)
     expect(openai.AuthenticationError, wrong.models.list, code="invalid_api_key")
 
@@ -242,6 +300,7 @@ for test in (
     completions,
     formats,
     tools,
+    answers_of_responses,
     errors,
     many_at_once,
     leaving_midway,

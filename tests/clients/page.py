@@ -3,6 +3,7 @@
 Called by run.sh with the server's address and its key; screenshots go to the folder named last.
 """
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -124,6 +125,31 @@ with sync_playwright() as playwright:
     ask(page, "Write a haiku about the moon with the word two")
     expect(page.locator("#status")).to_have_text("stopped")
     page.unroute("**/v1/chat/completions", endless)
+
+    # What a model thinks stands in a fold above what it says, and goes back with the next question.
+    def thinks(route):
+        deltas = [{"reasoning_content": "Five and "}, {"reasoning_content": "seven."}, {"content": "Twelve"}, {"content": "."}]
+        chunks = [{"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+        chunks.append({"choices": [], "usage": {"completion_tokens": 4}})
+        body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+        route.fulfill(status=200, content_type="text/event-stream; charset=utf-8", body=body)
+
+    page.get_by_role("button", name="New conversation").click()
+    page.route("**/v1/chat/completions", thinks)
+    ask(page, "How many?")
+    expect(page.locator(".turn.assistant .said")).to_have_text("Twelve.")
+    fold = page.locator(".turn.assistant details")
+    expect(fold).to_have_text("ThinkingFive and seven.")
+    assert fold.get_attribute("open") is None
+    page.get_by_text("Thinking").click()
+    expect(fold.locator("p")).to_be_visible()
+    page.screenshot(path=SHOTS / "thought.png")
+    with page.expect_request("**/v1/chat/completions") as sent:
+        ask(page, "Sure?")
+    answer = sent.value.post_data_json["messages"][-2]
+    assert answer == {"role": "assistant", "content": "Twelve.", "reasoning_content": "Five and seven."}, answer
+    expect(page.locator(".turn.assistant .said")).to_have_count(2)
+    page.unroute("**/v1/chat/completions", thinks)
 
     # What the server refuses is said, and the question can be sent again.
     assert not faults, faults

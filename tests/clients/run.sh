@@ -6,6 +6,7 @@
 # Each name is a test of its own; without any, all are run:
 #
 #   openai         OpenAI's client for Python
+#   anthropic      Anthropic's client for Python
 #   page           the chat page in headless Chromium (Debian's package `chromium`)
 #   schemathesis   requests made of the OpenAPI document; EXAMPLES says how many of each kind
 #   litellm langchain instructor pydantic_ai llm    what is built on it
@@ -17,7 +18,7 @@ cd "$(dirname "$0")/../.."
 work=target/clients
 mkdir -p "$work"
 names=("$@")
-[ $# -gt 0 ] || names=(openai page schemathesis litellm langchain instructor pydantic_ai llm npm_openai npm_ai)
+[ $# -gt 0 ] || names=(openai anthropic page schemathesis litellm langchain instructor pydantic_ai llm npm_openai npm_ai)
 
 # The folder of a Python environment, made where its requirements have changed. Each client has its own: they ask for different versions of
 # OpenAI's.
@@ -67,7 +68,7 @@ for name in "${names[@]}"; do
             --header "Authorization: Bearer $key" --workers 2 --suppress-health-check filter_too_much \
             --max-examples "${EXAMPLES:-60}"
         ;;
-    litellm | langchain | instructor | pydantic_ai)
+    anthropic | litellm | langchain | instructor | pydantic_ai)
         folder=$(environment "$name")
         "$folder/bin/python" "tests/clients/${name}_client.py" "$base" $key
         ;;

@@ -7,6 +7,7 @@ mod cli;
 #[path = "../common/compare.rs"]
 mod compare;
 mod customs;
+mod dialects;
 mod elsewhere;
 mod engine;
 mod families;

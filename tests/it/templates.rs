@@ -105,3 +105,72 @@ fn a_name_that_is_a_normal_token_is_said() {
     let expected = "the chat template prints <|im_start|>, a normal token in this vocabulary, so that the model reads it as 12 tokens of text";
     assert!(said.contains(expected), "{said}");
 }
+
+/// The text of a prompt with these options.
+fn prompt_with(file: &File, options: &[&str]) -> (i32, String, String) {
+    let mut command = vec!["generate", "--device", "cpu", "-n", "1", "--ignore-eos", "--json"];
+    command.extend(options);
+    command.push("hi");
+    let output = run(file, &command);
+    let said = String::from_utf8(output.stderr).unwrap();
+    let Ok(answer) = serde_json::from_slice::<Value>(&output.stdout) else {
+        return (output.status.code().unwrap(), String::new(), said);
+    };
+    let ids: Vec<String> = answer["prompt_ids"].as_array().unwrap().iter().map(Value::to_string).collect();
+    let mut decode = vec!["detokenize"];
+    decode.extend(ids.iter().map(String::as_str));
+    let decoded = run(file, &[&decode[..], &["--json"]].concat());
+    let text: Value = serde_json::from_slice(&decoded.stdout).unwrap();
+    (0, text["text"].as_str().unwrap().to_owned(), said)
+}
+
+#[test]
+fn another_template_takes_the_place_of_the_files() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("mine.jinja");
+    std::fs::write(&path, "{{ messages[0].content }} {{ mood }}").unwrap();
+    let path = path.to_str().unwrap();
+    let model = with_template("its own");
+    let kwargs = ["--chat-template-kwargs", r#"{"mood": "glad"}"#];
+    for (options, expected) in [
+        (vec![], "its own"),
+        (vec!["--chat-template", "default"], "its own"),
+        (vec!["--chat-template", "chatml"], "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"),
+        (vec!["--chat-template", "<{{ messages[0].role }}>"], "<user>"),
+        ([&["--chat-template-file", path], &kwargs[..]].concat(), "hi glad"),
+    ] {
+        let (status, text, said) = prompt_with(&model, &options);
+        assert_eq!((status, text.as_str()), (0, expected), "{options:?}: {said}");
+    }
+    for (options, status, expected) in [
+        (vec!["--chat-template", "llama7"], 3, "there is no chat template \"llama7\"; expected chatml"),
+        (vec!["--chat-template", "tool_use"], 3, "there is no chat template"),
+        (vec!["--chat-template-file", "/nowhere"], 1, "/nowhere"),
+        (vec!["--chat-template-kwargs", "[1]"], 2, "expected a JSON object"),
+        (vec!["--chat-template", "chatml", "--chat-template-file", path], 2, "cannot be used with"),
+    ] {
+        let (found, _, said) = prompt_with(&model, &options);
+        assert!(found == status && said.contains(expected), "{options:?}: {found}: {said}");
+    }
+}
+
+/// Thoughts that the template opens are closed after their budget, and shown between their tags where no terminal is.
+#[test]
+fn chat_shows_thoughts() {
+    let model = with_template("{{ messages[-1].content }}<think>\n");
+    let chat = |budget: &str| {
+        let mut qernel = Command::new(env!("CARGO_BIN_EXE_qernel"));
+        qernel.env_remove("QERNEL_MODEL").env_remove("RUST_LOG").arg("chat").arg("--model").arg(&model.path);
+        qernel
+            .args(["--device", "cpu", "-n", "40", "--seed", "1", "--reasoning-budget", budget])
+            .write_stdin("hi\n");
+        let output = qernel.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let bounded = chat("4");
+    let (thought, said) = bounded.split_once("\n</think>\n\n").unwrap_or_else(|| panic!("{bounded}"));
+    assert!(thought.starts_with("<think>\n") && said.ends_with('\n'), "{bounded}");
+    let none = chat("0");
+    assert!(!none.contains("think>"), "{none}");
+}

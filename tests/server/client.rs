@@ -1,17 +1,20 @@
 //! A server in this process, and a client of raw sockets that can also behave badly.
 
 use qernel::batch::{Batch, BatchLimits};
+use qernel::chat::ChatTemplate;
 use qernel::error::{Error, Result};
 use qernel::kv_layout::KvLayout;
 use qernel::load::{DeviceChoice, LoadedModel, RunnerOptions};
 use qernel::model::Runner;
 use qernel::sampler::{Logprobs, NO_TOKEN, SamplingRow};
 use qernel::server::{ServedModel, Server, ServerConfig};
+use qernel::tokenizer::Tokenizer;
 use serde_json::Value;
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -33,6 +36,40 @@ pub struct Control {
     pub pause: AtomicU64,
     /// Steps computed so far.
     pub steps: AtomicU64,
+    /// Tokens that are drawn next, one after the other, where they are allowed. For one sequence at a time.
+    script: Mutex<VecDeque<u32>>,
+    tokenizer: OnceLock<Arc<Tokenizer>>,
+}
+
+impl Control {
+    /// Makes the model say this next, and then end.
+    pub fn say(&self, text: &str) {
+        self.begin(text);
+        let tokenizer = self.tokenizer.get().expect("the model is open");
+        self.script.lock().unwrap().push_back(tokenizer.end_of_generation()[0]);
+    }
+
+    /// Makes the model say this next; it goes on as it likes.
+    pub fn begin(&self, text: &str) {
+        let tokenizer = self.tokenizer.get().expect("the model is open");
+        let mut script = self.script.lock().unwrap();
+        script.clear();
+        script.extend(tokenizer.encode(text, true).unwrap());
+    }
+
+    /// Puts the script's token in place of one that was drawn, where that is allowed.
+    fn follow(&self, tokens: &mut [u32], rows: &[SamplingRow]) {
+        let mut script = self.script.lock().unwrap();
+        for (token, row) in tokens.iter_mut().zip(rows) {
+            let next = script.front().copied();
+            if let Some(next) =
+                next.filter(|&next| row.allowed.as_ref().is_none_or(|allowed| allowed.contains(next)))
+            {
+                *token = next;
+                script.pop_front();
+            }
+        }
+    }
 }
 
 /// The embedded model under a test's control.
@@ -64,7 +101,8 @@ impl Runner for Controlled {
             return Err(Error::Device("the cable was pulled".into()));
         }
         self.control.steps.fetch_add(1, Ordering::Relaxed);
-        let tokens = self.inner.step(batch, rows)?;
+        let mut tokens = self.inner.step(batch, rows)?;
+        self.control.follow(&mut tokens, rows);
         let broken = self.control.broken.load(Ordering::Relaxed);
         Ok(if broken { vec![NO_TOKEN; tokens.len()] } else { tokens })
     }
@@ -97,6 +135,7 @@ pub fn open_model(max_num_sequences: usize) -> Result<LoadedModel> {
 pub fn open(max_num_sequences: usize, control: Arc<Control>) -> Result<ServedModel> {
     let mut model = open_model(max_num_sequences)?;
     let template = model.template();
+    let _ = control.tokenizer.set(Arc::clone(&model.tokenizer));
     model.runner = Box::new(Controlled { inner: model.runner, control });
     Ok(ServedModel {
         engine: model.into_engine()?,
@@ -124,6 +163,16 @@ pub fn start(config: ServerConfig) -> Running {
     let running = start_with(config, open);
     running.wait_until("ready", |running| running.get("/health").status == 200);
     running
+}
+
+/// Starts a server with another chat template.
+pub fn start_with_template(config: ServerConfig, source: &'static str) -> Running {
+    let server = start_with(config, move |max_num_sequences, control| {
+        let template = ChatTemplate::new(source, "", "");
+        open(max_num_sequences, control).map(|model| ServedModel { template, ..model })
+    });
+    server.wait_until("ready", |server| server.get("/health").status == 200);
+    server
 }
 
 /// Starts a server with a model opened in another way.

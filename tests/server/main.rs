@@ -12,10 +12,13 @@ mod limits;
 mod load;
 mod logs;
 mod long_texts;
+mod messages;
 #[path = "../common/minute.rs"]
 mod minute;
 mod openai;
 mod refusals;
+mod responses;
 mod schemas;
 mod templates;
+mod thinking;
 mod tools;

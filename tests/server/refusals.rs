@@ -226,8 +226,8 @@ fn paths_and_methods() {
     assert_eq!(error(wrong), "invalid_request_error");
     assert_eq!(server.get("/page/nothing").status, 404);
     for (path, says) in [
-        ("/v1/responses", "/v1/chat/completions"),
-        ("/responses", "/v1/chat/completions"),
+        ("/responses", "has to end with /v1"),
+        ("/messages", "/v1/messages"),
         ("/chat/completions", "/v1/chat/completions"),
         ("/completions", "has to end with /v1"),
     ] {
@@ -324,6 +324,11 @@ fn the_openapi_document() {
     let paths = document["paths"].as_object().unwrap();
     for (path, operations) in paths {
         for (method, operation) in operations.as_object().unwrap() {
+            // There is no answer that is kept yet.
+            if path.ends_with("{id}") {
+                assert_eq!(server.send(&method.to_uppercase(), path, &[], "").response().status, 404);
+                continue;
+            }
             let path = path.replace("{model}", "haiku");
             let response = match method.as_str() {
                 "get" => server.get(&path),
@@ -343,5 +348,5 @@ fn the_openapi_document() {
             assert_eq!(schema["additionalProperties"], Value::Bool(false), "{body}");
         }
     }
-    assert_eq!(paths.len(), 13);
+    assert_eq!(paths.len(), 17);
 }

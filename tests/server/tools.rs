@@ -51,14 +51,18 @@ fn named(name: &str) -> Value {
     json!({"type": "function", "function": {"name": name}})
 }
 
-/// Name and arguments of the calls of a message; they are as they were asked for.
-fn calls(message: &Value) -> Vec<(String, String)> {
+/// Name and arguments of the calls of a message; they are as they were asked for, but for one that was cut off.
+fn calls(message: &Value, is_cut: bool) -> Vec<(String, String)> {
     let calls = message["tool_calls"].as_array().cloned().unwrap_or_default();
-    let calls = calls.iter().map(|call| {
+    let whole = calls.len() - usize::from(is_cut && !calls.is_empty());
+    let calls = calls.iter().enumerate().map(|(i, call)| {
         assert_eq!(call["type"], "function");
         assert!(call["id"].as_str().unwrap().starts_with("call_"), "{call}");
         let text = |name: &str| call["function"][name].as_str().unwrap().to_owned();
         let (name, arguments) = (text("name"), text("arguments"));
+        if i >= whole {
+            return (name, arguments);
+        }
         let given: Value = serde_json::from_str(&arguments).unwrap();
         match name.as_str() {
             "sail" => assert!(given == json!({"to": 7}) || given == json!({"to": "</tool_call>"}), "{given}"),
@@ -90,9 +94,18 @@ fn add_up(events: Events, n: usize) -> Vec<(Value, Value, Vec<Value>)> {
             }
             for call in delta["tool_calls"].as_array().into_iter().flatten() {
                 let mut call = call.clone();
+                let index = call.as_object_mut().unwrap().remove("index").unwrap();
                 let so_far = message["tool_calls"].as_array_mut().unwrap();
-                assert_eq!(call.as_object_mut().unwrap().remove("index").unwrap(), so_far.len());
-                so_far.push(call);
+                if call.get("id").is_some() {
+                    assert_eq!((index, &call["function"]["arguments"]), (json!(so_far.len()), &json!("")));
+                    so_far.push(call);
+                } else {
+                    assert_eq!(index, so_far.len() - 1, "arguments are those of the newest call");
+                    assert_eq!(call.as_object().unwrap().len(), 1, "{call}");
+                    let arguments = &mut so_far.last_mut().unwrap()["function"]["arguments"];
+                    let more = call["function"]["arguments"].as_str().unwrap();
+                    *arguments = (arguments.as_str().unwrap().to_owned() + more).into();
+                }
             }
             *reason = choice["finish_reason"].clone();
             tokens.extend(choice["logprobs"]["content"].as_array().cloned().unwrap_or_default());
@@ -120,8 +133,9 @@ fn forced_calls_follow_their_schemas_whole_and_streamed() {
         let streamed = add_up(server.stream(CHAT, &request).events(), 4);
         let mut ids = Vec::new();
         for (choice, (message, reason, tokens)) in whole["choices"].as_array().unwrap().iter().zip(streamed) {
-            let found = calls(&choice["message"]);
-            if choice["finish_reason"] == "length" {
+            let is_cut = choice["finish_reason"] == "length";
+            let found = calls(&choice["message"], is_cut);
+            if is_cut {
                 assert!(parallel, "one call is short");
             } else {
                 assert_eq!(choice["finish_reason"], "tool_calls");
@@ -129,7 +143,7 @@ fn forced_calls_follow_their_schemas_whole_and_streamed() {
                 assert!(!found.is_empty() && (parallel || found.len() == 1), "{choice}");
             }
             assert!(only.is_none_or(|only| found.iter().all(|(name, _)| name == only)), "{found:?}");
-            assert_eq!((calls(&message), &reason), (found, &choice["finish_reason"]));
+            assert_eq!((calls(&message, is_cut), &reason), (found, &choice["finish_reason"]));
             assert_eq!(
                 (&message["role"], &message["content"]),
                 (&json!("assistant"), &choice["message"]["content"])
@@ -158,13 +172,19 @@ fn forced_calls_follow_their_schemas_whole_and_streamed() {
 }
 
 #[test]
-fn a_call_that_is_cut_off_is_content() {
+fn a_call_that_is_cut_off_has_what_came_of_its_arguments() {
     let server = start_with_tools();
-    let request = body(json!({"tool_choice": "required", "max_tokens": 12}));
-    let choice = server.post(CHAT, request).good()["choices"][0].clone();
-    assert_eq!(choice["finish_reason"], "length");
+    let ask = || server.post(CHAT, body(json!({}))).good()["choices"][0].clone();
+    // Nobody knows yet that it is a call.
+    server.control.say("<tool_call>\n{\"name\": \"sa");
+    let choice = ask();
     assert!(choice["message"].get("tool_calls").is_none());
-    assert!(choice["message"]["content"].as_str().unwrap().starts_with("<tool_call>"), "{choice}");
+    assert_eq!(choice["message"]["content"], "<tool_call>\n{\"name\": \"sa");
+    server.control.say("I go.\n<tool_call>\n{\"name\": \"sail\", \"arguments\": {\"to\": ");
+    let choice = ask();
+    assert_eq!(choice["message"]["content"], "I go.\n");
+    assert_eq!(choice["message"]["tool_calls"][0]["function"]["arguments"], "{\"to\": ");
+    assert_eq!(choice["finish_reason"], "tool_calls");
 }
 
 #[test]
@@ -225,7 +245,7 @@ fn json_or_calls() {
         let request = json!({"response_format": format, "seed": seed, "n": 4, "temperature": 2, "parallel_tool_calls": false});
         let answer = server.post(CHAT, body(request)).good();
         for choice in answer["choices"].as_array().unwrap() {
-            let called = !calls(&choice["message"]).is_empty();
+            let called = !calls(&choice["message"], false).is_empty();
             kinds[usize::from(called)] += 1;
             assert_eq!(choice["finish_reason"], if called { "tool_calls" } else { "stop" });
             match choice["message"]["content"].as_str() {
@@ -313,4 +333,47 @@ fn a_template_without_tools_is_not_given_any() {
     let turns = json!([{"role": "user", "content": "?"}, {"role": "assistant", "tool_calls": [call]}]);
     let refused = server.post(CHAT, json!({"messages": turns})).json();
     assert_eq!(refused["error"]["param"], "messages[1].tool_calls");
+}
+
+/// The same in XML: what is forced follows the schemas, and values have their types.
+#[test]
+fn calls_in_xml() {
+    let server = start_with_template(config(), include_str!("../data/dialects/xml.jinja"));
+    let fleet = tool(
+        "f",
+        json!({"properties": {
+            "a": {"type": "string", "maxLength": 5}, "b": {"enum": ["sloop", "brig"]},
+            "c": {"type": "array", "items": {"type": "boolean"}, "maxItems": 2},
+        }, "required": ["a", "b", "c"], "additionalProperties": false}),
+    );
+    for seed in 0..4 {
+        let request = body(json!({
+            "tools": [fleet], "tool_choice": "required", "parallel_tool_calls": false, "enable_thinking": false,
+            "seed": seed, "temperature": 1.5, "max_tokens": 300,
+        }));
+        let choice = server.post(CHAT, &request).good()["choices"][0].clone();
+        let call = &choice["message"]["tool_calls"][0]["function"];
+        let given: Value = serde_json::from_str(call["arguments"].as_str().unwrap()).unwrap();
+        assert_eq!((&choice["finish_reason"], &call["name"]), (&json!("tool_calls"), &json!("f")));
+        assert!(given["a"].as_str().unwrap().chars().count() <= 5, "{given}");
+        assert!(["sloop", "brig"].contains(&given["b"].as_str().unwrap()), "{given}");
+        assert!(given["c"].as_array().unwrap().iter().all(Value::is_boolean), "{given}");
+        let mut streamed = request.clone();
+        streamed["stream"] = true.into();
+        let (message, reason, _) = add_up(server.stream(CHAT, &streamed).events(), 1).remove(0);
+        assert_eq!((&message["tool_calls"][0]["function"], &reason), (call, &json!("tool_calls")));
+    }
+    let said = "<tool_call>\n<function=sail>\n<parameter=to>\n7\n</parameter>\n</function>\n</tool_call>\n\
+                <tool_call>\n<function=fish>\n<parameter=deep>\nTrue\n</parameter>\n</function>\n</tool_call>";
+    server.control.say(&format!("Fish.</think>\n\n{said}"));
+    let message = server.post(CHAT, body(json!({}))).good()["choices"][0]["message"].clone();
+    let expected =
+        [("sail".to_owned(), r#"{"to": 7}"#.to_owned()), ("fish".into(), r#"{"deep": true}"#.into())];
+    assert_eq!(calls(&message, false), expected);
+    assert_eq!((&message["content"], &message["reasoning_content"]), (&Value::Null, &json!("Fish.")));
+    // Within thoughts that are never closed.
+    server.control.say(&format!("I fish.\n{said}"));
+    let message = server.post(CHAT, body(json!({}))).good()["choices"][0]["message"].clone();
+    assert_eq!(calls(&message, false), expected);
+    assert_eq!((&message["content"], &message["reasoning_content"]), (&Value::Null, &json!("I fish.")));
 }

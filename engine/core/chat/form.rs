@@ -12,6 +12,15 @@ pub struct Form {
     text_arguments: bool,
 }
 
+/// How a model that was trained with a template writes the calls of tools, between `<tool_call>` and `</tool_call>`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// `{"name": …, "arguments": {…}}`, as Qwen2.5, Qwen3 and Hermes models do.
+    Json,
+    /// `<function=…><parameter=…>…</parameter></function>`, as Qwen3-Coder, Qwen3.5 and later ones do.
+    Xml,
+}
+
 /// Whether the forms of a conversation differ.
 pub fn is_needed(messages: &Value) -> bool {
     let mut messages = messages.as_array().into_iter().flatten();
@@ -19,41 +28,51 @@ pub fn is_needed(messages: &Value) -> bool {
         .any(|message| message["tool_calls"].is_array() || message.get("content").is_some_and(Value::is_null))
 }
 
+/// The function of the trial renderings.
+const NAME: &str = "needle_of_names";
+
 impl Form {
-    /// The form that shows most of a call. Of forms that show as much, the first: what transformers hands over.
-    pub fn of(template: &Template) -> Self {
-        let mut best = (0, Self { empty_content: false, text_arguments: false });
+    /// The form that shows most of a call, and the dialect that it is shown in. Of forms that show as much, the first: what transformers
+    /// hands over. Of a template that shows no call, `source` may still tell the model how to write one.
+    pub fn of(template: &Template, source: &str) -> (Self, Dialect) {
+        let mut best = (0, Self { empty_content: false, text_arguments: false }, String::new());
         for (empty_content, text_arguments) in [(false, false), (true, false), (false, true), (true, true)] {
             let form = Self { empty_content, text_arguments };
-            let shown = form.shown_by(template);
+            let (shown, text) = form.shown_by(template);
             if shown > best.0 {
-                best = (shown, form);
+                best = (shown, form, text);
             }
         }
-        best.1
+        let is_xml = match best.2.contains(NAME) {
+            true => best.2.contains(&format!("<function={NAME}>")),
+            false => source.contains("<function="),
+        };
+        (best.1, if is_xml { Dialect::Xml } else { Dialect::Json })
     }
 
-    /// How much a template shows of a call in this form.
-    fn shown_by(self, template: &Template) -> u32 {
+    /// How much a template shows of a call in this form, and what it makes of it.
+    fn shown_by(self, template: &Template) -> (u32, String) {
         let arguments = json!({"needle_of_arguments": "needle_of_values"});
-        let call = json!({"id": "call00001", "type": "function", "function": {"name": "needle_of_names", "arguments": arguments}});
+        let call = json!({"id": "call00001", "type": "function", "function": {"name": NAME, "arguments": arguments}});
         let messages = self.apply(json!([
             {"role": "user", "content": "needle_of_users"},
             {"role": "assistant", "content": null, "tool_calls": [call]},
-            {"role": "tool", "content": "needle_of_tools", "name": "needle_of_names", "tool_call_id": "call00001"},
+            {"role": "tool", "content": "needle_of_tools", "name": NAME, "tool_call_id": "call00001"},
         ]));
         let variables = json!({
             "messages": messages, "tools": null, "add_generation_prompt": false, "bos_token": "", "eos_token": "",
         });
-        let Ok(text) = template.render(&variables.to_string()) else { return 0 };
+        let Ok(text) = template.render(&variables.to_string()) else { return (0, String::new()) };
         let is_json = text.contains(r#""needle_of_arguments": "needle_of_values""#)
             || text.contains(r#""needle_of_arguments":"needle_of_values""#);
         // Python's word for null is no text of a conversation.
         let says_none = text.contains("None");
-        1 + u32::from(!says_none)
+        let shown = 1
+            + u32::from(!says_none)
             + 2 * u32::from(text.contains("needle_of_values"))
             + 4 * u32::from(is_json)
-            + 8 * u32::from(text.contains("needle_of_names"))
+            + 8 * u32::from(text.contains(NAME));
+        (shown, text)
     }
 
     /// A conversation in this form.
@@ -82,8 +101,21 @@ mod tests {
     use qernel_jinja::Limits;
 
     fn of(source: &str) -> (bool, bool) {
-        let form = Form::of(&Template::compile(source, Limits::default()).unwrap());
+        let (form, _) = Form::of(&Template::compile(source, Limits::default()).unwrap(), source);
         (form.empty_content, form.text_arguments)
+    }
+
+    #[test]
+    fn the_dialect_is_what_is_shown_or_told() {
+        for (source, expected) in [
+            (&calls("", "<function={{ c.function.name }}>")[..], Dialect::Xml),
+            (&calls("", "{{ c.function.name }} not <function=x>"), Dialect::Json),
+            ("{{ 'Write <function=name>' }}", Dialect::Xml),
+            ("{{ 'Write <tool_call>' }}", Dialect::Json),
+        ] {
+            let (_, dialect) = Form::of(&Template::compile(source, Limits::default()).unwrap(), source);
+            assert_eq!(dialect, expected, "{source}");
+        }
     }
 
     /// A template over the calls of each message, after what `content` prints of it.

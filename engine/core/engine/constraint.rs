@@ -16,4 +16,9 @@ pub trait TokenConstraint {
     /// # Errors
     /// As [`TokenConstraint::allowed`].
     fn accept(&mut self, token: u32) -> Result<()>;
+
+    /// Whether everything may follow from here on, so that nobody needs to ask any more.
+    fn is_over(&self) -> bool {
+        false
+    }
 }

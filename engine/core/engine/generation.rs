@@ -6,7 +6,7 @@ use super::repetition::Repetitions;
 use super::request::{FinishReason, Request, Timings};
 use super::text::TextStream;
 use crate::sampler::{HostRow, SamplingRow, TokenMask};
-use crate::scheduler::SequenceId;
+use crate::scheduler::{ScheduledSequence, SequenceId};
 use std::sync::Arc;
 
 /// What the engine knows of a sequence besides its tokens.
@@ -55,6 +55,16 @@ impl Generation {
         }
     }
 
+    /// Moves the constraint on by a token, where there is one, and says if that cannot be. One that is over is let go.
+    pub(super) fn advance_constraint(&mut self, id: SequenceId, token: u32) -> Option<FinishReason> {
+        let constrained = self.constraint.as_mut()?;
+        let reason = constrained.advance(id, token);
+        if constrained.constraint.is_over() {
+            self.constraint = None;
+        }
+        reason
+    }
+
     /// Whether another token may follow the one that is drawn next.
     pub(super) fn continues(&self, max_model_len: usize) -> bool {
         let sampled = self.completion_tokens + 1;
@@ -64,7 +74,7 @@ impl Generation {
 
 impl Constrained {
     /// Moves on by a token, and says if that cannot be.
-    pub(super) fn advance(&mut self, id: SequenceId, token: u32) -> Option<FinishReason> {
+    fn advance(&mut self, id: SequenceId, token: u32) -> Option<FinishReason> {
         match self.constraint.accept(token).and_then(|()| self.constraint.allowed()) {
             Ok(allowed) => {
                 self.allowed = Arc::new(allowed);
@@ -75,5 +85,18 @@ impl Constrained {
                 Some(FinishReason::Constraint)
             }
         }
+    }
+}
+
+impl Timings {
+    /// Adds what a sequence cost in a step of so many seconds.
+    pub(super) fn add(&mut self, scheduled: &ScheduledSequence, seconds: f64) {
+        let (tokens, time) = if scheduled.prefill {
+            (&mut self.prefill_tokens, &mut self.prefill_seconds)
+        } else {
+            (&mut self.decode_tokens, &mut self.decode_seconds)
+        };
+        *tokens += scheduled.num_rows;
+        *time += seconds;
     }
 }

@@ -227,6 +227,14 @@ impl SamplerChain {
     }
 }
 
+impl SamplerChain {
+    /// A bias of a token that a model with so many does not have.
+    pub fn bias_fault(&self, vocab_size: usize) -> Option<(&'static str, String)> {
+        let (token, _) = self.logit_bias.iter().find(|bias| bias.0 as usize >= vocab_size)?;
+        Some(("logit_bias", format!("token {token}, but the model has only tokens 0 to {}", vocab_size - 1)))
+    }
+}
+
 /// What the host needs to draw for a row, beside its logits and parameters.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HostRow {

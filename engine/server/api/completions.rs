@@ -123,6 +123,7 @@ pub async fn completions(
                 ..Request::new(prompt.clone())
             },
             grammar: None,
+            thinking: None,
             prompt_param: "prompt",
         })
     });
@@ -160,8 +161,8 @@ pub async fn plain(
 ) -> Result<(RequestPermit, Vec<u32>), ApiError> {
     let tokenizer = &app.engine.model()?.tokenizer;
     let bos = tokenizer.bos_token_id().filter(|_| tokenizer.adds_bos());
-    let (permit, ids) = app.encode(permit, "prompt", |_| Ok(text)).await?;
-    Ok((permit, bos.into_iter().chain(ids).collect()))
+    let (permit, prompt) = app.encode(permit, "prompt", |_| Ok(text)).await?;
+    Ok((permit, bos.into_iter().chain(prompt.ids).collect()))
 }
 
 struct Chunks {

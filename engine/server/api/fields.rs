@@ -32,13 +32,13 @@ pub const CHAT: Table = &[
         ],
     ),
     (Used, &["response_format", "tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs"]),
+    (Used, &["reasoning_effort", "enable_thinking", "thinking_budget_tokens", "thinking_budget"]),
     // What the prefix cache does needs no asking.
     (Ignored, &["cache_prompt", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"]),
     // A guess at the answer, to be faster.
     (Ignored, &["prediction"]),
     (Ignored, &["metadata", "store", "safety_identifier", "service_tier"]),
-    // Whether a model thinks is its template's matter: `chat_template_kwargs`.
-    (Ignored, &["reasoning_effort", "verbosity"]),
+    (Ignored, &["verbosity"]),
     (Refused(&["{}"]), &["logit_bias"]),
     (Refused(&["[]", "[\"text\"]"]), &["modalities"]),
     (Refused(&["[]"]), &["functions"]),
@@ -46,6 +46,135 @@ pub const CHAT: Table = &[
     // An empty object asks for a search.
     (Refused(&[]), &["audio", "moderation", "web_search_options"]),
 ];
+
+/// `/v1/responses`
+pub const RESPONSES: Table = &[
+    (
+        Used,
+        &["input", "instructions", "model", "stream", "max_output_tokens", "previous_response_id", "store"],
+    ),
+    (
+        Used,
+        &["metadata", "temperature", "top_p", "top_k", "min_p", "seed", "top_logprobs", "include", "user"],
+    ),
+    (Used, &["tools", "tool_choice", "parallel_tool_calls", "text", "reasoning", "chat_template_kwargs"]),
+    (Ignored, &["safety_identifier", "service_tier", "stream_options"]),
+    (Ignored, &["prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"]),
+    // Of tools that run at OpenAI's.
+    (Ignored, &["max_tool_calls"]),
+    (Refused(&["false"]), &["background"]),
+    (Refused(&["\"disabled\""]), &["truncation"]),
+    (Refused(&["[]"]), &["context_management"]),
+    (
+        Refused(&[]),
+        &["conversation", "prompt", "moderation", "image", "background_options", "access_programs"],
+    ),
+];
+
+/// An item of `input`. Clients send back what they got of an answer.
+pub const INPUT_ITEM: Table = &[
+    (Used, &["type", "role", "content", "summary", "call_id", "name", "arguments", "output"]),
+    (Ignored, &["id", "status", "phase", "encrypted_content", "created_by", "parsed_arguments"]),
+    (Refused(&["false"]), &["async", "async_"]),
+    (Refused(&[]), &["namespace", "caller"]),
+];
+
+/// A part of an item's `content`.
+pub const INPUT_PART: Table = &[
+    (Used, &["type", "text", "refusal"]),
+    (Ignored, &["annotations", "logprobs", "parsed", "prompt_cache_breakpoint"]),
+    (Refused(&[]), &["image_url", "detail", "file_id", "file_data", "file_url", "filename", "input_audio"]),
+];
+
+/// `reasoning`
+pub const REASONING: Table = &[
+    (Used, &["effort"]),
+    // Thoughts are shown as they are.
+    (Ignored, &["summary", "generate_summary", "context"]),
+    (Refused(&[]), &["mode"]),
+];
+
+/// `text`
+pub const TEXT_OPTIONS: Table = &[(Used, &["format"]), (Ignored, &["verbosity"])];
+
+/// `text.format`
+pub const TEXT_FORMAT: Table = &[(Used, &["type", "schema"]), (Ignored, &["name", "description", "strict"])];
+
+/// A tool of `tools` of `/v1/responses`
+pub const FLAT_TOOL: Table = &[
+    (Used, &["type", "name", "description", "parameters", "strict"]),
+    (Refused(&["false"]), &["defer_loading", "async"]),
+    (Refused(&[]), &["allowed_callers", "output_schema"]),
+];
+
+/// `tool_choice` of `/v1/responses`
+pub const FLAT_CHOICE: Table = &[(Used, &["type", "name"])];
+
+/// `/v1/messages` and `/v1/messages/count_tokens`
+pub const MESSAGES: Table = &[
+    (
+        Used,
+        &[
+            "messages",
+            "system",
+            "model",
+            "max_tokens",
+            "stop_sequences",
+            "stream",
+            "temperature",
+            "top_p",
+            "top_k",
+        ],
+    ),
+    (
+        Used,
+        &["seed", "tools", "tool_choice", "thinking", "output_config", "metadata", "chat_template_kwargs"],
+    ),
+    // What the prefix cache does needs no asking.
+    (Ignored, &["cache_control", "service_tier", "inference_geo", "speed"]),
+    (Ignored, &["workspace_id", "user_profile_id", "diagnostics"]),
+    (Refused(&["[]"]), &["mcp_servers"]),
+    (Refused(&["{\"edits\":[]}"]), &["context_management"]),
+    (Refused(&[]), &["container", "output_format"]),
+];
+
+/// A message of `messages` of `/v1/messages`
+pub const INPUT_MESSAGE: Table = &[(Used, &["role", "content"])];
+
+/// A block of a message's `content`. Clients send back what they got of an answer.
+pub const INPUT_BLOCK: Table = &[
+    (Used, &["type", "text", "thinking", "id", "name", "input", "tool_use_id", "content", "is_error"]),
+    (Ignored, &["cache_control", "signature", "data", "caller"]),
+    (Refused(&["[]"]), &["citations"]),
+    (Refused(&[]), &["source", "title", "context", "transformations", "toolset_name"]),
+];
+
+/// A tool of `tools` of `/v1/messages`
+pub const MESSAGES_TOOL: Table = &[
+    (Used, &["type", "name", "description", "input_schema", "strict"]),
+    (Ignored, &["cache_control", "eager_input_streaming", "input_examples"]),
+    (Refused(&["false"]), &["defer_loading"]),
+    (Refused(&["[\"direct\"]"]), &["allowed_callers"]),
+];
+
+/// `tool_choice` of `/v1/messages`
+pub const MESSAGES_TOOL_CHOICE: Table = &[(Used, &["type", "name", "disable_parallel_tool_use"])];
+
+/// `thinking`
+pub const THINKING: Table = &[
+    (Used, &["type", "budget_tokens"]),
+    // Thoughts are shown as they are.
+    (Ignored, &["display"]),
+];
+
+/// `output_config`
+pub const OUTPUT_CONFIG: Table = &[(Used, &["effort", "format"]), (Refused(&[]), &["task_budget"])];
+
+/// `output_config.format`
+pub const OUTPUT_FORMAT: Table = &[(Used, &["type", "schema"]), (Ignored, &["name"])];
+
+/// `metadata` of `/v1/messages`
+pub const METADATA: Table = &[(Used, &["user_id"])];
 
 /// `/v1/completions`
 pub const COMPLETION: Table = &[
@@ -152,6 +281,23 @@ pub const JSON_SCHEMA: Table = &[
 /// The tables by the names of their schemas in the OpenAPI document.
 pub const OBJECTS: &[(&str, Table)] = &[
     ("ChatRequest", CHAT),
+    ("ResponsesRequest", RESPONSES),
+    ("InputItem", INPUT_ITEM),
+    ("InputPart", INPUT_PART),
+    ("Reasoning", REASONING),
+    ("TextOptions", TEXT_OPTIONS),
+    ("TextFormat", TEXT_FORMAT),
+    ("FlatTool", FLAT_TOOL),
+    ("FlatChoice", FLAT_CHOICE),
+    ("MessagesRequest", MESSAGES),
+    ("InputMessage", INPUT_MESSAGE),
+    ("InputBlock", INPUT_BLOCK),
+    ("MessagesTool", MESSAGES_TOOL),
+    ("MessagesToolChoice", MESSAGES_TOOL_CHOICE),
+    ("ThinkingOptions", THINKING),
+    ("OutputConfig", OUTPUT_CONFIG),
+    ("OutputFormat", OUTPUT_FORMAT),
+    ("Metadata", METADATA),
     ("CompletionRequest", COMPLETION),
     ("GenerateRequest", GENERATE),
     ("TokenizeRequest", TOKENIZE),

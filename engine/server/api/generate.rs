@@ -156,9 +156,10 @@ impl GenerateRequest {
                 let system = self.system.take().map(|text| Message::new("system", text));
                 let messages: Vec<_> = system.into_iter().chain([Message::new("user", prompt)]).collect();
                 let render = move |model: &ModelInfo| {
-                    Ok(super::chat::template(model)?.render(&messages, &[], true)?)
+                    Ok(super::conversation::template(model)?.render(&messages, &[], true)?)
                 };
-                app.encode(permit, "prompt", render).await
+                let (permit, prompt) = app.encode(permit, "prompt", render).await?;
+                Ok((permit, prompt.ids))
             }
             _ => Err(ApiError::field(
                 "prompt",
@@ -207,6 +208,7 @@ pub async fn generate(
                     ..Request::new(prompt)
                 },
                 grammar: None,
+                thinking: None,
                 prompt_param,
             }],
         )

@@ -1,7 +1,10 @@
 //! The endpoints, one file each, and what they share.
 
+pub mod anthropic;
 pub mod chat;
+pub mod chat_answer;
 pub mod completions;
+pub mod conversation;
 pub mod fields;
 pub mod generate;
 pub mod health;
@@ -10,8 +13,10 @@ pub mod messages;
 pub mod models;
 pub mod openai;
 pub mod page;
+pub mod parts;
 pub mod prompt;
 pub mod response_format;
+pub mod responses;
 pub mod tokens;
 pub mod tool_calls;
 pub mod tool_grammar;
@@ -25,6 +30,8 @@ use super::work::RequestPermit;
 use axum::Router;
 use axum::http::{StatusCode, Uri};
 use axum::routing::{get, post};
+use conversation::Prompt;
+use qernel_core::chat::thinking;
 use qernel_core::engine::{Event, FinishReason, Timings, Usage};
 use qernel_core::sampler::Logprobs;
 use serde::Deserialize;
@@ -40,6 +47,10 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/v1/generate", post(generate::generate))
         .route("/v1/completions", post(completions::completions))
         .route("/v1/chat/completions", post(chat::chat_completions))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/responses/{id}", get(responses::retrieve).delete(responses::delete))
+        .route("/v1/messages", post(anthropic::messages))
+        .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*model}", get(models::retrieve))
         .route("/tokenize", post(tokens::tokenize))
@@ -53,11 +64,10 @@ pub fn routes() -> Router<Arc<App>> {
 pub async fn nowhere(uri: Uri) -> ApiError {
     let path = uri.path();
     let message = match path.strip_prefix("/v1").unwrap_or(path) {
-        "/responses" => {
-            "this server does not have the Responses API; have the client use chat completions (/v1/chat/completions)".into()
-        }
-        known @ ("/chat/completions" | "/completions" | "/models") => {
-            format!("there is nothing at this path, but at /v1{known}: the client's base URL has to end with /v1")
+        known @ ("/chat/completions" | "/completions" | "/models" | "/responses" | "/messages") => {
+            format!(
+                "there is nothing at this path, but at /v1{known}: the client's base URL has to end with /v1"
+            )
         }
         _ => "there is nothing at this path; see /openapi.json".into(),
     };
@@ -82,12 +92,20 @@ impl Stop {
     /// # Errors
     /// 400 where they are too many, too long or empty.
     pub fn texts(stop: Option<Self>) -> Result<Vec<String>, ApiError> {
+        Self::texts_of("stop", stop)
+    }
+
+    /// The texts of the field `param`.
+    ///
+    /// # Errors
+    /// As [`Stop::texts`].
+    pub fn texts_of(param: &str, stop: Option<Self>) -> Result<Vec<String>, ApiError> {
         let texts = match stop {
             None => return Ok(Vec::new()),
             Some(Self::One(text)) => vec![text],
             Some(Self::Many(texts)) => texts,
         };
-        let refuse = |what: String| Err(ApiError::field("stop", format!("stop: {what}")));
+        let refuse = |what: String| Err(ApiError::field(param, format!("{param}: {what}")));
         if texts.len() > MAX_STOPS {
             return refuse(format!("expected at most {MAX_STOPS} texts, found {}", texts.len()));
         }
@@ -108,7 +126,7 @@ impl App {
         permit: RequestPermit,
         param: &'static str,
         text: impl FnOnce(&ModelInfo) -> Result<String, ApiError> + Send + 'static,
-    ) -> Result<(RequestPermit, Vec<u32>), ApiError> {
+    ) -> Result<(RequestPermit, Prompt), ApiError> {
         let app = Arc::clone(self);
         let encode = move || {
             let model = app.engine.model()?;
@@ -125,7 +143,8 @@ impl App {
                 );
                 return Err(ApiError::context_length(param, message));
             }
-            Ok(model.tokenizer.encode(&text, true)?)
+            let in_thoughts = thinking::is_open(&text);
+            Ok(Prompt { ids: model.tokenizer.encode(&text, true)?, in_thoughts })
         };
         self.work.prompt(permit, encode).await
     }

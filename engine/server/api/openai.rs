@@ -3,7 +3,7 @@
 use super::{Choice, fields};
 use crate::error::ApiError;
 use crate::fields::described;
-use crate::number::TokenLimit;
+use crate::number::Limit;
 use qernel_core::engine::FinishReason;
 use qernel_core::sampler::SamplingParams;
 use serde::{Deserialize, Serialize};
@@ -110,12 +110,36 @@ pub fn check(temperature: Option<f32>, user: Option<&str>) -> Result<(), ApiErro
         let message = format!("temperature: expected 0 or more, found {temperature}");
         return Err(ApiError::field("temperature", message));
     }
+    check_user("user", user)
+}
+
+/// Refuses a name of who asks that is too long.
+///
+/// # Errors
+/// 400, by the name of the field.
+pub fn check_user(param: &str, user: Option<&str>) -> Result<(), ApiError> {
     match user.map(str::len).filter(|len| *len > MAX_USER_BYTES) {
         Some(len) => {
-            let message = format!("user: expected at most {MAX_USER_BYTES} bytes, found {len}");
-            Err(ApiError::field("user", message))
+            let message = format!("{param}: expected at most {MAX_USER_BYTES} bytes, found {len}");
+            Err(ApiError::field(param, message))
         }
         None => Ok(()),
+    }
+}
+
+/// Sampling from the model's own distribution, as OpenAI's interface has it by default; penalties look at the answer alone.
+pub fn plain_sampling() -> SamplingParams {
+    SamplingParams {
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repeat_penalty: 1.0,
+        repeat_last_n: -1,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        seed: 0,
+        chain: None,
     }
 }
 
@@ -134,11 +158,11 @@ pub fn check_sampling(params: &SamplingParams) -> Result<(), ApiError> {
 ///
 /// # Errors
 /// 400 where they contradict each other.
-pub fn token_limit<const N: usize>(
-    given: [(&str, Option<TokenLimit>); N],
+pub fn token_limit<const MIN: i128, const N: usize>(
+    given: [(&str, Option<Limit<MIN>>); N],
     default: Option<usize>,
 ) -> Result<Option<usize>, ApiError> {
-    let mut first: Option<(&str, TokenLimit)> = None;
+    let mut first: Option<(&str, Limit<MIN>)> = None;
     for (name, limit) in given.into_iter().filter_map(|(name, limit)| Some((name, limit?))) {
         match first {
             Some((other, found)) if found != limit => {
@@ -194,6 +218,7 @@ pub struct OpenAiUsage {
     pub completion_tokens: usize,
     pub total_tokens: usize,
     pub prompt_tokens_details: PromptDetails,
+    pub completion_tokens_details: CompletionDetails,
 }
 
 /// Where the tokens of prompts came from.
@@ -203,7 +228,19 @@ pub struct PromptDetails {
     pub cached_tokens: usize,
 }
 
+/// What the tokens of answers are.
+#[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]
+pub struct CompletionDetails {
+    /// Tokens of thoughts.
+    pub reasoning_tokens: usize,
+}
+
 impl OpenAiUsage {
+    /// With so many tokens of thoughts among those of the answers.
+    pub fn with_thoughts(self, reasoning_tokens: usize) -> Self {
+        Self { completion_tokens_details: CompletionDetails { reasoning_tokens }, ..self }
+    }
+
     /// The sum over choices; each prompt of `n` choices counts once.
     pub fn sum(usages: &[qernel_core::engine::Usage], n: usize) -> Self {
         let prompt_tokens = usages.iter().step_by(n).map(|usage| usage.prompt_tokens).sum();
@@ -214,6 +251,7 @@ impl OpenAiUsage {
             completion_tokens,
             total_tokens: prompt_tokens + completion_tokens,
             prompt_tokens_details: PromptDetails { cached_tokens },
+            completion_tokens_details: CompletionDetails::default(),
         }
     }
 

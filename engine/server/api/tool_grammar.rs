@@ -1,9 +1,10 @@
 //! Grammars of answers that call tools, in the form that [`tool_calls`](super::tool_calls) finds.
 
-use super::tool_calls::{CLOSE, OPEN};
+use super::tool_calls::{CLOSE, OPEN, of_property, resolved};
 use crate::error::ApiError;
 use crate::grammar::{Grammar, Grammars, with_options};
 use crate::schema::Budget;
+use qernel_core::chat::Dialect;
 use serde_json::{Map, Value};
 use std::fmt::Write;
 
@@ -15,6 +16,13 @@ pub struct Calls {
     pub is_forced: bool,
     /// One or more of them.
     pub parallel: bool,
+    /// How they are written.
+    pub dialect: Dialect,
+}
+
+/// A string of Lark, which is one of JSON.
+fn literal(text: &str) -> Value {
+    Value::from(text)
 }
 
 impl Calls {
@@ -61,21 +69,127 @@ impl Calls {
         source += &format!("TEXT: /(?s:.+)/ & ~/(?s:.*){OPEN}(?s:.*)/\n");
         let names: Vec<String> = (0..self.functions.len()).map(|i| format!("call_{i}")).collect();
         source += &format!("call: {}\n", names.join(" | "));
+        if self.dialect == Dialect::Xml {
+            source += VALUE_RULES;
+        }
         for ((name, param, schema), rule) in self.functions.iter().zip(names) {
-            // A string of Lark is one of JSON, and so is the name in the call.
-            let before =
-                Value::from(format!("\n{{\"name\": {}, \"arguments\": ", Value::from(name.as_str())));
-            let after = Value::from(format!("}}\n{CLOSE}"));
-            let schema = with_options(param, schema.clone(), &mut budget)?;
             // The call around the arguments.
-            budget
-                .work(10 + name.len() as u64 / 8)
-                .map_err(|error| ApiError::field("tools", format!("tools: {error}")))?;
-            let _ = writeln!(source, "{rule}: {before} %json {schema} {after}");
+            let work = budget.work(10 + name.len() as u64 / 8);
+            work.map_err(|error| ApiError::field("tools", format!("tools: {error}")))?;
+            source += &match self.dialect {
+                Dialect::Json => json_rule(&rule, name, param, schema, &mut budget)?,
+                Dialect::Xml => xml_rules(&rule, name, param, schema, &mut budget)?,
+            };
         }
         Ok(source)
     }
 }
+
+/// The rule of a call in JSON.
+fn json_rule(
+    rule: &str,
+    name: &str,
+    param: &str,
+    schema: &Map<String, Value>,
+    budget: &mut Budget,
+) -> Result<String, ApiError> {
+    let before = literal(&format!("\n{{\"name\": {}, \"arguments\": ", Value::from(name)));
+    let after = literal(&format!("}}\n{CLOSE}"));
+    let schema = with_options(param, schema.clone(), budget)?;
+    Ok(format!("{rule}: {before} %json {schema} {after}\n"))
+}
+
+/// What a value may be that is text, with what ends it; and parameters of any name.
+const VALUE_RULES: &str = concat!(
+    "text_end[lazy]: /(?s:.*)<\\/parameter>/\n",
+    "free: \"<parameter=\" NAME \">\\n\" text_end \"\\n\"\n",
+    "NAME: /[^<>\\n]{1,64}/\n",
+);
+
+/// The rules of a call with parameters, in the order in which the schema names them.
+fn xml_rules(
+    rule: &str,
+    name: &str,
+    param: &str,
+    schema: &Map<String, Value>,
+    budget: &mut Budget,
+) -> Result<String, ApiError> {
+    let before = literal(&format!("\n<function={name}>\n"));
+    let after = literal(&format!("</function>\n{CLOSE}"));
+    let properties =
+        schema.get("properties").and_then(Value::as_object).filter(|properties| !properties.is_empty());
+    let Some(properties) = properties else {
+        let free = if schema.get("additionalProperties") == Some(&false.into()) { "" } else { "free*" };
+        return Ok(format!("{rule}: {before} {free} {after}\n"));
+    };
+    let required: Vec<&str> = schema
+        .get("required")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let (mut body, mut rules) = (String::new(), String::new());
+    for (i, (property, of)) in properties.iter().enumerate() {
+        let optional = if required.contains(&property.as_str()) { "" } else { "?" };
+        let _ = write!(body, " {rule}_{i}{optional}");
+        let open = literal(&format!("<parameter={property}>\n"));
+        let param = format!("{param}.properties.{property}");
+        let value = xml_value(&format!("{rule}_{i}"), &param, schema, property, of, budget)?;
+        let _ = writeln!(rules, "{rule}_{i}: {open} {value}");
+    }
+    Ok(format!("{rule}: {before}{body} {after}\n{rules}"))
+}
+
+/// What a parameter's value may be, with what ends it; it may add lines with rules whose names begin with `rule`. Of text, `enum`,
+/// `const` and lengths are kept; other values are JSON that follows the schema.
+fn xml_value(
+    rule: &str,
+    param: &str,
+    root: &Map<String, Value>,
+    name: &str,
+    schema: &Value,
+    budget: &mut Budget,
+) -> Result<String, ApiError> {
+    const END: &str = "\n</parameter>\n";
+    // References name places in the whole schema.
+    let mut whole = schema.as_object().cloned().unwrap_or_default();
+    for key in ["$defs", "definitions"] {
+        if let Some(definitions) = root.get(key) {
+            whole.entry(key).or_insert_with(|| definitions.clone());
+        }
+    }
+    // What is refused in JSON is so here, text too.
+    let json = with_options(param, whole, budget)?;
+    if !of_property(Some(root), name).may_be_text() {
+        return Ok(format!("%json {json} {}", literal(END)));
+    }
+    let schema = resolved(root, schema);
+    let values = match (schema.get("enum").and_then(Value::as_array), schema.get("const")) {
+        (Some(values), _) => values.iter().collect(),
+        (None, Some(value)) => vec![value],
+        (None, None) => Vec::new(),
+    };
+    if !values.is_empty() {
+        let written = values.iter().map(|value| {
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            literal(&(text + END)).to_string()
+        });
+        return Ok(format!("({})", written.collect::<Vec<_>>().join(" | ")));
+    }
+    let bound = |key: &str| schema.get(key).and_then(Value::as_u64).filter(|&length| length <= MAX_LENGTH);
+    match (bound("minLength"), bound("maxLength")) {
+        (None, None) => Ok(format!("text_end {}", literal("\n"))),
+        (min, max) => {
+            let max = max.map(|max| max.to_string()).unwrap_or_default();
+            let text = format!("/(?s:.{{{},{max}}})\\n<\\/parameter>\\n/", min.unwrap_or(0));
+            Ok(format!("{rule}_end\n{rule}_end[lazy]: {text}"))
+        }
+    }
+}
+
+/// Characters of a text whose length is kept.
+const MAX_LENGTH: u64 = 1000;
 
 #[cfg(test)]
 mod tests {
@@ -114,7 +228,7 @@ mod tests {
             of("sea", json!({"at": {"$ref": "#/$defs/n"}})),
             of("a \"\\x41\" é", json!({"at": {"enum": ["</tool_call>"]}})),
         ];
-        Calls { functions, is_forced, parallel }
+        Calls { functions, is_forced, parallel, dialect: Dialect::Json }
     }
 
     /// Whether the answer is one of the grammar's, token by token.
@@ -165,6 +279,45 @@ mod tests {
                 assert!(tokenizer.added_token(OPEN).is_none_or(|id| allowed.contains(id)));
                 assert!(allowed.contains(tokenizer.encode("<", false).unwrap()[0]));
             }
+        }
+    }
+
+    #[test]
+    fn what_may_be_said_in_xml() {
+        let tokenizer = tokenizer(true);
+        let grammars = Grammars::new(&tokenizer).unwrap();
+        let schema = json!({"type": "object", "properties": {
+            "to": {"type": "string"}, "by": {"$ref": "#/$defs/ship"}, "days": {"type": "integer"}, "as": {"type": "string", "maxLength": 3},
+        }, "required": ["to"], "$defs": {"ship": {"enum": ["sloop", "brig"]}}});
+        let functions = vec![
+            ("sail".to_owned(), "tools[0]".to_owned(), schema.as_object().unwrap().clone()),
+            ("any".to_owned(), "tools[1]".to_owned(), json!({"type": "object"}).as_object().unwrap().clone()),
+        ];
+        let calls = Calls { functions, is_forced: true, parallel: true, dialect: Dialect::Xml };
+        let grammar = calls.grammar(&grammars, None).unwrap();
+        let call = |name: &str, parameters: &[(&str, &str)]| {
+            let parameters: String = parameters
+                .iter()
+                .map(|(name, value)| format!("<parameter={name}>\n{value}\n</parameter>\n"))
+                .collect();
+            format!("{OPEN}\n<function={name}>\n{parameters}</function>\n{CLOSE}")
+        };
+        let to = ("to", "a <b>\n\"c\"");
+        for (answer, expected) in [
+            (call("sail", &[to]), true),
+            (call("sail", &[to, ("by", "brig"), ("days", "3"), ("as", "abc")]), true),
+            (format!("{}\n{}", call("sail", &[to]), call("any", &[])), true),
+            (call("any", &[("x", "1"), ("y", "<z>")]), true),
+            (call("sail", &[]), false),
+            (call("sail", &[("days", "3"), to]), false),
+            (call("sail", &[to, ("by", "raft")]), false),
+            (call("sail", &[to, ("days", "three")]), false),
+            (call("sail", &[to, ("as", "abcd")]), false),
+            (call("sail", &[to, ("at", "x")]), false),
+            (call("walk", &[]), false),
+            (String::new(), false),
+        ] {
+            assert_eq!(follows(&grammar, &tokenizer, &answer), expected, "{answer}");
         }
     }
 

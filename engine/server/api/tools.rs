@@ -1,11 +1,12 @@
 //! Tools as requests name them and answers call them.
 
 use super::fields;
-use super::tool_calls::Call;
+use super::tool_calls::Functions;
 use super::tool_grammar::Calls;
 use crate::error::ApiError;
 use crate::fields::described;
 use crate::random_id;
+use qernel_core::chat::Dialect;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
@@ -23,7 +24,7 @@ described! {
 }
 
 /// A function that the model may call.
-#[derive(Deserialize, ToSchema)]
+#[derive(Clone, Deserialize, ToSchema)]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct Tool {
     #[serde(rename = "type")]
@@ -39,20 +40,21 @@ pub enum FunctionKind {
 }
 
 /// What a function is for and what it takes.
-#[derive(Deserialize, ToSchema)]
+#[derive(Clone, Deserialize, ToSchema)]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct Function {
-    name: String,
-    description: Option<String>,
+    pub name: String,
+    pub description: Option<String>,
     /// JSON schema of its arguments, an object. [default: it takes none]
     #[schema(value_type = Option<Map<String, Value>>)]
-    parameters: Option<Parameters>,
+    pub parameters: Option<Parameters>,
     /// Whether calls must follow the schema. Those that `tool_choice` forces always do; if one function asks for it, calls of
     /// all do. [default: false]
-    strict: Option<bool>,
+    pub strict: Option<bool>,
 }
 
 /// A schema as the grammar needs it, and as it was written: with all digits of its numbers.
+#[derive(Clone)]
 pub struct Parameters {
     schema: Map<String, Value>,
     text: Box<RawValue>,
@@ -63,6 +65,13 @@ impl<'de> Deserialize<'de> for Parameters {
         let text = Box::<RawValue>::deserialize(deserializer)?;
         let schema = serde_json::from_str(text.get()).map_err(D::Error::custom)?;
         Ok(Self { schema, text })
+    }
+}
+
+impl Parameters {
+    /// As it was written.
+    pub fn text(&self) -> &RawValue {
+        &self.text
     }
 }
 
@@ -107,12 +116,8 @@ impl<'de> Deserialize<'de> for ToolChoice {
             }
 
             fn visit_str<E: Error>(self, mode: &str) -> Result<ToolChoice, E> {
-                match mode {
-                    "auto" => Ok(ToolChoice::Mode(ToolMode::Auto)),
-                    "none" => Ok(ToolChoice::Mode(ToolMode::None)),
-                    "required" => Ok(ToolChoice::Mode(ToolMode::Required)),
-                    other => Err(E::invalid_value(serde::de::Unexpected::Str(other), &self)),
-                }
+                let fault = || E::invalid_value(serde::de::Unexpected::Str(mode), &self);
+                ToolMode::named(mode).map(ToolChoice::Mode).ok_or_else(fault)
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<ToolChoice, A::Error> {
@@ -123,7 +128,7 @@ impl<'de> Deserialize<'de> for ToolChoice {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ToolMode {
     /// The model decides.
@@ -132,6 +137,28 @@ pub enum ToolMode {
     None,
     /// It calls one or more, and says nothing else.
     Required,
+}
+
+impl ToolMode {
+    /// The one of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "auto" => Some(Self::Auto),
+            "none" => Some(Self::None),
+            "required" => Some(Self::Required),
+            _ => None,
+        }
+    }
+}
+
+impl From<ToolMode> for Choice {
+    fn from(mode: ToolMode) -> Self {
+        match mode {
+            ToolMode::Auto => Self::Auto,
+            ToolMode::None => Self::None,
+            ToolMode::Required => Self::Required,
+        }
+    }
 }
 
 /// A tool by its name.
@@ -151,7 +178,7 @@ pub struct FunctionName {
 }
 
 /// A call that the model asks for.
-#[derive(Serialize, ToSchema)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct ToolCall {
     id: String,
     #[serde(rename = "type")]
@@ -160,11 +187,24 @@ pub struct ToolCall {
 }
 
 /// A function and its arguments.
-#[derive(Serialize, ToSchema)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct CalledFunction {
     name: String,
-    /// A JSON object, as text.
+    /// A JSON object, as text; what an answer that was cut off has of it.
     arguments: String,
+}
+
+impl ToolCall {
+    /// A call of this function, whose arguments are yet to come.
+    pub fn new(name: String) -> Self {
+        let function = CalledFunction { name, arguments: String::new() };
+        Self { id: random_id("call_"), kind: FunctionKind::Function, function }
+    }
+
+    /// Adds to the arguments.
+    pub fn push(&mut self, arguments: &str) {
+        self.function.arguments += arguments;
+    }
 }
 
 /// A call that the assistant asked for in an earlier turn.
@@ -206,27 +246,37 @@ impl GivenCall {
     }
 }
 
-/// A call in a stream: always a whole one.
+/// A piece of a call in a stream. The first one has all but the arguments, those that follow have those.
 #[derive(Serialize, ToSchema)]
 pub struct ToolCallDelta {
     /// Which of the answer's calls it is.
     index: usize,
-    id: String,
-    #[serde(rename = "type")]
-    kind: FunctionKind,
-    function: CalledFunction,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<FunctionKind>,
+    function: FunctionDelta,
 }
 
-impl From<ToolCallDelta> for ToolCall {
-    fn from(ToolCallDelta { id, kind, function, .. }: ToolCallDelta) -> Self {
-        Self { id, kind, function }
-    }
+/// What a piece adds to a call.
+#[derive(Serialize, ToSchema)]
+pub struct FunctionDelta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    /// What the arguments, a JSON object as text, go on with.
+    arguments: String,
 }
 
 impl ToolCallDelta {
-    pub fn new(index: usize, Call { name, arguments, .. }: Call) -> Self {
-        let function = CalledFunction { name, arguments };
-        Self { index, id: random_id("call_"), kind: FunctionKind::Function, function }
+    /// The beginning of a call.
+    pub fn begin(index: usize, name: String) -> Self {
+        let function = FunctionDelta { name: Some(name), arguments: String::new() };
+        Self { index, id: Some(random_id("call_")), kind: Some(FunctionKind::Function), function }
+    }
+
+    /// More of its arguments.
+    pub fn arguments(index: usize, arguments: String) -> Self {
+        Self { index, id: None, kind: None, function: FunctionDelta { name: None, arguments } }
     }
 }
 
@@ -241,9 +291,35 @@ impl Function {
     }
 }
 
+/// The names that an interface has for what is said of tools.
+#[derive(Clone, Copy)]
+pub struct Names {
+    /// Of a tool's own name and schema, behind `tools[i].`.
+    pub name: &'static str,
+    pub schema: &'static str,
+    /// Of the name of the tool that must be called.
+    pub choice: &'static str,
+}
+
+impl Names {
+    /// Chat completions'.
+    pub const CHAT: Self =
+        Self { name: "function.name", schema: "function.parameters", choice: "tool_choice.function.name" };
+}
+
+/// Which tools an answer calls, whatever the interface calls it.
+pub enum Choice {
+    Auto,
+    None,
+    Required,
+    Named(String),
+}
+
 /// The tools that the model is told of, and how it may call them.
+#[derive(Clone)]
 pub struct ToolUse {
-    tools: Vec<Tool>,
+    tools: Vec<Function>,
+    names: Names,
     /// It says nothing but calls.
     is_forced: bool,
     /// Of this one alone.
@@ -262,38 +338,56 @@ impl ToolUse {
         choice: Option<ToolChoice>,
         parallel: Option<bool>,
     ) -> Result<Option<Self>, ApiError> {
-        let tools = tools.unwrap_or_default();
+        let tools = tools.unwrap_or_default().into_iter().map(|tool| tool.function).collect();
+        let choice = match choice {
+            None => Choice::Auto,
+            Some(ToolChoice::Mode(mode)) => mode.into(),
+            Some(ToolChoice::Function(NamedTool { function, .. })) => Choice::Named(function.name),
+        };
+        Self::of(tools, choice, parallel, Names::CHAT)
+    }
+
+    /// The same of any interface.
+    ///
+    /// # Errors
+    /// 400 where tools and choice contradict each other.
+    pub fn of(
+        tools: Vec<Function>,
+        choice: Choice,
+        parallel: Option<bool>,
+        names: Names,
+    ) -> Result<Option<Self>, ApiError> {
         if tools.is_empty() {
             return match choice {
                 // Without tools nothing is called in any case.
-                None | Some(ToolChoice::Mode(ToolMode::Auto | ToolMode::None)) => Ok(None),
-                Some(ToolChoice::Mode(ToolMode::Required) | ToolChoice::Function(_)) => {
+                Choice::Auto | Choice::None => Ok(None),
+                Choice::Required | Choice::Named(_) => {
                     let message =
                         "tool_choice: there are no `tools` to be called; name some, or leave it out";
                     Err(ApiError::field("tool_choice", message))
                 }
             };
         }
-        let mut names = HashSet::new();
-        if let Some(i) = tools.iter().position(|tool| !names.insert(tool.function.name.as_str())) {
-            let param = format!("tools[{i}].function.name");
-            let message = format!("{param}: there are two tools of the name {:?}", tools[i].function.name);
+        let mut seen = HashSet::new();
+        if let Some(i) = tools.iter().position(|tool| !seen.insert(tool.name.as_str())) {
+            let param = format!("tools[{i}].{}", names.name);
+            let message = format!("{param}: there are two tools of the name {:?}", tools[i].name);
             return Err(ApiError::field(param, message));
         }
-        let (is_forced, named) = match &choice {
-            Some(ToolChoice::Mode(ToolMode::None)) => return Ok(None),
-            None | Some(ToolChoice::Mode(ToolMode::Auto)) => (false, None),
-            Some(ToolChoice::Mode(ToolMode::Required)) => (true, None),
-            Some(ToolChoice::Function(NamedTool { function, .. })) => {
-                let Some(i) = tools.iter().position(|tool| tool.function.name == function.name) else {
-                    let param = "tool_choice.function.name";
-                    let message = format!("{param}: there is no tool of the name {:?}", function.name);
+        let (is_forced, named) = match choice {
+            Choice::None => return Ok(None),
+            Choice::Auto => (false, None),
+            Choice::Required => (true, None),
+            Choice::Named(name) => {
+                let Some(i) = tools.iter().position(|tool| tool.name == name) else {
+                    let param = names.choice;
+                    let message = format!("{param}: there is no tool of the name {name:?}");
                     return Err(ApiError::field(param, message));
                 };
                 (true, Some(i))
             }
         };
-        Ok(Some(Self { is_forced, named, parallel: parallel.unwrap_or(true), tools }))
+        Ok(Some(Self { is_forced, named, parallel: parallel.unwrap_or(true), tools, names }))
     }
 
     /// Whether the model must call.
@@ -303,23 +397,29 @@ impl ToolUse {
 
     /// Whether a grammar has to keep the model's calls as they must be.
     pub fn is_constrained(&self) -> bool {
-        self.is_forced || !self.parallel || self.tools.iter().any(|tool| tool.function.strict == Some(true))
+        self.is_forced || !self.parallel || self.tools.iter().any(|tool| tool.strict == Some(true))
     }
 
     /// The tools as templates expect them.
     pub fn for_template(&self) -> Vec<TemplateTool<'_>> {
-        self.tools.iter().map(|tool| tool.function.for_template()).collect()
+        self.tools.iter().map(Function::for_template).collect()
     }
 
-    /// What the grammar of the answer is made of.
+    /// The functions, as answers are read with them.
+    pub fn functions(&self) -> Functions {
+        let schema = |tool: &Function| tool.parameters.as_ref().map(|parameters| parameters.schema.clone());
+        self.tools.iter().map(|tool| (tool.name.clone(), schema(tool))).collect()
+    }
+
+    /// What the grammar of an answer in this dialect is made of.
     ///
     /// # Errors
     /// 400 where the parameters of a function are no object.
-    pub fn calls(&self) -> Result<Calls, ApiError> {
+    pub fn calls(&self, dialect: Dialect) -> Result<Calls, ApiError> {
         let tools = self.tools.iter().enumerate();
         let tools = tools.filter(|(i, _)| self.named.is_none_or(|named| named == *i));
-        let functions = tools.map(|(i, Tool { function, .. })| {
-            let param = format!("tools[{i}].function.parameters");
+        let functions = tools.map(|(i, function)| {
+            let param = format!("tools[{i}].{}", self.names.schema);
             let parameters = function.parameters.as_ref();
             let mut schema = parameters
                 .map(|parameters| parameters.schema.clone())
@@ -332,6 +432,6 @@ impl ToolUse {
             Ok((function.name.clone(), param, schema))
         });
         let functions = functions.collect::<Result<_, _>>()?;
-        Ok(Calls { functions, is_forced: self.is_forced, parallel: self.parallel })
+        Ok(Calls { functions, is_forced: self.is_forced, parallel: self.parallel, dialect })
     }
 }

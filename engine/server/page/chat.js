@@ -25,6 +25,40 @@ function addTurn(role, text) {
   return turn;
 }
 
+/** Shows what the model thinks in a fold above what it says: open while it thinks, closed by the first word of the answer. */
+function showThought(turn, text) {
+  let fold = turn.querySelector("details");
+  if (!fold) {
+    fold = document.createElement("details");
+    fold.className = "thought";
+    fold.open = true;
+    const title = document.createElement("summary");
+    title.textContent = "Thinking";
+    fold.append(title, document.createElement("p"));
+    turn.prepend(fold);
+  }
+  fold.querySelector("p").textContent = text;
+}
+
+function showText(turn, text) {
+  let said = turn.querySelector(".said");
+  if (!said) {
+    const fold = turn.querySelector("details");
+    if (fold) fold.open = false;
+    said = document.createElement("span");
+    said.className = "said";
+    turn.append(said);
+  }
+  said.textContent = text;
+}
+
+/** The assistant's turn as the server gets it back. */
+function turnOf(answer) {
+  const message = { role: "assistant", content: answer.text };
+  if (answer.thought) message.reasoning_content = answer.thought;
+  return message;
+}
+
 function scrollDown() {
   const log = $("conversation");
   log.scrollTop = log.scrollHeight;
@@ -75,8 +109,8 @@ async function fault(response) {
   }
 }
 
-/** Streams an answer into `turn`; returns its text and how it ended. */
-async function stream(body, turn, signal) {
+/** Streams an answer into `turn` and `answer`: its text, what the model thought and how it ended. */
+async function stream(body, turn, answer, signal) {
   const response = await fetch("v1/chat/completions", {
     method: "POST",
     headers: { "content-type": "application/json" },
@@ -84,7 +118,6 @@ async function stream(body, turn, signal) {
     signal,
   });
   if (!response.ok) throw new Error(await fault(response));
-  const answer = { text: "", reason: null, tokens: 0, seconds: 0 };
   let first = null;
   let pieces = 0;
   for await (const data of events(response)) {
@@ -95,17 +128,23 @@ async function stream(body, turn, signal) {
     const choice = chunk.choices[0];
     if (!choice) continue;
     answer.reason = choice.finish_reason ?? answer.reason;
+    const thought = choice.delta.reasoning_content;
     const piece = choice.delta.content;
-    if (!piece) continue;
+    if (!thought && !piece) continue;
     first ??= performance.now();
     pieces += 1;
-    answer.text += piece;
-    turn.textContent = answer.text;
+    if (thought) {
+      answer.thought += thought;
+      showThought(turn, answer.thought);
+    }
+    if (piece) {
+      answer.text += piece;
+      showText(turn, answer.text);
+    }
     answer.seconds = (performance.now() - first) / 1000;
     if (pieces > 1) say(`${pieces} tokens, ${rate(pieces - 1, answer.seconds)}`);
     scrollDown();
   }
-  return answer;
 }
 
 function rate(tokens, seconds) {
@@ -134,14 +173,15 @@ async function ask() {
   $("message").value = "";
   say("waiting…");
   setRunning(new AbortController());
+  const answer = { text: "", thought: "", reason: null, tokens: 0, seconds: 0 };
   try {
-    const answer = await stream(body, turn, running.signal);
-    messages.push({ role: "assistant", content: answer.text });
+    await stream(body, turn, answer, running.signal);
+    messages.push(turnOf(answer));
     const length = answer.reason === "length" ? ", cut off by the limit" : "";
     say(`${answer.tokens} tokens, ${rate(answer.tokens - 1, answer.seconds)}${length}`);
   } catch (error) {
     if (error.name === "AbortError") {
-      messages.push({ role: "assistant", content: turn.textContent });
+      messages.push(turnOf(answer));
       say("stopped");
     } else {
       // The question may be asked again.

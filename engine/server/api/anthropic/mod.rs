@@ -1,0 +1,113 @@
+//! `/v1/messages` and `/v1/messages/count_tokens`: Anthropic's interface of conversations.
+
+mod answer;
+mod blocks;
+mod error;
+mod request;
+
+pub use answer::MessageObject;
+pub use error::{AnthropicErrorResponse, respond};
+
+use crate::api::conversation::{Conversation, Making};
+use crate::api::openai::log_user;
+use crate::body::JsonBody;
+use crate::error::ApiError;
+use crate::sse::{self, ServerSentEvent};
+use crate::{App, random_id};
+use answer::Answering;
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use error::AnthropicError;
+use request::MessagesRequest;
+use serde::Serialize;
+use std::sync::Arc;
+use utoipa::ToSchema;
+
+/// A body, or why it is none that can be answered.
+type Body = Result<JsonBody<MessagesRequest>, ApiError>;
+
+/// Continues a conversation.
+#[utoipa::path(post, path = "/v1/messages", tag = "Anthropic", request_body = MessagesRequest, responses(
+    (status = 200, description = "The answer; with `stream`, Anthropic's events.", content(
+        (MessageObject = "application/json"),
+        (ServerSentEvent = "text/event-stream"),
+    )),
+    (status = "4XX", description = "The request is wrong, or the queue is full (429).", body = AnthropicErrorResponse),
+    (status = 500, description = "The device failed.", body = AnthropicErrorResponse),
+    (status = 503, description = "The model is being loaded.", body = AnthropicErrorResponse),
+    (status = 504, description = "It took too long.", body = AnthropicErrorResponse),
+))]
+pub async fn messages(State(app): State<Arc<App>>, body: Body) -> Result<Response, AnthropicError> {
+    Ok(answer(app, body?.0).await?)
+}
+
+async fn answer(app: Arc<App>, mut request: MessagesRequest) -> Result<Response, ApiError> {
+    let info = app.model(request.model.as_deref())?;
+    let (model, tokenizer) = (info.name.clone(), Arc::clone(&info.tokenizer));
+    let stream = request.stream.unwrap_or(false);
+    let stop = request.stops()?;
+    let making = Making {
+        sampling: request.sampling()?,
+        max_tokens: request.max_tokens.and_then(|limit| limit.0),
+        stop: stop.clone(),
+        ignore_eos: false,
+        logprobs: None,
+        n: 1,
+    };
+    let user = request.user();
+    let conversation = conversation(request)?;
+    let permit = app.reserve("n", 1)?;
+    let mut asked = conversation.ask(&app, permit, making).await?;
+    log_user(user.as_deref());
+    let id = random_id("msg_");
+    let mut answering =
+        Answering::new(id, model, asked.parsers.remove(0), tokenizer, stop, asked.prompt_tokens);
+    if stream {
+        return Ok(sse::respond(asked.answer, answering));
+    }
+    while let Some((_, event)) = asked.answer.next().await? {
+        answering.take(&event, None);
+    }
+    Ok(Json(answering.into_message()).into_response())
+}
+
+fn conversation(mut request: MessagesRequest) -> Result<Conversation, ApiError> {
+    let mut conversation = Conversation {
+        param: "messages",
+        tools: request.tools()?,
+        format: request.format()?,
+        effort: request.effort(),
+        thinking_budget: request.thinking_budget(),
+        variables: request.chat_template_kwargs.take().unwrap_or_default(),
+        messages: blocks::turns(request.system.take(), request.messages)?,
+    };
+    conversation.check(false)?;
+    Ok(conversation)
+}
+
+/// Tokens of a prompt.
+#[derive(Serialize, ToSchema)]
+pub struct TokenCount {
+    input_tokens: usize,
+}
+
+/// Counts the tokens of a conversation, as the model would get it.
+#[utoipa::path(post, path = "/v1/messages/count_tokens", tag = "Anthropic", request_body = MessagesRequest, responses(
+    (status = 200, description = "How many.", body = TokenCount),
+    (status = "4XX", description = "The request is wrong, or the queue is full (429).", body = AnthropicErrorResponse),
+    (status = 503, description = "The model is being loaded.", body = AnthropicErrorResponse),
+    (status = 504, description = "It took too long.", body = AnthropicErrorResponse),
+))]
+pub async fn count_tokens(
+    State(app): State<Arc<App>>,
+    body: Body,
+) -> Result<Json<TokenCount>, AnthropicError> {
+    let request = body?.0;
+    app.model(request.model.as_deref())?;
+    let conversation = conversation(request)?;
+    let permit =
+        app.work.reserve().inspect_err(|_| app.metrics.rejected(crate::metrics::Rejection::QueueFull))?;
+    let (_permit, prompt) = conversation.encode(&app, permit).await?;
+    Ok(Json(TokenCount { input_tokens: prompt.ids.len() }))
+}

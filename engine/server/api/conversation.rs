@@ -1,0 +1,256 @@
+//! What all interfaces of conversations ask for, and how it is asked.
+
+use super::parts::{AnswerForm, AnswerParser};
+use super::response_format::NamedSchema;
+use super::tools::ToolUse;
+use crate::App;
+use crate::answer::Answer;
+use crate::config::ReasoningFormat;
+use crate::engine_thread::{ModelInfo, SequenceRequest};
+use crate::error::ApiError;
+use crate::grammar::Grammar;
+use crate::work::RequestPermit;
+use axum::http::StatusCode;
+use qernel_core::chat::{ChatTemplate, Effort};
+use qernel_core::engine::{Request, Thinking};
+use qernel_core::error::Error;
+use qernel_core::sampler::SamplingParams;
+use serde_json::{Map, Value};
+use std::sync::Arc;
+
+/// Variables that templates get from the server.
+const RESERVED: [&str; 5] = ["messages", "tools", "add_generation_prompt", "bos_token", "eos_token"];
+/// A variable of no template, which bounds thoughts as the field does.
+const THINKING_BUDGET: &str = "thinking_budget";
+
+/// A conversation that is to go on.
+pub struct Conversation {
+    /// The field that has its turns.
+    pub param: &'static str,
+    /// The turns, as templates expect them.
+    pub messages: Vec<Value>,
+    pub tools: Option<ToolUse>,
+    /// The form of an answer that is no call.
+    pub format: Option<NamedSchema>,
+    /// Variables of the template.
+    pub variables: Map<String, Value>,
+    /// How much the model is to think, if that is said.
+    pub effort: Option<Effort>,
+    /// How many tokens it may think, `Some(None)` for any number, if that is said.
+    pub thinking_budget: Option<Option<usize>>,
+}
+
+/// How its answers are to be made.
+pub struct Making {
+    pub sampling: SamplingParams,
+    pub max_tokens: Option<usize>,
+    pub stop: Vec<String>,
+    pub ignore_eos: bool,
+    pub logprobs: Option<usize>,
+    /// How many answers, and the field that says so.
+    pub n: usize,
+}
+
+/// A prompt, encoded, and what the answer to it begins in.
+pub struct Prompt {
+    pub ids: Vec<u32>,
+    /// It ends within thoughts.
+    pub in_thoughts: bool,
+}
+
+/// Answers that come.
+pub struct Asked {
+    pub answer: Answer,
+    /// What takes each apart.
+    pub parsers: Vec<AnswerParser>,
+    pub prompt_tokens: usize,
+}
+
+/// The model's template.
+///
+/// # Errors
+/// 400 where it has none that can be used.
+pub fn template(model: &ModelInfo) -> Result<&ChatTemplate, ApiError> {
+    model.template.as_ref().map_err(|error| {
+        let message = format!("{error}; use /v1/completions, or /v1/generate with `raw`");
+        ApiError::refused(StatusCode::BAD_REQUEST, Some("no_template"), message)
+    })
+}
+
+impl Conversation {
+    /// Refuses what contradicts itself, by the names that the interface has for it.
+    ///
+    /// # Errors
+    /// 400, by name.
+    pub fn check(&mut self, ignore_eos: bool) -> Result<(), ApiError> {
+        let tools = self.tools.as_ref();
+        if self.format.is_some() && tools.is_some_and(ToolUse::is_forced) {
+            let message =
+                "tool_choice: an answer that must be a call cannot be JSON too, as `response_format` asks";
+            return Err(ApiError::field("tool_choice", message));
+        }
+        if ignore_eos && (self.format.is_some() || tools.is_some_and(ToolUse::is_constrained)) {
+            let message = "ignore_eos: an answer that must be JSON, or whose calls are constrained, ends where those do";
+            return Err(ApiError::field("ignore_eos", message));
+        }
+        if self.messages.is_empty() {
+            let param = self.param;
+            return Err(ApiError::field(param, format!("{param}: a conversation has at least one message")));
+        }
+        if let Some(name) = RESERVED.into_iter().find(|name| self.variables.contains_key(*name)) {
+            let param = format!("chat_template_kwargs.{name}");
+            let message = format!("{param}: the server gives the template this variable; leave it out");
+            return Err(ApiError::field(param, message));
+        }
+        if let Some(budget) = self.variables.get(THINKING_BUDGET).and_then(Value::as_i64) {
+            self.thinking_budget.get_or_insert(usize::try_from(budget).ok());
+        }
+        Ok(())
+    }
+
+    /// Renders and encodes the conversation.
+    ///
+    /// # Errors
+    /// As [`Conversation::render`], and 400 where the prompt is too long.
+    pub async fn encode(
+        &self,
+        app: &Arc<App>,
+        permit: RequestPermit,
+    ) -> Result<(RequestPermit, Prompt), ApiError> {
+        let (messages, mut variables) = (self.messages.clone(), app.config.template_variables.clone());
+        variables.extend(self.variables.clone());
+        let tools = self.tools.clone();
+        let param = self.param;
+        // Without a token for thoughts the template is told that there are none.
+        let effort = self.effort.or((self.budget(app) == Some(0)).then_some(Effort::None));
+        let render = move |model: &ModelInfo| {
+            Rendering { param, messages: &messages, tools: tools.as_ref(), variables: &variables, effort }
+                .render(template(model)?)
+        };
+        app.encode(permit, param, render).await
+    }
+
+    /// How many tokens of thoughts an answer may have.
+    fn budget(&self, app: &App) -> Option<usize> {
+        self.thinking_budget.unwrap_or(app.config.reasoning_budget)
+    }
+
+    /// Asks for answers: they come, and what takes each apart.
+    ///
+    /// # Errors
+    /// Those of the template, of grammars and of the engine.
+    pub async fn ask(self, app: &Arc<App>, permit: RequestPermit, making: Making) -> Result<Asked, ApiError> {
+        let (permit, prompt) = self.encode(app, permit).await?;
+        let model = app.engine.model()?;
+        let template = template(model)?;
+        let budget = self.budget(app);
+        let prompt_tokens = prompt.ids.len();
+        let (param, format) = (self.param, self.format);
+        let form = AnswerForm {
+            reads_thoughts: match app.config.reasoning_format {
+                ReasoningFormat::None => false,
+                ReasoningFormat::Deepseek => true,
+                ReasoningFormat::Auto => template.thinks(),
+            },
+            in_thoughts: prompt.in_thoughts,
+            functions: self.tools.as_ref().map(|tools| Arc::new(tools.functions())),
+            dialect: template.dialect(),
+        };
+        let (permit, grammar) = grammar(app, permit, self.tools, format, &form).await?;
+        let thinks = prompt.in_thoughts || template.thinks();
+        let thinking = (thinks && (budget.is_some() || grammar.is_some())).then(|| Thinking {
+            is_open: prompt.in_thoughts,
+            budget,
+            message: app.config.reasoning_budget_message.clone(),
+        });
+        let choice = |index| SequenceRequest {
+            request: Request {
+                sampling: making.sampling.clone(),
+                penalize_prompt: false,
+                max_tokens: making.max_tokens,
+                stop: making.stop.clone(),
+                ignore_eos: making.ignore_eos,
+                index,
+                logprobs: making.logprobs,
+                ..Request::new(prompt.ids.clone())
+            },
+            grammar: grammar.clone(),
+            thinking: thinking.clone(),
+            prompt_param: param,
+        };
+        let answer = app.submit(permit, (0..making.n as u32).map(choice).collect()).await?;
+        let parsers = (0..making.n).map(|_| AnswerParser::new(&form)).collect();
+        Ok(Asked { answer, parsers, prompt_tokens })
+    }
+}
+
+/// The grammar that answers must follow, if there is one.
+async fn grammar(
+    app: &Arc<App>,
+    permit: RequestPermit,
+    tools: Option<ToolUse>,
+    format: Option<NamedSchema>,
+    form: &AnswerForm,
+) -> Result<(RequestPermit, Option<Grammar>), ApiError> {
+    let calls = tools.filter(|tools| tools.is_constrained() || format.is_some());
+    let calls = calls.map(|tools| tools.calls(form.dialect)).transpose()?;
+    if calls.is_none() && format.is_none() {
+        return Ok((permit, None));
+    }
+    let of_thread = Arc::clone(app);
+    let compile = move || {
+        let grammars = of_thread.engine.model()?.grammars()?;
+        match (calls, format) {
+            (Some(calls), format) => calls.grammar(grammars, format).map(Some),
+            (None, Some((param, schema))) => grammars.schema(param, schema).map(Some),
+            (None, None) => Ok(None),
+        }
+    };
+    app.work.grammar(permit, compile).await
+}
+
+/// What a template gets.
+struct Rendering<'a> {
+    param: &'static str,
+    messages: &'a [Value],
+    tools: Option<&'a ToolUse>,
+    variables: &'a Map<String, Value>,
+    effort: Option<Effort>,
+}
+
+impl Rendering<'_> {
+    /// The prompt of a conversation.
+    ///
+    /// # Errors
+    /// 400 where the template refuses the conversation, or leaves out the tools or what was called.
+    fn render(&self, template: &ChatTemplate) -> Result<String, ApiError> {
+        let for_template = self.tools.map(ToolUse::for_template).unwrap_or_default();
+        let render = |messages: &[Value], tools: &[_]| {
+            template.render_with_effort(messages, tools, self.variables, self.effort)
+        };
+        let text = render(self.messages, &for_template).map_err(|error| match error {
+            Error::Request(message) => ApiError::field(self.param, message),
+            error => error.into(),
+        })?;
+        let refuse = |param: String| {
+            let message = format!(
+                "{param}: the model's chat template leaves them out, so the model would not know of them; do so too, or take \
+                 a model that was made for tools"
+            );
+            Err(ApiError::field(param, message))
+        };
+        if self.tools.is_some() && render(self.messages, &[]).is_ok_and(|without| without == text) {
+            return refuse("tools".into());
+        }
+        let has_calls =
+            |message: &Value| message["tool_calls"].as_array().is_some_and(|calls| !calls.is_empty());
+        if let Some(i) = self.messages.iter().position(has_calls) {
+            let mut without = self.messages.to_vec();
+            without[i]["tool_calls"] = Value::Null;
+            if render(&without, &for_template).is_ok_and(|without| without == text) {
+                return refuse(format!("{}[{i}].tool_calls", self.param));
+            }
+        }
+        Ok(text)
+    }
+}
