@@ -7,9 +7,11 @@
 //! not wait for the host. A row that is computed for a sequence which then turns out to have ended is thrown away.
 
 mod constraint;
+mod embed;
 mod generation;
 mod logits;
 mod penalties;
+pub mod pooling;
 mod queue;
 mod request;
 mod text;
@@ -27,6 +29,7 @@ use crate::scheduler::{ScheduledSequence, Scheduler, SequenceId, Step, StepLimit
 use crate::tokenizer::Tokenizer;
 use generation::{Constrained, Generation};
 use penalties::PenaltyWindow;
+use pooling::Pooler;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -58,6 +61,7 @@ impl Default for EngineConfig {
 pub struct Engine {
     runner: Box<dyn Runner>,
     tokenizer: Option<Arc<Tokenizer>>,
+    pooler: Option<Arc<Pooler>>,
     scheduler: Scheduler,
     /// Queued behind the step whose tokens were read last.
     in_flight: Option<Step>,
@@ -107,6 +111,7 @@ impl Engine {
         Ok(Self {
             runner,
             tokenizer,
+            pooler: None,
             scheduler,
             in_flight: None,
             generations: HashMap::new(),

@@ -6,12 +6,15 @@
 
 use super::answer::{Answer, Update};
 use super::config::ServerConfig;
+use super::embeddings::{EmbedJob, Embeddings};
 use super::error::ApiError;
 use super::grammar::{self, Grammar, Grammars};
 use super::metrics::{Metrics, Rejection};
+use super::warm_up::{make_token, warm_up};
 use super::work::RequestPermit;
 use qernel_core::chat::ChatTemplate;
 use qernel_core::disk::Watch;
+use qernel_core::engine::pooling::Pooler;
 use qernel_core::engine::{Engine, Event, FinishReason, Request, TokenConstraint};
 use qernel_core::error::{Error, Result};
 use qernel_core::scheduler::SequenceId;
@@ -39,6 +42,8 @@ pub struct ServedModel {
 pub struct ModelInfo {
     pub name: String,
     pub tokenizer: Arc<Tokenizer>,
+    /// Of texts whose vectors or scores are wanted.
+    pub pooler: Option<Arc<Pooler>>,
     pub template: Result<ChatTemplate>,
     pub max_model_len: usize,
     /// A text with more bytes has more tokens than the context.
@@ -77,7 +82,7 @@ pub struct SequenceRequest {
 }
 
 /// One request to be answered: one or more sequences.
-struct Submission {
+pub(super) struct Submission {
     choices: Vec<SequenceRequest>,
     permit: RequestPermit,
     updates: mpsc::Sender<Update>,
@@ -85,9 +90,15 @@ struct Submission {
     span: Span,
 }
 
+/// What the engine's thread does.
+pub(super) enum Job {
+    Answer(Submission),
+    Embed(EmbedJob),
+}
+
 /// The way to the engine's thread.
 pub struct EngineHandle {
-    submissions: mpsc::Sender<Submission>,
+    submissions: mpsc::Sender<Job>,
     permits: Arc<Semaphore>,
     max_unfinished: usize,
     shared: Arc<Shared>,
@@ -138,6 +149,7 @@ impl EngineHandle {
             let info = ModelInfo {
                 name,
                 tokenizer,
+                pooler: engine.pooler().cloned(),
                 template,
                 max_model_len: engine.max_model_len(),
                 max_prompt_bytes: max_bytes.saturating_mul(MOST_COMPOSED),
@@ -148,8 +160,8 @@ impl EngineHandle {
             tracing::info!(model = info.name, device = info.device, context = info.max_model_len, "ready");
             let _ = of_thread.model.set(info);
             let delivery = Delivery { shared: of_thread, active: HashMap::new(), lost: Vec::new() };
-            EngineThread { engine, delivery, made: (Vec::new(), Instant::now()), recovery_interval }
-                .run(incoming);
+            let (embeddings, made) = (Embeddings::default(), (Vec::new(), Instant::now()));
+            EngineThread { engine, delivery, embeddings, made, recovery_interval }.run(incoming);
             Ok(())
         })?;
         let permits = Arc::new(Semaphore::new(max_unfinished));
@@ -204,6 +216,15 @@ impl EngineHandle {
         Arc::clone(&self.permits).try_acquire_many_owned(choices).map(RequestPermit::new).map_err(full)
     }
 
+    /// Hands something that has a permit to the engine.
+    ///
+    /// # Errors
+    /// 503 where there is no engine any more.
+    pub(super) fn send(&self, job: Job) -> Result<(), ApiError> {
+        let stopped = |_| ApiError::unavailable("stopped", "the engine has stopped");
+        self.submissions.try_send(job).map_err(stopped)
+    }
+
     /// Hands a request to the engine and waits until it is accepted. Dropping the answer ends it.
     ///
     /// # Errors
@@ -219,33 +240,12 @@ impl EngineHandle {
         let (updates, receiver) = mpsc::channel(config.max_pending_events + 2 * choices.len());
         let span = Span::current();
         let mut answer = Answer::new(receiver, choices.len(), permit.start + time, time);
-        let stopped = |_| ApiError::unavailable("stopped", "the engine has stopped");
-        self.submissions.try_send(Submission { choices, permit, updates, span }).map_err(stopped)?;
+        self.send(Job::Answer(Submission { choices, permit, updates, span }))?;
         match answer.update().await? {
             Update::Failed(error) => Err(error),
             _ => Ok(answer),
         }
     }
-}
-
-/// The model answers: tokens of it can be had. On a GPU prompts of several lengths let kernels and cuBLAS initialise
-/// themselves, which would else take up to 0.1 s of the first requests' time, and 6 ms of each step with another rounded number of
-/// rows.
-fn warm_up(engine: &mut Engine) -> Result<()> {
-    let lengths: &[usize] = if engine.runner().runs_ahead() { &[1, 32, 256] } else { &[1] };
-    let (vocab_size, max_model_len) = (engine.runner().vocab_size(), engine.max_model_len());
-    for (i, &length) in lengths.iter().enumerate().filter(|&(_, &length)| length < max_model_len) {
-        // Each of another token, so that none takes what another has computed.
-        make_token(engine, (i % vocab_size) as u32, length)?;
-    }
-    engine.runner_mut().warm_up()
-}
-
-/// One token behind a prompt of `length` times another.
-fn make_token(engine: &mut Engine, token: u32, length: usize) -> Result<()> {
-    let request = Request { max_tokens: Some(1), text: false, ..Request::new(vec![token; length]) };
-    engine.run_to_end(request, &false.into(), |_| std::ops::ControlFlow::Continue(()))?;
-    Ok(())
 }
 
 /// A sequence that waits or runs.
@@ -276,6 +276,7 @@ struct Delivery {
 struct EngineThread {
     engine: Engine,
     delivery: Delivery,
+    embeddings: Embeddings,
     /// What the last step made, and when.
     made: (Vec<Event>, Instant),
     recovery_interval: Duration,
@@ -283,18 +284,21 @@ struct EngineThread {
 
 impl EngineThread {
     /// Serves until every sender of submissions is gone.
-    fn run(mut self, mut incoming: mpsc::Receiver<Submission>) {
+    fn run(mut self, mut incoming: mpsc::Receiver<Job>) {
         loop {
-            if !self.engine.has_work() {
+            if !self.engine.has_work() && self.embeddings.is_empty() {
                 self.delivery.pass_on(&mut self.made);
                 self.observe();
                 match self.idle(&mut incoming) {
-                    Some(submission) => self.join(submission),
+                    Some(job) => self.accept(job),
                     None => return,
                 }
             }
-            while let Ok(submission) = incoming.try_recv() {
-                self.join(submission);
+            while let Ok(job) = incoming.try_recv() {
+                self.accept(job);
+            }
+            if let Some(error) = self.embeddings.work(&mut self.engine) {
+                self.delivery.set_fault(Some(error.to_string()));
             }
             self.end_abandoned();
             self.observe();
@@ -311,11 +315,11 @@ impl EngineThread {
 
     /// Waits for a submission; `None` when no more can come. After a failed step it looks meanwhile whether the device works
     /// again: those who ask for the server's health would else keep everybody away.
-    fn idle(&mut self, incoming: &mut mpsc::Receiver<Submission>) -> Option<Submission> {
+    fn idle(&mut self, incoming: &mut mpsc::Receiver<Job>) -> Option<Job> {
         let mut last_attempt = Instant::now();
         while self.delivery.has_fault() {
             match incoming.try_recv() {
-                Ok(submission) => return Some(submission),
+                Ok(job) => return Some(job),
                 Err(TryRecvError::Disconnected) => return None,
                 Err(TryRecvError::Empty) => std::thread::sleep(LOOK_AGAIN.min(self.recovery_interval)),
             }
@@ -341,6 +345,13 @@ impl EngineThread {
             self.delivery.shared.metrics.tokens_made(count);
         }
         self.made = (events, Instant::now());
+    }
+
+    fn accept(&mut self, job: Job) {
+        match job {
+            Job::Answer(submission) => self.join(submission),
+            Job::Embed(job) => self.embeddings.push(job),
+        }
     }
 
     fn join(&mut self, submission: Submission) {

@@ -18,6 +18,7 @@ mod auth;
 mod body;
 mod config;
 mod connection;
+mod embeddings;
 mod engine_thread;
 mod error;
 mod fields;
@@ -32,6 +33,7 @@ mod schema;
 mod sse;
 mod stream;
 mod trace;
+mod warm_up;
 mod work;
 
 pub use config::ServerConfig;

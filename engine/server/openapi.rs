@@ -1,7 +1,7 @@
 //! The OpenAPI document, made of the types that requests are parsed into and answers are written from, and of the tables of
 //! fields.
 
-use super::api::{self, chat, completions, generate, health, models, page, tokens};
+use super::api::{self, chat, completions, embeddings, generate, health, models, page, rerank, tokens};
 use super::fields;
 use axum::Json;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
@@ -14,6 +14,8 @@ use utoipa::{Modify, OpenApi, openapi};
         generate::generate,
         chat::chat_completions,
         completions::completions,
+        embeddings::embeddings,
+        rerank::rerank,
         models::list,
         models::retrieve,
         tokens::tokenize,

@@ -59,6 +59,12 @@ pub const COMPLETION: Table = &[
     (Refused(&["\"\""]), &["suffix"]),
 ];
 
+/// `/v1/embeddings`
+pub const EMBEDDING: Table = &[(Used, &["input", "model", "encoding_format", "dimensions", "user"])];
+
+/// `/v1/rerank`
+pub const RERANK: Table = &[(Used, &["query", "documents", "model", "top_n", "return_documents"])];
+
 /// `/v1/generate`
 pub const GENERATE: Table = &[
     (
@@ -153,6 +159,8 @@ pub const JSON_SCHEMA: Table = &[
 pub const OBJECTS: &[(&str, Table)] = &[
     ("ChatRequest", CHAT),
     ("CompletionRequest", COMPLETION),
+    ("EmbeddingRequest", EMBEDDING),
+    ("RerankRequest", RERANK),
     ("GenerateRequest", GENERATE),
     ("TokenizeRequest", TOKENIZE),
     ("DetokenizeRequest", DETOKENIZE),

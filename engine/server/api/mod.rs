@@ -2,6 +2,7 @@
 
 pub mod chat;
 pub mod completions;
+pub mod embeddings;
 pub mod fields;
 pub mod generate;
 pub mod health;
@@ -11,6 +12,7 @@ pub mod models;
 pub mod openai;
 pub mod page;
 pub mod prompt;
+pub mod rerank;
 pub mod response_format;
 pub mod tokens;
 pub mod tool_calls;
@@ -40,6 +42,8 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/v1/generate", post(generate::generate))
         .route("/v1/completions", post(completions::completions))
         .route("/v1/chat/completions", post(chat::chat_completions))
+        .route("/v1/embeddings", post(embeddings::embeddings))
+        .route("/v1/rerank", post(rerank::rerank))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*model}", get(models::retrieve))
         .route("/tokenize", post(tokens::tokenize))
@@ -56,7 +60,7 @@ pub async fn nowhere(uri: Uri) -> ApiError {
         "/responses" => {
             "this server does not have the Responses API; have the client use chat completions (/v1/chat/completions)".into()
         }
-        known @ ("/chat/completions" | "/completions" | "/models") => {
+        known @ ("/chat/completions" | "/completions" | "/embeddings" | "/rerank" | "/models") => {
             format!("there is nothing at this path, but at /v1{known}: the client's base URL has to end with /v1")
         }
         _ => "there is nothing at this path; see /openapi.json".into(),
