@@ -343,5 +343,5 @@ fn the_openapi_document() {
             assert_eq!(schema["additionalProperties"], Value::Bool(false), "{body}");
         }
     }
-    assert_eq!(paths.len(), 13);
+    assert_eq!(paths.len(), 15);
 }
