@@ -11,6 +11,7 @@ mod fp8;
 mod json;
 mod make;
 mod names;
+mod reranker;
 mod safetensors;
 mod template;
 mod tensors;
@@ -39,9 +40,10 @@ pub fn open(folder: &Path, access: Access) -> Result<Gguf> {
     })?;
     let model = config::Model::new(&config)?;
     let (stored, watch) = safetensors::open_all(&files)?;
-    let (tensors, file_type) = tensors::all(&model, stored)?;
+    let (mut tensors, file_type) = tensors::all(&model, stored)?;
     let mut metadata = model.metadata(&files, file_type)?;
     metadata.extend(tokenizer::metadata(&files, &model)?);
+    reranker::add(&files, &model, &mut metadata, &mut tensors)?;
     Gguf::assembled(&metadata, tensors, watch)
 }
 

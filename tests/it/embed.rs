@@ -162,6 +162,39 @@ fn a_reranker_scores_the_last_token() {
     assert!(refused.contains("`qwen3.pooling_type` is 9; expected 0 to 4"), "{refused}");
 }
 
+/// What transformers would say next is what a reranker scores by.
+#[test]
+fn a_folder_of_a_reranker_scores_by_two_rows_of_its_head() {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/folders/qwen3");
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("Qwen3-Reranker-0.0B");
+    std::fs::create_dir(&path).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(data.join(file), path.join(file)).unwrap();
+    }
+    let tokenizer = |yes: u32| {
+        let text = format!(
+            r#"{{"model": {{"type": "BPE", "vocab": {{"no": 3, "yes": {yes}}}, "merges": []}}, "pre_tokenizer": {{"type": "ByteLevel"}}}}"#
+        );
+        std::fs::write(path.join("tokenizer.json"), text).unwrap();
+    };
+    tokenizer(5);
+    let gguf = folder::open(&path, Access::Map).unwrap();
+    let mut engine = engine(&gguf, 2);
+    let pooler = engine.pooler().unwrap().clone();
+    assert_eq!(pooler.pooling, Some(Pooling::Rank));
+    assert!(pooler.pair("sea", "wave").unwrap().contains("<Query>: sea\n<Document>: wave<|im_end|>"));
+    let logits = read_npy(&data.join("logits.npy"));
+    let last = &logits[logits.len() - logits.len() / TOKENS.len()..];
+    let expected = 1.0 / (1.0 + (last[3] - last[5]).exp());
+    let score = engine.embed(&TOKENS, Pooling::Rank).unwrap().unwrap()[0][0];
+    // K and V are kept in f16.
+    assert!((score - expected).abs() < 2e-3, "{score} and {expected}");
+    tokenizer(64);
+    let refused = folder::open(&path, Access::Map).err().unwrap().to_string();
+    assert!(refused.contains("the model has 64 tokens"), "{refused}");
+}
+
 /// The numbers of each line.
 fn lines(command: &mut assert_cmd::Command) -> Vec<Vec<f64>> {
     let output = command.assert().success().get_output().stdout.clone();

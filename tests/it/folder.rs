@@ -332,6 +332,18 @@ fn the_vocabulary_is_that_of_a_gguf_file() {
     assert_eq!((found.chat_template(), found.adds_bos()), (Some("new"), true));
     assert!(gguf.require::<bool>("tokenizer.ggml.add_eos_token").unwrap());
 
+    // Qwen3-Embedding's tokenizer puts another token behind a text than the one that ends an answer.
+    let mut embedding = tokenizer.clone();
+    embedding["post_processor"] = json!({"type": "Sequence", "processors": [{"type": "TemplateProcessing", "single": [
+        {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}]}]});
+    write("tokenizer.json", &embedding);
+    write("tokenizer_config.json", &json!({"eos_token": "<|im_end|>"}));
+    let gguf = open(folder.path());
+    let found = Tokenizer::from_gguf(&gguf).unwrap();
+    assert_eq!(found.eos_token_id(), expected.token("<|endoftext|>"));
+    assert!(found.is_end_of_generation(expected.token("<|im_end|>").unwrap()));
+    assert!(gguf.require::<bool>("tokenizer.ggml.add_eos_token").unwrap());
+
     for (change, expected) in [
         (("/model/type", json!("Unigram")), "expected byte-level BPE"),
         (("/model/byte_fallback", json!(true)), "expected byte-level BPE"),

@@ -243,11 +243,9 @@ impl Special {
         let around = around(tokenizer, vocabulary);
         Ok(Self {
             adds_bos: config.flag("add_bos_token")?.unwrap_or(bos.is_some() && around[0] == bos),
-            adds_eos: config
-                .flag("add_eos_token")?
-                .unwrap_or(around[1].is_some_and(|id| eos.contains(&id) || Some(id) == named("pad_token"))),
+            adds_eos: config.flag("add_eos_token")?.unwrap_or(around[1].is_some()),
             // What the tokenizer puts behind a text is its end, whatever else ends an answer.
-            eos: around[1].filter(|id| !eos.contains(id)).into_iter().chain(eos).collect(),
+            eos: around[1].into_iter().chain(eos.into_iter().filter(|&id| Some(id) != around[1])).collect(),
             padding: named("pad_token").or_else(|| ids(generation, "pad_token_id").first().copied()),
             bos,
         })
