@@ -3,6 +3,7 @@
 
 use qernel::chat::{ChatTemplate, Message};
 use qernel::config::Config;
+use qernel::folder;
 use qernel::gguf::Gguf;
 use qernel::load::embedded;
 use qernel::server::{Server, ServerConfig};
@@ -18,8 +19,9 @@ use std::time::Duration;
 pub type Target = fn(&[u8]);
 
 /// All targets by name: that of their seeds' folder.
-pub const ALL: [(&str, Target); 5] = [
+pub const ALL: [(&str, Target); 6] = [
     ("gguf", gguf),
+    ("safetensors", safetensors),
     ("tokenizer", tokenizer),
     ("template", template),
     ("schema", schema),
@@ -46,6 +48,12 @@ pub fn gguf(data: &[u8]) {
         let ids = tokenizer.encode("Hello <|im_end|>\n 1 é", true).expect("any text can be encoded");
         tokenizer.decode_bytes(&ids, false).expect("ids are of the vocabulary");
     }
+}
+
+/// A file of weights in a folder: no two tensors have a name.
+pub fn safetensors(data: &[u8]) {
+    let Ok(names) = folder::tensor_names(&data.to_vec().into()) else { return };
+    assert!(names.windows(2).all(|pair| pair[0] < pair[1]), "{names:?}");
 }
 
 static HAIKU: LazyLock<Tokenizer> = LazyLock::new(|| {

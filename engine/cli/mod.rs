@@ -5,8 +5,10 @@ pub mod chain;
 pub mod chat;
 pub mod completions;
 pub mod conversation;
+pub mod convert;
 pub mod detokenize;
 pub mod doctor;
+pub mod embed;
 pub mod generate;
 pub mod imatrix;
 pub mod inspect;
@@ -18,8 +20,10 @@ pub mod logits;
 pub mod options;
 pub mod out_of_memory;
 pub mod output;
+pub mod overrides;
 pub mod perplexity;
 pub mod quantize;
+pub mod rerank;
 pub mod serve;
 pub mod split;
 pub mod summary;
@@ -58,7 +62,10 @@ enum Command {
     Tokenize(tokenize::TokenizeArgs),
     Detokenize(detokenize::DetokenizeArgs),
     Logits(logits::LogitsArgs),
+    Embed(Box<embed::EmbedArgs>),
+    Rerank(Box<rerank::RerankArgs>),
     Quantize(quantize::QuantizeArgs),
+    Convert(convert::ConvertArgs),
     Perplexity(Box<perplexity::PerplexityArgs>),
     Imatrix(imatrix::ImatrixArgs),
     Split(split::SplitArgs),
@@ -84,12 +91,15 @@ pub fn run() -> Result<ExitCode> {
         Command::Serve(args) => return Ok(run_server(*args, verbose, format)),
         Command::Bench(args) => return bench::run(*args),
         Command::Quantize(args) => return quantize::run(args),
+        Command::Convert(args) => return convert::run(args),
         #[cfg(feature = "lab")]
         Command::Lab(args) => return lab::run(args),
         Command::Inspect(args) => inspect::run(args)?,
         Command::Tokenize(args) => tokenize::run(args)?,
         Command::Detokenize(args) => detokenize::run(args)?,
         Command::Logits(args) => logits::run(args)?,
+        Command::Embed(args) => embed::run(*args)?,
+        Command::Rerank(args) => rerank::run(*args)?,
         Command::Perplexity(args) => perplexity::run(*args)?,
         Command::Imatrix(args) => imatrix::run(args)?,
         Command::Split(args) => split::split(args)?,

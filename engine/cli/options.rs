@@ -1,6 +1,7 @@
 //! Options that several subcommands share.
 
 use super::chain::ChainArgs;
+use super::overrides::OverrideArgs;
 use crate::disk::Access;
 use crate::engine::EngineConfig;
 use crate::error::{Error, Result};
@@ -18,21 +19,26 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 /// Which model file, and how it is read.
 #[derive(Clone, Debug, Args)]
 pub struct FileArgs {
-    /// GGUF file of the model [default: the small haiku model that the program carries]
-    #[arg(short, long, value_name = "FILE", env = "QERNEL_MODEL")]
+    /// GGUF file of the model, or a folder as Hugging Face's hub has them [default: the small haiku model that the program carries]
+    #[arg(short, long, value_name = "PATH", env = "QERNEL_MODEL")]
     pub model: Option<PathBuf>,
     /// Read the model file into memory instead of mapping it: slower to start, but whoever changes the file meanwhile does no harm
     #[arg(long)]
     pub no_mmap: bool,
+    #[command(flatten)]
+    pub overrides: OverrideArgs,
 }
 
 impl FileArgs {
-    /// Opens the file, or the embedded model where none is named.
+    /// Opens the file or the folder, or the embedded model where none is named.
     ///
     /// # Errors
-    /// As [`Gguf::open_by`].
+    /// As [`open_gguf`] and [`OverrideArgs::apply`].
     pub fn open(&self) -> Result<Gguf> {
-        open_gguf(self.model.as_deref(), if self.no_mmap { Access::Read } else { Access::Map })
+        let mut gguf =
+            open_gguf(self.model.as_deref(), if self.no_mmap { Access::Read } else { Access::Map })?;
+        self.overrides.apply(&mut gguf)?;
+        Ok(gguf)
     }
 }
 
@@ -106,14 +112,25 @@ impl ModelArgs {
     /// # Errors
     /// As [`ModelArgs::open`].
     pub fn open_with(&self, max_num_sequences: usize, unasked: KvCacheSize) -> Result<LoadedModel> {
-        let options = RunnerOptions {
+        self.load(&RunnerOptions {
             kv_cache: self.kv_cache_memory.map_or(unasked, KvCacheSize::Bytes),
             ..self.options(max_num_sequences)?
-        };
+        })
+    }
+
+    /// As [`ModelArgs::open`] for one sequence, with room for `max_num_logits` rows of a step that are wanted.
+    ///
+    /// # Errors
+    /// As [`ModelArgs::open`].
+    pub fn open_for_rows(&self, max_num_logits: usize) -> Result<LoadedModel> {
+        self.load(&RunnerOptions { max_num_logits, ..self.options(1)? })
+    }
+
+    fn load(&self, options: &RunnerOptions) -> Result<LoadedModel> {
         let start = Instant::now();
         let gguf = self.file.open()?;
         let bar = progress_bar();
-        let model = LoadedModel::load(&gguf, start, &options, &mut |loaded, total| {
+        let model = LoadedModel::load(&gguf, start, options, &mut |loaded, total| {
             bar.set_length(total);
             bar.set_position(loaded);
         });

@@ -2,11 +2,12 @@
 
 use super::interrupt::{EXIT_INTERRUPTED, Interrupt};
 use super::output::{Output, note, one_line};
-use crate::disk;
+use crate::disk::{self, Access};
 use crate::error::{Error, Result};
 use crate::formats::MatrixFormat;
 use crate::gguf::Gguf;
 use crate::importance::ImportanceMatrix;
+use crate::load::open_gguf;
 use crate::quantize::{self, Difference, Mixture, Override, Progress, Recipe, Step};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use std::time::Instant;
 /// Make a file whose matrices take fewer bits
 #[derive(Clone, Debug, clap::Args)]
 pub struct QuantizeArgs {
-    /// The model, of floats or quantised; the first of several files stands for all
+    /// The model, of floats or quantised: a file, of several the first, or a folder from Hugging Face's hub
     pub input: PathBuf,
     /// The file to make [--dry-run needs none]
     pub output: PathBuf,
@@ -57,7 +58,7 @@ pub struct QuantizeArgs {
 pub fn run(args: QuantizeArgs) -> Result<ExitCode> {
     let recipe = args.recipe()?;
     let importance = args.imatrix.as_deref().map(ImportanceMatrix::open).transpose()?;
-    let gguf = Gguf::open(&args.input)?;
+    let gguf = open_gguf(Some(&args.input), Access::Map)?;
     let steps = quantize::plan(&gguf, &recipe, importance.as_ref())?;
     if let Some(importance) = &importance {
         tell_what_is_missing(importance, &steps)?;
@@ -85,6 +86,23 @@ pub fn run(args: QuantizeArgs) -> Result<ExitCode> {
 }
 
 impl QuantizeArgs {
+    /// A file of `mixture`, made without any of the options.
+    pub fn new(input: PathBuf, output: PathBuf, mixture: Mixture) -> Self {
+        Self {
+            input,
+            output,
+            mixture: Some(mixture),
+            imatrix: None,
+            tensor_type: Vec::new(),
+            output_tensor_type: None,
+            token_embedding_type: None,
+            leave_output_tensor: false,
+            pure: false,
+            dry_run: false,
+            force: false,
+        }
+    }
+
     fn recipe(&self) -> Result<Recipe> {
         let mixture = match self.mixture {
             Some(mixture) => mixture,

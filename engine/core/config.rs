@@ -1,4 +1,8 @@
-//! GGUF metadata -> [`Config`]. The only file, with those of `model/`, that knows GGUF's spellings.
+//! GGUF metadata -> [`Config`]. The only file, with those of `model/` and `folder/`, that knows GGUF's spellings.
+
+mod scaling;
+
+pub use scaling::{RopeOverrides, ScalingType};
 
 use crate::error::{Error, Result};
 use crate::formats::MatrixFormat;
@@ -170,6 +174,9 @@ impl Config {
             return Err(keys.invalid(eps_key, rms_norm_eps, "a number between 0 and 1"));
         }
 
+        let max_position_embeddings = keys.size("context_length", MAX_CONTEXT)?;
+        let scaling = scaling::of(keys, max_position_embeddings)?;
+
         Ok(Self {
             architecture: keys.architecture.to_owned(),
             name: gguf.get_or_warn::<&str>("general.name").unwrap_or(keys.architecture).to_owned(),
@@ -180,9 +187,10 @@ impl Config {
             num_attention_heads,
             num_key_value_heads,
             head_dim,
-            rotation: Rotation::new(rope_theta, rotary_dim),
+            rotation: Rotation { scaling, ..Rotation::new(rope_theta, rotary_dim) },
             rms_norm_eps,
-            max_position_embeddings: keys.size("context_length", MAX_CONTEXT)?,
+            max_position_embeddings: scaling::context(scaling, max_position_embeddings)
+                .min(MAX_CONTEXT as usize),
             tie_word_embeddings: gguf.tensor("output.weight").is_none(),
             attention_bias: has_tensor(gguf, &[".attn_q.bias", ".attn_qkv.bias"]),
             fused_qkv: has_tensor(gguf, &[".attn_qkv.weight"]),
@@ -314,6 +322,20 @@ impl<'a> Keys<'a> {
         Ok(Some(values))
     }
 
+    /// The `count` values of a tensor of floats that is there, whatever its dimensions.
+    ///
+    /// # Errors
+    /// As [`Keys::floats`].
+    pub fn matrix(&self, name: &str, count: usize) -> Result<Vec<f32>> {
+        let tensor = self.gguf.tensor(name);
+        let missing = || Error::Model(format!("there is no tensor {name} of {count} floats"));
+        let tensor = tensor.filter(|tensor| tensor.num_values() == count as u64).ok_or_else(missing)?;
+        let format = MatrixFormat::from_ggml(tensor.ggml_type()).ok_or_else(missing)?;
+        let mut values = vec![0.0; count];
+        format.decode(&tensor.data()?, &mut values);
+        Ok(values)
+    }
+
     /// A size that may be there, from 1 to `max`.
     ///
     /// # Errors
@@ -370,7 +392,7 @@ fn head_dim(keys: &Keys<'_>, hidden_size: usize, num_attention_heads: usize) -> 
 }
 
 /// Numbers that other architectures of llama.cpp compute with, each with the values that change nothing (0 often stands for "none").
-const UNIMPLEMENTED: [(&str, &[f32]); 8] = [
+const UNIMPLEMENTED: [(&str, &[f32]); 7] = [
     ("attn_logit_softcapping", &[0.0]),
     ("final_logit_softcapping", &[0.0]),
     ("logit_scale", &[1.0, 0.0]),
@@ -378,28 +400,10 @@ const UNIMPLEMENTED: [(&str, &[f32]); 8] = [
     ("residual_scale", &[1.0, 0.0]),
     ("attention.clamp_kqv", &[0.0]),
     ("attention.max_alibi_bias", &[0.0]),
-    ("rope.scaling.attn_factor", &[1.0]),
 ];
 
 /// Refuses by name what would change the result and is not implemented.
 fn refuse_unimplemented(keys: &Keys<'_>) -> Result<()> {
-    // llama.cpp's defaults: linear scaling, and a factor of 0 stands for none. `rope.scale_linear` is the older key.
-    let scaling = keys.get::<&str>("rope.scaling.type")?.unwrap_or("linear");
-    let factor = match keys.get::<f32>("rope.scaling.factor")? {
-        Some(factor) => factor,
-        None => keys.get::<f32>("rope.scale_linear")?.unwrap_or(0.0),
-    };
-    let scaled = match scaling {
-        "none" => false,
-        "linear" => factor != 0.0 && factor != 1.0,
-        _ => true,
-    };
-    if scaled {
-        return Err(Error::Model(format!(
-            "the file asks for RoPE scaling `{scaling}` with factor {factor}, which is not implemented; use a \
-             conversion without `rope_scaling`"
-        )));
-    }
     for (key, neutral) in UNIMPLEMENTED {
         if let Some(found) = keys.get::<f32>(key)?.filter(|found| !neutral.contains(found)) {
             let expected =

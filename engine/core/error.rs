@@ -20,6 +20,9 @@ pub enum Error {
     /// The bytes are not a well-formed GGUF file.
     #[error("not a usable GGUF file: {0}")]
     Gguf(String),
+    /// A folder holds no model that can be read.
+    #[error("not a usable model folder: {0}")]
+    Folder(String),
     /// The file is well-formed but describes no model this engine runs.
     #[error("unsupported model: {0}")]
     Model(String),
@@ -67,7 +70,12 @@ impl Error {
             Self::ClosedPipe => 0,
             Self::Io { .. } => 1,
             Self::Request(_) => 2,
-            Self::Gguf(_) | Self::Model(_) | Self::Tokenizer(_) | Self::Template(_) | Self::Range(_) => 3,
+            Self::Gguf(_)
+            | Self::Folder(_)
+            | Self::Model(_)
+            | Self::Tokenizer(_)
+            | Self::Template(_)
+            | Self::Range(_) => 3,
             Self::Device(_) => 4,
             Self::NotFinite(_) => 3,
             Self::Memory(_) => 5,

@@ -18,9 +18,10 @@ use crate::disk::{self, Access, Watch};
 use crate::error::{Error, Result};
 use bytes::Bytes;
 use cursor::Cursor;
-use parse::{Index, TensorEntry, text};
+use parse::{Index, Make, TensorEntry, text};
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 /// The first four bytes of a file.
 const MAGIC: [u8; 4] = *b"GGUF";
@@ -36,6 +37,8 @@ pub struct Gguf {
     watch: Watch,
     /// The parts after the first, in their order.
     others: Vec<Gguf>,
+    /// Metadata that replace those of the file or come behind them: their keys, types and bytes.
+    replaced: Vec<(String, ValueType, Vec<u8>)>,
 }
 
 impl Gguf {
@@ -71,7 +74,24 @@ impl Gguf {
     /// [`Error::Gguf`] where it is not a well-formed GGUF file.
     pub fn from_bytes(data: Bytes) -> Result<Self> {
         let index = parse::parse(&data).map_err(Error::Gguf)?;
-        Ok(Self { data, index, watch: Watch::default(), others: Vec::new() })
+        Ok(Self { data, index, watch: Watch::default(), others: Vec::new(), replaced: Vec::new() })
+    }
+
+    /// A file that is nowhere: metadata, and tensors whose data is made when it is asked for.
+    ///
+    /// # Errors
+    /// [`Error::Gguf`] where the tensors or the metadata would make no well-formed file.
+    pub fn assembled(
+        metadata: &[(String, write::Value)],
+        tensors: Vec<Assembled>,
+        watch: Watch,
+    ) -> Result<Self> {
+        let data = Bytes::from(write::table(metadata, &tensors));
+        let (mut index, _) = parse::parse_header(&data).map_err(Error::Gguf)?;
+        for (entry, tensor) in index.tensors.iter_mut().zip(tensors) {
+            entry.make = Some(Make(tensor.make));
+        }
+        Ok(Self { data, index, watch, others: Vec::new(), replaced: Vec::new() })
     }
 
     /// Tells whether the file or one of its parts was changed after it was opened.
@@ -91,7 +111,15 @@ impl Gguf {
 
     /// Bytes of the whole file, of all parts together.
     pub fn file_size(&self) -> u64 {
-        self.parts().map(|part| part.data.len() as u64).sum()
+        let made = |part: &Gguf| -> u64 {
+            part.index
+                .tensors
+                .iter()
+                .filter(|entry| entry.make.is_some())
+                .map(|entry| entry.data.len() as u64)
+                .sum()
+        };
+        self.parts().map(|part| part.data.len() as u64 + made(part)).sum()
     }
 
     /// Files that the model is in.
@@ -103,17 +131,32 @@ impl Gguf {
         std::iter::once(self).chain(&self.others)
     }
 
-    /// All metadata, in the order of the file.
+    /// All metadata, in the order of the file, then those that were added.
     pub fn metadata(&self) -> impl Iterator<Item = (&str, Value<'_>)> {
-        self.index
-            .entries
-            .iter()
-            .filter_map(|entry| Some((text(&self.data, &entry.key), self.decode(entry).ok()?)))
+        let of_file = self.index.entries.iter().map(|entry| text(&self.data, &entry.key));
+        let added =
+            self.replaced.iter().map(|(key, ..)| key.as_str()).filter(|key| self.find_entry(key).is_none());
+        of_file.chain(added).filter_map(|key| Some((key, self.value(key)?)))
+    }
+
+    /// Replaces or adds a metadata value, in memory.
+    ///
+    /// # Errors
+    /// [`Error::Gguf`] where the value is an array nested too deeply.
+    pub fn set_metadata(&mut self, key: &str, value: &write::Value) -> Result<()> {
+        let mut bytes = Vec::new();
+        value.encode(&mut bytes);
+        Cursor::new(&bytes)
+            .value(value.value_type(), 0)
+            .map_err(|error| Error::Gguf(format!("metadata `{key}`: {error}")))?;
+        self.replaced.retain(|(replaced, ..)| replaced != key);
+        self.replaced.push((key.to_owned(), value.value_type(), bytes));
+        Ok(())
     }
 
     /// A metadata value of any type.
     pub fn value(&self, key: &str) -> Option<Value<'_>> {
-        self.find_entry(key).and_then(|entry| self.decode(entry).ok())
+        self.find_value(key).and_then(Result::ok)
     }
 
     /// A metadata value as `T`, or `None` where the file does not have it.
@@ -121,8 +164,8 @@ impl Gguf {
     /// # Errors
     /// [`Error::Gguf`] where it has another type.
     pub fn get<'a, T: FromValue<'a>>(&'a self, key: &str) -> Result<Option<T>> {
-        let Some(entry) = self.find_entry(key) else { return Ok(None) };
-        let value = self.decode(entry).and_then(T::from_value);
+        let Some(value) = self.find_value(key) else { return Ok(None) };
+        let value = value.and_then(T::from_value);
         value.map(Some).map_err(|error| Error::Gguf(format!("metadata `{key}`: {error}")))
     }
 
@@ -148,8 +191,14 @@ impl Gguf {
         parse::find(&self.data, &self.index.entries, &self.index.entries_by_key, |entry| &entry.key, key)
     }
 
-    fn decode(&self, entry: &parse::Entry) -> Result<Value<'_>, String> {
-        Cursor::new(&self.data[entry.value.clone()]).value(entry.value_type, 0)
+    /// A metadata value; an error should another process have changed the file.
+    fn find_value(&self, key: &str) -> Option<Result<Value<'_>, String>> {
+        let replaced = self.replaced.iter().find(|(replaced, ..)| replaced == key);
+        let (value_type, bytes) = match replaced {
+            Some((_, value_type, bytes)) => (*value_type, &bytes[..]),
+            None => self.find_entry(key).map(|entry| (entry.value_type, &self.data[entry.value.clone()]))?,
+        };
+        Some(Cursor::new(bytes).value(value_type, 0))
     }
 
     /// All tensors, in the order of the file, part after part.
@@ -181,6 +230,20 @@ impl fmt::Debug for Gguf {
             .field("tensors", &self.tensors().len())
             .finish()
     }
+}
+
+/// Makes the data of a tensor.
+pub type MakeData = Arc<dyn Fn() -> Result<Bytes> + Send + Sync>;
+
+/// A tensor of a file that is [assembled](Gguf::assembled).
+#[derive(Clone)]
+pub struct Assembled {
+    pub name: String,
+    /// Row-major, outermost dimension first.
+    pub shape: Vec<u64>,
+    pub ggml_type: GgmlType,
+    /// As many bytes as the shape takes in this type.
+    pub make: MakeData,
 }
 
 /// A line of the tensor table.
@@ -216,11 +279,23 @@ impl<'a> Tensor<'a> {
         self.entry.ggml_type.block().map(|_| self.entry.data.len() as u64)
     }
 
-    /// Its data, shared with the file.
+    /// Its data, shared with the file or made.
     ///
     /// # Errors
-    /// [`Error::Gguf`] where its type is unknown, so that its size is too.
+    /// [`Error::Gguf`] where its type is unknown, so that its size is too; what making it says.
     pub fn data(&self) -> Result<Bytes> {
+        if let Some(Make(make)) = &self.entry.make {
+            let data = make()?;
+            return match data.len() == self.entry.data.len() {
+                true => Ok(data),
+                false => Err(Error::Gguf(format!(
+                    "tensor `{}` has {} bytes, and {} belong to its shape",
+                    self.name(),
+                    data.len(),
+                    self.entry.data.len()
+                ))),
+            };
+        }
         match self.entry.ggml_type.block() {
             Some(_) => Ok(self.file.data.slice(self.entry.data.clone())),
             None => Err(Error::Gguf(format!(

@@ -18,6 +18,7 @@ pub mod drawing;
 pub mod dtype;
 pub mod engine;
 pub mod error;
+pub mod folder;
 pub mod formats;
 pub mod gguf;
 pub mod host_memory;

@@ -167,9 +167,14 @@ pub const EMBEDDING: &str = "token_embd.weight";
 /// See [`EMBEDDING`].
 pub const HEAD: &str = "output.weight";
 
-/// Whether some writers add a tensor of this name for what is computed from metadata here.
+/// Of rerankers: what scores the last token, which is no part of a decoder.
+pub const CLASSIFIER: [&str; 2] = ["cls.output.weight", "cls.output.bias"];
+
+/// Whether a tensor of this name is used elsewhere, or some writers add it for what is computed from metadata here.
 fn is_computed(name: &str) -> bool {
-    name == "rope_freqs.weight" || (name.starts_with("blk.") && name.ends_with(".attn_rot_embd.weight"))
+    CLASSIFIER.contains(&name)
+        || name == "rope_freqs.weight"
+        || (name.starts_with("blk.") && name.ends_with(".attn_rot_embd.weight"))
 }
 
 /// Whether a tensor that the model has no place for belongs to what it computes: to one of its layers, to its embedding or its head, or

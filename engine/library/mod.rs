@@ -1,5 +1,6 @@
 //! The engine for other programs: open a model, ask, read the answer.
 
+mod embed;
 mod generation;
 mod options;
 mod prompt;

@@ -25,8 +25,10 @@ use qernel_core::batch::{Batch, LogitRows, SequenceRows};
 use qernel_core::chat::ChatTemplate;
 use qernel_core::config::Config;
 use qernel_core::disk::{Access, Watch};
+use qernel_core::engine::pooling::Pooler;
 use qernel_core::engine::{Engine, EngineConfig};
 use qernel_core::error::Result;
+use qernel_core::folder;
 use qernel_core::gguf::Gguf;
 use qernel_core::host_memory;
 use qernel_core::model::Runner;
@@ -41,6 +43,8 @@ use std::time::Instant;
 pub struct LoadedModel {
     pub tokenizer: Arc<Tokenizer>,
     pub runner: Box<dyn Runner>,
+    /// Makes vectors and scores of texts.
+    pub pooler: Arc<Pooler>,
     pub stats: LoadStats,
     /// Tells whether the file was changed while it is in use.
     pub watch: Watch,
@@ -114,6 +118,7 @@ impl LoadedModel {
             }
             check.expect_finite()?;
         }
+        let pooler = Arc::new(Pooler::new(gguf, &config, &weights)?);
         let file = Instant::now();
         let mut first_and_last_tensor = None;
         // The vocabulary is read by another core while the weights go up.
@@ -137,7 +142,7 @@ impl LoadedModel {
             decode_bytes: runner.decode_bytes(),
             times: LoadTimes { file, device, weights: loaded, vocabulary, ready },
         };
-        Ok(Self { tokenizer: Arc::new(tokenizer), runner, stats, watch: gguf.watch() })
+        Ok(Self { tokenizer: Arc::new(tokenizer), runner, pooler, stats, watch: gguf.watch() })
     }
 
     /// The file's chat template, or ChatML.
@@ -161,7 +166,7 @@ impl LoadedModel {
     /// # Errors
     /// As [`Engine::new`].
     pub fn into_engine_with(self, config: EngineConfig) -> Result<Engine> {
-        Engine::new(self.runner, Some(self.tokenizer), config)
+        Ok(Engine::new(self.runner, Some(self.tokenizer), config)?.with_pooler(self.pooler))
     }
 }
 
@@ -191,10 +196,14 @@ fn with_finite_logits(mut runner: Box<dyn Runner>) -> Result<Box<dyn Runner>> {
     )))
 }
 
-/// The file that `--model` names, or the embedded model.
+/// The file or the folder that `--model` names, or the embedded model.
 ///
 /// # Errors
-/// As [`Gguf::open_by`].
+/// As [`Gguf::open_by`] and [`folder::open`].
 pub fn open_gguf(model: Option<&Path>, access: Access) -> Result<Gguf> {
-    model.map_or_else(crate::embedded::haiku, |path| Gguf::open_by(path, access))
+    match model {
+        None => crate::embedded::haiku(),
+        Some(path) if path.is_dir() => folder::open(path, access),
+        Some(path) => Gguf::open_by(path, access),
+    }
 }

@@ -6,63 +6,24 @@
 
 use super::answer::{Answer, Update};
 use super::config::ServerConfig;
+use super::embeddings::{EmbedJob, Embeddings};
 use super::error::ApiError;
-use super::grammar::{self, Grammar, Grammars};
+use super::grammar::{self, Grammar};
 use super::metrics::{Metrics, Rejection};
+pub use super::served_model::{ModelInfo, ServedModel};
 use super::warm_up::{make_token, warm_up};
 use super::work::RequestPermit;
-use qernel_core::chat::ChatTemplate;
-use qernel_core::disk::Watch;
 use qernel_core::engine::{
     Engine, Event, FinishReason, Request, Thinking, ThinkingConstraint, TokenConstraint,
 };
 use qernel_core::error::{Error, Result};
 use qernel_core::scheduler::SequenceId;
-use qernel_core::tokenizer::Tokenizer;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::error::{TryRecvError, TrySendError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::Span;
-
-/// A model ready to be served. Made on the engine's thread, which it never leaves.
-pub struct ServedModel {
-    /// What answers.
-    pub engine: Engine,
-    /// Or why there is none that can be used: chat is refused then.
-    pub template: Result<ChatTemplate>,
-    /// What clients call it.
-    pub name: String,
-    /// Tells whether its file was changed while it is in use.
-    pub watch: Watch,
-}
-
-/// What connections know of the model.
-pub struct ModelInfo {
-    pub name: String,
-    pub tokenizer: Arc<Tokenizer>,
-    pub template: Result<ChatTemplate>,
-    pub max_model_len: usize,
-    /// A text with more bytes has more tokens than the context.
-    pub max_prompt_bytes: usize,
-    pub device: String,
-    watch: Watch,
-    /// Made when first asked for: a large vocabulary takes its time.
-    grammars: OnceLock<Result<Grammars, String>>,
-}
-
-impl ModelInfo {
-    /// What makes grammars over the vocabulary. The first call may take a second.
-    ///
-    /// # Errors
-    /// 500 where the vocabulary is not fit.
-    pub fn grammars(&self) -> Result<&Grammars, ApiError> {
-        let grammars =
-            self.grammars.get_or_init(|| Grammars::new(&self.tokenizer).map_err(|error| error.to_string()));
-        grammars.as_ref().map_err(ApiError::server)
-    }
-}
 
 /// How long a request may wait at most while the thread looks after a device that failed.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
@@ -82,7 +43,7 @@ pub struct SequenceRequest {
 }
 
 /// One request to be answered: one or more sequences.
-struct Submission {
+pub(super) struct Submission {
     choices: Vec<SequenceRequest>,
     permit: RequestPermit,
     updates: mpsc::Sender<Update>,
@@ -90,9 +51,15 @@ struct Submission {
     span: Span,
 }
 
+/// What the engine's thread does.
+pub(super) enum Job {
+    Answer(Submission),
+    Embed(EmbedJob),
+}
+
 /// The way to the engine's thread.
 pub struct EngineHandle {
-    submissions: mpsc::Sender<Submission>,
+    submissions: mpsc::Sender<Job>,
     permits: Arc<Semaphore>,
     max_unfinished: usize,
     shared: Arc<Shared>,
@@ -143,6 +110,7 @@ impl EngineHandle {
             let info = ModelInfo {
                 name,
                 tokenizer,
+                pooler: engine.pooler().cloned(),
                 template,
                 max_model_len: engine.max_model_len(),
                 max_prompt_bytes: max_bytes.saturating_mul(MOST_COMPOSED),
@@ -153,8 +121,8 @@ impl EngineHandle {
             tracing::info!(model = info.name, device = info.device, context = info.max_model_len, "ready");
             let _ = of_thread.model.set(info);
             let delivery = Delivery { shared: of_thread, active: HashMap::new(), lost: Vec::new() };
-            EngineThread { engine, delivery, made: (Vec::new(), Instant::now()), recovery_interval }
-                .run(incoming);
+            let (embeddings, made) = (Embeddings::default(), (Vec::new(), Instant::now()));
+            EngineThread { engine, delivery, embeddings, made, recovery_interval }.run(incoming);
             Ok(())
         })?;
         let permits = Arc::new(Semaphore::new(max_unfinished));
@@ -209,6 +177,15 @@ impl EngineHandle {
         Arc::clone(&self.permits).try_acquire_many_owned(choices).map(RequestPermit::new).map_err(full)
     }
 
+    /// Hands something that has a permit to the engine.
+    ///
+    /// # Errors
+    /// 503 where there is no engine any more.
+    pub(super) fn send(&self, job: Job) -> Result<(), ApiError> {
+        let stopped = |_| ApiError::unavailable("stopped", "the engine has stopped");
+        self.submissions.try_send(job).map_err(stopped)
+    }
+
     /// Hands a request to the engine and waits until it is accepted. Dropping the answer ends it.
     ///
     /// # Errors
@@ -224,8 +201,7 @@ impl EngineHandle {
         let (updates, receiver) = mpsc::channel(config.max_pending_events + 2 * choices.len());
         let span = Span::current();
         let mut answer = Answer::new(receiver, choices.len(), permit.start + time, time);
-        let stopped = |_| ApiError::unavailable("stopped", "the engine has stopped");
-        self.submissions.try_send(Submission { choices, permit, updates, span }).map_err(stopped)?;
+        self.send(Job::Answer(Submission { choices, permit, updates, span }))?;
         match answer.update().await? {
             Update::Failed(error) => Err(error),
             _ => Ok(answer),
@@ -261,6 +237,7 @@ struct Delivery {
 struct EngineThread {
     engine: Engine,
     delivery: Delivery,
+    embeddings: Embeddings,
     /// What the last step made, and when.
     made: (Vec<Event>, Instant),
     recovery_interval: Duration,
@@ -268,18 +245,21 @@ struct EngineThread {
 
 impl EngineThread {
     /// Serves until every sender of submissions is gone.
-    fn run(mut self, mut incoming: mpsc::Receiver<Submission>) {
+    fn run(mut self, mut incoming: mpsc::Receiver<Job>) {
         loop {
-            if !self.engine.has_work() {
+            if !self.engine.has_work() && self.embeddings.is_empty() {
                 self.delivery.pass_on(&mut self.made);
                 self.observe();
                 match self.idle(&mut incoming) {
-                    Some(submission) => self.join(submission),
+                    Some(job) => self.accept(job),
                     None => return,
                 }
             }
-            while let Ok(submission) = incoming.try_recv() {
-                self.join(submission);
+            while let Ok(job) = incoming.try_recv() {
+                self.accept(job);
+            }
+            if let Some(error) = self.embeddings.work(&mut self.engine) {
+                self.delivery.set_fault(Some(error.to_string()));
             }
             self.end_abandoned();
             self.observe();
@@ -296,11 +276,11 @@ impl EngineThread {
 
     /// Waits for a submission; `None` when no more can come. After a failed step it looks meanwhile whether the device works
     /// again: those who ask for the server's health would else keep everybody away.
-    fn idle(&mut self, incoming: &mut mpsc::Receiver<Submission>) -> Option<Submission> {
+    fn idle(&mut self, incoming: &mut mpsc::Receiver<Job>) -> Option<Job> {
         let mut last_attempt = Instant::now();
         while self.delivery.has_fault() {
             match incoming.try_recv() {
-                Ok(submission) => return Some(submission),
+                Ok(job) => return Some(job),
                 Err(TryRecvError::Disconnected) => return None,
                 Err(TryRecvError::Empty) => std::thread::sleep(LOOK_AGAIN.min(self.recovery_interval)),
             }
@@ -326,6 +306,13 @@ impl EngineThread {
             self.delivery.shared.metrics.tokens_made(count);
         }
         self.made = (events, Instant::now());
+    }
+
+    fn accept(&mut self, job: Job) {
+        match job {
+            Job::Answer(submission) => self.join(submission),
+            Job::Embed(job) => self.embeddings.push(job),
+        }
     }
 
     fn join(&mut self, submission: Submission) {

@@ -2,7 +2,8 @@
 //! fields.
 
 use super::api::{
-    self, anthropic, chat, chat_answer, completions, generate, health, models, page, responses, tokens,
+    self, anthropic, chat, chat_answer, completions, embeddings, generate, health, models, page, rerank,
+    responses, tokens,
 };
 use super::fields;
 use axum::Json;
@@ -21,6 +22,8 @@ use utoipa::{Modify, OpenApi, openapi};
         anthropic::messages,
         anthropic::count_tokens,
         completions::completions,
+        embeddings::embeddings,
+        rerank::rerank,
         models::list,
         models::retrieve,
         tokens::tokenize,

@@ -1,4 +1,4 @@
-//! First tokens of a model, which nobody waits for.
+//! The first steps of an engine, before anybody waits for them.
 
 use qernel_core::engine::{Engine, Request};
 use qernel_core::error::Result;

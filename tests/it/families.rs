@@ -23,7 +23,7 @@ use std::rc::Rc;
 const MAX_MODEL_LEN: usize = 128;
 
 /// The logits of all positions, with `chunk` tokens a step.
-fn logits<O: Ops>(
+pub fn logits<O: Ops>(
     config: &Config,
     weights: &Weights,
     tokens: &[u32],
@@ -47,7 +47,7 @@ fn logits<O: Ops>(
 }
 
 /// The values of a float32 NumPy file, version 1.0.
-fn read_npy(path: &Path) -> Vec<f32> {
+pub fn read_npy(path: &Path) -> Vec<f32> {
     let bytes = std::fs::read(path).unwrap();
     let header = 10 + usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
     assert!(std::str::from_utf8(&bytes[10..header]).unwrap().contains("'<f4', 'fortran_order': False"));
@@ -117,7 +117,8 @@ fn golden_files_of_the_families() {
         }
         compared.push(name);
     }
-    for architecture in ARCHITECTURES {
+    // The text parts of models that read pictures are others'.
+    for architecture in ARCHITECTURES.iter().filter(|name| !name.ends_with("vl")) {
         assert!(
             compared.iter().any(|name| name == architecture),
             "no {architecture}; compared: {compared:?}"

@@ -1,11 +1,11 @@
 //! GGUF metadata and tensors -> `Config` and `Weights`.
 
 use half::{bf16, f16};
-use qernel::config::Config;
+use qernel::config::{Config, RopeOverrides, ScalingType};
 use qernel::formats::MatrixFormat;
 use qernel::gguf::write::Writer;
 use qernel::gguf::{GgmlType, Gguf};
-use qernel::rope::Rotation;
+use qernel::rope::{Rotation, Scaling};
 use qernel::testing::TinyModel;
 use qernel::weights::{HEAD, Matrix, SizeOfFormat, Weights};
 use std::io::Write;
@@ -127,19 +127,14 @@ fn values_that_no_decoder_has_are_refused() {
 #[test]
 fn what_is_not_implemented_is_refused_by_name() {
     let with = |writer: &mut Writer| config(writer);
-    assert_message(with(model().writer().set_metadata("general.architecture", "qwen4exp")), "`qwen4exp`");
-    for scaling in ["yarn", "longrope", "something"] {
+    assert_message(
+        with(model().writer().set_metadata("general.architecture", "qwen4exp")),
+        "nearest by name is `qwen3next`",
+    );
+    for scaling in ["longrope", "something"] {
         let result = with(model().writer().metadata("qwen2.rope.scaling.type", scaling));
         assert_message(result, &format!("RoPE scaling `{scaling}`"));
     }
-    assert_message(
-        with(model().writer().metadata("qwen2.rope.scaling.factor", 4.0_f32)),
-        "`linear` with factor 4",
-    );
-    assert_message(
-        with(model().writer().metadata("qwen2.rope.scale_linear", 2.0_f32)),
-        "`linear` with factor 2",
-    );
     assert_message(with(model().writer().metadata("qwen2.attention.causal", false)), "embedding model");
     assert_message(
         with(model().writer().metadata("qwen2.attention.sliding_window", 512_u32)),
@@ -153,6 +148,57 @@ fn what_is_not_implemented_is_refused_by_name() {
     neutral.metadata("qwen2.rope.dimension_count", 8_u32).metadata("split.count", 1_u16);
     load(&neutral).unwrap();
     load(model().writer().metadata("qwen2.rope.scaling.type", "none")).unwrap();
+}
+
+#[test]
+fn frequencies_are_scaled_as_the_file_or_the_command_line_says() {
+    let context = model().max_position_embeddings;
+    let of = |writer: &Writer| config(writer).unwrap();
+    let linear =
+        |factor: f32| Some(Scaling { original_max_position_embeddings: context, ..Scaling::linear(factor) });
+    for (key, factor) in [("qwen2.rope.scaling.factor", 4.0), ("qwen2.rope.scale_linear", 2.0)] {
+        let found = of(model().writer().metadata(key, factor));
+        assert_eq!(
+            (found.rotation.scaling, found.max_position_embeddings),
+            (linear(factor), context),
+            "{key}"
+        );
+    }
+    let mut yarn = model().writer();
+    yarn.metadata("qwen2.rope.scaling.type", "yarn").metadata("qwen2.rope.scaling.factor", 4.0_f32);
+    let found = of(&yarn);
+    assert_eq!(found.rotation.scaling, Some(Scaling::yarn(4.0, context)));
+    assert_eq!(found.max_position_embeddings, 4 * context, "a file may leave it at the original context");
+    yarn.metadata("qwen2.rope.scaling.original_context_length", 512_u32)
+        .metadata("qwen2.rope.scaling.yarn_beta_fast", 16.0_f32)
+        .metadata("qwen2.rope.scaling.yarn_ext_factor", -1.0_f32);
+    let expected = Scaling { beta_fast: 16.0, ..Scaling::yarn(4.0, 512) };
+    assert_eq!(of(&yarn).rotation.scaling, Some(expected));
+    for (key, hostile) in
+        [("factor", f32::NAN), ("factor", -2.0), ("yarn_beta_slow", 0.0), ("yarn_attn_factor", -3.0)]
+    {
+        let result = config(yarn.clone().set_metadata(&format!("qwen2.rope.scaling.{key}"), hostile));
+        assert_message(result, "expected a ");
+    }
+
+    let with = |writer: &Writer, overrides: RopeOverrides| {
+        let mut gguf = Gguf::from_bytes(writer.to_bytes().into()).unwrap();
+        overrides.apply(&mut gguf).unwrap();
+        let config = Config::from_gguf(&gguf).unwrap();
+        (config.rotation.scaling, config.max_position_embeddings)
+    };
+    let none = RopeOverrides::default();
+    let plain = model().writer();
+    assert_eq!(with(&plain, none), (None, context));
+    let factor = RopeOverrides { factor: Some(2.0), ..none };
+    assert_eq!(with(&plain, factor), (linear(2.0), 2 * context));
+    let original = RopeOverrides { scaling: Some(ScalingType::Yarn), original_context: Some(64), ..factor };
+    assert_eq!(with(&plain, original), (Some(Scaling::yarn(2.0, 64)), 128));
+    let off = RopeOverrides { scaling: Some(ScalingType::None), ..none };
+    assert_eq!(with(&yarn, off), (None, 512));
+    let mut gguf = Gguf::from_bytes(plain.to_bytes().into()).unwrap();
+    let refused = RopeOverrides { factor: Some(0.0), ..none }.apply(&mut gguf).unwrap_err();
+    assert!(refused.to_string().contains("factor of 0"), "{refused}");
 }
 
 /// All formats and layouts give the same values, each rounded to its format, in the places of the file.
@@ -269,7 +315,6 @@ fn a_number_that_changes_the_answers_and_is_not_computed_with_refuses_the_file()
         ("residual_scale", 1.0),
         ("attention.clamp_kqv", 0.0),
         ("attention.max_alibi_bias", 0.0),
-        ("rope.scaling.attn_factor", 1.0),
     ] {
         let with = |value: f32| {
             let mut writer = model().writer();

@@ -177,7 +177,7 @@ fn a_model_is_a_regular_file() {
             command.stderr(predicate::str::contains(says));
         };
         refused(&fifo, 3, "expected a regular file, found a pipe");
-        refused(fixture.folder.path(), 3, "expected a regular file, found a folder");
+        refused(fixture.folder.path(), 3, "has no config.json");
         refused(Path::new("/dev/null"), 3, "expected a regular file, found a device");
         // A socket cannot even be opened.
         refused(&socket, 1, "socket");

@@ -115,6 +115,14 @@ impl Runner for Controlled {
         self.inner.logits(batch)
     }
 
+    fn hidden(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+        std::thread::sleep(Duration::from_millis(self.control.pause.load(Ordering::Relaxed)));
+        if self.control.fail.load(Ordering::Relaxed) {
+            return Err(Error::Device("the cable was pulled".into()));
+        }
+        self.inner.hidden(batch)
+    }
+
     fn device_name(&self) -> String {
         self.inner.device_name()
     }

@@ -65,13 +65,14 @@ fn bases() -> Vec<(&'static str, Value)> {
         (MESSAGES, messages),
         (COMPLETIONS, json!({"prompt": "the sea", "stream_options": {}, "seed": 1, "max_tokens": 2})),
         (GENERATE, json!({"prompt": "the sea", "seed": 1, "max_tokens": 2})),
+        ("/v1/embeddings", json!({"input": "the sea"})),
         ("/tokenize", json!({"text": "the sea"})),
         ("/detokenize", json!({"ids": [1, 2]})),
     ]
 }
 
 /// Where the objects of the document stand in the requests.
-const OBJECTS: [(&str, &str, &str); 30] = [
+const OBJECTS: [(&str, &str, &str); 31] = [
     ("ResponsesRequest", RESPONSES, ""),
     ("InputItem", RESPONSES, "/input/0"),
     ("InputItem", RESPONSES, "/input/2"),
@@ -100,12 +101,13 @@ const OBJECTS: [(&str, &str, &str); 30] = [
     ("JsonSchema", CHAT, "/response_format/json_schema"),
     ("CompletionRequest", COMPLETIONS, ""),
     ("GenerateRequest", GENERATE, ""),
+    ("EmbeddingRequest", "/v1/embeddings", ""),
     ("TokenizeRequest", "/tokenize", ""),
     ("DetokenizeRequest", "/detokenize", ""),
 ];
 
-/// Objects of which nothing can be left out.
-const UNTRIED: [&str; 4] = ["NamedTool", "FunctionName", "OutputFormat", "Metadata"];
+/// Objects of which nothing can be left out, and one whose answers need another model.
+const UNTRIED: [&str; 5] = ["NamedTool", "FunctionName", "OutputFormat", "Metadata", "RerankRequest"];
 
 /// What stays of an answer when it is asked for again.
 fn lasting(mut answer: Value) -> Value {

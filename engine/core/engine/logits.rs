@@ -18,6 +18,18 @@ impl Engine {
                 "logits are computed between requests, and one has not ended: step or cancel it first".into(),
             ));
         }
+        self.check_text(tokens)?;
+        self.discard();
+        let mut pages = PageList::default();
+        let pool = self.scheduler.pool_mut();
+        assert!(pages.grow(tokens.len(), pool), "the pool holds a sequence as long as the context");
+        let logits = self.logits_in(tokens, pages.pages());
+        pages.clear(&[], self.scheduler.pool_mut());
+        logits
+    }
+
+    /// Refuses a text that is empty, longer than the context, or has tokens that the model does not have.
+    pub(super) fn check_text(&self, tokens: &[u32]) -> Result<()> {
         let vocab_size = self.runner.vocab_size();
         if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocab_size) {
             return Err(Error::Request(format!(
@@ -32,13 +44,7 @@ impl Engine {
                 self.max_model_len
             )));
         }
-        self.discard();
-        let mut pages = PageList::default();
-        let pool = self.scheduler.pool_mut();
-        assert!(pages.grow(tokens.len(), pool), "the pool holds a sequence as long as the context");
-        let logits = self.logits_in(tokens, pages.pages());
-        pages.clear(&[], self.scheduler.pool_mut());
-        logits
+        Ok(())
     }
 
     /// As [`Engine::logits`]; K and V go to `pages`.

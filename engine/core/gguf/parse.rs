@@ -28,6 +28,18 @@ pub(super) struct TensorEntry {
     pub ggml_type: GgmlType,
     /// Where the data is, as byte offsets within the file. Empty where the type is unknown.
     pub data: Range<usize>,
+    /// What makes the data that is in no file, of as many bytes as `data` is long.
+    pub make: Option<Make>,
+}
+
+/// Makes the data of a tensor when it is asked for.
+#[derive(Clone)]
+pub(super) struct Make(pub super::MakeData);
+
+impl std::fmt::Debug for Make {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Make")
+    }
 }
 
 /// The parsed file, without its bytes.
@@ -47,8 +59,20 @@ pub(super) fn text<'a>(data: &'a [u8], range: &Range<usize>) -> &'a str {
     std::str::from_utf8(&data[range.clone()]).unwrap_or_default()
 }
 
-/// Reads everything but the tensor data.
+/// Reads everything but the tensor data, which is all in the file.
 pub(super) fn parse(data: &[u8]) -> Parsed<Index> {
+    let (mut index, data_start) = parse_header(data)?;
+    // Offsets count from the data section, which begins at the next multiple of the alignment.
+    for tensor in &mut index.tensors {
+        tensor.data = place(tensor, data_start, data.len() as u64)
+            .map_err(|error| format!("tensor {}: {error}", shown(&data[tensor.name.clone()])))?;
+    }
+    check_overlaps(data, &index.tensors)?;
+    Ok(index)
+}
+
+/// Reads everything but the tensor data, and where that begins: tensors lie relative to it.
+pub(super) fn parse_header(data: &[u8]) -> Parsed<(Index, u64)> {
     let mut cursor = Cursor::new(data);
     let version = header(&mut cursor)?;
     let num_tensors = cursor.u64()?;
@@ -57,7 +81,9 @@ pub(super) fn parse(data: &[u8]) -> Parsed<Index> {
     let (entries, entries_by_key) = metadata(&mut cursor, num_entries)?;
     let alignment = alignment(data, &entries, &entries_by_key)?;
     let (tensors, tensors_by_name) = tensors(&mut cursor, num_tensors, alignment)?;
-    Ok(Index { version, alignment, entries, entries_by_key, tensors, tensors_by_name })
+    let data_start = cursor.position as u64 + padding(cursor.position as u64, alignment);
+    let index = Index { version, alignment, entries, entries_by_key, tensors, tensors_by_name };
+    Ok((index, data_start))
 }
 
 /// Magic number and version.
@@ -139,14 +165,6 @@ fn tensors(cursor: &mut Cursor<'_>, count: u64, alignment: u64) -> Parsed<(Vec<T
     }
     let order = sorted_by_name(cursor.data, &tensors, |tensor| &tensor.name)
         .map_err(|name| format!("there are two tensors {name}"))?;
-
-    // Offsets count from the data section, which begins at the next multiple of the alignment.
-    let data_start = cursor.position as u64 + padding(cursor.position as u64, alignment);
-    for tensor in &mut tensors {
-        tensor.data = place(tensor, data_start, cursor.data.len() as u64)
-            .map_err(|error| format!("tensor {}: {error}", shown(&cursor.data[tensor.name.clone()])))?;
-    }
-    check_overlaps(cursor.data, &tensors)?;
     Ok((tensors, order))
 }
 
@@ -189,7 +207,7 @@ fn tensor(cursor: &mut Cursor<'_>, name: Range<usize>, alignment: u64) -> Parsed
     let outside = || format!("its offset {offset} and its size of {bytes} bytes lie outside of any file");
     let end = offset.checked_add(bytes).ok_or_else(outside)?;
     let range = usize::try_from(offset).ok().zip(usize::try_from(end).ok()).ok_or_else(outside)?;
-    Ok(TensorEntry { name, ne, num_dims, ggml_type, data: range.0..range.1 })
+    Ok(TensorEntry { name, ne, num_dims, ggml_type, data: range.0..range.1, make: None })
 }
 
 /// Where a tensor's data is in the file.

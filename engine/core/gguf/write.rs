@@ -32,7 +32,8 @@ pub enum Value {
 impl Value {
     value_type!();
 
-    fn encode(&self, out: &mut Vec<u8>) {
+    /// Appends what stands behind its type in a file.
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Self::U8(v) => out.push(*v),
             Self::I8(v) => out.extend(v.to_le_bytes()),
@@ -145,6 +146,15 @@ fn header<'a>(
     }
     out.resize(out.len().next_multiple_of(alignment as usize), 0);
     out
+}
+
+/// Everything before the data of tensors that are nowhere yet.
+pub(super) fn table(metadata: &[(String, Value)], tensors: &[super::Assembled]) -> Vec<u8> {
+    let dimensions: Vec<Vec<u64>> =
+        tensors.iter().map(|tensor| tensor.shape.iter().rev().copied().collect()).collect();
+    let lines = tensors.iter().zip(&dimensions);
+    let lines: Vec<_> = lines.map(|(tensor, ne)| (&tensor.name[..], &ne[..], tensor.ggml_type, 0)).collect();
+    header(3, super::DEFAULT_ALIGNMENT, metadata, lines.into_iter())
 }
 
 /// A file in memory: version 3, little-endian, tensors in the order in which they were added.

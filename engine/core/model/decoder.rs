@@ -403,8 +403,37 @@ impl<O: Ops> Decoder<O> {
         cache: &mut O::KvCache,
         states: &mut O::States,
     ) -> Result<()> {
-        let Self { embed_tokens, embed_positions, layers, norm, lm_head, buffers } = self;
-        let Buffers { x, q, attended, last, last_q, last_gate, last_normed, logits, scratch } = buffers;
+        self.layers(ops, all, logit_rows, cache, states)?;
+        if logit_rows.n == 0 {
+            return Ok(()); // A chunk of a prefill that is not the last.
+        }
+        let Self { embed_tokens, norm, lm_head, buffers, .. } = self;
+        let Buffers { x, last, last_normed, logits, .. } = buffers;
+        let head = Head { norm, weight: lm_head.as_ref().unwrap_or(embed_tokens) };
+        let x = if logit_rows.n < all.n { last } else { x };
+        parts::head(ops, logit_rows, &head, x, last_normed, logits) // [num_logits, vocab_size]
+    }
+
+    /// The residual stream behind the last layer: its first rows are those of the last [`Decoder::layers`], of whose rows `some` alone or
+    /// all needed logits.
+    pub fn residual(&mut self, some: bool) -> &mut O::Tensor {
+        if some { &mut self.buffers.last } else { &mut self.buffers.x }
+    }
+
+    /// As [`Decoder::forward`] without the head: what it needs is left in [`Decoder::residual`].
+    ///
+    /// # Errors
+    /// As [`Decoder::forward`].
+    pub fn layers(
+        &mut self,
+        ops: &mut O,
+        all: Rows<O::Batch>,
+        logit_rows: Rows<O::Batch>,
+        cache: &mut O::KvCache,
+        states: &mut O::States,
+    ) -> Result<()> {
+        let Self { embed_tokens, embed_positions, layers, buffers, .. } = self;
+        let Buffers { x, q, attended, last, last_q, last_gate, scratch, .. } = buffers;
         let batch = all.batch;
         let some = logit_rows.n < all.n;
 
@@ -425,7 +454,7 @@ impl<O: Ops> Decoder<O> {
             // Behind what the last layer keeps rows have nothing to do with each other: those that need logits go on alone.
             let alone = i + 1 == layers.len() && some;
             if alone && logit_rows.n == 0 {
-                return Ok(()); // A chunk of a prefill that is not the last.
+                return Ok(()); // Nobody needs what comes behind the pages.
             }
             if alone {
                 ops.gather_rows(batch, x, last)?; // [num_logits, hidden_size]
@@ -451,8 +480,6 @@ impl<O: Ops> Decoder<O> {
 
             parts::mlp(ops, rows, &layer.mlp, x, scratch)?; // [n, hidden_size]
         }
-        let head = Head { norm, weight: lm_head.as_ref().unwrap_or(embed_tokens) };
-        let x = if some { last } else { x };
-        parts::head(ops, logit_rows, &head, x, last_normed, logits) // [num_logits, vocab_size]
+        Ok(())
     }
 }

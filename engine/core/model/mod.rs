@@ -12,11 +12,13 @@ mod gpt2;
 mod llama;
 mod qwen2;
 mod qwen2moe;
+mod qwen2vl;
 mod qwen3;
 mod qwen35;
 mod qwen35moe;
 mod qwen3moe;
 mod qwen3next;
+mod qwen3vl;
 pub mod registry;
 
 use crate::batch::{Batch, BatchLimits};
@@ -131,6 +133,15 @@ pub trait Runner {
     /// # Errors
     /// As [`Runner::step`].
     fn logits(&mut self, batch: &Batch) -> Result<Vec<f32>>;
+
+    /// Runs one forward pass without the head and returns the residual stream behind the last layer, before the norm that follows it, of
+    /// `batch.logit_rows`, row-major `[num_logits, hidden_size]`.
+    ///
+    /// # Errors
+    /// As [`Runner::step`].
+    fn hidden(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+        Err(Error::Request(format!("this runner has no hidden states: {} rows", batch.num_logits())))
+    }
 
     /// What it computes on, for people.
     fn device_name(&self) -> String;
@@ -425,6 +436,15 @@ impl<O: Ops> Runner for ModelRunner<O> {
             return Ok(Vec::new());
         }
         self.ops.read(num_logits, self.model.logits())
+    }
+
+    fn hidden(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+        self.upload(batch)?;
+        let num_logits = batch.num_logits();
+        let [all, logit_rows] = rows_of(&self.ops, &self.limits, &self.batch, batch.num_tokens(), num_logits);
+        let Self { ops, model, cache, states, .. } = self;
+        let residual = model.hidden(ops, all, logit_rows, cache, states)?;
+        if num_logits == 0 { Ok(Vec::new()) } else { ops.read(num_logits, residual) }
     }
 
     fn device_name(&self) -> String {

@@ -162,6 +162,29 @@ macro_rules! architectures {
             }
         }
 
+        impl<O: Ops> Model<O> {
+            /// As [`Model::forward`] without the head: the residual stream behind the last layer, whose first rows are those of `logit_rows`.
+            ///
+            /// # Errors
+            /// As [`Model::forward`].
+            pub fn hidden(
+                &mut self,
+                ops: &mut O,
+                all: Rows<O::Batch>,
+                logit_rows: Rows<O::Batch>,
+                cache: &mut O::KvCache,
+                states: &mut O::States,
+            ) -> Result<&mut O::Tensor> {
+                let some = logit_rows.n < all.n;
+                match self {
+                    $(Self::$architecture(model) => {
+                        model.layers(ops, all, logit_rows, cache, states)?;
+                        Ok(model.residual(some))
+                    }),*
+                }
+            }
+        }
+
         fn config_of(keys: &Keys) -> Result<Config> {
             match keys.architecture {
                 $(stringify!($architecture) => super::$architecture::config(keys),)*
@@ -178,13 +201,39 @@ macro_rules! architectures {
     };
 }
 
-architectures! { qwen2 qwen3 qwen2moe qwen3moe qwen35 qwen35moe qwen3next llama gpt2 }
+architectures! { qwen2 qwen3 qwen2moe qwen3moe qwen35 qwen35moe qwen3next qwen2vl qwen3vl llama gpt2 }
 
 fn unknown(architecture: &str) -> Error {
+    let nearest =
+        nearest(architecture).map_or(String::new(), |name| format!("; the nearest by name is `{name}`"));
     Error::Model(format!(
-        "the file's architecture is `{architecture}`; those that are implemented are {}",
+        "the file's architecture is `{architecture}`; those that are implemented are {}{nearest}",
         ARCHITECTURES.join(", ")
     ))
+}
+
+/// The architecture whose name is most like this one, if one is: fewer than half of the letters differ.
+fn nearest(architecture: &str) -> Option<&'static str> {
+    let longest = ARCHITECTURES.iter().map(|name| name.len()).max().unwrap_or(0);
+    // What is much longer is like none, and would take its time.
+    let head: String = architecture.chars().take(2 * longest).collect();
+    let (distance, name) = ARCHITECTURES.iter().map(|name| (distance(name, &head), *name)).min()?;
+    (2 * distance < name.len().max(head.len())).then_some(name)
+}
+
+/// How many letters are to be put in, left out or replaced to make one word of the other (Levenshtein).
+fn distance(from: &str, to: &str) -> usize {
+    let to: Vec<char> = to.chars().collect();
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (i, a) in from.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, &b) in to.iter().enumerate() {
+            let replaced = diagonal + usize::from(a != b);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[to.len()]
 }
 
 /// The models that `--like` knows.
@@ -230,6 +279,22 @@ impl Weights {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_unknown_architecture_is_told_the_nearest() {
+        for (name, expected) in [
+            ("qwen4exp", "qwen3next"),
+            ("qwen3vlmoe", "qwen35moe"),
+            ("qwen36", "qwen3"),
+            ("Llama", "llama"),
+            ("gpt3", "gpt2"),
+        ] {
+            let message = unknown(name).to_string();
+            assert!(message.contains(&format!("the nearest by name is `{expected}`")), "{message}");
+        }
+        assert_eq!((nearest("phi3"), nearest(&"x".repeat(1 << 20)), nearest("")), (None, None, None));
+        assert_eq!((distance("", "abc"), distance("kitten", "sitting")), (3, 3));
+    }
 
     #[test]
     fn published_models_can_be_planned() {

@@ -195,7 +195,10 @@ pub fn plan<'a>(
 }
 
 fn copy(tensor: Tensor) -> Result<Step> {
-    let num_bytes = tensor.data()?.len() as u64;
+    let num_bytes = match tensor.num_bytes() {
+        Some(num_bytes) => num_bytes,
+        None => tensor.data()?.len() as u64,
+    };
     Ok(Step { tensor, formats: None, num_bytes, instead_of: None, scales: Vec::new() })
 }
 

@@ -188,6 +188,12 @@ pub const COMPLETION: Table = &[
     (Refused(&["\"\""]), &["suffix"]),
 ];
 
+/// `/v1/embeddings`
+pub const EMBEDDING: Table = &[(Used, &["input", "model", "encoding_format", "dimensions", "user"])];
+
+/// `/v1/rerank`
+pub const RERANK: Table = &[(Used, &["query", "documents", "model", "top_n", "return_documents"])];
+
 /// `/v1/generate`
 pub const GENERATE: Table = &[
     (
@@ -299,6 +305,8 @@ pub const OBJECTS: &[(&str, Table)] = &[
     ("OutputFormat", OUTPUT_FORMAT),
     ("Metadata", METADATA),
     ("CompletionRequest", COMPLETION),
+    ("EmbeddingRequest", EMBEDDING),
+    ("RerankRequest", RERANK),
     ("GenerateRequest", GENERATE),
     ("TokenizeRequest", TOKENIZE),
     ("DetokenizeRequest", DETOKENIZE),

@@ -5,6 +5,7 @@ pub mod chat;
 pub mod chat_answer;
 pub mod completions;
 pub mod conversation;
+pub mod embeddings;
 pub mod fields;
 pub mod generate;
 pub mod health;
@@ -15,6 +16,7 @@ pub mod openai;
 pub mod page;
 pub mod parts;
 pub mod prompt;
+pub mod rerank;
 pub mod response_format;
 pub mod responses;
 pub mod tokens;
@@ -51,6 +53,8 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/v1/responses/{id}", get(responses::retrieve).delete(responses::delete))
         .route("/v1/messages", post(anthropic::messages))
         .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
+        .route("/v1/embeddings", post(embeddings::embeddings))
+        .route("/v1/rerank", post(rerank::rerank))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*model}", get(models::retrieve))
         .route("/tokenize", post(tokens::tokenize))
@@ -64,7 +68,8 @@ pub fn routes() -> Router<Arc<App>> {
 pub async fn nowhere(uri: Uri) -> ApiError {
     let path = uri.path();
     let message = match path.strip_prefix("/v1").unwrap_or(path) {
-        known @ ("/chat/completions" | "/completions" | "/models" | "/responses" | "/messages") => {
+        known @ ("/chat/completions" | "/completions" | "/embeddings" | "/rerank" | "/models"
+        | "/responses" | "/messages") => {
             format!(
                 "there is nothing at this path, but at /v1{known}: the client's base URL has to end with /v1"
             )

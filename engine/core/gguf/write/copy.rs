@@ -33,7 +33,11 @@ fn copy(
     let alignment = u32::try_from(gguf.alignment()).unwrap_or(DEFAULT_ALIGNMENT);
     let mut header = Header::new(alignment, metadata);
     for tensor in tensors {
-        header.tensor(tensor.name(), &tensor.shape(), tensor.ggml_type(), tensor.data()?.len() as u64);
+        let num_bytes = match tensor.num_bytes() {
+            Some(num_bytes) => num_bytes,
+            None => tensor.data()?.len() as u64,
+        };
+        header.tensor(tensor.name(), &tensor.shape(), tensor.ggml_type(), num_bytes);
     }
     let mut writer = StreamWriter::new(out, &header).map_err(failed)?;
     for tensor in tensors {

@@ -1,0 +1,52 @@
+//! The files of a folder.
+
+use crate::disk::{self, Access, Watch};
+use crate::error::{Error, Result};
+use bytes::Bytes;
+use std::io::ErrorKind;
+use std::path::{Component, Path};
+
+/// A folder, and how its weights are read.
+#[derive(Clone, Copy)]
+pub(super) struct Files<'a> {
+    pub folder: &'a Path,
+    pub access: Access,
+}
+
+impl Files<'_> {
+    /// The bytes of a file of weights, with what watches it; `None` where there is none of that name.
+    pub(super) fn weights(&self, name: &str) -> Result<Option<(Bytes, Watch)>> {
+        present(disk::open(&self.folder.join(name), self.access))
+    }
+
+    /// The text of a small file; `None` where there is none of that name.
+    pub(super) fn text(&self, name: &str) -> Result<Option<String>> {
+        let Some((bytes, _)) = present(disk::open(&self.folder.join(name), Access::Read))? else {
+            return Ok(None);
+        };
+        let text = String::from_utf8(bytes.into())
+            .map_err(|error| super::fault(name, format!("it is no UTF-8: {error}")))?;
+        Ok(Some(text))
+    }
+
+    /// What people call the model: the name of its folder.
+    pub(super) fn name(&self) -> Option<String> {
+        let folder = self.folder.canonicalize().ok()?;
+        Some(folder.file_name()?.to_string_lossy().into_owned())
+    }
+}
+
+fn present<T>(opened: Result<T>) -> Result<Option<T>> {
+    match opened {
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
+        Err(Error::Gguf(message)) => Err(Error::Folder(message)),
+        opened => opened.map(Some),
+    }
+}
+
+/// Whether a name that a file gives stays in the folder: an index could name any file of the machine.
+pub(super) fn is_plain_name(name: &str) -> bool {
+    let mut components = Path::new(name).components();
+    matches!((components.next(), components.next()), (Some(Component::Normal(_)), None))
+        && !name.contains(['/', '\\'])
+}

@@ -1,0 +1,191 @@
+//! `/v1/embeddings`: vectors of texts.
+
+use super::fields;
+use super::openai::log_user;
+use super::prompt::Prompt;
+use crate::App;
+use crate::body::JsonBody;
+use crate::engine_thread::ModelInfo;
+use crate::error::{ApiError, ErrorResponse};
+use crate::fields::described;
+use crate::work::RequestPermit;
+use axum::Json;
+use axum::extract::State;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use qernel_core::engine::pooling::{Normalize, Pooler, Pooling};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use utoipa::ToSchema;
+
+described!(EmbeddingRequest: fields::EMBEDDING);
+
+/// Texts of a request at most, as in OpenAI's interface.
+pub const MAX_TEXTS: usize = 2048;
+
+/// Texts whose vectors are wanted.
+#[derive(Deserialize, ToSchema)]
+#[serde(remote = "Self", deny_unknown_fields)]
+pub struct EmbeddingRequest {
+    /// Token ids are taken as they are.
+    input: Prompt,
+    model: Option<String>,
+    /// How vectors are written; `base64` of little-endian f32. [default: float]
+    encoding_format: Option<Encoding>,
+    /// Values of a vector that are wanted, the first ones; its length is made 1 again. For models that were made so. [default: all]
+    #[schema(minimum = 1)]
+    #[serde(default, deserialize_with = "crate::number::whole")]
+    dimensions: Option<usize>,
+    /// Goes to the log.
+    user: Option<String>,
+}
+
+/// How vectors are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Encoding {
+    #[default]
+    Float,
+    Base64,
+}
+
+/// The vectors, in the order of their texts.
+#[derive(Serialize, ToSchema)]
+pub struct EmbeddingList {
+    /// `list`
+    object: &'static str,
+    data: Vec<Embedding>,
+    model: String,
+    usage: TextUsage,
+}
+
+/// The vector of a text.
+#[derive(Serialize, ToSchema)]
+pub struct Embedding {
+    /// `embedding`
+    object: &'static str,
+    index: usize,
+    embedding: Vector,
+}
+
+/// Numbers, or their bytes.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum Vector {
+    Floats(Vec<f32>),
+    Base64(String),
+}
+
+/// Tokens that a request took.
+#[derive(Serialize, ToSchema)]
+pub struct TextUsage {
+    pub prompt_tokens: usize,
+    pub total_tokens: usize,
+}
+
+impl TextUsage {
+    pub fn of(texts: &[Vec<u32>]) -> Self {
+        let tokens = texts.iter().map(Vec::len).sum();
+        Self { prompt_tokens: tokens, total_tokens: tokens }
+    }
+}
+
+/// Vectors of texts, of length 1. How they are made of a text's rows is what the model's file says (mean, first or last token), or
+/// the last token's.
+#[utoipa::path(post, path = "/v1/embeddings", tag = "OpenAI", request_body = EmbeddingRequest, responses(
+    (status = 200, description = "The vectors.", body = EmbeddingList),
+    (status = "4XX", description = "The request is wrong, or the queue is full (429).", body = ErrorResponse),
+    (status = 500, description = "The device failed.", body = ErrorResponse),
+    (status = 503, description = "The model is being loaded.", body = ErrorResponse),
+    (status = 504, description = "It took too long.", body = ErrorResponse),
+))]
+pub async fn embeddings(
+    State(app): State<Arc<App>>,
+    JsonBody(request): JsonBody<EmbeddingRequest>,
+) -> Result<Json<EmbeddingList>, ApiError> {
+    let info = app.model(request.model.as_deref())?;
+    let (model, pooler) = (info.name.clone(), pooler(info)?);
+    let pooling = match pooler.pooling {
+        None => Pooling::Last,
+        Some(pooling @ (Pooling::Mean | Pooling::Cls | Pooling::Last)) => pooling,
+        Some(Pooling::Rank) => {
+            return Err(ApiError::invalid("the model is a reranker: its place is /v1/rerank"));
+        }
+        Some(Pooling::None) => {
+            return Err(ApiError::invalid(
+                "the model's file says that it makes a vector of each token, not of a text",
+            ));
+        }
+    };
+    let count = request.input.count();
+    if !(1..=MAX_TEXTS).contains(&count) {
+        return Err(ApiError::field(
+            "input",
+            format!("input: expected 1 to {MAX_TEXTS} texts, found {count}"),
+        ));
+    }
+    let permit = app.engine.reserve(1)?;
+    let (permit, texts) = texts(&app, permit, request.input, pooler).await?;
+    log_user(request.user.as_deref());
+    let usage = TextUsage::of(&texts);
+    let vectors = app.engine.embed(permit, texts, pooling, &app.config).await?;
+    let encoding = request.encoding_format.unwrap_or_default();
+    let data = vectors.into_iter().enumerate().map(|(index, vector)| {
+        let embedding = written(vector, request.dimensions, encoding)?;
+        Ok(Embedding { object: "embedding", index, embedding })
+    });
+    let data = data.collect::<Result<_, ApiError>>()?;
+    Ok(Json(EmbeddingList { object: "list", data, model, usage }))
+}
+
+/// What makes vectors of the model's rows.
+///
+/// # Errors
+/// 400 where it makes none.
+pub fn pooler(info: &ModelInfo) -> Result<&Arc<Pooler>, ApiError> {
+    info.pooler.as_ref().ok_or_else(|| ApiError::invalid("this server makes no vectors"))
+}
+
+/// The tokens of each text.
+async fn texts(
+    app: &Arc<App>,
+    mut permit: RequestPermit,
+    input: Prompt,
+    pooler: &Arc<Pooler>,
+) -> Result<(RequestPermit, Vec<Vec<u32>>), ApiError> {
+    let texts = match input {
+        Prompt::Ids(ids) => return Ok((permit, vec![ids])),
+        Prompt::IdLists(lists) => return Ok((permit, lists)),
+        Prompt::Text(text) => vec![text],
+        Prompt::Texts(texts) => texts,
+    };
+    let mut encoded = Vec::with_capacity(texts.len());
+    for text in texts {
+        let tokens;
+        (permit, tokens) = app.encode(permit, "input", |_| Ok(text)).await?;
+        encoded.push(pooler.around(&app.engine.model()?.tokenizer, tokens.ids));
+    }
+    Ok((permit, encoded))
+}
+
+/// A vector as it is asked for.
+fn written(mut vector: Vec<f32>, dimensions: Option<usize>, encoding: Encoding) -> Result<Vector, ApiError> {
+    if let Some(dimensions) = dimensions {
+        if !(1..=vector.len()).contains(&dimensions) {
+            let most = vector.len();
+            let message = format!(
+                "dimensions: expected 1 to {most}, the values of this model's vectors, found {dimensions}"
+            );
+            return Err(ApiError::field("dimensions", message));
+        }
+        vector.truncate(dimensions);
+    }
+    Normalize::Euclidean.apply(&mut vector);
+    Ok(match encoding {
+        Encoding::Float => Vector::Floats(vector),
+        Encoding::Base64 => {
+            let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
+            Vector::Base64(BASE64_STANDARD.encode(bytes))
+        }
+    })
+}
