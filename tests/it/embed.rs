@@ -94,7 +94,7 @@ fn answer(gguf: &Gguf, beside: bool) -> Vec<u32> {
 fn vectors_beside_a_request_change_nothing_of_it() {
     for architecture in ["qwen2", "qwen35"] {
         let model = TinyModel { architecture, num_hidden_layers: 4, ..TinyModel::default() };
-        let gguf = Gguf::from_bytes(model.to_bytes().into()).unwrap();
+        let gguf = Gguf::from_bytes(model.to_bytes()).unwrap();
         let alone = answer(&gguf, false);
         assert_eq!((alone.len(), answer(&gguf, true)), (9, alone), "{architecture}");
     }
@@ -102,7 +102,7 @@ fn vectors_beside_a_request_change_nothing_of_it() {
 
 #[test]
 fn texts_that_cannot_be_are_refused() {
-    let gguf = Gguf::from_bytes(TinyModel::default().to_bytes().into()).unwrap();
+    let gguf = Gguf::from_bytes(TinyModel::default().to_bytes()).unwrap();
     let mut engine = engine(&gguf, 2);
     for (tokens, expected) in
         [(vec![], "expected 1 to"), (vec![1 << 20], "only tokens 0 to"), (vec![0; 4096], "the context")]
