@@ -41,6 +41,7 @@ std::thread_local! {
     /// Stacks of ended threads, for the next ones.
     static STACKS: RefCell<Vec<DefaultStack>> = const { RefCell::new(Vec::new()) };
     /// Blocks of earlier launches, the latest last, for the next ones.
+    #[allow(clippy::vec_box, reason = "a block's threads know where it is")]
     static SPARE: RefCell<Vec<Box<Block>>> = const { RefCell::new(Vec::new()) };
 }
 
