@@ -37,9 +37,9 @@ impl Embeddings {
         self.0.is_empty()
     }
 
-    /// Makes the vector of the next text, where there is room for it. Requests whose client has left are dropped. What the device failed of
-    /// is returned.
-    pub(super) fn work(&mut self, engine: &mut Engine) -> Option<Error> {
+    /// Makes the vector of the next text, where there is room for it. Requests whose client has left are dropped. Says whether the device
+    /// worked, or what it failed of; `None` where it had nothing to do.
+    pub(super) fn work(&mut self, engine: &mut Engine) -> Option<Result<(), Error>> {
         self.0.retain(|job| !job.reply.is_closed());
         let job = self.0.front_mut()?;
         let made = match job.texts.get(job.vectors.len()) {
@@ -54,14 +54,14 @@ impl Embeddings {
                 let told = ApiError::from(error);
                 let fault = failed.then(|| Error::Device(told.body.message.clone()));
                 self.finish(Err(told));
-                return fault;
+                return fault.map(Err);
             }
         }
         if job.vectors.len() == job.texts.len() {
             let vectors = std::mem::take(&mut job.vectors);
             self.finish(Ok(vectors));
         }
-        None
+        Some(Ok(()))
     }
 
     fn finish(&mut self, vectors: Vectors) {

@@ -258,8 +258,8 @@ impl EngineThread {
             while let Ok(job) = incoming.try_recv() {
                 self.accept(job);
             }
-            if let Some(error) = self.embeddings.work(&mut self.engine) {
-                self.delivery.set_fault(Some(error.to_string()));
+            if let Some(worked) = self.embeddings.work(&mut self.engine) {
+                self.delivery.set_fault(worked.err().map(|error| error.to_string()));
             }
             self.end_abandoned();
             self.observe();

@@ -216,6 +216,7 @@ fn damaged_weights_are_refused() {
     with(&one("F32", "[3]", "[0, 16]"), "do not belong together");
     with(&one("F32", "[4294967296, 4294967296, 2]", "[0, 16]"), "do not belong together");
     with(&one("Q99", "[4]", "[0, 16]"), "has the type Q99");
+    with(&one("F32", "[1099511627776, 0]", "[0, 0]"), "which holds nothing");
     let line = r#"{"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}"#;
     with(&file(&format!(r#"{{"a": {line}, "a": {line}}}"#), 16), "`a` is there twice");
     with(&file(&format!(r#"{{"a": {line}, "b": {line}}}"#), 16), "`a` and `b` overlap");
@@ -245,7 +246,6 @@ fn what_is_not_implemented_is_refused_by_name() {
         ("qwen3", "hidden_size", json!("many"), "`hidden_size` is \"many\"; expected a whole number"),
         ("qwen3", "num_attention_heads", json!(0), "expected 1 to 16777216"),
         ("qwen3", "hidden_act", json!("relu"), "\"silu\"; others are not implemented"),
-        ("qwen3", "tie_word_embeddings", json!(false), "there is no lm_head.weight"),
         ("qwen3", "quantization_config", json!({"quant_method": "gptq"}), "as a quantised GGUF file"),
         ("qwen3", "rope_parameters", json!({"rope_type": "longrope"}), "RoPE scaling `longrope`"),
         ("qwen3moe", "norm_topk_prob", json!(false), "`norm_topk_prob` is false; expected true"),
@@ -266,6 +266,28 @@ fn what_is_not_implemented_is_refused_by_name() {
     let mut command = qernel();
     let refused = command.args(["inspect", "--model"]).arg(TempDir::new().unwrap().path()).assert().code(3);
     assert!(String::from_utf8_lossy(&refused.get_output().stderr).contains("has no config.json"));
+}
+
+/// Models that make vectors are published without a head, and without saying that the embedding is one.
+#[test]
+fn a_head_that_is_missing_is_the_embedding() {
+    let folder = copy("qwen3");
+    let expected = logits_of(&open(folder.path()), 64);
+    edit(folder.path(), "config.json", |config| config["tie_word_embeddings"] = json!(false));
+    assert_eq!(logits_of(&open(folder.path()), 64), expected);
+}
+
+/// The name of a folder in the cache of Hugging Face's hub is that of a commit.
+#[test]
+fn a_folder_in_the_hub_s_cache_has_the_model_s_name() {
+    let source = copy("qwen3");
+    let cache = TempDir::new().unwrap();
+    let snapshot = cache.path().join("models--Qwen--Qwen3-Tiny/snapshots/0123abcd");
+    fs::create_dir_all(&snapshot).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(source.path().join(name), snapshot.join(name)).unwrap();
+    }
+    assert_eq!(open(&snapshot).require::<&str>("general.name").unwrap(), "Qwen3-Tiny");
 }
 
 /// The haiku model's vocabulary as `tokenizer.json` has it.
@@ -316,6 +338,18 @@ fn the_vocabulary_is_that_of_a_gguf_file() {
         assert_eq!(format!("{:?}", gguf.value(&key)), format!("{:?}", haiku.value(&key)), "{key}");
     }
     assert_eq!(gguf.require::<f32>("general.sampling.temp").unwrap(), 0.6);
+    // GPT-2's `<|endoftext|>` is among its words and its added tokens: there are no more tokens for it.
+    let mut twice = tokenizer.clone();
+    twice["model"]["vocab"]["<|endoftext|>"] = twice["added_tokens"][0]["id"].clone();
+    assert_eq!(twice["added_tokens"][0]["content"], "<|endoftext|>");
+    write("tokenizer.json", &twice);
+    edit(folder.path(), "config.json", |config| {
+        config["vocab_size"] = json!(gguf.require::<Vec<&str>>("tokenizer.ggml.tokens").unwrap().len())
+    });
+    let count = |gguf: &Gguf| gguf.require::<Vec<&str>>("tokenizer.ggml.tokens").unwrap().len();
+    assert_eq!(count(&open(folder.path())), count(&haiku));
+    write("tokenizer.json", &tokenizer);
+    edit(folder.path(), "config.json", |config| drop(config.as_object_mut().unwrap().remove("vocab_size")));
     let (found, expected) = (Tokenizer::from_gguf(&gguf).unwrap(), Tokenizer::from_gguf(&haiku).unwrap());
     let text = "the sea <|im_end|> 42 ünïcödé\n\n  and";
     assert_eq!(found.encode(text, true).unwrap(), expected.encode(text, true).unwrap());

@@ -128,6 +128,11 @@ pub struct Pooler {
 }
 
 impl Pooler {
+    /// Values of a text's vector.
+    pub fn num_values(&self) -> usize {
+        self.norm.len()
+    }
+
     /// What the file of a model has of it.
     ///
     /// # Errors

@@ -212,7 +212,8 @@ impl Model {
             add(key, value);
         }
         if let Some(window) = self.sliding_window()? {
-            add("attention.sliding_window", window.into());
+            // A window beyond any context is none.
+            add("attention.sliding_window", u32::try_from(window).unwrap_or(u32::MAX).into());
         }
         if let Some(pooling) = super::tokenizer::pooling(files)? {
             add("pooling_type", pooling.into());

@@ -29,10 +29,16 @@ impl Files<'_> {
         Ok(Some(text))
     }
 
-    /// What people call the model: the name of its folder.
+    /// What people call the model: the name of its folder, or of what is around it in the cache of Hugging Face's hub
+    /// (`models--OWNER--NAME/snapshots/COMMIT`).
     pub(super) fn name(&self) -> Option<String> {
         let folder = self.folder.canonicalize().ok()?;
-        Some(folder.file_name()?.to_string_lossy().into_owned())
+        let cached = folder.parent().filter(|parent| parent.ends_with("snapshots")).and_then(Path::parent);
+        let cached = cached.and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+        match cached.as_deref().and_then(|name| name.strip_prefix("models--")?.rsplit("--").next()) {
+            Some(name) => Some(name.to_owned()),
+            None => Some(folder.file_name()?.to_string_lossy().into_owned()),
+        }
     }
 }
 

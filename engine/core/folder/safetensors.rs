@@ -235,6 +235,9 @@ fn place(line: &Line, len: u64) -> Result<[usize; 2], String> {
     let bits = Dtype::named(dtype)
         .bits()
         .ok_or_else(|| format!("has the type {dtype}, which the format does not have"))?;
+    if shape.contains(&0) {
+        return Err(format!("has the shape {shape:?}, which holds nothing"));
+    }
     let values = shape.iter().try_fold(1_u64, |product, &n| product.checked_mul(n));
     let bytes =
         values.and_then(|values| values.checked_mul(bits)).filter(|bits| bits % 8 == 0).map(|bits| bits / 8);

@@ -32,7 +32,7 @@ pub(super) fn all(model: &Model, stored: BTreeMap<String, Stored>) -> Result<(Ve
         list.add(name)?;
     }
     list.stack_experts()?;
-    list.check_head()?;
+    list.check_head();
     if let Some(factors) = rope_factors(model)? {
         let data: Bytes = factors.iter().flat_map(|factor| factor.to_le_bytes()).collect::<Vec<_>>().into();
         let stored = Stored { dtype: Dtype::F32, shape: vec![factors.len() as u64], data };
@@ -250,14 +250,13 @@ impl<'a> List<'a> {
         Ok(())
     }
 
-    /// A head that is missing would be taken for a tied one.
-    fn check_head(&self) -> Result<()> {
-        if self.model.is_tied || self.tensors.contains_key("output.weight") {
-            return Ok(());
+    /// A head that is missing is taken for a tied one: models that make vectors are published so, whatever config.json says.
+    fn check_head(&self) {
+        if !self.model.is_tied && !self.tensors.contains_key("output.weight") {
+            tracing::warn!(
+                "there is no lm_head.weight, and config.json does not say `tie_word_embeddings`: the embedding is the head"
+            );
         }
-        Err(Error::Folder(
-            "there is no lm_head.weight, and config.json does not say `tie_word_embeddings`: the head is missing".to_owned(),
-        ))
     }
 
     /// The number of the format that most values of matrices have.

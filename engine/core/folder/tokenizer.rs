@@ -124,11 +124,11 @@ impl Vocabulary {
         for (id, text, kind) in entries {
             (tokens[id as usize], types[id as usize]) = (text.to_owned(), kind);
         }
-        if vocab_size.is_none() {
-            let used = types.iter().rposition(|&kind| kind != UNUSED).map_or(0, |last| last + 1);
-            tokens.truncate(used);
-            types.truncate(used);
-        }
+        // Those that are in both lists were counted twice.
+        let used = types.iter().rposition(|&kind| kind != UNUSED).map_or(0, |last| last as u64 + 1);
+        let kept = used.max(vocab_size.unwrap_or(0)).min(most) as usize;
+        tokens.truncate(kept);
+        types.truncate(kept);
         let used = (0..).zip(&tokens).filter(|(id, _)| types[*id as usize] != UNUSED);
         let ids = used.map(|(id, text)| (text.clone(), id)).collect();
         Ok(Self { tokens, types, ids })

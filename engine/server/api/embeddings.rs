@@ -22,6 +22,8 @@ described!(EmbeddingRequest: fields::EMBEDDING);
 
 /// Texts of a request at most, as in OpenAI's interface.
 pub const MAX_TEXTS: usize = 2048;
+/// Tokens that all texts of a request have together, at most.
+const MAX_TOKENS: usize = 1 << 20;
 
 /// Texts whose vectors are wanted.
 #[derive(Deserialize, ToSchema)]
@@ -124,6 +126,13 @@ pub async fn embeddings(
             format!("input: expected 1 to {MAX_TEXTS} texts, found {count}"),
         ));
     }
+    let most = pooler.num_values();
+    if let Some(dimensions) = request.dimensions.filter(|dimensions| !(1..=most).contains(dimensions)) {
+        let message = format!(
+            "dimensions: expected 1 to {most}, the values of this model's vectors, found {dimensions}"
+        );
+        return Err(ApiError::field("dimensions", message));
+    }
     let permit = app.engine.reserve(1)?;
     let (permit, texts) = texts(&app, permit, request.input, pooler).await?;
     log_user(request.user.as_deref());
@@ -131,11 +140,25 @@ pub async fn embeddings(
     let vectors = app.engine.embed(permit, texts, pooling, &app.config).await?;
     let encoding = request.encoding_format.unwrap_or_default();
     let data = vectors.into_iter().enumerate().map(|(index, vector)| {
-        let embedding = written(vector, request.dimensions, encoding)?;
-        Ok(Embedding { object: "embedding", index, embedding })
+        let embedding = written(vector, request.dimensions, encoding);
+        Embedding { object: "embedding", index, embedding }
     });
-    let data = data.collect::<Result<_, ApiError>>()?;
+    let data = data.collect();
     Ok(Json(EmbeddingList { object: "list", data, model, usage }))
+}
+
+/// Refuses texts that have too many tokens together: all are kept until the last one's turn.
+///
+/// # Errors
+/// 400, by the name of the field.
+pub fn check_total(param: &str, texts: &[Vec<u32>]) -> Result<(), ApiError> {
+    if texts.iter().map(Vec::len).sum::<usize>() <= MAX_TOKENS {
+        return Ok(());
+    }
+    let message = format!(
+        "{param}: the texts have more than {MAX_TOKENS} tokens together; send them in several requests"
+    );
+    Err(ApiError::field(param, message))
 }
 
 /// What makes vectors of the model's rows.
@@ -164,28 +187,20 @@ async fn texts(
         let tokens;
         (permit, tokens) = app.encode(permit, "input", |_| Ok(text)).await?;
         encoded.push(pooler.around(&app.engine.model()?.tokenizer, tokens.ids));
+        check_total("input", &encoded)?;
     }
     Ok((permit, encoded))
 }
 
 /// A vector as it is asked for.
-fn written(mut vector: Vec<f32>, dimensions: Option<usize>, encoding: Encoding) -> Result<Vector, ApiError> {
-    if let Some(dimensions) = dimensions {
-        if !(1..=vector.len()).contains(&dimensions) {
-            let most = vector.len();
-            let message = format!(
-                "dimensions: expected 1 to {most}, the values of this model's vectors, found {dimensions}"
-            );
-            return Err(ApiError::field("dimensions", message));
-        }
-        vector.truncate(dimensions);
-    }
+fn written(mut vector: Vec<f32>, dimensions: Option<usize>, encoding: Encoding) -> Vector {
+    vector.truncate(dimensions.unwrap_or(vector.len()));
     Normalize::Euclidean.apply(&mut vector);
-    Ok(match encoding {
+    match encoding {
         Encoding::Float => Vector::Floats(vector),
         Encoding::Base64 => {
             let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
             Vector::Base64(BASE64_STANDARD.encode(bytes))
         }
-    })
+    }
 }

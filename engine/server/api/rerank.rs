@@ -1,6 +1,6 @@
 //! `/v1/rerank`: how well documents fit a query, in the form of Jina's and Cohere's clients.
 
-use super::embeddings::{MAX_TEXTS, TextUsage, pooler};
+use super::embeddings::{MAX_TEXTS, TextUsage, check_total, pooler};
 use super::fields;
 use crate::App;
 use crate::body::JsonBody;
@@ -99,6 +99,8 @@ pub async fn rerank(
         let tokens;
         (permit, tokens) = app.encode(permit, "documents", |_| Ok(text)).await?;
         texts.push(tokens.ids);
+        // The query is in each.
+        check_total("documents", &texts)?;
     }
     let usage = TextUsage::of(&texts);
     let scores = app.engine.embed(permit, texts, Pooling::Rank, &app.config).await?;
