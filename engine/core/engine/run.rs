@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 impl Engine {
     /// Serves one request to its end and gives its events to `on_event` as they come. `cancel` is looked at before every
-    /// step; setting it, or breaking from `on_event`, ends the answer with [`FinishReason::Cancelled`] and what was made so
+    /// step; setting it, or breaking from `on_event`, ends the answer with [`FinishReason::Cancelled`](super::FinishReason::Cancelled) and what was made so
     /// far; after a break `on_event` is not called again. Other sequences go on meanwhile, and their events are returned
     /// by the next step.
     ///
