@@ -82,8 +82,8 @@ impl ReasoningArgs {
         is_open: bool,
     ) -> Result<Option<Box<dyn TokenConstraint>>> {
         let Some(budget) = self.reasoning_budget.bound() else { return Ok(None) };
-        let thinking =
-            Thinking { is_open, budget: Some(budget), message: self.reasoning_budget_message.clone() };
+        let message = self.reasoning_budget_message.clone();
+        let thinking = Thinking { is_open, budget: Some(budget), message, functions: Vec::new() };
         Ok(Some(Box::new(ThinkingConstraint::new(tokenizer, &thinking, None)?)))
     }
 }

@@ -9,7 +9,7 @@ mod form;
 mod names;
 pub mod thinking;
 
-pub use effort::{ENABLE as ENABLE_THINKING, Effort};
+pub use effort::{EFFORT as REASONING_EFFORT, ENABLE as ENABLE_THINKING, Effort};
 pub use form::Dialect;
 
 use crate::error::{Error, Result};

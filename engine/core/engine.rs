@@ -189,7 +189,7 @@ impl Engine {
         let stop = std::mem::take(&mut request.stop);
         let text = match &self.tokenizer {
             Some(tokenizer) if request.text || !stop.is_empty() => {
-                Some(TextStream::new(Arc::clone(tokenizer), stop, request.text))
+                Some(TextStream::new(Arc::clone(tokenizer), stop, request.thoughts.take(), request.text))
             }
             _ => None,
         };

@@ -42,10 +42,9 @@ pub use engine_thread::ServedModel;
 pub use openapi::document as openapi_document;
 
 use axum::Router;
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderValue, Method, header};
 use axum::middleware::from_fn_with_state;
 use engine_thread::{EngineHandle, Health};
-use error::ApiError;
 use host::Hosts;
 use metrics::Metrics;
 use qernel_core::error::{Error, Result};
@@ -92,6 +91,8 @@ impl Server {
         if let Some(key) = &config.api_key {
             auth::check(key)?;
         }
+        api::conversation::budget_of(&config.template_variables)
+            .map_err(|error| Error::Request(format!("--chat-template-kwargs: thinking_budget: {error}")))?;
         for (name, value) in [
             ("--max-num-sequences", config.max_num_sequences),
             ("--max-connections", config.max_connections),
@@ -204,13 +205,7 @@ impl Server {
 fn router(app: &Arc<App>, cors: Option<CorsLayer>) -> Router {
     let router = api::routes()
         .fallback(api::nowhere)
-        .method_not_allowed_fallback(async || {
-            ApiError::refused(
-                StatusCode::METHOD_NOT_ALLOWED,
-                None,
-                "this path takes another method; see /openapi.json",
-            )
-        })
+        .method_not_allowed_fallback(api::no_such_method)
         .layer(from_fn_with_state(Arc::clone(app), auth::require_key));
     let router = match cors {
         // A browser asks without the key whether it may ask with it.

@@ -11,7 +11,7 @@ use qernel_core::engine::Event;
 use serde::Serialize;
 use std::convert::Infallible;
 use std::time::Duration;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use utoipa::ToSchema;
 
 /// One event of a stream, for the OpenAPI document.
@@ -73,13 +73,14 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 struct Streaming<E> {
     answer: Answer,
     encoder: E,
+    keep_alive: Duration,
     started: bool,
     ended: bool,
 }
 
 /// The stream of an accepted answer. Events that are there together go out together.
 pub fn respond(answer: Answer, encoder: impl Encoder) -> Response {
-    let start = Streaming { answer, encoder, started: false, ended: false };
+    let start = Streaming { answer, encoder, keep_alive: KEEP_ALIVE, started: false, ended: false };
     let body = stream::unfold(start, |mut state| async move {
         let bytes = state.next().await?;
         Some((Ok::<_, Infallible>(bytes), state))
@@ -97,8 +98,10 @@ impl<E: Encoder> Streaming<E> {
         if !std::mem::replace(&mut self.started, true) {
             self.encoder.start(&mut out);
         }
+        // From the last byte on: events that say nothing do not put it off.
+        let silent_until = Instant::now() + self.keep_alive;
         while out.0.is_empty() && !self.ended {
-            match timeout(KEEP_ALIVE, self.answer.next()).await {
+            match timeout_at(silent_until, self.answer.next()).await {
                 Err(_) => out.0.extend_from_slice(b": waiting\n\n"),
                 Ok(next) => self.take(next, &mut out),
             }
@@ -124,5 +127,58 @@ impl<E: Encoder> Streaming<E> {
                 self.ended = true;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::answer::Update;
+    use qernel_core::scheduler::SequenceId;
+
+    struct Silent;
+
+    impl Encoder for Silent {
+        fn start(&mut self, _: &mut EventStream) {}
+
+        fn event(&mut self, _: usize, _: Event, _: &mut EventStream) {}
+
+        fn end(&mut self, _: &mut EventStream) {}
+    }
+
+    /// Events of which nothing is sent do not keep a stream from showing that it is alive.
+    #[test]
+    fn a_silent_stream_is_alive() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let bytes = runtime.block_on(async {
+            let (sender, receiver) = tokio::sync::mpsc::channel(8);
+            let patience = Duration::from_secs(60);
+            let answer = Answer::new(receiver, 1, std::time::Instant::now() + patience, patience);
+            let keep_alive = Duration::from_millis(60);
+            let mut streaming =
+                Streaming { answer, encoder: Silent, keep_alive, started: false, ended: false };
+            let send = async {
+                for token in 0..500 {
+                    let event = Event::Token {
+                        id: SequenceId(0),
+                        index: 0,
+                        token,
+                        text: String::new(),
+                        logprobs: None,
+                    };
+                    if sender.send(Update::Event(0, event)).await.is_err() {
+                        break;
+                    }
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                drop(sender);
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                bytes = streaming.next() => bytes,
+                () = send => None,
+            }
+        });
+        assert_eq!(bytes.as_deref(), Some(&b": waiting\n\n"[..]));
     }
 }

@@ -51,6 +51,8 @@ fn why_it_ended() {
         ("x</think>one two", json!({}), "end_turn", Value::Null),
         ("x</think>one two", json!({"stop_sequences": ["three", "wo", "tw"]}), "stop_sequence", json!("tw")),
         ("x</think>one two", json!({"stop_sequences": ["three"]}), "end_turn", Value::Null),
+        ("tw</think>one two", json!({"stop_sequences": ["tw"]}), "stop_sequence", json!("tw")),
+        ("tw</think>one", json!({"stop_sequences": ["tw"]}), "end_turn", Value::Null),
         ("x</think>one two", json!({"max_tokens": 3}), "max_tokens", Value::Null),
         // A call that was cut off is none.
         (
@@ -59,6 +61,7 @@ fn why_it_ended() {
             "end_turn",
             Value::Null,
         ),
+        ("x</think><tool_call>\n<function=sail>\n", json!({"tools": [sail()]}), "end_turn", Value::Null),
     ] {
         server.control.say(said);
         let answer = server.post(MESSAGES, body(more.clone())).good();
@@ -127,14 +130,14 @@ fn turns_reach_the_template() {
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b", "cache_control": {"type": "ephemeral"}}]},
         {"role": "assistant", "content": [
             {"type": "thinking", "thinking": "so", "signature": "x"}, {"type": "redacted_thinking", "data": "x"},
-            {"type": "text", "text": "I go."}, {"type": "tool_use", "id": "t1", "name": "sail", "input": {"to": "Oslo"}}]},
+            {"type": "text", "text": "I go."}, {"type": "text", "text": "Now."}, {"type": "tool_use", "id": "t1", "name": "sail", "input": {"to": "Oslo"}}]},
         {"role": "user", "content": [
             {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "fog"}], "is_error": true},
             {"type": "text", "text": "and?"}]},
     ]);
     let expected = concat!(
         r#"[{"role": "system", "content": "Be kind.\nBe brief."}, {"role": "user", "content": "a\nb"}, "#,
-        r#"{"role": "assistant", "content": "I go.", "reasoning_content": "so", "tool_calls": "#,
+        r#"{"role": "assistant", "content": "I go.\nNow.", "reasoning_content": "so", "tool_calls": "#,
         r#"[{"id": "t1", "type": "function", "function": {"name": "sail", "arguments": {"to": "Oslo"}}}]}, "#,
         r#"{"role": "tool", "content": "Error: fog", "tool_call_id": "t1"}, {"role": "user", "content": "and?"}]"#,
     );
@@ -209,6 +212,7 @@ fn errors_are_anthropics() {
         (json!({"tools": [sail()], "tool_choice": {"type": "tool"}}), "tool_choice.name"),
         (json!({"stop_sequences": [""]}), "stop_sequences"),
         (json!({"foo": 1}), "foo"),
+        (json!({"thinking": {"type": "disabled", "budget_tokens": 5}}), "thinking.budget_tokens"),
         (json!({"metadata": {"user_id": "x".repeat(300)}}), "metadata.user_id"),
     ] {
         let refused = send(MESSAGES, body(more.clone()));
@@ -222,6 +226,10 @@ fn errors_are_anthropics() {
     }
     let unknown = send(COUNT, body(json!({"model": "claude"})));
     assert_eq!((unknown.status, &unknown.json()["error"]["type"]), (404, &json!("not_found_error")));
+    for (path, method, status) in [("/v1/messages", "GET", 405), ("/v1/messages/batches", "POST", 404)] {
+        let refused = server.send(method, path, &[("x-api-key", "secret")], "").response();
+        assert_eq!((refused.status, &refused.json()["type"]), (status, &json!("error")), "{path}");
+    }
     let locked = server.send("POST", MESSAGES, &[], "{}").response();
     assert_eq!((locked.status, &locked.json()["type"]), (401, &json!("error")));
     let media = server.send("POST", MESSAGES, &[("x-api-key", "secret")], "{}").response();

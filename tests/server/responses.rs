@@ -148,6 +148,7 @@ fn forms_tools_and_log_probabilities() {
     let format = json!({"format": {"type": "json_schema", "name": "a", "schema": schema}});
     server.control.begin("x</think>");
     let answer = server.post(RESPONSES, body(json!({"text": format, "top_logprobs": 2}))).good();
+    assert_eq!(answer["text"]["format"]["name"], "a");
     let part = &answer["output"][1]["content"][0];
     assert!(
         serde_json::from_str::<Value>(part["text"].as_str().unwrap()).unwrap()["a"].is_boolean(),
@@ -201,5 +202,95 @@ fn what_is_wrong_is_named() {
             refused.text()
         );
     }
+    for (metadata, param) in [
+        (json!({"a": 1}), "metadata.a"),
+        (json!({"a": [0, 0]}), "metadata.a"),
+        (json!({"a": "x".repeat(513)}), "metadata"),
+        (json!({"x".repeat(65): "a"}), "metadata"),
+        ((0..17).map(|i| (i.to_string(), json!("x"))).collect::<serde_json::Map<_, _>>().into(), "metadata"),
+    ] {
+        let refused = server.post(RESPONSES, body(json!({"metadata": metadata})));
+        assert_eq!((refused.status, &refused.json()["error"]["param"]), (400, &json!(param)), "{metadata}");
+    }
     server.wait_until_idle();
+}
+
+/// A call that is cut off is incomplete, as it is shown and as it is kept: the model is not told that it called.
+#[test]
+fn a_call_that_is_cut_off_is_incomplete() {
+    let server = start_with_template(config(), THINKING);
+    let (before, _) = ANSWER.split_once("Oslo").unwrap();
+    for (written, status) in [(before, "completed"), (ANSWER, "completed")] {
+        server.control.say(written);
+        let answer = server.post(RESPONSES, body(json!({"tools": [sail()]}))).good();
+        let expected = if written == ANSWER { status } else { "incomplete" };
+        assert_eq!((&answer["status"], &answer["output"][2]["status"]), (&json!(status), &json!(expected)));
+    }
+    server.control.begin(before);
+    let cut = body(json!({"tools": [sail()], "max_output_tokens": tokens(&server, before)}));
+    let answer = server.post(RESPONSES, cut.clone()).good();
+    assert_eq!(
+        (&answer["status"], &answer["output"][2]["status"]),
+        (&json!("incomplete"), &json!("incomplete"))
+    );
+    server.control.begin(before);
+    let mut streamed = cut;
+    streamed["stream"] = true.into();
+    let events: Vec<_> = server.stream(RESPONSES, streamed).events().collect();
+    let done = events.iter().filter(|event| event.name == "response.output_item.done").last().unwrap().json();
+    assert_eq!(
+        (&done["item"]["type"], &done["item"]["status"]),
+        (&json!("function_call"), &json!("incomplete"))
+    );
+    let input = json!([{"role": "user", "content": "hi"}, answer["output"][0], answer["output"][1], {"role": "user", "content": "so?"}]);
+    let by_items = server
+        .post(RESPONSES, body(json!({"input": input, "tools": [sail()], "max_output_tokens": 1})))
+        .good();
+    let by_id = json!({"input": "so?", "previous_response_id": answer["id"], "tools": [sail()], "max_output_tokens": 1});
+    let by_id = server.post(RESPONSES, body(by_id)).good();
+    assert_eq!(by_items["usage"]["input_tokens"], by_id["usage"]["input_tokens"]);
+}
+
+/// Tokens of a text.
+fn tokens(server: &Running, text: &str) -> u64 {
+    server.post("/tokenize", json!({"text": text})).good()["count"].as_u64().unwrap()
+}
+
+/// A template takes one system turn, at the beginning.
+#[test]
+fn instructions_join_a_system_turn() {
+    let server = start_with_template(config(), "{{ messages | tojson }}");
+    let count =
+        |more: Value| server.post(RESPONSES, body(more)).good()["usage"]["input_tokens"].as_u64().unwrap();
+    let input = json!([{"role": "developer", "content": "Be kind."}, {"role": "user", "content": "hi"}]);
+    let found = count(json!({"instructions": "Be brief.", "input": input, "max_output_tokens": 1}));
+    let expected =
+        r#"[{"role": "system", "content": "Be brief.\n\nBe kind."}, {"role": "user", "content": "hi"}]"#;
+    assert_eq!(found, tokens(&server, expected));
+}
+
+/// Those of the tokens of messages, with the piece of the text that they became.
+#[test]
+fn log_probabilities_come_with_their_text() {
+    let server = start_with_template(config(), THINKING);
+    let include = json!({"include": ["message.output_text.logprobs"], "tools": [sail()], "stream": true});
+    server.control.say("So.\n</think>\n\nI go to <tool_kit> now.");
+    let events: Vec<_> = server.stream(RESPONSES, body(include)).events().collect();
+    let spelled = |logprobs: &Value| -> String {
+        logprobs.as_array().unwrap().iter().map(|token| token["token"].as_str().unwrap()).collect()
+    };
+    let (mut of_deltas, mut text) = (String::new(), String::new());
+    for event in &events {
+        let data = event.json();
+        match event.name.as_str() {
+            "response.output_text.delta" => {
+                of_deltas += &spelled(&data["logprobs"]);
+                text += data["delta"].as_str().unwrap();
+                assert!(of_deltas.starts_with(&text), "{of_deltas:?} {text:?}");
+            }
+            "response.output_text.done" => assert_eq!(spelled(&data["logprobs"]), "I go to <tool_kit> now."),
+            _ => (),
+        }
+    }
+    assert_eq!((of_deltas.as_str(), text.as_str()), ("I go to <tool_kit> now.", "I go to <tool_kit> now."));
 }

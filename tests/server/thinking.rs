@@ -227,3 +227,118 @@ fn grammars_begin_behind_thoughts() {
         assert!(serde_json::from_str::<Value>(arguments).unwrap()["a"].is_boolean(), "{answer}");
     }
 }
+
+/// A budget that ends within a call: nothing is forced into it, nor behind it.
+#[test]
+fn the_budget_leaves_calls_alone() {
+    let server = start_with_template(config(), BY_PROMPT);
+    let schema = json!({"type": "object", "properties": {"to": {"type": "string"}}});
+    let tools = json!([{"type": "function", "function": {"name": "sail", "parameters": schema}}]);
+    let call = "<tool_call>\n<function=sail>\n<parameter=to>\nOslo\n</parameter>\n</function>\n</tool_call>";
+    for budget in (2..60).step_by(3) {
+        server.control.say(&format!("So{call} Gone."));
+        let more = json!({"tools": tools, "thinking_budget_tokens": budget, "max_tokens": 200});
+        let answer = message(&server, more);
+        let arguments = &answer["tool_calls"][0]["function"]["arguments"];
+        assert_eq!(arguments, r#"{"to": "Oslo"}"#, "{budget}: {answer}");
+        assert!(!answer["content"].as_str().unwrap().contains("think"), "{budget}: {answer}");
+    }
+}
+
+#[test]
+fn stop_texts_are_looked_for_behind_thoughts() {
+    let server = start_with_template(config(), BY_PROMPT);
+    for (said, more, expected) in [
+        ("a b\n</think>\n\nc b d", json!({"stop": "b"}), (Some("a b"), Some("c "))),
+        ("a b\n</think>\n\nc\n\nd", json!({"stop": ["\n\n", "think"]}), (Some("a b"), Some("c"))),
+    ] {
+        server.control.say(said);
+        assert_eq!(both(&message(&server, more)), expected);
+    }
+    // What closes thoughts for the model is no stop text either.
+    server.control.begin("abcd");
+    let answer = message(&server, json!({"stop": "\n\n", "thinking_budget_tokens": 2, "max_tokens": 20}));
+    assert!(answer["content"].as_str().is_some_and(|said| !said.is_empty()), "{answer}");
+}
+
+/// What the server says for all requests gives way to what a request says.
+#[test]
+fn the_requests_effort_comes_before_the_servers_variables() {
+    let of = |variables: Value| {
+        let template_variables = variables.as_object().unwrap().clone();
+        start_with_template(ServerConfig { template_variables, ..config() }, BY_PROMPT)
+    };
+    let prompt = |server: &Running, more: Value| {
+        server.post(CHAT, body(more)).good()["usage"]["prompt_tokens"].as_u64().unwrap()
+    };
+    let plain = of(json!({}));
+    let server = of(json!({"enable_thinking": false, "reasoning_effort": "low", "thinking_budget": 2}));
+    assert_ne!(prompt(&server, json!({})), prompt(&plain, json!({})));
+    for more in [
+        json!({"reasoning_effort": "high"}),
+        json!({"reasoning_effort": "none"}),
+        json!({"thinking_budget_tokens": 0}),
+    ] {
+        assert_eq!(prompt(&server, more.clone()), prompt(&plain, more.clone()), "{more}");
+    }
+    let count = |server: &Running, thinking: Value| {
+        let body = json!({"messages": [{"role": "user", "content": "hi"}], "thinking": thinking});
+        server.post("/v1/messages/count_tokens", body).good()["input_tokens"].clone()
+    };
+    let server = of(json!({"enable_thinking": false}));
+    for kind in ["enabled", "disabled"] {
+        assert_eq!(count(&server, json!({"type": kind})), count(&plain, json!({"type": kind})), "{kind}");
+    }
+    // An effort is not raised by that.
+    let server = of(json!({"reasoning_effort": "low"}));
+    assert_eq!(count(&server, json!({"type": "enabled"})), count(&server, json!({"type": "adaptive"})));
+    // The budget is among them.
+    let server = of(json!({"thinking_budget": 2}));
+    server.control.begin("abcdefghij");
+    assert!(both(&message(&server, json!({}))).0.unwrap().len() < 10);
+    let refused = ServerConfig {
+        template_variables: json!({"thinking_budget": "2"}).as_object().unwrap().clone(),
+        ..config()
+    };
+    let refused = qernel::server::Server::bind(refused).err().unwrap().to_string();
+    assert!(refused.contains("thinking_budget"), "{refused}");
+    let refused = plain.post(CHAT, body(json!({"chat_template_kwargs": {"thinking_budget": "2"}})));
+    assert_eq!(
+        (refused.status, &refused.json()["error"]["param"]),
+        (400, &json!("chat_template_kwargs.thinking_budget"))
+    );
+}
+
+/// A template that opens thoughts whatever it is told: they are closed at once.
+#[test]
+fn no_effort_is_no_thoughts() {
+    let server = start_with_template(config(), include_str!("../data/dialects/r1.jinja"));
+    server.control.say("k");
+    assert_eq!(both(&message(&server, json!({"reasoning_effort": "none"}))), (None, Some("k")));
+    server.control.say("k");
+    let disabled = json!({"messages": [{"role": "user", "content": "hi"}], "thinking": {"type": "disabled"}, "max_tokens": 60});
+    let answer = server.post("/v1/messages", disabled).good();
+    assert_eq!(answer["content"], json!([{"type": "text", "text": "k"}]));
+}
+
+/// With a vocabulary that spells the tags, a call within thoughts would be bound to nothing.
+#[test]
+fn a_constrained_call_stands_behind_the_thoughts() {
+    let server = start_with_template(config(), BY_PROMPT);
+    let schema = json!({"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": false});
+    let tools =
+        json!([{"type": "function", "function": {"name": "f", "parameters": schema, "strict": true}}]);
+    let call = |value: &str| {
+        format!("<tool_call>\n<function=f>\n<parameter=a>\n{value}\n</parameter>\n</function>\n</tool_call>")
+    };
+    let (wrong, right) = (call("x"), call("true"));
+    server.control.say(&format!("So{wrong}</think>{right}"));
+    let answer = message(&server, json!({"tools": tools, "max_tokens": 300}));
+    assert_eq!(answer["tool_calls"].as_array().map(Vec::len), Some(1), "{answer}");
+    assert_eq!(answer["tool_calls"][0]["function"]["arguments"], r#"{"a": true}"#);
+    // One without its block is text.
+    let bare = "<function=f>\n<parameter=a>\nx\n</parameter>\n</function>";
+    server.control.say(&format!("So</think>{bare}"));
+    let answer = message(&server, json!({"tools": tools, "max_tokens": 300}));
+    assert_eq!((answer.get("tool_calls"), &answer["content"]), (None, &json!(bare)));
+}

@@ -44,7 +44,7 @@ impl Effort {
 /// The variable that switches thinking on and off.
 pub const ENABLE: &str = "enable_thinking";
 /// The variable that says how much.
-const EFFORT: &str = "reasoning_effort";
+pub const EFFORT: &str = "reasoning_effort";
 
 impl ChatTemplate {
     /// As [`ChatTemplate::render_with`], opening the assistant's turn, with an effort in the template's own terms: `enable_thinking`, and

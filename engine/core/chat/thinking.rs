@@ -29,7 +29,7 @@ pub enum Part {
 
 /// Takes an answer apart. Where the pieces that it comes in are cut makes no difference to what they become together, and only what
 /// may still be a tag, and white space beside one, is held back.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ThinkingParser {
     state: State,
     /// What no part has been made of.
@@ -77,6 +77,11 @@ impl ThinkingParser {
     /// Whether a call ended the thoughts, so that what is said may have their closing tag in it.
     pub fn was_ended_by_call(&self) -> bool {
         self.state == State::Said { by_call: true }
+    }
+
+    /// Bytes at the end of the text so far of which no part was made yet.
+    pub fn num_held(&self) -> usize {
+        self.held.len()
     }
 
     /// Takes the next piece of the answer: what is certain now, of each kind at most one part.
@@ -143,25 +148,12 @@ impl ThinkingParser {
 
     /// Hands out thoughts up to where they may end.
     fn think(&mut self, parts: &mut Vec<Part>) -> bool {
-        let mut certain = self.held.len();
-        let mut next = None;
-        for (at, _) in self.held.match_indices('<') {
-            let rest = &self.held[at..];
-            if rest.starts_with(CLOSE) {
-                next = Some((at, at + CLOSE.len(), State::Closed));
-                break;
-            }
-            let call = begins_call(rest, &self.functions);
-            if call == Begun::Yes {
-                next = Some((at, at, State::Said { by_call: true }));
-                break;
-            }
-            if call == Begun::Perhaps || CLOSE.starts_with(rest) {
-                certain = at;
-                break;
-            }
-        }
-        let end = next.map_or(certain, |(at, ..)| at);
+        let (end, next) = match ending(&self.held, &self.functions) {
+            Ending::Close(at) => (at, Some((at + CLOSE.len(), State::Closed))),
+            Ending::Call(at) => (at, Some((at, State::Said { by_call: true }))),
+            Ending::Perhaps(at) => (at, None),
+            Ending::No => (self.held.len(), None),
+        };
         let mut said = self.held[..end].trim_end().len();
         if next.is_none() && end - said > MAX_BLANK {
             said = end;
@@ -169,14 +161,44 @@ impl ThinkingParser {
         if said > 0 {
             parts.push(Part::Thought(self.held[..said].to_owned()));
         }
-        self.drop_start(next.map_or(said, |(_, after, _)| after));
-        self.state = next.map_or(self.state, |(.., state)| state);
+        self.drop_start(next.map_or(said, |(after, _)| after));
+        self.state = next.map_or(self.state, |(_, state)| state);
         next.is_some()
     }
 
     fn drop_start(&mut self, bytes: usize) {
         self.held.drain(..bytes);
     }
+}
+
+/// How thoughts end in a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// With the closing tag, which begins at this byte.
+    Close(usize),
+    /// With the call of a function.
+    Call(usize),
+    /// With what begins here, depending on what follows.
+    Perhaps(usize),
+    /// Not in this text.
+    No,
+}
+
+/// How thoughts end in a text, where calls of these functions end them too.
+pub(crate) fn ending(text: &str, functions: &[String]) -> Ending {
+    for (at, _) in text.match_indices('<') {
+        let rest = &text[at..];
+        if rest.starts_with(CLOSE) {
+            return Ending::Close(at);
+        }
+        match begins_call(rest, functions) {
+            Begun::Yes => return Ending::Call(at),
+            Begun::Perhaps => return Ending::Perhaps(at),
+            Begun::No if CLOSE.starts_with(rest) => return Ending::Perhaps(at),
+            Begun::No => (),
+        }
+    }
+    Ending::No
 }
 
 /// Whether a text begins with something.

@@ -1,5 +1,6 @@
 //! What goes into the engine and what comes out of it.
 
+use crate::chat::thinking::ThinkingParser;
 use crate::error::Error;
 use crate::sampler::{Logprobs, SamplingParams};
 use crate::scheduler::SequenceId;
@@ -18,6 +19,8 @@ pub struct Request {
     pub max_tokens: Option<usize>,
     /// Texts that end the answer, none of them empty. They are no part of it.
     pub stop: Vec<String>,
+    /// Tells the thoughts of the answer, in which no text of `stop` is looked for; `None` looks everywhere.
+    pub thoughts: Option<ThinkingParser>,
     /// Takes the model's end-of-generation tokens like any other.
     pub ignore_eos: bool,
     /// Which of several answers to one prompt this is (OpenAI's `n`); part of every random draw.
@@ -38,6 +41,7 @@ impl Request {
             penalize_prompt: true,
             max_tokens: None,
             stop: Vec::new(),
+            thoughts: None,
             ignore_eos: false,
             index: 0,
             logprobs: None,

@@ -1,5 +1,6 @@
 //! Tokens -> text that is certain: whole characters, nothing that may still turn out to be a stop string.
 
+use crate::chat::thinking::{Part, ThinkingParser};
 use crate::tokenizer::{StreamDecoder, Tokenizer};
 use std::sync::Arc;
 
@@ -7,13 +8,28 @@ use std::sync::Arc;
 pub(super) struct TextStream {
     decoder: StreamDecoder,
     stop: StopMatcher,
+    /// Tells where stop strings are looked for, if not everywhere; and the text that it has not decided on.
+    thoughts: Option<ThinkingParser>,
+    held: String,
     /// Whether text is handed on; otherwise only stop strings are looked for.
     emits: bool,
 }
 
 impl TextStream {
-    pub fn new(tokenizer: Arc<Tokenizer>, stop: Vec<String>, emits: bool) -> Self {
-        Self { decoder: StreamDecoder::new(tokenizer, true), stop: StopMatcher::new(stop), emits }
+    /// Stop strings are looked for in what is not among `thoughts`.
+    pub fn new(
+        tokenizer: Arc<Tokenizer>,
+        stop: Vec<String>,
+        thoughts: Option<ThinkingParser>,
+        emits: bool,
+    ) -> Self {
+        Self {
+            decoder: StreamDecoder::new(tokenizer, true),
+            thoughts: thoughts.filter(|_| !stop.is_empty()),
+            stop: StopMatcher::new(stop),
+            held: String::new(),
+            emits,
+        }
     }
 
     /// The text that is certain with `token`, and whether a stop string ended it.
@@ -25,16 +41,35 @@ impl TextStream {
     /// Ends the text: what is left of it, and whether that held a stop string.
     pub fn finish(&mut self) -> (String, bool) {
         let rest = self.decoder.finish();
-        let (mut text, stopped) = self.filter(&rest);
-        if self.emits {
-            text += &self.stop.finish();
+        let (mut text, mut stopped) = self.filter(&rest);
+        if let Some(thoughts) = &mut self.thoughts {
+            let is_said = thoughts.finish().iter().any(|part| matches!(part, Part::Said(_)));
+            let held = std::mem::take(&mut self.held);
+            let (more, now) = if is_said { self.stop.push(&held) } else { (held, false) };
+            text += &more;
+            stopped |= now;
         }
-        (text, stopped)
+        text += &self.stop.finish();
+        (if self.emits { text } else { String::new() }, stopped)
     }
 
     fn filter(&mut self, text: &str) -> (String, bool) {
-        let (text, stopped) = self.stop.push(text);
-        (if self.emits { text } else { String::new() }, stopped)
+        let (mut thought, said) = self.told(text);
+        let (text, stopped) = self.stop.push(&said);
+        thought += &text;
+        (if self.emits { thought } else { String::new() }, stopped)
+    }
+
+    /// The thoughts that are certain now, as they were written, and what is said behind them.
+    fn told(&mut self, text: &str) -> (String, String) {
+        let Some(thoughts) = &mut self.thoughts else { return (String::new(), text.to_owned()) };
+        self.held.push_str(text);
+        let said = |part: &Part| if let Part::Said(text) = part { text.len() } else { 0 };
+        let said: usize = thoughts.push(text).iter().map(said).sum();
+        let held = self.held.split_off(self.held.len() - thoughts.num_held());
+        let mut thought = std::mem::replace(&mut self.held, held);
+        let said = thought.split_off(thought.len() - said);
+        (thought, said)
     }
 }
 
@@ -91,6 +126,8 @@ impl StopMatcher {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gguf::Gguf;
+    use crate::testing::TinyModel;
 
     fn run(stop: &[&str], pieces: &[&str]) -> (Vec<String>, bool, String) {
         let mut matcher = StopMatcher::new(stop.iter().map(|&stop| stop.to_owned()).collect());
@@ -121,6 +158,36 @@ mod tests {
             (vec!["caf".into(), "".into(), "és".into()], false, "".into())
         );
         assert_eq!(run(&[], &["as", "it is"]), (vec!["as".into(), "it is".into()], false, "".into()));
+    }
+
+    /// Whatever tokens it comes in, no stop string is found in thoughts or in the tags around them, and no text is lost.
+    #[test]
+    fn stop_strings_are_looked_for_behind_thoughts() {
+        let bytes = TinyModel::default().vocabulary_only().to_bytes();
+        let tokenizer = Arc::new(Tokenizer::from_gguf(&Gguf::from_bytes(bytes.into()).unwrap()).unwrap());
+        for (is_open, answer, stop, expected) in [
+            (true, "a b\n\nb\n</think>\n\nc b d", vec!["b"], "a b\n\nb\n</think>\n\nc "),
+            (true, "a\n</think>\n\nc\n\nd", vec!["\n\n", "think"], "a\n</think>\n\nc"),
+            (false, "<think>\nab</think>cab", vec!["ab", "<"], "<think>\nab</think>c"),
+            (false, " \n<b> ab", vec!["ab"], " \n<b> "),
+            (true, "a\n\n", vec!["\n"], "a\n\n"),
+            (true, "a</think>b<c", vec!["<c>"], "a</think>b<c"),
+            (false, "\n", vec!["\n"], ""),
+        ] {
+            let stop = stop.into_iter().map(str::to_owned).collect();
+            let thoughts = Some(ThinkingParser::new(is_open));
+            let mut stream = TextStream::new(Arc::clone(&tokenizer), stop, thoughts, true);
+            let mut text = String::new();
+            for token in tokenizer.encode(answer, true).unwrap() {
+                let (more, stopped) = stream.push(token);
+                text += &more;
+                if stopped {
+                    break;
+                }
+            }
+            text += &stream.finish().0;
+            assert_eq!(text, expected, "{answer:?}");
+        }
     }
 
     #[test]

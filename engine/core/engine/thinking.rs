@@ -1,7 +1,7 @@
 //! Thoughts of bounded length, and constraints that begin behind them.
 
 use super::constraint::TokenConstraint;
-use crate::chat::thinking::{CALL, CLOSE, OPEN};
+use crate::chat::thinking::{CALL, CLOSE, Ending, OPEN, ending};
 use crate::error::{Error, Result};
 use crate::sampler::TokenMask;
 use crate::tokenizer::{StreamDecoder, Tokenizer};
@@ -16,6 +16,9 @@ pub struct Thinking {
     pub budget: Option<usize>,
     /// What the model is made to think before they are closed for it.
     pub message: String,
+    /// Functions whose calls end thoughts that were not closed, as they do for
+    /// [`ThinkingParser`](crate::chat::thinking::ThinkingParser). Where another constraint holds behind the thoughts, none does.
+    pub functions: Vec<String>,
 }
 
 impl Thinking {
@@ -31,9 +34,11 @@ const MAX_BLANKS: usize = 3;
 /// Lets the model think freely, but no longer than it may; what another constraint asks for holds from the end of the thoughts on.
 pub struct ThinkingConstraint {
     decoder: StreamDecoder,
-    /// The end of the text so far, as far as a tag may have begun in it.
+    /// The end of the text so far, as far as a tag or a call may have begun in it.
     text: String,
     state: State,
+    /// Functions whose calls end thoughts.
+    functions: Vec<String>,
     budget: Option<usize>,
     /// Tokens of thoughts so far.
     spent: usize,
@@ -93,6 +98,7 @@ impl ThinkingConstraint {
             decoder: StreamDecoder::new(Arc::clone(tokenizer), false),
             text: String::new(),
             state: if thinking.is_open { State::Inside } else { State::Before },
+            functions: if then.is_none() { thinking.functions.clone() } else { Vec::new() },
             budget: thinking.budget,
             spent: 0,
             close,
@@ -112,19 +118,27 @@ impl ThinkingConstraint {
     }
 
     fn settle(&mut self) {
-        if self.state == State::Inside && self.budget.is_some_and(|budget| self.spent >= budget) {
+        // What has begun goes on until it is known what it is: a tag is not cut, and neither is the head of a call.
+        let is_certain = self.state == State::Inside && self.text.is_empty();
+        if is_certain && self.budget.is_some_and(|budget| self.spent >= budget) {
             self.state = State::Closing(0);
         }
     }
 
-    /// Takes a token's text, and says whether it completes a tag.
-    fn completes(&mut self, token: u32, tag: &str) -> bool {
+    /// Takes a token within thoughts.
+    fn accept_inside(&mut self, token: u32) {
+        self.spent += 1;
         self.text += &self.decoder.push(token);
-        let found = self.text.contains(tag);
-        let keep = (self.text.len() + 1).saturating_sub(tag.len());
-        let keep = (keep..=self.text.len()).find(|&at| self.text.is_char_boundary(at)).unwrap_or(0);
-        self.text.drain(..if found { self.text.len() } else { keep });
-        found
+        let ending = ending(&self.text, &self.functions);
+        match ending {
+            Ending::Close(_) => self.state = self.behind(),
+            Ending::Call(_) => self.state = State::Then,
+            Ending::Perhaps(_) | Ending::No => (),
+        }
+        match ending {
+            Ending::Perhaps(at) => drop(self.text.drain(..at)),
+            _ => self.text.clear(),
+        }
     }
 
     /// Behind thoughts that the model closed.
@@ -200,12 +214,7 @@ impl TokenConstraint for ThinkingConstraint {
     fn accept(&mut self, token: u32) -> Result<()> {
         match self.state {
             State::Before => self.accept_before(token)?,
-            State::Inside => {
-                self.spent += 1;
-                if self.completes(token, CLOSE) {
-                    self.state = self.behind();
-                }
-            }
+            State::Inside => self.accept_inside(token),
             State::Closing(next) if next + 1 < self.close.len() => self.state = State::Closing(next + 1),
             // White space is part of what closed them.
             State::Closing(_) => {
@@ -304,6 +313,30 @@ mod tests {
         }
         let (_, is_over) = draw(&tokenizer, constraint(&tokenizer, true, Some(1000), None), "ab");
         assert!(!is_over, "the thoughts go on");
+    }
+
+    /// A budget that ends anywhere: nothing is forced into the tags and the call that the model has begun.
+    #[test]
+    fn calls_are_not_cut_by_the_budget() {
+        let tokenizer = tokenizer();
+        let call = "<tool_call>\n{\"name\": \"sail\", \"arguments\": {\"to\": 1}}\n</tool_call>";
+        let xml = "<tool_call>\n<function=sail>\n<parameter=to>\n1\n</parameter>\n</function>\n</tool_call>";
+        for wanted in [format!("ab{call}cd"), format!("ab{xml}cd"), "ab</think>cd".to_owned()] {
+            for budget in 0..60 {
+                let functions = vec!["row".to_owned(), "sail".to_owned()];
+                let thinking =
+                    Thinking { is_open: true, budget: Some(budget), functions, ..Thinking::default() };
+                let constraint = ThinkingConstraint::new(&tokenizer, &thinking, None).unwrap();
+                let (text, is_over) = draw(&tokenizer, constraint, &wanted);
+                let forced = text.find("\n</think>\n\n");
+                assert!(is_over && forced.is_none_or(|at| at <= 2), "{budget}: {text}");
+                assert_eq!(text.replace("\n</think>\n\n", ""), wanted, "{budget}");
+            }
+        }
+        // What is no call of a known function is bounded all the same.
+        let thinking = Thinking { is_open: true, budget: Some(3), ..Thinking::default() };
+        let constraint = ThinkingConstraint::new(&tokenizer, &thinking, None).unwrap();
+        assert!(draw(&tokenizer, constraint, &call.repeat(3)).0.find("\n</think>").unwrap() < 20);
     }
 
     #[test]

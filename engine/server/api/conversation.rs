@@ -9,9 +9,11 @@ use crate::config::ReasoningFormat;
 use crate::engine_thread::{ModelInfo, SequenceRequest};
 use crate::error::ApiError;
 use crate::grammar::Grammar;
+use crate::number::ThinkingLimit;
 use crate::work::RequestPermit;
 use axum::http::StatusCode;
-use qernel_core::chat::{ChatTemplate, Effort};
+use qernel_core::chat::thinking::ThinkingParser;
+use qernel_core::chat::{ChatTemplate, ENABLE_THINKING, Effort, REASONING_EFFORT};
 use qernel_core::engine::{Request, Thinking};
 use qernel_core::error::Error;
 use qernel_core::sampler::SamplingParams;
@@ -22,6 +24,8 @@ use std::sync::Arc;
 const RESERVED: [&str; 5] = ["messages", "tools", "add_generation_prompt", "bos_token", "eos_token"];
 /// A variable of no template, which bounds thoughts as the field does.
 const THINKING_BUDGET: &str = "thinking_budget";
+/// Variables that an effort stands for.
+const EFFORT_VARIABLES: [&str; 2] = [ENABLE_THINKING, REASONING_EFFORT];
 
 /// A conversation that is to go on.
 pub struct Conversation {
@@ -38,6 +42,18 @@ pub struct Conversation {
     pub effort: Option<Effort>,
     /// How many tokens it may think, `Some(None)` for any number, if that is said.
     pub thinking_budget: Option<Option<usize>>,
+}
+
+/// How many tokens of thoughts variables of the template allow, `Some(None)` for any number, if they say so.
+///
+/// # Errors
+/// What is wrong with the value.
+pub fn budget_of(variables: &Map<String, Value>) -> Result<Option<Option<usize>>, String> {
+    let Some(value) = variables.get(THINKING_BUDGET).filter(|value| !value.is_null()) else {
+        return Ok(None);
+    };
+    let limit: ThinkingLimit = serde_json::from_value(value.clone()).map_err(|error| error.to_string())?;
+    Ok(Some(limit.0))
 }
 
 /// How its answers are to be made.
@@ -63,6 +79,8 @@ pub struct Asked {
     pub answer: Answer,
     /// What takes each apart.
     pub parsers: Vec<AnswerParser>,
+    /// What takes thoughts from an answer, if it may have some: no stop text is looked for in them.
+    pub thoughts: Option<ThinkingParser>,
     pub prompt_tokens: usize,
 }
 
@@ -102,10 +120,22 @@ impl Conversation {
             let message = format!("{param}: the server gives the template this variable; leave it out");
             return Err(ApiError::field(param, message));
         }
-        if let Some(budget) = self.variables.get(THINKING_BUDGET).and_then(Value::as_i64) {
-            self.thinking_budget.get_or_insert(usize::try_from(budget).ok());
-        }
+        let budget = budget_of(&self.variables).map_err(|error| {
+            let param = format!("chat_template_kwargs.{THINKING_BUDGET}");
+            ApiError::field(&*param, format!("{param}: {error}"))
+        })?;
+        self.thinking_budget = self.thinking_budget.or(budget);
         Ok(())
+    }
+
+    /// The variables of the template: the server's, but for those of an effort where the request has one, and the request's.
+    fn variables(&self, app: &App) -> Map<String, Value> {
+        let mut variables = app.config.template_variables.clone();
+        if self.effort.is_some() || self.thinking_budget == Some(Some(0)) {
+            EFFORT_VARIABLES.into_iter().for_each(|name| drop(variables.shift_remove(name)));
+        }
+        variables.extend(self.variables.clone());
+        variables
     }
 
     /// Renders and encodes the conversation.
@@ -117,8 +147,7 @@ impl Conversation {
         app: &Arc<App>,
         permit: RequestPermit,
     ) -> Result<(RequestPermit, Prompt), ApiError> {
-        let (messages, mut variables) = (self.messages.clone(), app.config.template_variables.clone());
-        variables.extend(self.variables.clone());
+        let (messages, variables) = (self.messages.clone(), self.variables(app));
         let tools = self.tools.clone();
         let param = self.param;
         // Without a token for thoughts the template is told that there are none.
@@ -130,9 +159,13 @@ impl Conversation {
         app.encode(permit, param, render).await
     }
 
-    /// How many tokens of thoughts an answer may have.
+    /// How many tokens of thoughts an answer may have. None at all where it is to have none: there are templates that open thoughts
+    /// whatever they are told.
     fn budget(&self, app: &App) -> Option<usize> {
-        self.thinking_budget.unwrap_or(app.config.reasoning_budget)
+        let none = (self.effort == Some(Effort::None)).then_some(Some(0));
+        // What the server's variables say was checked when it started.
+        let of_server = || budget_of(&app.config.template_variables).ok().flatten();
+        self.thinking_budget.or(none).or_else(of_server).unwrap_or(app.config.reasoning_budget)
     }
 
     /// Asks for answers: they come, and what takes each apart.
@@ -146,7 +179,7 @@ impl Conversation {
         let budget = self.budget(app);
         let prompt_tokens = prompt.ids.len();
         let (param, format) = (self.param, self.format);
-        let form = AnswerForm {
+        let mut form = AnswerForm {
             reads_thoughts: match app.config.reasoning_format {
                 ReasoningFormat::None => false,
                 ReasoningFormat::Deepseek => true,
@@ -155,13 +188,17 @@ impl Conversation {
             in_thoughts: prompt.in_thoughts,
             functions: self.tools.as_ref().map(|tools| Arc::new(tools.functions())),
             dialect: template.dialect(),
+            is_constrained: false,
         };
         let (permit, grammar) = grammar(app, permit, self.tools, format, &form).await?;
+        form.is_constrained = grammar.is_some();
         let thinks = prompt.in_thoughts || template.thinks();
+        let thoughts = (thinks || form.reads_thoughts).then(|| form.thoughts());
         let thinking = (thinks && (budget.is_some() || grammar.is_some())).then(|| Thinking {
             is_open: prompt.in_thoughts,
             budget,
             message: app.config.reasoning_budget_message.clone(),
+            functions: form.functions.iter().flat_map(|functions| functions.keys().cloned()).collect(),
         });
         let choice = |index| SequenceRequest {
             request: Request {
@@ -169,6 +206,7 @@ impl Conversation {
                 penalize_prompt: false,
                 max_tokens: making.max_tokens,
                 stop: making.stop.clone(),
+                thoughts: thoughts.clone(),
                 ignore_eos: making.ignore_eos,
                 index,
                 logprobs: making.logprobs,
@@ -180,7 +218,7 @@ impl Conversation {
         };
         let answer = app.submit(permit, (0..making.n as u32).map(choice).collect()).await?;
         let parsers = (0..making.n).map(|_| AnswerParser::new(&form)).collect();
-        Ok(Asked { answer, parsers, prompt_tokens })
+        Ok(Asked { answer, parsers, thoughts, prompt_tokens })
     }
 }
 

@@ -98,7 +98,7 @@ pub const REASONING: Table = &[
 pub const TEXT_OPTIONS: Table = &[(Used, &["format"]), (Ignored, &["verbosity"])];
 
 /// `text.format`
-pub const TEXT_FORMAT: Table = &[(Used, &["type", "schema"]), (Ignored, &["name", "description", "strict"])];
+pub const TEXT_FORMAT: Table = &[(Used, &["type", "schema", "name"]), (Ignored, &["description", "strict"])];
 
 /// A tool of `tools` of `/v1/responses`
 pub const FLAT_TOOL: Table = &[

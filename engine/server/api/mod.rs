@@ -31,6 +31,7 @@ use super::error::{ApiError, TEMPLATE_FAILED};
 use super::work::RequestPermit;
 use axum::Router;
 use axum::http::{StatusCode, Uri};
+use axum::response::Response;
 use axum::routing::{get, post};
 use conversation::Prompt;
 use qernel_core::chat::thinking;
@@ -65,7 +66,7 @@ pub fn routes() -> Router<Arc<App>> {
 }
 
 /// 404, with what would do where that is known.
-pub async fn nowhere(uri: Uri) -> ApiError {
+pub async fn nowhere(uri: Uri) -> Response {
     let path = uri.path();
     let message = match path.strip_prefix("/v1").unwrap_or(path) {
         known @ ("/chat/completions" | "/completions" | "/embeddings" | "/rerank" | "/models"
@@ -76,7 +77,13 @@ pub async fn nowhere(uri: Uri) -> ApiError {
         }
         _ => "there is nothing at this path; see /openapi.json".into(),
     };
-    ApiError::refused(StatusCode::NOT_FOUND, None, message)
+    anthropic::respond(ApiError::refused(StatusCode::NOT_FOUND, None, message), path)
+}
+
+/// 405, in the form of the path's interface.
+pub async fn no_such_method(uri: Uri) -> Response {
+    let message = "this path takes another method; see /openapi.json";
+    anthropic::respond(ApiError::refused(StatusCode::METHOD_NOT_ALLOWED, None, message), uri.path())
 }
 
 /// Texts that end an answer.

@@ -32,6 +32,17 @@ pub struct AnswerForm {
     pub functions: Option<Arc<Functions>>,
     /// How the model calls.
     pub dialect: Dialect,
+    /// A grammar holds what is behind the thoughts: a call stands in a block there, and what looks like one before is a thought.
+    pub is_constrained: bool,
+}
+
+impl AnswerForm {
+    /// What takes thoughts from an answer.
+    pub fn thoughts(&self) -> ThinkingParser {
+        let functions = self.functions.iter().filter(|_| !self.is_constrained);
+        let names = functions.flat_map(|functions| functions.keys().cloned()).collect();
+        ThinkingParser::new(self.in_thoughts).ended_by_calls(names)
+    }
 }
 
 /// Takes one answer apart while it comes.
@@ -46,12 +57,10 @@ pub struct AnswerParser {
 
 impl AnswerParser {
     pub fn new(form: &AnswerForm) -> Self {
-        let names = form.functions.iter().flat_map(|functions| functions.keys().cloned()).collect();
+        let calls = form.functions.clone().map(|functions| CallParser::new(functions, form.dialect));
         Self {
-            thoughts: form
-                .reads_thoughts
-                .then(|| ThinkingParser::new(form.in_thoughts).ended_by_calls(names)),
-            calls: form.functions.clone().map(|functions| CallParser::new(functions, form.dialect)),
+            thoughts: form.reads_thoughts.then(|| form.thoughts()),
+            calls: if form.is_constrained { calls.map(CallParser::in_blocks_alone) } else { calls },
             stray: Stray::None,
             num_calls: 0,
             thought_tokens: 0,
@@ -67,7 +76,8 @@ impl AnswerParser {
         parts
     }
 
-    fn is_thinking(&self) -> bool {
+    /// Whether what comes next belongs to thoughts, as far as is known.
+    pub fn is_thinking(&self) -> bool {
         self.thoughts.as_ref().is_some_and(ThinkingParser::is_thinking)
     }
 
@@ -194,6 +204,7 @@ mod tests {
             in_thoughts,
             functions: Some(Arc::new(HashMap::from([("sail".into(), None)]))),
             dialect: Dialect::Json,
+            is_constrained: false,
         };
         let mut parser = AnswerParser::new(&form);
         let (mut thought, mut text, mut calls) = (String::new(), String::new(), Vec::new());

@@ -1,6 +1,6 @@
 //! Grammars of answers that call tools, in the form that [`tool_calls`](super::tool_calls) finds.
 
-use super::tool_calls::{CLOSE, OPEN, of_property, resolved};
+use super::tool_calls::{CLOSE, OPEN, of_property, resolved, target};
 use crate::error::ApiError;
 use crate::grammar::{Grammar, Grammars, with_options};
 use crate::schema::Budget;
@@ -116,13 +116,24 @@ fn xml_rules(
 ) -> Result<String, ApiError> {
     let before = literal(&format!("\n<function={name}>\n"));
     let after = literal(&format!("</function>\n{CLOSE}"));
+    let object = parameters(schema);
     let properties =
-        schema.get("properties").and_then(Value::as_object).filter(|properties| !properties.is_empty());
+        object.get("properties").and_then(Value::as_object).filter(|properties| !properties.is_empty());
     let Some(properties) = properties else {
-        let free = if schema.get("additionalProperties") == Some(&false.into()) { "" } else { "free*" };
+        // What is refused in JSON is so here.
+        with_options(param, schema.clone(), budget)?;
+        let says = |key: &&str| object.get(*key).is_some_and(|value| value != &Value::Array(Vec::new()));
+        if let Some(key) = COMBINING.into_iter().find(says) {
+            let message = format!(
+                "{param}: the model calls with one text for each of `properties`, which this schema does not name; instead of \
+                 `{key}` name them, or leave calls unconstrained"
+            );
+            return Err(ApiError::field(param, message));
+        }
+        let free = if object.get("additionalProperties") == Some(&false.into()) { "" } else { "free*" };
         return Ok(format!("{rule}: {before} {free} {after}\n"));
     };
-    let required: Vec<&str> = schema
+    let required: Vec<&str> = object
         .get("required")
         .and_then(Value::as_array)
         .into_iter()
@@ -140,6 +151,42 @@ fn xml_rules(
     }
     Ok(format!("{rule}: {before}{body} {after}\n{rules}"))
 }
+
+/// What says of parameters what they must be without naming them one by one.
+const COMBINING: [&str; 15] = [
+    "$ref",
+    "allOf",
+    "anyOf",
+    "oneOf",
+    "not",
+    "if",
+    "enum",
+    "const",
+    "required",
+    "patternProperties",
+    "propertyNames",
+    "minProperties",
+    "maxProperties",
+    "dependentRequired",
+    "dependentSchemas",
+];
+
+/// The schema that names the parameters: the whole one, or the one that it refers to.
+fn parameters(schema: &Map<String, Value>) -> &Map<String, Value> {
+    let mut found = schema;
+    for _ in 0..MAX_REFERENCES {
+        let reference = found.get("$ref").filter(|_| !found.contains_key("properties"));
+        let path = reference.and_then(Value::as_str);
+        let Some(named) = path.and_then(|path| target(schema, path)).and_then(Value::as_object) else {
+            break;
+        };
+        found = named;
+    }
+    found
+}
+
+/// References from one to the next that are followed.
+const MAX_REFERENCES: usize = 8;
 
 /// What a parameter's value may be, with what ends it; it may add lines with rules whose names begin with `rule`. Of text, `enum`,
 /// `const` and lengths are kept; other values are JSON that follows the schema.
@@ -319,6 +366,41 @@ mod tests {
         ] {
             assert_eq!(follows(&grammar, &tokenizer, &answer), expected, "{answer}");
         }
+    }
+
+    /// References are followed, and what the dialect cannot hold is refused.
+    #[test]
+    fn parameters_in_xml_are_found() {
+        let tokenizer = tokenizer(true);
+        let grammars = Grammars::new(&tokenizer).unwrap();
+        let grammar = |schema: Value| {
+            let functions =
+                vec![("f".to_owned(), "tools[0]".to_owned(), schema.as_object().unwrap().clone())];
+            Calls { functions, is_forced: true, parallel: false, dialect: Dialect::Xml }
+                .grammar(&grammars, None)
+        };
+        let object = json!({"type": "object", "properties": {"n": {"$ref": "#/$defs/n"}}, "required": ["n"]});
+        let named =
+            json!({"type": "object", "$ref": "#/$defs/a", "$defs": {"a": object, "n": {"type": "integer"}}});
+        let grammar_of_named = grammar(named).unwrap();
+        for (value, expected) in [("3", true), ("x", false)] {
+            let call =
+                format!("{OPEN}\n<function=f>\n<parameter=n>\n{value}\n</parameter>\n</function>\n{CLOSE}");
+            assert_eq!(follows(&grammar_of_named, &tokenizer, &call), expected, "{value}");
+        }
+        let none = format!("{OPEN}\n<function=f>\n</function>\n{CLOSE}");
+        assert!(!follows(&grammar_of_named, &tokenizer, &none));
+        for schema in [
+            json!({"type": "object", "anyOf": [object.clone()]}),
+            json!({"type": "object", "allOf": [object]}),
+            json!({"type": "object", "required": ["n"]}),
+            json!({"type": "object", "$ref": "https://example.org/a"}),
+        ] {
+            let error = grammar(schema.clone()).err().unwrap_or_else(|| panic!("{schema}"));
+            assert_eq!(error.body.param.as_deref(), Some("tools[0]"), "{schema}");
+        }
+        let free = grammar(json!({"type": "object", "properties": {}, "required": []})).unwrap();
+        assert!(follows(&free, &tokenizer, &none));
     }
 
     #[test]

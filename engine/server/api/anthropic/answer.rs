@@ -1,10 +1,12 @@
 //! Answers in Anthropic's form: their blocks, whole and as events of a stream.
 
 use super::error::AnthropicErrorResponse;
+use crate::api::conversation::Asked;
 use crate::api::parts::{AnswerParser, Part};
 use crate::error::ApiError;
 use crate::random_id;
 use crate::sse::{Encoder, EventStream};
+use qernel_core::chat::thinking::{self, ThinkingParser};
 use qernel_core::engine::{Event, FinishReason, Usage};
 use qernel_core::tokenizer::{StreamDecoder, Tokenizer};
 use serde::Serialize;
@@ -86,6 +88,8 @@ pub struct Answering {
     parser: AnswerParser,
     tokenizer: Arc<Tokenizer>,
     stop: Vec<String>,
+    /// What takes thoughts, in which no stop text is found, from the answer.
+    thoughts: Option<ThinkingParser>,
     tokens: Vec<u32>,
     blocks: Vec<Block>,
     /// The last block may go on.
@@ -102,9 +106,10 @@ impl Answering {
         parser: AnswerParser,
         tokenizer: Arc<Tokenizer>,
         stop: Vec<String>,
-        prompt_tokens: usize,
+        asked: &Asked,
     ) -> Self {
-        let usage = MessageUsage { input_tokens: prompt_tokens, ..MessageUsage::default() };
+        let thoughts = asked.thoughts.clone();
+        let usage = MessageUsage { input_tokens: asked.prompt_tokens, ..MessageUsage::default() };
         let message = MessageObject {
             id,
             kind: "message",
@@ -115,7 +120,8 @@ impl Answering {
             stop_sequence: None,
             usage,
         };
-        Self { message, parser, tokenizer, stop, tokens: Vec::new(), blocks: Vec::new(), is_open: false }
+        let (tokens, blocks) = (Vec::new(), Vec::new());
+        Self { message, parser, tokenizer, stop, thoughts, tokens, blocks, is_open: false }
     }
 
     /// The answer, once it is whole.
@@ -232,6 +238,11 @@ impl Answering {
         let mut decoder = StreamDecoder::new(Arc::clone(&self.tokenizer), true);
         let mut text: String = self.tokens.iter().map(|&token| decoder.push(token)).collect();
         text += &decoder.finish();
+        if let Some(mut thoughts) = self.thoughts.clone() {
+            let parts = [thoughts.push(&text), thoughts.finish()].concat();
+            let said = |part| if let thinking::Part::Said(text) = part { text } else { String::new() };
+            text = parts.into_iter().map(said).collect();
+        }
         let end = |stop: &&String| text.find(stop.as_str()).map(|start| (start + stop.len(), start));
         self.stop.iter().filter(|stop| end(stop).is_some()).min_by_key(end).cloned()
     }

@@ -197,10 +197,18 @@ fn user(turns: &mut Turns, blocks: Vec<InputBlock>, path: &str) -> Result<(), Ap
 
 /// An assistant's turn: thoughts, what it says, calls.
 fn assistant(turns: &mut Turns, blocks: Vec<InputBlock>, path: &str) -> Result<(), ApiError> {
+    let mut said = Vec::new();
     for (i, block) in blocks.into_iter().enumerate() {
         let path = |field: &str| format!("{path}[{i}].{field}");
+        if block.kind == BlockKind::Text {
+            said.push(block.text.ok_or_else(|| missing(path("text")))?);
+            continue;
+        }
+        if !said.is_empty() {
+            turns.answer(std::mem::take(&mut said).join("\n"));
+        }
         match block.kind {
-            BlockKind::Text => turns.answer(block.text.ok_or_else(|| missing(path("text")))?),
+            BlockKind::Text => (),
             BlockKind::Thinking => turns.think(block.thinking.ok_or_else(|| missing(path("thinking")))?),
             // Of another server: nobody here can read it.
             BlockKind::RedactedThinking => (),
@@ -215,6 +223,9 @@ fn assistant(turns: &mut Turns, blocks: Vec<InputBlock>, path: &str) -> Result<(
                 return Err(ApiError::field(&*param, format!("{param}: results of tools are the user's")));
             }
         }
+    }
+    if !said.is_empty() {
+        turns.answer(said.join("\n"));
     }
     Ok(())
 }

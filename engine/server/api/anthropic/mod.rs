@@ -19,6 +19,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use error::AnthropicError;
+use qernel_core::chat::ENABLE_THINKING;
 use request::MessagesRequest;
 use serde::Serialize;
 use std::sync::Arc;
@@ -61,8 +62,8 @@ async fn answer(app: Arc<App>, mut request: MessagesRequest) -> Result<Response,
     let mut asked = conversation.ask(&app, permit, making).await?;
     log_user(user.as_deref());
     let id = random_id("msg_");
-    let mut answering =
-        Answering::new(id, model, asked.parsers.remove(0), tokenizer, stop, asked.prompt_tokens);
+    let parser = asked.parsers.remove(0);
+    let mut answering = Answering::new(id, model, parser, tokenizer, stop, &asked);
     if stream {
         return Ok(sse::respond(asked.answer, answering));
     }
@@ -73,13 +74,17 @@ async fn answer(app: Arc<App>, mut request: MessagesRequest) -> Result<Response,
 }
 
 fn conversation(mut request: MessagesRequest) -> Result<Conversation, ApiError> {
+    let mut variables = request.chat_template_kwargs.take().unwrap_or_default();
+    if request.enables_thinking() {
+        variables.entry(ENABLE_THINKING).or_insert(true.into());
+    }
     let mut conversation = Conversation {
         param: "messages",
         tools: request.tools()?,
         format: request.format()?,
         effort: request.effort(),
-        thinking_budget: request.thinking_budget(),
-        variables: request.chat_template_kwargs.take().unwrap_or_default(),
+        thinking_budget: request.thinking_budget()?,
+        variables,
         messages: blocks::turns(request.system.take(), request.messages)?,
     };
     conversation.check(false)?;

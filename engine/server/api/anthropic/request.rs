@@ -198,20 +198,33 @@ impl MessagesRequest {
         Stop::texts_of("stop_sequences", self.stop_sequences.take().map(Stop::Many))
     }
 
+    /// Whether the model is to think; how much is left to its template, or to an effort.
+    pub fn enables_thinking(&self) -> bool {
+        self.thinking.as_ref().is_some_and(|thinking| thinking.kind == ThinkingKind::Enabled)
+    }
+
     /// How much the model is to think.
     pub fn effort(&self) -> Option<Effort> {
         let effort = self.output_config.as_ref().and_then(|config| config.effort);
         match self.thinking.as_ref().map(|thinking| thinking.kind) {
             Some(ThinkingKind::Disabled) => Some(Effort::None),
-            // Its template's own, but not none.
-            Some(ThinkingKind::Enabled) => effort.or(Some(Effort::High)),
-            Some(ThinkingKind::Adaptive) | None => effort,
+            Some(ThinkingKind::Enabled | ThinkingKind::Adaptive) | None => effort,
         }
     }
 
     /// How many tokens it may think, if that is said.
-    pub fn thinking_budget(&self) -> Option<Option<usize>> {
-        self.thinking.as_ref().and_then(|thinking| thinking.budget_tokens).map(|limit| limit.0)
+    ///
+    /// # Errors
+    /// 400 where it is not to think at all.
+    pub fn thinking_budget(&self) -> Result<Option<Option<usize>>, ApiError> {
+        let Some(thinking) = &self.thinking else { return Ok(None) };
+        if thinking.kind == ThinkingKind::Disabled && thinking.budget_tokens.is_some() {
+            let param = "thinking.budget_tokens";
+            let message =
+                format!("{param}: thoughts that are disabled have none; leave it out, or enable them");
+            return Err(ApiError::field(param, message));
+        }
+        Ok(thinking.budget_tokens.map(|limit| limit.0))
     }
 
     /// The schema of an answer that must have one.

@@ -46,6 +46,7 @@ pub async fn create(
     let sampling = request.sampling()?;
     let stream = request.stream.unwrap_or(false);
     let logprobs = request.logprobs()?;
+    request.check_metadata()?;
     let mut response = request.echo(random_id("resp_"), model, &sampling);
     response.store &= app.config.max_stored_responses > 0;
 
@@ -53,11 +54,9 @@ pub async fn create(
     let mut turns = Turns(earlier.unwrap_or_default());
     turns.input(std::mem::take(&mut request.input))?;
     let turns = turns.0;
-    let instructions =
-        request.instructions.take().map(|text| serde_json::json!({"role": "system", "content": text}));
     let mut conversation = Conversation {
         param: "input",
-        messages: instructions.into_iter().chain(turns.iter().cloned()).collect(),
+        messages: instructed(request.instructions.take(), turns.clone()),
         tools: request.tools()?,
         format: request.format()?,
         variables: request.chat_template_kwargs.take().unwrap_or_default(),
@@ -86,10 +85,22 @@ pub async fn create(
     Ok(Json(answering.into_response()).into_response())
 }
 
+/// Turns behind instructions. Those of a system turn that comes first join them: templates know one such turn, at the beginning.
+fn instructed(instructions: Option<String>, mut turns: Vec<Value>) -> Vec<Value> {
+    let Some(instructions) = instructions else { return turns };
+    match turns.first_mut().filter(|turn| turn["role"] == "system") {
+        Some(first) => {
+            let text = first["content"].as_str().unwrap_or_default();
+            first["content"] = format!("{instructions}\n\n{text}").into();
+        }
+        None => turns.insert(0, serde_json::json!({"role": "system", "content": instructions})),
+    }
+    turns
+}
+
 /// The turns up to an answer that is kept.
 fn earlier(app: &App, id: &str) -> Result<Vec<Value>, ApiError> {
-    let kept = app.responses.get(id).map(|entry| entry.turns.clone());
-    kept.ok_or_else(|| {
+    app.responses.get(id).map(|entry| entry.turns()).ok_or_else(|| {
         let message = format!(
             "previous_response_id: there is no answer {id:?}: the server keeps the newest {} of those that `store` asks for; \
              send the whole conversation as `input`",
@@ -110,8 +121,9 @@ fn unknown(id: &str) -> ApiError {
     (status = 200, description = "The answer.", body = ResponseObject),
     (status = "4XX", description = "There is none of this id (404).", body = ErrorResponse),
 ))]
-pub async fn retrieve(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
-    app.responses.get(&id).map(|entry| Json(entry.response.clone())).ok_or_else(|| unknown(&id))
+pub async fn retrieve(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Response, ApiError> {
+    let entry = app.responses.get(&id).ok_or_else(|| unknown(&id))?;
+    Ok(Json(entry.response()).into_response())
 }
 
 /// That an answer is not kept any more.

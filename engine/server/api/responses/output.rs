@@ -9,7 +9,8 @@ use crate::{App, random_id};
 use qernel_core::engine::{Event, FinishReason, Usage};
 use qernel_core::tokenizer::Tokenizer;
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use utoipa::ToSchema;
 
@@ -35,7 +36,7 @@ pub struct ResponseObject {
     pub instructions: Option<String>,
     #[schema(required)]
     pub max_output_tokens: Option<usize>,
-    pub metadata: Map<String, Value>,
+    pub metadata: BTreeMap<String, String>,
     pub model: String,
     /// Items of the types `reasoning`, `message` and `function_call`.
     pub output: Vec<Value>,
@@ -90,9 +91,23 @@ pub struct OutputDetails {
 
 /// An item of an answer.
 enum Item {
-    Thought { id: String, text: String },
-    Message { id: String, text: String, logprobs: Vec<TokenLogprob> },
-    Call { id: String, call_id: String, name: String, arguments: String },
+    Thought {
+        id: String,
+        text: String,
+    },
+    Message {
+        id: String,
+        text: String,
+        logprobs: Vec<TokenLogprob>,
+    },
+    /// `has_ended`: it was not cut off.
+    Call {
+        id: String,
+        call_id: String,
+        name: String,
+        arguments: String,
+        has_ended: bool,
+    },
 }
 
 impl Item {
@@ -105,7 +120,8 @@ impl Item {
     }
 
     fn call(name: String) -> Self {
-        Self::Call { id: random_id("fc_"), call_id: random_id("call_"), name, arguments: String::new() }
+        let (id, call_id) = (random_id("fc_"), random_id("call_"));
+        Self::Call { id, call_id, name, arguments: String::new(), has_ended: false }
     }
 
     fn id(&self) -> &str {
@@ -135,7 +151,7 @@ impl Item {
             Self::Message { id, .. } => {
                 json!({"id": id, "type": "message", "role": "assistant", "content": content, "status": status})
             }
-            Self::Call { id, call_id, name, arguments } => json!({
+            Self::Call { id, call_id, name, arguments, .. } => json!({
                 "id": id, "type": "function_call", "call_id": call_id, "name": name, "arguments": arguments, "status": status,
             }),
         }
@@ -151,6 +167,10 @@ pub struct Answering {
     items: Vec<Item>,
     /// The last item may go on.
     is_open: bool,
+    /// Of tokens whose text has not come yet.
+    logprobs: Vec<TokenLogprob>,
+    /// It thought, and has said nothing since.
+    is_behind_thoughts: bool,
     /// The turns before it.
     turns: Vec<Value>,
     /// Events so far.
@@ -175,6 +195,8 @@ impl Answering {
             tokenizer,
             items: Vec::new(),
             is_open: false,
+            logprobs: Vec::new(),
+            is_behind_thoughts: false,
             turns,
             sequence_number: 0,
         }
@@ -182,19 +204,26 @@ impl Answering {
 
     /// Takes an event of the engine.
     pub fn take(&mut self, event: &Event, mut out: Out) {
+        self.logprobs(event);
         for part in self.parser.event(event) {
             self.part(part, &mut out);
         }
-        match event {
-            Event::Token { token, logprobs: Some(found), .. }
-                if !self.tokenizer.is_end_of_generation(*token) =>
-            {
-                if let Some(Item::Message { logprobs, .. }) = self.items.last_mut().filter(|_| self.is_open) {
-                    logprobs.push(TokenLogprob::new(&self.tokenizer, *token, found));
-                }
-            }
-            Event::Token { .. } => (),
-            Event::Finished { reason, usage, .. } => self.finish(*reason, usage, &mut out),
+        if self.parser.is_thinking() {
+            self.logprobs.clear();
+        }
+        if let Event::Finished { reason, usage, .. } = event {
+            self.finish(*reason, usage, &mut out);
+        }
+    }
+
+    /// Takes the log-probabilities of a token that may be one of a message: none of thoughts, or of white space behind them.
+    fn logprobs(&mut self, event: &Event) {
+        self.is_behind_thoughts |= self.parser.is_thinking();
+        let Event::Token { token, logprobs: Some(found), .. } = event else { return };
+        let is_blank = |bytes: &[u8]| bytes.iter().all(u8::is_ascii_whitespace);
+        let is_between = self.is_behind_thoughts && self.tokenizer.token_bytes(*token).is_some_and(is_blank);
+        if !(self.tokenizer.is_end_of_generation(*token) || self.parser.is_thinking() || is_between) {
+            self.logprobs.push(TokenLogprob::new(&self.tokenizer, *token, found));
         }
     }
 
@@ -207,14 +236,24 @@ impl Answering {
         match part {
             Part::Thought(text) => self.text(text, out, Item::thought, "response.reasoning_text.delta"),
             Part::Text(text) => self.text(text, out, Item::message, "response.output_text.delta"),
-            Part::Call(name) => self.open(Item::call(name), out),
+            Part::Call(name) => {
+                self.logprobs.clear();
+                self.open(Item::call(name), out);
+            }
             Part::Arguments(text) => {
+                self.logprobs.clear();
                 if let Some(Item::Call { arguments, .. }) = self.items.last_mut() {
                     arguments.push_str(&text);
                     self.emit(out, "response.function_call_arguments.delta", json!({"delta": text}));
                 }
             }
-            Part::CallEnd => self.close("completed", out),
+            Part::CallEnd => {
+                if let Some(Item::Call { has_ended, .. }) = self.items.last_mut() {
+                    *has_ended = true;
+                }
+                self.logprobs.clear();
+                self.close("completed", out);
+            }
         }
     }
 
@@ -229,8 +268,10 @@ impl Answering {
             text.push_str(&more);
         }
         let mut fields = json!({"content_index": 0, "delta": more});
-        if event == "response.output_text.delta" {
-            fields["logprobs"] = json!([]);
+        if let Some(Item::Message { logprobs, .. }) = self.items.last_mut() {
+            self.is_behind_thoughts = false;
+            fields["logprobs"] = json!(self.logprobs);
+            logprobs.append(&mut self.logprobs);
         }
         self.emit(out, event, fields);
     }
@@ -246,9 +287,10 @@ impl Answering {
         }
     }
 
-    /// Ends the last item.
+    /// Ends the last item. A call that did not end is incomplete, whatever ended the answer.
     fn close(&mut self, status: &str, out: &mut Out) {
         let Some(item) = self.items.last().filter(|_| self.is_open) else { return };
+        let status = if let Item::Call { has_ended: false, .. } = item { "incomplete" } else { status };
         let (whole, part) = (item.json(status, false), item.content());
         let (event, mut fields) = match item {
             Item::Thought { text, .. } => ("response.reasoning_text.done", json!({"text": text})),
@@ -276,6 +318,10 @@ impl Answering {
         if self.items.is_empty() {
             self.open(Item::message(), out);
         }
+        if let Some(Item::Message { logprobs, .. }) = self.items.last_mut().filter(|_| self.is_open) {
+            // Of a text that ended the answer.
+            logprobs.append(&mut self.logprobs);
+        }
         self.close(if is_cut { "incomplete" } else { "completed" }, out);
         self.response.status = if is_cut { "incomplete" } else { "completed" };
         self.response.incomplete_details =
@@ -300,11 +346,12 @@ impl Answering {
                 Item::Thought { text, .. } => turns.think(text.clone()),
                 Item::Message { text, .. } => turns.answer(text.clone()),
                 // A call that was cut off never was one.
+                Item::Call { has_ended: false, .. } => (),
                 Item::Call { call_id, name, arguments, .. } => drop(turns.call(call_id, name, arguments)),
             }
         }
         let store: &Store = &self.app.responses;
-        store.put(&self.response.id, turns.0, json!(self.response));
+        store.put(&self.response.id, &turns.0, &self.response);
     }
 
     /// Sends an event of the last item.

@@ -16,6 +16,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::SystemTime;
 use utoipa::ToSchema;
@@ -47,8 +48,8 @@ pub struct ResponsesRequest {
     pub previous_response_id: Option<String>,
     /// Whether the server keeps the answer for later ones. [default: true]
     store: Option<bool>,
-    /// Given back with the answer.
-    metadata: Option<Map<String, Value>>,
+    /// Given back with the answer: at most 16 texts of at most 512 characters, with names of at most 64.
+    metadata: Option<BTreeMap<String, String>>,
     /// 0 always takes the likeliest token. [default: 1]
     #[schema(minimum = 0)]
     temperature: Option<f32>,
@@ -120,6 +121,8 @@ pub struct TextFormat {
     kind: TextKind,
     /// Of the type `json_schema`: the schema, always followed strictly; without one, any object.
     schema: Option<Map<String, Value>>,
+    /// Of the type `json_schema`: given back with the answer.
+    name: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
@@ -214,6 +217,29 @@ impl ResponsesRequest {
         Ok(params)
     }
 
+    /// Refuses more metadata than OpenAI's interface takes: it is kept with the answer.
+    ///
+    /// # Errors
+    /// 400, by name.
+    pub fn check_metadata(&self) -> Result<(), ApiError> {
+        let Some(metadata) = &self.metadata else { return Ok(()) };
+        let refuse = |what: String| Err(ApiError::field("metadata", format!("metadata: {what}")));
+        if metadata.len() > 16 {
+            return refuse(format!("expected at most 16 texts, found {}", metadata.len()));
+        }
+        for (name, text) in metadata {
+            for (what, text, most) in [("name", name, 64), ("text", text, 512)] {
+                let found = text.chars().count();
+                if found > most {
+                    return refuse(format!(
+                        "expected a {what} of at most {most} characters, found one of {found}"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// How many likeliest tokens are to be shown, if any are.
     ///
     /// # Errors
@@ -286,7 +312,9 @@ impl ResponsesRequest {
         let mut of_text = json!({"type": format.map_or(TextKind::Text, |format| format.kind)});
         if let Some(schema) = format.and_then(|format| format.schema.as_ref()) {
             of_text["schema"] = json!(schema);
-            of_text["name"] = json!("answer");
+        }
+        if let Some(name) = format.and_then(|format| format.name.as_ref()) {
+            of_text["name"] = json!(name);
         }
         ResponseObject {
             id,

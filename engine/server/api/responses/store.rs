@@ -1,6 +1,8 @@
 //! Conversations that later requests go on with, within bounds.
 
+use serde::Serialize;
 use serde_json::Value;
+use serde_json::value::{RawValue, to_raw_value};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -22,13 +24,23 @@ struct Kept {
     bytes: usize,
 }
 
-/// An answer that is kept.
+/// An answer that is kept, as JSON: values would take many times as much.
 pub struct Entry {
-    /// The turns, those of the answer too, without the instructions.
-    pub turns: Vec<Value>,
-    /// The answer, as it was given.
-    pub response: Value,
+    turns: Box<RawValue>,
+    response: Box<RawValue>,
     bytes: usize,
+}
+
+impl Entry {
+    /// The turns, those of the answer too, without the instructions.
+    pub fn turns(&self) -> Vec<Value> {
+        serde_json::from_str(self.turns.get()).expect("it was written from such turns")
+    }
+
+    /// The answer, as it was given.
+    pub fn response(&self) -> &RawValue {
+        &self.response
+    }
 }
 
 impl Store {
@@ -42,10 +54,14 @@ impl Store {
         self.lock().by_id.get(id).cloned()
     }
 
-    /// Keeps an answer. One that is larger than all room is not kept.
-    pub fn put(&self, id: &str, turns: Vec<Value>, response: Value) {
-        let bytes = id.len() + size(&response) + turns.iter().map(size).sum::<usize>();
-        if self.max == 0 || bytes > MAX_BYTES {
+    /// Keeps an answer, and the turns that end with it. One that is larger than all room is not kept.
+    pub fn put(&self, id: &str, turns: &[Value], response: &impl Serialize) {
+        if self.max == 0 {
+            return;
+        }
+        let (Ok(turns), Ok(response)) = (to_raw_value(turns), to_raw_value(response)) else { return };
+        let bytes = 2 * id.len() + turns.get().len() + response.get().len();
+        if bytes > MAX_BYTES {
             return;
         }
         let mut kept = self.lock();
@@ -78,11 +94,6 @@ impl Kept {
     }
 }
 
-/// Bytes of a value as JSON, which it takes several times of in memory.
-fn size(value: &Value) -> usize {
-    4 * value.to_string().len()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,18 +102,29 @@ mod tests {
     fn the_oldest_go_first() {
         let store = Store::new(2);
         for id in ["a", "b", "c"] {
-            store.put(id, vec![id.into()], Value::Null);
+            store.put(id, &[id.into()], &Value::Null);
         }
         assert!(store.get("a").is_none());
-        assert_eq!(store.get("b").unwrap().turns, ["b"]);
+        assert_eq!(store.get("b").unwrap().turns(), ["b"]);
         assert!(store.remove("b") && !store.remove("b"));
-        store.put("d", Vec::new(), Value::Null);
+        store.put("d", &[], &Value::Null);
         assert!(store.get("c").is_some() && store.get("d").is_some());
         // One that takes nearly all room leaves none for others.
-        store.put("e", Vec::new(), "x".repeat(MAX_BYTES / 4 - 4).into());
+        store.put("e", &[], &"x".repeat(MAX_BYTES - 10));
         assert!(store.get("e").is_some() && store.get("d").is_none());
-        store.put("f", Vec::new(), "x".repeat(MAX_BYTES).into());
+        store.put("f", &[], &"x".repeat(MAX_BYTES));
         assert!(store.get("f").is_none());
         assert_eq!(Store::new(0).get("a").map(|_| ()), None);
+    }
+
+    /// What is kept takes no more memory than its text, which is what is counted: numbers are no values of many bytes each.
+    #[test]
+    fn answers_are_kept_as_text() {
+        let store = Store::new(2);
+        store.put("a", &[vec![0; 1000].into()], &vec![0; 1000]);
+        let entry = store.get("a").unwrap();
+        assert_eq!(entry.response().get().len(), 2001);
+        assert_eq!(entry.bytes, 2 + 2003 + 2001);
+        assert_eq!(entry.turns(), [Value::from(vec![0; 1000])]);
     }
 }

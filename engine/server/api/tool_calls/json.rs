@@ -78,6 +78,11 @@ impl Arguments {
         tail(text)
     }
 
+    /// Whether they are whole.
+    pub fn have_ended(&self) -> bool {
+        self.behind
+    }
+
     /// Whether a byte ends the arguments.
     fn takes(&mut self, byte: u8) -> bool {
         match byte {

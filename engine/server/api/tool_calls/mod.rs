@@ -33,7 +33,7 @@ use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-pub use types::{of_property, resolved};
+pub use types::{of_property, resolved, target};
 use whole::{Block, Reading};
 
 /// What begins a block.
@@ -57,7 +57,7 @@ pub enum Piece {
     Call(String),
     /// Its arguments go on: together they are a JSON object, unless the answer is cut off or the model wrote none.
     Arguments(String),
-    /// It ends.
+    /// It ends; one that was cut off never does.
     End,
 }
 
@@ -124,6 +124,11 @@ impl CallParser {
             in_text: false,
             called: false,
         }
+    }
+
+    /// Where a grammar holds what stands in blocks: all else is text.
+    pub fn in_blocks_alone(self) -> Self {
+        Self { allows_bare: false, ..self }
     }
 
     /// Takes the next piece of the answer: what is certain now.
@@ -261,14 +266,17 @@ impl CallParser {
             }
         }
         let rest = std::mem::take(&mut self.held);
-        if let State::Xml(body) = &mut self.state {
-            let mut out = String::new();
-            body.finish(&rest, &mut out);
-            append(&mut pieces, Piece::Arguments(out));
-        }
-        if matches!(self.state, State::Text) {
-            self.text(&rest, &mut pieces);
-        } else {
+        let mut out = String::new();
+        let has_ended = match &mut self.state {
+            State::Xml(body) => body.finish(&rest, &mut out),
+            State::Json(arguments) => arguments.have_ended(),
+            _ => {
+                self.text(&rest, &mut pieces);
+                false
+            }
+        };
+        append(&mut pieces, Piece::Arguments(out));
+        if has_ended {
             self.end(&mut pieces);
         }
         self.end_blank(self.called, &mut pieces);

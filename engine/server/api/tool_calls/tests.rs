@@ -38,6 +38,13 @@ fn call(name: &str, arguments: &str) -> Vec<Piece> {
     vec![Piece::Call(name.into()), Piece::Arguments(arguments.into()), Piece::End]
 }
 
+fn cut(name: &str, arguments: &str) -> Vec<Piece> {
+    let mut pieces = call(name, arguments);
+    pieces.pop();
+    pieces.retain(|piece| *piece != Piece::Arguments(String::new()));
+    pieces
+}
+
 #[test]
 fn calls_with_and_without_text() {
     let sea = "<tool_call>\n{\"name\": \"sea\", \"arguments\": {\"at\": [1, 2.50]}}\n</tool_call>";
@@ -111,8 +118,6 @@ fn what_is_nearly_a_call_is_one() {
             "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": \"x\ny\u{1}\"}}</tool_call>",
             r#"{"a": "x\ny\u0001"}"#,
         ),
-        // Cut off.
-        (r#"<tool_call>{"name": "f", "arguments": {"a": "#, r#"{"a": "#),
     ] {
         assert_eq!(parse([block]), call("f", arguments), "{block}");
     }
@@ -159,15 +164,45 @@ fn xml_that_is_nearly_right_is_read() {
             "<tool_call><function=sail> well <parameter=days>3</parameter> </function></tool_call>",
             r#"{"days": 3}"#,
         ),
-        // Cut off, behind a parameter and within one.
-        ("<tool_call><function=sail><parameter=to>x\n</parameter>", r#"{"to": "x"}"#),
-        ("<tool_call><function=sail><parameter=to>x\n</param", r#"{"to": "x\n</param"#),
-        ("<tool_call><function=sail><parameter=days>3", r#"{"days": "#),
     ] {
         assert_eq!(parse_in(Dialect::Xml, [block]), call("sail", arguments), "{block}");
     }
     let unknown = "<function=walk>\n</function>";
     assert_eq!(parse_in(Dialect::Xml, [unknown]), [text(unknown)]);
+    // Where a grammar holds what stands in blocks.
+    let mut parser = CallParser::new(functions(), Dialect::Xml).in_blocks_alone();
+    let bare = "<function=fish>\n</function>";
+    assert_eq!([parser.push(bare), parser.finish()].concat(), [text(bare)]);
+}
+
+#[test]
+fn a_call_that_is_cut_off_never_ends() {
+    for (block, name, arguments) in [
+        (r#"<tool_call>{"name": "f", "arguments": {"a": "#, "f", r#"{"a": "#),
+        ("<tool_call><function=sail>\n", "sail", ""),
+        ("<tool_call><function=sail><parameter=to>x\n</parameter>", "sail", r#"{"to": "x""#),
+        ("<tool_call><function=sail><parameter=to>x\n</param", "sail", r#"{"to": "x\n</param"#),
+        ("<tool_call><function=sail><parameter=days>3", "sail", r#"{"days": "#),
+    ] {
+        assert_eq!(parse_in(Dialect::Xml, [block]), cut(name, arguments), "{block}");
+    }
+    let json = r#"<tool_call>{"name": "sail", "arguments": {"days": 3}}</tool_call>"#;
+    let xml = "<tool_call>\n<function=sail>\n<parameter=days>\n3\n</parameter>\n<parameter=to>\nx\n</parameter>\n</function>\n</tool_call>";
+    for (block, whole) in [(json, "{\"days\": 3}"), (xml, "</function>")] {
+        let end = block.find(whole).unwrap() + whole.len();
+        for at in 0..block.len() {
+            let pieces = parse_in(Dialect::Xml, [&block[..at]]);
+            assert_eq!(pieces.contains(&Piece::End), at >= end, "{}", &block[..at]);
+            let arguments: String = pieces
+                .iter()
+                .map(|piece| match piece {
+                    Piece::Arguments(text) => text.as_str(),
+                    _ => "",
+                })
+                .collect();
+            assert_eq!(serde_json::from_str::<Value>(&arguments).is_ok(), at >= end, "{arguments}");
+        }
+    }
 }
 
 #[test]
@@ -281,7 +316,7 @@ proptest! {
         let answer = fragments.concat();
         let whole = parse(vec![answer.as_str()]);
         // Without a call no byte is lost.
-        if !whole.contains(&Piece::End) {
+        if !whole.iter().any(|piece| matches!(piece, Piece::Call(_))) {
             let text: String = whole.iter().map(|piece| match piece {
                 Piece::Text(text) | Piece::Blank(text) => text.as_str(),
                 _ => "",

@@ -21,11 +21,23 @@ const MAX_DEPTH: usize = 8;
 /// The types of a property of an object; all of them where nothing is said.
 pub fn of_property(schema: Option<&Map<String, Value>>, name: &str) -> Types {
     let Some(root) = schema else { return Types(ANY) };
-    let properties = root.get("properties").and_then(Value::as_object);
-    match properties.and_then(|properties| properties.get(name)).or(root.get("additionalProperties")) {
-        Some(schema) => Types(of_schema(root, schema, MAX_DEPTH)),
-        None => Types(ANY),
+    let types = in_schema(root, root, name, MAX_DEPTH).unwrap_or(ANY);
+    Types(if types == 0 { ANY } else { types })
+}
+
+/// The types that a schema, and what it names or joins, has for a property; `None` where it says nothing of it.
+fn in_schema(root: &Map<String, Value>, schema: &Map<String, Value>, name: &str, depth: usize) -> Option<u8> {
+    let depth = depth.checked_sub(1)?;
+    let properties = schema.get("properties").and_then(Value::as_object);
+    if let Some(property) = properties.and_then(|properties| properties.get(name)) {
+        return Some(of_schema(root, property, depth));
     }
+    let named = schema.get("$ref").and_then(Value::as_str).and_then(|path| target(root, path));
+    let joined =
+        ["allOf", "anyOf", "oneOf"].into_iter().filter_map(|key| schema.get(key)?.as_array()).flatten();
+    let others = named.into_iter().chain(joined).filter_map(Value::as_object);
+    let found = others.filter_map(|other| in_schema(root, other, name, depth)).reduce(|all, one| all | one);
+    found.or_else(|| schema.get("additionalProperties").map(|other| of_schema(root, other, depth)))
 }
 
 /// The types that a schema allows.
@@ -74,7 +86,7 @@ pub fn resolved<'a>(root: &'a Map<String, Value>, schema: &'a Value) -> &'a Valu
 }
 
 /// What a local reference names.
-fn target<'a>(root: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
+pub fn target<'a>(root: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
     let mut steps = path.strip_prefix("#/")?.split('/');
     let first = root.get(steps.next()?)?;
     steps.try_fold(first, |found, step| match found {
@@ -180,6 +192,12 @@ mod tests {
         assert_eq!(of_property(None, "a").value("[1]"), "[1]");
         let more = json!({"additionalProperties": {"type": "string"}});
         assert!(of_property(more.as_object(), "x").is_text());
+        let named = json!({"$ref": "#/$defs/a", "$defs": {"a": {"properties": {"x": {"type": "string"}}}}});
+        assert!(of_property(named.as_object(), "x").is_text());
+        let alternatives =
+            json!([{"properties": {"x": {"type": "string"}}}, {"properties": {"x": {"type": "null"}}}]);
+        let either = json!({"anyOf": alternatives});
+        assert_eq!(of_property(either.as_object(), "x"), Types(TEXT | NULL));
         let circle = json!({"properties": {"a": {"$ref": "#/properties/a"}}});
         assert_eq!(of_property(circle.as_object(), "a"), Types(ANY));
     }

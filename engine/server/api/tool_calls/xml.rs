@@ -113,19 +113,16 @@ impl Body {
         }
     }
 
-    /// Ends the text in the midst of the call. What was whole stays so.
-    pub fn finish(&mut self, held: &str, out: &mut String) {
+    /// Ends the text: whether the call has ended. The JSON of one that was cut off stays open, whatever of it is whole: parameters may
+    /// be missing.
+    pub fn finish(&mut self, held: &str, out: &mut String) -> bool {
         if let Place::Value(parameter) = &mut self.place {
-            let Some(value) = held.trim_end().strip_suffix(PARAMETER_END) else {
-                parameter.push(held, out);
-                return;
-            };
-            parameter.close(value, out);
-            self.place = Place::Between;
+            match held.trim_end().strip_suffix(PARAMETER_END) {
+                Some(value) => parameter.close(value, out),
+                None => parameter.push(held, out),
+            }
         }
-        if matches!(self.place, Place::Between) {
-            self.end(out);
-        }
+        matches!(self.place, Place::Behind)
     }
 
     fn end(&mut self, out: &mut String) {
