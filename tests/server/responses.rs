@@ -237,8 +237,7 @@ fn a_call_that_is_cut_off_is_incomplete() {
     let mut streamed = cut;
     streamed["stream"] = true.into();
     let events: Vec<_> = server.stream(RESPONSES, streamed).events().collect();
-    let done =
-        events.iter().filter(|event| event.name == "response.output_item.done").next_back().unwrap().json();
+    let done = events.iter().rfind(|event| event.name == "response.output_item.done").unwrap().json();
     assert_eq!(
         (&done["item"]["type"], &done["item"]["status"]),
         (&json!("function_call"), &json!("incomplete"))

@@ -41,6 +41,7 @@ fn request() -> impl Strategy<Value = Request> {
             sampling,
             max_tokens,
             stop: stop.into_iter().map(str::to_owned).collect(),
+            thoughts: None,
             ignore_eos,
             index,
             penalize_prompt,
