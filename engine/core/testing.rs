@@ -2,7 +2,7 @@
 
 use crate::config::{Config, ExpertSizes, LinearSizes};
 use crate::formats::MatrixFormat;
-use crate::gguf::write::Writer;
+use crate::gguf::write::{Value, Writer};
 use crate::gguf::{GgmlType, Gguf};
 use crate::model;
 use crate::weights::{Group, TensorShape, TensorSpec};
@@ -156,6 +156,20 @@ impl TinyModel {
         self.write_metadata(&mut writer);
         write_vocabulary(&mut writer);
         self.write_tensors(&mut writer);
+        writer
+    }
+
+    /// A reranker: a small `qwen3` with a classifier of the labels `yes` and `no`, and `template` for queries and documents.
+    pub fn reranker(template: &str) -> Writer {
+        let model = Self { architecture: "qwen3", ..Self::default() };
+        let size = model.hidden_size as u64;
+        let mut writer = model.writer();
+        let weight: Vec<u8> = (0..2 * size).flat_map(|i| ((i % 5) as f32 - 2.0).to_le_bytes()).collect();
+        writer
+            .metadata("qwen3.pooling_type", 4_u32)
+            .metadata("qwen3.classifier.output_labels", Value::from(&["yes".to_owned(), "no".to_owned()][..]))
+            .metadata("tokenizer.chat_template.rerank", template)
+            .tensor("cls.output.weight", &[2, size], GgmlType::F32, weight);
         writer
     }
 

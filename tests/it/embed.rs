@@ -6,7 +6,7 @@ use qernel::config::Config;
 use qernel::disk::Access;
 use qernel::engine::pooling::{Pooler, Pooling};
 use qernel::engine::{Engine, Event};
-use qernel::gguf::write::{Value, Writer};
+use qernel::gguf::write::Writer;
 use qernel::gguf::{GgmlType, Gguf};
 use qernel::load::{DeviceChoice, LoadedModel, RunnerOptions, open_runner};
 use qernel::testing::TinyModel;
@@ -116,16 +116,7 @@ fn texts_that_cannot_be_are_refused() {
 
 /// A reranker: a classifier, its labels and its template.
 fn reranker() -> Writer {
-    let model = TinyModel { architecture: "qwen3", ..TinyModel::default() };
-    let size = model.hidden_size as u64;
-    let mut writer = model.writer();
-    let weight: Vec<u8> = (0..2 * size).flat_map(|i| ((i % 5) as f32 - 2.0).to_le_bytes()).collect();
-    writer
-        .metadata("qwen3.pooling_type", 4_u32)
-        .metadata("qwen3.classifier.output_labels", Value::from(&["yes".to_owned(), "no".to_owned()][..]))
-        .metadata("tokenizer.chat_template.rerank", "<q>{query}<d>{document}")
-        .tensor("cls.output.weight", &[2, size], GgmlType::F32, weight);
-    writer
+    TinyModel::reranker("<q>{query}<d>{document}")
 }
 
 #[test]

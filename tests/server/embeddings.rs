@@ -1,8 +1,8 @@
 //! `/v1/embeddings` and `/v1/rerank`: whole, beside answers, and what is refused.
 
 use crate::client::*;
-use qernel::gguf::write::{Value as GgufValue, Writer};
-use qernel::gguf::{GgmlType, Gguf};
+use qernel::gguf::Gguf;
+use qernel::gguf::write::Writer;
 use qernel::load::{DeviceChoice, LoadedModel, RunnerOptions};
 use qernel::server::ServedModel;
 use qernel::testing::TinyModel;
@@ -120,16 +120,7 @@ fn a_device_that_fails_is_told() {
 
 /// A small model with a classifier.
 fn reranker() -> Writer {
-    let model = TinyModel { architecture: "qwen3", ..TinyModel::default() };
-    let size = model.hidden_size as u64;
-    let mut writer = model.writer();
-    let weight: Vec<u8> = (0..2 * size).flat_map(|i| ((i % 5) as f32 - 2.0).to_le_bytes()).collect();
-    writer
-        .metadata("qwen3.pooling_type", 4_u32)
-        .metadata("qwen3.classifier.output_labels", GgufValue::from(&["yes".to_owned(), "no".to_owned()][..]))
-        .metadata("tokenizer.chat_template.rerank", "{query}: {document}")
-        .tensor("cls.output.weight", &[2, size], GgmlType::F32, weight);
-    writer
+    TinyModel::reranker("{query}: {document}")
 }
 
 #[test]
