@@ -147,18 +147,34 @@ pub async fn embeddings(
     Ok(Json(EmbeddingList { object: "list", data, model, usage }))
 }
 
-/// Refuses texts that have too many tokens together: all are kept until the last one's turn.
+/// The tokens of texts as they come, each as `finish` leaves it; too many of them together are refused, for all are kept until the last
+/// one's turn.
 ///
 /// # Errors
-/// 400, by the name of the field.
-pub fn check_total(param: &str, texts: &[Vec<u32>]) -> Result<(), ApiError> {
-    if texts.iter().map(Vec::len).sum::<usize>() <= MAX_TOKENS {
-        return Ok(());
+/// Those of the texts; 400, by the name of the field.
+pub async fn encoded(
+    app: &Arc<App>,
+    mut permit: RequestPermit,
+    param: &'static str,
+    texts: impl Iterator<Item = Result<String, ApiError>>,
+    finish: impl Fn(Vec<u32>) -> Vec<u32>,
+) -> Result<(RequestPermit, Vec<Vec<u32>>), ApiError> {
+    let (mut encoded, mut total) = (Vec::with_capacity(texts.size_hint().0), 0);
+    for text in texts {
+        let text = text?;
+        let prompt;
+        (permit, prompt) = app.encode(permit, param, |_| Ok(text)).await?;
+        let tokens = finish(prompt.ids);
+        total += tokens.len();
+        if total > MAX_TOKENS {
+            let message = format!(
+                "{param}: the texts have more than {MAX_TOKENS} tokens together; send them in several requests"
+            );
+            return Err(ApiError::field(param, message));
+        }
+        encoded.push(tokens);
     }
-    let message = format!(
-        "{param}: the texts have more than {MAX_TOKENS} tokens together; send them in several requests"
-    );
-    Err(ApiError::field(param, message))
+    Ok((permit, encoded))
 }
 
 /// What makes vectors of the model's rows.
@@ -172,7 +188,7 @@ pub fn pooler(info: &ModelInfo) -> Result<&Arc<Pooler>, ApiError> {
 /// The tokens of each text.
 async fn texts(
     app: &Arc<App>,
-    mut permit: RequestPermit,
+    permit: RequestPermit,
     input: Prompt,
     pooler: &Arc<Pooler>,
 ) -> Result<(RequestPermit, Vec<Vec<u32>>), ApiError> {
@@ -182,14 +198,8 @@ async fn texts(
         Prompt::Text(text) => vec![text],
         Prompt::Texts(texts) => texts,
     };
-    let mut encoded = Vec::with_capacity(texts.len());
-    for text in texts {
-        let tokens;
-        (permit, tokens) = app.encode(permit, "input", |_| Ok(text)).await?;
-        encoded.push(pooler.around(&app.engine.model()?.tokenizer, tokens.ids));
-        check_total("input", &encoded)?;
-    }
-    Ok((permit, encoded))
+    let tokenizer = &app.engine.model()?.tokenizer;
+    encoded(app, permit, "input", texts.into_iter().map(Ok), |ids| pooler.around(tokenizer, ids)).await
 }
 
 /// A vector as it is asked for.

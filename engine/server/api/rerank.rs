@@ -1,6 +1,6 @@
 //! `/v1/rerank`: how well documents fit a query, in the form of Jina's and Cohere's clients.
 
-use super::embeddings::{MAX_TEXTS, TextUsage, check_total, pooler};
+use super::embeddings::{MAX_TEXTS, TextUsage, encoded, pooler};
 use super::fields;
 use crate::App;
 use crate::body::JsonBody;
@@ -92,16 +92,10 @@ pub async fn rerank(
         return Err(ApiError::field("documents", message));
     }
     let documents: Vec<String> = request.documents.into_iter().map(Document::text).collect();
-    let mut permit = app.engine.reserve(1)?;
-    let mut texts = Vec::with_capacity(count);
-    for document in &documents {
-        let text = pooler.pair(&request.query, document)?;
-        let tokens;
-        (permit, tokens) = app.encode(permit, "documents", |_| Ok(text)).await?;
-        texts.push(tokens.ids);
-        // The query is in each.
-        check_total("documents", &texts)?;
-    }
+    let permit = app.engine.reserve(1)?;
+    // The query is in each.
+    let pairs = documents.iter().map(|document| Ok(pooler.pair(&request.query, document)?));
+    let (permit, texts) = encoded(&app, permit, "documents", pairs, |ids| ids).await?;
     let usage = TextUsage::of(&texts);
     let scores = app.engine.embed(permit, texts, Pooling::Rank, &app.config).await?;
     let mut results: Vec<Ranked> = scores
