@@ -73,17 +73,17 @@ macro_rules! openai_request {
             /// 400 where OpenAI's interface knows no such value.
             fn sampling(&self) -> Result<qernel_core::sampler::SamplingParams, crate::error::ApiError> {
                 crate::api::openai::check(self.temperature, self.user.as_deref())?;
+                let default = crate::api::openai::plain_sampling();
                 let params = qernel_core::sampler::SamplingParams {
-                    temperature: self.temperature.unwrap_or(1.0),
-                    top_k: self.top_k.unwrap_or(0),
-                    top_p: self.top_p.unwrap_or(1.0),
-                    min_p: self.min_p.unwrap_or(0.0),
-                    repeat_penalty: self.repeat_penalty.unwrap_or(1.0),
-                    repeat_last_n: -1,
-                    presence_penalty: self.presence_penalty.unwrap_or(0.0),
-                    frequency_penalty: self.frequency_penalty.unwrap_or(0.0),
+                    temperature: self.temperature.unwrap_or(default.temperature),
+                    top_k: self.top_k.unwrap_or(default.top_k),
+                    top_p: self.top_p.unwrap_or(default.top_p),
+                    min_p: self.min_p.unwrap_or(default.min_p),
+                    repeat_penalty: self.repeat_penalty.unwrap_or(default.repeat_penalty),
+                    presence_penalty: self.presence_penalty.unwrap_or(default.presence_penalty),
+                    frequency_penalty: self.frequency_penalty.unwrap_or(default.frequency_penalty),
                     seed: self.seed.unwrap_or_else(crate::random_u64),
-                    chain: None,
+                    ..default
                 };
                 crate::api::openai::check_sampling(&params)?;
                 Ok(params)
