@@ -3,6 +3,7 @@
 use crate::sampler::{Dry, Mirostat, SamplerChain, SamplerKind};
 use clap::Args;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// llama.cpp's flags of further samplers, with its meaning and defaults. The host draws where one of them is on.
 #[derive(Clone, Debug, Args)]
@@ -70,7 +71,7 @@ pub struct ChainArgs {
 
 impl ChainArgs {
     /// What they ask for; `None` where a device may draw.
-    pub fn chain(&self) -> Option<Box<SamplerChain>> {
+    pub fn chain(&self) -> Option<Arc<SamplerChain>> {
         let sequence_breakers = match self.dry_sequence_breakers.as_slice() {
             [] => Dry::default().sequence_breakers,
             [none] if none == "none" => Vec::new(),
@@ -96,7 +97,7 @@ impl ChainArgs {
             logit_bias: self.logit_bias.iter().map(|bias| (bias.token, bias.bias)).collect(),
         };
         // Values without meaning are kept, so that they are refused.
-        if chain.fault().is_some() { Some(Box::new(chain)) } else { chain.if_needed() }
+        if chain.fault().is_some() { Some(Arc::new(chain)) } else { chain.if_needed() }
     }
 }
 

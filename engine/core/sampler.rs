@@ -32,7 +32,7 @@ pub struct SamplingParams {
     pub seed: u64,
     /// Other samplers, biases, or another order: the host draws then. `None` for what is said above.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub chain: Option<Box<SamplerChain>>,
+    pub chain: Option<Arc<SamplerChain>>,
 }
 
 impl Default for SamplingParams {

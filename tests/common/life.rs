@@ -15,6 +15,7 @@ use qernel::scheduler::SequenceId;
 use qernel::testing::{Random, TinyModel};
 use qernel::weights::Weights;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 const MAX_MODEL_LEN: usize = 128;
 
@@ -155,7 +156,7 @@ pub fn crowd_requests() -> [Request; 6] {
     ];
     requests[4].logprobs = Some(3);
     requests[5].sampling.repeat_penalty = 1.3;
-    requests[5].sampling.chain = Some(Box::new(SamplerChain {
+    requests[5].sampling.chain = Some(Arc::new(SamplerChain {
         typical_p: 0.9,
         dry: Dry { multiplier: 0.8, ..Dry::default() },
         ..SamplerChain::default()

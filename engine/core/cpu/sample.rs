@@ -2,6 +2,7 @@
 
 pub use crate::sampler::host::{apply_penalties, argmax, keep_allowed, uniform};
 
+use crate::sampler::host::{descending, top_k};
 use crate::sampler::{NO_TOKEN, SamplingParams, SamplingRow};
 
 /// Draws one token from the logits of one row, which it overwrites. Order: allowed tokens, penalties, top-k, top-p, min-p, temperature,
@@ -30,12 +31,7 @@ pub fn filter(logits: &[f32], params: &SamplingParams) -> Vec<(u32, f32)> {
         .enumerate()
         .map(|(id, &logit)| (id as u32, if logit.is_nan() { f32::NEG_INFINITY } else { logit }))
         .collect();
-    let descending = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-    let k = usize::try_from(params.top_k).unwrap_or(0);
-    if 0 < k && k < candidates.len() {
-        candidates.select_nth_unstable_by(k - 1, descending);
-        candidates.truncate(k);
-    }
+    top_k(&mut candidates, params.top_k);
     candidates.sort_unstable_by(descending);
     let max = candidates.first().map_or(0.0, |c| c.1);
 

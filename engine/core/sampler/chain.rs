@@ -160,7 +160,7 @@ impl Default for SamplerChain {
 
 impl SamplerChain {
     /// The chain for [`SamplingParams::chain`]: `None` where it changes nothing, so that a device may draw.
-    pub fn if_needed(self) -> Option<Box<Self>> {
+    pub fn if_needed(self) -> Option<Arc<Self>> {
         let is_plain = |kind: &SamplerKind| match kind {
             SamplerKind::Dry => self.dry.multiplier == 0.0 || self.dry.last_n == 0,
             SamplerKind::TopNSigma => self.top_n_sigma <= 0.0,
@@ -176,7 +176,7 @@ impl SamplerChain {
             && self.order.iter().filter(usual).eq(SamplerKind::ALL.iter().filter(usual))
             && self.mirostat.is_none()
             && self.logit_bias.is_empty();
-        (!changes_nothing).then(|| Box::new(self))
+        (!changes_nothing).then(|| Arc::new(self))
     }
 
     /// The first option whose value has no meaning, by its name, and what was expected.
@@ -247,7 +247,7 @@ pub struct HostRow {
 impl HostRow {
     /// Of a text without repetitions; `None` where a device may draw.
     pub fn new(params: &SamplingParams) -> Option<Self> {
-        let chain = Arc::new((**params.chain.as_ref()?).clone());
+        let chain = Arc::clone(params.chain.as_ref()?);
         let surprise = Surprise::of(chain.mirostat.unwrap_or_default());
         Some(Self { chain, repetitions: Vec::new(), surprise })
     }

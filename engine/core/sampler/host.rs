@@ -105,7 +105,7 @@ fn truncate(candidates: &mut Candidates, kind: SamplerKind, row: &SamplingRow, h
     let (params, chain) = (&row.params, &host.chain);
     match kind {
         SamplerKind::TopNSigma if chain.top_n_sigma > 0.0 => top_n_sigma(candidates, chain.top_n_sigma),
-        SamplerKind::TopK if params.top_k > 0 => top_k(candidates, params.top_k as usize),
+        SamplerKind::TopK => top_k(candidates, params.top_k),
         SamplerKind::TypP if chain.typical_p < 1.0 => typical(candidates, f64::from(chain.typical_p)),
         SamplerKind::TopP if params.top_p < 1.0 => top_p(candidates, f64::from(params.top_p)),
         SamplerKind::MinP if params.min_p > 0.0 => min_p(candidates, params.min_p),
@@ -128,7 +128,8 @@ fn sort(candidates: &mut Candidates) {
     candidates.sort_unstable_by(descending);
 }
 
-fn descending(a: &(u32, f32), b: &(u32, f32)) -> std::cmp::Ordering {
+/// The order of candidates: the larger logit first, of equals the smaller id.
+pub(crate) fn descending(a: &(u32, f32), b: &(u32, f32)) -> std::cmp::Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }
 
@@ -145,8 +146,10 @@ fn probabilities(candidates: &Candidates) -> Vec<f64> {
     weights
 }
 
-fn top_k(candidates: &mut Candidates, k: usize) {
-    if k < candidates.len() {
+/// Keeps the `k` largest logits, in no order; 0 or less keeps all.
+pub(crate) fn top_k(candidates: &mut Vec<(u32, f32)>, k: i32) {
+    let k = usize::try_from(k).unwrap_or(0);
+    if 0 < k && k < candidates.len() {
         candidates.select_nth_unstable_by(k - 1, descending);
         candidates.truncate(k);
     }
@@ -275,6 +278,7 @@ mod tests {
     use super::*;
     use crate::sampler::SamplerChain;
     use std::collections::BTreeMap;
+    use std::sync::Arc;
 
     const DRAWS: u32 = 20_000;
     /// Probabilities whose entropy is 1.333 nats.
@@ -323,7 +327,7 @@ mod tests {
     }
 
     fn with(chain: SamplerChain) -> SamplingParams {
-        SamplingParams { chain: Some(Box::new(chain)), ..plain() }
+        SamplingParams { chain: Some(Arc::new(chain)), ..plain() }
     }
 
     #[test]
