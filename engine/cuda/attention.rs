@@ -23,7 +23,7 @@ use std::ops::Range;
 mod mma;
 mod workspace;
 
-use mma::{MmaTile, launch_mma, multiplies};
+use mma::{MmaTile, launch_mma, multiplies, multiplies_32};
 pub(super) use workspace::Workspace;
 
 pub(super) const OP: &str = "attention";
@@ -46,7 +46,7 @@ pub(super) struct Case {
 /// Values of the heads that there are kernels for.
 pub(super) const HEAD_DIMS: [usize; 4] = [32, 64, 128, 256];
 
-/// Any variant but the plain one exists for these alone; [`splits`] for more.
+/// Most variants exist for these alone; [`splits`] and [`multiplies`] for more.
 fn known_head_dim(case: &Case) -> Result<(), &'static str> {
     if matches!(case.head_dim, 64 | 128) { Ok(()) } else { Err("head_dim is neither 64 nor 128") }
 }
@@ -96,8 +96,8 @@ fn decodes_on_tensor_cores(case: &Case) -> Result<(), &'static str> {
 
 variants! { Case, Launch<Case>;
     "auto" [decode_mma::mma, merged, split, merge, mma32, mma16, prefill::plain]: any_head_dim => launch_auto;
-    "mma32" [mma32]: multiplies => |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma32) };
-    "mma32p" [mma32p]: multiplies => |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma32p) };
+    "mma32" [mma32]: multiplies_32 => |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma32) };
+    "mma32p" [mma32p]: multiplies_32 => |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma32p) };
     "mma16" [mma16]: multiplies => |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma16) };
     "tiled" [tiled]: tiles => |device, case| unsafe { launch_tiled(device, case, tiled(), 1) };
     "decode_mma" [decode_mma::mma]: decodes_on_tensor_cores
@@ -220,8 +220,8 @@ unsafe fn launch_split(device: &Device, case: &Case, rows: &Rows) -> Result<()> 
         // SAFETY: a block for each row, key-value head and split, for which the workspace has room, then on the same stream a
         // thread for each dimension of each row and head. The caller vouches for the case.
         unsafe {
-            launch(device, split(), &case.values(), &of_splits, arguments)?;
-            launch(device, merge(), &case.values()[..1], &of_merge, arguments)
+            launch(&Dependent(device), split(), &case.values(), &of_splits, arguments)?;
+            launch(&Dependent(device), merge(), &case.values()[..1], &of_merge, arguments)
         }
     })
 }

@@ -9,10 +9,18 @@ use cuda_std::launch::{Kernels, LaunchConfig};
 use gpu_kernels::attention::AttentionArgs;
 use gpu_kernels::attention::prefill_mma::*;
 
+/// What tensor cores multiply, 32 queries a warp: there are no registers for wider heads.
+pub(super) fn multiplies_32(case: &Case) -> Result<(), &'static str> {
+    known_head_dim(case)?;
+    multiplies(case)
+}
+
 /// What tensor cores multiply.
 pub(super) fn multiplies(case: &Case) -> Result<(), &'static str> {
     const MAX_TILES: usize = 65_535;
-    known_head_dim(case)?;
+    if case.head_dim != 256 {
+        known_head_dim(case)?;
+    }
     if case.dtype == Dtype::F32 {
         return Err("tensor cores do not multiply pages of f32");
     }
@@ -63,7 +71,11 @@ impl MmaTile {
     /// with less than the two blocks that they have room for. The bits are the same.
     pub(super) fn best(case: &Case, multiprocessors: u32) -> Self {
         let [heads, tiles] = Self::Mma32.grid(case);
-        if heads * tiles < 2 * multiprocessors as usize { Self::Mma16 } else { Self::Mma32 }
+        if multiplies_32(case).is_err() || heads * tiles < 2 * multiprocessors as usize {
+            Self::Mma16
+        } else {
+            Self::Mma32
+        }
     }
 }
 

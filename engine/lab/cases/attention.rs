@@ -71,6 +71,7 @@ fn checks() -> Vec<Case> {
                 .map(|(head_dim, rows)| case(dtype, (1, 1, head_dim), &[(330, rows)], 1.0, "")),
         );
         // Heads that there are fewer kernels for.
+        cases.push(case(dtype, (4, 1, 256), &[(160, 37), (65, 65)], 4.0, ""));
         for heads in [(4, 2, 32), (2, 1, 256)] {
             cases.push(case(dtype, heads, &[(70, 5), (33, 3), (9, 9), (130, 1)], 4.0, ""));
         }
@@ -117,6 +118,7 @@ fn case(dtype: Dtype, heads: Heads, sequences: &[Sequence], sharpness: f32, name
         head_dim,
         rotation: Rotation::new(1e6, head_dim),
         experts: None,
+        linear: None,
         max_model_len: longest,
         limits,
     };
@@ -169,7 +171,9 @@ impl Arithmetic {
     /// Of a variant's kernel for a sequence of `rows` rows, where `group` query heads of `head_dim` values share a key.
     fn of(variant: &str, dtype: Dtype, rows: usize, group: usize, head_dim: usize) -> Self {
         match variant {
-            _ if !matches!(head_dim, 64 | 128) => Self::Plain,
+            _ if !matches!(head_dim, 64 | 128 | 256) => Self::Plain,
+            // Heads that kernels of single rows round nothing of.
+            "auto" if rows == 1 && head_dim == 256 => Self::Plain,
             "decode_mma" => Self::TensorCoresInParts,
             "auto" if rows == 1 && dtype == Dtype::F16 && group <= 8 => Self::TensorCoresInParts,
             "mma16" | "mma32" => Self::TensorCores,

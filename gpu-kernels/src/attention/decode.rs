@@ -10,6 +10,7 @@ use super::Attention;
 use super::{Merged, PADDING, Partial, row_words, stage_query};
 #[device]
 use crate::{
+    fused::{launch_dependents, wait_for_dependencies},
     grid::repeat,
     vector::{Group, load_words},
 };
@@ -63,6 +64,8 @@ pub unsafe fn split<E: Group<N>, const HEAD_DIM: usize, const N: usize, const PA
     f32: Group<N>,
 {
     let stage = Stage { k, v, queries };
+    launch_dependents();
+    wait_for_dependencies();
     let (lane, warp_id) = (warp::lane_id(), warp::warp_id());
     let num_warps = thread::block_dim_x() / 32;
     let row = a.first_row + thread::block_idx_x();
@@ -210,6 +213,8 @@ impl Stage {
 /// Grid and block are as above, arguments as for [`split`], which has run with the same ones; `out` overlaps nothing.
 #[kernel(E = [f32, f16, bf16], name = "attention_decode_merge_{E}_plain")]
 pub unsafe fn merge<E: Element>(a: Attention<E>) {
+    launch_dependents();
+    wait_for_dependencies();
     let row = a.first_row + thread::block_idx_x();
     let (head, d, head_dim) =
         (thread::block_idx_y() as usize, thread::thread_idx_x() as usize, thread::block_dim_x() as usize);

@@ -20,13 +20,13 @@ use cuda_std::{
     mma::{self, MmaElement},
 };
 
-/// Repeats a block with `$i` = 0, 1, … below `$count`, 2, 4 or 8 times at most. What is indexed by `$i` must be in registers,
+/// Repeats a block with `$i` = 0, 1, … below `$count`, 2, 4 or 16 times at most. What is indexed by `$i` must be in registers,
 /// and the compiler does not unroll a loop as long as these.
 #[device]
 macro_rules! each {
     (2: $i:ident < $count:expr => $body:block) => { each!($i < $count => $body; 0 1) };
     (4: $i:ident < $count:expr => $body:block) => { each!($i < $count => $body; 0 1 2 3) };
-    (8: $i:ident < $count:expr => $body:block) => { each!($i < $count => $body; 0 1 2 3 4 5 6 7) };
+    (16: $i:ident < $count:expr => $body:block) => { each!($i < $count => $body; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15) };
     ($i:ident < $count:expr => $body:block; $($value:literal)*) => {{
         const { assert!($count <= [$($value),*].len()) }
         $(if $value < $count {
@@ -189,7 +189,7 @@ impl<E: MmaElement + Group<2, Word = u32>, const HEAD_DIM: usize> Segment<E, HEA
             // From the first key of a tile to that of the tile that is copied meanwhile.
             let ahead = const { (Stages::<HEAD_DIM>::COUNT - 1) * MMA_KEYS };
             // Loaded a tile before they are needed, where there are registers for them.
-            let crowded = BLOCKS == 2 && HEAD_DIM == 128;
+            let crowded = HEAD_DIM == 256 || (BLOCKS == 2 && HEAD_DIM == 128);
             let mut pages = self.pages(ahead, all_keys);
             let mut stage = 0;
 
@@ -248,7 +248,7 @@ impl<E: MmaElement + Group<2, Word = u32>, const HEAD_DIM: usize> Segment<E, HEA
                 while step_key < first_key.min(warp_keys) {
                     // Scores: 16 dimensions at a time, and 16 keys.
                     let mut scores = [[[0.0; 4]; COLUMNS]; BLOCKS];
-                    each!(8: i < K => {
+                    each!(16: i < K => {
                         let mut a = [[0; 4]; BLOCKS];
                         repeat(BLOCKS, |m| {
                             a[m] = if in_shared { shared_queries.get(32 * (m * K + i) as u32) } else { queries[m][i] };
@@ -281,7 +281,7 @@ impl<E: MmaElement + Group<2, Word = u32>, const HEAD_DIM: usize> Segment<E, HEA
                     each!(4: i < COLUMNS / 2 => {
                         let mut a = [[0; 4]; BLOCKS];
                         repeat(BLOCKS, |m| a[m] = state[m].weights::<E, COLUMNS>(&scores[m], i));
-                        each!(8: n < N / 2 => {
+                        each!(16: n < N / 2 => {
                             let column = column_pair(values, n as u32);
                             let [b0, b1, b2, b3] = mma::ldmatrix_x4_trans(column.add(16 * i as u32 * row_words));
                             repeat(BLOCKS, |m| {

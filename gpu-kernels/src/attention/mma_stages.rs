@@ -54,15 +54,18 @@ impl<const HEAD_DIM: usize> Stages<HEAD_DIM> {
         let thread = thread::thread_idx_x();
         let (row, column) = (thread / Self::ROW, thread % Self::ROW);
         let rows_at_once = const { MMA_BLOCK_SIZE / Self::ROW };
-        // Rows of one thread are multiples of 8 apart: their columns are swapped alike.
-        const { assert!((MMA_BLOCK_SIZE / Self::ROW).is_multiple_of(8)) }
-        let to = self.keys(stage).add(row * Self::ROW + (column ^ (row % 8)));
+        // Rows of one thread are 8 apart, whose columns are swapped alike, or 4: then every other one's are the other half of 8.
+        const { assert!((MMA_BLOCK_SIZE / Self::ROW).is_multiple_of(4)) }
+        let is_half = const { !(MMA_BLOCK_SIZE / Self::ROW).is_multiple_of(8) };
+        let to = self.keys(stage).add(row * Self::ROW);
+        let swapped = column ^ (row % 8);
         repeat(TILE_PAGES, |page| {
             repeat((Self::PAGE / MMA_BLOCK_SIZE) as usize, |i| {
                 let word = i as u32 * MMA_BLOCK_SIZE;
                 let key = page as u32 * crate::PAGE_SIZE + row + i as u32 * rows_at_once;
                 let bytes = if key < keys { 16 } else { 0 };
-                let to = to.add(page as u32 * Self::PAGE + word);
+                let column = if is_half && i % 2 == 1 { swapped ^ 4 } else { swapped };
+                let to = to.add(page as u32 * Self::PAGE + word + column);
                 let from = (thread + word) as usize * 8;
                 // SAFETY: inside the page, whose rows from `keys` on are not read; each word has one thread.
                 unsafe {

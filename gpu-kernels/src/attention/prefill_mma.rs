@@ -76,7 +76,7 @@ pub const fn mma_stages(head_dim: u32) -> u32 {
 
 /// Whether queries wait in shared memory, where there are not enough registers for them.
 pub(super) const fn queries_in_shared(blocks: u32, columns: u32, head_dim: u32) -> bool {
-    blocks == 2 && (head_dim == 128 || columns == 4)
+    head_dim == 256 || (blocks == 2 && (head_dim == 128 || columns == 4))
 }
 
 /// Bytes of dynamic shared memory, where warps have `blocks` times 16 queries and steps `columns` times 8 keys.
@@ -138,7 +138,7 @@ pub unsafe fn mma32p<
 /// As the [module](self) says.
 #[kernel(
     E = [f16, bf16],
-    (HEAD_DIM, K, N, MIN_BLOCKS) = [(64, 4, 8, 3), (128, 8, 16, 2)],
+    (HEAD_DIM, K, N, MIN_BLOCKS) = [(64, 4, 8, 3), (128, 8, 16, 2), (256, 16, 32, 1)],
     name = "attention_prefill_{E}_mma16_h{HEAD_DIM}",
     max_threads = 128,
     min_blocks = MIN_BLOCKS,
