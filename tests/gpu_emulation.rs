@@ -18,7 +18,7 @@ use cuda_std::emulation::{Emulator, Format, HOPPER, Model, Options, multiply};
 use cuda_std::launch::{DevicePtr, DevicePtrMut, Kernel, LaunchConfig, Launcher};
 use cuda_std_test_kernels::{
     APPROXIMATE, EXACT, PTX_SM_90A, compare_approximate, compare_atomics, compare_exact, compare_ldmatrix,
-    compare_mma, compare_mma_integers, compare_warp,
+    compare_mma, compare_mma_integers, compare_mma_tf32, compare_warp,
 };
 use cust::memory::{CopyDestination, DeviceBuffer};
 use cust::module::Module;
@@ -386,6 +386,28 @@ fn tensor_cores_multiply_bytes_exactly() {
         DevicePtrMut::from_raw(to)
     ));
     assert_eq!(same_bits("mma of bytes", 9, &[], &words, &on_gpu, &emulated), 0, "see above");
+}
+
+#[test]
+fn tensor_cores_multiply_tf32_as_emulated() {
+    let Some(gpu) = &Gpu::open() else { return };
+    let mut random = Random::new(6, "tf32");
+    let warps = 256;
+    let words: Vec<u32> = (0..10 * 32 * warps).map(|_| float(&mut random, 1.0).to_bits()).collect();
+    let (on_gpu, emulated) =
+        both!(gpu, &words, 4 * 32 * warps, grid(warps as u32, 32), |from, to| compare_mma_tf32(
+            DevicePtr::from_raw(from),
+            DevicePtrMut::from_raw(to)
+        ));
+    println!(
+        "mma of tf32: {} of {} differ",
+        same_bits("mma of tf32", 4, &[], &words, &on_gpu, &emulated),
+        on_gpu.len()
+    );
+    for (&found, &expected) in on_gpu.iter().zip(&emulated) {
+        let (found, expected) = (f32::from_bits(found), f32::from_bits(expected));
+        assert!((found - expected).abs() <= 4.0 * f32::EPSILON, "{found} instead of {expected}");
+    }
 }
 
 /// How many results of a warp differ from a model's.

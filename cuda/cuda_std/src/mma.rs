@@ -109,6 +109,34 @@ impl MmaElement for f16 {
     }
 }
 
+/// `d = a · b + c` for 16 × 8 times 8 × 8 numbers of 8 exponent and 10 fraction bits (TF32), each in a register as the `f32` whose last 13
+/// bits do not count: they are cut off, so that what is to be rounded is given rounded ([`tf32`]). Sums are f32.
+///
+/// Fragments (PTX ISA, "Matrix Fragments for mma.m16n8k8"), for a lane with `row = lane / 4` and `column = lane % 4`: `a` is
+/// `[row][column]`, `[row + 8][column]`, `[row][column + 4]`, `[row + 8][column + 4]`; `b` is `[column][row]`, `[column + 4][row]`; `c` and `d`
+/// as for f16.
+///
+/// # Safety
+/// All 32 lanes of the warp call it together.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+#[inline(always)]
+#[must_use]
+pub unsafe fn mma_m16n8k8_tf32(a: [f32; 4], b: [f32; 2], c: [f32; 4]) -> [f32; 4] {
+    let (a, b) = (a.map(f32::to_bits), b.map(f32::to_bits));
+    // SAFETY: the caller's promise.
+    let d = unsafe { target::mma_k8_tf32(a[0], a[1], a[2], a[3], b[0], b[1], c[0], c[1], c[2], c[3]) };
+    [d.0, d.1, d.2, d.3]
+}
+
+/// `value` rounded to what [`mma_m16n8k8_tf32`] multiplies, the nearest, of two the larger one; what is not finite stays so.
+#[inline(always)]
+#[must_use]
+pub fn tf32(value: f32) -> f32 {
+    let bits = value.to_bits();
+    let is_finite = bits & 0x7f80_0000 != 0x7f80_0000;
+    f32::from_bits(if is_finite { bits.wrapping_add(0x1000) & !0x1fff } else { bits })
+}
+
 /// `d = a · b + c` for 16 × 32 times 32 × 8 signed bytes, with exact i32 sums that wrap.
 ///
 /// Fragments (PTX ISA, "Matrix Fragments for mma.m16n8k32"; four neighbouring elements share a register), for a lane with

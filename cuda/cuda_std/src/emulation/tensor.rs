@@ -68,6 +68,26 @@ pub fn multiply(model: Model, format: Format, depth: usize, words: &[[u32; 10]; 
     d
 }
 
+/// `d = a · b + c` of a warp in TF32, `depth` 8: words as for [`multiply`], a number each, of which the last 13 bits are cut off.
+pub fn multiply_tf32(model: Model, words: &[[u32; 10]; 32]) -> [[u32; 4]; 32] {
+    let number = |word: u32| f32::from_bits(word & !0x1fff);
+    let mut d = [[0; 4]; 32];
+    for (lane, d) in d.iter_mut().enumerate() {
+        for (i, d) in d.iter_mut().enumerate() {
+            let (row, column) = (lane / 4 + 8 * (i / 2), 2 * (lane % 4) + i % 2);
+            let mut products = [(0.0, 0.0); 8];
+            for (k, product) in products.iter_mut().enumerate() {
+                // Which lane and word hold a[row][k] and b[k][column].
+                let a = words[4 * (row % 8) + k % 4][row / 8 + 2 * (k / 4)];
+                let b = words[4 * column + k % 4][4 + k / 4];
+                *product = (number(a), number(b));
+            }
+            *d = add_block(model, f32::from_bits(words[lane][6 + i]), &products).to_bits();
+        }
+    }
+    d
+}
+
 /// `d = a · b + c` of a warp in signed bytes with i32 sums, `depth` 16 or 32: words as for [`multiply`]. Exact, and wraps.
 pub fn multiply_integers(depth: usize, words: &[[u32; 10]; 32]) -> [[u32; 4]; 32] {
     let (a_words, b_words) = (depth / 8, depth / 16);

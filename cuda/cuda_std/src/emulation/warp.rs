@@ -33,6 +33,8 @@ pub enum Operation {
         format: Format,
         depth: u32,
     },
+    /// Likewise, of TF32.
+    MmaTf32,
     /// Likewise, of signed bytes.
     MmaIntegers {
         depth: u32,
@@ -200,6 +202,12 @@ impl Thread {
                 let mut words = [[0; 10]; 32];
                 lanes().for_each(|lane| words[lane] = *io(lane));
                 let d = tensor::multiply(tensor::HOPPER, format, depth as usize, &words);
+                lanes().for_each(|lane| io(lane)[..4].copy_from_slice(&d[lane]));
+            }
+            Operation::MmaTf32 => {
+                let mut words = [[0; 10]; 32];
+                lanes().for_each(|lane| words[lane] = *io(lane));
+                let d = tensor::multiply_tf32(tensor::HOPPER, &words);
                 lanes().for_each(|lane| io(lane)[..4].copy_from_slice(&d[lane]));
             }
             Operation::MmaIntegers { depth } => {

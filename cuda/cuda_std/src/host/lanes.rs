@@ -180,6 +180,24 @@ mma! {
     mma_k16_f16, mma_k8_f16 = F16;
 }
 
+#[track_caller]
+#[allow(clippy::too_many_arguments)]
+pub unsafe fn mma_k8_tf32(
+    a0: u32,
+    a1: u32,
+    a2: u32,
+    a3: u32,
+    b0: u32,
+    b1: u32,
+    c0: f32,
+    c1: f32,
+    c2: f32,
+    c3: f32,
+) -> Floats {
+    let [c0, c1, c2, c3] = [c0, c1, c2, c3].map(f32::to_bits);
+    floats(exchange(Operation::MmaTf32, u32::MAX, [a0, a1, a2, a3, b0, b1, c0, c1, c2, c3]))
+}
+
 fn floats(io: [u32; 10]) -> Floats {
     let [a, b, c, d, ..] = io.map(f32::from_bits);
     Floats(a, b, c, d)

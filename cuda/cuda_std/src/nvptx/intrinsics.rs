@@ -151,6 +151,19 @@ unsafe extern "unadjusted" {
     ) -> Floats;
     #[link_name = "llvm.nvvm.mma.m16n8k8.row.col.bf16"]
     pub fn mma_k8_bf16(a0: u32, a1: u32, b: u32, c0: f32, c1: f32, c2: f32, c3: f32) -> Floats;
+    #[link_name = "llvm.nvvm.mma.m16n8k8.row.col.tf32"]
+    pub fn mma_k8_tf32(
+        a0: u32,
+        a1: u32,
+        a2: u32,
+        a3: u32,
+        b0: u32,
+        b1: u32,
+        c0: f32,
+        c1: f32,
+        c2: f32,
+        c3: f32,
+    ) -> Floats;
     #[link_name = "llvm.nvvm.mma.m16n8k32.row.col.s8"]
     pub fn mma_k32_s8(
         a0: u32,

@@ -11,3 +11,4 @@ mod operations;
 mod order;
 mod range;
 mod support;
+mod tf32;

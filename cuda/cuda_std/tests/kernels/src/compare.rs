@@ -236,6 +236,20 @@ pub unsafe fn compare_mma_integers(words: *const [u32; 10], out: *mut [i32; 9]) 
     }
 }
 
+/// Products of TF32: the words of a lane are a, b and c.
+///
+/// # Safety
+/// As [`compare_mma`].
+#[kernel]
+pub unsafe fn compare_mma_tf32(words: *const [f32; 10], out: *mut [f32; 4]) {
+    let i = thread::index_1d() as usize;
+    // SAFETY: all lanes come; elements are the threads' own.
+    unsafe {
+        let [a0, a1, a2, a3, b0, b1, c @ ..] = *words.add(i);
+        *out.add(i) = mma::mma_m16n8k8_tf32([a0, a1, a2, a3], [b0, b1], c);
+    }
+}
+
 /// One thread's atomics, in global and in shared memory.
 ///
 /// # Safety
