@@ -13,14 +13,14 @@ pub mod hybrid;
 pub mod parts;
 
 use crate::batch::{Batch, BatchLimits};
-use crate::config::Config;
+use crate::config::{Config, LinearSizes};
 use crate::error::Result;
 use crate::kv_layout::KvLayout;
 use crate::rope::Rotation;
 use crate::sampler::SamplingRow;
 use crate::weights::Matrix;
 use hybrid::HybridOps;
-use parts::{AttentionIn, Experts, Head, LayerNorm, Linear, MlpIn, Norm, QkNorm, RmsNorm, Router};
+use parts::{AttentionIn, Experts, LayerNorm, Linear, MlpIn, Norm, NormMatmul, QkNorm, RmsNorm, Router};
 
 /// What an implementation of [`Ops`] must know of the model and of the largest batch before the first operation.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,6 +33,8 @@ pub struct OpsConfig {
     pub rotation: Rotation,
     /// Where there are experts.
     pub experts: Option<ExpertsConfig>,
+    /// Where there are layers of linear attention.
+    pub linear: Option<LinearSizes>,
     /// Longest sequence in tokens; rows of the [`RopeTable`](crate::rope::RopeTable) at most.
     pub max_model_len: usize,
     pub limits: BatchLimits,
@@ -59,6 +61,7 @@ impl OpsConfig {
                 num_experts_per_tok: sizes.num_experts_per_tok,
                 hidden_size: config.hidden_size,
             }),
+            linear: config.linear,
             max_model_len,
             limits,
         }
@@ -133,7 +136,7 @@ pub trait Ops: HybridOps {
     /// Brings a matrix of the file to the device.
     fn load_matrix(&mut self, matrix: &Matrix) -> Result<Self::Weight>;
     /// Brings matrices of as many columns each to the device, one below the other; a row and the one that is `apart` rows on are used
-    /// together, of every `2 * apart` rows.
+    /// together, of every `2 * apart` rows; none are where it is 0.
     fn load_stacked(&mut self, matrices: &[Matrix], apart: usize) -> Result<Stacked<Self::Weight>>;
     /// Brings the matrices of `num_experts` experts, one below the other, to the device.
     fn load_experts(&mut self, matrix: &Matrix, num_experts: usize) -> Result<Self::Weight> {
@@ -260,27 +263,18 @@ pub trait Ops: HybridOps {
         out: &mut Self::Activation,
     ) -> Result<()>;
 
-    /// The norms of the heads of Q and K, in place: of each row `[q; k; v]` of `qkv`, every head of q and of k becomes `x / sqrt(mean(x²) +
-    /// eps) * weight`, where `x` is what it was and its `bias`, if there is one. `qkv` is `[n, (num_attention_heads + 2
-    /// num_key_value_heads) * head_dim]`.
-    fn qk_norm(
-        &mut self,
-        n: usize,
-        qkv: &mut Self::Tensor,
-        norm: &QkNorm<Self::Vector>,
-        bias: [Option<&Self::Vector>; 2],
-    ) -> Result<()>;
-
-    /// What is between the product of Q, K and V and attention: of each row `[q; k; v]` of `qkv`, biases are added, Q and K
-    /// are rotated by the row's position (value `j` of a head pairs with `j + head_dim / 2`), Q goes to `q` and K and V to their
-    /// slots in `layer`. `qkv` is `[num_tokens, (num_attention_heads + 2 num_key_value_heads) * head_dim]`; biases are those of Q,
-    /// K and V.
+    /// What is between the product of Q, K and V and attention: of each row `[q; k; v]` of `qkv`, biases are added, every head of
+    /// Q and of K becomes `x / sqrt(mean(x²) + eps) * weight` where there is a `norm`, Q and K are rotated by the row's position
+    /// (value `j` of a head pairs with `j + head_dim / 2`), Q goes to `q` and K and V to their slots in `layer`. `qkv` is
+    /// `[num_tokens, (num_attention_heads + 2 num_key_value_heads) * head_dim]`; biases are those of Q, K and V.
+    #[allow(clippy::too_many_arguments, reason = "the operation has these operands")]
     fn bias_rope_kv(
         &mut self,
         batch: &Self::Batch,
         layer: usize,
         qkv: &Self::Tensor,
         bias: [Option<&Self::Vector>; 3],
+        norm: Option<&QkNorm<Self::Vector>>,
         q: &mut Self::Tensor,
         cache: &mut Self::KvCache,
     ) -> Result<()>;
@@ -431,7 +425,7 @@ pub trait Ops: HybridOps {
     fn norm_matmul(
         &mut self,
         _rows: Rows<Self::Batch>,
-        _part: &Head<Self::Weight, Self::Vector>,
+        _part: &NormMatmul<Self::Weight, Self::Vector>,
         _x: &Self::Tensor,
         _logits: &mut Self::Tensor,
     ) -> Result<bool> {

@@ -1,4 +1,4 @@
-//! Biases, rotation and the pages of K and V: what is between the product of Q, K and V and attention.
+//! Biases, norms of heads, rotation and the pages of K and V: what is between the product of Q, K and V and attention.
 
 use super::batch::{CudaBatch, expect_bound};
 use super::device::{Dependent, Device};
@@ -10,6 +10,7 @@ use super::variant::{KernelChoice, select, variants};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::kv_layout::PAGE_SIZE;
+use crate::ops::parts::QkNorm;
 use cuda_std::launch::{DevicePtr, Kernels, LaunchConfig};
 use gpu_kernels::bias_rope_kv::*;
 
@@ -53,7 +54,18 @@ variants! { Case, Launch<Case>;
 }
 
 fn groups_of_4(case: &Case) -> Result<(), &'static str> {
-    if case.arguments.head_dim.is_multiple_of(8) { Ok(()) } else { Err("head_dim is not a multiple of 8") }
+    let BiasRopeKvArgs { head_dim, q_norm, .. } = case.arguments;
+    if !head_dim.is_multiple_of(8) {
+        return Err("head_dim is not a multiple of 8");
+    }
+    // Lanes that share a head add its squares by shuffles.
+    let lanes = head_dim / 8;
+    let is_in_a_warp = lanes.is_power_of_two() && lanes <= 32;
+    if q_norm.as_raw() == 0 || is_in_a_warp {
+        Ok(())
+    } else {
+        Err("heads that are normed are no half warp's")
+    }
 }
 
 /// The operands of [`bias_rope_kv`].
@@ -64,13 +76,15 @@ pub(super) struct BiasRopeKv<'a> {
     pub qkv: &'a Tensor,
     /// Of Q, K and V.
     pub bias: [Option<&'a DeviceBuffer<f32>>; 3],
+    /// Of the heads of Q and K.
+    pub norm: Option<&'a QkNorm<DeviceBuffer<f32>>>,
     pub q: &'a mut Tensor,
     pub cache: &'a mut KvCache,
 }
 
 /// [`crate::ops::Ops::bias_rope_kv`]
 pub(super) fn bias_rope_kv(device: &Device, choice: &KernelChoice, operands: BiasRopeKv) -> Result<()> {
-    let BiasRopeKv { batch, table, layer, qkv, bias, q, cache } = operands;
+    let BiasRopeKv { batch, table, layer, qkv, bias, norm, q, cache } = operands;
     let (n, layout) = (batch.shape.num_tokens, cache.layout);
     let (q_size, kv_size) = (q.cols, layout.num_key_value_heads * layout.head_dim);
     q.expect(OP, "q", n, q_size)?;
@@ -84,6 +98,9 @@ pub(super) fn bias_rope_kv(device: &Device, choice: &KernelChoice, operands: Bia
     let biases = [("q", bias[0], q_size), ("k", bias[1], kv_size), ("v", bias[2], kv_size)];
     for (name, bias, size) in biases {
         bias.map_or(Ok(()), |bias| expect_vector(OP, name, bias, size))?;
+    }
+    for (name, weight) in norm.iter().flat_map(|norm| [("q norm", &norm.q), ("k norm", &norm.k)]) {
+        expect_vector(OP, name, weight, table.head_dim)?;
     }
     expect_bound(OP, "position", batch.shape.position_bound, table.num_positions)?;
     expect_bound(OP, "slot", batch.shape.slot_bound, layout.num_pages * PAGE_SIZE)?;
@@ -105,6 +122,9 @@ pub(super) fn bias_rope_kv(device: &Device, choice: &KernelChoice, operands: Bia
         q_bias,
         k_bias,
         v_bias,
+        q_norm: norm.map_or(DevicePtr::from_raw(0), |norm| norm.q.ptr()),
+        k_norm: norm.map_or(DevicePtr::from_raw(0), |norm| norm.k.ptr()),
+        eps: norm.map_or(0.0, |norm| norm.eps),
         q: q.ptr_mut(),
         k_pages,
         v_pages,

@@ -9,7 +9,9 @@ use super::variant::{KernelChoice, select, variants};
 use crate::error::Result;
 use crate::ops::hybrid::CausalConv;
 use cuda_std::launch::Kernels;
-use gpu_kernels::causal_conv::{BLOCK_SIZE, CausalConvArgs, keep, plain, rows};
+use gpu_kernels::causal_conv::{
+    BLOCK_SIZE, CausalConvArgs, STRIP_ROWS, STRIP_TAPS, keep, plain, rows, strips,
+};
 
 pub(super) const OP: &str = "causal_conv";
 
@@ -23,6 +25,12 @@ pub(super) struct Case {
 }
 
 variants! { Case, Launch<Case>;
+    "strips" [strips, keep]: whole_groups => |device, case| unsafe {
+        let strips_of_rows = case.num_tokens.div_ceil(STRIP_ROWS);
+        let config = elements_of_rows(strips_of_rows, case.arguments.channels / 4, BLOCK_SIZE);
+        launch(&Dependent(device), strips(), &[], &config, case.arguments)?;
+        launch_rows(device, case, keep(), case.num_sequences)
+    };
     "rows" [rows, keep]: several_rows => |device, case| unsafe {
         launch_rows(device, case, rows(), case.num_tokens)?;
         launch_rows(device, case, keep(), case.num_sequences)
@@ -32,6 +40,19 @@ variants! { Case, Launch<Case>;
 
 fn several_rows(case: &Case) -> Result<(), &'static str> {
     if case.has_multiple { Ok(()) } else { Err("every sequence has one row") }
+}
+
+/// Four taps, and channels, columns and slots in groups of four.
+fn whole_groups(case: &Case) -> Result<(), &'static str> {
+    several_rows(case)?;
+    let CausalConvArgs { channels, taps, cols, slot_values, .. } = case.arguments;
+    if taps != STRIP_TAPS {
+        Err("it takes four taps")
+    } else if [channels, cols, slot_values].iter().all(|count| count.is_multiple_of(4)) {
+        Ok(())
+    } else {
+        Err("channels, columns or slots are no multiples of 4")
+    }
 }
 
 /// # Safety
@@ -70,6 +91,7 @@ pub(super) fn causal_conv(
         return Ok(());
     }
     let arguments = CausalConvArgs {
+        num_tokens: dimension(OP, n)?,
         channels: dimension(OP, channels)?,
         taps: dimension(OP, taps)?,
         cols: dimension(OP, x.cols)?,
@@ -84,7 +106,7 @@ pub(super) fn causal_conv(
         out: out.ptr_mut(),
     };
     let case = Case {
-        num_tokens: dimension(OP, n)?,
+        num_tokens: arguments.num_tokens,
         num_sequences: dimension(OP, shape.num_sequences)?,
         has_multiple: shape.rows.has_multiple,
         arguments,

@@ -17,7 +17,7 @@ use crate::ops::{OpsConfig, Types};
 use crate::tensor::{Activation, KvCache, States, Tensor};
 use crate::variant::KernelChoice;
 use crate::weight::Weight;
-use crate::{attention, experts, graph, matmul, rope, sample, units};
+use crate::{attention, delta_rule, experts, graph, matmul, rope, sample, units};
 use std::rc::Rc;
 
 /// Everything that the launches of a step depend on.
@@ -49,13 +49,14 @@ pub struct CudaOps {
     sampler: sample::Sampler,
     /// Where there are experts.
     experts: Option<experts::Workspace>,
+    /// Where there are layers of linear attention.
+    delta: Option<delta_rule::Workspace>,
     /// Columns of the logits of the last draw.
     vocab_size: usize,
     graphs: graph::Graphs<StepKey>,
     /// Columns of the matrices that were loaded, each once.
     widths: Vec<usize>,
     num_attention_heads: usize,
-    num_key_value_heads: usize,
     /// Of matrices, KV pages and what attention writes.
     dtype: Dtype,
     /// For [`matmul::Tools`]; grown with every activation that may need it.
@@ -87,6 +88,7 @@ impl CudaOps {
             head_dim,
             ref rotation,
             ref experts,
+            ref linear,
             max_model_len,
             ref limits,
         } = config;
@@ -114,6 +116,10 @@ impl CudaOps {
                 num_attention_heads,
                 head_dim,
             )?,
+            delta: match linear {
+                None => None,
+                Some(sizes) => Some(delta_rule::Workspace::new(device, sizes, limits)?),
+            },
             experts: match experts {
                 None => None,
                 Some(experts) => Some(experts::Workspace::new(device, experts, limits)?),
@@ -123,7 +129,6 @@ impl CudaOps {
             graphs: graph::Graphs::new(device),
             widths: Vec::new(),
             num_attention_heads,
-            num_key_value_heads,
             dtype,
             bf16_halves: DeviceBuffer::zeroed(device, 1)?,
             decoded: DeviceBuffer::zeroed(device, 1)?,

@@ -20,6 +20,7 @@ mod cublas;
 mod cuda_ops;
 mod decode;
 mod delta_rule;
+mod delta_step;
 mod device;
 mod device_info;
 mod driver;
@@ -41,7 +42,6 @@ mod matmul;
 mod memory;
 mod norm_route;
 pub mod ptx;
-mod qk_norm;
 mod read_bandwidth;
 mod resources;
 mod rms_norm;
@@ -94,9 +94,9 @@ use qernel_core::batch::BatchLimits;
 macro_rules! for_each_operation {
     ($call:ident) => {
         $call! {
-            add add_bias add_positions argmax attention bias_gelu bias_rope_kv causal_conv convert decode delta_rule
+            add add_bias add_positions argmax attention bias_gelu bias_rope_kv causal_conv convert decode delta_rule delta_step
             embed experts_in experts_out gate_rows gated_norm gather_rows layer_norm matmul matmul_add matmul_blocks
-            norm_gate_up norm_matmul norm_qkv_rope norm_route qk_norm read_bandwidth repack rms_norm route row_norms
+            norm_gate_up norm_matmul norm_qkv_rope norm_route read_bandwidth repack rms_norm route row_norms
             sample sigmoid_mul silu_mul sort_experts
         }
     };
@@ -157,9 +157,10 @@ pub fn precise_dtype(dtype: Dtype) -> Dtype {
 /// the splits of attention, what several blocks find of a row of logits, a margin for what the driver allocates on first use of each kernel.
 pub fn device_workspace_bytes(config: &OpsConfig) -> usize {
     const MARGIN: usize = 64 << 20;
-    let OpsConfig { num_attention_heads, head_dim, max_model_len, limits, experts, .. } = config;
+    let OpsConfig { num_attention_heads, head_dim, max_model_len, limits, experts, linear, .. } = config;
     WORKSPACE_BYTES
         + experts.as_ref().map_or(0, |experts| experts::Workspace::bytes(experts, limits))
+        + linear.as_ref().map_or(0, |sizes| delta_rule::Workspace::bytes(sizes, limits))
         + MARGIN
         + attention::Workspace::bytes(limits, *max_model_len, *num_attention_heads, *head_dim)
         + sample::workspace_bytes(limits)

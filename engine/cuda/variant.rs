@@ -88,9 +88,10 @@ pub fn is_ineligible(error: &Error) -> bool {
 }
 
 /// Names that operations have elsewhere, and where those lead: for `lab` and `--kernel`.
-pub const ALIASES: [(&str, &str); 5] = [
+pub const ALIASES: [(&str, &str); 6] = [
     ("gqa_attention", "attention"),
     ("rmsnorm", "rms_norm"),
+    ("qk_norm", "bias_rope_kv"),
     ("rope", "bias_rope_kv"),
     ("sampling", "sample"),
     ("swiglu", "silu_mul"),

@@ -103,6 +103,7 @@ pub fn plain_config() -> OpsConfig {
         head_dim: 64,
         rotation: Rotation::new(1e6, 64),
         experts: None,
+        linear: None,
         max_model_len: 64,
         limits,
     }

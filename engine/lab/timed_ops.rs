@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::kv_layout::{KvLayout, SlotLayout};
 use crate::ops::hybrid::{CausalConv, DeltaNet, DeltaRule, Gate, HybridOps};
 use crate::ops::parts::{
-    AttentionIn, Experts, Head, LayerNorm, Linear, MlpIn, Norm, QkNorm, RmsNorm, Router,
+    AttentionIn, Experts, LayerNorm, Linear, MlpIn, Norm, NormMatmul, QkNorm, RmsNorm, Router,
 };
 use crate::ops::{Ops, Rows, Stacked, Types};
 use crate::sampler::SamplingRow;
@@ -196,6 +196,13 @@ impl<O: Ops> HybridOps for TimedOps<O> {
         );
         "sigmoid_mul": sigmoid_mul(n: usize, gate: &O::Tensor, rows: &mut O::Activation);
     }
+
+    timed_parts! {
+        delta_step(
+            batch: &O::Batch, layer: usize, part: &DeltaNet<O::Weight, O::Vector>, mixed: &O::Tensor, states: &mut O::States,
+            out: &mut O::Activation
+        );
+    }
 }
 
 impl<O: Ops> Ops for TimedOps<O> {
@@ -235,9 +242,9 @@ impl<O: Ops> Ops for TimedOps<O> {
         "matmul_add": matmul_add(rows: Rows<O::Batch>, x: &O::Activation, weight: &O::Weight, out: &mut O::Tensor);
         "add_bias": add_bias(n: usize, bias: &O::Vector, x: &mut O::Tensor);
         "matmul": matmul_rounded(n: usize, x: &O::Activation, weight: &O::Weight, out: &mut O::Activation);
-        "qk_norm": qk_norm(n: usize, qkv: &mut O::Tensor, norm: &QkNorm<O::Vector>, bias: [Option<&O::Vector>; 2]);
         "bias_rope_kv": bias_rope_kv(
-            batch: &O::Batch, layer: usize, qkv: &O::Tensor, bias: [Option<&O::Vector>; 3], q: &mut O::Tensor, cache: &mut O::KvCache
+            batch: &O::Batch, layer: usize, qkv: &O::Tensor, bias: [Option<&O::Vector>; 3], norm: Option<&QkNorm<O::Vector>>,
+            q: &mut O::Tensor, cache: &mut O::KvCache
         );
         "attention": attention(
             batch: &O::Batch, layer: usize, q: &O::Tensor, cache: &O::KvCache, out: &mut O::Activation
@@ -275,7 +282,7 @@ impl<O: Ops> Ops for TimedOps<O> {
             n: usize, x: &O::Tensor, part: &Experts<O::Weight, O::Vector>, normed: &mut O::Activation, chosen: &mut O::Tensor
         );
         norm_matmul(
-            rows: Rows<O::Batch>, part: &Head<O::Weight, O::Vector>, x: &O::Tensor, logits: &mut O::Tensor
+            rows: Rows<O::Batch>, part: &NormMatmul<O::Weight, O::Vector>, x: &O::Tensor, logits: &mut O::Tensor
         );
     }
 

@@ -1,7 +1,8 @@
-//! What is between the product of Q, K and V and attention: biases, rotation, the pages of K and V.
+//! What is between the product of Q, K and V and attention: biases, norms of heads, rotation, the pages of K and V.
 //!
-//! Each row `[q; k; v]` of `qkv` gets its biases, Q and K are rotated by the row's position, Q goes to `q`, K and V to their slots in the
-//! pages of one layer: one pass over what would take five. With `h = head_dim / 2`, `p = positions[row]` and `j < h` the rotation of
+//! Each row `[q; k; v]` of `qkv` gets its biases, heads of Q and K become `x / sqrt(mean(x²) + eps) * weight` where there are norms (Qwen3's
+//! QK-norm; Henry et al. 2020, "Query-key normalization for transformers"), Q and K are rotated by the row's position, Q goes to `q`, K and V to their slots in the
+//! pages of one layer: one pass over what would take six. With `h = head_dim / 2`, `p = positions[row]` and `j < h` the rotation of
 //! a head is `(x[j], x[j + h]) = (x[j] cos[p, j] - x[j + h] sin[p, j], x[j + h] cos[p, j] + x[j] sin[p, j])` (Su et al. 2021,
 //! "RoFormer", in the rotate-half form of GPT-NeoX that Qwen2 uses).
 //!
@@ -17,6 +18,7 @@ use cuda_std::prelude::*;
 use crate::{
     fused::{launch_dependents, wait_for_dependencies},
     grid::{divide, offset, repeat, row_and_column},
+    rms_norm,
     vector::{Group, Saturate},
 };
 
@@ -46,6 +48,11 @@ pub struct BiasRopeKv<E> {
     pub k_bias: *const f32,
     /// As `k_bias`
     pub v_bias: *const f32,
+    /// f32 `[head_dim]`, or null where heads are not normed
+    pub q_norm: *const f32,
+    /// As `q_norm`, and null where that is
+    pub k_norm: *const f32,
+    pub eps: f32,
     /// f32 `[num_tokens, num_attention_heads * head_dim]`
     pub q: *mut f32,
     /// E `[num_pages, num_key_value_heads, PAGE_SIZE, head_dim]`, rounded to nearest even, no f16 to infinity
@@ -110,7 +117,8 @@ impl Head {
 #[kernel(E = [f32, f16, bf16], name = "bias_rope_kv_{E}_plain", max_threads = 256)]
 pub unsafe fn plain<E: Saturate>(a: BiasRopeKv<E>) {
     let BiasRopeKv { num_attention_heads, num_key_value_heads, head_dim, .. } = a;
-    let BiasRopeKv { positions, slots, cos, sin, qkv, q_bias, k_bias, v_bias, q, k_pages, v_pages, .. } = a;
+    let BiasRopeKv { positions, slots, cos, sin, qkv, q_bias, k_bias, v_bias, q_norm, k_norm, eps, .. } = a;
+    let BiasRopeKv { q, k_pages, v_pages, .. } = a;
     launch_dependents();
     wait_for_dependencies();
     let half = head_dim / 2;
@@ -127,6 +135,21 @@ pub unsafe fn plain<E: Saturate>(a: BiasRopeKv<E>) {
             let bias = bias.add(offset(part.index, head_dim, j));
             a += *bias;
             b += *bias.add(half as usize);
+        }
+        if !part.is_v && !q_norm.is_null() {
+            let (mut squares, mut d) = (0.0, 0);
+            while d < head_dim {
+                let mut x = *qkv.add(offset(row, heads * head_dim, head * head_dim + d));
+                if !bias.is_null() {
+                    x += *bias.add(offset(part.index, head_dim, d));
+                }
+                squares = x.mul_add(x, squares);
+                d += 1;
+            }
+            let scale = rms_norm::scale(squares, head_dim, eps);
+            let weight = if part.is_q { q_norm } else { k_norm };
+            a = a * scale * *weight.add(j as usize);
+            b = b * scale * *weight.add((j + half) as usize);
         }
         if !part.is_v {
             let angle = offset(*positions.add(row as usize), half, j);
@@ -148,20 +171,26 @@ pub unsafe fn plain<E: Saturate>(a: BiasRopeKv<E>) {
 }
 
 /// Loads of 16 bytes, a quarter of the instructions: `pairs` is 4, `head_dim` a multiple of 8, all pointers aligned to 16
-/// bytes.
+/// bytes. Where heads are normed, `head_dim / 8` is a power of two and at most 32: lanes of one warp, whose squares are added in a
+/// butterfly.
 ///
 /// # Safety
 /// As the [module](self) says.
 #[kernel(E = [f32, f16, bf16], name = "bias_rope_kv_{E}_vec4", max_threads = 256)]
 pub unsafe fn vec4<E: Group<4>>(a: BiasRopeKv<E>) {
     let BiasRopeKv { num_attention_heads, num_key_value_heads, head_dim, .. } = a;
-    let BiasRopeKv { positions, slots, cos, sin, qkv, q_bias, k_bias, v_bias, q, k_pages, v_pages, .. } = a;
+    let BiasRopeKv { positions, slots, cos, sin, qkv, q_bias, k_bias, v_bias, q_norm, k_norm, eps, .. } = a;
+    let BiasRopeKv { q, k_pages, v_pages, .. } = a;
     launch_dependents();
     wait_for_dependencies();
     let half = head_dim / 2;
     let heads = num_attention_heads + 2 * num_key_value_heads;
-    let Some((row, group)) = row_and_column(heads * (half / 4)) else { return };
-    let (head, j) = divide(group, half / 4);
+    let groups = heads * (half / 4);
+    let row = thread::block_idx_x();
+    let group = thread::block_idx_y() * thread::block_dim_x() + thread::thread_idx_x();
+    // Threads without a group stay for the shuffles.
+    let is_group = group < groups;
+    let (head, j) = divide(group.min(groups - 1), half / 4);
     let j = 4 * j;
     let part = Head::new(head, num_attention_heads, num_key_value_heads);
     // SAFETY: as in the plain kernel; groups of four are whole and aligned.
@@ -179,6 +208,27 @@ pub unsafe fn vec4<E: Group<4>>(a: BiasRopeKv<E>) {
                 b[i] += high[i];
             });
         }
+        // All threads of the launch agree.
+        if !q_norm.is_null() {
+            let mut squares = 0.0;
+            repeat(4, |i| squares = a[i].mul_add(a[i], squares));
+            repeat(4, |i| squares = b[i].mul_add(b[i], squares));
+            let mut lanes = half / 8;
+            while lanes > 0 {
+                squares += warp::shuffle_xor(squares, lanes);
+                lanes /= 2;
+            }
+            if !part.is_v {
+                let scale = rms_norm::scale(squares, head_dim, eps);
+                let weight = (if part.is_q { q_norm } else { k_norm }).add(j as usize);
+                let (low, high): ([f32; 4], [f32; 4]) =
+                    (f32::load_group(weight), f32::load_group(weight.add(half as usize)));
+                repeat(4, |i| {
+                    a[i] = a[i] * scale * low[i];
+                    b[i] = b[i] * scale * high[i];
+                });
+            }
+        }
         if !part.is_v {
             let angle = offset(*positions.add(row as usize), half, j);
             let (cos, sin): ([f32; 4], [f32; 4]) =
@@ -186,6 +236,9 @@ pub unsafe fn vec4<E: Group<4>>(a: BiasRopeKv<E>) {
             repeat(4, |i| {
                 (a[i], b[i]) = (a[i].mul_add(cos[i], -(b[i] * sin[i])), b[i].mul_add(cos[i], a[i] * sin[i]));
             });
+        }
+        if !is_group {
+            return;
         }
         if part.is_q {
             let to = q.add(offset(row, num_attention_heads * head_dim, head * head_dim + j));

@@ -9,7 +9,8 @@ use cuda_std::prelude::*;
 #[device]
 use crate::{
     fused::{launch_dependents, wait_for_dependencies},
-    grid::offset,
+    grid::{offset, repeat},
+    vector::Group,
 };
 
 /// Threads of a block, a channel each.
@@ -18,6 +19,7 @@ pub const BLOCK_SIZE: u32 = 128;
 /// What all kernels take.
 #[kernel_args]
 pub struct CausalConv {
+    pub num_tokens: u32,
     pub channels: u32,
     /// Tokens that an output sees, at least 1.
     pub taps: u32,
@@ -87,6 +89,25 @@ impl CausalConv {
                 0.0
             } else {
                 *of.state.add(offset(index, self.channels, channel))
+            }
+        }
+    }
+
+    /// As [`CausalConv::input`], of four channels.
+    ///
+    /// # Safety
+    /// As there; arrays are aligned to 16 bytes, and the slot's values, `channels` and `cols` are multiples of 4.
+    #[inline(always)]
+    unsafe fn four_inputs(&self, of: Sequence, index: u32, channel: u32) -> [f32; 4] {
+        let before = self.taps - 1;
+        // SAFETY: the caller's promise.
+        unsafe {
+            if index >= before {
+                f32::load_group(self.x.add(offset(of.first + index - before, self.cols, channel)))
+            } else if of.begins {
+                [0.0; 4]
+            } else {
+                f32::load_group(of.state.cast_const().add(offset(index, self.channels, channel)))
             }
         }
     }
@@ -169,6 +190,57 @@ pub unsafe fn rows(a: CausalConv) {
     unsafe {
         let sequence = a.sequence(*a.sequence_of_token.add(row as usize));
         *a.out.add(offset(row, a.channels, channel)) = a.output(sequence, row - sequence.first, channel);
+    }
+}
+
+/// Taps of [`strips`].
+pub const STRIP_TAPS: u32 = 4;
+/// Rows of a thread of [`strips`].
+pub const STRIP_ROWS: u32 = 16;
+
+/// Four channels and [`STRIP_ROWS`] rows a thread, which reads an input once where it has four outputs; the slots are read, and written by [`keep`]
+/// behind. `taps` is [`STRIP_TAPS`], `channels` and `cols` are multiples of 4, arrays aligned to 16 bytes, a slot's values a multiple of 4.
+///
+/// Grid `[ceil(num_tokens / STRIP_ROWS), ceil(channels / 4 / BLOCK_SIZE), 1]`, exact in the strips; block `[BLOCK_SIZE, 1, 1]`.
+///
+/// # Safety
+/// Grid and block are as above, arrays have the lengths of [`CausalConv`], `out` overlaps nothing.
+#[kernel(E = [f32], name = "causal_conv_{E}_strips", max_threads = 128)]
+pub unsafe fn strips(a: CausalConv) {
+    launch_dependents();
+    wait_for_dependencies();
+    let Some((strip, group)) = crate::grid::row_and_column(a.channels / 4) else { return };
+    let channel = 4 * group;
+    // SAFETY: the grid has a row of blocks a strip; channels are columns, rows below `num_tokens`.
+    unsafe {
+        let mut weights = [[0.0f32; 4]; 4];
+        repeat(4, |c| weights[c] = f32::load_group(a.weight.add(offset(channel + c as u32, STRIP_TAPS, 0))));
+        let begin = strip * STRIP_ROWS;
+        let end = (begin + STRIP_ROWS).min(a.num_tokens);
+        let mut sequence = a.sequence(*a.sequence_of_token.add(begin as usize));
+        // Inputs of the three rows before this one, the oldest first.
+        let mut before = [[0.0f32; 4]; 3];
+        let mut row = begin;
+        while row < end {
+            if row == sequence.end {
+                sequence = a.sequence(*a.sequence_of_token.add(row as usize));
+            }
+            if row == begin || row == sequence.first {
+                repeat(3, |j| before[j] = a.four_inputs(sequence, row - sequence.first + j as u32, channel));
+            }
+            let newest: [f32; 4] = f32::load_group(a.x.add(offset(row, a.cols, channel)));
+            let mut outputs = [0.0f32; 4];
+            repeat(4, |c| {
+                let mut sum = weights[c][0].mul_add(before[0][c], 0.0);
+                sum = weights[c][1].mul_add(before[1][c], sum);
+                sum = weights[c][2].mul_add(before[2][c], sum);
+                sum = weights[c][3].mul_add(newest[c], sum);
+                outputs[c] = sum / (1.0 + (-sum).exp());
+            });
+            f32::store_group(a.out.add(offset(row, a.channels, channel)), outputs);
+            before = [before[1], before[2], newest];
+            row += 1;
+        }
     }
 }
 

@@ -23,6 +23,8 @@ use crate::{
     grid::{divide, offset, repeat},
 };
 
+pub mod chunks;
+
 /// The largest heads of K that the plain kernel takes.
 pub const MAX_KEY_DIM: u32 = 256;
 
@@ -65,6 +67,11 @@ pub struct DeltaRule {
     pub first_value: u32,
     /// f32 `[num_tokens, value_heads * value_dim]`
     pub out: *mut f32,
+    pub num_sequences: u32,
+    /// Sequences of more rows are left to the kernels of [`chunks`]: `u32::MAX` computes all.
+    pub max_rows: u32,
+    /// f32 `[chunks, value_heads, CHUNK_VALUES]`, aligned to 16 bytes: what the kernels of [`chunks`] leave for each other; the others do not look at it.
+    pub scratch: *mut f32,
 }
 
 #[device]
@@ -121,12 +128,23 @@ impl DeltaRule {
     #[inline(always)]
     unsafe fn gates(&self, row: u32, head: u32) -> (f32, f32) {
         // SAFETY: the caller's promise.
+        let (log, share) = unsafe { self.log_gates(row, head) };
+        (log.exp(), share)
+    }
+
+    /// As [`DeltaRule::gates`], the first as its logarithm.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    unsafe fn log_gates(&self, row: u32, head: u32) -> (f32, f32) {
+        // SAFETY: the caller's promise.
         unsafe {
             let beta = *self.mixed.add(offset(row, self.cols, self.beta + head));
             let alpha = *self.mixed.add(offset(row, self.cols, self.alpha + head));
             let dt = alpha + *self.dt_bias.add(head as usize);
             let softplus = dt.max(0.0) + (-dt.abs()).exp().ln_1p();
-            ((*self.decay.add(head as usize) * softplus).exp(), 1.0 / (1.0 + (-beta).exp()))
+            (*self.decay.add(head as usize) * softplus, 1.0 / (1.0 + (-beta).exp()))
         }
     }
 }
@@ -285,7 +303,7 @@ pub unsafe fn registers<const KEY_DIM: usize, const N: usize, const M: usize>(
     // through the same rows together; what they share is their own.
     unsafe {
         let (first, end, begins) = a.rows_of(sequence);
-        if first == end {
+        if first == end || end - first > a.max_rows {
             return;
         }
         let place = a.state(sequence, head).add(offset(part, a.value_dim, column));

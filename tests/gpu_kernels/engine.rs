@@ -46,7 +46,7 @@ fn what_does_not_fit_is_refused_before_it_is_launched() {
     let mut cache = ops.new_kv_cache(&layout).unwrap();
     let none = [None; 3];
     let mut q = ops.new_tensor(n, 128).unwrap();
-    let refused = ops.bias_rope_kv(&batch, 0, &qkv, none, &mut q, &mut cache).unwrap_err();
+    let refused = ops.bias_rope_kv(&batch, 0, &qkv, none, None, &mut q, &mut cache).unwrap_err();
     assert!(refused.to_string().contains("slot"), "page 7 of 7: {refused}");
     let mut out = poisoned_activation(ops, n, 128).unwrap();
     assert!(ops.attention(&batch, 0, &q, &cache, &mut out).is_err(), "page 7 of 7");
@@ -60,14 +60,14 @@ fn what_does_not_fit_is_refused_before_it_is_launched() {
     assert!(ops.add(n, &mut narrow, &delta).is_err(), "other columns");
     let bias = ops.load_vector(&[0.0; 63]).unwrap();
     let short = [None, Some(&bias), None];
-    let refused = ops.bias_rope_kv(&batch, 0, &qkv, short, &mut q, &mut cache).unwrap_err();
+    let refused = ops.bias_rope_kv(&batch, 0, &qkv, short, None, &mut q, &mut cache).unwrap_err();
     assert!(refused.to_string().contains("63"), "a short bias: {refused}");
 
     let mut inconsistent = host.clone();
     inconsistent.positions[1] += 1;
     assert!(ops.upload(&inconsistent, &mut batch).is_err(), "positions");
     // A batch that was refused leaves none behind.
-    assert!(ops.bias_rope_kv(&batch, 0, &qkv, none, &mut q, &mut cache).is_ok());
+    assert!(ops.bias_rope_kv(&batch, 0, &qkv, none, None, &mut q, &mut cache).is_ok());
     let mut inconsistent = host;
     inconsistent.kv_len[0] = 1000;
     assert!(ops.upload(&inconsistent, &mut batch).is_err(), "kv_len");

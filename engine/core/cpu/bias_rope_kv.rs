@@ -1,4 +1,4 @@
-//! What is between the product of Q, K and V and attention: biases, rotation, the pages of K and V.
+//! What is between the product of Q, K and V and attention: biases, norms of heads, rotation, the pages of K and V.
 
 use super::kv::{Kind, KvCache};
 use super::simd::{Element, with_element};
@@ -7,21 +7,24 @@ use super::{expect_below, for_each_row};
 use crate::batch::Batch;
 use crate::error::{Error, Result};
 use crate::kv_layout::{KvLayout, PAGE_SIZE};
+use crate::ops::parts::QkNorm;
 use crate::rope::RopeTable;
 
 const OP: &str = "bias_rope_kv";
 
-/// Of each row `[q; k; v]` of `qkv`: biases are added, Q and K rotated by the row's position, Q goes to `q` `[num_tokens,
-/// num_attention_heads * head_dim]`, K and V to the row's slot in `layer`, rounded to the format of the cache.
+/// Of each row `[q; k; v]` of `qkv`: biases are added, heads of Q and K normed if there is a `norm`, and rotated by the row's position; Q
+/// goes to `q` `[num_tokens, num_attention_heads * head_dim]`, K and V to the row's slot in `layer`, rounded to the format of the cache.
 ///
 /// # Errors
 /// [`Error::Request`] if a position, a slot or the layer is out of range or the shapes do not fit.
+#[allow(clippy::too_many_arguments, reason = "the operation has these operands")]
 pub fn bias_rope_kv(
     batch: &Batch,
     layer: usize,
     angles: &RopeTable,
     qkv: &Tensor,
     bias: [Option<&Vec<f32>>; 3],
+    norm: Option<&QkNorm<Vec<f32>>>,
     q: &mut Tensor,
     cache: &mut KvCache,
 ) -> Result<()> {
@@ -42,12 +45,16 @@ pub fn bias_rope_kv(
     if half == 0 || !q_size.is_multiple_of(head_dim) {
         return Err(Error::Request(format!("{OP}: {q_size} columns of q are no heads of {head_dim}")));
     }
+    if norm.is_some_and(|norm| norm.q.len() != head_dim || norm.k.len() != head_dim) {
+        return Err(Error::Request(format!("{OP}: the norms of Q and K are not of heads of {head_dim}")));
+    }
     let angles = |i: usize| {
         let at = batch.positions[i] as usize * half;
         (&angles.cos()[at..][..half], &angles.sin()[at..][..half])
     };
     for_each_row(q.first_mut(n), q_size, |i, q| {
         set(q, &qkv.row(i)[..q_size], bias[0]);
+        norm.iter().for_each(|norm| norm_heads(q, &norm.q, norm.eps));
         let (cos, sin) = angles(i);
         rotate(cos, sin, q);
     });
@@ -55,6 +62,7 @@ pub fn bias_rope_kv(
     for (i, &slot) in batch.slots.iter().enumerate() {
         let (k, v) = qkv.row(i)[q_size..].split_at(kv_size);
         set(&mut row, k, bias[1]);
+        norm.iter().for_each(|norm| norm_heads(&mut row, &norm.k, norm.eps));
         let (cos, sin) = angles(i);
         rotate(cos, sin, &mut row);
         let (page, offset) = (slot as usize / PAGE_SIZE, slot as usize % PAGE_SIZE);
@@ -70,6 +78,15 @@ fn set(to: &mut [f32], from: &[f32], bias: Option<&Vec<f32>>) {
     to.copy_from_slice(from);
     if let Some(bias) = bias {
         to.iter_mut().zip(bias).for_each(|(to, bias)| *to += bias);
+    }
+}
+
+/// Every head of a row becomes `x / sqrt(mean(x²) + eps) * weight`. The mean is taken in f64, in order.
+fn norm_heads(x: &mut [f32], weight: &[f32], eps: f32) {
+    for head in x.chunks_exact_mut(weight.len()) {
+        let sum: f64 = head.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+        let scale = (1.0 / (sum / head.len() as f64 + f64::from(eps)).sqrt()) as f32;
+        head.iter_mut().zip(weight).for_each(|(x, weight)| *x = *x * scale * weight);
     }
 }
 

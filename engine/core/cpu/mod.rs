@@ -24,7 +24,6 @@ pub mod kernels;
 pub mod kv;
 pub mod layer_norm;
 pub mod matmul;
-pub mod qk_norm;
 mod read_bandwidth;
 pub mod rms_norm;
 pub mod route;
@@ -268,23 +267,13 @@ impl Ops for CpuOps {
         self.matmul(n, x, weight, out)
     }
 
-    fn qk_norm(
-        &mut self,
-        n: usize,
-        qkv: &mut Tensor,
-        norm: &QkNorm<Vec<f32>>,
-        bias: [Option<&Vec<f32>>; 2],
-    ) -> Result<()> {
-        let OpsConfig { num_attention_heads, num_key_value_heads, .. } = self.config;
-        qk_norm::qk_norm(n, [num_attention_heads, num_key_value_heads], norm, bias, qkv)
-    }
-
     fn bias_rope_kv(
         &mut self,
         batch: &Batch,
         layer: usize,
         qkv: &Tensor,
         bias: [Option<&Vec<f32>>; 3],
+        norm: Option<&QkNorm<Vec<f32>>>,
         q: &mut Tensor,
         cache: &mut KvCache,
     ) -> Result<()> {
@@ -293,7 +282,7 @@ impl Ops for CpuOps {
             let room = positions.next_multiple_of(POSITIONS_AT_A_TIME);
             self.angles.grow(room.min(self.config.max_model_len).max(positions))?;
         }
-        bias_rope_kv::bias_rope_kv(batch, layer, &self.angles, qkv, bias, q, cache)
+        bias_rope_kv::bias_rope_kv(batch, layer, &self.angles, qkv, bias, norm, q, cache)
     }
 
     fn attention(

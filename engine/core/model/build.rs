@@ -137,7 +137,8 @@ pub trait Build<T: Types> {
     fn projection(&mut self, projection: &Projection, cols: usize) -> Result<T::Weight>;
 
     /// Matrices of `cols` columns that are multiplied with the same inputs; in the file they are one tensor, one below the other,
-    /// where `fused` names it. Of the rows of all, one below the other, a row and the one that is `apart` rows on are used together.
+    /// where `fused` names it. Of the rows of all, one below the other, a row and the one that is `apart` rows on are used together,
+    /// or none, where it is 0.
     ///
     /// # Errors
     /// As [`Build::matrix`].

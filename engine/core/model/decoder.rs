@@ -9,8 +9,8 @@ use crate::error::Result;
 use crate::kv_layout::LayerState;
 use crate::ops::hybrid::{ValueHeads, delta_net};
 use crate::ops::parts::{
-    self, AttentionIn, ExpertScratch, Experts, Head, Linear, Mlp, MlpIn, MlpScratch, Norm, Router, Scratch,
-    SharedExpert, Up,
+    self, AttentionIn, ExpertScratch, Experts, Linear, Mlp, MlpIn, MlpScratch, Norm, NormMatmul, Router,
+    Scratch, SharedExpert, Up,
 };
 use crate::ops::{Ops, Rows, Stacked, Types};
 use crate::rope::{Pairs, head_order};
@@ -180,6 +180,8 @@ impl<T: Types> Attention<T> {
             true => ordered(2 * head_dim, Some(order.unwrap_or(&of_q))),
             false => ordered(head_dim, order),
         };
+        // What one kernel rotates as it multiplies has pairs side by side.
+        let apart = if features.qk_norm || features.has_attention_gate { 0 } else { head_dim / 2 };
         let qkv = |kind: &str| {
             [
                 projection(kind, "attn_q", config.q_size(), q_heads),
@@ -194,7 +196,7 @@ impl<T: Types> Attention<T> {
             pages: b.state(LayerState::Pages { num_key_value_heads, head_dim }),
             input: AttentionIn {
                 norm: b.norm(features.norm, &format!("{layer}.attn_norm"), hidden_size, eps)?,
-                qkv: b.stacked(&qkv("weight"), hidden_size, head_dim / 2, fused("weight").as_deref())?,
+                qkv: b.stacked(&qkv("weight"), hidden_size, apart, fused("weight").as_deref())?,
                 bias: match features.has_attention_gate {
                     // Nobody has both, and a bias would have the gate's rows too.
                     true => [const { None }; 3],
@@ -409,9 +411,10 @@ impl<O: Ops> Decoder<O> {
         }
         let Self { embed_tokens, norm, lm_head, buffers, .. } = self;
         let Buffers { x, last, last_normed, logits, .. } = buffers;
-        let head = Head { norm, weight: lm_head.as_ref().unwrap_or(embed_tokens) };
+        let head = NormMatmul { norm, weight: lm_head.as_ref().unwrap_or(embed_tokens) };
         let x = if logit_rows.n < all.n { last } else { x };
-        parts::head(ops, logit_rows, &head, x, last_normed, logits) // [num_logits, vocab_size]
+        parts::norm_matmul(ops, logit_rows, &head, x, last_normed, logits)?; // [num_logits, vocab_size]
+        Ok(())
     }
 
     /// The residual stream behind the last layer: its first rows are those of the last [`Decoder::layers`], of whose rows `some` alone or

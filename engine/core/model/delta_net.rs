@@ -143,7 +143,7 @@ impl<T: Types> Recurrent<T> {
             small("ssm_alpha", &of_alpha),
         ];
         let norm = b.norm(NormKind::Rms, &format!("{layer}.attn_norm"), hidden_size, eps)?;
-        let in_proj = b.stacked(&projections, hidden_size, sizes.linear_value_head_dim, None)?;
+        let in_proj = b.stacked(&projections, hidden_size, 0, None)?;
         let weight =
             b.table(&format!("{layer}.ssm_conv1d.weight"), sizes.channels(), sizes.linear_conv_kernel_dim)?;
         let bytes = sizes.slot_values().saturating_mul(size_of::<f32>());

@@ -6,7 +6,7 @@
 //! state `[linear_num_value_heads, linear_key_head_dim, linear_value_head_dim]`. A sequence whose first row in a batch is at position 0 begins
 //! with zeros, whatever its slot holds.
 
-use super::parts::{Norm, RmsNorm, Scratch, normalise, room};
+use super::parts::{Norm, NormMatmul, RmsNorm, Scratch, norm_matmul, room};
 use super::{Ops, Rows, Stacked, Types};
 use crate::config::LinearSizes;
 use crate::error::Result;
@@ -182,6 +182,23 @@ pub trait HybridOps: Types {
         out: &mut Self::Activation,
     ) -> Result<()>;
 
+    /// What is between the products of a layer of linear attention, from `mixed` to `out`, where the device has one kernel for it and takes
+    /// these rows: [`HybridOps::causal_conv`], [`HybridOps::delta_rule`] and [`HybridOps::gated_norm`]. Whether it did.
+    ///
+    /// # Errors
+    /// As they.
+    fn delta_step(
+        &mut self,
+        _batch: &Self::Batch,
+        _layer: usize,
+        _part: &DeltaNet<Self::Weight, Self::Vector>,
+        _mixed: &Self::Tensor,
+        _states: &mut Self::States,
+        _out: &mut Self::Activation,
+    ) -> Result<bool> {
+        Ok(false)
+    }
+
     /// `rows *= sigmoid(gate)`, value by value: `[n, cols]`, the gate of attention.
     fn sigmoid_mul(&mut self, n: usize, gate: &Self::Tensor, rows: &mut Self::Activation) -> Result<()>;
 }
@@ -202,11 +219,13 @@ pub fn delta_net<O: Ops>(
     let Scratch { normed, delta, .. } = scratch;
     let DeltaScratch { mixed, qkv, out, gated } = room(delta)?;
     let z: &O::Weight = room(&mut part.in_proj.matrices.get(1))?;
-    normalise(ops, rows.n, x, &part.norm, normed)?;
-    ops.matmul(rows.padded, normed, &part.in_proj.whole, mixed)?; // [n, channels + value_size + 2 * value heads]
-    ops.causal_conv(rows.batch, layer, &part.conv, mixed, states, qkv)?; // [n, channels]
-    ops.delta_rule(rows.batch, layer, &part.rule, mixed, qkv, states, out)?; // [n, value_size]
-    let gate = Gate { product: mixed, first: Columns::of(&part.rule.sizes).z, weight: z };
-    ops.gated_norm(rows.n, out, &part.head_norm, gate, gated)?; // [n, value_size]
+    let product = NormMatmul { norm: &part.norm, weight: &part.in_proj.whole };
+    norm_matmul(ops, rows, &product, x, normed, mixed)?; // [n, channels + value_size + 2 * value heads]
+    if !ops.delta_step(rows.batch, layer, part, mixed, states, gated)? {
+        ops.causal_conv(rows.batch, layer, &part.conv, mixed, states, qkv)?; // [n, channels]
+        ops.delta_rule(rows.batch, layer, &part.rule, mixed, qkv, states, out)?; // [n, value_size]
+        let gate = Gate { product: mixed, first: Columns::of(&part.rule.sizes).z, weight: z };
+        ops.gated_norm(rows.n, out, &part.head_norm, gate, gated)?; // [n, value_size]
+    }
     ops.matmul_add(rows, gated, &part.out_proj, x) // [n, hidden_size]
 }

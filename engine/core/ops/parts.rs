@@ -122,10 +122,10 @@ pub enum Up<W, V> {
     Plain(Linear<W, V>),
 }
 
-/// What follows the last layer: norm and projection.
-pub struct Head<'a, W, V> {
+/// A projection of the normed residual stream: the head behind the last layer, and what a layer begins with.
+pub struct NormMatmul<'a, W, V> {
     pub norm: &'a Norm<V>,
-    /// `[vocab_size, hidden_size]`
+    /// `[out_features, hidden_size]`
     pub weight: &'a W,
 }
 
@@ -220,16 +220,18 @@ pub fn attention_in<O: Ops>(
         return Ok(());
     }
     let Scratch { normed, qkv, gate, .. } = scratch;
-    normalise(ops, rows.n, x, &part.norm, normed)?;
+    let product = NormMatmul { norm: &part.norm, weight: &part.qkv.whole };
+    let is_normed = norm_matmul(ops, rows, &product, x, normed, qkv)?; // [n, (heads + 2 key-value heads) * head_dim]
     if let Some(weight) = &part.gate {
-        ops.matmul(rows.padded, normed, weight, room(gate)?)?; // [n, heads * head_dim]
+        let gate = room(gate)?; // [n, heads * head_dim]
+        if is_normed {
+            ops.matmul(rows.padded, normed, weight, gate)?;
+        } else {
+            norm_matmul(ops, rows, &NormMatmul { norm: &part.norm, weight }, x, normed, gate)?;
+        }
     }
-    ops.matmul(rows.padded, normed, &part.qkv.whole, qkv)?; // [n, (heads + 2 key-value heads) * head_dim]
-    let mut bias = part.bias.each_ref().map(Option::as_ref);
-    if let Some(norm) = &part.qk_norm {
-        ops.qk_norm(rows.n, qkv, norm, [bias[0].take(), bias[1].take()])?;
-    }
-    ops.bias_rope_kv(rows.batch, layer, qkv, bias, q, cache)
+    let bias = part.bias.each_ref().map(Option::as_ref);
+    ops.bias_rope_kv(rows.batch, layer, qkv, bias, part.qk_norm.as_ref(), q, cache)
 }
 
 /// What follows attention in a layer, added to the residual stream `x` `[n, hidden_size]`.
@@ -321,21 +323,23 @@ fn mlp_in<O: Ops>(
     }
 }
 
-/// Logits of every row of the residual stream `x`: `[n, hidden_size] -> [n, vocab_size]`; `normed` is scratch.
+/// `out = norm(x) · weightᵀ`: `[n, hidden_size] -> [n, out_features]`. Whether `normed` has the normed rows then: where the device has one
+/// kernel for both it does not.
 ///
 /// # Errors
 /// What the device says.
-pub fn head<O: Ops>(
+pub fn norm_matmul<O: Ops>(
     ops: &mut O,
     rows: Rows<O::Batch>,
-    part: &Head<O::Weight, O::Vector>,
+    part: &NormMatmul<O::Weight, O::Vector>,
     x: &O::Tensor,
     normed: &mut O::Activation,
-    logits: &mut O::Tensor,
-) -> Result<()> {
-    if ops.norm_matmul(rows, part, x, logits)? {
-        return Ok(());
+    out: &mut O::Tensor,
+) -> Result<bool> {
+    if ops.norm_matmul(rows, part, x, out)? {
+        return Ok(false);
     }
     normalise(ops, rows.n, x, part.norm, normed)?;
-    ops.matmul(rows.padded, normed, part.weight, logits)
+    ops.matmul(rows.padded, normed, part.weight, out)?;
+    Ok(true)
 }

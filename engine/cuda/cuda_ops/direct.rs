@@ -5,16 +5,17 @@ use super::CudaOps;
 use crate::batch::CudaBatch;
 use crate::error::{Error, Result};
 use crate::experts::{Matrix, ONE_BY_ONE, Workspace, rows_of_group};
-use crate::fused::{GateUp, HeadWeight, QkvWeights};
+use crate::fused::{GateUp, QkvWeights};
 use crate::memory::DeviceBuffer;
 use crate::ops::Rows;
+use crate::ops::hybrid::DeltaNet;
 use crate::ops::parts::{RmsNorm, Router};
-use crate::tensor::{Activation, KvCache, Tensor};
+use crate::tensor::{Activation, KvCache, States, Tensor};
 use crate::units::Units;
 use crate::weight::{Piece, Values, Weight};
 use crate::{
-    add, bias_gelu, bias_rope_kv, decode, fused, gated_norm, matmul, norm_route, rms_norm, row_norms,
-    silu_mul, sort_experts,
+    add, bias_gelu, bias_rope_kv, decode, delta_step, fused, gated_norm, matmul, norm_route, rms_norm,
+    row_norms, silu_mul, sort_experts,
 };
 
 impl CudaOps {
@@ -32,9 +33,19 @@ impl CudaOps {
         if rows.batch.shape.rows.has_multiple || rows.n > fused::max_rows(self.dtype) {
             return false;
         }
+        self.is_wanted(&[
+            matmul::OP,
+            matmul::blocks::OP,
+            rms_norm::OP,
+            silu_mul::OP,
+            bias_rope_kv::OP,
+            add::OP,
+        ])
+    }
+
+    /// Whether one kernel is to replace several operations: layers are to be computed so, and nobody chose how to compute one of these.
+    pub(super) fn is_wanted(&self, replaced: &[&str]) -> bool {
         let chosen = self.choice.get(fused::OP).is_none_or(|name| name == fused::FUSED);
-        let replaced =
-            [matmul::OP, matmul::blocks::OP, rms_norm::OP, silu_mul::OP, bias_rope_kv::OP, add::OP];
         chosen && !replaced.iter().any(|op| self.choice.get(op).is_some())
     }
 
@@ -225,7 +236,32 @@ impl CudaOps {
         scale: f32,
         out: &mut Activation,
     ) -> Result<()> {
-        gated_norm::gated_norm(&self.device, n, x, norm, (gate, first_gate), scale, out)
+        gated_norm::gated_norm(&self.device, &self.choice, n, x, norm, (gate, first_gate), scale, out)
+    }
+
+    /// [`HybridOps::delta_step`](qernel_core::ops::hybrid::HybridOps::delta_step), whatever was chosen.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the shapes do not fit, [`Error::Device`].
+    pub fn fused_delta_step(
+        &mut self,
+        batch: &CudaBatch,
+        layer: usize,
+        part: &DeltaNet<Weight, DeviceBuffer<f32>>,
+        mixed: &Tensor,
+        states: &mut States,
+        out: &mut Activation,
+    ) -> Result<()> {
+        let Some(workspace) = &mut self.delta else {
+            return Err(Error::Request(
+                "the operations were made for a model without linear attention".into(),
+            ));
+        };
+        let z = part.in_proj.matrices.get(1).and_then(Weight::scales);
+        let gated = z.map_or(1.0, |scales| scales.gated.get());
+        out.scale = gated;
+        let targets = delta_step::Targets { states, counters: &mut workspace.counters, out };
+        delta_step::delta_step(&self.device, batch, layer, part, mixed, 1.0 / gated, targets)
     }
 
     /// [`Ops::matmul_add`](qernel_core::ops::Ops::matmul_add) by the kernels for few rows.
@@ -254,10 +290,6 @@ impl CudaOps {
         weight: &Weight,
         out: &mut Tensor,
     ) -> Result<()> {
-        let weight = match weight.units(false) {
-            Some(units) => HeadWeight::Units(units),
-            None => HeadWeight::Float(weight.expect_unscaled("norm_matmul")?),
-        };
         fused::norm_matmul(&self.device, &self.choice, n, x, norm, weight, out)
     }
 

@@ -9,7 +9,7 @@ use crate::ops::hybrid::{CausalConv, DeltaNet, DeltaRule, Gate, HybridOps};
 use crate::ops::parts::RmsNorm;
 use crate::tensor::{Activation, States, Tensor};
 use crate::weight::Weight;
-use crate::{causal_conv, delta_rule, sigmoid_mul};
+use crate::{causal_conv, delta_rule, delta_step, gated_norm, sigmoid_mul};
 
 impl HybridOps for CudaOps {
     fn new_states(&mut self, layout: &SlotLayout) -> Result<States> {
@@ -46,7 +46,8 @@ impl HybridOps for CudaOps {
         states: &mut States,
         out: &mut Tensor,
     ) -> Result<()> {
-        let operands = delta_rule::Operands { batch, layer, rule, mixed, qkv, states, out };
+        let workspace = self.delta.as_mut();
+        let operands = delta_rule::Operands { batch, layer, rule, mixed, qkv, states, workspace, out };
         delta_rule::delta_rule(&self.device, &self.choice, operands)
     }
 
@@ -61,6 +62,25 @@ impl HybridOps for CudaOps {
         let gated = gate.weight.scales().map_or(1.0, |scales| scales.gated.get());
         out.scale = gated;
         self.scaled_gated_norm(n, x, norm, gate.product, gate.first, 1.0 / gated, out)
+    }
+
+    fn delta_step(
+        &mut self,
+        batch: &CudaBatch,
+        layer: usize,
+        part: &DeltaNet<Weight, DeviceBuffer<f32>>,
+        mixed: &Tensor,
+        states: &mut States,
+        out: &mut Activation,
+    ) -> Result<bool> {
+        let takes = delta_step::takes(&part.rule.sizes)
+            && !batch.shape.rows.has_multiple
+            && self.delta.is_some()
+            && self.is_wanted(&[causal_conv::OP, delta_rule::OP, gated_norm::OP]);
+        if takes {
+            self.fused_delta_step(batch, layer, part, mixed, states, out)?;
+        }
+        Ok(takes)
     }
 
     fn sigmoid_mul(&mut self, n: usize, gate: &Tensor, rows: &mut Activation) -> Result<()> {

@@ -248,6 +248,7 @@ impl CudaOps {
     /// [`Ops::load_stacked`](qernel_core::ops::Ops::load_stacked)
     pub(super) fn load_several(&mut self, matrices: &[Matrix], apart: usize) -> Result<Stacked<Weight>> {
         let cols = matrices.first().map_or(0, |matrix| matrix.cols);
+        let apart = if apart == 0 { units::SPAN } else { apart };
         if let Some(other) = matrices.iter().find(|matrix| matrix.cols != cols) {
             return Err(Error::Model(format!(
                 "{}: expected {cols} columns, found {}",

@@ -7,15 +7,16 @@ use crate::error::{Error, Result};
 use crate::kv_layout::KvLayout;
 use crate::memory::DeviceBuffer;
 use crate::ops::parts::{
-    AttentionIn, Experts, Head, LayerNorm, Linear, MlpIn, Norm, QkNorm, RmsNorm, Router, Up,
+    AttentionIn, Experts, LayerNorm, Linear, MlpIn, Norm, NormMatmul, QkNorm, RmsNorm, Router, Up,
 };
 use crate::ops::{Ops, Rows, Stacked};
 use crate::tensor::{self, Activation, KvCache, Tensor};
-use crate::weight::Weight;
+use crate::units::UnitMatrix;
+use crate::weight::{Run, Values, Weight};
 use crate::weights::Matrix;
 use crate::{
     add_bias, add_positions, bias_rope_kv, cublas, embed, experts_in, experts_out, fused, gate_rows,
-    gather_rows, graph, layer_norm, matmul, precise_dtype, qk_norm, read_bandwidth, rms_norm, route,
+    gather_rows, graph, layer_norm, matmul, precise_dtype, read_bandwidth, rms_norm, route,
 };
 use qernel_core::batch::{Batch, BatchLimits};
 use qernel_core::sampler::SamplingRow;
@@ -191,27 +192,18 @@ impl Ops for CudaOps {
         matmul::matmul_rounded(tools, choice, n, x, weight, out)
     }
 
-    fn qk_norm(
-        &mut self,
-        n: usize,
-        qkv: &mut Tensor,
-        norm: &QkNorm<DeviceBuffer<f32>>,
-        bias: [Option<&DeviceBuffer<f32>>; 2],
-    ) -> Result<()> {
-        let heads = [self.num_attention_heads, self.num_key_value_heads];
-        qk_norm::qk_norm(&self.device, &self.choice, n, heads, norm, bias, qkv)
-    }
-
     fn bias_rope_kv(
         &mut self,
         batch: &CudaBatch,
         layer: usize,
         qkv: &Tensor,
         bias: [Option<&DeviceBuffer<f32>>; 3],
+        norm: Option<&QkNorm<DeviceBuffer<f32>>>,
         q: &mut Tensor,
         cache: &mut KvCache,
     ) -> Result<()> {
-        let operands = bias_rope_kv::BiasRopeKv { batch, table: &self.rope, layer, qkv, bias, q, cache };
+        let operands =
+            bias_rope_kv::BiasRopeKv { batch, table: &self.rope, layer, qkv, bias, norm, q, cache };
         bias_rope_kv::bias_rope_kv(&self.device, &self.choice, operands)
     }
 
@@ -393,19 +385,24 @@ impl Ops for CudaOps {
     fn norm_matmul(
         &mut self,
         rows: Rows<CudaBatch>,
-        part: &Head<Weight, DeviceBuffer<f32>>,
+        part: &NormMatmul<Weight, DeviceBuffer<f32>>,
         x: &Tensor,
-        logits: &mut Tensor,
+        out: &mut Tensor,
     ) -> Result<bool> {
-        let Head { norm: Norm::Rms(norm), weight } = part else { return Ok(false) };
-        let takes = match weight.units(false) {
-            Some(units) => self.takes_units(fused::norm_matmul::OP, units, rows),
-            None => weight.is_plain() && self.is_fused(rows, x.cols),
+        let NormMatmul { norm: Norm::Rms(norm), weight } = part else { return Ok(false) };
+        let takes = |run: &Run| match run.values {
+            Values::Units(UnitMatrix { units, .. }) => {
+                fused::norm_matmul::are_in_order(*units, run.rows)
+                    && self.takes_units(fused::norm_matmul::OP, *units, rows)
+            }
+            Values::Float(_) => self.is_fused(rows, x.cols),
+            Values::Blocks(_) => false,
         };
-        if !takes {
+        let runs = weight.runs(|scales| scales.stored.get());
+        if !runs.iter().all(|run| run.scale == 1.0 && takes(run)) {
             return Ok(false);
         }
-        self.fused_norm_matmul(rows.n, x, norm, weight, logits)?;
+        self.fused_norm_matmul(rows.n, x, norm, weight, out)?;
         Ok(true)
     }
 

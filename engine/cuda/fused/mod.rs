@@ -8,7 +8,7 @@ pub(super) mod norm_qkv_rope;
 
 pub(super) use matmul_add::matmul_add;
 pub(super) use norm_gate_up::{GateUp, norm_gate_up};
-pub(super) use norm_matmul::{HeadWeight, norm_matmul};
+pub(super) use norm_matmul::norm_matmul;
 pub(super) use norm_qkv_rope::{Qkv, QkvWeights, norm_qkv_rope};
 
 use super::device::Device;

@@ -1,11 +1,12 @@
-//! The head.
+//! Norm and projection.
 
 use super::super::device::{Dependent, Device};
 use super::super::launch::{Launch, dimension, expect_vector, launch};
 use super::super::memory::DeviceBuffer;
-use super::super::tensor::{Activation, Tensor};
-use super::super::units::{self, SPAN, Units};
+use super::super::tensor::Tensor;
+use super::super::units::{self, SPAN, UnitMatrix, Units};
 use super::super::variant::{KernelChoice, select, variants};
+use super::super::weight::{Run, Values, Weight};
 use super::{
     MMA, StreamShape, UNITS, expect_eligible, f16_only, floats_only, lanes_fit, norm_fits, persistent,
     units_only, values,
@@ -13,7 +14,7 @@ use super::{
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::ops::parts::RmsNorm;
-use cuda_std::launch::Kernels;
+use cuda_std::launch::{DevicePtr, Kernels};
 use gpu_kernels::fused::mma::{MAX_NORM_WARPS, MAX_ROWS, norm_matmul as mma};
 use gpu_kernels::fused::norm_matmul::*;
 use gpu_kernels::fused::stage_bytes;
@@ -81,14 +82,12 @@ unsafe fn launch_mma(device: &Device, case: &Case, kernels: &Kernels<NormMatmulA
     unsafe { launch(&Dependent(device), kernels, &values(&[case.dtype], n), &config, arguments) }
 }
 
-/// The weights of the head.
-#[derive(Clone, Copy)]
-pub(in super::super) enum HeadWeight<'a> {
-    Float(&'a Activation),
-    Units(Units),
+/// Whether `rows` rows from the first of `units` on are in the order of the kernels for units, in tiles of their own.
+pub(in super::super) fn are_in_order(units: Units, rows: usize) -> bool {
+    units.span == SPAN && Units { rows, ..units }.start().is_some()
 }
 
-/// `out = rms_norm(x) · weightᵀ`: `[n, in_features] -> [n, out_features]`.
+/// `out = rms_norm(x) · weightᵀ`: `[n, in_features] -> [n, out_features]`; a launch for each format that follows another.
 #[allow(clippy::too_many_arguments)] // The operation has these operands.
 pub(in super::super) fn norm_matmul(
     device: &Device,
@@ -96,35 +95,53 @@ pub(in super::super) fn norm_matmul(
     n: usize,
     x: &Tensor,
     norm: &RmsNorm<DeviceBuffer<f32>>,
-    weight: HeadWeight,
+    weight: &Weight,
     out: &mut Tensor,
 ) -> Result<()> {
-    let (dtype, rows, cols) = match weight {
-        HeadWeight::Float(&Activation { dtype, rows, cols, .. }) => (dtype, rows, cols),
-        HeadWeight::Units(Units { rows, cols, span: SPAN, .. }) => (Dtype::F16, rows, cols),
-        HeadWeight::Units(_) => return Err(Error::Request(format!("{OP}: the rows are not in their order"))),
-    };
-    let (weight, units) = match weight {
-        HeadWeight::Float(weight) => (weight.ptr(), None),
-        HeadWeight::Units(units) => (units.at, Some(units)),
-    };
-    expect_eligible(OP, n, dtype, cols)?;
+    let cols = weight.cols;
     x.expect(OP, "x", n, cols)?;
     expect_vector(OP, "norm", &norm.weight, cols)?;
-    out.expect(OP, "out", n, rows)?;
-    let arguments = NormMatmulArgs {
-        n: dimension(OP, n)?,
-        rows: dimension(OP, rows)?,
-        cols: dimension(OP, cols)?,
-        depth: 0,
-        x: x.ptr(),
-        norm: norm.weight.ptr(),
-        eps: norm.eps,
-        weight,
-        out: out.ptr_mut(),
-    };
-    let case = Case { dtype, units, arguments };
-    let variant = select(OP, VARIANTS, &case, choice.get(OP))?;
-    // SAFETY: the shapes were checked; out is borrowed alone.
-    unsafe { (variant.launch)(device, &case) }
+    out.expect(OP, "out", n, weight.rows)?;
+    let (mut first, out_stride) = (0, dimension(OP, out.cols)?);
+    for run in weight.runs(|scales| scales.stored.get()) {
+        if run.scale != 1.0 {
+            return Err(Error::Request(format!("{OP}: the weights must not be scaled, by {:e}", run.scale)));
+        }
+        let (dtype, weight, units) = of_run(&run)?;
+        expect_eligible(OP, n, dtype, cols)?;
+        let arguments = NormMatmulArgs {
+            n: dimension(OP, n)?,
+            rows: dimension(OP, run.rows)?,
+            cols: dimension(OP, cols)?,
+            depth: 0,
+            x: x.ptr(),
+            norm: norm.weight.ptr(),
+            eps: norm.eps,
+            weight,
+            out: out.ptr_mut().add(first),
+            out_stride,
+        };
+        let case = Case { dtype, units, arguments };
+        let variant = select(OP, VARIANTS, &case, choice.get(OP))?;
+        // SAFETY: the shapes were checked, and the columns of the run are some of out's, which is borrowed alone.
+        unsafe { (variant.launch)(device, &case)? }
+        first += run.rows;
+    }
+    Ok(())
+}
+
+/// What the kernels take inputs as, where the rows of a run begin, and what is known of them if they are in units.
+fn of_run(run: &Run) -> Result<(Dtype, DevicePtr<u8>, Option<Units>)> {
+    match run.values {
+        Values::Float(matrix) => Ok((matrix.dtype, matrix.ptr(), None)),
+        Values::Units(UnitMatrix { units, .. }) => {
+            let units = Units { rows: run.rows, ..*units };
+            let start = units.start().filter(|_| units.span == SPAN);
+            let start = start.ok_or_else(|| {
+                Error::Request(format!("{OP}: rows are not in their order, in tiles of their own"))
+            })?;
+            Ok((Dtype::F16, start, Some(units)))
+        }
+        Values::Blocks(_) => Err(Error::Request(format!("{OP}: the weights are as in the file"))),
+    }
 }

@@ -26,8 +26,11 @@ pub(crate) const INLINE: &str = "inline";
 /// The kernel that multiplies what was repacked.
 const UNITS: &str = "units";
 
-/// Rows up to which [`UNITS`] or [`INLINE`] is taken where nothing is asked for: with these the weights are read once for eight or four rows.
+/// Rows up to which [`INLINE`] is taken where nothing is asked for: with it the weights are read once for four rows.
 const FEW_ROWS: usize = 8;
+
+/// The same of [`UNITS`], with which they are read once for eight: three times that takes less than decoding them for the library does.
+const FEW_ROWS_OF_UNITS: usize = 24;
 
 /// Values of the weights that are decoded at a time, at most: 288 MiB of f16, all of gate and up of a model of 7 B parameters.
 const TILE_VALUES: usize = 144 << 20;
@@ -136,7 +139,8 @@ pub(super) unsafe fn multiply(
     // Who asks for a product without the library means these too.
     let by_kernel = if matches!(weight, Place::Units(_)) { UNITS } else { INLINE };
     let of_floats = choice.get(MATMUL).filter(|&name| name != CUBLAS).map(|_| by_kernel);
-    let preferred = (n <= FEW_ROWS).then_some(by_kernel);
+    let few = if by_kernel == UNITS { FEW_ROWS_OF_UNITS } else { FEW_ROWS };
+    let preferred = (n <= few).then_some(by_kernel);
     let variant = select(OP, VARIANTS, &case, choice.get(OP).or(of_floats).or(preferred))?;
     // SAFETY: the shapes of x and the weights were checked; the caller vouches for `out`.
     unsafe { (variant.launch)(tools, &case) }

@@ -1,4 +1,4 @@
-//! Biases, rotation and the pages of K and V, against the same in f64.
+//! Biases, norms of heads, rotation and the pages of K and V, against the same in f64.
 
 use super::ragged;
 use crate::batch::{Batch, BatchLimits, LogitRows, SequenceRows};
@@ -9,6 +9,7 @@ use crate::kv_layout::{KvLayout, PAGE_SIZE, pages_for};
 use crate::lab::case::{Case, Cases, Cost, Instance, Workload};
 use crate::lab::findings::Findings;
 use crate::lab::values::*;
+use crate::ops::parts::QkNorm;
 use crate::ops::{Ops, OpsConfig};
 use crate::rope::Rotation;
 
@@ -23,12 +24,49 @@ const POISON: u8 = 0xFF;
 /// Heads of Q, heads of K and of V, values of each.
 type Heads = (usize, usize, usize);
 
+/// What Q, K and V get before they are rotated.
+#[derive(Clone, Copy, PartialEq)]
+enum With {
+    Nothing,
+    Biases,
+    /// Norms of the heads of Q and K.
+    Norms,
+    BiasesAndNorms,
+}
+
+impl With {
+    fn has_biases(self) -> bool {
+        matches!(self, Self::Biases | Self::BiasesAndNorms)
+    }
+
+    fn has_norms(self) -> bool {
+        matches!(self, Self::Norms | Self::BiasesAndNorms)
+    }
+
+    fn of(has_biases: bool, has_norms: bool) -> Self {
+        match (has_biases, has_norms) {
+            (false, false) => Self::Nothing,
+            (true, false) => Self::Biases,
+            (false, true) => Self::Norms,
+            (true, true) => Self::BiasesAndNorms,
+        }
+    }
+}
+
+const EPS: f32 = 1e-6;
+
 fn checks() -> Vec<Case> {
-    let shapes = [((14, 2, 64), true), ((3, 1, 64), false), ((2, 2, 128), true)];
+    let shapes = [
+        ((14, 2, 64), With::Biases),
+        ((3, 1, 64), With::Nothing),
+        ((2, 2, 128), With::Biases),
+        ((3, 1, 64), With::BiasesAndNorms),
+        ((2, 1, 128), With::Norms),
+        ((1, 1, 256), With::Norms),
+    ];
     let of = |dtype| {
-        let ragged = |(heads, biased)| {
-            case(dtype, heads, biased, Size::new(131, 9), Box::new(|seed| ragged(seed, 10, 9)))
-        };
+        let ragged =
+            |(heads, with)| case(dtype, heads, with, Size::new(131, 9), Box::new(|seed| ragged(seed, 10, 9)));
         shapes.map(ragged).into_iter().chain([last_positions(dtype)])
     };
     Dtype::ALL.into_iter().flat_map(of).collect()
@@ -45,7 +83,7 @@ fn last_positions(dtype: Dtype) -> Case {
         let rows = SequenceRows { tokens: &[0; ROWS], position, pages: &pages, logits: LogitRows::None };
         Batch::new(&[rows])
     };
-    case(dtype, (3, 1, 64), true, size, Box::new(host))
+    case(dtype, (3, 1, 64), With::Biases, size, Box::new(host))
 }
 
 fn timings(workload: &Workload) -> Vec<Case> {
@@ -59,7 +97,8 @@ fn timings(workload: &Workload) -> Vec<Case> {
             let rows = SequenceRows { tokens: &tokens, position: 0, pages: &pages, logits: LogitRows::None };
             Batch::new(&[rows])
         };
-        case(workload.dtype, heads, config.attention_bias, Size::new(n, num_pages), Box::new(host))
+        let with = With::of(config.attention_bias, !config.attention_bias);
+        case(workload.dtype, heads, with, Size::new(n, num_pages), Box::new(host))
     };
     workload.rows.iter().map(of).collect()
 }
@@ -83,7 +122,7 @@ impl Size {
 fn case(
     dtype: Dtype,
     heads: Heads,
-    biased: bool,
+    with: With,
     Size { rows: n, num_pages, context }: Size,
     host: Box<dyn Fn(u64) -> Batch>,
 ) -> Case {
@@ -102,21 +141,24 @@ fn case(
         head_dim,
         rotation: Rotation::new(1e6, head_dim),
         experts: None,
+        linear: None,
         max_model_len: context,
         limits,
     };
-    let bias = if biased { "" } else { ", no bias" };
+    let (bias, normed) = (with.has_biases(), with.has_norms());
+    let bias = if bias { "" } else { ", no bias" };
+    let normed = if normed { ", normed" } else { "" };
     let bytes = values * 4 + n * (q_size * 4 + 2 * kv_size * dtype.size() + head_dim * 4 + 8);
     Case {
         dtype,
-        shape: format!("{n} rows, {q_heads}:{kv_heads} heads of {head_dim}{bias}"),
+        shape: format!("{n} rows, {q_heads}:{kv_heads} heads of {head_dim}{bias}{normed}"),
         work: values,
         cost: Cost { bytes: bytes as f64, flops: 4.0 * values as f64 },
         config: config.clone(),
         prepare: Box::new(move |ops, seed| {
             let layout =
                 KvLayout { dtype, num_layers: LAYERS, num_pages, num_key_value_heads: kv_heads, head_dim };
-            let setup = Setup { heads, biased, layout, host: host(seed) };
+            let setup = Setup { heads, with, layout, host: host(seed) };
             Ok(Box::new(BiasRopeKv::new(ops, seed, &config, setup)?))
         }),
     }
@@ -125,7 +167,7 @@ fn case(
 /// What a case is made of.
 struct Setup {
     heads: Heads,
-    biased: bool,
+    with: With,
     layout: KvLayout,
     host: Batch,
 }
@@ -136,6 +178,7 @@ struct BiasRopeKv {
     qkv: Tensor,
     /// Of Q, K and V.
     bias: [Option<DeviceBuffer<f32>>; 3],
+    norm: Option<QkNorm<DeviceBuffer<f32>>>,
     q: Tensor,
     cache: KvCache,
     /// Exact values, and the tolerance of each in units of roundoff of f32.
@@ -146,17 +189,33 @@ struct BiasRopeKv {
 
 impl BiasRopeKv {
     fn new(ops: &mut CudaOps, seed: u64, config: &OpsConfig, setup: Setup) -> Result<Self> {
-        let Setup { heads: (q_heads, kv_heads, head_dim), biased, layout, host } = setup;
+        let Setup { heads: (q_heads, kv_heads, head_dim), with, layout, host } = setup;
         let (n, q_size, kv_size) = (host.num_tokens(), q_heads * head_dim, kv_heads * head_dim);
         let cols = q_size + 2 * kv_size;
         let name = format!("bias_rope_kv [{n}, {cols}]");
         let input = random(seed, &name, n * cols);
-        let biases: Vec<f32> = match biased {
+        let biases: Vec<f32> = match with.has_biases() {
             true => random(seed, &format!("{name}: bias"), cols).iter().map(|bias| 10.0 * bias).collect(),
             false => vec![0.0; cols],
         };
-        let sums: Vec<f64> =
+        let mut sums: Vec<f64> =
             input.iter().enumerate().map(|(i, x)| f64::from(*x) + f64::from(biases[i % cols])).collect();
+        let weights = ["q", "k"].map(|of| random(seed, &format!("{name}: {of} norm"), head_dim));
+        // The root of the mean of squares that are added one by one, and roundings of quotient, root and products.
+        let mut roundings = 0.0;
+        if with.has_norms() {
+            roundings = head_dim as f64 / 2.0 + 6.0;
+            for (i, head) in sums.chunks_mut(head_dim).enumerate() {
+                let weight = match i % (q_heads + 2 * kv_heads) {
+                    i if i < q_heads => &weights[0],
+                    i if i < q_heads + kv_heads => &weights[1],
+                    _ => continue,
+                };
+                let squares: f64 = head.iter().map(|x| x * x).sum();
+                let scale = 1.0 / (squares / head_dim as f64 + f64::from(EPS)).sqrt();
+                head.iter_mut().zip(weight).for_each(|(x, weight)| *x *= scale * f64::from(*weight));
+            }
+        }
         // Q and K are rotated, all heads of a row alike; V is not.
         let rotated = rotate(&sums, &host.positions, config.rotation.theta, q_heads + 2 * kv_heads, head_dim);
         let half = head_dim / 2;
@@ -168,7 +227,7 @@ impl BiasRopeKv {
                 return (sums[i], sums[i].abs());
             }
             let partner = if column % head_dim < half { i + half } else { i - half };
-            (rotated[i], 4.0 * (sums[i].abs() + sums[partner].abs()))
+            (rotated[i], (4.0 + roundings) * (sums[i].abs() + sums[partner].abs()))
         };
         let expected_q = (0..n * q_size).map(|i| exact(i / q_size, i % q_size)).collect();
         let pages = |first: usize| {
@@ -188,8 +247,13 @@ impl BiasRopeKv {
         for (bias, range) in
             bias.iter_mut().zip([0..q_size, q_size..q_size + kv_size, q_size + kv_size..cols])
         {
-            *bias = biased.then(|| ops.load_vector(&biases[range])).transpose()?;
+            *bias = with.has_biases().then(|| ops.load_vector(&biases[range])).transpose()?;
         }
+        let [q_norm, k_norm] = &weights;
+        let norm = match with.has_norms() {
+            true => Some(QkNorm { q: ops.load_vector(q_norm)?, k: ops.load_vector(k_norm)?, eps: EPS }),
+            false => None,
+        };
         let mut batch = ops.new_batch(&config.limits)?;
         ops.upload(&host, &mut batch)?;
         Ok(Self {
@@ -197,6 +261,7 @@ impl BiasRopeKv {
             batch,
             qkv: tensor(ops, n, cols, &input)?,
             bias,
+            norm,
             q: poisoned(ops, n, q_size)?,
             cache: ops.new_kv_cache(&layout)?,
             expected_q,
@@ -213,8 +278,8 @@ impl Instance for BiasRopeKv {
 
     fn launch(&mut self, ops: &mut CudaOps) -> Result<()> {
         let bias = self.bias.each_ref().map(Option::as_ref);
-        let Self { batch, qkv, cache, .. } = self;
-        ops.bias_rope_kv(batch, LAYER, qkv, bias, &mut self.q, cache)
+        let Self { batch, qkv, norm, cache, .. } = self;
+        ops.bias_rope_kv(batch, LAYER, qkv, bias, norm.as_ref(), &mut self.q, cache)
     }
 
     fn compare(&mut self, ops: &mut CudaOps, _: &str, findings: &mut Findings) -> Result<()> {
@@ -235,7 +300,8 @@ impl Instance for BiasRopeKv {
         let (k, v) = self.cache.read(0)?;
         findings.expect(k.iter().chain(&v).all(|value| value.is_nan()), || "layer 0 was written".into());
         let bias = self.bias.each_ref().map(Option::as_ref);
-        let refused = ops.bias_rope_kv(&self.batch, LAYERS, &self.qkv, bias, &mut self.q, &mut self.cache);
+        let Self { batch, qkv, norm, cache, .. } = self;
+        let refused = ops.bias_rope_kv(batch, LAYERS, qkv, bias, norm.as_ref(), &mut self.q, cache);
         findings.expect(refused.is_err(), || format!("layer {LAYERS} of {LAYERS} was not refused"));
         Ok(())
     }

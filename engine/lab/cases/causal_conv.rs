@@ -16,8 +16,10 @@ use crate::ops::hybrid::{CausalConv, HybridOps};
 
 pub const CASES: Cases = Cases { op: "causal_conv", checks, timings };
 
-/// Columns of the input behind its channels.
-const BEHIND: usize = 5;
+/// Columns of the input behind its channels, where those are whole groups of four a whole group too.
+fn behind(channels: usize) -> usize {
+    if channels.is_multiple_of(4) { 8 } else { 5 }
+}
 
 /// Rows in the batch, and the position of the first of them.
 type Sequence = (usize, usize);
@@ -85,7 +87,7 @@ impl Convolved {
     fn new(ops: &mut CudaOps, seed: u64, sizes: LinearSizes, sequences: &[Sequence]) -> Result<Self> {
         let name = format!("causal_conv {sizes:?} {}", super::delta_rule::described(sequences));
         let (channels, taps) = (sizes.channels(), sizes.linear_conv_kernel_dim);
-        let (cols, n) = (channels + BEHIND, sequences.iter().map(|s| s.0).sum());
+        let (cols, n) = (channels + behind(channels), sequences.iter().map(|s| s.0).sum());
         let (batch, host) = uploaded(ops, seed, &name, sequences)?;
         let layout =
             SlotLayout { num_layers: 3, num_slots: sequences.len() + 2, bytes: 4 * sizes.slot_values() };

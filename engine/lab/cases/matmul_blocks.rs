@@ -171,6 +171,7 @@ impl Instance for Matmul {
     }
 
     fn default_variant(&self) -> Option<&'static str> {
-        (self.shape[0] <= 8).then_some(if self.is_repacked { "units" } else { "inline" })
+        let (most, name) = if self.is_repacked { (24, "units") } else { (8, "inline") };
+        (self.shape[0] <= most).then_some(name)
     }
 }

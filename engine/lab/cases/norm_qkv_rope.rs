@@ -91,6 +91,7 @@ fn case(formats: [MatrixFormat; 2], shape: QkvShape, bias: bool) -> Case {
             head_dim,
             rotation: Rotation::new(1e6, head_dim),
             experts: None,
+            linear: None,
             max_model_len: 64,
             limits: BatchLimits { max_num_tokens: 8, max_num_sequences: 8, max_num_logits: 8, max_blocks: 2 },
         },

@@ -1,4 +1,4 @@
-//! The head: norm and projection to the vocabulary.
+//! Norm and projection: to the vocabulary, and at the beginning of layers that no other kernel begins.
 
 use cuda_std::prelude::*;
 
@@ -26,8 +26,9 @@ pub struct NormMatmul<E> {
     pub eps: f32,
     /// E `[rows, cols]`
     pub weight: *const E,
-    /// f32 `[n, rows]`
+    /// f32 `[n, rows]`, in rows of `out_stride` values
     pub out: *mut f32,
+    pub out_stride: u32,
 }
 
 /// At most `N` rows.
@@ -46,11 +47,11 @@ pub struct NormMatmul<E> {
     min_blocks = 2,
 )]
 pub unsafe fn lanes<E: PackedElement, const N: usize>(a: NormMatmul<E>) {
-    let NormMatmul { n, rows, cols, x, norm, eps, weight, out, .. } = a;
+    let NormMatmul { n, rows, cols, x, norm, eps, weight, out, out_stride, .. } = a;
     launch_dependents();
     // SAFETY: the kernels' contract; the stage has room for `n` rows.
     unsafe {
-        matmul::<E, N>(n, rows, cols, weight, out, rows, |stage| {
+        matmul::<E, N>(n, rows, cols, weight, out, out_stride, |stage| {
             let ahead = stage.load_norm(norm);
             wait_for_dependencies();
             stage.copy_normed::<N>(x, norm, ahead, eps)

@@ -1,4 +1,4 @@
-//! The head on tensor cores: see the [module](super).
+//! Norm and projection on tensor cores: see the [module](super).
 
 use cuda_std::prelude::*;
 
@@ -27,7 +27,7 @@ pub const COLUMNS_PER_TILE: u32 = 16;
 /// what the kernels before this one write, only `x` is read.
 #[kernel(E = [f16], (N, G) = [eight: (8, 2)], name = "norm_matmul_{E}_mma_{N}", max_threads = 512)]
 pub unsafe fn mma<const N: usize, const G: usize>(a: NormMatmul<f16>) {
-    let NormMatmul { n, rows, cols, depth, x, norm, eps, weight, out } = a;
+    let NormMatmul { n, rows, cols, depth, x, norm, eps, weight, out, out_stride } = a;
     launch_dependents();
     let words = cols / WORD;
     let tiles = Tiles::new(rows.div_ceil(COLUMNS_PER_TILE), words);
@@ -44,7 +44,7 @@ pub unsafe fn mma<const N: usize, const G: usize>(a: NormMatmul<f16>) {
         let shared = shared.add(stream_bytes(thread::block_dim_x() / 32, depth));
         inputs.multiply(weights, eps, shared, |tile, i, r, low, high| {
             let column = tile * COLUMNS_PER_TILE + r;
-            let out = out.add(offset(i, rows, column));
+            let out = out.add(offset(i, out_stride, column));
             if column < rows {
                 *out = low;
             }

@@ -46,6 +46,10 @@ pub struct MatmulUnits {
     pub counters: *mut u32,
 }
 
+/// Slices that are loaded before the first of them is added, so that their latencies overlap.
+#[device]
+const SLICES_AT_ONCE: usize = 4;
+
 /// At most `N` rows, as `G` second operands. Where columns are sliced, the block of a group that ends last adds up what all have, in the order of the
 /// slices.
 ///
@@ -131,23 +135,29 @@ pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: MatmulUnits) {
         if !is_last_block(counters.add(group as usize), slices, shared_array![u32; 1]) {
             return;
         }
-        let mut t = thread::thread_idx_x();
+        // Four rows of a tile a thread, which follow each other in the matrix as well.
+        let mut t = 4 * thread::thread_idx_x();
         while t < tiles.count() * ROWS * n {
             let (i, place) = divide(t, tiles.count() * ROWS);
             let row = tiles.first() * ROWS + place;
-            let mut sum = 0.0;
+            let mut sums = [0.0f32; 4];
             let mut slice = 0;
             while slice < slices {
-                repeat(4, |s| {
+                let mut values = [[0.0f32; 4]; SLICES_AT_ONCE];
+                repeat(SLICES_AT_ONCE, |s| {
                     let slice = slice + s as u32;
                     if slice < slices {
-                        sum += memory::load_l2(partial.add(offset(slice * n + i, rows, row)).cast_const());
+                        let from = partial.add(offset(slice * n + i, rows, row)).cast_const();
+                        values[s] = memory::load_l2(from.cast::<[f32; 4]>());
                     }
                 });
-                slice += 4;
+                // In the order of the slices; what is not there adds nothing.
+                repeat(SLICES_AT_ONCE, |s| repeat(4, |k| sums[k] += values[s][k]));
+                slice += SLICES_AT_ONCE as u32;
             }
-            store(i, row_of(row / ROWS, row % ROWS, span), sum, None);
-            t += thread::block_dim_x();
+            let first = row_of(row / ROWS, row % ROWS, span);
+            repeat(4, |k| store(i, first + k as u32, sums[k], None));
+            t += 4 * thread::block_dim_x();
         }
     }
 }

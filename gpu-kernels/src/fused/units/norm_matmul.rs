@@ -1,4 +1,4 @@
-//! The head, of weights in units: see the [module](super).
+//! Norm and projection, of weights in units: see the [module](super).
 
 use cuda_std::prelude::*;
 
@@ -29,7 +29,7 @@ use crate::{
     requires = "sm_90",
 )]
 pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: NormMatmul<u8>) {
-    let NormMatmul { n, rows, cols, depth, x, norm, eps, weight, out } = a;
+    let NormMatmul { n, rows, cols, depth, x, norm, eps, weight, out, out_stride } = a;
     launch_dependents();
     // SAFETY: the caller's promise.
     unsafe {
@@ -40,7 +40,7 @@ pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: NormMatmul<u8>) 
         wait_for_dependencies();
         let scale = |squares| crate::rms_norm::scale(squares, cols, eps);
         product.multiply(n, inputs, scale, |tile, _, i, r, low, high| {
-            let out = out.add(offset(i, rows, tile * ROWS + r));
+            let out = out.add(offset(i, out_stride, tile * ROWS + r));
             *out = low;
             *out.add(8) = high;
         });
