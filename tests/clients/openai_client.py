@@ -254,7 +254,7 @@ def answers_of_responses():
 def errors():
     expect(openai.BadRequestError, lambda: chat(n=1000), param="n")
     expect(openai.BadRequestError, lambda: chat(extra_body={"foo": 1}), param="foo")
-    expect(openai.BadRequestError, lambda: chat(logit_bias={"1": 1}), param="logit_bias")
+    expect(openai.BadRequestError, lambda: chat(logit_bias={"1": 1e7}), param="logit_bias")
     long = [{"role": "user", "content": "the sea " * 600}]
     expect(
         openai.BadRequestError,

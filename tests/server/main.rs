@@ -19,6 +19,7 @@ mod minute;
 mod openai;
 mod refusals;
 mod responses;
+mod samplers;
 mod schemas;
 mod templates;
 mod thinking;

@@ -24,7 +24,6 @@ fn wrong_fields_are_refused_by_name() {
         (GENERATE, json!({"prompt": "x", "stop": "a".repeat(2000)}), "stop"),
         (GENERATE, json!({"ids": [1, -1]}), "ids[1]"),
         (CHAT, json!({"messages": []}), "messages"),
-        (CHAT, json!({"messages": user, "logit_bias": {"1": 2}}), "logit_bias"),
         (CHAT, json!({"messages": user, "web_search_options": {}}), "web_search_options"),
         (CHAT, json!({"messages": user, "n": 17}), "n"),
         (CHAT, json!({"messages": user, "temperature": -1}), "temperature"),

@@ -81,7 +81,7 @@ pub async fn completions(
     let info = app.model(request.model.as_deref())?;
     let (model, tokenizer) = (info.name.clone(), &info.tokenizer);
     let logprobs = logprobs::check("logprobs", request.logprobs)?;
-    let (sampling, stream, n) = (request.sampling()?, request.stream()?, request.n.unwrap_or(1));
+    let (sampling, stream, n) = (request.sampling(tokenizer)?, request.stream()?, request.n.unwrap_or(1));
     let stop = Stop::texts(request.stop)?;
     let limits = [("max_tokens", request.max_tokens), ("n_predict", request.n_predict)];
     let max_tokens = token_limit(limits, Some(DEFAULT_MAX_TOKENS))?;

@@ -2,11 +2,11 @@
 
 use super::completions::plain;
 use super::logprobs::{self, TokenLogprob};
+use super::samplers::sampled_request;
 use super::{Choice, Stop, collect, fields, openai};
 use crate::body::JsonBody;
 use crate::engine_thread::{ModelInfo, SequenceRequest};
 use crate::error::{ApiError, ErrorResponse};
-use crate::fields::described;
 use crate::number::{self, TokenLimit};
 use crate::sse::{self, Encoder, EventStream, ServerSentEvent};
 use crate::work::RequestPermit;
@@ -18,16 +18,13 @@ use qernel_core::chat::Message;
 use qernel_core::engine::{Event, FinishReason, Request, Timings, Usage};
 use qernel_core::sampler::SamplingParams;
 use qernel_core::tokenizer::Tokenizer;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::sync::Arc;
 use utoipa::ToSchema;
 
-described!(GenerateRequest: fields::GENERATE);
-
+sampled_request! {
 /// What is to be generated. Sampling fields have llama.cpp's names, meaning, order and defaults.
-#[derive(Deserialize, ToSchema)]
-#[serde(remote = "Self", deny_unknown_fields)]
-pub struct GenerateRequest {
+pub struct GenerateRequest: fields::GENERATE {
     /// The prompt as text. Either this or `ids`.
     prompt: Option<String>,
     /// The prompt as token ids, taken as they are.
@@ -80,6 +77,7 @@ pub struct GenerateRequest {
     #[serde(default, deserialize_with = "number::whole")]
     logprobs: Option<usize>,
 }
+}
 
 /// A whole answer.
 #[derive(Serialize, ToSchema)]
@@ -123,9 +121,13 @@ pub struct EndEvent {
 }
 
 impl GenerateRequest {
-    fn sampling(&self) -> SamplingParams {
+    /// The sampler's parameters, with llama.cpp's defaults.
+    ///
+    /// # Errors
+    /// 400, by name, where a value has no meaning.
+    fn sampling(&self, tokenizer: &Tokenizer) -> Result<SamplingParams, ApiError> {
         let default = SamplingParams::default();
-        SamplingParams {
+        let params = SamplingParams {
             temperature: self.temperature.unwrap_or(default.temperature),
             top_k: self.top_k.unwrap_or(default.top_k),
             top_p: self.top_p.unwrap_or(default.top_p),
@@ -135,8 +137,10 @@ impl GenerateRequest {
             presence_penalty: self.presence_penalty.unwrap_or(default.presence_penalty),
             frequency_penalty: self.frequency_penalty.unwrap_or(default.frequency_penalty),
             seed: self.seed.unwrap_or_else(random_u64),
-            chain: None,
-        }
+            chain: self.chain(tokenizer)?,
+        };
+        openai::check_sampling(&params)?;
+        Ok(params)
     }
 
     /// The ids of the prompt.
@@ -184,9 +188,7 @@ pub async fn generate(
     State(app): State<Arc<App>>,
     JsonBody(mut request): JsonBody<GenerateRequest>,
 ) -> Result<Response, ApiError> {
-    app.engine.model()?;
-    let sampling = request.sampling();
-    openai::check_sampling(&sampling)?;
+    let sampling = request.sampling(&app.engine.model()?.tokenizer)?;
     let limits = [("max_tokens", request.max_tokens), ("n_predict", request.n_predict)];
     let max_tokens = openai::token_limit(limits, None)?;
     let prompt_param = if request.ids.is_some() { "ids" } else { "prompt" };

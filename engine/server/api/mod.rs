@@ -19,6 +19,7 @@ pub mod prompt;
 pub mod rerank;
 pub mod response_format;
 pub mod responses;
+pub mod samplers;
 pub mod tokens;
 pub mod tool_calls;
 pub mod tool_grammar;

@@ -12,12 +12,9 @@ use utoipa::ToSchema;
 /// Declares a request with the fields that both endpoints take. (serde's `flatten` would lose which field a fault is in.)
 macro_rules! openai_request {
     ($(#[$attribute:meta])* pub struct $name:ident: $table:path { $($specific:tt)* }) => {
-        crate::fields::described!($name: $table);
-
+        crate::api::samplers::sampled_request! {
         $(#[$attribute])*
-        #[derive(serde::Deserialize, utoipa::ToSchema)]
-        #[serde(remote = "Self", deny_unknown_fields)]
-        pub struct $name {
+        pub struct $name: $table {
             $($specific)*
             /// The model's name; there is one. [default: that one]
             pub model: Option<String>,
@@ -59,11 +56,16 @@ macro_rules! openai_request {
             /// Divides the logits of tokens that have occurred in the answer. Not OpenAI's. [default: 1]
             #[schema(minimum = 0.001, maximum = 1000)]
             pub repeat_penalty: Option<f32>,
+            /// How many of the answer's last tokens the penalties look at; 0 none, -1 all. Not OpenAI's. [default: -1]
+            #[schema(minimum = -1)]
+            #[serde(default, deserialize_with = "crate::number::whole")]
+            pub repeat_last_n: Option<i32>,
             /// Goes on after an end-of-sequence token. Not OpenAI's. [default: false]
             pub ignore_eos: Option<bool>,
             /// Who asks: a name for the server's log, of at most 256 bytes.
             #[schema(max_length = 256)]
             pub user: Option<String>,
+        }
         }
 
         impl $name {
@@ -71,7 +73,10 @@ macro_rules! openai_request {
             ///
             /// # Errors
             /// 400 where OpenAI's interface knows no such value.
-            fn sampling(&self) -> Result<qernel_core::sampler::SamplingParams, crate::error::ApiError> {
+            fn sampling(
+                &self,
+                tokenizer: &qernel_core::tokenizer::Tokenizer,
+            ) -> Result<qernel_core::sampler::SamplingParams, crate::error::ApiError> {
                 crate::api::openai::check(self.temperature, self.user.as_deref())?;
                 let default = crate::api::openai::plain_sampling();
                 let params = qernel_core::sampler::SamplingParams {
@@ -82,8 +87,9 @@ macro_rules! openai_request {
                     repeat_penalty: self.repeat_penalty.unwrap_or(default.repeat_penalty),
                     presence_penalty: self.presence_penalty.unwrap_or(default.presence_penalty),
                     frequency_penalty: self.frequency_penalty.unwrap_or(default.frequency_penalty),
+                    repeat_last_n: self.repeat_last_n.unwrap_or(default.repeat_last_n),
                     seed: self.seed.unwrap_or_else(crate::random_u64),
-                    ..default
+                    chain: self.chain(tokenizer)?,
                 };
                 crate::api::openai::check_sampling(&params)?;
                 Ok(params)
