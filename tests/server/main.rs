@@ -17,6 +17,7 @@ mod messages;
 #[path = "../common/minute.rs"]
 mod minute;
 mod openai;
+mod page;
 mod refusals;
 mod responses;
 mod samplers;

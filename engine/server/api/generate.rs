@@ -23,60 +23,60 @@ use std::sync::Arc;
 use utoipa::ToSchema;
 
 sampled_request! {
-/// What is to be generated. Sampling fields have llama.cpp's names, meaning, order and defaults.
-pub struct GenerateRequest: fields::GENERATE {
-    /// The prompt as text. Either this or `ids`.
-    prompt: Option<String>,
-    /// The prompt as token ids, taken as they are.
-    #[serde(default, deserialize_with = "number::whole_list_if_any")]
-    ids: Option<Vec<u32>>,
-    /// Takes `prompt` as it is instead of as the user's message in the model's chat template. [default: false]
-    raw: Option<bool>,
-    /// System message of the chat template.
-    system: Option<String>,
-    /// Most tokens to generate; -1 for as many as the context has room for. [default: until the model stops or the context is full]
-    max_tokens: Option<TokenLimit>,
-    /// llama.cpp's name of `max_tokens`.
-    n_predict: Option<TokenLimit>,
-    /// Texts that end the answer; they are no part of it.
-    stop: Option<Stop>,
-    /// Goes on after an end-of-sequence token. [default: false]
-    ignore_eos: Option<bool>,
-    /// Whether to answer with Server-Sent Events: `token` for every token, `end` after the last. [default: false]
-    stream: Option<bool>,
-    /// 0 always takes the likeliest token. [default: 0.8]
-    temperature: Option<f32>,
-    /// Keeps the likeliest tokens; 0 or less keeps all. [default: 40]
-    #[serde(default, deserialize_with = "number::whole")]
-    top_k: Option<i32>,
-    /// Keeps the likeliest tokens whose probabilities add up to it. [default: 0.95]
-    #[schema(minimum = 0, maximum = 1)]
-    top_p: Option<f32>,
-    /// Keeps tokens with at least this share of the likeliest one's probability. [default: 0.05]
-    #[schema(minimum = 0, maximum = 1)]
-    min_p: Option<f32>,
-    /// Divides the logits of repeated tokens. [default: 1]
-    #[schema(minimum = 0.001, maximum = 1000)]
-    repeat_penalty: Option<f32>,
-    /// How many of the last tokens the penalties look at; 0 none, -1 the whole context. [default: 64]
-    #[schema(minimum = -1)]
-    #[serde(default, deserialize_with = "number::whole")]
-    repeat_last_n: Option<i32>,
-    /// Subtracted from the logit of every token that has occurred. [default: 0]
-    #[schema(minimum = -1e6, maximum = 1e6)]
-    presence_penalty: Option<f32>,
-    /// Subtracted from a token's logit once for each time it has occurred. [default: 0]
-    #[schema(minimum = -1e6, maximum = 1e6)]
-    frequency_penalty: Option<f32>,
-    /// The same seed gives the same answer; -1 takes a random one. [default: random]
-    #[schema(value_type = Option<i64>)]
-    #[serde(default, deserialize_with = "number::seed")]
-    seed: Option<u64>,
-    /// Log-probabilities of the tokens, and of so many likeliest ones in the place of each.
-    #[schema(maximum = 20)]
-    #[serde(default, deserialize_with = "number::whole")]
-    logprobs: Option<usize>,
-}
+    /// What is to be generated. Sampling fields have llama.cpp's names, meaning, order and defaults.
+    pub struct GenerateRequest: fields::GENERATE {
+        /// The prompt as text. Either this or `ids`.
+        prompt: Option<String>,
+        /// The prompt as token ids, taken as they are.
+        #[serde(default, deserialize_with = "number::whole_list_if_any")]
+        ids: Option<Vec<u32>>,
+        /// Takes `prompt` as it is instead of as the user's message in the model's chat template. [default: false]
+        raw: Option<bool>,
+        /// System message of the chat template.
+        system: Option<String>,
+        /// Most tokens to generate; -1 for as many as the context has room for. [default: until the model stops or the context is full]
+        max_tokens: Option<TokenLimit>,
+        /// llama.cpp's name of `max_tokens`.
+        n_predict: Option<TokenLimit>,
+        /// Texts that end the answer; they are no part of it.
+        stop: Option<Stop>,
+        /// Goes on after an end-of-sequence token. [default: false]
+        ignore_eos: Option<bool>,
+        /// Whether to answer with Server-Sent Events: `token` for every token, `end` after the last. [default: false]
+        stream: Option<bool>,
+        /// 0 always takes the likeliest token. [default: 0.8]
+        temperature: Option<f32>,
+        /// Keeps the likeliest tokens; 0 or less keeps all. [default: 40]
+        #[serde(default, deserialize_with = "number::whole")]
+        top_k: Option<i32>,
+        /// Keeps the likeliest tokens whose probabilities add up to it. [default: 0.95]
+        #[schema(minimum = 0, maximum = 1)]
+        top_p: Option<f32>,
+        /// Keeps tokens with at least this share of the likeliest one's probability. [default: 0.05]
+        #[schema(minimum = 0, maximum = 1)]
+        min_p: Option<f32>,
+        /// Divides the logits of repeated tokens. [default: 1]
+        #[schema(minimum = 0.001, maximum = 1000)]
+        repeat_penalty: Option<f32>,
+        /// How many of the last tokens the penalties look at; 0 none, -1 the whole context. [default: 64]
+        #[schema(minimum = -1)]
+        #[serde(default, deserialize_with = "number::whole")]
+        repeat_last_n: Option<i32>,
+        /// Subtracted from the logit of every token that has occurred. [default: 0]
+        #[schema(minimum = -1e6, maximum = 1e6)]
+        presence_penalty: Option<f32>,
+        /// Subtracted from a token's logit once for each time it has occurred. [default: 0]
+        #[schema(minimum = -1e6, maximum = 1e6)]
+        frequency_penalty: Option<f32>,
+        /// The same seed gives the same answer; -1 takes a random one. [default: random]
+        #[schema(value_type = Option<i64>)]
+        #[serde(default, deserialize_with = "number::seed")]
+        seed: Option<u64>,
+        /// Log-probabilities of the tokens, and of so many likeliest ones in the place of each.
+        #[schema(maximum = 20)]
+        #[serde(default, deserialize_with = "number::whole")]
+        logprobs: Option<usize>,
+    }
 }
 
 /// A whole answer.

@@ -46,8 +46,7 @@ use utoipa::ToSchema;
 pub fn routes() -> Router<Arc<App>> {
     Router::new()
         .route("/", get(page::index))
-        .route("/page/chat.css", get(page::style))
-        .route("/page/chat.js", get(page::script))
+        .route("/page/{file}", get(page::file))
         .route("/v1/generate", post(generate::generate))
         .route("/v1/completions", post(completions::completions))
         .route("/v1/chat/completions", post(chat::chat_completions))
