@@ -61,8 +61,9 @@ fn wrong_fields_are_refused_by_name() {
         (COMPLETIONS, json!({"prompt": [[1, 2.5]]}), "prompt[0][1]"),
         (COMPLETIONS, json!({"prompt": []}), "prompt"),
         (COMPLETIONS, json!({"prompt": {"a": 1}}), "prompt"),
-        (COMPLETIONS, json!({"prompt": "x", "echo": true}), "echo"),
-        (COMPLETIONS, json!({"prompt": "x", "best_of": 2}), "best_of"),
+        (COMPLETIONS, json!({"prompt": "x", "echo": "yes"}), "echo"),
+        (COMPLETIONS, json!({"prompt": "x", "n": 3, "best_of": 2}), "best_of"),
+        (COMPLETIONS, json!({"prompt": "x", "suffix": "y"}), "suffix"),
         (COMPLETIONS, json!({"prompt": vec!["x"; 9], "n": 2}), "n"),
         ("/tokenize", json!({"text": "x", "more": 1}), "more"),
         ("/detokenize", json!({"ids": "x"}), "ids"),
@@ -347,5 +348,5 @@ fn the_openapi_document() {
             assert_eq!(schema["additionalProperties"], Value::Bool(false), "{body}");
         }
     }
-    assert_eq!(paths.len(), 18);
+    assert_eq!(paths.len(), 21);
 }

@@ -94,6 +94,7 @@ pub async fn chat_completions(
     let mut conversation = Conversation {
         param: "messages",
         tools: ToolUse::new(request.tools, request.tool_choice, request.parallel_tool_calls)?,
+        gbnf: request.grammar.filter(|source| !source.is_empty()),
         format: request.response_format.map_or(Ok(None), ResponseFormat::schema)?,
         messages: messages.map(|(i, message)| message.for_template(i)).collect::<Result<_, _>>()?,
         variables,

@@ -4,8 +4,9 @@
 use crate::fields::Table;
 use crate::fields::Treatment::{Ignored, Refused, Used};
 
-/// Samplers beside the usual ones.
+/// Samplers beside the usual ones, and grammars.
 const SAMPLERS: &[&str] = &[
+    "grammar",
     "logit_bias",
     "samplers",
     "typical_p",
@@ -199,7 +200,10 @@ pub const METADATA: Table = &[(Used, &["user_id"])];
 
 /// `/v1/completions`
 pub const COMPLETION: Table = &[
-    (Used, &["prompt", "model", "n", "stop", "stream", "stream_options", "user"]),
+    (
+        Used,
+        &["prompt", "suffix", "echo", "best_of", "model", "n", "stop", "stream", "stream_options", "user"],
+    ),
     (Used, &["max_tokens", "n_predict", "seed", "temperature", "top_p", "top_k", "min_p"]),
     (
         Used,
@@ -214,9 +218,6 @@ pub const COMPLETION: Table = &[
     ),
     (Used, SAMPLERS),
     (Ignored, &["cache_prompt"]),
-    (Refused(&["1"]), &["best_of"]),
-    (Refused(&["false"]), &["echo"]),
-    (Refused(&["\"\""]), &["suffix"]),
 ];
 
 /// `/v1/embeddings`
@@ -249,6 +250,47 @@ pub const GENERATE: Table = &[
     (Used, &["frequency_penalty", "seed"]),
     (Used, SAMPLERS),
     (Ignored, &["cache_prompt"]),
+];
+
+/// `/infill`
+pub const INFILL: Table = &[
+    (
+        Used,
+        &[
+            "input_prefix",
+            "input_suffix",
+            "input_extra",
+            "prompt",
+            "n_predict",
+            "n_indent",
+            "t_max_predict_ms",
+        ],
+    ),
+    (
+        Used,
+        &[
+            "response_fields",
+            "stop",
+            "ignore_eos",
+            "stream",
+            "temperature",
+            "top_k",
+            "top_p",
+            "min_p",
+            "seed",
+        ],
+    ),
+    (Used, &["repeat_penalty", "repeat_last_n", "presence_penalty", "frequency_penalty"]),
+    (Used, SAMPLERS),
+    // Where an answer is made, and how long its prompt may take: both change no answer.
+    (Ignored, &["cache_prompt", "id_slot", "t_max_prompt_ms"]),
+];
+
+/// A file of `input_extra`.
+pub const EXTRA_FILE: Table = &[
+    (Used, &["filename", "text"]),
+    // When it was put there.
+    (Ignored, &["time"]),
 ];
 
 /// `/tokenize`
@@ -340,6 +382,8 @@ pub const OBJECTS: &[(&str, Table)] = &[
     ("EmbeddingRequest", EMBEDDING),
     ("RerankRequest", RERANK),
     ("GenerateRequest", GENERATE),
+    ("InfillRequest", INFILL),
+    ("ExtraFile", EXTRA_FILE),
     ("TokenizeRequest", TOKENIZE),
     ("DetokenizeRequest", DETOKENIZE),
     ("StreamOptions", STREAM_OPTIONS),

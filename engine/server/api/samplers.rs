@@ -70,6 +70,8 @@ macro_rules! sampled_request {
             /// How fast its bound follows. [default: 0.1]
             #[schema(minimum = 0, maximum = 1)]
             pub mirostat_eta: Option<f32>,
+            /// What the answer must be, in llama.cpp's form of grammars (GBNF). [default: anything]
+            pub grammar: Option<String>,
         }
 
         impl $name {
