@@ -27,7 +27,7 @@ class Browser:
     """Headless Chromium, spoken to over two pipes (DevTools protocol, messages end with a zero byte)."""
 
     def __init__(self, program):
-        self.home = tempfile.TemporaryDirectory()
+        self.home = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         to_browser, self.to = os.pipe()
         self.of, from_browser = os.pipe()
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"]
@@ -110,7 +110,7 @@ def chat(browser, args):
     server = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
     try:
         wait_until_ready(f"http://127.0.0.1:{port}/health")
-        browser.open(f"http://127.0.0.1:{port}/", 760, 560)
+        browser.open(f"http://127.0.0.1:{port}/", 960, 640)
         browser.evaluate("document.querySelector('#seed').value = 1")
         for question in ["Write a haiku about the sea with the word forty-two", "Write a haiku about the moon with the word seven"]:
             browser.evaluate(f"document.querySelector('#message').value = {json.dumps(question)}")

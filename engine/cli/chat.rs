@@ -1,6 +1,7 @@
 //! `qernel chat`: a conversation.
 
 use super::conversation::{ReasoningArgs, Talk, TemplateArgs};
+use super::grammar::{AnswerGrammar, GrammarArgs};
 use super::interrupt::Interrupt;
 use super::options::{AtMost, EngineArgs, ModelArgs, SamplingArgs, drop_line_break};
 use super::output::{Output, note};
@@ -41,6 +42,8 @@ pub struct ChatArgs {
     reasoning: ReasoningArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    grammar: GrammarArgs,
 }
 
 /// Runs the command until its input ends. A line that is no text or a message that cannot be answered is told and left out: the
@@ -54,6 +57,7 @@ pub fn run(args: ChatArgs) -> Result<ExitCode> {
     let model = args.model.open(1)?;
     let tokenizer = Arc::clone(&model.tokenizer);
     let template = args.template.open(&tokenizer)?;
+    let grammar = args.grammar.open(&tokenizer)?;
     let engine = model.into_engine_with(args.engine.config())?;
     let interrupt = Interrupt::install();
     let mut out = Output::stdout();
@@ -64,7 +68,8 @@ pub fn run(args: ChatArgs) -> Result<ExitCode> {
     let max_tokens = args.max_tokens.and_then(AtMost::bound);
     let request = Request { sampling: params, max_tokens, ..Request::new(Vec::new()) };
     let (template_args, reasoning) = (args.template, args.reasoning);
-    let mut talker = Talker { engine, tokenizer, template, template_args, reasoning, request, interrupt };
+    let mut talker =
+        Talker { engine, tokenizer, template, template_args, reasoning, grammar, request, interrupt };
     let mut messages = start.clone();
     let mut input = std::io::stdin().lock();
     loop {
@@ -122,6 +127,7 @@ struct Talker {
     template: ChatTemplate,
     template_args: TemplateArgs,
     reasoning: ReasoningArgs,
+    grammar: Option<AnswerGrammar>,
     /// Without its prompt.
     request: Request,
     interrupt: Interrupt,
@@ -135,9 +141,10 @@ impl Talker {
         let text = self.template.render_with_effort::<_, Value>(messages, &[], &variables, effort)?;
         let is_open = thinking::is_open(&text);
         let thinks = is_open || self.template.thinks();
+        let grammar = self.grammar.as_ref().map(AnswerGrammar::constraint);
         let constraint = match thinks {
-            true => self.reasoning.constraint(&self.tokenizer, is_open)?,
-            false => None,
+            true => self.reasoning.constraint(&self.tokenizer, is_open, grammar)?,
+            false => grammar,
         };
         let prompt = self.tokenizer.encode(&text, true)?;
         let request = Request { prompt, ..self.request.clone() };

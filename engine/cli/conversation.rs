@@ -80,11 +80,15 @@ impl ReasoningArgs {
         &self,
         tokenizer: &Arc<Tokenizer>,
         is_open: bool,
+        grammar: Option<Box<dyn TokenConstraint>>,
     ) -> Result<Option<Box<dyn TokenConstraint>>> {
-        let Some(budget) = self.reasoning_budget.bound() else { return Ok(None) };
+        let budget = self.reasoning_budget.bound();
+        if budget.is_none() && grammar.is_none() {
+            return Ok(None);
+        }
         let message = self.reasoning_budget_message.clone();
-        let thinking = Thinking { is_open, budget: Some(budget), message, functions: Vec::new() };
-        Ok(Some(Box::new(ThinkingConstraint::new(tokenizer, &thinking, None)?)))
+        let thinking = Thinking { is_open, budget, message, functions: Vec::new() };
+        Ok(Some(Box::new(ThinkingConstraint::new(tokenizer, &thinking, grammar)?)))
     }
 }
 

@@ -1,13 +1,14 @@
 //! `qernel generate`: text from a prompt.
 
 use super::conversation::TemplateArgs;
+use super::grammar::{AnswerGrammar, GrammarArgs};
 use super::interrupt::{EXIT_INTERRUPTED, Interrupt};
 use super::options::{AtMost, ModelArgs, SamplingArgs, drop_line_break, parse_ids};
 use super::output::{Output, Stream, note};
 use super::summary::Summary;
 use super::tokenize::read_stdin;
-use crate::chat::Message;
-use crate::engine::{FinishReason, Request};
+use crate::chat::{Message, thinking};
+use crate::engine::{FinishReason, Request, Thinking, ThinkingConstraint, TokenConstraint};
 use crate::error::{Error, Result};
 use crate::load::encode_plain;
 use std::path::PathBuf;
@@ -40,7 +41,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
     /// Go on after an end-of-sequence token
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["grammar", "grammar_file"])]
     ignore_eos: bool,
     /// Take the prompt as it is, without the chat template
     #[arg(long)]
@@ -55,6 +56,8 @@ pub struct GenerateArgs {
     template: TemplateArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    grammar: GrammarArgs,
 }
 
 /// Runs the command. An interrupted generation prints what was made so far and exits with 130.
@@ -68,6 +71,8 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
         None => Prompt::Text(read_prompt(&args)?),
     };
     let model = args.model.open(1)?;
+    let grammar = args.grammar.open(&model.tokenizer)?;
+    let mut constraint = grammar.as_ref().map(AnswerGrammar::constraint);
     let prompt_ids = match prompt {
         Prompt::Ids(ids) => ids,
         Prompt::Text(text) if args.raw => encode_plain(&model.tokenizer, &text)?,
@@ -79,6 +84,14 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
             messages.push(Message::new("user", text));
             let template = args.template.open(&model.tokenizer)?;
             let rendered = template.render_with::<_, ()>(&messages, &[], true, &args.template.variables())?;
+            let is_open = thinking::is_open(&rendered);
+            if let Some(grammar) = constraint.take_if(|_| is_open || template.thinks()) {
+                // The answer begins behind the thoughts.
+                let thoughts =
+                    Thinking { is_open, budget: None, message: String::new(), functions: Vec::new() };
+                let behind = ThinkingConstraint::new(&model.tokenizer, &thoughts, Some(grammar))?;
+                constraint = Some(Box::new(behind) as Box<dyn TokenConstraint>);
+            }
             model.tokenizer.encode(&rendered, true)?
         }
     };
@@ -93,7 +106,8 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
     };
 
     let mut stream = Stream::new(!args.json);
-    let done = interrupt.catch(|cancel| engine.run_to_end(request, cancel, |event| stream.event(event)))?;
+    let done = interrupt
+        .catch(|cancel| engine.run_constrained(request, constraint, cancel, |event| stream.event(event)))?;
     stream.end()?;
     let summary = Summary::new(&stats, engine.runner_mut(), &done.usage, &done.timings);
     if args.json {

@@ -10,6 +10,7 @@ pub mod detokenize;
 pub mod doctor;
 pub mod embed;
 pub mod generate;
+mod grammar;
 pub mod imatrix;
 pub mod inspect;
 pub mod interrupt;

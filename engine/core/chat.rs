@@ -188,6 +188,11 @@ impl ChatTemplate {
         self.mentions(thinking::OPEN) || self.mentions(thinking::CLOSE)
     }
 
+    /// The Jinja text of the template for conversations without tools.
+    pub fn source(&self) -> &str {
+        &self.default.source
+    }
+
     /// Whether a template's source has this text.
     fn mentions(&self, text: &str) -> bool {
         let tool_use = self.tool_use.iter().flatten();

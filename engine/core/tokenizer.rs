@@ -6,6 +6,7 @@
 //! takes hundreds of bytes of memory for a byte of text; the tests compare both.
 
 mod bpe;
+mod fim;
 mod nfc;
 mod stream;
 #[cfg(test)]
@@ -13,6 +14,7 @@ mod tests;
 mod vocabulary;
 mod words;
 
+pub use fim::FimTokens;
 pub use stream::StreamDecoder;
 pub use vocabulary::{TokenKind, TokenizerParts, byte_to_char};
 
@@ -46,6 +48,7 @@ pub struct Tokenizer {
     eos_token_id: Option<u32>,
     padding_token_id: Option<u32>,
     end_of_generation: Vec<u32>,
+    fim: Option<FimTokens>,
     add_bos_token: bool,
     chat_template: Option<String>,
     tool_use_template: Option<String>,
@@ -85,6 +88,7 @@ impl Tokenizer {
         Ok(Self {
             added: added(&[TokenKind::Control, TokenKind::UserDefined])?,
             user_defined: added(&[TokenKind::UserDefined])?,
+            fim: FimTokens::of(parts, &ids),
             ids,
             merges: Merges::new(byte_tokens, lengths, merges),
             words: Words::new(rules).map_err(fault)?,
@@ -240,6 +244,11 @@ impl Tokenizer {
     /// Whether generation ends at `id`.
     pub fn is_end_of_generation(&self, id: u32) -> bool {
         self.end_of_generation.binary_search(&id).is_ok()
+    }
+
+    /// The tokens by which the model fills in the middle of a text, where it knows how.
+    pub fn fim(&self) -> Option<FimTokens> {
+        self.fim
     }
 
     /// Whether a prompt that no template made begins with BOS. Qwen2's does not; DeepSeek's distillates' does.

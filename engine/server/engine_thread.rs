@@ -6,11 +6,11 @@
 
 use super::answer::{Answer, Update};
 use super::config::ServerConfig;
-use super::embeddings::{EmbedJob, Embeddings};
 use super::error::ApiError;
 use super::grammar::{self, Grammar};
 use super::metrics::{Metrics, Rejection};
 pub use super::served_model::{ModelInfo, ServedModel};
+use super::texts::{TextJob, TextJobs};
 use super::warm_up::{make_token, warm_up};
 use super::work::RequestPermit;
 use qernel_core::engine::{
@@ -54,7 +54,7 @@ pub(super) struct Submission {
 /// What the engine's thread does.
 pub(super) enum Job {
     Answer(Submission),
-    Embed(EmbedJob),
+    Text(TextJob),
 }
 
 /// The way to the engine's thread.
@@ -121,8 +121,8 @@ impl EngineHandle {
             tracing::info!(model = info.name, device = info.device, context = info.max_model_len, "ready");
             let _ = of_thread.model.set(info);
             let delivery = Delivery { shared: of_thread, active: HashMap::new(), lost: Vec::new() };
-            let (embeddings, made) = (Embeddings::default(), (Vec::new(), Instant::now()));
-            EngineThread { engine, delivery, embeddings, made, recovery_interval }.run(incoming);
+            let (texts, made) = (TextJobs::default(), (Vec::new(), Instant::now()));
+            EngineThread { engine, delivery, texts, made, recovery_interval }.run(incoming);
             Ok(())
         })?;
         let permits = Arc::new(Semaphore::new(max_unfinished));
@@ -237,7 +237,7 @@ struct Delivery {
 struct EngineThread {
     engine: Engine,
     delivery: Delivery,
-    embeddings: Embeddings,
+    texts: TextJobs,
     /// What the last step made, and when.
     made: (Vec<Event>, Instant),
     recovery_interval: Duration,
@@ -247,7 +247,7 @@ impl EngineThread {
     /// Serves until every sender of submissions is gone.
     fn run(mut self, mut incoming: mpsc::Receiver<Job>) {
         loop {
-            if !self.engine.has_work() && self.embeddings.is_empty() {
+            if !self.engine.has_work() && self.texts.is_empty() {
                 self.delivery.pass_on(&mut self.made);
                 self.observe();
                 match self.idle(&mut incoming) {
@@ -258,7 +258,7 @@ impl EngineThread {
             while let Ok(job) = incoming.try_recv() {
                 self.accept(job);
             }
-            if let Some(worked) = self.embeddings.work(&mut self.engine) {
+            if let Some(worked) = self.texts.work(&mut self.engine) {
                 self.delivery.set_fault(worked.err().map(|error| error.to_string()));
             }
             self.end_abandoned();
@@ -311,7 +311,7 @@ impl EngineThread {
     fn accept(&mut self, job: Job) {
         match job {
             Job::Answer(submission) => self.join(submission),
-            Job::Embed(job) => self.embeddings.push(job),
+            Job::Text(job) => self.texts.push(job),
         }
     }
 

@@ -2,7 +2,9 @@
 
 use super::annotations;
 use super::error::ApiError;
+use super::gbnf;
 use super::schema::Budget;
+use super::work::GRAMMAR_STACK;
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::{Matcher, ParserFactory};
 use qernel_core::engine::TokenConstraint;
@@ -81,6 +83,18 @@ impl Grammars {
         self.compile("tools", TopLevelGrammar::from_lark(source))
     }
 
+    /// What a grammar of llama.cpp's form allows, which is the value of the request's field `grammar`.
+    ///
+    /// # Errors
+    /// 400 where it is malformed, uses what is not supported, or is too large.
+    pub fn gbnf(&self, source: &str) -> Result<Grammar, ApiError> {
+        self.of_gbnf(source).map_err(|error| ApiError::field("grammar", format!("grammar: {error}")))
+    }
+
+    fn of_gbnf(&self, source: &str) -> Result<Grammar, String> {
+        self.compile("grammar", TopLevelGrammar::from_lark(gbnf::to_lark(source)?))
+    }
+
     fn compile(&self, param: &'static str, grammar: TopLevelGrammar) -> Result<Grammar, String> {
         let matcher = Matcher::new(self.factory.create_parser(grammar));
         matcher.get_error().map_or(Ok(Grammar { matcher, param }), Err)
@@ -115,6 +129,24 @@ fn word(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
         _ if bytes.is_empty() => Vec::new(),
         _ => [&[TokTrie::SPECIAL_TOKEN_MARKER], bytes].concat(),
     }
+}
+
+/// What a grammar of llama.cpp's form allows, outside a server.
+///
+/// # Errors
+/// [`Error::Request`] where the grammar cannot be used, with the line and what was expected; [`Error::Tokenizer`] where the vocabulary is not
+/// fit.
+pub fn gbnf_grammar(tokenizer: &Tokenizer, source: &str) -> Result<Grammar> {
+    let grammars = Grammars::new(tokenizer)?;
+    let compile = || grammars.of_gbnf(source);
+    // As for requests (`work`): a grammar may need a deep stack.
+    let compiled = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("grammar".into()).stack_size(GRAMMAR_STACK);
+        let thread =
+            thread.spawn_scoped(scope, compile).map_err(|error| Error::Request(error.to_string()))?;
+        thread.join().map_err(|_| Error::Request("the grammar could not be compiled".into()))
+    })?;
+    compiled.map_err(|error| Error::Request(format!("grammar: {error}")))
 }
 
 impl TokenConstraint for Grammar {

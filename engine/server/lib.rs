@@ -18,11 +18,11 @@ mod auth;
 mod body;
 mod config;
 mod connection;
-mod embeddings;
 mod engine_thread;
 mod error;
 mod fields;
 mod files;
+mod gbnf;
 mod grammar;
 mod host;
 mod metrics;
@@ -33,12 +33,14 @@ mod schema;
 mod served_model;
 mod sse;
 mod stream;
+mod texts;
 mod trace;
 mod warm_up;
 mod work;
 
 pub use config::{ReasoningFormat, ServerConfig};
 pub use engine_thread::ServedModel;
+pub use grammar::{Grammar, gbnf_grammar};
 pub use openapi::document as openapi_document;
 
 use axum::Router;

@@ -142,6 +142,11 @@ impl Metrics {
         self.prompt_tokens.inc_by(count as u64);
     }
 
+    /// Sequences in the batch.
+    pub fn running(&self) -> usize {
+        usize::try_from(self.running.get()).unwrap_or(0)
+    }
+
     /// The first token of a sequence.
     pub fn first_token(&self, after: Duration) {
         self.first_token.observe(after.as_secs_f64());

@@ -2,8 +2,8 @@
 //! fields.
 
 use super::api::{
-    self, anthropic, chat, chat_answer, completions, embeddings, generate, health, models, page, rerank,
-    responses, tokens,
+    self, anthropic, chat, chat_answer, completions, embeddings, generate, health, infill, models, page,
+    props, rerank, responses, tokens,
 };
 use super::fields;
 use axum::Json;
@@ -22,17 +22,19 @@ use utoipa::{Modify, OpenApi, openapi};
         anthropic::messages,
         anthropic::count_tokens,
         completions::completions,
+        infill::infill,
         embeddings::embeddings,
         rerank::rerank,
         models::list,
         models::retrieve,
         tokens::tokenize,
         tokens::detokenize,
+        props::props,
+        props::slots,
         health::health,
         health::metrics,
         page::index,
-        page::style,
-        page::script,
+        page::file,
         self::openapi,
     ),
     components(schemas(generate::TokenEvent, generate::EndEvent, chat_answer::ChatChunk)),

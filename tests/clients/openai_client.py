@@ -149,6 +149,22 @@ def completions():
     assert len(whole.choices[0].logprobs.tokens) == len(whole.choices[0].logprobs.top_logprobs)
     chunks = client.completions.create(model="haiku", prompt="a sail, then", seed=3, max_tokens=8, stream=True)
     assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
+    echoed = client.completions.create(model="haiku", prompt="a sail, then", seed=3, max_tokens=8, echo=True, logprobs=1).choices[0]
+    assert echoed.text == "a sail, then" + whole.choices[0].text
+    assert echoed.logprobs.token_logprobs[0] is None and echoed.logprobs.text_offset[0] == 0
+    best = client.completions.create(model="haiku", prompt="a sail, then", seed=3, max_tokens=8, n=2, best_of=4)
+    assert len(best.choices) == 2
+    suffix = lambda: client.completions.create(model="haiku", prompt="a", suffix="b")
+    expect(openai.BadRequestError, suffix, param="suffix")
+
+
+def samplers():
+    """llama.cpp's fields, a grammar and biases."""
+    further = dict(dry_multiplier=0.8, xtc_probability=0.5, typical_p=0.9, samplers=["top_k", "xtc", "temperature"])
+    assert chat(extra_body=further).choices[0].message.content
+    assert chat(extra_body=dict(grammar='root ::= "sail" | "gull"')).choices[0].message.content in ["sail", "gull"]
+    first = chat(logit_bias={"300": 100}, max_tokens=1, logprobs=True).choices[0].logprobs.content[0]
+    assert first.bytes == chat(logit_bias={"300": 100}, max_tokens=1, logprobs=True, temperature=0).choices[0].logprobs.content[0].bytes
 
 
 class Answer(pydantic.BaseModel):
@@ -254,7 +270,7 @@ def answers_of_responses():
 def errors():
     expect(openai.BadRequestError, lambda: chat(n=1000), param="n")
     expect(openai.BadRequestError, lambda: chat(extra_body={"foo": 1}), param="foo")
-    expect(openai.BadRequestError, lambda: chat(logit_bias={"1": 1}), param="logit_bias")
+    expect(openai.BadRequestError, lambda: chat(logit_bias={"1": 1e7}), param="logit_bias")
     long = [{"role": "user", "content": "the sea " * 600}]
     expect(
         openai.BadRequestError,
@@ -298,6 +314,7 @@ for test in (
     history_is_sent_back,
     stops,
     completions,
+    samplers,
     formats,
     tools,
     answers_of_responses,

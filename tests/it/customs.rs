@@ -131,6 +131,42 @@ fn minus_one_and_zero_mean_what_they_do_in_llama_cpp() {
     }
 }
 
+/// Grammars through the command line, as text and from a file.
+#[test]
+fn answers_follow_a_grammar() {
+    let fixture = Fixture::new();
+    let grammar = "root ::= \"yes\" | \"no\"";
+    let file = fixture.model.with_file_name("answer.gbnf");
+    std::fs::write(&file, grammar).unwrap();
+    let path = file.to_str().unwrap();
+    for flags in [["--grammar", grammar], ["--grammar-file", path]] {
+        let mut command = fixture.generate();
+        command.args(["-n", "40", "--json"]).args(flags).arg("Hi");
+        let answer: Value = serde_json::from_slice(&command.assert().success().get_output().stdout).unwrap();
+        assert!(["yes", "no"].contains(&answer["text"].as_str().unwrap()), "{answer}");
+        let (answers, _) = chat(&fixture, &flags, b"Hello\nAgain\n");
+        let answers: Vec<&str> = answers.split_whitespace().collect();
+        assert!(
+            answers.len() == 2 && answers.iter().all(|answer| ["yes", "no"].contains(answer)),
+            "{answers:?}"
+        );
+    }
+    for (wrong, says) in [
+        (["--grammar", "root ::= b"], "grammar: line 1, column 10: there is no rule `b`"),
+        (["--grammar-file", "/nowhere/x.gbnf"], "/nowhere/x.gbnf"),
+    ] {
+        fixture.generate().args(wrong).arg("x").assert().failure().stderr(predicate::str::contains(says));
+    }
+    let both = ["--grammar", grammar, "--ignore-eos"];
+    fixture
+        .generate()
+        .args(both)
+        .arg("x")
+        .assert()
+        .code(2)
+        .stderr(predicate::str::contains("cannot be used with"));
+}
+
 /// The further samplers through the command line: a token that is banned, one that is forced, and repetitions that cost too much.
 #[test]
 fn further_samplers_change_what_is_drawn() {

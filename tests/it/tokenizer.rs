@@ -6,7 +6,7 @@
 use proptest::prelude::*;
 use qernel::error::Error;
 use qernel::gguf::Gguf;
-use qernel::tokenizer::{StreamDecoder, TokenKind, Tokenizer, TokenizerParts, byte_to_char};
+use qernel::tokenizer::{FimTokens, StreamDecoder, TokenKind, Tokenizer, TokenizerParts, byte_to_char};
 use std::sync::{Arc, LazyLock, OnceLock};
 
 /// Ids of Qwen2's vocabulary, padding included.
@@ -200,6 +200,36 @@ fn end_tokens_of_keys_and_names() {
     let parts =
         TokenizerParts { eos_token_id: None, end_token_ids: vec![("eot", 7), ("eom", 7)], ..tiny.parts() };
     assert_eq!(Tokenizer::new(&parts).unwrap().end_of_generation(), [7, IM_END]);
+}
+
+#[test]
+fn tokens_that_fill_in_the_middle() {
+    let tiny = Tiny::new();
+    assert_eq!(Tokenizer::new(&tiny.parts()).unwrap().fim(), None);
+    let keys = ["fim_pre", "fim_suf", "fim_mid"].map(|name| format!("tokenizer.ggml.{name}_token_id"));
+    let fim_token_ids: Vec<_> = keys.iter().map(String::as_str).zip([5, 6, 7]).collect();
+    let parts = TokenizerParts { fim_token_ids: fim_token_ids.clone(), ..tiny.parts() };
+    let expected = FimTokens { prefix: 5, suffix: 6, middle: 7, repository: None, file: None };
+    assert_eq!(Tokenizer::new(&parts).unwrap().fim(), Some(expected));
+    // Beyond the vocabulary, or not all that are needed.
+    for (i, id) in [(1, Some(9999)), (2, None)] {
+        let mut ids = fim_token_ids.clone();
+        ids[i].1 = id.unwrap_or_default();
+        ids.truncate(if id.is_some() { 3 } else { 2 });
+        let parts = TokenizerParts { fim_token_ids: ids, ..tiny.parts() };
+        assert_eq!(Tokenizer::new(&parts).unwrap().fim(), None);
+    }
+    // By name, which most files of Qwen leave it at.
+    let mut named = Tiny::new();
+    let first = named.tokens.len() as u32;
+    for name in ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|repo_name|>", "<|file_sep|>"] {
+        named.tokens.push(name.to_owned());
+        named.token_types.push(3);
+    }
+    let fim = Tokenizer::new(&named.parts()).unwrap().fim().unwrap();
+    let expected = [first, first + 1, first + 2];
+    assert_eq!([fim.prefix, fim.suffix, fim.middle], expected);
+    assert_eq!((fim.repository, fim.file), (Some(first + 3), Some(first + 4)));
 }
 
 /// No run needs them: llama.cpp warns and goes on, and files with such ids are in use.

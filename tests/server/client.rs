@@ -141,7 +141,17 @@ pub fn open_model(max_num_sequences: usize) -> Result<LoadedModel> {
 
 /// Opens it for a server.
 pub fn open(max_num_sequences: usize, control: Arc<Control>) -> Result<ServedModel> {
+    open_changed(max_num_sequences, control, |_| Ok(()))
+}
+
+/// Opens it for a server, and changes it before it is served.
+pub fn open_changed(
+    max_num_sequences: usize,
+    control: Arc<Control>,
+    change: impl FnOnce(&mut LoadedModel) -> Result<()>,
+) -> Result<ServedModel> {
     let mut model = open_model(max_num_sequences)?;
+    change(&mut model)?;
     let template = model.template();
     let _ = control.tokenizer.set(Arc::clone(&model.tokenizer));
     model.runner = Box::new(Controlled { inner: model.runner, control });

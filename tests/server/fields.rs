@@ -2,6 +2,7 @@
 //! `4.0`, and -1 is what llama.cpp takes it for.
 
 use crate::client::*;
+use crate::infill::open_with_fim;
 use qernel::chat::ChatTemplate;
 use qernel::server::ServedModel;
 use serde_json::{Value, json};
@@ -18,7 +19,7 @@ const TEMPLATE: &str = "{{ messages | tojson }}{% if tools %}{{ tools | tojson }
 fn start_with_template() -> Running {
     let server = start_with(config(), |max_num_sequences, control| {
         let template = ChatTemplate::new(TEMPLATE, "", "");
-        open(max_num_sequences, control).map(|model| ServedModel { template, ..model })
+        open_with_fim(max_num_sequences, control).map(|model| ServedModel { template, ..model })
     });
     server.wait_until("ready", |server| server.get("/health").status == 200);
     server
@@ -65,6 +66,10 @@ fn bases() -> Vec<(&'static str, Value)> {
         (MESSAGES, messages),
         (COMPLETIONS, json!({"prompt": "the sea", "stream_options": {}, "seed": 1, "max_tokens": 2})),
         (GENERATE, json!({"prompt": "the sea", "seed": 1, "max_tokens": 2})),
+        (
+            "/infill",
+            json!({"input_prefix": "the", "input_suffix": "sea", "input_extra": [{"text": "x"}], "seed": 1, "n_predict": 2}),
+        ),
         ("/v1/embeddings", json!({"input": "the sea"})),
         ("/tokenize", json!({"text": "the sea"})),
         ("/detokenize", json!({"ids": [1, 2]})),
@@ -72,7 +77,7 @@ fn bases() -> Vec<(&'static str, Value)> {
 }
 
 /// Where the objects of the document stand in the requests.
-const OBJECTS: [(&str, &str, &str); 31] = [
+const OBJECTS: [(&str, &str, &str); 33] = [
     ("ResponsesRequest", RESPONSES, ""),
     ("InputItem", RESPONSES, "/input/0"),
     ("InputItem", RESPONSES, "/input/2"),
@@ -101,6 +106,8 @@ const OBJECTS: [(&str, &str, &str); 31] = [
     ("JsonSchema", CHAT, "/response_format/json_schema"),
     ("CompletionRequest", COMPLETIONS, ""),
     ("GenerateRequest", GENERATE, ""),
+    ("InfillRequest", "/infill", ""),
+    ("ExtraFile", "/infill", "/input_extra/0"),
     ("EmbeddingRequest", "/v1/embeddings", ""),
     ("TokenizeRequest", "/tokenize", ""),
     ("DetokenizeRequest", "/detokenize", ""),

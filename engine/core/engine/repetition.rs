@@ -26,8 +26,12 @@ impl Repetitions {
             .map(|text| text.as_bytes())
             .filter(|text| !text.is_empty())
             .collect();
+        let mut begins = [false; 256];
+        breakers.iter().for_each(|breaker| begins[usize::from(breaker[0])] = true);
+        // The whole vocabulary is looked through for each request.
         let has_breaker = |bytes: &[u8]| {
-            breakers.iter().any(|breaker| bytes.windows(breaker.len()).any(|window| window == *breaker))
+            let mut starts = (0..bytes.len()).filter(|&at| begins[usize::from(bytes[at])]);
+            starts.any(|at| breakers.iter().any(|breaker| bytes[at..].starts_with(breaker)))
         };
         let breaks = tokenizer.map_or_else(Vec::new, |tokenizer| {
             let tokens = 0..tokenizer.vocab_size() as u32;

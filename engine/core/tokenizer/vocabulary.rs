@@ -1,6 +1,7 @@
 //! What a file says about its tokens, checked before anything is built from it.
 
 use super::bpe::{MAX_TOKENS, Merge};
+use super::fim;
 use super::words::Rules;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
@@ -28,6 +29,8 @@ pub struct TokenizerParts<'a> {
     pub padding_token_id: Option<u32>,
     /// Further ids that end a generation, each with the name of its key.
     pub end_token_ids: Vec<(&'a str, u32)>,
+    /// Ids of the tokens that fill in the middle, each with the name of its key.
+    pub fim_token_ids: Vec<(&'a str, u32)>,
     /// Whether a prompt begins with the BOS token; as the pre-tokenizer has it where the file does not say.
     pub add_bos_token: Option<bool>,
     /// The model's Jinja template.
@@ -87,6 +90,8 @@ impl<'a> TokenizerParts<'a> {
         for key in END_TOKEN_KEYS {
             end_token_ids.extend(gguf.get_or_warn::<u32>(key).map(|id| (key, id)));
         }
+        let of_key = |key| Some((key, gguf.get_or_warn::<u32>(key)?));
+        let fim_token_ids = fim::keys().filter_map(of_key).collect();
         Ok(Self {
             model,
             pre: gguf.get("tokenizer.ggml.pre")?,
@@ -97,6 +102,7 @@ impl<'a> TokenizerParts<'a> {
             eos_token_id: gguf.get_or_warn("tokenizer.ggml.eos_token_id"),
             padding_token_id: gguf.get_or_warn("tokenizer.ggml.padding_token_id"),
             end_token_ids,
+            fim_token_ids,
             add_bos_token: gguf.get("tokenizer.ggml.add_bos_token")?,
             chat_template: gguf.get("tokenizer.chat_template")?,
             tool_use_template: gguf.get("tokenizer.chat_template.tool_use")?,

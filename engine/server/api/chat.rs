@@ -69,7 +69,7 @@ pub async fn chat_completions(
 ) -> Result<Response, ApiError> {
     let info = app.model(request.model.as_deref())?;
     let (model, tokenizer) = (info.name.clone(), Arc::clone(&info.tokenizer));
-    let (sampling, stream, n) = (request.sampling()?, request.stream()?, request.n.unwrap_or(1));
+    let (sampling, stream, n) = (request.sampling(&tokenizer)?, request.stream()?, request.n.unwrap_or(1));
     let limits = [
         ("max_completion_tokens", request.max_completion_tokens),
         ("max_tokens", request.max_tokens),
@@ -94,6 +94,7 @@ pub async fn chat_completions(
     let mut conversation = Conversation {
         param: "messages",
         tools: ToolUse::new(request.tools, request.tool_choice, request.parallel_tool_calls)?,
+        gbnf: request.grammar.filter(|source| !source.is_empty()),
         format: request.response_format.map_or(Ok(None), ResponseFormat::schema)?,
         messages: messages.map(|(i, message)| message.for_template(i)).collect::<Result<_, _>>()?,
         variables,

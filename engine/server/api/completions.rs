@@ -3,8 +3,8 @@
 use super::logprobs::{self, CompletionLogprobs, CompletionWriter};
 use super::models::unix_seconds;
 use super::openai::{OpenAiFinish, OpenAiUsage, log_user, openai_request, token_limit};
-use super::prompt::Prompt;
-use super::{Stop, collect, fields};
+use super::prompt::{Encoded, Prompt};
+use super::{Choice, Stop, collect, fields};
 use crate::body::JsonBody;
 use crate::engine_thread::SequenceRequest;
 use crate::error::{ApiError, ErrorResponse};
@@ -13,8 +13,10 @@ use crate::work::RequestPermit;
 use crate::{App, random_id};
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use qernel_core::engine::{Event, Request, Usage};
+use qernel_core::sampler::Logprobs;
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -24,6 +26,14 @@ openai_request! {
     /// What is to be completed.
     pub struct CompletionRequest: fields::COMPLETION {
         pub prompt: Prompt,
+        /// What comes behind the answer: the model fills in the middle, where it knows how. [default: nothing]
+        pub suffix: Option<String>,
+        /// Whether the answer begins with the prompt, with its log-probabilities if there are any. [default: false]
+        pub echo: Option<bool>,
+        /// Makes so many answers to each prompt, and shows the `n` whose tokens are the likeliest on the mean. [default: n]
+        #[schema(minimum = 1)]
+        #[serde(default, deserialize_with = "crate::number::whole")]
+        pub best_of: Option<usize>,
         /// Log-probabilities of the tokens, and of so many likeliest ones in the place of each.
         #[schema(maximum = 20)]
         #[serde(default, deserialize_with = "crate::number::whole")]
@@ -81,48 +91,48 @@ pub async fn completions(
     let info = app.model(request.model.as_deref())?;
     let (model, tokenizer) = (info.name.clone(), &info.tokenizer);
     let logprobs = logprobs::check("logprobs", request.logprobs)?;
-    let (sampling, stream, n) = (request.sampling()?, request.stream()?, request.n.unwrap_or(1));
+    let (sampling, stream, n) = (request.sampling(tokenizer)?, request.stream()?, request.n.unwrap_or(1));
     let stop = Stop::texts(request.stop)?;
     let limits = [("max_tokens", request.max_tokens), ("n_predict", request.n_predict)];
     let max_tokens = token_limit(limits, Some(DEFAULT_MAX_TOKENS))?;
+    let suffix = request.suffix.filter(|suffix| !suffix.is_empty());
+    let echo = request.echo.unwrap_or(false);
+    let best_of = best_of(request.best_of, n, stream.is_some())?;
+    if suffix.is_some() && echo && logprobs.is_some() {
+        let message = "echo: of a prompt with a `suffix` there are no log-probabilities; leave `logprobs` or `suffix` out";
+        return Err(ApiError::field("echo", message));
+    }
     let count = request.prompt.count();
     if count == 0 {
         return Err(ApiError::field("prompt", "prompt: the list is empty"));
     }
-    let mut permit = app.reserve("n", n.saturating_mul(count))?;
-    let prompts = match request.prompt {
-        Prompt::Ids(ids) => vec![ids],
-        Prompt::IdLists(lists) => lists,
-        Prompt::Text(text) => {
-            let prompt;
-            (permit, prompt) = plain(&app, permit, text).await?;
-            vec![prompt]
-        }
-        Prompt::Texts(texts) => {
-            let mut prompts = Vec::with_capacity(count);
-            for text in texts {
-                let prompt;
-                (permit, prompt) = plain(&app, permit, text).await?;
-                prompts.push(prompt);
-            }
-            prompts
-        }
+    let param = if best_of > n { "best_of" } else { "n" };
+    let permit = app.reserve(param, best_of.saturating_mul(count))?;
+    let ignore_eos = request.ignore_eos.unwrap_or(false);
+    let (permit, grammar) = app.gbnf(permit, request.grammar, ignore_eos).await?;
+    let (permit, prompts) = request.prompt.encode(&app, permit, suffix).await?;
+    let (permit, echoes) = if echo {
+        echoes(&app, permit, &prompts, logprobs).await?
+    } else {
+        (permit, vec![Echo::default(); count])
     };
     let choices = prompts.iter().flat_map(|prompt| {
         let stop = &stop;
         let sampling = &sampling;
-        (0..n as u32).map(move |index| SequenceRequest {
+        let grammar = &grammar;
+        (0..best_of as u32).map(move |index| SequenceRequest {
             request: Request {
                 sampling: sampling.clone(),
                 penalize_prompt: false,
                 max_tokens,
                 stop: stop.clone(),
-                ignore_eos: request.ignore_eos.unwrap_or(false),
+                ignore_eos,
                 index,
-                logprobs,
-                ..Request::new(prompt.clone())
+                // What the best are chosen by.
+                logprobs: logprobs.or((best_of > n).then_some(0)),
+                ..Request::new(prompt.ids.clone())
             },
-            grammar: None,
+            grammar: grammar.clone(),
             thinking: None,
             prompt_param: "prompt",
         })
@@ -132,37 +142,108 @@ pub async fn completions(
     let answer = app.submit(permit, choices).await?;
     log_user(request.user.as_deref());
     let (id, created) = (random_id("cmpl-"), unix_seconds(SystemTime::now()));
+    let writer = || logprobs.map(|_| CompletionWriter::new(tokenizer));
     if let Some(include_usage) = stream {
         let usages = vec![Usage::default(); total];
-        let writers = (0..total).map(|_| logprobs.map(|_| CompletionWriter::new(tokenizer))).collect();
-        return Ok(sse::respond(answer, Chunks { id, created, model, n, include_usage, usages, writers }));
+        let writers = (0..total).map(|_| writer()).collect();
+        let chunks = Chunks { id, created, model, n, include_usage, usages, writers, echoes };
+        return Ok(sse::respond(answer, chunks));
     }
     let choices = collect(answer, total).await?;
-    let usage = Some(Some(OpenAiUsage::of(&choices, n)));
-    let choices = choices.into_iter().enumerate().map(|(index, choice)| CompletionChoice {
-        index,
-        text: choice.text,
-        logprobs: logprobs.map(|_| {
-            let (mut writer, mut written) = (CompletionWriter::new(tokenizer), Default::default());
+    let usage = Some(Some(OpenAiUsage::of(&choices, best_of)));
+    let choices = best(choices, best_of, n).into_iter().enumerate().map(|(index, choice)| {
+        let echo = &echoes[index / n];
+        let logprobs = writer().map(|mut writer| {
+            let mut written = CompletionLogprobs::default();
+            echo.write(&mut writer, &mut written);
             choice.logprobs.iter().for_each(|(token, found)| writer.push(*token, found, &mut written));
             written
-        }),
-        finish_reason: choice.reason.map(OpenAiFinish::from),
+        });
+        let text = echo.text.clone() + &choice.text;
+        CompletionChoice { index, text, logprobs, finish_reason: choice.reason.map(OpenAiFinish::from) }
     });
     let choices = choices.collect();
     Ok(Json(Completion { id, object: "text_completion", created, model, choices, usage }).into_response())
 }
 
-/// The ids of a prompt that no template made.
-pub async fn plain(
-    app: &Arc<App>,
-    permit: RequestPermit,
+/// How many answers are made for the `n` that are shown.
+///
+/// # Errors
+/// 400 where they are fewer, or more than are shown in a stream.
+fn best_of(best_of: Option<usize>, n: usize, stream: bool) -> Result<usize, ApiError> {
+    let refuse = |what: String| Err(ApiError::field("best_of", format!("best_of: {what}")));
+    match best_of {
+        Some(count) if count < n => refuse(format!("expected at least n, which is {n}, found {count}")),
+        Some(count) if count > n && stream => refuse(format!(
+            "expected n, which is {n}, in a stream, found {count}: which answers are the best shows at their ends"
+        )),
+        count => Ok(count.unwrap_or(n)),
+    }
+}
+
+/// Of each `best_of` answers the `n` whose tokens are the likeliest on the mean, the best first.
+fn best(mut choices: Vec<Choice>, best_of: usize, n: usize) -> Vec<Choice> {
+    if best_of == n {
+        return choices;
+    }
+    let mean = |choice: &Choice| {
+        let sum: f64 = choice.logprobs.iter().map(|(_, found)| f64::from(found.sampled)).sum();
+        sum / choice.logprobs.len().max(1) as f64
+    };
+    for of_prompt in choices.chunks_mut(best_of) {
+        of_prompt.sort_by(|one, other| mean(other).total_cmp(&mean(one)));
+    }
+    choices.into_iter().enumerate().filter(|(i, _)| i % best_of < n).map(|(_, choice)| choice).collect()
+}
+
+/// What an answer begins with: its prompt, and how likely the model thought that.
+#[derive(Clone, Default)]
+struct Echo {
     text: String,
-) -> Result<(RequestPermit, Vec<u32>), ApiError> {
+    /// Empty where that was not asked for.
+    tokens: Vec<(u32, Option<Logprobs>)>,
+}
+
+impl Echo {
+    fn write(&self, writer: &mut CompletionWriter, to: &mut CompletionLogprobs) {
+        self.tokens.iter().for_each(|(token, found)| writer.push_any(*token, found.as_ref(), to));
+    }
+}
+
+/// The beginnings of answers to prompts.
+async fn echoes(
+    app: &Arc<App>,
+    mut permit: RequestPermit,
+    prompts: &[Encoded],
+    logprobs: Option<usize>,
+) -> Result<(RequestPermit, Vec<Echo>), ApiError> {
     let tokenizer = &app.engine.model()?.tokenizer;
-    let bos = tokenizer.bos_token_id().filter(|_| tokenizer.adds_bos());
-    let (permit, prompt) = app.encode(permit, "prompt", |_| Ok(text)).await?;
-    Ok((permit, bos.into_iter().chain(prompt.ids).collect()))
+    let mut echoes = Vec::with_capacity(prompts.len());
+    for prompt in prompts {
+        let text = match &prompt.text {
+            Some(text) => text.clone(),
+            None => {
+                let fault = |error| ApiError::field("prompt", format!("prompt: {error}"));
+                tokenizer.decode(&prompt.ids, false).map_err(fault)?
+            }
+        };
+        echoes.push(Echo { text, tokens: Vec::new() });
+    }
+    if let Some(count) = logprobs {
+        let texts = prompts.iter().map(|prompt| prompt.ids.clone()).collect();
+        let scored = app.engine.score(permit, texts, count, &app.config).await;
+        let scores;
+        (permit, scores) = scored.map_err(|error| match error.status {
+            StatusCode::BAD_REQUEST => ApiError::field("prompt", format!("prompt: {}", error.body.message)),
+            _ => error,
+        })?;
+        for ((echo, prompt), found) in echoes.iter_mut().zip(prompts).zip(scores) {
+            let found = std::iter::once(None).chain(found.into_iter().map(Some));
+            // What the vocabulary puts first is no part of the text.
+            echo.tokens = prompt.ids.iter().copied().zip(found).skip(prompt.added).collect();
+        }
+    }
+    Ok((permit, echoes))
 }
 
 struct Chunks {
@@ -174,6 +255,8 @@ struct Chunks {
     usages: Vec<Usage>,
     /// Of log-probabilities, one for each choice.
     writers: Vec<Option<CompletionWriter>>,
+    /// One for each prompt.
+    echoes: Vec<Echo>,
 }
 
 impl Chunks {
@@ -185,7 +268,23 @@ impl Chunks {
 }
 
 impl Encoder for Chunks {
-    fn start(&mut self, _: &mut EventStream) {}
+    fn start(&mut self, out: &mut EventStream) {
+        for index in 0..self.usages.len() {
+            let echo = &self.echoes[index / self.n];
+            if echo.text.is_empty() {
+                continue;
+            }
+            let logprobs = self.writers[index].as_mut().map(|writer| {
+                let mut written = CompletionLogprobs::default();
+                echo.write(writer, &mut written);
+                written
+            });
+            let text = echo.text.clone();
+            out.data(
+                &self.chunk(vec![CompletionChoice { index, text, logprobs, finish_reason: None }], None),
+            );
+        }
+    }
 
     fn event(&mut self, index: usize, event: Event, out: &mut EventStream) {
         let mut logprobs = None;

@@ -36,6 +36,8 @@ pub struct Conversation {
     pub tools: Option<ToolUse>,
     /// The form of an answer that is no call.
     pub format: Option<NamedSchema>,
+    /// A grammar that the answer follows, in llama.cpp's form: there are no calls then.
+    pub gbnf: Option<String>,
     /// Variables of the template.
     pub variables: Map<String, Value>,
     /// How much the model is to think, if that is said.
@@ -106,6 +108,11 @@ impl Conversation {
             let message =
                 "tool_choice: an answer that must be a call cannot be JSON too, as `response_format` asks";
             return Err(ApiError::field("tool_choice", message));
+        }
+        if self.gbnf.is_some() && (self.format.is_some() || tools.is_some()) {
+            let message = "grammar: an answer that follows a grammar is neither JSON by a schema nor a call; leave `response_format` and \
+                `tools` out";
+            return Err(ApiError::field("grammar", message));
         }
         if ignore_eos && (self.format.is_some() || tools.is_some_and(ToolUse::is_constrained)) {
             let message = "ignore_eos: an answer that must be JSON, or whose calls are constrained, ends where those do";
@@ -190,7 +197,10 @@ impl Conversation {
             dialect: template.dialect(),
             is_constrained: false,
         };
-        let (permit, grammar) = grammar(app, permit, self.tools, format, &form).await?;
+        let (permit, grammar) = match self.gbnf {
+            Some(source) => app.gbnf(permit, Some(source), making.ignore_eos).await?,
+            None => grammar(app, permit, self.tools, format, &form).await?,
+        };
         form.is_constrained = grammar.is_some();
         let thinks = prompt.in_thoughts || template.thinks();
         let thoughts = (thinks || form.reads_thoughts).then(|| form.thoughts());

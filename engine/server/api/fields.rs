@@ -4,6 +4,27 @@
 use crate::fields::Table;
 use crate::fields::Treatment::{Ignored, Refused, Used};
 
+/// Samplers beside the usual ones, and grammars.
+const SAMPLERS: &[&str] = &[
+    "grammar",
+    "logit_bias",
+    "samplers",
+    "typical_p",
+    "top_n_sigma",
+    "xtc_probability",
+    "xtc_threshold",
+    "dynatemp_range",
+    "dynatemp_exponent",
+    "dry_multiplier",
+    "dry_base",
+    "dry_allowed_length",
+    "dry_penalty_last_n",
+    "dry_sequence_breakers",
+    "mirostat",
+    "mirostat_tau",
+    "mirostat_eta",
+];
+
 /// `/v1/chat/completions`
 pub const CHAT: Table = &[
     (Used, &["messages", "model", "n", "stop", "stream", "stream_options", "user"]),
@@ -26,11 +47,13 @@ pub const CHAT: Table = &[
             "presence_penalty",
             "frequency_penalty",
             "repeat_penalty",
+            "repeat_last_n",
             "ignore_eos",
             "logprobs",
             "top_logprobs",
         ],
     ),
+    (Used, SAMPLERS),
     (Used, &["response_format", "tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs"]),
     (Used, &["reasoning_effort", "enable_thinking", "thinking_budget_tokens", "thinking_budget"]),
     // What the prefix cache does needs no asking.
@@ -39,7 +62,6 @@ pub const CHAT: Table = &[
     (Ignored, &["prediction"]),
     (Ignored, &["metadata", "store", "safety_identifier", "service_tier"]),
     (Ignored, &["verbosity"]),
-    (Refused(&["{}"]), &["logit_bias"]),
     (Refused(&["[]", "[\"text\"]"]), &["modalities"]),
     (Refused(&["[]"]), &["functions"]),
     (Refused(&["\"none\"", "\"auto\""]), &["function_call"]),
@@ -178,14 +200,24 @@ pub const METADATA: Table = &[(Used, &["user_id"])];
 
 /// `/v1/completions`
 pub const COMPLETION: Table = &[
-    (Used, &["prompt", "model", "n", "stop", "stream", "stream_options", "user"]),
+    (
+        Used,
+        &["prompt", "suffix", "echo", "best_of", "model", "n", "stop", "stream", "stream_options", "user"],
+    ),
     (Used, &["max_tokens", "n_predict", "seed", "temperature", "top_p", "top_k", "min_p"]),
-    (Used, &["presence_penalty", "frequency_penalty", "repeat_penalty", "ignore_eos", "logprobs"]),
+    (
+        Used,
+        &[
+            "presence_penalty",
+            "frequency_penalty",
+            "repeat_penalty",
+            "repeat_last_n",
+            "ignore_eos",
+            "logprobs",
+        ],
+    ),
+    (Used, SAMPLERS),
     (Ignored, &["cache_prompt"]),
-    (Refused(&["1"]), &["best_of"]),
-    (Refused(&["false"]), &["echo"]),
-    (Refused(&["{}"]), &["logit_bias"]),
-    (Refused(&["\"\""]), &["suffix"]),
 ];
 
 /// `/v1/embeddings`
@@ -216,7 +248,49 @@ pub const GENERATE: Table = &[
         &["temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n", "presence_penalty"],
     ),
     (Used, &["frequency_penalty", "seed"]),
+    (Used, SAMPLERS),
     (Ignored, &["cache_prompt"]),
+];
+
+/// `/infill`
+pub const INFILL: Table = &[
+    (
+        Used,
+        &[
+            "input_prefix",
+            "input_suffix",
+            "input_extra",
+            "prompt",
+            "n_predict",
+            "n_indent",
+            "t_max_predict_ms",
+        ],
+    ),
+    (
+        Used,
+        &[
+            "response_fields",
+            "stop",
+            "ignore_eos",
+            "stream",
+            "temperature",
+            "top_k",
+            "top_p",
+            "min_p",
+            "seed",
+        ],
+    ),
+    (Used, &["repeat_penalty", "repeat_last_n", "presence_penalty", "frequency_penalty"]),
+    (Used, SAMPLERS),
+    // Where an answer is made, and how long its prompt may take: both change no answer.
+    (Ignored, &["cache_prompt", "id_slot", "t_max_prompt_ms"]),
+];
+
+/// A file of `input_extra`.
+pub const EXTRA_FILE: Table = &[
+    (Used, &["filename", "text"]),
+    // When it was put there.
+    (Ignored, &["time"]),
 ];
 
 /// `/tokenize`
@@ -308,6 +382,8 @@ pub const OBJECTS: &[(&str, Table)] = &[
     ("EmbeddingRequest", EMBEDDING),
     ("RerankRequest", RERANK),
     ("GenerateRequest", GENERATE),
+    ("InfillRequest", INFILL),
+    ("ExtraFile", EXTRA_FILE),
     ("TokenizeRequest", TOKENIZE),
     ("DetokenizeRequest", DETOKENIZE),
     ("StreamOptions", STREAM_OPTIONS),

@@ -1,84 +1,49 @@
 //! `/v1/generate`: the engine's own interface, with the names and defaults of the command line.
 
-use super::completions::plain;
+use super::llama::llama_request;
 use super::logprobs::{self, TokenLogprob};
+use super::prompt::plain;
 use super::{Choice, Stop, collect, fields, openai};
+use crate::App;
 use crate::body::JsonBody;
 use crate::engine_thread::{ModelInfo, SequenceRequest};
 use crate::error::{ApiError, ErrorResponse};
-use crate::fields::described;
 use crate::number::{self, TokenLimit};
 use crate::sse::{self, Encoder, EventStream, ServerSentEvent};
 use crate::work::RequestPermit;
-use crate::{App, random_u64};
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use qernel_core::chat::Message;
 use qernel_core::engine::{Event, FinishReason, Request, Timings, Usage};
-use qernel_core::sampler::SamplingParams;
 use qernel_core::tokenizer::Tokenizer;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::sync::Arc;
 use utoipa::ToSchema;
 
-described!(GenerateRequest: fields::GENERATE);
-
-/// What is to be generated. Sampling fields have llama.cpp's names, meaning, order and defaults.
-#[derive(Deserialize, ToSchema)]
-#[serde(remote = "Self", deny_unknown_fields)]
-pub struct GenerateRequest {
-    /// The prompt as text. Either this or `ids`.
-    prompt: Option<String>,
-    /// The prompt as token ids, taken as they are.
-    #[serde(default, deserialize_with = "number::whole_list_if_any")]
-    ids: Option<Vec<u32>>,
-    /// Takes `prompt` as it is instead of as the user's message in the model's chat template. [default: false]
-    raw: Option<bool>,
-    /// System message of the chat template.
-    system: Option<String>,
-    /// Most tokens to generate; -1 for as many as the context has room for. [default: until the model stops or the context is full]
-    max_tokens: Option<TokenLimit>,
-    /// llama.cpp's name of `max_tokens`.
-    n_predict: Option<TokenLimit>,
-    /// Texts that end the answer; they are no part of it.
-    stop: Option<Stop>,
-    /// Goes on after an end-of-sequence token. [default: false]
-    ignore_eos: Option<bool>,
-    /// Whether to answer with Server-Sent Events: `token` for every token, `end` after the last. [default: false]
-    stream: Option<bool>,
-    /// 0 always takes the likeliest token. [default: 0.8]
-    temperature: Option<f32>,
-    /// Keeps the likeliest tokens; 0 or less keeps all. [default: 40]
-    #[serde(default, deserialize_with = "number::whole")]
-    top_k: Option<i32>,
-    /// Keeps the likeliest tokens whose probabilities add up to it. [default: 0.95]
-    #[schema(minimum = 0, maximum = 1)]
-    top_p: Option<f32>,
-    /// Keeps tokens with at least this share of the likeliest one's probability. [default: 0.05]
-    #[schema(minimum = 0, maximum = 1)]
-    min_p: Option<f32>,
-    /// Divides the logits of repeated tokens. [default: 1]
-    #[schema(minimum = 0.001, maximum = 1000)]
-    repeat_penalty: Option<f32>,
-    /// How many of the last tokens the penalties look at; 0 none, -1 the whole context. [default: 64]
-    #[schema(minimum = -1)]
-    #[serde(default, deserialize_with = "number::whole")]
-    repeat_last_n: Option<i32>,
-    /// Subtracted from the logit of every token that has occurred. [default: 0]
-    #[schema(minimum = -1e6, maximum = 1e6)]
-    presence_penalty: Option<f32>,
-    /// Subtracted from a token's logit once for each time it has occurred. [default: 0]
-    #[schema(minimum = -1e6, maximum = 1e6)]
-    frequency_penalty: Option<f32>,
-    /// The same seed gives the same answer; -1 takes a random one. [default: random]
-    #[schema(value_type = Option<i64>)]
-    #[serde(default, deserialize_with = "number::seed")]
-    seed: Option<u64>,
-    /// Log-probabilities of the tokens, and of so many likeliest ones in the place of each.
-    #[schema(maximum = 20)]
-    #[serde(default, deserialize_with = "number::whole")]
-    logprobs: Option<usize>,
+llama_request! {
+    /// What is to be generated. Sampling fields have llama.cpp's names, meaning, order and defaults.
+    pub struct GenerateRequest: fields::GENERATE {
+        /// The prompt as text. Either this or `ids`.
+        prompt: Option<String>,
+        /// The prompt as token ids, taken as they are.
+        #[serde(default, deserialize_with = "number::whole_list_if_any")]
+        ids: Option<Vec<u32>>,
+        /// Takes `prompt` as it is instead of as the user's message in the model's chat template. [default: false]
+        raw: Option<bool>,
+        /// System message of the chat template.
+        system: Option<String>,
+        /// Most tokens to generate; -1 for as many as the context has room for. [default: until the model stops or the context is full]
+        max_tokens: Option<TokenLimit>,
+        /// llama.cpp's name of `max_tokens`.
+        n_predict: Option<TokenLimit>,
+        /// Whether to answer with Server-Sent Events: `token` for every token, `end` after the last. [default: false]
+        stream: Option<bool>,
+        /// Log-probabilities of the tokens, and of so many likeliest ones in the place of each.
+        #[schema(maximum = 20)]
+        #[serde(default, deserialize_with = "number::whole")]
+        logprobs: Option<usize>,
+    }
 }
 
 /// A whole answer.
@@ -123,22 +88,6 @@ pub struct EndEvent {
 }
 
 impl GenerateRequest {
-    fn sampling(&self) -> SamplingParams {
-        let default = SamplingParams::default();
-        SamplingParams {
-            temperature: self.temperature.unwrap_or(default.temperature),
-            top_k: self.top_k.unwrap_or(default.top_k),
-            top_p: self.top_p.unwrap_or(default.top_p),
-            min_p: self.min_p.unwrap_or(default.min_p),
-            repeat_penalty: self.repeat_penalty.unwrap_or(default.repeat_penalty),
-            repeat_last_n: self.repeat_last_n.unwrap_or(default.repeat_last_n),
-            presence_penalty: self.presence_penalty.unwrap_or(default.presence_penalty),
-            frequency_penalty: self.frequency_penalty.unwrap_or(default.frequency_penalty),
-            seed: self.seed.unwrap_or_else(random_u64),
-            chain: None,
-        }
-    }
-
     /// The ids of the prompt.
     async fn prompt(
         &mut self,
@@ -184,9 +133,7 @@ pub async fn generate(
     State(app): State<Arc<App>>,
     JsonBody(mut request): JsonBody<GenerateRequest>,
 ) -> Result<Response, ApiError> {
-    app.engine.model()?;
-    let sampling = request.sampling();
-    openai::check_sampling(&sampling)?;
+    let sampling = request.sampling(&app.engine.model()?.tokenizer)?;
     let limits = [("max_tokens", request.max_tokens), ("n_predict", request.n_predict)];
     let max_tokens = openai::token_limit(limits, None)?;
     let prompt_param = if request.ids.is_some() { "ids" } else { "prompt" };
@@ -194,20 +141,15 @@ pub async fn generate(
     let logprobs = logprobs::check("logprobs", request.logprobs)?;
     let stop = Stop::texts(request.stop.take())?;
     let permit = app.reserve("n", 1)?;
+    let ignore_eos = request.ignore_eos.unwrap_or(false);
+    let (permit, grammar) = app.gbnf(permit, request.grammar.take(), ignore_eos).await?;
     let (permit, prompt) = request.prompt(&app, permit).await?;
     let answer = app
         .submit(
             permit,
             vec![SequenceRequest {
-                request: Request {
-                    sampling,
-                    max_tokens,
-                    stop,
-                    ignore_eos: request.ignore_eos.unwrap_or(false),
-                    logprobs,
-                    ..Request::new(prompt)
-                },
-                grammar: None,
+                request: Request { sampling, max_tokens, stop, ignore_eos, logprobs, ..Request::new(prompt) },
+                grammar,
                 thinking: None,
                 prompt_param,
             }],

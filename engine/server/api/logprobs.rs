@@ -79,11 +79,12 @@ pub struct ChatLogprobs {
 #[derive(Default, Serialize, ToSchema)]
 pub struct CompletionLogprobs {
     pub tokens: Vec<String>,
-    pub token_logprobs: Vec<f32>,
-    /// Token to log-probability.
-    #[schema(value_type = Vec<std::collections::HashMap<String, f32>>)]
-    pub top_logprobs: Vec<Map<String, Value>>,
-    /// Characters of the answer before the token.
+    /// Null for the first token of a prompt.
+    pub token_logprobs: Vec<Option<f32>>,
+    /// Token to log-probability; null for the first token of a prompt.
+    #[schema(value_type = Vec<Option<std::collections::HashMap<String, f32>>>)]
+    pub top_logprobs: Vec<Option<Map<String, Value>>>,
+    /// Characters of the text before the token.
     pub text_offset: Vec<usize>,
 }
 
@@ -102,11 +103,18 @@ impl CompletionWriter {
 
     /// Adds the next token.
     pub fn push(&mut self, token: u32, logprobs: &Logprobs, to: &mut CompletionLogprobs) {
-        let TokenLogprob { token: text, logprob, top_logprobs, .. } =
-            TokenLogprob::new(&self.tokenizer, token, logprobs);
+        self.push_any(token, Some(logprobs), to);
+    }
+
+    /// Adds a token of which nothing is known where it is the first of all.
+    pub fn push_any(&mut self, token: u32, logprobs: Option<&Logprobs>, to: &mut CompletionLogprobs) {
+        let named = |logprobs| TokenLogprob::new(&self.tokenizer, token, logprobs);
+        let nothing = Logprobs { sampled: 0.0, top: Vec::new() };
+        let TokenLogprob { token: text, logprob, top_logprobs, .. } = named(logprobs.unwrap_or(&nothing));
+        let top = top_logprobs.into_iter().map(|top| (top.token, top.logprob.into())).collect();
         to.tokens.push(text);
-        to.token_logprobs.push(logprob);
-        to.top_logprobs.push(top_logprobs.into_iter().map(|top| (top.token, top.logprob.into())).collect());
+        to.token_logprobs.push(logprobs.map(|_| logprob));
+        to.top_logprobs.push(logprobs.map(|_| top));
         to.text_offset.push(self.offset);
         self.offset += self.decoder.push(token).chars().count();
     }

@@ -7,8 +7,11 @@ pub mod completions;
 pub mod conversation;
 pub mod embeddings;
 pub mod fields;
+pub mod fim;
 pub mod generate;
 pub mod health;
+pub mod infill;
+pub mod llama;
 pub mod logprobs;
 pub mod messages;
 pub mod models;
@@ -16,9 +19,11 @@ pub mod openai;
 pub mod page;
 pub mod parts;
 pub mod prompt;
+pub mod props;
 pub mod rerank;
 pub mod response_format;
 pub mod responses;
+pub mod samplers;
 pub mod tokens;
 pub mod tool_calls;
 pub mod tool_grammar;
@@ -28,6 +33,7 @@ use super::App;
 use super::answer::Answer;
 use super::engine_thread::{ModelInfo, SequenceRequest};
 use super::error::{ApiError, TEMPLATE_FAILED};
+use super::grammar::Grammar;
 use super::work::RequestPermit;
 use axum::Router;
 use axum::http::{StatusCode, Uri};
@@ -45,10 +51,10 @@ use utoipa::ToSchema;
 pub fn routes() -> Router<Arc<App>> {
     Router::new()
         .route("/", get(page::index))
-        .route("/page/chat.css", get(page::style))
-        .route("/page/chat.js", get(page::script))
+        .route("/page/{file}", get(page::file))
         .route("/v1/generate", post(generate::generate))
         .route("/v1/completions", post(completions::completions))
+        .route("/infill", post(infill::infill))
         .route("/v1/chat/completions", post(chat::chat_completions))
         .route("/v1/responses", post(responses::create))
         .route("/v1/responses/{id}", get(responses::retrieve).delete(responses::delete))
@@ -60,6 +66,8 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/v1/models/{*model}", get(models::retrieve))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
+        .route("/props", get(props::props))
+        .route("/slots", get(props::slots))
         .route("/health", get(health::health))
         .route("/metrics", get(health::metrics))
         .route("/openapi.json", get(super::openapi::openapi))
@@ -159,6 +167,26 @@ impl App {
             Ok(Prompt { ids: model.tokenizer.encode(&text, true)?, in_thoughts })
         };
         self.work.prompt(permit, encode).await
+    }
+
+    /// Compiles a request's field `grammar`, if it has one.
+    ///
+    /// # Errors
+    /// 400 where it cannot be used, or the answer is to go on behind its end.
+    async fn gbnf(
+        self: &Arc<Self>,
+        permit: RequestPermit,
+        source: Option<String>,
+        ignore_eos: bool,
+    ) -> Result<(RequestPermit, Option<Grammar>), ApiError> {
+        let Some(source) = source.filter(|source| !source.is_empty()) else { return Ok((permit, None)) };
+        if ignore_eos {
+            let message = "ignore_eos: an answer that follows a grammar ends where that does";
+            return Err(ApiError::field("ignore_eos", message));
+        }
+        let app = Arc::clone(self);
+        let compile = move || app.engine.model()?.grammars()?.gbnf(&source).map(Some);
+        self.work.grammar(permit, compile).await
     }
 
     /// A permit for the answers to one request.

@@ -12,58 +12,60 @@ use utoipa::ToSchema;
 /// Declares a request with the fields that both endpoints take. (serde's `flatten` would lose which field a fault is in.)
 macro_rules! openai_request {
     ($(#[$attribute:meta])* pub struct $name:ident: $table:path { $($specific:tt)* }) => {
-        crate::fields::described!($name: $table);
-
-        $(#[$attribute])*
-        #[derive(serde::Deserialize, utoipa::ToSchema)]
-        #[serde(remote = "Self", deny_unknown_fields)]
-        pub struct $name {
-            $($specific)*
-            /// The model's name; there is one. [default: that one]
-            pub model: Option<String>,
-            /// How many answers to each prompt. [default: 1]
-            #[schema(minimum = 1)]
-            #[serde(default, deserialize_with = "crate::number::whole")]
-            pub n: Option<usize>,
-            /// Texts that end the answer; they are no part of it.
-            pub stop: Option<crate::api::Stop>,
-            /// Whether to answer with Server-Sent Events. [default: false]
-            pub stream: Option<bool>,
-            pub stream_options: Option<crate::api::openai::StreamOptions>,
-            /// Most tokens of an answer; -1 for as many as the context has room for.
-            pub max_tokens: Option<crate::number::TokenLimit>,
-            /// llama.cpp's name of `max_tokens`.
-            pub n_predict: Option<crate::number::TokenLimit>,
-            /// The same seed gives the same answer; -1 takes a random one. [default: random]
-            #[schema(value_type = Option<i64>)]
-            #[serde(default, deserialize_with = "crate::number::seed")]
-            pub seed: Option<u64>,
-            /// 0 always takes the likeliest token. [default: 1]
-            #[schema(minimum = 0)]
-            pub temperature: Option<f32>,
-            /// Keeps the likeliest tokens whose probabilities add up to it. [default: 1]
-            #[schema(minimum = 0, maximum = 1)]
-            pub top_p: Option<f32>,
-            /// Subtracted from the logit of every token that has occurred in the answer. [default: 0]
-            #[schema(minimum = -1e6, maximum = 1e6)]
-            pub presence_penalty: Option<f32>,
-            /// Subtracted from a token's logit once for each time it has occurred in the answer. [default: 0]
-            #[schema(minimum = -1e6, maximum = 1e6)]
-            pub frequency_penalty: Option<f32>,
-            /// Keeps the likeliest tokens; 0 or less keeps all. Not OpenAI's. [default: 0]
-            #[serde(default, deserialize_with = "crate::number::whole")]
-            pub top_k: Option<i32>,
-            /// Keeps tokens with at least this share of the likeliest one's probability. Not OpenAI's. [default: 0]
-            #[schema(minimum = 0, maximum = 1)]
-            pub min_p: Option<f32>,
-            /// Divides the logits of tokens that have occurred in the answer. Not OpenAI's. [default: 1]
-            #[schema(minimum = 0.001, maximum = 1000)]
-            pub repeat_penalty: Option<f32>,
-            /// Goes on after an end-of-sequence token. Not OpenAI's. [default: false]
-            pub ignore_eos: Option<bool>,
-            /// Who asks: a name for the server's log, of at most 256 bytes.
-            #[schema(max_length = 256)]
-            pub user: Option<String>,
+        crate::api::samplers::sampled_request! {
+            $(#[$attribute])*
+            pub struct $name: $table {
+                $($specific)*
+                /// The model's name; there is one. [default: that one]
+                pub model: Option<String>,
+                /// How many answers to each prompt. [default: 1]
+                #[schema(minimum = 1)]
+                #[serde(default, deserialize_with = "crate::number::whole")]
+                pub n: Option<usize>,
+                /// Texts that end the answer; they are no part of it.
+                pub stop: Option<crate::api::Stop>,
+                /// Whether to answer with Server-Sent Events. [default: false]
+                pub stream: Option<bool>,
+                pub stream_options: Option<crate::api::openai::StreamOptions>,
+                /// Most tokens of an answer; -1 for as many as the context has room for.
+                pub max_tokens: Option<crate::number::TokenLimit>,
+                /// llama.cpp's name of `max_tokens`.
+                pub n_predict: Option<crate::number::TokenLimit>,
+                /// The same seed gives the same answer; -1 takes a random one. [default: random]
+                #[schema(value_type = Option<i64>)]
+                #[serde(default, deserialize_with = "crate::number::seed")]
+                pub seed: Option<u64>,
+                /// 0 always takes the likeliest token. [default: 1]
+                #[schema(minimum = 0)]
+                pub temperature: Option<f32>,
+                /// Keeps the likeliest tokens whose probabilities add up to it. [default: 1]
+                #[schema(minimum = 0, maximum = 1)]
+                pub top_p: Option<f32>,
+                /// Subtracted from the logit of every token that has occurred in the answer. [default: 0]
+                #[schema(minimum = -1e6, maximum = 1e6)]
+                pub presence_penalty: Option<f32>,
+                /// Subtracted from a token's logit once for each time it has occurred in the answer. [default: 0]
+                #[schema(minimum = -1e6, maximum = 1e6)]
+                pub frequency_penalty: Option<f32>,
+                /// Keeps the likeliest tokens; 0 or less keeps all. Not OpenAI's. [default: 0]
+                #[serde(default, deserialize_with = "crate::number::whole")]
+                pub top_k: Option<i32>,
+                /// Keeps tokens with at least this share of the likeliest one's probability. Not OpenAI's. [default: 0]
+                #[schema(minimum = 0, maximum = 1)]
+                pub min_p: Option<f32>,
+                /// Divides the logits of tokens that have occurred in the answer. Not OpenAI's. [default: 1]
+                #[schema(minimum = 0.001, maximum = 1000)]
+                pub repeat_penalty: Option<f32>,
+                /// How many of the answer's last tokens the penalties look at; 0 none, -1 all. Not OpenAI's. [default: -1]
+                #[schema(minimum = -1)]
+                #[serde(default, deserialize_with = "crate::number::whole")]
+                pub repeat_last_n: Option<i32>,
+                /// Goes on after an end-of-sequence token. Not OpenAI's. [default: false]
+                pub ignore_eos: Option<bool>,
+                /// Who asks: a name for the server's log, of at most 256 bytes.
+                #[schema(max_length = 256)]
+                pub user: Option<String>,
+            }
         }
 
         impl $name {
@@ -71,7 +73,10 @@ macro_rules! openai_request {
             ///
             /// # Errors
             /// 400 where OpenAI's interface knows no such value.
-            fn sampling(&self) -> Result<qernel_core::sampler::SamplingParams, crate::error::ApiError> {
+            fn sampling(
+                &self,
+                tokenizer: &qernel_core::tokenizer::Tokenizer,
+            ) -> Result<qernel_core::sampler::SamplingParams, crate::error::ApiError> {
                 crate::api::openai::check(self.temperature, self.user.as_deref())?;
                 let default = crate::api::openai::plain_sampling();
                 let params = qernel_core::sampler::SamplingParams {
@@ -82,8 +87,9 @@ macro_rules! openai_request {
                     repeat_penalty: self.repeat_penalty.unwrap_or(default.repeat_penalty),
                     presence_penalty: self.presence_penalty.unwrap_or(default.presence_penalty),
                     frequency_penalty: self.frequency_penalty.unwrap_or(default.frequency_penalty),
+                    repeat_last_n: self.repeat_last_n.unwrap_or(default.repeat_last_n),
                     seed: self.seed.unwrap_or_else(crate::random_u64),
-                    ..default
+                    chain: self.chain(tokenizer)?,
                 };
                 crate::api::openai::check_sampling(&params)?;
                 Ok(params)

@@ -1,7 +1,7 @@
 //! `/`: the chat page.
 
 use crate::error::ErrorResponse;
-use axum::http::header;
+use axum::http::{Uri, header};
 use axum::response::{IntoResponse, Response};
 
 /// What the page may do: nothing but talk to this server.
@@ -17,22 +17,37 @@ pub async fn index() -> Response {
     serve("text/html; charset=utf-8", include_str!("../page/index.html"))
 }
 
-/// How the chat page looks.
-#[utoipa::path(get, path = "/page/chat.css", tag = "server", responses(
-    (status = 200, description = "The style sheet.", body = String, content_type = "text/css"),
-    (status = 401, description = "The API key is missing.", body = ErrorResponse),
-))]
-pub async fn style() -> Response {
-    serve("text/css; charset=utf-8", include_str!("../page/chat.css"))
-}
+/// What the page consists of: name, media type, text.
+const FILES: [(&str, &str, &str); 7] = [
+    ("chat.css", STYLE, include_str!("../page/chat.css")),
+    ("chat.js", SCRIPT, include_str!("../page/chat.js")),
+    ("markdown.js", SCRIPT, include_str!("../page/markdown.js")),
+    ("settings.js", SCRIPT, include_str!("../page/settings.js")),
+    ("store.js", SCRIPT, include_str!("../page/store.js")),
+    ("stream.js", SCRIPT, include_str!("../page/stream.js")),
+    ("view.js", SCRIPT, include_str!("../page/view.js")),
+];
+const STYLE: &str = "text/css; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
 
-/// What the chat page does.
-#[utoipa::path(get, path = "/page/chat.js", tag = "server", responses(
-    (status = 200, description = "The script.", body = String, content_type = "text/javascript"),
-    (status = 401, description = "The API key is missing.", body = ErrorResponse),
-))]
-pub async fn script() -> Response {
-    serve("text/javascript; charset=utf-8", include_str!("../page/chat.js"))
+/// How the chat page looks, and what it does.
+#[utoipa::path(get, path = "/page/{file}", tag = "server",
+    params(("file" = String, Path, description = "`chat.css`, `chat.js` or another of the page's scripts.")),
+    responses(
+        (status = 200, description = "A style sheet or a script.", content(
+            (String = "text/javascript"),
+            (String = "text/css"),
+        )),
+        (status = 401, description = "The API key is missing.", body = ErrorResponse),
+        (status = 404, description = "The page has no such file.", body = ErrorResponse),
+    )
+)]
+pub async fn file(uri: Uri) -> Response {
+    let name = uri.path().strip_prefix("/page/").unwrap_or_default();
+    match FILES.iter().find(|(known, ..)| *known == name) {
+        Some((_, media_type, text)) => serve(media_type, text),
+        None => super::nowhere(uri).await,
+    }
 }
 
 fn serve(media_type: &'static str, text: &'static str) -> Response {

@@ -1,9 +1,14 @@
-//! Prompts of `/v1/completions`.
+//! Prompts that no template makes: those of `/v1/completions`.
 
+use super::fim;
+use crate::App;
+use crate::error::ApiError;
 use crate::number::Whole;
+use crate::work::RequestPermit;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use std::fmt;
+use std::sync::Arc;
 use utoipa::ToSchema;
 
 /// One prompt or several, as text or as token ids.
@@ -25,6 +30,91 @@ impl Prompt {
             Self::IdLists(lists) => lists.len(),
         }
     }
+}
+
+/// A prompt as the model gets it.
+pub struct Encoded {
+    pub ids: Vec<u32>,
+    /// The text that it is made of, where it is made of one.
+    pub text: Option<String>,
+    /// How many of its ids the vocabulary puts before a text.
+    pub added: usize,
+}
+
+impl Prompt {
+    /// The ids of each prompt; with a suffix those that ask for what stands between.
+    ///
+    /// # Errors
+    /// 400 where a text is longer than the context, or the model does not fill in the middle.
+    pub async fn encode(
+        self,
+        app: &Arc<App>,
+        mut permit: RequestPermit,
+        suffix: Option<String>,
+    ) -> Result<(RequestPermit, Vec<Encoded>), ApiError> {
+        let texts = match self {
+            Self::Text(text) => Ok(vec![text]),
+            Self::Texts(texts) => Ok(texts),
+            Self::Ids(ids) => Err(vec![ids]),
+            Self::IdLists(lists) => Err(lists),
+        };
+        let mut prompts = match texts {
+            Err(lists) => {
+                lists.into_iter().map(|ids| Encoded { ids, text: None, added: 0 }).collect::<Vec<_>>()
+            }
+            Ok(texts) => {
+                let bos = bos(app)?;
+                let mut prompts = Vec::with_capacity(texts.len());
+                for text in texts {
+                    let made;
+                    (permit, made) = encode(app, permit, "prompt", text.clone()).await?;
+                    let ids = bos.into_iter().chain(made).collect();
+                    prompts.push(Encoded { ids, text: Some(text), added: usize::from(bos.is_some()) });
+                }
+                prompts
+            }
+        };
+        if let Some(suffix) = suffix {
+            let fim = fim::tokens(&app.engine.model()?.tokenizer, "suffix")?;
+            let behind;
+            (permit, behind) = encode(app, permit, "suffix", suffix).await?;
+            for prompt in &mut prompts {
+                let (added, before) = prompt.ids.split_at(prompt.added);
+                prompt.ids = [added, &fim::between(&fim, before, &behind)].concat();
+            }
+        }
+        Ok((permit, prompts))
+    }
+}
+
+async fn encode(
+    app: &Arc<App>,
+    permit: RequestPermit,
+    param: &'static str,
+    text: String,
+) -> Result<(RequestPermit, Vec<u32>), ApiError> {
+    let (permit, prompt) = app.encode(permit, param, |_| Ok(text)).await?;
+    Ok((permit, prompt.ids))
+}
+
+/// The token that comes before a text, where the vocabulary has it so.
+fn bos(app: &App) -> Result<Option<u32>, ApiError> {
+    let tokenizer = &app.engine.model()?.tokenizer;
+    Ok(tokenizer.bos_token_id().filter(|_| tokenizer.adds_bos()))
+}
+
+/// The ids of a prompt that no template made.
+///
+/// # Errors
+/// 400 where it is longer than the context.
+pub async fn plain(
+    app: &Arc<App>,
+    permit: RequestPermit,
+    text: String,
+) -> Result<(RequestPermit, Vec<u32>), ApiError> {
+    let bos = bos(app)?;
+    let (permit, ids) = encode(app, permit, "prompt", text).await?;
+    Ok((permit, bos.into_iter().chain(ids).collect()))
 }
 
 /// What a list of prompts begins with; the others are of its kind.

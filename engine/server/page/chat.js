@@ -1,216 +1,249 @@
-"use strict";
+/** The chat page: what its parts have to do with each other. */
+
+import { DEFAULTS, Settings } from "./settings.js";
+import * as store from "./store.js";
+import { answer, cost, fault } from "./stream.js";
+import { TurnView, drawList } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
 
-/** The conversation as the server gets it, without the system message. */
-let messages = [];
-/** Ends the answer that is being made; null where none is. */
-let running = null;
+/** Bytes of the largest file that is added as text. */
+const MAX_FILE = 1 << 20;
 
-/** Fields of the form that are numbers of the request. */
-const NUMBERS = ["temperature", "top_p", "top_k", "min_p", "repeat_penalty", "max_tokens", "seed"];
+/** The conversation that is shown; kept once something was said in it. */
+let current = null;
+/** The answer that is being made: its conversation, view and how it is ended; null where none is. */
+let running = null;
+/** The model, as `/v1/models` has it; null where none answers. */
+let model = null;
+
+const settings = new Settings($("controls"), () => {
+  current.settings = settings.values;
+  store.remember("settings", current.settings);
+  if (current.turns.length) keep(current);
+});
 
 function say(text, wrong = false) {
   $("status").textContent = text;
   $("status").classList.toggle("wrong", wrong);
 }
 
-function addTurn(role, text) {
-  $("empty")?.remove();
-  const turn = document.createElement("div");
-  turn.className = `turn ${role}`;
-  turn.textContent = text;
-  $("conversation").append(turn);
-  scrollDown();
-  return turn;
+/** Puts a conversation where it lasts. */
+function keep(conversation) {
+  if (!store.save(conversation)) say("the browser keeps no more conversations: export or delete some", true);
 }
 
-/** Shows what the model thinks in a fold above what it says: open while it thinks, closed by the first word of the answer. */
-function showThought(turn, text) {
-  let fold = turn.querySelector("details");
-  if (!fold) {
-    fold = document.createElement("details");
-    fold.className = "thought";
-    fold.open = true;
-    const title = document.createElement("summary");
-    title.textContent = "Thinking";
-    fold.append(title, document.createElement("p"));
-    turn.prepend(fold);
-  }
-  fold.querySelector("p").textContent = text;
+// Showing.
+
+function viewOf(turn) {
+  const conversation = current;
+  const at = () => conversation.turns.indexOf(turn);
+  return new TurnView(turn, {
+    edit: (text) => ask(conversation, [...conversation.turns.slice(0, at()), { ...turn, content: text }]),
+    retry: () => ask(conversation, conversation.turns.slice(0, at())),
+    respond: (results) => {
+      const of = (call, i) => ({ role: "tool", content: results[i], call: call.id });
+      ask(conversation, [...conversation.turns, ...turn.calls.map(of)]);
+    },
+  });
 }
 
-function showText(turn, text) {
-  let said = turn.querySelector(".said");
-  if (!said) {
-    const fold = turn.querySelector("details");
-    if (fold) fold.open = false;
-    said = document.createElement("span");
-    said.className = "said";
-    turn.append(said);
-  }
-  said.textContent = text;
-}
-
-/** The assistant's turn as the server gets it back. */
-function turnOf(answer) {
-  const message = { role: "assistant", content: answer.text };
-  if (answer.thought) message.reasoning_content = answer.thought;
-  return message;
-}
-
-function scrollDown() {
+function drawTurns() {
+  const isRunning = running?.conversation === current;
   const log = $("conversation");
+  log.replaceChildren();
+  for (const turn of current.turns) {
+    const view = viewOf(turn);
+    view.draw(false, model?.max_model_len);
+    log.append(view.element);
+  }
+  if (isRunning) log.append(running.view.element);
+  const last = current.turns.at(-1);
+  if (!isRunning && last?.calls?.length && last.role === "assistant") {
+    const view = viewOf(last);
+    view.draw(false, model?.max_model_len);
+    view.askForResults();
+    log.lastChild.replaceWith(view.element);
+  }
+  if (!log.firstChild) {
+    const empty = Object.assign(document.createElement("p"), { id: "empty", textContent: invitation() });
+    log.append(empty);
+  }
   log.scrollTop = log.scrollHeight;
 }
 
-/** The body of the request, or null where a field is not filled in properly. */
-function request() {
-  const system = $("system").value.trim();
-  const body = {
-    messages: system ? [{ role: "system", content: system }, ...messages] : messages,
-    stream: true,
-    stream_options: { include_usage: true },
-  };
-  for (const name of NUMBERS) {
-    const input = $(name);
-    if (!input.checkValidity()) {
-      $("sampling").open = true;
-      input.reportValidity();
-      return null;
-    }
-    if (input.value !== "") body[name] = Number(input.value);
+function drawAll() {
+  drawTurns();
+  const conversations = store.all();
+  drawList($("conversations"), conversations, current.id, store.titleOf, { open: (found) => open(found), rename, remove });
+  $("export").disabled = current.turns.length === 0;
+}
+
+/** Shows a conversation; that of the running answer as it goes on. */
+function open(conversation) {
+  current = running?.conversation.id === conversation.id ? running.conversation : conversation;
+  settings.values = current.settings;
+  closeMenu();
+  say("");
+  drawAll();
+  $("message").focus();
+}
+
+function startAnew() {
+  open(store.create({ ...(current?.settings ?? store.recall("settings") ?? DEFAULTS) }));
+}
+
+function rename(conversation, name) {
+  const found = conversation.id === current.id ? current : conversation;
+  found.title = name;
+  keep(found);
+  drawAll();
+}
+
+function remove(conversation) {
+  if (!confirm(`Delete “${store.titleOf(conversation)}”?`)) return;
+  if (running?.conversation.id === conversation.id) {
+    running.isDropped = true;
+    running.controller.abort();
   }
-  return body;
+  store.remove(conversation.id);
+  if (conversation.id === current.id) startAnew();
+  else drawAll();
 }
 
-/** The data of Server-Sent Events, as they come. */
-async function* events(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let buffer = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    buffer += value;
-    for (let end; (end = buffer.indexOf("\n\n")) >= 0; buffer = buffer.slice(end + 2)) {
-      const lines = buffer.slice(0, end).split("\n").filter((line) => line.startsWith("data: "));
-      const data = lines.map((line) => line.slice(6)).join("\n");
-      if (data) yield data;
-    }
-  }
-}
+// Asking.
 
-/** What an answer that is an error says. */
-async function fault(response) {
-  try {
-    return (await response.json()).error.message;
-  } catch {
-    return `the server answered ${response.status}`;
-  }
-}
-
-/** Streams an answer into `turn` and `answer`: its text, what the model thought and how it ended. */
-async function stream(body, turn, answer, signal) {
-  const response = await fetch("v1/chat/completions", {
-    method: "POST",
-    headers: { "content-type": "application/json" },
-    body: JSON.stringify(body),
-    signal,
-  });
-  if (!response.ok) throw new Error(await fault(response));
-  let first = null;
-  let pieces = 0;
-  for await (const data of events(response)) {
-    if (data === "[DONE]") break;
-    const chunk = JSON.parse(data);
-    if (chunk.error) throw new Error(chunk.error.message);
-    if (chunk.usage) answer.tokens = chunk.usage.completion_tokens;
-    const choice = chunk.choices[0];
-    if (!choice) continue;
-    answer.reason = choice.finish_reason ?? answer.reason;
-    const thought = choice.delta.reasoning_content;
-    const piece = choice.delta.content;
-    if (!thought && !piece) continue;
-    first ??= performance.now();
-    pieces += 1;
-    if (thought) {
-      answer.thought += thought;
-      showThought(turn, answer.thought);
-    }
-    if (piece) {
-      answer.text += piece;
-      showText(turn, answer.text);
-    }
-    answer.seconds = (performance.now() - first) / 1000;
-    if (pieces > 1) say(`${pieces} tokens, ${rate(pieces - 1, answer.seconds)}`);
-    scrollDown();
-  }
-}
-
-function rate(tokens, seconds) {
-  return seconds > 0 ? `${(tokens / seconds).toFixed(1)} tokens/s` : "";
-}
-
-function setRunning(controller) {
-  running = controller;
-  $("send").hidden = controller !== null;
-  $("stop").hidden = controller === null;
-  $("clear").disabled = controller !== null;
-}
-
-async function ask() {
-  const text = $("message").value.trim();
-  if (!text || running) return;
-  messages.push({ role: "user", content: text });
-  const body = request();
-  if (!body) {
-    messages.pop();
-    return;
-  }
-  const question = addTurn("user", text);
-  const turn = addTurn("assistant", "");
-  turn.classList.add("unfinished");
-  $("message").value = "";
+/** Has the model answer to `turns`, which the conversation has from then on. Whether it was asked. */
+function ask(conversation, turns) {
+  if (running) return false;
+  const fields = settings.request();
+  if (!fields) return false;
+  const before = conversation.turns;
+  conversation.turns = turns;
+  conversation.updated = Date.now();
+  const system = settings.system ? [{ role: "system", content: settings.system }] : [];
+  const body = { messages: [...system, ...store.messages(turns)], ...fields };
+  const turn = { role: "assistant", content: "" };
+  running = { conversation, view: viewOf(turn), controller: new AbortController() };
+  setRunning(true);
+  keep(conversation);
+  running.view.draw(true);
+  drawAll();
   say("waiting…");
-  setRunning(new AbortController());
-  const answer = { text: "", thought: "", reason: null, tokens: 0, seconds: 0 };
+  finish(body, turn, before);
+  return true;
+}
+
+/** Makes an answer and puts it where it belongs. */
+async function finish(body, turn, before) {
+  const { conversation, view, controller } = running;
+  let isDue = false;
+  const draw = () => {
+    isDue = false;
+    const log = $("conversation");
+    // Who reads further up is left there.
+    const isAtEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 60;
+    view.draw(running?.view === view, model?.max_model_len);
+    if (isAtEnd) log.scrollTop = log.scrollHeight;
+  };
+  const changed = () => {
+    if (current === conversation) say(cost(turn));
+    // A browser paints what is seen; an answer is also drawn where nobody looks.
+    if (!isDue) (document.hidden ? setTimeout : requestAnimationFrame)(draw);
+    isDue = true;
+  };
+  running.turn = turn;
+  let wrong = null;
   try {
-    await stream(body, turn, answer, running.signal);
-    messages.push(turnOf(answer));
-    const length = answer.reason === "length" ? ", cut off by the limit" : "";
-    say(`${answer.tokens} tokens, ${rate(answer.tokens - 1, answer.seconds)}${length}`);
+    await answer(body, turn, changed, controller.signal);
   } catch (error) {
-    if (error.name === "AbortError") {
-      messages.push(turnOf(answer));
-      say("stopped");
-    } else {
-      // The question may be asked again.
-      messages.pop();
-      if (!turn.textContent) {
-        turn.remove();
-        question.remove();
-        $("message").value = text;
-      }
-      say(error.message, true);
-      showModel();
-    }
-  } finally {
-    turn.classList.remove("unfinished");
-    setRunning(null);
-    $("message").focus();
+    if (error.name === "AbortError") turn.reason = "stopped";
+    else wrong = error;
   }
+  const isDropped = running.isDropped;
+  running = null;
+  setRunning(false);
+  if (isDropped) return;
+  const isEmpty = !turn.content && !turn.thought && !turn.calls;
+  if (!wrong || !isEmpty) conversation.turns = [...conversation.turns, turn];
+  else takeBack(conversation, before);
+  if (current === conversation) say(wrong?.message ?? "", wrong !== null);
+  if (conversation.turns.length) keep(conversation);
+  else store.remove(conversation.id);
+  drawAll();
+  if (wrong) showModel();
+  $("message").focus();
+}
+
+/** What was refused may be asked again: the question goes back to where it was written. */
+function takeBack(conversation, before) {
+  const last = conversation.turns.at(-1);
+  const isNew = conversation.turns.length === before.length + 1 && last.role === "user";
+  conversation.turns = before;
+  if (isNew && current === conversation && !$("message").value) $("message").value = last.content;
+}
+
+function send() {
+  const text = $("message").value.trim();
+  if (text && ask(current, [...current.turns, { role: "user", content: text }])) $("message").value = "";
+}
+
+function setRunning(isRunning) {
+  $("send").hidden = isRunning;
+  $("stop").hidden = !isRunning;
+}
+
+// Files.
+
+/** Adds text files to the message, each in a fence that it does not hold. */
+async function attach(files) {
+  for (const file of files) {
+    const text = file.size <= MAX_FILE ? await file.text() : null;
+    if (text === null || text.includes("\0")) {
+      say(`${file.name}: expected a text of at most ${MAX_FILE / 1024} KiB`, true);
+      continue;
+    }
+    let fence = "```";
+    while (text.includes(fence)) fence += "`";
+    const before = $("message").value.trimEnd();
+    $("message").value = `${before}${before && "\n\n"}${file.name}:\n${fence}\n${text.trimEnd()}\n${fence}\n`;
+  }
+  $("message").focus();
+}
+
+function exportConversation() {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([store.exported(current)], { type: "application/json" }));
+  link.download = `${store.titleOf(current).replace(/[^\p{L}\p{N} -]/gu, "").trim() || "conversation"}.json`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+async function importConversation(file) {
+  try {
+    const found = store.imported(await file.text(), current.settings);
+    keep(found);
+    open(found);
+  } catch (error) {
+    say(`${file.name}: ${error.message}`, true);
+  }
+}
+
+// The model.
+
+const isHaiku = () => model?.id === "haiku";
+
+function invitation() {
+  if (!model) return "Ask anything.";
+  return isHaiku() ? "Ask for a haiku about anything, with any word." : `Ask ${model.id} anything.`;
 }
 
 /** Says what to ask this model for; the one that the program carries knows haiku alone. */
-function introduce(model) {
-  const isHaiku = model.id === "haiku";
+function introduce() {
   document.title = `${model.id} · qernel`;
   $("model").textContent = `${model.id} · ${model.device} · ${model.max_model_len} tokens`;
-  $("message").placeholder = isHaiku
-    ? "Write a haiku about the sea with the word forty-two"
-    : `Message to ${model.id}`;
-  const empty = $("empty");
-  if (empty) empty.textContent = isHaiku ? "Ask for a haiku about anything, with any word." : `Ask ${model.id} anything.`;
+  $("message").placeholder = isHaiku() ? "Write a haiku about the sea with the word forty-two" : `Message to ${model.id}`;
+  if ($("empty")) $("empty").textContent = invitation();
 }
 
 /** The next look at which model there is, and whether the last one found one. */
@@ -223,7 +256,8 @@ async function showModel() {
   try {
     const response = await fetch("v1/models", { cache: "no-store" });
     if (!response.ok) throw new Error(await fault(response));
-    introduce((await response.json()).data[0]);
+    model = (await response.json()).data[0];
+    introduce();
     // What was refused meanwhile can be asked now.
     if (!isReady && !running) say("");
     isReady = true;
@@ -236,25 +270,87 @@ async function showModel() {
   nextLook = setTimeout(showModel, seconds * 1000);
 }
 
+// What is pressed.
+
+function closeMenu() {
+  document.body.classList.remove("menu");
+  $("menu").setAttribute("aria-expanded", "false");
+}
+
+function setTheme(theme) {
+  document.documentElement.dataset.theme = theme;
+  $("theme").value = theme;
+}
+
 $("form").addEventListener("submit", (event) => {
   event.preventDefault();
-  ask();
+  send();
 });
-$("stop").addEventListener("click", () => running?.abort());
-$("clear").addEventListener("click", () => {
-  messages = [];
-  $("conversation").replaceChildren();
-  say("");
-  $("message").focus();
+$("stop").addEventListener("click", () => running?.controller.abort());
+$("new").addEventListener("click", startAnew);
+$("menu").addEventListener("click", () => {
+  const isOpen = document.body.classList.toggle("menu");
+  $("menu").setAttribute("aria-expanded", isOpen);
+  if (isOpen) $("new").focus();
 });
+$("page").addEventListener("click", (event) => {
+  if (!$("menu").contains(event.target)) closeMenu();
+});
+$("theme").addEventListener("change", () => {
+  setTheme($("theme").value);
+  store.remember("theme", $("theme").value);
+});
+$("export").addEventListener("click", exportConversation);
+for (const [button, field, take] of [["import", "import-file", ([file]) => importConversation(file)], ["attach", "attach-file", attach]]) {
+  $(button).addEventListener("click", () => $(field).click());
+  $(field).addEventListener("change", () => {
+    const files = [...$(field).files];
+    $(field).value = "";
+    if (files.length) take(files);
+  });
+}
 $("message").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
     event.preventDefault();
-    ask();
+    send();
+  } else if (event.key === "ArrowUp" && $("message").value === "") {
+    event.preventDefault();
+    [...document.querySelectorAll('[aria-label="Edit the message"]')].at(-1)?.click();
   }
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  if (document.body.classList.contains("menu")) {
+    closeMenu();
+    $("menu").focus();
+  } else {
+    running?.controller.abort();
+  }
+});
+document.addEventListener("dragover", (event) => {
+  if (event.dataTransfer.types.includes("Files")) event.preventDefault();
+});
+document.addEventListener("drop", (event) => {
+  if (!event.dataTransfer.files.length) return;
+  event.preventDefault();
+  attach([...event.dataTransfer.files]);
 });
 document.addEventListener("visibilitychange", () => {
   // A browser slows the clocks of pages that nobody sees.
   if (!document.hidden) showModel();
 });
+addEventListener("pagehide", () => {
+  // What has come of an answer stays.
+  if (running?.turn?.content) {
+    store.save({ ...running.conversation, turns: [...running.conversation.turns, { ...running.turn, reason: "stopped" }] });
+  }
+});
+addEventListener("storage", (event) => {
+  // Another window has changed a conversation.
+  if (!store.isOurs(event.key) || running) return;
+  current = store.load(current.id) ?? current;
+  drawAll();
+});
+setTheme(store.recall("theme") ?? "");
+startAnew();
 showModel();

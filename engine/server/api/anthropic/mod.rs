@@ -79,6 +79,7 @@ fn conversation(mut request: MessagesRequest) -> Result<Conversation, ApiError> 
         variables.entry(ENABLE_THINKING).or_insert(true.into());
     }
     let mut conversation = Conversation {
+        gbnf: None,
         param: "messages",
         tools: request.tools()?,
         format: request.format()?,

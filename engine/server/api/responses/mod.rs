@@ -55,6 +55,7 @@ pub async fn create(
     turns.input(std::mem::take(&mut request.input))?;
     let turns = turns.0;
     let mut conversation = Conversation {
+        gbnf: None,
         param: "input",
         messages: instructed(request.instructions.take(), turns.clone()),
         tools: request.tools()?,

@@ -1,0 +1,286 @@
+//! The fields of samplers beside the usual ones, with llama.cpp's names: those of chat completions, completions and `/v1/generate`.
+
+use crate::error::ApiError;
+use crate::number::Whole;
+use qernel_core::sampler::{SamplerChain, SamplerKind};
+use qernel_core::tokenizer::Tokenizer;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use utoipa::ToSchema;
+
+/// Declares a request that has these fields besides its own. (serde's `flatten` would lose which field a fault is in.)
+macro_rules! sampled_request {
+    ($(#[$attribute:meta])* pub struct $name:ident: $table:path { $($specific:tt)* }) => {
+        crate::fields::described!($name: $table);
+
+        $(#[$attribute])*
+        #[derive(serde::Deserialize, utoipa::ToSchema)]
+        #[serde(remote = "Self", deny_unknown_fields)]
+        pub struct $name {
+            $($specific)*
+            /// Added to the logits of tokens, by their ids or by texts, each of whose tokens it is of; `false`, in a list of
+            /// pairs too, bans them. [default: nothing]
+            pub logit_bias: Option<crate::api::samplers::LogitBias>,
+            /// The samplers in their order; those that are left out are off.
+            /// [default: penalties, dry, top_n_sigma, top_k, typ_p, top_p, min_p, xtc, temperature]
+            pub samplers: Option<crate::api::samplers::Samplers>,
+            /// Keeps the tokens whose surprise is nearest to what is expected, up to this sum of probabilities; 1 is off. [default: 1]
+            #[schema(minimum = 0, maximum = 1)]
+            pub typical_p: Option<f32>,
+            /// Keeps logits at most so many standard deviations below the largest; 0 or less is off. [default: -1]
+            pub top_n_sigma: Option<f32>,
+            /// How often the likeliest tokens are left out; 0 is off. [default: 0]
+            #[schema(minimum = 0, maximum = 1)]
+            pub xtc_probability: Option<f32>,
+            /// Which of them: all but the least likely with at least this probability; above 0.5 is off. [default: 0.1]
+            #[schema(minimum = 0, maximum = 1)]
+            pub xtc_threshold: Option<f32>,
+            /// Moves the temperature by so much either way with the entropy; 0 is off. [default: 0]
+            #[schema(minimum = 0, maximum = 1e6)]
+            pub dynatemp_range: Option<f32>,
+            /// How the temperature follows the entropy. [default: 1]
+            #[schema(minimum = 0, maximum = 1e6)]
+            pub dynatemp_exponent: Option<f32>,
+            /// Makes tokens less likely that go on with a repetition, by `multiplier * base ^ (length - allowed length)`; 0 is off.
+            /// [default: 0]
+            #[schema(minimum = 0, maximum = 1e6)]
+            pub dry_multiplier: Option<f32>,
+            /// The base of that. [default: 1.75]
+            #[schema(minimum = 1, maximum = 1e6)]
+            pub dry_base: Option<f32>,
+            /// Repetitions that are shorter cost nothing. [default: 2]
+            #[schema(minimum = 0)]
+            #[serde(default, deserialize_with = "crate::number::whole")]
+            pub dry_allowed_length: Option<i32>,
+            /// How many of the last tokens are looked at; 0 none, -1 the whole context. [default: -1]
+            #[schema(minimum = -1)]
+            #[serde(default, deserialize_with = "crate::number::whole")]
+            pub dry_penalty_last_n: Option<i32>,
+            /// Nothing is repeated across a token that has one of these texts. [default: line break, colon, quotation mark, asterisk]
+            #[schema(max_items = 32)]
+            pub dry_sequence_breakers: Option<Vec<String>>,
+            /// 2 keeps the surprise of tokens near `mirostat_tau`, in the place of all samplers but the temperature; 0 is off. [default: 0]
+            #[schema(minimum = 0, maximum = 2)]
+            #[serde(default, deserialize_with = "crate::number::whole")]
+            pub mirostat: Option<i32>,
+            /// The surprise that is aimed at, in bits. [default: 5]
+            #[schema(minimum = 0, maximum = 1e6)]
+            pub mirostat_tau: Option<f32>,
+            /// How fast its bound follows. [default: 0.1]
+            #[schema(minimum = 0, maximum = 1)]
+            pub mirostat_eta: Option<f32>,
+            /// What the answer must be, in llama.cpp's form of grammars (GBNF). [default: anything]
+            pub grammar: Option<String>,
+        }
+
+        impl $name {
+            /// The samplers that the request asks for beside the usual ones; `None` where a device may draw.
+            ///
+            /// # Errors
+            /// 400, by name, where a value has no meaning.
+            fn chain(
+                &self,
+                tokenizer: &qernel_core::tokenizer::Tokenizer,
+            ) -> Result<Option<std::sync::Arc<qernel_core::sampler::SamplerChain>>, crate::error::ApiError> {
+                use crate::api::samplers::{LogitBias, Samplers, finish};
+                use qernel_core::sampler::{Dry, Mirostat, SamplerChain};
+                let default = SamplerChain::default();
+                let Mirostat { tau, eta } = Mirostat::default();
+                let chain = SamplerChain {
+                    order: self.samplers.as_ref().map_or(Ok(default.order), Samplers::order)?,
+                    typical_p: self.typical_p.unwrap_or(default.typical_p),
+                    top_n_sigma: self.top_n_sigma.unwrap_or(default.top_n_sigma),
+                    xtc_probability: self.xtc_probability.unwrap_or(default.xtc_probability),
+                    xtc_threshold: self.xtc_threshold.unwrap_or(default.xtc_threshold),
+                    dynatemp_range: self.dynatemp_range.unwrap_or(default.dynatemp_range),
+                    dynatemp_exponent: self.dynatemp_exponent.unwrap_or(default.dynatemp_exponent),
+                    dry: Dry {
+                        multiplier: self.dry_multiplier.unwrap_or(default.dry.multiplier),
+                        base: self.dry_base.unwrap_or(default.dry.base),
+                        allowed_length: self.dry_allowed_length.unwrap_or(default.dry.allowed_length),
+                        last_n: self.dry_penalty_last_n.unwrap_or(default.dry.last_n),
+                        sequence_breakers: (self.dry_sequence_breakers.clone())
+                            .unwrap_or(default.dry.sequence_breakers),
+                    },
+                    mirostat: Some(Mirostat {
+                        tau: self.mirostat_tau.unwrap_or(tau),
+                        eta: self.mirostat_eta.unwrap_or(eta),
+                    }),
+                    logit_bias: (self.logit_bias.as_ref())
+                        .map_or(Ok(Vec::new()), |bias| LogitBias::of_tokens(bias, tokenizer))?,
+                };
+                finish(chain, self.mirostat)
+            }
+        }
+    };
+}
+pub(super) use sampled_request;
+
+/// Most samplers of a request.
+const MAX_SAMPLERS: usize = 32;
+/// Most texts that nothing is repeated across, and their longest: the whole vocabulary is looked through for them.
+const MAX_BREAKERS: usize = 32;
+const MAX_BREAKER_BYTES: usize = 64;
+/// Most bytes of all texts that stand for tokens.
+const MAX_BIASED_BYTES: usize = 8192;
+
+/// Samplers by their names, in a list or separated by semicolons.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(untagged, expecting = "expected a list of samplers' names")]
+pub enum Samplers {
+    Names(Vec<String>),
+    Text(String),
+}
+
+impl Samplers {
+    /// The samplers.
+    ///
+    /// # Errors
+    /// 400 where one is not known, or they are too many.
+    pub fn order(&self) -> Result<Vec<SamplerKind>, ApiError> {
+        let names: Vec<&str> = match self {
+            Self::Names(names) => names.iter().map(String::as_str).collect(),
+            Self::Text(text) => text.split(';').filter(|name| !name.trim().is_empty()).collect(),
+        };
+        if names.len() > MAX_SAMPLERS {
+            return refuse("samplers", format!("expected at most {MAX_SAMPLERS}, found {}", names.len()));
+        }
+        let parse = |name: &str| {
+            let name = excerpt(name);
+            name.parse().or_else(|error| refuse("samplers", error))
+        };
+        names.into_iter().map(parse).collect()
+    }
+}
+
+/// What is added to logits: a map, as OpenAI has it, or pairs, as llama.cpp has them.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(
+    untagged,
+    expecting = "expected a map from tokens to numbers, or a list of pairs of a token and a number"
+)]
+pub enum LogitBias {
+    Map(BTreeMap<String, Bias>),
+    Pairs(Vec<(Biased, Bias)>),
+}
+
+/// A token by its id, or those of a text.
+#[derive(Clone, Debug, ToSchema)]
+#[serde(untagged)]
+pub enum Biased {
+    Id(u32),
+    Text(String),
+}
+
+impl<'de> Deserialize<'de> for Biased {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "expected a token's id or a text")]
+        enum Any {
+            Id(Whole<u32>),
+            Text(String),
+        }
+        Ok(match Any::deserialize(deserializer)? {
+            Any::Id(Whole(id)) => Self::Id(id),
+            Any::Text(text) => Self::Text(text),
+        })
+    }
+}
+
+/// What is added to a logit; `false` bans the token, and so does `-inf`, which JSON cannot write.
+#[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
+#[serde(untagged, expecting = "expected a number, or false to ban the token")]
+pub enum Bias {
+    Number(f32),
+    Ban(bool),
+}
+
+impl LogitBias {
+    /// What is added to which tokens.
+    ///
+    /// # Errors
+    /// 400 where a value is no bias, or they are too many.
+    pub fn of_tokens(&self, tokenizer: &Tokenizer) -> Result<Vec<(u32, f32)>, ApiError> {
+        let pairs: Vec<(Biased, Bias)> = match self {
+            Self::Pairs(pairs) => pairs.clone(),
+            Self::Map(map) => {
+                let token = |key: &String| key.parse().map_or_else(|_| Biased::Text(key.clone()), Biased::Id);
+                map.iter().map(|(key, bias)| (token(key), *bias)).collect()
+            }
+        };
+        let (most, mut bytes) = (tokenizer.vocab_size(), 0);
+        let mut biases = Vec::new();
+        for (token, bias) in pairs {
+            let bias = match bias {
+                Bias::Number(bias) => bias,
+                Bias::Ban(false) => f32::NEG_INFINITY,
+                Bias::Ban(true) => {
+                    return refuse(
+                        "logit_bias",
+                        "expected a number, or false to ban the token, found true".into(),
+                    );
+                }
+            };
+            match token {
+                Biased::Id(id) => biases.push((id, bias)),
+                Biased::Text(text) => {
+                    bytes += text.len();
+                    if bytes > MAX_BIASED_BYTES {
+                        return refuse(
+                            "logit_bias",
+                            format!(
+                                "expected texts of at most {MAX_BIASED_BYTES} bytes together, found more"
+                            ),
+                        );
+                    }
+                    biases.extend(tokenizer.encode(&text, false)?.into_iter().map(|id| (id, bias)));
+                }
+            }
+            if biases.len() > most {
+                return refuse(
+                    "logit_bias",
+                    format!("expected at most {most} tokens, as many as there are, found more"),
+                );
+            }
+        }
+        Ok(biases)
+    }
+}
+
+/// The chain, with `mirostat` in its place, if it is needed.
+///
+/// # Errors
+/// 400, by name, where a value has no meaning.
+pub fn finish(chain: SamplerChain, mirostat: Option<i32>) -> Result<Option<Arc<SamplerChain>>, ApiError> {
+    if let Some((option, fault)) = chain.fault() {
+        return refuse(option, fault);
+    }
+    let breakers = &chain.dry.sequence_breakers;
+    let longest = breakers.iter().map(String::len).max().unwrap_or(0);
+    if breakers.len() > MAX_BREAKERS || longest > MAX_BREAKER_BYTES {
+        let expected = format!("expected at most {MAX_BREAKERS} texts of at most {MAX_BREAKER_BYTES} bytes");
+        return refuse(
+            "dry_sequence_breakers",
+            format!("{expected}, found {}, the longest of {longest} bytes", breakers.len()),
+        );
+    }
+    let mirostat = match mirostat {
+        None | Some(0) => None,
+        Some(2) => chain.mirostat,
+        Some(1) => {
+            return refuse("mirostat", "expected 0 or 2: the first version of Mirostat is not there".into());
+        }
+        Some(other) => return refuse("mirostat", format!("expected 0 or 2, found {other}")),
+    };
+    Ok(SamplerChain { mirostat, ..chain }.if_needed())
+}
+
+fn refuse<T>(param: &str, what: String) -> Result<T, ApiError> {
+    Err(ApiError::field(param, format!("{param}: {what}")))
+}
+
+/// The beginning of a name, for a message.
+fn excerpt(name: &str) -> String {
+    name.chars().take(40).collect()
+}
