@@ -1,4 +1,4 @@
-//! Vectors and scores of texts: the engine's thread makes one between two steps of answers, as there is room.
+//! Vectors and scores of texts: between two steps of answers the engine's thread computes some rows of one, as there is room.
 
 use super::config::ServerConfig;
 use super::engine_thread::{EngineHandle, Job};
@@ -17,6 +17,8 @@ type Vectors = Result<Vec<Vec<f32>>, ApiError>;
 pub(super) struct EmbedJob {
     texts: Vec<Vec<u32>>,
     pooling: Pooling,
+    /// The next one has begun.
+    has_begun: bool,
     /// Those that are made.
     vectors: Vec<Vec<f32>>,
     reply: oneshot::Sender<Vectors>,
@@ -37,18 +39,32 @@ impl Embeddings {
         self.0.is_empty()
     }
 
-    /// Makes the vector of the next text, where there is room for it. Requests whose client has left are dropped. Says whether the device
-    /// worked, or what it failed of; `None` where it had nothing to do.
+    /// Computes the next rows of the text whose turn it is, where there is room for it. Requests whose client has left are dropped. Says
+    /// whether the device worked, or what it failed of; `None` where it had nothing to do.
     pub(super) fn work(&mut self, engine: &mut Engine) -> Option<Result<(), Error>> {
+        if self.0.front().is_some_and(|job| job.has_begun && job.reply.is_closed()) {
+            engine.cancel_embedding();
+        }
         self.0.retain(|job| !job.reply.is_closed());
         let job = self.0.front_mut()?;
         let made = match job.texts.get(job.vectors.len()) {
-            Some(text) => engine.embed(text, job.pooling),
             None => Ok(None),
+            Some(_) if job.has_begun => engine.advance_embedding(),
+            Some(text) => match engine.begin_embedding(text, job.pooling) {
+                Ok(true) => {
+                    job.has_begun = true;
+                    engine.advance_embedding()
+                }
+                Ok(false) => return None,
+                Err(error) => Err(error),
+            },
         };
         match made {
-            Ok(None) if job.vectors.len() < job.texts.len() => return None,
-            Ok(vectors) => job.vectors.extend(vectors.map(|vectors| vectors.concat())),
+            Ok(None) => {}
+            Ok(Some(vectors)) => {
+                job.has_begun = false;
+                job.vectors.push(vectors.concat());
+            }
             Err(error) => {
                 let failed = matches!(error, Error::Device(_));
                 let told = ApiError::from(error);
@@ -73,7 +89,7 @@ impl Embeddings {
 }
 
 impl EngineHandle {
-    /// Makes a vector of each text. Dropping the future ends it before the next text.
+    /// Makes a vector of each text. Dropping the future ends it.
     ///
     /// # Errors
     /// 400 where the engine refuses a text, 500 where the device fails, 503 where there is no engine any more, 504 after the time that an
@@ -88,7 +104,14 @@ impl EngineHandle {
         let time = config.request_timeout;
         let deadline = permit.start + time;
         let (reply, told) = oneshot::channel();
-        self.send(Job::Embed(EmbedJob { texts, pooling, vectors: Vec::new(), reply, _permit: permit }))?;
+        self.send(Job::Embed(EmbedJob {
+            texts,
+            pooling,
+            has_begun: false,
+            vectors: Vec::new(),
+            reply,
+            _permit: permit,
+        }))?;
         match tokio::time::timeout_at(deadline.into(), told).await {
             Ok(Ok(vectors)) => vectors,
             Ok(Err(_)) => {
