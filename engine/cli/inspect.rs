@@ -1,6 +1,6 @@
 //! `inspect`: what a GGUF file holds and how much memory it needs.
 
-use super::options::FileArgs;
+use super::options::{ExpertArgs, FileArgs};
 use super::output::{Output, one_line};
 use crate::config::Config;
 use crate::cuda;
@@ -22,6 +22,8 @@ pub struct InspectArgs {
     /// A file that holds only a vocabulary is enough.
     #[command(flatten)]
     pub file: FileArgs,
+    #[command(flatten)]
+    pub experts: ExpertArgs,
     /// Tokens of context to count KV memory for [default: what the model was made for].
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
     pub context: Option<u64>,
@@ -137,6 +139,10 @@ impl DraftLayers {
 struct Memory {
     /// `null` where the weights cannot be used.
     weight_bytes: Option<u64>,
+    /// Those of experts; 0 where there are none.
+    expert_bytes: u64,
+    /// Those of experts that stay in host memory (`--n-cpu-moe`, `--cpu-moe`) where the rest is on a GPU.
+    host_expert_bytes: u64,
     /// Format of the KV pages on a GPU: that of the weights.
     kv_dtype: &'static str,
     kv_bytes_per_token: u64,
@@ -162,8 +168,7 @@ impl<'a> Report<'a> {
         let mut unused_tensors = weights.as_ref().map(|weights| weights.unused.clone()).unwrap_or_default();
         let draft_layers =
             config.as_ref().and_then(|config| DraftLayers::take(gguf, config, &mut unused_tensors));
-        let memory =
-            config.as_ref().and_then(|config| Memory::new(config, weights.as_ref(), args.context).ok());
+        let memory = config.as_ref().and_then(|config| Memory::new(config, weights.as_ref(), args).ok());
 
         let mut sizes = BTreeMap::new();
         for tensor in gguf.tensors() {
@@ -219,13 +224,19 @@ impl<'a> Report<'a> {
 }
 
 impl Memory {
-    fn new(config: &Config, weights: Option<&Weights>, context: Option<u64>) -> Result<Self> {
-        let context = context.unwrap_or(config.max_position_embeddings as u64);
+    fn new(config: &Config, weights: Option<&Weights>, args: &InspectArgs) -> Result<Self> {
+        let context = args.context.unwrap_or(config.max_position_embeddings as u64);
         // Without weights: the format that most files have.
         let dtype = weights.map_or(Dtype::F16, cuda::compute_dtype);
         let layout = kv_layout(config, dtype, context.div_ceil(PAGE_SIZE as u64) as usize)?;
+        let experts_of = |layers| {
+            let experts = weights.into_iter().flat_map(move |weights| weights.experts_of_first(layers));
+            experts.map(|matrix| matrix.data.len() as u64).sum()
+        };
         Ok(Self {
             weight_bytes: weights.map(Weights::num_bytes),
+            expert_bytes: experts_of(usize::MAX),
+            host_expert_bytes: experts_of(args.experts.layers()),
             kv_dtype: dtype.name(),
             kv_bytes_per_token: (layout.page_bytes() / PAGE_SIZE) as u64,
             context,
@@ -349,6 +360,11 @@ impl fmt::Display for Report<'_> {
             let Memory { kv_dtype, kv_bytes_per_token, context, .. } = memory;
             if let Some(bytes) = memory.weight_bytes {
                 writeln!(f, "  {:10} {:>14}", "weights", Mib(bytes))?;
+            }
+            if memory.expert_bytes > 0 {
+                let (experts, on_host) = (Mib(memory.expert_bytes), Mib(memory.host_expert_bytes));
+                let of_host = format!("{} of them in host memory beside a GPU (--n-cpu-moe N)", on_host);
+                writeln!(f, "  {:10} {experts:>14}  {of_host}", "experts")?;
             }
             writeln!(
                 f,

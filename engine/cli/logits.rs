@@ -1,6 +1,6 @@
 //! `qernel logits`: token ids in, logits out, for comparing with other implementations.
 
-use super::options::FileArgs;
+use super::options::{ExpertArgs, FileArgs};
 use super::output::Output;
 use crate::batch::{Batch, LogitRows, SequenceRows};
 use crate::config::Config;
@@ -30,6 +30,8 @@ pub struct LogitsArgs {
     /// Format of matrices on a GPU: auto (the file's, but f16 for bf16 if no weight is beyond its range), f16 or bf16.
     #[arg(long, default_value = "auto", value_name = "DTYPE")]
     pub dtype: DtypeChoice,
+    #[command(flatten)]
+    pub experts: ExpertArgs,
     /// Kernel variants by operation, such as rms_norm=plain,matmul=plain; on the CPU matmul_blocks=int8.
     #[arg(long, value_name = "OP=VARIANT,…")]
     pub kernel: Option<String>,
@@ -64,6 +66,7 @@ pub fn run(args: LogitsArgs) -> Result<()> {
         // What is compared with other implementations has no error that could be avoided.
         kv_dtype: KvDtype::Precise,
         cpu_blocks: MatmulBlocks::Exact,
+        cpu_moe: args.experts.layers(),
         max_model_len: Some(num_tokens),
         max_num_tokens: Some(chunk),
         max_num_logits: if args.save.is_some() { chunk } else { 1 },

@@ -74,12 +74,33 @@ pub struct ModelArgs {
     /// Share of the free GPU memory, beside what others have taken, that weights, KV pages and workspace may take
     #[arg(long, default_value_t = 0.9, value_name = "SHARE")]
     pub gpu_memory_fraction: f64,
+    #[command(flatten)]
+    pub experts: ExpertArgs,
     /// Read all tensors first, and refuse a file with values that are NaN or infinite
     #[arg(long)]
     pub check_tensors: bool,
     /// Kernel variants by operation, such as rms_norm=plain,attention=split; on the CPU matmul_blocks=exact
     #[arg(long, value_name = "OP=VARIANT,…")]
     pub kernel: Option<String>,
+}
+
+/// Where experts are computed.
+#[derive(Clone, Debug, Args)]
+pub struct ExpertArgs {
+    /// Leave the experts of the first N layers in host memory and compute them on the CPU, everything else on the GPU: for mixtures of
+    /// experts that the GPU has no room for
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub n_cpu_moe: usize,
+    /// The same of all layers
+    #[arg(long)]
+    pub cpu_moe: bool,
+}
+
+impl ExpertArgs {
+    /// The number of those layers; [`usize::MAX`] for all.
+    pub fn layers(&self) -> usize {
+        if self.cpu_moe { usize::MAX } else { self.n_cpu_moe }
+    }
 }
 
 /// How requests are served.
@@ -164,6 +185,7 @@ impl ModelArgs {
             max_num_logits: max_num_sequences,
             checkpoints: self.checkpoints,
             memory_fraction: self.gpu_memory_fraction,
+            cpu_moe: self.experts.layers(),
             check_tensors: self.check_tensors,
             ..RunnerOptions::default()
         };

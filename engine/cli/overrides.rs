@@ -10,9 +10,10 @@ use std::str::FromStr;
 /// What of the file's metadata is replaced.
 #[derive(Clone, Debug, Default, Args)]
 pub struct OverrideArgs {
-    /// Replace or add metadata of the file, such as tokenizer.ggml.add_bos_token=bool:false; the types are int, float, bool and str
-    #[arg(long, help_heading = "Metadata", value_name = "KEY=TYPE:VALUE", value_delimiter = ',')]
-    pub override_kv: Vec<KeyValue>,
+    /// Replace or add metadata of the file, such as tokenizer.ggml.add_bos_token=bool:false; the types are int, float, bool and str; a comma
+    /// in a text is \,
+    #[arg(long, help_heading = "Metadata", value_name = "KEY=TYPE:VALUE,…")]
+    pub override_kv: Vec<KeyValues>,
     /// How RoPE frequencies are scaled: none, linear or yarn [default: what the file says, or linear]
     #[arg(long, help_heading = "Metadata", value_name = "TYPE")]
     pub rope_scaling: Option<ScalingType>,
@@ -48,7 +49,7 @@ impl OverrideArgs {
     /// # Errors
     /// As [`RopeOverrides::apply`] and [`Gguf::set_metadata`].
     pub fn apply(&self, gguf: &mut Gguf) -> Result<()> {
-        for KeyValue { key, value } in &self.override_kv {
+        for KeyValue { key, value } in self.override_kv.iter().flat_map(|KeyValues(pairs)| pairs) {
             gguf.set_metadata(key, value)?;
         }
         let rope = RopeOverrides {
@@ -63,6 +64,29 @@ impl OverrideArgs {
             beta_slow: self.yarn_beta_slow,
         };
         rope.apply(gguf)
+    }
+}
+
+/// Keys with their new values, as one argument has them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KeyValues(pub Vec<KeyValue>);
+
+impl FromStr for KeyValues {
+    type Err = String;
+
+    /// Between commas. A backslash takes what follows it as it is, a comma or another backslash, as in llama.cpp.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut pairs = vec![String::new()];
+        let mut characters = text.chars();
+        while let Some(character) = characters.next() {
+            let last = pairs.len() - 1;
+            match character {
+                ',' => pairs.push(String::new()),
+                '\\' => pairs[last].push(characters.next().unwrap_or('\\')),
+                _ => pairs[last].push(character),
+            }
+        }
+        pairs.iter().map(|pair| pair.parse()).collect::<Result<_, _>>().map(Self)
     }
 }
 
@@ -104,6 +128,10 @@ mod tests {
         assert_eq!(parse("a=float:1e6"), of("a", Value::F64(1e6)));
         assert_eq!(parse("a=bool:false"), of("a", Value::Bool(false)));
         assert_eq!(parse("a=str:x=y:z"), of("a", Value::from("x=y:z")));
+        let pairs = |text: &str| text.parse::<KeyValues>().map(|KeyValues(pairs)| pairs);
+        let pair = |key: &str, value: &str| KeyValue { key: key.into(), value: Value::from(value) };
+        assert_eq!(pairs(r"a=str:x\,y,b=str:\\z\"), Ok(vec![pair("a", "x,y"), pair("b", r"\z\")]));
+        assert!(pairs("a=str:x,y").unwrap_err().contains("found \"y\""));
         for bad in ["a", "a=3", "=int:3", "a=int:x", "a=bool:1", "a=u32:1"] {
             assert!(parse(bad).unwrap_err().contains("KEY=TYPE:VALUE"), "{bad}");
         }

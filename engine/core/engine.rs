@@ -74,6 +74,10 @@ pub struct Engine {
     events: Vec<Event>,
     next_id: u64,
     max_model_len: usize,
+    /// Rows of a step.
+    max_num_tokens: usize,
+    /// The text whose vector is being made.
+    embedding: Option<embed::Embedding>,
 }
 
 impl Engine {
@@ -121,6 +125,8 @@ impl Engine {
             events: Vec::new(),
             next_id: 0,
             max_model_len,
+            max_num_tokens: step.max_num_tokens,
+            embedding: None,
         })
     }
 

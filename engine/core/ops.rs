@@ -9,6 +9,7 @@
 //! CPU), and so are cached K and V. Where a device rounds to f16 it scales by powers of two, so that no number is beyond its range
 //! ([`Ops::bound_mlp`]).
 
+pub mod experts;
 pub mod hybrid;
 pub mod parts;
 
@@ -19,8 +20,9 @@ use crate::kv_layout::KvLayout;
 use crate::rope::Rotation;
 use crate::sampler::SamplingRow;
 use crate::weights::Matrix;
+use experts::ExpertOps;
 use hybrid::HybridOps;
-use parts::{AttentionIn, Experts, LayerNorm, Linear, MlpIn, Norm, NormMatmul, QkNorm, RmsNorm, Router};
+use parts::{AttentionIn, Experts, LayerNorm, Linear, MlpIn, Norm, NormMatmul, QkNorm, RmsNorm};
 
 /// What an implementation of [`Ops`] must know of the model and of the largest batch before the first operation.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,15 +58,20 @@ impl OpsConfig {
             num_key_value_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
             rotation: config.rotation.clone(),
-            experts: config.experts.map(|sizes| ExpertsConfig {
-                num_experts: sizes.num_experts,
-                num_experts_per_tok: sizes.num_experts_per_tok,
-                hidden_size: config.hidden_size,
-            }),
+            experts: Self::experts_of(config),
             linear: config.linear,
             max_model_len,
             limits,
         }
+    }
+
+    /// The part of `config` that operations of experts need.
+    pub fn experts_of(config: &Config) -> Option<ExpertsConfig> {
+        config.experts.map(|sizes| ExpertsConfig {
+            num_experts: sizes.num_experts,
+            num_experts_per_tok: sizes.num_experts_per_tok,
+            hidden_size: config.hidden_size,
+        })
     }
 }
 
@@ -112,7 +119,7 @@ pub trait Types: Sized {
 }
 
 /// The operations of a decoder on one device.
-pub trait Ops: HybridOps {
+pub trait Ops: HybridOps + ExpertOps {
     // Memory, at start-up.
 
     /// Allocates a zeroed `[rows, cols]`.
@@ -138,16 +145,6 @@ pub trait Ops: HybridOps {
     /// Brings matrices of as many columns each to the device, one below the other; a row and the one that is `apart` rows on are used
     /// together, of every `2 * apart` rows; none are where it is 0.
     fn load_stacked(&mut self, matrices: &[Matrix], apart: usize) -> Result<Stacked<Self::Weight>>;
-    /// Brings the matrices of `num_experts` experts, one below the other, to the device.
-    fn load_experts(&mut self, matrix: &Matrix, num_experts: usize) -> Result<Self::Weight> {
-        let _ = num_experts;
-        self.load_matrix(matrix)
-    }
-    /// Brings gate and up of `num_experts` experts to the device: as [`Ops::load_experts`], where rows of both are used together.
-    fn load_gate_up_experts(&mut self, matrices: [&Matrix; 2], count: usize) -> Result<[Self::Weight; 2]> {
-        let [gate, up] = matrices.map(|matrix| self.load_experts(matrix, count));
-        Ok([gate?, up?])
-    }
     /// Brings a vector to the device.
     fn load_vector(&mut self, values: &[f32]) -> Result<Self::Vector>;
     /// Called after the last matrix.
@@ -320,45 +317,6 @@ pub trait Ops: HybridOps {
         out: &mut Self::Activation,
     ) -> Result<()>;
 
-    /// Which experts each row goes to: those of the largest `p = softmax(x · weightᵀ)`, of equal ones the first. `[n, hidden_size] ->
-    /// [n, 2 * num_experts_per_tok]`: their numbers, ascending, which f32 holds exactly, then their `p`, divided by their sum where
-    /// the router says so.
-    fn route(
-        &mut self,
-        n: usize,
-        x: &Self::Activation,
-        router: &Router<Self::Vector>,
-        chosen: &mut Self::Tensor,
-    ) -> Result<()>;
-
-    /// Brings rows that go to the same expert together, where the device multiplies them so: called before [`Ops::experts_in`] and
-    /// [`Ops::experts_out`] of the same rows and `chosen`, with the matrices of the experts, gate, up and down.
-    fn sort_experts(&mut self, _n: usize, _chosen: &Self::Tensor, _: [&Self::Weight; 3]) -> Result<()> {
-        Ok(())
-    }
-
-    /// `silu(x · gate[e]ᵀ) * (x · up[e]ᵀ)` for each expert `e` that a row goes to, one beside the other: `[n, hidden_size] -> [n,
-    /// num_experts_per_tok * moe_intermediate_size]`; `chosen` as [`Ops::route`] leaves it, matrices from [`Ops::load_experts`].
-    fn experts_in(
-        &mut self,
-        n: usize,
-        x: &Self::Activation,
-        chosen: &Self::Tensor,
-        gate_up: [&Self::Weight; 2],
-        inner: &mut Self::Tensor,
-    ) -> Result<()>;
-
-    /// `out += Σ_j weight_j * (inner_j · down[e_j]ᵀ)` over the experts that a row goes to, in their order: `[n, num_experts_per_tok *
-    /// moe_intermediate_size] -> [n, hidden_size]`.
-    fn experts_out(
-        &mut self,
-        n: usize,
-        inner: &Self::Tensor,
-        chosen: &Self::Tensor,
-        down: &Self::Weight,
-        out: &mut Self::Tensor,
-    ) -> Result<()>;
-
     /// `rows[i] *= sigmoid(x[i] · gate)`: `x` is `[n, hidden_size]`, `rows` `[n, cols]`.
     fn gate_rows(
         &mut self,
@@ -405,18 +363,6 @@ pub trait Ops: HybridOps {
         _part: &MlpIn<Self::Weight, Self::Vector>,
         _x: &Self::Tensor,
         _out: &mut Self::Activation,
-    ) -> Result<bool> {
-        Ok(false)
-    }
-
-    /// A norm and the router behind it in one kernel: [`Ops::rms_norm`] to `normed`, [`Ops::route`] of that to `chosen`.
-    fn norm_route(
-        &mut self,
-        _n: usize,
-        _x: &Self::Tensor,
-        _part: &Experts<Self::Weight, Self::Vector>,
-        _normed: &mut Self::Activation,
-        _chosen: &mut Self::Tensor,
     ) -> Result<bool> {
         Ok(false)
     }

@@ -12,6 +12,10 @@
 //! running sequences own pages; and nothing is marked as computed, or known, before [`Scheduler::complete`], so that a
 //! step that failed can be taken again.
 
+mod step;
+
+pub use step::{ScheduledSequence, SequenceId, Step};
+
 use crate::batch::{Batch, LogitRows, SequenceRows};
 use crate::checkpoints::Checkpoints;
 use crate::kv_cache::{PageList, PagePool};
@@ -19,16 +23,6 @@ use crate::kv_layout::{PAGE_SIZE, StateCopy, pages_for};
 use crate::prefix_cache::Prefix;
 use crate::sampler::NO_TOKEN;
 use std::collections::VecDeque;
-
-/// Names a sequence for the life of its engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SequenceId(pub u64);
-
-impl std::fmt::Display for SequenceId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
 
 /// The most that one step may hold.
 #[derive(Clone, Copy, Debug)]
@@ -102,29 +96,6 @@ impl Sequence {
     }
 }
 
-/// One step: what to compute and for whom.
-#[derive(Debug)]
-pub struct Step {
-    pub batch: Batch,
-    /// The sequences of `batch`, in its order.
-    pub sequences: Vec<ScheduledSequence>,
-    /// States that sequences begin with, to be brought to their slots before the step.
-    pub loads: Vec<StateCopy>,
-}
-
-/// The share of one sequence in a [`Step`].
-#[derive(Clone, Copy, Debug)]
-pub struct ScheduledSequence {
-    pub id: SequenceId,
-    pub num_rows: usize,
-    /// The rows are of a prompt (or of tokens computed anew); otherwise it is the one token generated last.
-    pub prefill: bool,
-    /// A token is drawn from the last row.
-    pub samples: bool,
-    /// Its state is to be copied behind the step.
-    pub save: Option<StateCopy>,
-}
-
 /// See the [module](self).
 pub struct Scheduler {
     limits: StepLimits,
@@ -132,6 +103,8 @@ pub struct Scheduler {
     /// Slots that a running sequence had and none has now, of the `num_slots` that were ever needed.
     free_slots: Vec<u32>,
     num_slots: u32,
+    /// Slots that are [lent](Scheduler::lend_slot), each in the place of a sequence.
+    num_lent: usize,
     /// Copies of states, for a model that has them.
     checkpoints: Option<Checkpoints>,
     /// Oldest first.
@@ -162,6 +135,7 @@ impl Scheduler {
             pool: PagePool::new(num_pages, prefix_cache),
             free_slots: Vec::new(),
             num_slots: 0,
+            num_lent: 0,
             checkpoints: None,
             waiting: VecDeque::new(),
             running: Vec::new(),
@@ -254,8 +228,7 @@ impl Scheduler {
 
         // 3. Those that wait, unless this very step had to make room. They join only while rows are left, so there is
         // always a row for each running sequence.
-        while budget > 0 && !preempting && self.running.len() < self.limits.max_num_sequences && self.admit()
-        {
+        while budget > 0 && !preempting && self.has_slot() && self.admit() {
             let sequence = &self.running[self.running.len() - 1];
             let num_rows = sequence.prefill_rows(budget, copies);
             chosen.push((self.running.len() - 1, num_rows));
@@ -420,6 +393,24 @@ impl Scheduler {
         }
     }
 
+    /// Whether one more sequence may run.
+    fn has_slot(&self) -> bool {
+        self.running.len() + self.num_lent < self.limits.max_num_sequences
+    }
+
+    /// A slot for what is no sequence, `None` if none is left; until it is given back one sequence fewer may run.
+    pub(crate) fn lend_slot(&mut self) -> Option<u32> {
+        let slot = self.has_slot().then(|| take_slot(&mut self.free_slots, &mut self.num_slots))?;
+        self.num_lent += 1;
+        Some(slot)
+    }
+
+    /// Takes a slot back that was lent.
+    pub(crate) fn take_slot_back(&mut self, slot: u32) {
+        self.num_lent -= 1;
+        self.free_slots.push(slot);
+    }
+
     /// Lets every running sequence be computed anew: what layers keep in slots moved on with a step that was not completed.
     pub fn restart(&mut self) {
         while !self.running.is_empty() {
@@ -455,8 +446,7 @@ impl Scheduler {
         if !sequence.preempted {
             sequence.num_reused = sequence.num_cached;
         }
-        sequence.slot = self.free_slots.pop().unwrap_or(self.num_slots);
-        self.num_slots = self.num_slots.max(sequence.slot + 1);
+        sequence.slot = take_slot(&mut self.free_slots, &mut self.num_slots);
         sequence.prefill_len = sequence.tokens.len();
         self.running.extend(self.waiting.pop_front());
         self.grow(self.running.len() - 1)
@@ -495,4 +485,11 @@ impl Scheduler {
         }
         Step { batch: Batch { state_slots, ..Batch::new(&rows) }, sequences, loads }
     }
+}
+
+/// A slot that nobody has, of those that were ever needed or a new one.
+fn take_slot(free: &mut Vec<u32>, count: &mut u32) -> u32 {
+    let slot = free.pop().unwrap_or(*count);
+    *count = (*count).max(slot + 1);
+    slot
 }

@@ -1,5 +1,6 @@
 //! The tensors of a file that a model needs, found by name and checked.
 
+mod experts;
 mod finite;
 
 pub use finite::{NotFinite, TensorCheck};
@@ -128,6 +129,8 @@ pub struct Weights {
     vectors: Vec<(String, Vec<f32>)>,
     /// Where each name is in those.
     places: HashMap<String, usize>,
+    /// Which matrices are of experts.
+    experts: Vec<usize>,
     /// Bytes of all experts, and the share of them that a token does not go to.
     expert_bytes: u64,
     idle_share: f64,
@@ -177,10 +180,14 @@ fn is_computed(name: &str) -> bool {
         || (name.starts_with("blk.") && name.ends_with(".attn_rot_embd.weight"))
 }
 
+/// The layer that a tensor of this name is in.
+fn layer(name: &str) -> Option<usize> {
+    name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
+}
+
 /// Whether a tensor that the model has no place for belongs to what it computes: to one of its layers, to its embedding or its head, or
 /// as a bias or a scale of its own. Others (layers behind the last one, which draft further tokens) leave its answers alone.
 fn changes_answers(name: &str, specs: &[TensorSpec]) -> bool {
-    let layer = |name: &str| name.strip_prefix("blk.")?.split_once('.')?.0.parse::<u32>().ok();
     match layer(name) {
         Some(i) => specs.iter().any(|spec| layer(&spec.name) == Some(i)),
         None => {
@@ -211,6 +218,7 @@ impl Weights {
             matrices: Vec::new(),
             vectors: Vec::new(),
             places: HashMap::new(),
+            experts: Vec::new(),
             expert_bytes: 0,
             idle_share: 0.0,
             unused: Vec::new(),
@@ -228,15 +236,15 @@ impl Weights {
                 let scale = finder.scale(name, format)?;
                 weights.places.insert(name.clone(), weights.matrices.len());
                 weights.matrices.push(Matrix { name: name.clone(), format, rows, cols, scale, data });
-                Ok::<_, Error>(())
+                Ok::<_, Error>(weights.matrices.len() - 1)
             };
             match *shape {
-                TensorShape::Matrix { rows, cols } => matrix(rows, cols, data)?,
+                TensorShape::Matrix { rows, cols } => _ = matrix(rows, cols, data)?,
                 TensorShape::Experts { count, used, rows, cols } => {
                     weights.expert_bytes += data.len() as u64;
                     // That of all layers.
                     weights.idle_share = count.saturating_sub(used) as f64 / (count as f64).max(1.0);
-                    matrix(count * rows, cols, data)?;
+                    weights.experts.push(matrix(count * rows, cols, data)?);
                 }
                 TensorShape::Vector { .. } | TensorShape::Table { .. } => {
                     // As many as the tensor has, whose shape was found to be that.

@@ -3,6 +3,7 @@
 mod direct;
 mod hybrid;
 mod load;
+mod mixture;
 mod operations;
 mod range;
 
@@ -13,11 +14,12 @@ use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::memory::{DeviceBuffer, Uploader, Whereabouts};
+use crate::ops::experts::Offload;
 use crate::ops::{OpsConfig, Types};
 use crate::tensor::{Activation, KvCache, States, Tensor};
 use crate::variant::KernelChoice;
 use crate::weight::Weight;
-use crate::{attention, delta_rule, experts, graph, matmul, rope, sample, units};
+use crate::{attention, delta_rule, experts, graph, host_experts, matmul, rope, sample, units};
 use std::rc::Rc;
 
 /// Everything that the launches of a step depend on.
@@ -51,6 +53,8 @@ pub struct CudaOps {
     experts: Option<experts::Workspace>,
     /// Where there are layers of linear attention.
     delta: Option<delta_rule::Workspace>,
+    /// Where some stay in host memory.
+    host_experts: Option<host_experts::HostPart>,
     /// Columns of the logits of the last draw.
     vocab_size: usize,
     graphs: graph::Graphs<StepKey>,
@@ -124,6 +128,7 @@ impl CudaOps {
                 None => None,
                 Some(experts) => Some(experts::Workspace::new(device, experts, limits)?),
             },
+            host_experts: None,
             sampler: sample::Sampler::new(device)?,
             vocab_size: 0,
             graphs: graph::Graphs::new(device),
@@ -139,6 +144,16 @@ impl CudaOps {
             row_norms: DeviceBuffer::zeroed(device, 1)?,
             loaded: Vec::new(),
         })
+    }
+
+    /// The same operations, but for experts that stay in host memory: `offload` says which and computes them. `rows_at_once`, not 0, go
+    /// there at once. Steps have a part on the host then, so that they are neither recorded nor queued ahead.
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
+    pub fn with_host_experts(mut self, offload: Offload, rows_at_once: usize) -> Result<Self> {
+        self.host_experts = Some(host_experts::HostPart::new(&self.device, offload, rows_at_once)?);
+        Ok(self)
     }
 
     /// The device that the operations are queued on.

@@ -125,7 +125,7 @@ unsafe fn launch_plain(device: &Device, case: &Case) -> Result<()> {
     Ok(())
 }
 
-/// [`crate::ops::Ops::experts_in`]
+/// [`crate::ops::experts::ExpertOps::experts_in`]
 #[allow(clippy::too_many_arguments)] // The operation has these operands.
 pub(super) fn experts_in(
     device: &Device,

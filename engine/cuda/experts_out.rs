@@ -110,7 +110,7 @@ unsafe fn launch_plain(device: &Device, case: &Case) -> Result<()> {
     unsafe { launch(device, plain(), &[down.format.into()], &config, arguments) }
 }
 
-/// [`crate::ops::Ops::experts_out`]
+/// [`crate::ops::experts::ExpertOps::experts_out`]
 #[allow(clippy::too_many_arguments)] // The operation has these operands.
 pub(super) fn experts_out(
     device: &Device,

@@ -36,6 +36,7 @@ mod gather_rows;
 mod gpu;
 mod graph;
 mod holding;
+mod host_experts;
 mod launch;
 mod layer_norm;
 mod matmul;
@@ -70,6 +71,7 @@ pub use device_info::DeviceInfo;
 pub use fused::max_rows as fused_max_rows;
 pub use fused::norm_qkv_rope::takes_units as fused_takes_units;
 pub use holding::choose_holding;
+pub use host_experts::host_experts_bytes;
 pub use matmul::preferred_matmul;
 pub use memory::{DeviceBuffer, PinnedBuffer, Plain, Uploader};
 pub use read_bandwidth::{Memory, read_bandwidth};
@@ -87,6 +89,7 @@ use crate::dtype::Dtype;
 use crate::ops::OpsConfig;
 use crate::weights::Weights;
 use qernel_core::batch::BatchLimits;
+use std::collections::HashSet;
 
 /// Calls a macro with the name of every operation that has kernels: what is there for each of them (the table of the program, cases of
 /// the laboratory, tests) comes from this one list.
@@ -136,10 +139,16 @@ pub fn compute_dtype(weights: &Weights) -> Dtype {
 }
 
 /// Bytes of all weights once they are on the GPU: float matrices in `dtype`, others as the file has them, or as `choice` says, and room to
-/// decode some rows of them, vectors in f32.
-pub fn weight_bytes(weights: &Weights, dtype: Dtype, choice: &KernelChoice) -> usize {
-    let matrices: usize = weights.matrices().map(|matrix| holding::matrix_bytes(choice, matrix, dtype)).sum();
-    let in_blocks = weights.matrices().filter(|matrix| matrix.format.float().is_none());
+/// decode some rows of them, vectors in f32; but for those that stay `on_host`.
+pub fn weight_bytes(
+    weights: &Weights,
+    dtype: Dtype,
+    choice: &KernelChoice,
+    on_host: &HashSet<String>,
+) -> usize {
+    let here = || weights.matrices().filter(|matrix| !on_host.contains(&matrix.name));
+    let matrices: usize = here().map(|matrix| holding::matrix_bytes(choice, matrix, dtype)).sum();
+    let in_blocks = here().filter(|matrix| matrix.format.float().is_none());
     // Stacked matrices are decoded at once: three at most.
     let values = in_blocks.map(|matrix| (3 * matrix.rows).saturating_mul(matrix.cols)).max().unwrap_or(0);
     matmul::blocks::decoded_bytes(values, dtype)

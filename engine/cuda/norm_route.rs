@@ -29,7 +29,7 @@ pub(super) fn takes(hidden_size: usize) -> bool {
     hidden_size > 0 && hidden_size.is_multiple_of(4) && 4 * hidden_size <= MAX_STAGE_BYTES
 }
 
-/// `normed = rms_norm(x)` and [`crate::ops::Ops::route`] of that.
+/// `normed = rms_norm(x)` and [`crate::ops::experts::ExpertOps::route`] of that.
 #[allow(clippy::too_many_arguments)] // The operation has these operands.
 pub(super) fn norm_route(
     device: &Device,

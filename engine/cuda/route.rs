@@ -28,7 +28,7 @@ pub(super) fn expect_counts(op: &str, num_experts: usize, num_experts_per_tok: u
     )))
 }
 
-/// [`crate::ops::Ops::route`]
+/// [`crate::ops::experts::ExpertOps::route`]
 pub(super) fn route(
     device: &Device,
     n: usize,

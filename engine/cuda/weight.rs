@@ -14,6 +14,8 @@ pub struct Weight {
     pub(super) pieces: Vec<Piece>,
     pub(super) rows: usize,
     pub(super) cols: usize,
+    /// Of experts that stay in host memory, which has no pieces: its number there.
+    pub(super) on_host: Option<usize>,
 }
 
 /// Rows of a weight matrix in one format: a matrix of the file.
@@ -66,7 +68,12 @@ pub(super) struct Run<'a> {
 impl Weight {
     /// Pieces as one matrix.
     pub(super) fn new(pieces: Vec<Piece>, cols: usize) -> Self {
-        Self { rows: pieces.iter().map(|piece| piece.values.rows()).sum(), pieces, cols }
+        Self { rows: pieces.iter().map(|piece| piece.values.rows()).sum(), pieces, cols, on_host: None }
+    }
+
+    /// `[rows, cols]` of experts in host memory, which are known there by a number.
+    pub(super) fn on_host(number: usize, rows: usize, cols: usize) -> Self {
+        Self { pieces: Vec::new(), rows, cols, on_host: Some(number) }
     }
 
     /// The matrix if it is a float one, in one piece.

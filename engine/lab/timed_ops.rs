@@ -4,6 +4,7 @@ use crate::batch::{Batch, BatchLimits};
 use crate::cuda::{Device, Timer};
 use crate::error::Result;
 use crate::kv_layout::{KvLayout, SlotLayout};
+use crate::ops::experts::ExpertOps;
 use crate::ops::hybrid::{CausalConv, DeltaNet, DeltaRule, Gate, HybridOps};
 use crate::ops::parts::{
     AttentionIn, Experts, LayerNorm, Linear, MlpIn, Norm, NormMatmul, QkNorm, RmsNorm, Router,
@@ -205,6 +206,33 @@ impl<O: Ops> HybridOps for TimedOps<O> {
     }
 }
 
+impl<O: Ops> ExpertOps for TimedOps<O> {
+    untimed! {
+        load_experts(matrix: &Matrix, num_experts: usize) -> Result<O::Weight>;
+        load_gate_up_experts(gate_up: [&Matrix; 2], num_experts: usize) -> Result<[O::Weight; 2]>;
+    }
+
+    timed! {
+        "route": route(n: usize, x: &O::Activation, router: &Router<O::Vector>, chosen: &mut O::Tensor);
+        "sort_experts": sort_experts(n: usize, chosen: &O::Tensor, matrices: [&O::Weight; 3]);
+        "experts_in": experts_in(
+            n: usize, x: &O::Activation, chosen: &O::Tensor, gate_up: [&O::Weight; 2], inner: &mut O::Tensor
+        );
+        "experts_out": experts_out(
+            n: usize, inner: &O::Tensor, chosen: &O::Tensor, down: &O::Weight, out: &mut O::Tensor
+        );
+    }
+
+    timed_parts! {
+        norm_route(
+            n: usize, x: &O::Tensor, part: &Experts<O::Weight, O::Vector>, normed: &mut O::Activation, chosen: &mut O::Tensor
+        );
+        add_host_experts(
+            n: usize, part: &Experts<O::Weight, O::Vector>, normed: &O::Activation, chosen: &O::Tensor, x: &mut O::Tensor
+        );
+    }
+}
+
 impl<O: Ops> Ops for TimedOps<O> {
     untimed! {
         new_tensor(rows: usize, cols: usize) -> Result<O::Tensor>;
@@ -215,8 +243,6 @@ impl<O: Ops> Ops for TimedOps<O> {
         new_batch(limits: &BatchLimits) -> Result<O::Batch>;
         load_matrix(matrix: &Matrix) -> Result<O::Weight>;
         load_stacked(matrices: &[Matrix], apart: usize) -> Result<Stacked<O::Weight>>;
-        load_experts(matrix: &Matrix, num_experts: usize) -> Result<O::Weight>;
-        load_gate_up_experts(gate_up: [&Matrix; 2], num_experts: usize) -> Result<[O::Weight; 2]>;
         finish_loading() -> Result<()>;
         bound_attention(name: &str, part: &AttentionIn<O::Weight, O::Vector>) -> Result<()>;
         bound_mlp(name: &str, part: &MlpIn<O::Weight, O::Vector>) -> Result<()>;
@@ -256,14 +282,6 @@ impl<O: Ops> Ops for TimedOps<O> {
         "bias_gelu": bias_gelu(
             n: usize, projection: &Linear<O::Weight, O::Vector>, x: &O::Activation, out: &mut O::Activation
         );
-        "route": route(n: usize, x: &O::Activation, router: &Router<O::Vector>, chosen: &mut O::Tensor);
-        "sort_experts": sort_experts(n: usize, chosen: &O::Tensor, matrices: [&O::Weight; 3]);
-        "experts_in": experts_in(
-            n: usize, x: &O::Activation, chosen: &O::Tensor, gate_up: [&O::Weight; 2], inner: &mut O::Tensor
-        );
-        "experts_out": experts_out(
-            n: usize, inner: &O::Tensor, chosen: &O::Tensor, down: &O::Weight, out: &mut O::Tensor
-        );
         "gate_rows": gate_rows(n: usize, x: &O::Activation, gate: &O::Vector, rows: &mut O::Activation);
         "gather_rows": gather_rows(batch: &O::Batch, x: &O::Tensor, out: &mut O::Tensor);
         "prepare_sampling": prepare_sampling(logits: &O::Tensor, rows: &[SamplingRow]);
@@ -277,9 +295,6 @@ impl<O: Ops> Ops for TimedOps<O> {
         );
         norm_gate_up(
             rows: Rows<O::Batch>, part: &MlpIn<O::Weight, O::Vector>, x: &O::Tensor, out: &mut O::Activation
-        );
-        norm_route(
-            n: usize, x: &O::Tensor, part: &Experts<O::Weight, O::Vector>, normed: &mut O::Activation, chosen: &mut O::Tensor
         );
         norm_matmul(
             rows: Rows<O::Batch>, part: &NormMatmul<O::Weight, O::Vector>, x: &O::Tensor, logits: &mut O::Tensor

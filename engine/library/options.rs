@@ -64,6 +64,13 @@ impl ModelOptions {
         self
     }
 
+    /// On a GPU, the number of layers, from the first on, whose experts stay in host memory and are computed by the CPU: for mixtures of
+    /// experts that the GPU has no room for. All where that is more than there are; the default is 0.
+    pub fn cpu_moe(mut self, layers: usize) -> Self {
+        self.runner.cpu_moe = layers;
+        self
+    }
+
     /// Opens a GGUF file.
     ///
     /// # Errors

@@ -35,7 +35,8 @@ pub fn fit_cpu(config: &Config, options: &RunnerOptions) -> Result<(OpsConfig, K
         activation: Dtype::F32,
         kv: options.kv_dtype.on_cpu(),
         max_num_tokens: CPU_NUM_TOKENS,
-        extra: |_, _, _| 0,
+        has_experts: true,
+        extra: Box::new(|_, _, _| 0),
     };
     fit(config, options, &budget)
 }
@@ -56,8 +57,10 @@ pub(crate) struct MemoryBudget {
     pub kv: Dtype,
     /// Rows of a step where the options leave them open.
     pub max_num_tokens: usize,
+    /// Whether some experts are computed on the device, and not all on the host.
+    pub has_experts: bool,
     /// What the device takes besides the model's buffers.
-    pub extra: fn(&Config, &OpsConfig, Dtype) -> usize,
+    pub extra: Box<dyn Fn(&Config, &OpsConfig, Dtype) -> usize>,
 }
 
 impl MemoryBudget {
@@ -138,7 +141,8 @@ fn plan(
         max_num_logits: options.max_num_logits.max(options.max_num_sequences),
         max_blocks: pages_for(max_model_len),
     };
-    let ops_config = OpsConfig::new(config, max_model_len, limits);
+    let mut ops_config = OpsConfig::new(config, max_model_len, limits);
+    ops_config.experts = ops_config.experts.filter(|_| budget.has_experts);
     let model = build::plan(config)?;
     let workspace = memory_plan::workspace_bytes(&model, config, &limits, max_model_len, budget.activation);
     let page_bytes = model.state.pages(budget.kv, 1)?.page_bytes().max(1);
@@ -173,7 +177,8 @@ mod tests {
             activation: Dtype::F16,
             kv: Dtype::F16,
             max_num_tokens: 8,
-            extra: |_, _, _| 1 << 10,
+            has_experts: true,
+            extra: Box::new(|_, _, _| 1 << 10),
         }
     }
 

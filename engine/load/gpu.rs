@@ -6,13 +6,18 @@ use super::runner::{DeviceChoice, KvDtype, RunnerOptions};
 use cuda_std::emulation;
 use qernel_core::batch::BatchLimits;
 use qernel_core::config::Config;
+use qernel_core::cpu::host_experts::CpuExperts;
+use qernel_core::cpu::kernels::MatmulBlocks;
 use qernel_core::dtype::Dtype;
 use qernel_core::error::{Error, Result};
+use qernel_core::host_memory;
 use qernel_core::kv_layout::KvLayout;
 use qernel_core::model::{ModelRunner, Runner, build};
 use qernel_core::ops::OpsConfig;
+use qernel_core::ops::experts::Offload;
 use qernel_core::weights::Weights;
 use qernel_cuda::{self as cuda, CudaOps, Device};
+use std::collections::HashSet;
 use std::rc::Rc;
 
 /// As [`open_runner`](super::open_runner), on `device`.
@@ -50,9 +55,46 @@ fn load(
         cuda::choose_holding(&mut options.kernels, weights, dtype);
     }
     let (ops_config, layout) = fit_cuda(device, weights, config, &options)?;
-    let ops = CudaOps::new(device, &ops_config, layout.dtype, options.kernels)?;
+    let mut ops = CudaOps::new(device, &ops_config, layout.dtype, options.kernels)?;
+    if let Some(offload) = offload(weights, config, options.cpu_moe, options.cpu_blocks) {
+        ops = ops.with_host_experts(offload, rows_to_host(&ops_config.limits))?;
+    }
     let runner = ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?;
     Ok(Box::new(runner.with_checkpoints(options.checkpoints)?))
+}
+
+/// Rows that go at once to experts in host memory: so many that their matrices are read once for all of them, so few that buffers are
+/// small.
+fn rows_to_host(limits: &BatchLimits) -> usize {
+    limits.max_num_tokens.clamp(1, 1024)
+}
+
+/// Names of the matrices of experts that stay in host memory.
+fn names_on_host(weights: &Weights, layers: usize) -> HashSet<String> {
+    weights.experts_of_first(layers).map(|matrix| matrix.name.clone()).collect()
+}
+
+/// The experts of the first `layers` layers, to be computed by the CPU; `None` where there are none.
+fn offload(weights: &Weights, config: &Config, layers: usize, blocks: MatmulBlocks) -> Option<Offload> {
+    const MIB: f64 = 1024.0 * 1024.0;
+    let names = names_on_host(weights, layers);
+    let of = OpsConfig::experts_of(config).filter(|_| !names.is_empty());
+    let Some(config) = of else {
+        if layers > 0 {
+            tracing::warn!("no experts stay in host memory: the model has none");
+        }
+        return None;
+    };
+    let bytes: usize = weights.experts_of_first(layers).map(|matrix| matrix.data.len()).sum();
+    tracing::info!("{} matrices of experts stay in host memory, {:.1} MiB", names.len(), bytes as f64 / MIB);
+    if let Some(free) = host_memory::available().filter(|&free| free < bytes) {
+        tracing::warn!(
+            "the experts in host memory are {:.1} MiB and {:.1} MiB are free: what is read of them is read from the disk again and again",
+            bytes as f64 / MIB,
+            free as f64 / MIB
+        );
+    }
+    Some(Offload { names, config, experts: Box::new(CpuExperts::new(blocks)) })
 }
 
 /// The format of float matrices, and of pages, on a GPU.
@@ -108,6 +150,8 @@ pub fn fit_cuda(
             "a KV cache of {kv} was asked for; on a GPU it has the format of the matrices, here {dtype} (--dtype)"
         )));
     }
+    let on_host = names_on_host(weights, options.cpu_moe);
+    let (has_offload, has_experts) = (!on_host.is_empty(), weights.experts().count() > on_host.len());
     let (free, total) = device.memory_info()?;
     let budget = MemoryBudget {
         free: Free {
@@ -117,13 +161,18 @@ pub fn fit_cuda(
         },
         // That of an emulated one is the host's.
         shared: device.is_emulated(),
-        weights: cuda::weight_bytes(weights, dtype, &options.kernels),
+        weights: cuda::weight_bytes(weights, dtype, &options.kernels, &on_host),
         kv: dtype,
         activation: cuda::precise_dtype(dtype),
         max_num_tokens: gpu_num_tokens(free, config, dtype)?,
-        extra: |config, ops_config, dtype| {
-            cuda::device_workspace_bytes(ops_config) + cuda::split_bytes(config, &ops_config.limits, dtype)
-        },
+        has_experts,
+        extra: Box::new(move |config, ops_config, dtype| {
+            let limits = &ops_config.limits;
+            let of_host = cuda::host_experts_bytes(config.hidden_size, rows_to_host(limits));
+            cuda::device_workspace_bytes(ops_config)
+                + cuda::split_bytes(config, limits, dtype)
+                + if has_offload { of_host } else { 0 }
+        }),
     };
     fit(config, options, &budget)
 }

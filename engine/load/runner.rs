@@ -205,6 +205,9 @@ pub struct RunnerOptions {
     /// Kernel variants of the GPU.
     #[cfg(feature = "cuda")]
     pub kernels: qernel_cuda::KernelChoice,
+    /// Layers, from the first on, whose experts stay in host memory and are computed there, by the CPU; all where that is more than there are. The
+    /// CPU has all in host memory anyway.
+    pub cpu_moe: usize,
     /// How the CPU multiplies with matrices in blocks.
     pub cpu_blocks: MatmulBlocks,
     /// Look through all tensors first, and refuse a file with values that are NaN or infinite.
@@ -264,6 +267,7 @@ impl Default for RunnerOptions {
             memory_fraction: 0.9,
             #[cfg(feature = "cuda")]
             kernels: qernel_cuda::KernelChoice::default(),
+            cpu_moe: 0,
             cpu_blocks: MatmulBlocks::default(),
             check_tensors: false,
         }
@@ -338,6 +342,9 @@ pub fn open_runner(
             "{} was asked for, but this program was built without the feature `cuda`: take auto or cpu",
             options.device
         )));
+    }
+    if options.cpu_moe > 0 {
+        tracing::info!("experts are in host memory anyway: everything is computed on the CPU");
     }
     let (ops_config, layout) = fit_cpu(config, options)?;
     let ops = CpuOps::new(&ops_config)?.with_blocks(options.cpu_blocks);

@@ -1,5 +1,5 @@
-//! What is made of whole texts: vectors, scores, how likely their tokens are. The engine's thread takes one text between two steps of
-//! answers, as there is room.
+//! What is made of whole texts: vectors, scores, how likely their tokens are. Between two steps of answers the engine's thread
+//! computes some rows of one text, or all, as there is room.
 
 use super::config::ServerConfig;
 use super::engine_thread::{EngineHandle, Job};
@@ -15,11 +15,22 @@ use tokio::sync::oneshot;
 /// The texts of a request, and what of them is made so far.
 pub(super) struct Texts<T> {
     texts: Vec<Vec<u32>>,
+    /// The next one has begun.
+    has_begun: bool,
     made: Vec<T>,
     /// Gone when it has been told.
     reply: Option<oneshot::Sender<Told<T>>>,
     /// Held until it is done, and given back then.
     permit: Option<RequestPermit>,
+}
+
+/// What came of working on a text.
+enum Progress<T> {
+    /// There was no room.
+    Waits,
+    /// A part of it is done.
+    Goes,
+    Done(T),
 }
 
 /// What was made, and the request's permit.
@@ -46,17 +57,29 @@ impl TextJobs {
         self.0.is_empty()
     }
 
-    /// Takes the next text, where there is room for it. Requests whose client has left are dropped. Says whether the device worked, or
+    /// Goes on with the text whose turn it is, where there is room for it. Requests whose client has left are dropped. Says whether the device worked, or
     /// what it failed of; `None` where it had nothing to do.
     pub(super) fn work(&mut self, engine: &mut Engine) -> Option<Result<()>> {
+        if self.0.front().is_some_and(|job| job.has_begun() && !job.is_waited_for()) {
+            engine.cancel_embedding();
+        }
         self.0.retain(TextJob::is_waited_for);
         let job = self.0.front_mut()?;
         let worked = match job {
             TextJob::Embed(texts, pooling) => {
-                let concat = |vectors: Option<Vec<Vec<f32>>>| vectors.map(|vectors| vectors.concat());
-                texts.work(|text| engine.embed(text, *pooling).map(concat))
+                let has_begun = texts.has_begun;
+                texts.work(|text| {
+                    if !has_begun && !engine.begin_embedding(text, *pooling)? {
+                        return Ok(Progress::Waits);
+                    }
+                    let vectors = engine.advance_embedding()?;
+                    Ok(vectors.map_or(Progress::Goes, |vectors| Progress::Done(vectors.concat())))
+                })
             }
-            TextJob::Score(texts, count) => texts.work(|text| engine.prompt_logprobs(text, *count)),
+            TextJob::Score(texts, count) => texts.work(|text| {
+                let scored = engine.prompt_logprobs(text, *count)?;
+                Ok(scored.map_or(Progress::Waits, Progress::Done))
+            }),
         };
         if !job.is_waited_for() {
             self.0.pop_front();
@@ -66,6 +89,14 @@ impl TextJobs {
 }
 
 impl TextJob {
+    /// The text whose turn it is has been computed in part.
+    fn has_begun(&self) -> bool {
+        match self {
+            Self::Embed(texts, _) => texts.has_begun,
+            Self::Score(texts, _) => texts.has_begun,
+        }
+    }
+
     /// Neither done nor left by its client.
     fn is_waited_for(&self) -> bool {
         match self {
@@ -80,12 +111,16 @@ impl<T> Texts<T> {
         self.reply.as_ref().is_some_and(|reply| !reply.is_closed())
     }
 
-    /// As [`TextJobs::work`]; `make` gives nothing where there is no room.
-    fn work(&mut self, make: impl FnOnce(&[u32]) -> Result<Option<T>>) -> Option<Result<()>> {
+    /// As [`TextJobs::work`].
+    fn work(&mut self, make: impl FnOnce(&[u32]) -> Result<Progress<T>>) -> Option<Result<()>> {
         let made = self.texts.get(self.made.len()).map(|text| make(text));
         match made {
-            Some(Ok(None)) => return None,
-            Some(Ok(Some(made))) => self.made.push(made),
+            Some(Ok(Progress::Waits)) => return None,
+            Some(Ok(Progress::Goes)) => self.has_begun = true,
+            Some(Ok(Progress::Done(made))) => {
+                self.has_begun = false;
+                self.made.push(made);
+            }
             Some(Err(error)) => {
                 let failed = matches!(error, Error::Device(_));
                 let told = ApiError::from(error);
@@ -152,7 +187,8 @@ impl EngineHandle {
         let time = config.request_timeout;
         let deadline = permit.start + time;
         let (reply, told) = oneshot::channel();
-        let texts = Texts { texts, made: Vec::new(), reply: Some(reply), permit: Some(permit) };
+        let texts =
+            Texts { texts, has_begun: false, made: Vec::new(), reply: Some(reply), permit: Some(permit) };
         self.send(Job::Text(job(texts)))?;
         match tokio::time::timeout_at(deadline.into(), told).await {
             Ok(Ok(made)) => made,

@@ -100,6 +100,75 @@ fn vectors_beside_a_request_change_nothing_of_it() {
     }
 }
 
+/// A text is computed in the rows of a step, of which a model that makes vectors needs none for logits, and a request that runs has its
+/// token between them. Hybrids keep a state of the text beside that of the request.
+#[test]
+fn requests_go_on_between_the_rows_of_a_text() {
+    for architecture in ["qwen2", "qwen35"] {
+        let model = TinyModel { architecture, num_hidden_layers: 4, ..TinyModel::default() };
+        let gguf = Gguf::from_bytes(model.to_bytes()).unwrap();
+        let alone = answer(&gguf, false);
+        let mut engine = engine(&gguf, 2);
+        let vector = engine.embed(&TOKENS, Pooling::Mean).unwrap();
+        let prompt = TOKENS.map(|token| token % 7).to_vec();
+        engine.submit(Request { max_tokens: Some(9), text: false, ..Request::new(prompt) }).unwrap();
+        let mut tokens = |engine: &mut Engine| -> Vec<u32> {
+            let events = engine.step().unwrap().into_iter();
+            let token = |event| if let Event::Token { token, .. } = event { Some(token) } else { None };
+            events.filter_map(token).collect()
+        };
+        let mut made = Vec::new();
+        while made.len() < 2 {
+            made.extend(tokens(&mut engine));
+        }
+        // Five rows, five, and two; a token between each of them.
+        assert!(engine.begin_embedding(&TOKENS, Pooling::Mean).unwrap());
+        assert!(
+            engine.begin_embedding(&TOKENS, Pooling::Mean).unwrap_err().to_string().contains("another text")
+        );
+        for rows in [5, 10] {
+            assert_eq!(engine.advance_embedding().unwrap(), None, "{architecture}: {rows} of 12");
+            let before = made.len();
+            made.extend(tokens(&mut engine));
+            assert_eq!(made.len(), before + 1, "{architecture}");
+        }
+        assert_eq!(engine.advance_embedding().unwrap(), vector, "{architecture}");
+        assert!(engine.advance_embedding().unwrap_err().to_string().contains("has begun"));
+        while engine.has_work() {
+            made.extend(tokens(&mut engine));
+        }
+        assert_eq!(made, alone, "{architecture}");
+        assert_eq!(engine.pool().num_used(), 0);
+    }
+}
+
+/// Pages, and the slot of a hybrid, come back with a text that ends before it is done; while it has the last slot, requests wait for it.
+#[test]
+fn a_text_that_is_left_gives_back_what_it_had() {
+    for architecture in ["qwen2", "qwen35"] {
+        let model = TinyModel { architecture, num_hidden_layers: 4, ..TinyModel::default() };
+        let gguf = Gguf::from_bytes(model.to_bytes()).unwrap();
+        let mut engine = engine(&gguf, 1);
+        let request = || Request { max_tokens: Some(2), text: false, ..Request::new(vec![1, 2]) };
+        assert!(engine.begin_embedding(&TOKENS, Pooling::Last).unwrap());
+        assert_eq!(engine.advance_embedding().unwrap(), None);
+        engine.submit(request()).unwrap();
+        let waits = engine.step().unwrap().is_empty();
+        assert_eq!(waits, architecture == "qwen35", "{architecture}: one sequence at a time");
+        engine.cancel_embedding();
+        while engine.has_work() {
+            engine.step().unwrap();
+        }
+        assert_eq!(engine.pool().num_used(), 0, "{architecture}");
+        assert!(engine.embed(&TOKENS, Pooling::Last).unwrap().is_some());
+        // The last slot is a request's: the text waits for it.
+        engine.submit(request()).unwrap();
+        engine.step().unwrap();
+        assert_eq!(engine.begin_embedding(&TOKENS, Pooling::Last).unwrap(), architecture == "qwen2");
+        engine.cancel_embedding();
+    }
+}
+
 #[test]
 fn texts_that_cannot_be_are_refused() {
     let gguf = Gguf::from_bytes(TinyModel::default().to_bytes()).unwrap();

@@ -366,6 +366,24 @@ fn the_vocabulary_is_that_of_a_gguf_file() {
     assert_eq!((found.chat_template(), found.adds_bos()), (Some("new"), true));
     assert!(gguf.require::<bool>("tokenizer.ggml.add_eos_token").unwrap());
 
+    // Templates with names; a processor's where the tokenizer has none.
+    let named = |folder: &Path, name: &str| {
+        let gguf = open(folder);
+        gguf.get::<&str>(&format!("tokenizer.chat_template{name}")).unwrap().map(str::to_owned)
+    };
+    let additional = folder.path().join("additional_chat_templates");
+    fs::create_dir(&additional).unwrap();
+    fs::write(additional.join("tool_use.jinja"), "tools").unwrap();
+    fs::write(additional.join("notes.txt"), "no template").unwrap();
+    write("chat_template.json", &json!({"chat_template": "of the processor"}));
+    assert_eq!(named(folder.path(), ".tool_use").as_deref(), Some("tools"));
+    assert_eq!((named(folder.path(), "").as_deref(), named(folder.path(), ".notes")), (Some("new"), None));
+    fs::remove_file(folder.path().join("chat_template.jinja")).unwrap();
+    assert_eq!(named(folder.path(), "").as_deref(), Some("of the processor"));
+    fs::write(additional.join("to ol.jinja"), "x").unwrap();
+    refused(folder.path(), "additional_chat_templates: \"to ol.jinja\": it is no name of a template");
+    fs::remove_dir_all(&additional).unwrap();
+
     // Qwen3-Embedding's tokenizer puts another token behind a text than the one that ends an answer.
     let mut embedding = tokenizer.clone();
     embedding["post_processor"] = json!({"type": "Sequence", "processors": [{"type": "TemplateProcessing", "single": [

@@ -28,6 +28,7 @@ mod library;
 mod life;
 mod memory;
 mod model_file;
+mod offload;
 mod outputs;
 mod program;
 mod quantize;

@@ -2,6 +2,7 @@
 
 use qernel::batch::{Batch, BatchLimits};
 use qernel::chat::ChatTemplate;
+use qernel::engine::EngineConfig;
 use qernel::error::{Error, Result};
 use qernel::kv_layout::KvLayout;
 use qernel::load::{DeviceChoice, LoadedModel, RunnerOptions};
@@ -36,6 +37,8 @@ pub struct Control {
     pub pause: AtomicU64,
     /// Steps computed so far.
     pub steps: AtomicU64,
+    /// What was computed: `step` for answers, `hidden` for a text whose vector is wanted.
+    pub calls: Mutex<Vec<&'static str>>,
     /// Tokens that are drawn next, one after the other, where they are allowed. For one sequence at a time.
     script: Mutex<VecDeque<u32>>,
     tokenizer: OnceLock<Arc<Tokenizer>>,
@@ -101,6 +104,7 @@ impl Runner for Controlled {
             return Err(Error::Device("the cable was pulled".into()));
         }
         self.control.steps.fetch_add(1, Ordering::Relaxed);
+        self.control.calls.lock().unwrap().push("step");
         let mut tokens = self.inner.step(batch, rows)?;
         self.control.follow(&mut tokens, rows);
         let broken = self.control.broken.load(Ordering::Relaxed);
@@ -120,7 +124,12 @@ impl Runner for Controlled {
         if self.control.fail.load(Ordering::Relaxed) {
             return Err(Error::Device("the cable was pulled".into()));
         }
+        self.control.calls.lock().unwrap().push("hidden");
         self.inner.hidden(batch)
+    }
+
+    fn hidden_of_all(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+        self.inner.hidden_of_all(batch)
     }
 
     fn device_name(&self) -> String {
@@ -144,10 +153,28 @@ pub fn open(max_num_sequences: usize, control: Arc<Control>) -> Result<ServedMod
     open_changed(max_num_sequences, control, |_| Ok(()))
 }
 
+/// The same for an engine that does so much at once.
+pub fn open_with(
+    max_num_sequences: usize,
+    control: Arc<Control>,
+    config: EngineConfig,
+) -> Result<ServedModel> {
+    open_so(max_num_sequences, control, config, |_| Ok(()))
+}
+
 /// Opens it for a server, and changes it before it is served.
 pub fn open_changed(
     max_num_sequences: usize,
     control: Arc<Control>,
+    change: impl FnOnce(&mut LoadedModel) -> Result<()>,
+) -> Result<ServedModel> {
+    open_so(max_num_sequences, control, EngineConfig::default(), change)
+}
+
+fn open_so(
+    max_num_sequences: usize,
+    control: Arc<Control>,
+    config: EngineConfig,
     change: impl FnOnce(&mut LoadedModel) -> Result<()>,
 ) -> Result<ServedModel> {
     let mut model = open_model(max_num_sequences)?;
@@ -156,7 +183,7 @@ pub fn open_changed(
     let _ = control.tokenizer.set(Arc::clone(&model.tokenizer));
     model.runner = Box::new(Controlled { inner: model.runner, control });
     Ok(ServedModel {
-        engine: model.into_engine()?,
+        engine: model.into_engine_with(config)?,
         template,
         name: "haiku".into(),
         watch: Default::default(),

@@ -1,12 +1,14 @@
 //! `/v1/embeddings` and `/v1/rerank`: whole, beside answers, and what is refused.
 
 use crate::client::*;
+use qernel::engine::EngineConfig;
 use qernel::gguf::Gguf;
 use qernel::gguf::write::Writer;
 use qernel::load::{DeviceChoice, LoadedModel, RunnerOptions};
 use qernel::server::ServedModel;
 use qernel::testing::TinyModel;
 use serde_json::{Value, json};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 const EMBEDDINGS: &str = "/v1/embeddings";
@@ -81,6 +83,53 @@ fn vectors_are_made_beside_answers() {
     };
     let alone = answer(false);
     assert_eq!((alone.lines().count(), answer(true)), (3, alone));
+}
+
+/// Of one long text some rows are computed at a time, and each time a token of the answer that is being made.
+#[test]
+fn a_long_text_lets_answers_go_on() {
+    let few_rows = EngineConfig { max_num_tokens: 16, ..EngineConfig::default() };
+    let server = start_with(config(), move |max_num_sequences, control| {
+        open_with(max_num_sequences, control, few_rows)
+    });
+    server.wait_until("ready", |server| server.get("/health").status == 200);
+    let long = json!({"input": "the sea ".repeat(50)});
+    let alone = server.post(EMBEDDINGS, long.clone()).good();
+    let chunks = alone["usage"]["prompt_tokens"].as_u64().unwrap().div_ceil(16) as usize;
+    assert!(chunks >= 5, "{chunks}");
+
+    server.control.pause.store(5, Ordering::Relaxed);
+    let endless = json!({"prompt": "x", "ignore_eos": true, "stream": true});
+    let mut answer = server.stream("/v1/generate", endless).events();
+    answer.next().unwrap();
+    server.control.calls.lock().unwrap().clear();
+    assert_eq!(server.post(EMBEDDINGS, long).good()["data"], alone["data"]);
+    assert!(answer.next().is_some());
+    let calls = std::mem::take(&mut *server.control.calls.lock().unwrap());
+    let first = calls.iter().position(|&call| call == "hidden").unwrap();
+    let order = &calls[first..][..2 * chunks - 1];
+    assert!(
+        order.iter().zip(["hidden", "step"].iter().cycle()).all(|(call, expected)| call == expected),
+        "{calls:?}"
+    );
+}
+
+/// Whoever leaves is not computed to the end.
+#[test]
+fn a_text_that_nobody_waits_for_is_left() {
+    let few_rows = EngineConfig { max_num_tokens: 1, ..EngineConfig::default() };
+    let server = start_with(config(), move |max_num_sequences, control| {
+        open_with(max_num_sequences, control, few_rows)
+    });
+    server.wait_until("ready", |server| server.get("/health").status == 200);
+    server.control.pause.store(20, Ordering::Relaxed);
+    let count = || server.control.calls.lock().unwrap().iter().filter(|&&call| call == "hidden").count();
+    let left = server.stream(EMBEDDINGS, json!({"input": "the sea ".repeat(90)}));
+    server.wait_until("some rows", |_| count() > 2);
+    drop(left);
+    server.wait_until("no page in use", |server| server.metric("qernel_kv_pages_used") == 0.0);
+    assert!(count() < 180, "{}", count());
+    server.post(EMBEDDINGS, json!({"input": "x"})).good();
 }
 
 #[test]

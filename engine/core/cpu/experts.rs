@@ -2,6 +2,7 @@
 
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
+use std::cell::Cell;
 
 /// Rows of one expert that are multiplied at once. Their buffers are small, whatever a step's rows are.
 pub(super) const ROWS_AT_ONCE: usize = 64;
@@ -37,6 +38,45 @@ pub(super) fn by_expert(op: &str, n: usize, chosen: &Tensor, num_experts: usize)
     Ok(places)
 }
 
+/// The places of each expert, some at once: what a task takes.
+pub(super) fn of_experts(places: &[Place]) -> Vec<&[Place]> {
+    let of_experts = places.chunk_by(|a, b| a.expert == b.expert);
+    of_experts.flat_map(|places| places.chunks(ROWS_AT_ONCE)).collect()
+}
+
+/// Where tasks write; each writes the values of its own places.
+#[derive(Clone, Copy)]
+pub(super) struct OutPtr(pub *mut f32);
+
+// SAFETY: tasks write the values of different places, and the borrow of what they write to outlives them.
+unsafe impl Send for OutPtr {}
+// SAFETY: as above.
+unsafe impl Sync for OutPtr {}
+
+impl OutPtr {
+    /// `len` values from `first` on.
+    ///
+    /// # Safety
+    /// They are there, and nobody else reads or writes them.
+    #[allow(clippy::mut_from_ref)] // The caller's promise.
+    pub unsafe fn values(&self, first: usize, len: usize) -> &mut [f32] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(first), len) }
+    }
+}
+
+/// Calls `f` with rows of this thread, which are kept for its next call.
+pub(super) fn with_scratch<T>(f: impl FnOnce(&mut Scratch) -> T) -> T {
+    thread_local! {
+        /// Taken out while it is in use: a thread that waits for others may compute something else meanwhile.
+        static HELD: Cell<Scratch> = Cell::default();
+    }
+    let mut scratch = HELD.take();
+    let result = f(&mut scratch);
+    HELD.set(scratch);
+    result
+}
+
 /// Rows of the places of one expert, kept from call to call.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
@@ -54,13 +94,17 @@ impl Scratch {
         intermediate_size: usize,
     ) -> Result<(&mut Tensor, [&mut Tensor; 2])> {
         let Self { hidden, inner: [first, second] } = self;
-        Ok((room(hidden, hidden_size)?, [room(first, intermediate_size)?, room(second, intermediate_size)?]))
+        let [hidden, first, second] =
+            [(hidden, hidden_size), (first, intermediate_size), (second, intermediate_size)]
+                .map(|(slot, cols)| room(slot, ROWS_AT_ONCE, cols));
+        Ok((hidden?, [first?, second?]))
     }
 }
 
-fn room(slot: &mut Option<Tensor>, cols: usize) -> Result<&mut Tensor> {
-    match slot.take().filter(|tensor| tensor.cols() == cols) {
+/// What is in `slot`, or in its place a tensor that has at least `rows` rows of `cols` values.
+pub(super) fn room(slot: &mut Option<Tensor>, rows: usize, cols: usize) -> Result<&mut Tensor> {
+    match slot.take().filter(|tensor| tensor.cols() == cols && tensor.rows() >= rows) {
         Some(tensor) => Ok(slot.insert(tensor)),
-        None => Ok(slot.insert(Tensor::new(ROWS_AT_ONCE, cols)?)),
+        None => Ok(slot.insert(Tensor::new(rows, cols)?)),
     }
 }

@@ -18,6 +18,7 @@ mod experts_out;
 pub mod gate_rows;
 pub mod gated_norm;
 pub mod gather_rows;
+pub mod host_experts;
 mod hybrid;
 mod int8;
 pub mod kernels;
@@ -37,6 +38,7 @@ pub mod tensor;
 use crate::batch::{Batch, BatchLimits};
 use crate::error::{Error, Result};
 use crate::kv_layout::KvLayout;
+use crate::ops::experts::ExpertOps;
 use crate::ops::parts::{LayerNorm, Linear, QkNorm, RmsNorm, Router};
 use crate::ops::{Ops, OpsConfig, Rows, Stacked, Types};
 use crate::rope::RopeTable;
@@ -64,7 +66,8 @@ pub struct CpuOps {
     sampling: Vec<SamplingRow>,
     /// Of the last draw.
     sampled: Vec<u32>,
-    experts: experts::Scratch,
+    /// Of experts.
+    products: Option<Tensor>,
     observer: Option<Observer>,
 }
 
@@ -134,7 +137,7 @@ impl CpuOps {
             weights: Vec::new(),
             sampling: Vec::new(),
             sampled: Vec::new(),
-            experts: experts::Scratch::default(),
+            products: None,
             observer: None,
         })
     }
@@ -203,16 +206,6 @@ impl Ops for CpuOps {
         let each = matrices.iter().map(|matrix| self.load_matrix(matrix)).collect::<Result<Vec<_>>>()?;
         let whole = Weight(each.iter().flat_map(|weight| weight.0.iter().cloned()).collect());
         Ok(Stacked { whole, matrices: each })
-    }
-
-    fn load_experts(&mut self, matrix: &Matrix, num_experts: usize) -> Result<Weight> {
-        matrix.row_bytes()?;
-        self.weights.push(matrix.data.clone());
-        let rows = matrix.rows / num_experts.max(1);
-        (0..num_experts)
-            .map(|expert| matrix.row_range(expert * rows, rows))
-            .collect::<Result<_>>()
-            .map(Weight)
     }
 
     fn load_vector(&mut self, values: &[f32]) -> Result<Vec<f32>> {
@@ -321,37 +314,6 @@ impl Ops for CpuOps {
         bias_gelu::bias_gelu(n, x, projection.bias.as_ref(), out)
     }
 
-    fn route(&mut self, n: usize, x: &Tensor, router: &Router<Vec<f32>>, chosen: &mut Tensor) -> Result<()> {
-        route::route(n, x, router, chosen)
-    }
-
-    fn experts_in(
-        &mut self,
-        n: usize,
-        x: &Tensor,
-        chosen: &Tensor,
-        gate_up: [&Weight; 2],
-        inner: &mut Tensor,
-    ) -> Result<()> {
-        self.observe_experts(n, chosen, &gate_up, |row, _| (row < x.rows()).then(|| x.row(row)));
-        let gate_up = gate_up.map(|weight| &weight.0[..]);
-        experts_in::experts_in(self.kernels(), n, x, chosen, gate_up, &mut self.experts, inner)
-    }
-
-    fn experts_out(
-        &mut self,
-        n: usize,
-        inner: &Tensor,
-        chosen: &Tensor,
-        down: &Weight,
-        out: &mut Tensor,
-    ) -> Result<()> {
-        let width = inner.cols() / (chosen.cols() / 2).max(1);
-        let of = |row: usize, j: usize| (row < inner.rows()).then(|| &inner.row(row)[j * width..][..width]);
-        self.observe_experts(n, chosen, &[down], of);
-        experts_out::experts_out(self.kernels(), n, inner, chosen, &down.0, &mut self.experts, out)
-    }
-
     fn gate_rows(&mut self, n: usize, x: &Tensor, gate: &Vec<f32>, rows: &mut Tensor) -> Result<()> {
         gate_rows::gate_rows(n, x, gate, rows)
     }
@@ -393,12 +355,56 @@ impl Ops for CpuOps {
     }
 
     fn device_name(&self) -> String {
-        format!("CPU ({} threads, {})", rayon::current_num_threads(), self.isa.name())
+        device_name(self.isa)
     }
 
     fn read_bandwidth(&mut self) -> Result<Option<f64>> {
         Ok(read_bandwidth::read_bandwidth(self.isa, &self.weights))
     }
+}
+
+impl ExpertOps for CpuOps {
+    fn load_experts(&mut self, matrix: &Matrix, num_experts: usize) -> Result<Weight> {
+        let matrices = matrix.of_experts(num_experts)?;
+        self.weights.push(matrix.data.clone());
+        Ok(Weight(matrices))
+    }
+
+    fn route(&mut self, n: usize, x: &Tensor, router: &Router<Vec<f32>>, chosen: &mut Tensor) -> Result<()> {
+        route::route(n, x, router, chosen)
+    }
+
+    fn experts_in(
+        &mut self,
+        n: usize,
+        x: &Tensor,
+        chosen: &Tensor,
+        gate_up: [&Weight; 2],
+        inner: &mut Tensor,
+    ) -> Result<()> {
+        self.observe_experts(n, chosen, &gate_up, |row, _| (row < x.rows()).then(|| x.row(row)));
+        let gate_up = gate_up.map(|weight| &weight.0[..]);
+        experts_in::experts_in(self.kernels(), n, x, chosen, gate_up, inner)
+    }
+
+    fn experts_out(
+        &mut self,
+        n: usize,
+        inner: &Tensor,
+        chosen: &Tensor,
+        down: &Weight,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        let width = inner.cols() / (chosen.cols() / 2).max(1);
+        let of = |row: usize, j: usize| (row < inner.rows()).then(|| &inner.row(row)[j * width..][..width]);
+        self.observe_experts(n, chosen, &[down], of);
+        experts_out::experts_out(self.kernels(), n, inner, chosen, &down.0, &mut self.products, out)
+    }
+}
+
+/// What computes, for people.
+fn device_name(isa: Isa) -> String {
+    format!("CPU ({} threads, {})", rayon::current_num_threads(), isa.name())
 }
 
 /// Calls `f` with the index and the values of each row, on all cores where the rows together are worth waking them.

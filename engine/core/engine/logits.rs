@@ -14,7 +14,7 @@ impl Engine {
     /// [`Error::Request`] if there is no token, one that the model does not have, more than the context, or a request that has
     /// not ended; [`Error::Device`] if the device fails.
     pub fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
-        if self.scheduler.has_work() {
+        if self.scheduler.has_work() || self.embedding.is_some() {
             return Err(Error::Request(
                 "logits are computed between requests, and one has not ended: step or cancel it first".into(),
             ));

@@ -193,27 +193,50 @@ impl Pooler {
     /// # Errors
     /// [`Error::Request`] for a score of a model without a classifier.
     pub fn pool(&self, pooling: Pooling, rows: &[f32]) -> Result<Vec<Vec<f32>>> {
-        let size = self.norm.len();
-        let mut normed = rows.chunks_exact(size).map(|row| self.normalise(row));
-        let as_f32 = |row: Vec<f64>| row.into_iter().map(|x| x as f32).collect::<Vec<f32>>();
-        let one = match pooling {
-            Pooling::None => return Ok(normed.map(as_f32).collect()),
-            Pooling::Mean => {
-                let count = (rows.len() / size).max(1) as f64;
-                let mut sum = vec![0.0; size];
-                normed.for_each(|row| sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x));
-                sum.into_iter().map(|sum| sum / count).collect()
+        let mut pooled = self.begin(pooling)?;
+        self.add(&mut pooled, rows);
+        Ok(self.finish(pooled))
+    }
+
+    /// The beginning of a text whose rows come in parts.
+    ///
+    /// # Errors
+    /// As [`Pooler::pool`].
+    pub fn begin(&self, pooling: Pooling) -> Result<Pooled> {
+        if pooling == Pooling::Rank && self.classifier.is_none() {
+            return Err(Error::Request(
+                "the model has no classifier (cls.output.weight) to score with".to_owned(),
+            ));
+        }
+        Ok(Pooled { pooling, count: 0, row: Vec::new(), each: Vec::new() })
+    }
+
+    /// Takes the next rows of a text `[n, hidden_size]`. Of these no more is kept than its vector needs.
+    pub fn add(&self, pooled: &mut Pooled, rows: &[f32]) {
+        for row in rows.chunks_exact(self.norm.len()) {
+            pooled.count += 1;
+            match pooled.pooling {
+                Pooling::None => pooled.each.push(as_f32(self.normalise(row))),
+                Pooling::Mean => {
+                    pooled.row.resize(row.len(), 0.0);
+                    pooled.row.iter_mut().zip(self.normalise(row)).for_each(|(sum, x)| *sum += x);
+                }
+                Pooling::Cls if pooled.count > 1 => {}
+                Pooling::Cls | Pooling::Last | Pooling::Rank => pooled.row = self.normalise(row),
             }
-            Pooling::Cls => normed.next().unwrap_or_default(),
-            Pooling::Last => normed.next_back().unwrap_or_default(),
-            Pooling::Rank => {
-                let classifier = self.classifier.as_ref().ok_or_else(|| {
-                    Error::Request("the model has no classifier (cls.output.weight) to score with".to_owned())
-                })?;
-                vec![classifier.score(&normed.next_back().unwrap_or_default())]
-            }
-        };
-        Ok(vec![as_f32(one)])
+        }
+    }
+
+    /// The vectors of a text whose rows have all come.
+    pub fn finish(&self, pooled: Pooled) -> Vec<Vec<f32>> {
+        let Pooled { pooling, count, mut row, each } = pooled;
+        match (pooling, &self.classifier) {
+            (Pooling::None, _) => return each,
+            (Pooling::Mean, _) => row.iter_mut().for_each(|sum| *sum /= count.max(1) as f64),
+            (Pooling::Rank, Some(classifier)) => row = vec![classifier.score(&row)],
+            _ => {}
+        }
+        vec![as_f32(row)]
     }
 
     /// The norm behind the last layer.
@@ -235,6 +258,22 @@ impl Pooler {
         }
         normed
     }
+}
+
+/// What is known of a text's vector while its rows come.
+#[derive(Clone, Debug)]
+pub struct Pooled {
+    pooling: Pooling,
+    /// Rows so far.
+    count: usize,
+    /// Their normed sum, the first one or the last.
+    row: Vec<f64>,
+    /// All of them, where each is wanted.
+    each: Vec<Vec<f32>>,
+}
+
+fn as_f32(row: Vec<f64>) -> Vec<f32> {
+    row.into_iter().map(|x| x as f32).collect()
 }
 
 impl Classifier {

@@ -29,6 +29,24 @@ impl Files<'_> {
         Ok(Some(text))
     }
 
+    /// The names of the files in a folder of it, in order; none where there is no such folder.
+    pub(super) fn names(&self, folder: &str) -> Result<Vec<String>> {
+        let path = self.folder.join(folder);
+        let failed = |source: std::io::Error| Error::io(&path, source);
+        let entries = match std::fs::read_dir(&path) {
+            Err(error) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&error.kind()) => {
+                return Ok(Vec::new());
+            }
+            entries => entries.map_err(failed)?,
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
     /// What people call the model: the name of its folder, or of what is around it in the cache of Hugging Face's hub
     /// (`models--OWNER--NAME/snapshots/COMMIT`).
     pub(super) fn name(&self) -> Option<String> {

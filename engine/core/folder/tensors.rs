@@ -241,10 +241,7 @@ impl<'a> List<'a> {
             }
             let shape = [vec![expected], first.clone()].concat();
             let sources = experts.values().map(|name| self.source(name)).collect::<Result<Vec<_>>>()?;
-            // One format for all; where they differ, the widest range.
-            let format = sources[0].kind.format();
-            let is_one = sources.iter().all(|source| source.kind.format() == format);
-            let recipe = Recipe::plain(sources[0].clone(), if is_one { format } else { MatrixFormat::Bf16 });
+            let recipe = Recipe::plain(sources[0].clone(), format_of_all(&to, &sources));
             self.insert(&to, shape, Recipe { sources, ..recipe });
         }
         Ok(())
@@ -268,6 +265,20 @@ impl<'a> List<'a> {
         let types = [(0, GgmlType::F32), (1, GgmlType::F16), (32, GgmlType::BF16)];
         types.into_iter().max_by_key(|&(_, ggml_type)| values(ggml_type)).map_or(0, |(number, _)| number)
     }
+}
+
+/// The format of the matrices of a layer's experts, which all have one: where the folder has several, the one of the widest range, and if
+/// that is f32 it holds them all as they are.
+fn format_of_all(to: &str, sources: &[Source]) -> MatrixFormat {
+    let counts = [MatrixFormat::F32, MatrixFormat::Bf16, MatrixFormat::F16]
+        .map(|format| (format, sources.iter().filter(|source| source.kind.format() == format).count()));
+    let found: Vec<_> = counts.into_iter().filter(|&(_, count)| count > 0).collect();
+    let widest = found.first().map_or(MatrixFormat::Bf16, |&(format, _)| format);
+    if found.len() > 1 {
+        let found: Vec<_> = found.iter().map(|(format, count)| format!("{count} in {format}")).collect();
+        tracing::warn!("{to}: its experts are {}; all become {widest}", found.join(", "));
+    }
+    widest
 }
 
 /// The rows of heads whose value `j` is rotated with `j + half`, so that both stand beside each other.
@@ -317,4 +328,28 @@ fn tile_values(name: &str, part: &str, linear: Linear, recipe: &mut Recipe) -> R
         _ => {}
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::folder::make::Kind;
+    use crate::formats::MatrixFormat::{Bf16, F16, F32};
+
+    #[test]
+    fn experts_of_several_formats_get_the_one_of_the_widest_range() {
+        let of = |formats: &[MatrixFormat]| {
+            let source = |&format: &MatrixFormat| Source {
+                data: Bytes::new(),
+                kind: Kind::Float(format),
+                rows: 0,
+                cols: 0,
+            };
+            format_of_all("blk.0.ffn_up_exps.weight", &formats.iter().map(source).collect::<Vec<_>>())
+        };
+        for one in [F32, F16, Bf16] {
+            assert_eq!(of(&[one, one]), one);
+        }
+        assert_eq!((of(&[F16, Bf16, F16]), of(&[F16, F32]), of(&[Bf16, F32, F16])), (Bf16, F32, F32));
+    }
 }

@@ -143,6 +143,15 @@ pub trait Runner {
         Err(Error::Request(format!("this runner has no hidden states: {} rows", batch.num_logits())))
     }
 
+    /// As [`Runner::hidden`], of all rows of a batch that may name none: `[num_tokens, hidden_size]`. They need no room for logits, so that they
+    /// may be as many as those of any step.
+    ///
+    /// # Errors
+    /// As [`Runner::step`].
+    fn hidden_of_all(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+        Err(Error::Request(format!("this runner has no hidden states: {} rows", batch.num_tokens())))
+    }
+
     /// What it computes on, for people.
     fn device_name(&self) -> String;
 
@@ -447,6 +456,15 @@ impl<O: Ops> Runner for ModelRunner<O> {
         let Self { ops, model, cache, states, .. } = self;
         let residual = model.hidden(ops, all, logit_rows, cache, states)?;
         if num_logits == 0 { Ok(Vec::new()) } else { ops.read(num_logits, residual) }
+    }
+
+    fn hidden_of_all(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+        self.upload(batch)?;
+        let n = batch.num_tokens();
+        let [all, _] = rows_of(&self.ops, &self.limits, &self.batch, n, 0);
+        let Self { ops, model, cache, states, .. } = self;
+        let residual = model.hidden(ops, all, all, cache, states)?;
+        ops.read(n, residual)
     }
 
     fn device_name(&self) -> String {

@@ -276,6 +276,9 @@ fn add_experts<O: Ops>(
         normalise(ops, n, x, &part.norm, normed)?;
         ops.route(n, normed, &part.router, chosen)?; // [n, 2 * num_experts_per_tok]
     }
+    if ops.add_host_experts(n, part, normed, chosen, x)? {
+        return Ok(());
+    }
     ops.sort_experts(n, chosen, [&part.gate, &part.up, &part.down])?;
     ops.experts_in(n, normed, chosen, [&part.gate, &part.up], inner)?; // [n, num_experts_per_tok * moe_intermediate_size]
     ops.experts_out(n, inner, chosen, &part.down, x) // [n, hidden_size]

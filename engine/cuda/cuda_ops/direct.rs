@@ -67,7 +67,7 @@ impl CudaOps {
         self.experts.as_mut().ok_or_else(none)
     }
 
-    /// [`Ops::norm_route`](qernel_core::ops::Ops::norm_route), whatever was chosen.
+    /// [`ExpertOps::norm_route`](qernel_core::ops::experts::ExpertOps::norm_route), whatever was chosen.
     ///
     /// # Errors
     /// [`Error::Request`] if the shapes do not fit, [`Error::Device`].
@@ -84,7 +84,7 @@ impl CudaOps {
         norm_route::norm_route(&device, self.experts()?, n, x, norm, router, normed, chosen)
     }
 
-    /// [`Ops::sort_experts`](qernel_core::ops::Ops::sort_experts)
+    /// [`ExpertOps::sort_experts`](qernel_core::ops::experts::ExpertOps::sort_experts)
     pub(super) fn sort_rows_of_experts(
         &mut self,
         n: usize,

@@ -195,8 +195,11 @@ impl CudaOps {
         self.load_alone(matrix, Some(units::SPAN))
     }
 
-    /// [`Ops::load_experts`](qernel_core::ops::Ops::load_experts)
+    /// [`ExpertOps::load_experts`](qernel_core::ops::experts::ExpertOps::load_experts)
     pub(super) fn load_all_experts(&mut self, matrix: &Matrix, num_experts: usize) -> Result<Weight> {
+        if let Some(weight) = self.leave_on_host(matrix, num_experts)? {
+            return Ok(weight);
+        }
         match self.shape_of_experts(matrix, num_experts, units::TILE) {
             None => self.load_alone(matrix, None),
             Some(shape) => {
@@ -206,12 +209,18 @@ impl CudaOps {
         }
     }
 
-    /// [`Ops::load_gate_up_experts`](qernel_core::ops::Ops::load_gate_up_experts)
+    /// [`ExpertOps::load_gate_up_experts`](qernel_core::ops::experts::ExpertOps::load_gate_up_experts)
     pub(super) fn load_gate_and_up(
         &mut self,
         [gate, up]: [&Matrix; 2],
         num_experts: usize,
     ) -> Result<[Weight; 2]> {
+        if let Some(on_host) = self.leave_on_host(gate, num_experts)? {
+            let up = self.leave_on_host(up, num_experts)?;
+            return up.map(|up| [on_host, up]).ok_or_else(|| {
+                Error::Model(format!("{}: the experts' gate is in host memory, their up is not", gate.name))
+            });
+        }
         let alike = in_blocks(gate) == in_blocks(up) && [gate.rows, gate.cols] == [up.rows, up.cols];
         match self.shape_of_experts(gate, num_experts, units::SPAN).filter(|_| alike) {
             None => Ok([self.load_alone(gate, None)?, self.load_alone(up, None)?]),
@@ -222,6 +231,13 @@ impl CudaOps {
                 Ok([pieces.next().ok_or_else(missing)?, pieces.next().ok_or_else(missing)?])
             }
         }
+    }
+
+    /// A matrix of experts that stay in host memory, if they do.
+    fn leave_on_host(&mut self, matrix: &Matrix, num_experts: usize) -> Result<Option<Weight>> {
+        let Some(host) = &mut self.host_experts else { return Ok(None) };
+        let number = host.take(matrix, num_experts)?;
+        Ok(number.map(|number| Weight::on_host(number, matrix.rows, matrix.cols)))
     }
 
     /// The shape of the units that matrices of experts are repacked as, if they are to be.

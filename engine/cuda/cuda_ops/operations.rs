@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::kv_layout::KvLayout;
 use crate::memory::DeviceBuffer;
 use crate::ops::parts::{
-    AttentionIn, Experts, LayerNorm, Linear, MlpIn, Norm, NormMatmul, QkNorm, RmsNorm, Router, Up,
+    AttentionIn, Experts, LayerNorm, Linear, MlpIn, Norm, NormMatmul, QkNorm, RmsNorm, Up,
 };
 use crate::ops::{Ops, Rows, Stacked};
 use crate::tensor::{self, Activation, KvCache, Tensor};
@@ -15,8 +15,8 @@ use crate::units::UnitMatrix;
 use crate::weight::{Run, Values, Weight};
 use crate::weights::Matrix;
 use crate::{
-    add_bias, add_positions, bias_rope_kv, cublas, embed, experts_in, experts_out, fused, gate_rows,
-    gather_rows, graph, layer_norm, matmul, precise_dtype, read_bandwidth, rms_norm, route,
+    add_bias, add_positions, bias_rope_kv, cublas, embed, fused, gate_rows, gather_rows, graph, layer_norm,
+    matmul, precise_dtype, read_bandwidth, rms_norm,
 };
 use qernel_core::batch::{Batch, BatchLimits};
 use qernel_core::sampler::SamplingRow;
@@ -70,14 +70,6 @@ impl Ops for CudaOps {
 
     fn load_stacked(&mut self, matrices: &[Matrix], apart: usize) -> Result<Stacked<Weight>> {
         self.load_several(matrices, apart)
-    }
-
-    fn load_experts(&mut self, matrix: &Matrix, num_experts: usize) -> Result<Weight> {
-        self.load_all_experts(matrix, num_experts)
-    }
-
-    fn load_gate_up_experts(&mut self, gate_up: [&Matrix; 2], num_experts: usize) -> Result<[Weight; 2]> {
-        self.load_gate_and_up(gate_up, num_experts)
     }
 
     fn finish_loading(&mut self) -> Result<()> {
@@ -248,44 +240,6 @@ impl Ops for CudaOps {
         self.scaled_silu_mul(n, gate_up, scales, out)
     }
 
-    fn route(
-        &mut self,
-        n: usize,
-        x: &Activation,
-        router: &Router<DeviceBuffer<f32>>,
-        chosen: &mut Tensor,
-    ) -> Result<()> {
-        route::route(&self.device, n, x, router, chosen)
-    }
-
-    fn sort_experts(&mut self, n: usize, chosen: &Tensor, matrices: [&Weight; 3]) -> Result<()> {
-        self.sort_rows_of_experts(n, chosen, matrices)
-    }
-
-    fn experts_in(
-        &mut self,
-        n: usize,
-        x: &Activation,
-        chosen: &Tensor,
-        gate_up: [&Weight; 2],
-        inner: &mut Tensor,
-    ) -> Result<()> {
-        let workspace = self.experts.as_ref();
-        experts_in::experts_in(&self.device, &self.choice, workspace, n, x, chosen, gate_up, inner)
-    }
-
-    fn experts_out(
-        &mut self,
-        n: usize,
-        inner: &Tensor,
-        chosen: &Tensor,
-        down: &Weight,
-        out: &mut Tensor,
-    ) -> Result<()> {
-        let workspace = self.experts.as_mut();
-        experts_out::experts_out(&self.device, &self.choice, workspace, n, inner, chosen, down, out)
-    }
-
     fn gate_rows(
         &mut self,
         n: usize,
@@ -366,22 +320,6 @@ impl Ops for CudaOps {
         Ok(true)
     }
 
-    fn norm_route(
-        &mut self,
-        n: usize,
-        x: &Tensor,
-        part: &Experts<Weight, DeviceBuffer<f32>>,
-        normed: &mut Activation,
-        chosen: &mut Tensor,
-    ) -> Result<bool> {
-        let Experts { norm: Norm::Rms(norm), router, .. } = part else { return Ok(false) };
-        if !self.routes_with_norm(x.cols) {
-            return Ok(false);
-        }
-        self.fused_norm_route(n, x, norm, router, normed, chosen)?;
-        Ok(true)
-    }
-
     fn norm_matmul(
         &mut self,
         rows: Rows<CudaBatch>,
@@ -428,13 +366,14 @@ impl Ops for CudaOps {
     }
 
     fn runs_ahead(&self) -> bool {
-        self.choice.get(graph::OP).is_none_or(|name| name == graph::AHEAD)
+        self.host_experts.is_none() && self.choice.get(graph::OP).is_none_or(|name| name == graph::AHEAD)
     }
 
     fn run_step(&mut self, batch: &CudaBatch, step: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
         let replays =
             self.choice.get(graph::OP).is_none_or(|name| [graph::AHEAD, graph::GRAPH].contains(&name));
-        let bucket = batch.bucket().filter(|_| replays && !self.device.is_emulated());
+        let is_recordable = replays && self.host_experts.is_none() && !self.device.is_emulated();
+        let bucket = batch.bucket().filter(|_| is_recordable);
         let Some(bucket) = bucket else { return step(self) };
         let draw = bucket.has_logits().then(|| self.sampler.shape());
         let key = StepKey { batch: bucket, draw, generation: self.sampler.generation() };
@@ -478,14 +417,16 @@ impl Ops for CudaOps {
 
     fn device_name(&self) -> String {
         let info = self.device.info();
-        if self.device.is_emulated() {
-            return info.name.clone();
+        let mut name = info.name.clone();
+        if !self.device.is_emulated() {
+            name = format!("{name} (cuda:{})", info.ordinal);
         }
-        format!("{} (cuda:{})", info.name, info.ordinal)
+        self.host_experts.as_ref().map_or(name.clone(), |host| format!("{name}, {}", host.name()))
     }
 
     fn read_bandwidth(&mut self) -> Result<Option<f64>> {
-        if self.device.is_emulated() {
+        // A step that reads two memories has no ceiling by one of them.
+        if self.device.is_emulated() || self.host_experts.is_some() {
             return Ok(None);
         }
         read_bandwidth::read_bandwidth_of(&self.device, &self.loaded).map(Some)

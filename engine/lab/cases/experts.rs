@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::lab::case::{Case, Cases, Cost, Instance, Workload, plain_config};
 use crate::lab::findings::Findings;
 use crate::lab::values::*;
+use crate::ops::experts::ExpertOps;
 use crate::ops::{ExpertsConfig, Ops, OpsConfig};
 use crate::testing::{Random, blocks};
 use crate::weights::Matrix;

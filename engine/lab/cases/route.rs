@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::lab::case::{Case, Cases, Cost, Instance, Workload, plain_config};
 use crate::lab::findings::Findings;
 use crate::lab::values::*;
+use crate::ops::experts::ExpertOps;
 use crate::ops::parts::{RmsNorm, Router};
 use crate::ops::{ExpertsConfig, Ops, OpsConfig};
 

@@ -1,0 +1,37 @@
+//! What a scheduler chooses: steps of sequences.
+
+use crate::batch::Batch;
+use crate::kv_layout::StateCopy;
+
+/// Names a sequence for the life of its engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(pub u64);
+
+impl std::fmt::Display for SequenceId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// One step: what to compute and for whom.
+#[derive(Debug)]
+pub struct Step {
+    pub batch: Batch,
+    /// The sequences of `batch`, in its order.
+    pub sequences: Vec<ScheduledSequence>,
+    /// States that sequences begin with, to be brought to their slots before the step.
+    pub loads: Vec<StateCopy>,
+}
+
+/// The share of one sequence in a [`Step`].
+#[derive(Clone, Copy, Debug)]
+pub struct ScheduledSequence {
+    pub id: SequenceId,
+    pub num_rows: usize,
+    /// The rows are of a prompt (or of tokens computed anew); otherwise it is the one token generated last.
+    pub prefill: bool,
+    /// A token is drawn from the last row.
+    pub samples: bool,
+    /// Its state is to be copied behind the step.
+    pub save: Option<StateCopy>,
+}
