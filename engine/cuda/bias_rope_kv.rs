@@ -4,6 +4,7 @@ use super::batch::{CudaBatch, expect_bound};
 use super::device::{Dependent, Device};
 use super::launch::{Launch, always, dimension, expect_vector, launch};
 use super::memory::DeviceBuffer;
+use super::quantise_kv::quantise_kv;
 use super::rope::RopeTable;
 use super::tensor::{KvCache, Tensor};
 use super::variant::{KernelChoice, select, variants};
@@ -87,7 +88,7 @@ pub(super) fn bias_rope_kv(device: &Device, choice: &KernelChoice, operands: Bia
     }
     expect_bound(OP, "position", batch.shape.position_bound, table.num_positions)?;
     expect_bound(OP, "slot", batch.shape.slot_bound, layout.num_pages * PAGE_SIZE)?;
-    let (k_pages, v_pages) = cache.layer_mut(OP, layer)?;
+    let to = cache.target(OP, layer, n, batch.slots(), Dtype::F32)?;
     if n == 0 {
         return Ok(());
     }
@@ -98,7 +99,7 @@ pub(super) fn bias_rope_kv(device: &Device, choice: &KernelChoice, operands: Bia
         num_key_value_heads: dimension(OP, layout.num_key_value_heads)?,
         head_dim: dimension(OP, table.head_dim)?,
         positions: batch.positions(),
-        slots: batch.slots(),
+        slots: to.slots,
         cos: table.cos.ptr(),
         sin: table.sin.ptr(),
         qkv: qkv.ptr(),
@@ -106,14 +107,15 @@ pub(super) fn bias_rope_kv(device: &Device, choice: &KernelChoice, operands: Bia
         k_bias,
         v_bias,
         q: q.ptr_mut(),
-        k_pages,
-        v_pages,
+        k_pages: to.k,
+        v_pages: to.v,
     };
-    let case = Case { dtype: layout.dtype, rows: dimension(OP, n)?, arguments };
+    let case = Case { dtype: to.dtype, rows: dimension(OP, n)?, arguments };
     let variant = select(OP, VARIANTS, &case, choice.get(OP))?;
     // SAFETY: shapes, positions and slots were checked; q and the pages are borrowed alone. Two rows with the same slot would
     // race for its value, which is wrong but stays inside the page.
-    unsafe { (variant.launch)(device, &case) }
+    unsafe { (variant.launch)(device, &case)? };
+    quantise_kv(device, choice, batch, layer, &to, cache)
 }
 
 #[cfg(test)]

@@ -56,7 +56,9 @@ pub struct CudaOps {
     widths: Vec<usize>,
     num_attention_heads: usize,
     num_key_value_heads: usize,
-    /// Of matrices, KV pages and what attention writes.
+    /// Rows of a step.
+    max_num_tokens: usize,
+    /// Of matrices, KV pages of floats and what attention writes.
     dtype: Dtype,
     /// For [`matmul::Tools`]; grown with every activation that may need it.
     bf16_halves: DeviceBuffer<u16>,
@@ -75,7 +77,7 @@ pub struct CudaOps {
 }
 
 impl CudaOps {
-    /// Operations on `device`, with matrices and KV pages of `dtype`.
+    /// Operations on `device`, with matrices, and KV pages that are floats, of `dtype`.
     ///
     /// # Errors
     /// [`Error::Model`] if the heads do not fit each other or no attention kernel has this `head_dim`;
@@ -124,6 +126,7 @@ impl CudaOps {
             widths: Vec::new(),
             num_attention_heads,
             num_key_value_heads,
+            max_num_tokens: limits.max_num_tokens,
             dtype,
             bf16_halves: DeviceBuffer::zeroed(device, 1)?,
             decoded: DeviceBuffer::zeroed(device, 1)?,
@@ -141,7 +144,7 @@ impl CudaOps {
         &self.device
     }
 
-    /// Format of activations, matrices and KV pages.
+    /// Format of activations, matrices and KV pages that are floats.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }

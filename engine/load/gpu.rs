@@ -2,12 +2,13 @@
 
 use super::fit::{CPU_NUM_TOKENS, MemoryBudget, fit};
 use super::memory_plan::{self, Free};
-use super::runner::{DeviceChoice, KvDtype, RunnerOptions};
+use super::runner::{DeviceChoice, RunnerOptions};
 use cuda_std::emulation;
 use qernel_core::batch::BatchLimits;
 use qernel_core::config::Config;
 use qernel_core::dtype::Dtype;
 use qernel_core::error::{Error, Result};
+use qernel_core::kv_format::KvFormats;
 use qernel_core::kv_layout::KvLayout;
 use qernel_core::model::{ModelRunner, Runner, build};
 use qernel_core::ops::OpsConfig;
@@ -50,13 +51,13 @@ fn load(
         cuda::choose_holding(&mut options.kernels, weights, dtype);
     }
     let (ops_config, layout) = fit_cuda(device, weights, config, &options)?;
-    let ops = CudaOps::new(device, &ops_config, layout.dtype, options.kernels)?;
+    let ops = CudaOps::new(device, &ops_config, matrix_dtype(weights, &options), options.kernels)?;
     let runner = ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?;
     Ok(Box::new(runner.with_checkpoints(options.checkpoints)?))
 }
 
-/// The format of float matrices, and of pages, on a GPU.
-fn matrix_dtype(weights: &Weights, options: &RunnerOptions) -> Dtype {
+/// The format of float matrices on a GPU, and of pages that nobody asked another one for.
+pub fn matrix_dtype(weights: &Weights, options: &RunnerOptions) -> Dtype {
     options.dtype.preferred(cuda::compute_dtype(weights))
 }
 
@@ -90,7 +91,7 @@ pub fn open_device(choice: DeviceChoice) -> Result<Option<Rc<Device>>> {
     Ok(Some(Rc::new(Device::open(ordinal, qernel_ptx::ptx)?)))
 }
 
-/// As [`fit_cpu`](super::fit_cpu), in the memory of `device`; pages are in the format that matrices get there, [`DtypeChoice::preferred`](super::DtypeChoice::preferred).
+/// As [`fit_cpu`](super::fit_cpu), in the memory of `device`; pages are in the format that matrices get there, [`matrix_dtype`], or in q8_0.
 ///
 /// # Errors
 /// As [`fit_cpu`](super::fit_cpu); [`Error::Device`].
@@ -101,13 +102,8 @@ pub fn fit_cuda(
     options: &RunnerOptions,
 ) -> Result<(OpsConfig, KvLayout)> {
     let dtype = matrix_dtype(weights, options);
-    if let KvDtype::Only(kv) = options.kv_dtype
-        && kv != dtype
-    {
-        return Err(Error::Request(format!(
-            "a KV cache of {kv} was asked for; on a GPU it has the format of the matrices, here {dtype} (--dtype)"
-        )));
-    }
+    let [k, v] = options.kv_types;
+    let kv = KvFormats { k: k.on_gpu(dtype)?, v: v.on_gpu(dtype)? };
     let (free, total) = device.memory_info()?;
     let budget = MemoryBudget {
         free: Free {
@@ -118,12 +114,15 @@ pub fn fit_cuda(
         // That of an emulated one is the host's.
         shared: device.is_emulated(),
         weights: cuda::weight_bytes(weights, dtype, &options.kernels),
-        kv: dtype,
+        kv,
         activation: cuda::precise_dtype(dtype),
         max_num_tokens: gpu_num_tokens(free, config, dtype)?,
-        extra: |config, ops_config, dtype| {
-            cuda::device_workspace_bytes(ops_config) + cuda::split_bytes(config, &ops_config.limits, dtype)
+        extra: |config, ops_config, dtype, kv| {
+            cuda::device_workspace_bytes(ops_config)
+                + cuda::split_bytes(config, &ops_config.limits, dtype)
+                + cuda::staging_bytes(ops_config, kv)
         },
+        matrix: dtype,
     };
     fit(config, options, &budget)
 }

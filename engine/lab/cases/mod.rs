@@ -27,6 +27,7 @@ mod norm_matmul;
 mod norm_product;
 mod norm_qkv_rope;
 mod qk_norm;
+mod quantise_kv;
 mod read_bandwidth;
 mod repack;
 mod rms_norm;

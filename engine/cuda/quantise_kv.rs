@@ -1,0 +1,72 @@
+//! Rows of K and V from where kernels leave them to the pages, in their formats.
+
+use super::batch::{CudaBatch, expect_bound};
+use super::device::{Dependent, Device};
+use super::kv_cache::{Target, number};
+use super::launch::{Launch, always, dimension, launch};
+use super::tensor::KvCache;
+use super::variant::{KernelChoice, select, variants};
+use crate::dtype::Dtype;
+use crate::error::Result;
+use crate::kv_layout::{KvLayout, PAGE_SIZE};
+use cuda_std::launch::{DevicePtr, Kernels, LaunchConfig};
+use gpu_kernels::quantise_kv::{BLOCK_SIZE, QuantiseKvArgs, WARPS, plain};
+
+pub(super) const OP: &str = "quantise_kv";
+
+/// What the kernels take for `rows` rows of `dtype`.
+pub(super) struct Case {
+    dtype: Dtype,
+    rows: u32,
+    arguments: QuantiseKvArgs,
+}
+
+variants! { Case, Launch<Case>;
+    "plain" [plain]: always => |device, case| unsafe { launch_blocks(device, case, plain()) };
+}
+
+/// # Safety
+/// The case is whole.
+unsafe fn launch_blocks(device: &Device, case: &Case, kernels: &Kernels<QuantiseKvArgs>) -> Result<()> {
+    let QuantiseKvArgs { num_key_value_heads, head_dim, .. } = case.arguments;
+    let blocks = 2 * num_key_value_heads * (head_dim / 32);
+    let grid = [case.rows, blocks.div_ceil(WARPS), 1];
+    let config = LaunchConfig { grid, block: [BLOCK_SIZE, 1, 1], shared_bytes: 0 };
+    // SAFETY: a warp for each 32 values of each row; the caller vouches for the case.
+    unsafe { launch(&Dependent(device), kernels, &[case.dtype.name().into()], &config, case.arguments) }
+}
+
+/// Stores the rows of a batch that a kernel has left in `from`, which is of this cache, in `layer`; nothing where it has written to the
+/// pages.
+pub(super) fn quantise_kv(
+    device: &Device,
+    choice: &KernelChoice,
+    batch: &CudaBatch,
+    layer: usize,
+    from: &Target,
+    cache: &mut KvCache,
+) -> Result<()> {
+    let KvLayout { formats, num_pages, num_key_value_heads, head_dim, .. } = cache.layout;
+    let n = batch.shape.num_tokens;
+    if formats.float().is_some() || n == 0 {
+        return Ok(());
+    }
+    expect_bound(OP, "slot", batch.shape.slot_bound, num_pages * PAGE_SIZE)?;
+    let (k_pages, v_pages) = cache.layer_mut(OP, layer)?;
+    let arguments = QuantiseKvArgs {
+        num_key_value_heads: dimension(OP, num_key_value_heads)?,
+        head_dim: dimension(OP, head_dim)?,
+        k_format: number(formats.k),
+        v_format: number(formats.v),
+        slots: batch.slots(),
+        k: DevicePtr::from_raw(from.k.as_raw()),
+        v: DevicePtr::from_raw(from.v.as_raw()),
+        k_pages,
+        v_pages,
+    };
+    let case = Case { dtype: from.dtype, rows: dimension(OP, n)?, arguments };
+    let variant = select(OP, VARIANTS, &case, choice.get(OP))?;
+    // SAFETY: slots were checked, heads are whole blocks; the pages are borrowed alone, and where the rows are is no part of them. Two
+    // rows with the same slot would race for its values, which is wrong but stays inside the page.
+    unsafe { (variant.launch)(device, &case) }
+}
