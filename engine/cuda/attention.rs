@@ -8,27 +8,30 @@ use super::batch::{BatchRows, CudaBatch, expect_bound};
 use super::device::{Dependent, Device};
 use super::kv_cache::number;
 use super::launch::{Launch, dimension, launch};
+use super::quantise_kv;
 use super::tensor::{Activation, KvCache, Tensor};
 use super::variant::{KernelChoice, select, variants};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::kv_format::{KvFormat, KvFormats};
-use cuda_std::launch::{Kernels, LaunchConfig, Value};
+use cuda_std::launch::{DevicePtr, Kernels, LaunchConfig, Value};
 use gpu_kernels::attention::any::any as any_pages;
 use gpu_kernels::attention::decode::{MAX_WARPS, merge, split, split_warps};
 use gpu_kernels::attention::decode_merged::merged;
 use gpu_kernels::attention::decode_mma::{self, MAX_GROUP};
 use gpu_kernels::attention::prefill_mma::{blocks16, blocks32, mma16, mma32, mma32p};
 use gpu_kernels::attention::prefill_tiled::*;
-use gpu_kernels::attention::{AttentionArgs, max_splits, prefill};
+use gpu_kernels::attention::{AttentionArgs, formats, max_splits, prefill};
 use std::ops::Range;
 
 mod any;
 mod mma;
+mod newest;
 mod workspace;
 
 use any::{launch_any, launch_any_rows, launch_any_whole};
 use mma::{MmaTile, launch_mma, multiplies, multiplies_floats};
+use newest::takes_newest;
 pub(super) use workspace::Workspace;
 
 pub(super) const OP: &str = "attention";
@@ -372,6 +375,9 @@ pub(super) fn attention(device: &Device, choice: &KernelChoice, operands: Attent
         k_format: number(layout.formats.k),
         v_format: number(layout.formats.v),
         out_format: number(KvFormat::Float(dtype)),
+        new_format: formats::NONE,
+        k_new: DevicePtr::from_raw(0),
+        v_new: DevicePtr::from_raw(0),
         k_pages,
         v_pages,
         partials: workspace.partials.ptr_mut(),
@@ -379,7 +385,7 @@ pub(super) fn attention(device: &Device, choice: &KernelChoice, operands: Attent
         counters: workspace.counters.ptr_mut(),
         out: out.ptr_mut(),
     };
-    let case = Case {
+    let mut case = Case {
         formats: layout.formats,
         dtype,
         head_dim: dimension(OP, head_dim)?,
@@ -391,6 +397,9 @@ pub(super) fn attention(device: &Device, choice: &KernelChoice, operands: Attent
         places: workspace.places,
     };
     let variant = select(OP, VARIANTS, &case, choice.get(OP))?;
+    if !takes_newest(&mut case, variant.name, cache, layer, shape.num_tokens) {
+        quantise_kv::store(device, choice, cache)?;
+    }
     // SAFETY: shapes and pages were checked; the batch's arrays were checked against each other when they went up;
     // out and the workspace are borrowed alone.
     unsafe { (variant.launch)(device, &case) }
@@ -399,7 +408,7 @@ pub(super) fn attention(device: &Device, choice: &KernelChoice, operands: Attent
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cuda_std::launch::{DevicePtr, DevicePtrMut};
+    use cuda_std::launch::DevicePtrMut;
 
     pub(super) fn case(dtype: Dtype, head_dim: u32) -> Case {
         let (words, bytes) = (DevicePtr::from_raw(0), DevicePtr::from_raw(0));
@@ -421,6 +430,9 @@ mod tests {
             k_format: 0,
             v_format: 0,
             out_format: 0,
+            new_format: formats::NONE,
+            k_new: bytes,
+            v_new: bytes,
             k_pages: bytes,
             v_pages: bytes,
             partials: DevicePtrMut::from_raw(0),

@@ -4,7 +4,7 @@ use super::batch::{CudaBatch, expect_bound};
 use super::device::{Dependent, Device};
 use super::launch::{Launch, always, dimension, expect_vector, launch};
 use super::memory::DeviceBuffer;
-use super::quantise_kv::quantise_kv;
+use super::quantise_kv;
 use super::rope::RopeTable;
 use super::tensor::{KvCache, Tensor};
 use super::variant::{KernelChoice, select, variants};
@@ -115,7 +115,7 @@ pub(super) fn bias_rope_kv(device: &Device, choice: &KernelChoice, operands: Bia
     // SAFETY: shapes, positions and slots were checked; q and the pages are borrowed alone. Two rows with the same slot would
     // race for its value, which is wrong but stays inside the page.
     unsafe { (variant.launch)(device, &case)? };
-    quantise_kv(device, choice, batch, layer, &to, cache)
+    quantise_kv::leave(batch, layer, &to, cache)
 }
 
 #[cfg(test)]

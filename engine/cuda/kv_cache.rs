@@ -11,6 +11,7 @@ use crate::ops::OpsConfig;
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
 use gpu_kernels::attention::formats;
 use half::f16;
+use std::cell::Cell;
 use std::rc::Rc;
 
 /// K and V pages of every layer, laid out as [`KvLayout`] says: all of K, then all of V. In eight bits what a page holds of a head is
@@ -21,6 +22,20 @@ pub struct KvCache {
     pub(super) layout: KvLayout,
     /// Where not both are floats of matrices.
     staging: Option<Staging>,
+    /// Rows that a kernel has left there and nobody has stored yet.
+    pub(super) waiting: Cell<Option<Waiting>>,
+}
+
+/// Rows of a layer that wait to be stored in its pages: for the kernel of attention that does so, or for
+/// [`quantise_kv`](super::quantise_kv).
+#[derive(Clone, Copy)]
+pub(super) struct Waiting {
+    pub layer: usize,
+    /// How many.
+    pub rows: usize,
+    /// Of each, below [`KvLayout::num_pages`] times [`PAGE_SIZE`].
+    pub slots: DevicePtr<u32>,
+    pub from: Target,
 }
 
 /// Where the kernels that compute K and V leave the rows of a step as floats: what goes to pages in blocks of values must be known first.
@@ -77,7 +92,13 @@ impl KvCache {
             Some(_) => None,
             None => Some(Staging::new(device, layout, rows)?),
         };
-        Ok(Self { k: zeroed(layout.formats.k)?, v: zeroed(layout.formats.v)?, layout: *layout, staging })
+        Ok(Self {
+            k: zeroed(layout.formats.k)?,
+            v: zeroed(layout.formats.v)?,
+            layout: *layout,
+            staging,
+            waiting: Cell::new(None),
+        })
     }
 
     pub fn layout(&self) -> &KvLayout {
@@ -110,7 +131,9 @@ impl KvCache {
     }
 
     /// Where a kernel that writes `dtype` is to leave K and V of `n` rows that go to `slots` of `layer`: in the pages, which may be other
-    /// floats, or, for [`quantise_kv`](super::quantise_kv), beside them.
+    /// floats, or beside them, until they are [stored](super::quantise_kv).
+    ///
+    /// Rows that still wait are given up: their step has failed, and what their slots are is known no more.
     pub(super) fn target(
         &mut self,
         op: &str,
@@ -120,6 +143,7 @@ impl KvCache {
         dtype: Dtype,
     ) -> Result<Target> {
         let (k, v) = self.layer_mut(op, layer)?;
+        self.waiting.set(None);
         let Some(staging) = &mut self.staging else {
             let dtype = self.layout.formats.float().unwrap_or(dtype);
             return Ok(Target { dtype, k, v, slots });

@@ -50,7 +50,7 @@ pub struct QuantiseKv<E> {
 /// The values are in the pages, aligned to 16 bytes; all lanes of the warp call it together.
 #[device]
 #[inline(always)]
-unsafe fn store(pages: *mut u8, format: u32, start: usize, at: usize, head_dim: u32, value: f32) {
+pub(crate) unsafe fn store(pages: *mut u8, format: u32, start: usize, at: usize, head_dim: u32, value: f32) {
     let lane = warp::lane_id();
     let i = start + at + lane as usize;
     // SAFETY: the caller's promise.

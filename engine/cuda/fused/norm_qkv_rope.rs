@@ -4,7 +4,7 @@ use super::super::batch::{CudaBatch, expect_bound};
 use super::super::device::{Dependent, Device};
 use super::super::launch::{Launch, dimension, expect_vector, launch};
 use super::super::memory::DeviceBuffer;
-use super::super::quantise_kv::quantise_kv;
+use super::super::quantise_kv;
 use super::super::rope::RopeTable;
 use super::super::tensor::{Activation, KvCache, Tensor};
 use super::super::units::{self, Units};
@@ -245,5 +245,5 @@ pub(in super::super) fn norm_qkv_rope(
     let variant = select(OP, VARIANTS, &case, choice.get(OP))?;
     // SAFETY: the shapes, positions and slots were checked; q and the pages are borrowed alone.
     unsafe { (variant.launch)(device, &case)? };
-    quantise_kv(device, choice, batch, layer, &to, cache)
+    quantise_kv::leave(batch, layer, &to, cache)
 }

@@ -78,12 +78,18 @@ impl<P: Pages, const WORDS: usize, const HALVES: usize> Page<P, WORDS, HALVES> {
     /// # Safety
     /// `k` and `v` lead to the page's keys and values, of which the first `keys` are written.
     #[inline(always)]
-    unsafe fn load<const HEAD_DIM: usize>(&mut self, k: *const P, v: *const P, from: u32, keys: u32) {
+    unsafe fn load<const HEAD_DIM: usize, const NEWEST: bool>(
+        &mut self,
+        k: *const P,
+        v: *const P,
+        from: u32,
+        keys: u32,
+    ) {
         let (r, c) = (warp::lane_id() / 4, warp::lane_id() % 4);
         let word = |base: *const P, key: u32, word: u32| {
             let words = (WORDS * 4) as u32;
             // SAFETY: inside the page.
-            unsafe { P::load::<HEAD_DIM>(base, (key.min(keys - 1) * words + word) as usize) }
+            unsafe { P::load::<HEAD_DIM, NEWEST>(base, (key.min(keys - 1) * words + word) as usize) }
         };
         repeat(KEY_TILES, |t| {
             let key = 8 * t as u32 + r;
@@ -399,12 +405,19 @@ unsafe fn attend<
             loaded = keys.min(num_keys - 1 - index * PAGE_SIZE);
             (k, v) = page_of(index);
             if loaded > 0 {
-                page.load::<HEAD_DIM>(k, v, 0, loaded);
+                page.load::<HEAD_DIM, false>(k, v, 0, loaded);
             }
         }
         wait_for_dependencies();
+        // The same for the whole block.
+        if end_page == num_pages {
+            let newest = num_keys - 1;
+            let start =
+                sequence.page_offset(newest / PAGE_SIZE, a.num_key_value_heads, key_value_head, HEAD_DIM);
+            P::store_newest::<HEAD_DIM>(&a, row, key_value_head, start, newest % PAGE_SIZE);
+        }
         if loaded < keys {
-            page.load::<HEAD_DIM>(k, v, loaded, keys);
+            page.load::<HEAD_DIM, true>(k, v, loaded, keys);
         }
         let head = key_value_head * heads_per_group + r.min(heads_per_group - 1);
         let query = Query::<N>::load::<f16>(
@@ -419,7 +432,7 @@ unsafe fn attend<
             if index < end_page {
                 keys = (num_keys - index * PAGE_SIZE).min(PAGE_SIZE);
                 (k, v) = page_of(index);
-                page.load::<HEAD_DIM>(k, v, 0, keys);
+                page.load::<HEAD_DIM, false>(k, v, 0, keys);
             }
         }
 

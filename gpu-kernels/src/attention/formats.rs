@@ -7,13 +7,16 @@
 use cuda_std::prelude::*;
 
 #[device]
+use super::Attention;
+#[device]
 use crate::{
-    PAGE_SIZE,
+    PAGE_SIZE, bias_rope_kv,
     grid::repeat,
+    quantise_kv,
     vector::{Group, load_words},
 };
 #[device]
-use cuda_std::Bits;
+use cuda_std::memory;
 
 /// Numbers of formats in arguments: f32.
 pub const F32: u32 = 0;
@@ -23,6 +26,9 @@ pub const F16: u32 = 1;
 pub const BF16: u32 = 2;
 /// Eight bits in blocks.
 pub const Q8_0: u32 = 3;
+
+/// No format.
+pub const NONE: u32 = u32::MAX;
 
 /// Values of a block of [`Q8_0`].
 pub const BLOCK_VALUES: u32 = 32;
@@ -42,6 +48,17 @@ pub const LARGEST: f32 = 127.0 * 512.0;
 #[repr(transparent)]
 pub struct q8_0(u8);
 
+/// Where the scale of block `block` is, counted through the rows of a head of a page that begins at `head`.
+///
+/// # Safety
+/// As for [`scale_of`].
+#[device]
+#[inline(always)]
+unsafe fn scale_at(head: *const u8, head_dim: usize, block: u32) -> *const u16 {
+    // SAFETY: behind the integers.
+    unsafe { head.add(PAGE_SIZE as usize * head_dim).cast::<u16>().add(block as usize) }
+}
+
 /// The bits of the scale of block `block`, counted through the rows of a head of a page that begins at `head`.
 ///
 /// # Safety
@@ -49,8 +66,8 @@ pub struct q8_0(u8);
 #[device]
 #[inline(always)]
 pub(super) unsafe fn scale_of(head: *const u8, head_dim: usize, block: u32) -> u16 {
-    // SAFETY: behind the integers.
-    unsafe { head.add(PAGE_SIZE as usize * head_dim).cast::<u16>().add(block as usize).read() }
+    // SAFETY: the caller's promise.
+    unsafe { scale_at(head, head_dim, block).read() }
 }
 
 /// Four integers of eight bits times the scale with the bits `scale`, exactly, without the slow conversion of integers: with its highest bit turned a byte `u` is
@@ -77,11 +94,25 @@ pub trait Pages: Copy + 'static {
     /// How far into the pages the value is before which there are as many.
     fn place(values: usize) -> usize;
 
-    /// Loads values `8 i ..` of the rows of a head of a page.
+    /// Loads values `8 i ..` of the rows of a head of a page; with `NEWEST` past L1, which may have what was there before them, if their
+    /// neighbours were loaded already.
     ///
     /// # Safety
     /// `head` leads to the head, aligned to 16 bytes, whose row with these values is written.
-    unsafe fn load<const HEAD_DIM: usize>(head: *const Self, i: usize) -> Self::Eight;
+    unsafe fn load<const HEAD_DIM: usize, const NEWEST: bool>(head: *const Self, i: usize) -> Self::Eight;
+
+    /// Stores the newest row of K and of V of a sequence, which is left beside the pages, if the arguments say so. Of key-value head
+    /// `head` of row `row` of the batch; `first` is how many values are in the pages before its head of the page, `place` its row there.
+    ///
+    /// # Safety
+    /// All threads of a block of eight warps call it together; the kernel before this one has ended, rows and pages are there.
+    unsafe fn store_newest<const HEAD_DIM: usize>(
+        a: &Attention<Self>,
+        row: u32,
+        head: u32,
+        first: usize,
+        place: u32,
+    );
 
     /// Them as f16, each rounded to nearest.
     fn words(eight: Self::Eight) -> [u32; 4];
@@ -98,10 +129,14 @@ impl Pages for f16 {
     }
 
     #[inline(always)]
-    unsafe fn load<const HEAD_DIM: usize>(head: *const f16, i: usize) -> [u32; 4] {
+    unsafe fn load<const HEAD_DIM: usize, const NEWEST: bool>(head: *const f16, i: usize) -> [u32; 4] {
+        // Rows share no line of L1.
         // SAFETY: the caller's promise.
         unsafe { load_words(head.add(i * 8)) }
     }
+
+    #[inline(always)]
+    unsafe fn store_newest<const HEAD_DIM: usize>(_: &Attention<f16>, _: u32, _: u32, _: usize, _: u32) {}
 
     #[inline(always)]
     fn words(eight: [u32; 4]) -> [u32; 4] {
@@ -120,13 +155,55 @@ impl Pages for q8_0 {
     }
 
     #[inline(always)]
-    unsafe fn load<const HEAD_DIM: usize>(head: *const q8_0, i: usize) -> ([u32; 2], u16) {
+    unsafe fn load<const HEAD_DIM: usize, const NEWEST: bool>(
+        head: *const q8_0,
+        i: usize,
+    ) -> ([u32; 2], u16) {
         let head = head.cast::<u8>();
         // SAFETY: the caller's promise.
-        let codes = unsafe { head.add(8 * i).cast::<u64>().read() };
-        // SAFETY: likewise.
-        let scale = unsafe { scale_of(head, HEAD_DIM, (i / 4) as u32) };
-        ([codes as u32, (codes >> 32) as u32], scale)
+        unsafe {
+            let codes = head.add(8 * i).cast::<u64>();
+            let scale = scale_at(head, HEAD_DIM, (i / 4) as u32);
+            let (codes, scale) = if NEWEST {
+                (memory::load_l2(codes), memory::load_l2(scale))
+            } else {
+                (codes.read(), scale.read())
+            };
+            ([codes as u32, (codes >> 32) as u32], scale)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_newest<const HEAD_DIM: usize>(
+        a: &Attention<q8_0>,
+        row: u32,
+        head: u32,
+        first: usize,
+        place: u32,
+    ) {
+        if a.new_format == NONE {
+            return;
+        }
+        let blocks = (HEAD_DIM / 32) as u32;
+        let (block, warp) = (warp::warp_id() % blocks, warp::warp_id());
+        // The same for the whole warp.
+        if warp < 2 * blocks {
+            let is_v = warp >= blocks;
+            let (new, pages) = if is_v { (a.v_new, a.v_pages) } else { (a.k_new, a.k_pages) };
+            let from = bias_rope_kv::place(row, head, a.num_key_value_heads, HEAD_DIM as u32);
+            let from = from + (32 * block + warp::lane_id()) as usize;
+            let at = place as usize * HEAD_DIM + 32 * block as usize;
+            // SAFETY: the caller's promise. Past L1, as all that the kernel before has written.
+            unsafe {
+                let value = match a.new_format {
+                    F32 => memory::load_l2(new.cast::<f32>().add(from)),
+                    F16 => <f16 as Element>::to_f32(memory::load_l2(new.cast::<f16>().add(from))),
+                    _ => <bf16 as Element>::to_f32(memory::load_l2(new.cast::<bf16>().add(from))),
+                };
+                quantise_kv::store(pages.cast_mut().cast(), Q8_0, first, at, HEAD_DIM as u32, value);
+            }
+        }
+        thread::sync_threads();
     }
 
     #[inline(always)]

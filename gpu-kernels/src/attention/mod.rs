@@ -121,6 +121,13 @@ pub struct Attention<E> {
     pub k_format: u32,
     pub v_format: u32,
     pub out_format: u32,
+    /// Of kernels of decoding for pages of eight bits: the format of `k_new` and `v_new`, or [`formats::NONE`]: no row is there.
+    pub new_format: u32,
+    /// Newest keys of rows that are not in the pages yet: the kernel stores them there. `[pages, num_key_value_heads, PAGE_SIZE, head_dim]`, row
+    /// `r` of the batch as that of slot `r`
+    pub k_new: *const u8,
+    /// Their values
+    pub v_new: *const u8,
     /// E, one layer's `[num_pages, num_key_value_heads, PAGE_SIZE, head_dim]`, in eight bits as [`formats`] says
     pub k_pages: *const E,
     /// As `k_pages`
