@@ -23,6 +23,7 @@ use qernel::cuda::{CudaOps, Device, KernelChoice};
 use qernel::dtype::Dtype;
 use qernel::error::Error;
 use qernel::formats::MatrixFormat;
+use qernel::kv_format::{KvFormat, KvFormats};
 use qernel::kv_layout::pages_for;
 use qernel::lab::case::{SMALL_WORK, Session};
 use qernel::lab::check::{CheckOptions, Outcome, check as check_cases, verify};
@@ -100,11 +101,11 @@ const LIMITS: BatchLimits = BatchLimits {
 
 fn runner<O: Ops + 'static>(
     model: &TinyModel,
-    dtype: Dtype,
+    formats: impl Into<KvFormats>,
     ops: impl Fn(&OpsConfig) -> O,
 ) -> Box<dyn Runner> {
     let (config, weights) = parts(model);
-    loaded(&config, &weights, dtype, ops)
+    loaded(&config, &weights, formats, ops)
 }
 
 fn parts(model: &TinyModel) -> (Config, Weights) {
@@ -117,11 +118,11 @@ fn parts(model: &TinyModel) -> (Config, Weights) {
 fn loaded<O: Ops + 'static>(
     config: &Config,
     weights: &Weights,
-    dtype: Dtype,
+    formats: impl Into<KvFormats>,
     ops: impl Fn(&OpsConfig) -> O,
 ) -> Box<dyn Runner> {
     let ops_config = OpsConfig::new(config, MAX_MODEL_LEN, LIMITS);
-    let layout = kv_layout(config, dtype, NUM_PAGES).unwrap();
+    let layout = kv_layout(config, formats, NUM_PAGES).unwrap();
     let runner =
         ModelRunner::new(ops(&ops_config), weights, config, &ops_config, layout, &mut |_, _| ()).unwrap();
     Box::new(runner)
@@ -228,11 +229,48 @@ fn assert_agrees(model: &TinyModel, dtype: Dtype, kernels: &[&str], allowed: f64
     }
 }
 
+/// K and V in eight bits, or one of them: what a GPU does of them against the CPU, each with such pages. Both are off by as much from
+/// pages of f32, and from each other by less: a value that is rounded to f16 first may become the next integer.
+#[test]
+fn caches_of_eight_bits_agree_with_the_cpu() {
+    let floats = KvFormat::Float(Dtype::F16);
+    let [blocks, of_k, of_v] = [[KvFormat::Q8_0; 2], [KvFormat::Q8_0, floats], [floats, KvFormat::Q8_0]]
+        .map(|[k, v]| KvFormats { k, v });
+    let hybrid = TinyModel { architecture: "qwen35", num_attention_heads: 1, ..small() };
+    let cases = [
+        (small(), blocks, &["", "layer=separate", "attention=any"][..]),
+        (TinyModel { head_dim: 32, num_attention_heads: 4, ..small() }, blocks, &[""]),
+        (TinyModel { architecture: "qwen3", ..small() }, of_k, &[""]),
+        (small(), of_v, &[""]),
+        (hybrid, blocks, &[""]),
+    ];
+    for (model, formats, kernels) in cases {
+        let model = TinyModel { format: MatrixFormat::F16, ..model };
+        let cpu = |formats| logits(&mut *runner(&model, formats, |config| CpuOps::new(config).unwrap()));
+        let (exact, expected) = (cpu(Dtype::F32.into()), cpu(formats));
+        let cost = nmse(&expected, &exact);
+        assert!(cost > 1e-9 && cost < 1e-3, "{} {formats}: {cost:e}", model.architecture);
+        for kernels in kernels {
+            let choice = KernelChoice::parse(kernels).unwrap();
+            let ops = |config: &OpsConfig| {
+                CudaOps::new(&device_of_models(3), config, Dtype::F16, choice.clone()).unwrap()
+            };
+            let error = nmse(&logits(&mut *runner(&model, formats, ops)), &expected);
+            assert!(
+                error <= 1e-5 + cost / 2.0,
+                "{} {formats} {kernels:?}: {error:e} of {cost:e}",
+                model.architecture
+            );
+        }
+    }
+}
+
 /// Steps that take their tokens from the device give what steps do that wait for them.
 #[test]
 fn running_ahead_changes_no_token() {
     let model = TinyModel { format: MatrixFormat::F16, num_hidden_layers: 1, ..small() };
-    same_tokens_ahead(&model);
+    same_tokens_ahead(&model, Dtype::F16.into());
+    same_tokens_ahead(&model, KvFormats::both(KvFormat::Q8_0));
 }
 
 /// States move on once for each token, whoever joins, leaves or is crowded out.
@@ -255,16 +293,16 @@ fn running_ahead_changes_no_token_of_a_hybrid() {
         linear,
         ..TinyModel::default()
     };
-    same_tokens_ahead(&model);
+    same_tokens_ahead(&model, Dtype::F16.into());
 }
 
-fn same_tokens_ahead(model: &TinyModel) {
+fn same_tokens_ahead(model: &TinyModel, formats: KvFormats) {
     let lives = [("", true), ("step=graph", false)].map(|(kernels, ahead)| {
         let choice = KernelChoice::parse(kernels).unwrap();
         let ops = |config: &OpsConfig| {
             CudaOps::new(&device_of_models(5), config, Dtype::F16, choice.clone()).unwrap()
         };
-        let mut engine = life::engine(model, Dtype::F16, life::CROWDED, ops);
+        let mut engine = life::engine(model, formats, life::CROWDED, ops);
         assert_eq!(engine.runner().runs_ahead(), ahead);
         let life = life::crowd(&mut engine);
         life::assert_crowded(&life);
@@ -360,7 +398,8 @@ fn held_as((config, weights): &(Config, Weights), dtype: DtypeChoice) -> Result<
         max_num_tokens: Some(8),
         ..RunnerOptions::default()
     };
-    open_runner(weights, config, &options, &mut |_, _| ()).map(|runner| runner.kv_layout().dtype)
+    open_runner(weights, config, &options, &mut |_, _| ())
+        .map(|runner| runner.kv_layout().formats.float().unwrap())
 }
 
 /// What cannot be scaled: K and V go to the pages as they are. `auto` holds all as bf16 then, `f16` is refused.

@@ -270,7 +270,7 @@ fn device_facts(facts: &mut Facts, engine: &mut Engine) {
     let limits = *engine.runner().limits();
     (facts.n_batch, facts.n_ubatch) = (limits.max_num_tokens, limits.max_num_tokens);
     let layout = *engine.runner().kv_layout();
-    (facts.type_k, facts.type_v) = (layout.dtype.name(), layout.dtype.name());
+    (facts.type_k, facts.type_v) = (layout.formats.k.name(), layout.formats.v.name());
     facts.kv_bytes_per_position = layout.page_bytes() / PAGE_SIZE;
     // The ceiling is the most that was seen.
     for _ in 0..3 {

@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::importance::ImportanceMatrix;
-use crate::load::{KvDtype, RunnerOptions, open_observed_runner};
+use crate::load::{KvType, RunnerOptions, open_observed_runner};
 use crate::perplexity::{Chunks, Mean, log_sum_exp};
 use crate::tokenizer::Tokenizer;
 use crate::weights::{HEAD, Matrix, Weights};
@@ -72,7 +72,7 @@ pub fn run(args: ImatrixArgs) -> Result<()> {
         }
     };
     let options = RunnerOptions {
-        kv_dtype: KvDtype::Precise,
+        kv_types: [KvType::Precise; 2],
         max_model_len: Some(len),
         max_num_tokens: Some(len),
         max_num_logits: ModelArgs::logit_rows(config.vocab_size, len),

@@ -1,5 +1,6 @@
 //! `inspect`: what a GGUF file holds and how much memory it needs.
 
+use super::cache_types::CacheTypeArgs;
 use super::options::{ExpertArgs, FileArgs};
 use super::output::{Output, one_line};
 use crate::config::Config;
@@ -8,8 +9,9 @@ use crate::dtype::Dtype;
 use crate::embedded;
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, Value};
+use crate::kv_format::{KvFormat, KvFormats};
 use crate::kv_layout::PAGE_SIZE;
-use crate::load::kv_layout;
+use crate::load::{KvType, kv_layout};
 use crate::model;
 use crate::weights::Weights;
 use serde::ser::{Serialize, SerializeMap, Serializer};
@@ -27,6 +29,8 @@ pub struct InspectArgs {
     /// Tokens of context to count KV memory for [default: what the model was made for].
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
     pub context: Option<u64>,
+    #[command(flatten)]
+    pub cache_types: CacheTypeArgs,
     /// Read all tensors and name values that are NaN or infinite; exit status 3 if there are some.
     #[arg(long)]
     pub check_tensors: bool,
@@ -144,7 +148,7 @@ struct Memory {
     /// Those of experts that stay in host memory (`--n-cpu-moe`, `--cpu-moe`) where the rest is on a GPU.
     host_expert_bytes: u64,
     /// Format of the KV pages on a GPU: that of the weights.
-    kv_dtype: &'static str,
+    kv_dtype: String,
     kv_bytes_per_token: u64,
     context: u64,
     /// Whole pages for `context` tokens of one sequence.
@@ -228,7 +232,11 @@ impl Memory {
         let context = args.context.unwrap_or(config.max_position_embeddings as u64);
         // Without weights: the format that most files have.
         let dtype = weights.map_or(Dtype::F16, cuda::compute_dtype);
-        let layout = kv_layout(config, dtype, context.div_ceil(PAGE_SIZE as u64) as usize)?;
+        let [k, v] = args.cache_types.types(KvType::Auto).map(|kind| match kind {
+            KvType::Only(format) => format,
+            KvType::Auto | KvType::Precise => KvFormat::Float(dtype),
+        });
+        let layout = kv_layout(config, KvFormats { k, v }, context.div_ceil(PAGE_SIZE as u64) as usize)?;
         let experts_of = |layers| {
             let experts = weights.into_iter().flat_map(move |weights| weights.experts_of_first(layers));
             experts.map(|matrix| matrix.data.len() as u64).sum()
@@ -237,7 +245,7 @@ impl Memory {
             weight_bytes: weights.map(Weights::num_bytes),
             expert_bytes: experts_of(usize::MAX),
             host_expert_bytes: experts_of(args.experts.layers()),
-            kv_dtype: dtype.name(),
+            kv_dtype: layout.formats.to_string(),
             kv_bytes_per_token: (layout.page_bytes() / PAGE_SIZE) as u64,
             context,
             kv_bytes: (layout.num_pages * layout.page_bytes()) as u64,

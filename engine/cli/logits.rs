@@ -1,5 +1,6 @@
 //! `qernel logits`: token ids in, logits out, for comparing with other implementations.
 
+use super::cache_types::CacheTypeArgs;
 use super::options::{ExpertArgs, FileArgs};
 use super::output::Output;
 use crate::batch::{Batch, LogitRows, SequenceRows};
@@ -8,7 +9,7 @@ use crate::cpu::kernels::MatmulBlocks;
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::kv_layout::pages_for;
-use crate::load::{DtypeChoice, KvDtype, RunnerOptions, open_runner};
+use crate::load::{DtypeChoice, KvType, RunnerOptions, open_runner};
 use crate::weights::Weights;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -32,6 +33,8 @@ pub struct LogitsArgs {
     pub dtype: DtypeChoice,
     #[command(flatten)]
     pub experts: ExpertArgs,
+    #[command(flatten)]
+    pub cache_types: CacheTypeArgs,
     /// Kernel variants by operation, such as rms_norm=plain,matmul=plain; on the CPU matmul_blocks=int8.
     #[arg(long, value_name = "OP=VARIANT,…")]
     pub kernel: Option<String>,
@@ -64,7 +67,7 @@ pub fn run(args: LogitsArgs) -> Result<()> {
         device: args.device.parse()?,
         dtype: args.dtype,
         // What is compared with other implementations has no error that could be avoided.
-        kv_dtype: KvDtype::Precise,
+        kv_types: args.cache_types.types(KvType::Precise),
         cpu_blocks: MatmulBlocks::Exact,
         cpu_moe: args.experts.layers(),
         max_model_len: Some(num_tokens),

@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand, the options that several share in `options.rs`.
 
 pub mod bench;
+pub mod cache_types;
 pub mod chain;
 pub mod chat;
 pub mod completions;

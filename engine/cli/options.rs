@@ -1,5 +1,6 @@
 //! Options that several subcommands share.
 
+use super::cache_types::CacheTypeArgs;
 use super::chain::ChainArgs;
 use super::overrides::OverrideArgs;
 use crate::disk::Access;
@@ -7,7 +8,7 @@ use crate::engine::EngineConfig;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::load::{
-    CHECKPOINTS, DeviceChoice, DtypeChoice, KvCacheSize, KvDtype, LoadedModel, RunnerOptions, open_gguf,
+    CHECKPOINTS, DeviceChoice, DtypeChoice, KvCacheSize, KvType, LoadedModel, RunnerOptions, open_gguf,
 };
 use crate::sampler::SamplingParams;
 use clap::Args;
@@ -64,9 +65,8 @@ pub struct ModelArgs {
     /// free; on a GPU all that is left]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub kv_cache_memory: Option<usize>,
-    /// Format of the KV cache: auto (on a GPU that of matrices, on the CPU f16), f16, bf16 or f32
-    #[arg(long, default_value = "auto", value_name = "DTYPE")]
-    pub kv_cache_dtype: KvDtype,
+    #[command(flatten)]
+    pub cache_types: CacheTypeArgs,
     /// Copies of the states of recurrent layers that are kept, so that a later prompt goes on where it leaves an earlier one; each takes
     /// as much memory as a sequence's states
     #[arg(long, value_name = "COUNT", default_value_t = CHECKPOINTS)]
@@ -177,7 +177,7 @@ impl ModelArgs {
         let mut options = RunnerOptions {
             device: self.device,
             dtype: self.dtype,
-            kv_dtype: self.kv_cache_dtype,
+            kv_types: self.cache_types.types(KvType::Auto),
             kv_cache: self.kv_cache_memory.map_or(KvCacheSize::Auto, KvCacheSize::Bytes),
             max_model_len: self.ctx_size.filter(|&tokens| tokens > 0),
             max_num_tokens: self.batch_size,

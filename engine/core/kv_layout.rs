@@ -1,7 +1,7 @@
 //! What layers keep of a sequence between steps: pages that grow with it, or a slot of fixed size.
 
-use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::kv_format::{KvFormat, KvFormats};
 
 /// Tokens of a page.
 pub const PAGE_SIZE: usize = 32;
@@ -31,12 +31,13 @@ impl StateLayout {
         index
     }
 
-    /// The cache of the layers that keep pages: `num_pages` pages of values of `dtype`.
+    /// The cache of the layers that keep pages: `num_pages` pages of values of `formats`.
     ///
     /// # Errors
-    /// [`Error::Model`] if their pages are not all alike.
-    pub fn pages(&self, dtype: Dtype, num_pages: usize) -> Result<KvLayout> {
-        let mut layout = KvLayout { dtype, num_layers: 0, num_pages, num_key_value_heads: 0, head_dim: 0 };
+    /// [`Error::Model`] if their pages are not all alike; [`Error::Request`] if their heads are not whole blocks of the formats.
+    pub fn pages(&self, formats: impl Into<KvFormats>, num_pages: usize) -> Result<KvLayout> {
+        let formats = formats.into();
+        let mut layout = KvLayout { formats, num_layers: 0, num_pages, num_key_value_heads: 0, head_dim: 0 };
         for state in &self.layers {
             let &LayerState::Pages { num_key_value_heads, head_dim } = state else { continue };
             let known = (layout.num_key_value_heads, layout.head_dim);
@@ -48,6 +49,15 @@ impl StateLayout {
                 )));
             }
             layout = KvLayout { num_layers: layout.num_layers + 1, num_key_value_heads, head_dim, ..layout };
+        }
+        for format in [formats.k, formats.v] {
+            if !layout.head_dim.is_multiple_of(format.multiple()) {
+                return Err(Error::Request(format!(
+                    "a KV cache in {format} needs heads of a multiple of {} values, this model's have {}: use f16",
+                    format.multiple(),
+                    layout.head_dim
+                )));
+            }
         }
         Ok(layout)
     }
@@ -118,10 +128,10 @@ pub struct StateCopy {
 }
 
 /// Shape of the cache. For each layer with pages, K and V are each `[num_pages, num_key_value_heads, PAGE_SIZE, head_dim]`: the
-/// values of one head of one page are contiguous.
+/// values of one head of one page lie together, in an order that is the device's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvLayout {
-    pub dtype: Dtype,
+    pub formats: KvFormats,
     pub num_layers: usize,
     pub num_pages: usize,
     pub num_key_value_heads: usize,
@@ -134,9 +144,14 @@ impl KvLayout {
         self.num_key_value_heads * PAGE_SIZE * self.head_dim
     }
 
+    /// Bytes of K (or of V) of one page of one layer, in `format`, which is one of the layout's.
+    pub const fn part_bytes(&self, format: KvFormat) -> usize {
+        format.bytes(self.page_elements())
+    }
+
     /// Bytes of one page: K and V of all layers.
     pub const fn page_bytes(&self) -> usize {
-        2 * self.num_layers * self.page_elements() * self.dtype.size()
+        self.num_layers * (self.part_bytes(self.formats.k) + self.part_bytes(self.formats.v))
     }
 }
 
@@ -148,6 +163,23 @@ pub const fn pages_for(num_tokens: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dtype::Dtype;
+
+    #[test]
+    fn a_page_in_eight_bits_takes_34_bytes_for_64() {
+        let state =
+            |head_dim| StateLayout { layers: vec![LayerState::Pages { num_key_value_heads: 2, head_dim }] };
+        let bytes = |formats| state(64).pages(formats, 1).map(|layout| layout.page_bytes());
+        let (f16, q8_0) = (KvFormat::Float(Dtype::F16), KvFormat::Q8_0);
+        assert_eq!(bytes(KvFormats::both(f16)).unwrap(), 2 * 2 * 64 * PAGE_SIZE * 2);
+        assert_eq!(bytes(KvFormats::both(q8_0)).unwrap(), 2 * 2 * 34 * PAGE_SIZE * 2);
+        assert_eq!(bytes(KvFormats { k: f16, v: q8_0 }).unwrap(), 2 * (64 + 34) * PAGE_SIZE * 2);
+        let error = state(80).pages(KvFormats { k: f16, v: q8_0 }, 1).unwrap_err();
+        assert!(
+            matches!(&error, Error::Request(text) if text.contains("32") && text.contains("80")),
+            "{error}"
+        );
+    }
 
     #[test]
     fn layers_are_numbered_by_what_they_keep() {

@@ -24,6 +24,7 @@ pub mod gguf;
 pub mod host_memory;
 pub mod importance;
 pub mod kv_cache;
+pub mod kv_format;
 pub mod kv_layout;
 pub mod model;
 pub mod ops;

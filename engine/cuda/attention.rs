@@ -6,30 +6,39 @@
 
 use super::batch::{BatchRows, CudaBatch, expect_bound};
 use super::device::{Dependent, Device};
+use super::kv_cache::number;
 use super::launch::{Launch, dimension, launch};
+use super::quantise_kv;
 use super::tensor::{Activation, KvCache, Tensor};
 use super::variant::{KernelChoice, select, variants};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use cuda_std::launch::{Kernels, LaunchConfig, Value};
+use crate::kv_format::{KvFormat, KvFormats};
+use cuda_std::launch::{DevicePtr, Kernels, LaunchConfig, Value};
+use gpu_kernels::attention::any::any as any_pages;
 use gpu_kernels::attention::decode::{MAX_WARPS, merge, split, split_warps};
 use gpu_kernels::attention::decode_merged::merged;
 use gpu_kernels::attention::decode_mma::{self, MAX_GROUP};
-use gpu_kernels::attention::prefill_mma::{mma16, mma32, mma32p};
+use gpu_kernels::attention::prefill_mma::{blocks16, blocks32, mma16, mma32, mma32p};
 use gpu_kernels::attention::prefill_tiled::*;
-use gpu_kernels::attention::{AttentionArgs, max_splits, prefill};
+use gpu_kernels::attention::{AttentionArgs, formats, max_splits, prefill};
 use std::ops::Range;
 
+mod any;
 mod mma;
+mod newest;
 mod workspace;
 
-use mma::{MmaTile, launch_mma, multiplies, multiplies_32};
+use any::{launch_any, launch_any_rows, launch_any_whole};
+use mma::{MmaTile, launch_mma, multiplies, multiplies_32, multiplies_floats};
+use newest::takes_newest;
 pub(super) use workspace::Workspace;
 
 pub(super) const OP: &str = "attention";
 
-/// What the kernels take, with pages and out of `dtype`, and which rows are whose.
+/// What the kernels take, with pages of `formats` and out of `dtype`, and which rows are whose.
 pub(super) struct Case {
+    formats: KvFormats,
     dtype: Dtype,
     head_dim: u32,
     /// Rows that are their sequence's only one lie in here.
@@ -51,6 +60,23 @@ fn known_head_dim(case: &Case) -> Result<(), &'static str> {
     if matches!(case.head_dim, 64 | 128) { Ok(()) } else { Err("head_dim is neither 64 nor 128") }
 }
 
+/// K and V in eight bits.
+const BLOCKS: KvFormats = KvFormats::both(KvFormat::Q8_0);
+
+/// Those kernels that are made for one format of floats.
+fn float_pages(case: &Case) -> Result<(), &'static str> {
+    match case.formats.float() {
+        Some(_) => Ok(()),
+        None => Err("the pages are not floats of one format"),
+    }
+}
+
+/// As [`any_head_dim`], of floats.
+fn floats(case: &Case) -> Result<(), &'static str> {
+    float_pages(case)?;
+    any_head_dim(case)
+}
+
 /// The plain kernel exists for these.
 fn any_head_dim(case: &Case) -> Result<(), &'static str> {
     match HEAD_DIMS.contains(&(case.head_dim as usize)) {
@@ -61,17 +87,20 @@ fn any_head_dim(case: &Case) -> Result<(), &'static str> {
 
 /// Pages and queries fit in shared memory.
 fn splits(case: &Case) -> Result<(), &'static str> {
+    float_pages(case)?;
     if case.head_dim == 256 && case.dtype != Dtype::F32 { Ok(()) } else { known_head_dim(case) }
 }
 
 /// Tiles of f32 do not fit in shared memory.
 fn tiles(case: &Case) -> Result<(), &'static str> {
+    float_pages(case)?;
     known_head_dim(case)?;
     if case.dtype == Dtype::F32 { Err("there are no tiles of f32") } else { Ok(()) }
 }
 
 /// One warp a head of a group, in one block.
 fn merges(case: &Case) -> Result<(), &'static str> {
+    float_pages(case)?;
     known_head_dim(case)?;
     if case.dtype == Dtype::F32 {
         return Err("pages of f32 are too large for it");
@@ -85,8 +114,8 @@ fn merges(case: &Case) -> Result<(), &'static str> {
 /// Rows on tensor cores: queries of a group as rows of one instruction.
 fn decodes_on_tensor_cores(case: &Case) -> Result<(), &'static str> {
     known_head_dim(case)?;
-    if case.dtype != Dtype::F16 {
-        return Err("the pages are not f16");
+    if case.formats != BLOCKS && case.formats.float() != Some(Dtype::F16) {
+        return Err("the pages are neither f16 nor q8_0");
     }
     if case.arguments.heads_per_group > MAX_GROUP {
         return Err("more than 8 heads share K and V");
@@ -95,19 +124,22 @@ fn decodes_on_tensor_cores(case: &Case) -> Result<(), &'static str> {
 }
 
 variants! { Case, Launch<Case>;
-    "auto" [decode_mma::mma, merged, split, merge, mma32, mma16, prefill::plain]: any_head_dim => launch_auto;
-    "mma32" [mma32]: multiplies_32 => |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma32) };
-    "mma32p" [mma32p]: multiplies_32 => |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma32p) };
-    "mma16" [mma16]: multiplies => |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma16) };
+    "auto" [
+        decode_mma::mma, decode_mma::mma_blocks, merged, split, merge, mma32, blocks32, mma16, blocks16, prefill::plain, any_pages
+    ]: any_head_dim => launch_auto;
+    "mma32" [mma32, blocks32]: multiplies_32 => |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma32) };
+    "mma32p" [mma32p]: multiplies_floats => |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma32p) };
+    "mma16" [mma16, blocks16]: multiplies => |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma16) };
     "tiled" [tiled]: tiles => |device, case| unsafe { launch_tiled(device, case, tiled(), 1) };
-    "decode_mma" [decode_mma::mma]: decodes_on_tensor_cores
+    "decode_mma" [decode_mma::mma, decode_mma::mma_blocks]: decodes_on_tensor_cores
         => |device, case| unsafe { launch_merging(device, case, Merging::TensorCores, &case.all_rows()) };
     "merged" [merged]: merges
         => |device, case| unsafe { launch_merging(device, case, Merging::Lanes, &case.all_rows()) };
     "split" [split, merge]: splits
         => |device, case| unsafe { launch_split(device, case, &case.all_rows()) };
-    "plain" [prefill::plain]: any_head_dim
+    "plain" [prefill::plain]: floats
         => |device, case| unsafe { launch_plain(device, case, prefill::plain(), 1) };
+    "any" [any_pages, merge]: any_head_dim => launch_any_rows;
 }
 
 /// Rows that kernels of decoding compute: those of `range` whose sequences have at most `max_rows` rows and `max_keys` keys.
@@ -128,9 +160,9 @@ impl Case {
         Rows { range, max_rows: u32::MAX, max_keys: self.max_kv }
     }
 
-    /// What its kernels were made for.
+    /// What its kernels were made for: the format of pages, which are of one, and heads.
     fn values(&self) -> [Value; 2] {
-        [self.dtype.name().into(), self.head_dim.into()]
+        [self.formats.k.name().into(), self.head_dim.into()]
     }
 }
 
@@ -148,6 +180,8 @@ unsafe fn launch_auto(device: &Device, case: &Case) -> Result<()> {
             launch_merging(device, case, Merging::Lanes, &rows)?;
         } else if splits(case).is_ok() {
             launch_split(device, case, &rows)?;
+        } else if float_pages(case).is_err() {
+            launch_any(device, case, &rows)?;
         } else {
             return launch_plain(device, case, prefill::plain(), 1);
         }
@@ -156,6 +190,8 @@ unsafe fn launch_auto(device: &Device, case: &Case) -> Result<()> {
         }
         if multiplies(case).is_ok() {
             launch_mma(device, case, 2, MmaTile::best(case, device.info().multiprocessors))
+        } else if float_pages(case).is_err() {
+            launch_any_whole(device, case)
         } else {
             launch_plain(device, case, prefill::plain(), 2)
         }
@@ -221,7 +257,7 @@ unsafe fn launch_split(device: &Device, case: &Case, rows: &Rows) -> Result<()> 
         // thread for each dimension of each row and head. The caller vouches for the case.
         unsafe {
             launch(&Dependent(device), split(), &case.values(), &of_splits, arguments)?;
-            launch(&Dependent(device), merge(), &case.values()[..1], &of_merge, arguments)
+            launch(&Dependent(device), merge(), &[case.dtype.name().into()], &of_merge, arguments)
         }
     })
 }
@@ -264,7 +300,9 @@ impl Merging {
         match self {
             Self::Lanes => (merged(), 32 * case.arguments.heads_per_group, max_splits(max_keys)),
             Self::TensorCores => {
-                (decode_mma::mma(), decode_mma::BLOCK_SIZE, decode_mma::max_splits(max_keys))
+                let kernels =
+                    if case.formats == BLOCKS { decode_mma::mma_blocks() } else { decode_mma::mma() };
+                (kernels, decode_mma::BLOCK_SIZE, decode_mma::max_splits(max_keys))
             }
         }
     }
@@ -312,7 +350,8 @@ pub(super) fn attention(device: &Device, choice: &KernelChoice, operands: Attent
     let cols = num_attention_heads * head_dim;
     let n = rows.split.num_rows;
     q.expect(OP, "q", n, cols)?;
-    out.expect(OP, "out", layout.dtype, n, cols)?;
+    let dtype = layout.formats.float().unwrap_or(out.dtype);
+    out.expect(OP, "out", dtype, n, cols)?;
     expect_bound(OP, "page", shape.page_bound, layout.num_pages)?;
     let (k_pages, v_pages) = cache.layer(OP, layer)?;
     if n == 0 || num_attention_heads == 0 {
@@ -333,6 +372,12 @@ pub(super) fn attention(device: &Device, choice: &KernelChoice, operands: Attent
         block_table: batch.block_table(),
         max_blocks: dimension(OP, shape.max_blocks)?,
         q: q.ptr(),
+        k_format: number(layout.formats.k),
+        v_format: number(layout.formats.v),
+        out_format: number(KvFormat::Float(dtype)),
+        new_format: formats::NONE,
+        k_new: DevicePtr::from_raw(0),
+        v_new: DevicePtr::from_raw(0),
         k_pages,
         v_pages,
         partials: workspace.partials.ptr_mut(),
@@ -340,8 +385,9 @@ pub(super) fn attention(device: &Device, choice: &KernelChoice, operands: Attent
         counters: workspace.counters.ptr_mut(),
         out: out.ptr_mut(),
     };
-    let case = Case {
-        dtype: layout.dtype,
+    let mut case = Case {
+        formats: layout.formats,
+        dtype,
         head_dim: dimension(OP, head_dim)?,
         single_rows: rows.split.single_rows.clone(),
         max_kv_single: dimension(OP, rows.split.max_kv_single)?,
@@ -351,6 +397,9 @@ pub(super) fn attention(device: &Device, choice: &KernelChoice, operands: Attent
         places: workspace.places,
     };
     let variant = select(OP, VARIANTS, &case, choice.get(OP))?;
+    if !takes_newest(&mut case, variant.name, cache, layer, shape.num_tokens) {
+        quantise_kv::store(device, choice, cache)?;
+    }
     // SAFETY: shapes and pages were checked; the batch's arrays were checked against each other when they went up;
     // out and the workspace are borrowed alone.
     unsafe { (variant.launch)(device, &case) }
@@ -359,7 +408,7 @@ pub(super) fn attention(device: &Device, choice: &KernelChoice, operands: Attent
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cuda_std::launch::{DevicePtr, DevicePtrMut};
+    use cuda_std::launch::DevicePtrMut;
 
     pub(super) fn case(dtype: Dtype, head_dim: u32) -> Case {
         let (words, bytes) = (DevicePtr::from_raw(0), DevicePtr::from_raw(0));
@@ -378,6 +427,12 @@ mod tests {
             block_table: words,
             max_blocks: 1,
             q: DevicePtr::from_raw(0),
+            k_format: 0,
+            v_format: 0,
+            out_format: 0,
+            new_format: formats::NONE,
+            k_new: bytes,
+            v_new: bytes,
             k_pages: bytes,
             v_pages: bytes,
             partials: DevicePtrMut::from_raw(0),
@@ -386,6 +441,7 @@ mod tests {
             out: DevicePtrMut::from_raw(0),
         };
         Case {
+            formats: dtype.into(),
             dtype,
             head_dim,
             single_rows: 0..1,
@@ -395,6 +451,24 @@ mod tests {
             arguments,
             places: 14,
         }
+    }
+
+    #[test]
+    fn pages_of_eight_bits_and_of_two_formats_have_their_kernels() {
+        let of = |formats, head_dim| Case { formats, ..case(Dtype::Bf16, head_dim) };
+        let takes = |case: &Case, name| select(OP, VARIANTS, case, Some(name)).is_ok();
+        let mixed = KvFormats { k: KvFormat::Q8_0, v: KvFormat::Float(Dtype::Bf16) };
+        for (formats, head_dim, fast) in [(BLOCKS, 64, true), (BLOCKS, 256, false), (mixed, 64, false)] {
+            let case = of(formats, head_dim);
+            for name in ["decode_mma", "mma16", "mma32"] {
+                assert_eq!(takes(&case, name), fast, "{name} {formats} {head_dim}");
+            }
+            for name in ["mma32p", "tiled", "merged", "split", "plain"] {
+                assert!(!takes(&case, name), "{name} {formats} {head_dim}");
+            }
+            assert!(takes(&case, "any") && takes(&case, "auto"), "{formats} {head_dim}");
+        }
+        assert!(!takes(&of(BLOCKS, 96), "any"));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::batch::{CudaBatch, expect_bound};
 use super::device::{Dependent, Device};
 use super::launch::{Launch, always, dimension, expect_vector, launch};
 use super::memory::DeviceBuffer;
+use super::quantise_kv;
 use super::rope::RopeTable;
 use super::tensor::{KvCache, Tensor};
 use super::variant::{KernelChoice, select, variants};
@@ -104,7 +105,7 @@ pub(super) fn bias_rope_kv(device: &Device, choice: &KernelChoice, operands: Bia
     }
     expect_bound(OP, "position", batch.shape.position_bound, table.num_positions)?;
     expect_bound(OP, "slot", batch.shape.slot_bound, layout.num_pages * PAGE_SIZE)?;
-    let (k_pages, v_pages) = cache.layer_mut(OP, layer)?;
+    let to = cache.target(OP, layer, n, batch.slots(), Dtype::F32)?;
     if n == 0 {
         return Ok(());
     }
@@ -115,7 +116,7 @@ pub(super) fn bias_rope_kv(device: &Device, choice: &KernelChoice, operands: Bia
         num_key_value_heads: dimension(OP, layout.num_key_value_heads)?,
         head_dim: dimension(OP, table.head_dim)?,
         positions: batch.positions(),
-        slots: batch.slots(),
+        slots: to.slots,
         cos: table.cos.ptr(),
         sin: table.sin.ptr(),
         qkv: qkv.ptr(),
@@ -126,14 +127,15 @@ pub(super) fn bias_rope_kv(device: &Device, choice: &KernelChoice, operands: Bia
         k_norm: norm.map_or(DevicePtr::from_raw(0), |norm| norm.k.ptr()),
         eps: norm.map_or(0.0, |norm| norm.eps),
         q: q.ptr_mut(),
-        k_pages,
-        v_pages,
+        k_pages: to.k,
+        v_pages: to.v,
     };
-    let case = Case { dtype: layout.dtype, rows: dimension(OP, n)?, arguments };
+    let case = Case { dtype: to.dtype, rows: dimension(OP, n)?, arguments };
     let variant = select(OP, VARIANTS, &case, choice.get(OP))?;
     // SAFETY: shapes, positions and slots were checked; q and the pages are borrowed alone. Two rows with the same slot would
     // race for its value, which is wrong but stays inside the page.
-    unsafe { (variant.launch)(device, &case) }
+    unsafe { (variant.launch)(device, &case)? };
+    quantise_kv::leave(batch, layer, &to, cache)
 }
 
 #[cfg(test)]

@@ -61,7 +61,9 @@ pub struct CudaOps {
     /// Columns of the matrices that were loaded, each once.
     widths: Vec<usize>,
     num_attention_heads: usize,
-    /// Of matrices, KV pages and what attention writes.
+    /// Rows of a step.
+    max_num_tokens: usize,
+    /// Of matrices, KV pages of floats and what attention writes.
     dtype: Dtype,
     /// For [`matmul::Tools`]; grown with every activation that may need it.
     bf16_halves: DeviceBuffer<u16>,
@@ -80,7 +82,7 @@ pub struct CudaOps {
 }
 
 impl CudaOps {
-    /// Operations on `device`, with matrices and KV pages of `dtype`.
+    /// Operations on `device`, with matrices, and KV pages that are floats, of `dtype`.
     ///
     /// # Errors
     /// [`Error::Model`] if the heads do not fit each other or no attention kernel has this `head_dim`;
@@ -134,6 +136,7 @@ impl CudaOps {
             graphs: graph::Graphs::new(device),
             widths: Vec::new(),
             num_attention_heads,
+            max_num_tokens: limits.max_num_tokens,
             dtype,
             bf16_halves: DeviceBuffer::zeroed(device, 1)?,
             decoded: DeviceBuffer::zeroed(device, 1)?,
@@ -161,7 +164,7 @@ impl CudaOps {
         &self.device
     }
 
-    /// Format of activations, matrices and KV pages.
+    /// Format of activations, matrices and KV pages that are floats.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }

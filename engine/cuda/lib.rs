@@ -37,12 +37,14 @@ mod gpu;
 mod graph;
 mod holding;
 mod host_experts;
+mod kv_cache;
 mod launch;
 mod layer_norm;
 mod matmul;
 mod memory;
 mod norm_route;
 pub mod ptx;
+mod quantise_kv;
 mod read_bandwidth;
 mod resources;
 mod rms_norm;
@@ -60,7 +62,7 @@ mod variant;
 mod weight;
 
 // The rooms of the core, under the names that they have there.
-use qernel_core::{config, dtype, error, formats, kv_layout, ops, weights};
+use qernel_core::{config, dtype, error, formats, kv_format, kv_layout, ops, weights};
 
 pub use batch::CudaBatch;
 pub use convert::{Narrowing, convert, f16_scale, split_to_bf16};
@@ -72,6 +74,7 @@ pub use fused::max_rows as fused_max_rows;
 pub use fused::norm_qkv_rope::takes_units as fused_takes_units;
 pub use holding::choose_holding;
 pub use host_experts::host_experts_bytes;
+pub use kv_cache::staging_bytes;
 pub use matmul::preferred_matmul;
 pub use memory::{DeviceBuffer, PinnedBuffer, Plain, Uploader};
 pub use read_bandwidth::{Memory, read_bandwidth};
@@ -99,7 +102,7 @@ macro_rules! for_each_operation {
         $call! {
             add add_bias add_positions argmax attention bias_gelu bias_rope_kv causal_conv convert decode delta_rule delta_step
             embed experts_in experts_out gate_rows gated_norm gather_rows layer_norm matmul matmul_add matmul_blocks
-            norm_gate_up norm_matmul norm_qkv_rope norm_route read_bandwidth repack rms_norm route row_norms
+            norm_gate_up norm_matmul norm_qkv_rope norm_route quantise_kv read_bandwidth repack rms_norm route row_norms
             sample sigmoid_mul silu_mul sort_experts
         }
     };

@@ -1,10 +1,11 @@
 //! What operations read and write on the device.
 
 use super::device::Device;
+pub use super::kv_cache::KvCache;
 use super::memory::DeviceBuffer;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::kv_layout::{KvLayout, SlotLayout};
+use crate::kv_layout::SlotLayout;
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -25,13 +26,6 @@ pub struct Activation {
     pub(super) cols: usize,
     /// What a product multiplies its values with, a power of two: what was written last may have been divided by it.
     pub(super) scale: f32,
-}
-
-/// K and V pages of every layer, laid out as [`KvLayout`] says: all of K, then all of V.
-pub struct KvCache {
-    k: DeviceBuffer<u8>,
-    v: DeviceBuffer<u8>,
-    pub(super) layout: KvLayout,
 }
 
 /// What recurrent layers keep of sequences: for each layer `[num_slots, values of a slot]`, f32.
@@ -242,80 +236,6 @@ impl States {
     pub fn read(&self, layer: usize) -> Result<Vec<f32>> {
         let of_layer = self.layout.num_slots * self.slot_values();
         self.data.read(layer * of_layer, of_layer)
-    }
-}
-
-impl KvCache {
-    pub(super) fn new(device: &Rc<Device>, layout: &KvLayout) -> Result<Self> {
-        let values = elements(elements(layout.num_layers, layout.num_pages)?, layout.page_elements())?;
-        let bytes = elements(values, layout.dtype.size())?;
-        Ok(Self {
-            k: DeviceBuffer::zeroed(device, bytes)?,
-            v: DeviceBuffer::zeroed(device, bytes)?,
-            layout: *layout,
-        })
-    }
-
-    pub fn layout(&self) -> &KvLayout {
-        &self.layout
-    }
-
-    /// K and V of one layer, each `[num_pages, num_key_value_heads, PAGE_SIZE, head_dim]`.
-    pub(super) fn layer(&self, op: &str, layer: usize) -> Result<(DevicePtr<u8>, DevicePtr<u8>)> {
-        if layer >= self.layout.num_layers {
-            return Err(Error::Request(format!("{op}: layer {layer} of {}", self.layout.num_layers)));
-        }
-        let offset = layer * self.layout.num_pages * self.layout.page_elements() * self.layout.dtype.size();
-        Ok((self.k.ptr().add(offset), self.v.ptr().add(offset)))
-    }
-
-    /// As [`KvCache::layer`], to write.
-    pub(super) fn layer_mut(
-        &mut self,
-        op: &str,
-        layer: usize,
-    ) -> Result<(DevicePtrMut<u8>, DevicePtrMut<u8>)> {
-        let (k, v) = self.layer(op, layer)?;
-        Ok((DevicePtrMut::from_raw(k.as_raw()), DevicePtrMut::from_raw(v.as_raw())))
-    }
-
-    /// Sets every byte of the cache.
-    ///
-    /// # Errors
-    /// [`Error::Device`].
-    pub fn fill(&mut self, byte: u8) -> Result<()> {
-        self.k.fill(byte)?;
-        self.v.fill(byte)
-    }
-
-    /// Sets K and V of one layer, in the order of [`KvCache::layout`], each rounded to the nearest of its format.
-    ///
-    /// # Errors
-    /// [`Error::Request`] if there is no such layer, or there are more values than it has.
-    pub fn write(&mut self, layer: usize, k: &[f32], v: &[f32]) -> Result<()> {
-        self.layer("write", layer)?;
-        let values = self.layout.num_pages * self.layout.page_elements();
-        if k.len() > values || v.len() > values {
-            let given = k.len().max(v.len());
-            return Err(Error::Request(format!("write: {given} values for {values} of a layer")));
-        }
-        let dtype = self.layout.dtype;
-        let offset = layer * values * dtype.size();
-        self.k.write(offset, &encode(dtype, k))?;
-        self.v.write(offset, &encode(dtype, v))
-    }
-
-    /// K and V of one layer as f32, in the order of [`KvCache::layout`], after everything queued before.
-    ///
-    /// # Errors
-    /// [`Error::Request`] if there is no such layer, [`Error::Device`] if an earlier kernel failed.
-    pub fn read(&self, layer: usize) -> Result<(Vec<f32>, Vec<f32>)> {
-        self.layer("read", layer)?;
-        let bytes = self.layout.num_pages * self.layout.page_elements() * self.layout.dtype.size();
-        let values = |buffer: &DeviceBuffer<u8>| {
-            Ok::<_, Error>(decode(self.layout.dtype, &buffer.read(layer * bytes, bytes)?))
-        };
-        Ok((values(&self.k)?, values(&self.v)?))
     }
 }
 

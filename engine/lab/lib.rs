@@ -29,7 +29,7 @@ pub mod watch;
 // This crate and what is below it, under the names that they have everywhere.
 extern crate self as lab;
 use qernel_core::{
-    Error, Result, batch, config, cpu, drawing, dtype, error, kv_layout, ops, rope, sampler, stats, testing,
-    weights,
+    Error, Result, batch, config, cpu, drawing, dtype, error, kv_format, kv_layout, ops, rope, sampler,
+    stats, testing, weights,
 };
 use qernel_cuda as cuda;

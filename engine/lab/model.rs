@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::cpu::CpuOps;
 use crate::cpu::kernels::MatmulBlocks;
 use crate::cuda::{CudaOps, Device, KernelChoice};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::kv_layout::{KvLayout, pages_for};
 use crate::ops::{Ops, OpsConfig};
@@ -76,6 +77,8 @@ pub struct Place {
     /// [`LOGIT_ROWS`] logit rows.
     pub ops_config: OpsConfig,
     pub layout: KvLayout,
+    /// Of matrices on a GPU.
+    pub dtype: Dtype,
     /// How the CPU multiplies with matrices in blocks.
     pub cpu_blocks: MatmulBlocks,
 }
@@ -131,7 +134,7 @@ pub fn measure(
     plan.check(config)?;
     let mut choices = vec![plan.against.clone()];
     let quiet = &mut |_, _| ();
-    let Place { device, ops_config, layout, cpu_blocks } = place;
+    let Place { device, ops_config, layout, dtype, cpu_blocks } = place;
     match device {
         None => {
             let ops = CpuOps::new(ops_config)?.with_blocks(*cpu_blocks);
@@ -147,13 +150,13 @@ pub fn measure(
             if *asked != plan.against && *asked != KernelChoice::default() {
                 choices.push(asked.clone());
             }
-            let ops = CudaOps::new(device, ops_config, layout.dtype, KernelChoice::default())?;
+            let ops = CudaOps::new(device, ops_config, *dtype, KernelChoice::default())?;
             let runner = ModelRunner::new(ops, weights, config, ops_config, *layout, quiet)?;
             let whole = Bench { runner, plan }.whole(&choices)?;
             let host = device.is_emulated();
             let stopwatch = if host { Stopwatch::host() } else { Stopwatch::events(device) };
             let stopwatch = Rc::new(RefCell::new(stopwatch));
-            let ops = CudaOps::new(device, ops_config, layout.dtype, KernelChoice::default())?;
+            let ops = CudaOps::new(device, ops_config, *dtype, KernelChoice::default())?;
             let ops = TimedOps::new(ops, stopwatch.clone());
             let runner = ModelRunner::new(ops, weights, config, ops_config, *layout, quiet)?;
             let shares = Bench { runner, plan }.shares(&choices, &stopwatch)?;
@@ -410,14 +413,14 @@ mod tests {
             max_blocks: pages,
         };
         let layout = KvLayout {
-            dtype: Dtype::F32,
+            formats: Dtype::F32.into(),
             num_layers: config.num_hidden_layers,
             num_pages: NUM_SEQUENCES * pages,
             num_key_value_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
         };
         let ops_config = OpsConfig::new(config, plan.max_model_len(), limits);
-        Place { device: None, ops_config, layout, cpu_blocks: MatmulBlocks::default() }
+        Place { device: None, ops_config, layout, dtype: Dtype::F32, cpu_blocks: MatmulBlocks::default() }
     }
 
     #[test]

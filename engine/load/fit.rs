@@ -7,6 +7,7 @@ use qernel_core::config::Config;
 use qernel_core::dtype::Dtype;
 use qernel_core::error::{Error, Result};
 use qernel_core::host_memory;
+use qernel_core::kv_format::KvFormats;
 use qernel_core::kv_layout::{KvLayout, PAGE_SIZE, pages_for};
 use qernel_core::model::build;
 use qernel_core::ops::OpsConfig;
@@ -33,10 +34,11 @@ pub fn fit_cpu(config: &Config, options: &RunnerOptions) -> Result<(OpsConfig, K
         shared: true,
         weights: 0,
         activation: Dtype::F32,
-        kv: options.kv_dtype.on_cpu(),
+        kv: KvFormats { k: options.kv_types[0].on_cpu(), v: options.kv_types[1].on_cpu() },
         max_num_tokens: CPU_NUM_TOKENS,
         has_experts: true,
-        extra: Box::new(|_, _, _| 0),
+        extra: Box::new(|_, _, _, _| 0),
+        matrix: Dtype::F32,
     };
     fit(config, options, &budget)
 }
@@ -54,13 +56,15 @@ pub(crate) struct MemoryBudget {
     /// Of what norms and SwiGLU write.
     pub activation: Dtype,
     /// Of KV pages.
-    pub kv: Dtype,
+    pub kv: KvFormats,
     /// Rows of a step where the options leave them open.
     pub max_num_tokens: usize,
     /// Whether some experts are computed on the device, and not all on the host.
     pub has_experts: bool,
-    /// What the device takes besides the model's buffers.
-    pub extra: Box<dyn Fn(&Config, &OpsConfig, Dtype) -> usize>,
+    /// What the device takes besides the model's buffers, given the formats of pages.
+    pub extra: Box<dyn Fn(&Config, &OpsConfig, Dtype, KvFormats) -> usize>,
+    /// Of matrices that are floats.
+    pub matrix: Dtype,
 }
 
 impl MemoryBudget {
@@ -148,7 +152,7 @@ fn plan(
     let page_bytes = model.state.pages(budget.kv, 1)?.page_bytes().max(1);
     let request = MemoryRequest {
         weights: budget.weights,
-        workspace: workspace.saturating_add((budget.extra)(config, &ops_config, budget.kv)),
+        workspace: workspace.saturating_add((budget.extra)(config, &ops_config, budget.matrix, budget.kv)),
         slot_bytes: model.state.slot_bytes(),
         page_bytes,
         max_model_len,
@@ -162,7 +166,8 @@ fn plan(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runner::KvDtype;
+    use crate::runner::KvType;
+    use qernel_core::kv_format::KvFormat;
     use qernel_core::testing::TinyModel;
 
     fn config() -> Config {
@@ -175,10 +180,11 @@ mod tests {
             shared: false,
             weights: 1 << 20,
             activation: Dtype::F16,
-            kv: Dtype::F16,
+            kv: Dtype::F16.into(),
             max_num_tokens: 8,
             has_experts: true,
-            extra: Box::new(|_, _, _| 1 << 10),
+            extra: Box::new(|_, _, _, _| 1 << 10),
+            matrix: Dtype::F16,
         }
     }
 
@@ -281,11 +287,29 @@ mod tests {
 
     #[test]
     fn pages_have_the_format_that_was_asked_for() {
-        let format = |kv_dtype| {
-            let options = RunnerOptions { kv_dtype, max_num_tokens: Some(8), ..RunnerOptions::default() };
-            fit_cpu(&config(), &options).unwrap().1.dtype
+        let formats = |kv_types| {
+            let options = RunnerOptions { kv_types, max_num_tokens: Some(8), ..RunnerOptions::default() };
+            fit_cpu(&config(), &options).unwrap().1.formats
         };
-        let formats = [KvDtype::Auto, KvDtype::Precise, KvDtype::Only(Dtype::Bf16)].map(format);
-        assert_eq!(formats, [Dtype::F16, Dtype::F32, Dtype::Bf16]);
+        let [f16, f32, bf16] = [Dtype::F16, Dtype::F32, Dtype::Bf16].map(KvFormat::Float);
+        let types = [KvType::Auto, KvType::Precise, KvType::Only(bf16)];
+        assert_eq!(types.map(|kind| formats([kind; 2])), [f16, f32, bf16].map(KvFormats::both));
+        let mixed = formats([KvType::Only(KvFormat::Q8_0), KvType::Auto]);
+        assert_eq!(mixed, KvFormats { k: KvFormat::Q8_0, v: f16 });
+    }
+
+    #[test]
+    fn as_much_memory_holds_more_tokens_in_eight_bits() {
+        let pages = |kv_types| {
+            let kv_cache = KvCacheSize::Bytes(1 << 20);
+            let options =
+                RunnerOptions { kv_types, kv_cache, max_model_len: Some(256), ..RunnerOptions::default() };
+            fit_cpu(&config(), &options).unwrap().1.num_pages
+        };
+        // Of 32 KiB in f16.
+        let q8_0 = KvType::Only(KvFormat::Q8_0);
+        assert_eq!(pages([KvType::Auto; 2]), 32);
+        assert_eq!(pages([q8_0; 2]), 32 * 64 / 34);
+        assert_eq!(pages([KvType::Auto, q8_0]), 32 * 128 / 98);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::fit::{CPU_NUM_TOKENS, MemoryBudget, fit};
 use super::memory_plan::{self, Free};
-use super::runner::{DeviceChoice, KvDtype, RunnerOptions};
+use super::runner::{DeviceChoice, RunnerOptions};
 use cuda_std::emulation;
 use qernel_core::batch::BatchLimits;
 use qernel_core::config::Config;
@@ -11,6 +11,7 @@ use qernel_core::cpu::kernels::MatmulBlocks;
 use qernel_core::dtype::Dtype;
 use qernel_core::error::{Error, Result};
 use qernel_core::host_memory;
+use qernel_core::kv_format::KvFormats;
 use qernel_core::kv_layout::KvLayout;
 use qernel_core::model::{ModelRunner, Runner, build};
 use qernel_core::ops::OpsConfig;
@@ -55,7 +56,8 @@ fn load(
         cuda::choose_holding(&mut options.kernels, weights, dtype);
     }
     let (ops_config, layout) = fit_cuda(device, weights, config, &options)?;
-    let mut ops = CudaOps::new(device, &ops_config, layout.dtype, options.kernels)?;
+    let dtype = matrix_dtype(weights, &options);
+    let mut ops = CudaOps::new(device, &ops_config, dtype, options.kernels)?;
     if let Some(offload) = offload(weights, config, options.cpu_moe, options.cpu_blocks) {
         ops = ops.with_host_experts(offload, rows_to_host(&ops_config.limits))?;
     }
@@ -97,8 +99,8 @@ fn offload(weights: &Weights, config: &Config, layers: usize, blocks: MatmulBloc
     Some(Offload { names, config, experts: Box::new(CpuExperts::new(blocks)) })
 }
 
-/// The format of float matrices, and of pages, on a GPU.
-fn matrix_dtype(weights: &Weights, options: &RunnerOptions) -> Dtype {
+/// The format of float matrices on a GPU, and of pages that nobody asked another one for.
+pub fn matrix_dtype(weights: &Weights, options: &RunnerOptions) -> Dtype {
     options.dtype.preferred(cuda::compute_dtype(weights))
 }
 
@@ -132,7 +134,7 @@ pub fn open_device(choice: DeviceChoice) -> Result<Option<Rc<Device>>> {
     Ok(Some(Rc::new(Device::open(ordinal, qernel_ptx::ptx)?)))
 }
 
-/// As [`fit_cpu`](super::fit_cpu), in the memory of `device`; pages are in the format that matrices get there, [`DtypeChoice::preferred`](super::DtypeChoice::preferred).
+/// As [`fit_cpu`](super::fit_cpu), in the memory of `device`; pages are in the format that matrices get there, [`matrix_dtype`], or in q8_0.
 ///
 /// # Errors
 /// As [`fit_cpu`](super::fit_cpu); [`Error::Device`].
@@ -143,13 +145,8 @@ pub fn fit_cuda(
     options: &RunnerOptions,
 ) -> Result<(OpsConfig, KvLayout)> {
     let dtype = matrix_dtype(weights, options);
-    if let KvDtype::Only(kv) = options.kv_dtype
-        && kv != dtype
-    {
-        return Err(Error::Request(format!(
-            "a KV cache of {kv} was asked for; on a GPU it has the format of the matrices, here {dtype} (--dtype)"
-        )));
-    }
+    let [k, v] = options.kv_types;
+    let kv = KvFormats { k: k.on_gpu(dtype)?, v: v.on_gpu(dtype)? };
     let on_host = names_on_host(weights, options.cpu_moe);
     let (has_offload, has_experts) = (!on_host.is_empty(), weights.experts().count() > on_host.len());
     let (free, total) = device.memory_info()?;
@@ -162,17 +159,19 @@ pub fn fit_cuda(
         // That of an emulated one is the host's.
         shared: device.is_emulated(),
         weights: cuda::weight_bytes(weights, dtype, &options.kernels, &on_host),
-        kv: dtype,
+        kv,
         activation: cuda::precise_dtype(dtype),
         max_num_tokens: gpu_num_tokens(free, config, dtype)?,
         has_experts,
-        extra: Box::new(move |config, ops_config, dtype| {
+        extra: Box::new(move |config, ops_config, dtype, kv| {
             let limits = &ops_config.limits;
             let of_host = cuda::host_experts_bytes(config.hidden_size, rows_to_host(limits));
             cuda::device_workspace_bytes(ops_config)
                 + cuda::split_bytes(config, limits, dtype)
+                + cuda::staging_bytes(ops_config, kv)
                 + if has_offload { of_host } else { 0 }
         }),
+        matrix: dtype,
     };
     fit(config, options, &budget)
 }

@@ -14,10 +14,10 @@ mod runner;
 
 pub use fit::{MODEST_CONTEXT, SMALL_CACHE, fit_cpu};
 #[cfg(feature = "cuda")]
-pub use gpu::{fit_cuda, open_device};
+pub use gpu::{fit_cuda, matrix_dtype, open_device};
 pub use memory_plan::kv_layout;
 pub use runner::{
-    CHECKPOINTS, DeviceChoice, DtypeChoice, KvCacheSize, KvDtype, RunnerOptions, open_observed_runner,
+    CHECKPOINTS, DeviceChoice, DtypeChoice, KvCacheSize, KvType, RunnerOptions, open_observed_runner,
     open_runner,
 };
 

@@ -4,6 +4,7 @@ use qernel_core::batch::BatchLimits;
 use qernel_core::config::Config;
 use qernel_core::dtype::Dtype;
 use qernel_core::error::{Error, Result};
+use qernel_core::kv_format::KvFormats;
 use qernel_core::kv_layout::{KvLayout, PAGE_SIZE};
 use qernel_core::model::build::{self, Plan};
 
@@ -146,8 +147,8 @@ pub fn workspace_bytes(
 ///
 /// # Errors
 /// As [`build::plan`] and [`StateLayout::pages`](qernel_core::kv_layout::StateLayout::pages).
-pub fn kv_layout(config: &Config, dtype: Dtype, num_pages: usize) -> Result<KvLayout> {
-    build::plan(config)?.state.pages(dtype, num_pages)
+pub fn kv_layout(config: &Config, formats: impl Into<KvFormats>, num_pages: usize) -> Result<KvLayout> {
+    build::plan(config)?.state.pages(formats, num_pages)
 }
 
 #[cfg(test)]

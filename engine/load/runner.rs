@@ -9,6 +9,7 @@ use qernel_core::cpu::{CpuOps, Observer};
 use qernel_core::dtype::Dtype;
 use qernel_core::error::{Error, Result};
 use qernel_core::host_memory;
+use qernel_core::kv_format::KvFormat;
 use qernel_core::model::{ModelRunner, Runner};
 use qernel_core::weights::Weights;
 use std::fmt;
@@ -114,30 +115,44 @@ impl fmt::Display for DtypeChoice {
     }
 }
 
-/// The format of cached K and V.
+/// The format of cached K, or of V.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum KvDtype {
+pub enum KvType {
     /// f16 on the CPU, that of matrices on a GPU.
     #[default]
     Auto,
     /// The most precise that the device has: f32 on the CPU, that of matrices on a GPU.
     Precise,
-    /// This one; a GPU has no other than that of matrices.
-    Only(Dtype),
+    /// This one; a GPU has no other floats than those of matrices.
+    Only(KvFormat),
 }
 
-impl KvDtype {
+impl KvType {
     /// The format on the CPU.
-    pub fn on_cpu(self) -> Dtype {
+    pub fn on_cpu(self) -> KvFormat {
         match self {
-            Self::Auto => Dtype::F16,
-            Self::Precise => Dtype::F32,
-            Self::Only(dtype) => dtype,
+            Self::Auto => KvFormat::Float(Dtype::F16),
+            Self::Precise => KvFormat::Float(Dtype::F32),
+            Self::Only(format) => format,
+        }
+    }
+
+    /// The format on a GPU where matrices are `dtype`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if it is other floats.
+    pub fn on_gpu(self, dtype: Dtype) -> Result<KvFormat> {
+        match self {
+            Self::Only(KvFormat::Float(floats)) if floats != dtype => Err(Error::Request(format!(
+                "a KV cache of {floats} was asked for; on a GPU it has the format of the matrices, here {dtype} (--dtype), or q8_0"
+            ))),
+            Self::Only(format) => Ok(format),
+            Self::Auto | Self::Precise => Ok(KvFormat::Float(dtype)),
         }
     }
 }
 
-impl FromStr for KvDtype {
+impl FromStr for KvType {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
@@ -145,19 +160,19 @@ impl FromStr for KvDtype {
             "auto" => Ok(Self::Auto),
             _ => text.parse().map(Self::Only).map_err(|_: Error| {
                 Error::Request(format!(
-                    "expected auto, f16, bf16 or f32 as the KV cache's format, found {text:?}"
+                    "expected auto, f32, f16, bf16 or q8_0 as the KV cache's format, found {text:?}"
                 ))
             }),
         }
     }
 }
 
-impl fmt::Display for KvDtype {
+impl fmt::Display for KvType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Auto => f.write_str("auto"),
             Self::Precise => f.write_str("precise"),
-            Self::Only(dtype) => dtype.fmt(f),
+            Self::Only(format) => format.fmt(f),
         }
     }
 }
@@ -185,8 +200,8 @@ pub struct RunnerOptions {
     pub device: DeviceChoice,
     /// Of matrices on a GPU.
     pub dtype: DtypeChoice,
-    /// Of cached K and V.
-    pub kv_dtype: KvDtype,
+    /// Of cached K, and of V.
+    pub kv_types: [KvType; 2],
     pub kv_cache: KvCacheSize,
     /// Longest sequence in tokens; `None`: what the model was made for, or less where less fits. On the CPU no more than
     /// [`MODEST_CONTEXT`](crate::MODEST_CONTEXT) for each of `max_num_sequences`.
@@ -257,7 +272,7 @@ impl Default for RunnerOptions {
         Self {
             device: DeviceChoice::Auto,
             dtype: DtypeChoice::Auto,
-            kv_dtype: KvDtype::Auto,
+            kv_types: [KvType::Auto; 2],
             kv_cache: KvCacheSize::Auto,
             max_model_len: None,
             max_num_tokens: None,

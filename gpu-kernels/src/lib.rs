@@ -34,6 +34,7 @@ pub mod gather_rows;
 pub mod layer_norm;
 pub mod matmul;
 pub mod norm_route;
+pub mod quantise_kv;
 pub mod read_bandwidth;
 pub mod rms_norm;
 pub mod route;

@@ -3,8 +3,8 @@
 
 use qernel::batch::BatchLimits;
 use qernel::config::Config;
-use qernel::dtype::Dtype;
 use qernel::engine::{Engine, EngineConfig, Event, FinishReason, Request, Timings};
+use qernel::kv_format::KvFormats;
 use qernel::kv_layout::pages_for;
 use qernel::load::kv_layout;
 use qernel::model::{ModelRunner, Runner};
@@ -36,7 +36,7 @@ pub const ROOMY: Capacity = Capacity { num_pages: 64, max_num_tokens: 256, max_n
 /// An engine over `model` on the device of `ops`, with pages in `dtype`.
 pub fn engine<O: Ops + 'static>(
     model: &TinyModel,
-    dtype: Dtype,
+    formats: impl Into<KvFormats>,
     capacity: Capacity,
     ops: impl Fn(&OpsConfig) -> O,
 ) -> Engine {
@@ -50,7 +50,7 @@ pub fn engine<O: Ops + 'static>(
         max_blocks: pages_for(MAX_MODEL_LEN),
     };
     let ops_config = OpsConfig::new(&config, MAX_MODEL_LEN, limits);
-    let layout = kv_layout(&config, dtype, capacity.num_pages).unwrap();
+    let layout = kv_layout(&config, formats, capacity.num_pages).unwrap();
     let runner: Box<dyn Runner> = Box::new(
         ModelRunner::new(ops(&ops_config), &weights, &config, &ops_config, layout, &mut |_, _| ())
             .and_then(|runner| runner.with_checkpoints(3))

@@ -41,8 +41,13 @@ fn what_does_not_fit_is_refused_before_it_is_launched() {
     let n = host.num_tokens();
     ops.upload(&host, &mut batch).unwrap();
     let qkv = tensor(ops, n, 256, &vec![0.0; n * 256]).unwrap();
-    let layout =
-        KvLayout { dtype: Dtype::Bf16, num_layers: 1, num_pages: 7, num_key_value_heads: 1, head_dim: 64 };
+    let layout = KvLayout {
+        formats: Dtype::Bf16.into(),
+        num_layers: 1,
+        num_pages: 7,
+        num_key_value_heads: 1,
+        head_dim: 64,
+    };
     let mut cache = ops.new_kv_cache(&layout).unwrap();
     let none = [None; 3];
     let mut q = ops.new_tensor(n, 128).unwrap();
@@ -50,7 +55,7 @@ fn what_does_not_fit_is_refused_before_it_is_launched() {
     assert!(refused.to_string().contains("slot"), "page 7 of 7: {refused}");
     let mut out = poisoned_activation(ops, n, 128).unwrap();
     assert!(ops.attention(&batch, 0, &q, &cache, &mut out).is_err(), "page 7 of 7");
-    let wrong = KvLayout { dtype: Dtype::F16, ..layout };
+    let wrong = KvLayout { formats: Dtype::F16.into(), ..layout };
     assert!(ops.new_kv_cache(&wrong).is_err(), "pages of another format");
 
     let mut short = ops.new_tensor(n - 1, 64).unwrap();

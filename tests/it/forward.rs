@@ -10,6 +10,7 @@ use qernel::dtype::Dtype;
 use qernel::error::Error;
 use qernel::formats::MatrixFormat;
 use qernel::gguf::{GgmlType, Gguf};
+use qernel::kv_format::{KvFormat, KvFormats};
 use qernel::kv_layout::pages_for;
 use qernel::load::kv_layout;
 use qernel::model::{ModelRunner, Runner};
@@ -172,7 +173,7 @@ fn load(model: &TinyModel) -> (Config, Weights) {
     (config, weights)
 }
 
-fn runner_of(config: &Config, weights: &Weights, isa: Isa, kv: Dtype) -> ModelRunner<CpuOps> {
+fn runner_of(config: &Config, weights: &Weights, isa: Isa, kv: impl Into<KvFormats>) -> ModelRunner<CpuOps> {
     runner_with(config, weights, isa, kv, MatmulBlocks::Exact)
 }
 
@@ -180,7 +181,7 @@ fn runner_with(
     config: &Config,
     weights: &Weights,
     isa: Isa,
-    kv: Dtype,
+    kv: impl Into<KvFormats>,
     blocks: MatmulBlocks,
 ) -> ModelRunner<CpuOps> {
     let limits = BatchLimits {
@@ -263,13 +264,16 @@ fn logits_equal_the_reference() {
 }
 
 #[test]
-fn kv_pages_in_half_precision_cost_no_more_than_their_rounding() {
+fn kv_pages_cost_no_more_than_their_rounding() {
     for Golden { model, file, .. } in goldens() {
         let (config, weights) = load(&model);
         let expected = golden(file);
         // Rounding K and V to 11 (8) bits is a relative error of at most 4.9e-4 (3.9e-3), whose square is 2.4e-7
         // (1.5e-5); the residual stream carries part of it on.
-        for (kv, tolerance) in [(Dtype::F16, 2.4e-7), (Dtype::Bf16, 1.5e-5)] {
+        let [f16, bf16] = [Dtype::F16, Dtype::Bf16].map(KvFormat::Float);
+        // Of 32 values with a scale each is off by up to half a 127th of the largest.
+        for (kv, tolerance) in [(f16, 2.4e-7), (bf16, 1.5e-5), (KvFormat::Q8_0, 5e-5)] {
+            let kv = KvFormats::both(kv);
             let mut runner = runner_of(&config, &weights, Isa::best(), kv);
             let error = nmse(&whole(&mut runner, &IDS), &expected);
             assert!(error <= tolerance, "{file}, {kv} pages: NMSE {error:e}");
@@ -284,12 +288,14 @@ fn every_instruction_set_gives_the_same_bits() {
     let fused = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
     for Golden { model, file, .. } in goldens() {
         let (config, weights) = load(&model);
-        let mut expected: Option<Vec<f32>> = None;
-        for isa in Isa::available().into_iter().filter(|&isa| fused || isa != Isa::PORTABLE) {
-            let found = whole(&mut runner_of(&config, &weights, isa, Dtype::F32), &IDS);
-            match &expected {
-                Some(expected) => assert_same(&format!("{file}, {isa:?}"), &found, expected),
-                None => expected = Some(found),
+        for kv in [KvFormat::Float(Dtype::F32), KvFormat::Q8_0].map(KvFormats::both) {
+            let mut expected: Option<Vec<f32>> = None;
+            for isa in Isa::available().into_iter().filter(|&isa| fused || isa != Isa::PORTABLE) {
+                let found = whole(&mut runner_of(&config, &weights, isa, kv), &IDS);
+                match &expected {
+                    Some(expected) => assert_same(&format!("{file}, {isa:?}, {kv} pages"), &found, expected),
+                    None => expected = Some(found),
+                }
             }
         }
     }

@@ -103,7 +103,7 @@ fn a_long_context_that_a_file_claims_takes_no_memory() {
 #[test]
 fn memory_grows_with_what_is_said() {
     let fixture = fixture(&claim());
-    for (dtype, token_bytes) in [("f16", 8 << 10), ("f32", 16 << 10)] {
+    for (dtype, token_bytes) in [("f16", 8 << 10), ("f32", 16 << 10), ("q8_0", (8 << 10) * 34 / 64)] {
         let args = ["-n", "1", "--kv-cache-memory", "1GiB", "--kv-cache-dtype", dtype];
         let mut chat = Chat::start(fixture.command("chat", &args));
         let first = chat.say("x");
@@ -198,7 +198,8 @@ fn what_does_not_fit_is_said_before_it_is_tried() {
     fails(&["--kv-cache-memory", "900TiB"], 5, "may be used");
     fails(&["-b", "999999999999"], 5, "not enough memory");
     fails(&["--kv-cache-memory", "lots"], 2, "2GiB");
-    fails(&["--kv-cache-dtype", "f8"], 2, "f16, bf16 or f32");
+    fails(&["--kv-cache-dtype", "f8"], 2, "auto, f32, f16, bf16 or q8_0");
+    fails(&["--cache-type-v", "q4_0"], 2, "auto, f32, f16, bf16 or q8_0");
     let output =
         fixture.command("generate", &["--kv-cache-memory", "64MiB", "--raw", "-n", "2", "Hello"]).output();
     assert!(output.unwrap().status.success());
@@ -210,7 +211,8 @@ fn keys_beyond_the_range_of_the_pages_become_no_other_number() {
     use qernel::batch::{Batch, LogitRows, SequenceRows};
     use qernel::config::Config;
     use qernel::gguf::{GgmlType, Gguf};
-    use qernel::load::{DeviceChoice, KvDtype, RunnerOptions, open_runner};
+    use qernel::kv_format::KvFormat;
+    use qernel::load::{DeviceChoice, KvType, RunnerOptions, open_runner};
     use qernel::weights::Weights;
 
     let mut writer = TinyModel::default().writer();
@@ -221,12 +223,15 @@ fn keys_beyond_the_range_of_the_pages_become_no_other_number() {
     let gguf = Gguf::from_bytes(writer.to_bytes().into()).unwrap();
     let config = Config::from_gguf(&gguf).unwrap();
     let weights = Weights::from_gguf(&gguf, &config).unwrap();
-    let logits = |kv_dtype| {
-        let options = RunnerOptions { device: DeviceChoice::Cpu, kv_dtype, ..RunnerOptions::default() };
+    let logits = |kind| {
+        let kv_types = [kind; 2];
+        let options = RunnerOptions { device: DeviceChoice::Cpu, kv_types, ..RunnerOptions::default() };
         let mut runner = open_runner(&weights, &config, &options, &mut |_, _| ()).unwrap();
         let rows = SequenceRows { tokens: &[1, 2, 3], position: 0, pages: &[0], logits: LogitRows::Last };
         runner.logits(&Batch::new(&[rows])).unwrap()
     };
-    assert!(logits(KvDtype::Auto).iter().all(|logit| logit.is_nan()));
-    assert!(logits(KvDtype::Precise).iter().all(|logit| logit.is_finite()));
+    assert!(logits(KvType::Auto).iter().all(|logit| logit.is_nan()));
+    for format in [KvType::Precise, KvType::Only(KvFormat::Q8_0)] {
+        assert!(logits(format).iter().all(|logit| logit.is_finite()), "{format}");
+    }
 }

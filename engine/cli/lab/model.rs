@@ -1,13 +1,16 @@
 //! `lab model`: the running model with other kernels.
 
 use super::table::Table;
+use crate::cli::cache_types::CacheTypeArgs;
 use crate::cli::options::FileArgs;
 use crate::cli::output::{Output, note};
 use crate::config::Config;
 use crate::cuda::KernelChoice;
 use crate::error::{Error, Result};
 use crate::lab::model::{LOGIT_ROWS, Measured, NUM_SEQUENCES, Place, Plan, Report, Share, measure};
-use crate::load::{DeviceChoice, DtypeChoice, RunnerOptions, fit_cpu, fit_cuda, open_device};
+use crate::load::{
+    DeviceChoice, DtypeChoice, KvType, RunnerOptions, fit_cpu, fit_cuda, matrix_dtype, open_device,
+};
 use crate::stats::Stats;
 use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
@@ -32,6 +35,8 @@ pub struct LabModelArgs {
     /// Format of matrices on a GPU: auto (the file's, but f16 for bf16), f16 or bf16
     #[arg(long, default_value = "auto", value_name = "DTYPE")]
     dtype: DtypeChoice,
+    #[command(flatten)]
+    cache_types: CacheTypeArgs,
     /// Text whose tokens are the prompt [default: a paragraph about kernels]
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
@@ -92,6 +97,7 @@ pub(super) fn run(args: LabModelArgs) -> Result<ExitCode> {
     let options = RunnerOptions {
         device: args.device,
         dtype: args.dtype,
+        kv_types: args.cache_types.types(KvType::Auto),
         max_model_len: Some(plan.max_model_len()),
         max_num_tokens: Some(plan.max_num_tokens()),
         max_num_sequences: NUM_SEQUENCES,
@@ -103,8 +109,9 @@ pub(super) fn run(args: LabModelArgs) -> Result<ExitCode> {
         None => fit_cpu(&config, &options)?,
         Some(device) => fit_cuda(device, &weights, &config, &options)?,
     };
-    let report =
-        measure(&weights, &config, &Place { device, ops_config, layout, cpu_blocks }, &kernels, &plan)?;
+    let dtype = matrix_dtype(&weights, &options);
+    let place = Place { device, ops_config, layout, dtype, cpu_blocks };
+    let report = measure(&weights, &config, &place, &kernels, &plan)?;
     let mut out = Output::stdout();
     if args.json {
         out.json(&report)?;

@@ -1,11 +1,11 @@
 //! What is between the product of Q, K and V and attention: biases, norms of heads, rotation, the pages of K and V.
 
-use super::kv::{Kind, KvCache};
-use super::simd::{Element, with_element};
+use super::kv::{Kind, KvCache, write_row};
 use super::tensor::Tensor;
 use super::{expect_below, for_each_row};
 use crate::batch::Batch;
 use crate::error::{Error, Result};
+use crate::kv_format::KvFormat;
 use crate::kv_layout::{KvLayout, PAGE_SIZE};
 use crate::ops::parts::QkNorm;
 use crate::rope::RopeTable;
@@ -29,7 +29,7 @@ pub fn bias_rope_kv(
     cache: &mut KvCache,
 ) -> Result<()> {
     let layout = *cache.layout();
-    let KvLayout { num_pages, num_key_value_heads, head_dim, .. } = layout;
+    let KvLayout { formats, num_pages, num_key_value_heads, head_dim, .. } = layout;
     let (n, half) = (batch.num_tokens(), head_dim / 2);
     let (q_size, kv_size) = (q.cols(), num_key_value_heads * head_dim);
     cache.expect_layer(OP, layer)?;
@@ -66,9 +66,9 @@ pub fn bias_rope_kv(
         let (cos, sin) = angles(i);
         rotate(cos, sin, &mut row);
         let (page, offset) = (slot as usize / PAGE_SIZE, slot as usize % PAGE_SIZE);
-        write_row(&layout, offset, &row, cache.page_mut(layer, Kind::K, page));
+        write_heads(formats.k, head_dim, offset, &row, cache.page_mut(layer, Kind::K, page));
         set(&mut row, v, bias[2]);
-        write_row(&layout, offset, &row, cache.page_mut(layer, Kind::V, page));
+        write_heads(formats.v, head_dim, offset, &row, cache.page_mut(layer, Kind::V, page));
     }
     Ok(())
 }
@@ -102,21 +102,10 @@ fn rotate(cos: &[f32], sin: &[f32], x: &mut [f32]) {
     }
 }
 
-/// One row, `[num_key_value_heads * head_dim]`, to the token `offset` of a page `[num_key_value_heads, PAGE_SIZE, head_dim]`.
-///
-/// What is beyond the format's range becomes NaN and with it every answer that looks at it: as infinity a position could drop out
-/// of attention, or win it, and nobody would know.
-fn write_row(layout: &KvLayout, offset: usize, row: &[f32], page: &mut [u8]) {
-    let &KvLayout { dtype, head_dim, .. } = layout;
+/// One row, `[num_key_value_heads * head_dim]`, to the token `offset` of a page `[num_key_value_heads, PAGE_SIZE, head_dim]` in `format`.
+fn write_heads(format: KvFormat, head_dim: usize, offset: usize, row: &[f32], page: &mut [u8]) {
+    let bytes = format.bytes(head_dim);
     for (head, values) in row.chunks_exact(head_dim).enumerate() {
-        let at = (head * PAGE_SIZE + offset) * head_dim;
-        with_element!(dtype, E => {
-            let to = &mut page[at * E::SIZE..][..head_dim * E::SIZE];
-            for (to, &value) in to.chunks_exact_mut(E::SIZE).zip(values) {
-                let value = if value.abs() > E::LARGEST { f32::NAN } else { value };
-                // SAFETY: a chunk is one value.
-                unsafe { E::set(to.as_mut_ptr(), value) };
-            }
-        });
+        write_row(format, values, &mut page[(head * PAGE_SIZE + offset) * bytes..][..bytes]);
     }
 }

@@ -5,12 +5,13 @@ use super::simd::{Element, with_element};
 use super::tensor::Bytes;
 use crate::error::{Error, Result};
 use crate::host_memory;
-use crate::kv_layout::{KvLayout, PAGE_SIZE};
+use crate::kv_format::{BLOCK_BYTES, KvFormat, quantise};
+use crate::kv_layout::KvLayout;
 
 /// The pages. Memory is taken from the system when a page is first written.
 pub struct KvCache {
     layout: KvLayout,
-    /// `[num_pages, num_layers, 2 (K, V), num_key_value_heads, PAGE_SIZE, head_dim]`
+    /// `[num_pages, num_layers, 2 (K, V), num_key_value_heads, PAGE_SIZE, head_dim]`, values as [`write_row`] has them
     pages: Bytes,
 }
 
@@ -27,8 +28,7 @@ impl KvCache {
     /// # Errors
     /// [`Error::Memory`] if the size overflows or the system refuses.
     pub fn new(layout: &KvLayout) -> Result<Self> {
-        let KvLayout { dtype, num_layers, num_pages, num_key_value_heads, head_dim } = *layout;
-        let sizes = [num_pages, num_layers, 2, num_key_value_heads, PAGE_SIZE, head_dim, dtype.size()];
+        let sizes = [layout.num_pages, layout.page_bytes()];
         Ok(Self { layout: *layout, pages: Bytes::zeroed("the KV cache", &sizes)? })
     }
 
@@ -43,8 +43,17 @@ impl KvCache {
 
     /// Bytes from the beginning of a page to its K or V of `layer`.
     fn offset(&self, layer: usize, kind: Kind) -> usize {
-        let place = 2 * layer + usize::from(kind == Kind::V);
-        place * self.layout.page_elements() * self.layout.dtype.size()
+        let layout = &self.layout;
+        let [k, v] = [layout.formats.k, layout.formats.v].map(|format| layout.part_bytes(format));
+        layer * (k + v) + if kind == Kind::V { k } else { 0 }
+    }
+
+    /// The format of K (or of V).
+    pub(super) fn format(&self, kind: Kind) -> KvFormat {
+        match kind {
+            Kind::K => self.layout.formats.k,
+            Kind::V => self.layout.formats.v,
+        }
     }
 
     /// From K (or V) of the first page of `layer` on; that of page `p`, `[num_key_value_heads, PAGE_SIZE, head_dim]`, begins `p`
@@ -59,7 +68,7 @@ impl KvCache {
     /// If there is no such page or layer.
     pub(super) fn page_mut(&mut self, layer: usize, kind: Kind, page: usize) -> &mut [u8] {
         let at = page * self.stride() + self.offset(layer, kind);
-        let len = self.layout.page_elements() * self.layout.dtype.size();
+        let len = self.layout.part_bytes(self.format(kind));
         &mut self.pages.as_mut_slice()[at..at + len]
     }
 
@@ -78,11 +87,10 @@ impl KvCache {
                 values,
                 self.layout.num_pages * self.layout.page_elements(),
             )?;
-            with_element!(self.layout.dtype, E => for page in pages {
-                let page = &page[..self.layout.page_elements() * E::SIZE];
-                // SAFETY: each chunk is one value.
-                values.extend(page.chunks_exact(E::SIZE).map(|bytes| unsafe { E::get(bytes.as_ptr()) }));
-            });
+            let format = self.format(kind);
+            for page in pages {
+                read_values(format, &page[..self.layout.part_bytes(format)], values);
+            }
         }
         let [k, v] = values;
         Ok((k, v))
@@ -93,5 +101,41 @@ impl KvCache {
             return Ok(());
         }
         Err(Error::Request(format!("{op}: layer {layer} of a cache of {} layers", self.layout.num_layers)))
+    }
+}
+
+/// Values of a head, to the bytes of the same.
+///
+/// What is beyond the format's range becomes NaN and with it every answer that looks at it: as infinity a position could drop out
+/// of attention, or win it, and nobody would know.
+pub(super) fn write_row(format: KvFormat, values: &[f32], to: &mut [u8]) {
+    let KvFormat::Float(dtype) = format else {
+        for (values, block) in values.as_chunks().0.iter().zip(to.chunks_exact_mut(BLOCK_BYTES)) {
+            let (scale, codes) = quantise(values);
+            block[..2].copy_from_slice(&scale.to_le_bytes());
+            block[2..].iter_mut().zip(codes).for_each(|(byte, code)| *byte = code as u8);
+        }
+        return;
+    };
+    with_element!(dtype, E => for (to, &value) in to.chunks_exact_mut(E::SIZE).zip(values) {
+        let value = if value.abs() > E::LARGEST { f32::NAN } else { value };
+        // SAFETY: a chunk is one value.
+        unsafe { E::set(to.as_mut_ptr(), value) };
+    });
+}
+
+/// Appends what [`write_row`] has written.
+fn read_values(format: KvFormat, bytes: &[u8], values: &mut Vec<f32>) {
+    match format {
+        KvFormat::Float(dtype) => with_element!(dtype, E => {
+            // SAFETY: each chunk is one value.
+            values.extend(bytes.chunks_exact(E::SIZE).map(|bytes| unsafe { E::get(bytes.as_ptr()) }));
+        }),
+        KvFormat::Q8_0 => {
+            for block in bytes.chunks_exact(BLOCK_BYTES) {
+                let scale = f32::from(half::f16::from_le_bytes([block[0], block[1]]));
+                values.extend(block[2..].iter().map(|&code| scale * f32::from(code as i8)));
+            }
+        }
     }
 }

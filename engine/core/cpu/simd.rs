@@ -175,6 +175,8 @@ pub trait Lanes: Copy {
     unsafe fn load_f32(from: *const u8) -> Self;
     unsafe fn load_f16(from: *const u8) -> Self;
     unsafe fn load_bf16(from: *const u8) -> Self;
+    /// Of integers of eight bits.
+    unsafe fn load_i8(from: *const u8) -> Self;
     unsafe fn store(self, to: *mut f32);
     /// Asks for the cache line at `address`, which need not be valid.
     #[inline(always)]

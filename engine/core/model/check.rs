@@ -99,11 +99,17 @@ mod tests {
     use super::*;
     use crate::batch::GIVEN;
     use crate::dtype::Dtype;
+    use crate::kv_format::{KvFormat, KvFormats};
 
     const LIMITS: BatchLimits =
         BatchLimits { max_num_tokens: 8, max_num_sequences: 2, max_num_logits: 2, max_blocks: 2 };
-    const LAYOUT: KvLayout =
-        KvLayout { dtype: Dtype::F32, num_layers: 1, num_pages: 4, num_key_value_heads: 1, head_dim: 4 };
+    const LAYOUT: KvLayout = KvLayout {
+        formats: KvFormats::both(KvFormat::Float(Dtype::F32)),
+        num_layers: 1,
+        num_pages: 4,
+        num_key_value_heads: 1,
+        head_dim: 4,
+    };
 
     /// A decode row at position 33 on pages 3 and 1, then a prefill of two rows on page 2.
     fn batch() -> Batch {

@@ -233,7 +233,7 @@ impl<O: Ops> ModelRunner<O> {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
         let state = build::plan(config)?.state;
-        let expected = state.pages(layout.dtype, layout.num_pages)?;
+        let expected = state.pages(layout.formats, layout.num_pages)?;
         if expected != layout {
             return Err(Error::Model(format!("the KV cache must be {expected:?}, not {layout:?}")));
         }

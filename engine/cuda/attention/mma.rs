@@ -1,6 +1,6 @@
 //! Launches of the tensor core kernels.
 
-use super::{Case, OP, known_head_dim};
+use super::{BLOCKS, Case, OP, float_pages, known_head_dim};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -18,16 +18,28 @@ pub(super) fn multiplies_32(case: &Case) -> Result<(), &'static str> {
 /// What tensor cores multiply.
 pub(super) fn multiplies(case: &Case) -> Result<(), &'static str> {
     const MAX_TILES: usize = 65_535;
-    if case.head_dim != 256 {
+    if case.head_dim == 256 {
+        // Tiles that are decoded leave no room for wider heads.
+        float_pages(case)?;
+    } else {
         known_head_dim(case)?;
     }
-    if case.dtype == Dtype::F32 {
+    if case.formats != BLOCKS {
+        float_pages(case)?;
+    }
+    if case.formats.float() == Some(Dtype::F32) {
         return Err("tensor cores do not multiply pages of f32");
     }
     if MmaTile::Mma16.grid(case)[1] > MAX_TILES {
         return Err("more than 65,535 tiles of queries");
     }
     Ok(())
+}
+
+/// As [`multiplies_32`], of floats.
+pub(super) fn multiplies_floats(case: &Case) -> Result<(), &'static str> {
+    float_pages(case)?;
+    multiplies_32(case)
 }
 
 /// What a warp of the tensor core kernels takes at a time.
@@ -42,8 +54,11 @@ pub(super) enum MmaTile {
 }
 
 impl MmaTile {
-    fn kernels(self) -> &'static Kernels<AttentionArgs> {
+    /// The kernels for pages in eight bits, or of floats.
+    fn kernels(self, in_blocks: bool) -> &'static Kernels<AttentionArgs> {
         match self {
+            Self::Mma32 if in_blocks => blocks32(),
+            Self::Mma16 if in_blocks => blocks16(),
             Self::Mma32 => mma32(),
             Self::Mma32p => mma32p(),
             Self::Mma16 => mma16(),
@@ -86,14 +101,16 @@ impl MmaTile {
 pub(super) unsafe fn launch_mma(device: &Device, case: &Case, min_rows: u32, tile: MmaTile) -> Result<()> {
     let [heads, tiles] = tile.grid(case);
     let (blocks, columns) = tile.size();
+    let in_blocks = case.formats == BLOCKS;
+    let shared_bytes = if in_blocks { mma_shared_bytes_of_blocks } else { mma_shared_bytes };
     let config = LaunchConfig {
         grid: [dimension(OP, heads)?, dimension(OP, tiles)?, 1],
         block: [MMA_BLOCK_SIZE, 1, 1],
-        shared_bytes: mma_shared_bytes(blocks, columns, case.head_dim),
+        shared_bytes: shared_bytes(blocks, columns, case.head_dim),
     };
     let arguments = AttentionArgs { min_rows, ..case.arguments };
     // SAFETY: the tiles cover all queries; the caller vouches for the case.
-    unsafe { launch(device, tile.kernels(), &case.values(), &config, arguments) }
+    unsafe { launch(device, tile.kernels(in_blocks), &case.values(), &config, arguments) }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 use super::CudaOps;
 use crate::batch::CudaBatch;
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::experts::{Matrix, ONE_BY_ONE, Workspace, rows_of_group};
 use crate::fused::{GateUp, QkvWeights};
@@ -14,8 +15,8 @@ use crate::tensor::{Activation, KvCache, States, Tensor};
 use crate::units::Units;
 use crate::weight::{Piece, Values, Weight};
 use crate::{
-    add, bias_gelu, bias_rope_kv, decode, delta_step, fused, gated_norm, matmul, norm_route, rms_norm,
-    row_norms, silu_mul, sort_experts,
+    add, bias_gelu, bias_rope_kv, decode, delta_step, fused, gated_norm, matmul, norm_route, quantise_kv,
+    rms_norm, row_norms, silu_mul, sort_experts,
 };
 
 impl CudaOps {
@@ -341,5 +342,21 @@ impl CudaOps {
         };
         let qkv = fused::Qkv { norm, weights, biases };
         fused::norm_qkv_rope(&self.device, &self.choice, batch, &self.rope, layer, x, &qkv, q, cache)
+    }
+
+    /// Stores rows of `dtype` of a batch that [`KvCache::stage`] has set in `layer`; of a cache that is not all floats.
+    ///
+    /// # Errors
+    /// [`Error::Request`](crate::error::Error::Request) if slots or the layer are out of range, or there are too many rows.
+    pub fn quantise_kv(
+        &mut self,
+        batch: &CudaBatch,
+        layer: usize,
+        dtype: Dtype,
+        cache: &mut KvCache,
+    ) -> Result<()> {
+        let from = cache.target(quantise_kv::OP, layer, batch.shape.num_tokens, batch.slots(), dtype)?;
+        quantise_kv::leave(batch, layer, &from, cache)?;
+        quantise_kv::store(&self.device, &self.choice, cache)
     }
 }

@@ -47,13 +47,15 @@ impl Ops for CudaOps {
     }
 
     fn new_kv_cache(&mut self, layout: &KvLayout) -> Result<KvCache> {
-        if layout.dtype != self.dtype {
+        let formats = layout.formats;
+        if [formats.k, formats.v].iter().any(|format| format.float().is_some_and(|dtype| dtype != self.dtype))
+        {
             return Err(Error::Request(format!(
-                "KV pages must be {}, the format of the weights, not {}",
-                self.dtype, layout.dtype
+                "KV pages must be {}, the format of the weights, or q8_0, not {formats}",
+                self.dtype
             )));
         }
-        KvCache::new(&self.device, layout)
+        KvCache::new(&self.device, layout, self.max_num_tokens)
     }
 
     fn new_batch(&mut self, limits: &BatchLimits) -> Result<CudaBatch> {

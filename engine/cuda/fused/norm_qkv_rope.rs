@@ -4,6 +4,7 @@ use super::super::batch::{CudaBatch, expect_bound};
 use super::super::device::{Dependent, Device};
 use super::super::launch::{Launch, dimension, expect_vector, launch};
 use super::super::memory::DeviceBuffer;
+use super::super::quantise_kv;
 use super::super::rope::RopeTable;
 use super::super::tensor::{Activation, KvCache, Tensor};
 use super::super::units::{self, Units};
@@ -204,8 +205,9 @@ pub(in super::super) fn norm_qkv_rope(
     q.expect(OP, "q", n, q.cols)?;
     expect_bound(OP, "position", batch.shape.position_bound, table.num_positions)?;
     expect_bound(OP, "slot", batch.shape.slot_bound, layout.num_pages * PAGE_SIZE)?;
-    if layout.dtype != dtype {
-        return Err(Error::Request(format!("{OP}: the pages are {} and the weights {dtype}", layout.dtype)));
+    let to = cache.target(OP, layer, n, batch.slots(), dtype)?;
+    if to.dtype != dtype {
+        return Err(Error::Request(format!("{OP}: the pages are {} and the weights {dtype}", to.dtype)));
     }
     if head_dim != table.head_dim || !q.cols.is_multiple_of(head_dim) {
         return Err(Error::Request(format!(
@@ -213,7 +215,6 @@ pub(in super::super) fn norm_qkv_rope(
             q.cols
         )));
     }
-    let (k_pages, v_pages) = cache.layer_mut(OP, layer)?;
     let bias = |bias: Option<&DeviceBuffer<f32>>| bias.map_or(DevicePtr::from_raw(0), DeviceBuffer::ptr);
     let arguments = NormQkvRopeArgs {
         n: dimension(OP, n)?,
@@ -233,15 +234,16 @@ pub(in super::super) fn norm_qkv_rope(
         k_bias: bias(k_bias),
         v_bias: bias(v_bias),
         positions: batch.positions(),
-        slots: batch.slots(),
+        slots: to.slots,
         cos: table.cos.ptr(),
         sin: table.sin.ptr(),
         q: q.ptr_mut(),
-        k_pages,
-        v_pages,
+        k_pages: to.k,
+        v_pages: to.v,
     };
     let case = Case { dtype, units, arguments };
     let variant = select(OP, VARIANTS, &case, choice.get(OP))?;
     // SAFETY: the shapes, positions and slots were checked; q and the pages are borrowed alone.
-    unsafe { (variant.launch)(device, &case) }
+    unsafe { (variant.launch)(device, &case)? };
+    quantise_kv::leave(batch, layer, &to, cache)
 }

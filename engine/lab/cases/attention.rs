@@ -5,6 +5,7 @@ use crate::batch::BatchLimits;
 use crate::cuda::{Activation, CudaBatch, CudaOps, KvCache, Tensor};
 use crate::dtype::Dtype;
 use crate::error::Result;
+use crate::kv_format::{BLOCK_VALUES, KvFormat, KvFormats};
 use crate::kv_layout::{KvLayout, PAGE_SIZE, pages_for};
 use crate::lab::case::{Case, Cases, Cost, Instance, Workload};
 use crate::lab::findings::Findings;
@@ -79,6 +80,35 @@ fn checks() -> Vec<Case> {
         // The last positions of a long context.
         let long = [(32_768, 1), (32_767, 3), (20_000, 1)];
         cases.extend([(2, 1, 64), (4, 2, 128)].map(|heads| case(dtype, heads, &long, 2.0, "")));
+        cases.extend(of_blocks(dtype, &ragged, &small, &tiles));
+    }
+    let eight = |heads| case_of(BLOCKS, Dtype::F16, heads, &[(32_768, 1), (32_767, 3), (20_000, 1)], 2.0, "");
+    cases.extend([(2, 1, 64), (4, 2, 128)].map(eight));
+    cases
+}
+
+/// K and V in eight bits.
+const BLOCKS: KvFormats = KvFormats::both(KvFormat::Q8_0);
+
+/// Pages of eight bits, and of eight bits and floats, where the rest is `dtype`.
+fn of_blocks(dtype: Dtype, ragged: &[Sequence], small: &[Sequence], tiles: &[Sequence]) -> Vec<Case> {
+    let eight = |heads, sequences: &[Sequence]| case_of(BLOCKS, dtype, heads, sequences, 2.0, "");
+    let mut cases = vec![eight((1, 1, 64), small), eight((1, 1, 128), &small[..6])];
+    // Heads that there are fewer kernels for, and more of them than a group has anywhere.
+    for heads in [(4, 2, 32), (2, 1, 256), (9, 1, 64)] {
+        cases.push(eight(heads, &[(70, 5), (33, 3), (9, 9), (130, 1)]));
+    }
+    if dtype == Dtype::F16 {
+        cases.extend([(14, 2, 64), (28, 4, 128)].map(|heads| eight(heads, ragged)));
+        cases.extend([(7, 1, 64), (2, 1, 128), (16, 2, 256)].map(|heads| eight(heads, tiles)));
+        cases.push(eight((3, 1, 64), &[(70, 20), (33, 3), (9, 9), (40, 1)]));
+        cases.push(eight((7, 1, 64), &[(160, 37)]));
+        cases.push(eight((1, 1, 128), &[(330, 17)]));
+    }
+    let float = KvFormat::Float(dtype);
+    for formats in [KvFormats { k: float, v: KvFormat::Q8_0 }, KvFormats { k: KvFormat::Q8_0, v: float }] {
+        cases.push(case_of(formats, dtype, (3, 1, 64), &[(70, 5), (33, 3), (9, 9), (130, 1)], 2.0, ""));
+        cases.push(case_of(formats, dtype, (4, 2, 128), &[(70, 2), (33, 1)], 2.0, ""));
     }
     cases
 }
@@ -90,11 +120,14 @@ fn timings(workload: &Workload) -> Vec<Case> {
     let mut cases = Vec::new();
     for &context in &workload.contexts {
         for &rows in workload.rows.iter().filter(|&&rows| rows <= context.max(DECODE_ROWS)) {
-            cases.push(if rows <= DECODE_ROWS {
-                case(workload.dtype, heads, &vec![(context, 1); rows], 2.0, "decode")
-            } else {
-                case(workload.dtype, heads, &[(context, rows)], 2.0, "prefill")
-            });
+            let sequences =
+                if rows <= DECODE_ROWS { vec![(context, 1); rows] } else { vec![(context, rows)] };
+            let name = if rows <= DECODE_ROWS { "decode" } else { "prefill" };
+            let blocks = heads.2.is_multiple_of(BLOCK_VALUES).then_some(BLOCKS);
+            let formats = [workload.dtype.into()].into_iter().chain(blocks);
+            cases.extend(
+                formats.map(|formats| case_of(formats, workload.dtype, heads, &sequences, 2.0, name)),
+            );
         }
     }
     cases
@@ -102,6 +135,18 @@ fn timings(workload: &Workload) -> Vec<Case> {
 
 /// `sharpness` is the standard deviation of the scores, about.
 fn case(dtype: Dtype, heads: Heads, sequences: &[Sequence], sharpness: f32, name: &str) -> Case {
+    case_of(dtype.into(), dtype, heads, sequences, sharpness, name)
+}
+
+/// As [`case`], with pages of `formats`.
+fn case_of(
+    formats: KvFormats,
+    dtype: Dtype,
+    heads: Heads,
+    sequences: &[Sequence],
+    sharpness: f32,
+    name: &str,
+) -> Case {
     let (num_attention_heads, num_key_value_heads, head_dim) = heads;
     let longest = sequences.iter().map(|s| s.0).max().unwrap_or(1);
     let total: usize = sequences.iter().map(|s| s.0).sum();
@@ -124,7 +169,8 @@ fn case(dtype: Dtype, heads: Heads, sequences: &[Sequence], sharpness: f32, name
     };
     let scores: usize = sequences.iter().map(|&(kv_len, rows)| visible(kv_len, rows)).sum();
     let products = scores * num_attention_heads * head_dim;
-    let kv_bytes = 2 * total * num_key_value_heads * head_dim * dtype.size();
+    let kv_values = total * num_key_value_heads * head_dim;
+    let kv_bytes = formats.k.bytes(kv_values) + formats.v.bytes(kv_values);
     let row_bytes = rows * num_attention_heads * head_dim * (4 + dtype.size());
     let lengths = match sequences {
         [(kv_len, 1)] => format!("1 x {kv_len}"),
@@ -133,18 +179,19 @@ fn case(dtype: Dtype, heads: Heads, sequences: &[Sequence], sharpness: f32, name
         _ => format!("{sequences:?}"),
     };
     let space = if name.is_empty() { "" } else { " " };
+    let pages = if formats.float().is_some() { String::new() } else { format!(", pages of {formats}") };
     let owned = sequences.to_vec();
     Case {
         dtype,
         shape: format!(
-            "{name}{space}{lengths}, {num_attention_heads}:{num_key_value_heads} heads of {head_dim}, sharpness {sharpness}"
+            "{name}{space}{lengths}, {num_attention_heads}:{num_key_value_heads} heads of {head_dim}{pages}, sharpness {sharpness}"
         ),
         // A multiply-add is one of many in a thread, and there are two for each product.
         work: products / 16,
         cost: Cost { bytes: (kv_bytes + row_bytes) as f64, flops: 4.0 * products as f64 },
         config: config.clone(),
         prepare: Box::new(move |ops, seed| {
-            Ok(Box::new(Attention::new(ops, seed, &config, owned.clone(), sharpness)?))
+            Ok(Box::new(Attention::new(ops, seed, &config, formats, owned.clone(), sharpness)?))
         }),
     }
 }
@@ -169,16 +216,18 @@ enum Arithmetic {
 
 impl Arithmetic {
     /// Of a variant's kernel for a sequence of `rows` rows, where `group` query heads of `head_dim` values share a key.
-    fn of(variant: &str, dtype: Dtype, rows: usize, group: usize, head_dim: usize) -> Self {
+    fn of(variant: &str, formats: KvFormats, rows: usize, group: usize, head_dim: usize) -> Self {
+        // What tensor cores multiply.
+        let factors = if formats == BLOCKS { Some(Dtype::F16) } else { formats.float() };
         match variant {
             _ if !matches!(head_dim, 64 | 128 | 256) => Self::Plain,
             // Heads that kernels of single rows round nothing of.
             "auto" if rows == 1 && head_dim == 256 => Self::Plain,
             "decode_mma" => Self::TensorCoresInParts,
-            "auto" if rows == 1 && dtype == Dtype::F16 && group <= 8 => Self::TensorCoresInParts,
+            "auto" if rows == 1 && factors == Some(Dtype::F16) && group <= 8 => Self::TensorCoresInParts,
             "mma16" | "mma32" => Self::TensorCores,
             "mma32p" => Self::TensorCoresByPage,
-            "auto" if rows > 1 && dtype != Dtype::F32 => Self::TensorCores,
+            "auto" if rows > 1 && factors.is_some_and(|dtype| dtype != Dtype::F32) => Self::TensorCores,
             _ => Self::Plain,
         }
     }
@@ -199,6 +248,7 @@ struct Expected {
 struct Attention {
     heads: Heads,
     sharpness: f32,
+    formats: KvFormats,
     dtype: Dtype,
     limits: BatchLimits,
     sequences: Vec<Sequence>,
@@ -221,6 +271,7 @@ impl Attention {
         ops: &mut CudaOps,
         seed: u64,
         config: &OpsConfig,
+        formats: KvFormats,
         sequences: Vec<Sequence>,
         sharpness: f32,
     ) -> Result<Self> {
@@ -230,13 +281,13 @@ impl Attention {
         let num_pages = sequences.iter().map(|s| pages_for(s.0)).sum::<usize>() + 3;
         let mut free = shuffled(seed, "pages", num_pages);
         let pages: Vec<_> = sequences.iter().map(|s| free.split_off(free.len() - pages_for(s.0))).collect();
-        let values = |name: &str| -> Vec<Vec<f32>> {
+        let values = |name: &str, format| -> Vec<Vec<f32>> {
             let of = |(i, s): (usize, &Sequence)| {
-                rounded(dtype, random(seed, &format!("{name} of sequence {i}"), s.0 * kv_size))
+                stored(format, random(seed, &format!("{name} of sequence {i}"), s.0 * kv_size))
             };
             sequences.iter().enumerate().map(of).collect()
         };
-        let (k, v) = (values("k"), values("v"));
+        let (k, v) = (values("k", formats.k), values("v", formats.v));
         let q = |(i, s): (usize, &Sequence)| -> Vec<f32> {
             let values = random(seed, &format!("q of sequence {i}"), s.1 * q_size);
             values.iter().map(|value| value * sharpness).collect()
@@ -244,7 +295,7 @@ impl Attention {
         let host_q: Vec<Vec<f32>> = sequences.iter().enumerate().map(q).collect();
 
         let layout =
-            KvLayout { dtype, num_layers: 2, num_pages, num_key_value_heads: heads.1, head_dim: heads.2 };
+            KvLayout { formats, num_layers: 2, num_pages, num_key_value_heads: heads.1, head_dim: heads.2 };
         let mut cache = ops.new_kv_cache(&layout)?;
         cache.fill(POISON)?;
         cache.write(LAYER, &in_pages(&layout, &pages, &k), &in_pages(&layout, &pages, &v))?;
@@ -273,7 +324,8 @@ impl Attention {
                 let scale = std::f64::consts::LOG2_E / (heads.2 as f64).sqrt();
                 let plain = of(q.iter().map(|&q| f64::from(q) * scale).collect());
                 let scaled: Vec<f32> = q.iter().map(|&q| q * scale as f32).collect();
-                let rounded = of(rounded(dtype, scaled).into_iter().map(f64::from).collect());
+                let rounded =
+                    of(rounded(factors(formats, dtype), scaled).into_iter().map(f64::from).collect());
                 Expected { row_of_batch, sequence, visible, plain, rounded }
             })
             .collect();
@@ -282,6 +334,7 @@ impl Attention {
         Ok(Self {
             heads,
             sharpness,
+            formats,
             dtype,
             limits,
             sequences,
@@ -313,6 +366,7 @@ impl Attention {
     /// How far off the results of a row may be: of dimension `i` of it.
     fn tolerance(&self, expected: &Expected, arithmetic: Arithmetic, i: usize) -> f64 {
         let (dtype, sharpness) = (self.dtype, f64::from(self.sharpness.max(1.0)));
+        let factors = factors(self.formats, dtype);
         let last = |value: f64| value.abs() * unit(dtype) + smallest(dtype);
         match arithmetic {
             // A score of magnitude up to 6 * sharpness is off by a few units of roundoff of that, and the weights by as much
@@ -327,8 +381,8 @@ impl Attention {
                 let RowReference { out, magnitude, all } = &expected.rounded;
                 let cut_off = expected.visible.div_ceil(16) as f64 * 2f64.powi(-21);
                 last(out[i])
-                    + magnitude[i] * (unit(dtype) + cut_off)
-                    + all[i] * smallest(dtype)
+                    + magnitude[i] * (unit(factors) + cut_off)
+                    + all[i] * smallest(factors)
                     + 2f64.powi(-15) * 4.0 * sharpness
             }
         }
@@ -340,6 +394,26 @@ impl Attention {
         let before: usize = self.sequences[..s].iter().map(|s| s.1).sum();
         before * q_size..(before + self.sequences[s].1) * q_size
     }
+}
+
+/// What tensor cores are given of pages of `formats`, where what they write is `dtype`.
+fn factors(formats: KvFormats, dtype: Dtype) -> Dtype {
+    if formats == BLOCKS { Dtype::F16 } else { dtype }
+}
+
+/// `values` as near as pages of `format` have them, of which f16 has the same.
+fn stored(format: KvFormat, mut values: Vec<f32>) -> Vec<f32> {
+    let KvFormat::Float(dtype) = format else {
+        for (i, block) in values.chunks_mut(BLOCK_VALUES).enumerate() {
+            // A power of two as the scale, and a value that makes it that.
+            let scale = 2f32.powi(-(i as i32 % 3) - 5);
+            block.iter_mut().for_each(|value| *value = (*value / scale).round().clamp(-127.0, 127.0) * scale);
+            let largest = &mut block[i % BLOCK_VALUES];
+            *largest = 127.0f32.copysign(*largest) * scale;
+        }
+        return values;
+    };
+    rounded(dtype, values)
 }
 
 /// The pages of a layer that hold the rows of each sequence, `[tokens, num_key_value_heads * head_dim]`, in its pages; NaN
@@ -374,7 +448,7 @@ impl Instance for Attention {
         let found = self.out.to_host()?;
         let group = self.heads.0 / self.heads.1;
         let arithmetic =
-            |s: usize| Arithmetic::of(variant, self.dtype, self.sequences[s].1, group, self.heads.2);
+            |s: usize| Arithmetic::of(variant, self.formats, self.sequences[s].1, group, self.heads.2);
         for expected in &self.expected {
             let first = expected.row_of_batch * q_size;
             let values = found[first..][..q_size].iter().copied();

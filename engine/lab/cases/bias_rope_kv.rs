@@ -156,8 +156,13 @@ fn case(
         cost: Cost { bytes: bytes as f64, flops: 4.0 * values as f64 },
         config: config.clone(),
         prepare: Box::new(move |ops, seed| {
-            let layout =
-                KvLayout { dtype, num_layers: LAYERS, num_pages, num_key_value_heads: kv_heads, head_dim };
+            let layout = KvLayout {
+                formats: dtype.into(),
+                num_layers: LAYERS,
+                num_pages,
+                num_key_value_heads: kv_heads,
+                head_dim,
+            };
             let setup = Setup { heads, with, layout, host: host(seed) };
             Ok(Box::new(BiasRopeKv::new(ops, seed, &config, setup)?))
         }),
@@ -257,7 +262,7 @@ impl BiasRopeKv {
         let mut batch = ops.new_batch(&config.limits)?;
         ops.upload(&host, &mut batch)?;
         Ok(Self {
-            dtype: layout.dtype,
+            dtype: ops.dtype(),
             batch,
             qkv: tensor(ops, n, cols, &input)?,
             bias,

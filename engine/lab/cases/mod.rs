@@ -27,6 +27,7 @@ mod norm_gate_up;
 mod norm_matmul;
 mod norm_product;
 mod norm_qkv_rope;
+mod quantise_kv;
 mod read_bandwidth;
 mod repack;
 mod rms_norm;

@@ -169,8 +169,13 @@ impl NormQkvRope {
                 biases.push(ops.load_vector(&host_bias)?);
             }
         }
-        let layout =
-            KvLayout { num_layers: 1, num_pages: 2 * n, num_key_value_heads: kv_heads, head_dim, dtype };
+        let layout = KvLayout {
+            num_layers: 1,
+            num_pages: 2 * n,
+            num_key_value_heads: kv_heads,
+            head_dim,
+            formats: dtype.into(),
+        };
         Ok(Self {
             shape,
             batch,
@@ -199,13 +204,13 @@ impl Instance for NormQkvRope {
         ops.fused_norm_qkv_rope(batch, 0, x, norm, weights, biases, q, cache)
     }
 
-    fn compare(&mut self, _: &mut CudaOps, _: &str, findings: &mut Findings) -> Result<()> {
+    fn compare(&mut self, ops: &mut CudaOps, _: &str, findings: &mut Findings) -> Result<()> {
         let [n, _, heads, kv_heads, head_dim] = self.shape;
         let q = self.q.to_host()?;
         let (of_q, cols) = (&self.expected[0], heads * head_dim);
         findings.places("q", q.iter().copied().enumerate().take(n * cols), |i| of_q[i]);
         findings.guard_intact("q", &q[n * cols..]);
-        let dtype = self.cache.layout().dtype;
+        let dtype = ops.dtype();
         let (k, v) = self.cache.read(0)?;
         for (name, pages, expected) in [("k", k, &self.expected[1]), ("v", v, &self.expected[2])] {
             let place = |i: usize| {

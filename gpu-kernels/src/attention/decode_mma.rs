@@ -15,13 +15,17 @@ use cuda_std::prelude::*;
 
 use super::{Attention, MAX_SPLITS};
 #[device]
-use super::{Merged, Sequence, new_maximum, query_scale};
+use super::{
+    Merged, Sequence,
+    formats::{AnyFloats, Output, Pages, q8_0},
+    new_maximum, query_scale,
+};
 #[device]
 use crate::{
     PAGE_SIZE,
     fused::{launch_dependents, wait_for_dependencies},
     grid::{is_last_block, offset, repeat},
-    vector::{Group, load_words},
+    vector::Group,
 };
 #[device]
 use cuda_std::{memory, mma::MmaElement};
@@ -57,29 +61,35 @@ const fn padded(head_dim: u32) -> u32 {
     head_dim + 8
 }
 
-/// A page in the registers of a warp. `WORDS` is the number of 16-byte words of a key that a lane has, `HALVES` that of a value.
+/// A page in the registers of a warp. `WORDS` is the number of times eight values of a key that a lane has, `HALVES` that of a value.
 #[device]
-struct Page<const WORDS: usize, const HALVES: usize> {
-    k: [[[u32; 4]; WORDS]; KEY_TILES],
+struct Page<P: Pages, const WORDS: usize, const HALVES: usize> {
+    k: [[P::Eight; WORDS]; KEY_TILES],
     /// Of value `16 s + 8 u + 2 c + i`.
-    v: [[[[[u32; 4]; HALVES]; 2]; 2]; 2],
+    v: [[[[P::Eight; HALVES]; 2]; 2]; 2],
 }
 
 #[device]
-impl<const WORDS: usize, const HALVES: usize> Page<WORDS, HALVES> {
-    const EMPTY: Self = Self { k: [[[0; 4]; WORDS]; KEY_TILES], v: [[[[[0; 4]; HALVES]; 2]; 2]; 2] };
+impl<P: Pages, const WORDS: usize, const HALVES: usize> Page<P, WORDS, HALVES> {
+    const EMPTY: Self = Self { k: [[P::EMPTY; WORDS]; KEY_TILES], v: [[[[P::EMPTY; HALVES]; 2]; 2]; 2] };
 
     /// Starts to load keys `from ..` of a page of which `keys` are to be read, at least 1; the last one stands in for those beyond.
     ///
     /// # Safety
     /// `k` and `v` lead to the page's keys and values, of which the first `keys` are written.
     #[inline(always)]
-    unsafe fn load<E: Element>(&mut self, k: *const E, v: *const E, from: u32, keys: u32) {
+    unsafe fn load<const HEAD_DIM: usize, const NEWEST: bool>(
+        &mut self,
+        k: *const P,
+        v: *const P,
+        from: u32,
+        keys: u32,
+    ) {
         let (r, c) = (warp::lane_id() / 4, warp::lane_id() % 4);
-        let word = |base: *const E, key: u32, word: u32| {
+        let word = |base: *const P, key: u32, word: u32| {
             let words = (WORDS * 4) as u32;
             // SAFETY: inside the page.
-            unsafe { load_words(base.add((key.min(keys - 1) * words + word) as usize * 8)) }
+            unsafe { P::load::<HEAD_DIM, NEWEST>(base, (key.min(keys - 1) * words + word) as usize) }
         };
         repeat(KEY_TILES, |t| {
             let key = 8 * t as u32 + r;
@@ -155,10 +165,10 @@ impl<const TILES: usize> Softmax<TILES> {
     /// # Safety
     /// All lanes of the warp call it together.
     #[inline(always)]
-    unsafe fn add_page<E: MmaElement, const WORDS: usize, const HALVES: usize>(
+    unsafe fn add_page<P: Pages, const WORDS: usize, const HALVES: usize>(
         &mut self,
         query: &Query<WORDS>,
-        page: &Page<WORDS, HALVES>,
+        page: &Page<P, WORDS, HALVES>,
         keys: u32,
     ) {
         let c = warp::lane_id() % 4;
@@ -166,10 +176,10 @@ impl<const TILES: usize> Softmax<TILES> {
         repeat(KEY_TILES, |t| {
             let mut sums = [[0.0f32; 4]; 2];
             repeat(WORDS, |j| {
+                let k = P::words(page.k[t][j]);
                 repeat(2, |i| {
-                    let k = page.k[t][j];
                     // SAFETY: the caller's promise.
-                    sums[i] = unsafe { E::mma_m16n8k16(query.0[j][i], [k[2 * i], k[2 * i + 1]], sums[i]) };
+                    sums[i] = unsafe { f16::mma_m16n8k16(query.0[j][i], [k[2 * i], k[2 * i + 1]], sums[i]) };
                 });
             });
             repeat(2, |i| {
@@ -195,19 +205,22 @@ impl<const TILES: usize> Softmax<TILES> {
                 let [a, b] = scores[2 * s + u];
                 let (a, b) = ((a - reference).exp2(), (b - reference).exp2());
                 self.sum += a + b;
-                [weights[2 * u], weights[2 * u + 1]] = parts::<E>(a, b);
+                [weights[2 * u], weights[2 * u + 1]] = parts::<f16>(a, b);
             });
             repeat(HALVES, |h| {
+                // Of values `u` and `i`.
+                let mut words = [[[0; 4]; 2]; 2];
+                repeat(2, |u| repeat(2, |i| words[u][i] = P::words(page.v[s][u][i][h])));
                 repeat(8, |t| {
                     let mut b = [0; 2];
                     repeat(2, |u| {
-                        let [first, second] = page.v[s][u];
-                        let (x, y) = (first[h][t / 2], second[h][t / 2]);
+                        let [first, second] = words[u];
+                        let (x, y) = (first[t / 2], second[t / 2]);
                         b[u] = if t % 2 == 0 { x & 0xffff | y << 16 } else { x >> 16 | y & 0xffff_0000 };
                     });
                     let acc = &mut self.acc[8 * h + t];
                     // SAFETY: the caller's promise.
-                    *acc = unsafe { E::mma_m16n8k16(weights, b, *acc) };
+                    *acc = unsafe { f16::mma_m16n8k16(weights, b, *acc) };
                 });
             });
         });
@@ -286,7 +299,7 @@ unsafe fn merge_splits<E, const N: usize>(
     max_threads = 256,
 )]
 pub unsafe fn mma<
-    E: MmaElement + Group<N>,
+    E: Pages + Group<N>,
     const HEAD_DIM: usize,
     const N: usize,
     const HALVES: usize,
@@ -296,6 +309,61 @@ pub unsafe fn mma<
     #[shared((WARPS * MAX_GROUP * padded(HEAD_DIM)) as usize)] outputs: Shared<f32>,
     #[shared((WARPS * MAX_GROUP) as usize)] statistics: Shared<[f32; 2]>,
     #[shared(1)] is_last: Shared<u32>,
+) where
+    f32: Group<N>,
+{
+    // SAFETY: the kernel's own contract.
+    unsafe { attend::<E, _, HEAD_DIM, N, HALVES, TILES>(a, a.out, outputs, statistics, is_last) }
+}
+
+/// As [`mma`], over pages of eight bits, which are half as many bytes; `out` of any format.
+///
+/// # Safety
+/// As there.
+#[kernel(
+    E = [q8_0],
+    (HEAD_DIM, N, HALVES, TILES) = [(64, 2, 1, 8), (128, 4, 2, 16)],
+    name = "attention_decode_{E}_mma_h{HEAD_DIM}",
+    max_threads = 256,
+)]
+pub unsafe fn mma_blocks<
+    E: Pages,
+    const HEAD_DIM: usize,
+    const N: usize,
+    const HALVES: usize,
+    const TILES: usize,
+>(
+    a: Attention<E>,
+    #[shared((WARPS * MAX_GROUP * padded(HEAD_DIM)) as usize)] outputs: Shared<f32>,
+    #[shared((WARPS * MAX_GROUP) as usize)] statistics: Shared<[f32; 2]>,
+    #[shared(1)] is_last: Shared<u32>,
+) where
+    f32: Group<N>,
+    f16: Group<N>,
+    bf16: Group<N>,
+{
+    let out = AnyFloats { to: a.out.cast(), format: a.out_format };
+    // SAFETY: the kernel's own contract.
+    unsafe { attend::<E, _, HEAD_DIM, N, HALVES, TILES>(a, out, outputs, statistics, is_last) }
+}
+
+/// # Safety
+/// As for the kernels.
+#[device]
+#[inline(always)]
+unsafe fn attend<
+    P: Pages,
+    O: Output<N>,
+    const HEAD_DIM: usize,
+    const N: usize,
+    const HALVES: usize,
+    const TILES: usize,
+>(
+    a: Attention<P>,
+    out: O,
+    outputs: Shared<f32>,
+    statistics: Shared<[f32; 2]>,
+    is_last: Shared<u32>,
 ) where
     f32: Group<N>,
 {
@@ -323,12 +391,12 @@ pub unsafe fn mma<
         let heads_per_group = a.heads_per_group;
         let page_of = |index: u32| {
             let start = sequence.page_offset(index, a.num_key_value_heads, key_value_head, HEAD_DIM);
-            (a.k_pages.add(start), a.v_pages.add(start))
+            (a.k_pages.add(P::place(start)), a.v_pages.add(P::place(start)))
         };
 
         // The kernel before this one writes the row's query and its newest key; all other keys are there.
         let mut index = first_page + warp_id;
-        let mut page = Page::<N, HALVES>::EMPTY;
+        let mut page = Page::<P, N, HALVES>::EMPTY;
         let mut keys = 0;
         let mut loaded = 0;
         let (mut k, mut v) = (a.k_pages, a.v_pages);
@@ -337,27 +405,34 @@ pub unsafe fn mma<
             loaded = keys.min(num_keys - 1 - index * PAGE_SIZE);
             (k, v) = page_of(index);
             if loaded > 0 {
-                page.load(k, v, 0, loaded);
+                page.load::<HEAD_DIM, false>(k, v, 0, loaded);
             }
         }
         wait_for_dependencies();
+        // The same for the whole block.
+        if end_page == num_pages {
+            let newest = num_keys - 1;
+            let start =
+                sequence.page_offset(newest / PAGE_SIZE, a.num_key_value_heads, key_value_head, HEAD_DIM);
+            P::store_newest::<HEAD_DIM>(&a, row, key_value_head, start, newest % PAGE_SIZE);
+        }
         if loaded < keys {
-            page.load(k, v, loaded, keys);
+            page.load::<HEAD_DIM, true>(k, v, loaded, keys);
         }
         let head = key_value_head * heads_per_group + r.min(heads_per_group - 1);
-        let query = Query::<N>::load::<E>(
+        let query = Query::<N>::load::<f16>(
             a.q.add(offset(row, a.num_attention_heads, head) * HEAD_DIM),
             query_scale::<HEAD_DIM>(),
         );
         let mut softmax = Softmax::<TILES>::EMPTY;
         // The same for all lanes of the warp.
         while index < end_page {
-            softmax.add_page::<E, N, HALVES>(&query, &page, keys);
+            softmax.add_page::<P, N, HALVES>(&query, &page, keys);
             index += WARPS;
             if index < end_page {
                 keys = (num_keys - index * PAGE_SIZE).min(PAGE_SIZE);
                 (k, v) = page_of(index);
-                page.load(k, v, 0, keys);
+                page.load::<HEAD_DIM, false>(k, v, 0, keys);
             }
         }
 
@@ -427,7 +502,7 @@ pub unsafe fn mma<
         }
         if has_head {
             let to = offset(row, a.num_attention_heads, head) * HEAD_DIM;
-            E::store_group(a.out.add(to + lane as usize * N), merged.output());
+            out.store(to + lane as usize * N, merged.output());
         }
     }
 }

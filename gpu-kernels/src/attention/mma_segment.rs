@@ -1,11 +1,14 @@
 //! The queries of one sequence that a block has, of the kernels of [`prefill_mma`](super::prefill_mma).
 
+use core::marker::PhantomData;
+
 use cuda_std::prelude::*;
 
 #[device]
 use super::{
+    formats::Output,
     mma_softmax::{Queries, Scores},
-    mma_stages::{Stages, TILE_PAGES, column_pair},
+    mma_stages::{Source, Stages, TILE_PAGES, column_pair},
     prefill_mma::{MMA_KEYS, queries_in_shared},
     query_scale,
 };
@@ -36,9 +39,9 @@ macro_rules! each {
     }};
 }
 
-/// Queries of one sequence and key-value head, and the arrays that they are in.
+/// Queries of one sequence and key-value head, and the arrays that they are in: pages of `S`, which become tiles of `E`.
 #[device]
-pub(super) struct Segment<E, const HEAD_DIM: usize> {
+pub(super) struct Segment<E, S, O, const HEAD_DIM: usize> {
     /// The sequence's pages.
     pub(super) blocks: *const u32,
     /// Keys that a row sees, less its number in the batch, modulo 2^32.
@@ -49,9 +52,10 @@ pub(super) struct Segment<E, const HEAD_DIM: usize> {
     /// The query after the last.
     pub(super) stop: u32,
     pub(super) q: *const f32,
-    pub(super) k_pages: *const E,
-    pub(super) v_pages: *const E,
-    pub(super) out: *mut E,
+    pub(super) k_pages: *const S,
+    pub(super) v_pages: *const S,
+    pub(super) out: O,
+    pub(super) element: PhantomData<E>,
 }
 
 /// Dimensions `16 i ..` of 16 queries, of which a lane is given its first dimensions of two, as `a` of `mma`.
@@ -74,7 +78,7 @@ unsafe fn query_words<E: PackedElement, const HEAD_DIM: usize>(rows: [*const f32
 }
 
 #[device]
-impl<E: MmaElement + Group<2, Word = u32>, const HEAD_DIM: usize> Segment<E, HEAD_DIM> {
+impl<E: MmaElement, S: Source<HEAD_DIM>, O: Output<2>, const HEAD_DIM: usize> Segment<E, S, O, HEAD_DIM> {
     /// Keys that the query sees.
     #[inline(always)]
     fn num_keys(&self, query: u32) -> u32 {
@@ -109,15 +113,21 @@ impl<E: MmaElement + Group<2, Word = u32>, const HEAD_DIM: usize> Segment<E, HEA
     /// # Safety
     /// The pages are the tile's; nobody uses the stage.
     #[inline(always)]
-    unsafe fn copy(&self, stages: Stages<HEAD_DIM>, stage: u32, pages: [u32; TILE_PAGES], keys: u32) {
+    unsafe fn copy(
+        &self,
+        stages: Stages<HEAD_DIM>,
+        stage: u32,
+        pages: [u32; TILE_PAGES],
+        keys: u32,
+    ) -> S::Held {
         let (mut k, mut v) = ([self.k_pages; TILE_PAGES], [self.v_pages; TILE_PAGES]);
         repeat(TILE_PAGES, |i| {
             let index = pages[i] as usize * self.num_key_value_heads as usize + self.key_value_head as usize;
-            let start = index * (crate::PAGE_SIZE as usize * HEAD_DIM);
+            let start = S::place(index * (crate::PAGE_SIZE as usize * HEAD_DIM));
             (k[i], v[i]) = (k[i].wrapping_add(start), v[i].wrapping_add(start));
         });
         // SAFETY: the caller's promise.
-        unsafe { stages.copy(stage, k, v, keys) }
+        unsafe { S::copy(stages, stage, k, v, keys) }
     }
 
     /// This lane's first dimensions of its two rows of 16 queries from `first` on. For queries behind the last, that one.
@@ -166,10 +176,7 @@ impl<E: MmaElement + Group<2, Word = u32>, const HEAD_DIM: usize> Segment<E, HEA
         let warp_first = first + warp_id * 16 * BLOCKS as u32;
         // Behind the stages, where they are there: each lane's own words of the queries.
         let in_shared = const { queries_in_shared(BLOCKS as u32, COLUMNS as u32, HEAD_DIM as u32) };
-        let shared_queries = stages
-            .words
-            .add(Stages::<HEAD_DIM>::COUNT * 2 * Stages::<HEAD_DIM>::TILE)
-            .add(warp_id * (BLOCKS * K) as u32 * 32 + lane);
+        let shared_queries = stages.words.add(S::WORDS).add(warp_id * (BLOCKS * K) as u32 * 32 + lane);
 
         // SAFETY: queries below `stop` are rows of the batch; pages of the sequence hold the keys that its rows see. A stage
         // is written between the barrier after its last use and the barrier before its next.
@@ -178,18 +185,19 @@ impl<E: MmaElement + Group<2, Word = u32>, const HEAD_DIM: usize> Segment<E, HEA
             let all_keys = self.num_keys(self.stop - 1);
             // Nobody uses the stages for the last segment any more.
             thread::sync_threads();
-            repeat(Stages::<HEAD_DIM>::COUNT as usize - 1, |tile| {
+            let mut held = S::NOTHING;
+            repeat(if S::DECODES { 1 } else { S::COUNT as usize - 1 }, |tile| {
                 let first_key = tile as u32 * MMA_KEYS;
                 if first_key < all_keys {
                     let pages = self.pages(first_key, all_keys);
-                    self.copy(stages, tile as u32, pages, all_keys - first_key);
+                    held = self.copy(stages, tile as u32, pages, all_keys - first_key);
                 }
                 async_copy::commit_group();
             });
             // From the first key of a tile to that of the tile that is copied meanwhile.
-            let ahead = const { (Stages::<HEAD_DIM>::COUNT - 1) * MMA_KEYS };
+            let ahead = if S::DECODES { MMA_KEYS } else { (S::COUNT - 1) * MMA_KEYS };
             // Loaded a tile before they are needed, where there are registers for them.
-            let crowded = HEAD_DIM == 256 || (BLOCKS == 2 && HEAD_DIM == 128);
+            let crowded = S::DECODES || HEAD_DIM == 256 || (BLOCKS == 2 && HEAD_DIM == 128);
             let mut pages = self.pages(ahead, all_keys);
             let mut stage = 0;
 
@@ -222,26 +230,31 @@ impl<E: MmaElement + Group<2, Word = u32>, const HEAD_DIM: usize> Segment<E, HEA
             let mut first_key = 0;
             while first_key < all_keys {
                 // This tile's copies are complete, this thread's and then everybody's; nobody uses the stage before any more.
-                if Stages::<HEAD_DIM>::COUNT == 3 {
+                if S::COUNT == 3 {
                     async_copy::wait_group::<1>();
                 } else {
                     async_copy::wait_group::<0>();
                 }
                 thread::sync_threads();
+                S::decode(stages, held);
                 if first_key + ahead < all_keys {
-                    let free = if stage == 0 { Stages::<HEAD_DIM>::COUNT - 1 } else { stage - 1 };
+                    let free = if stage == 0 { S::COUNT - 1 } else { stage - 1 };
                     if crowded {
                         pages = self.pages(first_key + ahead, all_keys);
                     }
-                    self.copy(stages, free, pages, all_keys - first_key - ahead);
+                    held = self.copy(stages, free, pages, all_keys - first_key - ahead);
                     if !crowded {
                         pages = self.pages(first_key + ahead + MMA_KEYS, all_keys);
                     }
                 }
                 async_copy::commit_group();
+                if S::DECODES {
+                    // The tile is complete, for every thread.
+                    thread::sync_threads();
+                }
                 let mut keys = stages.keys(stage).add(k_word);
                 let mut values = stages.keys(stage).add(Stages::<HEAD_DIM>::TILE + v_word);
-                stage = if stage + 1 == Stages::<HEAD_DIM>::COUNT { 0 } else { stage + 1 };
+                stage = if stage + 1 == S::COUNT { 0 } else { stage + 1 };
                 // The same in all lanes of the warp; it still comes to the barriers above for every tile.
                 let mut step_key = first_key;
                 first_key += MMA_KEYS;
@@ -318,13 +331,12 @@ impl<E: MmaElement + Group<2, Word = u32>, const HEAD_DIM: usize> Segment<E, HEA
             let scale = 1.0 / sum;
             let query = first + row + 8 * half as u32;
             if query < self.stop {
-                // SAFETY: the caller's promise.
-                let to = unsafe { self.out.add(self.place(query) + pair as usize) };
+                let to = self.place(query) + pair as usize;
                 repeat(N, |n| {
                     let acc = &state.acc[n];
                     let values = [acc[2 * half] * scale, acc[2 * half + 1] * scale];
                     // SAFETY: two dimensions of the lane.
-                    unsafe { <E as Group<2>>::store_group(to.add(8 * n), values) }
+                    unsafe { self.out.store(to + 8 * n, values) }
                 });
             }
         });

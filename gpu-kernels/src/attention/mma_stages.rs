@@ -1,9 +1,15 @@
 //! Tiles of K and V in shared memory: their layout, and the copies that fill them.
+//!
+//! Pages of floats are copied some stages ahead. Those of eight bits have one stage, and as they lie in memory wait behind it: each
+//! thread copies words of its own there, one tile ahead, and decodes them itself, once nobody uses the tile before any more.
 
 use cuda_std::prelude::*;
 
 #[device]
-use super::prefill_mma::{MMA_BLOCK_SIZE, MMA_KEYS, mma_stages};
+use super::{
+    formats::{Pages, q8_0, q8_0_bytes, scale_of},
+    prefill_mma::{MMA_BLOCK_SIZE, MMA_KEYS, mma_stages},
+};
 #[device]
 use crate::grid::repeat;
 #[device]
@@ -11,12 +17,12 @@ use cuda_std::async_copy;
 
 /// Pages of a tile.
 #[device]
-pub(super) const TILE_PAGES: usize = (MMA_KEYS / crate::PAGE_SIZE) as usize;
+pub const TILE_PAGES: usize = (MMA_KEYS / crate::PAGE_SIZE) as usize;
 
 /// This lane's view of the stages in shared memory.
 #[device]
 #[derive(Clone, Copy)]
-pub(super) struct Stages<const HEAD_DIM: usize> {
+pub struct Stages<const HEAD_DIM: usize> {
     /// Stages, each a tile of K and one of V.
     pub(super) words: Shared<[u32; 4]>,
 }
@@ -29,8 +35,6 @@ impl<const HEAD_DIM: usize> Stages<HEAD_DIM> {
     pub(super) const TILE: u32 = MMA_KEYS * Self::ROW;
     /// Of a page.
     const PAGE: u32 = crate::PAGE_SIZE * Self::ROW;
-    /// How many there are.
-    pub(super) const COUNT: u32 = mma_stages(HEAD_DIM as u32);
 
     /// The tile of K in a stage; that of V is behind it.
     #[inline(always)]
@@ -38,19 +42,19 @@ impl<const HEAD_DIM: usize> Stages<HEAD_DIM> {
         self.words.add(stage * 2 * Self::TILE)
     }
 
-    /// Starts copying the pages at `k` and `v` to a stage, of whose tile the sequence has the first `keys` keys; the threads of
-    /// the block share the work.
+    /// Where this thread's word `i` of a page of eight bits waits: of K (0) or of V (1).
+    #[inline(always)]
+    fn waiting(self, of: usize, page: usize, i: usize) -> Shared<[u32; 4]> {
+        let place = (of * TILE_PAGES + page) * rounds(HEAD_DIM) + i;
+        self.words.add(2 * Self::TILE + place as u32 * MMA_BLOCK_SIZE + thread::thread_idx_x())
+    }
+
+    /// [`Source::copy`] of floats.
     ///
     /// # Safety
-    /// `k` and `v` lead to `keys` rows, page by page, aligned to 16 bytes; nobody uses the stage.
+    /// As there.
     #[inline(always)]
-    pub(super) unsafe fn copy<E>(
-        self,
-        stage: u32,
-        k: [*const E; TILE_PAGES],
-        v: [*const E; TILE_PAGES],
-        keys: u32,
-    ) {
+    unsafe fn copy<E>(self, stage: u32, k: [*const E; TILE_PAGES], v: [*const E; TILE_PAGES], keys: u32) {
         let thread = thread::thread_idx_x();
         let (row, column) = (thread / Self::ROW, thread % Self::ROW);
         let rows_at_once = const { MMA_BLOCK_SIZE / Self::ROW };
@@ -72,6 +76,155 @@ impl<const HEAD_DIM: usize> Stages<HEAD_DIM> {
                     async_copy::copy_16_or_zero(to, k[page].wrapping_add(from), bytes);
                     async_copy::copy_16_or_zero(to.add(Self::TILE), v[page].wrapping_add(from), bytes);
                 }
+            });
+        });
+    }
+}
+
+/// How pages become tiles.
+#[device]
+pub trait Source<const HEAD_DIM: usize>: Copy + 'static {
+    /// Whether words wait to be decoded.
+    const DECODES: bool;
+    /// Stages.
+    const COUNT: u32;
+    /// 16-byte words of shared memory, all in all.
+    const WORDS: u32;
+    /// What a thread keeps of its words in registers until it decodes them.
+    type Held: Copy;
+    const NOTHING: Self::Held;
+
+    /// How far into the pages the value is before which there are as many.
+    fn place(values: usize) -> usize;
+
+    /// Starts copying the pages at `k` and `v` to a stage, or to where they wait, of whose tile the sequence has the first `keys` keys;
+    /// the threads of the block share the work.
+    ///
+    /// # Safety
+    /// `k` and `v` lead to `keys` rows, page by page, aligned to 16 bytes; nobody uses the stage.
+    unsafe fn copy(
+        stages: Stages<HEAD_DIM>,
+        stage: u32,
+        k: [*const Self; TILE_PAGES],
+        v: [*const Self; TILE_PAGES],
+        keys: u32,
+    ) -> Self::Held;
+
+    /// Decodes to the stage what this thread has copied last.
+    ///
+    /// # Safety
+    /// Its copies are complete; nobody uses the stage.
+    unsafe fn decode(stages: Stages<HEAD_DIM>, held: Self::Held);
+}
+
+macro_rules! floats {
+    ($($element:ident),*) => { $(
+        #[device]
+        impl<const HEAD_DIM: usize> Source<HEAD_DIM> for $element {
+            const DECODES: bool = false;
+            const COUNT: u32 = mma_stages(HEAD_DIM as u32);
+            const WORDS: u32 = mma_stages(HEAD_DIM as u32) * 2 * Stages::<HEAD_DIM>::TILE;
+            type Held = ();
+            const NOTHING: () = ();
+
+            #[inline(always)]
+            fn place(values: usize) -> usize {
+                values
+            }
+
+            #[inline(always)]
+            unsafe fn copy(
+                stages: Stages<HEAD_DIM>,
+                stage: u32,
+                k: [*const $element; TILE_PAGES],
+                v: [*const $element; TILE_PAGES],
+                keys: u32,
+            ) {
+                // SAFETY: the caller's promise.
+                unsafe { stages.copy(stage, k, v, keys) }
+            }
+
+            #[inline(always)]
+            unsafe fn decode(_: Stages<HEAD_DIM>, (): ()) {}
+        }
+    )* };
+}
+floats!(f16, bf16);
+
+/// Times that a block's threads take a word each of the integers of a page: at most 2.
+#[device]
+const fn rounds(head_dim: usize) -> usize {
+    crate::PAGE_SIZE as usize * head_dim / 16 / MMA_BLOCK_SIZE as usize
+}
+
+#[device]
+impl<const HEAD_DIM: usize> Source<HEAD_DIM> for q8_0 {
+    const DECODES: bool = true;
+    const COUNT: u32 = 1;
+    const WORDS: u32 = 3 * Stages::<HEAD_DIM>::TILE;
+    /// Of K and of V, for each page: the scales of its words, two in each.
+    type Held = [[u32; TILE_PAGES]; 2];
+    const NOTHING: Self::Held = [[0; TILE_PAGES]; 2];
+
+    #[inline(always)]
+    fn place(values: usize) -> usize {
+        q8_0_bytes(values)
+    }
+
+    #[inline(always)]
+    unsafe fn copy(
+        stages: Stages<HEAD_DIM>,
+        _: u32,
+        k: [*const q8_0; TILE_PAGES],
+        v: [*const q8_0; TILE_PAGES],
+        keys: u32,
+    ) -> Self::Held {
+        const { assert!(rounds(HEAD_DIM) >= 1 && rounds(HEAD_DIM) <= 2) }
+        let thread = thread::thread_idx_x();
+        let mut held = <Self as Source<HEAD_DIM>>::NOTHING;
+        repeat(TILE_PAGES, |page| {
+            repeat(rounds(HEAD_DIM), |i| {
+                let word = thread + i as u32 * MMA_BLOCK_SIZE;
+                let key = page as u32 * crate::PAGE_SIZE + word / (HEAD_DIM as u32 / 16);
+                let is_there = key < keys;
+                let bytes = if is_there { 16 } else { 0 };
+                repeat(2, |of| {
+                    let head = if of == 0 { k[page] } else { v[page] }.cast::<u8>();
+                    let waiting = stages.waiting(of, page, i);
+                    // SAFETY: inside the page, whose rows from `keys` on are not read; each word has one thread.
+                    unsafe {
+                        async_copy::copy_16_or_zero(waiting, head.wrapping_add(16 * word as usize), bytes);
+                        // What is not there becomes 0: zeros times no NaN.
+                        if is_there {
+                            held[of][page] |= u32::from(scale_of(head, HEAD_DIM, word / 2)) << (16 * i);
+                        }
+                    }
+                });
+            });
+        });
+        held
+    }
+
+    #[inline(always)]
+    unsafe fn decode(stages: Stages<HEAD_DIM>, held: Self::Held) {
+        let row_words = Stages::<HEAD_DIM>::ROW;
+        repeat(2, |of| {
+            let tile = stages.keys(0).add(of as u32 * Stages::<HEAD_DIM>::TILE);
+            repeat(TILE_PAGES, |page| {
+                repeat(rounds(HEAD_DIM), |i| {
+                    let word = thread::thread_idx_x() + i as u32 * MMA_BLOCK_SIZE;
+                    let (row, column) = (word / (row_words / 2), word % (row_words / 2));
+                    let row_of_tile = tile.add((page as u32 * crate::PAGE_SIZE + row) * row_words);
+                    let scale = (held[of][page] >> (16 * i)) as u16;
+                    // SAFETY: the thread's own word, and places in the tile that are its alone.
+                    unsafe {
+                        let codes = stages.waiting(of, page, i).get(0);
+                        repeat(2, |half| {
+                            let words = q8_0::words(([codes[2 * half], codes[2 * half + 1]], scale));
+                            row_of_tile.set((2 * column + half as u32) ^ (row % 8), words);
+                        });
+                    }
+                });
             });
         });
     }

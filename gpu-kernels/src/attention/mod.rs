@@ -19,6 +19,8 @@
 //! Every multiply-add is written as one, so that nothing is left to the compiler's choice; pages and splits without a
 //! visible key change nothing and never make a NaN of infinities (see [`Partial`] and [`Merged`]).
 //!
+//! Pages of eight bits are decoded, which is exact in f32; tensor cores are given the values rounded to f16.
+//!
 //! # Arguments that all kernels share
 //! See [`Attention`]. Row `r` of sequence `s` has the position `kv_len[s] - (query_start[s + 1] - r)`.
 //!
@@ -31,9 +33,11 @@ use cuda_std::prelude::*;
 #[device]
 use crate::{grid::repeat, vector::Group};
 
+pub mod any;
 pub mod decode;
 pub mod decode_merged;
 pub mod decode_mma;
+pub mod formats;
 pub mod prefill;
 
 pub mod prefill_mma;
@@ -113,7 +117,18 @@ pub struct Attention<E> {
     pub max_blocks: u32,
     /// f32 `[num_tokens, num_attention_heads * head_dim]`
     pub q: *const f32,
-    /// E, one layer's `[num_pages, num_key_value_heads, PAGE_SIZE, head_dim]`
+    /// Of kernels that take several: the formats of K, of V and of `out`, numbers of [`formats`].
+    pub k_format: u32,
+    pub v_format: u32,
+    pub out_format: u32,
+    /// Of kernels of decoding for pages of eight bits: the format of `k_new` and `v_new`, or [`formats::NONE`]: no row is there.
+    pub new_format: u32,
+    /// Newest keys of rows that are not in the pages yet: the kernel stores them there. `[pages, num_key_value_heads, PAGE_SIZE, head_dim]`, row
+    /// `r` of the batch as that of slot `r`
+    pub k_new: *const u8,
+    /// Their values
+    pub v_new: *const u8,
+    /// E, one layer's `[num_pages, num_key_value_heads, PAGE_SIZE, head_dim]`, in eight bits as [`formats`] says
     pub k_pages: *const E,
     /// As `k_pages`
     pub v_pages: *const E,

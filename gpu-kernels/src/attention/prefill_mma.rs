@@ -32,6 +32,8 @@
 //! modulo 8, so that the eight rows of a matrix that `ldmatrix` loads lie on different banks. Keys behind the last one
 //! become zeros, since what weighs 0 must not be NaN.
 //!
+//! Pages of eight bits are decoded to f16 on their way into the tile, once for all queries of a block; see `mma_stages.rs`.
+//!
 //! # Contract of all kernels
 //! `softmax(q · kᵀ / sqrt(HEAD_DIM)) · v` for the rows of all sequences that are not skipped. Arguments: see [`Attention`]. Query
 //! `t * heads_per_group + h` is head `h` of the group in row `t`, below 2^32 in all; a tile is [`mma_queries`] of them in a row,
@@ -42,11 +44,17 @@
 //!
 //! Safety: grid, block and shared memory are as above, arrays are as described and aligned to 16 bytes, `out` overlaps nothing.
 
+use core::marker::PhantomData;
+
 use cuda_std::prelude::*;
 
 use super::Attention;
 #[device]
-use super::mma_segment::Segment;
+use super::{
+    formats::{AnyFloats, Output, q8_0},
+    mma_segment::Segment,
+    mma_stages::Source,
+};
 #[device]
 use crate::{grid::divide, vector::Group};
 #[device]
@@ -79,6 +87,13 @@ pub(super) const fn queries_in_shared(blocks: u32, columns: u32, head_dim: u32) 
     head_dim == 256 || (blocks == 2 && (head_dim == 128 || columns == 4))
 }
 
+/// As [`mma_shared_bytes`] over pages of eight bits: one tile, and the integers of the next one.
+pub const fn mma_shared_bytes_of_blocks(blocks: u32, columns: u32, head_dim: u32) -> u32 {
+    let row = 2 * head_dim;
+    let queries = if queries_in_shared(blocks, columns, head_dim) { mma_queries(blocks) * row } else { 0 };
+    3 * MMA_KEYS * row + queries
+}
+
 /// Bytes of dynamic shared memory, where warps have `blocks` times 16 queries and steps `columns` times 8 keys.
 pub const fn mma_shared_bytes(blocks: u32, columns: u32, head_dim: u32) -> u32 {
     let row = 2 * head_dim;
@@ -98,7 +113,7 @@ pub const fn mma_shared_bytes(blocks: u32, columns: u32, head_dim: u32) -> u32 {
     min_blocks = MIN_BLOCKS,
 )]
 pub unsafe fn mma32<
-    E: MmaElement + Group<2, Word = u32>,
+    E: MmaElement + Group<2> + Source<HEAD_DIM>,
     const HEAD_DIM: usize,
     const K: usize,
     const N: usize,
@@ -106,7 +121,7 @@ pub unsafe fn mma32<
     a: Attention<E>,
 ) {
     // SAFETY: the kernel's own contract.
-    unsafe { attention::<E, HEAD_DIM, K, N, 2, 8>(a) }
+    unsafe { attention::<E, E, _, HEAD_DIM, K, N, 2, 8>(a, a.out) }
 }
 
 /// A warp takes 32 queries, a page of keys at a time.
@@ -121,7 +136,7 @@ pub unsafe fn mma32<
     min_blocks = MIN_BLOCKS,
 )]
 pub unsafe fn mma32p<
-    E: MmaElement + Group<2, Word = u32>,
+    E: MmaElement + Group<2> + Source<HEAD_DIM>,
     const HEAD_DIM: usize,
     const K: usize,
     const N: usize,
@@ -129,7 +144,7 @@ pub unsafe fn mma32p<
     a: Attention<E>,
 ) {
     // SAFETY: the kernel's own contract.
-    unsafe { attention::<E, HEAD_DIM, K, N, 2, 4>(a) }
+    unsafe { attention::<E, E, _, HEAD_DIM, K, N, 2, 4>(a, a.out) }
 }
 
 /// A warp takes 16 queries, 64 keys at a time.
@@ -144,7 +159,7 @@ pub unsafe fn mma32p<
     min_blocks = MIN_BLOCKS,
 )]
 pub unsafe fn mma16<
-    E: MmaElement + Group<2, Word = u32>,
+    E: MmaElement + Group<2> + Source<HEAD_DIM>,
     const HEAD_DIM: usize,
     const K: usize,
     const N: usize,
@@ -152,7 +167,45 @@ pub unsafe fn mma16<
     a: Attention<E>,
 ) {
     // SAFETY: the kernel's own contract.
-    unsafe { attention::<E, HEAD_DIM, K, N, 1, 8>(a) }
+    unsafe { attention::<E, E, _, HEAD_DIM, K, N, 1, 8>(a, a.out) }
+}
+
+/// As [`mma32`] over pages of eight bits, which are decoded to tiles of f16; `out` of any format.
+///
+/// # Safety
+/// As the [module](self) says.
+#[kernel(
+    E = [q8_0],
+    (HEAD_DIM, K, N, MIN_BLOCKS) = [(64, 4, 8, 2), (128, 8, 16, 2)],
+    name = "attention_prefill_{E}_mma32_h{HEAD_DIM}",
+    max_threads = 128,
+    min_blocks = MIN_BLOCKS,
+)]
+pub unsafe fn blocks32<E: Source<HEAD_DIM>, const HEAD_DIM: usize, const K: usize, const N: usize>(
+    a: Attention<E>,
+) {
+    let out = AnyFloats { to: a.out.cast(), format: a.out_format };
+    // SAFETY: the kernel's own contract.
+    unsafe { attention::<f16, E, _, HEAD_DIM, K, N, 2, 8>(a, out) }
+}
+
+/// As [`mma16`] over pages of eight bits; with the bits of [`blocks32`].
+///
+/// # Safety
+/// As the [module](self) says.
+#[kernel(
+    E = [q8_0],
+    (HEAD_DIM, K, N, MIN_BLOCKS) = [(64, 4, 8, 3), (128, 8, 16, 2)],
+    name = "attention_prefill_{E}_mma16_h{HEAD_DIM}",
+    max_threads = 128,
+    min_blocks = MIN_BLOCKS,
+)]
+pub unsafe fn blocks16<E: Source<HEAD_DIM>, const HEAD_DIM: usize, const K: usize, const N: usize>(
+    a: Attention<E>,
+) {
+    let out = AnyFloats { to: a.out.cast(), format: a.out_format };
+    // SAFETY: the kernel's own contract.
+    unsafe { attention::<f16, E, _, HEAD_DIM, K, N, 1, 8>(a, out) }
 }
 
 /// # Safety
@@ -160,14 +213,17 @@ pub unsafe fn mma16<
 #[device]
 #[inline(always)]
 unsafe fn attention<
-    E: MmaElement + Group<2, Word = u32>,
+    E: MmaElement,
+    S: Source<HEAD_DIM>,
+    O: Output<2>,
     const HEAD_DIM: usize,
     const K: usize,
     const N: usize,
     const BLOCKS: usize,
     const COLUMNS: usize,
 >(
-    a: Attention<E>,
+    a: Attention<S>,
+    out: O,
 ) {
     const { assert!(K * 16 == HEAD_DIM && N * 8 == HEAD_DIM) }
     let queries = const { mma_queries(BLOCKS as u32) };
@@ -184,7 +240,7 @@ unsafe fn attention<
             let sequence = a.sequence_of(divide(first, heads_per_group).0);
             let stop = end.min(sequence.end * heads_per_group);
             if sequence.num_rows() >= a.min_rows {
-                let segment = Segment::<E, HEAD_DIM> {
+                let segment = Segment::<E, S, O, HEAD_DIM> {
                     blocks: sequence.blocks,
                     // Wraps where the sequence has no more keys than rows before it in the batch.
                     keys_before: sequence.kv_len.wrapping_sub(sequence.end).wrapping_add(1),
@@ -195,7 +251,8 @@ unsafe fn attention<
                     q: a.q,
                     k_pages: a.k_pages,
                     v_pages: a.v_pages,
-                    out: a.out,
+                    out,
+                    element: PhantomData,
                 };
                 segment.attend::<K, N, BLOCKS, COLUMNS>(first);
             }

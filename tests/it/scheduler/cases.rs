@@ -4,8 +4,10 @@ use super::mock::*;
 use qernel::Error;
 use qernel::config::Config;
 use qernel::cpu::CpuOps;
+use qernel::dtype::Dtype;
 use qernel::engine::{Completion, Engine, EngineConfig, Event, FinishReason, Request, Usage};
 use qernel::formats::MatrixFormat;
+use qernel::kv_format::{KvFormat, KvFormats};
 use qernel::kv_layout::PAGE_SIZE;
 use qernel::load::kv_layout;
 use qernel::model::ModelRunner;
@@ -420,13 +422,13 @@ fn a_failed_step_is_taken_again_or_ends_the_request() {
 
 // With the real forward pass on the CPU.
 
-fn cpu_engine(architecture: &'static str, shape: Shape, prefix_cache: bool) -> Engine {
+fn cpu_engine(architecture: &'static str, formats: KvFormats, shape: Shape, prefix_cache: bool) -> Engine {
     let gguf = TinyModel { architecture, format: MatrixFormat::Bf16, ..TinyModel::default() }.gguf();
     let config = Config::from_gguf(&gguf).unwrap();
     let weights = Weights::from_gguf(&gguf, &config).unwrap();
     let mock = Mock::new(shape, hash_model); // for its limits
     let ops_config = OpsConfig::new(&config, shape.max_model_len, mock.limits);
-    let layout = kv_layout(&config, mock.layout.dtype, mock.layout.num_pages).unwrap();
+    let layout = kv_layout(&config, formats, mock.layout.num_pages).unwrap();
     let ops = CpuOps::new(&ops_config).unwrap();
     let runner = ModelRunner::new(ops, &weights, &config, &ops_config, layout, &mut |_, _| ()).unwrap();
     let runner = runner.with_checkpoints(8).unwrap();
@@ -436,16 +438,24 @@ fn cpu_engine(architecture: &'static str, shape: Shape, prefix_cache: bool) -> E
 
 #[test]
 fn on_the_cpu_neither_a_batch_nor_the_prefix_cache_changes_a_token() {
-    neither_a_batch_nor_the_prefix_cache_changes_a_token("qwen2");
+    neither_a_batch_nor_the_prefix_cache_changes_a_token("qwen2", Dtype::F32.into());
 }
 
 /// States in slots go with their sequences, and those that begin as another did begin with a copy of its state.
 #[test]
 fn on_the_cpu_neither_a_batch_nor_checkpoints_change_a_token_of_a_hybrid() {
-    neither_a_batch_nor_the_prefix_cache_changes_a_token("qwen35");
+    neither_a_batch_nor_the_prefix_cache_changes_a_token("qwen35", Dtype::F32.into());
 }
 
-fn neither_a_batch_nor_the_prefix_cache_changes_a_token(architecture: &'static str) {
+/// Pages that are shared stay in their format.
+#[test]
+fn on_the_cpu_neither_a_batch_nor_the_prefix_cache_changes_a_token_with_a_cache_of_eight_bits() {
+    let floats = KvFormat::Float(Dtype::F16);
+    neither_a_batch_nor_the_prefix_cache_changes_a_token("qwen2", KvFormats { k: floats, v: KvFormat::Q8_0 });
+    neither_a_batch_nor_the_prefix_cache_changes_a_token("qwen35", KvFormats::both(KvFormat::Q8_0));
+}
+
+fn neither_a_batch_nor_the_prefix_cache_changes_a_token(architecture: &'static str, formats: KvFormats) {
     let shape = Shape { num_pages: 8, max_num_tokens: 256, max_num_sequences: 1, max_model_len: 256 };
     let requests: Vec<Request> = (0..12u32)
         .map(|i| {
@@ -460,7 +470,7 @@ fn neither_a_batch_nor_the_prefix_cache_changes_a_token(architecture: &'static s
             Request { sampling, max_tokens: Some(24), ignore_eos: true, ..Request::new(prompt) }
         })
         .collect();
-    let mut engine = cpu_engine(architecture, shape, false);
+    let mut engine = cpu_engine(architecture, formats, shape, false);
     let never = AtomicBool::new(false);
     let alone: Vec<_> = (requests.iter().cloned())
         .map(|request| engine.run_to_end(request, &never, |_| ControlFlow::Continue(())).unwrap())
@@ -469,7 +479,7 @@ fn neither_a_batch_nor_the_prefix_cache_changes_a_token(architecture: &'static s
     // it is in the cache.
     for prefix_cache in [false, true] {
         let shape = Shape { max_num_tokens: 19, max_num_sequences: 6, ..shape };
-        let mut engine = cpu_engine(architecture, shape, prefix_cache);
+        let mut engine = cpu_engine(architecture, formats, shape, prefix_cache);
         let mut cached_tokens = 0;
         for _ in 0..2 {
             let ids: Vec<_> =

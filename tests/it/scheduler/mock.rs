@@ -79,7 +79,7 @@ fn hash(history: u64, word: u32) -> u64 {
 impl Mock {
     pub fn new(shape: Shape, next: impl Fn(&[u32], &SamplingRow) -> u32 + 'static) -> Self {
         let layout = KvLayout {
-            dtype: Dtype::F32,
+            formats: Dtype::F32.into(),
             num_layers: 1,
             num_pages: shape.num_pages,
             num_key_value_heads: 1,

@@ -44,6 +44,13 @@ impl Lanes for Lanes16 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(from: *const u8) -> Self {
+        // SAFETY: the caller's: 16 values can be read there.
+        let bytes = unsafe { from.cast::<[i8; LANES]>().read_unaligned() };
+        Self(bytes.map(f32::from))
+    }
+
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: the caller's: 16 values can be written there, and the processor has the instructions.
         unsafe { to.cast::<[f32; LANES]>().write_unaligned(self.0) }

@@ -86,6 +86,16 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(from: *const u8) -> Self {
+        // SAFETY: the caller's: 16 values can be read there, and the processor has the instructions.
+        unsafe {
+            let (low, high) = (_mm_loadl_epi64(from.cast()), _mm_loadl_epi64(from.add(8).cast()));
+            let widen = |v| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v));
+            Self(widen(low), widen(high))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: the caller's: 16 values can be written there, and the processor has the instructions.
         unsafe {
@@ -147,6 +157,12 @@ impl Lanes for Avx512 {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
             Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(from: *const u8) -> Self {
+        // SAFETY: the caller's: 16 values can be read there, and the processor has the instructions.
+        unsafe { Self(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast())))) }
     }
 
     #[inline(always)]
