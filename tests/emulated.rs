@@ -265,6 +265,26 @@ fn caches_of_eight_bits_agree_with_the_cpu() {
     }
 }
 
+/// What a chunk of a prompt that needs no logits leaves in such pages is there, of the last layer too.
+#[test]
+fn chunks_without_logits_are_kept_in_eight_bits() {
+    let model = TinyModel { format: MatrixFormat::F16, ..small() };
+    let ops = |config: &OpsConfig| {
+        CudaOps::new(&device_of_models(3), config, Dtype::F16, KernelChoice::default()).unwrap()
+    };
+    let mut runner = runner(&model, KvFormats::both(KvFormat::Q8_0), ops);
+    let tokens: Vec<u32> = (0..9).collect();
+    let mut step = |range: std::ops::Range<usize>, pages: &[u32], logits| {
+        let part = SequenceRows { tokens: &tokens[range.clone()], position: range.start, pages, logits };
+        runner.logits(&Batch::new(&[part])).unwrap()
+    };
+    let whole = step(0..9, &[5], LogitRows::Last);
+    step(0..7, &[3], LogitRows::None);
+    step(7..8, &[3], LogitRows::None);
+    let error = nmse(&step(8..9, &[3], LogitRows::Last), &whole);
+    assert!(error <= 1e-5, "{error:e}");
+}
+
 /// Steps that take their tokens from the device give what steps do that wait for them.
 #[test]
 fn running_ahead_changes_no_token() {
