@@ -44,6 +44,9 @@ pub fn fit_cpu(config: &Config, options: &RunnerOptions) -> Result<(OpsConfig, K
 /// Rows of a step where nobody asks for more or fewer.
 pub(crate) const CPU_NUM_TOKENS: usize = 512;
 
+/// Bytes that a device takes besides a model's buffers, with pages of a format.
+pub(crate) type Extra = Box<dyn Fn(&Config, &OpsConfig, Dtype) -> usize>;
+
 /// What a device has and what a model takes there, in bytes.
 pub(crate) struct MemoryBudget {
     pub free: Free,
@@ -60,7 +63,7 @@ pub(crate) struct MemoryBudget {
     /// Whether some experts are computed on the device, and not all on the host.
     pub has_experts: bool,
     /// What the device takes besides the model's buffers.
-    pub extra: Box<dyn Fn(&Config, &OpsConfig, Dtype) -> usize>,
+    pub extra: Extra,
 }
 
 impl MemoryBudget {
