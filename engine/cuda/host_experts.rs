@@ -75,6 +75,7 @@ impl HostPart {
     ///
     /// # Errors
     /// [`crate::Error::Request`] if the shapes do not fit, [`crate::Error::Device`], what the host says.
+    #[allow(clippy::too_many_arguments)] // The part has these operands.
     pub fn add(
         &mut self,
         device: &Device,

@@ -46,6 +46,9 @@ pub fn fit_cpu(config: &Config, options: &RunnerOptions) -> Result<(OpsConfig, K
 /// Rows of a step where nobody asks for more or fewer.
 pub(crate) const CPU_NUM_TOKENS: usize = 512;
 
+/// Bytes that a device takes besides a model's buffers, with matrices of a float format and pages of these.
+pub(crate) type Extra = Box<dyn Fn(&Config, &OpsConfig, Dtype, KvFormats) -> usize>;
+
 /// What a device has and what a model takes there, in bytes.
 pub(crate) struct MemoryBudget {
     pub free: Free,
@@ -61,8 +64,8 @@ pub(crate) struct MemoryBudget {
     pub max_num_tokens: usize,
     /// Whether some experts are computed on the device, and not all on the host.
     pub has_experts: bool,
-    /// What the device takes besides the model's buffers, given the formats of pages.
-    pub extra: Box<dyn Fn(&Config, &OpsConfig, Dtype, KvFormats) -> usize>,
+    /// What the device takes besides the model's buffers.
+    pub extra: Extra,
     /// Of matrices that are floats.
     pub matrix: Dtype,
 }

@@ -112,7 +112,7 @@ fn requests_go_on_between_the_rows_of_a_text() {
         let vector = engine.embed(&TOKENS, Pooling::Mean).unwrap();
         let prompt = TOKENS.map(|token| token % 7).to_vec();
         engine.submit(Request { max_tokens: Some(9), text: false, ..Request::new(prompt) }).unwrap();
-        let mut tokens = |engine: &mut Engine| -> Vec<u32> {
+        let tokens = |engine: &mut Engine| -> Vec<u32> {
             let events = engine.step().unwrap().into_iter();
             let token = |event| if let Event::Token { token, .. } = event { Some(token) } else { None };
             events.filter_map(token).collect()
