@@ -40,7 +40,7 @@ use utoipa::{Modify, OpenApi, openapi};
     components(schemas(generate::TokenEvent, generate::EndEvent, chat_answer::ChatChunk)),
     security(("api_key" = [])),
     modifiers(&ApiKey, &Fields),
-    tags((name = "OpenAI"), (name = "Anthropic"), (name = "qernel"), (name = "server")),
+    tags((name = "OpenAI"), (name = "Anthropic"), (name = "qernel"), (name = "llama.cpp"), (name = "server")),
 )]
 struct Document;
 

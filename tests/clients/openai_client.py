@@ -163,8 +163,9 @@ def samplers():
     further = dict(dry_multiplier=0.8, xtc_probability=0.5, typical_p=0.9, samplers=["top_k", "xtc", "temperature"])
     assert chat(extra_body=further).choices[0].message.content
     assert chat(extra_body=dict(grammar='root ::= "sail" | "gull"')).choices[0].message.content in ["sail", "gull"]
-    first = chat(logit_bias={"300": 100}, max_tokens=1, logprobs=True).choices[0].logprobs.content[0]
-    assert first.bytes == chat(logit_bias={"300": 100}, max_tokens=1, logprobs=True, temperature=0).choices[0].logprobs.content[0].bytes
+    # Twice the same token, which the model would not say.
+    forced = chat(logit_bias={"300": 100}, max_tokens=2, logprobs=True).choices[0].logprobs.content
+    assert forced[0].bytes == forced[1].bytes and forced[0].logprob < -1, forced
 
 
 class Answer(pydantic.BaseModel):

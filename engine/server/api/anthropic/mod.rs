@@ -111,6 +111,8 @@ pub async fn count_tokens(
 ) -> Result<Json<TokenCount>, AnthropicError> {
     let request = body?.0;
     app.model(request.model.as_deref())?;
+    // What an answer would be refused for is refused here too.
+    request.sampling()?;
     let conversation = conversation(request)?;
     let permit =
         app.work.reserve().inspect_err(|_| app.metrics.rejected(crate::metrics::Rejection::QueueFull))?;
