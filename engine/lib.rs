@@ -60,9 +60,9 @@ pub use qernel_server as server;
 
 #[doc(hidden)]
 pub use qernel_core::{
-    batch, chat, config, cpu, disk, drawing, dtype, engine, error, folder, formats, gguf, host_memory,
-    importance, kv_cache, kv_format, kv_layout, model, ops, perplexity, prefix_cache, quantize, rope,
-    sampler, scheduler, stats, testing, tokenizer, weights,
+    batch, chat, checkpoints, config, cpu, disk, drawing, dtype, engine, error, folder, formats, gguf,
+    host_memory, importance, kv_cache, kv_format, kv_layout, model, ops, perplexity, prefix_cache, quantize,
+    rope, sampler, scheduler, stats, testing, tokenizer, weights,
 };
 #[cfg(feature = "cuda")]
 #[doc(hidden)]

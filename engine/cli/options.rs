@@ -3,6 +3,7 @@
 use super::cache_types::CacheTypeArgs;
 use super::chain::ChainArgs;
 use super::overrides::OverrideArgs;
+use crate::checkpoints::CHECKPOINT_EVERY;
 use crate::disk::Access;
 use crate::engine::EngineConfig;
 use crate::error::{Error, Result};
@@ -109,12 +110,20 @@ pub struct EngineArgs {
     /// Compute every prompt from its first token, even if the KV cache still has its beginning from an earlier one
     #[arg(long)]
     pub no_prefix_cache: bool,
+    /// Copy the states of recurrent layers every so many tokens of a prompt too, rounded up to pages of 32, so that a prompt which leaves a
+    /// long one early does not cost from its beginning on; at most half of --checkpoints are of one prompt. 0: behind its last page alone
+    #[arg(long, value_name = "TOKENS", default_value_t = CHECKPOINT_EVERY)]
+    pub checkpoint_every: usize,
 }
 
 impl EngineArgs {
     /// What these options ask for.
     pub fn config(&self) -> EngineConfig {
-        EngineConfig { prefix_cache: !self.no_prefix_cache, ..EngineConfig::default() }
+        EngineConfig {
+            prefix_cache: !self.no_prefix_cache,
+            checkpoint_every: self.checkpoint_every,
+            ..EngineConfig::default()
+        }
     }
 }
 

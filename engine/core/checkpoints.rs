@@ -1,9 +1,11 @@
 //! States of recurrent layers as they were behind a beginning of a sequence, so that another one goes on from there.
 //!
-//! A state cannot be cut back, so copies of it are kept: behind the last full page of a prompt, and behind the newest full page of what is
-//! generated. They are known by the [`Prefix`] that ends with that page, which the prefix cache finds, and which is never given to other
-//! tokens: a copy whose page was forgotten is never found again. There are a fixed number of places for them; the copy that was used longest ago makes room.
+//! A state cannot be cut back, so copies of it are kept: behind the last full page of a prompt, behind every so many tokens of a long one,
+//! and behind the newest full page of what is generated. They are known by the [`Prefix`] that ends with that page, which the prefix cache
+//! finds, and which is never given to other tokens: a copy whose page was forgotten is never found again, and gives its place up. There are
+//! a fixed number of places for them; the copy that was used longest ago makes room.
 
+use crate::kv_layout::PAGE_SIZE;
 use crate::prefix_cache::Prefix;
 use std::collections::HashMap;
 
@@ -24,12 +26,31 @@ pub struct Checkpoints {
     known: HashMap<Prefix, u32>,
     /// Counts uses.
     clock: u64,
+    /// Tokens of a prompt from one copy to the next; 0: none but the last is made.
+    every: usize,
 }
 
+/// Tokens of a prompt from one copy to the next, where nobody asks for more or fewer.
+pub const CHECKPOINT_EVERY: usize = 2048;
+
 impl Checkpoints {
-    /// As many places, all free.
-    pub fn new(count: usize) -> Self {
-        Self { places: vec![Place::Free; count], known: HashMap::new(), clock: 0 }
+    /// As many places, all free. Of a prompt copies are made behind every `every` tokens, rounded up to pages; with 0 behind its last page alone.
+    pub fn new(count: usize, every: usize) -> Self {
+        Self { places: vec![Place::Free; count], known: HashMap::new(), clock: 0, every }
+    }
+
+    /// Tokens from one copy to the next of a prompt of `len`: no more than half of the places are for one prompt.
+    pub fn stride(&self, len: usize) -> usize {
+        if self.every == 0 {
+            return usize::MAX;
+        }
+        let most = (self.places.len() / 2).max(1);
+        self.every.max(len.div_ceil(most)).div_ceil(PAGE_SIZE).saturating_mul(PAGE_SIZE)
+    }
+
+    /// Places for copies.
+    pub fn num_places(&self) -> usize {
+        self.places.len()
     }
 
     /// The place with the state behind `prefix`.
@@ -72,6 +93,11 @@ impl Checkpoints {
         is_first
     }
 
+    /// Forgets the state behind `prefix`, where there is one.
+    pub fn forget(&mut self, prefix: Prefix) {
+        self.find(prefix).into_iter().for_each(|place| self.release(place));
+    }
+
     /// Forgets what is in a place.
     pub fn release(&mut self, place: u32) {
         if let Place::Known(prefix, _) = self.places[place as usize] {
@@ -97,14 +123,23 @@ impl Checkpoints {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kv_layout::PAGE_SIZE;
     use crate::prefix_cache::PrefixCache;
+
+    #[test]
+    fn a_long_prompt_has_copies_at_pages_and_no_more_than_half_of_them() {
+        let strides = |count, every| [1, 1000, 100_000].map(|len| Checkpoints::new(count, every).stride(len));
+        assert_eq!(strides(16, 0), [usize::MAX; 3]);
+        assert_eq!(strides(16, 2048), [2048, 2048, 12_512]);
+        assert_eq!(strides(16, 1), [32, 128, 12_512]);
+        assert_eq!(strides(1, 100), [128, 1024, 100_000]);
+        assert_eq!(strides(0, usize::MAX)[0], usize::MAX);
+    }
 
     #[test]
     fn the_copy_that_was_used_longest_ago_makes_room() {
         let mut cache = PrefixCache::default();
         let prefixes = [0, 1, 2].map(|i| cache.insert(i, Prefix::default(), &[i; PAGE_SIZE]));
-        let mut checkpoints = Checkpoints::new(2);
+        let mut checkpoints = Checkpoints::new(2, 0);
         let [a, b] = [0, 1].map(|_| checkpoints.take().unwrap());
         assert_eq!((checkpoints.take(), checkpoints.num_known()), (None, 0), "both wait for their copies");
         assert!(checkpoints.set(a, prefixes[0]) && checkpoints.set(b, prefixes[1]));

@@ -24,6 +24,7 @@ pub use request::{Completion, Event, FinishReason, Refusal, Request, RequestPart
 pub use text::StopMatcher;
 pub use thinking::{Thinking, ThinkingConstraint};
 
+use crate::checkpoints::{CHECKPOINT_EVERY, Checkpoints};
 use crate::error::{Error, Result};
 use crate::kv_cache::PagePool;
 use crate::kv_layout::{PAGE_SIZE, pages_for};
@@ -51,12 +52,20 @@ pub struct EngineConfig {
     /// Whether requests that begin as earlier ones did take what those have computed from the KV cache. What they answer is
     /// the same, up to the rounding of steps of other sizes on a GPU.
     pub prefix_cache: bool,
+    /// Tokens of a prompt from one copy of the states of recurrent layers to the next, rounded up to pages; 0: there is one behind its last
+    /// page alone. Half of the copies at most are of one prompt.
+    pub checkpoint_every: usize,
 }
 
 impl Default for EngineConfig {
     /// All that the runner allows, with the prefix cache.
     fn default() -> Self {
-        Self { max_num_tokens: usize::MAX, max_num_sequences: usize::MAX, prefix_cache: true }
+        Self {
+            max_num_tokens: usize::MAX,
+            max_num_sequences: usize::MAX,
+            prefix_cache: true,
+            checkpoint_every: CHECKPOINT_EVERY,
+        }
     }
 }
 
@@ -112,7 +121,7 @@ impl Engine {
         let prefix_cache = config.prefix_cache && (!has_slots || checkpoints > 0);
         let mut scheduler = Scheduler::new(step, num_pages, prefix_cache);
         if has_slots && prefix_cache {
-            scheduler = scheduler.with_checkpoints(checkpoints);
+            scheduler = scheduler.with_checkpoints(Checkpoints::new(checkpoints, config.checkpoint_every));
         }
         let max_model_len = runner.max_model_len().min(num_pages.min(limits.max_blocks) * PAGE_SIZE);
         Ok(Self {
@@ -148,6 +157,11 @@ impl Engine {
     /// The pages of the KV cache: how many sequences use, how many are free, and how many of those the prefix cache knows.
     pub fn pool(&self) -> &PagePool {
         self.scheduler.pool()
+    }
+
+    /// The copies of the states of recurrent layers, where a model has such layers and beginnings are shared.
+    pub fn checkpoints(&self) -> Option<&Checkpoints> {
+        self.scheduler.checkpoints()
     }
 
     /// How many sequences wait and how many run.

@@ -56,6 +56,11 @@ impl PagePool {
         self.prefixes.num_idle()
     }
 
+    /// The prefixes that no page is known for any more, since they were taken last.
+    pub fn take_forgotten(&mut self) -> Vec<Prefix> {
+        self.prefixes.take_forgotten()
+    }
+
     /// A free page for one user, `None` if there is none. Of pages with a known content the one is taken that nobody has
     /// used for longest.
     fn allocate(&mut self) -> Option<u32> {

@@ -47,6 +47,8 @@ pub struct PrefixCache {
     clock: u64,
     /// The prefix that was named last.
     last_prefix: u64,
+    /// Prefixes whose page is known no longer, since somebody asked: one for each known page at most.
+    forgotten: Vec<Prefix>,
 }
 
 impl PrefixCache {
@@ -131,10 +133,15 @@ impl PrefixCache {
         Some(page)
     }
 
+    /// The prefixes that no page is known for any more, since they were taken last.
+    pub fn take_forgotten(&mut self) -> Vec<Prefix> {
+        std::mem::take(&mut self.forgotten)
+    }
+
     fn forget(&mut self, page: u32) {
         match self.contents[page as usize].take() {
             Some(Content::Full(key)) => {
-                self.full.remove(&key);
+                self.forgotten.extend(self.full.remove(&key).map(|(_, prefix)| prefix));
             }
             Some(Content::Tail { before, .. }) => {
                 if let Some(tails) = self.tails.get_mut(&before) {

@@ -12,15 +12,16 @@
 //! running sequences own pages; and nothing is marked as computed, or known, before [`Scheduler::complete`], so that a
 //! step that failed can be taken again.
 
+mod sequence;
 mod step;
 
+pub use sequence::Sequence;
 pub use step::{ScheduledSequence, SequenceId, Step};
 
 use crate::batch::{Batch, LogitRows, SequenceRows};
 use crate::checkpoints::Checkpoints;
 use crate::kv_cache::{PageList, PagePool};
-use crate::kv_layout::{PAGE_SIZE, StateCopy, pages_for};
-use crate::prefix_cache::Prefix;
+use crate::kv_layout::{StateCopy, pages_for};
 use crate::sampler::NO_TOKEN;
 use std::collections::VecDeque;
 
@@ -31,69 +32,6 @@ pub struct StepLimits {
     pub max_num_tokens: usize,
     /// Sequences that run at once.
     pub max_num_sequences: usize,
-}
-
-/// A sequence's tokens and where they are.
-#[derive(Debug)]
-pub struct Sequence {
-    id: SequenceId,
-    /// The prompt, then what was generated.
-    tokens: Vec<u32>,
-    /// K and V of the first `num_cached` tokens are in `pages`.
-    num_cached: usize,
-    /// Tokens when it last joined: what is before is prefill, what comes after is decode.
-    prefill_len: usize,
-    /// Tokens of the prompt that were in the cache when it first joined.
-    num_reused: usize,
-    pages: PageList,
-    /// Where layers keep what does not grow with it; it has one while it runs.
-    slot: u32,
-    /// It gave its pages up at least once.
-    preempted: bool,
-    /// Where the copy of its state is that it begins with, until its first step.
-    load: Option<u32>,
-    /// Behind what the newest copy was made of its state while it generates.
-    newest: Option<Prefix>,
-}
-
-impl Sequence {
-    /// The prompt, then what was generated.
-    pub fn tokens(&self) -> &[u32] {
-        &self.tokens
-    }
-
-    /// Tokens of the prompt that were in the cache already and not computed.
-    pub fn num_reused(&self) -> usize {
-        self.num_reused
-    }
-
-    fn is_prefill(&self) -> bool {
-        self.num_cached < self.prefill_len
-    }
-
-    /// Has nothing computed any more; what it had stays known to the pool.
-    fn give_up_pages(&mut self, pool: &mut PagePool) {
-        self.pages.clear(&self.tokens[..self.num_cached], pool);
-        self.num_cached = 0;
-        (self.load, self.newest) = (None, None);
-    }
-
-    /// Rows of its prompt for the next step, of at most `budget`. Where states are copied a step ends behind the prompt's last page.
-    fn prefill_rows(&self, budget: usize, copies: bool) -> usize {
-        let last_page = self.end_of_full_pages();
-        let end = if copies && self.num_cached < last_page { last_page } else { self.prefill_len };
-        budget.min(end - self.num_cached)
-    }
-
-    /// Whether its state is worth a copy once `end` of its tokens are taken in.
-    fn is_checkpoint(&self, end: usize) -> bool {
-        end.is_multiple_of(PAGE_SIZE) && (end == self.end_of_full_pages() || end >= self.prefill_len)
-    }
-
-    /// Tokens of its prompt on full pages, all but the last token at most.
-    fn end_of_full_pages(&self) -> usize {
-        (self.prefill_len - 1) / PAGE_SIZE * PAGE_SIZE
-    }
 }
 
 /// See the [module](self).
@@ -114,10 +52,15 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// The same for a model whose layers keep states in slots, of which `count` copies may be kept: where it goes on, a sequence begins
+    /// The same for a model whose layers keep states in slots, of which `checkpoints` may be kept: where it goes on, a sequence begins
     /// with one.
-    pub fn with_checkpoints(self, count: usize) -> Self {
-        Self { checkpoints: Some(Checkpoints::new(count)), ..self }
+    pub fn with_checkpoints(self, checkpoints: Checkpoints) -> Self {
+        Self { checkpoints: Some(checkpoints), ..self }
+    }
+
+    /// Copies of states, for a model that has them.
+    pub fn checkpoints(&self) -> Option<&Checkpoints> {
+        self.checkpoints.as_ref()
     }
 
     /// A scheduler of `num_pages` free pages, whose sequences share what they have in common if `prefix_cache`.
@@ -180,6 +123,7 @@ impl Scheduler {
             preempted: false,
             load: None,
             newest: None,
+            stride: None,
         });
     }
 
@@ -217,9 +161,8 @@ impl Scheduler {
 
         // 2. Prompts that have begun.
         let preempting = self.running.len() < num_running;
-        let copies = self.checkpoints.is_some();
         for (i, sequence) in self.running.iter().enumerate().filter(|(_, sequence)| sequence.is_prefill()) {
-            let num_rows = sequence.prefill_rows(budget, copies);
+            let num_rows = sequence.prefill_rows(budget);
             if num_rows > 0 {
                 chosen.push((i, num_rows));
                 budget -= num_rows;
@@ -230,7 +173,7 @@ impl Scheduler {
         // always a row for each running sequence.
         while budget > 0 && !preempting && self.has_slot() && self.admit() {
             let sequence = &self.running[self.running.len() - 1];
-            let num_rows = sequence.prefill_rows(budget, copies);
+            let num_rows = sequence.prefill_rows(budget);
             chosen.push((self.running.len() - 1, num_rows));
             budget -= num_rows;
         }
@@ -293,9 +236,12 @@ impl Scheduler {
     /// The copies that are made of the states of running sequences once so many of their tokens are taken in; the one that was made last
     /// while a sequence generates is no longer needed then.
     fn copies_behind(&mut self, ends: &[(usize, usize)]) -> Vec<Option<StateCopy>> {
+        let forgotten = self.pool.take_forgotten();
         let Self { checkpoints: Some(checkpoints), running, .. } = self else {
             return vec![None; ends.len()];
         };
+        // A copy goes with the page that it stands behind: nobody would find it any more.
+        forgotten.into_iter().for_each(|prefix| checkpoints.forget(prefix));
         let mut copy = |&(i, end): &(usize, usize)| {
             let sequence = &mut running[i];
             if !sequence.is_checkpoint(end) {
@@ -448,6 +394,8 @@ impl Scheduler {
         }
         sequence.slot = take_slot(&mut self.free_slots, &mut self.num_slots);
         sequence.prefill_len = sequence.tokens.len();
+        sequence.stride =
+            self.checkpoints.as_ref().map(|checkpoints| checkpoints.stride(sequence.prefill_len));
         self.running.extend(self.waiting.pop_front());
         self.grow(self.running.len() - 1)
     }

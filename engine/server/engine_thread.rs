@@ -403,8 +403,7 @@ impl EngineThread {
     }
 
     fn observe(&self) {
-        let (waiting, running) = self.engine.num_sequences();
-        self.delivery.shared.metrics.engine(waiting, running, self.engine.pool());
+        self.delivery.shared.metrics.engine(&self.engine);
     }
 }
 

@@ -6,8 +6,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry};
-use qernel_core::engine::FinishReason;
-use qernel_core::kv_cache::PagePool;
+use qernel_core::engine::{Engine, FinishReason};
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
@@ -27,6 +26,8 @@ pub struct Metrics {
     pages: Gauge,
     used_pages: Gauge,
     cached_pages: Gauge,
+    checkpoints: Gauge,
+    used_checkpoints: Gauge,
     connections: Gauge,
     prompt_tokens: Counter,
     completion_tokens: Counter,
@@ -68,6 +69,8 @@ impl Default for Metrics {
             pages: Gauge::default(),
             used_pages: Gauge::default(),
             cached_pages: Gauge::default(),
+            checkpoints: Gauge::default(),
+            used_checkpoints: Gauge::default(),
             connections: Gauge::default(),
             prompt_tokens: Counter::default(),
             completion_tokens: Counter::default(),
@@ -89,6 +92,13 @@ impl Default for Metrics {
         add(r, "kv_pages", "Pages of the KV cache", &metrics.pages);
         add(r, "kv_pages_used", "Pages that hold a sequence", &metrics.used_pages);
         add(r, "kv_pages_cached", "Free pages that the prefix cache knows", &metrics.cached_pages);
+        add(
+            r,
+            "state_checkpoints",
+            "Copies of recurrent layers' states that may be kept",
+            &metrics.checkpoints,
+        );
+        add(r, "state_checkpoints_used", "Copies that are kept", &metrics.used_checkpoints);
         add(r, "connections", "Open connections", &metrics.connections);
         add(r, "prompt_tokens", "Tokens of accepted prompts", &metrics.prompt_tokens);
         add(r, "completion_tokens", "Tokens made", &metrics.completion_tokens);
@@ -130,12 +140,17 @@ impl Metrics {
     }
 
     /// The state between two steps.
-    pub fn engine(&self, waiting: usize, running: usize, pool: &PagePool) {
+    pub fn engine(&self, engine: &Engine) {
+        let ((waiting, running), pool) = (engine.num_sequences(), engine.pool());
         self.waiting.set(waiting as i64);
         self.running.set(running as i64);
         self.pages.set(pool.num_pages() as i64);
         self.cached_pages.set(pool.num_cached() as i64);
         self.used_pages.set(pool.num_used() as i64);
+        if let Some(checkpoints) = engine.checkpoints() {
+            self.checkpoints.set(checkpoints.num_places() as i64);
+            self.used_checkpoints.set(checkpoints.num_known() as i64);
+        }
     }
 
     pub fn prompt_tokens(&self, count: usize) {

@@ -154,6 +154,10 @@ fn states_go_with_their_slots() {
 }
 
 fn engine(checkpoints: usize, prefix_cache: bool) -> Engine {
+    engine_with(checkpoints, EngineConfig { prefix_cache, ..EngineConfig::default() })
+}
+
+fn engine_with(checkpoints: usize, engine: EngineConfig) -> Engine {
     let gguf = model().gguf();
     let config = Config::from_gguf(&gguf).unwrap();
     let weights = Weights::from_gguf(&gguf, &config).unwrap();
@@ -168,8 +172,7 @@ fn engine(checkpoints: usize, prefix_cache: bool) -> Engine {
     let ops = CpuOps::new(&ops_config).unwrap();
     let runner = ModelRunner::new(ops, &weights, &config, &ops_config, layout, &mut |_, _| ()).unwrap();
     let runner = runner.with_checkpoints(checkpoints).unwrap();
-    let config = EngineConfig { prefix_cache, ..EngineConfig::default() };
-    Engine::new(Box::new(runner), None, config).unwrap()
+    Engine::new(Box::new(runner), None, engine).unwrap()
 }
 
 fn answer(engine: &mut Engine, prompt: &[u32], max_tokens: usize) -> (Vec<u32>, Usage) {
@@ -226,4 +229,39 @@ fn a_conversation_goes_on_from_its_last_checkpoint() {
     assert_eq!(tokens, expected);
     assert_eq!(usage.cached_tokens, (turns[2].len() - 1) / PAGE_SIZE * PAGE_SIZE);
     assert_eq!(cached.pool().num_used(), 0);
+}
+
+/// A prompt that leaves a long one early costs from the copy before on; one prompt takes half of the copies at most; pages that are forgotten
+/// take theirs with them.
+#[test]
+fn long_prompts_have_copies_on_the_way() {
+    let mut every = engine_with(10, EngineConfig { checkpoint_every: 64, ..EngineConfig::default() });
+    let mut last = engine_with(10, EngineConfig { checkpoint_every: 0, ..EngineConfig::default() });
+    let mut whole = engine(10, false);
+    let mut random = Random::new(7, "long prompts");
+    let mut tokens = |len: usize| -> Vec<u32> {
+        (0..len).map(|_| (random.next_u64() % TinyModel::VOCAB_SIZE as u64) as u32).collect()
+    };
+    let long = tokens(300);
+    let others: Vec<Vec<u32>> =
+        [250, 130, 100, 64, 63].map(|len| [&long[..len], &tokens(9)].concat()).to_vec();
+    for (engine, copies, cached) in
+        [(&mut every, 5, [192, 128, 64, 64, 0]), (&mut last, 1, [0; 5]), (&mut whole, 0, [0; 5])]
+    {
+        answer(engine, &long, 1);
+        assert_eq!(engine.checkpoints().map_or(0, |copies| copies.num_known()), copies);
+        for (prompt, cached) in others.iter().zip(cached) {
+            assert_eq!(answer(engine, prompt, 8).1.cached_tokens, cached);
+        }
+    }
+    for prompt in &others {
+        assert_eq!(answer(&mut every, prompt, 8).0, answer(&mut whole, prompt, 8).0);
+    }
+    // Room for all copies, but of 40 pages three such prompts take 48: half of the first one's pages go, with the copies behind them.
+    let mut roomy = engine_with(40, EngineConfig { checkpoint_every: 64, ..EngineConfig::default() });
+    for copies in [8, 16, 20] {
+        answer(&mut roomy, &tokens(500), 1);
+        answer(&mut roomy, &tokens(9), 1);
+        assert_eq!(roomy.checkpoints().unwrap().num_known(), copies);
+    }
 }

@@ -3,6 +3,7 @@
 
 mod client;
 mod connections;
+mod conversations;
 mod embeddings;
 mod fields;
 mod formats;

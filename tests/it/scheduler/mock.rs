@@ -281,7 +281,10 @@ pub fn engine(mock: Mock) -> Engine {
 }
 
 pub fn engine_with(mock: Mock, prefix_cache: bool) -> Engine {
-    let config = EngineConfig { prefix_cache, ..EngineConfig::default() };
+    engine_of(mock, EngineConfig { prefix_cache, ..EngineConfig::default() })
+}
+
+pub fn engine_of(mock: Mock, config: EngineConfig) -> Engine {
     Engine::new(Box::new(mock), Some(tokenizer()), config).unwrap()
 }
 

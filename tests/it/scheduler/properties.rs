@@ -3,7 +3,7 @@
 use super::mock::*;
 use proptest::prelude::*;
 use qernel::Error;
-use qernel::engine::{Engine, FinishReason, Request};
+use qernel::engine::{Engine, EngineConfig, FinishReason, Request};
 use qernel::kv_layout::PAGE_SIZE;
 use qernel::sampler::SamplingParams;
 use qernel::scheduler::SequenceId;
@@ -93,7 +93,9 @@ fn any_schedule_gives_the_same(
         mock = mock.recurrent(checkpoints);
     }
     let failures = Rc::clone(&mock.failures);
-    let mut engine = engine_with(mock, prefix_cache);
+    let checkpoint_every = shape.max_num_sequences % 3 * PAGE_SIZE;
+    let mut engine =
+        engine_of(mock, EngineConfig { prefix_cache, checkpoint_every, ..EngineConfig::default() });
     // It is off by itself.
     let prefix_cache = prefix_cache && recurrent != Some(0);
     let max_model_len = shape.max_model_len.min(shape.num_pages * PAGE_SIZE);

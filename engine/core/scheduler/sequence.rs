@@ -1,0 +1,78 @@
+//! What a scheduler keeps of a sequence.
+
+use super::SequenceId;
+use crate::kv_cache::{PageList, PagePool};
+use crate::kv_layout::PAGE_SIZE;
+use crate::prefix_cache::Prefix;
+
+/// A sequence's tokens and where they are.
+#[derive(Debug)]
+pub struct Sequence {
+    pub(super) id: SequenceId,
+    /// The prompt, then what was generated.
+    pub(super) tokens: Vec<u32>,
+    /// K and V of the first `num_cached` tokens are in `pages`.
+    pub(super) num_cached: usize,
+    /// Tokens when it last joined: what is before is prefill, what comes after is decode.
+    pub(super) prefill_len: usize,
+    /// Tokens of the prompt that were in the cache when it first joined.
+    pub(super) num_reused: usize,
+    pub(super) pages: PageList,
+    /// Where layers keep what does not grow with it; it has one while it runs.
+    pub(super) slot: u32,
+    /// It gave its pages up at least once.
+    pub(super) preempted: bool,
+    /// Where the copy of its state is that it begins with, until its first step.
+    pub(super) load: Option<u32>,
+    /// Behind what the newest copy was made of its state while it generates.
+    pub(super) newest: Option<Prefix>,
+    /// Where states are copied: behind every so many tokens of its prompt.
+    pub(super) stride: Option<usize>,
+}
+
+impl Sequence {
+    /// The prompt, then what was generated.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Tokens of the prompt that were in the cache already and not computed.
+    pub fn num_reused(&self) -> usize {
+        self.num_reused
+    }
+
+    pub(super) fn is_prefill(&self) -> bool {
+        self.num_cached < self.prefill_len
+    }
+
+    /// Has nothing computed any more; what it had stays known to the pool.
+    pub(super) fn give_up_pages(&mut self, pool: &mut PagePool) {
+        self.pages.clear(&self.tokens[..self.num_cached], pool);
+        self.num_cached = 0;
+        (self.load, self.newest) = (None, None);
+    }
+
+    /// Rows of its prompt for the next step, of at most `budget`. Where states are copied a step ends.
+    pub(super) fn prefill_rows(&self, budget: usize) -> usize {
+        let last_page = self.end_of_full_pages();
+        let end = match self.stride {
+            Some(stride) if self.num_cached < last_page => {
+                last_page.min((self.num_cached / stride + 1).saturating_mul(stride))
+            }
+            _ => self.prefill_len,
+        };
+        budget.min(end - self.num_cached)
+    }
+
+    /// Whether its state is worth a copy once `end` of its tokens are taken in.
+    pub(super) fn is_checkpoint(&self, end: usize) -> bool {
+        let is_stride = || self.stride.is_some_and(|stride| end.is_multiple_of(stride));
+        end.is_multiple_of(PAGE_SIZE)
+            && (end == self.end_of_full_pages() || end >= self.prefill_len || is_stride())
+    }
+
+    /// Tokens of its prompt on full pages, all but the last token at most.
+    fn end_of_full_pages(&self) -> usize {
+        (self.prefill_len - 1) / PAGE_SIZE * PAGE_SIZE
+    }
+}
