@@ -81,7 +81,8 @@ impl TextJobs {
                 Ok(scored.map_or(Progress::Waits, Progress::Done))
             }),
         };
-        if !job.is_waited_for() {
+        // What a client has left in the middle is given up when its turn comes again.
+        if job.is_told() {
             self.0.pop_front();
         }
         worked
@@ -94,6 +95,14 @@ impl TextJob {
         match self {
             Self::Embed(texts, _) => texts.has_begun,
             Self::Score(texts, _) => texts.has_begun,
+        }
+    }
+
+    /// Its client has got what was made, or why not.
+    fn is_told(&self) -> bool {
+        match self {
+            Self::Embed(texts, _) => texts.reply.is_none(),
+            Self::Score(texts, _) => texts.reply.is_none(),
         }
     }
 

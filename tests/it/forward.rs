@@ -271,8 +271,10 @@ fn kv_pages_cost_no_more_than_their_rounding() {
         // Rounding K and V to 11 (8) bits is a relative error of at most 4.9e-4 (3.9e-3), whose square is 2.4e-7
         // (1.5e-5); the residual stream carries part of it on.
         let [f16, bf16] = [Dtype::F16, Dtype::Bf16].map(KvFormat::Float);
-        // Of 32 values with a scale each is off by up to half a 127th of the largest.
-        for (kv, tolerance) in [(f16, 2.4e-7), (bf16, 1.5e-5), (KvFormat::Q8_0, 5e-5)] {
+        // Of 32 values with a scale each is off by up to half a 127th of the largest, two deviations or more: 2.7e-5 of K and of V, which
+        // scores of random weights make more of.
+        let blocks = in_blocks(&config).then_some((KvFormat::Q8_0, 2e-4));
+        for (kv, tolerance) in [(f16, 2.4e-7), (bf16, 1.5e-5)].into_iter().chain(blocks) {
             let kv = KvFormats::both(kv);
             let mut runner = runner_of(&config, &weights, Isa::best(), kv);
             let error = nmse(&whole(&mut runner, &IDS), &expected);
@@ -282,13 +284,19 @@ fn kv_pages_cost_no_more_than_their_rounding() {
     }
 }
 
+/// Whether heads are whole blocks of pages in eight bits.
+fn in_blocks(config: &Config) -> bool {
+    config.head_dim.is_multiple_of(32)
+}
+
 #[test]
 fn every_instruction_set_gives_the_same_bits() {
     // The portable code fuses multiply and add only where the compiler may assume the instruction.
     let fused = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
     for Golden { model, file, .. } in goldens() {
         let (config, weights) = load(&model);
-        for kv in [KvFormat::Float(Dtype::F32), KvFormat::Q8_0].map(KvFormats::both) {
+        let blocks = in_blocks(&config).then_some(KvFormat::Q8_0);
+        for kv in [KvFormat::Float(Dtype::F32)].into_iter().chain(blocks).map(KvFormats::both) {
             let mut expected: Option<Vec<f32>> = None;
             for isa in Isa::available().into_iter().filter(|&isa| fused || isa != Isa::PORTABLE) {
                 let found = whole(&mut runner_of(&config, &weights, isa, kv), &IDS);
