@@ -21,6 +21,7 @@ use qernel::config::{Config, ExpertSizes, LinearSizes};
 use qernel::cpu::CpuOps;
 use qernel::cuda::{CudaOps, Device, KernelChoice};
 use qernel::dtype::Dtype;
+use qernel::engine::{Event, Request};
 use qernel::error::Error;
 use qernel::formats::MatrixFormat;
 use qernel::kv_format::{KvFormat, KvFormats};
@@ -31,7 +32,7 @@ use qernel::load::{DeviceChoice, DtypeChoice, RunnerOptions, kv_layout, open_run
 use qernel::model::{ARCHITECTURES, ModelRunner, Runner};
 use qernel::ops::{Ops, OpsConfig};
 use qernel::sampler::{NO_TOKEN, SamplingParams, SamplingRow};
-use qernel::testing::{Random, TinyModel};
+use qernel::testing::{Random, TinyDraft, TinyModel};
 use qernel::weights::Weights;
 use std::rc::Rc;
 
@@ -296,6 +297,37 @@ fn running_ahead_changes_no_token() {
 /// States move on once for each token, whoever joins, leaves or is crowded out.
 #[test]
 fn running_ahead_changes_no_token_of_a_hybrid() {
+    same_tokens_ahead(&hybrid(), Dtype::F16.into());
+}
+
+/// What a block drafts is verified by steps of several rows, and taken back where it was wrong.
+#[test]
+fn drafts_change_no_token_of_a_hybrid() {
+    let ops = |config: &OpsConfig| {
+        CudaOps::new(&device_of_models(7), config, Dtype::F16, KernelChoice::default()).unwrap()
+    };
+    let answers = [None, Some(TinyDraft::default())].map(|draft| {
+        let mut engine = life::engine(&TinyModel { draft, ..hybrid() }, Dtype::F16, life::ROOMY, ops);
+        let [greedy, random, ..] = life::crowd_requests();
+        for request in [greedy, random] {
+            engine.submit(Request { max_tokens: Some(20), ..request }).unwrap();
+        }
+        let (mut tokens, mut drafted) = ([Vec::new(), Vec::new()], 0);
+        while engine.has_work() {
+            for event in engine.step().unwrap() {
+                match event {
+                    Event::Token { id, token, .. } => tokens[id.0 as usize].push(token),
+                    Event::Finished { timings, .. } => drafted += timings.draft_tokens,
+                }
+            }
+        }
+        assert_eq!((tokens[0].len(), tokens[1].len(), drafted > 20), (20, 20, draft.is_some()));
+        tokens
+    });
+    assert_eq!(answers[0], answers[1]);
+}
+
+fn hybrid() -> TinyModel {
     let linear = LinearSizes {
         linear_num_key_heads: 1,
         linear_num_value_heads: 2,
@@ -303,7 +335,7 @@ fn running_ahead_changes_no_token_of_a_hybrid() {
         linear_value_head_dim: 32,
         linear_conv_kernel_dim: 4,
     };
-    let model = TinyModel {
+    TinyModel {
         architecture: "qwen35",
         format: MatrixFormat::F16,
         hidden_size: 64,
@@ -312,8 +344,7 @@ fn running_ahead_changes_no_token_of_a_hybrid() {
         num_key_value_heads: 1,
         linear,
         ..TinyModel::default()
-    };
-    same_tokens_ahead(&model, Dtype::F16.into());
+    }
 }
 
 fn same_tokens_ahead(model: &TinyModel, formats: KvFormats) {

@@ -24,6 +24,8 @@ pub struct Sample {
     pub steps: Vec<f64>,
     /// What of `seconds` the engine took and not the model: scheduling, detokenisation, events.
     pub engine_seconds: f64,
+    /// Tokens that were drafted, and those of them that stayed.
+    pub drafts: [usize; 2],
 }
 
 /// The timed part of a test on sequences of random tokens.
@@ -130,7 +132,7 @@ impl<'a> Bench<'a> {
         }
         let (mut steps, mut left) = (Vec::with_capacity(test.n_gen + 1), test.n_parallel);
         let mut last = start;
-        let (mut reused, mut model_seconds) = (true, 0.0);
+        let (mut reused, mut model_seconds, mut drafts) = (true, 0.0, [0; 2]);
         while left > 0 {
             for event in self.engine.step()? {
                 event.error().map_or(Ok(()), Err)?;
@@ -144,6 +146,8 @@ impl<'a> Bench<'a> {
                         // All sequences take the same steps; the first prefill step of a decode test is not timed.
                         let prefill = if test.is_decode() { 0.0 } else { timings.prefill_seconds };
                         model_seconds = timings.decode_seconds + prefill;
+                        drafts[0] += timings.draft_tokens;
+                        drafts[1] += timings.accepted_draft_tokens;
                     }
                 }
             }
@@ -153,7 +157,7 @@ impl<'a> Bench<'a> {
         }
         let seconds = last.duration_since(start).as_secs_f64();
         let engine_seconds = (seconds - model_seconds).max(0.0);
-        Ok(reused.then_some(Sample { seconds, steps, engine_seconds }))
+        Ok(reused.then_some(Sample { seconds, steps, engine_seconds, drafts }))
     }
 
     /// Ends sequences that did not start together.

@@ -82,6 +82,9 @@ pub struct Row {
     pub floor_us: Option<f64>,
     /// `floor_us` over the mean step of the median repetition.
     pub bandwidth_percent: Option<f64>,
+    /// The share of drafted tokens that stayed, of all repetitions; none where nothing was drafted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acceptance: Option<f64>,
     pub samples_ns: Vec<u64>,
     pub samples_ts: Vec<f64>,
     #[serde(flatten)]
@@ -108,6 +111,8 @@ impl Row {
         });
         let floor_us =
             bytes_per_step.zip(facts.read_bandwidth).map(|(bytes, rate)| bytes as f64 / rate * 1e6);
+        let [drafted, accepted] =
+            [0, 1].map(|i| samples.iter().map(|sample| sample.drafts[i]).sum::<usize>());
         let mean_step_us = median(&seconds) * 1e6 / test.n_gen.max(1) as f64;
         Self {
             facts: facts.clone(),
@@ -132,6 +137,7 @@ impl Row {
             bytes_per_token: bytes_per_step.map(|bytes| bytes / test.n_parallel as u64),
             floor_us,
             bandwidth_percent: floor_us.map(|floor| 100.0 * floor / mean_step_us),
+            acceptance: (drafted > 0).then(|| accepted as f64 / drafted as f64),
             samples_ns: ns.iter().map(|ns| ns.round() as u64).collect(),
             samples_ts: ts,
             comparison: None,
@@ -176,6 +182,7 @@ pub(super) mod tests {
                 seconds,
                 steps: vec![seconds / 4.0; 4],
                 engine_seconds: seconds / 100.0,
+                drafts: [8, 6],
             })
             .collect();
         Row::new(&facts(), test, &samples)
@@ -196,5 +203,6 @@ pub(super) mod tests {
         assert!((row.floor_us.unwrap() - 1320.5).abs() < 1e-9);
         assert!((row.bandwidth_percent.unwrap() - 26.41).abs() < 1e-9);
         assert!((row.engine_us_per_step - 50.0).abs() < 1e-9);
+        assert_eq!(row.acceptance, Some(0.75));
     }
 }

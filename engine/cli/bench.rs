@@ -184,6 +184,11 @@ impl Session<'_> {
         if !shares.is_empty() {
             note(format_args!("scheduling, detokenisation and events a step: {}", shares.join(", ")));
         }
+        let acceptance = |row: &Row| Some(format!("{} {:.1} %", row.test, 100.0 * row.acceptance?));
+        let acceptance: Vec<String> = rows.iter().filter_map(acceptance).collect();
+        if !acceptance.is_empty() {
+            note(format_args!("drafted tokens that were accepted: {}", acceptance.join(", ")));
+        }
     }
 }
 

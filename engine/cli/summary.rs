@@ -21,6 +21,11 @@ pub struct Summary {
     pub decode_tokens: usize,
     pub decode_s: f64,
     pub decode_tokens_per_s: f64,
+    /// Where tokens are drafted: how many were, and which share of them stayed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub draft_tokens: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acceptance: Option<f64>,
     /// Weights and cached K and V that one decode step reads, at the mean length of this request's steps.
     pub bytes_per_token: u64,
     /// Rate at which the device reads the weights where they are, measured at the end of this run, in bytes per second; `None` for an
@@ -59,6 +64,8 @@ impl Summary {
             decode_tokens: timings.decode_tokens,
             decode_s: timings.decode_seconds,
             decode_tokens_per_s,
+            draft_tokens: timings.acceptance().map(|_| timings.draft_tokens),
+            acceptance: timings.acceptance(),
             bytes_per_token,
             measured_bandwidth,
             bandwidth_share: measured_bandwidth
@@ -81,6 +88,9 @@ impl fmt::Display for Summary {
             "decode   {} tokens in {:.3} s, {:.1} tokens/s",
             self.decode_tokens, self.decode_s, self.decode_tokens_per_s
         )?;
+        if let (Some(count), Some(acceptance)) = (self.draft_tokens, self.acceptance) {
+            writeln!(f, "drafts   {count} tokens, {:.1}% of them accepted", 100.0 * acceptance)?;
+        }
         write!(f, "memory   {:.1} MB a token", self.bytes_per_token as f64 / 1e6)?;
         if let (Some(share), Some(measured)) = (self.bandwidth_share, self.measured_bandwidth) {
             write!(f, ", {:.1}% of the {:.1} GB/s measured", 100.0 * share, measured / 1e9)?;

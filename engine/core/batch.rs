@@ -56,6 +56,8 @@ pub enum LogitRows {
     None,
     /// The last one, from which the next token is drawn.
     Last,
+    /// So many of the last ones, no more than there are.
+    Newest(u32),
     /// Every one.
     All,
 }
@@ -83,6 +85,9 @@ impl Batch {
             match rows.logits {
                 LogitRows::None => {}
                 LogitRows::Last => batch.logit_rows.push(end - 1),
+                LogitRows::Newest(count) => {
+                    batch.logit_rows.extend(end.saturating_sub(count).max(start)..end)
+                }
                 LogitRows::All => batch.logit_rows.extend(start..end),
             }
             batch.query_start.push(end);

@@ -121,9 +121,23 @@ pub struct Config {
     /// The layers of linear attention, ascending.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub linear_layers: Vec<usize>,
-    /// Layers behind the last one that draft further tokens. They are not computed.
+    /// Layers behind the last one that draft further tokens. They are not computed but for [`Config::draft`].
     #[serde(skip_serializing_if = "is_zero")]
     pub num_nextn_predict_layers: usize,
+    /// Where the first of those layers is wanted: the tensors of its own that it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub draft: Option<DraftTensors>,
+}
+
+/// What a block that drafts need not share with the model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct DraftTensors {
+    /// The norm before the head.
+    pub norm: bool,
+    /// The head.
+    pub head: bool,
+    /// The embedding.
+    pub embedding: bool,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
@@ -198,6 +212,7 @@ impl Config {
             linear: None,
             linear_layers: Vec::new(),
             num_nextn_predict_layers: 0,
+            draft: None,
         })
     }
 
@@ -205,6 +220,24 @@ impl Config {
     /// one's; 0 where there is none.
     pub fn dense_size(&self) -> usize {
         self.experts.map_or(self.intermediate_size, |experts| experts.shared_expert_intermediate_size)
+    }
+
+    /// The same with the first of the layers that draft further tokens.
+    ///
+    /// # Errors
+    /// [`Error::Model`] if the file has none.
+    pub fn with_draft(self, gguf: &Gguf) -> Result<Self> {
+        if self.num_nextn_predict_layers == 0 {
+            return Err(Error::Model(format!(
+                "--spec-type mtp needs a file with a block that drafts tokens; this one has no `{}.nextn_predict_layers`: take a file that was \
+                 made with its MTP block, or leave the option out",
+                self.architecture
+            )));
+        }
+        let i = self.num_hidden_layers;
+        let has = |name: &str| gguf.tensor(&format!("blk.{i}.nextn.{name}.weight")).is_some();
+        let (norm, head) = (has("shared_head_norm"), has("shared_head_head"));
+        Ok(Self { draft: Some(DraftTensors { norm, head, embedding: has("embed_tokens") }), ..self })
     }
 
     /// Whether a tensor of that name is one of the layers behind the last that draft further tokens.

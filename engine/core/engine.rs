@@ -7,6 +7,7 @@
 //! not wait for the host. A row that is computed for a sequence which then turns out to have ended is thrown away.
 
 mod constraint;
+mod draft;
 mod embed;
 mod generation;
 mod logits;
@@ -30,7 +31,7 @@ use crate::kv_cache::PagePool;
 use crate::kv_layout::{PAGE_SIZE, pages_for};
 use crate::model::Runner;
 use crate::sampler::{HostRow, Logprobs, NO_TOKEN, SamplingRow};
-use crate::scheduler::{ScheduledSequence, Scheduler, SequenceId, Step, StepLimits};
+use crate::scheduler::{Drafting, ScheduledSequence, Scheduler, SequenceId, Step, StepLimits};
 use crate::tokenizer::Tokenizer;
 use generation::{Constrained, Generation};
 use penalties::PenaltyWindow;
@@ -87,6 +88,8 @@ pub struct Engine {
     max_num_tokens: usize,
     /// The text whose vector is being made.
     embedding: Option<embed::Embedding>,
+    /// Tokens that are drafted at a time, at most; 0 where the model has no block for it.
+    max_drafts: usize,
 }
 
 impl Engine {
@@ -124,6 +127,12 @@ impl Engine {
             scheduler = scheduler.with_checkpoints(Checkpoints::new(checkpoints, config.checkpoint_every));
         }
         let max_model_len = runner.max_model_len().min(num_pages.min(limits.max_blocks) * PAGE_SIZE);
+        // Each sequence draws a token for each draft, and one more.
+        let max_drafts = runner.max_drafts().min(limits.max_num_logits / step.max_num_sequences - 1);
+        if max_drafts > 0 {
+            let first_place = has_slots.then_some(checkpoints as u32);
+            scheduler = scheduler.with_drafting(Drafting { max: max_drafts, max_model_len, first_place });
+        }
         Ok(Self {
             runner,
             tokenizer,
@@ -136,6 +145,7 @@ impl Engine {
             max_model_len,
             max_num_tokens: step.max_num_tokens,
             embedding: None,
+            max_drafts,
         })
     }
 
@@ -251,15 +261,19 @@ impl Engine {
         let computed = self.compute(meanwhile).inspect_err(|_| self.take_back())?;
         let Some((step, tokens, seconds)) = computed else { return Ok(std::mem::take(&mut self.events)) };
         self.scheduler.complete(&step, &tokens);
-        for scheduled in &step.sequences {
+        let drafts = self.draft_batch(&step);
+        let mut logprobs = self.runner.take_logprobs().into_iter();
+        for (scheduled, accepted) in step.sequences.iter().zip(step.accepted(&tokens)) {
             self.generations
                 .entry(scheduled.id)
                 .and_modify(|generation| generation.timings.add(scheduled, seconds));
+            let mut logprobs = logprobs.by_ref().take(scheduled.num_draws()).collect::<Vec<_>>().into_iter();
+            for (i, &token) in accepted.iter().enumerate() {
+                self.take_token(scheduled, i > 0, token, logprobs.next().flatten());
+            }
         }
-        let logprobs = self.runner.take_logprobs().into_iter().chain(std::iter::repeat(None));
-        let sampling = step.sequences.iter().filter(|scheduled| scheduled.samples);
-        for ((scheduled, token), logprobs) in sampling.zip(tokens).zip(logprobs) {
-            self.take_token(scheduled.id, token, logprobs);
+        if let Some(batch) = drafts {
+            self.draft(&step, batch);
         }
         Ok(std::mem::take(&mut self.events))
     }
@@ -299,6 +313,10 @@ impl Engine {
 
     /// The step behind `step` if it is known without the tokens that `step` draws.
     fn schedule_ahead(&mut self, step: &Step) -> Option<Step> {
+        // Where the step drafts, more than a token may come of it.
+        if self.max_drafts > 0 {
+            return None;
+        }
         let Self { scheduler, generations, max_model_len, .. } = self;
         let mut generating = step.sequences.iter().filter_map(|scheduled| generations.get(&scheduled.id));
         if generating.any(Generation::needs_its_tokens) {
@@ -392,19 +410,30 @@ impl Engine {
     /// What the sampler needs for the tokens of a step, before which each sequence draws `ahead` others.
     fn sampling_rows(&self, step: &Step, ahead: usize) -> Vec<SamplingRow> {
         let sampling = step.sequences.iter().filter(|scheduled| scheduled.samples);
-        let row = |scheduled: &ScheduledSequence| {
+        let rows = |scheduled: &ScheduledSequence| {
             let tokens = self.scheduler.sequence(scheduled.id).map_or(&[][..], |sequence| sequence.tokens());
-            self.generations[&scheduled.id].sampling_row(tokens, ahead)
+            let generation = &self.generations[&scheduled.id];
+            let row = |i| generation.sampling_row(tokens, ahead + i);
+            (0..scheduled.num_draws()).map(row).collect::<Vec<_>>()
         };
-        sampling.map(row).collect()
+        sampling.flat_map(rows).collect()
     }
 
-    /// Takes a token that was drawn for a sequence: its event, and the end if it is one.
-    fn take_token(&mut self, id: SequenceId, token: u32, logprobs: Option<Logprobs>) {
+    /// Takes a token that was drawn for a sequence, and perhaps drafted: its event, and the end if it is one.
+    fn take_token(
+        &mut self,
+        scheduled: &ScheduledSequence,
+        drafted: bool,
+        token: u32,
+        logprobs: Option<Logprobs>,
+    ) {
+        let id = scheduled.id;
         let (Some(generation), Some(sequence)) = (self.generations.get_mut(&id), self.scheduler.sequence(id))
         else {
             return;
         };
+        generation.timings.decode_tokens += usize::from(!scheduled.prefill);
+        generation.timings.accepted_draft_tokens += usize::from(drafted);
         if token == NO_TOKEN {
             return self.finish(id, FinishReason::Failed);
         }
@@ -423,7 +452,7 @@ impl Engine {
             Some(FinishReason::Stop)
         } else if Some(generation.completion_tokens) == generation.request.max_tokens {
             Some(FinishReason::Length)
-        } else if sequence.tokens().len() >= self.max_model_len {
+        } else if generation.prompt_tokens + generation.completion_tokens >= self.max_model_len {
             Some(FinishReason::Context)
         } else {
             generation.advance_constraint(id, token)

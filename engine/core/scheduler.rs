@@ -12,9 +12,11 @@
 //! running sequences own pages; and nothing is marked as computed, or known, before [`Scheduler::complete`], so that a
 //! step that failed can be taken again.
 
+mod drafts;
 mod sequence;
 mod step;
 
+pub use drafts::Drafting;
 pub use sequence::Sequence;
 pub use step::{ScheduledSequence, SequenceId, Step};
 
@@ -45,6 +47,8 @@ pub struct Scheduler {
     num_lent: usize,
     /// Copies of states, for a model that has them.
     checkpoints: Option<Checkpoints>,
+    /// For a model with a block that drafts.
+    drafting: Option<Drafting>,
     /// Oldest first.
     waiting: VecDeque<Sequence>,
     /// Oldest first.
@@ -80,6 +84,7 @@ impl Scheduler {
             num_slots: 0,
             num_lent: 0,
             checkpoints: None,
+            drafting: None,
             waiting: VecDeque::new(),
             running: Vec::new(),
         }
@@ -123,6 +128,7 @@ impl Scheduler {
             preempted: false,
             load: None,
             newest: None,
+            drafts: Vec::new(),
             stride: None,
         });
     }
@@ -153,8 +159,9 @@ impl Scheduler {
                 if i == self.running.len() {
                     break; // It was itself the youngest.
                 }
-                chosen.push((i, 1));
-                budget -= 1;
+                let num_rows = self.generating_rows(i, budget);
+                chosen.push((i, num_rows));
+                budget -= num_rows;
             }
             i += 1;
         }
@@ -217,6 +224,7 @@ impl Scheduler {
             num_rows: 1,
             prefill: false,
             samples: true,
+            num_drafts: 0,
             save,
         };
         let sequences = rows.iter().zip(saves).map(scheduled).collect();
@@ -230,7 +238,7 @@ impl Scheduler {
             })
             .collect();
         let batch = Batch { sampled_rows, state_slots, ..Batch::new(&rows) };
-        Some(Step { batch, sequences, loads: Vec::new() })
+        Some(Step { batch, sequences, keeps: Vec::new(), loads: Vec::new() })
     }
 
     /// The copies that are made of the states of running sequences once so many of their tokens are taken in; the one that was made last
@@ -262,25 +270,27 @@ impl Scheduler {
         }
     }
 
-    /// Records that `step` was computed and that `sampled` are the tokens of its sampling sequences, in their order. What it was for
-    /// sequences that have ended meanwhile is dropped.
+    /// Records that `step` was computed and that `sampled` are the tokens of its sampling sequences, in their order, of which those take
+    /// [`Step::accepted`]. What it was for sequences that have ended meanwhile is dropped.
     ///
     /// # Panics
     /// If `sampled` has another length.
     pub fn complete(&mut self, step: &Step, sampled: &[u32]) {
-        assert_eq!(sampled.len(), step.batch.num_logits(), "one token for each row of logits");
-        let mut sampled = sampled.iter();
-        for scheduled in &step.sequences {
-            let sampled = sampled.by_ref().take(usize::from(scheduled.samples));
+        for (scheduled, accepted) in step.sequences.iter().zip(step.accepted(sampled)) {
             let copy = self.checkpoints.as_mut().zip(scheduled.save);
             match self.running.binary_search_by_key(&scheduled.id, |sequence| sequence.id) {
                 Ok(i) => {
                     let sequence = &mut self.running[i];
-                    let sampled: Vec<u32> = sampled.copied().collect();
+                    sequence.drafts.clear();
+                    sequence.tokens.extend(accepted);
                     // What led to no token may be no numbers: it counts as not computed, so that nobody begins with it.
-                    let is_computed = !sampled.contains(&NO_TOKEN);
-                    if is_computed {
-                        sequence.num_cached += scheduled.num_rows;
+                    let is_computed = !accepted.contains(&NO_TOKEN);
+                    let refused = scheduled.num_draws() - accepted.len();
+                    let kept = self.drafting.and_then(|drafting| drafting.place(sequence.slot));
+                    if is_computed && (refused == 0 || kept.is_none()) {
+                        sequence.num_cached += scheduled.num_rows - refused;
+                    } else if is_computed {
+                        sequence.load = kept;
                     }
                     // A step that is in flight may still read pages that this or the end of a sequence gives back, or write
                     // behind their known tokens: the device comes to it before any step that uses them otherwise.
@@ -295,13 +305,11 @@ impl Scheduler {
                             sequence.newest = prefix;
                         }
                     }
-                    sequence.tokens.extend(sampled);
                 }
                 Err(_) => {
                     if let Some((checkpoints, StateCopy { place, .. })) = copy {
                         checkpoints.release(place);
                     }
-                    sampled.for_each(drop);
                 }
             }
         }
@@ -402,6 +410,7 @@ impl Scheduler {
 
     /// The batch of the `(index into running, rows)` in `chosen`.
     fn step(&mut self, chosen: &[(usize, usize)]) -> Step {
+        let keeps = chosen.iter().filter_map(|&rows| self.keep_before(rows)).collect();
         let begin = |&(i, _): &(usize, usize)| {
             let sequence = &mut self.running[i];
             Some(StateCopy { slot: sequence.slot, place: sequence.load.take()? })
@@ -409,29 +418,31 @@ impl Scheduler {
         let loads = chosen.iter().filter_map(begin).collect();
         let ends: Vec<_> = chosen.iter().map(|&(i, rows)| (i, self.running[i].num_cached + rows)).collect();
         let saves = self.copies_behind(&ends);
-        let mut rows = Vec::with_capacity(chosen.len());
         let mut sequences = Vec::with_capacity(chosen.len());
         let state_slots = chosen.iter().map(|&(i, _)| self.running[i].slot).collect();
-        for (&(i, num_rows), save) in chosen.iter().zip(saves) {
-            let Sequence { id, tokens, num_cached, pages, .. } = &self.running[i];
-            let end = num_cached + num_rows;
-            let samples = end == tokens.len();
-            let logits = if samples { LogitRows::Last } else { LogitRows::None };
-            rows.push(SequenceRows {
-                tokens: &tokens[*num_cached..end],
-                position: *num_cached,
-                pages: pages.pages(),
-                logits,
-            });
-            sequences.push(ScheduledSequence {
-                id: *id,
+        let tokens: Vec<Vec<u32>> = chosen.iter().map(|&(i, rows)| self.running[i].rows(rows)).collect();
+        let mut rows = Vec::with_capacity(chosen.len());
+        for ((&(i, num_rows), save), tokens) in chosen.iter().zip(saves).zip(&tokens) {
+            let sequence = &self.running[i];
+            let end = sequence.num_cached + num_rows;
+            let num_drafts = end.saturating_sub(sequence.tokens.len());
+            let scheduled = ScheduledSequence {
+                id: sequence.id,
                 num_rows,
-                prefill: self.running[i].is_prefill(),
-                samples,
+                prefill: sequence.is_prefill(),
+                samples: end >= sequence.tokens.len(),
+                num_drafts,
                 save,
+            };
+            rows.push(SequenceRows {
+                tokens,
+                position: sequence.num_cached,
+                pages: sequence.pages.pages(),
+                logits: LogitRows::Newest(scheduled.num_draws() as u32),
             });
+            sequences.push(scheduled);
         }
-        Step { batch: Batch { state_slots, ..Batch::new(&rows) }, sequences, loads }
+        Step { batch: Batch { state_slots, ..Batch::new(&rows) }, sequences, keeps, loads }
     }
 }
 

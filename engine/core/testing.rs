@@ -1,6 +1,6 @@
 //! Small models with random weights, for tests, examples and benchmarks: no file is needed to run the engine.
 
-use crate::config::{Config, ExpertSizes, LinearSizes};
+use crate::config::{Config, DraftTensors, ExpertSizes, LinearSizes};
 use crate::formats::MatrixFormat;
 use crate::gguf::write::{Value, Writer};
 use crate::gguf::{GgmlType, Gguf};
@@ -40,6 +40,8 @@ pub struct TinyModel {
     pub experts: ExpertSizes,
     /// Of an architecture that has layers of linear attention, which are all but every second.
     pub linear: LinearSizes,
+    /// Of a hybrid: a block behind the last layer that drafts.
+    pub draft: Option<TinyDraft>,
     /// What `silu(gate) * up` is multiplied with, a power of two: the rows of up are, and the columns of down divided by it, so that the
     /// model computes the same function with values of another size in between. bf16 and f32 lose nothing.
     pub mlp_scale: f32,
@@ -78,9 +80,20 @@ impl Default for TinyModel {
                 linear_value_head_dim: 32,
                 linear_conv_kernel_dim: 4,
             },
+            draft: None,
             mlp_scale: 1.0,
         }
     }
+}
+
+/// A block that drafts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TinyDraft {
+    /// The tensors that it does not share with the model.
+    pub tensors: DraftTensors,
+    /// It drafts what the model says: no layer adds anything, so that a token alone says what follows it, and the block passes its token's
+    /// embedding on.
+    pub agrees: bool,
 }
 
 /// Pairs that the vocabulary merges, in order of priority; `Ġ` stands for a space.
@@ -197,7 +210,10 @@ impl TinyModel {
             .metadata("general.size_label", "tiny")
             .metadata("general.file_type", file_type)
             .metadata("general.quantization_version", 2_u32)
-            .metadata(&key("block_count"), self.num_hidden_layers as u32)
+            .metadata(
+                &key("block_count"),
+                (self.num_hidden_layers + usize::from(self.draft.is_some())) as u32,
+            )
             .metadata(&key("context_length"), self.max_position_embeddings as u32)
             .metadata(&key("embedding_length"), self.hidden_size as u32)
             .metadata(&key("feed_forward_length"), self.intermediate_size as u32)
@@ -205,6 +221,9 @@ impl TinyModel {
             .metadata(&key("attention.head_count_kv"), self.num_key_value_heads as u32)
             .metadata(&key("rope.freq_base"), self.rope_theta)
             .metadata(&key(norm_eps_key(self.architecture)), self.rms_norm_eps);
+        if self.draft.is_some() {
+            writer.metadata(&key("nextn_predict_layers"), 1_u32);
+        }
         let is_hybrid = ["qwen35", "qwen35moe", "qwen3next"].contains(&self.architecture);
         if is_hybrid {
             let sizes = &self.linear;
@@ -244,6 +263,7 @@ impl TinyModel {
         let config = Config {
             tie_word_embeddings: self.tie_word_embeddings,
             fused_qkv: self.fused_qkv || config.fused_qkv,
+            draft: self.draft.map(|draft| draft.tensors),
             ..config
         };
         let plan = model::build::plan(&config).expect("the architecture is known");
@@ -261,7 +281,10 @@ impl TinyModel {
                         _ => 1.0,
                     };
                 let count = dimensions.iter().product();
-                let values: Vec<f32> = values.clone().take(count).map(|value| value * scale).collect();
+                let mut values: Vec<f32> = values.clone().take(count).map(|value| value * scale).collect();
+                if self.draft.is_some_and(|draft| draft.agrees) {
+                    agree(name, cols, &mut values);
+                }
                 let dimensions: Vec<u64> = dimensions.iter().map(|&size| size as u64).collect();
                 let format = formats.next().unwrap_or(self.format);
                 let data = blocks(format, self.seed, name, &values);
@@ -282,9 +305,12 @@ impl TinyModel {
                 }
                 TensorShape::Vector { len } => {
                     let mean = if name.ends_with("norm.weight") { 1.0 } else { 0.0 };
+                    let passes =
+                        name.ends_with("enorm.weight") && self.draft.is_some_and(|draft| draft.agrees);
                     let of = |value: f32| match name.ends_with(".ssm_a") {
                         // Memories from under one token to some hundred.
                         true => -(2.0 * value - 1.0).exp(),
+                        false if passes => 1.0,
                         false => mean + 0.1 * value,
                     };
                     let data = values.take(len).flat_map(|value| of(value).to_le_bytes()).collect();
@@ -292,6 +318,19 @@ impl TinyModel {
                 }
             }
         }
+    }
+}
+
+/// Changes a matrix of `cols` columns as [`TinyDraft::agrees`] says: what layers add is nothing, and of `[embedding; hidden]` the first passes.
+fn agree(name: &str, cols: usize, values: &mut [f32]) {
+    let adds =
+        ["attn_output.weight", "ssm_out.weight", "ffn_down.weight"].iter().any(|end| name.ends_with(end));
+    let is_proj = name.ends_with("eh_proj.weight");
+    if adds || is_proj {
+        values.fill(0.0);
+    }
+    if is_proj {
+        values.iter_mut().step_by(cols + 1).for_each(|value| *value = 1.0);
     }
 }
 

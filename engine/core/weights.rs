@@ -1,5 +1,6 @@
 //! The tensors of a file that a model needs, found by name and checked.
 
+mod columns;
 mod experts;
 mod finite;
 

@@ -3,6 +3,7 @@
 use super::device::Device;
 use super::launch::{launch, stride};
 use super::memory::DeviceBuffer;
+use super::tensor::{Activation, Tensor};
 use super::variant::Operation;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -50,6 +51,29 @@ pub fn convert(
     let arguments = ConvertArgs { count: count as u64, x: x.ptr(), out: out.ptr_mut() };
     // SAFETY: any grid does; both buffers have `count` values, aligned to 256 bytes, and are not the same.
     unsafe { launch(device, kernels::plain(), &[from.name().into(), to.name().into()], &config, arguments) }
+}
+
+/// Queues `out = x` for the first `n` rows, in f32.
+///
+/// # Errors
+/// [`Error::Request`] if the shapes do not fit.
+pub(super) fn widen(device: &Device, n: usize, x: &Activation, out: &mut Tensor) -> Result<()> {
+    x.expect("widen", "x", x.dtype, n, x.cols)?;
+    out.expect("widen", "out", n, x.cols)?;
+    let count = n * x.cols;
+    if count == 0 {
+        return Ok(());
+    }
+    let (from, to) = (x.data.ptr(), out.ptr_mut().cast());
+    if x.dtype == Dtype::F32 {
+        // SAFETY: both have `count` values of four bytes, checked above, and are freed behind what is queued.
+        return unsafe { device.copy(from.as_raw(), to.as_raw(), count * Dtype::F32.size()) };
+    }
+    let config = stride(device, count, BLOCK_SIZE);
+    let arguments = ConvertArgs { count: count as u64, x: from, out: to };
+    let formats = [x.dtype.name().into(), Dtype::F32.name().into()];
+    // SAFETY: any grid does; both buffers have `count` values, checked above, and are not the same.
+    unsafe { launch(device, kernels::plain(), &formats, &config, arguments) }
 }
 
 /// Matrices on their way to f16: what each is multiplied with on the way, [`f16_scale`] of its largest magnitude, is found and used on the

@@ -195,6 +195,7 @@ impl<O: Ops> HybridOps for TimedOps<O> {
         "gated_norm": gated_norm(
             n: usize, x: &O::Tensor, norm: &RmsNorm<O::Vector>, gate: Gate<O::Tensor, O::Weight>, out: &mut O::Activation
         );
+        "widen": widen(n: usize, x: &O::Activation, out: &mut O::Tensor);
         "sigmoid_mul": sigmoid_mul(n: usize, gate: &O::Tensor, rows: &mut O::Activation);
     }
 

@@ -145,7 +145,9 @@ fn plan(
     let limits = BatchLimits {
         max_num_tokens: options.max_num_tokens.unwrap_or(budget.max_num_tokens.min(all_tokens)),
         max_num_sequences: options.max_num_sequences,
-        max_num_logits: options.max_num_logits.max(options.max_num_sequences),
+        // A sequence draws a token behind each of its drafts.
+        max_num_logits: (options.max_num_logits)
+            .max(options.max_num_sequences.saturating_mul(1 + options.max_drafts)),
         max_blocks: pages_for(max_model_len),
     };
     let mut ops_config = OpsConfig::new(config, max_model_len, limits);
@@ -159,7 +161,10 @@ fn plan(
         slot_bytes: model.state.slot_bytes(),
         page_bytes,
         max_model_len,
-        num_slots: options.max_num_sequences.saturating_add(options.checkpoints),
+        // Where sequences draft, the state before is kept of each.
+        num_slots: (options.max_num_sequences)
+            .saturating_mul(if options.max_drafts > 0 { 2 } else { 1 })
+            .saturating_add(options.checkpoints),
         pool: budget.pool(options, max_model_len, page_bytes),
     };
     let plan = memory_plan::plan(&budget.free, &request)?;

@@ -62,7 +62,7 @@ fn load(
         ops = ops.with_host_experts(offload, rows_to_host(&ops_config.limits))?;
     }
     let runner = ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?;
-    Ok(Box::new(runner.with_checkpoints(options.checkpoints)?))
+    Ok(Box::new(runner.with_drafts(options.max_drafts).with_checkpoints(options.checkpoints)?))
 }
 
 /// Rows that go at once to experts in host memory: so many that their matrices are read once for all of them, so few that buffers are

@@ -101,6 +101,7 @@ impl LoadedModel {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
         let config = Config::from_gguf(gguf)?;
+        let config = if options.max_drafts > 0 { config.with_draft(gguf)? } else { config };
         let weights = Weights::from_gguf(gguf, &config)?;
         // Layers that draft further tokens are not computed, and `inspect` counts them.
         let drafts = |name: &String| config.is_draft_tensor(name);

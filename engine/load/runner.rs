@@ -213,6 +213,8 @@ pub struct RunnerOptions {
     pub max_num_sequences: usize,
     /// Copies of the states of recurrent layers that are kept, so that later prompts go on from there; of models that have such layers.
     pub checkpoints: usize,
+    /// Tokens that the block behind the last layer drafts at a time, at most; 0: it is not loaded.
+    pub max_drafts: usize,
     /// Logit rows of a step, where that is more than `max_num_sequences`.
     pub max_num_logits: usize,
     /// Share of the free memory to use, above 0 and at most 1.
@@ -279,6 +281,7 @@ impl Default for RunnerOptions {
             max_num_sequences: 1,
             max_num_logits: 1,
             checkpoints: CHECKPOINTS,
+            max_drafts: 0,
             memory_fraction: 0.9,
             #[cfg(feature = "cuda")]
             kernels: qernel_cuda::KernelChoice::default(),
@@ -364,7 +367,7 @@ pub fn open_runner(
     let (ops_config, layout) = fit_cpu(config, options)?;
     let ops = CpuOps::new(&ops_config)?.with_blocks(options.cpu_blocks);
     let runner = ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?;
-    Ok(Box::new(runner.with_checkpoints(options.checkpoints)?))
+    Ok(Box::new(runner.with_drafts(options.max_drafts).with_checkpoints(options.checkpoints)?))
 }
 
 #[cfg(test)]

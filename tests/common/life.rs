@@ -18,6 +18,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 const MAX_MODEL_LEN: usize = 128;
+/// Tokens that a model with a block for it drafts at a time.
+const DRAFTS: usize = 3;
 
 /// What one step may hold, and the pages of all sequences.
 #[derive(Clone, Copy, Debug)]
@@ -42,18 +44,20 @@ pub fn engine<O: Ops + 'static>(
 ) -> Engine {
     let gguf = model.gguf();
     let config = Config::from_gguf(&gguf).unwrap();
+    let drafts = if model.draft.is_some() { DRAFTS } else { 0 };
+    let config = if drafts > 0 { config.with_draft(&gguf).unwrap() } else { config };
     let weights = Weights::from_gguf(&gguf, &config).unwrap();
     let limits = BatchLimits {
         max_num_tokens: capacity.max_num_tokens,
         max_num_sequences: capacity.max_num_sequences,
-        max_num_logits: capacity.max_num_sequences,
+        max_num_logits: capacity.max_num_sequences * (1 + drafts),
         max_blocks: pages_for(MAX_MODEL_LEN),
     };
     let ops_config = OpsConfig::new(&config, MAX_MODEL_LEN, limits);
     let layout = kv_layout(&config, formats, capacity.num_pages).unwrap();
     let runner: Box<dyn Runner> = Box::new(
         ModelRunner::new(ops(&ops_config), &weights, &config, &ops_config, layout, &mut |_, _| ())
-            .and_then(|runner| runner.with_checkpoints(3))
+            .and_then(|runner| runner.with_drafts(drafts).with_checkpoints(3))
             .unwrap(),
     );
     Engine::new(runner, None, EngineConfig::default()).unwrap()

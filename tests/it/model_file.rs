@@ -51,6 +51,7 @@ fn the_config_is_what_was_written() {
             tie_word_embeddings,
             attention_bias,
             fused_qkv: false,
+            draft: None,
             experts: None,
             linear: None,
             linear_layers: Vec::new(),

@@ -54,6 +54,13 @@ impl HybridOps for CpuOps {
         gated_norm::gated_norm(n, x, norm, gate.product, gate.first, out)
     }
 
+    fn widen(&mut self, n: usize, x: &Tensor, out: &mut Tensor) -> Result<()> {
+        x.expect("widen", "x", n, x.cols())?;
+        out.expect("widen", "out", n, x.cols())?;
+        out.first_mut(n).copy_from_slice(x.first(n));
+        Ok(())
+    }
+
     fn sigmoid_mul(&mut self, n: usize, gate: &Tensor, rows: &mut Tensor) -> Result<()> {
         sigmoid_mul::sigmoid_mul(n, gate, rows)
     }

@@ -89,14 +89,14 @@ impl Constrained {
 }
 
 impl Timings {
-    /// Adds what a sequence cost in a step of so many seconds.
+    /// Adds what a sequence cost in a step of so many seconds; what a decode step made is added with each token.
     pub(super) fn add(&mut self, scheduled: &ScheduledSequence, seconds: f64) {
-        let (tokens, time) = if scheduled.prefill {
-            (&mut self.prefill_tokens, &mut self.prefill_seconds)
+        if scheduled.prefill {
+            self.prefill_tokens += scheduled.num_rows;
+            self.prefill_seconds += seconds;
         } else {
-            (&mut self.decode_tokens, &mut self.decode_seconds)
-        };
-        *tokens += scheduled.num_rows;
-        *time += seconds;
+            self.decode_seconds += seconds;
+            self.draft_tokens += scheduled.num_drafts;
+        }
     }
 }

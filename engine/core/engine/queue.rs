@@ -21,6 +21,7 @@ impl Engine {
         step: &Step,
         queue: impl FnOnce(&mut dyn Runner) -> Result<T>,
     ) -> Result<T> {
+        step.keeps.iter().try_for_each(|&copy| self.runner.save_state(copy))?;
         step.loads.iter().try_for_each(|&copy| self.runner.load_state(copy))?;
         let queued = queue(&mut *self.runner)?;
         let mut saves = step.sequences.iter().filter_map(|scheduled| scheduled.save);

@@ -194,16 +194,32 @@ pub struct Timings {
     pub prefill_tokens: usize,
     /// Of the steps that computed prompt tokens.
     pub prefill_seconds: f64,
-    /// Steps that drew a token from the token before. The first token of an answer comes from the prefill.
+    /// Tokens drawn by steps behind the prefill, one each where nothing is drafted. The first token of an answer comes from the prefill.
     pub decode_tokens: usize,
-    /// Of the steps that drew a token from the token before.
+    /// Of the steps behind the prefill, with the time for drafting.
     pub decode_seconds: f64,
+    /// Tokens that were drafted, and computed to see whether they stay.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub draft_tokens: usize,
+    /// Those of them that stayed; they are tokens of the answer.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub accepted_draft_tokens: usize,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 impl Timings {
     /// `None` where nothing was computed.
     pub fn prefill_tokens_per_second(&self) -> Option<f64> {
         (self.prefill_seconds > 0.0).then(|| self.prefill_tokens as f64 / self.prefill_seconds)
+    }
+
+    /// The share of drafted tokens that stayed; `None` where nothing was drafted.
+    pub fn acceptance(&self) -> Option<f64> {
+        (self.draft_tokens > 0).then(|| self.accepted_draft_tokens as f64 / self.draft_tokens as f64)
     }
 
     /// `None` where nothing was computed.

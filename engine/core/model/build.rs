@@ -136,6 +136,12 @@ pub trait Build<T: Types> {
     /// As [`Build::matrix`].
     fn projection(&mut self, projection: &Projection, cols: usize) -> Result<T::Weight>;
 
+    /// A matrix `[rows, 2 * cols]`, its left half and its right one by themselves.
+    ///
+    /// # Errors
+    /// As [`Build::matrix`]; [`crate::Error::Model`] if a row's half is not whole blocks.
+    fn halves(&mut self, name: &str, rows: usize, cols: usize) -> Result<[T::Weight; 2]>;
+
     /// Matrices of `cols` columns that are multiplied with the same inputs; in the file they are one tensor, one below the other,
     /// where `fused` names it. Of the rows of all, one below the other, a row and the one that is `apart` rows on are used together,
     /// or none, where it is 0.
@@ -273,6 +279,10 @@ impl Build<Nothing> for Plan {
     fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<()> {
         self.tensor_spec(name, TensorShape::Matrix { rows, cols }, Group::Always);
         Ok(())
+    }
+
+    fn halves(&mut self, name: &str, rows: usize, cols: usize) -> Result<[(); 2]> {
+        self.matrix(name, rows, cols.saturating_mul(2)).map(|()| [(); 2])
     }
 
     fn projection(&mut self, projection: &Projection, cols: usize) -> Result<()> {

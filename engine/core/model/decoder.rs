@@ -2,18 +2,16 @@
 //! file says which parts its layers have; the forward pass, one flat list of operations for prefill, decode and everything
 //! between, is here.
 
-use super::build::{BufferKind::*, BufferRows::*, Build, HeadRows, NormKind, Projection};
-use super::delta_net::{self, Recurrent};
+use super::build::{BufferKind::*, BufferRows::*, Build, NormKind};
+use super::delta_net;
+use super::draft::{Draft, DraftFrom, Shared};
+use super::layer::Layer;
 use crate::config::{Config, ExpertSizes};
-use crate::error::Result;
-use crate::kv_layout::LayerState;
-use crate::ops::hybrid::{ValueHeads, delta_net};
-use crate::ops::parts::{
-    self, AttentionIn, ExpertScratch, Experts, Linear, Mlp, MlpIn, MlpScratch, Norm, NormMatmul, Router,
-    Scratch, SharedExpert, Up,
-};
-use crate::ops::{Ops, Rows, Stacked, Types};
-use crate::rope::{Pairs, head_order};
+use crate::error::{Error, Result};
+use crate::ops::hybrid::ValueHeads;
+use crate::ops::parts::{self, ExpertScratch, MlpScratch, Norm, NormMatmul, Scratch};
+use crate::ops::{Ops, Rows, Types};
+use crate::rope::Pairs;
 use crate::weights::{EMBEDDING, HEAD};
 
 /// A loaded model with its work buffers.
@@ -26,45 +24,26 @@ pub struct Decoder<T: Types> {
     norm: Norm<T::Vector>,
     /// `[vocab_size, hidden_size]`; `None` where the head is `embed_tokens`.
     lm_head: Option<T::Weight>,
+    /// The block that drafts, where it is wanted.
+    draft: Option<Draft<T>>,
+    /// The residual stream.
+    x: T::Tensor,
     buffers: Buffers<T>,
 }
 
-/// One layer.
-pub struct Layer<T: Types> {
-    mixer: Mixer<T>,
-    mlp: Mlp<T::Weight, T::Vector>,
-}
-
-/// What makes a row look at those before it.
-enum Mixer<T: Types> {
-    Attention(Attention<T>),
-    Recurrent(Recurrent<T>),
-}
-
-/// Attention over pages.
-struct Attention<T: Types> {
-    /// Which it is of the layers with pages.
-    pages: usize,
-    input: AttentionIn<T::Weight, T::Vector>,
-    /// `[hidden_size, num_attention_heads * head_dim]`
-    o_proj: Linear<T::Weight, T::Vector>,
-}
-
-/// What a step writes besides the KV cache.
-struct Buffers<T: Types> {
-    /// The residual stream.
-    x: T::Tensor,
-    q: T::Tensor,
-    attended: T::Activation,
-    /// The rows of `x` that need logits.
-    last: T::Tensor,
+/// What a step writes besides the residual stream and the KV cache.
+pub struct Buffers<T: Types> {
+    pub q: T::Tensor,
+    pub attended: T::Activation,
+    /// The rows of the residual stream that need logits.
+    pub last: T::Tensor,
     /// Their queries.
-    last_q: T::Tensor,
+    pub last_q: T::Tensor,
     /// What their attention is gated by; `None` where it is not.
-    last_gate: Option<T::Tensor>,
-    last_normed: T::Activation,
-    logits: T::Tensor,
-    scratch: Scratch<T>,
+    pub last_gate: Option<T::Tensor>,
+    pub last_normed: T::Activation,
+    pub logits: T::Tensor,
+    pub scratch: Scratch<T>,
 }
 
 /// What architectures differ in.
@@ -140,182 +119,14 @@ impl<T: Types> Decoder<T> {
                 true => None,
                 false => Some(b.matrix(HEAD, vocab_size, hidden_size)?),
             },
+            draft: match &config.draft {
+                Some(has) => Some(Draft::build(b, config, features, has)?),
+                None => None,
+            },
+            x: b.tensor(Tokens, hidden_size)?,
             buffers: Buffers::build(b, config, features)?,
         })
     }
-}
-
-impl<T: Types> Layer<T> {
-    fn build<B: Build<T>>(b: &mut B, config: &Config, features: &Features, i: usize) -> Result<Self> {
-        let layer = &format!("blk.{i}");
-        Ok(Self {
-            mixer: match &config.linear {
-                Some(sizes) if config.linear_layers.contains(&i) => {
-                    Mixer::Recurrent(Recurrent::build(b, config, sizes, features.value_heads, layer)?)
-                }
-                _ => Mixer::Attention(Attention::build(b, config, features, layer)?),
-            },
-            mlp: match &config.experts {
-                None => dense(b, config, features, layer)?,
-                Some(sizes) => experts(b, config, sizes, features, layer)?,
-            },
-        })
-    }
-}
-
-impl<T: Types> Attention<T> {
-    fn build<B: Build<T>>(b: &mut B, config: &Config, features: &Features, layer: &str) -> Result<Self> {
-        let &Config { hidden_size, head_dim, rms_norm_eps: eps, .. } = config;
-        let order = head_order(features.pairs, config.rotation.dim, head_dim);
-        let order = order.as_deref();
-        let ordered = |size, order: Option<_>| order.map(|order| HeadRows { size, order });
-        let projection = |kind: &str, name: &str, rows, heads| Projection {
-            name: format!("{layer}.{name}.{kind}"),
-            rows,
-            heads,
-        };
-        // Of each head Q's rows, then its gate's.
-        let (of_q, of_gate): (Vec<_>, Vec<_>) = ((0..head_dim).collect(), (head_dim..2 * head_dim).collect());
-        let q_heads = match features.has_attention_gate {
-            true => ordered(2 * head_dim, Some(order.unwrap_or(&of_q))),
-            false => ordered(head_dim, order),
-        };
-        // What one kernel rotates as it multiplies has pairs side by side.
-        let apart = if features.qk_norm || features.has_attention_gate { 0 } else { head_dim / 2 };
-        let qkv = |kind: &str| {
-            [
-                projection(kind, "attn_q", config.q_size(), q_heads),
-                projection(kind, "attn_k", config.kv_size(), ordered(head_dim, order)),
-                projection(kind, "attn_v", config.kv_size(), None),
-            ]
-        };
-        let gate = projection("weight", "attn_q", config.q_size(), ordered(2 * head_dim, Some(&of_gate)));
-        let fused = |kind: &str| config.fused_qkv.then(|| format!("{layer}.attn_qkv.{kind}"));
-        let &Config { num_key_value_heads, .. } = config;
-        Ok(Self {
-            pages: b.state(LayerState::Pages { num_key_value_heads, head_dim }),
-            input: AttentionIn {
-                norm: b.norm(features.norm, &format!("{layer}.attn_norm"), hidden_size, eps)?,
-                qkv: b.stacked(&qkv("weight"), hidden_size, apart, fused("weight").as_deref())?,
-                bias: match features.has_attention_gate {
-                    // Nobody has both, and a bias would have the gate's rows too.
-                    true => [const { None }; 3],
-                    false => b.biases(qkv("bias"), fused("bias").as_deref())?,
-                },
-                qk_norm: match features.qk_norm {
-                    true => {
-                        let names = ["q", "k"].map(|of| format!("{layer}.attn_{of}_norm.weight"));
-                        Some(b.qk_norm(names.each_ref().map(String::as_str), head_dim, order, eps)?)
-                    }
-                    false => None,
-                },
-                gate: match features.has_attention_gate {
-                    true => Some(b.projection(&gate, hidden_size)?),
-                    false => None,
-                },
-            },
-            o_proj: linear(b, features, &format!("{layer}.attn_output"), hidden_size, config.q_size())?,
-        })
-    }
-}
-
-/// An MLP for all tokens.
-fn dense<T: Types, B: Build<T>>(
-    b: &mut B,
-    config: &Config,
-    features: &Features,
-    layer: &str,
-) -> Result<Mlp<T::Weight, T::Vector>> {
-    let &Config { hidden_size, intermediate_size, rms_norm_eps, .. } = config;
-    Ok(Mlp::Dense {
-        input: MlpIn {
-            norm: b.norm(
-                features.norm,
-                &format!("{layer}.{}", features.mlp_norm),
-                hidden_size,
-                rms_norm_eps,
-            )?,
-            up: match features.is_gated {
-                true => Up::Gated(gate_up(b, config, layer, "", intermediate_size)?),
-                false => Up::Plain(linear(
-                    b,
-                    features,
-                    &format!("{layer}.ffn_up"),
-                    intermediate_size,
-                    hidden_size,
-                )?),
-            },
-        },
-        down: linear(b, features, &format!("{layer}.ffn_down"), hidden_size, intermediate_size)?,
-    })
-}
-
-/// Gate and up, to `rows` values each; `suffix` is what their names end in.
-fn gate_up<T: Types, B: Build<T>>(
-    b: &mut B,
-    config: &Config,
-    layer: &str,
-    suffix: &str,
-    rows: usize,
-) -> Result<Stacked<T::Weight>> {
-    let projection =
-        |name: &str| Projection { name: format!("{layer}.{name}{suffix}.weight"), rows, heads: None };
-    b.stacked(&["ffn_gate", "ffn_up"].map(projection), config.hidden_size, rows, None)
-}
-
-/// A mixture of experts.
-fn experts<T: Types, B: Build<T>>(
-    b: &mut B,
-    config: &Config,
-    sizes: &ExpertSizes,
-    features: &Features,
-    layer: &str,
-) -> Result<Mlp<T::Weight, T::Vector>> {
-    let &Config { hidden_size, rms_norm_eps, .. } = config;
-    let &ExpertSizes { num_experts, num_experts_per_tok, moe_intermediate_size, .. } = sizes;
-    let shared_size = sizes.shared_expert_intermediate_size;
-    let name = |name: &str| format!("{layer}.{name}.weight");
-    let norm = b.norm(features.norm, &format!("{layer}.{}", features.mlp_norm), hidden_size, rms_norm_eps)?;
-    let router = Router {
-        weight: b.table(&name("ffn_gate_inp"), num_experts, hidden_size)?,
-        num_experts,
-        num_experts_per_tok,
-        renormalise: features.renormalise,
-    };
-    let [gate, up] = ["ffn_gate_exps", "ffn_up_exps"].map(name);
-    let [gate, up] = b.gate_up_experts([&gate, &up], sizes, moe_intermediate_size, hidden_size)?;
-    Ok(Mlp::Experts(Experts {
-        norm,
-        router,
-        gate,
-        up,
-        down: b.experts(&name("ffn_down_exps"), sizes, hidden_size, moe_intermediate_size)?,
-        shared: match shared_size {
-            0 => None,
-            _ => Some(SharedExpert {
-                gate: b.vector(&name("ffn_gate_inp_shexp"), hidden_size, None)?,
-                gate_up: gate_up(b, config, layer, "_shexp", shared_size)?,
-                down: b.matrix(&name("ffn_down_shexp"), hidden_size, shared_size)?,
-            }),
-        },
-    }))
-}
-
-/// A projection to `rows` values from `cols`; `name` is without the `.weight` and `.bias` of its tensors.
-fn linear<T: Types, B: Build<T>>(
-    b: &mut B,
-    features: &Features,
-    name: &str,
-    rows: usize,
-    cols: usize,
-) -> Result<Linear<T::Weight, T::Vector>> {
-    Ok(Linear {
-        weight: b.matrix(&format!("{name}.weight"), rows, cols)?,
-        bias: match features.has_biases {
-            true => Some(b.vector(&format!("{name}.bias"), rows, None)?),
-            false => None,
-        },
-    })
 }
 
 impl<T: Types> Buffers<T> {
@@ -325,7 +136,6 @@ impl<T: Types> Buffers<T> {
         let size = config.dense_size();
         let projections = if features.is_gated { 2 } else { 1 };
         Ok(Self {
-            x: b.tensor(Tokens, hidden_size)?,
             q: b.tensor(Tokens, q_size)?,
             attended: b.activation(Tokens, q_size, Activation)?,
             last: b.tensor(Logits, hidden_size)?,
@@ -380,15 +190,9 @@ impl<O: Ops> Decoder<O> {
     /// [`crate::Error::Range`] if the device has no room for its numbers.
     pub fn bound(&self, ops: &mut O) -> Result<()> {
         for (i, layer) in self.layers.iter().enumerate() {
-            match &layer.mixer {
-                Mixer::Attention(attention) => ops.bound_attention(&format!("blk.{i}"), &attention.input)?,
-                Mixer::Recurrent(layer) => ops.bound_delta_net(&format!("blk.{i}"), &layer.part)?,
-            }
-            match &layer.mlp {
-                Mlp::Dense { input, .. } => ops.bound_mlp(&format!("blk.{i}"), input)?,
-                Mlp::Experts(part) => ops.bound_experts(&format!("blk.{i}"), part)?,
-            }
+            layer.bound(ops, &format!("blk.{i}"))?;
         }
+        self.draft.iter().try_for_each(|draft| draft.bound(ops, self.layers.len()))?;
         ops.bound_norm("output_norm", &self.norm)
     }
 
@@ -409,8 +213,8 @@ impl<O: Ops> Decoder<O> {
         if logit_rows.n == 0 {
             return Ok(()); // A chunk of a prefill that is not the last.
         }
-        let Self { embed_tokens, norm, lm_head, buffers, .. } = self;
-        let Buffers { x, last, last_normed, logits, .. } = buffers;
+        let Self { embed_tokens, norm, lm_head, x, buffers, .. } = self;
+        let Buffers { last, last_normed, logits, .. } = buffers;
         let head = NormMatmul { norm, weight: lm_head.as_ref().unwrap_or(embed_tokens) };
         let x = if logit_rows.n < all.n { last } else { x };
         parts::norm_matmul(ops, logit_rows, &head, x, last_normed, logits)?; // [num_logits, vocab_size]
@@ -420,7 +224,7 @@ impl<O: Ops> Decoder<O> {
     /// The residual stream behind the last layer: its first rows are those of the last [`Decoder::layers`], of whose rows `some` alone or
     /// all needed logits.
     pub fn residual(&mut self, some: bool) -> &mut O::Tensor {
-        if some { &mut self.buffers.last } else { &mut self.buffers.x }
+        if some { &mut self.buffers.last } else { &mut self.x }
     }
 
     /// As [`Decoder::forward`] without the head: what it needs is left in [`Decoder::residual`].
@@ -435,8 +239,7 @@ impl<O: Ops> Decoder<O> {
         cache: &mut O::KvCache,
         states: &mut O::States,
     ) -> Result<()> {
-        let Self { embed_tokens, embed_positions, layers, buffers, .. } = self;
-        let Buffers { x, q, attended, last, last_q, last_gate, scratch, .. } = buffers;
+        let Self { embed_tokens, embed_positions, layers, draft, x, buffers, .. } = self;
         let batch = all.batch;
         let some = logit_rows.n < all.n;
 
@@ -445,44 +248,35 @@ impl<O: Ops> Decoder<O> {
             ops.add_positions(batch, table, x)?;
         }
         for (i, layer) in layers.iter().enumerate() {
-            match &layer.mixer {
-                Mixer::Attention(Attention { pages, input, .. }) => {
-                    parts::attention_in(ops, all, *pages, input, x, scratch, q, cache)?; // [n, heads * head_dim]
-                }
-                Mixer::Recurrent(Recurrent { slots, part }) => {
-                    delta_net(ops, all, *slots, part, x, scratch, states)?; // [n, hidden_size]
-                }
-            }
-
-            // Behind what the last layer keeps rows have nothing to do with each other: those that need logits go on alone.
-            let alone = i + 1 == layers.len() && some;
-            if alone && logit_rows.n == 0 {
-                return Ok(()); // Nobody needs what comes behind the pages.
-            }
-            if alone {
-                ops.gather_rows(batch, x, last)?; // [num_logits, hidden_size]
-            }
-            let (x, rows) = if alone { (&mut *last, logit_rows) } else { (&mut *x, all) };
-            if let Mixer::Attention(Attention { pages, o_proj, .. }) = &layer.mixer {
-                let mut gate = scratch.gate.as_mut();
-                if alone {
-                    ops.gather_rows(batch, q, last_q)?; // [num_logits, heads * head_dim]
-                    if let (Some(gate), Some(last_gate)) = (gate, last_gate.as_mut()) {
-                        ops.gather_rows(batch, gate, last_gate)?; // [num_logits, heads * head_dim]
-                    }
-                    gate = last_gate.as_mut();
-                    ops.attention_of_logit_rows(batch, *pages, last_q, cache, attended)?; // [num_logits, heads * head_dim]
-                } else {
-                    ops.attention(batch, *pages, q, cache, attended)?; // [n, heads * head_dim]
-                }
-                if let Some(gate) = gate {
-                    ops.sigmoid_mul(rows.n, gate, attended)?; // [n, heads * head_dim]
-                }
-                parts::add_projection(ops, rows, attended, o_proj, x)?; // [n, hidden_size]
-            }
-
-            parts::mlp(ops, rows, &layer.mlp, x, scratch)?; // [n, hidden_size]
+            // A draft goes on from all rows.
+            let alone = i + 1 == layers.len() && some && draft.is_none();
+            layer.forward(ops, all, logit_rows, alone, x, buffers, cache, states)?; // [n or num_logits, hidden_size]
+        }
+        if some && draft.is_some() && logit_rows.n > 0 {
+            ops.gather_rows(batch, x, &mut buffers.last)?; // [num_logits, hidden_size]
         }
         Ok(())
+    }
+
+    /// Goes on from the rows of the last [`Decoder::forward`], or of the last draft, with the block that drafts: `all` are rows with the tokens
+    /// that came of those; the logits of what comes behind the rows `logit_rows` of them are left in [`Decoder::logits`].
+    ///
+    /// # Errors
+    /// Whatever the device says; [`Error::Request`] if the model was made without such a block.
+    pub fn draft(
+        &mut self,
+        ops: &mut O,
+        all: Rows<O::Batch>,
+        logit_rows: Rows<O::Batch>,
+        from: DraftFrom,
+        cache: &mut O::KvCache,
+        states: &mut O::States,
+    ) -> Result<()> {
+        let Self { embed_tokens, norm, lm_head, draft, x, buffers, .. } = self;
+        let draft = draft
+            .as_mut()
+            .ok_or_else(|| Error::Request("the model was made without a block that drafts".into()))?;
+        let shared = Shared { embed_tokens, norm, lm_head: lm_head.as_ref(), x };
+        draft.forward(ops, all, logit_rows, from, shared, buffers, cache, states)
     }
 }

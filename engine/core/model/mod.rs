@@ -8,7 +8,9 @@ pub mod build;
 pub mod check;
 pub mod decoder;
 pub mod delta_net;
+pub mod draft;
 mod gpt2;
+pub mod layer;
 mod llama;
 mod qwen2;
 mod qwen2moe;
@@ -29,6 +31,7 @@ use crate::ops::{Ops, OpsConfig, Rows};
 use crate::sampler::{Logprobs, SamplingRow, host};
 use crate::weights::{DecodeBytes, Weights};
 use build::Load;
+use draft::DraftFrom;
 use rayon::prelude::*;
 use std::collections::VecDeque;
 
@@ -128,6 +131,22 @@ pub trait Runner {
     /// Drops the tokens of all queued steps. What they write to the cache is written before what later steps do.
     fn discard(&mut self) {}
 
+    /// Tokens that it can draft at a time ([`Runner::draft`]), at most; 0: none. Where a layer keeps slots there are as many places for copies
+    /// behind [`Runner::num_checkpoints`] as sequences may run.
+    fn max_drafts(&self) -> usize {
+        0
+    }
+
+    /// Computes rows by the block that drafts and draws a token for each of `batch.logit_rows`, in their order. The tokens of the batch follow
+    /// the rows that it goes on from, of which it has the positions. Between [`Runner::take`] and the next step.
+    ///
+    /// # Errors
+    /// As [`Runner::step`].
+    fn draft(&mut self, batch: &Batch, rows: &[SamplingRow], from: DraftFrom) -> Result<Vec<u32>> {
+        let _ = (batch, rows, from);
+        Err(Error::Request("this runner drafts nothing".into()))
+    }
+
     /// Runs one forward pass and returns the logits of `batch.logit_rows`, row-major `[num_logits, vocab_size]`.
     ///
     /// # Errors
@@ -205,6 +224,7 @@ pub struct ModelRunner<O: Ops> {
     /// Copies of slots.
     checkpoints: O::States,
     num_checkpoints: usize,
+    max_drafts: usize,
     batch: O::Batch,
     limits: BatchLimits,
     layout: KvLayout,
@@ -255,6 +275,7 @@ impl<O: Ops> ModelRunner<O> {
             states,
             checkpoints,
             num_checkpoints: 0,
+            max_drafts: 0,
             batch,
             limits,
             layout,
@@ -271,11 +292,18 @@ impl<O: Ops> ModelRunner<O> {
     /// # Errors
     /// [`Error::Memory`] if there is none.
     pub fn with_checkpoints(mut self, count: usize) -> Result<Self> {
-        if self.state.has_slots() && count > 0 {
-            self.checkpoints = self.ops.new_states(&self.state.slots(count)?)?;
+        let kept = if self.max_drafts > 0 { self.limits.max_num_sequences } else { 0 };
+        if self.state.has_slots() && count + kept > 0 {
+            self.checkpoints = self.ops.new_states(&self.state.slots(count + kept)?)?;
             self.num_checkpoints = count;
         }
         Ok(self)
+    }
+
+    /// The same that drafts up to `count` tokens at a time, where the model has a block for it; before [`ModelRunner::with_checkpoints`].
+    #[must_use]
+    pub fn with_drafts(self, count: usize) -> Self {
+        Self { max_drafts: count, ..self }
     }
 
     /// The operations, to choose other kernels for the next step.
@@ -436,6 +464,14 @@ impl<O: Ops> Runner for ModelRunner<O> {
 
     fn take_logprobs(&mut self) -> Vec<Option<Logprobs>> {
         std::mem::take(&mut self.logprobs)
+    }
+
+    fn max_drafts(&self) -> usize {
+        self.max_drafts
+    }
+
+    fn draft(&mut self, batch: &Batch, rows: &[SamplingRow], from: DraftFrom) -> Result<Vec<u32>> {
+        self.draft_rows(batch, rows, from)
     }
 
     fn logits(&mut self, batch: &Batch) -> Result<Vec<f32>> {

@@ -3,6 +3,7 @@
 
 use super::build::{Build, plan};
 use super::delta_net::usual_linear_layers;
+use super::draft::DraftFrom;
 use crate::config::{Config, ExpertSizes, Keys, LinearSizes};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
@@ -96,6 +97,7 @@ impl Published {
             linear: self.linear,
             linear_layers: self.linear.map_or(Vec::new(), |_| usual_linear_layers(layers)),
             num_nextn_predict_layers: 0,
+            draft: None,
         }
     }
 }
@@ -163,6 +165,24 @@ macro_rules! architectures {
         }
 
         impl<O: Ops> Model<O> {
+            /// As [`Model::forward`] of the block that drafts: from what it goes on, `from` says.
+            ///
+            /// # Errors
+            /// As [`Model::forward`]; [`Error::Request`] if the model was made without such a block.
+            pub fn draft(
+                &mut self,
+                ops: &mut O,
+                all: Rows<O::Batch>,
+                logit_rows: Rows<O::Batch>,
+                from: DraftFrom,
+                cache: &mut O::KvCache,
+                states: &mut O::States,
+            ) -> Result<()> {
+                match self {
+                    $(Self::$architecture(model) => model.draft(ops, all, logit_rows, from, cache, states)),*
+                }
+            }
+
             /// As [`Model::forward`] without the head: the residual stream behind the last layer, whose first rows are those of `logit_rows`.
             ///
             /// # Errors

@@ -199,6 +199,9 @@ pub trait HybridOps: Types {
         Ok(false)
     }
 
+    /// `out = x`, in f32: `[n, cols]`, what a norm wrote and another one reads.
+    fn widen(&mut self, n: usize, x: &Self::Activation, out: &mut Self::Tensor) -> Result<()>;
+
     /// `rows *= sigmoid(gate)`, value by value: `[n, cols]`, the gate of attention.
     fn sigmoid_mul(&mut self, n: usize, gate: &Self::Tensor, rows: &mut Self::Activation) -> Result<()>;
 }

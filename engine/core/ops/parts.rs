@@ -172,7 +172,10 @@ pub(super) fn room<B>(buffers: &mut Option<B>) -> Result<&mut B> {
 }
 
 /// `out = norm(x)`: `[n, cols]`.
-pub(super) fn normalise<O: Ops>(
+///
+/// # Errors
+/// What the device says.
+pub fn normalise<O: Ops>(
     ops: &mut O,
     n: usize,
     x: &O::Tensor,

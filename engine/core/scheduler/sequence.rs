@@ -26,6 +26,8 @@ pub struct Sequence {
     pub(super) load: Option<u32>,
     /// Behind what the newest copy was made of its state while it generates.
     pub(super) newest: Option<Prefix>,
+    /// Tokens that were drafted to come next, for the next step.
+    pub(super) drafts: Vec<u32>,
     /// Where states are copied: behind every so many tokens of its prompt.
     pub(super) stride: Option<usize>,
 }
@@ -50,6 +52,7 @@ impl Sequence {
         self.pages.clear(&self.tokens[..self.num_cached], pool);
         self.num_cached = 0;
         (self.load, self.newest) = (None, None);
+        self.drafts.clear();
     }
 
     /// Rows of its prompt for the next step, of at most `budget`. Where states are copied a step ends.
@@ -62,6 +65,11 @@ impl Sequence {
             _ => self.prefill_len,
         };
         budget.min(end - self.num_cached)
+    }
+
+    /// The next `count` tokens that are not computed, of those that are known and of those that were drafted.
+    pub(super) fn rows(&self, count: usize) -> Vec<u32> {
+        self.tokens[self.num_cached..].iter().chain(&self.drafts).take(count).copied().collect()
     }
 
     /// Whether its state is worth a copy once `end` of its tokens are taken in.

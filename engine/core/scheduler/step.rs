@@ -19,6 +19,8 @@ pub struct Step {
     pub batch: Batch,
     /// The sequences of `batch`, in its order.
     pub sequences: Vec<ScheduledSequence>,
+    /// States that are to be kept before the step, for sequences that may have to go on from there.
+    pub keeps: Vec<StateCopy>,
     /// States that sequences begin with, to be brought to their slots before the step.
     pub loads: Vec<StateCopy>,
 }
@@ -32,6 +34,15 @@ pub struct ScheduledSequence {
     pub prefill: bool,
     /// A token is drawn from the last row.
     pub samples: bool,
+    /// The last rows are of so many tokens that were drafted: a token is drawn from each, and from the one before them.
+    pub num_drafts: usize,
     /// Its state is to be copied behind the step.
     pub save: Option<StateCopy>,
+}
+
+impl ScheduledSequence {
+    /// Tokens that are drawn for it.
+    pub fn num_draws(&self) -> usize {
+        if self.samples { 1 + self.num_drafts } else { 0 }
+    }
 }

@@ -9,7 +9,7 @@ use crate::ops::hybrid::{CausalConv, DeltaNet, DeltaRule, Gate, HybridOps};
 use crate::ops::parts::RmsNorm;
 use crate::tensor::{Activation, States, Tensor};
 use crate::weight::Weight;
-use crate::{causal_conv, delta_rule, delta_step, gated_norm, sigmoid_mul};
+use crate::{causal_conv, convert, delta_rule, delta_step, gated_norm, sigmoid_mul};
 
 impl HybridOps for CudaOps {
     fn new_states(&mut self, layout: &SlotLayout) -> Result<States> {
@@ -81,6 +81,10 @@ impl HybridOps for CudaOps {
             self.fused_delta_step(batch, layer, part, mixed, states, out)?;
         }
         Ok(takes)
+    }
+
+    fn widen(&mut self, n: usize, x: &Activation, out: &mut Tensor) -> Result<()> {
+        convert::widen(&self.device, n, x, out)
     }
 
     fn sigmoid_mul(&mut self, n: usize, gate: &Tensor, rows: &mut Activation) -> Result<()> {

@@ -80,17 +80,21 @@ fn shape() -> impl Strategy<Value = Shape> {
 /// every page is free.
 ///
 /// Where the model is recurrent, with some number of copies of states, those are of all tokens before; without copies no beginning is
-/// shared.
+/// shared. Where the model drafts, whether right or wrong, answers are the same.
 fn any_schedule_gives_the_same(
     shape: Shape,
     ahead: bool,
     prefix_cache: bool,
     recurrent: Option<usize>,
+    drafts: usize,
     actions: Vec<Action>,
 ) {
     let mut mock = Mock::new(shape, hash_model).ahead(ahead);
     if let Some(checkpoints) = recurrent {
         mock = mock.recurrent(checkpoints);
+    }
+    if drafts > 0 {
+        mock = mock.drafting(drafts);
     }
     let failures = Rc::clone(&mock.failures);
     let checkpoint_every = shape.max_num_sequences % 3 * PAGE_SIZE;
@@ -183,8 +187,9 @@ proptest! {
         ahead in any::<bool>(),
         prefix_cache in prop::bool::weighted(0.8),
         recurrent in prop_oneof![2 => Just(None), 2 => (0..6usize).prop_map(Some)],
+        drafts in prop_oneof![2 => Just(0), 1 => 1..6usize],
         actions in prop::collection::vec(action(), 1..25),
     ) {
-        any_schedule_gives_the_same(shape, ahead, prefix_cache, recurrent, actions);
+        any_schedule_gives_the_same(shape, ahead, prefix_cache, recurrent, drafts, actions);
     }
 }

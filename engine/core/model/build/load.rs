@@ -76,6 +76,14 @@ impl<O: Ops> Build<O> for Load<'_, O> {
         Ok(weight)
     }
 
+    fn halves(&mut self, name: &str, _rows: usize, cols: usize) -> Result<[O::Weight; 2]> {
+        let weights = self.weights;
+        let matrix = weights.matrix(name)?;
+        let [left, right] = [0, cols].map(|first| self.ops.load_matrix(&matrix.column_range(first, cols)?));
+        self.advance(matrix.data.len());
+        Ok([left?, right?])
+    }
+
     fn projection(&mut self, projection: &Projection, _cols: usize) -> Result<O::Weight> {
         let weights = self.weights;
         let matrix = Self::wanted_rows(weights.matrix(&projection.name)?, projection)?;
