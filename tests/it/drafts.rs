@@ -231,13 +231,14 @@ fn the_block_computes_its_formulas() {
     };
     let hidden = runner.hidden(&batch(&prompt, 0, LogitRows::All)).unwrap();
     let greedy = SamplingRow::new(SamplingParams { temperature: 0.0, ..SamplingParams::default() }, 13);
-    let next = runner.step(&batch(&prompt, 0, LogitRows::Last), &[greedy.clone()]).unwrap();
+    let next = runner.step(&batch(&prompt, 0, LogitRows::Last), std::slice::from_ref(&greedy)).unwrap();
     let following = [&prompt[1..], &next].concat();
     let drafts =
         runner.draft(&batch(&following, 0, LogitRows::All), &vec![greedy.clone(); 12], DraftFrom::Step);
     let mut drafts = drafts.unwrap();
-    let last =
-        runner.draft(&batch(&following, 0, LogitRows::Last), &[greedy.clone()], DraftFrom::Step).unwrap();
+    let last = runner
+        .draft(&batch(&following, 0, LogitRows::Last), std::slice::from_ref(&greedy), DraftFrom::Step)
+        .unwrap();
     assert_eq!(last, drafts[11..]);
     drafts.extend(runner.draft(&batch(&last, 12, LogitRows::Last), &[greedy], DraftFrom::Draft).unwrap());
 
