@@ -367,7 +367,7 @@ pub trait Ops: HybridOps + ExpertOps {
         Ok(false)
     }
 
-    /// [`parts::head`] in one kernel.
+    /// [`parts::norm_matmul`] in one kernel.
     fn norm_matmul(
         &mut self,
         _rows: Rows<Self::Batch>,
