@@ -1,7 +1,9 @@
 //! Matrices in units (`gpu-kernels/src/units.rs`): which matrices are repacked, and what is done with them.
 
+mod halves;
 mod stream;
 
+pub(super) use halves::partial_bytes;
 pub(super) use stream::{Slices, Stream};
 use stream::{groups_and_slices, units_of};
 

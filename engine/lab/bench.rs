@@ -18,6 +18,8 @@ pub struct BenchOptions {
     pub op: Option<String>,
     /// One variant; `None`: all.
     pub variant: Option<String>,
+    /// Cases whose shape has this text in it; `None`: all.
+    pub shape: Option<String>,
     pub workload: Workload,
     /// Of the inputs.
     pub seed: u64,
@@ -81,7 +83,9 @@ pub fn bench(session: &mut Session, options: &BenchOptions, progress: &mut dyn F
     for (op, cases) in selected {
         progress(&format!("checking {}", op.name));
         let wrong = wrong_variants(session, options, op.name)?;
-        for case in (cases.timings)(&options.workload) {
+        let is_selected =
+            |case: &Case| options.shape.as_deref().is_none_or(|text| case.shape.contains(text));
+        for case in (cases.timings)(&options.workload).into_iter().filter(is_selected) {
             let mut instance = match prepared(session, &case, options.seed)? {
                 Ok(instance) => instance,
                 Err(why) => {

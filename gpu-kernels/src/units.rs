@@ -15,9 +15,10 @@
 //! is one implementation of [`Unit`] and a word in the lists of the kernels. Where a weight stands is said once, by
 //! [`Unit::byte`], in terms of the file's blocks; [`Unit::quad`] is its inverse.
 
-use cuda_std::prelude::*;
+use cuda_std::{f16x2, prelude::*};
 
 pub mod float;
+pub mod halves;
 pub mod q4_0;
 pub mod q4_k;
 pub mod q5_0;
@@ -71,6 +72,80 @@ pub trait Unit {
     /// # Safety
     /// All lanes of the warp call it together; unit and inputs are complete.
     unsafe fn multiply<const G: usize>(unit: Shared<u8>, x: &Inputs, sums: &mut [[f32; 2]; G]);
+}
+
+/// How many times a weight the f16 is that [`Halves`] makes of it, so that scales keep all their digits: a weight has at most 4,094.
+pub const HALVES_FACTOR: f32 = 16.0;
+
+/// A format whose units are decoded to f16 as operands of tensor cores ([`halves`]).
+#[device]
+pub trait Halves: Unit {
+    /// What a lane keeps of the scales of the even or the odd blocks of 32 columns of a unit.
+    type Scales: Copy;
+
+    /// Of the even blocks (`odd` 0) or the odd ones (1).
+    ///
+    /// # Safety
+    /// `unit` is complete.
+    unsafe fn scales(unit: Shared<u8>, odd: u32) -> Self::Scales;
+
+    /// The weights of block `2 pair + odd` of 32 columns as first operands of `mma.m16n8k16`, times [`HALVES_FACTOR`]: columns `4 c` to `4 c + 3` as the columns `2 c`,
+    /// `2 c + 1`, `8 + 2 c`, `9 + 2 c` of one, and those 16 behind them as the same of another. So eight bytes of a row of inputs are a second operand.
+    ///
+    /// # Safety
+    /// `unit` is complete, `scales` are its own and of such blocks, and it has the block.
+    unsafe fn halves(unit: Shared<u8>, scales: &Self::Scales, odd: u32, pair: u32) -> [[u32; 4]; 2];
+}
+
+/// 1024 as two f16: a permutation makes of a byte `b` the f16 `1024 + b`.
+#[device]
+const UNSIGNED: u32 = f16x2::splat(f16::from_f32_const(1024.0));
+/// And of signed ones whose sign was turned around.
+#[device]
+const SIGNED: u32 = f16x2::splat(f16::from_f32_const(1152.0));
+/// The bytes that are the high ones of such f16.
+#[device]
+const EXPONENTS: u32 = 0x6464_6464;
+/// The signs of four bytes.
+#[device]
+const SIGNS: u32 = 0x8080_8080;
+
+/// [`Halves::halves`] of a block: of its first operand of bytes, signed ones or not, each word times `scales` of it, plus `less`.
+#[device]
+#[inline(always)]
+fn halves_of_bytes<const IS_SIGNED: bool>(
+    bytes: [u32; 4],
+    scales: [u32; 4],
+    less: Option<[u32; 4]>,
+) -> [[u32; 4]; 2] {
+    let mut operands = [[0; 4]; 2];
+    repeat(4, |i| {
+        let (word, zero) = if IS_SIGNED { (bytes[i] ^ SIGNS, SIGNED) } else { (bytes[i], UNSIGNED) };
+        let pairs = [f16x2::bytes(word, EXPONENTS, 0x4140), f16x2::bytes(word, EXPONENTS, 0x4342)];
+        repeat(2, |pair| {
+            let value = f16x2::sub(pairs[pair], zero);
+            // Register `i` of bytes is of row `i % 2` of two and of half `i / 2` of the block.
+            operands[i / 2][2 * pair + i % 2] = match less {
+                Some(less) => f16x2::mul_add(value, scales[i], less[i]),
+                None => f16x2::mul(value, scales[i]),
+            };
+        });
+    });
+    operands
+}
+
+/// Byte `byte` of a word, an unsigned number, as two f16.
+#[device]
+#[inline(always)]
+fn half_of_byte(word: u32, byte: u32) -> u32 {
+    f16x2::sub(f16x2::bytes(word, EXPONENTS, 0x4040 + 0x0101 * byte), UNSIGNED)
+}
+
+/// The low (0) or high (1) f16 of a word, twice, times `factor`.
+#[device]
+#[inline(always)]
+fn scaled_half(word: u32, half: u32, factor: f32) -> u32 {
+    f16x2::mul(f16x2::bytes(word, 0, 0x1010 + 0x2222 * half), f16x2::splat(f16::from_f32_const(factor)))
 }
 
 /// The tile of row `row`, and its row there, with this span.

@@ -61,6 +61,7 @@ mod element;
 #[cfg(not(target_arch = "nvptx64"))]
 pub mod emulation;
 mod exp;
+pub mod f16x2;
 pub mod float;
 pub mod grid;
 pub mod launch;

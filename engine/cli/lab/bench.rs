@@ -32,6 +32,9 @@ pub struct BenchArgs {
     /// Only this variant
     #[arg(long)]
     variant: Option<String>,
+    /// Only cases whose shape has this text in it, such as "weight q4_k"
+    #[arg(long, value_name = "TEXT")]
+    shape: Option<String>,
     /// Format of the weights: f32, f16 or bf16 [default: the model's, but f16 for bf16, as on a GPU]
     #[arg(long, value_parser = dtype)]
     dtype: Option<Dtype>,
@@ -96,6 +99,7 @@ pub(super) fn run(args: BenchArgs) -> Result<ExitCode> {
     let options = BenchOptions {
         op,
         variant: args.variant,
+        shape: args.shape,
         workload,
         seed: args.seed,
         rule: StopRule { seconds: args.seconds, ..StopRule::default() },

@@ -38,6 +38,10 @@ pub struct WatchArgs {
     /// Compile, and show what ptxas says where it is installed, but neither check nor time
     #[arg(long)]
     compile_only: bool,
+    /// The target to compile for [default: what this machine's GPU runs, else sm_80]
+    #[arg(long, value_name = "ARCH", requires = "compile_only",
+          value_parser = clap::builder::PossibleValuesParser::new(crate::ptx::TARGETS))]
+    arch: Option<String>,
     /// Longest time for each timing of the benchmark
     #[arg(long, default_value_t = 0.1, value_name = "SECONDS")]
     seconds: f64,
@@ -51,9 +55,11 @@ pub(super) fn run(args: WatchArgs) -> Result<ExitCode> {
     args.variant.as_deref().map(|name| op.variant(name)).transpose()?;
     let checkout = Checkout::find()?;
     let device = cuda::probe().ok().and_then(|devices| devices.into_iter().next());
-    let target = match &device {
-        Some(device) => device.target()?,
-        None => crate::ptx::TARGETS[0],
+    let asked = |target: &&&str| args.arch.as_deref() == Some(**target);
+    let target = match (crate::ptx::TARGETS.iter().find(asked), &device) {
+        (Some(target), _) => target,
+        (None, Some(device)) => device.target()?,
+        (None, None) => crate::ptx::TARGETS[0],
     };
     let interrupt = Interrupt::install();
     let mut rounds = Rounds {

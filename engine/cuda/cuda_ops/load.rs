@@ -142,10 +142,14 @@ impl CudaOps {
         Ok(pieces)
     }
 
-    /// Room for as many rows of a matrix as are decoded at a time.
+    /// Room for as many rows of a matrix as are decoded at a time, or for parts of products where none are decoded.
     fn make_room_to_decode(&mut self, rows: usize, cols: usize) -> Result<()> {
-        let room = matmul::blocks::decoded_bytes(tensor::elements(rows, cols)?, self.dtype);
-        if room > self.decoded.len() && !self.device.is_emulated() {
+        let room = match self.device.is_emulated() {
+            true => 0,
+            false => matmul::blocks::decoded_bytes(tensor::elements(rows, cols)?, self.dtype),
+        };
+        let room = room.max(units::partial_bytes(self.device.info()));
+        if room > self.decoded.len() {
             self.decoded = DeviceBuffer::zeroed(&self.device, room)?;
         }
         Ok(())

@@ -26,11 +26,17 @@ pub(crate) const INLINE: &str = "inline";
 /// The kernel that multiplies what was repacked.
 const UNITS: &str = "units";
 
+/// The kernels that decode units in registers, for tensor cores.
+const HALVES: &str = "halves";
+
 /// Rows up to which [`INLINE`] is taken where nothing is asked for: with it the weights are read once for four rows.
 const FEW_ROWS: usize = 8;
 
-/// The same of [`UNITS`], with which they are read once for eight: three times that takes less than decoding them for the library does.
-const FEW_ROWS_OF_UNITS: usize = 24;
+/// The same of [`UNITS`], with which they are read once for eight.
+const FEW_ROWS_OF_UNITS: usize = 8;
+
+/// Rows up to which [`HALVES`] takes less than decoding for the library does.
+const SOME_ROWS_OF_UNITS: usize = 192;
 
 /// Values of the weights that are decoded at a time, at most: 288 MiB of f16, all of gate and up of a model of 7 B parameters.
 const TILE_VALUES: usize = 144 << 20;
@@ -65,6 +71,8 @@ pub(crate) struct Case {
     scale: f32,
     /// Whether cuBLAS was opened.
     has_cublas: bool,
+    /// Whether units have a kernel for so many rows that decodes in registers.
+    has_halves: bool,
 }
 
 type Launch = unsafe fn(&mut Tools, &Case) -> Result<()>;
@@ -72,6 +80,7 @@ type Launch = unsafe fn(&mut Tools, &Case) -> Result<()>;
 variants! { Case, Launch;
     CUBLAS [blocks::decode, units::decode]: is_open => by_library;
     UNITS [matmul_add::units]: is_repacked => by_units;
+    HALVES [units::halves::halves]: has_halves => by_halves;
     INLINE [blocks::matmul]: is_as_in_the_file => by_kernel;
 }
 
@@ -81,6 +90,11 @@ fn is_repacked(case: &Case) -> Result<(), &'static str> {
         Place::Units(_) => Err("x is not f16"),
         Place::Blocks(..) => Err("the weights are as in the file"),
     }
+}
+
+fn has_halves(case: &Case) -> Result<(), &'static str> {
+    is_repacked(case)?;
+    if case.has_halves { Ok(()) } else { Err("there is no kernel for so many rows") }
 }
 
 fn is_as_in_the_file(case: &Case) -> Result<(), &'static str> {
@@ -135,12 +149,17 @@ pub(super) unsafe fn multiply(
         accumulate,
         scale: x.scale * run.scale,
         has_cublas: tools.cublas.is_some(),
+        has_halves: matches!(weight, Place::Units(units) if units.takes_halves(tools.device, n)),
     };
     // Who asks for a product without the library means these too.
     let by_kernel = if matches!(weight, Place::Units(_)) { UNITS } else { INLINE };
     let of_floats = choice.get(MATMUL).filter(|&name| name != CUBLAS).map(|_| by_kernel);
     let few = if by_kernel == UNITS { FEW_ROWS_OF_UNITS } else { FEW_ROWS };
-    let preferred = (n <= few).then_some(by_kernel);
+    let preferred = match n {
+        _ if n <= few => Some(by_kernel),
+        _ if n <= SOME_ROWS_OF_UNITS && has_halves(&case).is_ok() => Some(HALVES),
+        _ => None,
+    };
     let variant = select(OP, VARIANTS, &case, choice.get(OP).or(of_floats).or(preferred))?;
     // SAFETY: the shapes of x and the weights were checked; the caller vouches for `out`.
     unsafe { (variant.launch)(tools, &case) }
@@ -157,6 +176,16 @@ unsafe fn by_units(tools: &mut Tools, case: &Case) -> Result<()> {
     let Place::Units(units) = case.weight else { return Err(Error::Request(format!("{OP}: not repacked"))) };
     // SAFETY: the caller's promise.
     unsafe { units.multiply(tools.device, tools.slices, [n, rows], x, scale, (out, out_stride), accumulate) }
+}
+
+/// # Safety
+/// As [`by_units`].
+unsafe fn by_halves(tools: &mut Tools, case: &Case) -> Result<()> {
+    let &Case { n, rows, x, scale, out, out_stride, accumulate, .. } = case;
+    let Place::Units(units) = case.weight else { return Err(Error::Request(format!("{OP}: not repacked"))) };
+    let room = (&mut *tools.decoded, &mut tools.slices.counters);
+    // SAFETY: the caller's promise; what is decoded for the library is used by nobody else now.
+    unsafe { units.multiply_halves(tools.device, room, [n, rows], x, scale, (out, out_stride), accumulate) }
 }
 
 /// # Safety

@@ -3,6 +3,7 @@
 use super::super::device::Device;
 use super::super::launch::dimension;
 use super::super::memory::DeviceBuffer;
+use super::halves::MAX_COUNTERS;
 use super::{FEW_ROWS, OP, TILE, UnitShape, Units, rows_of_kernel};
 use crate::error::Result;
 use cuda_std::launch::LaunchConfig;
@@ -89,7 +90,8 @@ fn most_slices(multiprocessors: u32, tiles: u32) -> u32 {
 /// Where blocks leave what they have of a slice of the columns.
 pub(in super::super) struct Slices {
     pub(super) partial: DeviceBuffer<f32>,
-    pub(super) counters: DeviceBuffer<u32>,
+    /// Zeros, as each kernel leaves them.
+    pub counters: DeviceBuffer<u32>,
 }
 
 impl Slices {
@@ -100,7 +102,7 @@ impl Slices {
     pub fn new(device: &Rc<Device>) -> Result<Self> {
         Ok(Self {
             partial: DeviceBuffer::zeroed(device, 1)?,
-            counters: DeviceBuffer::zeroed(device, MAX_GROUPS as usize)?,
+            counters: DeviceBuffer::zeroed(device, (MAX_GROUPS as usize).max(MAX_COUNTERS))?,
         })
     }
 

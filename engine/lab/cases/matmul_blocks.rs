@@ -27,12 +27,15 @@ fn checks() -> Vec<Case> {
     // Large blocks are much work for the emulator.
     const LARGE: [(Shape, bool); 3] = [([1, 1, 1], true), ([1, 9, 3], false), ([5, 10, 2], true)];
     // Repacked: units of a row; one, several for a warp, more tiles than warps, columns that are sliced.
-    const UNITS: [(Shape, bool); 5] = [
+    const UNITS: [(Shape, bool); 7] = [
         ([1, 16, 1], true),
         ([2, 48, 3], false),
         ([8, 16, 21], true),
         ([1, 304, 1], false),
         ([11, 16, 4], true),
+        // Decoded in registers: a group of tiles and one tile more, of which each block has a part.
+        ([18, 272, 3], true),
+        ([70, 32, 1], false),
     ];
     let of = |format: MatrixFormat| {
         let shapes: &[_] = if format.block_values() > 64 { &LARGE } else { &SHAPES };
@@ -105,8 +108,13 @@ impl Matmul {
             matrix(ops, format, &format!("{name}: weight"), seed, [rows, cols], scale_of(format))?;
         weight.set_scale(SCALE);
         let before = add.then(|| random(seed, &format!("{name}: before"), n * rows));
-        // The library gets weights that are rounded to the format of x.
-        let rounding = unit(ops.dtype());
+        let is_repacked = ops.device().has_bulk_copies()
+            && ops.dtype() == Dtype::F16
+            && rows % 16 == 0
+            && unit_cols(format).is_some_and(|unit| cols % unit == 0);
+        // The library gets weights that are rounded to the format of x; so are, where they are decoded in registers, scales and minima, which
+        // may be larger.
+        let rounding = if is_repacked && n > 8 { 4.0 } else { 1.0 } * unit(ops.dtype());
         let sums = ((cols as f64).sqrt() + 8.0) * 2.0 * unit(Dtype::F32);
         let places = places(seed, n * rows, cols);
         let expected = places.iter().map(|place| {
@@ -126,10 +134,7 @@ impl Matmul {
             weight,
             out: poisoned(ops, n, rows)?,
             before,
-            is_repacked: ops.device().has_bulk_copies()
-                && ops.dtype() == Dtype::F16
-                && rows % 16 == 0
-                && unit_cols(format).is_some_and(|unit| cols % unit == 0),
+            is_repacked,
         })
     }
 
@@ -171,7 +176,11 @@ impl Instance for Matmul {
     }
 
     fn default_variant(&self) -> Option<&'static str> {
-        let (most, name) = if self.is_repacked { (24, "units") } else { (8, "inline") };
-        (self.shape[0] <= most).then_some(name)
+        match (self.is_repacked, self.shape[0]) {
+            (false, 0..=8) => Some("inline"),
+            (true, 0..=8) => Some("units"),
+            (true, 9..=192) => Some("halves"),
+            _ => None,
+        }
     }
 }

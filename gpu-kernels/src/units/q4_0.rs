@@ -1,8 +1,8 @@
 //! Q4_0: nibbles in two's complement, a lane's 16 bytes for a pair of blocks: of each block the word of row `r` and that of `r + 8`, whose low
 //! nibbles are columns `4 c ..` and high ones `16 + 4 c ..`. Then for each row the four scales of its blocks, f16.
 
-use super::q8_0::multiply_blocks;
-use super::{Unit, half, word};
+use super::q8_0::{halves_of_block, multiply_blocks};
+use super::{Halves, Unit, half, word};
 #[device]
 use crate::{fused::units::Inputs, grid::repeat};
 use cuda_std::prelude::*;
@@ -73,17 +73,39 @@ impl Unit for q4_0 {
 
     #[inline(always)]
     unsafe fn multiply<const G: usize>(unit: Shared<u8>, x: &Inputs, sums: &mut [[f32; 2]; G]) {
-        const HIGH: u32 = 0xf0f0_f0f0;
         // SAFETY: the caller's promise.
         unsafe {
             let words = unit.cast::<[u32; 4]>().add(warp::lane_id());
-            let operand = |block: u32| {
-                let words = words.get(block / 2 * 32);
-                let (v, w) =
-                    if block.is_multiple_of(2) { (words[0], words[1]) } else { (words[2], words[3]) };
-                [(v << 4) & HIGH, (w << 4) & HIGH, v & HIGH, w & HIGH]
+            let of_block = |block: u32| {
+                let [a, b, c, d] = words.get(block / 2 * 32);
+                operand(if block.is_multiple_of(2) { [a, b] } else { [c, d] })
             };
-            multiply_blocks(operand, unit.add(QUANTS), x, sums);
+            multiply_blocks(of_block, unit.add(QUANTS), x, sums);
         }
     }
+}
+
+#[device]
+impl Halves for q4_0 {
+    type Scales = ();
+
+    #[inline(always)]
+    unsafe fn scales(_: Shared<u8>, _: u32) {}
+
+    #[inline(always)]
+    unsafe fn halves(unit: Shared<u8>, (): &(), odd: u32, pair: u32) -> [[u32; 4]; 2] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let words = unit.cast().get(2 * (32 * pair + warp::lane_id()) + odd);
+            halves_of_block(operand(words), unit.add(QUANTS), 2 * pair + odd, Self::FACTOR)
+        }
+    }
+}
+
+/// The first operand of a block, of its words of row `r` and `r + 8`: nibbles as the high ones of bytes.
+#[device]
+#[inline(always)]
+fn operand([v, w]: [u32; 2]) -> [u32; 4] {
+    const HIGH: u32 = 0xf0f0_f0f0;
+    [(v << 4) & HIGH, (w << 4) & HIGH, v & HIGH, w & HIGH]
 }

@@ -4,11 +4,11 @@
 //! So the scales of the four even, or odd, blocks come out of two words with a mask and a shift each.
 
 use super::q4_0::{nibbles_of_place, place_of_nibbles};
-use super::{Unit, half, halves, word};
+use super::{HALVES_FACTOR, Halves, Unit, half, half_of_byte, halves, halves_of_bytes, scaled_half, word};
 #[device]
 use crate::{fused::units::Inputs, grid::repeat};
 use cuda_std::mma::{dot4_s8, mma_m16n8k32_s8};
-use cuda_std::prelude::*;
+use cuda_std::{f16x2, prelude::*};
 
 /// Bytes of nibbles of a unit.
 #[device]
@@ -74,17 +74,115 @@ impl Unit for q4_k {
 
     #[inline(always)]
     unsafe fn multiply<const G: usize>(unit: Shared<u8>, x: &Inputs, sums: &mut [[f32; 2]; G]) {
-        const LOW: u32 = 0x0f0f_0f0f;
         // SAFETY: the caller's promise.
         unsafe {
             let words = unit.cast::<[u32; 4]>().add(warp::lane_id());
             let operands = |pair: u32| {
                 let [a, b, c, d] = words.get(32 * pair);
-                let operand = |v: u32, w: u32| [v & LOW, w & LOW, (v >> 4) & LOW, (w >> 4) & LOW];
-                [operand(a, b), operand(c, d)]
+                [operand([a, b]), operand([c, d])]
             };
             multiply_superblock(operands, unit.add(QUANTS), x, sums);
         }
+    }
+}
+
+#[device]
+impl Halves for q4_k {
+    type Scales = Blocks;
+
+    #[inline(always)]
+    unsafe fn scales(unit: Shared<u8>, odd: u32) -> Blocks {
+        // SAFETY: the caller's promise.
+        unsafe { Superblock::new(unit.add(QUANTS)).blocks(odd) }
+    }
+
+    #[inline(always)]
+    unsafe fn halves(unit: Shared<u8>, scales: &Blocks, odd: u32, pair: u32) -> [[u32; 4]; 2] {
+        // SAFETY: the caller's promise.
+        let words = unsafe { unit.cast().get(2 * (32 * pair + warp::lane_id()) + odd) };
+        scales.halves(operand(words), pair)
+    }
+}
+
+/// The first operand of a block of 32 columns, of its words of row `r` and `r + 8`.
+#[device]
+#[inline(always)]
+fn operand([v, w]: [u32; 2]) -> [u32; 4] {
+    const LOW: u32 = 0x0f0f_0f0f;
+    [v & LOW, w & LOW, (v >> 4) & LOW, (w >> 4) & LOW]
+}
+
+/// Scales and minima of a lane's two rows of a unit: a byte for each of the four even blocks, and of the odd ones.
+#[device]
+pub(super) struct Superblock {
+    /// `d` and `dmin`, f16.
+    d: [u32; 2],
+    scales: [[u32; 2]; 2],
+    minima: [[u32; 2]; 2],
+}
+
+#[device]
+impl Superblock {
+    /// Of the 16 bytes of each row at `scales`.
+    ///
+    /// # Safety
+    /// They are complete.
+    #[inline(always)]
+    pub(super) unsafe fn new(scales: Shared<u8>) -> Self {
+        const LOW: u32 = 0x0f0f_0f0f;
+        const HIGH: u32 = 0x3030_3030;
+        let row = warp::lane_id() / 4;
+        let mut all = Self { d: [0; 2], scales: [[0; 2]; 2], minima: [[0; 2]; 2] };
+        // SAFETY: the caller's promise.
+        unsafe {
+            let rows = scales.cast::<[u32; 4]>();
+            let rows = [rows.get(row), rows.get(row + 8)];
+            repeat(2, |r| {
+                let [d, s, m, high] = rows[r];
+                all.d[r] = d;
+                all.scales[r] = [s & LOW | (high << 4) & HIGH, (s >> 4) & LOW | (high << 2) & HIGH];
+                all.minima[r] = [m & LOW | high & HIGH, (m >> 4) & LOW | (high >> 2) & HIGH];
+            });
+        }
+        all
+    }
+
+    /// Those of the even blocks, or of the odd ones.
+    #[inline(always)]
+    pub(super) fn blocks(self, odd: u32) -> Blocks {
+        let of = |[even, uneven]: [u32; 2]| if odd == 0 { even } else { uneven };
+        let Self { d, scales, minima } = self;
+        let factors = |half, factor| d.map(|d| scaled_half(d, half, factor));
+        Blocks {
+            d: factors(0, HALVES_FACTOR),
+            dmin: factors(1, -HALVES_FACTOR),
+            scales: scales.map(of),
+            minima: minima.map(of),
+        }
+    }
+}
+
+/// Scales and minima of the even, or the odd blocks of a lane's two rows.
+#[device]
+#[derive(Clone, Copy)]
+pub struct Blocks {
+    /// Each twice, times [`HALVES_FACTOR`]; `dmin` less than 0.
+    d: [u32; 2],
+    dmin: [u32; 2],
+    scales: [u32; 2],
+    minima: [u32; 2],
+}
+
+#[device]
+impl Blocks {
+    /// [`Halves::halves`] of the first operand of block `pair` of these.
+    #[inline(always)]
+    pub(super) fn halves(&self, operand: [u32; 4], pair: u32) -> [[u32; 4]; 2] {
+        let scale = |r: usize| f16x2::mul(half_of_byte(self.scales[r], pair), self.d[r]);
+        let less = |r: usize| f16x2::mul(half_of_byte(self.minima[r], pair), self.dmin[r]);
+        let ([low, high], [of_low, of_high]) = ([scale(0), scale(1)], [less(0), less(1)]);
+        let less = Some([of_low, of_high, of_low, of_high]);
+        halves_of_bytes::<false>(operand, [low, high, low, high], less)
     }
 }
 
@@ -140,20 +238,9 @@ pub(super) unsafe fn multiply_superblock<const G: usize>(
     x: &Inputs,
     sums: &mut [[f32; 2]; G],
 ) {
-    const LOW: u32 = 0x0f0f_0f0f;
-    const HIGH: u32 = 0x3030_3030;
-    let row = warp::lane_id() / 4;
     // SAFETY: the caller's promise.
     unsafe {
-        let scales = scales.cast::<[u32; 4]>();
-        let rows = [scales.get(row), scales.get(row + 8)];
-        // Of each row those of the even blocks, then of the odd ones: a byte each.
-        let (mut scales, mut minima) = ([[0u32; 2]; 2], [[0u32; 2]; 2]);
-        repeat(2, |r| {
-            let [_, s, m, high] = rows[r];
-            scales[r] = [s & LOW | (high << 4) & HIGH, (s >> 4) & LOW | (high << 2) & HIGH];
-            minima[r] = [m & LOW | high & HIGH, (m >> 4) & LOW | (high >> 2) & HIGH];
-        });
+        let Superblock { d: of_rows, scales, minima } = Superblock::new(scales);
         let mut total = [[0i32; 4]; G];
         repeat(4, |pair| {
             let a = operands(pair as u32);
@@ -172,7 +259,7 @@ pub(super) unsafe fn multiply_superblock<const G: usize>(
             let scale = x.scale(g as u32);
             let digits = x.digits(g as u32);
             repeat(2, |r| {
-                let [d, dmin] = halves(rows[r][0]);
+                let [d, dmin] = halves(of_rows[r]);
                 let [even, odd] = minima[r];
                 let mut minimum = 0;
                 repeat(3, |k| {

@@ -3,8 +3,8 @@
 //! of the pair bit `7 - (4 h + i)` of each byte; then for each row the four scales of its blocks, f16.
 
 use super::q4_0::{nibbles_of_place, place_of_nibbles};
-use super::q8_0::multiply_blocks;
-use super::{Unit, half, word};
+use super::q8_0::{halves_of_block, multiply_blocks};
+use super::{Halves, Unit, half, word};
 #[device]
 use crate::{fused::units::Inputs, grid::repeat};
 use cuda_std::prelude::*;
@@ -89,26 +89,50 @@ impl Unit for q5_0 {
 
     #[inline(always)]
     unsafe fn multiply<const G: usize>(unit: Shared<u8>, x: &Inputs, sums: &mut [[f32; 2]; G]) {
-        const LOW: u32 = 0x7878_7878;
-        const SIGN: u32 = 0x8080_8080;
         let lane = warp::lane_id();
         // SAFETY: the caller's promise.
         unsafe {
             let words = unit.cast::<[u32; 4]>().add(lane);
             let signs = unit.add(NIBBLES).cast::<u32>().add(2 * lane);
-            let operand = |block: u32| {
-                let words = words.get(block / 2 * 32);
-                let (v, w) =
-                    if block.is_multiple_of(2) { (words[0], words[1]) } else { (words[2], words[3]) };
+            let of_block = |block: u32| {
+                let [a, b, c, d] = words.get(block / 2 * 32);
                 let signs = signs.get(block / 2) << (4 * (block % 2));
-                [
-                    v & LOW | signs & SIGN,
-                    w & LOW | (signs << 1) & SIGN,
-                    v.rotate_right(4) & LOW | (signs << 2) & SIGN,
-                    w.rotate_right(4) & LOW | (signs << 3) & SIGN,
-                ]
+                operand(if block.is_multiple_of(2) { [a, b] } else { [c, d] }, signs)
             };
-            multiply_blocks(operand, unit.add(QUANTS), x, sums);
+            multiply_blocks(of_block, unit.add(QUANTS), x, sums);
         }
     }
+}
+
+#[device]
+impl Halves for q5_0 {
+    type Scales = ();
+
+    #[inline(always)]
+    unsafe fn scales(_: Shared<u8>, _: u32) {}
+
+    #[inline(always)]
+    unsafe fn halves(unit: Shared<u8>, (): &(), odd: u32, pair: u32) -> [[u32; 4]; 2] {
+        let lane = warp::lane_id();
+        // SAFETY: the caller's promise.
+        unsafe {
+            let words = unit.cast().get(2 * (32 * pair + lane) + odd);
+            let signs = unit.add(NIBBLES).cast::<u32>().get(2 * lane + pair) << (4 * odd);
+            halves_of_block(operand(words, signs), unit.add(QUANTS), 2 * pair + odd, Self::FACTOR)
+        }
+    }
+}
+
+/// The first operand of a block, of its words of row `r` and `r + 8`, and of those of its fifth bits.
+#[device]
+#[inline(always)]
+fn operand([v, w]: [u32; 2], signs: u32) -> [u32; 4] {
+    const LOW: u32 = 0x7878_7878;
+    const SIGN: u32 = 0x8080_8080;
+    [
+        v & LOW | signs & SIGN,
+        w & LOW | (signs << 1) & SIGN,
+        v.rotate_right(4) & LOW | (signs << 2) & SIGN,
+        w.rotate_right(4) & LOW | (signs << 3) & SIGN,
+    ]
 }

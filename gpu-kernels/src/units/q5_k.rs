@@ -2,8 +2,8 @@
 //! each byte.
 
 use super::q4_0::{nibbles_of_place, place_of_nibbles};
-use super::q4_k::{byte_of_scales, multiply_superblock, scales_of_block};
-use super::{Unit, word};
+use super::q4_k::{Blocks, Superblock, byte_of_scales, multiply_superblock, scales_of_block};
+use super::{Halves, Unit, word};
 #[device]
 use crate::{fused::units::Inputs, grid::repeat};
 use cuda_std::prelude::*;
@@ -77,32 +77,50 @@ impl Unit for q5_k {
 
     #[inline(always)]
     unsafe fn multiply<const G: usize>(unit: Shared<u8>, x: &Inputs, sums: &mut [[f32; 2]; G]) {
-        const LOW: u32 = 0x0f0f_0f0f;
-        const BIT: u32 = 0x1010_1010;
         let lane = warp::lane_id();
         // SAFETY: the caller's promise.
         unsafe {
             let words = unit.cast::<[u32; 4]>().add(lane);
             let fifth = unit.add(FIFTH).cast::<u32>().add(lane);
-            let operands = |pair: u32| {
-                let [a, b, c, d] = words.get(32 * pair);
-                let bits = fifth.get(32 * pair);
-                [
-                    [
-                        a & LOW | (bits << 4) & BIT,
-                        b & LOW | (bits << 3) & BIT,
-                        (a >> 4) & LOW | (bits << 2) & BIT,
-                        (b >> 4) & LOW | (bits << 1) & BIT,
-                    ],
-                    [
-                        c & LOW | bits & BIT,
-                        d & LOW | (bits >> 1) & BIT,
-                        (c >> 4) & LOW | (bits >> 2) & BIT,
-                        (d >> 4) & LOW | (bits >> 3) & BIT,
-                    ],
-                ]
+            let of_pair = |pair: u32| {
+                let ([a, b, c, d], bits) = (words.get(32 * pair), fifth.get(32 * pair));
+                [operand([a, b], bits), operand([c, d], bits >> 4)]
             };
-            multiply_superblock(operands, unit.add(SCALES), x, sums);
+            multiply_superblock(of_pair, unit.add(SCALES), x, sums);
         }
     }
+}
+
+#[device]
+impl Halves for q5_k {
+    type Scales = Blocks;
+
+    #[inline(always)]
+    unsafe fn scales(unit: Shared<u8>, odd: u32) -> Blocks {
+        // SAFETY: the caller's promise.
+        unsafe { Superblock::new(unit.add(SCALES)).blocks(odd) }
+    }
+
+    #[inline(always)]
+    unsafe fn halves(unit: Shared<u8>, scales: &Blocks, odd: u32, pair: u32) -> [[u32; 4]; 2] {
+        let at = 32 * pair + warp::lane_id();
+        // SAFETY: the caller's promise.
+        let (words, fifth) =
+            unsafe { (unit.cast().get(2 * at + odd), unit.add(FIFTH).cast::<u32>().get(at)) };
+        scales.halves(operand(words, fifth >> (4 * odd)), pair)
+    }
+}
+
+/// The first operand of a block of 32 columns, of its words of row `r` and `r + 8`, and of its fifth bits, the lowest four of each byte.
+#[device]
+#[inline(always)]
+fn operand([v, w]: [u32; 2], bits: u32) -> [u32; 4] {
+    const LOW: u32 = 0x0f0f_0f0f;
+    const BIT: u32 = 0x1010_1010;
+    [
+        v & LOW | (bits << 4) & BIT,
+        w & LOW | (bits << 3) & BIT,
+        (v >> 4) & LOW | (bits << 2) & BIT,
+        (w >> 4) & LOW | (bits << 1) & BIT,
+    ]
 }

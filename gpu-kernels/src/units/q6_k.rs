@@ -4,11 +4,11 @@
 //! then for each row its 16 scales, and `d` for each row.
 
 use super::q4_0::{nibbles_of_place, place_of_nibbles};
-use super::{Unit, half, word};
+use super::{EXPONENTS, HALVES_FACTOR, Halves, SIGNED, Unit, half, halves_of_bytes, scaled_half, word};
 #[device]
 use crate::{fused::units::Inputs, grid::repeat};
 use cuda_std::mma::mma_m16n8k16_s8;
-use cuda_std::prelude::*;
+use cuda_std::{f16x2, prelude::*};
 
 /// Where the high bits of a unit begin, the scales, and `d`.
 #[device]
@@ -104,8 +104,6 @@ impl Unit for q6_k {
 
     #[inline(always)]
     unsafe fn multiply<const G: usize>(unit: Shared<u8>, x: &Inputs, sums: &mut [[f32; 2]; G]) {
-        const LOW_BITS: u32 = 0x3c3c_3c3c;
-        const HIGH_BITS: u32 = 0xc0c0_c0c0;
         let lane = warp::lane_id();
         let row = lane / 4;
         // SAFETY: the caller's promise.
@@ -124,10 +122,8 @@ impl Unit for q6_k {
                 repeat(G, |g| columns[g] = x.columns(g as u32, pair as u32));
                 repeat(4, |i| {
                     // 16 columns: half `i % 2` of block `i / 2`.
-                    let h = high[i / 2] << (4 * (i % 2));
-                    let turn = 4 * (i % 2) as u32;
-                    let (v, w) = (w[i / 2 * 2].rotate_right(turn), w[i / 2 * 2 + 1].rotate_right(turn));
-                    let a = [v & LOW_BITS | h & HIGH_BITS, w & LOW_BITS | (h << 2) & HIGH_BITS];
+                    let of_block = [w[i / 2 * 2], w[i / 2 * 2 + 1]];
+                    let a = part_of_operand(of_block, high[i / 2], (i % 2) as u32);
                     let scale = |r: usize| (scales[r][pair] << (24 - 8 * i)) as i32 >> 24;
                     let s = [scale(0), scale(1)];
                     repeat(G, |g| {
@@ -145,4 +141,50 @@ impl Unit for q6_k {
             });
         }
     }
+}
+
+#[device]
+impl Halves for q6_k {
+    /// `d` of both rows, each twice, as often as weights are larger.
+    type Scales = [u32; 2];
+
+    #[inline(always)]
+    unsafe fn scales(unit: Shared<u8>, _: u32) -> [u32; 2] {
+        let d = unit.add(D).cast::<u16>().add(warp::lane_id() / 4);
+        // SAFETY: the caller's promise.
+        let d = unsafe { [d.get(0), d.get(8)] };
+        d.map(|d| scaled_half(d.into(), 0, HALVES_FACTOR / Self::FACTOR))
+    }
+
+    #[inline(always)]
+    unsafe fn halves(unit: Shared<u8>, d: &[u32; 2], odd: u32, pair: u32) -> [[u32; 4]; 2] {
+        let lane = warp::lane_id();
+        let at = 2 * (32 * pair + lane) + odd;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let words = unit.cast::<[u32; 2]>().get(at);
+            let high = unit.add(HIGH).cast::<u32>().get(at);
+            // Of each row those of both halves of the block.
+            let scales = unit.add(SCALES).cast::<u16>().add(8 * (lane / 4) + 2 * pair + odd);
+            let scales = [scales.get(0), scales.get(64)].map(|scales| u32::from(scales ^ 0x8080));
+            let scale = |r: usize, half: u32| {
+                let scale = f16x2::bytes(scales[r], EXPONENTS, 0x4040 + 0x0101 * half);
+                f16x2::mul(f16x2::sub(scale, SIGNED), d[r])
+            };
+            let scales = [scale(0, 0), scale(1, 0), scale(0, 1), scale(1, 1)];
+            let ([a, b], [c, e]) = (part_of_operand(words, high, 0), part_of_operand(words, high, 1));
+            halves_of_bytes::<true>([a, b, c, e], scales, None)
+        }
+    }
+}
+
+/// The first operand of 16 columns, half `half` of a block, of its words of low bits and that of high ones: signed, the upper six bits of bytes.
+#[device]
+#[inline(always)]
+fn part_of_operand([v, w]: [u32; 2], high: u32, half: u32) -> [u32; 2] {
+    const LOW_BITS: u32 = 0x3c3c_3c3c;
+    const HIGH_BITS: u32 = 0xc0c0_c0c0;
+    let (turn, h) = (4 * half, high << (4 * half));
+    let (v, w) = (v.rotate_right(turn), w.rotate_right(turn));
+    [v & LOW_BITS | h & HIGH_BITS, w & LOW_BITS | (h << 2) & HIGH_BITS]
 }

@@ -1,6 +1,9 @@
 //! Q8_0: bytes `[block][lane]`, 16 a lane: the first operand itself. Then for each row the four scales of its blocks, f16.
 
-use super::{Unit, byte_of_place, half, halves, place_of_byte, word};
+use super::{
+    HALVES_FACTOR, Halves, Unit, byte_of_place, half, halves, halves_of_bytes, place_of_byte, scaled_half,
+    word,
+};
 #[device]
 use crate::{fused::units::Inputs, grid::repeat};
 use cuda_std::prelude::*;
@@ -57,6 +60,44 @@ impl Unit for q8_0 {
             multiply_blocks(|block| words.get(32 * block), unit.add(QUANTS), x, sums);
         }
     }
+}
+
+#[device]
+impl Halves for q8_0 {
+    type Scales = ();
+
+    #[inline(always)]
+    unsafe fn scales(_: Shared<u8>, _: u32) {}
+
+    #[inline(always)]
+    unsafe fn halves(unit: Shared<u8>, (): &(), odd: u32, pair: u32) -> [[u32; 4]; 2] {
+        let block = 2 * pair + odd;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let operand = unit.cast::<[u32; 4]>().get(32 * block + warp::lane_id());
+            halves_of_block(operand, unit.add(QUANTS), block, Self::FACTOR)
+        }
+    }
+}
+
+/// [`Halves::halves`] of a format with an f16 for 32 columns: `operand` is that of bytes of the block, `factor` times what they stand for, `scales` leads to
+/// the scales of the four blocks of each row.
+///
+/// # Safety
+/// As there.
+#[device]
+#[inline(always)]
+pub(super) unsafe fn halves_of_block(
+    operand: [u32; 4],
+    scales: Shared<u8>,
+    block: u32,
+    factor: f32,
+) -> [[u32; 4]; 2] {
+    let scales = scales.cast::<u16>().add(4 * (warp::lane_id() / 4) + block);
+    // SAFETY: the caller's promise.
+    let [low, high] = unsafe { [scales.get(0), scales.get(32)] };
+    let [low, high] = [low, high].map(|d| scaled_half(d.into(), 0, HALVES_FACTOR / factor));
+    halves_of_bytes::<true>(operand, [low, high, low, high], None)
 }
 
 /// [`Unit::multiply`] of a format with an f16 for 32 columns: `operand(block)` is the first operand of a block, `scales` leads to the scales of the

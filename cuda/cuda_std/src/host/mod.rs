@@ -6,6 +6,7 @@
 
 pub mod async_copy;
 pub mod atomic;
+pub mod f16x2;
 mod lanes;
 pub mod math;
 pub mod mbarrier;

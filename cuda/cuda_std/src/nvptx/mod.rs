@@ -9,6 +9,7 @@ use core::arch::asm;
 mod access;
 pub mod async_copy;
 pub mod atomic;
+pub mod f16x2;
 mod intrinsics;
 pub mod math;
 pub mod mbarrier;

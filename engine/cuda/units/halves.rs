@@ -1,0 +1,171 @@
+//! Products of some ten to some hundred rows with units, on f16 tensor cores: how they are launched.
+
+use super::super::device::{Dependent, Device};
+use super::super::launch::{dimension, launch};
+use super::super::memory::DeviceBuffer;
+use super::{TILE, UnitShape, Units, units_of};
+use crate::device_info::DeviceInfo;
+use crate::error::{Error, Result};
+use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
+use gpu_kernels::units::halves::{
+    self as kernels, BLOCK_SIZE, GROUP_TILES, MAX_STAGES, MatmulHalvesArgs, partial_values, shared_bytes,
+};
+
+/// Eight rows of inputs, as often as there are kernels for.
+const GROUPS: [u32; 3] = [2, 4, 8];
+/// The fewest stages: one is multiplied while the next is copied.
+const FEWEST_STAGES: u32 = 2;
+/// Groups of tiles, times parts of the rows, that blocks can count.
+pub(in super::super) const MAX_COUNTERS: usize = 1 << 13;
+
+/// The most parts of the rows: 256 rows.
+const MAX_PARTS: usize = 4;
+
+/// What blocks leave of groups that several have a part of, for any such product: bytes.
+pub(in super::super) fn partial_bytes(device: &DeviceInfo) -> usize {
+    device.multiprocessors as usize * MAX_PARTS * 2 * partial_values(8) as usize * size_of::<f32>()
+}
+
+/// How `n` rows are multiplied with units.
+#[derive(Debug, PartialEq, Eq)]
+struct Plan {
+    /// Eight rows of inputs so many times a block.
+    groups: u32,
+    /// Blocks that share the rows.
+    parts: u32,
+    stages: u32,
+}
+
+impl Plan {
+    /// The kernel with the fewest columns to spare whose stages fit, which hold `items` items at most.
+    fn new(device: &DeviceInfo, unit: UnitShape, n: u32, items: u32) -> Option<Self> {
+        let stages = |groups: u32| {
+            let fits = |&stages: &u32| {
+                shared_bytes(stages, unit.cols, unit.bytes, groups) as usize <= device.shared_memory_per_block
+            };
+            (FEWEST_STAGES..=MAX_STAGES.min(items).max(FEWEST_STAGES)).rev().find(fits)
+        };
+        let of = |groups: u32| Some(Self { groups, parts: n.div_ceil(8 * groups), stages: stages(groups)? });
+        let enough = GROUPS.into_iter().filter(|groups| 8 * groups >= n).find_map(of);
+        enough.or_else(|| GROUPS.into_iter().rev().find_map(of))
+    }
+}
+
+/// Blocks that share the items of `groups` groups of `units` units each: as many whatever the rows, so that a row's sums are cut at the same places.
+fn blocks(multiprocessors: u32, groups: u32, units: u32) -> u32 {
+    // Adding up what a block left of a group takes a third of the time of an item.
+    let cost = |blocks: u32| {
+        let pieces = f64::from(blocks) / f64::from(groups);
+        let adding = if pieces > 1.0 { pieces.ceil() + 1.0 } else { 2.0 };
+        f64::from((groups * units).div_ceil(blocks)) + adding / 3.0
+    };
+    let all = multiprocessors.clamp(1, groups * units);
+    (1..=all).min_by(|&a, &b| cost(a).total_cmp(&cost(b))).unwrap_or(1)
+}
+
+impl Units {
+    /// Queues `out = scale · x · weightᵀ`, or with `accumulate` adds that, for its first `rows` rows and any number of x; `out` is in rows of
+    /// `out_stride` values. A row has the same bits alone and in a batch.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if a dimension is beyond 32 bits or there is no room, or what the device says.
+    ///
+    /// # Safety
+    /// x f16 `[n, cols]` and `out` have these rows, and nothing else uses `out` and `partial`.
+    #[allow(clippy::too_many_arguments)] // The operation has these operands.
+    pub unsafe fn multiply_halves(
+        &self,
+        device: &Device,
+        (partial, counters): (&mut DeviceBuffer<u8>, &mut DeviceBuffer<u32>),
+        [n, rows]: [usize; 2],
+        x: DevicePtr<u8>,
+        scale: f32,
+        (out, out_stride): (DevicePtrMut<f32>, usize),
+        accumulate: bool,
+    ) -> Result<()> {
+        const OP: &str = "matmul_blocks";
+        // Where tiles have others too, all are multiplied.
+        let (weight, of, first_row) = match (Self { rows, ..*self }).start() {
+            Some(start) => (start, rows, 0),
+            None => (self.at, self.of, self.first),
+        };
+        let n_of_kernel = dimension(OP, n)?;
+        let (tiles, units) = (dimension(OP, of / TILE)?, units_of(self.shape, self.cols));
+        let tile_groups = tiles.div_ceil(GROUP_TILES);
+        let items = tile_groups * units;
+        let none = || Error::Request(format!("{OP}: no stages of {:?} fit into shared memory", self.shape));
+        let plan = Plan::new(device.info(), self.shape, n_of_kernel, items).ok_or_else(none)?;
+        let blocks = blocks(device.info().multiprocessors, tile_groups, units);
+        let values = blocks as usize * plan.parts as usize * 2 * partial_values(plan.groups) as usize;
+        if partial.len() < values * size_of::<f32>()
+            || counters.len() < tile_groups as usize * plan.parts as usize
+        {
+            return Err(Error::Request(format!("{OP}: there is no room for the parts of {n} rows")));
+        }
+        let arguments = MatmulHalvesArgs {
+            n: n_of_kernel,
+            rows: dimension(OP, of)?,
+            cols: dimension(OP, self.cols)?,
+            first_row: dimension(OP, first_row)?,
+            num_rows: dimension(OP, rows)?,
+            scale,
+            out_stride: dimension(OP, out_stride)?,
+            accumulate: accumulate.into(),
+            stages: plan.stages,
+            span: dimension(OP, self.span)?,
+            parts: plan.parts,
+            x: x.cast(),
+            weight,
+            out,
+            partial: partial.ptr_mut().cast(),
+            counters: counters.ptr_mut(),
+        };
+        let config = LaunchConfig {
+            grid: [blocks * plan.parts, 1, 1],
+            block: [BLOCK_SIZE, 1, 1],
+            shared_bytes: shared_bytes(plan.stages, self.shape.cols, self.shape.bytes, plan.groups),
+        };
+        let values = [self.format.name().into(), plan.groups.into()];
+        // SAFETY: every part has blocks, and each of these an item; there is room for what they leave; the caller vouches for the arrays.
+        unsafe { launch(&Dependent(device), kernels::halves(), &values, &config, arguments) }
+    }
+
+    /// Whether [`Self::multiply_halves`] has room and kernels for `n` rows.
+    pub fn takes_halves(&self, device: &Device, n: usize) -> bool {
+        let Ok(n) = u32::try_from(n) else { return false };
+        let tile_groups = (self.of / TILE).div_ceil(GROUP_TILES as usize);
+        Plan::new(device.info(), self.shape, n, MAX_STAGES).is_some_and(|plan| {
+            let has_counters = tile_groups * plan.parts as usize <= MAX_COUNTERS;
+            plan.parts as usize <= MAX_PARTS && has_counters
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The units of all formats with the shared memory of compute capability 9.0: up to 64 rows are a part.
+    #[test]
+    fn stages_fit() {
+        let device = DeviceInfo {
+            ordinal: 0,
+            name: "an H100".into(),
+            compute_capability: (9, 0),
+            multiprocessors: 132,
+            total_memory: 80 << 30,
+            l2_cache: 50 << 20,
+            shared_memory_per_block: 227 << 10,
+            driver_version: (13, 0),
+        };
+        for (cols, bytes) in [(128, 1152), (128, 1408), (128, 2176), (256, 2304), (256, 2816), (256, 3360)] {
+            for n in [9, 16, 17, 64, 65, 128, 200] {
+                let plan = Plan::new(&device, UnitShape { cols, bytes }, n, 100).unwrap();
+                assert!(8 * plan.groups * plan.parts >= n, "{n} rows: {plan:?}");
+                assert!(n > 64 || plan.parts == 1, "{n} rows: {plan:?}");
+                let bytes = shared_bytes(plan.stages, cols, bytes, plan.groups) as usize;
+                assert!(bytes <= device.shared_memory_per_block && plan.stages >= 2);
+            }
+        }
+    }
+}
