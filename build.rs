@@ -1,15 +1,12 @@
-//! gpu-kernels -> PTX for each architecture, packed for this crate to embed; nothing else.
+//! gpu-kernels -> PTX for two architectures, packed for this crate to embed; nothing else.
 
 #[path = "engine/ptx/delta.rs"]
 mod delta;
 
-use cuda_builder::{CudaBuilder, Error, NvvmArch, without_line_info};
+use cuda_builder::{CudaBuilder, NvvmArch, for_sm_80, without_line_info};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::{fs, io, thread};
-
-/// PTX of the first runs on every later device; the second has what only Hopper can do.
-const ARCHITECTURES: [NvvmArch; 2] = [NvvmArch::Compute80, NvvmArch::Compute90a];
+use std::{fs, io};
 
 /// Of zstd, up to 22: 19 would make it a tenth smaller in ten times the time.
 const LEVEL: i32 = 12;
@@ -32,21 +29,16 @@ fn main() -> ExitCode {
     }
 }
 
-/// The PTX of each architecture, with source lines for `lab ptx`.
-fn compile(out_dir: &Path) -> Result<[String; 2], Error> {
-    let build = |arch: NvvmArch| {
-        let ptx = out_dir.join(format!("gpu-kernels.{}.ptx", arch.target_cpu()));
-        CudaBuilder::new("../../gpu-kernels").arch(arch).generate_line_info(true).copy_to(&ptx).build()?;
-        Ok(fs::read_to_string(ptx).expect("the builder wrote it"))
-    };
-    // Side by side: each is one long link-time optimisation on one core.
-    let [first, second] = ARCHITECTURES;
-    let (first, second) = thread::scope(|scope| {
-        let first = scope.spawn(|| build(first));
-        let second = build(second);
-        (first.join().expect("the builder does not panic"), second)
-    });
-    Ok([first?, second?])
+/// The PTX for sm_80, which every later device runs, and for Hopper alone, with source lines for `lab ptx`. The kernels are compiled
+/// once, for Hopper: their instructions are the same for both, but for those that only Hopper has.
+fn compile(out_dir: &Path) -> Result<[String; 2], String> {
+    let path = out_dir.join("gpu-kernels.sm_90a.ptx");
+    let builder = CudaBuilder::new("../../gpu-kernels").arch(NvvmArch::Compute90a).generate_line_info(true);
+    builder.copy_to(&path).build().map_err(|error| error.to_string())?;
+    let hopper = fs::read_to_string(path).expect("the builder wrote it");
+    let all = for_sm_80(&hopper)?;
+    fs::write(out_dir.join("gpu-kernels.sm_80.ptx"), &all).map_err(|error| error.to_string())?;
+    Ok([all, hopper])
 }
 
 /// Writes the files that `lib.rs` embeds.

@@ -66,6 +66,8 @@ fn patch(base: &str, delta: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
+    use std::path::Path;
 
     fn round_trip(base: &str, text: &str) -> usize {
         let delta = delta::encode(base, text);
@@ -104,5 +106,46 @@ mod tests {
             assert_eq!(cuda_builder::without_line_info(lines), plain);
         }
         assert_eq!((ptx("sm_75"), ptx_with_lines("sm_75")), (None, None));
+    }
+
+    /// How often each kernel has each instruction.
+    fn instructions(ptx: &str) -> BTreeMap<&str, BTreeMap<&str, usize>> {
+        let mut kernels = BTreeMap::new();
+        for text in ptx.split(".entry ").skip(1) {
+            let name = text.split(['(', ' ']).next().unwrap_or_default();
+            let kernel: &mut BTreeMap<&str, usize> = kernels.entry(name).or_default();
+            for line in
+                text.split("\n}\n").next().unwrap_or_default().lines().filter(|line| line.ends_with(';'))
+            {
+                let mut words = line.split_whitespace().map(|word| word.trim_end_matches(';'));
+                let first = words.next().unwrap_or_default();
+                let word = if first.starts_with('@') { words.next().unwrap_or_default() } else { first };
+                *kernel.entry(word).or_default() += 1;
+            }
+        }
+        kernels
+    }
+
+    #[test]
+    fn the_first_text_has_what_the_second_has_but_for_what_only_hopper_can_do() {
+        let [first, second] = TARGETS.map(|target| instructions(ptx(target).unwrap()));
+        assert!(first.len() > 100 && first.len() < second.len());
+        for (name, expected) in &first {
+            let mut found = second[name].clone();
+            found.retain(|word, _| !word.starts_with("griddepcontrol."));
+            assert_eq!(&found, expected, "{name}");
+        }
+    }
+
+    /// What the text for sm_80 is made of was compiled for Hopper: that the compiler would choose the same instructions is looked up here.
+    #[test]
+    #[ignore = "compiles all kernels once more, for a minute and a half of a core"]
+    fn a_text_that_is_compiled_for_sm_80_has_the_instructions_of_the_one_that_is_made() {
+        let kernels = concat!(env!("CARGO_MANIFEST_DIR"), "/../../gpu-kernels");
+        let folder = Path::new(env!("OUT_DIR")).join("sm_80");
+        let builder = cuda_builder::CudaBuilder::new(kernels).arch(cuda_builder::NvvmArch::Compute80);
+        let file = builder.out_dir(folder).build().unwrap_or_else(|error| panic!("{error}"));
+        let compiled = std::fs::read_to_string(file.path).unwrap();
+        assert_eq!(instructions(ptx("sm_80").unwrap()), instructions(&compiled));
     }
 }

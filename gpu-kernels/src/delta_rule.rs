@@ -19,11 +19,14 @@ use cuda_std::prelude::*;
 
 #[device]
 use crate::{
+    delta::{self, PARTS},
     fused::{launch_dependents, wait_for_dependencies},
     grid::{divide, offset, repeat},
 };
 
 pub mod chunks;
+
+pub use crate::delta::WARP_COLUMNS;
 
 /// The largest heads of K that the plain kernel takes.
 pub const MAX_KEY_DIM: u32 = 256;
@@ -107,12 +110,7 @@ impl DeltaRule {
     /// The first column of the head's Q in `qkv`; K's is `key_heads * key_dim` behind.
     #[inline(always)]
     fn first_of_q(&self, head: u32) -> u32 {
-        let key_head = if self.tiled != 0 {
-            divide(head, self.key_heads).1
-        } else {
-            divide(head, divide(self.value_heads, self.key_heads).0).0
-        };
-        key_head * self.key_dim
+        delta::key_head(head, self.key_heads, self.value_heads, self.tiled != 0) * self.key_dim
     }
 
     /// Columns of `qkv`.
@@ -142,9 +140,8 @@ impl DeltaRule {
         unsafe {
             let beta = *self.mixed.add(offset(row, self.cols, self.beta + head));
             let alpha = *self.mixed.add(offset(row, self.cols, self.alpha + head));
-            let dt = alpha + *self.dt_bias.add(head as usize);
-            let softplus = dt.max(0.0) + (-dt.abs()).exp().ln_1p();
-            (*self.decay.add(head as usize) * softplus, 1.0 / (1.0 + (-beta).exp()))
+            let (dt_bias, decay) = (*self.dt_bias.add(head as usize), *self.decay.add(head as usize));
+            delta::log_gates(alpha, dt_bias, decay, beta)
         }
     }
 }
@@ -191,8 +188,7 @@ pub unsafe fn plain(
                 k_squares = k.mul_add(k, k_squares);
                 i += 32;
             }
-            let q_scale = 1.0 / ((warp::reduce_sum(q_squares) + a.eps).sqrt() * (key_dim as f32).sqrt());
-            let k_scale = 1.0 / (warp::reduce_sum(k_squares) + a.eps).sqrt();
+            let (q_scale, k_scale) = delta::norm_scales(q_squares, k_squares, a.eps, key_dim);
             // Nobody reads those of the row before any more.
             thread::sync_threads();
             let mut i = column;
@@ -230,12 +226,6 @@ pub unsafe fn plain(
 
 /// Warps of a block of [`registers`].
 pub const WARPS: u32 = 4;
-
-/// Columns of a state that a warp of [`registers`] has.
-pub const WARP_COLUMNS: u32 = 8;
-
-/// Lanes that share a column.
-const PARTS: usize = 4;
 
 /// What a row asks of a warp's columns: loaded a row ahead.
 #[device]
@@ -322,8 +312,7 @@ pub unsafe fn registers<const KEY_DIM: usize, const N: usize, const M: usize>(
                 q_squares = of_q[i].mul_add(of_q[i], q_squares);
                 k_squares = of_k[i].mul_add(of_k[i], k_squares);
             });
-            let q_scale = 1.0 / ((warp::reduce_sum(q_squares) + a.eps).sqrt() * (KEY_DIM as f32).sqrt());
-            let k_scale = 1.0 / (warp::reduce_sum(k_squares) + a.eps).sqrt();
+            let (q_scale, k_scale) = delta::norm_scales(q_squares, k_squares, a.eps, KEY_DIM as u32);
             // No lane reads those of the row before any more.
             warp::sync_warp(warp::FULL_MASK);
             repeat(M, |i| {
@@ -331,18 +320,9 @@ pub unsafe fn registers<const KEY_DIM: usize, const N: usize, const M: usize>(
                 k.set(lane + 32 * i as u32, of_k[i] * k_scale);
             });
             warp::sync_warp(warp::FULL_MASK);
-            let mut known = 0.0;
-            repeat(N, |i| {
-                state[i] *= kept;
-                known = state[i].mul_add(k.get(part + (PARTS * i) as u32), known);
-            });
-            let delta = beta * (v - sum_of_parts(known));
-            let mut answer = 0.0;
-            repeat(N, |i| {
-                state[i] = k.get(part + (PARTS * i) as u32).mul_add(delta, state[i]);
-                answer = state[i].mul_add(q.get(part + (PARTS * i) as u32), answer);
-            });
-            let answer = sum_of_parts(answer);
+            let (q, k) = (q.add(part), k.add(part));
+            let at = |i: usize| (PARTS * i) as u32;
+            let answer = delta::take_row(&mut state, |i| q.get(at(i)), |i| k.get(at(i)), v, (kept, beta));
             if part == 0 {
                 *a.out.add(offset(row, a.value_heads * a.value_dim, first_column)) = answer;
             }
@@ -350,12 +330,4 @@ pub unsafe fn registers<const KEY_DIM: usize, const N: usize, const M: usize>(
         }
         repeat(N, |i| *place.add(i * stride) = state[i]);
     }
-}
-
-/// The sum over the lanes that share a column, in each of them.
-#[device]
-#[inline(always)]
-fn sum_of_parts(value: f32) -> f32 {
-    let value = value + warp::shuffle_xor(value, 2 * WARP_COLUMNS);
-    value + warp::shuffle_xor(value, WARP_COLUMNS)
 }

@@ -9,6 +9,7 @@ use cuda_std::prelude::*;
 
 #[device]
 use crate::{
+    delta::{self, PARTS, WARP_COLUMNS},
     fused::{launch_dependents, wait_for_dependencies},
     grid::{divide, offset, repeat},
     rms_norm,
@@ -27,10 +28,6 @@ pub const TAPS: u32 = 4;
 /// Threads of a block: a warp for eight columns of a state, of which every lane has a quarter.
 pub const BLOCK_SIZE: u32 = 512;
 
-/// Columns of a state that a warp has.
-const WARP_COLUMNS: u32 = 8;
-/// Lanes that share a column.
-const PARTS: usize = 32 / WARP_COLUMNS as usize;
 /// Values of a column that a lane has.
 const VALUES: usize = HEAD_DIM as usize / PARTS;
 
@@ -106,11 +103,7 @@ impl<E> DeltaStep<E> {
     /// The arrays are as described, and there are such.
     #[inline(always)]
     unsafe fn head(&self, head: u32, sequence: u32) -> Option<Head> {
-        let key_head = if self.tiled != 0 {
-            divide(head, self.key_heads).1
-        } else {
-            divide(head, self.heads_of_key()).0
-        };
+        let key_head = delta::key_head(head, self.key_heads, self.value_heads, self.tiled != 0);
         let key_size = self.key_heads * HEAD_DIM;
         // SAFETY: the caller's promise.
         unsafe {
@@ -169,10 +162,10 @@ impl<E> DeltaStep<E> {
         // SAFETY: the caller's promise.
         unsafe {
             let of_row = self.mixed.add(offset(of.row, self.cols, of.head));
-            let dt = *of_row.add(self.alpha as usize) + *self.dt_bias.add(of.head as usize);
-            let softplus = dt.max(0.0) + (-dt.abs()).exp().ln_1p();
-            let kept = (*self.decay.add(of.head as usize) * softplus).exp();
-            (kept, 1.0 / (1.0 + (-*of_row.add(self.beta as usize)).exp()))
+            let (alpha, beta) = (*of_row.add(self.alpha as usize), *of_row.add(self.beta as usize));
+            let (dt_bias, decay) = (*self.dt_bias.add(of.head as usize), *self.decay.add(of.head as usize));
+            let (log, share) = delta::log_gates(alpha, dt_bias, decay, beta);
+            (log.exp(), share)
         }
     }
 
@@ -258,7 +251,7 @@ impl Column {
     /// # Safety
     /// Nobody else uses the column; `qk` is complete; all lanes of the warp call it together.
     #[inline(always)]
-    unsafe fn step(mut self, qk: Shared<f32>, eps: f32, (kept, beta): (f32, f32), v: f32) -> f32 {
+    unsafe fn step(mut self, qk: Shared<f32>, eps: f32, gates: (f32, f32), v: f32) -> f32 {
         let lane = warp::lane_id();
         let (mut q_squares, mut k_squares) = (0.0f32, 0.0f32);
         // SAFETY: inside Q and K, and the column.
@@ -269,23 +262,13 @@ impl Column {
                 q_squares = q.mul_add(q, q_squares);
                 k_squares = k.mul_add(k, k_squares);
             });
-            let q_scale = 1.0 / ((warp::reduce_sum(q_squares) + eps).sqrt() * (HEAD_DIM as f32).sqrt());
-            let k_scale = 1.0 / (warp::reduce_sum(k_squares) + eps).sqrt();
-            let mut known = 0.0;
-            repeat(VALUES, |i| {
-                self.values[i] *= kept;
-                let k = qk.get(HEAD_DIM + self.part + (PARTS * i) as u32) * k_scale;
-                known = self.values[i].mul_add(k, known);
-            });
-            let delta = beta * (v - sum_of_parts(known));
-            let mut answer = 0.0;
-            repeat(VALUES, |i| {
-                let d = self.part + (PARTS * i) as u32;
-                self.values[i] = (qk.get(HEAD_DIM + d) * k_scale).mul_add(delta, self.values[i]);
-                answer = self.values[i].mul_add(qk.get(d) * q_scale, answer);
-                *self.place.add(i * Self::STRIDE) = self.values[i];
-            });
-            sum_of_parts(answer)
+            let (q_scale, k_scale) = delta::norm_scales(q_squares, k_squares, eps, HEAD_DIM);
+            let of_lane = qk.add(self.part);
+            let q = |i: usize| of_lane.get((PARTS * i) as u32) * q_scale;
+            let k = |i: usize| of_lane.get(HEAD_DIM + (PARTS * i) as u32) * k_scale;
+            let answer = delta::take_row(&mut self.values, q, k, v, gates);
+            repeat(VALUES, |i| *self.place.add(i * Self::STRIDE) = self.values[i]);
+            answer
         }
     }
 }
@@ -354,12 +337,4 @@ pub unsafe fn heads<E: Saturate>(
             of.keep(channel, inputs);
         }
     }
-}
-
-/// The sum over the lanes that share a column, in each of them.
-#[device]
-#[inline(always)]
-fn sum_of_parts(value: f32) -> f32 {
-    let value = value + warp::shuffle_xor(value, 2 * WARP_COLUMNS);
-    value + warp::shuffle_xor(value, WARP_COLUMNS)
 }

@@ -45,6 +45,7 @@ pub mod silu_mul;
 pub mod sort_experts;
 pub mod units;
 
+mod delta;
 mod grid;
 mod reduce;
 mod vector;

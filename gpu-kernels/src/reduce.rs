@@ -4,6 +4,8 @@ use cuda_std::prelude::*;
 
 #[device]
 use crate::grid::repeat;
+#[device]
+use core::ops::AddAssign;
 
 /// A way to make one value of many, whose order does not matter or is fixed.
 #[device]
@@ -110,7 +112,7 @@ pub unsafe fn block_scan(value: u64, of_warps: Shared<u64>, num_warps: u32) -> (
 
 /// The sum over this and the lower lanes of the warp; all lanes call it together.
 #[device]
-pub fn warp_inclusive_sum(mut value: u64) -> u64 {
+pub fn warp_inclusive_sum<T: Bits + AddAssign>(mut value: T) -> T {
     let lane = warp::lane_id();
     let mut delta = 1;
     while delta < 32 {

@@ -1,5 +1,5 @@
 //! The engine's life on the CPU, where neither a batch nor a page given up changes a bit: what `tests/gpu_engine.rs` and
-//! `tests/emulated.rs` ask of other devices is sound.
+//! `tests/emulated/` ask of other devices is sound.
 
 use crate::life::{
     CANCELLED_AFTER, CROWDED, ROOMY, ROUNDS, VERSE, assert_crowded, choir, crowd, crowd_requests, engine,

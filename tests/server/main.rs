@@ -25,6 +25,7 @@ mod refusals;
 mod responses;
 mod samplers;
 mod schemas;
+mod served_model;
 mod templates;
 mod thinking;
 mod tools;

@@ -10,6 +10,9 @@ use std::{
 
 use crate::{Error, NvvmArch, TARGET, process, toolchain::Toolchain};
 
+/// A profile of the builder's own: what the workspace says of `release`, and there of single packages, is for host code.
+const PROFILE: &str = "cuda";
+
 /// What one run of the inner cargo needs.
 pub(crate) struct Compilation<'a> {
     pub toolchain: &'a Toolchain,
@@ -28,12 +31,12 @@ impl Compilation<'_> {
     /// Compiles the crate and leaves its PTX, complete and not yet post-processed, in `ptx`; what cargo said.
     pub fn run(&self, ptx: &Path) -> Result<String, Error> {
         let mut cargo = self.cargo("rustc");
-        cargo.args(["--lib", "--crate-type", "cdylib", "--release", "--target", TARGET]);
+        cargo.args(["--lib", "--crate-type", "cdylib", "--profile", PROFILE, "--target", TARGET]);
         cargo.arg("--target-dir").arg(self.target_dir);
-        // The profile is the builder's, whatever the workspace says about its host code.
         // Directives only: ptxas refuses the DWARF sections that rustc writes for `line-tables-only`.
         let debug = if self.line_info { "line-directives-only" } else { "none" };
         for setting in [
+            "inherits=\"dev\"".into(),
             format!("debug=\"{debug}\""),
             "strip=\"none\"".into(),
             "opt-level=3".into(),
@@ -44,7 +47,7 @@ impl Compilation<'_> {
             "overflow-checks=false".into(),
             "incremental=false".into(),
         ] {
-            cargo.arg("--config").arg(format!("profile.release.{setting}"));
+            cargo.arg("--config").arg(format!("profile.{PROFILE}.{setting}"));
         }
         cargo.args(self.build_args);
         // A linker that does nothing: LTO leaves one complete module, and its assembly is what is wanted.

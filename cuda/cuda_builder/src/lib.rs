@@ -16,6 +16,7 @@
 mod arch;
 mod cache;
 mod compile;
+mod earlier;
 pub mod env;
 mod error;
 mod fetch;
@@ -31,6 +32,7 @@ use std::{
 
 pub use arch::NvvmArch;
 pub use cache::folder as cache_folder;
+pub use earlier::for_sm_80;
 pub use error::Error;
 pub use ptx::without_line_info;
 

@@ -6,7 +6,7 @@ use crate::Error;
 
 /// The comment by which `#[kernel(max_threads = …, min_blocks = …)]` reaches the builder:
 /// `// launch_bounds <entry> <max_threads> <min_blocks or 0>`.
-const LAUNCH_BOUNDS: &str = "// launch_bounds ";
+pub(crate) const LAUNCH_BOUNDS: &str = "// launch_bounds ";
 
 /// A module that can be loaded.
 #[derive(Debug, PartialEq, Eq)]
@@ -91,7 +91,7 @@ pub fn without_line_info(ptx: &str) -> String {
 }
 
 /// The name in `.visible .entry name(`.
-fn entry_name(line: &str) -> Option<&str> {
+pub(crate) fn entry_name(line: &str) -> Option<&str> {
     let (before, after) = line.split_once(".entry ")?;
     if before.contains("//") {
         return None;

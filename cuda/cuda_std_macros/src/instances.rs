@@ -52,7 +52,7 @@ impl Kernel {
         let mut entries = TokenStream::new();
         for instance in instances.iter().filter(|instance| !crate::kernel::is_left_out(&instance.entry)) {
             let bounds = attribute.bounds(&instance.values)?;
-            let (only_for, line) = crate::kernel::bounds_of_entry(&bounds, &instance.entry);
+            let (only_for, lines) = crate::kernel::bounds_of_entry(&bounds, &instance.entry);
             let entry = Ident::new(&instance.entry, function.sig.ident.span());
             let types = types.iter().map(|of| instance.written_into(quote!(#of)));
             let body = self.body(&function.sig.ident, instance)?;
@@ -61,7 +61,7 @@ impl Kernel {
                 quote!(::cuda_std::shared_array![#array])
             });
             entries.extend(quote! {
-                #line
+                #lines
                 #only_for
                 #macro_path! { #entry, [#(#types),*], #body, (#(#shared),*) }
             });

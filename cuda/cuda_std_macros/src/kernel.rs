@@ -94,9 +94,9 @@ fn device_entry(bounds: &LaunchBounds, function: &ItemFn) -> TokenStream {
     if is_left_out(&name.to_string()) {
         return TokenStream::new();
     }
-    let (only_for, line) = bounds_of_entry(bounds, &name.to_string());
+    let (only_for, lines) = bounds_of_entry(bounds, &name.to_string());
     quote! {
-        #line
+        #lines
         #only_for
         ::cuda_std::__kernel_entry! { { #(#attrs)* } { #vis } #name ( #inputs ) #block }
     }
@@ -108,17 +108,18 @@ pub fn is_left_out(entry: &str) -> bool {
     left_out.split(',').any(|prefix| !prefix.is_empty() && entry.starts_with(prefix))
 }
 
-/// The condition under which there is an entry, and the line that tells `cuda_builder` its bounds.
-pub fn bounds_of_entry(bounds: &LaunchBounds, entry: &str) -> (TokenStream, Option<TokenStream>) {
+/// The condition under which there is an entry, and the lines that tell `cuda_builder` its bounds and what it requires.
+pub fn bounds_of_entry(bounds: &LaunchBounds, entry: &str) -> (TokenStream, TokenStream) {
     let only_for = match bounds.requires.as_str() {
         "" => quote!(#[cfg(target_arch = "nvptx64")]),
         architecture => quote!(#[cfg(all(target_arch = "nvptx64", target_feature = #architecture))]),
     };
-    let line = (bounds.max_threads > 0).then(|| {
-        let line = format!("// launch_bounds {entry} {} {}", bounds.max_threads, bounds.min_blocks);
-        quote!(#only_for ::cuda_std::__module_line!(#line);)
-    });
-    (only_for, line)
+    let launch_bounds = (bounds.max_threads > 0)
+        .then(|| format!("// launch_bounds {entry} {} {}", bounds.max_threads, bounds.min_blocks));
+    let requires = (!bounds.requires.is_empty()).then(|| format!("// requires {entry} {}", bounds.requires));
+    let lines = launch_bounds.iter().chain(&requires);
+    let lines = quote!(#(#only_for ::cuda_std::__module_line!(#lines);)*);
+    (only_for, lines)
 }
 
 /// The attributes that say which lints hold.

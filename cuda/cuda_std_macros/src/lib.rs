@@ -30,7 +30,8 @@ mod substitute;
 /// `cuda_builder` as a comment line `// launch_bounds <entry> <max_threads> <min_blocks or 0>` in the PTX.
 ///
 /// `#[kernel(requires = "sm_90")]` leaves the entry out of PTX for earlier architectures, so that it may use
-/// what only that one has; the launcher stays, and fails there because the module has no such kernel.
+/// what only that one has; the launcher stays, and fails there because the module has no such kernel. It is a comment line,
+/// too: `// requires <entry> <architecture>`, for `cuda_builder::for_sm_80`.
 ///
 /// # Kernels over an argument struct
 /// `#[kernel(name = "…")]` takes a [`kernel_args`](macro@kernel_args) struct and makes one entry for each combination of the

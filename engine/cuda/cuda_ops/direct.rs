@@ -291,7 +291,8 @@ impl CudaOps {
         weight: &Weight,
         out: &mut Tensor,
     ) -> Result<()> {
-        fused::norm_matmul(&self.device, &self.choice, n, x, norm, weight, out)
+        let runs = weight.runs(|scales| scales.stored.get());
+        fused::norm_matmul(&self.device, &self.choice, n, x, norm, weight, &runs, out)
     }
 
     /// [`Ops::norm_gate_up`](qernel_core::ops::Ops::norm_gate_up), likewise.

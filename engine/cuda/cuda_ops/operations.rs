@@ -342,7 +342,7 @@ impl Ops for CudaOps {
         if !runs.iter().all(|run| run.scale == 1.0 && takes(run)) {
             return Ok(false);
         }
-        self.fused_norm_matmul(rows.n, x, norm, weight, out)?;
+        fused::norm_matmul(&self.device, &self.choice, rows.n, x, norm, weight, &runs, out)?;
         Ok(true)
     }
 

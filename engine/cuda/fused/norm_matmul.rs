@@ -87,7 +87,8 @@ pub(in super::super) fn are_in_order(units: Units, rows: usize) -> bool {
     units.span == SPAN && Units { rows, ..units }.start().is_some()
 }
 
-/// `out = rms_norm(x) · weightᵀ`: `[n, in_features] -> [n, out_features]`; a launch for each format that follows another.
+/// `out = rms_norm(x) · weightᵀ`: `[n, in_features] -> [n, out_features]`; a launch for each of `runs`, which are the weight's as
+/// they are stored.
 #[allow(clippy::too_many_arguments)] // The operation has these operands.
 pub(in super::super) fn norm_matmul(
     device: &Device,
@@ -96,6 +97,7 @@ pub(in super::super) fn norm_matmul(
     x: &Tensor,
     norm: &RmsNorm<DeviceBuffer<f32>>,
     weight: &Weight,
+    runs: &[Run],
     out: &mut Tensor,
 ) -> Result<()> {
     let cols = weight.cols;
@@ -103,11 +105,11 @@ pub(in super::super) fn norm_matmul(
     expect_vector(OP, "norm", &norm.weight, cols)?;
     out.expect(OP, "out", n, weight.rows)?;
     let (mut first, out_stride) = (0, dimension(OP, out.cols)?);
-    for run in weight.runs(|scales| scales.stored.get()) {
+    for run in runs {
         if run.scale != 1.0 {
             return Err(Error::Request(format!("{OP}: the weights must not be scaled, by {:e}", run.scale)));
         }
-        let (dtype, weight, units) = of_run(&run)?;
+        let (dtype, weight, units) = of_run(run)?;
         expect_eligible(OP, n, dtype, cols)?;
         let arguments = NormMatmulArgs {
             n: dimension(OP, n)?,

@@ -5,9 +5,9 @@ use crate::batch::BatchLimits;
 use crate::cuda::{Activation, CudaBatch, CudaOps, KvCache, Tensor};
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::kv_format::{BLOCK_VALUES, KvFormat, KvFormats};
-use crate::kv_layout::{KvLayout, PAGE_SIZE, pages_for};
-use crate::lab::case::{Case, Cases, Cost, Instance, Workload};
+use crate::kv_format::{KvFormat, KvFormats};
+use crate::kv_layout::{KvLayout, pages_for};
+use crate::lab::case::{Case, Cases, Cost, Instance};
 use crate::lab::findings::Findings;
 use crate::lab::values::*;
 use crate::ops::{Ops, OpsConfig};
@@ -16,15 +16,22 @@ use rayon::prelude::*;
 use std::collections::HashMap;
 use std::ops::Range;
 
+mod cache;
+mod reference;
+mod shapes;
+
+use cache::{factors, in_pages, stored};
+use reference::{RowReference, reference};
+use shapes::{checks, timings};
+
 pub const CASES: Cases = Cases { op: "attention", checks, timings };
 
 /// Of two layers, the one that is used.
 const LAYER: usize = 1;
+/// K and V in eight bits.
+const BLOCKS: KvFormats = KvFormats::both(KvFormat::Q8_0);
 /// NaN in every format.
 const POISON: u8 = 0xFF;
-
-/// Rows up to which a timing is of that many sequences with a row each; more are one sequence's prefill.
-const DECODE_ROWS: usize = 64;
 
 /// A reference of more products of q with k than this is computed for some of the rows only.
 const WHOLE_REFERENCE: usize = 1 << 28;
@@ -36,102 +43,6 @@ type Sequence = (usize, usize);
 
 /// Heads, key-value heads, head_dim.
 type Heads = (usize, usize, usize);
-
-fn checks() -> Vec<Case> {
-    let all_heads = [(14, 2, 64), (28, 4, 128), (7, 1, 64), (12, 1, 64), (4, 4, 128)];
-    // Whole prompts, chunks behind a prefix, single rows between them; lengths around the ends of pages.
-    let ragged =
-        [(1, 1), (19, 19), (111, 1), (PAGE_SIZE, 1), (111, 19), (PAGE_SIZE + 1, 2), (989, 1), (64, 64)];
-    let decode = [1, 2, 31, 33, 64, 65, 127, 500, 989, 2049].map(|kv_len| (kv_len, 1));
-    // The same, small enough for an emulator; with all heads and numbers of rounds, to see a race.
-    let small = [(1, 1), (19, 19), (111, 1), (PAGE_SIZE, 1), (71, 6), (PAGE_SIZE + 1, 2), (389, 1)];
-    let mut cases = Vec::new();
-    for dtype in Dtype::ALL {
-        for heads in all_heads {
-            cases.extend([1.0, 8.0].map(|sharpness| case(dtype, heads, &ragged, sharpness, "")));
-        }
-        cases.extend(
-            [((1, 1, 64), 1.0), ((1, 1, 128), 8.0)].map(|(heads, s)| case(dtype, heads, &small, s, "")),
-        );
-        for heads in [(12, 1, 64), (4, 4, 128)] {
-            cases.push(case(dtype, heads, &small[if dtype == Dtype::F16 { 0 } else { 3 }..6], 1.0, ""));
-        }
-        cases.extend([6, 10].map(|count| case(dtype, (14, 2, 64), &decode[..count], 2.0, "")));
-        // Tiles of 64 keys and of 64 or 128 queries: ends on, before and behind them, a prompt of several tiles.
-        let tiles = [(64, 64), (65, 65), (127, 127), (128, 64), (193, 130), (300, 300), (2, 2)];
-        for heads in [(7, 1, 64), (9, 1, 64), (2, 1, 128), (14, 2, 64), (28, 4, 128)] {
-            cases.push(case(dtype, heads, &tiles, 4.0, ""));
-        }
-        // Some that an emulator can be given, with few heads and with more than a group has anywhere.
-        for (heads, rows) in [((3, 1, 64), 20), ((17, 1, 64), 5), ((2, 1, 128), 20)] {
-            cases.push(case(dtype, heads, &[(70, rows), (33, 3), (9, 9), (40, 1)], 4.0, ""));
-        }
-        cases.push(case(dtype, (7, 1, 64), &[(160, 37)], 1.0, ""));
-        cases.extend(
-            [(64, 21), (128, 17)]
-                .map(|(head_dim, rows)| case(dtype, (1, 1, head_dim), &[(330, rows)], 1.0, "")),
-        );
-        // Heads that there are fewer kernels for.
-        cases.push(case(dtype, (4, 1, 256), &[(160, 37), (65, 65)], 4.0, ""));
-        for heads in [(4, 2, 32), (2, 1, 256)] {
-            cases.push(case(dtype, heads, &[(70, 5), (33, 3), (9, 9), (130, 1)], 4.0, ""));
-        }
-        cases.push(case(dtype, (16, 2, 256), &[(33, 1), (9, 2)], 4.0, ""));
-        // The last positions of a long context.
-        let long = [(32_768, 1), (32_767, 3), (20_000, 1)];
-        cases.extend([(2, 1, 64), (4, 2, 128)].map(|heads| case(dtype, heads, &long, 2.0, "")));
-        cases.extend(of_blocks(dtype, &ragged, &small, &tiles));
-    }
-    let eight = |heads| case_of(BLOCKS, Dtype::F16, heads, &[(32_768, 1), (32_767, 3), (20_000, 1)], 2.0, "");
-    cases.extend([(2, 1, 64), (4, 2, 128)].map(eight));
-    cases
-}
-
-/// K and V in eight bits.
-const BLOCKS: KvFormats = KvFormats::both(KvFormat::Q8_0);
-
-/// Pages of eight bits, and of eight bits and floats, where the rest is `dtype`.
-fn of_blocks(dtype: Dtype, ragged: &[Sequence], small: &[Sequence], tiles: &[Sequence]) -> Vec<Case> {
-    let eight = |heads, sequences: &[Sequence]| case_of(BLOCKS, dtype, heads, sequences, 2.0, "");
-    let mut cases = vec![eight((1, 1, 64), small), eight((1, 1, 128), &small[..6])];
-    // Heads that there are fewer kernels for, and more of them than a group has anywhere.
-    for heads in [(4, 2, 32), (2, 1, 256), (9, 1, 64)] {
-        cases.push(eight(heads, &[(70, 5), (33, 3), (9, 9), (130, 1)]));
-    }
-    if dtype == Dtype::F16 {
-        cases.extend([(14, 2, 64), (28, 4, 128)].map(|heads| eight(heads, ragged)));
-        cases.extend([(7, 1, 64), (2, 1, 128), (16, 2, 256)].map(|heads| eight(heads, tiles)));
-        cases.push(eight((3, 1, 64), &[(70, 20), (33, 3), (9, 9), (40, 1)]));
-        cases.push(eight((7, 1, 64), &[(160, 37)]));
-        cases.push(eight((1, 1, 128), &[(330, 17)]));
-    }
-    let float = KvFormat::Float(dtype);
-    for formats in [KvFormats { k: float, v: KvFormat::Q8_0 }, KvFormats { k: KvFormat::Q8_0, v: float }] {
-        cases.push(case_of(formats, dtype, (3, 1, 64), &[(70, 5), (33, 3), (9, 9), (130, 1)], 2.0, ""));
-        cases.push(case_of(formats, dtype, (4, 2, 128), &[(70, 2), (33, 1)], 2.0, ""));
-    }
-    cases
-}
-
-/// Decode steps of a few sequences, prefill of many rows of one.
-fn timings(workload: &Workload) -> Vec<Case> {
-    let config = &workload.config;
-    let heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
-    let mut cases = Vec::new();
-    for &context in &workload.contexts {
-        for &rows in workload.rows.iter().filter(|&&rows| rows <= context.max(DECODE_ROWS)) {
-            let sequences =
-                if rows <= DECODE_ROWS { vec![(context, 1); rows] } else { vec![(context, rows)] };
-            let name = if rows <= DECODE_ROWS { "decode" } else { "prefill" };
-            let blocks = heads.2.is_multiple_of(BLOCK_VALUES).then_some(BLOCKS);
-            let formats = [workload.dtype.into()].into_iter().chain(blocks);
-            cases.extend(
-                formats.map(|formats| case_of(formats, workload.dtype, heads, &sequences, 2.0, name)),
-            );
-        }
-    }
-    cases
-}
 
 /// `sharpness` is the standard deviation of the scores, about.
 fn case(dtype: Dtype, heads: Heads, sequences: &[Sequence], sharpness: f32, name: &str) -> Case {
@@ -396,43 +307,6 @@ impl Attention {
     }
 }
 
-/// What tensor cores are given of pages of `formats`, where what they write is `dtype`.
-fn factors(formats: KvFormats, dtype: Dtype) -> Dtype {
-    if formats == BLOCKS { Dtype::F16 } else { dtype }
-}
-
-/// `values` as near as pages of `format` have them, of which f16 has the same.
-fn stored(format: KvFormat, mut values: Vec<f32>) -> Vec<f32> {
-    let KvFormat::Float(dtype) = format else {
-        for (i, block) in values.chunks_mut(BLOCK_VALUES).enumerate() {
-            // A power of two as the scale, and a value that makes it that.
-            let scale = 2f32.powi(-(i as i32 % 3) - 5);
-            block.iter_mut().for_each(|value| *value = (*value / scale).round().clamp(-127.0, 127.0) * scale);
-            let largest = &mut block[i % BLOCK_VALUES];
-            *largest = 127.0f32.copysign(*largest) * scale;
-        }
-        return values;
-    };
-    rounded(dtype, values)
-}
-
-/// The pages of a layer that hold the rows of each sequence, `[tokens, num_key_value_heads * head_dim]`, in its pages; NaN
-/// elsewhere.
-fn in_pages(layout: &KvLayout, pages: &[Vec<u32>], values: &[Vec<f32>]) -> Vec<f32> {
-    let &KvLayout { num_pages, num_key_value_heads: heads, head_dim, .. } = layout;
-    let mut layer = vec![f32::NAN; num_pages * layout.page_elements()];
-    for (pages, values) in pages.iter().zip(values) {
-        for (token, row) in values.chunks_exact(heads * head_dim).enumerate() {
-            let (page, place) = (pages[token / PAGE_SIZE] as usize, token % PAGE_SIZE);
-            for (head, row) in row.chunks_exact(head_dim).enumerate() {
-                let to = ((page * heads + head) * PAGE_SIZE + place) * head_dim;
-                layer[to..][..head_dim].copy_from_slice(row);
-            }
-        }
-    }
-    layer
-}
-
 impl Instance for Attention {
     fn reset(&mut self, _: &mut CudaOps) -> Result<()> {
         fill_activation(&mut self.out, &[])
@@ -495,47 +369,4 @@ impl Instance for Attention {
         }
         Ok(())
     }
-}
-
-/// One row in f64, each `[heads * head_dim]`.
-struct RowReference {
-    out: Vec<f64>,
-    /// The output if no value were negative: what a relative error of the weights makes of itself at most.
-    magnitude: Vec<f64>,
-    /// The sum of the values' magnitudes, with the weights 1, over the sum of weights of which the largest is 1.
-    all: Vec<f64>,
-}
-
-/// One row of attention in f64, from the definition: q `[heads * head_dim]`, multiplied with `log2(e) / sqrt(head_dim)`, k and v
-/// `[kv_len, kv_heads * head_dim]`, of which the row sees the first `visible`.
-fn reference(
-    (heads, kv_heads, head_dim): Heads,
-    q: &[f64],
-    k: &[f32],
-    v: &[f32],
-    visible: usize,
-) -> RowReference {
-    let zeros = vec![0.0; heads * head_dim];
-    let (mut out, mut magnitude, mut all) = (zeros.clone(), zeros.clone(), zeros);
-    for head in 0..heads {
-        let dims = head * head_dim..(head + 1) * head_dim;
-        let (out, magnitude, all) =
-            (&mut out[dims.clone()], &mut magnitude[dims.clone()], &mut all[dims.clone()]);
-        let kv_head = head / (heads / kv_heads);
-        let q = &q[head * head_dim..][..head_dim];
-        let at = |t: usize| (t * kv_heads + kv_head) * head_dim;
-        let score = |t: usize| q.iter().zip(&k[at(t)..]).map(|(&q, &k)| q * f64::from(k)).sum::<f64>();
-        let scores: Vec<f64> = (0..visible).map(score).collect();
-        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let sum: f64 = scores.iter().map(|score| (score - max).exp2()).sum();
-        for (t, score) in scores.iter().enumerate() {
-            let weight = (score - max).exp2() / sum;
-            for (i, &v) in v[at(t)..][..head_dim].iter().enumerate() {
-                out[i] += weight * f64::from(v);
-                magnitude[i] += weight * f64::from(v).abs();
-                all[i] += f64::from(v).abs() / sum;
-            }
-        }
-    }
-    RowReference { out, magnitude, all }
 }

@@ -43,6 +43,7 @@ pub mod prefill;
 pub mod prefill_mma;
 pub mod prefill_tiled;
 
+mod decode_registers;
 mod mma_segment;
 mod mma_softmax;
 mod mma_stages;

@@ -30,6 +30,7 @@ use super::DeltaRule;
 use crate::{
     fused::{launch_dependents, wait_for_dependencies},
     grid::{offset, repeat},
+    reduce::warp_inclusive_sum,
     vector::Group,
 };
 #[device]
@@ -130,16 +131,7 @@ impl DeltaRule {
             unsafe {
                 let rows = if lane_sequence < num_sequences { self.num_rows(lane_sequence) } else { 0 };
                 let chunks = chunks_of(rows);
-                // Chunks up to and with this lane's.
-                let mut sum = chunks;
-                let mut by = 1;
-                while by < 32 {
-                    let lower = warp::shuffle_idx(sum, warp::lane_id().wrapping_sub(by) % 32);
-                    if warp::lane_id() >= by {
-                        sum += lower;
-                    }
-                    by *= 2;
-                }
+                let sum = warp_inclusive_sum(chunks);
                 let first = before + sum - chunks;
                 let is_here = index >= first && index < first + chunks;
                 let found = warp::warp_vote_ballot(warp::FULL_MASK, is_here);
@@ -236,15 +228,7 @@ pub unsafe fn prepare(a: DeltaRule) {
                 }
                 beta.set(row, share);
             });
-            let mut sum = logs[0] + logs[1];
-            let mut by = 1;
-            while by < 32 {
-                let lower = warp::shuffle_idx(sum, lane.wrapping_sub(by) % 32);
-                if lane >= by {
-                    sum += lower;
-                }
-                by *= 2;
-            }
+            let sum = warp_inclusive_sum(logs[0] + logs[1]);
             kept.set(2 * lane, sum - logs[1]);
             kept.set(2 * lane + 1, sum);
         }

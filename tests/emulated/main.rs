@@ -4,35 +4,35 @@
 //! `QERNEL_TEST_SEEDS=100` repeats the cases with so many seeds, of which inputs and schedules are drawn;
 //! `QERNEL_TEST_WORK` leaves out cases of more work.
 
-#[path = "common/compare.rs"]
+#[path = "../common/compare.rs"]
 mod compare;
 #[allow(dead_code, reason = "the CPU's half")]
-#[path = "common/golden_formats.rs"]
+#[path = "../common/golden_formats.rs"]
 mod golden_formats;
 #[allow(dead_code, reason = "a choir is too much for emulation")]
-#[path = "common/life.rs"]
+#[path = "../common/life.rs"]
 mod life;
-#[path = "gpu_kernels/operations.rs"]
+#[path = "../gpu_kernels/operations.rs"]
 mod operations;
+mod range;
+mod steps;
 
 use compare::nmse;
 use qernel::batch::{Batch, BatchLimits, LogitRows, SequenceRows};
-use qernel::config::{Config, ExpertSizes, LinearSizes};
+use qernel::config::{Config, ExpertSizes};
 use qernel::cpu::CpuOps;
 use qernel::cuda::{CudaOps, Device, KernelChoice};
 use qernel::dtype::Dtype;
-use qernel::engine::{Event, Request};
-use qernel::error::Error;
 use qernel::formats::MatrixFormat;
 use qernel::kv_format::{KvFormat, KvFormats};
 use qernel::kv_layout::pages_for;
 use qernel::lab::case::{SMALL_WORK, Session};
 use qernel::lab::check::{CheckOptions, Outcome, check as check_cases, verify};
-use qernel::load::{DeviceChoice, DtypeChoice, RunnerOptions, kv_layout, open_runner};
+use qernel::load::kv_layout;
 use qernel::model::{ARCHITECTURES, ModelRunner, Runner};
 use qernel::ops::{Ops, OpsConfig};
-use qernel::sampler::{NO_TOKEN, SamplingParams, SamplingRow};
-use qernel::testing::{Random, TinyDraft, TinyModel};
+use qernel::sampler::{SamplingParams, SamplingRow};
+use qernel::testing::{Random, TinyModel};
 use qernel::weights::Weights;
 use std::rc::Rc;
 
@@ -284,238 +284,4 @@ fn chunks_without_logits_are_kept_in_eight_bits() {
     step(7..8, &[3], LogitRows::None);
     let error = nmse(&step(8..9, &[3], LogitRows::Last), &whole);
     assert!(error <= 1e-5, "{error:e}");
-}
-
-/// Steps that take their tokens from the device give what steps do that wait for them.
-#[test]
-fn running_ahead_changes_no_token() {
-    let model = TinyModel { format: MatrixFormat::F16, num_hidden_layers: 1, ..small() };
-    same_tokens_ahead(&model, Dtype::F16.into());
-    same_tokens_ahead(&model, KvFormats::both(KvFormat::Q8_0));
-}
-
-/// States move on once for each token, whoever joins, leaves or is crowded out.
-#[test]
-fn running_ahead_changes_no_token_of_a_hybrid() {
-    same_tokens_ahead(&hybrid(), Dtype::F16.into());
-}
-
-/// What a block drafts is verified by steps of several rows, and taken back where it was wrong.
-#[test]
-fn drafts_change_no_token_of_a_hybrid() {
-    let ops = |config: &OpsConfig| {
-        CudaOps::new(&device_of_models(7), config, Dtype::F16, KernelChoice::default()).unwrap()
-    };
-    let answers = [None, Some(TinyDraft::default())].map(|draft| {
-        let mut engine = life::engine(&TinyModel { draft, ..hybrid() }, Dtype::F16, life::ROOMY, ops);
-        let [greedy, random, ..] = life::crowd_requests();
-        for request in [greedy, random] {
-            engine.submit(Request { max_tokens: Some(20), ..request }).unwrap();
-        }
-        let (mut tokens, mut drafted) = ([Vec::new(), Vec::new()], 0);
-        while engine.has_work() {
-            for event in engine.step().unwrap() {
-                match event {
-                    Event::Token { id, token, .. } => tokens[id.0 as usize].push(token),
-                    Event::Finished { timings, .. } => drafted += timings.draft_tokens,
-                }
-            }
-        }
-        assert_eq!((tokens[0].len(), tokens[1].len(), drafted > 20), (20, 20, draft.is_some()));
-        tokens
-    });
-    assert_eq!(answers[0], answers[1]);
-}
-
-fn hybrid() -> TinyModel {
-    let linear = LinearSizes {
-        linear_num_key_heads: 1,
-        linear_num_value_heads: 2,
-        linear_key_head_dim: 32,
-        linear_value_head_dim: 32,
-        linear_conv_kernel_dim: 4,
-    };
-    TinyModel {
-        architecture: "qwen35",
-        format: MatrixFormat::F16,
-        hidden_size: 64,
-        intermediate_size: 64,
-        num_attention_heads: 1,
-        num_key_value_heads: 1,
-        linear,
-        ..TinyModel::default()
-    }
-}
-
-fn same_tokens_ahead(model: &TinyModel, formats: KvFormats) {
-    let lives = [("", true), ("step=graph", false)].map(|(kernels, ahead)| {
-        let choice = KernelChoice::parse(kernels).unwrap();
-        let ops = |config: &OpsConfig| {
-            CudaOps::new(&device_of_models(5), config, Dtype::F16, choice.clone()).unwrap()
-        };
-        let mut engine = life::engine(model, formats, life::CROWDED, ops);
-        assert_eq!(engine.runner().runs_ahead(), ahead);
-        let life = life::crowd(&mut engine);
-        life::assert_crowded(&life);
-        assert_eq!(engine.runner().num_replays(), 0, "nothing is recorded in emulation");
-        life
-    });
-    assert_eq!(lives[0].answers, lives[1].answers);
-}
-
-/// Rows that nobody drew, more rows than were drawn, and a third step before the first was taken.
-#[test]
-fn what_is_not_on_the_device_is_refused() {
-    let ops = |config: &OpsConfig| {
-        CudaOps::new(&device_of_models(3), config, Dtype::F16, KernelChoice::default()).unwrap()
-    };
-    let mut runner =
-        runner(&TinyModel { format: MatrixFormat::F16, ..TinyModel::default() }, Dtype::F16, ops);
-    let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-    let row = SamplingRow::new(greedy, 2);
-    let at = |position, pages| SequenceRows { tokens: &[3], position, pages, logits: LogitRows::Last };
-    let behind = |position| Batch { sampled_rows: vec![0], ..Batch::new(&[at(position, &[6])]) };
-    let row = std::slice::from_ref(&row);
-    assert!(matches!(runner.queue(&behind(0), row), Err(Error::Request(_))), "nothing was drawn");
-    assert!(matches!(runner.take(), Err(Error::Request(_))), "nothing is queued");
-
-    runner.queue(&Batch::new(&[at(0, &[6])]), row).unwrap();
-    let wide = Batch { sampled_rows: vec![0, 0], ..Batch::new(&[at(1, &[6]), at(0, &[5])]) };
-    let error = runner.queue(&wide, &[row[0].clone(), row[0].clone()]).unwrap_err();
-    assert!(error.to_string().contains("the last draw had 1 rows"), "{error}");
-    runner.discard();
-
-    let first = runner.step(&Batch::new(&[at(0, &[6])]), row).unwrap();
-    runner.queue(&behind(1), row).unwrap();
-    runner.queue(&behind(2), row).unwrap();
-    assert!(matches!(runner.queue(&behind(3), row), Err(Error::Request(_))), "two steps are queued");
-    let second = runner.take().unwrap();
-    let third = runner.take().unwrap();
-    for (token, position, expected) in [(first[0], 1, &second), (second[0], 2, &third)] {
-        let rows = SequenceRows { tokens: &[token], ..at(position, &[6]) };
-        assert_eq!(&runner.step(&Batch::new(&[rows]), row).unwrap(), expected);
-    }
-}
-
-/// The logits of a small model whose MLP has values `scale` times as large in between, on the CPU.
-fn rescaled(format: Dtype, scale: f32) -> (TinyModel, Vec<f32>) {
-    let model = TinyModel { format: format.into(), mlp_scale: scale, num_hidden_layers: 1, ..small() };
-    let expected = logits(&mut *runner(&model, Dtype::F32, |config| CpuOps::new(config).unwrap()));
-    (model, expected)
-}
-
-/// Weights and values that f16 does not have are scaled so that it does: fused and separate, one row and many.
-#[test]
-fn values_of_any_size_are_kept_in_the_range_of_f16() {
-    let (_, ordinary) = rescaled(Dtype::Bf16, 1.0);
-    let formats = [Dtype::Bf16, Dtype::F32];
-    let scales = [4096.0, 65_536.0, 16_777_216.0, 1.0 / 16_777_216.0];
-    // Every scale in one format, the largest in both.
-    for (format, scale) in
-        scales.map(|scale| (formats[0], scale)).into_iter().chain([(formats[1], scales[2])])
-    {
-        let (model, expected) = rescaled(format, scale);
-        if format == Dtype::Bf16 {
-            let error = nmse(&expected, &ordinary);
-            assert!(error <= 1e-10, "times {scale}: the CPU computes another function: {error:e}");
-        }
-        for kernels in ["", "layer=separate"] {
-            let choice = KernelChoice::parse(kernels).unwrap();
-            let ops = |config: &OpsConfig| {
-                CudaOps::new(&device_of_models(3), config, Dtype::F16, choice.clone()).unwrap()
-            };
-            let error = nmse(&logits(&mut *runner(&model, Dtype::F16, ops)), &expected);
-            assert!(error <= 1e-5, "{format}, times {scale} {kernels:?}: {error:e}");
-        }
-    }
-}
-
-/// The bf16 model, one value of a matrix changed.
-fn changed(name: &str, value: f32) -> (Config, Weights) {
-    let (config, mut weights) = parts(&TinyModel { format: MatrixFormat::Bf16, ..TinyModel::default() });
-    let mut matrix = weights.matrix(name).unwrap().clone();
-    let mut data = matrix.data.to_vec();
-    data[10..12].copy_from_slice(&half::bf16::from_f32(value).to_le_bytes());
-    matrix.data = data.into();
-    weights.replace(matrix).unwrap();
-    (config, weights)
-}
-
-fn held_as((config, weights): &(Config, Weights), dtype: DtypeChoice) -> Result<Dtype, Error> {
-    let options = RunnerOptions {
-        device: DeviceChoice::Emulated,
-        dtype,
-        max_model_len: Some(32),
-        max_num_tokens: Some(8),
-        ..RunnerOptions::default()
-    };
-    open_runner(weights, config, &options, &mut |_, _| ())
-        .map(|runner| runner.kv_layout().formats.float().unwrap())
-}
-
-/// What cannot be scaled: K and V go to the pages as they are. `auto` holds all as bf16 then, `f16` is refused.
-#[test]
-fn what_may_leave_the_range_of_f16_is_found_and_named() {
-    let ordinary = changed("blk.1.attn_v.weight", 0.5);
-    assert_eq!(held_as(&ordinary, DtypeChoice::Auto).unwrap(), Dtype::F16);
-    assert_eq!(held_as(&ordinary, DtypeChoice::Bf16).unwrap(), Dtype::Bf16);
-    // A weight that f16 does not have, in a matrix that is scaled.
-    assert_eq!(held_as(&changed("blk.1.ffn_up.weight", -131_072.0), DtypeChoice::F16).unwrap(), Dtype::F16);
-    for (name, what) in [("blk.1.attn_k.weight", "blk.1: K"), ("blk.0.attn_v.weight", "blk.0: V")] {
-        let beyond = changed(name, 65_536.0);
-        assert_eq!(held_as(&beyond, DtypeChoice::Auto).unwrap(), Dtype::Bf16);
-        let error = held_as(&beyond, DtypeChoice::F16).unwrap_err();
-        assert!(matches!(&error, Error::Range(text) if text.contains(what)), "{error}");
-    }
-}
-
-/// A weight that is no number, or infinite, is named while the matrix is converted.
-#[test]
-fn weights_that_are_not_finite_are_named() {
-    for value in [f32::NAN, f32::NEG_INFINITY] {
-        let error = held_as(&changed("blk.0.ffn_down.weight", value), DtypeChoice::Auto).unwrap_err();
-        assert!(matches!(&error, Error::Model(text) if text.contains("blk.0.ffn_down.weight")), "{error}");
-    }
-}
-
-/// A row whose logits are no numbers draws nothing; the rows beside it, the step behind it and whoever gets its pages are as ever.
-#[test]
-fn a_row_without_numbers_draws_nothing_and_leaves_the_others_alone() {
-    const BROKEN: u32 = 77;
-    fn sequence<'a>(tokens: &'a [u32], pages: &'a [u32]) -> SequenceRows<'a> {
-        SequenceRows { tokens, position: 0, pages, logits: LogitRows::Last }
-    }
-    let model = TinyModel { format: MatrixFormat::F16, tie_word_embeddings: false, ..TinyModel::default() };
-    let (config, mut weights) = parts(&model);
-    let mut embedding = weights.matrix("token_embd.weight").unwrap().clone();
-    let mut data = embedding.data.to_vec();
-    let row = BROKEN as usize * 2 * embedding.cols;
-    data[row..row + 2].copy_from_slice(&half::f16::NAN.to_le_bytes());
-    embedding.data = data.into();
-    weights.replace(embedding).unwrap();
-
-    let params = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-    let drawing = |temperature| SamplingRow::new(SamplingParams { temperature, ..params.clone() }, 3);
-    for (kernels, temperature) in
-        [("", 0.0), ("argmax=plain,layer=separate", 0.0), ("", 0.9), ("sample=chain", 0.9)]
-    {
-        let choice = KernelChoice::parse(kernels).unwrap();
-        let ops = |config: &OpsConfig| CudaOps::new(&device(3), config, Dtype::F16, choice.clone()).unwrap();
-        let runner = &mut *loaded(&config, &weights, Dtype::F16, ops);
-        let row = [drawing(temperature)];
-        let expected = runner.step(&Batch::new(&[sequence(&[1, 2, 3], &[4])]), &row).unwrap();
-        let both = [sequence(&[1, BROKEN, 3], &[5]), sequence(&[1, 2, 3], &[6])];
-        let rows = [row[0].clone(), row[0].clone()];
-        runner.queue(&Batch::new(&both), &rows).unwrap();
-        // The step behind it takes what was drawn from the device.
-        let next = [5, 6].map(|page| [page]);
-        let next = next.each_ref().map(|pages| SequenceRows { position: 3, ..sequence(&[0], pages) });
-        let next = Batch { sampled_rows: vec![0, 1], ..Batch::new(&next) };
-        runner.queue(&next, &rows).unwrap();
-        assert_eq!(runner.take().unwrap(), [NO_TOKEN, expected[0]], "{kernels:?}, {temperature}");
-        assert_eq!(runner.take().unwrap().len(), 2);
-        // On the pages of the broken one.
-        let again = runner.step(&Batch::new(&[sequence(&[1, 2, 3], &[5])]), &row).unwrap();
-        assert_eq!(again, expected, "{kernels:?}, {temperature}: what was left in the pages is read");
-    }
 }
