@@ -6,6 +6,8 @@
 
 #[path = "common/compare.rs"]
 mod compare;
+#[path = "common/emulated_drafts.rs"]
+mod drafts;
 #[allow(dead_code, reason = "the CPU's half")]
 #[path = "common/golden_formats.rs"]
 mod golden_formats;
@@ -21,7 +23,6 @@ use qernel::config::{Config, ExpertSizes, LinearSizes};
 use qernel::cpu::CpuOps;
 use qernel::cuda::{CudaOps, Device, KernelChoice};
 use qernel::dtype::Dtype;
-use qernel::engine::{Event, Request};
 use qernel::error::Error;
 use qernel::formats::MatrixFormat;
 use qernel::kv_format::{KvFormat, KvFormats};
@@ -32,7 +33,7 @@ use qernel::load::{DeviceChoice, DtypeChoice, RunnerOptions, kv_layout, open_run
 use qernel::model::{ARCHITECTURES, ModelRunner, Runner};
 use qernel::ops::{Ops, OpsConfig};
 use qernel::sampler::{NO_TOKEN, SamplingParams, SamplingRow};
-use qernel::testing::{Random, TinyDraft, TinyModel};
+use qernel::testing::{Random, TinyModel};
 use qernel::weights::Weights;
 use std::rc::Rc;
 
@@ -298,33 +299,6 @@ fn running_ahead_changes_no_token() {
 #[test]
 fn running_ahead_changes_no_token_of_a_hybrid() {
     same_tokens_ahead(&hybrid(), Dtype::F16.into());
-}
-
-/// What a block drafts is verified by steps of several rows, and taken back where it was wrong.
-#[test]
-fn drafts_change_no_token_of_a_hybrid() {
-    let ops = |config: &OpsConfig| {
-        CudaOps::new(&device_of_models(7), config, Dtype::F16, KernelChoice::default()).unwrap()
-    };
-    let answers = [None, Some(TinyDraft::default())].map(|draft| {
-        let mut engine = life::engine(&TinyModel { draft, ..hybrid() }, Dtype::F16, life::ROOMY, ops);
-        let [greedy, random, ..] = life::crowd_requests();
-        for request in [greedy, random] {
-            engine.submit(Request { max_tokens: Some(20), ..request }).unwrap();
-        }
-        let (mut tokens, mut drafted) = ([Vec::new(), Vec::new()], 0);
-        while engine.has_work() {
-            for event in engine.step().unwrap() {
-                match event {
-                    Event::Token { id, token, .. } => tokens[id.0 as usize].push(token),
-                    Event::Finished { timings, .. } => drafted += timings.draft_tokens,
-                }
-            }
-        }
-        assert_eq!((tokens[0].len(), tokens[1].len(), drafted > 20), (20, 20, draft.is_some()));
-        tokens
-    });
-    assert_eq!(answers[0], answers[1]);
 }
 
 fn hybrid() -> TinyModel {
