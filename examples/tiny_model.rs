@@ -52,6 +52,12 @@ struct Args {
     /// Longest context in tokens.
     #[arg(long, default_value_t = 2048, value_parser = size)]
     context: usize,
+    /// Values between the projections of an MLP [default: one and a half times those of a row].
+    #[arg(long, value_parser = size)]
+    intermediate: Option<usize>,
+    /// Layers from this one on add nothing: a file of the same seed with as many layers drafts for this one and is always right.
+    #[arg(long)]
+    silent_from: Option<usize>,
     /// Seed of the weights.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -86,7 +92,7 @@ fn main() -> ExitCode {
         architecture: args.arch,
         format: args.format,
         hidden_size,
-        intermediate_size: hidden_size * 3 / 2,
+        intermediate_size: args.intermediate.unwrap_or(hidden_size * 3 / 2),
         num_hidden_layers: args.layers,
         num_attention_heads: args.heads,
         num_key_value_heads: args.kv_heads,
@@ -95,6 +101,7 @@ fn main() -> ExitCode {
         tie_word_embeddings: !args.untied,
         attention_bias: !args.no_bias,
         fused_qkv: args.fused_qkv,
+        silent_from: args.silent_from,
         ..TinyModel::default()
     };
     let written = File::create(&args.output).map(BufWriter::new).and_then(|mut file| {

@@ -2,15 +2,17 @@
 //!
 //! What comes before the timed part is a request of its own, before every repetition, which leaves it in the
 //! [prefix cache](crate::prefix_cache); there it also finds what the one before has left of it, so a depth is prefilled once
-//! and not once a repetition. A test of decoding begins when all its sequences have drawn their first token in one step, and from then on each step takes one
+//! and not once a repetition. A model with recurrent states goes on from their copy behind the last full page of it; the rest is computed before the
+//! first token. A test of decoding begins when all its sequences have drawn their first token in one step, and from then on each step takes one
 //! row of each of them.
 //!
 //! Timed is everything between two steps of the engine that a user pays for: scheduling, the batch's upload, the forward
 //! pass, sampling, detokenisation, stop strings, events. Writing text to a terminal or a socket is not.
 
 use super::plan::Test;
-use crate::engine::{Engine, Event, Request};
+use crate::engine::{Engine, Event, Request, Speculative};
 use crate::error::{Error, Result};
+use crate::kv_layout::PAGE_SIZE;
 use crate::sampler::{SamplingParams, philox4x32_10};
 use crate::scheduler::SequenceId;
 use std::time::Instant;
@@ -34,12 +36,20 @@ pub struct Bench<'a> {
     sampling: SamplingParams,
     /// Counts repetitions, so that no two prompts after a depth begin alike: the cache would serve the second.
     round: u32,
+    /// Whether tokens are drafted, where the engine does.
+    drafts: bool,
 }
 
 /// Tokens of each sequence that are in the cache before a repetition. Of a test of decoding's prompt the last is computed, for
-/// its logits.
-fn cached_tokens(test: &Test) -> usize {
-    if test.is_decode() { test.start() - 1 } else { test.n_depth }
+/// its logits. Of states there are copies behind full pages alone.
+fn cached_tokens(test: &Test, has_states: bool) -> usize {
+    let cached = if test.is_decode() { test.start() - 1 } else { test.n_depth };
+    if has_states { cached / PAGE_SIZE * PAGE_SIZE } else { cached }
+}
+
+/// Copies of states that serve tests of so many sequences: of what each was filled with, of its prompt and of its answer.
+pub fn checkpoints_for(num_sequences: usize) -> usize {
+    4 * num_sequences + 2
 }
 
 /// Sets the generator's counters for prompts apart from those of draws.
@@ -48,7 +58,12 @@ const PROMPTS: u32 = 0x6265_6e63;
 impl<'a> Bench<'a> {
     /// A bench on an engine that serves nobody else meanwhile. `sampling.seed` also gives the prompts.
     pub fn new(engine: &'a mut Engine, sampling: SamplingParams) -> Self {
-        Self { engine, sampling, round: 0 }
+        Self { engine, sampling, round: 0, drafts: true }
+    }
+
+    /// Drafts tokens from now on, where the engine does, or not.
+    pub fn set_drafts(&mut self, drafts: bool) {
+        self.drafts = drafts;
     }
 
     /// Why the engine cannot run a test; `None` if it can.
@@ -89,12 +104,11 @@ impl<'a> Bench<'a> {
 
     /// Brings what a test does not compute into the cache, for all its sequences.
     fn fill_to(&mut self, test: &Test) -> Result<()> {
-        let cached = cached_tokens(test);
-        if cached == 0 {
+        if cached_tokens(test, self.has_states()) == 0 {
             return Ok(());
         }
         for sequence in 0..test.n_parallel {
-            let prompt = self.tokens(sequence, cached);
+            let prompt = self.tokens(sequence, cached_tokens(test, false));
             self.engine.submit(Request { max_tokens: Some(1), ..self.request(prompt) })?;
         }
         while self.engine.has_work() {
@@ -105,6 +119,7 @@ impl<'a> Bench<'a> {
 
     /// One repetition; `None` if the cache had lost what it was filled with.
     fn repetition(&mut self, test: &Test) -> Result<Option<Sample>> {
+        let has_states = self.has_states();
         self.round += 1;
         let requests: Vec<Request> = (0..test.n_parallel)
             .map(|sequence| Request {
@@ -142,7 +157,7 @@ impl<'a> Bench<'a> {
                     Event::Token { token, .. } => tokens[place].push(token),
                     Event::Finished { usage, timings, .. } => {
                         left -= 1;
-                        reused &= usage.cached_tokens == cached_tokens(test);
+                        reused &= usage.cached_tokens == cached_tokens(test, has_states);
                         // All sequences take the same steps; the first prefill step of a decode test is not timed.
                         let prefill = if test.is_decode() { 0.0 } else { timings.prefill_seconds };
                         model_seconds = timings.decode_seconds + prefill;
@@ -171,8 +186,13 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
+    fn has_states(&self) -> bool {
+        self.engine.runner().has_slots()
+    }
+
     fn request(&self, prompt: Vec<u32>) -> Request {
-        Request { sampling: self.sampling.clone(), ignore_eos: true, ..Request::new(prompt) }
+        let speculative = Speculative { n_max: (!self.drafts).then_some(0), ..Speculative::default() };
+        Request { sampling: self.sampling.clone(), ignore_eos: true, speculative, ..Request::new(prompt) }
     }
 
     /// The tokens before the timed part, then the timed prompt.
@@ -212,7 +232,11 @@ mod tests {
     use crate::weights::Weights;
 
     fn engine(max_model_len: usize, max_num_sequences: usize) -> Engine {
-        let gguf = TinyModel::default().gguf();
+        engine_of(&TinyModel::default(), max_model_len, max_num_sequences)
+    }
+
+    fn engine_of(model: &TinyModel, max_model_len: usize, max_num_sequences: usize) -> Engine {
+        let gguf = model.gguf();
         let config = Config::from_gguf(&gguf).unwrap();
         let weights = Weights::from_gguf(&gguf, &config).unwrap();
         let options = RunnerOptions {
@@ -221,11 +245,13 @@ mod tests {
             max_num_tokens: Some(16),
             max_num_sequences,
             max_num_logits: max_num_sequences,
+            checkpoints: checkpoints_for(max_num_sequences),
             ..RunnerOptions::default()
         };
         let runner = open_runner(&weights, &config, &options, &mut |_, _| ()).unwrap();
         let tokenizer = crate::tokenizer::Tokenizer::from_gguf(&gguf).unwrap();
-        Engine::new(runner, Some(tokenizer.into()), EngineConfig::default()).unwrap()
+        let config = EngineConfig { checkpoint_every: 0, ..EngineConfig::default() };
+        Engine::new(runner, Some(tokenizer.into()), config).unwrap()
     }
 
     fn greedy() -> SamplingParams {
@@ -257,6 +283,28 @@ mod tests {
             }
         }
         assert_eq!(engine.pool().num_free(), engine.pool().num_pages(), "no page is left behind");
+    }
+
+    #[test]
+    fn a_depth_of_a_hybrid_goes_on_from_copies_of_states() {
+        let model = TinyModel {
+            architecture: "qwen35",
+            hidden_size: 64,
+            head_dim: 32,
+            num_attention_heads: 2,
+            num_key_value_heads: 1,
+            ..TinyModel::default()
+        };
+        let mut engine = engine_of(&model, 160, 3);
+        let mut bench = Bench::new(&mut engine, greedy());
+        for (n_gen, n_depth, n_parallel) in [(5, 50, 1), (5, 64, 1), (6, 33, 3), (40, 0, 3), (3, 100, 2)] {
+            let test = Test { n_prompt: 0, n_gen, n_depth, n_parallel };
+            for sample in bench.run(&test, 1, 3).unwrap() {
+                assert_eq!(sample.steps.len(), n_gen, "{test}");
+            }
+        }
+        let prompt = Test { n_prompt: 20, n_gen: 0, n_depth: 70, n_parallel: 1 };
+        assert_eq!(bench.run(&prompt, 0, 3).unwrap().len(), 3);
     }
 
     /// The pool holds one sequence of full length, and the earlier test leaves more in the cache than this one needs.

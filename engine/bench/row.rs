@@ -85,6 +85,12 @@ pub struct Row {
     /// The share of drafted tokens that stayed, of all repetitions; none where nothing was drafted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub acceptance: Option<f64>,
+    /// Tokens of a sequence that a decode step made on average, where some were drafted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens_per_step: Option<f64>,
+    /// How many times as fast the test is as without drafts in the same run, by medians.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub speed_up: Option<f64>,
     pub samples_ns: Vec<u64>,
     pub samples_ts: Vec<f64>,
     #[serde(flatten)]
@@ -138,6 +144,11 @@ impl Row {
             floor_us,
             bandwidth_percent: floor_us.map(|floor| 100.0 * floor / mean_step_us),
             acceptance: (drafted > 0).then(|| accepted as f64 / drafted as f64),
+            tokens_per_step: (drafted > 0).then(|| {
+                let made = test.n_gen * samples.len();
+                made as f64 / steps.len().max(1) as f64
+            }),
+            speed_up: None,
             samples_ns: ns.iter().map(|ns| ns.round() as u64).collect(),
             samples_ts: ts,
             comparison: None,

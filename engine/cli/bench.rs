@@ -4,7 +4,7 @@ use super::options::{ModelArgs, SamplingArgs};
 use super::output::{Output, note, one_line, save_text};
 use super::summary::read_bandwidth;
 use crate::bench::compare::{self, Stored};
-use crate::bench::measure::Bench;
+use crate::bench::measure::{Bench, checkpoints_for};
 use crate::bench::plan::{PromptAndAnswer, Test, tests};
 use crate::bench::plot::plot;
 use crate::bench::row::{Facts, Row};
@@ -13,7 +13,7 @@ use crate::bench::table::{Format, Printer, notes};
 use crate::config::Config;
 use crate::disk;
 use crate::embedded;
-use crate::engine::{Engine, Request};
+use crate::engine::{Engine, EngineConfig, Request};
 use crate::error::{Error, Result};
 use crate::kv_layout::PAGE_SIZE;
 use crate::load::{DecodeBytes, KvCacheSize};
@@ -105,10 +105,15 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
     let max_num_sequences = tests.iter().map(|test| test.n_parallel).max().unwrap_or(1);
     let mut model = args.model.clone();
     model.batch_size = model.batch_size.map(|rows| rows.max(max_num_sequences));
+    if tests.iter().any(|test| test.n_depth > 0) {
+        model.checkpoints = model.checkpoints.max(checkpoints_for(max_num_sequences));
+    }
     let pages = tests.iter().map(Test::pages).max().unwrap_or(0);
     let model = model.open_with(max_num_sequences, KvCacheSize::Tokens(pages.saturating_mul(PAGE_SIZE)))?;
     facts.decode_bytes = model.stats.decode_bytes;
-    let mut engine = model.into_engine()?;
+    // Copies of states are made where tests go on from.
+    let config = EngineConfig { checkpoint_every: 0, ..EngineConfig::default() };
+    let mut engine = model.into_engine_with(config)?;
     device_facts(&mut facts, &mut engine);
     let rows = Session { args: &args, facts: &facts, stored: stored.as_deref() }.run(
         &mut engine,
@@ -130,6 +135,7 @@ struct Session<'a> {
 
 impl Session<'_> {
     fn run(&self, engine: &mut Engine, sampling: SamplingParams, tests: &[Test]) -> Result<Vec<Row>> {
+        let engine_drafts = engine.max_drafts() > 0;
         let mut bench = Bench::new(engine, sampling);
         let (mut fitting, mut obstacles) = (Vec::new(), Vec::new());
         for test in tests {
@@ -154,6 +160,13 @@ impl Session<'_> {
             let warm_up = usize::from(!self.args.no_warmup);
             let samples = bench.run(test, warm_up, self.args.repetitions as usize)?;
             let mut row = Row::new(self.facts, test, &samples);
+            if engine_drafts && row.acceptance.is_some() {
+                bench.set_drafts(false);
+                let plain = bench.run(test, warm_up, self.args.repetitions as usize)?;
+                bench.set_drafts(true);
+                row.speed_up =
+                    Some(Row::new(self.facts, test, &plain).median_ns as f64 / row.median_ns as f64);
+            }
             row.comparison = self.stored.and_then(|stored| compare::find(stored, &row));
             out.text(&printer.row(&row))?;
             rows.push(row);
@@ -184,10 +197,17 @@ impl Session<'_> {
         if !shares.is_empty() {
             note(format_args!("scheduling, detokenisation and events a step: {}", shares.join(", ")));
         }
-        let acceptance = |row: &Row| Some(format!("{} {:.1} %", row.test, 100.0 * row.acceptance?));
-        let acceptance: Vec<String> = rows.iter().filter_map(acceptance).collect();
-        if !acceptance.is_empty() {
-            note(format_args!("drafted tokens that were accepted: {}", acceptance.join(", ")));
+        let gain = |row: &Row| {
+            let percent = 100.0 * row.acceptance?;
+            let (per_step, speed_up) = (row.tokens_per_step?, row.speed_up?);
+            let test = &row.test;
+            Some(format!(
+                "{test} {percent:.1} % accepted, {per_step:.2} tokens a step, {speed_up:.2} times as fast as without"
+            ))
+        };
+        let gains: Vec<String> = rows.iter().filter_map(gain).collect();
+        if !gains.is_empty() {
+            note(format_args!("drafts: {}", gains.join("; ")));
         }
     }
 }

@@ -9,6 +9,7 @@ pub mod conversation;
 pub mod convert;
 pub mod detokenize;
 pub mod doctor;
+pub mod drafts;
 pub mod embed;
 pub mod generate;
 mod grammar;
@@ -81,7 +82,7 @@ enum Command {
 
 /// Parses the command line and runs it. Errors carry their own exit code ([`crate::Error::exit_code`]).
 pub fn run() -> Result<ExitCode> {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(drafts::with_long_names(std::env::args_os()));
     crate::disk::end_on_fault();
     let (verbose, format) = (cli.verbose, cli.log_format);
     if !matches!(cli.command, Command::Serve(_)) {

@@ -2,6 +2,7 @@
 
 use super::cache_types::CacheTypeArgs;
 use super::chain::ChainArgs;
+use super::drafts::DraftArgs;
 use super::overrides::OverrideArgs;
 use crate::checkpoints::CHECKPOINT_EVERY;
 use crate::disk::Access;
@@ -72,12 +73,8 @@ pub struct ModelArgs {
     /// as much memory as a sequence's states
     #[arg(long, value_name = "COUNT", default_value_t = CHECKPOINTS)]
     pub checkpoints: usize,
-    /// Draft tokens and compute them at once: mtp, by the block for it behind the last layer, where the file has one. Answers stay the same
-    #[arg(long, value_name = "TYPE")]
-    pub spec_type: Option<SpecType>,
-    /// Tokens to draft at a time with --spec-type, at most
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=MOST_DRAFTS))]
-    pub draft_max: u8,
+    #[command(flatten)]
+    pub drafts: DraftArgs,
     /// Share of the free GPU memory, beside what others have taken, that weights, KV pages and workspace may take
     #[arg(long, default_value_t = 0.9, value_name = "SHARE")]
     pub gpu_memory_fraction: f64,
@@ -109,16 +106,6 @@ impl ExpertArgs {
         if self.cpu_moe { usize::MAX } else { self.n_cpu_moe }
     }
 }
-
-/// What drafts tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum SpecType {
-    /// Multi-token prediction, by a block of the model's own.
-    Mtp,
-}
-
-/// The most tokens to draft at a time: a step computes them all, and few are right so far ahead.
-const MOST_DRAFTS: i64 = 16;
 
 /// How requests are served.
 #[derive(Clone, Debug, Args)]
@@ -209,7 +196,9 @@ impl ModelArgs {
             max_num_sequences,
             max_num_logits: max_num_sequences,
             checkpoints: self.checkpoints,
-            max_drafts: self.spec_type.map_or(0, |SpecType::Mtp| self.draft_max.into()),
+            max_drafts: self.drafts.max(),
+            drafts: self.drafts.choice(),
+            speculative: self.drafts.speculative()?,
             memory_fraction: self.gpu_memory_fraction,
             cpu_moe: self.experts.layers(),
             check_tensors: self.check_tensors,

@@ -26,6 +26,9 @@ pub struct Summary {
     pub draft_tokens: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub acceptance: Option<f64>,
+    /// Tokens that a decode step made on average.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decode_tokens_per_step: Option<f64>,
     /// Weights and cached K and V that one decode step reads, at the mean length of this request's steps.
     pub bytes_per_token: u64,
     /// Rate at which the device reads the weights where they are, measured at the end of this run, in bytes per second; `None` for an
@@ -66,6 +69,7 @@ impl Summary {
             decode_tokens_per_s,
             draft_tokens: timings.acceptance().map(|_| timings.draft_tokens),
             acceptance: timings.acceptance(),
+            decode_tokens_per_step: timings.decode_tokens_per_step(),
             bytes_per_token,
             measured_bandwidth,
             bandwidth_share: measured_bandwidth
@@ -88,8 +92,14 @@ impl fmt::Display for Summary {
             "decode   {} tokens in {:.3} s, {:.1} tokens/s",
             self.decode_tokens, self.decode_s, self.decode_tokens_per_s
         )?;
-        if let (Some(count), Some(acceptance)) = (self.draft_tokens, self.acceptance) {
-            writeln!(f, "drafts   {count} tokens, {:.1}% of them accepted", 100.0 * acceptance)?;
+        if let (Some(count), Some(acceptance), Some(per_step)) =
+            (self.draft_tokens, self.acceptance, self.decode_tokens_per_step)
+        {
+            let percent = 100.0 * acceptance;
+            writeln!(
+                f,
+                "drafts   {count} tokens, {percent:.1}% of them accepted, {per_step:.2} tokens a step"
+            )?;
         }
         write!(f, "memory   {:.1} MB a token", self.bytes_per_token as f64 / 1e6)?;
         if let (Some(share), Some(measured)) = (self.bandwidth_share, self.measured_bandwidth) {

@@ -21,6 +21,7 @@ mod text;
 mod thinking;
 
 pub use constraint::TokenConstraint;
+pub use draft::{DraftSource, NgramKind, NgramOptions, Speculative};
 pub use request::{Completion, Event, FinishReason, Refusal, Request, RequestPart, Timings, Usage};
 pub use text::StopMatcher;
 pub use thinking::{Thinking, ThinkingConstraint};
@@ -33,6 +34,7 @@ use crate::model::Runner;
 use crate::sampler::{HostRow, Logprobs, NO_TOKEN, SamplingRow};
 use crate::scheduler::{Drafting, ScheduledSequence, Scheduler, SequenceId, Step, StepLimits};
 use crate::tokenizer::Tokenizer;
+use draft::Drafter;
 use generation::{Constrained, Generation};
 use penalties::PenaltyWindow;
 use pooling::Pooler;
@@ -88,12 +90,16 @@ pub struct Engine {
     max_num_tokens: usize,
     /// The text whose vector is being made.
     embedding: Option<embed::Embedding>,
-    /// Tokens that are drafted at a time, at most; 0 where the model has no block for it.
+    /// Drafts that a sequence's steps have room for.
     max_drafts: usize,
+    /// What drafts them.
+    drafter: Option<Box<dyn Drafter>>,
+    /// For requests that say nothing of it.
+    speculative: Speculative,
 }
 
 impl Engine {
-    /// An engine over a loaded model. Without a tokenizer it knows token ids alone: no text, no stop strings and no
+    /// An engine over a loaded model; where that was made to draft, by its own block ([`Engine::with_drafts`]). Without a tokenizer it knows token ids alone: no text, no stop strings and no
     /// end-of-generation tokens.
     ///
     /// # Errors
@@ -133,7 +139,7 @@ impl Engine {
             let first_place = has_slots.then_some(checkpoints as u32);
             scheduler = scheduler.with_drafting(Drafting { max: max_drafts, max_model_len, first_place });
         }
-        Ok(Self {
+        let engine = Self {
             runner,
             tokenizer,
             pooler: None,
@@ -146,7 +152,10 @@ impl Engine {
             max_num_tokens: step.max_num_tokens,
             embedding: None,
             max_drafts,
-        })
+            drafter: None,
+            speculative: Speculative::default(),
+        };
+        engine.with_drafts(DraftSource::Mtp)
     }
 
     /// The model.
@@ -261,7 +270,10 @@ impl Engine {
         let computed = self.compute(meanwhile).inspect_err(|_| self.take_back())?;
         let Some((step, tokens, seconds)) = computed else { return Ok(std::mem::take(&mut self.events)) };
         self.scheduler.complete(&step, &tokens);
-        let drafts = self.draft_batch(&step);
+        let drafts = self.drafts_behind(&step);
+        if drafts {
+            self.observe(&step);
+        }
         let mut logprobs = self.runner.take_logprobs().into_iter();
         for (scheduled, accepted) in step.sequences.iter().zip(step.accepted(&tokens)) {
             self.generations
@@ -272,8 +284,8 @@ impl Engine {
                 self.take_token(scheduled, i > 0, token, logprobs.next().flatten());
             }
         }
-        if let Some(batch) = drafts {
-            self.draft(&step, batch);
+        if drafts {
+            self.draft(&step);
         }
         Ok(std::mem::take(&mut self.events))
     }
@@ -314,7 +326,7 @@ impl Engine {
     /// The step behind `step` if it is known without the tokens that `step` draws.
     fn schedule_ahead(&mut self, step: &Step) -> Option<Step> {
         // Where the step drafts, more than a token may come of it.
-        if self.max_drafts > 0 {
+        if self.drafts_behind(step) {
             return None;
         }
         let Self { scheduler, generations, max_model_len, .. } = self;
@@ -466,6 +478,9 @@ impl Engine {
     /// Ends a sequence that waits or runs.
     fn finish(&mut self, id: SequenceId, reason: FinishReason) {
         let Some(mut generation) = self.generations.remove(&id) else { return };
+        if let Some(drafter) = &mut self.drafter {
+            drafter.forget(id);
+        }
         let sequence = self.scheduler.finish(id);
         let (text, stopped) = generation.text.as_mut().map(TextStream::finish).unwrap_or_default();
         self.events.push(Event::Finished {

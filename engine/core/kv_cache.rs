@@ -2,6 +2,7 @@
 
 use crate::kv_layout::{PAGE_SIZE, pages_for};
 use crate::prefix_cache::{Prefix, PrefixCache};
+use std::ops::Range;
 
 /// Who uses which page of the cache, and what is in those that nobody uses any more. It is made once with the cache; pages
 /// are known by their number alone, so it is the same for every device.
@@ -21,6 +22,8 @@ pub struct PagePool {
     prefixes: PrefixCache,
     /// Whether anything is made known to `prefixes`.
     prefix_cache: bool,
+    /// Of each page that was ever handed out, how many of its tokens a model that follows has taken in too.
+    followed: Vec<u8>,
 }
 
 impl PagePool {
@@ -33,6 +36,7 @@ impl PagePool {
             unknown: Vec::new(),
             prefixes: PrefixCache::default(),
             prefix_cache,
+            followed: Vec::new(),
         }
     }
 
@@ -73,7 +77,39 @@ impl PagePool {
             None => self.prefixes.evict()?,
         };
         self.users[page as usize] = 1;
+        if let Some(followed) = self.followed.get_mut(page as usize) {
+            *followed = 0;
+        }
         Some(page)
+    }
+
+    /// A model that follows has taken in these tokens, of the sequence that has these pages, and all before them.
+    pub(crate) fn follow(&mut self, pages: &[u32], tokens: Range<usize>) {
+        self.followed.resize(self.users.len(), 0);
+        for i in tokens.start / PAGE_SIZE..pages_for(tokens.end) {
+            let end = (tokens.end - i * PAGE_SIZE).min(PAGE_SIZE) as u8;
+            let followed = &mut self.followed[pages[i] as usize];
+            *followed = (*followed).max(end);
+        }
+    }
+
+    /// How many of the first `num_tokens` tokens of the sequence that has these pages a model that follows has taken in. Where the sequence
+    /// writes on in the page of the last of them, what was taken in behind it there is forgotten.
+    pub(crate) fn num_followed(&mut self, pages: &[u32], num_tokens: usize) -> usize {
+        let mut found = None;
+        for (i, &page) in pages[..pages_for(num_tokens)].iter().enumerate() {
+            let Some(followed) = self.followed.get_mut(page as usize) else {
+                return found.unwrap_or(i * PAGE_SIZE);
+            };
+            let written = num_tokens - i * PAGE_SIZE;
+            if written < PAGE_SIZE {
+                *followed = (*followed).min(written as u8);
+            }
+            if usize::from(*followed) < PAGE_SIZE {
+                found = found.or(Some(i * PAGE_SIZE + usize::from(*followed)));
+            }
+        }
+        found.unwrap_or(num_tokens).min(num_tokens)
     }
 
     /// Adds a user to a page with a known content.
@@ -196,10 +232,12 @@ impl PageList {
         true
     }
 
-    /// Makes known which of the pages are full. `computed` are all tokens of the sequence whose K and V are in the pages.
-    pub fn remember(&mut self, computed: &[u32], pool: &mut PagePool) {
+    /// Makes known which of the pages are full. `computed` are all tokens of the sequence whose K and V are in the pages. Answers whether a page
+    /// was given up for one that another sequence has filled with the same.
+    pub fn remember(&mut self, computed: &[u32], pool: &mut PagePool) -> bool {
+        let mut is_other = false;
         if !pool.prefix_cache {
-            return;
+            return is_other;
         }
         for chunk in &computed.as_chunks().0[self.num_known..] {
             let page = self.pages[self.num_known];
@@ -209,12 +247,14 @@ impl PageList {
                     pool.retain(known);
                     pool.release(page);
                     self.pages[self.num_known] = known;
+                    is_other = true;
                     prefix
                 }
                 None => pool.prefixes.insert(page, self.prefix, chunk),
             };
             self.num_known += 1;
         }
+        is_other
     }
 
     /// Gives all pages back, the last first. What is in them stays known until others need them; `computed` as in

@@ -118,6 +118,19 @@ pub trait Types: Sized {
     type Batch;
 }
 
+/// What a step queues, beside what follows from its batch and draw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Work {
+    /// The forward pass of the model.
+    Model,
+    /// That of a block which drafts, from the rows of the model's last step.
+    DraftOfStep,
+    /// The same from the rows of its own last one.
+    DraftOfRows,
+    /// The same from those of them that needed logits, where not all did.
+    DraftOfLogitRows,
+}
+
 /// The operations of a decoder on one device.
 pub trait Ops: HybridOps + ExpertOps {
     // Memory, at start-up.
@@ -413,10 +426,15 @@ pub trait Ops: HybridOps + ExpertOps {
     }
 
     /// Does what `step` does, for the uploaded batch and, where it has logits, the prepared draw. A device may record what
-    /// it queues and, for a batch of the same shape, replay that instead of calling `step`: so `step` queues operations of
+    /// it queues and, for the same work on a batch of the same shape, replay that instead of calling `step`: so `step` queues operations of
     /// one step on the same buffers each time and does nothing else.
-    fn run_step(&mut self, batch: &Self::Batch, step: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
-        let _ = batch;
+    fn run_step(
+        &mut self,
+        batch: &Self::Batch,
+        work: Work,
+        step: &mut dyn FnMut(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        let _ = (batch, work);
         step(self)
     }
 

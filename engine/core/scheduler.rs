@@ -13,10 +13,12 @@
 //! step that failed can be taken again.
 
 mod drafts;
+mod following;
 mod sequence;
 mod step;
 
 pub use drafts::Drafting;
+pub use following::{Follower, FollowingStep};
 pub use sequence::Sequence;
 pub use step::{ScheduledSequence, SequenceId, Step};
 
@@ -25,6 +27,7 @@ use crate::checkpoints::Checkpoints;
 use crate::kv_cache::{PageList, PagePool};
 use crate::kv_layout::{StateCopy, pages_for};
 use crate::sampler::NO_TOKEN;
+use following::Followed;
 use std::collections::VecDeque;
 
 /// The most that one step may hold.
@@ -129,6 +132,7 @@ impl Scheduler {
             load: None,
             newest: None,
             drafts: Vec::new(),
+            followed: Followed::default(),
             stride: None,
         });
     }
@@ -195,7 +199,7 @@ impl Scheduler {
     /// is scheduled, or dropped.
     pub fn schedule_ahead(&mut self, step: &Step, continues: impl Fn(SequenceId) -> bool) -> Option<Step> {
         if !self.waiting.is_empty()
-            || step.sequences.iter().any(|scheduled| scheduled.prefill || !scheduled.samples)
+            || step.sequences.iter().any(|scheduled| scheduled.prefill || scheduled.num_draws() != 1)
         {
             return None;
         }
@@ -294,7 +298,10 @@ impl Scheduler {
                     }
                     // A step that is in flight may still read pages that this or the end of a sequence gives back, or write
                     // behind their known tokens: the device comes to it before any step that uses them otherwise.
-                    sequence.pages.remember(&sequence.tokens[..sequence.num_cached], &mut self.pool);
+                    if sequence.pages.remember(&sequence.tokens[..sequence.num_cached], &mut self.pool) {
+                        let known = self.pool.num_followed(sequence.pages.pages(), sequence.num_cached);
+                        sequence.followed.move_to(known);
+                    }
                     if let Some((checkpoints, StateCopy { place, .. })) = copy {
                         let prefix = sequence.pages.prefix_of(sequence.num_cached).filter(|_| is_computed);
                         let is_kept = prefix.is_some_and(|prefix| checkpoints.set(place, prefix));
@@ -405,6 +412,7 @@ impl Scheduler {
         sequence.stride =
             self.checkpoints.as_ref().map(|checkpoints| checkpoints.stride(sequence.prefill_len));
         self.running.extend(self.waiting.pop_front());
+        self.find_followed(self.running.len() - 1);
         self.grow(self.running.len() - 1)
     }
 

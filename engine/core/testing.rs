@@ -42,6 +42,8 @@ pub struct TinyModel {
     pub linear: LinearSizes,
     /// Of a hybrid: a block behind the last layer that drafts.
     pub draft: Option<TinyDraft>,
+    /// Layers from this one on add nothing: the model computes what one without them does, which may draft for it.
+    pub silent_from: Option<usize>,
     /// What `silu(gate) * up` is multiplied with, a power of two: the rows of up are, and the columns of down divided by it, so that the
     /// model computes the same function with values of another size in between. bf16 and f32 lose nothing.
     pub mlp_scale: f32,
@@ -81,6 +83,7 @@ impl Default for TinyModel {
                 linear_conv_kernel_dim: 4,
             },
             draft: None,
+            silent_from: None,
             mlp_scale: 1.0,
         }
     }
@@ -285,6 +288,10 @@ impl TinyModel {
                 if self.draft.is_some_and(|draft| draft.agrees) {
                     agree(name, cols, &mut values);
                 }
+                let layer = name.strip_prefix("blk.").and_then(|name| name.split('.').next()?.parse().ok());
+                if layer.zip(self.silent_from).is_some_and(|(layer, first): (usize, _)| layer >= first) {
+                    silence(name, &mut values);
+                }
                 let dimensions: Vec<u64> = dimensions.iter().map(|&size| size as u64).collect();
                 let format = formats.next().unwrap_or(self.format);
                 let data = blocks(format, self.seed, name, &values);
@@ -323,14 +330,24 @@ impl TinyModel {
 
 /// Changes a matrix of `cols` columns as [`TinyDraft::agrees`] says: what layers add is nothing, and of `[embedding; hidden]` the first passes.
 fn agree(name: &str, cols: usize, values: &mut [f32]) {
-    let adds =
-        ["attn_output.weight", "ssm_out.weight", "ffn_down.weight"].iter().any(|end| name.ends_with(end));
-    let is_proj = name.ends_with("eh_proj.weight");
-    if adds || is_proj {
+    silence(name, values);
+    if name.ends_with("eh_proj.weight") {
         values.fill(0.0);
-    }
-    if is_proj {
         values.iter_mut().step_by(cols + 1).for_each(|value| *value = 1.0);
+    }
+}
+
+/// Makes a matrix whose results a layer adds one of zeros.
+fn silence(name: &str, values: &mut [f32]) {
+    let ends = [
+        "attn_output.weight",
+        "ssm_out.weight",
+        "ffn_down.weight",
+        "ffn_down_exps.weight",
+        "ffn_down_shexp.weight",
+    ];
+    if ends.iter().any(|end| name.ends_with(end)) {
+        values.fill(0.0);
     }
 }
 

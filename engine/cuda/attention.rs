@@ -1,10 +1,10 @@
 //! Causal grouped-query attention over pages.
 //!
-//! Rows that are their sequence's only one are split over the keys, to give every multiprocessor something to do; the others go
+//! Rows of sequences that decode, which have few, are split over the keys, to give every multiprocessor something to do; the others go
 //! tile by tile, on tensor cores unless pages are f32. All kernels that do not use tensor cores give a row the same bits,
 //! and so do those that do (see `gpu-kernels/src/attention/mod.rs`); the two differ by the roundings of queries and weights.
 
-use super::batch::{BatchRows, CudaBatch, expect_bound};
+use super::batch::{BatchRows, CudaBatch, DECODE_ROWS, expect_bound};
 use super::device::{Dependent, Device};
 use super::kv_cache::number;
 use super::launch::{Launch, dimension, launch};
@@ -36,16 +36,20 @@ pub(super) use workspace::Workspace;
 
 pub(super) const OP: &str = "attention";
 
+/// Rows of the shortest sequence that does not decode.
+const LONG_ROWS: u32 = DECODE_ROWS as u32 + 1;
+
 /// What the kernels take, with pages of `formats` and out of `dtype`, and which rows are whose.
 pub(super) struct Case {
     formats: KvFormats,
     dtype: Dtype,
     head_dim: u32,
-    /// Rows that are their sequence's only one lie in here.
-    single_rows: Range<usize>,
-    max_kv_single: u32,
+    /// Rows of sequences that decode lie in here.
+    decode_rows: Range<usize>,
+    max_kv_decode: u32,
     max_kv: u32,
     has_multiple: bool,
+    has_long: bool,
     /// Which rows and splits is yet to be chosen.
     arguments: AttentionArgs,
     /// Room in the workspace, in partials of `[head_dim]`; at least one row of the longest sequence fits.
@@ -150,9 +154,10 @@ struct Rows {
 }
 
 impl Case {
-    /// Rows that are their sequence's only one.
-    fn single_rows(&self) -> Rows {
-        Rows { range: self.single_rows.clone(), max_rows: 1, max_keys: self.max_kv_single }
+    /// Rows of sequences that decode.
+    fn decode_rows(&self) -> Rows {
+        let max_rows = LONG_ROWS - 1;
+        Rows { range: self.decode_rows.clone(), max_rows, max_keys: self.max_kv_decode }
     }
 
     fn all_rows(&self) -> Rows {
@@ -166,14 +171,14 @@ impl Case {
     }
 }
 
-/// Each row by the kernels that suit it: one row, or more, in its sequence.
+/// Each row by the kernels that suit it: of a few rows, or more, in its sequence.
 ///
 /// # Safety
 /// The case is whole, its `head_dim` one that there are kernels for.
 unsafe fn launch_auto(device: &Device, case: &Case) -> Result<()> {
     // SAFETY: every row is in one of the two sets; the caller vouches for the case.
     unsafe {
-        let rows = case.single_rows();
+        let rows = case.decode_rows();
         if decodes_on_tensor_cores(case).is_ok() {
             launch_merging(device, case, Merging::TensorCores, &rows)?;
         } else if merges(case).is_ok() {
@@ -185,15 +190,15 @@ unsafe fn launch_auto(device: &Device, case: &Case) -> Result<()> {
         } else {
             return launch_plain(device, case, prefill::plain(), 1);
         }
-        if !case.has_multiple {
+        if !case.has_long {
             return Ok(());
         }
         if multiplies(case).is_ok() {
-            launch_mma(device, case, 2, MmaTile::best(case, device.info().multiprocessors))
+            launch_mma(device, case, LONG_ROWS, MmaTile::best(case, device.info().multiprocessors))
         } else if float_pages(case).is_err() {
             launch_any_whole(device, case)
         } else {
-            launch_plain(device, case, prefill::plain(), 2)
+            launch_plain(device, case, prefill::plain(), LONG_ROWS)
         }
     }
 }
@@ -389,10 +394,11 @@ pub(super) fn attention(device: &Device, choice: &KernelChoice, operands: Attent
         formats: layout.formats,
         dtype,
         head_dim: dimension(OP, head_dim)?,
-        single_rows: rows.split.single_rows.clone(),
-        max_kv_single: dimension(OP, rows.split.max_kv_single)?,
+        decode_rows: rows.split.decode_rows.clone(),
+        max_kv_decode: dimension(OP, rows.split.max_kv_decode)?,
         max_kv: dimension(OP, shape.max_kv)?,
         has_multiple: rows.split.has_multiple,
+        has_long: rows.split.has_long,
         arguments,
         places: workspace.places,
     };
@@ -444,10 +450,11 @@ mod tests {
             formats: dtype.into(),
             dtype,
             head_dim,
-            single_rows: 0..1,
-            max_kv_single: 1,
+            decode_rows: 0..1,
+            max_kv_decode: 1,
             max_kv: 1,
             has_multiple: false,
+            has_long: false,
             arguments,
             places: 14,
         }

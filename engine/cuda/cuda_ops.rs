@@ -15,7 +15,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::memory::{DeviceBuffer, Uploader, Whereabouts};
 use crate::ops::experts::Offload;
-use crate::ops::{OpsConfig, Types};
+use crate::ops::{OpsConfig, Types, Work};
 use crate::tensor::{Activation, KvCache, States, Tensor};
 use crate::variant::KernelChoice;
 use crate::weight::Weight;
@@ -25,6 +25,7 @@ use std::rc::Rc;
 /// Everything that the launches of a step depend on.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct StepKey {
+    work: Work,
     batch: batch::Bucket,
     /// `None` where nothing is drawn.
     draw: Option<sample::DrawShape>,

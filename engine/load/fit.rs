@@ -1,7 +1,7 @@
 //! What fits on a device: the longest context, the largest batch and the pages of the KV cache.
 
 use super::memory_plan::{self, Free, MemoryPlan, MemoryRequest, Pool};
-use super::runner::{KvCacheSize, RunnerOptions};
+use super::runner::{KvCacheSize, ModelData, RunnerOptions};
 use qernel_core::batch::BatchLimits;
 use qernel_core::config::Config;
 use qernel_core::dtype::Dtype;
@@ -27,9 +27,23 @@ pub const MODEST_CONTEXT: usize = 32_768;
 /// # Errors
 /// [`Error::Memory`] with the numbers where they do not.
 pub fn fit_cpu(config: &Config, options: &RunnerOptions) -> Result<(OpsConfig, KvLayout)> {
+    fit(config, options, &cpu_budget(options))
+}
+
+/// As [`fit_cpu`], with a model that drafts for this one.
+pub(crate) fn fit_cpu_with(
+    model: &ModelData,
+    draft: Option<&ModelData>,
+    options: &RunnerOptions,
+) -> Result<FittedPair> {
+    let draft = draft.map(|draft| Box::new((draft.config.clone(), cpu_budget(options))));
+    fit_pair(model.config, options, &MemoryBudget { draft, ..cpu_budget(options) })
+}
+
+fn cpu_budget(options: &RunnerOptions) -> MemoryBudget {
     // Where the system does not say what is available, the allocator will.
     let free = host_memory::available().unwrap_or(usize::MAX / 2);
-    let budget = MemoryBudget {
+    MemoryBudget {
         free: Free { bytes: free, taken: None, fraction: options.memory_fraction },
         shared: true,
         weights: 0,
@@ -39,8 +53,8 @@ pub fn fit_cpu(config: &Config, options: &RunnerOptions) -> Result<(OpsConfig, K
         has_experts: true,
         extra: Box::new(|_, _, _, _| 0),
         matrix: Dtype::F32,
-    };
-    fit(config, options, &budget)
+        draft: None,
+    }
 }
 
 /// Rows of a step where nobody asks for more or fewer.
@@ -68,6 +82,8 @@ pub(crate) struct MemoryBudget {
     pub extra: Extra,
     /// Of matrices that are floats.
     pub matrix: Dtype,
+    /// Of a model that drafts for this one, on the same device; of its memory alone what it takes counts.
+    pub draft: Option<Box<(Config, MemoryBudget)>>,
 }
 
 impl MemoryBudget {
@@ -107,10 +123,22 @@ pub(crate) fn fit(
     options: &RunnerOptions,
     budget: &MemoryBudget,
 ) -> Result<(OpsConfig, KvLayout)> {
+    fit_pair(config, options, budget).map(|(fitted, _)| fitted)
+}
+
+/// What a model is made with, and likewise one that drafts for it.
+pub(crate) type FittedPair = ((OpsConfig, KvLayout), Option<(OpsConfig, KvLayout)>);
+
+/// As [`fit`], with a model that drafts: it has as many pages.
+pub(crate) fn fit_pair(
+    config: &Config,
+    options: &RunnerOptions,
+    budget: &MemoryBudget,
+) -> Result<FittedPair> {
     let requested = budget.context(config, options);
     let mut max_model_len = requested;
     if options.max_model_len.is_none() {
-        let page_bytes = build::plan(config)?.state.pages(budget.kv, 1)?.page_bytes().max(1);
+        let page_bytes = page_bytes(config, budget)?;
         let held = (budget.most(options) / page_bytes).saturating_mul(PAGE_SIZE);
         max_model_len = requested.min(held.max(SHORTEST_UNASKED));
     }
@@ -120,7 +148,7 @@ pub(crate) fn fit(
                 max_model_len = (max_model_len / 2).max(SHORTEST_UNASKED);
             }
             Err(error) => return Err(error),
-            Ok((ops_config, plan)) => {
+            Ok((ops_config, draft, plan)) => {
                 if max_model_len < requested {
                     tracing::warn!(
                         "a context of {max_model_len} tokens is what fits; the model was made for {}",
@@ -128,18 +156,39 @@ pub(crate) fn fit(
                     );
                 }
                 tracing::info!(?plan, max_model_len, "memory");
-                return Ok((ops_config, memory_plan::kv_layout(config, budget.kv, plan.num_pages)?));
+                let layout = |config: &Config, budget: &MemoryBudget| {
+                    memory_plan::kv_layout(config, budget.kv, plan.num_pages)
+                };
+                let of_draft = |of: &(Config, MemoryBudget)| layout(&of.0, &of.1);
+                let draft_layout = budget.draft.as_deref().map(of_draft).transpose()?;
+                return Ok(((ops_config, layout(config, budget)?), draft.zip(draft_layout)));
             }
         }
     }
 }
 
-fn plan(
+/// K and V of a page, with those of a model that drafts.
+fn page_bytes(config: &Config, budget: &MemoryBudget) -> Result<usize> {
+    let of = |config: &Config, budget: &MemoryBudget| -> Result<usize> {
+        Ok(build::plan(config)?.state.pages(budget.kv, 1)?.page_bytes())
+    };
+    let draft = budget.draft.as_deref().map_or(Ok(0), |(config, budget)| of(config, budget))?;
+    Ok(of(config, budget)?.saturating_add(draft).max(1))
+}
+
+/// What a model takes beside its pages.
+struct Needs {
+    ops_config: OpsConfig,
+    workspace: usize,
+    slot_bytes: usize,
+}
+
+fn needs(
     config: &Config,
     options: &RunnerOptions,
     budget: &MemoryBudget,
     max_model_len: usize,
-) -> Result<(OpsConfig, MemoryPlan)> {
+) -> Result<Needs> {
     // All sequences together have no more.
     let all_tokens = max_model_len.saturating_mul(options.max_num_sequences);
     let limits = BatchLimits {
@@ -154,21 +203,41 @@ fn plan(
     ops_config.experts = ops_config.experts.filter(|_| budget.has_experts);
     let model = build::plan(config)?;
     let workspace = memory_plan::workspace_bytes(&model, config, &limits, max_model_len, budget.activation);
-    let page_bytes = model.state.pages(budget.kv, 1)?.page_bytes().max(1);
+    let workspace = workspace.saturating_add((budget.extra)(config, &ops_config, budget.matrix, budget.kv));
+    Ok(Needs { ops_config, workspace, slot_bytes: model.state.slot_bytes() })
+}
+
+fn plan(
+    config: &Config,
+    options: &RunnerOptions,
+    budget: &MemoryBudget,
+    max_model_len: usize,
+) -> Result<(OpsConfig, Option<OpsConfig>, MemoryPlan)> {
+    let Needs { ops_config, workspace, slot_bytes } = needs(config, options, budget, max_model_len)?;
+    // Where sequences draft, the state before is kept of each.
+    let num_slots = options.max_num_sequences.saturating_mul(if options.max_drafts > 0 { 2 } else { 1 });
+    let (mut draft, mut draft_model) = (None, 0_usize);
+    if let Some((config, budget)) = budget.draft.as_deref() {
+        let max_model_len = max_model_len.min(config.max_position_embeddings);
+        let rows = ops_config.limits.max_num_tokens;
+        let needs = needs(config, &options.of_draft_model(rows), budget, max_model_len)?;
+        draft_model = (budget.weights.saturating_add(needs.workspace))
+            .saturating_add(needs.slot_bytes.saturating_mul(num_slots));
+        draft = Some(needs.ops_config);
+    }
+    let page_bytes = page_bytes(config, budget)?;
     let request = MemoryRequest {
         weights: budget.weights,
-        workspace: workspace.saturating_add((budget.extra)(config, &ops_config, budget.matrix, budget.kv)),
-        slot_bytes: model.state.slot_bytes(),
+        workspace,
+        slot_bytes,
         page_bytes,
         max_model_len,
-        // Where sequences draft, the state before is kept of each.
-        num_slots: (options.max_num_sequences)
-            .saturating_mul(if options.max_drafts > 0 { 2 } else { 1 })
-            .saturating_add(options.checkpoints),
+        num_slots: num_slots.saturating_add(options.checkpoints),
+        draft_model,
         pool: budget.pool(options, max_model_len, page_bytes),
     };
     let plan = memory_plan::plan(&budget.free, &request)?;
-    Ok((ops_config, plan))
+    Ok((ops_config, draft, plan))
 }
 
 #[cfg(test)]
@@ -193,6 +262,7 @@ mod tests {
             has_experts: true,
             extra: Box::new(|_, _, _, _| 1 << 10),
             matrix: Dtype::F16,
+            draft: None,
         }
     }
 
@@ -212,7 +282,7 @@ mod tests {
         let (ops, layout) = fit(&config, &options, &budget(1 << 30)).unwrap();
         assert_eq!(ops.max_model_len, config.max_position_embeddings);
         assert_eq!(layout.num_pages, pages_for(config.max_position_embeddings));
-        let enough = plan(&config, &options, &budget(1 << 30), 1024).unwrap().1;
+        let enough = plan(&config, &options, &budget(1 << 30), 1024).unwrap().2;
         let free = ((enough.weights + enough.workspace + enough.kv_cache) as f64 / 0.9) as usize + 2;
         assert_eq!(fit(&config, &options, &budget(free)).unwrap().0.max_model_len, 1024);
     }
@@ -291,6 +361,27 @@ mod tests {
                 assert!(matches!(error, Error::Memory(_)), "{pages} {max_model_len:?}: {error}");
             }
         }
+    }
+
+    #[test]
+    fn a_model_that_drafts_has_as_many_pages_and_they_are_counted() {
+        let config = config();
+        let pair = |free| {
+            let small = Config { num_hidden_layers: 1, ..config.clone() };
+            let draft = Some(Box::new((small, MemoryBudget { weights: 1 << 19, ..budget(0) })));
+            let options =
+                RunnerOptions { max_num_tokens: Some(8), max_drafts: 4, ..RunnerOptions::default() };
+            fit_pair(&config, &options, &MemoryBudget { draft, ..budget(free) })
+        };
+        let ((ops, layout), draft) = pair(1 << 30).unwrap();
+        let (draft_ops, draft_layout) = draft.unwrap();
+        assert_eq!((layout.num_pages, draft_layout.num_pages), (64, 64));
+        assert_eq!((layout.num_layers, draft_layout.num_layers), (2, 1));
+        assert_eq!((ops.limits.max_num_logits, draft_ops.limits.max_num_logits), (5, 1));
+        let Err(Error::Memory(text)) = pair(1 << 20) else { panic!("both fit in as little") };
+        assert!(text.contains("the model that drafts 0."), "{text}");
+        let ((_, short), _) = pair(4 << 20).unwrap();
+        assert!(short.num_pages < 64, "{}", short.num_pages);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The part of opening a model that a GPU, or an emulated one, needs.
 
-use super::fit::{CPU_NUM_TOKENS, MemoryBudget, fit};
+use super::fit::{CPU_NUM_TOKENS, FittedPair, MemoryBudget, fit, fit_pair};
 use super::memory_plan::{self, Free};
-use super::runner::{DeviceChoice, RunnerOptions};
+use super::runner::{DeviceChoice, DtypeChoice, ModelData, RunnerOptions};
 use cuda_std::emulation;
 use qernel_core::batch::BatchLimits;
 use qernel_core::config::Config;
@@ -21,48 +21,88 @@ use qernel_cuda::{self as cuda, CudaOps, Device};
 use std::collections::HashSet;
 use std::rc::Rc;
 
-/// As [`open_runner`](super::open_runner), on `device`.
-pub(crate) fn open_runner(
+/// Which of two models.
+enum Which {
+    Model,
+    Draft,
+}
+
+/// As [`open_runners`](super::runner::open_runners), on `device`.
+pub(crate) fn open_runners(
     device: &Rc<Device>,
-    weights: &Weights,
-    config: &Config,
+    model: &ModelData,
+    draft: Option<&ModelData>,
     options: &RunnerOptions,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<Box<dyn Runner>> {
-    match load(device, weights, config, options, progress) {
-        Err(Error::Range(why)) => {
-            let Some(dtype) = options.dtype.fallback(cuda::compute_dtype(weights)) else {
-                return Err(Error::Range(why));
+) -> Result<(Box<dyn Runner>, Option<Box<dyn Runner>>)> {
+    let (mut options, mut draft_dtype) = (options.clone(), options.dtype);
+    loop {
+        let (which, why) =
+            match load(device, model, draft.map(|draft| (draft, draft_dtype)), &options, progress) {
+                Ok(runners) => return Ok(runners),
+                Err((which, Error::Range(why))) => (which, why),
+                Err((_, error)) => return Err(error),
             };
-            tracing::warn!("{why}; loading the weights as {dtype}");
-            load(device, weights, config, &RunnerOptions { dtype, ..options.clone() }, progress)
-        }
-        opened => opened,
+        let (weights, dtype) = match (which, draft) {
+            (Which::Draft, Some(draft)) => (draft.weights, &mut draft_dtype),
+            _ => (model.weights, &mut options.dtype),
+        };
+        let Some(fallback) = dtype.fallback(cuda::compute_dtype(weights)) else {
+            return Err(Error::Range(why));
+        };
+        tracing::warn!("{why}; loading the weights as {fallback}");
+        *dtype = fallback;
     }
 }
 
-/// The model with its weights as `options` say.
+/// The models with their weights as `options` say, the one that drafts as its format says.
 fn load(
     device: &Rc<Device>,
-    weights: &Weights,
-    config: &Config,
+    model: &ModelData,
+    draft: Option<(&ModelData, DtypeChoice)>,
     options: &RunnerOptions,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<Box<dyn Runner>> {
-    let mut options = options.clone();
-    // An emulated device chooses nothing by itself: it is there to try kernels.
-    if !device.is_emulated() {
-        let dtype = matrix_dtype(weights, &options);
-        cuda::choose_holding(&mut options.kernels, weights, dtype);
+) -> Result<(Box<dyn Runner>, Option<Box<dyn Runner>>), (Which, Error)> {
+    let held = |model: &ModelData, options: &RunnerOptions| {
+        let mut options = options.clone();
+        // An emulated device chooses nothing by itself: it is there to try kernels.
+        if !device.is_emulated() {
+            let dtype = matrix_dtype(model.weights, &options);
+            cuda::choose_holding(&mut options.kernels, model.weights, dtype);
+        }
+        options
+    };
+    let of_model = |error| (Which::Model, error);
+    let of_draft = |error| (Which::Draft, error);
+    let draft = draft
+        .map(|(draft, dtype)| (draft, held(draft, &RunnerOptions { dtype, cpu_moe: 0, ..options.clone() })));
+    let options = held(model, options);
+    let (fitted, draft_fitted) = fit_both(device, model, draft.as_ref(), &options).map_err(of_model)?;
+    let mut drafts = None;
+    if let Some(((draft, options), fitted)) = draft.zip(draft_fitted) {
+        drafts = Some(load_one(device, draft, &options, fitted, 0, progress).map_err(of_draft)?);
     }
-    let (ops_config, layout) = fit_cuda(device, weights, config, &options)?;
-    let dtype = matrix_dtype(weights, &options);
-    let mut ops = CudaOps::new(device, &ops_config, dtype, options.kernels)?;
+    let runner =
+        load_one(device, model, &options, fitted, options.checkpoints, progress).map_err(of_model)?;
+    Ok((runner, drafts))
+}
+
+/// A model with its weights as `options` say.
+fn load_one(
+    device: &Rc<Device>,
+    &ModelData { weights, config }: &ModelData,
+    options: &RunnerOptions,
+    (ops_config, layout): (OpsConfig, KvLayout),
+    checkpoints: usize,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Box<dyn Runner>> {
+    let dtype = matrix_dtype(weights, options);
+    let mut ops = CudaOps::new(device, &ops_config, dtype, options.kernels.clone())?;
     if let Some(offload) = offload(weights, config, options.cpu_moe, options.cpu_blocks) {
         ops = ops.with_host_experts(offload, rows_to_host(&ops_config.limits))?;
     }
     let runner = ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?;
-    Ok(Box::new(runner.with_drafts(options.max_drafts).with_checkpoints(options.checkpoints)?))
+    Ok(Box::new(runner.with_drafts(options.max_drafts).with_checkpoints(checkpoints)?))
 }
 
 /// Rows that go at once to experts in host memory: so many that their matrices are read once for all of them, so few that buffers are
@@ -144,13 +184,36 @@ pub fn fit_cuda(
     config: &Config,
     options: &RunnerOptions,
 ) -> Result<(OpsConfig, KvLayout)> {
+    fit(config, options, &budget(device, &ModelData { weights, config }, options)?)
+}
+
+/// As [`fit_cuda`], with a model that drafts for this one, and its options.
+fn fit_both(
+    device: &Device,
+    model: &ModelData,
+    draft: Option<&(&ModelData, RunnerOptions)>,
+    options: &RunnerOptions,
+) -> Result<FittedPair> {
+    let of_draft = |(draft, options): &(&ModelData, RunnerOptions)| -> Result<_> {
+        Ok(Box::new((draft.config.clone(), budget(device, draft, options)?)))
+    };
+    let draft = draft.map(of_draft).transpose()?;
+    fit_pair(model.config, options, &MemoryBudget { draft, ..budget(device, model, options)? })
+}
+
+/// What the device has, and what a model takes there.
+fn budget(
+    device: &Device,
+    &ModelData { weights, config }: &ModelData,
+    options: &RunnerOptions,
+) -> Result<MemoryBudget> {
     let dtype = matrix_dtype(weights, options);
     let [k, v] = options.kv_types;
     let kv = KvFormats { k: k.on_gpu(dtype)?, v: v.on_gpu(dtype)? };
     let on_host = names_on_host(weights, options.cpu_moe);
     let (has_offload, has_experts) = (!on_host.is_empty(), weights.experts().count() > on_host.len());
     let (free, total) = device.memory_info()?;
-    let budget = MemoryBudget {
+    Ok(MemoryBudget {
         free: Free {
             bytes: free,
             taken: Some(total.saturating_sub(free)),
@@ -172,8 +235,8 @@ pub fn fit_cuda(
                 + if has_offload { of_host } else { 0 }
         }),
         matrix: dtype,
-    };
-    fit(config, options, &budget)
+        draft: None,
+    })
 }
 
 /// Rows of a step where nobody asks for more or fewer, on a GPU that has room for them: large products are the faster ones.

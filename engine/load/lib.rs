@@ -5,6 +5,7 @@
 // Printing panics where nobody takes what is printed.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
+mod draft_model;
 pub mod embedded;
 mod fit;
 #[cfg(feature = "cuda")]
@@ -12,21 +13,23 @@ mod gpu;
 mod memory_plan;
 mod runner;
 
+pub use draft_model::DraftChoice;
 pub use fit::{MODEST_CONTEXT, SMALL_CACHE, fit_cpu};
 #[cfg(feature = "cuda")]
 pub use gpu::{fit_cuda, matrix_dtype, open_device};
 pub use memory_plan::kv_layout;
 pub use runner::{
-    CHECKPOINTS, DeviceChoice, DtypeChoice, KvCacheSize, KvType, RunnerOptions, open_observed_runner,
-    open_runner,
+    CHECKPOINTS, DeviceChoice, DtypeChoice, KvCacheSize, KvType, ModelData, RunnerOptions,
+    open_observed_runner, open_runner, open_runners,
 };
 
+use draft_model::DraftFile;
 use qernel_core::batch::{Batch, LogitRows, SequenceRows};
 use qernel_core::chat::ChatTemplate;
 use qernel_core::config::Config;
 use qernel_core::disk::{Access, Watch};
 use qernel_core::engine::pooling::Pooler;
-use qernel_core::engine::{Engine, EngineConfig};
+use qernel_core::engine::{DraftSource, Engine, EngineConfig, Speculative};
 use qernel_core::error::Result;
 use qernel_core::folder;
 use qernel_core::gguf::Gguf;
@@ -45,6 +48,10 @@ pub struct LoadedModel {
     pub runner: Box<dyn Runner>,
     /// Makes vectors and scores of texts.
     pub pooler: Arc<Pooler>,
+    /// Drafts tokens, where the runner has room for drafts.
+    pub drafts: DraftSource,
+    /// For requests that say nothing of it.
+    pub speculative: Speculative,
     pub stats: LoadStats,
     /// Tells whether the file was changed while it is in use.
     pub watch: Watch,
@@ -101,7 +108,8 @@ impl LoadedModel {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
         let config = Config::from_gguf(gguf)?;
-        let config = if options.max_drafts > 0 { config.with_draft(gguf)? } else { config };
+        let source = (options.max_drafts > 0).then_some(&options.drafts);
+        let config = if source == Some(&DraftChoice::Mtp) { config.with_draft(gguf)? } else { config };
         let weights = Weights::from_gguf(gguf, &config)?;
         // Layers that draft further tokens are not computed, and `inspect` counts them.
         let drafts = |name: &String| config.is_draft_tensor(name);
@@ -120,6 +128,10 @@ impl LoadedModel {
             check.expect_finite()?;
         }
         let pooler = Arc::new(Pooler::new(gguf, &config, &weights)?);
+        let draft_file = match source {
+            Some(DraftChoice::Model(path)) => Some(DraftFile::open(path)?),
+            _ => None,
+        };
         let file = Instant::now();
         let mut first_and_last_tensor = None;
         // The vocabulary is read by another core while the weights go up.
@@ -127,23 +139,35 @@ impl LoadedModel {
             let tokenizer = std::thread::Builder::new()
                 .spawn_scoped(scope, || (Tokenizer::from_gguf(gguf), Instant::now()))
                 .map_err(|error| host_memory::no_thread("reading the vocabulary", error))?;
-            let runner = open_runner(&weights, &config, options, &mut |loaded, total| {
-                let now = Instant::now();
-                first_and_last_tensor.get_or_insert((now, now)).1 = now;
-                progress(loaded, total);
-            });
+            let (model, draft) = (ModelData { weights: &weights, config: &config }, draft_file.as_ref());
+            let runner =
+                open_runners(&model, draft.map(DraftFile::data).as_ref(), options, &mut |loaded, total| {
+                    let now = Instant::now();
+                    first_and_last_tensor.get_or_insert((now, now)).1 = now;
+                    progress(loaded, total);
+                });
             Ok((tokenizer.join(), runner))
         })?;
         let (tokenizer, vocabulary) = tokenizer.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let (tokenizer, ready) = (tokenizer?, Instant::now());
-        let runner = runner.and_then(with_finite_logits)?;
+        let (runner, draft_runner) = runner?;
+        let runner = with_finite_logits(runner)?;
+        let drafts = match (&options.drafts, draft_file, draft_runner) {
+            (_, Some(file), Some(runner)) => {
+                file.expect_vocabulary(&tokenizer)?;
+                DraftSource::Model(with_finite_logits(runner)?)
+            }
+            (DraftChoice::Ngram(ngram), ..) => DraftSource::Ngram(*ngram),
+            _ => DraftSource::Mtp,
+        };
         let (device, loaded) = first_and_last_tensor.unwrap_or((ready, ready));
         let stats = LoadStats {
             load_s: start.elapsed().as_secs_f64(),
             decode_bytes: runner.decode_bytes(),
             times: LoadTimes { file, device, weights: loaded, vocabulary, ready },
         };
-        Ok(Self { tokenizer: Arc::new(tokenizer), runner, pooler, stats, watch: gguf.watch() })
+        let (speculative, watch) = (options.speculative, gguf.watch());
+        Ok(Self { tokenizer: Arc::new(tokenizer), runner, pooler, drafts, speculative, stats, watch })
     }
 
     /// The file's chat template, or ChatML.
@@ -167,7 +191,8 @@ impl LoadedModel {
     /// # Errors
     /// As [`Engine::new`].
     pub fn into_engine_with(self, config: EngineConfig) -> Result<Engine> {
-        Ok(Engine::new(self.runner, Some(self.tokenizer), config)?.with_pooler(self.pooler))
+        let engine = Engine::new(self.runner, Some(self.tokenizer), config)?.with_pooler(self.pooler);
+        Ok(engine.with_drafts(self.drafts)?.with_speculative(self.speculative))
     }
 }
 

@@ -39,6 +39,8 @@ pub struct MemoryRequest {
     pub max_model_len: usize,
     /// Slots of that many sequences: of those that may run at once, and copies of them.
     pub num_slots: usize,
+    /// All that another model takes which drafts for this one, but for its pages: those are in `page_bytes`.
+    pub draft_model: usize,
     pub pool: Pool,
 }
 
@@ -51,6 +53,8 @@ pub struct MemoryPlan {
     pub workspace: usize,
     /// Slots of `num_slots` sequences.
     pub slots: usize,
+    /// All of a model that drafts but its pages.
+    pub draft_model: usize,
     /// Pages of the KV cache, as [`Pool`] says.
     pub num_pages: usize,
     pub kv_cache: usize,
@@ -79,11 +83,19 @@ pub fn plan(free: &Free, request: &MemoryRequest) -> Result<MemoryPlan> {
             "the fraction of memory to use must be above 0 and at most 1, not {fraction}"
         )));
     }
-    let &MemoryRequest { weights, workspace, slot_bytes, page_bytes, max_model_len, num_slots, pool } =
-        request;
+    let &MemoryRequest {
+        weights,
+        workspace,
+        slot_bytes,
+        page_bytes,
+        max_model_len,
+        num_slots,
+        draft_model,
+        pool,
+    } = request;
     let slots = slot_bytes.saturating_mul(num_slots);
     let budget = (free_bytes as f64 * fraction) as usize;
-    let fixed = weights.saturating_add(workspace).saturating_add(slots);
+    let fixed = weights.saturating_add(workspace).saturating_add(slots).saturating_add(draft_model);
     let left = budget.saturating_sub(fixed);
     let pages_per_sequence = max_model_len.div_ceil(PAGE_SIZE);
     let pages = |bytes: usize| (bytes / page_bytes.max(1)).min(MAX_PAGES);
@@ -97,7 +109,12 @@ pub fn plan(free: &Free, request: &MemoryRequest) -> Result<MemoryPlan> {
             0 => "no context fits: use a smaller model, another device, or a larger fraction".to_owned(),
             longest => format!("the largest context that fits is {longest} tokens"),
         };
-        let needed = [("weights", weights), ("workspace", workspace), ("recurrent states", slots)];
+        let needed = [
+            ("weights", weights),
+            ("workspace", workspace),
+            ("recurrent states", slots),
+            ("the model that drafts", draft_model),
+        ];
         let needed = needed.iter().filter(|(_, bytes)| *bytes > 0);
         let needed: String =
             needed.map(|(what, bytes)| format!("{what} {:.1} MiB + ", *bytes as f64 / MIB)).collect();
@@ -122,7 +139,15 @@ pub fn plan(free: &Free, request: &MemoryRequest) -> Result<MemoryPlan> {
             kv_cache as f64 / MIB,
         )));
     }
-    Ok(MemoryPlan { budget, weights, workspace, slots, num_pages, kv_cache: num_pages * page_bytes })
+    Ok(MemoryPlan {
+        budget,
+        weights,
+        workspace,
+        slots,
+        draft_model,
+        num_pages,
+        kv_cache: num_pages * page_bytes,
+    })
 }
 
 /// Bytes of everything a step writes besides the KV cache: the work buffers of the model, the batch's index arrays and the
@@ -162,6 +187,7 @@ mod tests {
         page_bytes: 10,
         max_model_len: 4 * PAGE_SIZE,
         num_slots: 3,
+        draft_model: 0,
         pool: Pool::Pages { pages: 12, most: usize::MAX },
     };
 
@@ -227,6 +253,14 @@ mod tests {
     fn slots_are_planned_for_every_sequence() {
         let plan = plan(1400, 0.9, &MemoryRequest { slot_bytes: 5, ..REQUEST }).unwrap();
         assert_eq!((plan.slots, plan.num_pages), (15, 4));
+    }
+
+    #[test]
+    fn a_model_that_drafts_is_counted() {
+        let request = MemoryRequest { draft_model: 20, ..REQUEST };
+        assert_eq!(plan(1400, 0.9, &request).unwrap().num_pages, 4);
+        let text = plan(1225, 1.0, &request).unwrap_err().to_string();
+        assert!(text.contains("the model that drafts 0.0 MiB"), "{text}");
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! Opens a model on a device: what fits is worked out before anything is allocated.
 
-use super::fit::fit_cpu;
+use super::draft_model::DraftChoice;
+use super::fit::{fit_cpu, fit_cpu_with};
 #[cfg(feature = "cuda")]
 use super::gpu;
 use qernel_core::config::Config;
 use qernel_core::cpu::kernels::MatmulBlocks;
 use qernel_core::cpu::{CpuOps, Observer};
 use qernel_core::dtype::Dtype;
+use qernel_core::engine::Speculative;
 use qernel_core::error::{Error, Result};
 use qernel_core::host_memory;
 use qernel_core::kv_format::KvFormat;
@@ -191,6 +193,9 @@ pub enum KvCacheSize {
     Bytes(usize),
 }
 
+/// Rows of a step of a model that drafts, at most: of prompts, which it takes in when it is to draft behind them.
+const DRAFT_NUM_TOKENS: usize = 2048;
+
 /// Copies of states that are kept where nobody asks for more or fewer: two for each of eight conversations.
 pub const CHECKPOINTS: usize = 16;
 
@@ -213,8 +218,12 @@ pub struct RunnerOptions {
     pub max_num_sequences: usize,
     /// Copies of the states of recurrent layers that are kept, so that later prompts go on from there; of models that have such layers.
     pub checkpoints: usize,
-    /// Tokens that the block behind the last layer drafts at a time, at most; 0: it is not loaded.
+    /// Tokens that are drafted at a time, at most; 0: nothing drafts.
     pub max_drafts: usize,
+    /// What drafts them.
+    pub drafts: DraftChoice,
+    /// For requests that say nothing of it.
+    pub speculative: Speculative,
     /// Logit rows of a step, where that is more than `max_num_sequences`.
     pub max_num_logits: usize,
     /// Share of the free memory to use, above 0 and at most 1.
@@ -235,6 +244,18 @@ impl RunnerOptions {
     /// The defaults for `count` sequences at a time.
     pub fn for_sequences(count: usize) -> Self {
         Self { max_num_sequences: count, max_num_logits: count, ..Self::default() }
+    }
+
+    /// Those of a model that drafts for another, whose steps have so many rows.
+    pub(crate) fn of_draft_model(&self, rows: usize) -> Self {
+        Self {
+            max_num_tokens: Some(rows.min(DRAFT_NUM_TOKENS)),
+            max_num_logits: self.max_num_sequences,
+            checkpoints: 0,
+            max_drafts: 0,
+            cpu_moe: 0,
+            ..self.clone()
+        }
     }
 }
 
@@ -282,6 +303,8 @@ impl Default for RunnerOptions {
             max_num_logits: 1,
             checkpoints: CHECKPOINTS,
             max_drafts: 0,
+            drafts: DraftChoice::default(),
+            speculative: Speculative::default(),
             memory_fraction: 0.9,
             #[cfg(feature = "cuda")]
             kernels: qernel_cuda::KernelChoice::default(),
@@ -336,6 +359,13 @@ pub fn open_observed_runner(
     Ok(Box::new(ModelRunner::new(ops, weights, config, &ops_config, layout, &mut |_, _| ())?))
 }
 
+/// A model file that was read.
+#[derive(Clone, Copy)]
+pub struct ModelData<'a> {
+    pub weights: &'a Weights,
+    pub config: &'a Config,
+}
+
 /// Loads `weights` on the device and allocates pages and work buffers. `progress` is called with the bytes of weights
 /// loaded so far and with their sum.
 ///
@@ -348,11 +378,24 @@ pub fn open_runner(
     options: &RunnerOptions,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Box<dyn Runner>> {
-    check(config, options)?;
+    open_runners(&ModelData { weights, config }, None, options, progress).map(|(runner, _)| runner)
+}
+
+/// As [`open_runner`], with a model that drafts for this one, which gets pages of the same numbers.
+///
+/// # Errors
+/// As [`open_runner`].
+pub fn open_runners(
+    model: &ModelData,
+    draft: Option<&ModelData>,
+    options: &RunnerOptions,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<(Box<dyn Runner>, Option<Box<dyn Runner>>)> {
+    check(model.config, options)?;
     start_threads()?;
     #[cfg(feature = "cuda")]
     if let Some(device) = gpu::open_device(options.device)? {
-        return gpu::open_runner(&device, weights, config, options, progress);
+        return gpu::open_runners(&device, model, draft, options, progress);
     }
     #[cfg(not(feature = "cuda"))]
     if !matches!(options.device, DeviceChoice::Auto | DeviceChoice::Cpu) {
@@ -364,10 +407,14 @@ pub fn open_runner(
     if options.cpu_moe > 0 {
         tracing::info!("experts are in host memory anyway: everything is computed on the CPU");
     }
-    let (ops_config, layout) = fit_cpu(config, options)?;
-    let ops = CpuOps::new(&ops_config)?.with_blocks(options.cpu_blocks);
-    let runner = ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?;
-    Ok(Box::new(runner.with_drafts(options.max_drafts).with_checkpoints(options.checkpoints)?))
+    let (of_model, of_draft) = fit_cpu_with(model, draft, options)?;
+    let mut load = |model: &ModelData, (ops_config, layout), checkpoints| -> Result<Box<dyn Runner>> {
+        let ops = CpuOps::new(&ops_config)?.with_blocks(options.cpu_blocks);
+        let runner = ModelRunner::new(ops, model.weights, model.config, &ops_config, layout, progress)?;
+        Ok(Box::new(runner.with_drafts(options.max_drafts).with_checkpoints(checkpoints)?))
+    };
+    let draft = draft.zip(of_draft).map(|(draft, fitted)| load(draft, fitted, 0)).transpose()?;
+    Ok((load(model, of_model, options.checkpoints)?, draft))
 }
 
 #[cfg(test)]

@@ -428,21 +428,22 @@ impl Delivery {
                 }
                 None
             }
-            Event::Finished { reason, usage, .. } => {
+            Event::Finished { reason, usage, timings, .. } => {
                 let (choice, tokens) = (active.choice, usage.completion_tokens);
                 active.span.in_scope(|| tracing::info!(choice, tokens, %reason, "finished"));
-                Some(*reason)
+                Some((*reason, *timings))
             }
         };
         // Room is left for the last word of each sibling.
         let too_slow = finished.is_none() && active.updates.capacity() <= active.siblings;
-        let update = if finished == Some(FinishReason::Constraint) {
+        let reason = finished.map(|(reason, _)| reason);
+        let update = if reason == Some(FinishReason::Constraint) {
             let param = active.param;
             let message = format!(
                 "{param}: the answer was ended, because what it asks for takes too much work to follow"
             );
             Update::Failed(ApiError::field(param, message))
-        } else if let Some(error) = finished.and_then(FinishReason::error) {
+        } else if let Some(error) = reason.and_then(FinishReason::error) {
             tracing::error!("{error}");
             Update::Failed(ApiError::server(error.to_string()))
         } else if too_slow {
@@ -455,8 +456,8 @@ impl Delivery {
         // A closed channel is seen before the next step.
         let sent = active.updates.try_send(update);
         debug_assert!(!matches!(sent, Err(TrySendError::Full(_))), "there is room for the last word");
-        if let Some(reason) = finished {
-            metrics.finished(reason, at - active.start);
+        if let Some((reason, timings)) = finished {
+            metrics.finished(reason, &timings, at - active.start);
         }
         if finished.is_some() || too_slow {
             self.active.remove(&id);

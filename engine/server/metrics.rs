@@ -6,7 +6,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry};
-use qernel_core::engine::{Engine, FinishReason};
+use qernel_core::engine::{Engine, FinishReason, Timings};
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
@@ -31,6 +31,9 @@ pub struct Metrics {
     connections: Gauge,
     prompt_tokens: Counter,
     completion_tokens: Counter,
+    draft_tokens: Counter,
+    accepted_draft_tokens: Counter,
+    decode_steps: Counter,
     tokens_per_second: Gauge<f64, AtomicU64>,
     first_token: Histogram,
     next_token: Histogram,
@@ -74,6 +77,9 @@ impl Default for Metrics {
             connections: Gauge::default(),
             prompt_tokens: Counter::default(),
             completion_tokens: Counter::default(),
+            draft_tokens: Counter::default(),
+            accepted_draft_tokens: Counter::default(),
+            decode_steps: Counter::default(),
             tokens_per_second: Gauge::default(),
             first_token: times(),
             next_token: times(),
@@ -102,6 +108,14 @@ impl Default for Metrics {
         add(r, "connections", "Open connections", &metrics.connections);
         add(r, "prompt_tokens", "Tokens of accepted prompts", &metrics.prompt_tokens);
         add(r, "completion_tokens", "Tokens made", &metrics.completion_tokens);
+        add(r, "draft_tokens", "Tokens drafted and computed, of sequences that ended", &metrics.draft_tokens);
+        add(r, "draft_tokens_accepted", "Those of them that stayed", &metrics.accepted_draft_tokens);
+        add(
+            r,
+            "sequence_decode_steps",
+            "Steps behind the prefill that sequences took part in, of those that ended",
+            &metrics.decode_steps,
+        );
         add(r, "tokens_per_second", "Tokens made a second, over the last 5 s", &metrics.tokens_per_second);
         add(r, "time_to_first_token_seconds", "From a request to its first token", &metrics.first_token);
         add(
@@ -194,7 +208,10 @@ impl Metrics {
     }
 
     /// A sequence came to its end.
-    pub fn finished(&self, reason: FinishReason, after: Duration) {
+    pub fn finished(&self, reason: FinishReason, timings: &Timings, after: Duration) {
+        self.draft_tokens.inc_by(timings.draft_tokens as u64);
+        self.accepted_draft_tokens.inc_by(timings.accepted_draft_tokens as u64);
+        self.decode_steps.inc_by(timings.decode_steps as u64);
         self.finished.get_or_create(&[("reason", reason.to_string())]).inc();
         self.duration.observe(after.as_secs_f64());
     }

@@ -3,7 +3,9 @@
 
 use qernel::batch::BatchLimits;
 use qernel::config::Config;
-use qernel::engine::{Engine, EngineConfig, Event, FinishReason, Request, Timings};
+use qernel::engine::{
+    DraftSource, Engine, EngineConfig, Event, FinishReason, NgramKind, NgramOptions, Request, Timings,
+};
 use qernel::kv_format::KvFormats;
 use qernel::kv_layout::pages_for;
 use qernel::load::kv_layout;
@@ -42,10 +44,39 @@ pub fn engine<O: Ops + 'static>(
     capacity: Capacity,
     ops: impl Fn(&OpsConfig) -> O,
 ) -> Engine {
+    let drafts = if model.draft.is_some() { DRAFTS } else { 0 };
+    Engine::new(runner(model, formats, capacity, &ops, drafts, 3), None, EngineConfig::default()).unwrap()
+}
+
+/// As [`engine`], whose tokens are drafted by another model on the same device, or where there is none by n-grams.
+#[allow(dead_code, reason = "not all lives are drafted")]
+pub fn engine_that_drafts<O: Ops + 'static>(
+    model: &TinyModel,
+    draft: Option<&TinyModel>,
+    formats: impl Into<KvFormats>,
+    capacity: Capacity,
+    ops: impl Fn(&OpsConfig) -> O,
+) -> Engine {
+    let formats = formats.into();
+    let of_model = runner(model, formats, capacity, &ops, DRAFTS, 3);
+    let source = match draft {
+        Some(draft) => DraftSource::Model(runner(draft, formats, capacity, &ops, DRAFTS, 0)),
+        None => DraftSource::Ngram(NgramOptions { size_n: 1, ..NgramOptions::new(NgramKind::Simple) }),
+    };
+    Engine::new(of_model, None, EngineConfig::default()).unwrap().with_drafts(source).unwrap()
+}
+
+fn runner<O: Ops + 'static>(
+    model: &TinyModel,
+    formats: impl Into<KvFormats>,
+    capacity: Capacity,
+    ops: &impl Fn(&OpsConfig) -> O,
+    drafts: usize,
+    checkpoints: usize,
+) -> Box<dyn Runner> {
     let gguf = model.gguf();
     let config = Config::from_gguf(&gguf).unwrap();
-    let drafts = if model.draft.is_some() { DRAFTS } else { 0 };
-    let config = if drafts > 0 { config.with_draft(&gguf).unwrap() } else { config };
+    let config = if model.draft.is_some() { config.with_draft(&gguf).unwrap() } else { config };
     let weights = Weights::from_gguf(&gguf, &config).unwrap();
     let limits = BatchLimits {
         max_num_tokens: capacity.max_num_tokens,
@@ -55,12 +86,11 @@ pub fn engine<O: Ops + 'static>(
     };
     let ops_config = OpsConfig::new(&config, MAX_MODEL_LEN, limits);
     let layout = kv_layout(&config, formats, capacity.num_pages).unwrap();
-    let runner: Box<dyn Runner> = Box::new(
+    Box::new(
         ModelRunner::new(ops(&ops_config), &weights, &config, &ops_config, layout, &mut |_, _| ())
-            .and_then(|runner| runner.with_drafts(drafts).with_checkpoints(3))
+            .and_then(|runner| runner.with_drafts(drafts).with_checkpoints(checkpoints))
             .unwrap(),
-    );
-    Engine::new(runner, None, EngineConfig::default()).unwrap()
+    )
 }
 
 /// What a sequence got.

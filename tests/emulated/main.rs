@@ -6,6 +6,7 @@
 
 #[path = "../common/compare.rs"]
 mod compare;
+mod drafts;
 #[allow(dead_code, reason = "the CPU's half")]
 #[path = "../common/golden_formats.rs"]
 mod golden_formats;

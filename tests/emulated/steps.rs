@@ -1,17 +1,16 @@
-//! The engine's steps on an emulated device: queued ahead, drafted, refused, and with rows that draw nothing.
+//! The engine's steps on an emulated device: queued ahead, refused, and with rows that draw nothing.
 
 use crate::{device, device_of_models, life, loaded, parts, runner, small};
 use qernel::batch::{Batch, LogitRows, SequenceRows};
 use qernel::config::LinearSizes;
 use qernel::cuda::{CudaOps, KernelChoice};
 use qernel::dtype::Dtype;
-use qernel::engine::{Event, Request};
 use qernel::error::Error;
 use qernel::formats::MatrixFormat;
 use qernel::kv_format::{KvFormat, KvFormats};
 use qernel::ops::OpsConfig;
 use qernel::sampler::{NO_TOKEN, SamplingParams, SamplingRow};
-use qernel::testing::{TinyDraft, TinyModel};
+use qernel::testing::TinyModel;
 
 /// Steps that take their tokens from the device give what steps do that wait for them.
 #[test]
@@ -27,34 +26,7 @@ fn running_ahead_changes_no_token_of_a_hybrid() {
     same_tokens_ahead(&hybrid(), Dtype::F16.into());
 }
 
-/// What a block drafts is verified by steps of several rows, and taken back where it was wrong.
-#[test]
-fn drafts_change_no_token_of_a_hybrid() {
-    let ops = |config: &OpsConfig| {
-        CudaOps::new(&device_of_models(7), config, Dtype::F16, KernelChoice::default()).unwrap()
-    };
-    let answers = [None, Some(TinyDraft::default())].map(|draft| {
-        let mut engine = life::engine(&TinyModel { draft, ..hybrid() }, Dtype::F16, life::ROOMY, ops);
-        let [greedy, random, ..] = life::crowd_requests();
-        for request in [greedy, random] {
-            engine.submit(Request { max_tokens: Some(20), ..request }).unwrap();
-        }
-        let (mut tokens, mut drafted) = ([Vec::new(), Vec::new()], 0);
-        while engine.has_work() {
-            for event in engine.step().unwrap() {
-                match event {
-                    Event::Token { id, token, .. } => tokens[id.0 as usize].push(token),
-                    Event::Finished { timings, .. } => drafted += timings.draft_tokens,
-                }
-            }
-        }
-        assert_eq!((tokens[0].len(), tokens[1].len(), drafted > 20), (20, 20, draft.is_some()));
-        tokens
-    });
-    assert_eq!(answers[0], answers[1]);
-}
-
-fn hybrid() -> TinyModel {
+pub fn hybrid() -> TinyModel {
     let linear = LinearSizes {
         linear_num_key_heads: 1,
         linear_num_value_heads: 2,

@@ -193,3 +193,18 @@ fn requests_without_meaning_are_refused_before_a_model_is_opened() {
     let refused = fixture.bench(&format!("--compare {}", broken.display())).assert().code(2);
     refused.stderr(predicate::str::contains("expected what `-o json` or `-o jsonl` prints"));
 }
+
+/// A model that drafts for itself is always right: as many tokens in fewer steps, set beside the same without drafts.
+#[test]
+fn drafts_are_timed_beside_none() {
+    let fixture = Fixture::new();
+    let args = format!("-p 0 -n 24 -d 40 -md {} --draft-max 3", fixture.model.display());
+    let rows = fixture.rows(&args);
+    let number = |field: &str| rows[0][field].as_f64().unwrap();
+    assert!(number("acceptance") > 0.95 && number("tokens_per_step") > 2.0, "{}", rows[0]);
+    assert!(number("speed_up") > 0.0);
+    let stderr = fixture.bench(&args).assert().success().get_output().stderr.clone();
+    let stderr = String::from_utf8(stderr).unwrap();
+    assert!(stderr.contains("drafts: tg24 @ d40") && stderr.contains("times as fast as without"), "{stderr}");
+    assert!(fixture.rows("-p 0 -n 4")[0].get("speed_up").is_none());
+}

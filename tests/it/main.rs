@@ -8,6 +8,7 @@ mod cli;
 mod compare;
 mod customs;
 mod dialects;
+mod draft_sources;
 mod drafts;
 mod elsewhere;
 mod embed;

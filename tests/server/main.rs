@@ -4,6 +4,7 @@
 mod client;
 mod connections;
 mod conversations;
+mod drafts;
 mod embeddings;
 mod fields;
 mod formats;

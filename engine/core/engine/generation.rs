@@ -38,6 +38,11 @@ impl Generation {
             || self.host.is_some()
     }
 
+    /// Whether its tokens may be drafted.
+    pub(super) fn may_draft(&self) -> bool {
+        !self.needs_its_tokens() && self.request.speculative.n_max != Some(0)
+    }
+
     /// What the sampler needs for the token behind `tokens` and the next `ahead` ones.
     pub(super) fn sampling_row(&self, tokens: &[u32], ahead: usize) -> SamplingRow {
         let mut host = self.host.clone();
@@ -96,6 +101,7 @@ impl Timings {
             self.prefill_seconds += seconds;
         } else {
             self.decode_seconds += seconds;
+            self.decode_steps += 1;
             self.draft_tokens += scheduled.num_drafts;
         }
     }

@@ -1,5 +1,6 @@
 //! What goes into the engine and what comes out of it.
 
+use super::draft::Speculative;
 use crate::chat::thinking::ThinkingParser;
 use crate::error::Error;
 use crate::sampler::{Logprobs, SamplingParams};
@@ -28,6 +29,8 @@ pub struct Request {
     /// The number of likeliest tokens whose log-probabilities each token's event has besides its own; `None`: not even its
     /// own.
     pub logprobs: Option<usize>,
+    /// How far its tokens are drafted, where the engine drafts.
+    pub speculative: Speculative,
     /// Whether events carry text. Without it, and without `stop`, nothing is decoded.
     pub text: bool,
 }
@@ -45,6 +48,7 @@ impl Request {
             ignore_eos: false,
             index: 0,
             logprobs: None,
+            speculative: Speculative::default(),
             text: true,
         }
     }
@@ -198,6 +202,9 @@ pub struct Timings {
     pub decode_tokens: usize,
     /// Of the steps behind the prefill, with the time for drafting.
     pub decode_seconds: f64,
+    /// The steps behind the prefill.
+    #[serde(skip)]
+    pub decode_steps: usize,
     /// Tokens that were drafted, and computed to see whether they stay.
     #[serde(skip_serializing_if = "is_zero")]
     pub draft_tokens: usize,
@@ -220,6 +227,11 @@ impl Timings {
     /// The share of drafted tokens that stayed; `None` where nothing was drafted.
     pub fn acceptance(&self) -> Option<f64> {
         (self.draft_tokens > 0).then(|| self.accepted_draft_tokens as f64 / self.draft_tokens as f64)
+    }
+
+    /// Tokens that a step behind the prefill made on average: one without drafts. `None` where nothing was drafted.
+    pub fn decode_tokens_per_step(&self) -> Option<f64> {
+        (self.draft_tokens > 0).then(|| self.decode_tokens as f64 / self.decode_steps.max(1) as f64)
     }
 
     /// `None` where nothing was computed.

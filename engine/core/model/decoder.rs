@@ -4,13 +4,13 @@
 
 use super::build::{BufferKind::*, BufferRows::*, Build, NormKind};
 use super::delta_net;
-use super::draft::{Draft, DraftFrom, Shared};
+use super::draft::{Draft, Shared};
 use super::layer::Layer;
 use crate::config::{Config, ExpertSizes};
 use crate::error::{Error, Result};
 use crate::ops::hybrid::ValueHeads;
 use crate::ops::parts::{self, ExpertScratch, MlpScratch, Norm, NormMatmul, Scratch};
-use crate::ops::{Ops, Rows, Types};
+use crate::ops::{Ops, Rows, Types, Work};
 use crate::rope::Pairs;
 use crate::weights::{EMBEDDING, HEAD};
 
@@ -268,7 +268,7 @@ impl<O: Ops> Decoder<O> {
         ops: &mut O,
         all: Rows<O::Batch>,
         logit_rows: Rows<O::Batch>,
-        from: DraftFrom,
+        from: Work,
         cache: &mut O::KvCache,
         states: &mut O::States,
     ) -> Result<()> {

@@ -6,12 +6,12 @@
 use super::build::{BufferRows::*, Build};
 use super::decoder::{Buffers, Features};
 use super::layer::Layer;
-use super::{ModelRunner, rows_of};
+use super::{ModelRunner, ReadRow, rows_of};
 use crate::batch::Batch;
 use crate::config::{Config, DraftTensors};
 use crate::error::{Error, Result};
 use crate::ops::parts::{self, Norm, NormMatmul};
-use crate::ops::{Ops, Rows, Types};
+use crate::ops::{Ops, Rows, Types, Work};
 use crate::sampler::SamplingRow;
 
 /// What the first token that is drafted goes on from, and those behind it.
@@ -42,8 +42,6 @@ pub struct Draft<T: Types> {
     x: T::Tensor,
     /// What is normed again.
     wide: T::Tensor,
-    /// The rows that needed logits in the last draft are in the buffer of those.
-    some: bool,
 }
 
 /// What of the model the block shares.
@@ -91,7 +89,6 @@ impl<T: Types> Draft<T> {
             },
             x: b.tensor(Tokens, hidden_size)?,
             wide: b.tensor(Tokens, hidden_size)?,
-            some: false,
         })
     }
 }
@@ -120,7 +117,7 @@ impl<O: Ops> Draft<O> {
         ops: &mut O,
         all: Rows<O::Batch>,
         logit_rows: Rows<O::Batch>,
-        from: DraftFrom,
+        from: Work,
         shared: Shared<O>,
         buffers: &mut Buffers<O>,
         cache: &mut O::KvCache,
@@ -133,9 +130,9 @@ impl<O: Ops> Draft<O> {
         // What the model, or the block itself, says of each row, as its head reads it.
         let normed = &mut buffers.scratch.normed;
         match from {
-            DraftFrom::Step => parts::normalise(ops, n, shared.x, shared.norm, normed)?, // [n, hidden_size]
-            DraftFrom::Draft if self.some => parts::normalise(ops, n, &buffers.last, own_norm, normed)?,
-            DraftFrom::Draft => parts::normalise(ops, n, x, own_norm, normed)?,
+            Work::DraftOfRows => parts::normalise(ops, n, x, own_norm, normed)?, // [n, hidden_size]
+            Work::DraftOfLogitRows => parts::normalise(ops, n, &buffers.last, own_norm, normed)?,
+            Work::DraftOfStep | Work::Model => parts::normalise(ops, n, shared.x, shared.norm, normed)?,
         }
         ops.widen(n, normed, wide)?; // [n, hidden_size]
         parts::normalise(ops, n, wide, &self.hidden_norm, normed)?; // [n, hidden_size]
@@ -151,14 +148,14 @@ impl<O: Ops> Draft<O> {
         if logit_rows.n == 0 {
             return Ok(());
         }
-        self.some = logit_rows.n < n;
-        if self.some {
+        let some = logit_rows.n < n;
+        if some {
             ops.gather_rows(all.batch, x, &mut buffers.last)?; // [num_logits, hidden_size]
         }
         let weight = self.lm_head.as_ref().or(shared.lm_head).unwrap_or(shared.embed_tokens);
         let head = NormMatmul { norm: own_norm, weight };
         let Buffers { last, last_normed, logits, .. } = buffers;
-        let x = if self.some { last } else { x };
+        let x = if some { last } else { x };
         parts::norm_matmul(ops, logit_rows, &head, x, last_normed, logits)?; // [num_logits, vocab_size]
         Ok(())
     }
@@ -182,11 +179,36 @@ impl<O: Ops> ModelRunner<O> {
         }
         // Steps cannot go on from tokens that were drafted.
         self.last_sampled = 0;
+        self.logprobs.clear();
         self.upload(batch)?;
         let (n, num_logits) = (batch.num_tokens(), batch.num_logits());
+        let work = match from {
+            DraftFrom::Step => Work::DraftOfStep,
+            DraftFrom::Draft if self.drafted_some => Work::DraftOfLogitRows,
+            DraftFrom::Draft => Work::DraftOfRows,
+        };
         let Self { ops, model, cache, states, batch, limits, .. } = self;
         let [all, logit_rows] = rows_of(ops, limits, batch, n, num_logits);
-        model.draft(ops, all, logit_rows, from, cache, states)?;
-        if rows.is_empty() { Ok(Vec::new()) } else { ops.sample(model.logits(), rows) }
+        if num_logits == 0 {
+            ops.run_step(batch, work, &mut |ops| model.draft(ops, all, logit_rows, work, cache, states))?;
+            return Ok(Vec::new());
+        }
+        self.drafted_some = num_logits < n;
+        ops.prepare_sampling(model.logits(), rows)?;
+        if rows.iter().any(ReadRow::is_read) {
+            model.draft(ops, all, logit_rows, work, cache, states)?;
+            let read = ReadRow::read(ops, model.logits(), rows)?;
+            ops.queue_sampling(model.logits())?;
+            ops.copy_tokens_to_host()?;
+            let mut drawn = ops.take_tokens()?;
+            self.logprobs = ReadRow::draw_all(read, &mut drawn);
+            return Ok(drawn);
+        }
+        ops.run_step(batch, work, &mut |ops| {
+            model.draft(ops, all, logit_rows, work, cache, states)?;
+            ops.queue_sampling(model.logits())
+        })?;
+        ops.copy_tokens_to_host()?;
+        ops.take_tokens()
     }
 }

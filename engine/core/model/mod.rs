@@ -28,7 +28,7 @@ use crate::batch::{Batch, BatchLimits};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::kv_layout::{KvLayout, SlotLayout, StateCopy, StateLayout};
-use crate::ops::{Ops, OpsConfig, Rows};
+use crate::ops::{Ops, OpsConfig, Rows, Work};
 use crate::sampler::{Logprobs, SamplingRow, host};
 use crate::weights::{DecodeBytes, Weights};
 use build::Load;
@@ -53,6 +53,26 @@ struct ReadRow {
 }
 
 impl ReadRow {
+    /// Whether the host reads a row: drawing overwrites the logits, so it reads before, and a recorded step has no pause for that.
+    fn is_read(row: &SamplingRow) -> bool {
+        row.logprobs.is_some() || row.host.is_some()
+    }
+
+    /// Those of `rows` that are read, one entry for each.
+    fn read<O: Ops>(ops: &mut O, logits: &O::Tensor, rows: &[SamplingRow]) -> Result<Vec<Option<Self>>> {
+        let mut read = |(i, row): (usize, &SamplingRow)| {
+            let row = Self::is_read(row).then(|| row.clone());
+            row.map(|row| Ok(Self { row, logits: ops.read_row(i, logits)? })).transpose()
+        };
+        rows.iter().enumerate().map(&mut read).collect()
+    }
+
+    /// What is drawn from rows that were read, in the place of what the device drew; and the log-probabilities.
+    fn draw_all(read: Vec<Option<Self>>, tokens: &mut [u32]) -> Vec<Option<Logprobs>> {
+        let of_row = |(row, token): (Option<Self>, &mut u32)| row.and_then(|row| row.draw(token));
+        read.into_par_iter().zip(tokens).map(of_row).collect()
+    }
+
     /// What is drawn from it, if the device has not; and the log-probabilities.
     fn draw(mut self, token: &mut u32) -> Option<Logprobs> {
         let Some(host) = &self.row.host else {
@@ -77,6 +97,8 @@ pub struct ModelRunner<O: Ops> {
     checkpoints: O::States,
     num_checkpoints: usize,
     max_drafts: usize,
+    /// Not all rows of the last draft needed logits.
+    drafted_some: bool,
     batch: O::Batch,
     limits: BatchLimits,
     layout: KvLayout,
@@ -128,6 +150,7 @@ impl<O: Ops> ModelRunner<O> {
             checkpoints,
             num_checkpoints: 0,
             max_drafts: 0,
+            drafted_some: false,
             batch,
             limits,
             layout,
@@ -272,23 +295,17 @@ impl<O: Ops> Runner for ModelRunner<O> {
         let batch = &*batch;
         let [all, logit_rows] = rows_of(ops, limits, batch, n, num_logits);
         let mut read = Vec::new();
-        let is_read = |row: &SamplingRow| row.logprobs.is_some() || row.host.is_some();
         if rows.is_empty() {
-            ops.run_step(batch, &mut |ops| model.forward(ops, all, logit_rows, cache, states))?;
-        } else if rows.iter().any(is_read) {
-            // Drawing overwrites the logits, so they are read before; a recorded step has no pause for that.
+            ops.run_step(batch, Work::Model, &mut |ops| model.forward(ops, all, logit_rows, cache, states))?;
+        } else if rows.iter().any(ReadRow::is_read) {
             ops.prepare_sampling(model.logits(), rows)?;
             model.forward(ops, all, logit_rows, cache, states)?;
-            for (i, row) in rows.iter().enumerate() {
-                let row = is_read(row).then(|| row.clone());
-                let row = row.map(|row| Ok(ReadRow { row, logits: ops.read_row(i, model.logits())? }));
-                read.push(row.transpose()?);
-            }
+            read = ReadRow::read(ops, model.logits(), rows)?;
             ops.queue_sampling(model.logits())?;
             ops.copy_tokens_to_host()?;
         } else {
             ops.prepare_sampling(model.logits(), rows)?;
-            ops.run_step(batch, &mut |ops| {
+            ops.run_step(batch, Work::Model, &mut |ops| {
                 model.forward(ops, all, logit_rows, cache, states)?;
                 ops.queue_sampling(model.logits())
             })?;
@@ -304,8 +321,7 @@ impl<O: Ops> Runner for ModelRunner<O> {
             return Err(Error::Request("no step is queued whose tokens could be taken".into()));
         };
         let mut sampled = if num_logits == 0 { Vec::new() } else { self.ops.take_tokens()? };
-        let of_row = |(row, token): (Option<ReadRow>, &mut u32)| row.and_then(|row| row.draw(token));
-        self.logprobs = read.into_par_iter().zip(&mut sampled).map(of_row).collect();
+        self.logprobs = ReadRow::draw_all(read, &mut sampled);
         Ok(sampled)
     }
 

@@ -3,11 +3,10 @@
 
 use super::build::{Build, plan};
 use super::delta_net::usual_linear_layers;
-use super::draft::DraftFrom;
 use crate::config::{Config, ExpertSizes, Keys, LinearSizes};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
-use crate::ops::{Ops, Rows, Types};
+use crate::ops::{Ops, Rows, Types, Work};
 use crate::rope::Rotation;
 use crate::weights::Weights;
 
@@ -174,7 +173,7 @@ macro_rules! architectures {
                 ops: &mut O,
                 all: Rows<O::Batch>,
                 logit_rows: Rows<O::Batch>,
-                from: DraftFrom,
+                from: Work,
                 cache: &mut O::KvCache,
                 states: &mut O::States,
             ) -> Result<()> {

@@ -105,7 +105,7 @@ impl Scheduler {
             let Ok(i) = self.running.binary_search_by_key(&scheduled.id, |sequence| sequence.id) else {
                 continue;
             };
-            let count = if scheduled.samples { self.room_for_drafts(i).min(wanted(scheduled.id)) } else { 0 };
+            let count = if scheduled.samples { self.room_of(i).min(wanted(scheduled.id)) } else { 0 };
             // The row that the last token came of.
             let first = step.batch.positions[start as usize] as usize;
             if let Some(row) = (self.running[i].tokens.len() - 1).checked_sub(first + 1).filter(|_| count > 0)
@@ -115,12 +115,15 @@ impl Scheduler {
         }
         // All draft as many, and some of them for nothing.
         let most = drafting.iter().map(|&(_, count, _)| count).max().unwrap_or(0);
-        drafting.retain(|&(i, ..)| {
-            let Sequence { tokens, pages, .. } = &mut self.running[i];
-            tokens.len() + most <= max_model_len && pages.grow(tokens.len() + most, &mut self.pool)
-        });
+        drafting.retain(|&(i, ..)| self.grow_for_drafts(i, most, max_model_len));
         batch.logit_rows = drafting.iter().map(|&(.., row)| row).collect();
         drafting.iter().map(|&(i, count, _)| (self.running[i].id, count)).collect()
+    }
+
+    /// Pages for so many drafts of running sequence `i`, where a context of `longest` has room for them.
+    pub(super) fn grow_for_drafts(&mut self, i: usize, count: usize, longest: usize) -> bool {
+        let Sequence { tokens, pages, .. } = &mut self.running[i];
+        tokens.len() + count <= longest && pages.grow(tokens.len() + count, &mut self.pool)
     }
 
     /// The rows that the `ahead`-th token of each draft is taken in by, for the next one to be drafted.
@@ -145,8 +148,14 @@ impl Scheduler {
         }
     }
 
-    /// How many drafts running sequence `i` has use for.
-    fn room_for_drafts(&self, i: usize) -> usize {
+    /// How many drafts a running sequence has use for.
+    pub fn room_for_drafts(&self, id: SequenceId) -> usize {
+        let i = self.running.binary_search_by_key(&id, |sequence| sequence.id);
+        i.map_or(0, |i| self.room_of(i))
+    }
+
+    /// As [`Scheduler::room_for_drafts`], of running sequence `i`.
+    pub(super) fn room_of(&self, i: usize) -> usize {
         let Some(Drafting { max, first_place, .. }) = self.drafting else { return 0 };
         let Sequence { tokens, num_cached, .. } = &self.running[i];
         // One whose drafts did not stay again and again first takes in what did.

@@ -1,6 +1,7 @@
 //! What a scheduler keeps of a sequence.
 
 use super::SequenceId;
+use super::following::Followed;
 use crate::kv_cache::{PageList, PagePool};
 use crate::kv_layout::PAGE_SIZE;
 use crate::prefix_cache::Prefix;
@@ -28,6 +29,8 @@ pub struct Sequence {
     pub(super) newest: Option<Prefix>,
     /// Tokens that were drafted to come next, for the next step.
     pub(super) drafts: Vec<u32>,
+    /// What a model that drafts has taken in of it.
+    pub(super) followed: Followed,
     /// Where states are copied: behind every so many tokens of its prompt.
     pub(super) stride: Option<usize>,
 }
@@ -53,6 +56,7 @@ impl Sequence {
         self.num_cached = 0;
         (self.load, self.newest) = (None, None);
         self.drafts.clear();
+        self.followed = Followed::default();
     }
 
     /// Rows of its prompt for the next step, of at most `budget`. Where states are copied a step ends.

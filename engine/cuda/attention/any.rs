@@ -1,6 +1,6 @@
 //! Launches of the kernel for pages of any formats.
 
-use super::{Case, Rows, in_parts};
+use super::{Case, LONG_ROWS, Rows, in_parts};
 use crate::device::Device;
 use crate::error::Result;
 use crate::launch::launch;
@@ -9,22 +9,22 @@ use gpu_kernels::attention::any::any;
 use gpu_kernels::attention::decode::merge;
 use gpu_kernels::attention::{AttentionArgs, max_splits, prefill};
 
-/// Rows that are their sequence's only one in splits, the others whole.
+/// Rows of sequences that decode in splits, the others whole.
 ///
 /// # Safety
 /// As [`super::launch_plain`].
 pub(super) unsafe fn launch_any_rows(device: &Device, case: &Case) -> Result<()> {
     // SAFETY: every row is in one of the two sets; the caller vouches for the case.
     unsafe {
-        launch_any(device, case, &case.single_rows())?;
-        if case.has_multiple { launch_any_whole(device, case) } else { Ok(()) }
+        launch_any(device, case, &case.decode_rows())?;
+        if case.has_long { launch_any_whole(device, case) } else { Ok(()) }
     }
 }
 
 /// # Safety
 /// As [`super::launch_plain`].
 pub(super) unsafe fn launch_any_whole(device: &Device, case: &Case) -> Result<()> {
-    let arguments = AttentionArgs { min_rows: 2, ..case.arguments };
+    let arguments = AttentionArgs { min_rows: LONG_ROWS, ..case.arguments };
     let grid = [arguments.num_tokens, arguments.num_attention_heads.div_ceil(prefill::WARPS), 1];
     let config = LaunchConfig { grid, block: [prefill::BLOCK_SIZE, 1, 1], shared_bytes: 0 };
     // SAFETY: a row of blocks for each token; the caller vouches for the case.

@@ -26,7 +26,9 @@ pub(crate) struct Workspace {
 fn places(limits: &BatchLimits, max_model_len: usize, num_heads: usize, head_dim: usize) -> usize {
     let splits = max_splits(u32::try_from(max_model_len).unwrap_or(u32::MAX)) as usize;
     let row = splits.max(1) * num_heads;
-    let rows = (MAX_WORKSPACE_BYTES / 4 / (row * head_dim).max(1)).clamp(1, limits.max_num_sequences.max(1));
+    // Sequences that verify drafts have a row of logits for each.
+    let most = limits.max_num_sequences.max(limits.max_num_logits).max(1);
+    let rows = (MAX_WORKSPACE_BYTES / 4 / (row * head_dim).max(1)).clamp(1, most);
     rows * row
 }
 

@@ -5,21 +5,24 @@ use crate::kv_layout::PAGE_SIZE;
 use qernel_core::batch::{Batch, BatchLimits};
 use std::ops::Range;
 
+/// The most rows of a sequence that decodes: one, and drafts to be verified.
+pub(crate) const DECODE_ROWS: usize = 17;
+
 /// The fewest pages a sequence that a decode step has room for.
 const MIN_BUCKET_BLOCKS: usize = 8;
 
 /// What the launches of a step depend on: steps of one bucket have their arrays at the same places and the same grids.
 ///
-/// Decode steps with as many sequences are of one bucket for nearly any length of them ([`Shape::in_bucket`]). Steps with a
-/// prefill are where all their lengths are the same: chunks of a long prompt are those of another.
+/// Decode steps with as many sequences and rows are of one bucket for nearly any length of them ([`Shape::in_bucket`]), and however the rows
+/// are shared out. Steps with a prefill are where all their lengths are the same: chunks of a long prompt are those of another.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Bucket(Shape);
 
 /// What a step does.
 pub(crate) enum StepKind {
-    /// Every sequence has one row.
+    /// Every sequence has [`DECODE_ROWS`] at most.
     Decode,
-    /// Every sequence has several.
+    /// Every sequence has more.
     Prefill,
     Mixed,
 }
@@ -29,7 +32,7 @@ impl Bucket {
     pub(crate) fn kind(&self) -> StepKind {
         if self.0.is_decode() {
             StepKind::Decode
-        } else if self.0.rows.single_rows.is_empty() {
+        } else if self.0.rows.decode_rows.is_empty() {
             StepKind::Prefill
         } else {
             StepKind::Mixed
@@ -76,16 +79,18 @@ pub(crate) struct Shape {
     pub(super) logit_rows_query_start: Range<usize>,
 }
 
-/// Which rows are their sequence's only one: attention has kernels for them.
+/// Which rows are of sequences that decode: attention has kernels for them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct RowSplit {
     pub num_rows: usize,
-    /// From the first row that is its sequence's only one to behind the last such.
-    pub single_rows: Range<usize>,
-    /// Tokens in the cache of the longest sequence that has one row.
-    pub max_kv_single: usize,
+    /// From the first row of a sequence of at most [`DECODE_ROWS`] to behind the last such.
+    pub decode_rows: Range<usize>,
+    /// Tokens in the cache of the longest of those sequences.
+    pub max_kv_decode: usize,
     /// Whether a sequence has more than one row.
     pub has_multiple: bool,
+    /// Whether a sequence has more than [`DECODE_ROWS`].
+    pub has_long: bool,
 }
 
 impl Shape {
@@ -184,21 +189,21 @@ impl Shape {
         })
     }
 
-    /// Whether every sequence has one row.
+    /// Whether every sequence has so few rows.
     fn is_decode(&self) -> bool {
-        !self.rows.has_multiple && self.num_tokens > 0
+        !self.rows.has_long && self.num_tokens > 0
     }
 
-    /// The same with the room of its bucket for the block table, if every sequence has one row: eight buckets from one power of two to
+    /// The same with the room of its bucket for the block table, if every sequence decodes: eight buckets from one power of two to
     /// the next, or all that the limits allow. Attention looks at each row's own length and ignores the rest.
     fn in_bucket(mut self, limits: &BatchLimits) -> Self {
         if self.is_decode() {
             let step = (self.max_blocks.next_power_of_two() / 16).max(MIN_BUCKET_BLOCKS);
             self.max_blocks = self.max_blocks.next_multiple_of(step).min(limits.max_blocks);
             self.max_kv = self.max_blocks * PAGE_SIZE;
-            self.rows.max_kv_single = self.max_kv;
+            self.rows.max_kv_decode = self.max_kv;
             if self.only_logit_rows.num_rows > 0 {
-                self.only_logit_rows.max_kv_single = self.max_kv;
+                self.only_logit_rows.max_kv_decode = self.max_kv;
             }
         }
         self
@@ -210,12 +215,13 @@ impl RowSplit {
         let mut split = Self { num_rows: batch.num_tokens(), ..Self::default() };
         for (s, &kv_len) in batch.kv_len.iter().enumerate() {
             let (start, end) = (batch.query_start[s] as usize, batch.query_start[s + 1] as usize);
-            if end - start == 1 {
-                let first = if split.single_rows.is_empty() { start } else { split.single_rows.start };
-                split.single_rows = first..end;
-                split.max_kv_single = split.max_kv_single.max(kv_len as usize);
+            if (1..=DECODE_ROWS).contains(&(end - start)) {
+                let first = if split.decode_rows.is_empty() { start } else { split.decode_rows.start };
+                split.decode_rows = first..end;
+                split.max_kv_decode = split.max_kv_decode.max(kv_len as usize);
             }
             split.has_multiple |= end - start > 1;
+            split.has_long |= end - start > DECODE_ROWS;
         }
         split
     }
@@ -228,7 +234,7 @@ mod tests {
     use qernel_core::batch::{LogitRows, SequenceRows};
 
     const LIMITS: BatchLimits =
-        BatchLimits { max_num_tokens: 8, max_num_sequences: 4, max_num_logits: 4, max_blocks: 3 };
+        BatchLimits { max_num_tokens: 64, max_num_sequences: 4, max_num_logits: 32, max_blocks: 3 };
 
     /// One row, two rows, one row, one row.
     fn batch() -> Batch {
@@ -242,36 +248,69 @@ mod tests {
     }
 
     #[test]
-    fn single_rows_and_bounds_are_known_on_the_host() {
+    fn rows_of_decoding_and_bounds_are_known_on_the_host() {
         let shape = Shape::check(&batch(), &LIMITS).unwrap();
-        assert_eq!(shape.rows.single_rows, 0..5);
-        assert_eq!((shape.rows.max_kv_single, shape.max_kv, shape.rows.has_multiple), (34, 34, true));
+        assert_eq!(
+            (shape.rows.decode_rows, shape.rows.has_multiple, shape.rows.has_long),
+            (0..5, true, false)
+        );
+        assert_eq!((shape.rows.max_kv_decode, shape.max_kv), (3 * PAGE_SIZE, 3 * PAGE_SIZE));
         assert_eq!((shape.token_bound, shape.position_bound, shape.page_bound), (10, 34, 8));
         assert_eq!((shape.slot_bound, shape.logit_row_bound), (7 * PAGE_SIZE + 1, 5));
-        let prefill = SequenceRows { tokens: &[1, 2], position: 3, pages: &[0], logits: LogitRows::None };
+        let prefill =
+            SequenceRows { tokens: &[1; DECODE_ROWS + 1], position: 3, pages: &[0], logits: LogitRows::None };
         let shape = Shape::check(&Batch::new(&[prefill]), &LIMITS).unwrap();
-        assert_eq!((shape.rows.single_rows, shape.max_kv, shape.rows.has_multiple), (0..0, 5, true));
+        assert_eq!((shape.rows.decode_rows, shape.max_kv, shape.rows.has_long), (0..0, 21, true));
+        let row = SequenceRows { tokens: &[9], position: 40, pages: &[3, 1], logits: LogitRows::Last };
+        let shape = Shape::check(&Batch::new(&[prefill, row, prefill]), &LIMITS).unwrap();
+        assert_eq!((shape.rows.decode_rows, shape.rows.max_kv_decode), (18..19, 41));
+    }
+
+    /// The bucket of sequences of so many rows behind so many tokens, of which so many need logits.
+    fn bucket(rows: &[(usize, usize, LogitRows)]) -> Bucket {
+        let limits = BatchLimits { max_blocks: 64, ..LIMITS };
+        let pages: Vec<u32> = (0..64).collect();
+        let parts = rows.iter().map(|&(count, position, logits)| SequenceRows {
+            tokens: &[7; 32][..count],
+            position,
+            pages: &pages[..pages_for(position + count)],
+            logits,
+        });
+        Shape::check(&Batch::new(&parts.collect::<Vec<_>>()), &limits).unwrap().bucket()
     }
 
     #[test]
     fn decode_steps_share_a_bucket_whatever_their_lengths() {
-        let limits = BatchLimits { max_blocks: 64, ..LIMITS };
         let bucket = |rows: &[(usize, usize)]| {
-            let pages: Vec<u32> = (0..64).collect();
-            let parts = rows.iter().map(|&(count, position)| SequenceRows {
-                tokens: &[7, 8, 9][..count],
-                position,
-                pages: &pages[..pages_for(position + count)],
-                logits: LogitRows::Last,
-            });
-            Shape::check(&Batch::new(&parts.collect::<Vec<_>>()), &limits).unwrap().bucket()
+            bucket(
+                &rows.iter().map(|&(count, position)| (count, position, LogitRows::Last)).collect::<Vec<_>>(),
+            )
         };
         assert_eq!(bucket(&[(1, 3), (1, 40)]), bucket(&[(1, 250), (1, 0)]), "lengths up to 8 pages");
         assert_ne!(bucket(&[(1, 3), (1, 40)]), bucket(&[(1, 256), (1, 0)]), "more pages");
         assert_ne!(bucket(&[(1, 3)]), bucket(&[(1, 3), (1, 3)]), "more sequences");
-        assert_eq!(bucket(&[(3, 0), (1, 40)]), bucket(&[(3, 0), (1, 40)]));
-        assert_ne!(bucket(&[(3, 0)]), bucket(&[(3, 1)]), "a prefill that reads another length");
-        assert_ne!(bucket(&[(3, 0)]), bucket(&[(2, 1)]), "fewer rows that read the same length");
+        assert_eq!(bucket(&[(20, 0), (1, 40)]), bucket(&[(20, 0), (1, 40)]));
+        assert_ne!(bucket(&[(20, 0)]), bucket(&[(20, 1)]), "a prefill that reads another length");
+        assert_ne!(bucket(&[(20, 0)]), bucket(&[(19, 1)]), "fewer rows that read the same length");
+    }
+
+    /// Steps that verify drafts, and those that draft behind them, are decode steps: recorded, for any length.
+    #[test]
+    fn steps_with_drafts_share_buckets_too() {
+        use LogitRows::{Last, Newest, None};
+        let is_decode = |bucket: &Bucket| matches!(bucket.kind(), StepKind::Decode);
+        let verified = bucket(&[(4, 3, Newest(4))]);
+        assert!(is_decode(&verified));
+        assert_eq!(verified, bucket(&[(4, 200, Newest(4))]), "another length");
+        assert_ne!(verified, bucket(&[(3, 200, Newest(3))]), "fewer drafts");
+        assert_ne!(verified, bucket(&[(4, 200, Newest(3))]), "a row that is taken in once more");
+        let shared = bucket(&[(4, 3, Newest(4)), (1, 50, Newest(1))]);
+        assert_eq!(shared, bucket(&[(2, 90, Newest(2)), (3, 7, Newest(3))]), "rows shared out otherwise");
+        assert_ne!(shared, bucket(&[(4, 3, Newest(4)), (1, 50, Newest(1)), (1, 0, Last)]));
+        assert_eq!(bucket(&[(4, 3, None)]), bucket(&[(4, 99, None)]), "rows that nobody drafts behind");
+        assert!(is_decode(&bucket(&[(DECODE_ROWS, 0, Newest(16))])));
+        assert!(!is_decode(&bucket(&[(DECODE_ROWS + 1, 0, Newest(16))])));
+        assert!(!is_decode(&bucket(&[(20, 0, Last), (4, 3, Newest(4))])), "beside a prompt");
     }
 
     #[test]

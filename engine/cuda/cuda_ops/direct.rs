@@ -30,8 +30,8 @@ impl CudaOps {
 
     /// Whether kernels that compute a whole part of a layer are wanted for these rows of a batch.
     pub(super) fn is_step_of_parts(&self, rows: Rows<CudaBatch>) -> bool {
-        // Every row its sequence's only one: a decode step.
-        if rows.batch.shape.rows.has_multiple || rows.n > fused::max_rows(self.dtype) {
+        // A decode step, perhaps with drafts: rows know nothing of each other but in attention.
+        if rows.batch.shape.rows.has_long || rows.n > fused::max_rows(self.dtype) {
             return false;
         }
         self.is_wanted(&[

@@ -9,7 +9,7 @@ use crate::memory::DeviceBuffer;
 use crate::ops::parts::{
     AttentionIn, Experts, LayerNorm, Linear, MlpIn, Norm, NormMatmul, QkNorm, RmsNorm, Up,
 };
-use crate::ops::{Ops, Rows, Stacked};
+use crate::ops::{Ops, Rows, Stacked, Work};
 use crate::tensor::{self, Activation, KvCache, Tensor};
 use crate::units::UnitMatrix;
 use crate::weight::{Run, Values, Weight};
@@ -371,14 +371,19 @@ impl Ops for CudaOps {
         self.host_experts.is_none() && self.choice.get(graph::OP).is_none_or(|name| name == graph::AHEAD)
     }
 
-    fn run_step(&mut self, batch: &CudaBatch, step: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
+    fn run_step(
+        &mut self,
+        batch: &CudaBatch,
+        work: Work,
+        step: &mut dyn FnMut(&mut Self) -> Result<()>,
+    ) -> Result<()> {
         let replays =
             self.choice.get(graph::OP).is_none_or(|name| [graph::AHEAD, graph::GRAPH].contains(&name));
         let is_recordable = replays && self.host_experts.is_none() && !self.device.is_emulated();
         let bucket = batch.bucket().filter(|_| is_recordable);
         let Some(bucket) = bucket else { return step(self) };
         let draw = bucket.has_logits().then(|| self.sampler.shape());
-        let key = StepKey { batch: bucket, draw, generation: self.sampler.generation() };
+        let key = StepKey { work, batch: bucket, draw, generation: self.sampler.generation() };
         if self.graphs.launch(&key)? {
             return Ok(());
         }

@@ -70,6 +70,7 @@ pub async fn chat_completions(
     let info = app.model(request.model.as_deref())?;
     let (model, tokenizer) = (info.name.clone(), Arc::clone(&info.tokenizer));
     let (sampling, stream, n) = (request.sampling(&tokenizer)?, request.stream()?, request.n.unwrap_or(1));
+    let speculative = request.speculative()?;
     let limits = [
         ("max_completion_tokens", request.max_completion_tokens),
         ("max_tokens", request.max_tokens),
@@ -105,7 +106,7 @@ pub async fn chat_completions(
 
     let permit = app.reserve("n", n)?;
     let has_tools = conversation.tools.is_some();
-    let making = Making { sampling, max_tokens, stop, ignore_eos, logprobs, n };
+    let making = Making { sampling, max_tokens, stop, ignore_eos, logprobs, speculative, n };
     let Asked { answer, parsers, .. } = conversation.ask(&app, permit, making).await?;
     log_user(request.user.as_deref());
 

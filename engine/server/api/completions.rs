@@ -92,6 +92,7 @@ pub async fn completions(
     let (model, tokenizer) = (info.name.clone(), &info.tokenizer);
     let logprobs = logprobs::check("logprobs", request.logprobs)?;
     let (sampling, stream, n) = (request.sampling(tokenizer)?, request.stream()?, request.n.unwrap_or(1));
+    let speculative = request.speculative()?;
     let stop = Stop::texts(request.stop)?;
     let limits = [("max_tokens", request.max_tokens), ("n_predict", request.n_predict)];
     let max_tokens = token_limit(limits, Some(DEFAULT_MAX_TOKENS))?;
@@ -127,6 +128,7 @@ pub async fn completions(
                 max_tokens,
                 stop: stop.clone(),
                 ignore_eos,
+                speculative,
                 index,
                 // What the best are chosen by.
                 logprobs: logprobs.or((best_of > n).then_some(0)),

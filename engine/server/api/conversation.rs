@@ -14,7 +14,7 @@ use crate::work::RequestPermit;
 use axum::http::StatusCode;
 use qernel_core::chat::thinking::ThinkingParser;
 use qernel_core::chat::{ChatTemplate, ENABLE_THINKING, Effort, REASONING_EFFORT};
-use qernel_core::engine::{Request, Thinking};
+use qernel_core::engine::{Request, Speculative, Thinking};
 use qernel_core::error::Error;
 use qernel_core::sampler::SamplingParams;
 use serde_json::{Map, Value};
@@ -65,6 +65,7 @@ pub struct Making {
     pub stop: Vec<String>,
     pub ignore_eos: bool,
     pub logprobs: Option<usize>,
+    pub speculative: Speculative,
     /// How many answers, and the field that says so.
     pub n: usize,
 }
@@ -220,6 +221,7 @@ impl Conversation {
                 ignore_eos: making.ignore_eos,
                 index,
                 logprobs: making.logprobs,
+                speculative: making.speculative,
                 ..Request::new(prompt.ids.clone())
             },
             grammar: grammar.clone(),

@@ -4,7 +4,7 @@
 use crate::fields::Table;
 use crate::fields::Treatment::{Ignored, Refused, Used};
 
-/// Samplers beside the usual ones, and grammars.
+/// Samplers beside the usual ones, drafts, and grammars.
 const SAMPLERS: &[&str] = &[
     "grammar",
     "logit_bias",
@@ -23,6 +23,9 @@ const SAMPLERS: &[&str] = &[
     "mirostat",
     "mirostat_tau",
     "mirostat_eta",
+    "speculative.n_max",
+    "speculative.n_min",
+    "speculative.p_min",
 ];
 
 /// `/v1/chat/completions`

@@ -137,6 +137,7 @@ pub async fn generate(
     let limits = [("max_tokens", request.max_tokens), ("n_predict", request.n_predict)];
     let max_tokens = openai::token_limit(limits, None)?;
     let prompt_param = if request.ids.is_some() { "ids" } else { "prompt" };
+    let speculative = request.speculative()?;
     let seed = sampling.seed;
     let logprobs = logprobs::check("logprobs", request.logprobs)?;
     let stop = Stop::texts(request.stop.take())?;
@@ -148,7 +149,15 @@ pub async fn generate(
         .submit(
             permit,
             vec![SequenceRequest {
-                request: Request { sampling, max_tokens, stop, ignore_eos, logprobs, ..Request::new(prompt) },
+                request: Request {
+                    sampling,
+                    max_tokens,
+                    stop,
+                    ignore_eos,
+                    logprobs,
+                    speculative,
+                    ..Request::new(prompt)
+                },
                 grammar,
                 thinking: None,
                 prompt_param,

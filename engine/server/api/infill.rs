@@ -139,6 +139,7 @@ pub async fn infill(
         names.retain(|name| name != INFILL_SAMPLER);
     }
     let sampling = request.sampling(&tokenizer)?;
+    let speculative = request.speculative()?;
     let limit = token_limit([("n_predict", request.n_predict)], None)?;
     let stop = Stop::texts(request.stop.take())?;
     let is_stream = request.stream.unwrap_or(false);
@@ -180,6 +181,7 @@ pub async fn infill(
             max_tokens: limit.map(|limit| limit.max(1)),
             stop,
             ignore_eos,
+            speculative,
             ..Request::new(prompt)
         },
         grammar,

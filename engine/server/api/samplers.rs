@@ -70,11 +70,40 @@ macro_rules! sampled_request {
             /// How fast its bound follows. [default: 0.1]
             #[schema(minimum = 0, maximum = 1)]
             pub mirostat_eta: Option<f32>,
+            /// Tokens to draft at a time, at most, where the server drafts; 0: none. [default: the server's, which is the most]
+            #[schema(minimum = 0)]
+            #[serde(rename = "speculative.n_max", default, deserialize_with = "crate::number::whole")]
+            pub speculative_n_max: Option<u32>,
+            /// Fewer drafted tokens are left alone. [default: the server's]
+            #[schema(minimum = 0)]
+            #[serde(rename = "speculative.n_min", default, deserialize_with = "crate::number::whole")]
+            pub speculative_n_min: Option<u32>,
+            /// Nothing is drafted behind a token that is less probable, where a model drafts. [default: the server's]
+            #[schema(minimum = 0, maximum = 1)]
+            #[serde(rename = "speculative.p_min")]
+            pub speculative_p_min: Option<f32>,
             /// What the answer must be, in llama.cpp's form of grammars (GBNF). [default: anything]
             pub grammar: Option<String>,
         }
 
         impl $name {
+            /// How far tokens are drafted.
+            ///
+            /// # Errors
+            /// 400, by name, for a probability that is none.
+            fn speculative(&self) -> Result<qernel_core::engine::Speculative, crate::error::ApiError> {
+                const P_MIN: &str = "speculative.p_min";
+                if let Some(p_min) = self.speculative_p_min.filter(|p_min| !(0.0..=1.0).contains(p_min)) {
+                    let message = format!("{P_MIN}: expected 0 to 1, found {p_min}");
+                    return Err(crate::error::ApiError::field(P_MIN, message));
+                }
+                Ok(qernel_core::engine::Speculative {
+                    n_max: self.speculative_n_max.map(|count| count as usize),
+                    n_min: self.speculative_n_min.map(|count| count as usize),
+                    p_min: self.speculative_p_min,
+                })
+            }
+
             /// The samplers that the request asks for beside the usual ones; `None` where a device may draw.
             ///
             /// # Errors

@@ -89,7 +89,7 @@ impl<E: Element> Source<'_, E> {
 ///
 /// # Safety
 /// Grid and block are as above, arrays are as described, what is written overlaps nothing, all of it aligned to 16
-/// bytes. Of what the kernels before this one write, only `q` and the newest key and value of each row are read.
+/// bytes. Of what the kernels before this one write, only `q` and the keys and values of the batch's rows are read.
 #[kernel(
     E = [f16, bf16],
     (HEAD_DIM, N, PAGES) = [(64, 2, 2), (128, 4, 1)],
@@ -133,13 +133,13 @@ pub unsafe fn merged<E: Group<N>, const HEAD_DIM: usize, const N: usize, const P
         };
         let place_of = |stage: u32| stage * PAGES * PAGE_SIZE;
 
-        // The kernel before this one writes the row's query and its newest key; all other keys are there.
+        // The kernel before this one writes the row's query and the keys of this step; all other keys are there.
         let keys = keys_of(first_page);
-        let newest = num_keys - 1 - first_page * PAGE_SIZE;
-        source.copy::<HEAD_DIM>(0, first_page, 0, keys.min(newest));
+        let known = (sequence.kv_len - sequence.num_rows()).saturating_sub(first_page * PAGE_SIZE);
+        source.copy::<HEAD_DIM>(0, first_page, 0, keys.min(known));
         wait_for_dependencies();
-        if newest < keys {
-            source.copy::<HEAD_DIM>(0, first_page, newest, keys);
+        if known < keys {
+            source.copy::<HEAD_DIM>(0, first_page, known, keys);
         }
         async_copy::commit_group();
 

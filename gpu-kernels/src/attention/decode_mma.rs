@@ -9,7 +9,7 @@
 //! dimension `64 h + 8 r + t` is column `r` of tile `8 h + t`).
 //!
 //! A block's warps take pages in turn; they are merged in shared memory, and the splits of a row by its last block, as in
-//! [`decode_merged`](super::decode_merged). All pages but that of the newest key are loaded while the kernel before this one runs.
+//! [`decode_merged`](super::decode_merged). Keys of earlier steps are loaded while the kernel before this one runs.
 
 use cuda_std::prelude::*;
 
@@ -204,7 +204,7 @@ unsafe fn merge_splits<E, const N: usize>(
 ///
 /// # Safety
 /// Grid and block are as above, arrays are as described, what is written overlaps nothing, all of it aligned to 16
-/// bytes. Of what the kernels before this one write, only `q` and the newest key and value of each row are read.
+/// bytes. Of what the kernels before this one write, only `q` and the keys and values of the batch's rows are read.
 #[kernel(
     E = [f16],
     (HEAD_DIM, N, HALVES, TILES) = [(64, 2, 1, 8), (128, 4, 2, 16)],
@@ -307,7 +307,8 @@ unsafe fn attend<
             (a.k_pages.add(P::place(start)), a.v_pages.add(P::place(start)))
         };
 
-        // The kernel before this one writes the row's query and its newest key; all other keys are there.
+        // The kernel before this one writes the row's query and the keys of this step; all other keys are there.
+        let known = sequence.kv_len - sequence.num_rows();
         let mut index = first_page + warp_id;
         let mut page = Page::<P, N, HALVES>::EMPTY;
         let mut keys = 0;
@@ -315,7 +316,7 @@ unsafe fn attend<
         let (mut k, mut v) = (a.k_pages, a.v_pages);
         if index < end_page {
             keys = (num_keys - index * PAGE_SIZE).min(PAGE_SIZE);
-            loaded = keys.min(num_keys - 1 - index * PAGE_SIZE);
+            loaded = keys.min(known.saturating_sub(index * PAGE_SIZE));
             (k, v) = page_of(index);
             if loaded > 0 {
                 page.load::<HEAD_DIM, false>(k, v, 0, loaded);

@@ -3,11 +3,14 @@
 use super::mock::*;
 use proptest::prelude::*;
 use qernel::Error;
-use qernel::engine::{Engine, EngineConfig, FinishReason, Request};
+use qernel::engine::{
+    DraftSource, Engine, EngineConfig, FinishReason, NgramKind, NgramOptions, Request, Speculative,
+};
 use qernel::kv_layout::PAGE_SIZE;
 use qernel::sampler::SamplingParams;
 use qernel::scheduler::SequenceId;
 use qernel::testing::TinyModel;
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
@@ -33,20 +36,24 @@ fn request() -> impl Strategy<Value = Request> {
     let prompt = prop_oneof![3 => 1..20usize, 2 => 1..120usize];
     let prompt = prompt.prop_flat_map(|len| prop::collection::vec(0..TinyModel::VOCAB_SIZE as u32, len));
     let max_tokens = prop_oneof![Just(None), (1..90usize).prop_map(Some)];
+    let drafts = (prop_oneof![2 => Just(None), 1 => (0..4usize).prop_map(Some)], 0..3usize);
     let stop =
         prop::collection::vec(prop::sample::select(vec!["ab", "aba", "c the", "bé", "th", "zz"]), 0..2);
-    (prompt, sampling, max_tokens, stop, any::<(bool, bool, bool)>(), 0..3u32).prop_map(
-        |(prompt, sampling, max_tokens, stop, (ignore_eos, text, penalize_prompt), index)| Request {
-            prompt,
-            sampling,
-            max_tokens,
-            stop: stop.into_iter().map(str::to_owned).collect(),
-            thoughts: None,
-            ignore_eos,
-            index,
-            penalize_prompt,
-            logprobs: None,
-            text,
+    (prompt, sampling, max_tokens, stop, any::<(bool, bool, bool)>(), 0..3u32, drafts).prop_map(
+        |(prompt, sampling, max_tokens, stop, (ignore_eos, text, penalize_prompt), index, (n_max, n_min))| {
+            Request {
+                prompt,
+                sampling,
+                max_tokens,
+                stop: stop.into_iter().map(str::to_owned).collect(),
+                thoughts: None,
+                ignore_eos,
+                index,
+                penalize_prompt,
+                logprobs: None,
+                speculative: Speculative { n_max, n_min: Some(n_min), p_min: None },
+                text,
+            }
         },
     )
 }
@@ -60,6 +67,39 @@ fn action() -> impl Strategy<Value = Action> {
         1 => index().prop_map(Action::Cancel),
         6 => (1..40usize).prop_map(Action::Steps),
         1 => Just(Action::Fail),
+    ]
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    Mtp,
+    Ngram(NgramKind),
+    Model { recurrent: bool },
+}
+
+impl Source {
+    /// A model fails as the other one does.
+    fn drafts(self, shape: Shape, failures: &Rc<Cell<usize>>) -> DraftSource {
+        match self {
+            Self::Mtp => DraftSource::Mtp,
+            Self::Ngram(kind) => DraftSource::Ngram(NgramOptions { size_n: 1, ..NgramOptions::new(kind) }),
+            Self::Model { recurrent } => {
+                let mut mock = Mock::following(shape);
+                mock.failures = Rc::clone(failures);
+                DraftSource::Model(Box::new(if recurrent { mock.recurrent(0) } else { mock }))
+            }
+        }
+    }
+}
+
+fn source() -> impl Strategy<Value = Source> {
+    prop_oneof![
+        Just(Source::Mtp),
+        Just(Source::Ngram(NgramKind::Simple)),
+        Just(Source::Ngram(NgramKind::Mod)),
+        Just(Source::Model { recurrent: false }),
+        Just(Source::Model { recurrent: false }),
+        Just(Source::Model { recurrent: true }),
     ]
 }
 
@@ -80,13 +120,14 @@ fn shape() -> impl Strategy<Value = Shape> {
 /// every page is free.
 ///
 /// Where the model is recurrent, with some number of copies of states, those are of all tokens before; without copies no beginning is
-/// shared. Where the model drafts, whether right or wrong, answers are the same.
+/// shared. Where tokens are drafted, by the model, by n-grams or by another model, whether right or wrong, answers are the same; and who
+/// drafts has of every sequence what it was told, wherever its pages come from.
 fn any_schedule_gives_the_same(
     shape: Shape,
     ahead: bool,
     prefix_cache: bool,
     recurrent: Option<usize>,
-    drafts: usize,
+    (drafts, source): (usize, Source),
     actions: Vec<Action>,
 ) {
     let mut mock = Mock::new(shape, hash_model).ahead(ahead);
@@ -98,8 +139,8 @@ fn any_schedule_gives_the_same(
     }
     let failures = Rc::clone(&mock.failures);
     let checkpoint_every = shape.max_num_sequences % 3 * PAGE_SIZE;
-    let mut engine =
-        engine_of(mock, EngineConfig { prefix_cache, checkpoint_every, ..EngineConfig::default() });
+    let engine = engine_of(mock, EngineConfig { prefix_cache, checkpoint_every, ..EngineConfig::default() });
+    let mut engine = engine.with_drafts(source.drafts(shape, &failures)).unwrap();
     // It is off by itself.
     let prefix_cache = prefix_cache && recurrent != Some(0);
     let max_model_len = shape.max_model_len.min(shape.num_pages * PAGE_SIZE);
@@ -187,7 +228,7 @@ proptest! {
         ahead in any::<bool>(),
         prefix_cache in prop::bool::weighted(0.8),
         recurrent in prop_oneof![2 => Just(None), 2 => (0..6usize).prop_map(Some)],
-        drafts in prop_oneof![2 => Just(0), 1 => 1..6usize],
+        drafts in (prop_oneof![1 => Just(0), 1 => 1..6usize], source()),
         actions in prop::collection::vec(action(), 1..25),
     ) {
         any_schedule_gives_the_same(shape, ahead, prefix_cache, recurrent, drafts, actions);

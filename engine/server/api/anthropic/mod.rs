@@ -20,6 +20,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use error::AnthropicError;
 use qernel_core::chat::ENABLE_THINKING;
+use qernel_core::engine::Speculative;
 use request::MessagesRequest;
 use serde::Serialize;
 use std::sync::Arc;
@@ -54,6 +55,7 @@ async fn answer(app: Arc<App>, mut request: MessagesRequest) -> Result<Response,
         stop: stop.clone(),
         ignore_eos: false,
         logprobs: None,
+        speculative: Speculative::default(),
         n: 1,
     };
     let user = request.user();

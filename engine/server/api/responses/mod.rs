@@ -20,6 +20,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use output::Answering;
+use qernel_core::engine::Speculative;
 use request::ResponsesRequest;
 use serde::Serialize;
 use serde_json::Value;
@@ -71,6 +72,7 @@ pub async fn create(
         stop: Vec::new(),
         ignore_eos: false,
         logprobs,
+        speculative: Speculative::default(),
         n: 1,
     };
     let permit = app.reserve("n", 1)?;
