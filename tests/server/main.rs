@@ -23,6 +23,7 @@ mod openai;
 mod page;
 mod refusals;
 mod responses;
+mod routers;
 mod samplers;
 mod schemas;
 mod templates;
