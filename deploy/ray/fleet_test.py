@@ -3,8 +3,8 @@
     test.sh [SECONDS [STREAMS]]        makes what this needs and runs it
 
 What must hold, and is asserted: each request that had not begun to stream is answered, each that had begun ends with an error event that
-says so, no answer differs from a single server's, the replicas come back, and nothing is left behind: no sequence, no page of the KV
-cache, no open descriptor, no process.
+says so, no answer differs from a single server's, the replicas come back, one that is taken away loses nothing, and nothing is left
+behind: no sequence, no page of the KV cache, no open descriptor, no process.
 """
 
 import asyncio
@@ -169,15 +169,23 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def configuration(port: int) -> dict:
-    """That of one-host.yaml, for a machine without GPUs and three replicas on two nodes."""
+def deploy(cluster: Cluster, config: dict) -> None:
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(config, file)
+        file.flush()
+        subprocess.run([pathlib.Path(sys.executable).parent / "serve", "run", "--address", cluster.address, "--non-blocking", file.name],
+                       check=True, timeout=300)
+
+
+def configuration(port: int, replicas: int) -> dict:
+    """That of one-host.yaml, for a machine without GPUs and so many replicas on two nodes."""
     config = yaml.safe_load((HERE / "one-host.yaml").read_text())
     config["http_options"] = {"host": "127.0.0.1", "port": port}
     application = config["applications"][0]
     application["args"] = {"binary": BINARY, "args": ["--max-num-sequences", "64"], "stream_interval_s": 0.1}
     engine, ingress = application["deployments"]
     del engine["autoscaling_config"]
-    engine.update(num_replicas=REPLICAS, max_replicas_per_node=2, health_check_period_s=2,
+    engine.update(num_replicas=replicas, max_replicas_per_node=2, health_check_period_s=2,
                   ray_actor_options={"num_cpus": 1, "num_gpus": 0, "runtime_env": {"env_vars": {"RAYON_NUM_THREADS": "1"}}})
     ingress["ray_actor_options"] = {"num_cpus": 0, "resources": {"front": 0.1}}
     return config
@@ -218,7 +226,8 @@ class Load:
                 self.wrong.append(f"{ended}: {text}")
 
 
-async def measure(cluster: Cluster, second, base: str, seconds: float, streams: int) -> None:
+async def measure(cluster: Cluster, second, port: int, seconds: float, streams: int) -> None:
+    base = f"http://127.0.0.1:{port}"
     requests = bodies()
     texts = await expected(requests)
     first, took = await wait_for_replicas()
@@ -269,10 +278,20 @@ async def measure(cluster: Cluster, second, base: str, seconds: float, streams: 
         await asyncio.sleep(2)
         before = [footprint(pid) for pid in ingress]
         load, start = Load(base, requests, texts), time.monotonic()
-        await asyncio.gather(*(load.stream(session, seed, start + seconds / 2) for seed in range(streams)))
-        say(f"again for {time.monotonic() - start:.1f} s, nothing killed: {dict(load.outcomes)}")
+        tasks = [asyncio.create_task(load.stream(session, seed, start + seconds / 2)) for seed in range(streams)]
+        await asyncio.sleep(seconds / 8)
+        # One fewer: it is drained, and loses nothing.
+        await asyncio.to_thread(deploy, cluster, configuration(port, REPLICAS - 1))
+        await asyncio.gather(*tasks)
+        say(f"again for {time.monotonic() - start:.1f} s, a replica taken away, nothing killed: {dict(load.outcomes)}")
         assert set(load.outcomes) == {"answered"} and not load.wrong, (load.outcomes, load.wrong[:10])
-        await all_idle(session, now)
+        for _ in range(PATIENCE_S):
+            if len(servers()) == REPLICAS - 1:
+                break
+            await asyncio.sleep(1)
+        left = [replica for replica in now if is_alive(replica["server_pid"])]
+        assert len(left) == REPLICAS - 1, left
+        await all_idle(session, left)
         await asyncio.sleep(2)
         after = [footprint(pid) for pid in ingress]
         say(f"the ingress's descriptors and MiB: {before} before that, {after} after")
@@ -352,13 +371,9 @@ def main() -> None:
                                                             "include_dashboard": False, "temp_dir": folder.name})
     try:
         second = cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
-        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-            yaml.safe_dump(configuration(port), file)
-            file.flush()
-            subprocess.run([pathlib.Path(sys.executable).parent / "serve", "run", "--address", cluster.address, "--non-blocking", file.name],
-                           check=True, timeout=300)
+        deploy(cluster, configuration(port, REPLICAS))
         ray.init(address=cluster.address, namespace="serve", log_to_driver=False, logging_level="warning")
-        asyncio.run(measure(cluster, second, f"http://127.0.0.1:{port}", seconds, streams))
+        asyncio.run(measure(cluster, second, port, seconds, streams))
         serve.shutdown()
         for _ in range(100):
             if not servers():

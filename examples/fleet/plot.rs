@@ -23,6 +23,11 @@ pub fn plot(lines: &[Line]) -> String {
     svg
 }
 
+/// The sixth colour is a second blue.
+fn colour_of(line: usize) -> String {
+    colour(line + line / 5)
+}
+
 fn write_plot(out: &mut String, lines: &[Line]) -> fmt::Result {
     let all = || lines.iter().flat_map(|line| &line.points);
     let bottom = HEIGHT - BOTTOM;
@@ -45,7 +50,7 @@ fn write_plot(out: &mut String, lines: &[Line]) -> fmt::Result {
             "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"5\" fill=\"{}\"/><text x=\"{:.1}\" y=\"{middle:.1}\">{}</text>",
             at + 5.0,
             middle - 4.0,
-            colour(i),
+            colour_of(i),
             at + 16.0,
             escape(line.name)
         )?;
@@ -80,12 +85,12 @@ fn write_plot(out: &mut String, lines: &[Line]) -> fmt::Result {
         let points: Vec<(f64, f64)> =
             line.points.iter().map(|(load, seconds)| (x(*load), y.place(1000.0 * seconds))).collect();
         let path: Vec<String> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
-        writeln!(out, "<g><polyline points=\"{}\" stroke=\"{}\"/>", path.join(" "), colour(i))?;
+        writeln!(out, "<g><polyline points=\"{}\" stroke=\"{}\"/>", path.join(" "), colour_of(i))?;
         for ((x, y), (load, seconds)) in points.iter().zip(&line.points) {
             writeln!(
                 out,
                 "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\" fill=\"{}\"><title>{}: {load} turns/s, {:.0} ms</title></circle>",
-                colour(i),
+                colour_of(i),
                 escape(line.name),
                 1000.0 * seconds
             )?;
