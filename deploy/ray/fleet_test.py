@@ -27,6 +27,8 @@ import yaml
 from ray import serve
 from ray.cluster_utils import Cluster
 
+from qernel_serve import error_event, routing_key
+
 HERE = pathlib.Path(__file__).resolve().parent
 BINARY = os.environ["QERNEL"]
 SUBJECTS = ["the sea", "a forest", "the moon", "rain", "a mountain", "snow", "the harbour", "a garden", "the night", "autumn", "a river", "the wind"]
@@ -189,6 +191,36 @@ def configuration(port: int, replicas: int) -> dict:
                   ray_actor_options={"num_cpus": 1, "num_gpus": 0, "runtime_env": {"env_vars": {"RAYON_NUM_THREADS": "1"}}})
     ingress["ray_actor_options"] = {"num_cpus": 0, "resources": {"front": 0.1}}
     return config
+
+
+def keys_and_events() -> None:
+    """What is routed together, and how each interface is told of a loss."""
+
+    def key(**body) -> str | None:
+        return routing_key(json.dumps(body).encode(), 16)
+
+    system, first = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is the sea made of?"}
+    later = [system, first, {"role": "assistant", "content": "Water."}, {"role": "user", "content": "And the sky?"}]
+    assert key(messages=[system, first]) == key(messages=later, temperature=0)
+    assert key(messages=[system, first]) != key(messages=[system, later[3]]), "a system message alone does not bind"
+    assert key(messages=[first]) != key(messages=[system, first])
+    assert key(messages=[first], system="Be brief.") == key(messages=later[1:], system="Be brief.") != key(messages=[first])
+    assert key(prompt="a long beginning, and an end") == key(prompt="a long beginning, and another") != key(prompt="another")
+    assert key(input="The sea", instructions="x") == key(input="The sea", instructions="x") != key(input="The sea")
+    assert key(messages=[first], prompt_cache_key="a") == key(prompt="other", prompt_cache_key="a")
+    assert key(prompt=[1, 2, 3]) and key(text="tokenised") is None and key(messages=[]) is None and key(messages=["no", 1]) is None
+    assert routing_key(b"", 16) is None and routing_key(b"\xff{", 16) is None and routing_key(b"[1]", 16) is None
+
+    def event(path: str, last: bytes = b"") -> dict:
+        name, data = error_event(path, "gone", last).decode().strip().split("\n")
+        assert name == "event: error"
+        return json.loads(data.removeprefix("data: "))
+
+    assert event("/v1/chat/completions")["error"]["code"] == "replica_lost"
+    message = event("/v1/messages")
+    assert (message["type"], message["error"]["type"]) == ("error", "api_error")
+    answered = event("/v1/responses", b'data: {"sequence_number": 6}\n\ndata: {"sequence_number":7}\n\n')
+    assert (answered["type"], answered["sequence_number"], answered["code"]) == ("error", 8, "replica_lost")
 
 
 SAID: list[str] = []
@@ -358,6 +390,7 @@ async def a_client_that_leaves(session: aiohttp.ClientSession, base: str, now: l
 
 def main() -> None:
     seconds, streams = (float(sys.argv[1]) if len(sys.argv) > 1 else 60.0), (int(sys.argv[2]) if len(sys.argv) > 2 else 200)
+    keys_and_events()
     # The raylets inherit where this module is, and that nobody is told of this.
     os.environ["PYTHONPATH"] = str(HERE)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
