@@ -25,7 +25,7 @@ from collections.abc import AsyncIterator
 import aiohttp
 import ray
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request as HttpRequest
@@ -247,6 +247,9 @@ class Ingress:
                 return error_response(path, 429, "rate_limit_error", "queue_full", message, {"retry-after": "1"})
             except (RayError, DeploymentUnavailableError, StopAsyncIteration) as error:
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                if isinstance(error, RayTaskError) and attempt > 0:
+                    # Not the replica's end, but something that goes wrong wherever it is tried.
+                    return error_response(path, 500, "server_error", None, f"the request could not be handed over: {reason}", {})
             finally:
                 if not is_kept:
                     answer.cancel()
@@ -324,14 +327,14 @@ def digest(parts: list[str]) -> str:
     return hashlib.sha256("\0".join(parts).encode(errors="surrogatepass")).hexdigest()
 
 
-def error_object(path: str, kind: str, code: str, message: str) -> dict:
+def error_object(path: str, kind: str, code: str | None, message: str) -> dict:
     """An error in the form of the path's interface."""
     if path.startswith("/v1/messages"):
         return {"type": "error", "error": {"type": "rate_limit_error" if kind == "rate_limit_error" else "api_error", "message": message}}
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
-def error_response(path: str, status: int, kind: str, code: str, message: str, headers: dict[str, str]) -> Response:
+def error_response(path: str, status: int, kind: str, code: str | None, message: str, headers: dict[str, str]) -> Response:
     return Response(json.dumps(error_object(path, kind, code, message)), status, headers, "application/json")
 
 
