@@ -176,6 +176,16 @@ impl Metrics {
         usize::try_from(self.running.get()).unwrap_or(0)
     }
 
+    /// Sequences that wait for a place in the batch.
+    pub fn waiting(&self) -> usize {
+        usize::try_from(self.waiting.get()).unwrap_or(0)
+    }
+
+    /// Pages that hold a sequence.
+    pub fn used_pages(&self) -> usize {
+        usize::try_from(self.used_pages.get()).unwrap_or(0)
+    }
+
     /// The first token of a sequence.
     pub fn first_token(&self, after: Duration) {
         self.first_token.observe(after.as_secs_f64());

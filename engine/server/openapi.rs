@@ -3,7 +3,7 @@
 
 use super::api::{
     self, anthropic, chat, chat_answer, completions, embeddings, generate, health, infill, models, page,
-    props, rerank, responses, tokens,
+    props, rerank, responses, sglang, tokens,
 };
 use super::fields;
 use axum::Json;
@@ -31,6 +31,8 @@ use utoipa::{Modify, OpenApi, openapi};
         tokens::detokenize,
         props::props,
         props::slots,
+        sglang::server_info,
+        sglang::get_load,
         health::health,
         health::metrics,
         page::index,
@@ -40,7 +42,7 @@ use utoipa::{Modify, OpenApi, openapi};
     components(schemas(generate::TokenEvent, generate::EndEvent, chat_answer::ChatChunk)),
     security(("api_key" = [])),
     modifiers(&ApiKey, &Fields),
-    tags((name = "OpenAI"), (name = "Anthropic"), (name = "qernel"), (name = "llama.cpp"), (name = "server")),
+    tags((name = "OpenAI"), (name = "Anthropic"), (name = "qernel"), (name = "llama.cpp"), (name = "SGLang"), (name = "server")),
 )]
 struct Document;
 

@@ -24,6 +24,7 @@ mod openai;
 mod page;
 mod refusals;
 mod responses;
+mod routers;
 mod samplers;
 mod schemas;
 mod served_model;

@@ -1,5 +1,5 @@
 //! Every field of the API's objects and what becomes of it: those that OpenAI documents, and what its clients and llama.cpp's send
-//! besides.
+//! besides. SGLang's router parses what it passes on, and adds what its own engine knows, at its default.
 
 use crate::fields::Table;
 use crate::fields::Treatment::{Ignored, Refused, Used};
@@ -70,6 +70,8 @@ pub const CHAT: Table = &[
     (Refused(&["\"none\"", "\"auto\""]), &["function_call"]),
     // An empty object asks for a search.
     (Refused(&[]), &["audio", "moderation", "web_search_options"]),
+    (Refused(&["false"]), &["continue_final_message", "no_stop_trim", "return_hidden_states"]),
+    (Refused(&["true"]), &["separate_reasoning", "skip_special_tokens", "stream_reasoning"]),
 ];
 
 /// `/v1/responses`
@@ -90,6 +92,8 @@ pub const RESPONSES: Table = &[
     (Refused(&["false"]), &["background"]),
     (Refused(&["\"disabled\""]), &["truncation"]),
     (Refused(&["[]"]), &["context_management"]),
+    (Refused(&["0"]), &["priority"]),
+    (Refused(&["1"]), &["repetition_penalty"]),
     (
         Refused(&[]),
         &["conversation", "prompt", "moderation", "image", "background_options", "access_programs"],
@@ -221,13 +225,19 @@ pub const COMPLETION: Table = &[
     ),
     (Used, SAMPLERS),
     (Ignored, &["cache_prompt"]),
+    (Refused(&["false"]), &["no_stop_trim", "return_hidden_states"]),
+    (Refused(&["true"]), &["skip_special_tokens"]),
 ];
 
 /// `/v1/embeddings`
 pub const EMBEDDING: Table = &[(Used, &["input", "model", "encoding_format", "dimensions", "user"])];
 
 /// `/v1/rerank`
-pub const RERANK: Table = &[(Used, &["query", "documents", "model", "top_n", "return_documents"])];
+pub const RERANK: Table = &[
+    (Used, &["query", "documents", "model", "top_n", "return_documents"]),
+    // Who asks, and which request it is.
+    (Ignored, &["rid", "user"]),
+];
 
 /// `/v1/generate`
 pub const GENERATE: Table = &[

@@ -24,6 +24,7 @@ pub mod rerank;
 pub mod response_format;
 pub mod responses;
 pub mod samplers;
+pub mod sglang;
 pub mod tokens;
 pub mod tool_calls;
 pub mod tool_grammar;
@@ -68,6 +69,8 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/detokenize", post(tokens::detokenize))
         .route("/props", get(props::props))
         .route("/slots", get(props::slots))
+        .route("/server_info", get(sglang::server_info))
+        .route("/get_load", get(sglang::get_load))
         .route("/health", get(health::health))
         .route("/metrics", get(health::metrics))
         .route("/openapi.json", get(super::openapi::openapi))
