@@ -1,4 +1,6 @@
 //! Answers of a given form: schemas become grammars, grammars become sets of tokens that may come next.
+//!
+//! Schemas and calls are llguidance's, grammars that a request gives are followed by an automaton of their own ([`gbnf`]).
 
 use super::annotations;
 use super::error::ApiError;
@@ -18,14 +20,22 @@ use toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 /// Makes grammars over one vocabulary.
 pub struct Grammars {
     factory: ParserFactory,
+    environment: TokEnv,
 }
 
 /// A grammar at its beginning; clones of it begin anew.
 #[derive(Clone)]
 pub struct Grammar {
-    matcher: Matcher,
+    form: Form,
     /// The field of the request that asks for it.
     param: &'static str,
+}
+
+/// Who follows it.
+#[derive(Clone)]
+enum Form {
+    Guidance(Matcher),
+    Gbnf(gbnf::Automaton, TokEnv),
 }
 
 /// White space between tokens of JSON, as compact text has it and as indented text has: a blank, or a line break and what begins the
@@ -62,7 +72,7 @@ impl Grammars {
             verbose_errors: false,
             ..ParserLimits::default()
         };
-        Ok(Self { factory })
+        Ok(Self { factory, environment })
     }
 
     /// What satisfies a schema, which is the value of the request's field `param`.
@@ -92,12 +102,13 @@ impl Grammars {
     }
 
     fn of_gbnf(&self, source: &str) -> Result<Grammar, String> {
-        self.compile("grammar", TopLevelGrammar::from_lark(gbnf::to_lark(source)?))
+        let form = Form::Gbnf(gbnf::automaton(source)?, Arc::clone(&self.environment));
+        Ok(Grammar { form, param: "grammar" })
     }
 
     fn compile(&self, param: &'static str, grammar: TopLevelGrammar) -> Result<Grammar, String> {
         let matcher = Matcher::new(self.factory.create_parser(grammar));
-        matcher.get_error().map_or(Ok(Grammar { matcher, param }), Err)
+        matcher.get_error().map_or(Ok(Grammar { form: Form::Guidance(matcher), param }), Err)
     }
 }
 
@@ -151,12 +162,34 @@ pub fn gbnf_grammar(tokenizer: &Tokenizer, source: &str) -> Result<Grammar> {
 
 impl TokenConstraint for Grammar {
     fn allowed(&mut self) -> Result<TokenMask> {
-        let mask = self.matcher.compute_mask_or_eos().map_err(fault)?;
-        Ok(TokenMask::from_words(mask.as_slice().to_vec()))
+        match &mut self.form {
+            Form::Guidance(matcher) => {
+                let mask = matcher.compute_mask_or_eos().map_err(fault)?;
+                Ok(TokenMask::from_words(mask.as_slice().to_vec()))
+            }
+            Form::Gbnf(automaton, environment) => {
+                let trie = environment.tok_trie();
+                let mut words = automaton.allowed(trie).map_err(fault)?.to_vec();
+                if automaton.accepts() {
+                    trie.eos_tokens().iter().for_each(|&end| words[end as usize / 32] |= 1 << (end % 32));
+                }
+                if words.iter().all(|&word| word == 0) {
+                    return Err(fault("no token of the vocabulary has what must come next"));
+                }
+                Ok(TokenMask::from_words(words))
+            }
+        }
     }
 
     fn accept(&mut self, token: u32) -> Result<()> {
-        self.matcher.consume_token(token).map_err(fault)
+        match &mut self.form {
+            Form::Guidance(matcher) => matcher.consume_token(token).map_err(fault),
+            Form::Gbnf(automaton, environment) => {
+                let trie = environment.tok_trie();
+                let is_end = trie.eos_tokens().contains(&token);
+                if is_end { Ok(()) } else { automaton.push(trie.token(token)).map_err(fault) }
+            }
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 #
 #   openai         OpenAI's client for Python
 #   anthropic      Anthropic's client for Python
+#   agent          mini-swe-agent, which mends a program with its tool; the model is a file that says a script
 #   page           the chat page in headless Chromium (Debian's package `chromium`)
 #   schemathesis   requests made of the OpenAPI document; EXAMPLES says how many of each kind
 #   litellm langchain instructor pydantic_ai llm    what is built on it
@@ -18,7 +19,7 @@ cd "$(dirname "$0")/../.."
 work=target/clients
 mkdir -p "$work"
 names=("$@")
-[ $# -gt 0 ] || names=(openai anthropic page schemathesis litellm langchain instructor pydantic_ai llm npm_openai npm_ai)
+[ $# -gt 0 ] || names=(openai anthropic agent page schemathesis litellm langchain instructor pydantic_ai llm npm_openai npm_ai)
 
 # The folder of a Python environment, made where its requirements have changed. Each client has its own: they ask for different versions of
 # OpenAI's.
@@ -62,6 +63,10 @@ for name in "${names[@]}"; do
     echo "== $name"
     case $name in
     openai) "$base_environment/bin/python" tests/clients/openai_client.py "$base" $key ;;
+    agent)
+        folder=$(environment mini_swe_agent)
+        "$base_environment/bin/python" tests/clients/agent.py target/release/qernel "$folder/bin/mini" "$work"
+        ;;
     page) "$base_environment/bin/python" tests/clients/page.py "$base" $key "$work" ;;
     schemathesis)
         "$base_environment/bin/schemathesis" --config-file tests/clients/schemathesis.toml run "$base/openapi.json" \

@@ -1,10 +1,15 @@
-//! llama.cpp's grammars (GBNF): a text is parsed here and written as llguidance's Lark ([`lark`]).
+//! llama.cpp's grammars (GBNF): a text is parsed here, made to a [`network`], and followed by an [`automaton`] that knows of every way to read
+//! an answer: any context-free grammar means what it says.
 //!
 //! A grammar is rules `name ::= …`, of which `root` is the whole answer. Its parts are `"texts"`, classes of characters (`[a-z]`, `[^"]`), `.`
 //! for any, names of rules, groups in parentheses, alternatives with `|`, and repetitions (`?`, `*`, `+`, `{2}`, `{2,}`, `{2,5}`). A line break
 //! ends a rule, but not within parentheses or next to `|`; `#` begins a comment (llama.cpp, grammars/README.md).
 
-mod lark;
+mod automaton;
+mod beginnings;
+mod network;
+
+pub use automaton::Automaton;
 
 use std::collections::HashMap;
 
@@ -44,12 +49,12 @@ struct Grammar {
     root: usize,
 }
 
-/// A grammar in llguidance's dialect of Lark.
+/// What follows a grammar, at the beginning of an answer.
 ///
 /// # Errors
-/// What is wrong with it, and where: line and column from 1.
-pub fn to_lark(source: &str) -> Result<String, String> {
-    Ok(lark::write(&parse(source)?))
+/// What is wrong with it, and where: line and column from 1; that it is too large, or allows no answer.
+pub fn automaton(source: &str) -> Result<Automaton, String> {
+    Automaton::new(network::Network::new(&parse(source)?)?)
 }
 
 fn parse(source: &str) -> Result<Grammar, String> {
