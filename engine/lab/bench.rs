@@ -83,8 +83,7 @@ pub fn bench(session: &mut Session, options: &BenchOptions, progress: &mut dyn F
     for (op, cases) in selected {
         progress(&format!("checking {}", op.name));
         let wrong = wrong_variants(session, options, op.name)?;
-        let is_selected =
-            |case: &Case| options.shape.as_deref().is_none_or(|text| case.shape.contains(text));
+        let is_selected = |case: &Case| options.shape.as_deref().is_none_or(|text| case.shape.contains(text));
         for case in (cases.timings)(&options.workload).into_iter().filter(is_selected) {
             let mut instance = match prepared(session, &case, options.seed)? {
                 Ok(instance) => instance,
