@@ -62,10 +62,10 @@ fn neither_graphs_nor_running_ahead_change_a_token() {
                 let (found, replays) = live(&mut on_gpu(&device, dtype, ROOMY, kernels), choir);
                 assert_eq!(found.answers, expected.answers, "{case}");
                 assert_eq!(found.steps, expected.steps, "{case}");
-                // Decoding is recorded when it comes a second time, long prompts when they come a third time; each once more where
+                // Decoding is recorded when it comes a second time, prompts when they come a third time; each once more where
                 // a buffer has moved meanwhile. The last step of prompts at least is replayed.
                 let told = found.steps - replays;
-                assert!((2..=5).contains(&told), "{case}: {told} of {} not replayed", found.steps);
+                assert!((3..=5).contains(&told), "{case}: {told} of {} not replayed", found.steps);
             }
         }
     }

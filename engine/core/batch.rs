@@ -35,6 +35,9 @@ pub struct Batch {
     pub state_slots: Vec<u32>,
     /// Rows that need logits, ascending.
     pub logit_rows: Vec<u32>,
+    /// Whether tokens are drafted, or drafts verified: the few rows of a sequence are then computed as one row is, where a device has kernels for
+    /// that, and not as a prompt's.
+    pub drafts: bool,
 }
 
 /// The rows that one sequence has in a batch.
@@ -116,6 +119,7 @@ impl Batch {
             max_blocks: self.max_blocks,
             state_slots: self.state_slots.clone(),
             logit_rows: (0..self.num_logits() as u32).collect(),
+            drafts: self.drafts,
             sequence_of_token,
         }
     }
@@ -197,6 +201,7 @@ mod tests {
             max_blocks: 2,
             state_slots: vec![0, 1, 2],
             logit_rows: vec![0, 3, 4],
+            drafts: false,
         };
         assert_eq!((batch.num_sampled_rows(), &batch), (0, &expected));
         let taken = Batch { sampled_rows: vec![2, GIVEN, GIVEN, 0, GIVEN], ..batch };

@@ -450,7 +450,8 @@ impl Scheduler {
             });
             sequences.push(scheduled);
         }
-        Step { batch: Batch { state_slots, ..Batch::new(&rows) }, sequences, keeps, loads }
+        let drafts = sequences.iter().any(|sequence| sequence.num_drafts > 0);
+        Step { batch: Batch { state_slots, drafts, ..Batch::new(&rows) }, sequences, keeps, loads }
     }
 }
 

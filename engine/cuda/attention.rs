@@ -4,7 +4,7 @@
 //! tile by tile, on tensor cores unless pages are f32. All kernels that do not use tensor cores give a row the same bits,
 //! and so do those that do (see `gpu-kernels/src/attention/mod.rs`); the two differ by the roundings of queries and weights.
 
-use super::batch::{BatchRows, CudaBatch, DECODE_ROWS, expect_bound};
+use super::batch::{BatchRows, CudaBatch, expect_bound};
 use super::device::{Dependent, Device};
 use super::kv_cache::number;
 use super::launch::{Launch, dimension, launch};
@@ -36,16 +36,14 @@ pub(super) use workspace::Workspace;
 
 pub(super) const OP: &str = "attention";
 
-/// Rows of the shortest sequence that does not decode.
-const LONG_ROWS: u32 = DECODE_ROWS as u32 + 1;
-
 /// What the kernels take, with pages of `formats` and out of `dtype`, and which rows are whose.
 pub(super) struct Case {
     formats: KvFormats,
     dtype: Dtype,
     head_dim: u32,
-    /// Rows of sequences that decode lie in here.
+    /// Rows of sequences that decode lie in here, which have so many at most.
     decode_rows: Range<usize>,
+    decode_max_rows: u32,
     max_kv_decode: u32,
     max_kv: u32,
     has_multiple: bool,
@@ -156,8 +154,7 @@ struct Rows {
 impl Case {
     /// Rows of sequences that decode.
     fn decode_rows(&self) -> Rows {
-        let max_rows = LONG_ROWS - 1;
-        Rows { range: self.decode_rows.clone(), max_rows, max_keys: self.max_kv_decode }
+        Rows { range: self.decode_rows.clone(), max_rows: self.decode_max_rows, max_keys: self.max_kv_decode }
     }
 
     fn all_rows(&self) -> Rows {
@@ -194,11 +191,16 @@ unsafe fn launch_auto(device: &Device, case: &Case) -> Result<()> {
             return Ok(());
         }
         if multiplies(case).is_ok() {
-            launch_mma(device, case, LONG_ROWS, MmaTile::best(case, device.info().multiprocessors))
+            launch_mma(
+                device,
+                case,
+                case.decode_max_rows + 1,
+                MmaTile::best(case, device.info().multiprocessors),
+            )
         } else if float_pages(case).is_err() {
             launch_any_whole(device, case)
         } else {
-            launch_plain(device, case, prefill::plain(), LONG_ROWS)
+            launch_plain(device, case, prefill::plain(), case.decode_max_rows + 1)
         }
     }
 }
@@ -395,6 +397,7 @@ pub(super) fn attention(device: &Device, choice: &KernelChoice, operands: Attent
         dtype,
         head_dim: dimension(OP, head_dim)?,
         decode_rows: rows.split.decode_rows.clone(),
+        decode_max_rows: dimension(OP, rows.split.most_rows)?,
         max_kv_decode: dimension(OP, rows.split.max_kv_decode)?,
         max_kv: dimension(OP, shape.max_kv)?,
         has_multiple: rows.split.has_multiple,
@@ -451,6 +454,7 @@ mod tests {
             dtype,
             head_dim,
             decode_rows: 0..1,
+            decode_max_rows: 1,
             max_kv_decode: 1,
             max_kv: 1,
             has_multiple: false,

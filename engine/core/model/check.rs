@@ -125,6 +125,7 @@ mod tests {
             max_blocks: 2,
             state_slots: vec![1, 0],
             logit_rows: vec![0, 2],
+            drafts: false,
         }
     }
 

@@ -138,7 +138,7 @@ impl Scheduler {
         });
         let rows: Vec<_> = rows.collect();
         let state_slots = running.iter().map(|(sequence, _)| sequence.slot).collect();
-        Batch { state_slots, ..Batch::new(&rows) }
+        Batch { state_slots, drafts: true, ..Batch::new(&rows) }
     }
 
     /// Tokens that a sequence may have next.

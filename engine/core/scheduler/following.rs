@@ -142,7 +142,7 @@ impl Scheduler {
         });
         let rows: Vec<_> = rows.collect();
         let state_slots = chosen.iter().map(|&(i, ..)| self.running[i].slot).collect();
-        following.batch = Batch { state_slots, ..Batch::new(&rows) };
+        following.batch = Batch { state_slots, drafts: true, ..Batch::new(&rows) };
         following
     }
 

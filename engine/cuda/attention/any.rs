@@ -1,6 +1,6 @@
 //! Launches of the kernel for pages of any formats.
 
-use super::{Case, LONG_ROWS, Rows, in_parts};
+use super::{Case, Rows, in_parts};
 use crate::device::Device;
 use crate::error::Result;
 use crate::launch::launch;
@@ -24,7 +24,7 @@ pub(super) unsafe fn launch_any_rows(device: &Device, case: &Case) -> Result<()>
 /// # Safety
 /// As [`super::launch_plain`].
 pub(super) unsafe fn launch_any_whole(device: &Device, case: &Case) -> Result<()> {
-    let arguments = AttentionArgs { min_rows: LONG_ROWS, ..case.arguments };
+    let arguments = AttentionArgs { min_rows: case.decode_max_rows + 1, ..case.arguments };
     let grid = [arguments.num_tokens, arguments.num_attention_heads.div_ceil(prefill::WARPS), 1];
     let config = LaunchConfig { grid, block: [prefill::BLOCK_SIZE, 1, 1], shared_bytes: 0 };
     // SAFETY: a row of blocks for each token; the caller vouches for the case.

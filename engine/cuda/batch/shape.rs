@@ -20,7 +20,7 @@ pub(crate) struct Bucket(Shape);
 
 /// What a step does.
 pub(crate) enum StepKind {
-    /// Every sequence has [`DECODE_ROWS`] at most.
+    /// Every sequence has one row, or in a step with drafts [`DECODE_ROWS`] at most.
     Decode,
     /// Every sequence has more.
     Prefill,
@@ -83,13 +83,15 @@ pub(crate) struct Shape {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct RowSplit {
     pub num_rows: usize,
-    /// From the first row of a sequence of at most [`DECODE_ROWS`] to behind the last such.
+    /// The most rows of a sequence that decodes: one, or [`DECODE_ROWS`] in a step with drafts.
+    pub most_rows: usize,
+    /// From the first row of such a sequence to behind the last.
     pub decode_rows: Range<usize>,
     /// Tokens in the cache of the longest of those sequences.
     pub max_kv_decode: usize,
     /// Whether a sequence has more than one row.
     pub has_multiple: bool,
-    /// Whether a sequence has more than [`DECODE_ROWS`].
+    /// Whether a sequence has more than these.
     pub has_long: bool,
 }
 
@@ -212,16 +214,17 @@ impl Shape {
 
 impl RowSplit {
     fn of(batch: &Batch) -> Self {
-        let mut split = Self { num_rows: batch.num_tokens(), ..Self::default() };
+        let most_rows = if batch.drafts { DECODE_ROWS } else { 1 };
+        let mut split = Self { num_rows: batch.num_tokens(), most_rows, ..Self::default() };
         for (s, &kv_len) in batch.kv_len.iter().enumerate() {
             let (start, end) = (batch.query_start[s] as usize, batch.query_start[s + 1] as usize);
-            if (1..=DECODE_ROWS).contains(&(end - start)) {
+            if (1..=most_rows).contains(&(end - start)) {
                 let first = if split.decode_rows.is_empty() { start } else { split.decode_rows.start };
                 split.decode_rows = first..end;
                 split.max_kv_decode = split.max_kv_decode.max(kv_len as usize);
             }
             split.has_multiple |= end - start > 1;
-            split.has_long |= end - start > DECODE_ROWS;
+            split.has_long |= end - start > most_rows;
         }
         split
     }
@@ -250,6 +253,8 @@ mod tests {
     #[test]
     fn rows_of_decoding_and_bounds_are_known_on_the_host() {
         let shape = Shape::check(&batch(), &LIMITS).unwrap();
+        assert_eq!((shape.rows.max_kv_decode, shape.max_kv, shape.rows.has_long), (34, 34, true));
+        let shape = Shape::check(&Batch { drafts: true, ..batch() }, &LIMITS).unwrap();
         assert_eq!(
             (shape.rows.decode_rows, shape.rows.has_multiple, shape.rows.has_long),
             (0..5, true, false)
@@ -266,7 +271,7 @@ mod tests {
         assert_eq!((shape.rows.decode_rows, shape.rows.max_kv_decode), (18..19, 41));
     }
 
-    /// The bucket of sequences of so many rows behind so many tokens, of which so many need logits.
+    /// The bucket of sequences of so many rows behind so many tokens, of which so many need logits, in a step with drafts.
     fn bucket(rows: &[(usize, usize, LogitRows)]) -> Bucket {
         let limits = BatchLimits { max_blocks: 64, ..LIMITS };
         let pages: Vec<u32> = (0..64).collect();
@@ -276,7 +281,8 @@ mod tests {
             pages: &pages[..pages_for(position + count)],
             logits,
         });
-        Shape::check(&Batch::new(&parts.collect::<Vec<_>>()), &limits).unwrap().bucket()
+        let batch = Batch { drafts: true, ..Batch::new(&parts.collect::<Vec<_>>()) };
+        Shape::check(&batch, &limits).unwrap().bucket()
     }
 
     #[test]
