@@ -310,6 +310,12 @@ pub trait Ops: HybridOps + ExpertOps {
         out: &mut Self::Activation,
     ) -> Result<()>;
 
+    /// Comes in the place of attention where nobody needs what would come of it: K and V of the rows that were computed last are in their slots
+    /// then, which a device may have left to its kernels of attention.
+    fn store_rows(&mut self, _cache: &mut Self::KvCache) -> Result<()> {
+        Ok(())
+    }
+
     /// `out = silu(gate) * up`, where each row of `gate_up` is `[gate; up]`, the [`Ops::matmul_rounded`] product with `weights`: `[n, 2 *
     /// intermediate_size] -> [n, intermediate_size]`.
     fn silu_mul(

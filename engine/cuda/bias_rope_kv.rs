@@ -135,7 +135,7 @@ pub(super) fn bias_rope_kv(device: &Device, choice: &KernelChoice, operands: Bia
     // SAFETY: shapes, positions and slots were checked; q and the pages are borrowed alone. Two rows with the same slot would
     // race for its value, which is wrong but stays inside the page.
     unsafe { (variant.launch)(device, &case)? };
-    quantise_kv::leave(device, choice, batch, layer, &to, cache)
+    quantise_kv::leave(batch, layer, &to, cache)
 }
 
 #[cfg(test)]

@@ -36,16 +36,9 @@ unsafe fn launch_blocks(device: &Device, case: &Case, kernels: &Kernels<Quantise
     unsafe { launch(&Dependent(device), kernels, &[case.dtype.name().into()], &config, case.arguments) }
 }
 
-/// Stores the rows of a batch that a kernel has left in `from`, which is of this cache, for `layer`, or notes that they wait for the layer's
-/// attention, which stores those of a step in which all rows are decoded. Nothing where the kernel has written to the pages.
-pub(super) fn leave(
-    device: &Device,
-    choice: &KernelChoice,
-    batch: &CudaBatch,
-    layer: usize,
-    from: &Target,
-    cache: &mut KvCache,
-) -> Result<()> {
+/// Notes that the rows of a batch that a kernel has left in `from`, which is of this cache, for `layer` wait to be stored: by the layer's attention, of a
+/// step in which all rows are decoded, or else by [`store`]. Nothing where the kernel has written to the pages.
+pub(super) fn leave(batch: &CudaBatch, layer: usize, from: &Target, cache: &mut KvCache) -> Result<()> {
     let KvLayout { formats, num_pages, .. } = cache.layout;
     let rows = batch.shape.num_tokens;
     if formats.float().is_some() || rows == 0 {
@@ -53,9 +46,7 @@ pub(super) fn leave(
     }
     expect_bound(OP, "slot", batch.shape.slot_bound, num_pages * PAGE_SIZE)?;
     cache.waiting.set(Some(Waiting { layer, rows, slots: batch.slots(), from: *from }));
-    // Of rows that need no logits nothing comes behind the last layer's pages, its attention neither.
-    let is_decoded = !batch.shape.rows.has_multiple && batch.shape.num_logits == rows;
-    if is_decoded { Ok(()) } else { store(device, choice, cache) }
+    Ok(())
 }
 
 /// Stores the rows that wait, if there are some.

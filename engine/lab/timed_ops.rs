@@ -279,6 +279,7 @@ impl<O: Ops> Ops for TimedOps<O> {
         "attention": attention_of_logit_rows(
             batch: &O::Batch, layer: usize, q: &O::Tensor, cache: &O::KvCache, out: &mut O::Activation
         );
+        "quantise_kv": store_rows(cache: &mut O::KvCache);
         "silu_mul": silu_mul(n: usize, weights: &Stacked<O::Weight>, gate_up: &O::Activation, out: &mut O::Activation);
         "bias_gelu": bias_gelu(
             n: usize, projection: &Linear<O::Weight, O::Vector>, x: &O::Activation, out: &mut O::Activation

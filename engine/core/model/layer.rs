@@ -255,7 +255,7 @@ impl<O: Ops> Layer<O> {
 
         // Behind what the last layer keeps rows have nothing to do with each other: those that need logits go on alone.
         if alone && logit_rows.n == 0 {
-            return Ok(()); // Nobody needs what comes behind the pages.
+            return ops.store_rows(cache); // Nobody needs what comes behind the pages.
         }
         if alone {
             ops.gather_rows(batch, x, last)?; // [num_logits, hidden_size]

@@ -357,7 +357,7 @@ impl CudaOps {
         cache: &mut KvCache,
     ) -> Result<()> {
         let from = cache.target(quantise_kv::OP, layer, batch.shape.num_tokens, batch.slots(), dtype)?;
-        quantise_kv::leave(&self.device, &self.choice, batch, layer, &from, cache)?;
+        quantise_kv::leave(batch, layer, &from, cache)?;
         quantise_kv::store(&self.device, &self.choice, cache)
     }
 }

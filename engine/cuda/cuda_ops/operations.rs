@@ -16,7 +16,7 @@ use crate::weight::{Run, Values, Weight};
 use crate::weights::Matrix;
 use crate::{
     add_bias, add_positions, bias_rope_kv, cublas, embed, fused, gate_rows, gather_rows, graph, layer_norm,
-    matmul, precise_dtype, read_bandwidth, rms_norm,
+    matmul, precise_dtype, quantise_kv, read_bandwidth, rms_norm,
 };
 use qernel_core::batch::{Batch, BatchLimits};
 use qernel_core::sampler::SamplingRow;
@@ -228,6 +228,10 @@ impl Ops for CudaOps {
             ));
         }
         self.attend(batch, rows, layer, q, cache, out)
+    }
+
+    fn store_rows(&mut self, cache: &mut KvCache) -> Result<()> {
+        quantise_kv::store(&self.device, &self.choice, cache)
     }
 
     fn silu_mul(

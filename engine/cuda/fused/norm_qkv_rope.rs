@@ -245,5 +245,5 @@ pub(in super::super) fn norm_qkv_rope(
     let variant = select(OP, VARIANTS, &case, choice.get(OP))?;
     // SAFETY: the shapes, positions and slots were checked; q and the pages are borrowed alone.
     unsafe { (variant.launch)(device, &case)? };
-    quantise_kv::leave(device, choice, batch, layer, &to, cache)
+    quantise_kv::leave(batch, layer, &to, cache)
 }
