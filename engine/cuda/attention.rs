@@ -4,7 +4,7 @@
 //! tile by tile, on tensor cores unless pages are f32. All kernels that do not use tensor cores give a row the same bits,
 //! and so do those that do (see `gpu-kernels/src/attention/mod.rs`); the two differ by the roundings of queries and weights.
 
-use super::batch::{BatchRows, CudaBatch, expect_bound};
+use super::batch::{BatchRows, CudaBatch, RowSplit, expect_bound};
 use super::device::{Dependent, Device};
 use super::kv_cache::number;
 use super::launch::{Launch, dimension, launch};
@@ -41,13 +41,8 @@ pub(super) struct Case {
     formats: KvFormats,
     dtype: Dtype,
     head_dim: u32,
-    /// Rows of sequences that decode lie in here, which have so many at most.
-    decode_rows: Range<usize>,
-    decode_max_rows: u32,
-    max_kv_decode: u32,
+    split: RowSplit,
     max_kv: u32,
-    has_multiple: bool,
-    has_long: bool,
     /// Which rows and splits is yet to be chosen.
     arguments: AttentionArgs,
     /// Room in the workspace, in partials of `[head_dim]`; at least one row of the longest sequence fits.
@@ -154,7 +149,13 @@ struct Rows {
 impl Case {
     /// Rows of sequences that decode.
     fn decode_rows(&self) -> Rows {
-        Rows { range: self.decode_rows.clone(), max_rows: self.decode_max_rows, max_keys: self.max_kv_decode }
+        let RowSplit { decode_rows, max_kv_decode, .. } = &self.split;
+        Rows { range: decode_rows.clone(), max_rows: self.long_rows() - 1, max_keys: *max_kv_decode as u32 }
+    }
+
+    /// Rows of the shortest sequence that does not decode.
+    fn long_rows(&self) -> u32 {
+        self.split.most_rows as u32 + 1
     }
 
     fn all_rows(&self) -> Rows {
@@ -187,20 +188,15 @@ unsafe fn launch_auto(device: &Device, case: &Case) -> Result<()> {
         } else {
             return launch_plain(device, case, prefill::plain(), 1);
         }
-        if !case.has_long {
+        if !case.split.has_long {
             return Ok(());
         }
         if multiplies(case).is_ok() {
-            launch_mma(
-                device,
-                case,
-                case.decode_max_rows + 1,
-                MmaTile::best(case, device.info().multiprocessors),
-            )
+            launch_mma(device, case, case.long_rows(), MmaTile::best(case, device.info().multiprocessors))
         } else if float_pages(case).is_err() {
             launch_any_whole(device, case)
         } else {
-            launch_plain(device, case, prefill::plain(), case.decode_max_rows + 1)
+            launch_plain(device, case, prefill::plain(), case.long_rows())
         }
     }
 }
@@ -396,12 +392,8 @@ pub(super) fn attention(device: &Device, choice: &KernelChoice, operands: Attent
         formats: layout.formats,
         dtype,
         head_dim: dimension(OP, head_dim)?,
-        decode_rows: rows.split.decode_rows.clone(),
-        decode_max_rows: dimension(OP, rows.split.most_rows)?,
-        max_kv_decode: dimension(OP, rows.split.max_kv_decode)?,
+        split: rows.split.clone(),
         max_kv: dimension(OP, shape.max_kv)?,
-        has_multiple: rows.split.has_multiple,
-        has_long: rows.split.has_long,
         arguments,
         places: workspace.places,
     };
@@ -453,12 +445,8 @@ mod tests {
             formats: dtype.into(),
             dtype,
             head_dim,
-            decode_rows: 0..1,
-            decode_max_rows: 1,
-            max_kv_decode: 1,
+            split: RowSplit { num_rows: 1, most_rows: 1, decode_rows: 0..1, ..RowSplit::default() },
             max_kv: 1,
-            has_multiple: false,
-            has_long: false,
             arguments,
             places: 14,
         }

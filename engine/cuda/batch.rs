@@ -9,7 +9,7 @@ use crate::kv_layout::PAGE_SIZE;
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
 use qernel_core::batch::{Batch, BatchLimits};
 use shape::Shape;
-pub(super) use shape::{Bucket, DECODE_ROWS, RowSplit, StepKind};
+pub(super) use shape::{Bucket, RowSplit, StepKind};
 use std::ops::Range;
 use std::rc::Rc;
 

@@ -17,14 +17,14 @@ pub(super) unsafe fn launch_any_rows(device: &Device, case: &Case) -> Result<()>
     // SAFETY: every row is in one of the two sets; the caller vouches for the case.
     unsafe {
         launch_any(device, case, &case.decode_rows())?;
-        if case.has_long { launch_any_whole(device, case) } else { Ok(()) }
+        if case.split.has_long { launch_any_whole(device, case) } else { Ok(()) }
     }
 }
 
 /// # Safety
 /// As [`super::launch_plain`].
 pub(super) unsafe fn launch_any_whole(device: &Device, case: &Case) -> Result<()> {
-    let arguments = AttentionArgs { min_rows: case.decode_max_rows + 1, ..case.arguments };
+    let arguments = AttentionArgs { min_rows: case.long_rows(), ..case.arguments };
     let grid = [arguments.num_tokens, arguments.num_attention_heads.div_ceil(prefill::WARPS), 1];
     let config = LaunchConfig { grid, block: [prefill::BLOCK_SIZE, 1, 1], shared_bytes: 0 };
     // SAFETY: a row of blocks for each token; the caller vouches for the case.

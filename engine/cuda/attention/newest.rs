@@ -11,7 +11,9 @@ use cuda_std::launch::DevicePtr;
 pub(super) fn takes_newest(case: &mut Case, variant: &str, cache: &KvCache, layer: usize, n: usize) -> bool {
     let Some(Waiting { layer: of, rows, from, .. }) = cache.waiting.get() else { return false };
     let is_decoded = ["auto", "decode_mma"].contains(&variant) && decodes_on_tensor_cores(case).is_ok();
-    let all = case.decode_rows == (0..n) && case.arguments.num_tokens as usize == n && !case.has_multiple;
+    let all = case.split.decode_rows == (0..n)
+        && case.arguments.num_tokens as usize == n
+        && !case.split.has_multiple;
     if !is_decoded || case.formats != BLOCKS || !all || (of, rows) != (layer, n) {
         return false;
     }

@@ -6,7 +6,7 @@ use qernel_core::batch::{Batch, BatchLimits};
 use std::ops::Range;
 
 /// The most rows of a sequence that decodes: one, and drafts to be verified.
-pub(crate) const DECODE_ROWS: usize = 17;
+const DECODE_ROWS: usize = 17;
 
 /// The fewest pages a sequence that a decode step has room for.
 const MIN_BUCKET_BLOCKS: usize = 8;
