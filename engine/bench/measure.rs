@@ -82,8 +82,21 @@ impl<'a> Bench<'a> {
                 test.options()
             ))
         } else {
-            None
+            self.obstacle_of_states(test)
         }
+    }
+
+    /// The same of states, of which there are copies behind full pages alone: all sequences take in the rest of their depths in one step.
+    fn obstacle_of_states(&self, test: &Test) -> Option<String> {
+        let rest = test.start().saturating_sub(cached_tokens(test, true)) * test.n_parallel;
+        let most = self.engine.runner().limits().max_num_tokens;
+        (self.has_states() && test.is_decode() && test.n_depth > 0 && rest > most).then(|| {
+            format!(
+                "its {} sequences take in {rest} tokens behind copies of their states at once, and {most} are the most rows of a step; \
+                 lower -d or -b, or take a larger --ubatch-size",
+                test.n_parallel
+            )
+        })
     }
 
     /// Runs a test, `warm_up` times untimed and then `repetitions` times.
@@ -232,17 +245,22 @@ mod tests {
     use crate::weights::Weights;
 
     fn engine(max_model_len: usize, max_num_sequences: usize) -> Engine {
-        engine_of(&TinyModel::default(), max_model_len, max_num_sequences)
+        engine_of(&TinyModel::default(), max_model_len, max_num_sequences, 16)
     }
 
-    fn engine_of(model: &TinyModel, max_model_len: usize, max_num_sequences: usize) -> Engine {
+    fn engine_of(
+        model: &TinyModel,
+        max_model_len: usize,
+        max_num_sequences: usize,
+        max_num_tokens: usize,
+    ) -> Engine {
         let gguf = model.gguf();
         let config = Config::from_gguf(&gguf).unwrap();
         let weights = Weights::from_gguf(&gguf, &config).unwrap();
         let options = RunnerOptions {
             device: DeviceChoice::Cpu,
             max_model_len: Some(max_model_len),
-            max_num_tokens: Some(16),
+            max_num_tokens: Some(max_num_tokens),
             max_num_sequences,
             max_num_logits: max_num_sequences,
             checkpoints: checkpoints_for(max_num_sequences),
@@ -295,16 +313,19 @@ mod tests {
             num_key_value_heads: 1,
             ..TinyModel::default()
         };
-        let mut engine = engine_of(&model, 160, 3);
+        let mut engine = engine_of(&model, 160, 3, 48);
         let mut bench = Bench::new(&mut engine, greedy());
         for (n_gen, n_depth, n_parallel) in [(5, 50, 1), (5, 64, 1), (6, 33, 3), (40, 0, 3), (3, 100, 2)] {
             let test = Test { n_prompt: 0, n_gen, n_depth, n_parallel };
+            assert_eq!(bench.obstacle(&test), None);
             for sample in bench.run(&test, 1, 3).unwrap() {
                 assert_eq!(sample.steps.len(), n_gen, "{test}");
             }
         }
         let prompt = Test { n_prompt: 20, n_gen: 0, n_depth: 70, n_parallel: 1 };
         assert_eq!(bench.run(&prompt, 0, 3).unwrap().len(), 3);
+        let many = bench.obstacle(&Test { n_prompt: 0, n_gen: 2, n_depth: 50, n_parallel: 3 }).unwrap();
+        assert!(many.contains("take in 54 tokens"), "{many}");
     }
 
     /// The pool holds one sequence of full length, and the earlier test leaves more in the cache than this one needs.
