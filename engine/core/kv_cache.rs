@@ -86,9 +86,10 @@ impl PagePool {
     /// A model that follows has taken in these tokens, of the sequence that has these pages, and all before them.
     pub(crate) fn follow(&mut self, pages: &[u32], tokens: Range<usize>) {
         self.followed.resize(self.users.len(), 0);
-        for i in tokens.start / PAGE_SIZE..pages_for(tokens.end) {
+        let pages = pages[..pages_for(tokens.end)].iter().enumerate().skip(tokens.start / PAGE_SIZE);
+        for (i, &page) in pages {
             let end = (tokens.end - i * PAGE_SIZE).min(PAGE_SIZE) as u8;
-            let followed = &mut self.followed[pages[i] as usize];
+            let followed = &mut self.followed[page as usize];
             *followed = (*followed).max(end);
         }
     }

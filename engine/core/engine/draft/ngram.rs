@@ -80,10 +80,10 @@ impl Ngram {
         let (text, count) = (self.texts.entry(id).or_default(), count.min(size_m));
         let hash_before = |end: usize| hash(tokens[end - n..end].iter().copied());
         // All that ends before the last token: what follows it is known.
-        for end in n.max(text.seen + 1)..tokens.len() {
+        for (end, next) in tokens.iter().enumerate().skip(n.max(text.seen + 1)) {
             let key = hash_before(end);
             if kind == NgramKind::Mod {
-                self.table[key as usize % TABLE] = tokens[end].wrapping_add(1);
+                self.table[key as usize % TABLE] = next.wrapping_add(1);
             } else {
                 let (last, hits) = text.ends.entry(key).or_default();
                 (*last, *hits) = (end as u32, *hits + 1);
