@@ -2,7 +2,7 @@
 
 use super::fit::{CPU_NUM_TOKENS, FittedPair, MemoryBudget, fit, fit_pair};
 use super::memory_plan::{self, Free};
-use super::runner::{DeviceChoice, DtypeChoice, ModelData, RunnerOptions};
+use super::runner::{DeviceChoice, DtypeChoice, ModelData, RunnerOptions, Runners};
 use cuda_std::emulation;
 use qernel_core::batch::BatchLimits;
 use qernel_core::config::Config;
@@ -34,7 +34,7 @@ pub(crate) fn open_runners(
     draft: Option<&ModelData>,
     options: &RunnerOptions,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<(Box<dyn Runner>, Option<Box<dyn Runner>>)> {
+) -> Result<Runners> {
     let (mut options, mut draft_dtype) = (options.clone(), options.dtype);
     loop {
         let (which, why) =
@@ -62,7 +62,7 @@ fn load(
     draft: Option<(&ModelData, DtypeChoice)>,
     options: &RunnerOptions,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<(Box<dyn Runner>, Option<Box<dyn Runner>>), (Which, Error)> {
+) -> Result<Runners, (Which, Error)> {
     let held = |model: &ModelData, options: &RunnerOptions| {
         let mut options = options.clone();
         // An emulated device chooses nothing by itself: it is there to try kernels.

@@ -381,6 +381,9 @@ pub fn open_runner(
     open_runners(&ModelData { weights, config }, None, options, progress).map(|(runner, _)| runner)
 }
 
+/// A model's runner, and that of the one which drafts for it.
+pub type Runners = (Box<dyn Runner>, Option<Box<dyn Runner>>);
+
 /// As [`open_runner`], with a model that drafts for this one, which gets pages of the same numbers.
 ///
 /// # Errors
@@ -390,7 +393,7 @@ pub fn open_runners(
     draft: Option<&ModelData>,
     options: &RunnerOptions,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<(Box<dyn Runner>, Option<Box<dyn Runner>>)> {
+) -> Result<Runners> {
     check(model.config, options)?;
     start_threads()?;
     #[cfg(feature = "cuda")]

@@ -34,7 +34,7 @@ pub struct Grammar {
 /// Who follows it.
 #[derive(Clone)]
 enum Form {
-    Guidance(Matcher),
+    Guidance(Box<Matcher>),
     Gbnf(gbnf::Automaton, TokEnv),
 }
 
@@ -108,7 +108,7 @@ impl Grammars {
 
     fn compile(&self, param: &'static str, grammar: TopLevelGrammar) -> Result<Grammar, String> {
         let matcher = Matcher::new(self.factory.create_parser(grammar));
-        matcher.get_error().map_or(Ok(Grammar { form: Form::Guidance(matcher), param }), Err)
+        matcher.get_error().map_or(Ok(Grammar { form: Form::Guidance(Box::new(matcher)), param }), Err)
     }
 }
 

@@ -220,8 +220,8 @@ fn is_answer(grammar: &Grammar, text: &[char]) -> bool {
     loop {
         let before = rules.clone();
         for (number, rule) in grammar.rules.iter().enumerate() {
-            for start in 0..=text.len() {
-                rules[number][start] = ends(rule, text, start, &before);
+            for (start, found) in rules[number].iter_mut().enumerate() {
+                *found = ends(rule, text, start, &before);
             }
         }
         if rules == before {
