@@ -35,7 +35,7 @@ pub struct Grammar {
 #[derive(Clone)]
 enum Form {
     Guidance(Box<Matcher>),
-    Gbnf(gbnf::Automaton, TokEnv),
+    Gbnf(Box<gbnf::Automaton>, TokEnv),
 }
 
 /// White space between tokens of JSON, as compact text has it and as indented text has: a blank, or a line break and what begins the
@@ -102,7 +102,8 @@ impl Grammars {
     }
 
     fn of_gbnf(&self, source: &str) -> Result<Grammar, String> {
-        let form = Form::Gbnf(gbnf::automaton(source)?, Arc::clone(&self.environment));
+        let automaton = Box::new(gbnf::automaton(source)?);
+        let form = Form::Gbnf(automaton, Arc::clone(&self.environment));
         Ok(Grammar { form, param: "grammar" })
     }
 
