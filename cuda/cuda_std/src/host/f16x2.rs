@@ -9,10 +9,21 @@ const NAN: u16 = 0x7fff;
 fn halves<const N: usize>(words: [u32; N], f: impl Fn([f64; N]) -> f64) -> u32 {
     let half = |shift: u32| {
         let value = f(words.map(|word| f16::from_bits((word >> shift) as u16).to_f64()));
-        let bits = if value.is_nan() { NAN } else { f16::from_f64(value).to_bits() };
-        u32::from(bits)
+        u32::from(if value.is_nan() { NAN } else { narrow(value) })
     };
     half(0) | half(16) << 16
+}
+
+/// The nearest f16, of two the even one. By way of an f32 that is cut off, and odd where something was: `f16::from_f64` does not look at the
+/// lowest bits.
+fn narrow(value: f64) -> u16 {
+    let nearest = value as f32;
+    let bits = match f64::from(nearest) {
+        exact if exact == value => nearest.to_bits(),
+        larger if larger.abs() > value.abs() => (nearest.to_bits() - 1) | 1,
+        _ => nearest.to_bits() | 1,
+    };
+    f16::from_f32(f32::from_bits(bits)).to_bits()
 }
 
 /// Differences of f16 are exact in f64.
