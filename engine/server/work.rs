@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn what_is_abandoned_keeps_its_turn_only_while_it_runs() {
         block_on(async {
-            let work = Arc::new(Work::new(Duration::from_millis(200)));
+            let work = Arc::new(Work::new(Duration::from_secs(1)));
             let (tell, end) = mpsc::channel();
             let end = Arc::new(std::sync::Mutex::new(end));
             let running = hold(&work, TOKENIZE_THREADS, &end);
