@@ -3,7 +3,7 @@
 mod halves;
 mod stream;
 
-pub(super) use halves::partial_bytes;
+pub(super) use halves::{HalvesPlan, partial_bytes};
 pub(super) use stream::{Slices, Stream};
 use stream::{groups_and_slices, units_of};
 
@@ -89,6 +89,14 @@ pub(super) struct Units {
     /// The first of the rows in the whole, and how many that has.
     pub first: usize,
     pub of: usize,
+}
+
+/// Rows of whole tiles, and which of them are wanted.
+struct Multiplied {
+    weight: DevicePtr<u8>,
+    of: usize,
+    /// The first that is wanted.
+    first_row: usize,
 }
 
 /// The shape of the units of a matrix, if it is to be repacked: its inputs are of `dtype`, rows that are `span` apart are to share tiles.
@@ -177,6 +185,14 @@ impl Units {
         let bytes = self.cols / self.shape.cols as usize * self.shape.bytes as usize;
         let is_whole = self.first.is_multiple_of(whole) && self.rows.is_multiple_of(whole);
         is_whole.then(|| self.at.add(self.first / TILE * bytes))
+    }
+
+    /// What a product with its first `rows` rows multiplies: where tiles have others too, all.
+    fn multiplied(&self, rows: usize) -> Multiplied {
+        match (Self { rows, ..*self }).start() {
+            Some(weight) => Multiplied { weight, of: rows, first_row: 0 },
+            None => Multiplied { weight: self.at, of: self.of, first_row: self.first },
+        }
     }
 
     /// Queues decoding rows `first` to `first + rows` to `out`, in `dtype`.
@@ -270,11 +286,7 @@ impl Units {
         accumulate: bool,
     ) -> Result<()> {
         const OP: &str = "matmul_blocks";
-        // Where tiles have others too, all are multiplied.
-        let (weight, of, first_row) = match (Self { rows, ..*self }).start() {
-            Some(start) => (start, rows, 0),
-            None => (self.at, self.of, self.first),
-        };
+        let Multiplied { weight, of, first_row } = self.multiplied(rows);
         let (tiles, units) = (dimension(OP, of / TILE)?, units_of(self.shape, self.cols));
         let [groups, slices] = groups_and_slices(device.info().multiprocessors, self.shape, tiles, units);
         if slices > 1 && room.partial.len() < slices as usize * FEW_ROWS * of {

@@ -253,7 +253,8 @@ mod tests {
     #[test]
     fn rows_of_decoding_and_bounds_are_known_on_the_host() {
         let shape = Shape::check(&batch(), &LIMITS).unwrap();
-        assert_eq!((shape.rows.max_kv_decode, shape.max_kv, shape.rows.has_long), (34, 34, true));
+        assert_eq!(shape.rows.decode_rows, 0..5);
+        assert_eq!((shape.rows.max_kv_decode, shape.max_kv, shape.rows.has_multiple), (34, 34, true));
         let shape = Shape::check(&Batch { drafts: true, ..batch() }, &LIMITS).unwrap();
         assert_eq!(
             (shape.rows.decode_rows, shape.rows.has_multiple, shape.rows.has_long),
@@ -262,6 +263,9 @@ mod tests {
         assert_eq!((shape.rows.max_kv_decode, shape.max_kv), (3 * PAGE_SIZE, 3 * PAGE_SIZE));
         assert_eq!((shape.token_bound, shape.position_bound, shape.page_bound), (10, 34, 8));
         assert_eq!((shape.slot_bound, shape.logit_row_bound), (7 * PAGE_SIZE + 1, 5));
+        let prefill = SequenceRows { tokens: &[1, 2], position: 3, pages: &[0], logits: LogitRows::None };
+        let shape = Shape::check(&Batch::new(&[prefill]), &LIMITS).unwrap();
+        assert_eq!((shape.rows.decode_rows, shape.max_kv, shape.rows.has_multiple), (0..0, 5, true));
         let prefill =
             SequenceRows { tokens: &[1; DECODE_ROWS + 1], position: 3, pages: &[0], logits: LogitRows::None };
         let shape = Shape::check(&Batch::new(&[prefill]), &LIMITS).unwrap();
@@ -271,8 +275,8 @@ mod tests {
         assert_eq!((shape.rows.decode_rows, shape.rows.max_kv_decode), (18..19, 41));
     }
 
-    /// The bucket of sequences of so many rows behind so many tokens, of which so many need logits, in a step with drafts.
-    fn bucket(rows: &[(usize, usize, LogitRows)]) -> Bucket {
+    /// The bucket of sequences of so many rows behind so many tokens, of which so many need logits, perhaps in a step with drafts.
+    fn bucket_of(rows: &[(usize, usize, LogitRows)], drafts: bool) -> Bucket {
         let limits = BatchLimits { max_blocks: 64, ..LIMITS };
         let pages: Vec<u32> = (0..64).collect();
         let parts = rows.iter().map(|&(count, position, logits)| SequenceRows {
@@ -281,29 +285,29 @@ mod tests {
             pages: &pages[..pages_for(position + count)],
             logits,
         });
-        let batch = Batch { drafts: true, ..Batch::new(&parts.collect::<Vec<_>>()) };
+        let batch = Batch { drafts, ..Batch::new(&parts.collect::<Vec<_>>()) };
         Shape::check(&batch, &limits).unwrap().bucket()
     }
 
     #[test]
     fn decode_steps_share_a_bucket_whatever_their_lengths() {
         let bucket = |rows: &[(usize, usize)]| {
-            bucket(
-                &rows.iter().map(|&(count, position)| (count, position, LogitRows::Last)).collect::<Vec<_>>(),
-            )
+            let rows = rows.iter().map(|&(count, position)| (count, position, LogitRows::Last));
+            bucket_of(&rows.collect::<Vec<_>>(), false)
         };
         assert_eq!(bucket(&[(1, 3), (1, 40)]), bucket(&[(1, 250), (1, 0)]), "lengths up to 8 pages");
         assert_ne!(bucket(&[(1, 3), (1, 40)]), bucket(&[(1, 256), (1, 0)]), "more pages");
         assert_ne!(bucket(&[(1, 3)]), bucket(&[(1, 3), (1, 3)]), "more sequences");
-        assert_eq!(bucket(&[(20, 0), (1, 40)]), bucket(&[(20, 0), (1, 40)]));
-        assert_ne!(bucket(&[(20, 0)]), bucket(&[(20, 1)]), "a prefill that reads another length");
-        assert_ne!(bucket(&[(20, 0)]), bucket(&[(19, 1)]), "fewer rows that read the same length");
+        assert_eq!(bucket(&[(3, 0), (1, 40)]), bucket(&[(3, 0), (1, 40)]));
+        assert_ne!(bucket(&[(3, 0)]), bucket(&[(3, 1)]), "a prefill that reads another length");
+        assert_ne!(bucket(&[(3, 0)]), bucket(&[(2, 1)]), "fewer rows that read the same length");
     }
 
     /// Steps that verify drafts, and those that draft behind them, are decode steps: recorded, for any length.
     #[test]
     fn steps_with_drafts_share_buckets_too() {
         use LogitRows::{Last, Newest, None};
+        let bucket = |rows: &[(usize, usize, LogitRows)]| bucket_of(rows, true);
         let is_decode = |bucket: &Bucket| matches!(bucket.kind(), StepKind::Decode);
         let verified = bucket(&[(4, 3, Newest(4))]);
         assert!(is_decode(&verified));

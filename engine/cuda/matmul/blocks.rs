@@ -10,7 +10,7 @@ use crate::formats::MatrixFormat;
 use crate::launch::{dimension, elements_of_rows, launch};
 use crate::precise_dtype;
 use crate::tensor::Activation;
-use crate::units::{UnitMatrix, Units};
+use crate::units::{HalvesPlan, UnitMatrix, Units};
 use crate::variant::{KernelChoice, select, variants};
 use crate::weight::{BlockMatrix, Run, Values};
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig, Value};
@@ -71,8 +71,8 @@ pub(crate) struct Case {
     scale: f32,
     /// Whether cuBLAS was opened.
     has_cublas: bool,
-    /// Whether units have a kernel for so many rows that decodes in registers.
-    has_halves: bool,
+    /// How units are decoded in registers, where there is a kernel for so many rows and it may be taken.
+    halves: Option<HalvesPlan>,
 }
 
 type Launch = unsafe fn(&mut Tools, &Case) -> Result<()>;
@@ -94,7 +94,7 @@ fn is_repacked(case: &Case) -> Result<(), &'static str> {
 
 fn has_halves(case: &Case) -> Result<(), &'static str> {
     is_repacked(case)?;
-    if case.has_halves { Ok(()) } else { Err("there is no kernel for so many rows") }
+    if case.halves.is_some() { Ok(()) } else { Err("there is no kernel for so many rows") }
 }
 
 fn is_as_in_the_file(case: &Case) -> Result<(), &'static str> {
@@ -149,7 +149,12 @@ pub(super) unsafe fn multiply(
         accumulate,
         scale: x.scale * run.scale,
         has_cublas: tools.cublas.is_some(),
-        has_halves: matches!(weight, Place::Units(units) if units.takes_halves(tools.device, n)),
+        halves: match weight {
+            Place::Units(units) if n > FEW_ROWS_OF_UNITS || choice.get(OP) == Some(HALVES) => {
+                units.plan_of_halves(tools.device.info(), [n, rows])
+            }
+            _ => None,
+        },
     };
     // Who asks for a product without the library means these too.
     let by_kernel = if matches!(weight, Place::Units(_)) { UNITS } else { INLINE };
@@ -182,10 +187,12 @@ unsafe fn by_units(tools: &mut Tools, case: &Case) -> Result<()> {
 /// As [`by_units`].
 unsafe fn by_halves(tools: &mut Tools, case: &Case) -> Result<()> {
     let &Case { n, rows, x, scale, out, out_stride, accumulate, .. } = case;
-    let Place::Units(units) = case.weight else { return Err(Error::Request(format!("{OP}: not repacked"))) };
-    let room = (&mut *tools.decoded, &mut tools.slices.counters);
+    let (Place::Units(units), Some(plan)) = (case.weight, case.halves) else {
+        return Err(Error::Request(format!("{OP}: not repacked, or too many rows")));
+    };
+    let (room, out) = ((&mut *tools.decoded, &mut tools.slices.counters), (out, out_stride));
     // SAFETY: the caller's promise; what is decoded for the library is used by nobody else now.
-    unsafe { units.multiply_halves(tools.device, room, [n, rows], x, scale, (out, out_stride), accumulate) }
+    unsafe { units.multiply_halves(tools.device, plan, room, [n, rows], x, scale, out, accumulate) }
 }
 
 /// # Safety

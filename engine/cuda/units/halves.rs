@@ -3,7 +3,7 @@
 use super::super::device::{Dependent, Device};
 use super::super::launch::{dimension, launch};
 use super::super::memory::DeviceBuffer;
-use super::{TILE, UnitShape, Units, units_of};
+use super::{Multiplied, TILE, UnitShape, Units, units_of};
 use crate::device_info::DeviceInfo;
 use crate::error::{Error, Result};
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
@@ -12,23 +12,29 @@ use gpu_kernels::units::halves::{
 };
 
 /// Eight rows of inputs, as often as there are kernels for.
-const GROUPS: [u32; 3] = [2, 4, 8];
+const GROUPS: [u32; 3] = [2, 4, MOST_GROUPS];
+const MOST_GROUPS: u32 = 8;
 /// The fewest stages: one is multiplied while the next is copied.
 const FEWEST_STAGES: u32 = 2;
 /// Groups of tiles, times parts of the rows, that blocks can count.
 pub(in super::super) const MAX_COUNTERS: usize = 1 << 13;
 
 /// The most parts of the rows: 256 rows.
-const MAX_PARTS: usize = 4;
+const MAX_PARTS: u32 = 4;
 
 /// What blocks leave of groups that several have a part of, for any such product: bytes.
 pub(in super::super) fn partial_bytes(device: &DeviceInfo) -> usize {
-    device.multiprocessors as usize * MAX_PARTS * 2 * partial_values(8) as usize * size_of::<f32>()
+    values_of_blocks(device.multiprocessors * MAX_PARTS, MOST_GROUPS) * size_of::<f32>()
 }
 
-/// How `n` rows are multiplied with units.
-#[derive(Debug, PartialEq, Eq)]
-struct Plan {
+/// The same of so many blocks, of the kernel for `groups` times eight rows: values.
+fn values_of_blocks(blocks: u32, groups: u32) -> usize {
+    2 * blocks as usize * partial_values(groups) as usize
+}
+
+/// How some rows of inputs are multiplied with units.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) struct HalvesPlan {
     /// Eight rows of inputs so many times a block.
     groups: u32,
     /// Blocks that share the rows.
@@ -36,7 +42,7 @@ struct Plan {
     stages: u32,
 }
 
-impl Plan {
+impl HalvesPlan {
     /// The kernel with the fewest columns to spare whose stages fit, which hold `items` items at most.
     fn new(device: &DeviceInfo, unit: UnitShape, n: u32, items: u32) -> Option<Self> {
         let stages = |groups: u32| {
@@ -64,18 +70,29 @@ fn blocks(multiprocessors: u32, groups: u32, units: u32) -> u32 {
 }
 
 impl Units {
-    /// Queues `out = scale · x · weightᵀ`, or with `accumulate` adds that, for its first `rows` rows and any number of x; `out` is in rows of
-    /// `out_stride` values. A row has the same bits alone and in a batch.
+    /// How [`Self::multiply_halves`] multiplies `n` rows with the first `rows` of these; `None` where there is no kernel or no room.
+    pub fn plan_of_halves(&self, device: &DeviceInfo, [n, rows]: [usize; 2]) -> Option<HalvesPlan> {
+        let Multiplied { of, .. } = self.multiplied(rows);
+        let tile_groups = u32::try_from(of / TILE).ok()?.div_ceil(GROUP_TILES);
+        let items = tile_groups * units_of(self.shape, self.cols);
+        let plan = HalvesPlan::new(device, self.shape, u32::try_from(n).ok()?, items)?;
+        let has_counters = tile_groups as usize * plan.parts as usize <= MAX_COUNTERS;
+        (plan.parts <= MAX_PARTS && has_counters).then_some(plan)
+    }
+
+    /// Queues `out = scale · x · weightᵀ`, or with `accumulate` adds that, for its first `rows` rows and the n rows of x that `plan` was made for; `out`
+    /// is in rows of `out_stride` values. A row has the same bits alone and in a batch.
     ///
     /// # Errors
     /// [`Error::Request`] if a dimension is beyond 32 bits or there is no room, or what the device says.
     ///
     /// # Safety
-    /// x f16 `[n, cols]` and `out` have these rows, and nothing else uses `out` and `partial`.
+    /// x f16 `[n, cols]` and `out` have these rows, and nothing else uses `out` and `partial`; `plan` is of these rows.
     #[allow(clippy::too_many_arguments)] // The operation has these operands.
     pub unsafe fn multiply_halves(
         &self,
         device: &Device,
+        plan: HalvesPlan,
         (partial, counters): (&mut DeviceBuffer<u8>, &mut DeviceBuffer<u32>),
         [n, rows]: [usize; 2],
         x: DevicePtr<u8>,
@@ -84,26 +101,14 @@ impl Units {
         accumulate: bool,
     ) -> Result<()> {
         const OP: &str = "matmul_blocks";
-        // Where tiles have others too, all are multiplied.
-        let (weight, of, first_row) = match (Self { rows, ..*self }).start() {
-            Some(start) => (start, rows, 0),
-            None => (self.at, self.of, self.first),
-        };
-        let n_of_kernel = dimension(OP, n)?;
+        let Multiplied { weight, of, first_row } = self.multiplied(rows);
         let (tiles, units) = (dimension(OP, of / TILE)?, units_of(self.shape, self.cols));
-        let tile_groups = tiles.div_ceil(GROUP_TILES);
-        let items = tile_groups * units;
-        let none = || Error::Request(format!("{OP}: no stages of {:?} fit into shared memory", self.shape));
-        let plan = Plan::new(device.info(), self.shape, n_of_kernel, items).ok_or_else(none)?;
-        let blocks = blocks(device.info().multiprocessors, tile_groups, units);
-        let values = blocks as usize * plan.parts as usize * 2 * partial_values(plan.groups) as usize;
-        if partial.len() < values * size_of::<f32>()
-            || counters.len() < tile_groups as usize * plan.parts as usize
-        {
+        let blocks = blocks(device.info().multiprocessors, tiles.div_ceil(GROUP_TILES), units) * plan.parts;
+        if partial.len() < values_of_blocks(blocks, plan.groups) * size_of::<f32>() {
             return Err(Error::Request(format!("{OP}: there is no room for the parts of {n} rows")));
         }
         let arguments = MatmulHalvesArgs {
-            n: n_of_kernel,
+            n: dimension(OP, n)?,
             rows: dimension(OP, of)?,
             cols: dimension(OP, self.cols)?,
             first_row: dimension(OP, first_row)?,
@@ -121,46 +126,29 @@ impl Units {
             counters: counters.ptr_mut(),
         };
         let config = LaunchConfig {
-            grid: [blocks * plan.parts, 1, 1],
+            grid: [blocks, 1, 1],
             block: [BLOCK_SIZE, 1, 1],
             shared_bytes: shared_bytes(plan.stages, self.shape.cols, self.shape.bytes, plan.groups),
         };
         let values = [self.format.name().into(), plan.groups.into()];
-        // SAFETY: every part has blocks, and each of these an item; there is room for what they leave; the caller vouches for the arrays.
+        // SAFETY: every part has blocks, and each of these an item; there is room for what they leave, and counters for all groups of a plan's parts;
+        // the caller vouches for the arrays.
         unsafe { launch(&Dependent(device), kernels::halves(), &values, &config, arguments) }
-    }
-
-    /// Whether [`Self::multiply_halves`] has room and kernels for `n` rows.
-    pub fn takes_halves(&self, device: &Device, n: usize) -> bool {
-        let Ok(n) = u32::try_from(n) else { return false };
-        let tile_groups = (self.of / TILE).div_ceil(GROUP_TILES as usize);
-        Plan::new(device.info(), self.shape, n, MAX_STAGES).is_some_and(|plan| {
-            let has_counters = tile_groups * plan.parts as usize <= MAX_COUNTERS;
-            plan.parts as usize <= MAX_PARTS && has_counters
-        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::emulated::Emulated;
 
     /// The units of all formats with the shared memory of compute capability 9.0: up to 64 rows are a part.
     #[test]
     fn stages_fit() {
-        let device = DeviceInfo {
-            ordinal: 0,
-            name: "an H100".into(),
-            compute_capability: (9, 0),
-            multiprocessors: 132,
-            total_memory: 80 << 30,
-            l2_cache: 50 << 20,
-            shared_memory_per_block: 227 << 10,
-            driver_version: (13, 0),
-        };
+        let device = Emulated::info();
         for (cols, bytes) in [(128, 1152), (128, 1408), (128, 2176), (256, 2304), (256, 2816), (256, 3360)] {
             for n in [9, 16, 17, 64, 65, 128, 200] {
-                let plan = Plan::new(&device, UnitShape { cols, bytes }, n, 100).unwrap();
+                let plan = HalvesPlan::new(&device, UnitShape { cols, bytes }, n, 100).unwrap();
                 assert!(8 * plan.groups * plan.parts >= n, "{n} rows: {plan:?}");
                 assert!(n > 64 || plan.parts == 1, "{n} rows: {plan:?}");
                 let bytes = shared_bytes(plan.stages, cols, bytes, plan.groups) as usize;

@@ -24,6 +24,7 @@ const MAX_SLICE_COLS: u32 = 5120;
 const MAX_SLICES: u32 = 16;
 /// The most groups of blocks of a projection.
 const MAX_GROUPS: u32 = 1024;
+const _: () = assert!(MAX_GROUPS as usize <= MAX_COUNTERS);
 
 /// The launch of a kernel that streams tiles of units.
 pub(in super::super) struct Stream {
@@ -102,7 +103,7 @@ impl Slices {
     pub fn new(device: &Rc<Device>) -> Result<Self> {
         Ok(Self {
             partial: DeviceBuffer::zeroed(device, 1)?,
-            counters: DeviceBuffer::zeroed(device, (MAX_GROUPS as usize).max(MAX_COUNTERS))?,
+            counters: DeviceBuffer::zeroed(device, MAX_COUNTERS)?,
         })
     }
 
