@@ -7,14 +7,8 @@
 # unless QERNEL names one.
 set -euo pipefail
 cd "$(dirname "$0")"
+source ../../tests/environment.sh
 environment=${QERNEL_ROUTER_ENV:-${XDG_CACHE_HOME:-$HOME/.cache}/qernel-router}
-if ! cmp --silent requirements.txt "$environment/requirements.txt"; then
-    python3 -m venv --clear "$environment"
-    "$environment/bin/pip" install --quiet --disable-pip-version-check --no-deps --requirement requirements.txt
-    cp requirements.txt "$environment"
-fi
-if [ -z "${QERNEL:-}" ]; then
-    cargo build --release --locked --quiet
-    QERNEL=$(realpath ../../target/release/qernel)
-fi
+environment requirements.txt "$environment"
+QERNEL=$(program ../..)
 QERNEL=$QERNEL "$environment/bin/python" router_test.py

@@ -16,21 +16,16 @@
 # Makes environments in target/clients/ of the versions in requirements/ and npm/package-lock.json.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+source tests/environment.sh
 work=target/clients
 mkdir -p "$work"
 names=("$@")
 [ $# -gt 0 ] || names=(openai anthropic agent page schemathesis litellm langchain instructor pydantic_ai llm npm_openai npm_ai)
 
-# The folder of a Python environment, made where its requirements have changed. Each client has its own: they ask for different versions of
-# OpenAI's.
-environment() {
-    local folder=$work/$1 requirements=tests/clients/requirements/$1.txt
-    if ! cmp --silent "$requirements" "$folder/requirements.txt"; then
-        python3 -m venv --clear "$folder"
-        "$folder/bin/pip" install --quiet --disable-pip-version-check --no-deps --requirement "$requirements" >&2
-        cp "$requirements" "$folder"
-    fi
-    echo "$folder"
+# The folder of a client's Python environment. Each has its own: they ask for different versions of OpenAI's.
+environment_of() {
+    environment "tests/clients/requirements/$1.txt" "$work/$1"
+    echo "$work/$1"
 }
 
 # The folder of the JavaScript clients with their packages.
@@ -47,7 +42,7 @@ packages() {
 
 cargo build --release --locked --quiet
 # The haiku model with a template that has a place for tools; without tools it says what the embedded one says.
-base_environment=$(environment openai)
+base_environment=$(environment_of openai)
 "$base_environment/bin/gguf-new-metadata" --force --chat-template-file tests/data/tools.jinja models/haiku/haiku.gguf \
     "$work/haiku.gguf" 2> "$work/haiku.log" > /dev/null || { cat "$work/haiku.log" >&2; exit 1; }
 key=sesame
@@ -64,7 +59,7 @@ for name in "${names[@]}"; do
     case $name in
     openai) "$base_environment/bin/python" tests/clients/openai_client.py "$base" $key ;;
     agent)
-        folder=$(environment mini_swe_agent)
+        folder=$(environment_of mini_swe_agent)
         "$base_environment/bin/python" tests/clients/agent.py target/release/qernel "$folder/bin/mini" "$work"
         ;;
     page) "$base_environment/bin/python" tests/clients/page.py "$base" $key "$work" ;;
@@ -74,11 +69,11 @@ for name in "${names[@]}"; do
             --max-examples "${EXAMPLES:-60}"
         ;;
     anthropic | litellm | langchain | instructor | pydantic_ai)
-        folder=$(environment "$name")
+        folder=$(environment_of "$name")
         "$folder/bin/python" "tests/clients/${name}_client.py" "$base" $key
         ;;
     llm)
-        folder=$(environment llm)
+        folder=$(environment_of llm)
         tests/clients/llm_client.sh "$base" $key "$folder"
         ;;
     npm_openai | npm_ai)

@@ -32,6 +32,11 @@ TEMPLATE = """\
 """
 
 
+# Characters of a piece, at least; and tokens of the context.
+PIECE = 8
+CONTEXT = 32768
+
+
 def call(name, **arguments):
     """A call as the template shows it."""
     return f"\n<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
@@ -44,8 +49,8 @@ def byte_alphabet():
     return {byte: chr(byte) for byte in plain} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
-def write(path, script, piece=8, context=32768):
-    """Writes the model whose answers are the texts of `script`, in pieces of so many characters or more."""
+def write(path, script):
+    """Writes the model whose answers are the texts of `script`, in pieces of `PIECE` characters or more."""
     letters = byte_alphabet()
     # GPT-2's order of bytes; then what has a meaning of its own; then the pieces.
     tokens, types = list(letters.values()), [gguf.TokenType.NORMAL] * 256
@@ -63,11 +68,11 @@ def write(path, script, piece=8, context=32768):
         types.append(gguf.TokenType.CONTROL)
         while text:
             # No two tokens have the same text: a piece is as long as it takes.
-            length = piece
+            length = PIECE
             while length < len(text) and encoded(text[:length]) in tokens:
                 length += 1
             # Calls end alike: what ends them is no piece by itself.
-            length = length if len(text) - length >= 4 * piece else len(text)
+            length = length if len(text) - length >= 4 * PIECE else len(text)
             follows[before] = before = len(tokens)
             tokens.append(encoded(text[:length]))
             types.append(gguf.TokenType.NORMAL)
@@ -85,7 +90,7 @@ def write(path, script, piece=8, context=32768):
 
     writer = gguf.GGUFWriter(path, "qwen2")
     writer.add_name("scripted")
-    writer.add_context_length(context)
+    writer.add_context_length(CONTEXT)
     writer.add_embedding_length(width)
     writer.add_block_count(1)
     writer.add_feed_forward_length(64)
