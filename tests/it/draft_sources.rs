@@ -1,38 +1,18 @@
 //! Drafts by n-grams and by another model: answers are those without, token by token, whatever drafts; sampling keeps its distribution; a
 //! model that agrees is believed; what it has taken in goes with pages; vocabularies that differ are refused.
 
-use qernel::batch::{Batch, BatchLimits, LogitRows, SequenceRows};
-use qernel::config::Config;
-use qernel::cpu::CpuOps;
-use qernel::dtype::Dtype;
-use qernel::engine::{
-    DraftSource, Engine, EngineConfig, Event, NgramKind, NgramOptions, Request, Speculative, Timings,
-};
-use qernel::formats::MatrixFormat;
-use qernel::kv_layout::pages_for;
-use qernel::load::{DeviceChoice, DraftChoice, LoadedModel, RunnerOptions, kv_layout};
-use qernel::model::{ModelRunner, Runner};
-use qernel::ops::OpsConfig;
+use crate::drafts::{self, answers, runner_of, sum};
+use qernel::batch::{Batch, LogitRows, SequenceRows};
+use qernel::config::{Config, DraftTensors};
+use qernel::engine::{DraftSource, Engine, EngineConfig, NgramKind, NgramOptions, Request, Speculative};
+use qernel::load::{DeviceChoice, DraftChoice, LoadedModel, RunnerOptions};
+use qernel::model::Runner;
 use qernel::sampler::SamplingParams;
-use qernel::scheduler::SequenceId;
 use qernel::testing::{Random, TinyModel};
-use qernel::weights::Weights;
 use std::collections::BTreeMap;
 
-const MAX_MODEL_LEN: usize = 200;
-
 fn model(architecture: &'static str) -> TinyModel {
-    TinyModel {
-        architecture,
-        format: MatrixFormat::F32,
-        hidden_size: 64,
-        intermediate_size: 96,
-        num_hidden_layers: 4,
-        num_attention_heads: 2,
-        num_key_value_heads: 1,
-        head_dim: 32,
-        ..TinyModel::default()
-    }
+    TinyModel { draft: None, ..drafts::model(architecture, DraftTensors::default()) }
 }
 
 /// How many drafts, sequences and pages there is room for.
@@ -46,18 +26,8 @@ struct Room {
 fn runner(model: &TinyModel, room: Room, checkpoints: usize) -> Box<dyn Runner> {
     let gguf = model.gguf();
     let config = Config::from_gguf(&gguf).unwrap();
-    let weights = Weights::from_gguf(&gguf, &config).unwrap();
-    let limits = BatchLimits {
-        max_num_tokens: 40,
-        max_num_sequences: room.sequences,
-        max_num_logits: room.sequences * (1 + room.drafts),
-        max_blocks: pages_for(MAX_MODEL_LEN),
-    };
-    let ops_config = OpsConfig::new(&config, MAX_MODEL_LEN, limits);
-    let layout = kv_layout(&config, Dtype::F32, room.pages).unwrap();
-    let ops = CpuOps::new(&ops_config).unwrap();
-    let runner = ModelRunner::new(ops, &weights, &config, &ops_config, layout, &mut |_, _| ()).unwrap();
-    Box::new(runner.with_drafts(room.drafts).with_checkpoints(checkpoints).unwrap())
+    let Room { drafts, sequences, pages } = room;
+    runner_of(&gguf, &config, [drafts, sequences, pages, checkpoints])
 }
 
 /// What drafts in a test.
@@ -101,30 +71,6 @@ fn requests(count: usize) -> Vec<Request> {
     let first: Vec<Request> = (0..count).map(request).collect();
     let second = first.iter().step_by(6).map(|request| Request { index: 1, ..request.clone() });
     first.iter().cloned().chain(second).collect()
-}
-
-fn sum(timings: &[Timings], of: fn(&Timings) -> usize) -> usize {
-    timings.iter().map(of).sum()
-}
-
-/// The tokens of all answers, and what they cost.
-fn answers(engine: &mut Engine, requests: &[Request]) -> (Vec<Vec<u32>>, Vec<Timings>) {
-    let (mut tokens, mut ends) = (BTreeMap::<SequenceId, Vec<u32>>::new(), BTreeMap::new());
-    for request in requests {
-        engine.submit(request.clone()).unwrap();
-    }
-    while engine.has_work() {
-        for event in engine.step().unwrap() {
-            match event {
-                Event::Token { id, token, .. } => tokens.entry(id).or_default().push(token),
-                Event::Finished { id, timings, .. } => {
-                    ends.insert(id, timings);
-                }
-            }
-        }
-    }
-    assert_eq!(engine.pool().num_used(), 0);
-    (tokens.into_values().collect(), ends.into_values().collect())
 }
 
 /// Of one sequence at a time, of several, and of more than there are pages for.

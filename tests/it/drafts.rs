@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 
 const MAX_MODEL_LEN: usize = 200;
 
-fn model(architecture: &'static str, tensors: DraftTensors) -> TinyModel {
+pub fn model(architecture: &'static str, tensors: DraftTensors) -> TinyModel {
     TinyModel {
         architecture,
         format: MatrixFormat::F32,
@@ -40,18 +40,27 @@ fn runner(model: &TinyModel, drafts: usize, max_num_sequences: usize) -> Box<dyn
     let gguf = model.gguf();
     let config = Config::from_gguf(&gguf).unwrap();
     let config = if drafts > 0 { config.with_draft(&gguf).unwrap() } else { config };
-    let weights = Weights::from_gguf(&gguf, &config).unwrap();
+    runner_of(&gguf, &config, [drafts, max_num_sequences, 24, 4])
+}
+
+/// A runner on the CPU with room for so many drafts at a time, sequences, pages and copies of states.
+pub fn runner_of(
+    gguf: &Gguf,
+    config: &Config,
+    [drafts, max_num_sequences, pages, checkpoints]: [usize; 4],
+) -> Box<dyn Runner> {
+    let weights = Weights::from_gguf(gguf, config).unwrap();
     let limits = BatchLimits {
         max_num_tokens: 40,
         max_num_sequences,
         max_num_logits: max_num_sequences * (1 + drafts),
         max_blocks: pages_for(MAX_MODEL_LEN),
     };
-    let ops_config = OpsConfig::new(&config, MAX_MODEL_LEN, limits);
-    let layout = kv_layout(&config, Dtype::F32, 24).unwrap();
+    let ops_config = OpsConfig::new(config, MAX_MODEL_LEN, limits);
+    let layout = kv_layout(config, Dtype::F32, pages).unwrap();
     let ops = CpuOps::new(&ops_config).unwrap();
-    let runner = ModelRunner::new(ops, &weights, &config, &ops_config, layout, &mut |_, _| ()).unwrap();
-    Box::new(runner.with_drafts(drafts).with_checkpoints(4).unwrap())
+    let runner = ModelRunner::new(ops, &weights, config, &ops_config, layout, &mut |_, _| ()).unwrap();
+    Box::new(runner.with_drafts(drafts).with_checkpoints(checkpoints).unwrap())
 }
 
 fn engine(model: &TinyModel, drafts: usize, max_num_sequences: usize) -> Engine {
@@ -77,7 +86,12 @@ fn requests() -> Vec<Request> {
     (0..50).map(request).collect()
 }
 
-fn answers(engine: &mut Engine, requests: &[Request]) -> (Vec<Vec<u32>>, Vec<Timings>) {
+pub fn sum(timings: &[Timings], of: fn(&Timings) -> usize) -> usize {
+    timings.iter().map(of).sum()
+}
+
+/// The tokens of all answers, and what they cost.
+pub fn answers(engine: &mut Engine, requests: &[Request]) -> (Vec<Vec<u32>>, Vec<Timings>) {
     let (mut tokens, mut ends) = (BTreeMap::<_, Vec<u32>>::new(), BTreeMap::new());
     for request in requests {
         engine.submit(request.clone()).unwrap();
@@ -115,7 +129,7 @@ fn same_answers(model: &TinyModel, requests: &[Request], ways: &[(usize, usize)]
     for &(drafts, max_num_sequences) in ways {
         let (found, timings) = answers(&mut engine(model, drafts, max_num_sequences), requests);
         assert!(found == expected, "{} with {drafts} drafts", model.architecture);
-        let drafted: usize = timings.iter().map(|timings| timings.draft_tokens).sum();
+        let drafted = sum(&timings, |of| of.draft_tokens);
         assert!(drafted > 50, "{drafted}");
         assert!(timings.iter().step_by(7).all(|timings| timings.draft_tokens == 0), "{timings:?}");
     }
@@ -131,11 +145,11 @@ fn a_block_that_agrees_is_believed() {
     let mut engine = engine(&model, 3, 4);
     let (found, timings) = answers(&mut engine, &requests);
     assert!(found == expected);
-    let sum = |of: fn(&Timings) -> usize| timings.iter().map(of).sum::<usize>();
-    let (drafted, accepted) = (sum(|of| of.draft_tokens), sum(|of| of.accepted_draft_tokens));
+    let drafted = sum(&timings, |of| of.draft_tokens);
+    let accepted = sum(&timings, |of| of.accepted_draft_tokens);
     // Those that are drawn with a temperature are drafted with the same numbers: they agree too.
     assert!(100 * accepted >= 99 * drafted && drafted > 500, "{accepted} of {drafted}");
-    let made = sum(|of| of.decode_tokens);
+    let made = sum(&timings, |of| of.decode_tokens);
     assert!(2 * accepted > made, "{accepted} of {made} tokens were drafted");
 }
 
