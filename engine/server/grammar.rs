@@ -6,7 +6,6 @@ use super::annotations;
 use super::error::ApiError;
 use super::gbnf;
 use super::schema::Budget;
-use super::work::GRAMMAR_STACK;
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::{Matcher, ParserFactory};
 use qernel_core::engine::TokenConstraint;
@@ -46,21 +45,7 @@ impl Grammars {
     /// # Errors
     /// [`Error::Tokenizer`] where no token ends an answer, or the vocabulary is not fit.
     pub fn new(tokenizer: &Tokenizer) -> Result<Self> {
-        let ends = tokenizer.end_of_generation();
-        let Some(&end) = ends.first() else {
-            return Err(Error::Tokenizer("no token of the vocabulary ends an answer".into()));
-        };
-        let info = TokRxInfo {
-            vocab_size: tokenizer.vocab_size() as u32,
-            tok_eos: end,
-            tok_bos: None,
-            tok_pad: None,
-            tok_unk: None,
-            tok_end_of_turn: None,
-        };
-        let words: Vec<Vec<u8>> = (0..info.vocab_size).map(|id| word(tokenizer, id)).collect();
-        let trie = TokTrie::from(&info, &words).with_eos_tokens(ends);
-        let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
+        let environment = environment(tokenizer)?;
         let mut factory = ParserFactory::new_simple(&environment).map_err(fault)?;
         factory.quiet();
         // What it takes to come to a grammar is bounded by its schema's weight (see `schema`); these bound the grammar, what its
@@ -98,13 +83,8 @@ impl Grammars {
     /// # Errors
     /// 400 where it is malformed, uses what is not supported, or is too large.
     pub fn gbnf(&self, source: &str) -> Result<Grammar, ApiError> {
-        self.of_gbnf(source).map_err(|error| ApiError::field("grammar", format!("grammar: {error}")))
-    }
-
-    fn of_gbnf(&self, source: &str) -> Result<Grammar, String> {
-        let automaton = Box::new(gbnf::automaton(source)?);
-        let form = Form::Gbnf(automaton, Arc::clone(&self.environment));
-        Ok(Grammar { form, param: "grammar" })
+        of_gbnf(&self.environment, source)
+            .map_err(|error| ApiError::field("grammar", format!("grammar: {error}")))
     }
 
     fn compile(&self, param: &'static str, grammar: TopLevelGrammar) -> Result<Grammar, String> {
@@ -133,6 +113,33 @@ pub fn with_options(param: &str, schema: Map<String, Value>, budget: &mut Budget
     Ok(schema)
 }
 
+/// # Errors
+/// [`Error::Tokenizer`] where no token ends an answer.
+fn environment(tokenizer: &Tokenizer) -> Result<TokEnv> {
+    let ends = tokenizer.end_of_generation();
+    let Some(&end) = ends.first() else {
+        return Err(Error::Tokenizer("no token of the vocabulary ends an answer".into()));
+    };
+    let info = TokRxInfo {
+        vocab_size: tokenizer.vocab_size() as u32,
+        tok_eos: end,
+        tok_bos: None,
+        tok_pad: None,
+        tok_unk: None,
+        tok_end_of_turn: None,
+    };
+    let words: Vec<Vec<u8>> = (0..info.vocab_size).map(|id| word(tokenizer, id)).collect();
+    let trie = TokTrie::from(&info, &words).with_eos_tokens(ends);
+    Ok(Arc::new(ApproximateTokEnv::new(trie)))
+}
+
+/// The tokens that may come first are found at once, for all answers: a clone begins with them. What stands in the way is told when an answer is made.
+fn of_gbnf(environment: &TokEnv, source: &str) -> Result<Grammar, String> {
+    let mut automaton = gbnf::automaton(source)?;
+    let _ = automaton.allowed(environment.tok_trie());
+    Ok(Grammar { form: Form::Gbnf(Box::new(automaton), Arc::clone(environment)), param: "grammar" })
+}
+
 /// The bytes of a token; special ones are marked, so that no text can be made of them.
 fn word(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
     let bytes = tokenizer.token_bytes(id).unwrap_or_default();
@@ -146,19 +153,10 @@ fn word(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
 /// What a grammar of llama.cpp's form allows, outside a server.
 ///
 /// # Errors
-/// [`Error::Request`] where the grammar cannot be used, with the line and what was expected; [`Error::Tokenizer`] where the vocabulary is not
-/// fit.
+/// [`Error::Request`] where the grammar cannot be used, with the line and what was expected; [`Error::Tokenizer`] where no token ends
+/// an answer.
 pub fn gbnf_grammar(tokenizer: &Tokenizer, source: &str) -> Result<Grammar> {
-    let grammars = Grammars::new(tokenizer)?;
-    let compile = || grammars.of_gbnf(source);
-    // As for requests (`work`): a grammar may need a deep stack.
-    let compiled = std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("grammar".into()).stack_size(GRAMMAR_STACK);
-        let thread =
-            thread.spawn_scoped(scope, compile).map_err(|error| Error::Request(error.to_string()))?;
-        thread.join().map_err(|_| Error::Request("the grammar could not be compiled".into()))
-    })?;
-    compiled.map_err(|error| Error::Request(format!("grammar: {error}")))
+    of_gbnf(&environment(tokenizer)?, source).map_err(|error| Error::Request(format!("grammar: {error}")))
 }
 
 impl TokenConstraint for Grammar {
@@ -166,7 +164,7 @@ impl TokenConstraint for Grammar {
         match &mut self.form {
             Form::Guidance(matcher) => {
                 let mask = matcher.compute_mask_or_eos().map_err(fault)?;
-                Ok(TokenMask::from_words(mask.as_slice().to_vec()))
+                Ok(TokenMask::from_words(mask.into()))
             }
             Form::Gbnf(automaton, environment) => {
                 let trie = environment.tok_trie();

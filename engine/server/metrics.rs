@@ -140,6 +140,10 @@ impl Default for Metrics {
     }
 }
 
+fn count(gauge: &Gauge) -> usize {
+    usize::try_from(gauge.get()).unwrap_or(0)
+}
+
 fn add<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: &M) {
     registry.register(name, help, metric.clone());
 }
@@ -173,17 +177,17 @@ impl Metrics {
 
     /// Sequences in the batch.
     pub fn running(&self) -> usize {
-        usize::try_from(self.running.get()).unwrap_or(0)
+        count(&self.running)
     }
 
     /// Sequences that wait for a place in the batch.
     pub fn waiting(&self) -> usize {
-        usize::try_from(self.waiting.get()).unwrap_or(0)
+        count(&self.waiting)
     }
 
     /// Pages that hold a sequence.
     pub fn used_pages(&self) -> usize {
-        usize::try_from(self.used_pages.get()).unwrap_or(0)
+        count(&self.used_pages)
     }
 
     /// The first token of a sequence.

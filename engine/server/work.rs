@@ -16,7 +16,7 @@ pub const TEXT_THREADS: usize = PROMPT_THREADS + TOKENIZE_THREADS;
 const GRAMMAR_THREADS: usize = 2;
 /// llguidance recurses for each property and reference. The largest schema that is let through needs about a fifth of it;
 /// pages that are not touched take no memory.
-pub const GRAMMAR_STACK: usize = 256 << 20;
+const GRAMMAR_STACK: usize = 256 << 20;
 /// Requests without a sequence (`/tokenize`) that may wait for a turn.
 const MAX_WAITING: usize = 64;
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use toktrie::{Recognizer, TokTrie};
 
 /// What a frame or a state consists of: places, each with what its rule returns to.
-type Pairs = Box<[(Place, u32)]>;
+type Pairs = Arc<[(Place, u32)]>;
 
 /// The frame of the root, which returns nowhere.
 const BOTTOM: u32 = 0;
@@ -79,6 +79,9 @@ impl Clone for Automaton {
         items.iter_mut().for_each(|(_, frame)| *frame = numbers[*frame as usize]);
         items.sort_unstable();
         clone.state = clone.state_of(items, *accepts);
+        if let Some(mask) = self.masks.get(&self.state) {
+            clone.masks.insert(clone.state, Arc::clone(mask));
+        }
         clone
     }
 }
@@ -94,10 +97,10 @@ impl Automaton {
     }
 
     fn empty(network: &Arc<Network>) -> Self {
-        let nowhere = State { items: Box::new([]), accepts: false, next: Box::new([]) };
+        let nowhere = State { items: Pairs::default(), accepts: false, next: Box::new([]) };
         Self {
             network: Arc::clone(network),
-            frames: vec![Box::new([])],
+            frames: vec![Pairs::default()],
             frame_numbers: HashMap::new(),
             states: vec![nowhere],
             state_numbers: HashMap::from([((Pairs::default(), false), NOWHERE)]),
@@ -153,7 +156,7 @@ impl Automaton {
         if let Some(fault) = walk.fault {
             return Err(fault);
         }
-        let mask = Arc::new(tokens.as_slice().to_vec());
+        let mask = Arc::new(Vec::from(tokens));
         if self.masks.len() == MAX_MASKS {
             self.masks.clear();
         }
@@ -172,9 +175,7 @@ impl Automaton {
             return Ok(next[class]);
         }
         let follow = |&(place, frame): &(Place, u32)| match self.network.step(place) {
-            Some(Step::Byte { first, last, next }) if (*first..=*last).contains(&byte) => {
-                Some((*next, frame))
-            }
+            Step::Byte { first, last, next } if (*first..=*last).contains(&byte) => Some((*next, frame)),
             _ => None,
         };
         let open: Vec<_> = items.iter().filter_map(follow).collect();
@@ -269,10 +270,10 @@ impl Found<'_> {
     /// Goes on from a place that is no end.
     fn step(&mut self, place: Place, frame: u32, frames: &[Pairs]) {
         match self.network.step(place) {
-            None | Some(Step::Return) => (),
-            Some(Step::Byte { .. }) => self.items.push((place, frame)),
-            Some(Step::Either(places)) => self.open.extend(places.iter().map(|&place| (place, frame))),
-            Some(&Step::Call { rule, next, skips }) => {
+            Step::Return => (),
+            Step::Byte { .. } => self.items.push((place, frame)),
+            Step::Either(places) => self.open.extend(places.iter().map(|&place| (place, frame))),
+            &Step::Call { rule, next, skips } => {
                 let returns = self.calls.entry((self.network.rank(rule), rule)).or_default();
                 if next == RETURN && frame != BOTTOM {
                     returns.extend(frames[frame as usize].iter());

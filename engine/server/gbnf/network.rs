@@ -6,6 +6,7 @@
 
 use super::beginnings::{alive, begins, empty_rules, groups};
 use super::{Grammar, Node};
+use regex_syntax::hir::{ClassUnicode, ClassUnicodeRange};
 use regex_syntax::utf8::{Utf8Range, Utf8Sequences};
 use std::collections::HashMap;
 
@@ -34,9 +35,8 @@ pub(super) enum Step {
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Network {
+    /// What stands at a place: nothing may come next where nothing can come of it, neither a byte and again something nor the end of the rule.
     steps: Vec<Step>,
-    /// Whether anything can come of a place: a byte and again something, or the end of the rule.
-    is_alive: Vec<bool>,
     /// Where rules begin; those that are never called begin nowhere.
     starts: Vec<Place>,
     /// Rules that may be empty.
@@ -70,18 +70,21 @@ impl Network {
         network.write()?;
         let nowhere = network.steps.push(Step::Either(Vec::new()))?;
         let starts: Vec<Place> = network.new_starts.iter().map(|start| start.unwrap_or(nowhere)).collect();
-        let steps = network.steps.steps;
+        let mut steps = network.steps.steps;
         let is_alive = alive(&steps, &starts, &is_empty);
         if !is_alive[starts[grammar.root] as usize] && !is_empty[grammar.root] {
             return Err("it allows no answer: `root` comes neither to a character nor to its end".to_owned());
         }
         let classes = classes(&steps);
-        Ok(Self { steps, is_alive, starts, is_empty, ranks, classes, root: grammar.root as u32 })
+        for (step, _) in steps.iter_mut().zip(&is_alive).filter(|(_, is_alive)| !**is_alive) {
+            *step = Step::Either(Vec::new());
+        }
+        Ok(Self { steps, starts, is_empty, ranks, classes, root: grammar.root as u32 })
     }
 
-    /// What stands at a place; nothing where nothing can come of it.
-    pub(super) fn step(&self, place: Place) -> Option<&Step> {
-        self.is_alive[place as usize].then(|| &self.steps[place as usize])
+    /// What stands at a place.
+    pub(super) fn step(&self, place: Place) -> &Step {
+        &self.steps[place as usize]
     }
 
     /// Where a rule begins.
@@ -192,31 +195,16 @@ impl Builder {
 
 /// The characters of a class, as ranges that do not touch.
 fn class(is_negated: bool, ranges: &[(char, char)]) -> Vec<(char, char)> {
-    let mut sorted = ranges.to_vec();
-    sorted.sort_unstable();
-    let mut joined: Vec<(u32, u32)> = Vec::new();
-    for (first, last) in sorted.into_iter().map(|(first, last)| (u32::from(first), u32::from(last))) {
-        match joined.last_mut().filter(|(_, end)| first <= *end + 1) {
-            Some((_, end)) => *end = last.max(*end),
-            None => joined.push((first, last)),
-        }
-    }
+    let of = |ranges: &[(char, char)]| {
+        ClassUnicode::new(ranges.iter().map(|&(first, last)| ClassUnicodeRange::new(first, last)))
+    };
+    let mut class = of(ranges);
     if is_negated {
-        let mut rest = Vec::new();
-        let mut begin = 0;
-        for (first, last) in joined {
-            rest.extend(first.checked_sub(1).filter(|end| begin <= *end).map(|end| (begin, end)));
-            begin = last + 1;
-        }
-        let end = u32::from(char::MAX);
-        rest.extend((begin <= end).then_some((begin, end)));
-        joined = rest;
+        let mut rest = of(&[('\0', char::MAX)]);
+        rest.difference(&class);
+        class = rest;
     }
-    // Between the surrogates there are no characters.
-    let first_from = |code: u32| char::from_u32(code).unwrap_or('\u{e000}');
-    let last_to = |code: u32| char::from_u32(code).unwrap_or('\u{d7ff}');
-    let ranges = joined.into_iter().map(|(first, last)| (first_from(first), last_to(last)));
-    ranges.filter(|(first, last)| first <= last).collect()
+    class.iter().map(|range| (range.start(), range.end())).collect()
 }
 
 /// Writes the rules that are called anew.
