@@ -17,7 +17,7 @@ fn main() -> ExitCode {
     println!("cargo:rerun-if-changed=../../build.rs");
     println!("cargo:rerun-if-changed=delta.rs");
     let out_dir = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    match compile(&out_dir) {
+    match compile() {
         Ok([first, second]) => {
             pack(&out_dir, &first, &second);
             ExitCode::SUCCESS
@@ -31,14 +31,11 @@ fn main() -> ExitCode {
 
 /// The PTX for sm_80, which every later device runs, and for Hopper alone, with source lines for `lab ptx`. The kernels are compiled
 /// once, for Hopper: their instructions are the same for both, but for those that only Hopper has.
-fn compile(out_dir: &Path) -> Result<[String; 2], String> {
-    let path = out_dir.join("gpu-kernels.sm_90a.ptx");
+fn compile() -> Result<[String; 2], String> {
     let builder = CudaBuilder::new("../../gpu-kernels").arch(NvvmArch::Compute90a).generate_line_info(true);
-    builder.copy_to(&path).build().map_err(|error| error.to_string())?;
-    let hopper = fs::read_to_string(path).expect("the builder wrote it");
-    let all = for_sm_80(&hopper)?;
-    fs::write(out_dir.join("gpu-kernels.sm_80.ptx"), &all).map_err(|error| error.to_string())?;
-    Ok([all, hopper])
+    let file = builder.build().map_err(|error| error.to_string())?;
+    let hopper = fs::read_to_string(file.path).expect("the builder wrote it");
+    Ok([for_sm_80(&hopper)?, hopper])
 }
 
 /// Writes the files that `lib.rs` embeds.

@@ -421,6 +421,13 @@ fn byte_characters() -> Vec<char> {
     own.chain((0x100..).map_while(char::from_u32)).take(256).collect()
 }
 
+/// SplitMix64's output function: numbers that are near become numbers that are not.
+pub fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
 /// A stream of values with mean 0 and variance 1, the same on every machine: SplitMix64 (Steele, Lea and Flood 2014),
 /// four 16-bit uniforms of each output added up.
 #[derive(Clone, Debug)]
@@ -439,10 +446,7 @@ impl Random {
     /// Uniform over all 64-bit integers.
     pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        mix(self.0)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Random numbers of a seed, and what became of many.
 
+use qernel::testing::mix;
 use std::collections::BTreeMap;
 
 /// Numbers in classes a hundredth wide.
@@ -11,10 +12,10 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    pub fn add(&mut self, value: f64, times: u64) {
-        *self.classes.entry((value.max(1e-9).ln() * 100.0).round() as i32).or_default() += times;
-        self.count += times;
-        self.sum += value * times as f64;
+    pub fn add(&mut self, value: f64) {
+        *self.classes.entry((value.max(1e-9).ln() * 100.0).round() as i32).or_default() += 1;
+        self.count += 1;
+        self.sum += value;
     }
 
     #[cfg(test)]
@@ -58,11 +59,4 @@ impl Random {
     pub fn geometric(&mut self, mean: f64) -> u32 {
         if mean <= 1.0 { 1 } else { (self.unit().ln() / (1.0 - 1.0 / mean).ln()).ceil().max(1.0) as u32 }
     }
-}
-
-/// Its output function: numbers that are near become numbers that are not.
-pub fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }

@@ -3,8 +3,9 @@
 //! A step of a GPU is one batch, as the engine's: a token for each sequence that answers, and prompt tokens up to a chunk. Everything
 //! follows from the seed.
 
-use crate::numbers::{Histogram, Random, mix};
+use crate::numbers::{Histogram, Random};
 use crate::scenario::{Routing, Scenario};
+use qernel::testing::mix;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 
@@ -329,7 +330,7 @@ impl Fleet<'_> {
         let known = (here + fetched).min(sequence.prompt - 1);
         sequence.prompt_left = sequence.prompt - known;
         if self.counts() {
-            self.outcome.wait.add(self.now - sequence.arrival, 1);
+            self.outcome.wait.add(self.now - sequence.arrival);
             self.outcome.prompt_tokens += u64::from(sequence.prompt);
             self.outcome.hit_tokens += u64::from(known);
             self.outcome.fetched_tokens += u64::from(fetched);
@@ -388,9 +389,9 @@ impl Fleet<'_> {
             if counts {
                 self.outcome.answer_tokens += 1;
                 if was_prompt {
-                    self.outcome.first_token.add(now - sequence.arrival, 1);
+                    self.outcome.first_token.add(now - sequence.arrival);
                 } else {
-                    self.outcome.next_token.add(now - sequence.last_token, 1);
+                    self.outcome.next_token.add(now - sequence.last_token);
                 }
             }
             sequence.last_token = now;
@@ -418,7 +419,7 @@ impl Fleet<'_> {
     fn turn_end(&mut self, sequence: &Sequence) {
         self.open -= 1;
         if self.counts() {
-            self.outcome.turn.add(self.now - sequence.arrival, 1);
+            self.outcome.turn.add(self.now - sequence.arrival);
         }
         let workload = &self.scenario.workload;
         let conversation = &mut self.conversations[sequence.conversation as usize];
