@@ -135,7 +135,6 @@ struct Session<'a> {
 
 impl Session<'_> {
     fn run(&self, engine: &mut Engine, sampling: SamplingParams, tests: &[Test]) -> Result<Vec<Row>> {
-        let engine_drafts = engine.max_drafts() > 0;
         let mut bench = Bench::new(engine, sampling);
         let (mut fitting, mut obstacles) = (Vec::new(), Vec::new());
         for test in tests {
@@ -160,7 +159,7 @@ impl Session<'_> {
             let warm_up = usize::from(!self.args.no_warmup);
             let samples = bench.run(test, warm_up, self.args.repetitions as usize)?;
             let mut row = Row::new(self.facts, test, &samples);
-            if engine_drafts && row.acceptance.is_some() {
+            if row.acceptance.is_some() {
                 bench.set_drafts(false);
                 let plain = bench.run(test, warm_up, self.args.repetitions as usize)?;
                 bench.set_drafts(true);

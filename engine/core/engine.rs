@@ -224,8 +224,8 @@ impl Engine {
         let constraint = constraint.transpose()?;
         let id = SequenceId(self.next_id);
         self.next_id += 1;
-        let prompt = std::mem::take(&mut request.prompt);
-        let stop = std::mem::take(&mut request.stop);
+        request.speculative = request.speculative.or(self.speculative);
+        let (prompt, stop) = (std::mem::take(&mut request.prompt), std::mem::take(&mut request.stop));
         let text = match &self.tokenizer {
             Some(tokenizer) if request.text || !stop.is_empty() => {
                 Some(TextStream::new(Arc::clone(tokenizer), stop, request.thoughts.take(), request.text))

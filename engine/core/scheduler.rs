@@ -139,10 +139,15 @@ impl Scheduler {
 
     /// A sequence that waits or runs.
     pub fn sequence(&self, id: SequenceId) -> Option<&Sequence> {
-        match self.running.binary_search_by_key(&id, |sequence| sequence.id) {
-            Ok(i) => Some(&self.running[i]),
-            Err(_) => self.waiting.iter().find(|sequence| sequence.id == id),
+        match self.place_of(id) {
+            Some(i) => Some(&self.running[i]),
+            None => self.waiting.iter().find(|sequence| sequence.id == id),
         }
+    }
+
+    /// Where a sequence is among those that run.
+    fn place_of(&self, id: SequenceId) -> Option<usize> {
+        self.running.binary_search_by_key(&id, |sequence| sequence.id).ok()
     }
 
     /// Chooses the next step; `None` if there is nothing to do. The step is to be computed and then given to
@@ -210,7 +215,7 @@ impl Scheduler {
         let mut sampled_rows = Vec::with_capacity(step.sequences.len());
         let mut rows = Vec::with_capacity(step.sequences.len());
         for (id, sampled_row) in ids().filter(|&(id, _)| continues(id)) {
-            let Ok(i) = self.running.binary_search_by_key(&id, |sequence| sequence.id) else { continue };
+            let Some(i) = self.place_of(id) else { continue };
             let Sequence { tokens, pages, .. } = &mut self.running[i];
             if !pages.grow(tokens.len() + 1, &mut self.pool) {
                 return None; // Pages taken so far are those that the sequences need next anyway.
@@ -281,9 +286,10 @@ impl Scheduler {
     /// If `sampled` has another length.
     pub fn complete(&mut self, step: &Step, sampled: &[u32]) {
         for (scheduled, accepted) in step.sequences.iter().zip(step.accepted(sampled)) {
+            let place = self.place_of(scheduled.id);
             let copy = self.checkpoints.as_mut().zip(scheduled.save);
-            match self.running.binary_search_by_key(&scheduled.id, |sequence| sequence.id) {
-                Ok(i) => {
+            match place {
+                Some(i) => {
                     let sequence = &mut self.running[i];
                     sequence.drafts.clear();
                     sequence.tokens.extend(accepted);
@@ -313,7 +319,7 @@ impl Scheduler {
                         }
                     }
                 }
-                Err(_) => {
+                None => {
                     if let Some((checkpoints, StateCopy { place, .. })) = copy {
                         checkpoints.release(place);
                     }
@@ -324,13 +330,13 @@ impl Scheduler {
 
     /// Ends a sequence and gives its pages back. Returns it, `None` if it neither waits nor runs.
     pub fn finish(&mut self, id: SequenceId) -> Option<Sequence> {
-        let mut sequence = match self.running.binary_search_by_key(&id, |sequence| sequence.id) {
-            Ok(i) => {
+        let mut sequence = match self.place_of(id) {
+            Some(i) => {
                 let sequence = self.running.remove(i);
                 self.free_slots.push(sequence.slot);
                 sequence
             }
-            Err(_) => self.waiting.remove(self.waiting.iter().position(|sequence| sequence.id == id)?)?,
+            None => self.waiting.remove(self.waiting.iter().position(|sequence| sequence.id == id)?)?,
         };
         sequence.give_up_pages(&mut self.pool);
         Some(sequence)

@@ -23,7 +23,7 @@ pub enum DraftChoice {
 }
 
 /// Tokens that one vocabulary may have more than the other: the same vocabulary is padded to different lengths in models of different sizes.
-pub const MOST_PADDING: usize = 256;
+const MOST_PADDING: usize = 256;
 
 /// A model that drafts, read and not loaded.
 pub struct DraftFile {
@@ -66,7 +66,11 @@ impl DraftFile {
         }
         let count = sizes[0].min(sizes[1]) as u32;
         let texts = |id| [&found, expected].map(|tokenizer| tokenizer.token_bytes(id).unwrap_or_default());
-        let Some(id) = (0..count).find(|&id| texts(id)[0] != texts(id)[1]) else { return Ok(()) };
+        let differ = |&id: &u32| {
+            let [found, expected] = texts(id);
+            found != expected
+        };
+        let Some(id) = (0..count).find(differ) else { return Ok(()) };
         let [found, expected] = texts(id).map(String::from_utf8_lossy);
         Err(Error::Request(format!(
             "--model-draft {path}: token {id} of its vocabulary is {found:?}, of the model's {expected:?}: a model that drafts needs the same"

@@ -181,6 +181,8 @@ struct Needs {
     ops_config: OpsConfig,
     workspace: usize,
     slot_bytes: usize,
+    /// K and V of a page.
+    page_bytes: usize,
 }
 
 fn needs(
@@ -204,7 +206,8 @@ fn needs(
     let model = build::plan(config)?;
     let workspace = memory_plan::workspace_bytes(&model, config, &limits, max_model_len, budget.activation);
     let workspace = workspace.saturating_add((budget.extra)(config, &ops_config, budget.matrix, budget.kv));
-    Ok(Needs { ops_config, workspace, slot_bytes: model.state.slot_bytes() })
+    let page_bytes = model.state.pages(budget.kv, 1)?.page_bytes();
+    Ok(Needs { ops_config, workspace, slot_bytes: model.state.slot_bytes(), page_bytes })
 }
 
 fn plan(
@@ -213,7 +216,8 @@ fn plan(
     budget: &MemoryBudget,
     max_model_len: usize,
 ) -> Result<(OpsConfig, Option<OpsConfig>, MemoryPlan)> {
-    let Needs { ops_config, workspace, slot_bytes } = needs(config, options, budget, max_model_len)?;
+    let Needs { ops_config, workspace, slot_bytes, mut page_bytes } =
+        needs(config, options, budget, max_model_len)?;
     // Where sequences draft, the state before is kept of each.
     let num_slots = options.max_num_sequences.saturating_mul(if options.max_drafts > 0 { 2 } else { 1 });
     let (mut draft, mut draft_model) = (None, 0_usize);
@@ -223,9 +227,10 @@ fn plan(
         let needs = needs(config, &options.of_draft_model(rows), budget, max_model_len)?;
         draft_model = (budget.weights.saturating_add(needs.workspace))
             .saturating_add(needs.slot_bytes.saturating_mul(num_slots));
+        page_bytes = page_bytes.saturating_add(needs.page_bytes);
         draft = Some(needs.ops_config);
     }
-    let page_bytes = page_bytes(config, budget)?;
+    let page_bytes = page_bytes.max(1);
     let request = MemoryRequest {
         weights: budget.weights,
         workspace,

@@ -134,30 +134,41 @@ impl LoadedModel {
         };
         let file = Instant::now();
         let mut first_and_last_tensor = None;
-        // The vocabulary is read by another core while the weights go up.
+        let draft_file = draft_file.as_ref();
+        // The vocabulary is read, and that of what drafts compared with it, by another core while the weights go up.
         let (tokenizer, runner) = std::thread::scope(|scope| {
             let tokenizer = std::thread::Builder::new()
-                .spawn_scoped(scope, || (Tokenizer::from_gguf(gguf), Instant::now()))
+                .spawn_scoped(scope, || {
+                    let (tokenizer, vocabulary) = (Tokenizer::from_gguf(gguf), Instant::now());
+                    let fits = match (&tokenizer, draft_file) {
+                        (Ok(tokenizer), Some(file)) => file.expect_vocabulary(tokenizer),
+                        _ => Ok(()),
+                    };
+                    (tokenizer, fits, vocabulary)
+                })
                 .map_err(|error| host_memory::no_thread("reading the vocabulary", error))?;
-            let (model, draft) = (ModelData { weights: &weights, config: &config }, draft_file.as_ref());
-            let runner =
-                open_runners(&model, draft.map(DraftFile::data).as_ref(), options, &mut |loaded, total| {
+            let model = ModelData { weights: &weights, config: &config };
+            let runner = open_runners(
+                &model,
+                draft_file.map(DraftFile::data).as_ref(),
+                options,
+                &mut |loaded, total| {
                     let now = Instant::now();
                     first_and_last_tensor.get_or_insert((now, now)).1 = now;
                     progress(loaded, total);
-                });
+                },
+            );
             Ok((tokenizer.join(), runner))
         })?;
-        let (tokenizer, vocabulary) = tokenizer.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let (tokenizer, fits, vocabulary) =
+            tokenizer.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let (tokenizer, ready) = (tokenizer?, Instant::now());
         let (runner, draft_runner) = runner?;
         let runner = with_finite_logits(runner)?;
-        let drafts = match (&options.drafts, draft_file, draft_runner) {
-            (_, Some(file), Some(runner)) => {
-                file.expect_vocabulary(&tokenizer)?;
-                DraftSource::Model(with_finite_logits(runner)?)
-            }
-            (DraftChoice::Ngram(ngram), ..) => DraftSource::Ngram(*ngram),
+        fits?;
+        let drafts = match (&options.drafts, draft_runner) {
+            (_, Some(runner)) => DraftSource::Model(with_finite_logits(runner)?),
+            (DraftChoice::Ngram(ngram), _) => DraftSource::Ngram(*ngram),
             _ => DraftSource::Mtp,
         };
         let (device, loaded) = first_and_last_tensor.unwrap_or((ready, ready));

@@ -17,7 +17,7 @@ use super::generation::Generation;
 use crate::error::Result;
 use crate::model::Runner;
 use crate::sampler::{Logprobs, NO_TOKEN, SamplingRow};
-use crate::scheduler::{Scheduler, SequenceId, Step};
+use crate::scheduler::{ScheduledSequence, Scheduler, SequenceId, Step};
 use std::collections::HashMap;
 use std::time::Instant;
 
@@ -83,25 +83,19 @@ pub(super) trait Drafter {
 pub(super) struct Round<'a> {
     pub step: &'a Step,
     generations: &'a HashMap<SequenceId, Generation>,
-    defaults: Speculative,
-    max_drafts: usize,
     max_model_len: usize,
 }
 
 impl Round<'_> {
-    /// How many tokens a sequence wants drafted at most.
+    /// How many tokens a sequence wants drafted at most, whatever there is room for.
     pub fn wanted(&self, id: SequenceId) -> usize {
         let Some(generation) = self.generations.get(&id).filter(|known| known.may_draft()) else { return 0 };
-        let most = self.asked(generation).n_max.unwrap_or(usize::MAX).min(self.max_drafts);
+        let most = generation.request.speculative.n_max.unwrap_or(usize::MAX);
         let made = generation.completion_tokens;
         let of_answer = generation.request.max_tokens.map_or(usize::MAX, |most| most.saturating_sub(made));
         let of_context = self.max_model_len.saturating_sub(generation.prompt_tokens + made);
         // A step makes a token more than were drafted.
         most.min(of_answer.min(of_context).saturating_sub(1))
-    }
-
-    fn asked(&self, generation: &Generation) -> Speculative {
-        generation.request.speculative.or(self.defaults)
     }
 
     /// What the sampler needs for the token that a sequence draws next but `ahead`.
@@ -122,24 +116,24 @@ impl Round<'_> {
     }
 
     fn p_min(&self, id: SequenceId) -> f32 {
-        self.asked(&self.generations[&id]).p_min.unwrap_or(0.0)
+        self.generations[&id].request.speculative.p_min.unwrap_or(0.0)
     }
 
     /// Drafts one token after the other for sequences that want so many each. `draw` draws the tokens behind those that it drew before, given
-    /// how many it drew of each sequence, with their log-probabilities where the rows ask for them.
+    /// how many it drew of each sequence, with their log-probabilities where [`Round::sampling_rows`] ask for them.
     ///
     /// # Errors
     /// What `draw` says.
     pub fn in_turn(
         &self,
         drafting: &[(SequenceId, usize)],
-        mut draw: impl FnMut(usize, &[u32], &[SamplingRow]) -> Result<Drawn>,
+        mut draw: impl FnMut(usize, &[u32]) -> Result<Drawn>,
     ) -> Result<Drafts> {
         let most = drafting.iter().map(|&(_, count)| count).max().unwrap_or(0);
         let mut drafts: Drafts = drafting.iter().map(|&(id, _)| (id, Vec::with_capacity(most))).collect();
         let mut tokens = Vec::new();
         for ahead in 0..most {
-            let (drawn, logprobs) = draw(ahead, &tokens, &self.sampling_rows(drafting, ahead))?;
+            let (drawn, logprobs) = draw(ahead, &tokens)?;
             tokens = drawn;
             let mut logprobs = logprobs.into_iter();
             let mut any = false;
@@ -183,16 +177,13 @@ impl Engine {
 
     /// Tokens that are drafted at a time, at most; 0 where nothing drafts.
     pub fn max_drafts(&self) -> usize {
-        if self.drafter.is_some() { self.max_drafts } else { 0 }
+        self.max_drafts
     }
 
     /// Whether a sequence of the step may draft behind it.
     pub(super) fn drafts_behind(&self, step: &Step) -> bool {
-        let may = |generation: &Generation| {
-            generation.may_draft() && generation.request.speculative.or(self.speculative).n_max != Some(0)
-        };
-        self.drafter.is_some()
-            && step.sequences.iter().any(|scheduled| self.generations.get(&scheduled.id).is_some_and(may))
+        let generation = |scheduled: &ScheduledSequence| self.generations.get(&scheduled.id);
+        self.drafter.is_some() && step.sequences.iter().filter_map(generation).any(Generation::may_draft)
     }
 
     /// Lets who drafts see a step that was completed, before sequences end with its tokens.
@@ -227,10 +218,9 @@ impl Engine {
     fn try_draft(&mut self, step: &Step) -> Result<()> {
         let Self { scheduler, generations, runner, drafter, .. } = self;
         let Some(drafter) = drafter else { return Ok(()) };
-        let (max_drafts, max_model_len) = (self.max_drafts, self.max_model_len);
-        let round = Round { step, generations, defaults: self.speculative, max_drafts, max_model_len };
+        let round = Round { step, generations, max_model_len: self.max_model_len };
         for (id, drafts) in drafter.draft(&mut **runner, scheduler, &round)? {
-            let least = round.asked(&generations[&id]).n_min.unwrap_or(0);
+            let least = generations[&id].request.speculative.n_min.unwrap_or(0);
             if drafts.len() >= least {
                 scheduler.set_drafts(id, drafts);
             }

@@ -6,7 +6,7 @@
 use super::build::{BufferRows::*, Build};
 use super::decoder::{Buffers, Features};
 use super::layer::Layer;
-use super::{ModelRunner, ReadRow, rows_of};
+use super::{ModelRunner, Runner};
 use crate::batch::Batch;
 use crate::config::{Config, DraftTensors};
 use crate::error::{Error, Result};
@@ -179,36 +179,16 @@ impl<O: Ops> ModelRunner<O> {
         }
         // Steps cannot go on from tokens that were drafted.
         self.last_sampled = 0;
-        self.logprobs.clear();
         self.upload(batch)?;
-        let (n, num_logits) = (batch.num_tokens(), batch.num_logits());
         let work = match from {
             DraftFrom::Step => Work::DraftOfStep,
             DraftFrom::Draft if self.drafted_some => Work::DraftOfLogitRows,
             DraftFrom::Draft => Work::DraftOfRows,
         };
-        let Self { ops, model, cache, states, batch, limits, .. } = self;
-        let [all, logit_rows] = rows_of(ops, limits, batch, n, num_logits);
-        if num_logits == 0 {
-            ops.run_step(batch, work, &mut |ops| model.draft(ops, all, logit_rows, work, cache, states))?;
-            return Ok(Vec::new());
+        if !rows.is_empty() {
+            self.drafted_some = rows.len() < batch.num_tokens();
         }
-        self.drafted_some = num_logits < n;
-        ops.prepare_sampling(model.logits(), rows)?;
-        if rows.iter().any(ReadRow::is_read) {
-            model.draft(ops, all, logit_rows, work, cache, states)?;
-            let read = ReadRow::read(ops, model.logits(), rows)?;
-            ops.queue_sampling(model.logits())?;
-            ops.copy_tokens_to_host()?;
-            let mut drawn = ops.take_tokens()?;
-            self.logprobs = ReadRow::draw_all(read, &mut drawn);
-            return Ok(drawn);
-        }
-        ops.run_step(batch, work, &mut |ops| {
-            model.draft(ops, all, logit_rows, work, cache, states)?;
-            ops.queue_sampling(model.logits())
-        })?;
-        ops.copy_tokens_to_host()?;
-        ops.take_tokens()
+        self.queue_work(work, rows, batch.num_tokens())?;
+        self.take()
     }
 }

@@ -213,6 +213,39 @@ impl<O: Ops> ModelRunner<O> {
     }
 }
 
+impl<O: Ops> ModelRunner<O> {
+    /// Queues work on the batch that was uploaded, of `n` rows, and the draw of a token for each of `rows`, those that need logits.
+    fn queue_work(&mut self, work: Work, rows: &[SamplingRow], n: usize) -> Result<()> {
+        let num_logits = rows.len();
+        let Self { ops, model, cache, states, batch, limits, .. } = self;
+        let batch = &*batch;
+        let [all, logit_rows] = rows_of(ops, limits, batch, n, num_logits);
+        let mut compute = |ops: &mut O, model: &mut Model<O>| match work {
+            Work::Model => model.forward(ops, all, logit_rows, cache, states),
+            _ => model.draft(ops, all, logit_rows, work, cache, states),
+        };
+        let mut read = Vec::new();
+        if rows.is_empty() {
+            ops.run_step(batch, work, &mut |ops| compute(ops, model))?;
+        } else if rows.iter().any(ReadRow::is_read) {
+            ops.prepare_sampling(model.logits(), rows)?;
+            compute(ops, model)?;
+            read = ReadRow::read(ops, model.logits(), rows)?;
+            ops.queue_sampling(model.logits())?;
+            ops.copy_tokens_to_host()?;
+        } else {
+            ops.prepare_sampling(model.logits(), rows)?;
+            ops.run_step(batch, work, &mut |ops| {
+                compute(ops, model)?;
+                ops.queue_sampling(model.logits())
+            })?;
+            ops.copy_tokens_to_host()?;
+        }
+        self.queued.push_back(Queued { num_logits, read });
+        Ok(())
+    }
+}
+
 /// The `n` rows of a batch, and the `num_logits` of them that need logits. Products may have a few rows more, which nobody reads.
 fn rows_of<'a, O: Ops>(
     ops: &O,
@@ -290,29 +323,8 @@ impl<O: Ops> Runner for ModelRunner<O> {
         }
         self.check_sampled_rows(batch, last_sampled)?;
         self.upload(batch)?;
-        let (n, num_logits) = (batch.num_tokens(), batch.num_logits());
-        let Self { ops, model, cache, states, batch, limits, .. } = self;
-        let batch = &*batch;
-        let [all, logit_rows] = rows_of(ops, limits, batch, n, num_logits);
-        let mut read = Vec::new();
-        if rows.is_empty() {
-            ops.run_step(batch, Work::Model, &mut |ops| model.forward(ops, all, logit_rows, cache, states))?;
-        } else if rows.iter().any(ReadRow::is_read) {
-            ops.prepare_sampling(model.logits(), rows)?;
-            model.forward(ops, all, logit_rows, cache, states)?;
-            read = ReadRow::read(ops, model.logits(), rows)?;
-            ops.queue_sampling(model.logits())?;
-            ops.copy_tokens_to_host()?;
-        } else {
-            ops.prepare_sampling(model.logits(), rows)?;
-            ops.run_step(batch, Work::Model, &mut |ops| {
-                model.forward(ops, all, logit_rows, cache, states)?;
-                ops.queue_sampling(model.logits())
-            })?;
-            ops.copy_tokens_to_host()?;
-        }
-        self.queued.push_back(Queued { num_logits, read });
-        self.last_sampled = num_logits;
+        self.queue_work(Work::Model, rows, batch.num_tokens())?;
+        self.last_sampled = batch.num_logits();
         Ok(())
     }
 

@@ -48,6 +48,16 @@ impl Step {
     }
 }
 
+/// A sequence of a step that wants to draft.
+pub(super) struct Wanting {
+    /// In the step.
+    place: usize,
+    /// Of those that run.
+    pub i: usize,
+    /// Tokens.
+    pub count: usize,
+}
+
 impl Scheduler {
     /// The same with sequences that draft.
     pub fn with_drafting(self, drafting: Drafting) -> Self {
@@ -100,30 +110,45 @@ impl Scheduler {
         wanted: impl Fn(SequenceId) -> usize,
     ) -> Vec<(SequenceId, usize)> {
         let Some(Drafting { max_model_len, .. }) = self.drafting else { return Vec::new() };
-        let mut drafting = Vec::new();
-        for (scheduled, &start) in step.sequences.iter().zip(&step.batch.query_start) {
-            let Ok(i) = self.running.binary_search_by_key(&scheduled.id, |sequence| sequence.id) else {
-                continue;
-            };
-            let count = if scheduled.samples { self.room_of(i).min(wanted(scheduled.id)) } else { 0 };
-            // The row that the last token came of.
+        // The row that the last token of a sequence came of.
+        let row = |running: &[Sequence], &Wanting { place, i, .. }: &Wanting| {
+            let start = step.batch.query_start[place];
             let first = step.batch.positions[start as usize] as usize;
-            if let Some(row) = (self.running[i].tokens.len() - 1).checked_sub(first + 1).filter(|_| count > 0)
-            {
-                drafting.push((i, count, start + row as u32));
-            }
-        }
-        // All draft as many, and some of them for nothing.
-        let most = drafting.iter().map(|&(_, count, _)| count).max().unwrap_or(0);
-        drafting.retain(|&(i, ..)| self.grow_for_drafts(i, most, max_model_len));
-        batch.logit_rows = drafting.iter().map(|&(.., row)| row).collect();
-        drafting.iter().map(|&(i, count, _)| (self.running[i].id, count)).collect()
+            (running[i].tokens.len() - 1).checked_sub(first + 1).map(|row| start + row as u32)
+        };
+        let mut drafting = self.wanting(step, wanted);
+        drafting.retain(|wanting| row(&self.running, wanting).is_some());
+        self.grow_all(&mut drafting, max_model_len);
+        batch.logit_rows = drafting.iter().filter_map(|wanting| row(&self.running, wanting)).collect();
+        drafting.iter().map(|&Wanting { i, count, .. }| (self.running[i].id, count)).collect()
     }
 
-    /// Pages for so many drafts of running sequence `i`, where a context of `longest` has room for them.
-    pub(super) fn grow_for_drafts(&mut self, i: usize, count: usize, longest: usize) -> bool {
-        let Sequence { tokens, pages, .. } = &mut self.running[i];
-        tokens.len() + count <= longest && pages.grow(tokens.len() + count, &mut self.pool)
+    /// The sequences of `step` that want to draft at least a token and have use for it, and how many tokens each.
+    pub fn drafting(
+        &self,
+        step: &Step,
+        wanted: impl Fn(SequenceId) -> usize,
+    ) -> impl Iterator<Item = (SequenceId, usize)> {
+        self.wanting(step, wanted).into_iter().map(|Wanting { i, count, .. }| (self.running[i].id, count))
+    }
+
+    pub(super) fn wanting(&self, step: &Step, wanted: impl Fn(SequenceId) -> usize) -> Vec<Wanting> {
+        let sampling = step.sequences.iter().enumerate().filter(|(_, scheduled)| scheduled.samples);
+        let wanting = sampling.filter_map(|(place, scheduled)| {
+            let i = self.place_of(scheduled.id)?;
+            let count = self.room_of(i).min(wanted(scheduled.id));
+            (count > 0).then_some(Wanting { place, i, count })
+        });
+        wanting.collect()
+    }
+
+    /// Keeps those that there are pages for, in a context of at most `longest`: all draft as many, and some of them for nothing.
+    pub(super) fn grow_all(&mut self, wanting: &mut Vec<Wanting>, longest: usize) {
+        let most = wanting.iter().map(|wanting| wanting.count).max().unwrap_or(0);
+        wanting.retain(|&Wanting { i, .. }| {
+            let Sequence { tokens, pages, .. } = &mut self.running[i];
+            tokens.len() + most <= longest && pages.grow(tokens.len() + most, &mut self.pool)
+        });
     }
 
     /// The rows that the `ahead`-th token of each draft is taken in by, for the next one to be drafted.
@@ -143,19 +168,13 @@ impl Scheduler {
 
     /// Tokens that a sequence may have next.
     pub fn set_drafts(&mut self, id: SequenceId, drafts: Vec<u32>) {
-        if let Ok(i) = self.running.binary_search_by_key(&id, |sequence| sequence.id) {
+        if let Some(i) = self.place_of(id) {
             self.running[i].drafts = drafts;
         }
     }
 
-    /// How many drafts a running sequence has use for.
-    pub fn room_for_drafts(&self, id: SequenceId) -> usize {
-        let i = self.running.binary_search_by_key(&id, |sequence| sequence.id);
-        i.map_or(0, |i| self.room_of(i))
-    }
-
-    /// As [`Scheduler::room_for_drafts`], of running sequence `i`.
-    pub(super) fn room_of(&self, i: usize) -> usize {
+    /// How many drafts running sequence `i` has use for.
+    fn room_of(&self, i: usize) -> usize {
         let Some(Drafting { max, first_place, .. }) = self.drafting else { return 0 };
         let Sequence { tokens, num_cached, .. } = &self.running[i];
         // One whose drafts did not stay again and again first takes in what did.

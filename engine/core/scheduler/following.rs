@@ -4,6 +4,7 @@
 //! It takes tokens in when it is to draft behind them, and no sooner: how far it has come is kept for each sequence and for each page. What it
 //! took in of its own drafts counts where they stayed.
 
+use super::drafts::Wanting;
 use super::{Scheduler, Sequence, SequenceId, Step};
 use crate::batch::{Batch, LogitRows, SequenceRows};
 use crate::kv_layout::{PAGE_SIZE, StateCopy};
@@ -85,22 +86,11 @@ impl Scheduler {
         wanted: impl Fn(SequenceId) -> usize,
     ) -> FollowingStep {
         let longest = self.drafting.map_or(0, |drafting| drafting.max_model_len).min(follower.max_model_len);
-        let mut wanting = Vec::new();
-        for scheduled in step.sequences.iter().filter(|scheduled| scheduled.samples) {
-            let Ok(i) = self.running.binary_search_by_key(&scheduled.id, |sequence| sequence.id) else {
-                continue;
-            };
-            let count = self.room_of(i).min(wanted(scheduled.id));
-            if count > 0 {
-                wanting.push((i, count));
-            }
-        }
-        // All draft as many, and some of them for nothing.
-        let most = wanting.iter().map(|&(_, count)| count).max().unwrap_or(0);
-        wanting.retain(|&(i, _)| self.grow_for_drafts(i, most, longest));
+        let mut wanting = self.wanting(step, wanted);
+        self.grow_all(&mut wanting, longest);
         let (mut following, mut budget) = (FollowingStep::default(), follower.max_num_tokens);
         let (mut chosen, mut written) = (Vec::new(), HashSet::<u32>::new());
-        for (i, count) in wanting {
+        for Wanting { i, count, .. } in wanting {
             let sequence = &mut self.running[i];
             let before = sequence.followed.num_tokens;
             let missing = sequence.not_followed(follower.has_slots);
@@ -110,11 +100,11 @@ impl Scheduler {
                 self.pool.follow(sequence.pages.pages(), before..first);
             }
             let pages = first / PAGE_SIZE..(first + rows).div_ceil(PAGE_SIZE);
-            // Two that share a page do not write to it at once.
             let known = |&token: &u32| (token as usize) < follower.vocab_size;
             if !sequence.tokens[first..][..rows].iter().all(known) {
                 continue;
             }
+            // Two that share a page do not write to it at once.
             if rows == 0 || sequence.pages.pages()[pages.clone()].iter().any(|page| written.contains(page)) {
                 continue;
             }
@@ -149,7 +139,7 @@ impl Scheduler {
     /// The rows of a step were taken in.
     pub fn followed(&mut self, step: &FollowingStep) {
         for &(id, rows) in &step.rows {
-            let Ok(i) = self.running.binary_search_by_key(&id, |sequence| sequence.id) else { continue };
+            let Some(i) = self.place_of(id) else { continue };
             let Sequence { pages, followed, .. } = &mut self.running[i];
             let first = followed.num_tokens;
             followed.num_tokens += rows;
@@ -161,7 +151,7 @@ impl Scheduler {
     /// Tokens that were drafted were taken in too, one of each of these sequences.
     pub fn followed_drafts(&mut self, drafting: &[(SequenceId, usize)], tokens: &[u32]) {
         for (&(id, _), &token) in drafting.iter().zip(tokens) {
-            if let Ok(i) = self.running.binary_search_by_key(&id, |sequence| sequence.id) {
+            if let Some(i) = self.place_of(id) {
                 self.running[i].followed.drafts.push(token);
             }
         }

@@ -75,12 +75,13 @@ impl DraftModel {
         let drafting = &step.drafting;
         let most = drafting.iter().map(|&(_, count)| count).max().unwrap_or(0);
         let is_ahead = self.runner.runs_ahead() && !round.has_p_min(drafting);
-        round.in_turn(drafting, |ahead, tokens, rows| {
+        round.in_turn(drafting, |ahead, tokens| {
             if ahead == 0 {
-                self.take_in(step, rows)?;
+                self.take_in(step, &round.sampling_rows(drafting, ahead))?;
             } else if !is_ahead {
                 // Counted from the row behind the last token.
-                self.queue(&scheduler.next_drafts(drafting, tokens, ahead + 1), rows)?;
+                let batch = scheduler.next_drafts(drafting, tokens, ahead + 1);
+                self.queue(&batch, &round.sampling_rows(drafting, ahead))?;
             }
             if is_ahead && ahead + 1 < most {
                 let unknown = vec![0; drafting.len()];

@@ -26,12 +26,13 @@ impl Drafter for Mtp {
             // The block has taken in all rows, for drafts to come.
             return runner.draft(&batch, &[], DraftFrom::Step).map(|_| Vec::new());
         }
-        round.in_turn(&drafting, |ahead, tokens, rows| {
+        round.in_turn(&drafting, |ahead, tokens| {
+            let rows = round.sampling_rows(&drafting, ahead);
             let drawn = match ahead {
-                0 => runner.draft(&batch, rows, DraftFrom::Step)?,
+                0 => runner.draft(&batch, &rows, DraftFrom::Step)?,
                 _ => {
                     let batch = scheduler.next_drafts(&drafting, tokens, ahead);
-                    runner.draft(&batch, rows, DraftFrom::Draft)?
+                    runner.draft(&batch, &rows, DraftFrom::Draft)?
                 }
             };
             Ok((drawn, runner.take_logprobs()))

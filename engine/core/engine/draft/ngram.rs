@@ -79,8 +79,12 @@ impl Ngram {
         let NgramOptions { kind, size_n: n, size_m } = self.options;
         let (text, count) = (self.texts.entry(id).or_default(), count.min(size_m));
         let hash_before = |end: usize| hash(tokens[end - n..end].iter().copied());
+        let first = n.max(text.seen + 1);
+        if kind != NgramKind::Mod {
+            text.ends.reserve(tokens.len().saturating_sub(first));
+        }
         // All that ends before the last token: what follows it is known.
-        for (end, next) in tokens.iter().enumerate().skip(n.max(text.seen + 1)) {
+        for (end, next) in tokens.iter().enumerate().skip(first) {
             let key = hash_before(end);
             if kind == NgramKind::Mod {
                 self.table[key as usize % TABLE] = next.wrapping_add(1);
@@ -121,11 +125,9 @@ impl Ngram {
 
 impl Drafter for Ngram {
     fn draft(&mut self, _: &mut dyn Runner, scheduler: &mut Scheduler, round: &Round) -> Result<Drafts> {
-        let sampling = round.step.sequences.iter().filter(|scheduled| scheduled.samples);
-        let drafts = sampling.filter_map(|scheduled| {
-            let id = scheduled.id;
-            let count = scheduler.room_for_drafts(id).min(round.wanted(id));
-            let tokens = scheduler.sequence(id).filter(|_| count > 0)?.tokens();
+        let drafting = scheduler.drafting(round.step, |id| round.wanted(id));
+        let drafts = drafting.filter_map(|(id, count)| {
+            let tokens = scheduler.sequence(id)?.tokens();
             Some((id, self.find(id, tokens, count)))
         });
         Ok(drafts.collect())
