@@ -10,7 +10,8 @@ use crate::engine::EngineConfig;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::load::{
-    CHECKPOINTS, DeviceChoice, DtypeChoice, KvCacheSize, KvType, LoadedModel, RunnerOptions, open_gguf,
+    AdapterChoice, CHECKPOINTS, DeviceChoice, DtypeChoice, KvCacheSize, KvType, LoadedModel, RunnerOptions,
+    open_gguf,
 };
 use crate::sampler::SamplingParams;
 use clap::Args;
@@ -75,6 +76,8 @@ pub struct ModelArgs {
     pub checkpoints: usize,
     #[command(flatten)]
     pub drafts: DraftArgs,
+    #[command(flatten)]
+    pub lora: LoraArgs,
     /// Share of the free GPU memory, beside what others have taken, that weights, KV pages and workspace may take
     #[arg(long, default_value_t = 0.9, value_name = "SHARE")]
     pub gpu_memory_fraction: f64,
@@ -86,6 +89,15 @@ pub struct ModelArgs {
     /// Kernel variants by operation, such as rms_norm=plain,attention=split; on the CPU matmul_blocks=exact
     #[arg(long, value_name = "OP=VARIANT,…")]
     pub kernel: Option<String>,
+}
+
+/// Which adapters are loaded beside the model.
+#[derive(Clone, Debug, Args)]
+pub struct LoraArgs {
+    /// Load an adapter beside the model: a GGUF file or a folder as PEFT saves it, with what its updates are multiplied with [default: 1]; may
+    /// be given several times
+    #[arg(long, value_name = "[NAME=]FILE[:SCALE]")]
+    pub lora: Vec<AdapterChoice>,
 }
 
 /// Where experts are computed.
@@ -199,6 +211,7 @@ impl ModelArgs {
             max_drafts: self.drafts.max(),
             drafts: self.drafts.choice(),
             speculative: self.drafts.speculative()?,
+            adapters: self.lora.lora.clone(),
             memory_fraction: self.gpu_memory_fraction,
             cpu_moe: self.experts.layers(),
             check_tensors: self.check_tensors,

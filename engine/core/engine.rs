@@ -6,6 +6,7 @@
 //! Where the runner can, a decode step is queued before the tokens of the one before have been read, so that the device does
 //! not wait for the host. A row that is computed for a sequence which then turns out to have ended is thrown away.
 
+mod adapters;
 mod constraint;
 mod draft;
 mod embed;
@@ -26,12 +27,15 @@ pub use request::{Completion, Event, FinishReason, Refusal, Request, RequestPart
 pub use text::StopMatcher;
 pub use thinking::{Thinking, ThinkingConstraint};
 
+pub use crate::model::AdapterInfo;
+
+use crate::batch::AdapterSet;
 use crate::checkpoints::{CHECKPOINT_EVERY, Checkpoints};
 use crate::error::{Error, Result};
 use crate::kv_cache::PagePool;
 use crate::kv_layout::{PAGE_SIZE, pages_for};
 use crate::model::Runner;
-use crate::sampler::{HostRow, Logprobs, NO_TOKEN, SamplingRow};
+use crate::sampler::{HostRow, Logprobs, NO_TOKEN};
 use crate::scheduler::{Drafting, ScheduledSequence, Scheduler, SequenceId, Step, StepLimits};
 use crate::tokenizer::Tokenizer;
 use draft::Drafter;
@@ -96,6 +100,8 @@ pub struct Engine {
     drafter: Option<Box<dyn Drafter>>,
     /// For requests that say nothing of it.
     speculative: Speculative,
+    /// Likewise.
+    adapters: AdapterSet,
 }
 
 impl Engine {
@@ -139,6 +145,7 @@ impl Engine {
             let first_place = has_slots.then_some(checkpoints as u32);
             scheduler = scheduler.with_drafting(Drafting { max: max_drafts, max_model_len, first_place });
         }
+        let adapters = runner.all_adapters();
         let engine = Self {
             runner,
             tokenizer,
@@ -154,6 +161,7 @@ impl Engine {
             max_drafts,
             drafter: None,
             speculative: Speculative::default(),
+            adapters,
         };
         engine.with_drafts(DraftSource::Mtp)
     }
@@ -232,6 +240,7 @@ impl Engine {
             }
             _ => None,
         };
+        let adapters = request.adapters.take().unwrap_or_else(|| self.adapters.clone());
         let generation = Generation {
             prompt_tokens: prompt.len(),
             completion_tokens: 0,
@@ -247,7 +256,7 @@ impl Engine {
             timings: Timings::default(),
             request,
         };
-        self.scheduler.submit(id, prompt);
+        self.scheduler.submit(id, prompt, adapters);
         self.generations.insert(id, generation);
         Ok(id)
     }
@@ -339,11 +348,6 @@ impl Engine {
         })
     }
 
-    /// Whether a sequence of the step has not ended.
-    fn is_live(&self, step: &Step) -> bool {
-        step.sequences.iter().any(|scheduled| self.generations.contains_key(&scheduled.id))
-    }
-
     /// Ends a sequence; the next step returns its [`Event::Finished`]. `false` if it neither waits nor runs.
     pub fn cancel(&mut self, id: SequenceId) -> bool {
         let known = self.generations.contains_key(&id);
@@ -379,6 +383,9 @@ impl Engine {
                 RequestPart::MaxTokens,
                 "max_tokens is 0; at least 1 token must be asked for".into(),
             );
+        }
+        if let Err(message) = self.check_adapters(request) {
+            return refuse(RequestPart::Adapters, message);
         }
         if request.stop.iter().any(String::is_empty) {
             let message = "a stop string is empty; it would end every answer before it begins";
@@ -417,18 +424,6 @@ impl Engine {
             return refuse(RequestPart::MaxTokens, message);
         }
         Ok(())
-    }
-
-    /// What the sampler needs for the tokens of a step, before which each sequence draws `ahead` others.
-    fn sampling_rows(&self, step: &Step, ahead: usize) -> Vec<SamplingRow> {
-        let sampling = step.sequences.iter().filter(|scheduled| scheduled.samples);
-        let rows = |scheduled: &ScheduledSequence| {
-            let tokens = self.scheduler.sequence(scheduled.id).map_or(&[][..], |sequence| sequence.tokens());
-            let generation = &self.generations[&scheduled.id];
-            let row = |i| generation.sampling_row(tokens, ahead + i);
-            (0..scheduled.num_draws()).map(row).collect::<Vec<_>>()
-        };
-        sampling.flat_map(rows).collect()
     }
 
     /// Takes a token that was drawn for a sequence, and perhaps drafted: its event, and the end if it is one.

@@ -11,6 +11,7 @@
 
 pub mod experts;
 pub mod hybrid;
+pub mod lora;
 pub mod parts;
 
 use crate::batch::{Batch, BatchLimits};
@@ -22,6 +23,7 @@ use crate::sampler::SamplingRow;
 use crate::weights::Matrix;
 use experts::ExpertOps;
 use hybrid::HybridOps;
+use lora::LoraOps;
 use parts::{AttentionIn, Experts, LayerNorm, Linear, MlpIn, Norm, NormMatmul, QkNorm, RmsNorm};
 
 /// What an implementation of [`Ops`] must know of the model and of the largest batch before the first operation.
@@ -132,7 +134,7 @@ pub enum Work {
 }
 
 /// The operations of a decoder on one device.
-pub trait Ops: HybridOps + ExpertOps {
+pub trait Ops: HybridOps + ExpertOps + LoraOps {
     // Memory, at start-up.
 
     /// Allocates a zeroed `[rows, cols]`.

@@ -37,7 +37,8 @@ pub(crate) fn fit_cpu_with(
     options: &RunnerOptions,
 ) -> Result<FittedPair> {
     let draft = draft.map(|draft| Box::new((draft.config.clone(), cpu_budget(options))));
-    fit_pair(model.config, options, &MemoryBudget { draft, ..cpu_budget(options) })
+    let weights = model.weights.adapter_bytes();
+    fit_pair(model.config, options, &MemoryBudget { draft, weights, ..cpu_budget(options) })
 }
 
 fn cpu_budget(options: &RunnerOptions) -> MemoryBudget {

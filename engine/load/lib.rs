@@ -5,6 +5,7 @@
 // Printing panics where nobody takes what is printed.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
+mod adapters;
 mod draft_model;
 pub mod embedded;
 mod fit;
@@ -13,6 +14,7 @@ mod gpu;
 mod memory_plan;
 mod runner;
 
+pub use adapters::{AdapterChoice, with_adapters};
 pub use draft_model::DraftChoice;
 pub use fit::{MODEST_CONTEXT, SMALL_CACHE, fit_cpu};
 #[cfg(feature = "cuda")]
@@ -110,7 +112,7 @@ impl LoadedModel {
         let config = Config::from_gguf(gguf)?;
         let source = (options.max_drafts > 0).then_some(&options.drafts);
         let config = if source == Some(&DraftChoice::Mtp) { config.with_draft(gguf)? } else { config };
-        let weights = Weights::from_gguf(gguf, &config)?;
+        let weights = with_adapters(Weights::from_gguf(gguf, &config)?, &config, &options.adapters)?;
         // Layers that draft further tokens are not computed, and `inspect` counts them.
         let drafts = |name: &String| config.is_draft_tensor(name);
         let unused: Vec<_> = weights.unused.iter().filter(|name| !drafts(name)).cloned().collect();

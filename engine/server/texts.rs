@@ -5,6 +5,7 @@ use super::config::ServerConfig;
 use super::engine_thread::{EngineHandle, Job};
 use super::error::ApiError;
 use super::work::RequestPermit;
+use qernel_core::batch::AdapterSet;
 use qernel_core::engine::Engine;
 use qernel_core::engine::pooling::Pooling;
 use qernel_core::error::{Error, Result};
@@ -40,8 +41,8 @@ type Told<T> = Result<(RequestPermit, Vec<T>), ApiError>;
 pub(super) enum TextJob {
     /// A vector, or more, or a score of each.
     Embed(Texts<Vec<f32>>, Pooling),
-    /// How likely each token but the first is, and so many likeliest ones in its place.
-    Score(Texts<Vec<Logprobs>>, usize),
+    /// How likely each token but the first is with these adapters, and so many likeliest ones in its place.
+    Score(Texts<Vec<Logprobs>>, AdapterSet, usize),
 }
 
 /// The requests that wait, in their order.
@@ -76,8 +77,8 @@ impl TextJobs {
                     Ok(vectors.map_or(Progress::Goes, |vectors| Progress::Done(vectors.concat())))
                 })
             }
-            TextJob::Score(texts, count) => texts.work(|text| {
-                let scored = engine.prompt_logprobs(text, *count)?;
+            TextJob::Score(texts, adapters, count) => texts.work(|text| {
+                let scored = engine.prompt_logprobs(text, adapters, *count)?;
                 Ok(scored.map_or(Progress::Waits, Progress::Done))
             }),
         };
@@ -94,7 +95,7 @@ impl TextJob {
     fn has_begun(&self) -> bool {
         match self {
             Self::Embed(texts, _) => texts.has_begun,
-            Self::Score(texts, _) => texts.has_begun,
+            Self::Score(texts, ..) => texts.has_begun,
         }
     }
 
@@ -102,7 +103,7 @@ impl TextJob {
     fn is_told(&self) -> bool {
         match self {
             Self::Embed(texts, _) => texts.reply.is_none(),
-            Self::Score(texts, _) => texts.reply.is_none(),
+            Self::Score(texts, ..) => texts.reply.is_none(),
         }
     }
 
@@ -110,7 +111,7 @@ impl TextJob {
     fn is_waited_for(&self) -> bool {
         match self {
             Self::Embed(texts, _) => texts.is_waited_for(),
-            Self::Score(texts, _) => texts.is_waited_for(),
+            Self::Score(texts, ..) => texts.is_waited_for(),
         }
     }
 }
@@ -180,10 +181,11 @@ impl EngineHandle {
         &self,
         permit: RequestPermit,
         texts: Vec<Vec<u32>>,
+        adapters: AdapterSet,
         count: usize,
         config: &ServerConfig,
     ) -> Told<Vec<Logprobs>> {
-        self.of_texts(permit, texts, |texts| TextJob::Score(texts, count), config).await
+        self.of_texts(permit, texts, |texts| TextJob::Score(texts, adapters, count), config).await
     }
 
     async fn of_texts<T>(

@@ -32,6 +32,7 @@ pub mod gate_rows;
 pub mod gated_norm;
 pub mod gather_rows;
 pub mod layer_norm;
+pub mod lora_add;
 pub mod matmul;
 pub mod norm_route;
 pub mod quantise_kv;

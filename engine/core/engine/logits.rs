@@ -1,7 +1,7 @@
 //! Logits of a prompt, beside the requests of an engine.
 
 use super::Engine;
-use crate::batch::{Batch, LogitRows, SequenceRows};
+use crate::batch::{AdapterSet, Batch, LogitRows, SequenceRows};
 use crate::error::{Error, Result};
 use crate::kv_cache::PageList;
 use crate::sampler::Logprobs;
@@ -24,17 +24,22 @@ impl Engine {
         let mut pages = PageList::default();
         let pool = self.scheduler.pool_mut();
         assert!(pages.grow(tokens.len(), pool), "the pool holds a sequence as long as the context");
-        let logits = self.logits_in(tokens, pages.pages());
+        let logits = self.logits_in(tokens, pages.pages(), &self.adapters.clone());
         pages.clear(&[], self.scheduler.pool_mut());
         logits
     }
 
-    /// How likely the model thought each token of a text but the first, and `count` likeliest tokens in the place of each. `None` where the
+    /// How likely the model with these adapters thought each token of a text but the first, and `count` likeliest tokens in the place of each. `None` where the
     /// requests that run leave no room for it now: then after some of their steps. Nothing of it stays in the prefix cache.
     ///
     /// # Errors
     /// [`Error::Request`] as [`Engine::logits`] but for requests that run; [`Error::Device`] if the device fails.
-    pub fn prompt_logprobs(&mut self, tokens: &[u32], count: usize) -> Result<Option<Vec<Logprobs>>> {
+    pub fn prompt_logprobs(
+        &mut self,
+        tokens: &[u32],
+        adapters: &AdapterSet,
+        count: usize,
+    ) -> Result<Option<Vec<Logprobs>>> {
         self.check_text(tokens)?;
         // The states of recurrent layers are in slots, all of which may be in use.
         if self.runner.has_slots() && self.scheduler.has_work() {
@@ -48,7 +53,7 @@ impl Engine {
         let vocab_size = self.runner.vocab_size();
         let mut next = tokens.iter().skip(1);
         let mut found = Vec::with_capacity(tokens.len() - 1);
-        let done = self.each_logits_in(tokens, pages.pages(), &mut |logits| {
+        let done = self.each_logits_in(tokens, pages.pages(), adapters, &mut |logits| {
             let rows = logits.chunks_exact(vocab_size).zip(&mut next);
             found.extend(rows.map(|(row, &token)| Logprobs::of(row, token, count)));
         });
@@ -76,9 +81,9 @@ impl Engine {
     }
 
     /// As [`Engine::logits`]; K and V go to `pages`.
-    fn logits_in(&mut self, tokens: &[u32], pages: &[u32]) -> Result<Vec<f32>> {
+    fn logits_in(&mut self, tokens: &[u32], pages: &[u32], adapters: &AdapterSet) -> Result<Vec<f32>> {
         let mut logits = Vec::new();
-        self.each_logits_in(tokens, pages, &mut |more| logits.extend(more))?;
+        self.each_logits_in(tokens, pages, adapters, &mut |more| logits.extend(more))?;
         Ok(logits)
     }
 
@@ -87,13 +92,14 @@ impl Engine {
         &mut self,
         tokens: &[u32],
         pages: &[u32],
+        adapters: &AdapterSet,
         take: &mut dyn FnMut(Vec<f32>),
     ) -> Result<()> {
         let limits = *self.runner.limits();
         let chunk = limits.max_num_tokens.min(limits.max_num_logits);
         for (i, tokens) in tokens.chunks(chunk).enumerate() {
             let rows = SequenceRows { tokens, position: i * chunk, pages, logits: LogitRows::All };
-            take(self.runner.logits(&Batch::new(&[rows]))?);
+            take(self.runner.logits(&Batch::new(&[rows]).with_adapters([adapters.clone()]))?);
         }
         Ok(())
     }

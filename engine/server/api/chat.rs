@@ -2,6 +2,7 @@
 
 use super::chat_answer::{ChatCompletion, Writing};
 use super::conversation::{Asked, Conversation, Making};
+use super::lora::AskedModel;
 use super::messages::ChatMessage;
 use super::openai::{log_user, openai_request, token_limit};
 use super::response_format::ResponseFormat;
@@ -67,8 +68,9 @@ pub async fn chat_completions(
     State(app): State<Arc<App>>,
     JsonBody(request): JsonBody<ChatRequest>,
 ) -> Result<Response, ApiError> {
-    let info = app.model(request.model.as_deref())?;
-    let (model, tokenizer) = (info.name.clone(), Arc::clone(&info.tokenizer));
+    let AskedModel { info, name: model, adapters } =
+        app.asked(request.model.as_deref(), request.lora.as_deref())?;
+    let tokenizer = Arc::clone(&info.tokenizer);
     let (sampling, stream, n) = (request.sampling(&tokenizer)?, request.stream()?, request.n.unwrap_or(1));
     let speculative = request.speculative()?;
     let limits = [
@@ -106,7 +108,7 @@ pub async fn chat_completions(
 
     let permit = app.reserve("n", n)?;
     let has_tools = conversation.tools.is_some();
-    let making = Making { sampling, max_tokens, stop, ignore_eos, logprobs, speculative, n };
+    let making = Making { sampling, max_tokens, stop, ignore_eos, logprobs, speculative, adapters, n };
     let Asked { answer, parsers, .. } = conversation.ask(&app, permit, making).await?;
     log_user(request.user.as_deref());
 

@@ -1,6 +1,7 @@
 //! `/v1/completions`: OpenAI's older interface, text to text without a template.
 
 use super::logprobs::{self, CompletionLogprobs, CompletionWriter};
+use super::lora::AskedModel;
 use super::models::unix_seconds;
 use super::openai::{OpenAiFinish, OpenAiUsage, log_user, openai_request, token_limit};
 use super::prompt::{Encoded, Prompt};
@@ -15,6 +16,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use qernel_core::batch::AdapterSet;
 use qernel_core::engine::{Event, Request, Usage};
 use qernel_core::sampler::Logprobs;
 use serde::Serialize;
@@ -88,8 +90,9 @@ pub async fn completions(
     State(app): State<Arc<App>>,
     JsonBody(request): JsonBody<CompletionRequest>,
 ) -> Result<Response, ApiError> {
-    let info = app.model(request.model.as_deref())?;
-    let (model, tokenizer) = (info.name.clone(), &info.tokenizer);
+    let AskedModel { info, name: model, adapters } =
+        app.asked(request.model.as_deref(), request.lora.as_deref())?;
+    let tokenizer = &info.tokenizer;
     let logprobs = logprobs::check("logprobs", request.logprobs)?;
     let (sampling, stream, n) = (request.sampling(tokenizer)?, request.stream()?, request.n.unwrap_or(1));
     let speculative = request.speculative()?;
@@ -113,7 +116,7 @@ pub async fn completions(
     let (permit, grammar) = app.gbnf(permit, request.grammar, ignore_eos).await?;
     let (permit, prompts) = request.prompt.encode(&app, permit, suffix).await?;
     let (permit, echoes) = if echo {
-        echoes(&app, permit, &prompts, logprobs).await?
+        echoes(&app, permit, &prompts, &adapters, logprobs).await?
     } else {
         (permit, vec![Echo::default(); count])
     };
@@ -121,6 +124,7 @@ pub async fn completions(
         let stop = &stop;
         let sampling = &sampling;
         let grammar = &grammar;
+        let adapters = &adapters;
         (0..best_of as u32).map(move |index| SequenceRequest {
             request: Request {
                 sampling: sampling.clone(),
@@ -129,6 +133,7 @@ pub async fn completions(
                 stop: stop.clone(),
                 ignore_eos,
                 speculative,
+                adapters: Some(adapters.clone()),
                 index,
                 // What the best are chosen by.
                 logprobs: logprobs.or((best_of > n).then_some(0)),
@@ -217,6 +222,7 @@ async fn echoes(
     app: &Arc<App>,
     mut permit: RequestPermit,
     prompts: &[Encoded],
+    adapters: &AdapterSet,
     logprobs: Option<usize>,
 ) -> Result<(RequestPermit, Vec<Echo>), ApiError> {
     let tokenizer = &app.engine.model()?.tokenizer;
@@ -233,7 +239,7 @@ async fn echoes(
     }
     if let Some(count) = logprobs {
         let texts = prompts.iter().map(|prompt| prompt.ids.clone()).collect();
-        let scored = app.engine.score(permit, texts, count, &app.config).await;
+        let scored = app.engine.score(permit, texts, adapters.clone(), count, &app.config).await;
         let scores;
         (permit, scores) = scored.map_err(|error| match error.status {
             StatusCode::BAD_REQUEST => ApiError::field("prompt", format!("prompt: {}", error.body.message)),

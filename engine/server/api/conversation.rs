@@ -12,6 +12,7 @@ use crate::grammar::Grammar;
 use crate::number::ThinkingLimit;
 use crate::work::RequestPermit;
 use axum::http::StatusCode;
+use qernel_core::batch::AdapterSet;
 use qernel_core::chat::thinking::ThinkingParser;
 use qernel_core::chat::{ChatTemplate, ENABLE_THINKING, Effort, REASONING_EFFORT};
 use qernel_core::engine::{Request, Speculative, Thinking};
@@ -66,6 +67,7 @@ pub struct Making {
     pub ignore_eos: bool,
     pub logprobs: Option<usize>,
     pub speculative: Speculative,
+    pub adapters: AdapterSet,
     /// How many answers, and the field that says so.
     pub n: usize,
 }
@@ -222,6 +224,7 @@ impl Conversation {
                 index,
                 logprobs: making.logprobs,
                 speculative: making.speculative,
+                adapters: Some(making.adapters.clone()),
                 ..Request::new(prompt.ids.clone())
             },
             grammar: grammar.clone(),

@@ -4,7 +4,7 @@
 use crate::fields::Table;
 use crate::fields::Treatment::{Ignored, Refused, Used};
 
-/// Samplers beside the usual ones, drafts, and grammars.
+/// Samplers beside the usual ones, drafts, grammars, and adapters.
 const SAMPLERS: &[&str] = &[
     "grammar",
     "logit_bias",
@@ -26,6 +26,7 @@ const SAMPLERS: &[&str] = &[
     "speculative.n_max",
     "speculative.n_min",
     "speculative.p_min",
+    "lora",
 ];
 
 /// `/v1/chat/completions`
@@ -74,11 +75,23 @@ pub const CHAT: Table = &[
     (Refused(&["true"]), &["separate_reasoning", "skip_special_tokens", "stream_reasoning"]),
 ];
 
+/// An adapter of `lora`
+pub const LORA_SCALE: Table = &[(Used, &["id", "scale"])];
+
 /// `/v1/responses`
 pub const RESPONSES: Table = &[
     (
         Used,
-        &["input", "instructions", "model", "stream", "max_output_tokens", "previous_response_id", "store"],
+        &[
+            "input",
+            "instructions",
+            "model",
+            "lora",
+            "stream",
+            "max_output_tokens",
+            "previous_response_id",
+            "store",
+        ],
     ),
     (
         Used,
@@ -147,6 +160,7 @@ pub const MESSAGES: Table = &[
             "messages",
             "system",
             "model",
+            "lora",
             "max_tokens",
             "stop_sequences",
             "stream",
@@ -374,6 +388,7 @@ pub const JSON_SCHEMA: Table = &[
 /// The tables by the names of their schemas in the OpenAPI document.
 pub const OBJECTS: &[(&str, Table)] = &[
     ("ChatRequest", CHAT),
+    ("LoraScale", LORA_SCALE),
     ("ResponsesRequest", RESPONSES),
     ("InputItem", INPUT_ITEM),
     ("InputPart", INPUT_PART),

@@ -2,6 +2,7 @@
 
 use super::llama::llama_request;
 use super::logprobs::{self, TokenLogprob};
+use super::lora::AskedModel;
 use super::prompt::plain;
 use super::{Choice, Stop, collect, fields, openai};
 use crate::App;
@@ -133,7 +134,8 @@ pub async fn generate(
     State(app): State<Arc<App>>,
     JsonBody(mut request): JsonBody<GenerateRequest>,
 ) -> Result<Response, ApiError> {
-    let sampling = request.sampling(&app.engine.model()?.tokenizer)?;
+    let AskedModel { info, adapters, .. } = app.asked(None, request.lora.as_deref())?;
+    let sampling = request.sampling(&info.tokenizer)?;
     let limits = [("max_tokens", request.max_tokens), ("n_predict", request.n_predict)];
     let max_tokens = openai::token_limit(limits, None)?;
     let prompt_param = if request.ids.is_some() { "ids" } else { "prompt" };
@@ -156,6 +158,7 @@ pub async fn generate(
                     ignore_eos,
                     logprobs,
                     speculative,
+                    adapters: Some(adapters),
                     ..Request::new(prompt)
                 },
                 grammar,

@@ -2,6 +2,7 @@
 
 use super::fim::{self, File, Surroundings};
 use super::llama::llama_request;
+use super::lora::AskedModel;
 use super::openai::token_limit;
 use super::samplers::Samplers;
 use super::{Stop, fields};
@@ -132,7 +133,7 @@ pub async fn infill(
     State(app): State<Arc<App>>,
     JsonBody(mut request): JsonBody<InfillRequest>,
 ) -> Result<Response, ApiError> {
-    let info = app.engine.model()?;
+    let AskedModel { info, adapters, .. } = app.asked(None, request.lora.as_deref())?;
     let tokenizer = Arc::clone(&info.tokenizer);
     fim::tokens(&tokenizer, "input_prefix")?;
     if let Some(Samplers::Names(names)) = &mut request.samplers {
@@ -182,6 +183,7 @@ pub async fn infill(
             stop,
             ignore_eos,
             speculative,
+            adapters: Some(adapters),
             ..Request::new(prompt)
         },
         grammar,

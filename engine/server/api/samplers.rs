@@ -84,6 +84,8 @@ macro_rules! sampled_request {
             pub speculative_p_min: Option<f32>,
             /// What the answer must be, in llama.cpp's form of grammars (GBNF). [default: anything]
             pub grammar: Option<String>,
+            /// The adapters that it is answered with, in the place of the one that `model` names. [default: none, or that one]
+            pub lora: Option<Vec<crate::api::lora::LoraScale>>,
         }
 
         impl $name {

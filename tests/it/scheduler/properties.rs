@@ -52,6 +52,7 @@ fn request() -> impl Strategy<Value = Request> {
                 penalize_prompt,
                 logprobs: None,
                 speculative: Speculative { n_max, n_min: Some(n_min), p_min: None },
+                adapters: None,
                 text,
             }
         },

@@ -9,6 +9,7 @@ pub use answer::MessageObject;
 pub use error::{AnthropicErrorResponse, respond};
 
 use crate::api::conversation::{Conversation, Making};
+use crate::api::lora::AskedModel;
 use crate::api::openai::log_user;
 use crate::body::JsonBody;
 use crate::error::ApiError;
@@ -45,8 +46,9 @@ pub async fn messages(State(app): State<Arc<App>>, body: Body) -> Result<Respons
 }
 
 async fn answer(app: Arc<App>, mut request: MessagesRequest) -> Result<Response, ApiError> {
-    let info = app.model(request.model.as_deref())?;
-    let (model, tokenizer) = (info.name.clone(), Arc::clone(&info.tokenizer));
+    let AskedModel { info, name: model, adapters } =
+        app.asked(request.model.as_deref(), request.lora.as_deref())?;
+    let tokenizer = Arc::clone(&info.tokenizer);
     let stream = request.stream.unwrap_or(false);
     let stop = request.stops()?;
     let making = Making {
@@ -56,6 +58,7 @@ async fn answer(app: Arc<App>, mut request: MessagesRequest) -> Result<Response,
         ignore_eos: false,
         logprobs: None,
         speculative: Speculative::default(),
+        adapters,
         n: 1,
     };
     let user = request.user();
@@ -112,7 +115,7 @@ pub async fn count_tokens(
     body: Body,
 ) -> Result<Json<TokenCount>, AnthropicError> {
     let request = body?.0;
-    app.model(request.model.as_deref())?;
+    app.asked(request.model.as_deref(), request.lora.as_deref())?;
     // What an answer would be refused for is refused here too.
     request.sampling()?;
     let conversation = conversation(request)?;

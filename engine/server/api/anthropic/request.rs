@@ -31,8 +31,10 @@ pub struct MessagesRequest {
     pub messages: Vec<InputMessage>,
     /// What the model is told first.
     pub system: Option<BlockContent>,
-    /// The model's name; there is one. [default: that one]
+    /// The model's name, or that of one of its adapters. [default: the model's]
     pub model: Option<String>,
+    /// The adapters that it is answered with, in the place of the one that `model` names. [default: none, or that one]
+    pub lora: Option<Vec<crate::api::lora::LoraScale>>,
     /// Most tokens of the answer, thoughts included. [default: until the model stops or the context is full]
     pub max_tokens: Option<TokenLimit>,
     /// Texts that end the answer; they are no part of it.

@@ -10,6 +10,7 @@ pub use output::ResponseObject;
 pub use store::Store;
 
 use crate::api::conversation::{Conversation, Making};
+use crate::api::lora::AskedModel;
 use crate::api::openai::log_user;
 use crate::body::JsonBody;
 use crate::error::{ApiError, ErrorResponse};
@@ -42,8 +43,9 @@ pub async fn create(
     State(app): State<Arc<App>>,
     JsonBody(mut request): JsonBody<ResponsesRequest>,
 ) -> Result<Response, ApiError> {
-    let info = app.model(request.model.as_deref())?;
-    let (model, tokenizer) = (info.name.clone(), Arc::clone(&info.tokenizer));
+    let AskedModel { info, name: model, adapters } =
+        app.asked(request.model.as_deref(), request.lora.as_deref())?;
+    let tokenizer = Arc::clone(&info.tokenizer);
     let sampling = request.sampling()?;
     let stream = request.stream.unwrap_or(false);
     let logprobs = request.logprobs()?;
@@ -73,6 +75,7 @@ pub async fn create(
         ignore_eos: false,
         logprobs,
         speculative: Speculative::default(),
+        adapters,
         n: 1,
     };
     let permit = app.reserve("n", 1)?;

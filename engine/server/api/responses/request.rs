@@ -38,8 +38,10 @@ pub struct ResponsesRequest {
     pub input: Input,
     /// A system message before it all, which later answers do not inherit.
     pub instructions: Option<String>,
-    /// The model's name; there is one. [default: that one]
+    /// The model's name, or that of one of its adapters. [default: the model's]
     pub model: Option<String>,
+    /// The adapters that it is answered with, in the place of the one that `model` names. [default: none, or that one]
+    pub lora: Option<Vec<crate::api::lora::LoraScale>>,
     /// Whether to answer with Server-Sent Events. [default: false]
     pub stream: Option<bool>,
     /// Most tokens of the answer, thoughts included. [default: until the model stops or the context is full]
