@@ -11,7 +11,18 @@ pub const GIVEN: u32 = u32::MAX;
 pub struct AdapterScale {
     /// Its number among those that were loaded.
     pub adapter: u32,
+    /// At most [`AdapterScale::MAX`] either way.
     pub scale: f32,
+}
+
+impl AdapterScale {
+    /// The largest scale, far above any that is of use: what is computed with it stays a number.
+    pub const MAX: f32 = 100.0;
+
+    /// Whether the scale is one that is taken.
+    pub fn is_in_range(&self) -> bool {
+        self.scale.abs() <= Self::MAX
+    }
 }
 
 /// The adapters of a sequence: each once, in the order of their numbers, none with a scale of 0.

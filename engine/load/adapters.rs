@@ -1,5 +1,6 @@
 //! Adapters that are loaded beside a model.
 
+use qernel_core::batch::AdapterScale;
 use qernel_core::config::Config;
 use qernel_core::disk::Access;
 use qernel_core::error::{Error, Result};
@@ -39,8 +40,8 @@ impl FromStr for AdapterChoice {
         if name.as_deref() == Some("") || path.is_empty() {
             return bad("a name or a file is missing");
         }
-        if !scale.is_finite() {
-            return bad("the scale is no finite number");
+        if !(AdapterScale { adapter: 0, scale }).is_in_range() {
+            return bad(&format!("scales are -{0} to {0}", AdapterScale::MAX));
         }
         Ok(Self { name, path: path.into(), scale })
     }
@@ -107,7 +108,7 @@ mod tests {
             assert_eq!(choice(text), expected, "{text}");
             assert_eq!(choice(text).name(), name, "{text}");
         }
-        for bad in ["", "=poet.gguf", "bard=", "poet.gguf:inf", ":1"] {
+        for bad in ["", "=poet.gguf", "bard=", "poet.gguf:inf", "poet.gguf:101", ":1"] {
             assert!(matches!(bad.parse::<AdapterChoice>(), Err(Error::Request(_))), "{bad}");
         }
     }

@@ -32,10 +32,11 @@ use qernel_core::config::Config;
 use qernel_core::disk::{Access, Watch};
 use qernel_core::engine::pooling::Pooler;
 use qernel_core::engine::{DraftSource, Engine, EngineConfig, Speculative};
-use qernel_core::error::Result;
+use qernel_core::error::{Error, Result};
 use qernel_core::folder;
 use qernel_core::gguf::Gguf;
 use qernel_core::host_memory;
+use qernel_core::lora::AdapterMetadata;
 use qernel_core::model::Runner;
 use qernel_core::tokenizer::Tokenizer;
 pub use qernel_core::weights::DecodeBytes;
@@ -109,6 +110,11 @@ impl LoadedModel {
         options: &RunnerOptions,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
+        if AdapterMetadata::of_gguf(gguf)?.is_some() {
+            return Err(Error::Model(
+                "the file is an adapter, not a model: take --lora for it, and --model for the model that it is for".into(),
+            ));
+        }
         let config = Config::from_gguf(gguf)?;
         let source = (options.max_drafts > 0).then_some(&options.drafts);
         let config = if source == Some(&DraftChoice::Mtp) { config.with_draft(gguf)? } else { config };
@@ -228,7 +234,7 @@ fn with_finite_logits(mut runner: Box<dyn Runner>) -> Result<Box<dyn Runner>> {
     if bad == 0 {
         return Ok(runner);
     }
-    Err(qernel_core::error::Error::NotFinite(format!(
+    Err(Error::NotFinite(format!(
         "of the model's {} logits after token {TOKEN}, {bad} are NaN or infinite: its weights may be damaged (--check-tensors looks through them), \
          or the device computes wrongly",
         logits.len()

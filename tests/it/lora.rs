@@ -391,6 +391,11 @@ fn commands_take_adapters() {
     let report = json(qernel().args(["inspect", "--json", "--model", path]));
     assert_eq!(text(&report["adapter"]["architecture"]), "qwen2");
 
+    let model =
+        qernel().args(["generate", "--ids", "1", "--device", "cpu", "--model", path]).assert().code(3);
+    let message = String::from_utf8(model.get_output().stderr.clone()).unwrap();
+    assert!(message.contains("is an adapter, not a model"), "{message}");
+
     let twice = fixture.generate().args(["--ids", "1", "--lora", path, "--lora", &scaled]).assert();
     let message = String::from_utf8(twice.code(2).get_output().stderr.clone()).unwrap();
     assert!(message.contains("another adapter is called poet too"), "{message}");

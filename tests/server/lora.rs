@@ -113,6 +113,7 @@ fn adapters_are_listed_and_unknown_ones_refused() {
     refused(json!({"model": "nobody"}), 404, &["nobody", "haiku", "poet", "critic"]);
     refused(json!({"lora": [{"id": 2, "scale": 1}]}), 400, &["no adapter 2", "0 (poet)", "1 (critic)"]);
     refused(json!({"lora": [{"scale": 1}]}), 400, &["id"]);
+    refused(json!({"lora": [{"id": 0, "scale": 1e9}]}), 400, &["-100 to 100", "1000000000"]);
     refused(json!({"lora": [{"id": 0, "weight": 1}]}), 400, &["weight"]);
     let embedding = server.post("/v1/embeddings", json!({"input": "a", "model": "poet"}));
     assert_eq!(embedding.status, 404, "vectors are the model's own");

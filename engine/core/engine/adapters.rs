@@ -1,7 +1,7 @@
 //! Which adapters requests are answered with.
 
 use super::{Engine, Request};
-use crate::batch::AdapterSet;
+use crate::batch::{AdapterScale, AdapterSet};
 
 impl Engine {
     /// The same with these adapters for requests that say nothing of them, and for vectors of texts, in the place of all.
@@ -24,11 +24,9 @@ impl Engine {
                     adapter.adapter
                 ));
             }
-            if !adapter.scale.is_finite() {
-                return Err(format!(
-                    "the scale of adapter {} is {}; expected a finite number",
-                    adapter.adapter, adapter.scale
-                ));
+            if !adapter.is_in_range() {
+                let (number, scale, most) = (adapter.adapter, adapter.scale, AdapterScale::MAX);
+                return Err(format!("the scale of adapter {number} is {scale}; expected -{most} to {most}"));
             }
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! What a batch must satisfy before a device may follow its indices.
 
-use crate::batch::{AdapterSet, Batch, BatchLimits};
+use crate::batch::{AdapterScale, AdapterSet, Batch, BatchLimits};
 use crate::error::{Error, Result};
 use crate::kv_layout::{KvLayout, PAGE_SIZE};
 
@@ -44,8 +44,11 @@ pub fn check_batch(
         length("adapters", batch.adapters.len(), sequences)?;
     }
     for adapter in batch.adapters.iter().flat_map(AdapterSet::adapters) {
-        if adapter.adapter as usize >= num_adapters || !adapter.scale.is_finite() {
-            return bad(format!("{adapter:?} of {num_adapters} adapters, which have finite scales"));
+        if adapter.adapter as usize >= num_adapters || !adapter.is_in_range() {
+            return bad(format!(
+                "{adapter:?} of {num_adapters} adapters, with scales up to {}",
+                AdapterScale::MAX
+            ));
         }
     }
     let mut slots = batch.state_slots.clone();
@@ -106,7 +109,7 @@ fn all_below(what: &str, values: &[u32], limit: usize) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::{AdapterScale, GIVEN};
+    use crate::batch::GIVEN;
     use crate::dtype::Dtype;
     use crate::kv_format::{KvFormat, KvFormats};
 
@@ -154,7 +157,8 @@ mod tests {
 
     #[test]
     fn every_wrong_array_is_refused() {
-        let broken: [fn(&mut Batch); 21] = [
+        let broken: [fn(&mut Batch); 22] = [
+            |b| b.adapters[1] = adapter(0, 101.0),
             |b| b.adapters.truncate(1),
             |b| b.adapters[0] = adapter(2, 1.0),
             |b| b.adapters[1] = adapter(0, f32::NAN),

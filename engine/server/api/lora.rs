@@ -23,6 +23,7 @@ pub struct LoraScale {
     #[schema(value_type = u32)]
     id: Whole<u32>,
     /// What its updates are multiplied with. [default: the adapter's own scale]
+    #[schema(minimum = -100, maximum = 100)]
     scale: Option<f32>,
 }
 
@@ -73,7 +74,7 @@ impl App {
 }
 
 /// The adapter of this name, with its own scale.
-pub fn named<'a>(info: &'a ModelInfo, name: &str) -> Option<(&'a String, AdapterScale)> {
+fn named<'a>(info: &'a ModelInfo, name: &str) -> Option<(&'a String, AdapterScale)> {
     let mut adapters = (0..).zip(&info.adapters);
     let (adapter, found) = adapters.find(|(_, adapter)| adapter.name == name)?;
     Some((&found.name, AdapterScale { adapter, scale: found.scale }))
@@ -97,10 +98,16 @@ fn scaled(
             false => format!("there is no adapter {id}; there are {}", known.join(", ")),
         }));
     };
-    let scale = scale.unwrap_or(found.scale);
-    match scale.is_finite() {
-        true => Ok(AdapterScale { adapter: *id, scale }),
-        false => Err(refuse(format!("expected a finite scale of adapter {id}, found {scale}"))),
+    let of = AdapterScale { adapter: *id, scale: scale.unwrap_or(found.scale) };
+    match of.is_in_range() {
+        true => Ok(of),
+        false => {
+            let most = AdapterScale::MAX;
+            Err(refuse(format!(
+                "expected a scale of adapter {id} from -{most} to {most}, found {}",
+                of.scale
+            )))
+        }
     }
 }
 
