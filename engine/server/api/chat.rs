@@ -3,7 +3,7 @@
 use super::chat_answer::{ChatCompletion, Writing};
 use super::conversation::{Asked, Conversation, Making};
 use super::messages::ChatMessage;
-use super::openai::{log_user, openai_request, token_limit};
+use super::openai::{check_user, log_user, openai_request, token_limit};
 use super::response_format::ResponseFormat;
 use super::tools::{Tool, ToolChoice, ToolUse};
 use super::{Stop, fields, logprobs};
@@ -69,8 +69,8 @@ pub async fn chat_completions(
 ) -> Result<Response, ApiError> {
     let info = app.model(request.model.as_deref())?;
     let (model, tokenizer) = (info.name.clone(), Arc::clone(&info.tokenizer));
-    let (sampling, stream, n) = (request.sampling(&tokenizer)?, request.stream()?, request.n.unwrap_or(1));
-    let speculative = request.speculative()?;
+    check_user("user", request.user.as_deref())?;
+    let (drawing, stream, n) = (request.drawing(&tokenizer)?, request.stream()?, request.n.unwrap_or(1));
     let limits = [
         ("max_completion_tokens", request.max_completion_tokens),
         ("max_tokens", request.max_tokens),
@@ -86,7 +86,7 @@ pub async fn chat_completions(
             return Err(ApiError::field("top_logprobs", message));
         }
     };
-    let ignore_eos = request.ignore_eos.unwrap_or(false);
+    let ignore_eos = drawing.ignore_eos;
     let messages = request.messages.into_iter().enumerate();
     let mut variables = request.chat_template_kwargs.unwrap_or_default();
     if let Some(enable) = request.enable_thinking {
@@ -95,7 +95,7 @@ pub async fn chat_completions(
     let mut conversation = Conversation {
         param: "messages",
         tools: ToolUse::new(request.tools, request.tool_choice, request.parallel_tool_calls)?,
-        gbnf: request.grammar.filter(|source| !source.is_empty()),
+        gbnf: request.grammar,
         format: request.response_format.map_or(Ok(None), ResponseFormat::schema)?,
         messages: messages.map(|(i, message)| message.for_template(i)).collect::<Result<_, _>>()?,
         variables,
@@ -106,7 +106,7 @@ pub async fn chat_completions(
 
     let permit = app.reserve("n", n)?;
     let has_tools = conversation.tools.is_some();
-    let making = Making { sampling, max_tokens, stop, ignore_eos, logprobs, speculative, n };
+    let making = Making { drawing, max_tokens, stop, logprobs, n };
     let Asked { answer, parsers, .. } = conversation.ask(&app, permit, making).await?;
     log_user(request.user.as_deref());
 

@@ -2,7 +2,7 @@
 
 use super::logprobs::{self, CompletionLogprobs, CompletionWriter};
 use super::models::unix_seconds;
-use super::openai::{OpenAiFinish, OpenAiUsage, log_user, openai_request, token_limit};
+use super::openai::{OpenAiFinish, OpenAiUsage, check_user, log_user, openai_request, token_limit};
 use super::prompt::{Encoded, Prompt};
 use super::{Choice, Stop, collect, fields};
 use crate::body::JsonBody;
@@ -91,8 +91,8 @@ pub async fn completions(
     let info = app.model(request.model.as_deref())?;
     let (model, tokenizer) = (info.name.clone(), &info.tokenizer);
     let logprobs = logprobs::check("logprobs", request.logprobs)?;
-    let (sampling, stream, n) = (request.sampling(tokenizer)?, request.stream()?, request.n.unwrap_or(1));
-    let speculative = request.speculative()?;
+    check_user("user", request.user.as_deref())?;
+    let (drawing, stream, n) = (request.drawing(tokenizer)?, request.stream()?, request.n.unwrap_or(1));
     let stop = Stop::texts(request.stop)?;
     let limits = [("max_tokens", request.max_tokens), ("n_predict", request.n_predict)];
     let max_tokens = token_limit(limits, Some(DEFAULT_MAX_TOKENS))?;
@@ -109,8 +109,7 @@ pub async fn completions(
     }
     let param = if best_of > n { "best_of" } else { "n" };
     let permit = app.reserve(param, best_of.saturating_mul(count))?;
-    let ignore_eos = request.ignore_eos.unwrap_or(false);
-    let (permit, grammar) = app.gbnf(permit, request.grammar, ignore_eos).await?;
+    let (permit, grammar) = app.gbnf(permit, request.grammar, drawing.ignore_eos).await?;
     let (permit, prompts) = request.prompt.encode(&app, permit, suffix).await?;
     let (permit, echoes) = if echo {
         echoes(&app, permit, &prompts, logprobs).await?
@@ -119,20 +118,16 @@ pub async fn completions(
     };
     let choices = prompts.iter().flat_map(|prompt| {
         let stop = &stop;
-        let sampling = &sampling;
+        let drawing = &drawing;
         let grammar = &grammar;
         (0..best_of as u32).map(move |index| SequenceRequest {
             request: Request {
-                sampling: sampling.clone(),
-                penalize_prompt: false,
                 max_tokens,
                 stop: stop.clone(),
-                ignore_eos,
-                speculative,
                 index,
                 // What the best are chosen by.
                 logprobs: logprobs.or((best_of > n).then_some(0)),
-                ..Request::new(prompt.ids.clone())
+                ..drawing.request(prompt.ids.clone())
             },
             grammar: grammar.clone(),
             thinking: None,

@@ -11,7 +11,6 @@ pub mod fim;
 pub mod generate;
 pub mod health;
 pub mod infill;
-pub mod llama;
 pub mod logprobs;
 pub mod messages;
 pub mod models;
