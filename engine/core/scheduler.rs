@@ -37,6 +37,8 @@ pub struct StepLimits {
     pub max_num_tokens: usize,
     /// Sequences that run at once.
     pub max_num_sequences: usize,
+    /// Rows of logits of a step: as many as sequences, with the drafts of each, or more.
+    pub max_num_logits: usize,
 }
 
 /// See the [module](self).
@@ -73,12 +75,12 @@ impl Scheduler {
     /// A scheduler of `num_pages` free pages, whose sequences share what they have in common if `prefix_cache`.
     ///
     /// # Panics
-    /// If a limit is 0.
+    /// If a limit is 0, or there are fewer rows of logits than sequences.
     pub fn new(limits: StepLimits, num_pages: usize, prefix_cache: bool) -> Self {
-        let StepLimits { max_num_tokens, max_num_sequences } = limits;
+        let StepLimits { max_num_tokens, max_num_sequences, max_num_logits } = limits;
         assert!(
-            max_num_tokens.min(max_num_sequences) > 0,
-            "a step must hold a row and a sequence: {limits:?}"
+            max_num_tokens.min(max_num_sequences) > 0 && max_num_logits >= max_num_sequences,
+            "a step must hold a row and a sequence, and draw for each: {limits:?}"
         );
         Self {
             limits,
@@ -114,14 +116,16 @@ impl Scheduler {
     }
 
     /// Queues a sequence. `id` must be larger than every earlier one, and the pool must be able to hold the sequence at
-    /// its longest.
+    /// its longest. Where the prompt is to be `scored`, steps have a row of logits for each of its tokens.
     ///
     /// # Panics
     /// If `tokens` is empty.
-    pub fn submit(&mut self, id: SequenceId, tokens: Vec<u32>) {
+    pub fn submit(&mut self, id: SequenceId, tokens: Vec<u32>, scored: bool) {
         assert!(!tokens.is_empty(), "a sequence needs a token");
         self.waiting.push_back(Sequence {
             id,
+            to_score: if scored { tokens.len() - 1 } else { 0 },
+            num_scored: 0,
             prefill_len: tokens.len(),
             tokens,
             num_cached: 0,
@@ -154,6 +158,7 @@ impl Scheduler {
     /// [`Scheduler::complete`], or dropped if that failed.
     pub fn schedule(&mut self) -> Option<Step> {
         let mut budget = self.limits.max_num_tokens;
+        let mut logits = self.limits.max_num_logits;
         let mut chosen = Vec::new(); // (index into running, rows)
 
         // 1. One row of every sequence that is generating, oldest first. Only here may pages be missing, and only
@@ -171,27 +176,33 @@ impl Scheduler {
                 let num_rows = self.generating_rows(i, budget);
                 chosen.push((i, num_rows));
                 budget -= num_rows;
+                logits = logits.saturating_sub(self.running[i].num_logits(num_rows));
             }
             i += 1;
         }
 
-        // 2. Prompts that have begun.
+        // 2. Prompts that have begun. A row of logits is left for each of those behind.
         let preempting = self.running.len() < num_running;
-        for (i, sequence) in self.running.iter().enumerate().filter(|(_, sequence)| sequence.is_prefill()) {
-            let num_rows = sequence.prefill_rows(budget);
+        let begun = || self.running.iter().enumerate().filter(|(_, sequence)| sequence.is_prefill());
+        let mut behind = begun().count();
+        for (i, sequence) in begun() {
+            behind -= 1;
+            let num_rows = sequence.prefill_rows(budget, logits.saturating_sub(behind));
             if num_rows > 0 {
                 chosen.push((i, num_rows));
                 budget -= num_rows;
+                logits -= sequence.num_logits(num_rows);
             }
         }
 
         // 3. Those that wait, unless this very step had to make room. They join only while rows are left, so there is
         // always a row for each running sequence.
-        while budget > 0 && !preempting && self.has_slot() && self.admit() {
+        while budget > 0 && logits > 0 && !preempting && self.has_slot() && self.admit() {
             let sequence = &self.running[self.running.len() - 1];
-            let num_rows = sequence.prefill_rows(budget);
+            let num_rows = sequence.prefill_rows(budget, logits);
             chosen.push((self.running.len() - 1, num_rows));
             budget -= num_rows;
+            logits -= sequence.num_logits(num_rows);
         }
         (!chosen.is_empty()).then(|| self.step(&chosen))
     }
@@ -233,6 +244,7 @@ impl Scheduler {
             num_rows: 1,
             prefill: false,
             samples: true,
+            num_scored: 0,
             num_drafts: 0,
             save,
         };
@@ -299,6 +311,8 @@ impl Scheduler {
                     let kept = self.drafting.and_then(|drafting| drafting.place(sequence.slot));
                     if is_computed && (refused == 0 || kept.is_none()) {
                         sequence.num_cached += scheduled.num_rows - refused;
+                        sequence.num_scored =
+                            sequence.num_cached.min(sequence.to_score).max(sequence.num_scored);
                     } else if is_computed {
                         sequence.load = kept;
                     }
@@ -394,8 +408,7 @@ impl Scheduler {
         if self.pool.num_free() <= spare {
             return false;
         }
-        // One token at least is computed, for its logits.
-        let known = &sequence.tokens[..sequence.tokens.len() - 1];
+        let known = &sequence.tokens[..sequence.num_reusable()];
         match &mut self.checkpoints {
             None => sequence.num_cached = sequence.pages.reuse(known, &mut self.pool),
             Some(checkpoints) => {
@@ -445,6 +458,7 @@ impl Scheduler {
                 num_rows,
                 prefill: sequence.is_prefill(),
                 samples: end >= sequence.tokens.len(),
+                num_scored: sequence.scored_rows(num_rows),
                 num_drafts,
                 save,
             };
@@ -452,7 +466,7 @@ impl Scheduler {
                 tokens,
                 position: sequence.num_cached,
                 pages: sequence.pages.pages(),
-                logits: LogitRows::Newest(scheduled.num_draws() as u32),
+                logits: LogitRows::Newest(scheduled.num_logits() as u32),
             });
             sequences.push(scheduled);
         }

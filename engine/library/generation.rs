@@ -88,6 +88,7 @@ impl<'m> GenerationBuilder<'m> {
     /// ```
     pub fn pieces(self) -> impl Iterator<Item = Result<String>> {
         let text = |event: Event| match event {
+            Event::Prompt { .. } => String::new(),
             Event::Token { text, .. } | Event::Finished { text, .. } => text,
         };
         self.into_iter()
@@ -99,7 +100,7 @@ impl<'m> GenerationBuilder<'m> {
     pub fn tokens(self) -> impl Iterator<Item = Result<u32>> {
         self.into_iter().filter_map(|event| match event {
             Ok(Event::Token { token, .. }) => Some(Ok(token)),
-            Ok(Event::Finished { .. }) => None,
+            Ok(Event::Prompt { .. } | Event::Finished { .. }) => None,
             Err(error) => Some(Err(error)),
         })
     }

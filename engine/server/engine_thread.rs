@@ -421,6 +421,7 @@ impl Delivery {
         let Some(active) = self.active.get_mut(&id) else { return };
         let metrics = &self.shared.metrics;
         let finished = match &event {
+            Event::Prompt { .. } => None,
             Event::Token { .. } => {
                 match active.newest.replace(at) {
                     None => metrics.first_token(at - active.start),

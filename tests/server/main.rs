@@ -22,6 +22,7 @@ mod messages;
 mod minute;
 mod openai;
 mod page;
+mod prompt_logprobs;
 mod refusals;
 mod responses;
 mod routers;

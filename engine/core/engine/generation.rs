@@ -5,7 +5,7 @@ use super::penalties::PenaltyWindow;
 use super::repetition::Repetitions;
 use super::request::{FinishReason, Request, Timings};
 use super::text::TextStream;
-use crate::sampler::{HostRow, SamplingRow, TokenMask};
+use crate::sampler::{HostRow, Logprobs, SamplingRow, TokenMask};
 use crate::scheduler::{ScheduledSequence, SequenceId};
 use std::sync::Arc;
 
@@ -21,6 +21,8 @@ pub(super) struct Generation {
     pub(super) host: Option<HostRow>,
     pub(super) repetitions: Option<Repetitions>,
     pub(super) timings: Timings,
+    /// What is known of the prompt's tokens so far, until it is told.
+    pub(super) prompt_logprobs: Option<Vec<Logprobs>>,
 }
 
 /// A constraint and what it allows for the next token.
@@ -56,6 +58,7 @@ impl Generation {
             counts: self.penalties.as_ref().map_or_else(Vec::new, PenaltyWindow::counts),
             allowed: self.constraint.as_ref().map(|constrained| Arc::clone(&constrained.allowed)),
             logprobs: self.request.logprobs,
+            scored: None,
             host,
         }
     }

@@ -29,6 +29,9 @@ pub struct Request {
     /// The number of likeliest tokens whose log-probabilities each token's event has besides its own; `None`: not even its
     /// own.
     pub logprobs: Option<usize>,
+    /// The same of the prompt: its tokens are scored, and [`Event::Prompt`] says how likely they were. None of them comes from the prefix
+    /// cache then.
+    pub prompt_logprobs: Option<usize>,
     /// How far its tokens are drafted, where the engine drafts.
     pub speculative: Speculative,
     /// Whether events carry text. Without it, and without `stop`, nothing is decoded.
@@ -48,6 +51,7 @@ impl Request {
             ignore_eos: false,
             index: 0,
             logprobs: None,
+            prompt_logprobs: None,
             speculative: Speculative::default(),
             text: true,
         }
@@ -80,6 +84,15 @@ pub struct Refusal {
 /// What happened to a sequence. The text of all its events, one after the other, is the text of the answer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// The prompt is computed; it comes before the first token, where [`Request::prompt_logprobs`] asks for it.
+    Prompt {
+        /// The sequence that it is about.
+        id: SequenceId,
+        /// [`Request::index`]
+        index: u32,
+        /// How likely the model thought each token of the prompt but the first.
+        logprobs: Vec<Logprobs>,
+    },
     /// A token was drawn.
     Token {
         /// The sequence that it is about.
@@ -115,14 +128,14 @@ impl Event {
     /// The sequence that it is about.
     pub fn id(&self) -> SequenceId {
         match self {
-            Self::Token { id, .. } | Self::Finished { id, .. } => *id,
+            Self::Prompt { id, .. } | Self::Token { id, .. } | Self::Finished { id, .. } => *id,
         }
     }
 
     /// The error that the answer ended with, if it did.
     pub fn error(&self) -> Option<Error> {
         match self {
-            Self::Token { .. } => None,
+            Self::Prompt { .. } | Self::Token { .. } => None,
             Self::Finished { reason, .. } => reason.error(),
         }
     }
@@ -130,6 +143,7 @@ impl Event {
     /// What it adds to the text of the answer.
     pub fn text(&self) -> &str {
         match self {
+            Self::Prompt { .. } => "",
             Self::Token { text, .. } | Self::Finished { text, .. } => text,
         }
     }

@@ -2,11 +2,12 @@
 
 use super::chat_answer::{ChatCompletion, Writing};
 use super::conversation::{Asked, Conversation, Making};
+use super::logprobs::{self, PromptLogprobs};
 use super::messages::ChatMessage;
 use super::openai::{check_user, log_user, openai_request, token_limit};
 use super::response_format::ResponseFormat;
 use super::tools::{Tool, ToolChoice, ToolUse};
-use super::{Stop, fields, logprobs};
+use super::{Stop, fields};
 use crate::App;
 use crate::body::JsonBody;
 use crate::error::{ApiError, ErrorResponse};
@@ -32,6 +33,10 @@ openai_request! {
         #[schema(maximum = 20)]
         #[serde(default, deserialize_with = "crate::number::whole")]
         pub top_logprobs: Option<usize>,
+        /// Log-probabilities of the prompt's tokens, and of so many likeliest ones in the place of each. vLLM's; not in a stream.
+        #[schema(maximum = 20)]
+        #[serde(default, deserialize_with = "crate::number::whole")]
+        pub prompt_logprobs: Option<usize>,
         pub response_format: Option<ResponseFormat>,
         /// Functions that the model may call: the chat template tells the model of them.
         pub tools: Option<Vec<Tool>>,
@@ -86,6 +91,7 @@ pub async fn chat_completions(
             return Err(ApiError::field("top_logprobs", message));
         }
     };
+    let prompt_logprobs = PromptLogprobs::check(request.prompt_logprobs, stream.is_some())?;
     let ignore_eos = drawing.ignore_eos;
     let messages = request.messages.into_iter().enumerate();
     let mut variables = request.chat_template_kwargs.unwrap_or_default();
@@ -106,15 +112,15 @@ pub async fn chat_completions(
 
     let permit = app.reserve("n", n)?;
     let has_tools = conversation.tools.is_some();
-    let making = Making { drawing, max_tokens, stop, logprobs, n };
-    let Asked { answer, parsers, .. } = conversation.ask(&app, permit, making).await?;
+    let making = Making { drawing, max_tokens, stop, logprobs, prompt_logprobs, n };
+    let Asked { answer, parsers, prompt, .. } = conversation.ask(&app, permit, making).await?;
     log_user(request.user.as_deref());
 
     let writing = Writing::new(model, parsers, tokenizer, has_tools, ignore_eos, logprobs.is_some());
     if let Some(include_usage) = stream {
         return Ok(sse::respond(answer, writing.chunks(include_usage)));
     }
-    let whole: ChatCompletion = writing.whole(answer).await?;
+    let whole = writing.whole(answer, prompt_logprobs.map(|count| (prompt, count))).await?;
     Ok(Json(whole).into_response())
 }
 

@@ -64,6 +64,8 @@ pub struct Making {
     pub max_tokens: Option<usize>,
     pub stop: Vec<String>,
     pub logprobs: Option<usize>,
+    /// Of the tokens of the prompt.
+    pub prompt_logprobs: Option<usize>,
     /// How many answers, and the field that says so.
     pub n: usize,
 }
@@ -82,7 +84,8 @@ pub struct Asked {
     pub parsers: Vec<AnswerParser>,
     /// What takes thoughts from an answer, if it may have some: no stop text is looked for in them.
     pub thoughts: Option<ThinkingParser>,
-    pub prompt_tokens: usize,
+    /// The prompt as the model gets it.
+    pub prompt: Vec<u32>,
 }
 
 /// The model's template.
@@ -184,7 +187,6 @@ impl Conversation {
         let model = app.engine.model()?;
         let template = template(model)?;
         let budget = self.budget(app);
-        let prompt_tokens = prompt.ids.len();
         let (param, format) = (self.param, self.format);
         let mut form = AnswerForm {
             reads_thoughts: match app.config.reasoning_format {
@@ -217,6 +219,8 @@ impl Conversation {
                 thoughts: thoughts.clone(),
                 index,
                 logprobs: making.logprobs,
+                // Of all answers one is enough.
+                prompt_logprobs: making.prompt_logprobs.filter(|_| index == 0),
                 ..making.drawing.request(prompt.ids.clone())
             },
             grammar: grammar.clone(),
@@ -225,7 +229,7 @@ impl Conversation {
         };
         let answer = app.submit(permit, (0..making.n as u32).map(choice).collect()).await?;
         let parsers = (0..making.n).map(|_| AnswerParser::new(&form)).collect();
-        Ok(Asked { answer, parsers, thoughts, prompt_tokens })
+        Ok(Asked { answer, parsers, thoughts, prompt: prompt.ids })
     }
 }
 

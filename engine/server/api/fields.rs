@@ -42,7 +42,7 @@ const SAMPLING: &[&str] = &[
 pub const CHAT: Table = &[
     (Used, &["messages", "model", "n", "stop", "stream", "stream_options", "user"]),
     (Used, &["max_completion_tokens", "max_tokens", "n_predict"]),
-    (Used, &["logprobs", "top_logprobs"]),
+    (Used, &["logprobs", "top_logprobs", "prompt_logprobs"]),
     (Used, &["response_format", "tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs"]),
     (Used, &["reasoning_effort", "enable_thinking", "thinking_budget_tokens", "thinking_budget"]),
     (Used, SAMPLING),
@@ -178,7 +178,7 @@ pub const METADATA: Table = &[(Used, &["user_id"])];
 /// `/v1/completions`
 pub const COMPLETION: Table = &[
     (Used, &["prompt", "suffix", "echo", "best_of", "model", "n", "stop", "stream", "stream_options"]),
-    (Used, &["user", "max_tokens", "n_predict", "logprobs"]),
+    (Used, &["user", "max_tokens", "n_predict", "logprobs", "prompt_logprobs"]),
     (Used, SAMPLING),
     (Ignored, &["cache_prompt"]),
     (Refused(&["false"]), &["no_stop_trim", "return_hidden_states"]),

@@ -160,7 +160,7 @@ pub async fn generate(
     if request.stream.unwrap_or(false) {
         return Ok(sse::respond(answer, TokenEvents { index: 0, seed, tokenizer }));
     }
-    let Choice { tokens, text, logprobs: found, reason, usage, timings } =
+    let Choice { tokens, text, logprobs: found, reason, usage, timings, .. } =
         collect(answer, 1).await?.remove(0);
     let found = found.iter().map(|(token, logprobs)| TokenLogprob::new(&tokenizer, *token, logprobs));
     let response = GenerateResponse {
@@ -186,6 +186,7 @@ impl Encoder for TokenEvents {
 
     fn event(&mut self, _: usize, event: Event, out: &mut EventStream) {
         match event {
+            Event::Prompt { .. } => (),
             Event::Token { token, text, logprobs, .. } => {
                 let logprobs = logprobs.map(|logprobs| TokenLogprob::new(&self.tokenizer, token, &logprobs));
                 out.named("token", &TokenEvent { index: self.index, id: token, text, logprobs });

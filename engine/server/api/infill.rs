@@ -330,6 +330,7 @@ impl Bounds {
         while let Some((_, event)) = answer.next().await? {
             text += event.text();
             match event {
+                Event::Prompt { .. } => {}
                 Event::Token { token, .. } => making.token(token),
                 Event::Finished { reason, usage, .. } => ended = Some((reason, usage)),
             }
@@ -382,6 +383,7 @@ impl Encoder for Pieces {
     fn event(&mut self, _: usize, event: Event, out: &mut EventStream) {
         self.has_new_line |= event.text().contains('\n');
         match event {
+            Event::Prompt { .. } => (),
             Event::Token { token, text, .. } => {
                 self.making.token(token);
                 if !text.is_empty() {

@@ -6,7 +6,7 @@ use qernel::engine::{Engine, EngineConfig, Event, FinishReason, Request, Usage};
 use qernel::gguf::Gguf;
 use qernel::kv_layout::{KvLayout, PAGE_SIZE, StateCopy};
 use qernel::model::{Runner, check::check_batch, draft::DraftFrom};
-use qernel::sampler::{NO_TOKEN, SamplingParams, SamplingRow};
+use qernel::sampler::{Logprobs, NO_TOKEN, SamplingParams, SamplingRow};
 use qernel::scheduler::SequenceId;
 use qernel::testing::TinyModel;
 use qernel::tokenizer::Tokenizer;
@@ -61,6 +61,15 @@ pub struct Mock {
     follows: bool,
     /// The tokens behind which the last draft drew one each.
     drafted: Vec<Vec<u32>>,
+    /// Of the steps that were not taken, and of the one that was taken last.
+    logprobs: VecDeque<Vec<Option<Logprobs>>>,
+}
+
+/// How likely the "model" thinks a token behind others: any number that depends on all of them.
+pub fn logprobs_of(visible: &[u32], token: u32, count: usize) -> Logprobs {
+    let hash = visible.iter().copied().chain([token]).fold(START, hash);
+    let top = (0..count as u32).map(|id| (id, -(id as f32))).collect();
+    Logprobs { sampled: -((hash >> 40) as f32), rank: 1 + (hash % 7) as usize, top }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +90,11 @@ const START: u64 = 0xcbf2_9ce4_8422_2325;
 fn hash(history: u64, word: u32) -> u64 {
     let bytes = word.to_le_bytes();
     bytes.into_iter().fold(history, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// What is known of a prompt.
+pub fn prompt_logprobs(prompt: &[u32], count: usize) -> Vec<Logprobs> {
+    (1..prompt.len()).map(|i| logprobs_of(&prompt[..i], prompt[i], count)).collect()
 }
 
 impl Mock {
@@ -117,6 +131,7 @@ impl Mock {
             max_drafts: 0,
             follows: false,
             drafted: Vec::new(),
+            logprobs: VecDeque::new(),
         }
     }
 
@@ -283,9 +298,18 @@ impl Runner for Mock {
                 })
                 .collect();
             assert_eq!(sampling.position as usize, visible.len());
-            (self.next)(&visible, sampling)
+            let token = (self.next)(&visible, sampling);
+            let logprobs =
+                sampling.logprobs.map(|count| logprobs_of(&visible, sampling.scored.unwrap_or(token), count));
+            (token, logprobs)
         };
-        Ok(batch.logit_rows.iter().zip(rows).map(draw).collect())
+        let (tokens, logprobs) = batch.logit_rows.iter().zip(rows).map(draw).unzip();
+        self.logprobs.push_back(logprobs);
+        Ok(tokens)
+    }
+
+    fn take_logprobs(&mut self) -> Vec<Option<Logprobs>> {
+        self.logprobs.pop_front().unwrap_or_default()
     }
 
     fn runs_ahead(&self) -> bool {
@@ -323,6 +347,7 @@ impl Runner for Mock {
 
     fn discard(&mut self) {
         self.queued.clear();
+        self.logprobs.clear();
     }
 
     fn logits(&mut self, _: &Batch) -> Result<Vec<f32>> {
@@ -430,6 +455,8 @@ pub fn expected(request: &Request, max_model_len: usize) -> (Vec<u32>, String, F
 pub struct Answer {
     pub tokens: Vec<u32>,
     pub text: String,
+    /// Of the prompt.
+    pub prompt_logprobs: Option<Vec<Logprobs>>,
     pub end: Option<(FinishReason, Usage)>,
 }
 
@@ -439,6 +466,10 @@ pub fn collect(events: Vec<Event>, answers: &mut HashMap<SequenceId, Answer>) {
         assert!(answer.end.is_none(), "an event after the end: {event:?}");
         answer.text += event.text();
         match event {
+            Event::Prompt { logprobs, .. } => {
+                assert!(answer.tokens.is_empty(), "the prompt comes before the first token");
+                assert!(answer.prompt_logprobs.replace(logprobs).is_none(), "the prompt comes once");
+            }
             Event::Token { token, .. } => answer.tokens.push(token),
             Event::Finished { reason, usage, timings, .. } => {
                 assert_eq!(usage.completion_tokens, answer.tokens.len());

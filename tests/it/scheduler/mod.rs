@@ -3,3 +3,4 @@
 mod cases;
 mod mock;
 mod properties;
+mod scored;

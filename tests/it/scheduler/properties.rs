@@ -37,10 +37,12 @@ fn request() -> impl Strategy<Value = Request> {
     let prompt = prompt.prop_flat_map(|len| prop::collection::vec(0..TinyModel::VOCAB_SIZE as u32, len));
     let max_tokens = prop_oneof![Just(None), (1..90usize).prop_map(Some)];
     let drafts = (prop_oneof![2 => Just(None), 1 => (0..4usize).prop_map(Some)], 0..3usize);
+    let scored = prop::bool::weighted(0.3);
     let stop =
         prop::collection::vec(prop::sample::select(vec!["ab", "aba", "c the", "bé", "th", "zz"]), 0..2);
-    (prompt, sampling, max_tokens, stop, any::<(bool, bool, bool)>(), 0..3u32, drafts).prop_map(
-        |(prompt, sampling, max_tokens, stop, (ignore_eos, text, penalize_prompt), index, (n_max, n_min))| {
+    (prompt, sampling, max_tokens, stop, any::<(bool, bool, bool)>(), 0..3u32, (drafts, scored)).prop_map(
+        |(prompt, sampling, max_tokens, stop, (ignore_eos, text, penalize_prompt), index, more)| {
+            let ((n_max, n_min), prompt_logprobs) = more;
             Request {
                 prompt,
                 sampling,
@@ -51,6 +53,7 @@ fn request() -> impl Strategy<Value = Request> {
                 index,
                 penalize_prompt,
                 logprobs: None,
+                prompt_logprobs: prompt_logprobs.then_some(2),
                 speculative: Speculative { n_max, n_min: Some(n_min), p_min: None },
                 text,
             }
@@ -212,7 +215,10 @@ fn any_schedule_gives_the_same(
             assert_eq!(answer.text, text, "{id}");
         } else {
             assert_eq!((&answer.tokens, &answer.text, found), (&tokens, &text, reason), "{id}");
+            let scored = request.prompt_logprobs.map(|count| prompt_logprobs(&request.prompt, count));
+            assert_eq!(answer.prompt_logprobs, scored, "{id}");
         }
+        assert!(request.prompt_logprobs.is_none() || usage.cached_tokens == 0, "{id}: {usage:?}");
     }
     let pool = engine.pool();
     assert_eq!((pool.num_used(), pool.num_free()), (0, shape.num_pages), "pages were lost");

@@ -53,6 +53,7 @@ async fn answer(app: Arc<App>, mut request: MessagesRequest) -> Result<Response,
         max_tokens: request.max_tokens.and_then(|limit| limit.0),
         stop: stop.clone(),
         logprobs: None,
+        prompt_logprobs: None,
         n: 1,
     };
     let user = request.user()?;

@@ -71,6 +71,7 @@ pub async fn create(
         max_tokens: request.max_output_tokens.and_then(|limit| limit.0),
         stop: Vec::new(),
         logprobs,
+        prompt_logprobs: None,
         n: 1,
     };
     let permit = app.reserve("n", 1)?;
