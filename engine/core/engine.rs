@@ -6,6 +6,7 @@
 //! Where the runner can, a decode step is queued before the tokens of the one before have been read, so that the device does
 //! not wait for the host. A row that is computed for a sequence which then turns out to have ended is thrown away.
 
+mod banned;
 mod check;
 mod constraint;
 mod draft;
@@ -36,6 +37,7 @@ use crate::model::Runner;
 use crate::sampler::HostRow;
 use crate::scheduler::{Drafting, Scheduler, SequenceId, Step, StepLimits};
 use crate::tokenizer::Tokenizer;
+use banned::Banned;
 use draft::Drafter;
 use generation::{Constrained, Generation};
 use penalties::PenaltyWindow;
@@ -230,11 +232,19 @@ impl Engine {
         request.speculative = request.speculative.or(self.speculative);
         let (prompt, stop) = (std::mem::take(&mut request.prompt), std::mem::take(&mut request.stop));
         let text = match &self.tokenizer {
-            Some(tokenizer) if request.text || !stop.is_empty() => {
-                Some(TextStream::new(Arc::clone(tokenizer), stop, request.thoughts.take(), request.text))
+            Some(tokenizer) if request.text || !stop.is_empty() || !request.banned_strings.is_empty() => {
+                let emits = request.text || !request.banned_strings.is_empty();
+                Some(TextStream::new(Arc::clone(tokenizer), stop, request.thoughts.take(), emits))
             }
             _ => None,
         };
+        let host = HostRow::new(&request.sampling);
+        let banned = Banned::new(
+            &request,
+            constraint.as_ref(),
+            host.as_ref().map(|host| host.surprise.bound()),
+            self.runner.vocab_size(),
+        );
         let generation = Generation {
             prompt_tokens: prompt.len(),
             completion_tokens: 0,
@@ -244,7 +254,8 @@ impl Engine {
                 if request.penalize_prompt { &prompt } else { &[] },
             ),
             constraint,
-            host: HostRow::new(&request.sampling),
+            host,
+            banned,
             repetitions: (request.sampling.chain.as_ref())
                 .and_then(|chain| Repetitions::new(&chain.dry, self.tokenizer.as_deref())),
             timings: Timings::default(),

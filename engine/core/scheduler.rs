@@ -25,7 +25,7 @@ pub use step::{ScheduledSequence, SequenceId, Step};
 use crate::batch::{Batch, LogitRows, SequenceRows};
 use crate::checkpoints::Checkpoints;
 use crate::kv_cache::{PageList, PagePool};
-use crate::kv_layout::{StateCopy, pages_for};
+use crate::kv_layout::StateCopy;
 use crate::sampler::NO_TOKEN;
 use following::Followed;
 use std::collections::VecDeque;
@@ -162,18 +162,24 @@ impl Scheduler {
         let mut chosen = Vec::new(); // (index into running, rows)
 
         // 1. One row of every sequence that is generating, oldest first. Only here may pages be missing, and only
-        // sequences younger than those already chosen give theirs up.
+        // sequences younger than those already chosen give theirs up. What was rewound to a copy of its state takes that before
+        // the copy's place gets another one.
         let num_running = self.running.len();
         let mut i = 0;
         while i < self.running.len() {
-            if !self.running[i].is_prefill() {
+            if !self.running[i].is_prefill() || self.running[i].load.is_some() {
                 while !self.grow(i) && i < self.running.len() {
                     self.preempt_youngest();
                 }
                 if i == self.running.len() {
                     break; // It was itself the youngest.
                 }
-                let num_rows = self.generating_rows(i, budget);
+                let behind = self.running.len() - i - 1;
+                let left = |of: usize| of.saturating_sub(behind).max(1);
+                let num_rows = match self.running[i].is_prefill() {
+                    true => self.running[i].prefill_rows(left(budget), left(logits)),
+                    false => self.generating_rows(i, budget),
+                };
                 chosen.push((i, num_rows));
                 budget -= num_rows;
                 logits = logits.saturating_sub(self.running[i].num_logits(num_rows));
@@ -183,7 +189,8 @@ impl Scheduler {
 
         // 2. Prompts that have begun. A row of logits is left for each of those behind.
         let preempting = self.running.len() < num_running;
-        let begun = || self.running.iter().enumerate().filter(|(_, sequence)| sequence.is_prefill());
+        let is_next = |sequence: &Sequence| sequence.is_prefill() && sequence.load.is_none();
+        let begun = || self.running.iter().enumerate().filter(|(_, sequence)| is_next(sequence));
         let mut behind = begun().count();
         for (i, sequence) in begun() {
             behind -= 1;
@@ -404,35 +411,35 @@ impl Scheduler {
         let Some(sequence) = self.waiting.front_mut() else { return false };
         // One that was crowded out comes back with a page to spare for each of the others, or it would be crowded out again.
         let spare = if sequence.preempted { self.running.len() } else { 0 };
-        // The page of its last token is never a shared one: without a free page there is no need to look for the others.
-        if self.pool.num_free() <= spare {
-            return false;
-        }
-        let known = &sequence.tokens[..sequence.num_reusable()];
-        match &mut self.checkpoints {
-            None => sequence.num_cached = sequence.pages.reuse(known, &mut self.pool),
-            Some(checkpoints) => {
-                let find = |prefix| checkpoints.find(prefix);
-                (sequence.num_cached, sequence.load) =
-                    sequence.pages.reuse_to_checkpoint(known, &mut self.pool, find);
-                sequence.load.into_iter().for_each(|place| checkpoints.touch(place));
-            }
-        }
-        let missing = pages_for(sequence.tokens.len()) - sequence.pages.pages().len();
-        if self.pool.num_free() < missing + spare {
-            sequence.give_up_pages(&mut self.pool);
+        if !sequence.begin(&mut self.pool, self.checkpoints.as_mut(), spare) {
             return false;
         }
         if !sequence.preempted {
             sequence.num_reused = sequence.num_cached;
         }
         sequence.slot = take_slot(&mut self.free_slots, &mut self.num_slots);
-        sequence.prefill_len = sequence.tokens.len();
-        sequence.stride =
-            self.checkpoints.as_ref().map(|checkpoints| checkpoints.stride(sequence.prefill_len));
         self.running.extend(self.waiting.pop_front());
         self.find_followed(self.running.len() - 1);
         self.grow(self.running.len() - 1)
+    }
+
+    /// Takes the newest tokens of a running sequence away, so that the first `len` are left, at least one, and lets it go on from there. What
+    /// it computed stays known, as if it had ended: it takes from the cache what that has of its beginning, and computes the rest anew.
+    pub fn rewind(&mut self, id: SequenceId, len: usize) {
+        let Some(i) = self.place_of(id) else { return };
+        let sequence = &mut self.running[i];
+        sequence.give_up_pages(&mut self.pool);
+        sequence.tokens.truncate(len.max(1));
+        if sequence.begin(&mut self.pool, self.checkpoints.as_mut(), 0) {
+            self.find_followed(i);
+            if self.grow(i) {
+                return;
+            }
+        }
+        // Others have taken pages that it shared: it waits for some, and so do those behind it.
+        while self.running.len() > i {
+            self.preempt_youngest();
+        }
     }
 
     /// The batch of the `(index into running, rows)` in `chosen`.

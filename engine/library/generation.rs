@@ -39,6 +39,11 @@ impl<'m> GenerationBuilder<'m> {
         self.with(|request| request.stop.push(text.into()))
     }
 
+    /// Lets the answer go another way wherever this text would be in it; may be called several times.
+    pub fn banned_string(self, text: impl Into<String>) -> Self {
+        self.with(|request| request.banned_strings.push(text.into()))
+    }
+
     /// Divides the logits before a token is drawn; 0 always takes the likeliest. The default is 0.8.
     pub fn temperature(self, temperature: f32) -> Self {
         self.with(|request| request.sampling.temperature = temperature)

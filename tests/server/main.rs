@@ -1,6 +1,7 @@
 //! The HTTP server with the model that the binary carries, on the CPU, over real sockets. `tests/clients/` has the clients that people
 //! use, and schemathesis.
 
+mod banned;
 mod client;
 mod connections;
 mod conversations;

@@ -1,6 +1,7 @@
 //! Which requests an engine takes.
 
 use super::Engine;
+use super::banned::{MAX_TEXT_BYTES, MAX_TEXTS};
 use super::request::{Refusal, Request, RequestPart};
 use crate::kv_layout::{PAGE_SIZE, pages_for};
 
@@ -40,6 +41,7 @@ impl Engine {
             let message = "the model file has no vocabulary, so neither text nor stop strings can be had";
             return refuse(RequestPart::Stop, message.into());
         }
+        self.check_banned(&request.banned_strings)?;
         let model = self.runner.max_model_len();
         let memory = if max_model_len < model {
             format!(
@@ -67,6 +69,25 @@ impl Engine {
                 max_model_len - prompt
             );
             return refuse(RequestPart::MaxTokens, message);
+        }
+        Ok(())
+    }
+
+    /// Refuses texts that are too many, too long or empty, and all where there is no text.
+    fn check_banned(&self, texts: &[String]) -> Result<(), Refusal> {
+        let refuse = |message: String| Err(Refusal { part: RequestPart::BannedStrings, message });
+        if texts.len() > MAX_TEXTS {
+            return refuse(format!("expected at most {MAX_TEXTS} banned strings, found {}", texts.len()));
+        }
+        if let Some(len) = texts.iter().map(String::len).find(|len| !(1..=MAX_TEXT_BYTES).contains(len)) {
+            return refuse(format!(
+                "expected banned strings of 1 to {MAX_TEXT_BYTES} bytes, found one of {len}"
+            ));
+        }
+        if self.tokenizer.is_none() && !texts.is_empty() {
+            return refuse(
+                "the model file has no vocabulary, so no string can be banned; leave them out".into(),
+            );
         }
         Ok(())
     }

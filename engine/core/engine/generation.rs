@@ -1,5 +1,6 @@
 //! A sequence that waits or runs, as the engine knows it.
 
+use super::banned::Banned;
 use super::constraint::TokenConstraint;
 use super::penalties::PenaltyWindow;
 use super::repetition::Repetitions;
@@ -21,6 +22,8 @@ pub(super) struct Generation {
     pub(super) host: Option<HostRow>,
     pub(super) repetitions: Option<Repetitions>,
     pub(super) timings: Timings,
+    /// What its text must not have.
+    pub(super) banned: Option<Banned>,
     /// What is known of the prompt's tokens so far, until it is told.
     pub(super) prompt_logprobs: Option<Vec<Logprobs>>,
 }
@@ -38,6 +41,7 @@ impl Generation {
             || self.constraint.is_some()
             || self.request.logprobs.is_some()
             || self.host.is_some()
+            || self.banned.is_some()
     }
 
     /// Whether its tokens may be drafted.
@@ -47,6 +51,11 @@ impl Generation {
 
     /// What the sampler needs for the token behind `tokens` and the next `ahead` ones.
     pub(super) fn sampling_row(&self, tokens: &[u32], ahead: usize) -> SamplingRow {
+        let of_constraint = self.constraint.as_ref().map(|constrained| &constrained.allowed);
+        let allowed = match &self.banned {
+            Some(banned) => banned.allowed(self.completion_tokens, of_constraint),
+            None => of_constraint.cloned(),
+        };
         let mut host = self.host.clone();
         if let (Some(host), Some(repetitions)) = (&mut host, &self.repetitions) {
             host.repetitions = repetitions.penalties(tokens);
@@ -54,9 +63,11 @@ impl Generation {
         SamplingRow {
             params: self.request.sampling.clone(),
             position: (self.prompt_tokens + self.completion_tokens + ahead) as u32,
-            index: self.request.index,
+            index: (self.banned.as_ref()).map_or(self.request.index, |banned| {
+                banned.index(self.completion_tokens, self.request.index)
+            }),
             counts: self.penalties.as_ref().map_or_else(Vec::new, PenaltyWindow::counts),
-            allowed: self.constraint.as_ref().map(|constrained| Arc::clone(&constrained.allowed)),
+            allowed,
             logprobs: self.request.logprobs,
             scored: None,
             host,

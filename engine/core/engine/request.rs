@@ -20,6 +20,9 @@ pub struct Request {
     pub max_tokens: Option<usize>,
     /// Texts that end the answer, none of them empty. They are no part of it.
     pub stop: Vec<String>,
+    /// Texts that the answer must not have, none of them empty; upper and lower case of ASCII's letters are the same. Where one is complete, the
+    /// sequence goes back to the token in which it began and draws another one there.
+    pub banned_strings: Vec<String>,
     /// Tells the thoughts of the answer, in which no text of `stop` is looked for; `None` looks everywhere.
     pub thoughts: Option<ThinkingParser>,
     /// Takes the model's end-of-generation tokens like any other.
@@ -47,6 +50,7 @@ impl Request {
             penalize_prompt: true,
             max_tokens: None,
             stop: Vec::new(),
+            banned_strings: Vec::new(),
             thoughts: None,
             ignore_eos: false,
             index: 0,
@@ -71,6 +75,8 @@ pub enum RequestPart {
     MaxTokens,
     /// [`Request::stop`], or [`Request::text`] where there is no vocabulary.
     Stop,
+    /// [`Request::banned_strings`]
+    BannedStrings,
 }
 
 /// Why the engine does not take a request.
@@ -161,7 +167,7 @@ pub enum FinishReason {
     Context,
     /// [`Engine::cancel`](super::Engine::cancel)
     Cancelled,
-    /// What its tokens are bound to could not be followed any further.
+    /// What its tokens are bound to could not be followed any further, or all that was tried in a place led to a text that is banned.
     Constraint,
     /// No token could be drawn: the model's logits were NaN or infinite.
     Failed,

@@ -1,6 +1,7 @@
 //! What the sampler is given for a step, and what becomes of the tokens that it draws.
 
 use super::Engine;
+use super::banned::{Banned, Taken};
 use super::request::{Event, FinishReason, Usage};
 use super::text::TextStream;
 use crate::sampler::{Logprobs, NO_TOKEN, SamplingRow};
@@ -54,8 +55,11 @@ impl Engine {
         generation.timings.decode_tokens += usize::from(!scheduled.prefill);
         generation.timings.accepted_draft_tokens += usize::from(drafted);
         if token == NO_TOKEN {
-            return self.finish(id, FinishReason::Failed);
+            let has_tried = |banned: &Banned| banned.num_tried(generation.completion_tokens) > 0;
+            let is_out = generation.banned.as_ref().is_some_and(has_tried);
+            return self.finish(id, if is_out { FinishReason::Constraint } else { FinishReason::Failed });
         }
+        let mark = generation.mark();
         generation.completion_tokens += 1;
         if let Some(penalties) = &mut generation.penalties {
             let skipped = if generation.request.penalize_prompt { 0 } else { generation.prompt_tokens };
@@ -74,9 +78,33 @@ impl Engine {
         } else if generation.prompt_tokens + generation.completion_tokens >= self.max_model_len {
             Some(FinishReason::Context)
         } else {
-            generation.advance_constraint(id, token)
+            None
         };
-        self.events.push(Event::Token { id, index: generation.request.index, token, text, logprobs });
+        let event = Event::Token { id, index: generation.request.index, token, text, logprobs };
+        match generation.hold(token, event, mark, reason.is_some()) {
+            Taken::Stays(events) => self.events.extend(events),
+            Taken::Back(place) => return self.go_back(id, place),
+        }
+        if let Some(reason) = reason.or_else(|| generation.advance_constraint(id, token)) {
+            self.finish(id, reason);
+        }
+    }
+
+    /// Lets a sequence go back to where so many tokens of its answer were there.
+    fn go_back(&mut self, id: SequenceId, place: usize) {
+        let (Some(generation), Some(sequence)) = (self.generations.get_mut(&id), self.scheduler.sequence(id))
+        else {
+            return;
+        };
+        let reason = generation.go_back(place, sequence.tokens()).unwrap_or_else(|error| {
+            tracing::warn!("sequence {id} cannot go on as it must: {error}");
+            Some(FinishReason::Constraint)
+        });
+        let len = generation.prompt_tokens + place;
+        if let Some(drafter) = &mut self.drafter {
+            drafter.forget(id);
+        }
+        self.scheduler.rewind(id, len);
         if let Some(reason) = reason {
             self.finish(id, reason);
         }
@@ -89,7 +117,12 @@ impl Engine {
             drafter.forget(id);
         }
         let sequence = self.scheduler.finish(id);
-        let (text, stopped) = generation.text.as_mut().map(TextStream::finish).unwrap_or_default();
+        let (mut text, stopped) = generation.text.as_mut().map(TextStream::finish).unwrap_or_default();
+        if let Some(banned) = &mut generation.banned {
+            let events;
+            (events, text) = banned.finish(text);
+            self.events.extend(events);
+        }
         self.events.push(Event::Finished {
             id,
             index: generation.request.index,

@@ -2,8 +2,9 @@
 
 use super::SequenceId;
 use super::following::Followed;
+use crate::checkpoints::Checkpoints;
 use crate::kv_cache::{PageList, PagePool};
-use crate::kv_layout::PAGE_SIZE;
+use crate::kv_layout::{PAGE_SIZE, pages_for};
 use crate::prefix_cache::Prefix;
 
 /// A sequence's tokens and where they are.
@@ -82,6 +83,37 @@ impl Sequence {
         (self.load, self.newest) = (None, None);
         self.drafts.clear();
         self.followed = Followed::default();
+    }
+
+    /// Takes the pages that are known of its beginning. `false`, and nothing is taken, if `pool` has too few for the rest, with so many to
+    /// spare.
+    pub(super) fn begin(
+        &mut self,
+        pool: &mut PagePool,
+        checkpoints: Option<&mut Checkpoints>,
+        spare: usize,
+    ) -> bool {
+        // The page of its last token is never a shared one: without a free page there is no need to look for the others.
+        if pool.num_free() <= spare {
+            return false;
+        }
+        let known = &self.tokens[..self.num_reusable()];
+        let stride = checkpoints.as_ref().map(|checkpoints| checkpoints.stride(self.tokens.len()));
+        match checkpoints {
+            None => self.num_cached = self.pages.reuse(known, pool),
+            Some(checkpoints) => {
+                let find = |prefix| checkpoints.find(prefix);
+                (self.num_cached, self.load) = self.pages.reuse_to_checkpoint(known, pool, find);
+                self.load.into_iter().for_each(|place| checkpoints.touch(place));
+            }
+        }
+        let missing = pages_for(self.tokens.len()) - self.pages.pages().len();
+        if pool.num_free() < missing + spare {
+            self.give_up_pages(pool);
+            return false;
+        }
+        (self.prefill_len, self.stride) = (self.tokens.len(), stride);
+        true
     }
 
     /// Rows of its prompt for the next step, of at most `budget`, of which `logits` may have those, at least one. Where states are copied a

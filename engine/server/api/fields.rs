@@ -17,6 +17,7 @@ const SAMPLING: &[&str] = &[
     "seed",
     "ignore_eos",
     "grammar",
+    "banned_strings",
     "logit_bias",
     "samplers",
     "typical_p",

@@ -131,6 +131,10 @@ macro_rules! sampled_request {
             pub speculative_p_min: Option<f32>,
             /// What the answer must be, in llama.cpp's form of grammars (GBNF). [default: anything]
             pub grammar: Option<String>,
+            /// Texts that the answer must not have; upper and lower case of ASCII's letters are the same. Where one is complete, the answer goes
+            /// back to the token in which it began, and goes on with another one. KoboldCpp's and TabbyAPI's. [default: none]
+            #[schema(max_items = 256)]
+            pub banned_strings: Option<Vec<String>>,
         }
 
         impl $name {
@@ -161,6 +165,7 @@ macro_rules! sampled_request {
                     defaults: Defaults::$defaults,
                     ignore_eos: self.ignore_eos.unwrap_or(false),
                     speculative: self.speculative()?,
+                    banned_strings: self.banned_strings.clone().unwrap_or_default(),
                 };
                 drawing.checked()
             }
@@ -259,6 +264,8 @@ pub struct Drawing {
     /// Goes on after a token that ends the generation.
     pub ignore_eos: bool,
     pub speculative: Speculative,
+    /// Texts that the answer must not have.
+    pub banned_strings: Vec<String>,
 }
 
 impl Drawing {
@@ -284,6 +291,7 @@ impl Drawing {
             penalize_prompt: self.defaults == Defaults::Llama,
             ignore_eos: self.ignore_eos,
             speculative: self.speculative,
+            banned_strings: self.banned_strings.clone(),
             ..Request::new(prompt)
         }
     }

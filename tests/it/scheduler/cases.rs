@@ -1,5 +1,6 @@
 //! One thing at a time; the last with the real forward pass on the CPU.
 
+use super::alone::expected;
 use super::mock::*;
 use qernel::Error;
 use qernel::config::Config;

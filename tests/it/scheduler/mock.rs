@@ -12,7 +12,7 @@ use qernel::testing::TinyModel;
 use qernel::tokenizer::Tokenizer;
 use qernel::{Error, Result};
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 
@@ -390,6 +390,7 @@ pub fn hash_model(visible: &[u32], row: &SamplingRow) -> u32 {
     let counts = row.counts.iter().flat_map(|&(token, count)| [token, count]);
     let words = visible.iter().copied().chain(seed).chain(counts);
     let hash = (words.fold(START, hash) >> 32) as u32;
+    let may_draw = |token: u32| row.allowed.as_ref().is_none_or(|allowed| allowed.contains(token));
     if hash.is_multiple_of(41) {
         return TinyModel::IM_END;
     }
@@ -405,49 +406,9 @@ pub fn hash_model(visible: &[u32], row: &SamplingRow) -> u32 {
         257,
         262,
     ];
-    choices[hash as usize / 41 % choices.len()]
-}
-
-/// What a request must give: a loop over one sequence, without pages, batches or streams.
-pub fn expected(request: &Request, max_model_len: usize) -> (Vec<u32>, String, FinishReason) {
-    let tokenizer = tokenizer();
-    let mut tokens = request.prompt.clone();
-    loop {
-        let counted = if request.penalize_prompt { &tokens[..] } else { &tokens[request.prompt.len()..] };
-        let window = match request.sampling.repeat_last_n {
-            -1 => counted,
-            n => &counted[counted.len().saturating_sub(n as usize)..],
-        };
-        let mut counts = BTreeMap::new();
-        if request.sampling.has_penalties() {
-            window.iter().for_each(|&token| *counts.entry(token).or_default() += 1);
-        }
-        let row = SamplingRow {
-            index: request.index,
-            counts: counts.into_iter().collect(),
-            ..SamplingRow::new(request.sampling.clone(), tokens.len() as u32)
-        };
-        tokens.push(hash_model(&tokens, &row));
-        let answer = &tokens[request.prompt.len()..];
-        let is_end = !request.ignore_eos && tokenizer.is_end_of_generation(answer[answer.len() - 1]);
-        let mut text = tokenizer.decode(answer, true).unwrap();
-        // Which of several stop strings: the one that is complete first, then the longest.
-        let ends =
-            request.stop.iter().filter_map(|stop| text.find(stop).map(|start| (start + stop.len(), start)));
-        let reason = if let Some((_, start)) = ends.min() {
-            text.truncate(start);
-            FinishReason::Stop
-        } else if is_end {
-            FinishReason::Stop
-        } else if Some(answer.len()) == request.max_tokens {
-            FinishReason::Length
-        } else if tokens.len() == max_model_len {
-            FinishReason::Context
-        } else {
-            continue;
-        };
-        return (answer.to_vec(), if request.text { text } else { String::new() }, reason);
-    }
+    let first = hash as usize / 41 % choices.len();
+    let turned = choices.iter().cycle().skip(first).take(choices.len());
+    turned.copied().find(|&token| may_draw(token)).unwrap_or(TinyModel::IM_END)
 }
 
 /// The events of one sequence, added up.
