@@ -75,6 +75,7 @@ impl ApiError {
             RequestPart::Sampling(option) => Self::field(option, message),
             RequestPart::MaxTokens => Self::field("max_tokens", format!("max_tokens: {message}")),
             RequestPart::Stop => Self::field("stop", message),
+            RequestPart::BannedStrings => Self::field("banned_strings", format!("banned_strings: {message}")),
         }
     }
 
