@@ -138,6 +138,7 @@ fn raw(engine: &mut Engine, args: &Args, clients: usize, first: usize) -> Result
                 Event::Token { id, .. } => {
                     running.entry(id).and_modify(|times| times.tokens.push(now));
                 }
+                Event::Prompt { .. } => {}
                 Event::Finished { id, .. } => answers.extend(running.remove(&id)),
             }
         }

@@ -167,6 +167,7 @@ impl<'a> Bench<'a> {
                 let place = (event.id().0 - first) as usize;
                 texts[place] += event.text();
                 match event {
+                    Event::Prompt { .. } => {}
                     Event::Token { token, .. } => tokens[place].push(token),
                     Event::Finished { usage, timings, .. } => {
                         left -= 1;

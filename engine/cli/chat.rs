@@ -3,7 +3,7 @@
 use super::conversation::{ReasoningArgs, Talk, TemplateArgs};
 use super::grammar::{AnswerGrammar, GrammarArgs};
 use super::interrupt::Interrupt;
-use super::options::{AtMost, EngineArgs, ModelArgs, SamplingArgs, drop_line_break};
+use super::options::{AtMost, BannedArgs, EngineArgs, ModelArgs, SamplingArgs, drop_line_break};
 use super::output::{Output, note};
 use crate::chat::{ChatTemplate, thinking};
 use crate::engine::{Completion, Engine, FinishReason, Request};
@@ -43,6 +43,8 @@ pub struct ChatArgs {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
+    banned: BannedArgs,
+    #[command(flatten)]
     grammar: GrammarArgs,
 }
 
@@ -66,7 +68,8 @@ pub fn run(args: ChatArgs) -> Result<ExitCode> {
     let start: Vec<Value> =
         args.system.iter().map(|text| json!({"role": "system", "content": text})).collect();
     let max_tokens = args.max_tokens.and_then(AtMost::bound);
-    let request = Request { sampling: params, max_tokens, ..Request::new(Vec::new()) };
+    let banned_strings = args.banned.banned_strings;
+    let request = Request { sampling: params, max_tokens, banned_strings, ..Request::new(Vec::new()) };
     let (template_args, reasoning) = (args.template, args.reasoning);
     let mut talker =
         Talker { engine, tokenizer, template, template_args, reasoning, grammar, request, interrupt };

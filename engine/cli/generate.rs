@@ -3,7 +3,7 @@
 use super::conversation::TemplateArgs;
 use super::grammar::{AnswerGrammar, GrammarArgs};
 use super::interrupt::{EXIT_INTERRUPTED, Interrupt};
-use super::options::{AtMost, ModelArgs, SamplingArgs, drop_line_break, parse_ids};
+use super::options::{AtMost, BannedArgs, ModelArgs, SamplingArgs, drop_line_break, parse_ids};
 use super::output::{Output, Stream, note};
 use super::summary::Summary;
 use super::tokenize::read_stdin;
@@ -57,6 +57,8 @@ pub struct GenerateArgs {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
+    banned: BannedArgs,
+    #[command(flatten)]
     grammar: GrammarArgs,
 }
 
@@ -102,6 +104,7 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
         max_tokens: args.max_tokens.and_then(AtMost::bound),
         stop: args.stop,
         ignore_eos: args.ignore_eos,
+        banned_strings: args.banned.banned_strings,
         ..Request::new(prompt_ids.clone())
     };
 

@@ -292,6 +292,14 @@ impl SamplingArgs {
     }
 }
 
+/// What an answer must not have.
+#[derive(Clone, Debug, Args)]
+pub struct BannedArgs {
+    /// Go another way wherever this text, in upper or lower case, would be in the answer; may be given several times
+    #[arg(long = "banned-string", value_name = "TEXT")]
+    pub banned_strings: Vec<String>,
+}
+
 /// A seed, or llama.cpp's -1 for a random one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seed(pub Option<u64>);

@@ -7,6 +7,8 @@
 //! not wait for the host. A row that is computed for a sequence which then turns out to have ended is thrown away.
 
 mod adapters;
+mod banned;
+mod check;
 mod constraint;
 mod draft;
 mod embed;
@@ -20,6 +22,7 @@ mod request;
 mod run;
 mod text;
 mod thinking;
+mod tokens;
 
 pub use constraint::TokenConstraint;
 pub use draft::{DraftSource, NgramKind, NgramOptions, Speculative};
@@ -33,11 +36,12 @@ use crate::batch::AdapterSet;
 use crate::checkpoints::{CHECKPOINT_EVERY, Checkpoints};
 use crate::error::{Error, Result};
 use crate::kv_cache::PagePool;
-use crate::kv_layout::{PAGE_SIZE, pages_for};
+use crate::kv_layout::PAGE_SIZE;
 use crate::model::Runner;
-use crate::sampler::{HostRow, Logprobs, NO_TOKEN};
-use crate::scheduler::{Drafting, ScheduledSequence, Scheduler, SequenceId, Step, StepLimits};
+use crate::sampler::HostRow;
+use crate::scheduler::{Drafting, Scheduler, SequenceId, Step, StepLimits};
 use crate::tokenizer::Tokenizer;
+use banned::Banned;
 use draft::Drafter;
 use generation::{Constrained, Generation};
 use penalties::PenaltyWindow;
@@ -122,6 +126,7 @@ impl Engine {
             max_num_sequences: (config.max_num_sequences)
                 .min(limits.max_num_sequences)
                 .min(limits.max_num_logits),
+            max_num_logits: limits.max_num_logits,
         };
         if step.max_num_tokens == 0 || step.max_num_sequences == 0 {
             return Err(Error::Request(format!(
@@ -235,12 +240,20 @@ impl Engine {
         request.speculative = request.speculative.or(self.speculative);
         let (prompt, stop) = (std::mem::take(&mut request.prompt), std::mem::take(&mut request.stop));
         let text = match &self.tokenizer {
-            Some(tokenizer) if request.text || !stop.is_empty() => {
-                Some(TextStream::new(Arc::clone(tokenizer), stop, request.thoughts.take(), request.text))
+            Some(tokenizer) if request.text || !stop.is_empty() || !request.banned_strings.is_empty() => {
+                let emits = request.text || !request.banned_strings.is_empty();
+                Some(TextStream::new(Arc::clone(tokenizer), stop, request.thoughts.take(), emits))
             }
             _ => None,
         };
         let adapters = request.adapters.take().unwrap_or_else(|| self.adapters.clone());
+        let host = HostRow::new(&request.sampling);
+        let banned = Banned::new(
+            &request,
+            constraint.as_ref(),
+            host.as_ref().map(|host| host.surprise.bound()),
+            self.runner.vocab_size(),
+        );
         let generation = Generation {
             prompt_tokens: prompt.len(),
             completion_tokens: 0,
@@ -250,13 +263,15 @@ impl Engine {
                 if request.penalize_prompt { &prompt } else { &[] },
             ),
             constraint,
-            host: HostRow::new(&request.sampling),
+            host,
+            banned,
             repetitions: (request.sampling.chain.as_ref())
                 .and_then(|chain| Repetitions::new(&chain.dry, self.tokenizer.as_deref())),
             timings: Timings::default(),
+            prompt_logprobs: request.prompt_logprobs.map(|_| Vec::new()),
             request,
         };
-        self.scheduler.submit(id, prompt, adapters);
+        self.scheduler.submit(id, prompt, adapters, generation.prompt_logprobs.is_some());
         self.generations.insert(id, generation);
         Ok(id)
     }
@@ -288,6 +303,8 @@ impl Engine {
             self.generations
                 .entry(scheduled.id)
                 .and_modify(|generation| generation.timings.add(scheduled, seconds));
+            let of_prompt = logprobs.by_ref().take(scheduled.num_scored).collect();
+            self.take_scored(scheduled, of_prompt);
             let mut logprobs = logprobs.by_ref().take(scheduled.num_draws()).collect::<Vec<_>>().into_iter();
             for (i, &token) in accepted.iter().enumerate() {
                 self.take_token(scheduled, i > 0, token, logprobs.next().flatten());
@@ -355,141 +372,5 @@ impl Engine {
             self.finish(id, FinishReason::Cancelled);
         }
         known
-    }
-
-    /// Refuses what makes no sense or can never run, as every submission does.
-    ///
-    /// # Errors
-    /// What of the request is wrong.
-    pub fn check(&self, request: &Request) -> Result<(), Refusal> {
-        let refuse = |part: RequestPart, message: String| Err(Refusal { part, message });
-        let (prompt, max_model_len) = (request.prompt.len(), self.max_model_len);
-        if prompt == 0 {
-            return refuse(RequestPart::Prompt, "the prompt is empty; it needs at least one token".into());
-        }
-        let vocab_size = self.runner.vocab_size();
-        if let Some(i) = request.prompt.iter().position(|&token| token as usize >= vocab_size) {
-            let (token, last) = (request.prompt[i], vocab_size - 1);
-            let message =
-                format!("token {i} of the prompt is {token}, but the model has only tokens 0 to {last}");
-            return refuse(RequestPart::Prompt, message);
-        }
-        let beyond = || request.sampling.chain.as_ref()?.bias_fault(vocab_size);
-        if let Some((option, fault)) = request.sampling.fault().or_else(beyond) {
-            return refuse(RequestPart::Sampling(option), format!("{option}: {fault}"));
-        }
-        if request.max_tokens == Some(0) {
-            return refuse(
-                RequestPart::MaxTokens,
-                "max_tokens is 0; at least 1 token must be asked for".into(),
-            );
-        }
-        if let Err(message) = self.check_adapters(request) {
-            return refuse(RequestPart::Adapters, message);
-        }
-        if request.stop.iter().any(String::is_empty) {
-            let message = "a stop string is empty; it would end every answer before it begins";
-            return refuse(RequestPart::Stop, message.into());
-        }
-        if self.tokenizer.is_none() && (request.text || !request.stop.is_empty()) {
-            let message = "the model file has no vocabulary, so neither text nor stop strings can be had";
-            return refuse(RequestPart::Stop, message.into());
-        }
-        let model = self.runner.max_model_len();
-        let memory = if max_model_len < model {
-            format!(
-                " (the model allows {model}, but its KV cache has only {} pages of {PAGE_SIZE} tokens)",
-                self.pool().num_pages()
-            )
-        } else {
-            String::new()
-        };
-        if prompt >= max_model_len {
-            let message = format!(
-                "the prompt has {prompt} tokens, but this model's maximum context length is {max_model_len} \
-                 tokens{memory}, of which at least one is for the answer; shorten the prompt or enlarge the context"
-            );
-            return refuse(RequestPart::PromptLength, message);
-        }
-        // Beyond the model's context an answer just ends early, as it always may; memory is worth an error.
-        let requested =
-            request.max_tokens.map_or(0, |max_tokens| prompt.saturating_add(max_tokens)).min(model);
-        if requested > max_model_len {
-            let message = format!(
-                "prompt and answer may take {requested} tokens ({} pages), but the largest context that fits is \
-                 {max_model_len} tokens{memory}; ask for at most {} tokens",
-                pages_for(requested),
-                max_model_len - prompt
-            );
-            return refuse(RequestPart::MaxTokens, message);
-        }
-        Ok(())
-    }
-
-    /// Takes a token that was drawn for a sequence, and perhaps drafted: its event, and the end if it is one.
-    fn take_token(
-        &mut self,
-        scheduled: &ScheduledSequence,
-        drafted: bool,
-        token: u32,
-        logprobs: Option<Logprobs>,
-    ) {
-        let id = scheduled.id;
-        let (Some(generation), Some(sequence)) = (self.generations.get_mut(&id), self.scheduler.sequence(id))
-        else {
-            return;
-        };
-        generation.timings.decode_tokens += usize::from(!scheduled.prefill);
-        generation.timings.accepted_draft_tokens += usize::from(drafted);
-        if token == NO_TOKEN {
-            return self.finish(id, FinishReason::Failed);
-        }
-        generation.completion_tokens += 1;
-        if let Some(penalties) = &mut generation.penalties {
-            let skipped = if generation.request.penalize_prompt { 0 } else { generation.prompt_tokens };
-            penalties.advance(&sequence.tokens()[skipped..]);
-        }
-        let is_end = self.tokenizer.as_ref().is_some_and(|tokenizer| tokenizer.is_end_of_generation(token));
-        let is_end = is_end && !generation.request.ignore_eos;
-        let (text, stopped) = match &mut generation.text {
-            Some(stream) if !is_end => stream.push(token),
-            _ => (String::new(), false),
-        };
-        let reason = if is_end || stopped {
-            Some(FinishReason::Stop)
-        } else if Some(generation.completion_tokens) == generation.request.max_tokens {
-            Some(FinishReason::Length)
-        } else if generation.prompt_tokens + generation.completion_tokens >= self.max_model_len {
-            Some(FinishReason::Context)
-        } else {
-            generation.advance_constraint(id, token)
-        };
-        self.events.push(Event::Token { id, index: generation.request.index, token, text, logprobs });
-        if let Some(reason) = reason {
-            self.finish(id, reason);
-        }
-    }
-
-    /// Ends a sequence that waits or runs.
-    fn finish(&mut self, id: SequenceId, reason: FinishReason) {
-        let Some(mut generation) = self.generations.remove(&id) else { return };
-        if let Some(drafter) = &mut self.drafter {
-            drafter.forget(id);
-        }
-        let sequence = self.scheduler.finish(id);
-        let (text, stopped) = generation.text.as_mut().map(TextStream::finish).unwrap_or_default();
-        self.events.push(Event::Finished {
-            id,
-            index: generation.request.index,
-            text,
-            // A character that never became complete may complete a stop string as U+FFFD.
-            reason: if stopped { FinishReason::Stop } else { reason },
-            usage: Usage {
-                prompt_tokens: generation.prompt_tokens,
-                completion_tokens: generation.completion_tokens,
-                cached_tokens: sequence.map_or(0, |sequence| sequence.num_reused()),
-            },
-            timings: generation.timings,
-        });
     }
 }

@@ -118,6 +118,8 @@ pub struct SamplingRow {
     pub allowed: Option<Arc<TokenMask>>,
     /// The number of likeliest tokens whose log-probabilities are wanted besides the drawn one's; `None`: not even that.
     pub logprobs: Option<usize>,
+    /// The token whose log-probability is wanted, in the place of the drawn one's: that of a prompt, where nothing is to be drawn.
+    pub scored: Option<u32>,
     /// Where the host draws; `None`: the device does.
     pub host: Option<HostRow>,
 }
@@ -126,7 +128,14 @@ impl SamplingRow {
     /// A row without penalised tokens that may draw any token.
     pub fn new(params: SamplingParams, position: u32) -> Self {
         let host = HostRow::new(&params);
-        Self { params, position, index: 0, counts: Vec::new(), allowed: None, logprobs: None, host }
+        let (counts, allowed, logprobs, scored) = (Vec::new(), None, None, None);
+        Self { params, position, index: 0, counts, allowed, logprobs, scored, host }
+    }
+
+    /// A row that scores a token of a prompt at its position, and shows so many likeliest ones in its place.
+    pub fn of_prompt(token: u32, position: u32, count: usize) -> Self {
+        let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+        Self { logprobs: Some(count), scored: Some(token), ..Self::new(greedy, position) }
     }
 }
 
@@ -156,14 +165,16 @@ impl TokenMask {
 /// Natural logarithms of what the model, before penalties, filters and temperature, gave for probabilities.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Logprobs {
-    /// Of the drawn token.
+    /// Of the drawn token, or of the scored one.
     pub sampled: f32,
+    /// Its place among all tokens: 1 is the likeliest. Ties are in the order of ids.
+    pub rank: usize,
     /// Of the likeliest tokens, as many as were asked for, likeliest first, ties in the order of ids.
     pub top: Vec<(u32, f32)>,
 }
 
 impl Logprobs {
-    /// Those of a row of logits and of the token drawn from it.
+    /// Those of a row of logits and of the token drawn from it, or scored.
     pub fn of(logits: &[f32], sampled: u32, count: usize) -> Self {
         let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).filter(|e| !e.is_nan()).sum();
@@ -172,6 +183,10 @@ impl Logprobs {
         let mut ids: Vec<u32> =
             (0..logits.len() as u32).filter(|&id| !logits[id as usize].is_nan()).collect();
         let order = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+        let rank = match logits.get(sampled as usize) {
+            Some(_) => 1 + ids.iter().filter(|id| order(id, &sampled).is_lt()).count(),
+            None => logits.len(),
+        };
         let count = count.min(ids.len());
         if 0 < count && count < ids.len() {
             ids.select_nth_unstable_by(count - 1, order);
@@ -180,6 +195,7 @@ impl Logprobs {
         ids.sort_unstable_by(order);
         Self {
             sampled: logits.get(sampled as usize).map_or(f32::NEG_INFINITY, |&logit| logprob(logit)),
+            rank,
             top: ids.into_iter().map(|id| (id, logprob(logits[id as usize]))).collect(),
         }
     }
@@ -230,6 +246,8 @@ mod tests {
         let expected = |logit: f32| (f64::from(logit) - sum.ln()) as f32;
         let found = Logprobs::of(&logits, 4, 3);
         assert!((found.sampled - expected(0.5)).abs() < 1e-6);
+        let ranks: Vec<usize> = (0..5).map(|token| Logprobs::of(&logits, token, 0).rank).collect();
+        assert_eq!(ranks, [3, 1, 5, 2, 4]);
         assert_eq!(found.top.iter().map(|top| top.0).collect::<Vec<_>>(), [1, 3, 0]);
         assert!(found.top.iter().all(|&(id, p)| (p - expected(logits[id as usize])).abs() < 1e-6));
         assert_eq!(Logprobs::of(&logits, 0, 0).top, []);

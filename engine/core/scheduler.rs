@@ -25,7 +25,7 @@ pub use step::{ScheduledSequence, SequenceId, Step};
 use crate::batch::{AdapterSet, Batch, LogitRows, SequenceRows};
 use crate::checkpoints::Checkpoints;
 use crate::kv_cache::{PageList, PagePool};
-use crate::kv_layout::{StateCopy, pages_for};
+use crate::kv_layout::StateCopy;
 use crate::sampler::NO_TOKEN;
 use following::Followed;
 use std::collections::VecDeque;
@@ -37,6 +37,8 @@ pub struct StepLimits {
     pub max_num_tokens: usize,
     /// Sequences that run at once.
     pub max_num_sequences: usize,
+    /// Rows of logits of a step: as many as sequences, with the drafts of each, or more.
+    pub max_num_logits: usize,
 }
 
 /// See the [module](self).
@@ -73,12 +75,12 @@ impl Scheduler {
     /// A scheduler of `num_pages` free pages, whose sequences share what they have in common if `prefix_cache`.
     ///
     /// # Panics
-    /// If a limit is 0.
+    /// If a limit is 0, or there are fewer rows of logits than sequences.
     pub fn new(limits: StepLimits, num_pages: usize, prefix_cache: bool) -> Self {
-        let StepLimits { max_num_tokens, max_num_sequences } = limits;
+        let StepLimits { max_num_tokens, max_num_sequences, max_num_logits } = limits;
         assert!(
-            max_num_tokens.min(max_num_sequences) > 0,
-            "a step must hold a row and a sequence: {limits:?}"
+            max_num_tokens.min(max_num_sequences) > 0 && max_num_logits >= max_num_sequences,
+            "a step must hold a row and a sequence, and draw for each: {limits:?}"
         );
         Self {
             limits,
@@ -114,14 +116,16 @@ impl Scheduler {
     }
 
     /// Queues a sequence with these adapters. `id` must be larger than every earlier one, and the pool must be able to hold the sequence at
-    /// its longest.
+    /// its longest. Where the prompt is to be `scored`, steps have a row of logits for each of its tokens.
     ///
     /// # Panics
     /// If `tokens` is empty.
-    pub fn submit(&mut self, id: SequenceId, tokens: Vec<u32>, adapters: AdapterSet) {
+    pub fn submit(&mut self, id: SequenceId, tokens: Vec<u32>, adapters: AdapterSet, scored: bool) {
         assert!(!tokens.is_empty(), "a sequence needs a token");
         self.waiting.push_back(Sequence {
             id,
+            to_score: if scored { tokens.len() - 1 } else { 0 },
+            num_scored: 0,
             prefill_len: tokens.len(),
             tokens,
             num_cached: 0,
@@ -155,44 +159,58 @@ impl Scheduler {
     /// [`Scheduler::complete`], or dropped if that failed.
     pub fn schedule(&mut self) -> Option<Step> {
         let mut budget = self.limits.max_num_tokens;
+        let mut logits = self.limits.max_num_logits;
         let mut chosen = Vec::new(); // (index into running, rows)
 
         // 1. One row of every sequence that is generating, oldest first. Only here may pages be missing, and only
-        // sequences younger than those already chosen give theirs up.
+        // sequences younger than those already chosen give theirs up. What was rewound to a copy of its state takes that before
+        // the copy's place gets another one.
         let num_running = self.running.len();
         let mut i = 0;
         while i < self.running.len() {
-            if !self.running[i].is_prefill() {
+            if !self.running[i].is_prefill() || self.running[i].load.is_some() {
                 while !self.grow(i) && i < self.running.len() {
                     self.preempt_youngest();
                 }
                 if i == self.running.len() {
                     break; // It was itself the youngest.
                 }
-                let num_rows = self.generating_rows(i, budget);
+                let behind = self.running.len() - i - 1;
+                let left = |of: usize| of.saturating_sub(behind).max(1);
+                let num_rows = match self.running[i].is_prefill() {
+                    true => self.running[i].prefill_rows(left(budget), left(logits)),
+                    false => self.generating_rows(i, budget),
+                };
                 chosen.push((i, num_rows));
                 budget -= num_rows;
+                logits = logits.saturating_sub(self.running[i].num_logits(num_rows));
             }
             i += 1;
         }
 
-        // 2. Prompts that have begun.
+        // 2. Prompts that have begun. A row of logits is left for each of those behind.
         let preempting = self.running.len() < num_running;
-        for (i, sequence) in self.running.iter().enumerate().filter(|(_, sequence)| sequence.is_prefill()) {
-            let num_rows = sequence.prefill_rows(budget);
+        let is_next = |sequence: &Sequence| sequence.is_prefill() && sequence.load.is_none();
+        let begun = || self.running.iter().enumerate().filter(|(_, sequence)| is_next(sequence));
+        let mut behind = begun().count();
+        for (i, sequence) in begun() {
+            behind -= 1;
+            let num_rows = sequence.prefill_rows(budget, logits.saturating_sub(behind));
             if num_rows > 0 {
                 chosen.push((i, num_rows));
                 budget -= num_rows;
+                logits -= sequence.num_logits(num_rows);
             }
         }
 
         // 3. Those that wait, unless this very step had to make room. They join only while rows are left, so there is
         // always a row for each running sequence.
-        while budget > 0 && !preempting && self.has_slot() && self.admit() {
+        while budget > 0 && logits > 0 && !preempting && self.has_slot() && self.admit() {
             let sequence = &self.running[self.running.len() - 1];
-            let num_rows = sequence.prefill_rows(budget);
+            let num_rows = sequence.prefill_rows(budget, logits);
             chosen.push((self.running.len() - 1, num_rows));
             budget -= num_rows;
+            logits -= sequence.num_logits(num_rows);
         }
         (!chosen.is_empty()).then(|| self.step(&chosen))
     }
@@ -234,6 +252,7 @@ impl Scheduler {
             num_rows: 1,
             prefill: false,
             samples: true,
+            num_scored: 0,
             num_drafts: 0,
             save,
         };
@@ -301,6 +320,8 @@ impl Scheduler {
                     let kept = self.drafting.and_then(|drafting| drafting.place(sequence.slot));
                     if is_computed && (refused == 0 || kept.is_none()) {
                         sequence.num_cached += scheduled.num_rows - refused;
+                        sequence.num_scored =
+                            sequence.num_cached.min(sequence.to_score).max(sequence.num_scored);
                     } else if is_computed {
                         sequence.load = kept;
                     }
@@ -392,36 +413,35 @@ impl Scheduler {
         let Some(sequence) = self.waiting.front_mut() else { return false };
         // One that was crowded out comes back with a page to spare for each of the others, or it would be crowded out again.
         let spare = if sequence.preempted { self.running.len() } else { 0 };
-        // The page of its last token is never a shared one: without a free page there is no need to look for the others.
-        if self.pool.num_free() <= spare {
-            return false;
-        }
-        // One token at least is computed, for its logits.
-        let known = &sequence.tokens[..sequence.tokens.len() - 1];
-        match &mut self.checkpoints {
-            None => sequence.num_cached = sequence.pages.reuse(known, &mut self.pool),
-            Some(checkpoints) => {
-                let find = |prefix| checkpoints.find(prefix);
-                (sequence.num_cached, sequence.load) =
-                    sequence.pages.reuse_to_checkpoint(known, &mut self.pool, find);
-                sequence.load.into_iter().for_each(|place| checkpoints.touch(place));
-            }
-        }
-        let missing = pages_for(sequence.tokens.len()) - sequence.pages.pages().len();
-        if self.pool.num_free() < missing + spare {
-            sequence.give_up_pages(&mut self.pool);
+        if !sequence.begin(&mut self.pool, self.checkpoints.as_mut(), spare) {
             return false;
         }
         if !sequence.preempted {
             sequence.num_reused = sequence.num_cached;
         }
         sequence.slot = take_slot(&mut self.free_slots, &mut self.num_slots);
-        sequence.prefill_len = sequence.tokens.len();
-        sequence.stride =
-            self.checkpoints.as_ref().map(|checkpoints| checkpoints.stride(sequence.prefill_len));
         self.running.extend(self.waiting.pop_front());
         self.find_followed(self.running.len() - 1);
         self.grow(self.running.len() - 1)
+    }
+
+    /// Takes the newest tokens of a running sequence away, so that the first `len` are left, at least one, and lets it go on from there. What
+    /// it computed stays known, as if it had ended: it takes from the cache what that has of its beginning, and computes the rest anew.
+    pub fn rewind(&mut self, id: SequenceId, len: usize) {
+        let Some(i) = self.place_of(id) else { return };
+        let sequence = &mut self.running[i];
+        sequence.give_up_pages(&mut self.pool);
+        sequence.tokens.truncate(len.max(1));
+        if sequence.begin(&mut self.pool, self.checkpoints.as_mut(), 0) {
+            self.find_followed(i);
+            if self.grow(i) {
+                return;
+            }
+        }
+        // Others have taken pages that it shared: it waits for some, and so do those behind it.
+        while self.running.len() > i {
+            self.preempt_youngest();
+        }
     }
 
     /// The batch of the `(index into running, rows)` in `chosen`.
@@ -447,6 +467,7 @@ impl Scheduler {
                 num_rows,
                 prefill: sequence.is_prefill(),
                 samples: end >= sequence.tokens.len(),
+                num_scored: sequence.scored_rows(num_rows),
                 num_drafts,
                 save,
             };
@@ -454,7 +475,7 @@ impl Scheduler {
                 tokens,
                 position: sequence.num_cached,
                 pages: sequence.pages.pages(),
-                logits: LogitRows::Newest(scheduled.num_draws() as u32),
+                logits: LogitRows::Newest(scheduled.num_logits() as u32),
             });
             sequences.push(scheduled);
         }

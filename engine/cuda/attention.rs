@@ -18,18 +18,21 @@ use cuda_std::launch::{DevicePtr, Kernels, LaunchConfig, Value};
 use gpu_kernels::attention::any::any as any_pages;
 use gpu_kernels::attention::decode::{MAX_WARPS, merge, split, split_warps};
 use gpu_kernels::attention::decode_merged::merged;
-use gpu_kernels::attention::decode_mma::{self, MAX_GROUP};
+use gpu_kernels::attention::decode_mma;
+use gpu_kernels::attention::decode_staged;
 use gpu_kernels::attention::prefill_mma::{blocks16, blocks32, mma16, mma32, mma32p};
 use gpu_kernels::attention::prefill_tiled::*;
 use gpu_kernels::attention::{AttentionArgs, formats, max_splits, prefill};
 use std::ops::Range;
 
 mod any;
+mod merging;
 mod mma;
 mod newest;
 mod workspace;
 
 use any::{launch_any, launch_any_rows, launch_any_whole};
+use merging::{Merging, decodes_on_tensor_cores, launch_merging, stages};
 use mma::{MmaTile, launch_mma, multiplies, multiplies_32, multiplies_floats};
 use newest::takes_newest;
 pub(super) use workspace::Workspace;
@@ -47,6 +50,8 @@ pub(super) struct Case {
     arguments: AttentionArgs,
     /// Room in the workspace, in partials of `[head_dim]`; at least one row of the longest sequence fits.
     places: usize,
+    /// Bytes of shared memory that a block can have.
+    shared_memory: usize,
 }
 
 /// Values of the heads that there are kernels for.
@@ -108,21 +113,9 @@ fn merges(case: &Case) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Rows on tensor cores: queries of a group as rows of one instruction.
-fn decodes_on_tensor_cores(case: &Case) -> Result<(), &'static str> {
-    known_head_dim(case)?;
-    if case.formats != BLOCKS && case.formats.float() != Some(Dtype::F16) {
-        return Err("the pages are neither f16 nor q8_0");
-    }
-    if case.arguments.heads_per_group > MAX_GROUP {
-        return Err("more than 8 heads share K and V");
-    }
-    Ok(())
-}
-
 variants! { Case, Launch<Case>;
     "auto" [
-        decode_mma::mma, decode_mma::mma_blocks, merged, split, merge, mma32, blocks32, mma16, blocks16, prefill::plain, any_pages
+        decode_mma::mma, decode_staged::staged, decode_mma::mma_blocks, merged, split, merge, mma32, blocks32, mma16, blocks16, prefill::plain, any_pages
     ]: any_head_dim => launch_auto;
     "mma32" [mma32, blocks32]: multiplies_32 => |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma32) };
     "mma32p" [mma32p]: multiplies_floats => |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma32p) };
@@ -130,6 +123,8 @@ variants! { Case, Launch<Case>;
     "tiled" [tiled]: tiles => |device, case| unsafe { launch_tiled(device, case, tiled(), 1) };
     "decode_mma" [decode_mma::mma, decode_mma::mma_blocks]: decodes_on_tensor_cores
         => |device, case| unsafe { launch_merging(device, case, Merging::TensorCores, &case.all_rows()) };
+    "decode_staged" [decode_staged::staged]: stages
+        => |device, case| unsafe { launch_merging(device, case, Merging::Staged, &case.all_rows()) };
     "merged" [merged]: merges
         => |device, case| unsafe { launch_merging(device, case, Merging::Lanes, &case.all_rows()) };
     "split" [split, merge]: splits
@@ -177,8 +172,8 @@ unsafe fn launch_auto(device: &Device, case: &Case) -> Result<()> {
     // SAFETY: every row is in one of the two sets; the caller vouches for the case.
     unsafe {
         let rows = case.decode_rows();
-        if decodes_on_tensor_cores(case).is_ok() {
-            launch_merging(device, case, Merging::TensorCores, &rows)?;
+        if stages(case).is_ok() || decodes_on_tensor_cores(case).is_ok() {
+            launch_merging(device, case, Merging::best(device, case, &rows), &rows)?;
         } else if merges(case).is_ok() {
             launch_merging(device, case, Merging::Lanes, &rows)?;
         } else if splits(case).is_ok() {
@@ -288,44 +283,6 @@ fn in_parts(
     Ok(())
 }
 
-/// The kernels whose last block of a row merges its splits.
-#[derive(Clone, Copy, PartialEq)]
-enum Merging {
-    /// Where the case [`merges`].
-    Lanes,
-    /// Where the case [`decodes_on_tensor_cores`].
-    TensorCores,
-}
-
-impl Merging {
-    /// The kernel, threads of a block, and splits of rows of at most `max_keys` keys.
-    fn kernel(self, case: &Case, max_keys: u32) -> (&'static Kernels<AttentionArgs>, u32, u32) {
-        match self {
-            Self::Lanes => (merged(), 32 * case.arguments.heads_per_group, max_splits(max_keys)),
-            Self::TensorCores => {
-                let kernels =
-                    if case.formats == BLOCKS { decode_mma::mma_blocks() } else { decode_mma::mma() };
-                (kernels, decode_mma::BLOCK_SIZE, decode_mma::max_splits(max_keys))
-            }
-        }
-    }
-}
-
-/// Splits that the last block of each row merges.
-///
-/// # Safety
-/// As [`launch_plain`].
-unsafe fn launch_merging(device: &Device, case: &Case, kernel: Merging, rows: &Rows) -> Result<()> {
-    let (kernels, block, num_splits) = kernel.kernel(case, rows.max_keys);
-    in_parts(case, rows, num_splits, |count, arguments| {
-        let grid = [count, arguments.num_key_value_heads, num_splits];
-        let config = LaunchConfig { grid, block: [block, 1, 1], shared_bytes: 0 };
-        // SAFETY: a block for each row, key-value head and split; the workspace has room for `count` rows. The caller vouches for
-        // the case.
-        unsafe { launch(&Dependent(device), kernels, &case.values(), &config, arguments) }
-    })
-}
-
 /// The operands of [`attention`].
 pub(super) struct Attention<'a> {
     pub batch: &'a CudaBatch,
@@ -369,6 +326,7 @@ pub(super) fn attention(device: &Device, choice: &KernelChoice, operands: Attent
         first_row: 0,
         max_rows: u32::MAX,
         num_splits: 1,
+        splits_at_once: 1,
         sequence_of_token: rows.sequence_of_token,
         query_start: rows.query_start,
         kv_len: batch.kv_len(),
@@ -396,6 +354,7 @@ pub(super) fn attention(device: &Device, choice: &KernelChoice, operands: Attent
         max_kv: dimension(OP, shape.max_kv)?,
         arguments,
         places: workspace.places,
+        shared_memory: device.info().shared_memory_per_block,
     };
     let variant = select(OP, VARIANTS, &case, choice.get(OP))?;
     if !takes_newest(&mut case, variant.name, cache, layer, shape.num_tokens) {
@@ -422,6 +381,7 @@ mod tests {
             first_row: 0,
             max_rows: 1,
             num_splits: 1,
+            splits_at_once: 1,
             sequence_of_token: words,
             query_start: words,
             kv_len: words,
@@ -449,6 +409,7 @@ mod tests {
             max_kv: 1,
             arguments,
             places: 14,
+            shared_memory: 227 << 10,
         }
     }
 
@@ -468,6 +429,19 @@ mod tests {
             assert!(takes(&case, "any") && takes(&case, "auto"), "{formats} {head_dim}");
         }
         assert!(!takes(&of(BLOCKS, 96), "any"));
+    }
+
+    #[test]
+    fn keys_wait_in_shared_memory_where_there_is_enough_of_it() {
+        let of = |head_dim, shared_memory| {
+            let case = Case { shared_memory, ..case(Dtype::F16, head_dim) };
+            select(OP, VARIANTS, &case, Some("decode_staged")).is_ok()
+        };
+        // What blocks can have of sm_90, sm_80, sm_89 and sm_75.
+        let taken = [227, 163, 99, 64].map(|kib| [64, 128, 256].map(|head_dim| of(head_dim, kib << 10)));
+        assert_eq!(taken, [[true; 3], [true, true, false], [true, false, false], [false; 3]]);
+        assert!(!of(96, 227 << 10));
+        assert!(select(OP, VARIANTS, &case(Dtype::Bf16, 64), Some("decode_staged")).is_err());
     }
 
     #[test]

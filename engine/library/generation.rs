@@ -39,6 +39,11 @@ impl<'m> GenerationBuilder<'m> {
         self.with(|request| request.stop.push(text.into()))
     }
 
+    /// Lets the answer go another way wherever this text would be in it; may be called several times.
+    pub fn banned_string(self, text: impl Into<String>) -> Self {
+        self.with(|request| request.banned_strings.push(text.into()))
+    }
+
     /// Divides the logits before a token is drawn; 0 always takes the likeliest. The default is 0.8.
     pub fn temperature(self, temperature: f32) -> Self {
         self.with(|request| request.sampling.temperature = temperature)
@@ -88,6 +93,7 @@ impl<'m> GenerationBuilder<'m> {
     /// ```
     pub fn pieces(self) -> impl Iterator<Item = Result<String>> {
         let text = |event: Event| match event {
+            Event::Prompt { .. } => String::new(),
             Event::Token { text, .. } | Event::Finished { text, .. } => text,
         };
         self.into_iter()
@@ -99,7 +105,7 @@ impl<'m> GenerationBuilder<'m> {
     pub fn tokens(self) -> impl Iterator<Item = Result<u32>> {
         self.into_iter().filter_map(|event| match event {
             Ok(Event::Token { token, .. }) => Some(Ok(token)),
-            Ok(Event::Finished { .. }) => None,
+            Ok(Event::Prompt { .. } | Event::Finished { .. }) => None,
             Err(error) => Some(Err(error)),
         })
     }

@@ -331,7 +331,9 @@ impl EngineThread {
         {
             let prompt_tokens = request.prompt.len();
             let refusal = self.engine.check(&request).err();
-            let param = grammar.as_ref().map_or("response_format", Grammar::param);
+            let is_banned = grammar.is_none() && !request.banned_strings.is_empty();
+            let of_schema = if is_banned { "banned_strings" } else { "response_format" };
+            let param = grammar.as_ref().map_or(of_schema, Grammar::param);
             let constraint = self.constraint(grammar, thinking);
             let submitted = match (refusal, constraint) {
                 (Some(refusal), _) => Err(ApiError::of_request(refusal, prompt_param)),
@@ -428,6 +430,7 @@ impl Delivery {
         let Some(active) = self.active.get_mut(&id) else { return };
         let metrics = &self.shared.metrics;
         let finished = match &event {
+            Event::Prompt { .. } => None,
             Event::Token { .. } => {
                 match active.newest.replace(at) {
                     None => metrics.first_token(at - active.start),

@@ -76,6 +76,7 @@ impl ApiError {
             RequestPart::Adapters => Self::field("lora", format!("lora: {message}")),
             RequestPart::MaxTokens => Self::field("max_tokens", format!("max_tokens: {message}")),
             RequestPart::Stop => Self::field("stop", message),
+            RequestPart::BannedStrings => Self::field("banned_strings", format!("banned_strings: {message}")),
         }
     }
 

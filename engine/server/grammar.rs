@@ -22,7 +22,7 @@ pub struct Grammars {
     environment: TokEnv,
 }
 
-/// A grammar at its beginning; clones of it begin anew.
+/// A grammar, and how far an answer has come in it. A clone goes on by itself from there.
 #[derive(Clone)]
 pub struct Grammar {
     form: Form,
@@ -160,6 +160,10 @@ pub fn gbnf_grammar(tokenizer: &Tokenizer, source: &str) -> Result<Grammar> {
 }
 
 impl TokenConstraint for Grammar {
+    fn fork(&self) -> Box<dyn TokenConstraint> {
+        Box::new(self.clone())
+    }
+
     fn allowed(&mut self) -> Result<TokenMask> {
         match &mut self.form {
             Form::Guidance(matcher) => {

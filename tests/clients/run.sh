@@ -11,6 +11,7 @@
 #   page           the chat page in headless Chromium (Debian's package `chromium`)
 #   schemathesis   requests made of the OpenAPI document; EXAMPLES says how many of each kind
 #   litellm langchain instructor pydantic_ai llm    what is built on it
+#   mixed          many clients of all interfaces at once, some of which leave; CLIENTS and DURATION (seconds) say how many and how long
 #   npm_openai npm_ai                               OpenAI's client for JavaScript, and the package `ai`
 #
 # Makes environments in target/clients/ of the versions in requirements/ and npm/package-lock.json.
@@ -20,7 +21,7 @@ source tests/environment.sh
 work=target/clients
 mkdir -p "$work"
 names=("$@")
-[ $# -gt 0 ] || names=(openai anthropic agent page schemathesis litellm langchain instructor pydantic_ai llm npm_openai npm_ai)
+[ $# -gt 0 ] || names=(openai anthropic agent page schemathesis litellm langchain instructor pydantic_ai llm mixed npm_openai npm_ai)
 
 # The folder of a client's Python environment. Each has its own: they ask for different versions of OpenAI's.
 environment_of() {
@@ -62,6 +63,7 @@ for name in "${names[@]}"; do
         folder=$(environment_of mini_swe_agent)
         "$base_environment/bin/python" tests/clients/agent.py target/release/qernel "$folder/bin/mini" "$work"
         ;;
+    mixed) python3 tests/clients/mixed.py "$base" $key $server ;;
     page) "$base_environment/bin/python" tests/clients/page.py "$base" $key "$work" ;;
     schemathesis)
         "$base_environment/bin/schemathesis" --config-file tests/clients/schemathesis.toml run "$base/openapi.json" \

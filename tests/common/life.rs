@@ -117,6 +117,7 @@ impl Life {
         for event in engine.step().unwrap() {
             let answer = self.answers.entry(event.id()).or_default();
             match event {
+                Event::Prompt { .. } => {}
                 Event::Token { token, logprobs, .. } => {
                     answer.tokens.push(token);
                     answer.logprobs.push(logprobs);

@@ -19,6 +19,7 @@ fn answers(engine: &mut Engine, count: usize) -> ([Vec<u32>; 2], [usize; 2]) {
     while engine.has_work() {
         for event in engine.step().unwrap() {
             match event {
+                Event::Prompt { .. } => {}
                 Event::Token { id, token, .. } => tokens[id.0 as usize].push(token),
                 Event::Finished { timings, .. } => {
                     drafts[0] += timings.draft_tokens;

@@ -86,6 +86,24 @@ fn a_stop_string_ends_the_text_before_it() {
 }
 
 #[test]
+fn an_answer_goes_around_banned_strings() {
+    let fixture = Fixture::new();
+    let options = ["--raw", "--temp", "0", "-n", "24", "--ignore-eos", "--json", "Hello"];
+    let whole = json(fixture.generate().args(options));
+    let whole = text(&whole["text"]);
+    let letters: Vec<String> = whole.chars().filter(char::is_ascii_graphic).map(String::from).collect();
+    let banned = [&letters[0], &letters[letters.len() - 1]].map(|letter| letter.to_ascii_uppercase());
+    let flags = ["--banned-string", &banned[0], "--banned-string", &banned[1]];
+    let around = json(fixture.generate().args(options).args(flags));
+    let found = text(&around["text"]).to_ascii_uppercase();
+    assert!(!banned.iter().any(|banned| found.contains(banned.as_str())), "{banned:?}: {found:?}");
+    assert_eq!(around["ids"].as_array().unwrap().len(), 24);
+    let refused = fixture.generate().args(options).args(["--banned-string", ""]).output().unwrap();
+    let says = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && says.contains("1 to 256 bytes"), "{says}");
+}
+
+#[test]
 fn all_formats_and_shapes_generate() {
     for dtype in Dtype::ALL {
         for (tie_word_embeddings, attention_bias) in [(true, true), (false, false)] {

@@ -99,6 +99,7 @@ pub fn answers(engine: &mut Engine, requests: &[Request]) -> (Vec<Vec<u32>>, Vec
     while engine.has_work() {
         for event in engine.step().unwrap() {
             match event {
+                Event::Prompt { .. } => {}
                 Event::Token { id, token, .. } => tokens.entry(id).or_default().push(token),
                 Event::Finished { id, timings, .. } => {
                     ends.insert(id, timings);

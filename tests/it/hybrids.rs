@@ -189,6 +189,7 @@ fn answer(engine: &mut Engine, prompt: &[u32], max_tokens: usize) -> (Vec<u32>, 
     while engine.has_work() {
         for event in engine.step().unwrap() {
             match event {
+                Event::Prompt { .. } => {}
                 Event::Token { token, .. } => tokens.push(token),
                 Event::Finished { usage, .. } => end = Some(usage),
             }

@@ -1,8 +1,11 @@
-//! Adapters of the served model: chosen by name and by number, listed, and refused where there are none of that name.
+//! Adapters of the served model: chosen by name and by number, kept where prompts are scored and answers go back, listed, and refused where
+//! there are none of that name.
 
 use crate::client::{Running, config, open_adapted, start, start_with};
+use crate::infill::add_fim;
 use qernel::config::Config;
 use qernel::embedded;
+use qernel::kv_layout::PAGE_SIZE;
 use qernel::load::AdapterChoice;
 use qernel::testing::adapter;
 use serde_json::{Value, json};
@@ -17,7 +20,7 @@ fn start_adapted(folder: &TempDir) -> Running {
         AdapterChoice { name: None, path, scale }
     });
     let adapters = adapters.to_vec();
-    let running = start_with(config(), move |max, control| open_adapted(max, control, adapters));
+    let running = start_with(config(), move |max, control| open_adapted(max, control, adapters, add_fim));
     running.wait_until("ready", |running| running.get("/health").status == 200);
     running
 }
@@ -75,6 +78,11 @@ fn every_interface_that_answers_takes_adapters() {
             "/output/0/content",
         ),
         ("/v1/generate", json!({"prompt": "Write of rain", "max_tokens": 8, "temperature": 0}), "/ids"),
+        (
+            "/infill",
+            json!({"input_prefix": "Of rain", "input_suffix": "", "n_predict": 8, "temperature": 0}),
+            "/content",
+        ),
     ];
     for (path, body, answer) in cases {
         let ask = |lora: Value| {
@@ -87,6 +95,63 @@ fn every_interface_that_answers_takes_adapters() {
         assert_ne!(strong(0), ask(json!([])), "{path}");
         assert_ne!(strong(1), strong(0), "{path}");
     }
+}
+
+/// Each token of an answer is as likely as the same token of a prompt, with the same adapters: where the answer goes back from a banned string,
+/// also beside those of others, and whatever the prefix cache knows of the same tokens.
+#[test]
+fn scored_prompts_and_answers_that_go_back_keep_their_adapters() {
+    let folder = TempDir::new().unwrap();
+    let server = start_adapted(&folder);
+    let text =
+        "The old pond is still, and a frog jumps into the water where the moon was a moment ago. ".repeat(3);
+    let prompt = server.post("/tokenize", json!({"text": text})).good()["ids"].as_array().unwrap().clone();
+    assert!(prompt.len() > 2 * PAGE_SIZE, "the prompt has pages to share");
+    let generate = |lora: &Value, banned: &[&str]| {
+        let body = json!({"ids": prompt, "temperature": 0, "max_tokens": 16, "ignore_eos": true, "logprobs": 0,
+                          "lora": lora, "banned_strings": banned});
+        let answer = server.post("/v1/generate", body).good();
+        (answer["ids"].clone(), answer["logprobs"].clone(), answer["text"].as_str().unwrap().to_owned())
+    };
+    // Of each token but the first, by itself.
+    let scored = |lora: &Value, ids: &[Value]| {
+        let body = json!({"prompt": ids, "max_tokens": 1, "prompt_logprobs": 0, "lora": lora});
+        let found = server.post("/v1/completions", body).good()["choices"][0]["prompt_logprobs"].clone();
+        let places = found.as_array().unwrap().iter().zip(ids).skip(1);
+        places.map(|(place, id)| place[id.to_string()]["logprob"].clone()).collect::<Vec<_>>()
+    };
+    let sets = [json!([]), json!([{"id": 0}]), json!([{"id": 0, "scale": 0.5}, {"id": 1}])];
+    let answer = |lora: &Value| {
+        let plain = generate(lora, &[]);
+        // Behind its beginning, so that tokens stay.
+        let words = plain.2.split(|letter: char| !letter.is_ascii_alphabetic());
+        let banned = words.filter(|word| word.len() > 2).last().expect("a word").to_owned();
+        let around = generate(lora, &[&banned]);
+        assert!(!around.2.to_ascii_lowercase().contains(&banned.to_ascii_lowercase()), "{around:?}");
+        assert_ne!(around.0, plain.0);
+        assert_eq!(around.0[0], plain.0[0]);
+        [plain, around]
+    };
+    let answers = sets.each_ref().map(answer);
+    let of_prompt = sets.each_ref().map(|lora| scored(lora, &prompt));
+    assert!(of_prompt[0] != of_prompt[1] && of_prompt[1] != of_prompt[2] && of_prompt[0] != of_prompt[2]);
+    for (lora, (answers, of_prompt)) in sets.iter().zip(answers.iter().zip(&of_prompt)) {
+        for (ids, logprobs, _) in answers {
+            let whole = [&prompt[..], ids.as_array().unwrap()].concat();
+            let found = scored(lora, &whole);
+            let (first, rest) = found.split_at(prompt.len() - 1);
+            assert_eq!(first, of_prompt, "{lora}");
+            let expected: Vec<_> =
+                logprobs.as_array().unwrap().iter().map(|token| token["logprob"].clone()).collect();
+            assert_eq!(rest, expected, "{lora}");
+        }
+    }
+    let beside = std::thread::scope(|scope| {
+        let asked = sets.each_ref().map(|lora| scope.spawn(|| answer(lora)));
+        asked.map(|asked| asked.join().unwrap())
+    });
+    assert_eq!(beside, answers);
+    server.wait_until_idle();
 }
 
 #[test]

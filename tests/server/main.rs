@@ -1,6 +1,7 @@
 //! The HTTP server with the model that the binary carries, on the CPU, over real sockets. `tests/clients/` has the clients that people
 //! use, and schemathesis.
 
+mod banned;
 mod client;
 mod connections;
 mod conversations;
@@ -23,6 +24,7 @@ mod messages;
 mod minute;
 mod openai;
 mod page;
+mod prompt_logprobs;
 mod refusals;
 mod responses;
 mod routers;

@@ -1,6 +1,7 @@
-//! The fields of samplers beside the usual ones: all reach the sampler, and what has no meaning is refused by name.
+//! The fields that say how tokens are drawn: at all interfaces they reach the sampler, and what has no meaning is refused by name.
 
 use crate::client::*;
+use crate::infill::open_with_fim;
 use qernel::chat::Message;
 use qernel::engine::{Engine, Request};
 use qernel::sampler::{Dry, Mirostat, SamplerChain, SamplerKind, SamplingParams};
@@ -11,6 +12,9 @@ use std::sync::Arc;
 const GENERATE: &str = "/v1/generate";
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
+const RESPONSES: &str = "/v1/responses";
+const MESSAGES: &str = "/v1/messages";
+const INFILL: &str = "/infill";
 const PROMPT: &str = "Write a haiku about the sea with the word forty-two";
 
 /// What the engine answers without a server.
@@ -116,34 +120,73 @@ fn the_fields_have_the_meaning_of_the_command_lines() {
     }
 }
 
+/// A request of the prompt at an interface, with these fields besides.
+fn body(path: &str, fields: &Value) -> Value {
+    let turns = json!([{"role": "user", "content": PROMPT}]);
+    let mut body = json!({"seed": 3, "temperature": 1.5, "ignore_eos": true});
+    let own = match path {
+        CHAT | MESSAGES => json!({"messages": turns, "max_tokens": 60}),
+        RESPONSES => json!({"input": PROMPT, "max_output_tokens": 60}),
+        INFILL => json!({"input_prefix": PROMPT, "input_suffix": "", "n_predict": 60}),
+        _ => json!({"prompt": PROMPT, "max_tokens": 60}),
+    };
+    for more in [&own, fields] {
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    }
+    body
+}
+
+/// The text of an answer, whatever its interface.
+fn text(path: &str, answer: &Value) -> String {
+    let place = match path {
+        CHAT => "/choices/0/message/content",
+        COMPLETIONS => "/choices/0/text",
+        RESPONSES => "/output/0/content/0/text",
+        MESSAGES => "/content/0/text",
+        INFILL => "/content",
+        _ => "/text",
+    };
+    let found = answer.pointer(place).and_then(Value::as_str);
+    found.unwrap_or_else(|| panic!("{path} has no {place}: {answer}")).to_owned()
+}
+
 #[test]
-fn all_three_interfaces_take_them() {
-    let server = start(config());
-    for path in [CHAT, COMPLETIONS] {
-        let text = |fields: &Value| {
-            let mut body = json!({"seed": 3, "temperature": 1.5, "max_tokens": 60, "ignore_eos": true});
-            let object = body.as_object_mut().unwrap();
-            object.extend(fields.as_object().unwrap().clone());
-            match path {
-                CHAT => object.insert("messages".into(), json!([{"role": "user", "content": PROMPT}])),
-                _ => object.insert("prompt".into(), json!(PROMPT)),
-            };
-            let choice = server.post(path, body).good()["choices"][0].clone();
-            choice.pointer("/message/content").unwrap_or(&choice["text"]).clone()
-        };
+fn all_interfaces_take_them() {
+    let server = start_with(config(), open_with_fim);
+    server.wait_until("ready", |server| server.get("/health").status == 200);
+    for path in [CHAT, COMPLETIONS, RESPONSES, MESSAGES, INFILL] {
+        let text = |fields: &Value| text(path, &server.post(path, body(path, fields)).good());
         let plain = text(&json!({}));
-        // Here top-k and min-p, which stand in some orders, are off.
+        // Where top-k and min-p are off, an order that has them alone changes nothing.
         let meanings = meanings().into_iter().filter(|(fields, _)| fields.get("samplers").is_none());
         for (fields, _) in meanings.step_by(3) {
             assert_ne!(text(&fields), plain, "{path}: {fields}");
         }
         assert_ne!(text(&json!({"samplers": ["top_k"], "top_k": 1})), plain);
+        assert_ne!(text(&json!({"top_k": 2})), plain);
+        assert_ne!(text(&json!({"min_p": 0.9})), plain);
+        assert_ne!(text(&json!({"repeat_penalty": 3})), plain);
         assert_ne!(
             text(&json!({"presence_penalty": 9, "repeat_last_n": 2})),
             text(&json!({"presence_penalty": 9}))
         );
         for nothing in [json!({"logit_bias": {}}), json!({"logit_bias": []}), json!({"mirostat": 0})] {
             assert_eq!(text(&nothing), plain, "{path}: {nothing}");
+        }
+    }
+}
+
+/// The three interfaces of conversations draw alike: the same fields give the same text.
+#[test]
+fn conversations_are_drawn_alike() {
+    let server = start(config());
+    let grammar = json!({"grammar": "root ::= [a-z ]{20}", "ignore_eos": false});
+    let usual = json!({"frequency_penalty": 0.7, "top_k": 30, "top_p": 0.9, "min_p": 0.01});
+    for fields in meanings().into_iter().map(|(fields, _)| fields).chain([grammar, usual]) {
+        let of = |path| text(path, &server.post(path, body(path, &fields)).good());
+        let expected = of(CHAT);
+        for path in [RESPONSES, MESSAGES] {
+            assert_eq!(of(path), expected, "{path}: {fields}");
         }
     }
 }
@@ -172,7 +215,7 @@ fn biases_ban_and_force_tokens_and_texts() {
 #[test]
 fn what_has_no_meaning_is_refused_by_name() {
     let server = start(config());
-    for path in [GENERATE, CHAT, COMPLETIONS] {
+    for path in [GENERATE, CHAT, COMPLETIONS, RESPONSES, MESSAGES] {
         for (field, value, says) in [
             ("typical_p", json!(1.5), "a number from 0 to 1"),
             ("xtc_probability", json!(-1), "a number from 0 to 1"),
@@ -206,12 +249,8 @@ fn what_has_no_meaning_is_refused_by_name() {
             ("logit_bias", json!(vec![json!([1, 1]); 100_000]), "as many as there are"),
             ("logit_bias", json!({"a".repeat(9000): 1}), "at most 8192 bytes"),
         ] {
-            let mut body = match path {
-                CHAT => json!({"messages": [{"role": "user", "content": "x"}]}),
-                _ => json!({"prompt": "x"}),
-            };
-            body[field] = value;
-            let refused = server.post(path, &body);
+            let fields = json!({field: value});
+            let refused = server.post(path, body(path, &fields));
             let text = refused.text();
             assert_eq!(refused.status, 400, "{path} {field}: {text}");
             let error = &refused.json()["error"];

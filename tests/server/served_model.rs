@@ -169,14 +169,15 @@ pub fn open_changed(
     open_so(open_model(max_num_sequences)?, control, EngineConfig::default(), change)
 }
 
-/// Opens it for a server, with these adapters.
+/// As [`open_changed`], with these adapters.
 pub fn open_adapted(
     max_num_sequences: usize,
     control: Arc<Control>,
     adapters: Vec<AdapterChoice>,
+    change: impl FnOnce(&mut LoadedModel) -> Result<()>,
 ) -> Result<ServedModel> {
     let model = open_model_with(RunnerOptions { adapters, ..options(max_num_sequences) })?;
-    open_so(model, control, EngineConfig::default(), |_| Ok(()))
+    open_so(model, control, EngineConfig::default(), change)
 }
 
 fn open_so(

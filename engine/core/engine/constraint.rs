@@ -5,6 +5,9 @@ use crate::sampler::TokenMask;
 
 /// A grammar, or anything else that knows after each token which may come next.
 pub trait TokenConstraint {
+    /// The same at the same place of an answer, to go on by itself.
+    fn fork(&self) -> Box<dyn TokenConstraint>;
+
     /// The tokens that may be drawn now. An answer that is complete allows the tokens that end it.
     ///
     /// # Errors
@@ -20,5 +23,11 @@ pub trait TokenConstraint {
     /// Whether everything may follow from here on, so that nobody needs to ask any more.
     fn is_over(&self) -> bool {
         false
+    }
+}
+
+impl Clone for Box<dyn TokenConstraint> {
+    fn clone(&self) -> Self {
+        self.fork()
     }
 }

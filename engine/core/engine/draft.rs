@@ -3,8 +3,8 @@
 //!
 //! Where there are probabilities, a draft is drawn as the sequence's own tokens are, with the same numbers at the same positions, and whatever
 //! drafted it, it stays where it is what is drawn there then. So answers are those without drafts token by token, greedy or not: sampling
-//! keeps its distribution because it keeps its draws. Where a token depends on more than the ones before (penalties, constraints,
-//! log-probabilities, a chain of samplers) nothing is drafted.
+//! keeps its distribution because it keeps its draws. Where a token depends on more than the ones before (penalties, constraints, banned
+//! strings, log-probabilities, a chain of samplers) nothing is drafted.
 
 mod model;
 mod mtp;

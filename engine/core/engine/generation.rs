@@ -1,11 +1,12 @@
 //! A sequence that waits or runs, as the engine knows it.
 
+use super::banned::Banned;
 use super::constraint::TokenConstraint;
 use super::penalties::PenaltyWindow;
 use super::repetition::Repetitions;
 use super::request::{FinishReason, Request, Timings};
 use super::text::TextStream;
-use crate::sampler::{HostRow, SamplingRow, TokenMask};
+use crate::sampler::{HostRow, Logprobs, SamplingRow, TokenMask};
 use crate::scheduler::{ScheduledSequence, SequenceId};
 use std::sync::Arc;
 
@@ -21,6 +22,10 @@ pub(super) struct Generation {
     pub(super) host: Option<HostRow>,
     pub(super) repetitions: Option<Repetitions>,
     pub(super) timings: Timings,
+    /// What its text must not have.
+    pub(super) banned: Option<Banned>,
+    /// What is known of the prompt's tokens so far, until it is told.
+    pub(super) prompt_logprobs: Option<Vec<Logprobs>>,
 }
 
 /// A constraint and what it allows for the next token.
@@ -36,6 +41,7 @@ impl Generation {
             || self.constraint.is_some()
             || self.request.logprobs.is_some()
             || self.host.is_some()
+            || self.banned.is_some()
     }
 
     /// Whether its tokens may be drafted.
@@ -45,6 +51,11 @@ impl Generation {
 
     /// What the sampler needs for the token behind `tokens` and the next `ahead` ones.
     pub(super) fn sampling_row(&self, tokens: &[u32], ahead: usize) -> SamplingRow {
+        let of_constraint = self.constraint.as_ref().map(|constrained| &constrained.allowed);
+        let allowed = match &self.banned {
+            Some(banned) => banned.allowed(self.completion_tokens, of_constraint),
+            None => of_constraint.cloned(),
+        };
         let mut host = self.host.clone();
         if let (Some(host), Some(repetitions)) = (&mut host, &self.repetitions) {
             host.repetitions = repetitions.penalties(tokens);
@@ -52,10 +63,13 @@ impl Generation {
         SamplingRow {
             params: self.request.sampling.clone(),
             position: (self.prompt_tokens + self.completion_tokens + ahead) as u32,
-            index: self.request.index,
+            index: (self.banned.as_ref()).map_or(self.request.index, |banned| {
+                banned.index(self.completion_tokens, self.request.index)
+            }),
             counts: self.penalties.as_ref().map_or_else(Vec::new, PenaltyWindow::counts),
-            allowed: self.constraint.as_ref().map(|constrained| Arc::clone(&constrained.allowed)),
+            allowed,
             logprobs: self.request.logprobs,
+            scored: None,
             host,
         }
     }

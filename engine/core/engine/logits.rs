@@ -1,10 +1,9 @@
 //! Logits of a prompt, beside the requests of an engine.
 
 use super::Engine;
-use crate::batch::{AdapterSet, Batch, LogitRows, SequenceRows};
+use crate::batch::{Batch, LogitRows, SequenceRows};
 use crate::error::{Error, Result};
 use crate::kv_cache::PageList;
-use crate::sampler::Logprobs;
 
 impl Engine {
     /// The logits behind each of `tokens`, row-major `[tokens.len(), vocab_size]`, while no request waits or runs. Nothing of
@@ -24,41 +23,9 @@ impl Engine {
         let mut pages = PageList::default();
         let pool = self.scheduler.pool_mut();
         assert!(pages.grow(tokens.len(), pool), "the pool holds a sequence as long as the context");
-        let logits = self.logits_in(tokens, pages.pages(), &self.adapters.clone());
+        let logits = self.logits_in(tokens, pages.pages());
         pages.clear(&[], self.scheduler.pool_mut());
         logits
-    }
-
-    /// How likely the model with these adapters thought each token of a text but the first, and `count` likeliest tokens in the place of each. `None` where the
-    /// requests that run leave no room for it now: then after some of their steps. Nothing of it stays in the prefix cache.
-    ///
-    /// # Errors
-    /// [`Error::Request`] as [`Engine::logits`] but for requests that run; [`Error::Device`] if the device fails.
-    pub fn prompt_logprobs(
-        &mut self,
-        tokens: &[u32],
-        adapters: &AdapterSet,
-        count: usize,
-    ) -> Result<Option<Vec<Logprobs>>> {
-        self.check_text(tokens)?;
-        // The states of recurrent layers are in slots, all of which may be in use.
-        if self.runner.has_slots() && self.scheduler.has_work() {
-            return Ok(None);
-        }
-        let mut pages = PageList::default();
-        if !pages.grow(tokens.len(), self.scheduler.pool_mut()) {
-            return Ok(None);
-        }
-        self.discard();
-        let vocab_size = self.runner.vocab_size();
-        let mut next = tokens.iter().skip(1);
-        let mut found = Vec::with_capacity(tokens.len() - 1);
-        let done = self.each_logits_in(tokens, pages.pages(), adapters, &mut |logits| {
-            let rows = logits.chunks_exact(vocab_size).zip(&mut next);
-            found.extend(rows.map(|(row, &token)| Logprobs::of(row, token, count)));
-        });
-        pages.clear(&[], self.scheduler.pool_mut());
-        done.map(|()| Some(found))
     }
 
     /// Refuses a text that is empty, longer than the context, or has tokens that the model does not have.
@@ -80,27 +47,16 @@ impl Engine {
         Ok(())
     }
 
-    /// As [`Engine::logits`]; K and V go to `pages`.
-    fn logits_in(&mut self, tokens: &[u32], pages: &[u32], adapters: &AdapterSet) -> Result<Vec<f32>> {
-        let mut logits = Vec::new();
-        self.each_logits_in(tokens, pages, adapters, &mut |more| logits.extend(more))?;
-        Ok(logits)
-    }
-
-    /// Hands the logits behind `tokens` on as they are computed, of some tokens at once; K and V go to `pages`.
-    fn each_logits_in(
-        &mut self,
-        tokens: &[u32],
-        pages: &[u32],
-        adapters: &AdapterSet,
-        take: &mut dyn FnMut(Vec<f32>),
-    ) -> Result<()> {
+    /// As [`Engine::logits`], of some tokens at once; K and V go to `pages`.
+    fn logits_in(&mut self, tokens: &[u32], pages: &[u32]) -> Result<Vec<f32>> {
         let limits = *self.runner.limits();
         let chunk = limits.max_num_tokens.min(limits.max_num_logits);
+        let mut logits = Vec::new();
         for (i, tokens) in tokens.chunks(chunk).enumerate() {
             let rows = SequenceRows { tokens, position: i * chunk, pages, logits: LogitRows::All };
-            take(self.runner.logits(&Batch::new(&[rows]).with_adapters([adapters.clone()]))?);
+            let batch = Batch::new(&[rows]).with_adapters([self.adapters.clone()]);
+            logits.extend(self.runner.logits(&batch)?);
         }
-        Ok(())
+        Ok(logits)
     }
 }

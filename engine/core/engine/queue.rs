@@ -3,8 +3,7 @@
 use super::Engine;
 use crate::error::Result;
 use crate::model::Runner;
-use crate::sampler::SamplingRow;
-use crate::scheduler::{ScheduledSequence, Step};
+use crate::scheduler::Step;
 
 impl Engine {
     /// Forgets what is queued behind a failure. Pages are written again by the step that is tried again; slots may have moved on with it, so
@@ -35,18 +34,6 @@ impl Engine {
         self.in_flight = None;
         self.runner.discard();
         self.scheduler.forget_copies();
-    }
-
-    /// What the sampler needs for the tokens of a step, before which each sequence draws `ahead` others.
-    pub(super) fn sampling_rows(&self, step: &Step, ahead: usize) -> Vec<SamplingRow> {
-        let sampling = step.sequences.iter().filter(|scheduled| scheduled.samples);
-        let rows = |scheduled: &ScheduledSequence| {
-            let tokens = self.scheduler.sequence(scheduled.id).map_or(&[][..], |sequence| sequence.tokens());
-            let generation = &self.generations[&scheduled.id];
-            let row = |i| generation.sampling_row(tokens, ahead + i);
-            (0..scheduled.num_draws()).map(row).collect::<Vec<_>>()
-        };
-        sampling.flat_map(rows).collect()
     }
 
     /// Whether a sequence of the step has not ended.

@@ -21,6 +21,9 @@ pub struct Request {
     pub max_tokens: Option<usize>,
     /// Texts that end the answer, none of them empty. They are no part of it.
     pub stop: Vec<String>,
+    /// Texts that the answer must not have, none of them empty; upper and lower case of ASCII's letters are the same. Where one is complete, the
+    /// sequence goes back to the token in which it began and draws another one there.
+    pub banned_strings: Vec<String>,
     /// Tells the thoughts of the answer, in which no text of `stop` is looked for; `None` looks everywhere.
     pub thoughts: Option<ThinkingParser>,
     /// Takes the model's end-of-generation tokens like any other.
@@ -30,6 +33,9 @@ pub struct Request {
     /// The number of likeliest tokens whose log-probabilities each token's event has besides its own; `None`: not even its
     /// own.
     pub logprobs: Option<usize>,
+    /// The same of the prompt: its tokens are scored, and [`Event::Prompt`] says how likely they were. None of them comes from the prefix
+    /// cache then.
+    pub prompt_logprobs: Option<usize>,
     /// How far its tokens are drafted, where the engine drafts.
     pub speculative: Speculative,
     /// The adapters that it is answered with; `None`: all that were loaded, each with its own scale.
@@ -47,10 +53,12 @@ impl Request {
             penalize_prompt: true,
             max_tokens: None,
             stop: Vec::new(),
+            banned_strings: Vec::new(),
             thoughts: None,
             ignore_eos: false,
             index: 0,
             logprobs: None,
+            prompt_logprobs: None,
             speculative: Speculative::default(),
             adapters: None,
             text: true,
@@ -73,6 +81,8 @@ pub enum RequestPart {
     Adapters,
     /// [`Request::stop`], or [`Request::text`] where there is no vocabulary.
     Stop,
+    /// [`Request::banned_strings`]
+    BannedStrings,
 }
 
 /// Why the engine does not take a request.
@@ -86,6 +96,15 @@ pub struct Refusal {
 /// What happened to a sequence. The text of all its events, one after the other, is the text of the answer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// The prompt is computed; it comes before the first token, where [`Request::prompt_logprobs`] asks for it.
+    Prompt {
+        /// The sequence that it is about.
+        id: SequenceId,
+        /// [`Request::index`]
+        index: u32,
+        /// How likely the model thought each token of the prompt but the first.
+        logprobs: Vec<Logprobs>,
+    },
     /// A token was drawn.
     Token {
         /// The sequence that it is about.
@@ -121,14 +140,14 @@ impl Event {
     /// The sequence that it is about.
     pub fn id(&self) -> SequenceId {
         match self {
-            Self::Token { id, .. } | Self::Finished { id, .. } => *id,
+            Self::Prompt { id, .. } | Self::Token { id, .. } | Self::Finished { id, .. } => *id,
         }
     }
 
     /// The error that the answer ended with, if it did.
     pub fn error(&self) -> Option<Error> {
         match self {
-            Self::Token { .. } => None,
+            Self::Prompt { .. } | Self::Token { .. } => None,
             Self::Finished { reason, .. } => reason.error(),
         }
     }
@@ -136,6 +155,7 @@ impl Event {
     /// What it adds to the text of the answer.
     pub fn text(&self) -> &str {
         match self {
+            Self::Prompt { .. } => "",
             Self::Token { text, .. } | Self::Finished { text, .. } => text,
         }
     }
@@ -153,7 +173,7 @@ pub enum FinishReason {
     Context,
     /// [`Engine::cancel`](super::Engine::cancel)
     Cancelled,
-    /// What its tokens are bound to could not be followed any further.
+    /// What its tokens are bound to could not be followed any further, or all that was tried in a place led to a text that is banned.
     Constraint,
     /// No token could be drawn: the model's logits were NaN or infinite.
     Failed,

@@ -63,6 +63,7 @@ impl Engine {
                 }
                 text += event.text();
                 match event {
+                    Event::Prompt { .. } => {}
                     Event::Token { token, .. } => tokens.push(token),
                     Event::Finished { reason, usage, timings, .. } => end = Some((reason, usage, timings)),
                 }

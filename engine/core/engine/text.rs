@@ -5,12 +5,15 @@ use crate::tokenizer::{StreamDecoder, Tokenizer};
 use std::sync::Arc;
 
 /// The text of one sequence while it is made.
+#[derive(Clone)]
 pub(super) struct TextStream {
     decoder: StreamDecoder,
     stop: StopMatcher,
     /// Tells where stop strings are looked for, if not everywhere; and the text that it has not decided on.
     thoughts: Option<ThinkingParser>,
     held: String,
+    /// Bytes of all text so far, whether it is held or not.
+    num_bytes: usize,
     /// Whether text is handed on; otherwise only stop strings are looked for.
     emits: bool,
 }
@@ -28,6 +31,7 @@ impl TextStream {
             thoughts: thoughts.filter(|_| !stop.is_empty()),
             stop: StopMatcher::new(stop),
             held: String::new(),
+            num_bytes: 0,
             emits,
         }
     }
@@ -35,7 +39,13 @@ impl TextStream {
     /// The text that is certain with `token`, and whether a stop string ended it.
     pub fn push(&mut self, token: u32) -> (String, bool) {
         let text = self.decoder.push(token);
+        self.num_bytes += text.len();
         self.filter(&text)
+    }
+
+    /// Bytes of all text so far, and whether the last token ends within a character that begins there.
+    pub fn position(&self) -> (usize, bool) {
+        (self.num_bytes, self.decoder.is_within_character())
     }
 
     /// Ends the text: what is left of it, and whether that held a stop string.
@@ -77,7 +87,7 @@ impl TextStream {
 /// the one that is complete first ends the text, of several complete at once the longest.
 #[derive(Clone, Debug)]
 pub struct StopMatcher {
-    stop: Vec<String>,
+    stop: Arc<[String]>,
     /// The end of the text so far, as far as a stop string may have begun in it.
     withheld: String,
     stopped: bool,
@@ -87,7 +97,7 @@ impl StopMatcher {
     /// Empty strings are ignored.
     pub fn new(mut stop: Vec<String>) -> Self {
         stop.retain(|stop| !stop.is_empty());
-        Self { stop, withheld: String::new(), stopped: false }
+        Self { stop: stop.into(), withheld: String::new(), stopped: false }
     }
 
     /// Takes the next piece. Returns the text that is certain now, and whether a stop string has ended it: then it is the

@@ -32,6 +32,7 @@ impl Thinking {
 const MAX_BLANKS: usize = 3;
 
 /// Lets the model think freely, but no longer than it may; what another constraint asks for holds from the end of the thoughts on.
+#[derive(Clone)]
 pub struct ThinkingConstraint {
     decoder: StreamDecoder,
     /// The end of the text so far, as far as a tag or a call may have begun in it.
@@ -186,6 +187,10 @@ impl ThinkingConstraint {
 }
 
 impl TokenConstraint for ThinkingConstraint {
+    fn fork(&self) -> Box<dyn TokenConstraint> {
+        Box::new(self.clone())
+    }
+
     fn allowed(&mut self) -> Result<TokenMask> {
         match self.state {
             State::Before => {
@@ -250,9 +255,14 @@ mod tests {
     }
 
     /// Allows this token, so many times, and then an end.
+    #[derive(Clone)]
     struct Only(u32, usize, u32);
 
     impl TokenConstraint for Only {
+        fn fork(&self) -> Box<dyn TokenConstraint> {
+            Box::new(self.clone())
+        }
+
         fn allowed(&mut self) -> Result<TokenMask> {
             let token = if self.1 > 0 { self.0 } else { self.2 };
             let mut words = vec![0; token as usize / 32 + 32];

@@ -75,13 +75,17 @@ impl ReadRow {
 
     /// What is drawn from it, if the device has not; and the log-probabilities.
     fn draw(mut self, token: &mut u32) -> Option<Logprobs> {
+        let scored = self.row.scored;
         let Some(host) = &self.row.host else {
-            return self.row.logprobs.map(|count| Logprobs::of(&self.logits, *token, count));
+            return self
+                .row
+                .logprobs
+                .map(|count| Logprobs::of(&self.logits, scored.unwrap_or(*token), count));
         };
         // Drawing overwrites the logits.
         let logits = self.row.logprobs.map(|count| (count, self.logits.clone()));
         *token = host::sample(&mut self.logits, &self.row, host);
-        logits.map(|(count, logits)| Logprobs::of(&logits, *token, count))
+        logits.map(|(count, logits)| Logprobs::of(&logits, scored.unwrap_or(*token), count))
     }
 }
 

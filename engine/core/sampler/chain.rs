@@ -267,9 +267,14 @@ impl Surprise {
         f32::from_bits(self.0.load(Ordering::Relaxed))
     }
 
+    /// Sets it back.
+    pub fn set(&self, bound: f32) {
+        self.0.store(bound.to_bits(), Ordering::Relaxed);
+    }
+
     /// A token of so many bits was drawn.
     pub fn follow(&self, Mirostat { tau, eta }: Mirostat, bits: f32) {
-        self.0.store((self.bound() - eta * (bits - tau)).to_bits(), Ordering::Relaxed);
+        self.set(self.bound() - eta * (bits - tau));
     }
 }
 

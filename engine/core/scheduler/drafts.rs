@@ -38,7 +38,7 @@ impl Step {
         let mut rest = sampled;
         let ends = self.batch.query_start.iter().skip(1).map(|&end| end as usize);
         let of = |(scheduled, end): (&ScheduledSequence, usize)| {
-            let (drawn, behind) = rest.split_at(scheduled.num_draws());
+            let (drawn, behind) = rest[scheduled.num_scored..].split_at(scheduled.num_draws());
             rest = behind;
             let drafts = &self.batch.tokens[end - scheduled.num_drafts..end];
             let agreed = drafts.iter().zip(drawn).take_while(|(draft, drawn)| draft == drawn).count();

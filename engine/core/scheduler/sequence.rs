@@ -3,8 +3,9 @@
 use super::SequenceId;
 use super::following::Followed;
 use crate::batch::AdapterSet;
+use crate::checkpoints::Checkpoints;
 use crate::kv_cache::{PageList, PagePool};
-use crate::kv_layout::PAGE_SIZE;
+use crate::kv_layout::{PAGE_SIZE, pages_for};
 use crate::prefix_cache::Prefix;
 
 /// A sequence's tokens and where they are.
@@ -18,6 +19,10 @@ pub struct Sequence {
     pub(super) num_cached: usize,
     /// Tokens when it last joined: what is before is prefill, what comes after is decode.
     pub(super) prefill_len: usize,
+    /// Rows of the prompt whose logits are wanted, to score the token behind each; 0 where that is not asked for.
+    pub(super) to_score: usize,
+    /// Those of them whose logits were there.
+    pub(super) num_scored: usize,
     /// Tokens of the prompt that were in the cache when it first joined.
     pub(super) num_reused: usize,
     pub(super) pages: PageList,
@@ -48,6 +53,27 @@ impl Sequence {
         self.num_reused
     }
 
+    /// The first of the tokens that the rows of its next step score.
+    pub fn next_scored(&self) -> usize {
+        self.num_cached.max(self.num_scored) + 1
+    }
+
+    /// How many of its next so many rows score the token behind them: those that no step has scored.
+    pub(super) fn scored_rows(&self, rows: usize) -> usize {
+        (self.num_cached + rows).min(self.to_score).saturating_sub(self.num_cached.max(self.num_scored))
+    }
+
+    /// The logits of its next so many rows: to score tokens, and to draw.
+    pub(super) fn num_logits(&self, rows: usize) -> usize {
+        let behind = (self.num_cached + rows + 1).saturating_sub(self.tokens.len());
+        self.scored_rows(rows) + behind
+    }
+
+    /// Tokens at its beginning that may be taken from the cache: one at least is computed, for its logits, and all that are to be scored.
+    pub(super) fn num_reusable(&self) -> usize {
+        if self.num_scored < self.to_score { self.num_scored } else { self.tokens.len() - 1 }
+    }
+
     pub(super) fn is_prefill(&self) -> bool {
         self.num_cached < self.prefill_len
     }
@@ -61,8 +87,40 @@ impl Sequence {
         self.followed = Followed::default();
     }
 
-    /// Rows of its prompt for the next step, of at most `budget`. Where states are copied a step ends.
-    pub(super) fn prefill_rows(&self, budget: usize) -> usize {
+    /// Takes the pages that are known of its beginning. `false`, and nothing is taken, if `pool` has too few for the rest, with so many to
+    /// spare.
+    pub(super) fn begin(
+        &mut self,
+        pool: &mut PagePool,
+        checkpoints: Option<&mut Checkpoints>,
+        spare: usize,
+    ) -> bool {
+        // The page of its last token is never a shared one: without a free page there is no need to look for the others.
+        if pool.num_free() <= spare {
+            return false;
+        }
+        let known = &self.tokens[..self.num_reusable()];
+        let stride = checkpoints.as_ref().map(|checkpoints| checkpoints.stride(self.tokens.len()));
+        match checkpoints {
+            None => self.num_cached = self.pages.reuse(known, pool),
+            Some(checkpoints) => {
+                let find = |prefix| checkpoints.find(prefix);
+                (self.num_cached, self.load) = self.pages.reuse_to_checkpoint(known, pool, find);
+                self.load.into_iter().for_each(|place| checkpoints.touch(place));
+            }
+        }
+        let missing = pages_for(self.tokens.len()) - self.pages.pages().len();
+        if pool.num_free() < missing + spare {
+            self.give_up_pages(pool);
+            return false;
+        }
+        (self.prefill_len, self.stride) = (self.tokens.len(), stride);
+        true
+    }
+
+    /// Rows of its prompt for the next step, of at most `budget`, of which `logits` may have those, at least one. Where states are copied a
+    /// step ends.
+    pub(super) fn prefill_rows(&self, budget: usize, logits: usize) -> usize {
         let last_page = self.end_of_full_pages();
         let end = match self.stride {
             Some(stride) if self.num_cached < last_page => {
@@ -70,7 +128,9 @@ impl Sequence {
             }
             _ => self.prefill_len,
         };
-        budget.min(end - self.num_cached)
+        let without_logits = self.num_scored.saturating_sub(self.num_cached);
+        let most = if self.num_scored < self.to_score { without_logits + logits } else { usize::MAX };
+        budget.min(most).min(end - self.num_cached)
     }
 
     /// The next `count` tokens that are not computed, of those that are known and of those that were drafted.

@@ -34,6 +34,8 @@ pub struct ScheduledSequence {
     pub prefill: bool,
     /// A token is drawn from the last row.
     pub samples: bool,
+    /// Rows of a prompt whose logits score the token behind each. They come before those from which tokens are drawn.
+    pub num_scored: usize,
     /// The last rows are of so many tokens that were drafted: a token is drawn from each, and from the one before them.
     pub num_drafts: usize,
     /// Its state is to be copied behind the step.
@@ -44,5 +46,10 @@ impl ScheduledSequence {
     /// Tokens that are drawn for it.
     pub fn num_draws(&self) -> usize {
         if self.samples { 1 + self.num_drafts } else { 0 }
+    }
+
+    /// Its rows of logits.
+    pub fn num_logits(&self) -> usize {
+        self.num_scored + self.num_draws()
     }
 }

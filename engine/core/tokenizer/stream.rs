@@ -32,6 +32,11 @@ impl StreamDecoder {
         text
     }
 
+    /// Whether the last token ended in the middle of a character.
+    pub fn is_within_character(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
     /// Ends the text: a character that never became complete is returned as U+FFFD. The decoder is empty afterwards.
     pub fn finish(&mut self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned()

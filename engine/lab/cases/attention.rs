@@ -133,8 +133,8 @@ impl Arithmetic {
         match variant {
             _ if !matches!(head_dim, 64 | 128 | 256) => Self::Plain,
             // Heads that kernels of single rows, and of pages in blocks, round nothing of.
-            "auto" if head_dim == 256 && (rows == 1 || formats == BLOCKS) => Self::Plain,
-            "decode_mma" => Self::TensorCoresInParts,
+            "auto" if head_dim == 256 && formats == BLOCKS => Self::Plain,
+            "decode_mma" | "decode_staged" => Self::TensorCoresInParts,
             "auto" if rows == 1 && factors == Some(Dtype::F16) && group <= 8 => Self::TensorCoresInParts,
             "mma16" | "mma32" => Self::TensorCores,
             "mma32p" => Self::TensorCoresByPage,

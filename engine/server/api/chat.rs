@@ -2,12 +2,12 @@
 
 use super::chat_answer::{ChatCompletion, Writing};
 use super::conversation::{Asked, Conversation, Making};
-use super::lora::AskedModel;
+use super::logprobs::{self, PromptLogprobs};
 use super::messages::ChatMessage;
-use super::openai::{log_user, openai_request, token_limit};
+use super::openai::{check_user, log_user, openai_request, token_limit};
 use super::response_format::ResponseFormat;
 use super::tools::{Tool, ToolChoice, ToolUse};
-use super::{Stop, fields, logprobs};
+use super::{Stop, fields};
 use crate::App;
 use crate::body::JsonBody;
 use crate::error::{ApiError, ErrorResponse};
@@ -33,6 +33,10 @@ openai_request! {
         #[schema(maximum = 20)]
         #[serde(default, deserialize_with = "crate::number::whole")]
         pub top_logprobs: Option<usize>,
+        /// Log-probabilities of the prompt's tokens, and of so many likeliest ones in the place of each. vLLM's; not in a stream.
+        #[schema(maximum = 20)]
+        #[serde(default, deserialize_with = "crate::number::whole")]
+        pub prompt_logprobs: Option<usize>,
         pub response_format: Option<ResponseFormat>,
         /// Functions that the model may call: the chat template tells the model of them.
         pub tools: Option<Vec<Tool>>,
@@ -68,11 +72,10 @@ pub async fn chat_completions(
     State(app): State<Arc<App>>,
     JsonBody(request): JsonBody<ChatRequest>,
 ) -> Result<Response, ApiError> {
-    let AskedModel { info, name: model, adapters } =
-        app.asked(request.model.as_deref(), request.lora.as_deref())?;
-    let tokenizer = Arc::clone(&info.tokenizer);
-    let (sampling, stream, n) = (request.sampling(&tokenizer)?, request.stream()?, request.n.unwrap_or(1));
-    let speculative = request.speculative()?;
+    let asked = app.asked(request.model.as_deref(), request.lora.as_deref())?;
+    check_user("user", request.user.as_deref())?;
+    let (drawing, stream, n) = (request.drawing(&asked)?, request.stream()?, request.n.unwrap_or(1));
+    let (model, tokenizer) = (asked.name, Arc::clone(&asked.info.tokenizer));
     let limits = [
         ("max_completion_tokens", request.max_completion_tokens),
         ("max_tokens", request.max_tokens),
@@ -88,7 +91,8 @@ pub async fn chat_completions(
             return Err(ApiError::field("top_logprobs", message));
         }
     };
-    let ignore_eos = request.ignore_eos.unwrap_or(false);
+    let prompt_logprobs = PromptLogprobs::check(request.prompt_logprobs, stream.is_some())?;
+    let ignore_eos = drawing.ignore_eos;
     let messages = request.messages.into_iter().enumerate();
     let mut variables = request.chat_template_kwargs.unwrap_or_default();
     if let Some(enable) = request.enable_thinking {
@@ -97,7 +101,7 @@ pub async fn chat_completions(
     let mut conversation = Conversation {
         param: "messages",
         tools: ToolUse::new(request.tools, request.tool_choice, request.parallel_tool_calls)?,
-        gbnf: request.grammar.filter(|source| !source.is_empty()),
+        gbnf: request.grammar,
         format: request.response_format.map_or(Ok(None), ResponseFormat::schema)?,
         messages: messages.map(|(i, message)| message.for_template(i)).collect::<Result<_, _>>()?,
         variables,
@@ -108,15 +112,15 @@ pub async fn chat_completions(
 
     let permit = app.reserve("n", n)?;
     let has_tools = conversation.tools.is_some();
-    let making = Making { sampling, max_tokens, stop, ignore_eos, logprobs, speculative, adapters, n };
-    let Asked { answer, parsers, .. } = conversation.ask(&app, permit, making).await?;
+    let making = Making { drawing, max_tokens, stop, logprobs, prompt_logprobs, n };
+    let Asked { answer, parsers, prompt, .. } = conversation.ask(&app, permit, making).await?;
     log_user(request.user.as_deref());
 
     let writing = Writing::new(model, parsers, tokenizer, has_tools, ignore_eos, logprobs.is_some());
     if let Some(include_usage) = stream {
         return Ok(sse::respond(answer, writing.chunks(include_usage)));
     }
-    let whole: ChatCompletion = writing.whole(answer).await?;
+    let whole = writing.whole(answer, prompt_logprobs.map(|count| (prompt, count))).await?;
     Ok(Json(whole).into_response())
 }
 

@@ -1,6 +1,6 @@
 //! Answers of `/v1/chat/completions`, whole and as chunks.
 
-use super::logprobs::{ChatLogprobs, TokenLogprob};
+use super::logprobs::{ChatLogprobs, PromptLogprobs, TokenLogprob};
 use super::models::unix_seconds;
 use super::openai::{OpenAiFinish, OpenAiUsage};
 use super::parts::{AnswerParser, Part};
@@ -28,6 +28,9 @@ pub struct ChatCompletion {
     model: String,
     choices: Vec<ChatChoice>,
     usage: OpenAiUsage,
+    /// Where they are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<PromptLogprobs>,
 }
 
 /// One answer.
@@ -138,11 +141,16 @@ impl Writing {
         Chunks { writing: self, include_usage }
     }
 
-    /// The whole answers.
+    /// The whole answers, and the prompt's log-probabilities where it is given, with so many likeliest tokens.
     ///
     /// # Errors
     /// What kept them from being completed.
-    pub async fn whole(mut self, mut answer: Answer) -> Result<ChatCompletion, ApiError> {
+    pub async fn whole(
+        mut self,
+        mut answer: Answer,
+        scored: Option<(Vec<u32>, usize)>,
+    ) -> Result<ChatCompletion, ApiError> {
+        let mut prompt_logprobs = None;
         let choice = |index| ChatChoice {
             index,
             message: AnswerMessage::default(),
@@ -156,6 +164,12 @@ impl Writing {
                 choice.message.push(part);
             }
             match event {
+                Event::Prompt { logprobs, .. } => {
+                    let of_prompt = |(prompt, count): &(Vec<u32>, usize)| {
+                        PromptLogprobs::new(&self.tokenizer, prompt, &logprobs, *count)
+                    };
+                    prompt_logprobs = scored.as_ref().map(of_prompt);
+                }
                 Event::Token { token, logprobs, .. } => {
                     if let (Some(all), Some(found)) = (&mut choice.logprobs, self.logprob(token, logprobs)) {
                         all.content.push(found);
@@ -176,6 +190,7 @@ impl Writing {
             model: self.model,
             choices,
             usage,
+            prompt_logprobs,
         })
     }
 
@@ -291,6 +306,7 @@ impl Encoder for Chunks {
         let mut deltas = self.deltas(index, &event);
         let (mut logprobs, mut finish_reason) = (None, None);
         match event {
+            Event::Prompt { .. } => (),
             Event::Token { token, logprobs: found, .. } => {
                 let found = self.writing.logprob(token, found);
                 logprobs = found.map(|found| ChatLogprobs { content: vec![found], refusal: None });

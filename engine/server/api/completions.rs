@@ -1,24 +1,21 @@
 //! `/v1/completions`: OpenAI's older interface, text to text without a template.
 
-use super::logprobs::{self, CompletionLogprobs, CompletionWriter};
-use super::lora::AskedModel;
+use super::logprobs::{self, CompletionLogprobs, CompletionWriter, PromptLogprobs};
 use super::models::unix_seconds;
-use super::openai::{OpenAiFinish, OpenAiUsage, log_user, openai_request, token_limit};
+use super::openai::{OpenAiFinish, OpenAiUsage, check_user, log_user, openai_request, token_limit};
 use super::prompt::{Encoded, Prompt};
 use super::{Choice, Stop, collect, fields};
 use crate::body::JsonBody;
 use crate::engine_thread::SequenceRequest;
 use crate::error::{ApiError, ErrorResponse};
 use crate::sse::{self, Encoder, EventStream, ServerSentEvent};
-use crate::work::RequestPermit;
 use crate::{App, random_id};
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use qernel_core::batch::AdapterSet;
 use qernel_core::engine::{Event, Request, Usage};
 use qernel_core::sampler::Logprobs;
+use qernel_core::tokenizer::Tokenizer;
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -40,6 +37,10 @@ openai_request! {
         #[schema(maximum = 20)]
         #[serde(default, deserialize_with = "crate::number::whole")]
         pub logprobs: Option<usize>,
+        /// Log-probabilities of the prompt's tokens, and of so many likeliest ones in the place of each. vLLM's; not in a stream.
+        #[schema(maximum = 20)]
+        #[serde(default, deserialize_with = "crate::number::whole")]
+        pub prompt_logprobs: Option<usize>,
     }
 }
 
@@ -73,6 +74,9 @@ pub struct CompletionChoice {
     logprobs: Option<CompletionLogprobs>,
     #[schema(required)]
     finish_reason: Option<OpenAiFinish>,
+    /// Where they are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<PromptLogprobs>,
 }
 
 /// Completes prompts.
@@ -90,18 +94,18 @@ pub async fn completions(
     State(app): State<Arc<App>>,
     JsonBody(request): JsonBody<CompletionRequest>,
 ) -> Result<Response, ApiError> {
-    let AskedModel { info, name: model, adapters } =
-        app.asked(request.model.as_deref(), request.lora.as_deref())?;
-    let tokenizer = &info.tokenizer;
+    let asked = app.asked(request.model.as_deref(), request.lora.as_deref())?;
     let logprobs = logprobs::check("logprobs", request.logprobs)?;
-    let (sampling, stream, n) = (request.sampling(tokenizer)?, request.stream()?, request.n.unwrap_or(1));
-    let speculative = request.speculative()?;
+    check_user("user", request.user.as_deref())?;
+    let (drawing, stream, n) = (request.drawing(&asked)?, request.stream()?, request.n.unwrap_or(1));
+    let (model, tokenizer) = (asked.name, &asked.info.tokenizer);
     let stop = Stop::texts(request.stop)?;
     let limits = [("max_tokens", request.max_tokens), ("n_predict", request.n_predict)];
     let max_tokens = token_limit(limits, Some(DEFAULT_MAX_TOKENS))?;
     let suffix = request.suffix.filter(|suffix| !suffix.is_empty());
     let echo = request.echo.unwrap_or(false);
     let best_of = best_of(request.best_of, n, stream.is_some())?;
+    let prompt_logprobs = PromptLogprobs::check(request.prompt_logprobs, stream.is_some())?;
     if suffix.is_some() && echo && logprobs.is_some() {
         let message = "echo: of a prompt with a `suffix` there are no log-probabilities; leave `logprobs` or `suffix` out";
         return Err(ApiError::field("echo", message));
@@ -112,32 +116,26 @@ pub async fn completions(
     }
     let param = if best_of > n { "best_of" } else { "n" };
     let permit = app.reserve(param, best_of.saturating_mul(count))?;
-    let ignore_eos = request.ignore_eos.unwrap_or(false);
-    let (permit, grammar) = app.gbnf(permit, request.grammar, ignore_eos).await?;
+    let (permit, grammar) = app.gbnf(permit, request.grammar, drawing.ignore_eos).await?;
     let (permit, prompts) = request.prompt.encode(&app, permit, suffix).await?;
-    let (permit, echoes) = if echo {
-        echoes(&app, permit, &prompts, &adapters, logprobs).await?
-    } else {
-        (permit, vec![Echo::default(); count])
-    };
-    let choices = prompts.iter().flat_map(|prompt| {
+    let echo = Echo::new(echo, tokenizer, prompts)?;
+    // What both fields ask for is found at once.
+    let scored = prompt_logprobs.max(logprobs.filter(|_| echo.is_wanted));
+    let is_stream = stream.is_some();
+    let choices = echo.prompts.iter().flat_map(|prompt| {
         let stop = &stop;
-        let sampling = &sampling;
+        let drawing = &drawing;
         let grammar = &grammar;
-        let adapters = &adapters;
         (0..best_of as u32).map(move |index| SequenceRequest {
             request: Request {
-                sampling: sampling.clone(),
-                penalize_prompt: false,
                 max_tokens,
                 stop: stop.clone(),
-                ignore_eos,
-                speculative,
-                adapters: Some(adapters.clone()),
                 index,
                 // What the best are chosen by.
                 logprobs: logprobs.or((best_of > n).then_some(0)),
-                ..Request::new(prompt.ids.clone())
+                // Of all answers to a prompt one is enough, but that in a stream each begins by itself.
+                prompt_logprobs: scored.filter(|_| index == 0 || is_stream),
+                ..drawing.request(prompt.ids.clone())
             },
             grammar: grammar.clone(),
             thinking: None,
@@ -153,21 +151,27 @@ pub async fn completions(
     if let Some(include_usage) = stream {
         let usages = vec![Usage::default(); total];
         let writers = (0..total).map(|_| writer()).collect();
-        let chunks = Chunks { id, created, model, n, include_usage, usages, writers, echoes };
+        let chunks = Chunks { id, created, model, n, include_usage, usages, writers, echo };
         return Ok(sse::respond(answer, chunks));
     }
-    let choices = collect(answer, total).await?;
+    let mut choices = collect(answer, total).await?;
     let usage = Some(Some(OpenAiUsage::of(&choices, best_of)));
+    let of_prompts: Vec<Vec<Logprobs>> = (choices.iter_mut().step_by(best_of))
+        .map(|choice| std::mem::take(&mut choice.prompt_logprobs))
+        .collect();
     let choices = best(choices, best_of, n).into_iter().enumerate().map(|(index, choice)| {
-        let echo = &echoes[index / n];
+        let (prompt, found) = (&echo.prompts[index / n], &of_prompts[index / n]);
         let logprobs = writer().map(|mut writer| {
             let mut written = CompletionLogprobs::default();
-            echo.write(&mut writer, &mut written);
+            echo.write(index / n, found, &mut writer, &mut written);
             choice.logprobs.iter().for_each(|(token, found)| writer.push(*token, found, &mut written));
             written
         });
-        let text = echo.text.clone() + &choice.text;
-        CompletionChoice { index, text, logprobs, finish_reason: choice.reason.map(OpenAiFinish::from) }
+        let text = echo.texts[index / n].clone() + &choice.text;
+        let prompt_logprobs =
+            prompt_logprobs.map(|count| PromptLogprobs::new(tokenizer, &prompt.ids, found, count));
+        let finish_reason = choice.reason.map(OpenAiFinish::from);
+        CompletionChoice { index, text, logprobs, finish_reason, prompt_logprobs }
     });
     let choices = choices.collect();
     Ok(Json(Completion { id, object: "text_completion", created, model, choices, usage }).into_response())
@@ -203,55 +207,46 @@ fn best(mut choices: Vec<Choice>, best_of: usize, n: usize) -> Vec<Choice> {
     choices.into_iter().enumerate().filter(|(i, _)| i % best_of < n).map(|(_, choice)| choice).collect()
 }
 
-/// What an answer begins with: its prompt, and how likely the model thought that.
-#[derive(Clone, Default)]
+/// What answers begin with, where that is wanted: their prompts, and how likely the model thought those.
 struct Echo {
-    text: String,
-    /// Empty where that was not asked for.
-    tokens: Vec<(u32, Option<Logprobs>)>,
+    is_wanted: bool,
+    prompts: Vec<Encoded>,
+    /// Of each prompt, nothing where that is not wanted.
+    texts: Vec<String>,
 }
 
 impl Echo {
-    fn write(&self, writer: &mut CompletionWriter, to: &mut CompletionLogprobs) {
-        self.tokens.iter().for_each(|(token, found)| writer.push_any(*token, found.as_ref(), to));
-    }
-}
-
-/// The beginnings of answers to prompts.
-async fn echoes(
-    app: &Arc<App>,
-    mut permit: RequestPermit,
-    prompts: &[Encoded],
-    adapters: &AdapterSet,
-    logprobs: Option<usize>,
-) -> Result<(RequestPermit, Vec<Echo>), ApiError> {
-    let tokenizer = &app.engine.model()?.tokenizer;
-    let mut echoes = Vec::with_capacity(prompts.len());
-    for prompt in prompts {
-        let text = match &prompt.text {
-            Some(text) => text.clone(),
+    /// # Errors
+    /// 400 where a prompt is to be shown that has tokens without a text.
+    fn new(is_wanted: bool, tokenizer: &Tokenizer, prompts: Vec<Encoded>) -> Result<Self, ApiError> {
+        let text = |prompt: &Encoded| match &prompt.text {
+            _ if !is_wanted => Ok(String::new()),
+            Some(text) => Ok(text.clone()),
             None => {
                 let fault = |error| ApiError::field("prompt", format!("prompt: {error}"));
-                tokenizer.decode(&prompt.ids, false).map_err(fault)?
+                tokenizer.decode(&prompt.ids, false).map_err(fault)
             }
         };
-        echoes.push(Echo { text, tokens: Vec::new() });
+        let texts = prompts.iter().map(text).collect::<Result<_, _>>()?;
+        Ok(Self { is_wanted, prompts, texts })
     }
-    if let Some(count) = logprobs {
-        let texts = prompts.iter().map(|prompt| prompt.ids.clone()).collect();
-        let scored = app.engine.score(permit, texts, adapters.clone(), count, &app.config).await;
-        let scores;
-        (permit, scores) = scored.map_err(|error| match error.status {
-            StatusCode::BAD_REQUEST => ApiError::field("prompt", format!("prompt: {}", error.body.message)),
-            _ => error,
-        })?;
-        for ((echo, prompt), found) in echoes.iter_mut().zip(prompts).zip(scores) {
-            let found = std::iter::once(None).chain(found.into_iter().map(Some));
+
+    /// Writes what is known of the tokens of a prompt but the first, where that is wanted.
+    fn write(
+        &self,
+        prompt: usize,
+        found: &[Logprobs],
+        writer: &mut CompletionWriter,
+        to: &mut CompletionLogprobs,
+    ) {
+        let Encoded { ids, added, .. } = &self.prompts[prompt];
+        if self.is_wanted {
+            let found = std::iter::once(None).chain(found.iter().map(Some));
             // What the vocabulary puts first is no part of the text.
-            echo.tokens = prompt.ids.iter().copied().zip(found).skip(prompt.added).collect();
+            let tokens = ids.iter().zip(found).skip(*added);
+            tokens.for_each(|(&token, found)| writer.push_any(token, found, to));
         }
     }
-    Ok((permit, echoes))
 }
 
 struct Chunks {
@@ -263,11 +258,36 @@ struct Chunks {
     usages: Vec<Usage>,
     /// Of log-probabilities, one for each choice.
     writers: Vec<Option<CompletionWriter>>,
-    /// One for each prompt.
-    echoes: Vec<Echo>,
+    echo: Echo,
+}
+
+impl CompletionChoice {
+    /// A piece of an answer.
+    fn piece(
+        index: usize,
+        text: String,
+        logprobs: Option<CompletionLogprobs>,
+        finish_reason: Option<OpenAiFinish>,
+    ) -> Self {
+        Self { index, text, logprobs, finish_reason, prompt_logprobs: None }
+    }
 }
 
 impl Chunks {
+    /// Shows the prompt of an answer, where that is wanted.
+    fn echo(&mut self, index: usize, found: Option<&[Logprobs]>, out: &mut EventStream) {
+        let text = self.echo.texts[index / self.n].clone();
+        if text.is_empty() {
+            return;
+        }
+        let logprobs = self.writers[index].as_mut().zip(found).map(|(writer, found)| {
+            let mut written = CompletionLogprobs::default();
+            self.echo.write(index / self.n, found, writer, &mut written);
+            written
+        });
+        out.data(&self.chunk(vec![CompletionChoice::piece(index, text, logprobs, None)], None));
+    }
+
     fn chunk(&self, choices: Vec<CompletionChoice>, usage: Option<OpenAiUsage>) -> Completion {
         let (id, created, model) = (self.id.clone(), self.created, self.model.clone());
         let usage = self.include_usage.then_some(usage);
@@ -277,26 +297,18 @@ impl Chunks {
 
 impl Encoder for Chunks {
     fn start(&mut self, out: &mut EventStream) {
+        // Where the prompt's tokens are scored, it is shown once they are.
         for index in 0..self.usages.len() {
-            let echo = &self.echoes[index / self.n];
-            if echo.text.is_empty() {
-                continue;
+            if self.writers[index].is_none() {
+                self.echo(index, None, out);
             }
-            let logprobs = self.writers[index].as_mut().map(|writer| {
-                let mut written = CompletionLogprobs::default();
-                echo.write(writer, &mut written);
-                written
-            });
-            let text = echo.text.clone();
-            out.data(
-                &self.chunk(vec![CompletionChoice { index, text, logprobs, finish_reason: None }], None),
-            );
         }
     }
 
     fn event(&mut self, index: usize, event: Event, out: &mut EventStream) {
         let mut logprobs = None;
         let (text, finish_reason) = match event {
+            Event::Prompt { logprobs, .. } => return self.echo(index, Some(&logprobs), out),
             Event::Token { token, text, logprobs: found, .. } => {
                 if let (Some(writer), Some(found)) = (&mut self.writers[index], found) {
                     writer.push(token, &found, logprobs.get_or_insert_default());
@@ -311,7 +323,7 @@ impl Encoder for Chunks {
                 (text, Some(reason.into()))
             }
         };
-        out.data(&self.chunk(vec![CompletionChoice { index, text, logprobs, finish_reason }], None));
+        out.data(&self.chunk(vec![CompletionChoice::piece(index, text, logprobs, finish_reason)], None));
     }
 
     fn end(&mut self, out: &mut EventStream) {

@@ -2,6 +2,7 @@
 
 use super::parts::{AnswerForm, AnswerParser};
 use super::response_format::NamedSchema;
+use super::samplers::Drawing;
 use super::tools::ToolUse;
 use crate::App;
 use crate::answer::Answer;
@@ -12,12 +13,10 @@ use crate::grammar::Grammar;
 use crate::number::ThinkingLimit;
 use crate::work::RequestPermit;
 use axum::http::StatusCode;
-use qernel_core::batch::AdapterSet;
 use qernel_core::chat::thinking::ThinkingParser;
 use qernel_core::chat::{ChatTemplate, ENABLE_THINKING, Effort, REASONING_EFFORT};
-use qernel_core::engine::{Request, Speculative, Thinking};
+use qernel_core::engine::{Request, Thinking};
 use qernel_core::error::Error;
-use qernel_core::sampler::SamplingParams;
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
@@ -61,13 +60,12 @@ pub fn budget_of(variables: &Map<String, Value>) -> Result<Option<Option<usize>>
 
 /// How its answers are to be made.
 pub struct Making {
-    pub sampling: SamplingParams,
+    pub drawing: Drawing,
     pub max_tokens: Option<usize>,
     pub stop: Vec<String>,
-    pub ignore_eos: bool,
     pub logprobs: Option<usize>,
-    pub speculative: Speculative,
-    pub adapters: AdapterSet,
+    /// Of the tokens of the prompt.
+    pub prompt_logprobs: Option<usize>,
     /// How many answers, and the field that says so.
     pub n: usize,
 }
@@ -86,7 +84,8 @@ pub struct Asked {
     pub parsers: Vec<AnswerParser>,
     /// What takes thoughts from an answer, if it may have some: no stop text is looked for in them.
     pub thoughts: Option<ThinkingParser>,
-    pub prompt_tokens: usize,
+    /// The prompt as the model gets it.
+    pub prompt: Vec<u32>,
 }
 
 /// The model's template.
@@ -106,6 +105,7 @@ impl Conversation {
     /// # Errors
     /// 400, by name.
     pub fn check(&mut self, ignore_eos: bool) -> Result<(), ApiError> {
+        self.gbnf = self.gbnf.take().filter(|source| !source.is_empty());
         let tools = self.tools.as_ref();
         if self.format.is_some() && tools.is_some_and(ToolUse::is_forced) {
             let message =
@@ -113,8 +113,8 @@ impl Conversation {
             return Err(ApiError::field("tool_choice", message));
         }
         if self.gbnf.is_some() && (self.format.is_some() || tools.is_some()) {
-            let message = "grammar: an answer that follows a grammar is neither JSON by a schema nor a call; leave `response_format` and \
-                `tools` out";
+            let message = "grammar: an answer that follows a grammar is neither JSON by a schema nor a call; leave the schema and `tools` \
+                out";
             return Err(ApiError::field("grammar", message));
         }
         if ignore_eos && (self.format.is_some() || tools.is_some_and(ToolUse::is_constrained)) {
@@ -187,7 +187,6 @@ impl Conversation {
         let model = app.engine.model()?;
         let template = template(model)?;
         let budget = self.budget(app);
-        let prompt_tokens = prompt.ids.len();
         let (param, format) = (self.param, self.format);
         let mut form = AnswerForm {
             reads_thoughts: match app.config.reasoning_format {
@@ -201,7 +200,7 @@ impl Conversation {
             is_constrained: false,
         };
         let (permit, grammar) = match self.gbnf {
-            Some(source) => app.gbnf(permit, Some(source), making.ignore_eos).await?,
+            Some(source) => app.gbnf(permit, Some(source), making.drawing.ignore_eos).await?,
             None => grammar(app, permit, self.tools, format, &form).await?,
         };
         form.is_constrained = grammar.is_some();
@@ -215,17 +214,14 @@ impl Conversation {
         });
         let choice = |index| SequenceRequest {
             request: Request {
-                sampling: making.sampling.clone(),
-                penalize_prompt: false,
                 max_tokens: making.max_tokens,
                 stop: making.stop.clone(),
                 thoughts: thoughts.clone(),
-                ignore_eos: making.ignore_eos,
                 index,
                 logprobs: making.logprobs,
-                speculative: making.speculative,
-                adapters: Some(making.adapters.clone()),
-                ..Request::new(prompt.ids.clone())
+                // Of all answers one is enough.
+                prompt_logprobs: making.prompt_logprobs.filter(|_| index == 0),
+                ..making.drawing.request(prompt.ids.clone())
             },
             grammar: grammar.clone(),
             thinking: thinking.clone(),
@@ -233,7 +229,7 @@ impl Conversation {
         };
         let answer = app.submit(permit, (0..making.n as u32).map(choice).collect()).await?;
         let parsers = (0..making.n).map(|_| AnswerParser::new(&form)).collect();
-        Ok(Asked { answer, parsers, thoughts, prompt_tokens })
+        Ok(Asked { answer, parsers, thoughts, prompt: prompt.ids })
     }
 }
 

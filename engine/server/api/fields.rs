@@ -4,9 +4,20 @@
 use crate::fields::Table;
 use crate::fields::Treatment::{Ignored, Refused, Used};
 
-/// Samplers beside the usual ones, drafts, grammars, and adapters.
-const SAMPLERS: &[&str] = &[
+/// How the tokens of an answer are drawn: all that `sampled_request` declares.
+const SAMPLING: &[&str] = &[
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repeat_penalty",
+    "repeat_last_n",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "ignore_eos",
     "grammar",
+    "banned_strings",
     "logit_bias",
     "samplers",
     "typical_p",
@@ -32,34 +43,11 @@ const SAMPLERS: &[&str] = &[
 /// `/v1/chat/completions`
 pub const CHAT: Table = &[
     (Used, &["messages", "model", "n", "stop", "stream", "stream_options", "user"]),
-    (
-        Used,
-        &[
-            "max_completion_tokens",
-            "max_tokens",
-            "n_predict",
-            "seed",
-            "temperature",
-            "top_p",
-            "top_k",
-            "min_p",
-        ],
-    ),
-    (
-        Used,
-        &[
-            "presence_penalty",
-            "frequency_penalty",
-            "repeat_penalty",
-            "repeat_last_n",
-            "ignore_eos",
-            "logprobs",
-            "top_logprobs",
-        ],
-    ),
-    (Used, SAMPLERS),
+    (Used, &["max_completion_tokens", "max_tokens", "n_predict"]),
+    (Used, &["logprobs", "top_logprobs", "prompt_logprobs"]),
     (Used, &["response_format", "tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs"]),
     (Used, &["reasoning_effort", "enable_thinking", "thinking_budget_tokens", "thinking_budget"]),
+    (Used, SAMPLING),
     // What the prefix cache does needs no asking.
     (Ignored, &["cache_prompt", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"]),
     // A guess at the answer, to be faster.
@@ -82,22 +70,11 @@ pub const LORA_SCALE: Table = &[(Used, &["id", "scale"])];
 pub const RESPONSES: Table = &[
     (
         Used,
-        &[
-            "input",
-            "instructions",
-            "model",
-            "lora",
-            "stream",
-            "max_output_tokens",
-            "previous_response_id",
-            "store",
-        ],
+        &["input", "instructions", "model", "stream", "max_output_tokens", "previous_response_id", "store"],
     ),
-    (
-        Used,
-        &["metadata", "temperature", "top_p", "top_k", "min_p", "seed", "top_logprobs", "include", "user"],
-    ),
+    (Used, &["metadata", "top_logprobs", "include", "user"]),
     (Used, &["tools", "tool_choice", "parallel_tool_calls", "text", "reasoning", "chat_template_kwargs"]),
+    (Used, SAMPLING),
     (Ignored, &["safety_identifier", "service_tier", "stream_options"]),
     (Ignored, &["prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"]),
     // Of tools that run at OpenAI's.
@@ -154,25 +131,9 @@ pub const FLAT_CHOICE: Table = &[(Used, &["type", "name"])];
 
 /// `/v1/messages` and `/v1/messages/count_tokens`
 pub const MESSAGES: Table = &[
-    (
-        Used,
-        &[
-            "messages",
-            "system",
-            "model",
-            "lora",
-            "max_tokens",
-            "stop_sequences",
-            "stream",
-            "temperature",
-            "top_p",
-            "top_k",
-        ],
-    ),
-    (
-        Used,
-        &["seed", "tools", "tool_choice", "thinking", "output_config", "metadata", "chat_template_kwargs"],
-    ),
+    (Used, &["messages", "system", "model", "max_tokens", "stop_sequences", "stream"]),
+    (Used, &["tools", "tool_choice", "thinking", "output_config", "metadata", "chat_template_kwargs"]),
+    (Used, SAMPLING),
     // What the prefix cache does needs no asking.
     (Ignored, &["cache_control", "service_tier", "inference_geo", "speed"]),
     (Ignored, &["workspace_id", "user_profile_id", "diagnostics"]),
@@ -221,23 +182,9 @@ pub const METADATA: Table = &[(Used, &["user_id"])];
 
 /// `/v1/completions`
 pub const COMPLETION: Table = &[
-    (
-        Used,
-        &["prompt", "suffix", "echo", "best_of", "model", "n", "stop", "stream", "stream_options", "user"],
-    ),
-    (Used, &["max_tokens", "n_predict", "seed", "temperature", "top_p", "top_k", "min_p"]),
-    (
-        Used,
-        &[
-            "presence_penalty",
-            "frequency_penalty",
-            "repeat_penalty",
-            "repeat_last_n",
-            "ignore_eos",
-            "logprobs",
-        ],
-    ),
-    (Used, SAMPLERS),
+    (Used, &["prompt", "suffix", "echo", "best_of", "model", "n", "stop", "stream", "stream_options"]),
+    (Used, &["user", "max_tokens", "n_predict", "logprobs", "prompt_logprobs"]),
+    (Used, SAMPLING),
     (Ignored, &["cache_prompt"]),
     (Refused(&["false"]), &["no_stop_trim", "return_hidden_states"]),
     (Refused(&["true"]), &["skip_special_tokens"]),
@@ -255,27 +202,8 @@ pub const RERANK: Table = &[
 
 /// `/v1/generate`
 pub const GENERATE: Table = &[
-    (
-        Used,
-        &[
-            "prompt",
-            "ids",
-            "raw",
-            "system",
-            "max_tokens",
-            "n_predict",
-            "stop",
-            "ignore_eos",
-            "stream",
-            "logprobs",
-        ],
-    ),
-    (
-        Used,
-        &["temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n", "presence_penalty"],
-    ),
-    (Used, &["frequency_penalty", "seed"]),
-    (Used, SAMPLERS),
+    (Used, &["prompt", "ids", "raw", "system", "max_tokens", "n_predict", "stop", "stream", "logprobs"]),
+    (Used, SAMPLING),
     (Ignored, &["cache_prompt"]),
 ];
 
@@ -293,22 +221,8 @@ pub const INFILL: Table = &[
             "t_max_predict_ms",
         ],
     ),
-    (
-        Used,
-        &[
-            "response_fields",
-            "stop",
-            "ignore_eos",
-            "stream",
-            "temperature",
-            "top_k",
-            "top_p",
-            "min_p",
-            "seed",
-        ],
-    ),
-    (Used, &["repeat_penalty", "repeat_last_n", "presence_penalty", "frequency_penalty"]),
-    (Used, SAMPLERS),
+    (Used, &["response_fields", "stop", "stream"]),
+    (Used, SAMPLING),
     // Where an answer is made, and how long its prompt may take: both change no answer.
     (Ignored, &["cache_prompt", "id_slot", "t_max_prompt_ms"]),
 ];

@@ -1,9 +1,8 @@
 //! `/v1/generate`: the engine's own interface, with the names and defaults of the command line.
 
-use super::llama::llama_request;
 use super::logprobs::{self, TokenLogprob};
-use super::lora::AskedModel;
 use super::prompt::plain;
+use super::samplers::sampled_request;
 use super::{Choice, Stop, collect, fields, openai};
 use crate::App;
 use crate::body::JsonBody;
@@ -22,9 +21,9 @@ use serde::Serialize;
 use std::sync::Arc;
 use utoipa::ToSchema;
 
-llama_request! {
+sampled_request! {
     /// What is to be generated. Sampling fields have llama.cpp's names, meaning, order and defaults.
-    pub struct GenerateRequest: fields::GENERATE {
+    pub struct GenerateRequest: fields::GENERATE, Llama {
         /// The prompt as text. Either this or `ids`.
         prompt: Option<String>,
         /// The prompt as token ids, taken as they are.
@@ -38,6 +37,8 @@ llama_request! {
         max_tokens: Option<TokenLimit>,
         /// llama.cpp's name of `max_tokens`.
         n_predict: Option<TokenLimit>,
+        /// Texts that end the answer; they are no part of it.
+        stop: Option<Stop>,
         /// Whether to answer with Server-Sent Events: `token` for every token, `end` after the last. [default: false]
         stream: Option<bool>,
         /// Log-probabilities of the tokens, and of so many likeliest ones in the place of each.
@@ -134,44 +135,33 @@ pub async fn generate(
     State(app): State<Arc<App>>,
     JsonBody(mut request): JsonBody<GenerateRequest>,
 ) -> Result<Response, ApiError> {
-    let AskedModel { info, adapters, .. } = app.asked(None, request.lora.as_deref())?;
-    let sampling = request.sampling(&info.tokenizer)?;
+    let asked = app.asked(None, request.lora.as_deref())?;
+    let drawing = request.drawing(&asked)?;
     let limits = [("max_tokens", request.max_tokens), ("n_predict", request.n_predict)];
     let max_tokens = openai::token_limit(limits, None)?;
     let prompt_param = if request.ids.is_some() { "ids" } else { "prompt" };
-    let speculative = request.speculative()?;
-    let seed = sampling.seed;
+    let seed = drawing.sampling.seed;
     let logprobs = logprobs::check("logprobs", request.logprobs)?;
     let stop = Stop::texts(request.stop.take())?;
     let permit = app.reserve("n", 1)?;
-    let ignore_eos = request.ignore_eos.unwrap_or(false);
-    let (permit, grammar) = app.gbnf(permit, request.grammar.take(), ignore_eos).await?;
+    let (permit, grammar) = app.gbnf(permit, request.grammar.take(), drawing.ignore_eos).await?;
     let (permit, prompt) = request.prompt(&app, permit).await?;
     let answer = app
         .submit(
             permit,
             vec![SequenceRequest {
-                request: Request {
-                    sampling,
-                    max_tokens,
-                    stop,
-                    ignore_eos,
-                    logprobs,
-                    speculative,
-                    adapters: Some(adapters),
-                    ..Request::new(prompt)
-                },
+                request: Request { max_tokens, stop, logprobs, ..drawing.request(prompt) },
                 grammar,
                 thinking: None,
                 prompt_param,
             }],
         )
         .await?;
-    let tokenizer = Arc::clone(&app.engine.model()?.tokenizer);
+    let tokenizer = Arc::clone(&asked.info.tokenizer);
     if request.stream.unwrap_or(false) {
         return Ok(sse::respond(answer, TokenEvents { index: 0, seed, tokenizer }));
     }
-    let Choice { tokens, text, logprobs: found, reason, usage, timings } =
+    let Choice { tokens, text, logprobs: found, reason, usage, timings, .. } =
         collect(answer, 1).await?.remove(0);
     let found = found.iter().map(|(token, logprobs)| TokenLogprob::new(&tokenizer, *token, logprobs));
     let response = GenerateResponse {
@@ -197,6 +187,7 @@ impl Encoder for TokenEvents {
 
     fn event(&mut self, _: usize, event: Event, out: &mut EventStream) {
         match event {
+            Event::Prompt { .. } => (),
             Event::Token { token, text, logprobs, .. } => {
                 let logprobs = logprobs.map(|logprobs| TokenLogprob::new(&self.tokenizer, token, &logprobs));
                 out.named("token", &TokenEvent { index: self.index, id: token, text, logprobs });

@@ -1,10 +1,8 @@
 //! `/infill`: llama.cpp's interface for editors, which ask for what stands at a place in a file.
 
 use super::fim::{self, File, Surroundings};
-use super::llama::llama_request;
-use super::lora::AskedModel;
 use super::openai::token_limit;
-use super::samplers::Samplers;
+use super::samplers::{Samplers, sampled_request};
 use super::{Stop, fields};
 use crate::App;
 use crate::answer::Answer;
@@ -25,9 +23,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use utoipa::ToSchema;
 
-llama_request! {
+sampled_request! {
     /// A place in a file. Sampling fields have llama.cpp's names, meaning, order and defaults.
-    pub struct InfillRequest: fields::INFILL {
+    pub struct InfillRequest: fields::INFILL, Llama {
         /// What stands before the place.
         input_prefix: String,
         /// What stands behind it.
@@ -46,6 +44,8 @@ llama_request! {
         t_max_predict_ms: Option<u32>,
         /// Fields that the answer is to have; those within others by a path, such as `timings/prompt_n`. [default: all]
         response_fields: Option<Vec<String>>,
+        /// Texts that end the answer; they are no part of it.
+        stop: Option<Stop>,
         /// Whether to answer with Server-Sent Events. [default: false]
         stream: Option<bool>,
     }
@@ -133,14 +133,13 @@ pub async fn infill(
     State(app): State<Arc<App>>,
     JsonBody(mut request): JsonBody<InfillRequest>,
 ) -> Result<Response, ApiError> {
-    let AskedModel { info, adapters, .. } = app.asked(None, request.lora.as_deref())?;
-    let tokenizer = Arc::clone(&info.tokenizer);
+    let asked = app.asked(None, request.lora.as_deref())?;
+    let tokenizer = Arc::clone(&asked.info.tokenizer);
     fim::tokens(&tokenizer, "input_prefix")?;
     if let Some(Samplers::Names(names)) = &mut request.samplers {
         names.retain(|name| name != INFILL_SAMPLER);
     }
-    let sampling = request.sampling(&tokenizer)?;
-    let speculative = request.speculative()?;
+    let drawing = request.drawing(&asked)?;
     let limit = token_limit([("n_predict", request.n_predict)], None)?;
     let stop = Stop::texts(request.stop.take())?;
     let is_stream = request.stream.unwrap_or(false);
@@ -154,8 +153,7 @@ pub async fn infill(
         return Err(ApiError::field("stream", message));
     }
     let permit = app.reserve("n", 1)?;
-    let ignore_eos = request.ignore_eos.unwrap_or(false);
-    let (permit, grammar) = app.gbnf(permit, request.grammar.take(), ignore_eos).await?;
+    let (permit, grammar) = app.gbnf(permit, request.grammar.take(), drawing.ignore_eos).await?;
     let place = Place {
         before: std::mem::take(&mut request.input_prefix) + request.prompt.as_deref().unwrap_or_default(),
         behind: std::mem::take(&mut request.input_suffix),
@@ -166,7 +164,7 @@ pub async fn infill(
     let (permit, (prompt, truncated)) =
         app.work.prompt(permit, move || place.prompt(of_thread.engine.model()?)).await?;
     let making = Making {
-        model: info.name.clone(),
+        model: asked.name,
         prompt_tokens: prompt.len(),
         truncated,
         start: permit.start,
@@ -177,15 +175,7 @@ pub async fn infill(
     };
     let request_fields = request.response_fields.take();
     let sequence = SequenceRequest {
-        request: Request {
-            sampling,
-            max_tokens: limit.map(|limit| limit.max(1)),
-            stop,
-            ignore_eos,
-            speculative,
-            adapters: Some(adapters),
-            ..Request::new(prompt)
-        },
+        request: Request { max_tokens: limit.map(|limit| limit.max(1)), stop, ..drawing.request(prompt) },
         grammar,
         thinking: None,
         prompt_param: "input_prefix",
@@ -340,6 +330,7 @@ impl Bounds {
         while let Some((_, event)) = answer.next().await? {
             text += event.text();
             match event {
+                Event::Prompt { .. } => {}
                 Event::Token { token, .. } => making.token(token),
                 Event::Finished { reason, usage, .. } => ended = Some((reason, usage)),
             }
@@ -392,6 +383,7 @@ impl Encoder for Pieces {
     fn event(&mut self, _: usize, event: Event, out: &mut EventStream) {
         self.has_new_line |= event.text().contains('\n');
         match event {
+            Event::Prompt { .. } => (),
             Event::Token { token, text, .. } => {
                 self.making.token(token);
                 if !text.is_empty() {

@@ -5,6 +5,7 @@ use qernel_core::sampler::Logprobs;
 use qernel_core::tokenizer::{StreamDecoder, Tokenizer};
 use serde::Serialize;
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use utoipa::ToSchema;
 
@@ -44,6 +45,54 @@ pub struct TopLogprob {
     pub token: String,
     pub logprob: f32,
     pub bytes: Vec<u8>,
+}
+
+/// Log-probabilities of a prompt as vLLM writes them: of each token by its id, with those of the likeliest ones in its place; null for the
+/// first token.
+#[derive(Clone, Serialize, ToSchema)]
+#[serde(transparent)]
+#[schema(value_type = Vec<Option<std::collections::HashMap<String, PromptLogprob>>>)]
+pub struct PromptLogprobs(Vec<Option<BTreeMap<u32, PromptLogprob>>>);
+
+/// A token in a place of the prompt.
+#[derive(Clone, Serialize, ToSchema)]
+pub struct PromptLogprob {
+    /// Natural logarithm of its probability.
+    logprob: f32,
+    /// Its place among all tokens: 1 is the likeliest.
+    rank: usize,
+    /// Its text; what is no whole character is shown as U+FFFD.
+    decoded_token: String,
+}
+
+impl PromptLogprobs {
+    /// Those of the tokens of a prompt, of each of which but the first something is known, with `count` likeliest ones in the place of each.
+    pub fn new(tokenizer: &Tokenizer, prompt: &[u32], found: &[Logprobs], count: usize) -> Self {
+        let entry = |id, logprob, rank| {
+            let bytes = tokenizer.token_bytes(id).unwrap_or_default();
+            let decoded_token = String::from_utf8_lossy(bytes).into_owned();
+            (id, PromptLogprob { logprob: finite(logprob), rank, decoded_token })
+        };
+        let place = |(&token, found): (&u32, &Logprobs)| {
+            let top = found.top.iter().take(count).zip(1..);
+            let top = top.map(|(&(id, logprob), rank)| entry(id, logprob, rank));
+            Some(top.chain([entry(token, found.sampled, found.rank)]).collect())
+        };
+        Self(std::iter::once(None).chain(prompt.iter().skip(1).zip(found).map(place)).collect())
+    }
+
+    /// The count of likeliest tokens that a request asks for, which a stream has no place for.
+    ///
+    /// # Errors
+    /// 400 where there are too many, or in a stream.
+    pub fn check(count: Option<usize>, stream: bool) -> Result<Option<usize>, ApiError> {
+        const FIELD: &str = "prompt_logprobs";
+        if count.is_some() && stream {
+            let message = format!("{FIELD}: only whole answers have them; leave it or `stream` out");
+            return Err(ApiError::field(FIELD, message));
+        }
+        check(FIELD, count)
+    }
 }
 
 /// JSON has no infinity; OpenAI writes this.
@@ -109,7 +158,7 @@ impl CompletionWriter {
     /// Adds a token of which nothing is known where it is the first of all.
     pub fn push_any(&mut self, token: u32, logprobs: Option<&Logprobs>, to: &mut CompletionLogprobs) {
         let named = |logprobs| TokenLogprob::new(&self.tokenizer, token, logprobs);
-        let nothing = Logprobs { sampled: 0.0, top: Vec::new() };
+        let nothing = Logprobs { sampled: 0.0, rank: 1, top: Vec::new() };
         let TokenLogprob { token: text, logprob, top_logprobs, .. } = named(logprobs.unwrap_or(&nothing));
         let top = top_logprobs.into_iter().map(|top| (top.token, top.logprob.into())).collect();
         to.tokens.push(text);

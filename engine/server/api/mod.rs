@@ -11,7 +11,6 @@ pub mod fim;
 pub mod generate;
 pub mod health;
 pub mod infill;
-pub mod llama;
 pub mod logprobs;
 pub mod lora;
 pub mod messages;
@@ -225,6 +224,8 @@ pub struct Choice {
     pub text: String,
     /// Of the tokens, where they were asked for.
     pub logprobs: Vec<(u32, Logprobs)>,
+    /// Of the prompt's tokens but the first, where they were asked for.
+    pub prompt_logprobs: Vec<Logprobs>,
     pub reason: Option<FinishReason>,
     pub usage: Usage,
     pub timings: Timings,
@@ -237,6 +238,7 @@ async fn collect(mut answer: Answer, count: usize) -> Result<Vec<Choice>, ApiErr
         let choice = &mut choices[index];
         choice.text += event.text();
         match event {
+            Event::Prompt { logprobs, .. } => choice.prompt_logprobs = logprobs,
             Event::Token { token, logprobs, .. } => {
                 choice.tokens.push(token);
                 choice.logprobs.extend(logprobs.map(|logprobs| (token, logprobs)));

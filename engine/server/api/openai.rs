@@ -1,11 +1,10 @@
-//! What OpenAI's two endpoints share: the sampling fields, usage, names.
+//! What OpenAI's two endpoints share: fields, usage, names.
 
 use super::{Choice, fields};
 use crate::error::ApiError;
 use crate::fields::described;
 use crate::number::Limit;
 use qernel_core::engine::FinishReason;
-use qernel_core::sampler::SamplingParams;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -14,7 +13,7 @@ macro_rules! openai_request {
     ($(#[$attribute:meta])* pub struct $name:ident: $table:path { $($specific:tt)* }) => {
         crate::api::samplers::sampled_request! {
             $(#[$attribute])*
-            pub struct $name: $table {
+            pub struct $name: $table, Plain {
                 $($specific)*
                 /// The model's name, or that of one of its adapters. [default: the model's]
                 pub model: Option<String>,
@@ -31,37 +30,6 @@ macro_rules! openai_request {
                 pub max_tokens: Option<crate::number::TokenLimit>,
                 /// llama.cpp's name of `max_tokens`.
                 pub n_predict: Option<crate::number::TokenLimit>,
-                /// The same seed gives the same answer; -1 takes a random one. [default: random]
-                #[schema(value_type = Option<i64>)]
-                #[serde(default, deserialize_with = "crate::number::seed")]
-                pub seed: Option<u64>,
-                /// 0 always takes the likeliest token. [default: 1]
-                #[schema(minimum = 0)]
-                pub temperature: Option<f32>,
-                /// Keeps the likeliest tokens whose probabilities add up to it. [default: 1]
-                #[schema(minimum = 0, maximum = 1)]
-                pub top_p: Option<f32>,
-                /// Subtracted from the logit of every token that has occurred in the answer. [default: 0]
-                #[schema(minimum = -1e6, maximum = 1e6)]
-                pub presence_penalty: Option<f32>,
-                /// Subtracted from a token's logit once for each time it has occurred in the answer. [default: 0]
-                #[schema(minimum = -1e6, maximum = 1e6)]
-                pub frequency_penalty: Option<f32>,
-                /// Keeps the likeliest tokens; 0 or less keeps all. Not OpenAI's. [default: 0]
-                #[serde(default, deserialize_with = "crate::number::whole")]
-                pub top_k: Option<i32>,
-                /// Keeps tokens with at least this share of the likeliest one's probability. Not OpenAI's. [default: 0]
-                #[schema(minimum = 0, maximum = 1)]
-                pub min_p: Option<f32>,
-                /// Divides the logits of tokens that have occurred in the answer. Not OpenAI's. [default: 1]
-                #[schema(minimum = 0.001, maximum = 1000)]
-                pub repeat_penalty: Option<f32>,
-                /// How many of the answer's last tokens the penalties look at; 0 none, -1 all. Not OpenAI's. [default: -1]
-                #[schema(minimum = -1)]
-                #[serde(default, deserialize_with = "crate::number::whole")]
-                pub repeat_last_n: Option<i32>,
-                /// Goes on after an end-of-sequence token. Not OpenAI's. [default: false]
-                pub ignore_eos: Option<bool>,
                 /// Who asks: a name for the server's log, of at most 256 bytes.
                 #[schema(max_length = 256)]
                 pub user: Option<String>,
@@ -69,32 +37,6 @@ macro_rules! openai_request {
         }
 
         impl $name {
-            /// The sampler's parameters, with OpenAI's defaults; penalties look at the answer alone.
-            ///
-            /// # Errors
-            /// 400 where OpenAI's interface knows no such value.
-            fn sampling(
-                &self,
-                tokenizer: &qernel_core::tokenizer::Tokenizer,
-            ) -> Result<qernel_core::sampler::SamplingParams, crate::error::ApiError> {
-                crate::api::openai::check(self.temperature, self.user.as_deref())?;
-                let default = crate::api::openai::plain_sampling();
-                let params = qernel_core::sampler::SamplingParams {
-                    temperature: self.temperature.unwrap_or(default.temperature),
-                    top_k: self.top_k.unwrap_or(default.top_k),
-                    top_p: self.top_p.unwrap_or(default.top_p),
-                    min_p: self.min_p.unwrap_or(default.min_p),
-                    repeat_penalty: self.repeat_penalty.unwrap_or(default.repeat_penalty),
-                    presence_penalty: self.presence_penalty.unwrap_or(default.presence_penalty),
-                    frequency_penalty: self.frequency_penalty.unwrap_or(default.frequency_penalty),
-                    repeat_last_n: self.repeat_last_n.unwrap_or(default.repeat_last_n),
-                    seed: self.seed.unwrap_or_else(crate::random_u64),
-                    chain: self.chain(tokenizer)?,
-                };
-                crate::api::openai::check_sampling(&params)?;
-                Ok(params)
-            }
-
             /// Whether a stream was asked for; `Some(true)` if it is to end with the usage.
             fn stream(&self) -> Result<Option<bool>, crate::error::ApiError> {
                 crate::api::openai::stream(self.stream, self.stream_options.as_ref())
@@ -107,18 +49,6 @@ pub(super) use openai_request;
 /// Bytes of the longest name of who asks.
 const MAX_USER_BYTES: usize = 256;
 
-/// Refuses what OpenAI's interface does not know, though the sampler may.
-///
-/// # Errors
-/// 400, by name.
-pub fn check(temperature: Option<f32>, user: Option<&str>) -> Result<(), ApiError> {
-    if let Some(temperature) = temperature.filter(|temperature| *temperature < 0.0) {
-        let message = format!("temperature: expected 0 or more, found {temperature}");
-        return Err(ApiError::field("temperature", message));
-    }
-    check_user("user", user)
-}
-
 /// Refuses a name of who asks that is too long.
 ///
 /// # Errors
@@ -129,33 +59,6 @@ pub fn check_user(param: &str, user: Option<&str>) -> Result<(), ApiError> {
             let message = format!("{param}: expected at most {MAX_USER_BYTES} bytes, found {len}");
             Err(ApiError::field(param, message))
         }
-        None => Ok(()),
-    }
-}
-
-/// Sampling from the model's own distribution, as OpenAI's interface has it by default; penalties look at the answer alone.
-pub fn plain_sampling() -> SamplingParams {
-    SamplingParams {
-        temperature: 1.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        repeat_penalty: 1.0,
-        repeat_last_n: -1,
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
-        seed: 0,
-        chain: None,
-    }
-}
-
-/// Refuses what has no meaning for the sampler.
-///
-/// # Errors
-/// 400, by name.
-pub fn check_sampling(params: &SamplingParams) -> Result<(), ApiError> {
-    match params.fault() {
-        Some((option, fault)) => Err(ApiError::field(option, format!("{option}: {fault}"))),
         None => Ok(()),
     }
 }

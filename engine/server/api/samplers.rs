@@ -1,17 +1,33 @@
-//! The fields of samplers beside the usual ones, with llama.cpp's names: those of chat completions, completions and `/v1/generate`.
+//! The fields that say how tokens are drawn, with llama.cpp's names: those of every request that generates.
 
 use crate::error::ApiError;
 use crate::number::Whole;
-use qernel_core::sampler::{SamplerChain, SamplerKind};
+use qernel_core::batch::AdapterSet;
+use qernel_core::engine::{Request, Speculative};
+use qernel_core::sampler::{SamplerChain, SamplerKind, SamplingParams};
 use qernel_core::tokenizer::Tokenizer;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use utoipa::ToSchema;
 
-/// Declares a request that has these fields besides its own. (serde's `flatten` would lose which field a fault is in.)
+/// Declares a request that has the sampling fields besides its own, and the defaults that [`Defaults`] names. (serde's `flatten` would lose
+/// which field a fault is in.)
 macro_rules! sampled_request {
-    ($(#[$attribute:meta])* pub struct $name:ident: $table:path { $($specific:tt)* }) => {
+    ($(#[$attribute:meta])* pub struct $name:ident: $table:path, Plain { $($specific:tt)* }) => {
+        crate::api::samplers::sampled_request! {
+            @of Plain [#[schema(minimum = 0)]] $(#[$attribute])* pub struct $name: $table { $($specific)* }
+        }
+    };
+    ($(#[$attribute:meta])* pub struct $name:ident: $table:path, Llama { $($specific:tt)* }) => {
+        crate::api::samplers::sampled_request! {
+            @of Llama [] $(#[$attribute])* pub struct $name: $table { $($specific)* }
+        }
+    };
+    (
+        @of $defaults:ident [$($temperature:tt)*]
+        $(#[$attribute:meta])* pub struct $name:ident: $table:path { $($specific:tt)* }
+    ) => {
         crate::fields::described!($name: $table);
 
         $(#[$attribute])*
@@ -19,6 +35,38 @@ macro_rules! sampled_request {
         #[serde(remote = "Self", deny_unknown_fields)]
         pub struct $name {
             $($specific)*
+            /// 0 always takes the likeliest token. [default: 1; of llama.cpp's interfaces 0.8]
+            $($temperature)*
+            pub temperature: Option<f32>,
+            /// Keeps the likeliest tokens; 0 or less keeps all. [default: 0; of llama.cpp's interfaces 40]
+            #[serde(default, deserialize_with = "crate::number::whole")]
+            pub top_k: Option<i32>,
+            /// Keeps the likeliest tokens whose probabilities add up to it. [default: 1; of llama.cpp's interfaces 0.95]
+            #[schema(minimum = 0, maximum = 1)]
+            pub top_p: Option<f32>,
+            /// Keeps tokens with at least this share of the likeliest one's probability. [default: 0; of llama.cpp's interfaces 0.05]
+            #[schema(minimum = 0, maximum = 1)]
+            pub min_p: Option<f32>,
+            /// Divides the logits of repeated tokens. [default: 1]
+            #[schema(minimum = 0.001, maximum = 1000)]
+            pub repeat_penalty: Option<f32>,
+            /// How many of the last tokens the penalties look at, those of the answer alone; in llama.cpp's interfaces those of the prompt
+            /// too. 0 none, -1 all. [default: -1; of llama.cpp's interfaces 64]
+            #[schema(minimum = -1)]
+            #[serde(default, deserialize_with = "crate::number::whole")]
+            pub repeat_last_n: Option<i32>,
+            /// Subtracted from the logit of every token that has occurred. [default: 0]
+            #[schema(minimum = -1e6, maximum = 1e6)]
+            pub presence_penalty: Option<f32>,
+            /// Subtracted from a token's logit once for each time it has occurred. [default: 0]
+            #[schema(minimum = -1e6, maximum = 1e6)]
+            pub frequency_penalty: Option<f32>,
+            /// The same seed gives the same answer; -1 takes a random one. [default: random]
+            #[schema(value_type = Option<i64>, format = "seed")]
+            #[serde(default, deserialize_with = "crate::number::seed")]
+            pub seed: Option<u64>,
+            /// Goes on after an end-of-sequence token. [default: false]
+            pub ignore_eos: Option<bool>,
             /// Added to the logits of tokens, by their ids or by texts, each of whose tokens it is of; `false`, in a list of
             /// pairs too, bans them. [default: nothing]
             pub logit_bias: Option<crate::api::samplers::LogitBias>,
@@ -86,9 +134,46 @@ macro_rules! sampled_request {
             pub grammar: Option<String>,
             /// The adapters that it is answered with, in the place of the one that `model` names. [default: none, or that one]
             pub lora: Option<Vec<crate::api::lora::LoraScale>>,
+            /// Texts that the answer must not have; upper and lower case of ASCII's letters are the same. Where one is complete, the answer goes
+            /// back to the token in which it began, and goes on with another one. KoboldCpp's and TabbyAPI's. [default: none]
+            #[schema(max_items = 256)]
+            pub banned_strings: Option<Vec<String>>,
         }
 
         impl $name {
+            /// How the tokens of answers are drawn, and with which of the adapters of what is asked.
+            ///
+            /// # Errors
+            /// 400, by name, where a value has no meaning.
+            pub fn drawing(
+                &self,
+                asked: &crate::api::lora::AskedModel,
+            ) -> Result<crate::api::samplers::Drawing, crate::error::ApiError> {
+                use crate::api::samplers::{Defaults, Drawing};
+                let default = Defaults::$defaults.sampling();
+                let sampling = qernel_core::sampler::SamplingParams {
+                    temperature: self.temperature.unwrap_or(default.temperature),
+                    top_k: self.top_k.unwrap_or(default.top_k),
+                    top_p: self.top_p.unwrap_or(default.top_p),
+                    min_p: self.min_p.unwrap_or(default.min_p),
+                    repeat_penalty: self.repeat_penalty.unwrap_or(default.repeat_penalty),
+                    repeat_last_n: self.repeat_last_n.unwrap_or(default.repeat_last_n),
+                    presence_penalty: self.presence_penalty.unwrap_or(default.presence_penalty),
+                    frequency_penalty: self.frequency_penalty.unwrap_or(default.frequency_penalty),
+                    seed: self.seed.unwrap_or_else(crate::random_u64),
+                    chain: self.chain(&asked.info.tokenizer)?,
+                };
+                let drawing = Drawing {
+                    sampling,
+                    defaults: Defaults::$defaults,
+                    ignore_eos: self.ignore_eos.unwrap_or(false),
+                    speculative: self.speculative()?,
+                    banned_strings: self.banned_strings.clone().unwrap_or_default(),
+                    adapters: asked.adapters.clone(),
+                };
+                drawing.checked()
+            }
+
             /// How far tokens are drafted.
             ///
             /// # Errors
@@ -147,6 +232,76 @@ macro_rules! sampled_request {
     };
 }
 pub(super) use sampled_request;
+
+/// Whose defaults an interface has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Defaults {
+    /// OpenAI's, and Anthropic's: the model's own distribution; penalties look at the answer alone.
+    Plain,
+    /// llama.cpp's; penalties look at the prompt too.
+    Llama,
+}
+
+impl Defaults {
+    /// The sampler's parameters where a request says nothing.
+    pub fn sampling(self) -> SamplingParams {
+        let llama = SamplingParams::default();
+        match self {
+            Self::Llama => llama,
+            Self::Plain => SamplingParams {
+                temperature: 1.0,
+                top_k: 0,
+                top_p: 1.0,
+                min_p: 0.0,
+                repeat_last_n: -1,
+                ..llama
+            },
+        }
+    }
+}
+
+/// How the tokens of answers are drawn, as a request asks for it.
+#[derive(Clone, Debug)]
+pub struct Drawing {
+    pub sampling: SamplingParams,
+    pub defaults: Defaults,
+    /// Goes on after a token that ends the generation.
+    pub ignore_eos: bool,
+    pub speculative: Speculative,
+    /// Texts that the answer must not have.
+    pub banned_strings: Vec<String>,
+    pub adapters: AdapterSet,
+}
+
+impl Drawing {
+    /// It, if it has a meaning.
+    ///
+    /// # Errors
+    /// 400, by name, where a value has none for the sampler or for the interface.
+    pub fn checked(self) -> Result<Self, ApiError> {
+        let temperature = self.sampling.temperature;
+        if self.defaults == Defaults::Plain && temperature < 0.0 {
+            return refuse("temperature", format!("expected 0 or more, found {temperature}"));
+        }
+        match self.sampling.fault() {
+            Some((option, fault)) => refuse(option, fault),
+            None => Ok(self),
+        }
+    }
+
+    /// An answer to a prompt that is drawn so.
+    pub fn request(&self, prompt: Vec<u32>) -> Request {
+        Request {
+            sampling: self.sampling.clone(),
+            penalize_prompt: self.defaults == Defaults::Llama,
+            ignore_eos: self.ignore_eos,
+            speculative: self.speculative,
+            banned_strings: self.banned_strings.clone(),
+            adapters: Some(self.adapters.clone()),
+            ..Request::new(prompt)
+        }
+    }
+}
 
 /// Most samplers of a request.
 const MAX_SAMPLERS: usize = 32;

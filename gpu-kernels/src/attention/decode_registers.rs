@@ -82,17 +82,28 @@ impl<const WORDS: usize> Query<WORDS> {
     #[inline(always)]
     pub unsafe fn load<E: PackedElement>(q: *const f32, scale: f32) -> Self {
         let mut query = Self([[[0; 4]; 2]; WORDS]);
-        let c = warp::lane_id() % 4;
-        repeat(WORDS, |j| {
-            repeat(2, |i| {
-                // SAFETY: inside the head.
-                let v =
-                    unsafe { memory::load_l2(q.add(8 * (4 * j + c as usize) + 4 * i).cast::<[f32; 4]>()) };
-                let [high_0, low_0] = parts::<E>(v[0] * scale, v[1] * scale);
-                let [high_1, low_1] = parts::<E>(v[2] * scale, v[3] * scale);
-                query.0[j][i] = [high_0, low_0, high_1, low_1];
-            });
-        });
+        // SAFETY: the caller's promise.
+        repeat(WORDS, |j| query.0[j] = unsafe { query_word::<E>(q, scale, j as u32) });
         query
     }
+}
+
+/// Word `4 j + c` of a query: two first operands.
+///
+/// # Safety
+/// As for [`Query::load`]; the head has that word.
+#[device]
+#[inline(always)]
+pub(super) unsafe fn query_word<E: PackedElement>(q: *const f32, scale: f32, j: u32) -> [[u32; 4]; 2] {
+    let c = warp::lane_id() % 4;
+    let mut word = [[0; 4]; 2];
+    repeat(2, |i| {
+        let from = q.wrapping_add((8 * (4 * j + c)) as usize + 4 * i).cast::<[f32; 4]>();
+        // SAFETY: inside the head.
+        let v = unsafe { memory::load_l2(from) };
+        let [high_0, low_0] = parts::<E>(v[0] * scale, v[1] * scale);
+        let [high_1, low_1] = parts::<E>(v[2] * scale, v[3] * scale);
+        word[i] = [high_0, low_0, high_1, low_1];
+    });
+    word
 }

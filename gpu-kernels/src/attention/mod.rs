@@ -37,6 +37,7 @@ pub mod any;
 pub mod decode;
 pub mod decode_merged;
 pub mod decode_mma;
+pub mod decode_staged;
 pub mod formats;
 pub mod prefill;
 
@@ -44,6 +45,8 @@ pub mod prefill_mma;
 pub mod prefill_tiled;
 
 mod decode_registers;
+mod decode_softmax;
+mod decode_split;
 mod mma_segment;
 mod mma_softmax;
 mod mma_stages;
@@ -107,6 +110,8 @@ pub struct Attention<E> {
     pub max_rows: u32,
     /// Third dimension of the grid and of the scratch, at least the kernel's `max_splits` of the longest row.
     pub num_splits: u32,
+    /// Splits of a block, a power of two, of kernels that take several, one after the other: then the grid has so many fewer blocks.
+    pub splits_at_once: u32,
     /// u32 `[num_tokens]`
     pub sequence_of_token: *const u32,
     /// u32 `[num_sequences + 1]`

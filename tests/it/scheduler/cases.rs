@@ -1,5 +1,6 @@
 //! One thing at a time; the last with the real forward pass on the CPU.
 
+use super::alone::expected;
 use super::mock::*;
 use qernel::Error;
 use qernel::config::Config;
@@ -140,7 +141,7 @@ fn nobody_overtakes() {
     while engine.has_work() {
         ended.extend(engine.step().unwrap().iter().filter_map(|event| match event {
             Event::Finished { id, .. } => Some(*id),
-            Event::Token { .. } => None,
+            Event::Prompt { .. } | Event::Token { .. } => None,
         }));
     }
     assert_eq!(ended, ids);
@@ -196,6 +197,7 @@ fn a_stop_string_ends_the_answer_across_tokens() {
         for event in engine.step().unwrap() {
             texts.push(event.text().to_owned());
             match event {
+                Event::Prompt { .. } => {}
                 Event::Token { token, .. } => tokens.push(token),
                 Event::Finished { reason, usage, .. } => end = Some((reason, usage)),
             }

@@ -6,13 +6,13 @@ use qernel::engine::{Engine, EngineConfig, Event, FinishReason, Request, Usage};
 use qernel::gguf::Gguf;
 use qernel::kv_layout::{KvLayout, PAGE_SIZE, StateCopy};
 use qernel::model::{Runner, check::check_batch, draft::DraftFrom};
-use qernel::sampler::{NO_TOKEN, SamplingParams, SamplingRow};
+use qernel::sampler::{Logprobs, NO_TOKEN, SamplingParams, SamplingRow};
 use qernel::scheduler::SequenceId;
 use qernel::testing::TinyModel;
 use qernel::tokenizer::Tokenizer;
 use qernel::{Error, Result};
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 
@@ -61,6 +61,15 @@ pub struct Mock {
     follows: bool,
     /// The tokens behind which the last draft drew one each.
     drafted: Vec<Vec<u32>>,
+    /// Of the steps that were not taken, and of the one that was taken last.
+    logprobs: VecDeque<Vec<Option<Logprobs>>>,
+}
+
+/// How likely the "model" thinks a token behind others: any number that depends on all of them.
+pub fn logprobs_of(visible: &[u32], token: u32, count: usize) -> Logprobs {
+    let hash = visible.iter().copied().chain([token]).fold(START, hash);
+    let top = (0..count as u32).map(|id| (id, -(id as f32))).collect();
+    Logprobs { sampled: -((hash >> 40) as f32), rank: 1 + (hash % 7) as usize, top }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +90,11 @@ const START: u64 = 0xcbf2_9ce4_8422_2325;
 fn hash(history: u64, word: u32) -> u64 {
     let bytes = word.to_le_bytes();
     bytes.into_iter().fold(history, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// What is known of a prompt.
+pub fn prompt_logprobs(prompt: &[u32], count: usize) -> Vec<Logprobs> {
+    (1..prompt.len()).map(|i| logprobs_of(&prompt[..i], prompt[i], count)).collect()
 }
 
 impl Mock {
@@ -117,6 +131,7 @@ impl Mock {
             max_drafts: 0,
             follows: false,
             drafted: Vec::new(),
+            logprobs: VecDeque::new(),
         }
     }
 
@@ -283,9 +298,18 @@ impl Runner for Mock {
                 })
                 .collect();
             assert_eq!(sampling.position as usize, visible.len());
-            (self.next)(&visible, sampling)
+            let token = (self.next)(&visible, sampling);
+            let logprobs =
+                sampling.logprobs.map(|count| logprobs_of(&visible, sampling.scored.unwrap_or(token), count));
+            (token, logprobs)
         };
-        Ok(batch.logit_rows.iter().zip(rows).map(draw).collect())
+        let (tokens, logprobs) = batch.logit_rows.iter().zip(rows).map(draw).unzip();
+        self.logprobs.push_back(logprobs);
+        Ok(tokens)
+    }
+
+    fn take_logprobs(&mut self) -> Vec<Option<Logprobs>> {
+        self.logprobs.pop_front().unwrap_or_default()
     }
 
     fn runs_ahead(&self) -> bool {
@@ -323,6 +347,7 @@ impl Runner for Mock {
 
     fn discard(&mut self) {
         self.queued.clear();
+        self.logprobs.clear();
     }
 
     fn logits(&mut self, _: &Batch) -> Result<Vec<f32>> {
@@ -365,6 +390,7 @@ pub fn hash_model(visible: &[u32], row: &SamplingRow) -> u32 {
     let counts = row.counts.iter().flat_map(|&(token, count)| [token, count]);
     let words = visible.iter().copied().chain(seed).chain(counts);
     let hash = (words.fold(START, hash) >> 32) as u32;
+    let may_draw = |token: u32| row.allowed.as_ref().is_none_or(|allowed| allowed.contains(token));
     if hash.is_multiple_of(41) {
         return TinyModel::IM_END;
     }
@@ -380,49 +406,9 @@ pub fn hash_model(visible: &[u32], row: &SamplingRow) -> u32 {
         257,
         262,
     ];
-    choices[hash as usize / 41 % choices.len()]
-}
-
-/// What a request must give: a loop over one sequence, without pages, batches or streams.
-pub fn expected(request: &Request, max_model_len: usize) -> (Vec<u32>, String, FinishReason) {
-    let tokenizer = tokenizer();
-    let mut tokens = request.prompt.clone();
-    loop {
-        let counted = if request.penalize_prompt { &tokens[..] } else { &tokens[request.prompt.len()..] };
-        let window = match request.sampling.repeat_last_n {
-            -1 => counted,
-            n => &counted[counted.len().saturating_sub(n as usize)..],
-        };
-        let mut counts = BTreeMap::new();
-        if request.sampling.has_penalties() {
-            window.iter().for_each(|&token| *counts.entry(token).or_default() += 1);
-        }
-        let row = SamplingRow {
-            index: request.index,
-            counts: counts.into_iter().collect(),
-            ..SamplingRow::new(request.sampling.clone(), tokens.len() as u32)
-        };
-        tokens.push(hash_model(&tokens, &row));
-        let answer = &tokens[request.prompt.len()..];
-        let is_end = !request.ignore_eos && tokenizer.is_end_of_generation(answer[answer.len() - 1]);
-        let mut text = tokenizer.decode(answer, true).unwrap();
-        // Which of several stop strings: the one that is complete first, then the longest.
-        let ends =
-            request.stop.iter().filter_map(|stop| text.find(stop).map(|start| (start + stop.len(), start)));
-        let reason = if let Some((_, start)) = ends.min() {
-            text.truncate(start);
-            FinishReason::Stop
-        } else if is_end {
-            FinishReason::Stop
-        } else if Some(answer.len()) == request.max_tokens {
-            FinishReason::Length
-        } else if tokens.len() == max_model_len {
-            FinishReason::Context
-        } else {
-            continue;
-        };
-        return (answer.to_vec(), if request.text { text } else { String::new() }, reason);
-    }
+    let first = hash as usize / 41 % choices.len();
+    let turned = choices.iter().cycle().skip(first).take(choices.len());
+    turned.copied().find(|&token| may_draw(token)).unwrap_or(TinyModel::IM_END)
 }
 
 /// The events of one sequence, added up.
@@ -430,6 +416,8 @@ pub fn expected(request: &Request, max_model_len: usize) -> (Vec<u32>, String, F
 pub struct Answer {
     pub tokens: Vec<u32>,
     pub text: String,
+    /// Of the prompt.
+    pub prompt_logprobs: Option<Vec<Logprobs>>,
     pub end: Option<(FinishReason, Usage)>,
 }
 
@@ -439,6 +427,10 @@ pub fn collect(events: Vec<Event>, answers: &mut HashMap<SequenceId, Answer>) {
         assert!(answer.end.is_none(), "an event after the end: {event:?}");
         answer.text += event.text();
         match event {
+            Event::Prompt { logprobs, .. } => {
+                assert!(answer.tokens.is_empty(), "the prompt comes before the first token");
+                assert!(answer.prompt_logprobs.replace(logprobs).is_none(), "the prompt comes once");
+            }
             Event::Token { token, .. } => answer.tokens.push(token),
             Event::Finished { reason, usage, timings, .. } => {
                 assert_eq!(usage.completion_tokens, answer.tokens.len());

@@ -1,5 +1,6 @@
 //! Whatever arrives in whatever order.
 
+use super::alone::expected;
 use super::mock::*;
 use proptest::prelude::*;
 use qernel::Error;
@@ -37,26 +38,33 @@ fn request() -> impl Strategy<Value = Request> {
     let prompt = prompt.prop_flat_map(|len| prop::collection::vec(0..TinyModel::VOCAB_SIZE as u32, len));
     let max_tokens = prop_oneof![Just(None), (1..90usize).prop_map(Some)];
     let drafts = (prop_oneof![2 => Just(None), 1 => (0..4usize).prop_map(Some)], 0..3usize);
+    let scored = prop::bool::weighted(0.3);
+    let banned = prop_oneof![
+        2 => Just(Vec::new()),
+        1 => prop::collection::vec(prop::sample::select(vec!["b", "aA", "ac", "abc", "é", "c The", "éé", "ba"]), 1..4),
+    ];
     let stop =
         prop::collection::vec(prop::sample::select(vec!["ab", "aba", "c the", "bé", "th", "zz"]), 0..2);
-    (prompt, sampling, max_tokens, stop, any::<(bool, bool, bool)>(), 0..3u32, drafts).prop_map(
-        |(prompt, sampling, max_tokens, stop, (ignore_eos, text, penalize_prompt), index, (n_max, n_min))| {
+    (prompt, sampling, max_tokens, stop, any::<(bool, bool, bool)>(), 0..3u32, (drafts, scored, banned))
+        .prop_map(|(prompt, sampling, max_tokens, stop, (ignore_eos, text, penalize_prompt), index, more)| {
+            let ((n_max, n_min), prompt_logprobs, banned) = more;
             Request {
                 prompt,
                 sampling,
                 max_tokens,
                 stop: stop.into_iter().map(str::to_owned).collect(),
+                banned_strings: banned.into_iter().map(str::to_owned).collect(),
                 thoughts: None,
                 ignore_eos,
                 index,
                 penalize_prompt,
                 logprobs: None,
+                prompt_logprobs: prompt_logprobs.then_some(2),
                 speculative: Speculative { n_max, n_min: Some(n_min), p_min: None },
                 adapters: None,
                 text,
             }
-        },
-    )
+        })
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -205,7 +213,16 @@ fn any_schedule_gives_the_same(
         assert_eq!(usage.prompt_tokens, request.prompt.len());
         assert!(usage.cached_tokens < request.prompt.len());
         assert!(prefix_cache || usage.cached_tokens == 0);
+        let has_banned = |banned: &String| {
+            let text = answer.text.to_ascii_lowercase();
+            text.contains(&banned.to_ascii_lowercase())
+        };
+        assert!(!request.banned_strings.iter().any(has_banned), "{id}: {:?}", answer.text);
         if cancelled.contains(id) && found == FinishReason::Cancelled {
+            // What is held may have been taken back later.
+            if !request.banned_strings.is_empty() {
+                continue;
+            }
             assert!(tokens.starts_with(&answer.tokens), "{id}: {:?} instead of {tokens:?}", answer.tokens);
             // Nothing is withheld any more: what might have become a stop string did not.
             let text =
@@ -213,7 +230,10 @@ fn any_schedule_gives_the_same(
             assert_eq!(answer.text, text, "{id}");
         } else {
             assert_eq!((&answer.tokens, &answer.text, found), (&tokens, &text, reason), "{id}");
+            let scored = request.prompt_logprobs.map(|count| prompt_logprobs(&request.prompt, count));
+            assert_eq!(answer.prompt_logprobs, scored, "{id}");
         }
+        assert!(request.prompt_logprobs.is_none() || usage.cached_tokens == 0, "{id}: {usage:?}");
     }
     let pool = engine.pool();
     assert_eq!((pool.num_used(), pool.num_free()), (0, shape.num_pages), "pages were lost");

@@ -109,7 +109,7 @@ impl Answering {
         asked: &Asked,
     ) -> Self {
         let thoughts = asked.thoughts.clone();
-        let usage = MessageUsage { input_tokens: asked.prompt_tokens, ..MessageUsage::default() };
+        let usage = MessageUsage { input_tokens: asked.prompt.len(), ..MessageUsage::default() };
         let message = MessageObject {
             id,
             kind: "message",
@@ -135,6 +135,7 @@ impl Answering {
             self.part(part, &mut out);
         }
         match event {
+            Event::Prompt { .. } => (),
             Event::Token { token, .. } => self.tokens.extend((!self.stop.is_empty()).then_some(*token)),
             Event::Finished { reason, usage, .. } => self.finish(*reason, usage, &mut out),
         }

@@ -9,7 +9,6 @@ pub use answer::MessageObject;
 pub use error::{AnthropicErrorResponse, respond};
 
 use crate::api::conversation::{Conversation, Making};
-use crate::api::lora::AskedModel;
 use crate::api::openai::log_user;
 use crate::body::JsonBody;
 use crate::error::ApiError;
@@ -21,7 +20,6 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use error::AnthropicError;
 use qernel_core::chat::ENABLE_THINKING;
-use qernel_core::engine::Speculative;
 use request::MessagesRequest;
 use serde::Serialize;
 use std::sync::Arc;
@@ -46,23 +44,20 @@ pub async fn messages(State(app): State<Arc<App>>, body: Body) -> Result<Respons
 }
 
 async fn answer(app: Arc<App>, mut request: MessagesRequest) -> Result<Response, ApiError> {
-    let AskedModel { info, name: model, adapters } =
-        app.asked(request.model.as_deref(), request.lora.as_deref())?;
-    let tokenizer = Arc::clone(&info.tokenizer);
+    let asked = app.asked(request.model.as_deref(), request.lora.as_deref())?;
     let stream = request.stream.unwrap_or(false);
     let stop = request.stops()?;
     let making = Making {
-        sampling: request.sampling()?,
+        drawing: request.drawing(&asked)?,
         max_tokens: request.max_tokens.and_then(|limit| limit.0),
         stop: stop.clone(),
-        ignore_eos: false,
         logprobs: None,
-        speculative: Speculative::default(),
-        adapters,
+        prompt_logprobs: None,
         n: 1,
     };
-    let user = request.user();
-    let conversation = conversation(request)?;
+    let (model, tokenizer) = (asked.name, Arc::clone(&asked.info.tokenizer));
+    let user = request.user()?;
+    let conversation = conversation(request, making.drawing.ignore_eos)?;
     let permit = app.reserve("n", 1)?;
     let mut asked = conversation.ask(&app, permit, making).await?;
     log_user(user.as_deref());
@@ -78,13 +73,13 @@ async fn answer(app: Arc<App>, mut request: MessagesRequest) -> Result<Response,
     Ok(Json(answering.into_message()).into_response())
 }
 
-fn conversation(mut request: MessagesRequest) -> Result<Conversation, ApiError> {
+fn conversation(mut request: MessagesRequest, ignore_eos: bool) -> Result<Conversation, ApiError> {
     let mut variables = request.chat_template_kwargs.take().unwrap_or_default();
     if request.enables_thinking() {
         variables.entry(ENABLE_THINKING).or_insert(true.into());
     }
     let mut conversation = Conversation {
-        gbnf: None,
+        gbnf: request.grammar.take(),
         param: "messages",
         tools: request.tools()?,
         format: request.format()?,
@@ -93,7 +88,7 @@ fn conversation(mut request: MessagesRequest) -> Result<Conversation, ApiError> 
         variables,
         messages: blocks::turns(request.system.take(), request.messages)?,
     };
-    conversation.check(false)?;
+    conversation.check(ignore_eos)?;
     Ok(conversation)
 }
 
@@ -115,10 +110,11 @@ pub async fn count_tokens(
     body: Body,
 ) -> Result<Json<TokenCount>, AnthropicError> {
     let request = body?.0;
-    app.asked(request.model.as_deref(), request.lora.as_deref())?;
+    let asked = app.asked(request.model.as_deref(), request.lora.as_deref())?;
     // What an answer would be refused for is refused here too.
-    request.sampling()?;
-    let conversation = conversation(request)?;
+    let drawing = request.drawing(&asked)?;
+    request.user()?;
+    let conversation = conversation(request, drawing.ignore_eos)?;
     let permit =
         app.work.reserve().inspect_err(|_| app.metrics.rejected(crate::metrics::Rejection::QueueFull))?;
     let (_permit, prompt) = conversation.encode(&app, permit).await?;

@@ -2,19 +2,18 @@
 
 use super::blocks::{BlockContent, InputMessage};
 use crate::api::response_format::NamedSchema;
+use crate::api::samplers::sampled_request;
 use crate::api::tools::{Choice, Function, Names, Parameters, ToolUse};
 use crate::api::{Stop, fields, openai};
 use crate::error::ApiError;
 use crate::fields::described;
 use crate::number::{ThinkingLimit, TokenLimit};
 use qernel_core::chat::Effort;
-use qernel_core::sampler::SamplingParams;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 described! {
-    MessagesRequest: fields::MESSAGES,
     MessagesTool: fields::MESSAGES_TOOL,
     MessagesToolChoice: fields::MESSAGES_TOOL_CHOICE,
     ThinkingOptions: fields::THINKING,
@@ -23,45 +22,30 @@ described! {
     Metadata: fields::METADATA,
 }
 
-/// A conversation to be continued, or counted.
-#[derive(Deserialize, ToSchema)]
-#[serde(remote = "Self", deny_unknown_fields)]
-pub struct MessagesRequest {
-    #[schema(min_items = 1)]
-    pub messages: Vec<InputMessage>,
-    /// What the model is told first.
-    pub system: Option<BlockContent>,
-    /// The model's name, or that of one of its adapters. [default: the model's]
-    pub model: Option<String>,
-    /// The adapters that it is answered with, in the place of the one that `model` names. [default: none, or that one]
-    pub lora: Option<Vec<crate::api::lora::LoraScale>>,
-    /// Most tokens of the answer, thoughts included. [default: until the model stops or the context is full]
-    pub max_tokens: Option<TokenLimit>,
-    /// Texts that end the answer; they are no part of it.
-    stop_sequences: Option<Vec<String>>,
-    /// Whether to answer with Server-Sent Events. [default: false]
-    pub stream: Option<bool>,
-    /// 0 always takes the likeliest token. [default: 1]
-    #[schema(minimum = 0)]
-    temperature: Option<f32>,
-    /// Keeps the likeliest tokens whose probabilities add up to it. [default: 1]
-    #[schema(minimum = 0, maximum = 1)]
-    top_p: Option<f32>,
-    /// Keeps the likeliest tokens; 0 or less keeps all. [default: 0]
-    #[serde(default, deserialize_with = "crate::number::whole")]
-    top_k: Option<i32>,
-    /// The same seed gives the same answer; -1 takes a random one. Not Anthropic's. [default: random]
-    #[schema(value_type = Option<i64>, format = "seed")]
-    #[serde(default, deserialize_with = "crate::number::seed")]
-    seed: Option<u64>,
-    /// Tools that the model may call: the chat template tells the model of them.
-    tools: Option<Vec<MessagesTool>>,
-    tool_choice: Option<MessagesToolChoice>,
-    thinking: Option<ThinkingOptions>,
-    output_config: Option<OutputConfig>,
-    metadata: Option<Metadata>,
-    /// Variables of the chat template. Not Anthropic's.
-    pub chat_template_kwargs: Option<Map<String, Value>>,
+sampled_request! {
+    /// A conversation to be continued, or counted.
+    pub struct MessagesRequest: fields::MESSAGES, Plain {
+        #[schema(min_items = 1)]
+        pub messages: Vec<InputMessage>,
+        /// What the model is told first.
+        pub system: Option<BlockContent>,
+        /// The model's name, or that of one of its adapters. [default: the model's]
+        pub model: Option<String>,
+        /// Most tokens of the answer, thoughts included. [default: until the model stops or the context is full]
+        pub max_tokens: Option<TokenLimit>,
+        /// Texts that end the answer; they are no part of it.
+        stop_sequences: Option<Vec<String>>,
+        /// Whether to answer with Server-Sent Events. [default: false]
+        pub stream: Option<bool>,
+        /// Tools that the model may call: the chat template tells the model of them.
+        tools: Option<Vec<MessagesTool>>,
+        tool_choice: Option<MessagesToolChoice>,
+        thinking: Option<ThinkingOptions>,
+        output_config: Option<OutputConfig>,
+        metadata: Option<Metadata>,
+        /// Variables of the chat template. Not Anthropic's.
+        pub chat_template_kwargs: Option<Map<String, Value>>,
+    }
 }
 
 /// A tool that the model may call.
@@ -170,26 +154,13 @@ const NAMES: Names = Names { name: "name", schema: "input_schema", choice: "tool
 
 impl MessagesRequest {
     /// Who asks.
-    pub fn user(&self) -> Option<String> {
-        self.metadata.as_ref().and_then(|metadata| metadata.user_id.clone())
-    }
-
-    /// The sampler's parameters.
     ///
     /// # Errors
-    /// 400 where one makes no sense.
-    pub fn sampling(&self) -> Result<SamplingParams, ApiError> {
-        openai::check(self.temperature, None)?;
-        openai::check_user("metadata.user_id", self.user().as_deref())?;
-        let params = SamplingParams {
-            temperature: self.temperature.unwrap_or(1.0),
-            top_p: self.top_p.unwrap_or(1.0),
-            top_k: self.top_k.unwrap_or(0),
-            seed: self.seed.unwrap_or_else(crate::random_u64),
-            ..openai::plain_sampling()
-        };
-        openai::check_sampling(&params)?;
-        Ok(params)
+    /// 400 where the name is too long.
+    pub fn user(&self) -> Result<Option<String>, ApiError> {
+        let user = self.metadata.as_ref().and_then(|metadata| metadata.user_id.clone());
+        openai::check_user("metadata.user_id", user.as_deref())?;
+        Ok(user)
     }
 
     /// Texts that end the answer.

@@ -10,8 +10,7 @@ pub use output::ResponseObject;
 pub use store::Store;
 
 use crate::api::conversation::{Conversation, Making};
-use crate::api::lora::AskedModel;
-use crate::api::openai::log_user;
+use crate::api::openai::{check_user, log_user};
 use crate::body::JsonBody;
 use crate::error::{ApiError, ErrorResponse};
 use crate::sse::{self, ServerSentEvent};
@@ -21,7 +20,6 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use output::Answering;
-use qernel_core::engine::Speculative;
 use request::ResponsesRequest;
 use serde::Serialize;
 use serde_json::Value;
@@ -43,14 +41,14 @@ pub async fn create(
     State(app): State<Arc<App>>,
     JsonBody(mut request): JsonBody<ResponsesRequest>,
 ) -> Result<Response, ApiError> {
-    let AskedModel { info, name: model, adapters } =
-        app.asked(request.model.as_deref(), request.lora.as_deref())?;
-    let tokenizer = Arc::clone(&info.tokenizer);
-    let sampling = request.sampling()?;
+    let asked = app.asked(request.model.as_deref(), request.lora.as_deref())?;
+    check_user("user", request.user.as_deref())?;
+    let drawing = request.drawing(&asked)?;
+    let (model, tokenizer) = (asked.name, Arc::clone(&asked.info.tokenizer));
     let stream = request.stream.unwrap_or(false);
     let logprobs = request.logprobs()?;
     request.check_metadata()?;
-    let mut response = request.echo(random_id("resp_"), model, &sampling);
+    let mut response = request.echo(random_id("resp_"), model, &drawing.sampling);
     response.store &= app.config.max_stored_responses > 0;
 
     let earlier = request.previous_response_id.as_deref().map(|id| earlier(&app, id)).transpose()?;
@@ -58,7 +56,7 @@ pub async fn create(
     turns.input(std::mem::take(&mut request.input))?;
     let turns = turns.0;
     let mut conversation = Conversation {
-        gbnf: None,
+        gbnf: request.grammar.take(),
         param: "input",
         messages: instructed(request.instructions.take(), turns.clone()),
         tools: request.tools()?,
@@ -67,15 +65,13 @@ pub async fn create(
         effort: request.effort(),
         thinking_budget: None,
     };
-    conversation.check(false)?;
+    conversation.check(drawing.ignore_eos)?;
     let making = Making {
-        sampling,
+        drawing,
         max_tokens: request.max_output_tokens.and_then(|limit| limit.0),
         stop: Vec::new(),
-        ignore_eos: false,
         logprobs,
-        speculative: Speculative::default(),
-        adapters,
+        prompt_logprobs: None,
         n: 1,
     };
     let permit = app.reserve("n", 1)?;

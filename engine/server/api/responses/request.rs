@@ -2,11 +2,12 @@
 
 use super::items::Input;
 use super::output::ResponseObject;
+use crate::api::fields;
 use crate::api::logprobs;
 use crate::api::models::unix_seconds;
 use crate::api::response_format::NamedSchema;
+use crate::api::samplers::sampled_request;
 use crate::api::tools::{Choice, Function, FunctionKind, Names, Parameters, ToolMode, ToolUse};
-use crate::api::{fields, openai};
 use crate::error::ApiError;
 use crate::fields::described;
 use crate::number::TokenLimit;
@@ -22,7 +23,6 @@ use std::time::SystemTime;
 use utoipa::ToSchema;
 
 described! {
-    ResponsesRequest: fields::RESPONSES,
     Reasoning: fields::REASONING,
     TextOptions: fields::TEXT_OPTIONS,
     TextFormat: fields::TEXT_FORMAT,
@@ -30,63 +30,45 @@ described! {
     FlatChoice: fields::FLAT_CHOICE,
 }
 
-/// An input to be answered.
-#[derive(Deserialize, ToSchema)]
-#[serde(remote = "Self", deny_unknown_fields)]
-pub struct ResponsesRequest {
-    /// What is said to the model, behind the conversation of `previous_response_id`.
-    pub input: Input,
-    /// A system message before it all, which later answers do not inherit.
-    pub instructions: Option<String>,
-    /// The model's name, or that of one of its adapters. [default: the model's]
-    pub model: Option<String>,
-    /// The adapters that it is answered with, in the place of the one that `model` names. [default: none, or that one]
-    pub lora: Option<Vec<crate::api::lora::LoraScale>>,
-    /// Whether to answer with Server-Sent Events. [default: false]
-    pub stream: Option<bool>,
-    /// Most tokens of the answer, thoughts included. [default: until the model stops or the context is full]
-    pub max_output_tokens: Option<TokenLimit>,
-    /// The answer that this one follows.
-    pub previous_response_id: Option<String>,
-    /// Whether the server keeps the answer for later ones. [default: true]
-    store: Option<bool>,
-    /// Given back with the answer: at most 16 texts of at most 512 characters, with names of at most 64.
-    metadata: Option<BTreeMap<String, String>>,
-    /// 0 always takes the likeliest token. [default: 1]
-    #[schema(minimum = 0)]
-    temperature: Option<f32>,
-    /// Keeps the likeliest tokens whose probabilities add up to it. [default: 1]
-    #[schema(minimum = 0, maximum = 1)]
-    top_p: Option<f32>,
-    /// Keeps the likeliest tokens; 0 or less keeps all. Not OpenAI's. [default: 0]
-    #[serde(default, deserialize_with = "crate::number::whole")]
-    top_k: Option<i32>,
-    /// Keeps tokens with at least this share of the likeliest one's probability. Not OpenAI's. [default: 0]
-    #[schema(minimum = 0, maximum = 1)]
-    min_p: Option<f32>,
-    /// The same seed gives the same answer; -1 takes a random one. Not OpenAI's. [default: random]
-    #[schema(value_type = Option<i64>, format = "seed")]
-    #[serde(default, deserialize_with = "crate::number::seed")]
-    seed: Option<u64>,
-    /// How many likeliest tokens to show in the place of each.
-    #[schema(maximum = 20)]
-    #[serde(default, deserialize_with = "crate::number::whole")]
-    top_logprobs: Option<usize>,
-    /// What the answer has besides.
-    include: Option<Vec<Include>>,
-    /// Functions that the model may call: the chat template tells the model of them.
-    tools: Option<Vec<FlatTool>>,
-    /// Whether it calls them, and which. [default: auto]
-    tool_choice: Option<FlatToolChoice>,
-    /// Whether the answer may have more than one call. [default: true]
-    parallel_tool_calls: Option<bool>,
-    text: Option<TextOptions>,
-    reasoning: Option<Reasoning>,
-    /// Variables of the chat template. Not OpenAI's.
-    pub chat_template_kwargs: Option<Map<String, Value>>,
-    /// Who asks: a name for the server's log, of at most 256 bytes.
-    #[schema(max_length = 256)]
-    pub user: Option<String>,
+sampled_request! {
+    /// An input to be answered.
+    pub struct ResponsesRequest: fields::RESPONSES, Plain {
+        /// What is said to the model, behind the conversation of `previous_response_id`.
+        pub input: Input,
+        /// A system message before it all, which later answers do not inherit.
+        pub instructions: Option<String>,
+        /// The model's name, or that of one of its adapters. [default: the model's]
+        pub model: Option<String>,
+        /// Whether to answer with Server-Sent Events. [default: false]
+        pub stream: Option<bool>,
+        /// Most tokens of the answer, thoughts included. [default: until the model stops or the context is full]
+        pub max_output_tokens: Option<TokenLimit>,
+        /// The answer that this one follows.
+        pub previous_response_id: Option<String>,
+        /// Whether the server keeps the answer for later ones. [default: true]
+        store: Option<bool>,
+        /// Given back with the answer: at most 16 texts of at most 512 characters, with names of at most 64.
+        metadata: Option<BTreeMap<String, String>>,
+        /// How many likeliest tokens to show in the place of each.
+        #[schema(maximum = 20)]
+        #[serde(default, deserialize_with = "crate::number::whole")]
+        top_logprobs: Option<usize>,
+        /// What the answer has besides.
+        include: Option<Vec<Include>>,
+        /// Functions that the model may call: the chat template tells the model of them.
+        tools: Option<Vec<FlatTool>>,
+        /// Whether it calls them, and which. [default: auto]
+        tool_choice: Option<FlatToolChoice>,
+        /// Whether the answer may have more than one call. [default: true]
+        parallel_tool_calls: Option<bool>,
+        text: Option<TextOptions>,
+        reasoning: Option<Reasoning>,
+        /// Variables of the chat template. Not OpenAI's.
+        pub chat_template_kwargs: Option<Map<String, Value>>,
+        /// Who asks: a name for the server's log, of at most 256 bytes.
+        #[schema(max_length = 256)]
+        pub user: Option<String>,
+    }
 }
 
 /// What an answer may have besides.
@@ -201,24 +183,6 @@ impl<'de> Deserialize<'de> for FlatToolChoice {
 const NAMES: Names = Names { name: "name", schema: "parameters", choice: "tool_choice.name" };
 
 impl ResponsesRequest {
-    /// The sampler's parameters, with OpenAI's defaults.
-    ///
-    /// # Errors
-    /// 400 where OpenAI's interface knows no such value.
-    pub fn sampling(&self) -> Result<SamplingParams, ApiError> {
-        openai::check(self.temperature, self.user.as_deref())?;
-        let params = SamplingParams {
-            temperature: self.temperature.unwrap_or(1.0),
-            top_p: self.top_p.unwrap_or(1.0),
-            top_k: self.top_k.unwrap_or(0),
-            min_p: self.min_p.unwrap_or(0.0),
-            seed: self.seed.unwrap_or_else(crate::random_u64),
-            ..openai::plain_sampling()
-        };
-        openai::check_sampling(&params)?;
-        Ok(params)
-    }
-
     /// Refuses more metadata than OpenAI's interface takes: it is kept with the answer.
     ///
     /// # Errors
