@@ -15,7 +15,7 @@ pub mod parts;
 
 use crate::batch::{Batch, BatchLimits};
 use crate::config::{Config, LinearSizes};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kv_layout::KvLayout;
 use crate::rope::Rotation;
 use crate::sampler::SamplingRow;
@@ -259,6 +259,30 @@ pub trait Ops: HybridOps + ExpertOps {
         weight: &Self::Weight,
         out: &mut Self::Tensor,
     ) -> Result<()>;
+
+    // Of a device that is a rank of several, which all call these in the same order, with the same shapes.
+
+    /// `x += Σ part_r` over the ranks `r`, in their order, so that all have the same bits; `part`, this rank's, is 0 then, its rows up to
+    /// `rows.padded` too: `[n, cols]`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] where there is one rank; [`Error::Device`] from the device.
+    fn add_ranks(
+        &mut self,
+        _rows: Rows<Self::Batch>,
+        _part: &mut Self::Tensor,
+        _x: &mut Self::Tensor,
+    ) -> Result<()> {
+        Err(Error::Request("this device is no rank of several".into()))
+    }
+
+    /// The columns of all ranks side by side: `[n, cols] -> [n, ranks * cols]`.
+    ///
+    /// # Errors
+    /// As [`Ops::add_ranks`].
+    fn gather_ranks(&mut self, _n: usize, _part: &Self::Tensor, _out: &mut Self::Tensor) -> Result<()> {
+        Err(Error::Request("this device is no rank of several".into()))
+    }
 
     /// `x[i] += bias`: `[n, cols]`.
     fn add_bias(&mut self, n: usize, bias: &Self::Vector, x: &mut Self::Tensor) -> Result<()>;

@@ -11,6 +11,8 @@ mod fit;
 #[cfg(feature = "cuda")]
 mod gpu;
 mod memory_plan;
+#[cfg(feature = "cuda")]
+mod ranks;
 mod runner;
 
 pub use draft_model::DraftChoice;

@@ -3,7 +3,7 @@
 use super::draft_model::DraftChoice;
 use super::fit::{fit_cpu, fit_cpu_with};
 #[cfg(feature = "cuda")]
-use super::gpu;
+use super::{gpu, ranks};
 use qernel_core::config::Config;
 use qernel_core::cpu::kernels::MatmulBlocks;
 use qernel_core::cpu::{CpuOps, Observer};
@@ -16,6 +16,7 @@ use qernel_core::model::{ModelRunner, Runner};
 use qernel_core::weights::Weights;
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// Where to compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -196,6 +197,9 @@ pub enum KvCacheSize {
 /// Rows of a step of a model that drafts, at most: of prompts, which it takes in when it is to draft behind them.
 const DRAFT_NUM_TOKENS: usize = 2048;
 
+/// How long a GPU waits for another where nobody says it: longer than kernels take to be compiled when they come first.
+const RANK_LIMIT: Duration = Duration::from_secs(120);
+
 /// Copies of states that are kept where nobody asks for more or fewer: two for each of eight conversations.
 pub const CHECKPOINTS: usize = 16;
 
@@ -236,6 +240,10 @@ pub struct RunnerOptions {
     pub cpu_moe: usize,
     /// How the CPU multiplies with matrices in blocks.
     pub cpu_blocks: MatmulBlocks,
+    /// GPUs that the model is shared out over; 1: it is on one device.
+    pub tensor_parallel: usize,
+    /// How long one of them waits for another, at most.
+    pub rank_limit: Duration,
     /// Look through all tensors first, and refuse a file with values that are NaN or infinite.
     pub check_tensors: bool,
 }
@@ -310,6 +318,8 @@ impl Default for RunnerOptions {
             kernels: qernel_cuda::KernelChoice::default(),
             cpu_moe: 0,
             cpu_blocks: MatmulBlocks::default(),
+            tensor_parallel: 1,
+            rank_limit: RANK_LIMIT,
             check_tensors: false,
         }
     }
@@ -397,8 +407,16 @@ pub fn open_runners(
     check(model.config, options)?;
     start_threads()?;
     #[cfg(feature = "cuda")]
+    if options.tensor_parallel != 1 {
+        return ranks::open(model, draft.is_some(), options, progress).map(|runner| (runner, None));
+    }
+    #[cfg(feature = "cuda")]
     if let Some(device) = gpu::open_device(options.device)? {
         return gpu::open_runners(&device, model, draft, options, progress);
+    }
+    #[cfg(not(feature = "cuda"))]
+    if options.tensor_parallel != 1 {
+        return Err(Error::Device("--tensor-parallel needs GPUs: this program was built without the feature `cuda`".into()));
     }
     #[cfg(not(feature = "cuda"))]
     if !matches!(options.device, DeviceChoice::Auto | DeviceChoice::Cpu) {

@@ -15,7 +15,7 @@ use crate::units::UnitMatrix;
 use crate::weight::{Run, Values, Weight};
 use crate::weights::Matrix;
 use crate::{
-    add_bias, add_positions, bias_rope_kv, cublas, embed, fused, gate_rows, gather_rows, graph, layer_norm,
+    add_bias, add_positions, add_ranks, bias_rope_kv, cublas, embed, fused, gate_rows, gather_ranks, gather_rows, graph, layer_norm,
     matmul, precise_dtype, quantise_kv, read_bandwidth, rms_norm,
 };
 use qernel_core::batch::{Batch, BatchLimits};
@@ -129,6 +129,16 @@ impl Ops for CudaOps {
 
     fn add_bias(&mut self, n: usize, bias: &DeviceBuffer<f32>, x: &mut Tensor) -> Result<()> {
         add_bias::add_bias(&self.device, n, bias, x)
+    }
+
+    fn add_ranks(&mut self, rows: Rows<CudaBatch>, part: &mut Tensor, x: &mut Tensor) -> Result<()> {
+        let ranks = self.ranks.as_mut().ok_or_else(no_ranks)?;
+        add_ranks::add_ranks(&self.device, ranks, [rows.n, rows.padded], part, x)
+    }
+
+    fn gather_ranks(&mut self, n: usize, part: &Tensor, out: &mut Tensor) -> Result<()> {
+        let ranks = self.ranks.as_mut().ok_or_else(no_ranks)?;
+        gather_ranks::gather_ranks(&self.device, ranks, n, part, out)
     }
 
     fn bias_gelu(
@@ -364,7 +374,9 @@ impl Ops for CudaOps {
     }
 
     fn take_tokens(&mut self) -> Result<Vec<u32>> {
-        self.sampler.take(self.vocab_size)
+        let tokens = self.sampler.take(self.vocab_size)?;
+        self.expect_all_ranks()?;
+        Ok(tokens)
     }
 
     fn discard_tokens(&mut self) {
@@ -418,7 +430,9 @@ impl Ops for CudaOps {
 
     fn read(&mut self, n: usize, x: &Tensor) -> Result<Vec<f32>> {
         x.expect("read", "x", n, x.cols())?;
-        x.data.read(0, n * x.cols())
+        let values = x.data.read(0, n * x.cols())?;
+        self.expect_all_ranks()?;
+        Ok(values)
     }
 
     fn read_row(&mut self, row: usize, x: &Tensor) -> Result<Vec<f32>> {
@@ -441,5 +455,16 @@ impl Ops for CudaOps {
             return Ok(None);
         }
         read_bandwidth::read_bandwidth_of(&self.device, &self.loaded).map(Some)
+    }
+}
+
+fn no_ranks() -> Error {
+    Error::Request("the operations were made for a device that computes alone".into())
+}
+
+impl CudaOps {
+    /// Refuses what was computed where a rank has not heard from another.
+    fn expect_all_ranks(&self) -> Result<()> {
+        self.ranks.as_ref().map_or(Ok(()), |ranks| ranks.expect_all())
     }
 }
