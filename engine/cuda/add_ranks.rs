@@ -1,24 +1,68 @@
 //! The sum over ranks.
 
-use super::device::Device;
-use super::launch::launch;
+use super::device::{Dependent, Device};
+use super::launch::{always, launch};
 use super::ranks::Ranks;
 use super::tensor::Tensor;
-use super::variant::Operation;
+use super::variant::{KernelChoice, select, variants};
 use crate::error::Result;
-use gpu_kernels::add_ranks::{AddRanksArgs, plain};
+use cuda_std::launch::{Kernels, LaunchConfig};
+use gpu_kernels::add_ranks::*;
 
 const OP: &str = "add_ranks";
 
-/// What there is to know of the operation.
-pub(crate) fn operation() -> Operation {
-    Operation::single(OP, &[plain().instances()])
+/// From so many values on numbers of their own cost less than those of all values: 256 KiB.
+const MANY: usize = 1 << 16;
+
+pub(super) struct Case {
+    arguments: AddRanksArgs,
+    /// Grids of blocks that take a value a thread, and a chunk at a time.
+    grids: [LaunchConfig; 2],
+}
+
+/// How a variant is launched.
+type Launch = unsafe fn(&Device, &Case) -> Result<()>;
+
+/// # Safety
+/// The case is one for the kernel, and the grid the kernel's.
+unsafe fn launch_one(
+    device: &Device,
+    case: &Case,
+    kernels: &Kernels<AddRanksArgs>,
+    grid: usize,
+) -> Result<()> {
+    // SAFETY: the caller's promise.
+    unsafe { launch(&Dependent(device), kernels, &[], &case.grids[grid], case.arguments) }
+}
+
+variants! { Case, Launch;
+    "bulk" [bulk]: groups_of_4 => |device, case| unsafe { launch_one(device, case, bulk(), 1) };
+    "plain" [plain]: always => |device, case| unsafe { launch_one(device, case, plain(), 0) };
+}
+
+fn groups_of_4(case: &Case) -> Result<(), &'static str> {
+    let AddRanksArgs { count, stride, num_ranks, room, .. } = case.arguments;
+    if num_ranks > BLOCK_SIZE {
+        Err("there are more ranks than threads of a block")
+    } else if !count.is_multiple_of(4) || !stride.is_multiple_of(4) {
+        Err("the number of values is not a multiple of 4")
+    } else if !room.is_multiple_of(2) {
+        Err("slots are not aligned to 16 bytes")
+    } else {
+        Ok(())
+    }
+}
+
+/// The variant for so many values, where nobody asks for another.
+fn preferred(count: usize) -> Option<&'static str> {
+    (count < MANY).then_some("plain")
 }
 
 /// `x += Σ part_r` over the ranks; `part`, this rank's, is 0 then: the first `n` rows of `[rows, cols]`; of `part` the first `padded`
 /// become 0. Where all ranks are on this device each tensor has `n` rows of all of them, one rank's below the other's.
 pub(super) fn add_ranks(
     device: &Device,
+    choice: &KernelChoice,
     ranks: &mut Ranks,
     [n, padded]: [usize; 2],
     part: &mut Tensor,
@@ -30,8 +74,10 @@ pub(super) fn add_ranks(
     let padded = if ranks.of_launch() > 1 { n } else { padded.max(n) };
     part.expect(OP, "part", of_launch.max(padded), cols)?;
     let (count, zeros) = (n * cols, padded * cols);
-    for begin in (0..count).step_by(ranks.room()) {
-        let values = (count - begin).min(ranks.room());
+    // Whatever the variant: slots are in whole groups of values.
+    let room = if ranks.room() < 4 { ranks.room() } else { ranks.room() / 4 * 4 };
+    for begin in (0..count).step_by(room) {
+        let values = (count - begin).min(room);
         let is_last = begin + values == count;
         let arguments = AddRanksArgs {
             num_ranks: ranks.num_ranks(),
@@ -48,9 +94,23 @@ pub(super) fn add_ranks(
             part: part.ptr_mut().add(begin),
             x: x.ptr_mut().add(begin),
         };
-        // SAFETY: the grid is one that runs at once; `part` and `x` have the rows, checked above, slots have `room` words, and all ranks
-        // come here with the same shapes.
-        unsafe { launch(device, plain(), &[], &ranks.config(device, values), arguments)? }
+        let grids = [BLOCK_SIZE, CHUNK].map(|of_block| ranks.config(device, values, of_block));
+        let case = Case { arguments, grids };
+        let variant = select(OP, VARIANTS, &case, choice.get(OP).or(preferred(values)))?;
+        // SAFETY: the grids are ones that run at once; `part` and `x` have the rows, checked above, slots have `room` words, and all
+        // ranks come here with the same shapes.
+        unsafe { (variant.launch)(device, &case)? }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_of_few_rows_tells_each_value_its_number() {
+        assert_eq!((preferred(3584), preferred(MANY - 1)), (Some("plain"), Some("plain")));
+        assert_eq!(preferred(2048 * 3584), None);
+    }
 }

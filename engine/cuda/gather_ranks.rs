@@ -1,12 +1,12 @@
 //! The columns of all ranks side by side.
 
-use super::device::Device;
+use super::device::{Dependent, Device};
 use super::launch::{dimension, launch};
 use super::ranks::Ranks;
 use super::tensor::Tensor;
 use super::variant::Operation;
 use crate::error::Result;
-use gpu_kernels::gather_ranks::{GatherRanksArgs, plain};
+use gpu_kernels::gather_ranks::{BLOCK_SIZE, GatherRanksArgs, plain};
 
 const OP: &str = "gather_ranks";
 
@@ -47,8 +47,9 @@ pub(super) fn gather_ranks(
             part: part.ptr(),
             out: out.ptr_mut(),
         };
+        let config = ranks.config(device, values, BLOCK_SIZE);
         // SAFETY: as for `add_ranks`.
-        unsafe { launch(device, plain(), &[], &ranks.config(device, values), arguments)? }
+        unsafe { launch(&Dependent(device), plain(), &[], &config, arguments)? }
     }
     Ok(())
 }

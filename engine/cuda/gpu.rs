@@ -65,7 +65,14 @@ impl Gpu {
         let stream = non_blocking_stream()?;
         let ptx = ptx::Module::parse(ptx);
         let is_hopper = ptx.target().is_some_and(|target| target.starts_with("sm_90"));
-        let gpu = Self { functions: RefCell::default(), stream, ptx, is_hopper, peers: RefCell::default(), context };
+        let gpu = Self {
+            functions: RefCell::default(),
+            stream,
+            ptx,
+            is_hopper,
+            peers: RefCell::default(),
+            context,
+        };
         if let Some(kernel) = gpu.ptx.shortest_entry() {
             gpu.compile(kernel)?;
         }

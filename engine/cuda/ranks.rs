@@ -6,31 +6,35 @@ pub use group::Group;
 
 use super::device::Device;
 use super::memory::{DeviceBuffer, PinnedBuffer};
-use super::tensor::Tensor;
 use crate::config::Config;
 use crate::error::Result;
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
-use gpu_kernels::exchange::{BLOCK_SIZE, CONTROL_WORDS};
+use gpu_kernels::exchange::{BLOCK_SIZE, CONTROL_WORDS, rank_words};
 use group::Place;
 use qernel_core::batch::BatchLimits;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Values of an exchange at most; more are told in several.
-const MOST_VALUES: usize = 1 << 20;
+/// Words that the slots of a rank have at most, those of all ranks and both sets together: 256 MiB. What is more is told in several
+/// exchanges.
+const MOST_WORDS: usize = 32 << 20;
 
-/// Values that an exchange of this model has room for.
+/// Words of a slot of this model: one for each value of a step, as far as there is room.
 fn room(config: &Config, limits: &BatchLimits) -> usize {
     let of_layers = limits.max_num_tokens.saturating_mul(config.hidden_size);
-    of_layers.max(limits.max_num_logits.saturating_mul(config.head_rows())).clamp(1, MOST_VALUES)
+    let all = of_layers.max(limits.max_num_logits.saturating_mul(config.head_rows()));
+    all.next_multiple_of(4).clamp(4, MOST_WORDS / (2 * config.tensor_parallel_size))
 }
+
+/// Blocks that a multiprocessor runs at once of those that tell and hear, at least.
+const BLOCKS_PER_MULTIPROCESSOR: usize = 4;
 
 /// Bytes that a rank takes for what others tell it.
 pub fn ranks_bytes(config: &Config, limits: &BatchLimits) -> usize {
     match config.tensor_parallel_size {
         1 => 0,
-        ranks => 2 * ranks * room(config, limits) * size_of::<u64>(),
+        ranks => rank_words(ranks, room(config, limits)) * size_of::<u64>(),
     }
 }
 
@@ -115,11 +119,16 @@ impl Ranks {
     ///
     /// # Errors
     /// [`Error::Memory`], [`Error::Device`].
-    pub fn on_one_device(device: &Rc<Device>, num_ranks: usize, room: usize, limit: Duration) -> Result<Self> {
+    pub fn on_one_device(
+        device: &Rc<Device>,
+        num_ranks: usize,
+        room: usize,
+        limit: Duration,
+    ) -> Result<Self> {
         let mut ranks = Self::new(device, num_ranks, num_ranks, room, limit)?;
         ranks.given_up = ranks.word.insert(Word::new(device)?).address()?;
         let first = ranks.slots().as_raw();
-        let bytes = (2 * num_ranks * room * size_of::<u64>()) as u64;
+        let bytes = (rank_words(num_ranks, room) * size_of::<u64>()) as u64;
         let addresses: Vec<u64> = (0..num_ranks as u64).map(|rank| first + rank * bytes).collect();
         ranks.peers.write(0, &addresses)?;
         Ok(ranks)
@@ -143,29 +152,11 @@ impl Ranks {
             given_up: 0,
             control: DeviceBuffer::from_slice(device, &control)?,
             peers: DeviceBuffer::zeroed(device, num_ranks)?,
-            slots: Some(DeviceBuffer::zeroed(device, of_launch * 2 * num_ranks * room)?),
+            slots: Some(DeviceBuffer::zeroed(device, of_launch * rank_words(num_ranks, room))?),
             word: None,
             group: None,
             device: device.clone(),
         })
-    }
-
-    /// `x += Σ part_r` over the ranks, `part = 0`: `[n, cols]` each; of all ranks on one device their rows one below the other.
-    ///
-    /// # Errors
-    /// [`Error::Request`] if the shapes do not fit, [`Error::Device`].
-    pub fn add(&mut self, n: usize, part: &mut Tensor, x: &mut Tensor) -> Result<()> {
-        let device = self.device.clone();
-        super::add_ranks::add_ranks(&device, self, [n, n], part, x)
-    }
-
-    /// The columns of all ranks side by side: `[n, cols]` of each `-> [n, ranks * cols]`; rows as in [`Ranks::add`].
-    ///
-    /// # Errors
-    /// As [`Ranks::add`].
-    pub fn gather(&mut self, n: usize, part: &Tensor, out: &mut Tensor) -> Result<()> {
-        let device = self.device.clone();
-        super::gather_ranks::gather_ranks(&device, self, n, part, out)
     }
 
     /// Says so if a wait was given up: what was computed since means nothing.
@@ -180,10 +171,11 @@ impl Ranks {
         }
     }
 
-    /// The grid for `count` values: one that the device runs at once, for blocks wait for those of other ranks.
-    pub(super) fn config(&self, device: &Device, count: usize) -> LaunchConfig {
-        let most = (device.info().multiprocessors as usize / self.of_launch).max(1);
-        let blocks = count.div_ceil(BLOCK_SIZE as usize).clamp(1, most);
+    /// The grid for `count` values, `of_block` at a time a block: one that the device runs at once, for blocks wait for those of other
+    /// ranks.
+    pub(super) fn config(&self, device: &Device, count: usize, of_block: u32) -> LaunchConfig {
+        let most = BLOCKS_PER_MULTIPROCESSOR * device.info().multiprocessors as usize / self.of_launch;
+        let blocks = count.div_ceil(of_block as usize).clamp(1, most.max(1));
         LaunchConfig {
             grid: [blocks as u32, self.of_launch as u32, 1],
             block: [BLOCK_SIZE, 1, 1],

@@ -65,8 +65,9 @@ fn load(
 ) -> Result<Runners, (Which, Error)> {
     let of_model = |error| (Which::Model, error);
     let of_draft = |error| (Which::Draft, error);
-    let draft = draft
-        .map(|(draft, dtype)| (draft, held(device, draft.weights, &RunnerOptions { dtype, cpu_moe: 0, ..options.clone() })));
+    let draft = draft.map(|(draft, dtype)| {
+        (draft, held(device, draft.weights, &RunnerOptions { dtype, cpu_moe: 0, ..options.clone() }))
+    });
     let options = held(device, model.weights, options);
     let (fitted, draft_fitted) = fit_both(device, model, draft.as_ref(), &options).map_err(of_model)?;
     let mut drafts = None;

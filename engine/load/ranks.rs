@@ -136,8 +136,12 @@ impl Rank {
         let data = ModelData { weights: &weights, config: &config };
         let (ops_config, layout) = fit(&config, &options, &budget(&device, (free, total), &data, &options)?)?;
         let dtype = matrix_dtype(&weights, &options);
-        let ops = CudaOps::new(&device, &ops_config, dtype, options.kernels.clone())?
-            .with_ranks(&group, rank, &config, &ops_config.limits)?;
+        let ops = CudaOps::new(&device, &ops_config, dtype, options.kernels.clone())?.with_ranks(
+            &group,
+            rank,
+            &config,
+            &ops_config.limits,
+        )?;
         let runner = ModelRunner::new(ops, &weights, &config, &ops_config, layout, progress)?;
         Ok(Box::new(runner.with_drafts(options.max_drafts)))
     }

@@ -416,7 +416,9 @@ pub fn open_runners(
     }
     #[cfg(not(feature = "cuda"))]
     if options.tensor_parallel != 1 {
-        return Err(Error::Device("--tensor-parallel needs GPUs: this program was built without the feature `cuda`".into()));
+        return Err(Error::Device(
+            "--tensor-parallel needs GPUs: this program was built without the feature `cuda`".into(),
+        ));
     }
     #[cfg(not(feature = "cuda"))]
     if !matches!(options.device, DeviceChoice::Auto | DeviceChoice::Cpu) {

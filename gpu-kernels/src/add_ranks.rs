@@ -2,11 +2,13 @@
 
 use cuda_std::prelude::*;
 
-pub use crate::exchange::{BLOCK_SIZE, CONTROL_WORDS};
+pub use crate::exchange::{BLOCK_SIZE, CHUNK, CONTROL_WORDS};
 #[device]
 use crate::{
     exchange::Exchange,
+    fused::{launch_dependents, wait_for_dependencies},
     grid::{repeat, stride_loop},
+    vector::Group,
 };
 
 /// `x[i] += Σ part_r[i]` over the ranks `r`, in their order; `part[i] = 0`.
@@ -21,11 +23,11 @@ pub struct AddRanks {
     pub zeros: u64,
     /// From one rank's values to those of the next one of the launch.
     pub stride: u64,
-    /// Words of a slot, at least `count`.
+    /// Words of a slot, at least `count`; for `bulk` half as many.
     pub room: u64,
     /// Nanoseconds that a value is waited for.
     pub limit: u64,
-    /// u64 `[num_ranks]`: where the slots of each rank are, u64 `[2, num_ranks, room]`
+    /// u64 `[num_ranks]`: where the memory of each rank is, u64 `[rank_words(num_ranks, room)]`
     pub peers: *const u64,
     /// Those of this rank, or of all ranks of the launch.
     pub slots: *mut u64,
@@ -39,6 +41,27 @@ pub struct AddRanks {
     pub x: *mut f32,
 }
 
+/// This rank's exchange, its `part` and its `x`; behind the kernel before this one.
+///
+/// # Safety
+/// As for the kernels.
+#[device]
+#[inline(always)]
+unsafe fn begin(a: AddRanks) -> (Exchange, *mut f32, *mut f32) {
+    // Behind it all blocks run, so that the next kernel's weights may come meanwhile.
+    launch_dependents();
+    wait_for_dependencies();
+    let of_launch = thread::block_idx_y();
+    let ranks = [a.num_ranks, a.first_rank + of_launch];
+    // SAFETY: the caller's promise.
+    unsafe {
+        let control = a.control.add((of_launch * CONTROL_WORDS) as usize);
+        let exchange = Exchange::new(ranks, [a.room, a.limit], a.peers, control, a.given_up);
+        let first = of_launch as usize * a.stride as usize;
+        (exchange, a.part.add(first), a.x.add(first))
+    }
+}
+
 /// Grid `[any, ranks of the launch, 1]`, the same on all ranks and no larger than what the device runs at once; block `[BLOCK_SIZE, 1, 1]`.
 /// Thread `t` of `T` takes the values `t`, `t + T`, …: it tells all of them, then waits for the others' of the same numbers. Sums are of
 /// f32 in the order of the ranks: all ranks have the same bits.
@@ -49,12 +72,7 @@ pub struct AddRanks {
 pub unsafe fn plain(a: AddRanks) {
     // SAFETY: values belong to one thread; the words of slots are those of `count` values.
     unsafe {
-        let of_launch = thread::block_idx_y();
-        let control = a.control.add((of_launch * CONTROL_WORDS) as usize);
-        let ranks = [a.num_ranks, a.first_rank + of_launch];
-        let exchange = Exchange::new(ranks, [a.room, a.limit], a.peers, control, a.given_up);
-        let first = of_launch as usize * a.stride as usize;
-        let (part, x) = (a.part.add(first), a.x.add(first));
+        let (exchange, part, x) = begin(a);
         stride_loop(a.count, |i| exchange.tell(i, *part.add(i)));
         let mut is_over = false;
         stride_loop(a.count, |i| {
@@ -63,9 +81,87 @@ pub unsafe fn plain(a: AddRanks) {
                 let r = r as u32;
                 sum += if r == exchange.rank { *part.add(i) } else { exchange.hear(r, i, &mut is_over) };
             });
-            *x.add(i) += sum;
+            *x.add(i) = sum + *x.add(i);
+            *part.add(i) = 0.0;
         });
-        stride_loop(a.zeros, |i| *part.add(i) = 0.0);
+        stride_loop(a.zeros - a.count, |i| *part.add(a.count as usize + i) = 0.0);
         exchange.end(thread::grid_dim_x());
     }
+}
+
+/// Many values: a link carries no numbers, and reading what came goes on beside writing what follows.
+///
+/// Grid and block as for [`plain`]. Block `b` of `B` takes the chunks of [`CHUNK`] values `b`, `b + B`, …: it writes two ahead of the one
+/// that it adds up. Sums are those of [`plain`].
+///
+/// # Safety
+/// As for [`plain`]; `count` is a multiple of 4 and `room` of 2, arrays are aligned to 16 bytes.
+#[kernel(E = [f32], name = "add_ranks_{E}_bulk", max_threads = 256)]
+pub unsafe fn bulk(a: AddRanks) {
+    // SAFETY: values belong to one thread, and so do their places in slots; those of other ranks are read behind their numbers.
+    unsafe {
+        let (exchange, part, x) = begin(a);
+        let chunks = a.count.div_ceil(u64::from(CHUNK)) as usize;
+        let (blocks, block) = (thread::grid_dim_x() as usize, thread::block_idx_x() as usize);
+        let groups = a.count as usize / 4;
+        let tell = |chunk: usize| {
+            for_groups(chunk, groups, |i| {
+                let values: [f32; 4] = f32::load_group(part.add(i));
+                exchange.for_others(|reader| {
+                    f32::store_group(exchange.slot(reader, exchange.rank).cast::<f32>().add(i), values);
+                });
+            });
+            exchange.tell_chunk(chunk);
+        };
+        let mut is_over = false;
+        let mut told = block;
+        repeat(AHEAD, |_| {
+            if told < chunks {
+                tell(told);
+            }
+            told += blocks;
+        });
+        let mut chunk = block;
+        while chunk < chunks {
+            if told < chunks {
+                tell(told);
+            }
+            told += blocks;
+            exchange.hear_chunk(chunk, &mut is_over);
+            for_groups(chunk, groups, |i| {
+                let mut sum = [0.0; 4];
+                repeat(a.num_ranks as usize, |r| {
+                    let r = r as u32;
+                    let slot = exchange.slot(exchange.rank, r).cast::<f32>().add(i);
+                    let values: [f32; 4] =
+                        f32::load_group(if r == exchange.rank { part.add(i) } else { slot });
+                    repeat(4, |j| sum[j] += values[j]);
+                });
+                let before: [f32; 4] = f32::load_group(x.add(i));
+                repeat(4, |j| sum[j] += before[j]);
+                f32::store_group(x.add(i), sum);
+                f32::store_group(part.add(i), [0.0; 4]);
+            });
+            chunk += blocks;
+        }
+        stride_loop(a.zeros - a.count, |i| *part.add(a.count as usize + i) = 0.0);
+        exchange.end(thread::grid_dim_x());
+    }
+}
+
+/// Chunks that a block writes ahead of the one that it adds up.
+#[device]
+const AHEAD: usize = 2;
+
+/// Calls `body` with the first value of each of this thread's groups of four in a chunk, of `groups` in all.
+#[device]
+#[inline(always)]
+fn for_groups(chunk: usize, groups: usize, mut body: impl FnMut(usize)) {
+    repeat((CHUNK / (4 * BLOCK_SIZE)) as usize, |round| {
+        let of_chunk = round * BLOCK_SIZE as usize + thread::thread_idx_x() as usize;
+        let group = chunk * (CHUNK / 4) as usize + of_chunk;
+        if group < groups {
+            body(4 * group);
+        }
+    });
 }

@@ -1,23 +1,39 @@
 //! How ranks, each a device, tell each other f32 values: every rank writes its own into the memory of all others, and each reads what
 //! came. No rank asks another for anything, so that a value takes one way over the link.
 //!
-//! A value travels with the number of the exchange that it belongs to in one word of 8 bytes, which is written and read in one piece:
-//! who reads that number has the value, and needs no flag, no fence and no order of other accesses (NCCL's LL protocol). A rank's
-//! memory has two sets of slots, which exchanges use in turn: exchange `s + 2` begins on a rank when it has all of exchange `s + 1`, so
-//! that all others have begun that, and have read all of exchange `s`.
+//! Few values travel as words of 8 bytes, a value and the number of the exchange that it belongs to, which are written and read in one
+//! piece: who reads that number has the value, and needs no flag, no fence and no order of other accesses (as in NCCL's LL protocol).
+//! Many travel in chunks, whose numbers come behind them: half the bytes, but a fence a chunk.
+//!
+//! A rank's memory has two sets of slots, which exchanges use in turn: exchange `s + 2` begins on a rank when it has all of exchange
+//! `s + 1`, so that all others have begun that, and have read all of exchange `s`.
 
 use cuda_std::prelude::*;
 
 #[device]
 use crate::grid::{is_last_block, repeat};
 #[device]
-use cuda_std::atomic::{AtomicWord, Ordering, Scope};
+use cuda_std::atomic::{AtomicWord, Ordering, Scope, fence};
 
 /// Threads of a block.
 pub const BLOCK_SIZE: u32 = 256;
 /// Words of [`Exchange::control`] of a rank: the number of its next exchange, 1 at first, then a counter of blocks, 0 between launches; on
 /// cache lines of their own.
 pub const CONTROL_WORDS: u32 = 64;
+/// Values of a chunk.
+pub const CHUNK: u32 = 4096;
+
+/// Words of 8 bytes that are a rank's memory, where slots have `room` words: two sets of slots, one for each rank that writes, and as many
+/// arrays of u32 with the numbers of their chunks. Even, so that what follows is aligned to 16 bytes.
+pub const fn rank_words(num_ranks: usize, room: usize) -> usize {
+    (2 * num_ranks * room + num_ranks * chunks_of_slot(room)).next_multiple_of(2)
+}
+
+/// Chunks of f32 that a slot of `room` words has.
+const fn chunks_of_slot(room: usize) -> usize {
+    (2 * room).div_ceil(CHUNK as usize)
+}
+
 /// Where the counter is.
 #[device]
 const COUNTER: usize = 32;
@@ -36,7 +52,7 @@ pub struct Exchange {
     pub room: u64,
     /// Nanoseconds that a value is waited for.
     pub limit: u64,
-    /// Addresses of the ranks' slots, `[2, num_ranks, room]` words each: of both sets, one for each rank that writes.
+    /// Addresses of the ranks' memory, [`rank_words`] each.
     pub peers: *const u64,
     /// Of this rank.
     pub control: *mut u32,
@@ -65,18 +81,89 @@ impl Exchange {
         Self { num_ranks, rank, room, limit, peers, control, given_up, number }
     }
 
-    /// Word `i` that `writer` writes for `reader`.
+    /// The memory of `reader`, and which of its slots `writer` writes in this exchange.
     ///
     /// # Safety
-    /// Both are ranks, `i` is below `room`.
+    /// Both are ranks.
     #[inline(always)]
-    unsafe fn word(&self, reader: u32, writer: u32, i: usize) -> *mut u64 {
+    unsafe fn place(&self, reader: u32, writer: u32) -> (*mut u64, usize) {
+        let slot = (self.number & 1) * self.num_ranks + writer;
+        // SAFETY: the caller's promise.
+        (unsafe { *self.peers.add(reader as usize) } as *mut u64, slot as usize)
+    }
+
+    /// The slot that `writer` writes for `reader`.
+    ///
+    /// # Safety
+    /// Both are ranks.
+    #[inline(always)]
+    pub unsafe fn slot(&self, reader: u32, writer: u32) -> *mut u64 {
         // SAFETY: the caller's promise.
         unsafe {
-            let slots = *self.peers.add(reader as usize) as *mut u64;
-            let slot = (self.number & 1) * self.num_ranks + writer;
-            slots.add(slot as usize * self.room as usize + i)
+            let (memory, slot) = self.place(reader, writer);
+            memory.add(slot * self.room as usize)
         }
+    }
+
+    /// Where the number of chunk `chunk` is that `writer` writes for `reader`.
+    ///
+    /// # Safety
+    /// Both are ranks, the chunk is one of the slot's.
+    #[inline(always)]
+    unsafe fn number_of(&self, reader: u32, writer: u32, chunk: usize) -> *mut u32 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (memory, slot) = self.place(reader, writer);
+            let numbers = memory.add(2 * self.num_ranks as usize * self.room as usize).cast::<u32>();
+            numbers.add(slot * chunks_of_slot(self.room as usize) + chunk)
+        }
+    }
+
+    /// Calls `body` with every other rank.
+    #[inline(always)]
+    pub fn for_others(&self, mut body: impl FnMut(u32)) {
+        repeat(self.num_ranks as usize, |rank| {
+            if rank as u32 != self.rank {
+                body(rank as u32);
+            }
+        });
+    }
+
+    /// Tells the other ranks that chunk `chunk` is in their slots.
+    ///
+    /// # Safety
+    /// All threads of the block call it together, when they have written it.
+    #[inline(always)]
+    pub unsafe fn tell_chunk(&self, chunk: usize) {
+        thread::sync_threads();
+        let reader = thread::thread_idx_x();
+        if reader < self.num_ranks && reader != self.rank {
+            // SAFETY: the caller's promise.
+            unsafe {
+                fence(Ordering::AcqRel, Scope::System);
+                let place = self.number_of(reader, self.rank, chunk);
+                u32::store(place, self.number, Ordering::Release, Scope::System);
+            }
+        }
+    }
+
+    /// Waits until chunk `chunk` of all other ranks is in this one's slots; `is_over` as for [`Exchange::hear`].
+    ///
+    /// # Safety
+    /// All threads of the block call it together; all ranks tell the chunk in this exchange.
+    #[inline(always)]
+    pub unsafe fn hear_chunk(&self, chunk: usize, is_over: &mut bool) {
+        let writer = thread::thread_idx_x();
+        if writer < self.num_ranks && writer != self.rank {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let place = self.number_of(self.rank, writer, chunk);
+                self.wait(writer, is_over, || {
+                    (u32::load(place, Ordering::Acquire, Scope::System) == self.number).then_some(())
+                });
+            }
+        }
+        thread::sync_threads();
     }
 
     /// Tells all other ranks value `i` of this one.
@@ -86,14 +173,9 @@ impl Exchange {
     #[inline(always)]
     pub unsafe fn tell(&self, i: usize, value: f32) {
         let word = u64::from(self.number) << 32 | u64::from(value.to_bits());
-        repeat(self.num_ranks as usize, |reader| {
-            if reader as u32 != self.rank {
-                // SAFETY: the caller's promise.
-                unsafe {
-                    let place = self.word(reader as u32, self.rank, i);
-                    u64::store(place, word, Ordering::Relaxed, Scope::System);
-                }
-            }
+        // SAFETY: the caller's promise.
+        self.for_others(|reader| unsafe {
+            u64::store(self.slot(reader, self.rank).add(i), word, Ordering::Relaxed, Scope::System);
         });
     }
 
@@ -104,18 +186,32 @@ impl Exchange {
     /// `i` is below `room`, and `writer` tells it in this exchange.
     #[inline(always)]
     pub unsafe fn hear(&self, writer: u32, i: usize, is_over: &mut bool) -> f32 {
-        // SAFETY: the caller's promise.
-        let place = unsafe { self.word(self.rank, writer, i) };
+        // SAFETY: the caller's promise; a live word of this rank's slots.
+        let value = unsafe {
+            let place = self.slot(self.rank, writer).add(i);
+            self.wait(writer, is_over, || {
+                let word = u64::load(place, Ordering::Relaxed, Scope::System);
+                ((word >> 32) as u32 == self.number).then_some(word as u32)
+            })
+        };
+        f32::from_bits(value.unwrap_or(0))
+    }
+
+    /// Looks until something is there that `writer` writes; `None` if waiting is over.
+    ///
+    /// # Safety
+    /// The pointers lead to what the fields say.
+    #[inline(always)]
+    unsafe fn wait<T>(&self, writer: u32, is_over: &mut bool, look: impl Fn() -> Option<T>) -> Option<T> {
         let (mut looks, mut begin) = (0, 0);
         loop {
-            // SAFETY: a live word of this rank's slots.
-            let word = unsafe { u64::load(place, Ordering::Relaxed, Scope::System) };
-            if (word >> 32) as u32 == self.number || *is_over {
-                return f32::from_bits(word as u32);
+            let found = look();
+            if found.is_some() || *is_over {
+                return found;
             }
             looks += 1;
             if looks % LOOKS == 0 {
-                // SAFETY: the pointer leads to a live word.
+                // SAFETY: the caller's promise.
                 *is_over = unsafe { self.is_over(writer, &mut begin) };
             }
         }

@@ -6,6 +6,7 @@ pub use crate::exchange::{BLOCK_SIZE, CONTROL_WORDS};
 #[device]
 use crate::{
     exchange::Exchange,
+    fused::{launch_dependents, wait_for_dependencies},
     grid::{divide, repeat, stride_loop},
 };
 
@@ -25,7 +26,7 @@ pub struct GatherRanks {
     pub room: u64,
     /// Nanoseconds that a value is waited for.
     pub limit: u64,
-    /// u64 `[num_ranks]`: where the slots of each rank are, u64 `[2, num_ranks, room]`
+    /// u64 `[num_ranks]`: where the memory of each rank is, u64 `[rank_words(num_ranks, room)]`
     pub peers: *const u64,
     /// Those of this rank, or of all ranks of the launch.
     pub slots: *mut u64,
@@ -45,6 +46,8 @@ pub struct GatherRanks {
 /// As there; `begin + count` values are there.
 #[kernel(E = [f32], name = "gather_ranks_{E}_plain", max_threads = 256)]
 pub unsafe fn plain(a: GatherRanks) {
+    launch_dependents();
+    wait_for_dependencies();
     // SAFETY: values belong to one thread; the words of slots are those of `count` values.
     unsafe {
         let of_launch = thread::block_idx_y();

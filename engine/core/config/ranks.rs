@@ -26,7 +26,9 @@ impl Config {
             (self.draft.is_some(), "a block that drafts (take --spec-type ngram-simple)"),
         ];
         if let Some((_, what)) = whole.iter().find(|(has, _)| *has) {
-            return Err(Error::Request(format!("--tensor-parallel {ranks}: a model with {what} is not shared out")));
+            return Err(Error::Request(format!(
+                "--tensor-parallel {ranks}: a model with {what} is not shared out"
+            )));
         }
         let share = |what: &str, size: usize| match size.is_multiple_of(ranks) {
             true => Ok(size / ranks),
@@ -36,7 +38,10 @@ impl Config {
         };
         let experts = |sizes: ExpertSizes| -> Result<ExpertSizes> {
             Ok(ExpertSizes {
-                moe_intermediate_size: share("values between the projections of an expert", sizes.moe_intermediate_size)?,
+                moe_intermediate_size: share(
+                    "values between the projections of an expert",
+                    sizes.moe_intermediate_size,
+                )?,
                 shared_expert_intermediate_size: share(
                     "values between the projections of the shared expert",
                     sizes.shared_expert_intermediate_size,

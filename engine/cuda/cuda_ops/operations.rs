@@ -15,8 +15,8 @@ use crate::units::UnitMatrix;
 use crate::weight::{Run, Values, Weight};
 use crate::weights::Matrix;
 use crate::{
-    add_bias, add_positions, add_ranks, bias_rope_kv, cublas, embed, fused, gate_rows, gather_ranks, gather_rows, graph, layer_norm,
-    matmul, precise_dtype, quantise_kv, read_bandwidth, rms_norm,
+    add_bias, add_positions, add_ranks, bias_rope_kv, cublas, embed, fused, gate_rows, gather_ranks,
+    gather_rows, graph, layer_norm, matmul, precise_dtype, quantise_kv, read_bandwidth, rms_norm,
 };
 use qernel_core::batch::{Batch, BatchLimits};
 use qernel_core::sampler::SamplingRow;
@@ -133,7 +133,7 @@ impl Ops for CudaOps {
 
     fn add_ranks(&mut self, rows: Rows<CudaBatch>, part: &mut Tensor, x: &mut Tensor) -> Result<()> {
         let ranks = self.ranks.as_mut().ok_or_else(no_ranks)?;
-        add_ranks::add_ranks(&self.device, ranks, [rows.n, rows.padded], part, x)
+        add_ranks::add_ranks(&self.device, &self.choice, ranks, [rows.n, rows.padded], part, x)
     }
 
     fn gather_ranks(&mut self, n: usize, part: &Tensor, out: &mut Tensor) -> Result<()> {

@@ -8,7 +8,8 @@ use crate::lab::findings::Findings;
 use crate::lab::values::*;
 use std::time::Duration;
 
-pub const ADD: Cases = Cases { op: "add_ranks", checks: || checks(Kind::Add), timings: |of| timings(Kind::Add, of) };
+pub const ADD: Cases =
+    Cases { op: "add_ranks", checks: || checks(Kind::Add), timings: |of| timings(Kind::Add, of) };
 pub const GATHER: Cases =
     Cases { op: "gather_ranks", checks: || checks(Kind::Gather), timings: |of| timings(Kind::Gather, of) };
 
@@ -27,13 +28,15 @@ enum Kind {
 type Shape = ([usize; 3], usize);
 
 fn checks(kind: Kind) -> Vec<Case> {
-    let shapes: [Shape; 6] = [
+    let shapes: [Shape; 7] = [
         ([2, 1, 1], 1),
         ([2, 1, 989], 989),
         ([3, 2, 111], 100),
         ([4, 3, 333], 1000),
         ([8, 1, 72], 72),
-        ([8, 19, 40], 301),
+        ([8, 19, 40], 304),
+        // Several chunks a block.
+        ([2, 3, 14_196], 50_000),
     ];
     shapes.map(|shape| case(kind, shape)).into()
 }
@@ -51,7 +54,7 @@ fn case(kind: Kind, ([ranks, n, cols], room): Shape) -> Case {
     Case {
         dtype: Dtype::F32,
         shape: format!("{ranks} ranks of [{n}, {cols}], {room} at once"),
-        work: ROUNDS * ranks * values,
+        work: values,
         cost: Cost { bytes: (ROUNDS * 8 * ranks * values) as f64, flops: (ROUNDS * ranks * values) as f64 },
         config: plain_config(),
         prepare: Box::new(move |ops, seed| {
@@ -111,11 +114,11 @@ impl Instance for Exchange {
         }
     }
 
-    fn launch(&mut self, _: &mut CudaOps) -> Result<()> {
+    fn launch(&mut self, ops: &mut CudaOps) -> Result<()> {
         for _ in 0..ROUNDS {
             match self.kind {
-                Kind::Add => self.ranks.add(self.n, &mut self.part, &mut self.out)?,
-                Kind::Gather => self.ranks.gather(self.n, &self.part, &mut self.out)?,
+                Kind::Add => ops.add_all_ranks(&mut self.ranks, self.n, &mut self.part, &mut self.out)?,
+                Kind::Gather => ops.gather_all_ranks(&mut self.ranks, self.n, &self.part, &mut self.out)?,
             }
         }
         Ok(())
@@ -129,5 +132,10 @@ impl Instance for Exchange {
             findings.same_bits("part", &self.part.to_host()?, &vec![0.0; self.of_part.len()]);
         }
         Ok(())
+    }
+
+    fn default_variant(&self) -> Option<&'static str> {
+        // The first of the table is for many values.
+        (self.kind == Kind::Add && self.of_part.len() < 1 << 16).then_some("plain")
     }
 }

@@ -107,9 +107,11 @@ impl RankThread {
         match receiver.recv_timeout(limit) {
             Ok(answer) => answer,
             Err(RecvTimeoutError::Disconnected) => Err(self.gone()),
-            Err(RecvTimeoutError::Timeout) => {
-                Err(Error::Device(format!("rank {} gives no answer for {} s", self.rank, limit.as_secs_f32())))
-            }
+            Err(RecvTimeoutError::Timeout) => Err(Error::Device(format!(
+                "rank {} gives no answer for {} s",
+                self.rank,
+                limit.as_secs_f32()
+            ))),
         }
     }
 
