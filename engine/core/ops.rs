@@ -12,10 +12,11 @@
 pub mod experts;
 pub mod hybrid;
 pub mod parts;
+pub mod ranks;
 
 use crate::batch::{Batch, BatchLimits};
 use crate::config::{Config, LinearSizes};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kv_layout::KvLayout;
 use crate::rope::Rotation;
 use crate::sampler::SamplingRow;
@@ -23,6 +24,7 @@ use crate::weights::Matrix;
 use experts::ExpertOps;
 use hybrid::HybridOps;
 use parts::{AttentionIn, Experts, LayerNorm, Linear, MlpIn, Norm, NormMatmul, QkNorm, RmsNorm};
+use ranks::RankOps;
 
 /// What an implementation of [`Ops`] must know of the model and of the largest batch before the first operation.
 #[derive(Clone, Debug, PartialEq)]
@@ -132,7 +134,7 @@ pub enum Work {
 }
 
 /// The operations of a decoder on one device.
-pub trait Ops: HybridOps + ExpertOps {
+pub trait Ops: HybridOps + ExpertOps + RankOps {
     // Memory, at start-up.
 
     /// Allocates a zeroed `[rows, cols]`.
@@ -260,28 +262,21 @@ pub trait Ops: HybridOps + ExpertOps {
         out: &mut Self::Tensor,
     ) -> Result<()>;
 
-    // Of a device that is a rank of several, which all call these in the same order, with the same shapes.
-
-    /// `x += Σ part_r` over the ranks `r`, in their order, so that all have the same bits; `part`, this rank's, is 0 then, its rows up to
-    /// `rows.padded` too: `[n, cols]`.
+    /// As [`Ops::matmul_add`], of a weight of which each rank has some columns: the sum over all of them is added. `part` is 0 where operations
+    /// add to it, but for [`RankOps::add_ranks`] and this one.
     ///
     /// # Errors
-    /// [`Error::Request`] where there is one rank; [`Error::Device`] from the device.
-    fn add_ranks(
+    /// As [`RankOps::add_ranks`].
+    fn matmul_add_ranks(
         &mut self,
-        _rows: Rows<Self::Batch>,
-        _part: &mut Self::Tensor,
-        _x: &mut Self::Tensor,
+        rows: Rows<Self::Batch>,
+        x: &Self::Activation,
+        weight: &Self::Weight,
+        part: &mut Self::Tensor,
+        out: &mut Self::Tensor,
     ) -> Result<()> {
-        Err(Error::Request("this device is no rank of several".into()))
-    }
-
-    /// The columns of all ranks side by side: `[n, cols] -> [n, ranks * cols]`.
-    ///
-    /// # Errors
-    /// As [`Ops::add_ranks`].
-    fn gather_ranks(&mut self, _n: usize, _part: &Self::Tensor, _out: &mut Self::Tensor) -> Result<()> {
-        Err(Error::Request("this device is no rank of several".into()))
+        self.matmul_add(rows, x, weight, part)?;
+        self.add_ranks(rows, part, out)
     }
 
     /// `x[i] += bias`: `[n, cols]`.

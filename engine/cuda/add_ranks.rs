@@ -58,22 +58,22 @@ fn preferred(count: usize) -> Option<&'static str> {
     (count < MANY).then_some("plain")
 }
 
-/// `x += Σ part_r` over the ranks; `part`, this rank's, is 0 then: the first `n` rows of `[rows, cols]`; of `part` the first `padded`
-/// become 0. Where all ranks are on this device each tensor has `n` rows of all of them, one rank's below the other's.
+/// `x += Σ part_r` over the ranks: the first `n` rows of `[rows, cols]`; of `part`, this rank's, the first `zeros` rows are 0 then, and others may
+/// be. Where all ranks are on this device each tensor has `n` rows of all of them, one rank's below the other's, and all become 0.
 pub(super) fn add_ranks(
     device: &Device,
     choice: &KernelChoice,
     ranks: &mut Ranks,
-    [n, padded]: [usize; 2],
+    [n, zeros]: [usize; 2],
     part: &mut Tensor,
     x: &mut Tensor,
 ) -> Result<()> {
     let cols = x.cols;
     let of_launch = ranks.of_launch() * n;
     x.expect(OP, "x", of_launch, cols)?;
-    let padded = if ranks.of_launch() > 1 { n } else { padded.max(n) };
-    part.expect(OP, "part", of_launch.max(padded), cols)?;
-    let (count, zeros) = (n * cols, padded * cols);
+    let zeros = if ranks.of_launch() > 1 { n } else { zeros };
+    part.expect(OP, "part", of_launch.max(zeros), cols)?;
+    let (count, zeros) = (n * cols, zeros * cols);
     // Whatever the variant: slots are in whole groups of values.
     let room = if ranks.room() < 4 { ranks.room() } else { ranks.room() / 4 * 4 };
     for begin in (0..count).step_by(room) {
@@ -83,7 +83,7 @@ pub(super) fn add_ranks(
             num_ranks: ranks.num_ranks(),
             first_rank: ranks.first_rank(),
             count: values as u64,
-            zeros: if is_last { (zeros - begin) as u64 } else { values as u64 },
+            zeros: zeros.saturating_sub(begin).min(if is_last { usize::MAX } else { values }) as u64,
             stride: count as u64,
             room: ranks.room() as u64,
             limit: ranks.limit(),

@@ -6,6 +6,7 @@ mod load;
 mod mixture;
 mod operations;
 mod range;
+mod ranks;
 
 use crate::batch::{self, CudaBatch};
 use crate::config::Config;

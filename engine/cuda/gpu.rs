@@ -16,7 +16,7 @@ use cust::memory::{AsyncCopyDestination, DeviceBuffer, DevicePointer, DeviceSlic
 use cust::module::Module;
 use cust::stream::Stream;
 use cust::sys::{self, CUfunction, CUfunction_attribute, CUjit_option, CUstream};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::{CStr, CString, c_int, c_void};
@@ -54,6 +54,8 @@ pub(super) struct Gpu {
     is_hopper: bool,
     /// Those of devices whose memory kernels here reach.
     peers: RefCell<Vec<Context>>,
+    /// What is queued is recorded.
+    is_recording: Cell<bool>,
     context: Context,
 }
 
@@ -71,6 +73,7 @@ impl Gpu {
             ptx,
             is_hopper,
             peers: RefCell::default(),
+            is_recording: Cell::new(false),
             context,
         };
         if let Some(kernel) = gpu.ptx.shortest_entry() {
@@ -115,6 +118,11 @@ impl Gpu {
 
     pub(super) fn stream(&self) -> &Stream {
         &self.stream
+    }
+
+    /// Says that what is queued from now on is recorded, or no longer.
+    pub(super) fn set_recording(&self, is_recording: bool) {
+        self.is_recording.set(is_recording);
     }
 
     pub(super) fn synchronize(&self) -> Result<()> {
@@ -173,7 +181,7 @@ impl Gpu {
             Entry::Vacant(place) => {
                 // Loading may wait until the device is idle, with a lock of the driver that another device's thread needs for what
                 // this one's kernels wait for.
-                if !self.peers.borrow().is_empty() {
+                if !self.peers.borrow().is_empty() && !self.is_recording.get() {
                     self.synchronize()?;
                 }
                 let start = Instant::now();

@@ -9,6 +9,7 @@ use crate::ops::hybrid::{CausalConv, DeltaNet, DeltaRule, Gate, HybridOps};
 use crate::ops::parts::{
     AttentionIn, Experts, LayerNorm, Linear, MlpIn, Norm, NormMatmul, QkNorm, RmsNorm, Router,
 };
+use crate::ops::ranks::RankOps;
 use crate::ops::{Ops, Rows, Stacked, Types};
 use crate::sampler::SamplingRow;
 use crate::weights::Matrix;
@@ -234,6 +235,13 @@ impl<O: Ops> ExpertOps for TimedOps<O> {
     }
 }
 
+impl<O: Ops> RankOps for TimedOps<O> {
+    timed! {
+        "add_ranks": add_ranks(rows: Rows<O::Batch>, part: &mut O::Tensor, x: &mut O::Tensor);
+        "gather_ranks": gather_ranks(n: usize, part: &O::Tensor, out: &mut O::Tensor);
+    }
+}
+
 impl<O: Ops> Ops for TimedOps<O> {
     untimed! {
         new_tensor(rows: usize, cols: usize) -> Result<O::Tensor>;
@@ -267,8 +275,6 @@ impl<O: Ops> Ops for TimedOps<O> {
         "layer_norm": layer_norm(n: usize, x: &O::Tensor, norm: &LayerNorm<O::Vector>, out: &mut O::Activation);
         "matmul": matmul(n: usize, x: &O::Activation, weight: &O::Weight, out: &mut O::Tensor);
         "matmul_add": matmul_add(rows: Rows<O::Batch>, x: &O::Activation, weight: &O::Weight, out: &mut O::Tensor);
-        "add_ranks": add_ranks(rows: Rows<O::Batch>, part: &mut O::Tensor, x: &mut O::Tensor);
-        "gather_ranks": gather_ranks(n: usize, part: &O::Tensor, out: &mut O::Tensor);
         "add_bias": add_bias(n: usize, bias: &O::Vector, x: &mut O::Tensor);
         "matmul": matmul_rounded(n: usize, x: &O::Activation, weight: &O::Weight, out: &mut O::Activation);
         "bias_rope_kv": bias_rope_kv(

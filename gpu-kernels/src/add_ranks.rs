@@ -11,7 +11,7 @@ use crate::{
     vector::Group,
 };
 
-/// `x[i] += Σ part_r[i]` over the ranks `r`, in their order; `part[i] = 0`.
+/// `x[i] += Σ part_r[i]` over the ranks `r`, in their order; then `part[i] = 0` for the first `i`.
 #[kernel_args]
 pub struct AddRanks {
     pub num_ranks: u32,
@@ -19,7 +19,7 @@ pub struct AddRanks {
     pub first_rank: u32,
     /// Values that are added up.
     pub count: u64,
-    /// Values of `part` that are set to 0, at least `count`.
+    /// Values of `part` that are set to 0 at least: fewer than `count`, or more.
     pub zeros: u64,
     /// From one rank's values to those of the next one of the launch.
     pub stride: u64,
@@ -35,7 +35,7 @@ pub struct AddRanks {
     pub control: *mut u32,
     /// u32 `[1]`
     pub given_up: *mut u32,
-    /// f32 `[zeros]` of each rank of the launch
+    /// f32 `[max(count, zeros)]` of each rank of the launch
     pub part: *mut f32,
     /// f32 `[count]` of each rank of the launch
     pub x: *mut f32,
@@ -82,9 +82,11 @@ pub unsafe fn plain(a: AddRanks) {
                 sum += if r == exchange.rank { *part.add(i) } else { exchange.hear(r, i, &mut is_over) };
             });
             *x.add(i) = sum + *x.add(i);
-            *part.add(i) = 0.0;
+            if (i as u64) < a.zeros {
+                *part.add(i) = 0.0;
+            }
         });
-        stride_loop(a.zeros - a.count, |i| *part.add(a.count as usize + i) = 0.0);
+        clear_behind(a, part);
         exchange.end(thread::grid_dim_x());
     }
 }
@@ -104,49 +106,58 @@ pub unsafe fn bulk(a: AddRanks) {
         let chunks = a.count.div_ceil(u64::from(CHUNK)) as usize;
         let (blocks, block) = (thread::grid_dim_x() as usize, thread::block_idx_x() as usize);
         let groups = a.count as usize / 4;
-        let tell = |chunk: usize| {
-            for_groups(chunk, groups, |i| {
-                let values: [f32; 4] = f32::load_group(part.add(i));
-                exchange.for_others(|reader| {
-                    f32::store_group(exchange.slot(reader, exchange.rank).cast::<f32>().add(i), values);
-                });
-            });
-            exchange.tell_chunk(chunk);
-        };
         let mut is_over = false;
-        let mut told = block;
-        repeat(AHEAD, |_| {
+        // Of the block's chunks, one beside the other, which is written and which is added up.
+        let (mut told, mut heard) = (block, block);
+        let mut ahead = 0;
+        while heard < chunks {
             if told < chunks {
-                tell(told);
+                for_groups(told, groups, |i| {
+                    let values: [f32; 4] = f32::load_group(part.add(i));
+                    exchange.for_others(|reader| {
+                        f32::store_group(exchange.slot(reader, exchange.rank).cast::<f32>().add(i), values);
+                    });
+                });
+                exchange.tell_chunk(told);
+                told += blocks;
             }
-            told += blocks;
-        });
-        let mut chunk = block;
-        while chunk < chunks {
-            if told < chunks {
-                tell(told);
+            if ahead < AHEAD {
+                ahead += 1;
+                continue;
             }
-            told += blocks;
-            exchange.hear_chunk(chunk, &mut is_over);
-            for_groups(chunk, groups, |i| {
+            exchange.hear_chunk(heard, &mut is_over);
+            for_groups(heard, groups, |i| {
                 let mut sum = [0.0; 4];
                 repeat(a.num_ranks as usize, |r| {
                     let r = r as u32;
                     let slot = exchange.slot(exchange.rank, r).cast::<f32>().add(i);
-                    let values: [f32; 4] =
-                        f32::load_group(if r == exchange.rank { part.add(i) } else { slot });
+                    let from = if r == exchange.rank { part.add(i) } else { slot };
+                    let values: [f32; 4] = f32::load_group(from);
                     repeat(4, |j| sum[j] += values[j]);
                 });
                 let before: [f32; 4] = f32::load_group(x.add(i));
                 repeat(4, |j| sum[j] += before[j]);
                 f32::store_group(x.add(i), sum);
-                f32::store_group(part.add(i), [0.0; 4]);
+                if (i as u64) < a.zeros {
+                    f32::store_group(part.add(i), [0.0; 4]);
+                }
             });
-            chunk += blocks;
+            heard += blocks;
         }
-        stride_loop(a.zeros - a.count, |i| *part.add(a.count as usize + i) = 0.0);
+        clear_behind(a, part);
         exchange.end(thread::grid_dim_x());
     }
+}
+
+/// Sets what is to be 0 behind the values that are added up.
+///
+/// # Safety
+/// As for the kernels.
+#[device]
+#[inline(always)]
+unsafe fn clear_behind(a: AddRanks, part: *mut f32) {
+    // SAFETY: values belong to one thread.
+    stride_loop(a.zeros.saturating_sub(a.count), |i| unsafe { *part.add(a.count as usize + i) = 0.0 });
 }
 
 /// Chunks that a block writes ahead of the one that it adds up.

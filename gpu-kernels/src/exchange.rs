@@ -13,7 +13,7 @@ use cuda_std::prelude::*;
 #[device]
 use crate::grid::{is_last_block, repeat};
 #[device]
-use cuda_std::atomic::{AtomicWord, Ordering, Scope, fence};
+use cuda_std::atomic::{AtomicWord, Ordering, Scope};
 
 /// Threads of a block.
 pub const BLOCK_SIZE: u32 = 256;
@@ -140,7 +140,6 @@ impl Exchange {
         if reader < self.num_ranks && reader != self.rank {
             // SAFETY: the caller's promise.
             unsafe {
-                fence(Ordering::AcqRel, Scope::System);
                 let place = self.number_of(reader, self.rank, chunk);
                 u32::store(place, self.number, Ordering::Release, Scope::System);
             }

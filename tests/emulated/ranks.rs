@@ -10,6 +10,7 @@ use qernel::error::Error;
 use qernel::formats::MatrixFormat;
 use qernel::load::{DeviceChoice, DraftChoice, RunnerOptions, open_runner};
 use qernel::model::Runner;
+use qernel::ops::ranks::RankOps;
 use qernel::ops::{Ops, OpsConfig, Rows};
 use qernel::sampler::SamplingParams;
 use qernel::testing::TinyModel;

@@ -143,8 +143,8 @@ pub struct Scratch<T: Types> {
     pub gate: Option<T::Tensor>,
     /// `None` where no layer is of linear attention.
     pub delta: Option<DeltaScratch<T>>,
-    /// This rank's part of what a layer adds to the residual stream, `[max_num_tokens, hidden_size]`, 0 in between; `None` where there is
-    /// one rank.
+    /// This rank's part of what a layer adds to the residual stream, `[max_num_tokens, hidden_size]`, 0 where operations add to it; `None`
+    /// where there is one rank.
     pub of_rank: Option<T::Tensor>,
 }
 
@@ -191,8 +191,7 @@ pub fn normalise<O: Ops>(
     }
 }
 
-/// `x += input · weightᵀ + bias`, what a layer adds to the residual stream: `[n, in_features] -> [n, hidden_size]`. With `of_rank`, which
-/// is 0, each rank has some columns of the weight, and the product is the sum over all of them.
+/// `x += input · weightᵀ + bias`, what a layer adds to the residual stream: `[n, in_features] -> [n, hidden_size]`. With `of_rank` each rank has some columns of the weight, and the product is the sum over all of them.
 ///
 /// # Errors
 /// What the device says.
@@ -206,10 +205,7 @@ pub fn add_projection<O: Ops>(
 ) -> Result<()> {
     match of_rank {
         None => ops.matmul_add(rows, input, &part.weight, x)?,
-        Some(of_rank) => {
-            ops.matmul_add(rows, input, &part.weight, of_rank)?;
-            ops.add_ranks(rows, of_rank, x)?;
-        }
+        Some(of_rank) => ops.matmul_add_ranks(rows, input, &part.weight, of_rank, x)?,
     }
     part.bias.as_ref().map_or(Ok(()), |bias| ops.add_bias(rows.n, bias, x))
 }

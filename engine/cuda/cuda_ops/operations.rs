@@ -15,8 +15,8 @@ use crate::units::UnitMatrix;
 use crate::weight::{Run, Values, Weight};
 use crate::weights::Matrix;
 use crate::{
-    add_bias, add_positions, add_ranks, bias_rope_kv, cublas, embed, fused, gate_rows, gather_ranks,
-    gather_rows, graph, layer_norm, matmul, precise_dtype, quantise_kv, read_bandwidth, rms_norm,
+    add_bias, add_positions, bias_rope_kv, cublas, embed, fused, gate_rows, gather_rows, graph, layer_norm,
+    matmul, precise_dtype, quantise_kv, read_bandwidth, rms_norm,
 };
 use qernel_core::batch::{Batch, BatchLimits};
 use qernel_core::sampler::SamplingRow;
@@ -131,14 +131,15 @@ impl Ops for CudaOps {
         add_bias::add_bias(&self.device, n, bias, x)
     }
 
-    fn add_ranks(&mut self, rows: Rows<CudaBatch>, part: &mut Tensor, x: &mut Tensor) -> Result<()> {
-        let ranks = self.ranks.as_mut().ok_or_else(no_ranks)?;
-        add_ranks::add_ranks(&self.device, &self.choice, ranks, [rows.n, rows.padded], part, x)
-    }
-
-    fn gather_ranks(&mut self, n: usize, part: &Tensor, out: &mut Tensor) -> Result<()> {
-        let ranks = self.ranks.as_mut().ok_or_else(no_ranks)?;
-        gather_ranks::gather_ranks(&self.device, ranks, n, part, out)
+    fn matmul_add_ranks(
+        &mut self,
+        rows: Rows<CudaBatch>,
+        x: &Activation,
+        weight: &Weight,
+        part: &mut Tensor,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        self.add_products_of_ranks(rows, x, weight, part, out)
     }
 
     fn bias_gelu(
@@ -455,16 +456,5 @@ impl Ops for CudaOps {
             return Ok(None);
         }
         read_bandwidth::read_bandwidth_of(&self.device, &self.loaded).map(Some)
-    }
-}
-
-fn no_ranks() -> Error {
-    Error::Request("the operations were made for a device that computes alone".into())
-}
-
-impl CudaOps {
-    /// Refuses what was computed where a rank has not heard from another.
-    fn expect_all_ranks(&self) -> Result<()> {
-        self.ranks.as_ref().map_or(Ok(()), |ranks| ranks.expect_all())
     }
 }
