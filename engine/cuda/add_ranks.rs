@@ -2,7 +2,7 @@
 
 use super::device::{Dependent, Device};
 use super::launch::{always, launch};
-use super::ranks::Ranks;
+use super::ranks::{MANY, Ranks, Room};
 use super::tensor::Tensor;
 use super::variant::{KernelChoice, select, variants};
 use crate::error::Result;
@@ -11,14 +11,15 @@ use gpu_kernels::add_ranks::*;
 
 const OP: &str = "add_ranks";
 
-/// From so many values on numbers of their own cost less than those of all values: 256 KiB.
-const MANY: usize = 1 << 16;
-
 pub(super) struct Case {
     arguments: AddRanksArgs,
     /// Grids of blocks that take a value a thread, and a chunk at a time.
     grids: [LaunchConfig; 2],
 }
+
+/// Tells chunks, or words.
+const BULK: &str = "bulk";
+const PLAIN: &str = "plain";
 
 /// How a variant is launched.
 type Launch = unsafe fn(&Device, &Case) -> Result<()>;
@@ -36,26 +37,26 @@ unsafe fn launch_one(
 }
 
 variants! { Case, Launch;
-    "bulk" [bulk]: groups_of_4 => |device, case| unsafe { launch_one(device, case, bulk(), 1) };
-    "plain" [plain]: always => |device, case| unsafe { launch_one(device, case, plain(), 0) };
+    BULK [bulk]: groups_of_4 => |device, case| unsafe { launch_one(device, case, bulk(), 1) };
+    PLAIN [plain]: always => |device, case| unsafe { launch_one(device, case, plain(), 0) };
 }
 
 fn groups_of_4(case: &Case) -> Result<(), &'static str> {
-    let AddRanksArgs { count, stride, num_ranks, room, .. } = case.arguments;
+    let AddRanksArgs { count, stride, num_ranks, chunks, .. } = case.arguments;
     if num_ranks > BLOCK_SIZE {
         Err("there are more ranks than threads of a block")
     } else if !count.is_multiple_of(4) || !stride.is_multiple_of(4) {
         Err("the number of values is not a multiple of 4")
-    } else if !room.is_multiple_of(2) {
-        Err("slots are not aligned to 16 bytes")
+    } else if chunks == 0 {
+        Err("slots have no room for chunks")
     } else {
         Ok(())
     }
 }
 
-/// The variant for so many values, where nobody asks for another.
-fn preferred(count: usize) -> Option<&'static str> {
-    (count < MANY).then_some("plain")
+/// The variant for so many values, where nobody asks for another, with slots of so many chunks.
+fn preferred(count: usize, chunks: usize) -> &'static str {
+    if count < MANY || !count.is_multiple_of(4) || chunks == 0 { PLAIN } else { BULK }
 }
 
 /// `x += Σ part_r` over the ranks: the first `n` rows of `[rows, cols]`; of `part`, this rank's, the first `zeros` rows are 0 then, and others may
@@ -74,8 +75,9 @@ pub(super) fn add_ranks(
     let zeros = if ranks.of_launch() > 1 { n } else { zeros };
     part.expect(OP, "part", of_launch.max(zeros), cols)?;
     let (count, zeros) = (n * cols, zeros * cols);
-    // Whatever the variant: slots are in whole groups of values.
-    let room = if ranks.room() < 4 { ranks.room() } else { ranks.room() / 4 * 4 };
+    let Room { words, chunks } = ranks.room();
+    let wanted = choice.get(OP).unwrap_or(preferred(count, chunks));
+    let room = if wanted == PLAIN { words } else { chunks.max(1) * CHUNK as usize };
     for begin in (0..count).step_by(room) {
         let values = (count - begin).min(room);
         let is_last = begin + values == count;
@@ -85,7 +87,8 @@ pub(super) fn add_ranks(
             count: values as u64,
             zeros: zeros.saturating_sub(begin).min(if is_last { usize::MAX } else { values }) as u64,
             stride: count as u64,
-            room: ranks.room() as u64,
+            room: words as u64,
+            chunks: chunks as u64,
             limit: ranks.limit(),
             peers: ranks.peers(),
             slots: ranks.slots(),
@@ -96,8 +99,8 @@ pub(super) fn add_ranks(
         };
         let grids = [BLOCK_SIZE, CHUNK].map(|of_block| ranks.config(device, values, of_block));
         let case = Case { arguments, grids };
-        let variant = select(OP, VARIANTS, &case, choice.get(OP).or(preferred(values)))?;
-        // SAFETY: the grids are ones that run at once; `part` and `x` have the rows, checked above, slots have `room` words, and all
+        let variant = select(OP, VARIANTS, &case, Some(wanted))?;
+        // SAFETY: the grids are ones that run at once; `part` and `x` have the rows, checked above, slots have room for them, and all
         // ranks come here with the same shapes.
         unsafe { (variant.launch)(device, &case)? }
     }
@@ -110,7 +113,8 @@ mod tests {
 
     #[test]
     fn a_step_of_few_rows_tells_each_value_its_number() {
-        assert_eq!((preferred(3584), preferred(MANY - 1)), (Some("plain"), Some("plain")));
-        assert_eq!(preferred(2048 * 3584), None);
+        assert_eq!([preferred(3584, 9), preferred(MANY - 1, 9)], [PLAIN; 2]);
+        assert_eq!(preferred(2048 * 3584, 9), BULK);
+        assert_eq!([preferred(MANY + 1, 9), preferred(MANY, 0)], [PLAIN; 2]);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::device::{Dependent, Device};
 use super::launch::{dimension, launch};
-use super::ranks::Ranks;
+use super::ranks::{Ranks, Room};
 use super::tensor::Tensor;
 use super::variant::Operation;
 use crate::error::Result;
@@ -29,8 +29,9 @@ pub(super) fn gather_ranks(
     part.expect(OP, "part", rows, cols)?;
     out.expect(OP, "out", rows, ranks.num_ranks() as usize * cols)?;
     let count = dimension(OP, n * cols)? as usize;
-    for begin in (0..count).step_by(ranks.room()) {
-        let values = (count - begin).min(ranks.room());
+    let Room { words, chunks } = ranks.room();
+    for begin in (0..count).step_by(words) {
+        let values = (count - begin).min(words);
         let arguments = GatherRanksArgs {
             num_ranks: ranks.num_ranks(),
             first_rank: ranks.first_rank(),
@@ -38,7 +39,8 @@ pub(super) fn gather_ranks(
             begin: begin as u32,
             count: values as u64,
             stride: count as u64,
-            room: ranks.room() as u64,
+            room: words as u64,
+            chunks: chunks as u64,
             limit: ranks.limit(),
             peers: ranks.peers(),
             slots: ranks.slots(),

@@ -9,34 +9,56 @@ use super::memory::{DeviceBuffer, PinnedBuffer};
 use crate::config::Config;
 use crate::error::Result;
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
-use gpu_kernels::exchange::{BLOCK_SIZE, CONTROL_WORDS, rank_words};
+use gpu_kernels::exchange::{BLOCK_SIZE, CHUNK, CONTROL_WORDS, rank_words};
 use group::Place;
 use qernel_core::batch::BatchLimits;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Words that the slots of a rank have at most, those of all ranks and both sets together: 256 MiB. What is more is told in several
-/// exchanges.
-const MOST_WORDS: usize = 32 << 20;
+/// From so many values on numbers of their own cost less in chunks: 256 KiB.
+pub(super) const MANY: usize = 1 << 16;
 
-/// Words of a slot of this model: one for each value of a step, as far as there is room.
-fn room(config: &Config, limits: &BatchLimits) -> usize {
-    let of_layers = limits.max_num_tokens.saturating_mul(config.hidden_size);
-    let all = of_layers.max(limits.max_num_logits.saturating_mul(config.head_rows()));
-    all.next_multiple_of(4).clamp(4, MOST_WORDS / (2 * config.tensor_parallel_size))
+/// Words of a slot at most. What is more is told in several exchanges, as are chunks.
+const MOST_WORDS: usize = 1 << 18;
+
+/// Values that the chunks of a rank have at most, those of all slots together: 256 MiB.
+const MOST_VALUES: usize = 64 << 20;
+
+/// What a slot has room for.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    pub words: usize,
+    /// Of [`CHUNK`] values.
+    pub chunks: usize,
 }
 
-/// Blocks that a multiprocessor runs at once of those that tell and hear, at least.
-const BLOCKS_PER_MULTIPROCESSOR: usize = 4;
+impl Room {
+    /// For the steps of this model: a word for each value of a step of few, and chunks for those of many.
+    fn of(config: &Config, limits: &BatchLimits) -> Self {
+        let of_step = limits.max_num_tokens.saturating_mul(config.hidden_size);
+        let of_logits = limits.max_num_logits.saturating_mul(config.head_rows());
+        let most = MOST_VALUES / (2 * config.tensor_parallel_size * CHUNK as usize);
+        let chunks = if of_step < MANY { 0 } else { of_step.div_ceil(CHUNK as usize).min(most) };
+        Self { words: of_step.min(MANY).max(of_logits).clamp(1, MOST_WORDS), chunks }
+    }
+
+    /// Words of a rank's memory.
+    fn rank_words(self, num_ranks: usize) -> usize {
+        rank_words(num_ranks, self.words, self.chunks)
+    }
+}
 
 /// Bytes that a rank takes for what others tell it.
 pub fn ranks_bytes(config: &Config, limits: &BatchLimits) -> usize {
     match config.tensor_parallel_size {
         1 => 0,
-        ranks => rank_words(ranks, room(config, limits)) * size_of::<u64>(),
+        ranks => Room::of(config, limits).rank_words(ranks) * size_of::<u64>(),
     }
 }
+
+/// Blocks that a multiprocessor runs at once of those that tell and hear, at least.
+const BLOCKS_PER_MULTIPROCESSOR: usize = 4;
 
 /// The word that says a wait was given up, in host memory that all devices reach.
 enum Word {
@@ -70,7 +92,7 @@ pub struct Ranks {
     first_rank: usize,
     /// Ranks on this device: 1, or all.
     of_launch: usize,
-    room: usize,
+    room: Room,
     limit: Duration,
     given_up: u64,
     control: DeviceBuffer<u32>,
@@ -94,7 +116,7 @@ impl Ranks {
         config: &Config,
         limits: &BatchLimits,
     ) -> Result<Self> {
-        let mut ranks = Self::new(device, group.num_ranks(), 1, room(config, limits), group.limit())?;
+        let mut ranks = Self::new(device, group.num_ranks(), 1, Room::of(config, limits), group.limit())?;
         ranks.first_rank = rank;
         if rank == 0 {
             ranks.given_up = ranks.word.insert(Word::new(device)?).address()?;
@@ -119,16 +141,11 @@ impl Ranks {
     ///
     /// # Errors
     /// [`Error::Memory`], [`Error::Device`].
-    pub fn on_one_device(
-        device: &Rc<Device>,
-        num_ranks: usize,
-        room: usize,
-        limit: Duration,
-    ) -> Result<Self> {
+    pub fn on_one_device(device: &Rc<Device>, num_ranks: usize, room: Room, limit: Duration) -> Result<Self> {
         let mut ranks = Self::new(device, num_ranks, num_ranks, room, limit)?;
         ranks.given_up = ranks.word.insert(Word::new(device)?).address()?;
         let first = ranks.slots().as_raw();
-        let bytes = (rank_words(num_ranks, room) * size_of::<u64>()) as u64;
+        let bytes = (room.rank_words(num_ranks) * size_of::<u64>()) as u64;
         let addresses: Vec<u64> = (0..num_ranks as u64).map(|rank| first + rank * bytes).collect();
         ranks.peers.write(0, &addresses)?;
         Ok(ranks)
@@ -138,7 +155,7 @@ impl Ranks {
         device: &Rc<Device>,
         num_ranks: usize,
         of_launch: usize,
-        room: usize,
+        room: Room,
         limit: Duration,
     ) -> Result<Self> {
         let words = CONTROL_WORDS as usize;
@@ -152,7 +169,7 @@ impl Ranks {
             given_up: 0,
             control: DeviceBuffer::from_slice(device, &control)?,
             peers: DeviceBuffer::zeroed(device, num_ranks)?,
-            slots: Some(DeviceBuffer::zeroed(device, of_launch * rank_words(num_ranks, room))?),
+            slots: Some(DeviceBuffer::zeroed(device, of_launch * room.rank_words(num_ranks))?),
             word: None,
             group: None,
             device: device.clone(),
@@ -196,7 +213,7 @@ impl Ranks {
         self.of_launch
     }
 
-    pub(super) fn room(&self) -> usize {
+    pub(super) fn room(&self) -> Room {
         self.room
     }
 

@@ -23,11 +23,13 @@ pub struct AddRanks {
     pub zeros: u64,
     /// From one rank's values to those of the next one of the launch.
     pub stride: u64,
-    /// Words of a slot, at least `count`; for `bulk` half as many.
+    /// Words of a slot, at least `count` for kernels that tell words.
     pub room: u64,
+    /// Chunks of a slot, at least `count / CHUNK` for those that tell chunks.
+    pub chunks: u64,
     /// Nanoseconds that a value is waited for.
     pub limit: u64,
-    /// u64 `[num_ranks]`: where the memory of each rank is, u64 `[rank_words(num_ranks, room)]`
+    /// u64 `[num_ranks]`: where the memory of each rank is, u64 `[rank_words(num_ranks, room, chunks)]`
     pub peers: *const u64,
     /// Those of this rank, or of all ranks of the launch.
     pub slots: *mut u64,
@@ -56,7 +58,7 @@ unsafe fn begin(a: AddRanks) -> (Exchange, *mut f32, *mut f32) {
     // SAFETY: the caller's promise.
     unsafe {
         let control = a.control.add((of_launch * CONTROL_WORDS) as usize);
-        let exchange = Exchange::new(ranks, [a.room, a.limit], a.peers, control, a.given_up);
+        let exchange = Exchange::new(ranks, [a.room, a.chunks, a.limit], a.peers, control, a.given_up);
         let first = of_launch as usize * a.stride as usize;
         (exchange, a.part.add(first), a.x.add(first))
     }
@@ -97,7 +99,7 @@ pub unsafe fn plain(a: AddRanks) {
 /// that it adds up. Sums are those of [`plain`].
 ///
 /// # Safety
-/// As for [`plain`]; `count` is a multiple of 4 and `room` of 2, arrays are aligned to 16 bytes.
+/// As for [`plain`]; `count` is a multiple of 4, arrays are aligned to 16 bytes.
 #[kernel(E = [f32], name = "add_ranks_{E}_bulk", max_threads = 256)]
 pub unsafe fn bulk(a: AddRanks) {
     // SAFETY: values belong to one thread, and so do their places in slots; those of other ranks are read behind their numbers.
@@ -115,7 +117,7 @@ pub unsafe fn bulk(a: AddRanks) {
                 for_groups(told, groups, |i| {
                     let values: [f32; 4] = f32::load_group(part.add(i));
                     exchange.for_others(|reader| {
-                        f32::store_group(exchange.slot(reader, exchange.rank).cast::<f32>().add(i), values);
+                        f32::store_group(exchange.values(reader, exchange.rank).add(i), values);
                     });
                 });
                 exchange.tell_chunk(told);
@@ -130,7 +132,7 @@ pub unsafe fn bulk(a: AddRanks) {
                 let mut sum = [0.0; 4];
                 repeat(a.num_ranks as usize, |r| {
                     let r = r as u32;
-                    let slot = exchange.slot(exchange.rank, r).cast::<f32>().add(i);
+                    let slot = exchange.values(exchange.rank, r).add(i);
                     let from = if r == exchange.rank { part.add(i) } else { slot };
                     let values: [f32; 4] = f32::load_group(from);
                     repeat(4, |j| sum[j] += values[j]);

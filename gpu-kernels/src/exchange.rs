@@ -23,15 +23,16 @@ pub const CONTROL_WORDS: u32 = 64;
 /// Values of a chunk.
 pub const CHUNK: u32 = 4096;
 
-/// Words of 8 bytes that are a rank's memory, where slots have `room` words: two sets of slots, one for each rank that writes, and as many
-/// arrays of u32 with the numbers of their chunks. Even, so that what follows is aligned to 16 bytes.
-pub const fn rank_words(num_ranks: usize, room: usize) -> usize {
-    (2 * num_ranks * room + num_ranks * chunks_of_slot(room)).next_multiple_of(2)
+/// Words of 8 bytes that are a rank's memory. It has two sets of slots, one for each rank that writes, thrice: `room` words a slot; then u32
+/// for the numbers of `chunks` chunks; then f32 for their values. Words and values do not share memory: what a value left behind would
+/// look like the number of a word some day.
+pub const fn rank_words(num_ranks: usize, room: usize, chunks: usize) -> usize {
+    first_value(num_ranks, room, chunks) + num_ranks * chunks * CHUNK as usize
 }
 
-/// Chunks of f32 that a slot of `room` words has.
-const fn chunks_of_slot(room: usize) -> usize {
-    (2 * room).div_ceil(CHUNK as usize)
+/// The word of a rank's memory that values begin at: even, so that they are aligned to 16 bytes.
+const fn first_value(num_ranks: usize, room: usize, chunks: usize) -> usize {
+    (2 * num_ranks * room + num_ranks * chunks).next_multiple_of(2)
 }
 
 /// Where the counter is.
@@ -48,8 +49,9 @@ const LOOKS: u32 = 1024;
 pub struct Exchange {
     pub num_ranks: u32,
     pub rank: u32,
-    /// Words of a slot.
+    /// Words of a slot, and chunks of one.
     pub room: u64,
+    pub chunks: u64,
     /// Nanoseconds that a value is waited for.
     pub limit: u64,
     /// Addresses of the ranks' memory, [`rank_words`] each.
@@ -71,14 +73,14 @@ impl Exchange {
     #[inline(always)]
     pub unsafe fn new(
         [num_ranks, rank]: [u32; 2],
-        [room, limit]: [u64; 2],
+        [room, chunks, limit]: [u64; 3],
         peers: *const u64,
         control: *mut u32,
         given_up: *mut u32,
     ) -> Self {
         // SAFETY: the caller's promise.
         let number = unsafe { u32::load(control, Ordering::Relaxed, Scope::Device) };
-        Self { num_ranks, rank, room, limit, peers, control, given_up, number }
+        Self { num_ranks, rank, room, chunks, limit, peers, control, given_up, number }
     }
 
     /// The memory of `reader`, and which of its slots `writer` writes in this exchange.
@@ -92,16 +94,16 @@ impl Exchange {
         (unsafe { *self.peers.add(reader as usize) } as *mut u64, slot as usize)
     }
 
-    /// The slot that `writer` writes for `reader`.
+    /// Word `i` that `writer` writes for `reader`.
     ///
     /// # Safety
-    /// Both are ranks.
+    /// Both are ranks, `i` is below `room`.
     #[inline(always)]
-    pub unsafe fn slot(&self, reader: u32, writer: u32) -> *mut u64 {
+    unsafe fn word(&self, reader: u32, writer: u32, i: usize) -> *mut u64 {
         // SAFETY: the caller's promise.
         unsafe {
             let (memory, slot) = self.place(reader, writer);
-            memory.add(slot * self.room as usize)
+            memory.add(slot * self.room as usize + i)
         }
     }
 
@@ -115,7 +117,21 @@ impl Exchange {
         unsafe {
             let (memory, slot) = self.place(reader, writer);
             let numbers = memory.add(2 * self.num_ranks as usize * self.room as usize).cast::<u32>();
-            numbers.add(slot * chunks_of_slot(self.room as usize) + chunk)
+            numbers.add(slot * self.chunks as usize + chunk)
+        }
+    }
+
+    /// The values of chunks that `writer` writes for `reader`, aligned to 16 bytes.
+    ///
+    /// # Safety
+    /// Both are ranks.
+    #[inline(always)]
+    pub unsafe fn values(&self, reader: u32, writer: u32) -> *mut f32 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (memory, slot) = self.place(reader, writer);
+            let first = first_value(self.num_ranks as usize, self.room as usize, self.chunks as usize);
+            memory.add(first).cast::<f32>().add(slot * self.chunks as usize * CHUNK as usize)
         }
     }
 
@@ -174,7 +190,7 @@ impl Exchange {
         let word = u64::from(self.number) << 32 | u64::from(value.to_bits());
         // SAFETY: the caller's promise.
         self.for_others(|reader| unsafe {
-            u64::store(self.slot(reader, self.rank).add(i), word, Ordering::Relaxed, Scope::System);
+            u64::store(self.word(reader, self.rank, i), word, Ordering::Relaxed, Scope::System);
         });
     }
 
@@ -187,7 +203,7 @@ impl Exchange {
     pub unsafe fn hear(&self, writer: u32, i: usize, is_over: &mut bool) -> f32 {
         // SAFETY: the caller's promise; a live word of this rank's slots.
         let value = unsafe {
-            let place = self.slot(self.rank, writer).add(i);
+            let place = self.word(self.rank, writer, i);
             self.wait(writer, is_over, || {
                 let word = u64::load(place, Ordering::Relaxed, Scope::System);
                 ((word >> 32) as u32 == self.number).then_some(word as u32)

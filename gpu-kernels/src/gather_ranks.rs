@@ -22,11 +22,12 @@ pub struct GatherRanks {
     pub count: u64,
     /// From one rank's values of `part` to those of the next one of the launch.
     pub stride: u64,
-    /// Words of a slot, at least `count`.
+    /// Words of a slot, at least `count`; chunks of one.
     pub room: u64,
+    pub chunks: u64,
     /// Nanoseconds that a value is waited for.
     pub limit: u64,
-    /// u64 `[num_ranks]`: where the memory of each rank is, u64 `[rank_words(num_ranks, room)]`
+    /// u64 `[num_ranks]`: where the memory of each rank is, u64 `[rank_words(num_ranks, room, chunks)]`
     pub peers: *const u64,
     /// Those of this rank, or of all ranks of the launch.
     pub slots: *mut u64,
@@ -53,7 +54,7 @@ pub unsafe fn plain(a: GatherRanks) {
         let of_launch = thread::block_idx_y();
         let control = a.control.add((of_launch * CONTROL_WORDS) as usize);
         let ranks = [a.num_ranks, a.first_rank + of_launch];
-        let exchange = Exchange::new(ranks, [a.room, a.limit], a.peers, control, a.given_up);
+        let exchange = Exchange::new(ranks, [a.room, a.chunks, a.limit], a.peers, control, a.given_up);
         let first = of_launch as usize * a.stride as usize;
         let (part, out) = (a.part.add(first), a.out.add(first * a.num_ranks as usize));
         let begin = a.begin as usize;

@@ -191,8 +191,9 @@ fn error_of_a_lonely_rank(limit: Duration, instead: impl Fn(&Group) + Send + Syn
             drop(ops);
         });
         let mut ops = join(0);
-        joined.wait();
+        // From here on rank 1 does not free what rank 0 writes to.
         group.start();
+        joined.wait();
         let (mut part, mut x) = (ops.new_tensor(1, 8).unwrap(), ops.new_tensor(1, 8).unwrap());
         let batch = ops.new_batch(&LIMITS).unwrap();
         ops.add_ranks(Rows { batch: &batch, n: 1, padded: 1 }, &mut part, &mut x).unwrap();

@@ -32,6 +32,9 @@ struct State {
     failure: Option<String>,
 }
 
+/// How long loading is waited for, at most: files may come from a slow disk, and a rank that fails says so at once.
+const LOADING: Duration = Duration::from_secs(3600);
+
 /// Set in the word by the host.
 const FAILED: u32 = u32::MAX;
 
@@ -54,7 +57,7 @@ pub(super) fn given_up(who: u32, num_ranks: usize, limit: Duration) -> Error {
 }
 
 impl Group {
-    /// `num_ranks` ranks that wait no longer than `limit` for each other.
+    /// `num_ranks` ranks that wait no longer than `limit` for each other once all are loaded.
     pub fn new(num_ranks: usize, limit: Duration) -> Self {
         let state = State {
             places: vec![None; num_ranks],
@@ -81,7 +84,8 @@ impl Group {
 
     /// Waits until `ready` answers.
     fn wait<T>(&self, what: &str, ready: impl Fn(&State) -> Option<T>) -> Result<T> {
-        let end = Instant::now() + self.limit;
+        let limit = self.limit.max(LOADING);
+        let end = Instant::now() + limit;
         let mut state = self.state();
         loop {
             if let Some(why) = &state.failure {
@@ -95,7 +99,7 @@ impl Group {
                 return Err(Error::Device(format!(
                     "not all {} ranks have {what} within {} s",
                     self.num_ranks,
-                    self.limit.as_secs_f32()
+                    limit.as_secs_f32()
                 )));
             }
             state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;

@@ -1,6 +1,6 @@
 //! What ranks tell each other: the sum, and columns side by side. All ranks are on one device, in one launch.
 
-use crate::cuda::{CudaOps, Ranks, Tensor};
+use crate::cuda::{CudaOps, Ranks, Room, Tensor};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::lab::case::{Case, Cases, Cost, Instance, Workload, plain_config};
@@ -24,18 +24,19 @@ enum Kind {
     Gather,
 }
 
-/// Ranks, rows and columns, and what slots have room for.
+/// Ranks, rows and columns, and how many values slots have room for; chunks are whole.
 type Shape = ([usize; 3], usize);
 
 fn checks(kind: Kind) -> Vec<Case> {
-    let shapes: [Shape; 7] = [
+    let shapes: [Shape; 8] = [
         ([2, 1, 1], 1),
         ([2, 1, 989], 989),
         ([3, 2, 111], 100),
         ([4, 3, 333], 1000),
         ([8, 1, 72], 72),
         ([8, 19, 40], 304),
-        // Several chunks a block.
+        // Several exchanges of chunks, and several chunks a block.
+        ([2, 1, 8192], 4096),
         ([2, 3, 14_196], 50_000),
     ];
     shapes.map(|shape| case(kind, shape)).into()
@@ -77,6 +78,7 @@ fn case(kind: Kind, ([ranks, n, cols], room): Shape) -> Case {
                 }
             };
             let device = ops.device().clone();
+            let slots = Room { words: room, chunks: room.div_ceil(4096) };
             Ok(Box::new(Exchange {
                 kind,
                 n,
@@ -88,7 +90,7 @@ fn case(kind: Kind, ([ranks, n, cols], room): Shape) -> Case {
                     Kind::Add => tensor(ops, ranks * n, cols, &x)?,
                     Kind::Gather => poisoned(ops, ranks * n, ranks * cols)?,
                 },
-                ranks: Ranks::on_one_device(&device, ranks, room, LIMIT)?,
+                ranks: Ranks::on_one_device(&device, ranks, slots, LIMIT)?,
             }))
         }),
     }
