@@ -1,8 +1,9 @@
 //! The part of opening a model that a GPU, or an emulated one, needs.
 
+use super::device_choice::DeviceChoice;
 use super::fit::{CPU_NUM_TOKENS, FittedPair, MemoryBudget, fit, fit_pair};
 use super::memory_plan::{self, Free};
-use super::runner::{DeviceChoice, DtypeChoice, ModelData, RunnerOptions, Runners};
+use super::runner::{DtypeChoice, ModelData, RunnerOptions, Runners};
 use cuda_std::emulation;
 use qernel_core::batch::BatchLimits;
 use qernel_core::config::Config;

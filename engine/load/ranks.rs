@@ -3,9 +3,10 @@
 mod runner;
 mod thread;
 
+use super::device_choice::DeviceChoice;
 use super::fit::fit;
 use super::gpu::{self, budget, held, matrix_dtype};
-use super::runner::{DeviceChoice, ModelData, RunnerOptions};
+use super::runner::{ModelData, RunnerOptions};
 use qernel_core::config::Config;
 use qernel_core::error::{Error, Result};
 use qernel_core::model::{ModelRunner, Runner, build};

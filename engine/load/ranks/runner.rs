@@ -192,7 +192,8 @@ impl Runner for RanksRunner {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runner::{DeviceChoice, RunnerOptions, open_runner};
+    use crate::device_choice::DeviceChoice;
+    use crate::runner::{RunnerOptions, open_runner};
     use qernel_core::batch::{LogitRows, SequenceRows};
     use qernel_core::config::Config;
     use qernel_core::engine::{Engine, EngineConfig, Request};

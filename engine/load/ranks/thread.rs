@@ -1,6 +1,6 @@
 //! The thread of a rank: it makes the rank's runner and does with it what it is told.
 
-use super::super::runner::DeviceChoice;
+use super::super::device_choice::DeviceChoice;
 use qernel_core::error::{Error, Result};
 use qernel_core::host_memory;
 use qernel_core::model::Runner;
