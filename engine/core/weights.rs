@@ -3,6 +3,7 @@
 mod columns;
 mod experts;
 mod finite;
+mod ranks;
 
 pub use finite::{NotFinite, TensorCheck};
 

@@ -16,6 +16,7 @@ mod life;
 #[path = "../gpu_kernels/operations.rs"]
 mod operations;
 mod range;
+mod ranks;
 mod steps;
 
 use compare::nmse;
