@@ -61,8 +61,8 @@ pub use qernel_server as server;
 #[doc(hidden)]
 pub use qernel_core::{
     batch, chat, checkpoints, config, cpu, disk, drawing, dtype, engine, error, folder, formats, gguf,
-    host_memory, importance, kv_cache, kv_format, kv_layout, model, ops, perplexity, prefix_cache, quantize,
-    rope, sampler, scheduler, stats, testing, tokenizer, weights,
+    host_memory, importance, kv_cache, kv_format, kv_layout, lora, model, ops, perplexity, prefix_cache,
+    quantize, rope, sampler, scheduler, stats, testing, tokenizer, weights,
 };
 #[cfg(feature = "cuda")]
 #[doc(hidden)]

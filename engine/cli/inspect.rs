@@ -12,6 +12,7 @@ use crate::gguf::{Gguf, Value};
 use crate::kv_format::{KvFormat, KvFormats};
 use crate::kv_layout::PAGE_SIZE;
 use crate::load::{KvType, kv_layout};
+use crate::lora::AdapterMetadata;
 use crate::model;
 use crate::weights::Weights;
 use serde::ser::{Serialize, SerializeMap, Serializer};
@@ -69,6 +70,8 @@ struct Report<'a> {
     alignment: u64,
     architecture: Option<&'a str>,
     config: Option<Config>,
+    /// What the file says of the adapter that it is; `null` where it is none.
+    adapter: Option<AdapterMetadata>,
     /// There are no tensors.
     vocabulary_only: bool,
     /// Why the engine cannot run the file, if it cannot.
@@ -160,13 +163,16 @@ struct Memory {
 impl<'a> Report<'a> {
     fn new(gguf: &'a Gguf, args: &InspectArgs) -> Self {
         let vocabulary_only = gguf.tensors().len() == 0;
+        let adapter = AdapterMetadata::of_gguf(gguf);
+        let is_adapter = matches!(adapter, Ok(Some(_)));
         let config = Config::from_gguf(gguf);
         let weights = match &config {
             Ok(config) if !vocabulary_only => Some(Weights::from_gguf(gguf, config)),
             _ => None,
         };
         let failed = config.as_ref().err().or_else(|| weights.as_ref()?.as_ref().err());
-        let problem = failed.map(Error::to_string);
+        // What an adapter lacks is in the file of its model.
+        let problem = failed.filter(|_| !is_adapter).map(Error::to_string);
         let weights = weights.and_then(Result::ok);
         let config = config.ok();
         let mut unused_tensors = weights.as_ref().map(|weights| weights.unused.clone()).unwrap_or_default();
@@ -203,6 +209,7 @@ impl<'a> Report<'a> {
             alignment: gguf.alignment(),
             architecture: gguf.get("general.architecture").ok().flatten(),
             config,
+            adapter: adapter.ok().flatten(),
             vocabulary_only,
             problem,
             unused_tensors,
@@ -302,6 +309,14 @@ impl fmt::Display for Report<'_> {
         let (file, size) = (one_line(file), Mib(self.file_bytes));
         writeln!(f, "{file}: {size}{parts}, GGUF version {gguf_version}, alignment {alignment}")?;
         writeln!(f, "architecture: {}", one_line(self.architecture.unwrap_or("not given")))?;
+        if let Some(AdapterMetadata { kind, alpha, .. }) = &self.adapter {
+            let count = self.num_tensors / 2;
+            writeln!(
+                f,
+                "an adapter ({}), alpha {alpha}, {count} updates: for --lora, beside its model",
+                one_line(kind)
+            )?;
+        }
         match &self.problem {
             Some(problem) => writeln!(f, "cannot be run: {}", one_line(problem))?,
             None if self.vocabulary_only => writeln!(f, "a vocabulary only: there are no tensors")?,

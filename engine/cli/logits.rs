@@ -1,7 +1,7 @@
 //! `qernel logits`: token ids in, logits out, for comparing with other implementations.
 
 use super::cache_types::CacheTypeArgs;
-use super::options::{ExpertArgs, FileArgs, RankArgs};
+use super::options::{ExpertArgs, FileArgs, LoraArgs, RankArgs};
 use super::output::Output;
 use crate::batch::{Batch, LogitRows, SequenceRows};
 use crate::config::Config;
@@ -9,7 +9,7 @@ use crate::cpu::kernels::MatmulBlocks;
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::kv_layout::pages_for;
-use crate::load::{DtypeChoice, KvType, RunnerOptions, open_runner};
+use crate::load::{DtypeChoice, KvType, RunnerOptions, open_runner, with_adapters};
 use crate::weights::Weights;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -35,6 +35,8 @@ pub struct LogitsArgs {
     pub experts: ExpertArgs,
     #[command(flatten)]
     pub ranks: RankArgs,
+    #[command(flatten)]
+    pub lora: LoraArgs,
     #[command(flatten)]
     pub cache_types: CacheTypeArgs,
     /// Kernel variants by operation, such as rms_norm=plain,matmul=plain; on the CPU matmul_blocks=int8.
@@ -62,7 +64,7 @@ pub fn run(args: LogitsArgs) -> Result<()> {
     }
     let gguf = args.file.open()?;
     let config = Config::from_gguf(&gguf)?;
-    let weights = Weights::from_gguf(&gguf, &config)?;
+    let weights = with_adapters(Weights::from_gguf(&gguf, &config)?, &config, &args.lora.lora)?;
     let num_tokens = args.ids.len();
     let chunk = num_tokens.min(if args.save.is_some() { CHUNK_ALL } else { CHUNK_LAST });
     let mut options = RunnerOptions {
@@ -80,10 +82,12 @@ pub fn run(args: LogitsArgs) -> Result<()> {
     };
     options.choose_kernels(args.kernel.as_deref().unwrap_or_default())?;
     let mut runner = open_runner(&weights, &config, &options, &mut |_, _| ())?;
+    let adapters = runner.all_adapters();
     let pages: Vec<u32> = (0..pages_for(num_tokens) as u32).collect();
     let mut step = |position: usize, logits| {
         let tokens = &args.ids[position..num_tokens.min(position + chunk)];
-        runner.logits(&Batch::new(&[SequenceRows { tokens, position, pages: &pages, logits }]))
+        let rows = SequenceRows { tokens, position, pages: &pages, logits };
+        runner.logits(&Batch::new(&[rows]).with_adapters([adapters.clone()]))
     };
 
     if let Some(path) = &args.save {

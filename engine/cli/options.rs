@@ -10,7 +10,8 @@ use crate::engine::EngineConfig;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::load::{
-    CHECKPOINTS, DeviceChoice, DtypeChoice, KvCacheSize, KvType, LoadedModel, RunnerOptions, open_gguf,
+    AdapterChoice, CHECKPOINTS, DeviceChoice, DtypeChoice, KvCacheSize, KvType, LoadedModel, RunnerOptions,
+    open_gguf,
 };
 use crate::sampler::SamplingParams;
 use clap::Args;
@@ -75,6 +76,8 @@ pub struct ModelArgs {
     pub checkpoints: usize,
     #[command(flatten)]
     pub drafts: DraftArgs,
+    #[command(flatten)]
+    pub lora: LoraArgs,
     /// Share of the free GPU memory, beside what others have taken, that weights, KV pages and workspace may take
     #[arg(long, default_value_t = 0.9, value_name = "SHARE")]
     pub gpu_memory_fraction: f64,
@@ -97,6 +100,15 @@ pub struct RankArgs {
     /// projections of the MLP, which must be multiples of N
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub tensor_parallel: usize,
+}
+
+/// Which adapters are loaded beside the model.
+#[derive(Clone, Debug, Args)]
+pub struct LoraArgs {
+    /// Load an adapter beside the model: a GGUF file or a folder as PEFT saves it, with what its updates are multiplied with [default: 1]; may
+    /// be given several times
+    #[arg(long, value_name = "[NAME=]FILE[:SCALE]")]
+    pub lora: Vec<AdapterChoice>,
 }
 
 /// Where experts are computed.
@@ -210,6 +222,7 @@ impl ModelArgs {
             max_drafts: self.drafts.max(),
             drafts: self.drafts.choice(),
             speculative: self.drafts.speculative()?,
+            adapters: self.lora.lora.clone(),
             memory_fraction: self.gpu_memory_fraction,
             cpu_moe: self.experts.layers(),
             tensor_parallel: self.ranks.tensor_parallel,

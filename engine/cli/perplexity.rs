@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
-use crate::load::open_runner;
+use crate::load::{open_runner, with_adapters};
 use crate::model::Runner;
 use crate::perplexity::{
     Base, BaseWriter, Chunks, Compared, Divergence, Figure, Figures, Mean, Percentiles, log_sum_exp,
@@ -112,7 +112,7 @@ pub(super) fn read_text(path: &Path) -> Result<String> {
 
 /// Loads the model for contexts of `len` tokens.
 fn open(args: &ModelArgs, gguf: &Gguf, config: &Config, len: usize) -> Result<Box<dyn Runner>> {
-    let weights = Weights::from_gguf(gguf, config)?;
+    let weights = with_adapters(Weights::from_gguf(gguf, config)?, config, &args.lora.lora)?;
     let mut options = args.options(1)?;
     options.max_model_len = Some(len);
     options.max_num_tokens = Some(options.max_num_tokens.unwrap_or(len).min(len));

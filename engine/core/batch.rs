@@ -1,9 +1,63 @@
 //! A ragged batch: the rows that one forward pass computes, from any number of sequences.
 
 use crate::kv_layout::{PAGE_SIZE, pages_for};
+use std::sync::Arc;
 
 /// In [`Batch::sampled_rows`]: the row's token is in [`Batch::tokens`].
 pub const GIVEN: u32 = u32::MAX;
+
+/// An adapter of a sequence, and what its updates are multiplied with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdapterScale {
+    /// Its number among those that were loaded.
+    pub adapter: u32,
+    /// At most [`AdapterScale::MAX`] either way.
+    pub scale: f32,
+}
+
+impl AdapterScale {
+    /// The largest scale, far above any that is of use: what is computed with it stays a number.
+    pub const MAX: f32 = 100.0;
+
+    /// Whether the scale is one that is taken.
+    pub fn is_in_range(&self) -> bool {
+        self.scale.abs() <= Self::MAX
+    }
+}
+
+/// The adapters of a sequence: each once, in the order of their numbers, none with a scale of 0.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AdapterSet(Arc<[AdapterScale]>);
+
+impl AdapterSet {
+    /// These adapters; of one that comes twice the last.
+    pub fn new(adapters: &[AdapterScale]) -> Self {
+        let mut set: Vec<AdapterScale> = Vec::with_capacity(adapters.len());
+        for &adapter in adapters.iter().rev() {
+            if set.iter().all(|other| other.adapter != adapter.adapter) {
+                set.push(adapter);
+            }
+        }
+        set.retain(|adapter| adapter.scale != 0.0);
+        set.sort_unstable_by_key(|adapter| adapter.adapter);
+        Self(set.into())
+    }
+
+    /// Each of them.
+    pub fn adapters(&self) -> &[AdapterScale] {
+        &self.0
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The scale of an adapter, 0 where it is none of them.
+    pub fn scale(&self, adapter: u32) -> f32 {
+        self.0.iter().find(|of| of.adapter == adapter).map_or(0.0, |of| of.scale)
+    }
+}
 
 /// What one step computes. Prefill, a chunk of a prefill and decode differ only in how many rows a sequence has.
 ///
@@ -33,6 +87,8 @@ pub struct Batch {
     /// `[num_sequences]` the slot of each sequence in the layers that keep one, below [`BatchLimits::max_num_sequences`]; no two share
     /// one.
     pub state_slots: Vec<u32>,
+    /// `[num_sequences]` the adapters of each sequence; empty where none has any.
+    pub adapters: Vec<AdapterSet>,
     /// Rows that need logits, ascending.
     pub logit_rows: Vec<u32>,
     /// Whether tokens are drafted, or drafts verified: the few rows of a sequence are then computed as one row is, where a device has kernels for
@@ -102,6 +158,28 @@ impl Batch {
         batch
     }
 
+    /// The same with the adapters of each sequence.
+    #[must_use]
+    pub fn with_adapters(self, adapters: impl IntoIterator<Item = AdapterSet>) -> Self {
+        let mut adapters: Vec<_> = adapters.into_iter().collect();
+        if adapters.iter().all(AdapterSet::is_empty) {
+            adapters.clear();
+        }
+        Self { adapters, ..self }
+    }
+
+    /// The scale that an adapter has in row `row` of the `n` that a part of a layer works on: all rows, or those that need logits.
+    pub fn adapter_scale(&self, adapter: u32, row: usize, n: usize) -> f32 {
+        let row = if n == self.num_tokens() {
+            Some(row)
+        } else {
+            self.logit_rows.get(row).map(|&row| row as usize)
+        };
+        let sequence = row.and_then(|row| self.sequence_of_token.get(row));
+        let set = sequence.and_then(|&sequence| self.adapters.get(sequence as usize));
+        set.map_or(0.0, |set| set.scale(adapter))
+    }
+
     /// The rows that need logits as a batch of their own, over the same sequences. They are the last rows of their sequences,
     /// as [`LogitRows`] has them.
     pub fn only_logit_rows(&self) -> Self {
@@ -118,6 +196,7 @@ impl Batch {
             block_table: self.block_table.clone(),
             max_blocks: self.max_blocks,
             state_slots: self.state_slots.clone(),
+            adapters: self.adapters.clone(),
             logit_rows: (0..self.num_logits() as u32).collect(),
             drafts: self.drafts,
             sequence_of_token,
@@ -181,6 +260,22 @@ mod tests {
         assert_eq!(alone.logit_rows, [0, 1, 2]);
     }
 
+    #[test]
+    fn rows_have_the_adapters_of_their_sequences() {
+        let scaled = |adapter, scale| AdapterScale { adapter, scale };
+        let set = AdapterSet::new(&[scaled(3, 1.0), scaled(1, 0.5), scaled(3, -2.0), scaled(0, 0.0)]);
+        assert_eq!(set.adapters(), [scaled(1, 0.5), scaled(3, -2.0)]);
+        let rows = |tokens, logits| SequenceRows { tokens, position: 0, pages: &[0], logits };
+        let batch = Batch::new(&[rows(&[1, 2], LogitRows::None), rows(&[3, 4, 5], LogitRows::Last)]);
+        assert!(
+            batch.clone().with_adapters([AdapterSet::default(), AdapterSet::default()]).adapters.is_empty()
+        );
+        let batch = batch.with_adapters([AdapterSet::default(), set]);
+        let scales = |adapter, n| (0..n).map(|row| batch.adapter_scale(adapter, row, n)).collect::<Vec<_>>();
+        assert_eq!(scales(3, 5), [0.0, 0.0, -2.0, -2.0, -2.0]);
+        assert_eq!((scales(1, 1), scales(2, 1)), (vec![0.5], vec![0.0]), "the row that needs logits");
+    }
+
     /// A decode row at position 33, a chunk of a prefill, and a short prompt.
     #[test]
     fn ragged_rows() {
@@ -200,6 +295,7 @@ mod tests {
             block_table: vec![3, 1, 2, 4, 7, 0],
             max_blocks: 2,
             state_slots: vec![0, 1, 2],
+            adapters: Vec::new(),
             logit_rows: vec![0, 3, 4],
             drafts: false,
         };

@@ -6,6 +6,7 @@
 //! Where the runner can, a decode step is queued before the tokens of the one before have been read, so that the device does
 //! not wait for the host. A row that is computed for a sequence which then turns out to have ended is thrown away.
 
+mod adapters;
 mod banned;
 mod check;
 mod constraint;
@@ -29,6 +30,9 @@ pub use request::{Completion, Event, FinishReason, Refusal, Request, RequestPart
 pub use text::StopMatcher;
 pub use thinking::{Thinking, ThinkingConstraint};
 
+pub use crate::model::AdapterInfo;
+
+use crate::batch::AdapterSet;
 use crate::checkpoints::{CHECKPOINT_EVERY, Checkpoints};
 use crate::error::{Error, Result};
 use crate::kv_cache::PagePool;
@@ -100,6 +104,8 @@ pub struct Engine {
     drafter: Option<Box<dyn Drafter>>,
     /// For requests that say nothing of it.
     speculative: Speculative,
+    /// Likewise.
+    adapters: AdapterSet,
 }
 
 impl Engine {
@@ -144,6 +150,7 @@ impl Engine {
             let first_place = has_slots.then_some(checkpoints as u32);
             scheduler = scheduler.with_drafting(Drafting { max: max_drafts, max_model_len, first_place });
         }
+        let adapters = runner.all_adapters();
         let engine = Self {
             runner,
             tokenizer,
@@ -159,6 +166,7 @@ impl Engine {
             max_drafts,
             drafter: None,
             speculative: Speculative::default(),
+            adapters,
         };
         engine.with_drafts(DraftSource::Mtp)
     }
@@ -238,6 +246,7 @@ impl Engine {
             }
             _ => None,
         };
+        let adapters = request.adapters.take().unwrap_or_else(|| self.adapters.clone());
         let host = HostRow::new(&request.sampling);
         let banned = Banned::new(
             &request,
@@ -262,7 +271,7 @@ impl Engine {
             prompt_logprobs: request.prompt_logprobs.map(|_| Vec::new()),
             request,
         };
-        self.scheduler.submit(id, prompt, generation.prompt_logprobs.is_some());
+        self.scheduler.submit(id, prompt, adapters, generation.prompt_logprobs.is_some());
         self.generations.insert(id, generation);
         Ok(id)
     }
@@ -354,11 +363,6 @@ impl Engine {
         scheduler.schedule_ahead(step, |id| {
             generations.get(&id).is_some_and(|generation| generation.continues(*max_model_len))
         })
-    }
-
-    /// Whether a sequence of the step has not ended.
-    fn is_live(&self, step: &Step) -> bool {
-        step.sequences.iter().any(|scheduled| self.generations.contains_key(&scheduled.id))
     }
 
     /// Ends a sequence; the next step returns its [`Event::Finished`]. `false` if it neither waits nor runs.

@@ -4,6 +4,7 @@
 //! asked for. What llama.cpp's converter does with names, orders and values of tensors is done here, so that all behind this knows one kind of
 //! model, and [`crate::gguf::write`] can write it down.
 
+mod adapter;
 mod architecture;
 mod config;
 mod files;
@@ -16,6 +17,8 @@ mod safetensors;
 mod template;
 mod tensors;
 mod tokenizer;
+
+pub use adapter::{ADAPTER_CONFIG, open_adapter};
 
 use crate::disk::Access;
 use crate::error::{Error, Result};
@@ -33,6 +36,12 @@ pub const CONFIG: &str = "config.json";
 pub fn open(folder: &Path, access: Access) -> Result<Gguf> {
     let files = files::Files { folder, access };
     let config = json::Fields::read(&files, CONFIG)?.ok_or_else(|| {
+        if folder.join(ADAPTER_CONFIG).is_file() {
+            return Error::Folder(format!(
+                "{} is an adapter, not a model: take --lora for it, and --model for the model that it is for",
+                folder.display()
+            ));
+        }
         Error::Folder(format!(
             "{} has no {CONFIG}: expected a folder as Hugging Face's hub has them, or a GGUF file",
             folder.display()

@@ -1,5 +1,6 @@
 //! Pages of the KV cache and the tables that map a sequence to them.
 
+use crate::batch::AdapterSet;
 use crate::kv_layout::{PAGE_SIZE, pages_for};
 use crate::prefix_cache::{Prefix, PrefixCache};
 use std::ops::Range;
@@ -157,9 +158,17 @@ pub struct PageList {
     num_known: usize,
     /// What is in them.
     prefix: Prefix,
+    /// What it began with.
+    root: Prefix,
 }
 
 impl PageList {
+    /// An empty list of a sequence with these adapters.
+    pub fn new(adapters: &AdapterSet, pool: &mut PagePool) -> Self {
+        let root = pool.prefixes.root(adapters);
+        Self { prefix: root, root, ..Self::default() }
+    }
+
     /// The pages in the order of positions: a row of [`crate::batch::Batch::block_table`].
     pub fn pages(&self) -> &[u32] {
         &self.pages
@@ -266,7 +275,8 @@ impl PageList {
         if pool.prefix_cache && !tail.is_empty() {
             pool.prefixes.insert_tail(self.pages[self.num_known], self.prefix, tail);
         }
-        for page in std::mem::take(self).pages.into_iter().rev() {
+        let empty = Self { prefix: self.root, root: self.root, ..Self::default() };
+        for page in std::mem::replace(self, empty).pages.into_iter().rev() {
             pool.release(page);
         }
     }

@@ -26,6 +26,7 @@ pub mod importance;
 pub mod kv_cache;
 pub mod kv_format;
 pub mod kv_layout;
+pub mod lora;
 pub mod model;
 pub mod ops;
 pub mod perplexity;

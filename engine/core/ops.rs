@@ -11,6 +11,7 @@
 
 pub mod experts;
 pub mod hybrid;
+pub mod lora;
 pub mod parts;
 pub mod ranks;
 
@@ -23,6 +24,7 @@ use crate::sampler::SamplingRow;
 use crate::weights::Matrix;
 use experts::ExpertOps;
 use hybrid::HybridOps;
+use lora::LoraOps;
 use parts::{AttentionIn, Experts, LayerNorm, Linear, MlpIn, Norm, NormMatmul, QkNorm, RmsNorm};
 use ranks::RankOps;
 
@@ -134,7 +136,7 @@ pub enum Work {
 }
 
 /// The operations of a decoder on one device.
-pub trait Ops: HybridOps + ExpertOps + RankOps {
+pub trait Ops: HybridOps + ExpertOps + LoraOps + RankOps {
     // Memory, at start-up.
 
     /// Allocates a zeroed `[rows, cols]`.

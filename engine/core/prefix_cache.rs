@@ -9,12 +9,16 @@
 //! their last pages back first and use no page without those before it, so a page is never evicted before those that
 //! follow it.
 
+use crate::batch::{AdapterScale, AdapterSet};
 use crate::kv_layout::PAGE_SIZE;
 use std::collections::{BTreeMap, HashMap};
 
 /// The tokens up to the end of a full page; the default is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Prefix(u64);
+
+/// Sets of adapters whose beginnings are known at a time: requests may come with any scales.
+const MAX_ROOTS: usize = 1 << 12;
 
 /// A full page: what is before it, and its tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,6 +51,8 @@ pub struct PrefixCache {
     clock: u64,
     /// The prefix that was named last.
     last_prefix: u64,
+    /// Of each set of adapters that came, as the numbers and the bits of the scales, the prefix that its sequences begin with.
+    roots: HashMap<Vec<(u32, u32)>, Prefix>,
     /// Prefixes whose page is known no longer, since somebody asked: one for each known page at most.
     forgotten: Vec<Prefix>,
 }
@@ -55,6 +61,23 @@ impl PrefixCache {
     /// Known pages that nobody uses.
     pub fn num_idle(&self) -> usize {
         self.idle.len()
+    }
+
+    /// The prefix of no tokens, computed with these adapters: sequences of other ones have nothing in common. Where too many sets have come
+    /// they are forgotten, and what is known of them is found no more.
+    pub fn root(&mut self, adapters: &AdapterSet) -> Prefix {
+        if adapters.is_empty() {
+            return Prefix::default();
+        }
+        let bits = |&AdapterScale { adapter, scale }: &AdapterScale| (adapter, scale.to_bits());
+        let key: Vec<_> = adapters.adapters().iter().map(bits).collect();
+        if self.roots.len() >= MAX_ROOTS && !self.roots.contains_key(&key) {
+            self.roots.clear();
+        }
+        *self.roots.entry(key).or_insert_with(|| {
+            self.last_prefix += 1;
+            Prefix(self.last_prefix)
+        })
     }
 
     /// Whether anything is known of a page.
@@ -183,6 +206,25 @@ mod tests {
         let mut other = ones;
         other[PAGE_SIZE - 1] = 9;
         assert_eq!(cache.find(start, &other), None);
+    }
+
+    #[test]
+    fn sequences_of_other_adapters_begin_with_another_prefix() {
+        let mut cache = PrefixCache::default();
+        let set = |scale| AdapterSet::new(&[AdapterScale { adapter: 0, scale }]);
+        assert_eq!(cache.root(&AdapterSet::default()), Prefix::default());
+        let (one, half) = (cache.root(&set(1.0)), cache.root(&set(0.5)));
+        assert!(one != half && ![one, half].contains(&Prefix::default()));
+        let page = cache.insert(0, one, &[7; PAGE_SIZE]);
+        let again = cache.root(&set(1.0));
+        assert_eq!(cache.find(again, &[7; PAGE_SIZE]), Some((0, page)));
+        assert_eq!(
+            (cache.find(half, &[7; PAGE_SIZE]), cache.find(Prefix::default(), &[7; PAGE_SIZE])),
+            (None, None)
+        );
+        // Any number of sets may come, and a prefix is given once.
+        let others: Vec<_> = (0..2 * MAX_ROOTS).map(|i| cache.root(&set(2.0 + i as f32))).collect();
+        assert!(cache.roots.len() <= MAX_ROOTS && !others.contains(&one) && cache.root(&set(1.0)) != one);
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub use following::{Follower, FollowingStep};
 pub use sequence::Sequence;
 pub use step::{ScheduledSequence, SequenceId, Step};
 
-use crate::batch::{Batch, LogitRows, SequenceRows};
+use crate::batch::{AdapterSet, Batch, LogitRows, SequenceRows};
 use crate::checkpoints::Checkpoints;
 use crate::kv_cache::{PageList, PagePool};
 use crate::kv_layout::StateCopy;
@@ -115,12 +115,12 @@ impl Scheduler {
         !(self.waiting.is_empty() && self.running.is_empty())
     }
 
-    /// Queues a sequence. `id` must be larger than every earlier one, and the pool must be able to hold the sequence at
+    /// Queues a sequence with these adapters. `id` must be larger than every earlier one, and the pool must be able to hold the sequence at
     /// its longest. Where the prompt is to be `scored`, steps have a row of logits for each of its tokens.
     ///
     /// # Panics
     /// If `tokens` is empty.
-    pub fn submit(&mut self, id: SequenceId, tokens: Vec<u32>, scored: bool) {
+    pub fn submit(&mut self, id: SequenceId, tokens: Vec<u32>, adapters: AdapterSet, scored: bool) {
         assert!(!tokens.is_empty(), "a sequence needs a token");
         self.waiting.push_back(Sequence {
             id,
@@ -130,7 +130,8 @@ impl Scheduler {
             tokens,
             num_cached: 0,
             num_reused: 0,
-            pages: PageList::default(),
+            pages: PageList::new(&adapters, &mut self.pool),
+            adapters,
             slot: 0,
             preempted: false,
             load: None,
@@ -257,6 +258,7 @@ impl Scheduler {
         };
         let sequences = rows.iter().zip(saves).map(scheduled).collect();
         let state_slots = rows.iter().map(|&i| self.running[i].slot).collect();
+        let adapters: Vec<_> = rows.iter().map(|&i| self.running[i].adapters.clone()).collect();
         let rows: Vec<SequenceRows> = (rows.iter().map(|&i| &self.running[i]))
             .map(|Sequence { tokens, pages, .. }| SequenceRows {
                 tokens: &[0], // Its place is taken by the one that `step` draws.
@@ -265,7 +267,7 @@ impl Scheduler {
                 logits: LogitRows::Last,
             })
             .collect();
-        let batch = Batch { sampled_rows, state_slots, ..Batch::new(&rows) };
+        let batch = Batch { sampled_rows, state_slots, ..Batch::new(&rows) }.with_adapters(adapters);
         Some(Step { batch, sequences, keeps: Vec::new(), loads: Vec::new() })
     }
 
@@ -478,7 +480,9 @@ impl Scheduler {
             sequences.push(scheduled);
         }
         let drafts = sequences.iter().any(|sequence| sequence.num_drafts > 0);
-        Step { batch: Batch { state_slots, drafts, ..Batch::new(&rows) }, sequences, keeps, loads }
+        let batch = Batch { state_slots, drafts, ..Batch::new(&rows) };
+        let adapters = chosen.iter().map(|&(i, _)| self.running[i].adapters.clone());
+        Step { batch: batch.with_adapters(adapters), sequences, keeps, loads }
     }
 }
 

@@ -393,6 +393,29 @@ fn random_blocks(format: MatrixFormat, seed: u64, name: &str, count: usize, devi
     blocks
 }
 
+/// An adapter of this rank with random updates of every matrix of the model of `config` that may have one, as llama.cpp's converter writes
+/// it. With a `size` of 1 an update is about as large as what random matrices make.
+pub fn adapter(config: &Config, seed: u64, rank: usize, size: f32) -> Writer {
+    let mut writer = Writer::new();
+    writer
+        .metadata("general.type", "adapter")
+        .metadata("general.architecture", config.architecture.as_str())
+        .metadata("adapter.type", "lora")
+        .metadata("adapter.lora.alpha", size * rank as f32);
+    for TensorSpec { name, shape, .. } in model::build::plan(config).expect("a known architecture").adaptable
+    {
+        let TensorShape::Matrix { rows, cols } = shape else { continue };
+        for (half, shape) in [("lora_a", [rank, cols]), ("lora_b", [rows, rank])] {
+            let name = format!("{name}.{half}");
+            let deviation = (shape[1] as f32).sqrt().recip();
+            let values = Random::new(seed, &name).take(shape[0] * shape[1]).map(|value| value * deviation);
+            let bytes = values.flat_map(f32::to_le_bytes).collect();
+            writer.tensor(&name, &shape.map(|size| size as u64), GgmlType::F32, bytes);
+        }
+    }
+    writer
+}
+
 fn write_vocabulary(writer: &mut Writer) {
     let mut tokens: Vec<String> = byte_characters().iter().map(char::to_string).collect();
     tokens.extend(MERGES.iter().map(|(left, right)| format!("{left}{right}")));

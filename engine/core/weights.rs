@@ -1,10 +1,13 @@
 //! The tensors of a file that a model needs, found by name and checked.
 
+mod adapters;
 mod columns;
 mod experts;
 mod finite;
+mod listing;
 mod ranks;
 
+pub use adapters::{Adapter, Half, LowRank};
 pub use finite::{NotFinite, TensorCheck};
 
 use crate::error::{Error, Result};
@@ -12,8 +15,8 @@ use crate::formats::MatrixFormat;
 use crate::gguf::{GgmlType, Gguf, Tensor};
 use crate::host_memory;
 use bytes::Bytes;
+use listing::Listing;
 use std::collections::{HashMap, HashSet};
-use std::fmt;
 
 /// A matrix of the file, row-major `[rows, cols]`: `rows` outputs, `cols` inputs. Its bytes stay where they are (a
 /// memory map or the program itself); cloning it copies no weights.
@@ -136,6 +139,7 @@ pub struct Weights {
     /// Bytes of all experts, and the share of them that a token does not go to.
     expert_bytes: u64,
     idle_share: f64,
+    adapters: Vec<Adapter>,
     /// Names of the file's tensors that the model has no place for and that leave its answers alone: worth a warning.
     pub unused: Vec<String>,
 }
@@ -223,6 +227,7 @@ impl Weights {
             experts: Vec::new(),
             expert_bytes: 0,
             idle_share: 0.0,
+            adapters: Vec::new(),
             unused: Vec::new(),
         };
         for TensorSpec { name, shape, group } in specs {
@@ -466,32 +471,4 @@ impl Problems {
 fn computed_with() -> String {
     let names: Vec<_> = MatrixFormat::ALL.iter().map(|format| format.ggml_type().to_string()).collect();
     names.join(", ")
-}
-
-/// A list of any length of which a message shows the first entries.
-#[derive(Default)]
-struct Listing {
-    shown: Vec<String>,
-    total: usize,
-}
-
-impl Listing {
-    const MAX_SHOWN: usize = 12;
-
-    fn push(&mut self, entry: impl FnOnce() -> String) {
-        if self.total < Self::MAX_SHOWN {
-            self.shown.push(entry());
-        }
-        self.total += 1;
-    }
-}
-
-impl fmt::Display for Listing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}", self.total, self.shown.join(", "))?;
-        if self.total > self.shown.len() {
-            write!(f, ", and {} more", self.total - self.shown.len())?;
-        }
-        f.write_str(")")
-    }
 }

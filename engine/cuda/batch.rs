@@ -7,9 +7,10 @@ use super::memory::{DeviceBuffer, PinnedBuffer};
 use crate::error::{Error, Result};
 use crate::kv_layout::PAGE_SIZE;
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
-use qernel_core::batch::{Batch, BatchLimits};
-use shape::Shape;
+use qernel_core::batch::{AdapterSet, Batch, BatchLimits};
+use shape::{AdapterRows, Shape};
 pub(super) use shape::{Bucket, RowSplit, StepKind};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -88,7 +89,10 @@ impl CudaBatch {
     pub(super) fn upload(&mut self, batch: &Batch) -> Result<bool> {
         self.shape = Shape::default();
         let mut shape = Shape::check(batch, &self.limits)?;
-        let moved = self.grow(shape.num_sequences * shape.max_blocks)?;
+        let adapters: BTreeSet<u32> =
+            batch.adapters.iter().flat_map(AdapterSet::adapters).map(|of| of.adapter).collect();
+        let scales = adapters.len() * (shape.num_tokens + shape.num_logits + 2 * ALIGNMENT);
+        let moved = self.grow(shape.num_sequences * shape.max_blocks + scales)?;
         let mut writer = Writer { bytes: self.staging.wait()?, used: 0 };
         shape.tokens = writer.put(&batch.tokens);
         shape.sampled_rows = writer.put(&batch.sampled_rows);
@@ -104,6 +108,14 @@ impl CudaBatch {
             let alone = batch.only_logit_rows();
             shape.logit_rows_sequence_of_token = writer.put(&alone.sequence_of_token);
             shape.logit_rows_query_start = writer.put(&alone.query_start);
+        }
+        for adapter in adapters {
+            let mut put = |n: usize| {
+                let scale = |row| batch.adapter_scale(adapter, row, n).to_bits();
+                writer.put(&(0..n).map(scale).collect::<Vec<_>>())
+            };
+            let (of_all, of_logit_rows) = (put(shape.num_tokens), put(shape.num_logits));
+            shape.adapters.push(AdapterRows { adapter, of_all, of_logit_rows });
         }
         let bytes = writer.used * 4;
         let target = DevicePtrMut::from_raw(self.indices.ptr_mut().as_raw());
@@ -180,6 +192,27 @@ impl CudaBatch {
     /// `[num_sequences]`
     pub(super) fn state_slots(&self) -> DevicePtr<u32> {
         self.array(&self.shape.state_slots)
+    }
+
+    /// Whether a row has an adapter.
+    pub(super) fn has_adapters(&self) -> bool {
+        !self.shape.adapters.is_empty()
+    }
+
+    /// The scales that an adapter has in the rows that a part of a layer works on, all or those that need logits: f32 `[n]`. `None` where no
+    /// row has it.
+    pub(super) fn adapter_scales(&self, adapter: u32, n: usize) -> Result<Option<DevicePtr<f32>>> {
+        let Some(rows) = self.shape.adapters.iter().find(|rows| rows.adapter == adapter) else {
+            return Ok(None);
+        };
+        // Where all need logits both are the same.
+        let range = [&rows.of_all, &rows.of_logit_rows].into_iter().find(|range| range.len() == n);
+        let range = range.ok_or_else(|| {
+            Error::Request(format!(
+                "adapters: {n} rows are neither all of the batch nor those that need logits"
+            ))
+        })?;
+        Ok(Some(self.array(range).cast()))
     }
 
     /// `[num_logits]`

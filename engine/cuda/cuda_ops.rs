@@ -3,6 +3,7 @@
 mod direct;
 mod hybrid;
 mod load;
+mod lora;
 mod mixture;
 mod operations;
 mod range;
@@ -83,6 +84,8 @@ pub struct CudaOps {
     narrowing: Narrowing,
     /// What will be known of them once all are loaded.
     narrowed: range::Narrowed,
+    /// What updates of adapters have between their matrices: `[max_num_tokens, the largest rank]`.
+    lora_inner: DeviceBuffer<f32>,
     /// Room for the norms of a matrix's rows.
     row_norms: DeviceBuffer<f32>,
     /// Of the matrices that were loaded, for measuring how fast they are read.
@@ -153,6 +156,7 @@ impl CudaOps {
             slices: units::Slices::new(device)?,
             narrowing: Narrowing::new(device),
             narrowed: range::Narrowed::new(),
+            lora_inner: DeviceBuffer::zeroed(device, 1)?,
             row_norms: DeviceBuffer::zeroed(device, 1)?,
             loaded: Vec::new(),
         })

@@ -42,6 +42,7 @@ mod host_experts;
 mod kv_cache;
 mod launch;
 mod layer_norm;
+mod lora_add;
 mod matmul;
 mod memory;
 mod norm_route;
@@ -105,7 +106,7 @@ macro_rules! for_each_operation {
     ($call:ident) => {
         $call! {
             add add_bias add_positions add_ranks argmax attention bias_gelu bias_rope_kv causal_conv convert decode delta_rule delta_step
-            embed experts_in experts_out gate_rows gated_norm gather_ranks gather_rows layer_norm matmul matmul_add matmul_blocks
+            embed experts_in experts_out gate_rows gated_norm gather_ranks gather_rows layer_norm lora_add matmul matmul_add matmul_blocks
             norm_gate_up norm_matmul norm_qkv_rope norm_route quantise_kv read_bandwidth repack rms_norm route row_norms
             sample sigmoid_mul silu_mul sort_experts
         }

@@ -283,20 +283,21 @@ pub(super) fn matmul_accumulate(
 }
 
 /// As [`matmul`], divided by [`Scales::product`], with `out` in f16 where cuBLAS multiplies f16, since that halves what is written and what
-/// the next operation reads, and in f32 elsewhere.
+/// the next operation reads, and in f32 elsewhere, or where it is not to be rounded.
 pub(super) fn matmul_rounded(
     mut tools: Tools,
     choice: &KernelChoice,
     n: usize,
     x: &Activation,
     weight: &Weight,
+    may_round: bool,
     out: &mut Activation,
 ) -> Result<()> {
     out.set_dtype(Dtype::F32)?;
     out.expect(OP, "out", Dtype::F32, n, weight.rows)?;
     let runs = weight.runs(|scales: &Scales| scales.stored.get() / scales.product.get());
     let rounds = |run: &Run, out: Out| match run.values {
-        Values::Float(matrix) if n > 0 && matrix.dtype == Dtype::F16 => {
+        Values::Float(matrix) if may_round && n > 0 && matrix.dtype == Dtype::F16 => {
             Ok(variant(&case(&tools, n, x, matrix, run, out)?, choice)?.name == CUBLAS)
         }
         _ => Ok(false),

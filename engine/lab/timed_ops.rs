@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::kv_layout::{KvLayout, SlotLayout};
 use crate::ops::experts::ExpertOps;
 use crate::ops::hybrid::{CausalConv, DeltaNet, DeltaRule, Gate, HybridOps};
+use crate::ops::lora::{LoraOps, Update};
 use crate::ops::parts::{
     AttentionIn, Experts, LayerNorm, Linear, MlpIn, Norm, NormMatmul, QkNorm, RmsNorm, Router,
 };
@@ -205,6 +206,26 @@ impl<O: Ops> HybridOps for TimedOps<O> {
             batch: &O::Batch, layer: usize, part: &DeltaNet<O::Weight, O::Vector>, mixed: &O::Tensor, states: &mut O::States,
             out: &mut O::Activation
         );
+    }
+}
+
+impl<O: Ops> LoraOps for TimedOps<O> {
+    untimed! {
+        reserve_rank(rank: usize) -> Result<()>;
+    }
+
+    timed! {
+        "lora_add": lora_add(
+            rows: Rows<O::Batch>, x: &O::Activation, update: &Update<O::Vector>, out: &mut O::Tensor
+        );
+        "matmul": matmul_unrounded(n: usize, x: &O::Activation, weight: &O::Weight, out: &mut O::Activation);
+        "lora_add": lora_add_product(
+            rows: Rows<O::Batch>, x: &O::Activation, update: &Update<O::Vector>, weight: &O::Weight, out: &mut O::Activation
+        );
+    }
+
+    fn has_adapters(&self, batch: &O::Batch) -> bool {
+        self.inner.has_adapters(batch)
     }
 }
 

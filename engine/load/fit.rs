@@ -37,7 +37,8 @@ pub(crate) fn fit_cpu_with(
     options: &RunnerOptions,
 ) -> Result<FittedPair> {
     let draft = draft.map(|draft| Box::new((draft.config.clone(), cpu_budget(options))));
-    fit_pair(model.config, options, &MemoryBudget { draft, ..cpu_budget(options) })
+    let weights = model.weights.adapter_bytes();
+    fit_pair(model.config, options, &MemoryBudget { draft, weights, ..cpu_budget(options) })
 }
 
 fn cpu_budget(options: &RunnerOptions) -> MemoryBudget {
@@ -249,8 +250,11 @@ fn plan(
 mod tests {
     use super::*;
     use crate::runner::KvType;
+    use bytes::Bytes;
     use qernel_core::kv_format::KvFormat;
     use qernel_core::testing::TinyModel;
+    use qernel_core::weights::{Adapter, LowRank, Matrix, Weights};
+    use std::collections::BTreeMap;
 
     fn config() -> Config {
         Config::from_gguf(&TinyModel::default().gguf()).unwrap()
@@ -290,6 +294,31 @@ mod tests {
         let enough = plan(&config, &options, &budget(1 << 30), 1024).unwrap().2;
         let free = ((enough.weights + enough.workspace + enough.kv_cache) as f64 / 0.9) as usize + 2;
         assert_eq!(fit(&config, &options, &budget(free)).unwrap().0.max_model_len, 1024);
+    }
+
+    #[test]
+    fn adapters_are_counted() {
+        let (gguf, config) = (TinyModel::default().gguf(), config());
+        let weights = Weights::from_gguf(&gguf, &config).unwrap();
+        let options = RunnerOptions { max_model_len: Some(64), ..RunnerOptions::default() };
+        let fits = |weights: &Weights| {
+            fit_cpu_with(&ModelData { weights, config: &config }, None, &options).map(|_| ())
+        };
+        fits(&weights).unwrap();
+        // Nothing is allocated for what it claims.
+        let matrix = |rows, cols| Matrix {
+            name: "claim".into(),
+            format: Dtype::F32.into(),
+            rows,
+            cols,
+            scale: 1.0,
+            data: Bytes::new(),
+        };
+        let update = LowRank { a: matrix(1 << 20, 1 << 24), b: matrix(1, 1 << 20), scale: 1.0 };
+        let updates = BTreeMap::from([("blk.0.attn_q.weight".to_owned(), update)]);
+        let adapted = weights.with_adapters(vec![Adapter { name: "huge".into(), scale: 1.0, updates }]);
+        let error = fits(&adapted).unwrap_err();
+        assert!(matches!(&error, Error::Memory(text) if text.contains("weights 67108868.0 MiB")), "{error}");
     }
 
     #[test]

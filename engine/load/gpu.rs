@@ -218,6 +218,7 @@ pub(crate) fn budget(
     let kv = KvFormats { k: k.on_gpu(dtype)?, v: v.on_gpu(dtype)? };
     let on_host = names_on_host(weights, options.cpu_moe);
     let (has_offload, has_experts) = (!on_host.is_empty(), weights.experts().count() > on_host.len());
+    let rank = weights.adapter_rank();
     Ok(MemoryBudget {
         free: Free {
             bytes: free,
@@ -226,7 +227,8 @@ pub(crate) fn budget(
         },
         // That of an emulated one is the host's.
         shared: device.is_emulated(),
-        weights: cuda::weight_bytes(weights, dtype, &options.kernels, &on_host),
+        weights: cuda::weight_bytes(weights, dtype, &options.kernels, &on_host)
+            .saturating_add(weights.adapter_bytes()),
         kv,
         activation: cuda::precise_dtype(dtype),
         max_num_tokens: gpu_num_tokens(free, config, dtype)?,
@@ -239,6 +241,7 @@ pub(crate) fn budget(
                 + cuda::split_bytes(config, limits, dtype)
                 + cuda::staging_bytes(ops_config, kv)
                 + if has_offload { of_host } else { 0 }
+                + 4 * rank.saturating_mul(limits.max_num_tokens)
         }),
         matrix: dtype,
         draft: None,

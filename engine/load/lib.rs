@@ -5,6 +5,7 @@
 // Printing panics where nobody takes what is printed.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
+mod adapters;
 mod device_choice;
 mod draft_model;
 pub mod embedded;
@@ -16,6 +17,7 @@ mod memory_plan;
 mod ranks;
 mod runner;
 
+pub use adapters::{AdapterChoice, with_adapters};
 pub use device_choice::DeviceChoice;
 pub use draft_model::DraftChoice;
 pub use fit::{MODEST_CONTEXT, SMALL_CACHE, fit_cpu};
@@ -34,10 +36,11 @@ use qernel_core::config::Config;
 use qernel_core::disk::{Access, Watch};
 use qernel_core::engine::pooling::Pooler;
 use qernel_core::engine::{DraftSource, Engine, EngineConfig, Speculative};
-use qernel_core::error::Result;
+use qernel_core::error::{Error, Result};
 use qernel_core::folder;
 use qernel_core::gguf::Gguf;
 use qernel_core::host_memory;
+use qernel_core::lora::AdapterMetadata;
 use qernel_core::model::Runner;
 use qernel_core::tokenizer::Tokenizer;
 pub use qernel_core::weights::DecodeBytes;
@@ -111,10 +114,15 @@ impl LoadedModel {
         options: &RunnerOptions,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
+        if AdapterMetadata::of_gguf(gguf)?.is_some() {
+            return Err(Error::Model(
+                "the file is an adapter, not a model: take --lora for it, and --model for the model that it is for".into(),
+            ));
+        }
         let config = Config::from_gguf(gguf)?;
         let source = (options.max_drafts > 0).then_some(&options.drafts);
         let config = if source == Some(&DraftChoice::Mtp) { config.with_draft(gguf)? } else { config };
-        let weights = Weights::from_gguf(gguf, &config)?;
+        let weights = with_adapters(Weights::from_gguf(gguf, &config)?, &config, &options.adapters)?;
         // Layers that draft further tokens are not computed, and `inspect` counts them.
         let drafts = |name: &String| config.is_draft_tensor(name);
         let unused: Vec<_> = weights.unused.iter().filter(|name| !drafts(name)).cloned().collect();
@@ -230,7 +238,7 @@ fn with_finite_logits(mut runner: Box<dyn Runner>) -> Result<Box<dyn Runner>> {
     if bad == 0 {
         return Ok(runner);
     }
-    Err(qernel_core::error::Error::NotFinite(format!(
+    Err(Error::NotFinite(format!(
         "of the model's {} logits after token {TOKEN}, {bad} are NaN or infinite: its weights may be damaged (--check-tensors looks through them), \
          or the device computes wrongly",
         logits.len()

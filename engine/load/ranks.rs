@@ -29,7 +29,11 @@ pub(crate) fn open(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Box<dyn Runner>> {
     let config = model.config.of_rank(options.tensor_parallel)?;
-    let with = [(has_draft, "a model that drafts"), (options.cpu_moe > 0, "experts in host memory")];
+    let with = [
+        (has_draft, "a model that drafts"),
+        (options.cpu_moe > 0, "experts in host memory"),
+        (model.weights.adapter_rank() > 0, "adapters (--lora)"),
+    ];
     if let Some((_, what)) = with.iter().find(|(asked, _)| *asked) {
         return Err(Error::Request(format!("--tensor-parallel: there is none with {what}")));
     }

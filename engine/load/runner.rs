@@ -1,5 +1,6 @@
 //! Opens a model on a device: what fits is worked out before anything is allocated.
 
+use super::adapters::AdapterChoice;
 use super::device_choice::DeviceChoice;
 use super::draft_model::DraftChoice;
 use super::fit::{fit_cpu, fit_cpu_with};
@@ -184,6 +185,8 @@ pub struct RunnerOptions {
     pub drafts: DraftChoice,
     /// For requests that say nothing of it.
     pub speculative: Speculative,
+    /// Adapters that are loaded beside the model ([`with_adapters`](crate::with_adapters)).
+    pub adapters: Vec<AdapterChoice>,
     /// Logit rows of a step, where that is more than `max_num_sequences`.
     pub max_num_logits: usize,
     /// Share of the free memory to use, above 0 and at most 1.
@@ -218,6 +221,7 @@ impl RunnerOptions {
             checkpoints: 0,
             max_drafts: 0,
             cpu_moe: 0,
+            adapters: Vec::new(),
             ..self.clone()
         }
     }
@@ -269,6 +273,7 @@ impl Default for RunnerOptions {
             max_drafts: 0,
             drafts: DraftChoice::default(),
             speculative: Speculative::default(),
+            adapters: Vec::new(),
             memory_fraction: 0.9,
             #[cfg(feature = "cuda")]
             kernels: qernel_cuda::KernelChoice::default(),

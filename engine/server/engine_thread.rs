@@ -9,10 +9,12 @@ use super::config::ServerConfig;
 use super::error::ApiError;
 use super::grammar::{self, Grammar};
 use super::metrics::{Metrics, Rejection};
+use super::served_model::expect_other_names;
 pub use super::served_model::{ModelInfo, ServedModel};
 use super::texts::{TextJob, TextJobs};
 use super::warm_up::{make_token, warm_up};
 use super::work::RequestPermit;
+use qernel_core::batch::AdapterSet;
 use qernel_core::engine::{
     Engine, Event, FinishReason, Request, Thinking, ThinkingConstraint, TokenConstraint,
 };
@@ -98,7 +100,11 @@ impl EngineHandle {
         let shared = Arc::new(Shared { model: OnceLock::new(), fault: Mutex::default(), metrics });
         let of_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
-            let ServedModel { mut engine, template, name, watch } = open()?;
+            let ServedModel { engine, template, name, watch } = open()?;
+            // Requests name those that they want.
+            let mut engine = engine.with_adapters(AdapterSet::default());
+            let adapters = engine.runner().adapters().to_vec();
+            expect_other_names(&name, &adapters)?;
             warm_up(&mut engine)?;
             let Some(tokenizer) = engine.tokenizer().cloned() else {
                 return Err(Error::Tokenizer("a server needs a model file with a vocabulary".into()));
@@ -109,6 +115,7 @@ impl EngineHandle {
             let max_bytes = longest.max().unwrap_or(0).saturating_mul(engine.max_model_len());
             let info = ModelInfo {
                 name,
+                adapters,
                 tokenizer,
                 pooler: engine.pooler().cloned(),
                 template,

@@ -73,6 +73,7 @@ impl ApiError {
             RequestPart::Prompt => Self::field(prompt_param, format!("{prompt_param}: {message}")),
             RequestPart::PromptLength => Self::context_length(prompt_param, message),
             RequestPart::Sampling(option) => Self::field(option, message),
+            RequestPart::Adapters => Self::field("lora", format!("lora: {message}")),
             RequestPart::MaxTokens => Self::field("max_tokens", format!("max_tokens: {message}")),
             RequestPart::Stop => Self::field("stop", message),
             RequestPart::BannedStrings => Self::field("banned_strings", format!("banned_strings: {message}")),

@@ -2,8 +2,8 @@
 //! fields.
 
 use super::api::{
-    self, anthropic, chat, chat_answer, completions, embeddings, generate, health, infill, models, page,
-    props, rerank, responses, sglang, tokens,
+    self, anthropic, chat, chat_answer, completions, embeddings, generate, health, infill, lora, models,
+    page, props, rerank, responses, sglang, tokens,
 };
 use super::fields;
 use axum::Json;
@@ -30,6 +30,7 @@ use utoipa::{Modify, OpenApi, openapi};
         tokens::tokenize,
         tokens::detokenize,
         props::props,
+        lora::list,
         props::slots,
         sglang::server_info,
         sglang::get_load,

@@ -4,9 +4,9 @@ use super::error::ApiError;
 use super::grammar::Grammars;
 use qernel_core::chat::ChatTemplate;
 use qernel_core::disk::Watch;
-use qernel_core::engine::Engine;
 use qernel_core::engine::pooling::Pooler;
-use qernel_core::error::Result;
+use qernel_core::engine::{AdapterInfo, Engine};
+use qernel_core::error::{Error, Result};
 use qernel_core::tokenizer::Tokenizer;
 use std::sync::{Arc, OnceLock};
 
@@ -22,9 +22,21 @@ pub struct ServedModel {
     pub watch: Watch,
 }
 
+/// Refuses adapters that are called as the model is: nobody could ask for one of both.
+pub(super) fn expect_other_names(name: &str, adapters: &[AdapterInfo]) -> Result<()> {
+    match adapters.iter().find(|adapter| adapter.name == name) {
+        Some(_) => Err(Error::Request(format!(
+            "an adapter is called {name}, as the model is: give one of both another name (--lora NAME=FILE, --model-name)"
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// What connections know of the model.
 pub struct ModelInfo {
     pub name: String,
+    /// By their numbers; requests may name them.
+    pub adapters: Vec<AdapterInfo>,
     pub tokenizer: Arc<Tokenizer>,
     /// Of texts whose vectors or scores are wanted.
     pub pooler: Option<Arc<Pooler>>,

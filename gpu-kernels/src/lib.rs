@@ -34,6 +34,7 @@ pub mod gated_norm;
 pub mod gather_ranks;
 pub mod gather_rows;
 pub mod layer_norm;
+pub mod lora_add;
 pub mod matmul;
 pub mod norm_route;
 pub mod quantise_kv;

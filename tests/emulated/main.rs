@@ -13,6 +13,7 @@ mod golden_formats;
 #[allow(dead_code, reason = "a choir is too much for emulation")]
 #[path = "../common/life.rs"]
 mod life;
+mod lora;
 #[path = "../gpu_kernels/operations.rs"]
 mod operations;
 mod range;

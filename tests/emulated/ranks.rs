@@ -119,6 +119,7 @@ fn answers(mut engine: Engine) -> BTreeMap<usize, Vec<u32>> {
             let place = ids.iter().position(|&id| id == event.id()).unwrap();
             match event {
                 Event::Token { token, .. } => answers.entry(place).or_default().push(token),
+                Event::Prompt { .. } => {}
                 Event::Finished { .. } => running -= 1,
             }
         }

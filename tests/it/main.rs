@@ -28,6 +28,7 @@ mod lab_tools;
 mod library;
 #[path = "../common/life.rs"]
 mod life;
+mod lora;
 mod memory;
 mod model_file;
 mod offload;

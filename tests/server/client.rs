@@ -1,6 +1,6 @@
 //! A server in this process, and a client of raw sockets that can also behave badly.
 
-pub use crate::served_model::{Control, open, open_changed, open_model, open_with};
+pub use crate::served_model::{Control, open, open_adapted, open_changed, open_model, open_with};
 use qernel::chat::ChatTemplate;
 use qernel::error::Result;
 use qernel::server::{ServedModel, Server, ServerConfig};

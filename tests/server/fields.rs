@@ -113,8 +113,9 @@ const OBJECTS: [(&str, &str, &str); 33] = [
     ("DetokenizeRequest", "/detokenize", ""),
 ];
 
-/// Objects of which nothing can be left out, and one whose answers need another model.
-const UNTRIED: [&str; 5] = ["NamedTool", "FunctionName", "OutputFormat", "Metadata", "RerankRequest"];
+/// Objects of which nothing can be left out, and those whose answers need another model or adapters.
+const UNTRIED: [&str; 6] =
+    ["NamedTool", "FunctionName", "OutputFormat", "Metadata", "RerankRequest", "LoraScale"];
 
 /// What stays of an answer when it is asked for again.
 fn lasting(mut answer: Value) -> Value {

@@ -2,7 +2,9 @@
 //! ends of llama.cpp's server ask for.
 
 use crate::client::*;
+use qernel::error::Result;
 use qernel::gguf::Gguf;
+use qernel::load::LoadedModel;
 use qernel::server::ServedModel;
 use qernel::tokenizer::{Tokenizer, TokenizerParts};
 use serde_json::{Value, json};
@@ -21,14 +23,17 @@ const FIM: [(&str, u32); 5] = [
     ("tokenizer.ggml.fim_sep_token_id", 504),
 ];
 
+/// Gives the embedded model them.
+pub fn add_fim(model: &mut LoadedModel) -> Result<()> {
+    let file = Gguf::open(Path::new("models/haiku/haiku.gguf"))?;
+    let parts = TokenizerParts { fim_token_ids: FIM.to_vec(), ..TokenizerParts::from_gguf(&file)? };
+    model.tokenizer = Arc::new(Tokenizer::new(&parts)?);
+    Ok(())
+}
+
 /// The embedded model with them.
-pub fn open_with_fim(max_num_sequences: usize, control: Arc<Control>) -> qernel::error::Result<ServedModel> {
-    open_changed(max_num_sequences, control, |model| {
-        let file = Gguf::open(Path::new("models/haiku/haiku.gguf"))?;
-        let parts = TokenizerParts { fim_token_ids: FIM.to_vec(), ..TokenizerParts::from_gguf(&file)? };
-        model.tokenizer = Arc::new(Tokenizer::new(&parts)?);
-        Ok(())
-    })
+pub fn open_with_fim(max_num_sequences: usize, control: Arc<Control>) -> Result<ServedModel> {
+    open_changed(max_num_sequences, control, add_fim)
 }
 
 fn start_with_fim() -> Running {

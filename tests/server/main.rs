@@ -18,6 +18,7 @@ mod limits;
 mod load;
 mod logs;
 mod long_texts;
+mod lora;
 mod messages;
 #[path = "../common/minute.rs"]
 mod minute;

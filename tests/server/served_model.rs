@@ -4,8 +4,8 @@ use qernel::batch::{Batch, BatchLimits};
 use qernel::engine::EngineConfig;
 use qernel::error::{Error, Result};
 use qernel::kv_layout::KvLayout;
-use qernel::load::{DeviceChoice, LoadedModel, RunnerOptions};
-use qernel::model::Runner;
+use qernel::load::{AdapterChoice, DeviceChoice, LoadedModel, RunnerOptions};
+use qernel::model::{AdapterInfo, Runner};
 use qernel::sampler::{Logprobs, NO_TOKEN, SamplingRow};
 use qernel::server::ServedModel;
 use qernel::tokenizer::Tokenizer;
@@ -78,6 +78,10 @@ impl Runner for Controlled {
         self.inner.kv_layout()
     }
 
+    fn adapters(&self) -> &[AdapterInfo] {
+        self.inner.adapters()
+    }
+
     fn vocab_size(&self) -> usize {
         self.inner.vocab_size()
     }
@@ -131,8 +135,14 @@ impl Runner for Controlled {
 
 /// The model that the binary carries, on the CPU.
 pub fn open_model(max_num_sequences: usize) -> Result<LoadedModel> {
-    let options =
-        RunnerOptions { device: DeviceChoice::Cpu, ..RunnerOptions::for_sequences(max_num_sequences) };
+    open_model_with(options(max_num_sequences))
+}
+
+fn options(max_num_sequences: usize) -> RunnerOptions {
+    RunnerOptions { device: DeviceChoice::Cpu, ..RunnerOptions::for_sequences(max_num_sequences) }
+}
+
+fn open_model_with(options: RunnerOptions) -> Result<LoadedModel> {
     LoadedModel::open(None, &options, &mut |_, _| ())
 }
 
@@ -147,7 +157,7 @@ pub fn open_with(
     control: Arc<Control>,
     config: EngineConfig,
 ) -> Result<ServedModel> {
-    open_so(max_num_sequences, control, config, |_| Ok(()))
+    open_so(open_model(max_num_sequences)?, control, config, |_| Ok(()))
 }
 
 /// Opens it for a server, and changes it before it is served.
@@ -156,16 +166,26 @@ pub fn open_changed(
     control: Arc<Control>,
     change: impl FnOnce(&mut LoadedModel) -> Result<()>,
 ) -> Result<ServedModel> {
-    open_so(max_num_sequences, control, EngineConfig::default(), change)
+    open_so(open_model(max_num_sequences)?, control, EngineConfig::default(), change)
+}
+
+/// As [`open_changed`], with these adapters.
+pub fn open_adapted(
+    max_num_sequences: usize,
+    control: Arc<Control>,
+    adapters: Vec<AdapterChoice>,
+    change: impl FnOnce(&mut LoadedModel) -> Result<()>,
+) -> Result<ServedModel> {
+    let model = open_model_with(RunnerOptions { adapters, ..options(max_num_sequences) })?;
+    open_so(model, control, EngineConfig::default(), change)
 }
 
 fn open_so(
-    max_num_sequences: usize,
+    mut model: LoadedModel,
     control: Arc<Control>,
     config: EngineConfig,
     change: impl FnOnce(&mut LoadedModel) -> Result<()>,
 ) -> Result<ServedModel> {
-    let mut model = open_model(max_num_sequences)?;
     change(&mut model)?;
     let template = model.template();
     let _ = control.tokenizer.set(Arc::clone(&model.tokenizer));

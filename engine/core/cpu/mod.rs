@@ -24,6 +24,7 @@ mod int8;
 pub mod kernels;
 pub mod kv;
 pub mod layer_norm;
+pub mod lora_add;
 pub mod matmul;
 mod read_bandwidth;
 pub mod rms_norm;

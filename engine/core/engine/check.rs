@@ -33,6 +33,9 @@ impl Engine {
                 "max_tokens is 0; at least 1 token must be asked for".into(),
             );
         }
+        if let Err(message) = self.check_adapters(request) {
+            return refuse(RequestPart::Adapters, message);
+        }
         if request.stop.iter().any(String::is_empty) {
             let message = "a stop string is empty; it would end every answer before it begins";
             return refuse(RequestPart::Stop, message.into());

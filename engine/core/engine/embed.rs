@@ -2,7 +2,7 @@
 
 use super::Engine;
 use super::pooling::{Pooled, Pooler, Pooling};
-use crate::batch::{Batch, LogitRows, SequenceRows};
+use crate::batch::{AdapterSet, Batch, LogitRows, SequenceRows};
 use crate::error::{Error, Result};
 use crate::kv_cache::PageList;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ pub(super) struct Embedding {
     pooled: Pooled,
     num_cached: usize,
     pages: PageList,
+    adapters: AdapterSet,
     /// Of recurrent layers, where the model has some.
     slot: Option<u32>,
 }
@@ -35,6 +36,7 @@ impl Embedding {
             logits: if is_last { LogitRows::Last } else { LogitRows::None },
         };
         Batch { state_slots: vec![self.slot.unwrap_or(0)], ..Batch::new(&[rows]) }
+            .with_adapters([self.adapters.clone()])
     }
 }
 
@@ -91,7 +93,9 @@ impl Engine {
         }
         let slot = if self.runner.has_slots() { self.scheduler.lend_slot() } else { None };
         let tokens = tokens.to_vec();
-        self.embedding = Some(Embedding { tokens, pooling, pooler, pooled, num_cached: 0, pages, slot });
+        let adapters = self.adapters.clone();
+        self.embedding =
+            Some(Embedding { tokens, pooling, pooler, pooled, num_cached: 0, pages, adapters, slot });
         if self.runner.has_slots() && slot.is_none() {
             self.end_embedding();
             return Ok(false);

@@ -54,7 +54,8 @@ impl Engine {
         let mut logits = Vec::new();
         for (i, tokens) in tokens.chunks(chunk).enumerate() {
             let rows = SequenceRows { tokens, position: i * chunk, pages, logits: LogitRows::All };
-            logits.extend(self.runner.logits(&Batch::new(&[rows]))?);
+            let batch = Batch::new(&[rows]).with_adapters([self.adapters.clone()]);
+            logits.extend(self.runner.logits(&batch)?);
         }
         Ok(logits)
     }

@@ -35,4 +35,9 @@ impl Engine {
         self.runner.discard();
         self.scheduler.forget_copies();
     }
+
+    /// Whether a sequence of the step has not ended.
+    pub(super) fn is_live(&self, step: &Step) -> bool {
+        step.sequences.iter().any(|scheduled| self.generations.contains_key(&scheduled.id))
+    }
 }

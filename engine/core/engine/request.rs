@@ -1,6 +1,7 @@
 //! What goes into the engine and what comes out of it.
 
 use super::draft::Speculative;
+use crate::batch::AdapterSet;
 use crate::chat::thinking::ThinkingParser;
 use crate::error::Error;
 use crate::sampler::{Logprobs, SamplingParams};
@@ -37,6 +38,8 @@ pub struct Request {
     pub prompt_logprobs: Option<usize>,
     /// How far its tokens are drafted, where the engine drafts.
     pub speculative: Speculative,
+    /// The adapters that it is answered with; `None`: all that were loaded, each with its own scale.
+    pub adapters: Option<AdapterSet>,
     /// Whether events carry text. Without it, and without `stop`, nothing is decoded.
     pub text: bool,
 }
@@ -57,6 +60,7 @@ impl Request {
             logprobs: None,
             prompt_logprobs: None,
             speculative: Speculative::default(),
+            adapters: None,
             text: true,
         }
     }
@@ -73,6 +77,8 @@ pub enum RequestPart {
     Sampling(&'static str),
     /// [`Request::max_tokens`]
     MaxTokens,
+    /// [`Request::adapters`]
+    Adapters,
     /// [`Request::stop`], or [`Request::text`] where there is no vocabulary.
     Stop,
     /// [`Request::banned_strings`]

@@ -1,5 +1,6 @@
 //! What the hub's `model_type` calls an architecture, and what files of it need besides new names.
 
+use crate::config::Config;
 use crate::error::{Error, Result};
 
 /// An architecture as the hub has it.
@@ -75,6 +76,20 @@ impl Architecture {
             Error::Folder(format!(
                 "config.json: `model_type` is {model_type:?}; those that are implemented are {}",
                 known.join(", ")
+            ))
+        })
+    }
+
+    /// That of a model.
+    ///
+    /// # Errors
+    /// [`Error::Folder`] for one that is in no folder.
+    pub(super) fn of_config(config: &Config) -> Result<&'static Self> {
+        let found = ARCHITECTURES.iter().find(|architecture| architecture.name == config.architecture);
+        found.ok_or_else(|| {
+            Error::Folder(format!(
+                "adapters in folders are not read for {}: take a GGUF file",
+                config.architecture
             ))
         })
     }

@@ -84,7 +84,7 @@ impl Fields {
 }
 
 /// A value in a message, cut where it is long.
-fn shown(value: &Value) -> String {
+pub(super) fn shown(value: &Value) -> String {
     const MAX_SHOWN: usize = 60;
     let text = value.to_string();
     match text.char_indices().nth(MAX_SHOWN) {

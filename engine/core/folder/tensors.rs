@@ -282,7 +282,7 @@ fn format_of_all(to: &str, sources: &[Source]) -> MatrixFormat {
 }
 
 /// The rows of heads whose value `j` is rotated with `j + half`, so that both stand beside each other.
-fn neighbours(name: &str, rows: usize, heads: u64) -> Result<Arc<[usize]>> {
+pub(super) fn neighbours(name: &str, rows: usize, heads: u64) -> Result<Arc<[usize]>> {
     // Heads are far below 2^24.
     let heads = heads as usize;
     if !rows.is_multiple_of(2 * heads) {

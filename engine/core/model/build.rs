@@ -13,6 +13,7 @@ use crate::config::{Config, ExpertSizes};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::kv_layout::{LayerState, StateLayout};
+use crate::ops::lora::Update;
 use crate::ops::parts::{LayerNorm, Norm, QkNorm, RmsNorm};
 use crate::ops::{Stacked, Types};
 use crate::weights::{Group, TensorShape, TensorSpec};
@@ -112,6 +113,8 @@ pub struct Plan {
     pub tensors: Vec<TensorSpec>,
     pub buffers: Vec<BufferSpec>,
     pub state: StateLayout,
+    /// The matrices that adapters may have updates for, as the file has them.
+    pub adaptable: Vec<TensorSpec>,
 }
 
 impl Plan {
@@ -155,6 +158,17 @@ pub trait Build<T: Types> {
         apart: usize,
         fused: Option<&str>,
     ) -> Result<Stacked<T::Weight>>;
+
+    /// What adapters add to the product with projections of `cols` columns; `fused` as for [`Build::stacked`].
+    ///
+    /// # Errors
+    /// As [`Build::matrix`].
+    fn updates(
+        &mut self,
+        projections: &[Projection],
+        cols: usize,
+        fused: Option<&str>,
+    ) -> Result<Vec<Update<T::Vector>>>;
 
     /// A vector; its values in the order `order`, if one is given.
     ///
@@ -301,6 +315,26 @@ impl Build<Nothing> for Plan {
             None => projections.iter().try_for_each(|part| self.projection(part, cols))?,
         }
         Ok(Stacked { whole: (), matrices: vec![(); projections.len()] })
+    }
+
+    fn updates(
+        &mut self,
+        projections: &[Projection],
+        cols: usize,
+        fused: Option<&str>,
+    ) -> Result<Vec<Update<()>>> {
+        let of = |part: &Projection| (part.name.clone(), part.rows_in_file());
+        let matrices = match fused {
+            Some(name) => vec![(name.to_owned(), projections.iter().map(|part| part.rows).sum())],
+            None => projections.iter().map(of).collect(),
+        };
+        for (name, rows) in matrices {
+            if !self.adaptable.iter().any(|spec| spec.name == name) {
+                let shape = TensorShape::Matrix { rows, cols };
+                self.adaptable.push(TensorSpec { name, shape, group: Group::Always });
+            }
+        }
+        Ok(Vec::new())
     }
 
     fn vector(&mut self, name: &str, len: usize, _: Option<&[usize]>) -> Result<()> {

@@ -1,6 +1,6 @@
 //! What a batch must satisfy before a device may follow its indices.
 
-use crate::batch::{Batch, BatchLimits};
+use crate::batch::{AdapterScale, AdapterSet, Batch, BatchLimits};
 use crate::error::{Error, Result};
 use crate::kv_layout::{KvLayout, PAGE_SIZE};
 
@@ -15,6 +15,7 @@ pub fn check_batch(
     layout: &KvLayout,
     vocab_size: usize,
     max_model_len: usize,
+    num_adapters: usize,
 ) -> Result<()> {
     let n = batch.num_tokens();
     let sequences = batch.num_sequences();
@@ -39,6 +40,17 @@ pub fn check_batch(
     all_below("block_table", &batch.block_table, layout.num_pages)?;
     all_below("logit_rows", &batch.logit_rows, n)?;
     all_below("state_slots", &batch.state_slots, limits.max_num_sequences)?;
+    if !batch.adapters.is_empty() {
+        length("adapters", batch.adapters.len(), sequences)?;
+    }
+    for adapter in batch.adapters.iter().flat_map(AdapterSet::adapters) {
+        if adapter.adapter as usize >= num_adapters || !adapter.is_in_range() {
+            return bad(format!(
+                "{adapter:?} of {num_adapters} adapters, with scales up to {}",
+                AdapterScale::MAX
+            ));
+        }
+    }
     let mut slots = batch.state_slots.clone();
     slots.sort_unstable();
     if slots.windows(2).any(|pair| pair[0] == pair[1]) {
@@ -111,6 +123,10 @@ mod tests {
         head_dim: 4,
     };
 
+    fn adapter(adapter: u32, scale: f32) -> AdapterSet {
+        AdapterSet::new(&[AdapterScale { adapter, scale }])
+    }
+
     /// A decode row at position 33 on pages 3 and 1, then a prefill of two rows on page 2.
     fn batch() -> Batch {
         Batch {
@@ -124,13 +140,14 @@ mod tests {
             block_table: vec![3, 1, 2, 0],
             max_blocks: 2,
             state_slots: vec![1, 0],
+            adapters: vec![AdapterSet::default(), adapter(1, 0.5)],
             logit_rows: vec![0, 2],
             drafts: false,
         }
     }
 
     fn check(batch: &Batch) -> Result<()> {
-        check_batch(batch, &LIMITS, &LAYOUT, 10, 64)
+        check_batch(batch, &LIMITS, &LAYOUT, 10, 64, 2)
     }
 
     #[test]
@@ -140,7 +157,11 @@ mod tests {
 
     #[test]
     fn every_wrong_array_is_refused() {
-        let broken: [fn(&mut Batch); 18] = [
+        let broken: [fn(&mut Batch); 22] = [
+            |b| b.adapters[1] = adapter(0, 101.0),
+            |b| b.adapters.truncate(1),
+            |b| b.adapters[0] = adapter(2, 1.0),
+            |b| b.adapters[1] = adapter(0, f32::NAN),
             |b| b.tokens[0] = 10,
             |b| b.tokens.clear(),
             |b| b.state_slots.clear(),

@@ -104,6 +104,11 @@ impl<T: Types> Attention<T> {
                     true => Some(b.projection(&gate, hidden_size)?),
                     false => None,
                 },
+                updates: b.updates(&qkv("weight"), hidden_size, fused("weight").as_deref())?,
+                gate_updates: match features.has_attention_gate {
+                    true => b.updates(&[gate], hidden_size, None)?,
+                    false => Vec::new(),
+                },
             },
             o_proj: linear(b, features, &format!("{layer}.attn_output"), hidden_size, config.q_size())?,
         })
@@ -136,6 +141,10 @@ fn dense<T: Types, B: Build<T>>(
                     hidden_size,
                 )?),
             },
+            updates: match features.is_gated {
+                true => b.updates(&gate_and_up(layer, "", intermediate_size), hidden_size, None)?,
+                false => Vec::new(),
+            },
         },
         down: linear(b, features, &format!("{layer}.ffn_down"), hidden_size, intermediate_size)?,
     })
@@ -149,9 +158,17 @@ fn gate_up<T: Types, B: Build<T>>(
     suffix: &str,
     rows: usize,
 ) -> Result<Stacked<T::Weight>> {
-    let projection =
-        |name: &str| Projection { name: format!("{layer}.{name}{suffix}.weight"), rows, heads: None };
-    b.stacked(&["ffn_gate", "ffn_up"].map(projection), config.hidden_size, rows, None)
+    b.stacked(&gate_and_up(layer, suffix, rows), config.hidden_size, rows, None)
+}
+
+/// Gate and up by themselves.
+fn gate_and_up(layer: &str, suffix: &str, rows: usize) -> [Projection<'static>; 2] {
+    ["ffn_gate", "ffn_up"].map(|name| projection(&format!("{layer}.{name}{suffix}"), rows))
+}
+
+/// All rows of the matrix `name`, which is without its `.weight`.
+fn projection(name: &str, rows: usize) -> Projection<'static> {
+    Projection { name: format!("{name}.weight"), rows, heads: None }
 }
 
 /// A mixture of experts.
@@ -206,6 +223,7 @@ fn linear<T: Types, B: Build<T>>(
             true => Some(b.vector(&format!("{name}.bias"), rows, None)?),
             false => None,
         },
+        updates: b.updates(&[projection(name, rows)], cols, None)?,
     })
 }
 

@@ -30,14 +30,14 @@ use crate::error::{Error, Result};
 use crate::kv_layout::{KvLayout, SlotLayout, StateCopy, StateLayout};
 use crate::ops::{Ops, OpsConfig, Rows, Work};
 use crate::sampler::{Logprobs, SamplingRow, host};
-use crate::weights::{DecodeBytes, Weights};
+use crate::weights::{Adapter, DecodeBytes, Weights};
 use build::Load;
 use draft::DraftFrom;
 use rayon::prelude::*;
 use std::collections::VecDeque;
 
 pub use registry::{ARCHITECTURES, Model, Published, published_config, published_names};
-pub use runner::Runner;
+pub use runner::{AdapterInfo, Runner};
 
 /// A step whose tokens were not taken.
 struct Queued {
@@ -107,6 +107,7 @@ pub struct ModelRunner<O: Ops> {
     limits: BatchLimits,
     layout: KvLayout,
     max_model_len: usize,
+    adapters: Vec<AdapterInfo>,
     decode_bytes: DecodeBytes,
     /// The steps whose tokens were not taken, oldest first.
     queued: VecDeque<Queued>,
@@ -159,6 +160,9 @@ impl<O: Ops> ModelRunner<O> {
             limits,
             layout,
             max_model_len: ops_config.max_model_len,
+            adapters: (weights.adapters().iter())
+                .map(|Adapter { name, scale, .. }| AdapterInfo { name: name.clone(), scale: *scale })
+                .collect(),
             decode_bytes,
             queued: VecDeque::new(),
             last_sampled: 0,
@@ -212,7 +216,8 @@ impl<O: Ops> ModelRunner<O> {
 
     /// Brings the batch to the device.
     fn upload(&mut self, batch: &Batch) -> Result<()> {
-        check::check_batch(batch, &self.limits, &self.layout, self.vocab_size, self.max_model_len)?;
+        let Self { limits, layout, vocab_size, max_model_len, adapters, .. } = &*self;
+        check::check_batch(batch, limits, layout, *vocab_size, *max_model_len, adapters.len())?;
         self.ops.upload(batch, &mut self.batch)
     }
 }
@@ -288,6 +293,10 @@ impl<O: Ops> Runner for ModelRunner<O> {
 
     fn load_state(&mut self, StateCopy { slot, place }: StateCopy) -> Result<()> {
         self.ops.copy_state(&self.checkpoints, place as usize, &mut self.states, slot as usize)
+    }
+
+    fn adapters(&self) -> &[AdapterInfo] {
+        &self.adapters
     }
 
     fn vocab_size(&self) -> usize {

@@ -1,11 +1,20 @@
 //! What the engine knows of a model and its device.
 
 use super::draft::DraftFrom;
-use crate::batch::{Batch, BatchLimits};
+use crate::batch::{AdapterScale, AdapterSet, Batch, BatchLimits};
 use crate::error::{Error, Result};
 use crate::kv_layout::{KvLayout, StateCopy};
 use crate::sampler::{Logprobs, SamplingRow};
 use crate::weights::DecodeBytes;
+
+/// An adapter that was loaded with a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterInfo {
+    /// What requests call it.
+    pub name: String,
+    /// What its updates are multiplied with where nobody says otherwise.
+    pub scale: f32,
+}
 
 /// A loaded model with its KV pages. It is made and used on one thread.
 pub trait Runner {
@@ -39,6 +48,18 @@ pub trait Runner {
     /// As [`Runner::save_state`].
     fn load_state(&mut self, copy: StateCopy) -> Result<()> {
         self.save_state(copy)
+    }
+
+    /// The adapters that were loaded with the model, by their numbers ([`Batch::adapters`]).
+    fn adapters(&self) -> &[AdapterInfo] {
+        &[]
+    }
+
+    /// All of them, each with its own scale.
+    fn all_adapters(&self) -> AdapterSet {
+        let scales =
+            (0..).zip(self.adapters()).map(|(adapter, info)| AdapterScale { adapter, scale: info.scale });
+        AdapterSet::new(&scales.collect::<Vec<_>>())
     }
 
     /// Columns of the logits.

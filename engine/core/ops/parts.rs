@@ -6,6 +6,7 @@
 //! formats.
 
 use super::hybrid::DeltaScratch;
+use super::lora::{Update, add_updates, are_wanted};
 use super::{Ops, Rows, Stacked, Types};
 use crate::error::{Error, Result};
 
@@ -37,6 +38,8 @@ pub struct Linear<W, V> {
     pub weight: W,
     /// `[out_features]`
     pub bias: Option<V>,
+    /// What adapters add.
+    pub updates: Vec<Update<V>>,
 }
 
 /// What comes before attention: norm, projections, biases, norms of heads, rotation, pages.
@@ -50,6 +53,10 @@ pub struct AttentionIn<W, V> {
     pub qk_norm: Option<QkNorm<V>>,
     /// `[num_attention_heads * head_dim, hidden_size]`: attention's output is multiplied with the sigmoid of this product.
     pub gate: Option<W>,
+    /// What adapters add to the product with `qkv`.
+    pub updates: Vec<Update<V>>,
+    /// And to that with `gate`.
+    pub gate_updates: Vec<Update<V>>,
 }
 
 /// Root mean square norms of every head of Q and of K, before they are rotated.
@@ -66,6 +73,8 @@ pub struct MlpIn<W, V> {
     /// Of the residual stream.
     pub norm: Norm<V>,
     pub up: Up<W, V>,
+    /// What adapters add to the product with gate and up; where there is no gate its projection has it.
+    pub updates: Vec<Update<V>>,
 }
 
 /// What follows attention in a layer.
@@ -207,6 +216,7 @@ pub fn add_projection<O: Ops>(
         None => ops.matmul_add(rows, input, &part.weight, x)?,
         Some(of_rank) => ops.matmul_add_ranks(rows, input, &part.weight, of_rank, x)?,
     }
+    add_updates(ops, rows, input, &part.updates, x)?;
     part.bias.as_ref().map_or(Ok(()), |bias| ops.add_bias(rows.n, bias, x))
 }
 
@@ -226,18 +236,21 @@ pub fn attention_in<O: Ops>(
     q: &mut O::Tensor,
     cache: &mut O::KvCache,
 ) -> Result<()> {
-    if part.gate.is_none() && ops.norm_qkv_rope(rows, layer, part, x, q, cache)? {
+    let adapted = are_wanted(ops, rows.batch, &part.updates);
+    if !adapted && part.gate.is_none() && ops.norm_qkv_rope(rows, layer, part, x, q, cache)? {
         return Ok(());
     }
     let Scratch { normed, qkv, gate, .. } = scratch;
     let product = NormMatmul { norm: &part.norm, weight: &part.qkv.whole };
-    let is_normed = norm_matmul(ops, rows, &product, x, normed, qkv)?; // [n, (heads + 2 key-value heads) * head_dim]
+    let is_normed = adapted_product(ops, rows, &product, &part.updates, x, normed, qkv)?; // [n, (heads + 2 key-value heads) * head_dim]
     if let Some(weight) = &part.gate {
         let gate = room(gate)?; // [n, heads * head_dim]
         if is_normed {
             ops.matmul(rows.padded, normed, weight, gate)?;
+            add_updates(ops, rows, normed, &part.gate_updates, gate)?;
         } else {
-            norm_matmul(ops, rows, &NormMatmul { norm: &part.norm, weight }, x, normed, gate)?;
+            let product = NormMatmul { norm: &part.norm, weight };
+            adapted_product(ops, rows, &product, &part.gate_updates, x, normed, gate)?;
         }
     }
     let bias = part.bias.each_ref().map(Option::as_ref);
@@ -322,20 +335,54 @@ fn mlp_in<O: Ops>(
     buffers: &mut MlpScratch<O>,
 ) -> Result<()> {
     let MlpScratch { gate_up, gated: out } = buffers;
-    if ops.norm_gate_up(rows, part, x, out)? {
+    let updates = match &part.up {
+        Up::Gated(_) => &part.updates,
+        Up::Plain(projection) => &projection.updates,
+    };
+    let adapted = are_wanted(ops, rows.batch, updates);
+    if !adapted && ops.norm_gate_up(rows, part, x, out)? {
         return Ok(());
     }
     normalise(ops, rows.n, x, &part.norm, normed)?;
-    match &part.up {
-        Up::Gated(matrices) => {
-            ops.matmul_rounded(rows.padded, normed, &matrices.whole, gate_up)?; // [n, 2 * intermediate_size]
-            ops.silu_mul(rows.n, matrices, gate_up, out)
+    let weight = match &part.up {
+        Up::Gated(matrices) => &matrices.whole,
+        Up::Plain(projection) => &projection.weight,
+    };
+    if adapted {
+        ops.matmul_unrounded(rows.padded, normed, weight, gate_up)?; // [n, (2 or 1) * intermediate_size]
+        for update in updates {
+            let of = match &part.up {
+                Up::Gated(matrices) => matrices.matrices.get(update.matrix).unwrap_or(weight),
+                Up::Plain(_) => weight,
+            };
+            ops.lora_add_product(rows, normed, update, of, gate_up)?;
         }
-        Up::Plain(projection) => {
-            ops.matmul_rounded(rows.padded, normed, &projection.weight, gate_up)?; // [n, intermediate_size]
-            ops.bias_gelu(rows.n, projection, gate_up, out)
-        }
+    } else {
+        ops.matmul_rounded(rows.padded, normed, weight, gate_up)?; // [n, (2 or 1) * intermediate_size]
     }
+    match &part.up {
+        Up::Gated(matrices) => ops.silu_mul(rows.n, matrices, gate_up, out),
+        Up::Plain(projection) => ops.bias_gelu(rows.n, projection, gate_up, out),
+    }
+}
+
+/// As [`norm_matmul`], with what adapters add to the product.
+fn adapted_product<O: Ops>(
+    ops: &mut O,
+    rows: Rows<O::Batch>,
+    part: &NormMatmul<O::Weight, O::Vector>,
+    updates: &[Update<O::Vector>],
+    x: &O::Tensor,
+    normed: &mut O::Activation,
+    out: &mut O::Tensor,
+) -> Result<bool> {
+    if !are_wanted(ops, rows.batch, updates) {
+        return norm_matmul(ops, rows, part, x, normed, out);
+    }
+    normalise(ops, rows.n, x, part.norm, normed)?;
+    ops.matmul(rows.padded, normed, part.weight, out)?;
+    add_updates(ops, rows, normed, updates, out)?;
+    Ok(true)
 }
 
 /// `out = norm(x) · weightᵀ`: `[n, hidden_size] -> [n, out_features]`. Whether `normed` has the normed rows then: where the device has one

@@ -174,7 +174,7 @@ impl Chunks {
             let count = (end - position).min(most);
             let tokens = &input[position..][..count];
             let rows = SequenceRows { tokens, position, pages: &pages, logits };
-            let found = runner.logits(&Batch::new(&[rows]))?;
+            let found = runner.logits(&Batch::new(&[rows]).with_adapters([runner.all_adapters()]))?;
             if logits == LogitRows::All {
                 let foretold = &chunk[position + 1..];
                 take(&foretold[..count.min(foretold.len())], &found)?;

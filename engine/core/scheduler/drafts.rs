@@ -90,6 +90,8 @@ impl Scheduler {
     pub fn draft_batch(&self, step: &Step) -> Batch {
         let mut batch = step.batch.clone();
         batch.logit_rows.clear();
+        // Drafts are guesses: what drafts has no adapters.
+        batch.adapters.clear();
         batch.sampled_rows.fill(GIVEN);
         for (token, (&s, &position)) in
             batch.tokens.iter_mut().zip(batch.sequence_of_token.iter().zip(&batch.positions))

@@ -2,6 +2,7 @@
 
 use super::SequenceId;
 use super::following::Followed;
+use crate::batch::AdapterSet;
 use crate::checkpoints::Checkpoints;
 use crate::kv_cache::{PageList, PagePool};
 use crate::kv_layout::{PAGE_SIZE, pages_for};
@@ -13,6 +14,7 @@ pub struct Sequence {
     pub(super) id: SequenceId,
     /// The prompt, then what was generated.
     pub(super) tokens: Vec<u32>,
+    pub(super) adapters: AdapterSet,
     /// K and V of the first `num_cached` tokens are in `pages`.
     pub(super) num_cached: usize,
     /// Tokens when it last joined: what is before is prefill, what comes after is decode.

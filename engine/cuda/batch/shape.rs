@@ -77,6 +77,16 @@ pub(crate) struct Shape {
     pub(super) state_slots: Range<usize>,
     pub(super) logit_rows_sequence_of_token: Range<usize>,
     pub(super) logit_rows_query_start: Range<usize>,
+    /// The adapters that rows have.
+    pub(super) adapters: Vec<AdapterRows>,
+}
+
+/// Where the scales of an adapter are, f32: of all rows, and of those that need logits.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct AdapterRows {
+    pub adapter: u32,
+    pub of_all: Range<usize>,
+    pub of_logit_rows: Range<usize>,
 }
 
 /// Which rows are of sequences that decode: attention has kernels for them.
@@ -127,6 +137,12 @@ impl Shape {
                     "batch: {name} has {found} entries instead of {expected}"
                 )));
             }
+        }
+        if ![0, sequences].contains(&batch.adapters.len()) {
+            return Err(Error::Request(format!(
+                "batch: adapters has {} entries instead of {sequences}",
+                batch.adapters.len()
+            )));
         }
         for s in 0..sequences {
             let (start, end) = (batch.query_start[s] as usize, batch.query_start[s + 1] as usize);

@@ -194,7 +194,7 @@ impl Ops for CudaOps {
         out: &mut Activation,
     ) -> Result<()> {
         let (tools, choice) = self.products();
-        matmul::matmul_rounded(tools, choice, n, x, weight, out)
+        matmul::matmul_rounded(tools, choice, n, x, weight, true, out)
     }
 
     fn bias_rope_kv(
@@ -295,7 +295,7 @@ impl Ops for CudaOps {
         q: &mut Tensor,
         cache: &mut KvCache,
     ) -> Result<bool> {
-        let AttentionIn { norm: Norm::Rms(norm), qkv, bias, qk_norm: None, gate: None } = part else {
+        let AttentionIn { norm: Norm::Rms(norm), qkv, bias, qk_norm: None, gate: None, .. } = part else {
             return Ok(false);
         };
         let [q_proj, k_proj, v_proj] = &qkv.matrices[..] else { return Ok(false) };
@@ -321,7 +321,7 @@ impl Ops for CudaOps {
         x: &Tensor,
         out: &mut Activation,
     ) -> Result<bool> {
-        let MlpIn { norm: Norm::Rms(norm), up: Up::Gated(gate_up) } = part else { return Ok(false) };
+        let MlpIn { norm: Norm::Rms(norm), up: Up::Gated(gate_up), .. } = part else { return Ok(false) };
         let [gate, up] = &gate_up.matrices[..] else { return Ok(false) };
         let takes = match (gate.units(true), up.units(true)) {
             (Some(gate), Some(up)) => {
@@ -397,7 +397,7 @@ impl Ops for CudaOps {
         let replays =
             self.choice.get(graph::OP).is_none_or(|name| [graph::AHEAD, graph::GRAPH].contains(&name));
         let is_recordable = replays && self.host_experts.is_none() && !self.device.is_emulated();
-        let bucket = batch.bucket().filter(|_| is_recordable);
+        let bucket = batch.bucket().filter(|_| is_recordable && !batch.has_adapters());
         let Some(bucket) = bucket else { return step(self) };
         let draw = bucket.has_logits().then(|| self.sampler.shape());
         let key = StepKey { work, batch: bucket, draw, generation: self.sampler.generation() };

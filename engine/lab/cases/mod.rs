@@ -20,6 +20,7 @@ mod gate_rows;
 mod gated_norm;
 mod gather_rows;
 mod layer_norm;
+mod lora_add;
 pub mod matmul;
 mod matmul_add;
 mod matmul_blocks;

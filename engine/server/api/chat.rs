@@ -72,10 +72,10 @@ pub async fn chat_completions(
     State(app): State<Arc<App>>,
     JsonBody(request): JsonBody<ChatRequest>,
 ) -> Result<Response, ApiError> {
-    let info = app.model(request.model.as_deref())?;
-    let (model, tokenizer) = (info.name.clone(), Arc::clone(&info.tokenizer));
+    let asked = app.asked(request.model.as_deref(), request.lora.as_deref())?;
     check_user("user", request.user.as_deref())?;
-    let (drawing, stream, n) = (request.drawing(&tokenizer)?, request.stream()?, request.n.unwrap_or(1));
+    let (drawing, stream, n) = (request.drawing(&asked)?, request.stream()?, request.n.unwrap_or(1));
+    let (model, tokenizer) = (asked.name, Arc::clone(&asked.info.tokenizer));
     let limits = [
         ("max_completion_tokens", request.max_completion_tokens),
         ("max_tokens", request.max_tokens),

@@ -94,11 +94,11 @@ pub async fn completions(
     State(app): State<Arc<App>>,
     JsonBody(request): JsonBody<CompletionRequest>,
 ) -> Result<Response, ApiError> {
-    let info = app.model(request.model.as_deref())?;
-    let (model, tokenizer) = (info.name.clone(), &info.tokenizer);
+    let asked = app.asked(request.model.as_deref(), request.lora.as_deref())?;
     let logprobs = logprobs::check("logprobs", request.logprobs)?;
     check_user("user", request.user.as_deref())?;
-    let (drawing, stream, n) = (request.drawing(tokenizer)?, request.stream()?, request.n.unwrap_or(1));
+    let (drawing, stream, n) = (request.drawing(&asked)?, request.stream()?, request.n.unwrap_or(1));
+    let (model, tokenizer) = (asked.name, &asked.info.tokenizer);
     let stop = Stop::texts(request.stop)?;
     let limits = [("max_tokens", request.max_tokens), ("n_predict", request.n_predict)];
     let max_tokens = token_limit(limits, Some(DEFAULT_MAX_TOKENS))?;

@@ -37,6 +37,7 @@ const SAMPLING: &[&str] = &[
     "speculative.n_max",
     "speculative.n_min",
     "speculative.p_min",
+    "lora",
 ];
 
 /// `/v1/chat/completions`
@@ -61,6 +62,9 @@ pub const CHAT: Table = &[
     (Refused(&["false"]), &["continue_final_message", "no_stop_trim", "return_hidden_states"]),
     (Refused(&["true"]), &["separate_reasoning", "skip_special_tokens", "stream_reasoning"]),
 ];
+
+/// An adapter of `lora`
+pub const LORA_SCALE: Table = &[(Used, &["id", "scale"])];
 
 /// `/v1/responses`
 pub const RESPONSES: Table = &[
@@ -298,6 +302,7 @@ pub const JSON_SCHEMA: Table = &[
 /// The tables by the names of their schemas in the OpenAPI document.
 pub const OBJECTS: &[(&str, Table)] = &[
     ("ChatRequest", CHAT),
+    ("LoraScale", LORA_SCALE),
     ("ResponsesRequest", RESPONSES),
     ("InputItem", INPUT_ITEM),
     ("InputPart", INPUT_PART),

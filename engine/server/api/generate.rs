@@ -135,7 +135,8 @@ pub async fn generate(
     State(app): State<Arc<App>>,
     JsonBody(mut request): JsonBody<GenerateRequest>,
 ) -> Result<Response, ApiError> {
-    let drawing = request.drawing(&app.engine.model()?.tokenizer)?;
+    let asked = app.asked(None, request.lora.as_deref())?;
+    let drawing = request.drawing(&asked)?;
     let limits = [("max_tokens", request.max_tokens), ("n_predict", request.n_predict)];
     let max_tokens = openai::token_limit(limits, None)?;
     let prompt_param = if request.ids.is_some() { "ids" } else { "prompt" };
@@ -156,7 +157,7 @@ pub async fn generate(
             }],
         )
         .await?;
-    let tokenizer = Arc::clone(&app.engine.model()?.tokenizer);
+    let tokenizer = Arc::clone(&asked.info.tokenizer);
     if request.stream.unwrap_or(false) {
         return Ok(sse::respond(answer, TokenEvents { index: 0, seed, tokenizer }));
     }

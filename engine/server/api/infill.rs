@@ -133,13 +133,13 @@ pub async fn infill(
     State(app): State<Arc<App>>,
     JsonBody(mut request): JsonBody<InfillRequest>,
 ) -> Result<Response, ApiError> {
-    let info = app.engine.model()?;
-    let tokenizer = Arc::clone(&info.tokenizer);
+    let asked = app.asked(None, request.lora.as_deref())?;
+    let tokenizer = Arc::clone(&asked.info.tokenizer);
     fim::tokens(&tokenizer, "input_prefix")?;
     if let Some(Samplers::Names(names)) = &mut request.samplers {
         names.retain(|name| name != INFILL_SAMPLER);
     }
-    let drawing = request.drawing(&tokenizer)?;
+    let drawing = request.drawing(&asked)?;
     let limit = token_limit([("n_predict", request.n_predict)], None)?;
     let stop = Stop::texts(request.stop.take())?;
     let is_stream = request.stream.unwrap_or(false);
@@ -164,7 +164,7 @@ pub async fn infill(
     let (permit, (prompt, truncated)) =
         app.work.prompt(permit, move || place.prompt(of_thread.engine.model()?)).await?;
     let making = Making {
-        model: info.name.clone(),
+        model: asked.name,
         prompt_tokens: prompt.len(),
         truncated,
         start: permit.start,

@@ -12,6 +12,7 @@ pub mod generate;
 pub mod health;
 pub mod infill;
 pub mod logprobs;
+pub mod lora;
 pub mod messages;
 pub mod models;
 pub mod openai;
@@ -67,6 +68,7 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .route("/props", get(props::props))
+        .route("/lora-adapters", get(lora::list))
         .route("/slots", get(props::slots))
         .route("/server_info", get(sglang::server_info))
         .route("/get_load", get(sglang::get_load))

@@ -1,5 +1,6 @@
 //! `/v1/models`.
 
+use super::lora::AskedModel;
 use crate::App;
 use crate::engine_thread::ModelInfo;
 use crate::error::{ApiError, ErrorResponse};
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 use utoipa::ToSchema;
 
-/// The models of the server: one.
+/// The models of the server: one, and its adapters.
 #[derive(Serialize, ToSchema)]
 pub struct ModelList {
     /// `list`
@@ -34,12 +35,17 @@ pub struct Model {
     max_model_len: usize,
     /// What it runs on.
     device: String,
+    /// Of an adapter the model that it belongs to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parent: Option<String>,
 }
 
 impl Model {
-    fn new(app: &App, info: &ModelInfo) -> Self {
+    /// The model, or one of its adapters, by the name that requests call it.
+    fn new(app: &App, info: &ModelInfo, name: String) -> Self {
         Self {
-            id: info.name.clone(),
+            parent: (name != info.name).then(|| info.name.clone()),
+            id: name,
             object: "model",
             created: unix_seconds(app.started),
             owned_by: "qernel",
@@ -56,7 +62,11 @@ pub fn unix_seconds(time: SystemTime) -> u64 {
 
 /// 404, with the name that would do.
 pub fn unknown(name: &str, model: &ModelInfo) -> ApiError {
-    let message = format!("this server has no model {name:?}; it has {:?}", model.name);
+    let mut message = format!("this server has no model {name:?}; it has {:?}", model.name);
+    if !model.adapters.is_empty() {
+        let names: Vec<_> = model.adapters.iter().map(|adapter| format!("{:?}", adapter.name)).collect();
+        message += &format!(", with the adapters {}", names.join(", "));
+    }
     let mut error = ApiError::refused(StatusCode::NOT_FOUND, Some("model_not_found"), message);
     error.body.param = Some("model".into());
     error
@@ -69,7 +79,9 @@ pub fn unknown(name: &str, model: &ModelInfo) -> ApiError {
     (status = 503, description = "It is being loaded.", body = ErrorResponse),
 ))]
 pub async fn list(State(app): State<Arc<App>>) -> Result<Json<ModelList>, ApiError> {
-    let data = vec![Model::new(&app, app.engine.model()?)];
+    let info = app.engine.model()?;
+    let names = std::iter::once(&info.name).chain(info.adapters.iter().map(|adapter| &adapter.name));
+    let data = names.map(|name| Model::new(&app, info, name.clone())).collect();
     Ok(Json(ModelList { object: "list", data }))
 }
 
@@ -90,5 +102,6 @@ pub async fn retrieve(
 ) -> Result<Json<Model>, ApiError> {
     let Path(name) =
         name.map_err(|error| ApiError::field("model", format!("model: {}", error.body_text())))?;
-    Ok(Json(Model::new(&app, app.model(Some(&name))?)))
+    let AskedModel { info, name, .. } = app.asked(Some(&name), None)?;
+    Ok(Json(Model::new(&app, info, name)))
 }

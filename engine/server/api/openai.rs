@@ -15,7 +15,7 @@ macro_rules! openai_request {
             $(#[$attribute])*
             pub struct $name: $table, Plain {
                 $($specific)*
-                /// The model's name; there is one. [default: that one]
+                /// The model's name, or that of one of its adapters. [default: the model's]
                 pub model: Option<String>,
                 /// How many answers to each prompt. [default: 1]
                 #[schema(minimum = 1)]

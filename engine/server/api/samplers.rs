@@ -2,6 +2,7 @@
 
 use crate::error::ApiError;
 use crate::number::Whole;
+use qernel_core::batch::AdapterSet;
 use qernel_core::engine::{Request, Speculative};
 use qernel_core::sampler::{SamplerChain, SamplerKind, SamplingParams};
 use qernel_core::tokenizer::Tokenizer;
@@ -131,6 +132,8 @@ macro_rules! sampled_request {
             pub speculative_p_min: Option<f32>,
             /// What the answer must be, in llama.cpp's form of grammars (GBNF). [default: anything]
             pub grammar: Option<String>,
+            /// The adapters that it is answered with, in the place of the one that `model` names. [default: none, or that one]
+            pub lora: Option<Vec<crate::api::lora::LoraScale>>,
             /// Texts that the answer must not have; upper and lower case of ASCII's letters are the same. Where one is complete, the answer goes
             /// back to the token in which it began, and goes on with another one. KoboldCpp's and TabbyAPI's. [default: none]
             #[schema(max_items = 256)]
@@ -138,13 +141,13 @@ macro_rules! sampled_request {
         }
 
         impl $name {
-            /// How the tokens of answers are drawn.
+            /// How the tokens of answers are drawn, and with which of the adapters of what is asked.
             ///
             /// # Errors
             /// 400, by name, where a value has no meaning.
             pub fn drawing(
                 &self,
-                tokenizer: &qernel_core::tokenizer::Tokenizer,
+                asked: &crate::api::lora::AskedModel,
             ) -> Result<crate::api::samplers::Drawing, crate::error::ApiError> {
                 use crate::api::samplers::{Defaults, Drawing};
                 let default = Defaults::$defaults.sampling();
@@ -158,7 +161,7 @@ macro_rules! sampled_request {
                     presence_penalty: self.presence_penalty.unwrap_or(default.presence_penalty),
                     frequency_penalty: self.frequency_penalty.unwrap_or(default.frequency_penalty),
                     seed: self.seed.unwrap_or_else(crate::random_u64),
-                    chain: self.chain(tokenizer)?,
+                    chain: self.chain(&asked.info.tokenizer)?,
                 };
                 let drawing = Drawing {
                     sampling,
@@ -166,6 +169,7 @@ macro_rules! sampled_request {
                     ignore_eos: self.ignore_eos.unwrap_or(false),
                     speculative: self.speculative()?,
                     banned_strings: self.banned_strings.clone().unwrap_or_default(),
+                    adapters: asked.adapters.clone(),
                 };
                 drawing.checked()
             }
@@ -266,6 +270,7 @@ pub struct Drawing {
     pub speculative: Speculative,
     /// Texts that the answer must not have.
     pub banned_strings: Vec<String>,
+    pub adapters: AdapterSet,
 }
 
 impl Drawing {
@@ -292,6 +297,7 @@ impl Drawing {
             ignore_eos: self.ignore_eos,
             speculative: self.speculative,
             banned_strings: self.banned_strings.clone(),
+            adapters: Some(self.adapters.clone()),
             ..Request::new(prompt)
         }
     }

@@ -190,7 +190,7 @@ impl Runner for Mock {
     }
 
     fn draft(&mut self, batch: &Batch, rows: &[SamplingRow], from: DraftFrom) -> Result<Vec<u32>> {
-        check_batch(batch, &self.limits, &self.layout, self.vocab_size(), self.max_model_len)?;
+        check_batch(batch, &self.limits, &self.layout, self.vocab_size(), self.max_model_len, 0)?;
         assert_eq!((rows.len(), self.queued.len()), (batch.num_logits(), 0));
         if self.failures.get() > 0 && batch.num_tokens().is_multiple_of(2) {
             self.failures.set(self.failures.get() - 1);
@@ -242,7 +242,7 @@ impl Runner for Mock {
     }
 
     fn step(&mut self, batch: &Batch, rows: &[SamplingRow]) -> Result<Vec<u32>> {
-        check_batch(batch, &self.limits, &self.layout, self.vocab_size(), self.max_model_len)?;
+        check_batch(batch, &self.limits, &self.layout, self.vocab_size(), self.max_model_len, 0)?;
         assert_eq!((rows.len(), batch.num_sampled_rows()), (batch.num_logits(), 0));
         let counts: Vec<_> = batch.query_start.windows(2).map(|ends| (ends[1] - ends[0]) as usize).collect();
         assert!(counts.iter().all(|&rows| rows > 0), "a sequence without rows: {batch:?}");

@@ -61,6 +61,7 @@ fn request() -> impl Strategy<Value = Request> {
                 logprobs: None,
                 prompt_logprobs: prompt_logprobs.then_some(2),
                 speculative: Speculative { n_max, n_min: Some(n_min), p_min: None },
+                adapters: None,
                 text,
             }
         })

@@ -5,6 +5,7 @@ use crate::batch::BatchLimits;
 use crate::config::ExpertSizes;
 use crate::error::{Error, Result};
 use crate::kv_layout::{LayerState, StateLayout};
+use crate::ops::lora::Update;
 use crate::ops::{Ops, Stacked};
 use crate::weights::{Matrix, Weights};
 
@@ -113,6 +114,41 @@ impl<O: Ops> Build<O> for Load<'_, O> {
         let stacked = self.ops.load_stacked(&matrices, apart)?;
         matrices.iter().for_each(|matrix| self.advance(matrix.data.len()));
         Ok(stacked)
+    }
+
+    fn updates(
+        &mut self,
+        projections: &[Projection],
+        _cols: usize,
+        fused: Option<&str>,
+    ) -> Result<Vec<Update<O::Vector>>> {
+        let weights = self.weights;
+        let (mut updates, mut first) = (Vec::new(), 0);
+        for (matrix, projection) in projections.iter().enumerate() {
+            for (adapter, update) in (0..).zip(weights.adapters()).filter_map(|(adapter, of)| {
+                Some((adapter, of.updates.get(fused.unwrap_or(&projection.name))?))
+            }) {
+                let b = match fused {
+                    Some(_) => &update.b.row_range(first, projection.rows)?,
+                    None => &update.b,
+                };
+                let b = Self::wanted_rows(b, projection)?;
+                self.ops.reserve_rank(update.rank())?;
+                updates.push(Update {
+                    adapter,
+                    matrix,
+                    first,
+                    out_features: b.rows,
+                    in_features: update.a.cols,
+                    rank: update.rank(),
+                    scale: update.scale,
+                    a: self.ops.load_vector(&update.a.to_f32()?)?,
+                    b: self.ops.load_vector(&b.to_f32()?)?,
+                });
+            }
+            first += projection.rows;
+        }
+        Ok(updates)
     }
 
     fn vector(&mut self, name: &str, _len: usize, order: Option<&[usize]>) -> Result<O::Vector> {

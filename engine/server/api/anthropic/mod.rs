@@ -44,18 +44,18 @@ pub async fn messages(State(app): State<Arc<App>>, body: Body) -> Result<Respons
 }
 
 async fn answer(app: Arc<App>, mut request: MessagesRequest) -> Result<Response, ApiError> {
-    let info = app.model(request.model.as_deref())?;
-    let (model, tokenizer) = (info.name.clone(), Arc::clone(&info.tokenizer));
+    let asked = app.asked(request.model.as_deref(), request.lora.as_deref())?;
     let stream = request.stream.unwrap_or(false);
     let stop = request.stops()?;
     let making = Making {
-        drawing: request.drawing(&tokenizer)?,
+        drawing: request.drawing(&asked)?,
         max_tokens: request.max_tokens.and_then(|limit| limit.0),
         stop: stop.clone(),
         logprobs: None,
         prompt_logprobs: None,
         n: 1,
     };
+    let (model, tokenizer) = (asked.name, Arc::clone(&asked.info.tokenizer));
     let user = request.user()?;
     let conversation = conversation(request, making.drawing.ignore_eos)?;
     let permit = app.reserve("n", 1)?;
@@ -110,9 +110,9 @@ pub async fn count_tokens(
     body: Body,
 ) -> Result<Json<TokenCount>, AnthropicError> {
     let request = body?.0;
-    let info = app.model(request.model.as_deref())?;
+    let asked = app.asked(request.model.as_deref(), request.lora.as_deref())?;
     // What an answer would be refused for is refused here too.
-    let drawing = request.drawing(&info.tokenizer)?;
+    let drawing = request.drawing(&asked)?;
     request.user()?;
     let conversation = conversation(request, drawing.ignore_eos)?;
     let permit =

@@ -29,7 +29,7 @@ sampled_request! {
         pub messages: Vec<InputMessage>,
         /// What the model is told first.
         pub system: Option<BlockContent>,
-        /// The model's name; there is one. [default: that one]
+        /// The model's name, or that of one of its adapters. [default: the model's]
         pub model: Option<String>,
         /// Most tokens of the answer, thoughts included. [default: until the model stops or the context is full]
         pub max_tokens: Option<TokenLimit>,

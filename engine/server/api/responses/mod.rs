@@ -41,10 +41,10 @@ pub async fn create(
     State(app): State<Arc<App>>,
     JsonBody(mut request): JsonBody<ResponsesRequest>,
 ) -> Result<Response, ApiError> {
-    let info = app.model(request.model.as_deref())?;
-    let (model, tokenizer) = (info.name.clone(), Arc::clone(&info.tokenizer));
+    let asked = app.asked(request.model.as_deref(), request.lora.as_deref())?;
     check_user("user", request.user.as_deref())?;
-    let drawing = request.drawing(&tokenizer)?;
+    let drawing = request.drawing(&asked)?;
+    let (model, tokenizer) = (asked.name, Arc::clone(&asked.info.tokenizer));
     let stream = request.stream.unwrap_or(false);
     let logprobs = request.logprobs()?;
     request.check_metadata()?;

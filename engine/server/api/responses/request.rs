@@ -37,7 +37,7 @@ sampled_request! {
         pub input: Input,
         /// A system message before it all, which later answers do not inherit.
         pub instructions: Option<String>,
-        /// The model's name; there is one. [default: that one]
+        /// The model's name, or that of one of its adapters. [default: the model's]
         pub model: Option<String>,
         /// Whether to answer with Server-Sent Events. [default: false]
         pub stream: Option<bool>,
