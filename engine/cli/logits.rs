@@ -1,7 +1,7 @@
 //! `qernel logits`: token ids in, logits out, for comparing with other implementations.
 
 use super::cache_types::CacheTypeArgs;
-use super::options::{ExpertArgs, FileArgs, LoraArgs};
+use super::options::{ExpertArgs, FileArgs, LoraArgs, RankArgs};
 use super::output::Output;
 use crate::batch::{Batch, LogitRows, SequenceRows};
 use crate::config::Config;
@@ -33,6 +33,8 @@ pub struct LogitsArgs {
     pub dtype: DtypeChoice,
     #[command(flatten)]
     pub experts: ExpertArgs,
+    #[command(flatten)]
+    pub ranks: RankArgs,
     #[command(flatten)]
     pub lora: LoraArgs,
     #[command(flatten)]
@@ -72,6 +74,7 @@ pub fn run(args: LogitsArgs) -> Result<()> {
         kv_types: args.cache_types.types(KvType::Precise),
         cpu_blocks: MatmulBlocks::Exact,
         cpu_moe: args.experts.layers(),
+        tensor_parallel: args.ranks.tensor_parallel,
         max_model_len: Some(num_tokens),
         max_num_tokens: Some(chunk),
         max_num_logits: if args.save.is_some() { chunk } else { 1 },

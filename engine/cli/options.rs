@@ -83,12 +83,23 @@ pub struct ModelArgs {
     pub gpu_memory_fraction: f64,
     #[command(flatten)]
     pub experts: ExpertArgs,
+    #[command(flatten)]
+    pub ranks: RankArgs,
     /// Read all tensors first, and refuse a file with values that are NaN or infinite
     #[arg(long)]
     pub check_tensors: bool,
     /// Kernel variants by operation, such as rms_norm=plain,attention=split; on the CPU matmul_blocks=exact
     #[arg(long, value_name = "OP=VARIANT,…")]
     pub kernel: Option<String>,
+}
+
+/// How many GPUs compute.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct RankArgs {
+    /// Share the model out over N GPUs that reach each other's memory, those from --device on: heads of attention, and values between the
+    /// projections of the MLP, which must be multiples of N
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub tensor_parallel: usize,
 }
 
 /// Which adapters are loaded beside the model.
@@ -214,6 +225,7 @@ impl ModelArgs {
             adapters: self.lora.lora.clone(),
             memory_fraction: self.gpu_memory_fraction,
             cpu_moe: self.experts.layers(),
+            tensor_parallel: self.ranks.tensor_parallel,
             check_tensors: self.check_tensors,
             ..RunnerOptions::default()
         };

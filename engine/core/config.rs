@@ -1,7 +1,9 @@
 //! GGUF metadata -> [`Config`]. The only file, with those of `model/` and `folder/`, that knows GGUF's spellings.
 
+mod ranks;
 mod scaling;
 
+pub use ranks::MAX_RANKS;
 pub use scaling::{RopeOverrides, ScalingType};
 
 use crate::error::{Error, Result};
@@ -127,6 +129,9 @@ pub struct Config {
     /// Where the first of those layers is wanted: the tensors of its own that it has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub draft: Option<DraftTensors>,
+    /// Ranks that heads and MLPs are shared out over, of which the sizes here are one's ([`Config::of_rank`]); 1: the whole model.
+    #[serde(skip)]
+    pub tensor_parallel_size: usize,
 }
 
 /// What a block that drafts need not share with the model.
@@ -213,6 +218,7 @@ impl Config {
             linear_layers: Vec::new(),
             num_nextn_predict_layers: 0,
             draft: None,
+            tensor_parallel_size: 1,
         })
     }
 

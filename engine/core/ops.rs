@@ -13,6 +13,7 @@ pub mod experts;
 pub mod hybrid;
 pub mod lora;
 pub mod parts;
+pub mod ranks;
 
 use crate::batch::{Batch, BatchLimits};
 use crate::config::{Config, LinearSizes};
@@ -25,6 +26,7 @@ use experts::ExpertOps;
 use hybrid::HybridOps;
 use lora::LoraOps;
 use parts::{AttentionIn, Experts, LayerNorm, Linear, MlpIn, Norm, NormMatmul, QkNorm, RmsNorm};
+use ranks::RankOps;
 
 /// What an implementation of [`Ops`] must know of the model and of the largest batch before the first operation.
 #[derive(Clone, Debug, PartialEq)]
@@ -134,7 +136,7 @@ pub enum Work {
 }
 
 /// The operations of a decoder on one device.
-pub trait Ops: HybridOps + ExpertOps + LoraOps {
+pub trait Ops: HybridOps + ExpertOps + LoraOps + RankOps {
     // Memory, at start-up.
 
     /// Allocates a zeroed `[rows, cols]`.
@@ -261,6 +263,23 @@ pub trait Ops: HybridOps + ExpertOps + LoraOps {
         weight: &Self::Weight,
         out: &mut Self::Tensor,
     ) -> Result<()>;
+
+    /// As [`Ops::matmul_add`], of a weight of which each rank has some columns: the sum over all of them is added. `part` is 0 where operations
+    /// add to it, but for [`RankOps::add_ranks`] and this one.
+    ///
+    /// # Errors
+    /// As [`RankOps::add_ranks`].
+    fn matmul_add_ranks(
+        &mut self,
+        rows: Rows<Self::Batch>,
+        x: &Self::Activation,
+        weight: &Self::Weight,
+        part: &mut Self::Tensor,
+        out: &mut Self::Tensor,
+    ) -> Result<()> {
+        self.matmul_add(rows, x, weight, part)?;
+        self.add_ranks(rows, part, out)
+    }
 
     /// `x[i] += bias`: `[n, cols]`.
     fn add_bias(&mut self, n: usize, bias: &Self::Vector, x: &mut Self::Tensor) -> Result<()>;

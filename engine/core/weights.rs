@@ -5,6 +5,7 @@ mod columns;
 mod experts;
 mod finite;
 mod listing;
+mod ranks;
 
 pub use adapters::{Adapter, Half, LowRank};
 pub use finite::{NotFinite, TensorCheck};

@@ -7,8 +7,10 @@ mod lora;
 mod mixture;
 mod operations;
 mod range;
+mod ranks;
 
 use crate::batch::{self, CudaBatch};
+use crate::config::Config;
 use crate::convert::Narrowing;
 use crate::cublas::Cublas;
 use crate::device::Device;
@@ -17,11 +19,14 @@ use crate::error::{Error, Result};
 use crate::memory::{DeviceBuffer, Uploader, Whereabouts};
 use crate::ops::experts::Offload;
 use crate::ops::{OpsConfig, Types, Work};
+use crate::ranks::{Group, Ranks};
 use crate::tensor::{Activation, KvCache, States, Tensor};
 use crate::variant::KernelChoice;
 use crate::weight::Weight;
 use crate::{attention, delta_rule, experts, graph, host_experts, matmul, rope, sample, units};
+use qernel_core::batch::BatchLimits;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// Everything that the launches of a step depend on.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -57,6 +62,8 @@ pub struct CudaOps {
     delta: Option<delta_rule::Workspace>,
     /// Where some stay in host memory.
     host_experts: Option<host_experts::HostPart>,
+    /// Where the device is a rank of several.
+    ranks: Option<Ranks>,
     /// Columns of the logits of the last draw.
     vocab_size: usize,
     graphs: graph::Graphs<StepKey>,
@@ -135,6 +142,7 @@ impl CudaOps {
                 Some(experts) => Some(experts::Workspace::new(device, experts, limits)?),
             },
             host_experts: None,
+            ranks: None,
             sampler: sample::Sampler::new(device)?,
             vocab_size: 0,
             graphs: graph::Graphs::new(device),
@@ -161,6 +169,22 @@ impl CudaOps {
     /// [`Error::Memory`].
     pub fn with_host_experts(mut self, offload: Offload, rows_at_once: usize) -> Result<Self> {
         self.host_experts = Some(host_experts::HostPart::new(&self.device, offload, rows_at_once)?);
+        Ok(self)
+    }
+
+    /// The same operations, of rank `rank` of `group`: those of all ranks are queued in the same order, each by a thread of its own. `config` is
+    /// that of the rank, for steps within `limits`.
+    ///
+    /// # Errors
+    /// As [`Ranks::join`].
+    pub fn with_ranks(
+        mut self,
+        group: &Arc<Group>,
+        rank: usize,
+        config: &Config,
+        limits: &BatchLimits,
+    ) -> Result<Self> {
+        self.ranks = Some(Ranks::join(&self.device, group, rank, config, limits)?);
         Ok(self)
     }
 

@@ -192,6 +192,24 @@ impl Device {
         }
     }
 
+    /// Lets kernels of this device read and write buffers of device `peer`; of an emulated one those that are given, address and bytes.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the devices do not reach each other's memory.
+    ///
+    /// # Safety
+    /// The buffers are there as long as kernels are launched here that touch them.
+    pub(super) unsafe fn reach(&self, peer: u32, buffers: &[(u64, usize)]) -> Result<()> {
+        match &self.backend {
+            Backend::Gpu(gpu) => gpu.reach(self.info.ordinal, peer),
+            Backend::Emulated(emulated) => {
+                // SAFETY: the caller's promise; kernels touch them by atomic operations.
+                buffers.iter().for_each(|&(address, bytes)| unsafe { emulated.reach(address, bytes) });
+                Ok(())
+            }
+        }
+    }
+
     /// `bytes` new bytes, aligned to 256.
     ///
     /// # Errors

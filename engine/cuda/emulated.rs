@@ -48,6 +48,13 @@ impl Emulated {
     }
 
     /// # Safety
+    /// As [`Emulator::reach`].
+    pub(super) unsafe fn reach(&self, address: u64, bytes: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { self.emulator.reach(address, bytes) }
+    }
+
+    /// # Safety
     /// The address is of [`Emulated::allocate`] and not used afterwards.
     pub(super) unsafe fn free(&self, address: u64) {
         // SAFETY: the caller's promise.

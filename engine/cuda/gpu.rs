@@ -16,7 +16,7 @@ use cust::memory::{AsyncCopyDestination, DeviceBuffer, DevicePointer, DeviceSlic
 use cust::module::Module;
 use cust::stream::Stream;
 use cust::sys::{self, CUfunction, CUfunction_attribute, CUjit_option, CUstream};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::{CStr, CString, c_int, c_void};
@@ -52,7 +52,11 @@ pub(super) struct Gpu {
     ptx: ptx::Module<'static>,
     /// Whether the kernels are compiled for Hopper, where they may start while those before them still run.
     is_hopper: bool,
-    _context: Context,
+    /// Those of devices whose memory kernels here reach.
+    peers: RefCell<Vec<Context>>,
+    /// What is queued is recorded.
+    is_recording: Cell<bool>,
+    context: Context,
 }
 
 impl Gpu {
@@ -63,7 +67,15 @@ impl Gpu {
         let stream = non_blocking_stream()?;
         let ptx = ptx::Module::parse(ptx);
         let is_hopper = ptx.target().is_some_and(|target| target.starts_with("sm_90"));
-        let gpu = Self { functions: RefCell::default(), stream, ptx, is_hopper, _context: context };
+        let gpu = Self {
+            functions: RefCell::default(),
+            stream,
+            ptx,
+            is_hopper,
+            peers: RefCell::default(),
+            is_recording: Cell::new(false),
+            context,
+        };
         if let Some(kernel) = gpu.ptx.shortest_entry() {
             gpu.compile(kernel)?;
         }
@@ -78,8 +90,39 @@ impl Gpu {
         load_module(kernel, &self.ptx.only(|entry| entry == kernel))
     }
 
+    /// Lets kernels here read and write the memory of another device.
+    pub(super) fn reach(&self, own: u32, peer: u32) -> Result<()> {
+        let device = |ordinal| cust::device::Device::get_device(ordinal).doing("opening the device");
+        let (own_device, peer_device) = (device(own)?, device(peer)?);
+        let mut can = 0;
+        // SAFETY: writes one int.
+        unsafe { sys::cuDeviceCanAccessPeer(&mut can, own_device.as_raw(), peer_device.as_raw()) }
+            .doing("asking for access between devices")?;
+        if can == 0 {
+            return Err(Error::Device(format!(
+                "cuda:{own} cannot reach the memory of cuda:{peer}: ranks need GPUs that are peers (nvidia-smi topo -p2p rw)"
+            )));
+        }
+        // Makes the peer's context current.
+        let context = Context::new(peer_device);
+        CurrentContext::set_current(&self.context).doing("returning to the device's context")?;
+        let context = context.doing("retaining the context of another device")?;
+        // SAFETY: both contexts are retained.
+        match unsafe { sys::cuCtxEnablePeerAccess(context.as_raw(), 0) } {
+            sys::CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED => {}
+            status => status.doing(&format!("letting cuda:{own} reach the memory of cuda:{peer}"))?,
+        }
+        self.peers.borrow_mut().push(context);
+        Ok(())
+    }
+
     pub(super) fn stream(&self) -> &Stream {
         &self.stream
+    }
+
+    /// Says that what is queued from now on is recorded, or no longer.
+    pub(super) fn set_recording(&self, is_recording: bool) {
+        self.is_recording.set(is_recording);
     }
 
     pub(super) fn synchronize(&self) -> Result<()> {
@@ -136,6 +179,11 @@ impl Gpu {
         let function = match functions.entry(name) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(place) => {
+                // Loading may wait until the device is idle, with a lock of the driver that another device's thread needs for what
+                // this one's kernels wait for.
+                if !self.peers.borrow().is_empty() && !self.is_recording.get() {
+                    self.synchronize()?;
+                }
                 let start = Instant::now();
                 let module = self.compile(name)?;
                 tracing::debug!(kernel = name, milliseconds = start.elapsed().as_millis() as u64, "compiled");

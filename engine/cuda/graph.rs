@@ -103,12 +103,15 @@ impl<K: Clone + Eq + Hash> Graphs<K> {
 pub(super) fn begin_recording(device: &Device) -> Result<()> {
     let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
     // SAFETY: the stream is the device's.
-    unsafe { sys::cuStreamBeginCapture_v2(device.stream(), mode) }.doing("starting to record a graph")
+    unsafe { sys::cuStreamBeginCapture_v2(device.stream(), mode) }.doing("starting to record a graph")?;
+    device.gpu().inspect(|gpu| gpu.set_recording(true));
+    Ok(())
 }
 
 /// Ends what [`begin_recording`] started.
 pub(super) fn end_recording(device: &Device) -> Result<Recording> {
     let mut recording = Recording(ptr::null_mut());
+    device.gpu().inspect(|gpu| gpu.set_recording(false));
     // SAFETY: the stream is the device's; the call writes one handle.
     unsafe { sys::cuStreamEndCapture(device.stream(), &mut recording.0) }.doing("recording a graph")?;
     Ok(recording)

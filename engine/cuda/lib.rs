@@ -9,6 +9,7 @@
 mod add;
 mod add_bias;
 mod add_positions;
+mod add_ranks;
 mod argmax;
 mod attention;
 mod batch;
@@ -32,6 +33,7 @@ mod experts_out;
 mod fused;
 mod gate_rows;
 mod gated_norm;
+mod gather_ranks;
 mod gather_rows;
 mod gpu;
 mod graph;
@@ -46,6 +48,7 @@ mod memory;
 mod norm_route;
 pub mod ptx;
 mod quantise_kv;
+mod ranks;
 mod read_bandwidth;
 mod resources;
 mod rms_norm;
@@ -78,6 +81,7 @@ pub use host_experts::host_experts_bytes;
 pub use kv_cache::staging_bytes;
 pub use matmul::preferred_matmul;
 pub use memory::{DeviceBuffer, PinnedBuffer, Plain, Uploader};
+pub use ranks::{Group, Ranks, Room, ranks_bytes};
 pub use read_bandwidth::{Memory, read_bandwidth};
 pub use resources::Resources;
 pub use tensor::{Activation, KvCache, States, Tensor, encode};
@@ -101,8 +105,8 @@ use std::collections::HashSet;
 macro_rules! for_each_operation {
     ($call:ident) => {
         $call! {
-            add add_bias add_positions argmax attention bias_gelu bias_rope_kv causal_conv convert decode delta_rule delta_step
-            embed experts_in experts_out gate_rows gated_norm gather_rows layer_norm lora_add matmul matmul_add matmul_blocks
+            add add_bias add_positions add_ranks argmax attention bias_gelu bias_rope_kv causal_conv convert decode delta_rule delta_step
+            embed experts_in experts_out gate_rows gated_norm gather_ranks gather_rows layer_norm lora_add matmul matmul_add matmul_blocks
             norm_gate_up norm_matmul norm_qkv_rope norm_route quantise_kv read_bandwidth repack rms_norm route row_norms
             sample sigmoid_mul silu_mul sort_experts
         }

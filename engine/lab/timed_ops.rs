@@ -10,6 +10,7 @@ use crate::ops::lora::{LoraOps, Update};
 use crate::ops::parts::{
     AttentionIn, Experts, LayerNorm, Linear, MlpIn, Norm, NormMatmul, QkNorm, RmsNorm, Router,
 };
+use crate::ops::ranks::RankOps;
 use crate::ops::{Ops, Rows, Stacked, Types};
 use crate::sampler::SamplingRow;
 use crate::weights::Matrix;
@@ -252,6 +253,13 @@ impl<O: Ops> ExpertOps for TimedOps<O> {
         add_host_experts(
             n: usize, part: &Experts<O::Weight, O::Vector>, normed: &O::Activation, chosen: &O::Tensor, x: &mut O::Tensor
         );
+    }
+}
+
+impl<O: Ops> RankOps for TimedOps<O> {
+    timed! {
+        "add_ranks": add_ranks(rows: Rows<O::Batch>, part: &mut O::Tensor, x: &mut O::Tensor);
+        "gather_ranks": gather_ranks(n: usize, part: &O::Tensor, out: &mut O::Tensor);
     }
 }
 

@@ -71,6 +71,12 @@ impl ModelOptions {
         self
     }
 
+    /// The number of GPUs that the model is shared out over; the default is 1.
+    pub fn tensor_parallel(mut self, gpus: usize) -> Self {
+        self.runner.tensor_parallel = gpus;
+        self
+    }
+
     /// Opens a GGUF file.
     ///
     /// # Errors

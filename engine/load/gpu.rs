@@ -1,8 +1,9 @@
 //! The part of opening a model that a GPU, or an emulated one, needs.
 
+use super::device_choice::DeviceChoice;
 use super::fit::{CPU_NUM_TOKENS, FittedPair, MemoryBudget, fit, fit_pair};
 use super::memory_plan::{self, Free};
-use super::runner::{DeviceChoice, DtypeChoice, ModelData, RunnerOptions, Runners};
+use super::runner::{DtypeChoice, ModelData, RunnerOptions, Runners};
 use cuda_std::emulation;
 use qernel_core::batch::BatchLimits;
 use qernel_core::config::Config;
@@ -63,20 +64,12 @@ fn load(
     options: &RunnerOptions,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Runners, (Which, Error)> {
-    let held = |model: &ModelData, options: &RunnerOptions| {
-        let mut options = options.clone();
-        // An emulated device chooses nothing by itself: it is there to try kernels.
-        if !device.is_emulated() {
-            let dtype = matrix_dtype(model.weights, &options);
-            cuda::choose_holding(&mut options.kernels, model.weights, dtype);
-        }
-        options
-    };
     let of_model = |error| (Which::Model, error);
     let of_draft = |error| (Which::Draft, error);
-    let draft = draft
-        .map(|(draft, dtype)| (draft, held(draft, &RunnerOptions { dtype, cpu_moe: 0, ..options.clone() })));
-    let options = held(model, options);
+    let draft = draft.map(|(draft, dtype)| {
+        (draft, held(device, draft.weights, &RunnerOptions { dtype, cpu_moe: 0, ..options.clone() }))
+    });
+    let options = held(device, model.weights, options);
     let (fitted, draft_fitted) = fit_both(device, model, draft.as_ref(), &options).map_err(of_model)?;
     let mut drafts = None;
     if let Some(((draft, options), fitted)) = draft.zip(draft_fitted) {
@@ -85,6 +78,17 @@ fn load(
     let runner =
         load_one(device, model, &options, fitted, options.checkpoints, progress).map_err(of_model)?;
     Ok((runner, drafts))
+}
+
+/// The options with the choice of how weights are held.
+pub(crate) fn held(device: &Device, weights: &Weights, options: &RunnerOptions) -> RunnerOptions {
+    let mut options = options.clone();
+    // An emulated device chooses nothing by itself: it is there to try kernels.
+    if !device.is_emulated() {
+        let dtype = matrix_dtype(weights, &options);
+        cuda::choose_holding(&mut options.kernels, weights, dtype);
+    }
+    options
 }
 
 /// A model with its weights as `options` say.
@@ -184,7 +188,7 @@ pub fn fit_cuda(
     config: &Config,
     options: &RunnerOptions,
 ) -> Result<(OpsConfig, KvLayout)> {
-    fit(config, options, &budget(device, &ModelData { weights, config }, options)?)
+    fit(config, options, &budget(device, device.memory_info()?, &ModelData { weights, config }, options)?)
 }
 
 /// As [`fit_cuda`], with a model that drafts for this one, and its options.
@@ -194,16 +198,18 @@ fn fit_both(
     draft: Option<&(&ModelData, RunnerOptions)>,
     options: &RunnerOptions,
 ) -> Result<FittedPair> {
+    let memory = device.memory_info()?;
     let of_draft = |(draft, options): &(&ModelData, RunnerOptions)| -> Result<_> {
-        Ok(Box::new((draft.config.clone(), budget(device, draft, options)?)))
+        Ok(Box::new((draft.config.clone(), budget(device, memory, draft, options)?)))
     };
     let draft = draft.map(of_draft).transpose()?;
-    fit_pair(model.config, options, &MemoryBudget { draft, ..budget(device, model, options)? })
+    fit_pair(model.config, options, &MemoryBudget { draft, ..budget(device, memory, model, options)? })
 }
 
-/// What the device has, and what a model takes there.
-fn budget(
+/// What a model takes on the device, of whose memory so many bytes are free, and so many there in all.
+pub(crate) fn budget(
     device: &Device,
+    (free, total): (usize, usize),
     &ModelData { weights, config }: &ModelData,
     options: &RunnerOptions,
 ) -> Result<MemoryBudget> {
@@ -213,7 +219,6 @@ fn budget(
     let on_host = names_on_host(weights, options.cpu_moe);
     let (has_offload, has_experts) = (!on_host.is_empty(), weights.experts().count() > on_host.len());
     let rank = weights.adapter_rank();
-    let (free, total) = device.memory_info()?;
     Ok(MemoryBudget {
         free: Free {
             bytes: free,
@@ -232,6 +237,7 @@ fn budget(
             let limits = &ops_config.limits;
             let of_host = cuda::host_experts_bytes(config.hidden_size, rows_to_host(limits));
             cuda::device_workspace_bytes(ops_config)
+                + cuda::ranks_bytes(config, limits)
                 + cuda::split_bytes(config, limits, dtype)
                 + cuda::staging_bytes(ops_config, kv)
                 + if has_offload { of_host } else { 0 }

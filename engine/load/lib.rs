@@ -6,23 +6,27 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod adapters;
+mod device_choice;
 mod draft_model;
 pub mod embedded;
 mod fit;
 #[cfg(feature = "cuda")]
 mod gpu;
 mod memory_plan;
+#[cfg(feature = "cuda")]
+mod ranks;
 mod runner;
 
 pub use adapters::{AdapterChoice, with_adapters};
+pub use device_choice::DeviceChoice;
 pub use draft_model::DraftChoice;
 pub use fit::{MODEST_CONTEXT, SMALL_CACHE, fit_cpu};
 #[cfg(feature = "cuda")]
 pub use gpu::{fit_cuda, matrix_dtype, open_device};
 pub use memory_plan::kv_layout;
 pub use runner::{
-    CHECKPOINTS, DeviceChoice, DtypeChoice, KvCacheSize, KvType, ModelData, RunnerOptions,
-    open_observed_runner, open_runner, open_runners,
+    CHECKPOINTS, DtypeChoice, KvCacheSize, KvType, ModelData, RunnerOptions, open_observed_runner,
+    open_runner, open_runners,
 };
 
 use draft_model::DraftFile;

@@ -1,10 +1,11 @@
 //! Opens a model on a device: what fits is worked out before anything is allocated.
 
 use super::adapters::AdapterChoice;
+use super::device_choice::DeviceChoice;
 use super::draft_model::DraftChoice;
 use super::fit::{fit_cpu, fit_cpu_with};
 #[cfg(feature = "cuda")]
-use super::gpu;
+use super::{gpu, ranks};
 use qernel_core::config::Config;
 use qernel_core::cpu::kernels::MatmulBlocks;
 use qernel_core::cpu::{CpuOps, Observer};
@@ -17,51 +18,7 @@ use qernel_core::model::{ModelRunner, Runner};
 use qernel_core::weights::Weights;
 use std::fmt;
 use std::str::FromStr;
-
-/// Where to compute.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DeviceChoice {
-    /// The first GPU if there is one that can be used, else the CPU.
-    #[default]
-    Auto,
-    /// `cuda`, or `cuda:N`.
-    Cuda(Option<u32>),
-    /// The CPU.
-    Cpu,
-    /// A GPU emulated on the CPU, which checks the kernels while it runs them: for small models.
-    Emulated,
-}
-
-impl FromStr for DeviceChoice {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda(None)),
-            "emulated" => Ok(Self::Emulated),
-            _ => match text.strip_prefix("cuda:").map(str::parse) {
-                Some(Ok(ordinal)) => Ok(Self::Cuda(Some(ordinal))),
-                _ => Err(Error::Request(format!(
-                    "expected auto, cuda, cuda:N, cpu or emulated as the device, found {text:?}"
-                ))),
-            },
-        }
-    }
-}
-
-impl fmt::Display for DeviceChoice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Auto => f.write_str("auto"),
-            Self::Cuda(None) => f.write_str("cuda"),
-            Self::Cuda(Some(ordinal)) => write!(f, "cuda:{ordinal}"),
-            Self::Cpu => f.write_str("cpu"),
-            Self::Emulated => f.write_str("emulated"),
-        }
-    }
-}
+use std::time::Duration;
 
 /// The format that matrices have on a GPU. The CPU computes with them as the file has them.
 ///
@@ -197,6 +154,9 @@ pub enum KvCacheSize {
 /// Rows of a step of a model that drafts, at most: of prompts, which it takes in when it is to draft behind them.
 const DRAFT_NUM_TOKENS: usize = 2048;
 
+/// How long a GPU waits for another where nobody says it: longer than kernels take to be compiled when they come first.
+const RANK_LIMIT: Duration = Duration::from_secs(120);
+
 /// Copies of states that are kept where nobody asks for more or fewer: two for each of eight conversations.
 pub const CHECKPOINTS: usize = 16;
 
@@ -239,6 +199,10 @@ pub struct RunnerOptions {
     pub cpu_moe: usize,
     /// How the CPU multiplies with matrices in blocks.
     pub cpu_blocks: MatmulBlocks,
+    /// GPUs that the model is shared out over; 1: it is on one device.
+    pub tensor_parallel: usize,
+    /// How long one of them waits for another, at most.
+    pub rank_limit: Duration,
     /// Look through all tensors first, and refuse a file with values that are NaN or infinite.
     pub check_tensors: bool,
 }
@@ -315,6 +279,8 @@ impl Default for RunnerOptions {
             kernels: qernel_cuda::KernelChoice::default(),
             cpu_moe: 0,
             cpu_blocks: MatmulBlocks::default(),
+            tensor_parallel: 1,
+            rank_limit: RANK_LIMIT,
             check_tensors: false,
         }
     }
@@ -402,8 +368,18 @@ pub fn open_runners(
     check(model.config, options)?;
     start_threads()?;
     #[cfg(feature = "cuda")]
+    if options.tensor_parallel != 1 {
+        return ranks::open(model, draft.is_some(), options, progress).map(|runner| (runner, None));
+    }
+    #[cfg(feature = "cuda")]
     if let Some(device) = gpu::open_device(options.device)? {
         return gpu::open_runners(&device, model, draft, options, progress);
+    }
+    #[cfg(not(feature = "cuda"))]
+    if options.tensor_parallel != 1 {
+        return Err(Error::Device(
+            "--tensor-parallel needs GPUs: this program was built without the feature `cuda`".into(),
+        ));
     }
     #[cfg(not(feature = "cuda"))]
     if !matches!(options.device, DeviceChoice::Auto | DeviceChoice::Cpu) {
@@ -429,16 +405,6 @@ pub fn open_runners(
 mod tests {
     use super::*;
     use qernel_core::testing::TinyModel;
-
-    #[test]
-    fn devices_have_names() {
-        for text in ["auto", "cpu", "cuda", "cuda:3", "emulated"] {
-            assert_eq!(text.parse::<DeviceChoice>().unwrap().to_string(), text);
-        }
-        for bad in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "CPU"] {
-            assert!(matches!(bad.parse::<DeviceChoice>(), Err(Error::Request(_))), "{bad}");
-        }
-    }
 
     #[test]
     fn bf16_is_held_as_f16_where_nothing_else_is_asked_for() {

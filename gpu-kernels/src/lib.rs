@@ -14,6 +14,7 @@
 pub mod add;
 pub mod add_bias;
 pub mod add_positions;
+pub mod add_ranks;
 pub mod argmax;
 pub mod attention;
 pub mod bias_gelu;
@@ -30,6 +31,7 @@ pub mod experts_out;
 pub mod fused;
 pub mod gate_rows;
 pub mod gated_norm;
+pub mod gather_ranks;
 pub mod gather_rows;
 pub mod layer_norm;
 pub mod lora_add;
@@ -47,6 +49,7 @@ pub mod sort_experts;
 pub mod units;
 
 mod delta;
+pub mod exchange;
 mod grid;
 mod reduce;
 mod vector;

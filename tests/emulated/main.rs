@@ -17,6 +17,7 @@ mod lora;
 #[path = "../gpu_kernels/operations.rs"]
 mod operations;
 mod range;
+mod ranks;
 mod steps;
 
 use compare::nmse;

@@ -52,6 +52,7 @@ fn the_config_is_what_was_written() {
             attention_bias,
             fused_qkv: false,
             draft: None,
+            tensor_parallel_size: 1,
             experts: None,
             linear: None,
             linear_layers: Vec::new(),

@@ -1,5 +1,6 @@
 //! The driver's functions that `cust` 0.3.2 calls, and those that `cust_raw` 0.11.3 declares and this repository's
-//! crates call besides: streams that do not wait for the default stream, graphs, attributes of functions.
+//! crates call besides: streams that do not wait for the default stream, graphs, attributes of functions, memory of
+//! other devices.
 
 use cust_raw::*;
 use std::ffi::{c_char, c_int, c_uchar, c_uint, c_ulonglong, c_ushort, c_void};
@@ -38,6 +39,7 @@ define_declared! {
     cuArrayDestroy(array: CUarray);
     cuCtxCreate_v2(context: *mut CUcontext, flags: c_uint, device: CUdevice);
     cuCtxDestroy_v2(context: CUcontext);
+    cuCtxEnablePeerAccess(peer: CUcontext, flags: c_uint);
     cuCtxGetApiVersion(context: CUcontext, version: *mut c_uint);
     cuCtxGetCacheConfig(config: *mut CUfunc_cache);
     cuCtxGetCurrent(context: *mut CUcontext);
@@ -54,6 +56,7 @@ define_declared! {
     cuCtxSetSharedMemConfig(config: CUsharedconfig);
     cuCtxSynchronize();
     cuDestroyExternalMemory(memory: CUexternalMemory);
+    cuDeviceCanAccessPeer(can: *mut c_int, device: CUdevice, peer: CUdevice);
     cuDeviceGet(device: *mut CUdevice, ordinal: c_int);
     cuDeviceGetAttribute(value: *mut c_int, attribute: CUdevice_attribute, device: CUdevice);
     cuDeviceGetCount(count: *mut c_int);

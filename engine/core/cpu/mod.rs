@@ -41,6 +41,7 @@ use crate::error::{Error, Result};
 use crate::kv_layout::KvLayout;
 use crate::ops::experts::ExpertOps;
 use crate::ops::parts::{LayerNorm, Linear, QkNorm, RmsNorm, Router};
+use crate::ops::ranks::RankOps;
 use crate::ops::{Ops, OpsConfig, Rows, Stacked, Types};
 use crate::rope::RopeTable;
 use crate::sampler::SamplingRow;
@@ -363,6 +364,8 @@ impl Ops for CpuOps {
         Ok(read_bandwidth::read_bandwidth(self.isa, &self.weights))
     }
 }
+
+impl RankOps for CpuOps {}
 
 impl ExpertOps for CpuOps {
     fn load_experts(&mut self, matrix: &Matrix, num_experts: usize) -> Result<Weight> {

@@ -22,7 +22,7 @@ pub struct Decoder<T: Types> {
     embed_positions: Option<T::Vector>,
     layers: Vec<Layer<T>>,
     norm: Norm<T::Vector>,
-    /// `[vocab_size, hidden_size]`; `None` where the head is `embed_tokens`.
+    /// `[Config::head_rows, hidden_size]`; `None` where the head is `embed_tokens`.
     lm_head: Option<T::Weight>,
     /// The block that drafts, where it is wanted.
     draft: Option<Draft<T>>,
@@ -43,6 +43,8 @@ pub struct Buffers<T: Types> {
     pub last_gate: Option<T::Tensor>,
     pub last_normed: T::Activation,
     pub logits: T::Tensor,
+    /// This rank's; `None` where it computes them all.
+    pub logits_of_rank: Option<T::Tensor>,
     pub scratch: Scratch<T>,
 }
 
@@ -117,7 +119,7 @@ impl<T: Types> Decoder<T> {
             norm: b.norm(features.norm, "output_norm", hidden_size, rms_norm_eps)?,
             lm_head: match config.tie_word_embeddings {
                 true => None,
-                false => Some(b.matrix(HEAD, vocab_size, hidden_size)?),
+                false => Some(b.matrix(HEAD, config.head_rows(), hidden_size)?),
             },
             draft: match &config.draft {
                 Some(has) => Some(Draft::build(b, config, features, has)?),
@@ -146,6 +148,10 @@ impl<T: Types> Buffers<T> {
             },
             last_normed: b.activation(Logits, hidden_size, Precise)?,
             logits: b.tensor(Logits, vocab_size)?,
+            logits_of_rank: match config.head_rows() {
+                rows if rows == vocab_size => None,
+                rows => Some(b.tensor(Logits, rows)?),
+            },
             scratch: Scratch {
                 normed: b.activation(Tokens, hidden_size, Precise)?,
                 qkv: b.tensor(Tokens, q_size + 2 * kv_size)?,
@@ -172,6 +178,10 @@ impl<T: Types> Buffers<T> {
                 delta: match &config.linear {
                     Some(sizes) => Some(delta_net::scratch(b, sizes)?),
                     None => None,
+                },
+                of_rank: match config.tensor_parallel_size {
+                    1 => None,
+                    _ => Some(b.tensor(Tokens, hidden_size)?),
                 },
             },
         })
@@ -214,11 +224,16 @@ impl<O: Ops> Decoder<O> {
             return Ok(()); // A chunk of a prefill that is not the last.
         }
         let Self { embed_tokens, norm, lm_head, x, buffers, .. } = self;
-        let Buffers { last, last_normed, logits, .. } = buffers;
+        let Buffers { last, last_normed, logits, logits_of_rank, .. } = buffers;
         let head = NormMatmul { norm, weight: lm_head.as_ref().unwrap_or(embed_tokens) };
         let x = if logit_rows.n < all.n { last } else { x };
-        parts::norm_matmul(ops, logit_rows, &head, x, last_normed, logits)?; // [num_logits, vocab_size]
-        Ok(())
+        match logits_of_rank {
+            None => parts::norm_matmul(ops, logit_rows, &head, x, last_normed, logits).map(drop), // [num_logits, vocab_size]
+            Some(part) => {
+                parts::norm_matmul(ops, logit_rows, &head, x, last_normed, part)?; // [num_logits, vocab_size / ranks]
+                ops.gather_ranks(logit_rows.n, part, logits) // [num_logits, vocab_size]
+            }
+        }
     }
 
     /// The residual stream behind the last layer: its first rows are those of the last [`Decoder::layers`], of whose rows `some` alone or

@@ -294,7 +294,7 @@ impl<O: Ops> Layer<O> {
             if let Some(gate) = gate {
                 ops.sigmoid_mul(rows.n, gate, attended)?; // [n, heads * head_dim]
             }
-            parts::add_projection(ops, rows, attended, o_proj, x)?; // [n, hidden_size]
+            parts::add_projection(ops, rows, attended, o_proj, x, scratch.of_rank.as_mut())?; // [n, hidden_size]
         }
 
         parts::mlp(ops, rows, &self.mlp, x, scratch) // [n, hidden_size]

@@ -97,6 +97,7 @@ impl Published {
             linear_layers: self.linear.map_or(Vec::new(), |_| usual_linear_layers(layers)),
             num_nextn_predict_layers: 0,
             draft: None,
+            tensor_parallel_size: 1,
         }
     }
 }

@@ -152,6 +152,9 @@ pub struct Scratch<T: Types> {
     pub gate: Option<T::Tensor>,
     /// `None` where no layer is of linear attention.
     pub delta: Option<DeltaScratch<T>>,
+    /// This rank's part of what a layer adds to the residual stream, `[max_num_tokens, hidden_size]`, 0 where operations add to it; `None`
+    /// where there is one rank.
+    pub of_rank: Option<T::Tensor>,
 }
 
 /// Of an MLP that every row goes through, with the `size` of [`Config::dense_size`](crate::config::Config::dense_size).
@@ -197,7 +200,7 @@ pub fn normalise<O: Ops>(
     }
 }
 
-/// `x += input · weightᵀ + bias`, what a layer adds to the residual stream: `[n, in_features] -> [n, hidden_size]`.
+/// `x += input · weightᵀ + bias`, what a layer adds to the residual stream: `[n, in_features] -> [n, hidden_size]`. With `of_rank` each rank has some columns of the weight, and the product is the sum over all of them.
 ///
 /// # Errors
 /// What the device says.
@@ -207,8 +210,12 @@ pub fn add_projection<O: Ops>(
     input: &O::Activation,
     part: &Linear<O::Weight, O::Vector>,
     x: &mut O::Tensor,
+    of_rank: Option<&mut O::Tensor>,
 ) -> Result<()> {
-    ops.matmul_add(rows, input, &part.weight, x)?;
+    match of_rank {
+        None => ops.matmul_add(rows, input, &part.weight, x)?,
+        Some(of_rank) => ops.matmul_add_ranks(rows, input, &part.weight, of_rank, x)?,
+    }
     add_updates(ops, rows, input, &part.updates, x)?;
     part.bias.as_ref().map_or(Ok(()), |bias| ops.add_bias(rows.n, bias, x))
 }
@@ -261,30 +268,31 @@ pub fn mlp<O: Ops>(
     x: &mut O::Tensor,
     scratch: &mut Scratch<O>,
 ) -> Result<()> {
-    let Scratch { normed, mlp, experts, .. } = scratch;
+    let Scratch { normed, mlp, experts, of_rank, .. } = scratch;
     match part {
         Mlp::Dense { input, down } => {
             let buffers = room(mlp)?;
             mlp_in(ops, rows, input, x, normed, buffers)?; // [n, intermediate_size]
-            add_projection(ops, rows, &buffers.gated, down, x)
+            add_projection(ops, rows, &buffers.gated, down, x, of_rank.as_mut())
         }
         Mlp::Experts(part) => {
-            add_experts(ops, rows.n, part, normed, x, room(experts)?)?;
-            match &part.shared {
-                Some(shared) => add_shared_expert(ops, rows, shared, normed, x, room(mlp)?),
-                None => Ok(()),
+            add_experts(ops, rows.n, part, normed, x, of_rank.as_mut(), room(experts)?)?;
+            if let Some(shared) = &part.shared {
+                add_shared_expert(ops, rows, shared, normed, of_rank.as_mut().unwrap_or(x), room(mlp)?)?;
             }
+            of_rank.as_mut().map_or(Ok(()), |of_rank| ops.add_ranks(rows, of_rank, x))
         }
     }
 }
 
-/// `normed = norm(x); x += Σ weight * down(silu(gate) * up)` over the experts that each row goes to.
+/// `normed = norm(x); x += Σ weight * down(silu(gate) * up)` over the experts that each row goes to; with `of_rank` that is added to.
 fn add_experts<O: Ops>(
     ops: &mut O,
     n: usize,
     part: &Experts<O::Weight, O::Vector>,
     normed: &mut O::Activation,
     x: &mut O::Tensor,
+    of_rank: Option<&mut O::Tensor>,
     buffers: &mut ExpertScratch<O>,
 ) -> Result<()> {
     let ExpertScratch { chosen, inner } = buffers;
@@ -292,12 +300,13 @@ fn add_experts<O: Ops>(
         normalise(ops, n, x, &part.norm, normed)?;
         ops.route(n, normed, &part.router, chosen)?; // [n, 2 * num_experts_per_tok]
     }
-    if ops.add_host_experts(n, part, normed, chosen, x)? {
+    let out = of_rank.unwrap_or(x);
+    if ops.add_host_experts(n, part, normed, chosen, out)? {
         return Ok(());
     }
     ops.sort_experts(n, chosen, [&part.gate, &part.up, &part.down])?;
     ops.experts_in(n, normed, chosen, [&part.gate, &part.up], inner)?; // [n, num_experts_per_tok * moe_intermediate_size]
-    ops.experts_out(n, inner, chosen, &part.down, x) // [n, hidden_size]
+    ops.experts_out(n, inner, chosen, &part.down, out) // [n, hidden_size]
 }
 
 /// `x += sigmoid(normed · gate) * down(silu(gate) * up)`.

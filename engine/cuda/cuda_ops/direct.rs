@@ -11,12 +11,13 @@ use crate::memory::DeviceBuffer;
 use crate::ops::Rows;
 use crate::ops::hybrid::DeltaNet;
 use crate::ops::parts::{RmsNorm, Router};
+use crate::ranks::Ranks;
 use crate::tensor::{Activation, KvCache, States, Tensor};
 use crate::units::Units;
 use crate::weight::{Piece, Values, Weight};
 use crate::{
-    add, bias_gelu, bias_rope_kv, decode, delta_step, fused, gated_norm, matmul, norm_route, quantise_kv,
-    rms_norm, row_norms, silu_mul, sort_experts,
+    add, add_ranks, bias_gelu, bias_rope_kv, decode, delta_step, fused, gated_norm, gather_ranks, matmul,
+    norm_route, quantise_kv, rms_norm, row_norms, silu_mul, sort_experts,
 };
 
 impl CudaOps {
@@ -131,6 +132,34 @@ impl CudaOps {
     /// [`Error::Request`] if the shapes differ, [`Error::Device`].
     pub fn add(&mut self, n: usize, x: &mut Tensor, delta: &Tensor) -> Result<()> {
         add::add(&self.device, &self.choice, n, x, delta)
+    }
+
+    /// [`Ops::add_ranks`](qernel_core::ops::Ops::add_ranks) of ranks that are all on this device: of each `n` rows, one rank's below the other's.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the shapes do not fit, [`Error::Device`].
+    pub fn add_all_ranks(
+        &mut self,
+        ranks: &mut Ranks,
+        n: usize,
+        part: &mut Tensor,
+        x: &mut Tensor,
+    ) -> Result<()> {
+        add_ranks::add_ranks(&self.device, &self.choice, ranks, [n, n], part, x)
+    }
+
+    /// [`Ops::gather_ranks`](qernel_core::ops::Ops::gather_ranks), likewise.
+    ///
+    /// # Errors
+    /// As [`CudaOps::add_all_ranks`].
+    pub fn gather_all_ranks(
+        &mut self,
+        ranks: &mut Ranks,
+        n: usize,
+        part: &Tensor,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        gather_ranks::gather_ranks(&self.device, ranks, n, part, out)
     }
 
     /// [`Ops::bias_gelu`](qernel_core::ops::Ops::bias_gelu), of values that are multiplied with the first of these scales before the bias is added;

@@ -131,6 +131,17 @@ impl Ops for CudaOps {
         add_bias::add_bias(&self.device, n, bias, x)
     }
 
+    fn matmul_add_ranks(
+        &mut self,
+        rows: Rows<CudaBatch>,
+        x: &Activation,
+        weight: &Weight,
+        part: &mut Tensor,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        self.add_products_of_ranks(rows, x, weight, part, out)
+    }
+
     fn bias_gelu(
         &mut self,
         n: usize,
@@ -364,7 +375,9 @@ impl Ops for CudaOps {
     }
 
     fn take_tokens(&mut self) -> Result<Vec<u32>> {
-        self.sampler.take(self.vocab_size)
+        let tokens = self.sampler.take(self.vocab_size)?;
+        self.expect_all_ranks()?;
+        Ok(tokens)
     }
 
     fn discard_tokens(&mut self) {
@@ -418,7 +431,9 @@ impl Ops for CudaOps {
 
     fn read(&mut self, n: usize, x: &Tensor) -> Result<Vec<f32>> {
         x.expect("read", "x", n, x.cols())?;
-        x.data.read(0, n * x.cols())
+        let values = x.data.read(0, n * x.cols())?;
+        self.expect_all_ranks()?;
+        Ok(values)
     }
 
     fn read_row(&mut self, row: usize, x: &Tensor) -> Result<Vec<f32>> {

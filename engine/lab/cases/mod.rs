@@ -29,6 +29,7 @@ mod norm_matmul;
 mod norm_product;
 mod norm_qkv_rope;
 mod quantise_kv;
+mod ranks;
 mod read_bandwidth;
 mod repack;
 mod rms_norm;
@@ -47,12 +48,18 @@ use crate::error::Result;
 use crate::ops::Ops;
 use crate::testing::Random;
 
-// Both halves of the experts have most of a case in common.
+// Both halves of the experts have most of a case in common, and both exchanges between ranks.
 mod experts_in {
     pub use super::experts::IN as CASES;
 }
 mod experts_out {
     pub use super::experts::OUT as CASES;
+}
+mod add_ranks {
+    pub use super::ranks::ADD as CASES;
+}
+mod gather_ranks {
+    pub use super::ranks::GATHER as CASES;
 }
 mod norm_route {
     pub use super::route::WITH_NORM as CASES;

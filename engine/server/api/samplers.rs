@@ -119,11 +119,11 @@ macro_rules! sampled_request {
             #[schema(minimum = 0, maximum = 1)]
             pub mirostat_eta: Option<f32>,
             /// Tokens to draft at a time, at most, where the server drafts; 0: none. [default: the server's, which is the most]
-            #[schema(minimum = 0)]
+            #[schema(value_type = Option<u32>, format = "uint32", minimum = 0, maximum = 4294967295.0)]
             #[serde(rename = "speculative.n_max", default, deserialize_with = "crate::number::whole")]
             pub speculative_n_max: Option<u32>,
             /// Fewer drafted tokens are left alone. [default: the server's]
-            #[schema(minimum = 0)]
+            #[schema(value_type = Option<u32>, format = "uint32", minimum = 0, maximum = 4294967295.0)]
             #[serde(rename = "speculative.n_min", default, deserialize_with = "crate::number::whole")]
             pub speculative_n_min: Option<u32>,
             /// Nothing is drafted behind a token that is less probable, where a model drafts. [default: the server's]

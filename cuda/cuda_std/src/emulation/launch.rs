@@ -4,9 +4,10 @@ use core::ffi::c_void;
 use std::boxed::Box;
 use std::collections::VecDeque;
 use std::format;
-use std::string::{String, ToString};
+use std::string::String;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use std::vec::Vec;
 
 use super::Options;
@@ -24,14 +25,16 @@ use crate::launch::{Kernel, LaunchConfig};
 const PARAMETER_LIMIT: usize = 4096;
 /// Times that nothing may move before a launch counts as stuck.
 const PATIENCE: u32 = 3;
+/// How long a launch in which nothing moves leaves the core to other devices.
+const WAIT_FOR_PEERS: Duration = Duration::from_micros(50);
 
 /// A buffer that the launch may touch.
 pub struct Region {
     pub start: usize,
     pub bytes: usize,
     pub shadow: Arc<Shadow>,
-    /// The parameter that leads to it.
-    pub parameter: usize,
+    /// The parameter that leads to it; `None` for one of another device.
+    pub parameter: Option<usize>,
 }
 
 pub struct Launch {
@@ -40,6 +43,8 @@ pub struct Launch {
     pub params: *const *mut c_void,
     pub options: Options,
     pub regions: Vec<Region>,
+    /// Whether another device may write what threads here wait for.
+    has_peers: bool,
     /// Distinguishes this launch's shadow cells from earlier ones'.
     pub generation: u32,
     /// Whether threads can be numbered over the grid; if not, races between blocks are not seen.
@@ -129,7 +134,10 @@ fn check(kernel: &Kernel, config: &LaunchConfig, given: usize) -> Result<(), Str
     Ok(())
 }
 
-/// Runs a kernel to its end. `find` gives the buffer that an address lies in.
+/// Start and length of a buffer, and what is known of accesses to it.
+type Found = (usize, usize, Arc<Shadow>);
+
+/// Runs a kernel to its end. `find` gives the buffer that an address lies in; `peers` are those of other devices that it may touch.
 ///
 /// # Errors
 /// The first defect.
@@ -141,7 +149,8 @@ pub unsafe fn run(
     config: &LaunchConfig,
     params: &[*mut c_void],
     options: Options,
-    find: impl Fn(usize) -> Option<(usize, usize, Arc<Shadow>)>,
+    find: impl Fn(usize) -> Option<Found>,
+    peers: impl Iterator<Item = Found>,
 ) -> Result<(), Report> {
     super::panics::install();
     check(kernel, config, params.len()).map_err(|detail| refuse(kernel, options, detail))?;
@@ -153,10 +162,13 @@ pub unsafe fn run(
             if let Some((start, bytes, shadow)) = find(address)
                 && regions.iter().all(|region| region.start != start)
             {
-                regions.push(Region { start, bytes, shadow, parameter });
+                regions.push(Region { start, bytes, shadow, parameter: Some(parameter) });
             }
         }
     }
+    let of_parameters = regions.len();
+    regions.extend(peers.map(|(start, bytes, shadow)| Region { start, bytes, shadow, parameter: None }));
+    let has_peers = regions.len() > of_parameters;
     let blocks = config.grid.iter().product::<u32>();
     let threads = u64::from(blocks) * u64::from(config.block.iter().product::<u32>());
     let workers = rayon::current_num_threads().min(blocks as usize).max(1);
@@ -167,6 +179,7 @@ pub unsafe fn run(
         params: params.as_ptr(),
         options,
         regions,
+        has_peers,
         generation: new_generation(),
         numbered: threads < 1 << shadow::THREAD_BITS,
         messages: Mutex::default(),
@@ -252,6 +265,12 @@ impl Launch {
                 Outcome::Failed => {}
             }
             if quiet > suspended.len() as u32 * PATIENCE && self.next_block.load(Relaxed) >= self.blocks {
+                if self.has_peers {
+                    // The other device is at work, perhaps on this core.
+                    std::thread::sleep(WAIT_FOR_PEERS);
+                    quiet = 0;
+                    continue;
+                }
                 let moved = self.moved.load(SeqCst);
                 let same_before = self.idle[worker].swap(moved, SeqCst) == moved;
                 if same_before
@@ -329,9 +348,9 @@ impl Launch {
         });
         let mut text = format!("{size} bytes at {address:#x} are in no buffer of this launch");
         if let Some(region) = near {
-            let (parameter, bytes) = (region.parameter, region.bytes);
-            text.push_str("; the nearest is that of parameter ");
-            text.push_str(&parameter.to_string());
+            let (parameter, bytes) = (&region.parameter, region.bytes);
+            text.push_str("; the nearest is that ");
+            text.push_str(&owner(*parameter));
             text.push_str(&if address < region.start {
                 format!(", which begins {} bytes later", region.start - address)
             } else {
@@ -340,4 +359,9 @@ impl Launch {
         }
         text
     }
+}
+
+/// Whose buffer it is, for people.
+pub fn owner(parameter: Option<usize>) -> String {
+    parameter.map_or("of another device".into(), |parameter| format!("of parameter {parameter}"))
 }

@@ -142,13 +142,23 @@ pub struct Emulator {
     options: Cell<Options>,
     /// Sorted by address.
     memory: RefCell<Vec<Allocation>>,
+    /// Buffers of other devices that kernels of this one may touch.
+    peers: RefCell<Vec<Peer>>,
+}
+
+/// A buffer of another device.
+struct Peer {
+    address: usize,
+    bytes: usize,
+    /// Of the accesses from here alone.
+    shadow: Arc<Shadow>,
 }
 
 impl Emulator {
     /// A device without any memory in use.
     #[must_use]
     pub fn new(options: Options) -> Self {
-        Self { options: Cell::new(options), memory: RefCell::default() }
+        Self { options: Cell::new(options), memory: RefCell::default(), peers: RefCell::default() }
     }
 
     /// How kernels run.
@@ -188,6 +198,18 @@ impl Emulator {
     #[must_use]
     pub fn allocated_bytes(&self) -> usize {
         self.memory.borrow().iter().map(|allocation| allocation.bytes).sum()
+    }
+
+    /// Lets kernels of this device touch a buffer of another one, as GPUs do that reach each other's memory. What the kernels of one
+    /// device do is checked by itself: of accesses of several only that they are inside. A kernel may wait for what another device's
+    /// writes; it bounds that wait itself, since here nobody knows whether something will come.
+    ///
+    /// # Safety
+    /// The buffer is there as long as kernels are launched here, and what several devices touch at the same time they touch by atomic
+    /// operations.
+    pub unsafe fn reach(&self, address: u64, bytes: usize) {
+        let peer = Peer { address: address as usize, bytes, shadow: Arc::new(Shadow::new(bytes)) };
+        self.peers.borrow_mut().push(peer);
     }
 
     /// Gives a buffer back.
@@ -274,7 +296,9 @@ impl Launcher for Emulator {
             (address <= found.address + found.bytes)
                 .then(|| (found.address, found.bytes, found.shadow.clone()))
         };
+        let peers = self.peers.borrow();
+        let peers = peers.iter().map(|peer| (peer.address, peer.bytes, peer.shadow.clone()));
         // SAFETY: the caller's promise.
-        unsafe { launch::run(kernel, config, params, self.options.get(), find) }
+        unsafe { launch::run(kernel, config, params, self.options.get(), find, peers) }
     }
 }

@@ -11,6 +11,7 @@ use corosensei::Yielder;
 
 use super::block::Block;
 use super::copies::Copies;
+use super::launch::owner;
 use super::order::Knowledge;
 use super::report::Defect;
 use super::shadow::{self, CLOCK_SHIFT, Conflict, INITIALISED, PENDING, READ, THREAD_SHIFT, WRITE};
@@ -258,7 +259,7 @@ impl Thread {
                 let site = block.sites.number(place);
                 let result = region.shadow.touch::<KIND>(offset, size, block.launch().generation, self, site);
                 if let Err((conflict, at)) = result {
-                    let what = format!("byte {at} of the buffer of parameter {}", region.parameter);
+                    let what = format!("byte {at} of the buffer {}", owner(region.parameter));
                     self.conflict(conflict, KIND, place, &what);
                 }
                 return;

@@ -1,0 +1,153 @@
+//! A model that is shared out over several GPUs: one rank each, on a thread of its own.
+
+mod runner;
+mod thread;
+
+use super::device_choice::DeviceChoice;
+use super::fit::fit;
+use super::gpu::{self, budget, held, matrix_dtype};
+use super::runner::{ModelData, RunnerOptions};
+use qernel_core::config::Config;
+use qernel_core::error::{Error, Result};
+use qernel_core::model::{ModelRunner, Runner, build};
+use qernel_core::weights::Weights;
+use qernel_cuda::{self as cuda, CudaOps, Group};
+use runner::RanksRunner;
+use std::sync::Arc;
+use thread::RankThread;
+
+/// Opens the model on as many GPUs as `options` say. `progress` is called with the bytes of weights that the first of them has loaded, and
+/// with their sum.
+///
+/// # Errors
+/// [`Error::Request`] for a model or options that are not shared out, [`Error::Device`] for GPUs that are missing or do not reach each
+/// other's memory; as [`open_runner`](super::open_runner).
+pub(crate) fn open(
+    model: &ModelData,
+    has_draft: bool,
+    options: &RunnerOptions,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Box<dyn Runner>> {
+    let config = model.config.of_rank(options.tensor_parallel)?;
+    let with = [
+        (has_draft, "a model that drafts"),
+        (options.cpu_moe > 0, "experts in host memory"),
+        (model.weights.adapter_rank() > 0, "adapters (--lora)"),
+    ];
+    if let Some((_, what)) = with.iter().find(|(asked, _)| *asked) {
+        return Err(Error::Request(format!("--tensor-parallel: there is none with {what}")));
+    }
+    let devices = devices(options)?;
+    let mut options = options.clone();
+    loop {
+        let why = match load(model, &config, &devices, &options, progress) {
+            Err(Error::Range(why)) => why,
+            other => return other,
+        };
+        let Some(fallback) = options.dtype.fallback(cuda::compute_dtype(model.weights)) else {
+            return Err(Error::Range(why));
+        };
+        tracing::warn!("{why}; loading the weights as {fallback}");
+        options.dtype = fallback;
+    }
+}
+
+/// A device for each rank: the GPUs from the one that was asked for on, or the first.
+fn devices(options: &RunnerOptions) -> Result<Vec<DeviceChoice>> {
+    let count = options.tensor_parallel;
+    let first = match options.device {
+        DeviceChoice::Emulated => return Ok(vec![DeviceChoice::Emulated; count]),
+        DeviceChoice::Cpu => {
+            return Err(Error::Request("--tensor-parallel is for GPUs, and --device is cpu".into()));
+        }
+        DeviceChoice::Auto | DeviceChoice::Cuda(None) => 0,
+        DeviceChoice::Cuda(Some(ordinal)) => ordinal,
+    };
+    let found: Vec<u32> = cuda::probe()?
+        .iter()
+        .filter(|device| device.ordinal >= first && device.target().is_ok())
+        .map(|device| device.ordinal)
+        .take(count)
+        .collect();
+    if found.len() < count {
+        return Err(Error::Device(format!(
+            "--tensor-parallel {count}: expected as many GPUs of compute capability 8.0 or later from cuda:{first} on, found {}",
+            found.len()
+        )));
+    }
+    Ok(found.into_iter().map(|ordinal| DeviceChoice::Cuda(Some(ordinal))).collect())
+}
+
+/// The model with its weights as `options` say.
+fn load(
+    model: &ModelData,
+    config: &Config,
+    devices: &[DeviceChoice],
+    options: &RunnerOptions,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Box<dyn Runner>> {
+    let group = Arc::new(Group::new(devices.len(), options.rank_limit));
+    // What is loaded on another thread may outlive the borrow; what the file has is not copied.
+    let part = |rank, device| Rank {
+        group: group.clone(),
+        rank,
+        device,
+        weights: model.weights.clone(),
+        config: config.clone(),
+        options: options.clone(),
+    };
+    let ranks = devices.iter().enumerate().map(|(rank, &device)| part(rank, device));
+    let mut others = Vec::new();
+    for rank in ranks.clone().skip(1) {
+        let started = RankThread::start(&group, rank.rank, rank.device, move || rank.open(&mut |_, _| ()));
+        others.push(started.inspect_err(|error| group.fail(&error.to_string()))?);
+    }
+    let mut ranks = ranks;
+    let own = ranks.next().ok_or_else(|| Error::Request("--tensor-parallel needs a rank".into()))?;
+    let first = own.open(progress).inspect_err(|error| group.fail(&format!("rank 0: {error}")));
+    let opened: Result<Vec<()>> = others.iter_mut().map(RankThread::opened).collect();
+    // What another rank says comes before that rank 0 has not heard of it.
+    let first = match (first, opened) {
+        (Ok(first), Ok(_)) => first,
+        (Err(Error::Device(_)) | Ok(_), Err(error)) | (Err(error), _) => return Err(error),
+    };
+    group.start();
+    Ok(Box::new(RanksRunner::new(first, others, group)))
+}
+
+/// What a rank is made of.
+struct Rank {
+    group: Arc<Group>,
+    rank: usize,
+    device: DeviceChoice,
+    /// Of all ranks.
+    weights: Weights,
+    /// Of this one.
+    config: Config,
+    options: RunnerOptions,
+}
+
+impl Rank {
+    /// Opens the device and loads the rank's part.
+    fn open(self, progress: &mut dyn FnMut(u64, u64)) -> Result<Box<dyn Runner>> {
+        let Self { group, rank, device, weights, config, options } = self;
+        let device = gpu::open_device(device)?
+            .ok_or_else(|| Error::Request("--tensor-parallel is for GPUs alone".into()))?;
+        let weights = weights.of_rank(&build::plan(&config)?.tensors, rank)?;
+        // All have the same plan: that of the one with the least memory.
+        let (free, total) = device.memory_info()?;
+        let free = group.smallest(rank, free as u64)? as usize;
+        let options = held(&device, &weights, &options);
+        let data = ModelData { weights: &weights, config: &config };
+        let (ops_config, layout) = fit(&config, &options, &budget(&device, (free, total), &data, &options)?)?;
+        let dtype = matrix_dtype(&weights, &options);
+        let ops = CudaOps::new(&device, &ops_config, dtype, options.kernels.clone())?.with_ranks(
+            &group,
+            rank,
+            &config,
+            &ops_config.limits,
+        )?;
+        let runner = ModelRunner::new(ops, &weights, &config, &ops_config, layout, progress)?;
+        Ok(Box::new(runner.with_drafts(options.max_drafts)))
+    }
+}

@@ -1,0 +1,334 @@
+//! The runner of all ranks: what it is asked, it asks each of them.
+
+use super::thread::RankThread;
+use qernel_core::batch::{Batch, BatchLimits};
+use qernel_core::error::{Error, Result};
+use qernel_core::kv_layout::KvLayout;
+use qernel_core::model::Runner;
+use qernel_core::sampler::{Logprobs, SamplingRow};
+use qernel_core::weights::DecodeBytes;
+use qernel_cuda::Group;
+use std::sync::Arc;
+
+/// A model that is shared out: rank 0 on the thread that uses it, the others on theirs. All do the same steps and draw the same tokens;
+/// rank 0's are taken.
+pub(super) struct RanksRunner {
+    // Dropped in this order: rank 0 waits until the others, whose threads were told to end, reach its memory no more.
+    first: Box<dyn Runner>,
+    others: Vec<RankThread>,
+    group: Arc<Group>,
+}
+
+impl RanksRunner {
+    /// The runner of rank 0 and of the ranks behind it.
+    pub(super) fn new(first: Box<dyn Runner>, others: Vec<RankThread>, group: Arc<Group>) -> Self {
+        Self { first, others, group }
+    }
+
+    /// What each rank says to `call`, by its rank.
+    ///
+    /// # Errors
+    /// What the ranks refuse; [`Error::Device`] where one of them fails, from then on.
+    fn ask<T: Send + 'static>(
+        &mut self,
+        call: impl Fn(&mut dyn Runner) -> Result<T> + Send + Sync + 'static,
+    ) -> Result<Vec<T>> {
+        if let Some(why) = self.group.failure() {
+            return Err(Error::Device(format!("{why}; the model is to be opened again")));
+        }
+        let (group, call) = (self.group.clone(), Arc::new(call));
+        let told = |(i, other): (usize, &RankThread)| {
+            let (group, call) = (group.clone(), call.clone());
+            other.tell(move |runner| call(runner).inspect_err(|error| tell_others(&group, i + 1, error)))
+        };
+        let answers: Vec<_> = self.others.iter().enumerate().map(told).collect();
+        let own = call(&mut *self.first).inspect_err(|error| tell_others(&group, 0, error));
+        // A rank waits for others in a kernel, and its thread for that.
+        let limit = group.limit().saturating_mul(2);
+        let mut results = vec![own];
+        for (other, answer) in self.others.iter().zip(&answers) {
+            results.push(
+                other.answer(answer, limit).inspect_err(|error| tell_others(&group, other.rank(), error)),
+            );
+        }
+        if let Some(why) = self.group.failure() {
+            return Err(Error::Device(why));
+        }
+        if results.iter().any(Result::is_ok) && results.iter().any(Result::is_err) {
+            // Some have queued what others have not.
+            group.fail("ranks did not agree on a request");
+        }
+        results.into_iter().collect()
+    }
+
+    /// The tokens that all ranks drew.
+    fn tokens(
+        &mut self,
+        call: impl Fn(&mut dyn Runner) -> Result<Vec<u32>> + Send + Sync + 'static,
+    ) -> Result<Vec<u32>> {
+        let mut tokens = self.ask(call)?;
+        if let Some(rank) = tokens.iter().position(|of_rank| *of_rank != tokens[0]) {
+            let why = format!("rank {rank} drew other tokens than rank 0: one of them computes wrongly");
+            self.group.fail(&why);
+            return Err(Error::Device(why));
+        }
+        Ok(tokens.swap_remove(0))
+    }
+
+    /// What rank 0 says where all are asked.
+    fn of_first<T: Send + 'static>(
+        &mut self,
+        call: impl Fn(&mut dyn Runner) -> Result<T> + Send + Sync + 'static,
+    ) -> Result<T> {
+        Ok(self.ask(call)?.swap_remove(0))
+    }
+}
+
+/// Ends what other ranks wait for, unless the request was refused, which all do.
+fn tell_others(group: &Group, rank: usize, error: &Error) {
+    if !matches!(error, Error::Request(_)) {
+        group.fail(&format!("rank {rank}: {error}"));
+    }
+}
+
+impl Drop for RanksRunner {
+    fn drop(&mut self) {
+        self.others.iter_mut().for_each(RankThread::close);
+    }
+}
+
+impl Runner for RanksRunner {
+    fn limits(&self) -> &BatchLimits {
+        self.first.limits()
+    }
+
+    /// Of a rank.
+    fn kv_layout(&self) -> &KvLayout {
+        self.first.kv_layout()
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.first.vocab_size()
+    }
+
+    fn max_model_len(&self) -> usize {
+        self.first.max_model_len()
+    }
+
+    fn step(&mut self, batch: &Batch, rows: &[SamplingRow]) -> Result<Vec<u32>> {
+        let step = (batch.clone(), rows.to_vec());
+        self.tokens(move |runner| runner.step(&step.0, &step.1))
+    }
+
+    fn take_logprobs(&mut self) -> Vec<Option<Logprobs>> {
+        self.first.take_logprobs()
+    }
+
+    fn num_replays(&self) -> u64 {
+        self.first.num_replays()
+    }
+
+    fn runs_ahead(&self) -> bool {
+        self.first.runs_ahead()
+    }
+
+    fn queue(&mut self, batch: &Batch, rows: &[SamplingRow]) -> Result<()> {
+        let step = (batch.clone(), rows.to_vec());
+        self.of_first(move |runner| runner.queue(&step.0, &step.1))
+    }
+
+    fn take(&mut self) -> Result<Vec<u32>> {
+        self.tokens(|runner| runner.take())
+    }
+
+    fn warm_up(&mut self) -> Result<()> {
+        self.of_first(|runner| runner.warm_up())
+    }
+
+    fn discard(&mut self) {
+        // Where a rank has failed, the next step says so.
+        let _ = self.of_first(|runner| {
+            runner.discard();
+            Ok(())
+        });
+    }
+
+    fn max_drafts(&self) -> usize {
+        self.first.max_drafts()
+    }
+
+    fn logits(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+        let batch = batch.clone();
+        self.of_first(move |runner| runner.logits(&batch))
+    }
+
+    fn hidden(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+        let batch = batch.clone();
+        self.of_first(move |runner| runner.hidden(&batch))
+    }
+
+    fn hidden_of_all(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+        let batch = batch.clone();
+        self.of_first(move |runner| runner.hidden_of_all(&batch))
+    }
+
+    fn device_name(&self) -> String {
+        format!("{} × {}", 1 + self.others.len(), self.first.device_name())
+    }
+
+    /// Of all ranks.
+    fn decode_bytes(&self) -> DecodeBytes {
+        let DecodeBytes { always, experts, idle_share } = self.first.decode_bytes();
+        let ranks = 1 + self.others.len() as u64;
+        DecodeBytes { always: always * ranks, experts: experts * ranks, idle_share }
+    }
+
+    /// Of all ranks together.
+    fn read_bandwidth(&mut self) -> Result<Option<f64>> {
+        Ok(self.ask(|runner| runner.read_bandwidth())?.into_iter().sum())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device_choice::DeviceChoice;
+    use crate::runner::{RunnerOptions, open_runner};
+    use qernel_core::batch::{LogitRows, SequenceRows};
+    use qernel_core::config::Config;
+    use qernel_core::engine::{Engine, EngineConfig, Request};
+    use qernel_core::sampler::SamplingParams;
+    use qernel_core::testing::TinyModel;
+    use qernel_core::weights::Weights;
+    use std::ops::ControlFlow;
+    use std::sync::atomic::AtomicBool;
+    use std::time::Duration;
+
+    /// What a rank does in its second step.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Fault {
+        None,
+        Error,
+        Panic,
+        Silence,
+        OtherTokens,
+    }
+
+    /// A runner on the CPU with a fault.
+    struct Faulty {
+        inner: Box<dyn Runner>,
+        steps: usize,
+        fault: Fault,
+    }
+
+    const LIMIT: Duration = Duration::from_millis(100);
+
+    impl Runner for Faulty {
+        fn limits(&self) -> &BatchLimits {
+            self.inner.limits()
+        }
+
+        fn kv_layout(&self) -> &KvLayout {
+            self.inner.kv_layout()
+        }
+
+        fn vocab_size(&self) -> usize {
+            self.inner.vocab_size()
+        }
+
+        fn max_model_len(&self) -> usize {
+            self.inner.max_model_len()
+        }
+
+        fn step(&mut self, batch: &Batch, rows: &[SamplingRow]) -> Result<Vec<u32>> {
+            let mut tokens = self.inner.step(batch, rows)?;
+            self.steps += 1;
+            match self.fault {
+                Fault::Error if self.steps == 2 => return Err(Error::Device("broken".into())),
+                Fault::Panic if self.steps == 2 => panic!("a rank of a test panics"),
+                Fault::Silence if self.steps == 2 => std::thread::sleep(20 * LIMIT),
+                Fault::OtherTokens if self.steps == 2 => tokens.iter_mut().for_each(|token| *token += 1),
+                _ => {}
+            }
+            Ok(tokens)
+        }
+
+        fn logits(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+            self.inner.logits(batch)
+        }
+
+        fn device_name(&self) -> String {
+            self.inner.device_name()
+        }
+
+        fn read_bandwidth(&mut self) -> Result<Option<f64>> {
+            Ok(Some(1.0))
+        }
+    }
+
+    fn rank(fault: Fault) -> Result<Box<dyn Runner>> {
+        let gguf = TinyModel::default().gguf();
+        let config = Config::from_gguf(&gguf)?;
+        let weights = Weights::from_gguf(&gguf, &config)?;
+        let options =
+            RunnerOptions { device: DeviceChoice::Cpu, max_model_len: Some(64), ..RunnerOptions::default() };
+        let inner = open_runner(&weights, &config, &options, &mut |_, _| ())?;
+        Ok(Box::new(Faulty { inner, steps: 0, fault }))
+    }
+
+    /// Three ranks, the second of which has a fault.
+    fn ranks(fault: Fault) -> RanksRunner {
+        let group = Arc::new(Group::new(3, if fault == Fault::Silence { LIMIT } else { 100 * LIMIT }));
+        let start = |number, fault| {
+            let mut thread =
+                RankThread::start(&group, number, DeviceChoice::Cpu, move || rank(fault)).unwrap();
+            thread.opened().unwrap();
+            thread
+        };
+        let others = vec![start(1, fault), start(2, Fault::None)];
+        RanksRunner::new(rank(Fault::None).unwrap(), others, group)
+    }
+
+    fn step(runner: &mut RanksRunner, token: u32) -> Result<Vec<u32>> {
+        let rows = SequenceRows { tokens: &[token], position: 0, pages: &[0], logits: LogitRows::Last };
+        let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+        runner.step(&Batch::new(&[rows]), &[SamplingRow::new(greedy, 1)])
+    }
+
+    #[test]
+    fn a_rank_that_fails_ends_requests_with_its_reason() {
+        for (fault, expected) in [
+            (Fault::Error, "rank 1: device: broken"),
+            (Fault::Panic, "rank 1"),
+            (Fault::Silence, "rank 1 gives no answer for 0.2 s"),
+            (Fault::OtherTokens, "rank 1 drew other tokens than rank 0"),
+        ] {
+            let mut runner = ranks(fault);
+            step(&mut runner, 5).unwrap();
+            let error = step(&mut runner, 5).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+            let later = step(&mut runner, 5).unwrap_err().to_string();
+            assert!(later.contains("rank 1") && later.contains("to be opened again"), "{later}");
+        }
+    }
+
+    #[test]
+    fn what_all_ranks_refuse_leaves_them_as_they_were() {
+        let mut runner = ranks(Fault::None);
+        let expected = step(&mut runner, 5).unwrap();
+        let beyond = runner.vocab_size() as u32;
+        assert!(matches!(step(&mut runner, beyond), Err(Error::Request(_))));
+        assert_eq!(step(&mut runner, 5).unwrap(), expected);
+        assert_eq!(runner.read_bandwidth().unwrap(), Some(3.0));
+        assert!(runner.device_name().starts_with("3 × CPU"));
+    }
+
+    #[test]
+    fn a_request_ends_where_a_rank_fails() {
+        let mut engine = Engine::new(Box::new(ranks(Fault::Error)), None, EngineConfig::default()).unwrap();
+        let request = Request { text: false, ..Request::new(vec![5, 6]) };
+        let never = AtomicBool::new(false);
+        let error = engine.run_to_end(request, &never, |_| ControlFlow::Continue(())).unwrap_err();
+        assert!(matches!(&error, Error::Device(why) if why.contains("rank 1: device: broken")), "{error}");
+    }
+}
