@@ -2,6 +2,7 @@
 
 use crate::{LIMITS, MAX_MODEL_LEN, device_of_models, loaded, nmse, parts, small};
 use qernel::batch::{AdapterScale, AdapterSet, Batch, LogitRows, SequenceRows};
+use qernel::config::Config;
 use qernel::cpu::CpuOps;
 use qernel::cuda::{CudaOps, KernelChoice};
 use qernel::dtype::Dtype;
@@ -11,10 +12,22 @@ use qernel::model::{Runner, build};
 use qernel::ops::OpsConfig;
 use qernel::sampler::{SamplingParams, SamplingRow};
 use qernel::testing::{TinyModel, adapter};
+use qernel::weights::Weights;
 
 fn set(adapters: &[(u32, f32)]) -> AdapterSet {
     let of = |&(adapter, scale): &(u32, f32)| AdapterScale { adapter, scale };
     AdapterSet::new(&adapters.iter().map(of).collect::<Vec<_>>())
+}
+
+/// The weights with two adapters beside them.
+pub fn adapted(config: &Config, weights: Weights) -> Weights {
+    let adaptable = build::plan(config).unwrap().adaptable;
+    let adapters = [(1, 4), (2, 7)].map(|(seed, rank)| {
+        let bytes = adapter(config, seed, rank, 0.5).to_bytes();
+        let gguf = Gguf::from_bytes(bytes.into()).unwrap();
+        lora::of_gguf(&gguf, &seed.to_string(), config, &adaptable).unwrap()
+    });
+    weights.with_adapters(adapters.to_vec())
 }
 
 /// Prompts, a step of one row each, and one whose last rows alone need logits.
@@ -51,13 +64,7 @@ fn rows_of_different_adapters_agree_with_the_cpu() {
     ];
     for (architecture, dtype, allowed) in cases {
         let (config, weights) = parts(&TinyModel { architecture, format: dtype.into(), ..small() });
-        let adaptable = build::plan(&config).unwrap().adaptable;
-        let adapters = [(1, 4), (2, 7)].map(|(seed, rank)| {
-            let bytes = adapter(&config, seed, rank, 0.5).to_bytes();
-            let gguf = Gguf::from_bytes(bytes.into()).unwrap();
-            lora::of_gguf(&gguf, &seed.to_string(), &config, &adaptable).unwrap()
-        });
-        let weights = weights.with_adapters(adapters.to_vec());
+        let weights = adapted(&config, weights);
         let cpu = |config: &OpsConfig| CpuOps::new(config).unwrap();
         let expected = logits(&mut *loaded(&config, &weights, Dtype::F32, cpu));
         let gpu = |config: &OpsConfig| {

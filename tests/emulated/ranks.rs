@@ -1,6 +1,7 @@
 //! A model that is shared out over several emulated devices: the tokens and logits of one, and what becomes of a rank that hears nothing.
 
 use crate::compare::nmse;
+use crate::lora::adapted;
 use crate::{LIMITS, MAX_MODEL_LEN, device_of_models, logits, parts};
 use qernel::config::ExpertSizes;
 use qernel::cuda::{CudaOps, Group, KernelChoice};
@@ -158,6 +159,10 @@ fn what_is_not_shared_out_is_refused() {
     assert!(refused(offloaded).contains("experts in host memory"));
     let hybrid = open(&crate::steps::hybrid(), 2).err().unwrap().to_string();
     assert!(hybrid.contains("linear attention"), "{hybrid}");
+    let weights = adapted(&config, weights);
+    let with_adapters =
+        open_runner(&weights, &config, &options(2), &mut |_, _| ()).err().unwrap().to_string();
+    assert!(with_adapters.contains("adapters (--lora)"), "{with_adapters}");
 }
 
 /// N-grams are drafted by the host: all ranks compute the same drafts.
