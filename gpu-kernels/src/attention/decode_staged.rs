@@ -54,7 +54,7 @@ pub const fn shared_bytes(head_dim: u32) -> u32 {
     16 * (steps + queries) + 4 * WARPS * MAX_GROUP * padded(head_dim)
 }
 
-/// Blocks that a multiprocessor has room for.
+/// Blocks that a multiprocessor of an H100 has room for.
 pub const fn min_blocks(head_dim: u32) -> u32 {
     if head_dim == 256 { 1 } else { 2 }
 }
@@ -130,7 +130,7 @@ unsafe fn copy<const HEAD_DIM: usize>(
     let words = const { HEAD_DIM as u32 / 8 };
     let rows_at_once = const { 32 / (HEAD_DIM as u32 / 8) };
     let (first, word) = (warp::lane_id() / words, warp::lane_id() % words);
-    repeat(const { (step_keys(HEAD_DIM as u32) * HEAD_DIM as u32 / 8 / 32) as usize }, |i| {
+    repeat(const { step_words(HEAD_DIM as u32) as usize / 32 }, |i| {
         let row = first + i as u32 * rows_at_once;
         if row >= range.from && row < range.until {
             let from = from.wrapping_add(row.min(range.keys - 1) as usize * HEAD_DIM + 8 * word as usize);
@@ -140,10 +140,10 @@ unsafe fn copy<const HEAD_DIM: usize>(
     });
 }
 
-/// `softmax(q · kᵀ / sqrt(HEAD_DIM)) · v` of the rows `first_row .. first_row + grid.x` on tensor cores, in splits, one block each;
-/// the last block of a row merges them.
+/// `softmax(q · kᵀ / sqrt(HEAD_DIM)) · v` of the rows `first_row .. first_row + grid.x` on tensor cores, in splits,
+/// [`splits_at_once`](Attention::splits_at_once) a block; the last block of a row merges them.
 ///
-/// Grid, block and heads: see [`decode_mma::mma`](super::decode_mma::mma); dynamic shared memory [`shared_bytes`]. `N` is the dimensions of a
+/// Block and heads: see [`decode_mma::mma`](super::decode_mma::mma), and the grid, which has `ceil(num_splits / splits_at_once)` blocks for a row and head; dynamic shared memory [`shared_bytes`]. `N` is the dimensions of a
 /// lane that merges, `WORDS` is `HEAD_DIM / 32`, `HALVES` is `HEAD_DIM / 64`, `TILES` `HEAD_DIM / 8`; a step is `KEY_TILES` times 8 keys, `PAIRS`
 /// times 16; `AT_ONCE` splits are merged at once.
 ///
