@@ -108,7 +108,7 @@ impl Ranks {
     /// Rank `rank` of `group`, once all others are here.
     ///
     /// # Errors
-    /// [`Error::Device`] if one of them failed or does not come, or devices do not reach each other's memory; [`Error::Memory`].
+    /// [`Error::Device`](crate::error::Error::Device) if one of them failed or does not come, or devices do not reach each other's memory; [`Error::Memory`](crate::error::Error::Memory).
     pub fn join(
         device: &Rc<Device>,
         group: &Arc<Group>,
@@ -140,7 +140,7 @@ impl Ranks {
     /// `num_ranks` ranks that are all on this device, whose launches are of all of them: for checking what they tell each other.
     ///
     /// # Errors
-    /// [`Error::Memory`], [`Error::Device`].
+    /// [`Error::Memory`](crate::error::Error::Memory), [`Error::Device`](crate::error::Error::Device).
     pub fn on_one_device(device: &Rc<Device>, num_ranks: usize, room: Room, limit: Duration) -> Result<Self> {
         let mut ranks = Self::new(device, num_ranks, num_ranks, room, limit)?;
         ranks.given_up = ranks.word.insert(Word::new(device)?).address()?;
@@ -179,7 +179,7 @@ impl Ranks {
     /// Says so if a wait was given up: what was computed since means nothing.
     ///
     /// # Errors
-    /// [`Error::Device`] that says who waited for whom.
+    /// [`Error::Device`](crate::error::Error::Device) that says who waited for whom.
     pub fn expect_all(&self) -> Result<()> {
         // SAFETY: the word is there until all ranks have left the group.
         match unsafe { group::load(self.given_up) } {

@@ -124,6 +124,10 @@ fn a_stream_adds_up_to_the_answer() {
 fn turns_reach_the_template() {
     let server =
         start_with_template(config(), "{{ messages | tojson }}{% if tools %}{{ tools | tojson }}{% endif %}");
+    // What an answer's request would be refused for, too.
+    let refused = server.post(COUNT, body(json!({"logit_bias": {"999999": 1}})));
+    assert_eq!(refused.status, 400, "{}", refused.text());
+    assert!(refused.text().contains("the model has only tokens 0 to"), "{}", refused.text());
     let count = |more: Value| server.post(COUNT, body(more)).good()["input_tokens"].clone();
     let text = |text: &str| server.post("/tokenize", json!({"text": text})).good()["count"].clone();
     let turns = json!([

@@ -134,7 +134,7 @@ impl CudaOps {
         add::add(&self.device, &self.choice, n, x, delta)
     }
 
-    /// [`Ops::add_ranks`](qernel_core::ops::Ops::add_ranks) of ranks that are all on this device: of each `n` rows, one rank's below the other's.
+    /// [`Ops::add_ranks`](qernel_core::ops::ranks::RankOps::add_ranks) of ranks that are all on this device: of each `n` rows, one rank's below the other's.
     ///
     /// # Errors
     /// [`Error::Request`] if the shapes do not fit, [`Error::Device`].
@@ -148,7 +148,7 @@ impl CudaOps {
         add_ranks::add_ranks(&self.device, &self.choice, ranks, [n, n], part, x)
     }
 
-    /// [`Ops::gather_ranks`](qernel_core::ops::Ops::gather_ranks), likewise.
+    /// [`Ops::gather_ranks`](qernel_core::ops::ranks::RankOps::gather_ranks), likewise.
     ///
     /// # Errors
     /// As [`CudaOps::add_all_ranks`].

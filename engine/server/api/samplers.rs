@@ -409,6 +409,14 @@ impl LogitBias {
                 }
             };
             match token {
+                // Where nothing is drawn, nobody else asks.
+                Biased::Id(id) if id as usize >= most => {
+                    let last = most.saturating_sub(1);
+                    return refuse(
+                        "logit_bias",
+                        format!("token {id}, but the model has only tokens 0 to {last}"),
+                    );
+                }
                 Biased::Id(id) => biases.push((id, bias)),
                 Biased::Text(text) => {
                     bytes += text.len();
