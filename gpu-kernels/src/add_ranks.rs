@@ -2,11 +2,10 @@
 
 use cuda_std::prelude::*;
 
-pub use crate::exchange::{BLOCK_SIZE, CHUNK, CONTROL_WORDS};
+pub use crate::exchange::{BLOCK_SIZE, CHUNK};
 #[device]
 use crate::{
     exchange::Exchange,
-    fused::{launch_dependents, wait_for_dependencies},
     grid::{repeat, stride_loop},
     vector::Group,
 };
@@ -31,7 +30,7 @@ pub struct AddRanks {
     pub limit: u64,
     /// u64 `[num_ranks]`: where the memory of each rank is, u64 `[rank_words(num_ranks, room, chunks)]`
     pub peers: *const u64,
-    /// Those of this rank, or of all ranks of the launch.
+    /// Those of this rank, or of all ranks of the launch: `peers` leads to them, but an emulator knows by this that the launch may touch them.
     pub slots: *mut u64,
     /// u32 `[ranks of the launch, CONTROL_WORDS]`
     pub control: *mut u32,
@@ -50,16 +49,12 @@ pub struct AddRanks {
 #[device]
 #[inline(always)]
 unsafe fn begin(a: AddRanks) -> (Exchange, *mut f32, *mut f32) {
-    // Behind it all blocks run, so that the next kernel's weights may come meanwhile.
-    launch_dependents();
-    wait_for_dependencies();
-    let of_launch = thread::block_idx_y();
-    let ranks = [a.num_ranks, a.first_rank + of_launch];
+    let sizes = [a.room, a.chunks, a.limit];
     // SAFETY: the caller's promise.
     unsafe {
-        let control = a.control.add((of_launch * CONTROL_WORDS) as usize);
-        let exchange = Exchange::new(ranks, [a.room, a.chunks, a.limit], a.peers, control, a.given_up);
-        let first = of_launch as usize * a.stride as usize;
+        let (exchange, of_launch) =
+            Exchange::begin([a.num_ranks, a.first_rank], sizes, a.peers, a.control, a.given_up);
+        let first = of_launch * a.stride as usize;
         (exchange, a.part.add(first), a.x.add(first))
     }
 }

@@ -11,7 +11,10 @@
 use cuda_std::prelude::*;
 
 #[device]
-use crate::grid::{is_last_block, repeat};
+use crate::{
+    fused::{launch_dependents, wait_for_dependencies},
+    grid::{is_last_block, repeat},
+};
 #[device]
 use cuda_std::atomic::{AtomicWord, Ordering, Scope};
 
@@ -66,21 +69,31 @@ pub struct Exchange {
 
 #[device]
 impl Exchange {
-    /// The next exchange of rank `rank`.
+    /// The next exchange of this block's rank, behind the kernel before this one; and which of the launch's ranks that is. `ranks` is how many
+    /// there are and which is the launch's first; `control` is of all of the launch.
     ///
     /// # Safety
     /// The pointers lead to what the fields say.
     #[inline(always)]
-    pub unsafe fn new(
-        [num_ranks, rank]: [u32; 2],
+    pub unsafe fn begin(
+        [num_ranks, first_rank]: [u32; 2],
         [room, chunks, limit]: [u64; 3],
         peers: *const u64,
         control: *mut u32,
         given_up: *mut u32,
-    ) -> Self {
+    ) -> (Self, usize) {
+        // Behind it all blocks run, so that the next kernel's weights may come meanwhile.
+        launch_dependents();
+        wait_for_dependencies();
+        let of_launch = thread::block_idx_y();
+        let rank = first_rank + of_launch;
         // SAFETY: the caller's promise.
-        let number = unsafe { u32::load(control, Ordering::Relaxed, Scope::Device) };
-        Self { num_ranks, rank, room, chunks, limit, peers, control, given_up, number }
+        unsafe {
+            let control = control.add((of_launch * CONTROL_WORDS) as usize);
+            let number = u32::load(control, Ordering::Relaxed, Scope::Device);
+            let exchange = Self { num_ranks, rank, room, chunks, limit, peers, control, given_up, number };
+            (exchange, of_launch as usize)
+        }
     }
 
     /// The memory of `reader`, and which of its slots `writer` writes in this exchange.

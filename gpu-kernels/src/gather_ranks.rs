@@ -2,11 +2,10 @@
 
 use cuda_std::prelude::*;
 
-pub use crate::exchange::{BLOCK_SIZE, CONTROL_WORDS};
+pub use crate::exchange::BLOCK_SIZE;
 #[device]
 use crate::{
     exchange::Exchange,
-    fused::{launch_dependents, wait_for_dependencies},
     grid::{divide, repeat, stride_loop},
 };
 
@@ -29,7 +28,7 @@ pub struct GatherRanks {
     pub limit: u64,
     /// u64 `[num_ranks]`: where the memory of each rank is, u64 `[rank_words(num_ranks, room, chunks)]`
     pub peers: *const u64,
-    /// Those of this rank, or of all ranks of the launch.
+    /// Those of this rank, or of all ranks of the launch: `peers` leads to them, but an emulator knows by this that the launch may touch them.
     pub slots: *mut u64,
     /// u32 `[ranks of the launch, CONTROL_WORDS]`
     pub control: *mut u32,
@@ -47,15 +46,12 @@ pub struct GatherRanks {
 /// As there; `begin + count` values are there.
 #[kernel(E = [f32], name = "gather_ranks_{E}_plain", max_threads = 256)]
 pub unsafe fn plain(a: GatherRanks) {
-    launch_dependents();
-    wait_for_dependencies();
+    let sizes = [a.room, a.chunks, a.limit];
     // SAFETY: values belong to one thread; the words of slots are those of `count` values.
     unsafe {
-        let of_launch = thread::block_idx_y();
-        let control = a.control.add((of_launch * CONTROL_WORDS) as usize);
-        let ranks = [a.num_ranks, a.first_rank + of_launch];
-        let exchange = Exchange::new(ranks, [a.room, a.chunks, a.limit], a.peers, control, a.given_up);
-        let first = of_launch as usize * a.stride as usize;
+        let (exchange, of_launch) =
+            Exchange::begin([a.num_ranks, a.first_rank], sizes, a.peers, a.control, a.given_up);
+        let first = of_launch * a.stride as usize;
         let (part, out) = (a.part.add(first), a.out.add(first * a.num_ranks as usize));
         let begin = a.begin as usize;
         stride_loop(a.count, |i| exchange.tell(i, *part.add(begin + i)));

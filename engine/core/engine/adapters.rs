@@ -1,6 +1,6 @@
 //! Which adapters requests are answered with.
 
-use super::{Engine, Request};
+use super::{AdapterInfo, Engine, Request};
 use crate::batch::{AdapterScale, AdapterSet};
 
 impl Engine {
@@ -13,22 +13,33 @@ impl Engine {
     /// What is wrong with a request's adapters.
     pub(super) fn check_adapters(&self, request: &Request) -> Result<(), String> {
         let known = self.runner.adapters();
-        let adapters = request.adapters.iter().flat_map(AdapterSet::adapters);
-        for adapter in adapters {
-            if adapter.adapter as usize >= known.len() {
-                let names: Vec<_> =
-                    (0..).zip(known).map(|(i, info): (u32, _)| format!("{i} ({})", info.name)).collect();
-                let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-                return Err(format!(
-                    "there is no adapter {}; those that were loaded: {there}",
-                    adapter.adapter
-                ));
-            }
-            if !adapter.is_in_range() {
-                let (number, scale, most) = (adapter.adapter, adapter.scale, AdapterScale::MAX);
-                return Err(format!("the scale of adapter {number} is {scale}; expected -{most} to {most}"));
+        request.adapters.iter().flat_map(AdapterSet::adapters).try_for_each(|adapter| adapter.check(known))
+    }
+}
+
+impl AdapterScale {
+    /// Whether it is one of the adapters that were loaded, with a scale that is taken.
+    ///
+    /// # Errors
+    /// What was expected and found.
+    pub fn check(&self, known: &[AdapterInfo]) -> Result<(), String> {
+        let &Self { adapter, scale } = self;
+        if known.is_empty() {
+            return Err(format!(
+                "there is no adapter {adapter}: the program was started without adapters (--lora)"
+            ));
+        }
+        if adapter as usize >= known.len() {
+            let names: Vec<_> =
+                known.iter().enumerate().map(|(i, info)| format!("{i} ({})", info.name)).collect();
+            return Err(format!("there is no adapter {adapter}; there are {}", names.join(", ")));
+        }
+        match self.is_in_range() {
+            true => Ok(()),
+            false => {
+                let most = Self::MAX;
+                Err(format!("expected a scale of adapter {adapter} from -{most} to {most}, found {scale}"))
             }
         }
-        Ok(())
     }
 }

@@ -85,29 +85,11 @@ fn scaled(
     info: &ModelInfo,
     LoraScale { id: Whole(id), scale }: &LoraScale,
 ) -> Result<AdapterScale, ApiError> {
-    let refuse = |what: String| ApiError::field("lora", format!("lora: {what}"));
-    let Some(found) = info.adapters.get(*id as usize) else {
-        let known: Vec<_> = info
-            .adapters
-            .iter()
-            .enumerate()
-            .map(|(id, adapter)| format!("{id} ({})", adapter.name))
-            .collect();
-        return Err(refuse(match known.is_empty() {
-            true => format!("there is no adapter {id}: the server was started without adapters (--lora)"),
-            false => format!("there is no adapter {id}; there are {}", known.join(", ")),
-        }));
-    };
-    let of = AdapterScale { adapter: *id, scale: scale.unwrap_or(found.scale) };
-    match of.is_in_range() {
-        true => Ok(of),
-        false => {
-            let most = AdapterScale::MAX;
-            Err(refuse(format!(
-                "expected a scale of adapter {id} from -{most} to {most}, found {}",
-                of.scale
-            )))
-        }
+    let own = || info.adapters.get(*id as usize).map_or(1.0, |found| found.scale);
+    let of = AdapterScale { adapter: *id, scale: scale.unwrap_or_else(own) };
+    match of.check(&info.adapters) {
+        Ok(()) => Ok(of),
+        Err(what) => Err(ApiError::field("lora", format!("lora: {what}"))),
     }
 }
 

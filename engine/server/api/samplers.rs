@@ -226,7 +226,7 @@ macro_rules! sampled_request {
                     logit_bias: (self.logit_bias.as_ref())
                         .map_or(Ok(Vec::new()), |bias| LogitBias::of_tokens(bias, tokenizer))?,
                 };
-                finish(chain, self.mirostat)
+                finish(chain, self.mirostat, tokenizer.vocab_size())
             }
         }
     };
@@ -409,14 +409,6 @@ impl LogitBias {
                 }
             };
             match token {
-                // Where nothing is drawn, nobody else asks.
-                Biased::Id(id) if id as usize >= most => {
-                    let last = most.saturating_sub(1);
-                    return refuse(
-                        "logit_bias",
-                        format!("token {id}, but the model has only tokens 0 to {last}"),
-                    );
-                }
                 Biased::Id(id) => biases.push((id, bias)),
                 Biased::Text(text) => {
                     bytes += text.len();
@@ -442,12 +434,16 @@ impl LogitBias {
     }
 }
 
-/// The chain, with `mirostat` in its place, if it is needed.
+/// The chain, with `mirostat` in its place, if it is needed; for a model of so many tokens.
 ///
 /// # Errors
 /// 400, by name, where a value has no meaning.
-pub fn finish(chain: SamplerChain, mirostat: Option<i32>) -> Result<Option<Arc<SamplerChain>>, ApiError> {
-    if let Some((option, fault)) = chain.fault() {
+pub fn finish(
+    chain: SamplerChain,
+    mirostat: Option<i32>,
+    vocab_size: usize,
+) -> Result<Option<Arc<SamplerChain>>, ApiError> {
+    if let Some((option, fault)) = chain.fault().or_else(|| chain.bias_fault(vocab_size)) {
         return refuse(option, fault);
     }
     let breakers = &chain.dry.sequence_breakers;
