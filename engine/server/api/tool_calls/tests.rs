@@ -160,12 +160,16 @@ fn xml_that_is_nearly_right_is_read() {
             r#"{"to": ""}"#,
         ),
         ("<tool_call><function=sail>\n<parameter=to>\nx\n</parameter>\n</tool_call>", r#"{"to": "x"}"#),
+        // White space around the name.
+        ("<function= sail ><parameter= to >\nx\n</parameter>\n</function>", r#"{"to": "x"}"#),
         (
             "<tool_call><function=sail> well <parameter=days>3</parameter> </function></tool_call>",
             r#"{"days": 3}"#,
         ),
     ] {
         assert_eq!(parse_in(Dialect::Xml, [block]), call("sail", arguments), "{block}");
+        let characters = block.split_inclusive(|_| true);
+        assert_eq!(parse_in(Dialect::Xml, characters), call("sail", arguments), "{block}, cut everywhere");
     }
     let unknown = "<function=walk>\n</function>";
     assert_eq!(parse_in(Dialect::Xml, [unknown]), [text(unknown)]);

@@ -24,8 +24,10 @@ pub fn bare_head<'a>(text: &str, mut names: impl Iterator<Item = &'a String>) ->
     match named(text, FUNCTION) {
         Named::Yes { name, len } if names.any(|known| *known == name) => Head::Call { name, len },
         Named::More => {
-            let begun = text.get(FUNCTION.len()..).unwrap_or_default();
-            if names.any(|name| name.starts_with(begun)) { Head::More } else { Head::Other }
+            // White space around the name is none of it.
+            let begun = text.get(FUNCTION.len()..).unwrap_or_default().trim_start();
+            let may_become = |name: &String| name.starts_with(begun) || name == begun.trim_end();
+            if names.any(may_become) { Head::More } else { Head::Other }
         }
         _ => Head::Other,
     }
