@@ -22,7 +22,7 @@ use tempfile::TempDir;
 /// The prompt of `make_folders.py`.
 const TOKENS: [u32; 12] = [3, 17, 44, 0, 61, 8, 9, 30, 30, 5, 52, 11];
 
-const FOLDERS: [&str; 10] = [
+const FOLDERS: [&str; 16] = [
     "qwen2",
     "qwen3",
     "qwen3-fp8",
@@ -33,6 +33,12 @@ const FOLDERS: [&str; 10] = [
     "qwen35",
     "qwen35moe",
     "qwen3next",
+    "qwen2-gptq",
+    "qwen2-gptq-int8",
+    "qwen3-gptq-sorted",
+    "qwen3moe-awq",
+    "llama-packed",
+    "qwen3-int8",
 ];
 
 fn data(name: &str) -> PathBuf {
@@ -86,6 +92,8 @@ fn logits_equal_transformers() {
             let allowed = match name {
                 // What FP8 and its scales make is rounded to the eleven bits of f16.
                 "qwen3-fp8" => 1e-6,
+                // Values whose groups are no blocks are rounded likewise.
+                "qwen3-gptq-sorted" => 1e-6,
                 // transformers computes linear attention in f32 whatever it is told.
                 "qwen35" | "qwen35moe" | "qwen3next" => 1e-9,
                 // f32 against f64.
@@ -246,7 +254,7 @@ fn what_is_not_implemented_is_refused_by_name() {
         ("qwen3", "hidden_size", json!("many"), "`hidden_size` is \"many\"; expected a whole number"),
         ("qwen3", "num_attention_heads", json!(0), "expected 1 to 16777216"),
         ("qwen3", "hidden_act", json!("relu"), "\"silu\"; others are not implemented"),
-        ("qwen3", "quantization_config", json!({"quant_method": "gptq"}), "as a quantised GGUF file"),
+        ("qwen3", "quantization_config", json!({"quant_method": "bitsandbytes"}), "or as a GGUF file"),
         ("qwen3", "rope_parameters", json!({"rope_type": "longrope"}), "RoPE scaling `longrope`"),
         ("qwen3moe", "norm_topk_prob", json!(false), "`norm_topk_prob` is false; expected true"),
         ("qwen3moe", "mlp_only_layers", json!([0]), "some layers have no experts"),

@@ -4,14 +4,12 @@ use super::architecture::Architecture;
 use super::fault;
 use super::files::Files;
 use super::json::Fields;
+use super::quantization::Quantization;
 use crate::error::{Error, Result};
 use crate::gguf::write::Value;
 
 /// Keys with their values, in the order in which they are written.
 pub(super) type Metadata = Vec<(String, Value)>;
-
-/// Side of the blocks of FP8 that have a scale, where a file does not say.
-const FP8_BLOCK: u64 = 128;
 
 /// A model as `config.json` describes it.
 pub(super) struct Model {
@@ -25,8 +23,7 @@ pub(super) struct Model {
     /// `None` where the MLP is one for all tokens.
     pub num_experts: Option<u64>,
     pub is_tied: bool,
-    /// Rows and columns of a block of FP8.
-    pub fp8_block: [usize; 2],
+    pub quantization: Quantization,
     pub linear: Option<Linear>,
 }
 
@@ -116,7 +113,7 @@ impl Model {
             },
             // transformers ties GPT-2's, and others only where they say so.
             is_tied: config.flag("tie_word_embeddings")?.unwrap_or(architecture.is_gpt2()),
-            fp8_block: fp8_block(&config)?,
+            quantization: Quantization::new(&config)?,
             linear: if architecture.is_hybrid { Some(Linear::new(&config)?) } else { None },
             config,
         };
@@ -390,36 +387,4 @@ pub(super) fn rope_factors(model: &Model) -> Result<Option<Vec<f32>>> {
         (1.0 / ((1.0 - smooth) / factor + smooth)) as f32
     };
     Ok(Some((0..head_dim / 2).map(of_pair).collect()))
-}
-
-/// The blocks of FP8; other ways of quantising are refused by their names.
-fn fp8_block(config: &Fields) -> Result<[usize; 2]> {
-    let usual = [FP8_BLOCK as usize; 2];
-    let Some(quantization) = config.object("quantization_config")? else { return Ok(usual) };
-    let method = quantization.string("quant_method")?.unwrap_or("nothing");
-    let is_fp8 = match method {
-        "fp8" => true,
-        "compressed-tensors" => quantization.string("format")? == Some("float-quantized"),
-        _ => false,
-    };
-    if !is_fp8 {
-        return Err(quantization.invalid(
-            "quant_method",
-            format!("{method:?}"),
-            "\"fp8\": take the model in 16 bits or FP8, or as a quantised GGUF file",
-        ));
-    }
-    let Some(block) = quantization.list("weight_block_size")? else { return Ok(usual) };
-    match block
-        .iter()
-        .filter_map(|size| size.as_u64().filter(|size| (1..=1 << 20).contains(size)))
-        .collect::<Vec<_>>()[..]
-    {
-        [rows, cols] if block.len() == 2 => Ok([rows as usize, cols as usize]),
-        _ => Err(quantization.invalid(
-            "weight_block_size",
-            format!("{block:?}"),
-            "two sizes such as [128, 128]",
-        )),
-    }
 }

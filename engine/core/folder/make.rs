@@ -2,6 +2,7 @@
 
 use super::fault;
 use super::fp8::{self, Scales};
+use super::grouped::{Grouped, Held};
 use super::safetensors::{Dtype, Stored};
 use crate::error::{Error, Result};
 use crate::formats::MatrixFormat;
@@ -28,6 +29,7 @@ pub(super) struct Source {
 pub(super) enum Kind {
     Float(MatrixFormat),
     Fp8(Arc<Scales>),
+    Grouped(Arc<Grouped>),
 }
 
 impl Kind {
@@ -36,14 +38,14 @@ impl Kind {
         match self {
             Self::Float(format) => *format,
             Self::Fp8(scales) => scales.format(),
+            Self::Grouped(grouped) => grouped.format(),
         }
     }
 
-    fn bytes_of_value(&self) -> usize {
-        match self {
-            Self::Float(format) => format.row_bytes(1).unwrap_or(0),
-            Self::Fp8(_) => 1,
-        }
+    /// The same without blocks.
+    pub(super) fn float_format(&self) -> MatrixFormat {
+        let format = self.format();
+        if format.float().is_some() { format } else { MatrixFormat::F16 }
     }
 }
 
@@ -84,15 +86,16 @@ impl Source {
     }
 
     /// Writes the values of a row.
-    fn row(&self, row: usize, codes: &[f32; 256], values: &mut [f32]) {
-        let bytes = &self.data[row * self.cols * self.kind.bytes_of_value()..]
-            [..self.cols * self.kind.bytes_of_value()];
+    fn row(&self, row: usize, codes: &[f32; 256], held: &mut Held, values: &mut [f32]) {
+        let bytes = |of_row: usize| &self.data[row * of_row..][..of_row];
         match &self.kind {
-            Kind::Float(format) => format.decode(bytes, values),
+            Kind::Float(format) => format.decode(bytes(self.cols * format.block_bytes()), values),
             Kind::Fp8(scales) => {
+                let bytes = bytes(self.cols);
                 values.iter_mut().zip(bytes).for_each(|(value, &code)| *value = codes[usize::from(code)]);
                 scales.scale(row, values);
             }
+            Kind::Grouped(grouped) => grouped.values(row, held, values),
         }
     }
 }
@@ -108,6 +111,16 @@ pub(super) enum Change {
     MinusExp,
 }
 
+/// What a thread makes rows of a source in.
+#[derive(Default)]
+struct Scratch {
+    /// The values of a row.
+    all: Vec<f32>,
+    /// Those of the columns that are wanted.
+    some: Vec<f32>,
+    held: Held,
+}
+
 /// A tensor made of matrices one below the other.
 #[derive(Clone, Debug)]
 pub(super) struct Recipe {
@@ -119,6 +132,7 @@ pub(super) struct Recipe {
     /// Rows become columns; then there is one source, and nothing else is done.
     pub is_transposed: bool,
     pub change: Change,
+    /// Floats, but where all sources are integers in groups, which are neither transposed nor changed, and whose columns stay.
     pub to: MatrixFormat,
 }
 
@@ -145,7 +159,7 @@ impl Recipe {
         }
         let codes = fp8::values();
         let cols = self.cols.as_ref().map_or(self.sources[0].cols, |cols| cols.len());
-        let row_bytes = cols * self.value_bytes();
+        let row_bytes = self.to.row_bytes(cols).unwrap_or(0);
         let rows = |source: &Source| self.rows.as_ref().map_or(source.rows, |rows| rows.len());
         let total: usize = self.sources.iter().map(|source| rows(source) * row_bytes).sum();
         let mut out = zeros(name, total)?;
@@ -157,7 +171,8 @@ impl Recipe {
                 continue;
             }
             let rows = of_source.par_chunks_exact_mut(row_bytes).enumerate();
-            let scratch = || [vec![0.0; source.cols], vec![0.0; cols]];
+            let scratch =
+                || Scratch { all: vec![0.0; source.cols], some: vec![0.0; cols], ..Scratch::default() };
             rows.with_min_len((VALUES_AT_ONCE / cols).max(1)).for_each_init(scratch, |scratch, (i, out)| {
                 let row = self.rows.as_ref().map_or(i, |rows| rows[i]);
                 self.make_row(source, row, &codes, scratch, out);
@@ -181,13 +196,18 @@ impl Recipe {
         source: &Source,
         row: usize,
         codes: &[f32; 256],
-        [all, some]: &mut [Vec<f32>; 2],
+        Scratch { all, some, held }: &mut Scratch,
         out: &mut [u8],
     ) {
         if self.keeps_rows(source) {
             return out.copy_from_slice(&source.data[row * out.len()..][..out.len()]);
         }
-        source.row(row, codes, all);
+        if let Kind::Grouped(grouped) = &source.kind
+            && self.to.float().is_none()
+        {
+            return grouped.blocks(row, held, self.to, out);
+        }
+        source.row(row, codes, held, all);
         let values = match &self.cols {
             None => all,
             Some(cols) => {
@@ -215,7 +235,7 @@ impl Recipe {
         if row_bytes == 0 || *rows == 0 {
             return Ok(whole.into());
         }
-        let scratch = || [vec![0.0; *cols], Vec::new()];
+        let scratch = || Scratch { all: vec![0.0; *cols], ..Scratch::default() };
         whole
             .par_chunks_exact_mut(row_bytes)
             .enumerate()

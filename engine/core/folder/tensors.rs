@@ -2,12 +2,13 @@
 
 use super::config::{Linear, Model, rope_factors};
 use super::fault;
-use super::make::{Change, Recipe, Source};
+use super::grouped::{self, Grouped};
+use super::make::{Change, Kind, Recipe, Source};
 use super::names::{Target, target};
 use super::safetensors::{Dtype, Stored};
 use crate::error::{Error, Result};
 use crate::formats::MatrixFormat;
-use crate::gguf::{Assembled, GgmlType};
+use crate::gguf::Assembled;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,8 +27,10 @@ const PRECISE: [&str; 5] = [
 ];
 
 /// All tensors, and llama.cpp's number of the format that most matrices have.
-pub(super) fn all(model: &Model, stored: BTreeMap<String, Stored>) -> Result<(Vec<Assembled>, u32)> {
-    let mut list = List { model, stored: &stored, tensors: BTreeMap::new(), experts: BTreeMap::new() };
+pub(super) fn all(model: &Model, mut stored: BTreeMap<String, Stored>) -> Result<(Vec<Assembled>, u32)> {
+    let grouped = grouped::take(model.quantization.layout, &mut stored)?;
+    let mut list =
+        List { model, stored: &stored, grouped, tensors: BTreeMap::new(), experts: BTreeMap::new() };
     for name in stored.keys() {
         list.add(name)?;
     }
@@ -36,7 +39,7 @@ pub(super) fn all(model: &Model, stored: BTreeMap<String, Stored>) -> Result<(Ve
     if let Some(factors) = rope_factors(model)? {
         let data: Bytes = factors.iter().flat_map(|factor| factor.to_le_bytes()).collect::<Vec<_>>().into();
         let stored = Stored { dtype: Dtype::F32, shape: vec![factors.len() as u64], data };
-        let source = Source::new("rope_freqs", &stored, None, model.fp8_block)?;
+        let source = Source::new("rope_freqs", &stored, None, model.quantization.fp8_block)?;
         list.insert("rope_freqs.weight", stored.shape, Recipe::plain(source, MatrixFormat::F32));
     }
     let file_type = list.file_type();
@@ -58,6 +61,8 @@ struct Tensor {
 struct List<'a> {
     model: &'a Model,
     stored: &'a BTreeMap<String, Stored>,
+    /// Those of them that are integers in groups.
+    grouped: BTreeMap<String, Arc<Grouped>>,
     tensors: BTreeMap<String, Tensor>,
     /// Of each tensor of experts their matrices, by number.
     experts: BTreeMap<String, BTreeMap<u64, &'a str>>,
@@ -68,7 +73,7 @@ impl<'a> List<'a> {
         let is_scale = SCALES
             .iter()
             .any(|end| name.strip_suffix(end).is_some_and(|matrix| self.stored.contains_key(matrix)));
-        if is_scale || UNUSED_SCALES.iter().any(|end| name.ends_with(end)) {
+        if is_scale || UNUSED_SCALES.iter().any(|end| name.ends_with(end)) || self.is_filler(name) {
             return Ok(());
         }
         match target(self.model.architecture, name) {
@@ -86,9 +91,22 @@ impl<'a> List<'a> {
         }
     }
 
+    /// AutoGPTQ saves a bias with every matrix, zeros where the model has none.
+    fn is_filler(&self, name: &str) -> bool {
+        let Some(base) = name.strip_suffix(".bias") else { return false };
+        let may_have_one = ["q_proj", "k_proj", "v_proj"].iter().any(|end| base.ends_with(end));
+        let is_quantised = self.grouped.contains_key(&format!("{base}.weight"));
+        !may_have_one && is_quantised && self.stored[name].data.iter().all(|&byte| byte == 0)
+    }
+
     fn source(&self, name: &str) -> Result<Source> {
+        let stored = &self.stored[name];
+        if let (Some(grouped), &[rows, cols]) = (self.grouped.get(name), &stored.shape[..]) {
+            let (data, kind) = (Bytes::new(), Kind::Grouped(grouped.clone()));
+            return Ok(Source { data, kind, rows: rows as usize, cols: cols as usize });
+        }
         let scales = SCALES.iter().find_map(|end| self.stored.get(&format!("{name}{end}")));
-        Source::new(name, &self.stored[name], scales, self.model.fp8_block)
+        Source::new(name, stored, scales, self.model.quantization.fp8_block)
     }
 
     fn insert(&mut self, name: &str, shape: Vec<u64>, recipe: Recipe) {
@@ -115,6 +133,9 @@ impl<'a> List<'a> {
         self.change(name, to, &mut recipe)?;
         if recipe.is_transposed {
             shape.reverse();
+        }
+        if recipe.is_transposed || recipe.cols.is_some() || recipe.change != Change::None {
+            recipe.to = if is_precise { MatrixFormat::F32 } else { recipe.sources[0].kind.float_format() };
         }
         self.insert(to, shape, recipe);
         Ok(())
@@ -258,20 +279,35 @@ impl<'a> List<'a> {
 
     /// The number of the format that most values of matrices have.
     fn file_type(&self) -> u32 {
-        let values = |ggml_type: GgmlType| -> u64 {
-            let tensors = self.tensors.values().filter(|tensor| tensor.recipe.to.ggml_type() == ggml_type);
+        let values = |format: MatrixFormat| -> u64 {
+            let tensors = self.tensors.values().filter(|tensor| tensor.recipe.to == format);
             tensors.map(|tensor| tensor.shape.iter().product::<u64>()).sum()
         };
-        let types = [(0, GgmlType::F32), (1, GgmlType::F16), (32, GgmlType::BF16)];
-        types.into_iter().max_by_key(|&(_, ggml_type)| values(ggml_type)).map_or(0, |(number, _)| number)
+        let formats = [
+            (0, MatrixFormat::F32),
+            (1, MatrixFormat::F16),
+            (32, MatrixFormat::Bf16),
+            (2, MatrixFormat::Q4_0),
+            (8, MatrixFormat::Q5_0),
+            (7, MatrixFormat::Q8_0),
+        ];
+        formats.into_iter().max_by_key(|&(_, format)| values(format)).map_or(0, |(number, _)| number)
     }
 }
 
-/// The format of the matrices of a layer's experts, which all have one: where the folder has several, the one of the widest range, and if
-/// that is f32 it holds them all as they are.
+/// The format of the matrices of a layer's experts, which all have one: where the folder has several, Q5_0 for integers with and without
+/// zero points, and of floats the one of the widest range, which if it is f32 holds them all as they are.
 fn format_of_all(to: &str, sources: &[Source]) -> MatrixFormat {
+    let all_are = |formats: &[MatrixFormat]| {
+        let last = formats.last().copied();
+        last.filter(|_| sources.iter().all(|source| formats.contains(&source.kind.format())))
+    };
+    let (q4_0, q5_0, q8_0) = (MatrixFormat::Q4_0, MatrixFormat::Q5_0, MatrixFormat::Q8_0);
+    if let Some(format) = all_are(&[q4_0]).or(all_are(&[q4_0, q5_0])).or(all_are(&[q8_0])) {
+        return format;
+    }
     let counts = [MatrixFormat::F32, MatrixFormat::Bf16, MatrixFormat::F16]
-        .map(|format| (format, sources.iter().filter(|source| source.kind.format() == format).count()));
+        .map(|format| (format, sources.iter().filter(|source| source.kind.float_format() == format).count()));
     let found: Vec<_> = counts.into_iter().filter(|&(_, count)| count > 0).collect();
     let widest = found.first().map_or(MatrixFormat::Bf16, |&(format, _)| format);
     if found.len() > 1 {
@@ -333,7 +369,6 @@ fn tile_values(name: &str, part: &str, linear: Linear, recipe: &mut Recipe) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::folder::make::Kind;
     use crate::formats::MatrixFormat::{Bf16, F16, F32};
 
     #[test]

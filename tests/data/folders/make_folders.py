@@ -2,17 +2,20 @@
 """Write the folders of tests/it/folder.rs: tiny models with random weights as transformers saves them, and its logits.
 
     pip install torch transformers numpy safetensors
-    python make_folders.py
+    python make_folders.py [NAME…]
 
+Those of GROUPED hold integers in groups as GPTQ, AWQ and compressed-tensors lay them out (grouped.py).
 Each folder has config.json, model.safetensors (one of them shards with an index) and logits.npy: float32 [tokens, vocabulary], computed in
 float64 from the weights as they were saved. None has a tokenizer.
 """
 import json
 import pathlib
+import sys
 
 import numpy as np
 import torch
 import transformers
+from grouped import CONFIGS, quantise
 from safetensors.torch import load_file, save_file
 
 TOKENS = [3, 17, 44, 0, 61, 8, 9, 30, 30, 5, 52, 11]
@@ -44,6 +47,16 @@ MODELS = {
     "qwen35": ("Qwen3_5TextConfig", dict(BASE, **LINEAR), "bfloat16"),
     "qwen35moe": ("Qwen3_5MoeTextConfig", dict(BASE, **dict(SHARED, **LINEAR)), "bfloat16"),
     "qwen3next": ("Qwen3NextConfig", dict(BASE, **dict(SHARED, **LINEAR), norm_topk_prob=True), "bfloat16"),
+}
+# Integers in groups: what one of their writers would save of the projections of a model (grouped.py).
+WIDE = dict(BASE, hidden_size=64, intermediate_size=96, rope_parameters=ROPE)
+GROUPED = {
+    "qwen2-gptq": ("Qwen2Config", WIDE, dict(form="gptq", bits=4, group=32)),
+    "qwen3-gptq-sorted": ("Qwen3Config", dict(WIDE, head_dim=16), dict(form="gptq_v2", bits=4, group=32, zeros=True, sorted=True)),
+    "qwen2-gptq-int8": ("Qwen2Config", WIDE, dict(form="gptq", bits=8, group=None)),
+    "qwen3moe-awq": ("Qwen3MoeConfig", dict(WIDE, **dict(MOE, moe_intermediate_size=32), head_dim=16, norm_topk_prob=True), dict(form="awq", bits=4, group=32, zeros=True)),
+    "llama-packed": ("LlamaConfig", WIDE, dict(form="packed", bits=4, group=32, zeros=True)),
+    "qwen3-int8": ("Qwen3Config", dict(WIDE, head_dim=16), dict(form="bytes", bits=8, group=None)),
 }
 SHARDED = "qwen3moe"
 # As it is published: in a model that reads pictures, the experts of a layer in two tensors.
@@ -142,5 +155,51 @@ def make(name):
             publish(folder)
 
 
+def make_grouped(name):
+    kind, fields, scheme = GROUPED[name]
+    config = getattr(transformers, kind)(**fields)
+    config._attn_implementation = "eager"
+    config._experts_implementation = "eager"
+    model = transformers.AutoModelForCausalLM.from_config(config).double().eval()
+    draw(model, sum(name.encode()))
+    folder = pathlib.Path(__file__).parent / name
+    folder.mkdir(exist_ok=True)
+    tensors = {}
+
+    def quantised(key, matrix):
+        parts, values = quantise(matrix.numpy(), np.random.default_rng(sum(key.encode())), **scheme)
+        base = key.removesuffix(".weight")
+        tensors.update({f"{base}.{part}": torch.from_numpy(value) if isinstance(value, np.ndarray) else value for part, value in parts.items()})
+        if scheme["form"] == "gptq" and "self_attn" not in key:
+            # AutoGPTQ gives biases to matrices that have none.
+            tensors[f"{base}.bias"] = torch.zeros(len(values), dtype=torch.float16)
+        return torch.from_numpy(values)
+
+    for key, value in model.named_parameters():
+        if ".mlp.experts." in key:
+            # Of each expert gate and up one below the other, or down.
+            layer, part = key.rsplit(".", 1)
+            for i, expert in enumerate(value.data):
+                names = ["gate_proj", "up_proj"] if part == "gate_up_proj" else ["down_proj"]
+                rows = [quantised(f"{layer}.{i}.{name}.weight", matrix) for name, matrix in zip(names, expert.chunk(len(names)))]
+                value.data[i] = torch.cat(rows)
+        elif value.ndim == 2 and "proj" in key:
+            value.data = quantised(key, value.data)
+        else:
+            tensors[key] = value.data.to(torch.float16)
+            value.data = tensors[key].double()
+    save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    whole = json.loads(config.to_json_string())
+    whole["architectures"] = [type(model).__name__]
+    whole["quantization_config"] = CONFIGS[scheme["form"]](**scheme)
+    (folder / "config.json").write_text(json.dumps(whole, indent=2) + "\n")
+    save_logits(model, name, folder)
+
+
+wanted = sys.argv[1:]
 for each in MODELS:
-    make(each)
+    if not wanted or each in wanted:
+        make(each)
+for each in GROUPED:
+    if not wanted or each in wanted:
+        make_grouped(each)
