@@ -7,12 +7,12 @@
 use super::expect_below;
 use super::kv::{Kind, KvCache};
 use super::simd::{Element, Isa, Kernel, LANES, Lanes, with_element};
+use super::team;
 use super::tensor::Tensor;
 use crate::batch::Batch;
 use crate::error::{Error, Result};
 use crate::kv_format::{BLOCK_BYTES, BLOCK_VALUES, KvFormat};
 use crate::kv_layout::{KvLayout, PAGE_SIZE};
-use rayon::prelude::*;
 
 /// Runs `$body` with the type `$stored` that stands for `$format`.
 macro_rules! with_stored {
@@ -84,7 +84,7 @@ pub fn attention(
     if visible * num_heads * head_dim * 2 < WORTH_WAKING {
         out.chunks_exact_mut(head_dim).enumerate().for_each(|(i, out)| head(i, out));
     } else {
-        out.par_chunks_exact_mut(head_dim).enumerate().for_each(|(i, out)| head(i, out));
+        team::for_each_chunk(out, head_dim, head);
     }
     Ok(())
 }

@@ -8,11 +8,11 @@
 
 use super::simd::{Isa, Kernel, LANES, Lanes};
 use super::states::{Slot, States};
+use super::team;
 use super::tensor::Tensor;
 use crate::batch::Batch;
 use crate::error::{Error, Result};
 use crate::ops::hybrid::{Columns, DeltaRule};
-use rayon::prelude::*;
 use std::ops::Range;
 
 const OP: &str = "delta_rule";
@@ -67,7 +67,7 @@ pub fn delta_rule(
     if n * heads * head_state < WORTH_WAKING {
         tasks.into_iter().for_each(run);
     } else {
-        tasks.into_par_iter().for_each(run);
+        team::for_each_of(tasks, 1, run);
     }
     Ok(())
 }

@@ -13,10 +13,10 @@
 use super::int8;
 use super::kernels::{MatmulBlocks, MatmulKernels};
 use super::simd::{Element, Isa, Kernel, LANES, Lanes, to_f32, with_element};
+use super::team;
 use super::tensor::Tensor;
 use crate::error::Result;
 use crate::weights::Matrix;
-use rayon::prelude::*;
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::slice;
@@ -98,7 +98,7 @@ pub fn matmul_stacked(
 fn multiply(isa: Isa, product: &Product) {
     let &Product { weight, n, .. } = product;
     if let Some(dtype) = weight.format.float().filter(|_| n <= FEW_ROWS) {
-        (0..weight.rows.div_ceil(FEW_ROWS_BLOCK)).into_par_iter().for_each(|block| {
+        team::for_each(weight.rows.div_ceil(FEW_ROWS_BLOCK), |block| {
             let first = block * FEW_ROWS_BLOCK;
             let last = (first + FEW_ROWS_BLOCK).min(weight.rows);
             with_element!(dtype, E => {
@@ -107,7 +107,7 @@ fn multiply(isa: Isa, product: &Product) {
             });
         });
     } else {
-        (0..weight.rows.div_ceil(MANY_ROWS_BLOCK)).into_par_iter().for_each(|block| {
+        team::for_each(weight.rows.div_ceil(MANY_ROWS_BLOCK), |block| {
             let first = block * MANY_ROWS_BLOCK;
             let last = (first + MANY_ROWS_BLOCK).min(weight.rows);
             many_rows(isa, product, first, last);

@@ -34,6 +34,7 @@ pub mod sigmoid_mul;
 pub mod silu_mul;
 pub mod simd;
 pub mod states;
+mod team;
 pub mod tensor;
 
 use crate::batch::{Batch, BatchLimits};
@@ -48,7 +49,6 @@ use crate::sampler::SamplingRow;
 use crate::weights::Matrix;
 use kernels::{MatmulBlocks, MatmulKernels};
 use kv::KvCache;
-use rayon::prelude::*;
 use simd::Isa;
 use tensor::Tensor;
 
@@ -337,8 +337,16 @@ impl Ops for CpuOps {
     fn queue_sampling(&mut self, logits: &mut Tensor) -> Result<()> {
         let (rows, vocab_size) = (&self.sampling, logits.cols().max(1));
         logits.expect("sample", "logits", rows.len(), vocab_size)?;
-        let logits = logits.first_mut(rows.len()).par_chunks_mut(vocab_size);
-        self.sampled = logits.zip(rows).map(|(logits, row)| sample::sample(logits, row)).collect();
+        let mut draws: Vec<_> = logits
+            .first_mut(rows.len())
+            .chunks_mut(vocab_size)
+            .zip(rows)
+            .map(|(logits, row)| (logits, row, 0))
+            .collect();
+        team::for_each_chunk(&mut draws, 1, |_, draws| {
+            draws.iter_mut().for_each(|(logits, row, token)| *token = sample::sample(logits, row));
+        });
+        self.sampled = draws.into_iter().map(|(_, _, token)| token).collect();
         Ok(())
     }
 
@@ -421,7 +429,7 @@ fn for_each_row(rows: &mut [f32], cols: usize, f: impl Fn(usize, &mut [f32]) + S
     if rows.len() < WORTH_WAKING {
         rows.chunks_exact_mut(cols).enumerate().for_each(|(i, row)| f(i, row));
     } else {
-        rows.par_chunks_exact_mut(cols).enumerate().for_each(|(i, row)| f(i, row));
+        team::for_each_chunk(rows, cols, f);
     }
 }
 

@@ -2,10 +2,10 @@
 //!
 //! Source: Shazeer et al., Outrageously Large Neural Networks (2017), as Qwen2-MoE and Qwen3-MoE have it.
 
+use super::team;
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
 use crate::ops::parts::Router;
-use rayon::prelude::*;
 
 const OP: &str = "route";
 
@@ -28,7 +28,7 @@ pub fn route(n: usize, x: &Tensor, router: &Router<Vec<f32>>, chosen: &mut Tenso
     let row = |i: usize, chosen: &mut [f32]| choose(x.row(i), router, chosen);
     match chosen.first_mut(n) {
         one if n == 1 => row(0, one),
-        rows => rows.par_chunks_exact_mut(2 * count).enumerate().for_each(|(i, chosen)| row(i, chosen)),
+        rows => team::for_each_chunk(rows, 2 * count, row),
     }
     Ok(())
 }

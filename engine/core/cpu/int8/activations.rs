@@ -1,8 +1,8 @@
 //! Rows of inputs in eight bits, with a scale for each 32 values.
 
 use crate::cpu::simd::{Isa, Kernel, Lanes};
+use crate::cpu::team;
 use crate::cpu::tensor::Tensor;
-use rayon::prelude::*;
 
 /// Values that share a scale.
 pub(super) const BLOCK: usize = 32;
@@ -32,15 +32,14 @@ impl Activations {
         self.scales.resize(count * blocks, 0.0);
         self.sums16.resize(count * blocks * 2, 0.0);
         self.sums32.resize(count * blocks, 0.0);
-        let rows = self.values.par_chunks_exact_mut(cols).zip(self.scales.par_chunks_exact_mut(blocks));
-        let sums = self.sums16.par_chunks_exact_mut(2 * blocks).zip(self.sums32.par_chunks_exact_mut(blocks));
+        let rows = self.values.chunks_exact_mut(cols).zip(self.scales.chunks_exact_mut(blocks));
+        let sums = self.sums16.chunks_exact_mut(2 * blocks).zip(self.sums32.chunks_exact_mut(blocks));
         let rows = rows.zip(sums).enumerate().map(|(i, ((values, scales), (sums16, sums32)))| {
             let x = x.row(first + i);
             Quantise { x, values, scales, sums16, sums32 }
         });
         // SAFETY: the kernel demands nothing but its instructions.
-        let quantise = |row| unsafe { isa.run(row) };
-        rows.with_min_len(WORTH_WAKING.div_ceil(cols)).for_each(quantise);
+        team::for_each_of(rows.collect(), WORTH_WAKING.div_ceil(cols), |row| unsafe { isa.run(row) });
     }
 }
 

@@ -15,13 +15,13 @@ mod layouts_k;
 
 use super::matmul::Product;
 use super::simd::{CodesKernel, DotKernel, Isa, LANES};
+use super::team;
 use super::tensor::Tensor;
 use crate::formats::{self, Blocks, MatrixFormat};
 use activations::{Activations, BLOCK};
 use codes::Codes;
 use dot::{Dot, Group, STEP};
 use layouts::{Half, Layout};
-use rayon::prelude::*;
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
@@ -110,7 +110,7 @@ impl Slab<'_> {
             let [least, most] = FEW_ROWS_OF_TASK;
             (rows / (8 * rayon::current_num_threads())).next_multiple_of(LANES).clamp(least, most)
         };
-        (0..rows.div_ceil(rows_of_task)).into_par_iter().for_each(|task| {
+        team::for_each(rows.div_ceil(rows_of_task), |task| {
             let first = task * rows_of_task;
             let last = (first + rows_of_task).min(rows);
             let mut scratch = MaybeUninit::<Scratch>::uninit();
