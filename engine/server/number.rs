@@ -65,11 +65,6 @@ pub fn whole<'de, T: Integer, D: Deserializer<'de>>(deserializer: D) -> Result<O
     Ok(Option::<Whole<T>>::deserialize(deserializer)?.map(|number| number.0))
 }
 
-/// For a field's `deserialize_with`: a list of whole numbers.
-pub fn whole_list<'de, T: Integer, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
-    Ok(Vec::<Whole<T>>::deserialize(deserializer)?.into_iter().map(|number| number.0).collect())
-}
-
 /// For a field's `deserialize_with`: a list of whole numbers, or nothing.
 pub fn whole_list_if_any<'de, T: Integer, D: Deserializer<'de>>(
     deserializer: D,

@@ -29,6 +29,7 @@ use utoipa::{Modify, OpenApi, openapi};
         models::retrieve,
         tokens::tokenize,
         tokens::detokenize,
+        tokens::tokenizer_info,
         props::props,
         lora::list,
         props::slots,
@@ -43,7 +44,7 @@ use utoipa::{Modify, OpenApi, openapi};
     components(schemas(generate::TokenEvent, generate::EndEvent, chat_answer::ChatChunk)),
     security(("api_key" = [])),
     modifiers(&ApiKey, &Fields),
-    tags((name = "OpenAI"), (name = "Anthropic"), (name = "qernel"), (name = "llama.cpp"), (name = "SGLang"), (name = "server")),
+    tags((name = "OpenAI"), (name = "Anthropic"), (name = "qernel"), (name = "llama.cpp"), (name = "SGLang"), (name = "vLLM"), (name = "server")),
 )]
 struct Document;
 

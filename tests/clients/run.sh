@@ -11,6 +11,7 @@
 #   page           the chat page in headless Chromium (Debian's package `chromium`)
 #   schemathesis   requests made of the OpenAPI document; EXAMPLES says how many of each kind
 #   litellm langchain instructor pydantic_ai llm    what is built on it
+#   lm_eval        EleutherAI's lm-eval: tasks scored by log-probabilities of prompts, and one of answers (tests/clients/lm_eval)
 #   mixed          many clients of all interfaces at once, some of which leave; CLIENTS and DURATION (seconds) say how many and how long
 #   npm_openai npm_ai                               OpenAI's client for JavaScript, and the package `ai`
 #
@@ -21,7 +22,7 @@ source tests/environment.sh
 work=target/clients
 mkdir -p "$work"
 names=("$@")
-[ $# -gt 0 ] || names=(openai anthropic agent page schemathesis litellm langchain instructor pydantic_ai llm mixed npm_openai npm_ai)
+[ $# -gt 0 ] || names=(openai anthropic agent page schemathesis litellm langchain instructor pydantic_ai llm lm_eval mixed npm_openai npm_ai)
 
 # The folder of a client's Python environment. Each has its own: they ask for different versions of OpenAI's.
 environment_of() {
@@ -77,6 +78,10 @@ for name in "${names[@]}"; do
     llm)
         folder=$(environment_of llm)
         tests/clients/llm_client.sh "$base" $key "$folder"
+        ;;
+    lm_eval)
+        folder=$(environment_of lm_eval)
+        "$folder/bin/python" tests/clients/lm_eval_client.py "$base" $key target/release/qernel
         ;;
     npm_openai | npm_ai)
         folder=$(packages)

@@ -1,6 +1,6 @@
 //! The library in another Cargo project: by path, without a patch table, and without CUDA.
 
-use crate::readme::{blocks, repository};
+use crate::pages::{blocks, repository};
 use std::fs;
 use std::process::Command;
 
@@ -38,7 +38,8 @@ fn the_library_alone_has_nothing_of_cuda_of_http_or_of_a_command_line() {
 
 /// The block of README in this language that says something.
 fn block(language: &str, says: &str) -> String {
-    let found = blocks().into_iter().find(|block| block.language == language && block.code.contains(says));
+    let found =
+        blocks("README.md").into_iter().find(|block| block.language == language && block.code.contains(says));
     found.unwrap_or_else(|| panic!("README has no block in {language} with {says}")).code
 }
 

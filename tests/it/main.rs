@@ -33,6 +33,7 @@ mod memory;
 mod model_file;
 mod offload;
 mod outputs;
+mod pages;
 mod program;
 mod quantize;
 mod readme;

@@ -1,51 +1,25 @@
-//! README is true: its commands run, its Rust is in the repository, its links lead somewhere, and its lines are not long.
+//! README is true: its commands run, and its lines are not long.
 //!
 //! A line before each block of commands says what this test does with it: `<!-- test: run -->`, or `<!-- test: not run, … -->`
 //! with a reason.
 
+use crate::pages::{blocks, repository};
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::symlink;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// Pages that a stranger meets first.
-const PAGES: [&str; 5] =
-    ["README.md", "cuda/README.md", "docs/README.md", "benches/peers/README.md", "SECURITY.md"];
-
-pub fn repository() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// A fenced block of a page.
-pub struct Block {
-    /// What stands after `test:` in the comment before it.
-    pub marker: Option<String>,
-    pub language: String,
-    pub code: String,
-}
-
-/// The fenced blocks of README.
-pub fn blocks() -> Vec<Block> {
-    let text = fs::read_to_string(repository().join("README.md")).unwrap();
-    let mut blocks = Vec::new();
-    let (mut marker, mut open) = (None, None::<Block>);
-    for line in text.lines() {
-        match (&mut open, line.strip_prefix("```")) {
-            (Some(_), Some(_)) => blocks.extend(open.take()),
-            (Some(block), None) => block.code += &format!("{line}\n"),
-            (None, Some(language)) => {
-                open = Some(Block { marker: marker.take(), language: language.into(), code: String::new() });
-            }
-            (None, None) => {
-                let comment = line.strip_prefix("<!-- test: ").and_then(|rest| rest.strip_suffix(" -->"));
-                marker = comment.map(str::to_owned);
-            }
-        }
-    }
-    assert!(open.is_none(), "a block is not closed");
-    blocks
-}
+const PAGES: [&str; 8] = [
+    "README.md",
+    "cuda/README.md",
+    "docs/README.md",
+    "docs/kernels.md",
+    "docs/comparison.md",
+    "docs/token.md",
+    "benches/peers/README.md",
+    "SECURITY.md",
+];
 
 /// Runs what a block says as somebody types it, with this build's program and a port that is free.
 fn run(code: &str) {
@@ -74,7 +48,7 @@ fn run(code: &str) {
 #[test]
 fn commands_run() {
     let mut count = 0;
-    for block in blocks().iter().filter(|block| block.language == "sh") {
+    for block in blocks("README.md").iter().filter(|block| block.language == "sh") {
         let marker = block.marker.as_deref();
         match marker {
             Some("run") => run(&block.code),
@@ -84,21 +58,6 @@ fn commands_run() {
         count += 1;
     }
     assert!(count >= 4, "{count} blocks were run");
-}
-
-#[test]
-fn the_kernel_is_the_examples() {
-    let marked: Vec<Block> = blocks()
-        .into_iter()
-        .filter(|b| b.marker.as_ref().is_some_and(|m| m.starts_with("lines of ")))
-        .collect();
-    assert_eq!(marked.len(), 1);
-    let file = marked[0].marker.as_ref().unwrap().trim_start_matches("lines of ");
-    let source = fs::read_to_string(repository().join(file)).unwrap();
-    let mut lines = source.lines().map(str::trim);
-    for line in marked[0].code.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        assert!(lines.any(|found| found == line), "{file} has no line, or not in this order: {line}");
-    }
 }
 
 #[test]
@@ -114,38 +73,6 @@ fn lines_are_not_long() {
             assert!(length <= 120, "{page}:{}: {length} characters, at most 120", i + 1);
         }
     }
-}
-
-/// GitHub's name for a heading.
-fn anchor(heading: &str) -> String {
-    let text = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
-    text.chars().filter(|c| c.is_alphanumeric() || *c == '-' || *c == '_').collect()
-}
-
-#[test]
-fn links_lead_somewhere() {
-    let mut count = 0;
-    for page in PAGES {
-        let text = fs::read_to_string(repository().join(page)).unwrap();
-        let folder = repository().join(page).parent().unwrap().to_owned();
-        let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
-        let pictures = text.split("src=\"").skip(1).filter_map(|rest| rest.split('"').next());
-        for link in links.chain(pictures) {
-            if link.starts_with("http") {
-                continue;
-            }
-            let (path, fragment) = link.split_once('#').map_or((link, None), |(path, of)| (path, Some(of)));
-            let target = if path.is_empty() { repository().join(page) } else { folder.join(path) };
-            assert!(target.exists(), "{page}: {link} leads nowhere");
-            if let Some(fragment) = fragment {
-                let text = fs::read_to_string(&target).unwrap();
-                let found = text.lines().any(|line| line.starts_with('#') && anchor(line) == fragment);
-                assert!(found, "{page}: {link}: no heading of that name");
-            }
-            count += 1;
-        }
-    }
-    assert!(count > 30, "{count} links were found");
 }
 
 /// The newest section of the changelog is of this version, and the program says so.

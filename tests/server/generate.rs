@@ -104,6 +104,35 @@ fn text_to_tokens_and_back() {
     assert_eq!((outside.status, outside.json()["error"]["param"].as_str()), (400, Some("ids")));
 }
 
+/// What lm-eval and others ask of vLLM's server.
+#[test]
+fn the_tokenizer_answers_as_vllms_does() {
+    let server = start(config());
+    let text = "forty-two waves, <|im_end|>";
+    let ids = &server.post("/tokenize", json!({"text": text})).good()["ids"];
+    for special in [json!(false), json!(true)] {
+        // The haiku model's prompts do not begin with BOS.
+        let body = json!({"model": "haiku", "prompt": text, "add_special_tokens": special});
+        let found = server.post("/tokenize", body).good();
+        assert_eq!((&found["tokens"], &found["max_model_len"]), (ids, &json!(512)));
+    }
+    assert_eq!(server.post("/detokenize", json!({"tokens": ids})).good()["prompt"], text);
+    let info = server.get("/tokenizer_info").good();
+    let names = ["bos_token", "eos_token", "pad_token"].map(|name| info[name].as_str().unwrap());
+    assert_eq!(names, ["<|endoftext|>", "<|im_end|>", "<|endoftext|>"]);
+    assert!(info["chat_template"].as_str().unwrap().contains("<|im_start|>"));
+    for (path, body, field) in [
+        ("/tokenize", json!({}), "text"),
+        ("/tokenize", json!({"text": text, "prompt": text}), "prompt"),
+        ("/detokenize", json!({}), "ids"),
+        ("/detokenize", json!({"ids": [1], "tokens": [1]}), "tokens"),
+        ("/detokenize", json!({"tokens": [999_999]}), "tokens"),
+    ] {
+        let refused = server.post(path, body);
+        assert_eq!((refused.status, refused.json()["error"]["param"].as_str()), (400, Some(field)));
+    }
+}
+
 /// As `tests/it/haiku.rs` on the command line: the word is the minute of the hour, so it is not known beforehand.
 #[test]
 fn a_haiku_over_http_has_the_minute_in_it() {

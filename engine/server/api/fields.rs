@@ -235,10 +235,11 @@ pub const EXTRA_FILE: Table = &[
 ];
 
 /// `/tokenize`
-pub const TOKENIZE: Table = &[(Used, &["text", "parse_special"])];
+pub const TOKENIZE: Table =
+    &[(Used, &["text", "prompt", "add_special_tokens", "parse_special"]), (Ignored, &["model"])];
 
 /// `/detokenize`
-pub const DETOKENIZE: Table = &[(Used, &["ids", "skip_special"])];
+pub const DETOKENIZE: Table = &[(Used, &["ids", "tokens", "skip_special"]), (Ignored, &["model"])];
 
 /// `stream_options`
 pub const STREAM_OPTIONS: Table = &[

@@ -67,6 +67,7 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/v1/models/{*model}", get(models::retrieve))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
+        .route("/tokenizer_info", get(tokens::tokenizer_info))
         .route("/props", get(props::props))
         .route("/lora-adapters", get(lora::list))
         .route("/slots", get(props::slots))

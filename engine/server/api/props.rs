@@ -70,7 +70,7 @@ pub struct Slot {
 }
 
 /// The text of a token; empty where there is none.
-fn text_of(tokenizer: &Tokenizer, token: Option<u32>) -> String {
+pub(super) fn text_of(tokenizer: &Tokenizer, token: Option<u32>) -> String {
     let bytes = token.and_then(|token| tokenizer.token_bytes(token)).unwrap_or_default();
     String::from_utf8_lossy(bytes).into_owned()
 }

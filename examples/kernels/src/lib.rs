@@ -12,6 +12,7 @@ mod matmul;
 mod reference;
 mod saxpy;
 mod softmax;
+pub mod steps;
 mod sum;
 mod tensor_cores;
 

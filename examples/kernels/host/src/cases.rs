@@ -1,9 +1,9 @@
 //! The five kernels, each with inputs of some size: how it is launched, what must come out, and what it costs at least.
 
 use crate::cublas::Call;
-use crate::machine::Machine;
 use cuda_std::launch::{DevicePtr, LaunchConfig, Launcher};
 use example_kernels::{self as kernels, Expected};
+use example_kernels_steps::machine::Machine;
 use half::f16;
 
 type Launch<M> = Box<dyn Fn(&M) -> Result<(), <M as Launcher>::Error>>;

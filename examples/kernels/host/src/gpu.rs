@@ -1,6 +1,5 @@
 //! The first GPU, through `cust`.
 
-use crate::machine::Machine;
 use cuda_std::launch::{Kernel, LaunchConfig, Launcher};
 use cust::context::Context;
 use cust::device::{Device, DeviceAttribute};
@@ -9,6 +8,7 @@ use cust::event::{Event, EventFlags};
 use cust::memory::{CopyDestination, DeviceBuffer, DevicePointer, DeviceSlice};
 use cust::module::Module;
 use cust::stream::{Stream, StreamFlags};
+use example_kernels_steps::machine::Machine;
 use std::cell::RefCell;
 use std::ffi::c_void;
 

@@ -1,18 +1,18 @@
-//! Checks the kernels of `example_kernels` against their references: on a GPU if there is one, where they are then timed beside
-//! cuBLAS, or else under emulation. A kernel that lacks a barrier shows what the emulator finds.
+//! Checks the kernels of `example_kernels` and the steps towards them (docs/kernels.md) against their references: on a GPU if there
+//! is one, where the kernels are then timed beside cuBLAS, or else under emulation. A kernel that lacks a barrier shows what the
+//! emulator finds.
 //!
 //! `cargo run --release -p example_kernels_host [-- --emulated]`
 
 mod cases;
 mod cublas;
 mod gpu;
-mod machine;
 
 use cases::Case;
 use cublas::Cublas;
 use cuda_std::emulation::{Emulator, Options};
+use example_kernels_steps::machine::Machine;
 use gpu::{Gpu, Peaks};
-use machine::Machine;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -57,6 +57,13 @@ fn check<M: Machine>(machine: &M) -> Result<(), String> {
     for case in cases::small(machine).map_err(|error| error.to_string())? {
         let worst = case.check(machine)?;
         println!("  {:20} {:16} within {worst:.2} of what roundings explain", case.name, sizes(&case));
+    }
+    for step in example_kernels_steps::right::<M>() {
+        let outcome = (step.run)(machine).map_err(|error| error.to_string())?;
+        if !outcome.is_right {
+            return Err(format!("{}: {}", step.name, outcome.text));
+        }
+        println!("  {:20} {}", step.name, outcome.text);
     }
     Ok(())
 }

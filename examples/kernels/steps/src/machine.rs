@@ -8,13 +8,25 @@ use std::fmt::Display;
 /// Device memory and launches.
 pub trait Machine: Launcher<Error: Display> {
     /// A new buffer of `bytes` bytes, aligned to 256.
+    ///
+    /// # Errors
+    /// There is no memory left.
     fn allocate(&self, bytes: usize) -> Result<u64, Self::Error>;
     /// Copies to a buffer.
+    ///
+    /// # Errors
+    /// The device failed.
     fn write(&self, to: u64, bytes: &[u8]) -> Result<(), Self::Error>;
     /// Waits for what was launched and copies from a buffer.
+    ///
+    /// # Errors
+    /// The device failed, now or in a launch before.
     fn read(&self, from: u64, bytes: &mut [u8]) -> Result<(), Self::Error>;
 
     /// A buffer with these values.
+    ///
+    /// # Errors
+    /// As [`allocate`](Self::allocate) and [`write`](Self::write).
     fn upload<T: Plain>(&self, values: &[T]) -> Result<DevicePtrMut<T>, Self::Error> {
         let address = self.allocate(size_of_val(values))?;
         // SAFETY: plain values are their bytes.
@@ -24,10 +36,15 @@ pub trait Machine: Launcher<Error: Display> {
     }
 
     /// The first `count` values of a buffer.
-    fn download(&self, from: DevicePtr<f32>, count: usize) -> Result<Vec<f32>, Self::Error> {
-        let mut bytes = vec![0; 4 * count];
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    fn download<T: Plain>(&self, from: DevicePtr<T>, count: usize) -> Result<Vec<T>, Self::Error> {
+        let mut bytes = vec![0; size_of::<T>() * count];
         self.read(from.as_raw(), &mut bytes)?;
-        Ok(bytes.as_chunks().0.iter().map(|&bytes| f32::from_ne_bytes(bytes)).collect())
+        // SAFETY: as many bytes as a value has, whatever they are.
+        let value = |bytes: &[u8]| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() };
+        Ok(bytes.chunks_exact(size_of::<T>()).map(value).collect())
     }
 }
 
@@ -38,6 +55,8 @@ pub trait Machine: Launcher<Error: Display> {
 pub unsafe trait Plain: Copy {}
 // SAFETY: plain numbers.
 unsafe impl Plain for f32 {}
+// SAFETY: as above.
+unsafe impl Plain for u32 {}
 // SAFETY: as above.
 unsafe impl Plain for f16 {}
 
