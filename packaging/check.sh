@@ -12,7 +12,10 @@ work=$(mktemp -d)
 clean=$work/root
 server=
 end() {
-    if [ -n "$server" ]; then kill "$server" 2>/dev/null || true; fi
+    if [ -n "$server" ]; then
+        kill "$server" 2>/dev/null || true
+        cat "$work/log"
+    fi
     rm -rf "$work"
 }
 trap end EXIT
@@ -41,9 +44,9 @@ line=$(sed -n 's/^ExecStart=//p' "$clean/usr/lib/systemd/system/qernel.service")
 port=18095
 sed -i "s/^# port = 8080$/port = $port/" "$clean/etc/qernel/qernel.toml"
 # shellcheck disable=SC2086
-env -i PATH=/usr/bin QERNEL_CONFIG=/etc/qernel/qernel.toml chroot --userspec=65534:65534 "$clean" $line 2>"$work/log" &
+env -i PATH=/usr/sbin:/usr/bin chroot --userspec=65534:65534 "$clean" $line 2>"$work/log" &
 server=$!
-answer=$(curl --silent --show-error --fail --retry 50 --retry-delay 1 --retry-all-errors "http://127.0.0.1:$port/v1/chat/completions" \
+answer=$(curl --silent --fail --retry 20 --retry-delay 1 --retry-all-errors "http://127.0.0.1:$port/v1/chat/completions" \
     --json '{"messages": [{"role": "user", "content": "Write a haiku about the sea with the word forty-two"}]}')
 grep --quiet '"content"' <<<"$answer"
 kill "$server"
@@ -57,9 +60,12 @@ echo "nothing is left in the root"
 
 dpkg-deb -x "$package" "$work/files"
 if command -v systemd-analyze >/dev/null; then
-    # The program is to be where the file says, and the page where `man` looks.
-    systemd-analyze verify --man=no --root="$work/files" qernel.service || true
-    systemd-analyze security --offline=true --threshold=25 "$work/files/usr/lib/systemd/system/qernel.service" | tail -1
+    unit=$work/files/usr/lib/systemd/system/qernel.service
+    # 20 is an exposure of 2.0.
+    systemd-analyze security --offline=true --threshold=20 "$unit" | tail -1
+    # The program of its line is to be there, which it is not on this machine.
+    sed -i "s,^ExecStart=,&$work/files," "$unit"
+    systemd-analyze verify --man=no "$unit"
 fi
 if command -v mandoc >/dev/null; then
     for page in "$work"/files/usr/share/man/man1/*.gz; do

@@ -4,7 +4,7 @@ use super::Cli;
 use super::output::{Output, one_line};
 use super::settings::{self, Scope, Sources, Whence, is_switch, places};
 use crate::error::Result;
-use clap::{Arg, CommandFactory};
+use clap::{Arg, ArgAction, CommandFactory};
 use std::ffi::OsString;
 use std::path::Path;
 
@@ -49,11 +49,12 @@ fn of_command(args: &ConfigArgs, file: Option<&Path>) -> Result<(Sources, Vec<Ro
     line.extend(args.command.iter().map(OsString::from));
     line.extend(args.options.iter().cloned());
     let in_force = settings::resolve(&line)?;
+    let matches = settings::matches(&in_force.command, &line);
     let path = &in_force.path;
     let own = in_force.sources.scopes.iter().position(|scope| &scope.path == path).unwrap_or_default();
     let command = &in_force.sources.scopes[own].command;
     let row = |arg: &Arg| {
-        let (values, whence) = in_force.value(arg);
+        let (values, whence) = in_force.value(&matches, arg);
         let chosen = in_force.chosen.iter().find(|stated| &stated.id == arg.get_id());
         let scope = match (&whence, chosen) {
             (Whence::CommandLine, _) => own,
@@ -77,7 +78,7 @@ fn of_all(file: Option<&Path>) -> Result<(Sources, Vec<Row>)> {
                 let name = arg.get_env()?;
                 Some((vec![std::env::var_os(name)?], Whence::Variable(name.to_string_lossy().into_owned())))
             };
-            let default = || (arg.get_default_values().iter().map(OsString::from).collect(), Whence::Default);
+            let default = || (default_values(arg), Whence::Default);
             let is_at_home = sources.home(&scope.path, &scope.command, arg) == index;
             let (values, whence) = match sources.stated_in(index, arg) {
                 Some(stated) => (stated.values.clone(), stated.whence.clone()),
@@ -116,6 +117,15 @@ pub fn set_without_texts(file: Option<&Path>) -> Result<Vec<String>> {
         format!("{header} {name} = {shown} ({whence})").trim_start().to_owned()
     };
     Ok(set.map(line).collect())
+}
+
+/// What an option has where nothing is said.
+fn default_values(arg: &Arg) -> Vec<OsString> {
+    match arg.get_action() {
+        ArgAction::Count => vec!["0".into()],
+        _ if is_switch(arg) => vec!["false".into()],
+        _ => arg.get_default_values().iter().map(OsString::from).collect(),
+    }
 }
 
 /// A line an option, after one that names the file.

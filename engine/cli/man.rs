@@ -32,6 +32,6 @@ fn write(command: &Command, folder: &Path) -> Result<()> {
         let rendered = clap_mangen::Man::new(command.clone()).render(&mut page);
         rendered.and_then(|()| out.write_all(&page)).map_err(|error| Error::io(&path, error))
     })?;
-    let shown = command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set());
-    shown.map(|subcommand| write(subcommand, folder)).collect()
+    let mut shown = command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set());
+    shown.try_for_each(|subcommand| write(subcommand, folder))
 }

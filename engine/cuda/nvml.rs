@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use libloading::Library;
-use std::ffi::{CString, c_char, c_int, c_uint, c_void};
+use std::ffi::{CString, OsStr, c_char, c_int, c_uint, c_void};
 use std::ptr;
 
 /// How a device is at the moment. What the library does not tell is none.
@@ -34,10 +34,14 @@ type Device = *mut c_void;
 /// # Errors
 /// [`Error::Device`] where there is no such library, or no such device.
 pub fn condition(address: &str) -> Result<Condition> {
-    let missing = |what: &str| Error::Device(format!("libnvidia-ml.so.1: {what}"));
+    condition_by("libnvidia-ml.so.1".as_ref(), address)
+}
+
+/// As [`condition`], by the library of this name.
+fn condition_by(name: &OsStr, address: &str) -> Result<Condition> {
+    let missing = |what: &str| Error::Device(format!("{}: {what}", name.display()));
     // SAFETY: loading it runs its initialisers, as for any program that is linked with it.
-    let library =
-        unsafe { Library::new("libnvidia-ml.so.1") }.map_err(|_| missing("it could not be loaded"))?;
+    let library = unsafe { Library::new(name) }.map_err(|_| missing("it could not be loaded"))?;
     let library = Nvml(library);
     // SAFETY: these are the functions' signatures, here and below.
     let init = unsafe { library.call::<unsafe extern "C" fn() -> c_int>("nvmlInit_v2", |init| init()) };
@@ -133,5 +137,65 @@ impl Drop for Nvml {
         // SAFETY: the function's signature.
         let _ =
             unsafe { self.call::<unsafe extern "C" fn() -> c_int>("nvmlShutdown", |shutdown| shutdown()) };
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    /// A library with some of the functions, for one device: two processes compute on it, and its usual power is not told.
+    const LIBRARY: &str = r#"
+        use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+        #[unsafe(no_mangle)] extern "C" fn nvmlInit_v2() -> c_int { 0 }
+        #[unsafe(no_mangle)] extern "C" fn nvmlShutdown() -> c_int { 0 }
+        #[unsafe(no_mangle)] unsafe extern "C" fn nvmlDeviceGetHandleByPciBusId_v2(address: *const c_char, device: *mut usize) -> c_int {
+            unsafe { *device = 7 };
+            if unsafe { CStr::from_ptr(address) } == c"0000:18:00.0" { 0 } else { 6 }
+        }
+        #[unsafe(no_mangle)] unsafe extern "C" fn nvmlDeviceGetPowerManagementLimit(device: usize, limit: *mut c_uint) -> c_int {
+            unsafe { *limit = 350_000 };
+            if device == 7 { 0 } else { 2 }
+        }
+        #[unsafe(no_mangle)] extern "C" fn nvmlDeviceGetPowerManagementDefaultLimit(_: usize, _: *mut c_uint) -> c_int { 3 }
+        #[unsafe(no_mangle)] unsafe extern "C" fn nvmlDeviceGetClockInfo(_: usize, kind: c_uint, clock: *mut c_uint) -> c_int {
+            unsafe { *clock = 345 + kind };
+            0
+        }
+        #[unsafe(no_mangle)] unsafe extern "C" fn nvmlDeviceGetCurrentClocksThrottleReasons(_: usize, reasons: *mut u64) -> c_int {
+            unsafe { *reasons = 0x24 };
+            0
+        }
+        #[unsafe(no_mangle)] unsafe extern "C" fn nvmlDeviceGetComputeRunningProcesses_v3(_: usize, count: *mut c_uint, _: *mut c_void) -> c_int {
+            let room = unsafe { *count };
+            unsafe { *count = 2 };
+            if room == 0 { 7 } else { 0 }
+        }
+    "#;
+
+    #[test]
+    fn what_the_library_does_not_tell_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let [source, library] = ["nvml.rs", "libnvml.so"].map(|name| folder.path().join(name));
+        std::fs::write(&source, LIBRARY).unwrap();
+        let mut compiler = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+        compiler.args(["--edition", "2024", "--crate-type", "cdylib", "-o"]).arg(&library).arg(&source);
+        assert!(compiler.status().unwrap().success());
+        let found = condition_by(library.as_os_str(), "0000:18:00.0").unwrap();
+        let expected = Condition {
+            power_limit: Some(350_000),
+            usual_power_limit: None,
+            clock: Some(346),
+            most_clock: None,
+            reasons: Some(0x24),
+            processes: Some(2),
+        };
+        assert_eq!(found, expected);
+        let message =
+            |library: &OsStr, address: &str| condition_by(library, address).unwrap_err().to_string();
+        assert!(message(library.as_os_str(), "0000:19:00.0").contains("does not know the device"));
+        assert!(message("libabsent.so".as_ref(), "0000:18:00.0").contains("could not be loaded"));
+        assert!(message(library.as_os_str(), "a\0b").contains("no such address"));
     }
 }

@@ -327,7 +327,7 @@ fn the_file_that_is_printed_says_the_same() {
     // Without anything said all is in comments, and is right when the marks are taken away.
     let text = printed(&Place::with(""), &["config", "--toml"]);
     let is_comment = |line: &str| line.is_empty() || line.starts_with(['#', '[']);
-    assert!(text.lines().count() > 500 && text.lines().all(is_comment), "{text}");
+    assert!(text.lines().count() > 300 && text.lines().all(is_comment), "{text}");
     let is_set = |line: &&str| line.starts_with('[') || (line.starts_with("# ") && line.contains(" = "));
     let active: Vec<&str> = text.lines().filter(is_set).map(|line| line.trim_start_matches("# ")).collect();
     let active: Vec<&str> = active.into_iter().filter(|line| !line.contains(": ")).collect();

@@ -39,11 +39,12 @@ pub fn places() -> Vec<PathBuf> {
 /// [`Error::Io`] for one that cannot be read, [`Error::Request`] for one that is too large or no text. A place that cannot be looked at,
 /// such as another user's folder, has none.
 pub fn find(named: Option<&Path>) -> Result<Option<Found>> {
-    let path = match named {
-        Some(path) => Some(path.to_owned()),
-        None => places().into_iter().find(|path| path.exists()),
-    };
-    path.map(read).transpose()
+    named.map(Path::to_owned).or_else(unasked).map(read).transpose()
+}
+
+/// The file that there is though nobody named it.
+pub fn unasked() -> Option<PathBuf> {
+    places().into_iter().find(|path| path.exists())
 }
 
 fn read(path: PathBuf) -> Result<Found> {

@@ -2,7 +2,7 @@
 
 use super::file::{self, Found};
 use super::scopes::{PREFIX, Scope, is_option, names, scopes};
-use super::{at, innermost, matches, values};
+use super::{at, innermost, values};
 use crate::error::{Error, Result, nearest};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command, Id};
@@ -38,6 +38,12 @@ pub struct Sources {
     pub stated: Vec<Stated>,
 }
 
+/// Whether there is a file or a variable that may say something.
+pub fn is_anything_said(named: Option<&Path>) -> bool {
+    let is_option = |name: OsString| name.to_str().is_some_and(|name| name.starts_with(PREFIX));
+    named.is_some() || file::unasked().is_some() || std::env::vars_os().any(|(name, _)| is_option(name))
+}
+
 /// What is in force for a call of the program.
 pub struct InForce {
     pub sources: Sources,
@@ -45,7 +51,6 @@ pub struct InForce {
     pub command: Command,
     /// The names of the subcommands that are called.
     pub path: Vec<String>,
-    pub matches: ArgMatches,
     /// What of the sources counts here.
     pub chosen: Vec<Stated>,
 }
@@ -82,11 +87,11 @@ impl Sources {
         Ok(Self { scopes, file, stated })
     }
 
-    /// What is in force where the program is called with `args`, of which `given` is what they say alone.
+    /// What is in force where the arguments of the program say what is `given`.
     ///
     /// # Errors
     /// [`Error::Request`] where two options are said in the same place that exclude each other.
-    pub fn in_force(self, command: Command, given: &ArgMatches, args: &[OsString]) -> Result<InForce> {
+    pub fn in_force(self, command: Command, given: &ArgMatches) -> Result<InForce> {
         let (path, given) = innermost(given);
         let chosen = self.chosen(&command, &path, given)?;
         let set = |command: Command| {
@@ -98,8 +103,7 @@ impl Sources {
             })
         };
         let command = at(set(command), &path, &mut |subcommand| set(subcommand));
-        let matches = matches(&command, args);
-        Ok(InForce { sources: self, command, path, matches, chosen })
+        Ok(InForce { sources: self, command, path, chosen })
     }
 
     fn rank(&self, stated: &Stated) -> Rank {
@@ -114,16 +118,7 @@ impl Sources {
             path.iter().try_fold(root, |command, name| command.find_subcommand(name)).unwrap_or(root);
         let options =
             || command.get_arguments().chain(root.get_arguments().filter(|arg| arg.is_global_set()));
-        let is_given = |id: &Id| {
-            let is_known = given.try_contains_id(id.as_str()).is_ok();
-            let source = if is_known { given.value_source(id.as_str()) } else { None };
-            matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable))
-        };
-        let is_off = |arg: &Arg| {
-            let values = given.try_get_raw(arg.get_id().as_str()).ok().flatten();
-            values::is_switch(arg) && values.is_some_and(|mut values| values.all(|value| value == "false"))
-        };
-        let on = options().filter(|arg| is_given(arg.get_id()) && !is_off(arg));
+        let on = options().filter(|arg| is_given(given, arg.get_id()) && !is_off(given, arg));
         let mut before: Vec<(&Arg, Rank, Option<&Stated>)> = on.map(|arg| (arg, GIVEN, None)).collect();
         let mut stated: Vec<&Stated> = self.stated.iter().collect();
         stated.sort_by_key(|stated| std::cmp::Reverse(self.rank(stated)));
@@ -131,7 +126,7 @@ impl Sources {
         for stated in stated {
             let Some(arg) = options().find(|arg| arg.get_id() == &stated.id) else { continue };
             let holds = self.scopes[stated.scope].holds_for(path, command, &stated.id);
-            if !holds || is_given(&stated.id) || chosen.iter().any(|other| other.id == stated.id) {
+            if !holds || is_given(given, &stated.id) || chosen.iter().any(|other| other.id == stated.id) {
                 continue;
             }
             if values::is_switch(arg) && stated.values == ["false"] {
@@ -171,6 +166,19 @@ impl Sources {
             (Whence::Default, _) => "default".to_owned(),
         }
     }
+}
+
+/// Whether the command line, or one of the older variables, says something of an argument.
+fn is_given(given: &ArgMatches, id: &Id) -> bool {
+    let is_known = given.try_contains_id(id.as_str()).is_ok();
+    let source = if is_known { given.value_source(id.as_str()) } else { None };
+    matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable))
+}
+
+/// Whether an argument is a switch that is given as `=false`.
+fn is_off(given: &ArgMatches, arg: &Arg) -> bool {
+    let values = given.try_get_raw(arg.get_id().as_str()).ok().flatten();
+    values::is_switch(arg) && values.is_some_and(|mut values| values.all(|value| value == "false"))
 }
 
 /// Whether only one of two arguments may be given.
@@ -232,9 +240,10 @@ impl InForce {
         innermost.into_iter().flat_map(Command::get_arguments).chain(global).filter(|arg| is_option(arg))
     }
 
-    /// The values of one of these options and whence they come; none where it was not given and has no default.
-    pub fn value(&self, arg: &Arg) -> (Vec<OsString>, Whence) {
-        let (_, matches) = innermost(&self.matches);
+    /// The values of one of these options and whence they come; none where it was not given and has no default. `matches` is what the
+    /// arguments say together with what was chosen.
+    pub fn value(&self, matches: &ArgMatches, arg: &Arg) -> (Vec<OsString>, Whence) {
+        let (_, matches) = innermost(matches);
         let id = arg.get_id();
         let raw = matches.get_raw(id.as_str()).into_iter().flatten().map(OsString::from).collect();
         let chosen = self.chosen.iter().find(|stated| &stated.id == id);

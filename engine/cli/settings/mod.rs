@@ -19,7 +19,7 @@ use crate::error::Result;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches, value_parser};
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Parses the program's arguments; options that they leave open have what the environment or the file says. Ends the program where
 /// the arguments are wrong, or ask for help.
@@ -27,12 +27,16 @@ use std::path::PathBuf;
 /// # Errors
 /// As [`Sources::read`] and [`Sources::in_force`].
 pub fn parse(args: &[OsString]) -> Result<Cli> {
-    let in_force = resolve(args)?;
-    let matches = in_force.command.get_matches_from(args);
+    let command = with_switch_values(Cli::command(), args);
+    let matches = match command.try_get_matches_from(args) {
+        // As it usually is: the arguments are all that there is, and nothing more is looked at.
+        Ok(matches) if !layers::is_anything_said(named_file(&matches)) => matches,
+        _ => resolve(args)?.command.get_matches_from(args),
+    };
     Ok(Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()))
 }
 
-/// What is in force where the program is called with `args`, which need not have what the command cannot do without.
+/// What is in force where the program is called with `args`, which need not have all that the command must have.
 ///
 /// # Errors
 /// As [`parse`].
@@ -40,12 +44,16 @@ pub fn resolve(args: &[OsString]) -> Result<InForce> {
     let command = with_switch_values(Cli::command(), args);
     // What is wrong with the arguments alone, or help, is told without a look at the file.
     let given = matches(&command, args);
-    let sources = Sources::read(&command, given.get_one::<PathBuf>("config").map(PathBuf::as_path))?;
-    sources.in_force(command, &given, args)
+    Sources::read(&command, named_file(&given))?.in_force(command, &given)
+}
+
+/// The file that the arguments name, or `QERNEL_CONFIG`.
+fn named_file(matches: &ArgMatches) -> Option<&Path> {
+    matches.get_one::<PathBuf>("config").map(PathBuf::as_path)
 }
 
 /// What the arguments say, though something that must be said may be missing. Ends the program where they are wrong otherwise.
-fn matches(command: &Command, args: &[OsString]) -> ArgMatches {
+pub fn matches(command: &Command, args: &[OsString]) -> ArgMatches {
     match command.clone().try_get_matches_from(args) {
         Err(error) if error.kind() == ErrorKind::MissingRequiredArgument => {
             command.clone().ignore_errors(true).get_matches_from(args)
@@ -80,14 +88,14 @@ fn at(command: Command, path: &[String], change: &mut dyn FnMut(Command) -> Comm
 /// Lets switches take `=true` and `=false`, so that the command line can take back what a file or a variable switched on. Only those that
 /// `args` have with a value are changed: the help of the others stays as short as it is.
 fn with_switch_values(command: Command, args: &[OsString]) -> Command {
-    let has_value = |arg: &Arg| {
-        scopes::names(arg).any(|name| {
-            let begins = format!("--{name}=");
-            args.iter().any(|arg| arg.to_str().is_some_and(|arg| arg.starts_with(&begins)))
-        })
-    };
+    let with_value = args.iter().filter_map(|arg| arg.to_str()?.strip_prefix("--")?.split_once('='));
+    let with_value: Vec<&str> = with_value.map(|(name, _)| name).collect();
+    if with_value.is_empty() {
+        return command;
+    }
     each_arg(command, &|arg| {
-        if !matches!(arg.get_action(), ArgAction::SetTrue) || !has_value(&arg) {
+        let has_value = scopes::names(&arg).any(|name| with_value.contains(&name));
+        if !matches!(arg.get_action(), ArgAction::SetTrue) || !has_value {
             return arg;
         }
         let arg = arg.action(ArgAction::Set).value_parser(value_parser!(bool)).num_args(0..=1);
