@@ -140,8 +140,10 @@ impl Drop for Nvml {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests {
+    #![cfg(target_os = "linux")]
+
     use super::*;
     use std::process::Command;
 
