@@ -46,7 +46,7 @@ files() {
     "$program" completions fish >"$to/share/fish/vendor_completions.d/qernel.fish"
     install -Dm 644 "$root/packaging/qernel.service" "$to/lib/systemd/system/qernel.service"
     install -m 644 "$root/README.md" "$to/share/doc/qernel/"
-    gzip -9nc "$root/CHANGELOG.md" >"$to/share/doc/qernel/changelog.gz"
+    gzip -9nc "$root/CHANGELOG.md" >"$to/share/doc/qernel/CHANGELOG.md.gz"
 }
 
 package() {
@@ -58,6 +58,10 @@ package() {
     # The licence's text as the file has to have it: with a space before each line, and a dot on empty ones.
     sed 's/^$/./; s/^/ /' "$root/LICENSE-MIT" >"$work/mit"
     sed -e "/@MIT@/{r $work/mit" -e 'd}' "$root/packaging/debian/copyright" >"$tree/usr/share/doc/qernel/copyright"
+    # In the form that Debian's tools read.
+    printf 'qernel (%s) unstable; urgency=medium\n\n  * %s\n\n -- %s  %s\n' "$version" "CHANGELOG.md.gz says what changed." \
+        "$maintainer" "$(LC_ALL=C date --utc --rfc-email --date="@$SOURCE_DATE_EPOCH")" |
+        gzip -9n >"$tree/usr/share/doc/qernel/changelog.gz"
     for script in postinst prerm postrm; do
         install "$root/packaging/debian/$script" "$tree/DEBIAN/$script"
     done
