@@ -1,15 +1,44 @@
-//! `qernel doctor`: what this machine has, what is missing and how to get it.
+//! `qernel doctor`: what this machine has, what is missing and how to get it, and what makes runs slow.
 
+mod gpu;
+mod host;
+mod report;
+
+use super::config;
 use super::output::Output;
 use crate::cuda;
 use crate::error::Result;
+use std::path::Path;
 
-/// Report the driver, devices, libraries and the device compiler: what was found, what is missing, how to get it
+/// Report the driver, devices, libraries and the device compiler, and what makes runs slow: what was found, what is missing, how to get it
 #[derive(Debug, clap::Args)]
 pub struct DoctorArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    /// Print what an issue needs: versions, findings, limits and options that are set, without names of users, hosts, folders or files
+    #[arg(long, conflicts_with = "json")]
+    report: bool,
+}
+
+/// How a thing is that was looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    Found,
+    Missing,
+    /// It is there, and makes runs slower than they could be.
+    Slow,
+}
+
+impl State {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Found => "found",
+            Self::Missing => "missing",
+            Self::Slow => "slow",
+        }
+    }
 }
 
 /// One thing that was looked for.
@@ -17,35 +46,44 @@ pub struct DoctorArgs {
 struct Check {
     name: String,
     ok: bool,
+    state: State,
     /// What was found, or why not.
     found: String,
-    /// How to get it, where it is missing.
+    /// How to get it, where it is missing, or faster, where it is slow.
     #[serde(skip_serializing_if = "Option::is_none")]
     advice: Option<String>,
 }
 
 impl Check {
     fn found(name: &str, found: impl Into<String>) -> Self {
-        Self { name: name.to_owned(), ok: true, found: found.into(), advice: None }
+        Self { name: name.to_owned(), ok: true, state: State::Found, found: found.into(), advice: None }
     }
 
     fn missing(name: &str, why: impl Into<String>, advice: &str) -> Self {
-        Self { name: name.to_owned(), ok: false, found: why.into(), advice: Some(advice.to_owned()) }
+        Self { ok: false, state: State::Missing, advice: Some(advice.to_owned()), ..Self::found(name, why) }
+    }
+
+    fn slow(name: &str, found: impl Into<String>, advice: &str) -> Self {
+        Self { ok: false, state: State::Slow, advice: Some(advice.to_owned()), ..Self::found(name, found) }
     }
 }
 
-/// Runs the command. A machine without a GPU is not an error: the CPU computes there.
-pub fn run(args: DoctorArgs) -> Result<()> {
-    let checks: Vec<Check> =
-        [processor(), driver_and_devices(), cublas(), device_compiler()].into_iter().flatten().collect();
+/// Runs the command; `file` is the file of options that was named. A machine without a GPU is not an error: the CPU computes there.
+pub fn run(args: DoctorArgs, file: Option<&Path>) -> Result<()> {
+    let root = Path::new("/");
+    let checks = [processor(), host::readings(root), driver_and_devices(root), cublas(), device_compiler()];
+    let checks: Vec<Check> = checks.into_iter().flatten().collect();
     let mut out = Output::stdout();
+    if args.report {
+        return out.text(&report::report(root, &checks, &config::set_without_texts(file)?));
+    }
     if args.json {
         return out.json(&checks);
     }
     for check in checks {
-        let mark = if check.ok { "found  " } else { "missing" };
         out.line(&format!(
-            "{mark}  {:<16}  {}",
+            "{:<7}  {:<16}  {}",
+            check.state.word(),
             check.name,
             check.found.replace('\n', "\n                           ")
         ))?;
@@ -62,7 +100,7 @@ fn processor() -> Vec<Check> {
     vec![Check::found("CPU", format!("{threads} threads, {isa}"))]
 }
 
-fn driver_and_devices() -> Vec<Check> {
+fn driver_and_devices(root: &Path) -> Vec<Check> {
     let devices = match cuda::probe() {
         Ok(devices) => devices,
         Err(error) => {
@@ -93,6 +131,13 @@ fn driver_and_devices() -> Vec<Check> {
                 Check::missing(&name, format!("{found}: {error}"), "use another device or --device cpu")
             }
         });
+        if let Ok(address) = cuda::pci_address(info.ordinal) {
+            checks.extend(gpu::link(root, &name, &address));
+            checks.extend(cuda::condition(&address).map_or_else(
+                |error| vec![Check::missing(&name, error.to_string(), "power and clocks are not known")],
+                |condition| gpu::condition(&name, &condition),
+            ));
+        }
     }
     checks
 }
@@ -124,4 +169,20 @@ fn device_compiler() -> Vec<Check> {
             "needed only to build qernel: rustup component add rust-src, or let the build download one",
         )
     }]
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    /// A root folder with these files.
+    pub fn tree(files: &[(&str, &str)]) -> TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        root
+    }
 }

@@ -1,10 +1,11 @@
-//! The command line: one file a subcommand, the options that several share in `options.rs`.
+//! The command line: one file a subcommand, the options that several share in `options.rs`, where their values come from in `settings/`.
 
 pub mod bench;
 pub mod cache_types;
 pub mod chain;
 pub mod chat;
 pub mod completions;
+pub mod config;
 pub mod conversation;
 pub mod convert;
 pub mod detokenize;
@@ -20,6 +21,7 @@ pub mod interrupt;
 pub mod lab;
 pub mod log;
 pub mod logits;
+mod man;
 pub mod options;
 pub mod out_of_memory;
 pub mod output;
@@ -28,6 +30,7 @@ pub mod perplexity;
 pub mod quantize;
 pub mod rerank;
 pub mod serve;
+pub mod settings;
 pub mod split;
 pub mod summary;
 pub mod tokenize;
@@ -35,6 +38,8 @@ pub mod tokenize;
 use crate::error::Result;
 use clap::{Parser, Subcommand};
 use log::LogFormat;
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// An inference engine for Qwen, Llama and GPT-2 models whose GPU kernels are written in Rust.
@@ -52,6 +57,9 @@ pub struct Cli {
     /// Write the log as text or as one JSON object a line
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
     log_format: LogFormat,
+    /// Read options from this file [default: qernel/qernel.toml in $XDG_CONFIG_HOME, ~/.config or /etc, whichever there is first]
+    #[arg(long, global = true, value_name = "FILE", env = "QERNEL_CONFIG")]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -77,12 +85,15 @@ enum Command {
     Bench(Box<bench::BenchArgs>),
     #[cfg(feature = "lab")]
     Lab(lab::LabArgs),
+    Config(config::ConfigArgs),
     Completions(completions::CompletionsArgs),
+    Man(man::ManArgs),
 }
 
 /// Parses the command line and runs it. Errors carry their own exit code ([`crate::Error::exit_code`]).
 pub fn run() -> Result<ExitCode> {
-    let cli = Cli::parse_from(drafts::with_long_names(std::env::args_os()));
+    let args: Vec<OsString> = drafts::with_long_names(std::env::args_os()).collect();
+    let cli = settings::parse(&args)?;
     crate::disk::end_on_fault();
     let (verbose, format) = (cli.verbose, cli.log_format);
     if !matches!(cli.command, Command::Serve(_)) {
@@ -107,8 +118,10 @@ pub fn run() -> Result<ExitCode> {
         Command::Imatrix(args) => imatrix::run(args)?,
         Command::Split(args) => split::split(args)?,
         Command::Merge(args) => split::run_merge(args)?,
-        Command::Doctor(args) => doctor::run(args)?,
+        Command::Doctor(args) => doctor::run(args, cli.config.as_deref())?,
+        Command::Config(args) => config::run(args, cli.config.as_deref())?,
         Command::Completions(args) => completions::run(args)?,
+        Command::Man(args) => man::run(args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug, clap::Args)]
 pub struct PerplexityArgs {
     /// The text [not with --kl-divergence, which has its own]
-    #[arg(short, long, value_name = "FILE", required_unless_present = "kl_divergence")]
+    #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
     /// Contexts to measure [default: all of the text]
     #[arg(long, value_name = "N")]
@@ -29,7 +29,7 @@ pub struct PerplexityArgs {
     #[arg(long, value_name = "FILE")]
     pub kl_divergence_base: Option<PathBuf>,
     /// Compare with the probabilities of another model, or of this one computed otherwise
-    #[arg(long, requires = "kl_divergence_base", conflicts_with = "file")]
+    #[arg(long, conflicts_with = "file")]
     pub kl_divergence: bool,
     /// Print one JSON object
     #[arg(long)]
@@ -47,6 +47,12 @@ const CONTEXT: usize = 512;
 /// # Errors
 /// Whatever is wrong with the files, the options or the device; [`Error::NotFinite`] if logits are NaN or infinite.
 pub fn run(args: PerplexityArgs) -> Result<()> {
+    let (text, base) = (&args.file, &args.kl_divergence_base);
+    if (args.kl_divergence && base.is_none()) || (!args.kl_divergence && text.is_none()) {
+        let expected =
+            "--file FILE, the text (- is standard input), or --kl-divergence with --kl-divergence-base FILE";
+        return Err(Error::Request(format!("perplexity: expected {expected}")));
+    }
     let base =
         args.kl_divergence_base.as_deref().filter(|_| args.kl_divergence).map(Base::open).transpose()?;
     if let (Some(path), None) = (&args.kl_divergence_base, &base) {

@@ -82,3 +82,43 @@ impl Error {
         })
     }
 }
+
+/// The name that is most like `asked`, if one is: at most half of the letters differ.
+pub fn nearest<'a>(asked: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let names: Vec<&str> = names.into_iter().collect();
+    let longest = names.iter().map(|name| name.len()).max().unwrap_or(0);
+    // What is much longer is like none, and would take its time.
+    let head: String = asked.chars().take(2 * longest).collect();
+    let (distance, name) = names.into_iter().map(|name| (distance(name, &head), name)).min()?;
+    (2 * distance <= name.len().max(head.len())).then_some(name)
+}
+
+/// How many letters are to be put in, left out or replaced to make one word of the other (Levenshtein).
+fn distance(from: &str, to: &str) -> usize {
+    let to: Vec<char> = to.chars().collect();
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (i, a) in from.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, &b) in to.iter().enumerate() {
+            let replaced = diagonal + usize::from(a != b);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[to.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_name_is_like_the_one_that_was_asked_for() {
+        let names = ["host", "port", "max-queue"];
+        assert_eq!(nearest("prot", names), Some("port"));
+        assert_eq!(nearest("max_queue", names), Some("max-queue"));
+        assert_eq!((nearest("phi3", names), nearest(&"x".repeat(1 << 20), names)), (None, None));
+        assert_eq!((nearest("", names), nearest("port", [])), (None, None));
+        assert_eq!((distance("", "abc"), distance("kitten", "sitting")), (3, 3));
+    }
+}

@@ -33,20 +33,32 @@ pub fn reserve<T>(what: &str, values: &mut Vec<T>, more: usize) -> Result<(), Er
     values.try_reserve(more).map_err(|_| refused(what, more.saturating_mul(size_of::<T>())))
 }
 
-/// The least of all limits in the file system below `root`.
-fn available_below(root: &Path) -> Option<usize> {
+/// As [`available`], by the files below `root`: the least of all limits.
+pub fn available_below(root: &Path) -> Option<usize> {
     let read = |path: &str| std::fs::read_to_string(root.join(path)).ok();
-    let machine = read("proc/meminfo").and_then(|text| meminfo(&text));
+    // What can be had without swapping, as Linux estimates it.
+    let machine = meminfo(root, "MemAvailable:");
     let addresses = read("proc/self/limits").zip(read("proc/self/status"));
     let addresses = addresses.and_then(|(limits, status)| free_addresses(&limits, &status));
-    let groups = read("proc/self/cgroup").map_or_else(Vec::new, |text| groups(root, &text));
+    let groups = groups_below(root, "memory");
     let in_groups = groups.iter().flat_map(|(folder, version)| free_in_group(folder, *version));
     machine.into_iter().chain(addresses).chain(in_groups).min()
 }
 
-/// `MemAvailable`: what can be had without swapping, as Linux estimates it.
-fn meminfo(text: &str) -> Option<usize> {
-    kib(text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?)
+/// Bytes of main memory of the machine, by the files below `root`.
+pub fn total_below(root: &Path) -> Option<usize> {
+    meminfo(root, "MemTotal:")
+}
+
+/// Bytes that control groups allow this program and all others in them, by the files below `root`; `None` without a limit.
+pub fn limit_below(root: &Path) -> Option<usize> {
+    groups_below(root, "memory").iter().filter_map(|(folder, version)| limit(folder, *version)).min()
+}
+
+/// A line of `/proc/meminfo`.
+fn meminfo(root: &Path, name: &str) -> Option<usize> {
+    let text = std::fs::read_to_string(root.join("proc/meminfo")).ok()?;
+    kib(text.lines().find_map(|line| line.strip_prefix(name))?)
 }
 
 /// As `20000 kB`.
@@ -64,14 +76,15 @@ fn free_addresses(limits: &str, status: &str) -> Option<usize> {
 
 /// The versions of control groups, which name their files differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Version {
+pub enum Version {
     V1,
     V2,
 }
 
-/// The folders of the groups that limit this program's memory, from its own up to the root: a limit of any of them counts. In a
-/// container without a view of its own the innermost ones do not exist, and the root is the container's.
-fn groups(root: &Path, text: &str) -> Vec<(PathBuf, Version)> {
+/// The folders below `root` of the groups in which a controller (`memory`, `cpu`) limits this program, from its own up to the root: a limit of
+/// any of them counts. In a container without a view of its own the innermost ones do not exist, and the root is the container's.
+pub fn groups_below(root: &Path, controller: &str) -> Vec<(PathBuf, Version)> {
+    let text = std::fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
     let mut folders = Vec::new();
     for line in text.lines() {
         // Source: cgroups(7), "hierarchy-ID:controller-list:cgroup-path".
@@ -80,40 +93,44 @@ fn groups(root: &Path, text: &str) -> Vec<(PathBuf, Version)> {
             continue;
         };
         let (mount, version) = if id == "0" && controllers.is_empty() {
-            ("sys/fs/cgroup", Version::V2)
-        } else if controllers.split(',').any(|name| name == "memory") {
-            ("sys/fs/cgroup/memory", Version::V1)
+            ("sys/fs/cgroup".to_owned(), Version::V2)
+        } else if controllers.split(',').any(|name| name == controller) {
+            (format!("sys/fs/cgroup/{controller}"), Version::V1)
         } else {
             continue;
         };
         let path = Path::new(path.trim_start_matches('/'));
-        folders.extend(path.ancestors().map(|group| (root.join(mount).join(group), version)));
+        folders.extend(path.ancestors().map(|group| (root.join(&mount).join(group), version)));
     }
     folders
+}
+
+/// The number in a file of a group. `max`, where there is no limit, is none.
+fn number(folder: &Path, name: &str) -> Option<usize> {
+    std::fs::read_to_string(folder.join(name)).ok()?.trim().parse().ok()
+}
+
+/// A group's limit of memory.
+fn limit(folder: &Path, version: Version) -> Option<usize> {
+    match version {
+        Version::V1 => number(folder, "memory.limit_in_bytes"),
+        Version::V2 => number(folder, "memory.max").into_iter().chain(number(folder, "memory.high")).min(),
+    }
 }
 
 /// What a group's limits leave beside what it uses. Cached pages of files count as used there and are given up when memory is
 /// short, so they are free.
 fn free_in_group(folder: &Path, version: Version) -> Option<usize> {
-    let read = |name: &str| std::fs::read_to_string(folder.join(name)).ok();
-    // `max`, where there is no limit, is no number.
-    let number = |name: &str| read(name)?.trim().parse::<usize>().ok();
-    let (limit, used, cached) = match version {
-        Version::V1 => (
-            number("memory.limit_in_bytes"),
-            number("memory.usage_in_bytes"),
-            ["total_inactive_file", "total_active_file"],
-        ),
-        Version::V2 => (
-            number("memory.max").into_iter().chain(number("memory.high")).min(),
-            number("memory.current"),
-            ["inactive_file", "active_file"],
-        ),
+    let (used, cached) = match version {
+        Version::V1 => {
+            (number(folder, "memory.usage_in_bytes"), ["total_inactive_file", "total_active_file"])
+        }
+        Version::V2 => (number(folder, "memory.current"), ["inactive_file", "active_file"]),
     };
-    let stat = read("memory.stat").unwrap_or_default();
+    let stat = std::fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
     let value = |name: &str| stat.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
     let cached: usize = cached.iter().filter_map(|name| value(name)).fold(0, usize::saturating_add);
-    Some(limit?.saturating_sub(used.unwrap_or(0).saturating_sub(cached)))
+    Some(limit(folder, version)?.saturating_sub(used.unwrap_or(0).saturating_sub(cached)))
 }
 
 #[cfg(test)]

@@ -56,6 +56,18 @@ fn describe(ordinal: u32, driver_version: (u32, u32)) -> Result<DeviceInfo> {
     })
 }
 
+/// The PCI address of a device, as the system writes it: `0000:18:00.0`.
+///
+/// # Errors
+/// [`Error::Device`] if there is no such device.
+pub fn pci_address(ordinal: u32) -> Result<String> {
+    let device = cust::device::Device::get_device(ordinal).doing("opening the device")?;
+    let attribute = |attribute| device.get_attribute(attribute).doing("asking for the device's address");
+    let domain = attribute(DeviceAttribute::PciDomainId)?;
+    let [bus, slot] = [attribute(DeviceAttribute::PciBusId)?, attribute(DeviceAttribute::PciDeviceId)?];
+    Ok(format!("{domain:04x}:{bus:02x}:{slot:02x}.0"))
+}
+
 /// Bytes of shared memory that a block may ask for: an attribute that `cust` does not list.
 fn shared_memory_per_block(device: cust::device::Device) -> Result<usize> {
     let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;

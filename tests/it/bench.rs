@@ -24,7 +24,7 @@ impl Fixture {
     /// On the CPU; two repetitions and no start-up unless `args` say so.
     fn bench(&self, args: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_qernel"));
-        command.env_remove("QERNEL_MODEL").env_remove("RUST_LOG");
+        command.env_remove("QERNEL_MODEL").env("QERNEL_CONFIG", "/dev/null").env_remove("RUST_LOG");
         command.arg("bench").arg("--model").arg(&self.model);
         command.args(["--device", "cpu"]).args(args.split_whitespace());
         for (option, value) in [("-r", "2"), ("--starts", "0")] {

@@ -27,7 +27,13 @@ fn broken(folder: &TempDir, tensor: &str, [row, col, cols]: [usize; 3], value: f
 
 fn qernel(command: &str, model: &PathBuf) -> Command {
     let mut qernel = Command::new(env!("CARGO_BIN_EXE_qernel"));
-    qernel.env_remove("QERNEL_MODEL").env_remove("RUST_LOG").arg(command).arg("--model").arg(model);
+    qernel
+        .env_remove("QERNEL_MODEL")
+        .env("QERNEL_CONFIG", "/dev/null")
+        .env_remove("RUST_LOG")
+        .arg(command)
+        .arg("--model")
+        .arg(model);
     if command != "inspect" {
         qernel.args(["--device", "cpu"]);
     }

@@ -234,6 +234,46 @@ fn completions_are_written_for_each_shell() {
 }
 
 #[test]
+fn manual_pages_are_written_for_each_command() {
+    let folder = tempfile::tempdir().unwrap();
+    qernel().arg("man").arg(folder.path()).assert().success();
+    let page = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap_or_default();
+    for (name, says) in [
+        ("qernel.1", "qernel\\-serve(1)"),
+        ("qernel-serve.1", "\\-\\-max\\-queue"),
+        ("qernel-lab-bench.1", ".TH qernel-lab-bench 1"),
+    ] {
+        assert!(page(name).contains(says), "{name}: {}", page(name));
+    }
+    assert_eq!(page("qernel-man.1"), "", "it is for whoever makes a package");
+}
+
+#[test]
+fn a_report_for_an_issue_has_options_that_are_set_but_no_texts() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("qernel.toml");
+    std::fs::write(
+        &file,
+        "[model]\nctx-size = 77\nmodel = \"/home/somebody/x.gguf\"\n[serve]\napi-key = \"1234\"\n",
+    )
+    .unwrap();
+    let mut command = qernel();
+    command.arg("--config").arg(&file).args(["doctor", "--report"]);
+    let output = command.assert().success().get_output().stdout.clone();
+    let report = String::from_utf8(output).unwrap();
+    let first = format!("qernel {}", env!("CARGO_PKG_VERSION"));
+    assert!(report.starts_with(&first) && report.contains("\nsystem: "), "{report}");
+    assert!(report.contains("option: [model] ctx-size = 77 (file)"), "{report}");
+    for name in ["[model] model", "[serve] api-key"] {
+        assert!(report.contains(&format!("option: {name} = (not shown) (file)")), "{report}");
+    }
+    assert!(!report.contains("somebody") && !report.contains("1234"), "{report}");
+    let checks = json(qernel().args(["doctor", "--json"]));
+    let states = checks.as_array().unwrap().iter().map(|check| text(&check["state"]));
+    assert!(states.clone().all(|state| ["found", "missing", "slow"].contains(&state)), "{checks}");
+}
+
+#[test]
 fn a_closed_pipe_ends_quietly() {
     let fixture = Fixture::new();
     let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_qernel"))

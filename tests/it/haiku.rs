@@ -24,7 +24,7 @@ const SEEDS: u64 = 12;
 
 fn qernel(args: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qernel"));
-    command.env_remove("QERNEL_MODEL").env_remove("RUST_LOG").args(args);
+    command.env_remove("QERNEL_MODEL").env("QERNEL_CONFIG", "/dev/null").env_remove("RUST_LOG").args(args);
     let output = command.assert().success().get_output().stdout.clone();
     String::from_utf8(output).unwrap()
 }

@@ -15,6 +15,7 @@ fn lab(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qernel"));
     command
         .env_remove("QERNEL_MODEL")
+        .env("QERNEL_CONFIG", "/dev/null")
         .env_remove("RUST_LOG")
         .env("PATH", "")
         .env("CUDA_VISIBLE_DEVICES", "")

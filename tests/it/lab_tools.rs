@@ -9,7 +9,12 @@ use tempfile::TempDir;
 
 fn lab(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qernel"));
-    command.env_remove("QERNEL_MODEL").env_remove("RUST_LOG").arg("lab").args(args);
+    command
+        .env_remove("QERNEL_MODEL")
+        .env("QERNEL_CONFIG", "/dev/null")
+        .env_remove("RUST_LOG")
+        .arg("lab")
+        .args(args);
     command
 }
 

@@ -40,5 +40,6 @@ mod readme;
 mod rooms;
 mod sampler;
 mod scheduler;
+mod settings;
 mod templates;
 mod tokenizer;

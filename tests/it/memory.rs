@@ -49,7 +49,11 @@ impl Fixture {
             }
         };
         command.arg(name).arg("--model").arg(&self.model).args(["--device", "cpu"]).args(args);
-        command.env_remove("QERNEL_MODEL").env_remove("RUST_LOG").stdin(Stdio::null());
+        command
+            .env_remove("QERNEL_MODEL")
+            .env("QERNEL_CONFIG", "/dev/null")
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null());
         command
     }
 }

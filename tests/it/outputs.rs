@@ -16,6 +16,7 @@ fn in_shell(redirections: &str, arguments: &[&str]) -> std::process::Output {
     command
         .args(arguments)
         .env_remove("QERNEL_MODEL")
+        .env("QERNEL_CONFIG", "/dev/null")
         .env_remove("RUST_LOG")
         .stdin(Stdio::null())
         .output()
@@ -109,7 +110,13 @@ fn a_save_that_fails_leaves_the_older_file() {
         std::fs::write(&old, "older").unwrap();
         let mut command = std::process::Command::new("sh");
         command.args(["-c", "trap '' XFSZ; ulimit -f 8; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_qernel")]);
-        let output = command.args(arguments).arg(&old).env_remove("QERNEL_MODEL").output().unwrap();
+        let output = command
+            .args(arguments)
+            .arg(&old)
+            .env_remove("QERNEL_MODEL")
+            .env("QERNEL_CONFIG", "/dev/null")
+            .output()
+            .unwrap();
         let log = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{arguments:?}: {log}");
         assert!(log.contains("File too large"), "{arguments:?}: {log}");

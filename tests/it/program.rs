@@ -44,7 +44,7 @@ impl Fixture {
 
 pub fn qernel() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qernel"));
-    command.env_remove("QERNEL_MODEL").env_remove("RUST_LOG");
+    command.env_remove("QERNEL_MODEL").env("QERNEL_CONFIG", "/dev/null").env_remove("RUST_LOG");
     command
 }
 

@@ -37,6 +37,7 @@ fn run(code: &str) {
         .current_dir(repository())
         .env("PATH", path)
         .env_remove("QERNEL_MODEL")
+        .env("QERNEL_CONFIG", "/dev/null")
         .stdin(Stdio::null())
         .output()
         .unwrap();

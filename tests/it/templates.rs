@@ -30,7 +30,7 @@ fn with_template(source: &str) -> File {
 
 fn run(file: &File, command: &[&str]) -> std::process::Output {
     let mut qernel = Command::new(env!("CARGO_BIN_EXE_qernel"));
-    qernel.env_remove("QERNEL_MODEL").env_remove("RUST_LOG");
+    qernel.env_remove("QERNEL_MODEL").env("QERNEL_CONFIG", "/dev/null").env_remove("RUST_LOG");
     qernel.arg(command[0]).arg("--model").arg(&file.path).args(&command[1..]);
     qernel.output().unwrap()
 }
@@ -160,7 +160,13 @@ fn chat_shows_thoughts() {
     let model = with_template("{{ messages[-1].content }}<think>\n");
     let chat = |budget: &str| {
         let mut qernel = Command::new(env!("CARGO_BIN_EXE_qernel"));
-        qernel.env_remove("QERNEL_MODEL").env_remove("RUST_LOG").arg("chat").arg("--model").arg(&model.path);
+        qernel
+            .env_remove("QERNEL_MODEL")
+            .env("QERNEL_CONFIG", "/dev/null")
+            .env_remove("RUST_LOG")
+            .arg("chat")
+            .arg("--model")
+            .arg(&model.path);
         qernel
             .args(["--device", "cpu", "-n", "40", "--seed", "1", "--reasoning-budget", budget])
             .write_stdin("hi\n");

@@ -13,6 +13,7 @@ fn start_unread() -> (Child, BufReader<ChildStderr>, Running) {
     command
         .args(["serve", "--port", "0", "--device", "cpu"])
         .env_remove("QERNEL_MODEL")
+        .env("QERNEL_CONFIG", "/dev/null")
         .env_remove("RUST_LOG");
     let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     let mut log = BufReader::new(child.stderr.take().unwrap());
@@ -82,7 +83,10 @@ fn a_full_disk_takes_no_log_and_ends_nothing() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_qernel"));
-    command.args(["serve", "--device", "cpu", "--port", &port.to_string()]).env_remove("QERNEL_MODEL");
+    command
+        .args(["serve", "--device", "cpu", "--port", &port.to_string()])
+        .env_remove("QERNEL_MODEL")
+        .env("QERNEL_CONFIG", "/dev/null");
     let child = command.stderr(full).stdout(Stdio::null()).spawn().unwrap();
     let address = format!("127.0.0.1:{port}");
     let start = std::time::Instant::now();
