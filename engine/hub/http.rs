@@ -65,6 +65,8 @@ pub(crate) struct Answer {
 pub(crate) enum Failure {
     /// No connection, or one that was cut off: later there may be one.
     Unreachable(String),
+    /// The hub has no time, and was asked often enough.
+    Busy(String),
     /// What will not change by asking again.
     Final(Error),
 }
@@ -119,7 +121,7 @@ impl Http {
     /// Asks until there is an answer that is not "later", at most [`Patience::tries`] times.
     ///
     /// # Errors
-    /// [`Failure::Unreachable`] where there is none; [`Failure::Final`] where the hub asks for more patience than there is.
+    /// [`Failure::Unreachable`] where there is none; [`Failure::Busy`] where the hub asks for more patience than there is.
     pub(crate) fn ask(
         &self,
         address: &str,
@@ -140,7 +142,7 @@ impl Http {
             if number >= self.patience.tries || pause > self.patience.longest {
                 let until = asked
                     .map_or(String::new(), |asked| format!(", and asks to wait for {} s", asked.as_secs()));
-                return Err(Failure::Unreachable(format!("{host} answers {}{until}", words(status))));
+                return Err(Failure::Busy(format!("{host} answers {}{until}", words(status))));
             }
             note(format!("{host} answers {}: asking again in {} s", words(status), pause.as_secs()));
             std::thread::sleep(pause);

@@ -61,14 +61,16 @@ impl Hub {
             return self.cached(name);
         }
         match self.load(name, progress) {
-            Err(Failure::Unreachable(why)) => match self.cached(name) {
+            Err(Failure::Final(error)) => Err(error),
+            Err(failure) => match self.cached(name) {
                 Ok(model) => {
+                    let (Failure::Unreachable(why) | Failure::Busy(why)) = failure else { return Ok(model) };
                     progress(Event::Note(format!("{name} as it is in the cache, for {why}")));
                     Ok(model)
                 }
-                Err(_) => Err(self.told(Failure::Unreachable(why))),
+                Err(_) => Err(self.told(failure)),
             },
-            result => result.map_err(|failure| self.told(failure)),
+            Ok(model) => Ok(model),
         }
     }
 
@@ -121,8 +123,11 @@ impl Hub {
     fn told(&self, failure: Failure) -> Error {
         match failure {
             Failure::Final(error) => error,
+            Failure::Busy(why) => Error::Network(format!(
+                "{why}: try again later; with a token (HF_TOKEN) more requests are free"
+            )),
             Failure::Unreachable(why) => Error::Network(format!(
-                "{why}. Look whether there is a network (a proxy is HTTPS_PROXY); HF_ENDPOINT names another hub than {}, HF_HUB_OFFLINE=1 \
+                "{why}. Look whether there is a network (HTTPS_PROXY is a proxy, SSL_CERT_FILE its certificates); HF_ENDPOINT names another hub than {}, HF_HUB_OFFLINE=1 \
                  takes what is in the cache, and --model takes a file that was loaded by hand",
                 self.environment.endpoint
             )),

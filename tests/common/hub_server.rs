@@ -21,6 +21,8 @@ pub struct State {
     pub token: Option<String>,
     /// Answers that are made before any other, each once: status and header lines.
     pub first: VecDeque<(u16, String)>,
+    /// The same, of files alone.
+    pub after_listing: VecDeque<(u16, String)>,
     /// Bytes after which the connections of large files end, each once.
     pub cuts: VecDeque<usize>,
     /// Bytes after which nothing more comes of large files, until the client leaves.
@@ -184,6 +186,9 @@ fn hub(state: &mut State, seen: &Seen, path: &str, cdn: &str) -> Reply {
     }
     if path == format!("/api/models/{REPO}/revision/main") || path == format!("/api/models/{REPO}") {
         return Reply::new(200, "Content-Type: application/json\r\n".to_owned(), listing(state).into_bytes());
+    }
+    if let Some((status, headers)) = state.after_listing.pop_front() {
+        return Reply::new(status, headers, Vec::new());
     }
     let file = path.strip_prefix(&format!("/{REPO}/resolve/")).and_then(|rest| rest.split_once('/'));
     let Some((name, bytes)) = file.and_then(|(_, name)| Some((name, state.files.get(name)?.clone()))) else {

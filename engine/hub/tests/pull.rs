@@ -252,6 +252,13 @@ fn a_hub_without_time_is_asked_again() {
     assert_network(&fixture.error(""), "429 Too Many Requests");
     fixture.server.state().first = [(429, "Retry-After: 3600\r\n".to_owned())].into();
     assert_network(&fixture.error(""), "asks to wait for 3600 s");
+    assert_eq!(fixture.server.state().first.len(), 0);
+    // The same behind the listing: nobody asks again.
+    let hourly = (429, "Retry-After: 3600\r\n".to_owned());
+    fixture.server.state().after_listing = [hourly].into();
+    fixture.server.seen();
+    assert_network(&fixture.error(""), "asks to wait for 3600 s");
+    assert_eq!(fixture.server.seen().len(), 2);
 }
 
 #[test]
