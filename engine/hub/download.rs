@@ -3,7 +3,7 @@
 use crate::Event;
 use crate::cache::{RepoCache, full};
 use crate::hash::Hasher;
-use crate::http::{Ask, Failure, Http, words};
+use crate::http::{Answer, Ask, Failure, Http, words};
 use crate::listing::{Remote, address, refused, said_hash};
 use crate::name::Repo;
 use qernel_core::error::{Error, Result};
@@ -109,48 +109,33 @@ impl Loader<'_> {
     ) -> Result<(), Failure> {
         let address = address(self.endpoint, self.repo, self.commit, path);
         let answer = self.http.ask(&address, Ask::From(part.len), &mut |note| progress(Event::Note(note)))?;
-        let (status, headers) = (answer.response.status(), answer.response.headers());
-        let host = self.http.host();
-        match status {
-            StatusCode::OK | StatusCode::PARTIAL_CONTENT => {}
-            // It has no bytes there, whatever was said: once more from the beginning.
-            StatusCode::RANGE_NOT_SATISFIABLE => {
-                part.clear().map_err(Failure::Final)?;
-                return Err(Failure::Unreachable(format!("{host} answers {}", words(status))));
-            }
-            _ if answer.is_hub => {
-                return Err(Failure::Final(refused(self.http, self.endpoint, self.repo, Some(path), status)));
-            }
-            // An address that was good for a while: the hub gives another.
-            _ => {
-                return Err(Failure::Unreachable(format!(
-                    "the host that {host} sends to answers {}",
-                    words(status)
-                )));
-            }
-        }
-        let changed = |what: String| {
-            Failure::Final(Error::Network(format!("{path} changed while it was loaded ({what}): try again")))
-        };
-        if let Some(said) = said_hash(&answer.of_hub).filter(|said| *said != remote.hash) {
-            return Err(changed(format!("it was {}, and is {said}", remote.hash)));
-        }
-        let place =
-            place(status, headers).ok_or_else(|| changed("the range in the answer is none".to_owned()))?;
-        if place.start != part.len {
-            if place.start != 0 {
-                return Err(changed(format!(
-                    "asked for bytes from {} on, got those from {}",
-                    part.len, place.start
-                )));
-            }
+        self.expect_bytes(path, &answer, part)?;
+        let start = expected_start(path, &answer, remote, part.len).map_err(Failure::Final)?;
+        if start != part.len {
             part.clear().map_err(Failure::Final)?;
             progress(Event::At(0));
         }
-        if let Some(size) = place.size.filter(|&size| size != remote.size) {
-            return Err(changed(format!("it had {} bytes, and has {size}", remote.size)));
-        }
         self.copy(remote, answer.response.into_body().into_reader(), part, progress)
+    }
+
+    /// Refuses an answer that has no bytes of the file.
+    fn expect_bytes(&self, path: &str, answer: &Answer, part: &mut Part) -> Result<(), Failure> {
+        let (host, status) = (self.http.host(), answer.response.status());
+        match status {
+            StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(()),
+            // It has no bytes there, whatever was said: once more from the beginning.
+            StatusCode::RANGE_NOT_SATISFIABLE => {
+                part.clear().map_err(Failure::Final)?;
+                Err(Failure::Unreachable(format!("{host} answers {}", words(status))))
+            }
+            _ if answer.is_hub => {
+                Err(Failure::Final(refused(self.http, self.endpoint, self.repo, Some(path), status)))
+            }
+            // An address that was good for a while: the hub gives another.
+            _ => {
+                Err(Failure::Unreachable(format!("the host that {host} sends to answers {}", words(status))))
+            }
+        }
     }
 
     fn copy(
@@ -184,6 +169,28 @@ impl Loader<'_> {
             return Err(Failure::Unreachable("the connection was cut off".to_owned()));
         }
         Ok(())
+    }
+}
+
+/// The first byte that an answer has: the one after the `len` that are here, or that of the whole file.
+///
+/// # Errors
+/// [`Error::Network`] where the answer is of another file than was said.
+fn expected_start(path: &str, answer: &Answer, remote: &Remote, len: u64) -> Result<u64> {
+    let changed =
+        |what: String| Err(Error::Network(format!("{path} changed while it was loaded ({what}): try again")));
+    if let Some(said) = said_hash(&answer.of_hub).filter(|said| *said != remote.hash) {
+        return changed(format!("it was {}, and is {said}", remote.hash));
+    }
+    match place(answer.response.status(), answer.response.headers()) {
+        None => changed("the range in the answer is none".to_owned()),
+        Some(Place { start, .. }) if start != len && start != 0 => {
+            changed(format!("asked for bytes from {len} on, got those from {start}"))
+        }
+        Some(Place { size: Some(size), .. }) if size != remote.size => {
+            changed(format!("it had {} bytes, and has {size}", remote.size))
+        }
+        Some(Place { start, .. }) => Ok(start),
     }
 }
 

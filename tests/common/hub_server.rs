@@ -164,8 +164,8 @@ fn send(mut stream: TcpStream, method: &str, reply: &Reply) -> std::io::Result<(
     }
     stream.flush()?;
     if stall.is_some() {
-        stream.read(&mut [0; 1])?;
-        return Ok(());
+        // Clients send no more: this ends when they leave.
+        return stream.read_exact(&mut [0; 1]);
     }
     // Until the client has closed: an end with unread bytes would be a reset, which may overtake the answer.
     stream.shutdown(std::net::Shutdown::Write)?;

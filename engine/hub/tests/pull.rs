@@ -189,7 +189,7 @@ fn other_bytes_get_no_name() {
 
     // A part that went bad is not the hub's fault: it is loaded anew.
     let part = fixture.cache().join("blobs").join(format!("{}.incomplete", sha256(&file)));
-    fs::write(&part, &bytes(7, 50_000)).unwrap();
+    fs::write(&part, bytes(7, 50_000)).unwrap();
     let (model, notes) = fixture.pull_with_notes("");
     assert_eq!(fs::read(model.unwrap().path).unwrap(), file);
     assert!(notes.contains("once more from its beginning"), "{notes}");
