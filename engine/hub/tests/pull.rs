@@ -437,6 +437,7 @@ fn bytes_that_two_paths_share_go_with_the_last_of_them() {
     std::os::unix::fs::symlink(&own, snapshot.join("own-F32.gguf")).unwrap();
     let removed = fixture.hub().remove(&named(":Q8_0")).unwrap();
     assert_eq!((removed.files, removed.bytes), (vec![parts[0].to_owned()], 3));
-    fixture.hub().remove(&named(":F32")).unwrap();
+    fixture.pull(":F16");
+    assert_eq!(fixture.hub().remove(&named(":F32")).unwrap().bytes, 0);
     assert_eq!(fs::read_to_string(own).unwrap(), "own");
 }
