@@ -30,6 +30,7 @@
 //! | --- | --- |
 //! | `cuda` | NVIDIA GPUs. `cust`'s build script aborts where there is no CUDA toolkit, unless the project has a line in its `[patch.crates-io]`: docs/rust-cuda.md |
 //! | `server` | the HTTP server |
+//! | `hub` | models by name, over HTTPS, for the program |
 //! | `cli`, `lab` | the program, and its laboratory of kernels |
 //!
 //! What is documented here is the library. The other modules are the engine's own rooms, public for its tests and tools;
@@ -67,6 +68,9 @@ pub use qernel_core::{
 #[cfg(feature = "cuda")]
 #[doc(hidden)]
 pub use qernel_cuda as cuda;
+#[cfg(feature = "hub")]
+#[doc(hidden)]
+pub use qernel_hub as hub;
 #[cfg(feature = "lab")]
 #[doc(hidden)]
 pub use qernel_lab as lab;

@@ -77,6 +77,8 @@ pub fn measure() -> Result<StartUp> {
     let mut command = Command::new(&program);
     command.args(std::env::args_os().skip(1)).stdin(Stdio::null());
     command.arg("--first-token").arg(since_epoch().as_nanos().to_string());
+    // This program has loaded what `--hf-repo` names.
+    command.env("HF_HUB_OFFLINE", "1");
     let output = command.output().map_err(|error| Error::io(&program, error))?;
     let words = String::from_utf8_lossy(&output.stderr);
     let failed = |what: &str| {

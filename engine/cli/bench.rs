@@ -72,7 +72,7 @@ pub struct BenchArgs {
     #[arg(long, hide = true, value_name = "NANOSECONDS")]
     first_token: Option<u64>,
     #[command(flatten)]
-    model: ModelArgs,
+    pub(super) model: ModelArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
 }

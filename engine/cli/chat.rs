@@ -21,7 +21,7 @@ use std::sync::Arc;
 #[derive(Debug, clap::Args)]
 pub struct ChatArgs {
     #[command(flatten)]
-    model: ModelArgs,
+    pub(super) model: ModelArgs,
     #[command(flatten)]
     engine: EngineArgs,
     /// Most tokens of one answer; -1 for no bound [default: until the model stops or the context is full]

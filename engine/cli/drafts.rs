@@ -4,7 +4,6 @@ use crate::engine::{NgramKind, NgramOptions, Speculative};
 use crate::error::{Error, Result};
 use crate::load::DraftChoice;
 use clap::Args;
-use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Which tokens are drafted.
@@ -107,19 +106,12 @@ impl DraftArgs {
     }
 }
 
-/// llama.cpp's short name of `--model-draft`, which has two letters, as the parser takes it.
-pub fn with_long_names(args: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
-    let mut are_options = true;
-    args.map(move |arg| {
-        are_options &= arg != "--";
-        if are_options && arg == "-md" { "--model-draft".into() } else { arg }
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::with_long_names;
     use super::*;
     use clap::Parser;
+    use std::ffi::OsString;
 
     #[derive(Parser)]
     struct Command {

@@ -27,7 +27,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "IDS")]
     ids: Option<String>,
     #[command(flatten)]
-    model: ModelArgs,
+    pub(super) model: ModelArgs,
     /// Most tokens to generate; -1 for no bound [default: until the model stops or the context is full]
     #[arg(
         short = 'n',

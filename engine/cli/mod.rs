@@ -14,6 +14,7 @@ pub mod drafts;
 pub mod embed;
 pub mod generate;
 mod grammar;
+pub mod hub;
 pub mod imatrix;
 pub mod inspect;
 pub mod interrupt;
@@ -22,6 +23,7 @@ pub mod lab;
 pub mod log;
 pub mod logits;
 mod man;
+pub mod models;
 pub mod options;
 pub mod out_of_memory;
 pub mod output;
@@ -38,6 +40,7 @@ pub mod tokenize;
 use crate::error::Result;
 use clap::{Parser, Subcommand};
 use log::LogFormat;
+use options::FileArgs;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -81,6 +84,9 @@ enum Command {
     Imatrix(imatrix::ImatrixArgs),
     Split(split::SplitArgs),
     Merge(split::MergeArgs),
+    Pull(models::PullArgs),
+    List(models::ListArgs),
+    Rm(models::RmArgs),
     Doctor(doctor::DoctorArgs),
     Bench(Box<bench::BenchArgs>),
     #[cfg(feature = "lab")]
@@ -90,14 +96,44 @@ enum Command {
     Man(man::ManArgs),
 }
 
+impl Command {
+    /// The options that name the model, of a command that opens it at once.
+    fn file_args(&mut self) -> Option<&mut FileArgs> {
+        match self {
+            Self::Generate(args) => Some(&mut args.model.file),
+            Self::Chat(args) => Some(&mut args.model.file),
+            Self::Inspect(args) => Some(&mut args.file),
+            Self::Tokenize(args) => Some(&mut args.file),
+            Self::Detokenize(args) => Some(&mut args.file),
+            Self::Logits(args) => Some(&mut args.file),
+            Self::Embed(args) => Some(&mut args.model.file),
+            Self::Rerank(args) => Some(&mut args.model.file),
+            Self::Perplexity(args) => Some(&mut args.model.file),
+            Self::Imatrix(args) => Some(&mut args.model),
+            Self::Bench(args) => Some(&mut args.model.file),
+            #[cfg(feature = "lab")]
+            Self::Lab(args) => args.file_args(),
+            // The server's port is open while it loads.
+            Self::Serve(_) => None,
+            Self::Quantize(_) | Self::Convert(_) | Self::Split(_) | Self::Merge(_) => None,
+            Self::Pull(_) | Self::List(_) | Self::Rm(_) | Self::Doctor(_) => None,
+            Self::Config(_) | Self::Completions(_) | Self::Man(_) => None,
+        }
+    }
+}
+
 /// Parses the command line and runs it. Errors carry their own exit code ([`crate::Error::exit_code`]).
 pub fn run() -> Result<ExitCode> {
-    let args: Vec<OsString> = drafts::with_long_names(std::env::args_os()).collect();
-    let cli = settings::parse(&args)?;
+    let args: Vec<OsString> = with_long_names(std::env::args_os()).collect();
+    let mut cli = settings::parse(&args)?;
     crate::disk::end_on_fault();
     let (verbose, format) = (cli.verbose, cli.log_format);
     if !matches!(cli.command, Command::Serve(_)) {
         log::start(verbose, format);
+    }
+    if let Some(file) = cli.command.file_args() {
+        let mut display = hub::Display::default();
+        file.fetch(&mut |event| display.show(event))?;
     }
     match cli.command {
         Command::Generate(args) => return generate::run(*args),
@@ -118,12 +154,29 @@ pub fn run() -> Result<ExitCode> {
         Command::Imatrix(args) => imatrix::run(args)?,
         Command::Split(args) => split::split(args)?,
         Command::Merge(args) => split::run_merge(args)?,
+        Command::Pull(args) => models::pull(args)?,
+        Command::List(args) => models::list(args)?,
+        Command::Rm(args) => models::rm(args)?,
         Command::Doctor(args) => doctor::run(args, cli.config.as_deref())?,
         Command::Config(args) => config::run(args, cli.config.as_deref())?,
         Command::Completions(args) => completions::run(args)?,
         Command::Man(args) => man::run(args)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// llama.cpp's short names of more than one letter, as the parser takes them.
+fn with_long_names(args: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    let mut are_options = true;
+    args.map(move |arg| {
+        are_options &= arg != "--";
+        match arg.to_str().filter(|_| are_options) {
+            Some("-hf" | "-hfr") => "--hf-repo".into(),
+            Some("-hff") => "--hf-file".into(),
+            Some("-md") => "--model-draft".into(),
+            _ => arg,
+        }
+    })
 }
 
 /// A server's last words go the way of its log: standard error may be a pipe that nobody reads.

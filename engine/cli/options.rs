@@ -3,12 +3,14 @@
 use super::cache_types::CacheTypeArgs;
 use super::chain::ChainArgs;
 use super::drafts::DraftArgs;
+use super::hub::{self, HubArgs};
 use super::overrides::OverrideArgs;
 use crate::checkpoints::CHECKPOINT_EVERY;
 use crate::disk::Access;
 use crate::engine::EngineConfig;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
+use crate::hub::Event;
 use crate::load::{
     AdapterChoice, CHECKPOINTS, DeviceChoice, DtypeChoice, KvCacheSize, KvType, LoadedModel, RunnerOptions,
     open_gguf,
@@ -26,6 +28,8 @@ pub struct FileArgs {
     /// GGUF file of the model, or a folder as Hugging Face's hub has them [default: the small haiku model that the program carries]
     #[arg(short, long, value_name = "PATH", env = "QERNEL_MODEL")]
     pub model: Option<PathBuf>,
+    #[command(flatten)]
+    pub hub: HubArgs,
     /// Read the model file into memory instead of mapping it: slower to start, but whoever changes the file meanwhile does no harm
     #[arg(long)]
     pub no_mmap: bool,
@@ -34,13 +38,24 @@ pub struct FileArgs {
 }
 
 impl FileArgs {
+    /// Makes a path of a model that is named by [`HubArgs`], loading it if need be.
+    ///
+    /// # Errors
+    /// As [`HubArgs::open`].
+    pub fn fetch(&mut self, show: &mut dyn FnMut(Event)) -> Result<()> {
+        if let Some(path) = self.hub.open(show)? {
+            self.model = Some(path);
+        }
+        Ok(())
+    }
+
     /// Opens the file or the folder, or the embedded model where none is named.
     ///
     /// # Errors
     /// As [`open_gguf`] and [`OverrideArgs::apply`].
     pub fn open(&self) -> Result<Gguf> {
-        let mut gguf =
-            open_gguf(self.model.as_deref(), if self.no_mmap { Access::Read } else { Access::Map })?;
+        let access = if self.no_mmap { Access::Read } else { Access::Map };
+        let mut gguf = open_gguf(self.model.as_deref(), access).map_err(hub::perhaps_a_name)?;
         self.overrides.apply(&mut gguf)?;
         Ok(gguf)
     }

@@ -1,9 +1,11 @@
 //! `qernel serve`: the HTTP server.
 
 use super::conversation::{ReasoningArgs, TemplateArgs};
+use super::hub;
 use super::options::ModelArgs;
 use crate::embedded;
 use crate::error::Result;
+use crate::folder;
 use crate::server::{ReasoningFormat, ServedModel, Server, ServerConfig};
 use clap::value_parser;
 use std::path::Path;
@@ -111,8 +113,9 @@ pub fn run(args: ServeArgs) -> Result<ExitCode> {
     // Who reads that it listens may well tell it to stop.
     let stop = stop_signal();
     tracing::info!("listening on http://{}", server.local_addr()?);
-    let (model, name, template) = (args.model, args.model_name, args.template);
+    let (mut model, name, template) = (args.model, args.model_name, args.template);
     let open = move || {
+        model.file.fetch(&mut hub::log)?;
         let name = name.unwrap_or_else(|| default_name(model.file.model.as_deref()));
         let loaded = model.open(args.max_num_sequences)?;
         let template =
@@ -139,12 +142,11 @@ fn give_memory_back() {
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 fn give_memory_back() {}
 
-/// What clients call a model: its file's name without the ending.
+/// What clients call a model: its file's name without the ending, or that of its folder.
 fn default_name(model: Option<&Path>) -> String {
-    match model.and_then(Path::file_stem) {
-        Some(stem) => stem.to_string_lossy().into_owned(),
-        None => embedded::SHORT_NAME.into(),
-    }
+    let stem = |path: &Path| path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    let name = model.and_then(|path| if path.is_dir() { folder::name(path) } else { stem(path) });
+    name.unwrap_or_else(|| embedded::SHORT_NAME.into())
 }
 
 /// Done when the program is told to stop. Told again, it ends at once: the handler runs on a thread of its own, which nothing

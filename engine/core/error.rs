@@ -41,6 +41,9 @@ pub enum Error {
     /// A request that cannot be served as asked: an option out of range, a prompt that is too long.
     #[error("{0}")]
     Request(String),
+    /// A host cannot be reached, or what it sends is not what it promised.
+    #[error("network: {0}")]
+    Network(String),
     /// Weights, KV pages or workspace do not fit.
     #[error("not enough memory: {0}")]
     Memory(String),
@@ -68,7 +71,7 @@ impl Error {
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
             Self::ClosedPipe => 0,
-            Self::Io { .. } => 1,
+            Self::Io { .. } | Self::Network(_) => 1,
             Self::Request(_) => 2,
             Self::Gguf(_)
             | Self::Folder(_)

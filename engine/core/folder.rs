@@ -19,8 +19,10 @@ mod safetensors;
 mod template;
 mod tensors;
 mod tokenizer;
+mod wanted;
 
 pub use adapter::{ADAPTER_CONFIG, open_adapter};
+pub use wanted::{small_files, weight_files};
 
 use crate::disk::Access;
 use crate::error::{Error, Result};
@@ -56,6 +58,11 @@ pub fn open(folder: &Path, access: Access) -> Result<Gguf> {
     metadata.extend(tokenizer::metadata(&files, &model)?);
     reranker::add(&files, &model, &mut metadata, &mut tensors)?;
     Gguf::assembled(&metadata, tensors, watch)
+}
+
+/// What people call the model of a folder: the folder's name, or the model's where it is in the cache of Hugging Face's hub.
+pub fn name(folder: &Path) -> Option<String> {
+    files::Files { folder, access: Access::Map }.name()
 }
 
 /// The names of the tensors in a file of weights, which must hold all that its header says.

@@ -22,6 +22,10 @@ mod fuzz;
 #[path = "../common/golden_formats.rs"]
 mod golden_formats;
 mod haiku;
+mod hub;
+#[allow(dead_code, reason = "the half of those that prove what goes wrong")]
+#[path = "../common/hub_server.rs"]
+mod hub_server;
 mod hybrids;
 mod lab;
 mod lab_tools;

@@ -129,7 +129,7 @@ fn imports<'a>(rooms: &'a [Room], file: &str) -> BTreeSet<&'a str> {
         let name = if matches!(name, "Error" | "Result") { "error" } else { name };
         found.extend(module("engine/core", name));
     }
-    for name in ["cuda", "jinja", "lab", "load", "ptx", "server"] {
+    for name in ["cuda", "hub", "jinja", "lab", "load", "ptx", "server"] {
         if !paths(&code, &format!("qernel_{name}")).is_empty() {
             found.extend(module("engine", name));
         }

@@ -103,7 +103,7 @@ impl Program {
     }
 
     /// With a command that runs the program.
-    fn start_by(mut command: Command, args: &[&str]) -> Self {
+    pub fn start_by(mut command: Command, args: &[&str]) -> Self {
         command.args(["serve", "--port", "0", "--device", "cpu"]).args(args);
         command
             .env_remove("QERNEL_MODEL")

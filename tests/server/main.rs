@@ -12,6 +12,10 @@ mod formats;
 mod generate;
 mod grammars;
 mod hostile;
+mod hub;
+#[allow(dead_code, reason = "the half of those that prove what goes wrong")]
+#[path = "../common/hub_server.rs"]
+mod hub_server;
 mod infill;
 mod lifecycle;
 mod limits;

@@ -2,6 +2,7 @@
 
 use super::check::dtype;
 use super::table::Table;
+use crate::cli::hub::{Display, HubArgs};
 use crate::cli::output::{Output, save_text};
 use crate::config::Config;
 use crate::cuda;
@@ -41,6 +42,8 @@ pub struct BenchArgs {
     /// GGUF file whose shapes to time
     #[arg(short, long, value_name = "FILE", conflicts_with = "like")]
     model: Option<PathBuf>,
+    #[command(flatten)]
+    hub: HubArgs,
     /// Published model whose shapes to time: qwen2.5-0.5b, qwen2.5-1.5b or qwen2.5-7b
     #[arg(long, default_value = published_names()[0], value_name = "MODEL")]
     like: String,
@@ -75,7 +78,7 @@ pub struct BenchArgs {
     report: Option<PathBuf>,
 }
 
-pub(super) fn run(args: BenchArgs) -> Result<ExitCode> {
+pub(super) fn run(mut args: BenchArgs) -> Result<ExitCode> {
     // What is wrong with the arguments is told before a device is looked for.
     let op = (args.op != "all").then(|| args.op.clone());
     if op.is_none() && args.variant.is_some() {
@@ -92,6 +95,10 @@ pub(super) fn run(args: BenchArgs) -> Result<ExitCode> {
         )));
     }
     let baseline = args.baseline.as_deref().map(Run::read).transpose()?;
+    let mut display = Display::default();
+    if let Some(path) = args.hub.open(&mut |event| display.show(event))? {
+        args.model = Some(path);
+    }
     let workload = workload(&args)?;
     if args.device == LabDevice::Emulated || cuda::probe().is_err() {
         return Err(nothing_to_time());

@@ -10,6 +10,7 @@ mod report;
 mod table;
 mod watch;
 
+use super::options::FileArgs;
 use crate::error::Result;
 use clap::Subcommand;
 use std::process::ExitCode;
@@ -31,6 +32,16 @@ enum LabCommand {
     Check(check::CheckArgs),
     Bench(bench::BenchArgs),
     Report(report::ReportArgs),
+}
+
+impl LabArgs {
+    /// The options that name the model, of a subcommand that has them.
+    pub(super) fn file_args(&mut self) -> Option<&mut FileArgs> {
+        match &mut self.command {
+            LabCommand::Model(args) => Some(&mut args.file),
+            _ => None,
+        }
+    }
 }
 
 /// Reads the name of an operation, or another that it is known by.

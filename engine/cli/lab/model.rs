@@ -21,7 +21,7 @@ use std::process::ExitCode;
 #[derive(Debug, clap::Args)]
 pub struct LabModelArgs {
     #[command(flatten)]
-    file: FileArgs,
+    pub(super) file: FileArgs,
     /// Variants to compare with the default ones, such as rms_norm=plain,attention=split
     #[arg(long, value_name = "OP=VARIANT,…")]
     kernel: Option<String>,

@@ -16,7 +16,7 @@ use std::fmt;
 /// Bytes of a header at most, as in the reference implementation.
 const MAX_HEADER: u64 = 100_000_000;
 const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// Types of tensors that are read; the others are kept by name, for messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +78,14 @@ pub(super) struct Stored {
     /// Row-major, outermost dimension first; their product is that of its values.
     pub shape: Vec<u64>,
     pub data: Bytes,
+}
+
+/// The names of a folder's files of weights, of which some may be missing.
+pub(super) fn names(files: &Files) -> Result<BTreeSet<String>> {
+    Ok(match Fields::read(files, INDEX)? {
+        Some(index) => read_index(&index)?.into_values().collect(),
+        None => BTreeSet::from([SINGLE.to_owned()]),
+    })
 }
 
 /// All tensors of a folder by their names, with what watches their files.

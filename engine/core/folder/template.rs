@@ -7,11 +7,11 @@ use super::json::Fields;
 use crate::error::Result;
 use serde_json::Value as Json;
 
-const TEMPLATE: &str = "chat_template.jinja";
+pub(super) const TEMPLATE: &str = "chat_template.jinja";
 /// Of a folder whose tokenizer has none: that of a processor, which tokens and pictures go through.
-const OF_PROCESSOR: &str = "chat_template.json";
+pub(super) const OF_PROCESSOR: &str = "chat_template.json";
 /// Templates with names, `NAME.jinja` each.
-const ADDITIONAL: &str = "additional_chat_templates";
+pub(super) const ADDITIONAL: &str = "additional_chat_templates";
 
 /// `tokenizer.chat_template`, and those with names. A file comes before a field, as in transformers.
 pub(super) fn metadata(files: &Files, config: &Fields) -> Result<Metadata> {

@@ -11,9 +11,11 @@ use crate::gguf::write::Value;
 use serde_json::Value as Json;
 use std::collections::HashMap;
 
-const TOKENIZER: &str = "tokenizer.json";
-const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
-const GENERATION_CONFIG: &str = "generation_config.json";
+pub(super) const TOKENIZER: &str = "tokenizer.json";
+pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+pub(super) const GENERATION_CONFIG: &str = "generation_config.json";
+/// Of embedding models: how rows become a vector.
+pub(super) const POOLING: &str = "1_Pooling/config.json";
 
 /// GGUF's types of tokens.
 const NORMAL: i32 = 1;
@@ -290,7 +292,7 @@ fn sampling(generation: &Fields) -> Result<Metadata> {
 
 /// llama.cpp's number of how the rows of a text become one vector, where the folder is of an embedding model (sentence-transformers).
 pub(super) fn pooling(files: &Files) -> Result<Option<u32>> {
-    let Some(pooling) = Fields::read(files, "1_Pooling/config.json")? else { return Ok(None) };
+    let Some(pooling) = Fields::read(files, POOLING)? else { return Ok(None) };
     for (key, number) in
         [("pooling_mode_mean_tokens", 1), ("pooling_mode_cls_token", 2), ("pooling_mode_lasttoken", 3)]
     {

@@ -1,0 +1,132 @@
+//! What a model is called: `OWNER/NAME`, and which of its files.
+
+use qernel_core::error::{Error, Result};
+use std::fmt;
+use std::str::FromStr;
+
+/// Characters of an owner's or a model's name, at most; as the hub has it.
+const LONGEST: usize = 96;
+/// What the names of models' folders in the cache begin with; data sets have others.
+const MODELS: &str = "models--";
+/// What stands in the cache for the slash.
+const SEPARATOR: &str = "--";
+
+/// The name of a repository: `OWNER/NAME`, or `NAME` alone of the oldest.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Repo(String);
+
+impl Repo {
+    /// The name of its folder in the cache.
+    pub(crate) fn folder(&self) -> String {
+        format!("{MODELS}{}", self.0.replace('/', SEPARATOR))
+    }
+
+    /// The repository that a folder in the cache is of; `None` for a folder of another kind.
+    pub(crate) fn of_folder(name: &str) -> Option<Self> {
+        name.strip_prefix(MODELS)?.replace(SEPARATOR, "/").parse().ok()
+    }
+}
+
+impl FromStr for Repo {
+    type Err = Error;
+
+    /// # Errors
+    /// [`Error::Request`] for what is no name. What is one stays in its folder and in its place of an address.
+    fn from_str(text: &str) -> Result<Self> {
+        let is_name = |name: &str| {
+            let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            !name.is_empty()
+                && name.len() <= LONGEST
+                && name.chars().all(is_plain)
+                && !name.starts_with(['-', '.'])
+                && !name.ends_with(['-', '.'])
+                && !name.contains(SEPARATOR)
+                && !name.contains("..")
+        };
+        if text.split('/').count() <= 2 && text.split('/').all(is_name) {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(Error::Request(format!(
+            "expected OWNER/NAME, such as Qwen/Qwen2.5-0.5B-Instruct-GGUF; found {text:?}"
+        )))
+    }
+}
+
+impl fmt::Display for Repo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A model: a repository, and which of its files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name {
+    /// Where it is.
+    pub repo: Repo,
+    /// A file (`qwen2.5-0.5b-instruct-q8_0.gguf`), or a type (`Q8_0`) in any case; the usual one where there is none.
+    pub file: Option<String>,
+}
+
+impl FromStr for Name {
+    type Err = Error;
+
+    /// Takes `OWNER/NAME` or `OWNER/NAME:FILE`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for what is no name.
+    fn from_str(text: &str) -> Result<Self> {
+        let (repo, file) = match text.split_once(':') {
+            Some((repo, file)) => (repo, Some(file)),
+            None => (text, None),
+        };
+        if file.is_some_and(str::is_empty) {
+            return Err(Error::Request(format!(
+                "expected a file or a type behind the colon; found {text:?}"
+            )));
+        }
+        Ok(Self { repo: repo.parse()?, file: file.map(str::to_owned) })
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.repo)?;
+        self.file.as_ref().map_or(Ok(()), |file| write!(f, ":{file}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_an_owner_a_name_and_perhaps_a_file() {
+        let name: Name = "Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M".parse().unwrap();
+        assert_eq!(
+            (name.repo.to_string(), name.file.as_deref()),
+            ("Qwen/Qwen2.5-0.5B-Instruct-GGUF".into(), Some("Q4_K_M"))
+        );
+        assert_eq!(name.to_string(), "Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M");
+        assert_eq!(name.repo.folder(), "models--Qwen--Qwen2.5-0.5B-Instruct-GGUF");
+        assert_eq!(Repo::of_folder(&name.repo.folder()), Some(name.repo));
+        let name: Name = "a/b:sub/file.gguf".parse().unwrap();
+        assert_eq!(name.file.as_deref(), Some("sub/file.gguf"));
+        assert_eq!("gpt2".parse::<Name>().unwrap().repo.folder(), "models--gpt2");
+        for other in ["datasets--a--b", "models--", "models--..--b", ".locks", "version.txt"] {
+            assert_eq!(Repo::of_folder(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_name_is_refused() {
+        let long = "x".repeat(LONGEST + 1);
+        for bad in [
+            "", "/", "a/", "/b", "a/b/c", "../b", "a/..", "a/.b", "a/b.", "a--b/c", "a/b c", "a/b?x",
+            "a/b#x", "a/ü", &long,
+        ] {
+            let error = bad.parse::<Name>().unwrap_err();
+            assert!(matches!(&error, Error::Request(why) if why.contains("OWNER/NAME")), "{bad}: {error}");
+        }
+        assert!("a/b:".parse::<Name>().is_err());
+    }
+}
