@@ -20,6 +20,7 @@ pub mod interrupt;
 pub mod lab;
 pub mod log;
 pub mod logits;
+pub mod models_dir;
 pub mod options;
 pub mod out_of_memory;
 pub mod output;

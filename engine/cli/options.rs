@@ -182,7 +182,11 @@ impl ModelArgs {
         self.load(&RunnerOptions { max_num_logits, ..self.options(1)? })
     }
 
-    fn load(&self, options: &RunnerOptions) -> Result<LoadedModel> {
+    /// Opens the file and loads the model as `options` say.
+    ///
+    /// # Errors
+    /// As [`ModelArgs::open`].
+    pub fn load(&self, options: &RunnerOptions) -> Result<LoadedModel> {
         let start = Instant::now();
         let gguf = self.file.open()?;
         let bar = progress_bar();

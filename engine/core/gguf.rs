@@ -11,6 +11,7 @@ mod types;
 mod value;
 pub mod write;
 
+pub use parts::PartName;
 pub use types::{Block, GgmlType, ValueType};
 pub use value::{Array, FromValue, Value};
 

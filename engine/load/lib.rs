@@ -13,6 +13,7 @@ mod fit;
 #[cfg(feature = "cuda")]
 mod gpu;
 mod memory_plan;
+mod models_folder;
 #[cfg(feature = "cuda")]
 mod ranks;
 mod runner;
@@ -24,6 +25,7 @@ pub use fit::{MODEST_CONTEXT, SMALL_CACHE, fit_cpu};
 #[cfg(feature = "cuda")]
 pub use gpu::{fit_cuda, matrix_dtype, open_device};
 pub use memory_plan::kv_layout;
+pub use models_folder::{FoundModel, ModelsFolder};
 pub use runner::{
     CHECKPOINTS, DtypeChoice, KvCacheSize, KvType, ModelData, RunnerOptions, open_observed_runner,
     open_runner, open_runners,

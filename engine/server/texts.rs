@@ -2,7 +2,7 @@
 //! there is room.
 
 use super::config::ServerConfig;
-use super::engine_thread::{EngineHandle, Job};
+use super::engine_handle::{EngineHandle, Job};
 use super::error::ApiError;
 use super::work::RequestPermit;
 use qernel_core::engine::Engine;

@@ -12,14 +12,18 @@ use std::path::Path;
 
 /// The name of a part: what stands before the numbers, its number from 1, and how many there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct PartName<'a> {
-    stem: &'a str,
-    number: u64,
-    count: u64,
+pub struct PartName<'a> {
+    /// What stands before the numbers.
+    pub stem: &'a str,
+    /// From 1.
+    pub number: u64,
+    /// Parts of the model.
+    pub count: u64,
 }
 
 impl<'a> PartName<'a> {
-    fn parse(file_name: &'a str) -> Option<Self> {
+    /// Reads a file's name; `None` where it is not that of a part.
+    pub fn parse(file_name: &'a str) -> Option<Self> {
         let (rest, count) = file_name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
         let (stem, number) = rest.rsplit_once('-')?;
         let five_digits = |text: &str| {

@@ -24,6 +24,8 @@ pub struct TokenizeRequest {
     text: String,
     /// Whether the names of special tokens become those tokens. [default: true]
     parse_special: Option<bool>,
+    /// Whose tokens they are. [default: the only model's, or that of the one that was loaded last]
+    model: Option<String>,
 }
 
 /// The tokens of a text.
@@ -41,6 +43,8 @@ pub struct DetokenizeRequest {
     ids: Vec<u32>,
     /// Whether special tokens are left out. [default: false]
     skip_special: Option<bool>,
+    /// Whose tokens they are. [default: the only model's, or that of the one that was loaded last]
+    model: Option<String>,
 }
 
 /// The text of tokens.
@@ -59,7 +63,8 @@ pub async fn tokenize(
     State(app): State<Arc<App>>,
     JsonBody(request): JsonBody<TokenizeRequest>,
 ) -> Result<Json<TokenizeResponse>, ApiError> {
-    app.engine.model()?;
+    let app = app.serving(request.model.as_deref()).await?;
+    app.asked(request.model.as_deref(), None)?;
     let permit = app.work.reserve().inspect_err(|_| app.metrics.rejected(Rejection::QueueFull))?;
     let of_thread = Arc::clone(&app);
     let parse_special = request.parse_special.unwrap_or(true);
@@ -78,7 +83,9 @@ pub async fn detokenize(
     State(app): State<Arc<App>>,
     JsonBody(request): JsonBody<DetokenizeRequest>,
 ) -> Result<Json<DetokenizeResponse>, ApiError> {
-    let text = app.engine.model()?.tokenizer.decode(&request.ids, request.skip_special.unwrap_or(false));
+    let app = app.serving(request.model.as_deref()).await?;
+    let info = app.asked(request.model.as_deref(), None)?.info;
+    let text = info.tokenizer.decode(&request.ids, request.skip_special.unwrap_or(false));
     let named = |error: qernel_core::Error| ApiError::field("ids", format!("ids: {error}"));
     Ok(Json(DetokenizeResponse { text: text.map_err(named)? }))
 }
