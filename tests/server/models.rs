@@ -394,7 +394,10 @@ fn what_nobody_asks_for_is_unloaded() {
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(statuses(&server)["one"], "loaded", "it has a request");
     drop(events);
-    server.wait_until("unloaded", |server| statuses(server)["one"] == "unloaded");
+    // To look at it is no use of it.
+    server.wait_until("its end", |server| server.get("/props?model=one").status == 503);
+    assert_eq!(statuses(&server)["one"], "unloaded");
+    server.wait_until("free memory", |_| folder.in_memory() == 0);
     assert_eq!(server.metric("qernel_model_unloads_total{model=\"one\",reason=\"idle\"}"), 1.0);
     let again = json!({"prompt": "x", "max_tokens": 1});
     assert_eq!(server.post("/v1/completions", again).good()["model"], "one", "it was loaded last");

@@ -111,7 +111,7 @@ impl App {
         };
         shelf.look(Some(&name)).await;
         match shelf.loaded(&name) {
-            Some(lent) => Ok(self.lent(lent)),
+            Some(engine) => Ok(Arc::new(Serving { app: Arc::clone(self), engine, lease: None })),
             None if shelf.all().iter().any(|shown| *shown.name == *name) => {
                 let message = format!("the model {name:?} is not loaded; a request that names it loads it");
                 Err(ApiError::unavailable("model_not_loaded", message))

@@ -124,11 +124,9 @@ impl Shelf {
         last.or_else(only).cloned()
     }
 
-    /// A model that is loaded, as it is.
-    pub fn loaded(&self, name: &str) -> Option<Lent> {
-        let mut inner = self.lock();
-        let (name, entry) = inner.find(name)?;
-        self.lend(&name, entry)
+    /// The engine of a model that is loaded, to be looked at: that keeps no model loaded.
+    pub fn loaded(&self, name: &str) -> Option<Arc<EngineHandle>> {
+        self.lock().entries.get(name)?.engine().cloned()
     }
 
     /// A model, once it is loaded; `None` where there is none of this name.
