@@ -3,7 +3,7 @@
 use super::conversation::TemplateArgs;
 use super::options::ModelArgs;
 use crate::error::{Error, Result};
-use crate::load::{DraftChoice, LoadedModel, ModelsFolder, RunnerOptions};
+use crate::load::{DraftChoice, LoadedModel, ModelsFolder, RunnerOptions, check_model};
 use crate::server::{ListedModel, ModelSource, Room, ServedModel};
 use clap::Args;
 use std::path::PathBuf;
@@ -69,6 +69,14 @@ impl FolderModels {
         Self { folder, model, template, max_num_sequences }
     }
 
+    /// The options of the model of this name.
+    fn named(&self, name: &str) -> Result<ModelArgs> {
+        let gone = || Error::Model("its file is gone".into());
+        let mut model = self.model.clone();
+        model.file.model = Some(self.folder.find(name)?.ok_or_else(gone)?.path);
+        Ok(model)
+    }
+
     /// What the model that `--model` names leaves those of the folder.
     ///
     /// # Errors
@@ -105,11 +113,16 @@ impl ModelSource for FolderModels {
         Ok(models.map(|model| ListedModel { name: model.name, version: model.version }).collect())
     }
 
+    fn check(&self, name: &str) -> Result<()> {
+        check_model(&self.named(name)?.file.open()?)
+    }
+
     fn open(&self, name: &str, room: Room) -> Result<ServedModel> {
-        let gone = || Error::Model("its file is gone".into());
-        let mut model = self.model.clone();
-        model.file.model = Some(self.folder.find(name)?.ok_or_else(gone)?.path);
-        served(load_beside(&model, self.max_num_sequences, room)?, &self.template, name.to_owned())
+        served(
+            load_beside(&self.named(name)?, self.max_num_sequences, room)?,
+            &self.template,
+            name.to_owned(),
+        )
     }
 
     fn explain(&self, error: &Error) -> String {

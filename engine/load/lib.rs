@@ -116,12 +116,7 @@ impl LoadedModel {
         options: &RunnerOptions,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
-        if AdapterMetadata::of_gguf(gguf)?.is_some() {
-            return Err(Error::Model(
-                "the file is an adapter, not a model: take --lora for it, and --model for the model that it is for".into(),
-            ));
-        }
-        let config = Config::from_gguf(gguf)?;
+        let config = config_of(gguf)?;
         let source = (options.max_drafts > 0).then_some(&options.drafts);
         let config = if source == Some(&DraftChoice::Mtp) { config.with_draft(gguf)? } else { config };
         let weights = with_adapters(Weights::from_gguf(gguf, &config)?, &config, &options.adapters)?;
@@ -219,6 +214,24 @@ impl LoadedModel {
         let engine = Engine::new(self.runner, Some(self.tokenizer), config)?.with_pooler(self.pooler);
         Ok(engine.with_drafts(self.drafts)?.with_speculative(self.speculative))
     }
+}
+
+/// What the file says of the model that it has.
+fn config_of(gguf: &Gguf) -> Result<Config> {
+    if AdapterMetadata::of_gguf(gguf)?.is_some() {
+        return Err(Error::Model(
+            "the file is an adapter, not a model: take --lora for it, and --model for the model that it is for".into(),
+        ));
+    }
+    Config::from_gguf(gguf)
+}
+
+/// Whether the file has a model that can be run, as far as its table of contents says; no tensor is read.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_model(gguf: &Gguf) -> Result<()> {
+    Weights::from_gguf(gguf, &config_of(gguf)?).map(drop)
 }
 
 /// The ids of a prompt that no template made, behind the token that begins every text where the model has one.

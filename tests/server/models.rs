@@ -1,8 +1,9 @@
 //! Several models in one server: each answers as it does alone, they come and go as there is room, and one that cannot be loaded harms no other.
 
 use crate::client::*;
+use qernel::disk::Access;
 use qernel::error::{Error, Result};
-use qernel::load::ModelsFolder;
+use qernel::load::{ModelsFolder, check_model, open_gguf};
 use qernel::server::{ListedModel, ModelSource, Open, Room, ServedModel, ServerConfig};
 use qernel::testing::TinyModel;
 use serde_json::{Value, json};
@@ -70,6 +71,10 @@ impl ModelSource for Folder {
     fn list(&self) -> Result<Vec<ListedModel>> {
         let models = self.folder.list()?.into_iter();
         Ok(models.map(|model| ListedModel { name: model.name, version: model.version }).collect())
+    }
+
+    fn check(&self, name: &str) -> Result<()> {
+        check_model(&open_gguf(Some(&self.file(name)), Access::Map)?)
     }
 
     fn open(&self, name: &str, room: Room) -> Result<ServedModel> {
@@ -249,7 +254,8 @@ fn each_interface_chooses_its_model() {
 fn a_broken_file_fails_its_own_requests_until_it_is_another() {
     let folder = Folder::new(&[("one", 1)]);
     std::fs::write(folder.file("broken"), b"GGUF and nothing behind it").unwrap();
-    let server = start(ServerConfig { models_retry: Duration::from_secs(3600), ..several(2) }, &folder);
+    let server = start(ServerConfig { models_retry: Duration::from_secs(3600), ..several(1) }, &folder);
+    assert_eq!(server.post("/v1/completions", ask("one", 0)).status, 200);
     let ask_broken = || server.post("/v1/completions", ask("broken", 0));
     let failed = ask_broken();
     assert_eq!((failed.status, failed.json()["error"]["code"].as_str()), (500, Some("model_failed")));
@@ -264,6 +270,7 @@ fn a_broken_file_fails_its_own_requests_until_it_is_another() {
     let status = server.get("/v1/models/broken").good()["status"].clone();
     assert_eq!((&status["value"], &status["failed"]), (&json!("unloaded"), &json!(true)));
     assert!(status["reason"].as_str().unwrap().contains("GGUF"), "{status}");
+    assert_eq!(statuses(&server)["one"], "loaded", "it took nobody's place");
     assert_eq!(server.post("/v1/completions", ask("one", 0)).status, 200);
     assert_eq!(server.get("/health").status, 200);
 

@@ -64,6 +64,8 @@ pub(super) struct Entry {
     pub version: u64,
     /// Of its files as they were when it was loaded last.
     loaded_version: u64,
+    /// Of its files when they were looked at.
+    pub checked_version: Option<u64>,
     /// Its files are there.
     pub is_listed: bool,
     pub state: State,
@@ -88,6 +90,7 @@ impl Entry {
         Self {
             version,
             loaded_version: version,
+            checked_version: None,
             is_listed: true,
             state: State::Unloaded,
             leases: 0,
@@ -115,6 +118,12 @@ impl Entry {
             failure.at >= since || (failure.version == self.version && failure.at.elapsed() < retry)
         };
         self.failure.as_ref().filter(is_known).filter(|_| self.is_unloaded())
+    }
+
+    /// Whether its files are to be looked at before another model makes room for it.
+    pub fn is_unchecked(&self, now: Instant, retry: Duration) -> bool {
+        let is_new = self.checked_version != Some(self.version);
+        is_new && self.is_listed && self.is_unloaded() && self.failure(now, retry).is_none()
     }
 
     /// One more request waits, since now.

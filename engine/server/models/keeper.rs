@@ -15,15 +15,23 @@ const LOOK_PATIENCE: Duration = Duration::from_secs(5);
 /// From one look at the clock to the next, at most.
 const LONGEST_TICK: Duration = Duration::from_secs(1);
 
+/// What the thread is asked for.
+enum Ask {
+    /// Which models there are.
+    Look,
+    /// Whether the files of a model are some.
+    Check(Arc<str>),
+}
+
 /// The way to the thread.
 pub(super) struct Keeper {
-    asks: Sender<oneshot::Sender<()>>,
+    asks: Sender<(Ask, oneshot::Sender<()>)>,
     /// When it was asked last.
     asked: Mutex<Option<Instant>>,
 }
 
 /// The other end of it.
-pub(super) struct Asked(Receiver<oneshot::Sender<()>>);
+pub(super) struct Asked(Receiver<(Ask, oneshot::Sender<()>)>);
 
 impl Keeper {
     pub fn new() -> (Self, Asked) {
@@ -40,8 +48,17 @@ impl Keeper {
             }
             *asked = Some(Instant::now());
         }
+        self.ask(Ask::Look).await;
+    }
+
+    /// Has the files of a model looked at.
+    pub async fn check(&self, name: Arc<str>) {
+        self.ask(Ask::Check(name)).await;
+    }
+
+    async fn ask(&self, ask: Ask) {
         let (tell, told) = oneshot::channel();
-        if self.asks.send(tell).is_ok() {
+        if self.asks.send((ask, tell)).is_ok() {
             let _ = tokio::time::timeout(LOOK_PATIENCE, told).await;
         }
     }
@@ -68,13 +85,13 @@ impl Asked {
             };
             let Some(shelf) = shelf.upgrade() else { return };
             match asked {
-                Ok(first) => {
-                    // Whoever asks while it looks is told of the next look.
-                    let all: Vec<_> = std::iter::once(first).chain(self.0.try_iter()).collect();
-                    shelf.read_list();
-                    for tell in all {
-                        let _ = tell.send(());
+                Ok((ask, tell)) => {
+                    match ask {
+                        Ask::Look => shelf.read_list(),
+                        Ask::Check(name) => shelf.check(&name),
                     }
+                    // Who asked may have left.
+                    let _ = tell.send(());
                 }
                 Err(RecvTimeoutError::Timeout) => (),
                 Err(RecvTimeoutError::Disconnected) => return,

@@ -1,5 +1,6 @@
 //! The models of a server: the one that it was started with, and those that are loaded when requests name them.
 
+mod arrange;
 mod entry;
 mod keeper;
 mod lease;

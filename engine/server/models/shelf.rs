@@ -1,20 +1,18 @@
 //! Models that are loaded when requests name them, and unloaded when they are not needed or others need their place.
 //!
-//! All decisions are made under one lock, by [`Shelf::arrange`], whenever something has changed: a request waits or leaves, a model is loaded,
+//! All decisions are made under one lock, by [`Shelf::arrange`] (`arrange.rs`), whenever something has changed: a request waits or leaves, a model is loaded,
 //! lent, given back or gone. Whoever waits is a future, which looks again after each change.
 
 use super::entry::{Entry, Lent, Reason, State};
 use super::keeper::Keeper;
 use super::lease::Held;
-use super::source::{ListedModel, ModelSource, Room};
+use super::source::{ListedModel, ModelSource};
 use crate::config::ServerConfig;
-use crate::engine_handle::{EngineEnd, EngineHandle};
+use crate::engine_handle::EngineHandle;
 use crate::error::ApiError;
 use crate::metrics::{Metrics, Rejection};
 use qernel_core::error::{Error, Result};
-use qernel_core::host_memory;
 use std::collections::BTreeMap;
-use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -23,14 +21,14 @@ use tokio::time::timeout_at;
 
 /// Models of a source, some of them loaded.
 pub struct Shelf {
-    config: ServerConfig,
-    source: Arc<dyn ModelSource>,
-    metrics: Arc<Metrics>,
+    pub(super) config: ServerConfig,
+    pub(super) source: Arc<dyn ModelSource>,
+    pub(super) metrics: Arc<Metrics>,
     inner: Mutex<Inner>,
     /// Told of every change.
-    changes: watch::Sender<()>,
+    pub(super) changes: watch::Sender<()>,
     keeper: Keeper,
-    me: Weak<Self>,
+    pub(super) me: Weak<Self>,
 }
 
 /// What is under the lock.
@@ -38,10 +36,10 @@ pub struct Shelf {
 pub(super) struct Inner {
     pub entries: BTreeMap<Arc<str>, Entry>,
     /// The model that was loaded last.
-    last_loaded: Option<Arc<str>>,
+    pub last_loaded: Option<Arc<str>>,
     /// Requests that wait.
     waiting: usize,
-    is_closed: bool,
+    pub is_closed: bool,
 }
 
 /// What a model is doing, as it is told to clients.
@@ -88,7 +86,7 @@ impl Shelf {
         Ok(shelf)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -136,6 +134,9 @@ impl Shelf {
     pub async fn acquire(&self, name: &str) -> Result<Option<Lent>, ApiError> {
         self.look(Some(name)).await;
         let (start, mut changes) = (Instant::now(), self.changes.subscribe());
+        if let Some(name) = self.unchecked(name, start) {
+            self.keeper.check(name).await;
+        }
         let waiter = {
             let mut inner = self.lock();
             let Some((name, entry)) = inner.find(name) else { return Ok(None) };
@@ -159,6 +160,40 @@ impl Shelf {
                 });
             }
         }
+    }
+
+    /// A model whose files nobody has looked at yet.
+    fn unchecked(&self, name: &str, now: Instant) -> Option<Arc<str>> {
+        let mut inner = self.lock();
+        let (name, entry) = inner.find(name)?;
+        entry.is_unchecked(now, self.config.models_retry).then_some(name)
+    }
+
+    /// Looks at a model's files, unless that was done meanwhile: one that cannot be loaded takes nobody's place.
+    pub(super) fn check(&self, name: &str) {
+        let now = Instant::now();
+        if self.unchecked(name, now).is_none() {
+            return;
+        }
+        let version = self.lock().entries.get(name).map(|entry| entry.version);
+        let checked = self.source.check(name);
+        let mut inner = self.lock();
+        let Some(entry) = inner.entries.get_mut(name) else { return };
+        match checked {
+            Ok(()) => entry.checked_version = version,
+            Err(error) if entry.is_unchecked(now, self.config.models_retry) => {
+                entry.begin();
+                self.failed(name, entry, &error);
+            }
+            Err(_) => (),
+        }
+    }
+
+    /// A model cannot be loaded.
+    pub(super) fn failed(&self, name: &str, entry: &mut Entry, error: &Error) {
+        tracing::warn!(model = name, "it cannot be loaded: {error}");
+        self.metrics.model_failed(name);
+        entry.fail(self.source.explain(error));
     }
 
     /// How long a request waits for this model, as it is now.
@@ -285,103 +320,6 @@ impl Shelf {
         self.arrange(&mut inner);
     }
 
-    /// Does what is to be done next, and tells everybody who waits.
-    fn arrange(&self, inner: &mut Inner) {
-        if !inner.is_closed {
-            let stale = inner.entries.values_mut().filter(|entry| entry.is_stale());
-            stale.for_each(|entry| entry.drain(Reason::Changed));
-            match inner.next_wanted(self.config.models_retry) {
-                Some(name) => self.make_room(inner, &name),
-                None => inner.entries.values_mut().for_each(Entry::resume),
-            }
-        }
-        self.changes.send_replace(());
-    }
-
-    /// Loads a model where there is a place for it, or else makes one.
-    fn make_room(&self, inner: &mut Inner, name: &Arc<str>) {
-        let places = match self.config.max_models {
-            0 => usize::MAX,
-            most => most,
-        };
-        let most_beside = inner.entries[name].most_beside.min(places - 1);
-        let others = inner.entries.values().filter(|entry| !entry.is_unloaded()).count();
-        let is_leaving = |entry: &&Entry| matches!(entry.state, State::Draining(..) | State::Unloading(_));
-        let leaving = inner.entries.values().filter(is_leaving).count();
-        let is_moving = |entry: &Entry| entry.is_loading() || matches!(entry.state, State::Unloading(_));
-        if others <= most_beside {
-            // One after the other: each plans with the memory that is free when it comes.
-            if !inner.entries.values().any(is_moving) {
-                let share = 1.0 / (places.min(inner.entries.len()) - others).max(1) as f64;
-                self.begin_loading(inner, name, Room { share, is_last: others == 0 });
-            }
-        } else if others - leaving > most_beside
-            && let Some(victim) = inner.least_recently_used()
-        {
-            victim.drain(Reason::Room);
-        }
-    }
-
-    fn begin_loading(&self, inner: &mut Inner, name: &Arc<str>, room: Room) {
-        let Some(entry) = inner.entries.get_mut(name) else { return };
-        let (handle, end) = EngineHandle::new(&self.config, Arc::clone(&self.metrics));
-        let (shelf, source, of_thread) = (Weak::clone(&self.me), Arc::clone(&self.source), Arc::clone(name));
-        tracing::info!(model = &**name, "loading");
-        entry.begin();
-        let thread = std::thread::Builder::new()
-            .name("engine".into())
-            .spawn(move || run_engine(&shelf, &*source, &of_thread, room, end));
-        match thread {
-            Ok(thread) => {
-                entry.state = State::Loading(Arc::new(handle));
-                entry.thread = Some(thread);
-            }
-            Err(error) => entry.fail(host_memory::no_thread("the engine", error).to_string()),
-        }
-    }
-
-    /// A model answers.
-    fn ready(&self, name: &Arc<str>) {
-        let mut inner = self.lock();
-        let Some(entry) = inner.entries.get_mut(name) else { return };
-        if let State::Loading(engine) = &entry.state {
-            entry.state = State::Loaded(Arc::clone(engine));
-            (entry.used, entry.most_beside) = (Instant::now(), usize::MAX);
-            self.metrics.model_loaded(name);
-            inner.last_loaded = Some(Arc::clone(name));
-        }
-        self.arrange(&mut inner);
-    }
-
-    /// A model's thread is at its end, and what it held is free.
-    fn ended(&self, name: &Arc<str>, result: Result<()>) {
-        let mut inner = self.lock();
-        let others = inner.entries.values().filter(|entry| !entry.is_unloaded()).count() - 1;
-        let Some(entry) = inner.entries.get_mut(name) else { return };
-        match (std::mem::replace(&mut entry.state, State::Unloaded), result) {
-            (State::Loading(_), Err(Error::Memory(why))) if others > 0 => {
-                tracing::info!(model = &**name, "too little memory beside {others} other models: {why}");
-                entry.most_beside = others - 1;
-            }
-            (State::Loading(_), result) => {
-                let error = result.err().unwrap_or_else(|| Error::Device("its engine ended".into()));
-                tracing::warn!(model = &**name, "it cannot be loaded: {error}");
-                self.metrics.model_failed(name);
-                entry.fail(self.source.explain(&error));
-            }
-            (state, result) => {
-                let reason = match state {
-                    State::Unloading(reason) if result.is_ok() => reason,
-                    _ => Reason::Failed,
-                };
-                tracing::info!(model = &**name, reason = reason.name(), "unloaded");
-                self.metrics.model_unloaded(name, reason.name());
-            }
-        }
-        inner.entries.retain(|_, entry| entry.is_listed || !entry.is_unloaded() || !entry.is_idle());
-        self.arrange(&mut inner);
-    }
-
     /// Lets all models go. What it returns are the threads that have one and end after their step; one that loads a model is not waited
     /// for.
     pub fn close(&self) -> Vec<JoinHandle<()>> {
@@ -405,23 +343,6 @@ impl Inner {
         let entry = self.entries.get_mut(name).filter(|entry| entry.is_listed)?;
         Some((key, entry))
     }
-
-    /// The model that somebody has waited for longest, and that nothing is done about yet.
-    fn next_wanted(&self, retry: Duration) -> Option<Arc<str>> {
-        let wanted = self.entries.iter().filter(|(_, entry)| {
-            let is_possible = entry.is_listed && entry.failure(entry.wanted, retry).is_none();
-            entry.waiting > 0 && entry.is_unloaded() && is_possible
-        });
-        wanted.min_by_key(|(_, entry)| entry.wanted).map(|(name, _)| Arc::clone(name))
-    }
-
-    /// The loaded model to be unloaded first: of those that nobody waits for one without requests, and of these the one that was
-    /// used longest ago.
-    fn least_recently_used(&mut self) -> Option<&mut Entry> {
-        let loaded = self.entries.values_mut();
-        let loaded = loaded.filter(|entry| matches!(entry.state, State::Loaded(_)) && entry.waiting == 0);
-        loaded.min_by_key(|entry| (entry.leases > 0, entry.used))
-    }
 }
 
 /// A request that waits for a model, until it has it or its client leaves.
@@ -438,23 +359,5 @@ impl Drop for Waiter<'_> {
             entry.waiting -= 1;
         }
         self.shelf.arrange(&mut inner);
-    }
-}
-
-/// The life of a model's thread.
-fn run_engine(shelf: &Weak<Shelf>, source: &dyn ModelSource, name: &Arc<str>, room: Room, end: EngineEnd) {
-    let open = || {
-        let model = source.open(name, room)?;
-        Ok(crate::ServedModel { name: name.to_string(), ..model })
-    };
-    let ready = || {
-        if let Some(shelf) = shelf.upgrade() {
-            shelf.ready(name);
-        }
-    };
-    let ended = std::panic::catch_unwind(AssertUnwindSafe(|| end.run(open, ready)));
-    let ended = ended.unwrap_or_else(|_| Err(Error::Device("the engine's thread panicked".into())));
-    if let Some(shelf) = shelf.upgrade() {
-        shelf.ended(name, ended);
     }
 }
