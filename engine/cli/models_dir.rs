@@ -1,9 +1,9 @@
 //! The models of `serve --models-dir`.
 
 use super::conversation::TemplateArgs;
-use super::options::ModelArgs;
+use super::options::{ModelArgs, parse_size};
 use crate::error::{Error, Result};
-use crate::load::{DraftChoice, LoadedModel, ModelsFolder, RunnerOptions, check_model};
+use crate::load::{DraftChoice, LoadedModel, ModelsFolder, RunnerOptions, model_bytes};
 use crate::server::{ListedModel, ModelSource, Room, ServedModel};
 use clap::Args;
 use std::path::PathBuf;
@@ -23,6 +23,10 @@ pub struct ModelsArgs {
     /// Those of them that are loaded at a time; 0 for as many as fit
     #[arg(long, default_value_t = 4, value_name = "N")]
     pub models_max: usize,
+    /// Memory that those that are loaded take together, as 16GiB or bytes: their weights, and for each one context of at most 32768 tokens, or
+    /// what --ctx-size or --kv-cache-memory say; one alone may take more [default: no bound]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub models_memory: Option<usize>,
     /// Unload one that nobody has asked for so many seconds [default: when another one needs its place]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
     pub models_idle: Option<u64>,
@@ -113,8 +117,9 @@ impl ModelSource for FolderModels {
         Ok(models.map(|model| ListedModel { name: model.name, version: model.version }).collect())
     }
 
-    fn check(&self, name: &str) -> Result<()> {
-        check_model(&self.named(name)?.file.open()?)
+    fn check(&self, name: &str) -> Result<u64> {
+        let model = self.named(name)?;
+        model_bytes(&model.file.open()?, &model.options(self.max_num_sequences)?)
     }
 
     fn open(&self, name: &str, room: Room) -> Result<ServedModel> {

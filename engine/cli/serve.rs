@@ -112,6 +112,7 @@ pub fn run(args: ServeArgs) -> Result<ExitCode> {
         shutdown_timeout: seconds(args.shutdown_timeout),
         models_idle: args.models.idle(),
         max_models: args.models.models_max,
+        models_memory: args.models.models_memory.map(|bytes| bytes as u64),
         aliases: args.models.alias.into_iter().collect(),
         ..ServerConfig::default()
     })?;

@@ -42,6 +42,8 @@ use qernel_core::error::{Error, Result};
 use qernel_core::folder;
 use qernel_core::gguf::Gguf;
 use qernel_core::host_memory;
+use qernel_core::kv_format::KvFormats;
+use qernel_core::kv_layout::pages_for;
 use qernel_core::lora::AdapterMetadata;
 use qernel_core::model::Runner;
 use qernel_core::tokenizer::Tokenizer;
@@ -226,12 +228,24 @@ fn config_of(gguf: &Gguf) -> Result<Config> {
     Config::from_gguf(gguf)
 }
 
-/// Whether the file has a model that can be run, as far as its table of contents says; no tensor is read.
+/// Bytes that a file's model takes, as far as its table of contents says, for no tensor is read: its weights, and the KV cache that `options`
+/// ask for, or one of a whole context, of at most [`MODEST_CONTEXT`], where they ask for none.
 ///
 /// # Errors
-/// What is wrong with it.
-pub fn check_model(gguf: &Gguf) -> Result<()> {
-    Weights::from_gguf(gguf, &config_of(gguf)?).map(drop)
+/// Whatever keeps it from being run that can be told without its tensors.
+pub fn model_bytes(gguf: &Gguf, options: &RunnerOptions) -> Result<u64> {
+    let config = config_of(gguf)?;
+    let weights = Weights::from_gguf(gguf, &config)?.num_bytes();
+    let [k, v] = options.kv_types.map(KvType::on_cpu);
+    let context = options.max_model_len.unwrap_or(config.max_position_embeddings.min(MODEST_CONTEXT));
+    let cache = match options.kv_cache {
+        KvCacheSize::Bytes(bytes) => bytes,
+        _ => {
+            let layout = kv_layout(&config, KvFormats { k, v }, pages_for(context))?;
+            layout.num_pages.saturating_mul(layout.page_bytes())
+        }
+    };
+    Ok(weights.saturating_add(cache as u64))
 }
 
 /// The ids of a prompt that no template made, behind the token that begins every text where the model has one.

@@ -80,6 +80,8 @@ pub struct ServerConfig {
     pub aliases: BTreeMap<String, String>,
     /// Models of a [`ModelSource`](crate::ModelSource) that are loaded at a time; 0: as many as fit.
     pub max_models: usize,
+    /// Bytes that those that are loaded take together, as their files say; one alone may take more. None: no bound.
+    pub models_memory: Option<u64>,
     /// After so long without a request such a model is unloaded. None: it stays until another one needs its place.
     pub models_idle: Option<Duration>,
     /// How long a request waits at most until there is a place for its model.
@@ -114,6 +116,7 @@ impl Default for ServerConfig {
             shutdown_timeout: Duration::from_secs(30),
             aliases: BTreeMap::new(),
             max_models: 4,
+            models_memory: None,
             models_idle: None,
             models_patience: Duration::from_secs(60),
             models_retry: Duration::from_secs(10),

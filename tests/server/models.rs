@@ -3,7 +3,7 @@
 use crate::client::*;
 use qernel::disk::Access;
 use qernel::error::{Error, Result};
-use qernel::load::{ModelsFolder, check_model, open_gguf};
+use qernel::load::{ModelsFolder, RunnerOptions, model_bytes, open_gguf};
 use qernel::server::{ListedModel, ModelSource, Open, Room, ServedModel, ServerConfig};
 use qernel::testing::TinyModel;
 use serde_json::{Value, json};
@@ -73,8 +73,8 @@ impl ModelSource for Folder {
         Ok(models.map(|model| ListedModel { name: model.name, version: model.version }).collect())
     }
 
-    fn check(&self, name: &str) -> Result<()> {
-        check_model(&open_gguf(Some(&self.file(name)), Access::Map)?)
+    fn check(&self, name: &str) -> Result<u64> {
+        model_bytes(&open_gguf(Some(&self.file(name)), Access::Map)?, &RunnerOptions::default())
     }
 
     fn open(&self, name: &str, room: Room) -> Result<ServedModel> {
@@ -389,6 +389,24 @@ fn too_little_memory_unloads_others() {
     folder.memory.store(0, Ordering::Relaxed);
     assert_eq!(server.post("/v1/completions", ask("two", 0)).status, 200);
     assert_eq!(folder.in_memory(), 2, "where there is memory again both stay");
+}
+
+#[test]
+fn a_bound_of_memory_is_kept() {
+    let folder = Folder::new(&[("one", 1), ("two", 2), ("three", 3)]);
+    let bytes = folder.check("one").unwrap();
+    let of_file = std::fs::metadata(folder.file("one")).unwrap().len();
+    assert!((of_file / 2..4 * of_file).contains(&bytes), "{bytes} of a file of {of_file}");
+    for (memory, most) in [(1, 1), (2 * bytes, 2), (3 * bytes - 1, 2), (3 * bytes, 3)] {
+        let server = start(ServerConfig { models_memory: Some(memory), ..several(0) }, &folder);
+        for name in ["one", "two", "three"] {
+            assert_eq!(server.post("/v1/completions", ask(name, 0)).status, 200);
+        }
+        let loaded = statuses(&server);
+        let loaded = ["one", "two", "three"].map(|name| loaded[name] == "loaded");
+        assert_eq!(loaded, [most > 2, most > 1, true], "{memory} bytes");
+        assert_eq!(folder.in_memory(), most);
+    }
 }
 
 #[test]

@@ -30,18 +30,28 @@ impl Shelf {
             0 => usize::MAX,
             most => most,
         };
-        let most_beside = inner.entries[name].most_beside.min(places - 1);
-        let others = inner.entries.values().filter(|entry| !entry.is_unloaded()).count();
-        let is_leaving = |entry: &&Entry| matches!(entry.state, State::Draining(..) | State::Unloading(_));
-        let leaving = inner.entries.values().filter(is_leaving).count();
+        let Entry { most_beside, bytes, .. } = inner.entries[name];
+        let most_beside = most_beside.min(places - 1);
+        let most_bytes = self.config.models_memory.unwrap_or(u64::MAX);
+        // What has nobody beside it is tried, whatever it takes.
+        let has_room = |others: &[&Entry]| {
+            let taken = others.iter().fold(bytes, |taken, entry| taken.saturating_add(entry.bytes));
+            others.is_empty() || (others.len() <= most_beside && taken <= most_bytes)
+        };
+        let others: Vec<&Entry> = inner.entries.values().filter(|entry| !entry.is_unloaded()).collect();
+        let is_leaving = |entry: &Entry| matches!(entry.state, State::Draining(..) | State::Unloading(_));
         let is_moving = |entry: &Entry| entry.is_loading() || matches!(entry.state, State::Unloading(_));
-        if others <= most_beside {
+        if has_room(&others) {
             // One after the other: each plans with the memory that is free when it comes.
-            if !inner.entries.values().any(is_moving) {
-                let share = 1.0 / (places.min(inner.entries.len()) - others).max(1) as f64;
-                self.begin_loading(inner, name, Room { share, is_last: others == 0 });
+            if !others.iter().any(|entry| is_moving(entry)) {
+                let share = 1.0 / (places.min(inner.entries.len()) - others.len()).max(1) as f64;
+                let room = Room { share, is_last: others.is_empty() };
+                self.begin_loading(inner, name, room);
             }
-        } else if others - leaving > most_beside
+            return;
+        }
+        let staying: Vec<&Entry> = others.into_iter().filter(|entry| !is_leaving(entry)).collect();
+        if !has_room(&staying)
             && let Some(victim) = inner.least_recently_used()
         {
             victim.drain(Reason::Room);

@@ -66,6 +66,8 @@ pub(super) struct Entry {
     loaded_version: u64,
     /// Of its files when they were looked at.
     pub checked_version: Option<u64>,
+    /// Bytes of memory that it takes, as they say.
+    pub bytes: u64,
     /// Its files are there.
     pub is_listed: bool,
     pub state: State,
@@ -91,6 +93,7 @@ impl Entry {
             version,
             loaded_version: version,
             checked_version: None,
+            bytes: 0,
             is_listed: true,
             state: State::Unloaded,
             leases: 0,

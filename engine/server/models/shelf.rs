@@ -180,7 +180,7 @@ impl Shelf {
         let mut inner = self.lock();
         let Some(entry) = inner.entries.get_mut(name) else { return };
         match checked {
-            Ok(()) => entry.checked_version = version,
+            Ok(bytes) => (entry.checked_version, entry.bytes) = (version, bytes),
             Err(error) if entry.is_unchecked(now, self.config.models_retry) => {
                 entry.begin();
                 self.failed(name, entry, &error);

@@ -11,11 +11,12 @@ pub trait ModelSource: Send + Sync + 'static {
     /// Whatever keeps it from looking; the server goes on with what was there before.
     fn list(&self) -> Result<Vec<ListedModel>>;
 
-    /// Looks at a model's files without loading them, before another model makes room for it. Called from one thread at a time.
+    /// Looks at a model's files without loading them, before another model makes room for it, and says how many bytes of memory it takes.
+    /// Called from one thread at a time.
     ///
     /// # Errors
     /// What is wrong with them.
-    fn check(&self, name: &str) -> Result<()>;
+    fn check(&self, name: &str) -> Result<u64>;
 
     /// Loads a model, on the thread that is its engine's from then on.
     ///
