@@ -82,7 +82,7 @@ impl Models {
 
 impl App {
     /// The name that another one stands for.
-    pub fn own_name<'a>(&'a self, name: &'a str) -> &'a str {
+    pub(crate) fn own_name<'a>(&'a self, name: &'a str) -> &'a str {
         self.config.aliases.get(name).map_or(name, String::as_str)
     }
 
@@ -90,7 +90,7 @@ impl App {
     ///
     /// # Errors
     /// 404 for a name that nothing has, and as [`Shelf::acquire`].
-    pub async fn serving(self: &Arc<Self>, model: Option<&str>) -> Result<Arc<Serving>, ApiError> {
+    pub(crate) async fn serving(self: &Arc<Self>, model: Option<&str>) -> Result<Arc<Serving>, ApiError> {
         let (name, shelf) = match self.find(model)? {
             Found::Fixed(serving) => return Ok(serving),
             Found::OnShelf(name, shelf) => (name, shelf),
@@ -105,7 +105,7 @@ impl App {
     ///
     /// # Errors
     /// 404 for a name that nothing has, 503 where the model is not loaded.
-    pub async fn looking(self: &Arc<Self>, model: Option<&str>) -> Result<Arc<Serving>, ApiError> {
+    pub(crate) async fn looking(self: &Arc<Self>, model: Option<&str>) -> Result<Arc<Serving>, ApiError> {
         let (name, shelf) = match self.find(model)? {
             Found::Fixed(serving) => return Ok(serving),
             Found::OnShelf(name, shelf) => (name, shelf),
@@ -161,7 +161,7 @@ impl App {
 
     /// 404, with the names that would do; 503 while the model that the server was started with, whose adapters have names too, is being
     /// loaded.
-    pub fn unknown(&self, name: &str) -> ApiError {
+    pub(crate) fn unknown(&self, name: &str) -> ApiError {
         match (self.models.fixed.as_ref().map(|engine| engine.model()), &self.models.shelf) {
             (Some(Err(loading)), _) => return loading,
             (Some(Ok(info)), None) => return models::unknown(name, info),
