@@ -24,6 +24,7 @@ pub mod log;
 pub mod logits;
 mod man;
 pub mod models;
+pub mod models_dir;
 pub mod options;
 pub mod out_of_memory;
 pub mod output;

@@ -49,6 +49,11 @@ impl FileArgs {
         Ok(())
     }
 
+    /// Whether a model is named: a path, or one of the hub.
+    pub fn is_named(&self) -> bool {
+        self.model.is_some() || self.hub.hf_repo.is_some()
+    }
+
     /// Opens the file or the folder, or the embedded model where none is named.
     ///
     /// # Errors
@@ -197,7 +202,11 @@ impl ModelArgs {
         self.load(&RunnerOptions { max_num_logits, ..self.options(1)? })
     }
 
-    fn load(&self, options: &RunnerOptions) -> Result<LoadedModel> {
+    /// Opens the file and loads the model as `options` say.
+    ///
+    /// # Errors
+    /// As [`ModelArgs::open`].
+    pub fn load(&self, options: &RunnerOptions) -> Result<LoadedModel> {
         let start = Instant::now();
         let gguf = self.file.open()?;
         let bar = progress_bar();

@@ -2,11 +2,13 @@
 
 use super::conversation::{ReasoningArgs, TemplateArgs};
 use super::hub;
+use super::models_dir::{FolderModels, ModelsArgs, load_beside, served};
 use super::options::ModelArgs;
 use crate::embedded;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::folder;
-use crate::server::{ReasoningFormat, ServedModel, Server, ServerConfig};
+use crate::load::ModelsFolder;
+use crate::server::{Open, ReasoningFormat, Server, ServerConfig};
 use clap::value_parser;
 use std::path::Path;
 use std::process::ExitCode;
@@ -15,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
 
-/// Serve the model over HTTP: OpenAI's and Anthropic's interfaces, the engine's own, and a chat page
+/// Serve a model, or several, over HTTP: OpenAI's and Anthropic's interfaces, the engine's own, and a chat page
 ///
 /// Ctrl-C or SIGTERM stops accepting, lets what runs be completed, and ends the program with status 0; a second one ends
 /// it at once.
@@ -35,6 +37,8 @@ pub struct ServeArgs {
     /// What clients call the model [default: the name of its file]
     #[arg(long, value_name = "NAME")]
     model_name: Option<String>,
+    #[command(flatten)]
+    models: ModelsArgs,
     /// Let pages of this origin call the server (* for any); may be given several times
     #[arg(long, value_name = "ORIGIN")]
     cors: Vec<String>,
@@ -108,23 +112,55 @@ pub fn run(args: ServeArgs) -> Result<ExitCode> {
         request_timeout: seconds(args.timeout),
         io_timeout: seconds(args.io_timeout),
         shutdown_timeout: seconds(args.shutdown_timeout),
+        models_idle: args.models.idle(),
+        max_models: args.models.models_max,
+        models_memory: args.models.models_memory.map(|bytes| bytes as u64),
+        aliases: args.models.alias.into_iter().collect(),
         ..ServerConfig::default()
     })?;
     // Who reads that it listens may well tell it to stop.
     let stop = stop_signal();
     tracing::info!("listening on http://{}", server.local_addr()?);
-    let (mut model, name, template) = (args.model, args.model_name, args.template);
-    let open = move || {
-        model.file.fetch(&mut hub::log)?;
-        let name = name.unwrap_or_else(|| default_name(model.file.model.as_deref()));
-        let loaded = model.open(args.max_num_sequences)?;
-        let template =
-            template.open(&loaded.tokenizer).inspect_err(|error| tracing::warn!("no chat: {error}"));
-        let watch = loaded.watch.clone();
-        Ok(ServedModel { engine: loaded.into_engine()?, template, name, watch })
+    let (mut model, template, max_num_sequences) = (args.model, args.template, args.max_num_sequences);
+    let source = (args.models.models_dir.as_deref())
+        .map(|folder| folder_models(folder, &model, &template, max_num_sequences))
+        .transpose()?;
+    let is_named = model.file.is_named();
+    let name =
+        move |model: &ModelArgs| args.model_name.unwrap_or_else(|| default_name(model.file.model.as_deref()));
+    let Some(source) = source else {
+        let open = move || {
+            model.file.fetch(&mut hub::log)?;
+            let name = name(&model);
+            served(model.open(max_num_sequences)?, &template, name)
+        };
+        server.run(open, stop)?;
+        return Ok(ExitCode::SUCCESS);
     };
-    server.run(open, stop)?;
+    let room = source.room_beside(args.models.models_max)?;
+    let open: Open = Box::new(move || {
+        model.file.fetch(&mut hub::log)?;
+        let name = name(&model);
+        served(load_beside(&model, max_num_sequences, room)?, &template, name)
+    });
+    server.run_models(is_named.then_some(open), source, stop)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The models of a folder beside `model`, if that names one.
+fn folder_models(
+    folder: &Path,
+    model: &ModelArgs,
+    template: &TemplateArgs,
+    max_num_sequences: usize,
+) -> Result<Arc<FolderModels>> {
+    if !model.file.is_named() && (!model.lora.lora.is_empty() || model.drafts.model_draft.is_some()) {
+        return Err(Error::Request(
+            "--lora and --model-draft are for the model that --model or -hf names: name one beside --models-dir, or leave them out".into(),
+        ));
+    }
+    let folder = ModelsFolder::new(folder, model.file.model.as_deref())?;
+    Ok(Arc::new(FolderModels::new(folder, model.clone(), template.clone(), max_num_sequences)))
 }
 
 /// Makes memory of large requests go back to the system as soon as it is free. By itself glibc keeps more the more it has seen: after eight

@@ -12,9 +12,6 @@ use qernel_core::kv_layout::{KvLayout, PAGE_SIZE, pages_for};
 use qernel_core::model::build;
 use qernel_core::ops::OpsConfig;
 
-/// A context is not made shorter than this without being asked for it.
-const SHORTEST_UNASKED: usize = 8 * PAGE_SIZE;
-
 /// Bytes of a KV cache on the CPU that are not worth saving: up to these it holds a whole context for each sequence.
 pub const SMALL_CACHE: usize = 128 << 20;
 
@@ -96,11 +93,16 @@ impl MemoryBudget {
         options.max_model_len.unwrap_or(config.max_position_embeddings.min(most))
     }
 
-    /// The most bytes that the cache takes: half of what is free where others use the memory too and nobody asked for more.
+    /// The most bytes that the cache takes: half of what is free where others use the memory too and nobody asked for more, and of that
+    /// the share that other models leave it.
     fn most(&self, options: &RunnerOptions) -> usize {
+        let share = |bytes: f64| (bytes * options.cache_share) as usize;
         match options.kv_cache {
             KvCacheSize::Bytes(bytes) => bytes,
-            KvCacheSize::Auto if self.shared && options.max_model_len.is_none() => self.free.bytes / 2,
+            KvCacheSize::Auto if self.shared && options.max_model_len.is_none() => {
+                share(self.free.bytes as f64 / 2.0)
+            }
+            _ if options.cache_share < 1.0 => share(self.free.bytes as f64 * self.free.fraction),
             _ => usize::MAX,
         }
     }
@@ -138,15 +140,16 @@ pub(crate) fn fit_pair(
 ) -> Result<FittedPair> {
     let requested = budget.context(config, options);
     let mut max_model_len = requested;
+    let shortest = options.shortest_context;
     if options.max_model_len.is_none() {
         let page_bytes = page_bytes(config, budget)?;
         let held = (budget.most(options) / page_bytes).saturating_mul(PAGE_SIZE);
-        max_model_len = requested.min(held.max(SHORTEST_UNASKED));
+        max_model_len = requested.min(held.max(shortest));
     }
     loop {
         match plan(config, options, budget, max_model_len) {
-            Err(Error::Memory(_)) if options.max_model_len.is_none() && max_model_len > SHORTEST_UNASKED => {
-                max_model_len = (max_model_len / 2).max(SHORTEST_UNASKED);
+            Err(Error::Memory(_)) if options.max_model_len.is_none() && max_model_len > shortest => {
+                max_model_len = (max_model_len / 2).max(shortest);
             }
             Err(error) => return Err(error),
             Ok((ops_config, draft, plan)) => {
@@ -416,6 +419,34 @@ mod tests {
         assert!(text.contains("the model that drafts 0."), "{text}");
         let ((_, short), _) = pair(4 << 20).unwrap();
         assert!(short.num_pages < 64, "{}", short.num_pages);
+    }
+
+    #[test]
+    fn a_model_leaves_others_their_share_and_has_a_context_of_use() {
+        let config = config();
+        let fitted = |free, cache_share, shortest_context| {
+            let options = RunnerOptions {
+                max_num_tokens: Some(8),
+                max_num_sequences: 64,
+                cache_share,
+                shortest_context,
+                ..RunnerOptions::default()
+            };
+            fit(&config, &options, &budget(free)).map(|(ops, layout)| (ops.max_model_len, layout.num_pages))
+        };
+        let of_whole =
+            |free| plan(&config, &RunnerOptions::for_sequences(64), &budget(free), 2048).unwrap().2;
+        let free = 64 << 20;
+        let all = (free as f64 * 0.9) as usize;
+        let (context, pages) = fitted(free, 0.25, 256).unwrap();
+        assert_eq!((context, pages), (2048, all / 4 / page_bytes(&config)));
+        assert!(pages < of_whole(free).num_pages);
+        // Where a quarter is too little for a whole context, and all for one of use.
+        let free = 4 << 20;
+        let short = fitted(free, 0.25, 32).unwrap().0;
+        assert!(short < 1024, "{short}");
+        assert!(matches!(fitted(free, 0.25, 1024), Err(Error::Memory(_))));
+        assert!(matches!(fitted(free, 1.0, 2048), Err(Error::Memory(_))));
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod fit;
 #[cfg(feature = "cuda")]
 mod gpu;
 mod memory_plan;
+mod models_folder;
 #[cfg(feature = "cuda")]
 mod ranks;
 mod runner;
@@ -24,6 +25,7 @@ pub use fit::{MODEST_CONTEXT, SMALL_CACHE, fit_cpu};
 #[cfg(feature = "cuda")]
 pub use gpu::{fit_cuda, matrix_dtype, open_device};
 pub use memory_plan::kv_layout;
+pub use models_folder::{FoundModel, ModelsFolder};
 pub use runner::{
     CHECKPOINTS, DtypeChoice, KvCacheSize, KvType, ModelData, RunnerOptions, open_observed_runner,
     open_runner, open_runners,
@@ -40,6 +42,8 @@ use qernel_core::error::{Error, Result};
 use qernel_core::folder;
 use qernel_core::gguf::Gguf;
 use qernel_core::host_memory;
+use qernel_core::kv_format::KvFormats;
+use qernel_core::kv_layout::pages_for;
 use qernel_core::lora::AdapterMetadata;
 use qernel_core::model::Runner;
 use qernel_core::tokenizer::Tokenizer;
@@ -114,12 +118,7 @@ impl LoadedModel {
         options: &RunnerOptions,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
-        if AdapterMetadata::of_gguf(gguf)?.is_some() {
-            return Err(Error::Model(
-                "the file is an adapter, not a model: take --lora for it, and --model for the model that it is for".into(),
-            ));
-        }
-        let config = Config::from_gguf(gguf)?;
+        let config = config_of(gguf)?;
         let source = (options.max_drafts > 0).then_some(&options.drafts);
         let config = if source == Some(&DraftChoice::Mtp) { config.with_draft(gguf)? } else { config };
         let weights = with_adapters(Weights::from_gguf(gguf, &config)?, &config, &options.adapters)?;
@@ -217,6 +216,36 @@ impl LoadedModel {
         let engine = Engine::new(self.runner, Some(self.tokenizer), config)?.with_pooler(self.pooler);
         Ok(engine.with_drafts(self.drafts)?.with_speculative(self.speculative))
     }
+}
+
+/// What the file says of the model that it has.
+fn config_of(gguf: &Gguf) -> Result<Config> {
+    if AdapterMetadata::of_gguf(gguf)?.is_some() {
+        return Err(Error::Model(
+            "the file is an adapter, not a model: take --lora for it, and --model for the model that it is for".into(),
+        ));
+    }
+    Config::from_gguf(gguf)
+}
+
+/// Bytes that a file's model takes, as far as its table of contents says, for no tensor is read: its weights, and the KV cache that `options`
+/// ask for, or one of a whole context, of at most [`MODEST_CONTEXT`], where they ask for none.
+///
+/// # Errors
+/// Whatever keeps it from being run that can be told without its tensors.
+pub fn model_bytes(gguf: &Gguf, options: &RunnerOptions) -> Result<u64> {
+    let config = config_of(gguf)?;
+    let weights = Weights::from_gguf(gguf, &config)?.num_bytes();
+    let [k, v] = options.kv_types.map(KvType::on_cpu);
+    let context = options.max_model_len.unwrap_or(config.max_position_embeddings.min(MODEST_CONTEXT));
+    let cache = match options.kv_cache {
+        KvCacheSize::Bytes(bytes) => bytes,
+        _ => {
+            let layout = kv_layout(&config, KvFormats { k, v }, pages_for(context))?;
+            layout.num_pages.saturating_mul(layout.page_bytes())
+        }
+    };
+    Ok(weights.saturating_add(cache as u64))
 }
 
 /// The ids of a prompt that no template made, behind the token that begins every text where the model has one.

@@ -14,6 +14,7 @@ use qernel_core::engine::Speculative;
 use qernel_core::error::{Error, Result};
 use qernel_core::host_memory;
 use qernel_core::kv_format::KvFormat;
+use qernel_core::kv_layout::PAGE_SIZE;
 use qernel_core::model::{ModelRunner, Runner};
 use qernel_core::weights::Weights;
 use std::fmt;
@@ -157,6 +158,9 @@ const DRAFT_NUM_TOKENS: usize = 2048;
 /// How long a GPU waits for another where nobody says it: longer than kernels take to be compiled when they come first.
 const RANK_LIMIT: Duration = Duration::from_secs(120);
 
+/// A context is not made shorter than this without being asked for it.
+const SHORTEST_CONTEXT: usize = 8 * PAGE_SIZE;
+
 /// Copies of states that are kept where nobody asks for more or fewer: two for each of eight conversations.
 pub const CHECKPOINTS: usize = 16;
 
@@ -191,6 +195,10 @@ pub struct RunnerOptions {
     pub max_num_logits: usize,
     /// Share of the free memory to use, above 0 and at most 1.
     pub memory_fraction: f64,
+    /// Share of that which the KV cache may take where nobody asks for its size: less where other models want as much.
+    pub cache_share: f64,
+    /// Tokens of the shortest context that is taken where nobody asks for a length and a longer one does not fit.
+    pub shortest_context: usize,
     /// Kernel variants of the GPU.
     #[cfg(feature = "cuda")]
     pub kernels: qernel_cuda::KernelChoice,
@@ -275,6 +283,8 @@ impl Default for RunnerOptions {
             speculative: Speculative::default(),
             adapters: Vec::new(),
             memory_fraction: 0.9,
+            cache_share: 1.0,
+            shortest_context: SHORTEST_CONTEXT,
             #[cfg(feature = "cuda")]
             kernels: qernel_cuda::KernelChoice::default(),
             cpu_moe: 0,

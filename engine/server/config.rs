@@ -1,6 +1,8 @@
 //! What the server is told when it starts.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// Where in an answer the model's thoughts are, as llama.cpp has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,6 +76,18 @@ pub struct ServerConfig {
     pub recovery_interval: Duration,
     /// From the signal to stop until what still runs is ended.
     pub shutdown_timeout: Duration,
+    /// Other names of models, and the names that they stand for.
+    pub aliases: BTreeMap<String, String>,
+    /// Models of a [`ModelSource`](crate::ModelSource) that are loaded at a time; 0: as many as fit.
+    pub max_models: usize,
+    /// Bytes that those that are loaded take together, as their files say; one alone may take more. None: no bound.
+    pub models_memory: Option<u64>,
+    /// After so long without a request such a model is unloaded. None: it stays until another one needs its place.
+    pub models_idle: Option<Duration>,
+    /// How long a request waits at most until there is a place for its model.
+    pub models_patience: Duration,
+    /// From a failure to load a model to the next attempt, where its files stay as they are.
+    pub models_retry: Duration,
 }
 
 impl Default for ServerConfig {
@@ -100,11 +114,22 @@ impl Default for ServerConfig {
             io_timeout: Duration::from_secs(30),
             recovery_interval: Duration::from_secs(5),
             shutdown_timeout: Duration::from_secs(30),
+            aliases: BTreeMap::new(),
+            max_models: 4,
+            models_memory: None,
+            models_idle: None,
+            models_patience: Duration::from_secs(60),
+            models_retry: Duration::from_secs(10),
         }
     }
 }
 
 impl ServerConfig {
+    /// Sequences of a model that may wait and run together.
+    pub(crate) fn max_unfinished(&self) -> usize {
+        self.max_num_sequences.saturating_add(self.max_queue).min(Semaphore::MAX_PERMITS)
+    }
+
     /// Connections that one address may have.
     pub(crate) fn peer_connections(&self) -> usize {
         self.max_peer_connections.unwrap_or_else(|| (self.max_connections / 4 * 3).max(1))

@@ -4,217 +4,27 @@
 //! Between two steps the thread takes new requests in, ends those whose client has left, and passes the last step's events
 //! on. It never waits for a client: whoever does not take events in time loses the answer.
 
-use super::answer::{Answer, Update};
-use super::config::ServerConfig;
+use super::answer::Update;
+use super::engine_handle::{Job, SequenceRequest, Shared, Submission};
 use super::error::ApiError;
 use super::grammar::{self, Grammar};
-use super::metrics::{Metrics, Rejection};
-use super::served_model::expect_other_names;
-pub use super::served_model::{ModelInfo, ServedModel};
-use super::texts::{TextJob, TextJobs};
-use super::warm_up::{make_token, warm_up};
+use super::metrics::{EngineLoad, Rejection};
+use super::models::Lease;
+use super::texts::TextJobs;
+use super::warm_up::make_token;
 use super::work::RequestPermit;
-use qernel_core::batch::AdapterSet;
-use qernel_core::engine::{
-    Engine, Event, FinishReason, Request, Thinking, ThinkingConstraint, TokenConstraint,
-};
+use qernel_core::engine::{Engine, Event, FinishReason, Thinking, ThinkingConstraint, TokenConstraint};
 use qernel_core::error::{Error, Result};
 use qernel_core::scheduler::SequenceId;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::error::{TryRecvError, TrySendError};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tracing::Span;
 
 /// How long a request may wait at most while the thread looks after a device that failed.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
-
-/// The tokenizer composes characters first (NFC), of which a text has at most so many times the bytes.
-const MOST_COMPOSED: usize = 3;
-
-/// One sequence of a request.
-pub struct SequenceRequest {
-    pub request: Request,
-    /// What the answer must be.
-    pub grammar: Option<Grammar>,
-    /// How its thoughts are bound. What it must be begins behind them.
-    pub thinking: Option<Thinking>,
-    /// The field that the prompt was made of.
-    pub prompt_param: &'static str,
-}
-
-/// One request to be answered: one or more sequences.
-pub(super) struct Submission {
-    choices: Vec<SequenceRequest>,
-    permit: RequestPermit,
-    updates: mpsc::Sender<Update>,
-    /// Its request in the log.
-    span: Span,
-}
-
-/// What the engine's thread does.
-pub(super) enum Job {
-    Answer(Submission),
-    Text(TextJob),
-}
-
-/// The way to the engine's thread.
-pub struct EngineHandle {
-    submissions: mpsc::Sender<Job>,
-    permits: Arc<Semaphore>,
-    max_unfinished: usize,
-    shared: Arc<Shared>,
-}
-
-/// What the thread tells everybody.
-struct Shared {
-    model: OnceLock<ModelInfo>,
-    /// Why the last step failed.
-    fault: Mutex<Option<String>>,
-    metrics: Arc<Metrics>,
-}
-
-/// Whether answers can be had.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Health {
-    Loading,
-    Ready,
-    /// The device failed, and the next requests show whether it still does; or the model's file was changed, for good.
-    Degraded(String),
-    Stopped,
-}
-
-impl EngineHandle {
-    /// Starts the thread. `open` is called on it; its error, or the thread's end, is what the returned receiver gets.
-    pub fn start(
-        open: impl FnOnce() -> Result<ServedModel> + Send + 'static,
-        config: &ServerConfig,
-        metrics: Arc<Metrics>,
-    ) -> std::io::Result<(Self, std::thread::JoinHandle<Result<()>>)> {
-        let max_unfinished =
-            config.max_num_sequences.saturating_add(config.max_queue).min(Semaphore::MAX_PERMITS);
-        let recovery_interval = config.recovery_interval;
-        // Each submission holds a permit for a sequence at least, so the channel is never full.
-        let (submissions, incoming) = mpsc::channel(max_unfinished);
-        let shared = Arc::new(Shared { model: OnceLock::new(), fault: Mutex::default(), metrics });
-        let of_thread = Arc::clone(&shared);
-        let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
-            let ServedModel { engine, template, name, watch } = open()?;
-            // Requests name those that they want.
-            let mut engine = engine.with_adapters(AdapterSet::default());
-            let adapters = engine.runner().adapters().to_vec();
-            expect_other_names(&name, &adapters)?;
-            warm_up(&mut engine)?;
-            let Some(tokenizer) = engine.tokenizer().cloned() else {
-                return Err(Error::Tokenizer("a server needs a model file with a vocabulary".into()));
-            };
-            let longest = (0..tokenizer.vocab_size() as u32)
-                .filter_map(|id| tokenizer.token_bytes(id))
-                .map(<[u8]>::len);
-            let max_bytes = longest.max().unwrap_or(0).saturating_mul(engine.max_model_len());
-            let info = ModelInfo {
-                name,
-                adapters,
-                tokenizer,
-                pooler: engine.pooler().cloned(),
-                template,
-                max_model_len: engine.max_model_len(),
-                max_prompt_bytes: max_bytes.saturating_mul(MOST_COMPOSED),
-                device: engine.runner().device_name(),
-                watch,
-                grammars: OnceLock::new(),
-            };
-            tracing::info!(model = info.name, device = info.device, context = info.max_model_len, "ready");
-            let _ = of_thread.model.set(info);
-            let delivery = Delivery { shared: of_thread, active: HashMap::new(), lost: Vec::new() };
-            let (texts, made) = (TextJobs::default(), (Vec::new(), Instant::now()));
-            EngineThread { engine, delivery, texts, made, recovery_interval }.run(incoming);
-            Ok(())
-        })?;
-        let permits = Arc::new(Semaphore::new(max_unfinished));
-        Ok((Self { submissions, permits, max_unfinished, shared }, thread))
-    }
-
-    /// The model.
-    ///
-    /// # Errors
-    /// 503 while it is being loaded.
-    pub fn model(&self) -> Result<&ModelInfo, ApiError> {
-        let loading = || ApiError::unavailable("loading", "the model is being loaded; try again");
-        self.shared.model.get().ok_or_else(loading)
-    }
-
-    /// Done when there is no engine any more.
-    pub fn stopped(&self) -> impl Future<Output = ()> + use<> {
-        let submissions = self.submissions.clone();
-        async move { submissions.closed().await }
-    }
-
-    /// Whether answers can be had, now.
-    pub fn health(&self) -> Health {
-        if self.submissions.is_closed() {
-            return Health::Stopped;
-        }
-        let Some(model) = self.shared.model.get() else { return Health::Loading };
-        if let Some(change) = model.watch.changed() {
-            return Health::Degraded(change);
-        }
-        match &*self.shared.fault.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(reason) => Health::Degraded(reason.clone()),
-            None => Health::Ready,
-        }
-    }
-
-    /// Sequences that may wait and run together.
-    pub fn max_unfinished(&self) -> usize {
-        self.max_unfinished
-    }
-
-    /// A permit for `choices` sequences.
-    ///
-    /// # Errors
-    /// 429 where there is none.
-    pub fn reserve(&self, choices: usize) -> Result<RequestPermit, ApiError> {
-        let full = |_| {
-            self.shared.metrics.rejected(Rejection::QueueFull);
-            ApiError::queue_full(self.max_unfinished)
-        };
-        let choices = u32::try_from(choices).unwrap_or(u32::MAX);
-        Arc::clone(&self.permits).try_acquire_many_owned(choices).map(RequestPermit::new).map_err(full)
-    }
-
-    /// Hands something that has a permit to the engine.
-    ///
-    /// # Errors
-    /// 503 where there is no engine any more.
-    pub(super) fn send(&self, job: Job) -> Result<(), ApiError> {
-        let stopped = |_| ApiError::unavailable("stopped", "the engine has stopped");
-        self.submissions.try_send(job).map_err(stopped)
-    }
-
-    /// Hands a request to the engine and waits until it is accepted. Dropping the answer ends it.
-    ///
-    /// # Errors
-    /// 400 where the engine refuses it, 503 where there is no engine any more, 504 after the time that an answer has.
-    pub async fn submit(
-        &self,
-        permit: RequestPermit,
-        choices: Vec<SequenceRequest>,
-        config: &ServerConfig,
-    ) -> Result<Answer, ApiError> {
-        let time = config.request_timeout;
-        // The last words of all sequences always have room.
-        let (updates, receiver) = mpsc::channel(config.max_pending_events + 2 * choices.len());
-        let span = Span::current();
-        let mut answer = Answer::new(receiver, choices.len(), permit.start + time, time);
-        self.send(Job::Answer(Submission { choices, permit, updates, span }))?;
-        match answer.update().await? {
-            Update::Failed(error) => Err(error),
-            _ => Ok(answer),
-        }
-    }
-}
 
 /// A sequence that waits or runs.
 struct Active {
@@ -222,6 +32,8 @@ struct Active {
     updates: mpsc::Sender<Update>,
     /// Held until it ends.
     _permit: Option<OwnedSemaphorePermit>,
+    /// Keeps the model loaded until it ends.
+    _lease: Option<Lease>,
     start: Instant,
     /// When its newest token came.
     newest: Option<Instant>,
@@ -241,7 +53,8 @@ struct Delivery {
     lost: Vec<SequenceId>,
 }
 
-struct EngineThread {
+/// The engine, and whom it works for.
+pub(super) struct EngineThread {
     engine: Engine,
     delivery: Delivery,
     texts: TextJobs,
@@ -251,8 +64,14 @@ struct EngineThread {
 }
 
 impl EngineThread {
+    pub(super) fn new(engine: Engine, shared: Arc<Shared>, recovery_interval: Duration) -> Self {
+        let delivery = Delivery { shared, active: HashMap::new(), lost: Vec::new() };
+        let (texts, made) = (TextJobs::default(), (Vec::new(), Instant::now()));
+        Self { engine, delivery, texts, made, recovery_interval }
+    }
+
     /// Serves until every sender of submissions is gone.
-    fn run(mut self, mut incoming: mpsc::Receiver<Job>) {
+    pub(super) fn run(mut self, mut incoming: mpsc::Receiver<Job>) {
         loop {
             if !self.engine.has_work() && self.texts.is_empty() {
                 self.delivery.pass_on(&mut self.made);
@@ -266,7 +85,7 @@ impl EngineThread {
                 self.accept(job);
             }
             if let Some(worked) = self.texts.work(&mut self.engine) {
-                self.delivery.set_fault(worked.err().map(|error| error.to_string()));
+                self.delivery.shared.set_fault(worked.err().map(|error| error.to_string()));
             }
             self.end_abandoned();
             self.observe();
@@ -285,7 +104,7 @@ impl EngineThread {
     /// again: those who ask for the server's health would else keep everybody away.
     fn idle(&mut self, incoming: &mut mpsc::Receiver<Job>) -> Option<Job> {
         let mut last_attempt = Instant::now();
-        while self.delivery.has_fault() {
+        while self.delivery.shared.has_fault() {
             match incoming.try_recv() {
                 Ok(job) => return Some(job),
                 Err(TryRecvError::Disconnected) => return None,
@@ -297,7 +116,7 @@ impl EngineThread {
                     Some(fault) => tracing::debug!("the device still fails: {fault}"),
                     None => tracing::info!("the device works again"),
                 }
-                self.delivery.set_fault(fault);
+                self.delivery.shared.set_fault(fault);
                 self.observe();
                 last_attempt = Instant::now();
             }
@@ -309,7 +128,7 @@ impl EngineThread {
         let count = events.iter().filter(|event| matches!(event, Event::Token { .. })).count();
         // A step without tokens may not have asked the device.
         if count > 0 {
-            self.delivery.set_fault(None);
+            self.delivery.shared.set_fault(None);
             self.delivery.shared.metrics.tokens_made(count);
         }
         self.made = (events, Instant::now());
@@ -323,7 +142,8 @@ impl EngineThread {
     }
 
     fn join(&mut self, submission: Submission) {
-        let Submission { choices, permit: RequestPermit { mut permits, start }, updates, span } = submission;
+        let Submission { choices, permit: RequestPermit { mut permits, start, lease }, updates, span } =
+            submission;
         let siblings = choices.len();
         let mut ids = Vec::with_capacity(siblings);
         for (choice, SequenceRequest { request, grammar, thinking, prompt_param }) in
@@ -352,9 +172,10 @@ impl EngineThread {
                     self.delivery.shared.metrics.prompt_tokens(prompt_tokens);
                     ids.push(id);
                     let updates = updates.clone();
-                    let (_permit, span) = (permits.split(1), span.clone());
+                    let (_permit, _lease, span) = (permits.split(1), lease.clone(), span.clone());
+                    let newest = None;
                     let active =
-                        Active { choice, updates, _permit, start, newest: None, siblings, span, param };
+                        Active { choice, updates, _permit, _lease, start, newest, siblings, span, param };
                     self.delivery.active.insert(id, active);
                 }
                 Err(error) => {
@@ -403,7 +224,7 @@ impl EngineThread {
     /// Nothing that runs can be completed.
     fn fail(&mut self, error: &Error) {
         tracing::error!("a step failed: {error}");
-        self.delivery.set_fault(Some(error.to_string()));
+        self.delivery.shared.set_fault(Some(error.to_string()));
         for (id, active) in self.delivery.active.drain() {
             self.engine.cancel(id);
             let _ = active.updates.try_send(Update::Failed(ApiError::server(error.to_string())));
@@ -412,7 +233,7 @@ impl EngineThread {
     }
 
     fn observe(&self) {
-        self.delivery.shared.metrics.engine(&self.engine);
+        self.delivery.shared.observe(EngineLoad::of(&self.engine));
     }
 }
 
@@ -463,22 +284,26 @@ impl Delivery {
         } else {
             Update::Event(active.choice, event)
         };
+        let start = active.start;
         // A closed channel is seen before the next step.
-        let sent = active.updates.try_send(update);
+        let sent = if finished.is_some() || too_slow {
+            let updates = active.updates.clone();
+            // Whoever hears the last word may count on it that nothing is held any more.
+            self.active.remove(&id);
+            updates.try_send(update)
+        } else {
+            active.updates.try_send(update)
+        };
         debug_assert!(!matches!(sent, Err(TrySendError::Full(_))), "there is room for the last word");
         if let Some((reason, timings)) = finished {
-            metrics.finished(reason, &timings, at - active.start);
-        }
-        if finished.is_some() || too_slow {
-            self.active.remove(&id);
+            metrics.finished(reason, &timings, at - start);
         }
     }
+}
 
-    fn has_fault(&self) -> bool {
-        self.shared.fault.lock().unwrap_or_else(PoisonError::into_inner).is_some()
-    }
-
-    fn set_fault(&self, fault: Option<String>) {
-        *self.shared.fault.lock().unwrap_or_else(PoisonError::into_inner) = fault;
+impl Drop for Delivery {
+    /// An engine that is gone has nothing to do and holds nothing.
+    fn drop(&mut self) {
+        self.shared.observe(EngineLoad::default());
     }
 }

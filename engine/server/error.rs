@@ -114,6 +114,29 @@ impl ApiError {
         Self { retry_after: Some(5), ..error }
     }
 
+    /// 404: there is no such model.
+    pub fn no_model(message: impl Into<String>) -> Self {
+        let mut error = Self::refused(StatusCode::NOT_FOUND, Some("model_not_found"), message);
+        error.body.param = Some("model".into());
+        error
+    }
+
+    /// 500: the model's files are there and cannot be used.
+    pub fn model_failed(name: &str, why: &str) -> Self {
+        let mut error = Self::server(format!("the model {name:?} cannot be loaded: {why}"));
+        error.body.code = Some("model_failed");
+        error
+    }
+
+    /// 409: the model is not unloaded now.
+    pub fn model_in_use(name: &str) -> Self {
+        let message =
+            format!("model: {name:?} is being loaded or has requests to answer; unload it when it has none");
+        let mut error = Self::refused(StatusCode::CONFLICT, Some("model_in_use"), message);
+        error.body.param = Some("model".into());
+        Self { retry_after: Some(1), ..error }
+    }
+
     /// Its body, as JSON.
     pub fn json(self) -> String {
         serde_json::to_string(&ErrorResponse { error: self.body }).expect("names and texts always serialise")

@@ -1,4 +1,4 @@
-//! The HTTP server: many connections, one engine.
+//! The HTTP server: many connections, one engine for each model.
 //!
 //! ```text
 //! connection -> router -> api::* -> EngineHandle -> engine thread: Engine::submit, Engine::step
@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Tokio's threads parse, tokenise and write; the engine's thread (`engine_thread`) computes. A dropped `Answer` is
-//! how a client's leaving reaches the engine.
+//! how a client's leaving reaches the engine. Where there are several models (`models`), each that is loaded has a thread, and a request
+//! has a lease of the one that it names.
 
 // Printing panics where nobody takes what is printed.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
@@ -18,6 +19,7 @@ mod auth;
 mod body;
 mod config;
 mod connection;
+mod engine_handle;
 mod engine_thread;
 mod error;
 mod fields;
@@ -26,6 +28,7 @@ mod gbnf;
 mod grammar;
 mod host;
 mod metrics;
+mod models;
 mod number;
 mod openapi;
 mod peers;
@@ -39,16 +42,18 @@ mod warm_up;
 mod work;
 
 pub use config::{ReasoningFormat, ServerConfig};
-pub use engine_thread::ServedModel;
 pub use grammar::{Grammar, gbnf_grammar};
+pub use models::{ListedModel, ModelSource, Room};
 pub use openapi::document as openapi_document;
+pub use served_model::ServedModel;
 
 use axum::Router;
 use axum::http::{HeaderValue, Method, header};
 use axum::middleware::from_fn_with_state;
-use engine_thread::{EngineHandle, Health};
+use engine_handle::{EngineHandle, Health};
 use host::Hosts;
 use metrics::Metrics;
+use models::{Models, Shelf};
 use qernel_core::error::{Error, Result};
 use qernel_core::host_memory;
 use std::future::Future;
@@ -64,11 +69,14 @@ use work::Work;
 /// What a step may take that is under way when everything else has ended.
 const LAST_STEP: Duration = Duration::from_secs(5);
 
+/// Opens a model, on the thread that is its engine's from then on.
+pub type Open = Box<dyn FnOnce() -> Result<ServedModel> + Send>;
+
 /// What every handler sees.
 pub struct App {
     config: ServerConfig,
     hosts: Hosts,
-    engine: EngineHandle,
+    models: Models,
     work: Work,
     metrics: Arc<Metrics>,
     /// Answers that later ones may follow.
@@ -145,12 +153,26 @@ impl Server {
         stop: impl Future<Output = ()>,
     ) -> Result<()> {
         // Compiled once, here, and not again for each caller's types.
-        self.run_until(Box::new(open), std::pin::pin!(stop))
+        self.run_until(Some(Box::new(open)), None, std::pin::pin!(stop))
+    }
+
+    /// As [`Server::run`], with the models of `source` besides, each loaded when a request names it; without `open` with these alone.
+    ///
+    /// # Errors
+    /// As [`Server::run`], and those of [`ModelSource::list`].
+    pub fn run_models(
+        self,
+        open: Option<Open>,
+        source: Arc<dyn ModelSource>,
+        stop: impl Future<Output = ()>,
+    ) -> Result<()> {
+        self.run_until(open, Some(source), std::pin::pin!(stop))
     }
 
     fn run_until(
         self,
-        open: Box<dyn FnOnce() -> Result<ServedModel> + Send>,
+        open: Option<Open>,
+        source: Option<Arc<dyn ModelSource>>,
         stop: Pin<&mut dyn Future<Output = ()>>,
     ) -> Result<()> {
         let Self { config, hosts, listener } = self;
@@ -166,41 +188,47 @@ impl Server {
             .map_err(|_| host_memory::no_thread("the server", "it panicked"))?
             .map_err(io)?;
         let metrics = Arc::new(Metrics::default());
-        let (engine, thread) = EngineHandle::start(open, &config, Arc::clone(&metrics))
-            .map_err(|error| host_memory::no_thread("the engine", error))?;
+        let shelf = source.map(|source| Shelf::new(source, &config, Arc::clone(&metrics))).transpose()?;
+        let start = |open| EngineHandle::start(open, &config, Arc::clone(&metrics));
+        let fixed =
+            open.map(start).transpose().map_err(|error| host_memory::no_thread("the engine", error))?;
+        let (fixed, thread) = fixed.map(|(engine, thread)| (Arc::new(engine), thread)).unzip();
+        let models = Models { fixed, shelf };
         let cors = cors(&config.cors)?;
         let work = Work::new(config.request_timeout);
         let responses = api::responses::Store::new(config.max_stored_responses);
         let app =
-            Arc::new(App { config, hosts, engine, work, metrics, responses, started: SystemTime::now() });
+            Arc::new(App { config, hosts, models, work, metrics, responses, started: SystemTime::now() });
         let router = router(&app, cors);
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::from_std(listener).map_err(io)?;
             // Without an engine there is nothing to wait for.
-            let stopped = app.engine.stopped();
             let stop = async {
                 tokio::select! {
                     () = stop => (),
-                    () = stopped => (),
+                    () = app.models.stopped() => (),
                 }
             };
             connection::serve(listener, router, Arc::clone(&app), stop).await;
             Ok(())
         })?;
-        // What still runs is dropped here, and with it the last sender: the engine's thread ends after its step. One that
-        // loads the model is not waited for.
-        let patience = if app.engine.health() == Health::Loading { Duration::ZERO } else { LAST_STEP };
+        // What still runs is dropped here, and with it the last senders: the engines' threads end after their step. One that
+        // loads its model is not waited for.
+        let patience = if app.models.health() == Health::Loading { Duration::ZERO } else { LAST_STEP };
         runtime.shutdown_timeout(Duration::from_secs(1));
+        let others = app.models.shelf.as_ref().map(|shelf| shelf.close()).unwrap_or_default();
         drop(app);
         let start = Instant::now();
-        while !thread.is_finished() {
+        let is_done = || thread.as_ref().is_none_or(|thread| thread.is_finished());
+        while !is_done() || !others.iter().all(|thread| thread.is_finished()) {
             if start.elapsed() >= patience {
                 tracing::warn!("the engine is still at work; it is left to the end of the program");
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(2));
         }
-        thread.join().unwrap_or_else(|_| Err(Error::Device("the engine's thread panicked".into())))
+        let panicked = |_| Err(Error::Device("the engine's thread panicked".into()));
+        thread.map_or(Ok(()), |thread| thread.join().unwrap_or_else(panicked))
     }
 }
 

@@ -44,6 +44,10 @@ pub struct Metrics {
     template_failed: Counter,
     rejected: ByLabel,
     responses: ByLabel,
+    models_loaded: Gauge,
+    model_loads: ByLabel,
+    model_failures: ByLabel,
+    model_unloads: Family<[(&'static str, String); 2], Counter>,
     /// Tokens made in each of the last slots of time.
     recent: Mutex<VecDeque<(Instant, u64)>>,
 }
@@ -57,8 +61,41 @@ const RATE_SLOT: Duration = Duration::from_millis(100);
 pub enum Rejection {
     QueueFull,
     Connections,
+    /// No place for its model came: others are busy.
+    ModelsBusy,
     /// It did not take its tokens in time.
     SlowReader,
+}
+
+/// What an engine has to do and what it holds, between two steps.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EngineLoad {
+    /// Sequences that wait for a place in the batch.
+    pub waiting: usize,
+    /// Sequences in the batch.
+    pub running: usize,
+    pages: usize,
+    cached_pages: usize,
+    /// Pages that hold a sequence.
+    pub used_pages: usize,
+    checkpoints: usize,
+    used_checkpoints: usize,
+}
+
+impl EngineLoad {
+    pub fn of(engine: &Engine) -> Self {
+        let ((waiting, running), pool) = (engine.num_sequences(), engine.pool());
+        let checkpoints = engine.checkpoints();
+        Self {
+            waiting,
+            running,
+            pages: pool.num_pages(),
+            cached_pages: pool.num_cached(),
+            used_pages: pool.num_used(),
+            checkpoints: checkpoints.map_or(0, |checkpoints| checkpoints.num_places()),
+            used_checkpoints: checkpoints.map_or(0, |checkpoints| checkpoints.num_known()),
+        }
+    }
 }
 
 impl Default for Metrics {
@@ -90,6 +127,10 @@ impl Default for Metrics {
             template_failed: Counter::default(),
             rejected: ByLabel::default(),
             responses: ByLabel::default(),
+            models_loaded: Gauge::default(),
+            model_loads: ByLabel::default(),
+            model_failures: ByLabel::default(),
+            model_unloads: Family::default(),
             recent: Mutex::default(),
         };
         let r = &mut metrics.registry;
@@ -136,12 +177,12 @@ impl Default for Metrics {
         );
         add(r, "requests_rejected", "Clients turned away, by reason", &metrics.rejected);
         add(r, "http_responses", "Answers, by status", &metrics.responses);
+        add(r, "models_loaded", "Models of --models-dir that are loaded", &metrics.models_loaded);
+        add(r, "model_loads", "Loads of models of --models-dir, by model", &metrics.model_loads);
+        add(r, "model_load_failures", "Those that failed, by model", &metrics.model_failures);
+        add(r, "model_unloads", "Models unloaded, by model and reason", &metrics.model_unloads);
         metrics
     }
-}
-
-fn count(gauge: &Gauge) -> usize {
-    usize::try_from(gauge.get()).unwrap_or(0)
 }
 
 fn add<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: &M) {
@@ -157,37 +198,22 @@ impl Metrics {
         text
     }
 
-    /// The state between two steps.
-    pub fn engine(&self, engine: &Engine) {
-        let ((waiting, running), pool) = (engine.num_sequences(), engine.pool());
-        self.waiting.set(waiting as i64);
-        self.running.set(running as i64);
-        self.pages.set(pool.num_pages() as i64);
-        self.cached_pages.set(pool.num_cached() as i64);
-        self.used_pages.set(pool.num_used() as i64);
-        if let Some(checkpoints) = engine.checkpoints() {
-            self.checkpoints.set(checkpoints.num_places() as i64);
-            self.used_checkpoints.set(checkpoints.num_known() as i64);
-        }
+    /// What an engine has to do changed. Of several engines the sum is shown.
+    pub fn engine(&self, before: &EngineLoad, now: &EngineLoad) {
+        let change = |gauge: &Gauge, of: fn(&EngineLoad) -> usize| {
+            gauge.inc_by(of(now) as i64 - of(before) as i64);
+        };
+        change(&self.waiting, |load| load.waiting);
+        change(&self.running, |load| load.running);
+        change(&self.pages, |load| load.pages);
+        change(&self.cached_pages, |load| load.cached_pages);
+        change(&self.used_pages, |load| load.used_pages);
+        change(&self.checkpoints, |load| load.checkpoints);
+        change(&self.used_checkpoints, |load| load.used_checkpoints);
     }
 
     pub fn prompt_tokens(&self, count: usize) {
         self.prompt_tokens.inc_by(count as u64);
-    }
-
-    /// Sequences in the batch.
-    pub fn running(&self) -> usize {
-        count(&self.running)
-    }
-
-    /// Sequences that wait for a place in the batch.
-    pub fn waiting(&self) -> usize {
-        count(&self.waiting)
-    }
-
-    /// Pages that hold a sequence.
-    pub fn used_pages(&self) -> usize {
-        count(&self.used_pages)
     }
 
     /// The first token of a sequence.
@@ -249,9 +275,27 @@ impl Metrics {
         let reason = match reason {
             Rejection::QueueFull => "queue_full",
             Rejection::Connections => "connections",
+            Rejection::ModelsBusy => "models_busy",
             Rejection::SlowReader => "slow_reader",
         };
         self.rejected.get_or_create(&[("reason", reason.into())]).inc();
+    }
+
+    /// A model of the folder is loaded.
+    pub fn model_loaded(&self, model: &str) {
+        self.models_loaded.inc();
+        self.model_loads.get_or_create(&[("model", model.into())]).inc();
+    }
+
+    /// A model of the folder could not be loaded.
+    pub fn model_failed(&self, model: &str) {
+        self.model_failures.get_or_create(&[("model", model.into())]).inc();
+    }
+
+    /// The memory of a model of the folder is free again.
+    pub fn model_unloaded(&self, model: &str, reason: &str) {
+        self.models_loaded.dec();
+        self.model_unloads.get_or_create(&[("model", model.into()), ("reason", reason.into())]).inc();
     }
 
     /// An answer went out.

@@ -27,6 +27,8 @@ use utoipa::{Modify, OpenApi, openapi};
         rerank::rerank,
         models::list,
         models::retrieve,
+        models::load,
+        models::unload,
         tokens::tokenize,
         tokens::detokenize,
         tokens::tokenizer_info,

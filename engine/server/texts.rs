@@ -2,7 +2,7 @@
 //! there is room.
 
 use super::config::ServerConfig;
-use super::engine_thread::{EngineHandle, Job};
+use super::engine_handle::{EngineHandle, Job};
 use super::error::ApiError;
 use super::work::RequestPermit;
 use qernel_core::engine::Engine;
@@ -21,7 +21,7 @@ pub(super) struct TextJob {
     /// Gone when it has been told.
     reply: Option<oneshot::Sender<Told>>,
     /// Held until it is done.
-    _permit: RequestPermit,
+    permit: Option<RequestPermit>,
 }
 
 /// What was made.
@@ -102,6 +102,8 @@ impl TextJob {
 
     fn tell(&mut self, made: Told) {
         if let Some(reply) = self.reply.take() {
+            // Whoever hears it may count on it that nothing is held any more.
+            self.permit = None;
             // Its client may have left.
             let _ = reply.send(made);
         }
@@ -125,7 +127,8 @@ impl EngineHandle {
         let deadline = permit.start + time;
         let (reply, told) = oneshot::channel();
         let reply = Some(reply);
-        let job = TextJob { texts, pooling, has_begun: false, made: Vec::new(), reply, _permit: permit };
+        let permit = Some(permit);
+        let job = TextJob { texts, pooling, has_begun: false, made: Vec::new(), reply, permit };
         self.send(Job::Text(job))?;
         match tokio::time::timeout_at(deadline.into(), told).await {
             Ok(Ok(made)) => made,

@@ -2,6 +2,7 @@
 //! them: who waits for a turn is a future, so that a client that leaves takes its request along.
 
 use super::error::ApiError;
+use super::models::Lease;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -25,11 +26,13 @@ pub struct RequestPermit {
     pub permits: OwnedSemaphorePermit,
     /// When it was let in.
     pub start: Instant,
+    /// What keeps its model loaded, where models come and go.
+    pub lease: Option<Lease>,
 }
 
 impl RequestPermit {
     pub fn new(permits: OwnedSemaphorePermit) -> Self {
-        Self { permits, start: Instant::now() }
+        Self { permits, start: Instant::now(), lease: None }
     }
 }
 

@@ -96,6 +96,37 @@ def the_model(page):
     faults.clear()  # What the browser said of the 503s.
 
 
+def several_models(page):
+    """Of several models one is chosen and asked, and chosen still when the page is loaded anew; what is not loaded says so."""
+    loaded = {"id": "one", "device": "CPU", "max_model_len": 4096, "status": {"value": "loaded"}}
+    unloaded = {"id": "two", "status": {"value": "unloaded"}}
+    broken = {"id": "three", "status": {"value": "unloaded", "failed": True, "reason": "not a usable GGUF file"}}
+    models = lambda route: route.fulfill(status=200, json={"object": "list", "data": [unloaded, loaded, broken]})
+    expect(page.get_by_label("Model", exact=True)).to_be_hidden()
+    page.route("**/v1/models", models)
+    page.reload()
+    choice = page.get_by_label("Model", exact=True)
+    expect(choice).to_have_value("one")
+    expect(page.locator("#model")).to_have_text("CPU · 4096 tokens")
+    choice.select_option("three")
+    expect(page.locator("#model")).to_have_text("not a usable GGUF file")
+    choice.select_option("two")
+    expect(page.locator("#model")).to_contain_text("the first message loads it")
+    expect(page).to_have_title("two · qernel")
+    page.screenshot(path=SHOTS / "models.png")
+    page.reload()
+    expect(choice).to_have_value("two")
+    page.route(CHAT, answers({"content": "Two's answer."}), times=1)
+    body = sent(page, lambda: ask(page, "Which one are you?"))
+    assert body["model"] == "two", body
+    expect(said(page)).to_have_text("Two's answer.")
+    page.unroute("**/v1/models", models)
+    page.evaluate("localStorage.clear()")
+    page.reload()
+    expect(page.locator("#model")).to_contain_text("haiku")
+    expect(choice).to_be_hidden()
+
+
 def conversations(page):
     """A whole answer; the same again; and a second turn, which sends the first along."""
     page.get_by_text("Settings").click()
@@ -487,7 +518,7 @@ with sync_playwright() as playwright:
     page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
     page.goto(BASE)
     chosen = sys.argv[4:]
-    for test in [the_model, conversations, edit_and_retry, settings, stop, thoughts, calls, markdown, hostile_markdown, files,
+    for test in [the_model, several_models, conversations, edit_and_retry, settings, stop, thoughts, calls, markdown, hostile_markdown, files,
                  storage_is_full, refusals_and_looks]:
         if chosen and test.__name__ not in chosen:
             continue

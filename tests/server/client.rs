@@ -1,12 +1,13 @@
 //! A server in this process, and a client of raw sockets that can also behave badly.
 
-pub use crate::served_model::{Control, open, open_adapted, open_changed, open_model, open_with};
+pub use crate::served_model::{Control, open, open_adapted, open_changed, open_file, open_model, open_with};
 use qernel::chat::ChatTemplate;
 use qernel::error::Result;
-use qernel::server::{ServedModel, Server, ServerConfig};
+use qernel::server::{ModelSource, Open, ServedModel, Server, ServerConfig};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -56,14 +57,27 @@ pub fn start_with(
     let control = Arc::new(Control::default());
     let of_server = Arc::clone(&control);
     let max_num_sequences = config.max_num_sequences;
+    run(config, control, move |server, stop| server.run(move || open(max_num_sequences, of_server), stop))
+}
+
+/// Starts a server of many models, and of one that it is started with where `open` says so.
+pub fn start_models(config: ServerConfig, open: Option<Open>, source: Arc<dyn ModelSource>) -> Running {
+    run(config, Arc::default(), move |server, stop| server.run_models(open, source, stop))
+}
+
+/// Runs a server on a thread.
+fn run(
+    config: ServerConfig,
+    control: Arc<Control>,
+    serve: impl FnOnce(Server, Pin<Box<dyn Future<Output = ()>>>) -> Result<()> + Send + 'static,
+) -> Running {
     let server = Server::bind(config).unwrap();
     let address = server.local_addr().unwrap();
     let (stop, stopped) = tokio::sync::oneshot::channel();
-    let thread = std::thread::spawn(move || {
-        server.run(move || open(max_num_sequences, of_server), async {
-            let _ = stopped.await;
-        })
-    });
+    let stopped = async {
+        let _ = stopped.await;
+    };
+    let thread = std::thread::spawn(move || serve(server, Box::pin(stopped)));
     Running { address, control, stop: Some(stop), thread: Some(thread) }
 }
 

@@ -114,8 +114,8 @@ const OBJECTS: [(&str, &str, &str); 33] = [
 ];
 
 /// Objects of which nothing can be left out, and those whose answers need another model or adapters.
-const UNTRIED: [&str; 6] =
-    ["NamedTool", "FunctionName", "OutputFormat", "Metadata", "RerankRequest", "LoraScale"];
+const UNTRIED: [&str; 7] =
+    ["NamedTool", "FunctionName", "OutputFormat", "Metadata", "RerankRequest", "LoraScale", "ModelName"];
 
 /// What stays of an answer when it is asked for again.
 fn lasting(mut answer: Value) -> Value {

@@ -26,6 +26,7 @@ mod lora;
 mod messages;
 #[path = "../common/minute.rs"]
 mod minute;
+mod models;
 mod openai;
 mod page;
 mod prompt_logprobs;

@@ -348,5 +348,5 @@ fn the_openapi_document() {
             assert_eq!(schema["additionalProperties"], Value::Bool(false), "{body}");
         }
     }
-    assert_eq!(paths.len(), 25);
+    assert_eq!(paths.len(), 27);
 }

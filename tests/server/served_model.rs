@@ -10,6 +10,7 @@ use qernel::sampler::{Logprobs, NO_TOKEN, SamplingRow};
 use qernel::server::ServedModel;
 use qernel::tokenizer::Tokenizer;
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -144,6 +145,12 @@ fn options(max_num_sequences: usize) -> RunnerOptions {
 
 fn open_model_with(options: RunnerOptions) -> Result<LoadedModel> {
     LoadedModel::open(None, &options, &mut |_, _| ())
+}
+
+/// Opens a file for a server, whatever its name is there.
+pub fn open_file(path: &Path, max_num_sequences: usize, control: Arc<Control>) -> Result<ServedModel> {
+    let model = LoadedModel::open(Some(path), &options(max_num_sequences), &mut |_, _| ())?;
+    open_so(model, control, EngineConfig::default(), |_| Ok(()))
 }
 
 /// Opens it for a server.

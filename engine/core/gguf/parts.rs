@@ -13,11 +13,11 @@ use std::path::Path;
 /// The name of a part: what stands before the numbers, its number from 1, and how many there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartName<'a> {
-    /// What all parts have before their numbers.
+    /// What stands before the numbers.
     pub stem: &'a str,
     /// From 1, in a name that is right.
     pub number: u64,
-    /// Of all parts.
+    /// Parts of the model.
     pub count: u64,
 }
 

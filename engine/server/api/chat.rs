@@ -72,6 +72,7 @@ pub async fn chat_completions(
     State(app): State<Arc<App>>,
     JsonBody(request): JsonBody<ChatRequest>,
 ) -> Result<Response, ApiError> {
+    let app = app.serving(request.model.as_deref()).await?;
     let asked = app.asked(request.model.as_deref(), request.lora.as_deref())?;
     check_user("user", request.user.as_deref())?;
     let (drawing, stream, n) = (request.drawing(&asked)?, request.stream()?, request.n.unwrap_or(1));

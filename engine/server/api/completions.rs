@@ -6,7 +6,7 @@ use super::openai::{OpenAiFinish, OpenAiUsage, check_user, log_user, openai_requ
 use super::prompt::{Encoded, Prompt};
 use super::{Choice, Stop, collect, fields};
 use crate::body::JsonBody;
-use crate::engine_thread::SequenceRequest;
+use crate::engine_handle::SequenceRequest;
 use crate::error::{ApiError, ErrorResponse};
 use crate::sse::{self, Encoder, EventStream, ServerSentEvent};
 use crate::{App, random_id};
@@ -94,6 +94,7 @@ pub async fn completions(
     State(app): State<Arc<App>>,
     JsonBody(request): JsonBody<CompletionRequest>,
 ) -> Result<Response, ApiError> {
+    let app = app.serving(request.model.as_deref()).await?;
     let asked = app.asked(request.model.as_deref(), request.lora.as_deref())?;
     let logprobs = logprobs::check("logprobs", request.logprobs)?;
     check_user("user", request.user.as_deref())?;

@@ -7,10 +7,12 @@ use super::tools::ToolUse;
 use crate::App;
 use crate::answer::Answer;
 use crate::config::ReasoningFormat;
-use crate::engine_thread::{ModelInfo, SequenceRequest};
+use crate::engine_handle::SequenceRequest;
 use crate::error::ApiError;
 use crate::grammar::Grammar;
+use crate::models::Serving;
 use crate::number::ThinkingLimit;
+use crate::served_model::ModelInfo;
 use crate::work::RequestPermit;
 use axum::http::StatusCode;
 use qernel_core::chat::thinking::ThinkingParser;
@@ -154,7 +156,7 @@ impl Conversation {
     /// As [`Conversation::render`], and 400 where the prompt is too long.
     pub async fn encode(
         &self,
-        app: &Arc<App>,
+        app: &Arc<Serving>,
         permit: RequestPermit,
     ) -> Result<(RequestPermit, Prompt), ApiError> {
         let (messages, variables) = (self.messages.clone(), self.variables(app));
@@ -182,7 +184,12 @@ impl Conversation {
     ///
     /// # Errors
     /// Those of the template, of grammars and of the engine.
-    pub async fn ask(self, app: &Arc<App>, permit: RequestPermit, making: Making) -> Result<Asked, ApiError> {
+    pub async fn ask(
+        self,
+        app: &Arc<Serving>,
+        permit: RequestPermit,
+        making: Making,
+    ) -> Result<Asked, ApiError> {
         let (permit, prompt) = self.encode(app, permit).await?;
         let model = app.engine.model()?;
         let template = template(model)?;
@@ -235,7 +242,7 @@ impl Conversation {
 
 /// The grammar that answers must follow, if there is one.
 async fn grammar(
-    app: &Arc<App>,
+    app: &Arc<Serving>,
     permit: RequestPermit,
     tools: Option<ToolUse>,
     format: Option<NamedSchema>,

@@ -5,9 +5,10 @@ use super::openai::log_user;
 use super::prompt::Prompt;
 use crate::App;
 use crate::body::JsonBody;
-use crate::engine_thread::ModelInfo;
 use crate::error::{ApiError, ErrorResponse};
 use crate::fields::described;
+use crate::models::Serving;
+use crate::served_model::ModelInfo;
 use crate::work::RequestPermit;
 use axum::Json;
 use axum::extract::State;
@@ -105,6 +106,7 @@ pub async fn embeddings(
     State(app): State<Arc<App>>,
     JsonBody(request): JsonBody<EmbeddingRequest>,
 ) -> Result<Json<EmbeddingList>, ApiError> {
+    let app = app.serving(request.model.as_deref()).await?;
     let info = app.model(request.model.as_deref())?;
     let (model, pooler) = (info.name.clone(), pooler(info)?);
     let pooling = match pooler.pooling {
@@ -133,7 +135,7 @@ pub async fn embeddings(
         );
         return Err(ApiError::field("dimensions", message));
     }
-    let permit = app.engine.reserve(1)?;
+    let permit = app.permit(1)?;
     let (permit, texts) = texts(&app, permit, request.input, pooler).await?;
     log_user(request.user.as_deref());
     let usage = TextUsage::of(&texts);
@@ -153,7 +155,7 @@ pub async fn embeddings(
 /// # Errors
 /// Those of the texts; 400, by the name of the field.
 pub async fn encoded(
-    app: &Arc<App>,
+    app: &Arc<Serving>,
     mut permit: RequestPermit,
     param: &'static str,
     texts: impl Iterator<Item = Result<String, ApiError>>,
@@ -187,7 +189,7 @@ pub fn pooler(info: &ModelInfo) -> Result<&Arc<Pooler>, ApiError> {
 
 /// The tokens of each text.
 async fn texts(
-    app: &Arc<App>,
+    app: &Arc<Serving>,
     permit: RequestPermit,
     input: Prompt,
     pooler: &Arc<Pooler>,

@@ -202,7 +202,10 @@ pub const RERANK: Table = &[
 
 /// `/v1/generate`
 pub const GENERATE: Table = &[
-    (Used, &["prompt", "ids", "raw", "system", "max_tokens", "n_predict", "stop", "stream", "logprobs"]),
+    (
+        Used,
+        &["prompt", "ids", "raw", "system", "model", "max_tokens", "n_predict", "stop", "stream", "logprobs"],
+    ),
     (Used, SAMPLING),
     (Ignored, &["cache_prompt"]),
 ];
@@ -216,6 +219,7 @@ pub const INFILL: Table = &[
             "input_suffix",
             "input_extra",
             "prompt",
+            "model",
             "n_predict",
             "n_indent",
             "t_max_predict_ms",
@@ -235,11 +239,13 @@ pub const EXTRA_FILE: Table = &[
 ];
 
 /// `/tokenize`
-pub const TOKENIZE: Table =
-    &[(Used, &["text", "prompt", "add_special_tokens", "parse_special"]), (Ignored, &["model"])];
+pub const TOKENIZE: Table = &[(Used, &["text", "prompt", "add_special_tokens", "parse_special", "model"])];
 
 /// `/detokenize`
-pub const DETOKENIZE: Table = &[(Used, &["ids", "tokens", "skip_special"]), (Ignored, &["model"])];
+pub const DETOKENIZE: Table = &[(Used, &["ids", "tokens", "skip_special", "model"])];
+
+/// `/models/load` and `/models/unload`
+pub const MODEL_NAME: Table = &[(Used, &["model"])];
 
 /// `stream_options`
 pub const STREAM_OPTIONS: Table = &[
@@ -329,6 +335,7 @@ pub const OBJECTS: &[(&str, Table)] = &[
     ("ExtraFile", EXTRA_FILE),
     ("TokenizeRequest", TOKENIZE),
     ("DetokenizeRequest", DETOKENIZE),
+    ("ModelName", MODEL_NAME),
     ("StreamOptions", STREAM_OPTIONS),
     ("ChatMessage", MESSAGE),
     ("ContentPart", PART),

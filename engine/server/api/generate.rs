@@ -6,9 +6,11 @@ use super::samplers::sampled_request;
 use super::{Choice, Stop, collect, fields, openai};
 use crate::App;
 use crate::body::JsonBody;
-use crate::engine_thread::{ModelInfo, SequenceRequest};
+use crate::engine_handle::SequenceRequest;
 use crate::error::{ApiError, ErrorResponse};
+use crate::models::Serving;
 use crate::number::{self, TokenLimit};
+use crate::served_model::ModelInfo;
 use crate::sse::{self, Encoder, EventStream, ServerSentEvent};
 use crate::work::RequestPermit;
 use axum::Json;
@@ -24,6 +26,8 @@ use utoipa::ToSchema;
 sampled_request! {
     /// What is to be generated. Sampling fields have llama.cpp's names, meaning, order and defaults.
     pub struct GenerateRequest: fields::GENERATE, Llama {
+        /// Which model answers. [default: the only one, or the one that was loaded last]
+        model: Option<String>,
         /// The prompt as text. Either this or `ids`.
         prompt: Option<String>,
         /// The prompt as token ids, taken as they are.
@@ -93,7 +97,7 @@ impl GenerateRequest {
     /// The ids of the prompt.
     async fn prompt(
         &mut self,
-        app: &Arc<App>,
+        app: &Arc<Serving>,
         permit: RequestPermit,
     ) -> Result<(RequestPermit, Vec<u32>), ApiError> {
         let raw = self.raw.unwrap_or(false);
@@ -135,7 +139,8 @@ pub async fn generate(
     State(app): State<Arc<App>>,
     JsonBody(mut request): JsonBody<GenerateRequest>,
 ) -> Result<Response, ApiError> {
-    let asked = app.asked(None, request.lora.as_deref())?;
+    let app = app.serving(request.model.as_deref()).await?;
+    let asked = app.asked(request.model.as_deref(), request.lora.as_deref())?;
     let drawing = request.drawing(&asked)?;
     let limits = [("max_tokens", request.max_tokens), ("n_predict", request.n_predict)];
     let max_tokens = openai::token_limit(limits, None)?;

@@ -1,7 +1,7 @@
 //! `/health` and `/metrics`.
 
 use crate::App;
-use crate::engine_thread::Health;
+use crate::engine_handle::Health;
 use crate::error::ErrorResponse;
 use crate::metrics::CONTENT_TYPE;
 use axum::Json;
@@ -31,7 +31,7 @@ pub struct HealthResponse {
     (status = 503, description = "It is being loaded, its device failed, its file was changed, or it has stopped.", body = HealthResponse),
 ))]
 pub async fn health(State(app): State<Arc<App>>) -> impl IntoResponse {
-    let (status, text, reason) = match app.engine.health() {
+    let (status, text, reason) = match app.models.health() {
         Health::Ready => (StatusCode::OK, "ready", None),
         Health::Loading => {
             (StatusCode::SERVICE_UNAVAILABLE, "loading", Some("the model is being loaded".into()))
@@ -41,8 +41,11 @@ pub async fn health(State(app): State<Arc<App>>) -> impl IntoResponse {
             (StatusCode::SERVICE_UNAVAILABLE, "stopped", Some("the engine has stopped".into()))
         }
     };
-    let template =
-        app.engine.model().ok().and_then(|model| model.template.as_ref().err()).map(ToString::to_string);
+    let template = app
+        .models
+        .fixed
+        .as_ref()
+        .and_then(|engine| Some(engine.model().ok()?.template.as_ref().err()?.to_string()));
     (status, Json(HealthResponse { status: text, reason, template }))
 }
 

@@ -7,10 +7,11 @@ use super::{Stop, fields};
 use crate::App;
 use crate::answer::Answer;
 use crate::body::JsonBody;
-use crate::engine_thread::{ModelInfo, SequenceRequest};
+use crate::engine_handle::SequenceRequest;
 use crate::error::{ApiError, ErrorResponse};
 use crate::fields::described;
 use crate::number::{Limit, whole};
+use crate::served_model::ModelInfo;
 use crate::sse::{self, Encoder, EventStream, ServerSentEvent};
 use axum::Json;
 use axum::extract::State;
@@ -26,6 +27,8 @@ use utoipa::ToSchema;
 sampled_request! {
     /// A place in a file. Sampling fields have llama.cpp's names, meaning, order and defaults.
     pub struct InfillRequest: fields::INFILL, Llama {
+        /// Which model answers. [default: the only one, or the one that was loaded last]
+        model: Option<String>,
         /// What stands before the place.
         input_prefix: String,
         /// What stands behind it.
@@ -133,7 +136,8 @@ pub async fn infill(
     State(app): State<Arc<App>>,
     JsonBody(mut request): JsonBody<InfillRequest>,
 ) -> Result<Response, ApiError> {
-    let asked = app.asked(None, request.lora.as_deref())?;
+    let app = app.serving(request.model.as_deref()).await?;
+    let asked = app.asked(request.model.as_deref(), request.lora.as_deref())?;
     let tokenizer = Arc::clone(&asked.info.tokenizer);
     fim::tokens(&tokenizer, "input_prefix")?;
     if let Some(Samplers::Names(names)) = &mut request.samplers {

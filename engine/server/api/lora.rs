@@ -1,13 +1,15 @@
 //! Adapters of the model: which there are, and which of them a request is answered with.
 
-use super::models;
+use super::models::{self, ModelQuery};
 use crate::App;
-use crate::engine_thread::ModelInfo;
 use crate::error::{ApiError, ErrorResponse};
 use crate::fields::described;
+use crate::models::Serving;
 use crate::number::Whole;
+use crate::served_model::ModelInfo;
 use axum::Json;
 use axum::extract::State;
+use axum::http::Uri;
 use qernel_core::batch::{AdapterScale, AdapterSet};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -47,7 +49,7 @@ pub struct AskedModel<'a> {
     pub adapters: AdapterSet,
 }
 
-impl App {
+impl Serving {
     /// The model that a request names, or one of its adapters, with the adapters that its field `lora` has in the place of that.
     ///
     /// # Errors
@@ -58,7 +60,7 @@ impl App {
         lora: Option<&[LoraScale]>,
     ) -> Result<AskedModel<'_>, ApiError> {
         let info = self.engine.model()?;
-        let of_name = match model {
+        let of_name = match model.map(|name| self.own_name(name)) {
             Some(name) if name != info.name => {
                 Some(named(info, name).ok_or_else(|| models::unknown(name, info))?)
             }
@@ -94,12 +96,13 @@ fn scaled(
 }
 
 /// The adapters that requests may name.
-#[utoipa::path(get, path = "/lora-adapters", tag = "llama.cpp", responses(
+#[utoipa::path(get, path = "/lora-adapters", tag = "llama.cpp", params(ModelQuery), responses(
     (status = 200, description = "The adapters.", body = Vec<LoraAdapter>),
-    (status = 401, description = "The API key is missing.", body = ErrorResponse),
-    (status = 503, description = "The model is being loaded.", body = ErrorResponse),
+    (status = "4XX", description = "There is no such model (404), or the API key is missing (401).", body = ErrorResponse),
+    (status = 503, description = "The model is not loaded.", body = ErrorResponse),
 ))]
-pub async fn list(State(app): State<Arc<App>>) -> Result<Json<Vec<LoraAdapter>>, ApiError> {
+pub async fn list(State(app): State<Arc<App>>, uri: Uri) -> Result<Json<Vec<LoraAdapter>>, ApiError> {
+    let app = ModelQuery::find(&app, &uri).await?;
     let adapters = (0..).zip(&app.engine.model()?.adapters).map(|(id, adapter)| LoraAdapter {
         id,
         name: adapter.name.clone(),

@@ -32,9 +32,11 @@ pub mod tools;
 
 use super::App;
 use super::answer::Answer;
-use super::engine_thread::{ModelInfo, SequenceRequest};
+use super::engine_handle::SequenceRequest;
 use super::error::{ApiError, TEMPLATE_FAILED};
 use super::grammar::Grammar;
+use super::models::Serving;
+use super::served_model::ModelInfo;
 use super::work::RequestPermit;
 use axum::Router;
 use axum::http::{StatusCode, Uri};
@@ -63,6 +65,8 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
         .route("/v1/embeddings", post(embeddings::embeddings))
         .route("/v1/rerank", post(rerank::rerank))
+        .route("/models/load", post(models::load))
+        .route("/models/unload", post(models::unload))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*model}", get(models::retrieve))
         .route("/tokenize", post(tokens::tokenize))
@@ -141,7 +145,7 @@ impl Stop {
     }
 }
 
-impl App {
+impl Serving {
     /// Makes a prompt's text and tokenises it, where that may take its time.
     ///
     /// # Errors
@@ -201,7 +205,7 @@ impl App {
             let message = format!("{param}: expected 1 to {max} answers to a request, found {choices}");
             return Err(ApiError::field(param, message));
         }
-        self.engine.reserve(choices)
+        self.permit(choices)
     }
 
     async fn submit(&self, permit: RequestPermit, choices: Vec<SequenceRequest>) -> Result<Answer, ApiError> {
@@ -212,7 +216,7 @@ impl App {
     fn model(&self, name: Option<&str>) -> Result<&ModelInfo, ApiError> {
         let model = self.engine.model()?;
         match name {
-            Some(name) if name != model.name => Err(models::unknown(name, model)),
+            Some(name) if self.own_name(name) != model.name => Err(models::unknown(name, model)),
             _ => Ok(model),
         }
     }

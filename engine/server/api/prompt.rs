@@ -1,8 +1,8 @@
 //! Prompts that no template makes: those of `/v1/completions`.
 
 use super::fim;
-use crate::App;
 use crate::error::ApiError;
+use crate::models::Serving;
 use crate::number::Whole;
 use crate::work::RequestPermit;
 use serde::Deserialize;
@@ -48,7 +48,7 @@ impl Prompt {
     /// 400 where a text is longer than the context, or the model does not fill in the middle.
     pub async fn encode(
         self,
-        app: &Arc<App>,
+        app: &Arc<Serving>,
         mut permit: RequestPermit,
         suffix: Option<String>,
     ) -> Result<(RequestPermit, Vec<Encoded>), ApiError> {
@@ -88,7 +88,7 @@ impl Prompt {
 }
 
 async fn encode(
-    app: &Arc<App>,
+    app: &Arc<Serving>,
     permit: RequestPermit,
     param: &'static str,
     text: String,
@@ -98,7 +98,7 @@ async fn encode(
 }
 
 /// The token that comes before a text, where the vocabulary has it so.
-fn bos(app: &App) -> Result<Option<u32>, ApiError> {
+fn bos(app: &Serving) -> Result<Option<u32>, ApiError> {
     let tokenizer = &app.engine.model()?.tokenizer;
     Ok(tokenizer.bos_token_id().filter(|_| tokenizer.adds_bos()))
 }
@@ -108,7 +108,7 @@ fn bos(app: &App) -> Result<Option<u32>, ApiError> {
 /// # Errors
 /// 400 where it is longer than the context.
 pub async fn plain(
-    app: &Arc<App>,
+    app: &Arc<Serving>,
     permit: RequestPermit,
     text: String,
 ) -> Result<(RequestPermit, Vec<u32>), ApiError> {

@@ -1,5 +1,6 @@
 //! `/props` and `/slots`: what front ends made for llama.cpp's server ask for, to be read only.
 
+use super::models::ModelQuery;
 use crate::App;
 use crate::error::{ApiError, ErrorResponse};
 use axum::Json;
@@ -76,12 +77,13 @@ pub(super) fn text_of(tokenizer: &Tokenizer, token: Option<u32>) -> String {
 }
 
 /// What the server is, as llama.cpp's says it.
-#[utoipa::path(get, path = "/props", tag = "llama.cpp", responses(
+#[utoipa::path(get, path = "/props", tag = "llama.cpp", params(ModelQuery), responses(
     (status = 200, description = "The properties.", body = Props),
-    (status = 401, description = "The API key is missing.", body = ErrorResponse),
-    (status = 503, description = "The model is being loaded.", body = ErrorResponse),
+    (status = "4XX", description = "There is no such model (404), or the API key is missing (401).", body = ErrorResponse),
+    (status = 503, description = "The model is not loaded.", body = ErrorResponse),
 ))]
-pub async fn props(State(app): State<Arc<App>>) -> Result<Json<Props>, ApiError> {
+pub async fn props(State(app): State<Arc<App>>, uri: Uri) -> Result<Json<Props>, ApiError> {
+    let app = ModelQuery::find(&app, &uri).await?;
     let model = app.engine.model()?;
     let default = SamplingParams::default();
     let params = DefaultParams {
@@ -110,16 +112,17 @@ pub async fn props(State(app): State<Arc<App>>) -> Result<Json<Props>, ApiError>
 
 /// Which of the sequences that run together are in use; with `fail_on_no_slot=1` whether one is free.
 #[utoipa::path(get, path = "/slots", tag = "llama.cpp",
-    params(("fail_on_no_slot" = Option<String>, Query, description = "With `1`, 503 where none is free.")),
+    params(ModelQuery, ("fail_on_no_slot" = Option<String>, Query, description = "With `1`, 503 where none is free.")),
     responses(
         (status = 200, description = "The slots.", body = Vec<Slot>),
-        (status = 401, description = "The API key is missing.", body = ErrorResponse),
-        (status = 503, description = "The model is being loaded, or no slot is free.", body = ErrorResponse),
+        (status = "4XX", description = "There is no such model (404), or the API key is missing (401).", body = ErrorResponse),
+        (status = 503, description = "The model is not loaded, or no slot is free.", body = ErrorResponse),
     )
 )]
 pub async fn slots(State(app): State<Arc<App>>, uri: Uri) -> Result<Json<Vec<Slot>>, ApiError> {
+    let app = ModelQuery::find(&app, &uri).await?;
     let n_ctx = app.engine.model()?.max_model_len;
-    let (count, running) = (app.config.max_num_sequences, app.metrics.running());
+    let (count, running) = (app.config.max_num_sequences, app.engine.load().running);
     let mut query = uri.query().unwrap_or_default().split('&');
     if running >= count && query.any(|pair| pair == "fail_on_no_slot=1") {
         let message = format!("all {count} sequences that run together are in use; try again");

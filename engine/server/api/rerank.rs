@@ -84,6 +84,7 @@ pub async fn rerank(
     State(app): State<Arc<App>>,
     JsonBody(request): JsonBody<RerankRequest>,
 ) -> Result<Json<RerankResponse>, ApiError> {
+    let app = app.serving(request.model.as_deref()).await?;
     let info = app.model(request.model.as_deref())?;
     let (model, pooler) = (info.name.clone(), pooler(info)?);
     let count = request.documents.len();
@@ -92,7 +93,7 @@ pub async fn rerank(
         return Err(ApiError::field("documents", message));
     }
     let documents: Vec<String> = request.documents.into_iter().map(Document::text).collect();
-    let permit = app.engine.reserve(1)?;
+    let permit = app.permit(1)?;
     // The query is in each.
     let pairs = documents.iter().map(|document| Ok(pooler.pair(&request.query, document)?));
     let (permit, texts) = encoded(&app, permit, "documents", pairs, |ids| ids).await?;

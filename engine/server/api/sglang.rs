@@ -41,6 +41,7 @@ pub struct Load {
     (status = 503, description = "The model is being loaded.", body = ErrorResponse),
 ))]
 pub async fn server_info(State(app): State<Arc<App>>) -> Result<Json<ServerInfo>, ApiError> {
+    let app = app.looking(None).await?;
     let model = app.engine.model()?;
     Ok(Json(ServerInfo {
         served_model_name: model.name.clone(),
@@ -57,8 +58,9 @@ pub async fn server_info(State(app): State<Arc<App>>) -> Result<Json<ServerInfo>
     (status = 503, description = "The model is being loaded.", body = ErrorResponse),
 ))]
 pub async fn get_load(State(app): State<Arc<App>>) -> Result<Json<Vec<Load>>, ApiError> {
+    let app = app.looking(None).await?;
     app.engine.model()?;
-    let (waiting, running) = (app.metrics.waiting(), app.metrics.running());
-    let num_tokens = app.metrics.used_pages() * PAGE_SIZE;
+    let load = app.engine.load();
+    let (waiting, running, num_tokens) = (load.waiting, load.running, load.used_pages * PAGE_SIZE);
     Ok(Json(vec![Load { dp_rank: 0, num_reqs: waiting + running, num_waiting_reqs: waiting, num_tokens }]))
 }

@@ -1,5 +1,6 @@
 //! `/tokenize`, `/detokenize` and `/tokenizer_info`.
 
+use super::models::ModelQuery;
 use super::{fields, props};
 use crate::body::JsonBody;
 use crate::error::{ApiError, ErrorResponse};
@@ -8,6 +9,7 @@ use crate::metrics::Rejection;
 use crate::{App, number};
 use axum::Json;
 use axum::extract::State;
+use axum::http::Uri;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use utoipa::ToSchema;
@@ -27,6 +29,8 @@ pub struct TokenizeRequest {
     add_special_tokens: Option<bool>,
     /// Whether the names of special tokens become those tokens. [default: true]
     parse_special: Option<bool>,
+    /// Whose tokens they are. [default: the only model's, or that of the one that was loaded last]
+    model: Option<String>,
 }
 
 /// The tokens of a text.
@@ -52,6 +56,8 @@ pub struct DetokenizeRequest {
     tokens: Option<Vec<u32>>,
     /// Whether special tokens are left out. [default: false]
     skip_special: Option<bool>,
+    /// Whose tokens they are. [default: the only model's, or that of the one that was loaded last]
+    model: Option<String>,
 }
 
 /// The text of tokens.
@@ -98,7 +104,8 @@ pub async fn tokenize(
     State(app): State<Arc<App>>,
     JsonBody(request): JsonBody<TokenizeRequest>,
 ) -> Result<Json<TokenizeResponse>, ApiError> {
-    app.engine.model()?;
+    let app = app.serving(request.model.as_deref()).await?;
+    app.asked(request.model.as_deref(), None)?;
     let permit = app.work.reserve().inspect_err(|_| app.metrics.rejected(Rejection::QueueFull))?;
     let of_thread = Arc::clone(&app);
     let parse_special = request.parse_special.unwrap_or(true);
@@ -130,20 +137,23 @@ pub async fn detokenize(
     State(app): State<Arc<App>>,
     JsonBody(request): JsonBody<DetokenizeRequest>,
 ) -> Result<Json<DetokenizeResponse>, ApiError> {
+    let app = app.serving(request.model.as_deref()).await?;
+    let info = app.asked(request.model.as_deref(), None)?.info;
     let (ids, is_tokens) = one_of(["ids", "tokens"], [request.ids, request.tokens])?;
-    let text = app.engine.model()?.tokenizer.decode(&ids, request.skip_special.unwrap_or(false));
+    let text = info.tokenizer.decode(&ids, request.skip_special.unwrap_or(false));
     let field = if is_tokens { "tokens" } else { "ids" };
     let text = text.map_err(|error| ApiError::field(field, format!("{field}: {error}")))?;
     Ok(Json(DetokenizeResponse { prompt: is_tokens.then(|| text.clone()), text }))
 }
 
 /// What programs that measure models ask of a tokenizer, as vLLM's server says it.
-#[utoipa::path(get, path = "/tokenizer_info", tag = "vLLM", responses(
+#[utoipa::path(get, path = "/tokenizer_info", tag = "vLLM", params(ModelQuery), responses(
     (status = 200, description = "Special tokens and the template.", body = TokenizerInfo),
-    (status = 401, description = "The API key is missing.", body = ErrorResponse),
-    (status = 503, description = "The model is being loaded.", body = ErrorResponse),
+    (status = "4XX", description = "There is no such model (404), or the API key is missing (401).", body = ErrorResponse),
+    (status = 503, description = "The model is not loaded.", body = ErrorResponse),
 ))]
-pub async fn tokenizer_info(State(app): State<Arc<App>>) -> Result<Json<TokenizerInfo>, ApiError> {
+pub async fn tokenizer_info(State(app): State<Arc<App>>, uri: Uri) -> Result<Json<TokenizerInfo>, ApiError> {
+    let app = ModelQuery::find(&app, &uri).await?;
     let model = app.engine.model()?;
     let tokenizer = &model.tokenizer;
     let text = |token: Option<u32>| token.map(|token| props::text_of(tokenizer, Some(token)));

@@ -14,7 +14,7 @@ const MAX_FILE = 1 << 20;
 let current = null;
 /** The answer that is being made: its conversation, view and how it is ended; null where none is. */
 let running = null;
-/** The model, as `/v1/models` has it; null where none answers. */
+/** The model that is asked, as `/v1/models` has it; null where none answers. */
 let model = null;
 
 const settings = new Settings($("controls"), () => {
@@ -123,6 +123,7 @@ function ask(conversation, turns) {
   conversation.updated = Date.now();
   const system = settings.system ? [{ role: "system", content: settings.system }] : [];
   const body = { messages: [...system, ...store.messages(turns)], ...fields };
+  if (!$("models").hidden) body.model = model.id;
   const turn = { role: "assistant", content: "" };
   running = { conversation, view: viewOf(turn), controller: new AbortController() };
   setRunning(true);
@@ -171,7 +172,7 @@ async function finish(body, turn, before) {
   if (conversation.turns.length) keep(conversation);
   else store.remove(conversation.id);
   drawAll();
-  if (wrong) showModel();
+  if (wrong || !model?.device) showModel();
   $("message").focus();
 }
 
@@ -238,10 +239,28 @@ function invitation() {
   return isHaiku() ? "Ask for a haiku about anything, with any word." : `Ask ${model.id} anything.`;
 }
 
+/** What is said of a model that is not loaded. */
+const STATES = { unloaded: "not loaded: the first message loads it", loading: "being loaded" };
+
+/** Lets one of several be chosen. The one that was chosen stays as long as it is there. */
+function offer(all) {
+  if (!all.length) throw new Error("there is no model in the server's folder");
+  const chosen = store.recall("model");
+  model = all.find(({ id }) => id === chosen) ?? all.find(({ status }) => status?.value === "loaded") ?? all[0];
+  const select = $("models");
+  select.hidden = all.length < 2;
+  const names = all.map(({ id }) => id);
+  // A list that somebody may be looking at is left as it is.
+  if (names.join("\n") !== [...select.options].map(({ value }) => value).join("\n")) select.replaceChildren(...names.map((id) => new Option(id)));
+  select.value = model.id;
+}
+
 /** Says what to ask this model for; the one that the program carries knows haiku alone. */
 function introduce() {
   document.title = `${model.id} · qernel`;
-  $("model").textContent = `${model.id} · ${model.device} · ${model.max_model_len} tokens`;
+  const name = $("models").hidden ? [model.id] : [];
+  const facts = model.device ? [model.device, `${model.max_model_len} tokens`] : [model.status?.reason ?? STATES[model.status?.value]];
+  $("model").textContent = [...name, ...facts].join(" · ");
   $("message").placeholder = isHaiku() ? "Write a haiku about the sea with the word forty-two" : `Message to ${model.id}`;
   if ($("empty")) $("empty").textContent = invitation();
 }
@@ -256,7 +275,7 @@ async function showModel() {
   try {
     const response = await fetch("v1/models", { cache: "no-store" });
     if (!response.ok) throw new Error(await fault(response));
-    model = (await response.json()).data[0];
+    offer((await response.json()).data);
     introduce();
     // What was refused meanwhile can be asked now.
     if (!isReady && !running) say("");
@@ -295,6 +314,10 @@ $("menu").addEventListener("click", () => {
 });
 $("page").addEventListener("click", (event) => {
   if (!$("menu").contains(event.target)) closeMenu();
+});
+$("models").addEventListener("change", () => {
+  store.remember("model", $("models").value);
+  showModel();
 });
 $("theme").addEventListener("change", () => {
   setTheme($("theme").value);

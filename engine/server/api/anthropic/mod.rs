@@ -44,6 +44,7 @@ pub async fn messages(State(app): State<Arc<App>>, body: Body) -> Result<Respons
 }
 
 async fn answer(app: Arc<App>, mut request: MessagesRequest) -> Result<Response, ApiError> {
+    let app = app.serving(request.model.as_deref()).await?;
     let asked = app.asked(request.model.as_deref(), request.lora.as_deref())?;
     let stream = request.stream.unwrap_or(false);
     let stop = request.stops()?;
@@ -110,6 +111,7 @@ pub async fn count_tokens(
     body: Body,
 ) -> Result<Json<TokenCount>, AnthropicError> {
     let request = body?.0;
+    let app = app.serving(request.model.as_deref()).await?;
     let asked = app.asked(request.model.as_deref(), request.lora.as_deref())?;
     // What an answer would be refused for is refused here too.
     let drawing = request.drawing(&asked)?;

@@ -41,6 +41,7 @@ pub async fn create(
     State(app): State<Arc<App>>,
     JsonBody(mut request): JsonBody<ResponsesRequest>,
 ) -> Result<Response, ApiError> {
+    let app = app.serving(request.model.as_deref()).await?;
     let asked = app.asked(request.model.as_deref(), request.lora.as_deref())?;
     check_user("user", request.user.as_deref())?;
     let drawing = request.drawing(&asked)?;
@@ -77,7 +78,8 @@ pub async fn create(
     let permit = app.reserve("n", 1)?;
     let mut asked = conversation.ask(&app, permit, making).await?;
     log_user(request.user.as_deref());
-    let mut answering = Answering::new(app, response, asked.parsers.remove(0), tokenizer, turns);
+    let mut answering =
+        Answering::new(Arc::clone(&app.app), response, asked.parsers.remove(0), tokenizer, turns);
     if stream {
         return Ok(sse::respond(asked.answer, answering));
     }
