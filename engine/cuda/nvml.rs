@@ -140,9 +140,8 @@ impl Drop for Nvml {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
-    #![cfg(target_os = "linux")]
 
     use super::*;
     use std::process::Command;

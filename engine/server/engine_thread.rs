@@ -284,20 +284,19 @@ impl Delivery {
         } else {
             Update::Event(active.choice, event)
         };
-        let start = active.start;
+        if let Some((reason, timings)) = finished {
+            metrics.finished(reason, &timings, at - active.start);
+        }
         // A closed channel is seen before the next step.
         let sent = if finished.is_some() || too_slow {
             let updates = active.updates.clone();
-            // Whoever hears the last word may count on it that nothing is held any more.
+            // Whoever hears the last word may count on it that nothing is held any more, and that the answer was counted.
             self.active.remove(&id);
             updates.try_send(update)
         } else {
             active.updates.try_send(update)
         };
         debug_assert!(!matches!(sent, Err(TrySendError::Full(_))), "there is room for the last word");
-        if let Some((reason, timings)) = finished {
-            metrics.finished(reason, &timings, at - start);
-        }
     }
 }
 

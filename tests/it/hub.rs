@@ -87,15 +87,26 @@ fn other_commands_take_a_name_for_a_file() {
     let (answer_of_file, _) = fixture.run(&[&answer[..], &["-m", path.to_str().unwrap()]].concat());
     assert_eq!(answer_of_name, answer_of_file);
 
-    // A name comes before the variable, and before a path.
+    // A name comes before the variable, and not beside a path; what the command line says comes before a file.
     let inspect = |arguments: &[&str]| {
         let mut command = fixture.qernel(&[&["inspect", "--json"], arguments].concat());
         text(&json(command.env("QERNEL_MODEL", "absent.gguf"))["file"]).to_owned()
     };
     assert!(inspect(&["-hf", REPO]).ends_with("/tiny-q8_0.gguf"));
-    assert!(
-        inspect(&["-m", "absent.gguf", "-hfr", REPO, "-hff", "tiny-F16.gguf"]).ends_with("/tiny-F16.gguf")
-    );
+    assert!(inspect(&["-hfr", REPO, "-hff", "tiny-F16.gguf"]).ends_with("/tiny-F16.gguf"));
+    let both = fixture.qernel(&["inspect", "-m", "absent.gguf", "-hf", REPO]).assert().code(2);
+    assert!(String::from_utf8_lossy(&both.get_output().stderr).contains("cannot be used with"));
+    let settings = fixture.home.path().join("qernel.toml");
+    fs::write(&settings, "[model]\nhf-repo = \"Owner/Other\"\n").unwrap();
+    let (named, _) = fixture.run(&[
+        "--config",
+        settings.to_str().unwrap(),
+        "inspect",
+        "--json",
+        "-m",
+        path.to_str().unwrap(),
+    ]);
+    assert!(named.contains("tiny-q8_0.gguf"), "{named}");
 
     // What a command makes does not replace a model of the cache.
     let over = path.to_str().unwrap();

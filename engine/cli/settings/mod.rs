@@ -16,7 +16,8 @@ pub use values::{is_switch, of_file};
 
 use super::Cli;
 use crate::error::Result;
-use clap::error::ErrorKind;
+use clap::builder::Resettable;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches, value_parser};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -27,7 +28,7 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// As [`Sources::read`] and [`Sources::in_force`].
 pub fn parse(args: &[OsString]) -> Result<Cli> {
-    let command = with_switch_values(Cli::command(), args);
+    let command = command_for(args);
     let matches = match command.try_get_matches_from(args) {
         // As it usually is: the arguments are all that there is, and nothing more is looked at.
         Ok(matches) if !layers::is_anything_said(named_file(&matches)) => matches,
@@ -41,7 +42,7 @@ pub fn parse(args: &[OsString]) -> Result<Cli> {
 /// # Errors
 /// As [`parse`].
 pub fn resolve(args: &[OsString]) -> Result<InForce> {
-    let command = with_switch_values(Cli::command(), args);
+    let command = command_for(args);
     // What is wrong with the arguments alone, or help, is told without a look at the file.
     let given = matches(&command, args);
     Sources::read(&command, named_file(&given))?.in_force(command, &given)
@@ -70,6 +71,34 @@ fn innermost(matches: &ArgMatches) -> (Vec<String>, &ArgMatches) {
         matches = of_subcommand;
     }
     (path, matches)
+}
+
+/// The command line that `args` are parsed by.
+fn command_for(args: &[OsString]) -> Command {
+    let command = with_switch_values(Cli::command(), args);
+    match command.clone().try_get_matches_from(args) {
+        Err(error) if error.kind() == ErrorKind::ArgumentConflict => without_variables(command, &error),
+        _ => command,
+    }
+}
+
+/// Lets the arguments come before variables of options that they exclude (`-hf` before `QERNEL_MODEL`): those that `error` names have
+/// none. Where both are arguments the error stays.
+fn without_variables(command: Command, error: &clap::Error) -> Command {
+    let named: Vec<&String> = [ContextKind::InvalidArg, ContextKind::PriorArg]
+        .into_iter()
+        .flat_map(|kind| match error.get(kind) {
+            Some(ContextValue::String(name)) => std::slice::from_ref(name).iter(),
+            Some(ContextValue::Strings(names)) => names.iter(),
+            _ => [].iter(),
+        })
+        .collect();
+    // As in the message: `--model <PATH>`.
+    let is_named = |arg: &Arg| {
+        let long = arg.get_long().unwrap_or_default();
+        named.iter().any(|name| name.split([' ', '=']).next() == Some(&format!("--{long}")))
+    };
+    each_arg(command, &|arg| if is_named(&arg) { arg.env(Resettable::Reset) } else { arg })
 }
 
 /// The command after changing each of its options and those of all its subcommands.
