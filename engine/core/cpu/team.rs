@@ -9,7 +9,7 @@ use std::any::Any;
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::{AtomicUsize, fence};
+use std::sync::atomic::{AtomicBool, AtomicUsize, fence};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 use std::{hint, thread};
@@ -28,11 +28,11 @@ pub(super) fn for_each(count: usize, task: impl Fn(usize) + Sync) {
     if count <= 1 || rayon::current_num_threads() == 1 {
         return (0..count).for_each(task);
     }
-    let lead = match LEAD.try_lock() {
-        _ if rayon::current_thread_index().is_some() => None,
-        Ok(lead) => Some(lead),
-        Err(TryLockError::Poisoned(error)) => Some(error.into_inner()),
-        Err(TryLockError::WouldBlock) => None,
+    let is_of_rayon = rayon::current_thread_index().is_some();
+    let lead = match (!is_of_rayon).then(|| LEAD.try_lock()) {
+        Some(Ok(lead)) => Some(lead),
+        Some(Err(TryLockError::Poisoned(error))) => Some(error.into_inner()),
+        Some(Err(TryLockError::WouldBlock)) | None => None,
     };
     match lead {
         Some(_lead) if num_helpers() > 0 => TEAM.run(count, &task),
@@ -73,11 +73,11 @@ pub(super) fn for_each_of<T: Send>(tasks: Vec<T>, at_once: usize, run: impl Fn(T
 static LEAD: Mutex<()> = Mutex::new(());
 
 static TEAM: Team = Team {
-    open: Line(AtomicUsize::new(0)),
+    is_open: Line(AtomicBool::new(false)),
+    count: AtomicUsize::new(0),
     next: Line(AtomicUsize::new(0)),
     inside: Line(AtomicUsize::new(0)),
     shared_loop: UnsafeCell::new(Loop { task: std::ptr::null(), call: nothing, count: 0 }),
-    loops: AtomicUsize::new(0),
     sleepers: AtomicUsize::new(0),
     bed: Mutex::new(()),
     woken: Condvar::new(),
@@ -110,16 +110,16 @@ struct Loop {
 unsafe fn nothing(_: *const (), _: usize) {}
 
 struct Team {
-    /// The number of the loop that helpers may enter; 0 for none.
-    open: Line<AtomicUsize>,
-    /// The next task of the loop.
+    /// Whether there is a loop that helpers may enter.
+    is_open: Line<AtomicBool>,
+    /// Its tasks, for those who are not inside.
+    count: AtomicUsize,
+    /// The next of them.
     next: Line<AtomicUsize>,
     /// Helpers that may be reading `shared_loop`.
     inside: Line<AtomicUsize>,
     /// Written by the leader while none is open and nobody inside.
     shared_loop: UnsafeCell<Loop>,
-    /// Loops so far.
-    loops: AtomicUsize,
     sleepers: AtomicUsize,
     bed: Mutex<()>,
     woken: Condvar,
@@ -145,21 +145,25 @@ impl Team {
         struct End<'a>(&'a Team);
         impl Drop for End<'_> {
             fn drop(&mut self) {
-                self.0.open.0.store(0, SeqCst);
+                self.0.is_open.0.store(false, SeqCst);
                 let mut wait = Wait::new();
                 while self.0.inside.0.load(SeqCst) > 0 {
                     wait.turn();
                 }
                 fence(Acquire);
+                if thread::panicking() {
+                    // One is enough, and the next loop has nothing to do with either.
+                    *locked(&self.0.panic) = None;
+                }
             }
         }
         let this = Loop { task: (&raw const *task).cast(), call: call::<F>, count };
         // SAFETY: the last loop was ended: none is open, and nobody is inside.
         unsafe { *self.shared_loop.get() = this };
+        self.count.store(count, Relaxed);
         self.next.0.store(0, Relaxed);
-        let number = self.loops.fetch_add(1, Relaxed).wrapping_add(1).max(1);
         let end = End(self);
-        self.open.0.store(number, SeqCst);
+        self.is_open.0.store(true, SeqCst);
         if self.sleepers.load(SeqCst) > 0 {
             let _bed = locked(&self.bed);
             self.woken.notify_all();
@@ -181,14 +185,11 @@ impl Team {
 
     /// A helper's life.
     fn help(&self) {
-        let mut last = 0;
         loop {
-            self.wait_for_loop(last);
+            self.wait_for_loop();
             self.inside.0.fetch_add(1, SeqCst);
             // The leader sees who is inside, or who is inside sees that it was ended.
-            let number = self.open.0.load(SeqCst);
-            if number != 0 {
-                last = number;
+            if self.is_open.0.load(SeqCst) {
                 // SAFETY: it is open, and its leader waits until nobody is inside.
                 let Loop { task, call, count } = unsafe { *self.shared_loop.get() };
                 let work = || {
@@ -207,17 +208,18 @@ impl Team {
         }
     }
 
-    /// Returns when a loop other than `last` may be open.
-    fn wait_for_loop(&self, last: usize) {
-        let is_new = |number: usize| number != 0 && number != last;
+    /// Returns when a loop may be open that has tasks nobody has.
+    fn wait_for_loop(&self) {
+        let has_tasks =
+            || self.is_open.0.load(SeqCst) && self.next.0.load(Relaxed) < self.count.load(Relaxed);
         let mut wait = Wait::new();
-        while !is_new(self.open.0.load(Relaxed)) {
+        while !has_tasks() {
             if wait.turn() < STAY_AWAKE {
                 continue;
             }
             let mut bed = locked(&self.bed);
             self.sleepers.fetch_add(1, SeqCst);
-            while !is_new(self.open.0.load(SeqCst)) {
+            while !has_tasks() {
                 bed = self.woken.wait(bed).unwrap_or_else(PoisonError::into_inner);
             }
             self.sleepers.fetch_sub(1, SeqCst);
@@ -309,6 +311,18 @@ mod tests {
             });
             assert_eq!(sum.into_inner(), 4950);
         }
+    }
+
+    #[test]
+    fn panics_of_all_threads_are_one() {
+        let panic = catch_unwind(|| {
+            for_each(1000, |_| {
+                thread::sleep(Duration::from_micros(20));
+                panic!("all of them");
+            });
+        });
+        assert!(panic.is_err());
+        for_each(1000, |_| ());
     }
 
     #[test]
