@@ -201,6 +201,17 @@ impl Grouped {
         (32 / self.bits) as usize
     }
 
+    /// The code at a place of a word.
+    fn code(&self, word: u32, place: usize) -> u8 {
+        let mask = ((1_u32 << self.bits) - 1) as u8;
+        (word >> (place as u32 * self.bits)) as u8 & mask
+    }
+
+    /// Columns of a group, where they are neighbours.
+    fn cols_of_group(&self) -> usize {
+        self.cols / self.groups.max(1)
+    }
+
     /// Products must be numbers of 16 bits.
     fn check_scales(&self) -> Result<(), String> {
         let largest = f16::MAX.to_f32() / (1_u32 << self.bits) as f32;
@@ -240,7 +251,7 @@ impl Grouped {
     }
 
     fn set_groups(&mut self, group_of_col: Option<Stored>) -> Result<(), String> {
-        let of_group = self.cols / self.groups.max(1);
+        let of_group = self.cols_of_group();
         let is_even = of_group * self.groups == self.cols;
         if let Some(stored) = group_of_col {
             expect(&stored, "groups of columns", "I32", &[self.cols])?;
@@ -272,12 +283,12 @@ impl Grouped {
 
     fn zero(&self, row: usize, group: usize) -> u8 {
         let Some(zeros) = &self.zeros else { return self.middle() };
-        let (n, mask) = (self.codes_of_word(), ((1_u32 << self.bits) - 1) as u8);
-        let at = |word: u32, place: usize| (word >> (place as u32 * self.bits)) as u8 & mask;
+        let n = self.codes_of_word();
+        let at = |word: u32, place: usize| self.code(word, place);
         match self.layout {
             Layout::Gptq { is_one_less, .. } => {
                 let zero = at(word(zeros, group * (self.rows / n) + row / n), row % n);
-                zero.wrapping_add(u8::from(is_one_less)) & mask
+                self.code(u32::from(zero.wrapping_add(u8::from(is_one_less))), 0)
             }
             Layout::Awq => at(word(zeros, group * (self.rows / n) + row / n), AWQ_PLACES[row % n]),
             Layout::Packed { .. } => at(word(zeros, row / n * self.groups + group), row % n),
@@ -298,14 +309,14 @@ impl Grouped {
 
     /// The codes of a row, none with a sign.
     fn codes<'a>(&self, row: usize, held: &'a mut Held) -> &'a [u8] {
-        let (n, cols, mask) = (self.codes_of_word(), self.cols, ((1_u32 << self.bits) - 1) as u8);
+        let (n, cols) = (self.codes_of_word(), self.cols);
         let rows_of_word = if self.layout == Layout::Awq { n } else { 1 };
         let first = row - row % rows_of_word;
         if held.first != Some(first) {
             held.first = Some(first);
             held.codes.resize(rows_of_word * cols, 0);
             let out = &mut held.codes[..];
-            let code = |word: u32, place: usize| (word >> (place as u32 * self.bits)) as u8 & mask;
+            let code = |word: u32, place: usize| self.code(word, place);
             match self.layout {
                 Layout::Gptq { .. } | Layout::Packed { .. } => {
                     for (i, out) in out.chunks_exact_mut(n).enumerate() {
@@ -334,7 +345,7 @@ impl Grouped {
 
     /// The format that holds the values; blocks where groups are whole ones.
     pub(super) fn format(&self) -> MatrixFormat {
-        let of_group = self.cols / self.groups.max(1);
+        let of_group = self.cols_of_group();
         let is_in_blocks = self.group_of_col.is_none() && of_group.is_multiple_of(BLOCK);
         match (self.bits, &self.zeros) {
             (4, None) if is_in_blocks => MatrixFormat::Q4_0,
@@ -346,7 +357,7 @@ impl Grouped {
 
     /// Writes the values of a row.
     pub(super) fn values(&self, row: usize, held: &mut Held, values: &mut [f32]) {
-        let of_group = (self.cols / self.groups.max(1)).max(1);
+        let of_group = self.cols_of_group().max(1);
         let groups: Vec<_> = (0..self.groups)
             .map(|group| (self.scale(row, group), i16::from(self.zero(row, group))))
             .collect();
@@ -359,7 +370,7 @@ impl Grouped {
 
     /// Writes the blocks of a row in [`Grouped::format`], or in Q5_0 where that is Q4_0.
     pub(super) fn blocks(&self, row: usize, held: &mut Held, format: MatrixFormat, out: &mut [u8]) {
-        let of_group = self.cols / self.groups;
+        let of_group = self.cols_of_group();
         let codes = self.codes(row, held);
         let blocks = out.chunks_exact_mut(format.block_bytes()).zip(codes.as_chunks::<BLOCK>().0);
         for (b, (block, codes)) in blocks.enumerate() {
