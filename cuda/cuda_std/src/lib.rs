@@ -72,6 +72,7 @@ pub mod prelude;
 pub mod shared;
 pub mod thread;
 pub mod warp;
+pub mod wgmma;
 
 /// The primitives that the modules above are made of: instructions on the device, emulation on the host.
 #[cfg_attr(target_arch = "nvptx64", path = "nvptx/mod.rs")]

@@ -21,6 +21,7 @@ use super::mbarrier::Counter;
 use super::messages::Message;
 use super::order::Knowledge;
 use super::panics;
+use super::proxy::GRANULE;
 use super::random::Random;
 use super::report::Defect;
 use super::shadow::Shadow;
@@ -28,6 +29,7 @@ use super::shared::{SHARED_ROOM, SharedRange};
 use super::site::SiteCache;
 use super::thread::{self, Place, Status, Thread};
 use super::warp::Exchange;
+use super::wgmma::{Issued, Products};
 
 /// Stack of an emulated thread: enough for a panic message with a backtrace. Pages never touched take no memory.
 const STACK_BYTES: usize = 256 * 1024;
@@ -103,6 +105,11 @@ pub struct Block {
 
     pub memory: Box<[Cell<u128>]>,
     pub shared_shadow: Shadow,
+    /// Who wrote which 16 bytes of shared memory last by ordinary stores; see [`super::proxy`].
+    pub stores: Box<[Cell<u64>]>,
+    /// What each warp multiplies, and what each warpgroup has issued.
+    pub products: Vec<RefCell<Products>>,
+    pub issued: Vec<RefCell<Issued>>,
     pub ranges: RefCell<Vec<SharedRange>>,
     /// End of the last range.
     pub shared_end: Cell<u32>,
@@ -161,6 +168,9 @@ impl Block {
             messages: RefCell::default(),
             memory: (0..SHARED_ROOM / 16).map(|_| Cell::new(0)).collect(),
             shared_shadow: Shadow::new(SHARED_ROOM),
+            stores: (0..SHARED_ROOM / GRANULE).map(|_| Cell::new(0)).collect(),
+            products: (0..size.div_ceil(32)).map(|_| RefCell::default()).collect(),
+            issued: (0..size / 128).map(|_| RefCell::default()).collect(),
             ranges: RefCell::default(),
             shared_end: Cell::new(0),
             shared_bytes: Cell::new(0),
@@ -213,6 +223,12 @@ impl Block {
             let here = (self.size.get() - 32 * warp as u32).min(32);
             ended.set(!(u32::MAX >> (32 - here)));
         }
+        for products in &self.products {
+            products.take();
+        }
+        for issued in &self.issued {
+            issued.take();
+        }
         self.counters.borrow_mut().clear();
         self.events.borrow_mut().clear();
         self.messages.borrow_mut().clear();
@@ -233,6 +249,8 @@ impl Block {
             thread.place.set(None);
             thread.last_atomic.set((0, 0, 0));
             thread.copies.borrow_mut().clear();
+            thread.operands.set(None);
+            thread.fences.set(0);
         }
     }
 

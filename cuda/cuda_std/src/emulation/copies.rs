@@ -109,14 +109,20 @@ impl Thread {
         let mut copies = self.copies.borrow_mut();
         while copies.groups.len() > pending.unwrap_or(0) {
             for copy in copies.groups.pop_front().into_iter().flatten() {
-                self.block().land(&copy, self.stamp.get());
+                self.land(&copy);
             }
         }
         if pending.is_none() {
             for copy in core::mem::take(&mut copies.open) {
-                self.block().land(&copy, self.stamp.get());
+                self.land(&copy);
             }
         }
+    }
+
+    /// Finishes a `cp.async` that this thread waited for.
+    fn land(&self, copy: &Copy) {
+        self.block().land(copy, self.stamp.get());
+        self.note_store(copy.to, copy.bytes);
     }
 
     /// `cp.async.mbarrier.arrive.noinc`.
@@ -137,6 +143,7 @@ impl Thread {
     pub fn bulk_copy(&self, to: u32, from: u64, bytes: u32, counter: usize, place: Place) {
         self.check_bulk(bytes, place);
         let copy = self.new_copy(to, from, bytes as usize, bytes as usize, 16, place);
+        self.note_bulk_store(copy.to, copy.bytes);
         copy.stamp.set(Some(self.stamp.get()));
         let told = Arc::new(self.knowledge());
         self.tick();
@@ -155,6 +162,7 @@ impl Thread {
         self.check_bulk(bytes, place);
         let (to, from, bytes) = (to as usize, from.wrapping_sub(SHARED_BASE) as usize, bytes as usize);
         self.observe_shared::<READ>(from, bytes, 16, place);
+        self.check_fences(from, bytes, place);
         self.observe::<WRITE>(to, bytes, 16, place);
         self.copies.borrow_mut().open_stores.push(Store { to, from, bytes, place, data: None });
     }

@@ -45,7 +45,8 @@
 //!   are marked neither `#[device]` nor `#[kernel]`; in `macro_rules!` themselves.
 //! - Indices out of bounds inside one buffer, such as a row too long in a matrix that is not the last.
 //! - Loops that wait with plain loads: they never end. Wait with `atomic` or `read_volatile`.
-//! - The generic and asynchronous proxies are one: a missing `fence_proxy_async` goes unnoticed.
+//! - A missing `fence_proxy_async` between a bulk copy's writes and ordinary ones; before a bulk store or `wgmma` reads what ordinary stores wrote it is
+//!   seen.
 //! - Sums of products are fused on the device where Rust does not ask for it (`a * b + c`), and here only where it
 //!   does (`mul_add`). `std`'s functions (`exp`, `sin`, …) hide [`GpuFloat`](crate::float::GpuFloat)'s
 //!   of the same name; both keep the bounds that are stated there.
@@ -70,6 +71,7 @@ mod messages;
 pub mod observe;
 mod order;
 mod panics;
+mod proxy;
 mod random;
 mod report;
 mod shadow;
@@ -78,6 +80,7 @@ mod site;
 mod tensor;
 mod thread;
 mod warp;
+mod wgmma;
 
 pub(crate) use barrier::Reduction;
 pub(crate) use mbarrier::offset as counter_offset;
@@ -91,6 +94,7 @@ pub use tensor::{BLOCK_PRODUCTS, EXTRA_BITS};
 pub use tensor::{Format, HOPPER, Model, multiply};
 pub(crate) use thread::{Place, Thread, current, current_or_none};
 pub(crate) use warp::{Operation, Reduce, Shuffle};
+pub(crate) use wgmma::Factors;
 
 use crate::launch::{Kernel, LaunchConfig, Launcher};
 use shadow::Shadow;

@@ -25,6 +25,10 @@ pub enum Defect {
     Misaligned,
     /// The destination of an asynchronous copy was touched before the copy was waited for.
     UnfinishedCopy,
+    /// Sums of a `wgmma` were touched before they were waited for.
+    UnfinishedProduct,
+    /// What the asynchronous proxy reads (a bulk copy, `wgmma`) was written by ordinary stores without a `fence_proxy_async`.
+    UnfencedProxy,
     /// A number was beyond the range of the format that it was rounded to, where [`Options::range`](super::Options::range) asks.
     OutOfRange,
     /// An `mbarrier` was used against its rules.
@@ -37,7 +41,7 @@ pub enum Defect {
 
 impl Defect {
     /// Every kind.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Race,
         Self::DivergentBarrier,
         Self::AbsentLanes,
@@ -46,6 +50,8 @@ impl Defect {
         Self::OutOfBounds,
         Self::Misaligned,
         Self::UnfinishedCopy,
+        Self::UnfinishedProduct,
+        Self::UnfencedProxy,
         Self::OutOfRange,
         Self::BarrierMisuse,
         Self::Panic,
@@ -64,6 +70,8 @@ impl Defect {
             Self::OutOfBounds => "out-of-bounds",
             Self::Misaligned => "misaligned",
             Self::UnfinishedCopy => "unfinished-copy",
+            Self::UnfinishedProduct => "unfinished-product",
+            Self::UnfencedProxy => "unfenced-proxy",
             Self::OutOfRange => "out-of-range",
             Self::BarrierMisuse => "barrier-misuse",
             Self::Panic => "panic",

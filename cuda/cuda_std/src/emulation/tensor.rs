@@ -108,6 +108,19 @@ pub fn multiply_integers(depth: usize, words: &[[u32; 10]; 32]) -> [[u32; 4]; 32
     d
 }
 
+/// `sum` and the products of `a` and `b`, a block after the other.
+pub fn add_products(model: Model, format: Format, sum: f32, a: &[u16], b: &[u16]) -> f32 {
+    let mut products = [(0.0, 0.0); BLOCK_PRODUCTS];
+    let blocks = a.chunks(model.block_products).zip(b.chunks(model.block_products));
+    blocks.fold(sum, |sum, (a, b)| {
+        let products = &mut products[..a.len()];
+        for (product, (a, b)) in products.iter_mut().zip(a.iter().zip(b)) {
+            *product = (format.widen(*a), format.widen(*b));
+        }
+        add_block(model, sum, products)
+    })
+}
+
 /// The running sum and a block of products, added as the tensor cores do.
 fn add_block(model: Model, sum: f32, products: &[(f32, f32)]) -> f32 {
     // A product of two 11-bit significands fits f64 exactly, bf16's range included.

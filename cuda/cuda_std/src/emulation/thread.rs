@@ -16,6 +16,7 @@ use super::order::Knowledge;
 use super::report::Defect;
 use super::shadow::{self, CLOCK_SHIFT, Conflict, INITIALISED, PENDING, READ, THREAD_SHIFT, WRITE};
 use super::shared::SHARED_BASE;
+use super::wgmma::Operands;
 use crate::Bits;
 
 std::thread_local! {
@@ -70,6 +71,10 @@ pub struct Thread {
     /// Place, address and value of the last atomic access, to see that it spins.
     pub last_atomic: Cell<(usize, usize, u64)>,
     pub copies: RefCell<Copies>,
+    /// What it brings to an operation of its warpgroup.
+    pub operands: Cell<Option<Operands>>,
+    /// Fences between ordinary accesses and those of the asynchronous proxy.
+    pub fences: Cell<u32>,
 }
 
 /// The emulated thread that runs now.
@@ -117,6 +122,8 @@ impl Thread {
             result: Cell::new(0),
             last_atomic: Cell::new((0, 0, 0)),
             copies: RefCell::default(),
+            operands: Cell::new(None),
+            fences: Cell::new(0),
         }
     }
 
@@ -298,6 +305,9 @@ impl Thread {
         };
         if let Err((conflict, at)) = result {
             self.conflict(conflict, KIND, place, &block.describe_shared(at));
+        }
+        if KIND & WRITE != 0 {
+            self.note_store(offset, size);
         }
     }
 

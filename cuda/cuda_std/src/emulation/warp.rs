@@ -7,6 +7,7 @@ use super::order::Knowledge;
 use super::report::Defect;
 use super::tensor::{self, Format};
 use super::thread::{Place, Status, Thread};
+use super::wgmma::Factors;
 
 /// An operation of the lanes of a warp. Each lane hands over an array of words (`io`), in which it finds its
 /// result.
@@ -38,6 +39,12 @@ pub enum Operation {
     /// Likewise, of signed bytes.
     MmaIntegers {
         depth: u32,
+    },
+    /// `wgmma`; operands are in [`Thread::operands`].
+    Multiply(Factors),
+    /// `wgmma.wait_group`.
+    WaitForSums {
+        pending: usize,
     },
 }
 
@@ -215,6 +222,12 @@ impl Thread {
                 lanes().for_each(|lane| words[lane] = *io(lane));
                 let d = tensor::multiply_integers(depth as usize, &words);
                 lanes().for_each(|lane| io(lane)[..4].copy_from_slice(&d[lane]));
+            }
+            Operation::Multiply(factors) => self.issue_product(factors),
+            // The tiles were read for all lanes, and any of them may say so.
+            Operation::WaitForSums { pending } => {
+                self.finish_products(pending);
+                self.order_lanes(arrived);
             }
         }
         for lane in lanes() {

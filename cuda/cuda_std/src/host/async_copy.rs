@@ -60,8 +60,10 @@ pub fn bulk_wait_group_read<const PENDING: u32>() {
 
 pub unsafe fn bulk_prefetch_l2(_: u64, _: u32) {}
 
-/// Both proxies are one here.
-pub fn fence_proxy_async() {}
+pub fn fence_proxy_async() {
+    current().fence_proxy();
+}
 
-/// As [`fence_proxy_async`].
-pub fn fence_proxy_async_shared() {}
+pub fn fence_proxy_async_shared() {
+    current().fence_proxy();
+}

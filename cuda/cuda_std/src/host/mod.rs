@@ -12,6 +12,7 @@ pub mod math;
 pub mod mbarrier;
 pub mod memory;
 pub mod shared;
+pub mod wgmma;
 
 pub use lanes::*;
 pub use math::{

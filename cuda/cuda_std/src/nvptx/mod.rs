@@ -15,6 +15,7 @@ pub mod math;
 pub mod mbarrier;
 pub mod memory;
 pub mod shared;
+pub mod wgmma;
 
 pub use intrinsics::*;
 

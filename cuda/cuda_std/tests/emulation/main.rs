@@ -14,3 +14,4 @@ mod order;
 mod range;
 mod support;
 mod tf32;
+mod wgmma;

@@ -1,4 +1,4 @@
-//! Kernels of the tests of `cuda_std`. Those of `compare` run on a GPU and under emulation; of the others only the PTX is
+//! Kernels of the tests of `cuda_std`. Those of `compare` and `wgmma` run on a GPU and under emulation; of the others only the PTX is
 //! looked at.
 #![no_std]
 #![allow(
@@ -10,10 +10,14 @@
 mod compare;
 mod convergence;
 mod coverage;
+#[cfg(any(not(target_arch = "nvptx64"), target_feature = "sm_90a"))]
+mod wgmma;
 
 pub use compare::*;
 pub use convergence::*;
 pub use coverage::*;
+#[cfg(any(not(target_arch = "nvptx64"), target_feature = "sm_90a"))]
+pub use wgmma::*;
 
 /// This crate's PTX for sm_80.
 #[cfg(not(target_arch = "nvptx64"))]

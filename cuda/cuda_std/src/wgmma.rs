@@ -1,0 +1,117 @@
+//! Matrix products of a warpgroup on tensor cores (`wgmma`), which read their factors from shared memory. sm_90a.
+//!
+//! A warpgroup is four warps in a row, the first a multiple of four. A product takes 64 rows of A, 64 of the common dimension and `2 N` columns of B: each
+//! thread has `N` of its sums, an array `[f32; N]` that must stay in registers. It is asynchronous: the sums are there after a [`wait`]
+//! that covers it, and until then nobody touches them nor writes the tiles.
+//!
+//! Route on the device: `asm!`, a block of instructions for each product: fence, four of 16 of the common dimension each, commit.
+//!
+//! # Where things lie
+//! - Sums: of columns `8 j ..`, lane `l` of warp `w` has `d[4 j ..]` = `[row][pair]`, `[row][pair + 1]`, `[row + 8][pair]`, `[row + 8][pair + 1]` with
+//!   `row = 16 (w % 4) + l / 4` and `pair = 2 (l % 4)`: those of [`mma`](crate::mma), one warp's 16 rows below the other's.
+//! - A in registers likewise: `a[4 k ..]` is `a` of `mma_m16n8k16` for columns `16 k ..`. So sums of one product, packed in pairs, are A of the next
+//!   ([`packed`]).
+//! - Tiles in shared memory: see [`Descriptor`].
+//!
+//! # Contract of all products and of [`wait`]
+//! All threads of the warpgroup call them together, in the same order, with the same descriptors. Tiles are in shared memory, whole; what ordinary stores or `cp.async` wrote
+//! there was followed by the writer's own [`fence_proxy_async_shared`](crate::async_copy::fence_proxy_async_shared) before the barrier that made it known.
+//! Nobody writes a tile before each of the four warps has waited for the products that read it. Sums are touched by nothing between a product and its wait, but by further
+//! products.
+//!
+//! Facts beyond NVIDIA's PTX ISA ("Asynchronous Warpgroup Level Matrix Instructions") were measured on an H200.
+
+use crate::{Bits, PackedElement};
+use crate::shared::Shared;
+
+/// Where a tile is: rows of 128 bytes, whose 16-byte words lie at their column exclusive-or the row modulo 8 (`CU_TENSOR_MAP_SWIZZLE_128B`).
+/// A tile begins at a multiple of 1,024 bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Descriptor(pub(crate) u64);
+
+impl Descriptor {
+    /// A tile whose rows are rows of A or columns of B, with 64 of the common dimension each.
+    #[inline(always)]
+    #[must_use]
+    pub fn k_major<T: Bits>(tile: Shared<T>) -> Self {
+        Self::new(tile.address(), 16)
+    }
+
+    /// A tile of B whose rows are the 64 of the common dimension, with 64 columns each; the next 64 columns begin `leading` bytes behind.
+    #[inline(always)]
+    #[must_use]
+    pub fn n_major<T: Bits>(tile: Shared<T>, leading: u32) -> Self {
+        Self::new(tile.address(), leading)
+    }
+
+    /// From 8 rows to the next 8 it is always 1,024 bytes.
+    #[inline(always)]
+    fn new(address: u32, leading: u32) -> Self {
+        const SWIZZLE_128: u64 = 1 << 62;
+        let field = |bytes: u32| ((bytes & 0x3_FFFF) >> 4) as u64;
+        Self(field(address) | field(leading) << 16 | field(1024) << 32 | SWIZZLE_128)
+    }
+}
+
+/// Factors of this type, with `N` sums a thread: 32, 64 or 128, for 64, 128 or 256 columns.
+pub trait WgmmaElement<const N: usize>: PackedElement {
+    /// `d = a · b`, and `d += a · b` where `accumulate`; both [K-major](Descriptor::k_major).
+    ///
+    /// # Safety
+    /// As the [module](self) says.
+    unsafe fn multiply(d: &mut [f32; N], a: Descriptor, b: Descriptor, accumulate: bool);
+
+    /// `d = a · b`, A in registers, B [K-major](Descriptor::k_major); what was in `d` does not count.
+    ///
+    /// # Safety
+    /// As the [module](self) says.
+    unsafe fn multiply_first(d: &mut [f32; N], a: [u32; 16], b: Descriptor);
+
+    /// `d += a · b`, A in registers, B [K-major](Descriptor::k_major).
+    ///
+    /// # Safety
+    /// As the [module](self) says.
+    unsafe fn multiply_registers(d: &mut [f32; N], a: [u32; 16], b: Descriptor);
+
+    /// `d += a · b`, A in registers, B [N-major](Descriptor::n_major).
+    ///
+    /// # Safety
+    /// As the [module](self) says.
+    unsafe fn multiply_transposed(d: &mut [f32; N], a: [u32; 16], b: Descriptor);
+}
+
+/// `N` sums of a thread that can be waited for.
+pub trait Sums {
+    /// See [`wait`].
+    ///
+    /// # Safety
+    /// As the [module](self) says.
+    unsafe fn wait<const PENDING: u32>(&mut self);
+}
+
+/// Waits until at most `PENDING` of the warpgroup's products are under way, counted from the last one; those that are must not be ones that add to `d`, unless
+/// nobody reads it yet. Of several arrays each is waited for.
+///
+/// # Safety
+/// As the [module](self) says.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+#[inline(always)]
+pub unsafe fn wait<const PENDING: u32>(d: &mut impl Sums) {
+    // SAFETY: the caller's promise.
+    unsafe { d.wait::<PENDING>() }
+}
+
+/// Sums of columns `64 part ..` as A of a product.
+#[inline(always)]
+#[must_use]
+pub fn packed<E: PackedElement, const N: usize>(d: &[f32; N], part: usize) -> [u32; 16] {
+    let mut a = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        a[i] = E::pack2(d[32 * part + 2 * i], d[32 * part + 2 * i + 1]);
+        i += 1;
+    }
+    a
+}
+
+pub use crate::target::wgmma::{decrease_registers, increase_registers};
