@@ -17,8 +17,10 @@ use cuda_driver as _;
 use cuda_std::emulation::{Emulator, Format, HOPPER, Model, Options, multiply};
 use cuda_std::launch::{DevicePtr, DevicePtrMut, Kernel, LaunchConfig, Launcher};
 use cuda_std_test_kernels::{
-    APPROXIMATE, EXACT, PTX_SM_90A, compare_approximate, compare_atomics, compare_exact, compare_ldmatrix,
-    compare_mma, compare_mma_integers, compare_mma_tf32, compare_warp,
+    APPROXIMATE, EXACT, PTX_SM_90A, WGMMA_SHARED_BYTES, compare_approximate, compare_atomics, compare_exact,
+    compare_ldmatrix, compare_mma, compare_mma_integers, compare_mma_tf32, compare_warp,
+    compare_wgmma_bf16_n64, compare_wgmma_bf16_n128, compare_wgmma_f16_n64, compare_wgmma_f16_n128,
+    compare_wgmma_f16_n256,
 };
 use cust::memory::{CopyDestination, DeviceBuffer};
 use cust::module::Module;
@@ -407,6 +409,51 @@ fn tensor_cores_multiply_tf32_as_emulated() {
     for (&found, &expected) in on_gpu.iter().zip(&emulated) {
         let (found, expected) = (f32::from_bits(found), f32::from_bits(expected));
         assert!((found - expected).abs() <= 4.0 * f32::EPSILON, "{found} instead of {expected}");
+    }
+}
+
+#[test]
+fn warpgroups_have_the_same_bits() {
+    let Some(gpu) = &Gpu::open() else { return };
+    let mut random = Random::new(7, "warpgroups");
+    // A, then 256 columns of B; products of very different sizes, as f16 or bf16.
+    let mut tiles = |narrow: bool| -> Vec<u32> {
+        let mut half = || {
+            let value = float(&mut random, 1.0) * [1.0, 1e-3, 30.0][random.next_u64() as usize % 3];
+            u32::from(if narrow {
+                half::f16::from_f32(value).to_bits()
+            } else {
+                half::bf16::from_f32(value).to_bits()
+            })
+        };
+        (0..(64 + 256) * 32).map(|_| half() | half() << 16).collect()
+    };
+    let config = LaunchConfig { shared_bytes: WGMMA_SHARED_BYTES, ..grid(1, 128) };
+    macro_rules! compare {
+        ($($name:ident, $n:literal, $narrow:literal;)*) => { $({
+            let words = tiles($narrow);
+            let b = 64 * 64 * 2;
+            let (on_gpu, emulated) = both!(gpu, &words, 3 * 128 * $n, config.clone(), |from, to| $name(
+                DevicePtr::from_raw(from),
+                DevicePtr::from_raw(from + b),
+                DevicePtrMut::from_raw(to)
+            ));
+            let name = stringify!($name);
+            let differing: Vec<usize> = on_gpu
+                .chunks(128 * $n)
+                .zip(emulated.chunks(128 * $n))
+                .map(|(gpu, emulated)| gpu.iter().zip(emulated).filter(|(a, b)| a != b).count())
+                .collect();
+            println!("{name}: of {} sums of each kind {differing:?} differ", 128 * $n);
+            assert_eq!(differing, [0; 3], "{name}");
+        })* };
+    }
+    compare! {
+        compare_wgmma_f16_n64, 32, true;
+        compare_wgmma_f16_n128, 64, true;
+        compare_wgmma_f16_n256, 128, true;
+        compare_wgmma_bf16_n64, 32, false;
+        compare_wgmma_bf16_n128, 64, false;
     }
 }
 

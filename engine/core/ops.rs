@@ -407,6 +407,17 @@ pub trait Ops: HybridOps + ExpertOps + LoraOps + RankOps {
         Ok(false)
     }
 
+    /// [`Ops::matmul_rounded`] with gate and up, and [`Ops::silu_mul`] of that, in one kernel: `[n, hidden_size] -> [n, intermediate_size]`.
+    fn gated_matmul(
+        &mut self,
+        _n: usize,
+        _x: &Self::Activation,
+        _weights: &Stacked<Self::Weight>,
+        _out: &mut Self::Activation,
+    ) -> Result<bool> {
+        Ok(false)
+    }
+
     /// [`parts::norm_matmul`] in one kernel.
     fn norm_matmul(
         &mut self,

@@ -22,6 +22,7 @@ use gpu_kernels::attention::decode_mma;
 use gpu_kernels::attention::decode_staged;
 use gpu_kernels::attention::prefill_mma::{blocks16, blocks32, mma16, mma32, mma32p};
 use gpu_kernels::attention::prefill_tiled::*;
+use gpu_kernels::attention::prefill_wgmma::wgmma;
 use gpu_kernels::attention::{AttentionArgs, formats, max_splits, prefill};
 use std::ops::Range;
 
@@ -33,7 +34,10 @@ mod workspace;
 
 use any::{launch_any, launch_any_rows, launch_any_whole};
 use merging::{Merging, decodes_on_tensor_cores, launch_merging, stages};
-use mma::{MmaTile, launch_mma, multiplies, multiplies_32, multiplies_floats};
+use mma::{
+    MmaTile, launch_mma, launch_wgmma, multiplies, multiplies_32, multiplies_floats, multiplies_warpgroups,
+    suits_warpgroups,
+};
 use newest::takes_newest;
 pub(super) use workspace::Workspace;
 
@@ -52,6 +56,8 @@ pub(super) struct Case {
     places: usize,
     /// Bytes of shared memory that a block can have.
     shared_memory: usize,
+    /// Whether the device has the instructions of a warpgroup.
+    has_wgmma: bool,
 }
 
 /// Values of the heads that there are kernels for.
@@ -115,8 +121,9 @@ fn merges(case: &Case) -> Result<(), &'static str> {
 
 variants! { Case, Launch<Case>;
     "auto" [
-        decode_mma::mma, decode_staged::staged, decode_mma::mma_blocks, merged, split, merge, mma32, blocks32, mma16, blocks16, prefill::plain, any_pages
+        decode_mma::mma, decode_staged::staged, decode_mma::mma_blocks, merged, split, merge, wgmma, mma32, blocks32, mma16, blocks16, prefill::plain, any_pages
     ]: any_head_dim => launch_auto;
+    "wgmma" [wgmma]: multiplies_warpgroups => |device, case| unsafe { launch_wgmma(device, case, 1) };
     "mma32" [mma32, blocks32]: multiplies_32 => |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma32) };
     "mma32p" [mma32p]: multiplies_floats => |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma32p) };
     "mma16" [mma16, blocks16]: multiplies => |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma16) };
@@ -186,7 +193,9 @@ unsafe fn launch_auto(device: &Device, case: &Case) -> Result<()> {
         if !case.split.has_long {
             return Ok(());
         }
-        if multiplies(case).is_ok() {
+        if suits_warpgroups(case, device.info().multiprocessors) {
+            launch_wgmma(device, case, case.long_rows())
+        } else if multiplies(case).is_ok() {
             launch_mma(device, case, case.long_rows(), MmaTile::best(case, device.info().multiprocessors))
         } else if float_pages(case).is_err() {
             launch_any_whole(device, case)
@@ -355,6 +364,7 @@ pub(super) fn attention(device: &Device, choice: &KernelChoice, operands: Attent
         arguments,
         places: workspace.places,
         shared_memory: device.info().shared_memory_per_block,
+        has_wgmma: device.has_wgmma(),
     };
     let variant = select(OP, VARIANTS, &case, choice.get(OP))?;
     if !takes_newest(&mut case, variant.name, cache, layer, shape.num_tokens) {
@@ -410,6 +420,7 @@ mod tests {
             arguments,
             places: 14,
             shared_memory: 227 << 10,
+            has_wgmma: true,
         }
     }
 
@@ -423,7 +434,7 @@ mod tests {
             for name in ["decode_mma", "mma16", "mma32"] {
                 assert_eq!(takes(&case, name), fast, "{name} {formats} {head_dim}");
             }
-            for name in ["mma32p", "tiled", "merged", "split", "plain"] {
+            for name in ["wgmma", "mma32p", "tiled", "merged", "split", "plain"] {
                 assert!(!takes(&case, name), "{name} {formats} {head_dim}");
             }
             assert!(takes(&case, "any") && takes(&case, "auto"), "{formats} {head_dim}");
@@ -451,6 +462,16 @@ mod tests {
         assert!(select(OP, VARIANTS, &case(Dtype::Bf16, 128), Some("tiled")).is_ok());
         assert!(select(OP, VARIANTS, &case(Dtype::F32, 64), Some("mma32")).is_err());
         assert!(select(OP, VARIANTS, &case(Dtype::F16, 128), Some("mma32")).is_ok());
+        for (dtype, head_dim, has_wgmma, multiplies) in [
+            (Dtype::F16, 64, true, true),
+            (Dtype::Bf16, 128, true, true),
+            (Dtype::F16, 256, true, false),
+            (Dtype::F32, 64, true, false),
+            (Dtype::F16, 64, false, false),
+        ] {
+            let case = Case { has_wgmma, ..case(dtype, head_dim) };
+            assert_eq!(select(OP, VARIANTS, &case, Some("wgmma")).is_ok(), multiplies, "{dtype} {head_dim}");
+        }
         let error = select(OP, VARIANTS, &case(Dtype::Bf16, 96), None).err().unwrap();
         assert!(error.to_string().contains("is not 32, 64, 128 or 256"), "{error}");
         assert_eq!(select(OP, VARIANTS, &case(Dtype::F16, 256), None).unwrap().name, "auto");

@@ -156,6 +156,11 @@ impl Device {
         self.is_hopper
     }
 
+    /// Whether it has the kernels that say `requires = "sm_90a"`: instructions of a warpgroup.
+    pub fn has_wgmma(&self) -> bool {
+        self.is_hopper
+    }
+
     /// Whether the device is emulated.
     pub fn is_emulated(&self) -> bool {
         matches!(self.backend, Backend::Emulated(_))

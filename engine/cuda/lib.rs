@@ -32,6 +32,7 @@ mod experts_in;
 mod experts_out;
 mod fused;
 mod gate_rows;
+mod gated_matmul;
 mod gated_norm;
 mod gather_ranks;
 mod gather_rows;
@@ -108,7 +109,7 @@ macro_rules! for_each_operation {
     ($call:ident) => {
         $call! {
             add add_bias add_positions add_ranks argmax attention bias_gelu bias_rope_kv causal_conv convert decode delta_rule delta_step
-            embed experts_in experts_out gate_rows gated_norm gather_ranks gather_rows layer_norm lora_add matmul matmul_add matmul_blocks
+            embed experts_in experts_out gate_rows gated_matmul gated_norm gather_ranks gather_rows layer_norm lora_add matmul matmul_add matmul_blocks
             norm_gate_up norm_matmul norm_qkv_rope norm_route quantise_kv read_bandwidth repack rms_norm route row_norms
             sample sigmoid_mul silu_mul sort_experts
         }

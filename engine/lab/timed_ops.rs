@@ -327,6 +327,9 @@ impl<O: Ops> Ops for TimedOps<O> {
         norm_gate_up(
             rows: Rows<O::Batch>, part: &MlpIn<O::Weight, O::Vector>, x: &O::Tensor, out: &mut O::Activation
         );
+        gated_matmul(
+            n: usize, x: &O::Activation, weights: &Stacked<O::Weight>, out: &mut O::Activation
+        );
         norm_matmul(
             rows: Rows<O::Batch>, part: &NormMatmul<O::Weight, O::Vector>, x: &O::Tensor, logits: &mut O::Tensor
         );

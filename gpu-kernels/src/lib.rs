@@ -30,6 +30,7 @@ pub mod experts_in;
 pub mod experts_out;
 pub mod fused;
 pub mod gate_rows;
+pub mod gated_matmul;
 pub mod gated_norm;
 pub mod gather_ranks;
 pub mod gather_rows;
@@ -52,6 +53,7 @@ mod delta;
 pub mod exchange;
 mod grid;
 mod reduce;
+mod stage;
 mod vector;
 
 /// Tokens of a page of the KV cache. A warp's lanes each take one key of a page, so it is the warp's size.

@@ -1,8 +1,8 @@
 //! Matrix products of a warpgroup on tensor cores (`wgmma`), which read their factors from shared memory. sm_90a.
 //!
 //! A warpgroup is four warps in a row, the first a multiple of four. A product takes 64 rows of A, 64 of the common dimension and `2 N` columns of B: each
-//! thread has `N` of its sums, an array `[f32; N]` that must stay in registers. It is asynchronous: the sums are there after a [`wait`]
-//! that covers it, and until then nobody touches them nor writes the tiles.
+//! thread has `N` of its sums, an array `[f32; N]` that must stay in registers. It is asynchronous: the sums are there after a
+//! [`wait`](WgmmaElement::wait) that covers it, and until then nobody touches them nor writes the tiles.
 //!
 //! Route on the device: `asm!`, a block of instructions for each product: fence, four of 16 of the common dimension each, commit.
 //!
@@ -13,16 +13,17 @@
 //!   ([`packed`]).
 //! - Tiles in shared memory: see [`Descriptor`].
 //!
-//! # Contract of all products and of [`wait`]
+//! # Contract of all products and waits
 //! All threads of the warpgroup call them together, in the same order, with the same descriptors. Tiles are in shared memory, whole; what ordinary stores or `cp.async` wrote
-//! there was followed by the writer's own [`fence_proxy_async_shared`](crate::async_copy::fence_proxy_async_shared) before the barrier that made it known.
+//! there is followed by a [`fence_proxy_async_shared`](crate::async_copy::fence_proxy_async_shared): the writer's, before the barrier that makes it known, or behind that barrier one of each thread
+//! of the warpgroup.
 //! Nobody writes a tile before each of the four warps has waited for the products that read it. Sums are touched by nothing between a product and its wait, but by further
 //! products.
 //!
 //! Facts beyond NVIDIA's PTX ISA ("Asynchronous Warpgroup Level Matrix Instructions") were measured on an H200.
 
-use crate::{Bits, PackedElement};
 use crate::shared::Shared;
+use crate::{Bits, PackedElement};
 
 /// Where a tile is: rows of 128 bytes, whose 16-byte words lie at their column exclusive-or the row modulo 8 (`CU_TENSOR_MAP_SWIZZLE_128B`).
 /// A tile begins at a multiple of 1,024 bytes.
@@ -78,27 +79,13 @@ pub trait WgmmaElement<const N: usize>: PackedElement {
     /// # Safety
     /// As the [module](self) says.
     unsafe fn multiply_transposed(d: &mut [f32; N], a: [u32; 16], b: Descriptor);
-}
 
-/// `N` sums of a thread that can be waited for.
-pub trait Sums {
-    /// See [`wait`].
+    /// Waits until at most `PENDING` of the warpgroup's products are under way, counted from the last one; those that are must not be ones that add to `d`,
+    /// unless nobody reads it yet. Of several arrays each is waited for.
     ///
     /// # Safety
     /// As the [module](self) says.
-    unsafe fn wait<const PENDING: u32>(&mut self);
-}
-
-/// Waits until at most `PENDING` of the warpgroup's products are under way, counted from the last one; those that are must not be ones that add to `d`, unless
-/// nobody reads it yet. Of several arrays each is waited for.
-///
-/// # Safety
-/// As the [module](self) says.
-#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
-#[inline(always)]
-pub unsafe fn wait<const PENDING: u32>(d: &mut impl Sums) {
-    // SAFETY: the caller's promise.
-    unsafe { d.wait::<PENDING>() }
+    unsafe fn wait<const PENDING: u32>(d: &mut [f32; N]);
 }
 
 /// Sums of columns `64 part ..` as A of a product.

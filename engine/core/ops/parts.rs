@@ -319,8 +319,10 @@ fn add_shared_expert<O: Ops>(
     buffers: &mut MlpScratch<O>,
 ) -> Result<()> {
     let MlpScratch { gate_up, gated } = buffers;
-    ops.matmul_rounded(rows.padded, normed, &part.gate_up.whole, gate_up)?; // [n, 2 * size]
-    ops.silu_mul(rows.n, &part.gate_up, gate_up, gated)?; // [n, size]
+    if !ops.gated_matmul(rows.n, normed, &part.gate_up, gated)? {
+        ops.matmul_rounded(rows.padded, normed, &part.gate_up.whole, gate_up)?; // [n, 2 * size]
+        ops.silu_mul(rows.n, &part.gate_up, gate_up, gated)?; // [n, size]
+    }
     ops.gate_rows(rows.n, normed, &part.gate, gated)?;
     ops.matmul_add(rows, gated, &part.down, x) // [n, hidden_size]
 }
@@ -344,6 +346,12 @@ fn mlp_in<O: Ops>(
         return Ok(());
     }
     normalise(ops, rows.n, x, &part.norm, normed)?;
+    if let Up::Gated(matrices) = &part.up
+        && !adapted
+        && ops.gated_matmul(rows.n, normed, matrices, out)?
+    {
+        return Ok(());
+    }
     let weight = match &part.up {
         Up::Gated(matrices) => &matrices.whole,
         Up::Plain(projection) => &projection.weight,

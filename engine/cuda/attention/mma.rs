@@ -8,6 +8,7 @@ use crate::launch::{dimension, launch};
 use cuda_std::launch::{Kernels, LaunchConfig};
 use gpu_kernels::attention::AttentionArgs;
 use gpu_kernels::attention::prefill_mma::*;
+use gpu_kernels::attention::prefill_wgmma::*;
 
 /// What tensor cores multiply, 32 queries a warp: there are no registers for wider heads.
 pub(super) fn multiplies_32(case: &Case) -> Result<(), &'static str> {
@@ -40,6 +41,43 @@ pub(super) fn multiplies(case: &Case) -> Result<(), &'static str> {
 pub(super) fn multiplies_floats(case: &Case) -> Result<(), &'static str> {
     float_pages(case)?;
     multiplies_32(case)
+}
+
+/// What warpgroups multiply.
+pub(super) fn multiplies_warpgroups(case: &Case) -> Result<(), &'static str> {
+    if !case.has_wgmma {
+        return Err("the device has no wgmma");
+    }
+    multiplies_floats(case)
+}
+
+/// Key-value heads and tiles of queries of [`wgmma`].
+fn grid_of_warpgroups(case: &Case) -> [usize; 2] {
+    let queries = case.arguments.num_tokens as usize * case.arguments.heads_per_group as usize;
+    [case.arguments.num_key_value_heads as usize, queries.div_ceil(wgmma_queries(case.head_dim) as usize)]
+}
+
+/// Whether there are tiles enough for [`wgmma`], whose blocks have a multiprocessor each: with fewer the smaller ones of the other kernels are faster.
+/// The bits are the same.
+pub(super) fn suits_warpgroups(case: &Case, multiprocessors: u32) -> bool {
+    let [heads, tiles] = grid_of_warpgroups(case);
+    multiplies_warpgroups(case).is_ok() && heads * tiles >= multiprocessors as usize
+}
+
+/// Tiles of queries by warpgroups, for sequences of at least `min_rows` rows.
+///
+/// # Safety
+/// As [`super::launch_plain`]; the case can be [`multiplied`](multiplies_warpgroups).
+pub(super) unsafe fn launch_wgmma(device: &Device, case: &Case, min_rows: u32) -> Result<()> {
+    let [heads, tiles] = grid_of_warpgroups(case);
+    let config = LaunchConfig {
+        grid: [dimension(OP, heads)?, dimension(OP, tiles)?, 1],
+        block: [wgmma_threads(case.head_dim), 1, 1],
+        shared_bytes: wgmma_shared_bytes(case.head_dim),
+    };
+    let arguments = AttentionArgs { min_rows, ..case.arguments };
+    // SAFETY: the tiles cover all queries; the caller vouches for the case.
+    unsafe { launch(device, wgmma(), &case.values(), &config, arguments) }
 }
 
 /// What a warp of the tensor core kernels takes at a time.

@@ -8,16 +8,16 @@ use crate::error::{Error, Result};
 use crate::experts::{Matrix, ONE_BY_ONE, Workspace, rows_of_group};
 use crate::fused::{GateUp, QkvWeights};
 use crate::memory::DeviceBuffer;
-use crate::ops::Rows;
 use crate::ops::hybrid::DeltaNet;
 use crate::ops::parts::{RmsNorm, Router};
+use crate::ops::{Rows, Stacked};
 use crate::ranks::Ranks;
 use crate::tensor::{Activation, KvCache, States, Tensor};
 use crate::units::Units;
 use crate::weight::{Piece, Values, Weight};
 use crate::{
-    add, add_ranks, bias_gelu, bias_rope_kv, decode, delta_step, fused, gated_norm, gather_ranks, matmul,
-    norm_route, quantise_kv, rms_norm, row_norms, silu_mul, sort_experts,
+    add, add_ranks, bias_gelu, bias_rope_kv, decode, delta_step, fused, gated_matmul, gated_norm,
+    gather_ranks, matmul, norm_route, quantise_kv, rms_norm, row_norms, silu_mul, sort_experts,
 };
 
 impl CudaOps {
@@ -322,6 +322,29 @@ impl CudaOps {
     ) -> Result<()> {
         let runs = weight.runs(|scales| scales.stored.get());
         fused::norm_matmul(&self.device, &self.choice, n, x, norm, weight, &runs, out)
+    }
+
+    /// [`Ops::gated_matmul`](qernel_core::ops::Ops::gated_matmul), likewise.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if the matrices are not two of floats, or shapes do not fit, [`Error::Device`].
+    pub fn fused_gated_matmul(
+        &mut self,
+        n: usize,
+        x: &Activation,
+        weights: &Stacked<Weight>,
+        out: &mut Activation,
+    ) -> Result<()> {
+        let [gate, up] = &weights.matrices[..] else {
+            return Err(Error::Request(format!("{}: the weights must be gate and up", gated_matmul::OP)));
+        };
+        let ((gate, gate_scale), (up, up_scale)) =
+            (gate.expect_float(gated_matmul::OP)?, up.expect_float(gated_matmul::OP)?);
+        let (_, gated) = Self::swiglu_scales(weights);
+        out.scale = gated;
+        let scales = [gate_scale, up_scale / gated];
+        let operands = gated_matmul::Operands { n, x, gate, up, scales, out };
+        gated_matmul::gated_matmul(&self.device, &self.choice, operands)
     }
 
     /// [`Ops::norm_gate_up`](qernel_core::ops::Ops::norm_gate_up), likewise.

@@ -15,8 +15,8 @@ use crate::units::UnitMatrix;
 use crate::weight::{Run, Values, Weight};
 use crate::weights::Matrix;
 use crate::{
-    add_bias, add_positions, bias_rope_kv, cublas, embed, fused, gate_rows, gather_rows, graph, layer_norm,
-    matmul, precise_dtype, quantise_kv, read_bandwidth, rms_norm,
+    add_bias, add_positions, bias_rope_kv, cublas, embed, fused, gate_rows, gated_matmul, gather_rows, graph,
+    layer_norm, matmul, precise_dtype, quantise_kv, read_bandwidth, rms_norm,
 };
 use qernel_core::batch::{Batch, BatchLimits};
 use qernel_core::sampler::SamplingRow;
@@ -335,6 +335,25 @@ impl Ops for CudaOps {
         }
         self.fused_norm_gate_up(rows.n, x, norm, [gate, up], out)?;
         Ok(true)
+    }
+
+    fn gated_matmul(
+        &mut self,
+        n: usize,
+        x: &Activation,
+        weights: &Stacked<Weight>,
+        out: &mut Activation,
+    ) -> Result<bool> {
+        let [gate, up] = &weights.matrices[..] else { return Ok(false) };
+        let takes = gate.float().is_some_and(|gate| gated_matmul::suits(&self.device, n, gate))
+            && up.float().is_some()
+            && x.dtype == Dtype::F16
+            && out.dtype == Dtype::F16
+            && self.is_wanted(&gated_matmul::REPLACED);
+        if takes {
+            self.fused_gated_matmul(n, x, weights, out)?;
+        }
+        Ok(takes)
     }
 
     fn norm_matmul(

@@ -136,7 +136,7 @@ impl Arithmetic {
             "auto" if head_dim == 256 && formats == BLOCKS => Self::Plain,
             "decode_mma" | "decode_staged" => Self::TensorCoresInParts,
             "auto" if rows == 1 && factors == Some(Dtype::F16) && group <= 8 => Self::TensorCoresInParts,
-            "mma16" | "mma32" => Self::TensorCores,
+            "mma16" | "mma32" | "wgmma" => Self::TensorCores,
             "mma32p" => Self::TensorCoresByPage,
             "auto" if rows > 1 && factors.is_some_and(|dtype| dtype != Dtype::F32) => Self::TensorCores,
             _ => Self::Plain,

@@ -17,6 +17,7 @@ mod embed;
 mod experts;
 mod fused;
 mod gate_rows;
+mod gated_matmul;
 mod gated_norm;
 mod gather_rows;
 mod layer_norm;

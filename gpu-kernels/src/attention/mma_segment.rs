@@ -6,6 +6,7 @@ use cuda_std::prelude::*;
 
 #[device]
 use super::{
+    Attention,
     formats::Output,
     mma_softmax::{Queries, Scores},
     mma_stages::{Source, Stages, TILE_PAGES, column_pair},
@@ -58,13 +59,58 @@ pub(super) struct Segment<E, S, O, const HEAD_DIM: usize> {
     pub(super) element: PhantomData<E>,
 }
 
+/// Calls `each` with the queries that the block has and the first of them, sequence by sequence, but for sequences that are skipped. A block has `queries` of them, the first
+/// of the grid the last ones, which have the most keys.
+///
+/// # Safety
+/// As for the kernels. All threads of the block agree on all that `each` is given.
+#[device]
+#[inline(always)]
+pub(super) unsafe fn segments<E, S: Copy, O: Copy, const HEAD_DIM: usize>(
+    a: &Attention<S>,
+    out: O,
+    queries: u32,
+    mut each: impl FnMut(Segment<E, S, O, HEAD_DIM>, u32),
+) {
+    let heads_per_group = a.heads_per_group;
+    let begin = (thread::grid_dim_y() - 1 - thread::block_idx_y()) * queries;
+    let end = (begin + queries).min(a.num_tokens * heads_per_group);
+    let mut first = begin;
+    while first < end {
+        // SAFETY: `first` belongs to a row of the batch.
+        let sequence = unsafe { a.sequence_of(divide(first, heads_per_group).0) };
+        let stop = end.min(sequence.end * heads_per_group);
+        if sequence.num_rows() >= a.min_rows {
+            let segment = Segment {
+                blocks: sequence.blocks,
+                // Wraps where the sequence has no more keys than rows before it in the batch.
+                keys_before: sequence.kv_len.wrapping_sub(sequence.end).wrapping_add(1),
+                num_key_value_heads: a.num_key_value_heads,
+                heads_per_group,
+                key_value_head: thread::block_idx_x(),
+                stop,
+                q: a.q,
+                k_pages: a.k_pages,
+                v_pages: a.v_pages,
+                out,
+                element: PhantomData,
+            };
+            each(segment, first);
+        }
+        first = stop;
+    }
+}
+
 /// Dimensions `16 i ..` of 16 queries, of which a lane is given its first dimensions of two, as `a` of `mma`.
 ///
 /// # Safety
 /// The queries are readable, aligned to 8 bytes.
 #[device]
 #[inline(always)]
-unsafe fn query_words<E: PackedElement, const HEAD_DIM: usize>(rows: [*const f32; 2], i: usize) -> [u32; 4] {
+pub(super) unsafe fn query_words<E: PackedElement, const HEAD_DIM: usize>(
+    rows: [*const f32; 2],
+    i: usize,
+) -> [u32; 4] {
     let scale = query_scale::<HEAD_DIM>();
     let mut words = [0; 4];
     repeat(2, |half| {
@@ -81,7 +127,7 @@ unsafe fn query_words<E: PackedElement, const HEAD_DIM: usize>(rows: [*const f32
 impl<E: MmaElement, S: Source<HEAD_DIM>, O: Output<2>, const HEAD_DIM: usize> Segment<E, S, O, HEAD_DIM> {
     /// Keys that the query sees.
     #[inline(always)]
-    fn num_keys(&self, query: u32) -> u32 {
+    pub(super) fn num_keys(&self, query: u32) -> u32 {
         divide(query, self.heads_per_group).0.wrapping_add(self.keys_before)
     }
 
@@ -98,7 +144,7 @@ impl<E: MmaElement, S: Source<HEAD_DIM>, O: Output<2>, const HEAD_DIM: usize> Se
     /// # Safety
     /// The sequence has `all_keys` keys, at least one.
     #[inline(always)]
-    unsafe fn pages(&self, first_key: u32, all_keys: u32) -> [u32; TILE_PAGES] {
+    pub(super) unsafe fn pages(&self, first_key: u32, all_keys: u32) -> [u32; TILE_PAGES] {
         let mut pages = [0; TILE_PAGES];
         repeat(TILE_PAGES, |i| {
             let page = (first_key / crate::PAGE_SIZE + i as u32).min((all_keys - 1) / crate::PAGE_SIZE);
@@ -120,19 +166,26 @@ impl<E: MmaElement, S: Source<HEAD_DIM>, O: Output<2>, const HEAD_DIM: usize> Se
         pages: [u32; TILE_PAGES],
         keys: u32,
     ) -> S::Held {
+        let [k, v] = self.page_starts(pages);
+        // SAFETY: the caller's promise.
+        unsafe { S::copy(stages, stage, k, v, keys) }
+    }
+
+    /// Where the head's keys and its values of these pages begin.
+    #[inline(always)]
+    pub(super) fn page_starts(&self, pages: [u32; TILE_PAGES]) -> [[*const S; TILE_PAGES]; 2] {
         let (mut k, mut v) = ([self.k_pages; TILE_PAGES], [self.v_pages; TILE_PAGES]);
         repeat(TILE_PAGES, |i| {
             let index = pages[i] as usize * self.num_key_value_heads as usize + self.key_value_head as usize;
             let start = S::place(index * (crate::PAGE_SIZE as usize * HEAD_DIM));
             (k[i], v[i]) = (k[i].wrapping_add(start), v[i].wrapping_add(start));
         });
-        // SAFETY: the caller's promise.
-        unsafe { S::copy(stages, stage, k, v, keys) }
+        [k, v]
     }
 
     /// This lane's first dimensions of its two rows of 16 queries from `first` on. For queries behind the last, that one.
     #[inline(always)]
-    fn query_rows(&self, first: u32) -> [*const f32; 2] {
+    pub(super) fn query_rows(&self, first: u32) -> [*const f32; 2] {
         let (row, pair) = (warp::lane_id() / 4, 2 * (warp::lane_id() % 4));
         let mut rows = [self.q; 2];
         repeat(2, |half| {
@@ -144,7 +197,12 @@ impl<E: MmaElement, S: Source<HEAD_DIM>, O: Output<2>, const HEAD_DIM: usize> Se
 
     /// Sets scores to -∞ of keys that a query does not see, for 16 queries from `first` on and the step from `first_key` on.
     #[inline(always)]
-    fn mask<const COLUMNS: usize>(&self, scores: &mut Scores<COLUMNS>, first_key: u32, first: u32) {
+    pub(super) fn mask<const COLUMNS: usize>(
+        &self,
+        scores: &mut Scores<COLUMNS>,
+        first_key: u32,
+        first: u32,
+    ) {
         let (row, pair) = (warp::lane_id() / 4, 2 * (warp::lane_id() % 4));
         repeat(2, |half| {
             let query = (first + row + 8 * half as u32).min(self.stop - 1);
@@ -322,7 +380,7 @@ impl<E: MmaElement, S: Source<HEAD_DIM>, O: Output<2>, const HEAD_DIM: usize> Se
     /// # Safety
     /// Queries below `stop` are in `out`; all lanes of the warp call it together.
     #[inline(always)]
-    unsafe fn store<const N: usize>(&self, first: u32, state: &Queries<N>) {
+    pub(super) unsafe fn store<const N: usize>(&self, first: u32, state: &Queries<N>) {
         let (row, pair) = (warp::lane_id() / 4, 2 * (warp::lane_id() % 4));
         repeat(2, |half| {
             let sum = state.sum[half];

@@ -16,7 +16,7 @@ pub(super) type Scores<const COLUMNS: usize> = [[f32; 4]; COLUMNS];
 #[derive(Clone, Copy)]
 pub(super) struct Queries<const N: usize> {
     /// What scores are relative to, of each of the two rows.
-    reference: [f32; 2],
+    pub(super) reference: [f32; 2],
     /// The sums of this lane's weights.
     pub(super) sum: [f32; 2],
     /// Accumulators of the output, 8 dimensions each.
@@ -66,6 +66,22 @@ impl<const N: usize> Queries<N> {
         scores: &Scores<COLUMNS>,
         i: usize,
     ) -> [u32; 4] {
+        let [left, right] = self.powers(scores, i);
+        [
+            E::pack2(left[0], left[1]),
+            E::pack2(left[2], left[3]),
+            E::pack2(right[0], right[1]),
+            E::pack2(right[2], right[3]),
+        ]
+    }
+
+    /// The same, not rounded yet, where the scores were.
+    #[inline(always)]
+    pub(super) fn powers<const COLUMNS: usize>(
+        &mut self,
+        scores: &Scores<COLUMNS>,
+        i: usize,
+    ) -> [[f32; 4]; 2] {
         let [upper, lower] = self.reference;
         let mut columns = [[0.0; 4]; 2];
         repeat(2, |n| {
@@ -75,12 +91,6 @@ impl<const N: usize> Queries<N> {
             self.sum = [self.sum[0] + (a + b), self.sum[1] + (c + d)];
             columns[n] = [a, b, c, d];
         });
-        let [left, right] = columns;
-        [
-            E::pack2(left[0], left[1]),
-            E::pack2(left[2], left[3]),
-            E::pack2(right[0], right[1]),
-            E::pack2(right[2], right[3]),
-        ]
+        columns
     }
 }

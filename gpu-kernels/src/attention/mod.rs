@@ -43,6 +43,7 @@ pub mod prefill;
 
 pub mod prefill_mma;
 pub mod prefill_tiled;
+pub mod prefill_wgmma;
 
 mod decode_registers;
 mod decode_softmax;
@@ -50,6 +51,7 @@ mod decode_split;
 mod mma_segment;
 mod mma_softmax;
 mod mma_stages;
+mod wgmma_segment;
 
 /// The most splits that a row is cut into.
 pub const MAX_SPLITS: u32 = 64;

@@ -44,19 +44,17 @@
 //!
 //! Safety: grid, block and shared memory are as above, arrays are as described and aligned to 16 bytes, `out` overlaps nothing.
 
-use core::marker::PhantomData;
-
 use cuda_std::prelude::*;
 
 use super::Attention;
 #[device]
 use super::{
     formats::{AnyFloats, Output, q8_0},
-    mma_segment::Segment,
+    mma_segment::{Segment, segments},
     mma_stages::Source,
 };
 #[device]
-use crate::{grid::divide, vector::Group};
+use crate::vector::Group;
 #[device]
 use cuda_std::mma::MmaElement;
 
@@ -226,37 +224,15 @@ unsafe fn attention<
     out: O,
 ) {
     const { assert!(K * 16 == HEAD_DIM && N * 8 == HEAD_DIM) }
-    let queries = const { mma_queries(BLOCKS as u32) };
-    let heads_per_group = a.heads_per_group;
-    // The last tiles have the most keys, so they start first.
-    let begin = (thread::grid_dim_y() - 1 - thread::block_idx_y()) * queries;
-    let end = (begin + queries).min(a.num_tokens * heads_per_group);
-    let mut first = begin;
-    // Queries of several sequences in one tile: one sequence after the other. All threads of the block agree on every
-    // bound here, so they reach the barriers together.
-    while first < end {
-        // SAFETY: `first` belongs to a row of the batch; the segment's queries too.
-        unsafe {
-            let sequence = a.sequence_of(divide(first, heads_per_group).0);
-            let stop = end.min(sequence.end * heads_per_group);
-            if sequence.num_rows() >= a.min_rows {
-                let segment = Segment::<E, S, O, HEAD_DIM> {
-                    blocks: sequence.blocks,
-                    // Wraps where the sequence has no more keys than rows before it in the batch.
-                    keys_before: sequence.kv_len.wrapping_sub(sequence.end).wrapping_add(1),
-                    num_key_value_heads: a.num_key_value_heads,
-                    heads_per_group,
-                    key_value_head: thread::block_idx_x(),
-                    stop,
-                    q: a.q,
-                    k_pages: a.k_pages,
-                    v_pages: a.v_pages,
-                    out,
-                    element: PhantomData,
-                };
+    // SAFETY: the kernel's own contract.
+    unsafe {
+        segments(
+            &a,
+            out,
+            const { mma_queries(BLOCKS as u32) },
+            |segment: Segment<E, S, O, HEAD_DIM>, first| {
                 segment.attend::<K, N, BLOCKS, COLUMNS>(first);
-            }
-            first = stop;
-        }
+            },
+        );
     }
 }

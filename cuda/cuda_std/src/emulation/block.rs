@@ -107,6 +107,8 @@ pub struct Block {
     pub shared_shadow: Shadow,
     /// Who wrote which 16 bytes of shared memory last by ordinary stores; see [`super::proxy`].
     pub stores: Box<[Cell<u64>]>,
+    /// How often its threads have fenced.
+    pub fences: Cell<u64>,
     /// What each warp multiplies, and what each warpgroup has issued.
     pub products: Vec<RefCell<Products>>,
     pub issued: Vec<RefCell<Issued>>,
@@ -169,6 +171,7 @@ impl Block {
             memory: (0..SHARED_ROOM / 16).map(|_| Cell::new(0)).collect(),
             shared_shadow: Shadow::new(SHARED_ROOM),
             stores: (0..SHARED_ROOM / GRANULE).map(|_| Cell::new(0)).collect(),
+            fences: Cell::new(0),
             products: (0..size.div_ceil(32)).map(|_| RefCell::default()).collect(),
             issued: (0..size / 128).map(|_| RefCell::default()).collect(),
             ranges: RefCell::default(),
@@ -223,6 +226,7 @@ impl Block {
             let here = (self.size.get() - 32 * warp as u32).min(32);
             ended.set(!(u32::MAX >> (32 - here)));
         }
+        self.fences.set(0);
         for products in &self.products {
             products.take();
         }
@@ -250,7 +254,7 @@ impl Block {
             thread.last_atomic.set((0, 0, 0));
             thread.copies.borrow_mut().clear();
             thread.operands.set(None);
-            thread.fences.set(0);
+            thread.last_fence.set(0);
         }
     }
 

@@ -109,25 +109,20 @@ impl Thread {
         let mut copies = self.copies.borrow_mut();
         while copies.groups.len() > pending.unwrap_or(0) {
             for copy in copies.groups.pop_front().into_iter().flatten() {
-                self.land(&copy);
+                self.block().land(&copy, self.stamp.get());
             }
         }
         if pending.is_none() {
             for copy in core::mem::take(&mut copies.open) {
-                self.land(&copy);
+                self.block().land(&copy, self.stamp.get());
             }
         }
     }
 
-    /// Finishes a `cp.async` that this thread waited for.
-    fn land(&self, copy: &Copy) {
-        self.block().land(copy, self.stamp.get());
-        self.note_store(copy.to, copy.bytes);
-    }
-
     /// `cp.async.mbarrier.arrive.noinc`.
     pub fn arrive_after_copies(&self, counter: usize, place: Place) {
-        let copies = self.copies.borrow();
+        let mut copies = self.copies.borrow_mut();
+        copies.open.retain(|copy| !copy.done.get());
         let under_way: Vec<_> = copies.groups.iter().flatten().chain(&copies.open).cloned().collect();
         for copy in &under_way {
             if copy.stamp.get().is_none() {
@@ -229,6 +224,7 @@ impl Block {
         if self.checks.get() {
             let stamp = copy.stamp.get().unwrap_or(stamp);
             self.shared_shadow.mark(copy.to, copy.bytes, self.generation.get(), stamp);
+            self.note_landing(copy.to, copy.bytes);
         }
     }
 

@@ -3,56 +3,79 @@
 
 use std::format;
 
+use super::block::Block;
 use super::report::Defect;
 use super::thread::{Place, Thread};
 
 /// Bytes that one note stands for.
 pub const GRANULE: usize = 16;
-const FENCE_BITS: u32 = 21;
+const TICK_BITS: u32 = 29;
 const THREAD_BITS: u32 = 11;
+const GENERATION_BITS: u32 = u64::BITS - TICK_BITS - THREAD_BITS;
 
-impl Thread {
-    /// What a note of this thread's looks like now: the block's generation, the thread, its fences.
-    fn note(&self) -> u64 {
-        let generation = u64::from(self.block().generation.get());
-        (generation << THREAD_BITS | u64::from(self.index)) << FENCE_BITS
-            | u64::from(self.fences.get()) & ((1 << FENCE_BITS) - 1)
+impl Block {
+    /// The first bits of its notes.
+    fn notes(&self) -> u64 {
+        u64::from(self.generation.get()) & ((1 << GENERATION_BITS) - 1)
     }
 
-    /// Notes that this thread wrote a range of shared memory by the ordinary proxy.
+    /// Fences of the block so far.
+    fn ticks(&self) -> u64 {
+        self.fences.get() & ((1 << TICK_BITS) - 1)
+    }
+
+    /// Notes that a copy's bytes are there now.
+    pub fn note_landing(&self, offset: usize, size: usize) {
+        for place in &self.stores[granules(offset, size)] {
+            let note = place.get();
+            if note >> (THREAD_BITS + TICK_BITS) == self.notes() {
+                place.set(note >> TICK_BITS << TICK_BITS | self.ticks());
+            }
+        }
+    }
+}
+
+fn granules(offset: usize, size: usize) -> core::ops::Range<usize> {
+    offset / GRANULE..(offset + size).div_ceil(GRANULE)
+}
+
+impl Thread {
+    /// Notes that this thread wrote a range of shared memory by the ordinary proxy, and how many fences there were.
     #[inline]
     pub fn note_store(&self, offset: usize, size: usize) {
-        let note = self.note();
-        for place in &self.block().stores[offset / GRANULE..(offset + size).div_ceil(GRANULE)] {
-            place.set(note);
-        }
+        let block = self.block();
+        let note = (block.notes() << THREAD_BITS | u64::from(self.index)) << TICK_BITS | block.ticks();
+        block.stores[granules(offset, size)].iter().for_each(|place| place.set(note));
     }
 
     /// Notes that a range is written by the asynchronous proxy.
     pub fn note_bulk_store(&self, offset: usize, size: usize) {
-        for place in &self.block().stores[offset / GRANULE..(offset + size).div_ceil(GRANULE)] {
-            place.set(0);
-        }
+        self.block().stores[granules(offset, size)].iter().for_each(|place| place.set(0));
     }
 
     /// `fence.proxy.async`.
     pub fn fence_proxy(&self) {
-        self.fences.set(self.fences.get() + 1);
+        let block = self.block();
+        block.fences.set(block.fences.get() + 1);
+        self.last_fence.set(block.ticks());
     }
 
-    /// Checks a range that the asynchronous proxy is about to read.
+    /// Checks a range that the asynchronous proxy is about to read for this thread: behind each store there must be a fence, of whoever wrote or of this
+    /// thread.
     pub fn check_fences(&self, offset: usize, size: usize, place: Place) {
         let block = self.block();
         if !block.checks.get() {
             return;
         }
-        let (generation, first) = (u64::from(block.generation.get()), offset / GRANULE);
-        for (i, note) in block.stores[first..(offset + size).div_ceil(GRANULE)].iter().enumerate() {
+        let range = granules(offset, size);
+        let first = range.start;
+        for (i, note) in block.stores[range].iter().enumerate() {
             let note = note.get();
-            let (writer, fences) =
-                (note >> FENCE_BITS & ((1 << THREAD_BITS) - 1), note & ((1 << FENCE_BITS) - 1));
-            let now = || u64::from(block.threads[writer as usize].fences.get()) & ((1 << FENCE_BITS) - 1);
-            if note >> (THREAD_BITS + FENCE_BITS) == generation && now() == fences {
+            let (writer, then) =
+                (note >> TICK_BITS & ((1 << THREAD_BITS) - 1), note & ((1 << TICK_BITS) - 1));
+            let is_fenced =
+                || block.threads[writer as usize].last_fence.get() > then || self.last_fence.get() > then;
+            if note >> (THREAD_BITS + TICK_BITS) == block.notes() && !is_fenced() {
                 let what = block.describe_shared((first + i) * GRANULE);
                 let writer = block.threads[writer as usize].position;
                 let detail = format!(

@@ -73,8 +73,8 @@ pub struct Thread {
     pub copies: RefCell<Copies>,
     /// What it brings to an operation of its warpgroup.
     pub operands: Cell<Option<Operands>>,
-    /// Fences between ordinary accesses and those of the asynchronous proxy.
-    pub fences: Cell<u32>,
+    /// When it last ordered ordinary accesses and those of the asynchronous proxy, in fences of the block.
+    pub last_fence: Cell<u64>,
 }
 
 /// The emulated thread that runs now.
@@ -123,7 +123,7 @@ impl Thread {
             last_atomic: Cell::new((0, 0, 0)),
             copies: RefCell::default(),
             operands: Cell::new(None),
-            fences: Cell::new(0),
+            last_fence: Cell::new(0),
         }
     }
 

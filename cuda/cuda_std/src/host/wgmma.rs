@@ -5,7 +5,7 @@ use core::panic::Location;
 use half::{bf16, f16};
 
 use crate::emulation::{Factors, Format, current};
-use crate::wgmma::{Descriptor, Sums, WgmmaElement};
+use crate::wgmma::{Descriptor, WgmmaElement};
 
 macro_rules! products {
     ($($element:ident, $format:ident;)*) => { $(
@@ -33,19 +33,17 @@ macro_rules! products {
                 let factors = Factors { transposed: true, ..Factors::new(Format::$format, None, b.0) };
                 current().multiply_matrices(factors, a, d, Location::caller());
             }
+
+            #[track_caller]
+            unsafe fn wait<const PENDING: u32>(d: &mut [f32; N]) {
+                current().wait_matrices(PENDING as usize, d, Location::caller());
+            }
         }
     )* };
 }
 products! {
     f16, F16;
     bf16, Bf16;
-}
-
-impl<const N: usize> Sums for [f32; N] {
-    #[track_caller]
-    unsafe fn wait<const PENDING: u32>(&mut self) {
-        current().wait_matrices(PENDING as usize, self, Location::caller());
-    }
 }
 
 /// Emulated threads have as many registers as they want.

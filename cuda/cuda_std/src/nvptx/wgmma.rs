@@ -4,7 +4,7 @@ use core::arch::asm;
 
 use half::{bf16, f16};
 
-use crate::wgmma::{Descriptor, Sums, WgmmaElement};
+use crate::wgmma::{Descriptor, WgmmaElement};
 
 /// One instruction's text; `$a` is a descriptor's register or `{{…}}`, `$add` whether sums are added to, `$tail` which factors are transposed.
 macro_rules! instruction {
@@ -77,21 +77,15 @@ macro_rules! products {
             unsafe fn multiply_transposed(d: &mut [f32; $n], a: [u32; 16], b: Descriptor) {
                 of_registers!($type, $columns, "1", "128", ", 1", inout, d, a, b: $($i)*);
             }
-        }
-    };
-}
 
-macro_rules! waits {
-    ($n:literal: $($i:literal)*) => {
-        impl Sums for [f32; $n] {
             // The sums are operands, so that nothing that reads them is moved before; what is named in a comment counts as used.
             #[inline(always)]
-            unsafe fn wait<const PENDING: u32>(&mut self) {
+            unsafe fn wait<const PENDING: u32>(d: &mut [f32; $n]) {
                 // SAFETY: the caller's promise.
                 unsafe {
                     asm!(
                         "wgmma.wait_group.sync.aligned {pending};", concat!("// " $(, "{", $i, "} ")*),
-                        $(inout(reg32) self[$i],)*
+                        $(inout(reg32) d[$i],)*
                         pending = const PENDING,
                         options(nostack, preserves_flags)
                     );
@@ -123,9 +117,6 @@ macro_rules! below {
         }
     };
 }
-below!(32 waits(32:));
-below!(64 waits(64:));
-below!(128 waits(128:));
 below!(32 products(f16, "f16", "64", 32:));
 below!(64 products(f16, "f16", "128", 64:));
 below!(128 products(f16, "f16", "256", 128:));

@@ -3,7 +3,7 @@
 use cuda_std::emulation::{Defect, Emulator, Report};
 use cuda_std::half::{bf16, f16};
 use cuda_std::prelude::*;
-use cuda_std::wgmma::{self, Descriptor, WgmmaElement, packed};
+use cuda_std::wgmma::{Descriptor, WgmmaElement, packed};
 use cuda_std::{async_copy, mbarrier::Mbarrier};
 use cuda_std_test_kernels::*;
 
@@ -104,9 +104,9 @@ pub unsafe fn handed_over(out: *mut f32) {
                 full.wait(step & 1);
                 f16::multiply(&mut d, Descriptor::k_major(tile), Descriptor::k_major(tile), true);
                 f16::multiply_transposed(&mut e, [0x3c00_3c00; 16], Descriptor::n_major(tile, 0));
-                wgmma::wait::<1>(&mut d);
+                f16::wait::<1>(&mut d);
                 d[5] += 1.0;
-                wgmma::wait::<0>(&mut e);
+                f16::wait::<0>(&mut e);
                 if warp::lane_id() == 0 {
                     empty.arrive();
                 }
@@ -140,7 +140,7 @@ pub unsafe fn overwritten(out: *mut f32) {
         f16::multiply(&mut d, Descriptor::k_major(tile), Descriptor::k_major(tile), false);
         thread::sync_threads();
         tile.set(thread::thread_idx_x(), [0; 4]); // OTHER
-        wgmma::wait::<0>(&mut d); // HERE
+        f16::wait::<0>(&mut d); // HERE
         *out.add(thread::thread_idx_x() as usize) = d[0];
     }
 }
@@ -157,7 +157,7 @@ pub unsafe fn unfenced(out: *mut f32) {
         thread::sync_threads();
         let mut d = [0.0; 32];
         f16::multiply(&mut d, Descriptor::k_major(tile), Descriptor::k_major(tile), false); // HERE
-        wgmma::wait::<0>(&mut d);
+        f16::wait::<0>(&mut d);
         *out.add(thread::thread_idx_x() as usize) = d[0];
     }
 }
@@ -173,7 +173,7 @@ pub unsafe fn touched(out: *mut f32) {
         let mut d = [0.0; 32];
         f16::multiply(&mut d, Descriptor::k_major(tile), Descriptor::k_major(tile), false);
         d[3] = 1.0;
-        wgmma::wait::<0>(&mut d); // HERE
+        f16::wait::<0>(&mut d); // HERE
         *out.add(thread::thread_idx_x() as usize) = d[0];
     }
 }
@@ -190,7 +190,7 @@ pub unsafe fn of_two_minds(out: *mut f32) {
         let mut d = [0.0; 32];
         let mine = if warp::warp_id() == 3 { other } else { tile };
         f16::multiply(&mut d, Descriptor::k_major(tile), Descriptor::k_major(mine), false); // HERE
-        wgmma::wait::<0>(&mut d);
+        f16::wait::<0>(&mut d);
         *out.add(thread::thread_idx_x() as usize) = d[0];
     }
 }

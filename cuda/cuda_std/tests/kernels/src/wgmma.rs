@@ -4,7 +4,7 @@ use cuda_std::prelude::*;
 #[device]
 use cuda_std::{
     async_copy,
-    wgmma::{self, Descriptor, WgmmaElement},
+    wgmma::{Descriptor, WgmmaElement},
 };
 
 /// Bytes of dynamic shared memory of each kernel: A, 256 columns of B, and room to begin at a multiple of 1,024.
@@ -67,20 +67,20 @@ macro_rules! compare {
                 let mut d = [0.0; $n];
                 $element::multiply(&mut d, Descriptor::k_major(tiles), b, false);
                 $element::multiply(&mut d, Descriptor::k_major(tiles), b, true);
-                wgmma::wait::<0>(&mut d);
+                $element::wait::<0>(&mut d);
                 write(&d, out);
 
                 let mut d = [f32::NAN; $n];
                 $element::multiply_first(&mut d, words, b);
-                wgmma::wait::<0>(&mut d);
+                $element::wait::<0>(&mut d);
                 d[0] += 1.0;
                 $element::multiply_registers(&mut d, words, b);
-                wgmma::wait::<0>(&mut d);
+                $element::wait::<0>(&mut d);
                 write(&d, out.add(128 * $n));
 
                 let mut d = [0.5; $n];
                 $element::multiply_transposed(&mut d, words, Descriptor::n_major(columns, 64 * 128));
-                wgmma::wait::<0>(&mut d);
+                $element::wait::<0>(&mut d);
                 write(&d, out.add(2 * 128 * $n));
             }
         }
