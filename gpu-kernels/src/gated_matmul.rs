@@ -279,9 +279,7 @@ impl Ring {
                     E::multiply(&mut lower, Descriptor::k_major(words.add(HALF)), weights, step > 0);
                     E::wait::<2>(&mut upper);
                     E::wait::<2>(&mut lower);
-                    if step > 0 && lane == 0 {
-                        self.empty(last).arrive();
-                    }
+                    self.empty(last).arrive_if(step > 0 && lane == 0);
                     last = at.stage;
                     at = at.next();
                     step += 1;
@@ -289,9 +287,7 @@ impl Ring {
                 thread::arrive_named(3 - me, 256);
                 E::wait::<0>(&mut upper);
                 E::wait::<0>(&mut lower);
-                if lane == 0 {
-                    self.empty(last).arrive();
-                }
+                self.empty(last).arrive_if(lane == 0);
                 let row = row + warp::warp_id() % 4 * 16 + lane / 4;
                 store(a, &upper, row, column);
                 store(a, &lower, row + 64, column);

@@ -65,6 +65,18 @@ impl Mbarrier {
         unsafe { target::arrive(self.address) }
     }
 
+    /// [`arrive`](Self::arrive) where `condition`, without a branch: LLVM may copy what stands between two branches on one condition into both of their sides, and lanes
+    /// that took different sides never meet in a copied operation of the warp.
+    ///
+    /// # Safety
+    /// As for [`arrive`](Self::arrive), where `condition`.
+    #[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+    #[inline(always)]
+    pub unsafe fn arrive_if(self, condition: bool) {
+        // SAFETY: the caller's promise.
+        unsafe { target::arrive_if(self.address, condition) }
+    }
+
     /// Counts one arrival and lets the phase wait for `bytes` more of bulk copies. sm_90.
     ///
     /// # Safety

@@ -177,10 +177,8 @@ impl<const HEAD_DIM: usize> Reader<HEAD_DIM> {
     /// It has waited for its products.
     #[inline(always)]
     unsafe fn release(&self, of: Of, stage: u32) {
-        if warp::lane_id() == 0 {
-            // SAFETY: once a warp and phase.
-            unsafe { self.pipeline.empty(of, stage).arrive() }
-        }
+        // SAFETY: once a warp and phase.
+        unsafe { self.pipeline.empty(of, stage).arrive_if(warp::lane_id() == 0) }
     }
 }
 

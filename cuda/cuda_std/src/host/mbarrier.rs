@@ -20,6 +20,13 @@ pub unsafe fn arrive(address: u32) {
 }
 
 #[track_caller]
+pub unsafe fn arrive_if(address: u32, condition: bool) {
+    if condition {
+        current().counter_arrive(counter_offset(address), 1, 0, Location::caller());
+    }
+}
+
+#[track_caller]
 pub unsafe fn arrive_expect_tx(address: u32, bytes: u32) {
     current().counter_arrive(counter_offset(address), 1, bytes, Location::caller());
 }

@@ -33,6 +33,17 @@ pub unsafe fn arrive(address: u32) {
 }
 
 #[inline(always)]
+pub unsafe fn arrive_if(address: u32, condition: bool) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "{{ .reg .pred p; .reg .b64 state; setp.ne.b32 p, {1}, 0; @p mbarrier.arrive.shared.b64 state, [{0}]; }}",
+            in(reg32) address, in(reg32) u32::from(condition), options(nostack, preserves_flags)
+        );
+    }
+}
+
+#[inline(always)]
 pub unsafe fn arrive_expect_tx(address: u32, bytes: u32) {
     // SAFETY: the caller's promise.
     unsafe {
