@@ -23,7 +23,7 @@ use crate::ranks::{Group, Ranks};
 use crate::tensor::{Activation, KvCache, States, Tensor};
 use crate::variant::KernelChoice;
 use crate::weight::Weight;
-use crate::{attention, delta_rule, experts, graph, host_experts, matmul, rope, sample, units};
+use crate::{attention, delta_rule, experts, graph, host_experts, matmul, rope, sample, tensor_map, units};
 use qernel_core::batch::BatchLimits;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -80,6 +80,8 @@ pub struct CudaOps {
     decoded: DeviceBuffer<u8>,
     scratch: matmul::Scratch,
     slices: units::Slices,
+    /// Of the matrices that kernels copy boxes of.
+    tensor_maps: tensor_map::TensorMaps,
     /// Of the weights that are converted to f16.
     narrowing: Narrowing,
     /// What will be known of them once all are loaded.
@@ -154,6 +156,7 @@ impl CudaOps {
             decoded: DeviceBuffer::zeroed(device, 1)?,
             scratch: matmul::Scratch::default(),
             slices: units::Slices::new(device)?,
+            tensor_maps: tensor_map::TensorMaps::default(),
             narrowing: Narrowing::new(device),
             narrowed: range::Narrowed::new(),
             lora_inner: DeviceBuffer::zeroed(device, 1)?,

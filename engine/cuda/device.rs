@@ -161,6 +161,11 @@ impl Device {
         self.is_hopper
     }
 
+    /// Whether what is launched is being recorded, and not run.
+    pub(super) fn is_recording(&self) -> bool {
+        self.gpu().is_some_and(Gpu::is_recording)
+    }
+
     /// Whether the device is emulated.
     pub fn is_emulated(&self) -> bool {
         matches!(self.backend, Backend::Emulated(_))

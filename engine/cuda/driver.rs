@@ -8,6 +8,22 @@ use cust::sys::{CUfunction, CUresult};
 use std::ffi::c_void;
 
 unsafe extern "C" {
+    /// Makes the map of a matrix by which kernels copy boxes of it: newer than `cust`'s bindings.
+    pub(super) fn cuTensorMapEncodeTiled(
+        map: *mut c_void,
+        data_type: u32,
+        rank: u32,
+        address: *mut c_void,
+        dimensions: *const u64,
+        strides: *const u64,
+        box_dimensions: *const u32,
+        element_strides: *const u32,
+        interleave: u32,
+        swizzle: u32,
+        l2_promotion: u32,
+        fill: u32,
+    ) -> CUresult;
+
     /// Launches a kernel with attributes: newer than `cust`'s bindings.
     pub(super) fn cuLaunchKernelEx(
         config: *const CUlaunchConfig,

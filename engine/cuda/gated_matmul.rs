@@ -5,14 +5,16 @@ use super::launch::{Launch, always, dimension, launch};
 use super::matmul;
 use super::silu_mul;
 use super::tensor::Activation;
+use super::tensor_map::TensorMaps;
 use super::variant::{KernelChoice, select, variants};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use cuda_std::launch::LaunchConfig;
+use cuda_std::launch::{DevicePtr, LaunchConfig};
 use gpu_kernels::gated_matmul::{
     BLOCK_SIZE, DEPTH, GatedMatmulArgs, TILE_COLUMNS, TILE_ROWS, WGMMA_SHARED_BYTES, WGMMA_THREADS, plain,
     wgmma,
 };
+use std::rc::Rc;
 
 pub(super) const OP: &str = "gated_matmul";
 
@@ -66,6 +68,7 @@ unsafe fn launch_plain(device: &Device, case: &Case) -> Result<()> {
 
 /// The matrices of gate and up, what is multiplied with them, and where it goes.
 pub(super) struct Operands<'a> {
+    pub maps: &'a mut TensorMaps,
     pub n: usize,
     pub x: &'a Activation,
     pub gate: &'a Activation,
@@ -86,9 +89,10 @@ pub(super) fn suits(device: &Device, n: usize, matrix: &Activation) -> bool {
         && tiles >= 4 * device.info().multiprocessors as usize
 }
 
-/// `out = silu(scale * x · gateᵀ) * (scale * x · upᵀ)`: `[n, hidden_size] -> [n, intermediate_size]`.
-pub(super) fn gated_matmul(device: &Device, choice: &KernelChoice, operands: Operands) -> Result<()> {
-    let Operands { n, x, gate, up, scales: [gate_scale, up_scale], out } = operands;
+/// `out = silu(scale * x · gateᵀ) * (scale * x · upᵀ)`: `[n, hidden_size] -> [n, intermediate_size]`. Whether it was done: not while a graph is recorded, if a map of
+/// the matrices is missing.
+pub(super) fn gated_matmul(device: &Rc<Device>, choice: &KernelChoice, operands: Operands) -> Result<bool> {
+    let Operands { maps, n, x, gate, up, scales: [gate_scale, up_scale], out } = operands;
     let dtype = gate.dtype;
     if up.dtype != dtype || (up.rows, up.cols) != (gate.rows, gate.cols) {
         return Err(Error::Request(format!("{OP}: gate and up must have one shape and format")));
@@ -107,13 +111,22 @@ pub(super) fn gated_matmul(device: &Device, choice: &KernelChoice, operands: Ope
         x: x.ptr(),
         gate: gate.ptr(),
         up: up.ptr(),
+        x_map: DevicePtr::from_raw(0),
+        gate_map: DevicePtr::from_raw(0),
+        up_map: DevicePtr::from_raw(0),
         out: out.ptr_mut(),
     };
     if n == 0 || gate.rows == 0 {
-        return Ok(());
+        return Ok(true);
     }
-    let case = Case { dtype, has_wgmma: device.has_wgmma(), arguments };
+    let mut case = Case { dtype, has_wgmma: device.has_wgmma(), arguments };
+    if whole_tiles(&case).is_ok() {
+        let [x, gate, up] = [maps.get(device, x)?, maps.get(device, gate)?, maps.get(device, up)?];
+        let (Some(x_map), Some(gate_map), Some(up_map)) = (x, gate, up) else { return Ok(false) };
+        case.arguments = GatedMatmulArgs { x_map, gate_map, up_map, ..arguments };
+    }
     let variant = select(OP, VARIANTS, &case, choice.get(OP))?;
     // SAFETY: the shapes were checked; `out` is borrowed alone.
-    unsafe { (variant.launch)(device, &case) }
+    unsafe { (variant.launch)(device, &case)? }
+    Ok(true)
 }

@@ -121,6 +121,10 @@ impl Gpu {
     }
 
     /// Says that what is queued from now on is recorded, or no longer.
+    pub(super) fn is_recording(&self) -> bool {
+        self.is_recording.get()
+    }
+
     pub(super) fn set_recording(&self, is_recording: bool) {
         self.is_recording.set(is_recording);
     }

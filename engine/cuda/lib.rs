@@ -62,6 +62,7 @@ mod sigmoid_mul;
 mod silu_mul;
 mod sort_experts;
 mod tensor;
+mod tensor_map;
 mod timer;
 mod units;
 mod variant;

@@ -4,6 +4,7 @@
 //! nothing is rounded between.
 
 use cuda_std::prelude::*;
+use cuda_std::tensor_map::TensorMap;
 
 #[device]
 use crate::{
@@ -61,6 +62,10 @@ pub struct GatedMatmul<E> {
     pub gate: *const E,
     /// E `[rows, cols]`
     pub up: *const E,
+    /// Of kernels that copy boxes: maps of these three, which may have more rows of x.
+    pub x_map: *const TensorMap,
+    pub gate_map: *const TensorMap,
+    pub up_map: *const TensorMap,
     /// E `[n, rows]`, rounded once, no f16 to infinity
     pub out: *mut E,
 }
@@ -95,7 +100,7 @@ pub unsafe fn plain<E: Saturate>(a: GatedMatmul<E>) {
     }
 }
 
-/// With `wgmma`: blocks that stay for many tiles of 128 rows and 64 columns. One warpgroup copies steps of x, gate and up to a ring of stages; of the others each has
+/// With `wgmma`: blocks that stay for many tiles of 128 rows and 64 columns. A thread copies steps of x, gate and up to a ring of stages; of two other warpgroups each has
 /// every second tile, and multiplies it with 64 rows of gate above 64 of up as one matrix, so that one's products run while the other's become results.
 ///
 /// Grid any, best the number of multiprocessors; block `[WGMMA_THREADS, 1, 1]`; dynamic shared memory [`WGMMA_SHARED_BYTES`].
@@ -111,7 +116,9 @@ pub unsafe fn wgmma<E: WgmmaElement<64> + Saturate>(a: GatedMatmul<E>) {
         let warpgroup = warp::shuffle_idx(thread::thread_idx_x() / 128, 0);
         if warpgroup == 0 {
             wgmma::decrease_registers::<40>();
-            ring.copy(&a);
+            if thread::thread_idx_x() == 0 {
+                ring.copy(&a);
+            }
         } else {
             wgmma::increase_registers::<232>();
             ring.multiply(&a, warpgroup);
@@ -172,7 +179,7 @@ impl Ring {
         unsafe {
             if thread::thread_idx_x() == 0 {
                 repeat(STAGES as usize, |stage| {
-                    ring.full(stage as u32).init(128);
+                    ring.full(stage as u32).init(1);
                     ring.empty(stage as u32).init(4);
                 });
                 mbarrier::fence_init();
@@ -182,7 +189,7 @@ impl Ring {
         ring
     }
 
-    /// The stage's step is there: each thread that copies says so.
+    /// The stage's step is there: its bytes, and the thread that copies has said how many.
     #[inline(always)]
     fn full(self, stage: u32) -> Mbarrier {
         Mbarrier::new(self.barriers.add(stage))
@@ -202,45 +209,29 @@ impl Ring {
     /// Copies the steps of all of the block's tiles, as stages become free.
     ///
     /// # Safety
-    /// As for the kernel; all threads of the first warpgroup call it together.
+    /// As for the kernel; one thread of the first warpgroup calls it.
     #[inline(always)]
-    unsafe fn copy<E: WgmmaElement<64>>(self, a: &GatedMatmul<E>) {
-        let (line, word) = (thread::thread_idx_x() / 8, thread::thread_idx_x() % 8);
-        // A thread's rows are 16 apart, so that their words are swapped alike.
-        let place = line * 8 + (word ^ line % 8);
+    unsafe fn copy<E>(self, a: &GatedMatmul<E>) {
         let tiles = Tiles::of(a);
-        let steps = a.cols / DEPTH;
-        let below = |matrix: *const E, row: u32| matrix.wrapping_add(offset(row + line, a.cols, 8 * word));
-        let apart = 16 * a.cols as usize;
         let (mut at, mut tile) = (Stage::<STAGES>::FIRST, thread::block_idx_x());
-        // SAFETY: rows and columns of the matrices; a stage is written when it is empty, each word by one thread, and told of when it is there.
+        // SAFETY: boxes of the matrices; a stage is written when it is empty.
         unsafe {
             while tile < tiles.count() {
                 let (row, column) = tiles.place(tile);
-                let there = a.n - row;
-                let (mut x, mut gate, mut up) = (below(a.x, row), below(a.gate, column), below(a.up, column));
-                let mut step = 0;
-                while step < steps {
-                    let to = self.stage(at.stage).add(place);
+                let mut depth = 0;
+                while depth < a.cols {
+                    let (to, full) = (self.stage(at.stage), self.full(at.stage));
                     self.empty(at.stage).wait(at.parity ^ 1);
-                    repeat(8, |i| {
-                        let bytes = if line + 16 * (i as u32) < there { 16 } else { 0 };
-                        async_copy::copy_16_or_zero(to.add(128 * i as u32), x.wrapping_add(i * apart), bytes);
-                    });
-                    repeat(4, |i| {
-                        let to = to.add(2 * HALF + 128 * i as u32);
-                        async_copy::copy_16_or_zero(to, gate.wrapping_add(i * apart), 16);
-                        async_copy::copy_16_or_zero(to.add(HALF), up.wrapping_add(i * apart), 16);
-                    });
-                    self.full(at.stage).arrive_after_copies();
-                    let depth = DEPTH as usize;
-                    (x, gate, up) = (x.wrapping_add(depth), gate.wrapping_add(depth), up.wrapping_add(depth));
+                    full.arrive_expect_tx(4 * TensorMap::BOX_BYTES);
+                    async_copy::tensor_copy(to, a.x_map, [depth, row], full);
+                    async_copy::tensor_copy(to.add(HALF), a.x_map, [depth, row + 64], full);
+                    async_copy::tensor_copy(to.add(2 * HALF), a.gate_map, [depth, column], full);
+                    async_copy::tensor_copy(to.add(3 * HALF), a.up_map, [depth, column], full);
                     at = at.next();
-                    step += 1;
+                    depth += DEPTH;
                 }
                 tile += thread::grid_dim_x();
             }
-            async_copy::wait_all();
         }
     }
 
@@ -271,8 +262,6 @@ impl Ring {
                 thread::sync_named(me, 256);
                 while step < steps {
                     self.full(at.stage).wait(at.parity);
-                    // Words are copied as ordinary stores are.
-                    async_copy::fence_proxy_async_shared();
                     let words = self.stage(at.stage);
                     let weights = Descriptor::k_major(words.add(2 * HALF));
                     E::multiply(&mut upper, Descriptor::k_major(words), weights, step > 0);

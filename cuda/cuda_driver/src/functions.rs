@@ -159,8 +159,12 @@ define_declared! {
     cuStreamWaitEvent(stream: CUstream, event: CUevent, flags: c_uint);
 }
 
-// Newer than `cust_raw`; the configuration is a `CUlaunchConfig`.
+// Newer than `cust_raw`; the configuration is a `CUlaunchConfig`, the map a `CUtensorMap`, and what has a number an enum of these.
 define! {
+    cuTensorMapEncodeTiled(
+        map: *mut c_void, data_type: u32, rank: u32, address: *mut c_void, dimensions: *const u64, strides: *const u64,
+        box_dimensions: *const u32, element_strides: *const u32, interleave: u32, swizzle: u32, l2_promotion: u32, fill: u32,
+    );
     cuLaunchKernelEx(
         config: *const c_void, function: CUfunction, params: *mut *mut c_void, extra: *mut *mut c_void,
     );

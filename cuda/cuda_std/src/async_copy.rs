@@ -8,6 +8,7 @@ use crate::mbarrier::Mbarrier;
 use crate::memory::CachePolicy;
 use crate::shared::Shared;
 use crate::target::async_copy as target;
+use crate::tensor_map::TensorMap;
 
 macro_rules! copy {
     ($($(#[$doc:meta])* $name:ident;)*) => { $(
@@ -102,6 +103,23 @@ pub unsafe fn bulk_copy_hinted<T: Bits, U>(
 ) {
     // SAFETY: the caller's promise.
     unsafe { target::bulk_copy_hinted(to.address(), from as u64, bytes, barrier.address(), policy.bits()) }
+}
+
+/// Copies the box of a matrix that begins at a column and a row to shared memory; `barrier` counts its [`TensorMap::BOX_BYTES`]. sm_90.
+///
+/// # Safety
+/// `map` leads to the map of a matrix that is there, in global memory, and was written before the launch; `to` leads to the box's bytes of the block's shared memory,
+/// aligned to 1,024, which nobody uses until a wait for the barrier's phase; that phase expects them.
+#[cfg_attr(not(target_arch = "nvptx64"), track_caller)]
+#[inline(always)]
+pub unsafe fn tensor_copy<T: Bits>(
+    to: Shared<T>,
+    map: *const TensorMap,
+    [column, row]: [u32; 2],
+    barrier: Mbarrier,
+) {
+    // SAFETY: the caller's promise.
+    unsafe { target::tensor_copy(to.address(), map as u64, column, row, barrier.address()) }
 }
 
 /// Copies `bytes` from shared to global memory, as part of this thread's current bulk group. sm_90.

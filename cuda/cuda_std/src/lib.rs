@@ -70,6 +70,7 @@ pub mod memory;
 pub mod mma;
 pub mod prelude;
 pub mod shared;
+pub mod tensor_map;
 pub mod thread;
 pub mod warp;
 pub mod wgmma;

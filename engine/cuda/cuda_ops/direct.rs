@@ -324,7 +324,7 @@ impl CudaOps {
         fused::norm_matmul(&self.device, &self.choice, n, x, norm, weight, &runs, out)
     }
 
-    /// [`Ops::gated_matmul`](qernel_core::ops::Ops::gated_matmul), likewise.
+    /// [`Ops::gated_matmul`](qernel_core::ops::Ops::gated_matmul), likewise; whether it was done, which it always is where nothing is recorded.
     ///
     /// # Errors
     /// [`Error::Request`] if the matrices are not two of floats, or shapes do not fit, [`Error::Device`].
@@ -334,7 +334,7 @@ impl CudaOps {
         x: &Activation,
         weights: &Stacked<Weight>,
         out: &mut Activation,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let [gate, up] = &weights.matrices[..] else {
             return Err(Error::Request(format!("{}: the weights must be gate and up", gated_matmul::OP)));
         };
@@ -343,7 +343,8 @@ impl CudaOps {
         let (_, gated) = Self::swiglu_scales(weights);
         out.scale = gated;
         let scales = [gate_scale, up_scale / gated];
-        let operands = gated_matmul::Operands { n, x, gate, up, scales, out };
+        let maps = &mut self.tensor_maps;
+        let operands = gated_matmul::Operands { maps, n, x, gate, up, scales, out };
         gated_matmul::gated_matmul(&self.device, &self.choice, operands)
     }
 

@@ -350,10 +350,7 @@ impl Ops for CudaOps {
             && x.dtype == Dtype::F16
             && out.dtype == Dtype::F16
             && self.is_wanted(&gated_matmul::REPLACED);
-        if takes {
-            self.fused_gated_matmul(n, x, weights, out)?;
-        }
-        Ok(takes)
+        Ok(takes && self.fused_gated_matmul(n, x, weights, out)?)
     }
 
     fn norm_matmul(

@@ -108,7 +108,7 @@ impl Instance for GatedMatmul {
     }
 
     fn launch(&mut self, ops: &mut CudaOps) -> Result<()> {
-        ops.fused_gated_matmul(self.shape[0], &self.x, &self.weights, &mut self.out)
+        ops.fused_gated_matmul(self.shape[0], &self.x, &self.weights, &mut self.out).map(drop)
     }
 
     fn compare(&mut self, _: &mut CudaOps, _: &str, findings: &mut Findings) -> Result<()> {

@@ -14,9 +14,11 @@ use std::vec::Vec;
 use super::block::Block;
 use super::mbarrier;
 use super::order::Knowledge;
+use super::report::Defect;
 use super::shadow::{CLOCK_SHIFT, PENDING, READ, SITE_SHIFT, WRITE};
 use super::shared::SHARED_BASE;
 use super::thread::{Place, Thread};
+use crate::tensor_map::TensorMap;
 
 /// A copy to shared memory that has been issued.
 pub struct Copy {
@@ -145,10 +147,41 @@ impl Thread {
         self.block().add_event(Event { copies: Vec::from([copy]), counter, bytes, arrivals: 0, told, place });
     }
 
+    /// `cp.async.bulk.tensor.2d` of a box, which is swizzled.
+    pub fn tensor_copy(&self, to: u32, map: u64, [column, row]: [u32; 2], counter: usize, place: Place) {
+        const WORDS: u32 = TensorMap::BOX / 8;
+        self.observe::<READ>(map as usize, size_of::<TensorMap>(), align_of::<TensorMap>(), place);
+        // SAFETY: just found to be inside a buffer, or checks are off.
+        let TensorMap([mark, address, rows, cols, ..]) = unsafe { (map as *const TensorMap).read() };
+        if mark != TensorMap::EMULATED {
+            let detail = std::format!("there is no map of an emulated device's matrix at {map:#x}");
+            self.fail(Defect::OutOfBounds, place, detail);
+        }
+        if !to.is_multiple_of(1024) {
+            let detail = std::format!("the shared address {to} of a box is not a multiple of 1,024");
+            self.fail(Defect::Misaligned, place, detail);
+        }
+        let words = (0..TensorMap::BOX).flat_map(|y| (0..WORDS).map(move |x| (y, x)));
+        let copies = words.map(|(y, x)| {
+            let (row, first) = (u64::from(row + y), u64::from(column + 8 * x));
+            let there = if row < rows { cols.saturating_sub(first).min(8) as usize * 2 } else { 0 };
+            let from = if there > 0 { address + (row * cols + first) * 2 } else { address };
+            let copy = self.new_copy(to + y * 128 + (x ^ y % 8) * 16, from, 16, there, 16, place);
+            copy.stamp.set(Some(self.stamp.get()));
+            copy
+        });
+        let copies = copies.collect();
+        self.note_bulk_store(to.wrapping_sub(SHARED_BASE) as usize, TensorMap::BOX_BYTES as usize);
+        let told = Arc::new(self.knowledge());
+        self.tick();
+        let bytes = TensorMap::BOX_BYTES;
+        self.block().add_event(Event { copies, counter, bytes, arrivals: 0, told, place });
+    }
+
     fn check_bulk(&self, bytes: u32, place: Place) {
         if self.block().checks.get() && !bytes.is_multiple_of(16) {
             let detail = std::format!("{bytes} bytes are not a multiple of 16");
-            self.fail(super::report::Defect::Misaligned, place, detail);
+            self.fail(Defect::Misaligned, place, detail);
         }
     }
 

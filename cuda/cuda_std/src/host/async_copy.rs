@@ -42,6 +42,11 @@ pub unsafe fn bulk_copy_hinted(to: u32, from: u64, bytes: u32, barrier: u32, _: 
 }
 
 #[track_caller]
+pub unsafe fn tensor_copy(to: u32, map: u64, column: u32, row: u32, barrier: u32) {
+    current().tensor_copy(to, map, [column, row], counter_offset(barrier), Location::caller());
+}
+
+#[track_caller]
 pub unsafe fn bulk_store(to: u64, from: u32, bytes: u32) {
     current().bulk_store(to, from, bytes, Location::caller());
 }

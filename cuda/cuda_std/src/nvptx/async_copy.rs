@@ -77,6 +77,17 @@ pub unsafe fn bulk_copy_hinted(to: u32, from: u64, bytes: u32, barrier: u32, pol
     }
 }
 #[inline(always)]
+pub unsafe fn tensor_copy(to: u32, map: u64, column: u32, row: u32, barrier: u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [{0}], [{1}, {{{2}, {3}}}], [{4}];",
+            in(reg32) to, in(reg64) map, in(reg32) column, in(reg32) row, in(reg32) barrier,
+            options(nostack, preserves_flags)
+        );
+    }
+}
+#[inline(always)]
 pub unsafe fn bulk_store(to: u64, from: u32, bytes: u32) {
     // SAFETY: the caller's promise.
     unsafe {
