@@ -10,11 +10,13 @@ use super::kv_cache::number;
 use super::launch::{Launch, dimension, launch};
 use super::quantise_kv;
 use super::tensor::{Activation, KvCache, Tensor};
+use super::tensor_map::TensorMaps;
 use super::variant::{KernelChoice, select, variants};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::kv_format::{KvFormat, KvFormats};
 use cuda_std::launch::{DevicePtr, Kernels, LaunchConfig, Value};
+use cuda_std::tensor_map::TensorMap;
 use gpu_kernels::attention::any::any as any_pages;
 use gpu_kernels::attention::decode::{MAX_WARPS, merge, split, split_warps};
 use gpu_kernels::attention::decode_merged::merged;
@@ -25,6 +27,7 @@ use gpu_kernels::attention::prefill_tiled::*;
 use gpu_kernels::attention::prefill_wgmma::wgmma;
 use gpu_kernels::attention::{AttentionArgs, formats, max_splits, prefill};
 use std::ops::Range;
+use std::rc::Rc;
 
 mod any;
 mod merging;
@@ -35,13 +38,19 @@ mod workspace;
 use any::{launch_any, launch_any_rows, launch_any_whole};
 use merging::{Merging, decodes_on_tensor_cores, launch_merging, stages};
 use mma::{
-    MmaTile, launch_mma, launch_wgmma, multiplies, multiplies_32, multiplies_floats, multiplies_warpgroups,
-    suits_warpgroups,
+    MmaTile, launch_mma, launch_wgmma, maps_of_pages, multiplies, multiplies_32, multiplies_floats,
+    multiplies_warpgroups, suits_warpgroups,
 };
 use newest::takes_newest;
 pub(super) use workspace::Workspace;
 
 pub(super) const OP: &str = "attention";
+
+/// The variant whose warpgroups multiply.
+const WGMMA: &str = "wgmma";
+
+/// Rows up to which no kernel of tiles is thought of, unless it is asked for.
+const FEW_ROWS: usize = 8;
 
 /// What the kernels take, with pages of `formats` and out of `dtype`, and which rows are whose.
 pub(super) struct Case {
@@ -56,8 +65,8 @@ pub(super) struct Case {
     places: usize,
     /// Bytes of shared memory that a block can have.
     shared_memory: usize,
-    /// Whether the device has the instructions of a warpgroup.
-    has_wgmma: bool,
+    /// Of the pages of K and of V, where the device has the instructions of a warpgroup, for more than a few rows.
+    maps: Option<[DevicePtr<TensorMap>; 2]>,
 }
 
 /// Values of the heads that there are kernels for.
@@ -123,7 +132,7 @@ variants! { Case, Launch<Case>;
     "auto" [
         decode_mma::mma, decode_staged::staged, decode_mma::mma_blocks, merged, split, merge, wgmma, mma32, blocks32, mma16, blocks16, prefill::plain, any_pages
     ]: any_head_dim => launch_auto;
-    "wgmma" [wgmma]: multiplies_warpgroups => |device, case| unsafe { launch_wgmma(device, case, 1) };
+    WGMMA [wgmma]: multiplies_warpgroups => |device, case| unsafe { launch_wgmma(device, case, 1) };
     "mma32" [mma32, blocks32]: multiplies_32 => |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma32) };
     "mma32p" [mma32p]: multiplies_floats => |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma32p) };
     "mma16" [mma16, blocks16]: multiplies => |device, case| unsafe { launch_mma(device, case, 1, MmaTile::Mma16) };
@@ -294,6 +303,7 @@ fn in_parts(
 
 /// The operands of [`attention`].
 pub(super) struct Attention<'a> {
+    pub maps: &'a mut TensorMaps,
     pub batch: &'a CudaBatch,
     /// Of the batch: all, or those that need logits.
     pub rows: BatchRows<'a>,
@@ -306,8 +316,8 @@ pub(super) struct Attention<'a> {
 }
 
 /// `softmax(q · kᵀ / sqrt(head_dim)) · v`: `[num_tokens, num_attention_heads * head_dim]`.
-pub(super) fn attention(device: &Device, choice: &KernelChoice, operands: Attention) -> Result<()> {
-    let Attention { batch, rows, layer, num_attention_heads, q, cache, workspace, out } = operands;
+pub(super) fn attention(device: &Rc<Device>, choice: &KernelChoice, operands: Attention) -> Result<()> {
+    let Attention { maps, batch, rows, layer, num_attention_heads, q, cache, workspace, out } = operands;
     let shape = &batch.shape;
     let layout = &cache.layout;
     let (num_key_value_heads, head_dim) = (layout.num_key_value_heads, layout.head_dim);
@@ -350,11 +360,15 @@ pub(super) fn attention(device: &Device, choice: &KernelChoice, operands: Attent
         v_new: DevicePtr::from_raw(0),
         k_pages,
         v_pages,
+        k_map: DevicePtr::from_raw(0),
+        v_map: DevicePtr::from_raw(0),
         partials: workspace.partials.ptr_mut(),
         statistics: workspace.statistics.ptr_mut(),
         counters: workspace.counters.ptr_mut(),
         out: out.ptr_mut(),
     };
+    let wants_maps = n > FEW_ROWS || choice.get(OP) == Some(WGMMA);
+    let maps = if wants_maps { maps_of_pages(device, maps, cache, [k_pages, v_pages])? } else { None };
     let mut case = Case {
         formats: layout.formats,
         dtype,
@@ -364,7 +378,7 @@ pub(super) fn attention(device: &Device, choice: &KernelChoice, operands: Attent
         arguments,
         places: workspace.places,
         shared_memory: device.info().shared_memory_per_block,
-        has_wgmma: device.has_wgmma(),
+        maps,
     };
     let variant = select(OP, VARIANTS, &case, choice.get(OP))?;
     if !takes_newest(&mut case, variant.name, cache, layer, shape.num_tokens) {
@@ -406,6 +420,8 @@ mod tests {
             v_new: bytes,
             k_pages: bytes,
             v_pages: bytes,
+            k_map: DevicePtr::from_raw(0),
+            v_map: DevicePtr::from_raw(0),
             partials: DevicePtrMut::from_raw(0),
             statistics: DevicePtrMut::from_raw(0),
             counters: DevicePtrMut::from_raw(0),
@@ -420,7 +436,7 @@ mod tests {
             arguments,
             places: 14,
             shared_memory: 227 << 10,
-            has_wgmma: true,
+            maps: Some([DevicePtr::from_raw(0); 2]),
         }
     }
 
@@ -462,16 +478,6 @@ mod tests {
         assert!(select(OP, VARIANTS, &case(Dtype::Bf16, 128), Some("tiled")).is_ok());
         assert!(select(OP, VARIANTS, &case(Dtype::F32, 64), Some("mma32")).is_err());
         assert!(select(OP, VARIANTS, &case(Dtype::F16, 128), Some("mma32")).is_ok());
-        for (dtype, head_dim, has_wgmma, multiplies) in [
-            (Dtype::F16, 64, true, true),
-            (Dtype::Bf16, 128, true, true),
-            (Dtype::F16, 256, true, false),
-            (Dtype::F32, 64, true, false),
-            (Dtype::F16, 64, false, false),
-        ] {
-            let case = Case { has_wgmma, ..case(dtype, head_dim) };
-            assert_eq!(select(OP, VARIANTS, &case, Some("wgmma")).is_ok(), multiplies, "{dtype} {head_dim}");
-        }
         let error = select(OP, VARIANTS, &case(Dtype::Bf16, 96), None).err().unwrap();
         assert!(error.to_string().contains("is not 32, 64, 128 or 256"), "{error}");
         assert_eq!(select(OP, VARIANTS, &case(Dtype::F16, 256), None).unwrap().name, "auto");

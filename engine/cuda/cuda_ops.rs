@@ -225,8 +225,9 @@ impl CudaOps {
         out: &mut Activation,
     ) -> Result<()> {
         let (workspace, num_attention_heads) = (&mut self.attention, self.num_attention_heads);
+        let maps = &mut self.tensor_maps;
         let operands =
-            attention::Attention { batch, rows, layer, num_attention_heads, q, cache, workspace, out };
+            attention::Attention { maps, batch, rows, layer, num_attention_heads, q, cache, workspace, out };
         attention::attention(&self.device, &self.choice, operands)
     }
 

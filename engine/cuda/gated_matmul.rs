@@ -11,8 +11,8 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use cuda_std::launch::{DevicePtr, LaunchConfig};
 use gpu_kernels::gated_matmul::{
-    BLOCK_SIZE, DEPTH, GatedMatmulArgs, TILE_COLUMNS, TILE_ROWS, WGMMA_SHARED_BYTES, WGMMA_THREADS, plain,
-    wgmma,
+    BLOCK_SIZE, BOX_ROWS, DEPTH, GatedMatmulArgs, TILE_COLUMNS, TILE_ROWS, WGMMA_SHARED_BYTES, WGMMA_THREADS,
+    plain, wgmma,
 };
 use std::rc::Rc;
 
@@ -78,7 +78,8 @@ pub(super) struct Operands<'a> {
     pub out: &'a mut Activation,
 }
 
-/// Whether the tensor cores' kernel takes matrices of this shape, and is the faster way for so many rows: it has the tiles to keep every multiprocessor busy.
+/// Whether the tensor cores' kernel takes matrices of this shape, and is the faster way for so many rows: it has the tiles to keep every multiprocessor busy,
+/// and more than reading weights to do.
 pub(super) fn suits(device: &Device, n: usize, matrix: &Activation) -> bool {
     let tiles = n.div_ceil(TILE_ROWS as usize) * (matrix.rows / TILE_COLUMNS as usize);
     device.has_wgmma()
@@ -86,7 +87,8 @@ pub(super) fn suits(device: &Device, n: usize, matrix: &Activation) -> bool {
         && matrix.dtype == Dtype::F16
         && matrix.cols.is_multiple_of(DEPTH as usize)
         && matrix.rows.is_multiple_of(TILE_COLUMNS as usize)
-        && tiles >= 4 * device.info().multiprocessors as usize
+        && n > TILE_ROWS as usize
+        && tiles >= 2 * device.info().multiprocessors as usize
 }
 
 /// `out = silu(scale * x · gateᵀ) * (scale * x · upᵀ)`: `[n, hidden_size] -> [n, intermediate_size]`. Whether it was done: not while a graph is recorded, if a map of
@@ -121,8 +123,8 @@ pub(super) fn gated_matmul(device: &Rc<Device>, choice: &KernelChoice, operands:
     }
     let mut case = Case { dtype, has_wgmma: device.has_wgmma(), arguments };
     if whole_tiles(&case).is_ok() {
-        let [x, gate, up] = [maps.get(device, x)?, maps.get(device, gate)?, maps.get(device, up)?];
-        let (Some(x_map), Some(gate_map), Some(up_map)) = (x, gate, up) else { return Ok(false) };
+        let [x, gate, up] = [x, gate, up].map(|matrix| maps.of(device, matrix, BOX_ROWS));
+        let (Some(x_map), Some(gate_map), Some(up_map)) = (x?, gate?, up?) else { return Ok(false) };
         case.arguments = GatedMatmulArgs { x_map, gate_map, up_map, ..arguments };
     }
     let variant = select(OP, VARIANTS, &case, choice.get(OP))?;

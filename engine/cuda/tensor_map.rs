@@ -16,33 +16,54 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::rc::Rc;
 
-/// The maps that were asked for, by address, rows and columns: what was freed and comes again is the same matrix to them.
+/// A matrix `[rows, cols]` of two-byte numbers, and the rows of its boxes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Mapped {
+    pub address: u64,
+    pub rows: usize,
+    pub cols: usize,
+    pub dtype: Dtype,
+    pub box_rows: u32,
+}
+
+/// The maps that were asked for: what was freed and comes again is the same matrix to them.
 #[derive(Default)]
-pub(super) struct TensorMaps(HashMap<(u64, usize, usize), DeviceBuffer<u64>>);
+pub(super) struct TensorMaps(HashMap<Mapped, DeviceBuffer<u64>>);
 
 impl TensorMaps {
-    /// The map of a matrix of two-byte numbers, all its rows; `None` if there is none yet and a graph is being recorded.
+    /// The map of a matrix, all its rows; `None` if there is none yet and a graph is being recorded.
+    ///
+    /// # Errors
+    /// As [`TensorMaps::get`].
+    pub fn of(
+        &mut self,
+        device: &Rc<Device>,
+        matrix: &Activation,
+        box_rows: u32,
+    ) -> Result<Option<DevicePtr<TensorMap>>> {
+        let &Activation { rows, cols, dtype, .. } = matrix;
+        self.get(device, Mapped { address: matrix.ptr().as_raw(), rows, cols, dtype, box_rows })
+    }
+
+    /// The map of a matrix; `None` if there is none yet and a graph is being recorded.
     ///
     /// # Errors
     /// [`Error::Request`] if the matrix has no map, [`Error::Memory`], [`Error::Device`].
-    pub fn get(&mut self, device: &Rc<Device>, matrix: &Activation) -> Result<Option<DevicePtr<TensorMap>>> {
-        let (address, rows, cols) = (matrix.ptr().as_raw(), matrix.rows, matrix.cols);
-        let key = (address, rows, cols);
-        if !self.0.contains_key(&key) {
+    pub fn get(&mut self, device: &Rc<Device>, matrix: Mapped) -> Result<Option<DevicePtr<TensorMap>>> {
+        if !self.0.contains_key(&matrix) {
             if device.is_recording() {
                 return Ok(None);
             }
-            self.0.insert(key, DeviceBuffer::from_slice(device, &encode(device, matrix)?.0)?);
+            self.0.insert(matrix, DeviceBuffer::from_slice(device, &encode(device, matrix)?.0)?);
         }
-        Ok(self.0.get(&key).map(|map| map.ptr().cast()))
+        Ok(self.0.get(&matrix).map(|map| map.ptr().cast()))
     }
 }
 
 /// The map of a matrix.
-fn encode(device: &Device, matrix: &Activation) -> Result<TensorMap> {
-    let (address, rows, cols) = (matrix.ptr().as_raw(), matrix.rows, matrix.cols);
-    if matrix.dtype == Dtype::F32 || !cols.is_multiple_of(8) || rows == 0 || cols == 0 {
-        let dtype = matrix.dtype;
+fn encode(device: &Device, matrix: Mapped) -> Result<TensorMap> {
+    let Mapped { address, rows, cols, dtype, box_rows } = matrix;
+    if dtype == Dtype::F32 || !cols.is_multiple_of(8) || rows == 0 || cols == 0 {
         return Err(Error::Request(format!(
             "a matrix of {dtype} [{rows}, {cols}] has no map: rows of 16 bytes of f16 or bf16 do"
         )));
@@ -51,9 +72,9 @@ fn encode(device: &Device, matrix: &Activation) -> Result<TensorMap> {
     let (of_rows, of_cols) =
         (u32::try_from(rows).map_err(too_large)?, u32::try_from(cols).map_err(too_large)?);
     if device.is_emulated() {
-        return Ok(TensorMap::emulated(address, of_rows, of_cols));
+        return Ok(TensorMap::emulated(address, of_rows, of_cols, box_rows));
     }
-    let data_type = match matrix.dtype {
+    let data_type = match dtype {
         Dtype::Bf16 => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         _ => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
     };
@@ -67,7 +88,7 @@ fn encode(device: &Device, matrix: &Activation) -> Result<TensorMap> {
             address as *mut c_void,
             [u64::from(of_cols), u64::from(of_rows)].as_ptr(),
             [2 * u64::from(of_cols)].as_ptr(),
-            [TensorMap::BOX; 2].as_ptr(),
+            [TensorMap::COLUMNS, box_rows].as_ptr(),
             [1; 2].as_ptr(),
             CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE as u32,
             CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B as u32,

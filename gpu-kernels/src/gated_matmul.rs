@@ -31,6 +31,9 @@ pub const TILE_COLUMNS: u32 = 64;
 /// Values of x and of weights that are multiplied at a time.
 pub const DEPTH: u32 = 64;
 
+/// Rows of a box that is copied.
+pub const BOX_ROWS: u32 = 64;
+
 /// Threads of a block of [`wgmma`]: a warpgroup that copies, two that multiply.
 pub const WGMMA_THREADS: u32 = 384;
 
@@ -62,7 +65,7 @@ pub struct GatedMatmul<E> {
     pub gate: *const E,
     /// E `[rows, cols]`
     pub up: *const E,
-    /// Of kernels that copy boxes: maps of these three, which may have more rows of x.
+    /// Of kernels that copy boxes: maps of these three, with boxes of [`BOX_ROWS`]; there may be more rows of x.
     pub x_map: *const TensorMap,
     pub gate_map: *const TensorMap,
     pub up_map: *const TensorMap,
@@ -222,7 +225,7 @@ impl Ring {
                 while depth < a.cols {
                     let (to, full) = (self.stage(at.stage), self.full(at.stage));
                     self.empty(at.stage).wait(at.parity ^ 1);
-                    full.arrive_expect_tx(4 * TensorMap::BOX_BYTES);
+                    full.arrive_expect_tx(4 * TensorMap::box_bytes(BOX_ROWS));
                     async_copy::tensor_copy(to, a.x_map, [depth, row], full);
                     async_copy::tensor_copy(to.add(HALF), a.x_map, [depth, row + 64], full);
                     async_copy::tensor_copy(to.add(2 * HALF), a.gate_map, [depth, column], full);

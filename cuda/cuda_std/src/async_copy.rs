@@ -105,7 +105,7 @@ pub unsafe fn bulk_copy_hinted<T: Bits, U>(
     unsafe { target::bulk_copy_hinted(to.address(), from as u64, bytes, barrier.address(), policy.bits()) }
 }
 
-/// Copies the box of a matrix that begins at a column and a row to shared memory; `barrier` counts its [`TensorMap::BOX_BYTES`]. sm_90.
+/// Copies the box of a matrix that begins at a column and a row to shared memory; `barrier` counts its [bytes](TensorMap::box_bytes). sm_90.
 ///
 /// # Safety
 /// `map` leads to the map of a matrix that is there, in global memory, and was written before the launch; `to` leads to the box's bytes of the block's shared memory,

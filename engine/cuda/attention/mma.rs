@@ -3,12 +3,17 @@
 use super::{BLOCKS, Case, OP, float_pages, known_head_dim};
 use crate::device::Device;
 use crate::dtype::Dtype;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::launch::{dimension, launch};
-use cuda_std::launch::{Kernels, LaunchConfig};
+use crate::tensor::KvCache;
+use crate::tensor_map::{Mapped, TensorMaps};
+use cuda_std::launch::{DevicePtr, Kernels, LaunchConfig};
+use cuda_std::tensor_map::TensorMap;
+use gpu_kernels::PAGE_SIZE;
 use gpu_kernels::attention::AttentionArgs;
 use gpu_kernels::attention::prefill_mma::*;
 use gpu_kernels::attention::prefill_wgmma::*;
+use std::rc::Rc;
 
 /// What tensor cores multiply, 32 queries a warp: there are no registers for wider heads.
 pub(super) fn multiplies_32(case: &Case) -> Result<(), &'static str> {
@@ -43,10 +48,31 @@ pub(super) fn multiplies_floats(case: &Case) -> Result<(), &'static str> {
     multiplies_32(case)
 }
 
+/// Maps of a layer's pages of K and of V, where there is a use for them and they can be made now.
+pub(super) fn maps_of_pages(
+    device: &Rc<Device>,
+    maps: &mut TensorMaps,
+    cache: &KvCache,
+    pages: [DevicePtr<u8>; 2],
+) -> Result<Option<[DevicePtr<TensorMap>; 2]>> {
+    let layout = &cache.layout;
+    let Some(dtype) = layout.formats.float().filter(|dtype| *dtype != Dtype::F32) else { return Ok(None) };
+    if !device.has_wgmma() || !matches!(layout.head_dim, 64 | 128) {
+        return Ok(None);
+    }
+    let rows = layout.num_pages * layout.num_key_value_heads * PAGE_SIZE as usize;
+    let [k, v] = pages.map(|pages| {
+        let mapped =
+            Mapped { address: pages.as_raw(), rows, cols: layout.head_dim, dtype, box_rows: PAGE_SIZE };
+        maps.get(device, mapped)
+    });
+    Ok(k?.zip(v?).map(|(k, v)| [k, v]))
+}
+
 /// What warpgroups multiply.
 pub(super) fn multiplies_warpgroups(case: &Case) -> Result<(), &'static str> {
-    if !case.has_wgmma {
-        return Err("the device has no wgmma");
+    if case.maps.is_none() {
+        return Err("the device has no wgmma, or its pages no maps");
     }
     multiplies_floats(case)
 }
@@ -75,7 +101,10 @@ pub(super) unsafe fn launch_wgmma(device: &Device, case: &Case, min_rows: u32) -
         block: [wgmma_threads(case.head_dim), 1, 1],
         shared_bytes: wgmma_shared_bytes(case.head_dim),
     };
-    let arguments = AttentionArgs { min_rows, ..case.arguments };
+    let Some([k_map, v_map]) = case.maps else {
+        return Err(Error::Request(format!("{OP}: the pages have no maps")));
+    };
+    let arguments = AttentionArgs { min_rows, k_map, v_map, ..case.arguments };
     // SAFETY: the tiles cover all queries; the caller vouches for the case.
     unsafe { launch(device, wgmma(), &case.values(), &config, arguments) }
 }
@@ -155,6 +184,14 @@ pub(super) unsafe fn launch_mma(device: &Device, case: &Case, min_rows: u32, til
 mod tests {
     use super::super::tests::case;
     use super::*;
+
+    #[test]
+    fn warpgroups_multiply_two_byte_pages_that_have_maps() {
+        let takes = |dtype, head_dim| multiplies_warpgroups(&case(dtype, head_dim)).is_ok();
+        assert!(takes(Dtype::F16, 64) && takes(Dtype::Bf16, 128));
+        assert!(!takes(Dtype::F16, 256) && !takes(Dtype::F32, 64));
+        assert!(multiplies_warpgroups(&Case { maps: None, ..case(Dtype::F16, 64) }).is_err());
+    }
 
     #[test]
     fn small_batches_get_the_kernel_with_more_blocks() {

@@ -29,6 +29,7 @@
 //! num_key_value_heads)`.
 
 use cuda_std::prelude::*;
+use cuda_std::tensor_map::TensorMap;
 
 #[device]
 use crate::{grid::repeat, vector::Group};
@@ -140,6 +141,9 @@ pub struct Attention<E> {
     pub k_pages: *const E,
     /// As `k_pages`
     pub v_pages: *const E,
+    /// Of kernels that copy boxes, of a page's rows: maps of both, as matrices `[num_pages * num_key_value_heads * PAGE_SIZE, head_dim]`
+    pub k_map: *const TensorMap,
+    pub v_map: *const TensorMap,
     /// Scratch, f32 `[grid.x, num_attention_heads, num_splits, head_dim]`: each split's weighted sum of values. Splits that a row
     /// does not have are left as they were.
     pub partials: *mut f32,

@@ -9,9 +9,9 @@
 //! the other as `mma` does.
 //!
 //! # Keys and values
-//! A tile of 64 keys by 64 dimensions is 8 KiB, swizzled as [`Descriptor`](cuda_std::wgmma::Descriptor) says; heads of 128 have two side by side. Pages are not, so each thread of
-//! the copying warpgroup copies words with `cp.async` to where they belong, some stages ahead; a barrier counts them when they are there. Keys behind
-//! the last one become zeros, since what weighs 0 must not be NaN.
+//! A tile of 64 keys by 64 dimensions is 8 KiB, swizzled as [`Descriptor`](cuda_std::wgmma::Descriptor) says; heads of 128 have two side by side. One thread copies the pages as boxes of a
+//! matrix, some stages ahead. Of the last step's values, where the sequence has fewer keys, all threads of its warpgroup copy words: keys behind the last one become zeros, since
+//! what weighs 0 must not be NaN.
 //!
 //! # Contract
 //! `softmax(q · kᵀ / sqrt(HEAD_DIM)) · v` for the rows of all sequences that are not skipped. Arguments: see [`Attention`]. Queries are numbered as in
@@ -35,7 +35,6 @@ use super::{
 use crate::vector::Group;
 #[device]
 use cuda_std::{
-    async_copy,
     mma::MmaElement,
     wgmma::{self, WgmmaElement},
 };
@@ -102,11 +101,10 @@ pub unsafe fn wgmma<
             } else {
                 wgmma::decrease_registers::<40>()
             }
-            let mut copier = pipeline.copier();
+            let mut copier = pipeline.copier([a.k_map, a.v_map]);
             segments(&a, a.out, 64 * GROUPS, |segment: Segment<E, E, _, HEAD_DIM>, _| {
                 segment.copy_steps(&mut copier);
             });
-            async_copy::wait_all();
         } else {
             if HEAD_DIM == 64 {
                 wgmma::increase_registers::<160>()

@@ -17,12 +17,17 @@ use cuda_std::{
     async_copy,
     mbarrier::{self, Mbarrier},
     mma::MmaElement,
+    tensor_map::TensorMap,
     wgmma::{Descriptor, WgmmaElement, packed},
 };
 
 /// 16-byte words of a tile of 64 keys by 64 dimensions.
 #[device]
 const HALF: u32 = WGMMA_KEYS * 8;
+
+/// The barrier of the threads that copy; those below are of turns.
+#[device]
+const COPIERS: u32 = 8;
 
 /// Stages in shared memory, each a step's keys, then its values; then their barriers.
 #[device]
@@ -56,8 +61,8 @@ impl<const HEAD_DIM: usize> Pipeline<HEAD_DIM> {
         unsafe {
             if thread::thread_idx_x() == 0 {
                 repeat(WGMMA_STAGES as usize, |stage| {
-                    pipeline.full(Of::Keys, stage as u32).init(128);
-                    pipeline.full(Of::Values, stage as u32).init(128);
+                    pipeline.full(Of::Keys, stage as u32).init(1);
+                    pipeline.full(Of::Values, stage as u32).init(1);
                     pipeline.empty(Of::Keys, stage as u32).init(4 * groups);
                     pipeline.empty(Of::Values, stage as u32).init(4 * groups);
                 });
@@ -68,7 +73,7 @@ impl<const HEAD_DIM: usize> Pipeline<HEAD_DIM> {
         pipeline
     }
 
-    /// The tile of a stage is there: each thread that copies says so.
+    /// The tile of a stage is there: its bytes, and a thread that copies has said how many.
     #[inline(always)]
     fn full(self, of: Of, stage: u32) -> Mbarrier {
         Mbarrier::new(self.barriers.add((2 * of as u32) * WGMMA_STAGES + stage))
@@ -85,10 +90,10 @@ impl<const HEAD_DIM: usize> Pipeline<HEAD_DIM> {
         self.tiles.add((2 * stage + of as u32) * Self::TILE)
     }
 
-    /// For the warpgroup that copies.
+    /// For the warpgroup that copies, with maps of the pages of K and of V.
     #[inline(always)]
-    pub(super) fn copier(self) -> Copier<HEAD_DIM> {
-        Copier { pipeline: self, at: Stage::FIRST }
+    pub(super) fn copier(self, maps: [*const TensorMap; 2]) -> Copier<HEAD_DIM> {
+        Copier { pipeline: self, maps, at: Stage::FIRST }
     }
 
     /// For warpgroup `warpgroup` of `groups` that multiply, the first of which is 1.
@@ -115,6 +120,7 @@ impl<const HEAD_DIM: usize> Pipeline<HEAD_DIM> {
 #[device]
 pub(super) struct Copier<const HEAD_DIM: usize> {
     pipeline: Pipeline<HEAD_DIM>,
+    maps: [*const TensorMap; 2],
     at: Stage<WGMMA_STAGES>,
 }
 
@@ -122,6 +128,25 @@ pub(super) struct Copier<const HEAD_DIM: usize> {
 impl<const HEAD_DIM: usize> Copier<HEAD_DIM> {
     /// 16-byte words of a row.
     const ROW: u32 = HEAD_DIM as u32 / 8;
+
+    /// Starts to copy a tile, box by box; rows that no key is in are copied as they are.
+    ///
+    /// # Safety
+    /// One thread calls it; nobody uses the stage; `rows` are where the pages of a sequence begin.
+    #[inline(always)]
+    unsafe fn copy_boxes(&self, of: Of, rows: [u32; TILE_PAGES]) {
+        let (tile, full) = (self.pipeline.tile(of, self.at.stage), self.pipeline.full(of, self.at.stage));
+        // SAFETY: the caller's promise.
+        unsafe {
+            full.arrive_expect_tx(const { wgmma_tile_bytes(HEAD_DIM as u32) });
+            repeat(TILE_PAGES, |page| {
+                repeat(HEAD_DIM / 64, |part| {
+                    let to = tile.add(part as u32 * HALF + page as u32 * (PAGE_SIZE * 8));
+                    async_copy::tensor_copy(to, self.maps[of as usize], [64 * part as u32, rows[page]], full);
+                });
+            });
+        }
+    }
 
     /// Copies this thread's words of 64 rows from two pages to a tile, of which `keys` rows are there.
     ///
@@ -160,7 +185,7 @@ pub(super) struct Reader<const HEAD_DIM: usize> {
 
 #[device]
 impl<const HEAD_DIM: usize> Reader<HEAD_DIM> {
-    /// Waits for a tile, until `wgmma` can read it too: words are copied as ordinary stores are.
+    /// Waits for a tile.
     ///
     /// # Safety
     /// All threads of the warpgroup call it together; the stage is the next.
@@ -168,7 +193,6 @@ impl<const HEAD_DIM: usize> Reader<HEAD_DIM> {
     unsafe fn wait(&self, of: Of, at: Stage<WGMMA_STAGES>) {
         // SAFETY: the barrier's phase is the current one or the one before.
         unsafe { self.pipeline.full(of, at.stage).wait(at.parity) }
-        async_copy::fence_proxy_async_shared();
     }
 
     /// This warp reads a tile no more.
@@ -197,16 +221,31 @@ impl<E: MmaElement + Source<HEAD_DIM>, O: Output<2>, const HEAD_DIM: usize> Segm
             let mut pages = self.pages(0, all_keys);
             let mut first_key = 0;
             while first_key < all_keys {
-                let [k, v] = self.page_starts(pages);
+                let [_, v] = self.page_starts(pages);
+                let mut rows = [0; TILE_PAGES];
+                repeat(TILE_PAGES, |i| {
+                    rows[i] = (pages[i] * self.num_key_value_heads + self.key_value_head) * PAGE_SIZE;
+                });
                 // Loaded a step before they are needed.
                 pages = self.pages(first_key + WGMMA_KEYS, all_keys);
+                let keys = all_keys - first_key;
                 let Copier { pipeline, at, .. } = *copier;
                 pipeline.empty(Of::Keys, at.stage).wait(at.parity ^ 1);
-                Copier::<HEAD_DIM>::copy(pipeline.tile(Of::Keys, at.stage), k, all_keys - first_key);
-                pipeline.full(Of::Keys, at.stage).arrive_after_copies();
                 pipeline.empty(Of::Values, at.stage).wait(at.parity ^ 1);
-                Copier::<HEAD_DIM>::copy(pipeline.tile(Of::Values, at.stage), v, all_keys - first_key);
-                pipeline.full(Of::Values, at.stage).arrive_after_copies();
+                if thread::thread_idx_x() == 0 {
+                    copier.copy_boxes(Of::Keys, rows);
+                    if keys >= WGMMA_KEYS {
+                        copier.copy_boxes(Of::Values, rows);
+                    }
+                }
+                if keys < WGMMA_KEYS {
+                    // What weighs 0 must not be NaN: rows behind the last key become zeros.
+                    Copier::<HEAD_DIM>::copy(pipeline.tile(Of::Values, at.stage), v, keys);
+                    async_copy::wait_all();
+                    async_copy::fence_proxy_async_shared();
+                    thread::sync_named(COPIERS, 128);
+                    pipeline.full(Of::Values, at.stage).arrive_if(thread::thread_idx_x() == 0);
+                }
                 copier.at = at.next();
                 first_key += WGMMA_KEYS;
             }

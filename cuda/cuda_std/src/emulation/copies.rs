@@ -149,10 +149,11 @@ impl Thread {
 
     /// `cp.async.bulk.tensor.2d` of a box, which is swizzled.
     pub fn tensor_copy(&self, to: u32, map: u64, [column, row]: [u32; 2], counter: usize, place: Place) {
-        const WORDS: u32 = TensorMap::BOX / 8;
+        const WORDS: u32 = TensorMap::COLUMNS / 8;
         self.observe::<READ>(map as usize, size_of::<TensorMap>(), align_of::<TensorMap>(), place);
         // SAFETY: just found to be inside a buffer, or checks are off.
-        let TensorMap([mark, address, rows, cols, ..]) = unsafe { (map as *const TensorMap).read() };
+        let TensorMap([mark, address, rows, cols, box_rows, ..]) =
+            unsafe { (map as *const TensorMap).read() };
         if mark != TensorMap::EMULATED {
             let detail = std::format!("there is no map of an emulated device's matrix at {map:#x}");
             self.fail(Defect::OutOfBounds, place, detail);
@@ -161,7 +162,7 @@ impl Thread {
             let detail = std::format!("the shared address {to} of a box is not a multiple of 1,024");
             self.fail(Defect::Misaligned, place, detail);
         }
-        let words = (0..TensorMap::BOX).flat_map(|y| (0..WORDS).map(move |x| (y, x)));
+        let words = (0..box_rows as u32).flat_map(|y| (0..WORDS).map(move |x| (y, x)));
         let copies = words.map(|(y, x)| {
             let (row, first) = (u64::from(row + y), u64::from(column + 8 * x));
             let there = if row < rows { cols.saturating_sub(first).min(8) as usize * 2 } else { 0 };
@@ -171,10 +172,10 @@ impl Thread {
             copy
         });
         let copies = copies.collect();
-        self.note_bulk_store(to.wrapping_sub(SHARED_BASE) as usize, TensorMap::BOX_BYTES as usize);
+        let bytes = TensorMap::box_bytes(box_rows as u32);
+        self.note_bulk_store(to.wrapping_sub(SHARED_BASE) as usize, bytes as usize);
         let told = Arc::new(self.knowledge());
         self.tick();
-        let bytes = TensorMap::BOX_BYTES;
         self.block().add_event(Event { copies, counter, bytes, arrivals: 0, told, place });
     }
 
