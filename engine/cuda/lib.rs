@@ -127,6 +127,7 @@ pub fn operations() -> Vec<Operation> {
     operations.push(Operation::choice(fused::OP, &fused::VARIANTS));
     operations.push(Operation::choice(graph::OP, &graph::VARIANTS));
     operations.push(Operation::choice(holding::OP, &holding::VARIANTS));
+    operations.push(Operation::choice(ranks::HAND_OVER, &ranks::HAND_OVER_VARIANTS));
     operations.sort_by_key(|operation| operation.name);
     operations
 }

@@ -18,9 +18,10 @@ use qernel_core::model::{ModelRunner, Runner, build};
 use qernel_core::ops::OpsConfig;
 use qernel_core::ops::experts::Offload;
 use qernel_core::weights::Weights;
-use qernel_cuda::{self as cuda, CudaOps, Device};
+use qernel_cuda::{self as cuda, CudaOps, Device, Group};
 use std::collections::HashSet;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// Which of two models.
 enum Which {
@@ -73,10 +74,11 @@ fn load(
     let (fitted, draft_fitted) = fit_both(device, model, draft.as_ref(), &options).map_err(of_model)?;
     let mut drafts = None;
     if let Some(((draft, options), fitted)) = draft.zip(draft_fitted) {
-        drafts = Some(load_one(device, draft, &options, fitted, 0, progress).map_err(of_draft)?);
+        let loading = Loading { checkpoints: 0, ..Loading::whole(draft, &options) };
+        drafts = Some(load_one(device, draft, &options, fitted, &loading, progress).map_err(of_draft)?);
     }
-    let runner =
-        load_one(device, model, &options, fitted, options.checkpoints, progress).map_err(of_model)?;
+    let loading = Loading::whole(model, &options);
+    let runner = load_one(device, model, &options, fitted, &loading, progress).map_err(of_model)?;
     Ok((runner, drafts))
 }
 
@@ -91,19 +93,38 @@ pub(crate) fn held(device: &Device, weights: &Weights, options: &RunnerOptions) 
     options
 }
 
+/// How a model, or the layers of it that one of several devices has, are loaded.
+pub(crate) struct Loading<'a> {
+    /// Of the whole model's matrices, [`matrix_dtype`].
+    pub dtype: Dtype,
+    /// Copies of states that are kept.
+    pub checkpoints: usize,
+    /// The devices that have its layers, and which of them this is.
+    pub stage: Option<(&'a Arc<Group>, usize)>,
+}
+
+impl Loading<'_> {
+    /// All layers on one device.
+    fn whole(model: &ModelData, options: &RunnerOptions) -> Self {
+        Self { dtype: matrix_dtype(model.weights, options), checkpoints: options.checkpoints, stage: None }
+    }
+}
+
 /// A model with its weights as `options` say.
-fn load_one(
+pub(crate) fn load_one(
     device: &Rc<Device>,
     &ModelData { weights, config }: &ModelData,
     options: &RunnerOptions,
     (ops_config, layout): (OpsConfig, KvLayout),
-    checkpoints: usize,
+    &Loading { dtype, checkpoints, stage }: &Loading,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Box<dyn Runner>> {
-    let dtype = matrix_dtype(weights, options);
     let mut ops = CudaOps::new(device, &ops_config, dtype, options.kernels.clone())?;
     if let Some(offload) = offload(weights, config, options.cpu_moe, options.cpu_blocks) {
         ops = ops.with_host_experts(offload, rows_to_host(&ops_config.limits))?;
+    }
+    if let Some((group, rank)) = stage {
+        ops = ops.with_stage(group, rank, config.hidden_size)?;
     }
     let runner = ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?;
     Ok(Box::new(runner.with_drafts(options.max_drafts).with_checkpoints(checkpoints)?))
@@ -126,7 +147,7 @@ fn offload(weights: &Weights, config: &Config, layers: usize, blocks: MatmulBloc
     let names = names_on_host(weights, layers);
     let of = OpsConfig::experts_of(config).filter(|_| !names.is_empty());
     let Some(config) = of else {
-        if layers > 0 {
+        if layers > 0 && config.experts.is_none() {
             tracing::warn!("no experts stay in host memory: the model has none");
         }
         return None;
@@ -188,7 +209,8 @@ pub fn fit_cuda(
     config: &Config,
     options: &RunnerOptions,
 ) -> Result<(OpsConfig, KvLayout)> {
-    fit(config, options, &budget(device, device.memory_info()?, &ModelData { weights, config }, options)?)
+    let (dtype, data) = (matrix_dtype(weights, options), ModelData { weights, config });
+    fit(config, options, &budget(device.is_emulated(), device.memory_info()?, &data, dtype, options)?)
 }
 
 /// As [`fit_cuda`], with a model that drafts for this one, and its options.
@@ -199,21 +221,24 @@ fn fit_both(
     options: &RunnerOptions,
 ) -> Result<FittedPair> {
     let memory = device.memory_info()?;
+    let whole = |model: &ModelData, options: &RunnerOptions| {
+        budget(device.is_emulated(), memory, model, matrix_dtype(model.weights, options), options)
+    };
     let of_draft = |(draft, options): &(&ModelData, RunnerOptions)| -> Result<_> {
-        Ok(Box::new((draft.config.clone(), budget(device, memory, draft, options)?)))
+        Ok(Box::new((draft.config.clone(), whole(draft, options)?)))
     };
     let draft = draft.map(of_draft).transpose()?;
-    fit_pair(model.config, options, &MemoryBudget { draft, ..budget(device, memory, model, options)? })
+    fit_pair(model.config, options, &MemoryBudget { draft, ..whole(model, options)? })
 }
 
-/// What a model takes on the device, of whose memory so many bytes are free, and so many there in all.
+/// What a model with matrices of `dtype` takes on a device, of whose memory so many bytes are free, and so many there in all.
 pub(crate) fn budget(
-    device: &Device,
+    is_emulated: bool,
     (free, total): (usize, usize),
     &ModelData { weights, config }: &ModelData,
+    dtype: Dtype,
     options: &RunnerOptions,
 ) -> Result<MemoryBudget> {
-    let dtype = matrix_dtype(weights, options);
     let [k, v] = options.kv_types;
     let kv = KvFormats { k: k.on_gpu(dtype)?, v: v.on_gpu(dtype)? };
     let on_host = names_on_host(weights, options.cpu_moe);
@@ -226,7 +251,7 @@ pub(crate) fn budget(
             fraction: options.memory_fraction,
         },
         // That of an emulated one is the host's.
-        shared: device.is_emulated(),
+        shared: is_emulated,
         weights: cuda::weight_bytes(weights, dtype, &options.kernels, &on_host)
             .saturating_add(weights.adapter_bytes()),
         kv,

@@ -1,0 +1,272 @@
+//! A model whose layers are shared out over several GPUs: consecutive ones on each, computed one after the other.
+
+use super::super::device_choice::DeviceChoice;
+use super::super::fit::{MemoryBudget, fit};
+use super::super::gpu::{self, Loading, budget, held, matrix_dtype};
+use super::super::runner::{KvCacheSize, ModelData, RunnerOptions, Runners, open_runners};
+use super::devices;
+use super::stages_runner::StagesRunner;
+use super::team::Team;
+use super::thread::RankThread;
+use qernel_core::config::Config;
+use qernel_core::dtype::Dtype;
+use qernel_core::error::{Error, Result};
+use qernel_core::kv_layout::{KvLayout, PAGE_SIZE};
+use qernel_core::model::{Runner, build};
+use qernel_core::ops::OpsConfig;
+use qernel_core::weights::Weights;
+use qernel_cuda::{self as cuda, Device, Group};
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+
+/// Which layers of a model each of several GPUs has.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LayerSplit {
+    /// As many as its free memory is of that of all; of so many GPUs, or of all.
+    Memory(Option<usize>),
+    /// As many as these proportions say, of as many GPUs; 0 leaves one out.
+    Shares(Vec<f64>),
+}
+
+impl LayerSplit {
+    /// GPUs, where it says how many.
+    fn count(&self) -> Option<usize> {
+        match self {
+            Self::Memory(count) => *count,
+            Self::Shares(shares) => Some(shares.len()),
+        }
+    }
+}
+
+/// What a rank needs of its device to make a plan: its bytes, free and in all.
+type MemoryInfo = (usize, usize);
+
+/// Opens the model on several GPUs. `progress` is called with the bytes of weights that the last of them has loaded, and with their sum.
+///
+/// # Errors
+/// [`Error::Request`] for a split that there is not, [`Error::Device`] for GPUs that are missing; as
+/// [`open_runner`](crate::open_runner).
+pub(crate) fn open(
+    model: &ModelData,
+    draft: Option<&ModelData>,
+    split: &LayerSplit,
+    options: &RunnerOptions,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Runners> {
+    if let LayerSplit::Shares(all) = split {
+        model.config.split_layers(all)?;
+    }
+    let mut chosen = devices("--split-mode layer", options.device, split.count())?;
+    let mut shares = None;
+    if let LayerSplit::Shares(all) = split {
+        let used = chosen.into_iter().zip(all).filter(|(_, share)| **share > 0.0);
+        let (with_layers, of_those): (Vec<_>, Vec<f64>) = used.unzip();
+        (chosen, shares) = (with_layers, Some(of_those));
+    }
+    if let [device] = chosen[..] {
+        let options = RunnerOptions { device, layer_split: None, ..options.clone() };
+        return open_runners(model, draft, &options, progress);
+    }
+    if draft.is_some() {
+        return Err(Error::Request(
+            "--split-mode layer: there is none with a model that drafts (--model-draft); take --spec-type ngram-simple".into(),
+        ));
+    }
+    let mut options = options.clone();
+    loop {
+        let why = match load(model, &chosen, shares.as_deref(), &options, progress) {
+            Err(Error::Range(why)) => why,
+            other => return other.map(|runner| (runner, None)),
+        };
+        let Some(fallback) = options.dtype.fallback(cuda::compute_dtype(model.weights)) else {
+            return Err(Error::Range(why));
+        };
+        tracing::warn!("{why}; loading the weights as {fallback}");
+        options.dtype = fallback;
+    }
+}
+
+/// What a rank is told once the memory of all is known.
+struct Told {
+    weights: Weights,
+    config: Config,
+    options: RunnerOptions,
+    dtype: Dtype,
+    fitted: (OpsConfig, KvLayout),
+}
+
+/// The model with its weights as `options` say.
+fn load(
+    model: &ModelData,
+    devices: &[DeviceChoice],
+    shares: Option<&[f64]>,
+    options: &RunnerOptions,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Box<dyn Runner>> {
+    let group = Arc::new(Group::new(devices.len(), options.rank_limit));
+    let Some((_, before)) = devices.split_last() else {
+        return Err(Error::Request("--split-mode layer needs a GPU".into()));
+    };
+    let (mut others, mut channels) = (Vec::new(), Vec::new());
+    for (rank, &device) in before.iter().enumerate() {
+        let (say, hear) = mpsc::channel();
+        let (tell, told) = mpsc::channel();
+        let part = (group.clone(), rank);
+        let open = move || open_stage(&part.0, part.1, device, &say, &told);
+        let started = RankThread::start(&group, rank, device, open);
+        others.push(started.inspect_err(|error| group.fail(&error.to_string()))?);
+        channels.push((hear, tell));
+    }
+    let rank = before.len();
+    let first = open_last(model, devices, &channels, &group, shares, options, progress)
+        .inspect_err(|error| group.fail(&format!("rank {rank}: {error}")));
+    // Who still waits to be told ends.
+    drop(channels);
+    let opened: Result<Vec<()>> = others.iter_mut().map(RankThread::opened).collect();
+    // What another rank says comes before that this one has not heard of it.
+    let (own, layout) = match (first, opened) {
+        (Ok(own), Ok(_)) => own,
+        (Err(Error::Device(_)) | Ok(_), Err(error)) | (Err(error), _) => return Err(error),
+    };
+    Ok(Box::new(StagesRunner::new(Team::new(own, rank, others, group), layout)?))
+}
+
+/// Opens a device and says how much memory it has; loads what is told then.
+fn open_stage(
+    group: &Arc<Group>,
+    rank: usize,
+    device: DeviceChoice,
+    say: &Sender<MemoryInfo>,
+    told: &Receiver<Told>,
+) -> Result<Box<dyn Runner>> {
+    let device = open_device(device)?;
+    let gone = || Error::Device("the model was not opened on another GPU".into());
+    say.send(device.memory_info()?).map_err(|_| gone())?;
+    let told = told.recv().map_err(|_| gone())?;
+    load_stage(&device, group, rank, &told, &mut |_, _| ())
+}
+
+fn open_device(device: DeviceChoice) -> Result<Rc<Device>> {
+    gpu::open_device(device)?.ok_or_else(|| Error::Request("--split-mode layer is for GPUs alone".into()))
+}
+
+/// As [`open_stage`] for the rank of this thread, the last one, which tells all others what to load. The shape of all pages comes with it.
+fn open_last(
+    model: &ModelData,
+    devices: &[DeviceChoice],
+    others: &[(Receiver<MemoryInfo>, Sender<Told>)],
+    group: &Arc<Group>,
+    shares: Option<&[f64]>,
+    options: &RunnerOptions,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<(Box<dyn Runner>, KvLayout)> {
+    let device = open_device(devices[others.len()])?;
+    let gone = || Error::Device("another GPU was not opened".into());
+    let mut memory = Vec::new();
+    for (hear, _) in others {
+        memory.push(hear.recv().map_err(|_| gone())?);
+    }
+    memory.push(device.memory_info()?);
+    let of_memory: Vec<f64> = memory.iter().map(|&(free, _)| free as f64).collect();
+    let layers = model.config.split_layers(shares.unwrap_or(&of_memory))?;
+    let options = held(&device, model.weights, options);
+    let (mut told, layout) = told(model, devices, &layers, &memory, &options)?;
+    let own = told.pop().ok_or_else(gone)?;
+    for ((_, tell), told) in others.iter().zip(told) {
+        tell.send(told).map_err(|_| gone())?;
+    }
+    Ok((load_stage(&device, group, others.len(), &own, progress)?, layout))
+}
+
+/// Loads the layers of a rank.
+fn load_stage(
+    device: &Rc<Device>,
+    group: &Arc<Group>,
+    rank: usize,
+    Told { weights, config, options, dtype, fitted }: &Told,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Box<dyn Runner>> {
+    let loading = Loading { dtype: *dtype, checkpoints: options.checkpoints, stage: Some((group, rank)) };
+    gpu::load_one(device, &ModelData { weights, config }, options, fitted.clone(), &loading, progress)
+}
+
+/// A part of the model, and what it takes of its GPU.
+struct Part {
+    /// For people.
+    place: String,
+    weights: Weights,
+    config: Config,
+    budget: MemoryBudget,
+    /// K and V of a page.
+    page_bytes: usize,
+}
+
+impl Part {
+    /// What fits on its GPU, where pages of all layers are of `all` bytes.
+    fn fit(&self, options: &RunnerOptions, all: usize) -> Result<(OpsConfig, KvLayout)> {
+        let kv_cache = match options.kv_cache {
+            // Of the whole cache. Layers without pages have room for any number.
+            KvCacheSize::Bytes(bytes) => KvCacheSize::Bytes(bytes / all.max(1) * self.page_bytes.max(1)),
+            other => other,
+        };
+        let options = RunnerOptions { kv_cache, ..options.clone() };
+        fit(&self.config, &options, &self.budget).map_err(|error| match error {
+            Error::Memory(why) => Error::Memory(format!("{}: {why} (--tensor-split)", self.place)),
+            other => other,
+        })
+    }
+}
+
+/// What each rank is to load, for steps and contexts that fit on all, and pages of the same numbers; and the shape of the pages of all
+/// layers.
+fn told(
+    model: &ModelData,
+    devices: &[DeviceChoice],
+    layers: &[Range<usize>],
+    memory: &[MemoryInfo],
+    options: &RunnerOptions,
+) -> Result<(Vec<Told>, KvLayout)> {
+    let dtype = matrix_dtype(model.weights, options);
+    let mut parts = Vec::new();
+    for ((device, layers), &memory) in devices.iter().zip(layers).zip(memory) {
+        let config = model.config.of_stage(layers.clone());
+        let plan = build::plan(&config)?;
+        let weights = model.weights.of_stage(&plan.tensors, config.is_last_stage());
+        let data = ModelData { weights: &weights, config: &config };
+        let budget = budget(*device == DeviceChoice::Emulated, memory, &data, dtype, options)?;
+        let page_bytes = plan.state.pages(budget.kv, 1)?.page_bytes();
+        let place = format!("{device}, layers {} to {}", layers.start, layers.end - 1);
+        parts.push(Part { place, weights, config, budget, page_bytes });
+    }
+    let of_all = parts.iter().map(|part| part.page_bytes).sum();
+    let fit_all = |options: &RunnerOptions| -> Result<Vec<_>> {
+        parts.iter().map(|part| part.fit(options, of_all)).collect()
+    };
+    // Steps and a context that fit on all; then as many pages as do.
+    let alone = fit_all(options)?;
+    let smallest = |size: fn(&OpsConfig) -> usize| alone.iter().map(|(config, _)| size(config)).min();
+    let options = RunnerOptions {
+        max_model_len: smallest(|config| config.max_model_len),
+        max_num_tokens: smallest(|config| config.limits.max_num_tokens),
+        ..options.clone()
+    };
+    let fitted = fit_all(&options)?;
+    let num_pages = fitted.iter().map(|(_, layout)| layout.num_pages).min().unwrap_or(0);
+    let whole = build::plan(model.config)?.state.pages(parts[0].budget.kv, num_pages)?;
+    let mut told = Vec::new();
+    for (Part { place, weights, config, .. }, (ops_config, layout)) in parts.into_iter().zip(fitted) {
+        let layout = KvLayout { num_pages, ..layout };
+        tracing::info!(
+            "{place}: weights {:.1} MiB, KV cache {:.1} MiB for {} tokens of all sequences",
+            weights.num_bytes() as f64 / MIB,
+            (layout.page_bytes() * num_pages) as f64 / MIB,
+            num_pages * PAGE_SIZE,
+        );
+        told.push(Told { weights, config, options: options.clone(), dtype, fitted: (ops_config, layout) });
+    }
+    Ok((told, whole))
+}
+
+const MIB: f64 = 1024.0 * 1024.0;
