@@ -141,6 +141,11 @@ fn names_on_host(weights: &Weights, layers: usize) -> HashSet<String> {
     weights.experts_of_first(layers).map(|matrix| matrix.name.clone()).collect()
 }
 
+/// Whether some experts are on the device.
+pub(crate) fn has_experts(weights: &Weights, options: &RunnerOptions) -> bool {
+    weights.experts().count() > names_on_host(weights, options.cpu_moe).len()
+}
+
 /// The experts of the first `layers` layers, to be computed by the CPU; `None` where there are none.
 fn offload(weights: &Weights, config: &Config, layers: usize, blocks: MatmulBlocks) -> Option<Offload> {
     const MIB: f64 = 1024.0 * 1024.0;
@@ -242,7 +247,7 @@ pub(crate) fn budget(
     let [k, v] = options.kv_types;
     let kv = KvFormats { k: k.on_gpu(dtype)?, v: v.on_gpu(dtype)? };
     let on_host = names_on_host(weights, options.cpu_moe);
-    let (has_offload, has_experts) = (!on_host.is_empty(), weights.experts().count() > on_host.len());
+    let has_offload = !on_host.is_empty();
     let rank = weights.adapter_rank();
     Ok(MemoryBudget {
         free: Free {
@@ -257,7 +262,7 @@ pub(crate) fn budget(
         kv,
         activation: cuda::precise_dtype(dtype),
         max_num_tokens: gpu_num_tokens(free, config, dtype)?,
-        has_experts,
+        has_experts: has_experts(weights, options),
         extra: Box::new(move |config, ops_config, dtype, kv| {
             let limits = &ops_config.limits;
             let of_host = cuda::host_experts_bytes(config.hidden_size, rows_to_host(limits));

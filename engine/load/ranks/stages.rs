@@ -229,13 +229,15 @@ fn told(
     options: &RunnerOptions,
 ) -> Result<(Vec<Told>, KvLayout)> {
     let dtype = matrix_dtype(model.weights, options);
-    let mut parts = Vec::new();
+    let (mut parts, has_experts) = (Vec::new(), gpu::has_experts(model.weights, options));
     for ((device, layers), &memory) in devices.iter().zip(layers).zip(memory) {
         let config = model.config.of_stage(layers.clone());
         let plan = build::plan(&config)?;
         let weights = model.weights.of_stage(&plan.tensors, config.is_last_stage());
         let data = ModelData { weights: &weights, config: &config };
         let budget = budget(*device == DeviceChoice::Emulated, memory, &data, dtype, options)?;
+        // Where some experts are on a GPU, the kernels are those of a model on one.
+        let budget = MemoryBudget { has_experts, ..budget };
         let page_bytes = plan.state.pages(budget.kv, 1)?.page_bytes();
         let place = format!("{device}, layers {} to {}", layers.start, layers.end - 1);
         parts.push(Part { place, weights, config, budget, page_bytes });
