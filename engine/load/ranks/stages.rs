@@ -1,8 +1,9 @@
 //! A model whose layers are shared out over several GPUs: consecutive ones on each, computed one after the other.
 
 use super::super::device_choice::DeviceChoice;
-use super::super::fit::{MemoryBudget, fit};
+use super::super::fit::{MemoryBudget, plan_pair, warn_if_short};
 use super::super::gpu::{self, Loading, budget, held, matrix_dtype};
+use super::super::memory_plan::MemoryPlan;
 use super::super::runner::{KvCacheSize, ModelData, RunnerOptions, Runners, open_runners};
 use super::devices;
 use super::stages_runner::StagesRunner;
@@ -11,7 +12,7 @@ use super::thread::RankThread;
 use qernel_core::config::Config;
 use qernel_core::dtype::Dtype;
 use qernel_core::error::{Error, Result};
-use qernel_core::kv_layout::{KvLayout, PAGE_SIZE};
+use qernel_core::kv_layout::KvLayout;
 use qernel_core::model::{Runner, build};
 use qernel_core::ops::OpsConfig;
 use qernel_core::weights::Weights;
@@ -205,17 +206,18 @@ struct Part {
 
 impl Part {
     /// What fits on its GPU, where pages of all layers are of `all` bytes.
-    fn fit(&self, options: &RunnerOptions, all: usize) -> Result<(OpsConfig, KvLayout)> {
+    fn fit(&self, options: &RunnerOptions, all: usize) -> Result<((OpsConfig, KvLayout), MemoryPlan)> {
         let kv_cache = match options.kv_cache {
             // Of the whole cache. Layers without pages have room for any number.
             KvCacheSize::Bytes(bytes) => KvCacheSize::Bytes(bytes / all.max(1) * self.page_bytes.max(1)),
             other => other,
         };
         let options = RunnerOptions { kv_cache, ..options.clone() };
-        fit(&self.config, &options, &self.budget).map_err(|error| match error {
-            Error::Memory(why) => Error::Memory(format!("{}: {why} (--tensor-split)", self.place)),
-            other => other,
-        })
+        match plan_pair(&self.config, &options, &self.budget) {
+            Ok(((fitted, _), plan)) => Ok((fitted, plan)),
+            Err(Error::Memory(why)) => Err(Error::Memory(format!("{}: {why} (--tensor-split)", self.place))),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -248,27 +250,24 @@ fn told(
     };
     // Steps and a context that fit on all; then as many pages as do.
     let alone = fit_all(options)?;
-    let smallest = |size: fn(&OpsConfig) -> usize| alone.iter().map(|(config, _)| size(config)).min();
+    let smallest = |size: fn(&OpsConfig) -> usize| alone.iter().map(|((config, _), _)| size(config)).min();
+    let asked = options;
     let options = RunnerOptions {
         max_model_len: smallest(|config| config.max_model_len),
         max_num_tokens: smallest(|config| config.limits.max_num_tokens),
         ..options.clone()
     };
     let fitted = fit_all(&options)?;
-    let num_pages = fitted.iter().map(|(_, layout)| layout.num_pages).min().unwrap_or(0);
-    let whole = build::plan(model.config)?.state.pages(parts[0].budget.kv, num_pages)?;
+    let num_pages = fitted.iter().map(|((_, layout), _)| layout.num_pages).min().unwrap_or(0);
+    let budget = &parts[0].budget;
+    let whole = build::plan(model.config)?.state.pages(budget.kv, num_pages)?;
+    warn_if_short(model.config, asked, budget, options.max_model_len.unwrap_or(0));
     let mut told = Vec::new();
-    for (Part { place, weights, config, .. }, (ops_config, layout)) in parts.into_iter().zip(fitted) {
+    for (Part { place, weights, config, .. }, ((ops_config, layout), plan)) in parts.into_iter().zip(fitted) {
         let layout = KvLayout { num_pages, ..layout };
-        tracing::info!(
-            "{place}: weights {:.1} MiB, KV cache {:.1} MiB for {} tokens of all sequences",
-            weights.num_bytes() as f64 / MIB,
-            (layout.page_bytes() * num_pages) as f64 / MIB,
-            num_pages * PAGE_SIZE,
-        );
+        let plan = MemoryPlan { num_pages, kv_cache: num_pages * layout.page_bytes(), ..plan };
+        tracing::info!(?plan, max_model_len = ops_config.max_model_len, "memory of {place}");
         told.push(Told { weights, config, options: options.clone(), dtype, fitted: (ops_config, layout) });
     }
     Ok((told, whole))
 }
-
-const MIB: f64 = 1024.0 * 1024.0;
