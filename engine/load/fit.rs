@@ -170,7 +170,7 @@ pub(crate) fn plan_pair(
     let mut max_model_len = requested;
     let shortest = options.shortest_context;
     if options.max_model_len.is_none() {
-        let page_bytes = page_bytes(config, budget)?;
+        let page_bytes = page_bytes(config, budget)?.max(1);
         let held = (budget.most(options) / page_bytes).saturating_mul(PAGE_SIZE);
         max_model_len = requested.min(held.max(shortest));
     }
@@ -193,12 +193,12 @@ pub(crate) fn plan_pair(
 }
 
 /// K and V of a page, with those of a model that drafts.
-fn page_bytes(config: &Config, budget: &MemoryBudget) -> Result<usize> {
+pub(crate) fn page_bytes(config: &Config, budget: &MemoryBudget) -> Result<usize> {
     let of = |config: &Config, budget: &MemoryBudget| -> Result<usize> {
         Ok(build::plan(config)?.state.pages(budget.kv, 1)?.page_bytes())
     };
     let draft = budget.draft.as_deref().map_or(Ok(0), |(config, budget)| of(config, budget))?;
-    Ok(of(config, budget)?.saturating_add(draft).max(1))
+    Ok(of(config, budget)?.saturating_add(draft))
 }
 
 /// What a model takes beside its pages.

@@ -24,7 +24,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 /// Which of two models.
-enum Which {
+pub(crate) enum Which {
     Model,
     Draft,
 }
@@ -37,14 +37,27 @@ pub(crate) fn open_runners(
     options: &RunnerOptions,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Runners> {
+    with_fallback(model, draft, options, |options, draft| load(device, model, draft, options, progress))
+}
+
+/// What `load` makes of the models, with the format that it is given for one that drafts; in a format of larger range where a weight is beyond
+/// that of the first and nobody asked for it.
+pub(crate) fn with_fallback<'a>(
+    model: &ModelData,
+    draft: Option<&'a ModelData<'a>>,
+    options: &RunnerOptions,
+    mut load: impl FnMut(
+        &RunnerOptions,
+        Option<(&'a ModelData<'a>, DtypeChoice)>,
+    ) -> Result<Runners, (Which, Error)>,
+) -> Result<Runners> {
     let (mut options, mut draft_dtype) = (options.clone(), options.dtype);
     loop {
-        let (which, why) =
-            match load(device, model, draft.map(|draft| (draft, draft_dtype)), &options, progress) {
-                Ok(runners) => return Ok(runners),
-                Err((which, Error::Range(why))) => (which, why),
-                Err((_, error)) => return Err(error),
-            };
+        let (which, why) = match load(&options, draft.map(|draft| (draft, draft_dtype))) {
+            Ok(runners) => return Ok(runners),
+            Err((which, Error::Range(why))) => (which, why),
+            Err((_, error)) => return Err(error),
+        };
         let (weights, dtype) = match (which, draft) {
             (Which::Draft, Some(draft)) => (draft.weights, &mut draft_dtype),
             _ => (model.weights, &mut options.dtype),
@@ -67,15 +80,12 @@ fn load(
 ) -> Result<Runners, (Which, Error)> {
     let of_model = |error| (Which::Model, error);
     let of_draft = |error| (Which::Draft, error);
-    let draft = draft.map(|(draft, dtype)| {
-        (draft, held(device, draft.weights, &RunnerOptions { dtype, cpu_moe: 0, ..options.clone() }))
-    });
+    let draft = draft.map(|(draft, dtype)| (draft, held_of_draft(device, draft, dtype, options)));
     let options = held(device, model.weights, options);
     let (fitted, draft_fitted) = fit_both(device, model, draft.as_ref(), &options).map_err(of_model)?;
     let mut drafts = None;
     if let Some(((draft, options), fitted)) = draft.zip(draft_fitted) {
-        let loading = Loading { checkpoints: 0, ..Loading::whole(draft, &options) };
-        drafts = Some(load_one(device, draft, &options, fitted, &loading, progress).map_err(of_draft)?);
+        drafts = Some(load_draft(device, draft, &options, fitted, progress).map_err(of_draft)?);
     }
     let loading = Loading::whole(model, &options);
     let runner = load_one(device, model, &options, fitted, &loading, progress).map_err(of_model)?;
@@ -91,6 +101,28 @@ pub(crate) fn held(device: &Device, weights: &Weights, options: &RunnerOptions) 
         cuda::choose_holding(&mut options.kernels, weights, dtype);
     }
     options
+}
+
+/// [`held`] of a model that drafts.
+pub(crate) fn held_of_draft(
+    device: &Device,
+    draft: &ModelData,
+    dtype: DtypeChoice,
+    options: &RunnerOptions,
+) -> RunnerOptions {
+    held(device, draft.weights, &RunnerOptions { dtype, cpu_moe: 0, ..options.clone() })
+}
+
+/// Loads a model that drafts.
+pub(crate) fn load_draft(
+    device: &Rc<Device>,
+    draft: &ModelData,
+    options: &RunnerOptions,
+    fitted: (OpsConfig, KvLayout),
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Box<dyn Runner>> {
+    let loading = Loading { checkpoints: 0, ..Loading::whole(draft, options) };
+    load_one(device, draft, options, fitted, &loading, progress)
 }
 
 /// How a model, or the layers of it that one of several devices has, are loaded.

@@ -8,7 +8,7 @@ mod thread;
 
 use super::device_choice::DeviceChoice;
 use super::fit::fit;
-use super::gpu::{self, budget, held, matrix_dtype};
+use super::gpu::{self, Which, budget, held, matrix_dtype, with_fallback};
 use super::runner::{ModelData, RunnerOptions};
 use qernel_core::config::Config;
 use qernel_core::error::{Error, Result};
@@ -45,18 +45,11 @@ pub(crate) fn open(
         return Err(Error::Request(format!("--tensor-parallel: there is none with {what}")));
     }
     let devices = devices("--tensor-parallel", options.device, Some(options.tensor_parallel))?;
-    let mut options = options.clone();
-    loop {
-        let why = match load(model, &config, &devices, &options, progress) {
-            Err(Error::Range(why)) => why,
-            other => return other,
-        };
-        let Some(fallback) = options.dtype.fallback(cuda::compute_dtype(model.weights)) else {
-            return Err(Error::Range(why));
-        };
-        tracing::warn!("{why}; loading the weights as {fallback}");
-        options.dtype = fallback;
-    }
+    let runners = with_fallback(model, None, options, |options, _| {
+        let loaded = load(model, &config, &devices, options, progress);
+        loaded.map(|runner| (runner, None)).map_err(|error| (Which::Model, error))
+    });
+    runners.map(|(runner, _)| runner)
 }
 
 /// A device for each rank: `count` GPUs from `device` on, or from the first; all of those where nobody says how many. `option` is what asks
