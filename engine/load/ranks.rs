@@ -1,5 +1,7 @@
 //! A model that is shared out over several GPUs: one rank each, on a thread of its own.
 
+#[cfg(test)]
+mod faulty;
 mod runner;
 mod stages;
 mod stages_runner;

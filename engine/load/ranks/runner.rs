@@ -127,93 +127,17 @@ impl Runner for RanksRunner {
 
 #[cfg(test)]
 mod tests {
+    use super::super::faulty::{Fault, LIMIT, rank};
     use super::super::thread::RankThread;
     use super::*;
     use crate::device_choice::DeviceChoice;
-    use crate::runner::{RunnerOptions, open_runner};
     use qernel_core::batch::{LogitRows, SequenceRows};
-    use qernel_core::config::Config;
     use qernel_core::engine::{Engine, EngineConfig, Request};
     use qernel_core::sampler::SamplingParams;
-    use qernel_core::testing::TinyModel;
-    use qernel_core::weights::Weights;
     use qernel_cuda::Group;
     use std::ops::ControlFlow;
     use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
-    use std::time::Duration;
-
-    /// What a rank does in its second step.
-    #[derive(Clone, Copy, PartialEq)]
-    enum Fault {
-        None,
-        Error,
-        Panic,
-        Silence,
-        OtherTokens,
-    }
-
-    /// A runner on the CPU with a fault.
-    struct Faulty {
-        inner: Box<dyn Runner>,
-        steps: usize,
-        fault: Fault,
-    }
-
-    const LIMIT: Duration = Duration::from_millis(100);
-
-    impl Runner for Faulty {
-        fn limits(&self) -> &BatchLimits {
-            self.inner.limits()
-        }
-
-        fn kv_layout(&self) -> &KvLayout {
-            self.inner.kv_layout()
-        }
-
-        fn vocab_size(&self) -> usize {
-            self.inner.vocab_size()
-        }
-
-        fn max_model_len(&self) -> usize {
-            self.inner.max_model_len()
-        }
-
-        fn step(&mut self, batch: &Batch, rows: &[SamplingRow]) -> Result<Vec<u32>> {
-            let mut tokens = self.inner.step(batch, rows)?;
-            self.steps += 1;
-            match self.fault {
-                Fault::Error if self.steps == 2 => return Err(Error::Device("broken".into())),
-                Fault::Panic if self.steps == 2 => panic!("a rank of a test panics"),
-                Fault::Silence if self.steps == 2 => std::thread::sleep(20 * LIMIT),
-                Fault::OtherTokens if self.steps == 2 => tokens.iter_mut().for_each(|token| *token += 1),
-                _ => {}
-            }
-            Ok(tokens)
-        }
-
-        fn logits(&mut self, batch: &Batch) -> Result<Vec<f32>> {
-            self.inner.logits(batch)
-        }
-
-        fn device_name(&self) -> String {
-            self.inner.device_name()
-        }
-
-        fn read_bandwidth(&mut self) -> Result<Option<f64>> {
-            Ok(Some(1.0))
-        }
-    }
-
-    fn rank(fault: Fault) -> Result<Box<dyn Runner>> {
-        let gguf = TinyModel::default().gguf();
-        let config = Config::from_gguf(&gguf)?;
-        let weights = Weights::from_gguf(&gguf, &config)?;
-        let options =
-            RunnerOptions { device: DeviceChoice::Cpu, max_model_len: Some(64), ..RunnerOptions::default() };
-        let inner = open_runner(&weights, &config, &options, &mut |_, _| ())?;
-        Ok(Box::new(Faulty { inner, steps: 0, fault }))
-    }
 
     /// Three ranks, the second of which has a fault.
     fn ranks(fault: Fault) -> RanksRunner {

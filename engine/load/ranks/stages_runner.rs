@@ -186,3 +186,60 @@ impl Runner for StagesRunner {
         Ok(sums.filter(|(_, seconds)| *seconds > 0.0).map(|(bytes, seconds)| bytes / seconds))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::faulty::{Fault, LIMIT, rank};
+    use super::super::thread::RankThread;
+    use super::*;
+    use crate::device_choice::DeviceChoice;
+    use qernel_core::batch::{LogitRows, SequenceRows};
+    use qernel_cuda::Group;
+    use std::sync::Arc;
+
+    /// Three devices, the second of which has a fault.
+    fn stages(fault: Fault) -> StagesRunner {
+        let group = Arc::new(Group::new(3, if fault == Fault::Silence { LIMIT } else { 100 * LIMIT }));
+        let others = [(0, Fault::None), (1, fault)].map(|(number, fault)| {
+            let mut thread =
+                RankThread::start(&group, number, DeviceChoice::Cpu, move || rank(fault)).unwrap();
+            thread.opened().unwrap();
+            thread
+        });
+        let own = rank(Fault::None).unwrap();
+        let layout = *own.kv_layout();
+        StagesRunner::new(Team::new(own, 2, others.into(), group), layout).unwrap()
+    }
+
+    fn logits(runner: &mut StagesRunner, token: u32) -> Result<Vec<f32>> {
+        let rows = SequenceRows { tokens: &[token], position: 0, pages: &[0], logits: LogitRows::Last };
+        runner.logits(&Batch::new(&[rows]))
+    }
+
+    #[test]
+    fn a_device_that_fails_ends_requests_with_its_reason() {
+        for (fault, expected) in [
+            (Fault::Error, "rank 1: device: broken"),
+            (Fault::Panic, "rank 1"),
+            (Fault::Silence, "rank 1 gives no answer for 0.2 s"),
+        ] {
+            let mut runner = stages(fault);
+            logits(&mut runner, 5).unwrap();
+            let error = logits(&mut runner, 5).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+            let later = logits(&mut runner, 5).unwrap_err().to_string();
+            assert!(later.contains("rank 1") && later.contains("to be opened again"), "{later}");
+        }
+    }
+
+    #[test]
+    fn what_is_read_on_all_devices_is_added_up() {
+        let mut runner = stages(Fault::None);
+        let of_one = runner.team.own.decode_bytes().of(1);
+        assert_eq!(runner.decode_bytes().of(1), 3 * of_one);
+        // Each reads a byte a second.
+        assert_eq!(runner.read_bandwidth().unwrap(), if of_one > 0 { Some(1.0) } else { None });
+        assert_eq!(runner.device_name().matches("CPU").count(), 3);
+        assert!(logits(&mut runner, u32::MAX).is_err() && logits(&mut runner, 5).is_ok());
+    }
+}
