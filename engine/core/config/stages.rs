@@ -39,7 +39,7 @@ impl Config {
     pub fn split_layers(&self, shares: &[f64]) -> Result<Vec<Range<usize>>> {
         let layers = self.num_hidden_layers;
         let sum: f64 = shares.iter().sum();
-        if shares.iter().any(|share| !(*share >= 0.0)) || !(sum > 0.0 && sum.is_finite()) {
+        if shares.iter().any(|share| share.is_nan() || *share < 0.0) || !(sum > 0.0 && sum.is_finite()) {
             return Err(Error::Request(format!(
                 "--tensor-split {shares:?}: expected proportions of at least 0, not all of them 0, such as 3,1"
             )));
