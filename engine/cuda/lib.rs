@@ -83,7 +83,7 @@ pub use kv_cache::staging_bytes;
 pub use matmul::preferred_matmul;
 pub use memory::{DeviceBuffer, PinnedBuffer, Plain, Uploader};
 pub use nvml::{Condition, condition};
-pub use ranks::{Group, Ranks, Room, ranks_bytes};
+pub use ranks::{Group, Ranks, Room, Stage, ranks_bytes};
 pub use read_bandwidth::{Memory, read_bandwidth};
 pub use resources::Resources;
 pub use tensor::{Activation, KvCache, States, Tensor, encode};

@@ -1,7 +1,5 @@
 //! A model that is shared out over several GPUs: one rank each, on a thread of its own.
 
-#[cfg(test)]
-mod faulty;
 mod runner;
 mod stages;
 mod stages_runner;
@@ -163,3 +161,6 @@ impl Rank {
         Ok(Box::new(runner.with_drafts(options.max_drafts)))
     }
 }
+
+#[cfg(test)]
+mod tests;

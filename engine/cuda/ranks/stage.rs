@@ -28,8 +28,8 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Device `number` of `group`, for steps of up to `rows` rows of `cols` values, once its neighbours are here; `chosen` is what was chosen of
-    /// [`OP`].
+    /// Device `number` of `group`, for steps of up to `rows` rows of `cols` values, once its neighbours are here; `chosen` is what was asked for
+    /// by `--kernel hand_over=…`.
     ///
     /// # Errors
     /// [`Error::Device`] if one of them failed or does not come; [`Error::Memory`] if there is no host memory for the rows.

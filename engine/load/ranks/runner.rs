@@ -127,7 +127,7 @@ impl Runner for RanksRunner {
 
 #[cfg(test)]
 mod tests {
-    use super::super::faulty::{Fault, LIMIT, rank};
+    use super::super::tests::{Fault, LIMIT, rank};
     use super::super::thread::RankThread;
     use super::*;
     use crate::device_choice::DeviceChoice;

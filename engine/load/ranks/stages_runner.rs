@@ -189,7 +189,7 @@ impl Runner for StagesRunner {
 
 #[cfg(test)]
 mod tests {
-    use super::super::faulty::{Fault, LIMIT, rank};
+    use super::super::tests::{Fault, LIMIT, rank};
     use super::super::thread::RankThread;
     use super::*;
     use crate::device_choice::DeviceChoice;
