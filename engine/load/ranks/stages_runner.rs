@@ -132,7 +132,7 @@ impl Runner for StagesRunner {
     }
 
     fn take(&mut self) -> Result<Vec<u32>> {
-        self.team.own.take()
+        self.team.ask_alone(|runner| runner.take())
     }
 
     fn warm_up(&mut self) -> Result<()> {
@@ -149,7 +149,7 @@ impl Runner for StagesRunner {
 
     /// The block that drafts is where the last layer is.
     fn draft(&mut self, batch: &Batch, rows: &[SamplingRow], from: DraftFrom) -> Result<Vec<u32>> {
-        self.team.own.draft(batch, rows, from)
+        self.team.ask_alone(|runner| runner.draft(batch, rows, from))
     }
 
     fn logits(&mut self, batch: &Batch) -> Result<Vec<f32>> {

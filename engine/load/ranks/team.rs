@@ -77,6 +77,14 @@ impl Team {
     ) -> Result<T> {
         Ok(self.ask(call)?.swap_remove(0))
     }
+
+    /// What the rank of this thread says where the others have nothing to do.
+    ///
+    /// # Errors
+    /// What it says; where it fails, so does every request from then on.
+    pub fn ask_alone<T>(&mut self, call: impl FnOnce(&mut dyn Runner) -> Result<T>) -> Result<T> {
+        call(&mut *self.own).inspect_err(|error| tell_others(&self.group, self.rank, error))
+    }
 }
 
 /// Ends what other ranks wait for; a request that one refuses all do.
