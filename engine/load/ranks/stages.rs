@@ -263,15 +263,15 @@ fn split(
         let plan = build::plan(&config)?;
         let weights = model.weights.of_stage(&plan.tensors, config.is_last_stage());
         let data = ModelData { weights: &weights, config: &config };
-        let budget = gpu::budget(*device == DeviceChoice::Emulated, memory, &data, dtype, options)?;
-        // Where some experts are on a GPU, the kernels are those of a model on one.
+        let is_emulated = *device == DeviceChoice::Emulated;
+        let budget = gpu::budget(is_emulated, memory, &data, dtype, options)?;
         let of_draft = |(draft, options): &(&ModelData, RunnerOptions)| -> Result<_> {
             let dtype = matrix_dtype(draft.weights, options);
-            let is_emulated = *device == DeviceChoice::Emulated;
             let budget = gpu::budget(is_emulated, memory, draft, dtype, options)?;
             Ok(Box::new((draft.config.clone(), budget)))
         };
         let draft = draft.filter(|_| config.is_last_stage()).map(of_draft).transpose()?;
+        // Where some experts are on a GPU, the kernels of all layers are those of a model on one.
         let budget = MemoryBudget { has_experts, draft, ..budget };
         let page_bytes = page_bytes(&config, &budget)?;
         let place = format!("{device}, layers {} to {}", layers.start, layers.end - 1);
