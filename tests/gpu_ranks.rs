@@ -1,4 +1,5 @@
-//! A model that is shared out over two GPUs: the logits and the tokens of one, with recorded steps and steps ahead.
+//! A model that is shared out over two GPUs: the logits and the tokens of one, with recorded steps and steps ahead; and one whose layers are,
+//! by peer access and through host memory.
 //!
 //! Run with `cargo test --release --features gpu-tests`, where there are two GPUs that reach each other's memory; with one these tests say
 //! that they are skipped.
@@ -15,7 +16,7 @@ use qernel::cuda;
 use qernel::dtype::Dtype;
 use qernel::engine::{Engine, EngineConfig, Request};
 use qernel::formats::MatrixFormat;
-use qernel::load::{DeviceChoice, RunnerOptions, open_runner};
+use qernel::load::{DeviceChoice, LayerSplit, RunnerOptions, open_runner};
 use qernel::model::Runner;
 use qernel::sampler::SamplingParams;
 use qernel::testing::TinyModel;
@@ -51,7 +52,17 @@ fn model(format: MatrixFormat) -> TinyModel {
 }
 
 fn open(format: MatrixFormat, ranks: usize, kernels: &str) -> Box<dyn Runner> {
-    let gguf = model(format).gguf();
+    open_with(&model(format), RunnerOptions { tensor_parallel: ranks, ..RunnerOptions::default() }, kernels)
+}
+
+/// The model on the GPUs that have so many of its layers each.
+fn open_layers(model: &TinyModel, shares: &[f64], kernels: &str) -> Box<dyn Runner> {
+    let layer_split = Some(LayerSplit::Shares(shares.to_vec()));
+    open_with(model, RunnerOptions { layer_split, ..RunnerOptions::default() }, kernels)
+}
+
+fn open_with(model: &TinyModel, options: RunnerOptions, kernels: &str) -> Box<dyn Runner> {
+    let gguf = model.gguf();
     let config = Config::from_gguf(&gguf).unwrap();
     let weights = Weights::from_gguf(&gguf, &config).unwrap();
     let mut options = RunnerOptions {
@@ -59,8 +70,7 @@ fn open(format: MatrixFormat, ranks: usize, kernels: &str) -> Box<dyn Runner> {
         max_model_len: Some(1024),
         max_num_tokens: Some(512),
         max_num_logits: 16,
-        tensor_parallel: ranks,
-        ..RunnerOptions::default()
+        ..options
     };
     options.choose_kernels(kernels).unwrap();
     open_runner(&weights, &config, &options, &mut |_, _| ()).unwrap()
@@ -100,32 +110,69 @@ fn logits_of_two_gpus_are_those_of_one() {
     }
 }
 
+/// 200 greedy tokens, and how many steps were replayed.
+fn answer(runner: Box<dyn Runner>) -> (Vec<u32>, u64) {
+    let mut engine = Engine::new(runner, None, EngineConfig::default()).unwrap();
+    let prompt = (0..300).map(|i| i * 11 % TinyModel::VOCAB_SIZE as u32).collect();
+    let sampling = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+    let request =
+        Request { max_tokens: Some(200), text: false, ignore_eos: true, sampling, ..Request::new(prompt) };
+    let never = AtomicBool::new(false);
+    let completion = engine.run_to_end(request, &never, |_| ControlFlow::Continue(())).unwrap();
+    (completion.tokens, engine.runner().num_replays())
+}
+
 #[test]
 fn answers_of_two_gpus_are_the_same_however_steps_are_queued() {
     if !has_two() {
         return;
     }
-    let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-    let answer = |ranks: usize, kernels: &str| {
-        let mut engine =
-            Engine::new(open(Dtype::F16.into(), ranks, kernels), None, EngineConfig::default()).unwrap();
-        let prompt = (0..300).map(|i| i * 11 % TinyModel::VOCAB_SIZE as u32).collect();
-        let request = Request {
-            max_tokens: Some(200),
-            text: false,
-            ignore_eos: true,
-            sampling: greedy.clone(),
-            ..Request::new(prompt)
-        };
-        let never = AtomicBool::new(false);
-        let completion = engine.run_to_end(request, &never, |_| ControlFlow::Continue(())).unwrap();
-        (completion.tokens, engine.runner().num_replays())
-    };
+    let answer = |ranks: usize, kernels: &str| answer(open(Dtype::F16.into(), ranks, kernels));
     let (expected, replays) = answer(2, "step=launches");
     assert_eq!((expected.len(), replays), (200, 0));
     for kernels in ["step=graph", "step=ahead", ""] {
         let (found, replays) = answer(2, kernels);
         assert_eq!(found, expected, "{kernels:?}");
         assert!(replays > 190, "{kernels:?}: {replays} of 200 replayed");
+    }
+}
+
+/// The same kernels compute the same numbers where the products' library chooses no other one on a device of the same kind.
+#[test]
+fn logits_of_layers_on_two_gpus_are_those_of_one() {
+    if !has_two() {
+        return;
+    }
+    let hybrid = TinyModel { architecture: "qwen35", num_hidden_layers: 4, ..TinyModel::default() };
+    let mixture = TinyModel { architecture: "qwen3moe", num_hidden_layers: 4, ..TinyModel::default() };
+    let [floats, blocks] = [Dtype::F16.into(), MatrixFormat::Q4_K].map(model);
+    for model in [floats, blocks, hybrid, mixture] {
+        let expected = logits(&mut *open_layers(&model, &[1.0], "matmul=gemv"));
+        for (shares, kernels) in [([1.0, 1.0], ""), ([2.0, 1.0], ""), ([1.0, 1.0], "hand_over=host")]
+            .map(|(shares, kernels)| (shares, format!("matmul=gemv,{kernels}")))
+        {
+            let found = logits(&mut *open_layers(&model, &shares, &kernels));
+            let error = nmse(&found, &expected);
+            assert!(
+                error == 0.0,
+                "{} in {}, {shares:?}, {kernels:?}: {error:e}",
+                model.architecture,
+                model.format
+            );
+        }
+    }
+}
+
+#[test]
+fn answers_of_layers_on_two_gpus_are_those_of_one() {
+    if !has_two() {
+        return;
+    }
+    let model = model(Dtype::F16.into());
+    let (expected, _) = answer(open_layers(&model, &[1.0], ""));
+    for kernels in ["step=launches", "step=graph", "", "hand_over=host"] {
+        let (found, replays) = answer(open_layers(&model, &[1.0, 1.0], kernels));
+        assert_eq!(found, expected, "{kernels:?}");
+        assert_eq!(replays > 190, kernels != "step=launches", "{kernels:?}: {replays} of 200 replayed");
     }
 }

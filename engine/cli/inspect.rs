@@ -3,6 +3,7 @@
 use super::cache_types::CacheTypeArgs;
 use super::options::{ExpertArgs, FileArgs};
 use super::output::{Output, one_line};
+use super::split_mode::Shares;
 use crate::config::Config;
 use crate::cuda;
 use crate::dtype::Dtype;
@@ -10,7 +11,7 @@ use crate::embedded;
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, Value};
 use crate::kv_format::{KvFormat, KvFormats};
-use crate::kv_layout::PAGE_SIZE;
+use crate::kv_layout::{KvLayout, PAGE_SIZE};
 use crate::load::{KvType, kv_layout};
 use crate::lora::AdapterMetadata;
 use crate::model;
@@ -27,6 +28,9 @@ pub struct InspectArgs {
     pub file: FileArgs,
     #[command(flatten)]
     pub experts: ExpertArgs,
+    /// Say what each GPU has of the layers, in these proportions, such as 3,1 (--split-mode layer).
+    #[arg(long, value_name = "N,N,…")]
+    pub tensor_split: Option<Shares>,
     /// Tokens of context to count KV memory for [default: what the model was made for].
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
     pub context: Option<u64>,
@@ -43,10 +47,13 @@ pub struct InspectArgs {
 /// Runs the command. A file that is well-formed but cannot be run is described all the same, with the reason.
 ///
 /// # Errors
-/// [`Error::Io`] and [`Error::Gguf`] where the file cannot be read; [`Error::NotFinite`] where that was looked for and found;
+/// [`Error::Io`] and [`Error::Gguf`] where the file cannot be read; [`Error::Request`] for a split that there is not; [`Error::NotFinite`] where that was looked for and found;
 /// [`Error::ClosedPipe`] where nobody reads on.
 pub fn run(args: InspectArgs) -> Result<()> {
     let gguf = args.file.open()?;
+    if let (Some(Shares(shares)), Ok(config)) = (&args.tensor_split, Config::from_gguf(&gguf)) {
+        config.split_layers(shares)?;
+    }
     let report = Report::new(&gguf, &args);
     let check = args.check_tensors.then(|| gguf.check_tensors()).transpose()?;
     let report = Report { check: check.as_ref(), ..report };
@@ -158,6 +165,38 @@ struct Memory {
     kv_bytes: u64,
     /// What recurrent layers keep of a sequence, however long it is; 0 where there are none.
     state_bytes: u64,
+    /// Of each GPU that has layers, with `--tensor-split`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    gpus: Vec<GpuMemory>,
+}
+
+/// What of a model is on one of several GPUs.
+#[derive(Debug, serde::Serialize)]
+struct GpuMemory {
+    /// Its place among the proportions.
+    gpu: usize,
+    first_layer: usize,
+    num_layers: usize,
+    /// `null` where the weights cannot be used.
+    weight_bytes: Option<u64>,
+    kv_bytes: u64,
+    state_bytes: u64,
+}
+
+impl GpuMemory {
+    fn new(gpu: usize, config: &Config, weights: Option<&Weights>, whole: &KvLayout) -> Result<Self> {
+        let plan = model::build::plan(config)?;
+        let layout = plan.state.pages(whole.formats, whole.num_pages)?;
+        Ok(Self {
+            gpu,
+            first_layer: config.layers().start,
+            num_layers: config.layers().len(),
+            weight_bytes: weights
+                .map(|weights| weights.of_stage(&plan.tensors, config.is_last_stage()).num_bytes()),
+            kv_bytes: (layout.num_pages * layout.page_bytes()) as u64,
+            state_bytes: plan.state.slot_bytes() as u64,
+        })
+    }
 }
 
 impl<'a> Report<'a> {
@@ -244,6 +283,8 @@ impl Memory {
             KvType::Auto | KvType::Precise => KvFormat::Float(dtype),
         });
         let layout = kv_layout(config, KvFormats { k, v }, context.div_ceil(PAGE_SIZE as u64) as usize)?;
+        let shares = args.tensor_split.as_ref();
+        let layers = shares.map_or(Ok(Vec::new()), |Shares(shares)| config.split_layers(shares))?;
         let experts_of = |layers| {
             let experts = weights.into_iter().flat_map(move |weights| weights.experts_of_first(layers));
             experts.map(|matrix| matrix.data.len() as u64).sum()
@@ -257,6 +298,10 @@ impl Memory {
             context,
             kv_bytes: (layout.num_pages * layout.page_bytes()) as u64,
             state_bytes: model::build::plan(config)?.state.slot_bytes() as u64,
+            gpus: (layers.into_iter().enumerate())
+                .filter(|(_, layers)| !layers.is_empty())
+                .map(|(gpu, layers)| GpuMemory::new(gpu, &config.of_stage(layers), weights, &layout))
+                .collect::<Result<_>>()?,
         })
     }
 }
@@ -402,6 +447,19 @@ impl fmt::Display for Report<'_> {
                     "states",
                     Mib(memory.state_bytes)
                 )?;
+            }
+            for gpu in &memory.gpus {
+                let (weights, kv) = (Mib(gpu.weight_bytes.unwrap_or(0)), Mib(gpu.kv_bytes));
+                let (first, last) = (gpu.first_layer, gpu.first_layer + gpu.num_layers - 1);
+                write!(
+                    f,
+                    "  {:10} layers {first} to {last}: weights {weights}, KV cache {kv}",
+                    format!("GPU {}", gpu.gpu)
+                )?;
+                match gpu.state_bytes {
+                    0 => writeln!(f)?,
+                    bytes => writeln!(f, ", states {}", Mib(bytes))?,
+                }
             }
         }
         Ok(())

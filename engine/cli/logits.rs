@@ -1,8 +1,9 @@
 //! `qernel logits`: token ids in, logits out, for comparing with other implementations.
 
 use super::cache_types::CacheTypeArgs;
-use super::options::{ExpertArgs, FileArgs, LoraArgs, RankArgs};
+use super::options::{ExpertArgs, FileArgs, LoraArgs};
 use super::output::Output;
+use super::split_mode::RankArgs;
 use crate::batch::{Batch, LogitRows, SequenceRows};
 use crate::config::Config;
 use crate::cpu::kernels::MatmulBlocks;
@@ -74,12 +75,12 @@ pub fn run(args: LogitsArgs) -> Result<()> {
         kv_types: args.cache_types.types(KvType::Precise),
         cpu_blocks: MatmulBlocks::Exact,
         cpu_moe: args.experts.layers(),
-        tensor_parallel: args.ranks.tensor_parallel,
         max_model_len: Some(num_tokens),
         max_num_tokens: Some(chunk),
         max_num_logits: if args.save.is_some() { chunk } else { 1 },
         ..RunnerOptions::default()
     };
+    args.ranks.apply(&mut options)?;
     options.choose_kernels(args.kernel.as_deref().unwrap_or_default())?;
     let mut runner = open_runner(&weights, &config, &options, &mut |_, _| ())?;
     let adapters = runner.all_adapters();

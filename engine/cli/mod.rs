@@ -35,6 +35,7 @@ pub mod rerank;
 pub mod serve;
 pub mod settings;
 pub mod split;
+mod split_mode;
 pub mod summary;
 pub mod tokenize;
 
@@ -175,6 +176,9 @@ fn with_long_names(args: impl Iterator<Item = OsString>) -> impl Iterator<Item =
             Some("-hf" | "-hfr") => "--hf-repo".into(),
             Some("-hff") => "--hf-file".into(),
             Some("-md") => "--model-draft".into(),
+            Some("-sm") => "--split-mode".into(),
+            Some("-ts") => "--tensor-split".into(),
+            Some("-mg") => "--main-gpu".into(),
             _ => arg,
         }
     })

@@ -5,6 +5,7 @@ use super::chain::ChainArgs;
 use super::drafts::DraftArgs;
 use super::hub::{self, HubArgs};
 use super::overrides::OverrideArgs;
+use super::split_mode::RankArgs;
 use crate::checkpoints::CHECKPOINT_EVERY;
 use crate::disk::Access;
 use crate::engine::EngineConfig;
@@ -111,15 +112,6 @@ pub struct ModelArgs {
     /// Kernel variants by operation, such as rms_norm=plain,attention=split; on the CPU matmul_blocks=exact
     #[arg(long, value_name = "OP=VARIANT,…")]
     pub kernel: Option<String>,
-}
-
-/// How many GPUs compute.
-#[derive(Clone, Copy, Debug, Args)]
-pub struct RankArgs {
-    /// Share the model out over N GPUs that reach each other's memory, those from --device on: heads of attention, and values between the
-    /// projections of the MLP, which must be multiples of N
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub tensor_parallel: usize,
 }
 
 /// Which adapters are loaded beside the model.
@@ -231,7 +223,7 @@ impl ModelArgs {
     /// What these options ask for, for at most `max_num_sequences` sequences at a time.
     ///
     /// # Errors
-    /// [`Error::Request`] for a kernel that there is not.
+    /// [`Error::Request`] for a kernel or a split that there is not.
     pub fn options(&self, max_num_sequences: usize) -> Result<RunnerOptions> {
         let mut options = RunnerOptions {
             device: self.device,
@@ -249,10 +241,10 @@ impl ModelArgs {
             adapters: self.lora.lora.clone(),
             memory_fraction: self.gpu_memory_fraction,
             cpu_moe: self.experts.layers(),
-            tensor_parallel: self.ranks.tensor_parallel,
             check_tensors: self.check_tensors,
             ..RunnerOptions::default()
         };
+        self.ranks.apply(&mut options)?;
         options.choose_kernels(self.kernel.as_deref().unwrap_or_default())?;
         Ok(options)
     }

@@ -1,8 +1,11 @@
 //! GGUF metadata -> [`Config`]. The only file, with those of `model/` and `folder/`, that knows GGUF's spellings.
 
+mod draft;
 mod ranks;
 mod scaling;
+mod stages;
 
+pub use draft::DraftTensors;
 pub use ranks::MAX_RANKS;
 pub use scaling::{RopeOverrides, ScalingType};
 
@@ -10,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::formats::MatrixFormat;
 use crate::gguf::{FromValue, Gguf};
 use crate::rope::Rotation;
+use std::ops::Range;
 
 /// llama.cpp's `rope_freq_base` where a file gives none.
 const DEFAULT_ROPE_THETA: f32 = 10_000.0;
@@ -132,17 +136,9 @@ pub struct Config {
     /// Ranks that heads and MLPs are shared out over, of which the sizes here are one's ([`Config::of_rank`]); 1: the whole model.
     #[serde(skip)]
     pub tensor_parallel_size: usize,
-}
-
-/// What a block that drafts need not share with the model.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct DraftTensors {
-    /// The norm before the head.
-    pub norm: bool,
-    /// The head.
-    pub head: bool,
-    /// The embedding.
-    pub embedding: bool,
+    /// The layers that this device has, where others have the others ([`Config::of_stage`]); `None`: all.
+    #[serde(skip)]
+    pub stage: Option<Range<usize>>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
@@ -219,6 +215,7 @@ impl Config {
             num_nextn_predict_layers: 0,
             draft: None,
             tensor_parallel_size: 1,
+            stage: None,
         })
     }
 
@@ -226,31 +223,6 @@ impl Config {
     /// one's; 0 where there is none.
     pub fn dense_size(&self) -> usize {
         self.experts.map_or(self.intermediate_size, |experts| experts.shared_expert_intermediate_size)
-    }
-
-    /// The same with the first of the layers that draft further tokens.
-    ///
-    /// # Errors
-    /// [`Error::Model`] if the file has none.
-    pub fn with_draft(self, gguf: &Gguf) -> Result<Self> {
-        if self.num_nextn_predict_layers == 0 {
-            return Err(Error::Model(format!(
-                "--spec-type mtp needs a file with a block that drafts tokens; this one has no `{}.nextn_predict_layers`: take a file that was \
-                 made with its MTP block, or leave the option out",
-                self.architecture
-            )));
-        }
-        let i = self.num_hidden_layers;
-        let has = |name: &str| gguf.tensor(&format!("blk.{i}.nextn.{name}.weight")).is_some();
-        let (norm, head) = (has("shared_head_norm"), has("shared_head_head"));
-        Ok(Self { draft: Some(DraftTensors { norm, head, embedding: has("embed_tokens") }), ..self })
-    }
-
-    /// Whether a tensor of that name is one of the layers behind the last that draft further tokens.
-    pub fn is_draft_tensor(&self, name: &str) -> bool {
-        let layer = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')?.0.parse::<usize>().ok());
-        let first = self.num_hidden_layers;
-        layer.is_some_and(|layer| (first..first + self.num_nextn_predict_layers).contains(&layer))
     }
 
     /// Values of one row of Q: `num_attention_heads * head_dim`.

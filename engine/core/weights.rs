@@ -6,6 +6,7 @@ mod experts;
 mod finite;
 mod listing;
 mod ranks;
+mod stages;
 
 pub use adapters::{Adapter, Half, LowRank};
 pub use finite::{NotFinite, TensorCheck};
@@ -139,6 +140,8 @@ pub struct Weights {
     /// Bytes of all experts, and the share of them that a token does not go to.
     expert_bytes: u64,
     idle_share: f64,
+    /// What is multiplied with last, the head or the embedding, is here.
+    has_head: bool,
     adapters: Vec<Adapter>,
     /// Names of the file's tensors that the model has no place for and that leave its answers alone: worth a warning.
     pub unused: Vec<String>,
@@ -227,6 +230,7 @@ impl Weights {
             experts: Vec::new(),
             expert_bytes: 0,
             idle_share: 0.0,
+            has_head: true,
             adapters: Vec::new(),
             unused: Vec::new(),
         };
@@ -331,7 +335,7 @@ impl Weights {
     /// The same where a matrix takes `bytes` bytes; experts as in the file.
     pub fn decode_bytes_of(&self, bytes: impl Fn(&Matrix) -> usize) -> DecodeBytes {
         let unread = match (self.matrix(EMBEDDING), self.matrix(HEAD)) {
-            (Ok(embedding), Ok(_)) => bytes(embedding) as u64,
+            (Ok(embedding), head) if head.is_ok() || !self.has_head => bytes(embedding) as u64,
             _ => 0,
         };
         let in_file: usize = self.matrices.iter().map(|matrix| matrix.data.len()).sum();

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::memory::{DeviceBuffer, Uploader, Whereabouts};
 use crate::ops::experts::Offload;
 use crate::ops::{OpsConfig, Types, Work};
-use crate::ranks::{Group, Ranks};
+use crate::ranks::{Group, HAND_OVER, Ranks, Stage};
 use crate::tensor::{Activation, KvCache, States, Tensor};
 use crate::variant::KernelChoice;
 use crate::weight::Weight;
@@ -64,6 +64,8 @@ pub struct CudaOps {
     host_experts: Option<host_experts::HostPart>,
     /// Where the device is a rank of several.
     ranks: Option<Ranks>,
+    /// Where other devices have other layers.
+    stage: Option<Stage>,
     /// Columns of the logits of the last draw.
     vocab_size: usize,
     graphs: graph::Graphs<StepKey>,
@@ -145,6 +147,7 @@ impl CudaOps {
             },
             host_experts: None,
             ranks: None,
+            stage: None,
             sampler: sample::Sampler::new(device)?,
             vocab_size: 0,
             graphs: graph::Graphs::new(device),
@@ -188,6 +191,16 @@ impl CudaOps {
         limits: &BatchLimits,
     ) -> Result<Self> {
         self.ranks = Some(Ranks::join(&self.device, group, rank, config, limits)?);
+        Ok(self)
+    }
+
+    /// The same operations, of the device that has the layers of stage `number` of `group`; rows have `hidden_size` values.
+    ///
+    /// # Errors
+    /// As [`Stage::join`].
+    pub fn with_stage(mut self, group: &Arc<Group>, number: usize, hidden_size: usize) -> Result<Self> {
+        let shape = [self.max_num_tokens, hidden_size];
+        self.stage = Some(Stage::join(&self.device, group, number, shape, self.choice.get(HAND_OVER))?);
         Ok(self)
     }
 

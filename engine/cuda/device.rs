@@ -287,6 +287,23 @@ impl Device {
         Ok(())
     }
 
+    /// As [`Device::copy`] from memory of another device, which this one reaches.
+    ///
+    /// # Safety
+    /// As [`Device::copy`].
+    pub(super) unsafe fn copy_from_peer(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise; memory of an emulated device is the host's.
+        unsafe {
+            match &self.backend {
+                Backend::Gpu(gpu) => gpu.copy(from, to, bytes)?,
+                Backend::Emulated(emulated) => {
+                    emulated.write(to, std::slice::from_raw_parts(from as *const u8, bytes));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Queues copying to the device.
     ///
     /// # Safety

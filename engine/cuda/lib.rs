@@ -85,7 +85,7 @@ pub use kv_cache::staging_bytes;
 pub use matmul::preferred_matmul;
 pub use memory::{DeviceBuffer, PinnedBuffer, Plain, Uploader};
 pub use nvml::{Condition, condition};
-pub use ranks::{Group, Ranks, Room, ranks_bytes};
+pub use ranks::{Group, Ranks, Room, Stage, ranks_bytes};
 pub use read_bandwidth::{Memory, read_bandwidth};
 pub use resources::Resources;
 pub use tensor::{Activation, KvCache, States, Tensor, encode};
@@ -129,6 +129,7 @@ pub fn operations() -> Vec<Operation> {
     operations.push(Operation::choice(fused::OP, &fused::VARIANTS));
     operations.push(Operation::choice(graph::OP, &graph::VARIANTS));
     operations.push(Operation::choice(holding::OP, &holding::VARIANTS));
+    operations.push(Operation::choice(ranks::HAND_OVER, &ranks::HAND_OVER_VARIANTS));
     operations.sort_by_key(|operation| operation.name);
     operations
 }

@@ -1,8 +1,11 @@
 //! Ranks: devices that compute a model together, each on a thread of its own, and where they write what they tell each other.
 
 mod group;
+mod stage;
 
 pub use group::Group;
+pub use stage::Stage;
+pub(super) use stage::{OP as HAND_OVER, VARIANTS as HAND_OVER_VARIANTS};
 
 use super::device::Device;
 use super::memory::{DeviceBuffer, PinnedBuffer};

@@ -7,6 +7,7 @@
 // Printing panics where nobody takes what is printed.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
+pub mod all_reduce;
 pub mod assembler;
 pub mod bench;
 pub mod case;

@@ -71,9 +71,16 @@ impl ModelOptions {
         self
     }
 
-    /// The number of GPUs that the model is shared out over; the default is 1.
+    /// The number of GPUs that every layer of the model is shared out over; the default is 1.
     pub fn tensor_parallel(mut self, gpus: usize) -> Self {
         self.runner.tensor_parallel = gpus;
+        self
+    }
+
+    /// The proportions of the model's layers that each of as many GPUs has, such as `&[3.0, 1.0]`: for models that one does not hold.
+    #[cfg(feature = "cuda")]
+    pub fn layer_split(mut self, shares: &[f64]) -> Self {
+        self.runner.layer_split = Some(load::LayerSplit::Shares(shares.to_vec()));
         self
     }
 

@@ -138,11 +138,39 @@ pub(crate) fn fit_pair(
     options: &RunnerOptions,
     budget: &MemoryBudget,
 ) -> Result<FittedPair> {
+    let (fitted, plan) = plan_pair(config, options, budget)?;
+    let max_model_len = fitted.0.0.max_model_len;
+    warn_if_short(config, options, budget, max_model_len);
+    tracing::info!(?plan, max_model_len, "memory");
+    Ok(fitted)
+}
+
+/// Says so where less than the requested context fits.
+pub(crate) fn warn_if_short(
+    config: &Config,
+    options: &RunnerOptions,
+    budget: &MemoryBudget,
+    max_model_len: usize,
+) {
+    if max_model_len < budget.context(config, options) {
+        tracing::warn!(
+            "a context of {max_model_len} tokens is what fits; the model was made for {}",
+            config.max_position_embeddings
+        );
+    }
+}
+
+/// [`fit_pair`] with the plan that it follows from.
+pub(crate) fn plan_pair(
+    config: &Config,
+    options: &RunnerOptions,
+    budget: &MemoryBudget,
+) -> Result<(FittedPair, MemoryPlan)> {
     let requested = budget.context(config, options);
     let mut max_model_len = requested;
     let shortest = options.shortest_context;
     if options.max_model_len.is_none() {
-        let page_bytes = page_bytes(config, budget)?;
+        let page_bytes = page_bytes(config, budget)?.max(1);
         let held = (budget.most(options) / page_bytes).saturating_mul(PAGE_SIZE);
         max_model_len = requested.min(held.max(shortest));
     }
@@ -153,31 +181,24 @@ pub(crate) fn fit_pair(
             }
             Err(error) => return Err(error),
             Ok((ops_config, draft, plan)) => {
-                if max_model_len < requested {
-                    tracing::warn!(
-                        "a context of {max_model_len} tokens is what fits; the model was made for {}",
-                        config.max_position_embeddings
-                    );
-                }
-                tracing::info!(?plan, max_model_len, "memory");
                 let layout = |config: &Config, budget: &MemoryBudget| {
                     memory_plan::kv_layout(config, budget.kv, plan.num_pages)
                 };
                 let of_draft = |of: &(Config, MemoryBudget)| layout(&of.0, &of.1);
                 let draft_layout = budget.draft.as_deref().map(of_draft).transpose()?;
-                return Ok(((ops_config, layout(config, budget)?), draft.zip(draft_layout)));
+                return Ok((((ops_config, layout(config, budget)?), draft.zip(draft_layout)), plan));
             }
         }
     }
 }
 
 /// K and V of a page, with those of a model that drafts.
-fn page_bytes(config: &Config, budget: &MemoryBudget) -> Result<usize> {
+pub(crate) fn page_bytes(config: &Config, budget: &MemoryBudget) -> Result<usize> {
     let of = |config: &Config, budget: &MemoryBudget| -> Result<usize> {
         Ok(build::plan(config)?.state.pages(budget.kv, 1)?.page_bytes())
     };
     let draft = budget.draft.as_deref().map_or(Ok(0), |(config, budget)| of(config, budget))?;
-    Ok(of(config, budget)?.saturating_add(draft).max(1))
+    Ok(of(config, budget)?.saturating_add(draft))
 }
 
 /// What a model takes beside its pages.

@@ -18,12 +18,13 @@ use qernel_core::model::{ModelRunner, Runner, build};
 use qernel_core::ops::OpsConfig;
 use qernel_core::ops::experts::Offload;
 use qernel_core::weights::Weights;
-use qernel_cuda::{self as cuda, CudaOps, Device};
+use qernel_cuda::{self as cuda, CudaOps, Device, Group};
 use std::collections::HashSet;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// Which of two models.
-enum Which {
+pub(crate) enum Which {
     Model,
     Draft,
 }
@@ -36,14 +37,27 @@ pub(crate) fn open_runners(
     options: &RunnerOptions,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Runners> {
+    with_fallback(model, draft, options, |options, draft| load(device, model, draft, options, progress))
+}
+
+/// What `load` makes of the models, with the format that it is given for one that drafts; in a format of larger range where a weight is beyond
+/// that of the first and nobody asked for it.
+pub(crate) fn with_fallback<'a>(
+    model: &ModelData,
+    draft: Option<&'a ModelData<'a>>,
+    options: &RunnerOptions,
+    mut load: impl FnMut(
+        &RunnerOptions,
+        Option<(&'a ModelData<'a>, DtypeChoice)>,
+    ) -> Result<Runners, (Which, Error)>,
+) -> Result<Runners> {
     let (mut options, mut draft_dtype) = (options.clone(), options.dtype);
     loop {
-        let (which, why) =
-            match load(device, model, draft.map(|draft| (draft, draft_dtype)), &options, progress) {
-                Ok(runners) => return Ok(runners),
-                Err((which, Error::Range(why))) => (which, why),
-                Err((_, error)) => return Err(error),
-            };
+        let (which, why) = match load(&options, draft.map(|draft| (draft, draft_dtype))) {
+            Ok(runners) => return Ok(runners),
+            Err((which, Error::Range(why))) => (which, why),
+            Err((_, error)) => return Err(error),
+        };
         let (weights, dtype) = match (which, draft) {
             (Which::Draft, Some(draft)) => (draft.weights, &mut draft_dtype),
             _ => (model.weights, &mut options.dtype),
@@ -66,17 +80,15 @@ fn load(
 ) -> Result<Runners, (Which, Error)> {
     let of_model = |error| (Which::Model, error);
     let of_draft = |error| (Which::Draft, error);
-    let draft = draft.map(|(draft, dtype)| {
-        (draft, held(device, draft.weights, &RunnerOptions { dtype, cpu_moe: 0, ..options.clone() }))
-    });
+    let draft = draft.map(|(draft, dtype)| (draft, held_of_draft(device, draft, dtype, options)));
     let options = held(device, model.weights, options);
     let (fitted, draft_fitted) = fit_both(device, model, draft.as_ref(), &options).map_err(of_model)?;
     let mut drafts = None;
     if let Some(((draft, options), fitted)) = draft.zip(draft_fitted) {
-        drafts = Some(load_one(device, draft, &options, fitted, 0, progress).map_err(of_draft)?);
+        drafts = Some(load_draft(device, draft, &options, fitted, progress).map_err(of_draft)?);
     }
-    let runner =
-        load_one(device, model, &options, fitted, options.checkpoints, progress).map_err(of_model)?;
+    let loading = Loading::whole(model, &options);
+    let runner = load_one(device, model, &options, fitted, &loading, progress).map_err(of_model)?;
     Ok((runner, drafts))
 }
 
@@ -91,19 +103,60 @@ pub(crate) fn held(device: &Device, weights: &Weights, options: &RunnerOptions) 
     options
 }
 
+/// [`held`] of a model that drafts.
+pub(crate) fn held_of_draft(
+    device: &Device,
+    draft: &ModelData,
+    dtype: DtypeChoice,
+    options: &RunnerOptions,
+) -> RunnerOptions {
+    held(device, draft.weights, &RunnerOptions { dtype, cpu_moe: 0, ..options.clone() })
+}
+
+/// Loads a model that drafts.
+pub(crate) fn load_draft(
+    device: &Rc<Device>,
+    draft: &ModelData,
+    options: &RunnerOptions,
+    fitted: (OpsConfig, KvLayout),
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Box<dyn Runner>> {
+    let loading = Loading { checkpoints: 0, ..Loading::whole(draft, options) };
+    load_one(device, draft, options, fitted, &loading, progress)
+}
+
+/// How a model, or the layers of it that one of several devices has, are loaded.
+pub(crate) struct Loading<'a> {
+    /// Of the whole model's matrices, [`matrix_dtype`].
+    pub dtype: Dtype,
+    /// Copies of states that are kept.
+    pub checkpoints: usize,
+    /// The devices that have its layers, and which of them this is.
+    pub stage: Option<(&'a Arc<Group>, usize)>,
+}
+
+impl Loading<'_> {
+    /// All layers on one device.
+    fn whole(model: &ModelData, options: &RunnerOptions) -> Self {
+        Self { dtype: matrix_dtype(model.weights, options), checkpoints: options.checkpoints, stage: None }
+    }
+}
+
 /// A model with its weights as `options` say.
-fn load_one(
+pub(crate) fn load_one(
     device: &Rc<Device>,
     &ModelData { weights, config }: &ModelData,
     options: &RunnerOptions,
     (ops_config, layout): (OpsConfig, KvLayout),
-    checkpoints: usize,
+    &Loading { dtype, checkpoints, stage }: &Loading,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Box<dyn Runner>> {
-    let dtype = matrix_dtype(weights, options);
     let mut ops = CudaOps::new(device, &ops_config, dtype, options.kernels.clone())?;
     if let Some(offload) = offload(weights, config, options.cpu_moe, options.cpu_blocks) {
         ops = ops.with_host_experts(offload, rows_to_host(&ops_config.limits))?;
+    }
+    if let Some((group, rank)) = stage {
+        ops = ops.with_stage(group, rank, config.hidden_size)?;
     }
     let runner = ModelRunner::new(ops, weights, config, &ops_config, layout, progress)?;
     Ok(Box::new(runner.with_drafts(options.max_drafts).with_checkpoints(checkpoints)?))
@@ -120,13 +173,18 @@ fn names_on_host(weights: &Weights, layers: usize) -> HashSet<String> {
     weights.experts_of_first(layers).map(|matrix| matrix.name.clone()).collect()
 }
 
+/// Whether some experts are on the device.
+pub(crate) fn has_experts(weights: &Weights, options: &RunnerOptions) -> bool {
+    weights.experts().count() > names_on_host(weights, options.cpu_moe).len()
+}
+
 /// The experts of the first `layers` layers, to be computed by the CPU; `None` where there are none.
 fn offload(weights: &Weights, config: &Config, layers: usize, blocks: MatmulBlocks) -> Option<Offload> {
     const MIB: f64 = 1024.0 * 1024.0;
     let names = names_on_host(weights, layers);
     let of = OpsConfig::experts_of(config).filter(|_| !names.is_empty());
     let Some(config) = of else {
-        if layers > 0 {
+        if layers > 0 && config.experts.is_none() {
             tracing::warn!("no experts stay in host memory: the model has none");
         }
         return None;
@@ -188,7 +246,8 @@ pub fn fit_cuda(
     config: &Config,
     options: &RunnerOptions,
 ) -> Result<(OpsConfig, KvLayout)> {
-    fit(config, options, &budget(device, device.memory_info()?, &ModelData { weights, config }, options)?)
+    let (dtype, data) = (matrix_dtype(weights, options), ModelData { weights, config });
+    fit(config, options, &budget(device.is_emulated(), device.memory_info()?, &data, dtype, options)?)
 }
 
 /// As [`fit_cuda`], with a model that drafts for this one, and its options.
@@ -199,25 +258,28 @@ fn fit_both(
     options: &RunnerOptions,
 ) -> Result<FittedPair> {
     let memory = device.memory_info()?;
+    let whole = |model: &ModelData, options: &RunnerOptions| {
+        budget(device.is_emulated(), memory, model, matrix_dtype(model.weights, options), options)
+    };
     let of_draft = |(draft, options): &(&ModelData, RunnerOptions)| -> Result<_> {
-        Ok(Box::new((draft.config.clone(), budget(device, memory, draft, options)?)))
+        Ok(Box::new((draft.config.clone(), whole(draft, options)?)))
     };
     let draft = draft.map(of_draft).transpose()?;
-    fit_pair(model.config, options, &MemoryBudget { draft, ..budget(device, memory, model, options)? })
+    fit_pair(model.config, options, &MemoryBudget { draft, ..whole(model, options)? })
 }
 
-/// What a model takes on the device, of whose memory so many bytes are free, and so many there in all.
+/// What a model with matrices of `dtype` takes on a device, of whose memory so many bytes are free, and so many there in all.
 pub(crate) fn budget(
-    device: &Device,
+    is_emulated: bool,
     (free, total): (usize, usize),
     &ModelData { weights, config }: &ModelData,
+    dtype: Dtype,
     options: &RunnerOptions,
 ) -> Result<MemoryBudget> {
-    let dtype = matrix_dtype(weights, options);
     let [k, v] = options.kv_types;
     let kv = KvFormats { k: k.on_gpu(dtype)?, v: v.on_gpu(dtype)? };
     let on_host = names_on_host(weights, options.cpu_moe);
-    let (has_offload, has_experts) = (!on_host.is_empty(), weights.experts().count() > on_host.len());
+    let has_offload = !on_host.is_empty();
     let rank = weights.adapter_rank();
     Ok(MemoryBudget {
         free: Free {
@@ -226,13 +288,13 @@ pub(crate) fn budget(
             fraction: options.memory_fraction,
         },
         // That of an emulated one is the host's.
-        shared: device.is_emulated(),
+        shared: is_emulated,
         weights: cuda::weight_bytes(weights, dtype, &options.kernels, &on_host)
             .saturating_add(weights.adapter_bytes()),
         kv,
         activation: cuda::precise_dtype(dtype),
         max_num_tokens: gpu_num_tokens(free, config, dtype)?,
-        has_experts,
+        has_experts: has_experts(weights, options),
         extra: Box::new(move |config, ops_config, dtype, kv| {
             let limits = &ops_config.limits;
             let of_host = cuda::host_experts_bytes(config.hidden_size, rows_to_host(limits));

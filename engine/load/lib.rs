@@ -26,6 +26,8 @@ pub use fit::{MODEST_CONTEXT, SMALL_CACHE, fit_cpu};
 pub use gpu::{fit_cuda, matrix_dtype, open_device};
 pub use memory_plan::kv_layout;
 pub use models_folder::{FoundModel, ModelsFolder};
+#[cfg(feature = "cuda")]
+pub use ranks::{LayerSplit, devices};
 pub use runner::{
     CHECKPOINTS, DtypeChoice, KvCacheSize, KvType, ModelData, RunnerOptions, open_observed_runner,
     open_runner, open_runners,

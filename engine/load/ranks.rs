@@ -1,11 +1,14 @@
 //! A model that is shared out over several GPUs: one rank each, on a thread of its own.
 
 mod runner;
+mod stages;
+mod stages_runner;
+mod team;
 mod thread;
 
 use super::device_choice::DeviceChoice;
 use super::fit::fit;
-use super::gpu::{self, budget, held, matrix_dtype};
+use super::gpu::{self, Which, budget, held, matrix_dtype, with_fallback};
 use super::runner::{ModelData, RunnerOptions};
 use qernel_core::config::Config;
 use qernel_core::error::{Error, Result};
@@ -14,6 +17,10 @@ use qernel_core::weights::Weights;
 use qernel_cuda::{self as cuda, CudaOps, Group};
 use runner::RanksRunner;
 use std::sync::Arc;
+use team::Team;
+
+pub use stages::LayerSplit;
+pub(crate) use stages::open as open_stages;
 use thread::RankThread;
 
 /// Opens the model on as many GPUs as `options` say. `progress` is called with the bytes of weights that the first of them has loaded, and
@@ -37,41 +44,43 @@ pub(crate) fn open(
     if let Some((_, what)) = with.iter().find(|(asked, _)| *asked) {
         return Err(Error::Request(format!("--tensor-parallel: there is none with {what}")));
     }
-    let devices = devices(options)?;
-    let mut options = options.clone();
-    loop {
-        let why = match load(model, &config, &devices, &options, progress) {
-            Err(Error::Range(why)) => why,
-            other => return other,
-        };
-        let Some(fallback) = options.dtype.fallback(cuda::compute_dtype(model.weights)) else {
-            return Err(Error::Range(why));
-        };
-        tracing::warn!("{why}; loading the weights as {fallback}");
-        options.dtype = fallback;
-    }
+    let devices = devices("--tensor-parallel", options.device, Some(options.tensor_parallel))?;
+    let runners = with_fallback(model, None, options, |options, _| {
+        let loaded = load(model, &config, &devices, options, progress);
+        loaded.map(|runner| (runner, None)).map_err(|error| (Which::Model, error))
+    });
+    runners.map(|(runner, _)| runner)
 }
 
-/// A device for each rank: the GPUs from the one that was asked for on, or the first.
-fn devices(options: &RunnerOptions) -> Result<Vec<DeviceChoice>> {
-    let count = options.tensor_parallel;
-    let first = match options.device {
-        DeviceChoice::Emulated => return Ok(vec![DeviceChoice::Emulated; count]),
-        DeviceChoice::Cpu => {
-            return Err(Error::Request("--tensor-parallel is for GPUs, and --device is cpu".into()));
+/// A device for each rank: `count` GPUs from `device` on, or from the first; all of those where nobody says how many. `option` is what asks
+/// for several.
+///
+/// # Errors
+/// [`Error::Request`] for the CPU, [`Error::Device`] if there are not as many.
+pub fn devices(option: &str, device: DeviceChoice, count: Option<usize>) -> Result<Vec<DeviceChoice>> {
+    let first = match (device, count) {
+        (DeviceChoice::Emulated, Some(count)) => return Ok(vec![DeviceChoice::Emulated; count]),
+        (DeviceChoice::Emulated, None) => {
+            return Err(Error::Request(format!(
+                "{option}: there are as many emulated devices as are asked for: say how many by --tensor-split 1,1"
+            )));
         }
-        DeviceChoice::Auto | DeviceChoice::Cuda(None) => 0,
-        DeviceChoice::Cuda(Some(ordinal)) => ordinal,
+        (DeviceChoice::Cpu, _) => {
+            return Err(Error::Request(format!("{option} is for GPUs, and --device is cpu")));
+        }
+        (DeviceChoice::Auto | DeviceChoice::Cuda(None), _) => 0,
+        (DeviceChoice::Cuda(Some(ordinal)), _) => ordinal,
     };
     let found: Vec<u32> = cuda::probe()?
         .iter()
         .filter(|device| device.ordinal >= first && device.target().is_ok())
         .map(|device| device.ordinal)
-        .take(count)
+        .take(count.unwrap_or(usize::MAX))
         .collect();
-    if found.len() < count {
+    if found.len() < count.unwrap_or(1) {
         return Err(Error::Device(format!(
-            "--tensor-parallel {count}: expected as many GPUs of compute capability 8.0 or later from cuda:{first} on, found {}",
+            "{option}: expected {} GPUs of compute capability 8.0 or later from cuda:{first} on, found {}",
+            count.unwrap_or(1),
             found.len()
         )));
     }
@@ -112,7 +121,7 @@ fn load(
         (Err(Error::Device(_)) | Ok(_), Err(error)) | (Err(error), _) => return Err(error),
     };
     group.start();
-    Ok(Box::new(RanksRunner::new(first, others, group)))
+    Ok(Box::new(RanksRunner::new(Team::new(first, 0, others, group))))
 }
 
 /// What a rank is made of.
@@ -139,8 +148,9 @@ impl Rank {
         let free = group.smallest(rank, free as u64)? as usize;
         let options = held(&device, &weights, &options);
         let data = ModelData { weights: &weights, config: &config };
-        let (ops_config, layout) = fit(&config, &options, &budget(&device, (free, total), &data, &options)?)?;
         let dtype = matrix_dtype(&weights, &options);
+        let budget = budget(device.is_emulated(), (free, total), &data, dtype, &options)?;
+        let (ops_config, layout) = fit(&config, &options, &budget)?;
         let ops = CudaOps::new(&device, &ops_config, dtype, options.kernels.clone())?.with_ranks(
             &group,
             rank,
@@ -151,3 +161,6 @@ impl Rank {
         Ok(Box::new(runner.with_drafts(options.max_drafts)))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@ use super::device_choice::DeviceChoice;
 use super::draft_model::DraftChoice;
 use super::fit::{fit_cpu, fit_cpu_with};
 #[cfg(feature = "cuda")]
-use super::{gpu, ranks};
+use super::{LayerSplit, gpu, ranks};
 use qernel_core::config::Config;
 use qernel_core::cpu::kernels::MatmulBlocks;
 use qernel_core::cpu::{CpuOps, Observer};
@@ -209,6 +209,9 @@ pub struct RunnerOptions {
     pub cpu_blocks: MatmulBlocks,
     /// GPUs that the model is shared out over; 1: it is on one device.
     pub tensor_parallel: usize,
+    /// GPUs that have some of its layers each.
+    #[cfg(feature = "cuda")]
+    pub layer_split: Option<LayerSplit>,
     /// How long one of them waits for another, at most.
     pub rank_limit: Duration,
     /// Look through all tensors first, and refuse a file with values that are NaN or infinite.
@@ -290,6 +293,8 @@ impl Default for RunnerOptions {
             cpu_moe: 0,
             cpu_blocks: MatmulBlocks::default(),
             tensor_parallel: 1,
+            #[cfg(feature = "cuda")]
+            layer_split: None,
             rank_limit: RANK_LIMIT,
             check_tensors: false,
         }
@@ -380,6 +385,10 @@ pub fn open_runners(
     #[cfg(feature = "cuda")]
     if options.tensor_parallel != 1 {
         return ranks::open(model, draft.is_some(), options, progress).map(|runner| (runner, None));
+    }
+    #[cfg(feature = "cuda")]
+    if let Some(split) = &options.layer_split {
+        return ranks::open_stages(model, draft, split, options, progress);
     }
     #[cfg(feature = "cuda")]
     if let Some(device) = gpu::open_device(options.device)? {

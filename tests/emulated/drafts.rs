@@ -10,7 +10,7 @@ use qernel::ops::OpsConfig;
 use qernel::testing::{TinyDraft, TinyModel};
 
 /// So many tokens of a greedy answer and of a random one, and how many tokens were drafted and how many of them stayed.
-fn answers(engine: &mut Engine, count: usize) -> ([Vec<u32>; 2], [usize; 2]) {
+pub fn answers(engine: &mut Engine, count: usize) -> ([Vec<u32>; 2], [usize; 2]) {
     let [greedy, random, ..] = life::crowd_requests();
     for request in [greedy, random] {
         engine.submit(Request { max_tokens: Some(count), ..request }).unwrap();

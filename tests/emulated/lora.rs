@@ -31,7 +31,7 @@ pub fn adapted(config: &Config, weights: Weights) -> Weights {
 }
 
 /// Prompts, a step of one row each, and one whose last rows alone need logits.
-fn logits(runner: &mut dyn Runner) -> Vec<f32> {
+pub fn logits(runner: &mut dyn Runner) -> Vec<f32> {
     const { assert!(MAX_MODEL_LEN >= 32 && LIMITS.max_num_sequences >= 3) }
     let sets = [set(&[(1, 1.0)]), AdapterSet::default(), set(&[(0, -0.5), (1, 0.75)])];
     let tokens: [u32; 9] = [5, 99, 200, 3, 71, 18, 250, 44, 9];

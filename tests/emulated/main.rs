@@ -18,6 +18,7 @@ mod lora;
 mod operations;
 mod range;
 mod ranks;
+mod stages;
 mod steps;
 
 use compare::nmse;

@@ -71,12 +71,25 @@ fn list_names_every_variant_in_order_of_preference() {
     for op in list["operations"].as_array().unwrap() {
         for variant in op["variants"].as_array().unwrap() {
             let kernels = variant["kernels"].as_array().unwrap();
-            // How layers and steps are put together, and weights held, is a choice without kernels of its own.
-            let is_choice = ["layer", "quantised", "step"].contains(&op["name"].as_str().unwrap());
+            // How layers and steps are put together, weights held and rows handed on is a choice without kernels of its own.
+            let is_choice =
+                ["hand_over", "layer", "quantised", "step"].contains(&op["name"].as_str().unwrap());
             assert_eq!(kernels.is_empty(), is_choice, "{}={}", op["name"], variant["name"]);
             assert!(kernels.iter().all(|kernel| !kernel["targets"].as_array().unwrap().is_empty()));
         }
     }
+}
+
+#[test]
+fn ranks_on_devices_of_their_own_are_checked() {
+    let check = |more: &[&str]| lab(&[&["check", "all_reduce", "--device", "emulated"], more].concat());
+    let checked: Value = serde_json::from_str(&output(&mut check(&["--json"]))).unwrap();
+    let bytes: Vec<_> = checked.as_array().unwrap().iter().map(|of| of["bytes"].as_u64().unwrap()).collect();
+    assert_eq!(bytes, [3584, 7168, 14_336, 28_672]);
+    assert!(checked.as_array().unwrap().iter().all(|of| of["seconds"].is_null()));
+    assert_eq!(output(&mut check(&[])).matches("the same bits on all").count(), 4);
+    let refused = check(&["--variant", "plain"]).assert().code(2);
+    refused.stderr(predicate::str::contains("those of add_ranks"));
 }
 
 /// The names that an engine's operations have in papers and other engines.

@@ -53,6 +53,7 @@ fn the_config_is_what_was_written() {
             fused_qkv: false,
             draft: None,
             tensor_parallel_size: 1,
+            stage: None,
             experts: None,
             linear: None,
             linear_layers: Vec::new(),

@@ -1,14 +1,16 @@
 //! `lab bench`: how fast each variant is, and how far from the device's ceiling.
 
+use super::all_reduce;
 use super::check::dtype;
 use super::table::Table;
 use crate::cli::hub::{Display, HubArgs};
 use crate::cli::output::{Output, save_text};
-use crate::config::Config;
+use crate::config::{Config, MAX_RANKS};
 use crate::cuda;
 use crate::disk::Access;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::lab::all_reduce::OP;
 use crate::lab::bench::{BenchOptions, bench, nothing_to_time};
 use crate::lab::case::{Session, Workload};
 use crate::lab::device::LabDevice;
@@ -27,9 +29,12 @@ use std::time::Duration;
 /// Time kernels: check them, then launch them with a cold and a warm L2 cache and compare with the device's ceiling
 #[derive(Debug, clap::Args)]
 pub struct BenchArgs {
-    /// The operation, or all
+    /// The operation, or all; all_reduce for ranks on GPUs of their own
     #[arg(value_parser = super::op_name)]
     op: String,
+    /// GPUs of all_reduce, those from --device on
+    #[arg(long, value_name = "N", default_value_t = all_reduce::RANKS as u8, value_parser = clap::value_parser!(u8).range(2..=MAX_RANKS as i64))]
+    gpus: u8,
     /// Only this variant
     #[arg(long)]
     variant: Option<String>,
@@ -84,7 +89,7 @@ pub(super) fn run(mut args: BenchArgs) -> Result<ExitCode> {
     if op.is_none() && args.variant.is_some() {
         return Err(Error::Request("--variant needs one operation, not all".into()));
     }
-    if let (Some(op), variant) = (&op, &args.variant) {
+    if let (Some(op), variant) = (op.as_ref().filter(|op| *op != OP), &args.variant) {
         let op = kernels::operation(op)?;
         variant.as_deref().map(|name| op.variant(name)).transpose()?;
     }
@@ -98,6 +103,13 @@ pub(super) fn run(mut args: BenchArgs) -> Result<ExitCode> {
     let mut display = Display::default();
     if let Some(path) = args.hub.open(&mut |event| display.show(event))? {
         args.model = Some(path);
+    }
+    if args.op == OP {
+        all_reduce::expect_no_variant(args.variant.as_deref())?;
+        if args.device == LabDevice::Emulated || cuda::probe().is_err() {
+            return Err(nothing_to_time());
+        }
+        return all_reduce::run(args.device, usize::from(args.gpus), args.seed, args.json);
     }
     let workload = workload(&args)?;
     if args.device == LabDevice::Emulated || cuda::probe().is_err() {

@@ -1,9 +1,11 @@
 //! `lab check`: every variant, dtype and ragged shape against the reference in f64.
 
+use super::all_reduce;
 use super::table::Table;
 use crate::cli::output::Output;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::lab::all_reduce::OP;
 use crate::lab::case::Session;
 use crate::lab::check::{CaseResult, CheckOptions, Outcome, Summary, check, summarise};
 use crate::lab::device::{self, LabDevice};
@@ -13,7 +15,7 @@ use std::process::ExitCode;
 /// Check kernels against references in f64: every variant, dtype and ragged shape
 #[derive(Debug, clap::Args)]
 pub struct CheckArgs {
-    /// The operation, or all
+    /// The operation, or all; all_reduce for ranks on devices of their own
     #[arg(value_parser = super::op_name)]
     op: String,
     /// Only this variant
@@ -55,6 +57,10 @@ struct Report<'a> {
 }
 
 pub(super) fn run(args: CheckArgs) -> Result<ExitCode> {
+    if args.op == OP {
+        all_reduce::expect_no_variant(args.variant.as_deref())?;
+        return all_reduce::run(args.device, all_reduce::RANKS, args.seed, args.json);
+    }
     let op = (args.op != "all").then(|| args.op.clone());
     if op.is_none() && args.variant.is_some() {
         return Err(Error::Request("--variant needs one operation, not all".into()));

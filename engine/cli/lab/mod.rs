@@ -1,5 +1,6 @@
 //! `lab`: the kernel laboratory, one file a subcommand.
 
+mod all_reduce;
 mod bench;
 mod check;
 mod list;

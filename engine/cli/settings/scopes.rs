@@ -1,7 +1,8 @@
 //! Which options a table of the file has, and the names of their variables.
 
 use crate::cli::cache_types::CacheTypeArgs;
-use crate::cli::options::{ExpertArgs, FileArgs, LoraArgs, ModelArgs, RankArgs, SamplingArgs};
+use crate::cli::options::{ExpertArgs, FileArgs, LoraArgs, ModelArgs, SamplingArgs};
+use crate::cli::split_mode::RankArgs;
 use clap::{Arg, Args, Command, Id};
 
 /// What the names of variables begin with. Kubernetes gives programs variables with the names of services (`QERNEL_SERVE_PORT` of one called

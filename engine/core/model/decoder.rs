@@ -13,16 +13,21 @@ use crate::ops::parts::{self, ExpertScratch, MlpScratch, Norm, NormMatmul, Scrat
 use crate::ops::{Ops, Rows, Types, Work};
 use crate::rope::Pairs;
 use crate::weights::{EMBEDDING, HEAD};
+use std::ops::Range;
 
 /// A loaded model with its work buffers.
 pub struct Decoder<T: Types> {
-    /// `[vocab_size, hidden_size]`
-    embed_tokens: T::Weight,
+    /// `[vocab_size, hidden_size]`; `None` where it is on another device, and the head is no part of it here.
+    embed_tokens: Option<T::Weight>,
     /// `[max_position_embeddings, hidden_size]`
     embed_positions: Option<T::Vector>,
+    /// Which layers of the model those here are.
+    range: Range<usize>,
+    num_hidden_layers: usize,
     layers: Vec<Layer<T>>,
-    norm: Norm<T::Vector>,
-    /// `[Config::head_rows, hidden_size]`; `None` where the head is `embed_tokens`.
+    /// `None` where another device has the last layer.
+    norm: Option<Norm<T::Vector>>,
+    /// `[Config::head_rows, hidden_size]`; `None` where the head is `embed_tokens`, or on another device.
     lm_head: Option<T::Weight>,
     /// The block that drafts, where it is wanted.
     draft: Option<Draft<T>>,
@@ -107,19 +112,26 @@ impl<T: Types> Decoder<T> {
         let &Config {
             hidden_size, vocab_size, num_hidden_layers, rms_norm_eps, max_position_embeddings, ..
         } = config;
+        let (is_first, is_last) = (config.is_first_stage(), config.is_last_stage());
         Ok(Self {
-            embed_tokens: b.matrix(EMBEDDING, vocab_size, hidden_size)?,
-            embed_positions: match features.has_positions {
+            embed_tokens: match is_first || (is_last && config.head_reads_embedding()) {
+                true => Some(b.matrix(EMBEDDING, vocab_size, hidden_size)?),
+                false => None,
+            },
+            embed_positions: match is_first && features.has_positions {
                 true => Some(b.table("position_embd.weight", max_position_embeddings, hidden_size)?),
                 false => None,
             },
-            layers: (0..num_hidden_layers)
-                .map(|i| Layer::build(b, config, features, i))
-                .collect::<Result<_>>()?,
-            norm: b.norm(features.norm, "output_norm", hidden_size, rms_norm_eps)?,
-            lm_head: match config.tie_word_embeddings {
-                true => None,
-                false => Some(b.matrix(HEAD, config.head_rows(), hidden_size)?),
+            range: config.layers(),
+            num_hidden_layers,
+            layers: config.layers().map(|i| Layer::build(b, config, features, i)).collect::<Result<_>>()?,
+            norm: match is_last {
+                true => Some(b.norm(features.norm, "output_norm", hidden_size, rms_norm_eps)?),
+                false => None,
+            },
+            lm_head: match is_last && !config.tie_word_embeddings {
+                true => Some(b.matrix(HEAD, config.head_rows(), hidden_size)?),
+                false => None,
             },
             draft: match &config.draft {
                 Some(has) => Some(Draft::build(b, config, features, has)?),
@@ -137,6 +149,7 @@ impl<T: Types> Buffers<T> {
         let (q_size, kv_size) = (config.q_size(), config.kv_size());
         let size = config.dense_size();
         let projections = if features.is_gated { 2 } else { 1 };
+        let of_logits = if config.is_last_stage() { vocab_size } else { 0 };
         Ok(Self {
             q: b.tensor(Tokens, q_size)?,
             attended: b.activation(Tokens, q_size, Activation)?,
@@ -147,7 +160,7 @@ impl<T: Types> Buffers<T> {
                 false => None,
             },
             last_normed: b.activation(Logits, hidden_size, Precise)?,
-            logits: b.tensor(Logits, vocab_size)?,
+            logits: b.tensor(Logits, of_logits)?,
             logits_of_rank: match config.head_rows() {
                 rows if rows == vocab_size => None,
                 rows => Some(b.tensor(Logits, rows)?),
@@ -199,15 +212,16 @@ impl<O: Ops> Decoder<O> {
     /// # Errors
     /// [`crate::Error::Range`] if the device has no room for its numbers.
     pub fn bound(&self, ops: &mut O) -> Result<()> {
-        for (i, layer) in self.layers.iter().enumerate() {
+        for (i, layer) in self.range.clone().zip(&self.layers) {
             layer.bound(ops, &format!("blk.{i}"))?;
         }
-        self.draft.iter().try_for_each(|draft| draft.bound(ops, self.layers.len()))?;
-        ops.bound_norm("output_norm", &self.norm)
+        self.draft.iter().try_for_each(|draft| draft.bound(ops, self.num_hidden_layers))?;
+        self.norm.iter().try_for_each(|norm| ops.bound_norm("output_norm", norm))
     }
 
     /// Computes the rows `all` of a batch, writes their K and V to `cache` and what recurrent layers keep to `states`, and leaves the
-    /// logits of the rows `logit_rows` of them in [`Decoder::logits`].
+    /// logits of the rows `logit_rows` of them in [`Decoder::logits`]; where other devices have layers, as much of that as is here, from and to
+    /// the residual stream ([`Decoder::residual`]).
     ///
     /// # Errors
     /// Whatever the device says; what `cache` and `states` have of the sequences of this batch is then undefined.
@@ -225,7 +239,10 @@ impl<O: Ops> Decoder<O> {
         }
         let Self { embed_tokens, norm, lm_head, x, buffers, .. } = self;
         let Buffers { last, last_normed, logits, logits_of_rank, .. } = buffers;
-        let head = NormMatmul { norm, weight: lm_head.as_ref().unwrap_or(embed_tokens) };
+        let (Some(norm), Some(weight)) = (norm, lm_head.as_ref().or(embed_tokens.as_ref())) else {
+            return Ok(()); // Another device has the head.
+        };
+        let head = NormMatmul { norm, weight };
         let x = if logit_rows.n < all.n { last } else { x };
         match logits_of_rank {
             None => parts::norm_matmul(ops, logit_rows, &head, x, last_normed, logits).map(drop), // [num_logits, vocab_size]
@@ -254,17 +271,21 @@ impl<O: Ops> Decoder<O> {
         cache: &mut O::KvCache,
         states: &mut O::States,
     ) -> Result<()> {
-        let Self { embed_tokens, embed_positions, layers, draft, x, buffers, .. } = self;
+        let Self {
+            embed_tokens, embed_positions, range, num_hidden_layers, layers, draft, x, buffers, ..
+        } = self;
         let batch = all.batch;
         let some = logit_rows.n < all.n;
 
-        ops.embed(batch, embed_tokens, x)?; // [n, hidden_size]
+        if let Some(embed_tokens) = embed_tokens.as_ref().filter(|_| range.start == 0) {
+            ops.embed(batch, embed_tokens, x)?; // [n, hidden_size]
+        }
         if let Some(table) = embed_positions {
             ops.add_positions(batch, table, x)?;
         }
-        for (i, layer) in layers.iter().enumerate() {
+        for (i, layer) in range.clone().zip(layers.iter()) {
             // A draft goes on from all rows.
-            let alone = i + 1 == layers.len() && some && draft.is_none();
+            let alone = i + 1 == *num_hidden_layers && some && draft.is_none();
             layer.forward(ops, all, logit_rows, alone, x, buffers, cache, states)?; // [n or num_logits, hidden_size]
         }
         if some && draft.is_some() && logit_rows.n > 0 {
@@ -291,6 +312,11 @@ impl<O: Ops> Decoder<O> {
         let draft = draft
             .as_mut()
             .ok_or_else(|| Error::Request("the model was made without a block that drafts".into()))?;
+        let (Some(embed_tokens), Some(norm)) = (embed_tokens, norm) else {
+            return Err(Error::Request(
+                "a block that drafts needs the model's embedding and its last norm".into(),
+            ));
+        };
         let shared = Shared { embed_tokens, norm, lm_head: lm_head.as_ref(), x };
         draft.forward(ops, all, logit_rows, from, shared, buffers, cache, states)
     }

@@ -94,6 +94,8 @@ pub struct ModelRunner<O: Ops> {
     ops: O,
     model: Model<O>,
     vocab_size: usize,
+    /// It has the head: logits are here, and what is drawn from them.
+    has_head: bool,
     state: StateLayout,
     cache: O::KvCache,
     states: O::States,
@@ -149,6 +151,7 @@ impl<O: Ops> ModelRunner<O> {
             ops,
             model,
             vocab_size: config.vocab_size,
+            has_head: config.is_last_stage(),
             state,
             cache,
             states,
@@ -226,13 +229,16 @@ impl<O: Ops> ModelRunner<O> {
     /// Queues work on the batch that was uploaded, of `n` rows, and the draw of a token for each of `rows`, those that need logits.
     fn queue_work(&mut self, work: Work, rows: &[SamplingRow], n: usize) -> Result<()> {
         let num_logits = rows.len();
-        let Self { ops, model, cache, states, batch, limits, .. } = self;
+        let Self { ops, model, has_head, cache, states, batch, limits, .. } = self;
         let batch = &*batch;
         let [all, logit_rows] = rows_of(ops, limits, batch, n, num_logits);
         let mut compute = |ops: &mut O, model: &mut Model<O>| match work {
             Work::Model => model.forward(ops, all, logit_rows, cache, states),
             _ => model.draft(ops, all, logit_rows, work, cache, states),
         };
+        if work == Work::Model {
+            ops.receive_rows(n, model.residual(false))?;
+        }
         let mut read = Vec::new();
         if rows.is_empty() {
             ops.run_step(batch, work, &mut |ops| compute(ops, model))?;
@@ -250,8 +256,33 @@ impl<O: Ops> ModelRunner<O> {
             })?;
             ops.copy_tokens_to_host()?;
         }
-        self.queued.push_back(Queued { num_logits, read });
+        if work == Work::Model {
+            ops.send_rows(n, model.residual(false))?;
+        }
+        if *has_head {
+            self.queued.push_back(Queued { num_logits, read });
+        }
         Ok(())
+    }
+}
+
+impl<O: Ops> ModelRunner<O> {
+    /// Rows whose logits are computed here.
+    fn num_logits(&self, batch: &Batch) -> usize {
+        if self.has_head { batch.num_logits() } else { 0 }
+    }
+
+    /// The residual stream behind the layers of the batch that was uploaded, of `n` rows of which `some` go on to the end: `read` of them.
+    fn read_hidden(&mut self, n: usize, some: usize, read: usize) -> Result<Vec<f32>> {
+        let [all, mut logit_rows] = rows_of(&self.ops, &self.limits, &self.batch, n, some);
+        let Self { ops, model, cache, states, .. } = self;
+        if some == n {
+            logit_rows = all; // They may be more than have room for logits.
+        }
+        ops.receive_rows(n, model.residual(false))?;
+        model.layers(ops, all, logit_rows, cache, states)?;
+        ops.send_rows(n, model.residual(false))?;
+        if read == 0 { Ok(Vec::new()) } else { ops.read(read, model.residual(some < n)) }
     }
 }
 
@@ -336,6 +367,7 @@ impl<O: Ops> Runner for ModelRunner<O> {
         }
         self.check_sampled_rows(batch, last_sampled)?;
         self.upload(batch)?;
+        let rows = if self.has_head { rows } else { &[] };
         self.queue_work(Work::Model, rows, batch.num_tokens())?;
         self.last_sampled = batch.num_logits();
         Ok(())
@@ -369,31 +401,28 @@ impl<O: Ops> Runner for ModelRunner<O> {
 
     fn logits(&mut self, batch: &Batch) -> Result<Vec<f32>> {
         self.upload(batch)?;
-        let num_logits = batch.num_logits();
-        let [all, logit_rows] = rows_of(&self.ops, &self.limits, &self.batch, batch.num_tokens(), num_logits);
-        self.model.forward(&mut self.ops, all, logit_rows, &mut self.cache, &mut self.states)?;
+        let (n, num_logits) = (batch.num_tokens(), self.num_logits(batch));
+        let [all, logit_rows] = rows_of(&self.ops, &self.limits, &self.batch, n, num_logits);
+        let Self { ops, model, .. } = self;
+        ops.receive_rows(n, model.residual(false))?;
+        model.forward(ops, all, logit_rows, &mut self.cache, &mut self.states)?;
+        ops.send_rows(n, model.residual(false))?;
         if num_logits == 0 {
             return Ok(Vec::new());
         }
-        self.ops.read(num_logits, self.model.logits())
+        ops.read(num_logits, model.logits())
     }
 
     fn hidden(&mut self, batch: &Batch) -> Result<Vec<f32>> {
         self.upload(batch)?;
-        let num_logits = batch.num_logits();
-        let [all, logit_rows] = rows_of(&self.ops, &self.limits, &self.batch, batch.num_tokens(), num_logits);
-        let Self { ops, model, cache, states, .. } = self;
-        let residual = model.hidden(ops, all, logit_rows, cache, states)?;
-        if num_logits == 0 { Ok(Vec::new()) } else { ops.read(num_logits, residual) }
+        let (n, num_logits) = (batch.num_tokens(), self.num_logits(batch));
+        self.read_hidden(n, num_logits, num_logits)
     }
 
     fn hidden_of_all(&mut self, batch: &Batch) -> Result<Vec<f32>> {
         self.upload(batch)?;
         let n = batch.num_tokens();
-        let [all, _] = rows_of(&self.ops, &self.limits, &self.batch, n, 0);
-        let Self { ops, model, cache, states, .. } = self;
-        let residual = model.hidden(ops, all, all, cache, states)?;
-        ops.read(n, residual)
+        self.read_hidden(n, n, if self.has_head { n } else { 0 })
     }
 
     fn device_name(&self) -> String {

@@ -98,6 +98,7 @@ impl Published {
             num_nextn_predict_layers: 0,
             draft: None,
             tensor_parallel_size: 1,
+            stage: None,
         }
     }
 }
@@ -183,24 +184,27 @@ macro_rules! architectures {
                 }
             }
 
-            /// As [`Model::forward`] without the head: the residual stream behind the last layer, whose first rows are those of `logit_rows`.
+            /// As [`Model::forward`] without the head: what that needs is left in [`Model::residual`].
             ///
             /// # Errors
             /// As [`Model::forward`].
-            pub fn hidden(
+            pub fn layers(
                 &mut self,
                 ops: &mut O,
                 all: Rows<O::Batch>,
                 logit_rows: Rows<O::Batch>,
                 cache: &mut O::KvCache,
                 states: &mut O::States,
-            ) -> Result<&mut O::Tensor> {
-                let some = logit_rows.n < all.n;
+            ) -> Result<()> {
                 match self {
-                    $(Self::$architecture(model) => {
-                        model.layers(ops, all, logit_rows, cache, states)?;
-                        Ok(model.residual(some))
-                    }),*
+                    $(Self::$architecture(model) => model.layers(ops, all, logit_rows, cache, states)),*
+                }
+            }
+
+            /// The residual stream before and behind the layers that this device has; of the rows that need logits, if `some` do behind the last.
+            pub fn residual(&mut self, some: bool) -> &mut O::Tensor {
+                match self {
+                    $(Self::$architecture(model) => model.residual(some)),*
                 }
             }
         }

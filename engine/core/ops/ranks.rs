@@ -19,6 +19,24 @@ pub trait RankOps: Types {
         Err(Error::Request("this device is no rank of several".into()))
     }
 
+    /// Brings `n` rows of the residual stream from the device that has the layers before these to `x`; nothing where they are on one device:
+    /// `[n, hidden_size]`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if none come, or from the device.
+    fn receive_rows(&mut self, _n: usize, _x: &mut Self::Tensor) -> Result<()> {
+        Ok(())
+    }
+
+    /// Hands `n` rows of the residual stream on to the device that has the layers behind these, which stay in `x` until that has called
+    /// [`RankOps::receive_rows`]; nothing where they are on one device: `[n, hidden_size]`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] from the device.
+    fn send_rows(&mut self, _n: usize, _x: &Self::Tensor) -> Result<()> {
+        Ok(())
+    }
+
     /// The columns of all ranks side by side: `[n, cols] -> [n, ranks * cols]`.
     ///
     /// # Errors

@@ -401,7 +401,8 @@ impl Ops for CudaOps {
     }
 
     fn runs_ahead(&self) -> bool {
-        self.host_experts.is_none() && self.choice.get(graph::OP).is_none_or(|name| name == graph::AHEAD)
+        let is_alone = self.host_experts.is_none() && self.stage.is_none();
+        is_alone && self.choice.get(graph::OP).is_none_or(|name| name == graph::AHEAD)
     }
 
     fn run_step(

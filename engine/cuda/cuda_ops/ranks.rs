@@ -10,6 +10,14 @@ use crate::weight::Weight;
 use crate::{add_ranks, fused, gather_ranks};
 
 impl RankOps for CudaOps {
+    fn receive_rows(&mut self, n: usize, x: &mut Tensor) -> Result<()> {
+        self.stage.as_ref().map_or(Ok(()), |stage| stage.receive(n, x))
+    }
+
+    fn send_rows(&mut self, n: usize, x: &Tensor) -> Result<()> {
+        self.stage.as_mut().map_or(Ok(()), |stage| stage.send(n, x))
+    }
+
     fn add_ranks(&mut self, rows: Rows<CudaBatch>, part: &mut Tensor, x: &mut Tensor) -> Result<()> {
         let ranks = self.ranks.as_mut().ok_or_else(no_ranks)?;
         add_ranks::add_ranks(&self.device, &self.choice, ranks, [rows.n, rows.padded], part, x)

@@ -15,6 +15,26 @@ pub(super) struct Place {
     pub given_up: u64,
 }
 
+/// Where rows are that a device hands on to the next, which may read them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rows {
+    pub address: u64,
+    pub bytes: usize,
+    /// In memory of the host, not of the device.
+    pub in_host: bool,
+}
+
+/// What a device and the one behind it agree on.
+#[derive(Clone, Copy, Debug, Default)]
+struct Link {
+    /// Of the device before.
+    ordinal: Option<u32>,
+    /// Whether the one behind reaches its memory.
+    reaches: Option<bool>,
+    /// Of the step that is computed.
+    rows: Option<Rows>,
+}
+
 /// Threads, each of which has a device, that compute a model together.
 pub struct Group {
     num_ranks: usize,
@@ -26,6 +46,10 @@ pub struct Group {
 struct State {
     places: Vec<Option<Place>>,
     numbers: Vec<Option<u64>>,
+    /// Of each device and the next.
+    links: Vec<Link>,
+    /// A rank has refused the step that is computed.
+    is_refused: bool,
     /// Kernels may write to other ranks' memory.
     has_started: bool,
     left: usize,
@@ -62,6 +86,8 @@ impl Group {
         let state = State {
             places: vec![None; num_ranks],
             numbers: vec![None; num_ranks],
+            links: vec![Link::default(); num_ranks],
+            is_refused: false,
             has_started: false,
             left: 0,
             failure: None,
@@ -82,9 +108,13 @@ impl Group {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until `ready` answers.
+    /// Waits until `ready` answers, as long as loading may take.
     fn wait<T>(&self, what: &str, ready: impl Fn(&State) -> Option<T>) -> Result<T> {
-        let limit = self.limit.max(LOADING);
+        self.wait_at_most(self.limit.max(LOADING), what, ready)
+    }
+
+    /// Waits until `ready` answers, at most `limit`.
+    fn wait_at_most<T>(&self, limit: Duration, what: &str, ready: impl Fn(&State) -> Option<T>) -> Result<T> {
         let end = Instant::now() + limit;
         let mut state = self.state();
         loop {
@@ -125,6 +155,62 @@ impl Group {
         self.changed.notify_all();
         let all = |state: &State| state.numbers.iter().copied().collect::<Option<Vec<_>>>();
         self.wait("opened their devices", |state| all(state)?.into_iter().min())
+    }
+
+    /// Changes what device `number` and the next agree on.
+    fn change_link(&self, number: usize, change: impl FnOnce(&mut Link)) {
+        if let Some(link) = self.state().links.get_mut(number) {
+            change(link);
+        }
+        self.changed.notify_all();
+    }
+
+    /// Device `number` is here.
+    pub(super) fn come(&self, number: usize, ordinal: u32) {
+        self.change_link(number, |link| link.ordinal = Some(ordinal));
+    }
+
+    /// The ordinal of device `number`, once it is here.
+    pub(super) fn ordinal(&self, number: usize) -> Result<u32> {
+        self.wait("opened their devices", |state| state.links.get(number)?.ordinal)
+    }
+
+    /// Says whether the device behind device `number` reaches its memory.
+    pub(super) fn set_reach(&self, number: usize, reaches: bool) {
+        self.change_link(number, |link| link.reaches = Some(reaches));
+    }
+
+    /// What [`Group::set_reach`] says, once it has.
+    pub(super) fn is_reached(&self, number: usize) -> Result<bool> {
+        self.wait("opened their devices", |state| state.links.get(number)?.reaches)
+    }
+
+    /// Forgets what rows were handed on: a step begins.
+    pub fn begin_step(&self) {
+        let mut state = self.state();
+        state.is_refused = false;
+        state.links.iter_mut().for_each(|link| link.rows = None);
+    }
+
+    /// A rank has refused the step: it hands nothing on.
+    pub fn refuse_step(&self) {
+        self.state().is_refused = true;
+        self.changed.notify_all();
+    }
+
+    /// Device `number` has rows for the next.
+    pub(super) fn give_rows(&self, number: usize, rows: Rows) {
+        self.change_link(number, |link| link.rows = Some(rows));
+    }
+
+    /// The rows of device `number`, once it has some.
+    pub(super) fn take_rows(&self, number: usize) -> Result<Rows> {
+        let limit = self.limit.saturating_mul(2);
+        let rows = self.wait_at_most(limit, "handed on their rows", |state| match state.is_refused {
+            true => Some(None),
+            false => state.links.get(number)?.rows.map(Some),
+        })?;
+        rows.ok_or_else(|| Error::Request("another GPU has refused the step".into()))
     }
 
     /// From now on kernels may write to other ranks' memory.

@@ -1,64 +1,21 @@
 //! The runner of all ranks: what it is asked, it asks each of them.
 
-use super::thread::RankThread;
+use super::team::Team;
 use qernel_core::batch::{Batch, BatchLimits};
 use qernel_core::error::{Error, Result};
 use qernel_core::kv_layout::KvLayout;
 use qernel_core::model::Runner;
 use qernel_core::sampler::{Logprobs, SamplingRow};
 use qernel_core::weights::DecodeBytes;
-use qernel_cuda::Group;
-use std::sync::Arc;
 
 /// A model that is shared out: rank 0 on the thread that uses it, the others on theirs. All do the same steps and draw the same tokens;
 /// rank 0's are taken.
-pub(super) struct RanksRunner {
-    // Dropped in this order: rank 0 waits until the others, whose threads were told to end, reach its memory no more.
-    first: Box<dyn Runner>,
-    others: Vec<RankThread>,
-    group: Arc<Group>,
-}
+pub(super) struct RanksRunner(Team);
 
 impl RanksRunner {
-    /// The runner of rank 0 and of the ranks behind it.
-    pub(super) fn new(first: Box<dyn Runner>, others: Vec<RankThread>, group: Arc<Group>) -> Self {
-        Self { first, others, group }
-    }
-
-    /// What each rank says to `call`, by its rank.
-    ///
-    /// # Errors
-    /// What the ranks refuse; [`Error::Device`] where one of them fails, from then on.
-    fn ask<T: Send + 'static>(
-        &mut self,
-        call: impl Fn(&mut dyn Runner) -> Result<T> + Send + Sync + 'static,
-    ) -> Result<Vec<T>> {
-        if let Some(why) = self.group.failure() {
-            return Err(Error::Device(format!("{why}; the model is to be opened again")));
-        }
-        let (group, call) = (self.group.clone(), Arc::new(call));
-        let told = |(i, other): (usize, &RankThread)| {
-            let (group, call) = (group.clone(), call.clone());
-            other.tell(move |runner| call(runner).inspect_err(|error| tell_others(&group, i + 1, error)))
-        };
-        let answers: Vec<_> = self.others.iter().enumerate().map(told).collect();
-        let own = call(&mut *self.first).inspect_err(|error| tell_others(&group, 0, error));
-        // A rank waits for others in a kernel, and its thread for that.
-        let limit = group.limit().saturating_mul(2);
-        let mut results = vec![own];
-        for (other, answer) in self.others.iter().zip(&answers) {
-            results.push(
-                other.answer(answer, limit).inspect_err(|error| tell_others(&group, other.rank(), error)),
-            );
-        }
-        if let Some(why) = self.group.failure() {
-            return Err(Error::Device(why));
-        }
-        if results.iter().any(Result::is_ok) && results.iter().any(Result::is_err) {
-            // Some have queued what others have not.
-            group.fail("ranks did not agree on a request");
-        }
-        results.into_iter().collect()
+    /// The runners of all ranks.
+    pub(super) fn new(team: Team) -> Self {
+        Self(team)
     }
 
     /// The tokens that all ranks drew.
@@ -66,53 +23,32 @@ impl RanksRunner {
         &mut self,
         call: impl Fn(&mut dyn Runner) -> Result<Vec<u32>> + Send + Sync + 'static,
     ) -> Result<Vec<u32>> {
-        let mut tokens = self.ask(call)?;
+        let mut tokens = self.0.ask(call)?;
         if let Some(rank) = tokens.iter().position(|of_rank| *of_rank != tokens[0]) {
             let why = format!("rank {rank} drew other tokens than rank 0: one of them computes wrongly");
-            self.group.fail(&why);
+            self.0.group().fail(&why);
             return Err(Error::Device(why));
         }
         Ok(tokens.swap_remove(0))
-    }
-
-    /// What rank 0 says where all are asked.
-    fn of_first<T: Send + 'static>(
-        &mut self,
-        call: impl Fn(&mut dyn Runner) -> Result<T> + Send + Sync + 'static,
-    ) -> Result<T> {
-        Ok(self.ask(call)?.swap_remove(0))
-    }
-}
-
-/// Ends what other ranks wait for, unless the request was refused, which all do.
-fn tell_others(group: &Group, rank: usize, error: &Error) {
-    if !matches!(error, Error::Request(_)) {
-        group.fail(&format!("rank {rank}: {error}"));
-    }
-}
-
-impl Drop for RanksRunner {
-    fn drop(&mut self) {
-        self.others.iter_mut().for_each(RankThread::close);
     }
 }
 
 impl Runner for RanksRunner {
     fn limits(&self) -> &BatchLimits {
-        self.first.limits()
+        self.0.own.limits()
     }
 
     /// Of a rank.
     fn kv_layout(&self) -> &KvLayout {
-        self.first.kv_layout()
+        self.0.own.kv_layout()
     }
 
     fn vocab_size(&self) -> usize {
-        self.first.vocab_size()
+        self.0.own.vocab_size()
     }
 
     fn max_model_len(&self) -> usize {
-        self.first.max_model_len()
+        self.0.own.max_model_len()
     }
 
     fn step(&mut self, batch: &Batch, rows: &[SamplingRow]) -> Result<Vec<u32>> {
@@ -121,20 +57,20 @@ impl Runner for RanksRunner {
     }
 
     fn take_logprobs(&mut self) -> Vec<Option<Logprobs>> {
-        self.first.take_logprobs()
+        self.0.own.take_logprobs()
     }
 
     fn num_replays(&self) -> u64 {
-        self.first.num_replays()
+        self.0.own.num_replays()
     }
 
     fn runs_ahead(&self) -> bool {
-        self.first.runs_ahead()
+        self.0.own.runs_ahead()
     }
 
     fn queue(&mut self, batch: &Batch, rows: &[SamplingRow]) -> Result<()> {
         let step = (batch.clone(), rows.to_vec());
-        self.of_first(move |runner| runner.queue(&step.0, &step.1))
+        self.0.ask_own(move |runner| runner.queue(&step.0, &step.1))
     }
 
     fn take(&mut self) -> Result<Vec<u32>> {
@@ -142,139 +78,66 @@ impl Runner for RanksRunner {
     }
 
     fn warm_up(&mut self) -> Result<()> {
-        self.of_first(|runner| runner.warm_up())
+        self.0.ask_own(|runner| runner.warm_up())
     }
 
     fn discard(&mut self) {
         // Where a rank has failed, the next step says so.
-        let _ = self.of_first(|runner| {
+        let _ = self.0.ask_own(|runner| {
             runner.discard();
             Ok(())
         });
     }
 
     fn max_drafts(&self) -> usize {
-        self.first.max_drafts()
+        self.0.own.max_drafts()
     }
 
     fn logits(&mut self, batch: &Batch) -> Result<Vec<f32>> {
         let batch = batch.clone();
-        self.of_first(move |runner| runner.logits(&batch))
+        self.0.ask_own(move |runner| runner.logits(&batch))
     }
 
     fn hidden(&mut self, batch: &Batch) -> Result<Vec<f32>> {
         let batch = batch.clone();
-        self.of_first(move |runner| runner.hidden(&batch))
+        self.0.ask_own(move |runner| runner.hidden(&batch))
     }
 
     fn hidden_of_all(&mut self, batch: &Batch) -> Result<Vec<f32>> {
         let batch = batch.clone();
-        self.of_first(move |runner| runner.hidden_of_all(&batch))
+        self.0.ask_own(move |runner| runner.hidden_of_all(&batch))
     }
 
     fn device_name(&self) -> String {
-        format!("{} × {}", 1 + self.others.len(), self.first.device_name())
+        format!("{} × {}", self.0.num_ranks(), self.0.own.device_name())
     }
 
     /// Of all ranks.
     fn decode_bytes(&self) -> DecodeBytes {
-        let DecodeBytes { always, experts, idle_share } = self.first.decode_bytes();
-        let ranks = 1 + self.others.len() as u64;
+        let DecodeBytes { always, experts, idle_share } = self.0.own.decode_bytes();
+        let ranks = self.0.num_ranks() as u64;
         DecodeBytes { always: always * ranks, experts: experts * ranks, idle_share }
     }
 
     /// Of all ranks together.
     fn read_bandwidth(&mut self) -> Result<Option<f64>> {
-        Ok(self.ask(|runner| runner.read_bandwidth())?.into_iter().sum())
+        Ok(self.0.ask(|runner| runner.read_bandwidth())?.into_iter().sum())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::{Fault, LIMIT, rank};
+    use super::super::thread::RankThread;
     use super::*;
     use crate::device_choice::DeviceChoice;
-    use crate::runner::{RunnerOptions, open_runner};
     use qernel_core::batch::{LogitRows, SequenceRows};
-    use qernel_core::config::Config;
     use qernel_core::engine::{Engine, EngineConfig, Request};
     use qernel_core::sampler::SamplingParams;
-    use qernel_core::testing::TinyModel;
-    use qernel_core::weights::Weights;
+    use qernel_cuda::Group;
     use std::ops::ControlFlow;
+    use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
-    use std::time::Duration;
-
-    /// What a rank does in its second step.
-    #[derive(Clone, Copy, PartialEq)]
-    enum Fault {
-        None,
-        Error,
-        Panic,
-        Silence,
-        OtherTokens,
-    }
-
-    /// A runner on the CPU with a fault.
-    struct Faulty {
-        inner: Box<dyn Runner>,
-        steps: usize,
-        fault: Fault,
-    }
-
-    const LIMIT: Duration = Duration::from_millis(100);
-
-    impl Runner for Faulty {
-        fn limits(&self) -> &BatchLimits {
-            self.inner.limits()
-        }
-
-        fn kv_layout(&self) -> &KvLayout {
-            self.inner.kv_layout()
-        }
-
-        fn vocab_size(&self) -> usize {
-            self.inner.vocab_size()
-        }
-
-        fn max_model_len(&self) -> usize {
-            self.inner.max_model_len()
-        }
-
-        fn step(&mut self, batch: &Batch, rows: &[SamplingRow]) -> Result<Vec<u32>> {
-            let mut tokens = self.inner.step(batch, rows)?;
-            self.steps += 1;
-            match self.fault {
-                Fault::Error if self.steps == 2 => return Err(Error::Device("broken".into())),
-                Fault::Panic if self.steps == 2 => panic!("a rank of a test panics"),
-                Fault::Silence if self.steps == 2 => std::thread::sleep(20 * LIMIT),
-                Fault::OtherTokens if self.steps == 2 => tokens.iter_mut().for_each(|token| *token += 1),
-                _ => {}
-            }
-            Ok(tokens)
-        }
-
-        fn logits(&mut self, batch: &Batch) -> Result<Vec<f32>> {
-            self.inner.logits(batch)
-        }
-
-        fn device_name(&self) -> String {
-            self.inner.device_name()
-        }
-
-        fn read_bandwidth(&mut self) -> Result<Option<f64>> {
-            Ok(Some(1.0))
-        }
-    }
-
-    fn rank(fault: Fault) -> Result<Box<dyn Runner>> {
-        let gguf = TinyModel::default().gguf();
-        let config = Config::from_gguf(&gguf)?;
-        let weights = Weights::from_gguf(&gguf, &config)?;
-        let options =
-            RunnerOptions { device: DeviceChoice::Cpu, max_model_len: Some(64), ..RunnerOptions::default() };
-        let inner = open_runner(&weights, &config, &options, &mut |_, _| ())?;
-        Ok(Box::new(Faulty { inner, steps: 0, fault }))
-    }
 
     /// Three ranks, the second of which has a fault.
     fn ranks(fault: Fault) -> RanksRunner {
@@ -286,7 +149,7 @@ mod tests {
             thread
         };
         let others = vec![start(1, fault), start(2, Fault::None)];
-        RanksRunner::new(rank(Fault::None).unwrap(), others, group)
+        RanksRunner::new(Team::new(rank(Fault::None).unwrap(), 0, others, group))
     }
 
     fn step(runner: &mut RanksRunner, token: u32) -> Result<Vec<u32>> {
