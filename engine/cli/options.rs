@@ -111,6 +111,9 @@ pub struct ModelArgs {
     /// Kernel variants by operation, such as rms_norm=plain,attention=split; on the CPU matmul_blocks=exact
     #[arg(long, value_name = "OP=VARIANT,…")]
     pub kernel: Option<String>,
+    /// What it is known by is asked for.
+    #[arg(skip)]
+    pub fingerprint: bool,
 }
 
 /// How many GPUs compute.
@@ -251,6 +254,7 @@ impl ModelArgs {
             cpu_moe: self.experts.layers(),
             tensor_parallel: self.ranks.tensor_parallel,
             check_tensors: self.check_tensors,
+            fingerprint: self.fingerprint,
             ..RunnerOptions::default()
         };
         options.choose_kernels(self.kernel.as_deref().unwrap_or_default())?;
