@@ -219,6 +219,7 @@ fn measure(args: &Args) -> Result<Vec<[Figures; 2]>> {
             template: Err(Error::Template("none".into())),
             name: "bench".into(),
             watch: Default::default(),
+            fingerprint: None,
         })
     };
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();

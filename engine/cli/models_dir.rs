@@ -139,8 +139,8 @@ impl ModelSource for FolderModels {
 /// A loaded model, ready to be served by this name.
 pub fn served(loaded: LoadedModel, template: &TemplateArgs, name: String) -> Result<ServedModel> {
     let template = template.open(&loaded.tokenizer).inspect_err(|error| tracing::warn!("no chat: {error}"));
-    let watch = loaded.watch.clone();
-    Ok(ServedModel { engine: loaded.into_engine()?, template, name, watch })
+    let (watch, fingerprint) = (loaded.watch.clone(), loaded.fingerprint);
+    Ok(ServedModel { engine: loaded.into_engine()?, template, name, watch, fingerprint })
 }
 
 #[cfg(test)]

@@ -112,6 +112,9 @@ pub struct ModelArgs {
     /// Kernel variants by operation, such as rms_norm=plain,attention=split; on the CPU matmul_blocks=exact
     #[arg(long, value_name = "OP=VARIANT,…")]
     pub kernel: Option<String>,
+    /// What it is known by is asked for.
+    #[arg(skip)]
+    pub fingerprint: bool,
 }
 
 /// Which adapters are loaded beside the model.
@@ -242,6 +245,7 @@ impl ModelArgs {
             memory_fraction: self.gpu_memory_fraction,
             cpu_moe: self.experts.layers(),
             check_tensors: self.check_tensors,
+            fingerprint: self.fingerprint,
             ..RunnerOptions::default()
         };
         self.ranks.apply(&mut options)?;

@@ -3,14 +3,14 @@
 use super::conversation::{ReasoningArgs, TemplateArgs};
 use super::hub;
 use super::models_dir::{FolderModels, ModelsArgs, load_beside, served};
-use super::options::ModelArgs;
+use super::options::{ModelArgs, parse_size};
 use crate::embedded;
 use crate::error::{Error, Result};
 use crate::folder;
 use crate::load::ModelsFolder;
-use crate::server::{Open, ReasoningFormat, Server, ServerConfig};
+use crate::server::{Open, PromptCacheConfig, ReasoningFormat, Server, ServerConfig};
 use clap::value_parser;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,6 +39,8 @@ pub struct ServeArgs {
     model_name: Option<String>,
     #[command(flatten)]
     models: ModelsArgs,
+    #[command(flatten)]
+    prompt_cache: PromptCacheArgs,
     /// Let pages of this origin call the server (* for any); may be given several times
     #[arg(long, value_name = "ORIGIN")]
     cors: Vec<String>,
@@ -88,10 +90,38 @@ pub struct ServeArgs {
     shutdown_timeout: u64,
 }
 
+/// What outlives the server.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Prompts kept over a restart")]
+struct PromptCacheArgs {
+    /// Keep what was computed of prompts in this folder when the server stops or a model is unloaded, in a file for each model, and go on with
+    /// it at the next start: the files hold prompts and answers, for their owner alone to read
+    #[arg(long, value_name = "DIR")]
+    prompt_cache: Option<PathBuf>,
+    /// Size of a file at most, as 4GiB or bytes: what was used longest ago is left out
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "1GiB")]
+    prompt_cache_size: usize,
+    /// Write it also when nothing is left to do and so many seconds have passed since the last time
+    #[arg(long, value_name = "SECONDS", value_parser = value_parser!(u64).range(1..=31_536_000))]
+    prompt_cache_interval: Option<u64>,
+}
+
+impl PromptCacheArgs {
+    fn config(&self) -> Option<PromptCacheConfig> {
+        Some(PromptCacheConfig {
+            folder: self.prompt_cache.clone()?,
+            max_bytes: self.prompt_cache_size as u64,
+            interval: self.prompt_cache_interval.map(Duration::from_secs),
+        })
+    }
+}
+
 /// Runs the server until a signal stops it.
 pub fn run(args: ServeArgs) -> Result<ExitCode> {
     give_memory_back();
     let seconds = Duration::from_secs;
+    let prompt_cache = args.prompt_cache.config();
+    let fingerprint = prompt_cache.is_some();
     let server = Server::bind(ServerConfig {
         host: args.host,
         port: args.port,
@@ -115,13 +145,15 @@ pub fn run(args: ServeArgs) -> Result<ExitCode> {
         models_idle: args.models.idle(),
         max_models: args.models.models_max,
         models_memory: args.models.models_memory.map(|bytes| bytes as u64),
+        prompt_cache,
         aliases: args.models.alias.into_iter().collect(),
         ..ServerConfig::default()
     })?;
     // Who reads that it listens may well tell it to stop.
     let stop = stop_signal();
     tracing::info!("listening on http://{}", server.local_addr()?);
-    let (mut model, template, max_num_sequences) = (args.model, args.template, args.max_num_sequences);
+    let (template, max_num_sequences) = (args.template, args.max_num_sequences);
+    let mut model = ModelArgs { fingerprint, ..args.model };
     let source = (args.models.models_dir.as_deref())
         .map(|folder| folder_models(folder, &model, &template, max_num_sequences))
         .transpose()?;

@@ -58,6 +58,17 @@ impl Checkpoints {
         self.known.get(&prefix).copied()
     }
 
+    /// The copies and their places, what was used last first.
+    pub fn newest_first(&self) -> Vec<(Prefix, u32)> {
+        let used = |&(_, place): &(Prefix, u32)| match self.places[place as usize] {
+            Place::Known(_, used) => used,
+            _ => 0,
+        };
+        let mut known: Vec<_> = self.known.iter().map(|(&prefix, &place)| (prefix, place)).collect();
+        known.sort_unstable_by_key(|known| std::cmp::Reverse(used(known)));
+        known
+    }
+
     /// The copy in a place was used.
     pub fn touch(&mut self, place: u32) {
         self.clock += 1;

@@ -5,14 +5,14 @@ mod fault;
 mod save;
 
 pub use fault::end_on_fault;
-pub use save::{refuse_model, refuse_to_replace, save, save_model};
+pub use save::{refuse_model, refuse_to_replace, save, save_model, save_private};
 
 use crate::error::{Error, Result};
 use crate::host_memory;
 use bytes::Bytes;
 use fault::Named;
 use std::fs::{File, Metadata};
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::SystemTime;
@@ -35,14 +35,11 @@ pub enum Access {
 /// room to map or read it to.
 pub fn open(path: &Path, access: Access) -> Result<(Bytes, Watch)> {
     let failed = |error| Error::io(path, error);
-    let file = open_at_once(path).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
-    if !metadata.is_file() {
-        let (path, kind) = (path.display(), kind(&metadata));
-        return Err(Error::Gguf(format!("{path}: expected a regular file, found {kind}")));
-    }
+    let (file, metadata) = open_regular(path)?;
+    let stamp = Stamp { size: metadata.len(), modified: metadata.modified().ok() };
     if access == Access::Read {
-        return Ok((read(path, file, metadata.len())?.into(), Watch::default()));
+        let watch = Watch(vec![Watched { stamp, opened: Weak::new() }]);
+        return Ok((read(path, file, metadata.len())?.into(), watch));
     }
     // SAFETY: the map is only read, as bytes, through bounds that were compared with its length. A process that writes to the file
     // meanwhile can change the values read, which no code relies on (names are checked again when they are used as text); one that
@@ -54,14 +51,28 @@ pub fn open(path: &Path, access: Access) -> Result<(Bytes, Watch)> {
         _ => failed(error),
     })?;
     let name = Named::new(&map, path);
-    let opened = Arc::new(Opened {
-        path: path.to_owned(),
-        size: metadata.len(),
-        modified: metadata.modified().ok(),
-        file,
-    });
-    let watch = Watch(vec![Arc::downgrade(&opened)]);
+    let opened = Arc::new(Opened { path: path.to_owned(), stamp, file });
+    let watch = Watch(vec![Watched { stamp, opened: Arc::downgrade(&opened) }]);
     Ok((Bytes::from_owner(Mapped { _name: name, map, _opened: opened }), watch))
+}
+
+/// Opens a file to read it from its beginning to its end.
+///
+/// # Errors
+/// As [`open`].
+pub fn reader(path: &Path) -> Result<BufReader<File>> {
+    open_regular(path).map(|(file, _)| BufReader::new(file))
+}
+
+fn open_regular(path: &Path) -> Result<(File, Metadata)> {
+    let failed = |error| Error::io(path, error);
+    let file = open_at_once(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
+        let (path, kind) = (path.display(), kind(&metadata));
+        return Err(Error::Gguf(format!("{path}: expected a regular file, found {kind}")));
+    }
+    Ok((file, metadata))
 }
 
 /// Opens a file to read. A pipe that nobody writes to does not keep the caller.
@@ -112,11 +123,17 @@ fn read(path: &Path, file: File, size: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// A file's size and the time of its last change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    pub size: u64,
+    pub modified: Option<SystemTime>,
+}
+
 /// A file as it was when it was mapped.
 struct Opened {
     path: PathBuf,
-    size: u64,
-    modified: Option<SystemTime>,
+    stamp: Stamp,
     file: File,
 }
 
@@ -134,20 +151,34 @@ impl AsRef<[u8]> for Mapped {
     }
 }
 
+/// A file that was opened.
+#[derive(Clone)]
+struct Watched {
+    stamp: Stamp,
+    /// As long as it is mapped.
+    opened: Weak<Opened>,
+}
+
 /// Tells whether mapped files were changed. One that is not mapped any more, or never was, cannot matter.
 #[derive(Clone, Default)]
-pub struct Watch(Vec<Weak<Opened>>);
+pub struct Watch(Vec<Watched>);
 
 impl Watch {
     /// What has happened to the first of the files since it was mapped, for people; `None` where its size and the time of its last change are what
     /// they were.
     pub fn changed(&self) -> Option<String> {
-        self.0.iter().find_map(Self::changed_one)
+        self.0.iter().find_map(|file| Self::changed_one(&file.opened))
     }
 
     /// Whether `path` leads to one of the files.
     pub fn is_of(&self, path: &Path) -> bool {
-        self.0.iter().filter_map(Weak::upgrade).any(|opened| save::is_same(path, &opened.path))
+        let mapped = |file: &Watched| file.opened.upgrade();
+        self.0.iter().filter_map(mapped).any(|opened| save::is_same(path, &opened.path))
+    }
+
+    /// What the files were when they were opened, mapped or not.
+    pub fn stamps(&self) -> impl Iterator<Item = Stamp> {
+        self.0.iter().map(|file| file.stamp)
     }
 
     /// Tells of all files that these tell of.
@@ -159,10 +190,10 @@ impl Watch {
         let opened = opened.upgrade()?;
         let path = opened.path.display();
         let what = match opened.file.metadata() {
-            Ok(now) if now.len() != opened.size => {
-                format!("had {} bytes and has {} now", opened.size, now.len())
+            Ok(now) if now.len() != opened.stamp.size => {
+                format!("had {} bytes and has {} now", opened.stamp.size, now.len())
             }
-            Ok(now) if now.modified().ok() != opened.modified => "was written to".to_owned(),
+            Ok(now) if now.modified().ok() != opened.stamp.modified => "was written to".to_owned(),
             Ok(_) => return None,
             Err(error) => format!("cannot be looked at any more ({error})"),
         };

@@ -16,6 +16,7 @@ mod generation;
 mod logits;
 mod penalties;
 pub mod pooling;
+mod prompt_cache;
 mod queue;
 mod repetition;
 mod request;
@@ -26,6 +27,7 @@ mod tokens;
 
 pub use constraint::TokenConstraint;
 pub use draft::{DraftSource, NgramKind, NgramOptions, Speculative};
+pub use prompt_cache::{Fingerprint, KeptPrompts};
 pub use request::{Completion, Event, FinishReason, Refusal, Request, RequestPart, Timings, Usage};
 pub use text::StopMatcher;
 pub use thinking::{Thinking, ThinkingConstraint};

@@ -140,6 +140,12 @@ impl Gguf {
         of_file.chain(added).filter_map(|key| Some((key, self.value(key)?)))
     }
 
+    /// The bytes of all metadata, key and value in turn, in the order of [`Gguf::metadata`].
+    pub fn metadata_bytes(&self) -> impl Iterator<Item = &[u8]> {
+        let bytes = |key| Some([str::as_bytes(key), self.find_bytes(key)?.1]);
+        self.metadata().filter_map(move |(key, _)| bytes(key)).flatten()
+    }
+
     /// Replaces or adds a metadata value, in memory.
     ///
     /// # Errors
@@ -194,12 +200,16 @@ impl Gguf {
 
     /// A metadata value; an error should another process have changed the file.
     fn find_value(&self, key: &str) -> Option<Result<Value<'_>, String>> {
+        self.find_bytes(key).map(|(value_type, bytes)| Cursor::new(bytes).value(value_type, 0))
+    }
+
+    /// A metadata value as it is written.
+    fn find_bytes(&self, key: &str) -> Option<(ValueType, &[u8])> {
         let replaced = self.replaced.iter().find(|(replaced, ..)| replaced == key);
-        let (value_type, bytes) = match replaced {
-            Some((_, value_type, bytes)) => (*value_type, &bytes[..]),
-            None => self.find_entry(key).map(|entry| (entry.value_type, &self.data[entry.value.clone()]))?,
-        };
-        Some(Cursor::new(bytes).value(value_type, 0))
+        match replaced {
+            Some((_, value_type, bytes)) => Some((*value_type, &bytes[..])),
+            None => self.find_entry(key).map(|entry| (entry.value_type, &self.data[entry.value.clone()])),
+        }
     }
 
     /// All tensors, in the order of the file, part after part.
@@ -278,6 +288,11 @@ impl<'a> Tensor<'a> {
     /// Bytes of its data, or `None` where its type is unknown.
     pub fn num_bytes(&self) -> Option<u64> {
         self.entry.ggml_type.block().map(|_| self.entry.data.len() as u64)
+    }
+
+    /// Whether its data is made when it is asked for, and in no file as it is.
+    pub fn is_made(&self) -> bool {
+        self.entry.make.is_some()
     }
 
     /// Its data, shared with the file or made.

@@ -61,6 +61,38 @@ impl PagePool {
         self.prefixes.num_idle()
     }
 
+    /// What is known of pages.
+    pub fn prefixes(&self) -> &PrefixCache {
+        &self.prefixes
+    }
+
+    /// Whether pages stay known when their sequences end.
+    pub fn keeps(&self) -> bool {
+        self.prefix_cache
+    }
+
+    /// A page for what was known in another run, where there is one of which nothing is known; to be made known or given back.
+    pub(crate) fn take_unknown(&mut self) -> Option<u32> {
+        let is_left = !self.unknown.is_empty() || self.users.len() < self.num_pages;
+        if is_left { self.allocate() } else { None }
+    }
+
+    /// Makes known that a page of [`PagePool::take_unknown`] holds these tokens, unless another one does. Returns what ends with them, where they
+    /// fill it.
+    pub(crate) fn make_known(&mut self, page: u32, before: Prefix, tokens: &[u32]) -> Option<Prefix> {
+        let Ok(full) = tokens.try_into() else {
+            self.prefixes.insert_tail(page, before, tokens);
+            return None;
+        };
+        let known = self.prefixes.find(before, full).map(|(_, prefix)| prefix);
+        Some(known.unwrap_or_else(|| self.prefixes.insert(page, before, full)))
+    }
+
+    /// What begins with these adapters.
+    pub(crate) fn root(&mut self, adapters: &AdapterSet) -> Prefix {
+        self.prefixes.root(adapters)
+    }
+
     /// The prefixes that no page is known for any more, since they were taken last.
     pub fn take_forgotten(&mut self) -> Vec<Prefix> {
         self.prefixes.take_forgotten()
@@ -129,7 +161,7 @@ impl PagePool {
     ///
     /// # Panics
     /// If the page is free.
-    fn release(&mut self, page: u32) {
+    pub(crate) fn release(&mut self, page: u32) {
         let users = &mut self.users[page as usize];
         assert!(*users > 0, "page {page} is released twice");
         *users -= 1;

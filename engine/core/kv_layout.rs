@@ -105,6 +105,11 @@ pub struct SlotLayout {
 }
 
 impl SlotLayout {
+    /// Bytes of a slot in all layers.
+    pub const fn slot_bytes(&self) -> usize {
+        self.num_layers * self.bytes
+    }
+
     /// Refuses a copy from slot `of` of slots of the layout `from` to slot `slot` of these.
     ///
     /// # Errors

@@ -11,6 +11,7 @@
 
 pub mod experts;
 pub mod hybrid;
+pub mod keep;
 pub mod lora;
 pub mod parts;
 pub mod ranks;
@@ -24,6 +25,7 @@ use crate::sampler::SamplingRow;
 use crate::weights::Matrix;
 use experts::ExpertOps;
 use hybrid::HybridOps;
+use keep::KeepOps;
 use lora::LoraOps;
 use parts::{AttentionIn, Experts, LayerNorm, Linear, MlpIn, Norm, NormMatmul, QkNorm, RmsNorm};
 use ranks::RankOps;
@@ -136,7 +138,7 @@ pub enum Work {
 }
 
 /// The operations of a decoder on one device.
-pub trait Ops: HybridOps + ExpertOps + LoraOps + RankOps {
+pub trait Ops: HybridOps + ExpertOps + LoraOps + RankOps + KeepOps {
     // Memory, at start-up.
 
     /// Allocates a zeroed `[rows, cols]`.

@@ -27,6 +27,15 @@ struct Key {
     tokens: [u32; PAGE_SIZE],
 }
 
+/// What is known of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known<'a> {
+    pub before: Prefix,
+    pub tokens: &'a [u32],
+    /// What ends with it, where it is full.
+    pub prefix: Option<Prefix>,
+}
+
 #[derive(Debug)]
 enum Content {
     /// Written to the end and never again, so any number of sequences may read it.
@@ -78,6 +87,41 @@ impl PrefixCache {
             self.last_prefix += 1;
             Prefix(self.last_prefix)
         })
+    }
+
+    /// The pages that something is known of: those that somebody uses, then the others, what was used last first.
+    pub fn newest_first(&self) -> impl Iterator<Item = u32> {
+        let is_idle = |page: &u32| self.idle.get(&self.idle_since[*page as usize]) == Some(page);
+        let used = (0..self.contents.len() as u32).filter(move |page| self.knows(*page) && !is_idle(page));
+        used.chain(self.idle.values().rev().copied())
+    }
+
+    /// What is known of a page.
+    pub fn known(&self, page: u32) -> Option<Known<'_>> {
+        Some(match self.content(page)? {
+            Content::Full(key) => {
+                let prefix = self.full.get(&**key).map(|&(_, prefix)| prefix);
+                Known { before: key.before, tokens: &key.tokens, prefix }
+            }
+            Content::Tail { before, tokens } => Known { before: *before, tokens, prefix: None },
+        })
+    }
+
+    /// The full page that ends each prefix.
+    pub fn pages(&self) -> HashMap<Prefix, u32> {
+        self.full.values().map(|&(page, prefix)| (prefix, page)).collect()
+    }
+
+    /// The adapters that known sequences were computed with, by the prefix that they begin with.
+    pub fn adapters(&self) -> HashMap<Prefix, AdapterSet> {
+        let scale = |&(adapter, bits): &(u32, u32)| AdapterScale { adapter, scale: f32::from_bits(bits) };
+        let set = |key: &Vec<_>| AdapterSet::new(&key.iter().map(scale).collect::<Vec<_>>());
+        self.roots.iter().map(|(key, &prefix)| (prefix, set(key))).collect()
+    }
+
+    /// Another number once anything else is known.
+    pub fn version(&self) -> u64 {
+        self.clock
     }
 
     /// Whether anything is known of a page.

@@ -67,6 +67,11 @@ impl Scheduler {
         Self { checkpoints: Some(checkpoints), ..self }
     }
 
+    /// The pages and the copies of states, to take back what was kept of another run.
+    pub(crate) fn kept_mut(&mut self) -> (&mut PagePool, Option<&mut Checkpoints>) {
+        (&mut self.pool, self.checkpoints.as_mut())
+    }
+
     /// Copies of states, for a model that has them.
     pub fn checkpoints(&self) -> Option<&Checkpoints> {
         self.checkpoints.as_ref()

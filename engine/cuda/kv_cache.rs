@@ -154,6 +154,44 @@ impl KvCache {
         Ok(Target { dtype, k: staging.k.ptr_mut(), v: staging.v.ptr_mut(), slots: staging.slots.ptr() })
     }
 
+    /// What a page holds of all layers, K before V of each, after everything queued before.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if there is no such page, [`Error::Device`] if an earlier kernel failed.
+    pub fn read_page(&self, page: usize) -> Result<Vec<u8>> {
+        self.layout.expect_page(page, self.layout.page_bytes())?;
+        let mut bytes = Vec::with_capacity(self.layout.page_bytes());
+        for [(k, of_k), (v, of_v)] in self.places_of(page) {
+            bytes.extend(self.k.read(k, of_k)?);
+            bytes.extend(self.v.read(v, of_v)?);
+        }
+        Ok(bytes)
+    }
+
+    /// Sets what a page holds of all layers.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if there is no such page, or it has another number of bytes.
+    pub fn write_page(&mut self, page: usize, mut bytes: &[u8]) -> Result<()> {
+        self.layout.expect_page(page, bytes.len())?;
+        for [(k, of_k), (v, of_v)] in self.places_of(page) {
+            let (of_layer, rest) = bytes.split_at(of_k + of_v);
+            self.k.write(k, &of_layer[..of_k])?;
+            self.v.write(v, &of_layer[of_k..])?;
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    /// Where K and V of a page are in each layer: the first byte and how many.
+    fn places_of(&self, page: usize) -> impl Iterator<Item = [(usize, usize); 2]> + use<> {
+        let KvLayout { formats, num_layers, .. } = self.layout;
+        let parts = [formats.k, formats.v].map(|format| self.layout.part_bytes(format));
+        let of_layers = self.layer_bytes();
+        let place = move |layer: usize, i: usize| (layer * of_layers[i] + page * parts[i], parts[i]);
+        (0..num_layers).map(move |layer| [place(layer, 0), place(layer, 1)])
+    }
+
     /// Sets every byte of the cache.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use super::memory::DeviceBuffer;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::kv_layout::SlotLayout;
+use crate::ops::keep::{from_bytes, to_bytes};
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -210,6 +211,37 @@ impl States {
             let target = self.data.ptr_mut().add((layer * num_slots + slot) * self.slot_values());
             // SAFETY: both slots are there and have as many bytes; the buffers are freed behind what is queued.
             unsafe { device.copy(source.as_raw(), target.as_raw(), bytes)? };
+        }
+        Ok(())
+    }
+
+    /// What a slot holds of all layers, after everything queued before.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if there is no such slot, [`Error::Device`] if an earlier kernel failed.
+    pub(super) fn read_slot(&self, slot: usize) -> Result<Vec<u8>> {
+        let SlotLayout { num_layers, num_slots, .. } = self.layout;
+        self.layout.expect_slot(slot, self.layout.slot_bytes())?;
+        let mut bytes = Vec::with_capacity(self.layout.slot_bytes());
+        for layer in 0..num_layers {
+            let values = self.slot_values();
+            bytes.extend(to_bytes(&self.data.read((layer * num_slots + slot) * values, values)?));
+        }
+        Ok(bytes)
+    }
+
+    /// Sets what a slot holds of all layers.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if there is no such slot, or it has another number of bytes.
+    pub(super) fn write_slot(&mut self, slot: usize, bytes: &[u8]) -> Result<()> {
+        let SlotLayout { num_layers, num_slots, .. } = self.layout;
+        self.layout.expect_slot(slot, bytes.len())?;
+        let values = self.slot_values();
+        for layer in 0..num_layers {
+            let of_layer = &bytes[layer * self.layout.bytes..][..self.layout.bytes];
+            let of_layer: Vec<f32> = from_bytes(of_layer).collect();
+            self.data.write((layer * num_slots + slot) * values, &of_layer)?;
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::kv_layout::{KvLayout, SlotLayout};
 use crate::ops::experts::ExpertOps;
 use crate::ops::hybrid::{CausalConv, DeltaNet, DeltaRule, Gate, HybridOps};
+use crate::ops::keep::KeepOps;
 use crate::ops::lora::{LoraOps, Update};
 use crate::ops::parts::{
     AttentionIn, Experts, LayerNorm, Linear, MlpIn, Norm, NormMatmul, QkNorm, RmsNorm, Router,
@@ -206,6 +207,19 @@ impl<O: Ops> HybridOps for TimedOps<O> {
             batch: &O::Batch, layer: usize, part: &DeltaNet<O::Weight, O::Vector>, mixed: &O::Tensor, states: &mut O::States,
             out: &mut O::Activation
         );
+    }
+}
+
+impl<O: Ops> KeepOps for TimedOps<O> {
+    untimed! {
+        read_page(cache: &O::KvCache, page: usize) -> Result<Vec<u8>>;
+        write_page(cache: &mut O::KvCache, page: usize, bytes: &[u8]) -> Result<()>;
+        read_slot(states: &O::States, slot: usize) -> Result<Vec<u8>>;
+        write_slot(states: &mut O::States, slot: usize, bytes: &[u8]) -> Result<()>;
+    }
+
+    fn order(&self) -> &'static str {
+        self.inner.order()
     }
 }
 

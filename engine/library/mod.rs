@@ -212,7 +212,8 @@ impl Model {
     pub fn into_served(self, name: impl Into<String>) -> crate::server::ServedModel {
         // A file without a template is served all the same, for completions; what chat is answered says why.
         let template = ChatTemplate::from_tokenizer(&self.tokenizer);
-        crate::server::ServedModel { engine: self.engine, template, name: name.into(), watch: self.watch }
+        let (engine, watch) = (self.engine, self.watch);
+        crate::server::ServedModel { engine, template, name: name.into(), watch, fingerprint: None }
     }
 }
 

@@ -9,6 +9,7 @@ mod adapters;
 mod device_choice;
 mod draft_model;
 pub mod embedded;
+mod fingerprint;
 mod fit;
 #[cfg(feature = "cuda")]
 mod gpu;
@@ -39,7 +40,7 @@ use qernel_core::chat::ChatTemplate;
 use qernel_core::config::Config;
 use qernel_core::disk::{Access, Watch};
 use qernel_core::engine::pooling::Pooler;
-use qernel_core::engine::{DraftSource, Engine, EngineConfig, Speculative};
+use qernel_core::engine::{DraftSource, Engine, EngineConfig, Fingerprint, Speculative};
 use qernel_core::error::{Error, Result};
 use qernel_core::folder;
 use qernel_core::gguf::Gguf;
@@ -68,6 +69,8 @@ pub struct LoadedModel {
     pub stats: LoadStats,
     /// Tells whether the file was changed while it is in use.
     pub watch: Watch,
+    /// What the model is known by, where [`RunnerOptions::fingerprint`] asks for it.
+    pub fingerprint: Option<Fingerprint>,
 }
 
 /// What the timing summary must know of a model.
@@ -190,8 +193,10 @@ impl LoadedModel {
             decode_bytes: runner.decode_bytes(),
             times: LoadTimes { file, device, weights: loaded, vocabulary, ready },
         };
-        let (speculative, watch) = (options.speculative, gguf.watch());
-        Ok(Self { tokenizer: Arc::new(tokenizer), runner, pooler, drafts, speculative, stats, watch })
+        let (tokenizer, speculative, watch) = (Arc::new(tokenizer), options.speculative, gguf.watch());
+        let fingerprint = options.fingerprint.then(|| fingerprint::fingerprint(gguf, &weights, options));
+        let fingerprint = fingerprint.transpose()?;
+        Ok(Self { tokenizer, runner, pooler, drafts, speculative, stats, watch, fingerprint })
     }
 
     /// The file's chat template, or ChatML.

@@ -216,6 +216,8 @@ pub struct RunnerOptions {
     pub rank_limit: Duration,
     /// Look through all tensors first, and refuse a file with values that are NaN or infinite.
     pub check_tensors: bool,
+    /// Say what the model is known by, for what is kept of it over a restart.
+    pub fingerprint: bool,
 }
 
 impl RunnerOptions {
@@ -297,6 +299,7 @@ impl Default for RunnerOptions {
             layer_split: None,
             rank_limit: RANK_LIMIT,
             check_tensors: false,
+            fingerprint: false,
         }
     }
 }

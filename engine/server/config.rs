@@ -1,6 +1,7 @@
 //! What the server is told when it starts.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
@@ -27,6 +28,17 @@ impl std::str::FromStr for ReasoningFormat {
             other => Err(format!("expected none, deepseek or auto, found {other:?}")),
         }
     }
+}
+
+/// Where the prefix caches of models outlive the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PromptCacheConfig {
+    /// Has a file for each model, by its name.
+    pub folder: PathBuf,
+    /// Of a file, at most.
+    pub max_bytes: u64,
+    /// Files are also written when nothing is left to do and this has passed since the last time. None: when the server or the model goes.
+    pub interval: Option<Duration>,
 }
 
 /// Limits and names of a server. Every bound here is what keeps its memory bounded too.
@@ -76,6 +88,8 @@ pub struct ServerConfig {
     pub recovery_interval: Duration,
     /// From the signal to stop until what still runs is ended.
     pub shutdown_timeout: Duration,
+    /// Where prefix caches are kept; None: they go with the server.
+    pub prompt_cache: Option<PromptCacheConfig>,
     /// Other names of models, and the names that they stand for.
     pub aliases: BTreeMap<String, String>,
     /// Models of a [`ModelSource`](crate::ModelSource) that are loaded at a time; 0: as many as fit.
@@ -114,6 +128,7 @@ impl Default for ServerConfig {
             io_timeout: Duration::from_secs(30),
             recovery_interval: Duration::from_secs(5),
             shutdown_timeout: Duration::from_secs(30),
+            prompt_cache: None,
             aliases: BTreeMap::new(),
             max_models: 4,
             models_memory: None,

@@ -2,11 +2,12 @@
 //! its events over one of its own.
 
 use super::answer::{Answer, Update};
-use super::config::ServerConfig;
+use super::config::{PromptCacheConfig, ServerConfig};
 use super::engine_thread::EngineThread;
 use super::error::ApiError;
 use super::grammar::Grammar;
 use super::metrics::{EngineLoad, Metrics, Rejection};
+use super::prompt_cache::PromptCache;
 use super::served_model::{ModelInfo, ServedModel, expect_other_names};
 use super::texts::TextJob;
 use super::warm_up::warm_up;
@@ -60,6 +61,7 @@ pub struct EngineHandle {
 pub(super) struct EngineEnd {
     incoming: mpsc::Receiver<Job>,
     recovery_interval: Duration,
+    prompt_cache: Option<PromptCacheConfig>,
     shared: Arc<Shared>,
 }
 
@@ -96,13 +98,16 @@ impl EngineEnd {
     /// # Errors
     /// Those of `open`, and whatever keeps the model from answering.
     pub(super) fn run(self, open: impl FnOnce() -> Result<ServedModel>, ready: impl FnOnce()) -> Result<()> {
-        let Self { incoming, recovery_interval, shared } = self;
-        let ServedModel { engine, template, name, watch } = open()?;
+        let Self { incoming, recovery_interval, prompt_cache, shared } = self;
+        let ServedModel { engine, template, name, watch, fingerprint } = open()?;
         // Requests name those that they want.
         let mut engine = engine.with_adapters(AdapterSet::default());
         let adapters = engine.runner().adapters().to_vec();
         expect_other_names(&name, &adapters)?;
         warm_up(&mut engine)?;
+        let prompt_cache = prompt_cache
+            .zip(fingerprint)
+            .and_then(|(config, of)| PromptCache::open(config, &name, of, &mut engine));
         let Some(tokenizer) = engine.tokenizer().cloned() else {
             return Err(Error::Tokenizer("a server needs a model file with a vocabulary".into()));
         };
@@ -124,7 +129,7 @@ impl EngineEnd {
         tracing::info!(model = info.name, device = info.device, context = info.max_model_len, "ready");
         let _ = shared.model.set(info);
         ready();
-        EngineThread::new(engine, shared, recovery_interval).run(incoming);
+        EngineThread::new(engine, shared, recovery_interval, prompt_cache).run(incoming);
         Ok(())
     }
 }
@@ -148,7 +153,8 @@ impl EngineHandle {
         let (model, fault, load) = (OnceLock::new(), Mutex::default(), Mutex::default());
         let shared = Arc::new(Shared { model, fault, load, metrics });
         let recovery_interval = config.recovery_interval;
-        let end = EngineEnd { incoming, recovery_interval, shared: Arc::clone(&shared) };
+        let (prompt_cache, of_end) = (config.prompt_cache.clone(), Arc::clone(&shared));
+        let end = EngineEnd { incoming, recovery_interval, prompt_cache, shared: of_end };
         let permits = Arc::new(Semaphore::new(max_unfinished));
         (Self { submissions, permits, max_unfinished, shared }, end)
     }

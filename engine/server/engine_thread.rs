@@ -10,6 +10,7 @@ use super::error::ApiError;
 use super::grammar::{self, Grammar};
 use super::metrics::{EngineLoad, Rejection};
 use super::models::Lease;
+use super::prompt_cache::PromptCache;
 use super::texts::TextJobs;
 use super::warm_up::make_token;
 use super::work::RequestPermit;
@@ -61,13 +62,19 @@ pub(super) struct EngineThread {
     /// What the last step made, and when.
     made: (Vec<Event>, Instant),
     recovery_interval: Duration,
+    prompt_cache: Option<PromptCache>,
 }
 
 impl EngineThread {
-    pub(super) fn new(engine: Engine, shared: Arc<Shared>, recovery_interval: Duration) -> Self {
+    pub(super) fn new(
+        engine: Engine,
+        shared: Arc<Shared>,
+        recovery_interval: Duration,
+        prompt_cache: Option<PromptCache>,
+    ) -> Self {
         let delivery = Delivery { shared, active: HashMap::new(), lost: Vec::new() };
         let (texts, made) = (TextJobs::default(), (Vec::new(), Instant::now()));
-        Self { engine, delivery, texts, made, recovery_interval }
+        Self { engine, delivery, texts, made, recovery_interval, prompt_cache }
     }
 
     /// Serves until every sender of submissions is gone.
@@ -76,9 +83,10 @@ impl EngineThread {
             if !self.engine.has_work() && self.texts.is_empty() {
                 self.delivery.pass_on(&mut self.made);
                 self.observe();
+                self.keep_prompts(PromptCache::save_if_due);
                 match self.idle(&mut incoming) {
                     Some(job) => self.accept(job),
-                    None => return,
+                    None => return self.keep_prompts(PromptCache::save),
                 }
             }
             while let Ok(job) = incoming.try_recv() {
@@ -97,6 +105,13 @@ impl EngineThread {
                 Ok(events) => self.take(events),
                 Err(error) => self.fail(&error),
             }
+        }
+    }
+
+    /// Nothing is known for sure of pages on a device that failed.
+    fn keep_prompts(&mut self, keep: impl FnOnce(&mut PromptCache, &mut Engine)) {
+        if let Some(cache) = self.prompt_cache.as_mut().filter(|_| !self.delivery.shared.has_fault()) {
+            keep(cache, &mut self.engine);
         }
     }
 

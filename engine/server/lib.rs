@@ -32,6 +32,7 @@ mod models;
 mod number;
 mod openapi;
 mod peers;
+mod prompt_cache;
 mod schema;
 mod served_model;
 mod sse;
@@ -41,7 +42,7 @@ mod trace;
 mod warm_up;
 mod work;
 
-pub use config::{ReasoningFormat, ServerConfig};
+pub use config::{PromptCacheConfig, ReasoningFormat, ServerConfig};
 pub use grammar::{Grammar, gbnf_grammar};
 pub use models::{ListedModel, ModelSource, Room};
 pub use openapi::document as openapi_document;
@@ -68,6 +69,8 @@ use work::Work;
 
 /// What a step may take that is under way when everything else has ended.
 const LAST_STEP: Duration = Duration::from_secs(5);
+/// What writing the prefix caches to files may take besides.
+const KEEPING: Duration = Duration::from_secs(60);
 
 /// Opens a model, on the thread that is its engine's from then on.
 pub type Open = Box<dyn FnOnce() -> Result<ServedModel> + Send>;
@@ -98,6 +101,7 @@ impl Server {
     /// [`Error::Io`] where the address cannot be had, [`Error::Request`] where the configuration makes no sense.
     pub fn bind(mut config: ServerConfig) -> Result<Self> {
         cors(&config.cors)?;
+        config.prompt_cache.as_ref().map_or(Ok(()), PromptCacheConfig::make_folder)?;
         if let Some(key) = &config.api_key {
             auth::check(key)?;
         }
@@ -214,7 +218,9 @@ impl Server {
         })?;
         // What still runs is dropped here, and with it the last senders: the engines' threads end after their step. One that
         // loads its model is not waited for.
-        let patience = if app.models.health() == Health::Loading { Duration::ZERO } else { LAST_STEP };
+        let keeping = app.config.prompt_cache.as_ref().map_or(Duration::ZERO, |_| KEEPING);
+        let is_loading = app.models.health() == Health::Loading;
+        let patience = if is_loading { Duration::ZERO } else { LAST_STEP + keeping };
         runtime.shutdown_timeout(Duration::from_secs(1));
         let others = app.models.shelf.as_ref().map(|shelf| shelf.close()).unwrap_or_default();
         drop(app);

@@ -5,7 +5,7 @@ use super::grammar::Grammars;
 use qernel_core::chat::ChatTemplate;
 use qernel_core::disk::Watch;
 use qernel_core::engine::pooling::Pooler;
-use qernel_core::engine::{AdapterInfo, Engine};
+use qernel_core::engine::{AdapterInfo, Engine, Fingerprint};
 use qernel_core::error::{Error, Result};
 use qernel_core::tokenizer::Tokenizer;
 use std::sync::{Arc, OnceLock};
@@ -20,6 +20,8 @@ pub struct ServedModel {
     pub name: String,
     /// Tells whether its file was changed while it is in use.
     pub watch: Watch,
+    /// What it is known by, where its prefix cache may be kept.
+    pub fingerprint: Option<Fingerprint>,
 }
 
 /// Refuses adapters that are called as the model is: nobody could ask for one of both.

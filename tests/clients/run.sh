@@ -13,6 +13,8 @@
 #   litellm langchain instructor pydantic_ai llm    what is built on it
 #   lm_eval        EleutherAI's lm-eval: tasks scored by log-probabilities of prompts, and one of answers (tests/clients/lm_eval)
 #   mixed          many clients of all interfaces at once, some of which leave; CLIENTS and DURATION (seconds) say how many and how long
+#   aiperf         NVIDIA's AIPerf: streams of three interfaces under load, its figures beside the server's metrics (1.3 GB)
+#   vllm_bench     `vllm bench serve`, the same; only where it is named, since vLLM imports torch with all of CUDA (7 GB)
 #   npm_openai npm_ai                               OpenAI's client for JavaScript, and the package `ai`
 #
 # Makes environments in target/clients/ of the versions in requirements/ and npm/package-lock.json.
@@ -22,7 +24,7 @@ source tests/environment.sh
 work=target/clients
 mkdir -p "$work"
 names=("$@")
-[ $# -gt 0 ] || names=(openai anthropic agent page schemathesis litellm langchain instructor pydantic_ai llm lm_eval mixed npm_openai npm_ai)
+[ $# -gt 0 ] || names=(openai anthropic agent page schemathesis litellm langchain instructor pydantic_ai llm lm_eval aiperf mixed npm_openai npm_ai)
 
 # The folder of a client's Python environment. Each has its own: they ask for different versions of OpenAI's.
 environment_of() {
@@ -82,6 +84,11 @@ for name in "${names[@]}"; do
     lm_eval)
         folder=$(environment_of lm_eval)
         "$folder/bin/python" tests/clients/lm_eval_client.py "$base" $key target/release/qernel
+        ;;
+    aiperf | vllm_bench)
+        folder=$(environment_of "$name")
+        "$base_environment/bin/python" tests/clients/hub_tokenizer.py "$work/haiku.gguf" "$work/tokenizer"
+        python3 tests/clients/load_client.py "${name%_bench}" "$folder" "$base" $key "$(realpath "$work/tokenizer")" "$work"
         ;;
     npm_openai | npm_ai)
         folder=$(packages)

@@ -32,7 +32,13 @@ fn start_hybrid(prefix_cache: bool) -> Running {
         let template = model.template();
         let config = EngineConfig { prefix_cache, ..EngineConfig::default() };
         let engine = model.into_engine_with(config)?;
-        Ok(ServedModel { engine, template, name: "hybrid".into(), watch: Default::default() })
+        Ok(ServedModel {
+            engine,
+            template,
+            name: "hybrid".into(),
+            watch: Default::default(),
+            fingerprint: None,
+        })
     });
     server.wait_until("ready", |server| server.get("/health").status == 200);
     server

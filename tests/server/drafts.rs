@@ -19,7 +19,8 @@ fn open_with_drafts(max_num_sequences: usize, _: Arc<Control>) -> Result<ServedM
     };
     let model = LoadedModel::open(None, &options, &mut |_, _| ())?;
     let (template, watch) = (model.template(), model.watch.clone());
-    Ok(ServedModel { engine: model.into_engine()?, template, name: "haiku".into(), watch })
+    let engine = model.into_engine()?;
+    Ok(ServedModel { engine, template, name: "haiku".into(), watch, fingerprint: None })
 }
 
 #[test]

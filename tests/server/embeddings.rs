@@ -185,6 +185,7 @@ fn documents_are_ranked() {
             template,
             name: "judge".into(),
             watch: Default::default(),
+            fingerprint: None,
         })
     });
     server.wait_until("ready", |server| server.get("/health").status == 200);

@@ -29,6 +29,7 @@ mod minute;
 mod models;
 mod openai;
 mod page;
+mod prompt_cache;
 mod prompt_logprobs;
 mod refusals;
 mod responses;

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// The models of a folder, as a test has them opened.
-struct Folder {
+pub struct Folder {
     folder: ModelsFolder,
     path: TempDir,
     max_num_sequences: usize,
@@ -28,7 +28,7 @@ struct Folder {
 
 impl Folder {
     /// The embedded model (`haiku`), and models with random weights by these names.
-    fn new(names: &[(&str, u64)]) -> Arc<Self> {
+    pub fn new(names: &[(&str, u64)]) -> Arc<Self> {
         let path = TempDir::new().unwrap();
         let haiku = concat!(env!("CARGO_MANIFEST_DIR"), "/models/haiku/haiku.gguf");
         std::os::unix::fs::symlink(haiku, path.path().join("haiku.gguf")).unwrap();
@@ -49,7 +49,7 @@ impl Folder {
     }
 
     /// Writes a model beside the older one, and then in its place.
-    fn write(&self, name: &str, seed: u64) {
+    pub fn write(&self, name: &str, seed: u64) {
         let model = TinyModel { seed, hidden_size: 128, intermediate_size: 128, ..TinyModel::default() };
         std::fs::write(self.path.path().join("new"), model.to_bytes()).unwrap();
         std::fs::rename(self.path.path().join("new"), self.file(name)).unwrap();

@@ -36,9 +36,9 @@ fn requests_are_answered_behind_a_router() {
     let server = start(config());
     let chat = json!({"messages": [{"role": "user", "content": "Hi"}], "model": "haiku", "logprobs": false, "max_completion_tokens": 2,
         "stream": false, "no_stop_trim": false, "ignore_eos": false, "continue_final_message": false, "skip_special_tokens": true,
-        "separate_reasoning": true, "stream_reasoning": true, "return_hidden_states": false});
+        "separate_reasoning": true, "stream_reasoning": true, "return_hidden_states": false, "repetition_penalty": 1.0});
     let completion = json!({"model": "haiku", "prompt": "The sea", "max_tokens": 2, "stream": false, "echo": false, "no_stop_trim": false,
-        "ignore_eos": false, "skip_special_tokens": true, "return_hidden_states": false});
+        "ignore_eos": false, "skip_special_tokens": true, "return_hidden_states": false, "repetition_penalty": 1});
     let responses = json!({"input": "The sea", "max_output_tokens": 2, "model": "haiku", "store": true, "stream": null, "temperature": 1.0,
         "top_p": 1.0, "priority": 0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0});
     for (path, body) in [
@@ -50,10 +50,12 @@ fn requests_are_answered_behind_a_router() {
         let answer = server.post(path, body);
         assert_eq!(answer.status, 200, "{path}: {}", answer.text());
     }
-    let refusals: [(&str, &Value, &str, Value); 5] = [
+    let refusals: [(&str, &Value, &str, Value); 7] = [
         ("/v1/chat/completions", &chat, "separate_reasoning", json!(false)),
         ("/v1/chat/completions", &chat, "continue_final_message", json!(true)),
         ("/v1/completions", &completion, "skip_special_tokens", json!(false)),
+        ("/v1/completions", &completion, "repetition_penalty", json!(1.1)),
+        ("/v1/chat/completions", &chat, "repetition_penalty", json!(0.9)),
         ("/v1/responses", &responses, "priority", json!(1)),
         ("/v1/responses", &responses, "repetition_penalty", json!(1.1)),
     ];

@@ -5,7 +5,7 @@ use qernel::engine::EngineConfig;
 use qernel::error::{Error, Result};
 use qernel::kv_layout::KvLayout;
 use qernel::load::{AdapterChoice, DeviceChoice, LoadedModel, RunnerOptions};
-use qernel::model::{AdapterInfo, Runner};
+use qernel::model::{AdapterInfo, Kept, KeptLayout, Runner};
 use qernel::sampler::{Logprobs, NO_TOKEN, SamplingRow};
 use qernel::server::ServedModel;
 use qernel::tokenizer::Tokenizer;
@@ -79,6 +79,18 @@ impl Runner for Controlled {
         self.inner.kv_layout()
     }
 
+    fn kept_layout(&self) -> Option<KeptLayout> {
+        self.inner.kept_layout()
+    }
+
+    fn read_kept(&mut self, kept: Kept) -> Result<Vec<u8>> {
+        self.inner.read_kept(kept)
+    }
+
+    fn write_kept(&mut self, kept: Kept, bytes: &[u8]) -> Result<()> {
+        self.inner.write_kept(kept, bytes)
+    }
+
     fn adapters(&self) -> &[AdapterInfo] {
         self.inner.adapters()
     }
@@ -140,7 +152,11 @@ pub fn open_model(max_num_sequences: usize) -> Result<LoadedModel> {
 }
 
 fn options(max_num_sequences: usize) -> RunnerOptions {
-    RunnerOptions { device: DeviceChoice::Cpu, ..RunnerOptions::for_sequences(max_num_sequences) }
+    RunnerOptions {
+        device: DeviceChoice::Cpu,
+        fingerprint: true,
+        ..RunnerOptions::for_sequences(max_num_sequences)
+    }
 }
 
 fn open_model_with(options: RunnerOptions) -> Result<LoadedModel> {
@@ -195,6 +211,7 @@ fn open_so(
 ) -> Result<ServedModel> {
     change(&mut model)?;
     let template = model.template();
+    let fingerprint = model.fingerprint;
     let _ = control.tokenizer.set(Arc::clone(&model.tokenizer));
     model.runner = Box::new(Controlled { inner: model.runner, control });
     Ok(ServedModel {
@@ -202,5 +219,6 @@ fn open_so(
         template,
         name: "haiku".into(),
         watch: Default::default(),
+        fingerprint,
     })
 }

@@ -1,5 +1,6 @@
-//! The operations of hybrids, each handed to the file that computes it.
+//! The operations of hybrids, each handed to the file that computes it, and what is kept of sequences, as bytes.
 
+use super::kv::KvCache;
 use super::states::States;
 use super::tensor::Tensor;
 use super::{CpuOps, Weight, causal_conv, delta_rule, gated_norm, sigmoid_mul};
@@ -7,6 +8,7 @@ use crate::batch::Batch;
 use crate::error::Result;
 use crate::kv_layout::SlotLayout;
 use crate::ops::hybrid::{CausalConv, DeltaRule, Gate, HybridOps};
+use crate::ops::keep::KeepOps;
 use crate::ops::parts::RmsNorm;
 
 impl HybridOps for CpuOps {
@@ -63,5 +65,27 @@ impl HybridOps for CpuOps {
 
     fn sigmoid_mul(&mut self, n: usize, gate: &Tensor, rows: &mut Tensor) -> Result<()> {
         sigmoid_mul::sigmoid_mul(n, gate, rows)
+    }
+}
+
+impl KeepOps for CpuOps {
+    fn order(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn read_page(&mut self, cache: &KvCache, page: usize) -> Result<Vec<u8>> {
+        cache.read_page(page)
+    }
+
+    fn write_page(&mut self, cache: &mut KvCache, page: usize, bytes: &[u8]) -> Result<()> {
+        cache.write_page(page, bytes)
+    }
+
+    fn read_slot(&mut self, states: &States, slot: usize) -> Result<Vec<u8>> {
+        states.read_slot(slot)
+    }
+
+    fn write_slot(&mut self, states: &mut States, slot: usize, bytes: &[u8]) -> Result<()> {
+        states.write_slot(slot, bytes)
     }
 }

@@ -72,6 +72,25 @@ impl KvCache {
         &mut self.pages.as_mut_slice()[at..at + len]
     }
 
+    /// What a page holds of all layers.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if there is no such page.
+    pub fn read_page(&self, page: usize) -> Result<Vec<u8>> {
+        self.layout.expect_page(page, self.stride())?;
+        Ok(self.pages.as_slice()[page * self.stride()..][..self.stride()].to_vec())
+    }
+
+    /// Sets what a page holds of all layers.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if there is no such page, or it has another number of bytes.
+    pub fn write_page(&mut self, page: usize, bytes: &[u8]) -> Result<()> {
+        self.layout.expect_page(page, bytes.len())?;
+        self.pages.as_mut_slice()[page * bytes.len()..][..bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
     /// K and V of all pages of `layer` as f32, `[num_pages, num_key_value_heads, PAGE_SIZE, head_dim]`: for comparing
     /// with another device's.
     ///

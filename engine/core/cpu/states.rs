@@ -5,6 +5,7 @@ use crate::batch::Batch;
 use crate::config::LinearSizes;
 use crate::error::{Error, Result};
 use crate::kv_layout::SlotLayout;
+use crate::ops::keep::{from_bytes, to_bytes};
 use std::ops::Range;
 
 /// The slots of all layers, f32. Memory is taken from the system when a slot is first written.
@@ -56,6 +57,32 @@ impl States {
         for layer in 0..num_layers {
             let row = from.slots.row(layer * from.layout.num_slots + of);
             self.slots.row_mut(layer * num_slots + slot).copy_from_slice(row);
+        }
+        Ok(())
+    }
+
+    /// What a slot holds of all layers.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if there is no such slot.
+    pub fn read_slot(&self, slot: usize) -> Result<Vec<u8>> {
+        let SlotLayout { num_layers, num_slots, .. } = self.layout;
+        self.layout.expect_slot(slot, self.layout.slot_bytes())?;
+        let of_layer = |layer: usize| to_bytes(self.slots.row(layer * num_slots + slot));
+        Ok((0..num_layers).flat_map(of_layer).collect())
+    }
+
+    /// Sets what a slot holds of all layers.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if there is no such slot, or it has another number of bytes.
+    pub fn write_slot(&mut self, slot: usize, bytes: &[u8]) -> Result<()> {
+        let SlotLayout { num_layers, num_slots, .. } = self.layout;
+        self.layout.expect_slot(slot, bytes.len())?;
+        let mut values = from_bytes(bytes);
+        for layer in 0..num_layers {
+            let row = self.slots.row_mut(layer * num_slots + slot);
+            row.iter_mut().zip(&mut values).for_each(|(to, value)| *to = value);
         }
         Ok(())
     }

@@ -21,7 +21,7 @@ pub fn save(
     write: impl FnOnce(&mut dyn Write) -> Result<()>,
 ) -> Result<()> {
     refuse_model(path, model)?;
-    replace(path, write)
+    replace(path, false, write)
 }
 
 /// As [`save`] for a file that is a model itself. One that is there already is replaced if `force` says so.
@@ -35,7 +35,16 @@ pub fn save_model(
     write: impl FnOnce(&mut dyn Write) -> Result<()>,
 ) -> Result<()> {
     refuse_to_replace(path, used, force)?;
-    replace(path, write)
+    replace(path, false, write)
+}
+
+/// As [`save`] for what nobody else may read, whatever an older file allowed.
+///
+/// # Errors
+/// As [`save`].
+pub fn save_private(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    refuse_model(path, None)?;
+    replace(path, true, write)
 }
 
 /// What [`save_model`] refuses, for whoever has long to compute before.
@@ -56,7 +65,7 @@ pub fn refuse_to_replace(path: &Path, used: &Watch, force: bool) -> Result<()> {
 }
 
 /// [`save`] over whatever is there.
-fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+fn replace(path: &Path, private: bool, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let failed = |error| Error::io(path, error);
     let target = follow(path).map_err(failed)?;
     let before = match fs::metadata(&target) {
@@ -73,12 +82,12 @@ fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Res
             return file.flush().map_err(failed);
         }
     }
-    let partial = Partial::create(&target).map_err(failed)?;
+    let partial = Partial::create(&target, private).map_err(failed)?;
     let mut file = BufWriter::new(&partial.file);
     write(&mut file)?;
     file.flush().map_err(failed)?;
     drop(file);
-    if let Some(before) = &before {
+    if let Some(before) = before.as_ref().filter(|_| !private) {
         keep_access(&partial.file, before).map_err(failed)?;
     }
     partial.replace(&target).map_err(failed)
@@ -140,6 +149,19 @@ fn keep_access(file: &File, before: &Metadata) -> io::Result<()> {
     file.set_permissions(before.permissions())
 }
 
+/// Makes a file, if it is `private` one of its owner alone.
+fn create_new(path: &Path, private: bool) -> io::Result<File> {
+    let mut options = File::options();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    if private {
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    }
+    #[cfg(not(unix))]
+    let _ = private;
+    options.open(path)
+}
+
 /// A file that is not whole yet; removed unless it takes its place.
 struct Partial {
     path: PathBuf,
@@ -148,12 +170,12 @@ struct Partial {
 
 impl Partial {
     /// In the folder of `target`: a file moves at once only within a file system.
-    fn create(target: &Path) -> io::Result<Self> {
+    fn create(target: &Path, private: bool) -> io::Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         loop {
             let count = COUNT.fetch_add(1, Ordering::Relaxed);
             let path = target.with_file_name(format!(".qernel-{}-{count}.partial", std::process::id()));
-            match File::options().write(true).create_new(true).open(&path) {
+            match create_new(&path, private) {
                 Ok(file) => return Ok(Self { path, file }),
                 // Left by a process of this number that was killed.
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
@@ -253,6 +275,20 @@ mod tests {
         }
         symlink("round", folder.0.join("round")).unwrap();
         assert!(matches!(save_text(&folder.0.join("round"), ""), Err(Error::Io { .. })));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_private_is_its_owners_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = Folder::new("private");
+        for path in [folder.0.join("new"), folder.file("old", "old")] {
+            save_private(&path, |out| out.write_all(b"new").map_err(|error| Error::io(&path, error)))
+                .unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+            assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        }
+        assert_eq!(folder.names(), ["new", "old"]);
     }
 
     #[cfg(unix)]

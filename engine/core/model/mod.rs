@@ -27,7 +27,7 @@ mod runner;
 use crate::batch::{Batch, BatchLimits};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::kv_layout::{KvLayout, SlotLayout, StateCopy, StateLayout};
+use crate::kv_layout::{KvLayout, PAGE_SIZE, SlotLayout, StateCopy, StateLayout};
 use crate::ops::{Ops, OpsConfig, Rows, Work};
 use crate::sampler::{Logprobs, SamplingRow, host};
 use crate::weights::{Adapter, DecodeBytes, Weights};
@@ -37,7 +37,7 @@ use rayon::prelude::*;
 use std::collections::VecDeque;
 
 pub use registry::{ARCHITECTURES, Model, Published, published_config, published_names};
-pub use runner::{AdapterInfo, Runner};
+pub use runner::{AdapterInfo, Kept, KeptLayout, Runner};
 
 /// A step whose tokens were not taken.
 struct Queued {
@@ -324,6 +324,30 @@ impl<O: Ops> Runner for ModelRunner<O> {
 
     fn load_state(&mut self, StateCopy { slot, place }: StateCopy) -> Result<()> {
         self.ops.copy_state(&self.checkpoints, place as usize, &mut self.states, slot as usize)
+    }
+
+    fn kept_layout(&self) -> Option<KeptLayout> {
+        let pages = KvLayout { num_pages: 0, ..self.layout };
+        let slots = self.state.slots(0).ok()?;
+        Some(KeptLayout {
+            meaning: format!("{} {PAGE_SIZE} {pages:?} {slots:?}", self.ops.order()),
+            page_bytes: pages.page_bytes(),
+            state_bytes: slots.slot_bytes(),
+        })
+    }
+
+    fn read_kept(&mut self, kept: Kept) -> Result<Vec<u8>> {
+        match kept {
+            Kept::Page(page) => self.ops.read_page(&self.cache, page as usize),
+            Kept::State(place) => self.ops.read_slot(&self.checkpoints, place as usize),
+        }
+    }
+
+    fn write_kept(&mut self, kept: Kept, bytes: &[u8]) -> Result<()> {
+        match kept {
+            Kept::Page(page) => self.ops.write_page(&mut self.cache, page as usize, bytes),
+            Kept::State(place) => self.ops.write_slot(&mut self.checkpoints, place as usize, bytes),
+        }
     }
 
     fn adapters(&self) -> &[AdapterInfo] {

@@ -16,6 +16,26 @@ pub struct AdapterInfo {
     pub scale: f32,
 }
 
+/// How a runner gives out what it keeps of sequences.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptLayout {
+    /// What the bytes mean: those of another layout mean something else.
+    pub meaning: String,
+    /// Of a page.
+    pub page_bytes: usize,
+    /// Of a copy of the slots of a sequence; 0 where no layer has slots.
+    pub state_bytes: usize,
+}
+
+/// What is kept of a sequence somewhere, by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// A page.
+    Page(u32),
+    /// The copy of slots in this place.
+    State(u32),
+}
+
 /// A loaded model with its KV pages. It is made and used on one thread.
 pub trait Runner {
     /// The largest batch it takes.
@@ -48,6 +68,27 @@ pub trait Runner {
     /// As [`Runner::save_state`].
     fn load_state(&mut self, copy: StateCopy) -> Result<()> {
         self.save_state(copy)
+    }
+
+    /// How pages and copies of slots may be read and written; `None` where they stay where they are.
+    fn kept_layout(&self) -> Option<KeptLayout> {
+        None
+    }
+
+    /// What is kept there, as bytes, behind all steps that were queued.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if there is no such thing, or it stays where it is; [`Error::Device`] if the device fails.
+    fn read_kept(&mut self, kept: Kept) -> Result<Vec<u8>> {
+        Err(Error::Request(format!("this runner does not give {kept:?} out")))
+    }
+
+    /// Puts back what [`Runner::read_kept`] gave.
+    ///
+    /// # Errors
+    /// As [`Runner::read_kept`]; [`Error::Request`] for another number of bytes.
+    fn write_kept(&mut self, kept: Kept, bytes: &[u8]) -> Result<()> {
+        Err(Error::Request(format!("this runner takes no {} bytes for {kept:?}", bytes.len())))
     }
 
     /// The adapters that were loaded with the model, by their numbers ([`Batch::adapters`]).

@@ -1,4 +1,4 @@
-//! The operations of hybrids, each handed to the file that computes it.
+//! The operations of hybrids, each handed to the file that computes it, and what is kept of sequences, as bytes.
 
 use super::CudaOps;
 use crate::batch::CudaBatch;
@@ -6,8 +6,9 @@ use crate::error::Result;
 use crate::kv_layout::SlotLayout;
 use crate::memory::DeviceBuffer;
 use crate::ops::hybrid::{CausalConv, DeltaNet, DeltaRule, Gate, HybridOps};
+use crate::ops::keep::KeepOps;
 use crate::ops::parts::RmsNorm;
-use crate::tensor::{Activation, States, Tensor};
+use crate::tensor::{Activation, KvCache, States, Tensor};
 use crate::weight::Weight;
 use crate::{causal_conv, convert, delta_rule, delta_step, gated_norm, sigmoid_mul};
 
@@ -89,5 +90,27 @@ impl HybridOps for CudaOps {
 
     fn sigmoid_mul(&mut self, n: usize, gate: &Tensor, rows: &mut Activation) -> Result<()> {
         sigmoid_mul::sigmoid_mul(&self.device, n, gate, rows)
+    }
+}
+
+impl KeepOps for CudaOps {
+    fn order(&self) -> &'static str {
+        "cuda"
+    }
+
+    fn read_page(&mut self, cache: &KvCache, page: usize) -> Result<Vec<u8>> {
+        cache.read_page(page)
+    }
+
+    fn write_page(&mut self, cache: &mut KvCache, page: usize, bytes: &[u8]) -> Result<()> {
+        cache.write_page(page, bytes)
+    }
+
+    fn read_slot(&mut self, states: &States, slot: usize) -> Result<Vec<u8>> {
+        states.read_slot(slot)
+    }
+
+    fn write_slot(&mut self, states: &mut States, slot: usize, bytes: &[u8]) -> Result<()> {
+        states.write_slot(slot, bytes)
     }
 }

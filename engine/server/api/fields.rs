@@ -61,6 +61,7 @@ pub const CHAT: Table = &[
     (Refused(&[]), &["audio", "moderation", "web_search_options"]),
     (Refused(&["false"]), &["continue_final_message", "no_stop_trim", "return_hidden_states"]),
     (Refused(&["true"]), &["separate_reasoning", "skip_special_tokens", "stream_reasoning"]),
+    (Refused(&["1"]), &["repetition_penalty"]),
 ];
 
 /// An adapter of `lora`
@@ -188,6 +189,8 @@ pub const COMPLETION: Table = &[
     (Ignored, &["cache_prompt"]),
     (Refused(&["false"]), &["no_stop_trim", "return_hidden_states"]),
     (Refused(&["true"]), &["skip_special_tokens"]),
+    // vLLM's test of speed sends it, whatever it is told.
+    (Refused(&["1"]), &["repetition_penalty"]),
 ];
 
 /// `/v1/embeddings`
@@ -252,6 +255,7 @@ pub const STREAM_OPTIONS: Table = &[
     (Used, &["include_usage"]),
     // Padding against listeners who know lengths.
     (Ignored, &["include_obfuscation"]),
+    (Refused(&["false"]), &["continuous_usage_stats"]),
 ];
 
 /// A message of `messages`. Clients send back what they got or made of an answer.

@@ -18,6 +18,7 @@ pub(in crate::cpu) trait Group {
     const ADDENDS: bool;
 
     /// Steps whose products in pairs can be added in 16 bits: a pair is at most `2 * 127 * LARGEST`.
+    #[cfg(target_arch = "x86_64")]
     const IN_16_BITS: usize = match Self::LARGEST {
         0 | 64.. => 1,
         32..64 => 2,
