@@ -13,6 +13,7 @@ use cudarc::driver::sys::{
     CUtensorMapSwizzle,
 };
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 use std::rc::Rc;
 
@@ -50,13 +51,14 @@ impl TensorMaps {
     /// # Errors
     /// [`Error::Request`] if the matrix has no map, [`Error::Memory`], [`Error::Device`].
     pub fn get(&mut self, device: &Rc<Device>, matrix: Mapped) -> Result<Option<DevicePtr<TensorMap>>> {
-        if !self.0.contains_key(&matrix) {
-            if device.is_recording() {
-                return Ok(None);
+        let map = match self.0.entry(matrix) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(_) if device.is_recording() => return Ok(None),
+            Entry::Vacant(place) => {
+                place.insert(DeviceBuffer::from_slice(device, &encode(device, matrix)?.0)?)
             }
-            self.0.insert(matrix, DeviceBuffer::from_slice(device, &encode(device, matrix)?.0)?);
-        }
-        Ok(self.0.get(&matrix).map(|map| map.ptr().cast()))
+        };
+        Ok(Some(map.ptr().cast()))
     }
 }
 

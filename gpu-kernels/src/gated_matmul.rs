@@ -258,7 +258,7 @@ impl Ring {
             }
             while tile < tiles.count() {
                 let (row, column) = tiles.place(tile);
-                let mut at = Stage::<STAGES> { stage: begin % STAGES, parity: begin / STAGES & 1 };
+                let mut at = Stage::<STAGES> { stage: begin % STAGES, parity: (begin / STAGES) & 1 };
                 let mut last = at.stage;
                 let mut step = 0;
                 // In turns, since a wait tells the current phase from the one before and no more.

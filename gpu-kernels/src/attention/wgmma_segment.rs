@@ -158,7 +158,7 @@ impl<const HEAD_DIM: usize> Copier<HEAD_DIM> {
         let (row, column) = (thread / Self::ROW, thread % Self::ROW);
         // A thread's rows are 16 apart, or 8, so that their columns are swapped alike.
         let rows_at_once = const { 128 / Self::ROW };
-        let to = tile.add(column / 8 * HALF + row * 8 + (column % 8 ^ row % 8));
+        let to = tile.add(column / 8 * HALF + row * 8 + ((column % 8) ^ (row % 8)));
         let times = const { PAGE_SIZE as usize * HEAD_DIM / 8 / 128 };
         repeat(TILE_PAGES, |page| {
             repeat(times, |i| {

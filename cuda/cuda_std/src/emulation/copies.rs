@@ -167,7 +167,7 @@ impl Thread {
             let (row, first) = (u64::from(row + y), u64::from(column + 8 * x));
             let there = if row < rows { cols.saturating_sub(first).min(8) as usize * 2 } else { 0 };
             let from = if there > 0 { address + (row * cols + first) * 2 } else { address };
-            let copy = self.new_copy(to + y * 128 + (x ^ y % 8) * 16, from, 16, there, 16, place);
+            let copy = self.new_copy(to + y * 128 + (x ^ (y % 8)) * 16, from, 16, there, 16, place);
             copy.stamp.set(Some(self.stamp.get()));
             copy
         });

@@ -119,6 +119,17 @@ impl Tile {
     }
 }
 
+impl Operands {
+    /// The lane's sums.
+    ///
+    /// # Safety
+    /// The lane waits where they are, and nobody else has them.
+    unsafe fn sums<'a>(self) -> &'a mut [f32] {
+        // SAFETY: the caller's promise.
+        unsafe { core::slice::from_raw_parts_mut(self.d, self.count) }
+    }
+}
+
 impl Thread {
     /// A product of the warpgroup, whose sums this thread has `d` of.
     pub fn multiply_matrices(&self, factors: Factors, a: [u32; 16], d: &mut [f32], place: Place) {
@@ -133,16 +144,21 @@ impl Thread {
         self.exchange(Operation::WaitForSums { pending }, u32::MAX, &mut [0; 10], place);
     }
 
-    /// This warp's lanes with their sums, all of which wait in one operation.
-    fn warp_sums(&self) -> [(&mut [f32], [u32; 16]); 32] {
+    /// What this warp's lanes, all of which wait in one operation, have brought.
+    fn warp_operands(&self) -> [Operands; 32] {
         let first = (self.index - self.lane()) as usize;
         core::array::from_fn(|lane| {
-            let Some(Operands { d, count, a }) = self.block().threads[first + lane].operands.take() else {
-                unreachable!("every lane left its operands")
-            };
-            // SAFETY: a live array on the stack of a lane that waits here, each lane's own.
-            (unsafe { core::slice::from_raw_parts_mut(d, count) }, a)
+            let operands = self.block().threads[first + lane].operands.take();
+            operands.unwrap_or_else(|| unreachable!("every lane left its operands"))
         })
+    }
+
+    /// Sums that are not what was left in their place were touched before they were waited for.
+    fn expect_intact(&self, intact: bool, place: Place) {
+        if !intact {
+            let detail = "sums were changed before they were waited for".into();
+            self.fail(Defect::UnfinishedProduct, place, detail);
+        }
     }
 
     /// All lanes of the warp have come to a product: notes it.
@@ -177,17 +193,18 @@ impl Thread {
         }
         self.check_tiles(&factors, place);
 
-        let sums = self.warp_sums();
+        // SAFETY: each lane's own, which waits.
+        let operands = self.warp_operands().map(|lane| (unsafe { lane.sums() }, lane.a));
         let mut products = block.products[warp].borrow_mut();
         let Products { last_id, arrays, queue, .. } = &mut *products;
-        let continued = marked(sums[0].0[0]).filter(|id| arrays.iter().any(|array| array.id == *id));
+        let continued = marked(operands[0].0[0]).filter(|id| arrays.iter().any(|array| array.id == *id));
         let id = match continued.filter(|_| factors.accumulate) {
             Some(id) => id,
             None => {
                 *last_id = *last_id % 0x7fff + 1;
                 let mut values = std::vec![0.0; ROWS * factors.columns];
                 if factors.accumulate {
-                    for (lane, (d, _)) in sums.iter().enumerate() {
+                    for (lane, (d, _)) in operands.iter().enumerate() {
                         for (i, value) in d.iter().enumerate() {
                             let (row, column) = self::place(lane, i);
                             values[row * factors.columns + column] = *value;
@@ -201,7 +218,7 @@ impl Thread {
         };
         let mut a = Box::new([[0; 16]; 32]);
         let mut intact = true;
-        for (lane, (d, words)) in sums.into_iter().enumerate() {
+        for (lane, (d, words)) in operands.into_iter().enumerate() {
             a[lane] = words;
             for (i, value) in d.iter_mut().enumerate() {
                 intact &= continued != Some(id) || value.to_bits() == mark(id, i);
@@ -210,10 +227,7 @@ impl Thread {
         }
         queue.push_back(Product { factors, a, id });
         drop(products);
-        if !intact {
-            let detail = format!("sums were changed before they were waited for");
-            self.fail(Defect::UnfinishedProduct, place, detail);
-        }
+        self.expect_intact(intact, place);
     }
 
     /// All lanes of the warp have come to a wait: finishes what it covers.
@@ -235,17 +249,18 @@ impl Thread {
                 self.multiply(&product, &mut array.values);
             }
         }
-        let sums = self.warp_sums();
+        // SAFETY: each lane's own, which waits.
+        let sums = self.warp_operands().map(|lane| unsafe { lane.sums() });
         let mut products = block.products[warp].borrow_mut();
         let Products { arrays, queue, .. } = &mut *products;
-        let Some(id) = marked(sums[0].0[0]) else { return };
+        let Some(id) = marked(sums[0][0]) else { return };
         if queue.iter().any(|product| product.id == id) {
             return;
         }
         let Some(index) = arrays.iter().position(|array| array.id == id) else { return };
         let array = arrays.swap_remove(index);
         let mut intact = true;
-        for (lane, (d, _)) in sums.into_iter().enumerate() {
+        for (lane, d) in sums.into_iter().enumerate() {
             let columns = 2 * d.len();
             for (i, value) in d.iter_mut().enumerate() {
                 intact &= value.to_bits() == mark(id, i);
@@ -254,10 +269,7 @@ impl Thread {
             }
         }
         drop(products);
-        if !intact {
-            let detail = format!("sums were changed before they were waited for");
-            self.fail(Defect::UnfinishedProduct, place, detail);
-        }
+        self.expect_intact(intact, place);
     }
 
     /// Reads of this warp's rows of A and of all of B.

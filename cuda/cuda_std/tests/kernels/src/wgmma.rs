@@ -16,7 +16,7 @@ pub const WGMMA_SHARED_BYTES: u32 = (64 + 256) * 128 + 1024;
 unsafe fn stage(tile: Shared<[u32; 4]>, from: *const [u32; 4], rows: u32) {
     let mut i = thread::thread_idx_x();
     while i < rows * 8 {
-        unsafe { tile.set(i / 8 * 8 + (i % 8 ^ i / 8 % 8), *from.add(i as usize)) }
+        unsafe { tile.set(i / 8 * 8 + ((i % 8) ^ (i / 8 % 8)), *from.add(i as usize)) }
         i += thread::block_dim_x();
     }
 }
