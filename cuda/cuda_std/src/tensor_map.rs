@@ -24,7 +24,8 @@ impl TensorMap {
     #[cfg(not(target_arch = "nvptx64"))]
     pub(crate) const EMULATED: u64 = 0x70_616d_726f_736e;
 
-    /// The map of a matrix `[rows, cols]` of two-byte numbers at `address`, for an emulated device; boxes have `box_rows` rows.
+    /// The map of a matrix `[rows, cols]` of two-byte numbers at `address`, for an emulated device; boxes have `box_rows` rows. The kernel has the matrix as a parameter
+    /// too, for the buffers of a launch are those that its parameters lead to.
     #[cfg(not(target_arch = "nvptx64"))]
     #[must_use]
     pub const fn emulated(address: u64, rows: u32, cols: u32, box_rows: u32) -> Self {

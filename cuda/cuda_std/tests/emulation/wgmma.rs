@@ -3,6 +3,7 @@
 use cuda_std::emulation::{Defect, Emulator, Report};
 use cuda_std::half::{bf16, f16};
 use cuda_std::prelude::*;
+use cuda_std::tensor_map::TensorMap;
 use cuda_std::wgmma::{Descriptor, WgmmaElement, packed};
 use cuda_std::{async_copy, mbarrier::Mbarrier};
 use cuda_std_test_kernels::*;
@@ -202,4 +203,55 @@ fn misuse_is_caught() {
     caught_in(source, "unfenced", Defect::UnfencedProxy, launched(unfenced, 128));
     caught_in(source, "touched", Defect::UnfinishedProduct, launched(touched, 128));
     caught_in(source, "of_two_minds", Defect::AbsentLanes, launched(of_two_minds, 128));
+}
+
+/// Copies the box from column and row 64 on, and writes its words in the order of the matrix.
+#[kernel]
+pub unsafe fn boxed(matrix: *const u16, map: *const TensorMap, waits: u32, out: *mut [u32; 4]) {
+    unsafe {
+        let _ = matrix;
+        let [tile, barriers] = tiles();
+        let full = Mbarrier::new(Shared::from_address(barriers.address()));
+        if thread::thread_idx_x() == 0 {
+            full.init(1);
+            full.arrive_expect_tx(TensorMap::box_bytes(64));
+            async_copy::tensor_copy(tile, map, [64, 64], full);
+        }
+        thread::sync_threads();
+        if waits != 0 {
+            full.wait(0);
+        }
+        let mut i = thread::thread_idx_x();
+        while i < 512 {
+            *out.add(i as usize) = tile.get((i / 8) * 8 + ((i % 8) ^ (i / 8 % 8))); // HERE
+            i += 128;
+        }
+    }
+}
+
+#[test]
+fn boxes_are_swizzled_and_what_is_not_there_becomes_zeros() {
+    const ROWS: usize = 100;
+    const COLS: usize = 128;
+    let value = |row: usize, column: usize| (row * COLS + column) as u16;
+    let run = |e: &Emulator, waits| {
+        let matrix: Vec<u16> = (0..ROWS * COLS).map(|i| value(i / COLS, i % COLS)).collect();
+        let matrix = buffer(e, &matrix);
+        let map = buffer(e, &TensorMap::emulated(matrix.as_raw(), ROWS as u32, COLS as u32, 64).0);
+        let out = buffer(e, &[[7u32; 4]; 512]);
+        // SAFETY: a matrix with its map, and room for a box.
+        unsafe {
+            boxed(e, &with_shared(grid(1, 128), 17 * 1024), matrix.into(), map.cast().into(), waits, out)
+        }
+        .map(|()| out)
+    };
+    for seed in 0..8 {
+        let e = &emulator(seed);
+        let out = run(e, 1).unwrap();
+        for (i, found) in values::<u16>(e, out.cast(), 64 * 64).into_iter().enumerate() {
+            let (row, column) = (64 + i / 64, 64 + i % 64);
+            assert_eq!(found, if row < ROWS { value(row, column) } else { 0 }, "row {row}, column {column}");
+        }
+    }
+    caught_in(include_str!("wgmma.rs"), "boxed", Defect::UnfinishedCopy, |e| run(e, 0).map(drop));
 }
