@@ -6,6 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Exit status of a program that an interrupt ended: 128 + SIGINT.
 pub const EXIT_INTERRUPTED: u8 = 130;
 
+/// Ends the program without the C library's handlers: that of a GPU's driver takes down what another thread, which loads a model, is using, and the program would
+/// end with a segmentation fault.
+pub fn end_at_once(status: u8) -> ! {
+    // SAFETY: ends the program without anything else.
+    unsafe { libc::_exit(status.into()) }
+}
+
 /// The handler of Ctrl-C and SIGTERM.
 pub struct Interrupt {
     /// A generation is under way that can end cleanly.
@@ -20,7 +27,7 @@ impl Interrupt {
         let (in_handler, flag) = (Arc::clone(&generating), Arc::clone(&requested));
         let installed = ctrlc::set_handler(move || {
             if !in_handler.load(Ordering::SeqCst) || flag.swap(true, Ordering::SeqCst) {
-                std::process::exit(i32::from(EXIT_INTERRUPTED));
+                end_at_once(EXIT_INTERRUPTED);
             }
         });
         if let Err(error) = installed {

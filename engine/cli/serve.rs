@@ -2,13 +2,14 @@
 
 use super::conversation::{ReasoningArgs, TemplateArgs};
 use super::hub;
+use super::interrupt::{EXIT_INTERRUPTED, end_at_once};
 use super::models_dir::{FolderModels, ModelsArgs, load_beside, served};
 use super::options::{ModelArgs, parse_size};
 use crate::embedded;
 use crate::error::{Error, Result};
 use crate::folder;
 use crate::load::ModelsFolder;
-use crate::server::{Open, PromptCacheConfig, ReasoningFormat, Server, ServerConfig};
+use crate::server::{Open, PromptCacheConfig, ReasoningFormat, Server, ServerConfig, engine_is_left};
 use clap::value_parser;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -166,8 +167,7 @@ pub fn run(args: ServeArgs) -> Result<ExitCode> {
             let name = name(&model);
             served(model.open(max_num_sequences)?, &template, name)
         };
-        server.run(open, stop)?;
-        return Ok(ExitCode::SUCCESS);
+        return server.run(open, stop).map(ended);
     };
     let room = source.room_beside(args.models.models_max)?;
     let open: Open = Box::new(move || {
@@ -175,8 +175,15 @@ pub fn run(args: ServeArgs) -> Result<ExitCode> {
         let name = name(&model);
         served(load_beside(&model, max_num_sequences, room)?, &template, name)
     });
-    server.run_models(is_named.then_some(open), source, stop)?;
-    Ok(ExitCode::SUCCESS)
+    server.run_models(is_named.then_some(open), source, stop).map(ended)
+}
+
+/// What the program ends with when the server has.
+fn ended((): ()) -> ExitCode {
+    if engine_is_left() {
+        end_at_once(0);
+    }
+    ExitCode::SUCCESS
 }
 
 /// The models of a folder beside `model`, if that names one.
@@ -224,7 +231,7 @@ fn stop_signal() -> impl Future<Output = ()> {
     let (tell, told) = (Arc::clone(&stop), AtomicBool::new(false));
     let installed = ctrlc::set_handler(move || {
         if told.swap(true, Ordering::SeqCst) {
-            std::process::exit(i32::from(super::interrupt::EXIT_INTERRUPTED));
+            end_at_once(EXIT_INTERRUPTED);
         }
         tell.notify_one();
     });

@@ -63,6 +63,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use work::Work;
@@ -229,6 +230,7 @@ impl Server {
         while !is_done() || !others.iter().all(|thread| thread.is_finished()) {
             if start.elapsed() >= patience {
                 tracing::warn!("the engine is still at work; it is left to the end of the program");
+                ENGINE_IS_LEFT.store(true, Ordering::SeqCst);
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(2));
@@ -236,6 +238,14 @@ impl Server {
         let panicked = |_| Err(Error::Device("the engine's thread panicked".into()));
         thread.map_or(Ok(()), |thread| thread.join().unwrap_or_else(panicked))
     }
+}
+
+/// See [`engine_is_left`].
+static ENGINE_IS_LEFT: AtomicBool = AtomicBool::new(false);
+
+/// Whether a server of this process has ended while its engine was at work, which goes on until the process ends.
+pub fn engine_is_left() -> bool {
+    ENGINE_IS_LEFT.load(Ordering::SeqCst)
 }
 
 fn router(app: &Arc<App>, cors: Option<CorsLayer>) -> Router {
