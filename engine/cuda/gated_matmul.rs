@@ -9,7 +9,7 @@ use super::tensor_map::TensorMaps;
 use super::variant::{KernelChoice, select, variants};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use cuda_std::launch::{DevicePtr, LaunchConfig};
+use cuda_std::launch::{DevicePtr, Kernels, LaunchConfig};
 use gpu_kernels::gated_matmul::{
     BLOCK_SIZE, BOX_ROWS, DEPTH, GatedMatmulArgs, TILE_COLUMNS, TILE_ROWS, WGMMA_SHARED_BYTES, WGMMA_THREADS,
     plain, wgmma,
@@ -29,8 +29,8 @@ pub(super) struct Case {
 }
 
 variants! { Case, Launch<Case>;
-    "wgmma" [wgmma]: whole_tiles => |device, case| unsafe { launch_wgmma(device, case) };
-    "plain" [plain]: always => |device, case| unsafe { launch_plain(device, case) };
+    "wgmma" [wgmma]: whole_tiles => |device, case| unsafe { launch_wgmma(device, case, wgmma()) };
+    "plain" [plain]: always => |device, case| unsafe { launch_plain(device, case, plain()) };
 }
 
 fn whole_tiles(case: &Case) -> Result<(), &'static str> {
@@ -46,7 +46,7 @@ fn whole_tiles(case: &Case) -> Result<(), &'static str> {
 
 /// # Safety
 /// The case is whole, and one for the kernel.
-unsafe fn launch_wgmma(device: &Device, case: &Case) -> Result<()> {
+unsafe fn launch_wgmma(device: &Device, case: &Case, kernels: &Kernels<GatedMatmulArgs>) -> Result<()> {
     let tiles = case.arguments.n.div_ceil(TILE_ROWS) * (case.arguments.rows / TILE_COLUMNS);
     let config = LaunchConfig {
         grid: [tiles.min(device.info().multiprocessors), 1, 1],
@@ -54,16 +54,16 @@ unsafe fn launch_wgmma(device: &Device, case: &Case) -> Result<()> {
         shared_bytes: WGMMA_SHARED_BYTES,
     };
     // SAFETY: the caller vouches for the case; buffers are aligned.
-    unsafe { launch(device, wgmma(), &[case.dtype.name().into()], &config, case.arguments) }
+    unsafe { launch(device, kernels, &[case.dtype.name().into()], &config, case.arguments) }
 }
 
 /// # Safety
 /// The case is whole.
-unsafe fn launch_plain(device: &Device, case: &Case) -> Result<()> {
+unsafe fn launch_plain(device: &Device, case: &Case, kernels: &Kernels<GatedMatmulArgs>) -> Result<()> {
     let grid = [case.arguments.n, case.arguments.rows.div_ceil(BLOCK_SIZE), 1];
     let config = LaunchConfig { grid, block: [BLOCK_SIZE, 1, 1], shared_bytes: 0 };
     // SAFETY: a thread for each result; the caller vouches for the case.
-    unsafe { launch(device, plain(), &[case.dtype.name().into()], &config, case.arguments) }
+    unsafe { launch(device, kernels, &[case.dtype.name().into()], &config, case.arguments) }
 }
 
 /// The matrices of gate and up, what is multiplied with them, and where it goes.
