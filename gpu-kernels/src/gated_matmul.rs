@@ -34,7 +34,7 @@ pub const DEPTH: u32 = 64;
 /// Rows of a box that is copied.
 pub const BOX_ROWS: u32 = 64;
 
-/// Threads of a block of [`wgmma`]: a warpgroup that copies, two that multiply.
+/// Threads of a block of [`wgmma()`]: a warpgroup that copies, two that multiply.
 pub const WGMMA_THREADS: u32 = 384;
 
 /// Steps of [`DEPTH`] that are in shared memory, or on their way.
@@ -43,7 +43,7 @@ const STAGES: u32 = 6;
 /// 16-byte words of 64 rows of [`DEPTH`] values.
 const HALF: u32 = 64 * DEPTH / 8;
 
-/// Bytes of dynamic shared memory of [`wgmma`]: stages, their barriers, and room to begin at a multiple of 1,024.
+/// Bytes of dynamic shared memory of [`wgmma()`]: stages, their barriers, and room to begin at a multiple of 1,024.
 pub const WGMMA_SHARED_BYTES: u32 = 1024 + STAGES * (4 * HALF * 16 + 2 * 8);
 
 /// Tiles of rows whose columns are computed before those of the next ones, so that what they read is in the L2 cache.
