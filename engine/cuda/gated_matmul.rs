@@ -35,11 +35,16 @@ variants! { Case, Launch<Case>;
 
 fn whole_tiles(case: &Case) -> Result<(), &'static str> {
     let GatedMatmulArgs { rows, cols, .. } = case.arguments;
+    multiplies(case.has_wgmma, case.dtype, [rows as usize, cols as usize])
+}
+
+/// What warpgroups multiply: gate and up `[rows, cols]`.
+fn multiplies(has_wgmma: bool, dtype: Dtype, [rows, cols]: [usize; 2]) -> Result<(), &'static str> {
     match () {
-        () if !case.has_wgmma => Err("the device has no wgmma"),
-        () if case.dtype != Dtype::F16 => Err("the weights are not f16"),
-        () if !cols.is_multiple_of(DEPTH) || cols == 0 => Err("in_features is not a multiple of 64"),
-        () if !rows.is_multiple_of(TILE_COLUMNS) => Err("intermediate_size is not a multiple of 64"),
+        () if !has_wgmma => Err("the device has no wgmma"),
+        () if dtype != Dtype::F16 => Err("the weights are not f16"),
+        () if !cols.is_multiple_of(DEPTH as usize) || cols == 0 => Err("in_features is not a multiple of 64"),
+        () if !rows.is_multiple_of(TILE_COLUMNS as usize) => Err("intermediate_size is not a multiple of 64"),
         () => Ok(()),
     }
 }
@@ -82,11 +87,8 @@ pub(super) struct Operands<'a> {
 /// and more than reading weights to do.
 pub(super) fn suits(device: &Device, n: usize, matrix: &Activation) -> bool {
     let tiles = n.div_ceil(TILE_ROWS as usize) * (matrix.rows / TILE_COLUMNS as usize);
-    device.has_wgmma()
+    multiplies(device.has_wgmma(), matrix.dtype, [matrix.rows, matrix.cols]).is_ok()
         && !device.is_emulated()
-        && matrix.dtype == Dtype::F16
-        && matrix.cols.is_multiple_of(DEPTH as usize)
-        && matrix.rows.is_multiple_of(TILE_COLUMNS as usize)
         && n > TILE_ROWS as usize
         && tiles >= 2 * device.info().multiprocessors as usize
 }

@@ -19,7 +19,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
-fn options(ranks: usize) -> RunnerOptions {
+/// Of a model on so many emulated devices.
+pub fn options(ranks: usize) -> RunnerOptions {
     RunnerOptions {
         device: DeviceChoice::Emulated,
         max_model_len: Some(MAX_MODEL_LEN),

@@ -2,7 +2,7 @@
 
 use crate::drafts::answers;
 use crate::lora::{self, adapted};
-use crate::{MAX_MODEL_LEN, life, logits, parts, small};
+use crate::{life, logits, parts, ranks, small};
 use qernel::config::{Config, ExpertSizes};
 use qernel::engine::{DraftSource, Engine, EngineConfig, NgramKind, NgramOptions, Request};
 use qernel::error::Error;
@@ -17,15 +17,8 @@ use qernel::testing::{TinyDraft, TinyModel};
 use qernel::weights::Weights;
 
 fn options(shares: &[f64]) -> RunnerOptions {
-    RunnerOptions {
-        device: DeviceChoice::Emulated,
-        max_model_len: Some(MAX_MODEL_LEN),
-        max_num_tokens: Some(64),
-        max_num_sequences: 4,
-        max_num_logits: 64,
-        layer_split: (!shares.is_empty()).then(|| LayerSplit::Shares(shares.to_vec())),
-        ..RunnerOptions::default()
-    }
+    let layer_split = (!shares.is_empty()).then(|| LayerSplit::Shares(shares.to_vec()));
+    RunnerOptions { layer_split, ..ranks::options(1) }
 }
 
 fn open(model: &TinyModel, options: &RunnerOptions) -> Result<Box<dyn Runner>, Error> {
