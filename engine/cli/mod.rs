@@ -187,7 +187,7 @@ fn with_long_names(args: impl Iterator<Item = OsString>) -> impl Iterator<Item =
 /// A server's last words go the way of its log: standard error may be a pipe that nobody reads.
 fn run_server(args: serve::ServeArgs, verbose: u8, format: LogFormat) -> ExitCode {
     let queue = log::start_queued(verbose, format);
-    let code = serve::run(args).unwrap_or_else(|error| {
+    let code = serve::run(args, &queue).unwrap_or_else(|error| {
         queue.line(output::message(&error).into_bytes());
         error.exit_code()
     });

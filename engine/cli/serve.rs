@@ -3,6 +3,7 @@
 use super::conversation::{ReasoningArgs, TemplateArgs};
 use super::hub;
 use super::interrupt::{EXIT_INTERRUPTED, end_at_once};
+use super::log::Queue;
 use super::models_dir::{FolderModels, ModelsArgs, load_beside, served};
 use super::options::{ModelArgs, parse_size};
 use crate::embedded;
@@ -117,8 +118,8 @@ impl PromptCacheArgs {
     }
 }
 
-/// Runs the server until a signal stops it.
-pub fn run(args: ServeArgs) -> Result<ExitCode> {
+/// Runs the server until a signal stops it; `log` is where its lines wait.
+pub fn run(args: ServeArgs, log: &Queue) -> Result<ExitCode> {
     give_memory_back();
     let seconds = Duration::from_secs;
     let prompt_cache = args.prompt_cache.config();
@@ -151,7 +152,7 @@ pub fn run(args: ServeArgs) -> Result<ExitCode> {
         ..ServerConfig::default()
     })?;
     // Who reads that it listens may well tell it to stop.
-    let stop = stop_signal();
+    let stop = stop_signal(log.clone());
     tracing::info!("listening on http://{}", server.local_addr()?);
     let (template, max_num_sequences) = (args.template, args.max_num_sequences);
     let mut model = ModelArgs { fingerprint, ..args.model };
@@ -167,7 +168,7 @@ pub fn run(args: ServeArgs) -> Result<ExitCode> {
             let name = name(&model);
             served(model.open(max_num_sequences)?, &template, name)
         };
-        return server.run(open, stop).map(ended);
+        return server.run(open, stop).map(|()| ended(log));
     };
     let room = source.room_beside(args.models.models_max)?;
     let open: Open = Box::new(move || {
@@ -175,12 +176,13 @@ pub fn run(args: ServeArgs) -> Result<ExitCode> {
         let name = name(&model);
         served(load_beside(&model, max_num_sequences, room)?, &template, name)
     });
-    server.run_models(is_named.then_some(open), source, stop).map(ended)
+    server.run_models(is_named.then_some(open), source, stop).map(|()| ended(log))
 }
 
 /// What the program ends with when the server has.
-fn ended((): ()) -> ExitCode {
+fn ended(log: &Queue) -> ExitCode {
     if engine_is_left() {
+        log.flush();
         end_at_once(0);
     }
     ExitCode::SUCCESS
@@ -224,13 +226,14 @@ fn default_name(model: Option<&Path>) -> String {
     name.unwrap_or_else(|| embedded::SHORT_NAME.into())
 }
 
-/// Done when the program is told to stop. Told again, it ends at once: the handler runs on a thread of its own, which nothing
-/// that the server does can hold up.
-fn stop_signal() -> impl Future<Output = ()> {
+/// Done when the program is told to stop. Told again, it ends as soon as the log is written: the handler runs on a thread of its own,
+/// which nothing that the server does can hold up.
+fn stop_signal(log: Queue) -> impl Future<Output = ()> {
     let stop = Arc::new(Notify::new());
     let (tell, told) = (Arc::clone(&stop), AtomicBool::new(false));
     let installed = ctrlc::set_handler(move || {
         if told.swap(true, Ordering::SeqCst) {
+            log.flush();
             end_at_once(EXIT_INTERRUPTED);
         }
         tell.notify_one();
