@@ -1,31 +1,26 @@
 //! Causal grouped-query attention of every row over the pages of its sequence.
 //!
-//! One task is one head of one row. It goes through the pages in order with the online softmax of Milakov and
-//! Gimelshein (2018): scores of a page, new maximum, rescale what was summed so far, add. The order depends on the
-//! row's position alone, so a row has the same bits in a whole prefill, in a chunk and in a decode step.
+//! A row's head goes through the pages in order with the online softmax of Milakov and Gimelshein (2018): scores of a page, new maximum, rescale
+//! what was summed so far, add. The order depends on the row's position alone, so a row has the same bits in a whole prefill, in a chunk and in a
+//! decode step. One task is one head of one row, or, of a prompt, all heads that read the same keys and values of some neighbouring rows: they
+//! widen a page to f32 once.
 
+mod stored;
+
+use super::exp::exp;
 use super::expect_below;
 use super::kv::{Kind, KvCache};
-use super::simd::{Element, Isa, Kernel, LANES, Lanes, with_element};
+use super::simd::{F32, Isa, Kernel, Lanes, widen, with_element};
 use super::team;
-use super::tensor::Tensor;
+use super::tensor::{OutPtr, Tensor};
 use crate::batch::Batch;
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::kv_format::{BLOCK_BYTES, BLOCK_VALUES, KvFormat};
+use crate::kv_format::KvFormat;
 use crate::kv_layout::{KvLayout, PAGE_SIZE};
-
-/// Runs `$body` with the type `$stored` that stands for `$format`.
-macro_rules! with_stored {
-    ($format:expr, $stored:ident => $body:expr) => {
-        match $format {
-            KvFormat::Float(dtype) => with_element!(dtype, $stored => $body),
-            KvFormat::Q8_0 => {
-                type $stored = Blocks;
-                $body
-            }
-        }
-    };
-}
+use std::mem::MaybeUninit;
+use std::slice;
+use stored::{AT_ONCE, Stored, with_stored};
 
 /// `softmax(q · kᵀ / sqrt(head_dim)) · v` over the positions up to each row's own;
 /// `q` and `out` are `[num_tokens, num_heads * head_dim]`, head `h` reads the key-value head
@@ -57,36 +52,104 @@ pub fn attention(
     }
 
     let group = num_heads / num_key_value_heads;
-    let head = |i: usize, out: &mut [f32]| {
-        let (row, head) = (i / num_heads, i % num_heads);
-        let pages = &batch.block_table[batch.sequence_of_token[row] as usize * batch.max_blocks..];
+    let stride = num_heads * head_dim;
+    let to = OutPtr(out.first_mut(n).as_mut_ptr());
+    let of = |row: usize, key_value_head: usize| {
         let [k, v] = [Kind::K, Kind::V].map(|kind| {
             let format = cache.format(kind);
             let row_bytes = format.bytes(head_dim);
-            let offset = head / group * PAGE_SIZE * row_bytes;
-            Pages {
-                bytes: cache.first_page_on(layer, kind),
-                format,
-                stride: cache.stride(),
-                offset,
-                row_bytes,
-            }
+            let offset = key_value_head * PAGE_SIZE * row_bytes;
+            let bytes = cache.first_page_on(layer, kind);
+            Pages { bytes, format, stride: cache.stride(), offset, row_bytes }
         });
-        let q = &q.row(row)[head * head_dim..][..head_dim];
-        let head = Head { q, k, v, pages, visible: batch.positions[row] as usize + 1, out };
-        // SAFETY: the kernel demands nothing else; its slices are checked.
-        unsafe { isa.run(head) }
+        let pages = &batch.block_table[batch.sequence_of_token[row] as usize * batch.max_blocks..];
+        Sequence { k, v, pages, head_dim, visible: batch.positions[row] as usize + 1 }
     };
+    let run = |task: &Task| match *task {
+        Task::Head { row, head } => {
+            let sequence = of(row, head / group);
+            // SAFETY: this head of this row is this task's own.
+            let out = unsafe { to.values(row * stride + head * head_dim, head_dim) };
+            let q = &q.row(row)[head * head_dim..][..head_dim];
+            // SAFETY: the kernel demands nothing else; its slices are checked.
+            unsafe { isa.run(Head { q, sequence, out }) }
+        }
+        Task::Rows { first, count, key_value_head, dtypes } => {
+            let heads = key_value_head * group..(key_value_head + 1) * group;
+            let sequence = of(first, key_value_head);
+            // SAFETY: these heads of these rows are this task's own, and the kernel's slices are checked.
+            unsafe { isa.run(Rows { q, first, count, heads, sequence, dtypes, out: to, stride }) }
+        }
+    };
+    let formats = [cache.format(Kind::K), cache.format(Kind::V)].map(KvFormat::float);
+    let dtypes = match formats {
+        [Some(k), Some(v)] if head_dim <= WIDEST_HEAD => Some([k, v]),
+        _ => None,
+    };
+    let tasks = tasks(batch, num_heads, num_key_value_heads, dtypes);
     /// Multiplications below which one core is done before another has started.
     const WORTH_WAKING: usize = 1 << 19;
     let visible: usize = batch.positions.iter().map(|&position| position as usize + 1).sum();
-    let out = out.first_mut(n);
     if visible * num_heads * head_dim * 2 < WORTH_WAKING {
-        out.chunks_exact_mut(head_dim).enumerate().for_each(|(i, out)| head(i, out));
+        tasks.iter().for_each(run);
     } else {
-        team::for_each_chunk(out, head_dim, head);
+        team::for_each(tasks.len(), |i| run(&tasks[i]));
     }
     Ok(())
+}
+
+/// Neighbouring rows of a sequence that share a task at most.
+const MOST_ROWS: usize = 8;
+/// Values of a head that [`Rows`] has room for.
+const WIDEST_HEAD: usize = 256;
+
+/// What is computed at once.
+enum Task {
+    Head {
+        row: usize,
+        head: usize,
+    },
+    /// All heads that read `key_value_head`, whose pages are of `dtypes`, of `count` rows from `first`: one sequence's, one position after the other.
+    Rows {
+        first: usize,
+        count: usize,
+        key_value_head: usize,
+        dtypes: [Dtype; 2],
+    },
+}
+
+/// The tasks of a batch: rows by themselves where they have no neighbours or pages are of no `dtypes`.
+fn tasks(
+    batch: &Batch,
+    num_heads: usize,
+    num_key_value_heads: usize,
+    dtypes: Option<[Dtype; 2]>,
+) -> Vec<Task> {
+    let (positions, sequences) = (&batch.positions, &batch.sequence_of_token);
+    let follows = |row: usize| {
+        row < positions.len()
+            && sequences[row] == sequences[row - 1]
+            && positions[row] == positions[row - 1] + 1
+    };
+    let mut tasks = Vec::new();
+    let mut first = 0;
+    while first < positions.len() {
+        let count = (1..MOST_ROWS).find(|&i| !follows(first + i)).unwrap_or(MOST_ROWS);
+        match dtypes.filter(|_| count > 1) {
+            Some(dtypes) => tasks.extend((0..num_key_value_heads).map(|key_value_head| Task::Rows {
+                first,
+                count,
+                key_value_head,
+                dtypes,
+            })),
+            None => tasks.extend(
+                (first..first + count)
+                    .flat_map(|row| (0..num_heads).map(move |head| Task::Head { row, head })),
+            ),
+        }
+        first += count;
+    }
+    tasks
 }
 
 /// K or V of one head.
@@ -110,16 +173,84 @@ impl Pages<'_> {
     }
 }
 
-/// One head of one row.
-struct Head<'a> {
-    /// `[head_dim]`
-    q: &'a [f32],
+/// What a row attends to.
+struct Sequence<'a> {
     k: Pages<'a>,
     v: Pages<'a>,
     /// Pages of the sequence, in order.
     pages: &'a [u32],
-    /// Positions it attends to.
+    head_dim: usize,
+    /// Positions that the row, or the first of several, attends to.
     visible: usize,
+}
+
+/// What was summed so far of a head of a row.
+#[derive(Clone, Copy)]
+struct Softmax {
+    max: f32,
+    sum: f32,
+}
+
+impl Softmax {
+    const NONE: Self = Self { max: f32::NEG_INFINITY, sum: 0.0 };
+
+    /// Makes the scores of the first `tokens` keys of a page weights; answers what has to be rescaled by.
+    #[inline(always)]
+    fn weights(&mut self, scores: &mut [f32; PAGE_SIZE], tokens: usize) -> f32 {
+        scores[tokens..].fill(f32::NEG_INFINITY);
+        // NaN is larger than nothing; its weight is NaN.
+        let max = fold(scores, |a, b| if b > a { b } else { a });
+        let max = if max > self.max { max } else { self.max };
+        let rescale = (self.max - max).exp();
+        self.max = max;
+        scores.iter_mut().for_each(|score| *score = exp(*score - max));
+        scores[tokens..].fill(0.0);
+        self.sum = self.sum * rescale + fold(scores, |a, b| a + b);
+        rescale
+    }
+}
+
+/// All values by `f`, as lanes do it.
+#[inline(always)]
+fn fold(values: &[f32; PAGE_SIZE], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut values = *values;
+    let mut len = PAGE_SIZE;
+    while len > 1 {
+        len /= 2;
+        for i in 0..len {
+            values[i] = f(values[i], values[i + len]);
+        }
+    }
+    values[0]
+}
+
+/// `q · k / sqrt(head_dim)` of each of the keys, one behind the other in `row_bytes` each.
+///
+/// # Safety
+/// The processor has the instructions of `L`; keys have as many values as `q`.
+#[inline(always)]
+unsafe fn score<L: Lanes, S: Stored>(q: &[f32], keys: &[u8], row_bytes: usize, scores: &mut [f32]) {
+    let scale = 1.0 / (q.len() as f32).sqrt();
+    let (fours, ones) = scores.as_chunks_mut::<AT_ONCE>();
+    let (keys, rest) = keys.split_at(fours.len() * AT_ONCE * row_bytes);
+    for (scores, keys) in fours.iter_mut().zip(keys.chunks_exact(AT_ONCE * row_bytes)) {
+        let (ab, cd) = keys.split_at(2 * row_bytes);
+        let ((a, b), (c, d)) = (ab.split_at(row_bytes), cd.split_at(row_bytes));
+        // SAFETY: the caller's.
+        *scores = unsafe { S::dots::<L>(q, [a, b, c, d]) };
+    }
+    for (score, key) in ones.iter_mut().zip(rest.chunks_exact(row_bytes)) {
+        // SAFETY: the caller's.
+        *score = unsafe { S::dot::<L>(q, key) };
+    }
+    scores.iter_mut().for_each(|score| *score *= scale);
+}
+
+/// One head of one row.
+struct Head<'a> {
+    /// `[head_dim]`
+    q: &'a [f32],
+    sequence: Sequence<'a>,
     /// `[head_dim]`
     out: &'a mut [f32],
 }
@@ -129,145 +260,108 @@ impl Kernel for Head<'_> {
 
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        let scale = 1.0 / (self.q.len() as f32).sqrt();
-        let mut max = f32::NEG_INFINITY;
-        let mut sum = 0.0;
-        self.out.fill(0.0);
-        for first in (0..self.visible).step_by(PAGE_SIZE) {
-            let tokens = (self.visible - first).min(PAGE_SIZE);
-            let page = self.pages[first / PAGE_SIZE];
-            let (k, v) = (self.k.rows(page, tokens), self.v.rows(page, tokens));
+        let Self { q, sequence: Sequence { k, v, pages, visible, .. }, out } = self;
+        let mut softmax = Softmax::NONE;
+        let mut scores = [0f32; PAGE_SIZE];
+        out.fill(0.0);
+        for (first, &page) in (0..visible).step_by(PAGE_SIZE).zip(pages) {
+            let tokens = (visible - first).min(PAGE_SIZE);
+            let (keys, values) = (k.rows(page, tokens), v.rows(page, tokens));
+            // SAFETY: the caller's instructions; keys are head_dim values each.
+            with_stored!(k.format, S => unsafe { score::<L, S>(q, keys, k.row_bytes, &mut scores[..tokens]) });
+            let rescale = softmax.weights(&mut scores, tokens);
+            let weights = &scores[..tokens];
+            // SAFETY: the caller's instructions; values are [tokens, head_dim].
+            with_stored!(v.format, S => unsafe { S::add_weighted::<L>(weights, values, rescale, out) });
+        }
+        out.iter_mut().for_each(|out| *out /= softmax.sum);
+    }
+}
 
-            let mut scores = [0f32; PAGE_SIZE];
-            let scores = &mut scores[..tokens];
-            with_stored!(self.k.format, S => {
-                for (score, k) in scores.iter_mut().zip(k.chunks_exact(self.k.row_bytes)) {
-                    // SAFETY: the caller's instructions; k is head_dim values.
-                    *score = unsafe { S::dot::<L>(self.q, k) } * scale;
-                }
+/// All heads that read one head of K and V, of neighbouring rows of a sequence.
+struct Rows<'a> {
+    /// `[num_tokens, num_heads * head_dim]`
+    q: &'a Tensor,
+    /// Rows of `q` and `out`.
+    first: usize,
+    count: usize,
+    /// Heads of a row.
+    heads: std::ops::Range<usize>,
+    sequence: Sequence<'a>,
+    /// Of K and V.
+    dtypes: [Dtype; 2],
+    /// As `q`.
+    out: OutPtr,
+    /// From row to row of `out`, in values.
+    stride: usize,
+}
+
+impl Kernel for Rows<'_> {
+    type Output = ();
+
+    /// # Safety
+    /// These heads of these rows of `out` are the caller's, and have at most [`WIDEST_HEAD`] values.
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        // SAFETY: the caller's.
+        unsafe {
+            match self.sequence.head_dim {
+                64 => self.of_width::<L>(64),
+                128 => self.of_width::<L>(128),
+                head_dim => self.of_width::<L>(head_dim),
+            }
+        }
+    }
+}
+
+impl Rows<'_> {
+    /// [`Kernel::run`], with loops for the usual widths, which are known to the compiler.
+    #[inline(always)]
+    unsafe fn of_width<L: Lanes>(self, head_dim: usize) {
+        let Self { q, first, count, heads, sequence, dtypes, out, stride } = self;
+        let Sequence { k, v, pages, visible, .. } = sequence;
+        // SAFETY: the caller's.
+        let out_of = |row: usize, head: usize| unsafe {
+            out.values((first + row) * stride + head * head_dim, head_dim)
+        };
+        let mut softmax = vec![[Softmax::NONE; MOST_ROWS]; heads.len()];
+        for (row, head) in (0..count).flat_map(|row| heads.clone().map(move |head| (row, head))) {
+            out_of(row, head).fill(0.0);
+        }
+        let mut scores = [0f32; PAGE_SIZE];
+        let mut room = MaybeUninit::<[[f32; PAGE_SIZE * WIDEST_HEAD]; 2]>::uninit();
+        let last = visible + count - 1;
+        for (before, &page) in (0..last).step_by(PAGE_SIZE).zip(pages) {
+            let tokens = (last - before).min(PAGE_SIZE);
+            let widened =
+                [0, 1].map(|i| room.as_mut_ptr().cast::<f32>().wrapping_add(i * PAGE_SIZE * WIDEST_HEAD));
+            for ((&to, pages), dtype) in widened.iter().zip([&k, &v]).zip(dtypes) {
+                let from = pages.rows(page, tokens);
+                // SAFETY: the caller's instructions; there is room for a page's rows.
+                with_element!(dtype, E => unsafe { widen::<L, E>(from, to, tokens * head_dim) });
+            }
+            // SAFETY: so many values were written, and any f32 is four bytes.
+            let [keys, values] = widened.map(|from| unsafe {
+                slice::from_raw_parts(from.cast::<u8>(), tokens * head_dim * size_of::<f32>())
             });
-            let page_max = scores.iter().copied().fold(max, f32::max);
-            let rescale = (max - page_max).exp();
-            max = page_max;
-            sum *= rescale;
-            for score in scores.iter_mut() {
-                *score = (*score - max).exp();
-                sum += *score;
-            }
-            // SAFETY: the caller's instructions; v is [tokens, head_dim].
-            with_stored!(self.v.format, S => unsafe { S::add_weighted::<L>(scores, v, rescale, self.out) });
-        }
-        for out in self.out.iter_mut() {
-            *out /= sum;
-        }
-    }
-}
-
-/// How values of a format are used where they lie.
-///
-/// # Safety
-/// All functions: the processor has the instructions of `L`, slices are as long as they say.
-#[allow(clippy::missing_safety_doc, reason = "one contract, stated above, for all of them")]
-trait Stored {
-    /// `q · k`, both `[head_dim]`.
-    unsafe fn dot<L: Lanes>(q: &[f32], k: &[u8]) -> f32;
-
-    /// `out = out * rescale + Σ weights[t] * v[t]`, with `v` `[weights.len(), head_dim]` and `out` `[head_dim]`.
-    unsafe fn add_weighted<L: Lanes>(weights: &[f32], v: &[u8], rescale: f32, out: &mut [f32]);
-}
-
-impl<E: Element> Stored for E {
-    #[inline(always)]
-    unsafe fn dot<L: Lanes>(q: &[f32], k: &[u8]) -> f32 {
-        let whole = q.len() / LANES * LANES;
-        // SAFETY: i + 16 <= head_dim; k has as many values as q.
-        unsafe {
-            let mut sums = L::splat(0.0);
-            for i in (0..whole).step_by(LANES) {
-                let q = L::load_f32(q.as_ptr().add(i).cast());
-                sums = q.mul_add(E::load(k.as_ptr().add(i * E::SIZE)), sums);
-            }
-            let mut sum = sums.sum();
-            for (i, q) in q.iter().enumerate().skip(whole) {
-                sum += q * E::get(k.as_ptr().add(i * E::SIZE));
-            }
-            sum
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn add_weighted<L: Lanes>(weights: &[f32], v: &[u8], rescale: f32, out: &mut [f32]) {
-        let head_dim = out.len();
-        let whole = head_dim / LANES * LANES;
-        // SAFETY: i + 16 <= head_dim; v has weights.len() rows of head_dim values.
-        unsafe {
-            for i in (0..whole).step_by(LANES) {
-                let to = out.as_mut_ptr().add(i);
-                let mut sums = L::load_f32(to.cast()).mul_add(L::splat(rescale), L::splat(0.0));
-                for (t, &weight) in weights.iter().enumerate() {
-                    let v = E::load::<L>(v.as_ptr().add((t * head_dim + i) * E::SIZE));
-                    sums = v.mul_add(L::splat(weight), sums);
-                }
-                sums.store(to);
-            }
-            for (i, out) in out.iter_mut().enumerate().skip(whole) {
-                *out *= rescale;
-                for (t, weight) in weights.iter().enumerate() {
-                    *out += weight * E::get(v.as_ptr().add((t * head_dim + i) * E::SIZE));
+            let row_bytes = head_dim * size_of::<f32>();
+            for row in 0..count {
+                let tokens = (visible + row).saturating_sub(before).min(PAGE_SIZE);
+                let (keys, values) = (&keys[..tokens * row_bytes], &values[..tokens * row_bytes]);
+                for (head, softmax) in heads.clone().zip(&mut softmax).filter(|_| tokens > 0) {
+                    let q = &q.row(first + row)[head * head_dim..][..head_dim];
+                    // SAFETY: the caller's instructions; keys are head_dim values each, values are [tokens, head_dim].
+                    unsafe {
+                        score::<L, F32>(q, keys, row_bytes, &mut scores[..tokens]);
+                        let rescale = softmax[row].weights(&mut scores, tokens);
+                        F32::add_weighted::<L>(&scores[..tokens], values, rescale, out_of(row, head));
+                    }
                 }
             }
         }
-    }
-}
-
-/// [`KvFormat::Q8_0`]: blocks of [`BLOCK_VALUES`] values, twice [`LANES`].
-struct Blocks;
-
-const _: () = assert!(BLOCK_VALUES == 2 * LANES);
-
-/// The scale of a block, to f32 without a call.
-#[inline(always)]
-fn scale_of(block: &[u8]) -> f32 {
-    const TO_F32: f32 = f32::from_bits((127 + 112) << 23);
-    let bits = u32::from(u16::from_le_bytes([block[0], block[1]]));
-    // Not negative; the exponent of all ones is that of NaN.
-    if bits & 0x7c00 == 0x7c00 { f32::NAN } else { f32::from_bits(bits << 13) * TO_F32 }
-}
-
-impl Stored for Blocks {
-    #[inline(always)]
-    unsafe fn dot<L: Lanes>(q: &[f32], k: &[u8]) -> f32 {
-        let (q, k) = (q.as_chunks::<BLOCK_VALUES>().0, k.as_chunks::<BLOCK_BYTES>().0);
-        // SAFETY: a block has 32 values behind its scale.
-        unsafe {
-            let mut sums = L::splat(0.0);
-            for (q, block) in q.iter().zip(k) {
-                let (q, codes) = (q.as_ptr(), block.as_ptr().add(2));
-                let low = L::load_f32(q.cast()).mul(L::load_i8(codes));
-                let both = L::load_f32(q.add(LANES).cast()).mul_add(L::load_i8(codes.add(LANES)), low);
-                sums = both.mul_add(L::splat(scale_of(block)), sums);
-            }
-            sums.sum()
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn add_weighted<L: Lanes>(weights: &[f32], v: &[u8], rescale: f32, out: &mut [f32]) {
-        let blocks = out.len() / BLOCK_VALUES;
-        let v = v.as_chunks::<BLOCK_BYTES>().0;
-        // SAFETY: a block has 32 values behind its scale, and there are as many of `out`.
-        unsafe {
-            for (i, out) in out.as_chunks_mut::<BLOCK_VALUES>().0.iter_mut().enumerate() {
-                let (to, rescale) = (out.as_mut_ptr(), L::splat(rescale));
-                let mut low = L::load_f32(to.cast()).mul(rescale);
-                let mut high = L::load_f32(to.add(LANES).cast()).mul(rescale);
-                for (block, &weight) in v.iter().skip(i).step_by(blocks).zip(weights) {
-                    let (weight, codes) = (L::splat(weight * scale_of(block)), block.as_ptr().add(2));
-                    low = L::load_i8(codes).mul_add(weight, low);
-                    high = L::load_i8(codes.add(LANES)).mul_add(weight, high);
-                }
-                low.store(to);
-                high.store(to.add(LANES));
+        for row in 0..count {
+            for (head, softmax) in heads.clone().zip(&softmax) {
+                out_of(row, head).iter_mut().for_each(|out| *out /= softmax[row].sum);
             }
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! Source: Hendrycks and Gimpel, Gaussian Error Linear Units (2016); the approximation by tanh is what GPT-2 was trained with.
 
+use super::exp::exp;
 use super::for_each_row;
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
@@ -35,5 +36,5 @@ fn gelu(value: f32) -> f32 {
     /// `2 √(2 / π)`
     const SLOPE: f32 = FRAC_2_SQRT_PI * SQRT_2;
     let twice = SLOPE * value * (1.0 + 0.044_715 * value * value);
-    value / (1.0 + (-twice).exp())
+    value / (1.0 + exp(-twice))
 }

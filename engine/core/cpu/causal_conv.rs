@@ -1,5 +1,6 @@
 //! The convolution before linear attention, over the rows of each sequence.
 
+use super::exp::silu;
 use super::for_each_row;
 use super::states::{Slot, States};
 use super::tensor::Tensor;
@@ -49,7 +50,7 @@ pub fn causal_conv(
                     *out += conv.weight[channel * taps + j] * x;
                 }
             }
-            out.iter_mut().for_each(|out| *out /= 1.0 + (-*out).exp());
+            out.iter_mut().for_each(|out| *out = silu(*out));
         });
         for kept in 0..taps - 1 {
             match (rows.len() + kept + 1).checked_sub(taps) {

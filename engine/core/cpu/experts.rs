@@ -44,27 +44,6 @@ pub(super) fn of_experts(places: &[Place]) -> Vec<&[Place]> {
     of_experts.flat_map(|places| places.chunks(ROWS_AT_ONCE)).collect()
 }
 
-/// Where tasks write; each writes the values of its own places.
-#[derive(Clone, Copy)]
-pub(super) struct OutPtr(pub *mut f32);
-
-// SAFETY: tasks write the values of different places, and the borrow of what they write to outlives them.
-unsafe impl Send for OutPtr {}
-// SAFETY: as above.
-unsafe impl Sync for OutPtr {}
-
-impl OutPtr {
-    /// `len` values from `first` on.
-    ///
-    /// # Safety
-    /// They are there, and nobody else reads or writes them.
-    #[allow(clippy::mut_from_ref)] // The caller's promise.
-    pub unsafe fn values(&self, first: usize, len: usize) -> &mut [f32] {
-        // SAFETY: the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(first), len) }
-    }
-}
-
 /// Calls `f` with rows of this thread, which are kept for its next call.
 pub(super) fn with_scratch<T>(f: impl FnOnce(&mut Scratch) -> T) -> T {
     thread_local! {

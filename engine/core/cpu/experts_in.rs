@@ -1,9 +1,10 @@
 //! The first half of the experts that rows go to: `silu(x · gateᵀ) * (x · upᵀ)`.
 
-use super::experts::{OutPtr, by_expert, of_experts, with_scratch};
+use super::exp::silu;
+use super::experts::{by_expert, of_experts, with_scratch};
 use super::kernels::MatmulKernels;
 use super::matmul::matmul;
-use super::tensor::Tensor;
+use super::tensor::{OutPtr, Tensor};
 use crate::error::{Error, Result};
 use crate::weights::Matrix;
 use rayon::prelude::*;
@@ -47,7 +48,7 @@ pub(super) fn experts_in(
                 // SAFETY: `inner` has these rows, and each place is one of a row's `count`.
                 let out = unsafe { out.values(place.row * stride + place.rank * width, width) };
                 for ((out, gate), up) in out.iter_mut().zip(gates.row(i)).zip(ups.row(i)) {
-                    *out = gate / (1.0 + (-gate).exp()) * up;
+                    *out = silu(*gate) * up;
                 }
             }
             Ok(())

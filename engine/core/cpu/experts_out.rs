@@ -1,9 +1,9 @@
 //! The second half of the experts that rows go to, and their weighted sum.
 
-use super::experts::{OutPtr, Place, by_expert, of_experts, room, with_scratch};
+use super::experts::{Place, by_expert, of_experts, room, with_scratch};
 use super::kernels::MatmulKernels;
 use super::matmul::matmul;
-use super::tensor::Tensor;
+use super::tensor::{OutPtr, Tensor};
 use crate::error::Result;
 use crate::weights::Matrix;
 use rayon::prelude::*;

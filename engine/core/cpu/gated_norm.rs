@@ -1,5 +1,6 @@
 //! `out = x / sqrt(mean(x²) + eps) * weight * silu(gate)`, head by head: what follows the gated delta rule.
 
+use super::exp::silu;
 use super::for_each_row;
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
@@ -34,7 +35,7 @@ pub fn gated_norm(
             let sum: f64 = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
             let scale = (1.0 / (sum / head_dim as f64 + f64::from(norm.eps)).sqrt()) as f32;
             for (j, out) in out.iter_mut().enumerate() {
-                *out = x[j] * scale * norm.weight[j] * (gate[j] / (1.0 + (-gate[j]).exp()));
+                *out = x[j] * scale * norm.weight[j] * silu(gate[j]);
             }
         }
     });

@@ -14,7 +14,7 @@ use super::int8;
 use super::kernels::{MatmulBlocks, MatmulKernels};
 use super::simd::{Element, Isa, Kernel, LANES, Lanes, to_f32, with_element};
 use super::team;
-use super::tensor::Tensor;
+use super::tensor::{OutPtr, Tensor};
 use crate::error::Result;
 use crate::weights::Matrix;
 use std::cell::RefCell;
@@ -28,11 +28,8 @@ const CHUNK: usize = 1024;
 /// Up to this many rows weights are widened in registers, above it in scratch.
 const FEW_ROWS: usize = 12;
 
-/// Weight rows of one task where there are few rows of `x`.
-const FEW_ROWS_BLOCK: usize = 64;
-
 /// Bytes of a row that are asked for before they are multiplied.
-const AHEAD: usize = 512;
+const AHEAD: usize = 1024;
 
 /// Weight rows that share a pass where there is one row of `x`. They are a quarter of a task apart: a processor follows four long
 /// streams faster than one (EPYC, two virtual cores, f16, rows of 896: 9.6 GB/s a thread with two neighbouring rows, 12.2 with one, 17.1
@@ -98,9 +95,10 @@ pub fn matmul_stacked(
 fn multiply(isa: Isa, product: &Product) {
     let &Product { weight, n, .. } = product;
     if let Some(dtype) = weight.format.float().filter(|_| n <= FEW_ROWS) {
-        team::for_each(weight.rows.div_ceil(FEW_ROWS_BLOCK), |block| {
-            let first = block * FEW_ROWS_BLOCK;
-            let last = (first + FEW_ROWS_BLOCK).min(weight.rows);
+        let rows_of_task = few_rows_of_task(weight.rows);
+        team::for_each(weight.rows.div_ceil(rows_of_task), |block| {
+            let first = block * rows_of_task;
+            let last = (first + rows_of_task).min(weight.rows);
             with_element!(dtype, E => {
                 // SAFETY: shapes were checked; blocks are disjoint.
                 unsafe { isa.run(FewRows::<E> { product, first, last, element: PhantomData }) }
@@ -115,14 +113,13 @@ fn multiply(isa: Isa, product: &Product) {
     }
 }
 
-/// Where tasks write; each writes its own columns.
-#[derive(Clone, Copy)]
-pub(super) struct OutPtr(pub *mut f32);
-
-// SAFETY: tasks write disjoint columns, and the borrow of `out` outlives them.
-unsafe impl Send for OutPtr {}
-// SAFETY: as above.
-unsafe impl Sync for OutPtr {}
+/// Of `rows` weight rows those of one task where there are few rows of `x`: many, since streams are long then, as long as that leaves tasks
+/// for all threads.
+pub(super) fn few_rows_of_task(rows: usize) -> usize {
+    const LEAST: usize = 64;
+    const MOST: usize = 256;
+    (rows / (8 * rayon::current_num_threads())).next_multiple_of(LANES).clamp(LEAST, MOST)
+}
 
 /// A product whose shapes fit.
 pub(super) struct Product<'a> {

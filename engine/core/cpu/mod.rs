@@ -12,6 +12,7 @@ pub mod bias_rope_kv;
 pub mod causal_conv;
 pub mod delta_rule;
 pub mod embed;
+mod exp;
 mod experts;
 mod experts_in;
 mod experts_out;

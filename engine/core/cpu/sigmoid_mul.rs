@@ -1,5 +1,6 @@
 //! `rows *= sigmoid(gate)`, value by value: the gate of attention.
 
+use super::exp::exp;
 use super::for_each_row;
 use super::tensor::Tensor;
 use crate::error::Result;
@@ -13,7 +14,7 @@ pub fn sigmoid_mul(n: usize, gate: &Tensor, rows: &mut Tensor) -> Result<()> {
     gate.expect("sigmoid_mul", "gate", n, cols)?;
     rows.expect("sigmoid_mul", "rows", n, cols)?;
     for_each_row(rows.first_mut(n), cols, |i, row| {
-        row.iter_mut().zip(gate.row(i)).for_each(|(value, gate)| *value /= 1.0 + (-gate).exp());
+        row.iter_mut().zip(gate.row(i)).for_each(|(value, gate)| *value /= 1.0 + exp(-gate));
     });
     Ok(())
 }

@@ -2,6 +2,7 @@
 //!
 //! Source: Shazeer, GLU Variants Improve Transformer (2020).
 
+use super::exp::silu;
 use super::for_each_row;
 use super::tensor::Tensor;
 use crate::error::Result;
@@ -17,7 +18,7 @@ pub fn silu_mul(n: usize, gate_up: &Tensor, out: &mut Tensor) -> Result<()> {
     for_each_row(out.first_mut(n), cols, |i, out| {
         let (gate, up) = gate_up.row(i).split_at(cols);
         for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-            *out = gate / (1.0 + (-gate).exp()) * up;
+            *out = silu(*gate) * up;
         }
     });
     Ok(())

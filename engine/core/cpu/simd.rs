@@ -8,7 +8,7 @@ pub(super) mod portable;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86;
 
-use super::int8::codes::{Bytes32, Codes};
+use super::int8::codes::{Bytes64, Codes};
 use super::int8::dot::Dot;
 use crate::formats::MatrixFormat;
 
@@ -101,11 +101,11 @@ impl Isa {
         // SAFETY: only instructions that were detected have a value; the caller vouches for the kernel.
         unsafe {
             match self.0 {
-                Instructions::Portable => kernel.run::<Bytes32>(),
+                Instructions::Portable => kernel.run::<Bytes64>(),
                 #[cfg(target_arch = "x86_64")]
-                Instructions::Avx2 | Instructions::Avx512 | Instructions::Avx512Vnni => {
-                    x86::run_codes_avx2(kernel)
-                }
+                Instructions::Avx2 | Instructions::Avx512 => x86::run_codes_avx2(kernel),
+                #[cfg(target_arch = "x86_64")]
+                Instructions::Avx512Vnni => x86::run_codes_avx512(kernel),
             }
         }
     }
@@ -290,6 +290,23 @@ macro_rules! with_element {
 }
 pub(crate) use with_element;
 
+/// Writes the first `len` values of `from` to `to`.
+///
+/// # Safety
+/// The processor has the instructions of `L`; `from` has so many values, and there is room for them.
+#[inline(always)]
+pub(super) unsafe fn widen<L: Lanes, E: Element>(from: &[u8], to: *mut f32, len: usize) {
+    let whole = len / LANES * LANES;
+    for i in (0..whole).step_by(LANES) {
+        // SAFETY: i + 16 <= len.
+        unsafe { E::load::<L>(from.as_ptr().add(i * E::SIZE)).store(to.add(i)) };
+    }
+    for i in whole..len {
+        // SAFETY: i < len.
+        unsafe { *to.add(i) = E::get(from.as_ptr().add(i * E::SIZE)) };
+    }
+}
+
 /// The `out.len()` values of whole blocks of a format, times `scale`, which is 1 for floats.
 ///
 /// # Panics
@@ -310,15 +327,8 @@ pub fn to_f32(isa: Isa, format: MatrixFormat, scale: f32, bytes: &[u8], out: &mu
         #[inline(always)]
         unsafe fn run<L: Lanes>(self) {
             let Self(bytes, out, _) = self;
-            let whole = out.len() / LANES * LANES;
-            for i in (0..whole).step_by(LANES) {
-                // SAFETY: i + 16 <= out.len() values, as many as bytes holds.
-                unsafe { E::load::<L>(bytes.as_ptr().add(i * E::SIZE)).store(out.as_mut_ptr().add(i)) };
-            }
-            for (i, value) in out.iter_mut().enumerate().skip(whole) {
-                // SAFETY: i < out.len().
-                *value = unsafe { E::get(bytes.as_ptr().add(i * E::SIZE)) };
-            }
+            // SAFETY: bytes holds as many values as there are of `out`.
+            unsafe { widen::<L, E>(bytes, out.as_mut_ptr(), out.len()) }
         }
     }
     // SAFETY: lengths as asserted.

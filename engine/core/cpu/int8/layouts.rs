@@ -1,6 +1,6 @@
 //! How blocks of 32 values become codes, scales and addends; those of 256 are in [`super::layouts_k`].
 
-use super::codes::{Codes, Rows};
+use super::codes::{Codes, Numbers, Rows};
 use super::dot::{Group, STEP};
 use crate::cpu::simd::LANES;
 use crate::formats::{self, Blocks};
@@ -16,7 +16,7 @@ pub(super) trait Layout {
     ///
     /// # Safety
     /// A block of the format is there in each row, `to` has room for its values, and the processor has the instructions of `C`.
-    unsafe fn unpack<C: Codes>(rows: &Rows, to: &Half);
+    unsafe fn unpack<C: Codes>(rows: &Rows, to: &Room);
 }
 
 /// Groups of 32 codes up to 15.
@@ -48,9 +48,9 @@ group!(Fives, 8, 31, true, false);
 group!(FivesAdded, 8, 31, false, true);
 group!(Signed, 8, 0, false, false);
 
-/// Where unpacked values of eight of sixteen rows go.
+/// Where unpacked values of sixteen rows go.
 #[derive(Clone, Copy)]
-pub(super) struct Half {
+pub(super) struct Room {
     /// [`STEP`] bytes a step.
     pub codes: *mut u8,
     /// [`LANES`] a group.
@@ -61,7 +61,7 @@ pub(super) struct Half {
 
 /// # Safety
 /// All functions: there is room, and the processor has the instructions.
-impl Half {
+impl Room {
     /// Behind `groups` groups of `G`.
     #[inline(always)]
     pub unsafe fn behind<G: Group>(&self, groups: usize) -> Self {
@@ -83,15 +83,15 @@ impl Half {
     }
 
     #[inline(always)]
-    pub unsafe fn scale(&self, group: usize, scales: [f32; 8]) {
+    pub unsafe fn scale(&self, group: usize, scales: Numbers) {
         // SAFETY: the caller's; an array of f32 needs the alignment of one.
-        unsafe { *self.scales.add(group * LANES).cast::<[f32; 8]>() = scales }
+        unsafe { *self.scales.add(group * LANES).cast::<Numbers>() = scales }
     }
 
     #[inline(always)]
-    pub unsafe fn addend(&self, group: usize, addends: [f32; 8]) {
+    pub unsafe fn addend(&self, group: usize, addends: Numbers) {
         // SAFETY: the caller's; an array of f32 needs the alignment of one.
-        unsafe { *self.addends.add(group * LANES).cast::<[f32; 8]>() = addends }
+        unsafe { *self.addends.add(group * LANES).cast::<Numbers>() = addends }
     }
 
     /// 32 codes.
@@ -172,7 +172,7 @@ macro_rules! layout {
             const OFFSET: u8 = $offset;
 
             #[inline(always)]
-            unsafe fn unpack<$codes: Codes>($rows: &Rows, $to: &Half) {
+            unsafe fn unpack<$codes: Codes>($rows: &Rows, $to: &Room) {
                 // SAFETY: the caller's: all of it is within a block of each row and the room of one.
                 unsafe { $unpack }
             }

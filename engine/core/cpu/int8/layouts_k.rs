@@ -1,8 +1,8 @@
 //! How blocks of 256 values become codes, scales and addends, as [`super::layouts`].
 
-use super::codes::{Codes, Rows};
+use super::codes::{Codes, Numbers, Rows};
 use super::dot::Group;
-use super::layouts::{FivesAdded, Half, Layout, NibblesAdded, Signed, group, layout, looked_up};
+use super::layouts::{FivesAdded, Layout, NibblesAdded, Room, Signed, group, layout, looked_up};
 use crate::formats;
 use std::array::from_fn;
 
@@ -18,12 +18,12 @@ group!(Threes16, 4, 7, true, false);
 group!(Twos16, 4, 3, false, true);
 
 #[inline(always)]
-fn times(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+fn times(a: Numbers, b: Numbers) -> Numbers {
     from_fn(|i| a[i] * b[i])
 }
 
 #[inline(always)]
-fn minus_times(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+fn minus_times(a: Numbers, b: Numbers) -> Numbers {
     from_fn(|i| -(a[i] * b[i]))
 }
 
@@ -36,7 +36,7 @@ unsafe fn bit<C: Codes>(codes: C, from: usize, to: usize) -> C {
 
 /// Scales and minima of Q4_K and Q5_K: `scale_and_min` of `formats::k`, behind `d` and `dmin`.
 #[inline(always)]
-unsafe fn scales_and_mins<C: Codes>(rows: &Rows, to: &Half) {
+unsafe fn scales_and_mins<C: Codes>(rows: &Rows, to: &Room) {
     // SAFETY: the caller's.
     unsafe {
         let (d, dmin) = (C::halves(rows, 0), C::halves(rows, 2));

@@ -13,15 +13,15 @@ pub(super) mod dot;
 mod layouts;
 mod layouts_k;
 
-use super::matmul::Product;
+use super::matmul::{Product, few_rows_of_task};
 use super::simd::{CodesKernel, DotKernel, Isa, LANES};
 use super::team;
 use super::tensor::Tensor;
 use crate::formats::{self, Blocks, MatrixFormat};
 use activations::{Activations, BLOCK};
-use codes::Codes;
+use codes::{Codes, Rows};
 use dot::{Dot, Group, STEP};
-use layouts::{Half, Layout};
+use layouts::{Layout, Room};
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
@@ -29,15 +29,11 @@ use std::mem::MaybeUninit;
 /// Rows of inputs that are held in eight bits at once.
 const SLAB: usize = 512;
 
-/// Columns that are unpacked at once, of many rows of inputs; of few, a quarter: it is read back but once. Multiples of every block.
+/// Columns that are unpacked at once, a multiple of every block: what is unpacked of sixteen rows stays in the L1 cache, and setting out costs little.
 const CHUNK: usize = 1024;
 
 /// Up to this many rows of inputs are few.
 const FEW_ROWS: usize = 8;
-
-/// The least and the most rows of the matrix of one task where there are few rows of inputs: streams are long where that leaves tasks for
-/// all threads.
-const FEW_ROWS_OF_TASK: [usize; 2] = [64, 256];
 
 /// Rows of the matrix of one task where there are many.
 const MANY_ROWS_OF_TASK: usize = 32;
@@ -104,12 +100,7 @@ struct Slab<'a> {
 impl Slab<'_> {
     fn multiply<F: Layout>(&self, isa: Isa) {
         let rows = self.product.weight.rows;
-        let rows_of_task = if self.count > FEW_ROWS {
-            MANY_ROWS_OF_TASK
-        } else {
-            let [least, most] = FEW_ROWS_OF_TASK;
-            (rows / (8 * rayon::current_num_threads())).next_multiple_of(LANES).clamp(least, most)
-        };
+        let rows_of_task = if self.count > FEW_ROWS { MANY_ROWS_OF_TASK } else { few_rows_of_task(rows) };
         team::for_each(rows.div_ceil(rows_of_task), |task| {
             let first = task * rows_of_task;
             let last = (first + rows_of_task).min(rows);
@@ -153,15 +144,14 @@ struct Tile<'a> {
 impl Tile<'_> {
     unsafe fn multiply<F: Layout>(&self, isa: Isa) {
         let (count, cols) = (self.slab.count, self.slab.x.cols);
-        let chunk = if count > FEW_ROWS { CHUNK } else { CHUNK / 4 };
         let sums = self.sums();
         // SAFETY: count is at most SLAB; others as the caller vouches.
         unsafe {
             for i in 0..count {
                 *sums.add(i) = [0.0; LANES];
             }
-            for k in (0..cols).step_by(chunk) {
-                let columns = Columns { tile: *self, k, len: (cols - k).min(chunk) };
+            for k in (0..cols).step_by(CHUNK) {
+                let columns = Columns { tile: *self, k, len: (cols - k).min(CHUNK) };
                 isa.run_codes(Unpack::<F> { columns, layout: PhantomData });
                 isa.run_dot(Add::<F::Group> { columns, offset: F::OFFSET, group: PhantomData });
             }
@@ -169,12 +159,12 @@ impl Tile<'_> {
         }
     }
 
-    /// Where the lower eight rows are unpacked to.
+    /// Where the rows are unpacked to.
     #[inline(always)]
-    fn half(&self) -> Half {
+    fn room(&self) -> Room {
         // SAFETY: any place of the scratch may be named; it is written before it is read.
         unsafe {
-            Half {
+            Room {
                 codes: (&raw mut (*self.scratch).codes).cast(),
                 scales: (&raw mut (*self.scratch).scales).cast(),
                 addends: (&raw mut (*self.scratch).addends).cast(),
@@ -228,30 +218,23 @@ impl<F: Layout> CodesKernel for Unpack<'_, F> {
         let Columns { tile, k, len } = self.columns;
         let weight = tile.slab.product.weight;
         let groups = F::Format::VALUES / (4 * F::Group::STEPS);
-        for high in 0..2 {
-            let row = |r: usize| {
-                let row = tile.o + (8 * high + r) * tile.step;
-                (row.min(tile.last - 1) * weight.cols + k) / F::Format::VALUES * F::Format::BYTES
-            };
-            // SAFETY: the rows are there, each of whole blocks, and the scratch has room for a chunk.
-            unsafe {
-                let mut rows = std::array::from_fn(|r| weight.data.as_ptr().add(row(r)));
-                let Half { codes, scales, addends } = tile.half();
-                let mut half = Half {
-                    codes: codes.add(high * STEP / 2),
-                    scales: scales.add(high * LANES / 2),
-                    addends: addends.add(high * LANES / 2),
-                };
-                for _ in 0..len / F::Format::VALUES {
-                    for row in rows {
-                        for line in (0..F::Format::BYTES).step_by(CACHE_LINE) {
-                            C::prefetch(row.wrapping_add(AHEAD + line));
-                        }
+        let row = |r: usize| {
+            let row = tile.o + r * tile.step;
+            (row.min(tile.last - 1) * weight.cols + k) / F::Format::VALUES * F::Format::BYTES
+        };
+        // SAFETY: the rows are there, each of whole blocks, and the scratch has room for a chunk.
+        unsafe {
+            let mut rows: Rows = std::array::from_fn(|r| weight.data.as_ptr().add(row(r)));
+            let mut room = tile.room();
+            for _ in 0..len / F::Format::VALUES {
+                for row in rows {
+                    for line in (0..F::Format::BYTES).step_by(CACHE_LINE) {
+                        C::prefetch(row.wrapping_add(AHEAD + line));
                     }
-                    F::unpack::<C>(&rows, &half);
-                    rows = rows.map(|row| row.wrapping_add(F::Format::BYTES));
-                    half = half.behind::<F::Group>(groups);
                 }
+                F::unpack::<C>(&rows, &room);
+                rows = rows.map(|row| row.wrapping_add(F::Format::BYTES));
+                room = room.behind::<F::Group>(groups);
             }
         }
     }
@@ -311,7 +294,7 @@ impl<G: Group> Add<'_, G> {
             let scales: [_; N] = std::array::from_fn(|j| x.scales.as_ptr().add(of_row(BLOCK, j)));
             let all: [_; N] = std::array::from_fn(|j| sums_of_x.as_ptr().add(of_row(values_of_group, j)));
             for group in 0..len / values_of_group {
-                let at = tile.half().behind::<G>(group);
+                let at = tile.room().behind::<G>(group);
                 let dots = D::dot::<G, N>(at.codes, values.map(|row| row.add(group * values_of_group)));
                 let scale = D::load_f32(at.scales.cast());
                 for j in 0..N {

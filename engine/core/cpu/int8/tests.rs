@@ -1,7 +1,7 @@
 use super::activations::Activations;
-use super::codes::{Bytes32, Codes, Rows};
+use super::codes::{Bytes64, Codes, Rows};
 use super::dot::{Dot, Group, STEP};
-use super::layouts::{Half, Layout};
+use super::layouts::{Layout, Room};
 use super::{BLOCK, takes};
 use crate::cpu::kernels::{MatmulBlocks, MatmulKernels};
 use crate::cpu::matmul::{matmul, matmul_stacked};
@@ -75,21 +75,21 @@ impl<F: Layout> CodesKernel for Unpack<'_, F> {
         let groups = values / (4 * F::Group::STEPS);
         let mut codes = vec![0xa5; values / 4 * STEP];
         let (mut scales, mut addends) = (vec![0.0; groups * LANES], vec![0.0; groups * LANES]);
-        let half =
-            Half { codes: codes.as_mut_ptr(), scales: scales.as_mut_ptr(), addends: addends.as_mut_ptr() };
+        let room =
+            Room { codes: codes.as_mut_ptr(), scales: scales.as_mut_ptr(), addends: addends.as_mut_ptr() };
         // SAFETY: there is room for the values of one block.
-        unsafe { F::unpack::<C>(self.0, &half) };
+        unsafe { F::unpack::<C>(self.0, &room) };
         Unpacked { codes, scales, addends }
     }
 }
 
 fn unpacked_are_the_values_of<F: Layout>(format: MatrixFormat) {
     let (values, bytes) = (F::Format::VALUES, F::Format::BYTES);
-    let data = blocks(format, 8);
+    let data = blocks(format, LANES);
     let rows: Rows = std::array::from_fn(|r| data[r * bytes..].as_ptr());
     // SAFETY: there is a block in each row.
-    let portable = unsafe { Unpack::<F>(&rows, PhantomData).run::<Bytes32>() };
-    let mut expected = vec![0.0; 8 * values];
+    let portable = unsafe { Unpack::<F>(&rows, PhantomData).run::<Bytes64>() };
+    let mut expected = vec![0.0; LANES * values];
     format.decode(&data, &mut expected);
     for (i, expected) in expected.iter().enumerate() {
         let (row, k) = (i / values, i % values);

@@ -1,7 +1,7 @@
 //! [`Lanes`] in AVX2 and in AVX-512.
 
 use super::{CodesKernel, DotKernel, Kernel, Lanes};
-use crate::cpu::int8::codes::x86::Ymm;
+use crate::cpu::int8::codes::x86::{Ymm, Zmm};
 use std::arch::x86_64::*;
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -32,6 +32,12 @@ pub(in crate::cpu) unsafe fn run_dot_vnni<K: DotKernel>(kernel: K) -> K::Output 
 pub(in crate::cpu) unsafe fn run_codes_avx2<K: CodesKernel>(kernel: K) -> K::Output {
     // SAFETY: the caller's.
     unsafe { kernel.run::<Ymm>() }
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512vnni")]
+pub(in crate::cpu) unsafe fn run_codes_avx512<K: CodesKernel>(kernel: K) -> K::Output {
+    // SAFETY: the caller's.
+    unsafe { kernel.run::<Zmm>() }
 }
 
 /// Lanes 0 to 7 and 8 to 15.
