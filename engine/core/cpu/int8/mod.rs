@@ -18,6 +18,7 @@ use super::simd::{CodesKernel, DotKernel, Isa, LANES};
 use super::team;
 use super::tensor::Tensor;
 use crate::formats::{self, Blocks, MatrixFormat};
+use crate::weights::Matrix;
 use activations::{Activations, BLOCK};
 use codes::{Codes, Rows};
 use dot::{Dot, Group, STEP};
@@ -29,7 +30,7 @@ use std::mem::MaybeUninit;
 /// Rows of inputs that are held in eight bits at once.
 const SLAB: usize = 512;
 
-/// Columns that are unpacked at once, a multiple of every block: what is unpacked of sixteen rows stays in the L1 cache, and setting out costs little.
+/// Columns that are unpacked at once, of many rows of inputs; of few, a quarter: it is read back but once. Multiples of every block.
 const CHUNK: usize = 1024;
 
 /// Up to this many rows of inputs are few.
@@ -38,8 +39,9 @@ const FEW_ROWS: usize = 8;
 /// Rows of the matrix of one task where there are many.
 const MANY_ROWS_OF_TASK: usize = 32;
 
-/// Bytes of a row that are asked for before they are unpacked; behind the end of a row those of the next one, which is next.
-const AHEAD: usize = 512;
+/// Bytes of a row that are asked for before they are unpacked; behind the end of a row those of the next one, which is next. Sixteen rows' and
+/// what is unpacked share the L1 cache.
+const AHEAD: usize = 384;
 
 /// Bytes of a line of the caches, or fewer.
 const CACHE_LINE: usize = 64;
@@ -144,15 +146,27 @@ struct Tile<'a> {
 impl Tile<'_> {
     unsafe fn multiply<F: Layout>(&self, isa: Isa) {
         let (count, cols) = (self.slab.count, self.slab.x.cols);
+        let chunk = if count > FEW_ROWS { CHUNK } else { CHUNK / 4 };
         let sums = self.sums();
+        let Matrix { data, cols: stride, .. } = self.slab.product.weight;
+        let bytes_of = |values: usize| values / F::Format::VALUES * F::Format::BYTES;
+        let starts = std::array::from_fn(|r| bytes_of((self.o + r * self.step).min(self.last - 1) * stride));
         // SAFETY: count is at most SLAB; others as the caller vouches.
         unsafe {
             for i in 0..count {
                 *sums.add(i) = [0.0; LANES];
             }
-            for k in (0..cols).step_by(CHUNK) {
-                let columns = Columns { tile: *self, k, len: (cols - k).min(CHUNK) };
-                isa.run_codes(Unpack::<F> { columns, layout: PhantomData });
+            for k in (0..cols).step_by(chunk) {
+                let len = (cols - k).min(chunk);
+                let data = data.as_ptr().add(bytes_of(k));
+                isa.run_codes(Unpack::<F> {
+                    data,
+                    starts: &starts,
+                    len,
+                    room: self.room(),
+                    layout: PhantomData,
+                });
+                let columns = Columns { tile: *self, k, len };
                 isa.run_dot(Add::<F::Group> { columns, offset: F::OFFSET, group: PhantomData });
             }
             self.store();
@@ -204,9 +218,14 @@ struct Columns<'a> {
     len: usize,
 }
 
-/// Unpacks them. Rows that are none are unpacked as the last one.
+/// Unpacks `len` values of each row.
 struct Unpack<'a, F> {
-    columns: Columns<'a>,
+    /// Where the first row of the matrix has them.
+    data: *const u8,
+    /// Where other rows have them, in bytes behind that; rows that are none are the last one.
+    starts: &'a [usize; LANES],
+    len: usize,
+    room: Room,
     layout: PhantomData<F>,
 }
 
@@ -215,27 +234,21 @@ impl<F: Layout> CodesKernel for Unpack<'_, F> {
 
     #[inline(always)]
     unsafe fn run<C: Codes>(self) {
-        let Columns { tile, k, len } = self.columns;
-        let weight = tile.slab.product.weight;
+        let Self { data, starts, len, mut room, .. } = self;
         let groups = F::Format::VALUES / (4 * F::Group::STEPS);
-        let row = |r: usize| {
-            let row = tile.o + r * tile.step;
-            (row.min(tile.last - 1) * weight.cols + k) / F::Format::VALUES * F::Format::BYTES
-        };
-        // SAFETY: the rows are there, each of whole blocks, and the scratch has room for a chunk.
-        unsafe {
-            let mut rows: Rows = std::array::from_fn(|r| weight.data.as_ptr().add(row(r)));
-            let mut room = tile.room();
-            for _ in 0..len / F::Format::VALUES {
+        let mut rows: Rows = starts.map(|start| data.wrapping_add(start));
+        for _ in 0..len / F::Format::VALUES {
+            // SAFETY: the rows are there, each of whole blocks, and the scratch has room for a chunk.
+            unsafe {
                 for row in rows {
                     for line in (0..F::Format::BYTES).step_by(CACHE_LINE) {
                         C::prefetch(row.wrapping_add(AHEAD + line));
                     }
                 }
                 F::unpack::<C>(&rows, &room);
-                rows = rows.map(|row| row.wrapping_add(F::Format::BYTES));
                 room = room.behind::<F::Group>(groups);
             }
+            rows = rows.map(|row| row.wrapping_add(F::Format::BYTES));
         }
     }
 }
