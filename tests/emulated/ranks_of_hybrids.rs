@@ -139,8 +139,8 @@ fn drafts_of_a_block_are_computed_by_all_ranks() {
 /// Rows of one batch have different adapters.
 #[test]
 fn adapters_are_shared_out_with_their_matrices() {
-    for architecture in ["gpt2", "qwen35"] {
-        let (config, weights) = parts(&TinyModel { architecture, ..hybrid() });
+    for (architecture, num_hidden_layers) in [("gpt2", 1), ("qwen35", 2), ("qwen3moe", 1)] {
+        let (config, weights) = parts(&TinyModel { architecture, num_hidden_layers, ..hybrid() });
         let weights = adapted(&config, weights);
         let [alone, shared] = [1, 2].map(|ranks| {
             let mut runner = open_runner(&weights, &config, &options(ranks), &mut |_, _| ()).unwrap();
