@@ -40,14 +40,19 @@ fn of_heads(key_heads: usize, value_heads: usize) -> TinyModel {
 fn the_forward_pass_of_hybrids_agrees_with_that_of_one_device() {
     assert_agree(&hybrid(), 2);
     assert_agree(&of_heads(4, 8), 4);
+}
+
+#[test]
+fn the_forward_pass_of_mixtures_of_hybrids_agrees_with_that_of_one_device() {
     let experts = ExpertSizes {
         num_experts: 4,
         moe_intermediate_size: 64,
         shared_expert_intermediate_size: 64,
         ..TinyModel::default().experts
     };
-    let mixture = TinyModel { architecture: "qwen3next", experts, ..hybrid() };
-    assert_agree(&TinyModel { tie_word_embeddings: false, ..mixture }, 2);
+    for architecture in ["qwen35moe", "qwen3next"] {
+        assert_agree(&TinyModel { architecture, experts, tie_word_embeddings: false, ..hybrid() }, 2);
+    }
 }
 
 #[test]
