@@ -11,7 +11,7 @@ mod gpu;
 
 use compare::nmse;
 use qernel::batch::{Batch, LogitRows, SequenceRows};
-use qernel::config::Config;
+use qernel::config::{Config, LinearSizes};
 use qernel::cuda;
 use qernel::dtype::Dtype;
 use qernel::engine::{Engine, EngineConfig, Request};
@@ -107,6 +107,30 @@ fn logits_of_two_gpus_are_those_of_one() {
             let error = nmse(&found, &expected);
             assert!(error <= allowed, "{format}, {kernels:?}: {error:e}");
         }
+    }
+}
+
+#[test]
+fn logits_of_a_hybrid_on_two_gpus_are_those_of_one() {
+    if !has_two() {
+        return;
+    }
+    let linear = LinearSizes {
+        linear_num_key_heads: 4,
+        linear_num_value_heads: 12,
+        linear_key_head_dim: 128,
+        linear_value_head_dim: 128,
+        linear_conv_kernel_dim: 4,
+    };
+    for format in [MatrixFormat::F16, MatrixFormat::Q4_K] {
+        let model = TinyModel { architecture: "qwen35", linear, ..model(format) };
+        let [expected, found] = [1, 2].map(|ranks| {
+            let options = RunnerOptions { tensor_parallel: ranks, ..RunnerOptions::default() };
+            logits(&mut *open_with(&model, options, ""))
+        });
+        // States carry on what was rounded before.
+        let error = nmse(&found, &expected);
+        assert!(error <= 1e-4, "{format}: {error:e}");
     }
 }
 

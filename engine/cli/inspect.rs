@@ -1,21 +1,18 @@
 //! `inspect`: what a GGUF file holds and how much memory it needs.
 
+mod memory;
+
 use super::cache_types::CacheTypeArgs;
 use super::options::{ExpertArgs, FileArgs};
 use super::output::{Output, one_line};
 use super::split_mode::Shares;
 use crate::config::Config;
-use crate::cuda;
-use crate::dtype::Dtype;
 use crate::embedded;
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, Value};
-use crate::kv_format::{KvFormat, KvFormats};
-use crate::kv_layout::{KvLayout, PAGE_SIZE};
-use crate::load::{KvType, kv_layout};
 use crate::lora::AdapterMetadata;
-use crate::model;
 use crate::weights::Weights;
+use memory::{Memory, Mib};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
@@ -31,6 +28,9 @@ pub struct InspectArgs {
     /// Say what each GPU has of the layers, in these proportions, such as 3,1 (--split-mode layer).
     #[arg(long, value_name = "N,N,…")]
     pub tensor_split: Option<Shares>,
+    /// Say what each of N GPUs has of every layer (--split-mode tensor).
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "tensor_split")]
+    pub tensor_parallel: usize,
     /// Tokens of context to count KV memory for [default: what the model was made for].
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
     pub context: Option<u64>,
@@ -51,10 +51,7 @@ pub struct InspectArgs {
 /// [`Error::ClosedPipe`] where nobody reads on.
 pub fn run(args: InspectArgs) -> Result<()> {
     let gguf = args.file.open()?;
-    if let (Some(Shares(shares)), Ok(config)) = (&args.tensor_split, Config::from_gguf(&gguf)) {
-        config.split_layers(shares)?;
-    }
-    let report = Report::new(&gguf, &args);
+    let report = Report::new(&gguf, &args)?;
     let check = args.check_tensors.then(|| gguf.check_tensors()).transpose()?;
     let report = Report { check: check.as_ref(), ..report };
     let text = match args.json {
@@ -148,59 +145,8 @@ impl DraftLayers {
     }
 }
 
-/// What running the model takes, workspace apart.
-#[derive(Debug, serde::Serialize)]
-struct Memory {
-    /// `null` where the weights cannot be used.
-    weight_bytes: Option<u64>,
-    /// Those of experts; 0 where there are none.
-    expert_bytes: u64,
-    /// Those of experts that stay in host memory (`--n-cpu-moe`, `--cpu-moe`) where the rest is on a GPU.
-    host_expert_bytes: u64,
-    /// Format of the KV pages on a GPU: that of the weights.
-    kv_dtype: String,
-    kv_bytes_per_token: u64,
-    context: u64,
-    /// Whole pages for `context` tokens of one sequence.
-    kv_bytes: u64,
-    /// What recurrent layers keep of a sequence, however long it is; 0 where there are none.
-    state_bytes: u64,
-    /// Of each GPU that has layers, with `--tensor-split`.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    gpus: Vec<GpuMemory>,
-}
-
-/// What of a model is on one of several GPUs.
-#[derive(Debug, serde::Serialize)]
-struct GpuMemory {
-    /// Its place among the proportions.
-    gpu: usize,
-    first_layer: usize,
-    num_layers: usize,
-    /// `null` where the weights cannot be used.
-    weight_bytes: Option<u64>,
-    kv_bytes: u64,
-    state_bytes: u64,
-}
-
-impl GpuMemory {
-    fn new(gpu: usize, config: &Config, weights: Option<&Weights>, whole: &KvLayout) -> Result<Self> {
-        let plan = model::build::plan(config)?;
-        let layout = plan.state.pages(whole.formats, whole.num_pages)?;
-        Ok(Self {
-            gpu,
-            first_layer: config.layers().start,
-            num_layers: config.layers().len(),
-            weight_bytes: weights
-                .map(|weights| weights.of_stage(&plan.tensors, config.is_last_stage()).num_bytes()),
-            kv_bytes: (layout.num_pages * layout.page_bytes()) as u64,
-            state_bytes: plan.state.slot_bytes() as u64,
-        })
-    }
-}
-
 impl<'a> Report<'a> {
-    fn new(gguf: &'a Gguf, args: &InspectArgs) -> Self {
+    fn new(gguf: &'a Gguf, args: &InspectArgs) -> Result<Self> {
         let vocabulary_only = gguf.tensors().len() == 0;
         let adapter = AdapterMetadata::of_gguf(gguf);
         let is_adapter = matches!(adapter, Ok(Some(_)));
@@ -217,7 +163,11 @@ impl<'a> Report<'a> {
         let mut unused_tensors = weights.as_ref().map(|weights| weights.unused.clone()).unwrap_or_default();
         let draft_layers =
             config.as_ref().and_then(|config| DraftLayers::take(gguf, config, &mut unused_tensors));
-        let memory = config.as_ref().and_then(|config| Memory::new(config, weights.as_ref(), args).ok());
+        let is_split = args.tensor_split.is_some() || args.tensor_parallel != 1;
+        let memory = match config.as_ref().map(|config| Memory::new(config, weights.as_ref(), args)) {
+            Some(Err(error)) if is_split => return Err(error),
+            memory => memory.and_then(Result::ok),
+        };
 
         let mut sizes = BTreeMap::new();
         for tensor in gguf.tensors() {
@@ -236,7 +186,7 @@ impl<'a> Report<'a> {
             .filter_map(|tensor| Some((tensor.num_bytes()?, tensor.num_values())))
             .fold((0, 0), |(bytes, values), (more, of)| (bytes + more, values + of));
 
-        Self {
+        Ok(Self {
             file: args
                 .file
                 .model
@@ -269,39 +219,6 @@ impl<'a> Report<'a> {
                 })
                 .collect(),
             check: None,
-        }
-    }
-}
-
-impl Memory {
-    fn new(config: &Config, weights: Option<&Weights>, args: &InspectArgs) -> Result<Self> {
-        let context = args.context.unwrap_or(config.max_position_embeddings as u64);
-        // Without weights: the format that most files have.
-        let dtype = weights.map_or(Dtype::F16, cuda::compute_dtype);
-        let [k, v] = args.cache_types.types(KvType::Auto).map(|kind| match kind {
-            KvType::Only(format) => format,
-            KvType::Auto | KvType::Precise => KvFormat::Float(dtype),
-        });
-        let layout = kv_layout(config, KvFormats { k, v }, context.div_ceil(PAGE_SIZE as u64) as usize)?;
-        let shares = args.tensor_split.as_ref();
-        let layers = shares.map_or(Ok(Vec::new()), |Shares(shares)| config.split_layers(shares))?;
-        let experts_of = |layers| {
-            let experts = weights.into_iter().flat_map(move |weights| weights.experts_of_first(layers));
-            experts.map(|matrix| matrix.data.len() as u64).sum()
-        };
-        Ok(Self {
-            weight_bytes: weights.map(Weights::num_bytes),
-            expert_bytes: experts_of(usize::MAX),
-            host_expert_bytes: experts_of(args.experts.layers()),
-            kv_dtype: layout.formats.to_string(),
-            kv_bytes_per_token: (layout.page_bytes() / PAGE_SIZE) as u64,
-            context,
-            kv_bytes: (layout.num_pages * layout.page_bytes()) as u64,
-            state_bytes: model::build::plan(config)?.state.slot_bytes() as u64,
-            gpus: (layers.into_iter().enumerate())
-                .filter(|(_, layers)| !layers.is_empty())
-                .map(|(gpu, layers)| GpuMemory::new(gpu, &config.of_stage(layers), weights, &layout))
-                .collect::<Result<_>>()?,
         })
     }
 }
@@ -335,15 +252,6 @@ impl Serialize for Json<'_> {
                 map.end()
             }
         }
-    }
-}
-
-/// As `1202.09 MiB`.
-struct Mib(u64);
-
-impl fmt::Display for Mib {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&format!("{:.2} MiB", self.0 as f64 / f64::from(1 << 20)))
     }
 }
 
@@ -423,45 +331,6 @@ impl fmt::Display for Report<'_> {
                 writeln!(f, "  {name:23}  {value}")?;
             }
         }
-        if let Some(memory) = &self.memory {
-            writeln!(f, "\nmemory needed, workspace apart")?;
-            let Memory { kv_dtype, kv_bytes_per_token, context, .. } = memory;
-            if let Some(bytes) = memory.weight_bytes {
-                writeln!(f, "  {:10} {:>14}", "weights", Mib(bytes))?;
-            }
-            if memory.expert_bytes > 0 {
-                let (experts, on_host) = (Mib(memory.expert_bytes), Mib(memory.host_expert_bytes));
-                let of_host = format!("{} of them in host memory beside a GPU (--n-cpu-moe N)", on_host);
-                writeln!(f, "  {:10} {experts:>14}  {of_host}", "experts")?;
-            }
-            writeln!(
-                f,
-                "  {:10} {:>14}  for {context} tokens at {kv_bytes_per_token} bytes each in {kv_dtype}",
-                "KV cache",
-                Mib(memory.kv_bytes)
-            )?;
-            if memory.state_bytes > 0 {
-                writeln!(
-                    f,
-                    "  {:10} {:>14}  for each sequence that runs",
-                    "states",
-                    Mib(memory.state_bytes)
-                )?;
-            }
-            for gpu in &memory.gpus {
-                let (weights, kv) = (Mib(gpu.weight_bytes.unwrap_or(0)), Mib(gpu.kv_bytes));
-                let (first, last) = (gpu.first_layer, gpu.first_layer + gpu.num_layers - 1);
-                write!(
-                    f,
-                    "  {:10} layers {first} to {last}: weights {weights}, KV cache {kv}",
-                    format!("GPU {}", gpu.gpu)
-                )?;
-                match gpu.state_bytes {
-                    0 => writeln!(f)?,
-                    bytes => writeln!(f, ", states {}", Mib(bytes))?,
-                }
-            }
-        }
-        Ok(())
+        self.memory.as_ref().map_or(Ok(()), |memory| write!(f, "{memory}"))
     }
 }

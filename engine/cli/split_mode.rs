@@ -8,8 +8,8 @@ use std::str::FromStr;
 /// How many GPUs compute, and what each of them has.
 #[derive(Clone, Debug, Args)]
 pub struct RankArgs {
-    /// Share the model out over N GPUs that reach each other's memory, those from --device on: heads of attention, and values between the
-    /// projections of the MLP, which must be multiples of N; --split-mode tensor of N GPUs
+    /// Share the model out over N GPUs that reach each other's memory, those from --device on: heads of attention, of linear attention too, and
+    /// values between the projections of the MLP, which must be multiples of N; --split-mode tensor of N GPUs
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub tensor_parallel: usize,
     /// How several GPUs share the model, those from --device on: none (it is on one), layer (each has consecutive layers, which are computed one

@@ -271,7 +271,7 @@ impl TinyModel {
         };
         let plan = model::build::plan(&config).expect("the architecture is known");
         let mut formats = self.mix.iter().copied().cycle();
-        for TensorSpec { name, shape, group } in &plan.tensors {
+        for TensorSpec { name, shape, group, .. } in &plan.tensors {
             if !self.attention_bias && *group != Group::Always {
                 continue;
             }

@@ -93,6 +93,9 @@ pub struct TensorSpec {
     pub shape: TensorShape,
     /// Whether a file may lack it.
     pub group: Group,
+    /// Where a rank's share of what it is split along, rows or columns, is not one range: the sizes of its ranges, each of which is the rank's
+    /// share of a range of the whole tensor. Empty: it is one range.
+    pub parts: Vec<usize>,
 }
 
 /// The shape of a tensor, and what becomes of it.
@@ -234,7 +237,7 @@ impl Weights {
             adapters: Vec::new(),
             unused: Vec::new(),
         };
-        for TensorSpec { name, shape, group } in specs {
+        for TensorSpec { name, shape, group, .. } in specs {
             let needed = match group {
                 Group::Always => true,
                 Group::With(names) => names.iter().any(|name| gguf.tensor(name).is_some()),

@@ -36,11 +36,7 @@ pub(crate) fn open(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Box<dyn Runner>> {
     let config = model.config.of_rank(options.tensor_parallel)?;
-    let with = [
-        (has_draft, "a model that drafts"),
-        (options.cpu_moe > 0, "experts in host memory"),
-        (model.weights.adapter_rank() > 0, "adapters (--lora)"),
-    ];
+    let with = [(has_draft, "a model that drafts"), (options.cpu_moe > 0, "experts in host memory")];
     if let Some((_, what)) = with.iter().find(|(asked, _)| *asked) {
         return Err(Error::Request(format!("--tensor-parallel: there is none with {what}")));
     }
@@ -142,7 +138,8 @@ impl Rank {
         let Self { group, rank, device, weights, config, options } = self;
         let device = gpu::open_device(device)?
             .ok_or_else(|| Error::Request("--tensor-parallel is for GPUs alone".into()))?;
-        let weights = weights.of_rank(&build::plan(&config)?.tensors, rank)?;
+        let build::Plan { tensors, adaptable, .. } = build::plan(&config)?;
+        let weights = weights.of_rank(&tensors, &adaptable, rank)?;
         // All have the same plan: that of the one with the least memory.
         let (free, total) = device.memory_info()?;
         let free = group.smallest(rank, free as u64)? as usize;
@@ -158,7 +155,7 @@ impl Rank {
             &ops_config.limits,
         )?;
         let runner = ModelRunner::new(ops, &weights, &config, &ops_config, layout, progress)?;
-        Ok(Box::new(runner.with_drafts(options.max_drafts)))
+        Ok(Box::new(runner.with_drafts(options.max_drafts).with_checkpoints(options.checkpoints)?))
     }
 }
 

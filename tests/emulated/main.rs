@@ -18,6 +18,7 @@ mod lora;
 mod operations;
 mod range;
 mod ranks;
+mod ranks_of_hybrids;
 mod stages;
 mod steps;
 

@@ -4,7 +4,7 @@ use crate::drafts::answers;
 use crate::lora::{self, adapted};
 use crate::{life, logits, parts, ranks, small};
 use qernel::config::{Config, ExpertSizes};
-use qernel::engine::{DraftSource, Engine, EngineConfig, NgramKind, NgramOptions, Request};
+use qernel::engine::{DraftSource, Engine, EngineConfig, Event, NgramKind, NgramOptions, Request};
 use qernel::error::Error;
 use qernel::formats::MatrixFormat;
 use qernel::kv_format::KvFormat;
@@ -132,12 +132,13 @@ fn hidden_states_are_those_of_one_device() {
 }
 
 /// As many pages as a crowd has to fight for, of all layers together.
-fn crowded(model: &TinyModel, shares: &[f64], drafts: Option<&DraftChoice>) -> Engine {
+pub fn crowded(model: &TinyModel, options: RunnerOptions, drafts: Option<&DraftChoice>) -> Engine {
     let gguf = model.gguf();
     let config = Config::from_gguf(&gguf).unwrap();
     let config = if model.draft.is_some() { config.with_draft(&gguf).unwrap() } else { config };
     let weights = Weights::from_gguf(&gguf, &config).unwrap();
-    let page_bytes = qernel::load::kv_layout(&config, qernel::dtype::Dtype::F16, 1).unwrap().page_bytes();
+    let of_rank = config.of_rank(options.tensor_parallel).unwrap();
+    let page_bytes = qernel::load::kv_layout(&of_rank, qernel::dtype::Dtype::F16, 1).unwrap().page_bytes();
     let life::Capacity { num_pages, max_num_tokens, max_num_sequences } = life::CROWDED;
     let options = RunnerOptions {
         kv_cache: KvCacheSize::Bytes(num_pages * page_bytes + 1),
@@ -146,7 +147,7 @@ fn crowded(model: &TinyModel, shares: &[f64], drafts: Option<&DraftChoice>) -> E
         checkpoints: 3,
         max_drafts: if drafts.is_some() { 3 } else { 0 },
         drafts: drafts.cloned().unwrap_or_default(),
-        ..options(shares)
+        ..options
     };
     let runner = open_runner(&weights, &config, &options, &mut |_, _| ()).unwrap();
     assert_eq!(runner.kv_layout().num_pages, num_pages);
@@ -162,7 +163,7 @@ fn crowded(model: &TinyModel, shares: &[f64], drafts: Option<&DraftChoice>) -> E
 #[test]
 fn a_crowd_gets_the_same_answers() {
     let lives = [&[][..], &[1.0, 1.0]].map(|shares| {
-        let life = life::crowd(&mut crowded(&crate::steps::hybrid(), shares, None));
+        let life = life::crowd(&mut crowded(&crate::steps::hybrid(), options(shares), None));
         life::assert_crowded(&life);
         life.answers
     });
@@ -173,29 +174,31 @@ fn a_crowd_gets_the_same_answers() {
 #[test]
 fn beginnings_are_shared() {
     for model in [of_layers(2, small()), of_layers(2, crate::steps::hybrid())] {
-        let answers = [&[][..], &[1.0, 1.0]].map(|shares| {
-            let mut engine = crowded(&model, shares, None);
-            let [first, ..] = life::crowd_requests();
-            let prompt: Vec<u32> = (0..40).collect();
-            [&prompt[..], &[&prompt[..36], &[7, 8]].concat()].map(|prompt| {
-                let request = Request { max_tokens: Some(4), prompt: prompt.to_vec(), ..first.clone() };
-                engine.submit(request).unwrap();
-                let (mut tokens, mut cached) = (Vec::new(), 0);
-                while engine.has_work() {
-                    for event in engine.step().unwrap() {
-                        match event {
-                            qernel::engine::Event::Token { token, .. } => tokens.push(token),
-                            qernel::engine::Event::Finished { usage, .. } => cached = usage.cached_tokens,
-                            qernel::engine::Event::Prompt { .. } => {}
-                        }
-                    }
-                }
-                (tokens, cached)
-            })
+        let [alone, split] = [&[][..], &[1.0, 1.0]].map(|shares| {
+            let mut engine = crowded(&model, options(shares), None);
+            [false, true].map(|other| answer_behind_a_beginning(&mut engine, other))
         });
-        assert_eq!(answers[0], answers[1], "{}", model.architecture);
-        assert_eq!(answers[1][1].1, 32, "{}: a page of the beginning was there", model.architecture);
+        assert_eq!(alone, split, "{}", model.architecture);
+        assert_eq!(split[1].1, 32, "{}: a page of the beginning was there", model.architecture);
     }
+}
+
+/// A greedy answer behind 40 tokens, or behind the first 36 of them and two others, and how many of those were there.
+pub fn answer_behind_a_beginning(engine: &mut Engine, other: bool) -> (Vec<u32>, usize) {
+    let [first, ..] = life::crowd_requests();
+    let prompt = if other { (0..36).chain([7, 8]).collect() } else { (0..40).collect() };
+    engine.submit(Request { max_tokens: Some(4), prompt, ..first }).unwrap();
+    let (mut tokens, mut cached) = (Vec::new(), 0);
+    while engine.has_work() {
+        for event in engine.step().unwrap() {
+            match event {
+                Event::Token { token, .. } => tokens.push(token),
+                Event::Finished { usage, .. } => cached = usage.cached_tokens,
+                Event::Prompt { .. } => {}
+            }
+        }
+    }
+    (tokens, cached)
 }
 
 #[test]
@@ -205,9 +208,9 @@ fn drafts_change_no_token() {
     let hybrid = of_layers(3, TinyModel { draft: Some(TinyDraft::default()), ..crate::steps::hybrid() });
     for (model, drafts) in [(model, ngrams), (hybrid, DraftChoice::Mtp)] {
         let plain = TinyModel { draft: None, ..model.clone() };
-        let (expected, _) = answers(&mut crowded(&plain, &[], None), 12);
-        let [alone, split] =
-            [&[][..], &[1.0, 1.0]].map(|shares| answers(&mut crowded(&model, shares, Some(&drafts)), 12));
+        let (expected, _) = answers(&mut crowded(&plain, options(&[]), None), 12);
+        let [alone, split] = [&[][..], &[1.0, 1.0]]
+            .map(|shares| answers(&mut crowded(&model, options(shares), Some(&drafts)), 12));
         assert_eq!(split, alone, "{}: other drafts", model.architecture);
         assert_eq!(split.0, expected, "{}", model.architecture);
         assert!(split.1[0] > 0, "{}: nothing was drafted", model.architecture);

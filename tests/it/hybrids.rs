@@ -97,7 +97,24 @@ fn layers_that_draft_are_skipped_and_counted() {
     let report: serde_json::Value = serde_json::from_str(&inspect(&["--json"])).unwrap();
     assert_eq!(report["draft_layers"]["num_tensors"], 2);
     assert_eq!(report["config"]["linear_layers"], serde_json::json!([0, 2]));
-    assert!(report["memory"]["state_bytes"].as_u64().unwrap() > 0);
+    let states = report["memory"]["state_bytes"].as_u64().unwrap();
+    assert!(states > 0);
+
+    // Each of two GPUs has half of that.
+    let report: serde_json::Value =
+        serde_json::from_str(&inspect(&["--json", "--tensor-parallel", "2"])).unwrap();
+    let gpus = report["memory"]["gpus"].as_array().unwrap();
+    assert_eq!(gpus.len(), 2);
+    for gpu in gpus {
+        assert_eq!(gpu["state_bytes"], states / 2);
+        assert_eq!(2 * gpu["kv_bytes"].as_u64().unwrap(), report["memory"]["kv_bytes"].as_u64().unwrap());
+        assert!(gpu["weight_bytes"].as_u64() < report["memory"]["weight_bytes"].as_u64());
+    }
+    assert!(inspect(&["--tensor-parallel", "2"]).contains("1/2 of layers 0 to 3: weights"));
+    let mut refused = assert_cmd::Command::new(env!("CARGO_BIN_EXE_qernel"));
+    refused.args(["inspect", "--tensor-parallel", "3", "--model"]).arg(&path).assert().failure().stderr(
+        predicates::str::contains("--tensor-parallel 3: the model's 4 attention heads are not a multiple"),
+    );
 }
 
 /// States are where the batch says, and nowhere else: sequences in any slots, chunks of any length, a slot that another had before.

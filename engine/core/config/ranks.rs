@@ -1,34 +1,24 @@
 //! The part of a model that each of several ranks computes: tensor parallel.
 
 use super::Config;
-use crate::config::ExpertSizes;
+use crate::config::{ExpertSizes, LinearSizes};
 use crate::error::{Error, Result};
 
 /// The most ranks that a model is shared out over.
 pub const MAX_RANKS: usize = 8;
 
 impl Config {
-    /// The model of each of `ranks` ranks: as many heads of attention fewer, and values between the projections of MLPs and of experts. What
-    /// the projections behind those give is to be added up over the ranks.
+    /// The model of each of `ranks` ranks: as many heads of attention fewer, of linear attention too, and values between the projections of
+    /// MLPs and of experts. What the projections behind those give is to be added up over the ranks.
     ///
     /// # Errors
-    /// [`Error::Request`] that says which size is not a multiple of `ranks`, or which part of the model is not shared out.
+    /// [`Error::Request`] that says which size is not a multiple of `ranks`.
     pub fn of_rank(&self, ranks: usize) -> Result<Self> {
         if !(1..=MAX_RANKS).contains(&ranks) {
             return Err(Error::Request(format!("--tensor-parallel {ranks}: expected 1 to {MAX_RANKS} GPUs")));
         }
         if ranks == 1 {
             return Ok(self.clone());
-        }
-        let whole = [
-            (self.linear.is_some(), "layers of linear attention"),
-            (self.fused_qkv, "Q, K and V in one tensor"),
-            (self.draft.is_some(), "a block that drafts (take --spec-type ngram-simple)"),
-        ];
-        if let Some((_, what)) = whole.iter().find(|(has, _)| *has) {
-            return Err(Error::Request(format!(
-                "--tensor-parallel {ranks}: a model with {what} is not shared out"
-            )));
         }
         let share = |what: &str, size: usize| match size.is_multiple_of(ranks) {
             true => Ok(size / ranks),
@@ -49,6 +39,14 @@ impl Config {
                 ..sizes
             })
         };
+        let linear = |sizes: LinearSizes| -> Result<LinearSizes> {
+            Ok(LinearSizes {
+                linear_num_key_heads: share("K heads of linear attention", sizes.linear_num_key_heads)?,
+                // As many for each of those of K.
+                linear_num_value_heads: sizes.linear_num_value_heads / ranks,
+                ..sizes
+            })
+        };
         Ok(Self {
             num_attention_heads: share("attention heads", self.num_attention_heads)?,
             num_key_value_heads: share("KV heads", self.num_key_value_heads)?,
@@ -58,6 +56,7 @@ impl Config {
                 None => share("values between the projections of the MLP", self.intermediate_size)?,
             },
             experts: self.experts.map(experts).transpose()?,
+            linear: self.linear.map(linear).transpose()?,
             tensor_parallel_size: ranks,
             ..self.clone()
         })
@@ -83,6 +82,14 @@ mod tests {
         assert_eq!((rank.intermediate_size, rank.hidden_size), (4736, 3584));
         assert_eq!((rank.vocab_size, rank.head_rows()), (config.vocab_size, config.vocab_size / 4));
         assert_eq!(config.of_rank(1).unwrap(), config);
+    }
+
+    #[test]
+    fn heads_of_linear_attention_are_shared_out() {
+        let config = published_config("qwen3.5-27b").unwrap();
+        let (whole, rank) = (config.linear.unwrap(), config.of_rank(4).unwrap().linear.unwrap());
+        assert_eq!((rank.linear_num_key_heads, rank.linear_num_value_heads), (4, 12));
+        assert_eq!(4 * rank.slot_values(), whole.slot_values());
     }
 
     #[test]

@@ -211,6 +211,9 @@ pub trait Build<T: Types> {
         fused: Option<&str>,
     ) -> Result<[Option<T::Vector>; N]>;
 
+    /// Says of which ranges a rank's share of a tensor consists that was asked for ([`TensorSpec::parts`]).
+    fn in_parts(&mut self, _name: &str, _parts: &[usize]) {}
+
     /// What the next layer keeps of a sequence. Answers which it is of the layers that keep the like of it, by which operations
     /// know it.
     fn state(&mut self, state: LayerState) -> usize;
@@ -284,7 +287,7 @@ impl Plan {
     /// Adds a tensor, once.
     fn tensor_spec(&mut self, name: &str, shape: TensorShape, group: Group) {
         if !self.tensors.iter().any(|spec| spec.name == name) {
-            self.tensors.push(TensorSpec { name: name.to_owned(), shape, group });
+            self.tensors.push(TensorSpec { name: name.to_owned(), shape, group, parts: Vec::new() });
         }
     }
 }
@@ -331,7 +334,7 @@ impl Build<Nothing> for Plan {
         for (name, rows) in matrices {
             if !self.adaptable.iter().any(|spec| spec.name == name) {
                 let shape = TensorShape::Matrix { rows, cols };
-                self.adaptable.push(TensorSpec { name, shape, group: Group::Always });
+                self.adaptable.push(TensorSpec { name, shape, group: Group::Always, parts: Vec::new() });
             }
         }
         Ok(Vec::new())
@@ -378,6 +381,12 @@ impl Build<Nothing> for Plan {
             self.tensor_spec(name, TensorShape::Vector { len }, Group::With(names.clone()));
         }
         Ok([Some(()); N])
+    }
+
+    fn in_parts(&mut self, name: &str, parts: &[usize]) {
+        for spec in self.tensors.iter_mut().chain(&mut self.adaptable).filter(|spec| spec.name == name) {
+            spec.parts = parts.to_vec();
+        }
     }
 
     fn state(&mut self, state: LayerState) -> usize {

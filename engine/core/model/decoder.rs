@@ -244,13 +244,7 @@ impl<O: Ops> Decoder<O> {
         };
         let head = NormMatmul { norm, weight };
         let x = if logit_rows.n < all.n { last } else { x };
-        match logits_of_rank {
-            None => parts::norm_matmul(ops, logit_rows, &head, x, last_normed, logits).map(drop), // [num_logits, vocab_size]
-            Some(part) => {
-                parts::norm_matmul(ops, logit_rows, &head, x, last_normed, part)?; // [num_logits, vocab_size / ranks]
-                ops.gather_ranks(logit_rows.n, part, logits) // [num_logits, vocab_size]
-            }
-        }
+        parts::head(ops, logit_rows, &head, x, last_normed, logits_of_rank.as_mut(), logits) // [num_logits, vocab_size]
     }
 
     /// The residual stream behind the last layer: its first rows are those of the last [`Decoder::layers`], of whose rows `some` alone or

@@ -147,7 +147,7 @@ impl<T: Types> Recurrent<T> {
         let weight =
             b.table(&format!("{layer}.ssm_conv1d.weight"), sizes.channels(), sizes.linear_conv_kernel_dim)?;
         let bytes = sizes.slot_values().saturating_mul(size_of::<f32>());
-        Ok(Self {
+        let recurrent = Self {
             slots: b.state(LayerState::Slot { bytes }),
             part: DeltaNet {
                 norm,
@@ -170,7 +170,27 @@ impl<T: Types> Recurrent<T> {
                 },
                 out_proj: b.matrix(&format!("{layer}.ssm_out.weight"), hidden_size, sizes.value_size())?,
             },
-        })
+        };
+        // A rank has some heads of K and the heads of V that go with them: where those are tiled not one range of them.
+        let of_values = match value_heads {
+            ValueHeads::Tiled => vec![sizes.linear_num_key_heads; per_key_head],
+            ValueHeads::Grouped => vec![heads],
+        };
+        let values: Vec<_> = of_values.iter().map(|heads| heads * sizes.linear_value_head_dim).collect();
+        let channels = [&[sizes.key_size(); 2], &values[..]].concat();
+        for (name, parts) in [
+            ("attn_qkv.weight", &channels),
+            ("ssm_conv1d.weight", &channels),
+            ("attn_gate.weight", &values),
+            ("ssm_out.weight", &values),
+            ("ssm_beta.weight", &of_values),
+            ("ssm_alpha.weight", &of_values),
+            ("ssm_a", &of_values),
+            ("ssm_dt.bias", &of_values),
+        ] {
+            b.in_parts(&format!("{layer}.{name}"), parts);
+        }
+        Ok(recurrent)
     }
 }
 

@@ -154,10 +154,11 @@ impl<O: Ops> Draft<O> {
         }
         let weight = self.lm_head.as_ref().or(shared.lm_head).unwrap_or(shared.embed_tokens);
         let head = NormMatmul { norm: own_norm, weight };
-        let Buffers { last, last_normed, logits, .. } = buffers;
+        let Buffers { last, last_normed, logits, logits_of_rank, .. } = buffers;
         let x = if some { last } else { x };
-        parts::norm_matmul(ops, logit_rows, &head, x, last_normed, logits)?; // [num_logits, vocab_size]
-        Ok(())
+        // A head of its own is whole on each rank.
+        let of_rank = logits_of_rank.as_mut().filter(|_| self.lm_head.is_none());
+        parts::head(ops, logit_rows, &head, x, last_normed, of_rank, logits) // [num_logits, vocab_size]
     }
 }
 

@@ -83,7 +83,7 @@ impl<T: Types> Attention<T> {
         let gate = projection("weight", "attn_q", config.q_size(), ordered(2 * head_dim, Some(&of_gate)));
         let fused = |kind: &str| config.fused_qkv.then(|| format!("{layer}.attn_qkv.{kind}"));
         let &Config { num_key_value_heads, .. } = config;
-        Ok(Self {
+        let attention = Self {
             pages: b.state(LayerState::Pages { num_key_value_heads, head_dim }),
             input: AttentionIn {
                 norm: b.norm(features.norm, &format!("{layer}.attn_norm"), hidden_size, eps)?,
@@ -111,7 +111,11 @@ impl<T: Types> Attention<T> {
                 },
             },
             o_proj: linear(b, features, &format!("{layer}.attn_output"), hidden_size, config.q_size())?,
-        })
+        };
+        for name in ["weight", "bias"].map(fused).iter().flatten() {
+            b.in_parts(name, &[config.q_size(), config.kv_size(), config.kv_size()]);
+        }
+        Ok(attention)
     }
 }
 

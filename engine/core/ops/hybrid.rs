@@ -6,7 +6,7 @@
 //! state `[linear_num_value_heads, linear_key_head_dim, linear_value_head_dim]`. A sequence whose first row in a batch is at position 0 begins
 //! with zeros, whatever its slot holds.
 
-use super::parts::{Norm, NormMatmul, RmsNorm, Scratch, norm_matmul, room};
+use super::parts::{Norm, NormMatmul, RmsNorm, Scratch, add_product, norm_matmul, room};
 use super::{Ops, Rows, Stacked, Types};
 use crate::config::LinearSizes;
 use crate::error::Result;
@@ -219,7 +219,7 @@ pub fn delta_net<O: Ops>(
     scratch: &mut Scratch<O>,
     states: &mut O::States,
 ) -> Result<()> {
-    let Scratch { normed, delta, .. } = scratch;
+    let Scratch { normed, delta, of_rank, .. } = scratch;
     let DeltaScratch { mixed, qkv, out, gated } = room(delta)?;
     let z: &O::Weight = room(&mut part.in_proj.matrices.get(1))?;
     let product = NormMatmul { norm: &part.norm, weight: &part.in_proj.whole };
@@ -230,5 +230,5 @@ pub fn delta_net<O: Ops>(
         let gate = Gate { product: mixed, first: Columns::of(&part.rule.sizes).z, weight: z };
         ops.gated_norm(rows.n, out, &part.head_norm, gate, gated)?; // [n, value_size]
     }
-    ops.matmul_add(rows, gated, &part.out_proj, x) // [n, hidden_size]
+    add_product(ops, rows, gated, &part.out_proj, &[], x, of_rank.as_mut()) // [n, hidden_size]
 }

@@ -212,12 +212,34 @@ pub fn add_projection<O: Ops>(
     x: &mut O::Tensor,
     of_rank: Option<&mut O::Tensor>,
 ) -> Result<()> {
-    match of_rank {
-        None => ops.matmul_add(rows, input, &part.weight, x)?,
-        Some(of_rank) => ops.matmul_add_ranks(rows, input, &part.weight, of_rank, x)?,
-    }
-    add_updates(ops, rows, input, &part.updates, x)?;
+    add_product(ops, rows, input, &part.weight, &part.updates, x, of_rank)?;
     part.bias.as_ref().map_or(Ok(()), |bias| ops.add_bias(rows.n, bias, x))
+}
+
+/// As [`add_projection`], without a bias.
+///
+/// # Errors
+/// What the device says.
+pub(super) fn add_product<O: Ops>(
+    ops: &mut O,
+    rows: Rows<O::Batch>,
+    input: &O::Activation,
+    weight: &O::Weight,
+    updates: &[Update<O::Vector>],
+    x: &mut O::Tensor,
+    of_rank: Option<&mut O::Tensor>,
+) -> Result<()> {
+    let Some(of_rank) = of_rank else {
+        ops.matmul_add(rows, input, weight, x)?;
+        return add_updates(ops, rows, input, updates, x);
+    };
+    if !are_wanted(ops, rows.batch, updates) {
+        return ops.matmul_add_ranks(rows, input, weight, of_rank, x);
+    }
+    // Of the updates each rank has its part too.
+    ops.matmul(rows.padded, input, weight, of_rank)?;
+    add_updates(ops, rows, input, updates, of_rank)?;
+    ops.add_ranks(rows, of_rank, x)
 }
 
 /// Q of every row, from the residual stream `x`, and in [`Scratch::gate`] what attention's output is gated by; K and V go to their
@@ -372,6 +394,26 @@ fn mlp_in<O: Ops>(
         Up::Gated(matrices) => ops.silu_mul(rows.n, matrices, gate_up, out),
         Up::Plain(projection) => ops.bias_gelu(rows.n, projection, gate_up, out),
     }
+}
+
+/// The head: [`norm_matmul`] of the rows that need logits; where each rank has some of its rows their products, which are in `of_rank`, side by side.
+///
+/// # Errors
+/// What the device says.
+pub fn head<O: Ops>(
+    ops: &mut O,
+    rows: Rows<O::Batch>,
+    part: &NormMatmul<O::Weight, O::Vector>,
+    x: &O::Tensor,
+    normed: &mut O::Activation,
+    of_rank: Option<&mut O::Tensor>,
+    logits: &mut O::Tensor,
+) -> Result<()> {
+    let Some(of_rank) = of_rank else {
+        return norm_matmul(ops, rows, part, x, normed, logits).map(drop); // [num_logits, vocab_size]
+    };
+    norm_matmul(ops, rows, part, x, normed, of_rank)?; // [num_logits, vocab_size / ranks]
+    ops.gather_ranks(rows.n, of_rank, logits) // [num_logits, vocab_size]
 }
 
 /// As [`norm_matmul`], with what adapters add to the product.

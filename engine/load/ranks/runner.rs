@@ -3,8 +3,9 @@
 use super::team::Team;
 use qernel_core::batch::{Batch, BatchLimits};
 use qernel_core::error::{Error, Result};
-use qernel_core::kv_layout::KvLayout;
-use qernel_core::model::Runner;
+use qernel_core::kv_layout::{KvLayout, StateCopy};
+use qernel_core::model::draft::DraftFrom;
+use qernel_core::model::{AdapterInfo, Kept, KeptLayout, Runner};
 use qernel_core::sampler::{Logprobs, SamplingRow};
 use qernel_core::weights::DecodeBytes;
 
@@ -41,6 +42,52 @@ impl Runner for RanksRunner {
     /// Of a rank.
     fn kv_layout(&self) -> &KvLayout {
         self.0.own.kv_layout()
+    }
+
+    fn has_slots(&self) -> bool {
+        self.0.own.has_slots()
+    }
+
+    fn num_checkpoints(&self) -> usize {
+        self.0.own.num_checkpoints()
+    }
+
+    fn save_state(&mut self, copy: StateCopy) -> Result<()> {
+        self.0.ask_own(move |runner| runner.save_state(copy))
+    }
+
+    fn load_state(&mut self, copy: StateCopy) -> Result<()> {
+        self.0.ask_own(move |runner| runner.load_state(copy))
+    }
+
+    /// What all ranks give out, one behind the other.
+    fn kept_layout(&self) -> Option<KeptLayout> {
+        let ranks = self.0.num_ranks();
+        let KeptLayout { meaning, page_bytes, state_bytes } = self.0.own.kept_layout()?;
+        Some(KeptLayout {
+            meaning: format!("{ranks} ranks: {meaning}"),
+            page_bytes: ranks * page_bytes,
+            state_bytes: ranks * state_bytes,
+        })
+    }
+
+    fn read_kept(&mut self, kept: Kept) -> Result<Vec<u8>> {
+        Ok(self.0.ask(move |runner| runner.read_kept(kept))?.concat())
+    }
+
+    fn write_kept(&mut self, kept: Kept, bytes: &[u8]) -> Result<()> {
+        let of_rank = bytes.len().div_ceil(self.0.num_ranks());
+        let bytes = bytes.to_vec();
+        // A rank refuses another number of bytes than its own.
+        let write = move |rank: usize, runner: &mut dyn Runner| {
+            let part = bytes.get(rank * of_rank..(rank + 1) * of_rank);
+            runner.write_kept(kept, part.unwrap_or_default())
+        };
+        self.0.ask_each(write).map(drop)
+    }
+
+    fn adapters(&self) -> &[AdapterInfo] {
+        self.0.own.adapters()
     }
 
     fn vocab_size(&self) -> usize {
@@ -91,6 +138,11 @@ impl Runner for RanksRunner {
 
     fn max_drafts(&self) -> usize {
         self.0.own.max_drafts()
+    }
+
+    fn draft(&mut self, batch: &Batch, rows: &[SamplingRow], from: DraftFrom) -> Result<Vec<u32>> {
+        let step = (batch.clone(), rows.to_vec());
+        self.tokens(move |runner| runner.draft(&step.0, &step.1, from))
     }
 
     fn logits(&mut self, batch: &Batch) -> Result<Vec<f32>> {

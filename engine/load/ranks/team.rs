@@ -39,16 +39,27 @@ impl Team {
         &mut self,
         call: impl Fn(&mut dyn Runner) -> Result<T> + Send + Sync + 'static,
     ) -> Result<Vec<T>> {
+        self.ask_each(move |_, runner| call(runner))
+    }
+
+    /// As [`Team::ask`], where `call` is told which rank it asks.
+    ///
+    /// # Errors
+    /// As [`Team::ask`].
+    pub fn ask_each<T: Send + 'static>(
+        &mut self,
+        call: impl Fn(usize, &mut dyn Runner) -> Result<T> + Send + Sync + 'static,
+    ) -> Result<Vec<T>> {
         if let Some(why) = self.group.failure() {
             return Err(Error::Device(format!("{why}; the model is to be opened again")));
         }
         let (group, call) = (self.group.clone(), Arc::new(call));
         let told = |other: &RankThread| {
             let (group, call, rank) = (group.clone(), call.clone(), other.rank());
-            other.tell(move |runner| call(runner).inspect_err(|error| tell_others(&group, rank, error)))
+            other.tell(move |runner| call(rank, runner).inspect_err(|error| tell_others(&group, rank, error)))
         };
         let answers: Vec<_> = self.others.iter().map(told).collect();
-        let own = call(&mut *self.own).inspect_err(|error| tell_others(&group, self.rank, error));
+        let own = call(self.rank, &mut *self.own).inspect_err(|error| tell_others(&group, self.rank, error));
         // A rank waits for others in a kernel, and its thread for that.
         let limit = group.limit().saturating_mul(2);
         let mut results = vec![own];
