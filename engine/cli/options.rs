@@ -239,7 +239,7 @@ impl ModelArgs {
             max_num_logits: max_num_sequences,
             checkpoints: self.checkpoints,
             max_drafts: self.drafts.max(),
-            drafts: self.drafts.choice(),
+            drafts: self.drafts.choice()?,
             speculative: self.drafts.speculative()?,
             adapters: self.lora.lora.clone(),
             memory_fraction: self.gpu_memory_fraction,

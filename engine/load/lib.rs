@@ -18,6 +18,7 @@ mod models_folder;
 #[cfg(feature = "cuda")]
 mod ranks;
 mod runner;
+mod sidecar;
 
 pub use adapters::{AdapterChoice, with_adapters};
 pub use device_choice::DeviceChoice;
@@ -125,7 +126,12 @@ impl LoadedModel {
     ) -> Result<Self> {
         let config = config_of(gguf)?;
         let source = (options.max_drafts > 0).then_some(&options.drafts);
-        let config = if source == Some(&DraftChoice::Mtp) { config.with_draft(gguf)? } else { config };
+        let joined = source.map(|choice| sidecar::with_block(gguf, &config, choice)).transpose()?.flatten();
+        let gguf = joined.as_ref().unwrap_or(gguf);
+        let config = match source {
+            Some(DraftChoice::Mtp | DraftChoice::MtpOf(_)) => config_of(gguf)?.with_draft(gguf)?,
+            _ => config,
+        };
         let weights = with_adapters(Weights::from_gguf(gguf, &config)?, &config, &options.adapters)?;
         // Layers that draft further tokens are not computed, and `inspect` counts them.
         let drafts = |name: &String| config.is_draft_tensor(name);

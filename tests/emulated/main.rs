@@ -18,6 +18,8 @@ mod lora;
 mod operations;
 mod range;
 mod ranks;
+#[path = "../common/sidecar.rs"]
+mod sidecar;
 mod stages;
 mod steps;
 

@@ -45,5 +45,6 @@ mod rooms;
 mod sampler;
 mod scheduler;
 mod settings;
+mod sidecar;
 mod templates;
 mod tokenizer;

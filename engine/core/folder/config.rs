@@ -17,6 +17,8 @@ pub(super) struct Model {
     /// The fields of the model of text: those of `text_config`, and around it the others.
     pub config: Fields,
     pub num_layers: u64,
+    /// Blocks behind them that draft, as far as there are tensors.
+    pub num_drafts: u64,
     pub num_heads: u64,
     pub num_kv_heads: u64,
     pub head_dim: u64,
@@ -100,6 +102,7 @@ impl Model {
         let model = Self {
             architecture,
             num_layers: first_size(&config, &["num_hidden_layers", "n_layer"])?,
+            num_drafts: 0,
             num_heads,
             num_kv_heads: match config.get("num_key_value_heads") {
                 Some(_) => size(&config, "num_key_value_heads")?,
@@ -179,7 +182,10 @@ impl Model {
         let context = first_size(config, &["max_position_embeddings", "n_positions", "n_ctx"])?;
         add("context_length", int(context));
         add("embedding_length", int(hidden_size));
-        add("block_count", int(self.num_layers));
+        add("block_count", int(self.num_layers + self.num_drafts));
+        if self.num_drafts > 0 {
+            add("nextn_predict_layers", int(self.num_drafts));
+        }
         let intermediate_size =
             match ["intermediate_size", "n_inner"].iter().find(|key| config.get(key).is_some()) {
                 Some(key) => Some(size(config, key)?),
@@ -265,7 +271,9 @@ impl Model {
                     &format!("one for each of the {} layers", self.num_layers),
                 ));
             }
-            let recurrent: Vec<bool> = kinds.iter().map(|kind| kind == "linear_attention").collect();
+            let of_drafts = (0..self.num_drafts).map(|_| false);
+            let recurrent: Vec<bool> =
+                kinds.iter().map(|kind| kind == "linear_attention").chain(of_drafts).collect();
             out.push(("attention.recurrent_layers", recurrent.into()));
         }
         Ok(out)

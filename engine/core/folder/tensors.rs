@@ -4,7 +4,7 @@ use super::config::{Linear, Model, rope_factors};
 use super::fault;
 use super::grouped::{self, Grouped};
 use super::make::{Change, Kind, Recipe, Source};
-use super::names::{Target, target};
+use super::names::{Target, draft_target, target};
 use super::safetensors::{Dtype, Stored};
 use crate::error::{Error, Result};
 use crate::formats::MatrixFormat;
@@ -76,7 +76,9 @@ impl<'a> List<'a> {
         if is_scale || UNUSED_SCALES.iter().any(|end| name.ends_with(end)) || self.is_filler(name) {
             return Ok(());
         }
-        match target(self.model.architecture, name) {
+        let Model { architecture, num_layers, num_drafts, .. } = *self.model;
+        let of_draft = draft_target(architecture, num_layers, num_drafts, name);
+        match of_draft.unwrap_or_else(|| target(architecture, name)) {
             Target::None => Ok(()),
             Target::Tensor(to) if to == "output.weight" && self.model.is_tied => Ok(()),
             Target::Tensor(to) => self.plain(name, &to),

@@ -270,8 +270,15 @@ impl Weights {
     /// Finds every tensor that the model of `config` needs.
     ///
     /// # Errors
-    /// As [`Weights::find`].
+    /// As [`Weights::find`]; [`Error::Model`] if the file has a block that drafts alone.
     pub fn from_gguf(gguf: &Gguf, config: &Config) -> Result<Self> {
+        if config.is_block_alone(gguf) {
+            return Err(Error::Model(
+                "the file has a block that drafts tokens (MTP), not the model that it drafts for: take --model for the model, and for this one \
+                 --model-draft with --spec-type mtp"
+                    .into(),
+            ));
+        }
         Self::find(gguf, &plan(config)?.tensors)
     }
 }
