@@ -1,7 +1,7 @@
 //! `inspect`: what a GGUF file holds and how much memory it needs.
 
 use super::cache_types::CacheTypeArgs;
-use super::options::{ExpertArgs, FileArgs};
+use super::options::{ExpertArgs, FileArgs, parse_size};
 use super::output::{Output, one_line};
 use super::split_mode::Shares;
 use crate::config::Config;
@@ -36,6 +36,9 @@ pub struct InspectArgs {
     pub context: Option<u64>,
     #[command(flatten)]
     pub cache_types: CacheTypeArgs,
+    /// Say how many copies of recurrent layers' states so much host memory holds (--checkpoint-host-memory of commands that run the model).
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "0")]
+    pub checkpoint_host_memory: usize,
     /// Read all tensors and name values that are NaN or infinite; exit status 3 if there are some.
     #[arg(long)]
     pub check_tensors: bool,
@@ -165,6 +168,9 @@ struct Memory {
     kv_bytes: u64,
     /// What recurrent layers keep of a sequence, however long it is; 0 where there are none.
     state_bytes: u64,
+    /// Copies of that in host memory, with `--checkpoint-host-memory`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_checkpoints: Option<u64>,
     /// Of each GPU that has layers, with `--tensor-split`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     gpus: Vec<GpuMemory>,
@@ -289,6 +295,8 @@ impl Memory {
             let experts = weights.into_iter().flat_map(move |weights| weights.experts_of_first(layers));
             experts.map(|matrix| matrix.data.len() as u64).sum()
         };
+        let state_bytes = model::build::plan(config)?.state.slot_bytes() as u64;
+        let host = args.checkpoint_host_memory as u64;
         Ok(Self {
             weight_bytes: weights.map(Weights::num_bytes),
             expert_bytes: experts_of(usize::MAX),
@@ -297,7 +305,8 @@ impl Memory {
             kv_bytes_per_token: (layout.page_bytes() / PAGE_SIZE) as u64,
             context,
             kv_bytes: (layout.num_pages * layout.page_bytes()) as u64,
-            state_bytes: model::build::plan(config)?.state.slot_bytes() as u64,
+            state_bytes,
+            host_checkpoints: host.checked_div(state_bytes).filter(|_| host > 0),
             gpus: (layers.into_iter().enumerate())
                 .filter(|(_, layers)| !layers.is_empty())
                 .map(|(gpu, layers)| GpuMemory::new(gpu, &config.of_stage(layers), weights, &layout))
@@ -441,12 +450,12 @@ impl fmt::Display for Report<'_> {
                 Mib(memory.kv_bytes)
             )?;
             if memory.state_bytes > 0 {
-                writeln!(
-                    f,
-                    "  {:10} {:>14}  for each sequence that runs",
-                    "states",
-                    Mib(memory.state_bytes)
-                )?;
+                let states = Mib(memory.state_bytes);
+                write!(f, "  {:10} {states:>14}  for each sequence that runs", "states")?;
+                match memory.host_checkpoints {
+                    Some(count) => writeln!(f, "; host memory holds {count} copies")?,
+                    None => writeln!(f)?,
+                }
             }
             for gpu in &memory.gpus {
                 let (weights, kv) = (Mib(gpu.weight_bytes.unwrap_or(0)), Mib(gpu.kv_bytes));
