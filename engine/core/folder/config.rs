@@ -19,6 +19,7 @@ pub(super) struct Model {
     pub num_layers: u64,
     /// Blocks behind them that draft, as far as there are tensors.
     pub num_drafts: u64,
+    pub hidden_size: u64,
     pub num_heads: u64,
     pub num_kv_heads: u64,
     pub head_dim: u64,
@@ -103,6 +104,7 @@ impl Model {
             architecture,
             num_layers: first_size(&config, &["num_hidden_layers", "n_layer"])?,
             num_drafts: 0,
+            hidden_size,
             num_heads,
             num_kv_heads: match config.get("num_key_value_heads") {
                 Some(_) => size(&config, "num_key_value_heads")?,
@@ -171,14 +173,13 @@ impl Model {
 
     /// The metadata of the model, without those of the vocabulary. `file_type` is llama.cpp's number of the format of most matrices.
     pub(super) fn metadata(&self, files: &Files, file_type: u32) -> Result<Metadata> {
-        let Self { architecture, config, .. } = self;
+        let &Self { architecture, ref config, hidden_size, .. } = self;
         let mut out: Metadata = vec![("general.architecture".to_owned(), architecture.name.into())];
         out.extend(files.name().map(|name| ("general.name".to_owned(), name.into())));
         out.push(("general.file_type".to_owned(), file_type.into()));
         let mut add = |key: &str, value: Value| out.push((format!("{}.{key}", architecture.name), value));
         // Sizes are below 2^24.
         let int = |value: u64| Value::U32(value as u32);
-        let hidden_size = first_size(config, &["hidden_size", "n_embd"])?;
         let context = first_size(config, &["max_position_embeddings", "n_positions", "n_ctx"])?;
         add("context_length", int(context));
         add("embedding_length", int(hidden_size));
@@ -301,7 +302,7 @@ fn rope(model: &Model, context: u64) -> Result<Vec<(&'static str, Value)>> {
     };
     let share = share.unwrap_or(if architecture.is_hybrid { 0.25 } else { 1.0 });
     add("rope.dimension_count", Value::U32((*head_dim as f64 * share) as u32));
-    if matches!(architecture.name, "qwen35" | "qwen35moe" | "qwen2vl" | "qwen3vl") {
+    if matches!(architecture.name, "qwen35" | "qwen35moe" | "qwen2vl" | "qwen3vl" | "qwen3vlmoe") {
         add("rope.dimension_sections", sections(&parameters)?.into());
     }
     let kind = rope_type(&parameters)?;

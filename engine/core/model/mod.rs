@@ -21,6 +21,7 @@ mod qwen35moe;
 mod qwen3moe;
 mod qwen3next;
 mod qwen3vl;
+mod qwen3vlmoe;
 pub mod registry;
 mod runner;
 

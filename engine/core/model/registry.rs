@@ -225,7 +225,7 @@ macro_rules! architectures {
     };
 }
 
-architectures! { qwen2 qwen3 qwen2moe qwen3moe qwen35 qwen35moe qwen3next qwen2vl qwen3vl llama gpt2 }
+architectures! { qwen2 qwen3 qwen2moe qwen3moe qwen35 qwen35moe qwen3next qwen2vl qwen3vl qwen3vlmoe llama gpt2 }
 
 fn unknown(architecture: &str) -> Error {
     let nearest = nearest(architecture, ARCHITECTURES.iter().copied())
@@ -291,7 +291,7 @@ mod tests {
     fn an_unknown_architecture_is_told_the_nearest() {
         for (name, expected) in [
             ("qwen4exp", "qwen3next"),
-            ("qwen3vlmoe", "qwen35moe"),
+            ("qwen4vlmoe", "qwen3vlmoe"),
             ("qwen36", "qwen3"),
             ("Llama", "llama"),
             ("gpt3", "gpt2"),
