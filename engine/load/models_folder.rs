@@ -190,14 +190,19 @@ mod tests {
     #[test]
     fn files_parts_and_folders_are_models() {
         let path = folder("kinds");
-        for file in
-            ["one.gguf", "two-00001-of-00002.gguf", "two-00002-of-00002.gguf", "mmproj-one.gguf", "notes.txt"]
-        {
+        for file in [
+            "one.gguf",
+            "two-00001-of-00002.gguf",
+            "two-00002-of-00002.gguf",
+            "mmproj-one.gguf",
+            "mtp-one.gguf",
+            "notes.txt",
+        ] {
             fs::write(path.join(file), file).unwrap();
         }
         for (name, files) in [
             ("hub", &["config.json", "model.safetensors"][..]),
-            ("split", &["x-00001-of-00002.gguf", "x-00002-of-00002.gguf", "mmproj-F16.gguf"]),
+            ("split", &["x-00001-of-00002.gguf", "x-00002-of-00002.gguf", "mmproj-F16.gguf", "mtp-F16.gguf"]),
             ("several", &["a.gguf", "b.gguf"]),
             ("empty", &[]),
             (".hidden", &["config.json"]),
