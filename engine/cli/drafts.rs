@@ -10,13 +10,13 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Drafts")]
 pub struct DraftArgs {
-    /// Draft tokens and compute them at once, which leaves answers as they are: mtp, by the block for it behind the model's last layer;
-    /// ngram-simple, what followed the last tokens where they came last in the text; ngram-map-k, the same of tokens that came often
+    /// Draft tokens and compute them at once, which leaves answers as they are: mtp (draft-mtp), by the block for it behind the model's last
+    /// layer, in its file or in one beside it (mtp-….gguf, or --model-draft); ngram-simple, what followed the last tokens where they came last in the text; ngram-map-k, the same of tokens that came often
     /// (--spec-ngram-min-hits); ngram-mod, what followed them in any sequence
     #[arg(long, value_name = "TYPE")]
     pub spec_type: Option<SpecType>,
-    /// Draft tokens by another model of the same vocabulary, on the same device; also -md
-    #[arg(long, visible_alias = "spec-draft-model", value_name = "PATH", conflicts_with = "spec_type")]
+    /// Draft tokens by another model of the same vocabulary, on the same device; with --spec-type mtp by the block in this file; also -md
+    #[arg(long, visible_alias = "spec-draft-model", value_name = "PATH")]
     pub model_draft: Option<PathBuf>,
     /// Tokens to draft at a time, at most [default: mtp 3, another model 4, n-grams 16]
     #[arg(long, alias = "draft", alias = "draft-n", visible_alias = "spec-draft-n-max", value_name = "N", value_parser = clap::value_parser!(u8).range(1..=MOST_DRAFTS))]
@@ -50,6 +50,7 @@ pub enum SpecType {
     /// Nothing.
     None,
     /// Multi-token prediction, by a block of the model's own.
+    #[value(alias = "draft-mtp")]
     Mtp,
     /// What followed the last tokens where they came last in the text.
     NgramSimple,
@@ -64,28 +65,38 @@ const MOST_DRAFTS: i64 = 64;
 
 impl DraftArgs {
     /// What drafts.
-    pub fn choice(&self) -> DraftChoice {
+    ///
+    /// # Errors
+    /// [`Error::Request`] for another model where the type says that none drafts.
+    pub fn choice(&self) -> Result<DraftChoice> {
         let ngram = |kind| {
             let (size_n, size_m) = (self.spec_ngram_size_n.into(), self.spec_ngram_size_m.into());
             DraftChoice::Ngram(NgramOptions { kind, size_n, size_m })
         };
-        match (&self.model_draft, self.spec_type) {
-            (Some(path), _) => DraftChoice::Model(path.clone()),
+        Ok(match (&self.model_draft, self.spec_type) {
+            (Some(path), None) => DraftChoice::Model(path.clone()),
+            (Some(path), Some(SpecType::Mtp)) => DraftChoice::MtpOf(path.clone()),
+            (Some(path), Some(_)) => {
+                return Err(Error::Request(format!(
+                    "--model-draft {}: with it --spec-type is left out, or mtp where the file has a block that drafts (mtp-….gguf)",
+                    path.display()
+                )));
+            }
             (None, Some(SpecType::NgramSimple)) => ngram(NgramKind::Simple),
             (None, Some(SpecType::NgramMapK)) => {
                 ngram(NgramKind::MapK { min_hits: self.spec_ngram_min_hits })
             }
             (None, Some(SpecType::NgramMod)) => ngram(NgramKind::Mod),
             (None, Some(SpecType::Mtp | SpecType::None) | None) => DraftChoice::Mtp,
-        }
+        })
     }
 
     /// Tokens that are drafted at a time, at most; 0 where nothing drafts.
     pub fn max(&self) -> usize {
         let usual = match (&self.model_draft, self.spec_type) {
             (None, None | Some(SpecType::None)) => return 0,
+            (_, Some(SpecType::Mtp)) => 3,
             (Some(_), _) => 4,
-            (None, Some(SpecType::Mtp)) => 3,
             (None, Some(_)) => 16,
         };
         self.draft_max.unwrap_or(usual).into()
@@ -127,11 +138,14 @@ mod tests {
 
     #[test]
     fn options_have_the_meaning_of_llama_cpp() {
-        let found = |line| parse(line).map(|drafts| (drafts.max(), drafts.choice())).unwrap();
+        let found = |line| parse(line).map(|drafts| (drafts.max(), drafts.choice().unwrap())).unwrap();
         let ngram = |kind, size_n, size_m| DraftChoice::Ngram(NgramOptions { kind, size_n, size_m });
         assert_eq!(found("").0, 0);
         assert_eq!(found("--spec-type none --draft-max 5").0, 0);
         assert_eq!(found("--spec-type mtp"), (3, DraftChoice::Mtp));
+        assert_eq!(found("--spec-type draft-mtp"), (3, DraftChoice::Mtp));
+        assert_eq!(found("-md mtp-d.gguf --spec-type mtp"), (3, DraftChoice::MtpOf("mtp-d.gguf".into())));
+        assert!(parse("-md d.gguf --spec-type ngram-mod").unwrap().choice().is_err());
         assert_eq!(found("--spec-type ngram-simple --draft-max 64"), (64, ngram(NgramKind::Simple, 12, 48)));
         let line =
             "--spec-type ngram-map-k --spec-ngram-size-n 8 --spec-ngram-size-m 9 --spec-ngram-min-hits 2";
@@ -139,12 +153,7 @@ mod tests {
         assert_eq!(found("--spec-type ngram-mod --draft-n 7"), (7, ngram(NgramKind::Mod, 12, 48)));
         assert_eq!(found("-md d.gguf"), (4, DraftChoice::Model("d.gguf".into())));
         assert_eq!(found("--model-draft d.gguf --draft 6").0, 6);
-        for bad in [
-            "-md d.gguf --spec-type mtp",
-            "--spec-type ngram-cache",
-            "--draft-max 0",
-            "--spec-ngram-size-n 0",
-        ] {
+        for bad in ["--spec-type ngram-cache", "--draft-max 0", "--spec-ngram-size-n 0"] {
             assert!(parse(bad).is_err(), "{bad}");
         }
         let speculative = |line| parse(line).unwrap().speculative();

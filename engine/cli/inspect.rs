@@ -3,7 +3,7 @@
 mod memory;
 
 use super::cache_types::CacheTypeArgs;
-use super::options::{ExpertArgs, FileArgs};
+use super::options::{ExpertArgs, FileArgs, parse_size};
 use super::output::{Output, one_line};
 use super::split_mode::Shares;
 use crate::config::Config;
@@ -36,6 +36,9 @@ pub struct InspectArgs {
     pub context: Option<u64>,
     #[command(flatten)]
     pub cache_types: CacheTypeArgs,
+    /// Say how many copies of recurrent layers' states so much host memory holds (--checkpoint-host-memory of commands that run the model).
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "0")]
+    pub checkpoint_host_memory: usize,
     /// Read all tensors and name values that are NaN or infinite; exit status 3 if there are some.
     #[arg(long)]
     pub check_tensors: bool,

@@ -67,7 +67,7 @@ impl FolderModels {
         max_num_sequences: usize,
     ) -> Self {
         model.lora.lora.clear();
-        if !matches!(model.drafts.choice(), DraftChoice::Ngram(_)) {
+        if !matches!(model.drafts.choice(), Ok(DraftChoice::Ngram(_))) {
             (model.drafts.model_draft, model.drafts.spec_type) = (None, None);
         }
         Self { folder, model, template, max_num_sequences }

@@ -95,6 +95,10 @@ pub struct ModelArgs {
     /// as much memory as a sequence's states
     #[arg(long, value_name = "COUNT", default_value_t = CHECKPOINTS)]
     pub checkpoints: usize,
+    /// Host memory for copies of such states that have to make room for others, as 2GiB, 512MiB or bytes: prompts go on from them as long as
+    /// their pages are there
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "0")]
+    pub checkpoint_host_memory: usize,
     #[command(flatten)]
     pub drafts: DraftArgs,
     #[command(flatten)]
@@ -238,8 +242,9 @@ impl ModelArgs {
             max_num_sequences,
             max_num_logits: max_num_sequences,
             checkpoints: self.checkpoints,
+            checkpoint_host_memory: self.checkpoint_host_memory,
             max_drafts: self.drafts.max(),
-            drafts: self.drafts.choice(),
+            drafts: self.drafts.choice()?,
             speculative: self.drafts.speculative()?,
             adapters: self.lora.lora.clone(),
             memory_fraction: self.gpu_memory_fraction,

@@ -3,11 +3,13 @@
 //! A state cannot be cut back, so copies of it are kept: behind the last full page of a prompt, behind every so many tokens of a long one,
 //! and behind the newest full page of what is generated. They are known by the [`Prefix`] that ends with that page, which the prefix cache
 //! finds, and which is never given to other tokens: a copy whose page was forgotten is never found again, and gives its place up. There are
-//! a fixed number of places for them; the copy that was used longest ago makes room.
+//! a fixed number of places for them; the copy that was used longest ago makes room, and may be kept in [host memory](crate::host_checkpoints).
 
+use crate::host_checkpoints::HostCheckpoints;
 use crate::kv_layout::PAGE_SIZE;
 use crate::prefix_cache::Prefix;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// What is in a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +30,17 @@ pub struct Checkpoints {
     clock: u64,
     /// Tokens of a prompt from one copy to the next; 0: none but the last is made.
     every: usize,
+    /// What had to make room.
+    host: HostCheckpoints,
+}
+
+/// The copy of a state that a sequence begins with.
+#[derive(Clone, Debug)]
+pub enum Beginning {
+    /// In this place.
+    Place(u32),
+    /// In host memory.
+    Host(Arc<Vec<u8>>),
 }
 
 /// Tokens of a prompt from one copy to the next, where nobody asks for more or fewer.
@@ -36,15 +49,32 @@ pub const CHECKPOINT_EVERY: usize = 2048;
 impl Checkpoints {
     /// As many places, all free. Of a prompt copies are made behind every `every` tokens, rounded up to pages; with 0 behind its last page alone.
     pub fn new(count: usize, every: usize) -> Self {
-        Self { places: vec![Place::Free; count], known: HashMap::new(), clock: 0, every }
+        let host = HostCheckpoints::default();
+        Self { places: vec![Place::Free; count], known: HashMap::new(), clock: 0, every, host }
     }
 
-    /// Tokens from one copy to the next of a prompt of `len`: no more than half of the places are for one prompt.
+    /// The same with room in host memory for those that have to make room.
+    #[must_use]
+    pub fn with_host(self, host: HostCheckpoints) -> Self {
+        Self { host, ..self }
+    }
+
+    /// Those in host memory.
+    pub fn host(&self) -> &HostCheckpoints {
+        &self.host
+    }
+
+    /// The same, for what is to be kept there.
+    pub fn host_mut(&mut self) -> &mut HostCheckpoints {
+        &mut self.host
+    }
+
+    /// Tokens from one copy to the next of a prompt of `len`: no more than half of the places, those in host memory too, are for one prompt.
     pub fn stride(&self, len: usize) -> usize {
         if self.every == 0 {
             return usize::MAX;
         }
-        let most = (self.places.len() / 2).max(1);
+        let most = (self.places.len().saturating_add(self.host.capacity()) / 2).max(1);
         self.every.max(len.div_ceil(most)).div_ceil(PAGE_SIZE).saturating_mul(PAGE_SIZE)
     }
 
@@ -56,6 +86,20 @@ impl Checkpoints {
     /// The place with the state behind `prefix`.
     pub fn find(&self, prefix: Prefix) -> Option<u32> {
         self.known.get(&prefix).copied()
+    }
+
+    /// Whether there is a copy of the state behind `prefix`.
+    pub fn has(&self, prefix: Prefix) -> bool {
+        self.known.contains_key(&prefix) || self.host.has(prefix)
+    }
+
+    /// The copy of the state behind `prefix`, which is used now.
+    pub fn begin(&mut self, prefix: Prefix) -> Option<Beginning> {
+        if let Some(place) = self.find(prefix) {
+            self.touch(place);
+            return Some(Beginning::Place(place));
+        }
+        self.host.take_up(prefix).map(Beginning::Host)
     }
 
     /// The copies and their places, what was used last first.
@@ -79,6 +123,11 @@ impl Checkpoints {
 
     /// A place for a new copy; what was there is forgotten. `None` where all wait for copies.
     pub fn take(&mut self) -> Option<u32> {
+        self.take_over().map(|(place, _)| place)
+    }
+
+    /// The same with the prefix whose copy was there, and is until the new one is made, where host memory has room for such.
+    pub fn take_over(&mut self) -> Option<(u32, Option<Prefix>)> {
         let age = |place: &Place| match *place {
             Place::Free => Some(0),
             Place::Pending => None,
@@ -86,15 +135,20 @@ impl Checkpoints {
         };
         let ages = self.places.iter().enumerate().filter_map(|(i, place)| Some((age(place)?, i)));
         let place = ages.min()?.1;
+        let evicted = match self.places[place] {
+            Place::Known(prefix, _) => Some(prefix).filter(|_| self.host.capacity() > 0),
+            _ => None,
+        };
         self.release(place as u32);
         self.places[place] = Place::Pending;
-        Some(place as u32)
+        Some((place as u32, evicted))
     }
 
     /// The copy in a pending place is made: it is the state behind `prefix`. Of two the first is enough: whether this one is kept.
     pub fn set(&mut self, place: u32, prefix: Prefix) -> bool {
         self.clock += 1;
         let is_first = !self.known.contains_key(&prefix);
+        self.host.forget(prefix);
         self.places[place as usize] = if is_first {
             self.known.insert(prefix, place);
             Place::Known(prefix, self.clock)
@@ -104,9 +158,10 @@ impl Checkpoints {
         is_first
     }
 
-    /// Forgets the state behind `prefix`, where there is one.
+    /// Forgets the state behind `prefix`, where there is one, in host memory too.
     pub fn forget(&mut self, prefix: Prefix) {
         self.find(prefix).into_iter().for_each(|place| self.release(place));
+        self.host.forget(prefix);
     }
 
     /// Forgets what is in a place.
@@ -125,7 +180,7 @@ impl Checkpoints {
             .for_each(|place| *place = Place::Free);
     }
 
-    /// Copies that are there.
+    /// Copies that are there, but for those in host memory.
     pub fn num_known(&self) -> usize {
         self.known.len()
     }
@@ -166,5 +221,28 @@ mod tests {
         assert_eq!(checkpoints.take(), Some(b));
         checkpoints.release(a);
         assert_eq!((checkpoints.find(prefixes[0]), checkpoints.num_known()), (None, 0));
+    }
+
+    #[test]
+    fn what_makes_room_is_told_where_host_memory_has_some() {
+        let mut cache = PrefixCache::default();
+        let prefixes = [0, 1].map(|i| cache.insert(i, Prefix::default(), &[i; PAGE_SIZE]));
+        let mut checkpoints = Checkpoints::new(1, 32).with_host(HostCheckpoints::new(7, 1));
+        assert_eq!(checkpoints.stride(400), 128, "half of eight places");
+        assert_eq!(checkpoints.take_over(), Some((0, None)));
+        checkpoints.set(0, prefixes[0]);
+        assert_eq!(checkpoints.take_over(), Some((0, Some(prefixes[0]))));
+        assert!(!checkpoints.has(prefixes[0]), "it is nowhere until it was read");
+        checkpoints.host_mut().keep(prefixes[0], vec![5]);
+        checkpoints.set(0, prefixes[1]);
+        assert!(matches!(checkpoints.begin(prefixes[0]), Some(Beginning::Host(state)) if *state == [5]));
+        assert!(matches!(checkpoints.begin(prefixes[1]), Some(Beginning::Place(0))));
+        // The state that is computed again is in a place, and no longer in host memory.
+        checkpoints.take();
+        checkpoints.set(0, prefixes[0]);
+        assert_eq!((checkpoints.host().num_known(), checkpoints.find(prefixes[0])), (0, Some(0)));
+        checkpoints.host_mut().keep(prefixes[1], vec![6]);
+        prefixes.iter().for_each(|&prefix| checkpoints.forget(prefix));
+        assert!(prefixes.iter().all(|&prefix| !checkpoints.has(prefix)));
     }
 }

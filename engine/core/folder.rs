@@ -51,8 +51,9 @@ pub fn open(folder: &Path, access: Access) -> Result<Gguf> {
             folder.display()
         ))
     })?;
-    let model = config::Model::new(&config)?;
+    let mut model = config::Model::new(&config)?;
     let (stored, watch) = safetensors::open_all(&files)?;
+    model.num_drafts = names::num_drafts(model.architecture, stored.keys().map(String::as_str));
     let (mut tensors, file_type) = tensors::all(&model, stored)?;
     let mut metadata = model.metadata(&files, file_type)?;
     metadata.extend(tokenizer::metadata(&files, &model)?);

@@ -5,6 +5,7 @@
 //! arrays and tensor data are read where they are, when they are asked for.
 
 mod cursor;
+mod joined;
 mod parse;
 mod parts;
 mod types;
@@ -21,7 +22,7 @@ use bytes::Bytes;
 use cursor::Cursor;
 use parse::{Index, Make, TensorEntry, text};
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// The first four bytes of a file.
@@ -31,7 +32,8 @@ const MAGIC: [u8; 4] = *b"GGUF";
 pub const DEFAULT_ALIGNMENT: u32 = 32;
 
 /// An opened file, with the other parts where it is the first of several. Everything in its table of contents was checked: names are unique, types and counts are known,
-/// tensors lie within the file.
+/// tensors lie within the file. A clone copies the table of contents alone.
+#[derive(Clone)]
 pub struct Gguf {
     data: Bytes,
     index: Index,
@@ -40,6 +42,8 @@ pub struct Gguf {
     others: Vec<Gguf>,
     /// Metadata that replace those of the file or come behind them: their keys, types and bytes.
     replaced: Vec<(String, ValueType, Vec<u8>)>,
+    /// Where it was opened.
+    path: Option<PathBuf>,
 }
 
 impl Gguf {
@@ -66,7 +70,7 @@ impl Gguf {
             Error::Gguf(message) => Error::Gguf(format!("{}: {message}", path.display())),
             error => error,
         });
-        Ok(Self { watch, ..opened? })
+        Ok(Self { watch, path: Some(path.to_owned()), ..opened? })
     }
 
     /// Reads a file that is in memory; `data` is kept, not copied.
@@ -75,7 +79,8 @@ impl Gguf {
     /// [`Error::Gguf`] where it is not a well-formed GGUF file.
     pub fn from_bytes(data: Bytes) -> Result<Self> {
         let index = parse::parse(&data).map_err(Error::Gguf)?;
-        Ok(Self { data, index, watch: Watch::default(), others: Vec::new(), replaced: Vec::new() })
+        let watch = Watch::default();
+        Ok(Self { data, index, watch, others: Vec::new(), replaced: Vec::new(), path: None })
     }
 
     /// A file that is nowhere: metadata, and tensors whose data is made when it is asked for.
@@ -92,12 +97,17 @@ impl Gguf {
         for (entry, tensor) in index.tensors.iter_mut().zip(tensors) {
             entry.make = Some(Make(tensor.make));
         }
-        Ok(Self { data, index, watch, others: Vec::new(), replaced: Vec::new() })
+        Ok(Self { data, index, watch, others: Vec::new(), replaced: Vec::new(), path: None })
     }
 
     /// Tells whether the file or one of its parts was changed after it was opened.
     pub fn watch(&self) -> Watch {
         Watch::all(self.parts().map(|part| &part.watch))
+    }
+
+    /// Where it was opened, of several parts the first; `None` where it is no file.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
     }
 
     /// Version of the format: 2 or 3.

@@ -230,8 +230,8 @@ impl PageList {
         num_full + common
     }
 
-    /// As [`PageList::reuse`], but no farther than to the last page behind which `checkpoint` has a copy of the sequence's state. Returns the
-    /// tokens and the copy.
+    /// As [`PageList::reuse`], but no farther than to the last page behind which there `is_checkpoint`, a copy of the sequence's state. Returns
+    /// the tokens and what ends with them.
     ///
     /// # Panics
     /// If the list has pages.
@@ -239,23 +239,24 @@ impl PageList {
         &mut self,
         tokens: &[u32],
         pool: &mut PagePool,
-        checkpoint: impl Fn(Prefix) -> Option<u32>,
-    ) -> (usize, Option<u32>) {
+        is_checkpoint: impl Fn(Prefix) -> bool,
+    ) -> (usize, Option<Prefix>) {
         assert!(self.pages.is_empty(), "a sequence begins once");
-        let (mut known, mut last, mut before) = (Vec::new(), None, self.prefix);
+        let (mut known, mut count, mut before) = (Vec::new(), 0, self.prefix);
         for chunk in tokens.as_chunks().0 {
             let Some((page, prefix)) = pool.prefixes.find(before, chunk) else { break };
             known.push((page, prefix));
             before = prefix;
-            last = checkpoint(prefix).map(|place| (known.len(), place)).or(last);
+            if is_checkpoint(prefix) {
+                count = known.len();
+            }
         }
-        let Some((count, place)) = last else { return (0, None) };
         for &(page, prefix) in &known[..count] {
             pool.retain(page);
             self.pages.push(page);
             (self.num_known, self.prefix) = (self.pages.len(), prefix);
         }
-        (count * PAGE_SIZE, Some(place))
+        (count * PAGE_SIZE, (count > 0).then_some(self.prefix))
     }
 
     /// What ends with the `num_tokens`-th token, where a page that is known ends with it.

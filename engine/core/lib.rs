@@ -21,6 +21,7 @@ pub mod error;
 pub mod folder;
 pub mod formats;
 pub mod gguf;
+pub mod host_checkpoints;
 pub mod host_memory;
 pub mod importance;
 pub mod kv_cache;

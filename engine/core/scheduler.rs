@@ -12,6 +12,7 @@
 //! running sequences own pages; and nothing is marked as computed, or known, before [`Scheduler::complete`], so that a
 //! step that failed can be taken again.
 
+mod copies;
 mod drafts;
 mod following;
 mod sequence;
@@ -23,7 +24,7 @@ pub use sequence::Sequence;
 pub use step::{ScheduledSequence, SequenceId, Step};
 
 use crate::batch::{AdapterSet, Batch, LogitRows, SequenceRows};
-use crate::checkpoints::Checkpoints;
+use crate::checkpoints::{Beginning, Checkpoints};
 use crate::kv_cache::{PageList, PagePool};
 use crate::kv_layout::StateCopy;
 use crate::sampler::NO_TOKEN;
@@ -251,7 +252,7 @@ impl Scheduler {
             return None;
         }
         let ends: Vec<_> = rows.iter().map(|&i| (i, self.running[i].tokens.len() + 1)).collect();
-        let saves = self.copies_behind(&ends);
+        let (saves, evicted) = self.copies_behind(&ends);
         let scheduled = |(&i, save): (&usize, Option<StateCopy>)| ScheduledSequence {
             id: self.running[i].id,
             num_rows: 1,
@@ -273,36 +274,7 @@ impl Scheduler {
             })
             .collect();
         let batch = Batch { sampled_rows, state_slots, ..Batch::new(&rows) }.with_adapters(adapters);
-        Some(Step { batch, sequences, keeps: Vec::new(), loads: Vec::new() })
-    }
-
-    /// The copies that are made of the states of running sequences once so many of their tokens are taken in; the one that was made last
-    /// while a sequence generates is no longer needed then.
-    fn copies_behind(&mut self, ends: &[(usize, usize)]) -> Vec<Option<StateCopy>> {
-        let forgotten = self.pool.take_forgotten();
-        let Self { checkpoints: Some(checkpoints), running, .. } = self else {
-            return vec![None; ends.len()];
-        };
-        // A copy goes with the page that it stands behind: nobody would find it any more.
-        forgotten.into_iter().for_each(|prefix| checkpoints.forget(prefix));
-        let mut copy = |&(i, end): &(usize, usize)| {
-            let sequence = &mut running[i];
-            if !sequence.is_checkpoint(end) {
-                return None;
-            }
-            if let Some(place) = sequence.newest.take().and_then(|before| checkpoints.find(before)) {
-                checkpoints.release(place);
-            }
-            Some(StateCopy { slot: sequence.slot, place: checkpoints.take()? })
-        };
-        ends.iter().map(&mut copy).collect()
-    }
-
-    /// Nothing is in flight any more: copies that were to be made are not.
-    pub fn forget_copies(&mut self) {
-        if let Some(checkpoints) = &mut self.checkpoints {
-            checkpoints.release_pending();
-        }
+        Some(Step { batch, sequences, evicted, ..Step::default() })
     }
 
     /// Records that `step` was computed and that `sampled` are the tokens of its sampling sequences, in their order, of which those take
@@ -328,7 +300,7 @@ impl Scheduler {
                         sequence.num_scored =
                             sequence.num_cached.min(sequence.to_score).max(sequence.num_scored);
                     } else if is_computed {
-                        sequence.load = kept;
+                        sequence.load = kept.map(Beginning::Place);
                     }
                     // A step that is in flight may still read pages that this or the end of a sequence gives back, or write
                     // behind their known tokens: the device comes to it before any step that uses them otherwise.
@@ -452,13 +424,17 @@ impl Scheduler {
     /// The batch of the `(index into running, rows)` in `chosen`.
     fn step(&mut self, chosen: &[(usize, usize)]) -> Step {
         let keeps = chosen.iter().filter_map(|&rows| self.keep_before(rows)).collect();
-        let begin = |&(i, _): &(usize, usize)| {
-            let sequence = &mut self.running[i];
-            Some(StateCopy { slot: sequence.slot, place: sequence.load.take()? })
-        };
-        let loads = chosen.iter().filter_map(begin).collect();
+        let (mut loads, mut host_loads) = (Vec::new(), Vec::new());
+        for &(i, _) in chosen {
+            let Sequence { slot, load, .. } = &mut self.running[i];
+            match load.take() {
+                Some(Beginning::Place(place)) => loads.push(StateCopy { slot: *slot, place }),
+                Some(Beginning::Host(state)) => host_loads.push((*slot, state)),
+                None => {}
+            }
+        }
         let ends: Vec<_> = chosen.iter().map(|&(i, rows)| (i, self.running[i].num_cached + rows)).collect();
-        let saves = self.copies_behind(&ends);
+        let (saves, evicted) = self.copies_behind(&ends);
         let mut sequences = Vec::with_capacity(chosen.len());
         let state_slots = chosen.iter().map(|&(i, _)| self.running[i].slot).collect();
         let tokens: Vec<Vec<u32>> = chosen.iter().map(|&(i, rows)| self.running[i].rows(rows)).collect();
@@ -487,7 +463,7 @@ impl Scheduler {
         let drafts = sequences.iter().any(|sequence| sequence.num_drafts > 0);
         let batch = Batch { state_slots, drafts, ..Batch::new(&rows) };
         let adapters = chosen.iter().map(|&(i, _)| self.running[i].adapters.clone());
-        Step { batch: batch.with_adapters(adapters), sequences, keeps, loads }
+        Step { batch: batch.with_adapters(adapters), sequences, keeps, loads, host_loads, evicted }
     }
 }
 

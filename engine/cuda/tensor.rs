@@ -6,7 +6,7 @@ use super::memory::DeviceBuffer;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::kv_layout::SlotLayout;
-use crate::ops::keep::{from_bytes, to_bytes};
+use crate::ops::keep::{extend_bytes, from_bytes};
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -218,14 +218,13 @@ impl States {
     /// What a slot holds of all layers, after everything queued before.
     ///
     /// # Errors
-    /// [`Error::Request`] if there is no such slot, [`Error::Device`] if an earlier kernel failed.
+    /// [`Error::Request`] if there is no such slot, [`Error::Memory`] if there is no room for it, [`Error::Device`] if an earlier kernel failed.
     pub(super) fn read_slot(&self, slot: usize) -> Result<Vec<u8>> {
         let SlotLayout { num_layers, num_slots, .. } = self.layout;
-        self.layout.expect_slot(slot, self.layout.slot_bytes())?;
-        let mut bytes = Vec::with_capacity(self.layout.slot_bytes());
+        let mut bytes = self.layout.room_for(slot)?;
         for layer in 0..num_layers {
             let values = self.slot_values();
-            bytes.extend(to_bytes(&self.data.read((layer * num_slots + slot) * values, values)?));
+            extend_bytes(&mut bytes, &self.data.read((layer * num_slots + slot) * values, values)?);
         }
         Ok(bytes)
     }

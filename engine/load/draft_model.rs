@@ -13,9 +13,11 @@ use std::path::{Path, PathBuf};
 /// What drafts tokens.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum DraftChoice {
-    /// The block behind the model's last layer; a file without one is refused.
+    /// The block behind the model's last layer, in its file or in one beside it (`mtp-….gguf`); a model without one is refused.
     #[default]
     Mtp,
+    /// The same, in this file.
+    MtpOf(PathBuf),
     /// What followed the last tokens where they came before.
     Ngram(NgramOptions),
     /// The model of this file or folder, on the same device. Its vocabulary must be the same.

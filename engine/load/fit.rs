@@ -244,7 +244,7 @@ fn plan(
     let Needs { ops_config, workspace, slot_bytes, mut page_bytes } =
         needs(config, options, budget, max_model_len)?;
     // Where sequences draft, the state before is kept of each.
-    let num_slots = options.max_num_sequences.saturating_mul(if options.max_drafts > 0 { 2 } else { 1 });
+    let num_slots = options.max_num_sequences.saturating_mul(1 + usize::from(options.max_drafts > 0));
     let (mut draft, mut draft_model) = (None, 0_usize);
     if let Some((config, budget)) = budget.draft.as_deref() {
         let max_model_len = max_model_len.min(config.max_position_embeddings);
@@ -255,16 +255,16 @@ fn plan(
         page_bytes = page_bytes.saturating_add(needs.page_bytes);
         draft = Some(needs.ops_config);
     }
-    let page_bytes = page_bytes.max(1);
     let request = MemoryRequest {
         weights: budget.weights,
         workspace,
         slot_bytes,
-        page_bytes,
+        page_bytes: page_bytes.max(1),
         max_model_len,
         num_slots: num_slots.saturating_add(options.checkpoints),
         draft_model,
-        pool: budget.pool(options, max_model_len, page_bytes),
+        host_checkpoints: memory_plan::host_checkpoints(options, budget.shared, slot_bytes)?,
+        pool: budget.pool(options, max_model_len, page_bytes.max(1)),
     };
     let plan = memory_plan::plan(&budget.free, &request)?;
     Ok((ops_config, draft, plan))

@@ -18,6 +18,7 @@ mod models_folder;
 #[cfg(feature = "cuda")]
 mod ranks;
 mod runner;
+mod sidecar;
 
 pub use adapters::{AdapterChoice, with_adapters};
 pub use device_choice::DeviceChoice;
@@ -66,6 +67,8 @@ pub struct LoadedModel {
     pub drafts: DraftSource,
     /// For requests that say nothing of it.
     pub speculative: Speculative,
+    /// [`RunnerOptions::checkpoint_host_memory`]
+    pub checkpoint_host_memory: usize,
     pub stats: LoadStats,
     /// Tells whether the file was changed while it is in use.
     pub watch: Watch,
@@ -125,7 +128,12 @@ impl LoadedModel {
     ) -> Result<Self> {
         let config = config_of(gguf)?;
         let source = (options.max_drafts > 0).then_some(&options.drafts);
-        let config = if source == Some(&DraftChoice::Mtp) { config.with_draft(gguf)? } else { config };
+        let joined = source.map(|choice| sidecar::with_block(gguf, &config, choice)).transpose()?.flatten();
+        let gguf = joined.as_ref().unwrap_or(gguf);
+        let config = match source {
+            Some(DraftChoice::Mtp | DraftChoice::MtpOf(_)) => config_of(gguf)?.with_draft(gguf)?,
+            _ => config,
+        };
         let weights = with_adapters(Weights::from_gguf(gguf, &config)?, &config, &options.adapters)?;
         // Layers that draft further tokens are not computed, and `inspect` counts them.
         let drafts = |name: &String| config.is_draft_tensor(name);
@@ -196,7 +204,18 @@ impl LoadedModel {
         let (tokenizer, speculative, watch) = (Arc::new(tokenizer), options.speculative, gguf.watch());
         let fingerprint = options.fingerprint.then(|| fingerprint::fingerprint(gguf, &weights, options));
         let fingerprint = fingerprint.transpose()?;
-        Ok(Self { tokenizer, runner, pooler, drafts, speculative, stats, watch, fingerprint })
+        let checkpoint_host_memory = options.checkpoint_host_memory;
+        Ok(Self {
+            tokenizer,
+            runner,
+            pooler,
+            drafts,
+            speculative,
+            checkpoint_host_memory,
+            stats,
+            watch,
+            fingerprint,
+        })
     }
 
     /// The file's chat template, or ChatML.
@@ -218,10 +237,11 @@ impl LoadedModel {
     /// An engine over the model, as `config` says.
     ///
     /// # Errors
-    /// As [`Engine::new`].
+    /// As [`Engine::new`] and [`Engine::with_host_checkpoints`].
     pub fn into_engine_with(self, config: EngineConfig) -> Result<Engine> {
         let engine = Engine::new(self.runner, Some(self.tokenizer), config)?.with_pooler(self.pooler);
-        Ok(engine.with_drafts(self.drafts)?.with_speculative(self.speculative))
+        let engine = engine.with_drafts(self.drafts)?.with_speculative(self.speculative);
+        engine.with_host_checkpoints(self.checkpoint_host_memory)
     }
 }
 

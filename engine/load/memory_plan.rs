@@ -1,9 +1,11 @@
 //! How much memory a model takes and how many KV pages what is left can hold: arithmetic alone, for both devices.
 
+use super::runner::RunnerOptions;
 use qernel_core::batch::BatchLimits;
 use qernel_core::config::Config;
 use qernel_core::dtype::Dtype;
 use qernel_core::error::{Error, Result};
+use qernel_core::host_memory;
 use qernel_core::kv_format::KvFormats;
 use qernel_core::kv_layout::{KvLayout, PAGE_SIZE};
 use qernel_core::model::build::{self, Plan};
@@ -41,6 +43,8 @@ pub struct MemoryRequest {
     pub num_slots: usize,
     /// All that another model takes which drafts for this one, but for its pages: those are in `page_bytes`.
     pub draft_model: usize,
+    /// Room for copies of slots beside those of `num_slots`, where it is of the same memory.
+    pub host_checkpoints: usize,
     pub pool: Pool,
 }
 
@@ -55,6 +59,8 @@ pub struct MemoryPlan {
     pub slots: usize,
     /// All of a model that drafts but its pages.
     pub draft_model: usize,
+    /// As in [`MemoryRequest`].
+    pub host_checkpoints: usize,
     /// Pages of the KV cache, as [`Pool`] says.
     pub num_pages: usize,
     pub kv_cache: usize,
@@ -91,11 +97,13 @@ pub fn plan(free: &Free, request: &MemoryRequest) -> Result<MemoryPlan> {
         max_model_len,
         num_slots,
         draft_model,
+        host_checkpoints,
         pool,
     } = request;
     let slots = slot_bytes.saturating_mul(num_slots);
     let budget = (free_bytes as f64 * fraction) as usize;
-    let fixed = weights.saturating_add(workspace).saturating_add(slots).saturating_add(draft_model);
+    let of_model = weights.saturating_add(workspace).saturating_add(slots);
+    let fixed = of_model.saturating_add(draft_model).saturating_add(host_checkpoints);
     let left = budget.saturating_sub(fixed);
     let pages_per_sequence = max_model_len.div_ceil(PAGE_SIZE);
     let pages = |bytes: usize| (bytes / page_bytes.max(1)).min(MAX_PAGES);
@@ -114,6 +122,7 @@ pub fn plan(free: &Free, request: &MemoryRequest) -> Result<MemoryPlan> {
             ("workspace", workspace),
             ("recurrent states", slots),
             ("the model that drafts", draft_model),
+            ("--checkpoint-host-memory", host_checkpoints),
         ];
         let needed = needed.iter().filter(|(_, bytes)| *bytes > 0);
         let needed: String =
@@ -145,9 +154,30 @@ pub fn plan(free: &Free, request: &MemoryRequest) -> Result<MemoryPlan> {
         workspace,
         slots,
         draft_model,
+        host_checkpoints,
         num_pages,
         kv_cache: num_pages * page_bytes,
     })
+}
+
+/// Bytes for copies of slots of `slot_bytes` that had to make room, where the model is in host memory. Beside a GPU they must be free, and count
+/// nowhere.
+///
+/// # Errors
+/// [`Error::Request`] if they are not.
+pub fn host_checkpoints(options: &RunnerOptions, is_host: bool, slot_bytes: usize) -> Result<usize> {
+    let bytes = if slot_bytes == 0 { 0 } else { options.checkpoint_host_memory };
+    if is_host {
+        return Ok(bytes);
+    }
+    match host_memory::available() {
+        Some(free) if bytes > free => Err(Error::Request(format!(
+            "--checkpoint-host-memory: {:.1} MiB are asked for, but only {:.1} MiB of host memory are free",
+            bytes as f64 / MIB,
+            free as f64 / MIB
+        ))),
+        _ => Ok(0),
+    }
 }
 
 /// Bytes of everything a step writes besides the KV cache: the work buffers of the model, the batch's index arrays and the
@@ -188,6 +218,7 @@ mod tests {
         max_model_len: 4 * PAGE_SIZE,
         num_slots: 3,
         draft_model: 0,
+        host_checkpoints: 0,
         pool: Pool::Pages { pages: 12, most: usize::MAX },
     };
 
@@ -261,6 +292,24 @@ mod tests {
         assert_eq!(plan(1400, 0.9, &request).unwrap().num_pages, 4);
         let text = plan(1225, 1.0, &request).unwrap_err().to_string();
         assert!(text.contains("the model that drafts 0.0 MiB"), "{text}");
+    }
+
+    #[test]
+    fn copies_in_host_memory_are_counted_where_the_model_is_there_too() {
+        let request = MemoryRequest { host_checkpoints: 20, ..REQUEST };
+        let planned = plan(1400, 0.9, &request).unwrap();
+        assert_eq!((planned.host_checkpoints, planned.num_pages), (20, 4));
+        let text = plan(1225, 1.0, &request).unwrap_err().to_string();
+        assert!(text.contains("--checkpoint-host-memory 0.0 MiB"), "{text}");
+        let options = RunnerOptions { checkpoint_host_memory: 20, ..RunnerOptions::default() };
+        let of = |is_host, slot_bytes| host_checkpoints(&options, is_host, slot_bytes).unwrap();
+        assert_eq!([of(true, 5), of(true, 0), of(false, 5)], [20, 0, 0]);
+        let options = RunnerOptions { checkpoint_host_memory: usize::MAX, ..options };
+        let error = host_checkpoints(&options, false, 5).unwrap_err().to_string();
+        assert!(
+            error.contains("--checkpoint-host-memory: ") && error.contains("of host memory are free"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -10,7 +10,11 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 /// Files that are looked at in a folder, at most.
-const MOST_FILES: usize = 10_000;
+pub(crate) const MOST_FILES: usize = 10_000;
+/// What the names of files begin with that are no models by themselves: projectors of pictures, blocks that draft.
+const BESIDE: [&str; 2] = ["mmproj", SIDECAR];
+/// What the name of the file of a block that drafts begins with, as llama.cpp's converter writes it.
+pub(crate) const SIDECAR: &str = "mtp-";
 
 /// A folder whose models are GGUF files, folders as Hugging Face's hub has them, and folders that hold one GGUF file or its parts.
 #[derive(Clone, Debug)]
@@ -104,10 +108,11 @@ fn found_in(folder: &Path) -> Result<Vec<Found>> {
     Ok(found)
 }
 
-/// The models that are files of a folder, split ones once. Projectors of pictures (`mmproj…`) are none.
+/// The models that are files of a folder, split ones once.
 fn of_files(files: &[Found]) -> Vec<FoundModel> {
     let is_model = |found: &&Found| {
-        found.metadata.is_file() && found.name.ends_with(".gguf") && !found.name.starts_with("mmproj")
+        let is_beside = BESIDE.iter().any(|start| found.name.starts_with(start));
+        found.metadata.is_file() && found.name.ends_with(".gguf") && !is_beside
     };
     let mut models = Vec::new();
     for file in files.iter().filter(is_model) {
@@ -185,14 +190,19 @@ mod tests {
     #[test]
     fn files_parts_and_folders_are_models() {
         let path = folder("kinds");
-        for file in
-            ["one.gguf", "two-00001-of-00002.gguf", "two-00002-of-00002.gguf", "mmproj-one.gguf", "notes.txt"]
-        {
+        for file in [
+            "one.gguf",
+            "two-00001-of-00002.gguf",
+            "two-00002-of-00002.gguf",
+            "mmproj-one.gguf",
+            "mtp-one.gguf",
+            "notes.txt",
+        ] {
             fs::write(path.join(file), file).unwrap();
         }
         for (name, files) in [
             ("hub", &["config.json", "model.safetensors"][..]),
-            ("split", &["x-00001-of-00002.gguf", "x-00002-of-00002.gguf", "mmproj-F16.gguf"]),
+            ("split", &["x-00001-of-00002.gguf", "x-00002-of-00002.gguf", "mmproj-F16.gguf", "mtp-F16.gguf"]),
             ("several", &["a.gguf", "b.gguf"]),
             ("empty", &[]),
             (".hidden", &["config.json"]),

@@ -183,6 +183,8 @@ pub struct RunnerOptions {
     pub max_num_sequences: usize,
     /// Copies of the states of recurrent layers that are kept, so that later prompts go on from there; of models that have such layers.
     pub checkpoints: usize,
+    /// Bytes of host memory for copies that had to make room for others.
+    pub checkpoint_host_memory: usize,
     /// Tokens that are drafted at a time, at most; 0: nothing drafts.
     pub max_drafts: usize,
     /// What drafts them.
@@ -232,6 +234,7 @@ impl RunnerOptions {
             max_num_tokens: Some(rows.min(DRAFT_NUM_TOKENS)),
             max_num_logits: self.max_num_sequences,
             checkpoints: 0,
+            checkpoint_host_memory: 0,
             max_drafts: 0,
             cpu_moe: 0,
             adapters: Vec::new(),
@@ -283,6 +286,7 @@ impl Default for RunnerOptions {
             max_num_sequences: 1,
             max_num_logits: 1,
             checkpoints: CHECKPOINTS,
+            checkpoint_host_memory: 0,
             max_drafts: 0,
             drafts: DraftChoice::default(),
             speculative: Speculative::default(),

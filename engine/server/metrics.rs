@@ -28,6 +28,8 @@ pub struct Metrics {
     cached_pages: Gauge,
     checkpoints: Gauge,
     used_checkpoints: Gauge,
+    host_checkpoints: Gauge,
+    host_checkpoint_bytes: Gauge,
     connections: Gauge,
     prompt_tokens: Counter,
     completion_tokens: Counter,
@@ -80,6 +82,8 @@ pub struct EngineLoad {
     pub used_pages: usize,
     checkpoints: usize,
     used_checkpoints: usize,
+    host_checkpoints: usize,
+    host_checkpoint_bytes: usize,
 }
 
 impl EngineLoad {
@@ -94,6 +98,8 @@ impl EngineLoad {
             used_pages: pool.num_used(),
             checkpoints: checkpoints.map_or(0, |checkpoints| checkpoints.num_places()),
             used_checkpoints: checkpoints.map_or(0, |checkpoints| checkpoints.num_known()),
+            host_checkpoints: checkpoints.map_or(0, |checkpoints| checkpoints.host().num_known()),
+            host_checkpoint_bytes: checkpoints.map_or(0, |checkpoints| checkpoints.host().num_bytes()),
         }
     }
 }
@@ -111,6 +117,8 @@ impl Default for Metrics {
             cached_pages: Gauge::default(),
             checkpoints: Gauge::default(),
             used_checkpoints: Gauge::default(),
+            host_checkpoints: Gauge::default(),
+            host_checkpoint_bytes: Gauge::default(),
             connections: Gauge::default(),
             prompt_tokens: Counter::default(),
             completion_tokens: Counter::default(),
@@ -146,6 +154,8 @@ impl Default for Metrics {
             &metrics.checkpoints,
         );
         add(r, "state_checkpoints_used", "Copies that are kept", &metrics.used_checkpoints);
+        add(r, "state_checkpoints_host", "Copies in host memory", &metrics.host_checkpoints);
+        add(r, "state_checkpoints_host_bytes", "Bytes that they take", &metrics.host_checkpoint_bytes);
         add(r, "connections", "Open connections", &metrics.connections);
         add(r, "prompt_tokens", "Tokens of accepted prompts", &metrics.prompt_tokens);
         add(r, "completion_tokens", "Tokens made", &metrics.completion_tokens);
@@ -210,6 +220,8 @@ impl Metrics {
         change(&self.used_pages, |load| load.used_pages);
         change(&self.checkpoints, |load| load.checkpoints);
         change(&self.used_checkpoints, |load| load.used_checkpoints);
+        change(&self.host_checkpoints, |load| load.host_checkpoints);
+        change(&self.host_checkpoint_bytes, |load| load.host_checkpoint_bytes);
     }
 
     pub fn prompt_tokens(&self, count: usize) {

@@ -1,11 +1,12 @@
 //! Drafts on an emulated device: steps of several rows a sequence go through the kernels of decoding, and change no token.
 
 use crate::steps::hybrid;
-use crate::{device_of_models, life, small};
+use crate::{device_of_models, life, sidecar, small};
 use qernel::cuda::{CudaOps, KernelChoice};
 use qernel::dtype::Dtype;
 use qernel::engine::{Engine, Event, Request};
 use qernel::formats::MatrixFormat;
+use qernel::load::{DeviceChoice, DraftChoice};
 use qernel::ops::OpsConfig;
 use qernel::testing::{TinyDraft, TinyModel};
 
@@ -44,6 +45,22 @@ fn drafts_change_no_token_of_a_hybrid() {
     });
     assert_eq!(drafted.0, plain.0);
     assert!(plain.1[0] == 0 && drafted.1[0] > 20, "{:?}", drafted.1);
+}
+
+/// Likewise where the block is in a file beside the model's, by whose name it is found.
+#[test]
+fn a_block_beside_the_model_drafts_as_one_in_its_file() {
+    let model = TinyModel { draft: Some(TinyDraft::default()), ..hybrid() };
+    let folder = tempfile::tempdir().unwrap();
+    let [alone, block] = sidecar::apart(&model);
+    sidecar::write(folder.path(), "mtp-model.gguf", &block);
+    let [whole, alone] = [("whole.gguf", model.writer()), ("model.gguf", alone)].map(|(name, file)| {
+        let path = sidecar::write(folder.path(), name, &file);
+        let model = sidecar::open(&path, DeviceChoice::Emulated, DraftChoice::Mtp).unwrap();
+        answers(&mut model.into_engine().unwrap(), 9)
+    });
+    assert_eq!(alone, whole);
+    assert!(whole.1[0] > 10, "{:?}", whole.1);
 }
 
 /// What another model drafts, which agrees and has pages of its own.

@@ -118,7 +118,7 @@ fn golden_files_of_the_families() {
         compared.push(name);
     }
     // The text parts of models that read pictures are others'.
-    for architecture in ARCHITECTURES.iter().filter(|name| !name.ends_with("vl")) {
+    for architecture in ARCHITECTURES.iter().filter(|name| !name.contains("vl")) {
         assert!(
             compared.iter().any(|name| name == architecture),
             "no {architecture}; compared: {compared:?}"

@@ -22,7 +22,7 @@ use tempfile::TempDir;
 /// The prompt of `make_folders.py`.
 const TOKENS: [u32; 12] = [3, 17, 44, 0, 61, 8, 9, 30, 30, 5, 52, 11];
 
-const FOLDERS: [&str; 16] = [
+const FOLDERS: [&str; 19] = [
     "qwen2",
     "qwen3",
     "qwen3-fp8",
@@ -33,6 +33,9 @@ const FOLDERS: [&str; 16] = [
     "qwen35",
     "qwen35moe",
     "qwen3next",
+    "qwen3vl",
+    "qwen3vlmoe",
+    "qwen3vlmoe-saved",
     "qwen2-gptq",
     "qwen2-gptq-int8",
     "qwen3-gptq-sorted",

@@ -22,6 +22,7 @@ mod fuzz;
 #[path = "../common/golden_formats.rs"]
 mod golden_formats;
 mod haiku;
+mod host_checkpoints;
 mod hub;
 #[allow(dead_code, reason = "the half of those that prove what goes wrong")]
 #[path = "../common/hub_server.rs"]
@@ -45,5 +46,6 @@ mod rooms;
 mod sampler;
 mod scheduler;
 mod settings;
+mod sidecar;
 mod templates;
 mod tokenizer;

@@ -13,6 +13,11 @@ const TURNS: usize = 20;
 
 /// A server of a small hybrid with room for the copies of a whole conversation.
 fn start_hybrid(prefix_cache: bool) -> Running {
+    start_hybrid_with(prefix_cache, 2 * TURNS + 4, 0)
+}
+
+/// The same with room for so many copies, and so many bytes of host memory for others.
+fn start_hybrid_with(prefix_cache: bool, checkpoints: usize, checkpoint_host_memory: usize) -> Running {
     let server = start_with(config(), move |max_num_sequences, _| {
         let model = TinyModel {
             architecture: "qwen35",
@@ -25,7 +30,8 @@ fn start_hybrid(prefix_cache: bool) -> Running {
         };
         let options = RunnerOptions {
             device: DeviceChoice::Cpu,
-            checkpoints: 2 * TURNS + 4,
+            checkpoints,
+            checkpoint_host_memory,
             ..RunnerOptions::for_sequences(max_num_sequences)
         };
         let model = LoadedModel::load(&model.gguf(), Instant::now(), &options, &mut |_, _| ())?;
@@ -110,4 +116,29 @@ fn twenty_turns_compute_what_is_new_of_them() {
     let (text, fourth, cached) = ask(&server, &edited);
     assert_eq!(ask(&whole, &edited), (text, fourth, 0));
     assert!((on_pages(third)..=on_pages(fourth)).contains(&cached), "{cached} of {third}");
+}
+
+/// With one place for copies, two conversations in turn go on where they were, from host memory; `/metrics` counts that.
+#[test]
+fn conversations_in_turn_go_on_from_host_memory() {
+    let server = start_hybrid_with(true, 1, 1 << 20);
+    let begin = |name: &str| vec![user(&format!("{name} asks what the sea says on a day with no wind."))];
+    let mut cached = Vec::new();
+    let mut conversations = ["Ada", "Bo"].map(begin);
+    for _ in 0..3 {
+        for messages in &mut conversations {
+            let (text, prompt_tokens, of_prompt) = ask(&server, messages);
+            cached.push((of_prompt, prompt_tokens));
+            messages.extend([json!({"role": "assistant", "content": text}), user("And then?")]);
+        }
+    }
+    // Two turns on it is the same conversation's.
+    let before = cached.iter().map(|&(_, prompt_tokens)| on_pages(prompt_tokens));
+    let all = cached[2..].iter().zip(before).all(|(&(cached, _), before)| cached >= before && before > 0);
+    assert!(all, "{cached:?}");
+    server.wait_until_idle();
+    let metric = |name: &str| server.metric(&format!("qernel_state_checkpoints_{name}"));
+    assert_eq!(metric("used"), 1.0);
+    let (copies, bytes) = (metric("host"), metric("host_bytes"));
+    assert!(copies >= 1.0 && bytes > 0.0 && bytes <= f64::from(1 << 20), "{copies} of {bytes} bytes");
 }

@@ -30,6 +30,9 @@ pub(super) struct Memory {
     kv_bytes: u64,
     /// What recurrent layers keep of a sequence, however long it is; 0 where there are none.
     state_bytes: u64,
+    /// Copies of that in host memory, with `--checkpoint-host-memory`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_checkpoints: Option<u64>,
     /// Of each GPU that has layers, with `--tensor-split`, or a part of them, with `--tensor-parallel`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     gpus: Vec<GpuMemory>,
@@ -100,6 +103,8 @@ impl Memory {
             let experts = weights.into_iter().flat_map(move |weights| weights.experts_of_first(layers));
             experts.map(|matrix| matrix.data.len() as u64).sum()
         };
+        let state_bytes = model::build::plan(config)?.state.slot_bytes() as u64;
+        let host = args.checkpoint_host_memory as u64;
         Ok(Self {
             weight_bytes: weights.map(Weights::num_bytes),
             expert_bytes: experts_of(usize::MAX),
@@ -108,7 +113,8 @@ impl Memory {
             kv_bytes_per_token: (layout.page_bytes() / PAGE_SIZE) as u64,
             context,
             kv_bytes: (layout.num_pages * layout.page_bytes()) as u64,
-            state_bytes: model::build::plan(config)?.state.slot_bytes() as u64,
+            state_bytes,
+            host_checkpoints: host.checked_div(state_bytes).filter(|_| host > 0),
             gpus: (of_gpus.iter())
                 .map(|(gpu, config)| GpuMemory::new(*gpu, config, weights, &layout))
                 .collect::<Result<_>>()?,
@@ -144,7 +150,12 @@ impl fmt::Display for Memory {
             Mib(self.kv_bytes)
         )?;
         if self.state_bytes > 0 {
-            writeln!(f, "  {:10} {:>14}  for each sequence that runs", "states", Mib(self.state_bytes))?;
+            let states = Mib(self.state_bytes);
+            write!(f, "  {:10} {states:>14}  for each sequence that runs", "states")?;
+            match self.host_checkpoints {
+                Some(count) => writeln!(f, "; host memory holds {count} copies")?,
+                None => writeln!(f)?,
+            }
         }
         for gpu in &self.gpus {
             let (weights, kv) = (Mib(gpu.weight_bytes.unwrap_or(0)), Mib(gpu.kv_bytes));

@@ -24,7 +24,7 @@ impl Config {
         if self.num_nextn_predict_layers == 0 {
             return Err(Error::Model(format!(
                 "--spec-type mtp needs a file with a block that drafts tokens; this one has no `{}.nextn_predict_layers`: take a file that was \
-                 made with its MTP block, or leave the option out",
+                 made with its MTP block, put the file of the block (mtp-….gguf) beside it or name that by --model-draft, or leave the option out",
                 self.architecture
             )));
         }
@@ -32,6 +32,17 @@ impl Config {
         let has = |name: &str| gguf.tensor(&format!("blk.{i}.nextn.{name}.weight")).is_some();
         let (norm, head) = (has("shared_head_norm"), has("shared_head_head"));
         Ok(Self { draft: Some(DraftTensors { norm, head, embedding: has("embed_tokens") }), ..self })
+    }
+
+    /// Whether the file has a block that drafts, and not the model that it drafts for.
+    pub fn is_block_alone(&self, gguf: &Gguf) -> bool {
+        self.has_block(gguf) && !gguf.tensors().any(|tensor| tensor.name().starts_with("blk.0."))
+    }
+
+    /// Whether the file has the first of the layers that draft further tokens.
+    pub fn has_block(&self, gguf: &Gguf) -> bool {
+        let name = format!("blk.{}.nextn.eh_proj.weight", self.num_hidden_layers);
+        self.num_nextn_predict_layers > 0 && gguf.tensor(&name).is_some()
     }
 
     /// Whether a tensor of that name is one of the layers behind the last that draft further tokens.

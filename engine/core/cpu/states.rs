@@ -5,7 +5,7 @@ use crate::batch::Batch;
 use crate::config::LinearSizes;
 use crate::error::{Error, Result};
 use crate::kv_layout::SlotLayout;
-use crate::ops::keep::{from_bytes, to_bytes};
+use crate::ops::keep::{extend_bytes, from_bytes};
 use std::ops::Range;
 
 /// The slots of all layers, f32. Memory is taken from the system when a slot is first written.
@@ -64,12 +64,12 @@ impl States {
     /// What a slot holds of all layers.
     ///
     /// # Errors
-    /// [`Error::Request`] if there is no such slot.
+    /// [`Error::Request`] if there is no such slot, [`Error::Memory`] if there is no room for it.
     pub fn read_slot(&self, slot: usize) -> Result<Vec<u8>> {
         let SlotLayout { num_layers, num_slots, .. } = self.layout;
-        self.layout.expect_slot(slot, self.layout.slot_bytes())?;
-        let of_layer = |layer: usize| to_bytes(self.slots.row(layer * num_slots + slot));
-        Ok((0..num_layers).flat_map(of_layer).collect())
+        let mut bytes = self.layout.room_for(slot)?;
+        (0..num_layers).for_each(|layer| extend_bytes(&mut bytes, self.slots.row(layer * num_slots + slot)));
+        Ok(bytes)
     }
 
     /// Sets what a slot holds of all layers.

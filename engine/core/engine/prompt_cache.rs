@@ -91,16 +91,30 @@ fn record_bytes(bytes: usize) -> u64 {
     (1 + bytes + DIGEST) as u64
 }
 
-/// A page that is worth writing, with those before it, and the place of the state behind it.
-type Target = (u32, Option<u32>);
+/// Where a copy of a state is.
+#[derive(Clone, Copy)]
+enum StateIn<'a> {
+    Place(u32),
+    Host(&'a [u8]),
+}
+
+/// A page that is worth writing, with those before it, and the state behind it.
+type Target<'a> = (u32, Option<StateIn<'a>>);
 
 /// What is worth writing, what was used last first. Where a model has states a page without one behind it is never found again.
-fn targets(pool: &PagePool, checkpoints: Option<&Checkpoints>, pages: &HashMap<Prefix, u32>) -> Vec<Target> {
-    let with_state = |(prefix, place)| Some((*pages.get(&prefix)?, Some(place)));
-    match checkpoints {
-        None => pool.prefixes().newest_first().map(|page| (page, None)).collect(),
-        Some(checkpoints) => checkpoints.newest_first().into_iter().filter_map(with_state).collect(),
-    }
+fn targets<'a>(
+    pool: &PagePool,
+    checkpoints: Option<&'a Checkpoints>,
+    pages: &HashMap<Prefix, u32>,
+) -> Vec<Target<'a>> {
+    let Some(checkpoints) = checkpoints else {
+        return pool.prefixes().newest_first().map(|page| (page, None)).collect();
+    };
+    let in_places =
+        checkpoints.newest_first().into_iter().map(|(prefix, place)| (prefix, StateIn::Place(place)));
+    let on_host = checkpoints.host().newest_first().map(|(prefix, state)| (prefix, StateIn::Host(state)));
+    let with_page = |(prefix, state)| Some((*pages.get(&prefix)?, Some(state)));
+    in_places.chain(on_host).filter_map(with_page).collect()
 }
 
 /// What is to be written before something can follow it.
@@ -178,9 +192,12 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn state(&mut self, prefix: Prefix, place: u32) -> Result<()> {
-        let bytes = self.runner.read_kept(Kept::State(place))?;
-        self.put(STATE, &[&self.numbers[&prefix].to_le_bytes(), &bytes])?;
+    fn state(&mut self, prefix: Prefix, state: StateIn) -> Result<()> {
+        let bytes = match state {
+            StateIn::Place(place) => &*self.runner.read_kept(Kept::State(place))?,
+            StateIn::Host(bytes) => bytes,
+        };
+        self.put(STATE, &[&self.numbers[&prefix].to_le_bytes(), bytes])?;
         self.kept.states += 1;
         Ok(())
     }
@@ -189,8 +206,20 @@ impl Writer<'_> {
 /// What was read and is not known yet.
 enum Taken {
     Adapters(AdapterSet),
-    Page { page: u32, before: usize, tokens: Vec<u32> },
-    State { place: u32, behind: usize },
+    Page {
+        page: u32,
+        before: usize,
+        tokens: Vec<u32>,
+    },
+    State {
+        place: u32,
+        behind: usize,
+    },
+    /// For host memory, as there is no place left.
+    HostState {
+        state: Vec<u8>,
+        behind: usize,
+    },
 }
 
 /// Where it is taken to.
@@ -211,7 +240,7 @@ impl Room<'_> {
                     prefixes.extend(self.pool.make_known(*page, prefixes[*before], tokens));
                     kept.tokens += tokens.len();
                 }
-                Taken::State { .. } => kept.states += 1,
+                Taken::State { .. } | Taken::HostState { .. } => kept.states += 1,
             }
         }
         // What comes later was used longer ago, and follows what comes before.
@@ -222,6 +251,9 @@ impl Room<'_> {
                     checkpoints.set(place, prefixes[behind]);
                 }
                 (Taken::State { place, .. }, Some(checkpoints)) => checkpoints.release(place),
+                (Taken::HostState { state, behind }, Some(checkpoints)) if is_whole => {
+                    checkpoints.host_mut().keep(prefixes[behind], state);
+                }
                 _ => {}
             }
         }
@@ -323,10 +355,17 @@ impl Reader<'_> {
                 self.bytes(bytes)?;
                 self.check(STATE, &[&behind, bytes])?;
                 let behind = self.prefix(u32::from_le_bytes(behind))?;
-                let place = room.checkpoints.as_mut().and_then(|checkpoints| checkpoints.take());
-                let Some(place) = place else { return Ok(false) };
-                room.taken.push(Taken::State { place, behind });
-                runner.write_kept(Kept::State(place), bytes).map(|()| true)
+                let Some(checkpoints) = &mut room.checkpoints else { return Ok(false) };
+                if let Some(place) = checkpoints.take() {
+                    room.taken.push(Taken::State { place, behind });
+                    return runner.write_kept(Kept::State(place), bytes).map(|()| true);
+                }
+                let is_on_host = |taken: &&Taken| matches!(taken, Taken::HostState { .. });
+                let is_left = room.taken.iter().filter(is_on_host).count() < checkpoints.host().capacity();
+                if is_left {
+                    room.taken.push(Taken::HostState { state: bytes.to_vec(), behind });
+                }
+                Ok(is_left)
             }
             other => Err(malformed(&format!("there are no records {other}"))),
         }
@@ -365,7 +404,7 @@ impl Engine {
         let numbers = HashMap::from([(Prefix::default(), 0)]);
         let kept = KeptPrompts::default();
         let mut writer = Writer { runner: &mut *self.runner, layout, out, chain, numbers, kept };
-        for (page, place) in targets(pool, checkpoints, &pages) {
+        for (page, state) in targets(pool, checkpoints, &pages) {
             let Some(Missing { pages: missing, root }) = writer.missing(pool.prefixes(), &pages, page) else {
                 continue;
             };
@@ -374,14 +413,14 @@ impl Engine {
             let Some(root) = root.map_or(Some(None), |known| known.map(Some)) else { continue };
             let of_root = root.map_or(0, |(_, set)| record_bytes(4 + 8 * set.adapters().len()));
             let of_pages = missing.len() as u64 * record_bytes(PAGE_HEAD + writer.layout.page_bytes);
-            let of_state = place.map_or(0, |_| record_bytes(4 + writer.layout.state_bytes));
+            let of_state = state.map_or(0, |_| record_bytes(4 + writer.layout.state_bytes));
             if writer.chain.bytes + of_root + of_pages + of_state + record_bytes(0) > max_bytes {
                 break;
             }
             root.map_or(Ok(()), |(root, set)| writer.adapters(root, set))?;
             missing.iter().rev().try_for_each(|(page, known)| writer.page(*page, known))?;
             let prefix = pool.prefixes().known(page).and_then(|known| known.prefix);
-            place.zip(prefix).map_or(Ok(()), |(place, prefix)| writer.state(prefix, place))?;
+            state.zip(prefix).map_or(Ok(()), |(state, prefix)| writer.state(prefix, state))?;
         }
         writer.put(END, &[])?;
         Ok(KeptPrompts { bytes: writer.chain.bytes, ..writer.kept })

@@ -19,6 +19,8 @@ pub(super) struct Architecture {
     /// The weights of the experts that a token goes to are divided by their sum; `None` without experts.
     pub renormalises: Option<bool>,
     pub activation: &'static str,
+    /// The matrices of a layer's experts that stand in one tensor are published with their rows as columns.
+    pub has_transposed_experts: bool,
 }
 
 const USUAL: Architecture = Architecture {
@@ -29,11 +31,12 @@ const USUAL: Architecture = Architecture {
     has_halves: false,
     renormalises: None,
     activation: "silu",
+    has_transposed_experts: false,
 };
 
 const HYBRID: Architecture = Architecture { is_hybrid: true, has_grouped_values: true, ..USUAL };
 
-const ARCHITECTURES: [Architecture; 11] = [
+const ARCHITECTURES: [Architecture; 12] = [
     Architecture { model_types: &["qwen2"], name: "qwen2", ..USUAL },
     Architecture { model_types: &["qwen3"], name: "qwen3", ..USUAL },
     Architecture { model_types: &["qwen2_moe"], name: "qwen2moe", renormalises: Some(false), ..USUAL },
@@ -59,6 +62,13 @@ const ARCHITECTURES: [Architecture; 11] = [
         ..USUAL
     },
     Architecture { model_types: &["qwen3_vl", "qwen3_vl_text"], name: "qwen3vl", ..USUAL },
+    Architecture {
+        model_types: &["qwen3_vl_moe", "qwen3_vl_moe_text"],
+        name: "qwen3vlmoe",
+        renormalises: Some(true),
+        has_transposed_experts: true,
+        ..USUAL
+    },
     Architecture { model_types: &["llama", "mistral"], name: "llama", has_halves: true, ..USUAL },
     Architecture { model_types: &["gpt2"], name: "gpt2", activation: "gelu_new", ..USUAL },
 ];

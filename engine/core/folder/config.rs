@@ -17,6 +17,9 @@ pub(super) struct Model {
     /// The fields of the model of text: those of `text_config`, and around it the others.
     pub config: Fields,
     pub num_layers: u64,
+    /// Blocks behind them that draft, as far as there are tensors.
+    pub num_drafts: u64,
+    pub hidden_size: u64,
     pub num_heads: u64,
     pub num_kv_heads: u64,
     pub head_dim: u64,
@@ -100,6 +103,8 @@ impl Model {
         let model = Self {
             architecture,
             num_layers: first_size(&config, &["num_hidden_layers", "n_layer"])?,
+            num_drafts: 0,
+            hidden_size,
             num_heads,
             num_kv_heads: match config.get("num_key_value_heads") {
                 Some(_) => size(&config, "num_key_value_heads")?,
@@ -168,18 +173,20 @@ impl Model {
 
     /// The metadata of the model, without those of the vocabulary. `file_type` is llama.cpp's number of the format of most matrices.
     pub(super) fn metadata(&self, files: &Files, file_type: u32) -> Result<Metadata> {
-        let Self { architecture, config, .. } = self;
+        let &Self { architecture, ref config, hidden_size, .. } = self;
         let mut out: Metadata = vec![("general.architecture".to_owned(), architecture.name.into())];
         out.extend(files.name().map(|name| ("general.name".to_owned(), name.into())));
         out.push(("general.file_type".to_owned(), file_type.into()));
         let mut add = |key: &str, value: Value| out.push((format!("{}.{key}", architecture.name), value));
         // Sizes are below 2^24.
         let int = |value: u64| Value::U32(value as u32);
-        let hidden_size = first_size(config, &["hidden_size", "n_embd"])?;
         let context = first_size(config, &["max_position_embeddings", "n_positions", "n_ctx"])?;
         add("context_length", int(context));
         add("embedding_length", int(hidden_size));
-        add("block_count", int(self.num_layers));
+        add("block_count", int(self.num_layers + self.num_drafts));
+        if self.num_drafts > 0 {
+            add("nextn_predict_layers", int(self.num_drafts));
+        }
         let intermediate_size =
             match ["intermediate_size", "n_inner"].iter().find(|key| config.get(key).is_some()) {
                 Some(key) => Some(size(config, key)?),
@@ -265,7 +272,9 @@ impl Model {
                     &format!("one for each of the {} layers", self.num_layers),
                 ));
             }
-            let recurrent: Vec<bool> = kinds.iter().map(|kind| kind == "linear_attention").collect();
+            let of_drafts = (0..self.num_drafts).map(|_| false);
+            let recurrent: Vec<bool> =
+                kinds.iter().map(|kind| kind == "linear_attention").chain(of_drafts).collect();
             out.push(("attention.recurrent_layers", recurrent.into()));
         }
         Ok(out)
@@ -293,7 +302,7 @@ fn rope(model: &Model, context: u64) -> Result<Vec<(&'static str, Value)>> {
     };
     let share = share.unwrap_or(if architecture.is_hybrid { 0.25 } else { 1.0 });
     add("rope.dimension_count", Value::U32((*head_dim as f64 * share) as u32));
-    if matches!(architecture.name, "qwen35" | "qwen35moe" | "qwen2vl" | "qwen3vl") {
+    if matches!(architecture.name, "qwen35" | "qwen35moe" | "qwen2vl" | "qwen3vl" | "qwen3vlmoe") {
         add("rope.dimension_sections", sections(&parameters)?.into());
     }
     let kind = rope_type(&parameters)?;

@@ -4,7 +4,7 @@ use super::fault;
 use super::fp8::{self, Scales};
 use super::grouped::{Grouped, Held};
 use super::safetensors::{Dtype, Stored};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::formats::MatrixFormat;
 use crate::host_memory;
 use bytes::Bytes;
@@ -129,7 +129,7 @@ pub(super) struct Recipe {
     pub rows: Option<Arc<[usize]>>,
     /// Which columns, likewise.
     pub cols: Option<Arc<[usize]>>,
-    /// Rows become columns; then there is one source, and nothing else is done.
+    /// Rows of each become columns; then all rows are there, as floats.
     pub is_transposed: bool,
     pub change: Change,
     /// Floats, but where all sources are integers in groups, which are neither transposed nor changed, and whose columns stay.
@@ -145,7 +145,7 @@ impl Recipe {
     /// Makes the bytes, or hands out those of the file where they are what is wanted.
     ///
     /// # Errors
-    /// [`Error::Memory`] if there is no room for them.
+    /// [`crate::error::Error::Memory`] if there is no room for them.
     pub(super) fn make(&self, name: &str) -> Result<Bytes> {
         if let [source] = &self.sources[..]
             && self.keeps_rows(source)
@@ -223,29 +223,36 @@ impl Recipe {
         encode(self.to, values, out);
     }
 
-    /// Columns as rows.
+    /// Columns as rows, of one source after the other.
     fn transposed(&self, name: &str) -> Result<Bytes> {
-        let [source @ Source { rows, cols, .. }] = &self.sources[..] else {
-            return Err(Error::Folder(format!("{name} is made of several matrices")));
-        };
-        let codes = fp8::values();
-        let size = self.value_bytes();
-        let mut whole = zeros(name, rows * cols * size)?;
-        let row_bytes = cols * size;
-        if row_bytes == 0 || *rows == 0 {
-            return Ok(whole.into());
-        }
-        let scratch = || Scratch { all: vec![0.0; *cols], ..Scratch::default() };
-        whole
-            .par_chunks_exact_mut(row_bytes)
-            .enumerate()
-            .for_each_init(scratch, |scratch, (row, out)| self.make_row(source, row, &codes, scratch, out));
-        let mut out = zeros(name, whole.len())?;
-        out.par_chunks_exact_mut(rows * size).enumerate().for_each(|(col, out)| {
-            for (row, value) in out.chunks_exact_mut(size).enumerate() {
-                value.copy_from_slice(&whole[row * row_bytes + col * size..][..size]);
+        let (codes, size) = (fp8::values(), self.value_bytes());
+        let cols = self.cols.as_ref().map_or(self.sources[0].cols, |cols| cols.len());
+        let (row_bytes, total) =
+            (cols * size, self.sources.iter().map(|source| source.rows * cols * size).sum());
+        let mut out = zeros(name, total)?;
+        let mut rest = &mut out[..];
+        for source in &self.sources {
+            let rows = source.rows;
+            let (of_source, others) = rest.split_at_mut(rows * row_bytes);
+            rest = others;
+            if row_bytes == 0 || rows == 0 {
+                continue;
             }
-        });
+            let mut whole = zeros(name, of_source.len())?;
+            let scratch =
+                || Scratch { all: vec![0.0; source.cols], some: vec![0.0; cols], ..Scratch::default() };
+            whole
+                .par_chunks_exact_mut(row_bytes)
+                .enumerate()
+                .for_each_init(scratch, |scratch, (row, out)| {
+                    self.make_row(source, row, &codes, scratch, out)
+                });
+            of_source.par_chunks_exact_mut(rows * size).enumerate().for_each(|(col, out)| {
+                for (row, value) in out.chunks_exact_mut(size).enumerate() {
+                    value.copy_from_slice(&whole[row * row_bytes + col * size..][..size]);
+                }
+            });
+        }
         Ok(out.into())
     }
 }
@@ -296,6 +303,9 @@ mod tests {
         assert_eq!(made(&cols), floats(&[3.0, 5.0, 7.0]));
         let transposed = Recipe { is_transposed: true, ..plain.clone() };
         assert_eq!(made(&transposed), floats(&[1.0, 3.0, 5.0, 2.0, 4.0, 6.0]));
+        let second =
+            Recipe { cols: Some([1].into()), sources: vec![source.clone(), source.clone()], ..transposed };
+        assert_eq!(made(&second), floats(&[2.0, 4.0, 6.0, 2.0, 4.0, 6.0]));
         let halves: Vec<u8> = [1.0_f32, 2.0, 3.0, 4.0, 5.0, 6.0]
             .iter()
             .flat_map(|&value| f16::from_f32(value).to_le_bytes())

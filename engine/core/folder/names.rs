@@ -75,8 +75,65 @@ const AROUND: [(&str, &str); 7] = [
 const PREFIXES: [&str; 5] =
     ["model.language_model.", "language_model.model.", "language_model.", "model.", "transformer."];
 
-/// Parts that read pictures or draft further tokens.
-const OTHER_MODELS: [&str; 4] = ["visual.", "model.visual.", "mtp.", "model.mtp."];
+/// Parts that read pictures.
+const OTHER_MODELS: [&str; 2] = ["visual.", "model.visual."];
+
+/// Before names of the blocks that draft further tokens.
+const DRAFTS: [&str; 2] = ["mtp.", "model.mtp."];
+
+/// What of the first of them is no part of a layer.
+const AROUND_DRAFT: [(&str, &str); 5] = [
+    ("fc.weight", "eh_proj.weight"),
+    ("pre_fc_norm_embedding.weight", "enorm.weight"),
+    ("pre_fc_norm_hidden.weight", "hnorm.weight"),
+    ("norm.weight", "shared_head_norm.weight"),
+    ("embed_tokens.weight", "embed_tokens.weight"),
+];
+
+/// The name behind the one of the blocks that draft.
+fn of_drafts(name: &str) -> Option<&str> {
+    DRAFTS.iter().find_map(|prefix| name.strip_prefix(prefix))
+}
+
+/// How many blocks that draft a hybrid has, whose tensors have these names; 0 for others, whose blocks are passed over.
+pub(super) fn num_drafts<'a>(
+    architecture: &Architecture,
+    names: impl Iterator<Item = &'a str> + Clone,
+) -> u64 {
+    let rest = names.filter_map(of_drafts);
+    let has = |prefix: &str| rest.clone().any(|name| name.starts_with(prefix));
+    if !architecture.is_hybrid || !has("fc.") {
+        return 0;
+    }
+    (0..).take_while(|i| has(&format!("layers.{i}."))).count() as u64
+}
+
+/// Where a tensor of the blocks that draft belongs, `num_drafts` of which stand behind `num_layers` others; `None` for one of another part.
+pub(super) fn draft_target(
+    architecture: &Architecture,
+    num_layers: u64,
+    num_drafts: u64,
+    name: &str,
+) -> Option<Target> {
+    let rest = of_drafts(name)?;
+    if num_drafts == 0 {
+        return Some(Target::None);
+    }
+    if let Some((number, rest)) = rest.strip_prefix("layers.").and_then(|rest| rest.split_once('.'))
+        && let Ok(number) = number.parse::<u64>()
+    {
+        // Numbers behind a gap are of no block.
+        let is_there = number < num_drafts;
+        return Some(if is_there {
+            of_layer(architecture, &format!("blk.{}", num_layers + number), rest)
+        } else {
+            Target::None
+        });
+    }
+    // One that nobody knows keeps its name, by which it is refused where the block is wanted.
+    let to = AROUND_DRAFT.iter().find(|(from, _)| *from == rest).map_or(rest, |(_, to)| to);
+    Some(Target::Tensor(format!("blk.{num_layers}.nextn.{to}")))
+}
 
 /// Where the tensor of this name belongs. One of a layer that nobody knows keeps its name there, so that it is refused by it.
 pub(super) fn target(architecture: &Architecture, name: &str) -> Target {
@@ -172,13 +229,28 @@ mod tests {
         ] {
             assert_eq!(of(model_type, name), tensor(expected), "{name}");
         }
-        for name in [
-            "model.visual.blocks.0.attn.qkv.weight",
-            "mtp.fc.weight",
-            "model.layers.0.self_attn.rotary_emb.inv_freq",
-        ] {
+        for name in ["model.visual.blocks.0.attn.qkv.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"]
+        {
             assert_eq!(of("qwen3_5", name), Target::None, "{name}");
         }
+        let drafts = |model_type: &str, names: &[&str]| {
+            let architecture = Architecture::named(model_type).unwrap();
+            let num = num_drafts(architecture, names.iter().copied());
+            (num, names.iter().map(|name| draft_target(architecture, 24, num, name)).collect::<Vec<_>>())
+        };
+        let names = [
+            "mtp.fc.weight",
+            "mtp.layers.0.self_attn.q_proj.weight",
+            "model.mtp.norm.weight",
+            "mtp.layers.2.a",
+            "norm.weight",
+        ];
+        let [fc, q, norm] = ["nextn.eh_proj.weight", "attn_q.weight", "nextn.shared_head_norm.weight"]
+            .map(|name| Some(tensor(&format!("blk.24.{name}"))));
+        assert_eq!(drafts("qwen3_5", &names), (1, vec![fc, q, norm, Some(Target::None), None]));
+        let none = Some(Target::None);
+        assert_eq!(drafts("qwen3", &names[..2]), (0, vec![none.clone(), none.clone()]));
+        assert_eq!(drafts("qwen3_5", &names[1..2]), (0, vec![none]));
         let expert = of("qwen3_moe", "model.layers.2.mlp.experts.12.down_proj.weight");
         assert_eq!(expert, Target::Expert("blk.2.ffn_down_exps.weight".to_owned(), 12));
         let (gate, up) = ("blk.2.ffn_gate_exps.weight".to_owned(), "blk.2.ffn_up_exps.weight".to_owned());

@@ -4,7 +4,7 @@ use super::config::{Linear, Model, rope_factors};
 use super::fault;
 use super::grouped::{self, Grouped};
 use super::make::{Change, Kind, Recipe, Source};
-use super::names::{Target, target};
+use super::names::{Target, draft_target, target};
 use super::safetensors::{Dtype, Stored};
 use crate::error::{Error, Result};
 use crate::formats::MatrixFormat;
@@ -76,9 +76,12 @@ impl<'a> List<'a> {
         if is_scale || UNUSED_SCALES.iter().any(|end| name.ends_with(end)) || self.is_filler(name) {
             return Ok(());
         }
-        match target(self.model.architecture, name) {
+        let Model { architecture, num_layers, num_drafts, .. } = *self.model;
+        let of_draft = draft_target(architecture, num_layers, num_drafts, name);
+        match of_draft.unwrap_or_else(|| target(architecture, name)) {
             Target::None => Ok(()),
             Target::Tensor(to) if to == "output.weight" && self.model.is_tied => Ok(()),
+            Target::Tensor(to) if self.has_rows_as_columns(name) => self.experts_by_column(name, &to, None),
             Target::Tensor(to) => self.plain(name, &to),
             Target::Expert(to, number) => match self.experts.entry(to).or_default().insert(number, name) {
                 Some(other) => {
@@ -86,6 +89,10 @@ impl<'a> List<'a> {
                 }
                 None => Ok(()),
             },
+            Target::GateUp { gate, up } if self.has_rows_as_columns(name) => {
+                self.experts_by_column(name, &gate, Some(0))?;
+                self.experts_by_column(name, &up, Some(1))
+            }
             Target::GateUp { gate, up } => self.gate_up(name, [&gate, &up]),
             Target::GroupedQkvz { qkv, z } => self.grouped_qkvz(name, [&qkv, &z]),
         }
@@ -196,6 +203,52 @@ impl<'a> List<'a> {
                 Recipe { rows: Some(rows.collect()), ..Recipe::plain(source.clone(), source.kind.format()) };
             self.insert(to, vec![experts, half as u64, cols], recipe);
         }
+        Ok(())
+    }
+
+    /// Whether the experts of the tensor have their rows as columns: where they are published so, and down is not `[experts, hidden, size]`, as
+    /// transformers saves it since version 5.
+    fn has_rows_as_columns(&self, name: &str) -> bool {
+        let layer = name.split_once(".mlp.experts.").map(|(layer, _)| layer);
+        let down = layer.and_then(|layer| {
+            [".weight", ""]
+                .iter()
+                .find_map(|end| self.stored.get(&format!("{layer}.mlp.experts.down_proj{end}")))
+        });
+        let hidden_size = self.model.hidden_size;
+        self.model.architecture.has_transposed_experts
+            && down.is_some_and(|down| matches!(down.shape[..], [_, _, hidden] if hidden == hidden_size))
+    }
+
+    /// A matrix of each expert, or one half of it, whose rows are the columns of what is stored: `[experts, columns, rows]`.
+    fn experts_by_column(&mut self, name: &str, to: &str, half: Option<usize>) -> Result<()> {
+        let stored = &self.stored[name];
+        let found =
+            || format!("it has the shape {:?}; expected [experts, columns, rows] of floats", stored.shape);
+        let &[experts, rows, cols] = &stored.shape[..] else { return Err(fault(name, found())) };
+        let source = self.source(name)?;
+        let Kind::Float(format) = source.kind else { return Err(fault(name, found())) };
+        // Fits: as many as the file holds.
+        let [count, rows, cols] = [experts, rows, cols].map(|size| size as usize);
+        if half.is_some() && cols % 2 != 0 {
+            return Err(fault(
+                name,
+                format!("it has {cols} columns an expert, of gate and up; expected an even number"),
+            ));
+        }
+        let cols = half.map(|half| (half * cols / 2..(half + 1) * cols / 2).collect::<Arc<[usize]>>());
+        let width = cols.as_ref().map_or(stored.shape[2], |cols| cols.len() as u64);
+        let bytes = source.data.len() / count.max(1);
+        let of_expert = |expert: usize| Source {
+            data: source.data.slice(expert * bytes..(expert + 1) * bytes),
+            kind: source.kind.clone(),
+            rows,
+            cols: stored.shape[2] as usize,
+        };
+        let sources = (0..count).map(of_expert).collect();
+        let recipe =
+            Recipe { sources, rows: None, cols, is_transposed: true, change: Change::None, to: format };
+        self.insert(to, vec![experts, width, rows as u64], recipe);
         Ok(())
     }
 

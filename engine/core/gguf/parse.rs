@@ -43,7 +43,7 @@ impl std::fmt::Debug for Make {
 }
 
 /// The parsed file, without its bytes.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Index {
     pub version: u32,
     pub alignment: u64,
@@ -51,6 +51,15 @@ pub(super) struct Index {
     pub entries_by_key: Vec<usize>,
     pub tensors: Vec<TensorEntry>,
     pub tensors_by_name: Vec<usize>,
+}
+
+impl Index {
+    /// Leaves those of the tensors that `is_wanted` by their names.
+    pub fn retain(&mut self, data: &[u8], is_wanted: impl Fn(&str) -> bool) {
+        self.tensors.retain(|tensor| is_wanted(text(data, &tensor.name)));
+        // Names that were unique still are.
+        self.tensors_by_name = sorted_by_name(data, &self.tensors, |tensor| &tensor.name).unwrap_or_default();
+    }
 }
 
 /// A name of the file as text. It was UTF-8 when the file was opened; should another process have changed the file

@@ -21,6 +21,7 @@ mod qwen35moe;
 mod qwen3moe;
 mod qwen3next;
 mod qwen3vl;
+mod qwen3vlmoe;
 pub mod registry;
 mod runner;
 
@@ -340,6 +341,7 @@ impl<O: Ops> Runner for ModelRunner<O> {
         match kept {
             Kept::Page(page) => self.ops.read_page(&self.cache, page as usize),
             Kept::State(place) => self.ops.read_slot(&self.checkpoints, place as usize),
+            Kept::Slot(slot) => self.ops.read_slot(&self.states, slot as usize),
         }
     }
 
@@ -347,6 +349,7 @@ impl<O: Ops> Runner for ModelRunner<O> {
         match kept {
             Kept::Page(page) => self.ops.write_page(&mut self.cache, page as usize, bytes),
             Kept::State(place) => self.ops.write_slot(&mut self.checkpoints, place as usize, bytes),
+            Kept::Slot(slot) => self.ops.write_slot(&mut self.states, slot as usize, bytes),
         }
     }
 

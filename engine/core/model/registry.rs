@@ -225,7 +225,7 @@ macro_rules! architectures {
     };
 }
 
-architectures! { qwen2 qwen3 qwen2moe qwen3moe qwen35 qwen35moe qwen3next qwen2vl qwen3vl llama gpt2 }
+architectures! { qwen2 qwen3 qwen2moe qwen3moe qwen35 qwen35moe qwen3next qwen2vl qwen3vl qwen3vlmoe llama gpt2 }
 
 fn unknown(architecture: &str) -> Error {
     let nearest = nearest(architecture, ARCHITECTURES.iter().copied())
@@ -270,8 +270,15 @@ impl Weights {
     /// Finds every tensor that the model of `config` needs.
     ///
     /// # Errors
-    /// As [`Weights::find`].
+    /// As [`Weights::find`]; [`Error::Model`] if the file has a block that drafts alone.
     pub fn from_gguf(gguf: &Gguf, config: &Config) -> Result<Self> {
+        if config.is_block_alone(gguf) {
+            return Err(Error::Model(
+                "the file has a block that drafts tokens (MTP), not the model that it drafts for: take --model for the model, and for this one \
+                 --model-draft with --spec-type mtp"
+                    .into(),
+            ));
+        }
         Self::find(gguf, &plan(config)?.tensors)
     }
 }
@@ -284,7 +291,7 @@ mod tests {
     fn an_unknown_architecture_is_told_the_nearest() {
         for (name, expected) in [
             ("qwen4exp", "qwen3next"),
-            ("qwen3vlmoe", "qwen35moe"),
+            ("qwen4vlmoe", "qwen3vlmoe"),
             ("qwen36", "qwen3"),
             ("Llama", "llama"),
             ("gpt3", "gpt2"),

@@ -34,6 +34,8 @@ pub enum Kept {
     Page(u32),
     /// The copy of slots in this place.
     State(u32),
+    /// The slots of a sequence themselves.
+    Slot(u32),
 }
 
 /// A loaded model with its KV pages. It is made and used on one thread.

@@ -2,6 +2,7 @@
 
 use super::Types;
 use crate::error::{Error, Result};
+use crate::host_memory;
 use crate::kv_layout::{KvLayout, SlotLayout};
 
 /// How a device gives pages and slots out and takes them back, bit for bit. All wait for what was queued before.
@@ -24,7 +25,7 @@ pub trait KeepOps: Types {
     /// What a slot holds of all layers, [`SlotLayout::slot_bytes`] bytes.
     ///
     /// # Errors
-    /// As [`KeepOps::read_page`].
+    /// As [`KeepOps::read_page`]; [`Error::Memory`] if the host has no room for it.
     fn read_slot(&mut self, states: &Self::States, slot: usize) -> Result<Vec<u8>>;
 
     /// Puts it back.
@@ -48,6 +49,17 @@ impl KvLayout {
 }
 
 impl SlotLayout {
+    /// Room for the bytes of a slot.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if it is not there, [`Error::Memory`] if there is none.
+    pub fn room_for(&self, slot: usize) -> Result<Vec<u8>> {
+        self.expect_slot(slot, self.slot_bytes())?;
+        let mut bytes = Vec::new();
+        host_memory::reserve("a copy of a state", &mut bytes, self.slot_bytes())?;
+        Ok(bytes)
+    }
+
     /// Refuses a slot that is not there, and bytes that are not one.
     ///
     /// # Errors
@@ -60,9 +72,12 @@ impl SlotLayout {
     }
 }
 
-/// Bytes of values.
-pub fn to_bytes(values: &[f32]) -> impl Iterator<Item = u8> {
-    values.iter().flat_map(|value| value.to_le_bytes())
+/// Appends the bytes of values, as fast as they are copied: a state has many.
+pub fn extend_bytes(bytes: &mut Vec<u8>, values: &[f32]) {
+    let start = bytes.len();
+    bytes.resize(start + size_of_val(values), 0);
+    let places = bytes[start..].as_chunks_mut().0;
+    places.iter_mut().zip(values).for_each(|(place, value)| *place = value.to_le_bytes());
 }
 
 /// Values of bytes.

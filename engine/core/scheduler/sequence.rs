@@ -3,7 +3,7 @@
 use super::SequenceId;
 use super::following::Followed;
 use crate::batch::AdapterSet;
-use crate::checkpoints::Checkpoints;
+use crate::checkpoints::{Beginning, Checkpoints};
 use crate::kv_cache::{PageList, PagePool};
 use crate::kv_layout::{PAGE_SIZE, pages_for};
 use crate::prefix_cache::Prefix;
@@ -30,8 +30,8 @@ pub struct Sequence {
     pub(super) slot: u32,
     /// It gave its pages up at least once.
     pub(super) preempted: bool,
-    /// Where the copy of its state is that it begins with, until its first step.
-    pub(super) load: Option<u32>,
+    /// The copy of its state that it begins with, until its first step.
+    pub(super) load: Option<Beginning>,
     /// Behind what the newest copy was made of its state while it generates.
     pub(super) newest: Option<Prefix>,
     /// Tokens that were drafted to come next, for the next step.
@@ -104,9 +104,10 @@ impl Sequence {
         match checkpoints {
             None => self.num_cached = self.pages.reuse(known, pool),
             Some(checkpoints) => {
-                let find = |prefix| checkpoints.find(prefix);
-                (self.num_cached, self.load) = self.pages.reuse_to_checkpoint(known, pool, find);
-                self.load.into_iter().for_each(|place| checkpoints.touch(place));
+                let (num_cached, prefix) =
+                    self.pages.reuse_to_checkpoint(known, pool, |prefix| checkpoints.has(prefix));
+                self.num_cached = num_cached;
+                self.load = prefix.and_then(|prefix| checkpoints.begin(prefix));
             }
         }
         let missing = pages_for(self.tokens.len()) - self.pages.pages().len();

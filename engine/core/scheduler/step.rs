@@ -2,6 +2,8 @@
 
 use crate::batch::Batch;
 use crate::kv_layout::StateCopy;
+use crate::prefix_cache::Prefix;
+use std::sync::Arc;
 
 /// Names a sequence for the life of its engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -14,7 +16,7 @@ impl std::fmt::Display for SequenceId {
 }
 
 /// One step: what to compute and for whom.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Step {
     pub batch: Batch,
     /// The sequences of `batch`, in its order.
@@ -23,6 +25,10 @@ pub struct Step {
     pub keeps: Vec<StateCopy>,
     /// States that sequences begin with, to be brought to their slots before the step.
     pub loads: Vec<StateCopy>,
+    /// The same of states in host memory, with the slots that they go to.
+    pub host_loads: Vec<(u32, Arc<Vec<u8>>)>,
+    /// Copies behind these prefixes that host memory has room for: they are in their places until the step's own copies are made.
+    pub evicted: Vec<(u32, Prefix)>,
 }
 
 /// The share of one sequence in a [`Step`].

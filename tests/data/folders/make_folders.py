@@ -48,6 +48,19 @@ MODELS = {
     "qwen35moe": ("Qwen3_5MoeTextConfig", dict(BASE, **dict(SHARED, **LINEAR)), "bfloat16"),
     "qwen3next": ("Qwen3NextConfig", dict(BASE, **dict(SHARED, **LINEAR), norm_topk_prob=True), "bfloat16"),
 }
+# Models that read pictures, of whose rest they have as little as there can be: the text part's class of the configuration and its fields.
+VISION = dict(
+    depth=1, hidden_size=8, intermediate_size=8, num_heads=1, in_channels=1, patch_size=2, spatial_merge_size=1, temporal_patch_size=1,
+    out_hidden_size=32, num_position_embeddings=4, deepstack_visual_indexes=[],
+)
+TEXT = dict(BASE, head_dim=16, rope_parameters=dict(ROPE, mrope_section=[4, 2, 2], mrope_interleaved=True))
+TEXT_MOE = dict(TEXT, **dict(MOE, moe_intermediate_size=24))
+PICTURES = {
+    "qwen3vl": ("Qwen3VL", TEXT),
+    "qwen3vlmoe": ("Qwen3VLMoe", TEXT_MOE),
+    # Its experts as transformers 5 saves them; they are published with rows as columns.
+    "qwen3vlmoe-saved": ("Qwen3VLMoe", TEXT_MOE),
+}
 # Integers in groups: what one of their writers would save of the projections of a model (grouped.py).
 WIDE = dict(BASE, hidden_size=64, intermediate_size=96, rope_parameters=ROPE)
 GROUPED = {
@@ -155,6 +168,26 @@ def make(name):
             publish(folder)
 
 
+def make_with_pictures(name):
+    kind, text = PICTURES[name]
+    config = getattr(transformers, kind + "Config")(text_config=text, vision_config=VISION, tie_word_embeddings=False)
+    for of in (config, config.text_config):
+        of._attn_implementation, of._experts_implementation = "eager", "eager"
+    model = getattr(transformers, kind + "ForConditionalGeneration")(config).double().eval()
+    draw(model, sum(name.encode()))
+    for value in model.parameters():
+        value.data = value.data.to(torch.bfloat16).double()
+    folder = pathlib.Path(__file__).parent / name
+    folder.mkdir(exist_ok=True)
+    save_logits(model, name, folder)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    if name == "qwen3vlmoe":
+        tensors = load_file(folder / "model.safetensors")
+        tensors = {key: value.transpose(1, 2).contiguous() if ".mlp.experts." in key else value for key, value in tensors.items()}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def make_grouped(name):
     kind, fields, scheme = GROUPED[name]
     config = getattr(transformers, kind)(**fields)
@@ -200,6 +233,9 @@ wanted = sys.argv[1:]
 for each in MODELS:
     if not wanted or each in wanted:
         make(each)
+for each in PICTURES:
+    if not wanted or each in wanted:
+        make_with_pictures(each)
 for each in GROUPED:
     if not wanted or each in wanted:
         make_grouped(each)

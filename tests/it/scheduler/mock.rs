@@ -5,7 +5,7 @@ use qernel::dtype::Dtype;
 use qernel::engine::{Engine, EngineConfig, Event, FinishReason, Request, Usage};
 use qernel::gguf::Gguf;
 use qernel::kv_layout::{KvLayout, PAGE_SIZE, StateCopy};
-use qernel::model::{Runner, check::check_batch, draft::DraftFrom};
+use qernel::model::{Kept, KeptLayout, Runner, check::check_batch, draft::DraftFrom};
 use qernel::sampler::{Logprobs, NO_TOKEN, SamplingParams, SamplingRow};
 use qernel::scheduler::SequenceId;
 use qernel::testing::TinyModel;
@@ -82,6 +82,9 @@ pub struct Shape {
 
 pub const ROOMY: Shape =
     Shape { num_pages: 64, max_num_tokens: 64, max_num_sequences: 8, max_model_len: 512 };
+
+/// Bytes of a state.
+pub const STATE_BYTES: usize = 16;
 
 /// The hash of no token.
 const START: u64 = 0xcbf2_9ce4_8422_2325;
@@ -230,6 +233,24 @@ impl Runner for Mock {
 
     fn load_state(&mut self, StateCopy { slot, place }: StateCopy) -> Result<()> {
         self.states[slot as usize] = self.checkpoints[place as usize];
+        Ok(())
+    }
+
+    fn kept_layout(&self) -> Option<KeptLayout> {
+        let page_bytes = self.layout.page_bytes();
+        Some(KeptLayout { meaning: "mock".into(), page_bytes, state_bytes: STATE_BYTES })
+    }
+
+    fn read_kept(&mut self, kept: Kept) -> Result<Vec<u8>> {
+        let Kept::State(place) = kept else { panic!("no {kept:?} is read") };
+        let (len, hash) = self.checkpoints[place as usize];
+        Ok([(len as u64).to_le_bytes(), hash.to_le_bytes()].concat())
+    }
+
+    fn write_kept(&mut self, kept: Kept, bytes: &[u8]) -> Result<()> {
+        let Kept::Slot(slot) = kept else { panic!("no {kept:?} is written") };
+        let [len, hash] = [0, 8].map(|at| u64::from_le_bytes(bytes[at..][..8].try_into().unwrap()));
+        self.states[slot as usize] = (len as usize, hash);
         Ok(())
     }
 
