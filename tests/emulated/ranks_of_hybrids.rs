@@ -2,12 +2,12 @@
 
 use crate::lora::{self, adapted};
 use crate::ranks::{assert_agree, open, options};
-use crate::stages::{answer_behind_a_beginning, crowded};
+use crate::stages::{answer, answer_behind_a_beginning, crowded};
 use crate::{compare::nmse, drafts::answers, life, parts};
 use qernel::config::{ExpertSizes, LinearSizes};
-use qernel::engine::{Event, Fingerprint, Request};
+use qernel::engine::{Engine, EngineConfig, Event, Fingerprint, Request};
 use qernel::formats::MatrixFormat;
-use qernel::load::{DraftChoice, open_runner};
+use qernel::load::{DraftChoice, RunnerOptions, open_runner};
 use qernel::testing::{Random, TinyDraft, TinyModel};
 
 /// Heads for two ranks, three of V for each of K.
@@ -127,6 +127,22 @@ fn beginnings_are_shared_and_kept() {
     // What one device kept is something else.
     let error = open(1).take_prompts(&of, &mut &file[..]).unwrap_err().to_string();
     assert!(error.contains("of other options"), "{error}");
+}
+
+/// There is one place for a copy: that of the first prompt goes to host memory, each rank's part of it, and comes back.
+#[test]
+fn states_that_make_room_are_kept_on_the_host() {
+    let (config, weights) = parts(&hybrid());
+    let [alone, kept] = [0, 1 << 20].map(|host| {
+        let options = RunnerOptions { checkpoints: 1, ..options(2) };
+        let runner = open_runner(&weights, &config, &options, &mut |_, _| ()).unwrap();
+        let engine = Engine::new(runner, None, EngineConfig::default()).unwrap();
+        let mut engine = engine.with_host_checkpoints(host).unwrap();
+        [0, 50, 0].map(|first| answer(&mut engine, (first..first + 40).collect()))
+    });
+    assert_eq!(alone.each_ref().map(|(_, cached)| *cached), [0; 3], "the second prompt took the place");
+    assert_eq!(kept.each_ref().map(|(_, cached)| *cached), [0, 0, 32]);
+    assert_eq!(kept.map(|(tokens, _)| tokens), alone.map(|(tokens, _)| tokens));
 }
 
 /// The block is shared out as the layers are, its head as the model's.

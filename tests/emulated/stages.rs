@@ -184,8 +184,12 @@ fn beginnings_are_shared() {
 
 /// A greedy answer behind 40 tokens, or behind the first 36 of them and two others, and how many of those were there.
 pub fn answer_behind_a_beginning(engine: &mut Engine, other: bool) -> (Vec<u32>, usize) {
+    answer(engine, if other { (0..36).chain([7, 8]).collect() } else { (0..40).collect() })
+}
+
+/// A greedy answer to `prompt`, and how many tokens of that were there.
+pub fn answer(engine: &mut Engine, prompt: Vec<u32>) -> (Vec<u32>, usize) {
     let [first, ..] = life::crowd_requests();
-    let prompt = if other { (0..36).chain([7, 8]).collect() } else { (0..40).collect() };
     engine.submit(Request { max_tokens: Some(4), prompt, ..first }).unwrap();
     let (mut tokens, mut cached) = (Vec::new(), 0);
     while engine.has_work() {

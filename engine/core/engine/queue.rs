@@ -11,8 +11,8 @@ impl Engine {
     /// others; 0, or a model without such layers, keeps none.
     ///
     /// # Errors
-    /// [`Error::Request`] if there are no places for copies, if not one fits, or if the states stay where they are: those of a model that several
-    /// devices share do.
+    /// [`Error::Request`] if there are no places for copies, if not one fits, or if the states stay where they are: those of a model whose layers are
+    /// on several devices do.
     pub fn with_host_checkpoints(mut self, max_bytes: usize) -> Result<Self> {
         if max_bytes == 0 || !self.runner.has_slots() {
             return Ok(self);
@@ -27,7 +27,7 @@ impl Engine {
         }
         let Some(KeptLayout { state_bytes, .. }) = self.runner.kept_layout() else {
             return refused(
-                "the states of a model that several devices share stay there; leave it out".into(),
+                "the states of a model whose layers are on several devices stay there; leave it out".into(),
             );
         };
         let host = HostCheckpoints::new(max_bytes, state_bytes);
