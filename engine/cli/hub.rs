@@ -13,7 +13,7 @@ use std::path::PathBuf;
 pub struct HubArgs {
     /// Model of Hugging Face's hub, with a file or a type of it [default: Q4_K_M, Q8_0, or the first file]; it is loaded once, into the cache
     /// that the hub's tools share; instead of --model; also -hf
-    #[arg(long, value_name = "OWNER/NAME[:TYPE]", conflicts_with = "model")]
+    #[arg(long, value_name = "OWNER/NAME[@REVISION][:TYPE]", conflicts_with = "model")]
     pub hf_repo: Option<Name>,
     /// File of it, instead of a type; also -hff
     #[arg(long, value_name = "FILE", requires = "hf_repo")]

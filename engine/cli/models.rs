@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 #[derive(Debug, clap::Args)]
 pub struct PullArgs {
     /// The model, with a file or a type of it [default: Q4_K_M, Q8_0, or the first file; without GGUF files the folder of safetensors]
-    #[arg(value_name = "OWNER/NAME[:FILE or TYPE]")]
+    #[arg(value_name = "OWNER/NAME[@REVISION][:FILE or TYPE]")]
     name: Name,
 }
 

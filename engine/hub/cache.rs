@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! models--OWNER--NAME/blobs/HASH                 a file's bytes; HASH.incomplete while they come
-//! models--OWNER--NAME/refs/main                  the newest commit that was asked for
+//! models--OWNER--NAME/refs/main                  the newest commit that was asked for; others by the names of branches and tags
 //! models--OWNER--NAME/snapshots/COMMIT/PATH      a relative link to the bytes
 //! .locks/models--OWNER--NAME/HASH.lock           held by who writes the bytes
 //! ```
@@ -10,7 +10,7 @@
 use crate::Event;
 use crate::hash::Hash;
 use crate::listing::{Remote, is_commit};
-use crate::name::Repo;
+use crate::name::{MAIN, Repo, Revision};
 use qernel_core::error::{Error, Result};
 use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
@@ -21,9 +21,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Folders within each other that a snapshot has, at most.
 const DEEPEST: usize = 16;
-/// The file that names the newest commit, and its length at most.
-const HEAD: &str = "refs/main";
-const LONGEST_HEAD: u64 = 256;
+/// The folder of files that name commits, and the length of one at most.
+const REFS: &str = "refs";
+const LONGEST_REF: u64 = 256;
 
 /// What the names of links begin with that are not in their place yet.
 const PARTIAL: &str = ".qernel-";
@@ -74,7 +74,7 @@ impl RepoCache {
 
     /// The commits that there are files of: the newest that was asked for, then the others in the order in which they came, the last first.
     pub(crate) fn commits(&self) -> Vec<String> {
-        let head = self.head();
+        let head = self.commit_of(MAIN);
         let mut others = Vec::new();
         for entry in fs::read_dir(self.folder.join("snapshots")).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -87,23 +87,42 @@ impl RepoCache {
         head.into_iter().chain(others.into_iter().rev().map(|(_, name)| name)).collect()
     }
 
-    fn head(&self) -> Option<String> {
-        let mut text = String::new();
-        File::open(self.folder.join(HEAD)).ok()?.take(LONGEST_HEAD).read_to_string(&mut text).ok()?;
+    /// Those of [`RepoCache::commits`] that `revision` may mean: what it named last, or of none what `main` did and what no other name is of.
+    pub(crate) fn commits_of(&self, revision: Option<&Revision>) -> Vec<String> {
+        if let Some(revision) = revision {
+            let commit = self.commit_of(revision.as_str());
+            return commit.filter(|commit| self.snapshot(commit).is_dir()).into_iter().collect();
+        }
+        let mut names = BTreeSet::new();
+        collect(&self.folder.join(REFS), "", DEEPEST, &mut names);
+        let others: Vec<_> =
+            names.iter().filter(|name| *name != MAIN).filter_map(|name| self.commit_of(name)).collect();
+        let head = self.commit_of(MAIN);
+        let is_meant = |commit: &String| head.as_ref() == Some(commit) || !others.contains(commit);
+        self.commits().into_iter().filter(is_meant).collect()
+    }
+
+    /// The commit that a revision named last, which may be one itself.
+    fn commit_of(&self, revision: &str) -> Option<String> {
+        if is_commit(revision) {
+            return Some(revision.to_owned());
+        }
+        let (mut text, path) = (String::new(), self.folder.join(REFS).join(revision));
+        File::open(path).ok()?.take(LONGEST_REF).read_to_string(&mut text).ok()?;
         let commit = text.trim();
         is_commit(commit).then(|| commit.to_owned())
     }
 
-    /// Says that this commit is the newest, if it is another than before.
+    /// Says that this commit is what a revision names, `main` where it is none, if it is another than before.
     ///
     /// # Errors
     /// [`Error::Io`] where that cannot be written.
-    pub(crate) fn set_head(&self, commit: &str) -> Result<()> {
-        if self.head().as_deref() == Some(commit) {
+    pub(crate) fn set_commit(&self, revision: Option<&Revision>, commit: &str) -> Result<()> {
+        let revision = revision.map_or(MAIN, Revision::as_str);
+        if self.commit_of(revision).as_deref() == Some(commit) {
             return Ok(());
         }
-        let path = self.folder.join(HEAD);
-        replace(&path, |new| fs::write(new, commit))
+        replace(&self.folder.join(REFS).join(revision), |new| fs::write(new, commit))
     }
 
     /// The paths of the files of a commit whose bytes are there, with `/` between names.
@@ -294,12 +313,33 @@ mod tests {
         }
         fs::create_dir_all(cache.snapshot("not-a-commit")).unwrap();
         for head in [COMMIT, &other] {
-            cache.set_head(head).unwrap();
+            cache.set_commit(None, head).unwrap();
             let commits = cache.commits();
             assert_eq!((&commits[0][..], commits.len()), (head, 2));
         }
-        fs::write(cache.folder.join(HEAD), "../../elsewhere").unwrap();
-        assert_eq!(cache.head(), None);
+        fs::write(cache.folder.join("refs/main"), "../../elsewhere").unwrap();
+        assert_eq!(cache.commit_of(MAIN), None);
+    }
+
+    #[test]
+    fn a_revision_means_its_own_commit_and_none_means_no_others() {
+        let root = tempfile::tempdir().unwrap();
+        let cache = cache(root.path());
+        let [old, new, other] = ["a", "b", "c"].map(|digit| digit.repeat(40));
+        for commit in [&old, &new, &other] {
+            fs::create_dir_all(cache.snapshot(commit)).unwrap();
+        }
+        let revision = |text: &str| text.parse::<Revision>().unwrap();
+        cache.set_commit(Some(&revision("refs/pr/1")), &other).unwrap();
+        cache.set_commit(None, &new).unwrap();
+        assert_eq!(cache.commits_of(None), [new.clone(), old.clone()]);
+        assert_eq!(cache.commits_of(Some(&revision("refs/pr/1"))), [other.clone()]);
+        assert_eq!(cache.commits_of(Some(&revision("main"))), [new]);
+        assert_eq!(cache.commits_of(Some(&revision(&old))), [old.clone()]);
+        assert!(cache.commits_of(Some(&revision("v1"))).is_empty());
+        // A commit has no name but its own.
+        cache.set_commit(Some(&revision(&old)), &old).unwrap();
+        assert!(!cache.folder.join("refs").join(&old).exists());
     }
 
     #[test]

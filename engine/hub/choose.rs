@@ -125,7 +125,7 @@ fn has_type(path: &str, of_type: &str) -> bool {
 
 /// Says what there is instead.
 fn none(name: &Name, paths: &[&str]) -> Error {
-    let Name { repo, file } = name;
+    let Name { repo, file, .. } = name;
     let mut known = models(paths);
     if paths.contains(&CONFIG) {
         known.push(FOLDER_TYPE);

@@ -21,7 +21,7 @@ mod stored;
 
 pub use environment::{Environment, Token};
 pub use http::Patience;
-pub use name::{Name, Repo};
+pub use name::{Name, Repo, Revision};
 pub use pull::{Hub, Model};
 pub use stored::{Kind, Removed, Stored};
 

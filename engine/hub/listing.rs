@@ -3,7 +3,7 @@
 use crate::Event;
 use crate::hash::Hash;
 use crate::http::{Ask, Failure, Http, words};
-use crate::name::Repo;
+use crate::name::{MAIN, Repo, Revision};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use qernel_core::error::{Error, Result};
 use serde::Deserialize;
@@ -59,7 +59,7 @@ struct Large {
 }
 
 impl Listing {
-    /// Asks the hub for the newest commit.
+    /// Asks the hub for the commit that a revision names, the newest of `main` where there is none.
     ///
     /// # Errors
     /// [`Failure::Unreachable`] where it does not answer; [`Failure::Final`] where there is no such repository, this user may not read
@@ -68,13 +68,16 @@ impl Listing {
         http: &Http,
         endpoint: &str,
         repo: &Repo,
+        revision: Option<&Revision>,
         progress: &mut dyn FnMut(Event),
     ) -> Result<Self, Failure> {
-        let address = format!("{endpoint}/api/models/{repo}/revision/main?blobs=true");
+        let of = utf8_percent_encode(revision.map_or(MAIN, Revision::as_str), PLAIN);
+        let address = format!("{endpoint}/api/models/{repo}/revision/{of}?blobs=true");
         let mut answer = http.ask(&address, Ask::From(0), &mut |note| progress(Event::Note(note)))?;
         let status = answer.response.status();
         if status != StatusCode::OK {
-            return Err(Failure::Final(refused(http, endpoint, repo, None, status)));
+            let what = revision.map(|revision| format!("revision {revision}"));
+            return Err(Failure::Final(refused(http, endpoint, repo, what.as_deref(), status)));
         }
         let body = answer.response.body_mut().with_config().limit(MOST_BYTES).read_to_vec();
         let body = body.map_err(|error| {

@@ -1,4 +1,4 @@
-//! What a model is called: `OWNER/NAME`, and which of its files.
+//! What a model is called: `OWNER/NAME`, of which revision, and which of its files.
 
 use qernel_core::error::{Error, Result};
 use std::fmt;
@@ -58,11 +58,56 @@ impl fmt::Display for Repo {
     }
 }
 
-/// A model: a repository, and which of its files.
+/// The revision that is meant where none is named.
+pub(crate) const MAIN: &str = "main";
+/// Characters of a revision's name, at most.
+const LONGEST_REVISION: usize = 200;
+
+/// A branch, a tag or a commit of a repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revision(String);
+
+impl Revision {
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Revision {
+    type Err = Error;
+
+    /// # Errors
+    /// [`Error::Request`] for what is no name of git's. What is one stays in the folder `refs` and in its place of an address.
+    fn from_str(text: &str) -> Result<Self> {
+        let is_name = |name: &str| {
+            !name.is_empty()
+                && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+                && !name.starts_with(['-', '.'])
+                && !name.ends_with('.')
+                && !name.contains("..")
+        };
+        if text.len() <= LONGEST_REVISION && text.split('/').all(is_name) {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(Error::Request(format!(
+            "expected a branch, a tag or a commit behind the @ of OWNER/NAME@REVISION; found {text:?}"
+        )))
+    }
+}
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A model: a repository, one of its revisions, and which of its files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Name {
     /// Where it is.
     pub repo: Repo,
+    /// Which state of it; the newest of `main` where there is none.
+    pub revision: Option<Revision>,
     /// A file (`qwen2.5-0.5b-instruct-q8_0.gguf`), or a type (`Q8_0`) in any case; the usual one where there is none.
     pub file: Option<String>,
 }
@@ -70,7 +115,7 @@ pub struct Name {
 impl FromStr for Name {
     type Err = Error;
 
-    /// Takes `OWNER/NAME` or `OWNER/NAME:FILE`.
+    /// Takes `OWNER/NAME`, `OWNER/NAME:FILE`, and `OWNER/NAME@REVISION` with a file or without.
     ///
     /// # Errors
     /// [`Error::Request`] for what is no name.
@@ -84,13 +129,18 @@ impl FromStr for Name {
                 "expected a file or a type behind the colon; found {text:?}"
             )));
         }
-        Ok(Self { repo: repo.parse()?, file: file.map(str::to_owned) })
+        let (repo, revision) = match repo.split_once('@') {
+            Some((repo, revision)) => (repo, Some(revision.parse()?)),
+            None => (repo, None),
+        };
+        Ok(Self { repo: repo.parse()?, revision, file: file.map(str::to_owned) })
     }
 }
 
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.repo)?;
+        self.revision.as_ref().map_or(Ok(()), |revision| write!(f, "@{revision}"))?;
         self.file.as_ref().map_or(Ok(()), |file| write!(f, ":{file}"))
     }
 }
@@ -114,6 +164,27 @@ mod tests {
         assert_eq!("gpt2".parse::<Name>().unwrap().repo.folder(), "models--gpt2");
         for other in ["datasets--a--b", "models--", "models--..--b", ".locks", "version.txt"] {
             assert_eq!(Repo::of_folder(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn names_may_have_a_revision() {
+        for (text, revision, file) in
+            [("a/b@v1.0:Q8_0", "v1.0", Some("Q8_0")), ("a/b@refs/pr/3", "refs/pr/3", None)]
+        {
+            let name: Name = text.parse().unwrap();
+            assert_eq!(
+                (name.revision.as_ref().map(Revision::as_str), name.file.as_deref()),
+                (Some(revision), file)
+            );
+            assert_eq!((name.repo.to_string(), name.to_string()), ("a/b".into(), text.into()));
+        }
+        assert_eq!("a/b:x@y.gguf".parse::<Name>().unwrap().revision, None, "it is in the file's name");
+        let long = format!("a/b@{}", "x".repeat(LONGEST_REVISION + 1));
+        for bad in ["a/b@", "a/b@../x", "a/b@x/", "a/b@/x", "a/b@-x", "a/b@.x", "a/b@x y", "a/b@v1@v2", &long]
+        {
+            let error = bad.parse::<Name>().unwrap_err().to_string();
+            assert!(error.contains("a branch, a tag or a commit"), "{bad}: {error}");
         }
     }
 

@@ -81,7 +81,7 @@ impl Hub {
     pub fn cached(&self, name: &Name) -> Result<Model> {
         let cache = self.cache(name);
         let mut problem = None;
-        for commit in cache.commits() {
+        for commit in cache.commits_of(name.revision.as_ref()) {
             match whole(&cache, name, &commit) {
                 Ok(path) => return Ok(Model { path, loaded: 0 }),
                 Err(error) => problem = problem.or(Some(error)),
@@ -98,7 +98,8 @@ impl Hub {
     }
 
     fn load(&self, name: &Name, progress: &mut dyn FnMut(Event)) -> Result<Model, Failure> {
-        let listing = Listing::load(&self.http, &self.environment.endpoint, &name.repo, progress)?;
+        let (endpoint, revision) = (&self.environment.endpoint, name.revision.as_ref());
+        let listing = Listing::load(&self.http, endpoint, &name.repo, revision, progress)?;
         let paths: BTreeSet<String> = listing.files.keys().cloned().collect();
         let cache = self.cache(name);
         let pull = Pull { hub: self, name, listing: &listing, cache: &cache };
@@ -115,7 +116,7 @@ impl Hub {
                 Model { path: folder, loaded }
             }
         };
-        cache.set_head(&listing.commit).map_err(Failure::Final)?;
+        cache.set_commit(revision, &listing.commit).map_err(Failure::Final)?;
         Ok(model)
     }
 

@@ -74,6 +74,11 @@ impl Hub {
     /// # Errors
     /// [`Error::Request`] where it is not there, or another process loads it; [`Error::Io`] where it cannot be removed.
     pub fn remove(&self, name: &Name) -> Result<Removed> {
+        if let Some(revision) = &name.revision {
+            return Err(Error::Request(format!(
+                "files are removed from all revisions: leave out @{revision}"
+            )));
+        }
         let cache = self.cache(name);
         if !cache.folder.is_dir() {
             return Err(Error::Request(format!(

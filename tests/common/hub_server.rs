@@ -17,6 +17,8 @@ pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 pub struct State {
     pub files: BTreeMap<String, Vec<u8>>,
     pub commit: String,
+    /// Commits of revisions beside `main`, as they stand in an address; all have the same files.
+    pub revisions: BTreeMap<String, String>,
     /// Without it everything is 401; with another 403.
     pub token: Option<String>,
     /// Answers that are made before any other, each once: status and header lines.
@@ -184,8 +186,14 @@ fn hub(state: &mut State, seen: &Seen, path: &str, cdn: &str) -> Reply {
         }
         _ => {}
     }
-    if path == format!("/api/models/{REPO}/revision/main") || path == format!("/api/models/{REPO}") {
-        return Reply::new(200, "Content-Type: application/json\r\n".to_owned(), listing(state).into_bytes());
+    let asked = path.strip_prefix(&format!("/api/models/{REPO}"));
+    let revision = asked.and_then(|rest| rest.strip_prefix("/revision/"));
+    let of_other = revision.and_then(|revision| state.revisions.get(revision));
+    let commit =
+        of_other.or_else(|| (asked == Some("") || revision == Some("main")).then_some(&state.commit));
+    if let Some(commit) = commit {
+        let body = listing(state, commit).into_bytes();
+        return Reply::new(200, "Content-Type: application/json\r\n".to_owned(), body);
     }
     if let Some((status, headers)) = state.after_listing.pop_front() {
         return Reply::new(status, headers, Vec::new());
@@ -208,7 +216,7 @@ fn hub(state: &mut State, seen: &Seen, path: &str, cdn: &str) -> Reply {
 }
 
 /// What the hub says of its files.
-fn listing(state: &State) -> String {
+fn listing(state: &State, commit: &str) -> String {
     let siblings = state.files.iter().map(|(path, bytes)| {
         let (size, id) = (bytes.len(), blob_id(bytes));
         let lfs =
@@ -219,7 +227,7 @@ fn listing(state: &State) -> String {
     });
     let siblings: Vec<String> =
         siblings.chain((!state.more.is_empty()).then(|| state.more.clone())).collect();
-    let (commit, siblings) = (&state.commit, siblings.join(", "));
+    let siblings = siblings.join(", ");
     format!(
         r#"{{"id": "{REPO}", "modelId": "{REPO}", "sha": "{commit}", "private": false, "downloads": 1, "tags": [], "siblings": [{siblings}]}}"#
     )

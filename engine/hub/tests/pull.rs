@@ -134,6 +134,33 @@ fn a_file_comes_once_and_lies_where_the_hubs_tools_look_for_it() {
 }
 
 #[test]
+fn a_revision_is_asked_for_and_kept_by_its_name() {
+    let file = bytes(1, 1000);
+    let mut fixture = Fixture::new(&[("a.gguf", &file)]);
+    let commits = ["a", "b"].map(|digit| digit.repeat(40));
+    let revisions = ["refs%2Fpr%2F1".to_owned(), commits[1].clone()].into_iter().zip(commits.clone());
+    fixture.server.state().revisions = revisions.collect();
+    let model = fixture.pull("@refs/pr/1");
+    assert_eq!(model.path, fixture.cache().join("snapshots").join(&commits[0]).join("a.gguf"));
+    assert_eq!(fs::read_to_string(fixture.cache().join("refs/refs/pr/1")).unwrap(), commits[0]);
+    let seen = fixture.server.seen();
+    assert_eq!(seen[0].what, format!("GET /api/models/{REPO}/revision/refs%2Fpr%2F1?blobs=true"));
+    assert_eq!(seen[1].what, format!("GET /{REPO}/resolve/{}/a.gguf", commits[0]));
+    // The same bytes, at a commit.
+    let at_commit = fixture.pull(&format!("@{}:a.gguf", commits[1]));
+    assert_eq!((at_commit.loaded, fixture.blobs().len()), (0, 1));
+    assert_request(&fixture.error("@v9"), "has no revision v9 of Owner/Tiny-GGUF");
+    assert_request(&fixture.hub().remove(&named("@refs/pr/1")).unwrap_err(), "leave out @refs/pr/1");
+    assert_eq!(fixture.hub().list().unwrap().len(), 1);
+
+    fixture.set("HF_HUB_OFFLINE", "1");
+    let open = |file: &str| fixture.hub().open(&named(file), &mut |_| ());
+    assert_eq!(open("@refs/pr/1").unwrap(), Model { loaded: 0, ..model });
+    assert_eq!(open(&format!("@{}", commits[1])).unwrap().path, at_commit.path);
+    assert_request(&open("@v9").unwrap_err(), "Owner/Tiny-GGUF@v9 is not in the cache");
+}
+
+#[test]
 fn a_connection_that_is_cut_goes_on_where_it_ended() {
     let file = bytes(1, 900_000);
     let fixture = Fixture::new(&[("a.gguf", &file)]);
