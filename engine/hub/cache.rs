@@ -333,9 +333,9 @@ mod tests {
         cache.set_commit(Some(&revision("refs/pr/1")), &other).unwrap();
         cache.set_commit(None, &new).unwrap();
         assert_eq!(cache.commits_of(None), [new.clone(), old.clone()]);
-        assert_eq!(cache.commits_of(Some(&revision("refs/pr/1"))), [other.clone()]);
+        assert_eq!(cache.commits_of(Some(&revision("refs/pr/1"))), [&other[..]]);
         assert_eq!(cache.commits_of(Some(&revision("main"))), [new]);
-        assert_eq!(cache.commits_of(Some(&revision(&old))), [old.clone()]);
+        assert_eq!(cache.commits_of(Some(&revision(&old))), [&old[..]]);
         assert!(cache.commits_of(Some(&revision("v1"))).is_empty());
         // A commit has no name but its own.
         cache.set_commit(Some(&revision(&old)), &old).unwrap();
