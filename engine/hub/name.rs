@@ -11,6 +11,15 @@ const MODELS: &str = "models--";
 /// What stands in the cache for the slash.
 const SEPARATOR: &str = "--";
 
+/// Whether a part of a name stays where it is put, in a folder and in an address: letters, digits and `-_.`, which neither hide it nor lead out.
+fn is_plain(name: &str) -> bool {
+    !name.is_empty()
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        && !name.starts_with(['-', '.'])
+        && !name.ends_with('.')
+        && !name.contains("..")
+}
+
 /// The name of a repository: `OWNER/NAME`, or `NAME` alone of the oldest.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Repo(String);
@@ -34,14 +43,7 @@ impl FromStr for Repo {
     /// [`Error::Request`] for what is no name. What is one stays in its folder and in its place of an address.
     fn from_str(text: &str) -> Result<Self> {
         let is_name = |name: &str| {
-            let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-            !name.is_empty()
-                && name.len() <= LONGEST
-                && name.chars().all(is_plain)
-                && !name.starts_with(['-', '.'])
-                && !name.ends_with(['-', '.'])
-                && !name.contains(SEPARATOR)
-                && !name.contains("..")
+            is_plain(name) && name.len() <= LONGEST && !name.ends_with('-') && !name.contains(SEPARATOR)
         };
         if text.split('/').count() <= 2 && text.split('/').all(is_name) {
             return Ok(Self(text.to_owned()));
@@ -79,14 +81,7 @@ impl FromStr for Revision {
     /// # Errors
     /// [`Error::Request`] for what is no name of git's. What is one stays in the folder `refs` and in its place of an address.
     fn from_str(text: &str) -> Result<Self> {
-        let is_name = |name: &str| {
-            !name.is_empty()
-                && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-                && !name.starts_with(['-', '.'])
-                && !name.ends_with('.')
-                && !name.contains("..")
-        };
-        if text.len() <= LONGEST_REVISION && text.split('/').all(is_name) {
+        if text.len() <= LONGEST_REVISION && text.split('/').all(is_plain) {
             return Ok(Self(text.to_owned()));
         }
         Err(Error::Request(format!(
