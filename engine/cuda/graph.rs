@@ -147,14 +147,29 @@ fn oldest<K: Clone, E>(entries: &HashMap<K, E>, last_used: impl Fn(&E) -> u64) -
 }
 
 /// Launches that are queued together.
-struct Graph {
+pub struct Graph {
     exec: CUgraphExec,
     device: Rc<Device>,
 }
 
 impl Graph {
+    /// What `queue` queues on the device, instead of running it.
+    ///
+    /// # Errors
+    /// Those of `queue`, or [`Error::Device`](crate::error::Error::Device) with the driver's reason.
+    pub fn record(device: &Rc<Device>, queue: impl FnOnce() -> Result<()>) -> Result<Self> {
+        begin_recording(device)?;
+        let queued = queue();
+        let recording = end_recording(device);
+        queued?;
+        recording?.graph(device)
+    }
+
     /// Queues them.
-    fn launch(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::error::Error::Device) with the driver's reason.
+    pub fn launch(&self) -> Result<()> {
         // SAFETY: graph and stream are alive.
         unsafe { sys::cuGraphLaunch(self.exec, self.device.stream()) }.doing("launching a graph")
     }

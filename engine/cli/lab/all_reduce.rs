@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::lab::all_reduce::{Exchange, OP, SIZES};
 use crate::lab::device::LabDevice;
 use crate::load::{DeviceChoice, devices};
+use crate::stats::Stats;
 use std::process::ExitCode;
 
 /// Ranks where nobody says how many.
@@ -50,15 +51,24 @@ pub(super) fn run(device: LabDevice, ranks: usize, seed: u64, json: bool) -> Res
     }
     let names: Vec<_> = chosen.iter().map(ToString::to_string).collect();
     out.line(&format!("{OP} over {}, seed {seed}", names.join(", ")))?;
-    let mut table = Table::new(&["bytes", "µs", "±", "GB/s a link", "<"]);
-    for Exchange { ranks, bytes, seconds } in &exchanges {
-        let [median, spread, rate] = seconds.map_or([const { String::new() }; 3], |stats| {
-            // What a rank sends to all others.
-            let sent = (bytes * (ranks - 1)) as f64;
-            let us = |seconds: f64| format!("{:.2}", seconds * 1e6);
-            [us(stats.median), us((stats.p90 - stats.p10) / 2.0), format!("{:.2}", sent / stats.median / 1e9)]
-        });
-        table.row(vec![bytes.to_string(), median, spread, rate, "the same bits on all".into()]);
+    let mut table = Table::new(&["bytes", "µs", "±", "GB/s a link", "NCCL, µs", "±", "<"]);
+    let us = |seconds: f64| format!("{:.2}", seconds * 1e6);
+    let spread = |stats: &Stats| us((stats.p90 - stats.p10) / 2.0);
+    for Exchange { ranks, bytes, seconds, nccl_seconds } in &exchanges {
+        // What a rank sends to all others.
+        let rate = |stats: &Stats| format!("{:.2}", (bytes * (ranks - 1)) as f64 / stats.median / 1e9);
+        let cell =
+            |stats: &Option<Stats>, of: &dyn Fn(&Stats) -> String| stats.as_ref().map(of).unwrap_or_default();
+        let median = |stats: &Stats| us(stats.median);
+        table.row(vec![
+            bytes.to_string(),
+            cell(seconds, &median),
+            cell(seconds, &spread),
+            cell(seconds, &rate),
+            cell(nccl_seconds, &median),
+            cell(nccl_seconds, &spread),
+            "the same bits on all".into(),
+        ]);
     }
     out.text(&table.to_string())?;
     Ok(ExitCode::SUCCESS)
