@@ -97,7 +97,8 @@ pub(super) fn add_ranks(
             part: part.ptr_mut().add(begin),
             x: x.ptr_mut().add(begin),
         };
-        let grids = [BLOCK_SIZE, CHUNK].map(|of_block| ranks.config(device, values, of_block));
+        let grids = [(BLOCK_SIZE, RESIDENT), (CHUNK, RESIDENT_OF_BULK)]
+            .map(|(of_block, resident)| ranks.config(device, values, of_block, resident));
         let case = Case { arguments, grids };
         let variant = select(OP, VARIANTS, &case, Some(wanted))?;
         // SAFETY: the grids are ones that run at once; `part` and `x` have the rows, checked above, slots have room for them, and all

@@ -49,6 +49,7 @@ fn describe(ordinal: u32, driver_version: (u32, u32)) -> Result<DeviceInfo> {
             attribute(DeviceAttribute::ComputeCapabilityMinor)?,
         ),
         multiprocessors: attribute(DeviceAttribute::MultiprocessorCount)?,
+        threads_per_multiprocessor: attribute(DeviceAttribute::MaxThreadsPerMultiprocessor)?,
         total_memory: device.total_memory().doing("asking for the device's memory")?,
         l2_cache: attribute(DeviceAttribute::L2CacheSize)? as usize,
         shared_memory_per_block: shared_memory_per_block(device)?,

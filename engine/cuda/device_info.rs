@@ -11,6 +11,8 @@ pub struct DeviceInfo {
     /// Major and minor, `(9, 0)` for Hopper.
     pub compute_capability: (u32, u32),
     pub multiprocessors: u32,
+    /// That run at once.
+    pub threads_per_multiprocessor: u32,
     /// Bytes.
     pub total_memory: usize,
     /// Bytes.
@@ -68,6 +70,7 @@ mod tests {
             name: "Tesla T4".into(),
             compute_capability: (7, 5),
             multiprocessors: 40,
+            threads_per_multiprocessor: 1024,
             total_memory: 16 << 30,
             l2_cache: 4 << 20,
             shared_memory_per_block: 64 << 10,

@@ -26,6 +26,7 @@ impl Emulated {
             name: "emulated device".into(),
             compute_capability: (9, 0),
             multiprocessors: 2,
+            threads_per_multiprocessor: 2048,
             total_memory: TOTAL_MEMORY,
             l2_cache: 50 << 20,
             shared_memory_per_block: 227 << 10,

@@ -6,7 +6,7 @@ use super::ranks::{Ranks, Room};
 use super::tensor::Tensor;
 use super::variant::Operation;
 use crate::error::Result;
-use gpu_kernels::gather_ranks::{BLOCK_SIZE, GatherRanksArgs, plain};
+use gpu_kernels::gather_ranks::{BLOCK_SIZE, GatherRanksArgs, RESIDENT, plain};
 
 const OP: &str = "gather_ranks";
 
@@ -49,7 +49,7 @@ pub(super) fn gather_ranks(
             part: part.ptr(),
             out: out.ptr_mut(),
         };
-        let config = ranks.config(device, values, BLOCK_SIZE);
+        let config = ranks.config(device, values, BLOCK_SIZE, RESIDENT);
         // SAFETY: as for `add_ranks`.
         unsafe { launch(&Dependent(device), plain(), &[], &config, arguments)? }
     }

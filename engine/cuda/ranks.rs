@@ -60,9 +60,6 @@ pub fn ranks_bytes(config: &Config, limits: &BatchLimits) -> usize {
     }
 }
 
-/// Blocks that a multiprocessor runs at once of those that tell and hear, at least.
-const BLOCKS_PER_MULTIPROCESSOR: usize = 4;
-
 /// The word that says a wait was given up, in host memory that all devices reach.
 enum Word {
     Pinned(PinnedBuffer),
@@ -192,9 +189,11 @@ impl Ranks {
     }
 
     /// The grid for `count` values, `of_block` at a time a block: one that the device runs at once, for blocks wait for those of other
-    /// ranks.
-    pub(super) fn config(&self, device: &Device, count: usize, of_block: u32) -> LaunchConfig {
-        let most = BLOCKS_PER_MULTIPROCESSOR * device.info().multiprocessors as usize / self.of_launch;
+    /// ranks. Of the kernel a multiprocessor has room for `resident` blocks, if for as many threads.
+    pub(super) fn config(&self, device: &Device, count: usize, of_block: u32, resident: u32) -> LaunchConfig {
+        let info = device.info();
+        let resident = resident.min(info.threads_per_multiprocessor / BLOCK_SIZE);
+        let most = (resident * info.multiprocessors) as usize / self.of_launch;
         let blocks = count.div_ceil(of_block as usize).clamp(1, most.max(1));
         LaunchConfig {
             grid: [blocks as u32, self.of_launch as u32, 1],

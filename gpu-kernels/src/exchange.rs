@@ -20,11 +20,13 @@ use cuda_std::atomic::{AtomicWord, Ordering, Scope};
 
 /// Threads of a block.
 pub const BLOCK_SIZE: u32 = 256;
+/// Blocks of a kernel that a multiprocessor has room for, at least.
+pub const RESIDENT: u32 = 4;
 /// Words of [`Exchange::control`] of a rank: the number of its next exchange, 1 at first, then a counter of blocks, 0 between launches; on
 /// cache lines of their own.
 pub const CONTROL_WORDS: u32 = 64;
 /// Values of a chunk.
-pub const CHUNK: u32 = 4096;
+pub const CHUNK: u32 = 1024;
 
 /// Words of 8 bytes that are a rank's memory. It has two sets of slots, one for each rank that writes, thrice: `room` words a slot; then u32
 /// for the numbers of `chunks` chunks; then f32 for their values. Words and values do not share memory: what a value left behind would

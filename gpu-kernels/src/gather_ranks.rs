@@ -2,7 +2,7 @@
 
 use cuda_std::prelude::*;
 
-pub use crate::exchange::BLOCK_SIZE;
+pub use crate::exchange::{BLOCK_SIZE, RESIDENT};
 #[device]
 use crate::{
     exchange::Exchange,
@@ -44,7 +44,7 @@ pub struct GatherRanks {
 ///
 /// # Safety
 /// As there; `begin + count` values are there.
-#[kernel(E = [f32], name = "gather_ranks_{E}_plain", max_threads = 256)]
+#[kernel(E = [f32], name = "gather_ranks_{E}_plain", max_threads = 256, min_blocks = 4)]
 pub unsafe fn plain(a: GatherRanks) {
     let sizes = [a.room, a.chunks, a.limit];
     // SAFETY: values belong to one thread; the words of slots are those of `count` values.

@@ -89,7 +89,7 @@ pub unsafe extern "C" fn cuDeviceTotalMem_v2(bytes: *mut usize, _device: i32) ->
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDeviceGetAttribute(value: *mut i32, attribute: i32, _device: i32) -> u32 {
-    let known = [(16, 132), (38, 50 << 20), (75, 9), (76, 0), (97, 227 << 10)];
+    let known = [(16, 132), (38, 50 << 20), (39, 2048), (75, 9), (76, 0), (97, 227 << 10)];
     let Some((_, found)) = known.iter().find(|(known, _)| *known == attribute) else { return 1 };
     unsafe { give(&format!("DeviceGetAttribute:{attribute}"), value, *found) }
 }

@@ -91,7 +91,7 @@ fn the_driver_is_asked_for_these_things_in_this_order() {
     assert_eq!(
         calls("open"),
         "Init DriverGetVersion DeviceGetCount DeviceGet:0 DeviceGetName DeviceGetAttribute:75 \
-         DeviceGetAttribute:76 DeviceGetAttribute:16 DeviceTotalMem DeviceGetAttribute:38 DeviceGetAttribute:97 \
+         DeviceGetAttribute:76 DeviceGetAttribute:16 DeviceGetAttribute:39 DeviceTotalMem DeviceGetAttribute:38 DeviceGetAttribute:97 \
          DeviceGet:0 PrimaryCtxRetain CtxSetCurrent CtxSetCurrent StreamCreate:1 ModuleLoadDataEx:0 ModuleUnload"
     );
     assert_eq!(calls("write"), "MemAlloc:8 MemsetD8Async:8 MemcpyHtoDAsync:8 StreamSynchronize");
