@@ -118,9 +118,7 @@ impl Device {
         let info = find(ordinal)?;
         if let Some(path) = std::env::var_os(PTX_FILE) {
             let ptx = std::fs::read_to_string(&path).map_err(|error| Error::io(path, error))?;
-            let is_hopper = info.target()? == "sm_90a";
-            // Kernels are taken from it as long as the device is used.
-            return Self::open_info(info, is_hopper, ptx.leak());
+            return Self::open_text(ordinal, ptx);
         }
         let target = match (info.target()?, std::env::var(PTX_TARGET).as_deref()) {
             ("sm_90a", Err(_) | Ok("sm_90a")) => "sm_90a",
@@ -134,6 +132,17 @@ impl Device {
         let text =
             ptx(target).ok_or_else(|| Error::Device(format!("the kernels are not compiled for {target}")))?;
         Self::open_info(info, target == "sm_90a", text)
+    }
+
+    /// As [`Device::open`], for the kernels of a text in PTX for the target that [`DeviceInfo::target`] names. It is kept as long as the program
+    /// runs.
+    ///
+    /// # Errors
+    /// As [`Device::open`].
+    pub fn open_text(ordinal: Option<u32>, ptx: String) -> Result<Self> {
+        let info = find(ordinal)?;
+        let is_hopper = info.target()? == "sm_90a";
+        Self::open_info(info, is_hopper, ptx.leak())
     }
 
     fn open_info(info: DeviceInfo, is_hopper: bool, ptx: &'static str) -> Result<Self> {

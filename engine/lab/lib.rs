@@ -24,6 +24,7 @@ pub mod resources;
 pub mod run;
 pub mod source;
 pub mod timed_ops;
+pub mod trace;
 pub mod values;
 pub mod watch;
 

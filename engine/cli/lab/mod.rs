@@ -9,6 +9,7 @@ mod new;
 mod ptx;
 mod report;
 mod table;
+mod trace;
 mod watch;
 
 use super::options::FileArgs;
@@ -29,6 +30,7 @@ enum LabCommand {
     New(new::NewArgs),
     Ptx(ptx::PtxArgs),
     Model(model::LabModelArgs),
+    Trace(trace::TraceArgs),
     Watch(watch::WatchArgs),
     Check(check::CheckArgs),
     Bench(bench::BenchArgs),
@@ -40,6 +42,7 @@ impl LabArgs {
     pub(super) fn file_args(&mut self) -> Option<&mut FileArgs> {
         match &mut self.command {
             LabCommand::Model(args) => Some(&mut args.file),
+            LabCommand::Trace(args) => Some(&mut args.file),
             _ => None,
         }
     }
@@ -60,6 +63,7 @@ pub fn run(args: LabArgs) -> Result<ExitCode> {
         LabCommand::New(args) => new::run(args),
         LabCommand::Ptx(args) => ptx::run(args),
         LabCommand::Model(args) => model::run(args),
+        LabCommand::Trace(args) => trace::run(args),
         LabCommand::Watch(args) => watch::run(args),
     }
 }

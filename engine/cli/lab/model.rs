@@ -7,6 +7,7 @@ use crate::cli::output::{Output, note};
 use crate::config::Config;
 use crate::cuda::KernelChoice;
 use crate::error::{Error, Result};
+use crate::gguf::Gguf;
 use crate::lab::model::{LOGIT_ROWS, Measured, NUM_SEQUENCES, Place, Plan, Report, Share, measure};
 use crate::load::{
     DeviceChoice, DtypeChoice, KvType, RunnerOptions, fit_cpu, fit_cuda, matrix_dtype, open_device,
@@ -79,16 +80,12 @@ pub(super) fn run(args: LabModelArgs) -> Result<ExitCode> {
     let config = Config::from_gguf(&gguf)?;
     let weights = Weights::from_gguf(&gguf, &config)?;
     let text = match &args.text {
-        Some(path) => std::fs::read_to_string(path).map_err(|error| Error::io(path, error))?,
-        None => TEXT.to_owned(),
+        Some(path) => Some(std::fs::read_to_string(path).map_err(|error| Error::io(path, error))?),
+        None => None,
     };
-    let tokens = Tokenizer::from_gguf(&gguf)?.encode(&text, false)?;
-    if tokens.is_empty() {
-        return Err(Error::Request("the text has no token; give one with at least a word".into()));
-    }
     let plan = Plan {
         against,
-        prompt: tokens.into_iter().cycle().take(args.prompt_tokens).collect(),
+        prompt: prompt_tokens(&gguf, text.as_deref(), args.prompt_tokens)?,
         decode_tokens: args.decode_tokens,
         repetitions: args.repetitions,
         batch_size: args.batch_size,
@@ -132,6 +129,15 @@ pub(super) fn run(args: LabModelArgs) -> Result<ExitCode> {
         note(format_args!("note: {why}: there is nothing to compare with"));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The first `count` tokens of a text that is repeated; where none is given, of a paragraph about kernels.
+pub(super) fn prompt_tokens(gguf: &Gguf, text: Option<&str>, count: usize) -> Result<Vec<u32>> {
+    let tokens = Tokenizer::from_gguf(gguf)?.encode(text.unwrap_or(TEXT), false)?;
+    if tokens.is_empty() {
+        return Err(Error::Request("the text has no token; give one with at least a word".into()));
+    }
+    Ok(tokens.into_iter().cycle().take(count).collect())
 }
 
 fn print(out: &mut Output, report: &Report, kernels: &str, against: &str) -> Result<()> {
