@@ -4,6 +4,9 @@
 //! the batch, in the same order of sums but for the norm's. A block has a head of V: all columns of its state, so that the norm of its answer is its own, and
 //! it convolves the channels that the head needs itself. Those of Q and K it shares with the other heads of V of their head of K: the last of these
 //! blocks to have read them leaves the new inputs in the slot.
+//!
+//! What the product before it does not write is loaded while that still runs: the state, which is most of what a block reads, the inputs in the slot,
+//! weights. Nothing of a slot is written by a kernel that this one may run beside: the steps of a sequence are apart, by the copy of a batch's indices.
 
 use cuda_std::prelude::*;
 
@@ -95,6 +98,31 @@ struct Head {
 #[device]
 type Inputs = [f32; TAPS as usize];
 
+/// A channel of the convolution.
+#[device]
+#[derive(Clone, Copy, Default)]
+struct Channel {
+    /// Without the newest.
+    inputs: Inputs,
+    weights: [f32; TAPS as usize],
+}
+
+#[device]
+impl Channel {
+    /// The convolution, and its inputs: where the row `begins` a sequence, what was there before is another's.
+    #[inline(always)]
+    fn convolved(self, newest: f32, begins: bool) -> (f32, Inputs) {
+        let Self { mut inputs, weights } = self;
+        if begins {
+            inputs = [0.0; TAPS as usize];
+        }
+        inputs[TAPS as usize - 1] = newest;
+        let mut sum = 0.0f32;
+        repeat(TAPS as usize, |j| sum = weights[j].mul_add(inputs[j], sum));
+        (sum / (1.0 + (-sum).exp()), inputs)
+    }
+}
+
 #[device]
 impl<E> DeltaStep<E> {
     /// Of a head of V and a sequence; `None` where that has no row.
@@ -130,43 +158,33 @@ impl<E> DeltaStep<E> {
         divide(self.value_heads, self.key_heads).0
     }
 
-    /// The convolution of a channel, and its inputs.
+    /// What there is of a channel before the row's own input.
     ///
     /// # Safety
     /// As [`DeltaStep::head`], and nobody writes inputs of the channel.
     #[inline(always)]
-    unsafe fn convolved(&self, of: Head, channel: u32) -> (f32, Inputs) {
-        let (mut sum, mut inputs) = (0.0f32, [0.0f32; TAPS as usize]);
+    unsafe fn channel(&self, of: Head, channel: u32) -> Channel {
+        let mut found = Channel::default();
         repeat(TAPS as usize, |j| {
             // SAFETY: the caller's promise.
             unsafe {
-                inputs[j] = if j + 1 == TAPS as usize {
-                    *self.mixed.add(offset(of.row, self.cols, channel))
-                } else if of.begins {
-                    0.0
-                } else {
-                    *of.slot.add(offset(j as u32, of.channels, channel))
-                };
-                sum = (*self.conv_weight.add(offset(channel, TAPS, j as u32))).mul_add(inputs[j], sum);
+                if j + 1 < TAPS as usize {
+                    found.inputs[j] = *of.slot.add(offset(j as u32, of.channels, channel));
+                }
+                found.weights[j] = *self.conv_weight.add(offset(channel, TAPS, j as u32));
             }
         });
-        (sum / (1.0 + (-sum).exp()), inputs)
+        found
     }
 
-    /// What is left of the head's state, and the share of the difference that is written.
+    /// Value `column` of the row of `mixed`.
     ///
     /// # Safety
-    /// As [`DeltaStep::head`].
+    /// As [`DeltaStep::head`], and the product before has ended.
     #[inline(always)]
-    unsafe fn gates(&self, of: Head) -> (f32, f32) {
+    unsafe fn mixed(&self, of: Head, column: u32) -> f32 {
         // SAFETY: the caller's promise.
-        unsafe {
-            let of_row = self.mixed.add(offset(of.row, self.cols, of.head));
-            let (alpha, beta) = (*of_row.add(self.alpha as usize), *of_row.add(self.beta as usize));
-            let (dt_bias, decay) = (*self.dt_bias.add(of.head as usize), *self.decay.add(of.head as usize));
-            let (log, share) = delta::log_gates(alpha, dt_bias, decay, beta);
-            (log.exp(), share)
-        }
+        unsafe { *self.mixed.add(offset(of.row, self.cols, column)) }
     }
 
     /// Counts this block, whose threads have all read the inputs of Q and K, among the `count` that do; for one thread, which is told how many came before.
@@ -239,10 +257,8 @@ impl Column {
         let first = (first_value + of.head * HEAD_DIM * HEAD_DIM + part * HEAD_DIM + column) as usize;
         let place = of.slot.wrapping_add(first);
         let mut values = [0.0; VALUES];
-        if !of.begins {
-            // SAFETY: the caller's promise.
-            repeat(VALUES, |i| values[i] = unsafe { *place.add(i * Self::STRIDE) });
-        }
+        // SAFETY: the caller's promise. What is another sequence's is loaded too: whether it is would have to be waited for.
+        repeat(VALUES, |i| values[i] = unsafe { *place.add(i * Self::STRIDE) });
         Self { values, place, part }
     }
 
@@ -285,7 +301,6 @@ pub unsafe fn heads<E: Saturate>(
     #[shared(1)] last: Shared<u32>,
 ) {
     launch_dependents();
-    wait_for_dependencies();
     let (sequence, t) = (thread::block_idx_y(), thread::thread_idx_x());
     let (lane, warp_id) = (warp::lane_id(), warp::warp_id());
     let column = warp_id * WARP_COLUMNS + lane % WARP_COLUMNS;
@@ -293,7 +308,7 @@ pub unsafe fn heads<E: Saturate>(
     // them: of V by the one that did, of Q and K by the last block's. Threads of a block take the same way to barriers.
     unsafe {
         let Some(of) = a.head(thread::block_idx_x(), sequence) else { return };
-        let state = Column::load(of, a.first_value, column);
+        let mut state = Column::load(of, a.first_value, column);
         let i = t % HEAD_DIM;
         let channel = if t < HEAD_DIM {
             of.query(i)
@@ -302,10 +317,21 @@ pub unsafe fn heads<E: Saturate>(
         } else {
             of.value(i)
         };
-        let mut inputs = [0.0f32; TAPS as usize];
+        let mut before_row = Channel::default();
         if t < 3 * HEAD_DIM {
-            let convolved;
-            (convolved, inputs) = a.convolved(of, channel);
+            before_row = a.channel(of, channel);
+        }
+        let (dt_bias, decay) = (*a.dt_bias.add(of.head as usize), *a.decay.add(of.head as usize));
+        let norm = *a.norm.add(column as usize);
+        wait_for_dependencies();
+        let newest = a.mixed(of, channel);
+        let (alpha, beta) = (a.mixed(of, a.alpha + of.head), a.mixed(of, a.beta + of.head));
+        let z = a.mixed(of, a.z + of.head * HEAD_DIM + column);
+        // What is left of the state, and the share of the difference that is written.
+        let (log, share) = delta::log_gates(alpha, dt_bias, decay, beta);
+        let gates = (log.exp(), share);
+        let (convolved, inputs) = before_row.convolved(newest, of.begins);
+        if t < 3 * HEAD_DIM {
             qkv.set(t, convolved);
         }
         if t / HEAD_DIM == 2 {
@@ -314,8 +340,9 @@ pub unsafe fn heads<E: Saturate>(
         thread::sync_threads();
         let count = a.heads_of_key();
         let before = if t == 0 { a.count(of, sequence, count) } else { 0 };
-        let gates = a.gates(of);
-        let z = *a.mixed.add(offset(of.row, a.cols, a.z + of.head * HEAD_DIM + column));
+        if of.begins {
+            state.values = [0.0; VALUES];
+        }
         let answer = state.step(qkv, a.eps, gates, qkv.get(2 * HEAD_DIM + column));
         let is_first = lane < WARP_COLUMNS;
         let of_warp = warp::reduce_sum(if is_first { answer * answer } else { 0.0 });
@@ -329,7 +356,7 @@ pub unsafe fn heads<E: Saturate>(
         let of_lane = if lane < BLOCK_SIZE / 32 { squares.get(lane) } else { 0.0 };
         let scale = rms_norm::scale(warp::reduce_sum(of_lane), HEAD_DIM, a.norm_eps);
         if is_first {
-            let normed = answer * scale * *a.norm.add(column as usize);
+            let normed = answer * scale * norm;
             let to = a.out.add(offset(of.row, a.value_heads * HEAD_DIM, of.head * HEAD_DIM + column));
             *to = E::round(normed * (z / (1.0 + (-z).exp())) * a.out_scale);
         }
