@@ -182,7 +182,6 @@ pub unsafe fn vec4<E: Group<4>>(a: BiasRopeKv<E>) {
     let BiasRopeKv { positions, slots, cos, sin, qkv, q_bias, k_bias, v_bias, q_norm, k_norm, eps, .. } = a;
     let BiasRopeKv { q, k_pages, v_pages, .. } = a;
     launch_dependents();
-    wait_for_dependencies();
     let half = head_dim / 2;
     let heads = num_attention_heads + 2 * num_key_value_heads;
     let groups = heads * (half / 4);
@@ -195,21 +194,33 @@ pub unsafe fn vec4<E: Group<4>>(a: BiasRopeKv<E>) {
     let part = Head::new(head, num_attention_heads, num_key_value_heads);
     // SAFETY: as in the plain kernel; groups of four are whole and aligned.
     unsafe {
-        let from = qkv.add(offset(row, heads * head_dim, head * head_dim + j));
-        let (mut a, mut b): ([f32; 4], [f32; 4]) =
-            (f32::load_group(from), f32::load_group(from.add(half as usize)));
+        // What the product before this does not write, fetched while it runs.
+        type Halves = [[f32; 4]; 2];
+        let load = |from: *const f32| -> Halves {
+            [f32::load_group(from), f32::load_group(from.add(half as usize))]
+        };
+        let (mut added, mut weights, mut angles): (Halves, Halves, Halves) = Default::default();
         let bias = part.pick(q_bias, k_bias, v_bias);
         if !bias.is_null() {
-            let bias = bias.add(offset(part.index, head_dim, j));
-            let (low, high): ([f32; 4], [f32; 4]) =
-                (f32::load_group(bias), f32::load_group(bias.add(half as usize)));
-            repeat(4, |i| {
-                a[i] += low[i];
-                b[i] += high[i];
-            });
+            added = load(bias.add(offset(part.index, head_dim, j)));
         }
+        let is_normed = !q_norm.is_null();
+        let slot = *slots.add(row as usize);
+        if !part.is_v {
+            let angle = offset(*positions.add(row as usize), half, j);
+            angles = [f32::load_group(cos.add(angle)), f32::load_group(sin.add(angle))];
+            if is_normed {
+                weights = load((if part.is_q { q_norm } else { k_norm }).add(j as usize));
+            }
+        }
+        wait_for_dependencies();
+        let [mut a, mut b] = load(qkv.add(offset(row, heads * head_dim, head * head_dim + j)));
+        repeat(4, |i| {
+            a[i] += added[0][i];
+            b[i] += added[1][i];
+        });
         // All threads of the launch agree.
-        if !q_norm.is_null() {
+        if is_normed {
             let mut squares = 0.0;
             repeat(4, |i| squares = a[i].mul_add(a[i], squares));
             repeat(4, |i| squares = b[i].mul_add(b[i], squares));
@@ -220,19 +231,14 @@ pub unsafe fn vec4<E: Group<4>>(a: BiasRopeKv<E>) {
             }
             if !part.is_v {
                 let scale = rms_norm::scale(squares, head_dim, eps);
-                let weight = (if part.is_q { q_norm } else { k_norm }).add(j as usize);
-                let (low, high): ([f32; 4], [f32; 4]) =
-                    (f32::load_group(weight), f32::load_group(weight.add(half as usize)));
                 repeat(4, |i| {
-                    a[i] = a[i] * scale * low[i];
-                    b[i] = b[i] * scale * high[i];
+                    a[i] = a[i] * scale * weights[0][i];
+                    b[i] = b[i] * scale * weights[1][i];
                 });
             }
         }
         if !part.is_v {
-            let angle = offset(*positions.add(row as usize), half, j);
-            let (cos, sin): ([f32; 4], [f32; 4]) =
-                (f32::load_group(cos.add(angle)), f32::load_group(sin.add(angle)));
+            let [cos, sin] = angles;
             repeat(4, |i| {
                 (a[i], b[i]) = (a[i].mul_add(cos[i], -(b[i] * sin[i])), b[i].mul_add(cos[i], a[i] * sin[i]));
             });
@@ -246,7 +252,6 @@ pub unsafe fn vec4<E: Group<4>>(a: BiasRopeKv<E>) {
             f32::store_group(to.add(half as usize), b);
         } else {
             let pages = if part.is_v { v_pages } else { k_pages };
-            let slot = *slots.add(row as usize);
             let to = pages.add(place(slot, part.index, num_key_value_heads, head_dim) + j as usize);
             E::store_saturated(to, a);
             E::store_saturated(to.add(half as usize), b);
