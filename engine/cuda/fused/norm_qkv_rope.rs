@@ -11,7 +11,7 @@ use super::super::units::{self, Units};
 use super::super::variant::{KernelChoice, select, variants};
 use super::{
     MMA, StreamShape, UNITS, expect_eligible, f16_only, floats_only, lanes_fit, norm_fits, persistent,
-    units_only, values,
+    rows_of_kernel, units_only, values,
 };
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -70,11 +70,8 @@ unsafe fn launch_units(device: &Device, case: &Case) -> Result<()> {
     let Some([q, v]) = case.units else { return Err(Error::Request(format!("{OP}: not in units"))) };
     let NormQkvRopeArgs { n, num_attention_heads, num_key_value_heads, .. } = case.arguments;
     let tiles = pairs(case) / in_units::PAIRS_PER_TILE;
-    // Room for units of either format.
-    let larger = if v.shape.bytes > q.shape.bytes { v } else { q };
     let heads = num_attention_heads + 2 * num_key_value_heads;
-    let stream = larger.stream_of_parts(device, tiles, [heads, num_key_value_heads], q.format != v.format, n);
-    let (stream, v_blocks) = stream;
+    let (stream, v_blocks) = q.stream_of_parts(device, tiles, [heads, num_key_value_heads], &v, n);
     let arguments = NormQkvRopeArgs { depth: stream.depth, v_blocks, ..case.arguments };
     let (kernels, values) = kernels_of(q.format, v.format, n);
     // SAFETY: any grid does; the caller vouches for the case.
@@ -86,12 +83,12 @@ unsafe fn launch_units(device: &Device, case: &Case) -> Result<()> {
 unsafe fn launch_mma(device: &Device, case: &Case, kernels: &Kernels<NormQkvRopeArgs>) -> Result<()> {
     let NormQkvRopeArgs { n, hidden_size, .. } = case.arguments;
     let tiles = pairs(case) / mma::PAIRS_PER_BLOCK;
-    let mut shape = StreamShape::new(device, tiles, hidden_size, MAX_NORM_WARPS);
-    shape.blocks = tiles.max(1);
+    let shape = StreamShape::new(device, tiles, hidden_size, MAX_NORM_WARPS);
     let (config, depth) = shape.normed(n);
     let arguments = NormQkvRopeArgs { depth, ..case.arguments };
-    // SAFETY: a block for each tile; the caller vouches for the case.
-    unsafe { launch(&Dependent(device), kernels, &values(&[case.dtype], n), &config, arguments) }
+    let values = [case.dtype.name().into(), u32::from(tiles > shape.blocks).into(), rows_of_kernel(n).into()];
+    // SAFETY: a block for each tile, or blocks of the kernel for many; the caller vouches for the case.
+    unsafe { launch(&Dependent(device), kernels, &values, &config, arguments) }
 }
 
 /// # Safety
