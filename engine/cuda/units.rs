@@ -329,27 +329,33 @@ impl Units {
         Stream::new(self.shape, tiles, units_of(self.shape, self.cols), [blocks, 1], n)
     }
 
-    /// The launch of a kernel for `tiles` tiles of `heads` heads, of which `of_v` have blocks of their own if they are `apart`; and the number of these
-    /// blocks.
+    /// The launch of a kernel for `tiles` tiles of `heads` heads, of which the last `of_v`, in units of `v`, have blocks of their own if that is another
+    /// format; and the number of these blocks.
     pub fn stream_of_parts(
         &self,
         device: &Device,
         tiles: u32,
         [heads, of_v]: [u32; 2],
-        apart: bool,
+        v: &Self,
         n: u32,
     ) -> (Stream, u32) {
         let units = units_of(self.shape, self.cols);
         let blocks = device.info().multiprocessors.clamp(1, tiles.max(1));
-        if !apart {
+        if self.format == v.format {
             return (Stream::new(self.shape, tiles, units, [blocks, 1], n), 0);
         }
         let v_tiles = tiles / heads * of_v;
-        let v_blocks = (blocks * of_v / heads).clamp(1, v_tiles.max(1));
+        let v_blocks = stream::blocks_of_v(
+            blocks,
+            [tiles - v_tiles, v_tiles],
+            [self.shape, v.shape].map(|shape| shape.bytes),
+        );
         let others = blocks.saturating_sub(v_blocks).clamp(1, (tiles - v_tiles).max(1));
         // Of the part whose blocks have fewest, and of that whose blocks have most.
         let fewest = (v_tiles / v_blocks).min((tiles - v_tiles) / others);
-        let mut stream = Stream::new(self.shape, fewest, units, [1, 1], n);
+        // Room for units of either format.
+        let larger = if v.shape.bytes > self.shape.bytes { v } else { self };
+        let mut stream = Stream::new(larger.shape, fewest, units, [1, 1], n);
         stream.config.grid = [others + v_blocks, 1, 1];
         (stream, v_blocks)
     }

@@ -83,6 +83,16 @@ pub(super) fn groups_and_slices(multiprocessors: u32, unit: UnitShape, tiles: u3
     [cost(best).0, best]
 }
 
+/// How many of `blocks` blocks take the second of two parts of so many tiles, whose units have so many bytes: so that the block with most to read has
+/// least, and then those of the second part.
+pub(super) fn blocks_of_v(blocks: u32, [others, v]: [u32; 2], [bytes, bytes_of_v]: [u32; 2]) -> u32 {
+    let cost = |of_v: u32| {
+        let of_block = v.div_ceil(of_v) * bytes_of_v;
+        (of_block.max(others.div_ceil(blocks - of_v) * bytes), of_block)
+    };
+    (1..blocks.min(v + 1)).min_by_key(|&of_v| cost(of_v)).unwrap_or(1)
+}
+
 /// The most slices of the columns of so many tiles: one where there are tiles for all blocks, and room for partial sums is dear.
 fn most_slices(multiprocessors: u32, tiles: u32) -> u32 {
     if tiles >= 4 * multiprocessors { 1 } else { MAX_SLICES }
@@ -127,6 +137,16 @@ impl Slices {
 mod tests {
     use super::*;
     use gpu_kernels::units::ROWS;
+
+    #[test]
+    fn no_block_of_v_has_more_to_read_than_the_others() {
+        // Qwen2.5-7B with V in Q6_K: 28 heads of Q and 4 of K, then 4 of V, 8 tiles each.
+        let v_blocks = blocks_of_v(132, [256, 32], [2304, 3360]);
+        assert!(32u32.div_ceil(v_blocks) * 3360 <= 256u32.div_ceil(132 - v_blocks) * 2304, "{v_blocks}");
+        // One tile of V, and a device with hardly a block.
+        assert_eq!(blocks_of_v(132, [256, 1], [2304, 3360]), 1);
+        assert_eq!([blocks_of_v(2, [4, 4], [1, 1]), blocks_of_v(1, [4, 4], [1, 1])], [1, 1]);
+    }
 
     /// The shapes of published models, on large devices and small ones: every warp has a unit, and what a block keeps fits.
     #[test]
