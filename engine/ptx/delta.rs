@@ -12,8 +12,18 @@ const GRAM: usize = 8;
 
 /// The delta that makes `text` of `base`. Both end with the end of a line.
 #[allow(dead_code, reason = "the build script encodes, the crate decodes")]
-pub fn encode(base: &str, text: &str) -> String {
-    let (base, text): (Vec<&str>, Vec<&str>) = (base.lines().collect(), text.lines().collect());
+pub fn encode<'a>(base: &'a str, text: &'a str) -> String {
+    // Numbers instead of lines: a line is looked at once, and is then as good as its number.
+    let mut numbers = HashMap::new();
+    let mut numbered = |text: &'a str| -> Vec<usize> {
+        let number = |line| {
+            let next = numbers.len();
+            *numbers.entry(line).or_insert(next)
+        };
+        text.lines().map(number).collect()
+    };
+    let lines: Vec<&str> = text.lines().collect();
+    let (base, text) = (numbered(base), numbered(text));
     let mut places = HashMap::new();
     for (place, gram) in base.windows(GRAM).enumerate() {
         places.entry(gram).or_insert(place);
@@ -23,7 +33,7 @@ pub fn encode(base: &str, text: &str) -> String {
         let elsewhere = || text.get(i..i + GRAM).and_then(|gram| places.get(gram)).copied();
         let start = if base.get(cursor) == Some(&text[i]) { Some(cursor) } else { elsewhere() };
         let Some(start) = start else {
-            writeln!(out, "+{}", text[i]).expect("strings take everything");
+            writeln!(out, "+{}", lines[i]).expect("strings take everything");
             i += 1;
             continue;
         };

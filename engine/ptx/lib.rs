@@ -120,6 +120,10 @@ mod tests {
                 let mut words = line.split_whitespace().map(|word| word.trim_end_matches(';'));
                 let first = words.next().unwrap_or_default();
                 let word = if first.starts_with('@') { words.next().unwrap_or_default() } else { first };
+                // The number of a label depends on the kernels before it.
+                if word.starts_with('$') {
+                    continue;
+                }
                 *kernel.entry(word).or_default() += 1;
             }
         }
@@ -137,7 +141,8 @@ mod tests {
         }
     }
 
-    /// What the text for sm_80 is made of was compiled for Hopper: that the compiler would choose the same instructions is looked up here.
+    /// What the text for sm_80 is made of was compiled for Hopper, and in parts: that the compiler would choose the same instructions for
+    /// all kernels in one piece is looked up here.
     #[test]
     #[ignore = "compiles all kernels once more, for a minute and a half of a core"]
     fn a_text_that_is_compiled_for_sm_80_has_the_instructions_of_the_one_that_is_made() {

@@ -18,7 +18,7 @@ use cuda_std::prelude::*;
 use crate::{
     fused::{launch_dependents, wait_for_dependencies},
     grid::{divide, offset, repeat, row_and_column},
-    rms_norm,
+    norm,
     vector::{Group, Saturate},
 };
 
@@ -146,7 +146,7 @@ pub unsafe fn plain<E: Saturate>(a: BiasRopeKv<E>) {
                 squares = x.mul_add(x, squares);
                 d += 1;
             }
-            let scale = rms_norm::scale(squares, head_dim, eps);
+            let scale = norm::scale(squares, head_dim, eps);
             let weight = if part.is_q { q_norm } else { k_norm };
             a = a * scale * *weight.add(j as usize);
             b = b * scale * *weight.add((j + half) as usize);
@@ -230,7 +230,7 @@ pub unsafe fn vec4<E: Group<4>>(a: BiasRopeKv<E>) {
                 lanes /= 2;
             }
             if !part.is_v {
-                let scale = rms_norm::scale(squares, head_dim, eps);
+                let scale = norm::scale(squares, head_dim, eps);
                 repeat(4, |i| {
                     a[i] = a[i] * scale * weights[0][i];
                     b[i] = b[i] * scale * weights[1][i];

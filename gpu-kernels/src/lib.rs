@@ -11,50 +11,89 @@
 // Kernels index their arrays: an iterator would put them into local memory (see `grid::repeat`).
 #![allow(clippy::needless_range_loop)]
 
+#[cfg(feature = "others")]
 pub mod add;
+#[cfg(feature = "others")]
 pub mod add_bias;
+#[cfg(feature = "others")]
 pub mod add_positions;
+#[cfg(feature = "others")]
 pub mod add_ranks;
+#[cfg(feature = "others")]
 pub mod argmax;
+#[cfg(feature = "attention")]
 pub mod attention;
+#[cfg(feature = "others")]
 pub mod bias_gelu;
 pub mod bias_rope_kv;
 pub mod blocks;
+#[cfg(feature = "others")]
 pub mod causal_conv;
+#[cfg(feature = "others")]
 pub mod convert;
+#[cfg(feature = "others")]
 pub mod delta_rule;
+#[cfg(feature = "others")]
 pub mod delta_step;
 pub mod embed;
+#[cfg(feature = "experts")]
 pub mod experts;
+#[cfg(feature = "experts")]
 pub mod experts_in;
+#[cfg(feature = "experts")]
 pub mod experts_out;
 pub mod fused;
+#[cfg(feature = "others")]
 pub mod gate_rows;
+#[cfg(feature = "others")]
 pub mod gated_matmul;
+#[cfg(feature = "others")]
 pub mod gated_norm;
+#[cfg(feature = "others")]
 pub mod gather_ranks;
+#[cfg(feature = "others")]
 pub mod gather_rows;
+#[cfg(feature = "others")]
 pub mod layer_norm;
+#[cfg(feature = "others")]
 pub mod lora_add;
+#[cfg(feature = "matmul")]
 pub mod matmul;
+#[cfg(feature = "others")]
 pub mod norm_route;
+#[cfg(feature = "attention")]
 pub mod quantise_kv;
+#[cfg(feature = "others")]
 pub mod read_bandwidth;
+#[cfg(feature = "others")]
 pub mod rms_norm;
+#[cfg(feature = "experts")]
 pub mod route;
 pub mod row_norms;
+#[cfg(feature = "others")]
 pub mod sample;
+#[cfg(feature = "others")]
 pub mod sigmoid_mul;
 pub mod silu_mul;
+#[cfg(feature = "others")]
 pub mod sort_experts;
 pub mod units;
 
+#[cfg(feature = "others")]
 mod delta;
+#[cfg(feature = "others")]
 pub mod exchange;
 mod grid;
+mod norm;
 mod reduce;
 mod stage;
 mod vector;
+
+/// What the kernels of `fused` take of the operation, where that is left out.
+#[cfg(not(feature = "others"))]
+mod rms_norm {
+    pub use crate::norm::scale;
+}
 
 /// Tokens of a page of the KV cache. A warp's lanes each take one key of a page, so it is the warp's size.
 pub const PAGE_SIZE: u32 = 32;

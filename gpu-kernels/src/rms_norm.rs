@@ -7,6 +7,7 @@ use cuda_std::prelude::*;
 
 mod registers;
 
+pub use crate::norm::scale;
 pub use registers::*;
 
 #[device]
@@ -30,13 +31,6 @@ pub struct RmsNorm<E> {
     pub eps: f32,
     /// E `[num_rows, hidden_size]`
     pub out: *mut E,
-}
-
-/// What a row's values are multiplied with, from the sum of their squares: `1 / sqrt(sum / hidden_size + eps)`.
-#[device]
-#[inline(always)]
-pub fn scale(sum_of_squares: f32, hidden_size: u32, eps: f32) -> f32 {
-    1.0 / (sum_of_squares / hidden_size as f32 + eps).sqrt()
 }
 
 /// f32 throughout, rounded once at the end, no f16 to infinity. The sum of squares has a fixed order that depends on

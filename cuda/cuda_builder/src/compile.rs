@@ -8,7 +8,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use crate::{Error, NvvmArch, TARGET, process, toolchain::Toolchain};
+use crate::{Error, NvvmArch, TARGET, cache, parts::Part, process, toolchain::Toolchain};
 
 /// A profile of the builder's own: what the workspace says of `release`, and there of single packages, is for host code.
 const PROFILE: &str = "cuda";
@@ -23,6 +23,8 @@ pub(crate) struct Compilation<'a> {
     pub line_info: bool,
     /// Beginnings of names, separated by commas.
     pub left_out: &'a str,
+    /// The kernels of a part alone, by the beginnings of their names, with some of the crate's features.
+    pub part: Option<&'a Part>,
     pub target_dir: &'a Path,
     pub build_args: &'a [String],
 }
@@ -50,8 +52,15 @@ impl Compilation<'_> {
             cargo.arg("--config").arg(format!("profile.{PROFILE}.{setting}"));
         }
         cargo.args(self.build_args);
+        if let Some(part) = self.part {
+            cargo.arg("--no-default-features").arg(format!("--features={}", part.features));
+        }
         // A linker that does nothing: LTO leaves one complete module, and its assembly is what is wanted.
         cargo.args(["--", "-Clinker=true"]);
+        if self.part.is_some() || !self.left_out.is_empty() {
+            // What only a kernel of another part uses.
+            cargo.arg("-Adead_code").arg("-Aunused_imports");
+        }
         let mut emit = OsString::from("--emit=link=ignored,asm=");
         emit.push(ptx);
         cargo.arg(emit);
@@ -67,14 +76,46 @@ impl Compilation<'_> {
         })
     }
 
-    /// The folders of the kernel crate and of every crate that it reaches by a path, macros included.
-    pub fn local_packages(&self) -> Vec<PathBuf> {
+    /// The kernel crate and what it depends on, with their features, as `cargo tree` prints it.
+    pub fn tree(&self) -> Result<String, String> {
         let mut cargo = self.cargo("tree");
-        cargo.args(["--target", TARGET, "--edges", "normal,build", "--prefix", "none", "--format", "{p}"]);
-        match process::stdout(&mut cargo) {
-            Ok(tree) => local_folders(&tree),
-            Err(_) => self.manifest.parent().map(Path::to_path_buf).into_iter().collect(),
+        cargo.args([
+            "--target",
+            TARGET,
+            "--edges",
+            "normal,build",
+            "--prefix",
+            "none",
+            "--format",
+            "{p}|{f}",
+        ]);
+        process::stdout(&mut cargo)
+    }
+
+    /// The folders of the kernel crate and of every crate in `tree` that it reaches by a path, macros included.
+    pub fn local_packages(&self, tree: Option<&str>) -> Vec<PathBuf> {
+        match tree {
+            Some(tree) => local_folders(tree),
+            None => self.manifest.parent().map(Path::to_path_buf).into_iter().collect(),
         }
+    }
+
+    /// The file in which cargo lists every source that the last run read, of crates by a path too.
+    pub fn dep_info(&self, tree: &str) -> PathBuf {
+        let name = tree.split_whitespace().next().unwrap_or_default().replace('-', "_");
+        self.target_dir.join(TARGET).join(PROFILE).join(name).with_extension("d")
+    }
+
+    /// What decides about the PTX beside the sources, in a word.
+    pub fn settings(&self, tree: &str) -> String {
+        let (arch, line_info) = (self.arch.target_cpu(), self.line_info.to_string());
+        let part = self.part.map_or("", |part| &part.features);
+        let kernels = self.part.map_or("", |part| &part.kernels);
+        let identity = self.toolchain.identity.as_str();
+        let fixed =
+            [env!("CARGO_PKG_VERSION"), identity, arch, &line_info, self.left_out, part, kernels, tree];
+        let others = self.flags.iter().chain(self.build_args).map(String::as_str);
+        cache::fingerprint(fixed.into_iter().chain(others))
     }
 
     fn cargo(&self, subcommand: &str) -> Command {
@@ -92,6 +133,7 @@ impl Compilation<'_> {
             .env("RUSTC_BOOTSTRAP", "1")
             // Read by `#[kernel]`.
             .env("CUDA_BUILDER_LEAVE_OUT", self.left_out)
+            .env("CUDA_BUILDER_ONLY", self.part.map_or("", |part| &part.kernels))
             // Empty means none, also where a configuration file names one.
             .env("RUSTC_WRAPPER", "")
             .env("RUSTC_WORKSPACE_WRAPPER", "")
@@ -139,14 +181,15 @@ fn belongs_to_outer_build(name: &str) -> bool {
     !kept && (cargo.iter().any(|prefix| name.starts_with(prefix)) || script.contains(&name))
 }
 
-/// The folders in lines such as `gpu-kernels v0.1.0 (/path)` and `macros v0.1.0 (proc-macro) (/path) (*)`.
+/// The folders in lines such as `gpu-kernels v0.1.0 (/path)|features` and `macros v0.1.0 (proc-macro) (/path)|features (*)`.
 fn local_folders(tree: &str) -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> = tree
         .lines()
         .filter_map(|line| {
-            let start = line.find(" (/")? + 2;
-            let end = start + line[start..].rfind(if line.ends_with(" (*)") { ") (*)" } else { ")" })?;
-            Some(PathBuf::from(&line[start..end]))
+            let (package, _) = line.rsplit_once('|')?;
+            let start = package.find(" (/")? + 2;
+            let end = start + package[start..].rfind(')')?;
+            Some(PathBuf::from(&package[start..end]))
         })
         .collect();
     folders.sort();
@@ -161,12 +204,12 @@ mod tests {
     #[test]
     fn local_crates_are_found_in_the_dependency_tree() {
         let tree = "\
-gpu-kernels v0.1.0 (/w/gpu kernels)
-cuda_std v0.1.0 (/w/cuda/cuda_std)
-half v2.7.1
-cuda_std_macros v0.1.0 (proc-macro) (/w/cuda/cuda_std_macros)
-syn v2.0.0
-cuda_std v0.1.0 (/w/cuda/cuda_std) (*)
+gpu-kernels v0.1.0 (/w/gpu kernels)|attention,default
+cuda_std v0.1.0 (/w/cuda/cuda_std)|
+half v2.7.1|std
+cuda_std_macros v0.1.0 (proc-macro) (/w/cuda/cuda_std_macros)|
+syn v2.0.0|default
+cuda_std v0.1.0 (/w/cuda/cuda_std)| (*)
 ";
         let expected = ["/w/cuda/cuda_std", "/w/cuda/cuda_std_macros", "/w/gpu kernels"].map(PathBuf::from);
         assert_eq!(local_folders(tree), expected);

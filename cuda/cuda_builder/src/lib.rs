@@ -20,6 +20,7 @@ mod earlier;
 pub mod env;
 mod error;
 mod fetch;
+mod parts;
 mod process;
 mod ptx;
 mod sysroot;
@@ -60,6 +61,7 @@ pub struct CudaBuilder {
     line_info: bool,
     left_out: String,
     build_args: Vec<String>,
+    parts: Vec<parts::Part>,
 }
 
 impl CudaBuilder {
@@ -74,6 +76,7 @@ impl CudaBuilder {
             line_info: false,
             left_out: String::new(),
             build_args: Vec::new(),
+            parts: Vec::new(),
         }
     }
 
@@ -118,6 +121,15 @@ impl CudaBuilder {
         self
     }
 
+    /// Compiles the kernels whose names begin with one of `kernels`, and those of no part before, by themselves: with those of
+    /// the crate's features that are named here instead of its default ones, and only when a source that is read with these, or a
+    /// setting, has changed since the last build into this `OUT_DIR`. A feature that switches a module on keeps edits of it away
+    /// from the parts that do without. What no part has is compiled with the default features.
+    pub fn part(mut self, features: &[&str], kernels: &[&str]) -> Self {
+        self.parts.push(parts::Part { features: features.join(","), kernels: kernels.join(",") });
+        self
+    }
+
     /// Further arguments for the cargo that compiles the kernel crate, such as `--features=wide`.
     pub fn build_args(mut self, args: &[impl AsRef<str>]) -> Self {
         self.build_args.extend(args.iter().map(|arg| arg.as_ref().to_string()));
@@ -145,7 +157,8 @@ impl CudaBuilder {
 
         let work = out_dir.join("cuda_builder").join(self.arch.target_cpu());
         fs::create_dir_all(&work).map_err(Error::io("create the folder", &work))?;
-        let compilation = compile::Compilation {
+        let target_dir = work.join("target");
+        let whole = compile::Compilation {
             toolchain: &toolchain,
             sysroot: &sysroot,
             manifest: &manifest,
@@ -153,20 +166,48 @@ impl CudaBuilder {
             flags: &flags,
             line_info: self.line_info,
             left_out: &self.left_out,
-            target_dir: &work.join("target"),
+            part: None,
+            target_dir: &target_dir,
             build_args: &self.build_args,
         };
+        let tree = whole.tree().ok();
         if in_build_script {
-            for folder in compilation.local_packages() {
+            for folder in whole.local_packages(tree.as_deref()) {
                 rerun_if_changed(&folder);
             }
         }
-        let raw = work.join("kernels.ptx");
-        let warnings = compilation.run(&raw)?;
-        if in_build_script {
-            compile::forward_warnings(&warnings);
+        let mut modules = Vec::new();
+        // Kernels of the parts before, which the next one leaves out.
+        let mut left_out = self.left_out.clone();
+        for (index, part) in self.parts.iter().map(Some).chain([None]).enumerate() {
+            let compilation = compile::Compilation { part, left_out: &left_out, ..whole };
+            let raw = work.join(format!("kernels.{index}.ptx"));
+            // Kernels in one piece are compiled whenever this runs: cargo runs a build script when there is a reason to.
+            let settings =
+                tree.as_deref().filter(|_| !self.parts.is_empty()).map(|tree| compilation.settings(tree));
+            if !settings.as_deref().is_some_and(|settings| parts::is_fresh(&raw, settings)) {
+                parts::forget(&raw)?;
+                let warnings = compilation.run(&raw)?;
+                if in_build_script {
+                    compile::forward_warnings(&warnings);
+                }
+                if let (Some(settings), Some(tree)) = (settings, &tree) {
+                    parts::remember(&raw, &settings, &compilation.dep_info(tree))?;
+                }
+            }
+            modules.push(fs::read_to_string(&raw).map_err(Error::io("read", &raw))?);
+            if let Some(part) = part {
+                left_out = [left_out.as_str(), &part.kernels].join(",");
+            }
         }
-        let text = fs::read_to_string(&raw).map_err(Error::io("read", &raw))?;
+        let raw = work.join("kernels.ptx");
+        let text = match <[String; 1]>::try_from(modules) {
+            Ok([text]) => text,
+            Err(modules) => {
+                parts::join(&modules).map_err(|problem| Error::Ptx { ptx: raw.clone(), problem })?
+            }
+        };
+        fs::write(&raw, &text).map_err(Error::io("write", &raw))?;
         let module = ptx::finish(&text).map_err(|error| error.in_file(&raw))?;
         let path = self.copy_to.unwrap_or_else(|| work.join("kernels.finished.ptx"));
         fs::write(&path, module.text).map_err(Error::io("write", &path))?;

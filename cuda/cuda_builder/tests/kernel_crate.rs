@@ -106,3 +106,40 @@ fn a_folder_without_a_crate_is_named() {
         .to_string();
     assert!(error.contains("there is no kernel crate at") && error.contains("absent/Cargo.toml"), "{error}");
 }
+
+#[test]
+fn a_part_is_compiled_again_only_when_what_it_reads_has_changed() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("kernels");
+    let body = "#[cfg(feature = \"scale\")] mod scale;\n#[cfg(feature = \"shift\")] mod shift;\n";
+    let features = "[features]\ndefault = [\"shift\"]\nscale = []\nshift = []\n";
+    package(&root, "kernels", features, &format!("{HEAD}{body}"));
+    let kernel = |name: &str, line: &str| {
+        let text = format!(
+            "#[unsafe(no_mangle)]\npub unsafe extern \"ptx-kernel\" fn {name}_f32(x: &mut f32) {{\n    {line}\n}}\n"
+        );
+        fs::write(root.join("src").join(name).with_extension("rs"), text).unwrap();
+    };
+    let build = || {
+        let builder = CudaBuilder::new(&root).arch(NvvmArch::Compute80).out_dir(folder.path().join("out"));
+        let file = builder.part(&["scale"], &["scale_"]).build().unwrap_or_else(|error| panic!("{error}"));
+        let part = file.path.with_file_name("kernels.0.ptx");
+        let written = fs::metadata(part).unwrap().modified().unwrap();
+        (file.entries, fs::read_to_string(file.path).unwrap(), written)
+    };
+    kernel("scale", "*x *= 2.0;");
+    kernel("shift", "*x += 1.0;");
+    let (entries, first, written) = build();
+    assert_eq!(entries, ["scale_f32", "shift_f32"]);
+    assert_eq!(first.matches(".target sm_80").count(), 1);
+
+    kernel("shift", "*x = -*x;");
+    let (_, second, written_again) = build();
+    assert_eq!(written_again, written);
+    assert!(second.contains("neg.f32") && !first.contains("neg.f32"), "{second}");
+
+    kernel("scale", "*x *= *x;");
+    let (_, third, written_again) = build();
+    assert!(written_again > written);
+    assert_ne!(third, second);
+}

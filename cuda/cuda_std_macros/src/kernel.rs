@@ -102,10 +102,13 @@ fn device_entry(bounds: &LaunchBounds, function: &ItemFn) -> TokenStream {
     }
 }
 
-/// Whether there is to be no entry of that name. `CudaBuilder::leave_out` says so: what has no entry is not compiled.
+/// Whether there is to be no entry of that name. `CudaBuilder::leave_out` and `part` say so: what has no entry is not compiled.
 pub fn is_left_out(entry: &str) -> bool {
-    let left_out = std::env::var("CUDA_BUILDER_LEAVE_OUT").unwrap_or_default();
-    left_out.split(',').any(|prefix| !prefix.is_empty() && entry.starts_with(prefix))
+    let is_named = |variable: &str| {
+        let prefixes = std::env::var(variable).ok().filter(|prefixes| !prefixes.is_empty())?;
+        Some(prefixes.split(',').any(|prefix| !prefix.is_empty() && entry.starts_with(prefix)))
+    };
+    is_named("CUDA_BUILDER_LEAVE_OUT") == Some(true) || is_named("CUDA_BUILDER_ONLY") == Some(false)
 }
 
 /// The condition under which there is an entry, and the lines that tell `cuda_builder` its bounds and what it requires.
