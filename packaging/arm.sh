@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compiles tests for 64-bit ARM and runs them here under qemu: the unit tests of the crates that hold nothing of GPUs, and of tests/it what
+# Compiles tests for 64-bit ARM and runs them here under qemu: the unit tests of the crates that a machine without a GPU needs, and of tests/it what
 # compares the CPU's numbers with those of other implementations, what reads files, and what starts the program.
 #
 #   packaging/arm.sh [FILTER]...
