@@ -11,7 +11,7 @@ use std::path::PathBuf;
 #[command(next_help_heading = "Drafts")]
 pub struct DraftArgs {
     /// Draft tokens and compute them at once, which leaves answers as they are: mtp (draft-mtp), by the block for it behind the model's last
-    /// layer, in its file or in one beside it (mtp-….gguf, or --model-draft); ngram-simple, what followed the last tokens where they came last in the text; ngram-map-k, the same of tokens that came often
+    /// layer, in its file or in one beside it (mtp-….gguf, which comes with -hf, or --model-draft); ngram-simple, what followed the last tokens where they came last in the text; ngram-map-k, the same of tokens that came often
     /// (--spec-ngram-min-hits); ngram-mod, what followed them in any sequence
     #[arg(long, value_name = "TYPE")]
     pub spec_type: Option<SpecType>,
@@ -42,6 +42,9 @@ pub struct DraftArgs {
     /// How often they must have come before, with --spec-type ngram-map-k
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub spec_ngram_min_hits: u32,
+    /// The block that came with a model by name.
+    #[arg(skip)]
+    pub sidecar: Option<PathBuf>,
 }
 
 /// What drafts tokens without a model of its own.
@@ -87,8 +90,15 @@ impl DraftArgs {
                 ngram(NgramKind::MapK { min_hits: self.spec_ngram_min_hits })
             }
             (None, Some(SpecType::NgramMod)) => ngram(NgramKind::Mod),
-            (None, Some(SpecType::Mtp | SpecType::None) | None) => DraftChoice::Mtp,
+            (None, Some(SpecType::Mtp | SpecType::None) | None) => {
+                self.sidecar.clone().map_or(DraftChoice::Mtp, DraftChoice::MtpElse)
+            }
         })
+    }
+
+    /// Whether the block of a model by name is to come with it.
+    pub fn takes_sidecar(&self) -> bool {
+        self.model_draft.is_none() && self.spec_type == Some(SpecType::Mtp)
     }
 
     /// Tokens that are drafted at a time, at most; 0 where nothing drafts.

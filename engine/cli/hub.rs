@@ -2,11 +2,10 @@
 
 use super::output::{note, one_line};
 use crate::error::{Error, Result};
-use crate::hub::{Environment, Event, Hub, Name, Patience};
+use crate::hub::{Environment, Event, Hub, Model, Name, Patience};
 use clap::Args;
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{self, ErrorKind, IsTerminal};
-use std::path::PathBuf;
 
 /// A model by its name.
 #[derive(Clone, Debug, Default, Args)]
@@ -21,16 +20,16 @@ pub struct HubArgs {
 }
 
 impl HubArgs {
-    /// Where the model is, loaded if it was not here; `None` where none is named.
+    /// Where the model is, loaded if it was not here, with the block that drafts for it or without; `None` where none is named.
     ///
     /// # Errors
     /// As [`Hub::open`].
-    pub fn open(&self, show: &mut dyn FnMut(Event)) -> Result<Option<PathBuf>> {
+    pub fn open(&self, with_sidecar: bool, show: &mut dyn FnMut(Event)) -> Result<Option<Model>> {
         let Some(mut name) = self.hf_repo.clone() else { return Ok(None) };
         if let Some(file) = &self.hf_file {
             name.file = Some(file.clone());
         }
-        hub()?.open(&name, show).map(|model| Some(model.path))
+        hub()?.with_sidecar(with_sidecar).open(&name, show).map(Some)
     }
 }
 

@@ -40,9 +40,9 @@ pub mod summary;
 pub mod tokenize;
 
 use crate::error::Result;
+use crate::hub::Event;
 use clap::{Parser, Subcommand};
 use log::LogFormat;
-use options::FileArgs;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -99,27 +99,30 @@ enum Command {
 }
 
 impl Command {
-    /// The options that name the model, of a command that opens it at once.
-    fn file_args(&mut self) -> Option<&mut FileArgs> {
+    /// Loads the model that is named, of a command that opens it at once.
+    ///
+    /// # Errors
+    /// As [`hub::HubArgs::open`].
+    fn fetch(&mut self, show: &mut dyn FnMut(Event)) -> Result<()> {
         match self {
-            Self::Generate(args) => Some(&mut args.model.file),
-            Self::Chat(args) => Some(&mut args.model.file),
-            Self::Inspect(args) => Some(&mut args.file),
-            Self::Tokenize(args) => Some(&mut args.file),
-            Self::Detokenize(args) => Some(&mut args.file),
-            Self::Logits(args) => Some(&mut args.file),
-            Self::Embed(args) => Some(&mut args.model.file),
-            Self::Rerank(args) => Some(&mut args.model.file),
-            Self::Perplexity(args) => Some(&mut args.model.file),
-            Self::Imatrix(args) => Some(&mut args.model),
-            Self::Bench(args) => Some(&mut args.model.file),
+            Self::Generate(args) => args.model.fetch(show),
+            Self::Chat(args) => args.model.fetch(show),
+            Self::Inspect(args) => args.file.fetch(show),
+            Self::Tokenize(args) => args.file.fetch(show),
+            Self::Detokenize(args) => args.file.fetch(show),
+            Self::Logits(args) => args.file.fetch(show),
+            Self::Embed(args) => args.model.fetch(show),
+            Self::Rerank(args) => args.model.fetch(show),
+            Self::Perplexity(args) => args.model.fetch(show),
+            Self::Imatrix(args) => args.model.fetch(show),
+            Self::Bench(args) => args.model.fetch(show),
             #[cfg(feature = "lab")]
-            Self::Lab(args) => args.file_args(),
+            Self::Lab(args) => args.file_args().map_or(Ok(()), |file| file.fetch(show)),
             // The server's port is open while it loads.
-            Self::Serve(_) => None,
-            Self::Quantize(_) | Self::Convert(_) | Self::Split(_) | Self::Merge(_) => None,
-            Self::Pull(_) | Self::List(_) | Self::Rm(_) | Self::Doctor(_) => None,
-            Self::Config(_) | Self::Completions(_) | Self::Man(_) => None,
+            Self::Serve(_) => Ok(()),
+            Self::Quantize(_) | Self::Convert(_) | Self::Split(_) | Self::Merge(_) => Ok(()),
+            Self::Pull(_) | Self::List(_) | Self::Rm(_) | Self::Doctor(_) => Ok(()),
+            Self::Config(_) | Self::Completions(_) | Self::Man(_) => Ok(()),
         }
     }
 }
@@ -133,10 +136,9 @@ pub fn run() -> Result<ExitCode> {
     if !matches!(cli.command, Command::Serve(_)) {
         log::start(verbose, format);
     }
-    if let Some(file) = cli.command.file_args() {
-        let mut display = hub::Display::default();
-        file.fetch(&mut |event| display.show(event))?;
-    }
+    let mut display = hub::Display::default();
+    cli.command.fetch(&mut |event| display.show(event))?;
+    drop(display);
     match cli.command {
         Command::Generate(args) => return generate::run(*args),
         Command::Chat(args) => return chat::run(*args),

@@ -18,6 +18,9 @@ pub struct PullArgs {
     /// The model, with a file or a type of it [default: Q4_K_M, Q8_0, or the first file; without GGUF files the folder of safetensors]
     #[arg(value_name = "OWNER/NAME[@REVISION][:FILE or TYPE]")]
     name: Name,
+    /// Load the block that drafts for it too, where it is in a file of its own (mtp-….gguf), as -hf does with --spec-type mtp
+    #[arg(long)]
+    mtp: bool,
 }
 
 /// List the models that are in the cache of Hugging Face's hub
@@ -44,7 +47,13 @@ pub fn pull(args: PullArgs) -> Result<()> {
     // An interrupt ends the program at once: what has come stays in the cache, and is no model before all of it is there.
     Interrupt::install();
     let mut display = Display::default();
-    let model = hub()?.pull(&args.name, &mut |event| display.show(event))?;
+    let hub = hub()?.with_sidecar(args.mtp);
+    let model = hub.pull(&args.name, &mut |event| display.show(event))?;
+    match &model.sidecar {
+        Some(block) => note(format!("the block that drafts is {}", block.display())),
+        None if args.mtp => note(format!("{} has no mtp-….gguf for this model", args.name.repo)),
+        None => {}
+    }
     if model.loaded == 0 {
         note(format!("{} was here already, and has not changed", args.name));
     }

@@ -44,8 +44,8 @@ impl FileArgs {
     /// # Errors
     /// As [`HubArgs::open`].
     pub fn fetch(&mut self, show: &mut dyn FnMut(Event)) -> Result<()> {
-        if let Some(path) = self.hub.open(show)? {
-            self.model = Some(path);
+        if let Some(model) = self.hub.open(false, show)? {
+            self.model = Some(model.path);
         }
         Ok(())
     }
@@ -173,6 +173,18 @@ impl EngineArgs {
 }
 
 impl ModelArgs {
+    /// As [`FileArgs::fetch`], with the block that drafts, where that is asked for and has a file of its own.
+    ///
+    /// # Errors
+    /// As [`HubArgs::open`].
+    pub fn fetch(&mut self, show: &mut dyn FnMut(Event)) -> Result<()> {
+        if let Some(model) = self.file.hub.open(self.drafts.takes_sidecar(), show)? {
+            self.file.model = Some(model.path);
+            self.drafts.sidecar = model.sidecar;
+        }
+        Ok(())
+    }
+
     /// Opens the file and loads the model for at most `max_num_sequences` sequences at a time, with a progress bar where
     /// standard error is a terminal.
     ///

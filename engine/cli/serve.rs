@@ -164,7 +164,7 @@ pub fn run(args: ServeArgs, log: &Queue) -> Result<ExitCode> {
         move |model: &ModelArgs| args.model_name.unwrap_or_else(|| default_name(model.file.model.as_deref()));
     let Some(source) = source else {
         let open = move || {
-            model.file.fetch(&mut hub::log)?;
+            model.fetch(&mut hub::log)?;
             let name = name(&model);
             served(model.open(max_num_sequences)?, &template, name)
         };
@@ -172,7 +172,7 @@ pub fn run(args: ServeArgs, log: &Queue) -> Result<ExitCode> {
     };
     let room = source.room_beside(args.models.models_max)?;
     let open: Open = Box::new(move || {
-        model.file.fetch(&mut hub::log)?;
+        model.fetch(&mut hub::log)?;
         let name = name(&model);
         served(load_beside(&model, max_num_sequences, room)?, &template, name)
     });

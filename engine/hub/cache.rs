@@ -11,6 +11,7 @@ use crate::Event;
 use crate::hash::Hash;
 use crate::listing::{Remote, is_commit};
 use crate::name::{MAIN, Repo, Revision};
+use qernel_core::disk;
 use qernel_core::error::{Error, Result};
 use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
@@ -122,7 +123,11 @@ impl RepoCache {
         if self.commit_of(revision).as_deref() == Some(commit) {
             return Ok(());
         }
-        replace(&self.folder.join(REFS).join(revision), |new| fs::write(new, commit))
+        let path = self.folder.join(REFS).join(revision);
+        make_folder_of(&path)?;
+        disk::save(&path, None, |file| {
+            file.write_all(commit.as_bytes()).map_err(|error| Error::io(&path, error))
+        })
     }
 
     /// The paths of the files of a commit whose bytes are there, with `/` between names.
@@ -143,7 +148,8 @@ impl RepoCache {
         if fs::read_link(&link).is_ok_and(|found| found == target) {
             return Ok(());
         }
-        replace(&link, |new| symlink(&target, new))
+        make_folder_of(&link)?;
+        replace_link(&link, &target).map_err(|error| Error::io(&link, error))
     }
 
     /// Waits until nobody else writes the bytes of a file.
@@ -208,19 +214,20 @@ pub(crate) fn full(path: &Path, what: String) -> Error {
     Error::io(path, io::Error::new(ErrorKind::StorageFull, what))
 }
 
-/// Puts what `make` makes under another name in the place of `path`, at once.
-fn replace(path: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
-    let failed = |error| Error::io(path, error);
+fn make_folder_of(path: &Path) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new(""));
-    fs::create_dir_all(folder).map_err(failed)?;
+    fs::create_dir_all(folder).map_err(|error| Error::io(path, error))
+}
+
+/// Puts a link to `target` in the place of `path`, at once.
+fn replace_link(path: &Path, target: &Path) -> io::Result<()> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     // Processes of several machines or containers may share a cache, and have the same number.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
     let (process, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-    let new = folder.join(format!("{PARTIAL}{process}-{now}-{count}.partial"));
-    make(&new).and_then(|()| fs::rename(&new, path)).map_err(|error| {
+    let new = path.with_file_name(format!("{PARTIAL}{process}-{now}-{count}.partial"));
+    symlink(target, &new).and_then(|()| fs::rename(&new, path)).inspect_err(|_| {
         let _ = fs::remove_file(&new);
-        failed(error)
     })
 }
 

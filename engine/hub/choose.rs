@@ -4,12 +4,15 @@ use crate::name::Name;
 use qernel_core::error::{Error, Result};
 use qernel_core::folder::{self, CONFIG};
 use qernel_core::gguf::PartName;
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 /// Types that are taken where none is named, as llama.cpp does it; after them the first file.
 const USUAL: [&str; 2] = ["Q4_K_M", "Q8_0"];
-/// What names have that are no models by themselves, as llama.cpp knows them.
-const BESIDE: [&str; 6] = ["mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-"];
+/// What names have that are no models by themselves, as llama.cpp knows them: in this case, since `MTP` is in names of models that have such a block.
+const BESIDE: [&str; 6] = ["mmproj", "imatrix", SIDECAR, "eagle3-", "dflash-", "dspark-"];
+/// What the name of the file of a block that drafts has.
+const SIDECAR: &str = "mtp-";
 /// The type that means a folder where there are GGUF files too.
 const FOLDER_TYPE: &str = "safetensors";
 /// What the names of types begin with, before a digit.
@@ -52,11 +55,31 @@ pub(crate) fn models<'a>(paths: &[&'a str]) -> Vec<&'a str> {
     paths.iter().copied().filter(|path| is_model(path)).collect()
 }
 
+/// The block that drafts for a model, in a file of its own, of several parts the first. By names alone: in the model's folder or the next one
+/// above it, as llama.cpp looks for it; of those one that is named as the model, and then one of its type, or of the nearest number of bits.
+pub(crate) fn sidecar<'a>(model: &str, paths: &[&'a str]) -> Option<&'a str> {
+    let (model_type, model_name) = (type_of(model), bare_name(model));
+    let is_block = |path: &&str| {
+        is_gguf(path)
+            && *path != model
+            && file_name(path).contains(SIDECAR)
+            && model.starts_with(folder_of(path))
+            && PartName::parse(path).is_none_or(|part| part.number == 1)
+    };
+    paths.iter().copied().filter(is_block).min_by_key(|path| {
+        let block_type = type_of(path);
+        (
+            Reverse(folder_of(path).len()),
+            bare_name(path).replacen(SIDECAR, "", 1) != model_name,
+            block_type != model_type,
+            bits(block_type.as_deref()).abs_diff(bits(model_type.as_deref())),
+        )
+    })
+}
+
 /// The type that a file's name ends with, in upper case.
 pub(crate) fn type_of(path: &str) -> Option<String> {
-    let stem = PartName::parse(path)
-        .map_or_else(|| path.get(..path.len() - ".gguf".len()), |part| Some(part.stem))?;
-    let (_, last) = stem.rsplit_once(['-', '.', '/'])?;
+    let (_, last) = stem_of(path)?.rsplit_once(['-', '.', '/'])?;
     let last = last.to_ascii_uppercase();
     let digits = last.find(|c: char| c.is_ascii_digit())?;
     FAMILIES.contains(&&last[..digits]).then_some(last)
@@ -82,6 +105,29 @@ pub(crate) fn parts(name: &Name, file: &str, paths: &[&str]) -> Result<Vec<Strin
     if found.is_empty() { Ok(vec![file.to_owned()]) } else { Ok(found) }
 }
 
+/// A path without its ending and the number of a part.
+fn stem_of(path: &str) -> Option<&str> {
+    PartName::parse(path).map_or_else(|| path.get(..path.len() - ".gguf".len()), |part| Some(part.stem))
+}
+
+/// A file's name without its type.
+fn bare_name(path: &str) -> &str {
+    let name = file_name(stem_of(path).unwrap_or(path));
+    type_of(path).map_or(name, |of_type| &name[..name.len().saturating_sub(of_type.len() + 1)])
+}
+
+/// The number in a type: about how many bits a weight has; 0 for none.
+fn bits(of_type: Option<&str>) -> usize {
+    let digits = of_type.unwrap_or_default().trim_start_matches(|c: char| !c.is_ascii_digit());
+    let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
+    digits[..end].parse().unwrap_or(0)
+}
+
+/// The folder of a path, with the slash behind it; empty for a file that is in none.
+fn folder_of(path: &str) -> &str {
+    &path[..path.len() - file_name(path).len()]
+}
+
 fn is_gguf(path: &str) -> bool {
     path.to_ascii_lowercase().ends_with(".gguf")
 }
@@ -91,7 +137,7 @@ fn file_name(path: &str) -> &str {
 }
 
 fn is_model(path: &str) -> bool {
-    let name = file_name(path).to_ascii_lowercase();
+    let name = file_name(path);
     is_gguf(path)
         && !BESIDE.iter().any(|other| name.contains(other))
         && PartName::parse(path).is_none_or(|part| part.number == 1)
@@ -197,6 +243,37 @@ mod tests {
     fn without_a_type_the_usual_ones_come_first() {
         assert_eq!(gguf("", &["m-Q2_K.gguf", "m-Q8_0.gguf"]), "m-Q8_0.gguf");
         assert_eq!(gguf("", &["mmproj.gguf", "m-Q2_K.gguf", "m-Q3_K.gguf", "config.json"]), "m-Q2_K.gguf");
+    }
+
+    #[test]
+    fn models_with_a_block_of_their_own_are_models() {
+        assert_eq!(gguf("", &["m-MTP-Q4_K_M.gguf", "mtp-m-Q4_K_M.gguf"]), "m-MTP-Q4_K_M.gguf");
+    }
+
+    #[test]
+    fn a_block_that_drafts_is_found_by_names() {
+        let found = |model, paths: &[&'static str]| sidecar(model, paths);
+        let one = ["m-Q4_K_M.gguf", "mmproj-m-Q4_K_M.gguf", "mtp-other-BF16.gguf"];
+        assert_eq!(found("m-Q4_K_M.gguf", &one), Some("mtp-other-BF16.gguf"));
+        assert_eq!(found("m-Q4_K_M.gguf", &one[..2]), None);
+        assert_eq!(found("mtp-m.gguf", &["mtp-m.gguf"]), None, "itself");
+        // Its own name comes before its type, its type before the nearest number of bits.
+        let many = ["mtp-m-BF16.gguf", "mtp-m-Q5_K_M.gguf", "mtp-m-Q8_0.gguf", "mtp-n-Q4_K_M.gguf"];
+        assert_eq!(found("m-Q4_K_M.gguf", &many), Some("mtp-m-Q5_K_M.gguf"));
+        assert_eq!(found("m-q8_0.gguf", &many), Some("mtp-m-Q8_0.gguf"));
+        assert_eq!(found("n-UD-IQ4_XS.gguf", &many), Some("mtp-n-Q4_K_M.gguf"));
+        assert_eq!(found("m.gguf", &["mtp-m-Q8_0.gguf", "mtp-m.gguf"]), Some("mtp-m.gguf"));
+        // Folders: its own, then those above, never another; parts by the first.
+        let folders = [
+            "BF16/mtp-m.gguf",
+            "Q4/m-Q4_0-00001-of-00002.gguf",
+            "mtp-m-Q4_0-00001-of-00002.gguf",
+            "mtp-m-Q4_0-00002-of-00002.gguf",
+        ];
+        assert_eq!(found(folders[1], &folders), Some(folders[2]));
+        assert_eq!(found("BF16/m-Q4_0.gguf", &folders), Some(folders[0]));
+        assert_eq!(found("Q4/m-Q4_0.gguf", &["Q/mtp-m.gguf"]), None);
+        assert_eq!(found("m/Q4_0.gguf", &["m/mtp-Q8_0.gguf"]), Some("m/mtp-Q8_0.gguf"));
     }
 
     #[test]

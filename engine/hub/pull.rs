@@ -2,7 +2,7 @@
 
 use crate::Event;
 use crate::cache::RepoCache;
-use crate::choose::{Choice, choose};
+use crate::choose::{Choice, choose, parts, sidecar};
 use crate::download::Loader;
 use crate::environment::Environment;
 use crate::http::{Failure, Http, Patience};
@@ -17,6 +17,7 @@ use std::path::PathBuf;
 pub struct Hub {
     pub(crate) environment: Environment,
     http: Http,
+    with_sidecar: bool,
 }
 
 /// A model that is here.
@@ -24,6 +25,8 @@ pub struct Hub {
 pub struct Model {
     /// The file, of several the first, or the folder.
     pub path: PathBuf,
+    /// The block that drafts for it, in a file of its own, of several the first: where it was asked for ([`Hub::with_sidecar`]) and there is one.
+    pub sidecar: Option<PathBuf>,
     /// Bytes that came for it now.
     pub loaded: u64,
 }
@@ -34,7 +37,12 @@ impl Hub {
     /// # Errors
     /// [`Error::Request`] where the environment's values are none; [`Error::Io`] for certificates that cannot be read.
     pub fn new(environment: Environment, patience: Patience) -> Result<Self> {
-        Ok(Self { http: Http::new(&environment, patience)?, environment })
+        Ok(Self { http: Http::new(&environment, patience)?, environment, with_sidecar: false })
+    }
+
+    /// Whether with a GGUF file comes the block that drafts for it, where its repository has it in a file of its own (`mtp-….gguf`).
+    pub fn with_sidecar(self, with_sidecar: bool) -> Self {
+        Self { with_sidecar, ..self }
     }
 
     /// Loads a model, or what of it has changed.
@@ -82,8 +90,8 @@ impl Hub {
         let cache = self.cache(name);
         let mut problem = None;
         for commit in cache.commits_of(name.revision.as_ref()) {
-            match whole(&cache, name, &commit) {
-                Ok(path) => return Ok(Model { path, loaded: 0 }),
+            match self.whole(&cache, name, &commit) {
+                Ok(model) => return Ok(model),
                 Err(error) => problem = problem.or(Some(error)),
             }
         }
@@ -105,19 +113,48 @@ impl Hub {
         let pull = Pull { hub: self, name, listing: &listing, cache: &cache };
         let folder = cache.snapshot(&listing.commit);
         let model = match choose(name, &paths).map_err(Failure::Final)? {
-            Choice::Gguf(files) => {
-                let loaded = pull.all(&files, progress)?;
-                Model { path: folder.join(&files[0]), loaded }
+            Choice::Gguf(mut files) => {
+                let path = folder.join(&files[0]);
+                let block = self.block(name, &files[0], &paths).transpose().map_err(Failure::Final)?;
+                let sidecar = block.as_ref().map(|files| folder.join(&files[0]));
+                files.extend(block.into_iter().flatten());
+                Model { path, sidecar, loaded: pull.all(&files, progress)? }
             }
             Choice::Folder(small) => {
                 let loaded = pull.all(&small, progress)?;
                 let weights = folder::weight_files(&folder).map_err(Failure::Final)?;
                 let loaded = loaded + pull.all(&weights.into_iter().collect::<Vec<_>>(), progress)?;
-                Model { path: folder, loaded }
+                Model { path: folder, sidecar: None, loaded }
             }
         };
         cache.set_commit(revision, &listing.commit).map_err(Failure::Final)?;
         Ok(model)
+    }
+
+    /// The files of the block that drafts for a file, where it is asked for.
+    fn block(&self, name: &Name, file: &str, paths: &BTreeSet<String>) -> Option<Result<Vec<String>>> {
+        let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+        let block = self.with_sidecar.then(|| sidecar(file, &paths)).flatten()?;
+        Some(parts(name, block, &paths))
+    }
+
+    /// The model in a commit of the cache, if all of it is there. A block of which parts are missing is none.
+    fn whole(&self, cache: &RepoCache, name: &Name, commit: &str) -> Result<Model> {
+        let (folder, paths) = (cache.snapshot(commit), cache.paths(commit));
+        let model = |path| Model { path, sidecar: None, loaded: 0 };
+        match choose(name, &paths)? {
+            Choice::Gguf(files) => {
+                let block = self.block(name, &files[0], &paths).and_then(Result::ok);
+                let sidecar = block.map(|files| folder.join(&files[0]));
+                Ok(Model { sidecar, ..model(folder.join(&files[0])) })
+            }
+            Choice::Folder(_) => {
+                match folder::weight_files(&folder)?.into_iter().find(|file| !paths.contains(file)) {
+                    Some(file) => Err(Error::Request(format!("{file} is missing"))),
+                    None => Ok(model(folder)),
+                }
+            }
+        }
     }
 
     /// What people can do about it.
@@ -136,20 +173,6 @@ impl Hub {
     }
 }
 
-/// The model in a commit of the cache, if all of it is there.
-fn whole(cache: &RepoCache, name: &Name, commit: &str) -> Result<PathBuf> {
-    let (folder, paths) = (cache.snapshot(commit), cache.paths(commit));
-    match choose(name, &paths)? {
-        Choice::Gguf(files) => Ok(folder.join(&files[0])),
-        Choice::Folder(_) => {
-            match folder::weight_files(&folder)?.into_iter().find(|file| !paths.contains(file)) {
-                Some(file) => Err(Error::Request(format!("{file} is missing"))),
-                None => Ok(folder),
-            }
-        }
-    }
-}
-
 /// The files of one model, on their way.
 struct Pull<'a> {
     hub: &'a Hub,
@@ -161,7 +184,7 @@ struct Pull<'a> {
 impl Pull<'_> {
     /// Loads files and gives them their names; gives the number of bytes that came.
     fn all(&self, paths: &[String], progress: &mut dyn FnMut(Event)) -> Result<u64, Failure> {
-        let Hub { environment, http } = self.hub;
+        let Hub { environment, http, .. } = self.hub;
         let (repo, commit) = (&self.name.repo, &self.listing.commit);
         let mut remotes = Vec::new();
         for path in paths {

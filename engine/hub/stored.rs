@@ -1,7 +1,7 @@
 //! What is in the cache, and how it goes.
 
 use crate::cache::RepoCache;
-use crate::choose::{Choice, choose, models, type_of};
+use crate::choose::{Choice, choose, models, parts, sidecar, type_of};
 use crate::name::{Name, Repo};
 use crate::pull::Hub;
 use qernel_core::error::{Error, Result};
@@ -233,7 +233,7 @@ fn remove_some(cache: &RepoCache, name: &Name) -> Result<Removed> {
     Ok(Removed { files: files.into_iter().collect(), bytes })
 }
 
-/// The files of a commit that a name means, whether or not all of them are there.
+/// The files of a commit that a name means, whether or not all of them are there. With a model goes the block that drafts for it and for no other.
 fn meant(cache: &RepoCache, name: &Name, commit: &str) -> Result<Vec<String>> {
     let paths = cache.paths(commit);
     // One of which parts are missing is meant too.
@@ -242,7 +242,22 @@ fn meant(cache: &RepoCache, name: &Name, commit: &str) -> Result<Vec<String>> {
         parts.flat_map(|part| (1..=part.count).map(move |number| PartName { number, ..part }.to_string()));
     let known: BTreeSet<String> = paths.iter().cloned().chain(all).collect();
     match choose(name, &known)? {
-        Choice::Gguf(files) => Ok(files.into_iter().filter(|file| paths.contains(file)).collect()),
+        Choice::Gguf(mut files) => {
+            files.extend(own_sidecar(name, &files[0], &paths)?);
+            Ok(files.into_iter().filter(|file| paths.contains(file)).collect())
+        }
         Choice::Folder(_) => Ok(small_and(&folder::weight_files(&cache.snapshot(commit))?, &paths)),
+    }
+}
+
+/// The files of the block that drafts for a file, and for no other model that is there.
+fn own_sidecar(name: &Name, file: &str, paths: &BTreeSet<String>) -> Result<Vec<String>> {
+    let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+    let Some(block) = sidecar(file, &paths) else { return Ok(Vec::new()) };
+    let is_of = |model: &&str| sidecar(model, &paths) == Some(block);
+    let others = models(&paths).into_iter().filter(|model| *model != file);
+    match others.filter(is_of).count() {
+        0 => parts(name, block, &paths),
+        _ => Ok(Vec::new()),
     }
 }

@@ -18,6 +18,8 @@ pub enum DraftChoice {
     Mtp,
     /// The same, in this file.
     MtpOf(PathBuf),
+    /// The same, but where the model's file has none the one in this file.
+    MtpElse(PathBuf),
     /// What followed the last tokens where they came before.
     Ngram(NgramOptions),
     /// The model of this file or folder, on the same device. Its vocabulary must be the same.

@@ -131,7 +131,9 @@ impl LoadedModel {
         let joined = source.map(|choice| sidecar::with_block(gguf, &config, choice)).transpose()?.flatten();
         let gguf = joined.as_ref().unwrap_or(gguf);
         let config = match source {
-            Some(DraftChoice::Mtp | DraftChoice::MtpOf(_)) => config_of(gguf)?.with_draft(gguf)?,
+            Some(DraftChoice::Mtp | DraftChoice::MtpOf(_) | DraftChoice::MtpElse(_)) => {
+                config_of(gguf)?.with_draft(gguf)?
+            }
             _ => config,
         };
         let weights = with_adapters(Weights::from_gguf(gguf, &config)?, &config, &options.adapters)?;

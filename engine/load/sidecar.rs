@@ -39,6 +39,7 @@ pub fn with_block(gguf: &Gguf, config: &Config, choice: &DraftChoice) -> Result<
             )));
         }
         DraftChoice::MtpOf(path) => (path.clone(), Block::open(path, gguf, config)?),
+        DraftChoice::MtpElse(path) if !has_one => (path.clone(), Block::open(path, gguf, config)?),
         DraftChoice::Mtp if !has_one => match beside(gguf, config)? {
             Some(found) => found,
             None => return Ok(None),

@@ -67,7 +67,7 @@ for name in "${names[@]}"; do
         "$base_environment/bin/python" tests/clients/agent.py target/release/qernel "$folder/bin/mini" "$work"
         ;;
     mixed) python3 tests/clients/mixed.py "$base" $key $server ;;
-    page) "$base_environment/bin/python" tests/clients/page.py "$base" $key "$work" ;;
+    page) "$base_environment/bin/python" tests/clients/page "$base" $key "$work" ;;
     schemathesis)
         "$base_environment/bin/schemathesis" --config-file tests/clients/schemathesis.toml run "$base/openapi.json" \
             --header "Authorization: Bearer $key" --workers 2 --suppress-health-check filter_too_much \

@@ -1,8 +1,11 @@
 //! Models by name on the command line, from a hub on this machine: `pull`, `list`, `rm`, `-hf`.
 
+use crate::drafts::model;
 use crate::hub_server::{COMMIT, HubServer, REPO};
 use crate::program::{self, json, text};
+use crate::sidecar::files::apart;
 use assert_cmd::Command;
+use qernel::config::DraftTensors;
 use qernel::testing::TinyModel;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,7 +22,11 @@ impl Fixture {
     fn new() -> Self {
         let model = TinyModel::default().to_bytes().to_vec();
         let files = [("tiny-F16.gguf", &model[..]), ("tiny-q8_0.gguf", &model), ("README.md", b"tiny")];
-        Self { server: HubServer::new(&files), home: TempDir::new().unwrap(), model }
+        Self::with(&files, model.clone())
+    }
+
+    fn with(files: &[(&str, &[u8])], model: Vec<u8>) -> Self {
+        Self { server: HubServer::new(files), home: TempDir::new().unwrap(), model }
     }
 
     fn qernel(&self, arguments: &[&str]) -> Command {
@@ -123,6 +130,54 @@ fn other_commands_take_a_name_for_a_file() {
         words.contains("network: 127.0.0.1:1: ") && words.contains("Look whether there is a network"),
         "{words}"
     );
+}
+
+#[test]
+fn a_block_that_drafts_comes_where_it_is_asked_for() {
+    let [alone, block] = apart(&model("qwen35", DraftTensors::default())).map(|file| file.to_bytes());
+    let whole = model("qwen35", DraftTensors::default()).writer().to_bytes();
+    let files = [
+        ("Q8_0/tiny-Q8_0.gguf", &alone[..]),
+        ("mtp-tiny-Q8_0.gguf", &block),
+        ("mtp-tiny-F16.gguf", b"no model"),
+        ("tiny-MTP-F32.gguf", &whole),
+    ];
+    let fixture = Fixture::with(&files, alone.to_vec());
+    let commit = fixture.cache().join("snapshots").join(COMMIT);
+    let block = commit.join("mtp-tiny-Q8_0.gguf");
+    let generate = ["generate", "--device", "cpu", "--temp", "0", "-n", "12", "--raw", "a", "-hf"];
+    let drafting = ["--spec-type", "mtp", "--verbose"];
+    let named = format!("{REPO}:Q8_0");
+    let plain = [&generate[..], &[&named]].concat();
+    let (expected, _) = fixture.run(&plain);
+    assert!(commit.join("Q8_0/tiny-Q8_0.gguf").exists() && !block.exists());
+
+    // Offline it is missed, by the words of a model without a block; then it comes, from the folder above the model's.
+    let mut offline = fixture.qernel(&[&plain[..], &drafting].concat());
+    let refused = offline.env("HF_HUB_OFFLINE", "1").assert().failure();
+    assert!(String::from_utf8_lossy(&refused.get_output().stderr).contains("mtp-….gguf"));
+    let (drafted, notes) = fixture.run(&[&plain[..], &drafting].concat());
+    assert_eq!(drafted, expected);
+    let log = format!("tokens are drafted by the block of {}", block.display());
+    assert!(notes.contains(&log) && notes.contains("loading mtp-tiny-Q8_0.gguf, "), "{notes}");
+    let mut offline = fixture.qernel(&[&plain[..], &drafting].concat());
+    offline.env("HF_HUB_OFFLINE", "1").assert().success();
+    assert!(!commit.join("mtp-tiny-F16.gguf").exists());
+
+    // A model that has a block takes that, whatever came beside it.
+    let own = format!("{REPO}:F32");
+    let (_, notes) = fixture.run(&[&generate[..], &[&own], &drafting].concat());
+    assert!(
+        commit.join("tiny-MTP-F32.gguf").exists() && !notes.contains("drafted by the block of"),
+        "{notes}"
+    );
+
+    // It goes with its model.
+    let (removed, _) = fixture.run(&["rm", &named]);
+    assert!(removed.contains("removed mtp-tiny-Q8_0.gguf\n"), "{removed}");
+    let (path, notes) = fixture.run(&["pull", "--mtp", &named]);
+    assert!(path.ends_with("/Q8_0/tiny-Q8_0.gguf\n") && block.exists(), "{path}");
+    assert!(notes.contains(&format!("the block that drafts is {}", block.display())), "{notes}");
 }
 
 #[test]

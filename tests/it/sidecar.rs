@@ -17,7 +17,7 @@ use std::path::Path;
 use tempfile::TempDir;
 
 #[path = "../common/sidecar.rs"]
-mod files;
+pub mod files;
 use files::{apart, write};
 
 fn requests() -> Vec<Request> {

@@ -1,4 +1,4 @@
-//! The chat page's files. What the page does is tried in a browser (`tests/clients/page.py`).
+//! The chat page's files. What the page does is tried in a browser (`tests/clients/page`).
 
 use crate::client::*;
 use std::collections::BTreeSet;

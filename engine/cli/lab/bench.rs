@@ -101,8 +101,8 @@ pub(super) fn run(mut args: BenchArgs) -> Result<ExitCode> {
     }
     let baseline = args.baseline.as_deref().map(Run::read).transpose()?;
     let mut display = Display::default();
-    if let Some(path) = args.hub.open(&mut |event| display.show(event))? {
-        args.model = Some(path);
+    if let Some(model) = args.hub.open(false, &mut |event| display.show(event))? {
+        args.model = Some(model.path);
     }
     if args.op == OP {
         all_reduce::expect_no_variant(args.variant.as_deref())?;

@@ -367,6 +367,36 @@ fn models_in_parts_and_folders_come_whole() {
 }
 
 #[test]
+fn a_block_that_drafts_comes_with_its_model_and_goes_with_the_last_one() {
+    let [model, other, block] = [1, 2, 3].map(|seed| bytes(seed, 1000));
+    let parts = ["mtp-a-Q8_0-00001-of-00002.gguf", "mtp-a-Q8_0-00002-of-00002.gguf"];
+    let fixture = Fixture::new(&[
+        ("a-Q4_K_M.gguf", &model),
+        ("a-Q8_0.gguf", &other),
+        (parts[0], &block),
+        (parts[1], &block),
+    ]);
+    assert_eq!(fixture.pull("").sidecar, None);
+    let pull =
+        |fixture: &Fixture, file: &str| fixture.hub().with_sidecar(true).pull(&named(file), &mut |_| ());
+    let both = pull(&fixture, "").unwrap();
+    let sidecar = both.path.with_file_name(parts[0]);
+    assert_eq!((both.loaded, both.sidecar.as_ref()), (1000, Some(&sidecar)));
+    assert_eq!(fs::read(both.path.with_file_name(parts[1])).unwrap(), block);
+    assert_eq!(pull(&fixture, ":Q8_0").unwrap().sidecar, Some(sidecar.clone()));
+    assert_eq!(fixture.hub().list().unwrap().len(), 2, "models alone");
+    // The block is of another model too.
+    assert_eq!(fixture.hub().remove(&named(":Q8_0")).unwrap().files, ["a-Q8_0.gguf"]);
+    let cached = fixture.hub().with_sidecar(true).cached(&named("")).unwrap();
+    assert_eq!(cached, Model { loaded: 0, ..both });
+    fs::remove_file(sidecar.with_file_name(parts[1])).unwrap();
+    assert_eq!(fixture.hub().with_sidecar(true).cached(&named("")).unwrap().sidecar, None, "a part is gone");
+    pull(&fixture, "").unwrap();
+    let removed = fixture.hub().remove(&named(":Q4_K_M")).unwrap();
+    assert_eq!((removed.files.len(), fixture.cache().exists()), (3, false));
+}
+
+#[test]
 fn a_new_commit_keeps_bytes_that_are_the_same() {
     let (same, old, new) = (bytes(1, 1000), bytes(2, 1000), bytes(3, 1000));
     let fixture = Fixture::new(&[("a-Q4_K_M.gguf", &same), ("a-Q8_0.gguf", &old)]);
