@@ -291,9 +291,11 @@ impl Column {
 
 /// Grid `[value_heads, num_sequences, 1]`, exact; block `[BLOCK_SIZE, 1, 1]`. Sequences have one row or none.
 ///
+/// More threads are allowed than it is launched with: 96 registers then, with which a block fits beside one of the product before it (14 thousand of 64).
+///
 /// # Safety
 /// Grid and block are as above, arrays have the lengths of [`DeltaStep`], `states` and `out` overlap nothing.
-#[kernel(E = [f32, f16], name = "delta_step_{E}_heads", max_threads = 512)]
+#[kernel(E = [f32, f16], name = "delta_step_{E}_heads", max_threads = 640)]
 pub unsafe fn heads<E: Saturate>(
     a: DeltaStep<E>,
     #[shared(3 * HEAD_DIM as usize)] qkv: Shared<f32>,
@@ -321,9 +323,10 @@ pub unsafe fn heads<E: Saturate>(
         if t < 3 * HEAD_DIM {
             before_row = a.channel(of, channel);
         }
+        wait_for_dependencies();
+        // Weights come with the row.
         let (dt_bias, decay) = (*a.dt_bias.add(of.head as usize), *a.decay.add(of.head as usize));
         let norm = *a.norm.add(column as usize);
-        wait_for_dependencies();
         let newest = a.mixed(of, channel);
         let (alpha, beta) = (a.mixed(of, a.alpha + of.head), a.mixed(of, a.beta + of.head));
         let z = a.mixed(of, a.z + of.head * HEAD_DIM + column);

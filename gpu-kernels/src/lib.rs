@@ -89,11 +89,5 @@ mod reduce;
 mod stage;
 mod vector;
 
-/// What the kernels of `fused` take of the operation, where that is left out.
-#[cfg(not(feature = "others"))]
-mod rms_norm {
-    pub use crate::norm::scale;
-}
-
 /// Tokens of a page of the KV cache. A warp's lanes each take one key of a page, so it is the warp's size.
 pub const PAGE_SIZE: u32 = 32;

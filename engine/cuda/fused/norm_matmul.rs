@@ -48,6 +48,15 @@ fn f16_rows(case: &Case) -> Result<(), &'static str> {
     norm_fits(MAX_ROWS, case.arguments.cols)
 }
 
+/// Rows of weights from which lanes are the faster ones: those of a head read as much as the memory gives. Before that a kernel's beginning counts, and
+/// lanes take nearly all registers, so that the next one's blocks find no room until they end.
+const MANY_ROWS: u32 = 1 << 16;
+
+/// What is taken before the table's first where nothing is asked for.
+fn preferred(case: &Case) -> Option<&'static str> {
+    (case.arguments.rows < MANY_ROWS && f16_rows(case).is_ok()).then_some(MMA)
+}
+
 /// # Safety
 /// The case is whole, of few rows.
 unsafe fn launch_lanes(device: &Device, case: &Case, kernels: &Kernels<NormMatmulArgs>) -> Result<()> {
@@ -72,9 +81,7 @@ unsafe fn launch_units(device: &Device, case: &Case) -> Result<()> {
 /// # Safety
 /// The case is whole, its weights f16.
 unsafe fn launch_mma(device: &Device, case: &Case, kernels: &Kernels<NormMatmulArgs>) -> Result<()> {
-    // There is one kernel, for the most rows.
-    let n = MAX_ROWS;
-    let NormMatmulArgs { rows, cols, .. } = case.arguments;
+    let NormMatmulArgs { n, rows, cols, .. } = case.arguments;
     let tiles = rows.div_ceil(mma::COLUMNS_PER_TILE);
     let (config, depth) = StreamShape::new(device, tiles, cols, MAX_NORM_WARPS).normed(n);
     let arguments = NormMatmulArgs { depth, ..case.arguments };
@@ -124,7 +131,7 @@ pub(in super::super) fn norm_matmul(
             out_stride,
         };
         let case = Case { dtype, units, arguments };
-        let variant = select(OP, VARIANTS, &case, choice.get(OP))?;
+        let variant = select(OP, VARIANTS, &case, choice.get(OP).or(preferred(&case)))?;
         // SAFETY: the shapes were checked, and the columns of the run are some of out's, which is borrowed alone.
         unsafe { (variant.launch)(device, &case)? }
         first += run.rows;

@@ -212,7 +212,7 @@ impl Stage {
             let mut scales = [0.0; N];
             repeat(N, |row| {
                 let sum = if lane < num_warps { sums.get(row as u32 * 32 + lane) } else { 0.0 };
-                scales[row] = crate::rms_norm::scale(warp::reduce_sum(sum), quads * 4, eps);
+                scales[row] = crate::norm::scale(warp::reduce_sum(sum), quads * 4, eps);
             });
             scales
         }

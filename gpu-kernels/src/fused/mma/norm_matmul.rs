@@ -17,15 +17,20 @@ pub const COLUMNS_PER_TILE: u32 = 16;
 
 /// At most `N` rows, as `G` second operands.
 ///
-/// Grid `[blocks, 1, 1]`, any number of them from 1 to `ceil(rows / COLUMNS_PER_TILE)`; block `[32 * warps, 1, 1]`, warps from
-/// [`MIN_WARPS_OF_EIGHT`](super::MIN_WARPS_OF_EIGHT) to [`MAX_NORM_WARPS`](super::MAX_NORM_WARPS) ([`num_warps`](super::num_warps)); dynamic shared
+/// Grid `[blocks, 1, 1]`, any number of them from 1 to `ceil(rows / COLUMNS_PER_TILE)`; block `[32 * warps, 1, 1]`, warps from 2, of eight rows
+/// [`MIN_WARPS_OF_EIGHT`](super::MIN_WARPS_OF_EIGHT), to [`MAX_NORM_WARPS`](super::MAX_NORM_WARPS) ([`num_warps`](super::num_warps)); dynamic shared
 /// memory [`stream_bytes`] of `depth` (1 to [`MAX_DEPTH`](super::MAX_DEPTH)) and these warps, and
 /// [`norm_shared_bytes`](super::norm_shared_bytes) of `N` rows and a [`batch`](super::batch) of tiles. `cols` is a multiple of 8.
 ///
 /// # Safety
 /// Grid and block are as above, arrays have the sizes of [`NormMatmul`] and are aligned to 16 bytes; `out` overlaps nothing. Of
 /// what the kernels before this one write, only `x` is read.
-#[kernel(E = [f16], (N, G) = [eight: (8, 2)], name = "norm_matmul_{E}_mma_{N}", max_threads = 512)]
+#[kernel(
+    E = [f16],
+    (N, G) = [one: (1, 1), few: (4, 1), eight: (8, 2)],
+    name = "norm_matmul_{E}_mma_{N}",
+    max_threads = 512,
+)]
 pub unsafe fn mma<const N: usize, const G: usize>(a: NormMatmul<f16>) {
     let NormMatmul { n, rows, cols, depth, x, norm, eps, weight, out, out_stride } = a;
     launch_dependents();

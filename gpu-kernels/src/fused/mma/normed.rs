@@ -195,7 +195,7 @@ impl<const N: usize, const G: usize> Normed<N, G> {
                         });
                         first += 8;
                     }
-                    sum *= crate::rms_norm::scale(squares, self.cols, eps);
+                    sum *= crate::norm::scale(squares, self.cols, eps);
                     let high = warp::shuffle_down(sum, 8);
                     if t % 16 < 8 && i < self.n && tile < batch {
                         finish(weights.tiles.tile(done + tile), i, t % 16, sum, high);

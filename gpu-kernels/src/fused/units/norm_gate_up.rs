@@ -56,7 +56,7 @@ pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: NormGateUp<u8, f
         let product = Product::<W, N, G>::begin(tiles, depth);
         let inputs = Normed { x, norm, cols: hidden_size };
         wait_for_dependencies();
-        let scale = |squares| crate::rms_norm::scale(squares, hidden_size, eps);
+        let scale = |squares| crate::norm::scale(squares, hidden_size, eps);
         product.multiply(n, inputs, scale, |tile, _, i, r, gate, up| {
             let (gate, up) = (gate * gate_scale, up * up_scale);
             let value = gate / (1.0 + (-gate).exp()) * up;

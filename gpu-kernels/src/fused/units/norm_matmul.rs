@@ -38,7 +38,7 @@ pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: NormMatmul<u8>) 
         let product = Product::<W, N, G>::begin(tiles, depth);
         let inputs = Normed { x, norm, cols };
         wait_for_dependencies();
-        let scale = |squares| crate::rms_norm::scale(squares, cols, eps);
+        let scale = |squares| crate::norm::scale(squares, cols, eps);
         product.multiply(n, inputs, scale, |tile, _, i, r, low, high| {
             let out = out.add(offset(i, out_stride, tile * ROWS + r));
             *out = low;

@@ -161,7 +161,7 @@ unsafe fn project<W: Unit, const N: usize, const G: usize>(
         });
 
         wait_for_dependencies();
-        let scale = |squares| crate::rms_norm::scale(squares, hidden_size, eps);
+        let scale = |squares| crate::norm::scale(squares, hidden_size, eps);
         let inputs = Normed { x, norm, cols: hidden_size };
         product.multiply(n, inputs, scale, |tile, g, i, r, low, high| {
             let (mut finish, mut rotation) = (ahead, rotation[g]);
