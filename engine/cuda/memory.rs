@@ -336,4 +336,80 @@ impl Uploader {
         }
         Ok(())
     }
+
+    /// Puts what the ranges hold behind `bytes`, one behind the other, after everything queued before: the device fills one buffer while the host reads the other.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if an earlier kernel failed, or from the driver.
+    ///
+    /// # Safety
+    /// The ranges are of buffers of the device.
+    pub(super) unsafe fn download(&mut self, ranges: &[Bytes], bytes: &mut Vec<u8>) -> Result<()> {
+        let mut pieces = ranges.iter().flat_map(|range| range.pieces()).peekable();
+        // Of the other buffer.
+        let mut pending = 0;
+        loop {
+            let buffer = &mut self.buffers[self.next];
+            let device = buffer.device.clone();
+            let room = buffer.wait()?;
+            let mut filled = 0;
+            while let Some(piece) = pieces.next_if(|piece| filled + piece.len <= room.len()) {
+                // SAFETY: the caller's promise; nobody reads these bytes before the wait.
+                unsafe { device.read(piece.address, &mut room[filled..filled + piece.len])? };
+                filled += piece.len;
+            }
+            buffer.copied()?;
+            self.next ^= 1;
+            bytes.extend_from_slice(&self.buffers[self.next].wait()?[..pending]);
+            pending = filled;
+            if filled == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Queues copying `bytes` to the ranges, one behind the other, which have as many.
+    ///
+    /// # Errors
+    /// [`Error::Device`] from the driver.
+    ///
+    /// # Safety
+    /// The ranges are of buffers of the device, which stay until the copies are over.
+    pub(super) unsafe fn scatter(&mut self, mut bytes: &[u8], ranges: &[Bytes]) -> Result<()> {
+        let mut pieces = ranges.iter().flat_map(|range| range.pieces()).peekable();
+        while pieces.peek().is_some() {
+            let buffer = &mut self.buffers[self.next];
+            let device = buffer.device.clone();
+            let room = buffer.wait()?;
+            let mut filled = 0;
+            while let Some(piece) = pieces.next_if(|piece| filled + piece.len <= room.len()) {
+                let of_piece = &mut room[filled..filled + piece.len];
+                let (front, rest) = bytes.split_at(piece.len);
+                of_piece.copy_from_slice(front);
+                // SAFETY: the caller's promise; the bytes stay as they are until the next wait.
+                unsafe { device.write(piece.address, of_piece)? };
+                (bytes, filled) = (rest, filled + piece.len);
+            }
+            buffer.copied()?;
+            self.next ^= 1;
+        }
+        Ok(())
+    }
+}
+
+/// A range of device memory.
+#[derive(Clone, Copy)]
+pub(super) struct Bytes {
+    pub address: u64,
+    pub len: usize,
+}
+
+impl Bytes {
+    /// In pieces that fit into a buffer of an [`Uploader`].
+    fn pieces(self) -> impl Iterator<Item = Self> {
+        (0..self.len).step_by(CHUNK).map(move |first| Self {
+            address: self.address + first as u64,
+            len: (self.len - first).min(CHUNK),
+        })
+    }
 }

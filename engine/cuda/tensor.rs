@@ -2,11 +2,10 @@
 
 use super::device::Device;
 pub use super::kv_cache::KvCache;
-use super::memory::DeviceBuffer;
+use super::memory::{Bytes, DeviceBuffer, Uploader};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::kv_layout::SlotLayout;
-use crate::ops::keep::{extend_bytes, from_bytes};
 use cuda_std::launch::{DevicePtr, DevicePtrMut};
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -219,30 +218,29 @@ impl States {
     ///
     /// # Errors
     /// [`Error::Request`] if there is no such slot, [`Error::Memory`] if there is no room for it, [`Error::Device`] if an earlier kernel failed.
-    pub(super) fn read_slot(&self, slot: usize) -> Result<Vec<u8>> {
-        let SlotLayout { num_layers, num_slots, .. } = self.layout;
+    pub(super) fn read_slot(&self, uploader: &mut Uploader, slot: usize) -> Result<Vec<u8>> {
         let mut bytes = self.layout.room_for(slot)?;
-        for layer in 0..num_layers {
-            let values = self.slot_values();
-            extend_bytes(&mut bytes, &self.data.read((layer * num_slots + slot) * values, values)?);
-        }
+        // SAFETY: the slot is there.
+        unsafe { uploader.download(&self.ranges(slot), &mut bytes)? };
         Ok(bytes)
     }
 
-    /// Sets what a slot holds of all layers.
+    /// Queues setting what a slot holds of all layers.
     ///
     /// # Errors
     /// [`Error::Request`] if there is no such slot, or it has another number of bytes.
-    pub(super) fn write_slot(&mut self, slot: usize, bytes: &[u8]) -> Result<()> {
-        let SlotLayout { num_layers, num_slots, .. } = self.layout;
+    pub(super) fn write_slot(&mut self, uploader: &mut Uploader, slot: usize, bytes: &[u8]) -> Result<()> {
         self.layout.expect_slot(slot, bytes.len())?;
-        let values = self.slot_values();
-        for layer in 0..num_layers {
-            let of_layer = &bytes[layer * self.layout.bytes..][..self.layout.bytes];
-            let of_layer: Vec<f32> = from_bytes(of_layer).collect();
-            self.data.write((layer * num_slots + slot) * values, &of_layer)?;
-        }
-        Ok(())
+        // SAFETY: the slot is there, and has as many bytes; the buffer is freed behind what is queued.
+        unsafe { uploader.scatter(bytes, &self.ranges(slot)) }
+    }
+
+    /// Where a slot is, of each layer.
+    fn ranges(&self, slot: usize) -> Vec<Bytes> {
+        let SlotLayout { num_layers, num_slots, bytes } = self.layout;
+        let address =
+            |layer: usize| self.data.ptr().add((layer * num_slots + slot) * self.slot_values()).as_raw();
+        (0..num_layers).map(|layer| Bytes { address: address(layer), len: bytes }).collect()
     }
 
     /// Sets all values of one layer, `[num_slots, values of a slot]`.

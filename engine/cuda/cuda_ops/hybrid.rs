@@ -107,10 +107,10 @@ impl KeepOps for CudaOps {
     }
 
     fn read_slot(&mut self, states: &States, slot: usize) -> Result<Vec<u8>> {
-        states.read_slot(slot)
+        states.read_slot(&mut self.uploader, slot)
     }
 
     fn write_slot(&mut self, states: &mut States, slot: usize, bytes: &[u8]) -> Result<()> {
-        states.write_slot(slot, bytes)
+        states.write_slot(&mut self.uploader, slot, bytes)
     }
 }
