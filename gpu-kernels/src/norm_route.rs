@@ -98,11 +98,12 @@ pub unsafe fn split<E: Group<4>, const R: usize, const P: usize, const AHEAD: us
     };
     let mut expert = first + warp;
     let mut quads = load(expert, 0);
+    let norm = norm_of_thread(&a);
     wait_for_dependencies();
     launch_dependents();
     // SAFETY: the caller's promise; barriers order what is shared, one warp has a row's keys.
     unsafe {
-        stage_normed::<E, R>(&a, stage, first_row, rows, split == 0);
+        stage_normed::<E, R>(&a, norm, stage, first_row, rows, split == 0);
         while expert < first + count {
             let (mut sums, mut column) = ([[0.0f32; R]; P], 0);
             let next = expert + P as u32 * WARPS;
@@ -144,21 +145,39 @@ pub unsafe fn split<E: Group<4>, const R: usize, const P: usize, const AHEAD: us
     }
 }
 
+/// Quads of a row that a thread loads before it uses the first.
+#[device]
+const TOGETHER: usize = 4;
+
+/// The norm's weight where this thread needs it first: quads `t`, `t + BLOCK_SIZE`, ….
+#[device]
+#[inline(always)]
+fn norm_of_thread<E>(a: &NormRoute<E>) -> [[f32; 4]; TOGETHER] {
+    let mut quads = [[0.0; 4]; TOGETHER];
+    repeat(TOGETHER, |k| {
+        let quad = thread::thread_idx_x() + k as u32 * BLOCK_SIZE;
+        if quad < a.hidden_size / 4 {
+            // SAFETY: inside the row.
+            quads[k] = unsafe { f32::load_group(a.norm.wrapping_add(4 * quad as usize)) };
+        }
+    });
+    quads
+}
+
 /// Norms the block's rows, `R` at most, to `stage`, and if `is_written` to where all see them; zeros where there are fewer. Ends with a barrier.
 ///
 /// # Safety
-/// As [`split`].
+/// As [`split`]; `norm` is [`norm_of_thread`].
 #[device]
 #[inline(always)]
 unsafe fn stage_normed<E: Group<4>, const R: usize>(
     a: &NormRoute<E>,
+    norm: [[f32; 4]; TOGETHER],
     stage: Shared<[f32; 4]>,
     first_row: u32,
     rows: u32,
     is_written: bool,
 ) {
-    /// Quads of a row that a thread loads before it uses the first.
-    const TOGETHER: usize = 4;
     let of_warps = shared_array![f32; 4 * 8];
     let (t, quads) = (thread::thread_idx_x(), a.hidden_size / 4);
     // SAFETY: the caller's promise; a quad has one thread.
@@ -195,10 +214,8 @@ unsafe fn stage_normed<E: Group<4>, const R: usize>(
             let mut squares = 0.0;
             repeat(WARPS as usize, |w| squares += of_warps.get(row * WARPS + w as u32));
             let scale = crate::rms_norm::scale(squares, a.hidden_size, a.eps);
-            let mut quad = t;
-            while quad < quads {
+            let normed = |quad: u32, w: [f32; 4]| {
                 let x = stage.get(row * quads + quad);
-                let w: [f32; 4] = f32::load_group(a.norm.add(4 * quad as usize));
                 let normed =
                     [x[0] * scale * w[0], x[1] * scale * w[1], x[2] * scale * w[2], x[3] * scale * w[3]];
                 let word = E::join_saturated(normed);
@@ -209,6 +226,16 @@ unsafe fn stage_normed<E: Group<4>, const R: usize>(
                         .cast::<E::Word>()
                         .write(word);
                 }
+            };
+            repeat(TOGETHER, |k| {
+                let quad = t + k as u32 * BLOCK_SIZE;
+                if quad < quads {
+                    normed(quad, norm[k]);
+                }
+            });
+            let mut quad = t + TOGETHER as u32 * BLOCK_SIZE;
+            while quad < quads {
+                normed(quad, f32::load_group(a.norm.add(4 * quad as usize)));
                 quad += BLOCK_SIZE;
             }
         });
