@@ -114,7 +114,9 @@ impl<const N: usize, const G: usize> Normed<N, G> {
             while round < rounds {
                 let column = Self::first_column() + round * num_warps * COLS_PER_WARP;
                 let x = self.load(column);
-                if round > 0 {
+                if round == 0 {
+                    weights.fill();
+                } else {
                     self.load_weight(column);
                 }
                 repeat(N, |i| {
