@@ -45,7 +45,7 @@ pub unsafe fn mma<const N: usize, const G: usize>(a: MatmulAdd<f16, f16>) {
     // SAFETY: rows below `rows`; those that stand in for rows beyond the last are not stored. One thread reads and writes each
     // place of the residual.
     unsafe {
-        let weights = Stream::new(tiles, depth, shared, false, |tile| {
+        let weights = Stream::new(tiles, depth, shared, |tile| {
             let row = (tile * COLUMNS_PER_TILE + row_of_lane()).min(rows - 1);
             let row = weight.add(offset(row, cols, 0));
             ([row, row.add((halves[0] * WORD) as usize)], halves)

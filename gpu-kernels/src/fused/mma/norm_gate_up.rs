@@ -43,7 +43,7 @@ pub unsafe fn mma<const N: usize, const G: usize>(a: NormGateUp<f16, f16>) {
     let shared = dynamic_shared::<u8>();
     // SAFETY: rows below `intermediate_size`; those that stand in for rows beyond the last are not stored.
     unsafe {
-        let weights = Stream::new(tiles, depth, shared, true, |tile| {
+        let weights = Stream::new(tiles, depth, shared, |tile| {
             let column = tile * COLUMNS_PER_TILE + row_of_lane();
             let row = offset(column.min(intermediate_size - 1), hidden_size, 0);
             ([gate.add(row), up.add(row)], [words; 2])

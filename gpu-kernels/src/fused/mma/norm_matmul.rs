@@ -40,7 +40,7 @@ pub unsafe fn mma<const N: usize, const G: usize>(a: NormMatmul<f16>) {
     // SAFETY: rows below `rows`; those that stand in for rows beyond the last are not stored.
     unsafe {
         let row = |row: u32| weight.add(offset(row.min(rows - 1), cols, 0));
-        let weights = Stream::new(tiles, depth, shared, true, |tile| {
+        let weights = Stream::new(tiles, depth, shared, |tile| {
             let first = tile * COLUMNS_PER_TILE + row_of_lane();
             ([row(first), row(first + 8)], [words; 2])
         });

@@ -121,7 +121,7 @@ pub unsafe fn mma<const MANY: u32, const N: usize, const G: usize>(a: NormQkvRop
         let tiles = Tiles::new(count, words);
         // The same for the whole block, where that has one tile.
         let first = rows(thread::block_idx_x());
-        let weights = Stream::new(tiles, depth, shared, true, |tile| {
+        let weights = Stream::new(tiles, depth, shared, |tile| {
             (if MANY == 1 { rows(tile) } else { first }, [words; 2])
         });
         let inputs = Normed::<N, G>::new(n, hidden_size, x, norm);

@@ -114,9 +114,7 @@ impl<const N: usize, const G: usize> Normed<N, G> {
             while round < rounds {
                 let column = Self::first_column() + round * num_warps * COLS_PER_WARP;
                 let x = self.load(column);
-                if round == 0 {
-                    weights.fill();
-                } else {
+                if round > 0 {
                     self.load_weight(column);
                 }
                 repeat(N, |i| {

@@ -58,44 +58,25 @@ pub(super) struct Stream<R> {
     place: u32,
     /// Tiles of this block.
     pub(super) num_tiles: u32,
-    /// Parts that [`Stream::new`] copies, and those of them that are yet to be read.
-    before: u32,
+    /// Parts that [`Stream::new`] copied and that are yet to be read.
     first_parts: u32,
 }
 
 #[device]
 impl<R: Fn(u32) -> ([*const f16; 2], [u32; 2])> Stream<R> {
-    /// Copies the first of `depth` parts, a little at a time; the last of it is still under way in the end. Where there are more parts than places and
-    /// `rest_follows`, half of the places are left to [`Stream::fill`].
+    /// Copies the first `depth` parts, a little at a time; the last of it is still under way in the end.
     ///
     /// # Safety
     /// `shared` has [`stream_bytes`] of that depth, 1 to [`MAX_DEPTH`]; the rows have that many words and are aligned to 16 bytes.
     #[inline(always)]
-    pub(super) unsafe fn new(
-        tiles: Tiles,
-        depth: u32,
-        shared: Shared<u8>,
-        rest_follows: bool,
-        rows_of: R,
-    ) -> Self {
+    pub(super) unsafe fn new(tiles: Tiles, depth: u32, shared: Shared<u8>, rows_of: R) -> Self {
         let first = shared.cast::<[u32; 4]>().add(warp::warp_id() * (PART_BYTES / 16) + warp::lane_id());
         let num_tiles = tiles.of_block();
-        let is_long = num_tiles * tiles.rounds > depth;
-        let before = if rest_follows && is_long { depth.div_ceil(2) } else { depth };
-        let mut stream = Self {
-            tiles,
-            rows_of,
-            depth,
-            first,
-            next: [0; 3],
-            place: 0,
-            num_tiles,
-            before,
-            first_parts: before,
-        };
+        let mut stream =
+            Self { tiles, rows_of, depth, first, next: [0; 3], place: 0, num_tiles, first_parts: depth };
         let chunks = IN_FLIGHT_BYTES / (PART_BYTES / CHUNKS as u32) / (thread::block_dim_x() / 32);
         let mut part = 0;
-        while part < before {
+        while part < depth {
             // SAFETY: the caller's promise.
             unsafe {
                 stream.copy(|| {
@@ -113,22 +94,6 @@ impl<R: Fn(u32) -> ([*const f16; 2], [u32; 2])> Stream<R> {
             part += 1;
         }
         stream
-    }
-
-    /// Copies the parts that [`Stream::new`] has left, all at once: behind what the block asks for first when its wait has ended, so that the memory
-    /// is busy while inputs are staged. Called once, before [`Stream::multiply`].
-    ///
-    /// # Safety
-    /// As [`Stream::new`].
-    #[inline(always)]
-    pub(super) unsafe fn fill(&mut self) {
-        let mut part = self.before;
-        while part < self.depth {
-            // SAFETY: the caller's promise; nobody has read these places.
-            unsafe { self.copy(|| ()) };
-            async_copy::commit_group();
-            part += 1;
-        }
     }
 
     /// Where this lane's words of the part at `place` are.
@@ -171,14 +136,8 @@ impl<R: Fn(u32) -> ([*const f16; 2], [u32; 2])> Stream<R> {
     #[inline(always)]
     fn wait(&mut self) {
         if self.first_parts > 0 {
-            if self.first_parts == self.before {
-                match self.depth - self.before {
-                    0 => async_copy::wait_all(),
-                    1 => async_copy::wait_group::<1>(),
-                    2 => async_copy::wait_group::<2>(),
-                    3 => async_copy::wait_group::<3>(),
-                    _ => async_copy::wait_group::<4>(),
-                }
+            if self.first_parts == self.depth {
+                async_copy::wait_all();
             }
             self.first_parts -= 1;
             return;
