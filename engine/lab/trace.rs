@@ -1,5 +1,5 @@
 //! The timeline of one step: when each block of each kernel began, waited for the kernel before it, and ended, by the device's
-//! clock. The kernels are those of this build with stores added to their PTX ([`instrument`]); what the library launches is not seen.
+//! clock. The kernels are those of this build with stores added to their PTX (`instrument.rs`); what the library launches is not seen.
 
 mod instrument;
 mod page;

@@ -85,9 +85,9 @@ fn ranks_on_devices_of_their_own_are_checked() {
     let check = |more: &[&str]| lab(&[&["check", "all_reduce", "--device", "emulated"], more].concat());
     let checked: Value = serde_json::from_str(&output(&mut check(&["--json"]))).unwrap();
     let bytes: Vec<_> = checked.as_array().unwrap().iter().map(|of| of["bytes"].as_u64().unwrap()).collect();
-    assert_eq!(bytes, [3584, 7168, 14_336, 28_672]);
+    assert_eq!(bytes, [3584, 7168, 14_336, 28_672, 1_835_008]);
     assert!(checked.as_array().unwrap().iter().all(|of| of["seconds"].is_null()));
-    assert_eq!(output(&mut check(&[])).matches("the same bits on all").count(), 4);
+    assert_eq!(output(&mut check(&[])).matches("the same bits on all").count(), 5);
     let refused = check(&["--variant", "plain"]).assert().code(2);
     refused.stderr(predicate::str::contains("those of add_ranks"));
 }
