@@ -92,6 +92,16 @@ fn ranks_on_devices_of_their_own_are_checked() {
     refused.stderr(predicate::str::contains("those of add_ranks"));
 }
 
+#[test]
+fn a_step_is_traced_on_a_gpu_alone() {
+    for device in ["emulated", "cpu"] {
+        let refused = lab(&["trace", "--device", device]).assert().code(2);
+        refused.stderr(predicate::str::contains(format!("on a GPU (--device cuda), not on {device}")));
+    }
+    let refused = lab(&["trace", "--prompt", "--sequences", "2"]).assert().code(2);
+    refused.stderr(predicate::str::contains("cannot be used with"));
+}
+
 /// The names that an engine's operations have in papers and other engines.
 #[test]
 fn other_names_lead_to_their_operations() {
