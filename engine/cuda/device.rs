@@ -118,7 +118,7 @@ impl Device {
         let info = find(ordinal)?;
         if let Some(path) = std::env::var_os(PTX_FILE) {
             let ptx = std::fs::read_to_string(&path).map_err(|error| Error::io(path, error))?;
-            return Self::open_text(ordinal, ptx);
+            return Self::open_kept(info, ptx);
         }
         let target = match (info.target()?, std::env::var(PTX_TARGET).as_deref()) {
             ("sm_90a", Err(_) | Ok("sm_90a")) => "sm_90a",
@@ -140,7 +140,11 @@ impl Device {
     /// # Errors
     /// As [`Device::open`].
     pub fn open_text(ordinal: Option<u32>, ptx: String) -> Result<Self> {
-        let info = find(ordinal)?;
+        Self::open_kept(find(ordinal)?, ptx)
+    }
+
+    /// For kernels of a text that nobody else keeps.
+    fn open_kept(info: DeviceInfo, ptx: String) -> Result<Self> {
         let is_hopper = info.target()? == "sm_90a";
         Self::open_info(info, is_hopper, ptx.leak())
     }
