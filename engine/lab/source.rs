@@ -108,7 +108,7 @@ mod tests {
         assert!(files.iter().any(|file| file.ends_with("attention/prefill.rs")));
         assert_eq!(checkout.kernel_files("matmul_add").unwrap().len(), 2);
         assert!(checkout.kernel_files("rms_norm").unwrap()[0].ends_with("src/rms_norm.rs"));
-        assert!(checkout.kernel_files("norm").is_err());
+        assert!(checkout.kernel_files("normal").is_err());
         let outside = tempfile::tempdir().unwrap();
         assert!(Checkout::around(outside.path()).unwrap_err().to_string().contains("not in a checkout"));
     }
