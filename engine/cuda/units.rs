@@ -3,7 +3,7 @@
 mod halves;
 mod stream;
 
-pub(super) use halves::{HalvesPlan, partial_bytes};
+pub(super) use halves::{HalvesPlan, Tensor, partial_bytes};
 pub(super) use stream::{Slices, Stream};
 use stream::{groups_and_slices, units_of};
 

@@ -125,8 +125,8 @@ pub fn verify(
     for variant in operation(op).map_err(|e| e.to_string())?.variants {
         let of_variant = || results.iter().filter(|result| result.variant == variant.name);
         let missing_library = variant.name == "cublas" && device.is_emulated();
-        let missing_units =
-            (["units", "halves"].contains(&variant.name) || op == "repack") && !device.has_bulk_copies();
+        let missing_units = (["units", "halves", "wgmma"].contains(&variant.name) || op == "repack")
+            && !device.has_bulk_copies();
         let may_be_missing = missing_library || missing_units;
         if of_variant().all(|result| result.outcome == Outcome::Skipped) && !may_be_missing {
             let why = of_variant().find_map(|result| result.notes.first()).map_or("", String::as_str);

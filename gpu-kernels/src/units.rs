@@ -18,6 +18,7 @@
 use cuda_std::{f16x2, prelude::*};
 
 pub mod float;
+#[cfg(feature = "matmul")]
 pub mod halves;
 pub mod q4_0;
 pub mod q4_k;
@@ -25,6 +26,8 @@ pub mod q5_0;
 pub mod q5_k;
 pub mod q6_k;
 pub mod q8_0;
+#[cfg(feature = "matmul")]
+pub mod warpgroups;
 
 use crate::blocks::Embed;
 use crate::vector::{Group, Saturate, store8};
@@ -90,11 +93,17 @@ pub trait Halves: Unit {
     unsafe fn scales(unit: Shared<u8>, odd: u32) -> Self::Scales;
 
     /// The weights of block `2 pair + odd` of 32 columns as first operands of `mma.m16n8k16`, times [`HALVES_FACTOR`]: columns `4 c` to `4 c + 3` as the columns `2 c`,
-    /// `2 c + 1`, `8 + 2 c`, `9 + 2 c` of one, and those 16 behind them as the same of another. So eight bytes of a row of inputs are a second operand.
+    /// `2 c + 1`, `8 + 2 c`, `9 + 2 c` of one, and those 16 behind them as the same of another. So eight bytes of a row of inputs are a second operand. With `APART` the second
+    /// and third of the four change places: then it is cheaper.
     ///
     /// # Safety
     /// `unit` is complete, `scales` are its own and of such blocks, and it has the block.
-    unsafe fn halves(unit: Shared<u8>, scales: &Self::Scales, odd: u32, pair: u32) -> [[u32; 4]; 2];
+    unsafe fn halves<const APART: bool>(
+        unit: Shared<u8>,
+        scales: &Self::Scales,
+        odd: u32,
+        pair: u32,
+    ) -> [[u32; 4]; 2];
 }
 
 /// 1024 as two f16: a permutation makes of a byte `b` the f16 `1024 + b`.
@@ -113,7 +122,7 @@ const SIGNS: u32 = 0x8080_8080;
 /// [`Halves::halves`] of a block: of its first operand of bytes, signed ones or not, each word times `scales` of it, plus `less`.
 #[device]
 #[inline(always)]
-fn halves_of_bytes<const IS_SIGNED: bool>(
+fn halves_of_bytes<const IS_SIGNED: bool, const APART: bool>(
     bytes: [u32; 4],
     scales: [u32; 4],
     less: Option<[u32; 4]>,
@@ -121,7 +130,8 @@ fn halves_of_bytes<const IS_SIGNED: bool>(
     let mut operands = [[0; 4]; 2];
     repeat(4, |i| {
         let (word, zero) = if IS_SIGNED { (bytes[i] ^ SIGNS, SIGNED) } else { (bytes[i], UNSIGNED) };
-        let pairs = [f16x2::bytes(word, EXPONENTS, 0x4140), f16x2::bytes(word, EXPONENTS, 0x4342)];
+        let selectors = if APART { [0x4240, 0x4341] } else { [0x4140, 0x4342] };
+        let pairs = selectors.map(|selector| f16x2::bytes(word, EXPONENTS, selector));
         repeat(2, |pair| {
             let value = f16x2::sub(pairs[pair], zero);
             // Register `i` of bytes is of row `i % 2` of two and of half `i / 2` of the block.
@@ -132,13 +142,6 @@ fn halves_of_bytes<const IS_SIGNED: bool>(
         });
     });
     operands
-}
-
-/// Byte `byte` of a word, an unsigned number, as two f16.
-#[device]
-#[inline(always)]
-fn half_of_byte(word: u32, byte: u32) -> u32 {
-    f16x2::sub(f16x2::bytes(word, EXPONENTS, 0x4040 + 0x0101 * byte), UNSIGNED)
 }
 
 /// The low (0) or high (1) f16 of a word, twice, times `factor`.

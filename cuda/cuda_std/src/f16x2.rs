@@ -40,3 +40,10 @@ pub fn mul_add(a: u32, b: u32, c: u32) -> u32 {
 pub fn bytes(low: u32, high: u32, selector: u32) -> u32 {
     target::bytes(low, high, selector)
 }
+
+/// `word & mask | bits` as one instruction, `lop3`; of two constants the compiler would make two.
+#[inline(always)]
+#[must_use]
+pub fn masked(word: u32, mask: u32, bits: u32) -> u32 {
+    target::masked(word, mask, bits)
+}

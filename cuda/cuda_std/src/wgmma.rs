@@ -45,16 +45,17 @@ impl Descriptor {
         Self::new(tile.address(), leading)
     }
 
-    /// From 8 rows to the next 8 it is always 1,024 bytes.
+    /// The high word: swizzled by 128 bytes, and from 8 rows to the next 8 it is always 1,024 bytes.
+    pub(crate) const HIGH: u32 = 1 << 30 | 1024 >> 4;
+
     #[inline(always)]
     fn new(address: u32, leading: u32) -> Self {
-        const SWIZZLE_128: u64 = 1 << 62;
-        let field = |bytes: u32| ((bytes & 0x3_FFFF) >> 4) as u64;
-        Self(field(address) | field(leading) << 16 | field(1024) << 32 | SWIZZLE_128)
+        let field = |bytes: u32| (bytes & 0x3_FFFF) >> 4;
+        Self((field(address) | field(leading) << 16) as u64 | (Self::HIGH as u64) << 32)
     }
 }
 
-/// Factors of this type, with `N` sums a thread: 32, 64 or 128, for 64, 128 or 256 columns.
+/// Factors of this type, with `N` sums a thread: 32, 64 or 128, for 64, 128 or 256 columns; of f16 8 or 16 as well.
 pub trait WgmmaElement<const N: usize>: PackedElement {
     /// `d = a · b`, and `d += a · b` where `accumulate`; both [K-major](Descriptor::k_major).
     ///

@@ -10,7 +10,7 @@ use crate::formats::MatrixFormat;
 use crate::launch::{dimension, elements_of_rows, launch};
 use crate::precise_dtype;
 use crate::tensor::Activation;
-use crate::units::{HalvesPlan, UnitMatrix, Units};
+use crate::units::{HalvesPlan, Tensor, UnitMatrix, Units};
 use crate::variant::{KernelChoice, select, variants};
 use crate::weight::{BlockMatrix, Run, Values};
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig, Value};
@@ -29,6 +29,9 @@ const UNITS: &str = "units";
 /// The kernels that decode units in registers, for tensor cores.
 const HALVES: &str = "halves";
 
+/// The same for the tensor cores' instruction of a warpgroup.
+const WGMMA: &str = "wgmma";
+
 /// Rows up to which [`INLINE`] is taken where nothing is asked for: with it the weights are read once for four rows.
 const FEW_ROWS: usize = 8;
 
@@ -36,7 +39,10 @@ const FEW_ROWS: usize = 8;
 const FEW_ROWS_OF_UNITS: usize = 8;
 
 /// Rows up to which [`HALVES`] takes less than decoding for the library does.
-const SOME_ROWS_OF_UNITS: usize = 192;
+const SOME_ROWS_OF_HALVES: usize = 192;
+
+/// Rows up to which [`WGMMA`] does.
+const SOME_ROWS_OF_WGMMA: usize = 256;
 
 /// Values of the weights that are decoded at a time, at most: 288 MiB of f16, all of gate and up of a model of 7 B parameters.
 const TILE_VALUES: usize = 144 << 20;
@@ -73,6 +79,8 @@ pub(crate) struct Case {
     has_cublas: bool,
     /// How units are decoded in registers, where there is a kernel for so many rows and it may be taken.
     halves: Option<HalvesPlan>,
+    /// Likewise.
+    wgmma: Option<HalvesPlan>,
 }
 
 type Launch = unsafe fn(&mut Tools, &Case) -> Result<()>;
@@ -80,7 +88,8 @@ type Launch = unsafe fn(&mut Tools, &Case) -> Result<()>;
 variants! { Case, Launch;
     CUBLAS [blocks::decode, units::decode]: is_open => by_library;
     UNITS [matmul_add::units]: is_repacked => by_units;
-    HALVES [units::halves::halves]: has_halves => by_halves;
+    WGMMA [units::warpgroups::wgmma]: has_wgmma => |tools, case| unsafe { by_halves(tools, case, case.wgmma) };
+    HALVES [units::halves::halves]: has_halves => |tools, case| unsafe { by_halves(tools, case, case.halves) };
     INLINE [blocks::matmul]: is_as_in_the_file => by_kernel;
 }
 
@@ -95,6 +104,15 @@ fn is_repacked(case: &Case) -> Result<(), &'static str> {
 fn has_halves(case: &Case) -> Result<(), &'static str> {
     is_repacked(case)?;
     if case.halves.is_some() { Ok(()) } else { Err("there is no kernel for so many rows") }
+}
+
+fn has_wgmma(case: &Case) -> Result<(), &'static str> {
+    is_repacked(case)?;
+    if case.wgmma.is_some() {
+        Ok(())
+    } else {
+        Err("the device has no wgmma, or there is no kernel for so many rows")
+    }
 }
 
 fn is_as_in_the_file(case: &Case) -> Result<(), &'static str> {
@@ -136,6 +154,13 @@ pub(super) unsafe fn multiply(
     };
     let rows = run.rows;
     x.expect(OP, "x", x.dtype, n, cols)?;
+    let info = tools.device.info();
+    let plan = |tensor, variant| match weight {
+        Place::Units(units) if n > FEW_ROWS_OF_UNITS || choice.get(OP) == Some(variant) => {
+            units.plan_of_halves(tensor, info, [n, rows])
+        }
+        _ => None,
+    };
     let case = Case {
         format,
         x_dtype: x.dtype,
@@ -149,12 +174,8 @@ pub(super) unsafe fn multiply(
         accumulate,
         scale: x.scale * run.scale,
         has_cublas: tools.cublas.is_some(),
-        halves: match weight {
-            Place::Units(units) if n > FEW_ROWS_OF_UNITS || choice.get(OP) == Some(HALVES) => {
-                units.plan_of_halves(tools.device.info(), [n, rows])
-            }
-            _ => None,
-        },
+        halves: plan(Tensor::Mma, HALVES),
+        wgmma: tools.device.has_wgmma().then(|| plan(Tensor::Wgmma, WGMMA)).flatten(),
     };
     // Who asks for a product without the library means these too.
     let by_kernel = if matches!(weight, Place::Units(_)) { UNITS } else { INLINE };
@@ -162,7 +183,8 @@ pub(super) unsafe fn multiply(
     let few = if by_kernel == UNITS { FEW_ROWS_OF_UNITS } else { FEW_ROWS };
     let preferred = match n {
         _ if n <= few => Some(by_kernel),
-        _ if n <= SOME_ROWS_OF_UNITS && has_halves(&case).is_ok() => Some(HALVES),
+        _ if n <= SOME_ROWS_OF_WGMMA && has_wgmma(&case).is_ok() => Some(WGMMA),
+        _ if n <= SOME_ROWS_OF_HALVES && has_halves(&case).is_ok() => Some(HALVES),
         _ => None,
     };
     let variant = select(OP, VARIANTS, &case, choice.get(OP).or(of_floats).or(preferred))?;
@@ -185,9 +207,9 @@ unsafe fn by_units(tools: &mut Tools, case: &Case) -> Result<()> {
 
 /// # Safety
 /// As [`by_units`].
-unsafe fn by_halves(tools: &mut Tools, case: &Case) -> Result<()> {
+unsafe fn by_halves(tools: &mut Tools, case: &Case, plan: Option<HalvesPlan>) -> Result<()> {
     let &Case { n, rows, x, scale, out, out_stride, accumulate, .. } = case;
-    let (Place::Units(units), Some(plan)) = (case.weight, case.halves) else {
+    let (Place::Units(units), Some(plan)) = (case.weight, plan) else {
         return Err(Error::Request(format!("{OP}: not repacked, or too many rows")));
     };
     let (room, out) = ((&mut *tools.decoded, &mut tools.slices.counters), (out, out_stride));

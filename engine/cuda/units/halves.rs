@@ -7,20 +7,59 @@ use super::{Multiplied, TILE, UnitShape, Units, units_of};
 use crate::device_info::DeviceInfo;
 use crate::error::{Error, Result};
 use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
-use gpu_kernels::units::halves::{
-    self as kernels, BLOCK_SIZE, GROUP_TILES, MAX_STAGES, MatmulHalvesArgs, partial_values, shared_bytes,
-};
+use gpu_kernels::units::halves::{self as by_warp, GROUP_TILES, MatmulHalvesArgs, partial_values};
+use gpu_kernels::units::warpgroups;
+
+/// The instruction that multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum Tensor {
+    /// `mma`, of a warp.
+    Mma,
+    /// `wgmma`, of a warpgroup.
+    Wgmma,
+}
 
 /// Eight rows of inputs, as often as there are kernels for.
 const GROUPS: [u32; 3] = [2, 4, MOST_GROUPS];
 const MOST_GROUPS: u32 = 8;
 /// The fewest stages: one is multiplied while the next is copied.
 const FEWEST_STAGES: u32 = 2;
-/// Groups of tiles, times parts of the rows, that blocks can count.
-pub(in super::super) const MAX_COUNTERS: usize = 1 << 13;
+/// Groups of tiles, times parts of the rows, times warps, that can be counted.
+pub(in super::super) const MAX_COUNTERS: usize = 1 << 16;
 
-/// The most parts of the rows: 256 rows.
+/// The most parts of the rows.
 const MAX_PARTS: u32 = 4;
+
+impl Tensor {
+    fn threads(self) -> u32 {
+        match self {
+            Self::Mma => by_warp::BLOCK_SIZE,
+            Self::Wgmma => warpgroups::BLOCK_SIZE,
+        }
+    }
+
+    fn shared_bytes(self, stages: u32, unit: UnitShape, groups: u32) -> u32 {
+        match self {
+            Self::Mma => by_warp::shared_bytes(stages, unit.cols, unit.bytes, groups),
+            Self::Wgmma => warpgroups::shared_bytes(stages, unit.bytes, groups),
+        }
+    }
+
+    fn max_stages(self) -> u32 {
+        match self {
+            Self::Mma => by_warp::MAX_STAGES,
+            Self::Wgmma => warpgroups::MAX_STAGES,
+        }
+    }
+
+    /// Counters of a group of tiles and a part of the rows: one, or one for each warp.
+    fn counters(self) -> usize {
+        match self {
+            Self::Mma => 1,
+            Self::Wgmma => GROUP_TILES as usize,
+        }
+    }
+}
 
 /// What blocks leave of groups that several have a part of, for any such product: bytes.
 pub(in super::super) fn partial_bytes(device: &DeviceInfo) -> usize {
@@ -35,6 +74,7 @@ fn values_of_blocks(blocks: u32, groups: u32) -> usize {
 /// How some rows of inputs are multiplied with units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) struct HalvesPlan {
+    tensor: Tensor,
     /// Eight rows of inputs so many times a block.
     groups: u32,
     /// Blocks that share the rows.
@@ -44,14 +84,16 @@ pub(in super::super) struct HalvesPlan {
 
 impl HalvesPlan {
     /// The kernel with the fewest columns to spare whose stages fit, which hold `items` items at most.
-    fn new(device: &DeviceInfo, unit: UnitShape, n: u32, items: u32) -> Option<Self> {
+    fn new(tensor: Tensor, device: &DeviceInfo, unit: UnitShape, n: u32, items: u32) -> Option<Self> {
         let stages = |groups: u32| {
             let fits = |&stages: &u32| {
-                shared_bytes(stages, unit.cols, unit.bytes, groups) as usize <= device.shared_memory_per_block
+                tensor.shared_bytes(stages, unit, groups) as usize <= device.shared_memory_per_block
             };
-            (FEWEST_STAGES..=MAX_STAGES.min(items).max(FEWEST_STAGES)).rev().find(fits)
+            (FEWEST_STAGES..=tensor.max_stages().min(items).max(FEWEST_STAGES)).rev().find(fits)
         };
-        let of = |groups: u32| Some(Self { groups, parts: n.div_ceil(8 * groups), stages: stages(groups)? });
+        let of = |groups: u32| {
+            Some(Self { tensor, groups, parts: n.div_ceil(8 * groups), stages: stages(groups)? })
+        };
         let enough = GROUPS.into_iter().filter(|groups| 8 * groups >= n).find_map(of);
         enough.or_else(|| GROUPS.into_iter().rev().find_map(of))
     }
@@ -70,13 +112,18 @@ fn blocks(multiprocessors: u32, groups: u32, units: u32) -> u32 {
 }
 
 impl Units {
-    /// How [`Self::multiply_halves`] multiplies `n` rows with the first `rows` of these; `None` where there is no kernel or no room.
-    pub fn plan_of_halves(&self, device: &DeviceInfo, [n, rows]: [usize; 2]) -> Option<HalvesPlan> {
+    /// How [`Self::multiply_halves`] multiplies `n` rows with the first `rows` of these by such instructions; `None` where there is no kernel or no room.
+    pub fn plan_of_halves(
+        &self,
+        tensor: Tensor,
+        device: &DeviceInfo,
+        [n, rows]: [usize; 2],
+    ) -> Option<HalvesPlan> {
         let Multiplied { of, .. } = self.multiplied(rows);
         let tile_groups = u32::try_from(of / TILE).ok()?.div_ceil(GROUP_TILES);
         let items = tile_groups * units_of(self.shape, self.cols);
-        let plan = HalvesPlan::new(device, self.shape, u32::try_from(n).ok()?, items)?;
-        let has_counters = tile_groups as usize * plan.parts as usize <= MAX_COUNTERS;
+        let plan = HalvesPlan::new(tensor, device, self.shape, u32::try_from(n).ok()?, items)?;
+        let has_counters = tile_groups as usize * plan.parts as usize * tensor.counters() <= MAX_COUNTERS;
         (plan.parts <= MAX_PARTS && has_counters).then_some(plan)
     }
 
@@ -127,13 +174,18 @@ impl Units {
         };
         let config = LaunchConfig {
             grid: [blocks, 1, 1],
-            block: [BLOCK_SIZE, 1, 1],
-            shared_bytes: shared_bytes(plan.stages, self.shape.cols, self.shape.bytes, plan.groups),
+            block: [plan.tensor.threads(), 1, 1],
+            shared_bytes: plan.tensor.shared_bytes(plan.stages, self.shape, plan.groups),
         };
-        let values = [self.format.name().into(), plan.groups.into()];
+        let (kernels, count) = match plan.tensor {
+            Tensor::Mma => (by_warp::halves(), plan.groups),
+            // Sums of a thread.
+            Tensor::Wgmma => (warpgroups::wgmma(), 4 * plan.groups),
+        };
+        let values = [self.format.name().into(), count.into()];
         // SAFETY: every part has blocks, and each of these an item; there is room for what they leave, and counters for all groups of a plan's parts;
         // the caller vouches for the arrays.
-        unsafe { launch(&Dependent(device), kernels::halves(), &values, &config, arguments) }
+        unsafe { launch(&Dependent(device), kernels, &values, &config, arguments) }
     }
 }
 
@@ -147,12 +199,16 @@ mod tests {
     fn stages_fit() {
         let device = Emulated::info();
         for (cols, bytes) in [(128, 1152), (128, 1408), (128, 2176), (256, 2304), (256, 2816), (256, 3360)] {
-            for n in [9, 16, 17, 64, 65, 128, 200] {
-                let plan = HalvesPlan::new(&device, UnitShape { cols, bytes }, n, 100).unwrap();
+            let unit = UnitShape { cols, bytes };
+            for (tensor, n) in
+                [9, 16, 17, 64, 65, 128, 200].into_iter().flat_map(|n| [(Tensor::Mma, n), (Tensor::Wgmma, n)])
+            {
+                let plan = HalvesPlan::new(tensor, &device, unit, n, 100).unwrap();
                 assert!(8 * plan.groups * plan.parts >= n, "{n} rows: {plan:?}");
                 assert!(n > 64 || plan.parts == 1, "{n} rows: {plan:?}");
-                let bytes = shared_bytes(plan.stages, cols, bytes, plan.groups) as usize;
+                let bytes = tensor.shared_bytes(plan.stages, unit, plan.groups) as usize;
                 assert!(bytes <= device.shared_memory_per_block && plan.stages >= 2);
+                assert!(plan.tensor.threads() <= 1024);
             }
         }
     }

@@ -179,7 +179,7 @@ impl Instance for Matmul {
         match (self.is_repacked, self.shape[0]) {
             (false, 0..=8) => Some("inline"),
             (true, 0..=8) => Some("units"),
-            (true, 9..=192) => Some("halves"),
+            (true, 9..=256) => Some("wgmma"),
             _ => None,
         }
     }

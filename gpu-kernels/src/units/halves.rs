@@ -211,7 +211,9 @@ unsafe fn multiply<W: Halves, const G: usize>(stage: Shared<u8>, sums: &mut Sums
         while pair < W::COLS / 64 {
             repeat(2, |odd| {
                 let mut weights = [[[0u32; 4]; 2]; TILES];
-                repeat(TILES, |j| weights[j] = W::halves(unit(j), &scales[j][odd], odd as u32, pair));
+                repeat(TILES, |j| {
+                    weights[j] = W::halves::<false>(unit(j), &scales[j][odd], odd as u32, pair)
+                });
                 let columns = inputs.add((2 * pair + odd as u32) * 64);
                 repeat(G.div_ceil(AHEAD), |part| {
                     let mut operands = [[[0u32; 2]; 2]; AHEAD];

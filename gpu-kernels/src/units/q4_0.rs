@@ -93,11 +93,11 @@ impl Halves for q4_0 {
     unsafe fn scales(_: Shared<u8>, _: u32) {}
 
     #[inline(always)]
-    unsafe fn halves(unit: Shared<u8>, (): &(), odd: u32, pair: u32) -> [[u32; 4]; 2] {
+    unsafe fn halves<const APART: bool>(unit: Shared<u8>, (): &(), odd: u32, pair: u32) -> [[u32; 4]; 2] {
         // SAFETY: the caller's promise.
         unsafe {
             let words = unit.cast().get(2 * (32 * pair + warp::lane_id()) + odd);
-            halves_of_block(operand(words), unit.add(QUANTS), 2 * pair + odd, Self::FACTOR)
+            halves_of_block::<APART>(operand(words), unit.add(QUANTS), 2 * pair + odd, Self::FACTOR)
         }
     }
 }

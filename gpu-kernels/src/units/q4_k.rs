@@ -4,7 +4,7 @@
 //! So the scales of the four even, or odd, blocks come out of two words with a mask and a shift each.
 
 use super::q4_0::{nibbles_of_place, place_of_nibbles};
-use super::{HALVES_FACTOR, Halves, Unit, half, half_of_byte, halves, halves_of_bytes, scaled_half, word};
+use super::{EXPONENTS, HALVES_FACTOR, Halves, UNSIGNED, Unit, half, halves, halves_of_bytes, word};
 #[device]
 use crate::{fused::units::Inputs, grid::repeat};
 use cuda_std::mma::{dot4_s8, mma_m16n8k32_s8};
@@ -97,10 +97,19 @@ impl Halves for q4_k {
     }
 
     #[inline(always)]
-    unsafe fn halves(unit: Shared<u8>, scales: &Blocks, odd: u32, pair: u32) -> [[u32; 4]; 2] {
+    unsafe fn halves<const APART: bool>(
+        unit: Shared<u8>,
+        scales: &Blocks,
+        odd: u32,
+        pair: u32,
+    ) -> [[u32; 4]; 2] {
         // SAFETY: the caller's promise.
         let words = unsafe { unit.cast().get(2 * (32 * pair + warp::lane_id()) + odd) };
-        scales.halves(operand(words), pair)
+        if APART {
+            scales.halves_of_nibbles(words, pair)
+        } else {
+            scales.halves::<false>(operand(words), pair)
+        }
     }
 }
 
@@ -151,24 +160,29 @@ impl Superblock {
     #[inline(always)]
     pub(super) fn blocks(self, odd: u32) -> Blocks {
         let of = |[even, uneven]: [u32; 2]| if odd == 0 { even } else { uneven };
-        let Self { d, scales, minima } = self;
-        let factors = |half, factor| d.map(|d| scaled_half(d, half, factor));
+        let Self { d: [low, high], scales, minima } = self;
+        let factors = |selector, factor| {
+            f16x2::mul(f16x2::bytes(low, high, selector), f16x2::splat(f16::from_f32_const(factor)))
+        };
+        // Of the first two blocks, and of the others: a byte of either row.
+        let of_rows =
+            |[low, high]: [u32; 2]| [0x5140, 0x7362].map(|selector| f16x2::bytes(low, high, selector));
         Blocks {
-            d: factors(0, HALVES_FACTOR),
-            dmin: factors(1, -HALVES_FACTOR),
-            scales: scales.map(of),
-            minima: minima.map(of),
+            d: factors(0x5410, HALVES_FACTOR),
+            dmin: factors(0x7632, -HALVES_FACTOR),
+            scales: of_rows(scales.map(of)),
+            minima: of_rows(minima.map(of)),
         }
     }
 }
 
-/// Scales and minima of the even, or the odd blocks of a lane's two rows.
+/// Scales and minima of the even, or the odd blocks of a lane's two rows: a half of each word is the first row's, or a byte of two.
 #[device]
 #[derive(Clone, Copy)]
 pub struct Blocks {
-    /// Each twice, times [`HALVES_FACTOR`]; `dmin` less than 0.
-    d: [u32; 2],
-    dmin: [u32; 2],
+    /// Times [`HALVES_FACTOR`]; `dmin` less than 0.
+    d: u32,
+    dmin: u32,
     scales: [u32; 2],
     minima: [u32; 2],
 }
@@ -177,12 +191,45 @@ pub struct Blocks {
 impl Blocks {
     /// [`Halves::halves`] of the first operand of block `pair` of these.
     #[inline(always)]
-    pub(super) fn halves(&self, operand: [u32; 4], pair: u32) -> [[u32; 4]; 2] {
-        let scale = |r: usize| f16x2::mul(half_of_byte(self.scales[r], pair), self.d[r]);
-        let less = |r: usize| f16x2::mul(half_of_byte(self.minima[r], pair), self.dmin[r]);
-        let ([low, high], [of_low, of_high]) = ([scale(0), scale(1)], [less(0), less(1)]);
+    pub(super) fn halves<const APART: bool>(&self, operand: [u32; 4], pair: u32) -> [[u32; 4]; 2] {
+        let [[low, high], [of_low, of_high]] = self.factors(pair);
         let less = Some([of_low, of_high, of_low, of_high]);
-        halves_of_bytes::<false>(operand, [low, high, low, high], less)
+        halves_of_bytes::<false, APART>(operand, [low, high, low, high], less)
+    }
+
+    /// The same of a block of nibbles, as they are in the unit, whose columns change places: a nibble is in an f16 with one instruction where it is.
+    #[inline(always)]
+    fn halves_of_nibbles(&self, words: [u32; 2], pair: u32) -> [[u32; 4]; 2] {
+        const LOW: u32 = 0x000f_000f;
+        const HIGH: u32 = 0x00f0_00f0;
+        const BIT: u32 = 0x6400_6400;
+        const SIXTEENTH: u32 = f16x2::splat(f16::from_f32_const(1.0 / 16.0));
+        const LESS: u32 = f16x2::splat(f16::from_f32_const(-64.0));
+        let [scales, less] = self.factors(pair);
+        let mut operands = [[0; 4]; 2];
+        repeat(4, |i| {
+            let (r, apart) = (i % 2, i / 2);
+            let word = words[r] >> (8 * apart);
+            let low = f16x2::sub(f16x2::masked(word, LOW, BIT), UNSIGNED);
+            let high = f16x2::mul_add(f16x2::masked(word, HIGH, BIT), SIXTEENTH, LESS);
+            repeat(2, |half| {
+                let value = if half == 0 { low } else { high };
+                operands[half][2 * apart + r] = f16x2::mul_add(value, scales[r], less[r]);
+            });
+        });
+        operands
+    }
+
+    /// What both rows of block `pair` of these are multiplied with, and what is added then.
+    #[inline(always)]
+    fn factors(&self, pair: u32) -> [[u32; 2]; 2] {
+        let factor = |of: [u32; 2], d: u32| {
+            let (words, selector) =
+                (of[pair as usize / 2], if pair.is_multiple_of(2) { 0x4140 } else { 0x4342 });
+            let of_rows = f16x2::mul(f16x2::sub(f16x2::bytes(words, EXPONENTS, selector), UNSIGNED), d);
+            [0x1010, 0x3232].map(|selector| f16x2::bytes(of_rows, 0, selector))
+        };
+        [factor(self.scales, self.d), factor(self.minima, self.dmin)]
     }
 }
 

@@ -112,13 +112,13 @@ impl Halves for q5_0 {
     unsafe fn scales(_: Shared<u8>, _: u32) {}
 
     #[inline(always)]
-    unsafe fn halves(unit: Shared<u8>, (): &(), odd: u32, pair: u32) -> [[u32; 4]; 2] {
+    unsafe fn halves<const APART: bool>(unit: Shared<u8>, (): &(), odd: u32, pair: u32) -> [[u32; 4]; 2] {
         let lane = warp::lane_id();
         // SAFETY: the caller's promise.
         unsafe {
             let words = unit.cast().get(2 * (32 * pair + lane) + odd);
             let signs = unit.add(NIBBLES).cast::<u32>().get(2 * lane + pair) << (4 * odd);
-            halves_of_block(operand(words, signs), unit.add(QUANTS), 2 * pair + odd, Self::FACTOR)
+            halves_of_block::<APART>(operand(words, signs), unit.add(QUANTS), 2 * pair + odd, Self::FACTOR)
         }
     }
 }

@@ -102,12 +102,17 @@ impl Halves for q5_k {
     }
 
     #[inline(always)]
-    unsafe fn halves(unit: Shared<u8>, scales: &Blocks, odd: u32, pair: u32) -> [[u32; 4]; 2] {
+    unsafe fn halves<const APART: bool>(
+        unit: Shared<u8>,
+        scales: &Blocks,
+        odd: u32,
+        pair: u32,
+    ) -> [[u32; 4]; 2] {
         let at = 32 * pair + warp::lane_id();
         // SAFETY: the caller's promise.
         let (words, fifth) =
             unsafe { (unit.cast().get(2 * at + odd), unit.add(FIFTH).cast::<u32>().get(at)) };
-        scales.halves(operand(words, fifth >> (4 * odd)), pair)
+        scales.halves::<APART>(operand(words, fifth >> (4 * odd)), pair)
     }
 }
 

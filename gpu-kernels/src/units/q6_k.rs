@@ -157,7 +157,12 @@ impl Halves for q6_k {
     }
 
     #[inline(always)]
-    unsafe fn halves(unit: Shared<u8>, d: &[u32; 2], odd: u32, pair: u32) -> [[u32; 4]; 2] {
+    unsafe fn halves<const APART: bool>(
+        unit: Shared<u8>,
+        d: &[u32; 2],
+        odd: u32,
+        pair: u32,
+    ) -> [[u32; 4]; 2] {
         let lane = warp::lane_id();
         let at = 2 * (32 * pair + lane) + odd;
         // SAFETY: the caller's promise.
@@ -173,7 +178,7 @@ impl Halves for q6_k {
             };
             let scales = [scale(0, 0), scale(1, 0), scale(0, 1), scale(1, 1)];
             let ([a, b], [c, e]) = (part_of_operand(words, high, 0), part_of_operand(words, high, 1));
-            halves_of_bytes::<true>([a, b, c, e], scales, None)
+            halves_of_bytes::<true, APART>([a, b, c, e], scales, None)
         }
     }
 }

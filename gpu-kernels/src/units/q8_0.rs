@@ -70,12 +70,12 @@ impl Halves for q8_0 {
     unsafe fn scales(_: Shared<u8>, _: u32) {}
 
     #[inline(always)]
-    unsafe fn halves(unit: Shared<u8>, (): &(), odd: u32, pair: u32) -> [[u32; 4]; 2] {
+    unsafe fn halves<const APART: bool>(unit: Shared<u8>, (): &(), odd: u32, pair: u32) -> [[u32; 4]; 2] {
         let block = 2 * pair + odd;
         // SAFETY: the caller's promise.
         unsafe {
             let operand = unit.cast::<[u32; 4]>().get(32 * block + warp::lane_id());
-            halves_of_block(operand, unit.add(QUANTS), block, Self::FACTOR)
+            halves_of_block::<APART>(operand, unit.add(QUANTS), block, Self::FACTOR)
         }
     }
 }
@@ -87,7 +87,7 @@ impl Halves for q8_0 {
 /// As there.
 #[device]
 #[inline(always)]
-pub(super) unsafe fn halves_of_block(
+pub(super) unsafe fn halves_of_block<const APART: bool>(
     operand: [u32; 4],
     scales: Shared<u8>,
     block: u32,
@@ -97,7 +97,7 @@ pub(super) unsafe fn halves_of_block(
     // SAFETY: the caller's promise.
     let [low, high] = unsafe { [scales.get(0), scales.get(32)] };
     let [low, high] = [low, high].map(|d| scaled_half(d.into(), 0, HALVES_FACTOR / factor));
-    halves_of_bytes::<true>(operand, [low, high, low, high], None)
+    halves_of_bytes::<true, APART>(operand, [low, high, low, high], None)
 }
 
 /// [`Unit::multiply`] of a format with an f16 for 32 columns: `operand(block)` is the first operand of a block, `scales` leads to the scales of the

@@ -47,6 +47,10 @@ pub fn bytes(low: u32, high: u32, selector: u32) -> u32 {
     (0..4).map(|i| ((all >> (8 * (selector >> (4 * i) & 7))) as u32 & 255) << (8 * i)).sum()
 }
 
+pub fn masked(word: u32, mask: u32, bits: u32) -> u32 {
+    word & mask | bits
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -21,4 +21,6 @@ arithmetic! {
     mul(a, b) = "mul.rn.f16x2 {}, {}, {};";
     mul_add(a, b, c) = "fma.rn.f16x2 {}, {}, {}, {};";
     bytes(a, b, selector) = "prmt.b32 {}, {}, {}, {};";
+    // The table of `a & b | c`.
+    masked(a, b, c) = "lop3.b32 {}, {}, {}, {}, 0xea;";
 }

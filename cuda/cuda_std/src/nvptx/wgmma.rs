@@ -14,15 +14,30 @@ macro_rules! instruction {
     };
 }
 
+/// The descriptors of four tiles as `$name` 0 to 3, the first with the low word `$low`, each `$step` behind the one before.
+macro_rules! descriptors {
+    ($name:literal, $low:literal, $step:literal) => {
+        concat!(
+            descriptors!(".reg .b32 ", $name, "l<4>; .reg .b64 ", $name, "<4>; mov.b64 ", $name, "0, {{", $low, ", 0x40000040}}; "),
+            descriptors!("add.s32 ", $name, "l1, ", $low, ", ", $step, "; mov.b64 ", $name, "1, {{", $name, "l1, 0x40000040}}; "),
+            descriptors!("add.s32 ", $name, "l2, ", $low, ", 2*", $step, "; mov.b64 ", $name, "2, {{", $name, "l2, 0x40000040}}; "),
+            descriptors!("add.s32 ", $name, "l3, ", $low, ", 3*", $step, "; mov.b64 ", $name, "3, {{", $name, "l3, 0x40000040}}; ")
+        )
+    };
+    ($($text:literal),*) => { concat!($($text),*) };
+}
+// As the descriptors above have it: a number in the text is in no register.
+const _: () = assert!(Descriptor::HIGH == 0x4000_0040);
+
 /// A product with A in registers; `$step` is from 16 of the common dimension of B to the next, in 16 bytes.
 macro_rules! of_registers {
     ($type:literal, $columns:literal, $add:literal, $step:literal, $tail:literal, $direction:ident, $d:ident, $a:ident, $b:ident: $($i:literal)*) => {
         // SAFETY: the caller's promise.
         unsafe {
             asm!(
-                concat!("{{ .reg .b64 b<4>; add.s64 b1, {b}, ", $step, "; add.s64 b2, {b}, 2*", $step, "; add.s64 b3, {b}, 3*", $step, ";"),
+                concat!("{{ ", descriptors!("b", "{b}", $step)),
                 "wgmma.fence.sync.aligned;",
-                instruction!($type, $columns, "{{{a0}, {a1}, {a2}, {a3}}}", "{b}", $add, $tail, $($i)*),
+                instruction!($type, $columns, "{{{a0}, {a1}, {a2}, {a3}}}", "b0", $add, $tail, $($i)*),
                 instruction!($type, $columns, "{{{a4}, {a5}, {a6}, {a7}}}", "b1", "1", $tail, $($i)*),
                 instruction!($type, $columns, "{{{a8}, {a9}, {a10}, {a11}}}", "b2", "1", $tail, $($i)*),
                 instruction!($type, $columns, "{{{a12}, {a13}, {a14}, {a15}}}", "b3", "1", $tail, $($i)*),
@@ -32,7 +47,7 @@ macro_rules! of_registers {
                 a4 = in(reg32) $a[4], a5 = in(reg32) $a[5], a6 = in(reg32) $a[6], a7 = in(reg32) $a[7],
                 a8 = in(reg32) $a[8], a9 = in(reg32) $a[9], a10 = in(reg32) $a[10], a11 = in(reg32) $a[11],
                 a12 = in(reg32) $a[12], a13 = in(reg32) $a[13], a14 = in(reg32) $a[14], a15 = in(reg32) $a[15],
-                b = in(reg64) $b.0,
+                b = in(reg32) $b.0 as u32,
                 options(nostack, preserves_flags)
             );
         }
@@ -47,17 +62,17 @@ macro_rules! products {
                 // SAFETY: the caller's promise.
                 unsafe {
                     asm!(
-                        "{{ .reg .pred p; .reg .b64 a<4>, b<4>; setp.ne.b32 p, {accumulate}, 0;",
-                        "add.s64 a1, {a}, 2; add.s64 a2, {a}, 4; add.s64 a3, {a}, 6;",
-                        "add.s64 b1, {b}, 2; add.s64 b2, {b}, 4; add.s64 b3, {b}, 6;",
+                        "{{ .reg .pred p; setp.ne.b32 p, {accumulate}, 0;",
+                        descriptors!("a", "{a}", "2"),
+                        descriptors!("b", "{b}", "2"),
                         "wgmma.fence.sync.aligned;",
-                        instruction!($type, $columns, "{a}", "{b}", "p", ", 0, 0", $($i)*),
+                        instruction!($type, $columns, "a0", "b0", "p", ", 0, 0", $($i)*),
                         instruction!($type, $columns, "a1", "b1", "1", ", 0, 0", $($i)*),
                         instruction!($type, $columns, "a2", "b2", "1", ", 0, 0", $($i)*),
                         instruction!($type, $columns, "a3", "b3", "1", ", 0, 0", $($i)*),
                         "wgmma.commit_group.sync.aligned; }}",
                         $(inout(reg32) d[$i],)*
-                        a = in(reg64) a.0, b = in(reg64) b.0, accumulate = in(reg32) u32::from(accumulate),
+                        a = in(reg32) a.0 as u32, b = in(reg32) b.0 as u32, accumulate = in(reg32) u32::from(accumulate),
                         options(nostack, preserves_flags)
                     );
                 }
@@ -95,8 +110,14 @@ macro_rules! products {
     };
 }
 
-/// Hands a macro the numbers below 32, 64 or 128 behind its other arguments.
+/// Hands a macro the numbers below 8, 16, 32, 64 or 128 behind its other arguments.
 macro_rules! below {
+    (8 $macro:ident($($head:tt)*)) => {
+        $macro! { $($head)* 0 1 2 3 4 5 6 7 }
+    };
+    (16 $macro:ident($($head:tt)*)) => {
+        $macro! { $($head)* 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 }
+    };
     (32 $macro:ident($($head:tt)*)) => {
         $macro! { $($head)*
             0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31
@@ -117,6 +138,8 @@ macro_rules! below {
         }
     };
 }
+below!(8 products(f16, "f16", "16", 8:));
+below!(16 products(f16, "f16", "32", 16:));
 below!(32 products(f16, "f16", "64", 32:));
 below!(64 products(f16, "f16", "128", 64:));
 below!(128 products(f16, "f16", "256", 128:));
