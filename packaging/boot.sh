@@ -8,7 +8,8 @@
 # it is fetched from.
 set -euo pipefail
 here=$(realpath "$(dirname "$0")")
-package=$(realpath "${1:-$(ls "$here"/../target/packages/qernel_*.deb)}")
+# Without a name: the newest for this machine, beside which there may be one for another.
+package=$(realpath "${1:-$(ls "$here"/../target/packages/qernel_*_"$(dpkg --print-architecture)".deb | sort -V | tail -1)}")
 work=$(mktemp -d)
 clean=$work/root
 container=
