@@ -195,6 +195,18 @@ impl Units {
         }
     }
 
+    /// The tiles that have rows `first` to `first + rows` of the whole: the first, and how many. They may have others too.
+    fn tiles_of(&self, first: usize, rows: usize) -> (usize, usize) {
+        let (span, last) = (self.span, first + rows.max(1) - 1);
+        let tile_of = |row: usize| row / (2 * span) * (span / SPAN) + row % span / SPAN;
+        let (begin, end) = if first / span == last / span {
+            (tile_of(first), tile_of(last) + 1)
+        } else {
+            (first / (2 * span) * (span / SPAN), (last / (2 * span) + 1) * (span / SPAN))
+        };
+        (begin, end - begin)
+    }
+
     /// Queues decoding rows `first` to `first + rows` to `out`, in `dtype`.
     ///
     /// # Errors
@@ -215,11 +227,7 @@ impl Units {
             return Err(Error::Request(format!("{OP}: rows {first} to {} of {}", first + rows, self.rows)));
         }
         let first = self.first + first;
-        // Rows as they come have tiles of their own; else all tiles may have one.
-        let (first_tile, tiles) = match self.span {
-            SPAN => (first / TILE, (first + rows).div_ceil(TILE) - first / TILE),
-            _ => (0, self.of / TILE),
-        };
+        let (first_tile, tiles) = self.tiles_of(first, rows);
         let arguments = DecodeUnitsArgs {
             cols: dimension(OP, self.cols)?,
             span: dimension(OP, self.span)?,
@@ -378,5 +386,34 @@ pub(super) fn rows_of_kernel(n: u32) -> u32 {
         1 => 1,
         2..=4 => 4,
         _ => MAX_ROWS,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every row of some is in one of the tiles, and of rows of one span no tile is without one.
+    #[test]
+    fn tiles_of_rows_have_them_all() {
+        let shape = UnitShape { cols: 256, bytes: 2304 };
+        let of = 256;
+        for span in [8, 32, 64, 128] {
+            let at = DevicePtr::from_raw(0);
+            let units =
+                Units { at, format: MatrixFormat::Q4_K, shape, rows: of, cols: 256, span, first: 0, of };
+            for (first, rows) in [(0, of), (0, 1), (5, 3), (8, 16), (60, 9), (64, 64), (100, 156), (255, 1)] {
+                let (begin, tiles) = units.tiles_of(first, rows);
+                let found: Vec<usize> = (first..first + rows)
+                    .map(|row| kernels::place(row as u32, span as u32).0 as usize)
+                    .collect();
+                let (least, most) = (found.iter().min().unwrap(), found.iter().max().unwrap());
+                assert!(begin <= *least && *most < begin + tiles, "span {span}, {rows} rows from {first}");
+                assert!(begin + tiles <= of / TILE);
+                if first / span == (first + rows - 1) / span {
+                    assert_eq!((begin, tiles), (*least, most - least + 1));
+                }
+            }
+        }
     }
 }

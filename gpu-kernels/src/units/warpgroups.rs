@@ -40,7 +40,7 @@ pub const MAX_STAGES: u32 = 8;
 const BRINGERS: u32 = 128;
 const ARRANGERS: u32 = BRINGERS / 32 - 2;
 
-/// Threads of a block: those that bring inputs, and a warp for each tile of a group.
+/// Threads of a block: those that bring units and inputs, and a warp for each tile of a group.
 pub const BLOCK_SIZE: u32 = BRINGERS + 32 * GROUP_TILES;
 
 /// Steps of inputs that are in shared memory, or on their way. A stage is always the same warp's: who skipped a phase of its barrier could not tell the next
@@ -274,7 +274,7 @@ unsafe fn arrange<const N: usize>(step: Shared<[u32; 4]>) {
 
 /// `2 N` rows of inputs at a time.
 ///
-/// Grid `[blocks * parts, 1, 1]`, blocks from 1 to the items, `2 N * parts` at least `n`; block `[threads(N / 4), 1, 1]`; dynamic shared memory [`shared_bytes`] of 1 to
+/// Grid `[blocks * parts, 1, 1]`, blocks from 1 to the items, `2 N * parts` at least `n`; block `[BLOCK_SIZE, 1, 1]`; dynamic shared memory [`shared_bytes`] of 1 to
 /// [`MAX_STAGES`] stages.
 ///
 /// # Safety
