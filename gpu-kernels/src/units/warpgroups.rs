@@ -1,4 +1,4 @@
-//! [`halves`](super::halves) on the tensor cores' instruction of a warpgroup, `wgmma`. sm_90a.
+//! [These products](super::halves) by the tensor cores' instruction of a warpgroup, `wgmma`. sm_90a.
 //!
 //! Weights are decoded to the same operands, which `wgmma` takes from registers; inputs it reads from shared memory by itself, so that a warp issues one
 //! instruction where it issued one for each eight rows of inputs and loaded them before.
@@ -9,7 +9,7 @@
 //! the places of columns `2 c`, `2 c + 1`, `8 + 2 c` and `9 + 2 c` of an operand, so inputs go to the same places, 16 columns among themselves. (Who copies cannot move them: the fence behind
 //! that takes time, and waits for all copies of a thread that are under way.) Each warp of the other warpgroups has a tile, and decodes the next operand while a product runs.
 //!
-//! Shares, and sums of groups that lie in several, are those of [`halves`](super::halves); warps add up their own tiles.
+//! Shares, and sums of groups that lie in several, are as [there](super::halves); warps add up their own tiles.
 
 use cuda_std::prelude::*;
 
