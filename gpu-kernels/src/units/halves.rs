@@ -93,6 +93,35 @@ pub struct MatmulHalves {
     pub counters: *mut u32,
 }
 
+/// How blocks share the items: groups of tiles times the units of a row, in a row.
+#[device]
+#[derive(Clone, Copy)]
+pub(super) struct Shares {
+    pub(super) blocks: u32,
+    pub(super) items: u32,
+    /// Of a row.
+    pub(super) units: u32,
+}
+
+#[device]
+impl Shares {
+    /// The first item of a block.
+    #[inline(always)]
+    pub(super) fn begin(self, block: u32) -> u32 {
+        divide(block * self.items, self.blocks).0
+    }
+
+    /// The block that has an item.
+    #[inline(always)]
+    pub(super) fn holder(self, item: u32) -> u32 {
+        let mut block = divide(item * self.blocks, self.items).0;
+        while self.begin(block + 1) <= item {
+            block += 1;
+        }
+        block
+    }
+}
+
 /// What a warp has of its tiles and eight rows of inputs `G` times: rows `lane / 4` and 8 more of a tile, input rows `2 * (lane % 4)` and the next.
 #[device]
 type Sums<const G: usize> = [[[f32; 4]; G]; TILES];
@@ -267,8 +296,8 @@ pub unsafe fn halves<W: Halves, const G: usize>(a: MatmulHalves) {
     let blocks = divide(thread::grid_dim_x(), parts).0;
     let (tiles, units) = (rows / ROWS, divide(cols, W::COLS).0);
     let items = tiles.div_ceil(GROUP_TILES) * units;
-    let share = |block: u32| divide(block * items, blocks).0;
-    let (from, to) = (share(block), share(block + 1));
+    let shares = Shares { blocks, items, units };
+    let (from, to) = (shares.begin(block), shares.begin(block + 1));
     let shared = dynamic_shared::<u8>();
     let (group, unit) = divide(from, units);
     let first_input = 8 * groups * part;
@@ -387,7 +416,7 @@ pub unsafe fn halves<W: Halves, const G: usize>(a: MatmulHalves) {
                 } else {
                     // Where a block keeps what it has of a group: of its first one, or of its last.
                     let piece = |of: u32| {
-                        let is_first = divide(share(of), units).0 == group;
+                        let is_first = divide(shares.begin(of), units).0 == group;
                         let piece = (of * parts + part) * 2 + u32::from(!is_first);
                         let place = offset(piece, partial_values(groups), (warp_id * 32 + lane) * 4);
                         partial.add(place).cast::<[f32; 4]>()
@@ -396,15 +425,8 @@ pub unsafe fn halves<W: Halves, const G: usize>(a: MatmulHalves) {
                     let mine = piece(block);
                     repeat(TILES, |j| repeat(G, |g| memory::store(mine.add(place(j, g)), sums[j][g])));
                     // The blocks that have a part of it.
-                    let (first, last) = (group * units, (group + 1) * units - 1);
-                    let holder = |item: u32| {
-                        let mut of = divide(item * blocks, items).0;
-                        while share(of + 1) <= item {
-                            of += 1;
-                        }
-                        of
-                    };
-                    let (first, last) = (holder(first), holder(last));
+                    let (first, last) =
+                        (shares.holder(group * units), shares.holder((group + 1) * units - 1));
                     let counter = counters.add(offset(group, parts, part));
                     if is_last_block(counter, last - first + 1, shared_array![u32; 1]) {
                         sums = [[[0.0; 4]; G]; TILES];

@@ -13,6 +13,8 @@
 
 use cuda_std::prelude::*;
 
+#[device]
+use super::halves::Shares;
 use super::halves::{GROUP_TILES, MatmulHalves, partial_values};
 #[device]
 use crate::{
@@ -332,35 +334,6 @@ where
             wgmma::increase_registers::<104>();
             multiply(&a, &room, shares, [block, part], [from, to]);
         }
-    }
-}
-
-/// How blocks share the items: groups of tiles times the units of a row, in a row.
-#[device]
-#[derive(Clone, Copy)]
-struct Shares {
-    blocks: u32,
-    items: u32,
-    /// Of a row.
-    units: u32,
-}
-
-#[device]
-impl Shares {
-    /// The first item of a block.
-    #[inline(always)]
-    fn begin(self, block: u32) -> u32 {
-        divide(block * self.items, self.blocks).0
-    }
-
-    /// The block that has an item.
-    #[inline(always)]
-    fn holder(self, item: u32) -> u32 {
-        let mut block = divide(item * self.blocks, self.items).0;
-        while self.begin(block + 1) <= item {
-            block += 1;
-        }
-        block
     }
 }
 
