@@ -27,6 +27,8 @@ pub mod q5_k;
 pub mod q6_k;
 pub mod q8_0;
 #[cfg(feature = "matmul")]
+mod shares;
+#[cfg(feature = "matmul")]
 pub mod warpgroups;
 
 use crate::blocks::Embed;

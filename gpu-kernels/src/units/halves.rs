@@ -15,6 +15,8 @@
 use cuda_std::prelude::*;
 
 #[device]
+use super::shares::{Shares, store};
+#[device]
 use crate::{
     fused::{launch_dependents, wait_for_dependencies},
     grid::{divide, is_last_block, offset, repeat},
@@ -23,7 +25,6 @@ use crate::{
 #[device]
 use cuda_std::{
     async_copy::bulk_copy,
-    atomic::{AtomicAdd, Ordering, Scope},
     mbarrier::{self, Mbarrier},
     memory,
     mma::MmaElement,
@@ -91,35 +92,6 @@ pub struct MatmulHalves {
     pub partial: *mut f32,
     /// u32 `[groups of tiles, parts]`, zeros
     pub counters: *mut u32,
-}
-
-/// How blocks share the items: groups of tiles times the units of a row, in a row.
-#[device]
-#[derive(Clone, Copy)]
-pub(super) struct Shares {
-    pub(super) blocks: u32,
-    pub(super) items: u32,
-    /// Of a row.
-    pub(super) units: u32,
-}
-
-#[device]
-impl Shares {
-    /// The first item of a block.
-    #[inline(always)]
-    pub(super) fn begin(self, block: u32) -> u32 {
-        divide(block * self.items, self.blocks).0
-    }
-
-    /// The block that has an item.
-    #[inline(always)]
-    pub(super) fn holder(self, item: u32) -> u32 {
-        let mut block = divide(item * self.blocks, self.items).0;
-        while self.begin(block + 1) <= item {
-            block += 1;
-        }
-        block
-    }
 }
 
 /// What a warp has of its tiles and eight rows of inputs `G` times: rows `lane / 4` and 8 more of a tile, input rows `2 * (lane % 4)` and the next.
@@ -288,8 +260,7 @@ unsafe fn multiply<W: Halves, const G: usize>(stage: Shared<u8>, sums: &mut Sums
     requires = "sm_90",
 )]
 pub unsafe fn halves<W: Halves, const G: usize>(a: MatmulHalves) {
-    let MatmulHalves { n, rows, cols, out_stride, accumulate, stages, span, parts, .. } = a;
-    let MatmulHalves { first_row, num_rows, scale, x, weight, out, partial, counters, .. } = a;
+    let MatmulHalves { n, rows, cols, stages, parts, x, weight, partial, counters, .. } = a;
     let groups = const { G as u32 };
     launch_dependents();
     let (block, part) = divide(thread::block_idx_x(), parts);
@@ -383,50 +354,24 @@ pub unsafe fn halves<W: Halves, const G: usize>(a: MatmulHalves) {
             }
             (i, unit) = (i + 1, unit + 1);
             if unit == units || i == to {
-                // Of every sum its place.
                 let store = |sums: &Sums<G>| {
                     repeat(TILES, |j| {
                         let tile = group * GROUP_TILES + warp_id * TILES as u32 + j as u32;
-                        let low = row_of(tile, lane / 4, span);
-                        repeat(2, |r| {
-                            let row = low + r as u32 * span;
-                            if tile >= tiles || row < first_row || row - first_row >= num_rows {
-                                return;
-                            }
-                            let column = first_input + lane % 4 * 2;
-                            let out = out.add(offset(column, out_stride, row - first_row));
-                            repeat(2 * G, |i| {
-                                let input = 8 * (i as u32 / 2) + i as u32 % 2;
-                                if column + input < n {
-                                    let out = out.add(offset(input, out_stride, 0));
-                                    let product = sums[j][i / 2][2 * r + i % 2] * (scale / HALVES_FACTOR);
-                                    if accumulate == 0 {
-                                        *out = product;
-                                    } else {
-                                        // Nobody else adds to it: atomic, so as not to wait for what is there.
-                                        f32::fetch_add(out, product, Ordering::Relaxed, Scope::Device);
-                                    }
-                                }
-                            });
-                        });
+                        store(&a, tile, first_input, 2 * G, |i| sums[j][i / 4][i % 4]);
                     });
                 };
                 if i - begin == units {
                     store(&sums);
                 } else {
-                    // Where a block keeps what it has of a group: of its first one, or of its last.
                     let piece = |of: u32| {
-                        let is_first = divide(shares.begin(of), units).0 == group;
-                        let piece = (of * parts + part) * 2 + u32::from(!is_first);
+                        let piece = shares.piece(of, group, [parts, part]);
                         let place = offset(piece, partial_values(groups), (warp_id * 32 + lane) * 4);
                         partial.add(place).cast::<[f32; 4]>()
                     };
                     let place = |j: usize, g: usize| (j * G + g) * BLOCK_SIZE as usize;
                     let mine = piece(block);
                     repeat(TILES, |j| repeat(G, |g| memory::store(mine.add(place(j, g)), sums[j][g])));
-                    // The blocks that have a part of it.
-                    let (first, last) =
-                        (shares.holder(group * units), shares.holder((group + 1) * units - 1));
+                    let [first, last] = shares.holders(group);
                     let counter = counters.add(offset(group, parts, part));
                     if is_last_block(counter, last - first + 1, shared_array![u32; 1]) {
                         sums = [[[0.0; 4]; G]; TILES];

@@ -202,7 +202,6 @@ impl Blocks {
     fn halves_of_nibbles(&self, words: [u32; 2], pair: u32) -> [[u32; 4]; 2] {
         const LOW: u32 = 0x000f_000f;
         const HIGH: u32 = 0x00f0_00f0;
-        const BIT: u32 = 0x6400_6400;
         const SIXTEENTH: u32 = f16x2::splat(f16::from_f32_const(1.0 / 16.0));
         const LESS: u32 = f16x2::splat(f16::from_f32_const(-64.0));
         let [scales, less] = self.factors(pair);
@@ -210,8 +209,8 @@ impl Blocks {
         repeat(4, |i| {
             let (r, apart) = (i % 2, i / 2);
             let word = words[r] >> (8 * apart);
-            let low = f16x2::sub(f16x2::masked(word, LOW, BIT), UNSIGNED);
-            let high = f16x2::mul_add(f16x2::masked(word, HIGH, BIT), SIXTEENTH, LESS);
+            let low = f16x2::sub(f16x2::masked(word, LOW, UNSIGNED), UNSIGNED);
+            let high = f16x2::mul_add(f16x2::masked(word, HIGH, UNSIGNED), SIXTEENTH, LESS);
             repeat(2, |half| {
                 let value = if half == 0 { low } else { high };
                 operands[half][2 * apart + r] = f16x2::mul_add(value, scales[r], less[r]);

@@ -13,9 +13,9 @@
 
 use cuda_std::prelude::*;
 
-#[device]
-use super::halves::Shares;
 use super::halves::{GROUP_TILES, MatmulHalves, partial_values};
+#[device]
+use super::shares::{Shares, store};
 #[device]
 use crate::{
     fused::{launch_dependents, wait_for_dependencies},
@@ -76,7 +76,7 @@ impl<W: Unit, const N: usize> Room<W, N> {
     /// Rows of inputs.
     const INPUTS: u32 = 2 * N as u32;
     /// Bytes of a step.
-    const STEP_BYTES: u32 = Self::INPUTS * STEP * 2;
+    const STEP_BYTES: u32 = input_bytes(N as u32 / 4);
 
     /// # Safety
     /// All threads of the block call it together; shared memory is as the kernel says.
@@ -423,15 +423,13 @@ unsafe fn finish<const N: usize>(
     is_whole: bool,
 ) {
     let &MatmulHalves { parts, partial, counters, .. } = a;
-    let (lane, units) = (warp::lane_id(), shares.units);
+    let lane = warp::lane_id();
     let groups = const { N as u32 / 4 };
     // SAFETY: the caller's promise; pieces that are read were left before their warps counted.
     unsafe {
         if !is_whole {
-            // Where a block keeps what it has of a group: of its first one, or of its last.
             let piece = |of: u32| {
-                let is_first = divide(shares.begin(of), units).0 == group;
-                let piece = (of * parts + part) * 2 + u32::from(!is_first);
+                let piece = shares.piece(of, group, [parts, part]);
                 let place = offset(piece, partial_values(groups), (warp_id * 32 + lane) * 4);
                 partial.add(place).cast::<[f32; 4]>()
             };
@@ -441,8 +439,7 @@ unsafe fn finish<const N: usize>(
                 let values = [sums[4 * g], sums[4 * g + 1], sums[4 * g + 2], sums[4 * g + 3]];
                 memory::store(mine.add(place(g)), values);
             });
-            // The blocks that have a part of it.
-            let (first, last) = (shares.holder(group * units), shares.holder((group + 1) * units - 1));
+            let [first, last] = shares.holders(group);
             let counter = counters.add(offset(group * parts + part, GROUP_TILES, warp_id));
             sync_warp(FULL_MASK);
             let mut before = 0;
@@ -474,42 +471,6 @@ unsafe fn finish<const N: usize>(
                 of += 2;
             }
         }
-        store::<N>(a, sums, group * GROUP_TILES + warp_id, part);
+        store(a, group * GROUP_TILES + warp_id, 2 * N as u32 * part, N / 2, |i| sums[i]);
     }
-}
-
-/// Stores, or adds, a warp's sums of a tile.
-///
-/// # Safety
-/// As for the kernel.
-#[device]
-#[inline(always)]
-unsafe fn store<const N: usize>(a: &MatmulHalves, sums: &[f32; N], tile: u32, part: u32) {
-    let &MatmulHalves { n, rows, first_row, num_rows, scale, out_stride, accumulate, span, out, .. } = a;
-    let lane = warp::lane_id();
-    let low = row_of(tile, lane / 4, span);
-    let column = 2 * N as u32 * part + lane % 4 * 2;
-    repeat(2, |r| {
-        let row = low + r as u32 * span;
-        if tile >= rows / ROWS || row < first_row || row - first_row >= num_rows {
-            return;
-        }
-        let out = out.wrapping_add(offset(column, out_stride, row - first_row));
-        repeat(N / 2, |i| {
-            let input = 8 * (i as u32 / 2) + i as u32 % 2;
-            if column + input < n {
-                let product = sums[4 * (i / 2) + 2 * r + i % 2] * (scale / HALVES_FACTOR);
-                // SAFETY: such a row of inputs and of weights is there.
-                unsafe {
-                    let out = out.add(offset(input, out_stride, 0));
-                    if accumulate == 0 {
-                        *out = product;
-                    } else {
-                        // Nobody else adds to it: atomic, so as not to wait for what is there.
-                        f32::fetch_add(out, product, Ordering::Relaxed, Scope::Device);
-                    }
-                }
-            }
-        });
-    });
 }

@@ -84,5 +84,6 @@ mod tests {
     fn bytes_are_taken_from_both() {
         assert_eq!(bytes(0x3322_1100, 0x7766_5544, 0x4140), 0x4411_4400);
         assert_eq!(bytes(0x3322_1100, 0x7766_5544, 0x7531), 0x7755_3311);
+        assert_eq!(masked(0x3322_1100, 0x000f_000f, 0x6400_6400), 0x6402_6400);
     }
 }
