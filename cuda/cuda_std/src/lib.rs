@@ -81,6 +81,8 @@ pub mod wgmma;
 mod target;
 
 pub use bits::Bits;
+#[doc(hidden)]
+pub use cuda_std_macros::__kernel_of_list;
 pub use cuda_std_macros::{device, kernel, kernel_args, shared_array};
 pub use element::{Element, PackedElement, note_out_of_range};
 pub use half;

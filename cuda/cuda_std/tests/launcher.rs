@@ -145,6 +145,26 @@ fn entries_are_named_and_found_by_their_values() {
     assert_eq!((kernel.max_threads, kernel.min_blocks, kernel.parameters), (256, 1, &[4, 8, 4, 8][..]));
 }
 
+macro_rules! halves {
+    ($call:path, $($rest:tt)*) => { $call! { [f16, bf16] $($rest)* } };
+}
+
+/// Of a list that a macro holds.
+///
+/// # Safety
+/// Nothing runs.
+#[kernel((E, X) = [(f32, f32)], N = [few: 4], H = [f32, halves!], name = "listed_{H}_{N}")]
+pub unsafe fn listed<E: Element, X: Element, H: Element, const N: usize>(a: Scale<E, X>) {
+    // SAFETY: nothing runs.
+    unsafe { *a.out = E::from_f32(H::from_f32(N as f32).to_f32()) }
+}
+
+#[test]
+fn lists_of_macros_are_among_others() {
+    let names: Vec<_> = listed().instances().iter().map(|instance| instance.kernel.name).collect();
+    assert_eq!(names, ["listed_f32_few", "listed_f16_few", "listed_bf16_few"]);
+}
+
 /// Keeps the parameters of a launch as bytes.
 #[derive(Default)]
 struct Bytes(RefCell<Vec<Vec<u8>>>);

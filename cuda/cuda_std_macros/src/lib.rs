@@ -11,6 +11,7 @@ mod arguments;
 mod attribute;
 mod instances;
 mod kernel;
+mod lists;
 mod observe;
 #[cfg(test)]
 mod refusals;
@@ -73,6 +74,14 @@ mod substitute;
 /// label, which stands for it (for the first of several) in the entry's name. Values are types and numbers. A name need
 /// not be a parameter of the function: `min_blocks = B` takes its number from a list, too.
 ///
+/// Values that several kernels share stand in a macro: `E = [f32, halves!]` has those of
+///
+/// ```ignore
+/// macro_rules! halves {
+///     ($call:path, $($rest:tt)*) => { $call! { [f16, bf16] $($rest)* } };
+/// }
+/// ```
+///
 /// Behind the arguments there may be shared arrays, `#[shared(length)] name: Shared<T>`: the length may be computed from the
 /// names of the lists, which that of a [`shared_array!`] in the function cannot be.
 ///
@@ -85,9 +94,22 @@ mod substitute;
 /// lead to global memory, and loads through them with slower generic instructions.
 #[proc_macro_attribute]
 pub fn kernel(attribute: TokenStream, item: TokenStream) -> TokenStream {
+    match lists::named(&attribute.clone().into(), &item.clone().into()) {
+        Ok(None) => {}
+        Ok(Some(call)) => return call.into(),
+        Err(error) => return error.into_compile_error().into(),
+    }
     let arguments = parse_macro_input!(attribute as attribute::Attribute);
     let function = parse_macro_input!(item as syn::ItemFn);
     kernel::expand(&arguments, &function).unwrap_or_else(syn::Error::into_compile_error).into()
+}
+
+/// A [`kernel`](macro@kernel) whose attribute named a list, once the list's macro has said what is in it; never written by hand.
+#[proc_macro]
+#[doc(hidden)]
+pub fn __kernel_of_list(input: TokenStream) -> TokenStream {
+    let kernel = parse_macro_input!(input as lists::KernelOfList);
+    kernel.expand().unwrap_or_else(syn::Error::into_compile_error).into()
 }
 
 /// Makes a struct the arguments of kernels: see [`kernel`](macro@kernel).

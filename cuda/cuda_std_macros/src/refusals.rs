@@ -2,7 +2,7 @@
 //! that do not compile.
 
 use crate::attribute::Attribute;
-use crate::{arguments, kernel};
+use crate::{arguments, kernel, lists};
 
 /// What the macro says of `#[kernel(attribute)] function`.
 fn refusal(attribute: &str, function: &str) -> String {
@@ -74,4 +74,27 @@ fn what_is_right_is_a_kernel() {
     let bounds = syn::parse_str::<Attribute>("max_threads = 256, min_blocks = 2, requires = \"sm_90\"");
     let function = syn::parse_str("pub unsafe fn right(_n: u32, _x: *const f32, _out: *mut f32) {}").unwrap();
     assert!(kernel::expand(&bounds.unwrap(), &function).is_ok());
+}
+
+#[test]
+fn lists_that_a_macro_holds() {
+    let call = |attribute: &str| {
+        let attribute = attribute.parse().unwrap();
+        lists::named(
+            &attribute,
+            &quote::quote!(
+                unsafe fn listed<E>(a: Args<E>) {}
+            ),
+        )
+    };
+    assert!(call("E = [f32], name = \"all_{E}\"").unwrap().is_none());
+    let call_of = call("E = [f32, floats!], name = \"all_{E}\"").unwrap().unwrap().to_string();
+    assert!(call_of.starts_with("floats ! {"), "{call_of}");
+    for (attribute, expected) in [
+        ("E = [!]", "expected the name of a list before `!`"),
+        ("E = [floats!], W = [formats!]", "values of one list only"),
+    ] {
+        let message = call(attribute).unwrap_err().to_string();
+        assert!(message.contains(expected), "{attribute}: {message}");
+    }
 }
