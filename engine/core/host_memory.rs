@@ -5,6 +5,7 @@
 
 use crate::error::Error;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 const MIB: f64 = 1024.0 * 1024.0;
 
@@ -23,6 +24,24 @@ pub fn refused(what: &str, bytes: usize) -> Error {
 /// The error of threads that the system did not start, mostly for want of memory for their stacks; `what` they were for.
 pub fn no_thread(what: &str, why: impl std::fmt::Display) -> Error {
     Error::Memory(format!("{what}: no thread could be started: {why}"))
+}
+
+/// Whether the system starts so many threads at once, for who would wait without end for those before one that it does not start. The memory of their
+/// stacks is kept for the next.
+///
+/// # Errors
+/// [`Error::Memory`] if it does not; `what` they were for.
+pub fn try_threads(what: &str, count: usize) -> Result<(), Error> {
+    let gate = Mutex::new(());
+    std::thread::scope(|scope| {
+        // None ends before all were started.
+        let closed = gate.lock();
+        let started = (0..count).try_for_each(|_| {
+            std::thread::Builder::new().spawn_scoped(scope, || drop(gate.lock())).map(drop)
+        });
+        drop(closed);
+        started.map_err(|error| no_thread(what, error))
+    })
 }
 
 /// Makes room for `more` values behind those of `values`; `what` they are for.

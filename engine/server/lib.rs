@@ -182,9 +182,12 @@ impl Server {
     ) -> Result<()> {
         let Self { config, hosts, listener } = self;
         let io = |error| Error::io("the server's runtime", error);
+        let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
+        // Tokio waits without end for the first of them where the system does not start the second.
+        host_memory::try_threads("the server", workers)?;
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         runtime
-            .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8))
+            .worker_threads(workers)
             .max_blocking_threads(work::TEXT_THREADS)
             .thread_name("http")
             .enable_all();
