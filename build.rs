@@ -10,8 +10,8 @@ use std::{fs, io};
 
 /// Of zstd, up to 22: 19 would make it a tenth smaller in ten times the time.
 const LEVEL: i32 = 12;
-/// How far back repetitions are looked for: all of a text, 16 MiB.
-const WINDOW_LOG: u32 = 24;
+/// How far back repetitions are looked for: all of a text, 32 MiB.
+const WINDOW_LOG: u32 = 25;
 
 fn main() -> ExitCode {
     println!("cargo:rerun-if-changed=../../build.rs");

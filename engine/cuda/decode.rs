@@ -3,41 +3,126 @@
 use super::device::Device;
 use super::launch::{dimension, elements_of_rows, launch};
 use super::tensor::Activation;
-use super::units::UnitMatrix;
-use super::variant::Operation;
+use super::units::{UnitMatrix, Units};
+use super::variant::{KernelChoice, select, variants};
 use super::weight::{BlockMatrix, Values};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use gpu_kernels::blocks::{BLOCK_SIZE, DecodeArgs, decode as plain};
+use crate::formats::MatrixFormat;
+use cuda_std::launch::{DevicePtr, DevicePtrMut, Kernels};
+use gpu_kernels::blocks::{self, BLOCK_SIZE, DecodeArgs};
 use gpu_kernels::units;
 
 const OP: &str = "decode";
 
-/// What there is to know of the operation.
-pub(crate) fn operation() -> Operation {
-    Operation::single(OP, &[plain().instances(), units::decode().instances()])
+/// Rows of a matrix, and where their values go.
+pub(super) struct Case {
+    matrix: Matrix,
+    dtype: Dtype,
+    out: DevicePtrMut<u8>,
+}
+
+enum Matrix {
+    Blocks(BlockRows),
+    Units(Units),
+}
+
+/// `[rows, cols]` in blocks, as a file has them.
+#[derive(Clone, Copy)]
+pub(super) struct BlockRows {
+    pub at: DevicePtr<u8>,
+    pub format: MatrixFormat,
+    pub rows: usize,
+    pub cols: usize,
+}
+
+type Launch = unsafe fn(&Device, &Case) -> Result<()>;
+
+variants! { Case, Launch;
+    "eights" [blocks::decode_eights]: in_blocks => |device, case| unsafe { launch_rows(device, case, blocks::decode_eights(), EIGHT) };
+    "plain" [blocks::decode, units::decode]: any => |device, case| unsafe { launch_rows(device, case, blocks::decode(), 1) };
+}
+
+/// Values of a thread.
+const EIGHT: usize = 8;
+
+fn any(_: &Case) -> Result<(), &'static str> {
+    Ok(())
+}
+
+fn in_blocks(case: &Case) -> Result<(), &'static str> {
+    if matches!(case.matrix, Matrix::Blocks(_)) { Ok(()) } else { Err("the matrix was repacked") }
+}
+
+/// # Safety
+/// `out` has room for the rows; `kernels` decode `values` of them a thread.
+unsafe fn launch_rows(
+    device: &Device,
+    case: &Case,
+    kernels: &'static Kernels<DecodeArgs>,
+    values: usize,
+) -> Result<()> {
+    match case.matrix {
+        // SAFETY: the caller's promise.
+        Matrix::Blocks(rows) => unsafe { rows.decode(device, kernels, values, case.dtype, case.out) },
+        // SAFETY: the caller's promise.
+        Matrix::Units(units) => unsafe { units.decode(device, 0, units.rows, case.dtype, case.out) },
+    }
+}
+
+impl BlockRows {
+    /// Queues decoding them to `out`, in `dtype`, with the fastest kernel.
+    ///
+    /// # Errors
+    /// [`Error::Request`] if a dimension is beyond 32 bits, or what the device says.
+    ///
+    /// # Safety
+    /// `out` has room for them, aligned to 16 bytes, and nothing else uses it.
+    pub unsafe fn decode_eights(&self, device: &Device, dtype: Dtype, out: DevicePtrMut<u8>) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.decode(device, blocks::decode_eights(), EIGHT, dtype, out) }
+    }
+
+    /// # Safety
+    /// As [`launch_rows`].
+    unsafe fn decode(
+        &self,
+        device: &Device,
+        kernels: &'static Kernels<DecodeArgs>,
+        values: usize,
+        dtype: Dtype,
+        out: DevicePtrMut<u8>,
+    ) -> Result<()> {
+        let (rows, cols) = (dimension(OP, self.rows)?, dimension(OP, self.cols)?);
+        let arguments = DecodeArgs { cols, blocks: self.at, out };
+        let config = elements_of_rows(rows, dimension(OP, self.cols / values)?, BLOCK_SIZE);
+        let chosen = [self.format.name().into(), dtype.name().into()];
+        // SAFETY: a row of blocks for each row, whose blocks are whole eights; the caller vouches for `out`.
+        unsafe { launch(device, kernels, &chosen, &config, arguments) }
+    }
 }
 
 /// The values of a matrix, exactly as the host decodes them, then rounded to the format of `out`: `[rows, cols]`.
 ///
 /// # Errors
 /// [`Error::Request`] if it is not one in blocks, or the shapes do not fit, or what the device says.
-pub(crate) fn decode(device: &Device, matrix: &Values, out: &mut Activation) -> Result<()> {
+pub(crate) fn decode(
+    device: &Device,
+    choice: &KernelChoice,
+    matrix: &Values,
+    out: &mut Activation,
+) -> Result<()> {
     let dtype = out.dtype;
-    match matrix {
-        Values::Float(_) => Err(Error::Request(format!("{OP}: expected a matrix in blocks"))),
-        Values::Units(UnitMatrix { units, .. }) => {
-            out.expect(OP, "out", dtype, units.rows, units.cols)?;
-            // SAFETY: `out` has room for the rows, checked above.
-            unsafe { units.decode(device, 0, units.rows, dtype, out.ptr_mut()) }
-        }
+    let (matrix, rows, cols) = match matrix {
+        Values::Float(_) => return Err(Error::Request(format!("{OP}: expected a matrix in blocks"))),
+        Values::Units(UnitMatrix { units, .. }) => (Matrix::Units(*units), units.rows, units.cols),
         &Values::Blocks(BlockMatrix { ref data, format, rows, cols }) => {
-            out.expect(OP, "out", dtype, rows, cols)?;
-            let (rows, cols) = (dimension(OP, rows)?, dimension(OP, cols)?);
-            let arguments = DecodeArgs { cols, blocks: data.ptr(), out: out.ptr_mut() };
-            let config = elements_of_rows(rows, cols, BLOCK_SIZE);
-            let values = [format.name().into(), dtype.name().into()];
-            // SAFETY: a row of blocks for each row; `out` has room for them, checked above.
-            unsafe { launch(device, plain(), &values, &config, arguments) }
+            (Matrix::Blocks(BlockRows { at: data.ptr(), format, rows, cols }), rows, cols)
         }
-    }
+    };
+    out.expect(OP, "out", dtype, rows, cols)?;
+    let case = Case { matrix, dtype, out: out.ptr_mut() };
+    let variant = select(OP, VARIANTS, &case, choice.get(OP))?;
+    // SAFETY: `out` has room for the rows, checked above.
+    unsafe { (variant.launch)(device, &case) }
 }

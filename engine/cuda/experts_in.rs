@@ -9,9 +9,9 @@ use super::variant::{KernelChoice, select, variants};
 use super::weight::Weight;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig, Value};
+use cuda_std::launch::{DevicePtr, DevicePtrMut, Kernels, LaunchConfig, Value};
 use gpu_kernels::experts_in::units::{self, ExpertsInUnitsArgs};
-use gpu_kernels::experts_in::{BLOCK_SIZE, ExpertsInArgs, WARPS_PER_BLOCK, plain};
+use gpu_kernels::experts_in::{BLOCK_SIZE, ExpertsInArgs, WARPS_PER_BLOCK, eights, plain};
 
 pub(super) const OP: &str = "experts_in";
 
@@ -35,7 +35,8 @@ pub(super) struct Case {
 
 variants! { Case, Launch<Case>;
     UNITS [units::one, units::sorted]: is_in_units => launch_units;
-    "plain" [plain]: is_in_rows => launch_plain;
+    "eights" [eights]: is_in_blocks => |device, case| unsafe { launch_rows(device, case, of_eights) };
+    "plain" [plain]: is_in_rows => |device, case| unsafe { launch_rows(device, case, |_, _| None) };
 }
 
 fn is_in_units(case: &Case) -> Result<(), &'static str> {
@@ -51,6 +52,18 @@ fn is_in_units(case: &Case) -> Result<(), &'static str> {
 fn is_in_rows(case: &Case) -> Result<(), &'static str> {
     let in_rows = [&case.gate, &case.up].iter().all(|matrices| matrices.place.units().is_none());
     if in_rows { Ok(()) } else { Err("the weights were repacked") }
+}
+
+fn is_in_blocks(case: &Case) -> Result<(), &'static str> {
+    is_in_rows(case)?;
+    let in_blocks = [&case.gate, &case.up].iter().any(|matrices| of_eights(case, matrices).is_some());
+    if in_blocks { Ok(()) } else { Err("the weights are floats, or x is bf16") }
+}
+
+/// The kernel that takes eight columns at a time, if these matrices are in blocks.
+fn of_eights(case: &Case, matrices: &Matrices) -> Option<&'static Kernels<ExpertsInArgs>> {
+    let formats = [matrices.format.into(), case.x_dtype.name().into()];
+    eights().get(&formats).map(|_| eights())
 }
 
 /// # Safety
@@ -100,7 +113,11 @@ unsafe fn launch_units(device: &Device, case: &Case) -> Result<()> {
 
 /// # Safety
 /// The case is whole, its matrices in rows.
-unsafe fn launch_plain(device: &Device, case: &Case) -> Result<()> {
+unsafe fn launch_rows(
+    device: &Device,
+    case: &Case,
+    preferred: fn(&Case, &Matrices) -> Option<&'static Kernels<ExpertsInArgs>>,
+) -> Result<()> {
     let &Case { n, num_chosen, cols, width, x_dtype, x, chosen, ref gate, ref up, inner, .. } = case;
     let grid = [dimension(OP, n * num_chosen)?, dimension(OP, width)?.div_ceil(WARPS_PER_BLOCK), 1];
     let config = LaunchConfig { grid, block: [BLOCK_SIZE, 1, 1], shared_bytes: 0 };
@@ -120,7 +137,10 @@ unsafe fn launch_plain(device: &Device, case: &Case) -> Result<()> {
         let formats = [matrices.format.into(), x_dtype.name().into()];
         // SAFETY: blocks for each row and each of its experts, a warp for each of their values; the kernel takes no expert that is
         // not there; the caller vouches for the case.
-        unsafe { launch(device, plain(), &formats, &config, arguments)? }
+        unsafe {
+            let kernels = preferred(case, matrices).unwrap_or(plain());
+            launch(device, kernels, &formats, &config, arguments)?;
+        }
     }
     Ok(())
 }

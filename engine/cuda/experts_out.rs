@@ -8,9 +8,9 @@ use super::tensor::Tensor;
 use super::variant::{KernelChoice, select, variants};
 use super::weight::Weight;
 use crate::error::{Error, Result};
-use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig, Value};
+use cuda_std::launch::{DevicePtr, DevicePtrMut, Kernels, LaunchConfig, Value};
 use gpu_kernels::experts_out::units::{self, AddPartsArgs, ExpertsOutUnitsArgs};
-use gpu_kernels::experts_out::{BLOCK_SIZE, ExpertsOutArgs, WARPS_PER_BLOCK, plain};
+use gpu_kernels::experts_out::{BLOCK_SIZE, ExpertsOutArgs, WARPS_PER_BLOCK, eights, plain};
 
 pub(super) const OP: &str = "experts_out";
 
@@ -30,7 +30,8 @@ pub(super) struct Case {
 
 variants! { Case, Launch<Case>;
     UNITS [units::one, units::sorted, units::add_parts]: is_in_units => launch_units;
-    "plain" [plain]: is_in_rows => launch_plain;
+    "eights" [eights]: is_in_blocks => |device, case| unsafe { launch_rows(device, case, eights()) };
+    "plain" [plain]: is_in_rows => |device, case| unsafe { launch_rows(device, case, plain()) };
 }
 
 fn is_in_units(case: &Case) -> Result<(), &'static str> {
@@ -39,6 +40,11 @@ fn is_in_units(case: &Case) -> Result<(), &'static str> {
 
 fn is_in_rows(case: &Case) -> Result<(), &'static str> {
     if case.down.place.units().is_none() { Ok(()) } else { Err("the weights were repacked") }
+}
+
+fn is_in_blocks(case: &Case) -> Result<(), &'static str> {
+    is_in_rows(case)?;
+    if eights().get(&[case.down.format.into()]).is_some() { Ok(()) } else { Err("the weights are floats") }
 }
 
 /// # Safety
@@ -90,7 +96,7 @@ unsafe fn launch_units(device: &Device, case: &Case) -> Result<()> {
 
 /// # Safety
 /// The case is whole, its matrices in rows.
-unsafe fn launch_plain(device: &Device, case: &Case) -> Result<()> {
+unsafe fn launch_rows(device: &Device, case: &Case, kernels: &'static Kernels<ExpertsOutArgs>) -> Result<()> {
     let &Case { n, num_chosen, width, hidden_size, inner, chosen, ref down, out, .. } = case;
     let arguments = ExpertsOutArgs {
         num_experts: dimension(OP, down.count)?,
@@ -107,7 +113,7 @@ unsafe fn launch_plain(device: &Device, case: &Case) -> Result<()> {
     let config = LaunchConfig { grid, block: [BLOCK_SIZE, 1, 1], shared_bytes: 0 };
     // SAFETY: blocks for each row, a warp for each of its values; the kernel takes no expert that is not there; the caller vouches
     // for the case.
-    unsafe { launch(device, plain(), &[down.format.into()], &config, arguments) }
+    unsafe { launch(device, kernels, &[down.format.into()], &config, arguments) }
 }
 
 /// [`crate::ops::experts::ExpertOps::experts_out`]

@@ -18,9 +18,7 @@ use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig, Value};
 use gpu_kernels::fused::units::matmul_add::MatmulUnitsArgs;
 use gpu_kernels::fused::units::{self as fused, MAX_ROWS};
 use gpu_kernels::row_norms::{BLOCK_THREADS, WARPS_PER_BLOCK};
-use gpu_kernels::units::{
-    self as kernels, BLOCK_SIZE, DecodeUnitsArgs, ROWS, RepackArgs, RowNormsUnitsArgs, Unit,
-};
+use gpu_kernels::units::{self as kernels, BLOCK_SIZE, DecodeUnitsArgs, ROWS, RepackArgs, RowNormsUnitsArgs};
 use std::rc::Rc;
 
 pub(crate) const OP: &str = "repack";
@@ -48,18 +46,7 @@ pub(super) struct UnitShape {
 impl UnitShape {
     /// Of the units of a format, if it has them.
     pub fn of(format: MatrixFormat) -> Option<Self> {
-        macro_rules! shapes {
-            ($($name:ident)*) => {
-                match format.name() {
-                    $(stringify!($name) => {
-                        use kernels::$name::$name as Format;
-                        Some(Self { cols: Format::COLS, bytes: Format::BYTES })
-                    })*
-                    _ => None,
-                }
-            };
-        }
-        shapes!(q4_0 q4_k q5_0 q5_k q6_k q8_0)
+        kernels::shape(format.name()).map(|[cols, bytes]| Self { cols, bytes })
     }
 }
 

@@ -1,10 +1,12 @@
 //! Matrices in blocks, as files have them: what is done with a matrix of any format that is not a float one.
 //!
 //! A format is one implementation of [`Blocks`], which says what value stands in a column of a row, and a word in the list below: it has
-//! all the kernels of this file then. They are written to be read, a value at a time.
+//! all the kernels of this file then, which are written to be read, a value at a time, and those of [`few_rows`].
 
 use cuda_std::prelude::*;
 
+pub mod eight;
+pub mod few_rows;
 mod float;
 pub(crate) mod fp4;
 mod grids;
@@ -26,23 +28,27 @@ pub(crate) mod q6_k;
 pub(crate) mod q8_0;
 pub(crate) mod ternary;
 
-/// Calls a macro with the files and names of all formats.
-macro_rules! for_each_format {
-    ($call:ident) => {
+/// Calls a macro with all formats that are none of floats, before what else it gets.
+macro_rules! block_formats {
+    ($call:path, $($rest:tt)*) => {
         $call! {
-            q4_0::q4_0 q4_1::q4_1 q5_0::q5_0 q5_1::q5_1 q8_0::q8_0 q2_k::q2_k q3_k::q3_k q4_k::q4_k q5_k::q5_k q6_k::q6_k
-            iq4::iq4_nl iq4::iq4_xs iq3::iq3_s iq3::iq3_xxs iq2::iq2_s iq2::iq2_xs iq2::iq2_xxs iq1::iq1_s iq1::iq1_m
-            ternary::tq1_0 ternary::tq2_0 fp4::mxfp4 fp4::nvfp4
+            [
+                q4_0::q4_0, q4_1::q4_1, q5_0::q5_0, q5_1::q5_1, q8_0::q8_0, q2_k::q2_k, q3_k::q3_k, q4_k::q4_k, q5_k::q5_k, q6_k::q6_k,
+                iq4::iq4_nl, iq4::iq4_xs, iq3::iq3_s, iq3::iq3_xxs, iq2::iq2_s, iq2::iq2_xs, iq2::iq2_xxs, iq1::iq1_s, iq1::iq1_m,
+                ternary::tq1_0, ternary::tq2_0, fp4::mxfp4, fp4::nvfp4
+            ]
+            $($rest)*
         }
     };
 }
-pub(crate) use for_each_format;
+pub(crate) use block_formats;
 
 #[device]
 use crate::{
+    codes::Codes,
     grid::{offset, repeat, row_and_column},
     row_norms::RowNorms,
-    vector::Saturate,
+    vector::{Saturate, store8},
 };
 
 /// A format on the device; the host's half is `engine/formats`.
@@ -67,6 +73,21 @@ pub trait Blocks {
     unsafe fn in_row(row: *const u8, column: u32) -> f32 {
         // SAFETY: the caller's row has this block.
         unsafe { Self::value(row.add(Self::row_bytes(column)), column % Self::VALUES) }
+    }
+
+    /// The values in the columns `8 eighth` to `8 eighth + 7` of a row.
+    ///
+    /// # Safety
+    /// As [`Blocks::in_row`].
+    #[inline(always)]
+    unsafe fn eight_in_row(row: *const u8, eighth: u32) -> [f32; 8] {
+        let (column, mut values) = (8 * eighth, [0.0; 8]);
+        // SAFETY: the caller's row has this block, and a block whole eights.
+        unsafe {
+            let block = row.add(Self::row_bytes(column));
+            repeat(8, |k| values[k] = Self::value(block, column % Self::VALUES + k as u32));
+        }
+        values
     }
 
     /// Bytes of the whole blocks of `cols` values.
@@ -110,40 +131,8 @@ unsafe fn half(block: *const u8, at: u32) -> f32 {
     Element::to_f32(unsafe { block.add(at as usize).cast::<f16>().read() })
 }
 
-/// Sixteen signed bytes in two registers: a table that needs no memory.
-#[device]
-#[derive(Clone, Copy)]
-struct Codes([u64; 2]);
-
-#[device]
-impl Codes {
-    const fn new(codes: [i8; 16]) -> Self {
-        let mut words = [0; 2];
-        let mut i = 0;
-        while i < 16 {
-            words[i / 8] |= (codes[i] as u8 as u64) << (i % 8 * 8);
-            i += 1;
-        }
-        Self(words)
-    }
-
-    /// Code `i`, which is below 16.
-    #[inline(always)]
-    fn get(self, i: u32) -> f32 {
-        let word = if i < 8 { self.0[0] } else { self.0[1] };
-        f32::from((word >> (i % 8 * 8)) as i8)
-    }
-}
-
 /// Threads of a block of [`decode`] and [`embed`].
 pub const BLOCK_SIZE: u32 = 256;
-/// Threads of a block of [`matmul`].
-pub const MATMUL_THREADS: u32 = 256;
-/// Weight rows that a block of [`matmul`] computes: one a warp.
-pub const WARPS_PER_BLOCK: u32 = MATMUL_THREADS / 32;
-/// Rows of x that share one read of the weights in [`matmul`].
-pub const ROWS_PER_WARP: u32 = 4;
-
 /// `out = values of blocks`.
 #[kernel_args]
 pub struct Decode<E> {
@@ -173,141 +162,87 @@ pub struct Embed {
     pub out: *mut f32,
 }
 
-/// `out[i, o] = scale · Σ_c x[i, c] · weight[o, c]`, added to what is there if `accumulate` is not 0.
-#[kernel_args]
-pub struct Matmul<X> {
-    pub n: u32,
-    pub rows: u32,
-    pub cols: u32,
-    /// From one row of `out` to the next, in values.
-    pub out_stride: u32,
-    pub accumulate: u32,
-    pub scale: f32,
-    /// X `[n, cols]`
-    pub x: *const X,
-    /// `[rows, cols]` in blocks
-    pub weight: *const u8,
-    /// f32 `[n, rows]`, in rows of `out_stride` values
-    pub out: *mut f32,
+/// Each value exactly as the host decodes it, then rounded to nearest even, no f16 to infinity.
+///
+/// Grid `[rows, ceil(cols / BLOCK_SIZE), 1]`, exact in the rows; block `[BLOCK_SIZE, 1, 1]`. One thread a value.
+///
+/// # Safety
+/// Grid and block are as above, arrays have the lengths of [`Decode`], rows are whole blocks, `out` overlaps nothing.
+#[kernel(W = [block_formats!], E = [f32, f16, bf16], name = "decode_{W}_{E}_plain")]
+pub unsafe fn decode<W: Blocks, E: Saturate>(a: Decode<E>) {
+    let Decode { cols, blocks, out } = a;
+    let Some((row, column)) = row_and_column(cols) else { return };
+    // SAFETY: the grid has one row of blocks a row, columns stay below `cols`.
+    unsafe {
+        let value = W::in_row(blocks.add(row as usize * W::row_bytes(cols)), column);
+        *out.add(offset(row, cols, column)) = E::round(value);
+    }
 }
 
-/// Makes the kernels of the formats in the list.
-macro_rules! formats {
-    ($($file:ident::$format:ident)*) => {
-        /// Each value exactly as the host decodes it, then rounded to nearest even, no f16 to infinity.
-        ///
-        /// Grid `[rows, ceil(cols / BLOCK_SIZE), 1]`, exact in the rows; block `[BLOCK_SIZE, 1, 1]`. One thread a value.
-        ///
-        /// # Safety
-        /// Grid and block are as above, arrays have the lengths of [`Decode`], rows are whole blocks, `out` overlaps nothing.
-        #[kernel(W = [$($file::$format),*], E = [f32, f16, bf16], name = "decode_{W}_{E}_plain")]
-        pub unsafe fn decode<W: Blocks, E: Saturate>(a: Decode<E>) {
-            let Decode { cols, blocks, out } = a;
-            let Some((row, column)) = row_and_column(cols) else { return };
-            // SAFETY: the grid has one row of blocks a row, columns stay below `cols`.
-            unsafe {
-                let value = W::in_row(blocks.add(row as usize * W::row_bytes(cols)), column);
-                *out.add(offset(row, cols, column)) = E::round(value);
-            }
-        }
-
-        /// Grid `[num_tokens, ceil(hidden_size / BLOCK_SIZE), 1]`, exact in the rows; block `[BLOCK_SIZE, 1, 1]`. One thread a value.
-        ///
-        /// # Safety
-        /// Grid and block are as above, arrays have the lengths of [`Embed`], rows are whole blocks, `out` overlaps nothing,
-        /// `vocab_size` is not 0.
-        #[kernel(W = [$($file::$format),*], name = "embed_{W}_plain")]
-        pub unsafe fn embed<W: Blocks>(a: Embed) {
-            let Embed { hidden_size, vocab_size, scale, tokens, sampled_rows, sampled, table, out } = a;
-            // The first kernel of a step: the next may fetch its weights.
-            crate::fused::launch_dependents();
-            let Some((row, column)) = row_and_column(hidden_size) else { return };
-            // SAFETY: the grid has one row of blocks a token, every row of the draw exists, and no token is beyond the table.
-            unsafe {
-                let (given, sampled_row) = (*tokens.add(row as usize), *sampled_rows.add(row as usize));
-                let token = if sampled_row == crate::embed::GIVEN { given } else { *sampled.add(sampled_row as usize) };
-                let token = if token < vocab_size { token } else { 0 };
-                let value = W::in_row(table.add(token as usize * W::row_bytes(hidden_size)), column);
-                *out.add(offset(row, hidden_size, column)) = value * scale;
-            }
-        }
-
-        /// A warp a row, each lane its columns in ascending order, then a butterfly.
-        ///
-        /// Grid `[ceil(rows / WARPS_PER_BLOCK), 1, 1]`, block `[MATMUL_THREADS, 1, 1]`.
-        ///
-        /// # Safety
-        /// Grid and block are as above, arrays have the lengths of [`RowNorms`], rows are whole blocks, `out` overlaps nothing.
-        #[kernel(W = [$($file::$format),*], name = "row_norms_{W}_plain", max_threads = 256)]
-        pub unsafe fn row_norms<W: Blocks>(a: RowNorms<u8>) {
-            let RowNorms { rows, cols, weight, scale, out } = a;
-            let (row, lane) = (crate::row_norms::row_of_warp(), thread::thread_idx_x() % 32);
-            if row >= rows {
-                return; // The whole warp: no shuffle below waits for it.
-            }
-            // SAFETY: `row < rows`, columns stay below `cols`.
-            unsafe {
-                let weight = weight.add(row as usize * W::row_bytes(cols));
-                let (mut sum, mut column) = (0.0f32, lane);
-                while column < cols {
-                    let value = W::in_row(weight, column) * *scale.add(column as usize);
-                    sum = value.fma(value, sum);
-                    column += 32;
-                }
-                let sum = warp::reduce_sum(sum);
-                if lane == 0 {
-                    *out.add(row as usize) = sum.sqrt();
-                }
-            }
-        }
-
-        /// Products and sums in f32, in an order that depends on `cols` alone: each lane adds its columns in ascending order, then the
-        /// lanes are added by a butterfly. So a row has the same bits alone and in a batch.
-        ///
-        /// Grid `[ceil(rows / WARPS_PER_BLOCK), ceil(n / ROWS_PER_WARP), 1]`, block `[MATMUL_THREADS, 1, 1]`: a warp for each row of
-        /// weights and [`ROWS_PER_WARP`] rows of x.
-        ///
-        /// # Safety
-        /// Grid and block are as above, `n` is not 0, arrays have the lengths of [`Matmul`], rows of weights are whole blocks, `out`
-        /// overlaps nothing.
-        #[kernel(W = [$($file::$format),*], X = [f32, f16, bf16], name = "matmul_blocks_{W}_{X}_inline", max_threads = 256)]
-        pub unsafe fn matmul<W: Blocks, X: Element>(a: Matmul<X>) {
-            const TILE: usize = ROWS_PER_WARP as usize;
-            let Matmul { n, rows, cols, out_stride, accumulate, scale, x, weight, out } = a;
-            crate::fused::launch_dependents();
-            crate::fused::wait_for_dependencies();
-            let lane = thread::thread_idx_x() % 32;
-            let row = thread::block_idx_x() * WARPS_PER_BLOCK + thread::thread_idx_x() / 32;
-            if row >= rows {
-                return; // The whole warp: no shuffle below waits for it.
-            }
-            let first = thread::block_idx_y() * ROWS_PER_WARP;
-            // SAFETY: `row < rows`, columns stay below `cols`, rows of x below `n`.
-            unsafe {
-                let weight = weight.add(row as usize * W::row_bytes(cols));
-                // Rows beyond the last are computed from the last and not stored: no branch inside the loop.
-                let mut x_rows = [x; TILE];
-                repeat(TILE, |i| x_rows[i] = x.add(offset((first + i as u32).min(n - 1), cols, 0)));
-                let mut sums = [0.0f32; TILE];
-                let mut column = lane;
-                while column < cols {
-                    let w = W::in_row(weight, column);
-                    repeat(TILE, |i| {
-                        sums[i] = x_rows[i].add(column as usize).read().to_f32().fma(w, sums[i]);
-                    });
-                    column += 32;
-                }
-                repeat(TILE, |i| {
-                    let sum = warp::reduce_sum(sums[i]) * scale;
-                    let index = first + i as u32;
-                    if lane == 0 && index < n {
-                        let out = out.add(offset(index, out_stride, row));
-                        *out = if accumulate != 0 { *out + sum } else { sum };
-                    }
-                });
-            }
-        }
-    };
+/// Grid `[num_tokens, ceil(hidden_size / BLOCK_SIZE), 1]`, exact in the rows; block `[BLOCK_SIZE, 1, 1]`. One thread a value.
+///
+/// # Safety
+/// Grid and block are as above, arrays have the lengths of [`Embed`], rows are whole blocks, `out` overlaps nothing,
+/// `vocab_size` is not 0.
+#[kernel(W = [block_formats!], name = "embed_{W}_plain")]
+pub unsafe fn embed<W: Blocks>(a: Embed) {
+    let Embed { hidden_size, vocab_size, scale, tokens, sampled_rows, sampled, table, out } = a;
+    // The first kernel of a step: the next may fetch its weights.
+    crate::fused::launch_dependents();
+    let Some((row, column)) = row_and_column(hidden_size) else { return };
+    // SAFETY: the grid has one row of blocks a token, every row of the draw exists, and no token is beyond the table.
+    unsafe {
+        let (given, sampled_row) = (*tokens.add(row as usize), *sampled_rows.add(row as usize));
+        let token =
+            if sampled_row == crate::embed::GIVEN { given } else { *sampled.add(sampled_row as usize) };
+        let token = if token < vocab_size { token } else { 0 };
+        let value = W::in_row(table.add(token as usize * W::row_bytes(hidden_size)), column);
+        *out.add(offset(row, hidden_size, column)) = value * scale;
+    }
 }
 
-for_each_format!(formats);
+/// A warp a row, each lane its columns in ascending order, then a butterfly.
+///
+/// Grid `[ceil(rows / WARPS_PER_BLOCK), 1, 1]`, block `[MATMUL_THREADS, 1, 1]`.
+///
+/// # Safety
+/// Grid and block are as above, arrays have the lengths of [`RowNorms`], rows are whole blocks, `out` overlaps nothing.
+#[kernel(W = [block_formats!], name = "row_norms_{W}_plain", max_threads = 256)]
+pub unsafe fn row_norms<W: Blocks>(a: RowNorms<u8>) {
+    let RowNorms { rows, cols, weight, scale, out } = a;
+    let (row, lane) = (crate::row_norms::row_of_warp(), thread::thread_idx_x() % 32);
+    if row >= rows {
+        return; // The whole warp: no shuffle below waits for it.
+    }
+    // SAFETY: `row < rows`, columns stay below `cols`.
+    unsafe {
+        let weight = weight.add(row as usize * W::row_bytes(cols));
+        let (mut sum, mut column) = (0.0f32, lane);
+        while column < cols {
+            let value = W::in_row(weight, column) * *scale.add(column as usize);
+            sum = value.fma(value, sum);
+            column += 32;
+        }
+        let sum = warp::reduce_sum(sum);
+        if lane == 0 {
+            *out.add(row as usize) = sum.sqrt();
+        }
+    }
+}
+
+/// [`decode`], eight neighbouring values a thread.
+///
+/// Grid `[rows, ceil(cols / 8 / BLOCK_SIZE), 1]`, exact in the rows; block `[BLOCK_SIZE, 1, 1]`.
+///
+/// # Safety
+/// As [`decode`]; `out` is aligned to 16 bytes.
+#[kernel(W = [block_formats!], E = [f32, f16, bf16], name = "decode_{W}_{E}_eights")]
+pub unsafe fn decode_eights<W: Blocks, E: Saturate>(a: Decode<E>) {
+    let Decode { cols, blocks, out } = a;
+    let Some((row, eighth)) = row_and_column(cols / 8) else { return };
+    // SAFETY: the grid has one row of blocks a row, columns stay below `cols`.
+    unsafe {
+        let values = W::eight_in_row(blocks.add(row as usize * W::row_bytes(cols)), eighth);
+        store8(out.add(offset(row, cols, 8 * eighth)), values);
+    }
+}

@@ -1,13 +1,16 @@
 //! The first half of the experts that rows go to.
 
-use crate::blocks::for_each_format;
+use crate::blocks::block_formats;
 use cuda_std::prelude::*;
 
 pub mod units;
 
 #[device]
 use crate::{
-    blocks::*,
+    blocks::{
+        few_rows::{dot, dot_eights},
+        *,
+    },
     grid::{divide, offset},
 };
 
@@ -38,50 +41,61 @@ pub struct ExpertsIn<X> {
     pub inner: *mut f32,
 }
 
-/// Makes the kernels of the formats in the list.
-macro_rules! formats {
-    ($($file:ident::$format:ident)*) => {
-        /// Products and sums in f32, in an order that depends on `hidden_size` alone: each lane adds its columns in ascending order, then the
-        /// lanes are added by a butterfly. A number of an expert that does not exist counts as the last.
-        ///
-        /// Grid `[num_rows * num_chosen, ceil(intermediate_size / WARPS_PER_BLOCK), 1]`, exact in the first; block `[BLOCK_SIZE, 1, 1]`: a warp
-        /// for each value. Written to be read: a value of the weights at a time.
-        ///
-        /// # Safety
-        /// Grid and block are as above, sizes are not 0, arrays have the lengths of [`ExpertsIn`], rows of weights are whole blocks, `inner`
-        /// overlaps nothing.
-        #[kernel(W = [f32, f16, bf16, $($file::$format),*], X = [f32, f16], name = "experts_in_{W}_{X}_plain")]
-        pub unsafe fn plain<W: Blocks, X: Element>(a: ExpertsIn<X>) {
-            let ExpertsIn { num_experts, num_chosen, hidden_size, intermediate_size, is_up, scale, x, chosen, weight, inner } = a;
-            let lane = warp::lane_id();
-            let feature = thread::block_idx_y() * WARPS_PER_BLOCK + warp::warp_id();
-            if feature >= intermediate_size {
-                return; // The whole warp: no shuffle below waits for it.
-            }
-            let (row, place) = divide(thread::block_idx_x(), num_chosen);
-            // SAFETY: the grid has blocks for each row and each of its experts; columns stay below `hidden_size`, the expert below
-            // `num_experts`.
-            unsafe {
-                let expert = (*chosen.add(offset(row, 2 * num_chosen, place)) as u32).min(num_experts - 1);
-                let weight = weight.add(offset(expert, intermediate_size, feature) * W::row_bytes(hidden_size));
-                let x = x.add(offset(row, hidden_size, 0));
-                let (mut sum, mut column) = (0.0f32, lane);
-                while column < hidden_size {
-                    sum = x.add(column as usize).read().to_f32().fma(W::in_row(weight, column), sum);
-                    column += 32;
-                }
-                let product = warp::reduce_sum(sum) * scale;
-                if lane == 0 {
-                    let out = inner.add(offset(thread::block_idx_x(), intermediate_size, feature));
-                    if is_up != 0 {
-                        let gate = *out;
-                        *out = gate / (1.0 + (-gate).exp()) * product;
-                    } else {
-                        *out = product;
-                    }
-                }
+/// One of the kernels: `product` is what a lane has of that of a row of weights, of so many bytes, with a row of x.
+///
+/// # Safety
+/// As [`plain`].
+#[device]
+#[inline(always)]
+unsafe fn multiply<X>(a: ExpertsIn<X>, row_bytes: usize, product: impl Fn(*const u8, *const X) -> f32) {
+    let ExpertsIn { num_experts, num_chosen, hidden_size, intermediate_size, is_up, scale, .. } = a;
+    let ExpertsIn { x, chosen, weight, inner, .. } = a;
+    let feature = thread::block_idx_y() * WARPS_PER_BLOCK + warp::warp_id();
+    if feature >= intermediate_size {
+        return; // The whole warp: no shuffle below waits for it.
+    }
+    let (row, place) = divide(thread::block_idx_x(), num_chosen);
+    // SAFETY: the grid has blocks for each row and each of its experts; the expert is below `num_experts`.
+    unsafe {
+        let expert = (*chosen.add(offset(row, 2 * num_chosen, place)) as u32).min(num_experts - 1);
+        let weight = weight.add(offset(expert, intermediate_size, feature) * row_bytes);
+        let sum = product(weight, x.add(offset(row, hidden_size, 0)));
+        let product = warp::reduce_sum(sum) * scale;
+        if warp::lane_id() == 0 {
+            let out = inner.add(offset(thread::block_idx_x(), intermediate_size, feature));
+            if is_up != 0 {
+                let gate = *out;
+                *out = gate / (1.0 + (-gate).exp()) * product;
+            } else {
+                *out = product;
             }
         }
-    };
+    }
 }
-for_each_format!(formats);
+
+/// Products and sums in f32, in an order that depends on `hidden_size` alone: each lane adds its columns in ascending order, then the
+/// lanes are added by a butterfly. A number of an expert that does not exist counts as the last.
+///
+/// Grid `[num_rows * num_chosen, ceil(intermediate_size / WARPS_PER_BLOCK), 1]`, exact in the first; block `[BLOCK_SIZE, 1, 1]`: a warp
+/// for each value. Written to be read: a value of the weights at a time.
+///
+/// # Safety
+/// Grid and block are as above, sizes are not 0, arrays have the lengths of [`ExpertsIn`], rows of weights are whole blocks, `inner`
+/// overlaps nothing.
+#[kernel(W = [f32, f16, bf16, block_formats!], X = [f32, f16], name = "experts_in_{W}_{X}_plain")]
+pub unsafe fn plain<W: Blocks, X: Element>(a: ExpertsIn<X>) {
+    let cols = a.hidden_size;
+    // SAFETY: the kernel's own contract.
+    unsafe { multiply(a, W::row_bytes(cols), |weight, x| dot::<W, X>(weight, x, cols)) }
+}
+
+/// [`plain`] with eight neighbouring columns a lane, of which the compiler decodes once what they share.
+///
+/// # Safety
+/// As [`plain`]; `x` is aligned to 16 bytes.
+#[kernel(W = [block_formats!], X = [f32, f16], name = "experts_in_{W}_{X}_eights")]
+pub unsafe fn eights<W: Blocks, X: Element>(a: ExpertsIn<X>) {
+    let cols = a.hidden_size;
+    // SAFETY: the kernel's own contract.
+    unsafe { multiply(a, W::row_bytes(cols), |weight, x| dot_eights::<W, X>(weight, x, cols)) }
+}

@@ -29,6 +29,7 @@ pub mod bias_rope_kv;
 pub mod blocks;
 #[cfg(feature = "others")]
 pub mod causal_conv;
+mod codes;
 #[cfg(feature = "others")]
 pub mod convert;
 #[cfg(feature = "others")]

@@ -12,24 +12,62 @@
 //! half of a head (values that are rotated together) and all rows of `gate` (before those of `up`).
 //!
 //! # A format
-//! is one implementation of [`Unit`] and a word in the lists of the kernels. Where a weight stands is said once, by
+//! is one implementation of [`Unit`] and a word in a list, `unit_formats`. Where a weight stands is said once, by
 //! [`Unit::byte`], in terms of the file's blocks; [`Unit::quad`] is its inverse.
 
 use cuda_std::{f16x2, prelude::*};
 
+pub mod codes;
 pub mod float;
 #[cfg(feature = "matmul")]
 pub mod halves;
+pub mod iq4_nl;
+pub mod iq4_xs;
+pub mod mxfp4;
+pub mod q2_k;
+pub mod q3_k;
 pub mod q4_0;
+pub mod q4_1;
 pub mod q4_k;
 pub mod q5_0;
+pub mod q5_1;
 pub mod q5_k;
 pub mod q6_k;
 pub mod q8_0;
 #[cfg(feature = "matmul")]
 mod shares;
+pub mod twos;
 #[cfg(feature = "matmul")]
 pub mod warpgroups;
+
+/// Calls a macro with the formats whose blocks are repacked, before what else it gets.
+macro_rules! unit_formats {
+    ($call:path, $($rest:tt)*) => {
+        $call! {
+            [
+                q2_k::q2_k, q3_k::q3_k, q4_0::q4_0, q4_1::q4_1, q4_k::q4_k, q5_0::q5_0, q5_1::q5_1, q5_k::q5_k, q6_k::q6_k, q8_0::q8_0,
+                iq4_nl::iq4_nl, iq4_xs::iq4_xs, mxfp4::mxfp4
+            ]
+            $($rest)*
+        }
+    };
+}
+pub(crate) use unit_formats;
+
+#[cfg(not(target_arch = "nvptx64"))]
+macro_rules! shapes {
+    ([$($file:ident::$name:ident),*]) => {
+        /// Columns and bytes of a unit of the format of that name, if it has units.
+        pub fn shape(format: &str) -> Option<[u32; 2]> {
+            match format {
+                $(stringify!($name) => Some([$file::$name::COLS, $file::$name::BYTES]),)*
+                _ => None,
+            }
+        }
+    };
+}
+#[cfg(not(target_arch = "nvptx64"))]
+unit_formats!(shapes,);
 
 use crate::blocks::Embed;
 use crate::vector::{Group, Saturate, store8};
@@ -59,6 +97,8 @@ pub trait Unit {
     const HALVES: bool = false;
     /// Whether the inputs' sums are needed for what is subtracted from a block ([`Inputs::digits`]).
     const DIGITS: bool = false;
+    /// Whether they are needed as numbers ([`Inputs::sums`]).
+    const SUMS: bool = false;
 
     /// Byte `index` of a unit, whose row `r` has its blocks at `row(r)`.
     ///
@@ -116,7 +156,7 @@ const UNSIGNED: u32 = f16x2::splat(f16::from_f32_const(1024.0));
 const SIGNED: u32 = f16x2::splat(f16::from_f32_const(1152.0));
 /// The bytes that are the high ones of such f16.
 #[device]
-const EXPONENTS: u32 = 0x6464_6464;
+pub(crate) const EXPONENTS: u32 = 0x6464_6464;
 /// The signs of four bytes.
 #[device]
 const SIGNS: u32 = 0x8080_8080;
@@ -151,6 +191,44 @@ fn halves_of_bytes<const IS_SIGNED: bool, const APART: bool>(
 #[inline(always)]
 fn scaled_half(word: u32, half: u32, factor: f32) -> u32 {
     f16x2::mul(f16x2::bytes(word, 0, 0x1010 + 0x2222 * half), f16x2::splat(f16::from_f32_const(factor)))
+}
+
+/// Of a byte for each of four blocks, of both rows of a lane: for the first two blocks and for the others a byte of either row.
+#[device]
+#[inline(always)]
+fn bytes_of_rows([low, high]: [u32; 2]) -> [u32; 2] {
+    [0x5140, 0x7362].map(|selector| f16x2::bytes(low, high, selector))
+}
+
+/// Of [such bytes](bytes_of_rows) those of the block `block`, `zero - 1024` less, times `d` of both rows: of either row a f16, twice.
+#[device]
+#[inline(always)]
+fn scaled_halves(of: [u32; 2], block: u32, zero: u32, d: u32) -> [u32; 2] {
+    let (bytes, selector) = (of[block as usize / 2], if block.is_multiple_of(2) { 0x4140 } else { 0x4342 });
+    let of_rows = f16x2::mul(f16x2::sub(f16x2::bytes(bytes, EXPONENTS, selector), zero), d);
+    [0x1010, 0x3232].map(|selector| f16x2::bytes(of_rows, 0, selector))
+}
+
+/// Adds what a unit's integers came to, high and low ones of both rows, times the scale of the inputs and `d` of either row.
+///
+/// # Safety
+/// As [`Unit::multiply`].
+#[device]
+#[inline(always)]
+unsafe fn add_scaled<const G: usize>(
+    total: &[[i32; 4]; G],
+    d: [f32; 2],
+    x: &Inputs,
+    sums: &mut [[f32; 2]; G],
+) {
+    repeat(G, |g| {
+        // SAFETY: the caller's promise.
+        let scale = unsafe { x.scale(g as u32) };
+        repeat(2, |r| {
+            let dot = (total[g][2 * r] as f32).mul_add(256.0, total[g][2 * r + 1] as f32);
+            sums[g][r] += scale * d[r] * dot;
+        });
+    });
 }
 
 /// The tile of row `row`, and its row there, with this span.
@@ -237,7 +315,7 @@ pub struct Repack {
 /// # Safety
 /// Grid and block are as above, arrays have the sizes of [`Repack`]; `cols` is a multiple of [`Unit::COLS`], `span` of 8, the rows of
 /// `2 * span`.
-#[kernel(W = [float::f16, q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q5_k::q5_k, q6_k::q6_k, q8_0::q8_0], name = "repack_{W}_plain")]
+#[kernel(W = [float::f16, unit_formats!], name = "repack_{W}_plain")]
 pub unsafe fn repack<W: Unit>(a: Repack) {
     let Repack { cols, span, blocks, units } = a;
     let units_of_row = divide(cols, W::COLS).0;
@@ -275,7 +353,7 @@ pub struct DecodeUnits<E> {
 ///
 /// # Safety
 /// Grid and block are as above, arrays have the sizes of [`DecodeUnits`], and the units these rows.
-#[kernel(W = [q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q5_k::q5_k, q6_k::q6_k, q8_0::q8_0], E = [f32, f16, bf16], name = "decode_units_{W}_{E}_plain", max_threads = 256)]
+#[kernel(W = [unit_formats!], E = [f32, f16, bf16], name = "decode_units_{W}_{E}_plain", max_threads = 256)]
 pub unsafe fn decode<W: Unit, E: Saturate>(a: DecodeUnits<E>) {
     let DecodeUnits { cols, span, first_tile, first_row, rows, units, out } = a;
     // Of the largest unit.
@@ -339,7 +417,7 @@ pub struct RowNormsUnits {
 /// # Safety
 /// Grid `[ceil(rows / WARPS_PER_BLOCK), 1, 1]`, block `[BLOCK_THREADS, 1, 1]` of [`crate::row_norms`]; arrays have the sizes of [`RowNormsUnits`], `out`
 /// overlaps nothing, `scale` is aligned to 16 bytes.
-#[kernel(W = [q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q5_k::q5_k, q6_k::q6_k, q8_0::q8_0], name = "row_norms_{W}_units", max_threads = 256)]
+#[kernel(W = [unit_formats!], name = "row_norms_{W}_units", max_threads = 256)]
 pub unsafe fn row_norms<W: Unit>(a: RowNormsUnits) {
     let RowNormsUnits { rows, cols, span, first_row, units, scale, out } = a;
     let (row, lane) = (crate::row_norms::row_of_warp(), thread::thread_idx_x() % 32);
@@ -372,7 +450,7 @@ pub unsafe fn row_norms<W: Unit>(a: RowNormsUnits) {
 /// # Safety
 /// Grid and block are as above, arrays have the lengths of [`Embed`], rows are whole units, `out` overlaps nothing,
 /// `vocab_size` is not 0.
-#[kernel(W = [q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q5_k::q5_k, q6_k::q6_k, q8_0::q8_0], name = "embed_units_{W}_plain")]
+#[kernel(W = [unit_formats!], name = "embed_units_{W}_plain")]
 pub unsafe fn embed<W: Unit>(a: Embed) {
     let Embed { hidden_size, vocab_size, scale, tokens, sampled_rows, sampled, table, out } = a;
     // The first kernel of a step: the next may fetch its weights.

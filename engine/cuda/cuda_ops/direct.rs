@@ -203,7 +203,7 @@ impl CudaOps {
     /// [`Error::Request`] if it is not one, or the shapes do not fit.
     pub fn decode(&mut self, weight: &Weight, out: &mut Activation) -> Result<()> {
         match &weight.pieces[..] {
-            [piece] => decode::decode(&self.device, &piece.values, out),
+            [piece] => decode::decode(&self.device, &self.choice, &piece.values, out),
             _ => Err(Error::Request("decode: expected a matrix in one piece".into())),
         }
     }

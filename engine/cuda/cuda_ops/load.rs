@@ -81,7 +81,7 @@ impl CudaOps {
         self.uploader.upload(data, &mut blocks)?;
         let values = Values::Blocks(BlockMatrix { data: blocks, format, rows, cols });
         let mut raw = Activation::new(&self.device, Dtype::F32, rows, cols)?;
-        decode(&self.device, &values, &mut raw)?;
+        decode(&self.device, &self.choice, &values, &mut raw)?;
         self.convert(name, count, Dtype::F32, &raw.data, target, scales)
     }
 
@@ -95,8 +95,7 @@ impl CudaOps {
     ) -> Result<Vec<[Piece; 2]>> {
         let format = matrices[0].format;
         let rows: usize = matrices.iter().map(|matrix| matrix.rows).sum();
-        let as_in_the_file =
-            self.choice.get(matmul::blocks::OP).is_some_and(|name| name == matmul::blocks::INLINE);
+        let as_in_the_file = matmul::blocks::stay_as_in_the_file(&self.choice);
         // Kernels of experts read what a file has.
         let as_floats =
             apart.is_some() && matrices.iter().any(|matrix| holding::as_floats(&self.choice, matrix));
@@ -255,7 +254,7 @@ impl CudaOps {
         let wanted = num_experts > 0
             && rows.is_multiple_of(num_experts)
             && !experts::stay_as_in_the_file(&self.choice)
-            && self.choice.get(matmul::blocks::OP).is_none_or(|name| name != matmul::blocks::INLINE);
+            && !matmul::blocks::stay_as_in_the_file(&self.choice);
         let shape = [rows / num_experts.max(1), cols];
         experts::shape_of_units(&self.device, self.dtype, format, shape, rows_of_tile).filter(|_| wanted)
     }

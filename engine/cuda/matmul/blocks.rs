@@ -3,25 +3,32 @@
 
 use super::{CUBLAS, OP as MATMUL, Tools};
 use crate::cublas::Product;
+use crate::decode::BlockRows;
 use crate::device::{Dependent, Device};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::formats::MatrixFormat;
-use crate::launch::{dimension, elements_of_rows, launch};
+use crate::launch::{dimension, launch};
 use crate::precise_dtype;
 use crate::tensor::Activation;
 use crate::units::{HalvesPlan, Tensor, UnitMatrix, Units};
 use crate::variant::{KernelChoice, select, variants};
 use crate::weight::{BlockMatrix, Run, Values};
-use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig, Value};
-use gpu_kernels::blocks::{self, DecodeArgs, MATMUL_THREADS, MatmulArgs, ROWS_PER_WARP, WARPS_PER_BLOCK};
+use cuda_std::launch::{DevicePtr, DevicePtrMut, Kernels, LaunchConfig, Value};
+use gpu_kernels::blocks;
+use gpu_kernels::blocks::few_rows::{
+    self, MATMUL_THREADS, MMA_ROWS, MatmulArgs, ROWS_PER_WARP, WARPS_PER_BLOCK,
+};
 use gpu_kernels::fused::units::matmul_add;
 use gpu_kernels::units;
 
 pub(crate) const OP: &str = "matmul_blocks";
 
-/// The kernel that decodes as it reads.
-pub(crate) const INLINE: &str = "inline";
+/// The kernel that decodes as it reads, a value at a time.
+const INLINE: &str = "inline";
+
+/// The kernel that decodes eight values at a time, for inputs of more digits or a wider range than f16.
+const EIGHTS: &str = "eights";
 
 /// The kernel that multiplies what was repacked.
 const UNITS: &str = "units";
@@ -32,7 +39,10 @@ const HALVES: &str = "halves";
 /// The same for the tensor cores' instruction of a warpgroup.
 const WGMMA: &str = "wgmma";
 
-/// Rows up to which [`INLINE`] is taken where nothing is asked for: with it the weights are read once for four rows.
+/// The kernel that decodes eight values at a time to f16, for tensor cores.
+const MMA: &str = "mma";
+
+/// Rows up to which [`MMA`] or [`EIGHTS`] is taken where nothing is asked for: with it the weights are read once for so many.
 const FEW_ROWS: usize = 8;
 
 /// The same of [`UNITS`], with which they are read once for eight.
@@ -46,6 +56,11 @@ const SOME_ROWS_OF_WGMMA: usize = 256;
 
 /// Values of the weights that are decoded at a time, at most: 288 MiB of f16, all of gate and up of a model of 7 B parameters.
 const TILE_VALUES: usize = 144 << 20;
+
+/// Whether the kernel that is asked for takes matrices as files have them.
+pub(crate) fn stay_as_in_the_file(choice: &KernelChoice) -> bool {
+    choice.get(OP).is_some_and(|name| [INLINE, EIGHTS, MMA].contains(&name))
+}
 
 /// Bytes of decoded weights at a time, for a matrix of `values` values and an x of `dtype` or f32.
 pub(crate) fn decoded_bytes(values: usize, dtype: Dtype) -> usize {
@@ -86,11 +101,13 @@ pub(crate) struct Case {
 type Launch = unsafe fn(&mut Tools, &Case) -> Result<()>;
 
 variants! { Case, Launch;
-    CUBLAS [blocks::decode, units::decode]: is_open => by_library;
+    CUBLAS [blocks::decode_eights, units::decode]: is_open => by_library;
     UNITS [matmul_add::units]: is_repacked => by_units;
     WGMMA [units::warpgroups::wgmma]: has_wgmma => |tools, case| unsafe { by_halves(tools, case, case.wgmma) };
     HALVES [units::halves::halves]: has_halves => |tools, case| unsafe { by_halves(tools, case, case.halves) };
-    INLINE [blocks::matmul]: is_as_in_the_file => by_kernel;
+    MMA [few_rows::mma]: is_f16_as_in_the_file => by_mma;
+    EIGHTS [few_rows::eights]: is_wide_as_in_the_file => by_eights;
+    INLINE [few_rows::inline]: is_as_in_the_file => by_inline;
 }
 
 fn is_repacked(case: &Case) -> Result<(), &'static str> {
@@ -120,6 +137,16 @@ fn is_as_in_the_file(case: &Case) -> Result<(), &'static str> {
         Place::Blocks(..) => Ok(()),
         Place::Units(_) => Err("the weights were repacked"),
     }
+}
+
+fn is_f16_as_in_the_file(case: &Case) -> Result<(), &'static str> {
+    is_as_in_the_file(case)?;
+    if case.x_dtype == Dtype::F16 { Ok(()) } else { Err("x is not f16") }
+}
+
+fn is_wide_as_in_the_file(case: &Case) -> Result<(), &'static str> {
+    is_as_in_the_file(case)?;
+    if case.x_dtype == Dtype::F16 { Err("x is f16, for which there is mma") } else { Ok(()) }
 }
 
 fn is_open(case: &Case) -> Result<(), &'static str> {
@@ -178,7 +205,11 @@ pub(super) unsafe fn multiply(
         wgmma: tools.device.has_wgmma().then(|| plan(Tensor::Wgmma, WGMMA)).flatten(),
     };
     // Who asks for a product without the library means these too.
-    let by_kernel = if matches!(weight, Place::Units(_)) { UNITS } else { INLINE };
+    let by_kernel = match (weight, case.x_dtype) {
+        (Place::Units(_), _) => UNITS,
+        (Place::Blocks(..), Dtype::F16) => MMA,
+        (Place::Blocks(..), _) => EIGHTS,
+    };
     let of_floats = choice.get(MATMUL).filter(|&name| name != CUBLAS).map(|_| by_kernel);
     let few = if by_kernel == UNITS { FEW_ROWS_OF_UNITS } else { FEW_ROWS };
     let preferred = match n {
@@ -219,7 +250,40 @@ unsafe fn by_halves(tools: &mut Tools, case: &Case, plan: Option<HalvesPlan>) ->
 
 /// # Safety
 /// As [`by_units`].
-unsafe fn by_kernel(tools: &mut Tools, case: &Case) -> Result<()> {
+unsafe fn by_inline(tools: &mut Tools, case: &Case) -> Result<()> {
+    // SAFETY: the caller's promise.
+    unsafe { by_warps(tools, case, few_rows::inline(), &values(case), [WARPS_PER_BLOCK, ROWS_PER_WARP]) }
+}
+
+/// # Safety
+/// As [`by_units`].
+unsafe fn by_eights(tools: &mut Tools, case: &Case) -> Result<()> {
+    // Of the kernel: rows of weights and of x that a warp takes.
+    let [rows, n] = if case.n == 1 { [1, 1] } else { [2, FEW_ROWS as u32] };
+    let [format, dtype] = values(case);
+    let of_block = [rows * WARPS_PER_BLOCK, n];
+    // SAFETY: the caller's promise.
+    unsafe { by_warps(tools, case, few_rows::eights(), &[format, dtype, n.into()], of_block) }
+}
+
+/// # Safety
+/// As [`by_units`].
+unsafe fn by_mma(tools: &mut Tools, case: &Case) -> Result<()> {
+    // SAFETY: the caller's promise.
+    unsafe { by_warps(tools, case, few_rows::mma(), &values(case)[..1], MMA_ROWS) }
+}
+
+/// Launches one of `kernels` with a block for so many rows of weights and of x.
+///
+/// # Safety
+/// As [`by_units`]; the kernel takes so many.
+unsafe fn by_warps(
+    tools: &mut Tools,
+    case: &Case,
+    kernels: &'static Kernels<MatmulArgs>,
+    values: &[Value],
+    [rows_of_block, n_of_block]: [u32; 2],
+) -> Result<()> {
     let Place::Blocks(weight, _) = case.weight else { return Err(Error::Request(format!("{OP}: repacked"))) };
     let arguments = MatmulArgs {
         n: dimension(OP, case.n)?,
@@ -232,10 +296,10 @@ unsafe fn by_kernel(tools: &mut Tools, case: &Case) -> Result<()> {
         weight,
         out: case.out,
     };
-    let grid = [arguments.rows.div_ceil(WARPS_PER_BLOCK), arguments.n.div_ceil(ROWS_PER_WARP), 1];
+    let grid = [arguments.rows.div_ceil(rows_of_block), arguments.n.div_ceil(n_of_block), 1];
     let config = LaunchConfig { grid, block: [MATMUL_THREADS, 1, 1], shared_bytes: 0 };
-    // SAFETY: a warp for each row of weights and four rows of x; the caller vouches for the arrays.
-    unsafe { launch(&Dependent(tools.device), blocks::matmul(), &values(case), &config, arguments) }
+    // SAFETY: blocks for all rows of weights and of x; the caller vouches for the arrays.
+    unsafe { launch(&Dependent(tools.device), kernels, values, &config, arguments) }
 }
 
 /// # Safety
@@ -292,11 +356,10 @@ unsafe fn decode_tile(
             all.decode(device, first, rows, case.x_dtype, out)
         },
         Place::Blocks(weight, row_bytes) => {
-            let cols = dimension(OP, case.cols)?;
-            let arguments = DecodeArgs { cols, blocks: weight.add(first * row_bytes), out };
-            let config = elements_of_rows(dimension(OP, rows)?, cols, blocks::BLOCK_SIZE);
+            let at = weight.add(first * row_bytes);
+            let rows = BlockRows { at, format: case.format, rows, cols: case.cols };
             // SAFETY: the caller's promise.
-            unsafe { launch(device, blocks::decode(), &values(case), &config, arguments) }
+            unsafe { rows.decode_eights(device, case.x_dtype, out) }
         }
     }
 }

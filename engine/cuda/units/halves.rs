@@ -6,7 +6,8 @@ use super::super::memory::DeviceBuffer;
 use super::{Multiplied, TILE, UnitShape, Units, units_of};
 use crate::device_info::DeviceInfo;
 use crate::error::{Error, Result};
-use cuda_std::launch::{DevicePtr, DevicePtrMut, LaunchConfig};
+use crate::formats::MatrixFormat;
+use cuda_std::launch::{DevicePtr, DevicePtrMut, Kernels, LaunchConfig, Value};
 use gpu_kernels::units::halves::{self as by_warp, GROUP_TILES, MatmulHalvesArgs, partial_values};
 use gpu_kernels::units::warpgroups;
 
@@ -50,6 +51,23 @@ impl Tensor {
             Self::Mma => by_warp::MAX_STAGES,
             Self::Wgmma => warpgroups::MAX_STAGES,
         }
+    }
+
+    fn kernels(self) -> &'static Kernels<MatmulHalvesArgs> {
+        match self {
+            Self::Mma => by_warp::halves(),
+            Self::Wgmma => warpgroups::wgmma(),
+        }
+    }
+
+    /// What the kernel for `groups` times eight rows was made for, with weights of this format.
+    fn values(self, format: MatrixFormat, groups: u32) -> [Value; 2] {
+        let count = match self {
+            Self::Mma => groups,
+            // Sums of a thread.
+            Self::Wgmma => 4 * groups,
+        };
+        [format.name().into(), count.into()]
     }
 
     /// Counters of a group of tiles and a part of the rows: one, or one for each warp.
@@ -120,11 +138,12 @@ impl Units {
         [n, rows]: [usize; 2],
     ) -> Option<HalvesPlan> {
         let Multiplied { of, .. } = self.multiplied(rows);
+        let has_kernel = tensor.kernels().get(&tensor.values(self.format, GROUPS[0])).is_some();
         let tile_groups = u32::try_from(of / TILE).ok()?.div_ceil(GROUP_TILES);
         let items = tile_groups * units_of(self.shape, self.cols);
         let plan = HalvesPlan::new(tensor, device, self.shape, u32::try_from(n).ok()?, items)?;
         let has_counters = tile_groups as usize * plan.parts as usize * tensor.counters() <= MAX_COUNTERS;
-        (plan.parts <= MAX_PARTS && has_counters).then_some(plan)
+        (has_kernel && plan.parts <= MAX_PARTS && has_counters).then_some(plan)
     }
 
     /// Queues `out = scale · x · weightᵀ`, or with `accumulate` adds that, for its first `rows` rows and the n rows of x that `plan` was made for; `out`
@@ -177,12 +196,7 @@ impl Units {
             block: [plan.tensor.threads(), 1, 1],
             shared_bytes: plan.tensor.shared_bytes(plan.stages, self.shape, plan.groups),
         };
-        let (kernels, count) = match plan.tensor {
-            Tensor::Mma => (by_warp::halves(), plan.groups),
-            // Sums of a thread.
-            Tensor::Wgmma => (warpgroups::wgmma(), 4 * plan.groups),
-        };
-        let values = [self.format.name().into(), count.into()];
+        let (kernels, values) = (plan.tensor.kernels(), plan.tensor.values(self.format, plan.groups));
         // SAFETY: every part has blocks, and each of these an item; there is room for what they leave, and counters for all groups of a plan's parts;
         // the caller vouches for the arrays.
         unsafe { launch(&Dependent(device), kernels, &values, &config, arguments) }

@@ -177,7 +177,8 @@ impl Instance for Matmul {
 
     fn default_variant(&self) -> Option<&'static str> {
         match (self.is_repacked, self.shape[0]) {
-            (false, 0..=8) => Some("inline"),
+            (false, 0..=8) if self.x.dtype() == Dtype::F16 => Some("mma"),
+            (false, 0..=8) => Some("eights"),
             (true, 0..=8) => Some("units"),
             (true, 9..=256) => Some("wgmma"),
             _ => None,

@@ -1,16 +1,24 @@
 //! MXFP4 and NVFP4: floats of four bits (one of sign, two of exponent, one of mantissa) with a scale that is a small float too.
 
-use super::{Blocks, Codes, byte, nibbles::four};
+use super::{Blocks, Codes, byte, eight::*, nibbles::four};
 use cuda_std::prelude::*;
 
 /// Twice what the four bits stand for; there is no negative zero. OCP Microscaling Formats 1.0, section 5.3.3.
 #[device]
-const DOUBLED: Codes = Codes::new([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]);
+pub(crate) const DOUBLED: Codes = Codes::new([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]);
 
 /// Byte 0: the exponent `e`. Byte `1 + j`: value `j` in the low half, value `j + 16` in the high one. A value is `2^(e - 127) * fp4`.
 #[device]
 #[allow(non_camel_case_types)] // As in the names of kernels.
 pub struct mxfp4;
+
+/// Half of the scale `2^(exponent - 127)`, which the doubled values make up for.
+#[device]
+#[inline(always)]
+pub(crate) fn half_of_power(exponent: u32) -> f32 {
+    // The lowest two are below the normal numbers of f32.
+    f32::from_bits(if exponent < 2 { 0x0020_0000 << exponent } else { (exponent - 1) << 23 })
+}
 
 #[device]
 impl Blocks for mxfp4 {
@@ -21,9 +29,7 @@ impl Blocks for mxfp4 {
     unsafe fn value(block: *const u8, i: u32) -> f32 {
         // SAFETY: the caller's block has these bytes.
         let (e, q) = unsafe { (byte(block, 0), four::<16>(block.add(1), i)) };
-        // Half of the scale, which the doubled values make up for; the lowest two are below the normal numbers of f32.
-        let d = f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (e - 1) << 23 });
-        d * DOUBLED.get(q)
+        half_of_power(e) * DOUBLED.get(q)
     }
 }
 
@@ -60,6 +66,33 @@ impl Blocks for nvfp4 {
         unsafe {
             let code = four::<8>(block.add(4 + 8 * s as usize), i % 16);
             half_of_scale(byte(block, s)) * DOUBLED.get(code)
+        }
+    }
+}
+
+#[device]
+impl Eights for mxfp4 {
+    #[inline(always)]
+    unsafe fn eight(block: *const u8, i: u32) -> Eight {
+        // SAFETY: the caller's block has these bytes.
+        unsafe {
+            // Blocks of 17 bytes are not aligned.
+            let mut words = [0; 2];
+            crate::grid::repeat(8, |k| words[k / 4] |= byte(block, 1 + i % 16 + k as u32) << (8 * (k % 4)));
+            DOUBLED.eight(nibbles(words, i >= 16), half_of_power(byte(block, 0)))
+        }
+    }
+}
+
+#[device]
+impl Eights for nvfp4 {
+    #[inline(always)]
+    unsafe fn eight(block: *const u8, i: u32) -> Eight {
+        // SAFETY: the caller's block has these bytes.
+        unsafe {
+            let s = i / 16;
+            let codes = four_bits::<Self, 8>(block, 4 + 8 * s, i % 16);
+            DOUBLED.eight(codes, half_of_scale(byte(block, s)))
         }
     }
 }

@@ -22,3 +22,16 @@ pub unsafe fn scale_and_min(bytes: *const u8, b: u32) -> (f32, f32) {
     };
     (scale as f32, min as f32)
 }
+
+/// The same of these twelve bytes as words.
+#[device]
+#[inline(always)]
+pub fn scale_and_min_of_words([first, second, third]: [u32; 3], b: u32) -> (f32, f32) {
+    let [first, second, third] = [first, second, third].map(|word| word >> (8 * (b % 4)) & 255);
+    let (scale, min) = if b < 4 {
+        (first & 63, second & 63)
+    } else {
+        (third & 15 | first >> 6 << 4, third >> 4 | second >> 6 << 4)
+    };
+    (scale as f32, min as f32)
+}

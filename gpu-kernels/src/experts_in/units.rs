@@ -60,7 +60,7 @@ fn gated(a: &ExpertsInUnits, gate: f32, up: f32) -> f32 {
 /// Grid and block are as above, arrays have the sizes of [`ExpertsInUnits`] and are aligned to 16 bytes, `hidden_size` is whole units,
 /// `intermediate_size` a multiple of [`COLUMNS_PER_TILE`], `inner` overlaps nothing. `groups` and `order` are not read.
 #[kernel(
-    W = [float::f16, q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q5_k::q5_k, q6_k::q6_k, q8_0::q8_0],
+    W = [float::f16, unit_formats!],
     name = "experts_in_{W}_units_one",
     max_threads = 384,
     min_blocks = 2,
@@ -108,7 +108,7 @@ pub unsafe fn one<W: Unit>(a: ExpertsInUnits) {
 /// # Safety
 /// As [`one`]; `groups` are of up to `N` rows.
 #[kernel(
-    W = [float::f16, q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q5_k::q5_k, q6_k::q6_k, q8_0::q8_0],
+    W = [float::f16, unit_formats!],
     (N, G) = [eight: (8, 2), many: (32, 8)],
     name = "experts_in_{W}_units_{N}",
     max_threads = 384,

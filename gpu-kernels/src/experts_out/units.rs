@@ -107,7 +107,7 @@ impl<W: Unit> Walk for OfExperts<W> {
 /// `hidden_size` a multiple of 16, `out` overlaps nothing. `groups`, `order` and `parts` are not used. Of what the kernels before this one
 /// write, only `inner` is not complete when it starts.
 #[kernel(
-    W = [float::f16, q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q5_k::q5_k, q6_k::q6_k, q8_0::q8_0],
+    W = [float::f16, unit_formats!],
     name = "experts_out_{W}_units_one",
     max_threads = 384,
     min_blocks = 2,
@@ -183,7 +183,7 @@ pub unsafe fn one<W: Unit>(a: ExpertsOutUnits) {
 /// # Safety
 /// As [`one`]; `groups` are of up to `N` rows; `parts` overlaps nothing; `out` is not used.
 #[kernel(
-    W = [float::f16, q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q5_k::q5_k, q6_k::q6_k, q8_0::q8_0],
+    W = [float::f16, unit_formats!],
     (N, G) = [eight: (8, 2), many: (32, 8)],
     name = "experts_out_{W}_units_{N}",
     max_threads = 384,

@@ -4,7 +4,9 @@
 //! So the scales of the four even, or odd, blocks come out of two words with a mask and a shift each.
 
 use super::q4_0::{nibbles_of_place, place_of_nibbles};
-use super::{EXPONENTS, HALVES_FACTOR, Halves, UNSIGNED, Unit, half, halves, halves_of_bytes, word};
+use super::{
+    HALVES_FACTOR, Halves, UNSIGNED, Unit, bytes_of_rows, half, halves, halves_of_bytes, scaled_halves, word,
+};
 #[device]
 use crate::{fused::units::Inputs, grid::repeat};
 use cuda_std::mma::{dot4_s8, mma_m16n8k32_s8};
@@ -106,7 +108,8 @@ impl Halves for q4_k {
         // SAFETY: the caller's promise.
         let words = unsafe { unit.cast().get(2 * (32 * pair + warp::lane_id()) + odd) };
         if APART {
-            scales.halves_of_nibbles(words, pair)
+            let [factors, less] = scales.factors(pair);
+            halves_of_nibbles(words, factors, less)
         } else {
             scales.halves::<false>(operand(words), pair)
         }
@@ -116,7 +119,7 @@ impl Halves for q4_k {
 /// The first operand of a block of 32 columns, of its words of row `r` and `r + 8`.
 #[device]
 #[inline(always)]
-fn operand([v, w]: [u32; 2]) -> [u32; 4] {
+pub(super) fn operand([v, w]: [u32; 2]) -> [u32; 4] {
     const LOW: u32 = 0x0f0f_0f0f;
     [v & LOW, w & LOW, (v >> 4) & LOW, (w >> 4) & LOW]
 }
@@ -164,14 +167,11 @@ impl Superblock {
         let factors = |selector, factor| {
             f16x2::mul(f16x2::bytes(low, high, selector), f16x2::splat(f16::from_f32_const(factor)))
         };
-        // Of the first two blocks, and of the others: a byte of either row.
-        let of_rows =
-            |[low, high]: [u32; 2]| [0x5140, 0x7362].map(|selector| f16x2::bytes(low, high, selector));
         Blocks {
             d: factors(0x5410, HALVES_FACTOR),
             dmin: factors(0x7632, -HALVES_FACTOR),
-            scales: of_rows(scales.map(of)),
-            minima: of_rows(minima.map(of)),
+            scales: bytes_of_rows(scales.map(of)),
+            minima: bytes_of_rows(minima.map(of)),
         }
     }
 }
@@ -197,39 +197,34 @@ impl Blocks {
         halves_of_bytes::<false, APART>(operand, [low, high, low, high], less)
     }
 
-    /// The same of a block of nibbles, as they are in the unit, whose columns change places: a nibble is in an f16 with one instruction where it is.
-    #[inline(always)]
-    fn halves_of_nibbles(&self, words: [u32; 2], pair: u32) -> [[u32; 4]; 2] {
-        const LOW: u32 = 0x000f_000f;
-        const HIGH: u32 = 0x00f0_00f0;
-        const SIXTEENTH: u32 = f16x2::splat(f16::from_f32_const(1.0 / 16.0));
-        const LESS: u32 = f16x2::splat(f16::from_f32_const(-64.0));
-        let [scales, less] = self.factors(pair);
-        let mut operands = [[0; 4]; 2];
-        repeat(4, |i| {
-            let (r, apart) = (i % 2, i / 2);
-            let word = words[r] >> (8 * apart);
-            let low = f16x2::sub(f16x2::masked(word, LOW, UNSIGNED), UNSIGNED);
-            let high = f16x2::mul_add(f16x2::masked(word, HIGH, UNSIGNED), SIXTEENTH, LESS);
-            repeat(2, |half| {
-                let value = if half == 0 { low } else { high };
-                operands[half][2 * apart + r] = f16x2::mul_add(value, scales[r], less[r]);
-            });
-        });
-        operands
-    }
-
     /// What both rows of block `pair` of these are multiplied with, and what is added then.
     #[inline(always)]
     fn factors(&self, pair: u32) -> [[u32; 2]; 2] {
-        let factor = |of: [u32; 2], d: u32| {
-            let (words, selector) =
-                (of[pair as usize / 2], if pair.is_multiple_of(2) { 0x4140 } else { 0x4342 });
-            let of_rows = f16x2::mul(f16x2::sub(f16x2::bytes(words, EXPONENTS, selector), UNSIGNED), d);
-            [0x1010, 0x3232].map(|selector| f16x2::bytes(of_rows, 0, selector))
-        };
-        [factor(self.scales, self.d), factor(self.minima, self.dmin)]
+        [(self.scales, self.d), (self.minima, self.dmin)].map(|(of, d)| scaled_halves(of, pair, UNSIGNED, d))
     }
+}
+
+/// [`Halves::halves`] of a block of nibbles as they are in the unit, with what each row is multiplied with and what is added then: its columns change places, and a nibble is in
+/// an f16 with one instruction where it is.
+#[device]
+#[inline(always)]
+pub(super) fn halves_of_nibbles(words: [u32; 2], scales: [u32; 2], less: [u32; 2]) -> [[u32; 4]; 2] {
+    const LOW: u32 = 0x000f_000f;
+    const HIGH: u32 = 0x00f0_00f0;
+    const SIXTEENTH: u32 = f16x2::splat(f16::from_f32_const(1.0 / 16.0));
+    const LESS: u32 = f16x2::splat(f16::from_f32_const(-64.0));
+    let mut operands = [[0; 4]; 2];
+    repeat(4, |i| {
+        let (r, apart) = (i % 2, i / 2);
+        let word = words[r] >> (8 * apart);
+        let low = f16x2::sub(f16x2::masked(word, LOW, UNSIGNED), UNSIGNED);
+        let high = f16x2::mul_add(f16x2::masked(word, HIGH, UNSIGNED), SIXTEENTH, LESS);
+        repeat(2, |half| {
+            let value = if half == 0 { low } else { high };
+            operands[half][2 * apart + r] = f16x2::mul_add(value, scales[r], less[r]);
+        });
+    });
+    operands
 }
 
 /// Byte `index` of the 16 bytes of scales for each row, whose block in a file is at `row(r)`.

@@ -119,7 +119,7 @@ impl Halves for q5_k {
 /// The first operand of a block of 32 columns, of its words of row `r` and `r + 8`, and of its fifth bits, the lowest four of each byte.
 #[device]
 #[inline(always)]
-fn operand([v, w]: [u32; 2], bits: u32) -> [u32; 4] {
+pub(super) fn operand([v, w]: [u32; 2], bits: u32) -> [u32; 4] {
     const LOW: u32 = 0x0f0f_0f0f;
     const BIT: u32 = 0x1010_1010;
     [

@@ -4,7 +4,9 @@
 //! then for each row its 16 scales, and `d` for each row.
 
 use super::q4_0::{nibbles_of_place, place_of_nibbles};
-use super::{EXPONENTS, HALVES_FACTOR, Halves, SIGNED, Unit, half, halves_of_bytes, scaled_half, word};
+use super::{
+    EXPONENTS, HALVES_FACTOR, Halves, SIGNED, Unit, add_scaled, half, halves_of_bytes, scaled_half, word,
+};
 #[device]
 use crate::{fused::units::Inputs, grid::repeat};
 use cuda_std::mma::mma_m16n8k16_s8;
@@ -120,27 +122,39 @@ impl Unit for q6_k {
                 let high = high_words.get(pair as u32 * 32 + lane);
                 let mut columns = [[0; 4]; G];
                 repeat(G, |g| columns[g] = x.columns(g as u32, pair as u32));
-                repeat(4, |i| {
-                    // 16 columns: half `i % 2` of block `i / 2`.
-                    let of_block = [w[i / 2 * 2], w[i / 2 * 2 + 1]];
-                    let a = part_of_operand(of_block, high[i / 2], (i % 2) as u32);
-                    let scale = |r: usize| (scales[r][pair] << (24 - 8 * i)) as i32 >> 24;
-                    let s = [scale(0), scale(1)];
-                    repeat(G, |g| {
-                        let dot = mma_m16n8k16_s8(a, columns[g][i], [0; 4]);
-                        repeat(4, |k| total[g][k] += s[k / 2] * dot[k]);
-                    });
-                });
+                let scale = |r: usize, i: usize| (scales[r][pair] << (24 - 8 * i)) as i32 >> 24;
+                // 16 columns: half `i % 2` of block `i / 2`.
+                let part =
+                    |i: usize| part_of_operand([w[i / 2 * 2], w[i / 2 * 2 + 1]], high[i / 2], (i % 2) as u32);
+                sum_sixteens(part, scale, &columns, &mut total);
             });
-            repeat(G, |g| {
-                let scale = x.scale(g as u32);
-                repeat(2, |r| {
-                    let dot = (total[g][2 * r] as f32).mul_add(256.0, total[g][2 * r + 1] as f32);
-                    sums[g][r] += scale * d[r] * dot;
-                });
-            });
+            add_scaled(&total, d, x, sums);
         }
     }
+}
+
+/// Adds the products of a pair of blocks of 32 columns, 16 of them at a time: `part(i)` is the first operand of columns `16 i ..`, `scale(r, i)` what their
+/// products of this lane's row `r` of two are multiplied with.
+///
+/// # Safety
+/// All lanes of the warp call it together.
+#[device]
+#[inline(always)]
+pub(super) unsafe fn sum_sixteens<const G: usize>(
+    part: impl Fn(usize) -> [u32; 2],
+    scale: impl Fn(usize, usize) -> i32,
+    columns: &[[u32; 4]; G],
+    total: &mut [[i32; 4]; G],
+) {
+    repeat(4, |i| {
+        let a = part(i);
+        let s = [scale(0, i), scale(1, i)];
+        repeat(G, |g| {
+            // SAFETY: the caller's promise.
+            let dot = unsafe { mma_m16n8k16_s8(a, columns[g][i], [0; 4]) };
+            repeat(4, |k| total[g][k] += s[k / 2] * dot[k]);
+        });
+    });
 }
 
 #[device]

@@ -119,25 +119,43 @@ pub(super) unsafe fn multiply_blocks<const G: usize>(
         let scales = scales.cast::<[u32; 2]>();
         let d = [scales.get(row), scales.get(row + 8)];
         let mut total = [[0.0f32; 2]; G];
-        repeat(2, |pair| {
-            let d = [halves(d[0][pair]), halves(d[1][pair])];
-            let mut columns = [[0; 4]; G];
-            repeat(G, |g| columns[g] = x.columns(g as u32, pair as u32));
-            repeat(2, |h| {
-                let a = operand(2 * pair as u32 + h as u32);
-                repeat(G, |g| {
-                    let b = [columns[g][2 * h], columns[g][2 * h + 1]];
-                    let dot = cuda_std::mma::mma_m16n8k32_s8(a, b, [0; 4]);
-                    repeat(2, |r| {
-                        let dot = (dot[2 * r] * 256 + dot[2 * r + 1]) as f32;
-                        total[g][r] = dot.mul_add(d[r][h], total[g][r]);
-                    });
-                });
-            });
-        });
+        add_blocks(operand, |r, pair| halves(d[r][pair]), x, &mut total);
         repeat(G, |g| {
             let scale = x.scale(g as u32);
             repeat(2, |r| sums[g][r] = total[g][r].mul_add(scale, sums[g][r]));
         });
     }
+}
+
+/// Adds the products of four blocks with the integers of inputs, each times its scale: `operand(block)` is the first operand of a block, `scales(r, pair)` are the scales of
+/// the blocks `2 pair` and `2 pair + 1` of this lane's row `r` of two.
+///
+/// # Safety
+/// As [`Unit::multiply`].
+#[device]
+#[inline(always)]
+pub(super) unsafe fn add_blocks<const G: usize>(
+    operand: impl Fn(u32) -> [u32; 4],
+    scales: impl Fn(usize, usize) -> [f32; 2],
+    x: &Inputs,
+    total: &mut [[f32; 2]; G],
+) {
+    repeat(2, |pair| {
+        let d = [scales(0, pair), scales(1, pair)];
+        let mut columns = [[0; 4]; G];
+        // SAFETY: the caller's promise.
+        repeat(G, |g| columns[g] = unsafe { x.columns(g as u32, pair as u32) });
+        repeat(2, |h| {
+            let a = operand(2 * pair as u32 + h as u32);
+            repeat(G, |g| {
+                let b = [columns[g][2 * h], columns[g][2 * h + 1]];
+                // SAFETY: the caller's promise.
+                let dot = unsafe { cuda_std::mma::mma_m16n8k32_s8(a, b, [0; 4]) };
+                repeat(2, |r| {
+                    let dot = (dot[2 * r] * 256 + dot[2 * r + 1]) as f32;
+                    total[g][r] = dot.mul_add(d[r][h], total[g][r]);
+                });
+            });
+        });
+    });
 }

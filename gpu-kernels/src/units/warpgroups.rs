@@ -283,7 +283,7 @@ unsafe fn arrange<const N: usize>(step: Shared<[u32; 4]>) {
 /// Grid and block are as above, arrays have the sizes of [`MatmulHalves`], are aligned to 16 bytes and do not overlap; there is a counter for each tile of a group
 /// and part. Of what the kernels before this one write, only `x`, `out`, `partial` and `counters` are used.
 #[kernel(
-    W = [q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q5_k::q5_k, q6_k::q6_k, q8_0::q8_0],
+    W = [unit_formats!],
     N = [8, 16, 32],
     name = "matmul_{W}_wgmma_{N}",
     max_threads = 640,

@@ -29,7 +29,7 @@ pub struct Inputs {
     pub(super) group: u32,
     /// Of this lane's row of the first group: the scale, the sum of squares.
     pub(super) scales: Shared<[f32; 4]>,
-    /// Likewise.
+    /// Likewise the digits, or the sums of the unit's blocks.
     pub(super) digits: Shared<[u32; 4]>,
 }
 
@@ -69,6 +69,16 @@ impl Inputs {
             let [a, b, c, d] = digits.get(0);
             [[a, b], [c, d], digits.add(1).cast::<[u32; 2]>().get(0)]
         }
+    }
+
+    /// The sums of that row's integers over each of the four blocks of 32 columns of the unit.
+    ///
+    /// # Safety
+    /// The inputs are complete, and of a format that [asks](Unit::SUMS) for them.
+    #[inline(always)]
+    pub unsafe fn sums(&self, g: u32) -> [f32; 4] {
+        // SAFETY: the caller's promise.
+        unsafe { self.digits.cast::<[f32; 4]>().add(8 * g).get(0) }
     }
 }
 
@@ -265,12 +275,14 @@ pub(super) unsafe fn stage_bytes_of_chunk<W: Unit>(
         if lane == 0 {
             scale.set(0, largest / (LARGEST * W::FACTOR));
         }
-        if W::DIGITS {
+        if W::DIGITS || W::SUMS {
             // Four lanes have a block.
             let sum = sum + warp::shuffle_xor(sum, 1);
             let mut sum = sum + warp::shuffle_xor(sum, 2);
-            if lane.is_multiple_of(4) {
-                let block = lane / 4;
+            let block = lane / 4;
+            if W::SUMS && lane.is_multiple_of(4) {
+                digits.cast::<f32>().set(block, sum as f32);
+            } else if lane.is_multiple_of(4) {
                 repeat(3, |k| {
                     let digit = sum as i8;
                     sum = (sum - i32::from(digit)) >> 8;

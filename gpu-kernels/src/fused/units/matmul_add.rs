@@ -60,7 +60,7 @@ const SLICES_AT_ONCE: usize = 4;
 /// Grid and block are as above, arrays have the sizes of [`MatmulUnits`], are aligned to 16 bytes and do not overlap. Of what the
 /// kernels before this one write, only `x`, `out`, `partial` and `counters` are used.
 #[kernel(
-    W = [q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q5_k::q5_k, q6_k::q6_k, q8_0::q8_0],
+    W = [unit_formats!],
     (N, G, BLOCKS) = [one: (1, 1, 2), few: (4, 1, 1), eight: (8, 2, 1)],
     name = "matmul_add_{W}_units_{N}",
     max_threads = 384,

@@ -25,7 +25,7 @@ pub const COLUMNS_PER_TILE: u32 = 8;
 /// Grid and block are as above, arrays have the sizes of [`NormGateUp`] and are aligned to 16 bytes; `out` overlaps nothing. Of
 /// what the kernels before this one write, only `x` is read.
 #[kernel(
-    W = [q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q5_k::q5_k, q6_k::q6_k, q8_0::q8_0],
+    W = [unit_formats!],
     (N, G, BLOCKS) = [one: (1, 1, 2), few: (4, 1, 1), eight: (8, 2, 1)],
     name = "norm_gate_up_{W}_units_{N}",
     max_threads = 384,

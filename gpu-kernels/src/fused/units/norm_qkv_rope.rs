@@ -31,7 +31,7 @@ pub const PAIRS_PER_TILE: u32 = 8;
 /// Grid and block are as above, arrays have the sizes of [`NormQkvRope`], matrices and `x` aligned to 16 bytes; positions and
 /// slots are in range; what is written overlaps nothing. Of what the kernels before this one write, only `x` is read.
 #[kernel(
-    W = [q4_0::q4_0, q4_k::q4_k, q5_0::q5_0, q5_k::q5_k, q6_k::q6_k, q8_0::q8_0],
+    W = [unit_formats!],
     (N, G, BLOCKS) = [one: (1, 1, 2), few: (4, 1, 1), eight: (8, 2, 1)],
     name = "norm_qkv_rope_{W}_units_{N}",
     max_threads = 384,
@@ -51,7 +51,9 @@ pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: NormQkvRope<f16>
 /// # Safety
 /// As [`units`]; there are more blocks than `v_blocks`, which is not 0.
 #[kernel(
-    (W, V) = [(q4_k::q4_k, q6_k::q6_k), (q5_0::q5_0, q8_0::q8_0), (q5_k::q5_k, q6_k::q6_k)],
+    (W, V) = [ (q2_k::q2_k, q4_k::q4_k), (q3_k::q3_k, q4_k::q4_k), (q3_k::q3_k, q5_k::q5_k), (q4_k::q4_k, q6_k::q6_k),
+        (q5_0::q5_0, q8_0::q8_0), (q5_k::q5_k, q6_k::q6_k), (iq4_xs::iq4_xs, q5_k::q5_k)
+    ],
     (N, G, BLOCKS) = [one: (1, 1, 2), few: (4, 1, 1), eight: (8, 2, 1)],
     name = "norm_qkv_rope_{W}_{V}_units_{N}",
     max_threads = 384,

@@ -91,7 +91,8 @@ impl<W: Unit> Stage<W> {
             columns: self.at.add(column + 16 * (lane % 4)).cast(),
             group: if W::HALVES { 8 * self.row_bytes() / 16 } else { 8 * column_bytes / 16 },
             scales,
-            digits: digits.cast(),
+            // Of sums, those of the unit.
+            digits: digits.add(if W::SUMS { unit % Self::UNITS * 16 } else { 0 }).cast(),
         }
     }
 
