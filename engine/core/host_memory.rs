@@ -156,6 +156,11 @@ fn free_in_group(folder: &Path, version: Version) -> Option<usize> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn threads_are_tried_and_end() {
+        try_threads("a test", 3).unwrap();
+    }
+
     /// A root folder with these files.
     struct Machine(tempfile::TempDir);
 

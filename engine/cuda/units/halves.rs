@@ -212,8 +212,9 @@ mod tests {
     #[test]
     fn stages_fit() {
         let device = Emulated::info();
-        for (cols, bytes) in [(128, 1152), (128, 1408), (128, 2176), (256, 2304), (256, 2816), (256, 3360)] {
-            let unit = UnitShape { cols, bytes };
+        let shapes: Vec<_> = MatrixFormat::ALL.iter().copied().filter_map(UnitShape::of).collect();
+        assert!(shapes.len() > 12);
+        for unit in shapes {
             for (tensor, n) in
                 [9, 16, 17, 64, 65, 128, 200].into_iter().flat_map(|n| [(Tensor::Mma, n), (Tensor::Wgmma, n)])
             {

@@ -68,13 +68,13 @@ pub trait Eights: Blocks {
     /// Values `i` to `i + 7` of a block.
     ///
     /// # Safety
-    /// As [`Blocks::value`]; `i` is a multiple of 8.
+    /// `block` leads to a block, aligned to the powers of two up to eight that divide its length; `i` is a multiple of 8 below [`Blocks::VALUES`].
     unsafe fn eight(block: *const u8, i: u32) -> Eight;
 
     /// Those in the columns `8 eighth` to `8 eighth + 7` of a row.
     ///
     /// # Safety
-    /// As [`Blocks::in_row`].
+    /// `row` leads to the blocks of a row that has such columns, aligned as for [`Eights::eight`].
     #[inline(always)]
     unsafe fn at(row: *const u8, eighth: u32) -> Eight {
         let column = 8 * eighth;

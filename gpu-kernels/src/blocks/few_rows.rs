@@ -211,7 +211,7 @@ const STEP: u32 = 32;
 /// Grid `[ceil(rows / 16), ceil(n / 8), 1]`, block `[MATMUL_THREADS, 1, 1]`.
 ///
 /// # Safety
-/// As [`inline`]; `x` is aligned to 16 bytes.
+/// As [`inline`]; `x` is aligned to 16 bytes, `weight` to eight.
 #[kernel(W = [block_formats!], name = "matmul_blocks_{W}_f16_mma", max_threads = 256)]
 pub unsafe fn mma<W: Eights>(a: Matmul<f16>) {
     let Matmul { n, rows, cols, out_stride, accumulate, scale, x, weight, out } = a;
