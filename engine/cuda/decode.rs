@@ -10,7 +10,8 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::formats::MatrixFormat;
 use cuda_std::launch::{DevicePtr, DevicePtrMut, Kernels};
-use gpu_kernels::blocks::{self, BLOCK_SIZE, DecodeArgs};
+use gpu_kernels::blocks::BLOCK_SIZE;
+use gpu_kernels::decode::{DecodeArgs, eights, plain};
 use gpu_kernels::units;
 
 const OP: &str = "decode";
@@ -39,35 +40,41 @@ pub(super) struct BlockRows {
 type Launch = unsafe fn(&Device, &Case) -> Result<()>;
 
 variants! { Case, Launch;
-    "eights" [blocks::decode_eights]: in_blocks => |device, case| unsafe { launch_rows(device, case, blocks::decode_eights(), EIGHT) };
-    "plain" [blocks::decode, units::decode]: any => |device, case| unsafe { launch_rows(device, case, blocks::decode(), 1) };
+    "eights" [eights]: in_blocks => |device, case| unsafe { launch_blocks(device, case, eights(), EIGHT) };
+    "plain" [plain]: in_blocks => |device, case| unsafe { launch_blocks(device, case, plain(), 1) };
+    "units" [units::decode]: in_units => launch_units;
 }
 
 /// Values of a thread.
 const EIGHT: usize = 8;
 
-fn any(_: &Case) -> Result<(), &'static str> {
-    Ok(())
-}
-
 fn in_blocks(case: &Case) -> Result<(), &'static str> {
     if matches!(case.matrix, Matrix::Blocks(_)) { Ok(()) } else { Err("the matrix was repacked") }
 }
 
+fn in_units(case: &Case) -> Result<(), &'static str> {
+    if matches!(case.matrix, Matrix::Units(_)) { Ok(()) } else { Err("the matrix is as in the file") }
+}
+
 /// # Safety
-/// `out` has room for the rows; `kernels` decode `values` of them a thread.
-unsafe fn launch_rows(
+/// `out` has room for the rows, which are in blocks; `kernels` decode `values` of them a thread.
+unsafe fn launch_blocks(
     device: &Device,
     case: &Case,
     kernels: &'static Kernels<DecodeArgs>,
     values: usize,
 ) -> Result<()> {
-    match case.matrix {
-        // SAFETY: the caller's promise.
-        Matrix::Blocks(rows) => unsafe { rows.decode(device, kernels, values, case.dtype, case.out) },
-        // SAFETY: the caller's promise.
-        Matrix::Units(units) => unsafe { units.decode(device, 0, units.rows, case.dtype, case.out) },
-    }
+    let Matrix::Blocks(rows) = case.matrix else { return Err(Error::Request(format!("{OP}: repacked"))) };
+    // SAFETY: the caller's promise.
+    unsafe { rows.decode(device, kernels, values, case.dtype, case.out) }
+}
+
+/// # Safety
+/// `out` has room for the rows, which are in units.
+unsafe fn launch_units(device: &Device, case: &Case) -> Result<()> {
+    let Matrix::Units(units) = case.matrix else { return Err(Error::Request(format!("{OP}: not repacked"))) };
+    // SAFETY: the caller's promise.
+    unsafe { units.decode(device, 0, units.rows, case.dtype, case.out) }
 }
 
 impl BlockRows {
@@ -80,11 +87,11 @@ impl BlockRows {
     /// `out` has room for them, aligned to 16 bytes, and nothing else uses it.
     pub unsafe fn decode_eights(&self, device: &Device, dtype: Dtype, out: DevicePtrMut<u8>) -> Result<()> {
         // SAFETY: the caller's promise.
-        unsafe { self.decode(device, blocks::decode_eights(), EIGHT, dtype, out) }
+        unsafe { self.decode(device, eights(), EIGHT, dtype, out) }
     }
 
     /// # Safety
-    /// As [`launch_rows`].
+    /// As [`launch_blocks`].
     unsafe fn decode(
         &self,
         device: &Device,

@@ -35,8 +35,8 @@ pub(super) struct Case {
 
 variants! { Case, Launch<Case>;
     UNITS [units::one, units::sorted]: is_in_units => launch_units;
-    "eights" [eights]: is_in_blocks => |device, case| unsafe { launch_rows(device, case, of_eights) };
-    "plain" [plain]: is_in_rows => |device, case| unsafe { launch_rows(device, case, |_, _| None) };
+    "eights" [eights]: is_in_blocks => |device, case| unsafe { launch_rows(device, case, eights(), plain()) };
+    "plain" [plain]: is_in_rows => |device, case| unsafe { launch_rows(device, case, plain(), plain()) };
 }
 
 fn is_in_units(case: &Case) -> Result<(), &'static str> {
@@ -56,14 +56,14 @@ fn is_in_rows(case: &Case) -> Result<(), &'static str> {
 
 fn is_in_blocks(case: &Case) -> Result<(), &'static str> {
     is_in_rows(case)?;
-    let in_blocks = [&case.gate, &case.up].iter().any(|matrices| of_eights(case, matrices).is_some());
-    if in_blocks { Ok(()) } else { Err("the weights are floats, or x is bf16") }
+    let is_known = |matrices: &Matrices| eights().get(&values(case, matrices)).is_some();
+    let in_blocks = [&case.gate, &case.up].into_iter().any(is_known);
+    if in_blocks { Ok(()) } else { Err("the weights are floats") }
 }
 
-/// The kernel that takes eight columns at a time, if these matrices are in blocks.
-fn of_eights(case: &Case, matrices: &Matrices) -> Option<&'static Kernels<ExpertsInArgs>> {
-    let formats = [matrices.format.into(), case.x_dtype.name().into()];
-    eights().get(&formats).map(|_| eights())
+/// What a kernel of rows was made for.
+fn values(case: &Case, matrices: &Matrices) -> [Value; 2] {
+    [matrices.format.into(), case.x_dtype.name().into()]
 }
 
 /// # Safety
@@ -112,13 +112,14 @@ unsafe fn launch_units(device: &Device, case: &Case) -> Result<()> {
 }
 
 /// # Safety
-/// The case is whole, its matrices in rows.
+/// The case is whole, its matrices in rows; `others` take what `kernels` do not.
 unsafe fn launch_rows(
     device: &Device,
     case: &Case,
-    preferred: fn(&Case, &Matrices) -> Option<&'static Kernels<ExpertsInArgs>>,
+    kernels: &'static Kernels<ExpertsInArgs>,
+    others: &'static Kernels<ExpertsInArgs>,
 ) -> Result<()> {
-    let &Case { n, num_chosen, cols, width, x_dtype, x, chosen, ref gate, ref up, inner, .. } = case;
+    let &Case { n, num_chosen, cols, width, x, chosen, ref gate, ref up, inner, .. } = case;
     let grid = [dimension(OP, n * num_chosen)?, dimension(OP, width)?.div_ceil(WARPS_PER_BLOCK), 1];
     let config = LaunchConfig { grid, block: [BLOCK_SIZE, 1, 1], shared_bytes: 0 };
     for (is_up, matrices) in [(0, gate), (1, up)] {
@@ -134,13 +135,11 @@ unsafe fn launch_rows(
             weight: matrices.place.rows(OP)?,
             inner,
         };
-        let formats = [matrices.format.into(), x_dtype.name().into()];
+        let values = values(case, matrices);
+        let kernels = if kernels.get(&values).is_some() { kernels } else { others };
         // SAFETY: blocks for each row and each of its experts, a warp for each of their values; the kernel takes no expert that is
         // not there; the caller vouches for the case.
-        unsafe {
-            let kernels = preferred(case, matrices).unwrap_or(plain());
-            launch(device, kernels, &formats, &config, arguments)?;
-        }
+        unsafe { launch(device, kernels, &values, &config, arguments)? }
     }
     Ok(())
 }

@@ -48,7 +48,6 @@ use crate::{
     codes::Codes,
     grid::{offset, repeat, row_and_column},
     row_norms::RowNorms,
-    vector::{Saturate, store8},
 };
 
 /// A format on the device; the host's half is `engine/formats`.
@@ -131,18 +130,8 @@ unsafe fn half(block: *const u8, at: u32) -> f32 {
     Element::to_f32(unsafe { block.add(at as usize).cast::<f16>().read() })
 }
 
-/// Threads of a block of [`decode`] and [`embed`].
+/// Threads of a block of [`embed`] and of the kernels of [`crate::decode`].
 pub const BLOCK_SIZE: u32 = 256;
-/// `out = values of blocks`.
-#[kernel_args]
-pub struct Decode<E> {
-    pub cols: u32,
-    /// `[rows, cols]` in blocks
-    pub blocks: *const u8,
-    /// E `[rows, cols]`
-    pub out: *mut E,
-}
-
 /// `out[i] = scale · table[token(i)]`, where `token(i)` is `tokens[i]`, or what was drawn last for row `sampled_rows[i]` of the logits
 /// ([`crate::embed`]).
 #[kernel_args]
@@ -160,23 +149,6 @@ pub struct Embed {
     pub table: *const u8,
     /// f32 `[num_tokens, hidden_size]`
     pub out: *mut f32,
-}
-
-/// Each value exactly as the host decodes it, then rounded to nearest even, no f16 to infinity.
-///
-/// Grid `[rows, ceil(cols / BLOCK_SIZE), 1]`, exact in the rows; block `[BLOCK_SIZE, 1, 1]`. One thread a value.
-///
-/// # Safety
-/// Grid and block are as above, arrays have the lengths of [`Decode`], rows are whole blocks, `out` overlaps nothing.
-#[kernel(W = [block_formats!], E = [f32, f16, bf16], name = "decode_{W}_{E}_plain")]
-pub unsafe fn decode<W: Blocks, E: Saturate>(a: Decode<E>) {
-    let Decode { cols, blocks, out } = a;
-    let Some((row, column)) = row_and_column(cols) else { return };
-    // SAFETY: the grid has one row of blocks a row, columns stay below `cols`.
-    unsafe {
-        let value = W::in_row(blocks.add(row as usize * W::row_bytes(cols)), column);
-        *out.add(offset(row, cols, column)) = E::round(value);
-    }
 }
 
 /// Grid `[num_tokens, ceil(hidden_size / BLOCK_SIZE), 1]`, exact in the rows; block `[BLOCK_SIZE, 1, 1]`. One thread a value.
@@ -227,22 +199,5 @@ pub unsafe fn row_norms<W: Blocks>(a: RowNorms<u8>) {
         if lane == 0 {
             *out.add(row as usize) = sum.sqrt();
         }
-    }
-}
-
-/// [`decode`], eight neighbouring values a thread.
-///
-/// Grid `[rows, ceil(cols / 8 / BLOCK_SIZE), 1]`, exact in the rows; block `[BLOCK_SIZE, 1, 1]`.
-///
-/// # Safety
-/// As [`decode`]; `out` is aligned to 16 bytes.
-#[kernel(W = [block_formats!], E = [f32, f16, bf16], name = "decode_{W}_{E}_eights")]
-pub unsafe fn decode_eights<W: Blocks, E: Saturate>(a: Decode<E>) {
-    let Decode { cols, blocks, out } = a;
-    let Some((row, eighth)) = row_and_column(cols / 8) else { return };
-    // SAFETY: the grid has one row of blocks a row, columns stay below `cols`.
-    unsafe {
-        let values = W::eight_in_row(blocks.add(row as usize * W::row_bytes(cols)), eighth);
-        store8(out.add(offset(row, cols, 8 * eighth)), values);
     }
 }

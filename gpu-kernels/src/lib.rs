@@ -33,6 +33,8 @@ mod codes;
 #[cfg(feature = "others")]
 pub mod convert;
 #[cfg(feature = "others")]
+pub mod decode;
+#[cfg(feature = "others")]
 pub mod delta_rule;
 #[cfg(feature = "others")]
 pub mod delta_step;

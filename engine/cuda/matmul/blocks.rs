@@ -15,10 +15,10 @@ use crate::units::{HalvesPlan, Tensor, UnitMatrix, Units};
 use crate::variant::{KernelChoice, select, variants};
 use crate::weight::{BlockMatrix, Run, Values};
 use cuda_std::launch::{DevicePtr, DevicePtrMut, Kernels, LaunchConfig, Value};
-use gpu_kernels::blocks;
 use gpu_kernels::blocks::few_rows::{
     self, MATMUL_THREADS, MMA_ROWS, MatmulArgs, ROWS_PER_WARP, WARPS_PER_BLOCK,
 };
+use gpu_kernels::decode;
 use gpu_kernels::fused::units::matmul_add;
 use gpu_kernels::units;
 
@@ -101,7 +101,7 @@ pub(crate) struct Case {
 type Launch = unsafe fn(&mut Tools, &Case) -> Result<()>;
 
 variants! { Case, Launch;
-    CUBLAS [blocks::decode_eights, units::decode]: is_open => by_library;
+    CUBLAS [decode::eights, units::decode]: is_open => by_library;
     UNITS [matmul_add::units]: is_repacked => by_units;
     WGMMA [units::warpgroups::wgmma]: has_wgmma => |tools, case| unsafe { by_halves(tools, case, case.wgmma) };
     HALVES [units::halves::halves]: has_halves => |tools, case| unsafe { by_halves(tools, case, case.halves) };
