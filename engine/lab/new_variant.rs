@@ -162,12 +162,6 @@ mod tests {
             if !variants.contains(&"plain") {
                 continue;
             }
-            // Their kernels are made for pairs of formats by a macro.
-            if ["experts_in", "experts_out"].contains(&op) {
-                let refused = plan(&checkout(), op, "v2", "plain").map(drop).unwrap_err().to_string();
-                assert!(refused.contains("copy it by hand"), "{op}: {refused}");
-                continue;
-            }
             let new = plan(&checkout(), op, "v2", "plain").unwrap();
             let (kernels, table) = (&new.kernels.1, &new.wrapper.1);
             assert!(kernels.contains("pub unsafe fn v2") && kernels.contains("_v2"), "{op}");
