@@ -150,7 +150,7 @@ pub trait Halves: Unit {
 
 /// 1024 as two f16: a permutation makes of a byte `b` the f16 `1024 + b`.
 #[device]
-const UNSIGNED: u32 = f16x2::splat(f16::from_f32_const(1024.0));
+pub(crate) const UNSIGNED: u32 = f16x2::splat(f16::from_f32_const(1024.0));
 /// And of signed ones whose sign was turned around.
 #[device]
 const SIGNED: u32 = f16x2::splat(f16::from_f32_const(1152.0));

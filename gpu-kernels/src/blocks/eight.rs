@@ -2,7 +2,11 @@
 
 use super::{Blocks, byte, word};
 #[device]
-use crate::{codes::Codes, grid::repeat, units::EXPONENTS};
+use crate::{
+    codes::Codes,
+    grid::repeat,
+    units::{EXPONENTS, UNSIGNED},
+};
 use cuda_std::{f16x2, prelude::*};
 
 /// Eight values; `k` is `scale * (byte k - zero)`, with the sign that bit `k` of `signs` says where there are any, plus `added`.
@@ -29,7 +33,7 @@ impl Eight {
     pub fn halves(self, factor: f32) -> [u32; 4] {
         let both = |value: f32| f16::pack2(value * factor, value * factor);
         // A byte `b` behind the byte 0x64 is the f16 1024 + b.
-        let (zero, scale) = ((0x6400 + self.zero) * 0x0001_0001, both(self.scale));
+        let (zero, scale) = (UNSIGNED + self.zero * 0x0001_0001, both(self.scale));
         // Where the signs of two f16 are the bits of both; eight bits do not meet 15 places on.
         const PLACES: [u32; 4] = [1 << 15 | 1 << 30, 1 << 13 | 1 << 28, 1 << 11 | 1 << 26, 1 << 9 | 1 << 24];
         let mut words = [0; 4];

@@ -87,10 +87,6 @@ pub unsafe fn inline<W: Blocks, X: Element>(a: Matmul<X>) {
     }
 }
 
-/// Columns that a warp of [`eights`] takes at once.
-#[device]
-const EIGHTS: u32 = 8 * 32;
-
 /// [`inline`] with eight neighbouring columns a lane, of which the compiler decodes once what they share; each warp asks for all of its rows of weights before
 /// it begins. Sums as there: of a lane, then of the lanes. Of x in f16 there is [`mma`].
 ///
@@ -133,7 +129,7 @@ pub unsafe fn eights<W: Blocks, X: Element, const N: usize, const R: usize>(a: M
                 let x = load8(x_rows[i].add(8 * eighth as usize));
                 repeat(R, |r| repeat(8, |k| sums[i][r] = x[k].mul_add(values[r][k], sums[i][r])));
             });
-            eighth += EIGHTS / 8;
+            eighth += 32;
         }
         repeat(N, |i| {
             repeat(R, |r| {

@@ -18,8 +18,7 @@ fn magnitude(entry: u16, k: u32) -> f32 {
 #[device]
 #[inline(always)]
 pub fn with_sign_of_seven(value: f32, bits: u32, k: u32) -> f32 {
-    let seven = bits & 127;
-    with_sign(value, seven | (seven.count_ones() & 1) << 7, k)
+    with_sign(value, even_bits(bits), k)
 }
 
 /// `value` with sign `k` of eight.

@@ -1,7 +1,8 @@
 //! IQ4_NL: nibbles as [`codes`](super::codes) has them; then for each row the four scales of its blocks, f16.
 
 use super::codes::byte_of_nibbles;
-use super::q8_0::{halves_of_block, multiply_blocks};
+use super::q4_0::words_of_block;
+use super::q8_0::{byte_of_scales, halves_of_block, multiply_blocks};
 use super::{Halves, Unit, half};
 use crate::blocks::iq4::CODES;
 #[device]
@@ -32,8 +33,7 @@ impl Unit for iq4_nl {
             if index < QUANTS {
                 byte_of_nibbles(|r, block| row(r).add((block * BLOCK + 2) as usize), index)
             } else {
-                let place = index - QUANTS;
-                *row(place / 8).add((place % 8 / 2 * BLOCK + place % 2) as usize)
+                byte_of_scales(row, index - QUANTS, BLOCK)
             }
         }
     }
@@ -51,11 +51,7 @@ impl Unit for iq4_nl {
     unsafe fn multiply<const G: usize>(unit: Shared<u8>, x: &Inputs, sums: &mut [[f32; 2]; G]) {
         // SAFETY: the caller's promise.
         unsafe {
-            let words = unit.cast::<[u32; 4]>().add(warp::lane_id());
-            let of_block = |block: u32| {
-                let [a, b, c, d] = words.get(block / 2 * 32);
-                CODES.operand(if block.is_multiple_of(2) { [a, b] } else { [c, d] })
-            };
+            let of_block = |block| CODES.operand(words_of_block(unit, block));
             multiply_blocks(of_block, unit.add(QUANTS), x, sums);
         }
     }

@@ -1,11 +1,12 @@
 //! MXFP4: nibbles as [`codes`](super::codes) has them; then for each row the four exponents of its blocks, a byte each.
 
 use super::codes::byte_of_nibbles;
-use super::q8_0::add_blocks;
+use super::q4_0::words_of_block;
+use super::q8_0::multiply_scaled;
 use super::{HALVES_FACTOR, Halves, Unit, halves_of_bytes};
 use crate::blocks::fp4::{DOUBLED, half_of_power};
 #[device]
-use crate::{fused::units::Inputs, grid::repeat};
+use crate::fused::units::Inputs;
 use cuda_std::prelude::*;
 
 /// Bytes of a block in a file: the exponent, then 16 of nibbles.
@@ -52,22 +53,13 @@ impl Unit for mxfp4 {
         let row = warp::lane_id() / 4;
         // SAFETY: the caller's promise.
         unsafe {
-            let words = unit.cast::<[u32; 4]>().add(warp::lane_id());
-            let of_block = |block: u32| {
-                let [a, b, c, d] = words.get(block / 2 * 32);
-                DOUBLED.operand(if block.is_multiple_of(2) { [a, b] } else { [c, d] })
-            };
+            let of_block = |block| DOUBLED.operand(words_of_block(unit, block));
             let exponents = unit.add(QUANTS).cast::<u32>().add(row);
             let exponents = [exponents.get(0), exponents.get(8)];
             let scales = |r: usize, pair: usize| {
                 [0, 8].map(|bit| half_of_power(exponents[r] >> (16 * pair + bit) & 255))
             };
-            let mut total = [[0.0f32; 2]; G];
-            add_blocks(of_block, scales, x, &mut total);
-            repeat(G, |g| {
-                let scale = x.scale(g as u32);
-                repeat(2, |r| sums[g][r] = total[g][r].mul_add(scale, sums[g][r]));
-            });
+            multiply_scaled(of_block, scales, x, sums);
         }
     }
 }

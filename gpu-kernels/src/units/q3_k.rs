@@ -4,6 +4,7 @@
 //! Of scale `4 p + k` the low four bits are in byte `k` of word `p / 2`, in the low half if `p` is even; the high two bits are bits `2 p` and `2 p + 1` of byte `k` of the third
 //! word. So the four scales of a pair of blocks come out of two words.
 
+use super::q5_k::byte_of_bits;
 use super::q6_k::sum_sixteens;
 use super::{
     EXPONENTS, HALVES_FACTOR, Halves, Unit, add_scaled, half, halves_of_bytes, scaled_half, twos, word,
@@ -79,15 +80,10 @@ impl Unit for q3_k {
                 twos::byte(|r| row(r).add(32), index)
             } else if index < SCALES {
                 let (pair, lane, byte) = ((index - SIGNS) / 128, (index - SIGNS) / 4 % 32, index % 4);
-                let mut bits = 0;
-                repeat(8, |k| {
-                    // Register `k % 4` of block `k / 4`.
-                    let (block, register) = (2 * pair + k as u32 / 4, k as u32 % 4);
-                    let (r, column) =
-                        (lane / 4 + 8 * (register % 2), 4 * (lane % 4) + byte + 16 * (register / 2));
-                    bits |= (*row(r).add(column as usize) >> block & 1 ^ 1) << (7 - k);
+                let third = byte_of_bits([pair, lane, byte], |r, block, column| {
+                    *row(r).add(column as usize) >> block & 1
                 });
-                bits
+                (!third).reverse_bits()
             } else if index < D {
                 let (r, place) = ((index - SCALES) / 12, (index - SCALES) % 12);
                 let scale = |pair: u32| scale_in_file(row(r).add(96), 4 * pair + place % 4);

@@ -1,7 +1,7 @@
 //! Q4_0: nibbles in two's complement, a lane's 16 bytes for a pair of blocks: of each block the word of row `r` and that of `r + 8`, whose low
 //! nibbles are columns `4 c ..` and high ones `16 + 4 c ..`. Then for each row the four scales of its blocks, f16.
 
-use super::q8_0::{halves_of_block, multiply_blocks};
+use super::q8_0::{byte_of_scales, halves_of_block, multiply_blocks};
 use super::{Halves, Unit, half, word};
 #[device]
 use crate::{fused::units::Inputs, grid::repeat};
@@ -34,6 +34,18 @@ pub(super) fn nibbles_of_place(r: u32, block: u32, column: u32) -> u32 {
     16 * lane + 4 * (r / 8 + 2 * block) + column % 4
 }
 
+/// A lane's words of row `r` and `r + 8` of a block, where nibbles lie as here.
+///
+/// # Safety
+/// `unit` is complete and has the block.
+#[device]
+#[inline(always)]
+pub(super) unsafe fn words_of_block(unit: Shared<u8>, block: u32) -> [u32; 2] {
+    // SAFETY: the caller's promise.
+    let [a, b, c, d] = unsafe { unit.cast::<[u32; 4]>().add(warp::lane_id()).get(block / 2 * 32) };
+    if block.is_multiple_of(2) { [a, b] } else { [c, d] }
+}
+
 #[device]
 impl Unit for q4_0 {
     const COLS: u32 = 128;
@@ -50,8 +62,7 @@ impl Unit for q4_0 {
                 // 8 more, without a carry: two's complement.
                 *row(r).add(((index / 512 * 2 + block) * BLOCK + 2 + column) as usize) ^ 0x88
             } else {
-                let place = index - QUANTS;
-                *row(place / 8).add((place % 8 / 2 * BLOCK + place % 2) as usize)
+                byte_of_scales(row, index - QUANTS, BLOCK)
             }
         }
     }
@@ -75,11 +86,7 @@ impl Unit for q4_0 {
     unsafe fn multiply<const G: usize>(unit: Shared<u8>, x: &Inputs, sums: &mut [[f32; 2]; G]) {
         // SAFETY: the caller's promise.
         unsafe {
-            let words = unit.cast::<[u32; 4]>().add(warp::lane_id());
-            let of_block = |block: u32| {
-                let [a, b, c, d] = words.get(block / 2 * 32);
-                operand(if block.is_multiple_of(2) { [a, b] } else { [c, d] })
-            };
+            let of_block = |block| operand(words_of_block(unit, block));
             multiply_blocks(of_block, unit.add(QUANTS), x, sums);
         }
     }

@@ -1,8 +1,8 @@
 //! Q4_1: nibbles as in Q4_0's units, unsigned; then for each row the four scales of its blocks, f16, then for each row their minima.
 
-use super::q4_0::{nibbles_of_place, place_of_nibbles};
+use super::q4_0::{nibbles_of_place, place_of_nibbles, words_of_block};
 use super::q4_k::{halves_of_nibbles, operand};
-use super::q8_0::add_blocks;
+use super::q8_0::{add_blocks, byte_of_scales};
 use super::{HALVES_FACTOR, Halves, Unit, half, halves, halves_of_bytes, scaled_half, word};
 #[device]
 use crate::{fused::units::Inputs, grid::repeat};
@@ -57,11 +57,7 @@ impl Unit for q4_1 {
     unsafe fn multiply<const G: usize>(unit: Shared<u8>, x: &Inputs, sums: &mut [[f32; 2]; G]) {
         // SAFETY: the caller's promise.
         unsafe {
-            let words = unit.cast::<[u32; 4]>().add(warp::lane_id());
-            let of_block = |block: u32| {
-                let [a, b, c, d] = words.get(block / 2 * 32);
-                operand(if block.is_multiple_of(2) { [a, b] } else { [c, d] })
-            };
+            let of_block = |block| operand(words_of_block(unit, block));
             multiply_with_minima(of_block, unit.add(QUANTS), x, sums);
         }
     }
@@ -87,18 +83,6 @@ impl Halves for q4_1 {
             }
         }
     }
-}
-
-/// Byte `index` of the scales and minima of a unit, whose rows have blocks of `block_bytes` bytes that begin with them.
-///
-/// # Safety
-/// As [`Unit::byte`].
-#[device]
-#[inline(always)]
-pub(super) unsafe fn byte_of_scales(row: impl Fn(u32) -> *const u8, index: u32, block_bytes: u32) -> u8 {
-    let (minimum, place) = (index / 128, index % 128);
-    // SAFETY: the caller's promise.
-    unsafe { *row(place / 8).add((place % 8 / 2 * block_bytes + 2 * minimum + place % 2) as usize) }
 }
 
 /// Of scales and minima of a unit those of a block of row `r`.

@@ -2,8 +2,9 @@
 //! after a rotation by four; then `[lane][pair of blocks]` words of the fifth bits, inverted, which are signs: of register `i` of block `h`
 //! of the pair bit `7 - (4 h + i)` of each byte; then for each row the four scales of its blocks, f16.
 
-use super::q4_0::{nibbles_of_place, place_of_nibbles};
-use super::q8_0::{halves_of_block, multiply_blocks};
+use super::q4_0::{nibbles_of_place, place_of_nibbles, words_of_block};
+use super::q5_k::byte_of_bits;
+use super::q8_0::{byte_of_scales, halves_of_block, multiply_blocks};
 use super::{Halves, Unit, half, word};
 #[device]
 use crate::{fused::units::Inputs, grid::repeat};
@@ -50,19 +51,12 @@ impl Unit for q5_0 {
                 byte_of(word.rotate_left(3), index % 4)
             } else if index < QUANTS {
                 let (lane, pair, byte) = ((index - NIBBLES) / 8, (index - NIBBLES) / 4 % 2, index % 4);
-                let mut bits = 0;
-                crate::grid::repeat(8, |k| {
-                    // Register `k % 4` of block `k / 4`: rows r, r + 8, and the same of columns 16 on.
-                    let (block, register) = (2 * pair + k as u32 / 4, k as u32 % 4);
-                    let (r, column) =
-                        (lane / 4 + 8 * (register % 2), 4 * (lane % 4) + byte + 16 * (register / 2));
-                    let fifth = *row(r).add((block * BLOCK + 2 + column / 8) as usize) >> (column % 8) & 1;
-                    bits |= (fifth ^ 1) << (7 - k);
+                let fifth = byte_of_bits([pair, lane, byte], |r, block, column| {
+                    *row(r).add((block * BLOCK + 2 + column / 8) as usize) >> (column % 8) & 1
                 });
-                bits
+                (!fifth).reverse_bits()
             } else {
-                let place = index - QUANTS;
-                *row(place / 8).add((place % 8 / 2 * BLOCK + place % 2) as usize)
+                byte_of_scales(row, index - QUANTS, BLOCK)
             }
         }
     }
@@ -92,13 +86,9 @@ impl Unit for q5_0 {
         let lane = warp::lane_id();
         // SAFETY: the caller's promise.
         unsafe {
-            let words = unit.cast::<[u32; 4]>().add(lane);
             let signs = unit.add(NIBBLES).cast::<u32>().add(2 * lane);
-            let of_block = |block: u32| {
-                let [a, b, c, d] = words.get(block / 2 * 32);
-                let signs = signs.get(block / 2) << (4 * (block % 2));
-                operand(if block.is_multiple_of(2) { [a, b] } else { [c, d] }, signs)
-            };
+            let of_block =
+                |block: u32| operand(words_of_block(unit, block), signs.get(block / 2) << (4 * (block % 2)));
             multiply_blocks(of_block, unit.add(QUANTS), x, sums);
         }
     }

@@ -1,10 +1,9 @@
 //! Q5_1: nibbles, scales and minima as Q4_1 has them, but for `[pair of blocks][lane]` words of the fifth bits between them, as Q5_K has those.
 
-use super::q4_0::{nibbles_of_place, place_of_nibbles};
-use super::q4_1::{
-    byte_of_scales, halves_of_bytes_with_minima, halves_of_scales, multiply_with_minima, scale_and_minimum,
-};
-use super::q5_k::operand;
+use super::q4_0::{nibbles_of_place, place_of_nibbles, words_of_block};
+use super::q4_1::{halves_of_bytes_with_minima, halves_of_scales, multiply_with_minima, scale_and_minimum};
+use super::q5_k::{byte_of_bits, operand};
+use super::q8_0::byte_of_scales;
 use super::{Halves, Unit, word};
 #[device]
 use crate::{fused::units::Inputs, grid::repeat};
@@ -39,16 +38,9 @@ impl Unit for q5_1 {
                 *row(r).add(((index / 512 * 2 + block) * BLOCK + 8 + column) as usize)
             } else if index < SCALES {
                 let (pair, lane, byte) = ((index - FIFTH) / 128, (index - FIFTH) / 4 % 32, index % 4);
-                let mut bits = 0;
-                repeat(8, |k| {
-                    // Register `k % 4` of block `k / 4`.
-                    let (block, register) = (2 * pair + k as u32 / 4, k as u32 % 4);
-                    let (r, column) =
-                        (lane / 4 + 8 * (register % 2), 4 * (lane % 4) + byte + 16 * (register / 2));
-                    let fifth = *row(r).add((block * BLOCK + 4 + column / 8) as usize) >> (column % 8) & 1;
-                    bits |= fifth << k;
-                });
-                bits
+                byte_of_bits([pair, lane, byte], |r, block, column| {
+                    *row(r).add((block * BLOCK + 4 + column / 8) as usize) >> (column % 8) & 1
+                })
             } else {
                 byte_of_scales(row, index - SCALES, BLOCK)
             }
@@ -80,11 +72,9 @@ impl Unit for q5_1 {
         let lane = warp::lane_id();
         // SAFETY: the caller's promise.
         unsafe {
-            let words = unit.cast::<[u32; 4]>().add(lane);
             let fifth = unit.add(FIFTH).cast::<u32>().add(lane);
             let of_block = |block: u32| {
-                let ([a, b, c, d], bits) = (words.get(block / 2 * 32), fifth.get(block / 2 * 32));
-                if block.is_multiple_of(2) { operand([a, b], bits) } else { operand([c, d], bits >> 4) }
+                operand(words_of_block(unit, block), fifth.get(block / 2 * 32) >> (4 * (block % 2)))
             };
             multiply_with_minima(of_block, unit.add(SCALES), x, sums);
         }

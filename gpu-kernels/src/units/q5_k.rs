@@ -42,15 +42,9 @@ impl Unit for q5_k {
                 byte_of_scales(row, index - SCALES)
             } else {
                 let (pair, lane, byte) = ((index - FIFTH) / 128, (index - FIFTH) / 4 % 32, index % 4);
-                let mut bits = 0;
-                repeat(8, |k| {
-                    // Register `k % 4` of block `k / 4`.
-                    let (block, register) = (2 * pair + k as u32 / 4, k as u32 % 4);
-                    let (r, column) =
-                        (lane / 4 + 8 * (register % 2), 4 * (lane % 4) + byte + 16 * (register / 2));
-                    bits |= (*row(r).add((16 + column) as usize) >> block & 1) << k;
-                });
-                bits
+                byte_of_bits([pair, lane, byte], |r, block, column| {
+                    *row(r).add((16 + column) as usize) >> block & 1
+                })
             }
         }
     }
@@ -114,6 +108,20 @@ impl Halves for q5_k {
             unsafe { (unit.cast().get(2 * at + odd), unit.add(FIFTH).cast::<u32>().get(at)) };
         scales.halves::<APART>(operand(words, fifth >> (4 * odd)), pair)
     }
+}
+
+/// A byte of words with a bit of each value of a pair of blocks of 32, for byte `byte` of the registers of a lane: of register `i` of block `h` of the pair bit
+/// `4 h + i`. `bit(r, block, column)` is that of a value.
+#[device]
+#[inline(always)]
+pub(super) fn byte_of_bits([pair, lane, byte]: [u32; 3], bit: impl Fn(u32, u32, u32) -> u8) -> u8 {
+    let mut bits = 0;
+    repeat(8, |k| {
+        let (block, register) = (2 * pair + k as u32 / 4, k as u32 % 4);
+        let (r, column) = (lane / 4 + 8 * (register % 2), 4 * (lane % 4) + byte + 16 * (register / 2));
+        bits |= bit(r, block, column) << k;
+    });
+    bits
 }
 
 /// The first operand of a block of 32 columns, of its words of row `r` and `r + 8`, and of its fifth bits, the lowest four of each byte.

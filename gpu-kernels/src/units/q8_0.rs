@@ -33,8 +33,7 @@ impl Unit for q8_0 {
                 let (r, column) = place_of_byte(index % 512);
                 *row(r).add((index / 512 * BLOCK + 2 + column) as usize)
             } else {
-                let place = index - QUANTS;
-                *row(place / 8).add((place % 8 / 2 * BLOCK + place % 2) as usize)
+                byte_of_scales(row, index - QUANTS, BLOCK)
             }
         }
     }
@@ -80,6 +79,18 @@ impl Halves for q8_0 {
     }
 }
 
+/// Byte `index` of the scales of the four blocks of each row of a unit, f16, and of minima behind them, where blocks, of `block_bytes` bytes, begin with these.
+///
+/// # Safety
+/// As [`Unit::byte`].
+#[device]
+#[inline(always)]
+pub(super) unsafe fn byte_of_scales(row: impl Fn(u32) -> *const u8, index: u32, block_bytes: u32) -> u8 {
+    let (minimum, place) = (index / 128, index % 128);
+    // SAFETY: the caller's promise.
+    unsafe { *row(place / 8).add((place % 8 / 2 * block_bytes + 2 * minimum + place % 2) as usize) }
+}
+
 /// [`Halves::halves`] of a format with an f16 for 32 columns: `operand` is that of bytes of the block, `factor` times what they stand for, `scales` leads to
 /// the scales of the four blocks of each row.
 ///
@@ -118,8 +129,26 @@ pub(super) unsafe fn multiply_blocks<const G: usize>(
     unsafe {
         let scales = scales.cast::<[u32; 2]>();
         let d = [scales.get(row), scales.get(row + 8)];
+        multiply_scaled(operand, |r, pair| halves(d[r][pair]), x, sums);
+    }
+}
+
+/// The same with scales as [`add_blocks`] has them.
+///
+/// # Safety
+/// As there.
+#[device]
+#[inline(always)]
+pub(super) unsafe fn multiply_scaled<const G: usize>(
+    operand: impl Fn(u32) -> [u32; 4],
+    scales: impl Fn(usize, usize) -> [f32; 2],
+    x: &Inputs,
+    sums: &mut [[f32; 2]; G],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
         let mut total = [[0.0f32; 2]; G];
-        add_blocks(operand, |r, pair| halves(d[r][pair]), x, &mut total);
+        add_blocks(operand, scales, x, &mut total);
         repeat(G, |g| {
             let scale = x.scale(g as u32);
             repeat(2, |r| sums[g][r] = total[g][r].mul_add(scale, sums[g][r]));
