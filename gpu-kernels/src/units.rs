@@ -200,6 +200,20 @@ fn bytes_of_rows([low, high]: [u32; 2]) -> [u32; 2] {
     [0x5140, 0x7362].map(|selector| f16x2::bytes(low, high, selector))
 }
 
+/// Byte `i` of a word as a number, one instruction.
+#[device]
+#[inline(always)]
+fn byte_of(word: u32, i: u32) -> i32 {
+    f16x2::bytes(word, 0, 0x4440 + i) as i32
+}
+
+/// The same of a signed one.
+#[device]
+#[inline(always)]
+fn signed_byte_of(word: u32, i: u32) -> i32 {
+    f16x2::bytes(word, 0, 0x8880 + 0x1111 * i) as i32
+}
+
 /// Of [such bytes](bytes_of_rows) those of the block `block`, `zero - 1024` less, times `d` of both rows: of either row a f16, twice.
 #[device]
 #[inline(always)]

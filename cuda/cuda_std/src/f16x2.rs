@@ -33,8 +33,8 @@ pub fn mul_add(a: u32, b: u32, c: u32) -> u32 {
     target::mul_add(a, b, c)
 }
 
-/// Four of the eight bytes of `low` (0 to 3) and `high` (4 to 7): byte `i` of the result is the one that bits `4 i` to `4 i + 2` of `selector` name, whose
-/// other bits are 0. One instruction, `prmt`.
+/// Four of the eight bytes of `low` (0 to 3) and `high` (4 to 7): byte `i` of the result is the one that bits `4 i` to `4 i + 2` of `selector` name; where bit
+/// `4 i + 3` is set it is that byte's sign, eight times. One instruction, `prmt`.
 #[inline(always)]
 #[must_use]
 pub fn bytes(low: u32, high: u32, selector: u32) -> u32 {

@@ -2,7 +2,9 @@
 //! the odd ones, a byte each, and the low four bits of all (of even blocks in the low half of a byte, of odd ones in the high half).
 
 use super::codes::byte_of_nibbles;
-use super::{HALVES_FACTOR, Halves, Unit, add_scaled, bytes_of_rows, half, halves_of_bytes, scaled_halves};
+use super::{
+    HALVES_FACTOR, Halves, Unit, add_scaled, byte_of, bytes_of_rows, half, halves_of_bytes, scaled_halves,
+};
 #[device]
 use crate::{blocks::iq4::CODES, fused::units::Inputs, grid::repeat};
 use cuda_std::mma::mma_m16n8k32_s8;
@@ -87,7 +89,7 @@ impl Unit for iq4_xs {
                 let mut columns = [[0; 4]; G];
                 repeat(G, |g| columns[g] = x.columns(g as u32, pair as u32));
                 repeat(2, |h| {
-                    let scale = |r: usize| i32::from((scales[r][h] >> (8 * pair)) as u8) - i32::from(ZERO);
+                    let scale = |r: usize| byte_of(scales[r][h], pair as u32) - i32::from(ZERO);
                     let s = [scale(0), scale(1)];
                     repeat(G, |g| {
                         let b = [columns[g][2 * h], columns[g][2 * h + 1]];

@@ -5,7 +5,8 @@
 
 use super::q4_0::{nibbles_of_place, place_of_nibbles};
 use super::{
-    HALVES_FACTOR, Halves, UNSIGNED, Unit, bytes_of_rows, half, halves, halves_of_bytes, scaled_halves, word,
+    HALVES_FACTOR, Halves, UNSIGNED, Unit, byte_of, bytes_of_rows, half, halves, halves_of_bytes,
+    scaled_halves, word,
 };
 #[device]
 use crate::{fused::units::Inputs, grid::repeat};
@@ -288,7 +289,7 @@ pub(super) unsafe fn multiply_superblock<const G: usize>(
             let mut columns = [[0; 4]; G];
             repeat(G, |g| columns[g] = x.columns(g as u32, pair as u32));
             repeat(2, |h| {
-                let scale = |r: usize| i32::from((scales[r][h] >> (8 * pair)) as u8);
+                let scale = |r: usize| byte_of(scales[r][h], pair as u32);
                 let s = [scale(0), scale(1)];
                 repeat(G, |g| {
                     let dot = mma_m16n8k32_s8(a[h], [columns[g][2 * h], columns[g][2 * h + 1]], [0; 4]);

@@ -5,7 +5,8 @@
 
 use super::q4_0::{nibbles_of_place, place_of_nibbles};
 use super::{
-    EXPONENTS, HALVES_FACTOR, Halves, SIGNED, Unit, add_scaled, half, halves_of_bytes, scaled_half, word,
+    EXPONENTS, HALVES_FACTOR, Halves, SIGNED, Unit, add_scaled, half, halves_of_bytes, scaled_half,
+    signed_byte_of, word,
 };
 #[device]
 use crate::{fused::units::Inputs, grid::repeat};
@@ -122,7 +123,7 @@ impl Unit for q6_k {
                 let high = high_words.get(pair as u32 * 32 + lane);
                 let mut columns = [[0; 4]; G];
                 repeat(G, |g| columns[g] = x.columns(g as u32, pair as u32));
-                let scale = |r: usize, i: usize| (scales[r][pair] << (24 - 8 * i)) as i32 >> 24;
+                let scale = |r: usize, i: usize| signed_byte_of(scales[r][pair], i as u32);
                 // 16 columns: half `i % 2` of block `i / 2`.
                 let part =
                     |i: usize| part_of_operand([w[i / 2 * 2], w[i / 2 * 2 + 1]], high[i / 2], (i % 2) as u32);

@@ -44,7 +44,11 @@ pub fn mul_add(a: u32, b: u32, c: u32) -> u32 {
 
 pub fn bytes(low: u32, high: u32, selector: u32) -> u32 {
     let all = u64::from(high) << 32 | u64::from(low);
-    (0..4).map(|i| ((all >> (8 * (selector >> (4 * i) & 7))) as u32 & 255) << (8 * i)).sum()
+    let byte = |which: u32| {
+        let byte = (all >> (8 * (which & 7))) as u8;
+        if which & 8 == 0 { byte } else { ((byte as i8) >> 7) as u8 }
+    };
+    (0..4).map(|i| u32::from(byte(selector >> (4 * i))) << (8 * i)).sum()
 }
 
 pub fn masked(word: u32, mask: u32, bits: u32) -> u32 {
@@ -84,6 +88,8 @@ mod tests {
     fn bytes_are_taken_from_both() {
         assert_eq!(bytes(0x3322_1100, 0x7766_5544, 0x4140), 0x4411_4400);
         assert_eq!(bytes(0x3322_1100, 0x7766_5544, 0x7531), 0x7755_3311);
+        assert_eq!(bytes(0x3382_1100, 0, 0xaaa2), 0xffff_ff82);
+        assert_eq!(bytes(0x3382_1100, 0, 0xbbb3), 0x33);
         assert_eq!(masked(0x3322_1100, 0x000f_000f, 0x6400_6400), 0x6402_6400);
     }
 }

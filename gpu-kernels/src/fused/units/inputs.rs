@@ -1,6 +1,6 @@
 //! What a block multiplies its weights with: where rows of inputs come from, and how they are staged. See the [module](super).
 
-use cuda_std::prelude::*;
+use cuda_std::{f16x2, prelude::*};
 
 #[device]
 use super::stage::CHUNK;
@@ -94,7 +94,7 @@ pub(crate) trait Source {
     /// There are such a row and columns, and the kernel before this one has ended.
     unsafe fn load(&self, i: u32, column: u32) -> [f32; WIDTH];
 
-    /// What they are multiplied with before they are staged.
+    /// What they are multiplied with before they are staged, the same for all rows, from L1 where it is there.
     ///
     /// # Safety
     /// There are such columns.
@@ -121,8 +121,13 @@ impl Source for Normed {
 
     #[inline(always)]
     unsafe fn weight(&self, column: u32) -> [f32; WIDTH] {
-        // SAFETY: the caller's promise.
-        unsafe { load_f32(self.norm.add(column as usize)) }
+        let mut values = [0.0; WIDTH];
+        repeat(WIDTH / 4, |q| {
+            // SAFETY: the caller's promise.
+            let v = unsafe { self.norm.add(column as usize + 4 * q).cast::<[f32; 4]>().read() };
+            repeat(4, |j| values[4 * q + j] = v[j]);
+        });
+        values
     }
 }
 
@@ -245,8 +250,9 @@ pub(super) unsafe fn stage_bytes_of_chunk<W: Unit>(
 ) {
     // 127 * 256 and half a digit: what two signed bytes hold, to either side.
     const LARGEST: f32 = 32512.0;
-    // Added and taken away it leaves a rounded integer in the low bits.
-    const ROUND: f32 = 12_582_912.0;
+    // Added to an integer it leaves that, and half a digit, in the low bits: the high byte is the nearest, and the low one lacks its sign.
+    const ROUND: f32 = 12_582_912.0 + 128.0;
+    const SIGNS: u32 = 0x8080_8080;
     let lane = warp::lane_id();
     let mut largest = 0.0f32;
     repeat(WIDTH, |j| largest = largest.max(values[j].abs()));
@@ -254,16 +260,18 @@ pub(super) unsafe fn stage_bytes_of_chunk<W: Unit>(
     // SAFETY: the caller's promise; below, places are this lane's own.
     unsafe {
         let largest = f32::from_bits(warp_reduce(FULL_MASK, largest.to_bits(), WarpReductionOp::Max));
-        let inverse = if largest > 0.0 { LARGEST / largest } else { 0.0 };
-        let mut sum = 0;
+        // Neither is exact, nor is the scale below: a digit of theirs is a thousandth of what rounding takes.
+        let inverse = if largest >= f32::MIN_POSITIVE { LARGEST * largest.recip_approx() } else { 0.0 };
+        let mut sum = 0u32;
         repeat(WIDTH / 4, |q| {
-            let (mut high_bytes, mut low_bytes) = (0u32, 0u32);
+            let mut bits = [0; 4];
             repeat(4, |j| {
-                let v = values[4 * q + j].mul_add(inverse, ROUND).to_bits() as i32 - ROUND.to_bits() as i32;
-                high_bytes |= ((v + 128) >> 8 & 255) as u32 * (1 << (8 * j));
-                low_bytes |= (v & 255) as u32 * (1 << (8 * j));
-                sum += v;
+                bits[j] = values[4 * q + j].mul_add(inverse, ROUND).to_bits();
+                sum = sum.wrapping_add(bits[j]);
             });
+            let pairs = [[bits[0], bits[1]], [bits[2], bits[3]]].map(|[a, b]| f16x2::bytes(a, b, 0x5410));
+            let low_bytes = f16x2::bytes(pairs[0], pairs[1], 0x6420) ^ SIGNS;
+            let high_bytes = f16x2::bytes(pairs[0], pairs[1], 0x7531);
             // Of a pair of blocks columns `4 c ..` of both and of both halves side by side.
             let column = lane * WIDTH as u32 + 4 * q as u32;
             let place = column / 64 * 64 + column / 4 % 4 * 16 + column / 32 % 2 * 8 + column / 16 % 2 * 4;
@@ -273,10 +281,11 @@ pub(super) unsafe fn stage_bytes_of_chunk<W: Unit>(
             }
         });
         if lane == 0 {
-            scale.set(0, largest / (LARGEST * W::FACTOR));
+            scale.set(0, largest * const { 1.0 / (LARGEST * W::FACTOR) });
         }
         if W::DIGITS || W::SUMS {
             // Four lanes have a block.
+            let sum = sum.wrapping_sub(const { (ROUND.to_bits()).wrapping_mul(WIDTH as u32) }) as i32;
             let sum = sum + warp::shuffle_xor(sum, 1);
             let mut sum = sum + warp::shuffle_xor(sum, 2);
             let block = lane / 4;

@@ -17,6 +17,8 @@
 //! gives; loads to registers at 77 %, f16 operands made from the same bytes at 61 %, the file's own layout at 50 %.
 
 use cuda_std::prelude::*;
+#[device]
+use cuda_std::warp::{FULL_MASK, warp_vote_ballot};
 
 #[device]
 use crate::{
@@ -82,6 +84,8 @@ struct Product<W, const N: usize, const G: usize> {
     stage: Stage<W>,
     /// `[warp][first or last tile][row of inputs][row of a tile]`, of tiles at the borders of shares.
     pieces: Shared<f32>,
+    /// Where the share of the lane's warp of that number begins: one division for all of them.
+    begins: u32,
 }
 
 #[device]
@@ -102,48 +106,44 @@ impl<W: Unit, const N: usize, const G: usize> Product<W, N, G> {
         let shared = stage.add(stage_bytes(tiles.chunks, W::COLS, Self::ROWS));
         let barriers = shared.cast::<u64>().add(warp_id * depth);
         let pieces = shared.add(num_warps * depth * 8).cast::<f32>();
-        let (from, to) = Self::share(tiles, warp_id);
+        let begins = divide(warp::lane_id() * tiles.tiles * tiles.chunks, num_warps).0;
+        let [from, to] = [0, 1].map(|next| warp::shuffle_idx(begins, warp_id + next));
         // SAFETY: the caller's promise.
         let ring = unsafe { Ring::start(tiles.walk(from), to - from, depth, ring, barriers) };
-        Self { tiles, ring, stage: Stage::new(stage, Self::ROWS, tiles.chunks * W::COLS), pieces }
+        let stage = Stage::new(stage, Self::ROWS, tiles.chunks * W::COLS);
+        Self { tiles, ring, stage, pieces, begins }
     }
 
-    /// The units of a warp, of those of all tiles of the block, tile by tile.
+    /// The units of a warp, of those of all tiles of the block, tile by tile: from one to another.
     #[inline(always)]
-    fn share(tiles: Tiles, warp: u32) -> (u32, u32) {
-        let (total, num_warps) = (tiles.tiles * tiles.chunks, thread::block_dim_x() / 32);
-        (divide(warp * total, num_warps).0, divide((warp + 1) * total, num_warps).0)
+    fn share(&self, warp: u32) -> [u32; 2] {
+        [0, 1].map(|next| warp::shuffle_idx(self.begins, warp + next))
     }
 
     /// The tile in which this warp's share ends: if it finishes one, most often this.
     #[inline(always)]
     fn last_tile(&self) -> u32 {
         let tiles = self.tiles;
-        let (from, to) = Self::share(tiles, warp::warp_id());
+        let [from, to] = self.share(warp::warp_id());
         let last = divide(to - u32::from(to > from), tiles.chunks).0;
         tiles.first_tile + last.min(tiles.tiles - 1)
     }
 
-    /// What the lane is to multiply products of input row `i` with, of the row's sum of squares.
+    /// What the lane is to multiply products of input row `i` with, of the row's sum of squares; `i` is one row for all lanes, or for those that are four apart.
     ///
     /// # Safety
-    /// The inputs are staged.
+    /// The inputs are staged. All lanes of the warp call it together.
     #[inline(always)]
     unsafe fn row_scale(&self, i: u32, scale: &impl Fn(f32) -> f32) -> f32 {
         let chunks = self.stage.chunks();
         let squares = self.stage.places(0, i).1.cast::<f32>();
-        let mut sum = 0.0;
-        let mut first = 0;
-        while first < chunks {
-            repeat(4, |c| {
-                let chunk = first + c as u32;
-                if chunk < chunks {
-                    // SAFETY: the caller's promise.
-                    sum += unsafe { squares.get(4 * chunk * Self::ROWS + 1) };
-                }
-            });
-            first += 4;
+        let (mut sum, mut chunk) = (0.0, warp::lane_id() / 4);
+        while chunk < chunks {
+            // SAFETY: the caller's promise.
+            sum += unsafe { squares.get(4 * chunk * Self::ROWS + 1) };
+            chunk += 8;
         }
+        repeat(3, |k| sum += warp::shuffle_xor(sum, 4 << k));
         scale(sum)
     }
 
@@ -163,7 +163,8 @@ impl<W: Unit, const N: usize, const G: usize> Product<W, N, G> {
     ) {
         let (lane, warp_id, num_warps) = (warp::lane_id(), warp::warp_id(), thread::block_dim_x() / 32);
         let tiles = self.tiles;
-        let (from, to) = Self::share(tiles, warp_id);
+        let [from, to] = self.share(warp_id);
+        let before = warp::shuffle_idx(self.begins, warp_id.saturating_sub(1));
         let row = if N == 1 { 0 } else { lane % 4 };
         let is_finisher = N > 1 || lane % 4 == 0;
         let r = lane / 4;
@@ -206,27 +207,24 @@ impl<W: Unit, const N: usize, const G: usize> Product<W, N, G> {
             }
             thread::sync_threads();
             // The tile in which this warp's share begins, if an earlier one has its beginning and no other warp adds it up.
-            let tile = divide(from, tiles.chunks).0;
-            let begins = tile * tiles.chunks;
-            if warp_id > 0 && from != to && from != begins && Self::share(tiles, warp_id - 1).0 <= begins {
+            let (begins, ends) = (first * tiles.chunks, (first + 1) * tiles.chunks);
+            if warp_id > 0 && from != to && from != begins && before <= begins {
+                // Warps from this one on that have a part of it. No share is empty.
+                let has_part = lane >= warp_id && lane < num_warps && self.begins < ends;
+                let parts = warp_vote_ballot(FULL_MASK, has_part).count_ones();
                 repeat(G, |g| {
                     let input = 4 * g as u32 + row;
                     if is_finisher && input < n {
-                        let (before, _) = Self::share(tiles, warp_id - 1);
-                        let before = self.piece(warp_id - 1, divide(before, tiles.chunks).0 != tile, input);
-                        let (mut low, mut high) = (before.get(r), before.get(r + 8));
-                        let mut other = warp_id;
-                        let end = begins + tiles.chunks;
-                        while other < num_warps && Self::share(tiles, other).0 < end {
-                            let (from, to) = Self::share(tiles, other);
-                            if from < to {
-                                let piece = self.piece(other, false, input);
-                                low += piece.get(r);
-                                high += piece.get(r + 8);
-                            }
-                            other += 1;
+                        let piece = self.piece(warp_id - 1, before < begins, input);
+                        let (mut low, mut high) = (piece.get(r), piece.get(r + 8));
+                        let mut part = 0;
+                        while part < parts {
+                            let piece = self.piece(warp_id + part, false, input);
+                            low += piece.get(r);
+                            high += piece.get(r + 8);
+                            part += 1;
                         }
-                        finish(tiles.first_tile + tile, g, input, r, low, high);
+                        finish(tiles.first_tile + first, g, input, r, low, high);
                     }
                 });
             }

@@ -62,7 +62,15 @@ impl Tiles {
     #[inline(always)]
     pub(super) fn walk<W: Unit>(self, from: u32) -> TileWalk<W> {
         let (tile, chunk) = divide(from, self.chunks);
-        TileWalk { tiles: self, tile, chunk, format: core::marker::PhantomData }
+        let unit =
+            (self.first_tile + tile) as usize * self.units as usize + (self.first_unit + chunk) as usize;
+        TileWalk {
+            at: self.weights.wrapping_add(unit * W::BYTES as usize),
+            left: self.chunks - chunk,
+            chunks: self.chunks,
+            others: (self.units - self.chunks) * W::BYTES,
+            format: core::marker::PhantomData,
+        }
     }
 
     /// The first of the block's tiles.
@@ -88,10 +96,13 @@ pub(crate) trait Walk {
 /// Through the units of a block's tiles, tile by tile.
 #[device]
 pub(super) struct TileWalk<W> {
-    tiles: Tiles,
-    /// The unit that comes next: its tile of the block, its chunk.
-    tile: u32,
-    chunk: u32,
+    /// The unit that comes next.
+    at: *const u8,
+    /// Units up to the end of its tile, and of a tile.
+    left: u32,
+    chunks: u32,
+    /// Bytes of a tile that other blocks take.
+    others: u32,
     format: core::marker::PhantomData<W>,
 }
 
@@ -99,13 +110,12 @@ pub(super) struct TileWalk<W> {
 impl<W: Unit> Walk for TileWalk<W> {
     #[inline(always)]
     fn next(&mut self) -> *const u8 {
-        let Tiles { weights, units, first_tile, first_unit, .. } = self.tiles;
-        let unit = (first_tile + self.tile) as usize * units as usize + (first_unit + self.chunk) as usize;
-        self.chunk += 1;
-        if self.chunk == self.tiles.chunks {
-            (self.chunk, self.tile) = (0, self.tile + 1);
-        }
-        weights.wrapping_add(unit * W::BYTES as usize)
+        let at = self.at;
+        self.left -= 1;
+        let others = if self.left == 0 { self.others } else { 0 };
+        self.left = if self.left == 0 { self.chunks } else { self.left };
+        self.at = at.wrapping_add((W::BYTES + others) as usize);
+        at
     }
 }
 

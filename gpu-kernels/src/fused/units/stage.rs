@@ -10,6 +10,9 @@ use crate::{
     units::Unit,
 };
 
+/// Places among the inputs at which blocks begin to stage them.
+#[device]
+const TURNS: u32 = 16;
 /// Columns of inputs that share a scale.
 pub(crate) const CHUNK: u32 = 256;
 /// Bytes of the digits of a staged row: three for each of eight blocks, and room.
@@ -109,12 +112,18 @@ impl<W: Unit> Stage<W> {
         let column_of_lane = warp::lane_id() * WIDTH as u32;
         // SAFETY: the caller's promise; each row of a chunk has one warp until the barrier.
         unsafe {
+            // Of many rows each block begins with others, so that not all of them want the same lines of L2 at once.
+            let turn = if self.rows > 1 { thread::block_idx_x() % TURNS * items / TURNS } else { 0 };
+            let place = |item: u32| {
+                let item = if item + turn < items { item + turn } else { item + turn - items };
+                divide(item, self.rows)
+            };
             let mut first = warp_id;
             while first < items {
                 let (mut values, mut weights) = ([[0.0f32; WIDTH]; AHEAD], [[0.0f32; WIDTH]; AHEAD]);
                 repeat(AHEAD, |k| {
                     let item = first + k as u32 * num_warps;
-                    let (chunk, i) = divide(item, self.rows);
+                    let (chunk, i) = place(item);
                     let column = chunk * CHUNK + column_of_lane;
                     if item < items && i < n && column < self.cols {
                         values[k] = source.load(i, first_column + column);
@@ -127,7 +136,7 @@ impl<W: Unit> Stage<W> {
                     let item = first + k as u32 * num_warps;
                     // The same for the whole warp.
                     if item < items {
-                        let (chunk, i) = divide(item, self.rows);
+                        let (chunk, i) = place(item);
                         let mut squares = 0.0f32;
                         if S::NORMED {
                             repeat(WIDTH, |j| {
