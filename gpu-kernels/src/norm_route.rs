@@ -139,7 +139,11 @@ pub unsafe fn split<E: Group<4>, const R: usize, const P: usize, const AHEAD: us
         }
         let mut row = warp;
         while row < rows {
-            choose(&a, first_row + row, keys.add(warp * MAX_EXPERTS));
+            if num_experts <= 32 * FEW_KEYS as u32 {
+                choose_of_few(&a, first_row + row);
+            } else {
+                choose(&a, first_row + row, keys.add(warp * MAX_EXPERTS));
+            }
             row += WARPS;
         }
     }
@@ -148,6 +152,12 @@ pub unsafe fn split<E: Group<4>, const R: usize, const P: usize, const AHEAD: us
 /// Quads of a row that a thread loads before it uses the first.
 #[device]
 const TOGETHER: usize = 4;
+/// And rows.
+#[device]
+const ROWS_TOGETHER: usize = 4;
+/// The most experts of a lane that are chosen from in registers.
+#[device]
+const FEW_KEYS: usize = 8;
 
 /// The norm's weight where this thread needs it first: quads `t`, `t + BLOCK_SIZE`, ….
 #[device]
@@ -182,32 +192,47 @@ unsafe fn stage_normed<E: Group<4>, const R: usize>(
     let (t, quads) = (thread::thread_idx_x(), a.hidden_size / 4);
     // SAFETY: the caller's promise; a quad has one thread.
     unsafe {
-        repeat(R, |i| {
-            let row = i as u32;
-            let (mut squares, mut first) = (0.0f32, t);
+        let mut first_of = 0;
+        while first_of < R as u32 {
+            let mut squares = [0.0f32; ROWS_TOGETHER];
+            let mut first = t;
             while first < quads {
-                let mut values = [[0.0f32; 4]; TOGETHER];
-                repeat(TOGETHER, |k| {
-                    let quad = first + k as u32 * BLOCK_SIZE;
-                    if row < rows && quad < quads {
-                        let from = a.x.add(offset(first_row + row, a.hidden_size, 4 * quad));
-                        values[k] = memory::load_l2(from.cast::<[f32; 4]>());
-                    }
+                let mut values = [[[0.0f32; 4]; TOGETHER]; ROWS_TOGETHER];
+                repeat(ROWS_TOGETHER, |i| {
+                    let row = first_of + i as u32;
+                    repeat(TOGETHER, |k| {
+                        let quad = first + k as u32 * BLOCK_SIZE;
+                        if row < rows && quad < quads {
+                            let from = a.x.add(offset(first_row + row, a.hidden_size, 4 * quad));
+                            values[i][k] = memory::load_l2(from.cast::<[f32; 4]>());
+                        }
+                    });
                 });
-                repeat(TOGETHER, |k| {
-                    let quad = first + k as u32 * BLOCK_SIZE;
-                    if quad < quads {
-                        repeat(4, |j| squares = values[k][j].mul_add(values[k][j], squares));
-                        stage.set(row * quads + quad, values[k]);
-                    }
+                repeat(ROWS_TOGETHER, |i| {
+                    let row = first_of + i as u32;
+                    repeat(TOGETHER, |k| {
+                        let quad = first + k as u32 * BLOCK_SIZE;
+                        if row < R as u32 && quad < quads {
+                            repeat(4, |j| {
+                                squares[i] = values[i][k][j].mul_add(values[i][k][j], squares[i]);
+                            });
+                            stage.set(row * quads + quad, values[i][k]);
+                        }
+                    });
                 });
                 first += TOGETHER as u32 * BLOCK_SIZE;
             }
-            let squares = warp::reduce_sum(squares);
-            if warp::lane_id() == 0 {
-                of_warps.set(row * WARPS + warp::warp_id(), squares);
-            }
-        });
+            repeat(ROWS_TOGETHER, |i| {
+                let row = first_of + i as u32;
+                if row < R as u32 {
+                    let squares = warp::reduce_sum(squares[i]);
+                    if warp::lane_id() == 0 {
+                        of_warps.set(row * WARPS + warp::warp_id(), squares);
+                    }
+                }
+            });
+            first_of += ROWS_TOGETHER as u32;
+        }
         thread::sync_threads();
         repeat(R, |i| {
             let row = i as u32;
@@ -297,4 +322,71 @@ unsafe fn choose<E>(a: &NormRoute<E>, row: u32, keys: Shared<u32>) {
         }
         store_chosen(chosen, row, num_chosen, renormalise, [own_probability, total], own);
     }
+}
+
+/// [`choose`] with a lane's experts in registers, [`FEW_KEYS`] at most: the same results.
+///
+/// # Safety
+/// All lanes of the warp call it together; all blocks have left the row's logits, and there are no more experts.
+#[device]
+#[inline(always)]
+unsafe fn choose_of_few<E>(a: &NormRoute<E>, row: u32) {
+    let &NormRoute { num_experts, num_chosen, renormalise, logits, chosen, .. } = a;
+    let lane = warp::lane_id();
+    let expert = |k: usize| lane + 32 * k as u32;
+    let mut logits_of_lane = [f32::NEG_INFINITY; FEW_KEYS];
+    let logits = logits.wrapping_add(offset(row, num_experts, 0)).cast_const();
+    let mut max = f32::NEG_INFINITY;
+    repeat(FEW_KEYS, |k| {
+        if expert(k) < num_experts {
+            // SAFETY: the caller's promise.
+            logits_of_lane[k] = unsafe { memory::load_l2(logits.wrapping_add(expert(k) as usize)) };
+        }
+    });
+    repeat(FEW_KEYS, |k| max = if logits_of_lane[k] > max { logits_of_lane[k] } else { max });
+    let max = warp::reduce_max(max);
+    let (mut shares, mut sum) = ([0.0f32; FEW_KEYS], 0.0);
+    repeat(FEW_KEYS, |k| {
+        if expert(k) < num_experts {
+            shares[k] = (logits_of_lane[k] - max).exp();
+            sum += shares[k];
+        }
+    });
+    let sum = warp::reduce_sum(sum);
+    // As in `keys_of_logits`; 0 where there is no expert, and once it is chosen.
+    let mut keys = [0u32; FEW_KEYS];
+    repeat(FEW_KEYS, |k| {
+        if expert(k) < num_experts {
+            keys[k] = ((shares[k] / sum).to_bits() & 0x7fff_ffff) + 1;
+        }
+    });
+    // Lane `i` keeps the expert of rank `i`.
+    let (mut own, mut own_probability, mut total, mut rank) = (0, 0.0, 0.0, 0);
+    while rank < num_chosen {
+        let (mut best, mut whose) = (0, lane);
+        repeat(FEW_KEYS, |k| {
+            if keys[k] > best {
+                (best, whose) = (keys[k], expert(k));
+            }
+        });
+        // SAFETY: the caller's promise.
+        let (key, chosen) = unsafe {
+            let key = warp_reduce(FULL_MASK, best, WarpReductionOp::Max);
+            let candidate = if best == key { whose } else { u32::MAX };
+            (key, warp_reduce(FULL_MASK, candidate, WarpReductionOp::Min))
+        };
+        let probability = f32::from_bits(key.wrapping_sub(1));
+        repeat(FEW_KEYS, |k| {
+            if expert(k) == chosen {
+                keys[k] = 0;
+            }
+        });
+        if lane == rank {
+            (own, own_probability) = (chosen, probability);
+        }
+        total += probability;
+        rank += 1;
+    }
+    // SAFETY: the caller's promise.
+    unsafe { store_chosen(chosen, row, num_chosen, renormalise, [own_probability, total], own) }
 }

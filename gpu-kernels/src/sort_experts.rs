@@ -7,7 +7,7 @@ use crate::route::MAX_EXPERTS;
 use crate::{
     experts::expert_of,
     fused::{launch_dependents, wait_for_dependencies},
-    grid::divide,
+    grid::{divide, repeat},
     reduce::block_scan,
 };
 #[device]
@@ -15,6 +15,10 @@ use cuda_std::atomic::{AtomicAdd, Ordering, Scope};
 
 /// Threads of the block: one for each expert that there may be.
 pub const BLOCK_SIZE: u32 = MAX_EXPERTS;
+
+/// Pairs of a thread that it asks for before it uses the first.
+#[device]
+const TOGETHER: usize = 8;
 
 /// Groups of up to `rows_of_group` rows of one expert each. A pair is a row and the place of one of its experts, `row * num_chosen + place`.
 #[kernel_args]
@@ -66,10 +70,10 @@ pub unsafe fn plain(a: SortExperts) {
         // SAFETY: an expert that there may be.
         unsafe { u32::fetch_add(counts.add(expert).as_mut_ptr(), 1, Ordering::Relaxed, Scope::Block) }
     };
-    let expert = |pair: u32| {
+    // SAFETY: such pairs.
+    let expert = |pair: u32| unsafe {
         let (row, place) = divide(pair, num_chosen);
-        // SAFETY: such a row and place.
-        unsafe { expert_of(chosen, num_experts, num_chosen, row, place) }
+        expert_of(chosen, num_experts, num_chosen, row, place)
     };
     // SAFETY: counts are changed by atomic operations alone between barriers, and by the expert's thread; places of `order` and `groups` have one thread.
     unsafe {
@@ -77,11 +81,9 @@ pub unsafe fn plain(a: SortExperts) {
         wait_for_dependencies();
         launch_dependents();
         thread::sync_threads();
-        let mut pair = t;
-        while pair < pairs {
-            step(expert(pair));
-            pair += BLOCK_SIZE;
-        }
+        of_thread(pairs, expert, |_, expert| {
+            step(expert);
+        });
         thread::sync_threads();
         let count = counts.get(t);
         let of_expert = count.div_ceil(rows_of_group);
@@ -102,10 +104,28 @@ pub unsafe fn plain(a: SortExperts) {
         }
         counts.set(t, first);
         thread::sync_threads();
-        let mut pair = t;
-        while pair < pairs {
-            *order.add(step(expert(pair)) as usize) = pair;
-            pair += BLOCK_SIZE;
-        }
+        of_thread(pairs, expert, |pair, expert| *order.add(step(expert) as usize) = pair);
+    }
+}
+
+/// Calls `each` with this thread's pairs and their experts, [`TOGETHER`] of which are asked for before the first is used.
+#[device]
+#[inline(always)]
+fn of_thread(pairs: u32, expert: impl Fn(u32) -> u32, each: impl Fn(u32, u32)) {
+    let mut first = thread::thread_idx_x();
+    while first < pairs {
+        let pair = |k: usize| first + k as u32 * BLOCK_SIZE;
+        let mut experts = [0; TOGETHER];
+        repeat(TOGETHER, |k| {
+            if pair(k) < pairs {
+                experts[k] = expert(pair(k));
+            }
+        });
+        repeat(TOGETHER, |k| {
+            if pair(k) < pairs {
+                each(pair(k), experts[k]);
+            }
+        });
+        first += TOGETHER as u32 * BLOCK_SIZE;
     }
 }

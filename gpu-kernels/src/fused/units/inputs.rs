@@ -8,6 +8,7 @@ use super::stage::CHUNK;
 use crate::{
     grid::{offset, repeat},
     units::Unit,
+    vector::Group,
 };
 #[device]
 use cuda_std::{
@@ -124,7 +125,7 @@ impl Source for Normed {
         let mut values = [0.0; WIDTH];
         repeat(WIDTH / 4, |q| {
             // SAFETY: the caller's promise.
-            let v = unsafe { self.norm.add(column as usize + 4 * q).cast::<[f32; 4]>().read() };
+            let v: [f32; 4] = unsafe { f32::load_group(self.norm.add(column as usize + 4 * q)) };
             repeat(4, |j| values[4 * q + j] = v[j]);
         });
         values

@@ -70,7 +70,6 @@ const SLICES_AT_ONCE: usize = 4;
 pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: MatmulUnits) {
     let MatmulUnits { n, rows, cols, out_stride, accumulate, depth, span, slices, .. } = a;
     let MatmulUnits { first_row, num_rows, scale, x, weight, out, partial, counters, .. } = a;
-    launch_dependents();
     let (group, slice) = divide(thread::block_idx_x(), slices);
     let groups = divide(thread::grid_dim_x(), slices).0;
     // SAFETY: the caller's promise. One thread reads and writes each place of the residual.
@@ -79,6 +78,7 @@ pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: MatmulUnits) {
         let tiles = Tiles::slice(weight, rows / ROWS, units, [group, groups], [slice, slices]);
         let product = Product::<W, N, G>::begin(tiles, depth);
         wait_for_dependencies();
+        launch_dependents();
         // Adds the product of input row `i` with row `row`, if it is one of those; `before` is what is there, where that is known.
         let store = |i: u32, row: u32, product: f32, before: Option<f32>| {
             if row >= first_row && row - first_row < num_rows {

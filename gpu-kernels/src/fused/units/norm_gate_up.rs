@@ -47,7 +47,6 @@ pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: NormGateUp<u8, f
         out,
         ..
     } = a;
-    launch_dependents();
     let units = divide(hidden_size, W::COLS).0;
     // SAFETY: the caller's promise.
     unsafe {
@@ -56,6 +55,7 @@ pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: NormGateUp<u8, f
         let product = Product::<W, N, G>::begin(tiles, depth);
         let inputs = Normed { x, norm, cols: hidden_size };
         wait_for_dependencies();
+        launch_dependents();
         let scale = |squares| crate::norm::scale(squares, hidden_size, eps);
         product.multiply(n, inputs, scale, |tile, _, i, r, gate, up| {
             let (gate, up) = (gate * gate_scale, up * up_scale);

@@ -30,7 +30,6 @@ use crate::{
 )]
 pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: NormMatmul<u8>) {
     let NormMatmul { n, rows, cols, depth, x, norm, eps, weight, out, out_stride } = a;
-    launch_dependents();
     // SAFETY: the caller's promise.
     unsafe {
         let (block, blocks) = (thread::block_idx_x(), thread::grid_dim_x());
@@ -38,6 +37,7 @@ pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: NormMatmul<u8>) 
         let product = Product::<W, N, G>::begin(tiles, depth);
         let inputs = Normed { x, norm, cols };
         wait_for_dependencies();
+        launch_dependents();
         let scale = |squares| crate::norm::scale(squares, cols, eps);
         product.multiply(n, inputs, scale, |tile, _, i, r, low, high| {
             let out = out.add(offset(i, out_stride, tile * ROWS + r));

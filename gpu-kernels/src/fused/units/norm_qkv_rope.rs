@@ -39,7 +39,6 @@ pub const PAIRS_PER_TILE: u32 = 8;
     requires = "sm_90",
 )]
 pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: NormQkvRope<f16>) {
-    launch_dependents();
     let heads = a.num_attention_heads + 2 * a.num_key_value_heads;
     let share = [thread::block_idx_x(), thread::grid_dim_x()];
     // SAFETY: the caller's promise.
@@ -61,7 +60,6 @@ pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: NormQkvRope<f16>
     requires = "sm_90",
 )]
 pub unsafe fn mixed<W: Unit, V: Unit, const N: usize, const G: usize>(a: NormQkvRope<f16>) {
-    launch_dependents();
     let NormQkvRope { num_attention_heads, num_key_value_heads, v_blocks, q_weight, v_weight, .. } = a;
     let (block, others) = (thread::block_idx_x(), thread::grid_dim_x() - v_blocks);
     let heads = num_attention_heads + num_key_value_heads;
@@ -163,6 +161,7 @@ unsafe fn project<W: Unit, const N: usize, const G: usize>(
         });
 
         wait_for_dependencies();
+        launch_dependents();
         let scale = |squares| crate::norm::scale(squares, hidden_size, eps);
         let inputs = Normed { x, norm, cols: hidden_size };
         product.multiply(n, inputs, scale, |tile, g, i, r, low, high| {
