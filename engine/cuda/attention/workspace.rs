@@ -20,6 +20,8 @@ pub(crate) struct Workspace {
     pub(super) counters: DeviceBuffer<u32>,
     /// Room, counted in `[head_dim]` partials.
     pub(super) places: usize,
+    /// Whether products with units come behind attention, whose blocks take a multiprocessor for themselves.
+    pub(crate) starts_next_late: bool,
 }
 
 /// Room for the splits of one launch, in partials of `[head_dim]`.
@@ -46,6 +48,7 @@ impl Workspace {
             statistics: DeviceBuffer::zeroed(device, places * 2)?,
             counters: DeviceBuffer::zeroed(device, places)?,
             places,
+            starts_next_late: false,
         })
     }
 

@@ -105,6 +105,7 @@ impl CudaOps {
             let whole = self.load_units(matrices, shape, apart)?;
             self.make_room_to_decode(rows, cols)?;
             self.slices.make_room(&self.device, whole.0.units)?;
+            self.attention.starts_next_late = true;
             return Ok(whole.1);
         }
         let dtype = (format.float().is_some() || as_floats).then_some(self.dtype);

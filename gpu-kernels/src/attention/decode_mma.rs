@@ -132,7 +132,9 @@ unsafe fn attend<
 ) where
     f32: Group<N>,
 {
-    launch_dependents();
+    if a.starts_next_late == 0 {
+        launch_dependents();
+    }
     // SAFETY: the grid has one row of blocks a row of the batch; all reads and writes stay in the arrays that the
     // kernel is given. Every return and every barrier depends only on what all threads of the block share.
     unsafe {
@@ -157,6 +159,9 @@ unsafe fn attend<
             }
         }
         wait_for_dependencies();
+        if a.starts_next_late != 0 {
+            launch_dependents();
+        }
         splits.store_newest::<P, HEAD_DIM>(&a);
         if loaded < keys {
             page.load::<HEAD_DIM, true>(k, v, loaded, keys);

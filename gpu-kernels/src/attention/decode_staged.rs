@@ -181,7 +181,9 @@ pub unsafe fn staged<
     let keys_of_step = const { 8 * KEY_TILES as u32 };
     let (lane, warp_id) = (warp::lane_id(), warp::warp_id());
     let (r, c) = (lane / 4, lane % 4);
-    launch_dependents();
+    if a.starts_next_late == 0 {
+        launch_dependents();
+    }
     // SAFETY: the grid has one row of blocks a row of the batch; all reads and writes stay in the arrays that the
     // kernel is given. Every return and every barrier depends only on what all threads of the block share; a warp's places are its own, and
     // its lanes wait for each other before they read what others copied, and before that is overwritten.
@@ -228,6 +230,9 @@ pub unsafe fn staged<
         }
         async_copy::commit_group();
         wait_for_dependencies();
+        if a.starts_next_late != 0 {
+            launch_dependents();
+        }
         if there < all {
             let range = Range { from: there, until: keys_of_step, keys: all };
             copy::<HEAD_DIM>(keys, k, range, key_order);

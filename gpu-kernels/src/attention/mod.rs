@@ -115,6 +115,9 @@ pub struct Attention<E> {
     pub num_splits: u32,
     /// Splits of a block, a power of two, of kernels that take several, one after the other: then the grid has so many fewer blocks.
     pub splits_at_once: u32,
+    /// Of kernels of single rows: whether the next kernel starts behind this one's wait, if not 0, or at once. Where its blocks take a multiprocessor for
+    /// themselves they come too soon.
+    pub starts_next_late: u32,
     /// u32 `[num_tokens]`
     pub sequence_of_token: *const u32,
     /// u32 `[num_sequences + 1]`
