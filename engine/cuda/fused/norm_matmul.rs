@@ -13,8 +13,9 @@ use super::{
 };
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::formats::MatrixFormat;
 use crate::ops::parts::RmsNorm;
-use cuda_std::launch::{DevicePtr, Kernels};
+use cuda_std::launch::{DevicePtr, Kernels, Value};
 use gpu_kernels::fused::mma::{MAX_NORM_WARPS, MAX_ROWS, norm_matmul as mma};
 use gpu_kernels::fused::norm_matmul::*;
 use gpu_kernels::fused::stage_bytes;
@@ -27,12 +28,14 @@ pub(super) struct Case {
     dtype: Dtype,
     /// The weights, where they are in units.
     units: Option<Units>,
+    /// Those of the last rows, where they are in units of another format.
+    last: Option<Units>,
     /// `depth` is yet to be chosen.
     arguments: NormMatmulArgs,
 }
 
 variants! { Case, Launch<Case>;
-    UNITS [in_units::units]: |case| units_only(case.units) => launch_units;
+    UNITS [in_units::units, in_units::mixed]: |case| units_only(case.units) => launch_units;
     "lanes" [lanes]: few_rows => |device, case| unsafe { launch_lanes(device, case, lanes()) };
     MMA [mma::mma]: f16_rows => |device, case| unsafe { launch_mma(device, case, mma::mma()) };
 }
@@ -70,12 +73,40 @@ unsafe fn launch_lanes(device: &Device, case: &Case, kernels: &Kernels<NormMatmu
 /// The case is whole, and in units.
 unsafe fn launch_units(device: &Device, case: &Case) -> Result<()> {
     let Some(units) = case.units else { return Err(Error::Request(format!("{OP}: not in units"))) };
-    let n = case.arguments.n;
-    let stream = units.stream(device, case.arguments.rows / gpu_kernels::units::ROWS, n);
-    let arguments = NormMatmulArgs { depth: stream.depth, ..case.arguments };
-    let values = units::values(&[units.format], n);
+    let NormMatmulArgs { n, rows, last_rows, .. } = case.arguments;
+    let [tiles, of_last] = [rows, last_rows].map(|rows| rows / gpu_kernels::units::ROWS);
+    let all = tiles + of_last;
+    let last = case.last.unwrap_or(units);
+    let (stream, last_blocks) = units.stream_of_parts(device, all, [all, of_last], &last, n);
+    let arguments = NormMatmulArgs { depth: stream.depth, last_blocks, ..case.arguments };
+    let (kernels, values) = kernels_of(units.format, case.last, n);
     // SAFETY: any grid does; the caller vouches for the case.
-    unsafe { launch(&Dependent(device), in_units::units(), &values, &stream.config, arguments) }
+    unsafe { launch(&Dependent(device), kernels, &values, &stream.config, arguments) }
+}
+
+/// The kernels of `n` rows for units of a format, and of `last` behind them, and which of them.
+fn kernels_of(
+    format: MatrixFormat,
+    last: Option<Units>,
+    n: u32,
+) -> (&'static Kernels<NormMatmulArgs>, Vec<Value>) {
+    match last {
+        None => (in_units::units(), units::values(&[format], n)),
+        Some(last) => (in_units::mixed(), units::values(&[format, last.format], n)),
+    }
+}
+
+/// The weights of a run that are multiplied together with those of the run before it, `units`: they are in units of another format, and there is a kernel for both.
+fn joined(units: Option<Units>, run: Option<&Run>) -> Result<Option<(Units, DevicePtr<u8>, u32)>> {
+    let (Some(units), Some(run)) = (units, run) else { return Ok(None) };
+    let (Values::Units(_), 1.0) = (&run.values, run.scale) else { return Ok(None) };
+    let (_, weight, last) = of_run(run)?;
+    let has_kernel = |last: &Units| {
+        let (kernels, values) = kernels_of(units.format, Some(*last), 1);
+        kernels.get(&values).is_some()
+    };
+    let rows = dimension(OP, run.rows)?;
+    Ok(last.filter(has_kernel).map(|last| (last, weight, rows)))
 }
 
 /// # Safety
@@ -95,7 +126,7 @@ pub(in super::super) fn are_in_order(units: Units, rows: usize) -> bool {
 }
 
 /// `out = rms_norm(x) · weightᵀ`: `[n, in_features] -> [n, out_features]`; a launch for each of `runs`, which are the weight's as
-/// they are stored.
+/// they are stored, or for two of two formats.
 #[allow(clippy::too_many_arguments)] // The operation has these operands.
 pub(in super::super) fn norm_matmul(
     device: &Device,
@@ -112,12 +143,18 @@ pub(in super::super) fn norm_matmul(
     expect_vector(OP, "norm", &norm.weight, cols)?;
     out.expect(OP, "out", n, weight.rows)?;
     let (mut first, out_stride) = (0, dimension(OP, out.cols)?);
-    for run in runs {
+    let mut runs = runs.iter().peekable();
+    while let Some(run) = runs.next() {
         if run.scale != 1.0 {
             return Err(Error::Request(format!("{OP}: the weights must not be scaled, by {:e}", run.scale)));
         }
         let (dtype, weight, units) = of_run(run)?;
         expect_eligible(OP, n, dtype, cols)?;
+        let last = joined(units, runs.peek().copied())?;
+        let (last_units, last_weight, last_rows) = match last {
+            Some((units, weight, rows)) => (Some(units), weight, rows),
+            None => (None, weight, 0),
+        };
         let arguments = NormMatmulArgs {
             n: dimension(OP, n)?,
             rows: dimension(OP, run.rows)?,
@@ -129,12 +166,18 @@ pub(in super::super) fn norm_matmul(
             weight,
             out: out.ptr_mut().add(first),
             out_stride,
+            last_rows,
+            last_blocks: 0,
+            last_weight,
         };
-        let case = Case { dtype, units, arguments };
+        let case = Case { dtype, units, last: last_units, arguments };
         let variant = select(OP, VARIANTS, &case, choice.get(OP).or(preferred(&case)))?;
         // SAFETY: the shapes were checked, and the columns of the run are some of out's, which is borrowed alone.
         unsafe { (variant.launch)(device, &case)? }
         first += run.rows;
+        if last.is_some() {
+            first += runs.next().map_or(0, |run| run.rows);
+        }
     }
     Ok(())
 }

@@ -45,30 +45,51 @@ pub(super) fn checks(kind: Kind) -> Vec<Case> {
     ];
     // Rows, and units of a row: one, several for a warp, more tiles than warps.
     const UNITS: [Shape; 6] = [[1, 16, 1], [2, 48, 3], [4, 16, 7], [8, 32, 4], [5, 16, 17], [1, 304, 1]];
-    let of = |dtype: Dtype| shapes(&SHAPES, dtype).map(move |shape| case(kind, dtype.into(), shape, 1.0));
+    let of =
+        |dtype: Dtype| shapes(&SHAPES, dtype).map(move |shape| case(kind, [dtype.into(); 2], shape, 1.0));
     let mut cases: Vec<Case> = DTYPES.into_iter().flat_map(of).collect();
     if kind == Kind::GateUp {
         // Most results are beyond the range of f16.
-        cases.extend(DTYPES.map(|dtype| case(kind, dtype.into(), [2, 111, 104], 1000.0)));
+        cases.extend(DTYPES.map(|dtype| case(kind, [dtype.into(); 2], [2, 111, 104], 1000.0)));
     }
     cases.extend(unit_formats().flat_map(|(format, cols)| {
-        UNITS.map(|[n, rows, units]| case(kind, format, [n, rows, units * cols], 1.0))
+        UNITS.map(|[n, rows, units]| case(kind, [format; 2], [n, rows, units * cols], 1.0))
     }));
+    if kind == Kind::Head {
+        // Rows of two formats, as those of Q, K and V.
+        for of in [MatrixFormat::Q4_K, MatrixFormat::Q5_K] {
+            let shapes = [[1, 48, 1], [1, 1024, 3], [3, 96, 7], [8, 160, 4]];
+            cases.extend(
+                shapes.map(|[n, rows, units]| {
+                    case(kind, [of, MatrixFormat::Q6_K], [n, rows, 256 * units], 1.0)
+                }),
+            );
+        }
+    }
     cases
+}
+
+/// How many of `rows` rows have the second of two formats.
+fn rows_of_last([format, last]: [MatrixFormat; 2], rows: usize) -> usize {
+    if format == last { 0 } else { rows / 3 / 16 * 16 }
 }
 
 pub(super) fn timings(kind: Kind, workload: &Workload) -> Vec<Case> {
     let config = &workload.config;
     let rows = if kind == Kind::Head { config.vocab_size } else { config.intermediate_size };
-    let of = |format| few_rows(workload).map(move |n| case(kind, format, [n, rows, config.hidden_size], 1.0));
+    let of =
+        |format| few_rows(workload).map(move |n| case(kind, [format; 2], [n, rows, config.hidden_size], 1.0));
     timed_formats(workload, config.hidden_size).flat_map(of).collect()
 }
 
-/// `scale` is that of the norm's weight.
-fn case(kind: Kind, format: MatrixFormat, shape: Shape, scale: f32) -> Case {
-    let [n, rows, cols] = shape;
+/// `scale` is that of the norm's weight; the last [`rows_of_last`] are of the second format.
+fn case(kind: Kind, formats: [MatrixFormat; 2], shape: Shape, scale: f32) -> Case {
+    let ([n, rows, cols], [format, last]) = (shape, formats);
     let dtype = format.float().unwrap_or(Dtype::F16);
-    let name = if format.float().is_some() { String::new() } else { format!("{format} ") };
+    let mut name = if format.float().is_some() { String::new() } else { format!("{format} ") };
+    if format != last {
+        name = format!("{format} and {last} ");
+    }
     let large = if scale > 1.0 { ", large" } else { "" };
     let matrices = if kind == Kind::GateUp { 2 } else { 1 };
     let out_size = if kind == Kind::GateUp { precise_dtype(dtype).size() } else { 4 };
@@ -84,7 +105,7 @@ fn case(kind: Kind, format: MatrixFormat, shape: Shape, scale: f32) -> Case {
         config: plain_config(),
         prepare: Box::new(move |ops, seed| {
             require_units(ops, if kind == Kind::GateUp { "norm_gate_up" } else { "norm_matmul" }, format)?;
-            Ok(Box::new(Normed::new(ops, seed, kind, format, shape, scale)?))
+            Ok(Box::new(Normed::new(ops, seed, kind, formats, shape, scale)?))
         }),
     }
 }
@@ -111,24 +132,32 @@ impl Normed {
         ops: &mut CudaOps,
         seed: u64,
         kind: Kind,
-        format: MatrixFormat,
+        formats: [MatrixFormat; 2],
         shape: Shape,
         scale: f32,
     ) -> Result<Self> {
-        let [n, rows, cols] = shape;
+        let ([n, rows, cols], [format, last]) = (shape, formats);
+        let others = rows - rows_of_last(formats, rows);
         let name = format!("fused {shape:?}");
         let host_x = random(seed, &name, n * cols);
         let host_norm: Vec<f32> =
             random(seed, &format!("{name}: norm"), cols).iter().map(|w| w * scale).collect();
         let gated = ops.new_precise_activation(n + GUARD_ROWS, rows)?;
         let largest = if gated.dtype() == Dtype::F16 { 65504.0 } else { f64::INFINITY };
-        let matrix = |what: &str| {
+        let matrix = |(what, format, rows): (&str, MatrixFormat, usize)| {
             let name = format!("{name}: {what}");
             let values: Vec<f32> = random(seed, &name, rows * cols).iter().map(|w| w / 8.0).collect();
             matrix_of(format, seed, &name, [rows, cols], &values)
         };
-        let whats: &[&str] = if kind == Kind::GateUp { &["gate", "up"] } else { &["head"] };
-        let (matrices, hosts): (Vec<_>, Vec<_>) = whats.iter().map(|what| matrix(what)).unzip();
+        let whats = match kind {
+            Kind::GateUp => vec![("gate", format, rows), ("up", format, rows)],
+            Kind::Head if others == rows => vec![("head", format, rows)],
+            Kind::Head => vec![("head", format, others), ("last", last, rows - others)],
+        };
+        let (matrices, mut hosts): (Vec<_>, Vec<_>) = whats.into_iter().map(matrix).unzip();
+        if kind == Kind::Head {
+            hosts = vec![hosts.concat()];
+        }
         let places = places(seed, n * rows, cols);
         let rows_of_x: Vec<Vec<f64>> = host_x.chunks(cols).map(|x| normed(x, &host_norm)).collect();
         let expected = places
@@ -136,7 +165,9 @@ impl Normed {
             .map(|&place| {
                 let at = |host: &[f32], scale: f32| {
                     let scale = if kind == Kind::Head { 1.0 } else { f64::from(scale) };
-                    let row = &host[place % rows * cols..][..cols];
+                    let row = place % rows;
+                    let format = if row < others { format } else { last };
+                    let row = &host[row * cols..][..cols];
                     let (sum, tolerance) = products(&rows_of_x[place / rows], row, format)[0];
                     (sum * scale, tolerance * scale)
                 };
@@ -151,6 +182,7 @@ impl Normed {
             .collect();
         let mut weights = match &matrices[..] {
             [head] => vec![ops.load_matrix(head)?],
+            parts if kind == Kind::Head => vec![ops.load_stacked(parts, 8)?.whole],
             gate_up => ops.load_stacked(gate_up, rows)?.matrices,
         };
         if kind == Kind::GateUp {

@@ -29,6 +29,10 @@ pub struct NormMatmul<E> {
     /// f32 `[n, rows]`, in rows of `out_stride` values
     pub out: *mut f32,
     pub out_stride: u32,
+    /// Of kernels of two formats: rows of the second, whose products come behind the others', the blocks that take them, and their weights.
+    pub last_rows: u32,
+    pub last_blocks: u32,
+    pub last_weight: *const E,
 }
 
 /// At most `N` rows.

@@ -32,7 +32,7 @@ pub const COLUMNS_PER_TILE: u32 = 16;
     max_threads = 512,
 )]
 pub unsafe fn mma<const N: usize, const G: usize>(a: NormMatmul<f16>) {
-    let NormMatmul { n, rows, cols, depth, x, norm, eps, weight, out, out_stride } = a;
+    let NormMatmul { n, rows, cols, depth, x, norm, eps, weight, out, out_stride, .. } = a;
     launch_dependents();
     let words = cols / WORD;
     let tiles = Tiles::new(rows.div_ceil(COLUMNS_PER_TILE), words);

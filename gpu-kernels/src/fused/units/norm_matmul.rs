@@ -29,10 +29,48 @@ use crate::{
     requires = "sm_90",
 )]
 pub unsafe fn units<W: Unit, const N: usize, const G: usize>(a: NormMatmul<u8>) {
-    let NormMatmul { n, rows, cols, depth, x, norm, eps, weight, out, out_stride } = a;
+    let share = [thread::block_idx_x(), thread::grid_dim_x()];
+    // SAFETY: the caller's promise.
+    unsafe { project::<W, N, G>(a, share) }
+}
+
+/// As [`units`], with the last rows in another format, and in blocks of their own; shared memory is for either.
+///
+/// # Safety
+/// As [`units`]; there are more blocks than `last_blocks`, which is not 0.
+#[kernel(
+    (W, V) = [(q4_k::q4_k, q6_k::q6_k), (q5_k::q5_k, q6_k::q6_k)],
+    (N, G, BLOCKS) = [one: (1, 1, 2), few: (4, 1, 1), eight: (8, 2, 1)],
+    name = "norm_matmul_{W}_{V}_units_{N}",
+    max_threads = 384,
+    min_blocks = BLOCKS,
+    requires = "sm_90",
+)]
+pub unsafe fn mixed<W: Unit, V: Unit, const N: usize, const G: usize>(a: NormMatmul<u8>) {
+    let NormMatmul { rows, out, last_rows, last_blocks, last_weight, .. } = a;
+    let (block, others) = (thread::block_idx_x(), thread::grid_dim_x() - last_blocks);
+    // SAFETY: the caller's promise; the whole block takes one way.
+    unsafe {
+        if block < others {
+            project::<W, N, G>(a, [block, others]);
+        } else {
+            let out = out.add(rows as usize);
+            let last = NormMatmul { rows: last_rows, weight: last_weight, out, ..a };
+            project::<V, N, G>(last, [block - others, last_blocks]);
+        }
+    }
+}
+
+/// A block's share of the rows.
+///
+/// # Safety
+/// As [`units`].
+#[device]
+#[inline(always)]
+unsafe fn project<W: Unit, const N: usize, const G: usize>(a: NormMatmul<u8>, [block, blocks]: [u32; 2]) {
+    let NormMatmul { n, rows, cols, depth, x, norm, eps, weight, out, out_stride, .. } = a;
     // SAFETY: the caller's promise.
     unsafe {
-        let (block, blocks) = (thread::block_idx_x(), thread::grid_dim_x());
         let tiles = Tiles::share(weight, rows / ROWS, divide(cols, W::COLS).0, block, blocks);
         let product = Product::<W, N, G>::begin(tiles, depth);
         let inputs = Normed { x, norm, cols };
