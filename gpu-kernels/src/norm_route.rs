@@ -370,19 +370,19 @@ unsafe fn choose_of_few<E>(a: &NormRoute<E>, row: u32) {
             }
         });
         // SAFETY: the caller's promise.
-        let (key, chosen) = unsafe {
+        let (key, winner) = unsafe {
             let key = warp_reduce(FULL_MASK, best, WarpReductionOp::Max);
             let candidate = if best == key { whose } else { u32::MAX };
             (key, warp_reduce(FULL_MASK, candidate, WarpReductionOp::Min))
         };
         let probability = f32::from_bits(key.wrapping_sub(1));
         repeat(FEW_KEYS, |k| {
-            if expert(k) == chosen {
+            if expert(k) == winner {
                 keys[k] = 0;
             }
         });
         if lane == rank {
-            (own, own_probability) = (chosen, probability);
+            (own, own_probability) = (winner, probability);
         }
         total += probability;
         rank += 1;

@@ -84,7 +84,7 @@ struct Product<W, const N: usize, const G: usize> {
     stage: Stage<W>,
     /// `[warp][first or last tile][row of inputs][row of a tile]`, of tiles at the borders of shares.
     pieces: Shared<f32>,
-    /// Where the share of the lane's warp of that number begins: one division for all of them.
+    /// Where the share of the warp begins whose number is this lane's: so one division finds all of them.
     begins: u32,
 }
 
