@@ -306,11 +306,9 @@ unsafe fn choose<E>(a: &NormRoute<E>, row: u32, keys: Shared<u32>) {
         // Lane `i` keeps the expert of rank `i`.
         let (mut own, mut own_probability, mut total, mut rank) = (0, 0.0, 0.0, 0);
         while rank < num_chosen {
-            let key = warp_reduce(FULL_MASK, best, WarpReductionOp::Max);
-            let candidate = if best == key { whose } else { u32::MAX };
-            let expert = warp_reduce(FULL_MASK, candidate, WarpReductionOp::Min);
+            let (key, expert) = likeliest(best, whose);
             let probability = f32::from_bits(key.wrapping_sub(1));
-            if candidate == expert {
+            if whose == expert {
                 keys.set(expert, 0);
                 (best, whose) = best_of_lane();
             }
@@ -321,6 +319,21 @@ unsafe fn choose<E>(a: &NormRoute<E>, row: u32, keys: Shared<u32>) {
             rank += 1;
         }
         store_chosen(chosen, row, num_chosen, renormalise, [own_probability, total], own);
+    }
+}
+
+/// The largest of the lanes' keys, and the expert that has it: of several the first.
+///
+/// # Safety
+/// All lanes of the warp call it together.
+#[device]
+#[inline(always)]
+unsafe fn likeliest(best: u32, whose: u32) -> (u32, u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let key = warp_reduce(FULL_MASK, best, WarpReductionOp::Max);
+        let candidate = if best == key { whose } else { u32::MAX };
+        (key, warp_reduce(FULL_MASK, candidate, WarpReductionOp::Min))
     }
 }
 
@@ -370,11 +383,7 @@ unsafe fn choose_of_few<E>(a: &NormRoute<E>, row: u32) {
             }
         });
         // SAFETY: the caller's promise.
-        let (key, winner) = unsafe {
-            let key = warp_reduce(FULL_MASK, best, WarpReductionOp::Max);
-            let candidate = if best == key { whose } else { u32::MAX };
-            (key, warp_reduce(FULL_MASK, candidate, WarpReductionOp::Min))
-        };
+        let (key, winner) = unsafe { likeliest(best, whose) };
         let probability = f32::from_bits(key.wrapping_sub(1));
         repeat(FEW_KEYS, |k| {
             if expert(k) == winner {

@@ -159,7 +159,7 @@ const SIGNED: u32 = f16x2::splat(f16::from_f32_const(1152.0));
 pub(crate) const EXPONENTS: u32 = 0x6464_6464;
 /// The signs of four bytes.
 #[device]
-const SIGNS: u32 = 0x8080_8080;
+pub(crate) const SIGNS: u32 = 0x8080_8080;
 
 /// [`Halves::halves`] of a block: of its first operand of bytes, signed ones or not, each word times `scales` of it, plus `less`.
 #[device]

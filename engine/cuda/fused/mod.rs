@@ -12,11 +12,12 @@ pub(super) use norm_matmul::norm_matmul;
 pub(super) use norm_qkv_rope::{Qkv, QkvWeights, norm_qkv_rope};
 
 use super::device::Device;
-use super::units::Units;
+use super::units::{self, Units};
 use super::variant::KernelChoice;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use cuda_std::launch::{LaunchConfig, Value};
+use crate::formats::MatrixFormat;
+use cuda_std::launch::{Kernels, LaunchConfig, Value};
 use gpu_kernels::fused::mma::{
     self, MAX_DEPTH, MAX_NORM_WARPS, MIN_WARPS_OF_EIGHT, batch, norm_shared_bytes, num_rounds, num_warps,
     stream_bytes,
@@ -132,6 +133,19 @@ fn floats_only(units: Option<Units>) -> Result<(), &'static str> {
 /// For those whose weights are units.
 fn units_only(units: Option<Units>) -> Result<(), &'static str> {
     if units.is_some() { Ok(()) } else { Err("the weights are not in units") }
+}
+
+/// Of kernels for units of one format and those for two the ones that take these, `n` rows of inputs, and which of them.
+fn of_formats<A>(
+    [of_one, of_two]: [&'static Kernels<A>; 2],
+    [format, last]: [MatrixFormat; 2],
+    n: u32,
+) -> (&'static Kernels<A>, Vec<Value>) {
+    if format == last {
+        (of_one, units::values(&[format], n))
+    } else {
+        (of_two, units::values(&[format, last], n))
+    }
 }
 
 /// Whether the kernels of weights in units are to be taken for `n` rows.

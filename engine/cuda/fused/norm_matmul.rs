@@ -4,12 +4,12 @@ use super::super::device::{Dependent, Device};
 use super::super::launch::{Launch, dimension, expect_vector, launch};
 use super::super::memory::DeviceBuffer;
 use super::super::tensor::Tensor;
-use super::super::units::{self, SPAN, UnitMatrix, Units};
+use super::super::units::{SPAN, UnitMatrix, Units};
 use super::super::variant::{KernelChoice, select, variants};
 use super::super::weight::{Run, Values, Weight};
 use super::{
-    MMA, StreamShape, UNITS, expect_eligible, f16_only, floats_only, lanes_fit, norm_fits, persistent,
-    units_only, values,
+    MMA, StreamShape, UNITS, expect_eligible, f16_only, floats_only, lanes_fit, norm_fits, of_formats,
+    persistent, units_only, values,
 };
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -79,21 +79,18 @@ unsafe fn launch_units(device: &Device, case: &Case) -> Result<()> {
     let last = case.last.unwrap_or(units);
     let (stream, last_blocks) = units.stream_of_parts(device, all, [all, of_last], &last, n);
     let arguments = NormMatmulArgs { depth: stream.depth, last_blocks, ..case.arguments };
-    let (kernels, values) = kernels_of(units.format, case.last, n);
+    let (kernels, values) = kernels_of(units.format, last.format, n);
     // SAFETY: any grid does; the caller vouches for the case.
     unsafe { launch(&Dependent(device), kernels, &values, &stream.config, arguments) }
 }
 
-/// The kernels of `n` rows for units of a format, and of `last` behind them, and which of them.
+/// The kernels of `n` rows for units of a format and of another one behind them, and which of them.
 fn kernels_of(
     format: MatrixFormat,
-    last: Option<Units>,
+    last: MatrixFormat,
     n: u32,
 ) -> (&'static Kernels<NormMatmulArgs>, Vec<Value>) {
-    match last {
-        None => (in_units::units(), units::values(&[format], n)),
-        Some(last) => (in_units::mixed(), units::values(&[format, last.format], n)),
-    }
+    of_formats([in_units::units(), in_units::mixed()], [format, last], n)
 }
 
 /// The weights of a run that are multiplied together with those of the run before it, `units`: they are in units of another format, and there is a kernel for both.
@@ -102,8 +99,8 @@ fn joined(units: Option<Units>, run: Option<&Run>) -> Result<Option<(Units, Devi
     let (Values::Units(_), 1.0) = (&run.values, run.scale) else { return Ok(None) };
     let (_, weight, last) = of_run(run)?;
     let has_kernel = |last: &Units| {
-        let (kernels, values) = kernels_of(units.format, Some(*last), 1);
-        kernels.get(&values).is_some()
+        let (kernels, values) = kernels_of(units.format, last.format, 1);
+        last.format != units.format && kernels.get(&values).is_some()
     };
     let rows = dimension(OP, run.rows)?;
     Ok(last.filter(has_kernel).map(|last| (last, weight, rows)))

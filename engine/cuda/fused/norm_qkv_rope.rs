@@ -7,11 +7,11 @@ use super::super::memory::DeviceBuffer;
 use super::super::quantise_kv;
 use super::super::rope::RopeTable;
 use super::super::tensor::{Activation, KvCache, Tensor};
-use super::super::units::{self, Units};
+use super::super::units::Units;
 use super::super::variant::{KernelChoice, select, variants};
 use super::{
-    MMA, StreamShape, UNITS, expect_eligible, f16_only, floats_only, lanes_fit, norm_fits, persistent,
-    rows_of_kernel, units_only, values,
+    MMA, StreamShape, UNITS, expect_eligible, f16_only, floats_only, lanes_fit, norm_fits, of_formats,
+    persistent, rows_of_kernel, units_only, values,
 };
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -132,10 +132,7 @@ pub fn takes_units(q: MatrixFormat, v: MatrixFormat) -> bool {
 
 /// The kernels of `n` rows for units of Q and K in one format and V in another, and which of them.
 fn kernels_of(q: MatrixFormat, v: MatrixFormat, n: u32) -> (&'static Kernels<NormQkvRopeArgs>, Vec<Value>) {
-    match q == v {
-        true => (in_units::units(), units::values(&[q], n)),
-        false => (in_units::mixed(), units::values(&[q, v], n)),
-    }
+    of_formats([in_units::units(), in_units::mixed()], [q, v], n)
 }
 
 /// [`crate::ops::Ops::norm_qkv_rope`]

@@ -7,7 +7,7 @@ use super::stage::CHUNK;
 #[device]
 use crate::{
     grid::{offset, repeat},
-    units::Unit,
+    units::{SIGNS, Unit},
     vector::Group,
 };
 #[device]
@@ -122,13 +122,8 @@ impl Source for Normed {
 
     #[inline(always)]
     unsafe fn weight(&self, column: u32) -> [f32; WIDTH] {
-        let mut values = [0.0; WIDTH];
-        repeat(WIDTH / 4, |q| {
-            // SAFETY: the caller's promise.
-            let v: [f32; 4] = unsafe { f32::load_group(self.norm.add(column as usize + 4 * q)) };
-            repeat(4, |j| values[4 * q + j] = v[j]);
-        });
-        values
+        // SAFETY: the caller's promise.
+        unsafe { f32::load_group(self.norm.add(column as usize)) }
     }
 }
 
@@ -253,7 +248,6 @@ pub(super) unsafe fn stage_bytes_of_chunk<W: Unit>(
     const LARGEST: f32 = 32512.0;
     // Added to an integer it leaves that, and half a digit, in the low bits: the high byte is the nearest, and the low one lacks its sign.
     const ROUND: f32 = 12_582_912.0 + 128.0;
-    const SIGNS: u32 = 0x8080_8080;
     let lane = warp::lane_id();
     let mut largest = 0.0f32;
     repeat(WIDTH, |j| largest = largest.max(values[j].abs()));

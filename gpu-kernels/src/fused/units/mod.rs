@@ -107,24 +107,24 @@ impl<W: Unit, const N: usize, const G: usize> Product<W, N, G> {
         let barriers = shared.cast::<u64>().add(warp_id * depth);
         let pieces = shared.add(num_warps * depth * 8).cast::<f32>();
         let begins = divide(warp::lane_id() * tiles.tiles * tiles.chunks, num_warps).0;
-        let [from, to] = [0, 1].map(|next| warp::shuffle_idx(begins, warp_id + next));
+        let [from, to] = Self::share(begins);
         // SAFETY: the caller's promise.
         let ring = unsafe { Ring::start(tiles.walk(from), to - from, depth, ring, barriers) };
         let stage = Stage::new(stage, Self::ROWS, tiles.chunks * W::COLS);
         Self { tiles, ring, stage, pieces, begins }
     }
 
-    /// The units of a warp, of those of all tiles of the block, tile by tile: from one to another.
+    /// The units of this warp, of those of all tiles of the block, tile by tile: from one to another, of where all shares begin.
     #[inline(always)]
-    fn share(&self, warp: u32) -> [u32; 2] {
-        [0, 1].map(|next| warp::shuffle_idx(self.begins, warp + next))
+    fn share(begins: u32) -> [u32; 2] {
+        [0, 1].map(|next| warp::shuffle_idx(begins, warp::warp_id() + next))
     }
 
     /// The tile in which this warp's share ends: if it finishes one, most often this.
     #[inline(always)]
     fn last_tile(&self) -> u32 {
         let tiles = self.tiles;
-        let [from, to] = self.share(warp::warp_id());
+        let [from, to] = Self::share(self.begins);
         let last = divide(to - u32::from(to > from), tiles.chunks).0;
         tiles.first_tile + last.min(tiles.tiles - 1)
     }
@@ -163,7 +163,7 @@ impl<W: Unit, const N: usize, const G: usize> Product<W, N, G> {
     ) {
         let (lane, warp_id, num_warps) = (warp::lane_id(), warp::warp_id(), thread::block_dim_x() / 32);
         let tiles = self.tiles;
-        let [from, to] = self.share(warp_id);
+        let [from, to] = Self::share(self.begins);
         let before = warp::shuffle_idx(self.begins, warp_id.saturating_sub(1));
         let row = if N == 1 { 0 } else { lane % 4 };
         let is_finisher = N > 1 || lane % 4 == 0;
