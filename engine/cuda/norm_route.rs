@@ -9,15 +9,17 @@ use super::tensor::{Activation, Tensor};
 use super::variant::Operation;
 use crate::error::{Error, Result};
 use crate::ops::parts::{RmsNorm, Router};
-use cuda_std::launch::LaunchConfig;
-use gpu_kernels::norm_route::{BLOCK_SIZE, MAX_ROWS, NormRouteArgs, split};
+use cuda_std::launch::{LaunchConfig, Value};
+use gpu_kernels::norm_route::{MANY_ROWS, NormRouteArgs, SOME_ROWS, split};
 
 const OP: &str = "norm_route";
 
-/// The most rows of which each has blocks of its own.
-const FEW_ROWS: u32 = 4;
-/// The most shared memory of a block for rows: devices of compute capability 8.0 have 163 KiB, of which keys take 16.
-const MAX_STAGE_BYTES: usize = 140 << 10;
+/// Rows from which on several have a block together.
+const FEW_ROWS: u32 = 5;
+/// Rows of which that many blocks keep the device busy: then what counts is how often a block reads the router.
+const BUSY_ROWS: u32 = 512;
+/// The most shared memory of a block for rows: devices of compute capability 8.0 have 163 KiB, of which keys take 32.
+const MAX_STAGE_BYTES: usize = 128 << 10;
 
 /// What there is to know of the operation.
 pub(crate) fn operation() -> Operation {
@@ -59,12 +61,18 @@ pub(super) fn norm_route(
     if rows == 0 {
         return Ok(());
     }
-    let together = rows > FEW_ROWS && MAX_ROWS as usize * 4 * cols <= MAX_STAGE_BYTES;
-    let rows_of_block = if together { MAX_ROWS } else { 1 };
+    let fits = |rows: u32| rows as usize * 4 * cols <= MAX_STAGE_BYTES;
+    // What the kernel was made for: quads of the router that a lane asks for at once, rows, warps, and experts of each at once.
+    let (quads, rows_of_block, warps, at_once) = match rows {
+        BUSY_ROWS.. if fits(MANY_ROWS) => (2, MANY_ROWS, 8, 4),
+        FEW_ROWS.. if fits(SOME_ROWS) => (8, SOME_ROWS, 8, 1),
+        _ => (16, 1, 4, 1),
+    };
     let groups = rows.div_ceil(rows_of_block);
-    // A warp an expert, where there are few rows.
-    let most = experts.div_ceil(BLOCK_SIZE / 32);
-    let splits = (2 * device.info().multiprocessors / groups).clamp(1, most);
+    let most = experts.div_ceil(warps * at_once);
+    // Blocks of many rows have a multiprocessor for themselves.
+    let busy = device.info().multiprocessors * if rows_of_block == MANY_ROWS { 1 } else { 2 };
+    let splits = (busy / groups).clamp(1, most);
     let arguments = NormRouteArgs {
         num_rows: rows,
         hidden_size: dimension(OP, cols)?,
@@ -82,8 +90,8 @@ pub(super) fn norm_route(
         chosen: chosen.ptr_mut(),
     };
     let shared_bytes = rows_of_block * arguments.hidden_size * 4;
-    let config = LaunchConfig { grid: [groups * splits, 1, 1], block: [BLOCK_SIZE, 1, 1], shared_bytes };
-    let values = [dtype.name().into(), rows_of_block.into()];
+    let config = LaunchConfig { grid: [groups * splits, 1, 1], block: [32 * warps, 1, 1], shared_bytes };
+    let values = [dtype.name().into(), Value::from(quads)];
     // SAFETY: blocks for all rows and splits; sizes and shapes were checked; what is written is borrowed alone.
     unsafe { launch(&Dependent(device), split(), &values, &config, arguments) }
 }

@@ -16,12 +16,11 @@ use cuda_std::{
     warp::{FULL_MASK, WarpReductionOp, warp_reduce},
 };
 
-/// Threads of a block.
-pub const BLOCK_SIZE: u32 = 128;
-/// The most rows of a block.
-pub const MAX_ROWS: u32 = 8;
-
-const WARPS: u32 = BLOCK_SIZE / 32;
+/// The most warps of a block.
+pub const MAX_WARPS: u32 = 8;
+/// Rows of a block where a step has some, and where it has many.
+pub const SOME_ROWS: u32 = 8;
+pub const MANY_ROWS: u32 = 16;
 
 /// `normed = rms_norm(x)`, and [`crate::route`] of that, as it was rounded.
 #[kernel_args]
@@ -52,13 +51,14 @@ pub struct NormRoute<E> {
     pub chosen: *mut f32,
 }
 
-/// Some blocks share the experts of up to `R` rows, each of which norms these rows for itself; the last to finish chooses. A warp has `P`
-/// experts at a time, and the first of their weights are under way before the kernel waits for its inputs.
+/// Some blocks share the experts of up to `R` rows, each of which norms these rows for itself; the last to finish chooses. Each of its `W` warps has `P`
+/// experts at a time, and the first of their weights are under way before the kernel waits for its inputs: several experts where many rows keep the device
+/// busy, for then what counts is how often the rows are read.
 ///
 /// f32 throughout. Sums have a fixed order that depends on the sizes alone. Where a probability is no number its expert is chosen, so that the result is
 /// none either.
 ///
-/// Grid `[ceil(num_rows / R) * splits, 1, 1]`, exact, `splits` from 1 to `num_experts`; block `[BLOCK_SIZE, 1, 1]`; dynamic shared memory for `R` rows of
+/// Grid `[ceil(num_rows / R) * splits, 1, 1]`, exact, `splits` from 1 to `num_experts`; block `[32 W, 1, 1]`; dynamic shared memory for `R` rows of
 /// f32.
 ///
 /// # Safety
@@ -66,25 +66,28 @@ pub struct NormRoute<E> {
 /// 16 bytes, what is written overlaps nothing.
 #[kernel(
     E = [f32, f16],
-    (R, P, AHEAD) = [one: (1, 1, 16), eight: (8, 2, 4)],
-    name = "norm_route_{E}_split_{R}",
-    max_threads = 128,
+    (AHEAD, R, W, P) = [one: (16, 1, 4, 1), eight: (8, 8, 8, 1), many: (2, 16, 8, 4)],
+    name = "norm_route_{E}_split_{AHEAD}",
+    max_threads = 256,
 )]
-pub unsafe fn split<E: Group<4>, const R: usize, const P: usize, const AHEAD: usize>(a: NormRoute<E>) {
+pub unsafe fn split<E: Group<4>, const AHEAD: usize, const R: usize, const W: usize, const P: usize>(
+    a: NormRoute<E>,
+) {
     let NormRoute { num_rows, hidden_size, num_experts, splits, router, logits, counters, .. } = a;
     let (warp, lane) = (warp::warp_id(), warp::lane_id());
     let (group, split) = divide(thread::block_idx_x(), splits);
     let first_row = group * R as u32;
     let rows = (num_rows - first_row).min(R as u32);
     let stage = dynamic_shared::<[f32; 4]>();
-    let keys = shared_array![u32; 4 * 1024];
+    let (warps, lanes_of_row) = const { (W as u32, 32 / R as u32) };
+    let keys = shared_array![u32; (MAX_WARPS * MAX_EXPERTS) as usize];
     let is_last = shared_array![u32; 1];
     let [first, count] = part_of(num_experts, split, splits);
     // What lane `l` has of rows of the router: quads `l`, `l + 32`, …, `AHEAD` at a time. Of this warp's experts from `expert` on.
     let load = |expert: u32, column: u32| {
         let mut quads = [[[0.0f32; 4]; AHEAD]; P];
         repeat(P, |p| {
-            let expert = expert + p as u32 * WARPS;
+            let expert = expert + p as u32 * warps;
             repeat(AHEAD, |k| {
                 let column = column + 128 * k as u32 + 4 * lane;
                 if expert < first + count && column < hidden_size {
@@ -98,16 +101,20 @@ pub unsafe fn split<E: Group<4>, const R: usize, const P: usize, const AHEAD: us
     };
     let mut expert = first + warp;
     let mut quads = load(expert, 0);
-    let norm = norm_of_thread(&a);
+    let norm = norm_of_thread::<E, W>(&a);
     wait_for_dependencies();
     launch_dependents();
     // SAFETY: the caller's promise; barriers order what is shared, one warp has a row's keys.
     unsafe {
-        stage_normed::<E, R>(&a, norm, stage, first_row, rows, split == 0);
+        stage_normed::<E, R, W>(&a, norm, stage, first_row, rows, split == 0);
         while expert < first + count {
             let (mut sums, mut column) = ([[0.0f32; R]; P], 0);
-            let next = expert + P as u32 * WARPS;
+            let next = expert + P as u32 * warps;
             while column < hidden_size {
+                let behind = column + 128 * AHEAD as u32;
+                let load_next = || if behind < hidden_size { load(expert, behind) } else { load(next, 0) };
+                // One row has too many under way for that.
+                let ahead = if R > 1 { load_next() } else { quads };
                 repeat(AHEAD, |k| {
                     let column = column + 128 * k as u32 + 4 * lane;
                     if column < hidden_size {
@@ -119,18 +126,17 @@ pub unsafe fn split<E: Group<4>, const R: usize, const P: usize, const AHEAD: us
                         });
                     }
                 });
-                column += 128 * AHEAD as u32;
-                quads = if column < hidden_size { load(expert, column) } else { load(next, 0) };
+                column = behind;
+                quads = if R > 1 { ahead } else { load_next() };
             }
             repeat(P, |p| {
-                let expert = expert + p as u32 * WARPS;
-                repeat(R, |i| {
-                    let logit = warp::reduce_sum(sums[p][i]);
-                    if lane == 0 && (i as u32) < rows && expert < first + count {
-                        let to = logits.add(offset(first_row + i as u32, num_experts, expert));
-                        memory::store(to, logit);
-                    }
-                });
+                let expert = expert + p as u32 * warps;
+                let logit = sum_of_rows(sums[p]);
+                let row = lane / lanes_of_row;
+                if lane.is_multiple_of(lanes_of_row) && row < rows && expert < first + count {
+                    let to = logits.add(offset(first_row + row, num_experts, expert));
+                    memory::store(to, logit);
+                }
             });
             expert = next;
         }
@@ -144,9 +150,31 @@ pub unsafe fn split<E: Group<4>, const R: usize, const P: usize, const AHEAD: us
             } else {
                 choose(&a, first_row + row, keys.add(warp * MAX_EXPERTS));
             }
-            row += WARPS;
+            row += warps;
         }
     }
+}
+
+/// What the lanes' values of `R` rows, 1 to 32, add up to: of row `i` for lanes `32 i / R` and those behind it, in the order of
+/// [`warp::reduce_sum`].
+#[device]
+#[inline(always)]
+fn sum_of_rows<const R: usize>(mut sums: [f32; R]) -> f32 {
+    let lane = warp::lane_id();
+    repeat(5, |step| {
+        let (delta, kept) = (16 >> step, R >> (step + 1));
+        if kept == 0 {
+            sums[0] += warp::shuffle_xor(sums[0], delta);
+        }
+        // Half of the rows for each half of the lanes.
+        let is_high = lane & delta != 0;
+        repeat(kept, |i| {
+            let (low, high) = (sums[i], sums[i + kept]);
+            let theirs = warp::shuffle_xor(if is_high { low } else { high }, delta);
+            sums[i] = if is_high { high } else { low } + theirs;
+        });
+    });
+    sums[0]
 }
 
 /// Quads of a row that a thread loads before it uses the first.
@@ -159,13 +187,13 @@ const ROWS_TOGETHER: usize = 4;
 #[device]
 const FEW_KEYS: usize = 8;
 
-/// The norm's weight where this thread needs it first: quads `t`, `t + BLOCK_SIZE`, ….
+/// The norm's weight where this thread of `W` warps needs it first: quads `t`, `t + 32 W`, ….
 #[device]
 #[inline(always)]
-fn norm_of_thread<E>(a: &NormRoute<E>) -> [[f32; 4]; TOGETHER] {
+fn norm_of_thread<E, const W: usize>(a: &NormRoute<E>) -> [[f32; 4]; TOGETHER] {
     let mut quads = [[0.0; 4]; TOGETHER];
     repeat(TOGETHER, |k| {
-        let quad = thread::thread_idx_x() + k as u32 * BLOCK_SIZE;
+        let quad = thread::thread_idx_x() + (32 * W * k) as u32;
         if quad < a.hidden_size / 4 {
             // SAFETY: inside the row.
             quads[k] = unsafe { f32::load_group(a.norm.wrapping_add(4 * quad as usize)) };
@@ -180,7 +208,7 @@ fn norm_of_thread<E>(a: &NormRoute<E>) -> [[f32; 4]; TOGETHER] {
 /// As [`split`]; `norm` is [`norm_of_thread`].
 #[device]
 #[inline(always)]
-unsafe fn stage_normed<E: Group<4>, const R: usize>(
+unsafe fn stage_normed<E: Group<4>, const R: usize, const W: usize>(
     a: &NormRoute<E>,
     norm: [[f32; 4]; TOGETHER],
     stage: Shared<[f32; 4]>,
@@ -188,7 +216,8 @@ unsafe fn stage_normed<E: Group<4>, const R: usize>(
     rows: u32,
     is_written: bool,
 ) {
-    let of_warps = shared_array![f32; 4 * 8];
+    let of_warps = shared_array![f32; (MAX_WARPS * MANY_ROWS) as usize];
+    let (warps, block) = const { (W as u32, 32 * W as u32) };
     let (t, quads) = (thread::thread_idx_x(), a.hidden_size / 4);
     // SAFETY: the caller's promise; a quad has one thread.
     unsafe {
@@ -201,7 +230,7 @@ unsafe fn stage_normed<E: Group<4>, const R: usize>(
                 repeat(ROWS_TOGETHER, |i| {
                     let row = first_of + i as u32;
                     repeat(TOGETHER, |k| {
-                        let quad = first + k as u32 * BLOCK_SIZE;
+                        let quad = first + k as u32 * block;
                         if row < rows && quad < quads {
                             let from = a.x.add(offset(first_row + row, a.hidden_size, 4 * quad));
                             values[i][k] = memory::load_l2(from.cast::<[f32; 4]>());
@@ -211,7 +240,7 @@ unsafe fn stage_normed<E: Group<4>, const R: usize>(
                 repeat(ROWS_TOGETHER, |i| {
                     let row = first_of + i as u32;
                     repeat(TOGETHER, |k| {
-                        let quad = first + k as u32 * BLOCK_SIZE;
+                        let quad = first + k as u32 * block;
                         if row < R as u32 && quad < quads {
                             repeat(4, |j| {
                                 squares[i] = values[i][k][j].mul_add(values[i][k][j], squares[i]);
@@ -220,14 +249,14 @@ unsafe fn stage_normed<E: Group<4>, const R: usize>(
                         }
                     });
                 });
-                first += TOGETHER as u32 * BLOCK_SIZE;
+                first += TOGETHER as u32 * block;
             }
             repeat(ROWS_TOGETHER, |i| {
                 let row = first_of + i as u32;
                 if row < R as u32 {
                     let squares = warp::reduce_sum(squares[i]);
                     if warp::lane_id() == 0 {
-                        of_warps.set(row * WARPS + warp::warp_id(), squares);
+                        of_warps.set(row * warps + warp::warp_id(), squares);
                     }
                 }
             });
@@ -237,7 +266,7 @@ unsafe fn stage_normed<E: Group<4>, const R: usize>(
         repeat(R, |i| {
             let row = i as u32;
             let mut squares = 0.0;
-            repeat(WARPS as usize, |w| squares += of_warps.get(row * WARPS + w as u32));
+            repeat(W, |w| squares += of_warps.get(row * warps + w as u32));
             let scale = crate::rms_norm::scale(squares, a.hidden_size, a.eps);
             let normed = |quad: u32, w: [f32; 4]| {
                 let x = stage.get(row * quads + quad);
@@ -253,15 +282,15 @@ unsafe fn stage_normed<E: Group<4>, const R: usize>(
                 }
             };
             repeat(TOGETHER, |k| {
-                let quad = t + k as u32 * BLOCK_SIZE;
+                let quad = t + k as u32 * block;
                 if quad < quads {
                     normed(quad, norm[k]);
                 }
             });
-            let mut quad = t + TOGETHER as u32 * BLOCK_SIZE;
+            let mut quad = t + TOGETHER as u32 * block;
             while quad < quads {
                 normed(quad, f32::load_group(a.norm.add(4 * quad as usize)));
-                quad += BLOCK_SIZE;
+                quad += block;
             }
         });
         thread::sync_threads();

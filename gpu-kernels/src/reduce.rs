@@ -3,7 +3,6 @@
 use cuda_std::prelude::*;
 
 #[device]
-use crate::grid::repeat;
 #[device]
 use core::ops::AddAssign;
 
@@ -98,15 +97,12 @@ pub unsafe fn block_scan(value: u64, of_warps: Shared<u64>, num_warps: u32) -> (
             of_warps.set(warp::warp_id(), through);
         }
         thread::sync_threads();
-        let (mut before, mut total) = (through - value, 0);
-        repeat(num_warps as usize, |w| {
-            let sum = of_warps.get(w as u32);
-            total += sum;
-            if (w as u32) < warp::warp_id() {
-                before += sum;
-            }
-        });
-        (before, total)
+        // Each warp scans the sums of all, by shuffles.
+        let lane = warp::lane_id();
+        let sum = if lane < num_warps { of_warps.get(lane) } else { 0 };
+        let sums = warp_inclusive_sum(sum);
+        let before_warp = warp::shuffle_idx(sums - sum, warp::warp_id());
+        (before_warp + through - value, warp::shuffle_idx(sums, 31))
     }
 }
 

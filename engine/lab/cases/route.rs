@@ -24,12 +24,20 @@ fn checks(with_norm: bool) -> Vec<Case> {
     const SHAPES: [Shape; 6] =
         [[1, 64, 8, 2], [19, 111, 60, 4], [3, 256, 128, 8], [2, 32, 512, 10], [5, 19, 32, 32], [2, 1, 1, 1]];
     // Rows of fours: one row and more, more experts than a round of warps, more rows than a block has.
-    const NORMED: [Shape; 6] =
-        [[1, 64, 8, 2], [19, 112, 60, 4], [3, 256, 128, 8], [2, 2056, 5, 5], [9, 20, 513, 32], [2, 4, 1, 1]];
-    let shapes = if with_norm { NORMED } else { SHAPES };
+    // And so many that each warp has several experts.
+    const NORMED: [Shape; 7] = [
+        [1, 64, 8, 2],
+        [19, 112, 60, 4],
+        [3, 256, 128, 8],
+        [2, 2056, 5, 5],
+        [9, 20, 513, 32],
+        [2, 4, 1, 1],
+        [515, 132, 37, 3],
+    ];
+    let shapes = if with_norm { NORMED.to_vec() } else { SHAPES.to_vec() };
     let of = move |dtype| {
         let of = move |shape| [false, true].map(|whole| case(dtype, shape, whole, with_norm));
-        shapes.into_iter().flat_map(of)
+        shapes.clone().into_iter().flat_map(of)
     };
     [Dtype::F32, Dtype::F16].into_iter().flat_map(of).collect()
 }
@@ -64,7 +72,8 @@ fn case(dtype: Dtype, shape: Shape, renormalise: bool, with_norm: bool) -> Case 
 
 /// What operations are made for.
 fn config([n, hidden_size, num_experts, num_experts_per_tok]: Shape) -> OpsConfig {
-    let experts = Some(ExpertsConfig { num_experts, num_experts_per_tok, hidden_size });
+    let experts =
+        Some(ExpertsConfig { num_experts, num_experts_per_tok, hidden_size, moe_intermediate_size: 1 });
     let mut config = OpsConfig { experts, ..plain_config() };
     config.limits.max_num_tokens = n;
     config
