@@ -54,6 +54,8 @@ pub struct ExpertsConfig {
     pub num_experts: usize,
     pub num_experts_per_tok: usize,
     pub hidden_size: usize,
+    /// Values between the two halves of an expert.
+    pub moe_intermediate_size: usize,
 }
 
 impl OpsConfig {
@@ -77,6 +79,7 @@ impl OpsConfig {
             num_experts: sizes.num_experts,
             num_experts_per_tok: sizes.num_experts_per_tok,
             hidden_size: config.hidden_size,
+            moe_intermediate_size: sizes.moe_intermediate_size,
         })
     }
 }

@@ -1,6 +1,7 @@
 //! What both halves of a mixture of experts share.
 
 mod blocks;
+mod warpgroups;
 mod workspace;
 
 use super::device::Device;
@@ -14,7 +15,9 @@ use crate::error::{Error, Result};
 use crate::formats::MatrixFormat;
 pub(super) use blocks::{Blocks, Matrix, ONE_BY_ONE, expected_experts};
 use cuda_std::launch::DevicePtr;
+use gpu_kernels::experts::FEW_ROWS;
 use gpu_kernels::units::{Unit, float as units};
+pub(super) use warpgroups::{Grouped, takes as are_arranged};
 pub(super) use workspace::{Sorted, Workspace};
 
 /// The variants of matrices in units.
@@ -127,10 +130,15 @@ pub(super) fn shape_of_units(
     (is_whole && rows > 0 && dtype == Dtype::F16 && device.has_bulk_copies()).then_some(shape)
 }
 
-/// Rows of an expert that kernels of units multiply at once where `n` rows come, of all `matrices` alike.
-pub(super) fn rows_of_group(n: usize, matrices: &[Matrix]) -> usize {
-    let many = n > blocks::FEW_ROWS && matrices.iter().all(|&matrix| Blocks::fits(matrix, blocks::MANY));
-    if many { blocks::MANY as usize } else { blocks::SOME as usize }
+/// Rows of an expert that kernels of units multiply at once where `n` rows come to `num_chosen` of `num_experts` each, of all `matrices` alike.
+pub(super) fn rows_of_group(
+    device: &Device,
+    n: usize,
+    [num_chosen, num_experts]: [usize; 2],
+    matrices: &[Matrix],
+) -> usize {
+    let average = n * num_chosen / num_experts.max(1);
+    warpgroups::rows_of_group(device, average, matrices).unwrap_or(FEW_ROWS) as usize
 }
 
 /// Gate and up, if they are in units side by side.

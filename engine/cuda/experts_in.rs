@@ -1,7 +1,7 @@
 //! The first half of the experts that rows go to.
 
 use super::device::{Dependent, Device};
-use super::experts::{self, Blocks, Matrices, Matrix, Sorted, UNITS, Workspace};
+use super::experts::{self, Blocks, Grouped, Matrices, Matrix, Sorted, UNITS, Workspace};
 use super::launch::{Launch, dimension, launch};
 use super::tensor::{Activation, Tensor};
 use super::units::Units;
@@ -34,7 +34,7 @@ pub(super) struct Case {
 }
 
 variants! { Case, Launch<Case>;
-    UNITS [units::one, units::sorted]: is_in_units => launch_units;
+    UNITS [units::one, units::sorted, units::wgmma, units::arrange]: is_in_units => launch_units;
     "eights" [eights]: is_in_blocks => |device, case| unsafe { launch_rows(device, case, eights(), plain()) };
     "plain" [plain]: is_in_rows => |device, case| unsafe { launch_rows(device, case, plain(), plain()) };
 }
@@ -71,13 +71,31 @@ fn values(case: &Case, matrices: &Matrices) -> [Value; 2] {
 unsafe fn launch_units(device: &Device, case: &Case) -> Result<()> {
     let &Case { n, num_chosen, cols, width, x, chosen, ref gate, ref up, sorted, inner, .. } = case;
     let units = case.units.ok_or_else(|| Error::Request(format!("{OP}: not in units")))?;
+    if let Some(sorted) = sorted.filter(|sorted| experts::are_arranged(sorted.rows_of_group)) {
+        let grouped = Grouped {
+            op: OP,
+            arrange: units::arrange(),
+            multiply: units::wgmma(),
+            matrices: gate,
+            sorted,
+            x_dtype: Dtype::F16,
+            x,
+            pairs_of_row: num_chosen,
+            cols,
+            scales: [gate.scale, up.scale],
+            out: inner,
+            out_cols: width,
+        };
+        // SAFETY: the caller vouches for the case.
+        return unsafe { grouped.launch(device) };
+    }
     let (matrix, multiprocessors) = (Matrix::new(units, gate.count), device.info().multiprocessors);
     let (launch_of, groups) = match sorted {
         None => {
             (Blocks::of_pairs(multiprocessors, matrix, dimension(OP, n * num_chosen)?), [chosen.cast(); 2])
         }
-        Some(Sorted { rows_of_group, counts, groups, order, .. }) => {
-            (Blocks::of_groups(multiprocessors, matrix, rows_of_group, counts), [groups, order])
+        Some(Sorted { counts, groups, order, .. }) => {
+            (Blocks::of_groups(multiprocessors, matrix, counts), [groups, order])
         }
     };
     let Blocks { config, blocks, depth } = launch_of;
@@ -101,13 +119,8 @@ unsafe fn launch_units(device: &Device, case: &Case) -> Result<()> {
     // SAFETY: blocks for each row and expert, or for all groups of them; the kernels take no expert that is not there; the caller
     // vouches for the case.
     unsafe {
-        match sorted {
-            None => launch(&Dependent(device), units::one(), &[format], &config, arguments),
-            Some(sorted) => {
-                let values = [format, sorted.rows_of_group.into()];
-                launch(&Dependent(device), units::sorted(), &values, &config, arguments)
-            }
-        }
+        let kernels = if sorted.is_some() { units::sorted() } else { units::one() };
+        launch(&Dependent(device), kernels, &[format], &config, arguments)
     }
 }
 

@@ -1,12 +1,13 @@
 //! The second half of the experts that rows go to, and their weighted sum.
 
 use super::device::{Dependent, Device};
-use super::experts::{self, Blocks, Matrices, Matrix, Sorted, UNITS, Workspace};
+use super::experts::{self, Blocks, Grouped, Matrices, Matrix, Sorted, UNITS, Workspace};
 use super::launch::{Launch, dimension, elements_of_rows, launch};
 use super::sort_experts::sort_experts;
 use super::tensor::Tensor;
 use super::variant::{KernelChoice, select, variants};
 use super::weight::Weight;
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use cuda_std::launch::{DevicePtr, DevicePtrMut, Kernels, LaunchConfig, Value};
 use gpu_kernels::experts_out::units::{self, AddPartsArgs, ExpertsOutUnitsArgs};
@@ -29,7 +30,7 @@ pub(super) struct Case {
 }
 
 variants! { Case, Launch<Case>;
-    UNITS [units::one, units::sorted, units::add_parts]: is_in_units => launch_units;
+    UNITS [units::one, units::sorted, units::wgmma, units::arrange, units::add_parts]: is_in_units => launch_units;
     "eights" [eights]: is_in_blocks => |device, case| unsafe { launch_rows(device, case, eights()) };
     "plain" [plain]: is_in_rows => |device, case| unsafe { launch_rows(device, case, plain()) };
 }
@@ -56,8 +57,8 @@ unsafe fn launch_units(device: &Device, case: &Case) -> Result<()> {
     let (rows, count) = (dimension(OP, n)?, dimension(OP, num_chosen)?);
     let (launch_of, groups, parts) = match sorted {
         None => (Blocks::of_all(multiprocessors, matrix, rows, count), [chosen.cast(); 2], out),
-        Some((Sorted { rows_of_group, counts, groups, order, .. }, parts)) => {
-            (Blocks::of_groups(multiprocessors, matrix, rows_of_group, counts), [groups, order], parts)
+        Some((Sorted { counts, groups, order, .. }, parts)) => {
+            (Blocks::of_groups(multiprocessors, matrix, counts), [groups, order], parts)
         }
     };
     let Blocks { config, blocks, depth } = launch_of;
@@ -81,11 +82,28 @@ unsafe fn launch_units(device: &Device, case: &Case) -> Result<()> {
     // SAFETY: blocks for each row, or for all groups of rows, and room for what experts make of them; the kernels take no
     // expert that is not there; the caller vouches for the case.
     unsafe {
-        let Some((Sorted { rows_of_group, .. }, parts)) = sorted else {
+        let Some((sorted, parts)) = sorted else {
             return launch(&Dependent(device), units::one(), &[format], &config, arguments);
         };
-        let values = [format, rows_of_group.into()];
-        launch(&Dependent(device), units::sorted(), &values, &config, arguments)?;
+        if experts::are_arranged(sorted.rows_of_group) {
+            let grouped = Grouped {
+                op: OP,
+                arrange: units::arrange(),
+                multiply: units::wgmma(),
+                matrices: down,
+                sorted,
+                x_dtype: Dtype::F32,
+                x: inner.cast(),
+                pairs_of_row: 1,
+                cols: width,
+                scales: [1.0; 2],
+                out: parts,
+                out_cols: hidden_size,
+            };
+            grouped.launch(device)?;
+        } else {
+            launch(&Dependent(device), units::sorted(), &[format], &config, arguments)?;
+        }
         let (hidden_size, scale) = (arguments.hidden_size, down.scale);
         let arguments =
             AddPartsArgs { num_chosen: count, hidden_size, scale, chosen, parts: parts.into(), out };

@@ -1,13 +1,14 @@
 //! Bringing rows that go to the same expert together.
 
 use super::device::{Dependent, Device};
-use super::experts::{Sorted, Workspace, expected_experts};
+use super::experts::{Sorted, Workspace, are_arranged, expected_experts};
 use super::launch::{dimension, launch};
 use super::tensor::Tensor;
 use super::variant::Operation;
 use crate::error::{Error, Result};
 use crate::ops::ExpertsConfig;
 use cuda_std::launch::LaunchConfig;
+use gpu_kernels::experts::warpgroups::ALIGNMENT;
 use gpu_kernels::sort_experts::{BLOCK_SIZE, SortExpertsArgs, most_groups, plain};
 
 const OP: &str = "sort_experts";
@@ -38,11 +39,14 @@ pub(super) fn sort_experts(
             workspace.rows
         )));
     }
+    let group = dimension(OP, rows_of_group)?;
+    let are_arranged = are_arranged(group);
     let arguments = SortExpertsArgs {
         num_rows: dimension(OP, n)?,
         num_experts: dimension(OP, num_experts)?,
         num_chosen: dimension(OP, count)?,
-        rows_of_group: dimension(OP, rows_of_group)?,
+        rows_of_group: group,
+        alignment: if are_arranged { ALIGNMENT } else { 1 },
         chosen: chosen.ptr().add(first * 2 * count),
         groups: workspace.groups.ptr_mut(),
         order: workspace.order.ptr_mut(),
@@ -54,10 +58,11 @@ pub(super) fn sort_experts(
     let expected = expected_experts(num_experts, pairs).max(pairs.div_ceil(rows_of_group)).min(most);
     workspace.sorted = Some(Sorted {
         n,
-        rows_of_group: dimension(OP, rows_of_group)?,
+        rows_of_group: group,
         groups: workspace.groups.ptr(),
         order: workspace.order.ptr(),
         counts: [dimension(OP, most)?, dimension(OP, expected)?],
+        arranged: if are_arranged { workspace.arranged(n) } else { None },
     });
     Ok(())
 }

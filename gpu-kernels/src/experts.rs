@@ -11,6 +11,9 @@
 
 use cuda_std::prelude::*;
 
+pub mod arrange;
+pub mod warpgroups;
+
 use crate::fused::units::{ring_bytes, stage_bytes};
 #[device]
 use crate::{
@@ -18,6 +21,12 @@ use crate::{
     grid::{divide, repeat},
     units::Unit,
 };
+
+/// Rows of an expert that are multiplied at once, where few go to the same.
+pub const FEW_ROWS: u32 = 8;
+/// The same in groups of four.
+#[device]
+pub(crate) const QUADS: usize = FEW_ROWS as usize / 4;
 
 /// The most experts that a row goes to.
 pub const MAX_CHOSEN: u32 = crate::route::MAX_CHOSEN;
@@ -233,10 +242,10 @@ pub(crate) unsafe fn sum_of_items(results: Shared<f32>, first: u32, chunks: u32,
 /// `4 g + lane % 4` and the tile's rows `lane / 4` and 8 more.
 ///
 /// # Safety
-/// The inputs are staged, up to `N` rows, the ring leads through these tiles' units. All lanes of the warp call it together.
+/// The inputs are staged, up to [`FEW_ROWS`] rows, the ring leads through these tiles' units. All lanes of the warp call it together.
 #[device]
 #[inline(always)]
-pub(crate) unsafe fn of_rows<W: Unit, A: Walk, const N: usize, const G: usize>(
+pub(crate) unsafe fn of_rows<W: Unit, A: Walk>(
     room: &Room<W>,
     ring: &mut Ring<W, A>,
     [from, to]: [u32; 2],
@@ -245,18 +254,20 @@ pub(crate) unsafe fn of_rows<W: Unit, A: Walk, const N: usize, const G: usize>(
 ) {
     let mut tile = from;
     while tile < to {
-        let (mut totals, mut unit) = ([[0.0f32; 2]; G], 0);
+        let (mut totals, mut unit) = ([[0.0f32; 2]; QUADS], 0);
         while unit < units {
-            let mut sums = [[0.0f32; 2]; G];
+            let mut sums = [[0.0f32; 2]; QUADS];
             let end = (unit + Stage::<W>::UNITS).min(units);
             while unit < end {
                 // SAFETY: the caller's promise.
-                unsafe { ring.multiply::<G>(&room.stage.inputs::<N>(0, unit), &mut sums) }
+                unsafe {
+                    ring.multiply::<QUADS>(&room.stage.inputs::<{ FEW_ROWS as usize }>(0, unit), &mut sums)
+                }
                 unit += 1;
             }
-            repeat(G, |g| repeat(2, |r| totals[g][r] += sums[g][r]));
+            repeat(QUADS, |g| repeat(2, |r| totals[g][r] += sums[g][r]));
         }
-        repeat(G, |g| finish(tile, g, totals[g][0], totals[g][1]));
+        repeat(QUADS, |g| finish(tile, g, totals[g][0], totals[g][1]));
         tile += 1;
     }
 }
@@ -271,23 +282,19 @@ pub(crate) struct Group {
     pub(crate) count: u32,
 }
 
-/// The most rows of a group.
-#[device]
-pub(crate) const MAX_ROWS: usize = 32;
-
 #[device]
 impl Group {
-    /// Its pairs of rows and places in shared memory, for all threads; the last stands in where there are fewer than [`MAX_ROWS`].
+    /// Its pairs of rows and places in shared memory, for all threads; the last stands in where there are fewer than [`FEW_ROWS`].
     ///
     /// # Safety
     /// All threads of the block call it together, once in a launch; `order` is what `sort_experts` left, which has ended.
     #[inline(always)]
     pub(crate) unsafe fn pairs(self, order: *const u32) -> Shared<u32> {
-        let pairs = shared_array![u32; MAX_ROWS];
+        let pairs = shared_array![u32; FEW_ROWS as usize];
         let t = thread::thread_idx_x();
         // SAFETY: the caller's promise.
         unsafe {
-            if t < MAX_ROWS as u32 {
+            if t < FEW_ROWS {
                 let place = self.first + t.min(self.count - 1);
                 pairs.set(t, cuda_std::memory::load_l2(order.add(place as usize)));
             }

@@ -29,11 +29,13 @@ pub struct SortExperts {
     pub num_chosen: u32,
     /// Not 0.
     pub rows_of_group: u32,
+    /// Pairs of an expert begin at a multiple of this in `order`, and so do groups if `rows_of_group` is one. Not 0.
+    pub alignment: u32,
     /// f32 `[num_rows, 2 * num_chosen]`: the numbers of the experts, then their weights, as [`crate::route`] leaves them.
     pub chosen: *const f32,
     /// Their number, then for each its expert, where its pairs begin in `order`, and how many they are: at most [`most_groups`].
     pub groups: *mut u32,
-    /// `[num_rows * num_chosen]`: all pairs, by expert.
+    /// `[most_places]`: all pairs, by expert.
     pub order: *mut u32,
 }
 
@@ -51,6 +53,13 @@ pub const fn most_groups(
     if whole < pairs { whole } else { pairs }
 }
 
+/// The most places of `order` whose experts begin at multiples of `alignment`.
+pub const fn most_places(num_rows: usize, num_experts: usize, num_chosen: usize, alignment: usize) -> usize {
+    let pairs = num_rows.saturating_mul(num_chosen);
+    let begun = if pairs < num_experts { pairs } else { num_experts };
+    pairs.saturating_add(begun.saturating_mul(alignment - 1))
+}
+
 /// Counts, adds up and scatters. Which pair of an expert comes first is not determined, nor does it matter: rows have nothing to do with each
 /// other. A number of an expert that does not exist counts as the last.
 ///
@@ -60,20 +69,14 @@ pub const fn most_groups(
 /// Grid and block are as above, arrays have the lengths of [`SortExperts`], nothing overlaps.
 #[kernel(E = [f32], name = "sort_experts_{E}_plain", max_threads = 1024)]
 pub unsafe fn plain(a: SortExperts) {
-    let SortExperts { num_rows, num_experts, num_chosen, rows_of_group, chosen, groups, order } = a;
+    let SortExperts { rows_of_group, alignment, groups, order, .. } = a;
     // Of each expert how many pairs it has, then where its next one goes.
     let counts = shared_array![u32; MAX_EXPERTS as usize];
     let of_warps = shared_array![u64; 32];
     let t = thread::thread_idx_x();
-    let pairs = num_rows * num_chosen;
     let step = |expert: u32| {
         // SAFETY: an expert that there may be.
         unsafe { u32::fetch_add(counts.add(expert).as_mut_ptr(), 1, Ordering::Relaxed, Scope::Block) }
-    };
-    // SAFETY: such pairs.
-    let expert = |pair: u32| unsafe {
-        let (row, place) = divide(pair, num_chosen);
-        expert_of(chosen, num_experts, num_chosen, row, place)
     };
     // SAFETY: counts are changed by atomic operations alone between barriers, and by the expert's thread; places of `order` and `groups` have one thread.
     unsafe {
@@ -81,15 +84,22 @@ pub unsafe fn plain(a: SortExperts) {
         wait_for_dependencies();
         launch_dependents();
         thread::sync_threads();
-        of_thread(pairs, expert, |_, expert| {
+        of_thread(&a, |_, expert| {
             step(expert);
         });
         thread::sync_threads();
         let count = counts.get(t);
-        let of_expert = count.div_ceil(rows_of_group);
-        let both = u64::from(of_expert) << 32 | u64::from(count);
+        let of_expert = divide(count + rows_of_group - 1, rows_of_group).0;
+        let places = divide(count + alignment - 1, alignment).0 * alignment;
+        let both = u64::from(of_expert) << 32 | u64::from(places);
         let (before, total) = block_scan(both, of_warps, BLOCK_SIZE / 32);
         let (first, first_group) = (before as u32, (before >> 32) as u32);
+        counts.set(t, first);
+        if t == 0 {
+            *groups = (total >> 32) as u32;
+        }
+        thread::sync_threads();
+        of_thread(&a, |pair, expert| *order.add(step(expert) as usize) = pair);
         let mut group = 0;
         while group < of_expert {
             let at = groups.add((1 + 3 * (first_group + group)) as usize);
@@ -99,33 +109,36 @@ pub unsafe fn plain(a: SortExperts) {
             *at.add(2) = (count - done).min(rows_of_group);
             group += 1;
         }
-        if t == 0 {
-            *groups = (total >> 32) as u32;
-        }
-        counts.set(t, first);
-        thread::sync_threads();
-        of_thread(pairs, expert, |pair, expert| *order.add(step(expert) as usize) = pair);
     }
 }
 
-/// Calls `each` with this thread's pairs and their experts, [`TOGETHER`] of which are asked for before the first is used.
+/// Calls `each` with the pairs of this thread's rows and their experts, [`TOGETHER`] of which are asked for before the first is used.
+///
+/// # Safety
+/// `chosen` is written.
 #[device]
 #[inline(always)]
-fn of_thread(pairs: u32, expert: impl Fn(u32) -> u32, each: impl Fn(u32, u32)) {
-    let mut first = thread::thread_idx_x();
-    while first < pairs {
-        let pair = |k: usize| first + k as u32 * BLOCK_SIZE;
-        let mut experts = [0; TOGETHER];
-        repeat(TOGETHER, |k| {
-            if pair(k) < pairs {
-                experts[k] = expert(pair(k));
-            }
-        });
-        repeat(TOGETHER, |k| {
-            if pair(k) < pairs {
-                each(pair(k), experts[k]);
-            }
-        });
-        first += TOGETHER as u32 * BLOCK_SIZE;
+unsafe fn of_thread(a: &SortExperts, each: impl Fn(u32, u32)) {
+    let &SortExperts { num_rows, num_experts, num_chosen, chosen, .. } = a;
+    let mut row = thread::thread_idx_x();
+    while row < num_rows {
+        let mut first = 0;
+        while first < num_chosen {
+            let mut experts = [0; TOGETHER];
+            repeat(TOGETHER, |k| {
+                // The last again where there are no more.
+                let place = (first + k as u32).min(num_chosen - 1);
+                // SAFETY: the caller's promise; there are such a row and place.
+                experts[k] = unsafe { expert_of(chosen, num_experts, num_chosen, row, place) };
+            });
+            repeat(TOGETHER, |k| {
+                let place = first + k as u32;
+                if place < num_chosen {
+                    each(row * num_chosen + place, experts[k]);
+                }
+            });
+            first += TOGETHER as u32;
+        }
+        row += BLOCK_SIZE;
     }
 }

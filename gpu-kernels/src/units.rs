@@ -125,6 +125,8 @@ pub const HALVES_FACTOR: f32 = 16.0;
 /// A format whose units are decoded to f16 as operands of tensor cores ([`halves`]).
 #[device]
 pub trait Halves: Unit {
+    /// How many times a weight the f16 is.
+    const TIMES: f32 = HALVES_FACTOR;
     /// What a lane keeps of the scales of the even or the odd blocks of 32 columns of a unit.
     type Scales: Copy;
 
@@ -134,7 +136,7 @@ pub trait Halves: Unit {
     /// `unit` is complete.
     unsafe fn scales(unit: Shared<u8>, odd: u32) -> Self::Scales;
 
-    /// The weights of block `2 pair + odd` of 32 columns as first operands of `mma.m16n8k16`, times [`HALVES_FACTOR`]: columns `4 c` to `4 c + 3` as the columns `2 c`,
+    /// The weights of block `2 pair + odd` of 32 columns as first operands of `mma.m16n8k16`, times [`Halves::TIMES`]: columns `4 c` to `4 c + 3` as the columns `2 c`,
     /// `2 c + 1`, `8 + 2 c`, `9 + 2 c` of one, and those 16 behind them as the same of another. So eight bytes of a row of inputs are a second operand. With `APART` the second
     /// and third of the four change places: then it is cheaper.
     ///

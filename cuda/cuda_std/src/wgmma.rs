@@ -17,6 +17,8 @@
 //! All threads of the warpgroup call them together, in the same order, with the same descriptors. Tiles are in shared memory, whole; what ordinary stores or `cp.async` wrote
 //! there is followed by a [`fence_proxy_async_shared`](crate::async_copy::fence_proxy_async_shared): the writer's, before the barrier that makes it known, or behind that barrier one of each thread
 //! of the warpgroup.
+//! A in registers stays there until a wait covers the product. The compiler sees to that between products that follow each other, but not where a loop with a single
+//! product goes round: the next A would come to the same registers, so such a loop waits for all, or has two products (found on an H200; the emulator has A from the start).
 //! Nobody writes a tile before each of the four warps has waited for the products that read it. Sums are touched by nothing between a product and its wait, but by further
 //! products.
 //!
@@ -69,11 +71,11 @@ pub trait WgmmaElement<const N: usize>: PackedElement {
     /// As the [module](self) says.
     unsafe fn multiply_first(d: &mut [f32; N], a: [u32; 16], b: Descriptor);
 
-    /// `d += a · b`, A in registers, B [K-major](Descriptor::k_major).
+    /// `d = a · b`, or `d += a · b` where `accumulate`, A in registers, B [K-major](Descriptor::k_major).
     ///
     /// # Safety
     /// As the [module](self) says.
-    unsafe fn multiply_registers(d: &mut [f32; N], a: [u32; 16], b: Descriptor);
+    unsafe fn multiply_registers(d: &mut [f32; N], a: [u32; 16], b: Descriptor, accumulate: bool);
 
     /// `d += a · b`, A in registers, B [N-major](Descriptor::n_major).
     ///

@@ -5,12 +5,12 @@ use super::CudaOps;
 use crate::batch::CudaBatch;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::experts::{Matrix, ONE_BY_ONE, Workspace, rows_of_group};
+use crate::experts::{Matrix, ONE_BY_ONE, Workspace, are_arranged, rows_of_group};
 use crate::fused::{GateUp, QkvWeights};
 use crate::memory::DeviceBuffer;
 use crate::ops::hybrid::DeltaNet;
 use crate::ops::parts::{RmsNorm, Router};
-use crate::ops::{Rows, Stacked};
+use crate::ops::{ExpertsConfig, Rows, Stacked};
 use crate::ranks::Ranks;
 use crate::tensor::{Activation, KvCache, States, Tensor};
 use crate::units::Units;
@@ -94,7 +94,7 @@ impl CudaOps {
         [gate, up, down]: [&Weight; 3],
     ) -> Result<()> {
         let Some(workspace) = &mut self.experts else { return Ok(()) };
-        let count = workspace.config.num_experts;
+        let ExpertsConfig { num_experts: count, num_experts_per_tok, .. } = workspace.config;
         let in_units: Vec<_> = [gate, up, down]
             .iter()
             .filter_map(|weight| weight.units(true))
@@ -103,8 +103,16 @@ impl CudaOps {
         if n <= ONE_BY_ONE || in_units.is_empty() {
             return Ok(());
         }
-        let rows = rows_of_group(n, &in_units);
+        let rows = rows_of_group(&self.device, n, [num_experts_per_tok, count], &in_units);
         sort_experts::sort_experts(&self.device, workspace, chosen, [0, n], rows)
+    }
+
+    /// Whether matrices of experts that were repacked are decoded to f16 for `n` rows, which then have other bits than alone.
+    pub fn decodes_experts(&self, n: usize) -> bool {
+        self.experts.as_ref().is_some_and(|workspace| {
+            let ExpertsConfig { num_experts, num_experts_per_tok, .. } = workspace.config;
+            are_arranged(rows_of_group(&self.device, n, [num_experts_per_tok, num_experts], &[]) as u32)
+        })
     }
 
     /// Brings the pairs of `n` rows and their experts together, in groups of up to `rows_of_group` of one expert: for each group its expert, where

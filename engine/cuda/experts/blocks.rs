@@ -2,17 +2,12 @@
 
 use crate::units::{UnitShape, Units};
 use cuda_std::launch::LaunchConfig;
-use gpu_kernels::experts::shared_bytes;
+use gpu_kernels::experts::{FEW_ROWS, shared_bytes};
 use gpu_kernels::fused::units::{MAX_DEPTH, ring_bytes};
 use gpu_kernels::units::ROWS;
 
 /// Rows of a step that go through an expert one by one: few of them share one.
 pub(in super::super) const ONE_BY_ONE: usize = 4;
-/// Rows of a step up to which few go to the same expert.
-pub(super) const FEW_ROWS: usize = 64;
-/// Rows of an expert that are multiplied at once, where few go to the same, and where many do.
-pub(in super::super) const SOME: u32 = 8;
-pub(in super::super) const MANY: u32 = 32;
 
 /// The most warps of a block.
 const WARPS: u32 = 12;
@@ -105,14 +100,13 @@ impl Blocks {
         launch
     }
 
-    /// Groups of up to `rows` rows of an expert each, at most `groups`, of which there will be about `expected`.
-    pub fn of_groups(multiprocessors: u32, matrix: Matrix, rows: u32, [groups, expected]: [u32; 2]) -> Self {
-        let bytes = if rows > SOME { MAX_BYTES } else { HALF_BYTES };
+    /// Groups of up to [`FEW_ROWS`] rows of an expert each, at most `groups`, of which there will be about `expected`.
+    pub fn of_groups(multiprocessors: u32, matrix: Matrix, [groups, expected]: [u32; 2]) -> Self {
         // Two rounds, so that what is uneven evens out; each warp has a tile, and inputs are not staged too often.
         let wanted = (2 * multiprocessors).div_ceil(expected.max(1)).clamp(MIN_BLOCKS, MAX_BLOCKS);
         let blocks = wanted.min(matrix.tiles / WARPS_OF_GROUPS).max(1);
-        let work = Work { tiles: matrix.tiles.div_ceil(blocks), times: 1, rows, in_chunks: false };
-        Self::new(matrix, &work, WARPS_OF_GROUPS, bytes, [groups, blocks])
+        let work = Work { tiles: matrix.tiles.div_ceil(blocks), times: 1, rows: FEW_ROWS, in_chunks: false };
+        Self::new(matrix, &work, WARPS_OF_GROUPS, HALF_BYTES, [groups, blocks])
     }
 
     fn new(matrix: Matrix, work: &Work, warps: u32, most: u32, [times, blocks]: [u32; 2]) -> Self {
@@ -133,12 +127,6 @@ impl Blocks {
             shared_bytes: bytes(depth),
         };
         Self { config, blocks, depth }
-    }
-
-    /// Whether a block runs that stages `rows` rows of the inputs of `matrix`.
-    pub fn fits(matrix: Matrix, rows: u32) -> bool {
-        let Matrix { unit, units, .. } = matrix;
-        shared_bytes([WARPS_OF_GROUPS, 1], [units, unit.cols, unit.bytes], rows, 0) <= MAX_BYTES
     }
 }
 
@@ -166,12 +154,9 @@ mod tests {
                     launches.push((Blocks::of_pairs(132, gate_up, n * chosen), HALF_BYTES));
                     launches.push((Blocks::of_all(132, down, n, chosen), MAX_BYTES));
                 }
-                for (rows, most) in [(SOME, HALF_BYTES), (MANY, MAX_BYTES)] {
-                    for matrix in [gate_up, down].into_iter().filter(|&matrix| Blocks::fits(matrix, rows)) {
-                        launches.push((Blocks::of_groups(132, matrix, rows, [640, 580]), most));
-                    }
+                for matrix in [gate_up, down] {
+                    launches.push((Blocks::of_groups(132, matrix, [640, 580]), HALF_BYTES));
                 }
-                assert!(Blocks::fits(gate_up, SOME) && Blocks::fits(down, SOME));
                 for (Blocks { config, blocks, depth }, most) in launches {
                     assert!(config.shared_bytes <= most, "{hidden} {width} {unit:?}: {config:?}");
                     assert!((1..=384).contains(&config.block[0]) && blocks > 0 && depth > 0);

@@ -1,13 +1,14 @@
 //! What the kernels of experts leave for each other.
 
 use super::Matrices;
-use super::blocks::SOME;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::memory::DeviceBuffer;
 use crate::ops::ExpertsConfig;
-use cuda_std::launch::DevicePtr;
-use gpu_kernels::sort_experts::most_groups;
+use cuda_std::launch::{DevicePtr, DevicePtrMut};
+use gpu_kernels::experts::{FEW_ROWS, warpgroups::ALIGNMENT};
+use gpu_kernels::sort_experts::{most_groups, most_places};
+use half::f16;
 use qernel_core::batch::BatchLimits;
 use std::rc::Rc;
 
@@ -29,6 +30,8 @@ pub(in super::super) struct Workspace {
     /// f32 `[rows of parts, num_experts_per_tok, hidden_size]`
     pub parts: DeviceBuffer<f32>,
     pub rows_of_parts: usize,
+    /// Rows that were brought together, and what products with them are multiplied with.
+    arranged: Option<(DeviceBuffer<f16>, DeviceBuffer<f32>)>,
     /// What was sorted last.
     pub sorted: Option<Sorted>,
 }
@@ -44,15 +47,30 @@ pub(in super::super) struct Sorted {
     pub order: DevicePtr<u32>,
     /// The most groups, and about how many there are.
     pub counts: [u32; 2],
+    /// Where the rows are brought together, if the device has kernels for that.
+    pub arranged: Option<Arranged>,
 }
 
-/// Rows, groups and rows of parts that there must be room for.
-fn room(config: &ExpertsConfig, limits: &BatchLimits) -> [usize; 3] {
+/// Room for rows of experts that are brought together.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Arranged {
+    pub rows: DevicePtrMut<f16>,
+    pub factors: DevicePtrMut<f32>,
+    /// Rows that these have.
+    pub places: usize,
+    /// Values that there is room for.
+    pub values: usize,
+}
+
+/// Rows, groups, rows of parts, and places and values of rows that are brought together, that there must be room for.
+fn room(config: &ExpertsConfig, limits: &BatchLimits) -> [usize; 5] {
     let rows = limits.max_num_tokens.max(limits.max_num_logits).max(1);
-    let &ExpertsConfig { num_experts, num_experts_per_tok: chosen, hidden_size } = config;
+    let &ExpertsConfig { num_experts, num_experts_per_tok: chosen, hidden_size, .. } = config;
     let of_row = 4 * chosen.saturating_mul(hidden_size).max(1);
-    let groups = most_groups(rows, num_experts, chosen, SOME as usize);
-    [rows, groups, (MAX_PARTS_BYTES / of_row).clamp(1, rows)]
+    let groups = most_groups(rows, num_experts, chosen, FEW_ROWS as usize);
+    let places = most_places(rows, num_experts, chosen, ALIGNMENT as usize);
+    let values = places.saturating_mul(hidden_size.max(config.moe_intermediate_size));
+    [rows, groups, (MAX_PARTS_BYTES / of_row).clamp(1, rows), places, values]
 }
 
 impl Workspace {
@@ -61,27 +79,42 @@ impl Workspace {
     /// # Errors
     /// [`Error::Memory`] from the device.
     pub fn new(device: &Rc<Device>, config: &ExpertsConfig, limits: &BatchLimits) -> Result<Self> {
-        let [rows, groups, rows_of_parts] = room(config, limits);
-        let &ExpertsConfig { num_experts, num_experts_per_tok: chosen, hidden_size } = config;
+        let [rows, groups, rows_of_parts, places, values] = room(config, limits);
+        let &ExpertsConfig { num_experts, num_experts_per_tok: chosen, hidden_size, .. } = config;
+        let arranged = if device.has_wgmma() {
+            Some((DeviceBuffer::zeroed(device, values)?, DeviceBuffer::zeroed(device, places)?))
+        } else {
+            None
+        };
         Ok(Self {
             config: *config,
             rows,
             logits: DeviceBuffer::zeroed(device, rows * num_experts)?,
             counters: DeviceBuffer::zeroed(device, rows)?,
             groups: DeviceBuffer::zeroed(device, 1 + 3 * groups)?,
-            order: DeviceBuffer::zeroed(device, rows * chosen)?,
+            order: DeviceBuffer::zeroed(device, places)?,
             parts: DeviceBuffer::zeroed(device, rows_of_parts * chosen * hidden_size)?,
             rows_of_parts,
+            arranged,
             sorted: None,
         })
     }
 
     /// Bytes that [`Workspace::new`] takes.
     pub fn bytes(config: &ExpertsConfig, limits: &BatchLimits) -> usize {
-        let [rows, groups, rows_of_parts] = room(config, limits);
-        let &ExpertsConfig { num_experts, num_experts_per_tok: chosen, hidden_size } = config;
-        let words = rows * (num_experts + 1 + chosen) + 1 + 3 * groups + rows_of_parts * chosen * hidden_size;
-        4 * words
+        let [rows, groups, rows_of_parts, places, values] = room(config, limits);
+        let &ExpertsConfig { num_experts, num_experts_per_tok: chosen, hidden_size, .. } = config;
+        let of_rows = rows * (num_experts + 1) + 2 * places + rows_of_parts * chosen * hidden_size;
+        4 * (of_rows + 1 + 3 * groups) + 2 * values
+    }
+
+    /// Where `n` rows can be brought together, with those of an expert beginning at a multiple of [`ALIGNMENT`].
+    pub fn arranged(&mut self, n: usize) -> Option<Arranged> {
+        let ExpertsConfig { num_experts, num_experts_per_tok, .. } = self.config;
+        let places = most_places(n, num_experts, num_experts_per_tok, ALIGNMENT as usize);
+        let (rows, factors) = self.arranged.as_mut()?;
+        let values = rows.len();
+        Some(Arranged { rows: rows.ptr_mut(), factors: factors.ptr_mut(), places, values })
     }
 
     /// How `n` rows were sorted.

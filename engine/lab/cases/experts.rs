@@ -52,13 +52,18 @@ impl Shape {
 
     /// What operations are made for.
     pub fn config(&self) -> OpsConfig {
-        let &Self { num_experts, chosen: num_experts_per_tok, hidden_size, .. } = self;
+        let &Self { n, num_experts, chosen: num_experts_per_tok, hidden_size, intermediate_size } = self;
         let mut config = OpsConfig {
-            experts: Some(ExpertsConfig { num_experts, num_experts_per_tok, hidden_size }),
+            experts: Some(ExpertsConfig {
+                num_experts,
+                num_experts_per_tok,
+                hidden_size,
+                moe_intermediate_size: intermediate_size,
+            }),
             ..plain_config()
         };
-        config.limits.max_num_tokens = self.n;
-        config.limits.max_num_logits = self.n;
+        config.limits.max_num_tokens = n;
+        config.limits.max_num_logits = n;
         config
     }
 
@@ -115,21 +120,31 @@ fn checks(half: Half) -> Vec<Case> {
     }
     let formats = unit_formats().chain([(Dtype::F16.into(), 64)]);
     cases.extend(formats.flat_map(|(format, cols)| {
-        shapes_in_units(half, cols).map(|shape| case(half, Dtype::F16, Matrices::in_units(format), shape))
+        shapes_in_units(half, cols)
+            .map(move |shape| case(half, Dtype::F16, Matrices::in_units(format), shape))
     }));
     cases
 }
 
-/// Rows one by one, that share chunks of tiles; groups of few rows, and more than one for an expert; groups of many.
-fn shapes_in_units(half: Half, cols: usize) -> [Shape; 5] {
+/// Rows one by one, that share chunks of tiles; groups of few rows, and more than one for an expert; groups of so many that weights are decoded
+/// for them, of each size, with more tiles than a block multiplies at once, and more such groups than blocks.
+fn shapes_in_units(half: Half, cols: usize) -> impl Iterator<Item = Shape> {
     // Rows, experts, chosen ones, rows of an expert's matrix in eights, units of its columns.
-    [[1, 4, 2, 2, 1], [2, 5, 3, 6, 5], [5, 3, 2, 26, 2], [19, 2, 1, 2, 3], [66, 3, 1, 2, 1]].map(
-        |[n, experts, chosen, eights, units]| {
-            let (rows, cols) = (8 * eights, units * cols);
-            let [hidden, width] = if half == Half::In { [cols, rows] } else { [rows, cols] };
-            Shape::new([n, experts, chosen, hidden, width])
-        },
-    )
+    const SHAPES: [[usize; 5]; 8] = [
+        [1, 4, 2, 2, 1],
+        [2, 5, 3, 6, 5],
+        [5, 3, 2, 26, 2],
+        [19, 3, 1, 2, 3],
+        [66, 3, 1, 2, 1],
+        [70, 4, 2, 26, 3],
+        [135, 2, 2, 2, 1],
+        [129, 2, 2, 2, 6],
+    ];
+    SHAPES.into_iter().map(move |[n, experts, chosen, eights, units]| {
+        let (rows, cols) = (8 * eights, units * cols);
+        let [hidden, width] = if half == Half::In { [cols, rows] } else { [rows, cols] };
+        Shape::new([n, experts, chosen, hidden, width])
+    })
 }
 
 fn timings(half: Half, workload: &Workload) -> Vec<Case> {
@@ -249,10 +264,20 @@ fn host_matrices(
     (matrix, values)
 }
 
+/// What inputs and weights are rounded to before they are multiplied.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Rounding {
+    None,
+    /// Inputs, as they are staged for units.
+    Staged,
+    /// Both, to f16.
+    Decoded,
+}
+
 /// A sum of products in f64, and what it may be off. In rows, whose error grows with the magnitudes of the terms: half a unit for each of the
 /// `cols / 32` terms of a lane and five butterfly steps, twice over. In units likewise, and what inputs are rounded to: 16 bits of the largest
-/// near by, or f16 where weights are.
-fn product(x: &[f32], w: &[f32], format: MatrixFormat, in_units: bool) -> (f64, f64) {
+/// near by, or f16 where weights are, or are made.
+fn product(x: &[f32], w: &[f32], format: MatrixFormat, rounding: Rounding) -> (f64, f64) {
     let (mut sum, mut magnitude, mut weights, mut largest) = (0.0, 0.0, 0.0, 0.0f64);
     for (&x, &w) in x.iter().zip(w) {
         let (x, w) = (f64::from(x), f64::from(w));
@@ -261,12 +286,15 @@ fn product(x: &[f32], w: &[f32], format: MatrixFormat, in_units: bool) -> (f64, 
         weights += w.abs();
         largest = largest.max(x.abs());
     }
-    if !in_units {
-        return (sum, magnitude * (x.len() as f64 / 32.0 + 6.0) * unit(Dtype::F32));
-    }
-    let rounding = match format.float() {
-        Some(_) => magnitude * unit(Dtype::F16) + weights * largest * 2f64.powi(-24),
-        None => weights * largest / 65024.0,
+    let lost = weights * largest * 2f64.powi(-24);
+    let rounding = match (rounding, format.float()) {
+        (Rounding::None, _) => {
+            return (sum, magnitude * (x.len() as f64 / 32.0 + 6.0) * unit(Dtype::F32));
+        }
+        // What a weight is made of, it and its input, as for matrices that are decoded.
+        (Rounding::Decoded, None) => 4.0 * magnitude * unit(Dtype::F16) + lost,
+        (_, Some(_)) => magnitude * unit(Dtype::F16) + lost,
+        (Rounding::Staged, None) => weights * largest / 65024.0,
     };
     (sum, magnitude * relative(x.len()) + rounding)
 }
@@ -275,7 +303,7 @@ fn product(x: &[f32], w: &[f32], format: MatrixFormat, in_units: bool) -> (f64, 
 struct Mixture {
     half: Half,
     shape: Shape,
-    in_units: bool,
+    rounding: Rounding,
     host_x: Vec<f32>,
     host_chosen: Vec<f32>,
     /// What is in the output before.
@@ -297,6 +325,11 @@ impl Mixture {
         let Shape { n, num_experts, chosen, hidden_size, intermediate_size: width } = shape;
         let Matrices { formats, in_units, different } = matrices;
         let name = format!("{} {shape:?}", half.op());
+        let rounding = match in_units {
+            true if ops.decodes_experts(n) => Rounding::Decoded,
+            true => Rounding::Staged,
+            false => Rounding::None,
+        };
         let [rows, cols] = shape.matrix(half);
         let whats: &[&str] = if half == Half::In { &["gate", "up"] } else { &["down"] };
         let (hosts, values): (Vec<_>, Vec<_>) = whats
@@ -327,7 +360,7 @@ impl Mixture {
         };
         let of = |x: &[f32], number: f32, row: usize| -> Vec<(f64, f64)> {
             let rows = row_of(number, row).zip(formats);
-            rows.map(|(w, format)| product(x, w, format, in_units)).collect()
+            rows.map(|(w, format)| product(x, w, format, rounding)).collect()
         };
         let of_row = |row: usize| host_chosen[row * 2 * chosen..][..2 * chosen].split_at(chosen);
         let count = if half == Half::In { n * chosen * width } else { n * hidden_size };
@@ -359,7 +392,7 @@ impl Mixture {
         Ok(Self {
             half,
             shape,
-            in_units,
+            rounding,
             x: ops.new_precise_activation(n + GUARD_ROWS, hidden_size)?,
             chosen: poisoned(ops, n, 2 * chosen)?,
             inner: poisoned(ops, n, chosen * width)?,
@@ -377,6 +410,9 @@ impl Mixture {
     fn fill(&mut self, ops: &mut CudaOps, first: usize, n: usize) -> Result<()> {
         let Shape { chosen, hidden_size, intermediate_size: width, .. } = self.shape;
         fill_tensor(&mut self.chosen, &self.host_chosen[first * 2 * chosen..][..n * 2 * chosen])?;
+        // Before the other arrays are filled: the second half takes it that this has ended when it starts.
+        let all = [&self.weights[0]; 3];
+        ops.sort_experts(n, &self.chosen, all)?;
         match self.half {
             Half::In => {
                 fill_activation(&mut self.x, &self.host_x[first * hidden_size..][..n * hidden_size])?;
@@ -388,8 +424,7 @@ impl Mixture {
                 fill_tensor(&mut self.out, &self.before[first * hidden_size..][..n * hidden_size])?;
             }
         }
-        let all = [&self.weights[0]; 3];
-        ops.sort_experts(n, &self.chosen, all)
+        Ok(())
     }
 
     fn run(&mut self, ops: &mut CudaOps, n: usize) -> Result<()> {
@@ -432,8 +467,9 @@ impl Instance for Mixture {
             self.expected[self.places.binary_search(&place).expect("one of the places")]
         });
         findings.guard_intact("out", &found[n * cols..]);
-        // Rows have the same bits alone and in a batch.
-        let some = if self.in_units && n > 1 { [0, n / 2, n - 1].to_vec() } else { Vec::new() };
+        // Rows have the same bits alone and in a batch, if their weights are not decoded.
+        let some =
+            if self.rounding == Rounding::Staged && n > 1 { [0, n / 2, n - 1].to_vec() } else { Vec::new() };
         for row in some {
             self.fill(ops, row, 1)?;
             self.run(ops, 1)?;

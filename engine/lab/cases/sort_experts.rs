@@ -12,15 +12,27 @@ pub const CASES: Cases = Cases { op: "sort_experts", checks, timings };
 
 fn checks() -> Vec<Case> {
     // Rows, experts, chosen ones, rows of a group.
-    const SHAPES: [[usize; 4]; 6] =
-        [[1, 1, 1, 8], [5, 8, 2, 8], [19, 3, 3, 8], [111, 128, 8, 32], [300, 1000, 10, 8], [989, 4, 1, 32]];
+    const SHAPES: [[usize; 4]; 7] = [
+        [1, 1, 1, 8],
+        [5, 8, 2, 8],
+        [19, 3, 3, 8],
+        [111, 128, 8, 32],
+        [300, 1000, 10, 8],
+        [989, 4, 1, 32],
+        [97, 3, 2, 64],
+    ];
     SHAPES.into_iter().map(case).collect()
 }
 
 fn timings(workload: &Workload) -> Vec<Case> {
     let sizes = workload.config.experts.as_ref();
     let (experts, chosen) = sizes.map_or((128, 8), |sizes| (sizes.num_experts, sizes.num_experts_per_tok));
-    workload.rows.iter().map(|&n| case([n, experts, chosen, if n > 64 { 32 } else { 8 }])).collect()
+    let rows_of_group = |n: usize| match n * chosen / experts {
+        0..8 => 8,
+        8..64 => 64,
+        _ => 128,
+    };
+    workload.rows.iter().map(|&n| case([n, experts, chosen, rows_of_group(n)])).collect()
 }
 
 fn case([n, num_experts, chosen, rows_of_group]: [usize; 4]) -> Case {
@@ -73,6 +85,9 @@ impl Instance for Sort {
                     format!("expected a group of {size} rows of expert {expert}, found {group:?}")
                 });
                 if let (true, &[_, first, count]) = (is_this, group) {
+                    findings.expect(self.rows_of_group < 64 || first % 8 == 0, || {
+                        format!("expected a group that begins at a multiple of 8, found {group:?}")
+                    });
                     all.extend_from_slice(&order[first as usize..][..count as usize]);
                 }
             }

@@ -286,7 +286,7 @@ impl<E: MmaElement + Source<HEAD_DIM>, O: Output<2>, const HEAD_DIM: usize> Segm
                 let tile = pipeline.tile(Of::Keys, stage);
                 E::multiply_first(s, queries[0], Descriptor::k_major(tile));
                 if PARTS == 2 {
-                    E::multiply_registers(s, queries[PARTS - 1], Descriptor::k_major(tile.add(HALF)));
+                    E::multiply_registers(s, queries[PARTS - 1], Descriptor::k_major(tile.add(HALF)), true);
                 }
             };
             // The output is apart: `wgmma` wants its sums in a row.

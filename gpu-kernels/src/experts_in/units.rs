@@ -2,17 +2,25 @@
 
 use cuda_std::prelude::*;
 
+use crate::experts::{
+    arrange::{self, Arrange},
+    warpgroups::{self, Grouped},
+};
 #[device]
 use crate::{
-    experts::{Group, Room, expert_of, first_unit, of_one_row, of_rows, part_of, share, sum_of_items},
+    experts::{
+        FEW_ROWS, Group, QUADS, Room, expert_of, first_unit, of_one_row, of_rows, part_of, share,
+        sum_of_items,
+    },
     fused::{
         launch_dependents,
-        units::{AHEAD, AHEAD_OF_MANY, AHEAD_OF_ONE, Picked},
+        units::{AHEAD, AHEAD_OF_ONE, Picked},
         wait_for_dependencies,
     },
     grid::{divide, offset, repeat},
     units::*,
 };
+use cuda_std::wgmma::WgmmaElement;
 /// Columns of the output of a tile, whose first eight rows are of gate, the others of up: a span of all experts' rows.
 pub const COLUMNS_PER_TILE: u32 = 8;
 
@@ -46,8 +54,7 @@ pub struct ExpertsInUnits {
 /// `silu(gate) * up`
 #[device]
 #[inline(always)]
-fn gated(a: &ExpertsInUnits, gate: f32, up: f32) -> f32 {
-    let (gate, up) = (gate * a.gate_scale, up * a.up_scale);
+fn gated(gate: f32, up: f32) -> f32 {
     gate / (1.0 + (-gate).exp()) * up
 }
 
@@ -93,34 +100,33 @@ pub unsafe fn one<W: Unit>(a: ExpertsInUnits) {
         while t < count * COLUMNS_PER_TILE {
             let (tile, r) = (t / COLUMNS_PER_TILE, t % COLUMNS_PER_TILE);
             let product = |r| sum_of_items(room.results, tile * chunks, chunks, r);
-            let value = gated(&a, product(r), product(r + 8));
+            let value = gated(product(r) * a.gate_scale, product(r + 8) * a.up_scale);
             *a.inner.add(offset(pair, intermediate_size, (first_tile + tile) * COLUMNS_PER_TILE + r)) = value;
             t += thread::block_dim_x();
         }
     }
 }
 
-/// The rows of an expert together, up to `N`, as `G` groups of four: each of its weights is read once for all.
+/// The rows of an expert together, up to [`FEW_ROWS`](crate::experts::FEW_ROWS): each of its weights is read once for all.
 ///
 /// Grid `[groups * blocks, 1, 1]`, of the most groups that there may be; block `[32 * warps, 1, 1]`; dynamic shared memory
-/// [`shared_bytes`](crate::experts::shared_bytes) of `N` rows and no items.
+/// [`shared_bytes`](crate::experts::shared_bytes) of [`FEW_ROWS`](crate::experts::FEW_ROWS) rows and no items.
 ///
 /// # Safety
-/// As [`one`]; `groups` are of up to `N` rows.
+/// As [`one`]; `groups` are of up to so many rows.
 #[kernel(
     W = [float::f16, unit_formats!],
-    (N, G) = [eight: (8, 2), many: (32, 8)],
-    name = "experts_in_{W}_units_{N}",
+    name = "experts_in_{W}_units_eight",
     max_threads = 384,
     requires = "sm_90",
 )]
-pub unsafe fn sorted<W: Unit, const N: usize, const G: usize>(a: ExpertsInUnits) {
+pub unsafe fn sorted<W: Unit>(a: ExpertsInUnits) {
     let ExpertsInUnits { num_chosen, hidden_size, intermediate_size, blocks, depth, order, .. } = a;
     let (group, part) = divide(thread::block_idx_x(), blocks);
     let units = divide(hidden_size, W::COLS).0;
     let tiles = intermediate_size / COLUMNS_PER_TILE;
     let [first_tile, count] = part_of(tiles, part, blocks);
-    let room = Room::<W>::new(depth, N as u32, units);
+    let room = Room::<W>::new(depth, FEW_ROWS, units);
     let [from, to] = share(count);
     let (lane, r) = (warp::lane_id(), warp::lane_id() / 4);
     wait_for_dependencies();
@@ -133,18 +139,53 @@ pub unsafe fn sorted<W: Unit, const N: usize, const G: usize>(a: ExpertsInUnits)
         let shared = group.pairs(order);
         let pair = |i: u32| shared.get(i);
         let source = Picked { x: a.x, cols: hidden_size, row: |i| divide(pair(i), num_chosen).0 };
-        if N > 8 {
-            room.stage.fill::<_, AHEAD_OF_MANY>(&source, group.count, 0);
-        } else {
-            room.stage.fill::<_, AHEAD>(&source, group.count, 0);
-        }
-        let mut pairs = [0; G];
-        repeat(G, |g| pairs[g] = pair(4 * g as u32 + lane % 4));
-        of_rows::<W, _, N, G>(&room, &mut ring, [from, to], units, |tile, g, gate, up| {
+        room.stage.fill::<_, AHEAD>(&source, group.count, 0);
+        let mut pairs = [0; QUADS];
+        repeat(QUADS, |g| pairs[g] = pair(4 * g as u32 + lane % 4));
+        of_rows::<W, _>(&room, &mut ring, [from, to], units, |tile, g, gate, up| {
             if 4 * (g as u32) + lane % 4 < group.count {
                 let column = (first_tile + tile) * COLUMNS_PER_TILE + r;
-                *a.inner.add(offset(pairs[g], intermediate_size, column)) = gated(&a, gate, up);
+                *a.inner.add(offset(pairs[g], intermediate_size, column)) =
+                    gated(gate * a.gate_scale, up * a.up_scale);
             }
+        });
+    }
+}
+
+/// Rows of x of groups, brought together: as they are, for they were normed.
+///
+/// # Safety
+/// Grid, block and arrays are as [`mod@arrange`] says.
+#[kernel(X = [f16], name = "experts_in_{X}_arrange")]
+pub unsafe fn arrange<X: Element>(a: Arrange<X>) {
+    // SAFETY: the kernel's own contract.
+    unsafe { arrange::arrange::<X, false>(&a) }
+}
+
+/// The rows of an expert together, up to `2 N`, of rows that [`arrange()`] left; scales are those of gate and up.
+///
+/// Grid `[blocks, 1, 1]`; block `[BLOCK_SIZE, 1, 1]` of [`warpgroups`]; dynamic shared memory [`shared_bytes`](warpgroups::shared_bytes) of `2 N` rows and `stages`.
+///
+/// # Safety
+/// Grid and block are as above, arrays have the sizes of [`Grouped`] and are aligned to 16 bytes, groups are of up to `2 N` rows, `cols` is whole units, `out`
+/// overlaps nothing.
+#[kernel(
+    W = [float::f16, unit_formats!],
+    N = [32, 64],
+    name = "experts_in_{W}_units_wgmma_{N}",
+    max_threads = 512,
+    min_blocks = 1,
+    requires = "sm_90a",
+)]
+pub unsafe fn wgmma<W: Halves, const N: usize>(a: Grouped)
+where
+    f16: WgmmaElement<N>,
+{
+    // SAFETY: the kernel's own contract; a place of the output has one lane.
+    unsafe {
+        warpgroups::multiply::<W, N>(&a, |pair, tile, gate, up| {
+            let column = tile * COLUMNS_PER_TILE + warp::lane_id() / 4;
+            *a.out.add(offset(pair, a.out_cols, column)) = gated(gate, up);
         });
     }
 }

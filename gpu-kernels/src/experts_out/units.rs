@@ -2,12 +2,19 @@
 
 use cuda_std::prelude::*;
 
+use crate::experts::{
+    arrange::{self, Arrange},
+    warpgroups::{self, Grouped},
+};
 #[device]
 use crate::{
-    experts::{Group, MAX_CHOSEN, Room, expert_of, of_one_row, of_rows, part_of, share, sum_of_items},
+    experts::{
+        FEW_ROWS, Group, MAX_CHOSEN, QUADS, Room, expert_of, of_one_row, of_rows, part_of, share,
+        sum_of_items,
+    },
     fused::{
         launch_dependents,
-        units::{AHEAD, AHEAD_OF_MANY, AHEAD_OF_ONE, Picked, Walk},
+        units::{AHEAD, AHEAD_OF_ONE, Picked, Walk},
         wait_for_dependencies,
     },
     grid::{divide, offset, repeat, row_and_column},
@@ -16,6 +23,7 @@ use crate::{
 };
 #[device]
 use cuda_std::memory;
+use cuda_std::wgmma::WgmmaElement;
 
 /// `out[i] += scale · Σ_j weight(i, j) * (inner[i, j] · down[e(i, j)]ᵀ)` over the `num_chosen` experts `e(i, j)` that row `i` goes to.
 #[kernel_args]
@@ -175,27 +183,26 @@ pub unsafe fn one<W: Unit>(a: ExpertsOutUnits) {
     }
 }
 
-/// The rows of an expert together, up to `N`, as `G` groups of four; what it makes of them goes to `parts`.
+/// The rows of an expert together, up to [`FEW_ROWS`](crate::experts::FEW_ROWS); what it makes of them goes to `parts`.
 ///
 /// Grid `[groups * blocks, 1, 1]`, of the most groups that there may be; block `[32 * warps, 1, 1]`; dynamic shared memory
-/// [`shared_bytes`](crate::experts::shared_bytes) of `N` rows and no items.
+/// [`shared_bytes`](crate::experts::shared_bytes) of [`FEW_ROWS`](crate::experts::FEW_ROWS) rows and no items.
 ///
 /// # Safety
-/// As [`one`]; `groups` are of up to `N` rows; `parts` overlaps nothing; `out` is not used.
+/// As [`one`]; `groups` are of up to so many rows; `parts` overlaps nothing; `out` is not used.
 #[kernel(
     W = [float::f16, unit_formats!],
-    (N, G) = [eight: (8, 2), many: (32, 8)],
-    name = "experts_out_{W}_units_{N}",
+    name = "experts_out_{W}_units_eight",
     max_threads = 384,
     requires = "sm_90",
 )]
-pub unsafe fn sorted<W: Unit, const N: usize, const G: usize>(a: ExpertsOutUnits) {
+pub unsafe fn sorted<W: Unit>(a: ExpertsOutUnits) {
     let ExpertsOutUnits { intermediate_size, hidden_size, blocks, depth, order, parts, .. } = a;
     let (group, part) = divide(thread::block_idx_x(), blocks);
     let units = divide(intermediate_size, W::COLS).0;
     let tiles = hidden_size / ROWS;
     let [first_tile, count] = part_of(tiles, part, blocks);
-    let room = Room::<W>::new(depth, N as u32, units);
+    let room = Room::<W>::new(depth, FEW_ROWS, units);
     let [from, to] = share(count);
     let (lane, r) = (warp::lane_id(), warp::lane_id() / 4);
     // SAFETY: the caller's promise; a place of the parts has one lane. The groups are complete when this kernel starts.
@@ -206,22 +213,57 @@ pub unsafe fn sorted<W: Unit, const N: usize, const G: usize>(a: ExpertsOutUnits
         let mut ring = room.start_at(a.weight, first + (from * units) as usize, (to - from) * units);
         let shared = group.pairs(order);
         let pair = |i: u32| shared.get(i);
-        let mut pairs = [0; G];
-        repeat(G, |g| pairs[g] = pair(4 * g as u32 + lane % 4));
+        let mut pairs = [0; QUADS];
+        repeat(QUADS, |g| pairs[g] = pair(4 * g as u32 + lane % 4));
         wait_for_dependencies();
         launch_dependents();
         let source = Picked { x: a.inner, cols: intermediate_size, row: pair };
-        if N > 8 {
-            room.stage.fill::<_, AHEAD_OF_MANY>(&source, group.count, 0);
-        } else {
-            room.stage.fill::<_, AHEAD>(&source, group.count, 0);
-        }
-        of_rows::<W, _, N, G>(&room, &mut ring, [from, to], units, |tile, g, low, high| {
+        room.stage.fill::<_, AHEAD>(&source, group.count, 0);
+        of_rows::<W, _>(&room, &mut ring, [from, to], units, |tile, g, low, high| {
             if 4 * (g as u32) + lane % 4 < group.count {
                 let to = parts.add(offset(pairs[g], hidden_size, (first_tile + tile) * ROWS + r));
                 *to = low;
                 *to.add(8) = high;
             }
+        });
+    }
+}
+
+/// Rows of inner of groups, brought together.
+///
+/// # Safety
+/// Grid, block and arrays are as [`mod@arrange`] says.
+#[kernel(X = [f32], name = "experts_out_{X}_arrange")]
+pub unsafe fn arrange<X: Element>(a: Arrange<X>) {
+    // SAFETY: the kernel's own contract.
+    unsafe { arrange::arrange::<X, true>(&a) }
+}
+
+/// The rows of an expert together, up to `2 N`, of rows that [`arrange()`] left; what it makes of them goes to `out`.
+///
+/// Grid `[blocks, 1, 1]`; block `[BLOCK_SIZE, 1, 1]` of [`warpgroups`]; dynamic shared memory [`shared_bytes`](warpgroups::shared_bytes) of `2 N` rows and `stages`.
+///
+/// # Safety
+/// Grid and block are as above, arrays have the sizes of [`Grouped`] and are aligned to 16 bytes, groups are of up to `2 N` rows, `cols` is whole units, `out`
+/// overlaps nothing.
+#[kernel(
+    W = [float::f16, unit_formats!],
+    N = [32, 64],
+    name = "experts_out_{W}_units_wgmma_{N}",
+    max_threads = 512,
+    min_blocks = 1,
+    requires = "sm_90a",
+)]
+pub unsafe fn wgmma<W: Halves, const N: usize>(a: Grouped)
+where
+    f16: WgmmaElement<N>,
+{
+    // SAFETY: the kernel's own contract; a place of the output has one lane.
+    unsafe {
+        warpgroups::multiply::<W, N>(&a, |pair, tile, low, high| {
+            let to = a.out.add(offset(pair, a.out_cols, tile * ROWS + warp::lane_id() / 4));
+            *to = low;
+            *to.add(8) = high;
         });
     }
 }

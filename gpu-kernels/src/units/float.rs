@@ -1,7 +1,7 @@
 //! f16 in units, for matrices of experts: 16 bytes for a lane, `[32 columns][row r, r + 8][lane]`. A lane's words of both rows are the first operands
 //! of two products of 16 columns each, whichever columns these are: the inputs' words are taken alike.
 
-use super::Unit;
+use super::{Halves, Unit};
 #[device]
 use crate::{fused::units::Inputs, grid::repeat};
 use cuda_std::mma::MmaElement;
@@ -64,5 +64,23 @@ impl Unit for f16 {
                 repeat(2, |r| sums[g][r] = totals[g / 2][2 * r + g % 2].mul_add(scale, sums[g][r]));
             });
         }
+    }
+}
+
+#[device]
+impl Halves for f16 {
+    const TIMES: f32 = 1.0;
+    type Scales = ();
+
+    #[inline(always)]
+    unsafe fn scales(_: Shared<u8>, _: u32) {}
+
+    /// With `APART` not: its words are columns as they come, `8 c ..` of 32.
+    #[inline(always)]
+    unsafe fn halves<const APART: bool>(unit: Shared<u8>, (): &(), odd: u32, pair: u32) -> [[u32; 4]; 2] {
+        let words = unit.cast::<[u32; 4]>().add(64 * (2 * pair + odd) + warp::lane_id());
+        // SAFETY: the caller's promise.
+        let (low, high) = unsafe { (words.get(0), words.get(32)) };
+        [[low[0], high[0], low[1], high[1]], [low[2], high[2], low[3], high[3]]]
     }
 }

@@ -377,7 +377,7 @@ unsafe fn multiply<W: Halves, const N: usize>(
                     let halves = W::halves::<true>(place, &scales[odd], odd as u32, pair);
                     repeat(8, |k| weights[8 * odd + k] = halves[k / 4][k % 4]);
                 });
-                f16::multiply_registers(&mut sums, weights, inputs);
+                f16::multiply_registers(&mut sums, weights, inputs, true);
                 // But for this one all have ended.
                 f16::wait::<1>(&mut sums);
                 room.empty(last).arrive_if(pair > 0 && lane == 0);

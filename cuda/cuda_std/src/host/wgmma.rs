@@ -23,8 +23,8 @@ macro_rules! products {
             }
 
             #[track_caller]
-            unsafe fn multiply_registers(d: &mut [f32; N], a: [u32; 16], b: Descriptor) {
-                let factors = Factors::new(Format::$format, None, b.0);
+            unsafe fn multiply_registers(d: &mut [f32; N], a: [u32; 16], b: Descriptor, accumulate: bool) {
+                let factors = Factors { accumulate, ..Factors::new(Format::$format, None, b.0) };
                 current().multiply_matrices(factors, a, d, Location::caller());
             }
 

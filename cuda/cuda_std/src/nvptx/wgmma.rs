@@ -29,13 +29,13 @@ macro_rules! descriptors {
 // As the descriptors above have it: a number in the text is in no register.
 const _: () = assert!(Descriptor::HIGH == 0x4000_0040);
 
-/// A product with A in registers; `$step` is from 16 of the common dimension of B to the next, in 16 bytes.
+/// A product with A in registers; `$step` is from 16 of the common dimension of B to the next, in 16 bytes. Where `$add` is "p", that is whether `$accumulate`.
 macro_rules! of_registers {
-    ($type:literal, $columns:literal, $add:literal, $step:literal, $tail:literal, $direction:ident, $d:ident, $a:ident, $b:ident: $($i:literal)*) => {
+    ($type:literal, $columns:literal, $add:literal, $step:literal, $tail:literal, $direction:ident, $d:ident, $a:ident, $b:ident, $accumulate:tt: $($i:literal)*) => {
         // SAFETY: the caller's promise.
         unsafe {
             asm!(
-                concat!("{{ ", descriptors!("b", "{b}", $step)),
+                concat!("{{ .reg .pred p; setp.ne.b32 p, {accumulate}, 0; ", descriptors!("b", "{b}", $step)),
                 "wgmma.fence.sync.aligned;",
                 instruction!($type, $columns, "{{{a0}, {a1}, {a2}, {a3}}}", "b0", $add, $tail, $($i)*),
                 instruction!($type, $columns, "{{{a4}, {a5}, {a6}, {a7}}}", "b1", "1", $tail, $($i)*),
@@ -47,7 +47,7 @@ macro_rules! of_registers {
                 a4 = in(reg32) $a[4], a5 = in(reg32) $a[5], a6 = in(reg32) $a[6], a7 = in(reg32) $a[7],
                 a8 = in(reg32) $a[8], a9 = in(reg32) $a[9], a10 = in(reg32) $a[10], a11 = in(reg32) $a[11],
                 a12 = in(reg32) $a[12], a13 = in(reg32) $a[13], a14 = in(reg32) $a[14], a15 = in(reg32) $a[15],
-                b = in(reg32) $b.0 as u32,
+                b = in(reg32) $b.0 as u32, accumulate = in(reg32) u32::from($accumulate),
                 options(nostack, preserves_flags)
             );
         }
@@ -80,17 +80,17 @@ macro_rules! products {
 
             #[inline(always)]
             unsafe fn multiply_first(d: &mut [f32; $n], a: [u32; 16], b: Descriptor) {
-                of_registers!($type, $columns, "0", "2", ", 0", out, d, a, b: $($i)*);
+                of_registers!($type, $columns, "0", "2", ", 0", out, d, a, b, false: $($i)*);
             }
 
             #[inline(always)]
-            unsafe fn multiply_registers(d: &mut [f32; $n], a: [u32; 16], b: Descriptor) {
-                of_registers!($type, $columns, "1", "2", ", 0", inout, d, a, b: $($i)*);
+            unsafe fn multiply_registers(d: &mut [f32; $n], a: [u32; 16], b: Descriptor, accumulate: bool) {
+                of_registers!($type, $columns, "p", "2", ", 0", inout, d, a, b, accumulate: $($i)*);
             }
 
             #[inline(always)]
             unsafe fn multiply_transposed(d: &mut [f32; $n], a: [u32; 16], b: Descriptor) {
-                of_registers!($type, $columns, "1", "128", ", 1", inout, d, a, b: $($i)*);
+                of_registers!($type, $columns, "1", "128", ", 1", inout, d, a, b, true: $($i)*);
             }
 
             // The sums are operands, so that nothing that reads them is moved before; what is named in a comment counts as used.

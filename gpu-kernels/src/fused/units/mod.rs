@@ -69,9 +69,6 @@ pub const fn shared_bytes(warps: u32, depth: u32, units: u32, cols: u32, rows: u
 /// The most rows of chunks that a warp loads before it uses the first of them.
 #[device]
 pub(crate) const AHEAD: usize = 4;
-/// The same of many rows.
-#[device]
-pub(crate) const AHEAD_OF_MANY: usize = 8;
 /// The same of one row, which has few: few registers leave room for the next kernel.
 #[device]
 pub(crate) const AHEAD_OF_ONE: usize = 2;

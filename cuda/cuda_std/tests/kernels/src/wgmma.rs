@@ -74,7 +74,7 @@ macro_rules! compare {
                 $element::multiply_first(&mut d, words, b);
                 $element::wait::<0>(&mut d);
                 d[0] += 1.0;
-                $element::multiply_registers(&mut d, words, b);
+                $element::multiply_registers(&mut d, words, b, true);
                 $element::wait::<0>(&mut d);
                 write(&d, out.add(128 * $n));
 
