@@ -379,6 +379,8 @@ unsafe fn one_item<W: Halves, const N: usize>(
                 at.inputs = at.inputs.next();
                 pair += 1;
             }
+            // The first lane speaks for all.
+            sync_warp(FULL_MASK);
             room.decoded(at.stage).arrive_if(lane == 0);
             if W::COLS == STEP {
                 // The next weights come to the same registers, which the product under way still reads.

@@ -385,6 +385,8 @@ unsafe fn multiply<W: Halves, const N: usize>(
                 at = at.next();
                 pair += 1;
             }
+            // The first lane speaks for all.
+            sync_warp(FULL_MASK);
             room.decoded(stage).arrive_if(lane == 0);
             // Not longer: `ptxas` would wait for each product where warps may part, and it holds ends of groups for that.
             f16::wait::<0>(&mut sums);
