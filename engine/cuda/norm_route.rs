@@ -1,6 +1,7 @@
 //! The norm before a mixture of experts and its router, in one kernel.
 
 use super::device::{Dependent, Device};
+use super::device_info::DeviceInfo;
 use super::experts::Workspace;
 use super::launch::{dimension, expect_vector, launch};
 use super::memory::DeviceBuffer;
@@ -10,7 +11,7 @@ use super::variant::Operation;
 use crate::error::{Error, Result};
 use crate::ops::parts::{RmsNorm, Router};
 use cuda_std::launch::{LaunchConfig, Value};
-use gpu_kernels::norm_route::{MANY_ROWS, NormRouteArgs, SOME_ROWS, split};
+use gpu_kernels::norm_route::{MANY_ROWS, NormRouteArgs, SOME_ROWS, STATIC_BYTES, split};
 
 const OP: &str = "norm_route";
 
@@ -18,8 +19,8 @@ const OP: &str = "norm_route";
 const FEW_ROWS: u32 = 5;
 /// Rows of which that many blocks keep the device busy: then what counts is how often a block reads the router.
 const BUSY_ROWS: u32 = 512;
-/// The most shared memory of a block for rows: devices of compute capability 8.0 have 163 KiB, of which keys take 32.
-const MAX_STAGE_BYTES: usize = 128 << 10;
+/// The most shared memory of a block for a single row: any device has that.
+const MAX_ROW_BYTES: usize = 64 << 10;
 
 /// What there is to know of the operation.
 pub(crate) fn operation() -> Operation {
@@ -28,7 +29,18 @@ pub(crate) fn operation() -> Operation {
 
 /// Whether the kernel takes rows of so many values.
 pub(super) fn takes(hidden_size: usize) -> bool {
-    hidden_size > 0 && hidden_size.is_multiple_of(4) && 4 * hidden_size <= MAX_STAGE_BYTES
+    hidden_size > 0 && hidden_size.is_multiple_of(4) && 4 * hidden_size <= MAX_ROW_BYTES
+}
+
+/// What the kernel for so many rows of so many values was made for, if a block's fit: quads of the router that a lane asks for at once, rows, warps, and experts of
+/// each at once.
+fn kernel_for(device: &DeviceInfo, rows: u32, cols: usize) -> [u32; 4] {
+    let fits = |rows: u32| rows as usize * 4 * cols + STATIC_BYTES as usize <= device.shared_memory_per_block;
+    match rows {
+        BUSY_ROWS.. if fits(MANY_ROWS) => [2, MANY_ROWS, 8, 4],
+        FEW_ROWS.. if fits(SOME_ROWS) => [8, SOME_ROWS, 8, 1],
+        _ => [16, 1, 4, 1],
+    }
 }
 
 /// `normed = rms_norm(x)` and [`crate::ops::experts::ExpertOps::route`] of that.
@@ -61,13 +73,7 @@ pub(super) fn norm_route(
     if rows == 0 {
         return Ok(());
     }
-    let fits = |rows: u32| rows as usize * 4 * cols <= MAX_STAGE_BYTES;
-    // What the kernel was made for: quads of the router that a lane asks for at once, rows, warps, and experts of each at once.
-    let (quads, rows_of_block, warps, at_once) = match rows {
-        BUSY_ROWS.. if fits(MANY_ROWS) => (2, MANY_ROWS, 8, 4),
-        FEW_ROWS.. if fits(SOME_ROWS) => (8, SOME_ROWS, 8, 1),
-        _ => (16, 1, 4, 1),
-    };
+    let [quads, rows_of_block, warps, at_once] = kernel_for(device.info(), rows, cols);
     let groups = rows.div_ceil(rows_of_block);
     let most = experts.div_ceil(warps * at_once);
     // Blocks of many rows have a multiprocessor for themselves.
@@ -94,4 +100,28 @@ pub(super) fn norm_route(
     let values = [dtype.name().into(), Value::from(quads)];
     // SAFETY: blocks for all rows and splits; sizes and shapes were checked; what is written is borrowed alone.
     unsafe { launch(&Dependent(device), split(), &values, &config, arguments) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emulated::Emulated;
+
+    /// With the shared memory of compute capability 8.6, 8.0 and 9.0.
+    #[test]
+    fn rows_fit() {
+        for (kib, cols, some, many) in [
+            (99, 2048, SOME_ROWS, SOME_ROWS),
+            (99, 4096, 1, 1),
+            (163, 2048, SOME_ROWS, MANY_ROWS),
+            (163, 4096, SOME_ROWS, SOME_ROWS),
+            (227, 2048, SOME_ROWS, MANY_ROWS),
+        ] {
+            let device = DeviceInfo { shared_memory_per_block: kib << 10, ..Emulated::info() };
+            let rows = |n| kernel_for(&device, n, cols)[1];
+            assert_eq!([rows(4), rows(5), rows(511), rows(512)], [1, some, some, many], "{kib} KiB, {cols}");
+        }
+        assert!(takes(16_384) && !takes(16_388));
+        assert!(MAX_ROW_BYTES + STATIC_BYTES as usize <= 99 << 10);
+    }
 }

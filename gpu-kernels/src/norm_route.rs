@@ -2,12 +2,13 @@
 
 use cuda_std::prelude::*;
 
+use crate::route::MAX_EXPERTS;
 #[device]
 use crate::{
     experts::part_of,
     fused::{launch_dependents, wait_for_dependencies},
     grid::{divide, is_last_block, offset, repeat},
-    route::{MAX_EXPERTS, keys_of_logits, store_chosen},
+    route::{keys_of_logits, store_chosen},
     vector::Group,
 };
 #[device]
@@ -21,6 +22,8 @@ pub const MAX_WARPS: u32 = 8;
 /// Rows of a block where a step has some, and where it has many.
 pub const SOME_ROWS: u32 = 8;
 pub const MANY_ROWS: u32 = 16;
+/// The most bytes of shared memory of a block besides its rows.
+pub const STATIC_BYTES: u32 = 4 * MAX_WARPS * (MAX_EXPERTS + MANY_ROWS) + 128;
 
 /// `normed = rms_norm(x)`, and [`crate::route`] of that, as it was rounded.
 #[kernel_args]
