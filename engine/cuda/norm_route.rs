@@ -17,8 +17,8 @@ const OP: &str = "norm_route";
 
 /// Rows from which on several have a block together.
 const FEW_ROWS: u32 = 5;
-/// Rows of which that many blocks keep the device busy: then what counts is how often a block reads the router.
-const BUSY_ROWS: u32 = 512;
+/// Rows for each multiprocessor whose blocks keep the device busy: then what counts is how often blocks read the router.
+const BUSY_ROWS: u32 = 3;
 /// The most shared memory of a block for a single row: any device has that.
 const MAX_ROW_BYTES: usize = 64 << 10;
 
@@ -37,7 +37,7 @@ pub(super) fn takes(hidden_size: usize) -> bool {
 fn kernel_for(device: &DeviceInfo, rows: u32, cols: usize) -> [u32; 4] {
     let fits = |rows: u32| rows as usize * 4 * cols + STATIC_BYTES as usize <= device.shared_memory_per_block;
     match rows {
-        BUSY_ROWS.. if fits(MANY_ROWS) => [2, MANY_ROWS, 8, 4],
+        _ if rows >= BUSY_ROWS * device.multiprocessors && fits(MANY_ROWS) => [2, MANY_ROWS, 8, 4],
         FEW_ROWS.. if fits(SOME_ROWS) => [8, SOME_ROWS, 8, 1],
         _ => [16, 1, 4, 1],
     }
@@ -117,9 +117,10 @@ mod tests {
             (163, 4096, SOME_ROWS, SOME_ROWS),
             (227, 2048, SOME_ROWS, MANY_ROWS),
         ] {
-            let device = DeviceInfo { shared_memory_per_block: kib << 10, ..Emulated::info() };
+            let device =
+                DeviceInfo { shared_memory_per_block: kib << 10, multiprocessors: 132, ..Emulated::info() };
             let rows = |n| kernel_for(&device, n, cols)[1];
-            assert_eq!([rows(4), rows(5), rows(511), rows(512)], [1, some, some, many], "{kib} KiB, {cols}");
+            assert_eq!([rows(4), rows(5), rows(395), rows(396)], [1, some, some, many], "{kib} KiB, {cols}");
         }
         assert!(takes(16_384) && !takes(16_388));
         assert!(MAX_ROW_BYTES + STATIC_BYTES as usize <= 99 << 10);

@@ -24,15 +24,17 @@ fn checks(with_norm: bool) -> Vec<Case> {
     const SHAPES: [Shape; 6] =
         [[1, 64, 8, 2], [19, 111, 60, 4], [3, 256, 128, 8], [2, 32, 512, 10], [5, 19, 32, 32], [2, 1, 1, 1]];
     // Rows of fours: one row and more, more experts than a round of warps, more rows than a block has.
-    // And so many that each warp has several experts.
-    const NORMED: [Shape; 7] = [
+    // And so many that each warp has several experts: on a device with few multiprocessors from six rows on.
+    const NORMED: [Shape; 9] = [
         [1, 64, 8, 2],
         [19, 112, 60, 4],
         [3, 256, 128, 8],
         [2, 2056, 5, 5],
         [9, 20, 513, 32],
         [2, 4, 1, 1],
-        [515, 132, 37, 3],
+        [515, 524, 37, 3],
+        [5, 1060, 10, 3],
+        [7, 524, 30, 3],
     ];
     let shapes = if with_norm { NORMED.to_vec() } else { SHAPES.to_vec() };
     let of = move |dtype| {
