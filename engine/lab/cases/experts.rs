@@ -127,18 +127,19 @@ fn checks(half: Half) -> Vec<Case> {
 }
 
 /// Rows one by one, that share chunks of tiles; groups of few rows, and more than one for an expert; groups of so many that weights are decoded
-/// for them, of each size, with more tiles than a block multiplies at once, and more such groups than blocks.
+/// for them, of each size, with more tiles than a block multiplies at once, more such groups than blocks, and more units than there is room for.
 fn shapes_in_units(half: Half, cols: usize) -> impl Iterator<Item = Shape> {
     // Rows, experts, chosen ones, rows of an expert's matrix in eights, units of its columns.
-    const SHAPES: [[usize; 5]; 8] = [
+    const SHAPES: [[usize; 5]; 9] = [
         [1, 4, 2, 2, 1],
         [2, 5, 3, 6, 5],
         [5, 3, 2, 26, 2],
         [19, 3, 1, 2, 3],
         [66, 3, 1, 2, 1],
         [70, 4, 2, 26, 3],
+        [20, 2, 1, 26, 3],
         [135, 2, 2, 2, 1],
-        [129, 2, 2, 2, 6],
+        [65, 1, 1, 2, 6],
     ];
     SHAPES.into_iter().map(move |[n, experts, chosen, eights, units]| {
         let (rows, cols) = (8 * eights, units * cols);
@@ -217,7 +218,12 @@ fn case(half: Half, dtype: Dtype, matrices: Matrices, shape: Shape) -> Case {
     Case {
         dtype,
         shape: name,
-        work: if in_units { products / 8 } else { products },
+        // The emulator multiplies matrices of a warpgroup as such.
+        work: match in_units {
+            true if n * chosen / num_experts >= 8 => products / 64,
+            true => products / 8,
+            false => products,
+        },
         cost: Cost { bytes: (weights + 4 * values) as f64, flops: 2.0 * products as f64 },
         config: shape.config(),
         prepare: Box::new(move |ops, seed| {
