@@ -24,6 +24,7 @@ use crate::rope::Rotation;
 use crate::sampler::SamplingRow;
 use crate::weights::Matrix;
 use experts::ExpertOps;
+pub use experts::ExpertsConfig;
 use hybrid::HybridOps;
 use keep::KeepOps;
 use lora::LoraOps;
@@ -46,16 +47,6 @@ pub struct OpsConfig {
     /// Longest sequence in tokens; rows of the [`RopeTable`](crate::rope::RopeTable) at most.
     pub max_model_len: usize,
     pub limits: BatchLimits,
-}
-
-/// What an implementation of [`Ops`] must know of mixtures of experts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ExpertsConfig {
-    pub num_experts: usize,
-    pub num_experts_per_tok: usize,
-    pub hidden_size: usize,
-    /// Values between the two halves of an expert.
-    pub moe_intermediate_size: usize,
 }
 
 impl OpsConfig {

@@ -1,10 +1,9 @@
 //! Matrices in blocks, repacked for tensor cores: what the kernels of few rows read.
 //!
 //! # A unit
-//! 16 rows of a matrix and as many columns as one scale of the inputs covers ([`Unit::COLS`]), contiguous, of as many bytes as the file's
-//! blocks of them: first the quants in the order in which the lanes of a warp take them, 16 bytes each, then the scales of
-//! the 16 rows. So a unit comes to shared memory with one bulk copy, and what a lane reads there is a first operand of `mma` as it is,
-//! or but for a mask and a shift.
+//! 16 rows of a matrix and as many columns as one scale of the inputs covers ([`Unit::COLS`]), contiguous, of as many bytes as the file's blocks of them: first the
+//! quants in the order in which the lanes of a warp take them, 16 bytes each, then the scales of the 16 rows. So a unit comes to shared memory with one bulk copy,
+//! and what a lane reads there is a first operand of `mma` as it is, or but for a mask and a shift.
 //!
 //! # Which rows
 //! A tile is 16 rows, its units follow each other, then come those of the next tile. Rows that are used together share a tile
@@ -34,6 +33,7 @@ pub mod q5_1;
 pub mod q5_k;
 pub mod q6_k;
 pub mod q8_0;
+pub mod ring;
 #[cfg(feature = "matmul")]
 mod shares;
 pub mod twos;

@@ -1,10 +1,20 @@
 //! Mixtures of experts: their operations, and experts that stay in host memory while a device computes everything else.
 
+use super::Types;
 use super::parts::{Experts, Router};
-use super::{ExpertsConfig, Types};
 use crate::error::Result;
 use crate::weights::Matrix;
 use std::collections::HashSet;
+
+/// What an implementation of [`Ops`](super::Ops) must know of mixtures of experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertsConfig {
+    pub num_experts: usize,
+    pub num_experts_per_tok: usize,
+    pub hidden_size: usize,
+    /// Values between the two halves of an expert.
+    pub moe_intermediate_size: usize,
+}
 
 /// The operations of experts on one device.
 pub trait ExpertOps: Types {

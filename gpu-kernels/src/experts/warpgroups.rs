@@ -15,12 +15,17 @@ use cuda_std::prelude::*;
 
 #[device]
 use super::Group;
+use crate::units::ring::ring_bytes;
+pub use crate::units::ring::{MAX_STAGES, STEP};
 #[device]
 use crate::{
     fused::{launch_dependents, wait_for_dependencies},
     grid::{divide, offset, repeat},
     stage::Stage,
-    units::*,
+    units::{
+        ring::{Place, Ring, operand},
+        *,
+    },
 };
 use cuda_std::wgmma::WgmmaElement;
 #[device]
@@ -36,12 +41,8 @@ use cuda_std::{
 pub const MAX_GROUP_ROWS: u32 = 128;
 /// Groups begin at multiples of so many rows: those after which a swizzle repeats.
 pub const ALIGNMENT: u32 = 8;
-/// Columns that are multiplied at a time.
-pub const STEP: u32 = 64;
 /// Tiles that a block multiplies at once, a warp each.
 pub const GROUP_TILES: u32 = 12;
-/// The most units of a tile that are in shared memory, or on their way.
-pub const MAX_STAGES: u32 = 8;
 /// Threads that bring units and inputs.
 const BRINGERS: u32 = 128;
 /// Threads of a block.
@@ -54,7 +55,8 @@ const ROW_BYTES: u32 = 2 * STEP;
 /// Bytes of dynamic shared memory: steps of inputs of `rows` rows, `stages` units of each tile of a group, barriers, and room to begin at a multiple of 1,024.
 pub const fn shared_bytes(rows: u32, stages: u32, unit_bytes: u32) -> u32 {
     let inputs = INPUT_STAGES * rows * ROW_BYTES;
-    1024 + inputs + stages * GROUP_TILES * unit_bytes + 8 * 2 * (INPUT_STAGES + stages)
+    let [units, barriers] = ring_bytes(stages, GROUP_TILES, unit_bytes);
+    1024 + inputs + units + 8 * 2 * INPUT_STAGES + barriers
 }
 
 /// What blocks multiply: of each group the rows with the matrix of their expert.
@@ -88,10 +90,9 @@ pub struct Grouped {
 #[device]
 struct Room<W, const N: usize> {
     inputs: Shared<u8>,
-    units: Shared<u8>,
+    /// Of the inputs.
     barriers: Shared<u64>,
-    stages: u32,
-    format: core::marker::PhantomData<W>,
+    units: Ring<W, GROUP_TILES>,
 }
 
 #[device]
@@ -105,12 +106,12 @@ impl<W: Unit, const N: usize> Room<W, N> {
     unsafe fn start(stages: u32) -> Self {
         let base = (dynamic_shared::<u8>().address() + 1023) & !1023;
         let units = base + INPUT_STAGES * Self::STEP_BYTES;
+        let [unit_bytes, _] = ring_bytes(stages, GROUP_TILES, W::BYTES);
+        let barriers = Shared::<u64>::from_address(units + unit_bytes);
         let room = Self {
             inputs: Shared::from_address(base),
-            units: Shared::from_address(units),
-            barriers: Shared::from_address(units + stages * GROUP_TILES * W::BYTES),
-            stages,
-            format: core::marker::PhantomData,
+            barriers,
+            units: Ring::new(Shared::from_address(units), barriers.add(2 * INPUT_STAGES), stages),
         };
         // SAFETY: nobody uses them yet.
         unsafe {
@@ -119,12 +120,7 @@ impl<W: Unit, const N: usize> Room<W, N> {
                     room.full(stage as u32).init(1);
                     room.empty(stage as u32).init(GROUP_TILES);
                 });
-                let mut i = 0;
-                while i < stages {
-                    room.complete(i).init(1);
-                    room.decoded(i).init(GROUP_TILES);
-                    i += 1;
-                }
+                room.units.init();
                 mbarrier::fence_init();
             }
             // Rows behind a group's last are multiplied, too: with what was there, but not with nothing.
@@ -155,24 +151,6 @@ impl<W: Unit, const N: usize> Room<W, N> {
     #[inline(always)]
     fn step(&self, stage: u32) -> Shared<u8> {
         self.inputs.add(stage * Self::STEP_BYTES)
-    }
-
-    /// The unit of tile `tile` of a group.
-    #[inline(always)]
-    fn unit(&self, stage: u32, tile: u32) -> Shared<u8> {
-        self.units.add((stage * GROUP_TILES + tile) * W::BYTES)
-    }
-
-    /// A stage's units are there.
-    #[inline(always)]
-    fn complete(&self, stage: u32) -> Mbarrier {
-        Mbarrier::new(self.barriers.add(2 * INPUT_STAGES + stage))
-    }
-
-    /// Nobody needs them any more: each warp that decoded its own says so.
-    #[inline(always)]
-    fn decoded(&self, stage: u32) -> Mbarrier {
-        Mbarrier::new(self.barriers.add(2 * INPUT_STAGES + self.stages + stage))
     }
 }
 
@@ -242,7 +220,7 @@ where
             }
         } else {
             wgmma::increase_registers::<152>();
-            let mut at = Places { inputs: Stage::FIRST, stage: 0, parity: 0 };
+            let mut at = Places { inputs: Stage::FIRST, units: Place::FIRST };
             // Zeros once: each item's first product replaces what is there. `ptxas` would wait for each where others than products write sums.
             let mut sums = [0.0f32; N];
             let mut next = items.next();
@@ -263,8 +241,8 @@ where
 unsafe fn ask<W: Unit, const N: usize>(room: &Room<W, N>, a: &Grouped, mut items: Items) {
     let units = divide(a.cols, W::COLS).0;
     let lane = warp::lane_id();
-    let (mut stage, mut parity) = (0, 0);
-    // SAFETY: inside the matrix; a stage is written when it was decoded.
+    let mut at = Place::FIRST;
+    // SAFETY: inside the matrix.
     unsafe {
         while let Some(Item { group, tile_group }) = items.next() {
             // For a tile behind the last it is the last.
@@ -273,21 +251,9 @@ unsafe fn ask<W: Unit, const N: usize>(room: &Room<W, N>, a: &Grouped, mut items
             let mut from = a.weight.wrapping_add(first * W::BYTES as usize);
             let mut unit = 0;
             while unit < units {
-                let complete = room.complete(stage);
-                room.decoded(stage).wait(parity ^ 1);
-                if lane == 0 {
-                    complete.arrive_expect_tx(GROUP_TILES * W::BYTES);
-                }
-                sync_warp(FULL_MASK);
-                if lane < GROUP_TILES {
-                    bulk_copy(room.unit(stage, lane), from, W::BYTES, complete);
-                }
-                sync_warp(FULL_MASK);
+                room.units.ask(at, from);
                 from = from.wrapping_add(W::BYTES as usize);
-                stage += 1;
-                if stage == room.stages {
-                    (stage, parity) = (0, parity ^ 1);
-                }
+                at = room.units.next(at);
                 unit += 1;
             }
         }
@@ -329,9 +295,7 @@ unsafe fn copy<W: Unit, const N: usize>(room: &Room<W, N>, a: &Grouped, mut item
 #[device]
 struct Places {
     inputs: Stage<INPUT_STAGES>,
-    /// Of units.
-    stage: u32,
-    parity: u32,
+    units: Place,
 }
 
 /// One item's products, of up to `2 N` rows.
@@ -358,18 +322,13 @@ unsafe fn one_item<W: Halves, const N: usize>(
         // The stage of the step before, whose products may still run.
         let (mut unit, mut last) = (0, at.inputs.stage);
         while unit < units {
-            room.complete(at.stage).wait(at.parity);
-            let place = room.unit(at.stage, warp_id);
+            let place = room.units.wait(at.units, warp_id);
             let scales = [W::scales(place, 0), W::scales(place, 1)];
             let mut pair = 0;
             while pair < W::COLS / STEP {
                 room.full(at.inputs.stage).wait(at.inputs.parity);
                 let inputs = Descriptor::k_major(room.step(at.inputs.stage));
-                let mut weights = [0; 16];
-                repeat(2, |odd| {
-                    let halves = W::halves::<true>(place, &scales[odd], odd as u32, pair);
-                    repeat(8, |k| weights[8 * odd + k] = halves[k / 4][k % 4]);
-                });
+                let weights = operand::<W>(place, &scales, pair);
                 let is_behind = unit + pair > 0;
                 f16::multiply_registers(sums, weights, inputs, is_behind);
                 // But for this one all have ended.
@@ -379,17 +338,12 @@ unsafe fn one_item<W: Halves, const N: usize>(
                 at.inputs = at.inputs.next();
                 pair += 1;
             }
-            // The first lane speaks for all.
-            sync_warp(FULL_MASK);
-            room.decoded(at.stage).arrive_if(lane == 0);
+            room.units.done(at.units);
             if W::COLS == STEP {
                 // The next weights come to the same registers, which the product under way still reads.
                 f16::wait::<0>(sums);
             }
-            at.stage += 1;
-            if at.stage == room.stages {
-                (at.stage, at.parity) = (0, at.parity ^ 1);
-            }
+            at.units = room.units.next(at.units);
             unit += 1;
         }
         f16::wait::<0>(sums);

@@ -14,8 +14,13 @@
 use cuda_std::prelude::*;
 
 use super::halves::{GROUP_TILES, MatmulHalves, partial_values};
+use super::ring::ring_bytes;
+pub use super::ring::{MAX_STAGES, STEP};
 #[device]
-use super::shares::{Shares, store};
+use super::{
+    ring::{Place, Ring, operand},
+    shares::{Shares, store},
+};
 #[device]
 use crate::{
     fused::{launch_dependents, wait_for_dependencies},
@@ -25,7 +30,7 @@ use crate::{
 };
 #[device]
 use cuda_std::{
-    async_copy::{bulk_copy, copy_16_l2, fence_proxy_async_shared},
+    async_copy::{copy_16_l2, fence_proxy_async_shared},
     atomic::{AtomicAdd, Ordering, Scope},
     f16x2,
     mbarrier::{self, Mbarrier},
@@ -34,10 +39,6 @@ use cuda_std::{
     wgmma::{self, Descriptor, WgmmaElement},
 };
 
-/// Columns that are multiplied at a time.
-pub const STEP: u32 = 64;
-/// The most units of a tile that are in shared memory, or on their way.
-pub const MAX_STAGES: u32 = 8;
 /// Threads that bring units and inputs: a warp that asks for units, one that copies inputs, and some that move their words.
 const BRINGERS: u32 = 128;
 const ARRANGERS: u32 = BRINGERS / 32 - 2;
@@ -57,18 +58,17 @@ const fn input_bytes(groups: u32) -> u32 {
 /// Bytes of dynamic shared memory: steps of `groups` times eight rows of inputs, `stages` units of each tile of a group, barriers, and room to begin at a
 /// multiple of 1,024.
 pub const fn shared_bytes(stages: u32, unit_bytes: u32, groups: u32) -> u32 {
-    let barriers = 3 * INPUT_STAGES + 2 * stages;
-    1024 + INPUT_STAGES * input_bytes(groups) + stages * GROUP_TILES * unit_bytes + 8 * barriers
+    let [units, barriers] = ring_bytes(stages, GROUP_TILES, unit_bytes);
+    1024 + INPUT_STAGES * input_bytes(groups) + units + 8 * 3 * INPUT_STAGES + barriers
 }
 
 /// Shared memory of a block.
 #[device]
 struct Room<W, const N: usize> {
     inputs: Shared<u8>,
-    units: Shared<u8>,
+    /// Of the inputs.
     barriers: Shared<u64>,
-    stages: u32,
-    format: core::marker::PhantomData<W>,
+    units: Ring<W, GROUP_TILES>,
 }
 
 #[device]
@@ -84,12 +84,12 @@ impl<W: Unit, const N: usize> Room<W, N> {
     unsafe fn start(stages: u32) -> Self {
         let base = (dynamic_shared::<u8>().address() + 1023) & !1023;
         let units = base + INPUT_STAGES * Self::STEP_BYTES;
+        let [unit_bytes, _] = ring_bytes(stages, GROUP_TILES, W::BYTES);
+        let barriers = Shared::<u64>::from_address(units + unit_bytes);
         let room = Self {
             inputs: Shared::from_address(base),
-            units: Shared::from_address(units),
-            barriers: Shared::from_address(units + stages * GROUP_TILES * W::BYTES),
-            stages,
-            format: core::marker::PhantomData,
+            barriers,
+            units: Ring::new(Shared::from_address(units), barriers.add(3 * INPUT_STAGES), stages),
         };
         // SAFETY: nobody uses them yet.
         unsafe {
@@ -99,12 +99,7 @@ impl<W: Unit, const N: usize> Room<W, N> {
                     room.full(stage as u32).init(1);
                     room.empty(stage as u32).init(GROUP_TILES);
                 });
-                let mut i = 0;
-                while i < stages {
-                    room.complete(i).init(1);
-                    room.decoded(i).init(GROUP_TILES);
-                    i += 1;
-                }
+                room.units.init();
                 mbarrier::fence_init();
             }
         }
@@ -134,24 +129,6 @@ impl<W: Unit, const N: usize> Room<W, N> {
     fn step(&self, stage: u32) -> Shared<[u32; 4]> {
         self.inputs.add(stage * Self::STEP_BYTES).cast()
     }
-
-    /// The unit of tile `tile` of a group.
-    #[inline(always)]
-    fn unit(&self, stage: u32, tile: u32) -> Shared<u8> {
-        self.units.add((stage * GROUP_TILES + tile) * W::BYTES)
-    }
-
-    /// A stage's units are there: their bytes, and the lane that asked has said how many.
-    #[inline(always)]
-    fn complete(&self, stage: u32) -> Mbarrier {
-        Mbarrier::new(self.barriers.add(3 * INPUT_STAGES + stage))
-    }
-
-    /// Nobody needs them any more: each warp that decoded its own says so.
-    #[inline(always)]
-    fn decoded(&self, stage: u32) -> Mbarrier {
-        Mbarrier::new(self.barriers.add(3 * INPUT_STAGES + self.stages + stage))
-    }
 }
 
 /// Asks for the units of `items` items, the first of which is unit `unit` of group `group`.
@@ -168,34 +145,19 @@ unsafe fn ask<W: Unit, const N: usize>(
     items: u32,
 ) {
     let (lane, tiles) = (warp::lane_id(), a.rows / ROWS);
-    let (mut stage, mut parity) = (0, 0);
+    let mut at = Place::FIRST;
     let mut item = 0;
     while item < items {
-        let complete = room.complete(stage);
-        // SAFETY: inside the matrix; a stage is written when it was decoded.
-        unsafe {
-            room.decoded(stage).wait(parity ^ 1);
-            if lane == 0 {
-                complete.arrive_expect_tx(GROUP_TILES * W::BYTES);
-            }
-            sync_warp(FULL_MASK);
-            if lane < GROUP_TILES {
-                // For a tile behind the last it is the last.
-                let tile = (group * GROUP_TILES + lane).min(tiles - 1);
-                let unit = tile as usize * units as usize + unit as usize;
-                let from = a.weight.wrapping_add(unit * W::BYTES as usize);
-                bulk_copy(room.unit(stage, lane), from, W::BYTES, complete);
-            }
-            sync_warp(FULL_MASK);
-        }
+        // For a tile behind the last it is the last.
+        let tile = (group * GROUP_TILES + lane).min(tiles - 1);
+        let from = a.weight.wrapping_add(offset(tile, units, unit) * W::BYTES as usize);
+        // SAFETY: inside the matrix.
+        unsafe { room.units.ask(at, from) }
         unit += 1;
         if unit == units {
             (unit, group) = (0, group + 1);
         }
-        stage += 1;
-        if stage == room.stages {
-            (stage, parity) = (0, parity ^ 1);
-        }
+        at = room.units.next(at);
         item += 1;
     }
 }
@@ -360,23 +322,18 @@ unsafe fn multiply<W: Halves, const N: usize>(
         wait_for_dependencies();
         let mut sums = [0.0f32; N];
         let mut at = Stage::<INPUT_STAGES>::FIRST;
-        let (mut stage, mut parity) = (0, 0);
+        let mut of_units = Place::FIRST;
         // The item, and the first one of this group.
         let (mut i, mut begin) = (from, from);
         while i < to {
-            room.complete(stage).wait(parity);
-            let place = room.unit(stage, warp_id);
+            let place = room.units.wait(of_units, warp_id);
             let scales = [W::scales(place, 0), W::scales(place, 1)];
             // The stage of the step before, whose products may still run.
             let (mut pair, mut last) = (0, at.stage);
             while pair < W::COLS / STEP {
                 room.full(at.stage).wait(at.parity);
                 let inputs = Descriptor::k_major(room.step(at.stage));
-                let mut weights = [0; 16];
-                repeat(2, |odd| {
-                    let halves = W::halves::<true>(place, &scales[odd], odd as u32, pair);
-                    repeat(8, |k| weights[8 * odd + k] = halves[k / 4][k % 4]);
-                });
+                let weights = operand::<W>(place, &scales, pair);
                 f16::multiply_registers(&mut sums, weights, inputs, true);
                 // But for this one all have ended.
                 f16::wait::<1>(&mut sums);
@@ -385,16 +342,11 @@ unsafe fn multiply<W: Halves, const N: usize>(
                 at = at.next();
                 pair += 1;
             }
-            // The first lane speaks for all.
-            sync_warp(FULL_MASK);
-            room.decoded(stage).arrive_if(lane == 0);
+            room.units.done(of_units);
             // Not longer: `ptxas` would wait for each product where warps may part, and it holds ends of groups for that.
             f16::wait::<0>(&mut sums);
             room.empty(last).arrive_if(lane == 0);
-            stage += 1;
-            if stage == room.stages {
-                (stage, parity) = (0, parity ^ 1);
-            }
+            of_units = room.units.next(of_units);
             (i, unit) = (i + 1, unit + 1);
             if unit == units || i == to {
                 let is_whole = i - begin == units;
